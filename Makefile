@@ -1,0 +1,51 @@
+# Everything a person needs, on a fresh Debian or Ubuntu: make run, make test, make bench.
+#
+# The virtual environment is .venv. Each need of it has a stamp, so a second run installs nothing and starts at once;
+# a change of pyproject.toml installs again. What comes from apt is installed only when it is missing, see scripts/need.
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+PYTHON ?= python3
+DATA   ?= ./data
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check docs bench clean
+
+help:  ## Show what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	scripts/need $(PYTHON):ensurepip=python3-venv
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,bench,demo]'
+	@touch $@ $(VENV)/.run
+
+run: $(VENV)/.run  ## Serve ./data on 127.0.0.1:7379 (DATA=DIR and ARGS="--port 7380" change it)
+	$(BIN)/merklekv run --data-dir $(DATA) $(ARGS)
+
+test: $(VENV)/.test  ## Run the gate: ruff, mypy --strict and every test (ARGS="-k words" picks tests)
+	scripts/need mosquitto=mosquitto redis-server=redis-server redis-benchmark=redis-tools fiu-run=fiu-utils faketime=faketime strace=strace
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict
+	$(BIN)/pytest --no-skips $(ARGS)
+
+check: $(VENV)/.test  ## Run the quick half of the gate: ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict
+
+docs: $(VENV)/.run  ## Write docs/cli.md anew from the commands and settings
+	$(BIN)/python scripts/write_cli_docs.py
+
+bench: $(VENV)/.test  ## Compare with Redis on this machine and plot the ratios
+	scripts/need redis-server=redis-server redis-benchmark=redis-tools
+	$(BIN)/python benchmarks/compare.py $(ARGS)
+
+clean:  ## Remove the virtual environment and what tools left behind (never data)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks .coverage coverage.xml htmlcov
