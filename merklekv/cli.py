@@ -1,0 +1,177 @@
+"""The command line: `merklekv run`, `merklekv config`, `merklekv version`.
+
+A thin shell. Flags become settings (`config`), `run` hands them to a node (`node`), and every error a user
+can meet ends as one line on stderr and an exit status of its own (`exits`). What a command needs is imported
+when it runs, so that `--help` and `version` answer at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from merklekv import __version__, config
+from merklekv.errors import MerkleKVError
+from merklekv.exits import EXIT_FAILED, EXIT_USAGE, status_of
+from merklekv.settings import declarations
+
+app = typer.Typer(
+    help="MerkleKV, a persistent and replicated key-value server.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+# The settings people give by flag. Every other one is reached by `--set KEY=VALUE`.
+FLAGS = {
+    "storage_path": ("--data-dir", "DIR"),
+    "host": ("--host", "HOST"),
+    "port": ("--port", "PORT"),
+    "threads": ("--threads", "N"),
+    "durability": ("--durability", "always|everysec|never"),
+    "memtable_size": ("--memtable-size", "SIZE"),
+    "max_value_size": ("--max-value-size", "SIZE"),
+    "replication.client_id": ("--node-id", "NAME"),
+    "log_level": ("--log-level", "debug|info|warning|error"),
+    "log_format": ("--log-format", "text|json"),
+}
+SWITCHES = {"allow_remote": "--allow-remote"}
+
+RUN_EXAMPLES = """
+Examples:
+
+    merklekv run --data-dir ./data
+    merklekv run --data-dir /var/lib/merklekv --port 7380 --durability everysec
+    merklekv run --config /etc/merklekv.toml --log-format json
+    MERKLEKV_PORT=7380 merklekv run --set limits.max_connections=500
+"""
+CONFIG_EXAMPLES = """
+Examples:
+
+    merklekv config --config /etc/merklekv.toml
+    merklekv config --json | jq .port
+"""
+
+
+def _takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the flags of FLAGS and SWITCHES, `--config` and `--set`; it gets the settings."""
+
+    @functools.wraps(command)
+    def wrapper(**given: Any) -> None:
+        flags: dict[str, tuple[str, object]] = {}
+        for key, (spelling, _) in FLAGS.items():
+            if (value := given.pop(_parameter(key))) is not None:
+                flags[key] = (spelling, value)
+        for key, spelling in SWITCHES.items():
+            if (switched := given.pop(_parameter(key))) is not None:
+                flags[key] = (spelling, switched)
+        for pair in given.pop("set_pairs") or []:
+            key, equals, value = pair.partition("=")
+            if not equals:
+                raise config.ConfigError(f"flag --set: {pair!r} is not allowed; give KEY=VALUE")
+            flags[key] = ("--set", value)
+        file = given.pop("config_file") or os.environ.get("MERKLEKV_CONFIG")
+        command(config.load(flags, os.environ, Path(file) if file else None), **given)
+
+    own = [
+        one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name != "loaded"
+    ]
+    wrapper.__signature__ = inspect.Signature(_flag_parameters() + own)  # type: ignore[attr-defined]
+    del wrapper.__wrapped__  # or the signature of the command itself would be taken
+    return wrapper
+
+
+def _parameter(key: str) -> str:
+    return key.replace(".", "_")
+
+
+def _flag_parameters() -> list[inspect.Parameter]:
+    table = {key: (declaration, default) for key, declaration, default in declarations()}
+
+    def parameter(name: str, annotation: object) -> inspect.Parameter:
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+    parameters = []
+    for key, (spelling, metavar) in FLAGS.items():
+        declaration, default = table[key]
+        shown = f" [default: {declaration.kind.show(default)}]" if default != "" else ""
+        option = typer.Option(spelling, metavar=metavar, help=declaration.meaning + shown, show_default=False)
+        parameters.append(parameter(_parameter(key), Annotated[str | None, option]))
+    for key, spelling in SWITCHES.items():
+        switch = typer.Option(spelling, metavar="", help=table[key][0].meaning, show_default=False)
+        parameters.append(parameter(_parameter(key), Annotated[bool | None, switch]))
+    file = typer.Option("--config", metavar="FILE", help="TOML file with settings", show_default=False)
+    pairs = typer.Option("--set", metavar="KEY=VALUE", help="any setting; repeatable", show_default=False)
+    parameters.append(parameter("config_file", Annotated[str | None, file]))
+    parameters.append(parameter("set_pairs", Annotated[list[str] | None, pairs]))
+    return parameters
+
+
+@app.command("run", epilog=RUN_EXAMPLES)
+@_takes_settings
+def run_command(loaded: config.Loaded) -> None:
+    """Serve a data directory until told to stop (SIGTERM, SIGINT or the command SHUTDOWN)."""
+    from merklekv import node
+
+    raise typer.Exit(node.serve(loaded.settings))
+
+
+@app.command("config", epilog=CONFIG_EXAMPLES)
+@_takes_settings
+def config_command(
+    loaded: config.Loaded,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+) -> None:
+    """Show every setting, its effective value and where that came from; secrets are masked."""
+    if as_json:
+        import json
+
+        rows = {one.key: {"value": one.plain(), "source": one.source} for one in loaded.effective}
+        print(json.dumps(rows, indent=2))
+        return
+    key_width = max(len(one.key) for one in loaded.effective)
+    value_width = max(len(one.shown()) for one in loaded.effective)
+    for one in loaded.effective:
+        print(f"{one.key:{key_width}}  {one.shown():{value_width}}  {one.source}")
+
+
+@app.command("version")
+def version_command() -> None:
+    """Print the version."""
+    print(f"merklekv {__version__}")
+
+
+def main() -> None:
+    """Entry point: run the command, turn whatever a user can meet into one line and its status."""
+    sys.exit(_status_of_run())
+
+
+def _status_of_run() -> int:
+    try:
+        return int(app(standalone_mode=False) or 0)
+    except typer.TyperException as error:
+        return _fail(f"{error.format_message()}; 'merklekv --help' shows what there is", EXIT_USAGE)
+    except config.ConfigError as error:
+        return _fail(str(error), EXIT_USAGE)
+    except MerkleKVError as error:
+        return _fail(str(error), status_of(error))
+    except BrokenPipeError:  # the reader of our output has gone, as in `merklekv config | head -1`
+        sys.stdout = None
+        return EXIT_FAILED
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"merklekv: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    main()

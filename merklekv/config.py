@@ -1,0 +1,205 @@
+"""Where settings come from, and what is refused.
+
+A setting is read from four places, the first that has it wins: a flag of the command line, the environment
+(`MERKLEKV_PORT`, `MERKLEKV_REPLICATION__MQTT_BROKER`), a TOML file, the default that `settings` declares.
+
+A key that does not exist and a value that is not allowed are refused with one line that names the key, the
+value, where it stood and what is allowed. A secret may also be given as a file, `client_password_file` for
+`client_password`, and is never shown.
+
+What this does not do: it opens nothing but the files named, resolves no host, and touches no data directory.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from merklekv.errors import MerkleKVError
+from merklekv.settings import Declaration, Settings, declarations
+
+T = TypeVar("T")
+
+ENVIRONMENT_PREFIX = "MERKLEKV_"
+SECTION_SEPARATOR = "__"
+# Variables of the test suite, and of the command line itself, which share the prefix.
+NOT_SETTINGS = ("MERKLEKV_TEST_", "MERKLEKV_CONFIG")
+# Keys of older files that mean nothing here: there is one engine.
+IGNORED_KEYS = frozenset({"engine"})
+ALIASES = {"data_dir": "storage_path"}
+SECRET_FILE_SUFFIX = "_file"
+SECRET_MASK = "********"
+SECRET_FILE_SIZE_MAX = 65_536
+
+
+class ConfigError(MerkleKVError):
+    """A setting that does not exist, or a value that is not allowed."""
+
+
+def environment_name(key: str) -> str:
+    return ENVIRONMENT_PREFIX + key.replace(".", SECTION_SEPARATOR).upper()
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A value as somebody wrote it, and the words that say where."""
+
+    value: object
+    source: str
+
+
+Layer = dict[str, Given]
+
+
+@dataclass(frozen=True, slots=True)
+class Effective:
+    """One setting as it stands: for `merklekv config`."""
+
+    key: str
+    value: object
+    source: str
+    declaration: Declaration
+
+    def shown(self) -> str:
+        """The value the way a person writes it; a secret only as being there."""
+        if self.declaration.secret and self.value:
+            return SECRET_MASK
+        return self.declaration.kind.show(self.value)
+
+    def plain(self) -> object:
+        """The value as JSON has it: sizes and numbers as numbers, the rest as people write it."""
+        return self.value if isinstance(self.value, int) and not self.declaration.secret else self.shown()
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The settings, and where each came from."""
+
+    settings: Settings
+    effective: tuple[Effective, ...]
+
+
+def load(
+    flags: Mapping[str, tuple[str, object]], environment: Mapping[str, str], file: Path | None
+) -> Loaded:
+    """Read every setting. `flags` maps a key to the flag's spelling and its value. Raises ConfigError."""
+    layers = [_from_flags(flags), _from_environment(environment), _from_file(file) if file else {}]
+    values: dict[str, Effective] = {}
+    for key, declaration, default in declarations():
+        given = next((layer[key] for layer in layers if key in layer), None)
+        if given is not None:
+            value = _parse(key, declaration, given)
+            values[key] = Effective(key, value, given.source, declaration)
+        elif declaration.inherits and values[declaration.inherits].source != "default":
+            heir = values[declaration.inherits]
+            values[key] = Effective(key, heir.value, f"{heir.key}, {heir.source}", declaration)
+        else:
+            values[key] = Effective(key, default, "default", declaration)
+    _check_together(values)
+    return Loaded(_build(Settings, "", values), tuple(values.values()))
+
+
+def _build(of: type[T], section: str, values: Mapping[str, Effective]) -> T:
+    arguments: dict[str, object] = {}
+    for one in fields(of):  # type: ignore[arg-type]
+        if is_dataclass(one.default):
+            arguments[one.name] = _build(type(one.default), f"{one.name}.", values)
+        else:
+            arguments[one.name] = values[section + one.name].value
+    return of(**arguments)
+
+
+def _parse(key: str, declaration: Declaration, given: Given) -> object:
+    try:
+        return declaration.kind.parse(given.value)
+    except ValueError:
+        shown = "the value (hidden)" if declaration.secret else repr(given.value)
+        raise ConfigError(
+            f"{given.source}: {key} = {shown} is not allowed; give {declaration.kind.allowed}"
+        ) from None
+
+
+def _check_together(values: Mapping[str, Effective]) -> None:
+    certificate, key = values["replication.tls_cert_file"], values["replication.tls_key_file"]
+    if bool(certificate.value) != bool(key.value):
+        there, lacking = (certificate, key) if certificate.value else (key, certificate)
+        raise ConfigError(f"{there.source}: {there.key} is given without {lacking.key}; give both or neither")
+
+
+def _from_flags(flags: Mapping[str, tuple[str, object]]) -> Layer:
+    layer: Layer = {}
+    for key, (spelling, value) in flags.items():
+        _place(layer, key, Given(value, f"flag {spelling}"))
+    return layer
+
+
+def _from_environment(environment: Mapping[str, str]) -> Layer:
+    layer: Layer = {}
+    for name, value in sorted(environment.items()):
+        if name.startswith(ENVIRONMENT_PREFIX) and not name.startswith(NOT_SETTINGS):
+            key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace(SECTION_SEPARATOR, ".")
+            _place(layer, key, Given(value, f"environment {name}"))
+    return layer
+
+
+def _from_file(file: Path) -> Layer:
+    try:
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"file {file}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"file {file}: is not UTF-8 text, as TOML has to be") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"file {file}: is not TOML: {error}") from None
+    layer: Layer = {}
+    sections = {key.partition(".")[0] for key, _, _ in declarations() if "." in key}
+    for name, value in document.items():
+        if name in sections and isinstance(value, dict):
+            for inner, inner_value in value.items():
+                _place(layer, f"{name}.{inner}", Given(inner_value, f"file {file}"))
+        else:
+            _place(layer, name, Given(value, f"file {file}"))
+    return layer
+
+
+def _place(layer: Layer, key: str, given: Given) -> None:
+    """Put a value under its key, an alias or the file of a secret resolved; refuse what does not exist."""
+    known = {name: declaration for name, declaration, _ in declarations()}
+    key = ALIASES.get(key, key)
+    if key in IGNORED_KEYS:
+        return
+    secret = key.removesuffix(SECRET_FILE_SUFFIX)
+    if key not in known and secret in known and known[secret].secret:
+        key, given = secret, _read_secret(key, given)
+    if key not in known:
+        raise ConfigError(f"{given.source}: unknown key '{key}'{_suggestion(key, list(known))}")
+    if key in layer:
+        raise ConfigError(f"{given.source}: {key} is given twice, also by {layer[key].source}; give it once")
+    layer[key] = given
+
+
+def _read_secret(key: str, given: Given) -> Given:
+    path = Path(str(given.value))
+    try:
+        with path.open("rb") as file:
+            content = file.read(SECRET_FILE_SIZE_MAX + 1)
+        if len(content) > SECRET_FILE_SIZE_MAX:
+            raise ConfigError(
+                f"{given.source}: {key} = {str(path)!r} is larger than {SECRET_FILE_SIZE_MAX} bytes"
+            )
+        return Given(content.decode().rstrip("\r\n"), f"{given.source}, file {path}")
+    except OSError as error:
+        raise ConfigError(f"{given.source}: {key} = {str(path)!r} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{given.source}: {key} = {str(path)!r} is not UTF-8 text") from None
+
+
+def _suggestion(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    if not close:  # the right name in the wrong section is the next likely slip
+        close = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    return f"; did you mean '{close[0]}'?" if close else "; 'merklekv config' lists every key"

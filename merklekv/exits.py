@@ -1,0 +1,49 @@
+"""Exit statuses of the command line: one for each way of failing that a script or supervisor may tell apart.
+
+Status 2 is what every command line uses for a mistake in its arguments, 1 is left to what nobody foresaw.
+"""
+
+from __future__ import annotations
+
+from merklekv import errors
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_LOCKED = 3
+EXIT_ADDRESS = 4
+EXIT_UNWRITABLE = 5
+EXIT_FORMAT = 6
+EXIT_CORRUPT = 7
+EXIT_STORAGE = 8
+EXIT_SLOW_STOP = 9
+
+MEANINGS = {
+    EXIT_OK: "stopped when asked to",
+    EXIT_FAILED: "an error not named below",
+    EXIT_USAGE: "a wrong flag, setting or configuration file",
+    EXIT_LOCKED: "another process has the data directory open",
+    EXIT_ADDRESS: "the address is in use, is not this machine's, or may not be bound",
+    EXIT_UNWRITABLE: "the data directory cannot be made or written, or its disk is full",
+    EXIT_FORMAT: "the directory is not MerkleKV's, or its format is of a later release",
+    EXIT_CORRUPT: "the data is damaged; the message names the file and the way out",
+    EXIT_STORAGE: "the disk failed a write or a sync while the node was running",
+    EXIT_SLOW_STOP: "stopping took too long and was cut short; acknowledged writes are safe",
+}
+
+_STATUS_OF: tuple[tuple[type[errors.MerkleKVError], int], ...] = (
+    (errors.DirectoryLocked, EXIT_LOCKED),
+    (errors.AddressInUse, EXIT_ADDRESS),
+    (errors.AddressUnavailable, EXIT_ADDRESS),
+    (errors.DirectoryUnwritable, EXIT_UNWRITABLE),
+    (errors.DiskFull, EXIT_UNWRITABLE),
+    (errors.NotADataDirectory, EXIT_FORMAT),
+    (errors.FormatTooNew, EXIT_FORMAT),
+    (errors.Corruption, EXIT_CORRUPT),
+    (errors.StorageFailed, EXIT_STORAGE),
+    (errors.InvalidArgument, EXIT_USAGE),
+)
+
+
+def status_of(error: errors.MerkleKVError) -> int:
+    return next((status for kind, status in _STATUS_OF if isinstance(error, kind)), EXIT_FAILED)

@@ -1,0 +1,139 @@
+"""The kinds of value a setting can have: how each is read, and the words that say what is allowed.
+
+A kind takes what a person wrote, which is a string from a flag or the environment and a TOML value from a
+file, and gives the value or raises ValueError. It knows no key and no source; `config` adds those.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+T_co = TypeVar("T_co", covariant=True)
+
+KiB = 1024
+MiB = 1024 * KiB
+GiB = 1024 * MiB
+
+_UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": KiB, "mib": MiB, "gib": GiB}
+_SIZE = re.compile(r"(\d+)\s*([a-z]*)", re.IGNORECASE | re.ASCII)
+_INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
+_NODE_ID = re.compile(r"[^\s/+#\x00-\x1f\x7f]{1,128}")
+_TOPIC = re.compile(r"[^\s/+#\x00-\x1f\x7f]+(/[^\s/+#\x00-\x1f\x7f]+)*")
+_TOPIC_SIZE_MAX = 512
+_ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):(\d{1,5})", re.ASCII)
+_YES = frozenset({"true", "yes", "on", "1"})
+_NO = frozenset({"false", "no", "off", "0"})
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[T_co]):
+    allowed: str
+    parse: Callable[[object], T_co]
+    show: Callable[[Any], str] = str
+
+
+def integer(lowest: int, highest: int) -> Kind[int]:
+    def parse(given: object) -> int:
+        if isinstance(given, str) and _INTEGER.fullmatch(given.strip()):
+            given = int(given)
+        return _within(given, lowest, highest)
+
+    return Kind(f"an integer from {lowest} to {highest}", parse)
+
+
+def size(lowest: int, highest: int) -> Kind[int]:
+    def parse(given: object) -> int:
+        if isinstance(given, str):
+            match = _SIZE.fullmatch(given.strip())
+            if match is None or match[2].lower() not in _UNITS:
+                raise ValueError(given)
+            given = int(match[1]) * _UNITS[match[2].lower()]
+        return _within(given, lowest, highest)
+
+    return Kind(
+        f"a size from {show_size(lowest)} to {show_size(highest)}, such as 64MiB or 67108864",
+        parse,
+        show_size,
+    )
+
+
+def _within(given: object, lowest: int, highest: int) -> int:
+    # TOML's true is a Python int as well, but it is no number that anybody meant.
+    if not isinstance(given, int) or isinstance(given, bool) or not lowest <= given <= highest:
+        raise ValueError(given)
+    return given
+
+
+def show_size(count: int) -> str:
+    """A size the way a person writes it, exact: 64MiB, 1000."""
+    for unit, name in ((GiB, "GiB"), (MiB, "MiB"), (KiB, "KiB")):
+        if count and count % unit == 0:
+            return f"{count // unit}{name}"
+    return str(count)
+
+
+def choice(*names: str) -> Kind[str]:
+    def parse(given: object) -> str:
+        if str(given).lower() not in names or isinstance(given, bool):
+            raise ValueError(given)
+        return str(given).lower()
+
+    return Kind("one of " + ", ".join(names), parse)
+
+
+def _matching(pattern: re.Pattern[str], allowed: str, *, size_max: int, empty: bool) -> Kind[str]:
+    def parse(given: object) -> str:
+        if not isinstance(given, str) or len(given) > size_max:
+            raise ValueError(given)
+        if pattern.fullmatch(given) or (empty and not given):
+            return given
+        raise ValueError(given)
+
+    return Kind(allowed, parse)
+
+
+def _parse_flag(given: object) -> bool:
+    if isinstance(given, bool):
+        return given
+    word = given.strip().lower() if isinstance(given, str) else ""
+    if word not in _YES | _NO:
+        raise ValueError(given)
+    return word in _YES
+
+
+def _parse_path(given: object) -> Path:
+    if not isinstance(given, str | Path) or not str(given) or "\0" in str(given):
+        raise ValueError(given)
+    return Path(given).expanduser()
+
+
+def _parse_addresses(given: object) -> tuple[str, ...]:
+    if isinstance(given, str):
+        given = [part.strip() for part in given.split(",") if part.strip()]
+    if not isinstance(given, list):
+        raise ValueError(given)
+    for address in given:
+        match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
+        if match is None or not 1 <= int(match[2]) <= 65_535:
+            raise ValueError(address)
+    return tuple(given)
+
+
+FLAG = Kind("true or false", _parse_flag, lambda value: str(value).lower())
+PATH = Kind("a path", _parse_path)
+ADDRESSES = Kind('a list of "host:port" (in the environment separated by commas)', _parse_addresses, ",".join)
+TEXT = _matching(re.compile(r"[^\x00\r\n]*"), "one line of text", size_max=65_535, empty=True)
+HOST = _matching(re.compile(r"[^\s\x00-\x1f]+"), "a host name or an address", size_max=255, empty=False)
+NODE_ID = _matching(
+    _NODE_ID, "1 to 128 characters without white space, '/', '+' and '#'", size_max=128, empty=True
+)
+TOPIC = _matching(
+    _TOPIC,
+    "topic levels separated by '/', without white space, '+' and '#'",
+    size_max=_TOPIC_SIZE_MAX,
+    empty=False,
+)

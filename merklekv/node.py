@@ -1,0 +1,176 @@
+"""A running node: its parts started, wired and stopped in order.
+
+    engine (opens, recovers)  ->  server (listens)  ->  the ready line
+    server (answers what is in hand, closes)  ->  engine (commits, syncs, closes)  ->  exit status 0
+
+Promises: the ready line is the only thing on stdout and comes when the first client can be served; a stop asked for by
+SIGTERM, SIGINT or SHUTDOWN ends within ten seconds; a disk that failed ends the process at once, because what the kernel
+still holds can no longer be trusted. Nothing acknowledged is lost by any of these: replies leave after their commit.
+
+What this does not do: it knows neither a byte of the protocol nor one on disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import resource
+import secrets
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from merklekv import __version__
+from merklekv.engine.engine import Engine
+from merklekv.errors import DirectoryUnwritable
+from merklekv.exits import EXIT_OK, EXIT_SLOW_STOP, EXIT_STORAGE
+from merklekv.logs import start_logging
+from merklekv.net.server import Limits, Server
+from merklekv.settings import Settings
+
+STOP_DEADLINE_S = 9.0
+NODE_ID_FILE = "node-id"
+NODE_ID_RANDOM_BYTES = 4
+FILES_BESIDE_CONNECTIONS = 64  # log segments, the base, listening sockets, epoll sets, the child's pipes
+
+log = logging.getLogger("merklekv.node")
+
+
+class Node:
+    """The parts of one node. `stop_requests` gets the reason when a client asks for a stop."""
+
+    def __init__(self, settings: Settings, stop_requests: queue.SimpleQueue[str]) -> None:
+        self._settings = settings
+        self._stop_requests = stop_requests
+        self.node_id = ""
+        self.address = ("", 0)
+
+    def start(self) -> None:
+        """Open the data and listen. Raises the errors of the engine and of the server."""
+        settings = self._settings
+        allow_connections(settings.limits.max_connections)
+        self.engine = Engine(
+            settings.storage_path,
+            durability=settings.durability,
+            memtable_size=settings.memtable_size,
+            max_value_size=settings.max_value_size,
+            max_clock_drift_s=settings.max_clock_drift_seconds,
+        )
+        try:
+            self.node_id = settings.replication.client_id or stored_node_id(settings.storage_path)
+            self.server = Server(
+                self.engine,
+                host=settings.host,
+                port=settings.port,
+                threads=settings.threads,
+                limits=Limits(
+                    max_connections=settings.limits.max_connections,
+                    max_output_bytes=settings.limits.max_output_bytes,
+                    idle_timeout_s=settings.limits.idle_timeout_seconds,
+                ),
+                services=self,
+                allow_remote=settings.allow_remote,
+                fatal=end_at_once,
+            )
+            self.address = self.server.start()
+        except BaseException:
+            self.engine.close()
+            raise
+
+    def stop(self) -> None:
+        self.server.stop()
+        self.engine.close()
+
+    def request_shutdown(self) -> None:
+        self._stop_requests.put("SHUTDOWN")
+
+    def ready_line(self) -> str:
+        host, port = self.address
+        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return (
+            f"merklekv {__version__} ready on {shown}, data in {self._settings.storage_path}, "
+            f"durability {self._settings.durability}, {self.engine.live_count} keys"
+        )
+
+
+def serve(settings: Settings) -> int:
+    """Run a node until it is told to stop; the exit status. Raises what starting it raises."""
+    start_logging(settings.log_level, settings.log_format)
+    stop_requests: queue.SimpleQueue[str] = queue.SimpleQueue()
+    _on_stop_signals(_leave_while_starting)
+    node = Node(settings, stop_requests)
+    node.start()
+    # A SimpleQueue may be used from a signal handler, which an Event or a Lock may not: they can deadlock there.
+    _on_stop_signals(lambda number, frame: stop_requests.put(signal.Signals(number).name))
+    log.info("node %s, process %d", node.node_id, os.getpid())
+    print(node.ready_line(), flush=True)
+    reason = stop_requests.get()
+    log.info("stopping: %s", reason)
+    deadline = threading.Timer(STOP_DEADLINE_S, _cut_short)
+    deadline.daemon = True
+    deadline.start()
+    node.stop()
+    deadline.cancel()
+    log.info("stopped")
+    return EXIT_OK
+
+
+def _on_stop_signals(handler: signal._HANDLER) -> None:
+    signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGINT, handler)
+
+
+def _leave_while_starting(number: int, frame: FrameType | None) -> NoReturn:
+    # Nobody was served yet and recovery can be cut anywhere, so there is nothing to wait for.
+    _leave(EXIT_OK)
+
+
+def _cut_short() -> NoReturn:
+    log.error("stopping took over %.0f s, leaving now; acknowledged writes are safe", STOP_DEADLINE_S)
+    _leave(EXIT_SLOW_STOP)
+
+
+def end_at_once(error: BaseException) -> NoReturn:
+    """The disk failed: say so and end, from whatever thread, before anything can be answered."""
+    log.critical("%s; stopping, because what was written since is not certain", error)
+    _leave(EXIT_STORAGE)
+
+
+def _leave(status: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def allow_connections(count: int) -> None:
+    """Raise the limit of open files as far as the system lets us, and say when that is too few."""
+    needed = count + FILES_BESIDE_CONNECTIONS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft < needed:
+        log.warning("only %d open files are allowed: fewer than %d clients can connect", soft, count)
+
+
+def stored_node_id(directory: Path) -> str:
+    """The node id of this data directory, made at the first start: the host's name and a random ending."""
+    file = directory / NODE_ID_FILE
+    try:
+        if file.exists():
+            return file.read_text().strip()
+        node_id = f"{socket.gethostname()}-{secrets.token_hex(NODE_ID_RANDOM_BYTES)}"
+        draft = file.with_suffix(".new")
+        with draft.open("w") as out:
+            out.write(node_id + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+        draft.replace(file)
+        return node_id
+    except OSError as error:
+        raise DirectoryUnwritable(f"{file}: cannot keep the node id: {error.strerror}") from error

@@ -1,0 +1,151 @@
+"""Every setting the server has: its default, its kind, what it means.
+
+Each is declared once, as a field of a dataclass here. `config` reads them from flags, environment and file;
+`merklekv config` shows them; the documentation's table is made from them. A setting added here exists
+everywhere at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from merklekv import kinds
+from merklekv.kinds import GiB, KiB, Kind, MiB
+
+T = TypeVar("T")
+
+DEFAULT_STORAGE_PATH = Path("data")
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What a field of the settings says about itself."""
+
+    kind: Kind[Any]
+    meaning: str
+    secret: bool = False
+    inherits: str = ""  # the key whose value stands in when this one is given nowhere
+
+
+def setting(default: T, kind: Kind[T], meaning: str, *, secret: bool = False, inherits: str = "") -> T:
+    declaration = Declaration(kind, meaning, secret, inherits)
+    declared: T = field(default=default, metadata={"declaration": declaration})
+    return declared
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSettings:
+    """What one client, and all together, may take."""
+
+    max_connections: int = setting(10_000, kinds.integer(1, 1_000_000), "clients connected at once")
+    max_output_bytes: int = setting(
+        64 * MiB,
+        kinds.size(64 * KiB, 4 * GiB),
+        "unread replies kept for one client before it is disconnected",
+    )
+    idle_timeout_seconds: int = setting(
+        0, kinds.integer(0, 31_536_000), "disconnect a client that is silent for so long; 0 is never"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicationSettings:
+    """How this node tells the others over MQTT."""
+
+    enabled: bool = setting(False, kinds.FLAG, "publish local writes and take those of other nodes")
+    mqtt_broker: str = setting("localhost", kinds.HOST, "host of the MQTT broker")
+    mqtt_port: int = setting(1883, kinds.integer(1, 65_535), "port of the MQTT broker")
+    mqtt_version: str = setting(
+        "5", kinds.choice("5", "3.1.1"), "MQTT protocol; 5 tells when a publish was refused"
+    )
+    topic_prefix: str = setting("merkle_kv", kinds.TOPIC, "first levels of every topic; one per cluster")
+    client_id: str = setting(
+        "", kinds.NODE_ID, "node id; empty: made at the first start and kept in the data directory"
+    )
+    username: str = setting(
+        "", kinds.TEXT, "user name at the broker; empty: the node id when there is a password"
+    )
+    client_password: str = setting("", kinds.TEXT, "password at the broker", secret=True)
+    tls: bool = setting(False, kinds.FLAG, "speak TLS to the broker; the files below imply it")
+    tls_ca_file: str = setting("", kinds.TEXT, "certificates to trust; empty: the system's")
+    tls_cert_file: str = setting("", kinds.TEXT, "this node's certificate")
+    tls_key_file: str = setting("", kinds.TEXT, "this node's private key")
+    session_expiry_seconds: int = setting(
+        86_400,
+        kinds.integer(0, 0xFFFF_FFFE),
+        "how long the broker keeps events for this node while it is away",
+    )
+    outbox_max_bytes: int = setting(
+        1 * GiB,
+        kinds.size(1 * MiB, 1024 * GiB),
+        "log kept for the broker while it is away; the oldest is given up past it",
+    )
+    peer_list: tuple[str, ...] = setting((), kinds.ADDRESSES, "other nodes, host:port")
+
+
+@dataclass(frozen=True, slots=True)
+class AntiEntropySettings:
+    """When this node compares its Merkle tree with those of others."""
+
+    enabled: bool = setting(True, kinds.FLAG, "exchange with peers regularly")
+    interval_seconds: int = setting(
+        60, kinds.integer(1, 86_400), "time between exchanges", inherits="sync_interval_seconds"
+    )
+    peer_list: tuple[str, ...] = setting(
+        (), kinds.ADDRESSES, "nodes to exchange with, host:port", inherits="replication.peer_list"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings of a node."""
+
+    host: str = setting("127.0.0.1", kinds.HOST, "address to listen on")
+    port: int = setting(7379, kinds.integer(0, 65_535), "port to listen on; 0 takes any free one")
+    storage_path: Path = setting(DEFAULT_STORAGE_PATH, kinds.PATH, "data directory, made when missing")
+    threads: int = setting(1, kinds.integer(1, 64), "worker threads; one is fastest on CPython with its lock")
+    durability: str = setting(
+        "always",
+        kinds.choice("always", "everysec", "never"),
+        "when a write is on disk: before its reply, each second, or when the kernel likes",
+    )
+    memtable_size: int = setting(
+        64 * MiB,
+        kinds.size(64 * KiB, 4 * GiB),
+        "recent writes kept in memory before they are merged into the base",
+    )
+    max_value_size: int = setting(16 * MiB, kinds.size(1, 512 * MiB), "largest value")
+    max_clock_drift_seconds: int = setting(
+        86_400, kinds.integer(1, 315_360_000), "how far ahead a write of another node may be stamped"
+    )
+    log_level: str = setting(
+        "info", kinds.choice("debug", "info", "warning", "error"), "least level that is logged"
+    )
+    log_format: str = setting("text", kinds.choice("text", "json"), "how log lines look")
+    allow_remote: bool = setting(
+        False, kinds.FLAG, "serve clients from beyond this machine, without authentication"
+    )
+    sync_interval_seconds: int = setting(
+        60,
+        kinds.integer(1, 86_400),
+        "anti-entropy interval of older files, where [anti_entropy] does not say",
+    )
+    limits: LimitSettings = LimitSettings()
+    replication: ReplicationSettings = ReplicationSettings()
+    anti_entropy: AntiEntropySettings = AntiEntropySettings()
+
+
+def declarations(of: type[Any] = Settings, section: str = "") -> Iterator[tuple[str, Declaration, Any]]:
+    """Each setting as (key, declaration, default), keys of a section dotted, in the order written above."""
+    for one in fields(of):
+        if is_dataclass(one.default):
+            yield from declarations(type(one.default), f"{one.name}.")
+        else:
+            yield f"{section}{one.name}", _declaration(one), one.default
+
+
+def _declaration(one: Field[Any]) -> Declaration:
+    return cast(Declaration, one.metadata["declaration"])
