@@ -120,7 +120,7 @@ def run_command(loaded: config.Loaded) -> None:
     """Serve a data directory until told to stop (SIGTERM, SIGINT or the command SHUTDOWN)."""
     from merklekv import node
 
-    raise typer.Exit(node.serve(loaded.settings))
+    raise typer.Exit(node.serve(loaded.settings, announce=functools.partial(print, flush=True)))
 
 
 @app.command("config", epilog=CONFIG_EXAMPLES)
@@ -171,7 +171,3 @@ def _status_of_run() -> int:
 def _fail(message: str, status: int) -> int:
     print(f"merklekv: {message}", file=sys.stderr)
     return status
-
-
-if __name__ == "__main__":
-    main()

@@ -3,9 +3,10 @@
     engine (opens, recovers)  ->  server (listens)  ->  the ready line
     server (answers what is in hand, closes)  ->  engine (commits, syncs, closes)  ->  exit status 0
 
-Promises: the ready line is the only thing on stdout and comes when the first client can be served; a stop asked for by
-SIGTERM, SIGINT or SHUTDOWN ends within ten seconds; a disk that failed ends the process at once, because what the kernel
-still holds can no longer be trusted. Nothing acknowledged is lost by any of these: replies leave after their commit.
+Promises: the node is announced once, when the first client can be served; a stop asked for by SIGTERM,
+SIGINT or SHUTDOWN ends within ten seconds; a disk that failed ends the process at once, because what the
+kernel still holds can no longer be trusted. Nothing acknowledged is lost by any of these: replies leave
+after their commit.
 
 What this does not do: it knows neither a byte of the protocol nor one on disk.
 """
@@ -21,6 +22,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -98,17 +100,18 @@ class Node:
         )
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, announce: Callable[[str], None]) -> int:
     """Run a node until it is told to stop; the exit status. Raises what starting it raises."""
     start_logging(settings.log_level, settings.log_format)
     stop_requests: queue.SimpleQueue[str] = queue.SimpleQueue()
     _on_stop_signals(_leave_while_starting)
     node = Node(settings, stop_requests)
     node.start()
-    # A SimpleQueue may be used from a signal handler, which an Event or a Lock may not: they can deadlock there.
+    # Of all the ways to wake a thread only SimpleQueue is safe in a signal handler; an Event can deadlock
+    # there.
     _on_stop_signals(lambda number, frame: stop_requests.put(signal.Signals(number).name))
     log.info("node %s, process %d", node.node_id, os.getpid())
-    print(node.ready_line(), flush=True)
+    announce(node.ready_line())
     reason = stop_requests.get()
     log.info("stopping: %s", reason)
     deadline = threading.Timer(STOP_DEADLINE_S, _cut_short)

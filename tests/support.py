@@ -1,0 +1,31 @@
+"""Small helpers that every test may use. No fixture lives here, see the `fix_*.py` modules for those."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+WAIT_S = 10.0
+POLL_S = 0.01
+
+
+def wait_until(condition: Callable[[], T], *, seconds: float = WAIT_S, what: str = "") -> T:
+    """Ask again and again until the condition gives something true, and give that back. Alone in sleeping."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if result := condition():
+            return result
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {seconds} s in vain for {what or condition}")
+        time.sleep(POLL_S)
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
