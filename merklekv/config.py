@@ -20,12 +20,16 @@ from pathlib import Path
 from typing import TypeVar
 
 from merklekv.errors import MerkleKVError
-from merklekv.settings import Declaration, Settings, declarations
+from merklekv.settings import (
+    ENVIRONMENT_PREFIX,
+    SECTION_SEPARATOR,
+    Declaration,
+    Settings,
+    declarations,
+)
 
 T = TypeVar("T")
 
-ENVIRONMENT_PREFIX = "MERKLEKV_"
-SECTION_SEPARATOR = "__"
 # Variables of the test suite, and of the command line itself, which share the prefix.
 NOT_SETTINGS = ("MERKLEKV_TEST_", "MERKLEKV_CONFIG")
 # Keys of older files that mean nothing here: there is one engine.
@@ -38,10 +42,6 @@ SECRET_FILE_SIZE_MAX = 65_536
 
 class ConfigError(MerkleKVError):
     """A setting that does not exist, or a value that is not allowed."""
-
-
-def environment_name(key: str) -> str:
-    return ENVIRONMENT_PREFIX + key.replace(".", SECTION_SEPARATOR).upper()
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +158,13 @@ def _from_file(file: Path) -> Layer:
     layer: Layer = {}
     sections = {key.partition(".")[0] for key, _, _ in declarations() if "." in key}
     for name, value in document.items():
-        if name in sections and isinstance(value, dict):
-            for inner, inner_value in value.items():
-                _place(layer, f"{name}.{inner}", Given(inner_value, f"file {file}"))
-        else:
+        if name not in sections:
             _place(layer, name, Given(value, f"file {file}"))
+            continue
+        if not isinstance(value, dict):
+            raise ConfigError(f"file {file}: {name} = {value!r} is not allowed; give a section [{name}]")
+        for inner, inner_value in value.items():
+            _place(layer, f"{name}.{inner}", Given(inner_value, f"file {file}"))
     return layer
 
 

@@ -17,6 +17,8 @@ from merklekv.kinds import GiB, KiB, Kind, MiB
 
 T = TypeVar("T")
 
+ENVIRONMENT_PREFIX = "MERKLEKV_"
+SECTION_SEPARATOR = "__"
 DEFAULT_STORAGE_PATH = Path("data")
 
 
@@ -149,3 +151,7 @@ def declarations(of: type[Any] = Settings, section: str = "") -> Iterator[tuple[
 
 def _declaration(one: Field[Any]) -> Declaration:
     return cast(Declaration, one.metadata["declaration"])
+
+
+def environment_name(key: str) -> str:
+    return ENVIRONMENT_PREFIX + key.replace(".", SECTION_SEPARATOR).upper()
