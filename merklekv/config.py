@@ -95,8 +95,8 @@ def load(
             value = _parse(key, declaration, given)
             values[key] = Effective(key, value, given.source, declaration)
         elif declaration.inherits and values[declaration.inherits].source != "default":
-            heir = values[declaration.inherits]
-            values[key] = Effective(key, heir.value, f"{heir.key}, {heir.source}", declaration)
+            inherited = values[declaration.inherits]
+            values[key] = Effective(key, inherited.value, f"{inherited.key}, {inherited.source}", declaration)
         else:
             values[key] = Effective(key, default, "default", declaration)
     _check_together(values)

@@ -9,7 +9,9 @@ import pytest
 from merklekv import config, kinds
 from merklekv.settings import Settings, declarations, environment_name
 
-GOOD = {  # for each kind of value: what may be written, and what it means
+GOOD: dict[
+    str, list[tuple[object, object]]
+] = {  # for each kind of value: what may be written, and what it means
     "port": [("0", 0), (65_535, 65_535), (" 7380 ", 7380)],
     "memtable_size": [
         ("64MiB", 64 << 20),
@@ -28,7 +30,7 @@ GOOD = {  # for each kind of value: what may be written, and what it means
     "replication.peer_list": [("a:1, [::1]:65535", ("a:1", "[::1]:65535")), (["a:1"], ("a:1",)), ("", ())],
     "replication.mqtt_version": [("3.1.1", "3.1.1"), (5, "5")],
 }
-BAD = {
+BAD: dict[str, list[object]] = {
     "port": ["-1", 65_536, "abc", "", 1.5, True, None, ["7379"]],
     "memtable_size": [65_535, "4194305KiB", "64XiB", "MiB", "-1", 1.5, True],
     "max_value_size": [0, "513MiB"],

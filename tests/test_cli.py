@@ -1,0 +1,279 @@
+"""The command line as a person or a supervisor meets it: real processes, their lines and their exit
+statuses.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fix_node import READY, NodeFactory, NodeProcess, clean_environment
+from support import free_port
+
+from merklekv import __version__, exits
+
+
+def run(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `merklekv` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "merklekv", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=clean_environment() | (environment or {}),
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def fails(status: int, *words: str, done: subprocess.CompletedProcess[str]) -> None:
+    """The run ended with the status and one line on stderr that has the words, and nothing else."""
+    assert done.returncode == status, done.stderr
+    assert done.stdout == ""
+    assert re.fullmatch(r"merklekv: [^\n]+\n", done.stderr), done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+def fails_to_start(node: NodeProcess, status: int, *words: str) -> None:
+    """A node that is launched ends with the status and, beside its log, one error line that has the words."""
+    node.launch()
+    assert node.wait() == status, node.output()
+    errors = [line for line in node.output().splitlines() if line.startswith("merklekv: ")]
+    assert len(errors) == 1, node.output()
+    assert "Traceback" not in node.output()
+    for word in words:
+        assert word in errors[0]
+
+
+def test_version() -> None:
+    assert run("version").stdout == f"merklekv {__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["run", "config"])
+def test_help_has_an_example_and_every_flag(command: str) -> None:
+    text = run(command, "--help", environment={"COLUMNS": "200"}).stdout
+    assert f"merklekv {command} --" in text
+    for flag in (
+        "--data-dir",
+        "--config",
+        "--host",
+        "--port",
+        "--durability",
+        "--node-id",
+        "--log-format",
+        "--set",
+    ):
+        assert flag in text
+
+
+HEAVY = """
+import sys
+from merklekv.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+print("heavy:", sorted({"lmdb", "hiredis", "xxhash", "paho", "cbor2", "merklekv.node"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("arguments", [["version"], ["run", "--help"]])
+def test_version_and_help_import_nothing_heavy(arguments: list[str]) -> None:
+    command = [sys.executable, "-c", HEAVY, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.endswith("heavy: []\n")
+
+
+def test_importing_the_package_imports_no_engine() -> None:
+    code = "import merklekv, sys; print([name for name in sys.modules if name.startswith('merklekv.')])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--port", "abc"], ["flag --port", "'abc'", "an integer from 0 to 65535"]),
+        (["run", "--prot", "1"], ["--prot", "--help"]),
+        (["nosuch"], ["nosuch"]),
+        (["run", "extra"], ["extra"]),
+        (["run", "--durability", "sometimes"], ["'sometimes'", "always, everysec, never"]),
+        (["run", "--set", "nosuch=1"], ["flag --set", "unknown key 'nosuch'"]),
+        (["run", "--set", "port"], ["'port'", "KEY=VALUE"]),
+        (["config", "--config", "/nonexistent.toml"], ["/nonexistent.toml", "No such file"]),
+    ],
+)
+def test_a_wrong_flag_or_setting_is_one_line_and_the_usage_status(
+    arguments: list[str], words: list[str]
+) -> None:
+    fails(exits.EXIT_USAGE, *words, done=run(*arguments))
+
+
+def test_a_wrong_variable_is_one_line_and_the_usage_status() -> None:
+    done = run("run", environment={"MERKLEKV_REPLICATION__MQTT_PORT": "0"})
+    fails(exits.EXIT_USAGE, "environment MERKLEKV_REPLICATION__MQTT_PORT", "'0'", done=done)
+
+
+def test_config_shows_values_sources_and_no_secret(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text('threads = 3\n[replication]\nclient_password = "hush"\n')
+    environment = {"MERKLEKV_CONFIG": str(file), "MERKLEKV_HOST": "::1"}
+    done = run("config", "--port", "1234", environment=environment)
+    assert re.search(r"^port +1234 +flag --port$", done.stdout, re.MULTILINE)
+    assert re.search(r"^host +::1 +environment MERKLEKV_HOST$", done.stdout, re.MULTILINE)
+    assert re.search(rf"^threads +3 +file {re.escape(str(file))}$", done.stdout, re.MULTILINE)
+    assert re.search(r"^memtable_size +64MiB +default$", done.stdout, re.MULTILINE)
+    assert "hush" not in done.stdout
+    as_json = json.loads(run("config", "--port", "1234", "--json", environment=environment).stdout)
+    assert as_json["port"] == {"value": 1234, "source": "flag --port"}
+    assert as_json["replication.client_password"]["value"] == "********"
+
+
+def test_config_ends_quietly_when_its_reader_has_gone() -> None:
+    line = f"{sys.executable} -m merklekv config | head -1"
+    done = subprocess.run(
+        line, shell=True, capture_output=True, text=True, timeout=30, env=clean_environment()
+    )
+    assert done.stdout.startswith("host")
+    assert done.stderr == ""
+
+
+def test_the_ready_line_says_address_directory_durability_and_keys(node: NodeProcess) -> None:
+    with node.connect() as client:
+        client.ask("SET a 1")
+        client.ask("SET b 2")
+    node.stop()
+    node.start()
+    ready = next(line for line in node.output().splitlines() if READY.match(line))
+    where = f"127.0.0.1:{node.port}, data in {node.directory}"
+    assert ready == f"merklekv {__version__} ready on {where}, durability always, 2 keys"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_it_with_status_0_and_keeps_the_data(node: NodeProcess, number: int) -> None:
+    with node.connect() as client:
+        assert client.ask("SET key value") == "OK"
+        assert node.stop(number) == exits.EXIT_OK
+        assert client.line() == ""
+    node.start()
+    with node.connect() as client:
+        assert client.ask("GET key") == "VALUE value"
+
+
+def test_shutdown_is_answered_and_stops_it_with_status_0(node: NodeProcess) -> None:
+    with node.connect() as client:
+        assert client.ask("SHUTDOWN") == "OK"
+    assert node.wait() == exits.EXIT_OK
+
+
+def test_a_silent_client_does_not_hold_up_the_stop(node: NodeProcess) -> None:
+    with node.connect() as silent:
+        silent.send(b"SET half a requ")
+        assert node.stop() == exits.EXIT_OK
+
+
+def test_a_second_process_on_the_directory_is_refused(node: NodeProcess, node_factory: NodeFactory) -> None:
+    second = node_factory(start=False, directory=node.directory)
+    fails_to_start(second, exits.EXIT_LOCKED, str(node.directory), str(node.pid))
+    with node.connect() as client:
+        assert client.ask("PING") == "PONG"
+
+
+def test_an_occupied_port_is_refused_and_the_directory_is_free_again(node_factory: NodeFactory) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        node = node_factory(start=False)
+        node.port = port
+        fails_to_start(node, exits.EXIT_ADDRESS, f"127.0.0.1:{port}")
+    node.port = free_port()
+    node.start()
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
+def test_an_address_that_is_not_ours_is_refused(node_factory: NodeFactory, host: str) -> None:
+    fails_to_start(node_factory("--host", host, start=False), exits.EXIT_ADDRESS, host)
+
+
+def test_a_directory_that_cannot_be_made_is_refused(node_factory: NodeFactory, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    node = node_factory(start=False, directory=tmp_path / "file" / "data")
+    fails_to_start(node, exits.EXIT_UNWRITABLE, str(node.directory))
+
+
+def test_a_directory_that_cannot_be_written_is_refused(node_factory: NodeFactory) -> None:
+    # /proc takes no files from anybody, root included.
+    node = node_factory(start=False, directory=Path("/proc/merklekv"))
+    fails_to_start(node, exits.EXIT_UNWRITABLE, "/proc/merklekv")
+
+
+def test_a_directory_of_something_else_is_refused_and_left_alone(
+    node_factory: NodeFactory, tmp_path: Path
+) -> None:
+    directory = tmp_path / "photos"
+    directory.mkdir()
+    (directory / "holiday.jpg").write_bytes(b"not ours")
+    fails_to_start(node_factory(start=False, directory=directory), exits.EXIT_FORMAT, str(directory))
+    assert [entry.name for entry in directory.iterdir()] == ["holiday.jpg"]
+
+
+def logged_node_id(node: NodeProcess) -> str:
+    found = re.search(r"node (\S+), process", node.output())
+    assert found is not None, node.output()
+    return found[1]
+
+
+def test_the_node_id_is_made_once_and_kept(node: NodeProcess) -> None:
+    made = logged_node_id(node)
+    assert made.startswith(socket.gethostname())
+    node.stop()
+    node.start()
+    assert logged_node_id(node) == made
+
+
+def test_a_given_node_id_is_used_and_not_kept(node_factory: NodeFactory) -> None:
+    node = node_factory("--node-id", "node-7")
+    assert logged_node_id(node) == "node-7"
+    assert not (node.directory / "node-id").exists()
+
+
+def test_log_lines_are_json_when_asked_for(node_factory: NodeFactory) -> None:
+    node = node_factory("--log-format", "json")
+    node.stop()
+    lines = [line for line in node.output().splitlines() if not READY.match(line)]
+    assert lines
+    for line in lines:
+        assert set(json.loads(line)) >= {"time", "level", "logger", "message"}
+
+
+def test_the_log_level_is_obeyed(node_factory: NodeFactory) -> None:
+    node = node_factory("--log-level", "error")
+    node.stop()
+    assert [line for line in node.output().splitlines() if not READY.match(line)] == []
+
+
+def test_a_flag_beats_the_environment_for_a_real_node(node_factory: NodeFactory) -> None:
+    node = node_factory("--durability", "never", environment={"MERKLEKV_DURABILITY": "everysec"})
+    assert "durability never" in node.output()
+
+
+def test_every_exit_status_has_a_meaning_of_its_own() -> None:
+    statuses = [value for name, value in vars(exits).items() if name.startswith("EXIT_")]
+    assert sorted(statuses) == sorted(exits.MEANINGS)
+    assert len(set(statuses)) == len(statuses)
+
+
+def test_too_few_open_files_are_said(node_factory: NodeFactory) -> None:
+    node = node_factory("--set", "limits.max_connections=1000000", start=False)
+    node.wrapper = ["sh", "-c", 'ulimit -n 256; exec "$@"', "sh"]
+    node.start()
+    assert "only 256 open files are allowed" in node.output()
