@@ -1,0 +1,225 @@
+"""Absorbing: moving sealed log segments into the base.
+
+`absorb` needs nothing from the serving process: it reads the segments, keeps the newest record of each key, and puts
+them into LMDB in key order.  It may be cut off anywhere and called again; recovery is the same call.
+
+The server runs it in a child process (`AbsorbingChild`, `main`): beside a busy thread of the same interpreter each of
+its syncs would cost the serving thread a switch interval.  The child reads one line for each job, the LSN to reach, and
+answers in lines: ``progress <0..1>``, ``done``, or ``error <class> <message>``.  It holds the directory's lock too, so a
+server that was killed cannot be followed by the next one before its child has ended; and it ends by itself, between two
+transactions, when its parent is gone.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from merklekv.engine import crashpoints
+from merklekv.engine.format import ENTRY, OP_ORIGIN, OP_TRUNCATE, REMOTE, ZERO_VERSION, bucket_of
+from merklekv.engine.log import Segment, list_segments, segment_path
+from merklekv.engine.store import TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter, Pair
+from merklekv.errors import Corruption, DiskFull, MerkleKVError, StorageFailed
+
+INDEX_SHARE: Final = 0.25  # of an absorption's work, roughly, for its progress
+STOP_TIMEOUT_S: Final = 5.0
+
+Progress = Callable[[float], None]
+
+
+class _Newest:
+    """Where the newest change of each key is, in a row of segments."""
+
+    def __init__(self, segments: list[Segment]) -> None:
+        self._segments = segments
+        self.floor = ZERO_VERSION
+        self.places: dict[bytes, int] = {}  # key -> segment index << 40 | position of the entry
+        for index, segment in enumerate(segments):
+            base = index << 40
+            for frame in segment.frames():
+                for op, key, record_at, end in segment.entries(frame):
+                    if op & ~REMOTE == OP_TRUNCATE:
+                        self.floor = max(self.floor, segment.data[record_at:end])
+                    elif op != OP_ORIGIN:
+                        self.places[key] = base | (record_at - len(key) - ENTRY.size)
+
+    def record(self, key: bytes) -> bytes:
+        place = self.places[key]
+        data, position = self._segments[place >> 40].data, place & (1 << 40) - 1
+        _, key_length, record_length = ENTRY.unpack_from(data, position)
+        start = position + ENTRY.size + key_length
+        return data[start : start + record_length]
+
+
+def absorb(base: BaseWriter, log_directory: Path, upto: int, progress: Progress = lambda share: None) -> None:
+    """Puts all segments before LSN `upto` into the base.  `progress` is called after each transaction.
+
+    Raises DiskFull (what was done stays done; call again), Corruption, StorageFailed.
+    """
+    lsns = [lsn for lsn in list_segments(log_directory) if base.absorbed <= lsn < upto]
+    if not lsns:
+        return
+    with ExitStack() as stack:
+        segments = [stack.enter_context(Segment(segment_path(log_directory, lsn))) for lsn in lsns]
+        newest = _Newest(segments)
+        resumed = base.mark_absorbing(upto)
+        crashpoints.reached("absorb.marked")
+        if newest.floor > base.floor:
+            for _ in base.raise_floor(newest.floor):
+                progress(0.0)
+            crashpoints.reached("absorb.floor_raised")
+        keys = sorted(newest.places)
+        added = []
+        done = 0
+        for pairs in _transactions(newest, keys, base.floor):
+            added += base.put(pairs)
+            done += len(pairs)
+            progress((1 - INDEX_SHARE) * done / len(keys))
+            crashpoints.reached("absorb.records_part")
+        crashpoints.reached("absorb.records_done")
+        # A resumed absorption finds its own records in the base and cannot tell which of them are not in the index yet.
+        listed = iter(sorted((bucket_of(key).to_bytes(2, "big"), key) for key in (keys if resumed else added)))
+        while batch := list(islice(listed, TRANSACTION_KEYS)):
+            base.index([pair for pair in batch if not resumed or newest.record(pair[1]) >= base.floor])
+            progress(1 - INDEX_SHARE)
+            crashpoints.reached("absorb.index_part")
+        crashpoints.reached("absorb.index_done")
+        base.finish(upto)
+        crashpoints.reached("absorb.finished")
+
+
+def _transactions(newest: _Newest, keys: list[bytes], floor: bytes) -> Iterator[list[Pair]]:
+    pairs: list[Pair] = []
+    size = 0
+    for key in keys:
+        record = newest.record(key)
+        if record < floor:
+            continue
+        pairs.append((key, record))
+        size += len(record)
+        if len(pairs) >= TRANSACTION_KEYS or size >= TRANSACTION_BYTES:
+            yield pairs
+            pairs, size = [], 0
+    if pairs:
+        yield pairs
+
+
+class ChildDied(Exception):
+    """The absorbing child ended in the middle of its work; start it again and ask again."""
+
+
+class AbsorbingChild:
+    """The child process as its parent sees it.  One thread calls `absorb`; `stop` comes from another."""
+
+    def __init__(self, base: Path, log_directory: Path, lock_fd: int) -> None:
+        self._command = [sys.executable, "-m", "merklekv.engine.absorber", str(base), str(log_directory)]
+        self._lock_fd = lock_fd
+        self._guard = threading.Lock()
+        self._stopped = False
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the running child, for statistics and tests."""
+        return self._process.pid if self._process else None
+
+    def absorb(self, upto: int, progress: Progress) -> None:
+        """`absorb`, over there.  Raises what it raises, and ChildDied."""
+        process = self._running()
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(f"{upto}\n")
+            process.stdin.flush()
+        except OSError as error:
+            raise ChildDied(str(error)) from error
+        for line in process.stdout:
+            word, _, rest = line.strip().partition(" ")
+            if word == "progress":
+                progress(float(rest))
+            elif word == "done":
+                return
+            elif word == "error":
+                name, _, message = rest.partition(" ")
+                raise _ERRORS.get(name, StorageFailed)(message)
+        raise ChildDied(f"exit status {process.wait()}")
+
+    def stop(self) -> None:
+        """Ends the child, after the transaction it is in, and keeps it from being started again."""
+        with self._guard:
+            self._stopped = True
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # LMDB stands at its last commit
+            self._process.wait()
+
+    def close(self) -> None:
+        """Closes the pipes, once nobody calls `absorb` any more."""
+        for pipe in (self._process.stdin, self._process.stdout) if self._process else ():
+            if pipe is not None:
+                with suppress(BrokenPipeError):  # a job that the child did not live to read
+                    pipe.close()
+
+    def _running(self) -> "subprocess.Popen[str]":
+        with self._guard:
+            if self._stopped:
+                raise ChildDied("stopped")
+            if self._process is None or self._process.poll() is not None:
+                self.close()
+                self._process = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    pass_fds=(self._lock_fd,),
+                )
+            return self._process
+
+
+_ERRORS: Final[dict[str, type[MerkleKVError]]] = {kind.__name__: kind for kind in (DiskFull, Corruption, StorageFailed)}
+
+
+def main(base_path: str, log_directory: str) -> None:
+    """The child: absorbs when told to, until its input or its parent ends."""
+    parent = os.getppid()
+    stopping = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopping
+        stopping = True
+        if idle:
+            sys.exit(0)
+
+    def progress(share: float) -> None:
+        if stopping or os.getppid() != parent:
+            sys.exit(0)
+        print(f"progress {share:.4f}", flush=True)
+
+    idle = True
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's interrupt is for the server, which then stops us
+    signal.signal(signal.SIGTERM, stop)
+    with BaseWriter(Path(base_path)) as base:
+        for line in sys.stdin:
+            idle = False
+            try:
+                absorb(base, Path(log_directory), int(line), progress)
+                print("done", flush=True)
+            except MerkleKVError as error:
+                print(f"error {type(error).__name__} {error}", flush=True)
+            idle = True
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except BrokenPipeError:
+        os._exit(0)  # the parent is gone, and with it everybody who could want an answer

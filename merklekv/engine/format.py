@@ -1,0 +1,119 @@
+"""Every byte that MerkleKV keeps on disk, in prose, then as structs.
+
+A data directory
+    FORMAT          one line of text, ``MerkleKV data format 1``
+    LOCK            held (flock) by the one process that has the directory open, and by its absorbing child; holds a pid
+    base/           an LMDB environment: the sorted base
+    log/            the commit log: one file a segment, named by the log position (LSN) of its first byte, 20 digits
+
+Integers are big-endian, so that comparing bytes compares numbers.
+
+Record (what a key maps to, everywhere)
+    version   24    8 bytes of nanoseconds since the epoch, 16 bytes of op id; comparing the 24 bytes compares versions
+    flags      1    bit 0: tombstone; bit 1: an expiry follows (reserved)
+    digest    16    XXH3-128 over: key length (2), key, version, flags, [expiry], value
+    [expiry]   8    reserved, present with flag bit 1
+    value      n
+
+    The digest is the record's term in the Merkle tree and its checksum.  It covers exactly what a merge compares.
+
+Segment (log/<lsn>.log)
+    header    48    magic 8, format 4, unused 4, LSN of this byte 8, sequence number of its first local event 8,
+                    time of creation in ns 8, XXH3-64 of the 40 bytes before
+    frame ...       one for each commit
+    zeros           room reserved for what comes; cut off when the segment is sealed
+
+    An LSN counts the bytes of all segments since the log began, headers included.
+
+Frame
+    magic      4
+    length     4    of the payload
+    synced     8    the LSN up to which the log was known to be on disk when this frame was written
+    sequence   8    sequence number of the frame's first local event
+    locals     4    how many of its entries are local events
+    entries    4
+    checksum   8    XXH3-64 over segment LSN (8), frame position in the segment (8), the 32 bytes before, and the payload
+    payload    n    entries, back to back
+
+    Only frames past what was synced can be torn by a crash.  So a bad frame is a torn tail that may be cut off, unless a
+    later frame claims an LSN behind it as synced: then it is damage.
+
+Entry
+    op         1    one of OPS; bit 7 is set when the entry came from another node
+    key        2    length
+    record     4    length
+    key, record     for `truncate` the key is empty and the record is the floor, 24 bytes;
+                    for `origin` the key is the id of the node that the remote entries behind it came from, no record
+
+LMDB databases in base/
+    records         key -> record
+    index           bucket (2 bytes) -> keys of that bucket (sorted duplicates)
+    leaves          inner node (1 byte) -> its 256 leaves of 24 bytes: sum of record digests mod 2^128 (16), count (8)
+    meta            name -> value, see store.py
+"""
+
+from struct import Struct
+from typing import Final
+
+from xxhash import xxh3_64_intdigest, xxh3_128_digest
+
+FORMAT_VERSION: Final = 1
+FORMAT_LINE: Final = "MerkleKV data format "
+
+MAX_KEY_SIZE: Final = 511  # LMDB's limit
+MAX_VALUE_SIZE_LIMIT: Final = 1 << 30  # what `max_value_size` may be set to: a record must fit an entry's 4-byte length
+
+VERSION_SIZE: Final = 24
+FLAGS_AT: Final = 24
+DIGEST_AT: Final = 25
+VALUE_AT: Final = 41
+TOMBSTONE: Final = 1
+EXPIRY: Final = 2
+ZERO_VERSION: Final = bytes(VERSION_SIZE)
+
+OPS: Final = ("set", "del", "incr", "decr", "append", "prepend", "truncate")
+OP_SET, OP_DEL, OP_INCR, OP_DECR, OP_APPEND, OP_PREPEND, OP_TRUNCATE = range(1, 8)
+OP_ORIGIN: Final = 8
+REMOTE: Final = 0x80
+
+SEGMENT_MAGIC: Final = b"MKVSEGM1"
+SEGMENT_HEADER: Final = Struct(">8sIIQQQQ")
+FRAME_MAGIC: Final = b"MKVF"
+FRAME_HEADER: Final = Struct(">4sIQQIIQ")
+FRAME_CHECKED: Final = Struct(">QQ4sIQQII")
+ENTRY: Final = Struct(">BHI")
+
+BUCKETS: Final = 65536
+LEAF_SIZE: Final = 24
+INNER_NODES: Final = 256
+
+assert SEGMENT_HEADER.size == 48 and FRAME_HEADER.size == 40 and ENTRY.size == 7
+assert FRAME_CHECKED.size == 16 + FRAME_HEADER.size - 8
+assert DIGEST_AT == FLAGS_AT + 1 and VALUE_AT == DIGEST_AT + 16
+
+KEY_LENGTH: Final = Struct(">H").pack
+
+
+def make_record(key: bytes, version: bytes, flags: int, value: bytes) -> bytes:
+    """The record that stores `value` under `key` at `version` (24 bytes)."""
+    head = version + (b"\0" if not flags else bytes((flags,)))
+    return head + xxh3_128_digest(KEY_LENGTH(len(key)) + key + head + value) + value
+
+
+def record_is_sound(key: bytes, record: bytes) -> bool:
+    """Whether the record is whole and is the one that was made for this key."""
+    if len(record) < VALUE_AT:
+        return False
+    head = record[:DIGEST_AT]
+    expected = xxh3_128_digest(KEY_LENGTH(len(key)) + key + head + record[VALUE_AT:])
+    return expected == record[DIGEST_AT:VALUE_AT]
+
+
+def bucket_of(key: bytes) -> int:
+    """The leaf bucket of a key, 0 to 65,535."""
+    return xxh3_64_intdigest(key) >> 48
+
+
+def frame_checksum(segment_lsn: int, position: int, header: tuple[int, int, int, int, int], payload: bytes) -> int:
+    """Checksum of a frame; `header` is (length, synced, sequence, locals, entries)."""
+    return xxh3_64_intdigest(FRAME_CHECKED.pack(segment_lsn, position, FRAME_MAGIC, *header) + payload)

@@ -1,0 +1,392 @@
+"""The commit log: every change, in the order in which this node made it, durable before anything else is.
+
+The log is a row of segment files; the last one is open and grows by one frame for each commit (layout: format.py).
+A segment holds exactly what one memtable holds, so a sealed segment is all that absorbing needs.
+
+Group commit: writers append entries in memory under the engine's lock; `take` cuts what has gathered into one frame,
+`write` and `sync` put it on disk outside of that lock.  One fdatasync serves all clients of a tick.
+
+Room is reserved before an entry is accepted (`reserve`, posix_fallocate), so a full disk refuses a write before
+anything has changed, and a frame that was accepted has its place.  Reserved room also makes fdatasync cheaper: the
+file's size does not change (`benchmarks/test_log.py`).
+
+Recovery (`recover`) reads the segments from the first that is not yet absorbed, cuts off a torn tail and says so, and
+refuses damage: a bad frame although a later one testifies that the log had been synced past it.
+
+Not here: what entries mean (engine.py), when to seal (engine.py), publishing (replication/outbox.py).
+"""
+
+import errno
+import logging
+import mmap
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from xxhash import xxh3_64_intdigest
+
+from merklekv.engine.format import (
+    ENTRY,
+    FORMAT_VERSION,
+    FRAME_HEADER,
+    FRAME_MAGIC,
+    SEGMENT_HEADER,
+    SEGMENT_MAGIC,
+    frame_checksum,
+)
+from merklekv.errors import Corruption, DiskFull, FormatTooNew, StorageFailed
+
+log = logging.getLogger(__name__)
+
+RESERVE_STEP: Final = 4 << 20  # bytes reserved ahead of the writes
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ENTRY_SIZE: Final = ENTRY.size
+
+
+class Frame(NamedTuple):
+    """One commit as read back; `payload` spans `start` to `end` of the segment's bytes."""
+
+    position: int
+    start: int
+    end: int
+    synced: int
+    sequence: int
+    local_count: int
+    entry_count: int
+
+
+def segment_path(directory: Path, lsn: int) -> Path:
+    """The file of the segment whose first byte is at `lsn`."""
+    return directory / f"{lsn:020d}.log"
+
+
+def list_segments(directory: Path) -> list[int]:
+    """LSNs of the segments in a log directory, in order."""
+    return sorted(int(path.stem) for path in directory.glob("*.log") if path.stem.isdigit())
+
+
+class Segment:
+    """One segment file, read through a memory map.  `with Segment(path) as segment: ...`"""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lsn = int(path.stem)
+        self.size = path.stat().st_size
+        if self.size < SEGMENT_HEADER.size:
+            raise _damaged(path, 0, "the file is shorter than a segment's header")
+        with path.open("rb") as file:
+            self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        head = self.data[: SEGMENT_HEADER.size]
+        magic, version, _, lsn, self.sequence, self.created_ns, checksum = SEGMENT_HEADER.unpack(head)
+        if magic == SEGMENT_MAGIC and version > FORMAT_VERSION:
+            self.data.close()
+            raise FormatTooNew(f"{path}: log format {version} is from a later release; this one reads {FORMAT_VERSION}")
+        if magic != SEGMENT_MAGIC or lsn != self.lsn or checksum != xxh3_64_intdigest(head[:-8]):
+            self.data.close()
+            raise _damaged(path, 0, "the segment's header does not match its checksum")
+
+    def __enter__(self) -> "Segment":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.data.close()
+
+    def frame_at(self, position: int) -> Frame | None:
+        """The frame at a position of the file, or None where there is no whole one."""
+        if position + FRAME_HEADER.size > self.size:
+            return None
+        magic, length, synced, sequence, local_count, entry_count, checksum = FRAME_HEADER.unpack_from(
+            self.data, position
+        )
+        start = position + FRAME_HEADER.size
+        end = start + length
+        if magic != FRAME_MAGIC or end > self.size:
+            return None
+        fields = (length, synced, sequence, local_count, entry_count)
+        if checksum != frame_checksum(self.lsn, position, fields, self.data[start:end]):
+            return None
+        return Frame(position, start, end, synced, sequence, local_count, entry_count)
+
+    def frames(self, position: int = SEGMENT_HEADER.size) -> Iterator[Frame]:
+        """The whole frames from `position` on, up to the first that is not."""
+        while (frame := self.frame_at(position)) is not None:
+            yield frame
+            position = frame.end
+
+    def entries(self, frame: Frame) -> Iterator[tuple[int, bytes, int, int]]:
+        """The entries of a frame, in the order in which they were made: (op, key, start and end of the record)."""
+        data, at, end = self.data, frame.start, frame.end
+        unpack = ENTRY.unpack_from
+        while at < end:
+            op, key_length, record_length = unpack(data, at)
+            key_at = at + _ENTRY_SIZE
+            record_at = key_at + key_length
+            at = record_at + record_length
+            yield op, data[key_at:record_at], record_at, at
+
+    def is_blank(self, position: int) -> bool:
+        """Whether only reserved room (zeros) lies behind `position`."""
+        data, step = self.data, 1 << 20
+        return not any(any(data[at : min(at + step, self.size)]) for at in range(position, self.size, step))
+
+    def testified(self, position: int) -> int:
+        """The largest LSN that any whole frame behind `position` claims as synced, 0 without such a frame."""
+        claimed = 0
+        while (position := self.data.find(FRAME_MAGIC, position)) >= 0:
+            frame = self.frame_at(position)
+            if frame is not None:
+                claimed = max(claimed, frame.synced)
+            position += 1
+        return claimed
+
+
+def _damaged(path: Path, position: int, what: str) -> Corruption:
+    return Corruption(
+        f"{path}: damaged at byte {position}: {what}; nothing was changed. `merklekv-tool verify` lists what is damaged; "
+        "restore the directory from a backup, or start empty and let the other nodes fill it"
+    )
+
+
+@dataclass
+class Recovered:
+    """Where the log ends: what `Log` goes on from."""
+
+    segments: list[int]  # LSNs of those not yet absorbed, the open one last
+    end: int  # bytes of the last segment that hold whole frames
+    sequence: int  # of the next local event
+
+
+def recover(directory: Path, absorbed: int) -> Recovered | None:
+    """Finds the end of the log, cuts off a torn tail, and refuses damage; None when there is no log yet.
+
+    `absorbed` is the LSN up to which LMDB holds everything.  Segments before it are kept for the outbox alone.
+    """
+    lsns = list_segments(directory)
+    _drop_unborn(directory, lsns)
+    live = [lsn for lsn in lsns if lsn >= absorbed]
+    if not lsns and not absorbed:
+        return None
+    if not live or live[0] != absorbed:
+        raise _damaged(segment_path(directory, absorbed), 0, "the segment is missing")
+    for index, lsn in enumerate(live):
+        path = segment_path(directory, lsn)
+        sync_file(path)  # a crash of the process alone leaves frames that were never synced, yet are readable
+        with Segment(path) as segment:
+            end, sequence = SEGMENT_HEADER.size, segment.sequence
+            for frame in segment.frames():
+                end, sequence = frame.end, frame.sequence + frame.local_count
+            following = live[index + 1 :]
+            if following and following[0] == lsn + end:
+                continue
+            _require_torn_tail(directory, segment, end, following)
+            if segment.is_blank(end) and not following:
+                return Recovered(live, end, sequence)
+        _cut(directory, path, end, following)
+        return Recovered(live[: index + 1], end, sequence)
+    raise AssertionError("the last segment has none behind it")
+
+
+def _drop_unborn(directory: Path, lsns: list[int]) -> None:
+    """Forgets a newest segment whose header never reached the disk: a crash while it was being made."""
+    if not lsns:
+        return
+    path = segment_path(directory, lsns[-1])
+    with path.open("rb") as file:
+        if any(file.read(SEGMENT_HEADER.size)):
+            return
+    log.warning("%s: dropped, it was being created when the process ended", path)
+    path.unlink()
+    lsns.pop()
+
+
+def _require_torn_tail(directory: Path, segment: Segment, end: int, following: list[int]) -> None:
+    claimed = segment.testified(end)
+    for lsn in following:
+        with Segment(segment_path(directory, lsn)) as later:
+            claimed = max(claimed, later.testified(SEGMENT_HEADER.size))
+    if claimed > segment.lsn + end:
+        raise _damaged(segment.path, end, "a frame does not match its checksum, and what follows had been synced")
+
+
+def _cut(directory: Path, path: Path, end: int, following: list[int]) -> None:
+    lost = path.stat().st_size - end
+    log.warning("%s: cut off a torn tail of at most %d bytes at byte %d: it was never synced", path, lost, end)
+    for lsn in reversed(following):
+        segment_path(directory, lsn).unlink()
+    os.truncate(path, end)
+    sync_file(path)
+    sync_directory(directory)
+
+
+def sync_file(path: Path) -> None:
+    """Makes a file's contents and size durable.  Raises StorageFailed."""
+    fd = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        raise StorageFailed(f"{path}: cannot sync: {error.strerror}") from error
+    finally:
+        os.close(fd)
+
+
+def sync_directory(directory: Path) -> None:
+    """Makes created, renamed and deleted names durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@dataclass
+class Sealed:
+    """A segment that is full.  Its descriptor stays open until `Log.finish_sealing`."""
+
+    lsn: int
+    end: int
+    fd: int
+
+
+class Log:
+    """The open end of the log.  All but `write` and `sync` are called under the engine's lock."""
+
+    def __init__(self, directory: Path, recovered: Recovered | None) -> None:
+        self.directory = directory
+        self.pending: list[bytes] = []  # entries since the last frame was cut
+        self.pending_size = 0
+        self.room = 0  # bytes of entries that fit into the reserved room
+        self.appended = 0  # entries ever accepted by this process
+        self.sequence = recovered.sequence if recovered else 1  # of the next local event
+        self._frame_sequence = self.sequence
+        self._entries_cut = 0
+        self._unfinished = 0  # segments that were sealed and may not be synced yet
+        if recovered is None:
+            self._open_segment(0)
+        else:
+            self.lsn = recovered.segments[-1]
+            self._fd = os.open(segment_path(directory, self.lsn), os.O_RDWR)
+            self.position = recovered.end
+            self._reserved = max(self.position, os.fstat(self._fd).st_size)
+            self._measure_room()
+        self.written_lsn = self.synced_lsn = self.end_lsn
+
+    @property
+    def end_lsn(self) -> int:
+        """Where the next frame goes."""
+        return self.lsn + self.position
+
+    def reserve(self, size: int) -> None:
+        """Makes room for `size` bytes of entries in the next frame, or raises DiskFull."""
+        needed = self.position + FRAME_HEADER.size + size
+        for target in (max(needed, self._reserved + RESERVE_STEP), needed):
+            try:
+                os.posix_fallocate(self._fd, self._reserved, target - self._reserved)
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise StorageFailed(f"{self._path}: cannot reserve room: {error.strerror}") from error
+            else:
+                self._reserved = target
+                self._measure_room()
+                return
+        raise DiskFull("disk full, write not stored")
+
+    def take(self) -> tuple[int, bytes]:
+        """Cuts the gathered entries into a frame; returns its position and bytes, for `write`."""
+        payload = b"".join(self.pending)
+        entry_count = self.appended - self._entries_cut
+        local_count = self.sequence - self._frame_sequence
+        fields = (len(payload), self.synced_lsn, self._frame_sequence, local_count, entry_count)
+        position = self.position
+        checksum = frame_checksum(self.lsn, position, fields, payload)
+        self.pending = []
+        self.pending_size = 0
+        self._entries_cut = self.appended
+        self._frame_sequence = self.sequence
+        self.position = position + FRAME_HEADER.size + len(payload)
+        self._measure_room()
+        return position, FRAME_HEADER.pack(FRAME_MAGIC, *fields, checksum) + payload
+
+    def write(self, position: int, frame: bytes) -> None:
+        """Puts a frame into the file.  Raises StorageFailed: its room was reserved, so nothing may go wrong."""
+        try:
+            written = os.pwrite(self._fd, frame, position)
+            while written < len(frame):
+                written += os.pwrite(self._fd, frame[written:], position + written)
+        except OSError as error:
+            raise StorageFailed(f"{self._path}: cannot write: {error.strerror}") from error
+        self.written_lsn = self.lsn + position + len(frame)
+
+    def sync(self) -> None:
+        """Makes every written frame durable.  Raises StorageFailed: the kernel may have dropped the pages.
+
+        May run beside `write` and `seal`: it works on a descriptor of its own.
+        """
+        unfinished, written = self._unfinished, self.written_lsn
+        try:
+            fd = os.dup(self._fd)
+            try:
+                os.fdatasync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise StorageFailed(f"{self._path}: cannot sync: {error.strerror}") from error
+        if not unfinished:  # else an earlier segment may still be dirty, and frames must not testify for it
+            self.synced_lsn = max(self.synced_lsn, written)
+
+    def seal(self) -> Sealed:
+        """Starts a new segment and hands out the full one, whose frames must all have been written.
+
+        Raises DiskFull, with the old segment still in use.
+        """
+        sealed = Sealed(self.lsn, self.position, self._fd)
+        self._open_segment(self.lsn + self.position)
+        self._unfinished += 1
+        return sealed
+
+    def finish_sealing(self, sealed: Sealed) -> None:
+        """Cuts off the reserved room and syncs; from any thread.  Raises StorageFailed."""
+        try:
+            os.ftruncate(sealed.fd, sealed.end)
+            os.fsync(sealed.fd)
+        except OSError as error:
+            path = segment_path(self.directory, sealed.lsn)
+            raise StorageFailed(f"{path}: cannot sync: {error.strerror}") from error
+        finally:
+            os.close(sealed.fd)
+        self._unfinished -= 1
+
+    def close(self) -> None:
+        """Gives the reserved room back."""
+        os.ftruncate(self._fd, self.position)
+        os.close(self._fd)
+
+    @property
+    def _path(self) -> Path:
+        return segment_path(self.directory, self.lsn)
+
+    def _measure_room(self) -> None:
+        self.room = self._reserved - self.position - FRAME_HEADER.size
+
+    def _open_segment(self, lsn: int) -> None:
+        path = segment_path(self.directory, lsn)
+        head = SEGMENT_HEADER.pack(SEGMENT_MAGIC, FORMAT_VERSION, 0, lsn, self.sequence, time.time_ns(), 0)[:-8]
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            try:
+                os.pwrite(fd, head + xxh3_64_intdigest(head).to_bytes(8, "big"), 0)
+                os.fsync(fd)
+                sync_directory(self.directory)
+            except OSError:
+                os.close(fd)
+                path.unlink()
+                raise
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise DiskFull(f"{path}: disk full, cannot start a log segment") from error
+            raise StorageFailed(f"{path}: cannot start a log segment: {error.strerror}") from error
+        self.lsn, self._fd = lsn, fd
+        self.position = self._reserved = SEGMENT_HEADER.size
+        self._measure_room()

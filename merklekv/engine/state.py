@@ -1,0 +1,200 @@
+"""What the node holds now, in memory and on disk, and the one place where that changes.
+
+`State` joins the layers (what a key maps to), the log's pending entries, the Merkle leaves and the counters, and keeps
+them in step: `_apply` moves all of them from a key's old record to its new one, `_raise_floor` kills what is below a
+version.  Reads are here too.  Who may write, what a command means, and when all this becomes durable: engine.py.
+
+The tree's leaves are those of the base plus what the memtables change, so absorbing a memtable leaves them as they are.
+Only a floor that spares some of the base's records makes them unknown until the absorber has swept the base.
+
+Invariants, checked by check.py: leaves and counters are those of the newest records above the floor; every record is at
+or above the floor; the log's segments hold what the memtables hold.
+"""
+
+import threading
+from collections.abc import Generator
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+from xxhash import xxh3_64_intdigest
+
+from merklekv.engine.directory import DataDirectory
+from merklekv.engine.format import (
+    ENTRY,
+    FLAGS_AT,
+    LEAF_SIZE,
+    MAX_KEY_SIZE,
+    REMOTE,
+    TOMBSTONE,
+    VALUE_AT,
+    VERSION_SIZE,
+)
+from merklekv.engine.layers import is_live
+from merklekv.engine.memtable import KEY_OVERHEAD
+from merklekv.engine.merkle import COUNT_MASK, EMPTY_ROOT, LEAF_MASK, MerkleTree, term_of
+from merklekv.engine.recovery import open_layers
+from merklekv.engine.store import Pair
+from merklekv.engine.version import HybridClock
+
+PAGE_KEYS: Final = 1000
+PAGE_BYTES: Final = 1 << 20
+
+_entry = ENTRY.pack
+
+
+class State:
+    """An open data directory's contents.  Raises what opening can raise, see `Engine`."""
+
+    def __init__(self, path: Path, clock: HybridClock) -> None:
+        self.lock = threading.RLock()
+        self.clock = clock
+        self.directory = DataDirectory(path)
+        try:
+            self._layers, self._log, newest = open_layers(self.directory)
+        except BaseException:
+            self.directory.release()
+            raise
+        clock.observe(newest)
+        self._rebuild_tree()
+
+    def record(self, key: bytes) -> bytes | None:
+        """The raw record of a key, a tombstone too."""
+        record = self._records.get(key)
+        if record is not None:
+            return record
+        with self.lock:
+            return self._layers.lookup(key)
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of a key."""
+        record = self._records.get(key)
+        if record is None:
+            if not 0 < len(key) <= MAX_KEY_SIZE:
+                return None
+            with self.lock:
+                record = self._layers.lookup(key)
+        return record[VALUE_AT:] if record is not None and not record[FLAGS_AT] & TOMBSTONE else None
+
+    def exists(self, key: bytes) -> bool:
+        """Whether a key has a value."""
+        record = self.record(key) if 0 < len(key) <= MAX_KEY_SIZE else None
+        return record is not None and is_live(record)
+
+    def page(
+        self, prefix: bytes = b"", after: bytes | None = None, limit: int = PAGE_KEYS
+    ) -> tuple[list[bytes], bytes | None]:
+        """At most `limit` live keys with this prefix above `after`, in order, and where to go on; None: that was all.
+
+        One call is short, and sees one moment.  It may return no keys although more follow.
+        """
+        with self.lock:
+            pairs, following = self._layers.page(prefix, after or b"", limit)
+        return [key for key, head in pairs if is_live(head)], following
+
+    def records_page(
+        self, prefix: bytes = b"", after: bytes | None = None, limit: int = PAGE_KEYS, max_bytes: int = PAGE_BYTES
+    ) -> tuple[list[Pair], bytes | None]:
+        """Like `page`, but (key, record), with tombstones; ends behind `max_bytes` of records."""
+        with self.lock:
+            return self._layers.page(prefix, after or b"", limit, max_bytes)
+
+    def random_key(self) -> bytes | None:
+        """Some live key, None when there is none."""
+        with self.lock:
+            return self._layers.random_key() if self.live_count or not self.root_ready else None
+
+    def root(self) -> bytes:
+        """The Merkle root, 32 bytes, zeros without records.  Meaningless unless `root_ready`."""
+        with self.lock:
+            return self._tree.root(self._layers.floor)
+
+    def prefix_digest(self, prefix: bytes) -> Generator[None, None, bytes]:
+        """A digest, 32 bytes, of all records under a prefix, dead ones too; zeros without any.  Yields between pages."""
+        total = 0
+        after: bytes | None = b""
+        while after is not None:
+            with self.lock:
+                pairs, after = self._layers.page(prefix, after, PAGE_KEYS)
+            total += sum(term_of(head) for _, head in pairs)
+            yield
+        return sha256((total & LEAF_MASK).to_bytes(LEAF_SIZE, "big")).digest() if total & COUNT_MASK else EMPTY_ROOT
+
+    @property
+    def floor(self) -> bytes:
+        """The version (24 bytes) below which every record is dead."""
+        return self._layers.floor
+
+    def _apply(self, op: int, key: bytes, record: bytes, old: bytes | None) -> None:
+        """Lets `record` take the place of `old`: log, memtable, leaf, counters.  The one place where data changes."""
+        entry = _entry(op, len(key), len(record)) + key + record
+        log_ = self._log
+        size = log_.pending_size + len(entry)
+        if size > log_.room:
+            log_.reserve(size)
+        log_.pending_size = size
+        log_.pending.append(entry)
+        log_.appended += 1
+        if op < REMOTE:
+            log_.sequence += 1
+        records = self._records
+        in_active = records.get(key)
+        if in_active is None:
+            self._active.size += len(key) + len(record) + KEY_OVERHEAD
+        else:
+            self._active.size += len(record) - len(in_active)
+        records[key] = record
+        self._account(key, old, record)
+
+    def _account(self, key: bytes, old: bytes | None, new: bytes) -> None:
+        """Moves the leaf and the counters of a key from one record to another."""
+        bucket = xxh3_64_intdigest(key) >> 48
+        tree = self._tree
+        tree.dirty.add(bucket >> 8)
+        if old is None:
+            tree.leaves[bucket] += term_of(new)
+            if new[FLAGS_AT] & TOMBSTONE:
+                self.dead_count += 1
+            else:
+                self.live_count += 1
+            return
+        tree.leaves[bucket] += term_of(new) - term_of(old)
+        if old[FLAGS_AT] != new[FLAGS_AT]:
+            change = 1 if old[FLAGS_AT] & TOMBSTONE else -1
+            self.live_count += change
+            self.dead_count -= change
+
+    def _raise_floor(self, op: int, floor: bytes) -> None:
+        self._make_room(ENTRY.size + VERSION_SIZE)
+        self._log_entry(_entry(op, 0, VERSION_SIZE) + floor)
+        if op < REMOTE:
+            self._log.sequence += 1
+        self._layers.raise_floor(floor)
+        self._rebuild_tree()
+
+    def _log_entry(self, entry: bytes) -> None:
+        self._log.pending.append(entry)
+        self._log.pending_size += len(entry)
+        self._log.appended += 1
+
+    def _make_room(self, size: int) -> None:
+        size += self._log.pending_size
+        if size > self._log.room:
+            self._log.reserve(size)
+
+    def _rebuild_tree(self) -> None:
+        """Leaves and counters from the base's own and the memtables; needs a base without dead records."""
+        layers = self._layers
+        base = layers.base
+        base_is_dead = base.newest < layers.floor
+        self.root_ready = base_is_dead or base.floor == layers.floor
+        self._tree = MerkleTree(None if base_is_dead else base.leaves())
+        self.live_count = 0 if base_is_dead else base.live
+        self.dead_count = 0 if base_is_dead else base.dead
+        for key, record in layers.overlay().items():
+            self._account(key, layers.base_record(key), record)
+        self._adopt_active()
+
+    def _adopt_active(self) -> None:
+        self._active = self._layers.active
+        self._records = self._active.records

@@ -1,0 +1,313 @@
+"""The base: all records but the most recent, in LMDB, in key order.
+
+One process writes it (the absorbing child, `BaseWriter`), others read it (`Base`).  Every transaction carries records,
+the leaves and counters that they change, and never less, so at each commit leaves and counters are those of the records.
+The index (keys of each bucket) follows in transactions of its own, in bucket order, since that touches each of its pages
+once; while the `absorbing` mark stands, it may lack keys.
+
+Memory of a writer: one transaction's pages, TRANSACTION_KEYS or TRANSACTION_BYTES.  Cost: a transaction syncs once.
+
+meta
+    absorbed    8    LSN up to which the base holds the whole log
+    absorbing   8    LSN that an absorption in progress will reach; absent when none is
+    floor      24    versions below it are gone
+    newest     24    no record has a larger version
+    live        8    keys whose record is no tombstone
+    dead        8    tombstones
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+import lmdb
+
+from merklekv.engine.format import (
+    BUCKETS,
+    FLAGS_AT,
+    INNER_NODES,
+    LEAF_SIZE,
+    MAX_KEY_SIZE,
+    TOMBSTONE,
+    VALUE_AT,
+    VERSION_SIZE,
+    ZERO_VERSION,
+    bucket_of,
+)
+from merklekv.engine.merkle import LEAF_MASK, LEAVES_PER_INNER, term_of, unpack_leaves
+from merklekv.errors import Corruption, DiskFull, StorageFailed
+
+TRANSACTION_KEYS: Final = 8192
+TRANSACTION_BYTES: Final = 8 << 20
+# Sparse: an address range, not memory and not disk.  It is larger where the file already is.
+MAP_SIZE: Final = 1 << 38 if sys.maxsize > 2**32 else 1 << 30
+
+_NO_LEAVES: Final = bytes(LEAVES_PER_INNER * LEAF_SIZE)
+
+Pair = tuple[bytes, bytes]
+
+
+def _map_size(path: Path) -> int:
+    file = path / "data.mdb"
+    return max(MAP_SIZE, 2 * file.stat().st_size if file.exists() else 0)
+
+
+def translate(error: lmdb.Error, path: Path) -> StorageFailed | DiskFull | Corruption:
+    """What an LMDB error means to the person who runs the node."""
+    text = str(error)
+    if "No space left" in text or "Disk quota" in text or isinstance(error, lmdb.DiskError):
+        return DiskFull(f"{path}: disk full, cannot merge: {text}")
+    if isinstance(error, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)):
+        return Corruption(
+            f"{path}: LMDB reports damage: {text}; restore the directory from a backup, or start empty and let the "
+            "other nodes fill it"
+        )
+    return StorageFailed(f"{path}: LMDB failed: {text}")
+
+
+class Base:
+    """The base as readers see it: a snapshot that `refresh` moves forward.  Not locked."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._env = lmdb.open(
+                str(path), readonly=True, max_dbs=4, map_size=_map_size(path), readahead=False, max_spare_txns=4
+            )
+            self._records, self._index, self._leaves, self._meta = (
+                self._env.open_db(name, create=False, dupsort=name == b"index")
+                for name in (b"records", b"index", b"leaves", b"meta")
+            )
+        except lmdb.Error as error:
+            raise translate(error, path) from error
+        self._txn: "lmdb.Transaction[bytes] | None" = None
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Moves to what the writer has committed since."""
+        if self._txn is not None:
+            self._txn.abort()
+        self._txn = self._env.begin(db=self._records)
+        self.get: Callable[[bytes], bytes | None] = self._txn.get  # the hot path: one C call
+        get, meta = self._txn.get, self._meta
+        self.absorbed = int.from_bytes(get(b"absorbed", b"", db=meta), "big")
+        self.absorbing = get(b"absorbing", None, db=meta) is not None
+        self.floor = get(b"floor", ZERO_VERSION, db=meta)
+        self.newest = get(b"newest", ZERO_VERSION, db=meta)
+        self.live = int.from_bytes(get(b"live", b"", db=meta), "big")
+        self.dead = int.from_bytes(get(b"dead", b"", db=meta), "big")
+
+    def leaves(self) -> list[int]:
+        """All 65,536 leaves, as `merkle` keeps them."""
+        leaves: list[int] = []
+        for node in range(INNER_NODES):
+            leaves += unpack_leaves(self._txn.get(bytes((node,)), _NO_LEAVES, db=self._leaves))
+        assert len(leaves) == BUCKETS
+        return leaves
+
+    def heads_from(self, low: bytes, end: bytes | None, limit: int) -> list[Pair]:
+        """At most `limit` (key, version, flags and digest) from `low` to below `end` (None: no bound), in order."""
+        with self._env.begin(db=self._records, buffers=True) as txn, txn.cursor() as cursor:
+            return _gather(cursor, low, end, limit, sys.maxsize, VALUE_AT)
+
+    def records_from(self, low: bytes, end: bytes | None, limit: int, max_bytes: int) -> list[Pair]:
+        """At most `limit` (key, record) from `low` to below `end`; stops behind `max_bytes`."""
+        with self._env.begin(db=self._records, buffers=True) as txn, txn.cursor() as cursor:
+            return _gather(cursor, low, end, limit, max_bytes, None)
+
+    def bucket_keys(self, bucket: int) -> list[bytes]:
+        """The keys of a bucket, in order."""
+        with self._txn.cursor(db=self._index) as cursor:
+            if not cursor.set_key(bucket.to_bytes(2, "big")):
+                return []
+            return list(cursor.iternext_dup())
+
+    def index_pairs(self) -> Iterator[Pair]:
+        """Every (bucket, key) of the index, for `check`."""
+        with self._txn.cursor(db=self._index) as cursor:
+            yield from cursor.iternext()
+
+    def index_key_from(self, bucket: int) -> bytes | None:
+        """Some key of this bucket or of the next one that has any."""
+        with self._txn.cursor(db=self._index) as cursor:
+            return cursor.value() if cursor.set_range(bucket.to_bytes(2, "big")) else None
+
+    def close(self) -> None:
+        """Ends the snapshot and the map."""
+        self._txn.abort()
+        self._env.close()
+
+
+def _gather(
+    cursor: "lmdb.Cursor[memoryview]", low: bytes, end: bytes | None, limit: int, max_bytes: int, head: int | None
+) -> list[Pair]:
+    found: list[Pair] = []
+    size = 0
+    if not cursor.set_range(low[:MAX_KEY_SIZE]):
+        return found
+    for key_view, record_view in cursor.iternext():
+        key = bytes(key_view)
+        if end is not None and key >= end:
+            break
+        if key >= low:  # not so only when `low` is a key of the largest size and a zero
+            found.append((key, bytes(record_view[:head])))
+            size += len(key) + len(record_view)
+            if len(found) >= limit or size >= max_bytes:
+                break
+    return found
+
+
+class BaseWriter:
+    """The base as its one writer changes it.  Each method that changes something is one or more whole transactions."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._env = lmdb.open(str(path), max_dbs=4, map_size=_map_size(path), readahead=False, metasync=True)
+            self._env.reader_check()  # slots of readers that were killed would keep old pages for ever
+            self._records, self._index, self._leaves, self._meta = (
+                self._env.open_db(name, dupsort=name == b"index")
+                for name in (b"records", b"index", b"leaves", b"meta")
+            )
+        except lmdb.Error as error:
+            raise translate(error, path) from error
+        with self._env.begin() as txn:
+            self.absorbed = int.from_bytes(txn.get(b"absorbed", b"", db=self._meta), "big")
+            self.floor = txn.get(b"floor", ZERO_VERSION, db=self._meta)
+
+    @contextmanager
+    def _transaction(self) -> "Iterator[lmdb.Transaction[bytes]]":
+        try:
+            with self._env.begin(write=True) as txn:
+                yield txn
+        except lmdb.Error as error:
+            raise translate(error, self._path) from error
+
+    def mark_absorbing(self, upto: int) -> bool:
+        """Sets the mark; True when one stood already: an absorption was cut short, and the index may lack keys."""
+        with self._transaction() as txn:
+            stood = txn.get(b"absorbing", db=self._meta) is not None
+            txn.put(b"absorbing", upto.to_bytes(8, "big"), db=self._meta)
+        return stood
+
+    def finish(self, upto: int) -> None:
+        """Records that everything before `upto` is in the base, and takes the mark away."""
+        with self._transaction() as txn:
+            txn.put(b"absorbed", upto.to_bytes(8, "big"), db=self._meta)
+            txn.delete(b"absorbing", db=self._meta)
+        self.absorbed = upto
+
+    def put(self, pairs: list[Pair]) -> list[bytes]:
+        """Stores records (in key order, at most a transaction's worth); returns the keys that were not there."""
+        added: list[bytes] = []
+        with self._transaction() as txn:
+            cursor = txn.cursor(db=self._records)
+            before = dict(cursor.getmulti([key for key, _ in pairs]))
+            changes: list[tuple[bytes, bytes | None, bytes | None]] = []
+            for key, record in pairs:
+                old = before.get(key)
+                if old is None:
+                    added.append(key)
+                if old != record:
+                    changes.append((key, old, record))
+            cursor.putmulti([(key, record) for key, _, record in changes])
+            self._account(txn, changes)
+        return added
+
+    def index(self, pairs: list[Pair]) -> None:
+        """Lists (bucket, key) pairs in the index, in order; those that are there stay."""
+        with self._transaction() as txn:
+            txn.cursor(db=self._index).putmulti(pairs, dupdata=False)
+
+    def raise_floor(self, floor: bytes) -> Iterator[None]:
+        """Removes every record below `floor`; yields between transactions, and may be left at any."""
+        with self._env.begin() as txn:
+            newest = txn.get(b"newest", ZERO_VERSION, db=self._meta)
+        if newest < floor:
+            with self._transaction() as txn:
+                for database in (self._records, self._index, self._leaves):
+                    txn.drop(database, delete=False)
+                for name in (b"live", b"dead"):
+                    txn.delete(name, db=self._meta)
+                txn.put(b"newest", ZERO_VERSION, db=self._meta)
+        else:
+            after: bytes | None = b""
+            while after is not None:
+                after = self._sweep(after, floor)
+                yield
+        with self._transaction() as txn:
+            txn.put(b"floor", floor, db=self._meta)
+        self.floor = floor
+
+    def _sweep(self, after: bytes, floor: bytes) -> bytes | None:
+        """Removes what is dead among the next keys; returns where to go on."""
+        with self._transaction() as txn:
+            cursor = txn.cursor(db=self._records)
+            changes: list[tuple[bytes, bytes | None, bytes | None]] = []
+            seen, last = 0, None
+            if cursor.set_range(after):
+                for key, record in cursor.iternext():
+                    seen, last = seen + 1, key
+                    if record < floor:
+                        changes.append((key, record, None))
+                    if seen >= TRANSACTION_KEYS:
+                        break
+            for key, _, _ in changes:
+                txn.delete(key, db=self._records)
+                txn.delete(bucket_of(key).to_bytes(2, "big"), key, db=self._index)
+            self._account(txn, changes)
+        return last + b"\0" if last is not None and seen >= TRANSACTION_KEYS else None
+
+    def _account(
+        self, txn: "lmdb.Transaction[bytes]", changes: Iterable[tuple[bytes, bytes | None, bytes | None]]
+    ) -> None:
+        """Moves leaves, counters and `newest` by (key, record before, record after)."""
+        meta = self._meta
+        live = int.from_bytes(txn.get(b"live", b"", db=meta), "big")
+        dead = int.from_bytes(txn.get(b"dead", b"", db=meta), "big")
+        newest = txn.get(b"newest", ZERO_VERSION, db=meta)
+        moved: dict[int, dict[int, int]] = {}
+        for key, old, new in changes:
+            term = 0
+            if old is not None:
+                term -= term_of(old)
+                if old[FLAGS_AT] & TOMBSTONE:
+                    dead -= 1
+                else:
+                    live -= 1
+            if new is not None:
+                term += term_of(new)
+                if new[FLAGS_AT] & TOMBSTONE:
+                    dead += 1
+                else:
+                    live += 1
+                if new > newest:
+                    newest = new[:VERSION_SIZE]
+            node, leaf = divmod(bucket_of(key), LEAVES_PER_INNER)
+            terms = moved.setdefault(node, {})
+            terms[leaf] = terms.get(leaf, 0) + term
+        for node, terms in moved.items():
+            name = bytes((node,))
+            packed = bytearray(txn.get(name, _NO_LEAVES, db=self._leaves))
+            for leaf, term in terms.items():
+                at = leaf * LEAF_SIZE
+                moved_leaf = (int.from_bytes(packed[at : at + LEAF_SIZE], "big") + term) & LEAF_MASK
+                packed[at : at + LEAF_SIZE] = moved_leaf.to_bytes(LEAF_SIZE, "big")
+            txn.put(name, bytes(packed), db=self._leaves)
+        txn.put(b"live", live.to_bytes(8, "big"), db=meta)
+        txn.put(b"dead", dead.to_bytes(8, "big"), db=meta)
+        txn.put(b"newest", newest, db=meta)
+
+    def close(self) -> None:
+        """Closes the environment."""
+        self._env.close()
+
+    def __enter__(self) -> "BaseWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
