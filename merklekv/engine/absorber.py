@@ -4,10 +4,10 @@
 them into LMDB in key order.  It may be cut off anywhere and called again; recovery is the same call.
 
 The server runs it in a child process (`AbsorbingChild`, `main`): beside a busy thread of the same interpreter each of
-its syncs would cost the serving thread a switch interval.  The child reads one line for each job, the LSN to reach, and
-answers in lines: ``progress <0..1>``, ``done``, or ``error <class> <message>``.  It holds the directory's lock too, so a
-server that was killed cannot be followed by the next one before its child has ended; and it ends by itself, between two
-transactions, when its parent is gone.
+its syncs would cost the serving thread a switch interval.  The child reads one line for each job, the LSN to reach,
+and answers in lines: ``progress <0..1>``, ``done``, or ``error <class> <message>``.  It holds the directory's lock
+too, so a server that was killed cannot be followed by the next one before its child has ended; and it ends by itself,
+between two transactions, when its parent is gone.
 """
 
 import os
@@ -132,7 +132,8 @@ class AbsorbingChild:
     def absorb(self, upto: int, progress: Progress) -> None:
         """`absorb`, over there.  Raises what it raises, and ChildDied."""
         process = self._running()
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             process.stdin.write(f"{upto}\n")
             process.stdin.flush()
@@ -202,7 +203,11 @@ def main(base_path: str, log_directory: str) -> None:
     def progress(share: float) -> None:
         if stopping or os.getppid() != parent:
             sys.exit(0)
-        print(f"progress {share:.4f}", flush=True)
+        answer(f"progress {share:.4f}")
+
+    def answer(line: str) -> None:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
 
     idle = True
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's interrupt is for the server, which then stops us
@@ -212,9 +217,9 @@ def main(base_path: str, log_directory: str) -> None:
             idle = False
             try:
                 absorb(base, Path(log_directory), int(line), progress)
-                print("done", flush=True)
+                answer("done")
             except MerkleKVError as error:
-                print(f"error {type(error).__name__} {error}", flush=True)
+                answer(f"error {type(error).__name__} {error}")
             idle = True
 
 

@@ -58,7 +58,7 @@ class DataDirectory:
                 # The child of a server that was killed holds the lock a moment longer than its parent.
                 if _is_alive(holder) or time.monotonic() > deadline:
                     raise DirectoryLocked(
-                        f"{self.path}: in use by process {holder or 'unknown'}; stop it first, or choose another directory"
+                        f"{self.path}: in use by process {holder or 'unknown'}; stop it, or choose another directory"
                     ) from None
                 time.sleep(ORPHAN_POLL_S)
         os.ftruncate(self.lock_fd, 0)

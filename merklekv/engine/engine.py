@@ -8,8 +8,8 @@ commit at once; one leads, the others find their entries on disk.
     commit           -> one write and one fdatasync for everything since the last; a full memtable is frozen here
     merger           -> sealed segments into LMDB, in a child process
 
-Promises: a write that raises has changed nothing.  A local write gets a version above what this node shows for its key.
-`merge` is commutative, associative and idempotent: a record stands if its version is the larger one.
+Promises: a write that raises has changed nothing.  A local write gets a version above what this node shows for its
+key.  `merge` is commutative, associative and idempotent: a record stands if its version is the larger one.
 
 Costs: a write of 100 bytes about 4 us, a read 0.3 us (memtable) to 2 us (base), beside the commit.
 """
@@ -164,7 +164,7 @@ class Engine(State):
             return True
 
     def increment(self, key: bytes, amount: int) -> int:
-        """Adds to a decimal number, a missing key counting as 0; returns the sum.  Raises NotANumber, NumberOverflow."""
+        """Adds to a decimal number (missing: 0) and returns the sum.  Raises NotANumber, NumberOverflow."""
         self._require_sizes(key, b"")
         with self.lock:
             text = self.get(key)
@@ -423,6 +423,26 @@ class Engine(State):
         for lsn in list_segments(self.directory.log):
             if lsn < absorbed:
                 segment_path(self.directory.log, lsn).unlink()
+
+    def statistics(self) -> dict[str, int | str]:
+        """Figures for STATS and INFO; sizes in bytes."""
+        with self.lock:
+            layers, log_ = self._layers, self._log
+            return {
+                "durability": self.durability,
+                "db_keys": self.live_count,
+                "db_tombstones": self.dead_count,
+                "memtable_bytes": self._active.size,
+                "memtable_keys": len(self._records),
+                "frozen_memtables": len(layers.frozen),
+                "merged_percent": int(100 * self._merged_share) if self._merging else 100,
+                "writes_stalled": int(self.stalled),
+                "log_lsn": log_.end_lsn,
+                "log_absorbed_lsn": layers.base.absorbed,
+                "log_next_sequence": log_.sequence,
+                "base_bytes": (self.directory.base / "data.mdb").stat().st_size,
+                "clock_ns": self.clock.last,
+            }
 
     # -- what is refused -------------------------------------------------------------------------------------------
 

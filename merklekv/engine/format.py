@@ -32,11 +32,11 @@ Frame
     sequence   8    sequence number of the frame's first local event
     locals     4    how many of its entries are local events
     entries    4
-    checksum   8    XXH3-64 over segment LSN (8), frame position in the segment (8), the 32 bytes before, and the payload
+    checksum   8    XXH3-64 over segment LSN (8), position in the segment (8), the 32 bytes before, payload
     payload    n    entries, back to back
 
-    Only frames past what was synced can be torn by a crash.  So a bad frame is a torn tail that may be cut off, unless a
-    later frame claims an LSN behind it as synced: then it is damage.
+    Only frames past what was synced can be torn by a crash.  So a bad frame is a torn tail that may be cut off,
+    unless a later frame claims an LSN behind it as synced: then it is damage.
 
 Entry
     op         1    one of OPS; bit 7 is set when the entry came from another node
@@ -87,9 +87,9 @@ BUCKETS: Final = 65536
 LEAF_SIZE: Final = 24
 INNER_NODES: Final = 256
 
-assert SEGMENT_HEADER.size == 48 and FRAME_HEADER.size == 40 and ENTRY.size == 7
+assert (SEGMENT_HEADER.size, FRAME_HEADER.size, ENTRY.size) == (48, 40, 7)
 assert FRAME_CHECKED.size == 16 + FRAME_HEADER.size - 8
-assert DIGEST_AT == FLAGS_AT + 1 and VALUE_AT == DIGEST_AT + 16
+assert (FLAGS_AT, DIGEST_AT, VALUE_AT) == (VERSION_SIZE, VERSION_SIZE + 1, VERSION_SIZE + 1 + 16)
 
 KEY_LENGTH: Final = Struct(">H").pack
 

@@ -1,10 +1,11 @@
 """What a read sees: the memtable, the frozen memtables and the base, newest first, above the floor.
 
-A record in a newer layer hides those below it.  Records of the base below the floor are dead and are filtered here until
-the absorber has removed them; memtables forget theirs at once (`raise_floor`).
+A record in a newer layer hides those below it.  Records of the base below the floor are dead and are filtered here
+until the absorber has removed them; memtables forget theirs at once (`raise_floor`).
 
 Ordered reads come in pages: one page is a short call that sees all layers at one moment; a scan asks for page after
-page and lets others in between.  Not locked: the engine calls all of it under its own lock, but for `active.records.get`.
+page and lets others in between.  Not locked: the engine calls all of it under its own lock, but for
+`active.records.get`.
 """
 
 import random

@@ -145,7 +145,7 @@ class Segment:
 
 def _damaged(path: Path, position: int, what: str) -> Corruption:
     return Corruption(
-        f"{path}: damaged at byte {position}: {what}; nothing was changed. `merklekv-tool verify` lists what is damaged; "
+        f"{path}: damaged at byte {position}: {what}; nothing was changed. `merklekv-tool verify` lists the damage; "
         "restore the directory from a backup, or start empty and let the other nodes fill it"
     )
 

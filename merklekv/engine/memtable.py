@@ -1,10 +1,11 @@
 """Recent writes in memory: newest record of each key, and the keys in order when somebody scans.
 
-The records are a plain dict, which the engine's write path fills directly.  Nothing is ever removed from it, so its last
-`n` keys are its newest, and order costs a write nothing: scans sort what has come since the last scan into short runs.
+The records are a plain dict, which the engine's write path fills directly.  Nothing is ever removed from it, so its
+last `n` keys are its newest, and order costs a write nothing: scans sort what has come since the last scan into short
+runs.
 
-Memory: about `charge()` bytes for each key.  Sorting a run of RUN_SIZE keys takes a few ms; a scan over a memtable that
-was never scanned does that one run at a call (`prepare`).
+Memory: about `charge()` bytes for each key.  Sorting a run of RUN_SIZE keys takes a few ms; a scan over a memtable
+that was never scanned does that one run at a call (`prepare`).
 """
 
 from bisect import bisect_left
@@ -14,7 +15,7 @@ from itertools import islice
 from typing import Final
 
 RUN_SIZE: Final = 8192
-KEY_OVERHEAD: Final = 176  # bytes that CPython needs beside key and record: two object headers, a dict slot, an order slot
+KEY_OVERHEAD: Final = 176  # bytes that CPython needs beside key and record: object headers, dict and order slots
 
 
 def charge(key: bytes, record: bytes) -> int:

@@ -101,13 +101,12 @@ class Merger:
                 self._owner.merge_blocked(error)
                 self._pause()
             except ChildDied as death:
-                if self._stopping:
-                    return
                 deaths += 1
                 if deaths >= CHILD_DEATHS_MAX:
                     raise StorageFailed(f"the absorbing process died {deaths} times in a row, last: {death}") from death
-                log.warning("the absorbing process died (%s), starting it again", death)
                 self._pause()
+                if not self._stopping:
+                    log.warning("the absorbing process died (%s), starting it again", death)
             else:
                 self._done = upto
                 self._owner.merge_finished()

@@ -5,12 +5,12 @@
            leaf 0 .. 255  256 .. 511  ...  .. 65535           65,536 buckets: (sum of record digests mod 2^128, count)
 
 A key belongs to the bucket that the top 16 bits of its XXH3-64 name.  A leaf adds up the digests of its records, so a
-write costs one addition whatever the size of the data, and the tree is canonical: it depends on the records alone, never
-on the order or the history in which they came (incremental multiset hashing: Clarke et al., ASIACRYPT 2003; the sum of
-128-bit digests guards against accidents, not against an adversary who may choose records).
+write costs one addition whatever the size of the data, and the tree is canonical: it depends on the records alone,
+never on the order or the history in which they came (incremental multiset hashing: Clarke et al., ASIACRYPT 2003; the
+sum of 128-bit digests guards against accidents, not against an adversary who may choose records).
 
-A leaf is kept as one integer, `sum << 64 | count`, and a record's term is `digest << 64 | 1`.  Everything is linear, so
-differences may be added in any order, and go below zero on the way, as long as they are reduced at the end.
+A leaf is kept as one integer, `sum << 64 | count`, and a record's term is `digest << 64 | 1`.  Everything is linear,
+so differences may be added in any order, and go below zero on the way, as long as they are reduced at the end.
 
 Inner digests and the root are computed when somebody asks, for what has changed since.  Cost: 8 us an inner node.
 """
@@ -63,7 +63,7 @@ class MerkleTree:
         return [leaf & LEAF_MASK for leaf in self.leaves[at : at + LEAVES_PER_INNER]]
 
     def root(self, floor: bytes) -> bytes:
-        """The root, 32 bytes; zeros when there is no record.  The floor is part of it: it decides what a merge takes."""
+        """The root, 32 bytes; zeros without records.  The floor is part of it: it decides what a merge takes."""
         inner = self.inner_digests()
         if all(digest == EMPTY_INNER for digest in inner):
             return EMPTY_ROOT

@@ -1,7 +1,7 @@
 """Opening a data directory: the base as it stands, and every log segment that it has not taken in yet, as memtables.
 
-Reading a segment costs about 1 us an entry, and finding what its keys were in the base about 2 us a key, so a start takes
-well under a second for each full memtable, whatever the size of the base.
+Reading a segment costs about 1 us an entry, and finding what its keys were in the base about 2 us a key, so a start
+takes well under a second for each full memtable, whatever the size of the base.
 """
 
 from merklekv.engine.directory import DataDirectory

@@ -4,11 +4,11 @@
 them in step: `_apply` moves all of them from a key's old record to its new one, `_raise_floor` kills what is below a
 version.  Reads are here too.  Who may write, what a command means, and when all this becomes durable: engine.py.
 
-The tree's leaves are those of the base plus what the memtables change, so absorbing a memtable leaves them as they are.
-Only a floor that spares some of the base's records makes them unknown until the absorber has swept the base.
+The tree's leaves are those of the base plus what the memtables change, so absorbing a memtable leaves them as they
+are.  Only a floor that spares some of the base's records makes them unknown until the absorber has swept the base.
 
-Invariants, checked by check.py: leaves and counters are those of the newest records above the floor; every record is at
-or above the floor; the log's segments hold what the memtables hold.
+Invariants, checked by check.py: leaves and counters are those of the newest records above the floor; every record is
+at or above the floor; the log's segments hold what the memtables hold.
 """
 
 import threading
@@ -110,7 +110,7 @@ class State:
             return self._tree.root(self._layers.floor)
 
     def prefix_digest(self, prefix: bytes) -> Generator[None, None, bytes]:
-        """A digest, 32 bytes, of all records under a prefix, dead ones too; zeros without any.  Yields between pages."""
+        """A digest (32 bytes) of all records under a prefix, dead ones too; zeros without any.  Yields often."""
         total = 0
         after: bytes | None = b""
         while after is not None:

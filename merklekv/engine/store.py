@@ -1,9 +1,9 @@
 """The base: all records but the most recent, in LMDB, in key order.
 
-One process writes it (the absorbing child, `BaseWriter`), others read it (`Base`).  Every transaction carries records,
-the leaves and counters that they change, and never less, so at each commit leaves and counters are those of the records.
-The index (keys of each bucket) follows in transactions of its own, in bucket order, since that touches each of its pages
-once; while the `absorbing` mark stands, it may lack keys.
+One process writes it (the absorbing child, `BaseWriter`), others read it (`Base`).  Every transaction carries
+records, the leaves and counters that they change, and never less, so at each commit leaves and counters are those of
+the records.  The index (keys of each bucket) follows in transactions of its own, in bucket order, since that touches
+each of its pages once; while the `absorbing` mark stands, it may lack keys.
 
 Memory of a writer: one transaction's pages, TRANSACTION_KEYS or TRANSACTION_BYTES.  Cost: a transaction syncs once.
 
@@ -82,13 +82,14 @@ class Base:
             )
         except lmdb.Error as error:
             raise translate(error, path) from error
-        self._txn: "lmdb.Transaction[bytes] | None" = None
-        self.refresh()
+        self._begin()
 
     def refresh(self) -> None:
         """Moves to what the writer has committed since."""
-        if self._txn is not None:
-            self._txn.abort()
+        self._txn.abort()
+        self._begin()
+
+    def _begin(self) -> None:
         self._txn = self._env.begin(db=self._records)
         self.get: Callable[[bytes], bytes | None] = self._txn.get  # the hot path: one C call
         get, meta = self._txn.get, self._meta
@@ -168,8 +169,7 @@ class BaseWriter:
             self._env = lmdb.open(str(path), max_dbs=4, map_size=_map_size(path), readahead=False, metasync=True)
             self._env.reader_check()  # slots of readers that were killed would keep old pages for ever
             self._records, self._index, self._leaves, self._meta = (
-                self._env.open_db(name, dupsort=name == b"index")
-                for name in (b"records", b"index", b"leaves", b"meta")
+                self._env.open_db(name, dupsort=name == b"index") for name in (b"records", b"index", b"leaves", b"meta")
             )
         except lmdb.Error as error:
             raise translate(error, path) from error
@@ -212,7 +212,7 @@ class BaseWriter:
                     added.append(key)
                 if old != record:
                     changes.append((key, old, record))
-            cursor.putmulti([(key, record) for key, _, record in changes])
+            cursor.putmulti([(key, record) for key, _, record in changes if record is not None])
             self._account(txn, changes)
         return added
 

@@ -1,13 +1,14 @@
 """Versions and the hybrid clock that issues them.
 
-A version is 24 bytes, `timestamp (8) | op id (16)`, compared as bytes: the later timestamp wins, the larger op id breaks
-ties.  An op id is 8 random bytes drawn when the process starts and an 8-byte counter, so that no restored backup and no
-copied directory ever issues one twice.
+A version is 24 bytes, `timestamp (8) | op id (16)`, compared as bytes: the later timestamp wins, the larger op id
+breaks ties.  An op id is 8 random bytes drawn when the process starts and an 8-byte counter, so that no restored
+backup and no copied directory ever issues one twice.
 
-The clock is a hybrid logical clock (Kulkarni et al., "Logical Physical Clocks", 2014) folded into one number: wall time
-in nanoseconds, moved ahead of every timestamp it has issued or seen.  So a local write beats whatever this node already
-shows, and time does not run backwards over a restart.  What it does not do: it never runs more than `max_drift_ns` ahead
-of a wall clock that is set; when the wall is set back further than that, it follows, and says so in the log.
+The clock is a hybrid logical clock (Kulkarni et al., "Logical Physical Clocks", 2014) folded into one number: wall
+time in nanoseconds, moved ahead of every timestamp it has issued or seen.  So a local write beats whatever this node
+already shows, and time does not run backwards over a restart.  What it does not do: it never runs more than
+`max_drift_ns` ahead of a wall clock that is set; when the wall is set back further than that, it follows, and says so
+in the log.
 """
 
 import logging
