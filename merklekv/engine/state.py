@@ -56,6 +56,7 @@ class State:
             self.directory.release()
             raise
         clock.observe(newest)
+        clock.observe_floor(self._layers.floor)
         self._rebuild_tree()
 
     def record(self, key: bytes) -> bytes | None:
@@ -169,6 +170,7 @@ class State:
         self._log_entry(_entry(op, 0, VERSION_SIZE) + floor)
         if op < REMOTE:
             self._log.sequence += 1
+        self.clock.observe_floor(floor)
         self._layers.raise_floor(floor)
         self._rebuild_tree()
 

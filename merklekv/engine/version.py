@@ -49,6 +49,8 @@ class HybridClock:
     ) -> None:
         self.last = 0  # the largest timestamp issued or seen, ns
         self.max_drift_ns = max_drift_ns
+        self.set_back = 0  # how often it has followed a wall clock that was set back
+        self._floor = 0  # ns; nothing is stamped at or below
         self._wall = wall_clock
         self._instance = os.urandom(8)
         self._counter = 0
@@ -77,6 +79,11 @@ class HybridClock:
         if timestamp > self.last:
             self.last = timestamp
 
+    def observe_floor(self, floor: bytes) -> None:
+        """Moves the clock to a floor, for good: it stays above even when it follows a wall that was set back."""
+        self.observe(floor)
+        self._floor = max(self._floor, timestamp_of(floor))
+
     def too_far_ahead(self, version: bytes) -> bool:
         """Whether a remote version lies further in the future than this node believes any clock to be."""
         wall = self._wall()
@@ -86,10 +93,11 @@ class HybridClock:
         return wall >= UNSET_BEFORE_NS and timestamp > wall + self.max_drift_ns
 
     def _ahead(self, wall: int) -> int:
-        if self.last - wall > self.max_drift_ns and wall >= UNSET_BEFORE_NS:
+        if self.last - max(wall, self._floor) > self.max_drift_ns and wall >= UNSET_BEFORE_NS:
+            self.set_back += 1
             log.warning(
                 "the wall clock is %.0f s behind this node's versions, more than max_clock_drift: following the wall",
                 (self.last - wall) / 1e9,
             )
-            return wall
+            return max(wall, self._floor + 1)
         return self.last + 1
