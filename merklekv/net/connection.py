@@ -1,0 +1,111 @@
+"""One client's connection: its socket, its protocol, and what is under way for it.
+
+A connection is a session with a socket. It decides the protocol by the first byte it receives and knows how its
+errors look; when to read, run and send is the worker's business. All its fields belong to the worker's thread.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from merklekv.errors import MerkleKVError
+from merklekv.net import resp, text
+from merklekv.net.errors import RequestError
+from merklekv.net.resp import RespParser
+from merklekv.net.resp_handlers import WRONG_COUNT
+from merklekv.net.session import Context, Long, Pause, Session
+from merklekv.net.text import REFUSED, Request, TextParser
+
+if TYPE_CHECKING:
+    from merklekv.net.registry import Entry
+
+_RESP_FIRST = b"*"
+
+
+class Connection(Session):
+    __slots__ = (
+        "afterwards",
+        "backlog",
+        "closed",
+        "closing",
+        "deadline",
+        "end_of_input",
+        "explain",
+        "feed",
+        "find",
+        "mask",
+        "pause",
+        "receive",
+        "refusal",
+        "replies",
+        "scheduled",
+        "send",
+        "socket",
+        "special",
+        "task",
+        "unsent",
+    )
+
+    def __init__(
+        self, context: Context, identity: int, sock: socket.socket, address: str, local_address: str, refusal: str = ""
+    ) -> None:
+        super().__init__(context, identity, address, local_address, sock.fileno())
+        self.socket = sock
+        self.receive = sock.recv
+        self.send = sock.send
+        self.mask = 0  # the epoll events asked for
+        self.feed: Callable[[bytes], Sequence[Request]] = self._greet
+        self.find: Callable[[bytes], Entry | None] = context.commands.text.get
+        self.explain: Callable[[MerkleKVError], bytes] = text.error
+        self.refusal = refusal  # why this client is not served, said once its protocol is known
+        self.deadline = math.inf  # lingering or refused: closed by then in any case
+
+        self.replies: list[bytes] = []  # of this round: they leave after its commit
+        self.unsent: bytes | memoryview = b""  # what the socket did not take
+        self.backlog: Sequence[Request] = ()  # received, to be run when what comes before is done
+        self.task: Long | None = None  # a long command under way
+        self.pause: Pause = None  # what the connection waits for
+        self.scheduled = False  # stands in the worker's queue of runnable or of parked connections
+        self.end_of_input = False  # nothing more will be read
+        self.closing = False  # closes as soon as the replies are sent
+        self.afterwards: Callable[[], None] | None = None  # called when they are
+        self.closed = False
+        self.special = False  # any of the above needs a look after sending; False on the fast way
+
+    def _greet(self, data: bytes) -> Sequence[Request]:
+        """Takes the first bytes: they decide the protocol."""
+        context = self.context
+        if data[:1] == _RESP_FIRST:
+            self.protocol = 2
+            self.nil = resp.NIL[2]
+            self.find = context.commands.resp.get
+            self.explain = resp.error
+            limits = context.limits
+            self.feed = RespParser(self.engine.max_value_size, limits.arguments, context.request_bytes).feed
+        else:
+            self.feed = TextParser(context.limits.line_bytes).feed
+        if self.refusal:
+            return [(REFUSED, self.refusal.encode())]
+        return self.feed(data)
+
+    def lookup(self, name: bytes) -> Entry:
+        """The entry for a name that is not written all in one case, or is none of ours."""
+        commands = self.context.commands
+        return self.find(name.upper()) or (commands.resp_unknown if self.protocol else commands.text_unknown)
+
+    @property
+    def busy(self) -> bool:
+        """Something received earlier is not finished, so nothing more is read or run."""
+        return self.task is not None or self.pause is not None or bool(self.backlog)
+
+
+def discard(data: bytes) -> Sequence[Request]:
+    """The parser of a connection that is about to close."""
+    return ()
+
+
+def wrong_count(entry: Entry) -> RequestError:
+    return RequestError(WRONG_COUNT.format(entry.command.name.lower()))

@@ -1,0 +1,29 @@
+"""How a handler ends a request other than by a reply.
+
+`RequestError` is the client's mistake: it is told, and the connection goes on. `Goodbye` ends the connection after a
+last reply. A broken protocol is neither: the parsers queue it as a request of its own (`text.BROKEN`), so that what
+came before it is answered first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from merklekv.errors import MerkleKVError
+
+
+class RequestError(MerkleKVError):
+    """The message says what is wrong with the request; `code` is the first word of the RESP error."""
+
+    def __init__(self, message: str, code: str = "ERR") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Goodbye(Exception):
+    """Send `reply`, close the connection, then call `afterwards`."""
+
+    def __init__(self, reply: bytes, afterwards: Callable[[], None] | None = None) -> None:
+        super().__init__(reply)
+        self.reply = reply
+        self.afterwards = afterwards

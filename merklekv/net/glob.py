@@ -1,0 +1,90 @@
+"""Redis's glob patterns (`h?llo*`, `h[ae]llo`, `h[^e]llo`, `\\` escapes) as regular expressions over bytes.
+
+`compile_glob` also gives the literal text a pattern starts with, so that a scan can begin there and end after it.
+Each `*` with the plain text up to the next one becomes an atomic group, as in the standard library's `fnmatch`:
+matching never goes back over it, so no pattern takes exponential time. Odd patterns (an unclosed bracket, a reversed
+range, a lone backslash at the end) mean what they mean to Redis.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+ANY = b".*"
+
+
+def compile_glob(pattern: bytes) -> tuple[bytes, Callable[[bytes], object]]:
+    """(literal prefix, predicate over keys)."""
+    if pattern == b"*":
+        return b"", lambda key: True
+    pieces, prefix = _translate(pattern)
+    if pieces[-1:] == [ANY] and ANY not in pieces[:-1] and len(prefix) == len(pieces) - 1:
+        return prefix, lambda key: True  # all keys with the prefix, and the scan gives no others
+    return prefix, re.compile(_join(pieces), re.DOTALL).fullmatch
+
+
+def _translate(pattern: bytes) -> tuple[list[bytes], bytes]:
+    """A piece of regular expression for each element of the pattern, and the bytes it must start with."""
+    pieces: list[bytes] = []
+    prefix = b""
+    literal = True
+    at = 0
+    while at < len(pattern):
+        element = pattern[at : at + 1]
+        at += 1
+        if element == b"*":
+            literal = False
+            if pieces[-1:] != [ANY]:
+                pieces.append(ANY)
+        elif element == b"?":
+            literal = False
+            pieces.append(b".")
+        elif element == b"[":
+            literal = False
+            piece, at = _translate_class(pattern, at)
+            pieces.append(piece)
+        else:
+            if element == b"\\" and at < len(pattern):
+                element = pattern[at : at + 1]
+                at += 1
+            if literal:
+                prefix += element
+            pieces.append(re.escape(element))
+    return pieces, prefix
+
+
+def _translate_class(pattern: bytes, at: int) -> tuple[bytes, int]:
+    """A bracket expression whose first byte after the bracket is at `at`; also where it ends."""
+    negated = pattern[at : at + 1] == b"^"
+    at += negated
+    members: set[int] = set()
+    while at < len(pattern) and pattern[at] != ord("]"):
+        if pattern[at] == ord("\\") and at + 1 < len(pattern):
+            at += 1
+            members.add(pattern[at])
+        elif pattern[at + 1 : at + 2] == b"-" and at + 2 < len(pattern):
+            low, high = sorted((pattern[at], pattern[at + 2]))
+            members.update(range(low, high + 1))
+            at += 2
+        else:
+            members.add(pattern[at])
+        at += 1
+    wanted = set(range(256)) - members if negated else members
+    if not wanted:
+        return b"(?!)", at + 1
+    return b"[%b]" % b"".join(b"\\x%02x" % byte for byte in sorted(wanted)), at + 1
+
+
+def _join(pieces: list[bytes]) -> bytes:
+    """Puts each `*` and the elements up to the next one into an atomic group; the last `*` needs none."""
+    runs: list[list[bytes]] = [[]]
+    for piece in pieces:
+        if piece == ANY:
+            runs.append([])
+        else:
+            runs[-1].append(piece)
+    first, *others = [b"".join(run) for run in runs]
+    if not others:
+        return first
+    return first + b"".join(b"(?>.*?%b)" % run for run in others[:-1]) + ANY + others[-1]

@@ -1,0 +1,54 @@
+"""Every bound on what a client may make the server hold, in one place.
+
+The rule behind them: no client, honest or not, makes the server's memory or another client's waiting time grow
+without end. `Limits` is what an operator may set; the constants below it are how the server shares itself out,
+and are not settings because no other value was found to be better.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB = 1024
+MIB = 1024 * 1024
+
+# How a worker shares its time. A round reads each ready connection once, and together at most ROUND_BYTES (but
+# never less than RECEIVE_BYTES_MIN each), so that a round of full pipelines stays in the tens of milliseconds.
+RECEIVE_BYTES_MAX = 64 * KIB
+RECEIVE_BYTES_MIN = 4 * KIB
+ROUND_BYTES = MIB
+# Replies wait in memory for the commit; a round that has gathered this much commits and sends early.
+ROUND_OUTPUT_BYTES = 8 * MIB
+# Long commands and paused connections together get this much of every round.
+SLICE_S = 0.005
+# A command over many keys looks at this many before it lets others run.
+SLICE_KEYS = 1000
+# How often a parked connection asks whether it may go on.
+PARKED_POLL_S = 0.005
+# How often idle, lingering and refused connections are looked through.
+SWEEP_S = 1.0
+# After an error that ends a connection, what the client still sends is read and dropped for this long: closing with
+# unread input would make the kernel reset the connection, and the client would lose the error it should read.
+LINGER_S = 2.0
+ACCEPT_BATCH = 256
+BACKLOG = 4096
+# A connection that will be refused waits for the client's first byte, which tells the protocol to refuse it in.
+# No more than this many wait; the next ones get the text form at once.
+REFUSED_WAITING_MAX = 128
+# What one request may need beside its largest value: a key, headers, options.
+REQUEST_ROOM_BYTES = MIB
+# Unfinished SCANs that the server remembers. A cursor costs at most a key and a few words.
+CURSORS_MAX = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an operator may set. Sizes are in bytes, times in seconds."""
+
+    connections: int = 10_000
+    line_bytes: int = MIB  # one line of the text protocol, without its line end
+    arguments: int = MIB  # of one RESP request, its name included
+    request_bytes: int = 64 * MIB  # one whole RESP request; never less than the largest value needs
+    output_soft_bytes: int = MIB  # unsent output above this: no further request of that connection is run
+    output_hard_bytes: int = 256 * MIB  # above this: the connection is closed
+    idle_timeout_s: float = 0.0  # 0: an idle connection stays

@@ -1,0 +1,193 @@
+"""The server: owns the port, takes connections in, and hands them to its workers.
+
+    server = Server(engine, host="127.0.0.1", port=7379)
+    host, port = server.start()
+    ...
+    server.stop()
+
+With one worker, the default, the whole server is a single thread: it also takes new connections in, and there is no
+lock and no hand-over on any request's way. More workers share the connections by number; they help only where a
+request spends its time outside the interpreter.
+
+Whom the server does not take: a client beyond the connection limit, and, unless `allow_remote`, a client that is not
+on this machine, because there is no authentication. Both are told why in their own protocol, then closed.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import itertools
+import logging
+import resource
+import socket
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from merklekv.errors import AddressInUse, AddressUnavailable, InvalidArgument
+from merklekv.net.commands import commands
+from merklekv.net.connection import Connection
+from merklekv.net.limits import ACCEPT_BATCH, BACKLOG, LINGER_S, REFUSED_WAITING_MAX, Limits
+from merklekv.net.scan import Cursors
+from merklekv.net.session import Context, NoServices, Services, Session
+from merklekv.net.worker import Worker
+
+if TYPE_CHECKING:
+    from merklekv.engine.engine import Engine
+
+log = logging.getLogger(__name__)
+
+STOP_DEADLINE_S = 10.0
+# Files the process needs besides its connections: the data's, the log's, the broker's.
+FILES_RESERVED = 64
+PROTECTED = (
+    "protected mode: there is no authentication, so only clients on this machine are served; "
+    "to serve others as well, start the node with --allow-remote"
+)
+
+
+class Server:
+    """Serves one engine on one address."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 7379,
+        threads: int = 1,
+        limits: Limits | None = None,
+        services: Services | None = None,
+        allow_remote: bool = False,
+        fatal: Callable[[Exception], None] | None = None,
+    ) -> None:
+        limits = limits or Limits()
+        if limits.output_hard_bytes < engine.max_value_size:
+            raise InvalidArgument(
+                f"the output limit of {limits.output_hard_bytes} bytes is less than the largest value, "
+                f"{engine.max_value_size} bytes: raise the first or lower the second"
+            )
+        self._host = host
+        self._port = port
+        self._allow_remote = allow_remote
+        self._context = Context(engine, services or NoServices(), limits, commands(), Cursors())
+        self._context.sessions = self._sessions
+        self._threads = threads
+        self._fatal = fatal or _log_fatal
+        self._workers: list[Worker] = []
+        self._identities = itertools.count(1)
+        self._listener: socket.socket | None = None
+
+    def start(self) -> tuple[str, int]:
+        """Binds and serves; the address bound, with the port chosen where 0 was asked for."""
+        _raise_file_limit(self._context.limits.connections)
+        self._listener = _listen(self._host, self._port)
+        host, port = self._listener.getsockname()[:2]
+        self._context.port = port
+        self._workers = [Worker(self._context, number, self._fatal) for number in range(self._threads)]
+        self._workers[0].listen(self._listener, self._accept)
+        for worker in self._workers:
+            worker.start()
+        return host, port
+
+    def stop(self, deadline_s: float = STOP_DEADLINE_S) -> None:
+        """Takes nothing new, answers what was received, closes; returns when all of it is done, or by the deadline."""
+        deadline = time.monotonic() + deadline_s
+        for worker in self._workers:
+            worker.stop(deadline)
+        for worker in self._workers:
+            worker.join(max(0.0, deadline - time.monotonic()) + 1.0)
+        if self._listener:
+            self._listener.close()
+
+    def _sessions(self) -> list[Session]:
+        return [one for worker in self._workers for one in list(worker.connections.values()) if not one.refusal]
+
+    def _accept(self) -> None:
+        """Takes in what waits at the port. Runs in the first worker's thread."""
+        assert self._listener is not None
+        for _ in range(ACCEPT_BATCH):
+            try:
+                sock, peer = self._listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            self._admit(sock, peer)
+
+    def _admit(self, sock: socket.socket, peer: tuple[str, int]) -> None:
+        traffic = self._context.traffic
+        present = sum(len(worker.connections) for worker in self._workers)
+        refusal = self._refusal(peer[0], present)
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = Connection(
+            self._context, next(self._identities), sock, _show(peer), _show(sock.getsockname()), refusal
+        )
+        if not refusal:
+            traffic.connections += 1
+        else:
+            traffic.refused += 1
+            connection.deadline = connection.opened + LINGER_S
+            if present >= self._context.limits.connections + REFUSED_WAITING_MAX:
+                sock.send(b"ERROR %b\r\n" % refusal.encode())
+                sock.close()
+                return
+        min(self._workers, key=lambda worker: len(worker.connections)).adopt(connection)
+
+    def _refusal(self, host: str, present: int) -> str:
+        """Why a client from there is not served, or nothing."""
+        if not self._allow_remote and not is_loopback(host):
+            return PROTECTED
+        if present >= self._context.limits.connections:
+            return f"max number of clients reached: {self._context.limits.connections}"
+        return ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine talking to itself."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        return address.ipv4_mapped.is_loopback
+    return address.is_loopback
+
+
+def _show(address: tuple[str, int]) -> str:
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as problem:
+        raise AddressUnavailable(f"cannot listen on {host}:{port}: {problem.strerror}") from problem
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as problem:
+        listener.close()
+        if problem.errno == errno.EADDRINUSE:
+            raise AddressInUse(f"port {port} of {host} is in use by another program: choose another one") from problem
+        raise AddressUnavailable(f"cannot listen on {host}:{port}: {problem.strerror}") from problem
+    listener.setblocking(False)
+    return listener
+
+
+def _raise_file_limit(connections: int) -> None:
+    """Each connection is an open file, and the usual limit of 1,024 is less than the connections allowed."""
+    wanted = connections + FILES_RESERVED
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        log.warning("the system allows %d open files: room for %d clients", allowed, allowed - FILES_RESERVED)
+
+
+def _log_fatal(problem: Exception) -> None:
+    log.critical("the server stops serving: %s", problem)

@@ -1,0 +1,166 @@
+"""What a handler sees: the session of the client that asks, and through it the node.
+
+A handler is `handler(session, request) -> reply`. The request is the list the parser made: for RESP the name and the
+arguments, for text the word and the rest of the line. The reply is bytes, or, for a command that may take long, a
+generator that does a slice of a few milliseconds between two yields and returns the bytes at its end. It yields
+
+- None: others may run now, come back in the next round;
+- a function: do not come back before it returns True (it is asked every few milliseconds).
+
+A handler raises `RequestError` or an error of the engine to refuse the request, and `Goodbye` to end the connection.
+`Stalled` makes the server put the same request to the handler again later, so a handler may let it pass only while
+nothing is changed yet.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from merklekv.errors import MerkleKVError
+from merklekv.net.errors import RequestError
+from merklekv.net.limits import REQUEST_ROOM_BYTES, Limits
+from merklekv.net.text import Request
+
+if TYPE_CHECKING:
+    from merklekv.engine.engine import Engine
+    from merklekv.net.registry import Commands
+    from merklekv.net.scan import Cursors
+
+Pause = Callable[[], bool] | None
+Long = Generator[Pause, None, bytes]
+Reply = bytes | Long
+Handler = Callable[["Session", Request], Reply]
+
+
+class Services(Protocol):
+    """What the rest of the node does for a command. Errors are MerkleKVError, and their text is the reply."""
+
+    def replicate(self, action: str) -> str:
+        """Does `enable`, `disable` or `status`; the words of the reply."""
+
+    def sync(self, host: str, port: int, full: bool, verify: bool) -> None:
+        """One exchange with that node. May take long: it is called in a thread of its own."""
+
+    def shutdown(self) -> None:
+        """Asks the node to stop; returns at once."""
+
+    def statistics(self) -> Mapping[str, int | str]:
+        """More lines for STATS and INFO."""
+
+
+class NoServices:
+    """A server on its own, without replication."""
+
+    def replicate(self, action: str) -> str:
+        if action == "enable":
+            raise RequestError("replication is not configured: start the node with [replication] settings")
+        return "OK" if action == "disable" else "REPLICATION disabled"
+
+    def sync(self, host: str, port: int, full: bool, verify: bool) -> None:
+        raise RequestError(f"cannot SYNC with {host}:{port}: replication is not configured on this node")
+
+    def shutdown(self) -> None:
+        """Nobody to ask."""
+
+    def statistics(self) -> Mapping[str, int | str]:
+        return {}
+
+
+class Traffic:
+    """Counters of the server, for STATS and INFO. Plain integers: each is changed by one thread at a time."""
+
+    __slots__ = ("connections", "idle_closed", "output_limit_closed", "protocol_errors", "refused")
+
+    def __init__(self) -> None:
+        self.connections = 0  # accepted since the start
+        self.refused = 0  # over the limit, or from beyond loopback
+        self.protocol_errors = 0
+        self.output_limit_closed = 0
+        self.idle_closed = 0
+
+
+class Context:
+    """What all sessions of a server share."""
+
+    def __init__(
+        self, engine: Engine, services: Services, limits: Limits, commands: Commands, cursors: Cursors
+    ) -> None:
+        self.engine = engine
+        self.services = services
+        self.limits = limits
+        self.commands = commands
+        self.cursors = cursors
+        self.traffic = Traffic()
+        self.port = 0
+        self.sessions: Callable[[], list[Session]] = list
+        self.started = time.monotonic()
+        self.request_bytes = max(limits.request_bytes, engine.max_value_size + REQUEST_ROOM_BYTES)
+
+
+class Session:
+    """One client: who it is and what it has chosen. The server's connections are sessions."""
+
+    __slots__ = (
+        "address",
+        "context",
+        "engine",
+        "fd",
+        "id",
+        "last_active",
+        "library",
+        "library_version",
+        "local_address",
+        "name",
+        "nil",
+        "opened",
+        "protocol",
+    )
+
+    def __init__(self, context: Context, identity: int, address: str, local_address: str, fd: int) -> None:
+        self.context = context
+        self.engine = context.engine
+        self.id = identity
+        self.address = address
+        self.local_address = local_address
+        self.fd = fd
+        self.opened = self.last_active = time.monotonic()
+        self.protocol = 0  # 0: text; 2, 3: RESP
+        self.nil = b""  # RESP's "nothing", which depends on its version
+        self.name = b""
+        self.library = b""
+        self.library_version = b""
+
+
+def writable(session: Session) -> Callable[[], bool]:
+    """A pause until the engine takes writes again."""
+    engine = session.engine
+    return lambda: not engine.stalled
+
+
+def check_reply_size(session: Session, size: int) -> None:
+    """Stops a handler that gathers a reply before the reply is larger than a connection may hold."""
+    limit = session.context.limits.output_hard_bytes
+    if size > limit:
+        raise RequestError(f"reply larger than {limit} bytes: ask for less at a time")
+
+
+def in_thread(work: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+    """Runs `work` in a thread of its own and pauses until it has ended; raises what it raised."""
+    problems: list[Exception] = []
+
+    def run() -> None:
+        try:
+            work()
+        except Exception as problem:  # noqa: BLE001  it is raised in the thread that waits
+            problems.append(problem)
+
+    thread = threading.Thread(target=run, name="merklekv-command", daemon=True)
+    thread.start()
+    yield lambda: not thread.is_alive()
+    for problem in problems:
+        if isinstance(problem, MerkleKVError | OSError):
+            raise RequestError(str(problem)) from problem
+        raise problem

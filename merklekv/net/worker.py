@@ -1,0 +1,406 @@
+"""A worker: one thread that serves many connections, a round at a time.
+
+A round reads every connection that is ready, runs every complete request, commits once, and sends the replies. This
+order is the promise of the server: no reply leaves before everything it could have seen is durable. It also makes
+group commit free: fifty clients that write share one sync, without any hand-over between threads.
+
+Nobody waits for anybody else's long work. A command that yields gets a slice of `SLICE_S` per round together with
+all others of its kind; a connection whose write must wait for merging, or whose client does not read its replies, is
+neither read nor run until it may go on. Per round a connection is read once, so a flood on one is no flood on all.
+
+The epoll set is level-triggered and its events are changed only when a connection leaves the usual course: it blocks
+on sending, waits, or ends. What is unusual goes through `_settle`, the one place that decides what happens next to a
+connection; the usual way touches neither.
+
+Threads: everything here runs in the worker's own thread, but for `adopt` and `stop`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+from merklekv.errors import MerkleKVError, Stalled, StorageFailed
+from merklekv.net import limits
+from merklekv.net.connection import Connection, discard, wrong_count
+from merklekv.net.errors import Goodbye, RequestError
+from merklekv.net.session import Context, Long, writable
+from merklekv.net.text import Request
+
+log = logging.getLogger(__name__)
+
+EVENTS_MAX = 4096
+_IN = select.EPOLLIN
+_OUT = select.EPOLLOUT
+_GONE = select.EPOLLHUP | select.EPOLLERR
+INTERNAL_ERROR = "internal error, see the server's log"
+
+
+class Worker(threading.Thread):
+    """Serves the connections given to `adopt` until `stop`, or until storage fails."""
+
+    def __init__(self, context: Context, number: int, fatal: Callable[[Exception], None]) -> None:
+        super().__init__(name=f"merklekv-worker-{number}", daemon=True)
+        self.connections: dict[int, Connection] = {}
+        self._context = context
+        self._commit = context.engine.commit
+        self._fatal = fatal
+        self._epoll = select.epoll()
+        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._wakeup, _IN)
+        self._listener = -1  # of the worker that accepts
+        self._accept: Callable[[], object] = list
+        self._answered: list[Connection] = []  # have replies that wait for the commit
+        self._output = 0  # bytes of them
+        self._runnable: deque[Connection] = deque()
+        self._parked: list[Connection] = []
+        self._next_sweep = time.monotonic() + limits.SWEEP_S
+        self._stop_at: float | None = None
+
+    def adopt(self, connection: Connection) -> None:
+        """Takes over a connection. From any thread."""
+        connection.mask = _IN
+        self.connections[connection.fd] = connection
+        self._epoll.register(connection.fd, _IN)
+
+    def listen(self, listener: socket.socket, accept: Callable[[], None]) -> None:
+        """Calls `accept` whenever the listener has connections to take. Before `start`."""
+        self._accept = accept
+        self._listener = listener.fileno()
+        self._epoll.register(self._listener, _IN)
+
+    def _take_in(self) -> None:
+        try:
+            self._accept()
+        except OSError as problem:
+            # Most likely no file is free. The listener stays ready all the time, so it rests until the next sweep.
+            log.warning("cannot accept connections for now: %s", problem)
+            self._epoll.modify(self._listener, 0)
+
+    def stop(self, deadline: float) -> None:
+        """Lets the thread end when all that was received is answered, at the latest at `deadline` (monotonic)."""
+        self._stop_at = deadline
+        os.eventfd_write(self._wakeup, 1)
+
+    def run(self) -> None:
+        try:
+            while self._stop_at is None:
+                self._round()
+            self._finish(self._stop_at)
+        except StorageFailed as problem:
+            self._fatal(problem)
+        except Exception as problem:
+            log.critical("worker ended by an error that should not happen", exc_info=problem)
+            self._fatal(problem)
+        finally:
+            for connection in list(self.connections.values()):
+                self._drop(connection)
+            self._epoll.close()
+            os.close(self._wakeup)
+
+    def _finish(self, deadline: float) -> None:
+        """Reads nothing more, finishes what was received, and closes each connection when it is done."""
+        if self._listener >= 0:
+            self._epoll.unregister(self._listener)
+        os.eventfd_read(self._wakeup)
+        while self.connections and time.monotonic() < deadline:
+            for connection in list(self.connections.values()):
+                connection.end_of_input = connection.special = True
+                self._settle(connection)
+            if self.connections:
+                self._round()
+
+    def _round(self) -> None:
+        events = self._epoll.poll(self._timeout(), EVENTS_MAX)
+        now = time.monotonic()
+        if events:
+            share = limits.ROUND_BYTES // len(events)
+            share = max(limits.RECEIVE_BYTES_MIN, min(limits.RECEIVE_BYTES_MAX, share))
+            for fd, event in events:
+                connection = self.connections.get(fd)
+                if connection is None:
+                    # The wake-up needs no more than waking; another one was closed earlier in this round.
+                    if fd == self._listener:
+                        self._take_in()
+                    continue
+                if event != _IN and not self._handle(connection, event):
+                    continue
+                try:
+                    data = connection.receive(share)
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    self._drop(connection)
+                    continue
+                if data:
+                    connection.last_active = now
+                    self._run(connection, connection.feed(data))
+                    if self._output > limits.ROUND_OUTPUT_BYTES:
+                        self._flush()
+                else:
+                    connection.end_of_input = connection.special = True
+                    self._settle(connection)
+        if self._runnable or self._parked:
+            self._continue(now)
+        if self._answered:
+            self._flush()
+        if now >= self._next_sweep:
+            self._sweep(now)
+
+    def _timeout(self) -> float:
+        if self._runnable:
+            return 0.0
+        return limits.PARKED_POLL_S if self._parked else limits.SWEEP_S
+
+    def _run(self, connection: Connection, requests: Sequence[Request]) -> None:
+        """Runs requests in order until they are all done, or until one makes the connection wait.
+
+        This is the hot loop: a request costs a dictionary look-up, a count, the handler, and an append.
+        """
+        find = connection.find
+        replies = connection.replies
+        if not replies:
+            self._answered.append(connection)
+        room = self._context.limits.output_soft_bytes - len(connection.unsent)
+        before = room
+        queue = iter(requests)
+        reply: bytes | None
+        for request in queue:
+            entry = find(request[0]) or connection.lookup(request[0])
+            entry.calls += 1
+            try:
+                if not entry.low <= len(request) <= entry.high:
+                    raise wrong_count(entry)
+                answer = entry.handler(connection, request)
+                if isinstance(answer, bytes):
+                    reply = answer
+                else:
+                    # A long command: its first slice, which is all that most of them need.
+                    reply = self._advance(connection, answer)
+                    if reply is None:
+                        break
+            except Stalled:
+                queue = iter([request, *queue])
+                self._park(connection)
+                break
+            except Exception as problem:  # noqa: BLE001  all of them, logged by `_explain`
+                reply = self._explain(connection, problem)
+                if connection.closing:
+                    replies.append(reply)
+                    queue = iter(())
+                    break
+            replies.append(reply)
+            room -= len(reply)
+            if room < 0:
+                break
+        else:
+            self._output += before - room
+            return
+        self._output += before - room
+        connection.backlog = list(queue)
+        connection.special = True
+
+    def _advance(self, connection: Connection, task: Long) -> bytes | None:
+        """Runs a slice of a long command: its reply, or None when it needs more."""
+        connection.task = None
+        try:
+            pause = next(task)
+        except StopIteration as end:
+            reply: bytes = end.value
+            return reply
+        connection.task = task
+        connection.pause = pause
+        self._schedule(connection)
+        return None
+
+    def _park(self, connection: Connection) -> None:
+        """Puts a connection aside until the engine takes writes again."""
+        connection.pause = writable(connection)
+        self._schedule(connection)
+
+    def _schedule(self, connection: Connection) -> None:
+        if not connection.scheduled:
+            connection.scheduled = True
+            if connection.pause is None:
+                self._runnable.append(connection)
+            else:
+                self._parked.append(connection)
+
+    def _continue(self, now: float) -> None:
+        """Gives a slice to what can go on."""
+        parked, self._parked = self._parked, []
+        for connection in parked:
+            if connection.closed or connection.pause is None or connection.pause():
+                connection.pause = None
+                self._runnable.append(connection)
+            else:
+                self._parked.append(connection)
+        for _ in range(len(self._runnable)):
+            connection = self._runnable.popleft()
+            connection.scheduled = False
+            if not connection.closed:
+                self._resume(connection)
+            if time.monotonic() - now > limits.SLICE_S:
+                break
+
+    def _resume(self, connection: Connection) -> None:
+        if connection.task is not None:
+            try:
+                reply = self._advance(connection, connection.task)
+            except Exception as problem:  # noqa: BLE001  all of them, logged by `_explain`
+                reply = self._explain(connection, problem)
+            if reply is None:
+                return
+            if not connection.replies:
+                self._answered.append(connection)
+            connection.replies.append(reply)
+            self._output += len(reply)
+            connection.last_active = time.monotonic()
+        backlog, connection.backlog = connection.backlog, ()
+        self._run(connection, backlog)
+
+    def _explain(self, connection: Connection, problem: Exception) -> bytes:
+        """The reply for a request that ended in an exception. Sets `closing` where the connection has to end."""
+        match problem:
+            case StorageFailed():
+                raise problem
+            case Goodbye():
+                connection.afterwards = problem.afterwards
+                self._close_when_sent(connection)
+                return problem.reply
+            case MerkleKVError():
+                return connection.explain(problem)
+        log.error("request of %s failed", connection.address, exc_info=problem)
+        self._close_when_sent(connection)
+        return connection.explain(RequestError(INTERNAL_ERROR))
+
+    def _close_when_sent(self, connection: Connection) -> None:
+        connection.closing = connection.special = True
+        connection.feed = discard
+        connection.backlog = ()
+
+    def _flush(self) -> None:
+        """Makes everything so far durable, then sends the replies."""
+        answered, self._answered = self._answered, []
+        self._output = 0
+        self._commit()
+        for connection in answered:
+            replies = connection.replies
+            if replies:
+                data = replies[0] if len(replies) == 1 else b"".join(replies)
+                replies.clear()
+                if connection.unsent:
+                    connection.unsent = b"".join((connection.unsent, data))
+                else:
+                    try:
+                        sent = connection.send(data)
+                    except BlockingIOError:
+                        sent = 0
+                    except OSError:
+                        self._drop(connection)
+                        continue
+                    if sent < len(data):
+                        connection.unsent = memoryview(data)[sent:]
+                        connection.special = True
+            if connection.special:
+                self._settle(connection)
+
+    def _handle(self, connection: Connection, event: int) -> bool:
+        """Takes an event other than plain input; whether there is input to read as well."""
+        if event & _GONE:
+            self._drop(connection)
+            return False
+        if event & _OUT and connection.unsent:
+            try:
+                sent = connection.send(connection.unsent)
+            except BlockingIOError:
+                return bool(event & _IN)
+            except OSError:
+                self._drop(connection)
+                return False
+            connection.last_active = time.monotonic()
+            connection.unsent = connection.unsent[sent:]
+            self._settle(connection)
+        return bool(event & _IN) and not connection.closed and bool(connection.mask & _IN)
+
+    def _settle(self, connection: Connection) -> None:
+        """Decides what is next for a connection that has left the usual course."""
+        if connection.closed or connection.replies:
+            return  # nothing more to do, or it comes back here after sending
+        limit = self._context.limits
+        unsent = len(connection.unsent)
+        if unsent > limit.output_hard_bytes:
+            self._context.traffic.output_limit_closed += 1
+            log.warning("closed %s: %d bytes of replies not read", connection.address, unsent)
+            self._drop(connection)
+            return
+        if not unsent and self._settle_end(connection):
+            return
+        if connection.backlog and connection.pause is None and unsent <= limit.output_soft_bytes:
+            self._schedule(connection)
+        reading = not (connection.end_of_input or connection.busy or unsent > limit.output_soft_bytes)
+        mask = (_IN if reading else 0) | (_OUT if unsent else 0)
+        connection.special = mask != _IN or connection.closing
+        if mask != connection.mask:
+            connection.mask = mask
+            self._epoll.modify(connection.fd, mask)
+
+    def _settle_end(self, connection: Connection) -> bool:
+        """With everything sent: closes what is to be closed. Whether it is closed for good."""
+        if connection.closing and connection.deadline > time.monotonic() + limits.LINGER_S:
+            connection.deadline = time.monotonic() + limits.LINGER_S
+            connection.backlog = ()
+            if connection.afterwards:
+                connection.afterwards()
+            try:
+                connection.socket.shutdown(socket.SHUT_WR)
+            except OSError:
+                self._drop(connection)
+                return True
+        if connection.end_of_input and not connection.busy:
+            self._drop(connection)
+            return True
+        return False
+
+    def _drop(self, connection: Connection) -> None:
+        """Closes at once. What was not sent is lost."""
+        if connection.closed:
+            return
+        connection.closed = True
+        connection.replies.clear()
+        connection.backlog = ()
+        connection.unsent = b""
+        if connection.task is not None:
+            connection.task.close()
+            connection.task = None
+        del self.connections[connection.fd]
+        connection.socket.close()  # which also takes it out of the epoll set
+
+    def _sweep(self, now: float) -> None:
+        """Looks after connections that nothing happens on."""
+        self._next_sweep = now + limits.SWEEP_S
+        if self._listener >= 0 and self._stop_at is None:
+            self._epoll.modify(self._listener, _IN)
+        idle_limit = self._context.limits.idle_timeout_s
+        for connection in self._waiting_too_long(now, idle_limit):
+            if connection.refusal and not connection.closing:
+                self._run(connection, connection.feed(b"\n"))
+            elif connection.deadline > now:
+                self._context.traffic.idle_closed += 1
+                self._drop(connection)
+            else:
+                self._drop(connection)
+        if self._answered:
+            self._flush()
+
+    def _waiting_too_long(self, now: float, idle_limit: float) -> Iterator[Connection]:
+        for connection in list(self.connections.values()):
+            idle = idle_limit and now - connection.last_active > idle_limit and not connection.busy
+            if idle or connection.deadline <= now:
+                yield connection
