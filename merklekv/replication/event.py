@@ -1,0 +1,366 @@
+"""ChangeEvents: what one node tells the others about a write, as CBOR (RFC 8949).
+
+A message is one event, or a batch of them with what they share said once:
+
+    {op, key, val, ts, op_id, v, src, seq}                      one event
+    {v, src, seq, events: [{op, key, val, ts, op_id}, ...]}     a batch
+
+`op` names the command, `key` is text if it is valid UTF-8 and bytes if not, `val` is the value that the command left
+(null for a delete), `ts` and `op_id` are the version, `src` is the node that wrote it, and `seq` counts that node's
+events without a gap.  A truncate has no key; its version is the new floor.  A batch without events only says how far
+`seq` is.
+
+Decoding believes nothing: bytes become a whole valid message or EventRefused with a reason.  It also takes `val` and
+`op_id` as lists of integers, and ignores fields that it does not know, because other implementations write them.
+
+Not here: whether a version is too far in the future, or older than what is stored (the engine); whether `src` may write
+to the topic (inbox.py).  Cost: 0.6 us to encode an event of 100 bytes, 2.5 us to decode one, digest included.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from io import BytesIO
+from typing import Any, Final, NamedTuple, NoReturn
+
+from cbor2 import CBORDecoder
+
+from merklekv.engine.format import (
+    ENTRY,
+    MAX_KEY_SIZE,
+    OP_DEL,
+    OP_ORIGIN,
+    OP_TRUNCATE,
+    OPS,
+    REMOTE,
+    TOMBSTONE,
+    VALUE_AT,
+    VERSION_SIZE,
+    make_record,
+)
+
+SCHEMA_VERSION: Final = 1
+OP_ID_SIZE: Final = 16
+PREVIOUS_SIZE: Final = 32
+TIMESTAMP_LIMIT: Final = 1 << 63
+SEQUENCE_LIMIT: Final = 1 << 63
+SOURCE_SIZE_MAX: Final = MAX_KEY_SIZE  # it becomes an entry of the log
+NESTING_MAX: Final = 8  # a batch needs four levels; deeper ones are unknown fields, or an attack
+ENVELOPE_SIZE: Final = 48  # at most what a batch adds to its events, beside its source
+PLAIN_FIELDS: Final = 5  # op, key, val, ts, op_id
+
+Change = tuple[int, bytes, bytes]  # op, key, record
+
+
+class Reason(StrEnum):
+    """Why a message is refused."""
+
+    MALFORMED = "malformed"  # not one well-formed CBOR item
+    TRAILING = "trailing"  # bytes behind the item
+    TYPE = "type"
+    MISSING = "missing"  # a field that must be there is not
+    LENGTH = "length"
+    RANGE = "range"
+    SCHEMA = "schema"  # a `v` that this release does not know
+    OPERATION = "operation"
+    FIELD = "field"  # a field that must not be there is
+    SOURCE = "source"  # `src` is not the node whose topic it came on
+    CLOCK = "clock"  # further in the future than any clock is believed
+    CONFLICT = "conflict"  # the version of a stored record with other contents
+    SIZE = "size"  # more than this node stores
+
+
+class EventRefused(Exception):
+    """A message is not valid; `reason` is for counting, `detail` for people."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class Message(NamedTuple):
+    """A decoded message: what it changes, and where that stands among its source's events."""
+
+    source: str
+    sequence: int | None  # of its first event; None when the source does not say
+    changes: list[Change]
+    floors: list[bytes]  # of truncates, 24 bytes each
+
+    @property
+    def event_count(self) -> int:
+        """How many events it carries."""
+        return len(self.changes) + len(self.floors)
+
+    def newest(self) -> bytes:
+        """The largest version in it, empty when it carries no events."""
+        return max(
+            max((record for _, _, record in self.changes), default=b"")[:VERSION_SIZE],
+            max(self.floors, default=b""),
+        )
+
+
+# -- encoding ----------------------------------------------------------------------------------------------------------
+
+
+def _head(major: int, number: int) -> bytes:
+    """The first bytes of a CBOR item: its major type and its number or length."""
+    major <<= 5
+    if number < 24:
+        return bytes((major | number,))
+    if number < 1 << 8:
+        return bytes((major | 24, number))
+    if number < 1 << 16:
+        return bytes((major | 25,)) + number.to_bytes(2, "big")
+    if number < 1 << 32:
+        return bytes((major | 26,)) + number.to_bytes(4, "big")
+    return bytes((major | 27,)) + number.to_bytes(8, "big")
+
+
+_UNSIGNED, _BYTES, _TEXT, _ARRAY, _MAP = 0, 2, 3, 4, 5
+
+
+def _text(word: str) -> bytes:
+    encoded = word.encode()
+    return _head(_TEXT, len(encoded)) + encoded
+
+
+# Events are put together by hand: their layout is fixed, and this is the hot path of a flood.
+_OP_CODES: Final = {name: number for number, name in enumerate(OPS, 1)}
+_PREFIX: Final = {code: _head(_MAP, 5) + _text("op") + _text(name) + _text("key") for name, code in _OP_CODES.items()}
+_TRUNCATE_PREFIX: Final = _head(_MAP, 4) + _text("op") + _text("truncate")
+_KEY_TEXT: Final = [_head(_TEXT, size) for size in range(MAX_KEY_SIZE + 1)]
+_KEY_BYTES: Final = [_head(_BYTES, size) for size in range(MAX_KEY_SIZE + 1)]
+_SMALL_VALUE: Final = 4096
+_VALUE: Final = [_text("val") + _head(_BYTES, size) for size in range(_SMALL_VALUE)]
+_NULL_VALUE: Final = _text("val") + b"\xf6"
+_VERSION_FORMAT: Final = b"%b" + _text("ts") + b"\x1b%b" + _text("op_id") + _head(_BYTES, OP_ID_SIZE) + b"%b"
+_EVENT_FORMAT: Final = b"%b%b%b" + _VERSION_FORMAT.replace(b"%b", b"%b%b", 1)
+_SCHEMA_AND_SOURCE: Final = _text("v") + _head(_UNSIGNED, SCHEMA_VERSION) + _text("src")
+
+
+def encode_event(op: int, key: bytes, record: bytes) -> bytes:
+    """One event as a member of a batch.  For a truncate the record is the floor and the key is empty."""
+    timestamp, op_id = record[:8], record[8:VERSION_SIZE]
+    if op == OP_TRUNCATE:
+        return _VERSION_FORMAT % (_TRUNCATE_PREFIX + _NULL_VALUE, timestamp, op_id)
+    size = len(record) - VALUE_AT
+    if op == OP_DEL:
+        value_head = _NULL_VALUE
+    else:
+        value_head = _VALUE[size] if size < _SMALL_VALUE else _text("val") + _head(_BYTES, size)
+    key_head = (_KEY_TEXT if key.isascii() or is_utf8(key) else _KEY_BYTES)[len(key)]
+    return _EVENT_FORMAT % (_PREFIX[op], key_head, key, value_head, record[VALUE_AT:], timestamp, op_id)
+
+
+def encode_entries(data: bytes, at: int, end: int, room: int) -> tuple[list[bytes], int, int]:
+    """Encodes the local events among the log entries from `at` to `end` until `room` bytes are full.
+
+    Returns the events, their bytes, and where to go on: `end`, or the first event that did not fit.
+    """
+    events: list[bytes] = []
+    size = 0
+    unpack, entry_size = ENTRY.unpack_from, ENTRY.size
+    while at < end:
+        op, key_length, record_length = unpack(data, at)
+        key_at = at + entry_size
+        record_at = key_at + key_length
+        following = record_at + record_length
+        if op < REMOTE and op != OP_ORIGIN:
+            event = encode_event(op, data[key_at:record_at], data[record_at:following])
+            size += len(event)
+            if size > room:
+                return events, size - len(event), at
+            events.append(event)
+        at = following
+    return events, size, at
+
+
+def encode_message(source: str, sequence: int, events: list[bytes]) -> bytes:
+    """A message of these encoded events, the first of which has this sequence number."""
+    envelope = _SCHEMA_AND_SOURCE + _text(source) + _text("seq") + _head(_UNSIGNED, sequence)
+    if len(events) == 1:
+        event = events[0]
+        return bytes((event[0] + 3,)) + event[1:] + envelope
+    return _head(_MAP, 4) + envelope + _text("events") + _head(_ARRAY, len(events)) + b"".join(events)
+
+
+def is_utf8(key: bytes) -> bool:
+    """Whether a key goes over the wire as text."""
+    try:
+        key.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+# -- decoding ----------------------------------------------------------------------------------------------------------
+
+
+def decode_message(payload: bytes) -> Message:
+    """The message that these bytes are.  Raises EventRefused, and nothing else whatever they are."""
+    try:
+        item = _decode_cbor(payload)
+        if type(item) is not dict:
+            _refuse(Reason.TYPE, f"the message is {_kind(item)}, not a map")
+        _require_schema(item)
+        source = _source_of(item)
+        sequence = _sequence_of(item)
+        events = item.get("events")
+        if events is None and "events" not in item:
+            events = [item]
+        elif type(events) is not list:
+            _refuse(Reason.TYPE, f"events is {_kind(events)}, not a list")
+        elif sequence is None:
+            _refuse(Reason.MISSING, "seq of a batch")
+        changes: list[Change] = []
+        floors: list[bytes] = []
+        for event in events:
+            change = _decode_event(event)
+            if change[0] == OP_TRUNCATE:
+                floors.append(change[2])
+            else:
+                changes.append(change)
+    except EventRefused:
+        raise
+    except Exception as error:  # whatever a decoder trips over, a bad payload must not stop the next good one
+        raise EventRefused(Reason.MALFORMED, f"{type(error).__name__}: {error}") from error
+    return Message(source, sequence, changes, floors)
+
+
+def _decode_cbor(payload: bytes) -> Any:
+    stream = BytesIO(payload)
+    decoder = CBORDecoder(stream, max_depth=NESTING_MAX, allow_duplicate_keys=False, strict_hashable_types=True)
+    item = decoder.decode()
+    left = len(payload) - stream.tell()
+    if left:
+        _refuse(Reason.TRAILING, f"{left} bytes behind the message")
+    return item
+
+
+def _require_schema(item: dict[str, Any]) -> None:
+    version = _field(item, "v")
+    if type(version) is not int:
+        _refuse(Reason.TYPE, f"v is {_kind(version)}, not a number")
+    if version != SCHEMA_VERSION:
+        _refuse(Reason.SCHEMA, f"v is {version}, this release knows {SCHEMA_VERSION}")
+
+
+def _source_of(item: dict[str, Any]) -> str:
+    source = _field(item, "src")
+    if type(source) is not str:
+        _refuse(Reason.TYPE, f"src is {_kind(source)}, not text")
+    if not 0 < len(source.encode()) <= SOURCE_SIZE_MAX:
+        _refuse(Reason.LENGTH, f"src has {len(source.encode())} bytes, not 1 to {SOURCE_SIZE_MAX}")
+    return source
+
+
+def _sequence_of(item: dict[str, Any]) -> int | None:
+    if "seq" not in item:
+        return None
+    sequence = item["seq"]
+    if type(sequence) is not int:
+        _refuse(Reason.TYPE, f"seq is {_kind(sequence)}, not a number")
+    if not 0 <= sequence < SEQUENCE_LIMIT:
+        _refuse(Reason.RANGE, f"seq is {sequence}")
+    return sequence
+
+
+def _decode_event(event: Any) -> Change:
+    if type(event) is not dict:
+        _refuse(Reason.TYPE, f"an event is {_kind(event)}, not a map")
+    try:
+        op = _op_of(event["op"])
+        version = _version_of(event["ts"], event["op_id"])
+        if len(event) > PLAIN_FIELDS:
+            _require_optional(event)
+        if op == OP_TRUNCATE:
+            return _truncate(event, version)
+        key, value = _key_of(event["key"]), event["val"]
+    except KeyError as missing:
+        _refuse(Reason.MISSING, missing.args[0])
+    if op == OP_DEL:
+        if value is not None:
+            _refuse(Reason.TYPE, f"val of a delete is {_kind(value)}, not null")
+        return op, key, make_record(key, version, TOMBSTONE, b"")
+    if type(value) is not bytes:
+        value = _bytes_from_list("val", value)
+    return op, key, make_record(key, version, 0, value)
+
+
+def _op_of(name: Any) -> int:
+    if type(name) is not str:
+        _refuse(Reason.TYPE, f"op is {_kind(name)}, not text")
+    op = _OP_CODES.get(name)
+    if op is None:
+        _refuse(Reason.OPERATION, f"op is {name[:40]!r}")
+    return op
+
+
+def _truncate(event: dict[str, Any], version: bytes) -> Change:
+    if "key" in event:
+        _refuse(Reason.FIELD, "a truncate has no key")
+    if event.get("val") is not None:
+        _refuse(Reason.TYPE, f"val of a truncate is {_kind(event['val'])}, not null")
+    return OP_TRUNCATE, b"", version
+
+
+def _version_of(timestamp: Any, op_id: Any) -> bytes:
+    if type(timestamp) is not int:
+        _refuse(Reason.TYPE, f"ts is {_kind(timestamp)}, not a number")
+    if not 0 <= timestamp < TIMESTAMP_LIMIT:
+        _refuse(Reason.RANGE, f"ts is {timestamp}, not 0 to below 2^63")
+    if type(op_id) is not bytes:
+        op_id = _bytes_from_list("op_id", op_id)
+    if len(op_id) != OP_ID_SIZE:
+        _refuse(Reason.LENGTH, f"op_id has {len(op_id)} bytes, not {OP_ID_SIZE}")
+    version: bytes = timestamp.to_bytes(8, "big") + op_id
+    return version
+
+
+def _key_of(key: Any) -> bytes:
+    if type(key) is str:
+        key = key.encode()
+    elif type(key) is not bytes:
+        _refuse(Reason.TYPE, f"key is {_kind(key)}, neither text nor bytes")
+    if not 0 < len(key) <= MAX_KEY_SIZE:
+        _refuse(Reason.LENGTH, f"key has {len(key)} bytes, not 1 to {MAX_KEY_SIZE}")
+    encoded: bytes = key
+    return encoded
+
+
+def _require_optional(event: dict[str, Any]) -> None:
+    """Fields that are checked although nothing is done with them yet."""
+    previous = event.get("prev")
+    if previous is not None:
+        size = len(previous if type(previous) is bytes else _bytes_from_list("prev", previous))
+        if size != PREVIOUS_SIZE:
+            _refuse(Reason.LENGTH, f"prev has {size} bytes, not {PREVIOUS_SIZE}")
+    lifetime = event.get("ttl")
+    if lifetime is not None and (type(lifetime) is not int or lifetime < 0):
+        _refuse(Reason.TYPE, f"ttl is {_kind(lifetime)}, not an unsigned number")
+
+
+def _bytes_from_list(name: str, given: Any) -> bytes:
+    """Bytes that were written as a list of integers."""
+    if type(given) is not list or not all(type(one) is int for one in given):
+        _refuse(Reason.TYPE, f"{name} is {_kind(given)}, neither bytes nor a list of numbers")
+    try:
+        return bytes(given)
+    except ValueError:
+        _refuse(Reason.RANGE, f"{name} holds a number that is not 0 to 255")
+
+
+def _field(item: dict[str, Any], name: str) -> Any:
+    try:
+        return item[name]
+    except KeyError:
+        _refuse(Reason.MISSING, name)
+
+
+def _kind(item: object) -> str:
+    return {type(None): "null", dict: "a map", list: "a list", str: "text"}.get(type(item), type(item).__name__)
+
+
+def _refuse(reason: Reason, detail: str) -> NoReturn:
+    raise EventRefused(reason, detail)

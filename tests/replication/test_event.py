@@ -1,0 +1,296 @@
+"""ChangeEvents: round trips, and every kind of refusal. Whatever the bytes, decoding gives a message or a reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cbor2
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from merklekv.engine.format import (
+    ENTRY,
+    MAX_KEY_SIZE,
+    OP_DEL,
+    OP_ORIGIN,
+    OP_SET,
+    OP_TRUNCATE,
+    REMOTE,
+    TOMBSTONE,
+    VALUE_AT,
+    make_record,
+    record_is_sound,
+)
+from merklekv.replication import event
+from merklekv.replication.event import EventRefused, Message, Reason, decode_message, encode_entries, encode_message
+
+VERSION = (1_790_000_000_000_000_000).to_bytes(8, "big") + bytes(range(16))
+PLAIN: dict[str, Any] = {"v": 1, "op": "set", "key": "k", "val": b"value", "ts": 5, "src": "a", "op_id": bytes(16)}
+BATCH: dict[str, Any] = {
+    "v": 1,
+    "src": "a",
+    "seq": 7,
+    "events": [
+        {"op": "set", "key": "k", "val": b"value", "ts": 5, "op_id": bytes(16)},
+        {"op": "del", "key": b"\xff", "val": None, "ts": 6, "op_id": bytes(16)},
+        {"op": "truncate", "val": None, "ts": 7, "op_id": bytes(16)},
+    ],
+}
+
+versions = st.builds(
+    lambda timestamp, op_id: timestamp.to_bytes(8, "big") + op_id,
+    st.integers(0, event.TIMESTAMP_LIMIT - 1),
+    st.binary(min_size=16, max_size=16),
+)
+keys = st.binary(min_size=1, max_size=40) | st.text(min_size=1, max_size=40).map(str.encode)
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> event.Change:
+    op = draw(st.integers(OP_SET, OP_TRUNCATE))
+    version = draw(versions)
+    if op == OP_TRUNCATE:
+        return op, b"", version
+    key = draw(keys)
+    if op == OP_DEL:
+        return op, key, make_record(key, version, TOMBSTONE, b"")
+    return op, key, make_record(key, version, 0, draw(st.binary(max_size=300)))
+
+
+def entries_of(made: list[event.Change]) -> bytes:
+    return b"".join(ENTRY.pack(op, len(key), len(record)) + key + record for op, key, record in made)
+
+
+def message_of(made: list[event.Change], source: str = "node-a", sequence: int = 1) -> bytes:
+    data = entries_of(made)
+    events, _, at = encode_entries(data, 0, len(data), 1 << 30)
+    assert at == len(data)
+    return encode_message(source, sequence, events)
+
+
+def split(made: list[event.Change]) -> tuple[list[event.Change], list[bytes]]:
+    plain = [change for change in made if change[0] != OP_TRUNCATE]
+    return plain, [floor for op, _, floor in made if op == OP_TRUNCATE]
+
+
+def reason_of(item: object) -> Reason:
+    with pytest.raises(EventRefused) as caught:
+        decode_message(item if isinstance(item, bytes) else cbor2.dumps(item))
+    assert caught.value.detail
+    return caught.value.reason
+
+
+@given(st.lists(changes(), max_size=8), st.text(min_size=1, max_size=20), st.integers(0, event.SEQUENCE_LIMIT - 1))
+def test_what_is_encoded_is_decoded(made: list[event.Change], source: str, sequence: int) -> None:
+    message = decode_message(message_of(made, source, sequence))
+    assert message == Message(source, sequence, *split(made))
+    assert message.event_count == len(made)
+    assert message.newest() == max((record[:24] for _, _, record in made), default=b"")
+
+
+@given(st.lists(changes(), min_size=1, max_size=3))
+def test_messages_are_what_the_protocol_says(made: list[event.Change]) -> None:
+    item = cbor2.loads(message_of(made, "node-a", 41))
+    assert (item["v"], item["src"], item["seq"]) == (1, "node-a", 41)
+    for said, (_op, key, record) in zip(item.get("events", [item]), made, strict=True):
+        assert said["ts"].to_bytes(8, "big") + said["op_id"] == record[:24]
+        if "key" not in said:
+            assert (said["op"], said["val"]) == ("truncate", None)
+            continue
+        assert said["key"] == (key.decode() if event.is_utf8(key) else key)
+        assert said["val"] == (None if said["op"] == "del" else record[VALUE_AT:])
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_message_or_refused(payload: bytes) -> None:
+    decode_or_refuse(payload)
+
+
+@settings(max_examples=300)
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.binary(max_size=20) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4)
+    | st.dictionaries(st.sampled_from(["v", "op", "key", "val", "ts", "src", "op_id", "seq", "events", "x"]), inner),
+    max_leaves=12,
+))
+def test_any_cbor_is_a_message_or_refused(item: object) -> None:
+    decode_or_refuse(cbor2.dumps(item))
+
+
+def test_a_valid_payload_cut_anywhere_is_refused() -> None:
+    for payload in (cbor2.dumps(PLAIN), cbor2.dumps(BATCH)):
+        for length in range(len(payload)):
+            assert reason_of(payload[:length]) is Reason.MALFORMED
+
+
+def test_a_valid_payload_with_any_bit_flipped_is_a_message_or_refused() -> None:
+    for payload in (cbor2.dumps(PLAIN), cbor2.dumps(BATCH)):
+        for at in range(len(payload)):
+            for bit in range(8):
+                flipped = bytearray(payload)
+                flipped[at] ^= 1 << bit
+                decode_or_refuse(bytes(flipped))
+
+
+def decode_or_refuse(payload: bytes) -> None:
+    try:
+        message = decode_message(payload)
+    except EventRefused:
+        return
+    assert all(record_is_sound(key, record) and 0 < len(key) <= MAX_KEY_SIZE for _, key, record in message.changes)
+    assert all(len(floor) == 24 for floor in message.floors)
+
+
+def test_lists_of_integers_are_taken_for_bytes() -> None:
+    listed = PLAIN | {"val": list(b"value"), "op_id": list(bytes(16)), "prev": list(bytes(32))}
+    assert decode_message(cbor2.dumps(listed)) == decode_message(cbor2.dumps(PLAIN))
+
+
+def test_unknown_fields_and_reserved_ones_are_ignored() -> None:
+    more = PLAIN | {"prev": bytes(32), "ttl": 60, "color": ["red"], "nothing": None}
+    assert decode_message(cbor2.dumps(more)) == decode_message(cbor2.dumps(PLAIN))
+    assert decode_message(cbor2.dumps(PLAIN | {"prev": None, "ttl": None})).event_count == 1
+
+
+def test_a_batch_without_events_tells_the_sequence() -> None:
+    assert decode_message(cbor2.dumps(BATCH | {"events": []})) == Message("a", 7, [], [])
+
+
+@pytest.mark.parametrize("field", ["v", "op", "key", "val", "ts", "src", "op_id"])
+def test_a_missing_field_is_refused(field: str) -> None:
+    assert reason_of({name: value for name, value in PLAIN.items() if name != field}) is Reason.MISSING
+
+
+@pytest.mark.parametrize("field", ["v", "src", "seq"])
+def test_a_missing_field_of_a_batch_is_refused(field: str) -> None:
+    assert reason_of({name: value for name, value in BATCH.items() if name != field}) is Reason.MISSING
+
+
+REFUSED: list[tuple[dict[str, Any], Reason]] = [
+    ({"v": 2}, Reason.SCHEMA),
+    ({"v": 0}, Reason.SCHEMA),
+    ({"v": True}, Reason.TYPE),
+    ({"v": "1"}, Reason.TYPE),
+    ({"op": "rename"}, Reason.OPERATION),
+    ({"op": "SET"}, Reason.OPERATION),
+    ({"op": "origin"}, Reason.OPERATION),
+    ({"op": 1}, Reason.TYPE),
+    ({"key": ""}, Reason.LENGTH),
+    ({"key": "k" * (MAX_KEY_SIZE + 1)}, Reason.LENGTH),
+    ({"key": "\u00e9" * 256}, Reason.LENGTH),
+    ({"key": None}, Reason.TYPE),
+    ({"key": [107]}, Reason.TYPE),
+    ({"val": None}, Reason.TYPE),
+    ({"val": "text"}, Reason.TYPE),
+    ({"val": [1, 256]}, Reason.RANGE),
+    ({"val": [1, -1]}, Reason.RANGE),
+    ({"val": [1, True]}, Reason.TYPE),
+    ({"val": [1, "2"]}, Reason.TYPE),
+    ({"op": "del"}, Reason.TYPE),
+    ({"op": "truncate"}, Reason.FIELD),
+    ({"ts": -1}, Reason.RANGE),
+    ({"ts": 1 << 63}, Reason.RANGE),
+    ({"ts": 5.0}, Reason.TYPE),
+    ({"ts": True}, Reason.TYPE),
+    ({"op_id": bytes(15)}, Reason.LENGTH),
+    ({"op_id": bytes(17)}, Reason.LENGTH),
+    ({"op_id": "0" * 16}, Reason.TYPE),
+    ({"src": ""}, Reason.LENGTH),
+    ({"src": "s" * (event.SOURCE_SIZE_MAX + 1)}, Reason.LENGTH),
+    ({"src": b"a"}, Reason.TYPE),
+    ({"seq": -1}, Reason.RANGE),
+    ({"seq": 1 << 63}, Reason.RANGE),
+    ({"seq": "1"}, Reason.TYPE),
+    ({"seq": None}, Reason.TYPE),
+    ({"prev": bytes(31)}, Reason.LENGTH),
+    ({"prev": "x"}, Reason.TYPE),
+    ({"ttl": -1}, Reason.TYPE),
+    ({"ttl": "soon"}, Reason.TYPE),
+    ({"events": {}}, Reason.TYPE),
+    ({"events": None}, Reason.TYPE),
+]
+
+
+@pytest.mark.parametrize(("wrong", "reason"), REFUSED)
+def test_a_wrong_field_is_refused(wrong: dict[str, Any], reason: Reason) -> None:
+    assert reason_of(PLAIN | wrong) is reason
+
+
+@pytest.mark.parametrize("right", [{"key": "k" * MAX_KEY_SIZE}, {"ts": (1 << 63) - 1}, {"ts": 0}, {"val": b""},
+                                   {"src": "s" * event.SOURCE_SIZE_MAX}, {"seq": (1 << 63) - 1}, {"key": b"\xff\x00"}])
+def test_a_field_at_its_limit_is_taken(right: dict[str, Any]) -> None:
+    assert decode_message(cbor2.dumps(PLAIN | right)).event_count == 1
+
+
+def test_one_wrong_event_refuses_its_batch() -> None:
+    events = [*BATCH["events"], {"op": "set"}]
+    assert reason_of(BATCH | {"events": events}) is Reason.MISSING
+    assert reason_of(BATCH | {"events": [*events[:1], 5]}) is Reason.TYPE
+
+
+def test_a_truncate_with_a_value_is_refused() -> None:
+    floor = {"v": 1, "src": "a", "op": "truncate", "ts": 5, "op_id": bytes(16)}
+    assert decode_message(cbor2.dumps(floor)).floors == [(5).to_bytes(8, "big") + bytes(16)]
+    assert reason_of(floor | {"val": b""}) is Reason.TYPE
+
+
+@pytest.mark.parametrize("item", [1, None, [], "text", b"", [PLAIN], 1.5, cbor2.CBORTag(700, 1)])
+def test_what_is_no_map_is_refused(item: object) -> None:
+    assert reason_of(cbor2.dumps(item)) in (Reason.TYPE, Reason.MALFORMED)
+
+
+def test_bytes_behind_the_message_are_refused() -> None:
+    assert reason_of(cbor2.dumps(PLAIN) + b"\0") is Reason.TRAILING
+    assert reason_of(cbor2.dumps(PLAIN) * 2) is Reason.TRAILING
+
+
+def test_a_key_said_twice_is_refused() -> None:
+    assert reason_of(b"\xa2\x61v\x01\x61v\x01") is Reason.MALFORMED
+
+
+def test_deep_nesting_is_refused() -> None:
+    assert reason_of(b"\x81" * 100_000 + b"\x01") is Reason.MALFORMED
+    nested: object = 1
+    for _ in range(event.NESTING_MAX):
+        nested = [nested]
+    assert reason_of(PLAIN | {"x": nested}) is Reason.MALFORMED
+
+
+def test_events_of_other_nodes_are_never_encoded() -> None:
+    record = make_record(b"k", VERSION, 0, b"v")
+    data = entries_of([(OP_ORIGIN, b"other", b""), (OP_SET | REMOTE, b"k", record), (OP_SET, b"k", record)])
+    events, size, at = encode_entries(data, 0, len(data), 1 << 20)
+    assert (len(events), size, at) == (1, len(events[0]), len(data))
+    assert decode_message(encode_message("a", 1, events)).changes == [(OP_SET, b"k", record)]
+
+
+def test_encoding_stops_where_the_room_ends_and_goes_on_there() -> None:
+    made = [(OP_SET, b"k%d" % number, make_record(b"k%d" % number, VERSION, 0, b"v" * 50)) for number in range(9)]
+    data = entries_of(made)
+    whole, size, _ = encode_entries(data, 0, len(data), 1 << 20)
+    one = len(whole[0])
+    assert size == one * len(made)
+    assert encode_entries(data, 0, len(data), one - 1) == ([], 0, 0)
+    gathered, at = [], 0
+    while at < len(data):
+        events, size, at = encode_entries(data, at, len(data), one * 2)
+        assert size == one * len(events) <= one * 2
+        gathered += events
+    assert gathered == whole
+
+
+@pytest.mark.parametrize("size", [0, 23, 24, 255, 256, 4095, 4096, 65_535, 65_536])
+def test_values_of_every_length_of_head(size: int) -> None:
+    made: list[event.Change] = [(OP_SET, b"k" * 24, make_record(b"k" * 24, VERSION, 0, b"v" * size))]
+    assert decode_message(message_of(made)).changes == made
+
+
+@pytest.mark.parametrize("count", [0, 2, 23, 24, 255, 256])
+def test_the_envelope_is_within_its_size(count: int) -> None:
+    source = "s" * event.SOURCE_SIZE_MAX
+    made: list[event.Change] = [(OP_SET, b"k", make_record(b"k", VERSION, 0, b""))] * count
+    data = entries_of(made)
+    events, size, _ = encode_entries(data, 0, len(data), 1 << 20)
+    message = encode_message(source, event.SEQUENCE_LIMIT - 1, events)
+    assert len(message) <= size + len(source) + event.ENVELOPE_SIZE
