@@ -76,7 +76,7 @@ def show_size(count: int) -> str:
     return str(count)
 
 
-def choice(*names: str) -> Kind[str]:
+def choice(*names: str) -> Kind[Any]:
     def parse(given: object) -> str:
         if str(given).lower() not in names or isinstance(given, bool):
             raise ValueError(given)

@@ -15,8 +15,19 @@ TEXT_FORMAT = "%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s"
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S"
 
 
-class JsonFormatter(logging.Formatter):
-    converter = time.gmtime
+class TextFormatter(logging.Formatter):
+    """A line a person reads, its time in UTC."""
+
+    def __init__(self) -> None:
+        super().__init__(TEXT_FORMAT, TIME_FORMAT)
+
+    @staticmethod
+    def converter(seconds: float | None) -> time.struct_time:
+        return time.gmtime(seconds)
+
+
+class JsonFormatter(TextFormatter):
+    """The same facts as one JSON object."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -30,14 +41,10 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
-class TextFormatter(logging.Formatter):
-    converter = time.gmtime
-
-
 def start_logging(level: str, style: str) -> None:
     """Send the log of the whole process to stderr. Called once, before anything else starts."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter(TEXT_FORMAT, TIME_FORMAT))
+    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

@@ -16,13 +16,12 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import resource
 import secrets
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -32,30 +31,44 @@ from merklekv.engine.engine import Engine
 from merklekv.errors import DirectoryUnwritable
 from merklekv.exits import EXIT_OK, EXIT_SLOW_STOP, EXIT_STORAGE
 from merklekv.logs import start_logging
-from merklekv.net.server import Limits, Server
+from merklekv.net.limits import Limits
+from merklekv.net.server import Server
+from merklekv.net.session import NoServices
 from merklekv.settings import Settings
 
 STOP_DEADLINE_S = 9.0
+SERVER_STOP_S = 5.0  # of those, for clients to take their last replies
 NODE_ID_FILE = "node-id"
 NODE_ID_RANDOM_BYTES = 4
-FILES_BESIDE_CONNECTIONS = 64  # log segments, the base, listening sockets, epoll sets, the child's pipes
 
 log = logging.getLogger("merklekv.node")
 
 
-class Node:
-    """The parts of one node. `stop_requests` gets the reason when a client asks for a stop."""
+class NodeServices(NoServices):
+    """What commands reach of the node beyond its data."""
 
-    def __init__(self, settings: Settings, stop_requests: queue.SimpleQueue[str]) -> None:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def shutdown(self) -> None:
+        self._node.stop_requests.put("SHUTDOWN")
+
+    def statistics(self) -> Mapping[str, int | str]:
+        return {"node_id": self._node.node_id}
+
+
+class Node:
+    """The parts of one node. Whoever wants it stopped puts the reason into `stop_requests`."""
+
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._stop_requests = stop_requests
+        self.stop_requests: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.node_id = ""
         self.address = ("", 0)
 
     def start(self) -> None:
         """Open the data and listen. Raises the errors of the engine and of the server."""
         settings = self._settings
-        allow_connections(settings.limits.max_connections)
         self.engine = Engine(
             settings.storage_path,
             durability=settings.durability,
@@ -70,12 +83,8 @@ class Node:
                 host=settings.host,
                 port=settings.port,
                 threads=settings.threads,
-                limits=Limits(
-                    max_connections=settings.limits.max_connections,
-                    max_output_bytes=settings.limits.max_output_bytes,
-                    idle_timeout_s=settings.limits.idle_timeout_seconds,
-                ),
-                services=self,
+                limits=limits_of(settings),
+                services=NodeServices(self),
                 allow_remote=settings.allow_remote,
                 fatal=end_at_once,
             )
@@ -85,11 +94,8 @@ class Node:
             raise
 
     def stop(self) -> None:
-        self.server.stop()
+        self.server.stop(SERVER_STOP_S)
         self.engine.close()
-
-    def request_shutdown(self) -> None:
-        self._stop_requests.put("SHUTDOWN")
 
     def ready_line(self) -> str:
         host, port = self.address
@@ -103,16 +109,15 @@ class Node:
 def serve(settings: Settings, announce: Callable[[str], None]) -> int:
     """Run a node until it is told to stop; the exit status. Raises what starting it raises."""
     start_logging(settings.log_level, settings.log_format)
-    stop_requests: queue.SimpleQueue[str] = queue.SimpleQueue()
     _on_stop_signals(_leave_while_starting)
-    node = Node(settings, stop_requests)
+    node = Node(settings)
     node.start()
     # Of all the ways to wake a thread only SimpleQueue is safe in a signal handler; an Event can deadlock
     # there.
-    _on_stop_signals(lambda number, frame: stop_requests.put(signal.Signals(number).name))
+    _on_stop_signals(lambda number, frame: node.stop_requests.put(signal.Signals(number).name))
     log.info("node %s, process %d", node.node_id, os.getpid())
     announce(node.ready_line())
-    reason = stop_requests.get()
+    reason = node.stop_requests.get()
     log.info("stopping: %s", reason)
     deadline = threading.Timer(STOP_DEADLINE_S, _cut_short)
     deadline.daemon = True
@@ -150,15 +155,14 @@ def _leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-def allow_connections(count: int) -> None:
-    """Raise the limit of open files as far as the system lets us, and say when that is too few."""
-    needed = count + FILES_BESIDE_CONNECTIONS
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < needed:
-        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    if soft < needed:
-        log.warning("only %d open files are allowed: fewer than %d clients can connect", soft, count)
+def limits_of(settings: Settings) -> Limits:
+    """The server's limits as the settings have them; what no setting names is the protocol's own."""
+    return Limits(
+        connections=settings.limits.max_connections,
+        request_bytes=settings.limits.max_request_bytes,
+        output_hard_bytes=settings.limits.max_output_bytes,
+        idle_timeout_s=settings.limits.idle_timeout_seconds,
+    )
 
 
 def stored_node_id(directory: Path) -> str:

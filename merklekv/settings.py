@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from merklekv import kinds
 from merklekv.kinds import GiB, KiB, Kind, MiB
 
 T = TypeVar("T")
+Durability = Literal["always", "everysec", "never"]
 
 ENVIRONMENT_PREFIX = "MERKLEKV_"
 SECTION_SEPARATOR = "__"
@@ -43,10 +44,13 @@ class LimitSettings:
     """What one client, and all together, may take."""
 
     max_connections: int = setting(10_000, kinds.integer(1, 1_000_000), "clients connected at once")
-    max_output_bytes: int = setting(
+    max_request_bytes: int = setting(
         64 * MiB,
-        kinds.size(64 * KiB, 4 * GiB),
-        "unread replies kept for one client before it is disconnected",
+        kinds.size(1 * MiB, 4 * GiB),
+        "largest RESP request; never less than the largest value needs",
+    )
+    max_output_bytes: int = setting(
+        256 * MiB, kinds.size(1 * MiB, 64 * GiB), "unread replies kept for one client before it is cut off"
     )
     idle_timeout_seconds: int = setting(
         0, kinds.integer(0, 31_536_000), "disconnect a client that is silent for so long; 0 is never"
@@ -109,7 +113,7 @@ class Settings:
     port: int = setting(7379, kinds.integer(0, 65_535), "port to listen on; 0 takes any free one")
     storage_path: Path = setting(DEFAULT_STORAGE_PATH, kinds.PATH, "data directory, made when missing")
     threads: int = setting(1, kinds.integer(1, 64), "worker threads; one is fastest on CPython with its lock")
-    durability: str = setting(
+    durability: Durability = setting(
         "always",
         kinds.choice("always", "everysec", "never"),
         "when a write is on disk: before its reply, each second, or when the kernel likes",
