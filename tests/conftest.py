@@ -8,13 +8,11 @@ from collections.abc import Generator
 
 import pytest
 
-pytest_plugins = ["fix_node"]
+pytest_plugins = ["fix_node", "fix_proxy"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--no-skips", action="store_true", help="a skipped test fails: the gate leaves nothing out"
-    )
+    parser.addoption("--no-skips", action="store_true", help="a skipped test fails: the gate leaves nothing out")
 
 
 @pytest.hookimpl(wrapper=True)
