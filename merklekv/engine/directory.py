@@ -34,7 +34,9 @@ class DataDirectory:
                 f"{path}: cannot use this as data directory: {error.strerror}; make it writable or choose another"
             ) from error
         try:
-            self._acquire()
+            lock_directory(self.lock_fd, path)
+            os.ftruncate(self.lock_fd, 0)
+            os.pwrite(self.lock_fd, f"{os.getpid()}\n".encode(), 0)
             self._make()
         except OSError as error:
             os.close(self.lock_fd)
@@ -46,23 +48,6 @@ class DataDirectory:
     def release(self) -> None:
         """Lets the next process in."""
         os.close(self.lock_fd)
-
-    def _acquire(self) -> None:
-        deadline = time.monotonic() + ORPHAN_TIMEOUT_S
-        while True:
-            try:
-                fcntl.flock(self.lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                holder = os.pread(self.lock_fd, 32, 0).decode(errors="replace").strip()
-                # The child of a server that was killed holds the lock a moment longer than its parent.
-                if _is_alive(holder) or time.monotonic() > deadline:
-                    raise DirectoryLocked(
-                        f"{self.path}: in use by process {holder or 'unknown'}; stop it, or choose another directory"
-                    ) from None
-                time.sleep(ORPHAN_POLL_S)
-        os.ftruncate(self.lock_fd, 0)
-        os.pwrite(self.lock_fd, f"{os.getpid()}\n".encode(), 0)
 
     def _make(self) -> None:
         self.base.mkdir(exist_ok=True)
@@ -77,6 +62,23 @@ class DataDirectory:
             draft.rename(mark)
             sync_directory(self.path)
             sync_directory(self.path.absolute().parent)
+
+
+def lock_directory(lock_fd: int, path: Path) -> None:
+    """Takes the lock through a descriptor of the file LOCK in `path`; DirectoryLocked names the holder."""
+    deadline = time.monotonic() + ORPHAN_TIMEOUT_S
+    while True:
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            holder = os.pread(lock_fd, 32, 0).decode(errors="replace").strip()
+            # The child of a server that was killed holds the lock a moment longer than its parent.
+            if _is_alive(holder) or time.monotonic() > deadline:
+                raise DirectoryLocked(
+                    f"{path}: in use by process {holder or 'unknown'}; stop it first, or choose another directory"
+                ) from None
+            time.sleep(ORPHAN_POLL_S)
 
 
 def require_format(path: Path, may_be_new: bool = False) -> None:
