@@ -154,7 +154,7 @@ def _gather(
             break
         if key >= low:  # not so only when `low` is a key of the largest size and a zero
             found.append((key, bytes(record_view[:head])))
-            size += len(key) + len(record_view)
+            size += len(record_view)  # as `Layers.page` counts, which tells by it whether this was cut off
             if len(found) >= limit or size >= max_bytes:
                 break
     return found
