@@ -14,8 +14,7 @@ from merklekv.engine.store import Base, BaseWriter
 
 def open_layers(directory: DataDirectory) -> tuple[Layers, Log, bytes]:
     """The layers, the log, open for writing, and the newest version (24 bytes) that either has seen."""
-    if not (directory.base / "data.mdb").exists():
-        BaseWriter(directory.base).close()
+    BaseWriter(directory.base).close()  # makes what is missing of it, and frees the slots of readers that were killed
     base = Base(directory.base)
     try:
         recovered = recover(directory.log, base.absorbed)
