@@ -42,11 +42,12 @@ from merklekv.engine.format import (
     make_record,
     record_is_sound,
 )
-from merklekv.engine.log import Sealed, list_segments, segment_path
+from merklekv.engine.log import Sealed, segment_path
 from merklekv.engine.memtable import Memtable
 from merklekv.engine.merger import Merger
 from merklekv.engine.state import State
 from merklekv.engine.store import Base, BaseWriter, Pair
+from merklekv.engine.tail import DEFAULT_HOLD_MAX_BYTES, Place, Tail
 from merklekv.engine.version import DEFAULT_MAX_DRIFT_S, HybridClock
 from merklekv.errors import (
     DiskFull,
@@ -88,7 +89,8 @@ class Engine(State):
 
     `durability`: when `commit` returns, what was written is on disk (``always``), in the kernel and on disk within a
     second (``everysec``), or in the kernel (``never``).  `absorb`: ``process`` merges in a child as needed; ``manual``
-    leaves merging to calls of `absorb_sealed`, for tests and simulation.
+    leaves merging to calls of `absorb_sealed`, for tests and simulation.  `hold_max_bytes`: how much of the log is kept
+    for the outbox (see tail.py).
 
     Raises DirectoryLocked, DirectoryUnwritable, NotADataDirectory, FormatTooNew, Corruption, StorageFailed, DiskFull.
     """
@@ -103,6 +105,7 @@ class Engine(State):
         max_clock_drift_s: float = DEFAULT_MAX_DRIFT_S,
         wall_clock: Callable[[], int] = time.time_ns,
         absorb: Literal["process", "manual"] = "process",
+        hold_max_bytes: int = DEFAULT_HOLD_MAX_BYTES,
     ) -> None:
         if memtable_size < MIN_MEMTABLE_SIZE:
             raise InvalidArgument(f"memtable_size {memtable_size} is below {MIN_MEMTABLE_SIZE} bytes")
@@ -113,6 +116,7 @@ class Engine(State):
         self.max_value_size = max_value_size
         self.stalled = False
         super().__init__(Path(path), HybridClock(int(max_clock_drift_s * 10**9), wall_clock))
+        self.tail = Tail(self.directory.path, self._log, hold_max_bytes)
         self._commit_lock = threading.Lock()
         self._unstalled = threading.Condition(self.lock)
         self._committed = self._log.appended
@@ -304,6 +308,7 @@ class Engine(State):
                     self._log.sync()
         finally:
             self._log.close()
+            self.tail.close()
             self._layers.base.close()
             self.directory.release()
 
@@ -323,6 +328,7 @@ class Engine(State):
             self._fail(error)
             raise
         self._committed = mark
+        self.tail.committed(log_.lsn, position, frame)
 
     def _rotate(self) -> None:
         """Freezes the memtable with its segment and starts both anew.  With the commit lock held."""
@@ -418,11 +424,14 @@ class Engine(State):
             self._unstalled.notify_all()
         self.stalled = stalled
 
+    def release_log(self, place: Place) -> None:
+        """The outbox has dealt with everything before `place`: the log may go, once it is merged too."""
+        self.tail.hold(place)
+        self._delete_segments()
+
     def _delete_segments(self) -> None:
-        absorbed = self._layers.base.absorbed
-        for lsn in list_segments(self.directory.log):
-            if lsn < absorbed:
-                segment_path(self.directory.log, lsn).unlink()
+        for lsn in self.tail.deletable(self._layers.base.absorbed):
+            segment_path(self.directory.log, lsn).unlink(missing_ok=True)
 
     def statistics(self) -> dict[str, int | str]:
         """Figures for STATS and INFO; sizes in bytes."""

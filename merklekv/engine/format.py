@@ -5,6 +5,7 @@ A data directory
     LOCK            held (flock) by the one process that has the directory open, and by its absorbing child; holds a pid
     base/           an LMDB environment: the sorted base
     log/            the commit log: one file a segment, named by the log position (LSN) of its first byte, 20 digits
+    outbox          how far the local events of the log have been published, see tail.py; only where they are
 
 Integers are big-endian, so that comparing bytes compares numbers.
 

@@ -1,0 +1,263 @@
+"""Following the log: every committed frame once and in order, from memory or files, over rotations and restarts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from merklekv.engine import tail as tail_module
+from merklekv.engine.engine import MIN_MEMTABLE_SIZE, Engine
+from merklekv.engine.format import SEGMENT_HEADER, VALUE_AT, make_record
+from merklekv.engine.log import Log, list_segments
+from merklekv.engine.tail import LogFrame, LogGone, Place, Tail
+from merklekv.errors import Corruption
+from merklekv.replication.event import decode_message, encode_entries, encode_message
+
+REMOTE_RECORD = make_record(b"r", bytes(24), 0, b"remote")
+
+
+def open_engine(path: Path, **options: object) -> Engine:
+    return Engine(path, durability="never", memtable_size=MIN_MEMTABLE_SIZE, absorb="manual", **options)  # type: ignore[arg-type]
+
+
+def read_on(engine: Engine, at: int) -> tuple[list[bytes], int]:
+    """The values of the local events from a place on, and where that ends."""
+    values = []
+    while (frame := engine.tail.next_frame(at)) is not None:
+        values += values_of(frame)
+        at = frame.end
+    return values, at
+
+
+def values_of(frame: LogFrame) -> list[bytes]:
+    events, _, _ = encode_entries(frame.data, frame.payload_at, len(frame.data), 1 << 30)
+    assert len(events) == frame.local_count
+    changes = decode_message(encode_message("a", frame.sequence, [b"\xa0", *events][1:])).changes if events else []
+    return [record[VALUE_AT:] for _, _, record in changes]
+
+
+def write(engine: Engine, first: int, last: int, step: int = 3) -> list[bytes]:
+    values = [b"%d" % number for number in range(first, last)]
+    for number, value in enumerate(values):
+        engine.set(b"k%d" % (number % 50), value)
+        if number % step == step - 1:
+            engine.commit()
+    engine.commit()
+    return values
+
+
+def test_nothing_is_held_until_somebody_follows(tmp_path: Path) -> None:
+    engine = open_engine(tmp_path)
+    write(engine, 0, 10)
+    assert engine.tail.held is None
+    place = engine.tail.follow()
+    assert place == engine.tail.end == Place(place.lsn, 11)
+    engine.close()
+    assert open_engine(tmp_path).tail.held == place
+
+
+@pytest.mark.parametrize("recent_bytes", [0, 1000, tail_module.RECENT_BYTES])
+def test_every_event_comes_once_and_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recent_bytes: int
+) -> None:
+    monkeypatch.setattr(tail_module, "RECENT_BYTES", recent_bytes)
+    engine = open_engine(tmp_path)
+    at = engine.tail.follow().lsn
+    written: list[bytes] = []
+    read: list[bytes] = []
+    for part in range(30):
+        written += write(engine, part * 100, part * 100 + 100)
+        if part % 3 == 2:
+            values, at = read_on(engine, at)
+            read += values
+    assert len(list_segments(tmp_path / "log")) > 2, "the test is to see rotations"
+    values, at = read_on(engine, at)
+    assert read + values == written
+    assert at == engine.tail.end.lsn
+    engine.close()
+
+
+def test_after_a_restart_it_goes_on_at_the_held_place(tmp_path: Path) -> None:
+    engine = open_engine(tmp_path)
+    at = engine.tail.follow().lsn
+    first = write(engine, 0, 1000)
+    assert read_on(engine, at)[0] == first
+    middle = engine.tail.end
+    engine.release_log(middle)
+    second = write(engine, 1000, 3000)
+    engine.absorb_sealed()
+    engine.close()
+    engine = open_engine(tmp_path)
+    assert engine.tail.held == middle
+    assert read_on(engine, middle.lsn)[0] == second
+    engine.close()
+
+
+def test_uncommitted_entries_are_not_handed_out(tmp_path: Path) -> None:
+    engine = open_engine(tmp_path)
+    at = engine.tail.follow().lsn
+    engine.set(b"k", b"v")
+    assert engine.tail.next_frame(at) is None
+    engine.commit()
+    assert read_on(engine, at)[0] == [b"v"]
+    engine.close()
+
+
+def test_events_of_other_nodes_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for recent_bytes in (tail_module.RECENT_BYTES, -1):
+        monkeypatch.setattr(tail_module, "RECENT_BYTES", recent_bytes)
+        engine = open_engine(tmp_path / str(recent_bytes))
+        at = engine.tail.follow().lsn
+        engine.merge([(1, b"r", REMOTE_RECORD)], b"other")
+        engine.commit()
+        engine.set(b"k", b"v")
+        engine.commit()
+        assert read_on(engine, at) == ([b"v"], engine.tail.end.lsn)
+        engine.close()
+
+
+def test_the_follower_is_woken_by_local_events_alone(tmp_path: Path) -> None:
+    engine = open_engine(tmp_path)
+    engine.tail.follow()
+    woken: list[int] = []
+    engine.tail.wake = lambda: woken.append(1)
+    write(engine, 0, 10)
+    assert not woken
+    engine.tail.wanted = True
+    engine.merge([(1, b"r", REMOTE_RECORD)], b"other")
+    engine.commit()
+    assert not woken
+    write(engine, 0, 10)
+    assert len(woken) == 1
+    engine.close()
+
+
+def test_segments_are_kept_for_the_follower_and_go_when_it_has_passed(tmp_path: Path) -> None:
+    engine = open_engine(tmp_path)
+    engine.tail.follow()
+    write(engine, 0, 3000)
+    engine.absorb_sealed()
+    kept = list_segments(tmp_path / "log")
+    assert kept[0] == 0
+    assert len(kept) > 3
+    engine.close()
+    engine = open_engine(tmp_path)
+    assert list_segments(tmp_path / "log") == kept, "opening must not delete what is held"
+    engine.release_log(Place(kept[2] + SEGMENT_HEADER.size, 5))
+    assert list_segments(tmp_path / "log") == kept[2:]
+    engine.release_log(engine.tail.end)
+    assert list_segments(tmp_path / "log") == kept[-1:]
+    engine.close()
+
+
+def test_without_a_follower_segments_go_at_once(tmp_path: Path) -> None:
+    engine = open_engine(tmp_path)
+    engine.tail.follow()
+    engine.tail.unfollow()
+    write(engine, 0, 3000)
+    engine.absorb_sealed()
+    assert len(list_segments(tmp_path / "log")) == 1
+    engine.close()
+    assert open_engine(tmp_path).tail.held is None
+
+
+def test_past_the_limit_the_oldest_are_given_up(tmp_path: Path) -> None:
+    limit = 3 * MIN_MEMTABLE_SIZE
+    engine = open_engine(tmp_path, hold_max_bytes=limit)
+    at = engine.tail.follow().lsn
+    written = []
+    for part in range(6):
+        written += write(engine, part * 1000, part * 1000 + 1000)
+        engine.absorb_sealed()
+    lsns = list_segments(tmp_path / "log")
+    assert len(lsns) > 2
+    assert lsns[0] > 0
+    assert engine.tail.end.lsn - lsns[0] <= limit
+    engine.tail._recent.clear()
+    with pytest.raises(LogGone) as gone:
+        engine.tail.next_frame(at)
+    assert gone.value.oldest.lsn == lsns[0]
+    rest, _ = read_on(engine, lsns[0])
+    assert rest == written[gone.value.oldest.sequence - 1 :], "the sequence says how many are lost"
+    engine.close()
+
+
+def damage(data: bytes) -> bytes:
+    return data[:20] + bytes((data[20] ^ 1,)) + data[21:]
+
+
+@pytest.mark.parametrize("broken", [b"", b"short", damage])
+def test_a_damaged_place_repeats_what_is_left(
+    tmp_path: Path, broken: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = open_engine(tmp_path)
+    written = write(engine, 0, 10)
+    engine.tail.follow()
+    engine.close()
+    file = tmp_path / "outbox"
+    file.write_bytes(broken(file.read_bytes()) if callable(broken) else broken)
+    engine = open_engine(tmp_path)
+    assert engine.tail.held is not None
+    assert read_on(engine, engine.tail.held.lsn)[0] == written
+    assert "damaged" in caplog.text
+    engine.close()
+
+
+def test_a_place_behind_the_end_of_a_log_that_was_cut_back_is_the_end(tmp_path: Path) -> None:
+    engine = open_engine(tmp_path)
+    write(engine, 0, 10)
+    engine.tail.follow()
+    engine.release_log(Place(engine.tail.end.lsn + 1000, 500))
+    end = engine.tail.end
+    engine.close()
+    engine = open_engine(tmp_path)
+    assert engine.tail.held == end
+    assert read_on(engine, end.lsn) == ([], end.lsn)
+    assert read_on(engine, end.lsn)[0] == []
+    written = write(engine, 0, 5)
+    assert read_on(engine, end.lsn)[0] == written
+    engine.close()
+
+
+def test_a_damaged_frame_is_said_and_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tail_module, "RECENT_BYTES", 0)
+    engine = open_engine(tmp_path)
+    at = engine.tail.follow().lsn
+    write(engine, 0, 1)
+    fd = os.open(tmp_path / "log" / f"{0:020d}.log", os.O_RDWR)
+    os.pwrite(fd, b"\xff", engine.tail.end.lsn - 1)
+    with pytest.raises(Corruption, match="damaged at byte 48"):
+        engine.tail.next_frame(at)
+    os.pwrite(fd, b"\xff", at)
+    engine.tail._reader.close()
+    with pytest.raises(Corruption, match="damaged at byte"):
+        engine.tail.next_frame(at)
+    os.close(fd)
+    engine.close()
+
+
+def test_what_is_being_written_is_not_read_ahead(tmp_path: Path) -> None:
+    log_ = Log(tmp_path, None)
+    tail = Tail(tmp_path, log_)
+    place = tail.follow()
+    for part in range(3):
+        record = make_record(b"k", bytes(24), 0, b"%d" % part)
+        log_.pending.append(b"\1\0\1\0\0" + len(record).to_bytes(2, "big") + b"k" + record)
+        log_.appended += 1
+        log_.sequence += 1
+        log_.reserve(100)
+        position, frame = log_.take()
+        if part == 2:
+            frame = frame[:60]  # as if the writer were in the middle of it
+        log_.write(position, frame)
+        if part < 2:
+            tail.end = Place(log_.written_lsn, log_.sequence)
+    values, at = [], place.lsn
+    while (found := tail.next_frame(at)) is not None:
+        values += values_of(found)
+        at = found.end
+    assert values == [b"0", b"1"]
+    tail.close()
+    log_.close()
