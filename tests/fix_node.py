@@ -44,7 +44,7 @@ class LineClient:
 
     def line(self) -> str:
         """The next reply line, without its ending; an empty string when the server has closed."""
-        return self._received.readline().decode().removesuffix("\r\n")
+        return self._received.readline().decode(errors="surrogateescape").removesuffix("\r\n")
 
     def ask(self, request: str) -> str:
         """Send one line and give the first line of the reply."""
@@ -81,9 +81,7 @@ class LineClient:
 class NodeProcess:
     """One `merklekv run`: start, stop, kill, and what it said."""
 
-    def __init__(
-        self, directory: Path, log: Path, *flags: str, environment: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, directory: Path, log: Path, *flags: str, environment: Mapping[str, str] | None = None) -> None:
         self.directory = directory
         self.flags = flags
         self.port = 0
@@ -192,9 +190,7 @@ def node_factory(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Nod
     for node in nodes:
         node.end()
         if node.log.exists():
-            request.node.add_report_section(
-                "teardown", f"log of {node.log.stem}", node.log.read_text(errors="replace")
-            )
+            request.node.add_report_section("teardown", f"log of {node.log.stem}", node.log.read_text(errors="replace"))
 
 
 @pytest.fixture

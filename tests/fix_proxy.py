@@ -99,9 +99,10 @@ class Proxy:
         # A connection that is cut here, or that either end leaves, simply ends: that is what this is for.
         with contextlib.suppress(OSError, ValueError):
             while self._open:
-                if not self._flowing.wait(LOOK_S) or not select.select([source], [], [], LOOK_S)[0]:
+                if not select.select([source], [], [], LOOK_S)[0]:
                     continue
                 data = source.recv(CHUNK_BYTES)
+                self._flowing.wait()  # what a frozen network took in is held here
                 if not data:
                     sink.shutdown(socket.SHUT_WR)
                     return
