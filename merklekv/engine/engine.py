@@ -271,7 +271,8 @@ class Engine(State):
                     self._rotate()
                 elif not self.root_ready and not self._layers.frozen:
                     self._rotate()  # the floor is in the log: absorbing that is what makes the tree whole again
-                self._update_stall()
+                with self.lock:  # not beside an `mset`, which would then store half
+                    self._update_stall()
 
     def wait_for_room(self, timeout_s: float) -> bool:
         """Waits until writes are not stalled; False when the time is over."""
