@@ -297,6 +297,8 @@ class Engine(State):
 
     def close(self) -> None:
         """Commits, syncs, and lets the directory go.  What is not merged yet is read from the log at the next start."""
+        if self._closing.is_set():
+            return
         self._closing.set()
         if self._syncer.is_alive():
             self._syncer.join()

@@ -360,8 +360,9 @@ class Log:
 
     def close(self) -> None:
         """Gives the reserved room back."""
-        os.ftruncate(self._fd, self.position)
-        os.close(self._fd)
+        fd, self._fd = self._fd, -1  # the number may soon be another file's
+        os.ftruncate(fd, self.position)
+        os.close(fd)
 
     @property
     def _path(self) -> Path:
