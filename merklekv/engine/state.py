@@ -62,7 +62,7 @@ class State:
     def record(self, key: bytes) -> bytes | None:
         """The raw record of a key, a tombstone too."""
         record = self._records.get(key)
-        if record is not None:
+        if record is not None or not 0 < len(key) <= MAX_KEY_SIZE:
             return record
         with self.lock:
             return self._layers.lookup(key)
@@ -79,7 +79,7 @@ class State:
 
     def exists(self, key: bytes) -> bool:
         """Whether a key has a value."""
-        record = self.record(key) if 0 < len(key) <= MAX_KEY_SIZE else None
+        record = self.record(key)
         return record is not None and is_live(record)
 
     def page(
