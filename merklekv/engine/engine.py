@@ -25,6 +25,7 @@ from merklekv.engine import crashpoints
 from merklekv.engine.absorber import AbsorbingChild, absorb
 from merklekv.engine.format import (
     ENTRY,
+    FLAGS_AT,
     MAX_KEY_SIZE,
     MAX_VALUE_SIZE_LIMIT,
     OP_APPEND,
@@ -208,7 +209,7 @@ class Engine(State):
         with self.lock:
             self._require_writable()
             for op, key, record in items:
-                reason = self._reason_to_refuse(key, record)
+                reason = self._reason_to_refuse(op, key, record)
                 if reason:
                     refused.append((key, reason))
                     continue
@@ -229,6 +230,8 @@ class Engine(State):
 
     def merge_floor(self, floor: bytes, origin: bytes) -> bool:
         """Takes in a floor (24 bytes) that another node has set; whether it was above ours."""
+        if len(floor) != VERSION_SIZE:
+            raise InvalidArgument(f"floor of {len(floor)} bytes: a floor is a version of {VERSION_SIZE} bytes")
         with self.lock:
             self._require_writable()
             if floor <= self._layers.floor or self.clock.too_far_ahead(floor):
@@ -472,13 +475,17 @@ class Engine(State):
                 f"value of {len(value)} bytes: more than max_value_size, which is {self.max_value_size} bytes"
             )
 
-    def _reason_to_refuse(self, key: bytes, record: bytes) -> str:
+    def _reason_to_refuse(self, op: int, key: bytes, record: bytes) -> str:
+        if not OP_SET <= op <= OP_PREPEND:
+            return "op"
         if not 0 < len(key) <= MAX_KEY_SIZE:
             return "key size"
         if len(record) - VALUE_AT > self.max_value_size:
             return "value size"
         if not record_is_sound(key, record):
             return "digest"
+        if record[FLAGS_AT] not in (0, TOMBSTONE) or (record[FLAGS_AT] and len(record) > VALUE_AT):
+            return "flags"
         if self.clock.too_far_ahead(record):
             return "clock"
         return ""
