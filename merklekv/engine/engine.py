@@ -136,6 +136,8 @@ class Engine(State):
             self._syncer.start()
         self._delete_segments()
         self._start_merging(None)
+        if self._merger is not None:
+            self._absorb_floor()
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
@@ -296,7 +298,7 @@ class Engine(State):
                     absorb(writer, self.directory.log, self._log.lsn)
             finally:
                 self._layers.base = Base(self.directory.base)
-            self.merge_finished()
+            self._take_over_base()
 
     def close(self) -> None:
         """Commits, syncs, and lets the directory go.  What is not merged yet is read from the log at the next start."""
@@ -388,6 +390,11 @@ class Engine(State):
 
     def merge_finished(self) -> None:
         """See merger.Owner."""
+        self._take_over_base()
+        self._absorb_floor()
+
+    def _take_over_base(self) -> None:
+        """Goes on from what the base has taken in."""
         crashpoints.reached("merge.finished")
         with self.lock:
             self._disk_full = None
@@ -399,6 +406,12 @@ class Engine(State):
             self._update_stall()
         crashpoints.reached("merge.before_delete")
         self._delete_segments()
+
+    def _absorb_floor(self) -> None:
+        """Seals the segment of a floor that the base has to take in before the tree is whole again."""
+        with self._commit_lock:
+            if not self.root_ready and not self._layers.frozen and self._failure is None:
+                self._rotate()
 
     def merge_blocked(self, error: DiskFull) -> None:
         """See merger.Owner."""
