@@ -1,0 +1,89 @@
+"""A small blocking client: RESP over one connection, a request and its reply at a time.
+
+For the tools, for SYNC and for tests; not for applications, which have Redis clients to choose from. It does not
+reconnect: whoever uses it knows best whether a request may be sent twice.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Final
+
+import hiredis
+
+from merklekv.errors import MerkleKVError
+
+CONNECT_TIMEOUT_S: Final = 5.0
+REPLY_TIMEOUT_S: Final = 60.0
+RECEIVE_BYTES: Final = 1 << 18
+
+Reply = bytes | int | None | list["Reply"]
+
+
+class Unreachable(MerkleKVError):
+    """The node cannot be reached, or does not answer, or the connection broke."""
+
+
+class NodeError(MerkleKVError):
+    """The node answered with an error; its text is the message."""
+
+
+class Client:
+    """A connection to a node. Raises Unreachable and NodeError; after Unreachable it is of no further use."""
+
+    def __init__(self, host: str, port: int, timeout_s: float = REPLY_TIMEOUT_S) -> None:
+        self.name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            self._socket = socket.create_connection((host, port), CONNECT_TIMEOUT_S)
+        except OSError as error:
+            raise Unreachable(f"{self.name}: cannot connect: {error.strerror or error}") from error
+        self._socket.settimeout(timeout_s)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._reader = hiredis.Reader()
+
+    def call(self, *parts: bytes) -> Reply:
+        """Sends a command and waits for its reply: bytes, int, None or a list of these."""
+        return self.call_all([parts])[0]
+
+    def call_all(self, requests: Iterable[Sequence[bytes]]) -> list[Reply]:
+        """Sends several commands at once; their replies, in order. The first error among them is raised."""
+        packed = [_pack(parts) for parts in requests]
+        try:
+            self._socket.sendall(b"".join(packed))
+            replies = [self._reply() for _ in packed]
+        except TimeoutError as error:
+            raise Unreachable(f"{self.name}: no answer within {self._socket.gettimeout():.0f} s") from error
+        except OSError as error:
+            raise Unreachable(f"{self.name}: the connection broke: {error.strerror or error}") from error
+        except hiredis.ProtocolError as error:
+            raise Unreachable(f"{self.name}: does not speak RESP: {error}") from error
+        for reply in replies:
+            if isinstance(reply, hiredis.ReplyError):
+                raise NodeError(f"{self.name}: {reply}")
+        return replies
+
+    def _reply(self) -> Reply:
+        while (reply := self._reader.gets()) is False:
+            data = self._socket.recv(RECEIVE_BYTES)
+            if not data:
+                raise Unreachable(f"{self.name}: the connection was closed")
+            self._reader.feed(data)
+        return reply  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._socket.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _pack(parts: Sequence[bytes]) -> bytes:
+    return b"*%d\r\n%b" % (len(parts), b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts]))

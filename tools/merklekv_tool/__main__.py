@@ -1,0 +1,3 @@
+from merklekv_tool.cli import main
+
+main()

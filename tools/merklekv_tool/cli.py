@@ -1,0 +1,62 @@
+"""The command line of `merklekv-tool`: its verbs, and errors turned into one line and an exit status each.
+
+A verb is a function in a module of its own; what it needs beyond typer is imported when it runs, so that `--help` and
+completion answer at once. Results go to stdout; progress, notes and errors to stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+import typer
+
+from merklekv.errors import DirectoryLocked, MerkleKVError
+from merklekv.exits import EXIT_LOCKED, EXIT_USAGE
+from merklekv_tool import dump, load, statuses, verify
+
+NAME: Final = "merklekv-tool"
+STATUS_TABLE: Final = "\nExit statuses:\n\n" + "\n".join(
+    f"    {status:3}  {meaning}" for status, meaning in statuses.MEANINGS.items()
+)
+
+app = typer.Typer(
+    name=NAME,
+    help="Looks after MerkleKV data, in a directory or behind the port of a running node.",
+    epilog=STATUS_TABLE,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+app.command("verify", epilog=verify.EXAMPLES)(verify.verify)
+app.command("dump", epilog=dump.EXAMPLES)(dump.dump)
+app.command("load", epilog=load.EXAMPLES)(load.load)
+
+
+def main() -> None:
+    """Entry point."""
+    sys.exit(_status_of_run())
+
+
+def _status_of_run() -> int:
+    try:
+        return int(app(standalone_mode=False, prog_name=NAME) or 0)
+    except typer.TyperException as error:
+        return _fail(f"{error.format_message()}; '{NAME} --help' shows what there is", EXIT_USAGE)
+    except typer.Abort:
+        return statuses.EXIT_INTERRUPTED
+    except DirectoryLocked as error:
+        return _fail(f"{error}; a running node is reached through its port: give HOST:PORT", EXIT_LOCKED)
+    except MerkleKVError as error:
+        return _fail(str(error), statuses.status_of(error))
+    except BrokenPipeError:  # the reader of our output has gone, as in `merklekv-tool dump data | head -1`
+        sys.stdout = None  # or Python would complain when it flushes at the end
+        return statuses.EXIT_PIPE
+    except Exception:  # noqa: BLE001 - shown whole; Python alone would end with 1, which means something else here
+        sys.excepthook(*sys.exc_info())
+        return statuses.EXIT_FAULT
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"{NAME}: {message}", file=sys.stderr)
+    return status

@@ -1,0 +1,100 @@
+"""What the verbs say and show: results on stdout, everything else on stderr, a progress bar only to a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, BinaryIO, Final
+
+import typer
+
+from merklekv.errors import DiskFull
+from merklekv_tool.statuses import FileError
+
+STDIO: Final = "-"
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
+
+PlaceName = Annotated[str, typer.Argument(metavar="DIR|HOST:PORT", help="A data directory or a running node.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of words.")]
+
+Update = Callable[[int, int], None]
+
+
+def say(text: str) -> None:
+    """A line of the result."""
+    print(text)
+
+
+def note(text: str) -> None:
+    """A line beside the result."""
+    print(f"merklekv-tool: {text}", file=sys.stderr)
+
+
+def say_json(values: dict[str, object], to_stderr: bool = False) -> None:
+    """The whole result as one JSON object."""
+    print(json.dumps(values, ensure_ascii=False), file=sys.stderr if to_stderr else sys.stdout)
+
+
+@contextlib.contextmanager
+def progress(what: str, of_bytes: bool = False) -> Iterator[Update]:
+    """A bar on stderr while the block runs; it is moved by `update(done, total)`, total 0 when nobody knows."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    amount: ProgressColumn = DownloadColumn() if of_bytes else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), amount, TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=max(done, total) if total else None)
+
+
+@contextlib.contextmanager
+def written(name: str) -> Iterator[BinaryIO]:
+    """The file to write a result to, `-` for stdout. It gets its name when it is whole and on disk, or not at all."""
+    path = Path(name)
+    if name == STDIO or (path.exists() and not stat.S_ISREG(path.stat().st_mode)):
+        with contextlib.nullcontext(sys.stdout.buffer) if name == STDIO else path.open("wb") as stream:
+            yield stream
+        return
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with draft.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as error:
+        problem = DiskFull if error.errno in NO_ROOM else FileError
+        raise problem(f"{name}: cannot write: {error.strerror}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def readable(name: str) -> Iterator[tuple[BinaryIO, int]]:
+    """The file to read from, `-` for stdin, and its size (0 where that is not known)."""
+    if name == STDIO:
+        yield sys.stdin.buffer, 0
+        return
+    try:
+        file = Path(name).open("rb")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise FileError(f"{name}: cannot read: {error.strerror}") from error
+    with file:
+        yield file, os.fstat(file.fileno()).st_size

@@ -1,0 +1,192 @@
+"""Where data is: a closed directory, or a running node behind its port. The verbs work on either alike.
+
+A directory that some process holds is refused, with that process's number: reading it safely goes through the node's
+port. Both are read in pages of at most PAGE_RECORDS records or about PAGE_BYTES, and take records in through the
+engine's merge, in batches of the same size.
+
+A directory is a snapshot. A node that is written to meanwhile is not: each record is the newest of the moment in which
+its page was read, and whatever is there throughout is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple, Protocol
+
+from merklekv.engine.directory import require_format
+from merklekv.engine.engine import Engine
+from merklekv.engine.format import FLAGS_AT, OP_DEL, OP_SET, TOMBSTONE, VALUE_AT
+from merklekv.errors import InvalidArgument, MerkleKVError, NotADataDirectory
+from merklekv.net.client import Client, Reply, Unreachable
+
+PAGE_RECORDS: Final = 1000
+PAGE_BYTES: Final = 1 << 20
+ORIGIN: Final = b"merklekv-tool"  # where merged records are said to come from, in the log
+WAIT_S: Final = 1.0
+
+_ADDRESS: Final = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[^/:\s]+)):(?P<port>[0-9]{1,5})")
+
+Pair = tuple[bytes, bytes]
+
+
+class Merged(NamedTuple):
+    """What became of a batch: counts, and (key, reason) of what was refused."""
+
+    applied: int
+    superseded: int
+    refused: list[tuple[bytes, str]]
+
+
+class Place(Protocol):
+    """What a verb needs of a directory or a node."""
+
+    name: str
+
+    def count(self) -> int:
+        """Records, dead ones too; approximate while a node is written to."""
+
+    def floor(self) -> bytes:
+        """The version (24 bytes) below which every record is dead."""
+
+    def root(self) -> bytes:
+        """The Merkle root, 32 bytes."""
+
+    def pages(self, prefix: bytes = b"") -> Iterator[list[Pair]]:
+        """All (key, record) with a prefix, in key order, tombstones too."""
+
+    def merge(self, pairs: list[Pair]) -> Merged:
+        """Takes records in; returns when they are as durable as the place makes them."""
+
+    def merge_floor(self, floor: bytes) -> None:
+        """Takes a floor in."""
+
+    def close(self) -> None:
+        """Lets the place go, with everything durable."""
+
+
+def address_of(place: str) -> tuple[str, int] | None:
+    """Host and port, or None when `place` means a directory."""
+    match = _ADDRESS.fullmatch(place)
+    if match is None or Path(place).exists():
+        return None
+    if int(match["port"]) > 65535:
+        raise InvalidArgument(f"{place}: a port is a number from 1 to 65535")
+    return match["six"] or match["host"], int(match["port"])
+
+
+@contextlib.contextmanager
+def opened(place: str, may_be_new: bool = False) -> Iterator[Place]:
+    """The place that a person named as DIR or HOST:PORT. `may_be_new`: a directory is made when it is missing."""
+    address = address_of(place)
+    there: Place = Node(*address) if address else Directory(require_directory(place, may_be_new))
+    try:
+        yield there
+    finally:
+        there.close()
+
+
+def require_directory(place: str, may_be_new: bool = False) -> Path:
+    """The data directory of that name. Raises NotADataDirectory and FormatTooNew, and never makes one."""
+    path = Path(place)
+    if path.is_dir():
+        require_format(path, may_be_new)
+    elif not may_be_new or path.exists():
+        raise NotADataDirectory(f"{place}: neither a data directory nor HOST:PORT")
+    return path
+
+
+class Directory:
+    """A data directory that no process has open."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        # What is merged here is made durable once, by `close`.
+        self._engine = Engine(path, durability="never")
+
+    def count(self) -> int:
+        return self._engine.live_count + self._engine.dead_count
+
+    def floor(self) -> bytes:
+        return self._engine.floor
+
+    def root(self) -> bytes:
+        return self._engine.root()
+
+    def pages(self, prefix: bytes = b"") -> Iterator[list[Pair]]:
+        after: bytes | None = b""
+        while after is not None:
+            pairs, after = self._engine.records_page(prefix, after, PAGE_RECORDS, PAGE_BYTES)
+            yield pairs
+
+    def merge(self, pairs: list[Pair]) -> Merged:
+        while not self._engine.wait_for_room(WAIT_S):
+            pass
+        result = self._engine.merge(
+            [(OP_DEL if record[FLAGS_AT] & TOMBSTONE else OP_SET, key, record) for key, record in pairs], ORIGIN
+        )
+        self._engine.commit()
+        return Merged(*result)
+
+    def merge_floor(self, floor: bytes) -> None:
+        self._engine.merge_floor(floor, ORIGIN)
+        self._engine.commit()
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+class Node:
+    """A running node."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._client = Client(host, port)
+        self.name = self._client.name
+
+    def count(self) -> int:
+        lines = self._bytes(b"STATS").split(b"\r\n")
+        figures = dict(line.split(b":", 1) for line in lines if b":" in line)
+        return int(figures[b"db_keys"]) + int(figures[b"db_tombstones"])
+
+    def floor(self) -> bytes:
+        return self._bytes(b"FLOOR")
+
+    def root(self) -> bytes:
+        return bytes.fromhex(self._bytes(b"HASH").decode())
+
+    def pages(self, prefix: bytes = b"") -> Iterator[list[Pair]]:
+        after: Reply = b""
+        while isinstance(after, bytes):
+            after, parts = self._list(b"RECORDS", after, b"%d" % PAGE_RECORDS, b"PREFIX", prefix)
+            assert isinstance(parts, list)
+            whole = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+            yield [(key, head + value) for key, head, value in whole]  # type: ignore[misc, operator]
+
+    def merge(self, pairs: list[Pair]) -> Merged:
+        parts = [part for key, record in pairs for part in (key, record[:VALUE_AT], record[VALUE_AT:])]
+        applied, superseded, refused = self._list(b"MERGE", ORIGIN, *parts)
+        reasons = zip(refused[::2], refused[1::2], strict=True)  # type: ignore[index]
+        return Merged(applied, superseded, [(key, reason.decode()) for key, reason in reasons])  # type: ignore
+
+    def merge_floor(self, floor: bytes) -> None:
+        self._client.call(b"MERGEFLOOR", ORIGIN, floor)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _bytes(self, *parts: bytes) -> bytes:
+        reply = self._client.call(*parts)
+        if not isinstance(reply, bytes):
+            raise self._strange(parts[0])
+        return reply
+
+    def _list(self, *parts: bytes) -> list[Reply]:
+        reply = self._client.call(*parts)
+        if not isinstance(reply, list):
+            raise self._strange(parts[0])
+        return reply
+
+    def _strange(self, command: bytes) -> MerkleKVError:
+        return Unreachable(f"{self.name}: answers {command.decode()} strangely: is it a MerkleKV node?")

@@ -1,0 +1,66 @@
+"""Exit statuses of `merklekv-tool`, and the errors that only it knows.
+
+Up to 9 a status means what it means for `merklekv` (`merklekv/exits.py`), but for 1 and 4, which a node cannot meet.
+Whatever has no name here is a fault of ours: Python shows it, and the status is 70 as for any program (sysexits.h).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from merklekv import exits
+from merklekv.errors import MerkleKVError
+
+EXIT_PROBLEMS: Final = 1
+EXIT_UNREACHABLE: Final = 4
+EXIT_DUMP: Final = 10
+EXIT_REFUSED: Final = 11
+EXIT_NODE: Final = 12
+EXIT_OTHER: Final = 13
+EXIT_FAULT: Final = 70
+EXIT_INTERRUPTED: Final = 130
+EXIT_PIPE: Final = 141
+
+MEANINGS: Final = {
+    exits.EXIT_OK: "done, and nothing is wrong",
+    EXIT_PROBLEMS: "verify found problems; each is named",
+    exits.EXIT_USAGE: "a wrong argument or option",
+    exits.EXIT_LOCKED: "a process, most likely a node, has the directory open",
+    EXIT_UNREACHABLE: "the node cannot be reached, or the connection broke",
+    exits.EXIT_UNWRITABLE: "a file or directory cannot be read or written, or its disk is full",
+    exits.EXIT_FORMAT: "the directory is not MerkleKV's, or its format is of a later release",
+    exits.EXIT_CORRUPT: "the data is damaged; the message names the file and the way out",
+    exits.EXIT_STORAGE: "the disk failed a write or a sync",
+    EXIT_DUMP: "the dump is damaged or cut short; the message says where",
+    EXIT_REFUSED: "load left records out; each is named",
+    EXIT_NODE: "the node answered with an error",
+    EXIT_OTHER: "an error not named here",
+    EXIT_FAULT: "a fault in the tool itself",
+    EXIT_INTERRUPTED: "interrupted from the keyboard",
+    EXIT_PIPE: "whoever read the output stopped reading",
+}
+
+
+class DumpError(MerkleKVError):
+    """A dump is damaged or ends too early.  The message has the file and the line or byte."""
+
+
+class FileError(MerkleKVError):
+    """A file that was named cannot be read or written."""
+
+
+def status_of(error: MerkleKVError) -> int:
+    """The exit status for an error."""
+    from merklekv.net.client import NodeError, Unreachable
+
+    own: tuple[tuple[type[MerkleKVError], int], ...] = (
+        (DumpError, EXIT_DUMP),
+        (FileError, exits.EXIT_UNWRITABLE),
+        (Unreachable, EXIT_UNREACHABLE),
+        (NodeError, EXIT_NODE),
+    )
+    for kind, status in own:
+        if isinstance(error, kind):
+            return status
+    status = exits.status_of(error)
+    return EXIT_OTHER if status == exits.EXIT_FAILED else status
