@@ -194,9 +194,8 @@ def _drop_unborn(directory: Path, lsns: list[int]) -> None:
     if not lsns:
         return
     path = segment_path(directory, lsns[-1])
-    with path.open("rb") as file:
-        if any(file.read(SEGMENT_HEADER.size)):
-            return
+    if path.stat().st_size > SEGMENT_HEADER.size or any(path.read_bytes()):
+        return  # the header is synced before anything is put behind it
     log.warning("%s: dropped, it was being created when the process ended", path)
     path.unlink()
     lsns.pop()
