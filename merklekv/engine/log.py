@@ -20,6 +20,7 @@ import errno
 import logging
 import mmap
 import os
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -262,6 +263,7 @@ class Log:
         self._frame_sequence = self.sequence
         self._entries_cut = 0
         self._unfinished = 0  # segments that were sealed and may not be synced yet
+        self._turning = threading.Lock()  # held while the open segment, or what is unfinished, changes
         if recovered is None:
             self._open_segment(0)
         else:
@@ -323,9 +325,10 @@ class Log:
 
         May run beside `write` and `seal`: it works on a descriptor of its own.
         """
-        unfinished, written = self._unfinished, self.written_lsn
         try:
-            fd = os.dup(self._fd)
+            with self._turning:
+                unfinished, written = self._unfinished, self.written_lsn
+                fd = os.dup(self._fd)
             try:
                 os.fdatasync(fd)
             finally:
@@ -341,8 +344,9 @@ class Log:
         Raises DiskFull, with the old segment still in use.
         """
         sealed = Sealed(self.lsn, self.position, self._fd)
-        self._open_segment(self.lsn + self.position)
-        self._unfinished += 1
+        with self._turning:
+            self._open_segment(self.lsn + self.position)
+            self._unfinished += 1
         return sealed
 
     def finish_sealing(self, sealed: Sealed) -> None:
@@ -355,7 +359,10 @@ class Log:
             raise StorageFailed(f"{path}: cannot sync: {error.strerror}") from error
         finally:
             os.close(sealed.fd)
-        self._unfinished -= 1
+        with self._turning:
+            self._unfinished -= 1
+            if not self._unfinished:
+                self.synced_lsn = max(self.synced_lsn, sealed.lsn + sealed.end)
 
     def close(self) -> None:
         """Gives the reserved room back."""
