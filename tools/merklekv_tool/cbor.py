@@ -10,7 +10,7 @@ tombstone is a truth value.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, Final, cast
 
 import cbor2
@@ -66,6 +66,9 @@ class _Counted:
     def readable(self) -> bool:
         return True
 
+    def seekable(self) -> bool:
+        return False
+
     def read(self, size: int) -> bytes:
         data = self._file.read(size)
         self.position += len(data)
@@ -75,7 +78,7 @@ class _Counted:
 def _item(item: Any) -> Item:
     if isinstance(item, list):
         return _pair(item)
-    if not isinstance(item, dict):
+    if not isinstance(item, Mapping):  # not always a dict: what is inside of a tag is frozen
         raise ValueError("neither a record nor the head nor the end of a dump")
     if MARK in item:
         if item[MARK] != DUMP_VERSION:
