@@ -21,10 +21,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
+from xxhash import xxh3_128_intdigest
+
 from merklekv.engine import crashpoints
 from merklekv.engine.absorber import AbsorbingChild, absorb
 from merklekv.engine.format import (
+    DIGEST_AT,
     ENTRY,
+    KEY_LENGTH,
     FLAGS_AT,
     MAX_KEY_SIZE,
     MAX_VALUE_SIZE_LIMIT,
@@ -40,7 +44,6 @@ from merklekv.engine.format import (
     TOMBSTONE,
     VALUE_AT,
     VERSION_SIZE,
-    make_record,
     record_is_sound,
 )
 from merklekv.engine.log import Sealed, segment_path
@@ -75,6 +78,7 @@ INT64_MAX: Final = (1 << 63) - 1
 NUMBER_DIGITS_MAX: Final = 20
 
 _entry = ENTRY.pack
+_TOMBSTONE: Final = bytes((TOMBSTONE,))
 
 
 class MergeResult(NamedTuple):
@@ -167,7 +171,7 @@ class Engine(State):
         with self.lock:
             if not self.exists(key):
                 return False
-            self._put(OP_DEL, key, b"", TOMBSTONE)
+            self._put(OP_DEL, key, b"", _TOMBSTONE)
             return True
 
     def increment(self, key: bytes, amount: int) -> int:
@@ -226,7 +230,7 @@ class Engine(State):
                 if not applied:
                     self._log_entry(_entry(OP_ORIGIN, len(origin), 0) + origin)
                 self.clock.observe(record)
-                self._apply(op | REMOTE, key, record, old)
+                self._apply(op | REMOTE, key, record, old, int.from_bytes(record[DIGEST_AT:VALUE_AT], "big"))
                 applied += 1
         return MergeResult(applied, superseded, refused)
 
@@ -244,7 +248,7 @@ class Engine(State):
             self._raise_floor(OP_TRUNCATE | REMOTE, floor)
             return True
 
-    def _put(self, op: int, key: bytes, value: bytes, flags: int = 0) -> None:
+    def _put(self, op: int, key: bytes, value: bytes, flags: bytes = b"\0") -> None:
         if self.stalled:
             self._require_writable()
         old = self._records.get(key)
@@ -253,7 +257,9 @@ class Engine(State):
         version = self.clock.next()
         if old is not None and version <= old:
             version = self.clock.after(old)
-        self._apply(op, key, make_record(key, version, flags, value), old)
+        head = version + flags
+        digest = xxh3_128_intdigest(KEY_LENGTH(len(key)) + key + head + value)  # as in `make_record`, but as a number
+        self._apply(op, key, head + digest.to_bytes(16, "big") + value, old, digest)
 
     def _replace(self, op: int, key: bytes, value: bytes) -> bytes:
         self._require_sizes(key, value)
@@ -278,6 +284,11 @@ class Engine(State):
                     self._rotate()  # the floor is in the log: absorbing that is what makes the tree whole again
                 with self.lock:  # not beside an `mset`, which would then store half
                     self._update_stall()
+
+    @property
+    def sync_is_due(self) -> bool:
+        """Whether the next commit will wait for the disk; what is done before it, it makes durable in the same wait."""
+        return self._log.appended != self._committed and self.durability == "always"
 
     def wait_for_room(self, timeout_s: float) -> bool:
         """Waits until writes are not stalled; False when the time is over."""

@@ -19,6 +19,8 @@ RECEIVE_BYTES_MIN = 4 * KIB
 ROUND_BYTES = MIB
 # Replies wait in memory for the commit; a round that has gathered this much commits and sends early.
 ROUND_OUTPUT_BYTES = 8 * MIB
+# Before a commit that waits for the disk, a round asks this many times for what has arrived meanwhile.
+GATHERINGS_MAX = 4
 # Long commands and paused connections together get this much of every round.
 SLICE_S = 0.005
 # A command over many keys looks at this many before it lets others run.

@@ -98,6 +98,9 @@ class Server:
             worker.stop(deadline)
         for worker in self._workers:
             worker.join(max(0.0, deadline - time.monotonic()) + 1.0)
+            if not worker.is_alive():
+                worker.close()
+        self._workers = []
         if self._listener:
             self._listener.close()
 

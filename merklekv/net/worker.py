@@ -49,6 +49,7 @@ class Worker(threading.Thread):
         super().__init__(name=f"merklekv-worker-{number}", daemon=True)
         self.connections: dict[int, Connection] = {}
         self._context = context
+        self._engine = context.engine
         self._commit = context.engine.commit
         self._fatal = fatal
         self._epoll = select.epoll()
@@ -101,8 +102,11 @@ class Worker(threading.Thread):
         finally:
             for connection in list(self.connections.values()):
                 self._drop(connection)
-            self._epoll.close()
-            os.close(self._wakeup)
+
+    def close(self) -> None:
+        """Gives back what the thread needed. After it has ended."""
+        self._epoll.close()
+        os.close(self._wakeup)
 
     def _finish(self, deadline: float) -> None:
         """Reads nothing more, finishes what was received, and closes each connection when it is done."""
@@ -120,38 +124,47 @@ class Worker(threading.Thread):
         events = self._epoll.poll(self._timeout(), EVENTS_MAX)
         now = time.monotonic()
         if events:
-            share = limits.ROUND_BYTES // len(events)
-            share = max(limits.RECEIVE_BYTES_MIN, min(limits.RECEIVE_BYTES_MAX, share))
-            for fd, event in events:
-                connection = self.connections.get(fd)
-                if connection is None:
-                    # The wake-up needs no more than waking; another one was closed earlier in this round.
-                    if fd == self._listener:
-                        self._take_in()
-                    continue
-                if event != _IN and not self._handle(connection, event):
-                    continue
-                try:
-                    data = connection.receive(share)
-                except BlockingIOError:
-                    continue
-                except OSError:
-                    self._drop(connection)
-                    continue
-                if data:
-                    connection.last_active = now
-                    self._run(connection, connection.feed(data))
-                    if self._output > limits.ROUND_OUTPUT_BYTES:
-                        self._flush()
-                else:
-                    connection.end_of_input = connection.special = True
-                    self._settle(connection)
+            self._serve(events, now)
+            # The commit will wait for the disk: what has arrived meanwhile may as well share that wait.
+            gatherings = limits.GATHERINGS_MAX
+            while gatherings and self._engine.sync_is_due and (events := self._epoll.poll(0, EVENTS_MAX)):
+                self._serve(events, now)
+                gatherings -= 1
         if self._runnable or self._parked:
             self._continue(now)
         if self._answered:
             self._flush()
         if now >= self._next_sweep:
             self._sweep(now)
+
+    def _serve(self, events: list[tuple[int, int]], now: float) -> None:
+        """Reads each connection once and runs what it asks for."""
+        share = limits.ROUND_BYTES // len(events)
+        share = max(limits.RECEIVE_BYTES_MIN, min(limits.RECEIVE_BYTES_MAX, share))
+        for fd, event in events:
+            connection = self.connections.get(fd)
+            if connection is None:
+                # The wake-up needs no more than waking; another one was closed earlier in this round.
+                if fd == self._listener:
+                    self._take_in()
+                continue
+            if event != _IN and not self._handle(connection, event):
+                continue
+            try:
+                data = connection.receive(share)
+            except BlockingIOError:
+                continue
+            except OSError:
+                self._drop(connection)
+                continue
+            if data:
+                connection.last_active = now
+                self._run(connection, connection.feed(data))
+                if self._output > limits.ROUND_OUTPUT_BYTES:
+                    self._flush()
+            else:
+                connection.end_of_input = connection.special = True
+                self._settle(connection)
 
     def _timeout(self) -> float:
         if self._runnable:
