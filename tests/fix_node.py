@@ -157,7 +157,12 @@ class NodeProcess:
         self.process.wait()
 
     def end(self) -> None:
-        if self.process is not None and self.process.poll() is None:
+        """Stop it if it runs, by force if it does not want to: what a test leaves behind."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        try:
+            self.stop()
+        except subprocess.TimeoutExpired:
             self.kill()
 
 

@@ -3,8 +3,8 @@
     from conftest import MerkleKVClient
 
 `server` is shared by the tests of a module and emptied before each; `own_server` belongs to one test, which may stop,
-kill and restart it. With MERKLEKV_TEST_HOST or MERKLEKV_TEST_PORT set, `server` is the one that is already there; it
-has to be empty, because the tests erase it.
+kill and restart it. With MERKLEKV_TEST_HOST or MERKLEKV_TEST_PORT set, `server` is the one that is already there, which
+has to be empty, because the tests erase it; when nobody answers there, one is started on that port.
 """
 
 from __future__ import annotations
@@ -20,28 +20,36 @@ __all__ = ["BenchmarkResult", "MerkleKVClient", "MerkleKVServer", "PerformanceMo
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 7379
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @pytest.fixture(scope="module")
 def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MerkleKVServer]:
-    """A server for the tests of a module, or the one that the environment names."""
+    """A server for the tests of a module: the one that the environment names, or a new one."""
     host, port = os.environ.get("MERKLEKV_TEST_HOST"), os.environ.get("MERKLEKV_TEST_PORT")
-    if host or port:
-        server = MerkleKVServer(host or DEFAULT_HOST, int(port or DEFAULT_PORT))
-        require_empty(server)
-        yield server
+    named = MerkleKVServer(host or DEFAULT_HOST, int(port or DEFAULT_PORT))
+    if (host or port) and answers(named):
+        require_empty(named)
+        yield named
     else:
-        server = MerkleKVServer.in_directory(tmp_path_factory.mktemp("server")).start()
+        server = MerkleKVServer.in_directory(tmp_path_factory.mktemp("server"), port=int(port or 0)).start()
         yield server
-        server.own.end()
+        assert server.stop() == 0
+
+
+def answers(server: MerkleKVServer) -> bool:
+    try:
+        with server.client() as client:
+            return client.send_command("PING") == "PONG"
+    except OSError as error:
+        if server.host not in LOOPBACK:
+            pytest.exit(f"no server at {server.host}:{server.port}: {error}", returncode=2)
+        return False
 
 
 def require_empty(server: MerkleKVServer) -> None:
-    try:
-        with server.client() as client:
-            held = client.send_command("DBSIZE")
-    except OSError as error:
-        pytest.exit(f"no server at {server.host}:{server.port}: {error}", returncode=2)
+    with server.client() as client:
+        held = client.send_command("DBSIZE")
     if held != "DBSIZE 0":
         pytest.exit(f"{server.host}:{server.port} holds data ({held}) and these tests erase it", returncode=2)
 

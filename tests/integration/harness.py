@@ -92,8 +92,11 @@ class MerkleKVServer:
         self.process = process
 
     @classmethod
-    def in_directory(cls, directory: Path, *flags: str) -> MerkleKVServer:
-        return cls("127.0.0.1", 0, NodeProcess(directory / "data", directory / "server.log", *flags))
+    def in_directory(cls, directory: Path, *flags: str, port: int = 0) -> MerkleKVServer:
+        """A server on this machine that keeps data and log in the directory; port 0 takes a free one."""
+        process = NodeProcess(directory / "data", directory / "server.log", *flags)
+        process.port = port
+        return cls("127.0.0.1", port, process)
 
     @property
     def external(self) -> bool:
