@@ -28,8 +28,8 @@ from merklekv.engine.absorber import AbsorbingChild, absorb
 from merklekv.engine.format import (
     DIGEST_AT,
     ENTRY,
-    KEY_LENGTH,
     FLAGS_AT,
+    KEY_LENGTH,
     MAX_KEY_SIZE,
     MAX_VALUE_SIZE_LIMIT,
     OP_APPEND,

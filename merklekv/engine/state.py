@@ -21,6 +21,7 @@ from xxhash import xxh3_64_intdigest
 
 from merklekv.engine.directory import DataDirectory
 from merklekv.engine.format import (
+    DIGEST_AT,
     ENTRY,
     FLAGS_AT,
     LEAF_SIZE,
@@ -126,8 +127,11 @@ class State:
         """The version (24 bytes) below which every record is dead."""
         return self._layers.floor
 
-    def _apply(self, op: int, key: bytes, record: bytes, old: bytes | None) -> None:
-        """Lets `record` take the place of `old`: log, memtable, leaf, counters.  The one place where data changes."""
+    def _apply(self, op: int, key: bytes, record: bytes, old: bytes | None, digest: int) -> None:
+        """Lets `record`, with this digest, take the place of `old`.  The one place where data changes.
+
+        Everything that can fail comes first.  This is the hot path, so what `_account` does stands here once more.
+        """
         entry = _entry(op, len(key), len(record)) + key + record
         log_ = self._log
         size = log_.pending_size + len(entry)
@@ -140,12 +144,26 @@ class State:
             log_.sequence += 1
         records = self._records
         in_active = records.get(key)
+        records[key] = record
+        bucket = xxh3_64_intdigest(key) >> 48
+        tree = self._tree
+        tree.dirty.add(bucket >> 8)
+        if old is None:
+            tree.leaves[bucket] += digest << 64 | 1
+            if record[FLAGS_AT] & TOMBSTONE:
+                self.dead_count += 1
+            else:
+                self.live_count += 1
+        else:
+            tree.leaves[bucket] += (digest - int.from_bytes(old[DIGEST_AT:VALUE_AT], "big")) << 64
+            if old[FLAGS_AT] != record[FLAGS_AT]:
+                change = 1 if old[FLAGS_AT] & TOMBSTONE else -1
+                self.live_count += change
+                self.dead_count -= change
         if in_active is None:
             self._active.size += len(key) + len(record) + KEY_OVERHEAD
-        else:
+        elif len(record) != len(in_active):
             self._active.size += len(record) - len(in_active)
-        records[key] = record
-        self._account(key, old, record)
 
     def _account(self, key: bytes, old: bytes | None, new: bytes) -> None:
         """Moves the leaf and the counters of a key from one record to another."""
