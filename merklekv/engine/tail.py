@@ -150,8 +150,10 @@ class Tail:
 
     def __init__(self, directory: Path, log_: Log, hold_max_bytes: int = DEFAULT_HOLD_MAX_BYTES) -> None:
         self.hold_max_bytes = hold_max_bytes
-        self.end = Place(log_.written_lsn, log_.sequence)  # everything before it is committed
+        in_segment = log_.position if log_.position > SEGMENT_HEADER.size else 0
+        self.end = Place(log_.lsn + in_segment, log_.sequence)  # everything before it is committed
         self.wake: Callable[[], None] = lambda: None
+        self.given_up_lsn = 0  # where the log begins since it grew past `hold_max_bytes`
         self.wanted = False  # set by the follower before it sleeps: call `wake` at the next local event
         self._log_directory = log_.directory
         self._path = directory / PLACE_FILE
@@ -203,7 +205,10 @@ class Tail:
     def next_frame(self, at: int) -> LogFrame | None:
         """The committed frame at this LSN; None when there is none yet.  Raises LogGone, Corruption."""
         recent = self._recent
-        while recent and recent[0][1] <= at:
+        gone = at < self.given_up_lsn
+        if gone:
+            self._reader.close()  # an open file would outlive its name
+        while recent and (recent[0][1] <= at or gone):
             self._taken += len(recent.popleft()[2])
         if recent and recent[0][0] == at:
             start, end, frame = recent.popleft()
@@ -221,10 +226,13 @@ class Tail:
         for lsn, following in pairwise(list_segments(self._log_directory)):
             if following > absorbed:
                 break
-            if self.held is not None and following > self._durable_lsn and self.end.lsn - lsn <= self.hold_max_bytes:
-                if following > self.held.lsn:
+            if self.held is not None and following > self._durable_lsn:
+                if following <= self.held.lsn:
+                    self._make_durable(self.held)  # or a crash could bring back a place in a segment that is gone
+                elif self.end.lsn - lsn > self.hold_max_bytes:
+                    self.given_up_lsn = following
+                else:
                     break
-                self._make_durable(self.held)  # or a crash could bring back a place in a segment that is gone
             lsns.append(lsn)
         return lsns
 

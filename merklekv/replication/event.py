@@ -176,6 +176,33 @@ def encode_entries(data: bytes, at: int, end: int, room: int) -> tuple[list[byte
     return events, size, at
 
 
+def encode_first(data: bytes, at: int) -> tuple[bytes, int]:
+    """Encodes the local event at `at`; returns it and where the entry ends."""
+    op, key_length, record_length = ENTRY.unpack_from(data, at)
+    key_at = at + ENTRY.size
+    record_at = key_at + key_length
+    following = record_at + record_length
+    return encode_event(op, data[key_at:record_at], data[record_at:following]), following
+
+
+def version_at(data: bytes, at: int) -> bytes:
+    """The version of the event at `at`."""
+    record_at = at + ENTRY.size + int(ENTRY.unpack_from(data, at)[1])
+    return data[record_at : record_at + VERSION_SIZE]
+
+
+def next_local(data: bytes, at: int, skip: int) -> int:
+    """Where the next local event among log entries is, after skipping some; the end of the data if there is none."""
+    while at < len(data):
+        op, key_length, record_length = ENTRY.unpack_from(data, at)
+        if op < REMOTE and op != OP_ORIGIN:
+            if not skip:
+                return at
+            skip -= 1
+        at += ENTRY.size + key_length + record_length
+    return at
+
+
 def encode_message(source: str, sequence: int, events: list[bytes]) -> bytes:
     """A message of these encoded events, the first of which has this sequence number."""
     envelope = _SCHEMA_AND_SOURCE + _text(source) + _text("seq") + _head(_UNSIGNED, sequence)

@@ -1,0 +1,327 @@
+"""The outbox: everything written is published, in order, at least once, whatever order acknowledgements come in and
+wherever it is interrupted; the cursor never passes what was not acknowledged."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from merklekv.engine import tail as tail_module
+from merklekv.engine.engine import MIN_MEMTABLE_SIZE, Engine
+from merklekv.engine.format import VALUE_AT, make_record
+from merklekv.engine.log import list_segments
+from merklekv.replication import outbox as outbox_module
+from merklekv.replication.event import decode_message
+from merklekv.replication.outbox import BATCH_BYTES, PACKET_OVERHEAD, Batch, Outbox
+
+TOPIC = "prefix/node-a/events"
+
+
+class Station:
+    """An engine with its outbox."""
+
+    def __init__(self, path: Path, hold_max_bytes: int = 1 << 30) -> None:
+        self.engine = Engine(
+            path,
+            durability="never",
+            memtable_size=MIN_MEMTABLE_SIZE,
+            absorb="manual",
+            hold_max_bytes=hold_max_bytes,
+        )
+        self.gaps: list[str] = []
+        self.outbox = Outbox(self.engine, "node-a", TOPIC, self.gaps.append)
+
+    def write(self, *values: bytes) -> None:
+        for value in values:
+            self.engine.set(b"key", value)
+        self.engine.commit()
+
+    def take_all(self) -> list[Batch]:
+        batches = []
+        while (batch := self.outbox.next_batch()) is not None:
+            batches.append(batch)
+        return batches
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+@pytest.fixture
+def station(tmp_path: Path):
+    made = Station(tmp_path / "data")
+    yield made
+    made.close()
+
+
+def values(*batches: Batch) -> list[bytes]:
+    found = []
+    for batch in batches:
+        message = decode_message(batch.payload)
+        assert (message.source, message.sequence, message.event_count) == ("node-a", batch.sequence, batch.count)
+        found += [record[VALUE_AT:] for _, _, record in message.changes]
+    return found
+
+
+def test_there_is_nothing_to_publish_at_first(station: Station) -> None:
+    assert station.outbox.next_batch() is None
+    assert not station.outbox.is_waiting
+    assert station.outbox.waiting_events == station.outbox.waiting_bytes == 0
+    assert station.outbox.oldest_timestamp() is None
+
+
+def test_a_lone_write_leaves_alone_and_a_flood_in_bulk(station: Station) -> None:
+    station.write(b"one")
+    assert station.outbox.is_waiting
+    (alone,) = station.take_all()
+    assert (values(alone), alone.count) == ([b"one"], 1)
+    for number in range(2000):
+        station.write(b"%d" % number)
+    batches = station.take_all()
+    assert values(*batches) == [b"%d" % number for number in range(2000)]
+    assert len(batches) < 10
+    assert all(len(batch.payload) <= BATCH_BYTES + 100 for batch in batches)
+
+
+def test_only_what_is_committed_is_published(station: Station) -> None:
+    station.engine.set(b"k", b"v")
+    assert station.outbox.next_batch() is None
+    station.engine.commit()
+    assert values(*station.take_all()) == [b"v"]
+
+
+def test_a_frame_larger_than_a_batch_is_cut(station: Station) -> None:
+    many = [b"%05d" % number + b"x" * 1000 for number in range(300)]
+    station.write(*many)
+    batches = station.take_all()
+    assert values(*batches) == many
+    assert len(batches) > 4
+    sequence = batches[0].sequence
+    for batch in batches:
+        assert batch.sequence == sequence
+        sequence += batch.count
+
+
+def test_events_of_other_nodes_are_not_published_and_do_not_hold_the_cursor(station: Station) -> None:
+    before = station.outbox.cursor
+    station.engine.merge([(1, b"r", make_record(b"r", bytes(24), 0, b"remote"))], b"other")
+    station.write(b"own")
+    (batch,) = station.take_all()
+    assert values(batch) == [b"own"]
+    station.outbox.acknowledge(batch)
+    station.engine.merge([(1, b"r", make_record(b"r", bytes(23) + b"\1", 0, b"remote"))], b"other")
+    station.engine.commit()
+    assert station.outbox.next_batch() is None
+    assert station.outbox.cursor == station.engine.tail.end != before
+
+
+def test_the_cursor_moves_over_what_is_acknowledged_without_a_gap(station: Station) -> None:
+    start = station.outbox.cursor
+    batches = []
+    for number in range(4):
+        station.write(b"%d" % number)
+        batches += station.take_all()
+    first, second, third, fourth = batches
+    station.outbox.acknowledge(third)
+    station.outbox.acknowledge(second)
+    assert station.outbox.cursor == start
+    assert station.outbox.waiting_events == 4
+    station.outbox.acknowledge(first)
+    assert station.outbox.cursor == third.end
+    assert station.outbox.waiting_events == 1
+    assert station.outbox.oldest_timestamp() == fourth.timestamp_ns
+    station.outbox.acknowledge(fourth)
+    assert station.outbox.cursor == station.engine.tail.end
+    assert station.outbox.counters.published == station.outbox.counters.batches == 4
+
+
+def test_after_a_lost_connection_everything_unacknowledged_comes_again(station: Station) -> None:
+    batches = []
+    for number in range(4):
+        station.write(b"%d" % number)
+        batches += station.take_all()
+    station.outbox.acknowledge(batches[0])
+    station.outbox.acknowledge(batches[2])
+    station.outbox.rewind()
+    assert station.outbox.in_flight == 0
+    assert values(*station.take_all()) == [b"1", b"2", b"3"]
+
+
+def test_the_oldest_timestamp_is_that_of_the_oldest_write(station: Station) -> None:
+    station.write(b"old")
+    record = station.engine.record(b"key")
+    assert record is not None
+    station.write(b"new")
+    assert station.outbox.oldest_timestamp() == int.from_bytes(record[:8], "big")
+
+
+def test_an_event_larger_than_a_batch_goes_alone(station: Station) -> None:
+    large = b"L" * (BATCH_BYTES * 3)
+    station.write(b"before", large, b"after")
+    batches = station.take_all()
+    assert [batch.count for batch in batches] == [1, 1, 1]
+    assert values(*batches) == [b"before", large, b"after"]
+
+
+def test_an_event_larger_than_the_broker_takes_is_set_aside(
+    station: Station, caplog: pytest.LogCaptureFixture
+) -> None:
+    station.outbox.limit_packets(2000)
+    station.write(b"before", b"L" * 2000, b"after")
+    station.write(b"L" * 2000)
+    batches = station.take_all()
+    assert values(*batches) == [b"before", b"after"]
+    assert batches[1].sequence == batches[0].sequence + 2, "the others see from the sequence that one is missing"
+    assert station.outbox.counters.set_aside == 2
+    assert "2000" not in station.gaps
+    assert station.gaps == ["set aside", "set aside"]
+    assert "is not published" in caplog.text
+    for batch in batches:
+        station.outbox.acknowledge(batch)
+    assert station.outbox.cursor == station.engine.tail.end
+
+
+def test_events_up_to_the_packet_limit_are_published(station: Station) -> None:
+    station.write(b"x" * 5000)
+    payload = len(station.take_all()[0].payload)
+    for limit, count in ((payload + len(TOPIC) + PACKET_OVERHEAD + outbox_module.ENVELOPE_SIZE, 1), (payload, 0)):
+        station.outbox.rewind()
+        station.outbox.limit_packets(limit)
+        assert len(station.take_all()) == count
+
+
+def test_no_packet_is_larger_than_the_broker_takes(station: Station) -> None:
+    station.outbox.limit_packets(1500)
+    many = [b"x" * size for size in range(0, 1200, 7)]
+    station.write(*many)
+    batches = station.take_all()
+    assert values(*batches) == many
+    assert all(len(batch.payload) + len(TOPIC) + PACKET_OVERHEAD <= 1500 for batch in batches)
+
+
+def test_a_batch_refused_for_its_size_is_cut_down_to_the_event_that_is_too_large(station: Station) -> None:
+    many = [b"%03d" % number + b"x" * 900 for number in range(100)]
+    many[40] += b"L" * 2000
+    station.write(*many)
+    published: list[bytes] = []
+    for _ in range(300):
+        batch = station.outbox.next_batch()
+        if batch is None:
+            break
+        if len(batch.payload) > 2500:
+            station.outbox.too_large(batch)
+        else:
+            published += values(batch)
+            station.outbox.acknowledge(batch)
+    assert published == many[:40] + many[41:]
+    assert station.outbox.counters.set_aside == 1
+    assert station.outbox.waiting_events == 0
+
+
+def test_what_was_given_up_is_counted_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    station = Station(tmp_path / "data", hold_max_bytes=3 * MIN_MEMTABLE_SIZE)
+    many = [b"%05d" % number for number in range(6000)]
+    for part in range(6):
+        for value in many[part * 1000 : part * 1000 + 1000]:
+            station.write(value)
+        station.engine.absorb_sealed()
+    station.outbox.oldest_timestamp()
+    lost = station.outbox.counters.given_up
+    assert lost > 0
+    assert station.gaps == ["given up"]
+    assert f"{lost} of them are not published" in caplog.text
+    batches = station.take_all()
+    assert values(*batches) == many[lost:]
+    for batch in batches:
+        station.outbox.acknowledge(batch)
+    assert station.outbox.waiting_events == 0
+    station.close()
+
+
+def test_a_restart_goes_on_with_what_was_not_acknowledged(tmp_path: Path) -> None:
+    station = Station(tmp_path / "data")
+    station.write(b"1", b"2", b"3")
+    station.outbox.limit_packets(len(TOPIC) + PACKET_OVERHEAD + 100 + outbox_module.ENVELOPE_SIZE)
+    first, second, _ = station.take_all()
+    station.outbox.acknowledge(first)
+    station.outbox.acknowledge(second)
+    station.outbox.save()
+    station.close()
+    for _ in range(2):  # and again, without anything having been published in between
+        station = Station(tmp_path / "data")
+        station.write(b"later")
+        station.close()
+    station = Station(tmp_path / "data")
+    assert values(*station.take_all()) == [b"3", b"later", b"later"]
+    station.close()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_nothing_is_skipped_wherever_it_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Writes, merges, batches, acknowledgements in any order, lost connections, kills: each event arrives."""
+    chance = random.Random(seed)
+    monkeypatch.setattr(tail_module, "RECENT_BYTES", chance.choice([0, 500, 1 << 20]))
+    monkeypatch.setattr(tail_module, "READ_BYTES", chance.choice([100, 5000, 1 << 20]))
+    monkeypatch.setattr(outbox_module, "BATCH_BYTES", chance.choice([300, 2000, BATCH_BYTES]))
+    station = Station(tmp_path / "0")
+    flight: list[Batch] = []
+    written: list[bytes] = []
+    arrived: set[bytes] = set()
+    acknowledged: set[bytes] = set()
+
+    def write() -> None:
+        many = [b"%d:" % len(written) + b"%d" % number * chance.randrange(90) for number in range(chance.randrange(40))]
+        station.write(*many)
+        written.extend(many)
+
+    def hand_out() -> None:
+        if (batch := station.outbox.next_batch()) is not None:
+            flight.append(batch)
+            arrived.update(values(batch))
+
+    def acknowledge() -> None:
+        if flight:
+            batch = flight.pop(chance.randrange(len(flight)))
+            station.outbox.acknowledge(batch)
+            acknowledged.update(values(batch))
+
+    def lose_connection() -> None:
+        flight.clear()
+        station.outbox.rewind()
+
+    def merge() -> None:
+        station.engine.absorb_sealed()
+
+    def kill() -> None:
+        nonlocal station
+        following = tmp_path / str(int(station.engine.directory.path.name) + 1)
+        shutil.copytree(station.engine.directory.path, following)  # what a killed process leaves behind
+        station.close()
+        flight.clear()
+        station = Station(following)
+
+    def check() -> None:
+        missing = station.outbox.waiting_events
+        assert acknowledged >= set(written[: len(written) - missing]), "the cursor passed what was not acknowledged"
+
+    def save() -> None:
+        station.outbox.save()
+
+    steps = [write] * 6 + [hand_out] * 8 + [acknowledge] * 8 + [lose_connection, merge, kill, save]
+    for _ in range(400):
+        chance.choice(steps)()
+        check()
+    lose_connection()
+    for batch in station.take_all():
+        arrived.update(values(batch))
+        station.outbox.acknowledge(batch)
+    assert arrived >= set(written)
+    assert station.outbox.waiting_events == 0
+    station.outbox.save()
+    station.engine.absorb_sealed()
+    assert len(list_segments(station.engine.directory.log)) == 1
+    station.close()
