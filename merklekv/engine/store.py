@@ -104,7 +104,8 @@ class Base:
         """All 65,536 leaves, as `merkle` keeps them."""
         leaves: list[int] = []
         for node in range(INNER_NODES):
-            leaves += unpack_leaves(self._txn.get(bytes((node,)), _NO_LEAVES, db=self._leaves))
+            packed = self._txn.get(bytes((node,)), db=self._leaves)
+            leaves += unpack_leaves(packed) if packed else [0] * LEAVES_PER_INNER
         assert len(leaves) == BUCKETS
         return leaves
 
