@@ -125,8 +125,8 @@ def _check_derived(view: View, tree: Tree, facts: BaseFacts, findings: Findings)
     for node in range(256):
         stored = view.txn.get(bytes((node,)), bytes(NODE_SIZE), db=view.leaves)
         findings.expect(view.where, f"the size of the leaves of inner node {node}", len(stored), NODE_SIZE)
-        for at in range(0, len(stored), 24):
-            bucket = node * 256 + at // 24
-            leaf = stored[at : at + 24]
-            if leaf != tree.leaf(bucket):
-                findings.expect(view.where, f"leaf {bucket} (sum, count)", leaf, tree.leaf(bucket))
+        if stored == tree.leaves(node):
+            continue
+        for bucket in range(node * 256, node * 256 + 256):
+            leaf = stored[bucket % 256 * 24 :][:24]
+            findings.expect(view.where, f"leaf {bucket} (sum, count)", leaf, tree.leaf(bucket))

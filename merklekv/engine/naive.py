@@ -56,6 +56,7 @@ class Tree:
 
     sums: dict[int, int] = field(default_factory=dict)  # of the leaves that are not empty
     counts: dict[int, int] = field(default_factory=dict)
+    nodes: set[int] = field(default_factory=set)  # the inner nodes above them
     live: int = 0
     dead: int = 0
     newest: bytes = bytes(VERSION_SIZE)
@@ -65,6 +66,7 @@ class Tree:
         bucket = bucket_of(key)
         self.sums[bucket] = (self.sums.get(bucket, 0) + number(record[25:41])) % 2**128
         self.counts[bucket] = self.counts.get(bucket, 0) + 1
+        self.nodes.add(bucket // 256)
         if is_tombstone(record):
             self.dead += 1
         else:
@@ -75,14 +77,18 @@ class Tree:
         """24 bytes: sum and count."""
         return number_bytes(self.sums.get(bucket, 0), 16) + number_bytes(self.counts.get(bucket, 0), 8)
 
+    def leaves(self, node: int) -> bytes:
+        """The 256 leaves of an inner node."""
+        if node not in self.nodes:
+            return bytes(256 * 24)
+        return b"".join(self.leaf(node * 256 + leaf) for leaf in range(256))
+
     def root(self, floor: bytes) -> bytes:
         """SHA-256 of the 256 inner digests and the floor, each inner one the SHA-256 of its 256 leaves."""
         if not self.counts:
             return bytes(32)
-        inner = [sha256(bytes(256 * 24)).digest()] * 256
-        for node in {bucket // 256 for bucket in self.counts}:
-            inner[node] = sha256(b"".join(self.leaf(node * 256 + leaf) for leaf in range(256))).digest()
-        return sha256(b"".join(inner) + floor).digest()
+        inner = b"".join(sha256(self.leaves(node)).digest() for node in range(256))
+        return sha256(inner + floor).digest()
 
 
 class Frame(NamedTuple):
