@@ -210,9 +210,10 @@ class RespParser:
         if buffer[:1] != kind:
             self._break(requests, f"expected '{kind.decode()}', got '{chr(buffer[0])}'")
             return None
-        end = buffer.find(CRLF)
+        longest = HEADER_BYTES_MAX + len(CRLF)
+        end = buffer.find(CRLF, 0, longest)
         if end < 0:
-            if len(buffer) > HEADER_BYTES_MAX:
+            if len(buffer) >= longest:
                 self._break(requests, f"too big {name} count string")
             return None
         line = bytes(buffer[1:end])

@@ -29,7 +29,12 @@ PONG = b"PONG\r\n"
 class _Name(bytes):
     """A command name that no client can send: it equals nothing but itself."""
 
-    __eq__ = object.__eq__
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __ne__(self, other: object) -> bool:
+        return self is not other
+
     __hash__ = object.__hash__
 
 
