@@ -82,10 +82,11 @@ class Segment:
             self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         head = self.data[: SEGMENT_HEADER.size]
         magic, version, _, lsn, self.sequence, self.created_ns, checksum = SEGMENT_HEADER.unpack(head)
-        if magic == SEGMENT_MAGIC and version > FORMAT_VERSION:
+        whole = magic == SEGMENT_MAGIC and checksum == xxh3_64_intdigest(head[:-8])
+        if whole and version > FORMAT_VERSION:
             self.data.close()
             raise FormatTooNew(f"{path}: log format {version} is from a later release; this one reads {FORMAT_VERSION}")
-        if magic != SEGMENT_MAGIC or lsn != self.lsn or checksum != xxh3_64_intdigest(head[:-8]):
+        if not whole or lsn != self.lsn:
             self.data.close()
             raise _damaged(path, 0, "the segment's header does not match its checksum")
 
