@@ -21,15 +21,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
-from xxhash import xxh3_128_intdigest
-
 from merklekv.engine import crashpoints
 from merklekv.engine.absorber import AbsorbingChild, absorb
 from merklekv.engine.format import (
-    DIGEST_AT,
     ENTRY,
+    FLAGS,
     FLAGS_AT,
-    KEY_LENGTH,
     MAX_KEY_SIZE,
     MAX_VALUE_SIZE_LIMIT,
     OP_APPEND,
@@ -59,7 +56,6 @@ from merklekv.errors import (
     MerkleKVError,
     NotANumber,
     NumberOverflow,
-    Stalled,
     StorageFailed,
 )
 
@@ -78,7 +74,6 @@ INT64_MAX: Final = (1 << 63) - 1
 NUMBER_DIGITS_MAX: Final = 20
 
 _entry = ENTRY.pack
-_TOMBSTONE: Final = bytes((TOMBSTONE,))
 
 
 class MergeResult(NamedTuple):
@@ -119,14 +114,11 @@ class Engine(State):
         self.durability = durability
         self.memtable_size = memtable_size
         self.max_value_size = max_value_size
-        self.stalled = False
         super().__init__(Path(path), HybridClock(int(max_clock_drift_s * 10**9), wall_clock))
         self.tail = Tail(self.directory.path, self._log, hold_max_bytes)
         self._commit_lock = threading.Lock()
         self._unstalled = threading.Condition(self.lock)
         self._committed = self._log.appended
-        self._failure: MerkleKVError | None = None
-        self._disk_full: DiskFull | None = None
         self._merging: list[Memtable] = []  # the frozen memtables that are being absorbed
         self._merged_share = 0.0  # of those
         self._closing = threading.Event()
@@ -171,7 +163,7 @@ class Engine(State):
         with self.lock:
             if not self.exists(key):
                 return False
-            self._put(OP_DEL, key, b"", _TOMBSTONE)
+            self._put(OP_DEL, key, b"", FLAGS[TOMBSTONE])
             return True
 
     def increment(self, key: bytes, amount: int) -> int:
@@ -230,7 +222,7 @@ class Engine(State):
                 if not applied:
                     self._log_entry(_entry(OP_ORIGIN, len(origin), 0) + origin)
                 self.clock.observe(record)
-                self._apply(op | REMOTE, key, record, old, int.from_bytes(record[DIGEST_AT:VALUE_AT], "big"))
+                self._put(op | REMOTE, key, record[VALUE_AT:], made=record)
                 applied += 1
         return MergeResult(applied, superseded, refused)
 
@@ -247,19 +239,6 @@ class Engine(State):
             self.clock.observe(floor)
             self._raise_floor(OP_TRUNCATE | REMOTE, floor)
             return True
-
-    def _put(self, op: int, key: bytes, value: bytes, flags: bytes = b"\0") -> None:
-        if self.stalled:
-            self._require_writable()
-        old = self._records.get(key)
-        if old is None:
-            old = self._layers.older(key)
-        version = self.clock.next()
-        if old is not None and version <= old:
-            version = self.clock.after(old)
-        head = version + flags
-        digest = xxh3_128_intdigest(KEY_LENGTH(len(key)) + key + head + value)  # as in `make_record`, but as a number
-        self._apply(op, key, head + digest.to_bytes(16, "big") + value, old, digest)
 
     def _replace(self, op: int, key: bytes, value: bytes) -> bytes:
         self._require_sizes(key, value)
@@ -484,12 +463,6 @@ class Engine(State):
             }
 
     # -- what is refused -------------------------------------------------------------------------------------------
-
-    def _require_writable(self) -> None:
-        if self.stalled:
-            if self._failure is not None:
-                raise self._failure
-            raise self._disk_full or Stalled("merging is behind, writes wait for it")
 
     def _require_sizes(self, key: bytes, value: bytes) -> None:
         if not 0 < len(key) <= MAX_KEY_SIZE:

@@ -70,6 +70,7 @@ DIGEST_AT: Final = 25
 VALUE_AT: Final = 41
 TOMBSTONE: Final = 1
 EXPIRY: Final = 2
+FLAGS: Final = (b"\0", b"\1")  # the flag byte of a value and of a tombstone
 ZERO_VERSION: Final = bytes(VERSION_SIZE)
 
 OPS: Final = ("set", "del", "incr", "decr", "append", "prepend", "truncate")
@@ -97,7 +98,7 @@ KEY_LENGTH: Final = Struct(">H").pack
 
 def make_record(key: bytes, version: bytes, flags: int, value: bytes) -> bytes:
     """The record that stores `value` under `key` at `version` (24 bytes)."""
-    head = version + (b"\0" if not flags else bytes((flags,)))
+    head = version + FLAGS[flags]
     return head + xxh3_128_digest(KEY_LENGTH(len(key)) + key + head + value) + value
 
 

@@ -17,13 +17,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
 
 from merklekv.engine.directory import DataDirectory
 from merklekv.engine.format import (
     DIGEST_AT,
     ENTRY,
+    FLAGS,
     FLAGS_AT,
+    KEY_LENGTH,
     LEAF_SIZE,
     MAX_KEY_SIZE,
     REMOTE,
@@ -37,6 +39,7 @@ from merklekv.engine.merkle import COUNT_MASK, EMPTY_ROOT, LEAF_MASK, MerkleTree
 from merklekv.engine.recovery import open_layers
 from merklekv.engine.store import Pair
 from merklekv.engine.version import HybridClock
+from merklekv.errors import DiskFull, MerkleKVError, Stalled
 
 PAGE_KEYS: Final = 1000
 PAGE_BYTES: Final = 1 << 20
@@ -49,6 +52,9 @@ class State:
 
     def __init__(self, path: Path, clock: HybridClock) -> None:
         self.lock = threading.RLock()
+        self.stalled = False  # writes are refused, for one of these reasons, or because merging is behind
+        self._failure: MerkleKVError | None = None
+        self._disk_full: DiskFull | None = None
         self.clock = clock
         self.directory = DataDirectory(path)
         try:
@@ -127,11 +133,28 @@ class State:
         """The version (24 bytes) below which every record is dead."""
         return self._layers.floor
 
-    def _apply(self, op: int, key: bytes, record: bytes, old: bytes | None, digest: int) -> None:
-        """Lets `record`, with this digest, take the place of `old`.  The one place where data changes.
+    def _put(self, op: int, key: bytes, value: bytes, flags: bytes = FLAGS[0], made: bytes | None = None) -> None:
+        """Gives a key a new record: `made`, which came from elsewhere, or one made here of value and flags.
 
-        Everything that can fail comes first.  This is the hot path, so what `_account` does stands here once more.
+        The one place where data changes: log entry, memtable, leaf and counters.  What can fail comes first.  It is the
+        hot path of all writes, so it calls as little as it can, and repeats what `_account` does and `make_record`.
         """
+        if self.stalled:
+            self._require_writable()
+        records = self._records
+        in_active = old = records.get(key)
+        if old is None:
+            old = self._layers.older(key)
+        if made is None:
+            version = self.clock.next()
+            if old is not None and version <= old:
+                version = self.clock.after(old)
+            head = version + flags
+            digest = xxh3_128_intdigest(KEY_LENGTH(len(key)) + key + head + value)
+            record = head + digest.to_bytes(16, "big") + value
+        else:
+            record = made
+            digest = int.from_bytes(record[DIGEST_AT:VALUE_AT], "big")
         entry = _entry(op, len(key), len(record)) + key + record
         log_ = self._log
         size = log_.pending_size + len(entry)
@@ -142,8 +165,6 @@ class State:
         log_.appended += 1
         if op < REMOTE:
             log_.sequence += 1
-        records = self._records
-        in_active = records.get(key)
         records[key] = record
         bucket = xxh3_64_intdigest(key) >> 48
         tree = self._tree
@@ -164,6 +185,12 @@ class State:
             self._active.size += len(key) + len(record) + KEY_OVERHEAD
         elif len(record) != len(in_active):
             self._active.size += len(record) - len(in_active)
+
+    def _require_writable(self) -> None:
+        if self.stalled:
+            if self._failure is not None:
+                raise self._failure
+            raise self._disk_full or Stalled("merging is behind, writes wait for it")
 
     def _account(self, key: bytes, old: bytes | None, new: bytes) -> None:
         """Moves the leaf and the counters of a key from one record to another."""
