@@ -251,8 +251,7 @@ def _info(one: Command, protocol: int) -> bytes:
 
 
 def _command_info(session: Session, arguments: Sequence[bytes]) -> bytes:
-    missing = session.nil if session.protocol == 3 else b"*-1\r\n"
-    return resp.array([_info(one, session.protocol) if one else missing for one in _named(session, arguments)])
+    return resp.array([_info(one, session.protocol) if one else session.nil for one in _named(session, arguments)])
 
 
 def _command_docs(session: Session, arguments: Sequence[bytes]) -> bytes:
