@@ -27,7 +27,7 @@ def open_layers(directory: DataDirectory) -> tuple[Layers, Log, bytes]:
             tables.append(table)
             floor, newest = max(floor, segment_floor), max(newest, segment_newest)
         layers = Layers(base, tables, floor)
-        if floor > base.floor:
+        if floor > base.floor or base.absorbing:  # an absorption that was cut short may be ahead with the floor
             layers.raise_floor(floor)
     except BaseException:
         base.close()
