@@ -1,0 +1,204 @@
+"""Absorbing may stop anywhere and go on: whatever was cut, the base ends up the same, and is sound at each commit."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import engine_support as support
+import lmdb
+import pytest
+from engine_support import NOON
+
+from merklekv.engine import absorber as absorber_module
+from merklekv.engine import store as store_module
+from merklekv.engine.absorber import absorb
+from merklekv.engine.check import check_directory
+from merklekv.engine.engine import Engine
+from merklekv.engine.log import list_segments
+from merklekv.engine.store import BaseWriter
+
+Prepare = Callable[[Engine], None]
+
+
+class Cut(Exception):
+    """The process ends here."""
+
+
+@pytest.fixture(autouse=True)
+def small_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (absorber_module, store_module):
+        monkeypatch.setattr(module, "TRANSACTION_KEYS", 4)
+
+
+def plain(engine: Engine) -> None:
+    for number in range(20):
+        engine.set(b"k%02d" % number, b"v" * number)
+
+
+def over_a_base(engine: Engine) -> None:
+    """Newer values, deletes and new keys over what the base has."""
+    plain(engine)
+    support.absorb(engine)
+    for number in range(0, 30, 3):
+        engine.set(b"k%02d" % number, b"newer")
+    for number in range(0, 20, 4):
+        engine.delete(b"k%02d" % number)
+
+
+def two_segments(engine: Engine) -> None:
+    over_a_base(engine)
+    support.freeze(engine)
+    for number in range(5, 40, 5):
+        engine.set(b"k%02d" % number, b"newest")
+
+
+def truncated(engine: Engine) -> None:
+    """A floor above everything in the base."""
+    two_segments(engine)
+    engine.truncate()
+    for number in range(0, 10, 2):
+        engine.set(b"k%02d" % number, b"after")
+
+
+def floored(engine: Engine) -> None:
+    """A floor that spares part of the base and part of the log."""
+    for number in range(20):
+        engine.merge([(1, b"k%02d" % number, support.record(b"k%02d" % number, b"", NOON + number))], b"x")
+    support.absorb(engine)
+    for number in range(15, 30):
+        engine.merge([(1, b"k%02d" % number, support.record(b"k%02d" % number, b"2", NOON + number + 1))], b"x")
+    engine.merge_floor(support.version(NOON + 17), b"x")
+    engine.set(b"local", b"")
+
+
+def made(path: Path, prepare: Prepare) -> tuple[Path, bytes]:
+    """A closed directory with sealed segments to absorb, and the root that it has in the end."""
+    engine = support.open_engine(path)
+    prepare(engine)
+    support.freeze(engine)
+    engine.close()
+    absorb_all(shutil.copytree(path, path.with_name("whole")))
+    engine = support.open_engine(path.with_name("whole"))
+    root = engine.root()
+    engine.close()
+    return path, root
+
+
+@contextmanager
+def cut_after(commits: int) -> Iterator[list[int]]:
+    """Ends the process (for this test: raises) behind so many commits of the base; tells how many there were."""
+    real: Callable[..., AbstractContextManager[Any]] = BaseWriter._transaction
+    count = [0]
+
+    @contextmanager
+    def transaction(writer: BaseWriter) -> Iterator[Any]:
+        with real(writer) as txn:
+            yield txn
+        count[0] += 1
+        if count[0] == commits:
+            raise Cut
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BaseWriter, "_transaction", transaction)
+        yield count
+
+
+def absorb_all(path: Path) -> None:
+    upto = list_segments(path / "log")[-1]
+    with BaseWriter(path / "base") as writer:
+        absorb(writer, path / "log", upto)
+
+
+def dump(path: Path) -> dict[bytes, list[tuple[bytes, bytes]]]:
+    """Everything in a base."""
+    with lmdb.open(str(path / "base"), readonly=True, lock=False, max_dbs=4) as env:
+        content = {}
+        for name in (b"records", b"index", b"leaves", b"meta"):
+            database = env.open_db(name, create=False, dupsort=name == b"index")
+            with env.begin() as txn, txn.cursor(db=database) as cursor:
+                content[name] = list(cursor)
+        return content
+
+
+@pytest.mark.parametrize("prepare", [plain, over_a_base, two_segments, truncated, floored], ids=lambda f: f.__name__)
+def test_cut_behind_any_commit_it_goes_on(tmp_path: Path, prepare: Prepare) -> None:
+    path, root = made(tmp_path / "data", prepare)
+    whole = dump(tmp_path / "whole")
+    commits = 0
+    while True:
+        commits += 1
+        copy = shutil.copytree(path, tmp_path / "copy")
+        with cut_after(commits) as count:
+            try:
+                absorb_all(copy)
+                assert count[0] == commits - 1
+                break
+            except Cut:
+                pass
+        assert check_directory(copy) == []
+        with support.engine_in(shutil.copytree(copy, tmp_path / "opened")) as engine:
+            assert not engine.root_ready or engine.root() == root
+            support.absorb(engine)
+            assert engine.root() == root
+        absorb_all(copy)
+        assert check_directory(copy) == []
+        assert dump(copy) == whole
+        shutil.rmtree(copy)
+        shutil.rmtree(tmp_path / "opened")
+    assert commits > 6
+
+
+@pytest.mark.parametrize("commits", range(1, 8))
+def test_cut_it_goes_on_with_what_was_sealed_since(tmp_path: Path, commits: int) -> None:
+    """What came meanwhile hides, deletes or truncates what was half absorbed."""
+    path, _ = made(tmp_path / "data", over_a_base)
+    with cut_after(commits), pytest.raises(Cut):
+        absorb_all(path)
+    engine = support.open_engine(path)
+    engine.set(b"k00", b"since")
+    engine.delete(b"k03")
+    if commits % 2:
+        engine.truncate()
+    engine.set(b"k04", b"since")
+    support.freeze(engine)
+    expected = support.everything(engine)
+    root = engine.root()
+    engine.close()
+    absorb_all(path)
+    assert check_directory(path) == []
+    engine = support.open_engine(path)
+    assert support.everything(engine) == expected
+    assert engine.root() == root
+
+
+def test_progress_is_told_after_every_commit_and_grows(tmp_path: Path) -> None:
+    path, _ = made(tmp_path / "data", two_segments)
+    told: list[float] = []
+    with BaseWriter(path / "base") as writer, cut_after(0) as count:
+        absorb(writer, path / "log", list_segments(path / "log")[-1], told.append)
+    assert told == sorted(told)
+    assert 0 < told[0] <= told[-1] < 1
+    assert len(told) >= count[0] - 2  # but for the mark and the end
+
+
+def test_absorbing_what_is_absorbed_changes_nothing(tmp_path: Path) -> None:
+    path, _ = made(tmp_path / "data", two_segments)
+    absorb_all(path)
+    before = support.snapshot(path / "base")
+    absorb_all(path)
+    assert support.snapshot(path / "base")["data.mdb"] == before["data.mdb"]
+
+
+def test_a_floor_deletes_what_it_kills_and_spares_the_rest(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    floored(engine)
+    assert not engine.root_ready
+    assert sorted(support.values(engine)) == [b"k%02d" % number for number in range(16, 30)] + [b"local"]
+    support.absorb(engine)
+    assert engine.root_ready
+    assert engine.live_count == 15
+    assert sorted(support.values(engine)) == [b"k%02d" % number for number in range(16, 30)] + [b"local"]

@@ -1,0 +1,137 @@
+"""The base: leaves, counters and index are those of the records at every single commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import engine_support as support
+import lmdb
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from merklekv.engine import store as store_module
+from merklekv.engine.check_base import View, check_base
+from merklekv.engine.findings import Findings
+from merklekv.engine.format import bucket_of
+from merklekv.engine.store import Base, BaseWriter, translate
+from merklekv.errors import Corruption, DiskFull, StorageFailed
+
+names = st.integers(0, 15).map(lambda number: b"k%02d" % number) | st.just(b"\xff" * 511)
+batches = st.lists(
+    st.tuples(st.dictionaries(names, st.none() | st.binary(max_size=5), max_size=8), st.integers(0, 60)), max_size=8
+)
+
+
+def problems(writer: BaseWriter) -> list[str]:
+    """What the checker finds in the newest commit."""
+    findings = Findings(print)
+    with writer._env.begin() as txn:
+        check_base(View(Path("base"), txn, writer._records, writer._index, writer._leaves, writer._meta), findings)
+    return findings.sentences()
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[BaseWriter]:
+    (tmp_path / "base").mkdir()
+    with BaseWriter(tmp_path / "base") as base:
+        yield base
+
+
+@given(batches)
+def test_every_commit_is_sound(drawn: list[tuple[dict[bytes, bytes | None], int]]) -> None:
+    """Batches of records, each followed by their index and, now and then, a floor."""
+    with pytest.MonkeyPatch.context() as patch, support.directory() as path:
+        patch.setattr(store_module, "TRANSACTION_KEYS", 3)
+        path.mkdir()
+        model: dict[bytes, bytes] = {}
+        with BaseWriter(path) as writer:
+            for number, (batch, floor_ts) in enumerate(drawn, 1):
+                pairs = [(key, support.record(key, batch[key], 10 * number)) for key in sorted(batch)]
+                writer.mark_absorbing(number)
+                floor = support.version(floor_ts)
+                if floor > writer.floor:
+                    for _ in writer.raise_floor(floor):
+                        assert problems(writer) == []
+                    model = {key: record for key, record in model.items() if record >= floor}
+                pairs = [(key, record) for key, record in pairs if record >= writer.floor]
+                added = writer.put(pairs)
+                assert problems(writer) == []
+                assert added == [key for key, _ in pairs if key not in model]
+                assert writer.put(pairs) == []
+                writer.index(sorted((bucket_of(key).to_bytes(2, "big"), key) for key in added))
+                writer.finish(number)
+                assert problems(writer) == []
+                model.update(pairs)
+        _read_back(path, model)
+
+
+def _read_back(path: Path, model: dict[bytes, bytes]) -> None:
+    base = Base(path)
+    ordered = sorted(model.items())
+    assert base.records_from(b"", None, 100, 10**6) == ordered
+    assert base.heads_from(b"", None, 4) == [(key, record[:41]) for key, record in ordered[:4]]
+    assert base.records_from(b"k05", b"k1", 100, 10**6) == [pair for pair in ordered if b"k05" <= pair[0] < b"k1"]
+    assert base.records_from(b"\xff" * 511 + b"\x00", None, 100, 10**6) == []
+    for key, record in ordered:
+        assert base.get(key) == record
+        assert key in base.bucket_keys(bucket_of(key))
+    assert sorted(key for _, key in base.index_pairs()) == sorted(model)
+    assert [name for name, _ in base.index_pairs()] == sorted(bucket_of(key).to_bytes(2, "big") for key in model)
+    buckets = sorted((bucket_of(key), key) for key in model)
+    assert base.index_key_from(0) == (buckets[0][1] if buckets else None)
+    assert base.bucket_keys((buckets[-1][0] if buckets else 0) - 1 & 0xFFFF) == [
+        key for bucket, key in buckets if bucket == (buckets[-1][0] - 1 & 0xFFFF)
+    ]
+    base.close()
+
+
+def test_a_reader_sees_one_moment_until_it_refreshes(writer: BaseWriter, tmp_path: Path) -> None:
+    """The writer of a base is another process; here it is the same data, copied."""
+    writer.put([(b"k", support.record(b"k", b"1", 5))])
+    writer._env.copy(str(_made(tmp_path / "copy")))
+    base = Base(tmp_path / "copy")
+    assert (base.live, base.dead, base.newest) == (1, 0, support.version(5))
+    base.refresh()
+    assert base.get(b"k") == support.record(b"k", b"1", 5)
+    base.close()
+
+
+def _made(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def test_the_mark_of_an_absorption_stands_until_it_is_finished(writer: BaseWriter) -> None:
+    assert not writer.mark_absorbing(100)
+    assert writer.mark_absorbing(200)
+    writer.finish(200)
+    assert not writer.mark_absorbing(300)
+    assert writer.absorbed == 200
+
+
+def test_a_large_base_is_swept_in_parts(writer: BaseWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "TRANSACTION_KEYS", 10)
+    keys = sorted([b"k%02d" % number for number in range(99)] + [b"\xff" * 511])
+    writer.put([(key, support.record(key, b"", number)) for number, key in enumerate(keys)])
+    writer.mark_absorbing(1)
+    steps = sum(1 for _ in writer.raise_floor(support.version(40)))
+    assert steps == 11
+    assert problems(writer) == []
+    assert writer.floor == support.version(40)
+
+
+def test_what_lmdb_reports_becomes_what_a_person_can_act_on(tmp_path: Path) -> None:
+    assert isinstance(translate(lmdb.DiskError("mdb_txn_commit", 28), tmp_path), DiskFull)
+    assert isinstance(translate(lmdb.Error("mdb_put: No space left on device"), tmp_path), DiskFull)
+    assert isinstance(translate(lmdb.CorruptedError("x"), tmp_path), Corruption)
+    assert isinstance(translate(lmdb.InvalidError("x"), tmp_path), Corruption)
+    assert isinstance(translate(lmdb.PanicError("x"), tmp_path), StorageFailed)
+    assert str(tmp_path) in str(translate(lmdb.Error("x"), tmp_path))
+
+
+def test_a_base_that_is_no_lmdb_file_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "data.mdb").write_bytes(b"something else" * 1000)
+    with pytest.raises(Corruption, match=f"{tmp_path}: LMDB reports damage"):
+        BaseWriter(tmp_path)

@@ -1,0 +1,80 @@
+"""The tree is the sum of its records: canonical, whatever came when, and equal to the plain computation."""
+
+from __future__ import annotations
+
+import random
+
+import engine_support as support
+from hypothesis import given
+from hypothesis import strategies as st
+
+from merklekv.engine import naive
+from merklekv.engine.format import BUCKETS, bucket_of
+from merklekv.engine.merkle import EMPTY_ROOT, LEAF_MASK, MerkleTree, pack_leaves, term_of, unpack_leaves
+
+FLOOR = bytes(24)
+names = st.integers(0, 12).map(lambda number: b"k%d" % number)
+records = st.dictionaries(
+    names, st.tuples(st.none() | st.binary(max_size=4), st.integers(1, 2**60)), min_size=0, max_size=10
+).map(lambda drawn: {key: support.record(key, value, ts) for key, (value, ts) in drawn.items()})
+
+
+def add(tree: MerkleTree, key: bytes, record: bytes, sign: int = 1) -> None:
+    bucket = bucket_of(key)
+    tree.leaves[bucket] += sign * term_of(record)
+    tree.dirty.add(bucket >> 8)
+
+
+def plain(of: dict[bytes, bytes]) -> naive.Tree:
+    tree = naive.Tree()
+    for key, record in of.items():
+        tree.add(key, record)
+    return tree
+
+
+@given(records, records, st.randoms(use_true_random=False))
+def test_any_history_ends_in_the_plain_tree(
+    gone: dict[bytes, bytes], kept: dict[bytes, bytes], chance: random.Random
+) -> None:
+    """Records that came and went leave nothing behind, in any order of additions and removals."""
+    changes = [(key, record, 1) for key, record in kept.items()]
+    changes += [(key, record, sign) for key, record in gone.items() for sign in (1, -1)]
+    chance.shuffle(changes)
+    tree = MerkleTree()
+    for number, (key, record, sign) in enumerate(changes):
+        add(tree, key, record, sign)
+        if number % 3 == 0:
+            tree.root(FLOOR)  # inner digests are kept: a change must mark them
+    expected = plain(kept)
+    assert tree.root(FLOOR) == expected.root(FLOOR)
+    for key in gone | kept:
+        node, leaf = divmod(bucket_of(key), 256)
+        assert tree.inner_leaves(node)[leaf] == naive.number(expected.leaf(bucket_of(key)))
+
+
+@given(records)
+def test_the_root_tells_sets_and_floors_apart(one: dict[bytes, bytes]) -> None:
+    root = plain(one).root(FLOOR)
+    assert (root == EMPTY_ROOT) == (not one)
+    for key in one:
+        less = {other: record for other, record in one.items() if other != key}
+        assert plain(less).root(FLOOR) != root
+        assert plain(one | {key: support.record(key, b"another", 7)}).root(FLOOR) != root
+    if one:
+        assert plain(one).root(support.version(1)) != root
+
+
+@given(st.lists(st.integers(0, LEAF_MASK), max_size=20))
+def test_leaves_pack_and_unpack(leaves: list[int]) -> None:
+    assert unpack_leaves(pack_leaves(leaves)) == leaves
+    assert pack_leaves([leaf - LEAF_MASK - 1 for leaf in leaves]) == pack_leaves(leaves)  # below zero on the way
+
+
+def test_a_sum_wraps_without_touching_the_count() -> None:
+    top = (LEAF_MASK >> 64 << 64) | 1
+    assert unpack_leaves(pack_leaves([top + (1 << 64 | 1)])) == [2]
+
+
+def test_an_empty_tree_is_zeros() -> None:
+    assert MerkleTree().root(support.version(5)) == EMPTY_ROOT == bytes(32)
+    assert len(MerkleTree().leaves) == BUCKETS

@@ -1,0 +1,153 @@
+"""What is on disk reads back as it was written, and is recognised when it is not what was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import engine_support as support
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from merklekv.engine import naive
+from merklekv.engine.findings import record_problems
+from merklekv.engine.format import (
+    DIGEST_AT,
+    FLAGS_AT,
+    MAX_KEY_SIZE,
+    TOMBSTONE,
+    VALUE_AT,
+    VERSION_SIZE,
+    bucket_of,
+    make_record,
+    record_is_sound,
+)
+from merklekv.engine.log import Segment
+from merklekv.errors import Corruption, FormatTooNew
+
+keys = st.binary(min_size=1, max_size=40) | st.binary(min_size=MAX_KEY_SIZE, max_size=MAX_KEY_SIZE)
+versions = st.binary(min_size=VERSION_SIZE, max_size=VERSION_SIZE)
+values = st.binary(max_size=60)
+entries = st.lists(
+    st.builds(
+        support.entry,
+        st.integers(1, 8) | st.integers(129, 135),
+        st.binary(max_size=20),
+        st.binary(max_size=50) | st.just(b"MKVF" * 12),
+    ),
+    max_size=8,
+)
+
+
+@given(keys, versions, st.sampled_from([0, TOMBSTONE]), values)
+def test_a_record_reads_back(key: bytes, version: bytes, flags: int, value: bytes) -> None:
+    record = make_record(key, version, flags, value)
+    assert record[:VERSION_SIZE] == version
+    assert record[FLAGS_AT] == flags
+    assert record[VALUE_AT:] == value
+    assert record[DIGEST_AT:VALUE_AT] == naive.digest_of(key, record)
+    assert record_is_sound(key, record)
+    if not (flags and value):
+        assert list(record_problems(key, record, bytes(24))) == []
+
+
+@given(keys, versions, values)
+def test_a_record_that_is_cut_or_flipped_anywhere_is_found_out(key: bytes, version: bytes, value: bytes) -> None:
+    record = make_record(key, version, 0, value)
+    for size in range(len(record)):
+        assert not record_is_sound(key, record[:size])
+        assert list(record_problems(key, record[:size], bytes(24)))
+        broken = record[:size] + bytes((record[size] ^ 0x10,)) + record[size + 1 :]
+        assert not record_is_sound(key, broken)
+        assert list(record_problems(key, broken, bytes(24)))
+
+
+@given(keys, keys, versions, values)
+def test_a_record_belongs_to_its_key(key: bytes, other: bytes, version: bytes, value: bytes) -> None:
+    assert record_is_sound(other, make_record(key, version, 0, value)) == (key == other)
+
+
+@given(keys)
+def test_the_bucket_is_the_top_of_the_hash(key: bytes) -> None:
+    assert bucket_of(key) == naive.bucket_of(key) < 65536
+
+
+@given(st.lists(entries, max_size=4), st.integers(0, 2**40))
+def test_a_segment_reads_back(frames: list[list[bytes]], lsn: int) -> None:
+    with support.directory() as path:
+        path.mkdir()
+        file = path / f"{lsn:020d}.log"
+        data, position, expected = support.header(lsn, 7), 48, []
+        for number, frame in enumerate(frames):
+            data += support.frame(lsn, position, frame, 7 + number, synced=lsn + number)
+            expected.append((position, len(data), lsn + number, 7 + number, len(frame), len(frame), b"".join(frame)))
+            position = len(data)
+        file.write_bytes(data + bytes(100))
+        with Segment(file) as segment:
+            assert segment.sequence == 7
+            read = list(segment.frames())
+            assert [(f.position, f.end, f.synced, f.sequence, f.local_count, f.entry_count) for f in read] == [
+                frame[:6] for frame in expected
+            ]
+            for frame, (*_, payload) in zip(read, expected, strict=True):
+                plain = [(e.op | e.remote << 7, e.key, e.record) for e in naive.read_entries(payload)]
+                assert [(op, key, segment.data[at:end]) for op, key, at, end in segment.entries(frame)] == plain
+            assert segment.is_blank(position)
+        with file.open("rb") as opened:
+            assert naive.read_header(opened, lsn) == (1, 7)
+            for frame_ in expected:
+                assert naive.read_frame(opened, lsn, frame_[0]) == frame_
+            assert naive.read_frame(opened, lsn, position) is None
+
+
+def test_a_frame_that_is_cut_or_flipped_anywhere_is_none(tmp_path: Path) -> None:
+    file = tmp_path / f"{0:020d}.log"
+    whole = support.header(0) + support.frame(0, 48, [support.set_entry(1), support.set_entry(2)])
+    for at in range(48, len(whole)):
+        for broken in (whole[:at], whole[:at] + bytes((whole[at] ^ 4,)) + whole[at + 1 :]):
+            file.write_bytes(broken)
+            with Segment(file) as segment, file.open("rb") as opened:
+                assert segment.frame_at(48) is None
+                assert naive.read_frame(opened, 0, 48) is None
+
+
+def test_a_frame_counts_only_at_its_own_place(tmp_path: Path) -> None:
+    """Bytes of an old file that a new one got with its blocks are no frames of it."""
+    frame = support.frame(0, 48, [support.set_entry(1)])
+    for lsn, position in ((0, 49), (0, 148), (4096, 48)):
+        file = tmp_path / f"{lsn:020d}.log"
+        file.write_bytes(support.header(lsn) + bytes(position - 48) + frame)
+        with Segment(file) as segment:
+            assert segment.frame_at(position) is None
+
+
+def test_a_header_that_is_cut_or_flipped_anywhere_is_damage(tmp_path: Path) -> None:
+    file = tmp_path / f"{0:020d}.log"
+    whole = support.header(0) + support.frame(0, 48, [support.set_entry(1)])
+    for at in range(48):
+        file.write_bytes(whole[:at])
+        with pytest.raises(Corruption, match=f"{file}: damaged at byte 0"):
+            Segment(file)
+        file.write_bytes(whole)
+        support.flip(file, at)
+        with pytest.raises(Corruption, match=f"{file}: damaged at byte 0"):
+            Segment(file)
+    file.rename(tmp_path / f"{1:020d}.log")
+    with pytest.raises(Corruption):
+        Segment(tmp_path / f"{1:020d}.log")
+
+
+def test_a_log_of_a_later_release_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / f"{0:020d}.log"
+    file.write_bytes(support.header(0, format_version=2))
+    with pytest.raises(FormatTooNew, match="log format 2 is from a later release"):
+        Segment(file)
+
+
+@given(st.binary(max_size=60))
+def test_entries_that_do_not_fill_their_frame_are_found_out(payload: bytes) -> None:
+    try:
+        entries = list(naive.read_entries(payload))
+    except ValueError:
+        return
+    assert b"".join(support.entry(e.op | e.remote << 7, e.key, e.record) for e in entries) == payload

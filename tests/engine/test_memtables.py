@@ -1,0 +1,55 @@
+"""Ordered reads of a memtable equal those of a sorted list, however writes and reads take turns."""
+
+from __future__ import annotations
+
+import engine_support as support
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from merklekv.engine import memtable as memtable_module
+from merklekv.engine.memtable import KEY_OVERHEAD, Memtable, charge, prefix_end
+
+keys = st.binary(max_size=3).map(lambda tail: b"\x00a\xff"[len(tail) % 3 : len(tail) % 3 + 1] + tail)
+prefixes = st.text(alphabet="\x00a\xfe\xff", max_size=3).map(lambda text: text.encode("latin-1"))
+
+
+@given(prefixes, st.lists(prefixes))
+def test_a_prefix_ends_where_its_keys_end(prefix: bytes, others: list[bytes]) -> None:
+    end = prefix_end(prefix)
+    for key in others:
+        assert key.startswith(prefix) == (prefix <= key and (end is None or key < end))
+
+
+@given(st.lists(keys | st.none(), max_size=60), keys, st.none() | keys, st.integers(1, 70), st.integers(1, 9))
+def test_keys_come_in_order(
+    writes: list[bytes | None], low: bytes, end: bytes | None, limit: int, run_size: int
+) -> None:
+    """A None among the writes is a reader who prepares one more run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memtable_module, "RUN_SIZE", run_size)
+        table = Memtable(0)
+        for key in writes:
+            if key is None:
+                table.prepare()
+            else:
+                table.records[key] = b"x"
+        while not table.prepare():
+            pass
+        expected = sorted(key for key in table.records if key >= low and (end is None or key < end))
+        assert table.keys_from(low, end, limit) == expected[:limit]
+        assert sorted(table) == table.keys_from(b"", None, 100)
+
+
+def test_a_floor_takes_what_is_below_it_and_its_charge() -> None:
+    table = Memtable(0)
+    for number in range(20):
+        key = b"k%d" % number
+        table.records[key] = support.record(key, b"v", number)
+        table.size += charge(key, table.records[key])
+    table.prepare()
+    table.drop_below(support.version(15))
+    assert sorted(table) == [b"k15", b"k16", b"k17", b"k18", b"k19"]
+    assert table.size == 5 * (3 + 42 + KEY_OVERHEAD)
+    assert table.prepare()
+    assert table.keys_from(b"k17", None, 10) == [b"k17", b"k18", b"k19"]

@@ -1,0 +1,114 @@
+"""The laws of versions and the clock that issues them, under every behaviour of the wall clock."""
+
+from __future__ import annotations
+
+import logging
+
+import engine_support as support
+import pytest
+from engine_support import DAY_NS, NOON, Wall
+from hypothesis import given
+from hypothesis import strategies as st
+
+from merklekv.engine.version import MAX_TIMESTAMP, UNSET_BEFORE_NS, HybridClock, show_version, timestamp_of
+
+DRIFT = DAY_NS
+walls = st.integers(0, 3 * NOON) | st.integers(NOON - 3 * DRIFT, NOON + 3 * DRIFT) | st.just(NOON)
+steps = st.lists(
+    st.tuples(st.just("wall"), walls) | st.tuples(st.sampled_from(["observe", "floor"]), walls) | st.just(("next", 0)),
+    max_size=30,
+)
+
+
+@given(steps)
+def test_the_clock_keeps_its_laws(history: list[tuple[str, int]]) -> None:
+    wall = Wall()
+    clock = HybridClock(DRIFT, wall)
+    floor = newest = bytes(24)
+    issued = set()
+    for step, number in history:
+        if step == "wall":
+            wall.now = number
+        elif step == "observe":
+            clock.observe(support.version(number))
+            newest = max(newest, support.version(number))
+        elif step == "floor":
+            clock.observe_floor(support.version(number))
+            floor = max(floor, support.version(number))
+            newest = max(newest, floor)
+        else:
+            followed = clock.set_back
+            version = clock.next()
+            assert len(version) == 24
+            assert version not in issued
+            assert version > floor
+            assert timestamp_of(version) >= wall.now
+            assert version > newest or clock.set_back > followed
+            if wall.now >= UNSET_BEFORE_NS and timestamp_of(floor) < wall.now:
+                assert timestamp_of(version) <= wall.now + DRIFT + 1
+            issued.add(version)
+            newest = version
+            assert clock.last == timestamp_of(version)
+
+
+@given(st.integers(0, MAX_TIMESTAMP), st.binary(min_size=16, max_size=16))
+def test_after_is_above_whatever_the_wall_says(timestamp: int, op_id: bytes) -> None:
+    clock = HybridClock(DRIFT, Wall(5))
+    shown = timestamp.to_bytes(8, "big") + op_id
+    assert clock.after(shown) > shown
+    assert clock.last == 0
+
+
+def test_a_wall_set_back_is_followed_with_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    wall = Wall()
+    clock = HybridClock(DRIFT, wall)
+    clock.next()
+    wall.now -= DRIFT
+    assert timestamp_of(clock.next()) == NOON + 1  # as far back as the drift allows, the clock only slows down
+    wall.now -= 2
+    with caplog.at_level(logging.WARNING):
+        assert timestamp_of(clock.next()) == wall.now
+        assert timestamp_of(clock.next()) == wall.now + 1
+    assert len(caplog.records) == 1
+    assert "86400 s behind" in caplog.text
+    assert clock.set_back == 1
+
+
+def test_a_wall_that_was_never_set_is_not_followed() -> None:
+    wall = Wall()
+    clock = HybridClock(DRIFT, wall)
+    clock.next()
+    wall.now = UNSET_BEFORE_NS - 1
+    assert timestamp_of(clock.next()) == NOON + 1
+    wall.now = UNSET_BEFORE_NS
+    assert timestamp_of(clock.next()) == UNSET_BEFORE_NS
+
+
+def test_a_floor_in_the_future_holds_the_clock_for_good(caplog: pytest.LogCaptureFixture) -> None:
+    wall = Wall()
+    clock = HybridClock(DRIFT, wall)
+    clock.observe_floor(support.version(NOON + 5 * DRIFT))
+    with caplog.at_level(logging.WARNING):
+        assert [timestamp_of(clock.next()) - NOON - 5 * DRIFT for _ in range(3)] == [1, 2, 3]
+    assert not caplog.records
+
+
+def test_what_is_too_far_ahead() -> None:
+    wall = Wall()
+    clock = HybridClock(DRIFT, wall)
+    assert not clock.too_far_ahead(support.version(NOON + DRIFT))
+    assert clock.too_far_ahead(support.version(NOON + DRIFT + 1))
+    wall.now = UNSET_BEFORE_NS - 1
+    assert not clock.too_far_ahead(support.version(MAX_TIMESTAMP))
+    assert clock.too_far_ahead(support.version(MAX_TIMESTAMP + 1))
+
+
+def test_two_starts_never_issue_one_version() -> None:
+    wall = Wall()
+    first, second = (HybridClock(DRIFT, wall) for _ in range(2))
+    assert first.next() != second.next()
+    assert first.next()[8:16] != second.next()[8:16]
+
+
+def test_a_version_as_people_read_it() -> None:
+    assert show_version(support.version(5, 255) + b"rest of a record") == "5-000000000000000000000000000000ff"
