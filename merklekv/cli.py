@@ -56,7 +56,7 @@ CONFIG_EXAMPLES = """
 Examples:
 
     merklekv config --config /etc/merklekv.toml
-    merklekv config --json | jq .port
+    merklekv config --json | jq .port.value
 """
 
 
@@ -80,9 +80,7 @@ def _takes_settings(command: Callable[..., None]) -> Callable[..., None]:
         file = given.pop("config_file") or os.environ.get("MERKLEKV_CONFIG")
         command(config.load(flags, os.environ, Path(file) if file else None), **given)
 
-    own = [
-        one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name != "loaded"
-    ]
+    own = [one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name != "loaded"]
     wrapper.__signature__ = inspect.Signature(_flag_parameters() + own)  # type: ignore[attr-defined]
     del wrapper.__wrapped__  # or the signature of the command itself would be taken
     return wrapper

@@ -1,0 +1,125 @@
+"""Writes docs/cli.md: every command, flag, setting and exit status, from the code that has them.
+
+python scripts/write_cli_docs.py            write it
+python scripts/write_cli_docs.py --check    exit 1 when it is not what would be written
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import get_args
+
+import merklekv_tool.cli
+import merklekv_tool.statuses
+import typer
+from typer.models import ArgumentInfo
+
+from merklekv import cli, exits
+from merklekv.settings import declarations, environment_name
+
+PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
+
+HEAD = """\
+# Commands, flags and settings
+
+This page is made by `make docs` from the commands and settings themselves.
+"""
+SETTINGS_HEAD = """\
+## Settings
+
+A setting is taken from the first place that has it: a flag (`--set KEY=VALUE` reaches every one), the environment,
+the TOML file named by `--config` or `MERKLEKV_CONFIG`, the default. In the file a dotted key stands in its section,
+as `port` under `[limits]`. A secret may be given as a file, with `_file` at the end of its key or `_FILE` at the
+end of its variable. An unknown key or a wrong value stops the start with one line that names it. `merklekv config`
+shows what is in force and where it came from.
+"""
+
+
+def table(*rows: Iterable[object]) -> str:
+    """A Markdown table; the first row is its head."""
+    lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * (lines[0].count(" | ") + 1), *lines[1:]])
+
+
+def program(name: str, app: typer.Typer) -> Iterator[str]:
+    """A program's commands, each with what it does, its arguments and flags, and its examples."""
+    first_rows: list[tuple[str, str]] = []
+    for command in app.registered_commands:
+        assert command.callback is not None
+        yield f"## {name} {command.name}"
+        yield inspect.cleandoc(command.callback.__doc__ or "")
+        rows = [row(parameter) for parameter in inspect.signature(command.callback, eval_str=True).parameters.values()]
+        if len(first_rows) > 3 and set(first_rows) <= set(rows):
+            yield f"Takes the flags of `{name} {app.registered_commands[0].name}`, and:"
+            rows = [one for one in rows if one not in first_rows]
+        first_rows = first_rows or rows
+        if rows:
+            yield table(("argument or flag", "meaning"), *rows)
+        if command.epilog:
+            yield command.epilog
+
+
+def row(parameter: inspect.Parameter) -> tuple[str, str]:
+    """How a parameter is spelled, and its help."""
+    kind, info = get_args(parameter.annotation)
+    if isinstance(info, ArgumentInfo):
+        return f"`{info.metavar or parameter.name.upper()}`", info.help or ""
+    # Inside Annotated the first spelling stands where typer has the default elsewhere.
+    spellings = [one for one in (info.default, *(info.param_decls or ())) if isinstance(one, str)]
+    value = "" if bool in (kind, *get_args(kind)) else f" {info.metavar or parameter.name.upper()}"
+    return f"`{', '.join(spellings)}{value}`", info.help or ""
+
+
+def settings() -> str:
+    rows = [
+        (f"`{key}`", f"`{environment_name(key)}`", shown(declaration.kind.show(default)), declaration.meaning)
+        for key, declaration, default in declarations()
+    ]
+    return table(("key", "variable", "default", "meaning"), *rows)
+
+
+def shown(default: str) -> str:
+    return f"`{default}`" if default else ""
+
+
+def allowed() -> str:
+    rows = [(f"`{key}`", declaration.kind.allowed) for key, declaration, _ in declarations()]
+    return table(("key", "allowed"), *rows)
+
+
+def statuses(meanings: dict[int, str]) -> str:
+    return table(("status", "meaning"), *meanings.items())
+
+
+def page() -> str:
+    parts = [
+        HEAD,
+        *program("merklekv", cli.app),
+        "## Exit statuses of merklekv",
+        statuses(exits.MEANINGS),
+        *program("merklekv-tool", merklekv_tool.cli.app),
+        "## Exit statuses of merklekv-tool",
+        statuses(merklekv_tool.statuses.MEANINGS),
+        SETTINGS_HEAD,
+        settings(),
+        "What each may be:",
+        allowed(),
+    ]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def main() -> int:
+    if "--check" in sys.argv[1:]:
+        if PAGE.exists() and PAGE.read_text() == page():
+            return 0
+        print(f"{PAGE.name} is not in step with the code: run 'make docs'", file=sys.stderr)
+        return 1
+    PAGE.write_text(page())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

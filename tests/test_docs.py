@@ -1,0 +1,129 @@
+"""The documentation says what the code does: commands, flags, settings, statuses, links and the README's first
+minute.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fix_node import NodeFactory
+
+import merklekv
+from merklekv import exits
+from merklekv.net.commands import TABLE
+from merklekv.net.limits import Limits
+from merklekv.net.registry import Command
+from merklekv.node import limits_of
+from merklekv.settings import Settings, declarations
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tests/**/*.md")])
+LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
+CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text().replace("\\|", "|")
+
+
+def test_the_command_page_is_what_the_code_makes_of_it() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "write_cli_docs.py", "--check"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_command_stands_once_in_the_table() -> None:
+    names = [command.name for command in TABLE]
+    assert sorted(names) == sorted(set(names))
+
+
+@pytest.mark.parametrize("command", TABLE, ids=lambda command: command.name)
+def test_every_command_is_in_the_protocol_page_with_its_syntax(command: Command) -> None:
+    line_part, _, resp_part = page("protocol.md").partition("\n## RESP\n")
+    for syntax, part in ((command.text_syntax, line_part), (command.resp_syntax, resp_part)):
+        if syntax:
+            assert f"`{syntax}`" in part
+
+
+def test_the_protocol_page_knows_no_command_that_the_server_does_not() -> None:
+    names = {command.name for command in TABLE}
+    rows = [line for line in page("protocol.md").splitlines() if line.startswith("| `")]
+    named = {word for line in rows for word in re.findall(r"`([A-Z]{3,})(?: [^`]*)?`", line.split(" | ")[0])}
+    assert named <= names
+
+
+def test_the_protocol_page_has_the_limits_in_force() -> None:
+    text = page("protocol.md")
+    limits = Limits()
+    assert f"`limits.max_connections`, {limits.connections:,}" in text
+    assert f"{limits.line_bytes >> 20} MiB without its ending" in text
+    assert f"{limits.arguments:,}" in text
+    assert f"`limits.max_request_bytes`, {limits.request_bytes >> 20} MiB" in text
+    assert f"`limits.max_output_bytes`, {limits.output_hard_bytes >> 20} MiB" in text
+
+
+def test_the_settings_leave_the_limits_at_the_servers_own_defaults() -> None:
+    assert limits_of(Settings()) == Limits()
+
+
+@pytest.mark.parametrize("status", sorted(exits.MEANINGS))
+def test_every_exit_status_is_in_the_operations_page(status: int) -> None:
+    assert re.search(rf"^\| {status} \|", page("operations.md"), re.MULTILINE)
+
+
+def test_every_setting_that_a_page_names_exists() -> None:
+    keys = {key for key, _, _ in declarations()}
+    for name in ("operations.md", "protocol.md"):
+        for named in re.findall(r"`((?:limits|replication|anti_entropy)\.[a-z_]+)`", page(name)):
+            assert named in keys, f"{name}: {named}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(path: Path) -> None:
+    for target, anchor in LINK.findall(CODE.sub("", path.read_text())):
+        if target.startswith(("http:", "https:", "mailto:")):
+            continue
+        file = (path.parent / target).resolve() if target else path
+        assert file.exists(), f"{target} does not exist"
+        if anchor and file.suffix == ".md":
+            assert anchor in anchors(file), f"{target}#{anchor} does not exist"
+
+
+def anchors(file: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_changelog_has_this_version() -> None:
+    assert f"## {merklekv.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_readmes_first_minute_with_netcat(node_factory: NodeFactory) -> None:
+    """What the README shows is what the server answers."""
+    block = re.search(r"\$ printf '([^']*)'.*?\n(.*?)\n\n", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block is not None
+    requests = block[1].replace("\\n", "\n").encode()
+    expected = block[2].splitlines()
+    with node_factory().connect() as client:
+        client.send(requests)
+        assert [client.line() for _ in expected] == expected
+
+
+def test_the_readmes_library_example_runs(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    example = next(block for block in blocks if "merklekv.open" in block)
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "None [b'key']\n", done.stderr
+
+
+def test_the_readmes_redis_example_runs(node_factory: NodeFactory) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    example = next(block for block in blocks if "import redis" in block)
+    example = example.replace("7379", str(node_factory().port))
+    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "b'\\x00 any bytes \\xff' 1\n", done.stderr

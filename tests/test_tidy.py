@@ -1,0 +1,148 @@
+"""The rules of the house as tests: who may import whom, how long things may be, what is never called.
+
+Read from the source with `ast`, so that nothing is imported and a rule costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODULE_LINES_MAX = 450
+FUNCTION_LINES_MAX = 70
+FUNCTION_LINES_USUAL = 50
+SHARE_UNUSUAL_MAX = 0.05
+
+# What a part may import of the package, beside itself. The bottom is what everybody may.
+BOTTOM = {"merklekv", "merklekv.errors"}
+LAYERS = {
+    "merklekv/errors.py": set(),
+    "merklekv/kinds.py": set(),
+    "merklekv/settings.py": {"merklekv.kinds"},
+    "merklekv/config.py": {"merklekv.settings"},
+    "merklekv/exits.py": set(),
+    "merklekv/logs.py": set(),
+    "merklekv/engine/": {"merklekv.engine"},
+    "merklekv/net/": {"merklekv.engine", "merklekv.net"},
+    "merklekv/replication/": {"merklekv.engine", "merklekv.replication"},
+    "tools/merklekv_tool/": {"merklekv.engine", "merklekv.net", "merklekv.exits", "merklekv_tool"},
+}
+# The command line imports the node when it needs it; nobody imports these two.
+TOP = {"merklekv.cli", "merklekv.node"}
+
+
+def tracked() -> list[Path]:
+    """The Python files of the repository, those not yet committed as well."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    return [ROOT / name for name in sorted(set(listed)) if (ROOT / name).exists()]
+
+
+FILES = tracked()
+SOURCES = [file for file in FILES if file.relative_to(ROOT).parts[0] in ("merklekv", "tools")]
+TESTS = [file for file in FILES if file.relative_to(ROOT).parts[0] == "tests"]
+
+
+def name_of(file: Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Every module that a file imports, also inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def calls(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Every call by its dotted name, with its line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node.lineno
+
+
+def within(module: str, allowed: set[str]) -> bool:
+    return any(module == one or module.startswith(f"{one}.") for one in allowed)
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=name_of)
+def test_imports_point_down(file: Path) -> None:
+    name = name_of(file)
+    layer = next((layer for layer in LAYERS if name == layer or name.startswith(layer)), None)
+    for module in imported(ast.parse(file.read_text())):
+        if not module.startswith(("merklekv", "merklekv_tool")) or module in BOTTOM:
+            continue
+        if layer is not None:
+            own = module.startswith(("merklekv.errors.", "merklekv.__version__"))
+            assert own or within(module, LAYERS[layer]), f"{name} imports {module}"
+        assert not within(module, TOP) or name in ("merklekv/cli.py", "merklekv/__main__.py"), f"{name}: {module}"
+
+
+def test_every_layer_that_is_named_exists() -> None:
+    for layer in LAYERS:
+        assert (ROOT / layer).exists(), layer
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_a_module_is_short_enough_to_read(file: Path) -> None:
+    assert len(file.read_text().splitlines()) < MODULE_LINES_MAX
+
+
+def functions() -> Iterator[tuple[str, int]]:
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                yield f"{name_of(file)}:{node.lineno} {node.name}", node.end_lineno - node.lineno + 1
+
+
+def test_functions_are_short() -> None:
+    sizes = dict(functions())
+    assert {name: lines for name, lines in sizes.items() if lines > FUNCTION_LINES_MAX} == {}
+    unusual = [name for name, lines in sizes.items() if lines > FUNCTION_LINES_USUAL]
+    assert len(unusual) <= SHARE_UNUSUAL_MAX * len(sizes), unusual
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=name_of)
+def test_a_module_opens_with_prose(file: Path) -> None:
+    assert ast.get_docstring(ast.parse(file.read_text()))
+
+
+@pytest.mark.parametrize("file", TESTS, ids=name_of)
+def test_tests_do_not_sleep(file: Path) -> None:
+    if file.name == "support.py":  # `wait_until`, the one that may
+        return
+    assert [line for name, line in calls(ast.parse(file.read_text())) if name in ("time.sleep", "sleep")] == []
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=name_of)
+def test_only_command_lines_print(file: Path) -> None:
+    if name_of(file) == "merklekv/cli.py" or name_of(file).startswith("tools/"):
+        return
+    assert [line for name, line in calls(ast.parse(file.read_text())) if name == "print"] == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_nothing_is_left_for_later(file: Path) -> None:
+    words = ["TO" + "DO", "FIX" + "ME", "X" * 3]  # in pieces, or this line would be found
+    assert [word for word in words if word in file.read_text()] == []
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=name_of)
+def test_nothing_is_swallowed_unnamed(file: Path) -> None:
+    """An `except` that catches everything has to do something with it, and one that passes has to name what it
+    passes.
+    """
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"line {node.lineno}"
+            broad = ast.unparse(node.type) in ("Exception", "BaseException")
+            assert not (broad and isinstance(node.body[0], ast.Pass)), f"line {node.lineno}"
