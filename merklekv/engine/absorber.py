@@ -182,6 +182,7 @@ class AbsorbingChild:
                     stdout=subprocess.PIPE,
                     text=True,
                     pass_fds=(self._lock_fd,),
+                    env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},  # it imports what we import
                 )
             return self._process
 
