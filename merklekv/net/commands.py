@@ -84,15 +84,6 @@ DATA: tuple[Command, ...] = (
 )
 
 NODE: tuple[Command, ...] = (
-    Command("RECORDS", "sync", "Records as they are, tombstones too, a page at a time.", resp=records.records,
-            resp_syntax="RECORDS after count [PREFIX prefix]", arity=-3, flags=_LONG),
-    Command("FLOOR", "sync", "The version below which every record is dead.", resp=records.floor,
-            resp_syntax="FLOOR", arity=1, flags=_READ),
-    Command("MERGE", "sync", "Takes records in; of two, the one with the larger version stands.",
-            resp=records.merge, resp_syntax="MERGE origin key head value [key head value ...]", arity=-5,
-            flags=("write", "long"), keys=(2, -1, 3)),
-    Command("MERGEFLOOR", "sync", "Takes a floor in; the larger one stands.", resp=records.merge_floor,
-            resp_syntax="MERGEFLOOR origin floor", arity=3, flags=("write",)),
     Command("HASH", "hash", "The hash over all records, or those under a prefix; equal on nodes that agree.",
             _t.hash_, "HASH [prefix]", _r.hash_, "HASH [prefix]", -1, _LONG),
     Command("SYNC", "sync", "Exchanges records with another node, both ways, now.", _t.sync,
