@@ -36,6 +36,7 @@ class Connection(Session):
         "explain",
         "feed",
         "find",
+        "lingering",
         "mask",
         "pause",
         "receive",
@@ -72,6 +73,7 @@ class Connection(Session):
         self.end_of_input = False  # nothing more will be read
         self.closing = False  # closes as soon as the replies are sent
         self.afterwards: Callable[[], None] | None = None  # called when they are
+        self.lingering = False  # all is sent, and the client knows that nothing more will come
         self.closed = False
         self.special = False  # any of the above needs a look after sending; False on the fast way
 

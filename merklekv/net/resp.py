@@ -34,7 +34,7 @@ NIL = {2: b"$-1\r\n", 3: b"_\r\n"}
 
 # The fast way takes requests of this many arguments and values of this size: together well under any limit on a
 # whole request, so that it needs not check that one.
-FAST_ARGUMENTS = 32
+FAST_ARGUMENTS = 128
 FAST_BULK_BYTES = 4096
 REQUEST_BYTES_MIN = 1024 * 1024
 

@@ -141,8 +141,9 @@ class Server:
         """Why a client from there is not served, or nothing."""
         if not self._allow_remote and not is_loopback(host):
             return PROTECTED
-        if present >= self._context.limits.connections:
-            return f"max number of clients reached: {self._context.limits.connections}"
+        limit = self._context.limits.connections
+        if present >= limit and len(self._sessions()) >= limit:  # those that are being refused do not count
+            return f"max number of clients reached: {limit}"
         return ""
 
 

@@ -366,7 +366,8 @@ class Worker(threading.Thread):
 
     def _settle_end(self, connection: Connection) -> bool:
         """With everything sent: closes what is to be closed. Whether it is closed for good."""
-        if connection.closing and connection.deadline > time.monotonic() + limits.LINGER_S:
+        if connection.closing and not connection.lingering:
+            connection.lingering = True
             connection.deadline = time.monotonic() + limits.LINGER_S
             connection.backlog = ()
             if connection.afterwards:
@@ -409,8 +410,9 @@ class Worker(threading.Thread):
                 self._drop(connection)
             else:
                 self._drop(connection)
-        if self._answered:
-            self._flush()
+        # Also without a reply to send: a disk that failed behind the scenes, in merging or in the regular sync, has to
+        # end the process even while all clients wait for it or are silent.
+        self._flush()
 
     def _waiting_too_long(self, now: float, idle_limit: float) -> Iterator[Connection]:
         for connection in list(self.connections.values()):

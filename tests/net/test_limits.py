@@ -1,0 +1,248 @@
+"""Every limit on a client: at it all is well, past it there is a clear error, and nobody else notices."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import pytest
+from conftest import Start
+from support import wait_until
+from wire import Wire, encode
+
+from merklekv.engine.engine import Engine
+from merklekv.errors import InvalidArgument
+from merklekv.net import limits
+from merklekv.net.limits import Limits
+from merklekv.net.scan import Cursors
+from merklekv.net.server import Server
+
+Connect = Callable[..., Wire]
+MIB = 1024 * 1024
+
+
+def traffic(server: Server) -> dict[str, int]:
+    counters = server._context.traffic
+    return {name: getattr(counters, name) for name in counters.__slots__}
+
+
+def test_connections(start: Start, connect: Connect) -> None:
+    server = start(limits=Limits(connections=3))
+    served = [connect(server) for _ in range(3)]
+    assert [wire.ask("PING") for wire in served] == ["PONG"] * 3
+    one_more = connect(server)
+    one_more.send(b"PING\n")
+    assert one_more.rest() == b"ERROR max number of clients reached: 3\r\n"
+    one_more = connect(server)
+    one_more.send(b"*1\r\n$4\r\nPING\r\n")
+    assert one_more.rest() == b"-ERR max number of clients reached: 3\r\n"
+    assert [wire.ask("PING") for wire in served] == ["PONG"] * 3
+    assert traffic(server)["refused"] == 2
+    served[0].close()
+    wait_until(lambda: len(server._sessions()) == 2)
+    assert connect(server).ask("PING") == "PONG"
+
+
+def test_a_refused_client_that_says_nothing_is_told_in_text(
+    start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SWEEP_S", 0.05)
+    monkeypatch.setattr("merklekv.net.server.LINGER_S", 0.05)
+    assert connect(start(limits=Limits(connections=0))).rest() == b"ERROR max number of clients reached: 0\r\n"
+
+
+def test_refused_clients_that_wait_are_bounded(start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("merklekv.net.server.REFUSED_WAITING_MAX", 2)
+    server = start(limits=Limits(connections=0))
+    waiting = [connect(server) for _ in range(2)]
+    wait_until(lambda: traffic(server)["refused"] == 2)
+    assert connect(server).rest() == b"ERROR max number of clients reached: 0\r\n"
+    waiting[0].send(b"*1\r\n")
+    assert waiting[0].rest() == b"-ERR max number of clients reached: 0\r\n"
+
+
+def test_line_length(server: Server, connect: Connect) -> None:
+    wire = connect()
+    head = b"SET k "
+    wire.send(head + b"x" * (MIB - len(head)) + b"\r\n")
+    assert wire.line() == b"OK\r\n"
+    wire.send(b"PING\n" + head + b"x" * (MIB - len(head) + 1) + b"\r\n" + b"PING\n" * 10)
+    assert wire.rest() == b"PONG\r\nERROR line too long\r\n"
+    assert traffic(server)["protocol_errors"] == 1
+
+
+def test_the_client_reads_the_error_although_it_goes_on_sending(start: Start, connect: Connect) -> None:
+    """Closing with input unread would make the kernel throw the error away."""
+    wire = connect(start())
+    wire.send(b"x" * (8 * MIB))
+    assert wire.rest() == b"ERROR line too long\r\n"
+
+
+def test_arguments(start: Start, connect: Connect) -> None:
+    server = start(limits=Limits(arguments=10))
+    assert connect(server).call("MGET", *["k"] * 9) == b"*9\r\n" + b"$-1\r\n" * 9
+    wire = connect(server)
+    wire.send(encode("PING") + b"*11\r\n")
+    assert wire.rest() == b"+PONG\r\n-ERR Protocol error: invalid multibulk length\r\n"
+
+
+def test_arguments_by_default(resp: Wire) -> None:
+    resp.send(b"*1048576\r\n$6\r\nEXISTS\r\n" + b"$1\r\nk\r\n" * 1048575)
+    assert resp.resp() == b":0\r\n"
+    resp.send(b"*1048577\r\n")
+    assert resp.rest() == b"-ERR Protocol error: invalid multibulk length\r\n"
+
+
+def test_value_size(start: Start, connect: Connect, engine: Engine) -> None:
+    largest = engine.max_value_size
+    wire = connect(start())
+    assert wire.call("SET", "k", b"x" * largest) == b"+OK\r\n"
+    assert wire.call("STRLEN", "k") == b":%d\r\n" % largest
+    assert wire.call("SETRANGE", "k", str(largest - 1), "y") == b":%d\r\n" % largest
+    assert wire.call("SETRANGE", "k", str(largest), "y").startswith(b"-ERR string exceeds maximum allowed size")
+    assert wire.call("APPEND", "k", "y").startswith(b"-ERR value of %d bytes" % (largest + 1))
+    assert wire.call("STRLEN", "k") == b":%d\r\n" % largest
+    wire.send(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$%d\r\n" % (largest + 1))
+    assert wire.rest() == b"-ERR Protocol error: invalid bulk length\r\n"
+
+
+def test_request_size(start: Start, connect: Connect) -> None:
+    server = start(limits=Limits(request_bytes=20 * MIB))
+    value = b"x" * (5 * MIB)
+    assert connect(server).call("MSET", "a", value, "b", value, "c", value) == b"+OK\r\n"
+    wire = connect(server)
+    wire.send(encode("MSET", "a", value, "b", value, "c", value, "d", value))
+    assert wire.rest() == b"-ERR Protocol error: request larger than %d bytes\r\n" % (20 * MIB)
+
+
+def test_the_largest_value_always_fits_into_a_request(start: Start, connect: Connect, engine: Engine) -> None:
+    wire = connect(start(limits=Limits(request_bytes=0)))
+    assert wire.call("SET", "k", b"x" * engine.max_value_size) == b"+OK\r\n"
+
+
+def test_a_slow_reader_is_not_run_ahead_of(start: Start, connect: Connect) -> None:
+    """Over the soft limit nothing more of that connection is run; once it reads, all of it is, in order."""
+    server = start(limits=Limits(output_soft_bytes=MIB))
+    slow, other = connect(server, receive_buffer=4096), connect(server)
+    other.call("SET", "big", b"x" * MIB)
+    count = 60
+    slow.send(encode("GET", "big") * count + encode("INCR", "ran"))
+    wait_until(lambda: largest_output(server) > 0)
+    assert largest_output(server) <= 2 * MIB + 100
+    assert other.call("GET", "ran") == b"$-1\r\n"
+    for _ in range(count):
+        assert len(slow.resp()) == MIB + len(b"$1048576\r\n\r\n")
+    assert slow.resp() == b":1\r\n"
+
+
+def largest_output(server: Server) -> int:
+    return max(len(one.unsent) for worker in server._workers for one in list(worker.connections.values()))
+
+
+def test_too_much_unread_output_closes_the_connection(engine: Engine, start: Start, connect: Connect) -> None:
+    engine.set(b"big", b"x" * engine.max_value_size)
+    server = start(limits=Limits(output_soft_bytes=40 * MIB, output_hard_bytes=20 * MIB))
+    slow, other = connect(server, receive_buffer=4096), connect(server)
+    slow.send(encode("GET", "big") * 3)
+    wait_until(lambda: traffic(server)["output_limit_closed"] == 1)
+    assert other.call("PING") == b"+PONG\r\n"
+    assert len(slow.rest()) < 2 * engine.max_value_size
+
+
+def test_a_reply_over_the_output_limit_is_not_gathered(engine: Engine, start: Start, connect: Connect) -> None:
+    engine.set(b"big", b"x" * engine.max_value_size)
+    wire = connect(start(limits=Limits(output_hard_bytes=20 * MIB)))
+    too_large = b"-ERR reply larger than %d bytes: ask for less at a time\r\n" % (20 * MIB)
+    assert wire.call("MGET", "big", "big") == too_large
+    assert wire.call("MGET", "big", "none").startswith(b"*2\r\n$16777216\r\n")
+
+
+def test_an_output_limit_below_the_largest_value_is_refused(engine: Engine) -> None:
+    with pytest.raises(InvalidArgument, match="output limit of 1048576 bytes is less than the largest value"):
+        Server(engine, limits=Limits(output_hard_bytes=MIB))
+
+
+def test_idle_time(start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SWEEP_S", 0.02)
+    server = start(limits=Limits(idle_timeout_s=0.5))
+    idle, half, busy = (connect(server) for _ in range(3))
+    assert idle.ask("PING") == "PONG"
+    half.send(b"*1\r\n$4\r\nPI")
+    assert wait_until(lambda: busy.ask("PING") == "PONG" and traffic(server)["idle_closed"] == 2)
+    assert idle.rest() == half.rest() == b""
+
+
+def test_half_a_request_costs_what_it_has_sent(start: Start, connect: Connect) -> None:
+    server = start()
+    stalled, other = connect(server), connect(server)
+    stalled.send(b"*2\r\n$3\r\nGET\r\n$16777216\r\nx")
+    assert other.call("PING") == b"+PONG\r\n"
+    parsers = [one.feed.__self__ for worker in server._workers for one in worker.connections.values()]
+    assert sorted(len(parser._buffer) for parser in parsers) == [0, 1]
+
+
+def test_by_default_an_idle_connection_stays(server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SWEEP_S", 0.01)
+    wire = connect()
+    assert wire.ask("PING") == "PONG"
+    sweeps: list[float] = []
+    sweep = server._workers[0]._sweep
+    monkeypatch.setattr(server._workers[0], "_sweep", lambda now: (sweeps.append(now), sweep(now)))
+    wait_until(lambda: len(sweeps) > 3)
+    assert wire.ask("PING") == "PONG"
+
+
+def test_a_flood_is_read_a_share_at_a_time(server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much one client has sent, another waits for one share of it at most."""
+    flooding, other = connect(), connect()
+    assert flooding.ask("PING") == other.ask("PING") == "PONG"
+    chunks: list[int] = []
+    connection = next(one for one in server._sessions() if one.id == 1)
+    feed = connection.feed
+    monkeypatch.setattr(connection, "feed", lambda data: (chunks.append(len(data)), feed(data))[1])
+    flooding.send(b"PING\n" * 100_000)
+    assert other.ask("PING") == "PONG"
+    for _ in range(100_000):
+        assert flooding.line() == b"PONG\r\n"
+    assert max(chunks) <= limits.RECEIVE_BYTES_MAX
+    assert sum(chunks) == 500_000
+
+
+def test_cursors_are_forgotten_oldest_first() -> None:
+    cursors = Cursors(limit=3)
+    first, second, third = (cursors.remember(b"%d" % number, 0) for number in range(3))
+    assert cursors.recall(first) == b"0"
+    fourth = cursors.remember(b"3", 0)
+    assert cursors.recall(second) is None
+    assert [cursors.recall(one) for one in (first, third, fourth)] == [b"0", b"2", b"3"]
+
+
+def test_a_scan_holds_at_most_two_cursors() -> None:
+    cursors = Cursors()
+    used = 0
+    for number in range(100):
+        following = cursors.remember(b"%d" % number, used)
+        assert cursors.recall(following) == b"%d" % number
+        used = following
+    assert len(cursors._after) <= 2
+
+
+def test_no_file_left_for_a_connection(
+    start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The port rests instead of spinning, and is served again when there is room."""
+    monkeypatch.setattr(limits, "SWEEP_S", 0.05)
+    server = start()
+    admit = server._admit
+    failures = [OSError(24, "Too many open files")]
+
+    def admit_later(sock: socket.socket, peer: tuple[str, int]) -> None:
+        if failures:
+            sock.close()
+            raise failures.pop()
+        admit(sock, peer)
+
+    monkeypatch.setattr(server, "_admit", admit_later)
+    assert connect(server).rest() == b""
+    assert "cannot accept connections for now: [Errno 24] Too many open files" in caplog.text
+    assert connect(server).ask("PING") == "PONG"
