@@ -92,9 +92,7 @@ def test_version_and_help_import_nothing_heavy(arguments: list[str]) -> None:
 
 def test_importing_the_package_imports_no_engine() -> None:
     code = "import merklekv, sys; print([name for name in sys.modules if name.startswith('merklekv.')])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout == "[]\n"
 
 
@@ -111,9 +109,7 @@ def test_importing_the_package_imports_no_engine() -> None:
         (["config", "--config", "/nonexistent.toml"], ["/nonexistent.toml", "No such file"]),
     ],
 )
-def test_a_wrong_flag_or_setting_is_one_line_and_the_usage_status(
-    arguments: list[str], words: list[str]
-) -> None:
+def test_a_wrong_flag_or_setting_is_one_line_and_the_usage_status(arguments: list[str], words: list[str]) -> None:
     fails(exits.EXIT_USAGE, *words, done=run(*arguments))
 
 
@@ -139,9 +135,7 @@ def test_config_shows_values_sources_and_no_secret(tmp_path: Path) -> None:
 
 def test_config_ends_quietly_when_its_reader_has_gone() -> None:
     line = f"{sys.executable} -m merklekv config | head -1"
-    done = subprocess.run(
-        line, shell=True, capture_output=True, text=True, timeout=30, env=clean_environment()
-    )
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=30, env=clean_environment())
     assert done.stdout.startswith("host")
     assert done.stderr == ""
 
@@ -216,14 +210,68 @@ def test_a_directory_that_cannot_be_written_is_refused(node_factory: NodeFactory
     fails_to_start(node, exits.EXIT_UNWRITABLE, "/proc/merklekv")
 
 
-def test_a_directory_of_something_else_is_refused_and_left_alone(
-    node_factory: NodeFactory, tmp_path: Path
-) -> None:
+def test_a_directory_of_something_else_is_refused_and_left_alone(node_factory: NodeFactory, tmp_path: Path) -> None:
     directory = tmp_path / "photos"
     directory.mkdir()
     (directory / "holiday.jpg").write_bytes(b"not ours")
     fails_to_start(node_factory(start=False, directory=directory), exits.EXIT_FORMAT, str(directory))
     assert [entry.name for entry in directory.iterdir()] == ["holiday.jpg"]
+
+
+def test_a_format_of_a_later_release_is_refused_and_left_alone(node: NodeProcess) -> None:
+    node.stop()
+    mark = node.directory / "FORMAT"
+    mark.write_text("MerkleKV data format 999\n")
+    fails_to_start(node, exits.EXIT_FORMAT, str(node.directory), "999")
+    assert mark.read_text() == "MerkleKV data format 999\n"
+
+
+def test_damaged_data_is_refused_with_the_file_and_the_way_out(node: NodeProcess) -> None:
+    with node.connect() as client:
+        for number in range(50):
+            assert client.ask(f"SET key-{number} value") == "OK"
+    node.kill()
+    segment = max((node.directory / "log").iterdir())
+    content = bytearray(segment.read_bytes())
+    content[300] ^= 0xFF
+    segment.write_bytes(content)
+    fails_to_start(node, exits.EXIT_CORRUPT, segment.name, "merklekv-tool")
+
+
+STORAGE_FAILED = """
+from merklekv import node
+from merklekv.errors import StorageFailed
+node.start_logging("info", "text")
+node.end_at_once(StorageFailed("data/log/0.log: cannot sync: Input/output error"))
+"""
+
+
+def test_a_failed_disk_ends_the_process_at_once_with_what_failed() -> None:
+    done = subprocess.run([sys.executable, "-c", STORAGE_FAILED], capture_output=True, text=True, timeout=30)
+    assert done.returncode == exits.EXIT_STORAGE
+    assert "CRITICAL" in done.stderr
+    assert "cannot sync: Input/output error" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+NEVER_STOPS = """
+import threading
+from merklekv import cli, node
+node.STOP_DEADLINE_S = 0.1
+node.Node.stop = lambda self: threading.Event().wait()
+cli.main()
+"""
+
+
+def test_a_stop_that_takes_too_long_is_cut_short(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", NEVER_STOPS, "run", "--port", "0", "--data-dir", str(tmp_path / "data")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert READY.match(process.stdout.readline())
+        process.terminate()
+        _, logged = process.communicate(timeout=30)
+    assert process.returncode == exits.EXIT_SLOW_STOP
+    assert "leaving now" in logged
 
 
 def logged_node_id(node: NodeProcess) -> str:

@@ -9,9 +9,7 @@ import pytest
 from merklekv import config, kinds
 from merklekv.settings import Settings, declarations, environment_name
 
-GOOD: dict[
-    str, list[tuple[object, object]]
-] = {  # for each kind of value: what may be written, and what it means
+GOOD: dict[str, list[tuple[object, object]]] = {  # for each kind of value: what may be written, and what it means
     "port": [("0", 0), (65_535, 65_535), (" 7380 ", 7380)],
     "memtable_size": [
         ("64MiB", 64 << 20),
@@ -53,9 +51,7 @@ def value_of(loaded: config.Loaded, key: str) -> tuple[object, str]:
     return next((one.value, one.source) for one in loaded.effective if one.key == key)
 
 
-@pytest.mark.parametrize(
-    ("key", "given", "meant"), [(key, *pair) for key, pairs in GOOD.items() for pair in pairs]
-)
+@pytest.mark.parametrize(("key", "given", "meant"), [(key, *pair) for key, pairs in GOOD.items() for pair in pairs])
 def test_a_value_that_is_allowed_is_read(key: str, given: object, meant: object) -> None:
     loaded = config.load({key: ("--set", given)}, {}, None)
     assert value_of(loaded, key) == (meant, "flag --set")
@@ -215,13 +211,9 @@ def test_a_secret_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
 def test_a_certificate_needs_its_key() -> None:
     with pytest.raises(config.ConfigError, match=r"given without replication\.tls_key_file; give both"):
         load_flags(**{"replication.tls_cert_file": "c.pem"})
-    assert load_flags(
-        **{"replication.tls_cert_file": "c", "replication.tls_key_file": "k"}
-    ).replication.tls_key_file
+    assert load_flags(**{"replication.tls_cert_file": "c", "replication.tls_key_file": "k"}).replication.tls_key_file
 
 
-@pytest.mark.parametrize(
-    ("count", "shown"), [(0, "0"), (1, "1"), (1024, "1KiB"), (3 << 20, "3MiB"), (1000, "1000")]
-)
+@pytest.mark.parametrize(("count", "shown"), [(0, "0"), (1, "1"), (1024, "1KiB"), (3 << 20, "3MiB"), (1000, "1000")])
 def test_sizes_are_shown_exactly(count: int, shown: str) -> None:
     assert kinds.show_size(count) == shown
