@@ -21,8 +21,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from xxhash import xxh3_64_digest
+
 from merklekv.engine import crashpoints
-from merklekv.engine.format import ENTRY, OP_ORIGIN, OP_TRUNCATE, REMOTE, ZERO_VERSION, bucket_of
+from merklekv.engine.format import ENTRY, OP_ORIGIN, OP_TRUNCATE, REMOTE, ZERO_VERSION
 from merklekv.engine.log import Segment, list_segments, segment_path
 from merklekv.engine.store import TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter, Pair
 from merklekv.errors import Corruption, DiskFull, MerkleKVError, StorageFailed
@@ -84,8 +86,8 @@ def absorb(base: BaseWriter, log_directory: Path, upto: int, progress: Progress 
             crashpoints.reached("absorb.records_part")
         crashpoints.reached("absorb.records_done")
         # A resumed absorption finds its own records in the base and cannot tell which of them are not in the index yet.
-        listed = iter(sorted((bucket_of(key).to_bytes(2, "big"), key) for key in (keys if resumed else added)))
-        while batch := list(islice(listed, TRANSACTION_KEYS)):
+        listed = iter(sorted(xxh3_64_digest(key)[:2] + key for key in (keys if resumed else added)))
+        while batch := [(entry[:2], entry[2:]) for entry in islice(listed, TRANSACTION_KEYS)]:
             base.index([pair for pair in batch if not resumed or newest.record(pair[1]) >= base.floor])
             progress(1 - INDEX_SHARE)
             crashpoints.reached("absorb.index_part")

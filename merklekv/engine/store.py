@@ -17,16 +17,19 @@ meta
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
 import lmdb
+from xxhash import xxh3_64_intdigest
 
 from merklekv.engine.format import (
     BUCKETS,
+    DIGEST_AT,
     FLAGS_AT,
     INNER_NODES,
     LEAF_SIZE,
@@ -202,20 +205,13 @@ class BaseWriter:
 
     def put(self, pairs: list[Pair]) -> list[bytes]:
         """Stores records (in key order, at most a transaction's worth); returns the keys that were not there."""
-        added: list[bytes] = []
         with self._transaction() as txn:
             cursor = txn.cursor(db=self._records)
             before = dict(cursor.getmulti([key for key, _ in pairs]))
-            changes: list[tuple[bytes, bytes | None, bytes | None]] = []
-            for key, record in pairs:
-                old = before.get(key)
-                if old is None:
-                    added.append(key)
-                if old != record:
-                    changes.append((key, old, record))
-            cursor.putmulti([(key, record) for key, _, record in changes if record is not None])
-            self._account(txn, changes)
-        return added
+            changed = [pair for pair in pairs if before.get(pair[0]) != pair[1]] if before else pairs
+            cursor.putmulti(changed)
+            self._account(txn, [(key, before[key]) for key, _ in changed if key in before], changed)
+        return [key for key, _ in pairs if key not in before]
 
     def index(self, pairs: list[Pair]) -> None:
         """Lists (bucket, key) pairs in the index, in order; those that are there stay."""
@@ -246,60 +242,55 @@ class BaseWriter:
         """Removes what is dead among the next keys; returns where to go on."""
         with self._transaction() as txn:
             cursor = txn.cursor(db=self._records)
-            changes: list[tuple[bytes, bytes | None, bytes | None]] = []
+            dead: list[Pair] = []
             seen, last = 0, None
             if cursor.set_range(after):
                 for key, record in cursor.iternext():
                     seen, last = seen + 1, key
                     if record < floor:
-                        changes.append((key, record, None))
+                        dead.append((key, record))
                     if seen >= TRANSACTION_KEYS:
                         break
-            for key, _, _ in changes:
+            for key, _ in dead:
                 txn.delete(key, db=self._records)
                 txn.delete(bucket_of(key).to_bytes(2, "big"), key, db=self._index)
-            self._account(txn, changes)
+            self._account(txn, dead, [])
         return last + b"\0" if last is not None and seen >= TRANSACTION_KEYS else None
 
-    def _account(
-        self, txn: "lmdb.Transaction[bytes]", changes: Iterable[tuple[bytes, bytes | None, bytes | None]]
-    ) -> None:
-        """Moves leaves, counters and `newest` by (key, record before, record after)."""
+    def _account(self, txn: "lmdb.Transaction[bytes]", removed: list[Pair], added: list[Pair]) -> None:
+        """Moves leaves, counters and `newest` for records that are there no more and records that are there now."""
         meta = self._meta
-        live = int.from_bytes(txn.get(b"live", b"", db=meta), "big")
-        dead = int.from_bytes(txn.get(b"dead", b"", db=meta), "big")
         newest = txn.get(b"newest", ZERO_VERSION, db=meta)
-        moved: dict[int, dict[int, int]] = {}
-        for key, old, new in changes:
-            term = 0
-            if old is not None:
-                term -= term_of(old)
-                if old[FLAGS_AT] & TOMBSTONE:
-                    dead -= 1
-                else:
-                    live -= 1
-            if new is not None:
-                term += term_of(new)
-                if new[FLAGS_AT] & TOMBSTONE:
-                    dead += 1
-                else:
-                    live += 1
-                if new > newest:
-                    newest = new[:VERSION_SIZE]
-            node, leaf = divmod(bucket_of(key), LEAVES_PER_INNER)
-            terms = moved.setdefault(node, {})
-            terms[leaf] = terms.get(leaf, 0) + term
-        for node, terms in moved.items():
+        terms: dict[int, int] = {}
+        dead = 0
+        for key, record in added:
+            bucket = xxh3_64_intdigest(key) >> 48
+            terms[bucket] = terms.get(bucket, 0) + (int.from_bytes(record[DIGEST_AT:VALUE_AT], "big") << 64 | 1)
+            if record[FLAGS_AT] & TOMBSTONE:
+                dead += 1
+            if record > newest:
+                newest = record
+        for key, record in removed:
+            bucket = bucket_of(key)
+            terms[bucket] = terms.get(bucket, 0) - term_of(record)
+            if record[FLAGS_AT] & TOMBSTONE:
+                dead -= 1
+        self._move_leaves(txn, terms)
+        for name, change in ((b"dead", dead), (b"live", len(added) - len(removed) - dead)):
+            count = int.from_bytes(txn.get(name, b"", db=meta), "big") + change
+            txn.put(name, count.to_bytes(8, "big"), db=meta)
+        txn.put(b"newest", newest[:VERSION_SIZE], db=meta)
+
+    def _move_leaves(self, txn: "lmdb.Transaction[bytes]", terms: dict[int, int]) -> None:
+        """Adds terms to the leaves of their buckets."""
+        for node, buckets in groupby(sorted(terms), lambda bucket: bucket // LEAVES_PER_INNER):
             name = bytes((node,))
             packed = bytearray(txn.get(name, _NO_LEAVES, db=self._leaves))
-            for leaf, term in terms.items():
-                at = leaf * LEAF_SIZE
-                moved_leaf = (int.from_bytes(packed[at : at + LEAF_SIZE], "big") + term) & LEAF_MASK
-                packed[at : at + LEAF_SIZE] = moved_leaf.to_bytes(LEAF_SIZE, "big")
+            for bucket in buckets:
+                at = bucket % LEAVES_PER_INNER * LEAF_SIZE
+                leaf = (int.from_bytes(packed[at : at + LEAF_SIZE], "big") + terms[bucket]) & LEAF_MASK
+                packed[at : at + LEAF_SIZE] = leaf.to_bytes(LEAF_SIZE, "big")
             txn.put(name, bytes(packed), db=self._leaves)
-        txn.put(b"live", live.to_bytes(8, "big"), db=meta)
-        txn.put(b"dead", dead.to_bytes(8, "big"), db=meta)
-        txn.put(b"newest", newest, db=meta)
 
     def close(self) -> None:
         """Closes the environment."""
