@@ -1,0 +1,105 @@
+"""A long load: millions of keys in random order, pipelined, into a node that merges all the while.
+
+    python benchmarks/load.py [--keys 5000000] [--memtable-size 64MiB] [--durability everysec] [--json FILE]
+
+Starts a node in a temporary directory, loads it over a few pipelined connections, and prints for each window of 100,000
+keys the rate, and the private memory of all the node's processes (anonymous pages: what the map of the base shows is
+the page cache's).  The last lines sum up: the slowest window against the first, the peak of memory.
+"""
+
+import argparse
+import json
+import random
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from nodes import Node, private_memory
+
+WINDOW = 100_000
+BATCH = 250  # requests in flight on a connection
+CONNECTIONS = 4
+VALUE = b"x" * 100
+
+
+def batches(keys: int, seed: int) -> Iterator[bytes]:
+    """Requests for every key once, in random order, BATCH at a time."""
+    order = list(range(keys))
+    random.Random(seed).shuffle(order)
+    for at in range(0, keys, BATCH):
+        yield b"".join(
+            b"*3\r\n$3\r\nSET\r\n$16\r\nkey:%012d\r\n$100\r\n%b\r\n" % (number, VALUE) for number in order[at : at + BATCH]
+        )
+
+
+def receive_replies(connection: socket.socket) -> None:
+    """Reads the replies to one batch, all of which have to be OK."""
+    missing = BATCH * len(b"+OK\r\n")
+    while missing:
+        data = connection.recv(min(missing, 65536))
+        if not data or b"-" in data:
+            raise SystemExit(f"the node answered {data[:200]!r}")
+        missing -= len(data)
+
+
+def load(node: Node, keys: int, seed: int) -> list[tuple[float, int]]:
+    """Loads and returns (seconds, bytes of private memory) for each window."""
+    connections = [node.connect() for _ in range(CONNECTIONS)]
+    waiting: list[socket.socket] = []
+    windows = []
+    done, started = 0, time.perf_counter()
+    for batch in batches(keys, seed):
+        if len(waiting) == CONNECTIONS:
+            connection = waiting.pop(0)
+            receive_replies(connection)
+            connections.append(connection)
+            done += BATCH
+            if done % WINDOW == 0:
+                now = time.perf_counter()
+                windows.append((now - started, private_memory(node.pid)))
+                print(f"{done:>9,} keys  {WINDOW / windows[-1][0]:>9,.0f}/s  {windows[-1][1] / 1e6:6.0f} MB", flush=True)
+                started = time.perf_counter()
+        connection = connections.pop(0)
+        connection.sendall(batch)
+        waiting.append(connection)
+    for connection in waiting:
+        receive_replies(connection)
+    return windows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keys", type=int, default=5_000_000)
+    parser.add_argument("--memtable-size", default="64MiB")
+    parser.add_argument("--durability", default="everysec", choices=("always", "everysec", "never"))
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--directory", help="where the temporary data directory goes")
+    parser.add_argument("--json", type=Path, help="write the windows to this file")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.directory) as directory:
+        with Node(directory, durability=options.durability, memtable_size=options.memtable_size) as node:
+            idle = private_memory(node.pid)
+            windows = load(node, options.keys, options.seed)
+    seconds = sorted(window for window, _ in windows)
+    summary = {
+        "keys": options.keys,
+        "durability": options.durability,
+        "memtable_size": options.memtable_size,
+        "first_window_per_s": WINDOW / windows[0][0],
+        "median_window_per_s": WINDOW / seconds[len(seconds) // 2],
+        "slowest_window_per_s": WINDOW / seconds[-1],
+        "slowest_to_first": windows[0][0] / seconds[-1],
+        "idle_private_bytes": idle,
+        "peak_private_bytes": max(memory for _, memory in windows),
+    }
+    for name, value in summary.items():
+        print(f"{name:>22}  {value:,.2f}" if isinstance(value, float) else f"{name:>22}  {value}")
+    if options.json:
+        options.json.write_text(json.dumps(summary | {"windows": windows}, indent=1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
