@@ -1,7 +1,8 @@
 """A running node: its parts started, wired and stopped in order.
 
-    engine (opens, recovers)  ->  server (listens)  ->  the ready line
-    server (answers what is in hand, closes)  ->  engine (commits, syncs, closes)  ->  exit status 0
+    engine (opens, recovers)  ->  server (listens)  ->  replication (connects when it can)  ->  the ready line
+    server (answers what is in hand, closes)  ->  replication (publishes what is left, for a while)
+        ->  engine (commits, syncs, closes)  ->  exit status 0
 
 Promises: the node is announced once, when the first client can be served; a stop asked for by SIGTERM,
 SIGINT or SHUTDOWN ends within ten seconds; a disk that failed ends the process at once, because what the
@@ -24,7 +25,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from merklekv import __version__
 from merklekv.engine.engine import Engine
@@ -36,8 +37,12 @@ from merklekv.net.server import Server
 from merklekv.net.session import NoServices
 from merklekv.settings import Settings
 
+if TYPE_CHECKING:
+    from merklekv.replication.replicator import Replicator
+
 STOP_DEADLINE_S = 9.0
 SERVER_STOP_S = 5.0  # of those, for clients to take their last replies
+PUBLISH_REST_S = 2.5  # and for the broker to take what is left in the outbox
 NODE_ID_FILE = "node-id"
 NODE_ID_RANDOM_BYTES = 4
 
@@ -53,8 +58,21 @@ class NodeServices(NoServices):
     def shutdown(self) -> None:
         self._node.stop_requests.put("SHUTDOWN")
 
+    def replicate(self, action: str) -> str:
+        replicator = self._node.replicator
+        if action == "enable":
+            self._node.replicate()
+        elif replicator is None:
+            return super().replicate(action)
+        elif action == "disable":
+            replicator.disable()
+        else:
+            return f"REPLICATION {replicator.status()}"
+        return "OK"
+
     def statistics(self) -> Mapping[str, int | str]:
-        return {"node_id": self._node.node_id}
+        replicator = self._node.replicator
+        return {"node_id": self._node.node_id} | dict(replicator.statistics() if replicator else {})
 
 
 class Node:
@@ -65,6 +83,7 @@ class Node:
         self.stop_requests: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.node_id = ""
         self.address = ("", 0)
+        self.replicator: Replicator | None = None
 
     def start(self) -> None:
         """Open the data and listen. Raises the errors of the engine and of the server."""
@@ -75,6 +94,7 @@ class Node:
             memtable_size=settings.memtable_size,
             max_value_size=settings.max_value_size,
             max_clock_drift_s=settings.max_clock_drift_seconds,
+            hold_max_bytes=settings.replication.outbox_max_bytes,
         )
         try:
             self.node_id = settings.replication.client_id or stored_node_id(settings.storage_path)
@@ -89,19 +109,58 @@ class Node:
                 fatal=end_at_once,
             )
             self.address = self.server.start()
+            if settings.replication.enabled:
+                self.replicate()
         except BaseException:
             self.engine.close()
             raise
 
+    def replicate(self) -> None:
+        """Switch replication on. What it needs (paho) is imported only then."""
+        if self.replicator is None:
+            from merklekv.replication.mqtt import Broker
+            from merklekv.replication.replicator import Replicator
+
+            given = self._settings.replication
+            broker = Broker(
+                host=given.mqtt_broker,
+                port=given.mqtt_port,
+                client_id=self.node_id,
+                version=given.mqtt_version,
+                username=given.username or (self.node_id if given.client_password else ""),
+                password=given.client_password,
+                tls=given.tls or bool(given.tls_ca_file or given.tls_cert_file),
+                tls_ca_file=given.tls_ca_file,
+                tls_cert_file=given.tls_cert_file,
+                tls_key_file=given.tls_key_file,
+                session_expiry_s=given.session_expiry_seconds,
+            )
+            replicator = Replicator(
+                self.engine,
+                broker,
+                given.topic_prefix,
+                end_at_once,
+                address=self.shown_address,
+                heartbeat_s=given.heartbeat_seconds,
+            )
+            replicator.start()
+            self.replicator = replicator
+        self.replicator.enable()
+
     def stop(self) -> None:
         self.server.stop(SERVER_STOP_S)
+        if self.replicator is not None:
+            self.replicator.stop(PUBLISH_REST_S)
         self.engine.close()
 
-    def ready_line(self) -> str:
+    @property
+    def shown_address(self) -> str:
         host, port = self.address
-        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def ready_line(self) -> str:
         return (
-            f"merklekv {__version__} ready on {shown}, data in {self._settings.storage_path}, "
+            f"merklekv {__version__} ready on {self.shown_address}, data in {self._settings.storage_path}, "
             f"durability {self._settings.durability}, {self.engine.live_count} keys"
         )
 

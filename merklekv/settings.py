@@ -84,6 +84,9 @@ class ReplicationSettings:
         kinds.integer(0, 0xFFFF_FFFE),
         "how long the broker keeps events for this node while it is away",
     )
+    heartbeat_seconds: int = setting(
+        10, kinds.integer(1, 3600), "how often this node shows the others, and itself, that it is heard"
+    )
     outbox_max_bytes: int = setting(
         1 * GiB,
         kinds.size(1 * MiB, 1024 * GiB),

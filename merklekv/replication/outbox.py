@@ -71,7 +71,7 @@ class Outbox:
         self.counters = OutboxCounters()
         self.cursor = engine.tail.follow()
         self._engine = engine
-        self._tail = engine.tail
+        self.tail = engine.tail
         self._source = source
         self._overhead = len(topic.encode()) + PACKET_OVERHEAD + len(source.encode()) + ENVELOPE_SIZE
         self._on_gap = on_gap
@@ -87,12 +87,12 @@ class Outbox:
     @property
     def waiting_events(self) -> int:
         """Committed local events that the broker has not acknowledged."""
-        return self._tail.end.sequence - self.cursor.sequence
+        return self.tail.end.sequence - self.cursor.sequence
 
     @property
     def waiting_bytes(self) -> int:
         """Bytes of the log that they span."""
-        return self._tail.end.lsn - self.cursor.lsn
+        return self.tail.end.lsn - self.cursor.lsn
 
     @property
     def in_flight(self) -> int:
@@ -109,9 +109,14 @@ class Outbox:
     # -- what to publish -----------------------------------------------------------------------------------------------
 
     @property
-    def is_waiting(self) -> bool:
-        """Whether there may be something to publish."""
-        return self._frame is not None or self._lsn < self._tail.end.lsn
+    def unread_bytes(self) -> int:
+        """Bytes of the log that no batch was made of yet; 0 when everything was handed out."""
+        return self.tail.end.lsn - self._lsn
+
+    @property
+    def next_sequence(self) -> int:
+        """Of the first event that was not handed out yet."""
+        return self._sequence
 
     def next_batch(self) -> Batch | None:
         """The next batch to publish, None when everything was handed out.  Raises Corruption."""
@@ -177,12 +182,12 @@ class Outbox:
 
     def _current(self) -> LogFrame | None:
         """The frame in hand with local events left in it, None when everything was read."""
-        if self._frame is not None and self._lsn >= self._tail.given_up_lsn:
+        if self._frame is not None and self._lsn >= self.tail.given_up_lsn:
             return self._frame
         self._frame = None
         while True:
             try:
-                frame = self._tail.next_frame(self._lsn)
+                frame = self.tail.next_frame(self._lsn)
             except LogGone as gone:
                 self._give_up(gone.oldest)
                 continue

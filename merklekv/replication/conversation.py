@@ -1,0 +1,254 @@
+"""A conversation with the broker, from the hello to the loss of the connection: what is said when.
+
+    connect -> subscribe, say that we are there -> publish and receive -> say goodbye, or lose the connection
+
+Publishing: up to WINDOW batches are in flight.  What finds less than EAGER of them leaves at once, later events wait
+for a full batch or an acknowledgement: so latency is low when there is little to do, and the cost per event when
+there is much.  A refused publish (MQTT 5 says so) is counted, shown, and tried again later; it blocks only
+publishing.
+
+Every `heartbeat_s` an empty batch with the next sequence number goes out.  It has to come back, or something else has
+to come, because a broker may grant a subscription and deliver nothing.  It also tells others how far they should be.
+
+A connection on which publishes stay unanswered is given up: it may be open on our side alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from merklekv.replication.bursts import BurstLog
+from merklekv.replication.event import encode_message
+from merklekv.replication.figures import LinkFigures, Topics
+from merklekv.replication.inbox import Delivery, Inbox
+from merklekv.replication.mqtt import Broker, Connected, Happening, Lost, Published, Received, Session, Subscribed
+from merklekv.replication.outbox import BATCH_BYTES, Batch, Outbox
+from merklekv.replication.presence import OFFLINE, ONLINE, Status
+
+log = logging.getLogger(__name__)
+
+WINDOW: Final = 40  # batches in flight; far more make paho slow, far fewer wait for the round trip
+EAGER: Final = 2  # batches in flight below which whatever is waiting leaves at once
+PUBLISH_ROUND: Final = 4  # batches published before looking at what came
+TICK_S: Final = 1.0
+CONNECT_MAX_S: Final = 10.0
+SILENCE_MAX_S: Final = 15.0
+HEARTBEATS_MISSED_MAX: Final = 2.5
+REFUSED_RETRY_MIN_S: Final = 0.5
+REFUSED_RETRY_MAX_S: Final = 30.0
+STATUS_EVERY_S: Final = 30.0
+GOODBYE_MAX_S: Final = 1.0
+
+
+class Conversation:
+    """One conversation.  All but `acknowledge_later` belongs to one thread."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        topics: Topics,
+        outbox: Outbox,
+        inbox: Inbox,
+        figures: LinkFigures,
+        describe: Callable[[str], Status],
+        on_gap: Callable[[str, str], None],
+        bursts: BurstLog,
+        heartbeat_s: float,
+        wake_fd: int,
+    ) -> None:
+        self._broker = broker
+        self._node_id = broker.client_id
+        self._topics = topics
+        self._outbox = outbox
+        self._inbox = inbox
+        self._figures = figures
+        self._describe = describe
+        self._on_gap = on_gap
+        self._bursts = bursts
+        self._heartbeat_s = heartbeat_s
+        self._wake_fd = wake_fd
+        self._session = Session(broker, topics.status, describe(OFFLINE).encode())
+        self._to_acknowledge: deque[tuple[int, int]] = deque()
+        self._flight: dict[int, Batch | None] = {}  # publishes by id; None is for what is no batch
+        self._window = 0  # until the broker has let us in
+        self._refused_until = self._refused_wait_s = 0.0
+        self._answered = self._events_heard = self._ticked = time.monotonic()
+        self._heartbeat_at = self._status_at = 0.0
+        self._status: Status | None = None
+
+    def run(self, leave: Callable[[], bool], look_around: Callable[[], None]) -> None:
+        """Talks until `leave` says so.  Raises Lost.  `look_around` is called about once a second."""
+        self._session.open()
+        deadline = time.monotonic() + CONNECT_MAX_S
+        while not leave():
+            if not self._window and time.monotonic() > deadline:
+                raise Lost(f"the broker did not answer within {CONNECT_MAX_S:.0f} s")
+            self._acknowledge()
+            self._publish()
+            self._sleep()
+            self._react()
+            if time.monotonic() - self._ticked >= TICK_S:
+                look_around()
+                self._tick()
+        if self._window:
+            self._say_goodbye()
+
+    def end(self) -> None:
+        """Lets the connection go, whatever its state."""
+        if self._window:
+            self._figures.losses += 1
+        self._session.drop()
+
+    def acknowledge_later(self, token: tuple[int, int]) -> None:
+        """A message has been dealt with; from any thread, `wake_fd` tells."""
+        self._to_acknowledge.append(token)
+
+    # -- a round -------------------------------------------------------------------------------------------------------
+
+    def _acknowledge(self) -> None:
+        while self._to_acknowledge:
+            self._session.acknowledge(self._to_acknowledge.popleft())
+
+    def _may_publish(self) -> bool:
+        if len(self._flight) >= self._window or time.monotonic() < self._refused_until:
+            return False
+        return self._outbox.unread_bytes > (0 if len(self._flight) < EAGER else BATCH_BYTES)
+
+    def _publish(self) -> None:
+        for _ in range(PUBLISH_ROUND):
+            if not self._may_publish() or (batch := self._outbox.next_batch()) is None:
+                return
+            self._send(self._topics.events, batch.payload, batch)
+
+    def _send(self, topic: str, payload: bytes, batch: Batch | None, retain: bool = False) -> None:
+        if not self._flight:
+            self._answered = time.monotonic()
+        self._flight[self._session.publish(topic, payload, retain)] = batch
+
+    def _sleep(self) -> None:
+        tail = self._outbox.tail
+        # Beyond a few in flight an acknowledgement wakes us soon enough, at no cost for those who write.
+        tail.wanted = len(self._flight) < min(EAGER, self._window) and time.monotonic() >= self._refused_until
+        idle_s = max(0.0, self._ticked + TICK_S - time.monotonic())
+        self._session.wait(0 if self._may_publish() else idle_s, self._wake_fd, reading=not self._inbox.is_full)
+        tail.wanted = False
+
+    def _react(self) -> None:
+        happened = self._session.happened()
+        if happened:
+            self._answered = time.monotonic()
+        while happened:
+            self._react_to(happened.popleft())
+
+    def _react_to(self, happening: Happening) -> None:
+        match happening:
+            case Received():
+                self._received(happening)
+            case Published():
+                self._published(happening)
+            case Connected():
+                self._connected(happening)
+            case Subscribed(refusals):
+                if refusals:
+                    self._trouble("subscription", f"the broker refuses our subscriptions: {', '.join(refusals)}")
+
+    # -- what came -----------------------------------------------------------------------------------------------------
+
+    def _connected(self, connected: Connected) -> None:
+        figures = self._figures
+        figures.connects += 1
+        figures.state = "connected"
+        figures.trouble.clear()
+        log.info("connected to the broker at %s as %s", self._broker.address, self._node_id)
+        self._window = max(1, min(WINDOW, connected.receive_max - 2))
+        self._outbox.limit_packets(connected.packet_limit)
+        self._session.subscribe((self._topics.all_events, 1), (self._topics.all_statuses, 0))
+        self._events_heard = time.monotonic()
+        self._tick()
+        if not connected.session_present:
+            figures.sessions_lost += 1
+            self._on_gap("", "session lost")
+
+    def _received(self, received: Received) -> None:
+        node, kind = self._topics.node_and_kind(received.topic)
+        self._figures.received_bytes += len(received.payload)
+        if kind == "status":
+            self._figures.peers.hear(node, received.payload)
+            return
+        self._figures.trouble.pop("deaf", None)
+        self._events_heard = time.monotonic()
+        self._inbox.put(Delivery(node, received.payload, (self, received.token)))
+
+    def _published(self, published: Published) -> None:
+        if published.mid not in self._flight:
+            return  # of a batch that was taken back
+        batch = self._flight.pop(published.mid)
+        if published.refusal:
+            self._refused(published, batch)
+            return
+        self._refused_wait_s = 0.0
+        self._figures.trouble.pop("refused", None)
+        if batch is not None:
+            self._outbox.acknowledge(batch)
+
+    def _refused(self, published: Published, batch: Batch | None) -> None:
+        self._figures.publishes_refused += 1
+        self._figures.refusals[published.refusal] += 1
+        self._trouble("refused", f"the broker refuses what we publish to {self._topics.events}: {published.refusal}")
+        if time.monotonic() < self._refused_until:
+            return  # published before the refusal that we know of
+        self._flight = dict.fromkeys(self._flight)
+        if published.too_large and batch is not None:
+            self._outbox.too_large(batch)
+            return
+        self._refused_wait_s = min(max(2 * self._refused_wait_s, REFUSED_RETRY_MIN_S), REFUSED_RETRY_MAX_S)
+        self._refused_until = time.monotonic() + self._refused_wait_s
+        self._outbox.rewind()
+
+    # -- about once a second -------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        now = self._ticked = time.monotonic()
+        self._session.keep_alive()
+        if not self._window:
+            return
+        if self._flight and now - self._answered > SILENCE_MAX_S:
+            raise Lost(f"nothing was answered for {SILENCE_MAX_S:.0f} s: half-open")
+        if now >= self._heartbeat_at:
+            self._heartbeat_at = now + self._heartbeat_s
+            self._send(self._topics.events, encode_message(self._node_id, self._outbox.next_sequence, []), None)
+        if now >= self._status_at:
+            self._status_at = now + STATUS_EVERY_S
+            self._say_status()
+        if now - self._events_heard > HEARTBEATS_MISSED_MAX * self._heartbeat_s and not self._inbox.is_full:
+            self._deaf()
+
+    def _say_status(self) -> None:
+        status = self._describe(ONLINE)
+        if status != self._status:
+            self._status = status
+            self._send(self._topics.status, status.encode(), None, retain=True)
+
+    def _deaf(self) -> None:
+        self._figures.deaf += 1
+        self._events_heard = time.monotonic()
+        self._trouble("deaf", "our own heartbeat does not come back; may this node read the events topics?")
+        self._session.subscribe((self._topics.all_events, 1), (self._topics.all_statuses, 0))
+        self._on_gap("", "deaf")
+
+    def _trouble(self, kind: str, what: str) -> None:
+        self._figures.trouble[kind] = what
+        self._bursts.warn(what, f"broker {self._broker.address}: {what}")
+
+    def _say_goodbye(self) -> None:
+        self._window = 0
+        self._send(self._topics.status, self._describe(OFFLINE).encode(), None, retain=True)
+        deadline = time.monotonic() + GOODBYE_MAX_S
+        while self._flight and time.monotonic() < deadline:
+            self._session.wait(deadline - time.monotonic(), self._wake_fd)
+            self._react()
+        self._session.close()
