@@ -115,7 +115,11 @@ class Server:
                 sock, peer = self._listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
-            self._admit(sock, peer)
+            try:
+                self._admit(sock, peer)
+            except OSError as problem:
+                log.info("%s was gone before it was served: %s", _show(peer), problem)
+                sock.close()
 
     def _admit(self, sock: socket.socket, peer: tuple[str, int]) -> None:
         traffic = self._context.traffic

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from conftest import Start
@@ -227,22 +230,54 @@ def test_a_scan_holds_at_most_two_cursors() -> None:
     assert len(cursors._after) <= 2
 
 
+@pytest.fixture
+def no_file_left() -> Iterator[Callable[[], Callable[[], None]]]:
+    """Uses up all files that this process may open; gives back how to let go of them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+
+    def let_go() -> None:
+        while taken:
+            os.close(taken.pop())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    def use_up() -> Callable[[], None]:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        return let_go
+
+    yield use_up
+    let_go()
+
+
 def test_no_file_left_for_a_connection(
-    start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    start: Start,
+    no_file_left: Callable[[], Callable[[], None]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The port rests instead of spinning, and is served again when there is room."""
     monkeypatch.setattr(limits, "SWEEP_S", 0.05)
     server = start()
-    admit = server._admit
-    failures = [OSError(24, "Too many open files")]
+    with socket.socket() as client:
+        client.settimeout(20)
+        let_go = no_file_left()
+        client.connect(server.address)  # type: ignore[attr-defined]
+        client.sendall(b"PING\n")
+        wait_until(lambda: "cannot accept connections for now: [Errno 24] Too many open files" in caplog.text)
+        let_go()
+        assert client.recv(100) == b"PONG\r\n"
 
-    def admit_later(sock: socket.socket, peer: tuple[str, int]) -> None:
-        if failures:
-            sock.close()
-            raise failures.pop()
-        admit(sock, peer)
 
-    monkeypatch.setattr(server, "_admit", admit_later)
-    assert connect(server).rest() == b""
-    assert "cannot accept connections for now: [Errno 24] Too many open files" in caplog.text
-    assert connect(server).ask("PING") == "PONG"
+def test_a_client_that_is_gone_before_it_is_served(
+    server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(sock: socket.socket, peer: tuple[str, int]) -> None:
+        monkeypatch.undo()
+        raise OSError(107, "Transport endpoint is not connected")
+
+    monkeypatch.setattr(server, "_admit", fail)
+    assert connect().rest() == b""
+    assert connect().ask("PING") == "PONG"
