@@ -1,7 +1,7 @@
 """Named moments at which a test may want the process to die.
 
-`MERKLEKV_CRASH_AT=name` in the environment kills the process with SIGKILL where it reaches that point; the crash tests
-(tests/crash/) start nodes that way, once for each name.  Otherwise a point costs one comparison, off the hot path.
+`MERKLEKV_TEST_CRASH_AT=name` in the environment kills the process with SIGKILL where it reaches that point; the crash
+tests (tests/crash/) start nodes that way, for each name.  Otherwise a point costs one comparison, off the hot path.
 """
 
 import os
@@ -21,11 +21,12 @@ POINTS: Final = (
     "merge.before_delete",  # memtables are dropped, the segments still there
 )
 
-_armed = os.environ.get("MERKLEKV_CRASH_AT")
-assert _armed is None or _armed in POINTS, f"MERKLEKV_CRASH_AT={_armed} is not one of {', '.join(POINTS)}"
+_armed = os.environ.get("MERKLEKV_TEST_CRASH_AT")
+assert _armed is None or _armed in POINTS, f"MERKLEKV_TEST_CRASH_AT={_armed} is not one of {', '.join(POINTS)}"
 
 
 def reached(point: str) -> None:
     """Dies here if this is the point that was asked for."""
     if point == _armed:
+        os.write(2, f"crash point {point}\n".encode())
         os.kill(os.getpid(), signal.SIGKILL)
