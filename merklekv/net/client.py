@@ -23,7 +23,11 @@ Reply = bytes | int | None | list["Reply"]
 
 
 class Unreachable(MerkleKVError):
-    """The node cannot be reached, or does not answer, or the connection broke."""
+    """The node cannot be reached, or the connection broke."""
+
+
+class NoAnswer(Unreachable):
+    """The node holds the connection but does not answer in time."""
 
 
 class NodeError(MerkleKVError):
@@ -45,32 +49,36 @@ class Client:
 
     def call(self, *parts: bytes) -> Reply:
         """Sends a command and waits for its reply: bytes, int, None or a list of these."""
-        return self.call_all([parts])[0]
+        self.send([parts])
+        return self.receive()
 
-    def call_all(self, requests: Iterable[Sequence[bytes]]) -> list[Reply]:
-        """Sends several commands at once; their replies, in order. The first error among them is raised."""
-        packed = [_pack(parts) for parts in requests]
+    def send(self, requests: Iterable[Sequence[bytes]]) -> None:
+        """Sends commands without waiting; each one's reply is to be received, in order."""
         try:
-            self._socket.sendall(b"".join(packed))
-            replies = [self._reply() for _ in packed]
-        except TimeoutError as error:
-            raise Unreachable(f"{self.name}: no answer within {self._socket.gettimeout():.0f} s") from error
+            self._socket.sendall(b"".join([_pack(parts) for parts in requests]))
         except OSError as error:
-            raise Unreachable(f"{self.name}: the connection broke: {error.strerror or error}") from error
+            raise self._broken(error) from error
+
+    def receive(self) -> Reply:
+        """The next reply. NodeError, when it is one, leaves the connection usable."""
+        try:
+            while (reply := self._reader.gets()) is False:
+                data = self._socket.recv(RECEIVE_BYTES)
+                if not data:
+                    raise Unreachable(f"{self.name}: the connection was closed")
+                self._reader.feed(data)
+        except OSError as error:
+            raise self._broken(error) from error
         except hiredis.ProtocolError as error:
             raise Unreachable(f"{self.name}: does not speak RESP: {error}") from error
-        for reply in replies:
-            if isinstance(reply, hiredis.ReplyError):
-                raise NodeError(f"{self.name}: {reply}")
-        return replies
-
-    def _reply(self) -> Reply:
-        while (reply := self._reader.gets()) is False:
-            data = self._socket.recv(RECEIVE_BYTES)
-            if not data:
-                raise Unreachable(f"{self.name}: the connection was closed")
-            self._reader.feed(data)
+        if isinstance(reply, hiredis.ReplyError):
+            raise NodeError(f"{self.name}: {reply}")
         return reply  # type: ignore[no-any-return]
+
+    def _broken(self, error: OSError) -> Unreachable:
+        if isinstance(error, TimeoutError):
+            return NoAnswer(f"{self.name}: no answer within {self._socket.gettimeout():.0f} s")
+        return Unreachable(f"{self.name}: the connection broke: {error.strerror or error}")
 
     def close(self) -> None:
         """Closes the connection."""
