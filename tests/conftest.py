@@ -1,6 +1,4 @@
-"""What all tests share: the fixtures by concern (see README.md), and `--no-skips`, with which the gate
-runs.
-"""
+"""What all tests share: the fixtures by concern, see README.md, and `--no-skips`, with which the gate runs."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ from collections.abc import Generator
 
 import pytest
 
-pytest_plugins = ["fix_node", "fix_proxy"]
+pytest_plugins = ["fix_crash", "fix_node", "fix_proxy"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,0 +1,86 @@
+"""The process dies at each named moment of rotating and merging, and again at the same moment of the recovery.
+
+`MERKLEKV_TEST_CRASH_AT` arms a point in the node and in its absorbing child. Where it is the child that dies, the node
+lives on and is then killed too.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from crash_harness import SMALL_MEMTABLE, Victim
+from fix_node import READY, NodeFactory
+from support import wait_until
+
+from merklekv.engine.crashpoints import POINTS
+from merklekv.engine.merger import CHILD_DEATHS_MAX
+from merklekv.exits import EXIT_STORAGE
+from merklekv.net.client import Unreachable
+
+WRITES = 10  # few enough, with few clients, that memory does not fill while the child is dead: then writers would wait
+CLIENTS = 3
+ROUNDS_MAX = 50
+TIMES = 2
+
+
+def run_into(victim: Victim, point: str, before_writing: Callable[[], None]) -> None:
+    """Starts the armed node and writes until it, or its child, has died at the point."""
+    node = victim.node
+    mark = f"crash point {point}\n"
+    process = node.launch()
+    wait_until(lambda: process.poll() is not None or READY.search(node.output()), what="the node")
+    try:
+        for _ in range(ROUNDS_MAX):
+            if mark in node.output():
+                break
+            victim.check_keys()
+            before_writing()
+            victim.write(WRITES, clients=CLIENTS)
+    except Unreachable:
+        pass  # it died while keys were looked at, in what it still had to do after the start
+    assert mark in node.output()
+    if point.startswith("absorb."):
+        node.kill()
+    assert victim.gone() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("point", "before_writing"),
+    [
+        *((point, lambda victim: None) for point in POINTS if point != "absorb.floor_raised"),
+        pytest.param("absorb.floor_raised", Victim.truncate, id="absorb.floor_raised-all"),
+        pytest.param("absorb.floor_raised", Victim.raise_floor, id="absorb.floor_raised-half"),
+    ],
+)
+def test_nothing_is_lost_at(
+    point: str, before_writing: Callable[[Victim], None], node_factory: NodeFactory, tmp_path: Path
+) -> None:
+    node = node_factory(*SMALL_MEMTABLE, start=False)
+    victim = Victim(node, point, tmp_path)
+    victim.start()
+    victim.write(1000)
+    victim.check_keys()
+    node.kill()
+    node.environment["MERKLEKV_TEST_CRASH_AT"] = point
+    for _ in range(TIMES):
+        run_into(victim, point, lambda: before_writing(victim))
+    del node.environment["MERKLEKV_TEST_CRASH_AT"]
+    victim.recover()
+    victim.write(1000)
+    victim.check_keys()
+    victim.stop()
+
+
+def test_a_child_that_always_dies_stops_the_node_with_nothing_lost(node_factory: NodeFactory, tmp_path: Path) -> None:
+    node = node_factory(*SMALL_MEMTABLE, start=False, environment={"MERKLEKV_TEST_CRASH_AT": "absorb.records_done"})
+    victim = Victim(node, "child", tmp_path)
+    victim.start()
+    victim.write(1 << 30)
+    assert victim.gone() == EXIT_STORAGE
+    assert f"died {CHILD_DEATHS_MAX} times in a row" in node.output()
+    del node.environment["MERKLEKV_TEST_CRASH_AT"]
+    victim.recover()
+    victim.stop()
