@@ -98,15 +98,21 @@ class LogWalk:
             return True
         if blank and following is None:
             return True
-        places = [(lsn, end), *((later, HEADER_SIZE) for later in self.lsns if later > lsn)]
+        later = [other for other in self.lsns if other > lsn]
+        places = [(lsn, end), *((other, HEADER_SIZE) for other in later)]
         claimed = max(naive.testified(self.path(start), start, position) for start, position in places)
-        if claimed <= lsn + end and lsn >= self._base.absorbed:
+        if claimed <= lsn + end and lsn >= self._base.absorbed and all(self._has_header(other) for other in later):
             self._findings.note(f"{path}: a torn tail behind byte {end}, never synced, a start cuts it off")
             return False
-        reason = "what follows had been synced" if claimed > lsn + end else "the base has taken it in"
-        self._findings.add(path, f"no whole frame at byte {end}, expected one, since {reason}")
+        if claimed > lsn + end or lsn < self._base.absorbed:
+            reason = "what follows had been synced" if claimed > lsn + end else "the base has taken it in"
+            self._findings.add(path, f"no whole frame at byte {end}, expected one, since {reason}")
         self._sequence = None
         return True
+
+    def _has_header(self, lsn: int) -> bool:
+        with self.path(lsn).open("rb") as file:
+            return naive.read_header(file, lsn) is not None
 
     def _frame(self, where: str, lsn: int, frame: Frame) -> None:
         findings = self._findings

@@ -1,0 +1,274 @@
+"""What a start makes of the log that a crash has left, and that the checker is of the same opinion."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import engine_support as support
+import pytest
+from engine_support import LogWriter, set_entry
+from hypothesis import given
+from hypothesis import strategies as st
+
+from merklekv.engine.check_log import check_log
+from merklekv.engine.engine import Engine
+from merklekv.engine.findings import BaseFacts, Findings
+from merklekv.engine.log import Segment, list_segments, recover, segment_path
+from merklekv.errors import Corruption
+
+
+def keys_left(directory: Path) -> list[bytes]:
+    """The keys of all whole frames, in order."""
+    found = []
+    for lsn in list_segments(directory):
+        with Segment(segment_path(directory, lsn)) as segment:
+            found += [key for frame in segment.frames() for _, key, _, _ in segment.entries(frame)]
+    return found
+
+
+def opinion(directory: Path) -> tuple[list[str], list[str]]:
+    """Problems and notes of the checker."""
+    notes: list[str] = []
+    findings = Findings(notes.append)
+    check_log(directory, BaseFacts(), findings)
+    return findings.sentences(), notes
+
+
+def three_frames(path: Path, synced: bool = True) -> LogWriter:
+    log = LogWriter(path)
+    for number in range(3):
+        log.frame([set_entry(2 * number), set_entry(2 * number + 1)], synced)
+    return log
+
+
+def test_the_last_frame_cut_at_every_byte(tmp_path: Path) -> None:
+    log = three_frames(tmp_path / "whole")
+    _, start, end = log.frames[-1]
+    for size in range(start, end + 1):
+        for room in (0, 1000):  # reserved room behind the frames reads as zeros
+            copy = shutil.copytree(log.path, tmp_path / "copy")
+            file = copy / log.file.name
+            with file.open("r+b") as opened:
+                opened.truncate(size)
+                opened.truncate(size + room)
+            torn = start < size < end
+            problems, notes = opinion(copy)
+            assert problems == []
+            assert len(notes) == torn
+            recovered = recover(copy, 0)
+            assert recovered is not None
+            assert recovered.end == (end if size == end else start)
+            assert recovered.sequence == (7 if size == end else 5)
+            assert keys_left(copy) == [b"k%d" % number for number in range(6 if size == end else 4)]
+            assert file.stat().st_size == recovered.end or not torn
+            shutil.rmtree(copy)
+
+
+def test_a_torn_tail_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = three_frames(tmp_path / "log")
+    support.flip(log.file, log.frames[2][2] - 1)
+    with caplog.at_level(logging.WARNING):
+        recover(log.path, 0)
+    assert f"{log.file}: cut off a torn tail" in caplog.text
+    assert f"at byte {log.frames[2][1]}" in caplog.text
+
+
+def test_a_flipped_byte_in_a_middle_frame_is_damage(tmp_path: Path) -> None:
+    log = three_frames(tmp_path / "log")
+    before = support.snapshot(log.path)
+    _, start, end = log.frames[1]
+    for position in range(start, end):
+        support.flip(log.file, position)
+        flipped = support.snapshot(log.path)
+        with pytest.raises(Corruption) as caught:
+            recover(log.path, 0)
+        assert str(caught.value).startswith(f"{log.file}: damaged at byte {start}: ")
+        assert "merklekv-tool verify" in str(caught.value)
+        assert support.snapshot(log.path) == flipped
+        problems, notes = opinion(log.path)
+        assert len(problems) == 1
+        assert f"{log.file}: no whole frame at byte {start}" in problems[0]
+        assert notes == []
+        support.flip(log.file, position)
+    assert support.snapshot(log.path) == before
+
+
+def test_a_sealed_segment_that_is_torn_before_the_next_one_was_synced(tmp_path: Path) -> None:
+    """As `everysec` leaves it: a rotation, then a crash before either segment had been synced."""
+    log = three_frames(tmp_path / "log", synced=False)
+    first, frames = log.file, log.frames[:]
+    log.next_segment()
+    log.frame([set_entry(7)], synced=False)
+    support.flip(first, frames[1][1] + 50)
+    problems, notes = opinion(log.path)
+    assert problems == []
+    assert len(notes) == 1
+    recovered = recover(log.path, 0)
+    assert recovered is not None
+    assert (recovered.segments, recovered.end, recovered.sequence) == ([0], frames[1][1], 3)
+    assert list_segments(log.path) == [0]
+    assert keys_left(log.path) == [b"k0", b"k1"]
+
+
+def test_a_sealed_segment_that_lost_its_end_before_the_next_one_was_synced(tmp_path: Path) -> None:
+    log = three_frames(tmp_path / "log", synced=False)
+    first = log.file
+    log.next_segment()
+    log.frame([set_entry(7)], synced=False)
+    with first.open("r+b") as file:
+        file.truncate(log.frames[2][1])
+    recovered = recover(log.path, 0)
+    assert recovered is not None
+    assert recovered.segments == [0]
+    assert keys_left(log.path) == [b"k%d" % number for number in range(4)]
+
+
+def test_a_later_segment_testifies_for_an_earlier_one(tmp_path: Path) -> None:
+    log = three_frames(tmp_path / "log")
+    first = log.file
+    log.next_segment()
+    log.frame([set_entry(7)])
+    support.flip(first, log.frames[2][1])
+    with pytest.raises(Corruption, match=f"{first}: damaged at byte {log.frames[2][1]}"):
+        recover(log.path, 0)
+    assert len(opinion(log.path)[0]) == 1
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_missing_segment_is_damage(tmp_path: Path, missing: int) -> None:
+    log = LogWriter(tmp_path / "log")
+    for number in range(3):
+        log.frame([set_entry(number)])
+        log.next_segment()
+    log.frame([set_entry(9)])
+    gone = list_segments(log.path)[missing]
+    segment_path(log.path, gone).unlink()
+    with pytest.raises(Corruption) as caught:
+        recover(log.path, 0)
+    assert str(log.path) in str(caught.value)
+    assert len(opinion(log.path)[0]) == 1
+    assert len(list_segments(log.path)) == 3
+
+
+def test_a_log_without_the_segment_where_the_base_ends(tmp_path: Path) -> None:
+    log = three_frames(tmp_path / "log")
+    with pytest.raises(Corruption, match=f"{segment_path(log.path, 500)}: damaged at byte 0: the segment is missing"):
+        recover(log.path, 500)
+
+
+@pytest.mark.parametrize("size", [0, 1, 47, 48])
+def test_a_segment_that_was_being_created_is_dropped(tmp_path: Path, size: int) -> None:
+    log = three_frames(tmp_path / "log")
+    old = log.file
+    log.next_segment()
+    log.file.write_bytes(bytes(size))
+    problems, notes = opinion(log.path)
+    assert problems == []
+    assert "was being created" in notes[0]
+    recovered = recover(log.path, 0)
+    assert recovered is not None
+    assert (recovered.segments, recovered.end) == ([0], old.stat().st_size)
+    assert list_segments(log.path) == [0]
+
+
+def test_the_very_first_segment_that_was_being_created(tmp_path: Path) -> None:
+    log = LogWriter(tmp_path / "log")
+    log.file.write_bytes(b"")
+    assert recover(log.path, 0) is None
+    assert list_segments(log.path) == []
+
+
+def test_a_header_of_zeros_with_frames_behind_it_is_damage(tmp_path: Path) -> None:
+    log = three_frames(tmp_path / "log")
+    with log.file.open("r+b") as file:
+        file.write(bytes(48))
+    with pytest.raises(Corruption, match="header"):
+        recover(log.path, 0)
+    assert "header" in opinion(log.path)[0][0]
+
+
+damage = st.lists(st.tuples(st.sampled_from(["flip", "cut"]), st.integers(0, 2**20)), min_size=1, max_size=2)
+shapes = st.lists(st.tuples(st.integers(1, 3), st.booleans(), st.booleans()), min_size=1, max_size=5)
+
+
+@given(shapes, damage)
+def test_the_checker_and_a_start_are_of_one_opinion(
+    shape: list[tuple[int, bool, bool]], blows: list[tuple[str, int]]
+) -> None:
+    """Whatever is flipped or cut: a start refuses what the checker calls a problem, and else keeps a whole beginning."""
+    with support.directory() as path:
+        log = LogWriter(path / "log")
+        written: list[bytes] = []
+        for count, synced, rotate in shape:
+            numbers = range(len(written), len(written) + count)
+            log.frame([set_entry(number) for number in numbers], synced)
+            written += [b"k%d" % number for number in numbers]
+            if rotate:
+                log.next_segment()
+        for kind, where in blows:
+            _strike(log.path, kind, where)
+        problems, _ = opinion(log.path)
+        try:
+            recovered = recover(log.path, 0)
+        except Corruption:
+            assert problems
+            return
+        assert problems == []
+        left = keys_left(log.path)
+        assert left == written[: len(left)]
+        assert opinion(log.path) == ([], [])
+        assert (recovered.sequence if recovered else 1) == len(left) + 1
+        assert recover(log.path, 0) == recovered
+
+
+def _strike(directory: Path, kind: str, where: int) -> None:
+    """Flips a byte, or cuts everything behind it, counting through all segments, round and round."""
+    files = [segment_path(directory, lsn) for lsn in list_segments(directory)]
+    where %= max(1, sum(file.stat().st_size for file in files))
+    for file in files:
+        size = file.stat().st_size
+        if where < size:
+            if kind == "flip":
+                support.flip(file, where)
+            else:
+                with file.open("r+b") as opened:
+                    opened.truncate(where)
+            return
+        where -= size
+
+
+def test_an_engine_goes_on_behind_a_torn_tail(make_engine: Callable[..., Engine], tmp_path: Path) -> None:
+    engine = make_engine()
+    for number in range(3):
+        engine.set(b"k", b"%d" % number)
+        engine.commit()
+    end = engine._log.position
+    engine.close()
+    file = segment_path(tmp_path / "data" / "log", 0)
+    with file.open("r+b") as opened:
+        opened.truncate(end - 1)
+    engine = make_engine()
+    assert engine.get(b"k") == b"1"
+    engine.set(b"k", b"again")
+    engine.commit()
+    engine.close()
+    assert make_engine().get(b"k") == b"again"
+
+
+def test_an_engine_refuses_damage_and_lets_the_directory_go(make_engine: Callable[..., Engine], tmp_path: Path) -> None:
+    engine = make_engine(durability="always")  # so that each frame testifies for the one before
+    for number in range(3):
+        engine.set(b"k", b"%d" % number)
+        engine.commit()
+    engine.close()
+    support.damaged(tmp_path / "data")
+    file = segment_path(tmp_path / "data" / "log", 0)
+    support.flip(file, 100)
+    for _ in range(2):  # the second time too: nothing is held
+        with pytest.raises(Corruption, match=f"{file}: damaged at byte 48"):
+            make_engine()
+    support.flip(file, 100)
+    assert make_engine().get(b"k") == b"2"
