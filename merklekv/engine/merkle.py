@@ -53,7 +53,11 @@ class MerkleTree:
     def inner_digests(self) -> list[bytes]:
         """The 256 inner digests, 32 bytes each."""
         for node in self.dirty:
-            self._inner[node] = sha256(pack_leaves(self.inner_leaves(node))).digest()
+            at = node * LEAVES_PER_INNER
+            if any(self.leaves[at : at + LEAVES_PER_INNER]):
+                self._inner[node] = sha256(pack_leaves(self.inner_leaves(node))).digest()
+            else:
+                self._inner[node] = EMPTY_INNER
         self.dirty.clear()
         return self._inner
 
