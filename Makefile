@@ -34,7 +34,7 @@ test: $(VENV)/.test  ## Run the gate: ruff, mypy --strict and every test (ARGS="
 	scripts/need mosquitto=mosquitto redis-server=redis-server redis-benchmark=redis-tools fiu-run=fiu-utils faketime=faketime strace=strace
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict
-	$(BIN)/pytest --no-skips $(ARGS)
+	$(BIN)/pytest --no-skips -n auto --dist worksteal -p no:benchmark $(ARGS)
 
 check: $(VENV)/.test  ## Run the quick half of the gate: ruff and mypy
 	$(BIN)/ruff check .
