@@ -1,0 +1,91 @@
+"""A disk that fails a write or a sync: the process stops and says so, because what the kernel holds is unknown.
+
+libfiu makes the calls fail, in the node or in its absorbing child, from any moment on (`fiu-run`, `fiu-ctrl`). What had
+been acknowledged is there after the next start; what failed was not acknowledged.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from crash_harness import SMALL_MEMTABLE, Victim
+from fix_node import NodeFactory, NodeProcess
+from support import wait_until
+
+from merklekv.exits import EXIT_STORAGE
+
+EIO = 5
+SYNC = "posix/io/sync/fdatasync"  # of the log by the node, of the base by its child
+FAULTS = [
+    pytest.param("always", "node", SYNC, 1, "cannot sync", id="always-commit"),
+    pytest.param("always", "node", SYNC, 0.02, "cannot sync", id="always-some-commit"),
+    pytest.param("always", "node", "posix/io/rw/pwrite*", 0.02, "cannot", id="always-write"),
+    pytest.param("always", "node", "posix/io/sync/fsync", 1, "cannot", id="always-rotation"),
+    pytest.param("always", "child", SYNC, 1, "LMDB failed", id="always-merge"),
+    pytest.param("everysec", "node", SYNC, 1, "cannot sync", id="everysec-sync"),
+    pytest.param("everysec", "node", "posix/io/rw/pwrite*", 0.02, "cannot", id="everysec-write"),
+    pytest.param("everysec", "child", SYNC, 1, "LMDB failed", id="everysec-merge"),
+]
+
+
+class FailingVictim(Victim):
+    """A node whose system calls can be made to fail while it runs."""
+
+    def __init__(self, node: NodeProcess, seed: str, keep: Path) -> None:
+        self._control = keep / "fiu"
+        node.wrapper = ["fiu-run", "-x", "-f", str(self._control)]
+        super().__init__(node, seed, keep)
+
+    def fail(self, pid: int, calls: str, probability: float) -> None:
+        """From now on, those calls of that process fail with that probability."""
+        command = f"enable_random name={calls},probability={probability},failinfo={EIO}"
+        done = subprocess.run(
+            ["fiu-ctrl", "-f", self._control, "-c", command, str(pid)],
+            check=True, timeout=10, capture_output=True, text=True,
+        )
+        assert not done.stdout, done.stdout
+
+    def recover(self) -> None:
+        self.node.wrapper = ["setsid"]
+        super().recover()
+
+
+@pytest.mark.parametrize(("durability", "process", "calls", "probability", "words"), FAULTS)
+def test_the_process_stops_rather_than_lie(
+    durability: str,
+    process: str,
+    calls: str,
+    probability: float,
+    words: str,
+    node_factory: NodeFactory,
+    tmp_path: Path,
+    crash_seed: str,
+) -> None:
+    node = node_factory(*SMALL_MEMTABLE, "--durability", durability, start=False)
+    victim = FailingVictim(node, crash_seed, tmp_path)
+    victim.start()
+    victim.write(1000)
+    victim.check_keys()
+    child = wait_until(victim.children, what="the absorbing child")[0]
+    victim.fail(node.pid if process == "node" else child, calls, probability)
+    clients = victim.write(1 << 30)
+    assert victim.gone() == EXIT_STORAGE, node.output()
+    assert re.search(f"CRITICAL .*{words}.*stopping", node.output())
+    if (durability, calls, probability) == ("always", SYNC, 1) and process == "node":
+        assert not any(client.acknowledged for client in clients)
+    victim.recover()
+    victim.stop()
+
+
+def test_a_failed_sync_stops_the_process_even_when_nobody_asks(node_factory: NodeFactory, tmp_path: Path) -> None:
+    node = node_factory("--durability", "everysec", start=False)
+    victim = FailingVictim(node, "silent", tmp_path)
+    victim.start()
+    victim.fail(node.pid, SYNC, 1)
+    victim.write(1)
+    assert victim.gone() == EXIT_STORAGE
+    victim.recover()
+    victim.stop()
