@@ -31,7 +31,8 @@ def batches(keys: int, seed: int) -> Iterator[bytes]:
     random.Random(seed).shuffle(order)
     for at in range(0, keys, BATCH):
         yield b"".join(
-            b"*3\r\n$3\r\nSET\r\n$16\r\nkey:%012d\r\n$100\r\n%b\r\n" % (number, VALUE) for number in order[at : at + BATCH]
+            b"*3\r\n$3\r\nSET\r\n$16\r\nkey:%012d\r\n$100\r\n%b\r\n" % (number, VALUE)
+            for number in order[at : at + BATCH]
         )
 
 
@@ -59,8 +60,9 @@ def load(node: Node, keys: int, seed: int) -> list[tuple[float, int]]:
             done += BATCH
             if done % WINDOW == 0:
                 now = time.perf_counter()
-                windows.append((now - started, private_memory(node.pid)))
-                print(f"{done:>9,} keys  {WINDOW / windows[-1][0]:>9,.0f}/s  {windows[-1][1] / 1e6:6.0f} MB", flush=True)
+                memory = private_memory(node.pid)
+                windows.append((now - started, memory))
+                print(f"{done:>9,} keys  {WINDOW / windows[-1][0]:>9,.0f}/s  {memory / 1e6:6.0f} MB", flush=True)
                 started = time.perf_counter()
         connection = connections.pop(0)
         connection.sendall(batch)
@@ -79,10 +81,12 @@ def main() -> None:
     parser.add_argument("--directory", help="where the temporary data directory goes")
     parser.add_argument("--json", type=Path, help="write the windows to this file")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.directory) as directory:
-        with Node(directory, durability=options.durability, memtable_size=options.memtable_size) as node:
-            idle = private_memory(node.pid)
-            windows = load(node, options.keys, options.seed)
+    with (
+        tempfile.TemporaryDirectory(dir=options.directory) as directory,
+        Node(directory, durability=options.durability, memtable_size=options.memtable_size) as node,
+    ):
+        idle = private_memory(node.pid)
+        windows = load(node, options.keys, options.seed)
     seconds = sorted(window for window, _ in windows)
     summary = {
         "keys": options.keys,
