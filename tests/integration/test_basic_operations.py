@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import MerkleKVClient, MerkleKVServer
+from harness import MerkleKVClient, MerkleKVServer
 
 LARGE_VALUE_BYTES = 1_000_000
 

@@ -13,8 +13,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from conftest import BenchmarkResult, MerkleKVClient, MerkleKVServer, PerformanceMonitor
-from harness import Resources, run_together, timed
+from harness import BenchmarkResult, MerkleKVClient, MerkleKVServer, PerformanceMonitor, Resources, run_together, timed
 
 # Operations of each benchmark. The gate runs few, to see that they work; for figures ask for more.
 OPERATIONS = int(os.environ.get("MERKLEKV_TEST_OPERATIONS", "1000"))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from conftest import MerkleKVClient, MerkleKVServer
-from harness import run_together
+from harness import MerkleKVClient, MerkleKVServer, run_together
 from support import wait_until
 
 CLIENTS = 20

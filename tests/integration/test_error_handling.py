@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import MerkleKVClient, MerkleKVServer
 from fix_node import LineClient
 from fix_proxy import ProxyFactory
+from harness import MerkleKVClient, MerkleKVServer
 from support import wait_until
 
 LINE_BYTES_MAX = 1 << 20
