@@ -1,0 +1,277 @@
+"""The engine as a state machine against a plain dict: all verbs, with freeze, merge, reopen and crash as steps.
+
+The model is a dict of raw records and a floor.  A crash keeps a copy of the directory as it is on disk, and cuts the
+newest segment anywhere behind what was synced; the model remembers what stood at each commit since, and one of those
+states, whole, has to be there.  With `always` that is the last one.
+
+Invariants: after each step the checker finds nothing and the verbs answer as the model does; in the end neither does it
+in the closed directory.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import engine_support as support
+from engine_support import DAY_NS, Wall
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+
+from merklekv.engine.check import check_directory, check_engine
+from merklekv.engine.engine import Durability, Engine
+from merklekv.engine.format import OP_SET, TOMBSTONE, VALUE_AT
+from merklekv.errors import NotANumber, NumberOverflow, Stalled
+
+Model = tuple[dict[bytes, bytes], bytes]  # records and floor
+
+KEYS = [b"a", b"b", b"ab", b"\x00", b"\xff" * 511]
+keys = st.sampled_from(KEYS)
+numbers = st.integers(-3, 3) | st.sampled_from([2**63 - 1, -(2**63)])
+values = st.binary(max_size=6) | numbers.map(lambda number: b"%d" % number) | st.just(b"x" * 20_000)
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """See above."""
+
+    versions = Bundle("versions")  # of records that were there: a merge may bring them again
+
+    @initialize(durability=st.sampled_from(["always", "everysec", "never"]))
+    def open(self, durability: Durability) -> None:
+        self.root_directory = Path(tempfile.mkdtemp(dir=support.MEMORY, prefix="merklekv-test-"))
+        self.generation = 0
+        self.durability = durability
+        self.wall = Wall()
+        self.records: dict[bytes, bytes] = {}
+        self.floor = bytes(24)
+        self._open()
+
+    def _open(self) -> None:
+        path = self.root_directory / str(self.generation)
+        self.engine: Engine = support.open_engine(path, durability=self.durability, wall_clock=self.wall)
+        self.since_segment = [(dict(self.records), self.floor)]  # states that a crash may go back to
+        self.segment = self.engine._log.lsn
+
+    # -- the verbs -----------------------------------------------------------------------------------------------------
+
+    def write(self, verb: Callable[[], object]) -> object:
+        """Does it; when writes are stalled, merges and does it again."""
+        try:
+            return verb()
+        except Stalled:
+            before = self.engine._log.appended
+            self.engine.absorb_sealed()
+            assert self.engine._log.appended == before
+            return verb()
+
+    def took(self, key: bytes, value: bytes | None) -> None:
+        """A local write has put this in place of what was there."""
+        record = self.engine.record(key)
+        assert record is not None
+        assert record[:24] > self.records.get(key, self.floor)[:24]
+        assert record[VALUE_AT:] == (value or b"")
+        assert (record[24] == TOMBSTONE) == (value is None)
+        self.records[key] = record
+
+    def value(self, key: bytes) -> bytes | None:
+        record = self.records.get(key)
+        return None if record is None or record[24] & TOMBSTONE else record[VALUE_AT:]
+
+    @rule(key=keys, value=values)
+    def set(self, key: bytes, value: bytes) -> None:
+        self.write(lambda: self.engine.set(key, value))
+        self.took(key, value)
+
+    @rule(key=keys)
+    def delete(self, key: bytes) -> None:
+        there = self.value(key) is not None
+        assert self.write(lambda: self.engine.delete(key)) == there
+        if there:
+            self.took(key, None)
+
+    @rule(key=keys, amount=numbers)
+    def increment(self, key: bytes, amount: int) -> None:
+        text = self.value(key)
+        before = self.engine._log.appended
+        try:
+            found = self.write(lambda: self.engine.increment(key, amount))
+        except (NotANumber, NumberOverflow) as error:
+            assert self.engine._log.appended == before
+            number = text is None or _is_number(text)
+            assert isinstance(error, NumberOverflow if number else NotANumber)
+            assert not number or not -(2**63) <= int(text or b"0") + amount < 2**63
+        else:
+            assert found == int(text or b"0") + amount
+            self.took(key, b"%d" % found)
+
+    @rule(key=keys, value=values, before=st.booleans())
+    def extend(self, key: bytes, value: bytes, before: bool) -> None:
+        old = self.value(key) or b""
+        new = value + old if before else old + value
+        verb = self.engine.prepend if before else self.engine.append
+        assert self.write(lambda: verb(key, value)) == new
+        self.took(key, new)
+
+    @rule(pairs=st.lists(st.tuples(keys, values), max_size=4))
+    def mset(self, pairs: list[tuple[bytes, bytes]]) -> None:
+        self.write(lambda: self.engine.mset(pairs))
+        for key, value in dict(pairs).items():
+            self.took(key, value)
+
+    @rule()
+    def truncate(self) -> None:
+        newest = max([self.floor, *(record[:24] for record in self.records.values())])
+        self.write(self.engine.truncate)
+        self.floor = self.engine.floor
+        assert self.floor > newest
+        self.records.clear()
+
+    @rule(target=versions, key=keys, value=st.none() | values, offset=st.integers(-5, 5), op=st.integers(0, 2))
+    def merge_beside_what_is_there(
+        self, key: bytes, value: bytes | None, offset: int, op: int
+    ) -> tuple[bytes, bytes]:
+        """A record from elsewhere, a little older or newer than ours."""
+        shown = self.records.get(key, self.floor)
+        ts = max(1, int.from_bytes(shown[:8], "big") + offset if any(shown[:8]) else self.wall.now + offset)
+        record = support.record(key, value, ts, op << 96 | offset + 5)
+        self._merge(key, record)
+        return key, record
+
+    @rule(known=versions)
+    def merge_again(self, known: tuple[bytes, bytes]) -> None:
+        self._merge(*known)
+
+    def _merge(self, key: bytes, record: bytes) -> None:
+        shown = self.records.get(key)
+        result = self.write(lambda: self.engine.merge([(OP_SET, key, record)], b"elsewhere"))
+        applied, superseded, refused = result  # type: ignore[misc]
+        if int.from_bytes(record[:8], "big") > self.wall.now + DAY_NS:
+            assert (applied, superseded, refused) == (0, 0, [(key, "clock")])
+        elif record < self.floor or (shown is not None and record[:24] <= shown[:24]):
+            conflict = shown is not None and record[:24] == shown[:24] and record != shown
+            assert (applied, superseded, refused) == ((0, 0, [(key, "conflict")]) if conflict else (0, 1, []))
+        else:
+            assert (applied, superseded, refused) == (1, 0, [])
+            self.records[key] = record
+
+    @rule(key=keys, offset=st.integers(-1, 1))
+    def merge_floor(self, key: bytes, offset: int) -> None:
+        """A floor from elsewhere, that spares what is newer."""
+        ts = int.from_bytes(self.records.get(key, self.floor)[:8], "big") + offset
+        floor = support.version(max(ts, 0))
+        raised = self.write(lambda: self.engine.merge_floor(floor, b"elsewhere"))
+        assert raised == (floor > self.floor and ts <= self.wall.now + DAY_NS)
+        if raised:
+            self.floor = floor
+            self.records = {key: record for key, record in self.records.items() if record >= floor}
+
+    # -- what happens to it --------------------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([1, 3600, -1, -3600, 2 * 86400, -2 * 86400]))
+    def move_the_wall_clock(self, seconds: int) -> None:
+        self.wall.now += seconds * 10**9
+
+    @rule()
+    def commit(self) -> None:
+        self.engine.commit()
+        self._committed()
+
+    def _committed(self) -> None:
+        if self.engine._log.lsn != self.segment:  # what is sealed is synced
+            self.segment = self.engine._log.lsn
+            self.since_segment = []
+        self.since_segment.append((dict(self.records), self.floor))
+
+    @rule()
+    def freeze(self) -> None:
+        support.freeze(self.engine)
+        self._committed()
+
+    @rule()
+    def absorb(self) -> None:
+        self.engine.absorb_sealed()
+        self._committed()
+
+    @rule()
+    def reopen(self) -> None:
+        self.engine.close()
+        self._open()
+
+    @rule(chance=st.floats(0, 1))
+    def crash(self, chance: float) -> None:
+        """The process dies, and with it what the kernel had not put on disk."""
+        log = self.engine._log
+        written, synced = log.position, max(48, log.synced_lsn - log.lsn)
+        self.generation += 1
+        copy = self.root_directory / str(self.generation)
+        shutil.copytree(self.engine.directory.path, copy)
+        self._discard()
+        if self.durability == "always":
+            allowed = self.since_segment[-1:]
+        else:
+            with (copy / "log" / f"{self.segment:020d}.log").open("r+b") as file:
+                file.truncate(synced + int(chance * (written - synced)))
+            allowed = self.since_segment
+        assert check_directory(copy) == []
+        self.engine = support.open_engine(copy, durability=self.durability, wall_clock=self.wall)
+        found: Model = support.everything(self.engine), self.engine.floor
+        assert found in allowed
+        self.records, self.floor = dict(found[0]), found[1]
+        self.since_segment = [found]
+        self.segment = self.engine._log.lsn
+
+    def _discard(self) -> None:
+        """Closes the engine that was killed; nobody opens its directory again."""
+        self.engine.close()
+        shutil.rmtree(self.engine.directory.path)
+
+    # -- what must hold ------------------------------------------------------------------------------------------------
+
+    @invariant()
+    def is_sound(self) -> None:
+        assert check_engine(self.engine) == []
+
+    @invariant()
+    def answers_as_the_model(self) -> None:
+        live = [key for key in sorted(self.records) if self.value(key) is not None]
+        for key in KEYS:
+            assert self.engine.record(key) == self.records.get(key)
+            assert self.engine.get(key) == self.value(key)
+            assert self.engine.exists(key) == (key in live)
+        assert self.engine.floor == self.floor
+        if self.engine.root_ready:
+            assert self.engine.live_count == len(live)
+            assert self.engine.dead_count == len(self.records) - len(live)
+            assert self.engine.random_key() in (live or [None])
+
+    @rule(prefix=st.sampled_from([b"", b"a", b"\xff"]), limit=st.integers(1, 6))
+    def scan(self, prefix: bytes, limit: int) -> None:
+        found: list[bytes] = []
+        after: bytes | None = b""
+        while after is not None:
+            page, after = self.engine.page(prefix, after, limit)
+            found += page
+        assert found == [key for key in sorted(self.records) if key.startswith(prefix) and self.value(key) is not None]
+        assert support.everything(self.engine) == self.records
+
+    def teardown(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        path = self.engine.directory.path
+        self.engine.close()
+        try:
+            assert check_directory(path) == []
+        finally:
+            shutil.rmtree(self.root_directory)
+
+
+def _is_number(text: bytes) -> bool:
+    try:
+        return text == b"%d" % int(text) and -(2**63) <= int(text) < 2**63
+    except ValueError:
+        return False
+
+
+TestEngineMachine = EngineMachine.TestCase
