@@ -254,6 +254,20 @@ def test_a_failed_disk_ends_the_process_at_once_with_what_failed() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+NEVER_STARTS = """
+import os, signal, threading
+from merklekv import cli, node
+node.Engine = lambda *path, **options: (os.kill(os.getpid(), signal.SIGTERM), threading.Event().wait())
+cli.main()
+"""
+
+
+def test_a_signal_while_recovering_ends_it_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", NEVER_STARTS, "run", "--port", "0", "--data-dir", str(tmp_path / "data")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (exits.EXIT_OK, "")
+
+
 NEVER_STOPS = """
 import threading
 from merklekv import cli, node
