@@ -30,7 +30,7 @@ class NumberOverflow(MerkleKVError):
 
 
 class DiskFull(MerkleKVError):
-    """There is no room on disk for this write.  Nothing was changed; reads go on, writes do as soon as there is room."""
+    """There is no room on disk for this write.  Nothing was changed; reads go on, and writes once there is room."""
 
 
 class Stalled(MerkleKVError):
