@@ -181,6 +181,9 @@ class Conversation:
             return
         self._figures.trouble.pop("deaf", None)
         self._events_heard = time.monotonic()
+        if node == self._node_id and self._inbox.is_idle:  # nothing to do, and nothing to acknowledge before
+            self._session.acknowledge(received.token)
+            return
         self._inbox.put(Delivery(node, received.payload, (self, received.token)))
 
     def _published(self, published: Published) -> None:
@@ -220,7 +223,7 @@ class Conversation:
             raise Lost(f"nothing was answered for {SILENCE_MAX_S:.0f} s: half-open")
         if now >= self._heartbeat_at:
             self._heartbeat_at = now + self._heartbeat_s
-            self._send(self._topics.events, encode_message(self._node_id, self._outbox.next_sequence, []), None)
+            self._send(self._topics.events, encode_message(self._node_id, self._outbox.next_sequence, [], 0), None)
         if now >= self._status_at:
             self._status_at = now + STATUS_EVERY_S
             self._say_status()

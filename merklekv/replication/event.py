@@ -127,62 +127,70 @@ def _text(word: str) -> bytes:
 
 # Events are put together by hand: their layout is fixed, and this is the hot path of a flood.
 _OP_CODES: Final = {name: number for number, name in enumerate(OPS, 1)}
-_PREFIX: Final = {code: _head(_MAP, 5) + _text("op") + _text(name) + _text("key") for name, code in _OP_CODES.items()}
-_TRUNCATE_PREFIX: Final = _head(_MAP, 4) + _text("op") + _text("truncate")
-_KEY_TEXT: Final = [_head(_TEXT, size) for size in range(MAX_KEY_SIZE + 1)]
-_KEY_BYTES: Final = [_head(_BYTES, size) for size in range(MAX_KEY_SIZE + 1)]
+_OP: Final = [b"", *(_head(_MAP, PLAIN_FIELDS) + _text("op") + _text(name) + _text("key") for name in OPS)]
+_OP_AND_TEXT_KEY: Final = [[op + _head(_TEXT, size) for size in range(MAX_KEY_SIZE + 1)] for op in _OP]
+_TRUNCATE: Final = _head(_MAP, PLAIN_FIELDS - 1) + _text("op") + _text("truncate")
 _SMALL_VALUE: Final = 4096
 _VALUE: Final = [_text("val") + _head(_BYTES, size) for size in range(_SMALL_VALUE)]
 _NULL_VALUE: Final = _text("val") + b"\xf6"
-_VERSION_FORMAT: Final = b"%b" + _text("ts") + b"\x1b%b" + _text("op_id") + _head(_BYTES, OP_ID_SIZE) + b"%b"
-_EVENT_FORMAT: Final = b"%b%b%b" + _VERSION_FORMAT.replace(b"%b", b"%b%b", 1)
+_TIMESTAMP: Final = _text("ts") + _head(_UNSIGNED, TIMESTAMP_LIMIT)[:1]
+_OP_ID: Final = _text("op_id") + _head(_BYTES, OP_ID_SIZE)
+_VERSION_ROOM: Final = len(_TIMESTAMP) + len(_OP_ID) + VERSION_SIZE
 _SCHEMA_AND_SOURCE: Final = _text("v") + _head(_UNSIGNED, SCHEMA_VERSION) + _text("src")
 
 
-def encode_event(op: int, key: bytes, record: bytes) -> bytes:
-    """One event as a member of a batch.  For a truncate the record is the floor and the key is empty."""
-    timestamp, op_id = record[:8], record[8:VERSION_SIZE]
-    if op == OP_TRUNCATE:
-        return _VERSION_FORMAT % (_TRUNCATE_PREFIX + _NULL_VALUE, timestamp, op_id)
-    size = len(record) - VALUE_AT
-    if op == OP_DEL:
-        value_head = _NULL_VALUE
-    else:
-        value_head = _VALUE[size] if size < _SMALL_VALUE else _text("val") + _head(_BYTES, size)
-    key_head = (_KEY_TEXT if key.isascii() or is_utf8(key) else _KEY_BYTES)[len(key)]
-    return _EVENT_FORMAT % (_PREFIX[op], key_head, key, value_head, record[VALUE_AT:], timestamp, op_id)
+class Encoded(NamedTuple):
+    """Events as pieces of a message."""
+
+    pieces: list[bytes]
+    event_count: int
+    size: int
+    at: int  # where to go on
 
 
-def encode_entries(data: bytes, at: int, end: int, room: int) -> tuple[list[bytes], int, int]:
-    """Encodes the local events among the log entries from `at` to `end` until `room` bytes are full.
-
-    Returns the events, their bytes, and where to go on: `end`, or the first event that did not fit.
-    """
-    events: list[bytes] = []
-    size = 0
-    unpack, entry_size = ENTRY.unpack_from, ENTRY.size
+def encode_entries(data: bytes, at: int, end: int, room: int) -> Encoded:
+    """Encodes the local events among the log entries from `at` to `end`, as many as fit into `room` bytes."""
+    pieces: list[bytes] = []
+    count = size = 0
+    unpack, entry_size, extend = ENTRY.unpack_from, ENTRY.size, pieces.extend
     while at < end:
         op, key_length, record_length = unpack(data, at)
         key_at = at + entry_size
         record_at = key_at + key_length
         following = record_at + record_length
         if op < REMOTE and op != OP_ORIGIN:
-            event = encode_event(op, data[key_at:record_at], data[record_at:following])
-            size += len(event)
-            if size > room:
-                return events, size - len(event), at
-            events.append(event)
+            key = data[key_at:record_at]
+            value = data[record_at + VALUE_AT : following]
+            head, value_head = _heads(op, key, value)
+            added = len(head) + key_length + len(value_head) + len(value) + _VERSION_ROOM
+            if size + added > room:
+                break
+            op_id_at = record_at + 8
+            timestamp, op_id = data[record_at:op_id_at], data[op_id_at : record_at + VERSION_SIZE]
+            extend((head, key, value_head, value, _TIMESTAMP, timestamp, _OP_ID, op_id))
+            size += added
+            count += 1
         at = following
-    return events, size, at
+    return Encoded(pieces, count, size, at)
 
 
-def encode_first(data: bytes, at: int) -> tuple[bytes, int]:
-    """Encodes the local event at `at`; returns it and where the entry ends."""
-    op, key_length, record_length = ENTRY.unpack_from(data, at)
-    key_at = at + ENTRY.size
-    record_at = key_at + key_length
-    following = record_at + record_length
-    return encode_event(op, data[key_at:record_at], data[record_at:following]), following
+def _heads(op: int, key: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """What comes before the key, and between the key and the value."""
+    if op == OP_TRUNCATE:
+        return _TRUNCATE, _NULL_VALUE
+    is_text = key.isascii() or is_utf8(key)
+    head = _OP_AND_TEXT_KEY[op][len(key)] if is_text else _OP[op] + _head(_BYTES, len(key))
+    if op == OP_DEL:
+        return head, _NULL_VALUE
+    size = len(value)
+    return head, _VALUE[size] if size < _SMALL_VALUE else _text("val") + _head(_BYTES, size)
+
+
+def entry_end(data: bytes, at: int) -> int:
+    """Where the entry at `at` ends."""
+    _, key_length, record_length = ENTRY.unpack_from(data, at)
+    end: int = at + ENTRY.size + key_length + record_length
+    return end
 
 
 def version_at(data: bytes, at: int) -> bytes:
@@ -194,22 +202,22 @@ def version_at(data: bytes, at: int) -> bytes:
 def next_local(data: bytes, at: int, skip: int) -> int:
     """Where the next local event among log entries is, after skipping some; the end of the data if there is none."""
     while at < len(data):
-        op, key_length, record_length = ENTRY.unpack_from(data, at)
+        op = data[at]
         if op < REMOTE and op != OP_ORIGIN:
             if not skip:
                 return at
             skip -= 1
-        at += ENTRY.size + key_length + record_length
+        at = entry_end(data, at)
     return at
 
 
-def encode_message(source: str, sequence: int, events: list[bytes]) -> bytes:
+def encode_message(source: str, sequence: int, pieces: list[bytes], event_count: int) -> bytes:
     """A message of these encoded events, the first of which has this sequence number."""
     envelope = _SCHEMA_AND_SOURCE + _text(source) + _text("seq") + _head(_UNSIGNED, sequence)
-    if len(events) == 1:
-        event = events[0]
+    if event_count == 1:
+        event = b"".join(pieces)
         return bytes((event[0] + 3,)) + event[1:] + envelope
-    return _head(_MAP, 4) + envelope + _text("events") + _head(_ARRAY, len(events)) + b"".join(events)
+    return b"".join((_head(_MAP, 4), envelope, _text("events"), _head(_ARRAY, event_count), *pieces))
 
 
 def is_utf8(key: bytes) -> bool:

@@ -97,6 +97,7 @@ class Inbox:
         self._fatal = fatal
         self._queue: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
         self._put_bytes = self._taken_bytes = 0
+        self._put = self._done = 0  # messages
         self._stopping = threading.Event()
         self._bursts = BurstLog(log)
         self._thread = threading.Thread(target=self._run, name="replication-inbox", daemon=True)
@@ -121,8 +122,14 @@ class Inbox:
         """Messages in the queue."""
         return self._queue.qsize()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything that was put is acknowledged."""
+        return self._put == self._done
+
     def put(self, delivery: Delivery) -> None:
         """Queues a message; never blocks."""
+        self._put += 1
         self._put_bytes += len(delivery.payload)
         self._queue.put(delivery)
 
@@ -132,6 +139,7 @@ class Inbox:
         while (deliveries := self._take()) is not None:
             try:
                 self.process(deliveries)
+                self._done += len(deliveries)
             except StorageFailed as error:
                 self._fatal(error)
                 return
@@ -151,13 +159,15 @@ class Inbox:
 
     def process(self, deliveries: list[Delivery]) -> None:
         """Takes in messages, makes that durable, acknowledges.  Raises StorageFailed."""
+        received = self.counters.received
         for delivery in deliveries:
             self.counters.messages += 1
             if delivery.node == self._node_id:
                 self.counters.own += 1
             elif not self._take_in(delivery):
                 return
-        self._engine.commit()
+        if self.counters.received != received:  # else it would only do the commits of others
+            self._engine.commit()
         self._acknowledge([delivery.token for delivery in deliveries])
 
     def _take_in(self, delivery: Delivery) -> bool:

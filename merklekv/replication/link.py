@@ -59,6 +59,9 @@ class Link:
         self.wake()
         self._thread.join()
         self._outbox.tail.wake = lambda: None
+
+    def close(self) -> None:
+        """After `stop`, once nobody acknowledges any more."""
         os.close(self.wake_fd)
 
     def wake(self) -> None:

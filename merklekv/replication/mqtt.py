@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import ssl
 from collections import deque
 from dataclasses import dataclass
@@ -119,7 +120,10 @@ class Session:
             )
         except (OSError, ValueError) as error:
             raise Lost(f"cannot connect to {self._broker.address}: {error}") from error
-        self._fd = self._client.socket().fileno()  # type: ignore[union-attr]
+        sock = cast(socket.socket, self._client.socket())
+        # A lone event, or an acknowledgement, must not wait 40 ms for the one before it to be acknowledged by TCP.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._fd = sock.fileno()
 
     def wait(self, timeout_s: float, wake_fd: int, reading: bool = True) -> None:
         """Sleeps until something happened, `wake_fd` is readable (it is read), or the time is over."""

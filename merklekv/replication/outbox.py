@@ -26,9 +26,10 @@ from merklekv.engine.tail import LogFrame, LogGone, Place
 from merklekv.engine.version import timestamp_of
 from merklekv.replication.event import (
     ENVELOPE_SIZE,
+    Encoded,
     encode_entries,
-    encode_first,
     encode_message,
+    entry_end,
     next_local,
     version_at,
 )
@@ -120,28 +121,29 @@ class Outbox:
 
     def next_batch(self) -> Batch | None:
         """The next batch to publish, None when everything was handed out.  Raises Corruption."""
-        events: list[bytes] = []
-        size = timestamp = 0
+        pieces: list[bytes] = []
+        count = size = timestamp = 0
         while size < self._room and (frame := self._current()) is not None:
-            if not events:
+            if not count:
                 timestamp = timestamp_of(version_at(frame.data, self._offset))
-            taken, used, self._offset = encode_entries(frame.data, self._offset, len(frame.data), self._room - size)
-            events += taken
-            size += used
-            self._sequence += len(taken)
-            if self._offset >= len(frame.data):
+            taken = encode_entries(frame.data, self._offset, len(frame.data), self._room - size)
+            if not count and not taken.event_count:
+                taken = self._take_large(frame)
+            pieces += taken.pieces
+            count += taken.event_count
+            size += taken.size
+            self._sequence += taken.event_count
+            self._offset = taken.at
+            if taken.at >= len(frame.data):
                 self._lsn, self._frame = frame.end, None
-            elif events:
+            elif count:
                 break
-            elif large := self._take_large(frame):
-                events.append(large)
-                break
-        if not events:
+        if not count:
             self._pass_over()
             return None
-        first = self._sequence - len(events)
-        payload = encode_message(self._source, first, events)
-        batch = Batch(payload, first, len(events), Place(self._lsn, self._sequence), timestamp)
+        first = self._sequence - count
+        payload = encode_message(self._source, first, pieces, count)
+        batch = Batch(payload, first, count, Place(self._lsn, self._sequence), timestamp)
         self._in_flight.append(batch)
         return batch
 
@@ -201,17 +203,16 @@ class Outbox:
                 return frame
             self._lsn = frame.end
 
-    def _take_large(self, frame: LogFrame) -> bytes:
+    def _take_large(self, frame: LogFrame) -> Encoded:
         """The event here, which is larger than a batch; nothing if it is larger than a packet."""
-        event, following = encode_first(frame.data, self._offset)
-        fits = len(event) <= self._packet_room
-        if not fits:
-            self._set_aside(self._sequence, len(event), f"the broker takes {self._packet_room} bytes")
+        end = entry_end(frame.data, self._offset)
+        large = encode_entries(frame.data, self._offset, end, PACKET_LIMIT_MAX)
+        following = next_local(frame.data, end, 0)
+        if large.size <= self._packet_room:
+            return large._replace(at=following)
+        self._set_aside(self._sequence, large.size, f"the broker takes {self._packet_room} bytes")
         self._sequence += 1
-        self._offset = next_local(frame.data, following, 0)
-        if self._offset >= len(frame.data):
-            self._lsn, self._frame = frame.end, None
-        return event if fits else b""
+        return Encoded([], 0, 0, following)
 
     def _finish(self, batch: Batch) -> None:
         batch.done = True

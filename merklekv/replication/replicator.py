@@ -74,6 +74,7 @@ class Replicator:
         connected = self._figures.state == "connected"
         self._link.stop(drain_s if connected else 0)
         self._inbox.stop()
+        self._link.close()
         self._done.set()
         self._watchdog.join()
         if left := self._outbox.waiting_events:

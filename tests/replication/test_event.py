@@ -64,9 +64,10 @@ def entries_of(made: list[event.Change]) -> bytes:
 
 def message_of(made: list[event.Change], source: str = "node-a", sequence: int = 1) -> bytes:
     data = entries_of(made)
-    events, _, at = encode_entries(data, 0, len(data), 1 << 30)
-    assert at == len(data)
-    return encode_message(source, sequence, events)
+    encoded = encode_entries(data, 0, len(data), 1 << 30)
+    assert encoded.at == len(data)
+    assert encoded.event_count == len(made)
+    return encode_message(source, sequence, encoded.pieces, encoded.event_count)
 
 
 def split(made: list[event.Change]) -> tuple[list[event.Change], list[bytes]]:
@@ -260,24 +261,24 @@ def test_deep_nesting_is_refused() -> None:
 def test_events_of_other_nodes_are_never_encoded() -> None:
     record = make_record(b"k", VERSION, 0, b"v")
     data = entries_of([(OP_ORIGIN, b"other", b""), (OP_SET | REMOTE, b"k", record), (OP_SET, b"k", record)])
-    events, size, at = encode_entries(data, 0, len(data), 1 << 20)
-    assert (len(events), size, at) == (1, len(events[0]), len(data))
-    assert decode_message(encode_message("a", 1, events)).changes == [(OP_SET, b"k", record)]
+    pieces, count, size, at = encode_entries(data, 0, len(data), 1 << 20)
+    assert (count, size, at) == (1, len(b"".join(pieces)), len(data))
+    assert decode_message(encode_message("a", 1, pieces, count)).changes == [(OP_SET, b"k", record)]
 
 
 def test_encoding_stops_where_the_room_ends_and_goes_on_there() -> None:
     made = [(OP_SET, b"k%d" % number, make_record(b"k%d" % number, VERSION, 0, b"v" * 50)) for number in range(9)]
     data = entries_of(made)
-    whole, size, _ = encode_entries(data, 0, len(data), 1 << 20)
-    one = len(whole[0])
-    assert size == one * len(made)
-    assert encode_entries(data, 0, len(data), one - 1) == ([], 0, 0)
-    gathered, at = [], 0
+    whole = encode_entries(data, 0, len(data), 1 << 20)
+    one = whole.size // len(made)
+    assert encode_entries(data, 0, len(data), one - 1) == ([], 0, 0, 0)
+    gathered, at = b"", 0
     while at < len(data):
-        events, size, at = encode_entries(data, at, len(data), one * 2)
-        assert size == one * len(events) <= one * 2
-        gathered += events
-    assert gathered == whole
+        pieces, count, size, at = encode_entries(data, at, len(data), one * 2)
+        assert size == one * count <= one * 2
+        gathered += b"".join(pieces)
+    assert gathered == b"".join(whole.pieces)
+    assert len(gathered) == whole.size
 
 
 @pytest.mark.parametrize("size", [0, 23, 24, 255, 256, 4095, 4096, 65_535, 65_536])
@@ -291,6 +292,6 @@ def test_the_envelope_is_within_its_size(count: int) -> None:
     source = "s" * event.SOURCE_SIZE_MAX
     made: list[event.Change] = [(OP_SET, b"k", make_record(b"k", VERSION, 0, b""))] * count
     data = entries_of(made)
-    events, size, _ = encode_entries(data, 0, len(data), 1 << 20)
-    message = encode_message(source, event.SEQUENCE_LIMIT - 1, events)
-    assert len(message) <= size + len(source) + event.ENVELOPE_SIZE
+    encoded = encode_entries(data, 0, len(data), 1 << 20)
+    message = encode_message(source, event.SEQUENCE_LIMIT - 1, encoded.pieces, count)
+    assert len(message) <= encoded.size + len(source) + event.ENVELOPE_SIZE

@@ -32,10 +32,10 @@ def read_on(engine: Engine, at: int) -> tuple[list[bytes], int]:
 
 
 def values_of(frame: LogFrame) -> list[bytes]:
-    events, _, _ = encode_entries(frame.data, frame.payload_at, len(frame.data), 1 << 30)
-    assert len(events) == frame.local_count
-    changes = decode_message(encode_message("a", frame.sequence, [b"\xa0", *events][1:])).changes if events else []
-    return [record[VALUE_AT:] for _, _, record in changes]
+    events = encode_entries(frame.data, frame.payload_at, len(frame.data), 1 << 30)
+    assert events.event_count == frame.local_count
+    message = decode_message(encode_message("a", frame.sequence, events.pieces, events.event_count))
+    return [record[VALUE_AT:] for _, _, record in message.changes]
 
 
 def write(engine: Engine, first: int, last: int, step: int = 3) -> list[bytes]:
