@@ -250,12 +250,12 @@ class Engine(State):
     def commit(self) -> None:
         """Returns when everything done before the call, by any thread, is durable.  Raises StorageFailed."""
         mark = self._log.appended
-        if mark == self._committed and self._failure is None:
+        if mark == self._committed and self._failure is None and not self.stalled:
             return
         with self._commit_lock:
             if self._failure is not None:
                 raise self._failure
-            if self._committed < mark:
+            if self._committed < mark or self.stalled:  # stalled: a rotation that found no room is tried again
                 self._flush()
                 if self._active.size >= self.memtable_size or self._log.position >= self.memtable_size:
                     self._rotate()
@@ -337,11 +337,12 @@ class Engine(State):
             try:
                 sealed = self._log.seal()
             except DiskFull as error:
-                log.warning("%s; going on in the old one", error)
+                self.merge_blocked(error)
                 return
             except StorageFailed as error:
                 self._fail(error)
                 raise
+            self._disk_full = None
             crashpoints.reached("rotate.sealed")
             self._layers.freeze(self._log.lsn)
             self._adopt_active()
