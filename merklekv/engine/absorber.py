@@ -215,15 +215,15 @@ def main(base_path: str, log_directory: str) -> None:
     idle = True
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's interrupt is for the server, which then stops us
     signal.signal(signal.SIGTERM, stop)
-    with BaseWriter(Path(base_path)) as base:
-        for line in sys.stdin:
-            idle = False
-            try:
+    for line in sys.stdin:
+        idle = False
+        try:
+            with BaseWriter(Path(base_path)) as base:  # anew for each job: LMDB may be of no use after a failed write
                 absorb(base, Path(log_directory), int(line), progress)
-                answer("done")
-            except MerkleKVError as error:
-                answer(f"error {type(error).__name__} {error}")
-            idle = True
+            answer("done")
+        except MerkleKVError as error:
+            answer(f"error {type(error).__name__} {error}")
+        idle = True
 
 
 if __name__ == "__main__":

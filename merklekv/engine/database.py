@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.store import Pair
-from merklekv.errors import Stalled
+from merklekv.errors import DiskFull, Stalled
 
 WAIT_S: Final = 1.0
 
@@ -96,6 +96,9 @@ class Database:
                 result = call()
             except Stalled:
                 self.engine.wait_for_room(WAIT_S)
+            except DiskFull:
+                self.engine.commit()  # so that the next call finds out whether there is room by then
+                raise
             else:
                 self.engine.commit()
                 return result

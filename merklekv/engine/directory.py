@@ -35,8 +35,9 @@ class DataDirectory:
             ) from error
         try:
             lock_directory(self.lock_fd, path)
-            os.ftruncate(self.lock_fd, 0)
-            os.pwrite(self.lock_fd, f"{os.getpid()}\n".encode(), 0)
+            holder = f"{os.getpid()}\n".encode()
+            os.pwrite(self.lock_fd, holder, 0)  # over what is there: a full disk must not keep a node from starting
+            os.ftruncate(self.lock_fd, len(holder))
             self._make()
         except OSError as error:
             os.close(self.lock_fd)

@@ -186,6 +186,11 @@ class State:
         elif len(record) != len(in_active):
             self._active.size += len(record) - len(in_active)
 
+    @property
+    def makes_wait(self) -> bool:
+        """Whether a write would raise Stalled now; stalled for lack of room on disk, it raises DiskFull instead."""
+        return self.stalled and self._disk_full is None and self._failure is None
+
     def _require_writable(self) -> None:
         if self.stalled:
             if self._failure is not None:

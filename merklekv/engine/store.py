@@ -16,11 +16,13 @@ meta
     dead        8    tombstones
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
 from typing import Final
 
@@ -40,9 +42,11 @@ from merklekv.engine.format import (
     ZERO_VERSION,
     bucket_of,
 )
+from merklekv.engine.log import NO_ROOM
 from merklekv.engine.merkle import LEAF_MASK, LEAVES_PER_INNER, term_of, unpack_leaves
 from merklekv.errors import Corruption, DiskFull, StorageFailed
 
+FULL_BELOW: Final = 1 << 20  # bytes: a disk with less room than this is taken for full when a write has failed
 TRANSACTION_KEYS: Final = 8192
 TRANSACTION_BYTES: Final = 8 << 20
 # Sparse: an address range, not memory and not disk.  It is larger where the file already is.
@@ -61,7 +65,8 @@ def _map_size(path: Path) -> int:
 def translate(error: lmdb.Error, path: Path) -> StorageFailed | DiskFull | Corruption:
     """What an LMDB error means to the person who runs the node."""
     text = str(error)
-    if "No space left" in text or "Disk quota" in text or isinstance(error, lmdb.DiskError):
+    no_room = "No space left" in text or "Disk quota" in text or isinstance(error, lmdb.DiskError)
+    if no_room or ("Input/output error" in text and is_full(path)):
         return DiskFull(f"{path}: disk full, cannot merge: {text}")
     if isinstance(error, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)):
         return Corruption(
@@ -69,6 +74,16 @@ def translate(error: lmdb.Error, path: Path) -> StorageFailed | DiskFull | Corru
             "other nodes fill it"
         )
     return StorageFailed(f"{path}: LMDB failed: {text}")
+
+
+def is_full(directory: Path) -> bool:
+    """Whether the disk has no room left.  LMDB calls a write that this has cut short an input/output error."""
+    try:
+        with TemporaryFile(dir=directory) as probe:
+            os.posix_fallocate(probe.fileno(), 0, FULL_BELOW)
+    except OSError as error:
+        return error.errno in NO_ROOM
+    return False
 
 
 class Base:

@@ -33,6 +33,7 @@ Pause = Callable[[], bool] | None
 Long = Generator[Pause, None, bytes]
 Reply = bytes | Long
 Handler = Callable[["Session", Request], Reply]
+RowHandler = Callable[["Session", Sequence[Request], int], list[bytes]]  # the int: bytes of replies that suffice
 
 
 class Services(Protocol):
@@ -135,9 +136,9 @@ class Session:
 
 
 def writable(session: Session) -> Callable[[], bool]:
-    """A pause until the engine takes writes again."""
+    """A pause until the engine takes writes again, or refuses them."""
     engine = session.engine
-    return lambda: not engine.stalled
+    return lambda: not engine.makes_wait
 
 
 def check_reply_size(session: Session, size: int) -> None:
