@@ -101,7 +101,7 @@ class Victim:
 
     def read_all(self) -> Model:
         """All keys of the running node."""
-        with Connection("127.0.0.1", self.node.port) as connection:
+        with self.connect() as connection:
             keys = connection.call(b"KEYS", b"*")
             assert isinstance(keys, list)
             found: Model = {}
@@ -111,15 +111,18 @@ class Victim:
                 found |= zip(some, values, strict=True)  # type: ignore[arg-type, call-overload]
             return found
 
+    def connect(self) -> Connection:
+        return Connection("127.0.0.1", self.node.port)
+
     def truncate(self) -> None:
         """Removes every key of the running node."""
-        with Connection("127.0.0.1", self.node.port) as connection:
+        with self.connect() as connection:
             assert connection.call(b"TRUNCATE") == b"OK"
         self.models, self.shared = [{} for _ in self.models], {}
 
     def raise_floor(self) -> None:
         """Removes the older half of the running node's keys, as a truncate does that comes from another node late."""
-        with Connection("127.0.0.1", self.node.port) as connection:
+        with self.connect() as connection:
             records: dict[bytes, bytes] = {}
             after: Reply = b""
             while isinstance(after, bytes):

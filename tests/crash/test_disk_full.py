@@ -1,0 +1,114 @@
+"""A full disk: writers get an error, readers go on, nothing acknowledged is lost, and space alone makes it well again.
+
+On a small tmpfs, filled up beside the node's files. Mounting one takes root, or sudo without a password.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from crash_harness import SMALL_MEMTABLE, Victim
+from fix_node import NodeFactory
+from support import wait_until
+
+from merklekv.net.client import Client as Connection
+from merklekv.net.client import NodeError
+
+DISK_SIZE = 24 << 20
+FILLINGS_MAX = 30
+REFUSALS = 60
+WRITES = 1500
+
+
+class Disk:
+    """A small file system, and a file that fills it up."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._ballast = path / "ballast"
+
+    def fill(self) -> None:
+        """Leaves nothing free."""
+        status = os.statvfs(self.path)
+        with self._ballast.open("ab") as file:
+            room = status.f_bavail * status.f_frsize
+            if room:
+                os.posix_fallocate(file.fileno(), file.tell(), room)
+
+    def free(self) -> None:
+        self._ballast.unlink()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    path = tmp_path / "disk"
+    path.mkdir()
+    sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    options = f"size={DISK_SIZE},mode=0700,uid={os.getuid()},gid={os.getgid()}"
+    subprocess.run([*sudo, "mount", "-t", "tmpfs", "-o", options, "tmpfs", path], check=True, timeout=10)
+    yield Disk(path)
+    subprocess.run([*sudo, "umount", "--lazy", path], check=True, timeout=10)
+
+
+@pytest.mark.parametrize("durability", ["always", "everysec"])
+def test_a_full_disk(durability: str, disk: Disk, node_factory: NodeFactory, tmp_path: Path, crash_seed: str) -> None:
+    data = disk.path / "data"
+    node = node_factory(*SMALL_MEMTABLE, "--durability", durability, start=False, directory=data)
+    victim = Victim(node, crash_seed, tmp_path)
+    victim.start()
+    victim.write(WRITES)
+    victim.check_keys()
+
+    write_until_full(victim, disk)
+    victim.check_keys()  # reads go on
+    write_until_full(victim, disk)
+    victim.check_keys()
+    disk.free()
+    write_again(victim)
+
+    write_until_full(victim, disk)
+    node.kill()
+    assert victim.gone() == -signal.SIGKILL
+    victim.recover()  # starts, and reads, on the full disk
+    write_until_full(victim, disk)
+    victim.check_keys()
+    disk.free()
+    write_again(victim)
+    victim.stop()
+
+
+def write_until_full(victim: Victim, disk: Disk) -> None:
+    """Writes until many writes are refused, each with the reason. What merging gives back is taken away again."""
+    for _ in range(FILLINGS_MAX):
+        disk.fill()
+        clients = victim.write(WRITES, refusals=REFUSALS)
+        refusals = [refusal for client in clients for refusal in client.refused]
+        assert all("disk full" in refusal for refusal in refusals), set(refusals)
+        if len(refusals) >= REFUSALS:
+            return
+        victim.check_keys()
+    raise AssertionError(f"never full: {victim.node.output()}")
+
+
+def write_again(victim: Victim) -> None:
+    """Without a restart, as soon as the node has noticed that there is room."""
+    with victim.connect() as client:
+        wait_until(lambda: takes_writes(client), what="writes to be taken again")
+    victim.models[0][b"c0:text:0"] = b"x"
+    clients = victim.write(WRITES)
+    assert not any(client.refused for client in clients), victim.node.output()
+    victim.check_keys()
+
+
+def takes_writes(client: Connection) -> bool:
+    """Whether a write is stored now."""
+    try:
+        client.call(b"SET", b"c0:text:0", b"x")
+    except NodeError as refusal:
+        return "disk full" not in str(refusal)
+    return True
