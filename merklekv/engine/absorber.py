@@ -224,6 +224,8 @@ def main(base_path: str, log_directory: str) -> None:
         except MerkleKVError as error:
             answer(f"error {type(error).__name__} {error}")
         idle = True
+        if stopping:  # asked to while the last transaction ran
+            return
 
 
 if __name__ == "__main__":
