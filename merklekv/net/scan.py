@@ -102,10 +102,14 @@ def _scan(session: Session, cursor: int, options: _Options) -> Long:
     prefix, matches = compile_glob(options.pattern)
     found: list[bytes] = []
     left = options.count
+    size = 0
     while True:
         keys, after = session.engine.page(prefix, after, min(left, SLICE_KEYS))
         if options.kind == b"string":
-            found += filter(matches, keys)
+            matching = list(filter(matches, keys))
+            found += matching
+            size += sum(map(len, matching))
+            check_reply_size(session, size)
         left -= len(keys)
         if after is None or left <= 0:
             break

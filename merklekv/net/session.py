@@ -71,7 +71,8 @@ class NoServices:
 
 
 class Traffic:
-    """Counters of the server, for STATS and INFO. Plain integers: each is changed by one thread at a time."""
+    """Counters of the server, for STATS and INFO. Plain integers without a lock: two workers that count in the same
+    instant may count once."""
 
     __slots__ = ("connections", "idle_closed", "output_limit_closed", "protocol_errors", "refused")
 

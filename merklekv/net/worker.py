@@ -50,6 +50,7 @@ class Worker(threading.Thread):
         self.connections: dict[int, Connection] = {}
         self._context = context
         self._engine = context.engine
+        self._output_soft = context.limits.output_soft_bytes
         self._commit = context.engine.commit
         self._fatal = fatal
         self._epoll = select.epoll()
@@ -86,8 +87,8 @@ class Worker(threading.Thread):
 
     def stop(self, deadline: float) -> None:
         """Lets the thread end when all that was received is answered, at the latest at `deadline` (monotonic)."""
+        os.eventfd_write(self._wakeup, 1)  # first: whoever sees the deadline finds the wake-up in place
         self._stop_at = deadline
-        os.eventfd_write(self._wakeup, 1)
 
     def run(self) -> None:
         try:
@@ -169,7 +170,7 @@ class Worker(threading.Thread):
     def _timeout(self) -> float:
         if self._runnable:
             return 0.0
-        return limits.PARKED_POLL_S if self._parked else limits.SWEEP_S
+        return limits.PARKED_POLL_S if self._parked or self._stop_at is not None else limits.SWEEP_S
 
     def _run(self, connection: Connection, requests: Sequence[Request]) -> None:
         """Runs requests in order until they are all done, or until one makes the connection wait.
@@ -180,7 +181,7 @@ class Worker(threading.Thread):
         replies = connection.replies
         if not replies:
             self._answered.append(connection)
-        room = self._context.limits.output_soft_bytes - len(connection.unsent)
+        room = self._output_soft - len(connection.unsent)
         before = room
         queue = iter(requests)
         reply: bytes | None
@@ -369,9 +370,7 @@ class Worker(threading.Thread):
         if connection.closing and not connection.lingering:
             connection.lingering = True
             connection.deadline = time.monotonic() + limits.LINGER_S
-            connection.backlog = ()
-            if connection.afterwards:
-                connection.afterwards()
+            self._say_afterwards(connection)
             try:
                 connection.socket.shutdown(socket.SHUT_WR)
             except OSError:
@@ -382,11 +381,18 @@ class Worker(threading.Thread):
             return True
         return False
 
+    def _say_afterwards(self, connection: Connection) -> None:
+        """Does what a Goodbye asked for, once. Also when its client did not wait for the reply."""
+        afterwards, connection.afterwards = connection.afterwards, None
+        if afterwards:
+            afterwards()
+
     def _drop(self, connection: Connection) -> None:
         """Closes at once. What was not sent is lost."""
         if connection.closed:
             return
         connection.closed = True
+        self._say_afterwards(connection)
         connection.replies.clear()
         connection.backlog = ()
         connection.unsent = b""
@@ -405,11 +411,10 @@ class Worker(threading.Thread):
         for connection in self._waiting_too_long(now, idle_limit):
             if connection.refusal and not connection.closing:
                 self._run(connection, connection.feed(b"\n"))
-            elif connection.deadline > now:
+                continue
+            if connection.deadline > now:
                 self._context.traffic.idle_closed += 1
-                self._drop(connection)
-            else:
-                self._drop(connection)
+            self._drop(connection)
         # Also without a reply to send: a disk that failed behind the scenes, in merging or in the regular sync, has to
         # end the process even while all clients wait for it or are silent.
         self._flush()

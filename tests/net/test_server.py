@@ -327,6 +327,20 @@ def test_stop_answers_what_was_received(start: Start, connect: Connect) -> None:
         connect(server)
 
 
+def test_shutdown_by_a_client_that_is_gone_before_the_reply(
+    server: Server, connect: Connect, services: FakeServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken_pipe(data: bytes) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    wire = connect()
+    assert wire.ask("PING") == "PONG"
+    monkeypatch.setattr(server._sessions()[0], "send", broken_pipe)
+    wire.send(b"SHUTDOWN\n")
+    assert wire.rest() == b""
+    assert services.stops == 1
+
+
 def test_stop_does_not_wait_for_ever(start: Start, connect: Connect, services: FakeServices) -> None:
     never = threading.Event()
     services.sync_with = lambda: never.wait(30) and None
