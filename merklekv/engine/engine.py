@@ -17,7 +17,8 @@ Costs: a write of 100 bytes about 4 us, a read 0.3 us (memtable) to 2 us (base),
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
@@ -143,6 +144,22 @@ class Engine(State):
             self._require_sizes(key, value)
         with self.lock:
             self._put(OP_SET, key, value)
+
+    def set_row(self, requests: Iterable[Sequence[bytes]]) -> int:
+        """Stores (anything, key, value) one after the other as `set` does; how many, up to the first it refuses.
+
+        A pipeline of writes costs a good part less this way.
+        """
+        stored = 0
+        value_size_max = self.max_value_size
+        with self.lock, suppress(MerkleKVError):  # whoever stores the refused one by itself is told why
+            put = self._put
+            for _, key, value in requests:
+                if not 0 < len(key) <= MAX_KEY_SIZE or len(value) > value_size_max:
+                    break
+                put(OP_SET, key, value)
+                stored += 1
+        return stored
 
     def mset(self, pairs: list[Pair]) -> None:
         """Stores all values or none, also across a crash: they share a frame of the log."""

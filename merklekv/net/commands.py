@@ -24,9 +24,10 @@ _t = text_handlers
 
 # fmt: off
 DATA: tuple[Command, ...] = (
-    Command("GET", "get", "The value of a key.", _t.get, "GET key", _r.get, "GET key", 2, _READ, _KEY),
+    Command("GET", "get", "The value of a key.", _t.get, "GET key", _r.get, "GET key", 2, _READ, _KEY,
+            _r.get_row),
     Command("SET", "set", "Sets the value of a key.", _t.set_, "SET key value", _r.set_,
-            "SET key value [NX|XX] [GET] [KEEPTTL]", -3, _WRITE, _KEY),
+            "SET key value [NX|XX] [GET] [KEEPTTL]", -3, _WRITE, _KEY, _r.set_row),
     Command("DEL", "delete", "Deletes keys.", _t.delete("DEL"), "DEL key", _r.delete, "DEL key [key ...]", -2,
             ("write", "long"), _KEYS),
     Command("DELETE", "delete", "Deletes a key.", _t.delete("DELETE"), "DELETE key"),

@@ -8,6 +8,7 @@ many keys works in slices, and so is not a snapshot; MSET and MSETNX are all or 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from merklekv.errors import Stalled
 from merklekv.net import resp
@@ -27,6 +28,29 @@ _SET_OPTIONS = frozenset((b"NX", b"XX", b"GET", b"KEEPTTL"))
 def get(session: Session, request: Request) -> Reply:
     value = session.engine.get(request[1])
     return session.nil if value is None else b"$%d\r\n%b\r\n" % (len(value), value)
+
+
+def get_row(session: Session, requests: Sequence[Request], room: int) -> list[bytes]:
+    get_value = session.engine.get
+    nil = session.nil
+    replies = []
+    name = requests[0][0]
+    for request in requests:
+        if request[0] != name or len(request) != 2 or room < 0:
+            break
+        value = get_value(request[1])
+        if value is None:
+            replies.append(nil)
+        else:
+            replies.append(b"$%d\r\n%b\r\n" % (len(value), value))
+            room -= len(value)
+    return replies
+
+
+def set_row(session: Session, requests: Sequence[Request], room: int) -> list[bytes]:
+    name = requests[0][0]
+    row = takewhile(lambda request: request[0] == name and len(request) == 3, requests)
+    return [resp.OK] * session.engine.set_row(row)
 
 
 def set_(session: Session, request: Request) -> Reply:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,13 @@ class StubEngine:
 
     def set(self, key: bytes, value: bytes) -> None:
         self.data[key] = value
+
+    @property
+    def makes_wait(self) -> bool:
+        return self.stalled
+
+    def set_row(self, requests: Iterable[Sequence[bytes]]) -> int:
+        return 0  # leaves every request to `set`
 
     def commit(self) -> None:
         if self.commit_error:
