@@ -8,16 +8,16 @@ the page cache's).  The last lines sum up: the slowest window against the first,
 """
 
 import argparse
+import functools
 import json
 import random
 import socket
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from nodes import Node, private_memory
+from nodes import Node, Server, private_memory
 
 WINDOW = 100_000
 BATCH = 250  # requests in flight on a connection
@@ -46,30 +46,44 @@ def receive_replies(connection: socket.socket) -> None:
         missing -= len(data)
 
 
-def load(node: Node, keys: int, seed: int) -> list[tuple[float, int]]:
+def load(node: Server, keys: int, seed: int, show: Callable[[str], None] = print) -> list[tuple[float, int]]:
     """Loads and returns (seconds, bytes of private memory) for each window."""
     connections = [node.connect() for _ in range(CONNECTIONS)]
     waiting: list[socket.socket] = []
     windows = []
     done, started = 0, time.perf_counter()
+
+    def finish_one() -> socket.socket:
+        nonlocal done, started
+        connection = waiting.pop(0)
+        receive_replies(connection)
+        done += BATCH
+        if done % WINDOW == 0:
+            memory = private_memory(node.pid)
+            windows.append((time.perf_counter() - started, memory))
+            show(f"{done:>9,} keys  {WINDOW / windows[-1][0]:>9,.0f}/s  {memory / 1e6:6.0f} MB")
+            started = time.perf_counter()
+        return connection
+
     for batch in batches(keys, seed):
-        if len(waiting) == CONNECTIONS:
-            connection = waiting.pop(0)
-            receive_replies(connection)
-            connections.append(connection)
-            done += BATCH
-            if done % WINDOW == 0:
-                now = time.perf_counter()
-                memory = private_memory(node.pid)
-                windows.append((now - started, memory))
-                print(f"{done:>9,} keys  {WINDOW / windows[-1][0]:>9,.0f}/s  {memory / 1e6:6.0f} MB", flush=True)
-                started = time.perf_counter()
-        connection = connections.pop(0)
+        connection = connections.pop() if connections else finish_one()
         connection.sendall(batch)
         waiting.append(connection)
-    for connection in waiting:
-        receive_replies(connection)
+    while waiting:
+        finish_one().close()
     return windows
+
+
+def summarize(windows: list[tuple[float, int]]) -> dict[str, float]:
+    """What a load's windows come to; rates are keys a second, memory is bytes."""
+    seconds = sorted(window for window, _ in windows)
+    return {
+        "first_window_per_s": WINDOW / windows[0][0],
+        "median_window_per_s": WINDOW / seconds[len(seconds) // 2],
+        "slowest_window_per_s": WINDOW / seconds[-1],
+        "slowest_to_first": windows[0][0] / seconds[-1],
+        "peak_private_bytes": max(memory for _, memory in windows),
+    }
 
 
 def main() -> None:
@@ -86,18 +100,13 @@ def main() -> None:
         Node(directory, durability=options.durability, memtable_size=options.memtable_size) as node,
     ):
         idle = private_memory(node.pid)
-        windows = load(node, options.keys, options.seed)
-    seconds = sorted(window for window, _ in windows)
-    summary = {
+        windows = load(node, options.keys, options.seed, functools.partial(print, flush=True))
+    summary: dict[str, str | float] = {
         "keys": options.keys,
         "durability": options.durability,
         "memtable_size": options.memtable_size,
-        "first_window_per_s": WINDOW / windows[0][0],
-        "median_window_per_s": WINDOW / seconds[len(seconds) // 2],
-        "slowest_window_per_s": WINDOW / seconds[-1],
-        "slowest_to_first": windows[0][0] / seconds[-1],
         "idle_private_bytes": idle,
-        "peak_private_bytes": max(memory for _, memory in windows),
+        **summarize(windows),
     }
     for name, value in summary.items():
         print(f"{name:>22}  {value:,.2f}" if isinstance(value, float) else f"{name:>22}  {value}")
@@ -106,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

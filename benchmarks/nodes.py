@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import psutil
 
@@ -43,7 +44,7 @@ class Server:
         self._command = command
         self.port = port
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> Self:
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
         self.pid = self._process.pid
         deadline = time.monotonic() + START_TIMEOUT_S

@@ -47,7 +47,7 @@ def test_parse_a_pipeline_with_hiredis(benchmark: BenchmarkFixture) -> None:
 
     def parse() -> list[Sequence[bytes]]:
         reader.feed(RESP_SET * PIPELINE)
-        requests = []
+        requests: list[Sequence[bytes]] = []
         while (request := reader.gets()) is not False:
             if type(request) is not list or not all(type(word) is bytes for word in request):
                 raise ValueError(request)
