@@ -58,7 +58,9 @@ def print_table(figures: list[Figure], where: dict[str, str], console: Console) 
     """The table, and below it the commands that it was measured with."""
     table = Table(title="MerkleKV, measured", caption=f"{where['processor']}, {where['disk']}, {where['redis']}")
     for heading in ("row", "work", "figure", "bound", ""):
-        table.add_column(heading, justify="right" if heading in ("figure", "bound") else "left")
+        table.add_column(
+            heading, justify="right" if heading in ("figure", "bound") else "left", no_wrap=heading != "work"
+        )
     table.add_column("detail", overflow="fold")
     for figure in figures:
         bound = f"{'>=' if figure.at_least else '<='} {figure.bound:g} {figure.unit}"

@@ -1,0 +1,60 @@
+"""The benchmarks run: each once and on next to nothing, so that none rots. What they measure then means nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+KEYS = 2000
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("module", sorted(BENCHMARKS.glob("test_*.py")), ids=lambda path: path.stem)
+def test_the_benchmarks_of_a_part_run(module: Path, tmp_path: Path) -> None:
+    options = ["--keys", str(KEYS), "--data-directory", str(tmp_path), "--benchmark-disable", "-p", "no:cacheprovider"]
+    run("-m", "pytest", module, "-q", *options)
+
+
+def test_the_comparison_runs_and_writes_its_results(tmp_path: Path) -> None:
+    rows = ["--only", "get-50", "--only", "million", "--only", "idle"]
+    output = run(BENCHMARKS / "compare.py", "--size", "tiny", *rows, "--directory", tmp_path, "--results", tmp_path)
+    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    names = {figure["name"] for figure in figures}
+    assert names == {"get-50", "start", "hash", "scan", "memory-million", "memory-idle"}
+    assert all(figure["value"] > 0 for figure in figures)
+    assert "redis-benchmark -p PORT -t get -c 50" in output
+    assert (tmp_path / "figures.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_latency_beside_merging_is_measured(tmp_path: Path) -> None:
+    only = ["--only", "merging-everysec", "--directory", tmp_path, "--results", tmp_path]
+    run(BENCHMARKS / "compare.py", "--size", "tiny", *only)
+    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    assert [figure["name"] for figure in figures] == ["merging-p99-everysec", "merging-worst-everysec"]
+
+
+@pytest.mark.slow
+def test_a_long_load_is_measured_by_windows(tmp_path: Path) -> None:
+    keys = ["--keys", "100000", "--directory", tmp_path, "--json", tmp_path / "load.json"]
+    run(BENCHMARKS / "load.py", *map(str, keys))
+    summary = json.loads((tmp_path / "load.json").read_text())
+    assert summary["keys"] == 100_000
+    assert len(summary["windows"]) == 1
+
+
+def test_the_rows_are_listed(tmp_path: Path) -> None:
+    rows = run(BENCHMARKS / "compare.py", "--list").split()
+    page = (BENCHMARKS / "README.md").read_text()
+    assert [row for row in rows if f"`{row}`" not in page] == []
