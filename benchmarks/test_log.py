@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from merklekv.engine.engine import Durability, Engine
+from merklekv.engine.durable import Durability
+from merklekv.engine.engine import Engine
 from merklekv.engine.format import ENTRY, OP_SET, VERSION_SIZE, make_record
 from merklekv.engine.log import RESERVE_STEP, Log, Segment, segment_path
 

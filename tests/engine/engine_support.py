@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from struct import pack
@@ -14,8 +14,9 @@ from typing import Any
 from xxhash import xxh3_64_digest
 
 from merklekv.engine.check import check_directory, check_engine
-from merklekv.engine.engine import MIN_MEMTABLE_SIZE, Engine
-from merklekv.engine.format import TOMBSTONE, VALUE_AT, VERSION_SIZE, make_record
+from merklekv.engine.durable import MIN_MEMTABLE_SIZE
+from merklekv.engine.engine import Engine
+from merklekv.engine.format import TOMBSTONE, VALUE_AT, make_record
 from merklekv.errors import MerkleKVError
 
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # where Hypothesis's many small directories go
@@ -156,6 +157,22 @@ def values(engine: Engine) -> dict[bytes, bytes]:
     return {key: record[VALUE_AT:] for key, record in everything(engine).items() if not record[24] & TOMBSTONE}
 
 
+def filled(engine: Engine) -> Engine:
+    """Records in the base, in a frozen memtable and in the active one, live and dead."""
+    for number in range(20):
+        engine.set(b"k%02d" % number, b"v" * number)
+        engine.commit()
+    engine.delete(b"k03")
+    absorb(engine)
+    engine.set(b"frozen", b"")
+    freeze(engine)
+    engine.set(b"active", b"")
+    engine.set(b"k01", b"newer")
+    engine.delete(b"k02")
+    engine.commit()
+    return engine
+
+
 def version(ts: int, op: int = 0) -> bytes:
     """A version of this timestamp and op id."""
     return ts.to_bytes(8, "big") + op.to_bytes(16, "big")
@@ -164,15 +181,6 @@ def version(ts: int, op: int = 0) -> bytes:
 def record(key: bytes, value: bytes | None, ts: int, op: int = 0) -> bytes:
     """A record with this version; None makes a tombstone."""
     return make_record(key, version(ts, op), TOMBSTONE if value is None else 0, value or b"")
-
-
-def eventually(outcome: Callable[[], None], errors: type[MerkleKVError], then: Callable[[], None]) -> None:
-    """Does something; when it raises one of `errors`, does `then` and tries again."""
-    try:
-        outcome()
-    except errors:
-        then()
-        outcome()
 
 
 # -- the log, written from the prose of format.py ------------------------------------------------------------------
@@ -248,6 +256,3 @@ def flip(path: Path, position: int, mask: int = 1) -> None:
 def snapshot(path: Path) -> dict[str, bytes]:
     """The bytes of every file below a directory."""
     return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
-
-
-assert VERSION_SIZE == len(version(0))

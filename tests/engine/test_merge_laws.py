@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import wait_until
 
-from merklekv.engine.engine import MAX_KEY_SIZE, Engine, MergeResult
-from merklekv.engine.format import EXPIRY, OP_PREPEND, OP_SET, OP_TRUNCATE, TOMBSTONE, make_record
+from merklekv.engine.engine import Engine, MergeResult
+from merklekv.engine.format import EXPIRY, MAX_KEY_SIZE, OP_PREPEND, OP_SET, OP_TRUNCATE, TOMBSTONE, make_record
 from merklekv.engine.naive import digest_of
 from merklekv.errors import InvalidArgument
 
@@ -33,9 +33,7 @@ def record_at(key: bytes, ts: int, op: int) -> bytes:
     return support.record(key, None if (ts + op) % 4 == 0 else b"%d.%d" % (ts, op), NOON + ts, op)
 
 
-records = st.builds(
-    lambda key, ts, op: (key, record_at(key, ts, op)), names, st.integers(1, 12), st.integers(0, 2)
-)
+records = st.builds(lambda key, ts, op: (key, record_at(key, ts, op)), names, st.integers(1, 12), st.integers(0, 2))
 floors = st.builds(lambda ts, op: (support.version(NOON + ts, op), None), st.integers(1, 12), st.integers(0, 2))
 arrivals = st.lists(records | records | records | floors, max_size=16)
 chances = st.randoms(use_true_random=False)
@@ -151,7 +149,8 @@ def test_a_local_write_beats_what_the_node_shows(history: list[Arrival], key: by
         engine.set(key, b"local")
         record = engine.record(key)
         assert engine.get(key) == b"local"
-        assert record is not None and record > shown
+        assert record is not None
+        assert record > shown
         engine.truncate()
         assert engine.floor > newest
         assert state(engine)[0] == {}

@@ -13,7 +13,8 @@ import cbor2
 import pytest
 from support import wait_until
 
-from merklekv.engine.engine import MIN_MEMTABLE_SIZE, Engine
+from merklekv.engine.durable import MIN_MEMTABLE_SIZE
+from merklekv.engine.engine import Engine
 from merklekv.errors import DiskFull, StorageFailed
 from merklekv.replication import bursts
 from merklekv.replication import inbox as inbox_module

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from merklekv.engine import tail as tail_module
-from merklekv.engine.engine import MIN_MEMTABLE_SIZE, Engine
+from merklekv.engine.durable import MIN_MEMTABLE_SIZE
+from merklekv.engine.engine import Engine
 from merklekv.engine.format import SEGMENT_HEADER, VALUE_AT, make_record
 from merklekv.engine.log import Log, list_segments
 from merklekv.engine.tail import LogFrame, LogGone, Place, Tail
