@@ -40,8 +40,9 @@ check: $(VENV)/.test  ## Run the quick half of the gate: ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict
 
-docs: $(VENV)/.run  ## Write docs/cli.md anew from the commands and settings
+docs: $(VENV)/.run  ## Write what the docs take from the code: docs/cli.md, the example in docs/format.md
 	$(BIN)/python scripts/write_cli_docs.py
+	$(BIN)/python scripts/write_format_example.py
 
 bench: $(VENV)/.test  ## Compare with Redis on this machine and plot the ratios
 	scripts/need redis-server=redis-server redis-benchmark=redis-tools
