@@ -23,7 +23,12 @@ settings.register_profile(
     "gate", max_examples=25, stateful_step_count=30, deadline=None, print_blob=True, suppress_health_check=SLOW_EXAMPLES
 )
 settings.register_profile(
-    "deep", max_examples=1500, stateful_step_count=80, deadline=None, print_blob=True, suppress_health_check=SLOW_EXAMPLES
+    "deep",
+    max_examples=1500,
+    stateful_step_count=80,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=SLOW_EXAMPLES,
 )
 
 

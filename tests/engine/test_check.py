@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import fcntl
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ import pytest
 from engine_support import NOON
 
 from merklekv.engine import naive
-from merklekv.engine.check import check_directory, check_engine
+from merklekv.engine.check import check_directory
 from merklekv.engine.check_log import check_log
 from merklekv.engine.engine import Engine
 from merklekv.engine.findings import PROBLEMS_MAX, BaseFacts, Findings, Stages
@@ -32,26 +31,10 @@ KEY = b"k05"
 BUCKET = bucket_of(KEY)
 
 
-def filled(engine: Engine) -> Engine:
-    """Records in the base, in a frozen memtable and in the active one, live and dead."""
-    for number in range(20):
-        engine.set(b"k%02d" % number, b"v" * number)
-        engine.commit()
-    engine.delete(b"k03")
-    support.absorb(engine)
-    engine.set(b"frozen", b"")
-    support.freeze(engine)
-    engine.set(b"active", b"")
-    engine.set(b"k01", b"newer")
-    engine.delete(b"k02")
-    engine.commit()
-    return engine
-
-
 @pytest.fixture
 def path(tmp_path: Path, make_engine: Callable[..., Engine]) -> Path:
     """A closed directory, about to be damaged."""
-    filled(make_engine(durability="always")).close()
+    support.filled(make_engine(durability="always")).close()
     assert check_directory(tmp_path / "data") == []
     return support.damaged(tmp_path / "data")
 
@@ -106,7 +89,9 @@ def test_a_wrong_leaf(path: Path) -> None:
 
 def test_a_wrong_count_in_a_leaf(path: Path) -> None:
     node, leaf = divmod(BUCKET, 256)
-    change(path, b"leaves", bytes((node,)), lambda leaves: leaves[: leaf * 24 + 23] + b"\x09" + leaves[leaf * 24 + 24 :])
+    change(
+        path, b"leaves", bytes((node,)), lambda leaves: leaves[: leaf * 24 + 23] + b"\x09" + leaves[leaf * 24 + 24 :]
+    )
     only(check_directory(path), f"leaf {BUCKET}", "0009, expected ", "0001")
 
 
@@ -241,7 +226,9 @@ def test_a_base_that_was_being_created_is_no_problem(tmp_path: Path) -> None:
 def test_a_flipped_byte_in_a_sealed_segment(path: Path) -> None:
     sealed = segment_path(path / "log", list_segments(path / "log")[0])
     support.flip(sealed, 70)
-    assert f"{sealed}: no whole frame at byte 48, expected one, since what follows had been synced" in check_directory(path)
+    assert f"{sealed}: no whole frame at byte 48, expected one, since what follows had been synced" in check_directory(
+        path
+    )
 
 
 def test_a_missing_segment(path: Path) -> None:
@@ -274,7 +261,9 @@ def _log_problems(tmp_path: Path, *frames: tuple[list[bytes], int, int]) -> list
 def test_what_frames_cannot_say(tmp_path: Path) -> None:
     one, two = support.set_entry(1), support.set_entry(2)
     assert _log_problems(tmp_path, ([one], 1, 0), ([two], 2, 48)) == []
-    only(_log_problems(tmp_path, ([one], 1, 0), ([two], 3, 0)), "frame at byte ", "the sequence number is 3, expected 2")
+    only(
+        _log_problems(tmp_path, ([one], 1, 0), ([two], 3, 0)), "frame at byte ", "the sequence number is 3, expected 2"
+    )
     only(_log_problems(tmp_path, ([one], 1, 49)), "frame at byte 48: claims LSN 49 as synced, expected 0 to 48")
     only(_log_problems(tmp_path, ([one], 1, 40), ([two], 2, 39)), "claims LSN 39 as synced, expected 40 to ")
     only(_log_problems(tmp_path, ([one + b"\x01\x00"], 1, 0)), "reaches beyond its end")
@@ -383,83 +372,3 @@ def test_the_plain_computations_share_no_code_with_the_engine() -> None:
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not any(isinstance(node, ast.Import) for node in ast.walk(tree))
     assert not any((name or "merklekv").startswith("merklekv") for name in imported)
-
-
-# -- an open engine ----------------------------------------------------------------------------------------------------
-
-
-def broken(engine: Engine) -> list[str]:
-    support.damaged(engine.directory.path)
-    return check_engine(engine)
-
-
-def test_an_engine_with_a_wrong_leaf(make_engine: Callable[..., Engine]) -> None:
-    engine = filled(make_engine())
-    engine._tree.leaves[BUCKET] += 1 << 64
-    problems = broken(engine)
-    assert f"tree: leaf {BUCKET} (sum, count) is " in problems[0]
-
-
-def test_an_engine_with_an_inner_digest_out_of_date(make_engine: Callable[..., Engine]) -> None:
-    engine = filled(make_engine())
-    engine.root()
-    engine.set(KEY, b"changed")
-    engine._tree.dirty.clear()
-    only(broken(engine), "tree: the root is ", "expected ")
-
-
-@pytest.mark.parametrize(("name", "what"), [("live_count", "live keys"), ("dead_count", "tombstones")])
-def test_an_engine_with_a_wrong_counter(make_engine: Callable[..., Engine], name: str, what: str) -> None:
-    engine = filled(make_engine())
-    setattr(engine, name, getattr(engine, name) + 1)
-    only(broken(engine), f"engine: the number of {what} is ")
-
-
-def test_an_engine_with_a_wrong_charge(make_engine: Callable[..., Engine]) -> None:
-    engine = filled(make_engine())
-    engine._active.size -= 1
-    only(broken(engine), "memtable ", "the charged size is ")
-
-
-def test_an_engine_whose_memtable_is_not_what_its_segment_says(make_engine: Callable[..., Engine]) -> None:
-    engine = filled(make_engine())
-    del engine._layers.frozen[0].records[b"frozen"]
-    engine._records[b"active"] = support.record(b"active", b"", NOON + 100)
-    problems = broken(engine)
-    assert any("key b'frozen': holds nothing, expected 2" in problem for problem in problems)
-    assert any("key b'active': holds 2000000000000000100-" in problem for problem in problems)
-
-
-def test_an_engine_whose_layers_are_upside_down(make_engine: Callable[..., Engine]) -> None:
-    engine = filled(make_engine())
-    engine._layers.frozen[0].records[b"active"] = support.record(b"active", b"", NOON + 100)
-    engine._records[b"k10"] = support.record(b"k10", b"", NOON - 100)
-    problems = broken(engine)
-    assert any("key b'active': is newer than in a memtable above it" in problem for problem in problems)
-    assert any("base, key b'k10': is newer than in a memtable" in problem for problem in problems)
-
-
-def test_an_engine_whose_clock_is_behind_its_data(make_engine: Callable[..., Engine]) -> None:
-    engine = filled(make_engine())
-    engine.clock.last = NOON
-    only(broken(engine), f"clock: is at {NOON}, expected at least 20000000000000000")
-
-
-def test_an_engine_with_a_record_below_its_floor(make_engine: Callable[..., Engine]) -> None:
-    engine = filled(make_engine())
-    engine._layers.floor = support.version(NOON + 100)
-    assert any("below the floor" in problem for problem in broken(engine))
-
-
-def test_an_engine_that_has_lost_a_segment(make_engine: Callable[..., Engine]) -> None:
-    engine = filled(make_engine())
-    shutil.copy(engine._log._path, engine.directory.log / f"{10**9:020d}.log")
-    assert any("log: the row of segments is " in problem for problem in broken(engine))
-
-
-def test_an_engine_that_miscounts_what_is_pending(make_engine: Callable[..., Engine]) -> None:
-    engine = filled(make_engine())
-    engine.set(b"pending", b"")
-    assert check_engine(engine) == []
-    engine._log.pending_size += 1
-    only(broken(engine), "log: the size of what is pending is ")

@@ -14,14 +14,18 @@ from merklekv.engine.format import DIGEST_AT, VALUE_AT
 from merklekv.engine.layers import is_live
 
 LONG = b"\xff" * 511  # the last key there can be
-keys = st.sampled_from([b"\x00", b"\x00\x00", b"a", b"a\x00", b"aa", b"ab", b"b", b"\xfe\xff", b"\xff", b"\xff\xff", LONG])
+keys = st.sampled_from(
+    [b"\x00", b"\x00\x00", b"a", b"a\x00", b"aa", b"ab", b"b", b"\xfe\xff", b"\xff", b"\xff\xff", LONG]
+)
 layers = st.lists(st.dictionaries(keys, st.none() | st.binary(max_size=30), max_size=8), min_size=1, max_size=4)
 prefixes = st.sampled_from([b"", b"\x00", b"a", b"aa", b"ab", b"b", b"\xff", b"\xff\xff", LONG, LONG + b"\xff", b"zz"])
 afters = st.none() | keys | st.sampled_from([b"", b"a\x00\x00", b"zz", LONG + b"\x00"])
 
 
-def fill(engine: Engine, drawn: list[dict[bytes, bytes | None]], base: bool, floor_at: int | None) -> dict[bytes, bytes]:
-    """Writes each dict into a layer of its own, the first one into the base; returns the records that there should be."""
+def fill(
+    engine: Engine, drawn: list[dict[bytes, bytes | None]], base: bool, floor_at: int | None
+) -> dict[bytes, bytes]:
+    """Writes each dict into a layer of its own, the first one into the base; returns what there should be."""
     model: dict[bytes, bytes] = {}
     wall = NOON
     for depth, layer in enumerate(drawn):
@@ -58,9 +62,7 @@ def test_pages_are_slices_of_the_sorted_whole(
 
 def _follow_keys(engine: Engine, model: dict[bytes, bytes], prefix: bytes, after: bytes | None, limit: int) -> None:
     """Page after page, by keys."""
-    expected = [
-        key for key in sorted(model) if key.startswith(prefix) and key > (after or b"") and is_live(model[key])
-    ]
+    expected = [key for key in sorted(model) if key.startswith(prefix) and key > (after or b"") and is_live(model[key])]
     found: list[bytes] = []
     while True:
         page, following = engine.page(prefix, after, limit)

@@ -198,7 +198,7 @@ shapes = st.lists(st.tuples(st.integers(1, 3), st.booleans(), st.booleans()), mi
 def test_the_checker_and_a_start_are_of_one_opinion(
     shape: list[tuple[int, bool, bool]], blows: list[tuple[str, int]]
 ) -> None:
-    """Whatever is flipped or cut: a start refuses what the checker calls a problem, and else keeps a whole beginning."""
+    """Whatever is flipped or cut: a start refuses what the checker calls a problem, else it keeps a whole beginning."""
     with support.directory() as path:
         log = LogWriter(path / "log")
         written: list[bytes] = []

@@ -1,0 +1,232 @@
+"""A full disk, for real: a small tmpfs.  A write that finds no room raises DiskFull and has changed nothing.
+
+Reads go on; once there is room, writes do, without a restart; and what was acknowledged is there after one.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import engine_support as support
+import pytest
+from support import wait_until
+
+from merklekv.engine import log as log_module
+from merklekv.engine.check import check_directory, check_engine
+from merklekv.engine.durable import MIN_MEMTABLE_SIZE
+from merklekv.engine.engine import Engine
+from merklekv.errors import DiskFull, Stalled
+
+DISK_SIZE = 6 << 20
+
+
+class Disk:
+    """A disk of a few MiB that can be filled up."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.filler = path / "filler"
+
+    @property
+    def free(self) -> int:
+        """Bytes."""
+        stat = os.statvfs(self.path)
+        return stat.f_bavail * stat.f_frsize
+
+    def fill(self, leave: int = 0) -> None:
+        """Takes all room but `leave` bytes."""
+        size = self.filler.stat().st_size if self.filler.exists() else 0
+        with self.filler.open("ab") as file:
+            os.posix_fallocate(file.fileno(), 0, size + self.free - leave)
+
+    def make_room(self) -> None:
+        """Frees it all."""
+        self.filler.unlink()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    path = tmp_path / "disk"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_SIZE}", "tmpfs", str(path)], check=True)
+    try:
+        yield Disk(path)
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)  # lazy: a failed test may hold it open
+
+
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_module, "RESERVE_STEP", 64 << 10)
+
+
+def fill_memory(engine: Engine, error: type[Exception]) -> dict[bytes, bytes]:
+    """Writes until that raises; what was stored."""
+    stored: dict[bytes, bytes] = {}
+    while True:
+        key, value = b"k%d" % len(stored), b"v" * 1000
+        before = engine._log.appended, engine.live_count
+        try:
+            engine.set(key, value)
+        except error:
+            assert (engine._log.appended, engine.live_count) == before
+            assert engine.get(key) is None
+            return stored
+        engine.commit()
+        stored[key] = value
+
+
+def test_a_write_that_finds_no_room_changes_nothing(disk: Disk) -> None:
+    engine = support.open_engine(disk.path / "data", memtable_size=1 << 30, durability="always")
+    disk.fill(leave=150_000)
+    stored = fill_memory(engine, DiskFull)
+    assert len(stored) > 50
+    for verb in (
+        lambda: engine.append(b"k0", b"v" * 1000),
+        lambda: engine.mset([(b"small", b""), (b"large", b"v" * 10_000)]),
+        lambda: engine.merge([(1, b"m", support.record(b"m", b"v" * 2000, support.NOON))], b"x"),
+    ):
+        with pytest.raises(DiskFull, match="disk full, write not stored"):
+            verb()
+    assert support.values(engine) == stored
+    assert check_engine(engine) == []
+    engine.commit()
+    disk.make_room()
+    engine.mset([(b"small", b""), (b"large", b"v" * 10_000)])
+    engine.commit()
+    engine.close()
+    assert check_directory(disk.path / "data") == []
+    engine = support.open_engine(disk.path / "data")
+    assert support.values(engine) == stored | {b"small": b"", b"large": b"v" * 10_000}
+    engine.close()
+
+
+def test_what_was_accepted_has_its_place(disk: Disk) -> None:
+    """A write is refused when it is made, never when it is committed."""
+    engine = support.open_engine(disk.path / "data", memtable_size=1 << 30, durability="always")
+    disk.fill(leave=100_000)
+    accepted = engine.set_row((b"SET", b"k%d" % number, b"v" * 500) for number in range(10_000))
+    assert 50 < accepted < 10_000
+    with pytest.raises(DiskFull):
+        engine.set(b"k%d" % accepted, b"v" * 500)
+    disk.fill()
+    engine.commit()
+    assert engine.live_count == accepted
+    engine.close()
+    engine = support.open_engine(disk.path / "data")
+    assert engine.live_count == accepted
+    engine.close()
+
+
+def test_a_start_on_a_full_disk_still_reads(disk: Disk) -> None:
+    engine = support.open_engine(disk.path / "data", durability="always")
+    engine.set(b"k", b"v")
+    engine.close()
+    disk.fill()
+    engine = support.open_engine(disk.path / "data")
+    assert engine.get(b"k") == b"v"
+    with pytest.raises(DiskFull):
+        engine.set(b"l", b"v" * 10_000)
+    disk.make_room()
+    engine.set(b"l", b"")
+    engine.close()
+
+
+def test_a_disk_too_full_to_begin(disk: Disk) -> None:
+    disk.fill()
+    with pytest.raises((DiskFull, support.MerkleKVError), match=str(disk.path)):
+        support.open_engine(disk.path / "data")
+    disk.make_room()
+    engine = support.open_engine(disk.path / "data")
+    engine.set(b"k", b"v")
+    engine.close()
+
+
+def test_no_room_for_a_new_segment(disk: Disk) -> None:
+    """The full one goes on being used, as long as there is room in it; then it is DiskFull, not Stalled."""
+    engine = support.open_engine(disk.path / "data")
+    engine._log.reserve(300_000)
+    disk.fill()
+    stored = fill_memory(engine, DiskFull)
+    assert sum(map(len, stored.values())) > MIN_MEMTABLE_SIZE
+    assert not engine._layers.frozen
+    assert support.values(engine) == stored
+    disk.make_room()
+    engine.commit()
+    assert engine._layers.frozen
+    support.absorb(engine)
+    engine.set(b"after", b"")
+    assert support.values(engine) == stored | {b"after": b""}
+    engine.close()
+    assert check_directory(disk.path / "data") == []
+
+
+@pytest.mark.parametrize("leave", range(0, 200_000, 25_000))
+def test_merging_that_finds_no_room_goes_on_later(disk: Disk, leave: int) -> None:
+    engine = support.open_engine(disk.path / "data")
+    try:
+        stored = fill_memory(engine, Stalled)
+        for number in range(0, len(stored), 3):
+            key = b"k%d" % number
+            assert engine.get(key) == stored[key]
+        root = engine.root()
+        disk.fill(leave)
+        with pytest.raises(DiskFull, match="disk full, cannot merge"):
+            engine.absorb_sealed()
+        assert support.values(engine) == stored
+        assert check_engine(engine) == []
+        disk.make_room()
+        engine.absorb_sealed()
+        assert support.values(engine) == stored
+        assert engine.root() == root
+        assert check_engine(engine) == []
+    finally:
+        engine.close()
+    assert check_directory(disk.path / "data") == []
+
+
+def test_merging_in_the_child_waits_for_room(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Meanwhile reads go on, writes do until memory is full, and then the disk is what they complain about."""
+    monkeypatch.setattr("merklekv.engine.merger.RETRY_S", 0.01)
+    engine = support.open_engine(disk.path / "data", absorb="process")
+    try:
+        engine._log.reserve(4 * MIN_MEMTABLE_SIZE)
+        disk.fill(leave=100_000)
+        stored: dict[bytes, bytes] = {}
+
+        def write_on() -> bool:
+            key = b"k%d" % len(stored)
+            try:
+                engine.set(key, b"v" * 1000)
+            except Stalled:
+                return False
+            except DiskFull:
+                return True
+            engine.commit()
+            stored[key] = b"v" * 1000
+            return False
+
+        wait_until(write_on, what="a full disk")
+        assert support.values(engine) == stored
+        assert check_engine(engine) == []
+        disk.make_room()
+
+        def written() -> bool:
+            try:
+                engine.set(b"after", b"")
+            except (DiskFull, Stalled):
+                engine.commit()
+                return False
+            return True
+
+        wait_until(written, what="room")
+        wait_until(lambda: not engine._layers.frozen, what="the merge")
+        assert support.values(engine) == stored | {b"after": b""}
+    finally:
+        engine.close()
+    assert check_directory(disk.path / "data") == []

@@ -1,0 +1,249 @@
+"""Every limit of the engine at its edge and one past it; what is refused has changed nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import engine_support as support
+import pytest
+
+from merklekv.engine.durable import FROZEN_TABLES_MAX, MIN_MEMTABLE_SIZE
+from merklekv.engine.engine import INT64_MAX, INT64_MIN, NUMBER_DIGITS_MAX, Engine
+from merklekv.engine.format import MAX_KEY_SIZE, MAX_VALUE_SIZE_LIMIT
+from merklekv.engine.memtable import KEY_OVERHEAD
+from merklekv.errors import InvalidArgument, NotANumber, NumberOverflow, Stalled, StorageFailed
+
+
+def unchanged(engine: Engine, error: type[Exception], verb: Callable[[], object], match: str = ".") -> None:
+    """The verb raises, and neither data nor log are other than before."""
+    before = support.everything(engine), engine._log.appended, engine._log.pending_size, engine.root()
+    with pytest.raises(error, match=match):
+        verb()
+    assert (support.everything(engine), engine._log.appended, engine._log.pending_size, engine.root()) == before
+
+
+def test_keys(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    longest = b"\xff" * MAX_KEY_SIZE
+    for key in (b"\x00", longest):
+        engine.set(key, b"1")
+        assert engine.increment(key, 1) == 2
+        assert engine.append(key, b"3") == b"23"
+        assert engine.prepend(key, b"1") == b"123"
+        engine.mset([(key, b"5")])
+        assert engine.get(key) == b"5"
+        assert engine.exists(key)
+    support.absorb(engine)
+    assert support.values(engine) == {b"\x00": b"5", longest: b"5"}
+    for key in (b"", longest + b"\xff"):
+        verbs: list[Callable[[], object]] = [
+            lambda key=key: engine.set(key, b""),
+            lambda key=key: engine.increment(key, 1),
+            lambda key=key: engine.append(key, b""),
+            lambda key=key: engine.prepend(key, b""),
+            lambda key=key: engine.mset([(b"fine", b""), (key, b"")]),
+        ]
+        for verb in verbs:
+            unchanged(engine, InvalidArgument, verb, f"key of {len(key)} bytes: a key has 1 to 511 bytes")
+        assert engine.get(key) is None
+        assert engine.record(key) is None
+        assert not engine.exists(key)
+        assert not engine.delete(key)
+    assert engine.page(longest + b"\xff") == ([], None)
+    assert engine.page(b"", longest + b"\xff") == ([], None)
+    assert engine.delete(longest)
+
+
+@pytest.mark.parametrize("size", [0, 10, 100_000])
+def test_values(make_engine: Callable[..., Engine], size: int) -> None:
+    engine = make_engine(max_value_size=size)
+    largest = b"v" * size
+    engine.set(b"k", largest)
+    assert engine.get(b"k") == largest
+    engine.mset([(b"k", largest), (b"l", largest)])
+    assert engine.append(b"k", b"") == engine.prepend(b"k", b"") == largest
+    for verb in (
+        lambda: engine.set(b"k", largest + b"v"),
+        lambda: engine.mset([(b"m", b""), (b"k", largest + b"v")]),
+        lambda: engine.append(b"k", b"v"),
+        lambda: engine.prepend(b"k", b"v"),
+    ):
+        unchanged(
+            engine, InvalidArgument, verb, f"value of {size + 1} bytes: more than max_value_size, which is {size}"
+        )
+
+
+def test_a_value_larger_than_a_memtable(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    value = b"v" * (3 * MIN_MEMTABLE_SIZE)
+    engine.set(b"k", value)
+    engine.commit()
+    with pytest.raises(Stalled):
+        engine.set(b"l", value)
+    engine.absorb_sealed()
+    engine.set(b"l", value)
+    support.absorb(engine)
+    assert support.values(engine) == {b"k": value, b"l": value}
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (
+            {"memtable_size": MIN_MEMTABLE_SIZE - 1},
+            f"memtable_size {MIN_MEMTABLE_SIZE - 1} is below {MIN_MEMTABLE_SIZE}",
+        ),
+        ({"max_value_size": -1}, "max_value_size -1 is not within 0 to "),
+        ({"max_value_size": MAX_VALUE_SIZE_LIMIT + 1}, f"max_value_size {MAX_VALUE_SIZE_LIMIT + 1} is not within 0 to"),
+    ],
+)
+def test_settings_past_their_limits(make_engine: Callable[..., Engine], options: dict[str, Any], match: str) -> None:
+    with pytest.raises(InvalidArgument, match=match):
+        make_engine(**options)
+
+
+def test_settings_at_their_limits(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(memtable_size=MIN_MEMTABLE_SIZE, max_value_size=MAX_VALUE_SIZE_LIMIT)
+    assert engine.max_value_size == MAX_VALUE_SIZE_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "total"),
+    [
+        (None, 5, 5),
+        (None, INT64_MAX, INT64_MAX),
+        (None, INT64_MIN, INT64_MIN),
+        (b"0", 0, 0),
+        (b"-0", 1, 1),
+        (b"+7", -8, -1),
+        (b"007", 1, 8),
+        (b"%d" % (INT64_MAX - 1), 1, INT64_MAX),
+        (b"%d" % (INT64_MIN + 1), -1, INT64_MIN),
+        (b"%d" % INT64_MAX, INT64_MIN, -1),
+        (b"0" * (NUMBER_DIGITS_MAX - 1) + b"1", 1, 2),
+    ],
+)
+def test_numbers(make_engine: Callable[..., Engine], text: bytes | None, amount: int, total: int) -> None:
+    engine = make_engine()
+    if text is not None:
+        engine.set(b"n", text)
+    assert engine.increment(b"n", amount) == total
+    assert engine.get(b"n") == b"%d" % total
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(b"", b"-", b"+", b"--1", b"+-1", b" 1", b"1 ", b"1\n", b"1.0", b"1e3", b"0x1", b"1_0", b"one"),
+        *("\N{ARABIC-INDIC DIGIT ONE}".encode(), b"\xb2", b"0" * NUMBER_DIGITS_MAX + b"1", b"9" * 5000),
+        *(b"%d" % (INT64_MAX + 1), b"%d" % (INT64_MIN - 1)),
+    ],
+)
+def test_what_is_no_number(make_engine: Callable[..., Engine], text: bytes) -> None:
+    engine = make_engine()
+    engine.set(b"n", text)
+    unchanged(engine, NotANumber, lambda: engine.increment(b"n", 1), "Value for key 'n' is not a valid number")
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [(b"%d" % INT64_MAX, 1), (b"%d" % INT64_MIN, -1), (b"0", INT64_MAX + 1), (b"-1", INT64_MIN), (b"1", 10**400)],
+)
+def test_sums_that_overflow(make_engine: Callable[..., Engine], text: bytes, amount: int) -> None:
+    engine = make_engine()
+    engine.set(b"n", text)
+    unchanged(engine, NumberOverflow, lambda: engine.increment(b"n", amount), "'n' would overflow 64 bits")
+
+
+def test_what_is_not_bytes_changes_nothing(make_engine: Callable[..., Any]) -> None:
+    engine = make_engine()
+    engine.set(b"k", b"v")
+    for verb in (
+        lambda: engine.set("k", b"v"),
+        lambda: engine.set(b"k", "v"),
+        lambda: engine.set(b"k", None),
+        lambda: engine.append(b"k", "v"),
+        lambda: engine.set(bytearray(b"k"), b"v"),
+    ):
+        unchanged(engine, TypeError, verb)
+
+
+def test_a_memtable_is_frozen_when_it_is_full(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    value = b"v" * (MIN_MEMTABLE_SIZE - KEY_OVERHEAD - 41 - 1 - 1)
+    engine.set(b"k", value)
+    engine.commit()
+    assert engine._active.size == MIN_MEMTABLE_SIZE - 1
+    assert not engine._layers.frozen
+    engine.set(b"k", value + b"v")
+    engine.commit()
+    assert len(engine._layers.frozen) == 1
+
+
+def test_a_segment_is_sealed_when_it_is_full(make_engine: Callable[..., Engine]) -> None:
+    """Writing one key again and again fills the log, not the memtable."""
+    engine = make_engine()
+    while not engine._layers.frozen:
+        assert engine._log.position < MIN_MEMTABLE_SIZE
+        engine.set(b"k", b"v" * 1000)
+        engine.commit()
+    assert engine._layers.frozen[0].size < 2000
+
+
+def fill_until_stalled(engine: Engine) -> int:
+    """Writes until writes have to wait; how many bytes that took."""
+    written = 0
+    while not engine.stalled:
+        engine.set(b"k%d" % written, b"v" * 1000)
+        engine.commit()
+        written += 1000
+    return written
+
+
+def test_writes_wait_while_merging_is_behind(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    assert MIN_MEMTABLE_SIZE * 2 < fill_until_stalled(engine) < MIN_MEMTABLE_SIZE * FROZEN_TABLES_MAX
+    assert engine.makes_wait
+    for verb in (
+        lambda: engine.set(b"k", b""),
+        lambda: engine.increment(b"n", 1),
+        lambda: engine.append(b"k", b""),
+        lambda: engine.mset([(b"k", b"")]),
+        lambda: engine.delete(b"k0"),
+        engine.truncate,
+        lambda: engine.merge([(1, b"m", support.record(b"m", b"", support.NOON))], b"x"),
+        lambda: engine.merge_floor(support.version(support.NOON), b"x"),
+    ):
+        unchanged(engine, Stalled, verb, "merging is behind")
+    assert not engine.delete(b"missing")
+    assert engine.get(b"k0") is not None
+    assert not engine.wait_for_room(0.001)
+    engine.absorb_sealed()
+    assert not engine.stalled
+    assert engine.wait_for_room(0)
+    engine.set(b"k", b"")
+
+
+def test_a_row_stops_before_the_first_that_is_refused(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(max_value_size=3)
+    row = [(b"SET", b"a", b"1"), (b"SET", b"b", b"22"), (b"SET", b"c", b"4444"), (b"SET", b"d", b"1")]
+    assert engine.set_row(row) == 2
+    assert engine.set_row([(b"SET", b"", b"1")]) == 0
+    assert engine.set_row([]) == 0
+    assert support.values(engine) == {b"a": b"1", b"b": b"22"}
+
+
+def test_after_closing_nothing_reaches_a_file(make_engine: Callable[..., Engine], tmp_path: Path) -> None:
+    """The number of the log's file may be another file's by then."""
+    engine = make_engine()
+    engine.set(b"k", b"v")
+    engine.close()
+    engine.close()
+    with (tmp_path / "other").open("w+b") as other:
+        engine.set(b"k", b"late")
+        with pytest.raises(StorageFailed, match="Bad file descriptor"):
+            engine.commit()
+        engine.close()
+        assert other.read() == b""

@@ -1,0 +1,229 @@
+"""One engine, many threads: no update is lost, commits are shared, and readers never see half of anything."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import engine_support as support
+import pytest
+from support import wait_until
+
+from merklekv.engine import durable
+from merklekv.engine.engine import Engine
+from merklekv.errors import Stalled, StorageFailed
+
+THREADS = 4
+
+
+def together(*works: Callable[[], None]) -> None:
+    """Runs them at once; what one of them raises is raised here."""
+    with ThreadPoolExecutor(len(works)) as pool:
+        for future in [pool.submit(work) for work in works]:
+            future.result(60)
+
+
+def stored(engine: Engine, verb: Callable[[], object]) -> None:
+    """Does it, waiting while writes are stalled, and commits."""
+    while True:
+        try:
+            verb()
+        except Stalled:
+            engine.wait_for_room(1)
+        else:
+            break
+    engine.commit()
+
+
+@pytest.mark.parametrize("absorb", ["manual", "process"])
+def test_no_increment_is_lost(make_engine: Callable[..., Engine], absorb: str) -> None:
+    engine = make_engine(durability="always", absorb=absorb)
+    totals: list[int] = []
+
+    def count() -> None:
+        for _ in range(100):
+            totals.append(engine.increment(b"n", 1))
+            engine.commit()
+
+    together(*[count] * THREADS)
+    assert sorted(totals) == list(range(1, 100 * THREADS + 1))
+    engine.close()
+    assert make_engine().get(b"n") == b"%d" % (100 * THREADS)
+
+
+def test_what_a_commit_returns_from_is_on_disk(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each thread's own write, whoever's sync it was; and several share one."""
+    engine = make_engine(durability="always")
+    syncs = [0]
+    real = os.fdatasync
+
+    def fdatasync(fd: int) -> None:
+        syncs[0] += 1
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+
+    def write(name: bytes) -> Callable[[], None]:
+        def work() -> None:
+            for number in range(100):
+                engine.set(name, b"%d" % number)
+                with engine.lock:
+                    mark = engine._log.appended
+                engine.commit()
+                assert engine._committed >= mark
+                assert engine._log.synced_lsn > 0
+
+        return work
+
+    together(*[write(b"k%d" % number) for number in range(THREADS)])
+    assert syncs[0] <= 100 * THREADS
+    assert engine._committed == engine._log.appended
+    assert engine._log.synced_lsn == engine._log.end_lsn
+
+
+def test_a_commit_waits_for_what_others_have_written(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader may have seen another's write that is not on disk yet: its commit returns only when it is."""
+    engine = make_engine(durability="always")
+    syncing, go_on = threading.Event(), threading.Event()
+    real = os.fdatasync
+
+    def fdatasync(fd: int) -> None:
+        syncing.set()
+        assert go_on.wait(10)
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    engine.set(b"k", b"v")
+    writer = threading.Thread(target=engine.commit)
+    writer.start()
+    assert syncing.wait(10)
+    assert engine.get(b"k") == b"v"
+    reader = threading.Thread(target=engine.commit)
+    reader.start()
+    reader.join(0.05)
+    assert reader.is_alive()
+    go_on.set()
+    for thread in (writer, reader):
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_an_mset_is_seen_whole_by_who_holds_the_lock(make_engine: Callable[..., Engine]) -> None:
+    """Beside rotations, stalls and merges in the child, in memory and in every frame of the log."""
+    engine = make_engine(absorb="process")
+    done = threading.Event()
+
+    def write() -> None:
+        for number in range(150):
+            value = b"%d" % number * 200
+            stored(engine, lambda value=value: engine.mset([(b"k%d" % key, value) for key in range(5)]))
+        done.set()
+
+    def read() -> None:
+        while not done.is_set():
+            with engine.lock:
+                assert len({engine.get(b"k%d" % key) for key in range(5)}) == 1
+            keys, _ = engine.page()
+            assert len(keys) in (0, 5)
+
+    together(write, read, read)
+    assert engine.get(b"k0") == b"149" * 200
+
+
+def test_writes_and_scans_beside_merging(make_engine: Callable[..., Engine]) -> None:
+    """What is there throughout is found by every scan, whatever else comes and goes."""
+    engine = make_engine(absorb="process")
+    lasting = [b"lasting%02d" % number for number in range(50)]
+    engine.mset([(key, b"x" * 500) for key in lasting])
+    done = threading.Event()
+
+    def write() -> None:
+        for number in range(400):
+            stored(engine, lambda number=number: engine.set(b"m%03d" % (number % 90), b"y" * 1000))
+            if number % 7 == 0:
+                stored(engine, lambda number=number: engine.delete(b"m%03d" % (number % 90)))
+        done.set()
+
+    def scan() -> None:
+        while not done.is_set():
+            found: list[bytes] = []
+            after: bytes | None = b""
+            while after is not None:
+                page, after = engine.page(b"", after, 20)
+                found += page
+            assert found == sorted(set(found))
+            assert set(lasting) <= set(found)
+
+    together(write, scan, scan)
+    wait_until(lambda: not engine._layers.frozen, what="the merge")
+    assert engine._layers.base.absorbed > 0
+
+
+def test_everysec_syncs_by_itself(make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(durable, "SYNC_INTERVAL_S", 0.01)
+    engine = make_engine(durability="everysec")
+    engine.set(b"k", b"v")
+    engine.commit()
+    wait_until(lambda: engine._log.synced_lsn == engine._log.end_lsn, what="the sync")
+
+
+def test_a_sync_that_fails_stops_everything(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel may have dropped the pages: no commit returns any more, no write is taken; reads go on."""
+    engine = make_engine(durability="always")
+    engine.set(b"k", b"v")
+    engine.commit()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", _failing)
+        engine.set(b"k", b"lost")
+        with pytest.raises(StorageFailed, match="cannot sync: Input/output error"):
+            engine.commit()
+    for verb in (engine.commit, lambda: engine.set(b"k", b"w"), engine.truncate, lambda: engine.mset([(b"k", b"")])):
+        with pytest.raises(StorageFailed):
+            verb()
+    assert engine.get(b"k") == b"lost"
+    assert not engine.makes_wait
+
+
+def test_a_sync_in_the_background_that_fails_stops_everything(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durable, "SYNC_INTERVAL_S", 0.01)
+    engine = make_engine(durability="everysec")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", _failing)
+        engine.set(b"k", b"v")
+        engine.commit()
+        wait_until(lambda: engine._failure is not None, what="the failure")
+    with pytest.raises(StorageFailed):
+        engine.commit()
+
+
+def _failing(fd: int) -> None:
+    raise OSError(5, os.strerror(5))
+
+
+def test_a_sync_beside_a_rotation_does_not_testify_for_the_sealed_segment(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(durability="never")
+    engine.set(b"k", b"v")
+    engine.commit()
+    log = engine._log
+    sealed = log.seal()
+    engine._layers.freeze(log.lsn)
+    engine._adopt_active()
+    log.sync()
+    assert log.synced_lsn < sealed.lsn + sealed.end
+    log.finish_sealing(sealed)
+    assert log.synced_lsn == sealed.lsn + sealed.end
+    engine.set(b"k", b"w")
+    engine.commit()
+    log.sync()
+    assert log.synced_lsn == log.end_lsn
+    assert support.values(engine) == {b"k": b"w"}
