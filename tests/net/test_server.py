@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import socket
 import struct
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import FakeServices, Start, StubEngine
+from conftest import Start, StubEngine
 from support import wait_until
-from wire import Wire, encode
+from wire import Wire, encode, readable, replace
 
 from merklekv.engine.engine import Engine
-from merklekv.errors import AddressInUse, AddressUnavailable, DiskFull, Stalled, StorageFailed
+from merklekv.errors import DiskFull, Stalled, StorageFailed
 from merklekv.net.scan import SLICE_KEYS
-from merklekv.net.server import PROTECTED, Server, is_loopback
+from merklekv.net.server import Server
 
 Connect = Callable[..., Wire]
 
@@ -110,10 +109,6 @@ def test_a_client_that_disappears_in_a_long_command_ends_it(server: Server, engi
     wait_until(lambda: stages == ["began", "ended"])
 
 
-def replace(server: Server, name: bytes, handler: Any) -> None:
-    server._context.commands.resp[name].handler = handler
-
-
 def test_an_error_that_should_not_happen_ends_one_connection_only(
     server: Server, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -150,17 +145,6 @@ def test_no_reply_leaves_before_the_commit(stub: StubEngine, start: Start, conne
     leave.set()
     assert wire.read(5 + 7) == b"+OK\r\n$1\r\nv\r\n"
     assert stub.commits[-1] == {b"k": b"v"}
-
-
-def readable(wire: Wire) -> bool:
-    wire.socket.setblocking(False)
-    try:
-        wire.socket.recv(1, socket.MSG_PEEK)
-    except BlockingIOError:
-        return False
-    finally:
-        wire.socket.settimeout(20)
-    return True
 
 
 def test_requests_of_a_round_share_a_commit(stub: StubEngine, start: Start, connect: Connect) -> None:
@@ -297,167 +281,3 @@ def test_commands_over_many_keys_give_way(many_keys: int, connect: Connect) -> N
     assert wire.call("MGET", *keys, "none") == b"*%d\r\n" % (len(keys) + 1) + b"$1\r\nv\r\n" * len(keys) + b"$-1\r\n"
     assert wire.call("DEL", *keys, "none") == b":%d\r\n" % len(keys)
     assert wire.call("DBSIZE") == b":%d\r\n" % (many_keys - len(keys))
-
-
-# -- starting and stopping ---------------------------------------------------------------------------------------------
-
-
-def test_stop_answers_what_was_received(start: Start, connect: Connect) -> None:
-    server = start()
-    under_way, finish = threading.Event(), threading.Event()
-
-    def long(session: Any, request: Any) -> Generator[Callable[[], bool], None, bytes]:
-        under_way.set()
-        yield finish.is_set
-        return b"+done\r\n"
-
-    replace(server, b"ECHO", long)
-    idle, busy = connect(server), connect(server)
-    assert idle.ask("PING") == "PONG"
-    busy.send(encode("ECHO", "x") + encode("SET", "last", "v"))
-    assert under_way.wait(20)
-    stopping = threading.Thread(target=server.stop, args=(20,))
-    stopping.start()
-    assert idle.rest() == b""
-    assert not readable(busy)
-    finish.set()
-    assert busy.rest() == b"+done\r\n+OK\r\n"
-    stopping.join()
-    with pytest.raises(ConnectionRefusedError):
-        connect(server)
-
-
-def test_shutdown_by_a_client_that_is_gone_before_the_reply(
-    server: Server, connect: Connect, services: FakeServices, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken_pipe(data: bytes) -> int:
-        raise BrokenPipeError(32, "Broken pipe")
-
-    wire = connect()
-    assert wire.ask("PING") == "PONG"
-    monkeypatch.setattr(server._sessions()[0], "send", broken_pipe)
-    wire.send(b"SHUTDOWN\n")
-    assert wire.rest() == b""
-    assert services.stops == 1
-
-
-def test_stop_does_not_wait_for_ever(start: Start, connect: Connect, services: FakeServices) -> None:
-    never = threading.Event()
-    services.sync_with = lambda: never.wait(30) and None
-    server = start()
-    wire = connect(server)
-    wire.send(b"SYNC other 1\n")
-    wait_until(lambda: services.asked)
-    server.stop(deadline_s=0.2)
-    assert wire.rest() == b""
-    assert not server._workers
-    never.set()
-
-
-def test_stop_leaves_no_file_open(start: Start, connect: Connect) -> None:
-    server = start(threads=2)
-    wire = connect(server)
-    assert wire.ask("PING") == "PONG"
-    server.stop()
-    del server
-    gc.collect()  # an open socket left behind would be a ResourceWarning, and so a failure
-
-
-def test_stop_of_a_server_that_was_never_started(engine: Engine) -> None:
-    server = Server(engine)
-    server.stop()
-    assert server._listener is None
-
-
-def test_an_address_in_use(start: Start) -> None:
-    taken = start().address  # type: ignore[attr-defined]
-    with pytest.raises(AddressInUse, match=f"port {taken[1]} of 127.0.0.1 is in use"):
-        start(port=taken[1])
-
-
-@pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
-def test_an_address_that_is_not_here(start: Start, host: str) -> None:
-    with pytest.raises(AddressUnavailable, match=f"cannot listen on {host}:0: "):
-        start(host=host)
-
-
-def test_ipv6(start: Start, connect: Connect) -> None:
-    if not has_ipv6():
-        pytest.skip("no IPv6 here")
-    server = start(host="::1")
-    wire = connect(server)
-    assert wire.ask("PING") == "PONG"
-    wire.ask("CLIENT LIST")
-    assert b"addr=[::1]:" in wire.line()
-
-
-def has_ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6) as probe:
-            probe.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
-
-
-# -- protected mode ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("address", "loopback"),
-    [
-        ("127.0.0.1", True),
-        ("127.9.9.9", True),
-        ("::1", True),
-        ("::ffff:127.0.0.1", True),
-        ("::ffff:10.0.0.1", False),
-        ("10.0.0.1", False),
-        ("192.0.2.1", False),
-        ("fe80::1%eth0", False),
-        ("0.0.0.0", False),
-    ],
-)
-def test_loopback(address: str, loopback: bool) -> None:
-    assert is_loopback(address) is loopback
-
-
-@pytest.fixture
-def pretend_remote(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("merklekv.net.server.is_loopback", lambda host: False)
-
-
-@pytest.mark.usefixtures("pretend_remote")
-def test_a_client_from_elsewhere_is_told_how_to_allow_it(server: Server, connect: Connect) -> None:
-    assert "--allow-remote" in PROTECTED
-    wire = connect()
-    wire.send(b"GET k\n")
-    assert wire.rest() == b"ERROR %b\r\n" % PROTECTED.encode()
-    wire = connect()
-    wire.send(encode("SET", "k", "v"))
-    assert wire.rest() == b"-ERR %b\r\n" % PROTECTED.encode()
-    assert server._context.engine.get(b"k") is None
-
-
-@pytest.mark.usefixtures("pretend_remote")
-def test_unless_remote_clients_are_allowed(start: Start, connect: Connect) -> None:
-    assert connect(start(allow_remote=True)).ask("PING") == "PONG"
-
-
-def test_a_client_from_another_address_of_this_machine(start: Start) -> None:
-    address = outward_address()
-    if address is None:
-        pytest.skip("this machine has the loopback only")
-    server = start(host="0.0.0.0")
-    with Wire((address, server.address[1])) as wire:  # type: ignore[attr-defined]
-        wire.send(b"PING\n")
-        assert wire.rest() == b"ERROR %b\r\n" % PROTECTED.encode()
-
-
-def outward_address() -> str | None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing
-        except OSError:
-            return None
-        address: str = probe.getsockname()[0]
-    return None if is_loopback(address) else address

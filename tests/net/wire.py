@@ -91,3 +91,20 @@ def feed_every_way(make: Callable[[], Any], data: bytes, trailing: bytes) -> lis
 
 def feed(parser: Any, chunks: Sequence[bytes]) -> list[list[bytes]]:
     return [list(request) for chunk in chunks for request in parser.feed(chunk)]
+
+
+def readable(wire: Wire) -> bool:
+    """Whether the server has sent something that was not read yet."""
+    wire.socket.setblocking(False)
+    try:
+        wire.socket.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    finally:
+        wire.socket.settimeout(TIMEOUT_S)
+    return True
+
+
+def replace(server: Any, name: bytes, handler: Any) -> None:
+    """Lets `handler` run a RESP command of this server."""
+    server._context.commands.resp[name].handler = handler
