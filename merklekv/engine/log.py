@@ -222,6 +222,13 @@ def _cut(directory: Path, path: Path, end: int, following: list[int]) -> None:
     sync_directory(directory)
 
 
+def write_whole(fd: int, data: bytes, position: int) -> None:
+    """Writes all of it: a single write may be cut short."""
+    written = os.pwrite(fd, data, position)
+    while written < len(data):
+        written += os.pwrite(fd, data[written:], position + written)
+
+
 def sync_file(path: Path) -> None:
     """Makes a file's contents and size durable.  Raises StorageFailed."""
     fd = os.open(path, os.O_RDWR)
@@ -314,9 +321,7 @@ class Log:
     def write(self, position: int, frame: bytes) -> None:
         """Puts a frame into the file.  Raises StorageFailed: its room was reserved, so nothing may go wrong."""
         try:
-            written = os.pwrite(self._fd, frame, position)
-            while written < len(frame):
-                written += os.pwrite(self._fd, frame[written:], position + written)
+            write_whole(self._fd, frame, position)
         except OSError as error:
             raise StorageFailed(f"{self._path}: cannot write: {error.strerror}") from error
         self.written_lsn = self.lsn + position + len(frame)
@@ -384,7 +389,7 @@ class Log:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
             try:
-                os.pwrite(fd, head + xxh3_64_intdigest(head).to_bytes(8, "big"), 0)
+                write_whole(fd, head + xxh3_64_intdigest(head).to_bytes(8, "big"), 0)
                 os.fsync(fd)
                 sync_directory(self.directory)
             except OSError:
