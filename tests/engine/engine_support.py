@@ -38,20 +38,23 @@ class Watched:
     """The engines that were opened since."""
 
     def __init__(self) -> None:
-        self.engines: list[Engine] = []
+        self.engines: list[Engine] = []  # those that are open
+        self.paths: set[Path] = set()  # of all of them
         self.damaged: set[Path] = set()
+
+    def add(self, engine: Engine) -> None:
+        """Remembers it; lets go of those that are closed."""
+        self.engines = [other for other in self.engines if not other._closing.is_set()] + [engine]
+        self.paths.add(engine.directory.path)
 
     def check(self) -> None:
         """Closes what is open; every engine and every directory has to be sound."""
-        paths = {}
         for engine in self.engines:
-            path = engine.directory.path
-            if not engine._closing.is_set() and path not in self.damaged:
+            if not engine._closing.is_set() and engine.directory.path not in self.damaged:
                 assert check_engine(engine) == []
                 engine.close()
-            paths[path] = None
-        for path in paths:
-            if path.exists() and path not in self.damaged:
+        for path in sorted(self.paths - self.damaged):
+            if path.exists():
                 assert check_directory(path) == []
 
     def close(self) -> None:
@@ -75,7 +78,7 @@ def watching() -> Iterator[Watched]:
 
     def init(engine: Engine, *args: Any, **options: Any) -> None:
         real(engine, *args, **options)
-        watched.engines.append(engine)
+        watched.add(engine)
 
     Engine.__init__ = init  # type: ignore[method-assign]
     try:
@@ -117,7 +120,6 @@ def engine_in(path: Path, **options: Any) -> Iterator[Engine]:
         assert check_engine(engine) == []
     finally:
         engine.close()
-        _watched.engines.remove(engine)
     assert check_directory(path) == []
 
 
