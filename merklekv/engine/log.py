@@ -132,7 +132,7 @@ class Segment:
     def is_blank(self, position: int) -> bool:
         """Whether only reserved room (zeros) lies behind `position`."""
         data, step = self.data, 1 << 20
-        return not any(any(data[at : min(at + step, self.size)]) for at in range(position, self.size, step))
+        return not any(data[at : at + step].strip(b"\0") for at in range(position, self.size, step))
 
     def testified(self, position: int) -> int:
         """The largest LSN that any whole frame behind `position` claims as synced, 0 without such a frame."""
