@@ -137,7 +137,7 @@ class State:
         """Gives a key a new record: `made`, which came from elsewhere, or one made here of value and flags.
 
         The one place where data changes: log entry, memtable, leaf and counters.  What can fail comes first.  It is the
-        hot path of all writes, so it calls as little as it can, and repeats what `_account` does and `make_record`.
+        hot path of all writes, so it calls as little as it can, and spells out `make_record` and `term_of`.
         """
         if self.stalled:
             self._require_writable()
@@ -197,24 +197,6 @@ class State:
                 raise self._failure
             raise self._disk_full or Stalled("merging is behind, writes wait for it")
 
-    def _account(self, key: bytes, old: bytes | None, new: bytes) -> None:
-        """Moves the leaf and the counters of a key from one record to another."""
-        bucket = xxh3_64_intdigest(key) >> 48
-        tree = self._tree
-        tree.dirty.add(bucket >> 8)
-        if old is None:
-            tree.leaves[bucket] += term_of(new)
-            if new[FLAGS_AT] & TOMBSTONE:
-                self.dead_count += 1
-            else:
-                self.live_count += 1
-            return
-        tree.leaves[bucket] += term_of(new) - term_of(old)
-        if old[FLAGS_AT] != new[FLAGS_AT]:
-            change = 1 if old[FLAGS_AT] & TOMBSTONE else -1
-            self.live_count += change
-            self.dead_count -= change
-
     def _raise_floor(self, op: int, floor: bytes) -> None:
         self._make_room(ENTRY.size + VERSION_SIZE)
         self._log_entry(_entry(op, 0, VERSION_SIZE) + floor)
@@ -241,10 +223,24 @@ class State:
         base_is_dead = base.newest < layers.floor
         self.root_ready = base_is_dead or base.floor == layers.floor
         self._tree = MerkleTree(None if base_is_dead else base.leaves())
-        self.live_count = 0 if base_is_dead else base.live
-        self.dead_count = 0 if base_is_dead else base.dead
+        leaves = self._tree.leaves
+        live, dead = (0, 0) if base_is_dead else (base.live, base.dead)
+        of_base = layers.base_record
         for key, record in layers.overlay().items():
-            self._account(key, layers.base_record(key), record)
+            term = int.from_bytes(record[DIGEST_AT:VALUE_AT], "big") << 64 | 1
+            if record[FLAGS_AT] & TOMBSTONE:
+                dead += 1
+            else:
+                live += 1
+            hidden = of_base(key)
+            if hidden is not None:
+                term -= term_of(hidden)
+                if hidden[FLAGS_AT] & TOMBSTONE:
+                    dead -= 1
+                else:
+                    live -= 1
+            leaves[xxh3_64_intdigest(key) >> 48] += term
+        self.live_count, self.dead_count = live, dead
         self._adopt_active()
 
     def _adopt_active(self) -> None:
