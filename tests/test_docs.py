@@ -21,7 +21,9 @@ from merklekv.node import limits_of
 from merklekv.settings import Settings, declarations
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tests/**/*.md")])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(page for part in ("docs", "tests", "benchmarks") for page in ROOT.glob(f"{part}/**/*.md"))]
+)
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
 CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
 
