@@ -256,6 +256,7 @@ class Sealed:
     lsn: int
     end: int
     fd: int
+    synced: bool  # all its frames were, when it was sealed
 
 
 class Log:
@@ -349,10 +350,10 @@ class Log:
 
         Raises DiskFull, with the old segment still in use.
         """
-        sealed = Sealed(self.lsn, self.position, self._fd)
+        sealed = Sealed(self.lsn, self.position, self._fd, self.synced_lsn >= self.end_lsn)
         with self._turning:
             self._open_segment(self.lsn + self.position)
-            self._unfinished += 1
+            self._unfinished += not sealed.synced
         return sealed
 
     def finish_sealing(self, sealed: Sealed) -> None:
@@ -366,7 +367,7 @@ class Log:
         finally:
             os.close(sealed.fd)
         with self._turning:
-            self._unfinished -= 1
+            self._unfinished -= not sealed.synced
             if not self._unfinished:
                 self.synced_lsn = max(self.synced_lsn, sealed.lsn + sealed.end)
 
