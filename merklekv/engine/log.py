@@ -38,10 +38,11 @@ from merklekv.engine.format import (
     SEGMENT_MAGIC,
     frame_checksum,
 )
-from merklekv.errors import Corruption, DiskFull, FormatTooNew, StorageFailed
+from merklekv.errors import Corruption, DiskFull, FormatTooNew, InvalidArgument, StorageFailed
 
 log = logging.getLogger(__name__)
 
+PAYLOAD_SIZE_MAX: Final = (1 << 32) - 1  # what a frame's 4-byte length can say
 RESERVE_STEP: Final = 4 << 20  # bytes reserved ahead of the writes
 NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ENTRY_SIZE: Final = ENTRY.size
@@ -290,6 +291,8 @@ class Log:
 
     def reserve(self, size: int) -> None:
         """Makes room for `size` bytes of entries in the next frame, or raises DiskFull."""
+        if size > PAYLOAD_SIZE_MAX:
+            raise InvalidArgument(f"{size} bytes in one commit: at most {PAYLOAD_SIZE_MAX}; commit more often")
         needed = self.position + FRAME_HEADER.size + size
         for target in (max(needed, self._reserved + RESERVE_STEP), needed):
             try:
