@@ -133,9 +133,9 @@ class Durable(State):
         self._closing.set()
         if self._syncer.is_alive():
             self._syncer.join()
-        if self._merger is not None:
-            self._merger.stop()
         try:
+            if self._merger is not None:
+                self._merger.stop()
             with self._commit_lock:
                 if self._failure is None:
                     self._flush()
