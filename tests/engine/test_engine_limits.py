@@ -9,6 +9,7 @@ from typing import Any
 import engine_support as support
 import pytest
 
+from merklekv.engine import log as log_module
 from merklekv.engine.durable import FROZEN_TABLES_MAX, MIN_MEMTABLE_SIZE
 from merklekv.engine.engine import INT64_MAX, INT64_MIN, NUMBER_DIGITS_MAX, Engine
 from merklekv.engine.format import MAX_KEY_SIZE, MAX_VALUE_SIZE_LIMIT
@@ -233,6 +234,19 @@ def test_a_row_stops_before_the_first_that_is_refused(make_engine: Callable[...,
     assert engine.set_row([(b"SET", b"", b"1")]) == 0
     assert engine.set_row([]) == 0
     assert support.values(engine) == {b"a": b"1", b"b": b"22"}
+
+
+def test_what_one_commit_can_hold(make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame says its length in 4 bytes; the limit is tried here at a size that fits into memory."""
+    assert log_module.PAYLOAD_SIZE_MAX == 2**32 - 1
+    monkeypatch.setattr(log_module, "PAYLOAD_SIZE_MAX", 1000)
+    engine = make_engine()
+    size = 1000 - 7 - 1 - 41
+    unchanged(engine, InvalidArgument, lambda: engine.set(b"k", b"v" * (size + 1)), "1001 bytes in one commit: at most")
+    unchanged(engine, InvalidArgument, lambda: engine.mset([(b"k", b"v" * 475)] * 2), "1048 bytes in one commit")
+    engine.set(b"k", b"v" * size)
+    engine.commit()
+    assert engine.get(b"k") == b"v" * size
 
 
 def test_after_closing_nothing_reaches_a_file(make_engine: Callable[..., Engine], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from support import wait_until
 
 from merklekv.engine import durable
 from merklekv.engine.engine import Engine
+from merklekv.engine.log import Sealed
 from merklekv.errors import Stalled, StorageFailed
 
 THREADS = 4
@@ -210,14 +211,20 @@ def _failing(fd: int) -> None:
     raise OSError(5, os.strerror(5))
 
 
-def test_a_sync_beside_a_rotation_does_not_testify_for_the_sealed_segment(make_engine: Callable[..., Engine]) -> None:
-    engine = make_engine(durability="never")
+def sealed_but_not_finished(engine: Engine) -> Sealed:
+    """A rotation as far as the commit path goes; the rest is the merger's."""
     engine.set(b"k", b"v")
     engine.commit()
-    log = engine._log
-    sealed = log.seal()
-    engine._layers.freeze(log.lsn)
+    sealed = engine._log.seal()
+    engine._layers.freeze(engine._log.lsn)
     engine._adopt_active()
+    return sealed
+
+
+def test_a_sync_beside_a_rotation_does_not_testify_for_the_sealed_segment(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(durability="never")
+    sealed = sealed_but_not_finished(engine)
+    log = engine._log
     log.sync()
     assert log.synced_lsn < sealed.lsn + sealed.end
     log.finish_sealing(sealed)
@@ -227,3 +234,26 @@ def test_a_sync_beside_a_rotation_does_not_testify_for_the_sealed_segment(make_e
     log.sync()
     assert log.synced_lsn == log.end_lsn
     assert support.values(engine) == {b"k": b"w"}
+
+
+def test_what_was_synced_before_it_was_sealed_holds_up_no_testimony(make_engine: Callable[..., Engine]) -> None:
+    """The merger may be busy for long, or wait for room on disk."""
+    engine = make_engine(durability="always")
+    sealed = sealed_but_not_finished(engine)
+    engine.set(b"k", b"w")
+    engine.commit()
+    assert engine._log.synced_lsn == engine._log.end_lsn
+    engine._log.finish_sealing(sealed)
+    assert engine._log.synced_lsn == engine._log.end_lsn
+
+
+def test_closing_lets_the_directory_go_when_the_last_sync_fails(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(durability="never")
+    engine.set(b"k", b"v")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", _failing)
+        with pytest.raises(StorageFailed, match="cannot sync"):
+            engine.close()
+    assert make_engine().get(b"k") == b"v"
