@@ -1,11 +1,11 @@
 """Dumps as CBOR (RFC 8949), for programs: a sequence of data items (RFC 8742), compact and binary-safe.
 
-    55799({"merklekv_dump": 1, "prefix": bytes, "floor": bytes or null})
+    55799({"merklekv_dump": 1, "prefix": bytes})
     [key, version, tombstone, digest, value]
-    {"end": true, "records": count, "floor": bytes or null}
+    {"end": true, "records": count, "floor": bytes or null, "checksum": bytes}
 
-The tag makes the file begin with d9 d9 f7. Key and value are bytes, version and floor 24 of them, the digest 16; the
-tombstone is a truth value.
+The tag makes the file begin with d9 d9 f7. Version and floor are 24 bytes, digest and checksum 16, the tombstone
+is a truth value.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Cbor:
     """See `dumps.Format`."""
 
     def head(self, head: Head) -> bytes:
-        fields = {MARK: DUMP_VERSION, "prefix": head.prefix, "floor": head.floor}
+        fields = {MARK: DUMP_VERSION, "prefix": head.prefix}
         return cbor2.dumps(cbor2.CBORTag(SELF_DESCRIBED, fields))
 
     def record(self, key: bytes, record: bytes) -> bytes:
@@ -36,7 +36,9 @@ class Cbor:
         )
 
     def end(self, end: End) -> bytes:
-        return cbor2.dumps({"end": True, "records": end.records, "floor": end.floor})
+        return cbor2.dumps(
+            {"end": True, "records": end.records, "floor": end.floor, "checksum": end.checksum},
+        )
 
     def read(self, file: BinaryIO) -> Iterator[tuple[str, Item]]:
         counted = _Counted(file)
@@ -83,10 +85,10 @@ def _item(item: Any) -> Item:
     if MARK in item:
         if item[MARK] != DUMP_VERSION:
             raise ValueError(f"a dump of version {item[MARK]!r}: this release reads {DUMP_VERSION}")
-        return Head(_bytes(item["prefix"]), _floor(item["floor"]))
+        return Head(_bytes(item["prefix"]))
     if item["end"] is not True or not isinstance(item["records"], int):
         raise ValueError("an end that is none")
-    return End(item["records"], _floor(item["floor"]))
+    return End(item["records"], _floor(item["floor"]), _bytes(item["checksum"]))
 
 
 def _pair(item: list[Any]) -> Pair:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import Annotated, Final, Literal
 
 import typer
 
 from merklekv.errors import InvalidArgument
-from merklekv_tool.output import STDIO, AsJson, PlaceName, Update, note, progress, say_json, written
-
-if TYPE_CHECKING:
-    from merklekv_tool.dumps import Writer
-    from merklekv_tool.places import Place
+from merklekv_tool.output import STDIO, AsJson, PlaceName, note, progress, say_json, written
 
 EXAMPLES: Final = """
 Examples:
@@ -46,8 +42,13 @@ def dump(
         raise InvalidArgument("CBOR is not for a terminal: give --output FILE, or pipe it somewhere")
     began = time.monotonic()
     with places.opened(place) as there, written(output) as file, progress(f"dump {there.name}") as update:
-        writer = dumps.Writer(file, dumps.format_named(form))
-        write(there, writer, os.fsencode(prefix), update)
+        start = os.fsencode(prefix)
+        writer = dumps.Writer(file, dumps.format_named(form), start)
+        total = 0 if prefix else there.count()
+        for page in there.pages(start):
+            writer.page(page)
+            update(writer.records, total)
+        writer.end(None if prefix else there.floor())
     summary = {
         "place": there.name,
         "records": writer.records,
@@ -59,15 +60,3 @@ def dump(
         say_json(summary, to_stderr=output == STDIO)
     else:
         note(f"{writer.records} records, {writer.tombstones} of them deleted keys, {writer.size} bytes")
-
-
-def write(there: Place, writer: Writer, prefix: bytes, update: Update) -> None:
-    """A whole dump of a place."""
-    from merklekv_tool.dumps import Head
-
-    total = 0 if prefix else there.count()
-    writer.head(Head(prefix, None if prefix else there.floor()))
-    for page in there.pages(prefix):
-        writer.page(page)
-        update(writer.records, total)
-    writer.end(None if prefix else there.floor())

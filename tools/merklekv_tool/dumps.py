@@ -1,24 +1,27 @@
-"""What a dump is: a head, a record for each key in key order (deleted keys too), and an end with the count.
+"""What a dump is: a head, a record for each key in key order (deleted keys too), and an end.
 
-    head     format version, prefix, floor       the floor is the version below which every record is dead
+    head     version of the dump's format, prefix
     record   key, version, tombstone, digest, value
-    end      count of records, floor
+    end      count of records, floor, checksum
 
 It comes as JSON lines (`jsonl`) and as CBOR (`cbor`), which hold the same and are told apart by their first byte.
 Nothing in it depends on when or where it was made, so nodes that agree give dumps that are equal byte by byte.
 
-A dump is whole or it is not taken for whole: the end tells a dump that was cut short, and each record's digest one that
-was damaged or edited.  A dump under a prefix has no floor, since loading one would reach beyond the prefix.  The floor
-stands at both ends: a running node may have been truncated in between, and merging the later floor settles it.
+A dump that was cut short lacks its end; one that was damaged or edited fails a record's digest, or the checksum:
+XXH3-128 over prefix, the records' digests in order, and floor.  The floor, the version below which every record is
+dead, stands at the end because a running node may be truncated while it is dumped, and because a loader may act on it
+only when the checksum has held.  A dump under a prefix has none, since loading it would reach beyond the prefix.
 
 Reading and writing stream: in memory are one page of records, or one record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Final, Literal, Protocol
+
+from xxhash import xxh3_128
 
 from merklekv.engine.format import (
     DIGEST_AT,
@@ -41,18 +44,18 @@ Pair = tuple[bytes, bytes]
 
 @dataclass(frozen=True)
 class Head:
-    """How a dump begins.  `floor` is 24 bytes, None under a prefix."""
+    """How a dump begins."""
 
     prefix: bytes
-    floor: bytes | None
 
 
 @dataclass(frozen=True)
 class End:
-    """How a dump ends."""
+    """How a dump ends.  `floor` is 24 bytes, None under a prefix."""
 
     records: int
     floor: bytes | None
+    checksum: bytes
 
 
 Item = Head | Pair | End
@@ -105,28 +108,44 @@ def build_record(key: bytes, version: bytes, tombstone: bool, digest: bytes, val
     return record
 
 
-class Writer:
-    """Writes one dump.  `size` and `records` count what was written."""
+class Checksum:
+    """Of a dump, whatever its format."""
 
-    def __init__(self, file: BinaryIO, form: Format) -> None:
+    def __init__(self, head: Head) -> None:
+        self._hash = xxh3_128(len(head.prefix).to_bytes(8, "big") + head.prefix)
+
+    def add(self, record: bytes) -> None:
+        self._hash.update(record[DIGEST_AT:VALUE_AT])
+
+    def end(self, floor: bytes | None) -> bytes:
+        self._hash.update(floor or b"")
+        return self._hash.digest()
+
+
+class Writer:
+    """Writes one dump: `page` after page, then `end`.  `size` and `records` count what was written."""
+
+    def __init__(self, file: BinaryIO, form: Format, prefix: bytes) -> None:
         self.records = 0
         self.tombstones = 0
         self.size = 0
         self._file = file
         self._form = form
+        head = Head(prefix)
+        self._checksum = Checksum(head)
+        self._write(form.head(head))
 
-    def head(self, head: Head) -> None:
-        self._write(self._form.head(head))
-
-    def page(self, pairs: Iterable[Pair]) -> None:
+    def page(self, pairs: list[Pair]) -> None:
         encode = self._form.record
         encoded = [encode(key, record) for key, record in pairs]
+        for _, record in pairs:
+            self._checksum.add(record)
+            self.tombstones += record[FLAGS_AT]
         self.records += len(encoded)
-        self.tombstones += sum(record[FLAGS_AT] for _, record in pairs)
         self._write(b"".join(encoded))
 
     def end(self, floor: bytes | None) -> None:
-        self._write(self._form.end(End(self.records, floor)))
+        self._write(self._form.end(End(self.records, floor, self._checksum.end(floor))))
         self._file.flush()
 
     def _write(self, data: bytes) -> None:
@@ -135,7 +154,10 @@ class Writer:
 
 
 class Reader:
-    """Reads one dump: `head`, then the records by iterating, then `floor`.  Raises DumpError with file and position."""
+    """Reads one dump: its records by iterating, then `floor`, which is known when they are read.
+
+    Raises DumpError with file and position.
+    """
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._name = name
@@ -147,8 +169,8 @@ class Reader:
         self._where, head = self._next()
         if not isinstance(head, Head):
             raise self._problem("not a dump of merklekv-tool: it does not begin with a head")
-        self.head = head
-        self.floor = head.floor
+        self._checksum = Checksum(head)
+        self.floor: bytes | None = None
         self.records = 0
 
     def __iter__(self) -> Iterator[Pair]:
@@ -159,16 +181,19 @@ class Reader:
             if isinstance(item, End):
                 self._finish(item)
                 return
+            self._checksum.add(item[1])
             self.records += 1
             yield item
 
     def _finish(self, end: End) -> None:
         if end.records != self.records:
             raise self._problem(f"the end tells of {end.records} records, but there are {self.records} before it")
-        self.floor = end.floor
+        if end.checksum != self._checksum.end(end.floor):
+            raise self._problem("the checksum does not match: the dump was damaged or edited")
         for where, _ in self._items:
             self._where = where
             raise self._problem("something follows the end of the dump")
+        self.floor = end.floor
 
     def _next(self) -> tuple[str, Item]:
         try:

@@ -1,10 +1,10 @@
 """Dumps as JSON lines: one object a line, for people, `jq` and `diff`.
 
-    {"merklekv_dump":1,"prefix":"","floor":"0-00000000000000000000000000000000"}
+    {"merklekv_dump":1,"prefix":""}
     {"key":"user:1","version":"1700000000000000000-4f6c...","digest":"9a3e...","value":"text"}
     {"key_base64":"/wA=","version":"...","digest":"...","value_base64":"AAEC"}
     {"key":"gone","version":"...","digest":"...","tombstone":true}
-    {"end":true,"records":3,"floor":"..."}
+    {"end":true,"records":3,"floor":"0-00000000000000000000000000000000","checksum":"5b1f..."}
 
 Bytes that are valid UTF-8 are text; others are base64 in a field with that ending.  Versions are the timestamp in
 nanoseconds and the op id in hex.  A tombstone has no value.  Text is UTF-8, not escaped beyond what JSON demands.
@@ -31,7 +31,7 @@ class JsonLines:
     """See `dumps.Format`."""
 
     def head(self, head: Head) -> bytes:
-        return _line({MARK: DUMP_VERSION, **_field("prefix", head.prefix), "floor": _show(head.floor)})
+        return _line({MARK: DUMP_VERSION, **_field("prefix", head.prefix)})
 
     def record(self, key: bytes, record: bytes) -> bytes:
         fields = _field("key", key)
@@ -44,7 +44,8 @@ class JsonLines:
         return _line(fields)
 
     def end(self, end: End) -> bytes:
-        return _line({"end": True, "records": end.records, "floor": _show(end.floor)})
+        floor = None if end.floor is None else show_version(end.floor)
+        return _line({"end": True, "records": end.records, "floor": floor, "checksum": end.checksum.hex()})
 
     def read(self, file: BinaryIO) -> Iterator[tuple[str, Item]]:
         for number, line in enumerate(file, 1):
@@ -68,10 +69,6 @@ def _field(name: str, data: bytes) -> dict[str, object]:
         return {f"{name}_base64": base64.b64encode(data).decode()}
 
 
-def _show(floor: bytes | None) -> str | None:
-    return None if floor is None else show_version(floor)
-
-
 def _item(line: bytes) -> Item:
     if not line.endswith(b"\n"):
         raise ValueError("the line is cut short")
@@ -81,12 +78,12 @@ def _item(line: bytes) -> Item:
     if MARK in fields:
         if fields[MARK] != DUMP_VERSION:
             raise ValueError(f"a dump of version {fields[MARK]!r}: this release reads {DUMP_VERSION}")
-        return Head(_data(fields, "prefix"), _floor(fields))
+        return Head(_data(fields, "prefix"))
     if "end" in fields:
         records = fields["records"]
         if not isinstance(records, int):
             raise ValueError("`records` is not a number")
-        return End(records, _floor(fields))
+        return End(records, _floor(fields), _hex(fields["checksum"]))
     return _pair(fields)
 
 

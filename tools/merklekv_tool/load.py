@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Final
 import typer
 
 from merklekv_tool.output import AsJson, PlaceName, Update, note, progress, readable, say, say_json
-from merklekv_tool.statuses import EXIT_REFUSED
+from merklekv_tool.statuses import EXIT_REFUSED, DumpError
 
 if TYPE_CHECKING:
     from merklekv_tool.dumps import Reader
@@ -54,9 +54,12 @@ def load(
     began = time.monotonic()
     with readable(dump_file) as (file, size):
         reader = dumps.Reader(file, dump_file)
-        with places.opened(place, may_be_new=True) as there, progress(f"load {there.name}", of_bytes=True) as update:
+        with places.opened(place, to_load=True) as there, progress(f"load {there.name}", of_bytes=True) as update:
             loader = Loader(there)
-            read(reader, there, loader, file, size, update)
+            try:
+                read(reader, there, loader, file, size, update)
+            except DumpError as error:
+                raise DumpError(f"{error}; {loader.applied} records before that were taken in") from error
     summary: dict[str, object] = {
         "place": there.name,
         "records": reader.records,
@@ -80,8 +83,6 @@ def read(reader: Reader, there: Place, loader: Loader, file: BinaryIO, size: int
 
     batch: list[Pair] = []
     batch_bytes = 0
-    if reader.head.floor is not None:
-        there.merge_floor(reader.head.floor)
     for key, record in reader:
         batch.append((key, record))
         batch_bytes += len(key) + len(record)

@@ -51,9 +51,6 @@ class Place(Protocol):
     def floor(self) -> bytes:
         """The version (24 bytes) below which every record is dead."""
 
-    def root(self) -> bytes:
-        """The Merkle root, 32 bytes."""
-
     def pages(self, prefix: bytes = b"") -> Iterator[list[Pair]]:
         """All (key, record) with a prefix, in key order, tombstones too."""
 
@@ -78,10 +75,10 @@ def address_of(place: str) -> tuple[str, int] | None:
 
 
 @contextlib.contextmanager
-def opened(place: str, may_be_new: bool = False) -> Iterator[Place]:
-    """The place that a person named as DIR or HOST:PORT. `may_be_new`: a directory is made when it is missing."""
+def opened(place: str, to_load: bool = False) -> Iterator[Place]:
+    """The place that a person named as DIR or HOST:PORT. `to_load`: a directory is made when it is missing."""
     address = address_of(place)
-    there: Place = Node(*address) if address else Directory(require_directory(place, may_be_new))
+    there: Place = Node(*address) if address else Directory(require_directory(place, to_load), to_load)
     try:
         yield there
     finally:
@@ -99,21 +96,18 @@ def require_directory(place: str, may_be_new: bool = False) -> Path:
 
 
 class Directory:
-    """A data directory that no process has open."""
+    """A data directory that no process has open. Opening it repairs what a start of the node would repair."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, to_load: bool) -> None:
         self.name = str(path)
-        # What is merged here is made durable once, by `close`.
-        self._engine = Engine(path, durability="never")
+        # What is loaded is made durable once, by `close`.
+        self._engine = Engine(path, durability="never", absorb="process" if to_load else "manual")
 
     def count(self) -> int:
         return self._engine.live_count + self._engine.dead_count
 
     def floor(self) -> bytes:
         return self._engine.floor
-
-    def root(self) -> bytes:
-        return self._engine.root()
 
     def pages(self, prefix: bytes = b"") -> Iterator[list[Pair]]:
         after: bytes | None = b""
@@ -154,6 +148,7 @@ class Node:
         return self._bytes(b"FLOOR")
 
     def root(self) -> bytes:
+        """The Merkle root, 32 bytes."""
         return bytes.fromhex(self._bytes(b"HASH").decode())
 
     def pages(self, prefix: bytes = b"") -> Iterator[list[Pair]]:
