@@ -60,8 +60,8 @@ class Figure:
 
     @property
     def share(self) -> float:
-        """The value as a multiple of the bound."""
-        return self.value / self.bound
+        """How much of what the bound allows is used up; above 1 it is not kept."""
+        return self.bound / self.value if self.at_least else self.value / self.bound
 
 
 def fill(server: Server, keys: int) -> None:

@@ -112,14 +112,15 @@ def _plot_ratios(ax: Axes, figures: list[Figure]) -> None:
         ax.plot([figure.bound, figure.bound], [at - 0.4, at + 0.4], "k-", linewidth=2)
     ax.axvline(1, color="gray", linestyle=":")
     ax.set_xlabel(
-        "requests a second, as a multiple of Redis's (dots: pairs of runs; bars: their median; strokes: bounds)"
+        "requests a second, as a multiple of Redis's; dots are pairs of runs, strokes bounds", fontsize="small"
     )
 
 
 def _plot_shares(ax: Axes, figures: list[Figure]) -> None:
     _bars(ax, figures, [figure.share for figure in figures])
     ax.axvline(1, color="black", linewidth=2)
-    ax.set_xlabel("multiple of the bound (the stroke)")
+    ax.set_xscale("log")
+    ax.set_xlabel("share of what the bound allows, shorter is better; the stroke is the bound", fontsize="small")
 
 
 def _bars(ax: Axes, figures: list[Figure], lengths: list[float]) -> None:
