@@ -7,7 +7,7 @@ never with what the engine's incremental code would compute.
 Every problem is one sentence: where, what was found, what was expected.  What a start repairs by itself (a torn tail, a
 segment that was being created) is no problem; `note` is told of it.
 
-Cost: about 8 us a record of the base (its digest, its index entry, its page) and 3 us an entry of the log; memory for
+Cost: about 15 us a record of the base (its digest, its index entry, its page) and 5 us an entry of the log; memory for
 the leaves, one frame, and two bytes for each page of the base.
 """
 
