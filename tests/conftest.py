@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 import pytest
 
-pytest_plugins = ["fix_crash", "fix_node", "fix_proxy"]
+pytest_plugins = ["fix_node", "fix_broker", "fix_cluster", "fix_crash", "fix_proxy"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

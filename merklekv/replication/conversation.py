@@ -10,6 +10,9 @@ publishing.
 Every `heartbeat_s` an empty batch with the next sequence number goes out.  It has to come back, or something else has
 to come, because a broker may grant a subscription and deliver nothing.  It also tells others how far they should be.
 
+A broker that has forgotten us has forgotten the others too, and drops what is published for those who are not back yet.
+So after such a connect publishing waits until everyone who was there is heard again, for at most REGROUP_MAX_S.
+
 A connection on which publishes stay unanswered is given up: it may be open on our side alone.
 """
 
@@ -42,6 +45,9 @@ REFUSED_RETRY_MIN_S: Final = 0.5
 REFUSED_RETRY_MAX_S: Final = 30.0
 STATUS_EVERY_S: Final = 30.0
 GOODBYE_MAX_S: Final = 1.0
+REGROUP_MAX_S: Final = 8.0  # more than the longest wait between attempts to connect
+REGROUP_AGE_NS: Final = 1_000_000_000
+TWINS_MAX: Final = 3  # one is what is left of this node's last run
 
 
 class Conversation:
@@ -74,8 +80,11 @@ class Conversation:
         self._session = Session(broker, topics.status, describe(OFFLINE).encode())
         self._to_acknowledge: deque[tuple[int, int]] = deque()
         self._flight: dict[int, Batch | None] = {}  # publishes by id; None is for what is no batch
+        self._answers = self._batches_taken = 0  # publishes that the broker took, and batches among them
         self._window = 0  # until the broker has let us in
         self._refused_until = self._refused_wait_s = 0.0
+        self._regroup: set[str] = set()  # nodes to wait for before publishing
+        self._regroup_until = 0.0
         self._answered = self._events_heard = self._ticked = time.monotonic()
         self._heartbeat_at = self._status_at = 0.0
         self._status: Status | None = None
@@ -101,6 +110,8 @@ class Conversation:
         """Lets the connection go, whatever its state."""
         if self._window:
             self._figures.losses += 1
+            if self._answers and not self._batches_taken:
+                self._outbox.suspect()
         self._session.drop()
 
     def acknowledge_later(self, token: tuple[int, int]) -> None:
@@ -113,8 +124,14 @@ class Conversation:
         while self._to_acknowledge:
             self._session.acknowledge(self._to_acknowledge.popleft())
 
+    @property
+    def _publishing(self) -> bool:
+        """Whether nothing speaks against publishing now."""
+        now = time.monotonic()
+        return now >= self._refused_until and (not self._regroup or now >= self._regroup_until)
+
     def _may_publish(self) -> bool:
-        if len(self._flight) >= self._window or time.monotonic() < self._refused_until:
+        if len(self._flight) >= self._window or not self._publishing:
             return False
         return self._outbox.unread_bytes > (0 if len(self._flight) < EAGER else BATCH_BYTES)
 
@@ -132,7 +149,7 @@ class Conversation:
     def _sleep(self) -> None:
         tail = self._outbox.tail
         # Beyond a few in flight an acknowledgement wakes us soon enough, at no cost for those who write.
-        tail.wanted = len(self._flight) < min(EAGER, self._window) and time.monotonic() >= self._refused_until
+        tail.wanted = len(self._flight) < min(EAGER, self._window) and self._publishing
         idle_s = max(0.0, self._ticked + TICK_S - time.monotonic())
         self._session.wait(0 if self._may_publish() else idle_s, self._wake_fd, reading=not self._inbox.is_full)
         tail.wanted = False
@@ -171,13 +188,20 @@ class Conversation:
         self._tick()
         if not connected.session_present:
             figures.sessions_lost += 1
+            self._regroup = figures.peers.online() or self._unknown_peers()
+            self._regroup_until = time.monotonic() + REGROUP_MAX_S
             self._on_gap("", "session lost")
+
+    def _unknown_peers(self) -> set[str]:
+        """Somebody who is never heard, if events have waited so long that others may be away as well."""
+        oldest = self._outbox.oldest_timestamp()
+        return {""} if oldest is not None and time.time_ns() - oldest > REGROUP_AGE_NS else set()
 
     def _received(self, received: Received) -> None:
         node, kind = self._topics.node_and_kind(received.topic)
         self._figures.received_bytes += len(received.payload)
         if kind == "status":
-            self._figures.peers.hear(node, received.payload)
+            self._heard_status(node, received.payload)
             return
         self._figures.trouble.pop("deaf", None)
         self._events_heard = time.monotonic()
@@ -185,6 +209,14 @@ class Conversation:
             self._session.acknowledge(received.token)
             return
         self._inbox.put(Delivery(node, received.payload, (self, received.token)))
+
+    def _heard_status(self, node: str, payload: bytes) -> None:
+        peers = self._figures.peers
+        peers.hear(node, payload)
+        if node in peers.online():
+            self._regroup.discard(node)
+        if peers.twins >= TWINS_MAX:
+            self._trouble("twin", f"another node is named {self._node_id} too, and the broker lets in one at a time")
 
     def _published(self, published: Published) -> None:
         if published.mid not in self._flight:
@@ -195,7 +227,9 @@ class Conversation:
             return
         self._refused_wait_s = 0.0
         self._figures.trouble.pop("refused", None)
+        self._answers += 1
         if batch is not None:
+            self._batches_taken += 1
             self._outbox.acknowledge(batch)
 
     def _refused(self, published: Published, batch: Batch | None) -> None:

@@ -40,6 +40,8 @@ BATCH_BYTES: Final = 64 << 10
 PACKET_LIMIT_MAX: Final = 268_435_455  # MQTT's own limit of a packet
 PACKET_OVERHEAD: Final = 16  # of a PUBLISH packet, beside topic and payload
 BATCH_BYTES_MIN: Final = 1 << 10
+BATCH_CUT: Final = 4  # a batch that is too large is followed by ones of this fraction
+SUSPICIONS_MAX: Final = 3
 
 
 @dataclass(slots=True, eq=False)
@@ -81,6 +83,8 @@ class Outbox:
         self._lsn, self._sequence = self.cursor  # of what to read next
         self._frame: LogFrame | None = None  # the one at `_lsn`, with local events left from `_offset` on
         self._offset = 0
+        self._room_max = BATCH_BYTES
+        self._suspected = self._suspicions = 0
         self.limit_packets(None)
 
     # -- figures -------------------------------------------------------------------------------------------------------
@@ -163,16 +167,31 @@ class Outbox:
     def limit_packets(self, limit: int | None) -> None:
         """The broker takes packets of `limit` bytes; None: it does not say.  For batches not yet handed out."""
         self._packet_room = (limit or PACKET_LIMIT_MAX) - self._overhead
-        self._room = min(BATCH_BYTES, self._packet_room)
+        self._room = min(self._room_max, self._packet_room)
 
     def too_large(self, batch: Batch) -> None:
-        """The broker did not take this batch for its size: smaller ones from now on, or without its only event."""
+        """The broker does not take this batch for its size: smaller ones from now on, or without its only event."""
         if batch.count == 1:
-            self._set_aside(batch.sequence, len(batch.payload), "the broker refused it")
+            self._set_aside(batch.sequence, len(batch.payload), "the broker does not take it")
             self._finish(batch)
             return
-        self._room = max(BATCH_BYTES_MIN, min(self._room, len(batch.payload)) // 2)
+        self._room_max = max(BATCH_BYTES_MIN, min(self._room, len(batch.payload)) // BATCH_CUT)
+        self._room = min(self._room, self._room_max)
         self.rewind()
+
+    def suspect(self) -> None:
+        """The connection was lost although the broker answered other publishes: what was first in flight may be why.
+
+        Brokers that find a message too large do not all say so.  The same one several times in a row counts as told.
+        """
+        if not self._in_flight:
+            return
+        first = self._in_flight[0]
+        self._suspicions = self._suspicions + 1 if first.sequence == self._suspected else 1
+        self._suspected = first.sequence
+        if self._suspicions >= SUSPICIONS_MAX and len(first.payload) > BATCH_BYTES_MIN:
+            self._suspicions = 0
+            self.too_large(first)
 
     def save(self) -> None:
         """Saves the cursor, if it has moved, and lets the log before it go."""

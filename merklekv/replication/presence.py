@@ -1,8 +1,9 @@
 """Presence: who is there.  Each node keeps one retained message, its status, at the broker, and leaves a last will.
 
 A status is a JSON object: `node`, `state` (online or offline), `address` (host:port for peers), `root` (Merkle root
-in hex, when it was last said), `sequence` (of its next event), `version` (of the software).  Others' statuses are
-believed only as far as finding peers goes: a field that is wrong is left out, a message that is no status is ignored.
+in hex, when it was last said), `sequence` (of its next event), `version` (of the software), `instance` (random, of
+the running process).  Others' statuses are believed only as far as finding peers goes: a field that is wrong is left
+out, a message that is no status is ignored.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Status:
     root: str = ""
     sequence: int = 0
     version: str = ""
+    instance: str = ""
 
     def encode(self) -> bytes:
         """The message."""
@@ -45,7 +47,8 @@ def decode_status(node: str, payload: bytes) -> Status | None:
         return None
     if not isinstance(given, dict) or given.get("node") != node or given.get("state") not in (ONLINE, OFFLINE):
         return None
-    words = {name: given[name] for name in ("address", "root", "version") if isinstance(given.get(name), str)}
+    names = ("address", "root", "version", "instance")
+    words = {name: given[name] for name in names if isinstance(given.get(name), str)}
     sequence = given.get("sequence")
     return Status(node, given["state"], sequence=sequence if type(sequence) is int else 0, **words)
 
@@ -61,14 +64,17 @@ class Peer:
 class Peers:
     """The other nodes.  Changed by one thread, read by any."""
 
-    def __init__(self, own: str) -> None:
+    def __init__(self, own: str, instance: str) -> None:
+        self.twins = 0  # statuses in this node's name that other processes have published
         self._own = own
+        self._instance = instance
         self._peers: dict[str, Peer] = {}
 
     def hear(self, node: str, payload: bytes) -> None:
         """Takes in a message on a node's status topic; an empty one means that the node was forgotten."""
         status = decode_status(node, payload)
         if node == self._own:
+            self.twins += status is not None and status.instance != self._instance
             return
         if status is not None and (node in self._peers or len(self._peers) < PEERS_MAX):
             self._peers[node] = Peer(status, time.time())
@@ -78,6 +84,10 @@ class Peers:
     def all(self) -> dict[str, Peer]:
         """Everyone who was heard of."""
         return dict(self._peers)
+
+    def online(self) -> set[str]:
+        """The nodes that are there, as far as was heard."""
+        return {node for node, peer in self._peers.items() if peer.status.state == ONLINE}
 
     @property
     def online_count(self) -> int:

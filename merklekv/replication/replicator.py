@@ -9,6 +9,7 @@ and, once there is anti-entropy, repaired by it.
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 import time
 from collections import Counter
@@ -56,7 +57,8 @@ class Replicator:
         self._tell_gap = on_gap
         self._heartbeat_s = heartbeat_s
         self._bursts = BurstLog(log)
-        self._figures = LinkFigures(Peers(broker.client_id))
+        self._instance = secrets.token_hex(4)
+        self._figures = LinkFigures(Peers(broker.client_id, self._instance))
         self._outbox = Outbox(engine, broker.client_id, self._topics.events, lambda reason: self._on_gap("", reason))
         self._link = Link(self._outbox, self._figures, fatal)
         self._inbox = Inbox(engine, broker.client_id, self._link.acknowledge, self._on_gap, fatal)
@@ -171,7 +173,8 @@ class Replicator:
     def _describe(self, state: str) -> Status:
         engine = self._engine
         root = engine.root().hex() if engine.root_ready else ""
-        return Status(self._broker.client_id, state, self.address, root, engine.tail.end.sequence, __version__)
+        sequence = engine.tail.end.sequence
+        return Status(self._broker.client_id, state, self.address, root, sequence, __version__, self._instance)
 
     def _oldest_ms(self) -> int:
         oldest = self._figures.oldest_timestamp_ns

@@ -1,0 +1,74 @@
+"""Presence: what other nodes say of themselves is taken as far as it is sound."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from merklekv.replication import presence
+from merklekv.replication.figures import Topics
+from merklekv.replication.presence import OFFLINE, ONLINE, Peers, Status, decode_status
+
+STATUS = Status("b", ONLINE, "10.0.0.1:7379", "ab" * 32, 17, "1.2.3", "0123")
+
+
+def changed(**fields: object) -> bytes:
+    return json.dumps(json.loads(STATUS.encode()) | fields).encode()
+
+
+def test_a_status_is_read_as_it_was_written() -> None:
+    assert decode_status("b", STATUS.encode()) == STATUS
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"\xff", b"1", b"[]", b"{}", b"[" * 100_000, changed(node="c"), changed(state="asleep"), changed(node=1),
+     changed(padding="x" * presence.STATUS_BYTES_MAX)],
+)
+def test_what_is_no_status_is_ignored(payload: bytes) -> None:
+    assert decode_status("b", payload) is None
+
+
+def test_a_field_that_is_wrong_is_left_out() -> None:
+    wrong = changed(address=5, root=None, version=["1"], sequence="many", unknown=1)
+    assert decode_status("b", wrong) == Status("b", ONLINE, instance="0123")
+    read = decode_status("b", changed(sequence=True))
+    assert read is not None
+    assert read.sequence == 0
+
+
+def test_peers_come_and_go() -> None:
+    peers = Peers("a", "own")
+    peers.hear("b", STATUS.encode())
+    assert (peers.online_count, peers.online()) == (1, {"b"})
+    peers.hear("b", b"garbage")
+    assert peers.online() == {"b"}
+    peers.hear("b", changed(state=OFFLINE))
+    assert (peers.online_count, list(peers.all())) == (0, ["b"])
+    peers.hear("b", b"")
+    assert peers.all() == {}
+
+
+def test_this_node_is_no_peer_of_its_own_but_a_twin_is_counted() -> None:
+    peers = Peers("a", "own")
+    peers.hear("a", Status("a", ONLINE, instance="own").encode())
+    assert peers.twins == 0
+    peers.hear("a", Status("a", ONLINE, instance="other").encode())
+    assert (peers.twins, peers.all()) == (1, {})
+
+
+def test_peers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "PEERS_MAX", 2)
+    peers = Peers("a", "own")
+    for number in range(5):
+        peers.hear(f"n{number}", Status(f"n{number}", ONLINE).encode())
+    assert peers.online() == {"n0", "n1"}
+    peers.hear("n0", Status("n0", OFFLINE).encode())
+    assert peers.online() == {"n1"}
+
+
+def test_topics_say_whose_they_are() -> None:
+    topics = Topics("a/prefix", "node")
+    assert topics.node_and_kind(topics.events) == ("node", "events")
+    assert topics.node_and_kind("a/prefix/other/status") == ("other", "status")
