@@ -1,4 +1,4 @@
-"""The command line: `merklekv run`, `merklekv config`, `merklekv version`.
+"""The command line: `merklekv run`, `merklekv config`, `merklekv demo`, `merklekv version`.
 
 A thin shell. Flags become settings (`config`), `run` hands them to a node (`node`), and every error a user
 can meet ends as one line on stderr and an exit status of its own (`exits`). What a command needs is imported
@@ -7,6 +7,7 @@ when it runs, so that `--help` and `version` answer at once.
 
 from __future__ import annotations
 
+import enum
 import functools
 import inspect
 import os
@@ -44,6 +45,15 @@ FLAGS = {
 }
 SWITCHES = {"allow_remote": "--allow-remote"}
 
+
+class DemoBroker(enum.Enum):
+    """Brokers that the demo can start."""
+
+    AUTO = "auto"
+    MOSQUITTO = "mosquitto"
+    IOTCORE = "iotcore"
+
+
 RUN_EXAMPLES = """
 Examples:
 
@@ -58,6 +68,14 @@ Examples:
     merklekv config --config /etc/merklekv.toml
     merklekv config --json | jq .port.value
 """
+DEMO_EXAMPLES = """
+Examples:
+
+    merklekv demo
+    merklekv demo --seconds 20
+    merklekv demo --broker iotcore
+"""
+DEMO_SECONDS_MAX = 86_400
 
 
 def _takes_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -139,6 +157,38 @@ def config_command(
     value_width = max(len(one.shown()) for one in loaded.effective)
     for one in loaded.effective:
         print(f"{one.key:{key_width}}  {one.shown():{value_width}}  {one.source}")
+
+
+@app.command("demo", epilog=DEMO_EXAMPLES)
+def demo_command(
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--seconds",
+            metavar="N",
+            min=1,
+            max=DEMO_SECONDS_MAX,
+            help="No keys: run a script of outages for so long; exit 0 if all nodes hold the same then. "
+            "Without a terminal that is what happens, for 10 seconds.",
+            show_default=False,
+        ),
+    ] = None,
+    broker: Annotated[
+        DemoBroker,
+        typer.Option(
+            "--broker",
+            metavar="auto|mosquitto|iotcore",
+            help="Which broker to start; auto takes Mosquitto if it is installed.",
+        ),
+    ] = DemoBroker.AUTO,
+) -> None:
+    """Watch three nodes and a broker in this terminal, stop and start them by a key, and see them heal.
+
+    Everything runs on free ports of this machine and in a temporary directory, and ends with the demo.
+    """
+    from merklekv.demo.show import show
+
+    raise typer.Exit(show(seconds, broker.value))
 
 
 @app.command("version")

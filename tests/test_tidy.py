@@ -30,6 +30,7 @@ LAYERS = {
     "merklekv/engine/": {"merklekv.engine"},
     "merklekv/net/": {"merklekv.engine", "merklekv.net"},
     "merklekv/replication/": {"merklekv.engine", "merklekv.replication"},
+    "merklekv/demo/": {"merklekv.net", "merklekv.exits", "merklekv.demo"},
     "tools/merklekv_tool/": {"merklekv.engine", "merklekv.net", "merklekv.exits", "merklekv_tool"},
 }
 # The command line imports the node when it needs it; nobody imports these two.

@@ -1,0 +1,176 @@
+"""The demo's broker and nodes, in a directory that goes when they go, with traffic that the demo makes itself.
+
+`step` is one round: look at every node, then let each that is up take some writes.  In that order, so that the writes
+of a round have until the next to reach everybody.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from merklekv.demo.broker import make_broker
+from merklekv.demo.node import Node, Request
+from merklekv.demo.process import DemoFailed
+
+NODES: Final = 3
+BROKER: Final = "broker"
+WRITES_PER_STEP: Final = 10  # on each node
+KEYS: Final = 400
+COUNTERS: Final = 20
+VALUE_BYTES: Final = 40
+DELETES_SHARE: Final = 0.1
+INCREMENTS_SHARE: Final = 0.1
+STUCK_S: Final = 5.0  # with nothing on its way any more
+REMOVE_ATTEMPTS: Final = 50
+REMOVE_PAUSE_S: Final = 0.1
+
+
+class Cluster:
+    """Everything the demo runs, from `with` to its end."""
+
+    def __init__(self, broker_kind: str, tell: Callable[[str], None]) -> None:
+        self.tell = tell  # what happens, for people
+        self.writing = True
+        self.written = 0  # writes that were acknowledged
+        self.met = False  # whether each node has heard of each other: from then on nothing is missed
+        self._directory = Path(tempfile.mkdtemp(prefix="merklekv-demo-"))
+        self._random = random.Random()
+        self.states: dict[str, str] = {}  # of the broker and the nodes, by name
+        self._picture: object = None
+        self._changed_at = time.monotonic()
+        try:
+            self.broker = make_broker(broker_kind, self._directory)
+        except BaseException:
+            self._remove()
+            raise
+        self.nodes = [Node(f"node-{number}", self._directory, self.broker.port) for number in range(1, NODES + 1)]
+
+    def __enter__(self) -> Cluster:
+        try:
+            self.broker.start()
+            for node in self.nodes:
+                node.start()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def step(self) -> None:
+        """One round. Raises DemoFailed when something ended that never got going."""
+        for node in self.nodes:
+            node.observe()
+        self._tell_changes()
+        looks = [node.look for node in self.nodes]
+        self.met = self.met or all(look is not None and look.nodes == NODES for look in looks)
+        if self.met and self.writing:
+            for node in self.nodes:
+                self.written += len(node.ask(self._traffic()))
+        picture = [look and (look.root, look.outbox, look.link) for look in looks]
+        if picture != self._picture:
+            self._picture, self._changed_at = picture, time.monotonic()
+
+    # -- what the viewer or the script does ----------------------------------------------------------------------------
+
+    def toggle_node(self, node: Node) -> None:
+        if node.child.is_running:
+            self.tell(f"kill -9 {node.child.pid}: {node.name}, while others write")
+            node.kill()
+        else:
+            self.tell(f"starting {node.name} on what it has on disk")
+            node.start()
+
+    def toggle_broker(self) -> None:
+        broker = self.broker
+        if broker.is_wanted and broker.child.is_running:
+            self.tell(f"stopping the broker ({broker.stop_word}): what is written waits in the outboxes")
+            broker.stop()
+        else:
+            self.tell("starting the broker")
+            broker.start()
+
+    def toggle_traffic(self) -> None:
+        self.writing = not self.writing
+        self.tell("writing goes on" if self.writing else "writing is paused")
+
+    # -- how it is -----------------------------------------------------------------------------------------------------
+
+    @property
+    def is_converged(self) -> bool:
+        """Whether all nodes are there and hold the same."""
+        looks = [node.look for node in self.nodes]
+        return self.met and len({look and (look.root, look.keys) for look in looks}) == 1 and None not in looks
+
+    def verdict(self) -> str:
+        """How it is, in one line."""
+        missing = [f"{name} is {state}" for name, state in self.states.items() if state != "up"]
+        if self.is_converged:
+            return "converged: all nodes hold the same"
+        if missing:
+            return f"not converged: {', '.join(missing)}"
+        if not self.met:
+            return "starting: the nodes have not heard of each other yet"
+        if time.monotonic() - self._changed_at > STUCK_S:
+            return f"diverged: {self.differences()}; will be healed by anti-entropy, not in this version"
+        return "converging"
+
+    def differences(self) -> str:
+        """What each node holds."""
+        shown = []
+        for node in self.nodes:
+            look = node.look
+            held = f"{look.keys} keys, root {look.root[:12]}, outbox {look.outbox}" if look else node.state
+            shown.append(f"{node.name}: {held}")
+        return " | ".join(shown)
+
+    def _tell_changes(self) -> None:
+        for name, child, state in [
+            *((node.name, node.child, node.state) for node in self.nodes),
+            (BROKER, self.broker.child, self.broker.state),
+        ]:
+            if self.states.get(name) == state:
+                continue
+            if state == "dead" and not self.met:
+                raise DemoFailed(f"{name} did not start: {child.last_words()}")
+            self.states[name] = state
+            self.tell(f"{name} is {state}" + (f": {child.last_words()}" if state == "dead" else ""))
+
+    def _traffic(self) -> list[Request]:
+        """Some writes; keys are few, so that nodes overwrite each other's."""
+        draw = self._random
+        requests: list[Request] = []
+        for _ in range(WRITES_PER_STEP):
+            key, kind = b"key:%d" % draw.randrange(KEYS), draw.random()
+            if kind < DELETES_SHARE:
+                requests.append((b"DEL", key))
+            elif kind < DELETES_SHARE + INCREMENTS_SHARE:
+                requests.append((b"INCR", b"counter:%d" % draw.randrange(COUNTERS)))
+            else:
+                requests.append((b"SET", key, draw.randbytes(VALUE_BYTES // 2).hex().encode()))
+        return requests
+
+    def _end(self) -> None:
+        for node in self.nodes:
+            node.kill()
+        self.broker.child.kill()
+        self._remove()
+
+    def _remove(self) -> None:
+        # A node that was killed by somebody else leaves a child, which ends by itself but may still write for a moment.
+        for _ in range(REMOVE_ATTEMPTS):
+            shutil.rmtree(self._directory, ignore_errors=True)
+            if not self._directory.exists():
+                return
+            time.sleep(REMOVE_PAUSE_S)
+        raise DemoFailed(f"{self._directory} could not be removed; nothing uses it any more, so remove it")

@@ -1,0 +1,88 @@
+"""The demo in a terminal: the picture, and the keys."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import termios
+import tty
+from collections import Counter
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Final
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from merklekv.demo.broker import HOST
+from merklekv.demo.cluster import BROKER, Cluster
+from merklekv.demo.node import Node
+
+ROOT_DIGITS: Final = 16
+HELP: Final = "1 2 3  kill -9 or start a node    b  stop or start the broker    t  pause or go on writing    q  quit"
+STYLES: Final = {"up": "green", "starting": "yellow", "stopping": "yellow", "frozen": "red", "down": "red"}
+END_OF_INPUT: Final = "q"
+
+
+class Keys:
+    """What is typed, a key at a time and not shown. Gives the terminal back as it was."""
+
+    def __enter__(self) -> Keys:
+        self._terminal = sys.stdin.fileno()
+        self._saved = termios.tcgetattr(self._terminal)
+        tty.setcbreak(self._terminal)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        termios.tcsetattr(self._terminal, termios.TCSADRAIN, self._saved)
+
+    def wait(self, seconds: float) -> str:
+        """What was typed meanwhile, if anything; returns at once when there is something."""
+        if not select.select([self._terminal], [], [], seconds)[0]:
+            return ""
+        try:
+            return os.read(self._terminal, 64).decode(errors="ignore") or END_OF_INPUT
+        except OSError:  # the terminal is gone
+            return END_OF_INPUT
+
+
+def picture(cluster: Cluster, happened: Iterable[str]) -> RenderableType:
+    """How things stand, and what happened before."""
+    table = Table(expand=True)
+    for title, align in (
+        ("node", "left"),
+        ("address", "left"),
+        ("state", "left"),
+        ("keys", "right"),
+        ("Merkle root", "left"),
+        ("outbox", "right"),
+        ("broker", "left"),
+    ):
+        table.add_column(title, justify=align, no_wrap=True)  # type: ignore[arg-type]
+    roots = Counter(node.look.root for node in cluster.nodes if node.look is not None)
+    common = roots.most_common(1)[0][0] if roots else ""
+    for node in cluster.nodes:
+        table.add_row(*_row(node, cluster.states.get(node.name, ""), common))
+    broker = Text.assemble(f"broker {cluster.broker.kind} on {HOST}:{cluster.broker.port} ", _state(cluster, BROKER))
+    traffic = f"{'writing' if cluster.writing else 'paused'}, {cluster.written:,} writes acknowledged"
+    verdict = Text(cluster.verdict(), style="bold green" if cluster.is_converged else "bold yellow")
+    return Group(table, broker, traffic, verdict, Text("\n".join(happened), style="dim"), HELP)
+
+
+def _state(cluster: Cluster, name: str) -> Text:
+    state = cluster.states.get(name, "")
+    return Text(state, style=STYLES.get(state, "red"))
+
+
+def _row(node: Node, state: str, common_root: str) -> list[RenderableType]:
+    shown: list[RenderableType] = [node.name, f"{HOST}:{node.port}", Text(state, style=STYLES.get(state, "red"))]
+    if node.look is None:
+        return shown
+    look = node.look
+    root = Text(look.root[:ROOT_DIGITS], style="green" if look.root == common_root else "yellow")
+    outbox = Text(f"{look.outbox:,}", style="yellow" if look.outbox else "")
+    return [*shown, f"{look.keys:,}", root, outbox, look.link]
