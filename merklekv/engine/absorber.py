@@ -17,7 +17,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +28,10 @@ from merklekv.engine.log import Segment, list_segments, segment_path
 from merklekv.engine.store import TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter, Pair
 from merklekv.errors import Corruption, DiskFull, MerkleKVError, StorageFailed
 
-INDEX_SHARE: Final = 0.25  # of an absorption's work, roughly, for its progress
+# Of an absorption's work, roughly.  Writers are let go on by its progress, so all of the work has to show in it.
+READ_SHARE: Final = 0.2
+INDEX_SHARE: Final = 0.15
+READ_STEP: Final = 1 << 20  # bytes of log between two reports
 STOP_TIMEOUT_S: Final = 5.0
 
 Progress = Callable[[float], None]
@@ -38,10 +40,12 @@ Progress = Callable[[float], None]
 class _Newest:
     """Where the newest change of each key is, in a row of segments."""
 
-    def __init__(self, segments: list[Segment]) -> None:
+    def __init__(self, segments: list[Segment], progress: Progress) -> None:
+        """Reads them all; `progress` is called with the share read, each READ_STEP."""
         self._segments = segments
         self.floor = ZERO_VERSION
         self.places: dict[bytes, int] = {}  # key -> segment index << 40 | position of the entry
+        total, before, told = sum(segment.size for segment in segments), 0, 0
         for index, segment in enumerate(segments):
             base = index << 40
             for frame in segment.frames():
@@ -50,6 +54,10 @@ class _Newest:
                         self.floor = max(self.floor, segment.data[record_at:end])
                     elif op != OP_ORIGIN:
                         self.places[key] = base | (record_at - len(key) - ENTRY.size)
+                if before + frame.end >= told + READ_STEP:
+                    told = before + frame.end
+                    progress(told / total)
+            before += segment.size
 
     def record(self, key: bytes) -> bytes:
         place = self.places[key]
@@ -60,7 +68,8 @@ class _Newest:
 
 
 def absorb(base: BaseWriter, log_directory: Path, upto: int, progress: Progress = lambda share: None) -> None:
-    """Puts all segments before LSN `upto` into the base.  `progress` is called after each transaction.
+    """Puts all segments before LSN `upto` into the base.  `progress` is called now and then while it reads them, and
+    after each transaction.
 
     Raises DiskFull (what was done stays done; call again), Corruption, StorageFailed.
     """
@@ -69,12 +78,12 @@ def absorb(base: BaseWriter, log_directory: Path, upto: int, progress: Progress 
         return
     with ExitStack() as stack:
         segments = [stack.enter_context(Segment(segment_path(log_directory, lsn))) for lsn in lsns]
-        newest = _Newest(segments)
+        newest = _Newest(segments, lambda share: progress(READ_SHARE * share))
         resumed = base.mark_absorbing(upto)
         crashpoints.reached("absorb.marked")
         if newest.floor > base.floor:
             for _ in base.raise_floor(newest.floor):
-                progress(0.0)
+                progress(READ_SHARE)
             crashpoints.reached("absorb.floor_raised")
         keys = sorted(newest.places)
         added = []
@@ -82,14 +91,15 @@ def absorb(base: BaseWriter, log_directory: Path, upto: int, progress: Progress 
         for pairs in _transactions(newest, keys, base.floor):
             added += base.put(pairs)
             done += len(pairs)
-            progress((1 - INDEX_SHARE) * done / len(keys))
+            progress(READ_SHARE + (1 - READ_SHARE - INDEX_SHARE) * done / len(keys))
             crashpoints.reached("absorb.records_part")
         crashpoints.reached("absorb.records_done")
         # A resumed absorption finds its own records in the base and cannot tell which of them are not in the index yet.
-        listed = iter(sorted(xxh3_64_digest(key)[:2] + key for key in (keys if resumed else added)))
-        while batch := [(entry[:2], entry[2:]) for entry in islice(listed, TRANSACTION_KEYS)]:
+        listed = sorted(xxh3_64_digest(key)[:2] + key for key in (keys if resumed else added))
+        for at in range(0, len(listed), TRANSACTION_KEYS):
+            batch = [(entry[:2], entry[2:]) for entry in listed[at : at + TRANSACTION_KEYS]]
             base.index([pair for pair in batch if not resumed or newest.record(pair[1]) >= base.floor])
-            progress(1 - INDEX_SHARE)
+            progress(1 - INDEX_SHARE * (1 - (at + len(batch)) / len(listed)))
             crashpoints.reached("absorb.index_part")
         crashpoints.reached("absorb.index_done")
         base.finish(upto)

@@ -210,8 +210,9 @@ class Durable(State):
     def merge_progressed(self, share: float) -> None:
         """See merger.Owner."""
         with self.lock:
-            self._merged_share = share
-            self._disk_full = None
+            if share > self._merged_share:  # less or the same where it was cut off and begun again
+                self._merged_share = share
+                self._disk_full = None
             self._layers.base.refresh()  # a snapshot that stays behind would keep the writer from reusing pages
             self._update_stall()
 
