@@ -6,6 +6,7 @@ completion answer at once. Results go to stdout; progress, notes and errors to s
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Final
 
@@ -14,6 +15,7 @@ import typer
 from merklekv.errors import DirectoryLocked, MerkleKVError
 from merklekv.exits import EXIT_LOCKED, EXIT_USAGE
 from merklekv_tool import dump, load, statuses, verify
+from merklekv_tool.output import OutputClosed
 
 NAME: Final = "merklekv-tool"
 STATUS_TABLE: Final = "\nExit statuses:\n\n" + "\n".join(
@@ -49,8 +51,8 @@ def _status_of_run() -> int:
         return _fail(f"{error}; a running node is reached through its port: give HOST:PORT", EXIT_LOCKED)
     except MerkleKVError as error:
         return _fail(str(error), statuses.status_of(error))
-    except BrokenPipeError:  # the reader of our output has gone, as in `merklekv-tool dump data | head -1`
-        sys.stdout = None  # or Python would complain when it flushes at the end
+    except OutputClosed:  # as in `merklekv-tool dump data | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it flushes
         return statuses.EXIT_PIPE
     except Exception:  # noqa: BLE001 - shown whole; Python alone would end with 1, which means something else here
         sys.excepthook(*sys.exc_info())

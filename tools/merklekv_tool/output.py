@@ -10,7 +10,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, BinaryIO, Final
+from typing import Annotated, BinaryIO, Final, TextIO
 
 import typer
 
@@ -26,19 +26,30 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of
 Update = Callable[[int, int], None]
 
 
+class OutputClosed(Exception):
+    """Whoever read our output has stopped reading."""
+
+
 def say(text: str) -> None:
     """A line of the result."""
-    print(text)
+    _print(text, sys.stdout)
 
 
 def note(text: str) -> None:
     """A line beside the result."""
-    print(f"merklekv-tool: {text}", file=sys.stderr)
+    _print(f"merklekv-tool: {text}", sys.stderr)
 
 
 def say_json(values: dict[str, object], to_stderr: bool = False) -> None:
     """The whole result as one JSON object."""
-    print(json.dumps(values, ensure_ascii=False), file=sys.stderr if to_stderr else sys.stdout)
+    _print(json.dumps(values, ensure_ascii=False), sys.stderr if to_stderr else sys.stdout)
+
+
+def _print(text: str, file: TextIO) -> None:
+    try:
+        print(text, file=file, flush=True)
+    except BrokenPipeError as error:
+        raise OutputClosed from error
 
 
 @contextlib.contextmanager
@@ -67,23 +78,34 @@ def progress(what: str, of_bytes: bool = False) -> Iterator[Update]:
 @contextlib.contextmanager
 def written(name: str) -> Iterator[BinaryIO]:
     """The file to write a result to, `-` for stdout. It gets its name when it is whole and on disk, or not at all."""
-    path = Path(name)
-    if name == STDIO or (path.exists() and not stat.S_ISREG(path.stat().st_mode)):
-        with contextlib.nullcontext(sys.stdout.buffer) if name == STDIO else path.open("wb") as stream:
-            yield stream
-        return
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with draft.open("wb") as file:
+        with _target(name) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+    except BrokenPipeError as error:
+        raise OutputClosed from error
     except OSError as error:
         problem = DiskFull if error.errno in NO_ROOM else FileError
         raise problem(f"{name}: cannot write: {error.strerror}") from error
-    finally:
-        draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _target(name: str) -> Iterator[BinaryIO]:
+    path = Path(name)
+    if name == STDIO:
+        yield sys.stdout.buffer
+    elif path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        with path.open("wb") as stream:
+            yield stream
+    else:
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with draft.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

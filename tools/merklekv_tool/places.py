@@ -11,6 +11,7 @@ its page was read, and whatever is there throughout is read.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,10 +161,19 @@ class Node:
             yield [(key, head + value) for key, head, value in whole]  # type: ignore[misc, operator]
 
     def merge(self, pairs: list[Pair]) -> Merged:
-        parts = [part for key, record in pairs for part in (key, record[:VALUE_AT], record[VALUE_AT:])]
-        applied, superseded, refused = self._list(b"MERGE", ORIGIN, *parts)
-        reasons = zip(refused[::2], refused[1::2], strict=True)  # type: ignore[index]
-        return Merged(applied, superseded, [(key, reason.decode()) for key, reason in reasons])  # type: ignore
+        largest = VALUE_AT + self._largest_value  # an argument beyond it would end the connection
+        parts = [part for key, record in pairs if len(record) <= largest for part in (key, *_split(record))]
+        refused = [(key, "value size") for key, record in pairs if len(record) > largest]
+        if not parts:
+            return Merged(0, 0, refused)
+        applied, superseded, named = self._list(b"MERGE", ORIGIN, *parts)
+        assert isinstance(named, list)
+        reasons = zip(named[::2], named[1::2], strict=True)
+        return Merged(applied, superseded, refused + [(key, reason.decode()) for key, reason in reasons])  # type: ignore
+
+    @functools.cached_property
+    def _largest_value(self) -> int:
+        return int(self._list(b"CONFIG", b"GET", b"proto-max-bulk-len")[1])  # type: ignore[arg-type]
 
     def merge_floor(self, floor: bytes) -> None:
         self._client.call(b"MERGEFLOOR", ORIGIN, floor)
@@ -185,3 +195,7 @@ class Node:
 
     def _strange(self, command: bytes) -> MerkleKVError:
         return Unreachable(f"{self.name}: answers {command.decode()} strangely: is it a MerkleKV node?")
+
+
+def _split(record: bytes) -> tuple[bytes, bytes]:
+    return record[:VALUE_AT], record[VALUE_AT:]

@@ -1,0 +1,258 @@
+"""Dumps of directories and nodes, read back into either: what arrives is what left, versions and all."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from fix_node import NodeFactory
+from merklekv_tool.places import PAGE_RECORDS
+from merklekv_tool.statuses import EXIT_PIPE, EXIT_REFUSED
+from tool_support import (
+    SAMPLES,
+    TOOL,
+    address,
+    contents,
+    fails,
+    fill,
+    filled,
+    opened,
+    root_of,
+    run,
+    succeeds,
+)
+
+from merklekv.engine.format import OP_SET, ZERO_VERSION, make_record
+from merklekv.exits import EXIT_UNWRITABLE, EXIT_USAGE
+from merklekv.net.client import Client
+
+FORMATS = ["jsonl", "cbor"]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    filled(tmp_path / "source")
+    return tmp_path / "source"
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_directory_to_directory(form: str, source: Path, tmp_path: Path) -> None:
+    dump, target = tmp_path / "dump", tmp_path / "target"
+    before = contents(source)
+    assert before[1] != ZERO_VERSION
+    assert before[3] >= 500
+    succeeds("dump", source, "--format", form, "--output", dump)
+    succeeds("load", dump, target)
+    assert contents(target) == before == contents(source)
+    with opened(target) as engine:
+        assert {key: engine.get(key) for key in SAMPLES} == SAMPLES
+    succeeds("verify", target)
+    assert succeeds("dump", target, "--format", form) == dump.read_bytes()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_node_to_node(form: str, source: Path, tmp_path: Path, node_factory: NodeFactory) -> None:
+    """The dump of a node is the dump of its directory, byte by byte."""
+    offline = succeeds("dump", source, "--format", form)
+    first = node_factory(directory=source)
+    dump = tmp_path / "dump"
+    succeeds("dump", address(first), "--format", form, "--output", dump)
+    assert dump.read_bytes() == offline
+    second = node_factory()
+    succeeds("load", dump, address(second))
+    assert root_of(second) == root_of(first)
+    second.kill()  # what was loaded is durable
+    second.start()
+    assert root_of(second) == root_of(first)
+    succeeds("verify", address(second))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_an_empty_place(form: str, tmp_path: Path) -> None:
+    with opened(tmp_path / "source"):
+        pass
+    dump = succeeds("dump", tmp_path / "source", "--format", form)
+    succeeds("load", "-", tmp_path / "target", stdin=dump)
+    assert contents(tmp_path / "target") == (bytes(32), ZERO_VERSION, 0, 0)
+
+
+def test_both_formats_hold_the_same(source: Path, tmp_path: Path) -> None:
+    cbor = succeeds("dump", source, "--format", "cbor")
+    succeeds("load", "-", tmp_path / "target", stdin=cbor)
+    assert succeeds("dump", tmp_path / "target") == succeeds("dump", source)
+
+
+def test_json_lines_are_for_people(tmp_path: Path) -> None:
+    """Text is text, other bytes are base64, one object a line, in key order, deleted keys too."""
+    with opened(tmp_path / "data") as engine:
+        engine.set("käse".encode(), b"text\n")
+        engine.set(b"\xff\x00", b"\x80")
+        engine.set(b"gone", b"x")
+        engine.delete(b"gone")
+        version = engine.record(b"gone")[:24]  # type: ignore[index]
+    head, *records, end = [json.loads(line) for line in succeeds("dump", tmp_path / "data").splitlines()]
+    assert head == {"merklekv_dump": 1, "prefix": ""}
+    shown = [{name: value for name, value in one.items() if name not in ("version", "digest")} for one in records]
+    assert shown == [
+        {"key": "gone", "tombstone": True},
+        {"key": "käse", "value": "text\n"},
+        {"key_base64": "/wA=", "value_base64": "gA=="},
+    ]
+    assert records[0]["version"] == f"{int.from_bytes(version[:8], 'big')}-{version[8:].hex()}"
+    assert (end["end"], end["records"]) == (True, 3)
+
+
+@pytest.mark.parametrize("online", [False, True])
+def test_a_prefix(online: bool, source: Path, tmp_path: Path, node_factory: NodeFactory) -> None:
+    place = address(node_factory(directory=source)) if online else str(source)
+    dump = succeeds("dump", place, "--prefix", "number:1")
+    lines = [json.loads(line) for line in dump.splitlines()]
+    assert len(lines) - 2 == lines[-1]["records"] == 1000
+    assert all(line["key"].startswith("number:1") for line in lines[1:-1])
+    assert lines[-1]["floor"] is None, "loading it must not reach beyond the prefix"
+    with opened(tmp_path / "target") as engine:
+        engine.set(b"other", b"stays")
+    succeeds("load", "-", tmp_path / "target", stdin=dump)
+    with opened(tmp_path / "target") as engine:
+        assert engine.get(b"other") == b"stays"
+        assert engine.live_count == 1 + 800
+
+
+def test_a_prefix_of_any_bytes(source: Path) -> None:
+    command = [*(part.encode() for part in TOOL), b"dump", str(source).encode(), b"--prefix", b"\xff"]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=True)
+    assert json.loads(done.stdout.splitlines()[-1])["records"] == 1
+
+
+@pytest.mark.parametrize("count", [PAGE_RECORDS - 1, PAGE_RECORDS, PAGE_RECORDS + 1, 2 * PAGE_RECORDS])
+def test_at_the_end_of_a_page(count: int, tmp_path: Path, node_factory: NodeFactory) -> None:
+    with opened(tmp_path / "source") as engine:
+        for number in range(count):
+            engine.set(b"%d" % number, b"")
+    dump = succeeds("dump", tmp_path / "source")
+    node = node_factory()
+    succeeds("load", "-", address(node), stdin=dump)
+    assert succeeds("dump", address(node)) == dump
+
+
+def test_the_largest_values(tmp_path: Path, node_factory: NodeFactory) -> None:
+    node = node_factory("--max-value-size", "1MiB")
+    with Client("127.0.0.1", node.port) as client:
+        for number in range(5):
+            client.call(b"SET", b"large:%d" % number, bytes((number,)) * (1 << 20))
+    dump = succeeds("dump", address(node), "--format", "cbor")
+    other = node_factory("--max-value-size", "1MiB")
+    succeeds("load", "-", address(other), stdin=dump)
+    assert root_of(other) == root_of(node)
+    smaller = node_factory("--max-value-size", "1000KiB")
+    done = run("load", "-", address(smaller), stdin=dump)
+    assert done.returncode == EXIT_REFUSED
+    assert done.stderr.decode().splitlines() == [
+        f"merklekv-tool: refused {b'large:%d' % number!r}: value size" for number in range(5)
+    ]
+    assert done.stdout == b"5 records read: 0 taken in, 0 not newer than what is there, 5 refused\n"
+
+
+def test_the_newer_record_stands_and_loading_twice_is_harmless(source: Path, tmp_path: Path) -> None:
+    dump = tmp_path / "dump"
+    succeeds("dump", source, "--output", dump)
+    with opened(source) as engine:
+        engine.set(b"plain", b"newer")
+        engine.set(b"new", b"x")
+        engine.delete(b"number:0001")
+        root = engine.root()
+    for _ in range(2):
+        summary = json.loads(succeeds("load", dump, source, "--json"))
+        assert (summary["applied"], summary["refused"]) == (0, 0)
+        assert summary["superseded"] == summary["records"]
+        assert contents(source)[0] == root
+
+
+def test_a_record_from_the_far_future_is_refused_by_name(tmp_path: Path) -> None:
+    year = 365 * 86_400 * 10**9
+    with opened(tmp_path / "source") as engine:
+        engine.set(b"today", b"x")
+        engine.clock.max_drift_ns = 10 * year
+        version = (engine.clock.last + year).to_bytes(8, "big") + bytes(16)
+        engine.merge([(OP_SET, b"in a year", make_record(b"in a year", version, 0, b"x"))], b"elsewhere")
+        engine.commit()
+    done = run("load", "-", tmp_path / "target", "--json", stdin=succeeds("dump", tmp_path / "source"))
+    assert done.returncode == EXIT_REFUSED
+    summary = json.loads(done.stdout)
+    assert (summary["applied"], summary["refused"]) == (1, 1)
+    assert summary["reasons"] == [{"key": "in a year", "reason": "clock"}]
+
+
+def test_the_output_appears_whole_or_not_at_all(source: Path, tmp_path: Path) -> None:
+    dump = tmp_path / "dump"
+    dump.write_bytes(b"the one before")
+    log = next((source / "log").iterdir())
+    log.write_bytes(log.read_bytes()[:10])
+    assert run("dump", source, "--output", dump).returncode != 0
+    assert dump.read_bytes() == b"the one before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dump", "source"]
+
+
+def test_an_output_that_cannot_be_written(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "missing" / "dump"
+    fails(EXIT_UNWRITABLE, str(target), "No such file", done=run("dump", source, "--output", target))
+
+
+def test_a_full_disk_under_the_output(source: Path) -> None:
+    fails(EXIT_UNWRITABLE, "No space left", done=run("dump", source, "--output", "/dev/full"))
+
+
+def test_a_dump_that_cannot_be_read(tmp_path: Path) -> None:
+    fails(EXIT_UNWRITABLE, "missing", "No such file", done=run("load", tmp_path / "missing", tmp_path / "target"))
+    fails(EXIT_UNWRITABLE, "Is a directory", done=run("load", tmp_path, tmp_path / "target"))
+    assert not (tmp_path / "target").exists()
+
+
+def test_the_summary_as_json(source: Path, tmp_path: Path) -> None:
+    dump = tmp_path / "dump"
+    summary = json.loads(succeeds("dump", source, "--output", dump, "--json"))
+    size = dump.stat().st_size
+    assert summary | {"seconds": 0} == {
+        "place": str(source), "records": 2500 + len(SAMPLES), "tombstones": 500, "bytes": size, "seconds": 0,
+    }
+    beside = run("dump", source, "--json")
+    assert json.loads(beside.stderr)["bytes"] == size == len(beside.stdout)
+
+
+def test_a_reader_that_stops(source: Path) -> None:
+    with subprocess.Popen([*TOOL, "dump", str(source)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(60) == EXIT_PIPE
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+
+
+def test_a_wrong_format(source: Path) -> None:
+    fails(EXIT_USAGE, "--format", "xml", done=run("dump", source, "--format", "xml"))
+
+
+def test_a_node_that_is_written_to_while_it_is_dumped(tmp_path: Path, node_factory: NodeFactory) -> None:
+    """Keys that are there throughout are in the dump once, whatever else happens."""
+    with opened(tmp_path / "source") as engine:
+        fill(engine)
+    node = node_factory(directory=tmp_path / "source")
+    with (
+        subprocess.Popen([*TOOL, "dump", address(node)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process,
+        Client("127.0.0.1", node.port) as client,
+    ):
+        number = 0
+        while process.poll() is None and number < 300:
+            client.call(b"SET", b"number:%04d" % (number % 2500), b"again")
+            client.call(b"SET", b"other:%d" % number, b"x")
+            number += 1
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    keys = [json.loads(line).get("key") for line in output.splitlines()[1:-1]]
+    numbers = [key for key in keys if key is not None and key.startswith("number:")]
+    assert numbers == [f"number:{number:04d}" for number in range(2500)]
+    succeeds("load", "-", tmp_path / "target", stdin=output)
+    succeeds("verify", tmp_path / "target")

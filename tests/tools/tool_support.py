@@ -1,0 +1,115 @@
+"""`merklekv-tool` as a person runs it: a process, its output, its exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from fix_node import NodeProcess, clean_environment
+
+from merklekv.engine.engine import Engine
+from merklekv.net.client import Client
+
+TOOL = [sys.executable, "-m", "merklekv_tool"]
+TIMEOUT_S = 60.0
+
+# Of every kind that a dump must carry: text, bytes that are no text, line breaks, quotes, what JSON escapes, nothing.
+SAMPLES: Mapping[bytes, bytes] = {
+    b"plain": b"text",
+    b"empty": b"",
+    "käse 🧀".encode(): "ünïcödé \u2028 \x7f".encode(),
+    b"line\nbreak\r\n": b"two\r\nlines\n",
+    b"\xff\x00\xfe": bytes(range(256)),
+    b'"quoted"\\': b'{"json": "\\u0000"}',
+    b"\x00": b"\x00",
+    b"tab\t": b"\xed\xa0\x80",  # a lone surrogate: no valid UTF-8
+    b"k" * 511: b"v" * 5000,
+}
+
+
+def run(*arguments: str | Path, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    """The tool, to its end."""
+    command = [*TOOL, *map(str, arguments)]
+    environment = clean_environment() | {"COLUMNS": "200"}
+    return subprocess.run(
+        command, input=stdin or b"", capture_output=True, timeout=TIMEOUT_S, env=environment, check=False
+    )
+
+
+def succeeds(*arguments: str | Path, stdin: bytes | None = None) -> bytes:
+    """What it writes to stdout when it succeeds."""
+    done = run(*arguments, stdin=stdin)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout
+
+
+def fails(status: int, *words: str, done: subprocess.CompletedProcess[bytes]) -> None:
+    """It ended with the status and one line on stderr that has the words."""
+    stderr = done.stderr.decode()
+    assert done.returncode == status, stderr
+    lines = stderr.splitlines()
+    assert len(lines) == 1, stderr
+    assert lines[0].startswith("merklekv-tool: ")
+    for word in words:
+        assert word in lines[0]
+
+
+def fill(engine: Engine, floor: bool = True, merged: bool = True) -> None:
+    """Puts samples, tombstones and a floor in, part of it merged into the base."""
+    if floor:
+        engine.set(b"before the floor", b"x")
+        engine.truncate()
+    for key, value in SAMPLES.items():
+        engine.set(key, value)
+    for number in range(2500):
+        engine.set(b"number:%04d" % number, b"%d" % number)
+    if merged:
+        engine.absorb_sealed()
+    for number in range(0, 2500, 5):
+        engine.delete(b"number:%04d" % number)
+    engine.delete(b"empty")
+    engine.set(b"empty", b"")
+    engine.commit()
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Engine]:
+    """An engine on a directory, without a child."""
+    engine = Engine(path, absorb="manual", durability="never")
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def filled(path: Path) -> bytes:
+    """Makes a directory with samples; its root."""
+    with opened(path) as engine:
+        fill(engine)
+        return engine.root()
+
+
+def contents(path: Path) -> tuple[bytes, bytes, int, int]:
+    """Root, floor, and how many records live and dead a directory has."""
+    with opened(path) as engine:
+        return engine.root(), engine.floor, engine.live_count, engine.dead_count
+
+
+def address(node: NodeProcess) -> str:
+    return f"127.0.0.1:{node.port}"
+
+
+def root_of(node: NodeProcess) -> bytes:
+    with Client("127.0.0.1", node.port) as client:
+        answer = client.call(b"HASH")
+        assert isinstance(answer, bytes)
+        return bytes.fromhex(answer.decode())
+
+
+def everyone_may_read(path: Path) -> bool:
+    """Whether this process is not kept from reading a file by its mode, as root is not."""
+    return os.access(path, os.R_OK)
