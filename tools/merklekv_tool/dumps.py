@@ -190,10 +190,18 @@ class Reader:
             raise self._problem(f"the end tells of {end.records} records, but there are {self.records} before it")
         if end.checksum != self._checksum.end(end.floor):
             raise self._problem("the checksum does not match: the dump was damaged or edited")
-        for where, _ in self._items:
-            self._where = where
-            raise self._problem("something follows the end of the dump")
+        if self._has_more():
+            raise self._problem("something follows this end of the dump")
         self.floor = end.floor
+
+    def _has_more(self) -> bool:
+        try:
+            next(self._items)
+        except StopIteration:
+            return False
+        except ValueError:
+            pass  # whatever it is
+        return True
 
     def _next(self) -> tuple[str, Item]:
         try:

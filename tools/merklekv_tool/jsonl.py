@@ -54,6 +54,8 @@ class JsonLines:
                 yield where, _item(line)
             except KeyError as error:
                 raise ValueError(f"{where}: the field {error} is missing") from error
+            except RecursionError as error:
+                raise ValueError(f"{where}: nested too deeply") from error
             except ValueError as error:
                 raise ValueError(f"{where}: {_said(error)}") from error
 

@@ -83,15 +83,16 @@ def read(reader: Reader, there: Place, loader: Loader, file: BinaryIO, size: int
 
     batch: list[Pair] = []
     batch_bytes = 0
-    for key, record in reader:
-        batch.append((key, record))
-        batch_bytes += len(key) + len(record)
-        if len(batch) == PAGE_RECORDS or batch_bytes >= PAGE_BYTES:
-            loader.merge(batch)
-            update(file.tell() if size else 0, size)
-            batch, batch_bytes = [], 0
-    if batch:
-        loader.merge(batch)
+    try:
+        for key, record in reader:
+            batch.append((key, record))
+            batch_bytes += len(key) + len(record)
+            if len(batch) == PAGE_RECORDS or batch_bytes >= PAGE_BYTES:
+                loader.merge(batch)
+                update(file.tell() if size else 0, size)
+                batch, batch_bytes = [], 0
+    finally:
+        loader.merge(batch)  # also before the complaint about what follows
     if reader.floor is not None:
         there.merge_floor(reader.floor)
 

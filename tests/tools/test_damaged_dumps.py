@@ -1,0 +1,221 @@
+"""A dump that is cut, changed or no dump at all: one line that says where, and nothing but sound records taken in."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import cbor2
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from merklekv_tool.dumps import Checksum, End, Format, Head, Reader, Writer, format_named
+from merklekv_tool.statuses import EXIT_DUMP, DumpError
+from tool_support import contents, fails, opened, run
+
+from merklekv.engine.format import TOMBSTONE, ZERO_VERSION, make_record
+
+FORMATS = ["jsonl", "cbor"]
+VERSIONS = [(1_700_000_000 + number).to_bytes(8, "big") + bytes((number,)) * 16 for number in range(4)]
+FLOOR = (1_600_000_000).to_bytes(8, "big") + bytes(16)
+PAIRS = [
+    (b"\xff", make_record(b"\xff", VERSIONS[0], 0, b"\x80")),
+    (b"gone", make_record(b"gone", VERSIONS[1], TOMBSTONE, b"")),
+    (b"text", make_record(b"text", VERSIONS[2], 0, b"v")),
+]
+
+
+def dump_of(form: str) -> bytes:
+    file = io.BytesIO()
+    writer = Writer(file, format_named(form), b"")  # type: ignore[arg-type]
+    writer.page(PAIRS)
+    writer.end(FLOOR)
+    return file.getvalue()
+
+
+def read(dump: bytes) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+    reader = Reader(io.BufferedReader(io.BytesIO(dump)), "file")  # type: ignore[arg-type]
+    return list(reader), reader.floor
+
+
+def says_the_same_or_complains(dump: bytes) -> bool:
+    """JSON and CBOR can say one thing in several ways."""
+    try:
+        return read(dump) == (PAIRS, FLOOR)
+    except DumpError as error:
+        complaint = str(error)
+    return complaint.startswith("file: ") and "\n" not in complaint
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_whole(form: str) -> None:
+    assert read(dump_of(form)) == (PAIRS, FLOOR)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_cut_at_every_byte(form: str) -> None:
+    dump = dump_of(form)
+    for cut in range(len(dump)):
+        with pytest.raises(DumpError, match=r"^file: "):
+            read(dump[:cut])
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("mask", [0x01, 0x20, 0x80])
+def test_flipped_at_every_byte(form: str, mask: int) -> None:
+    dump = dump_of(form)
+    for position in range(len(dump)):
+        changed = dump[:position] + bytes((dump[position] ^ mask,)) + dump[position + 1 :]
+        assert says_the_same_or_complains(changed), position
+
+
+@given(st.sampled_from(FORMATS), st.data())
+@settings(max_examples=300, deadline=None)
+def test_rewritten_at_random(form: str, data: st.DataObject) -> None:
+    dump = dump_of(form)
+    begin = data.draw(st.integers(0, len(dump)))
+    end = data.draw(st.integers(begin, len(dump)))
+    changed = dump[:begin] + data.draw(st.binary(max_size=60)) + dump[end:]
+    assert says_the_same_or_complains(changed)
+
+
+@given(st.sampled_from([b"{", b"\xd9\xd9\xf7"]), st.binary(max_size=300))
+@settings(max_examples=300, deadline=None)
+def test_anything_at_all(start: bytes, rest: bytes) -> None:
+    with pytest.raises(DumpError):
+        read(start + rest)
+
+
+@pytest.mark.parametrize(
+    "dump",
+    [b"", b"\n", b"hello\n", b"{", b"{}\n", b"[]\n", b"[" * 100_000 + b"\n", b"{" + b'"a":[' * 100_000, b"\x9f" * 100_000,
+     b"\x5b" + b"\xff" * 8, b"\xa1\xa0\x00", b"\xd9\xd9\xf7" * 1000],
+)
+def test_no_dump(dump: bytes) -> None:
+    with pytest.raises(DumpError, match=r"^file: "):
+        read(dump)
+
+
+def miscounted(form: Format) -> bytes:
+    checksum = Checksum(Head(b""))
+    for _, record in PAIRS:
+        checksum.add(record)
+    records = [form.record(key, record) for key, record in PAIRS]
+    return b"".join((form.head(Head(b"")), *records, form.end(End(len(PAIRS) + 1, FLOOR, checksum.end(FLOOR)))))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_records_that_are_missing_doubled_or_in_another_order(name: str) -> None:
+    form = format_named(name)  # type: ignore[arg-type]
+    dump = dump_of(name)
+    first, second, third = (form.record(key, record) for key, record in PAIRS)
+    for changed in (first + third, first + second + second, second + first + third):
+        assert first + second + third in dump
+        with pytest.raises(DumpError, match=r"checksum|the end tells of 3 records"):
+            read(dump.replace(first + second + third, changed))
+    with pytest.raises(DumpError, match="the end tells of 4 records, but there are 3"):
+        read(miscounted(form))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_two_dumps_in_a_row(name: str) -> None:
+    dump = dump_of(name)
+    with pytest.raises(DumpError, match="something follows this end"):
+        read(dump + dump)
+    head = format_named(name).head(Head(b""))  # type: ignore[arg-type]
+    with pytest.raises(DumpError, match="a second head"):
+        read(head + dump)
+
+
+def test_a_later_format_is_named() -> None:
+    with pytest.raises(DumpError, match="line 1: a dump of version 2: this release reads 1"):
+        read(b'{"merklekv_dump":2,"prefix":""}\n')
+    with pytest.raises(DumpError, match="byte 0: a dump of version 2: this release reads 1"):
+        read(cbor2.dumps({"merklekv_dump": 2, "prefix": b""}))
+
+
+def line(**changes: object) -> bytes:
+    """The line of the text record, with fields changed, or left out where None."""
+    fields = json.loads(dump_of("jsonl").splitlines()[3]) | changes
+    return json.dumps({name: value for name, value in fields.items() if value is not None}).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (line(value="w"), "does not match its digest: it was damaged or edited"),
+        (line(key="other"), "does not match its digest"),
+        (line(tombstone=True), "does not match its digest"),
+        (line(key=None), "the field 'key_base64' is missing"),
+        (line(version=None), "the field 'version' is missing"),
+        (line(version="1-2"), "'1-2' is not a version"),
+        (line(version=f"{1 << 64}-{'0' * 32}"), "is not a version"),
+        (line(version=5), "5 is not a version"),
+        (line(digest="xyz"), "non-hexadecimal"),
+        (line(digest=1), "1 is not a digest"),
+        (line(value=None, value_base64="*"), "not base64"),
+        (line(value=None, value_base64=1), "`value` is not text"),
+        (line(value=7), "`value` is not text"),
+        (line(key=""), "a key of 0 bytes: keys have 1 to 511"),
+        (line(key="k" * 512), "a key of 512 bytes"),
+        (line(value="\ud800"), "no valid Unicode"),
+        (b'{"key": "\xff"}\n', "not UTF-8 at byte"),
+        (b"{nonsense}\n", "not JSON: "),
+        (b"[1]\n", "not a JSON object"),
+        (b"\n", "not JSON: "),
+    ],
+)
+def test_what_is_wrong_with_a_line(changed: bytes, words: str) -> None:
+    dump = dump_of("jsonl").splitlines(keepends=True)
+    dump[3] = changed
+    with pytest.raises(DumpError) as caught:
+        read(b"".join(dump))
+    assert str(caught.value).startswith("file: line 4: ")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        ([b"k", VERSIONS[0], False, bytes(16)], "a record of 4 fields: it has 5"),
+        (["k", VERSIONS[0], False, bytes(16), b""], "'k' where bytes belong"),
+        ([b"k", b"short", False, bytes(16), b""], "a version of 5 bytes"),
+        ([b"k", VERSIONS[0], 0, bytes(16), b""], "tombstone"),
+        ([b"k", VERSIONS[0], False, bytes(15), b""], "digest"),
+        ([b"k", VERSIONS[0], False, bytes(16), b""], "does not match its digest"),
+        (7, "neither a record nor the head nor the end"),
+        ({"other": 1}, "the field 'end' is missing"),
+        ({"end": True, "records": "3", "floor": None, "checksum": b""}, "an end that is none"),
+        ({"end": True, "records": 3, "floor": b"", "checksum": b""}, "a floor that has not 24 bytes"),
+    ],
+)
+def test_what_is_wrong_with_an_item(item: object, words: str) -> None:
+    dump = dump_of("cbor")
+    position = dump.index(format_named("cbor").record(*PAIRS[2]))
+    with pytest.raises(DumpError) as caught:
+        read(dump[:position] + cbor2.dumps(item) + dump[position:])
+    assert str(caught.value).startswith(f"file: byte {position}: ")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_loading_a_damaged_dump(form: str, tmp_path: Path) -> None:
+    """What was read before the damage is in, the floor is not, and the message says both where and how much."""
+    dump = tmp_path / "dump"
+    dump.write_bytes(dump_of(form)[:-3])
+    done = run("load", dump, tmp_path / "target")
+    where = "line 5" if form == "jsonl" else "byte "
+    fails(EXIT_DUMP, str(dump), where, "3 records before that were taken in", done=done)
+    assert done.stdout == b""
+    with opened(tmp_path / "target") as engine:
+        assert engine.record(b"text") == PAIRS[2][1]
+    assert contents(tmp_path / "target")[1] == ZERO_VERSION
+
+
+def test_loading_what_is_no_dump_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"SET k v\n")
+    done = run("load", tmp_path / "file", tmp_path / "target")
+    fails(EXIT_DUMP, "file: byte 0: ", done=done)
+    fails(EXIT_DUMP, "-: empty, not a dump", done=run("load", "-", tmp_path / "target", stdin=b""))
+    assert not (tmp_path / "target").exists()
