@@ -89,7 +89,8 @@ def test_anything_at_all(start: bytes, rest: bytes) -> None:
 
 @pytest.mark.parametrize(
     "dump",
-    [b"", b"\n", b"hello\n", b"{", b"{}\n", b"[]\n", b"[" * 100_000 + b"\n", b"{" + b'"a":[' * 100_000, b"\x9f" * 100_000,
+    [b"", b"\n", b"hello\n", b"{", b"{}\n", b"[]\n", b"[" * 100_000 + b"\n",
+     b"{" + b'"a":[' * 100_000, b"\x9f" * 100_000,
      b"\x5b" + b"\xff" * 8, b"\xa1\xa0\x00", b"\xd9\xd9\xf7" * 1000],
 )
 def test_no_dump(dump: bytes) -> None:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
+import socketserver
 import subprocess
 import sys
+import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import TracebackType
 
 from fix_node import NodeProcess, clean_environment
 
 from merklekv.engine.engine import Engine
+from merklekv.engine.format import VALUE_AT, ZERO_VERSION
+from merklekv.net import resp
 from merklekv.net.client import Client
+from merklekv.net.resp import RespParser
 
 TOOL = [sys.executable, "-m", "merklekv_tool"]
 TIMEOUT_S = 60.0
@@ -110,6 +118,55 @@ def root_of(node: NodeProcess) -> bytes:
         return bytes.fromhex(answer.decode())
 
 
-def everyone_may_read(path: Path) -> bool:
-    """Whether this process is not kept from reading a file by its mode, as root is not."""
-    return os.access(path, os.R_OK)
+class FakeNode:
+    """Answers like a node, with whatever it is told to."""
+
+    def __init__(self) -> None:
+        self.records: list[tuple[bytes, bytes]] = []
+        self.root = bytes(32)
+        self.floor = ZERO_VERSION
+        self.live = 3
+        self.root_moves = False
+        self.root_moves_for = 0
+        self.asked: Counter[bytes] = Counter()
+        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), self._serve)  # type: ignore[arg-type]
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.address = f"127.0.0.1:{self._server.server_address[1]}"
+
+    def put(self, key: bytes, record: bytes) -> None:
+        """Lets another record stand in the place of that key's."""
+        self.records = [(one, record if one == key else other) for one, other in self.records]
+
+    def _serve(self, connection: socket.socket, peer: object, server: object) -> None:
+        parser = RespParser(1 << 20, 100, 1 << 21)
+        while data := connection.recv(65536):
+            for request in parser.feed(data):
+                connection.sendall(self._answer(request[0]))
+
+    def _answer(self, name: bytes) -> bytes:
+        self.asked[name] += 1
+        match name:
+            case b"HASH":
+                if self.root_moves or self.asked[name] <= self.root_moves_for:
+                    return resp.bulk(os.urandom(32).hex().encode())
+                return resp.bulk(self.root.hex().encode())
+            case b"FLOOR":
+                return resp.bulk(self.floor)
+            case b"STATS":
+                return resp.bulk(b"db_keys:%d\r\ndb_tombstones:0\r\n" % self.live)
+            case b"RECORDS":
+                parts = [part for key, record in self.records for part in (key, record[:VALUE_AT], record[VALUE_AT:])]
+                return b"*2\r\n%b%b" % (resp.NIL[2], resp.bulk_array(parts))
+        return b"-ERR unknown command\r\n"
+
+    def __enter__(self) -> FakeNode:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

@@ -1,0 +1,173 @@
+"""`verify`: silent about what is sound, and each thing that is not sound named, in a directory and behind a port."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import lmdb
+import pytest
+from fix_node import NodeFactory
+from merklekv_tool.statuses import EXIT_PROBLEMS
+from merklekv_tool.verify import ATTEMPTS
+from tool_support import FakeNode, address, filled, run, succeeds
+
+from merklekv.engine.format import DIGEST_AT, FLAGS_AT, TOMBSTONE, VALUE_AT, ZERO_VERSION, bucket_of, make_record
+from merklekv.engine.merkle import MerkleTree, term_of
+from merklekv.engine.naive import digest_of
+from merklekv.net.client import Client
+
+
+@pytest.fixture
+def sound(tmp_path: Path) -> Path:
+    filled(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def test_a_sound_directory(sound: Path) -> None:
+    assert succeeds("verify", sound).decode() == f"{sound}: no problems found\n"
+    verdict = json.loads(succeeds("verify", sound, "--json"))
+    assert verdict == {"place": str(sound), "ok": True, "problems": [], "notes": []}
+
+
+def test_verifying_changes_nothing(sound: Path) -> None:
+    before = {path: path.read_bytes() for path in sound.rglob("*") if path.is_file() and path.name != "lock.mdb"}
+    succeeds("verify", sound)
+    after = {path: path.read_bytes() for path in sound.rglob("*") if path.is_file() and path.name != "lock.mdb"}
+    assert after == before
+
+
+def test_a_sound_node(sound: Path, node_factory: NodeFactory) -> None:
+    node = node_factory(directory=sound)
+    assert succeeds("verify", address(node)).decode() == f"{address(node)}: no problems found\n"
+    assert json.loads(succeeds("verify", address(node), "--json"))["ok"]
+
+
+def test_every_problem_of_a_directory_is_named(sound: Path) -> None:
+    with lmdb.open(str(sound / "base"), max_dbs=4) as base, base.begin(write=True) as txn:
+        records = base.open_db(b"records", txn)
+        for key in (b"plain", b"tab\t"):
+            record = bytearray(txn.get(key, db=records))
+            record[-1] ^= 1
+            txn.put(key, bytes(record), db=records)
+    done = run("verify", sound)
+    assert done.returncode == EXIT_PROBLEMS
+    *problems, last = done.stdout.decode().splitlines()
+    assert last == f"{sound}: {len(problems)} problems found"
+    assert any("b'plain'" in problem and "digest" in problem for problem in problems)
+    assert any(r"b'tab\t'" in problem and "digest" in problem for problem in problems)
+    as_json = run("verify", sound, "--json")
+    assert as_json.returncode == EXIT_PROBLEMS
+    verdict = json.loads(as_json.stdout)
+    assert (verdict["ok"], verdict["problems"]) == (False, problems)
+
+
+def test_a_torn_tail_is_noted_and_no_problem(sound: Path) -> None:
+    newest = max((sound / "log").iterdir())
+    with newest.open("r+b") as file:
+        file.truncate(newest.stat().st_size - 1)
+    done = run("verify", sound)
+    assert done.returncode == 0
+    assert done.stdout.decode() == f"{sound}: no problems found\n"
+    assert str(newest) in done.stderr.decode()
+    assert json.loads(succeeds("verify", sound, "--json"))["notes"]
+
+
+def record(key: bytes, value: bytes = b"v", version: bytes = b"\x17" * 24, flags: int = 0) -> bytes:
+    return make_record(key, version, flags, value)
+
+
+def flagged(one: bytes, flags: int) -> bytes:
+    """The record of key B with other flags, and a digest that fits."""
+    changed = one[:FLAGS_AT] + bytes((flags,)) + one[DIGEST_AT:]
+    return changed[:DIGEST_AT] + digest_of(B, changed) + changed[VALUE_AT:]
+
+
+def root_of(records: dict[bytes, bytes], floor: bytes = ZERO_VERSION) -> bytes:
+    tree = MerkleTree()
+    for key, one in records.items():
+        tree.leaves[bucket_of(key)] += term_of(one)
+    return tree.root(floor)
+
+
+A, B, C = b"a", b"b", b"c"
+SOUND = {key: record(key) for key in (A, B, C)}
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeNode]:
+    """A node that says what it is told to."""
+    with FakeNode() as node:
+        node.records = list(SOUND.items())
+        node.root = root_of(SOUND)
+        yield node
+
+
+def test_a_fake_node_that_is_sound(fake: FakeNode) -> None:
+    succeeds("verify", fake.address)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda node: node.records.reverse(), ["key b'b': comes after b'c'", "key b'a': comes after b'b'"]),
+        (lambda node: node.records.insert(1, node.records[0]), ["key b'a': comes after b'a'"]),
+        (lambda node: node.put(B, SOUND[B][:-1] + b"w"), ["key b'b': the digest is "]),
+        (lambda node: node.put(B, SOUND[A]), ["key b'b': the digest is "]),
+        (lambda node: node.put(B, flagged(record(B), 2)), ["key b'b': the flags are 2"]),
+        (lambda node: node.put(B, record(B, flags=TOMBSTONE)), ["key b'b': the tombstone has a value of 1 bytes"]),
+        (lambda node: node.put(B, record(B, version=bytes(24))), ["the root that it answers"]),
+        (lambda node: node.records.pop(), ["the root that it answers", "the number of records that it counts"]),
+        (lambda node: setattr(node, "floor", b"\x18" * 24), ["expected none below the floor"]),
+        (lambda node: setattr(node, "floor", b"\x16" * 24), ["the root that it answers"]),
+        (lambda node: setattr(node, "live", 7), ["the number of records that it counts is 7, expected 3"]),
+    ],
+)
+def test_every_problem_of_a_node_is_named(change: Callable[[FakeNode], None], words: list[str], fake: FakeNode) -> None:
+    fake.live = len(fake.records)
+    change(fake)
+    done = run("verify", fake.address)
+    assert done.returncode == EXIT_PROBLEMS, done.stdout
+    for word in words:
+        assert word in done.stdout.decode()
+
+
+def test_a_node_that_is_written_to_all_the_time(fake: FakeNode) -> None:
+    """Its root is tried again, and then left out; the rest is checked all the same."""
+    fake.root_moves = True
+    done = run("verify", fake.address)
+    assert done.returncode == 0
+    assert "written to all the time, so its root was not compared" in done.stderr.decode()
+    assert fake.asked[b"HASH"] == 2 * ATTEMPTS
+    fake.put(B, SOUND[B][:-1] + b"w")
+    assert run("verify", fake.address).returncode == EXIT_PROBLEMS
+
+
+def test_a_node_that_is_written_to_for_a_while(fake: FakeNode) -> None:
+    fake.root_moves_for = 1
+    assert json.loads(succeeds("verify", fake.address, "--json"))["notes"] == []
+    assert fake.asked[b"HASH"] == 4
+
+
+def test_a_busy_node(sound: Path, node_factory: NodeFactory) -> None:
+    """Real writes beside it make no problem appear."""
+    node = node_factory(directory=sound)
+    stop = threading.Event()
+
+    def write() -> None:
+        with Client("127.0.0.1", node.port) as client:
+            number = 0
+            while not stop.is_set():
+                client.call(b"SET", b"number:%04d" % (number % 3000), b"%d" % number)
+                number += 1
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        succeeds("verify", address(node))
+    finally:
+        stop.set()
+        writer.join()
+    assert json.loads(succeeds("verify", address(node), "--json"))["notes"] == []
