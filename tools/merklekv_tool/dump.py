@@ -17,7 +17,7 @@ Examples:
 
     merklekv-tool dump ./data > data.jsonl
     merklekv-tool dump 127.0.0.1:7379 --format cbor --output data.cbor
-    merklekv-tool dump ./data --prefix user: | jq -r .key
+    merklekv-tool dump ./data --prefix user: | jq -r '.key // empty'
     merklekv-tool dump 127.0.0.1:7379 | gzip > data.jsonl.gz
 
 A directory is dumped as it stands. A node may be written to meanwhile: then each record is as it was when the dump came
