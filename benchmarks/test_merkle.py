@@ -9,9 +9,10 @@ import itertools
 import pytest
 from conftest import VALUE, key_of
 from pytest_benchmark.fixture import BenchmarkFixture
+from xxhash import xxh3_64_intdigest
 
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import BUCKETS, VERSION_SIZE, make_record
+from merklekv.engine.format import BUCKETS, DIGEST_AT, VALUE_AT, VERSION_SIZE, bucket_of, make_record
 from merklekv.engine.merkle import EMPTY_ROOT, MerkleTree, pack_leaves, term_of, unpack_leaves
 
 BATCH = 1000
@@ -33,20 +34,29 @@ def test_whole_writes(benchmark: BenchmarkFixture, small: Engine) -> None:
 
 
 @pytest.mark.benchmark(group="merkle: 1,000 SETs, and the upkeep in them")
-def test_upkeep_of_leaves_and_counters(benchmark: BenchmarkFixture, small: Engine) -> None:
-    """`State._account` does what the write path has written out in place; here from a record to itself and back."""
+def test_upkeep_of_leaves(benchmark: BenchmarkFixture) -> None:
+    """What the write path (`State._put`) does for the tree, written out as there, to keys that it moves to and fro."""
     keys = [key_of(number) for number in range(BATCH)]
-    small.mset([(key, VALUE) for key in keys])
-    records = [(key, small.record(key)) for key in keys]
-    root = small.root()
+    one, other = ([make_record(key, version, 0, VALUE) for key in keys] for version in (FLOOR, b"\1" * VERSION_SIZE))
+    tree = MerkleTree()
+    for key, record in zip(keys, one, strict=True):
+        tree.leaves[bucket_of(key)] += term_of(record)
+    root = tree.root(FLOOR)
 
-    def account() -> None:
-        for key, record in records:
-            assert record is not None
-            small._account(key, record, record)
+    def move(before: list[bytes], after: list[bytes]) -> None:
+        digests = [int.from_bytes(record[DIGEST_AT:VALUE_AT], "big") for record in after]  # the write path has these
+        for key, old, digest in zip(keys, before, digests, strict=True):
+            bucket = xxh3_64_intdigest(key) >> 48
+            tree.dirty.add(bucket >> 8)
+            tree.leaves[bucket] += (digest - int.from_bytes(old[DIGEST_AT:VALUE_AT], "big")) << 64
 
-    benchmark.pedantic(account, rounds=ROUNDS, warmup_rounds=1)
-    assert small.root() == root
+    turns = itertools.cycle([(one, other), (other, one)])
+    benchmark.pedantic(move, setup=lambda: (next(turns), {}), rounds=ROUNDS, warmup_rounds=1)
+    before, after = next(turns)
+    if before is other:
+        assert tree.root(FLOOR) != root
+        move(before, after)
+    assert tree.root(FLOOR) == root
 
 
 @pytest.mark.benchmark(group="merkle: root")
