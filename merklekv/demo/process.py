@@ -11,6 +11,7 @@ from typing import Final
 from merklekv.errors import MerkleKVError
 
 STOP_S: Final = 10.0
+LAST_LINES: Final = 2
 SETTING_PREFIX: Final = "MERKLEKV_"
 
 
@@ -74,6 +75,5 @@ class Child:
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def last_words(self) -> str:
-        """Its last line, for an error."""
-        lines = self.output().strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+        """Its last lines as one, for an error."""
+        return " | ".join(self.output().strip().splitlines()[-LAST_LINES:]) or "it said nothing"

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Final
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -52,7 +53,7 @@ class Keys:
 
 def picture(cluster: Cluster, happened: Iterable[str]) -> RenderableType:
     """How things stand, and what happened before."""
-    table = Table(expand=True)
+    table = Table(box=box.SIMPLE)
     for title, align in (
         ("node", "left"),
         ("address", "left"),
@@ -70,7 +71,9 @@ def picture(cluster: Cluster, happened: Iterable[str]) -> RenderableType:
     broker = Text.assemble(f"broker {cluster.broker.kind} on {HOST}:{cluster.broker.port} ", _state(cluster, BROKER))
     traffic = f"{'writing' if cluster.writing else 'paused'}, {cluster.written:,} writes acknowledged"
     verdict = Text(cluster.verdict(), style="bold green" if cluster.is_converged else "bold yellow")
-    return Group(table, broker, traffic, verdict, Text("\n".join(happened), style="dim"), HELP)
+    return Group(
+        table, broker, Text(traffic), verdict, Text("\n".join(happened), style="dim"), Text(HELP, style="bold")
+    )
 
 
 def _state(cluster: Cluster, name: str) -> Text:

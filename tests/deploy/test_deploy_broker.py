@@ -78,8 +78,10 @@ def test_nodes_with_users_of_their_own_replicate(harness: ReplicationTestHarness
 def test_a_node_that_publishes_as_another_is_refused_and_says_so(harness: ReplicationTestHarness) -> None:
     witness = harness.create_node("node-2", client_password=password("node-2"))
     liar = harness.create_node("node-3", username="node-1", client_password=password("node-1"))
+    liar.wait_figure("publishes_refused_not_authorized")  # its presence
+    refused = liar.figure("publishes_refused_not_authorized")
     liar.set("k", "v")
-    liar.wait_figure("publishes_refused_not_authorized")
+    liar.wait_figure("publishes_refused_not_authorized", refused + 1)
     status = liar.ask("REPLICATE status")
     assert re.search(r" refused=[1-9]\d* ", status)
     assert re.search(r" outbox=1 ", status)

@@ -1,0 +1,259 @@
+"""`merklekv demo` as people run it: as a script, with keys in a terminal, and cut short. It leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import termios
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from fix_node import clean_environment
+from support import wait_until
+
+from merklekv import exits
+from merklekv.demo import broker as demo_broker
+from merklekv.demo import cluster as demo_cluster
+from merklekv.demo import node as demo_node
+from merklekv.demo import show as demo_show
+from merklekv.demo.process import DemoFailed
+
+BROKERS = ("mosquitto", "iotcore")
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+SCREEN = (40, 140)  # lines and columns
+RUN_S = 60.0
+LOOK_S = 30.0
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """Where the demo puts its directory; when the test ends there is nothing in it, and nobody at work on it."""
+    place = tmp_path / "place"
+    place.mkdir()
+    yield place
+    assert workers(place) == []
+    assert list(place.iterdir()) == []
+
+
+def workers(place: Path) -> list[str]:
+    """Processes that were told a path below the place."""
+    lines = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if str(place) in line:
+            lines.append(line)
+    return lines
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "merklekv", "demo", *arguments]
+
+
+def environment(place: Path) -> dict[str, str]:
+    return clean_environment() | {"TMPDIR": str(place), "TERM": "xterm", "PYTHONUNBUFFERED": "1"}
+
+
+def run(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments),
+        capture_output=True,
+        text=True,
+        timeout=RUN_S,
+        env=environment(place),
+        stdin=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.parametrize("broker", BROKERS)
+def test_a_script_of_outages_ends_with_equal_nodes(place: Path, broker: str) -> None:
+    done = run(place, "--seconds", "3", "--broker", broker)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    for told in ("node-2 is down", "node-2 is up", "stopping the broker", "broker is up", "writing is paused"):
+        assert told in done.stdout
+    last = done.stdout.splitlines()[-1]
+    held = re.findall(r"node-\d: (\d+ keys, root \w+), outbox 0", last)
+    assert "converged: all nodes hold the same" in last
+    assert len(held) == 3
+    assert len(set(held)) == 1
+    assert not held[0].startswith("0 ")
+
+
+def test_a_second_is_enough(place: Path) -> None:
+    assert run(place, "--seconds", "1").returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_cut_short_it_ends_everything(place: Path, number: signal.Signals) -> None:
+    most = ["--seconds", str(86_400)] if number is signal.SIGTERM else []
+    demo = subprocess.Popen(
+        command(*most),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(place),
+    )
+    assert demo.stdout is not None
+    for line in demo.stdout:
+        if "node-3 is up" in line:
+            assert len(workers(place)) >= 4
+            demo.send_signal(number)
+            break
+    rest, _ = demo.communicate(timeout=RUN_S)
+    assert demo.returncode == exits.EXIT_FAILED
+    assert rest.endswith("interrupted\n")
+
+
+@pytest.mark.parametrize("wrong", [("--seconds", "0"), ("--seconds", "86401"), ("--broker", "else")])
+def test_wrong_arguments(place: Path, wrong: tuple[str, str]) -> None:
+    done = run(place, *wrong)
+    assert done.returncode == exits.EXIT_USAGE
+    assert re.fullmatch(r"merklekv: [^\n]*" + wrong[0] + r"[^\n]*\n", done.stderr)
+
+
+# -- with keys ---------------------------------------------------------------------------------------------------------
+
+
+class Terminal:
+    """A terminal in which the demo runs."""
+
+    def __init__(self, place: Path) -> None:
+        self.master, self.slave = pty.openpty()
+        termios.tcsetwinsize(self.slave, SCREEN)
+        self.before = termios.tcgetattr(self.slave)
+        self._written = b""
+        self._hung_up = threading.Event()
+        self.demo = subprocess.Popen(
+            command(),
+            stdin=self.slave,
+            stdout=self.slave,
+            stderr=self.slave,
+            env=environment(place),
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        while not self._hung_up.is_set():
+            if select.select([self.master], [], [], 0.05)[0]:
+                self._written += os.read(self.master, 65536)
+        os.close(self.master)
+
+    @property
+    def screen(self) -> str:
+        """What is to be seen: the last picture."""
+        text = CONTROL.sub("", self._written.decode(errors="ignore")).replace("\r", "")
+        return text.rpartition("Merkle root")[2]
+
+    def wait_for(self, pattern: str) -> None:
+        wait_until(lambda: re.search(pattern, self.screen), seconds=LOOK_S, what=f"{pattern} in {self.screen}")
+
+    def press(self, key: str) -> None:
+        os.write(self.master, key.encode())
+
+    def hang_up(self) -> None:
+        """Close the terminal, as one closes its window."""
+        self._hung_up.set()
+        self._reader.join()
+
+    def close(self) -> None:
+        if self.demo.poll() is None:
+            self.demo.terminate()
+        self.demo.wait(RUN_S)
+        self.hang_up()
+        os.close(self.slave)
+
+
+@pytest.fixture
+def terminal(place: Path) -> Iterator[Terminal]:
+    made = Terminal(place)
+    yield made
+    made.close()
+
+
+def test_keys_stop_and_start_what_is_shown(terminal: Terminal) -> None:
+    terminal.wait_for(r"node-1 .* up .* connected")
+    terminal.wait_for("writing, [1-9]")
+    terminal.wait_for("converged: all nodes hold the same")
+    terminal.press("1")
+    terminal.wait_for(r"node-1 .* down")
+    terminal.wait_for("not converged: node-1 is down")
+    terminal.press("b")
+    terminal.wait_for(r"broker mosquitto on 127\.0\.0\.1:\d+ down")
+    terminal.wait_for(r"node-2 .* [1-9]\d* +disconnected")  # its outbox fills
+    terminal.press("1")
+    terminal.wait_for(r"node-1 .* up")
+    terminal.press("b")
+    terminal.wait_for(r"broker mosquitto on 127\.0\.0\.1:\d+ up")
+    terminal.press("t")
+    terminal.wait_for("paused, ")
+    terminal.wait_for("\nconverged: all nodes hold the same")
+    terminal.press("q")
+    assert terminal.demo.wait(RUN_S) == 0
+    assert termios.tcgetattr(terminal.slave) == terminal.before
+
+
+def test_a_key_without_meaning_does_nothing(terminal: Terminal) -> None:
+    terminal.wait_for("converged: all nodes hold the same")
+    terminal.press("4x\x1b[A")
+    terminal.press("q")
+    assert terminal.demo.wait(RUN_S) == 0
+
+
+def test_a_terminal_that_is_closed_ends_it(terminal: Terminal) -> None:
+    terminal.wait_for("converged: all nodes hold the same")
+    terminal.hang_up()
+    terminal.demo.wait(RUN_S)
+
+
+# -- what goes wrong ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short(place: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The demo in this process, in its place, with little patience."""
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    monkeypatch.setattr(demo_show, "SETTLE_S", 4.0)
+    monkeypatch.setattr(demo_cluster, "STUCK_S", 1.0)
+    return monkeypatch
+
+
+def test_nodes_that_differ_in_the_end_are_told(short: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def deafen(cluster: demo_cluster.Cluster) -> None:
+        cluster.nodes[0].ask([(b"REPLICATE", b"disable")])
+
+    short.setattr(demo_show, "SCRIPT", ((0.2, deafen),))
+    assert demo_show.show(1.0, "auto") == exits.EXIT_FAILED
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "diverged: node-1: " in last
+    assert "will be healed by anti-entropy, not in this version" in last
+
+
+def test_a_node_that_does_not_start_is_told_with_its_reason(short: pytest.MonkeyPatch) -> None:
+    short.setattr(demo_node, "TOPIC_PREFIX", "+")
+    with pytest.raises(DemoFailed, match=r"node-\d did not start: .*topic_prefix"):
+        demo_show.show(1.0, "auto")
+
+
+def test_a_broker_that_does_not_start_is_told_with_its_reason(short: pytest.MonkeyPatch) -> None:
+    short.setattr(demo_broker, "MOSQUITTO_CONFIG", "nonsense true\n")
+    with pytest.raises(DemoFailed, match=r"broker did not start: .*nonsense"):
+        demo_show.show(1.0, "mosquitto")
+
+
+@pytest.mark.parametrize("kind", ["auto", *BROKERS])
+def test_without_a_broker_it_says_what_to_install(short: pytest.MonkeyPatch, kind: str) -> None:
+    short.setattr("shutil.which", lambda name, path: None)
+    short.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DemoFailed, match=r"^no .* found: install one with 'apt-get install mosquitto' or with \"pip"):
+        demo_show.show(1.0, kind)
