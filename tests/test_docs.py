@@ -21,9 +21,8 @@ from merklekv.node import limits_of
 from merklekv.settings import Settings, declarations
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted(
-    [*ROOT.glob("*.md"), *(page for part in ("docs", "tests", "benchmarks") for page in ROOT.glob(f"{part}/**/*.md"))]
-)
+PLACES = ("docs", "tests", "benchmarks", "deploy")
+PAGES = sorted([*ROOT.glob("*.md"), *(page for place in PLACES for page in ROOT.glob(f"{place}/**/*.md"))])
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
 CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
 

@@ -113,7 +113,8 @@ def make_broker(kind: str, directory: Path) -> Broker:
         return Broker("iotcore", command, IOTCORE_CONFIG, directory)
     missing = {"auto": "no MQTT broker", "mosquitto": "no mosquitto", "iotcore": "no iotcore"}[kind]
     raise DemoFailed(
-        f"{missing} found: install one with 'apt-get install mosquitto' or with \"pip install 'merklekv[demo]'\""
+        f"{missing} found: install Mosquitto ('apt-get install mosquitto'), "
+        "or the wheel iotcore where merklekv is ('pip install iotcore')"
     )
 
 

@@ -255,5 +255,5 @@ def test_a_broker_that_does_not_start_is_told_with_its_reason(short: pytest.Monk
 def test_without_a_broker_it_says_what_to_install(short: pytest.MonkeyPatch, kind: str) -> None:
     short.setattr("shutil.which", lambda name, path: None)
     short.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(DemoFailed, match=r"^no .* found: install one with 'apt-get install mosquitto' or with \"pip"):
+    with pytest.raises(DemoFailed, match=r"^no .* found: install .*apt-get install mosquitto.*pip install iotcore"):
         demo_show.show(1.0, kind)
