@@ -170,6 +170,7 @@ class Conversation:
             case Connected():
                 self._connected(happening)
             case Subscribed(refusals):
+                self._figures.state = "connected"
                 if refusals:
                     self._trouble("subscription", f"the broker refuses our subscriptions: {', '.join(refusals)}")
 
@@ -178,7 +179,6 @@ class Conversation:
     def _connected(self, connected: Connected) -> None:
         figures = self._figures
         figures.connects += 1
-        figures.state = "connected"
         figures.trouble.clear()
         log.info("connected to the broker at %s as %s", self._broker.address, self._node_id)
         self._window = max(1, min(WINDOW, connected.receive_max - 2))

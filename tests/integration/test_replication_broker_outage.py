@@ -1,0 +1,160 @@
+"""The broker goes away and comes back: nodes serve on, and nothing that was written is missing afterwards."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from fix_broker import BrokerFactory
+from fix_cluster import HarnessFactory, ReplicationTestHarness
+from fix_proxy import ProxyFactory
+from support import wait_until
+
+pytestmark = [pytest.mark.replication, pytest.mark.slow]
+
+
+def numbered(count: int, name: str = "k") -> dict[str, str]:
+    return {f"{name}{number}": str(number) for number in range(count)}
+
+
+class TestOutage:
+    def test_writes_of_all_nodes_during_an_outage_arrive_everywhere(
+        self, own_harness: ReplicationTestHarness
+    ) -> None:
+        nodes = own_harness.create_nodes(3)
+        own_harness.broker.stop()
+        for node in nodes:
+            node.wait_disconnected()
+            node.set_many(numbered(500, node.node_id))
+        own_harness.broker.start()
+        for node in nodes:
+            wait_until(lambda node=node: node.key_count() == 1500, seconds=40)
+        own_harness.wait_converged()
+
+    def test_a_large_backlog_arrives_whole(self, own_harness: ReplicationTestHarness) -> None:
+        a, b = own_harness.create_nodes(2)
+        own_harness.broker.kill()
+        a.wait_disconnected()
+        a.set_many(numbered(50_000))
+        assert a.figure("outbox_events") == 50_000
+        assert a.figure("outbox_oldest_ms") > 0
+        own_harness.broker.start()
+        wait_until(lambda: b.key_count() == 50_000, seconds=40)
+        own_harness.wait_converged()
+        wait_until(lambda: a.figure("outbox_events") == 0)
+
+    def test_outages_one_after_the_other(self, own_harness: ReplicationTestHarness) -> None:
+        a, b = own_harness.create_nodes(2)
+        for turn in range(3):
+            own_harness.broker.kill()
+            a.wait_disconnected()
+            b.wait_disconnected()
+            a.set_many(numbered(100, f"a{turn}-"))
+            b.set_many(numbered(100, f"b{turn}-"))
+            own_harness.broker.start()
+            own_harness.wait_converged(seconds=40)
+        assert a.key_count() == 600
+
+    def test_what_the_broker_saved_is_delivered_to_a_node_that_was_away(
+        self, harness_at: HarnessFactory, broker_factory: BrokerFactory
+    ) -> None:
+        broker = broker_factory("allow_anonymous true", "persistence true", "max_queued_messages 100000")
+        harness = harness_at(broker)
+        a, b = harness.create_nodes(2)
+        b.stop()
+        a.set_many(numbered(1000))
+        wait_until(lambda: a.figure("outbox_events") == 0)
+        broker.stop()
+        broker.start()
+        b.start()
+        wait_until(lambda: b.key_count() == 1000, seconds=40)
+        harness.wait_converged()
+
+
+class TestPartition:
+    def test_two_halves_heal(self, own_harness: ReplicationTestHarness, proxy_factory: ProxyFactory) -> None:
+        b = own_harness.create_node("b")
+        proxy = proxy_factory(own_harness.broker.host, own_harness.broker.port)
+        a = own_harness.create_node("a", mqtt_port=proxy.port)
+        proxy.cut()
+        a.wait_disconnected()
+        a.set_many(numbered(300, "a"))
+        b.set_many(numbered(300, "b"))
+        a.set("both", "a")
+        b.set("both", "b")
+        proxy.heal()
+        own_harness.wait_converged(seconds=40)
+        assert a.key_count() == 601
+        assert a.get("both") == b.get("both") == "b"
+
+    def test_a_connection_that_freezes_goes_on_where_it_was(
+        self, own_harness: ReplicationTestHarness, proxy_factory: ProxyFactory
+    ) -> None:
+        b = own_harness.create_node("b")
+        proxy = proxy_factory(own_harness.broker.host, own_harness.broker.port)
+        a = own_harness.create_node("a", mqtt_port=proxy.port)
+        proxy.freeze()
+        a.set_many(numbered(500))
+        assert b.key_count() == 0
+        proxy.thaw()
+        wait_until(lambda: b.key_count() == 500, seconds=40)
+        own_harness.wait_converged()
+
+
+class TestGracefulDegradation:
+    def test_every_command_works_without_a_broker(self, own_harness: ReplicationTestHarness) -> None:
+        node = own_harness.create_node()
+        own_harness.broker.kill()
+        node.wait_disconnected()
+        assert node.ask("SET k 1") == "OK"
+        assert node.ask("INCR k") == "VALUE 2"
+        assert node.ask("APPEND k 0") == "VALUE 20"
+        assert node.ask("DELETE k") == "DELETED"
+        assert node.ask("TRUNCATE") == "OK"
+        assert node.ask("REPLICATE status").startswith("REPLICATION enabled 1 nodes state=")
+
+    def test_an_outage_does_not_slow_local_writes(self, own_harness: ReplicationTestHarness) -> None:
+        node = own_harness.create_node()
+        own_harness.broker.kill()
+        node.wait_disconnected()
+        began = time.monotonic()
+        node.set_many(numbered(20_000))
+        assert time.monotonic() - began < 20, "20,000 pipelined writes take about a second"
+
+    def test_a_stop_during_an_outage_is_quick_and_keeps_what_waits(
+        self, own_harness: ReplicationTestHarness
+    ) -> None:
+        a, b = own_harness.create_nodes(2)
+        own_harness.broker.kill()
+        a.wait_disconnected()
+        a.set_many(numbered(100))
+        began = time.monotonic()
+        a.stop()
+        assert time.monotonic() - began < 5
+        own_harness.broker.start()
+        b.wait_connected()
+        a.start()
+        wait_until(lambda: b.key_count() == 100, seconds=40)
+
+
+class TestRetries:
+    def test_attempts_grow_rarer_and_never_end(self, own_harness: ReplicationTestHarness) -> None:
+        node = own_harness.create_node()
+        own_harness.broker.kill()
+        wait_until(lambda: "Connection refused" in node.process.output(), seconds=20)
+        own_harness.broker.start()
+        node.wait_connected()
+        assert node.figure("broker_losses") == 1
+        assert node.process.output().count("Connection refused") <= 2, "a burst of failures is one line"
+
+    def test_a_broker_that_comes_late_is_found(
+        self, harness_at: HarnessFactory, broker_factory: BrokerFactory
+    ) -> None:
+        broker = broker_factory(start=False)
+        node = harness_at(broker).create_node(start=False)
+        node.start()
+        node.set("k", "v")
+        wait_until(lambda: "Connection refused" in node.figures()["replication_detail"])
+        broker.start()
+        node.wait_connected()
+        wait_until(lambda: node.figure("outbox_events") == 0, seconds=20)
