@@ -5,18 +5,24 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from struct import pack
 from typing import Any
 
+import pytest
 from xxhash import xxh3_64_digest
 
+from merklekv.engine import absorber as absorber_module
+from merklekv.engine import store as store_module
+from merklekv.engine.absorber import absorb as absorb_segments
 from merklekv.engine.check import check_directory, check_engine
 from merklekv.engine.durable import MIN_MEMTABLE_SIZE
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import TOMBSTONE, VALUE_AT, make_record
+from merklekv.engine.log import list_segments
+from merklekv.engine.store import BaseWriter
 from merklekv.errors import MerkleKVError
 
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # where Hypothesis's many small directories go
@@ -142,6 +148,44 @@ def absorb(engine: Engine) -> None:
     engine.absorb_sealed()
     while engine._layers.frozen or engine._records or not engine.root_ready:
         engine.absorb_sealed()
+
+
+@contextmanager
+def small_transactions(keys: int) -> Iterator[None]:
+    """Merges a few keys at a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (absorber_module, store_module):
+            patch.setattr(module, "TRANSACTION_KEYS", keys)
+        yield
+
+
+class Cut(Exception):
+    """The process ends here."""
+
+
+@contextmanager
+def cut_after(commits: int) -> Iterator[list[int]]:
+    """Ends the process (for this test: raises) behind so many commits of the base; tells how many there were."""
+    real: Callable[..., AbstractContextManager[Any]] = BaseWriter._transaction
+    count = [0]
+
+    @contextmanager
+    def transaction(writer: BaseWriter) -> Iterator[Any]:
+        with real(writer) as txn:
+            yield txn
+        count[0] += 1
+        if count[0] == commits:
+            raise Cut
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BaseWriter, "_transaction", transaction)
+        yield count
+
+
+def absorb_all(path: Path) -> None:
+    upto = list_segments(path / "log")[-1]
+    with BaseWriter(path / "base") as writer:
+        absorb_segments(writer, path / "log", upto)
 
 
 def everything(engine: Engine) -> dict[bytes, bytes]:

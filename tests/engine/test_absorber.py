@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import engine_support as support
 import lmdb
 import pytest
 from engine_support import NOON
 
-from merklekv.engine import absorber as absorber_module
-from merklekv.engine import store as store_module
 from merklekv.engine.absorber import absorb
 from merklekv.engine.check import check_directory
 from merklekv.engine.engine import Engine
@@ -24,14 +20,10 @@ from merklekv.engine.store import BaseWriter
 Prepare = Callable[[Engine], None]
 
 
-class Cut(Exception):
-    """The process ends here."""
-
-
 @pytest.fixture(autouse=True)
-def small_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (absorber_module, store_module):
-        monkeypatch.setattr(module, "TRANSACTION_KEYS", 4)
+def small_transactions() -> Iterator[None]:
+    with support.small_transactions(4):
+        yield
 
 
 def plain(engine: Engine) -> None:
@@ -81,36 +73,11 @@ def made(path: Path, prepare: Prepare) -> tuple[Path, bytes]:
     prepare(engine)
     support.freeze(engine)
     engine.close()
-    absorb_all(shutil.copytree(path, path.with_name("whole")))
+    support.absorb_all(shutil.copytree(path, path.with_name("whole")))
     engine = support.open_engine(path.with_name("whole"))
     root = engine.root()
     engine.close()
     return path, root
-
-
-@contextmanager
-def cut_after(commits: int) -> Iterator[list[int]]:
-    """Ends the process (for this test: raises) behind so many commits of the base; tells how many there were."""
-    real: Callable[..., AbstractContextManager[Any]] = BaseWriter._transaction
-    count = [0]
-
-    @contextmanager
-    def transaction(writer: BaseWriter) -> Iterator[Any]:
-        with real(writer) as txn:
-            yield txn
-        count[0] += 1
-        if count[0] == commits:
-            raise Cut
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BaseWriter, "_transaction", transaction)
-        yield count
-
-
-def absorb_all(path: Path) -> None:
-    upto = list_segments(path / "log")[-1]
-    with BaseWriter(path / "base") as writer:
-        absorb(writer, path / "log", upto)
 
 
 def dump(path: Path) -> dict[bytes, list[tuple[bytes, bytes]]]:
@@ -132,19 +99,19 @@ def test_cut_behind_any_commit_it_goes_on(tmp_path: Path, prepare: Prepare) -> N
     while True:
         commits += 1
         copy = shutil.copytree(path, tmp_path / "copy")
-        with cut_after(commits) as count:
+        with support.cut_after(commits) as count:
             try:
-                absorb_all(copy)
+                support.absorb_all(copy)
                 assert count[0] == commits - 1
                 break
-            except Cut:
+            except support.Cut:
                 pass
         assert check_directory(copy) == []
         with support.engine_in(shutil.copytree(copy, tmp_path / "opened")) as engine:
             assert not engine.root_ready or engine.root() == root
             support.absorb(engine)
             assert engine.root() == root
-        absorb_all(copy)
+        support.absorb_all(copy)
         assert check_directory(copy) == []
         assert dump(copy) == whole
         shutil.rmtree(copy)
@@ -156,8 +123,8 @@ def test_cut_behind_any_commit_it_goes_on(tmp_path: Path, prepare: Prepare) -> N
 def test_cut_it_goes_on_with_what_was_sealed_since(tmp_path: Path, commits: int) -> None:
     """What came meanwhile hides, deletes or truncates what was half absorbed."""
     path, _ = made(tmp_path / "data", over_a_base)
-    with cut_after(commits), pytest.raises(Cut):
-        absorb_all(path)
+    with support.cut_after(commits), pytest.raises(support.Cut):
+        support.absorb_all(path)
     engine = support.open_engine(path)
     engine.set(b"k00", b"since")
     engine.delete(b"k03")
@@ -168,7 +135,7 @@ def test_cut_it_goes_on_with_what_was_sealed_since(tmp_path: Path, commits: int)
     expected = support.everything(engine)
     root = engine.root()
     engine.close()
-    absorb_all(path)
+    support.absorb_all(path)
     assert check_directory(path) == []
     engine = support.open_engine(path)
     assert support.everything(engine) == expected
@@ -178,7 +145,7 @@ def test_cut_it_goes_on_with_what_was_sealed_since(tmp_path: Path, commits: int)
 def test_progress_is_told_after_every_commit_and_grows(tmp_path: Path) -> None:
     path, _ = made(tmp_path / "data", two_segments)
     told: list[float] = []
-    with BaseWriter(path / "base") as writer, cut_after(0) as count:
+    with BaseWriter(path / "base") as writer, support.cut_after(0) as count:
         absorb(writer, path / "log", list_segments(path / "log")[-1], told.append)
     assert told == sorted(told)
     assert 0 < told[0] <= told[-1] <= 1
@@ -187,9 +154,9 @@ def test_progress_is_told_after_every_commit_and_grows(tmp_path: Path) -> None:
 
 def test_absorbing_what_is_absorbed_changes_nothing(tmp_path: Path) -> None:
     path, _ = made(tmp_path / "data", two_segments)
-    absorb_all(path)
+    support.absorb_all(path)
     before = support.snapshot(path / "base")
-    absorb_all(path)
+    support.absorb_all(path)
     assert support.snapshot(path / "base")["data.mdb"] == before["data.mdb"]
 
 

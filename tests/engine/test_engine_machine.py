@@ -13,6 +13,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import engine_support as support
@@ -207,9 +208,11 @@ class EngineMachine(RuleBasedStateMachine):
         self.engine.close()
         self._open()
 
-    @rule(chance=st.floats(0, 1))
-    def crash(self, chance: float) -> None:
-        """The process dies, and with it what the kernel had not put on disk."""
+    @rule(chance=st.floats(0, 1), commits=st.integers(0, 9))
+    def crash(self, chance: float, commits: int) -> None:
+        """The process dies, and with it what the kernel had not put on disk; its child so many commits later."""
+        if commits:
+            self.freeze()  # so that there is something to merge
         log = self.engine._log
         written, synced = log.position, max(48, log.synced_lsn - log.lsn)
         self.generation += 1
@@ -222,6 +225,9 @@ class EngineMachine(RuleBasedStateMachine):
             with (copy / "log" / f"{self.segment:020d}.log").open("r+b") as file:
                 file.truncate(synced + int(chance * (written - synced)))
             allowed = self.since_segment
+        with support.small_transactions(2), support.cut_after(commits), suppress(support.Cut):
+            if commits:
+                support.absorb_all(copy)
         assert check_directory(copy) == []
         self.engine = support.open_engine(copy, durability=self.durability, wall_clock=self.wall)
         found: Model = support.everything(self.engine), self.engine.floor
