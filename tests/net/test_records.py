@@ -1,0 +1,228 @@
+"""RECORDS, FLOOR, MERGE, MERGEFLOOR: records travel as they are stored, whole and in order; only bad ones stay out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import wait_until
+
+from merklekv.engine.engine import Engine
+from merklekv.engine.format import MAX_KEY_SIZE, TOMBSTONE, VALUE_AT, ZERO_VERSION, make_record
+from merklekv.net.client import Client, NodeError
+from merklekv.net.records import MERGE_SLICE_RECORDS, PAGE_BYTES, PAGE_RECORDS_MAX
+from merklekv.net.server import Server
+
+OLD = (1_600_000_000 * 10**9).to_bytes(8, "big") + bytes(16)
+NEW = (1_700_000_000 * 10**9).to_bytes(8, "big") + bytes(16)
+Pair = tuple[bytes, bytes]
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    host, port = server.address
+    with Client(host, port) as connected:
+        yield connected
+
+
+def page(client: Client, after: bytes, *options: bytes, count: int = 10) -> tuple[bytes | None, list[Pair]]:
+    """One RECORDS: where to go on, and the records put together."""
+    reply = client.call(b"RECORDS", after, b"%d" % count, *options)
+    assert isinstance(reply, list)
+    following, parts = reply
+    assert following is None or isinstance(following, bytes)
+    assert isinstance(parts, list)
+    assert all(len(head) == VALUE_AT for head in parts[1::3])  # type: ignore[arg-type]
+    pairs = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+    return following, [(key, head + value) for key, head, value in pairs]  # type: ignore[operator, misc]
+
+
+def everything(client: Client, *options: bytes, count: int = 10) -> list[Pair]:
+    """All pages, one after the other."""
+    pairs: list[Pair] = []
+    after: bytes | None = b""
+    while after is not None:
+        after, some = page(client, after, *options, count=count)
+        assert len(some) <= count
+        pairs += some
+    return pairs
+
+
+def parts_of(*pairs: Pair) -> list[bytes]:
+    return [part for key, record in pairs for part in (key, record[:VALUE_AT], record[VALUE_AT:])]
+
+
+def pair(key: bytes, value: bytes = b"v", version: bytes = OLD, flags: int = 0) -> Pair:
+    return key, make_record(key, version, flags, value)
+
+
+def fill(engine: Engine) -> None:
+    for number in range(57):
+        engine.set(b"key:%03d" % number, b"%d" % number)
+    for key in (b"\x00", b"\xff", b"a\r\nb", b"z" * MAX_KEY_SIZE):
+        engine.set(key, key)
+    engine.delete(b"key:005")
+    engine.commit()
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 60, 61, 62, PAGE_RECORDS_MAX])
+def test_records_in_key_order_with_the_dead(count: int, engine: Engine, client: Client) -> None:
+    fill(engine)
+    pairs = everything(client, count=count)
+    assert len(pairs) == 61
+    assert [key for key, _ in pairs] == sorted(key for key, _ in pairs)
+    assert all(record == engine.record(key) for key, record in pairs)
+    assert dict(pairs)[b"key:005"][VALUE_AT - 17] == TOMBSTONE
+
+
+def test_records_under_a_prefix(engine: Engine, client: Client) -> None:
+    fill(engine)
+    keys = [key for key, _ in everything(client, b"PREFIX", b"key:01", count=3)]
+    assert keys == [b"key:%03d" % number for number in range(10, 20)]
+    assert [key for key, _ in everything(client, b"prefix", b"\xff")] == [b"\xff"]
+    assert everything(client, b"PREFIX", b"no such") == []
+    assert page(client, b"key:017", b"PREFIX", b"key:01")[1][0][0] == b"key:018"
+
+
+def test_records_of_nothing(client: Client) -> None:
+    assert page(client, b"") == (None, [])
+
+
+def test_a_page_is_bounded_in_bytes(engine: Engine, client: Client) -> None:
+    size = PAGE_BYTES // 4
+    for number in range(9):
+        engine.set(b"%d" % number, bytes(size))
+    engine.commit()
+    following, pairs = page(client, b"", count=1000)
+    assert sum(len(record) for _, record in pairs) <= PAGE_BYTES + size + VALUE_AT
+    assert following is not None
+    assert len(everything(client, count=1000)) == 9
+
+
+def test_records_over_resp3(server: Server, engine: Engine) -> None:
+    with Client(*server.address) as client:
+        client.send([[b"HELLO", b"3"]])
+        client.receive()
+        assert page(client, b"") == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ([b"RECORDS", b"", b"0"], "count must be a number from 1 to 1000"),
+        ([b"RECORDS", b"", b"%d" % (PAGE_RECORDS_MAX + 1)], "count must be"),
+        ([b"RECORDS", b"", b"x"], "count must be"),
+        ([b"RECORDS", b""], "wrong number of arguments for 'records'"),
+        ([b"RECORDS", b"", b"1", b"PREFIX"], "syntax error"),
+        ([b"RECORDS", b"", b"1", b"OTHER", b"x"], "syntax error"),
+        ([b"RECORDS", b"", b"1", b"PREFIX", b"x", b"y"], "syntax error"),
+        ([b"FLOOR", b"x"], "wrong number of arguments for 'floor'"),
+        ([b"MERGE", b"n"], "wrong number of arguments for 'merge'"),
+        ([b"MERGE", b"n", b"k", bytes(41), b"v", b"k"], "wrong number of arguments for 'merge'"),
+        ([b"MERGE", b"n", b"k", bytes(40), b"v"], "a head of 40 bytes: version, flags and digest have 41"),
+        ([b"MERGE", b"n", b"k", bytes(42), b"v"], "a head of 42 bytes"),
+        ([b"MERGE", b"", b"k", bytes(41), b"v"], "origin of 0 bytes: a node id has 1 to 511 bytes"),
+        ([b"MERGE", b"n" * 512, b"k", bytes(41), b"v"], "origin of 512 bytes"),
+        ([b"MERGEFLOOR", b"n", bytes(23)], "a floor has 24 bytes, not 23"),
+        ([b"MERGEFLOOR", b"n", bytes(25)], "a floor has 24 bytes, not 25"),
+        ([b"MERGEFLOOR", b"", bytes(24)], "origin of 0 bytes"),
+    ],
+)
+def test_wrong_requests_change_nothing(request_: list[bytes], words: str, engine: Engine, client: Client) -> None:
+    with pytest.raises(NodeError, match=words):
+        client.call(*request_)
+    assert client.call(b"PING") == b"PONG"
+    assert engine.root() == bytes(32)
+
+
+def test_one_bad_head_among_good_ones_changes_nothing(engine: Engine, client: Client) -> None:
+    good = parts_of(*(pair(b"%d" % number) for number in range(3)))
+    with pytest.raises(NodeError, match="a head of 1 bytes"):
+        client.call(b"MERGE", b"n", *good, b"k", b"x", b"v")
+    assert engine.live_count == 0
+
+
+def test_the_floor(engine: Engine, client: Client) -> None:
+    assert client.call(b"FLOOR") == ZERO_VERSION
+    engine.truncate()
+    engine.commit()
+    assert client.call(b"FLOOR") == engine.floor != ZERO_VERSION
+
+
+def test_merge_takes_the_larger_version(engine: Engine, client: Client) -> None:
+    assert client.call(b"MERGE", b"n" * MAX_KEY_SIZE, *parts_of(pair(b"a"), pair(b"b"), pair(b"c"))) == [3, 0, []]
+    changes = [pair(b"a", b"w", NEW), pair(b"b", b"", NEW, TOMBSTONE), pair(b"c", b"w", ZERO_VERSION), pair(b"d")]
+    assert client.call(b"MERGE", b"n", *parts_of(*changes)) == [3, 1, []]
+    assert client.call(b"MERGE", b"n", *parts_of(*changes)) == [0, 4, []]
+    assert [engine.get(key) for key in (b"a", b"b", b"c", b"d")] == [b"w", None, b"v", b"v"]
+    assert engine.record(b"a") == changes[0][1]
+    assert engine.record(b"b") == changes[1][1]
+
+
+def test_bad_records_are_refused_one_by_one(engine: Engine, client: Client) -> None:
+    far = (1 << 62).to_bytes(8, "big") + bytes(16)
+    client.call(b"MERGE", b"n", *parts_of(pair(b"conflict")))
+    digest = pair(b"digest")[1]
+    bad = [
+        (b"digest", digest[:-1] + b"w"),
+        pair(b"conflict", b"other"),
+        pair(b"clock", version=far),
+        pair(b"flags", b"v", flags=TOMBSTONE),
+        pair(b"k" * 512),
+        pair(b""),
+    ]
+    reply = client.call(b"MERGE", b"n", *parts_of(pair(b"first"), *bad, pair(b"last")))
+    assert isinstance(reply, list)
+    assert reply[:2] == [2, 0]
+    assert reply[2] == [
+        b"digest", b"digest", b"conflict", b"conflict", b"clock", b"clock", b"flags", b"flags",
+        b"k" * 512, b"key size", b"", b"key size",
+    ]
+    assert [engine.get(key) for key in (b"first", b"last", b"conflict")] == [b"v"] * 3
+    assert engine.live_count == 3
+
+
+def test_the_largest_value_travels_both_ways(engine: Engine, client: Client) -> None:
+    large = pair(b"large", b"v" * engine.max_value_size)
+    assert client.call(b"MERGE", b"n", *parts_of(large)) == [1, 0, []]
+    assert everything(client) == [large]
+
+
+@pytest.mark.parametrize("count", [MERGE_SLICE_RECORDS, MERGE_SLICE_RECORDS + 1, 5000])
+def test_many_records_in_one_merge(count: int, engine: Engine, client: Client) -> None:
+    pairs = [pair(b"%06d" % number) for number in range(count)]
+    assert client.call(b"MERGE", b"n", *parts_of(*pairs)) == [count, 0, []]
+    assert everything(client, count=1000) == pairs
+
+
+def test_merge_waits_while_merging_is_behind(engine: Engine, server: Server, client: Client) -> None:
+    pairs = [pair(b"%06d" % number) for number in range(3 * MERGE_SLICE_RECORDS)]
+    engine.stalled = True
+    client.send([[b"MERGE", b"n", *parts_of(*pairs)]])
+    with Client(*server.address) as other:
+        wait_until(lambda: b"sync_commands:1\r\n" in bytes(other.call(b"STATS")), what="the request to be in")
+    assert engine.live_count == 0
+    engine.stalled = False
+    assert client.receive() == [len(pairs), 0, []]
+
+
+def test_a_floor_from_elsewhere(engine: Engine, client: Client) -> None:
+    client.call(b"MERGE", b"n", *parts_of(pair(b"old"), pair(b"new", version=NEW)))
+    between = (1_650_000_000 * 10**9).to_bytes(8, "big") + bytes(16)
+    assert client.call(b"MERGEFLOOR", b"n", between) == 1
+    assert client.call(b"MERGEFLOOR", b"n", between) == 0
+    assert client.call(b"MERGEFLOOR", b"n", OLD) == 0
+    assert client.call(b"FLOOR") == between
+    assert [key for key, _ in everything(client)] == [b"new"]
+    assert client.call(b"MERGE", b"n", *parts_of(pair(b"old"))) == [0, 1, []]
+
+
+def test_all_records_of_one_node_make_another_equal(tmp_path: Path, engine: Engine, client: Client) -> None:
+    other = Engine(tmp_path / "other", absorb="manual", durability="never")
+    fill(other)
+    pairs, _ = other.records_page(limit=1000)
+    for some in (pairs[40:], pairs[:50], pairs):
+        client.call(b"MERGE", b"other", *parts_of(*some))
+    assert engine.root() == other.root()
+    other.close()
