@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -196,15 +196,22 @@ def test_many_records_in_one_merge(count: int, engine: Engine, client: Client) -
     assert everything(client, count=1000) == pairs
 
 
-def test_merge_waits_while_merging_is_behind(engine: Engine, server: Server, client: Client) -> None:
-    pairs = [pair(b"%06d" % number) for number in range(3 * MERGE_SLICE_RECORDS)]
-    engine.stalled = True
-    client.send([[b"MERGE", b"n", *parts_of(*pairs)]])
-    with Client(*server.address) as other:
+def test_merge_waits_while_merging_is_behind(tmp_path: Path, start: Callable[..., Server]) -> None:
+    engine = Engine(tmp_path / "full", memtable_size=64 << 10, absorb="manual", durability="never")
+    while not engine.stalled:
+        engine.set(b"filler:%d" % engine.live_count, bytes(1000))
+        engine.commit()
+    fillers = engine.live_count
+    pairs = [pair(b"%06d" % number) for number in range(MERGE_SLICE_RECORDS)]
+    server = start(engine=engine)
+    with Client(*server.address) as client, Client(*server.address) as other:
+        client.send([[b"MERGE", b"n", *parts_of(*pairs)]])
         wait_until(lambda: b"sync_commands:1\r\n" in bytes(other.call(b"STATS")), what="the request to be in")
-    assert engine.live_count == 0
-    engine.stalled = False
-    assert client.receive() == [len(pairs), 0, []]
+        assert other.call(b"DBSIZE") == fillers
+        engine.absorb_sealed()
+        assert client.receive() == [len(pairs), 0, []]
+    server.stop(deadline_s=5)
+    engine.close()
 
 
 def test_a_floor_from_elsewhere(engine: Engine, client: Client) -> None:

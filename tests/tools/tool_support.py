@@ -121,7 +121,10 @@ def root_of(node: NodeProcess) -> bytes:
 class FakeNode:
     """Answers like a node, with whatever it is told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, greeting: bytes = b"") -> None:
+        self.greeting = greeting
+        self.closes_at = self.waits_at = b""
+        self.go_on = threading.Event()
         self.records: list[tuple[bytes, bytes]] = []
         self.root = bytes(32)
         self.floor = ZERO_VERSION
@@ -139,13 +142,18 @@ class FakeNode:
         self.records = [(one, record if one == key else other) for one, other in self.records]
 
     def _serve(self, connection: socket.socket, peer: object, server: object) -> None:
-        parser = RespParser(1 << 20, 100, 1 << 21)
+        parser = RespParser(1 << 20, 1 << 20, 1 << 26)
+        connection.sendall(self.greeting)
         while data := connection.recv(65536):
             for request in parser.feed(data):
+                if request[0] == self.closes_at:
+                    return
                 connection.sendall(self._answer(request[0]))
 
     def _answer(self, name: bytes) -> bytes:
         self.asked[name] += 1
+        if name == self.waits_at:
+            self.go_on.wait(30)
         match name:
             case b"HASH":
                 if self.root_moves or self.asked[name] <= self.root_moves_for:

@@ -1,0 +1,246 @@
+"""The tool's command line: what places are called, and one line and one status for each way of failing."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fix_node import NodeFactory
+from merklekv_tool import statuses
+from merklekv_tool.places import address_of
+from support import free_port, wait_until
+from tool_support import TOOL, FakeNode, address, fails, filled, run, succeeds
+
+from merklekv.errors import InvalidArgument
+from merklekv.exits import EXIT_CORRUPT, EXIT_FORMAT, EXIT_LOCKED, EXIT_USAGE
+from merklekv.net.client import Client, Unreachable
+
+VERBS = ["verify", "dump", "load"]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    filled(tmp_path / "data")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def dump(data: Path, tmp_path: Path) -> Path:
+    succeeds("dump", data, "--output", tmp_path / "dump")
+    return tmp_path / "dump"
+
+
+@pytest.fixture(scope="session")
+def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A server that speaks RESP and is no MerkleKV."""
+    port = free_port()
+    options = f"--port {port} --bind 127.0.0.1 --save --dir {tmp_path_factory.mktemp('redis')}"
+    with subprocess.Popen(["redis-server", *options.split()], stdout=subprocess.DEVNULL) as process:
+        wait_until(lambda: answers(port), what="redis-server")
+        yield port
+        process.terminate()
+
+
+def answers(port: int) -> bool:
+    try:
+        with Client("127.0.0.1", port) as client:
+            return client.call(b"PING") == b"PONG"
+    except Unreachable:
+        return False
+
+
+def words(verb: str, place: str | Path, dump: Path) -> list[str | Path]:
+    return [verb, dump, place] if verb == "load" else [verb, place]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_examples(verb: str) -> None:
+    text = succeeds(verb, "--help").decode()
+    assert "Examples:" in text
+    assert f"merklekv-tool {verb} " in text
+    assert "--json" in text
+
+
+def test_help_has_every_verb_and_status() -> None:
+    text = succeeds("--help").decode()
+    for verb in VERBS:
+        assert re.search(rf"\b{verb}\b", text)
+    for status, meaning in statuses.MEANINGS.items():
+        assert re.search(rf"\b{status}  {re.escape(meaning)}", text), status
+
+
+def test_statuses_are_distinct() -> None:
+    named = {name: value for name, value in vars(statuses).items() if name.startswith("EXIT_")}
+    assert len(set(named.values())) == len(named)
+    assert set(named.values()) <= set(statuses.MEANINGS)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str) -> None:
+    environment = os.environ | {"_MERKLEKV_TOOL_COMPLETE": f"source_{shell}"}
+    done = subprocess.run(TOOL, capture_output=True, text=True, timeout=30, env=environment, check=False)
+    assert "merklekv-tool" in done.stdout
+    assert done.returncode == 0
+
+
+def test_completing_a_verb() -> None:
+    environment = os.environ | {
+        "_MERKLEKV_TOOL_COMPLETE": "complete_bash", "COMP_WORDS": "merklekv-tool ver", "COMP_CWORD": "1",
+    }
+    done = subprocess.run(TOOL, capture_output=True, text=True, timeout=30, env=environment, check=False)
+    assert done.stdout.split() == ["verify"]
+
+
+HEAVY = """
+import sys
+from merklekv_tool.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+print("heavy:", sorted({"lmdb", "hiredis", "xxhash", "cbor2", "rich.progress"} & set(sys.modules)))
+"""
+
+
+def test_help_imports_nothing_heavy() -> None:
+    command = [sys.executable, "-c", HEAVY, "dump", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.endswith("heavy: []\n")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["verify"], ["nosuch"], ["verify", "a", "b"], ["load", "file"], ["dump", "a", "--nosuch"]]
+)
+def test_a_wrong_command_line(arguments: list[str]) -> None:
+    fails(EXIT_USAGE, "'merklekv-tool --help' shows what there is", done=run(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("place", "meant"),
+    [
+        ("127.0.0.1:7379", ("127.0.0.1", 7379)),
+        ("some.host:1", ("some.host", 1)),
+        ("[::1]:7379", ("::1", 7379)),
+        ("data", None),
+        ("./127.0.0.1:7379", None),
+        ("/var/lib/merklekv", None),
+        ("host:", None),
+        (":7379", None),
+        ("host:port", None),
+    ],
+)
+def test_what_a_place_means(place: str, meant: tuple[str, int] | None) -> None:
+    assert address_of(place) == meant
+
+
+def test_a_directory_that_is_called_like_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert address_of("host:7379") == ("host", 7379)
+    (tmp_path / "host:7379").mkdir()
+    assert address_of("host:7379") is None
+
+
+def test_a_port_that_is_none() -> None:
+    assert address_of("host:65535") == ("host", 65535)
+    with pytest.raises(InvalidArgument, match="a port is a number from 1 to 65535"):
+        address_of("host:65536")
+    fails(EXIT_USAGE, "host:65536", done=run("verify", "host:65536"))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_directory_that_a_node_holds(verb: str, data: Path, dump: Path, node_factory: NodeFactory) -> None:
+    node = node_factory(directory=data)
+    done = run(*words(verb, data, dump))
+    fails(EXIT_LOCKED, str(data), f"in use by process {node.pid}", "HOST:PORT", done=done)
+    succeeds(*words(verb, address(node), dump))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_node_that_is_not_there(verb: str, dump: Path) -> None:
+    place = f"127.0.0.1:{free_port()}"
+    fails(statuses.EXIT_UNREACHABLE, place, "refused", done=run(*words(verb, place, dump)))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_host_that_is_not_there(verb: str, dump: Path) -> None:
+    place = "no.such.host.invalid:7379"
+    fails(statuses.EXIT_UNREACHABLE, place, "cannot connect", done=run(*words(verb, place, dump)))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_something_else_on_the_port(verb: str, dump: Path) -> None:
+    with FakeNode(greeting=b"SSH-2.0-OpenSSH_9.2\r\n") as other:
+        done = run(*words(verb, other.address, dump))
+    fails(statuses.EXIT_UNREACHABLE, other.address, "does not speak RESP", done=done)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_server_without_these_commands(verb: str, dump: Path, redis_port: int) -> None:
+    place = f"127.0.0.1:{redis_port}"
+    fails(statuses.EXIT_NODE, place, "unknown command", done=run(*words(verb, place, dump)))
+
+
+def test_a_node_that_goes_away(data: Path, node_factory: NodeFactory) -> None:
+    with FakeNode() as node:
+        node.closes_at = b"RECORDS"
+        fails(statuses.EXIT_UNREACHABLE, node.address, "closed", done=run("dump", node.address))
+        fails(statuses.EXIT_UNREACHABLE, node.address, "closed", done=run("verify", node.address))
+
+
+@pytest.mark.parametrize("verb", ["verify", "dump"])
+def test_no_data_directory(verb: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_bytes(b"")
+    for name, said in (
+        ("missing", "neither a data directory nor HOST:PORT"),
+        ("file", "neither a data directory nor HOST:PORT"),
+        ("other", "not a MerkleKV data directory"),
+    ):
+        fails(EXIT_FORMAT, str(tmp_path / name), said, done=run(verb, tmp_path / name))
+    assert not (tmp_path / "missing").exists()
+
+
+def test_loading_where_something_else_is(dump: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_bytes(b"")
+    fails(EXIT_FORMAT, "not a MerkleKV data directory", done=run("load", dump, tmp_path / "other"))
+    fails(EXIT_FORMAT, str(dump), done=run("load", dump, dump))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_directory_of_a_later_release(verb: str, data: Path, dump: Path) -> None:
+    (data / "FORMAT").write_text("MerkleKV data format 2\n")
+    fails(EXIT_FORMAT, str(data), "data format 2 is from a later release", done=run(*words(verb, data, dump)))
+
+
+@pytest.mark.parametrize("verb", ["dump", "load"])
+def test_a_damaged_directory(verb: str, data: Path, dump: Path) -> None:
+    segment = max((data / "log").iterdir())
+    segment.write_bytes(b"X" + segment.read_bytes()[1:])
+    done = run(*words(verb, data, dump))
+    fails(EXIT_CORRUPT, str(segment), "damaged at byte 0", "merklekv-tool verify", done=done)
+    assert run("verify", data).returncode == statuses.EXIT_PROBLEMS
+
+
+def test_interrupted_from_the_keyboard(data: Path, tmp_path: Path) -> None:
+    """Nothing half done is left, and nothing but the status is said."""
+    output = tmp_path / "out"
+    with FakeNode() as node:
+        node.waits_at = b"RECORDS"
+        with subprocess.Popen(
+            [*TOOL, "dump", node.address, "--output", str(output)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            wait_until(lambda: node.asked[b"RECORDS"], what="the tool to read")
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=30)
+            node.go_on.set()
+    assert process.returncode == statuses.EXIT_INTERRUPTED
+    assert b"Traceback" not in said
+    assert list(tmp_path.glob("*out*")) == []
