@@ -1,4 +1,4 @@
-"""The demo in a terminal: the picture, and the keys."""
+"""The demo in a terminal of 80 columns or more: the picture, and the keys."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from merklekv.demo.broker import HOST
 from merklekv.demo.cluster import BROKER, Cluster
 from merklekv.demo.node import Node
 
-ROOT_DIGITS: Final = 16
-HELP: Final = "1 2 3  kill -9 or start a node    b  stop or start the broker    t  pause or go on writing    q  quit"
+ROOT_DIGITS: Final = 12
+HELP: Final = "1 2 3 kill -9 or start a node   b the same for the broker   t writing   q quit"
 STYLES: Final = {"up": "green", "starting": "yellow", "stopping": "yellow", "frozen": "red", "down": "red"}
 END_OF_INPUT: Final = "q"
 
@@ -56,7 +56,7 @@ def picture(cluster: Cluster, happened: Iterable[str]) -> RenderableType:
     table = Table(box=box.SIMPLE)
     for title, align in (
         ("node", "left"),
-        ("address", "left"),
+        ("port", "right"),
         ("state", "left"),
         ("keys", "right"),
         ("Merkle root", "left"),
@@ -71,9 +71,8 @@ def picture(cluster: Cluster, happened: Iterable[str]) -> RenderableType:
     broker = Text.assemble(f"broker {cluster.broker.kind} on {HOST}:{cluster.broker.port} ", _state(cluster, BROKER))
     traffic = f"{'writing' if cluster.writing else 'paused'}, {cluster.written:,} writes acknowledged"
     verdict = Text(cluster.verdict(), style="bold green" if cluster.is_converged else "bold yellow")
-    return Group(
-        table, broker, Text(traffic), verdict, Text("\n".join(happened), style="dim"), Text(HELP, style="bold")
-    )
+    lines = [broker, Text(traffic), verdict, Text(), Text(HELP, style="bold"), Text()]
+    return Group(table, *lines, Text("\n".join(happened), style="dim"))
 
 
 def _state(cluster: Cluster, name: str) -> Text:
@@ -82,7 +81,7 @@ def _state(cluster: Cluster, name: str) -> Text:
 
 
 def _row(node: Node, state: str, common_root: str) -> list[RenderableType]:
-    shown: list[RenderableType] = [node.name, f"{HOST}:{node.port}", Text(state, style=STYLES.get(state, "red"))]
+    shown: list[RenderableType] = [node.name, str(node.port), Text(state, style=STYLES.get(state, "red"))]
     if node.look is None:
         return shown
     look = node.look

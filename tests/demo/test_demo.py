@@ -28,7 +28,7 @@ from merklekv.demo.process import DemoFailed
 
 BROKERS = ("mosquitto", "iotcore")
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-SCREEN = (40, 140)  # lines and columns
+SCREEN = (24, 80)  # lines and columns
 RUN_S = 60.0
 LOOK_S = 30.0
 
@@ -58,7 +58,8 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment(place: Path) -> dict[str, str]:
-    return clean_environment() | {"TMPDIR": str(place), "TERM": "xterm", "PYTHONUNBUFFERED": "1"}
+    own = {name: value for name, value in clean_environment().items() if name not in ("COLUMNS", "LINES")}
+    return own | {"TMPDIR": str(place), "TERM": "xterm", "PYTHONUNBUFFERED": "1"}
 
 
 def run(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -156,7 +157,10 @@ class Terminal:
         return text.rpartition("Merkle root")[2]
 
     def wait_for(self, pattern: str) -> None:
-        wait_until(lambda: re.search(pattern, self.screen), seconds=LOOK_S, what=f"{pattern} in {self.screen}")
+        try:
+            wait_until(lambda: re.search(pattern, self.screen), seconds=LOOK_S, what=pattern)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the screen shows:\n{self.screen}") from None
 
     def press(self, key: str) -> None:
         os.write(self.master, key.encode())
