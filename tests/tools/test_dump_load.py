@@ -204,6 +204,17 @@ def test_a_full_disk_under_the_output(source: Path) -> None:
     fails(EXIT_UNWRITABLE, "No space left", done=run("dump", source, "--output", "/dev/full"))
 
 
+def test_loading_into_a_full_directory(source: Path, tmp_path: Path) -> None:
+    """What was taken in by then is whole; loading again, with room, brings the rest."""
+    dump = tmp_path / "dump"
+    succeeds("dump", source, "--output", dump)
+    done = run("load", dump, tmp_path / "t", file_size=150_000)
+    fails(EXIT_UNWRITABLE, "disk full", "records before it were", done=done)
+    succeeds("verify", tmp_path / "t")
+    succeeds("load", dump, tmp_path / "t")
+    assert contents(tmp_path / "t") == contents(source)
+
+
 def test_a_dump_that_cannot_be_read(tmp_path: Path) -> None:
     fails(EXIT_UNWRITABLE, "missing", "No such file", done=run("load", tmp_path / "missing", tmp_path / "target"))
     fails(EXIT_UNWRITABLE, "Is a directory", done=run("load", tmp_path, tmp_path / "target"))

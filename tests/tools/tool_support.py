@@ -39,9 +39,12 @@ SAMPLES: Mapping[bytes, bytes] = {
 }
 
 
-def run(*arguments: str | Path, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
-    """The tool, to its end."""
-    command = [*TOOL, *map(str, arguments)]
+def run(
+    *arguments: str | Path, stdin: bytes | None = None, file_size: int = 0
+) -> subprocess.CompletedProcess[bytes]:
+    """The tool, to its end; `file_size` is what the system lets a file of it grow to."""
+    limit = ["prlimit", f"--fsize={file_size}"] if file_size else []
+    command = [*limit, *TOOL, *map(str, arguments)]
     environment = clean_environment() | {"COLUMNS": "200"}
     return subprocess.run(
         command, input=stdin or b"", capture_output=True, timeout=TIMEOUT_S, env=environment, check=False

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Final
 
 import typer
 
+from merklekv.errors import DiskFull
 from merklekv_tool.output import AsJson, PlaceName, Update, note, progress, readable, say, say_json
 from merklekv_tool.statuses import EXIT_REFUSED, DumpError
 
@@ -60,6 +61,8 @@ def load(
                 read(reader, there, loader, file, size, update)
             except DumpError as error:
                 raise DumpError(f"{error}; {loader.applied} records before that were taken in") from error
+            except DiskFull as error:
+                raise DiskFull(f"{there.name}: {error}; {loader.applied} records before it were") from error
     summary: dict[str, object] = {
         "place": there.name,
         "records": reader.records,

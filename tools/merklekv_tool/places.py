@@ -20,7 +20,7 @@ from typing import Final, NamedTuple, Protocol
 from merklekv.engine.directory import require_format
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import FLAGS_AT, OP_DEL, OP_SET, TOMBSTONE, VALUE_AT
-from merklekv.errors import InvalidArgument, MerkleKVError, NotADataDirectory
+from merklekv.errors import InvalidArgument, MerkleKVError, NotADataDirectory, Stalled
 from merklekv.net.client import Client, Reply, Unreachable
 
 PAGE_RECORDS: Final = 1000
@@ -117,13 +117,15 @@ class Directory:
             yield pairs
 
     def merge(self, pairs: list[Pair]) -> Merged:
-        while not self._engine.wait_for_room(WAIT_S):
-            pass
-        result = self._engine.merge(
-            [(OP_DEL if record[FLAGS_AT] & TOMBSTONE else OP_SET, key, record) for key, record in pairs], ORIGIN
-        )
-        self._engine.commit()
-        return Merged(*result)
+        items = [(OP_DEL if record[FLAGS_AT] & TOMBSTONE else OP_SET, key, record) for key, record in pairs]
+        while True:
+            try:
+                result = self._engine.merge(items, ORIGIN)
+            except Stalled:
+                self._engine.wait_for_room(WAIT_S)
+            else:
+                self._engine.commit()
+                return Merged(*result)
 
     def merge_floor(self, floor: bytes) -> None:
         self._engine.merge_floor(floor, ORIGIN)
