@@ -2,10 +2,10 @@
 
     connect -> subscribe, say that we are there -> publish and receive -> say goodbye, or lose the connection
 
-Publishing: up to WINDOW batches are in flight.  What finds less than EAGER of them leaves at once, later events wait
-for a full batch or an acknowledgement: so latency is low when there is little to do, and the cost per event when
-there is much.  A refused publish (MQTT 5 says so) is counted, shown, and tried again later; it blocks only
-publishing.
+Publishing: up to WINDOW batches are in flight.  A lone write leaves at once.  After a batch of many the next one
+waits a little, up to LINGER_MAX_S, unless it is full before: so latency is low when there is little to do, and the
+cost per event when there is much.  A refused publish (MQTT 5 says so) is counted, shown, and tried again later; it
+blocks only publishing.
 
 Every `heartbeat_s` an empty batch with the next sequence number goes out.  It has to come back, or something else has
 to come, because a broker may grant a subscription and deliver nothing.  It also tells others how far they should be.
@@ -35,7 +35,8 @@ from merklekv.replication.presence import OFFLINE, ONLINE, Status
 log = logging.getLogger(__name__)
 
 WINDOW: Final = 40  # batches in flight; far more make paho slow, far fewer wait for the round trip
-EAGER: Final = 2  # batches in flight below which whatever is waiting leaves at once
+LINGER_MAX_S: Final = 0.01  # after a full batch; after a part of one the square root of that part
+LINGER_MIN_S: Final = 0.001  # no wait is shorter, because poll counts in milliseconds
 PUBLISH_ROUND: Final = 4  # batches published before looking at what came
 TICK_S: Final = 1.0
 CONNECT_MAX_S: Final = 10.0
@@ -84,7 +85,7 @@ class Conversation:
         self._window = 0  # until the broker has let us in
         self._refused_until = self._refused_wait_s = 0.0
         self._regroup: set[str] = set()  # nodes to wait for before publishing
-        self._regroup_until = 0.0
+        self._regroup_until = self._linger_until = 0.0
         self._answered = self._events_heard = self._ticked = time.monotonic()
         self._heartbeat_at = self._status_at = 0.0
         self._status: Status | None = None
@@ -131,15 +132,19 @@ class Conversation:
         return now >= self._refused_until and (not self._regroup or now >= self._regroup_until)
 
     def _may_publish(self) -> bool:
-        if len(self._flight) >= self._window or not self._publishing:
+        unread = self._outbox.unread_bytes
+        if not unread or len(self._flight) >= self._window or not self._publishing:
             return False
-        return self._outbox.unread_bytes > (0 if len(self._flight) < EAGER else BATCH_BYTES)
+        return unread >= BATCH_BYTES or time.monotonic() >= self._linger_until
 
     def _publish(self) -> None:
         for _ in range(PUBLISH_ROUND):
             if not self._may_publish() or (batch := self._outbox.next_batch()) is None:
                 return
             self._send(self._topics.events, batch.payload, batch)
+            linger_s = LINGER_MAX_S * min(1.0, len(batch.payload) / BATCH_BYTES) ** 0.5
+            if linger_s >= LINGER_MIN_S:
+                self._linger_until = time.monotonic() + linger_s
 
     def _send(self, topic: str, payload: bytes, batch: Batch | None, retain: bool = False) -> None:
         if not self._flight:
@@ -148,10 +153,15 @@ class Conversation:
 
     def _sleep(self) -> None:
         tail = self._outbox.tail
-        # Beyond a few in flight an acknowledgement wakes us soon enough, at no cost for those who write.
-        tail.wanted = len(self._flight) < min(EAGER, self._window) and self._publishing
-        idle_s = max(0.0, self._ticked + TICK_S - time.monotonic())
-        self._session.wait(0 if self._may_publish() else idle_s, self._wake_fd, reading=not self._inbox.is_full)
+        now = time.monotonic()
+        until = self._ticked + TICK_S
+        free = len(self._flight) < self._window and self._publishing
+        if free and now < self._linger_until:
+            until = min(until, self._linger_until)
+        else:
+            tail.wanted = free
+        timeout_s = 0.0 if self._may_publish() else max(0.0, until - now)
+        self._session.wait(timeout_s, self._wake_fd, reading=not self._inbox.is_full)
         tail.wanted = False
 
     def _react(self) -> None:
@@ -195,7 +205,8 @@ class Conversation:
     def _unknown_peers(self) -> set[str]:
         """Somebody who is never heard, if events have waited so long that others may be away as well."""
         oldest = self._outbox.oldest_timestamp()
-        return {""} if oldest is not None and time.time_ns() - oldest > REGROUP_AGE_NS else set()
+        waited = oldest is not None and (self._figures.losses or time.time_ns() - oldest > REGROUP_AGE_NS)
+        return {""} if waited else set()
 
     def _received(self, received: Received) -> None:
         node, kind = self._topics.node_and_kind(received.topic)
