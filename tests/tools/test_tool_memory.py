@@ -1,0 +1,51 @@
+"""The tool streams: what it takes does not depend on how much there is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from fix_node import NodeFactory, NodeProcess
+from tool_support import TOOL, address, succeeds
+
+from merklekv.net.client import Client
+
+VALUE = bytes(range(256)) * 400
+VALUES = 1000
+DATA_BYTES = len(VALUE) * VALUES  # 100 MB
+PEAK_BYTES_MAX = 64 << 20  # the interpreter with its modules takes half of that
+
+
+@pytest.fixture
+def node(node_factory: NodeFactory) -> NodeProcess:
+    """A node with much more data than the tool may take memory."""
+    node = node_factory("--durability", "never", "--memtable-size", "4MiB")
+    with Client("127.0.0.1", node.port) as client:
+        for number in range(VALUES):
+            client.call(b"SET", b"key:%04d" % number, VALUE)
+    return node
+
+
+def peak_bytes(*arguments: str | Path) -> int:
+    """The largest resident set of a run that succeeds."""
+    process = subprocess.Popen([*TOOL, *map(str, arguments)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_maxrss * 1024
+
+
+def test_verify(node: NodeProcess) -> None:
+    assert peak_bytes("verify", address(node)) < PEAK_BYTES_MAX < DATA_BYTES
+
+
+@pytest.mark.parametrize("form", ["jsonl", "cbor"])
+def test_dump_and_load(form: str, node: NodeProcess, node_factory: NodeFactory, tmp_path: Path) -> None:
+    dump = tmp_path / "dump"
+    assert peak_bytes("dump", address(node), "--format", form, "--output", dump) < PEAK_BYTES_MAX
+    assert dump.stat().st_size > DATA_BYTES
+    other = node_factory("--durability", "never", "--memtable-size", "4MiB")
+    assert peak_bytes("load", dump, address(other)) < PEAK_BYTES_MAX
+    assert b"no problems" in succeeds("verify", address(other))
