@@ -58,3 +58,13 @@ def test_the_rows_are_listed(tmp_path: Path) -> None:
     rows = run(BENCHMARKS / "compare.py", "--list").split()
     page = (BENCHMARKS / "README.md").read_text()
     assert [row for row in rows if f"`{row}`" not in page] == []
+
+
+@pytest.mark.replication
+def test_replication_is_measured(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    run(BENCHMARKS / "replication.py", "sustained", "backlog", "latency", "--events", "2000", "--json", figures)
+    measured = json.loads(figures.read_text())
+    assert measured["sustained"]["events_per_s"] > 0
+    assert measured["backlog"]["waiting"] == 2000
+    assert measured["latency"]["p50_ms"] > 0

@@ -46,7 +46,7 @@ REFUSED_RETRY_MIN_S: Final = 0.5
 REFUSED_RETRY_MAX_S: Final = 30.0
 STATUS_EVERY_S: Final = 30.0
 GOODBYE_MAX_S: Final = 1.0
-REGROUP_MAX_S: Final = 8.0  # more than the longest wait between attempts to connect
+REGROUP_MAX_S: Final = 6.0  # more than the longest wait between attempts to connect
 REGROUP_AGE_NS: Final = 1_000_000_000
 TWINS_MAX: Final = 3  # one is what is left of this node's last run
 

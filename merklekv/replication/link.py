@@ -26,7 +26,7 @@ from merklekv.replication.outbox import Outbox
 log = logging.getLogger(__name__)
 
 RETRY_MIN_S: Final = 0.1
-RETRY_MAX_S: Final = 5.0
+RETRY_MAX_S: Final = 3.0
 
 Token = tuple[Conversation, tuple[int, int]]
 

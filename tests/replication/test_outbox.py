@@ -221,6 +221,51 @@ def test_a_batch_refused_for_its_size_is_cut_down_to_the_event_that_is_too_large
     assert station.outbox.waiting_events == 0
 
 
+def test_a_connection_lost_again_and_again_over_the_same_batch_makes_it_smaller(station: Station) -> None:
+    many = [b"%03d" % number + b"x" * 900 for number in range(60)]
+    station.write(*many)
+
+    def lose(times: int) -> int:
+        size = 0
+        for _ in range(times):
+            batch = station.outbox.next_batch()
+            assert batch is not None
+            size = len(batch.payload)
+            station.outbox.suspect()
+            station.outbox.rewind()
+            station.outbox.limit_packets(None)
+        return size
+
+    whole = lose(outbox_module.SUSPICIONS_MAX)
+    assert lose(1) <= whole // outbox_module.BATCH_CUT + outbox_module.ENVELOPE_SIZE
+    batches = station.take_all()
+    assert values(*batches) == many
+    station.outbox.suspect()
+    station.outbox.acknowledge(batches[0])
+    station.outbox.suspect()
+    station.outbox.suspect()
+    assert station.outbox.counters.set_aside == 0, "a different one each time means nothing"
+
+
+def test_an_event_suspected_again_and_again_is_set_aside_unless_it_is_small(station: Station) -> None:
+    station.write(b"L" * 3000)
+    station.write(b"small")
+    for _ in range(outbox_module.SUSPICIONS_MAX):
+        assert station.outbox.counters.set_aside == 0
+        station.outbox.limit_packets(3200)  # so that each goes alone
+        assert station.outbox.next_batch() is not None
+        station.outbox.suspect()
+        station.outbox.rewind()
+    assert station.outbox.counters.set_aside == 1
+    for _ in range(2 * outbox_module.SUSPICIONS_MAX):
+        (batch,) = station.take_all()
+        assert values(batch) == [b"small"]
+        station.outbox.suspect()
+        station.outbox.rewind()
+    assert station.outbox.counters.set_aside == 1
+    station.outbox.suspect()
+
+
 def test_what_was_given_up_is_counted_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     station = Station(tmp_path / "data", hold_max_bytes=3 * MIN_MEMTABLE_SIZE)
     many = [b"%05d" % number for number in range(6000)]
