@@ -264,7 +264,7 @@ class Conversation:
         self._session.keep_alive()
         if not self._window:
             return
-        if self._flight and now - self._answered > SILENCE_MAX_S:
+        if self._flight and now - self._answered > SILENCE_MAX_S and not self._inbox.is_full:
             raise Lost(f"nothing was answered for {SILENCE_MAX_S:.0f} s: half-open")
         if now >= self._heartbeat_at:
             self._heartbeat_at = now + self._heartbeat_s

@@ -45,4 +45,4 @@ class LinkFigures:
     @property
     def detail(self) -> str:
         """What is wrong, in one line."""
-        return "; ".join(list(self.trouble.values()))
+        return " ".join("; ".join(list(self.trouble.values())).split())
