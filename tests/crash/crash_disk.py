@@ -96,14 +96,14 @@ class PowerDisk:
     def __init__(self, directory: Path, before_each: Callable[[bool], None]) -> None:
         self._directory = directory
         self._before_each = before_each
-        self._lock = threading.RLock()  # what is done, and the note of it, are one step
+        self.lock = threading.RLock()  # what is done, and the note of it, are one step
         self._files: dict[str, _File] = {}
         self._synced_names: dict[str, _File] = {}
         self._names_since: list[tuple[str, _File | None]] = []
 
     def after_power_cut(self, target: Path, chance: random.Random) -> None:
         """Writes the files that are left to `target`."""
-        with self._lock:
+        with self.lock:
             names = dict(self._synced_names)
             for name, file in self._names_since[: chance.randint(0, len(self._names_since))]:
                 if file is None:
@@ -119,7 +119,7 @@ class PowerDisk:
         real = {name: getattr(os, name) for name in calls}
 
         def opened(path: Any, flags: int, *rest: Any, **named: Any) -> int:
-            with self._lock:
+            with self.lock:
                 name = self._name(os.fspath(path))
                 creates = name is not None and flags & os.O_CREAT and name not in self._files
                 if creates:
@@ -145,7 +145,7 @@ class PowerDisk:
             self._step(fd, _allocate(offset + size), lambda: real["posix_fallocate"](fd, offset, size), True)
 
         def unlink(path: Any, **named: Any) -> None:
-            with self._lock:
+            with self.lock:
                 name = self._name(os.fspath(path))
                 if name is not None and name in self._files:
                     self._before_each(True)
@@ -162,7 +162,7 @@ class PowerDisk:
         name = self._name(os.readlink(f"/proc/self/fd/{fd}"))
         if name is None:
             return act()
-        with self._lock:
+        with self.lock:
             self._before_each(rare)
             result = act()
             self._files[name].since.append(change)
@@ -171,7 +171,7 @@ class PowerDisk:
     def _sync(self, fd: int) -> None:
         """Does not sync the real file: nobody will pull the plug of this machine."""
         path = os.readlink(f"/proc/self/fd/{fd}")
-        with self._lock:
+        with self.lock:
             if Path(path) == self._directory:
                 self._before_each(True)
                 for name, file in self._names_since:

@@ -28,7 +28,7 @@ COMMIT: Final = 0.5  # of the writes are followed by a commit
 KILL: Final = 0.01  # of the writes are followed by the end of the process, and a start
 CUT: Final = 0.05  # of the writes and syncs that the disk is asked for meet a power cut,
 RARE_CUT: Final = 0.3  # and of what happens seldom: files that come, go, grow and shrink
-CUTS_MIN: Final = 50
+CUTS_MIN: Final = 10
 KEYS: Final = 80
 VALUE_MAX: Final = 1500
 MEMTABLE_SIZE: Final = 64 << 10
@@ -88,6 +88,10 @@ class Outlet:
 
     def cut(self) -> None:
         """Lays down what a power cut would leave now, and looks at it."""
+        with self._disk.lock:
+            self._cut()
+
+    def _cut(self) -> None:
         self.cuts += 1
         left = self._directory.parent / "left"
         shutil.rmtree(left, ignore_errors=True)
