@@ -7,14 +7,17 @@ takes well under a second for each full memtable, whatever the size of the base.
 from merklekv.engine.directory import DataDirectory
 from merklekv.engine.format import OP_ORIGIN, OP_TRUNCATE, REMOTE, VERSION_SIZE
 from merklekv.engine.layers import Layers
-from merklekv.engine.log import Log, Segment, recover, segment_path
+from merklekv.engine.log import Log, Segment, recover, segment_path, sync_directory
 from merklekv.engine.memtable import Memtable, charge
 from merklekv.engine.store import Base, BaseWriter
 
 
 def open_layers(directory: DataDirectory) -> tuple[Layers, Log, bytes]:
     """The layers, the log, open for writing, and the newest version (24 bytes) that either has seen."""
+    is_new = not (directory.base / "data.mdb").exists()
     BaseWriter(directory.base).close()  # makes what is missing of it, and frees the slots of readers that were killed
+    if is_new:
+        sync_directory(directory.base)  # LMDB syncs its file, not the file's name
     base = Base(directory.base)
     try:
         recovered = recover(directory.log, base.absorbed)
