@@ -1,10 +1,10 @@
 """Several real nodes at one real broker.
 
-    def test_something(harness):
-        a, b = harness.create_nodes(2)
-        a.set("k", "v")
-        b.wait_for("k", "v")
-        harness.wait_converged()
+def test_something(harness):
+    a, b = harness.create_nodes(2)
+    a.set("k", "v")
+    b.wait_for("k", "v")
+    harness.wait_converged()
 """
 
 from __future__ import annotations
@@ -117,7 +117,6 @@ class ReplicationTestHarness:
         *flags: str,
         start: bool = True,
         environment: Mapping[str, str] | None = None,
-        wrapper: tuple[str, ...] = (),
         **settings: object,
     ) -> NodeHandle:
         """A node, connected when `start` is left true.  `settings` are those of [replication]."""
@@ -134,7 +133,6 @@ class ReplicationTestHarness:
         process = self._factory(
             *words, *flags, start=False, directory=self._directory / node_id, environment=environment
         )
-        process.wrapper = list(wrapper)
         node = NodeHandle(node_id, process)
         self.nodes.append(node)
         if start:
