@@ -297,8 +297,8 @@ class Log:
         for target in (max(needed, self._reserved + RESERVE_STEP), needed):
             try:
                 os.posix_fallocate(self._fd, self._reserved, target - self._reserved)
-                # Written once, the blocks need no change of metadata later: else each sync would be a commit of the file
-                # system's journal, which waits for all that the base has written.
+                # Written once, the blocks need no change of metadata later: else each sync would be a commit of the
+                # file system's journal, which waits for all that the base has written.
                 os.pwrite(self._fd, bytes(target - self._reserved), self._reserved)
             except OSError as error:
                 if error.errno not in NO_ROOM:
