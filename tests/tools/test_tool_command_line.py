@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from tool_support import TOOL, FakeNode, address, fails, filled, run, succeeds
 
 from merklekv.errors import InvalidArgument
 from merklekv.exits import EXIT_CORRUPT, EXIT_FORMAT, EXIT_LOCKED, EXIT_USAGE
-from merklekv.net.client import Client, Unreachable
 
 VERBS = ["verify", "dump", "load"]
 
@@ -34,25 +32,6 @@ def data(tmp_path: Path) -> Path:
 def dump(data: Path, tmp_path: Path) -> Path:
     succeeds("dump", data, "--output", tmp_path / "dump")
     return tmp_path / "dump"
-
-
-@pytest.fixture(scope="session")
-def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """A server that speaks RESP and is no MerkleKV."""
-    port = free_port()
-    options = f"--port {port} --bind 127.0.0.1 --save --dir {tmp_path_factory.mktemp('redis')}"
-    with subprocess.Popen(["redis-server", *options.split()], stdout=subprocess.DEVNULL) as process:
-        wait_until(lambda: answers(port), what="redis-server")
-        yield port
-        process.terminate()
-
-
-def answers(port: int) -> bool:
-    try:
-        with Client("127.0.0.1", port) as client:
-            return client.call(b"PING") == b"PONG"
-    except Unreachable:
-        return False
 
 
 def words(verb: str, place: str | Path, dump: Path) -> list[str | Path]:
@@ -181,9 +160,11 @@ def test_something_else_on_the_port(verb: str, dump: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_server_without_these_commands(verb: str, dump: Path, redis_port: int) -> None:
-    place = f"127.0.0.1:{redis_port}"
-    fails(statuses.EXIT_NODE, place, "unknown command", done=run(*words(verb, place, dump)))
+def test_a_server_without_these_commands(verb: str, dump: Path) -> None:
+    with FakeNode() as other:
+        other.knows_nothing = True
+        done = run(*words(verb, other.address, dump))
+    fails(statuses.EXIT_NODE, other.address, "unknown command", done=done)
 
 
 def test_a_node_that_goes_away(data: Path, node_factory: NodeFactory) -> None:

@@ -127,6 +127,7 @@ class FakeNode:
     def __init__(self, greeting: bytes = b"") -> None:
         self.greeting = greeting
         self.closes_at = self.waits_at = b""
+        self.knows_nothing = False
         self.go_on = threading.Event()
         self.records: list[tuple[bytes, bytes]] = []
         self.root = bytes(32)
@@ -157,6 +158,8 @@ class FakeNode:
         self.asked[name] += 1
         if name == self.waits_at:
             self.go_on.wait(30)
+        if self.knows_nothing:
+            return b"-ERR unknown command\r\n"
         match name:
             case b"HASH":
                 if self.root_moves or self.asked[name] <= self.root_moves_for:
@@ -169,7 +172,7 @@ class FakeNode:
             case b"RECORDS":
                 parts = [part for key, record in self.records for part in (key, record[:VALUE_AT], record[VALUE_AT:])]
                 return b"*2\r\n%b%b" % (resp.NIL[2], resp.bulk_array(parts))
-        return b"-ERR unknown command\r\n"
+        raise AssertionError(name)
 
     def __enter__(self) -> FakeNode:
         self._thread.start()
