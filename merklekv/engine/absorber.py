@@ -15,8 +15,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +34,8 @@ from merklekv.errors import Corruption, DiskFull, MerkleKVError, StorageFailed
 READ_SHARE: Final = 0.2
 INDEX_SHARE: Final = 0.15
 READ_STEP: Final = 1 << 20  # bytes of log between two reports
+SORT_KEYS: Final = 16_384  # about as many are sorted at once
+SAMPLE_EVERY: Final = 64
 STOP_TIMEOUT_S: Final = 5.0
 
 Progress = Callable[[float], None]
@@ -85,28 +89,41 @@ def absorb(base: BaseWriter, log_directory: Path, upto: int, progress: Progress 
             for _ in base.raise_floor(newest.floor):
                 progress(READ_SHARE)
             crashpoints.reached("absorb.floor_raised")
-        keys = sorted(newest.places)
-        added = []
+        added: list[bytes] = []
         done = 0
-        for pairs in _transactions(newest, keys, base.floor):
+        for pairs in _transactions(newest, _in_order(newest.places), base.floor):
             added += base.put(pairs)
             done += len(pairs)
-            progress(READ_SHARE + (1 - READ_SHARE - INDEX_SHARE) * done / len(keys))
+            progress(READ_SHARE + (1 - READ_SHARE - INDEX_SHARE) * done / len(newest.places))
             crashpoints.reached("absorb.records_part")
         crashpoints.reached("absorb.records_done")
         # A resumed absorption finds its own records in the base and cannot tell which of them are not in the index yet.
-        listed = sorted(xxh3_64_digest(key)[:2] + key for key in (keys if resumed else added))
-        for at in range(0, len(listed), TRANSACTION_KEYS):
-            batch = [(entry[:2], entry[2:]) for entry in listed[at : at + TRANSACTION_KEYS]]
+        unlisted = [xxh3_64_digest(key)[:2] + key for key in (newest.places if resumed else added)]
+        entries = _in_order(unlisted)
+        done = 0
+        while batch := [(entry[:2], entry[2:]) for entry in islice(entries, TRANSACTION_KEYS)]:
             base.index([pair for pair in batch if not resumed or newest.record(pair[1]) >= base.floor])
-            progress(1 - INDEX_SHARE * (1 - (at + len(batch)) / len(listed)))
+            done += len(batch)
+            progress(1 - INDEX_SHARE * (1 - done / len(unlisted)))
             crashpoints.reached("absorb.index_part")
         crashpoints.reached("absorb.index_done")
         base.finish(upto)
         crashpoints.reached("absorb.finished")
 
 
-def _transactions(newest: _Newest, keys: list[bytes], floor: bytes) -> Iterator[list[Pair]]:
+def _in_order(keys: Collection[bytes]) -> Iterator[bytes]:
+    """The keys in order, sorted a part at a time: writers may wait for progress, and sorting all takes a while."""
+    sample = sorted(islice(keys, 0, None, SAMPLE_EVERY))
+    bounds = sample[:: SORT_KEYS // SAMPLE_EVERY][1:]
+    parts: list[list[bytes]] = [[] for _ in range(len(bounds) + 1)]
+    for key in keys:
+        parts[bisect_right(bounds, key)].append(key)
+    for part in parts:
+        part.sort()
+        yield from part
+
+
+def _transactions(newest: _Newest, keys: Iterable[bytes], floor: bytes) -> Iterator[list[Pair]]:
     pairs: list[Pair] = []
     size = 0
     for key in keys:

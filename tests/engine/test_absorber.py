@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import lmdb
 import pytest
 from engine_support import NOON
 
-from merklekv.engine.absorber import absorb
+from merklekv.engine.absorber import SAMPLE_EVERY, SORT_KEYS, _in_order, absorb
 from merklekv.engine.check import check_directory
 from merklekv.engine.engine import Engine
 from merklekv.engine.log import list_segments
@@ -169,3 +170,11 @@ def test_a_floor_deletes_what_it_kills_and_spares_the_rest(make_engine: Callable
     assert engine.root_ready
     assert engine.live_count == 15
     assert sorted(support.values(engine)) == [b"k%02d" % number for number in range(16, 30)] + [b"local"]
+
+
+@pytest.mark.parametrize("count", [0, 1, SAMPLE_EVERY, SAMPLE_EVERY + 1, SORT_KEYS, SORT_KEYS + 1, 5 * SORT_KEYS])
+def test_keys_sorted_in_parts_are_in_order(count: int) -> None:
+    draw = random.Random(count)
+    keys = [draw.randbytes(draw.randrange(1, 9)) for _ in range(count)]
+    assert list(_in_order(keys)) == sorted(keys)
+    assert list(_in_order([b"same"] * count)) == [b"same"] * count
