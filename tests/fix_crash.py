@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
 
 import pytest
 
@@ -33,6 +34,8 @@ def crash_rounds(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def crash_seed(request: pytest.FixtureRequest) -> str:
-    """The seed of this run's schedules."""
-    return str(request.config.getoption("--crash-seed") or secrets.token_hex(4))
+def crash_seed(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The seed of this run's schedules; shown with a failure."""
+    seed = str(request.config.getoption("--crash-seed") or secrets.token_hex(4))
+    yield seed
+    request.node.add_report_section("teardown", "crash seed", f"to have this schedule again: --crash-seed {seed}\n")

@@ -51,7 +51,10 @@ class Victim:
 
     def start(self) -> None:
         self._starts += 1
-        self.node.start()
+        try:
+            self.node.start()
+        except AssertionError as failure:
+            self.require(False, "the node did not start", str(failure))
 
     def write(
         self, acknowledgements: int, kill: list[int] | None = None, refusals: int = 0, clients: int = CLIENTS
