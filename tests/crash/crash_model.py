@@ -18,7 +18,7 @@ COUNTER = b"shared:count"
 SET_TOGETHER = [b"shared:set:%d" % number for number in range(4)]
 
 Model = dict[bytes, bytes]
-Reply = bytes | int | None
+Reply = bytes | int | list[object] | None
 
 
 class Command(NamedTuple):
@@ -48,6 +48,9 @@ class Command(NamedTuple):
             case b"MSET":
                 model.update(zip(self.words[1::2], self.words[2::2], strict=True))
                 return b"OK"
+            case b"MERGE":
+                model[rest[0]] = rest[2]
+                return [1, 0, []]
         raise AssertionError(name)
 
 

@@ -21,6 +21,7 @@ from typing import Final
 
 from crash_model import COUNTER, SET_TOGETHER, Client, Command, Model, Write
 
+from merklekv.engine.format import VALUE_AT, make_record
 from merklekv.net.client import Client as Connection
 from merklekv.net.client import NoAnswer, NodeError, Reply, Unreachable
 
@@ -88,7 +89,7 @@ class Writer(threading.Thread):
         self._number = number
         self._random = random.Random(f"{clients.job.seed}/{number}")
         self._sent: deque[tuple[Command, Write | None]] = deque()
-        self._serial = 0
+        self._serial = self._stamp = 0
 
     def run(self) -> None:
         try:
@@ -144,8 +145,8 @@ class Writer(threading.Thread):
         draw = self._random
         choice: Callable[[], tuple[bytes, ...]] = draw.choices(
             (self._set, self._delete, self._increment, self._append, self._set_together, self._count, self._set_shared,
-             self._look),
-            (40, 10, 10, 10, 15, 5, 5, 5),
+             self._look, self._merge),
+            (40, 10, 10, 10, 15, 5, 5, 5, 10),
         )[0]
         return Command(choice())
 
@@ -174,6 +175,13 @@ class Writer(threading.Thread):
 
     def _count(self) -> tuple[bytes, ...]:
         return b"INCR", COUNTER
+
+    def _merge(self) -> tuple[bytes, ...]:
+        """A record from elsewhere, newer than all before it."""
+        self._stamp = max(self._stamp + 1, time.time_ns())
+        key = self._key(b"merged")
+        record = make_record(key, self._stamp.to_bytes(8, "big") + self._random.randbytes(16), 0, self._value())
+        return b"MERGE", b"elsewhere", key, record[:VALUE_AT], record[VALUE_AT:]
 
     def _look(self) -> tuple[bytes, ...]:
         return b"GET", COUNTER
