@@ -7,8 +7,8 @@ Group commit: writers append entries in memory under the engine's lock; `take` c
 `write` and `sync` put it on disk outside of that lock.  One fdatasync serves all clients of a tick.
 
 Room is reserved before an entry is accepted (`reserve`, posix_fallocate), so a full disk refuses a write before
-anything has changed, and a frame that was accepted has its place.  Reserved room also makes fdatasync cheaper: neither
-the file's size nor its blocks change (`benchmarks/test_log.py`, `benchmarks/compare.py --only merging-always`).
+anything has changed, and a frame that was accepted has its place.  Reserved room also makes fdatasync cheaper: the
+file's size does not change (`benchmarks/test_log.py`).
 
 Recovery (`recover`) reads the segments from the first that is not yet absorbed, cuts off a torn tail and says so, and
 refuses damage: a bad frame although a later one testifies that the log had been synced past it.
@@ -297,9 +297,6 @@ class Log:
         for target in (max(needed, self._reserved + RESERVE_STEP), needed):
             try:
                 os.posix_fallocate(self._fd, self._reserved, target - self._reserved)
-                # Written once, the blocks need no change of metadata later: else each sync would be a commit of the
-                # file system's journal, which waits for all that the base has written.
-                os.pwrite(self._fd, bytes(target - self._reserved), self._reserved)
             except OSError as error:
                 if error.errno not in NO_ROOM:
                     raise StorageFailed(f"{self._path}: cannot reserve room: {error.strerror}") from error
