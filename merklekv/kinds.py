@@ -24,7 +24,7 @@ _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
 _NODE_ID = re.compile(r"[^\s/+#\x00-\x1f\x7f]{1,128}")
 _TOPIC = re.compile(r"[^\s/+#\x00-\x1f\x7f]+(/[^\s/+#\x00-\x1f\x7f]+)*")
 _TOPIC_SIZE_MAX = 512
-_ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):(\d{1,5})", re.ASCII)
+_ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]{1,255}\]|[^\s:\[\]\x00-\x1f]{1,255}):(\d{1,5})", re.ASCII)
 _YES = frozenset({"true", "yes", "on", "1"})
 _NO = frozenset({"false", "no", "off", "0"})
 
@@ -116,15 +116,19 @@ def _parse_addresses(given: object) -> tuple[str, ...]:
         given = [part.strip() for part in given.split(",") if part.strip()]
     if not isinstance(given, list):
         raise ValueError(given)
-    for address in given:
-        match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
-        if match is None or not 1 <= int(match[2]) <= 65_535:
-            raise ValueError(address)
-    return tuple(given)
+    return tuple(_parse_address(address) for address in given)
+
+
+def _parse_address(given: object) -> str:
+    match = _ADDRESS.fullmatch(given) if isinstance(given, str) else None
+    if match is None or not 1 <= int(match[2]) <= 65_535:
+        raise ValueError(given)
+    return match[0]
 
 
 FLAG = Kind("true or false", _parse_flag, lambda value: str(value).lower())
 PATH = Kind("a path", _parse_path)
+ADDRESS = Kind('"host:port", or nothing', lambda given: _parse_address(given) if given != "" else "")
 ADDRESSES = Kind('a list of "host:port" (in the environment separated by commas)', _parse_addresses, ",".join)
 TEXT = _matching(re.compile(r"[^\x00\r\n]*"), "one line of text", size_max=65_535, empty=True)
 HOST = _matching(re.compile(r"[^\s\x00-\x1f]+"), "a host name or an address", size_max=255, empty=False)

@@ -92,6 +92,11 @@ class ReplicationSettings:
         kinds.size(1 * MiB, 1024 * GiB),
         "log kept for the broker while it is away; the oldest is given up past it",
     )
+    advertise_address: str = setting(
+        "",
+        kinds.ADDRESS,
+        "where other nodes reach this one, host:port; empty: where it listens, by host name if that is everywhere",
+    )
     peer_list: tuple[str, ...] = setting((), kinds.ADDRESSES, "other nodes, host:port")
 
 
@@ -105,6 +110,9 @@ class AntiEntropySettings:
     )
     peer_list: tuple[str, ...] = setting(
         (), kinds.ADDRESSES, "nodes to exchange with, host:port", inherits="replication.peer_list"
+    )
+    share_percent: int = setting(
+        50, kinds.integer(1, 100), "how much of the time regular exchanges may be at work, SYNC apart"
     )
 
 

@@ -26,6 +26,8 @@ GOOD: dict[str, list[tuple[object, object]]] = {  # for each kind of value: what
     "replication.client_id": [("n" * 128, "n" * 128), ("", ""), ("node-1.example", "node-1.example")],
     "replication.topic_prefix": [("a/b", "a/b"), ("merkle_kv", "merkle_kv")],
     "replication.peer_list": [("a:1, [::1]:65535", ("a:1", "[::1]:65535")), (["a:1"], ("a:1",)), ("", ())],
+    "replication.advertise_address": [(one, one) for one in ("a:1", "[::1]:65535", "a" * 255 + ":1", "")],
+    "anti_entropy.share_percent": [("1", 1), (100, 100)],
     "replication.mqtt_version": [("3.1.1", "3.1.1"), (5, "5")],
 }
 BAD: dict[str, list[object]] = {
@@ -39,6 +41,8 @@ BAD: dict[str, list[object]] = {
     "replication.client_id": ["a/b", "a+b", "a#b", "a b", "n" * 129],
     "replication.topic_prefix": ["", "/a", "a/", "a//b", "a/+/b", "t" * 513],
     "replication.peer_list": ["a", "a:0", "a:65536", [5], ":1", "a:b", 5],
+    "replication.advertise_address": ["a", "a:0", "a:65536", ":1", "a:b", "a:1,b:2", "a" * 256 + ":1", ["a:1"], 5],
+    "anti_entropy.share_percent": [0, 101],
     "replication.mqtt_port": [0],
 }
 

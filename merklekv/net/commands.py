@@ -7,7 +7,7 @@ table, and a test holds `docs/protocol.md` to it.
 
 from __future__ import annotations
 
-from merklekv.net import records, resp_admin, resp_handlers, scan, status, text_handlers
+from merklekv.net import exchange_command, records, resp_admin, resp_handlers, scan, status, text_handlers
 from merklekv.net.registry import Command, Commands
 
 _KEY = (1, 1, 1)
@@ -99,6 +99,12 @@ NODE: tuple[Command, ...] = (
             flags=("write", "admin", "long")),
     Command("MERGEFLOOR", "sync", "Takes in the floor of another node; the larger one stands.",
             resp=records.merge_floor, resp_syntax="MERGEFLOOR origin floor", arity=3, flags=("write", "admin")),
+    Command("EXCHANGE", "sync", "One step of an exchange with another node.", resp=exchange_command.exchange,
+            resp_syntax="EXCHANGE part [part ...]", arity=-2, flags=("write", "admin", "long")),
+    Command("MEMBERS", "management", "The nodes that this one knows, and how far each is.",
+            resp=exchange_command.members, resp_syntax="MEMBERS", arity=1, flags=_ADMIN),
+    Command("FORGET", "management", "Takes a node that is gone for good out of the members.",
+            resp=exchange_command.forget, resp_syntax="FORGET node", arity=2, flags=_ADMIN),
     Command("REPLICATE", "replicate", "Switches replication on or off, or shows its state.", _t.replicate_,
             "REPLICATE enable|disable|status", _r.replicate_, "REPLICATE enable|disable|status", -2, _ADMIN),
     Command("PING", "ping", "Shows that the server answers.", _t.ping, "PING [text]", resp_admin.ping,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from merklekv.errors import MerkleKVError
 from merklekv.net import resp, text
 from merklekv.net.errors import RequestError
+from merklekv.net.limits import BULK_BYTES_MIN
 from merklekv.net.resp import RespParser
 from merklekv.net.resp_handlers import WRONG_COUNT
 from merklekv.net.session import Context, Long, Pause, Session
@@ -86,7 +87,8 @@ class Connection(Session):
             self.find = context.commands.resp.get
             self.explain = resp.error
             limits = context.limits
-            self.feed = RespParser(self.engine.max_value_size, limits.arguments, context.request_bytes).feed
+            bulk_bytes = max(self.engine.max_value_size, BULK_BYTES_MIN)
+            self.feed = RespParser(bulk_bytes, limits.arguments, context.request_bytes).feed
         else:
             self.feed = TextParser(context.limits.line_bytes).feed
         if self.refusal:

@@ -39,6 +39,8 @@ BACKLOG = 4096
 REFUSED_WAITING_MAX = 128
 # What one request may need beside its largest value: a key, headers, options.
 REQUEST_ROOM_BYTES = MIB
+# An argument of RESP may always have so many bytes, however small the largest value is: a key, a part of an EXCHANGE.
+BULK_BYTES_MIN = 16 * KIB
 # Unfinished SCANs that the server remembers. A cursor costs at most a key and a few words.
 CURSORS_MAX = 10_000
 

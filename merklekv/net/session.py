@@ -45,11 +45,23 @@ class Services(Protocol):
     def sync(self, host: str, port: int, full: bool, verify: bool) -> None:
         """One exchange with that node. May take long: it is called in a thread of its own."""
 
+    def exchange(self, message: bytes) -> Long:
+        """One step of an exchange that another node has begun: the answer to its message, in slices."""
+
+    def members(self) -> Sequence[Mapping[str, int | str]]:
+        """The nodes that this one knows, this one first: a line of `name=value` words each."""
+
+    def forget(self, node: str) -> None:
+        """Takes a node out of the members."""
+
     def shutdown(self) -> None:
         """Asks the node to stop; returns at once."""
 
     def statistics(self) -> Mapping[str, int | str]:
         """More lines for STATS and INFO."""
+
+
+_ALONE = "this is a server by itself, not a node"
 
 
 class NoServices:
@@ -61,7 +73,16 @@ class NoServices:
         return "OK" if action == "disable" else "REPLICATION disabled"
 
     def sync(self, host: str, port: int, full: bool, verify: bool) -> None:
-        raise RequestError(f"cannot SYNC with {host}:{port}: replication is not configured on this node")
+        raise RequestError(f"cannot SYNC with {host}:{port}: {_ALONE}")
+
+    def exchange(self, message: bytes) -> Long:
+        raise RequestError(f"cannot exchange: {_ALONE}")
+
+    def members(self) -> Sequence[Mapping[str, int | str]]:
+        return []
+
+    def forget(self, node: str) -> None:
+        raise RequestError(f"cannot forget {node}: {_ALONE}")
 
     def shutdown(self) -> None:
         """Nobody to ask."""

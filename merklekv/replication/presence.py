@@ -2,14 +2,16 @@
 
 A status is a JSON object: `node`, `state` (online or offline), `address` (host:port for peers), `root` (Merkle root
 in hex, when it was last said), `sequence` (of its next event), `version` (of the software), `instance` (random, of
-the running process).  Others' statuses are believed only as far as finding peers goes: a field that is wrong is left
-out, a message that is no status is ignored.
+the running process), `birth` (in hex, of its data: another one after a start with an empty directory).  Others'
+statuses are believed only as far as finding peers goes: a field that is wrong is left out, a message that is no status
+is ignored.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,11 +32,16 @@ class Status:
     sequence: int = 0
     version: str = ""
     instance: str = ""
+    birth: str = ""
 
     def encode(self) -> bytes:
         """The message."""
         fields = {name: getattr(self, name) for name in self.__slots__}
         return json.dumps(fields, separators=(",", ":")).encode()
+
+    def is_same_presence(self, other: Status) -> bool:
+        """Whether the same process is there, with the same data and at the same address."""
+        return all(getattr(self, name) == getattr(other, name) for name in ("state", "address", "instance", "birth"))
 
 
 def decode_status(node: str, payload: bytes) -> Status | None:
@@ -47,7 +54,7 @@ def decode_status(node: str, payload: bytes) -> Status | None:
         return None
     if not isinstance(given, dict) or given.get("node") != node or given.get("state") not in (ONLINE, OFFLINE):
         return None
-    names = ("address", "root", "version", "instance")
+    names = ("address", "root", "version", "instance", "birth")
     words = {name: given[name] for name in names if isinstance(given.get(name), str)}
     sequence = given.get("sequence")
     return Status(node, given["state"], sequence=sequence if type(sequence) is int else 0, **words)
@@ -62,12 +69,16 @@ class Peer:
 
 
 class Peers:
-    """The other nodes.  Changed by one thread, read by any."""
+    """The other nodes.  Changed by one thread, read by any.
 
-    def __init__(self, own: str, instance: str) -> None:
+    `on_news` is called with the status of a node that is new, has come or gone, or has moved.
+    """
+
+    def __init__(self, own: str, instance: str, on_news: Callable[[Status], None] = lambda status: None) -> None:
         self.twins = 0  # statuses in this node's name that other processes have published
         self._own = own
         self._instance = instance
+        self._on_news = on_news
         self._peers: dict[str, Peer] = {}
 
     def hear(self, node: str, payload: bytes) -> None:
@@ -76,10 +87,18 @@ class Peers:
         if node == self._own:
             self.twins += status is not None and status.instance != self._instance
             return
-        if status is not None and (node in self._peers or len(self._peers) < PEERS_MAX):
+        known = self._peers.get(node)
+        if status is not None and (known or len(self._peers) < PEERS_MAX):
             self._peers[node] = Peer(status, time.time())
+            if known is None or not known.status.is_same_presence(status):
+                self._on_news(status)
         elif not payload:
             self._peers.pop(node, None)
+
+    def birth(self, node: str) -> str:
+        """The birth of a node as it last said it, empty when it said none."""
+        peer = self._peers.get(node)
+        return peer.status.birth if peer else ""
 
     def all(self) -> dict[str, Peer]:
         """Everyone who was heard of."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from support import free_port, wait_until
 from wire import Wire
 
 from merklekv.engine.engine import Engine
-from merklekv.errors import MerkleKVError
+from merklekv.errors import InvalidArgument, MerkleKVError
 from merklekv.net.server import Server
 
 Start = Callable[..., Server]
@@ -26,6 +26,7 @@ class FakeServices:
         self.asked: list[object] = []
         self.stops = 0
         self.sync_with: Callable[[], None] = lambda: None
+        self.exchange_slices: list[Callable[[], bool] | None] = []
 
     def replicate(self, action: str) -> str:
         self.asked.append(action)
@@ -34,6 +35,19 @@ class FakeServices:
     def sync(self, host: str, port: int, full: bool, verify: bool) -> None:
         self.asked.append((host, port, full, verify))
         self.sync_with()
+
+    def exchange(self, message: bytes) -> Generator[Callable[[], bool] | None, None, bytes]:
+        self.asked.append(message)
+        yield from self.exchange_slices
+        return message[::-1]
+
+    def members(self) -> Sequence[Mapping[str, int | str]]:
+        return [{"node": "a", "clock": 5}, {"node": "b", "clock": 3}]
+
+    def forget(self, node: str) -> None:
+        if node == "a":
+            raise InvalidArgument("a is this node")
+        self.asked.append(node)
 
     def shutdown(self) -> None:
         self.stops += 1

@@ -10,7 +10,7 @@ from merklekv.replication import presence
 from merklekv.replication.figures import Topics
 from merklekv.replication.presence import OFFLINE, ONLINE, Peers, Status, decode_status
 
-STATUS = Status("b", ONLINE, "10.0.0.1:7379", "ab" * 32, 17, "1.2.3", "0123")
+STATUS = Status("b", ONLINE, "10.0.0.1:7379", "ab" * 32, 17, "1.2.3", "0123", "cd" * 8)
 
 
 def changed(**fields: object) -> bytes:
@@ -31,7 +31,7 @@ def test_what_is_no_status_is_ignored(payload: bytes) -> None:
 
 
 def test_a_field_that_is_wrong_is_left_out() -> None:
-    wrong = changed(address=5, root=None, version=["1"], sequence="many", unknown=1)
+    wrong = changed(address=5, root=None, version=["1"], sequence="many", birth=7, unknown=1)
     assert decode_status("b", wrong) == Status("b", ONLINE, instance="0123")
     read = decode_status("b", changed(sequence=True))
     assert read is not None
@@ -48,6 +48,31 @@ def test_peers_come_and_go() -> None:
     assert (peers.online_count, list(peers.all())) == (0, ["b"])
     peers.hear("b", b"")
     assert peers.all() == {}
+
+
+def test_news_of_a_peer_is_told_once() -> None:
+    news: list[Status] = []
+    peers = Peers("a", "own", news.append)
+    for payload in (
+        STATUS.encode(),
+        changed(root="00" * 32, sequence=99),  # what changes all the time is no news
+        changed(state=OFFLINE),
+        changed(state=OFFLINE, sequence=100),
+        changed(instance="another process"),
+        changed(instance="another process", address="10.0.0.2:7379"),
+        changed(instance="another process", address="10.0.0.2:7379", birth="00" * 8),
+    ):
+        peers.hear("b", payload)
+    assert [(status.state, status.instance, status.address[-6:], status.birth[:2]) for status in news] == [
+        (ONLINE, "0123", "1:7379", "cd"),
+        (OFFLINE, "0123", "1:7379", "cd"),
+        (ONLINE, "another process", "1:7379", "cd"),
+        (ONLINE, "another process", "2:7379", "cd"),
+        (ONLINE, "another process", "2:7379", "00"),
+    ]
+    peers.hear("a", Status("a", ONLINE, instance="own").encode())
+    assert len(news) == 5
+    assert (peers.birth("b"), peers.birth("nobody")) == ("00" * 8, "")
 
 
 def test_this_node_is_no_peer_of_its_own_but_a_twin_is_counted() -> None:

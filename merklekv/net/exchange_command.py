@@ -1,0 +1,64 @@
+"""Exchanges over RESP: what nodes ask each other when they compare their data, and who takes part in that.
+
+    EXCHANGE part [part ...]     one step of an exchange: the parts are one message, the reply is another
+    MEMBERS                      a line of `name=value` words for each node that this one knows
+    FORGET node                  takes a node that is gone for good out of the members
+
+What the messages of an exchange say is between the nodes; here they are bytes that are carried.  A message comes in
+parts because an argument may be no longer than the largest value, which may be set lower than a message needs: parts of
+`limits.BULK_BYTES_MIN` pass everywhere.  As any request it is bounded by `limits.request_bytes`, as any reply by
+`limits.output_hard_bytes`.
+
+Answering works in slices, between which other clients are served.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from merklekv.errors import InvalidArgument
+from merklekv.net import resp
+from merklekv.net.client import Client, Unreachable
+from merklekv.net.limits import BULK_BYTES_MIN
+from merklekv.net.session import Long, Reply, Session
+from merklekv.net.text import Request
+
+PARTS_MAX: Final = 10_000
+
+
+def exchange(session: Session, request: Request) -> Reply:
+    return _exchange(session, request[1] if len(request) == 2 else b"".join(request[1:]))
+
+
+def _exchange(session: Session, message: bytes) -> Long:
+    answer = yield from session.context.services.exchange(message)
+    return resp.bulk(answer)
+
+
+def members(session: Session, request: Request) -> Reply:
+    lines = [
+        " ".join(f"{name}={value}" for name, value in member.items()) for member in session.context.services.members()
+    ]
+    return resp.verbatim("".join(f"{line}\n" for line in lines).encode(), session.protocol)
+
+
+def forget(session: Session, request: Request) -> Reply:
+    try:
+        node = request[1].decode()
+    except UnicodeDecodeError:
+        raise InvalidArgument("a node id is UTF-8 text") from None
+    session.context.services.forget(node)
+    return resp.OK
+
+
+def ask(client: Client, message: bytes) -> bytes:
+    """One step of an exchange with the node behind `client`: its answer to a message.
+
+    Raises NodeError when it refuses, Unreachable when it is gone.
+    """
+    size = max(BULK_BYTES_MIN, -(-len(message) // PARTS_MAX))
+    parts = [message[at : at + size] for at in range(0, len(message), size)]
+    answer = client.call(b"EXCHANGE", *parts)
+    if not isinstance(answer, bytes):
+        raise Unreachable(f"{client.name}: answers EXCHANGE strangely: is it a MerkleKV node?")
+    return answer
