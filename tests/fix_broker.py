@@ -6,7 +6,8 @@
         wire.wait_for("prefix/node/events")
 
 `MQTT_BROKER_HOST` and `MQTT_BROKER_PORT` name a broker that is already there; tests that stop theirs need an own one
-(`broker_factory`), and always have it.
+(`broker_factory`), and always have it. `MQTT_TOPIC_PREFIX` is then the prefix of all topics as it stands, so that
+somebody can listen there, unless tests run in parallel: these must not hear each other and get one each.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from support import free_port, wait_until
 
+DEFAULT_HOST = "localhost"
 DEFAULT_PORT = 1883
+DEFAULT_PREFIX = "test_merkle_kv"
 PLAIN = ("allow_anonymous true", "max_queued_messages 100000")
 
 
@@ -55,6 +58,21 @@ class Broker:
             )
         wait_until(self.answers, what="the broker")
         return self
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it was there before the tests: then others use it too, and nothing may be left there."""
+        return self._directory is None
+
+    def forget(self, client_id: str, *retained: str) -> None:
+        """Remove a client's session and what is retained on these topics. The client must be gone."""
+        client = paho.Client(CallbackAPIVersion.VERSION2, client_id, protocol=MQTTProtocolVersion.MQTTv5)
+        client.connect(self.host, self.port, clean_start=True)  # a session of no expiry: gone with the connection
+        client.loop_start()
+        for topic in retained:
+            client.publish(topic, b"", qos=1, retain=True).wait_for_publish(10)
+        client.disconnect()
+        client.loop_stop()
 
     def stop(self) -> None:
         """SIGTERM: with persistence it saves what it holds."""
@@ -152,17 +170,25 @@ def broker_factory(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[B
 @pytest.fixture
 def broker(request: pytest.FixtureRequest) -> Broker:
     """A broker: the one that the environment names, or one of the test's own."""
-    host = os.environ.get("MQTT_BROKER_HOST")
-    if host:
-        return Broker(host, int(os.environ.get("MQTT_BROKER_PORT", DEFAULT_PORT)))
+    host, port = os.environ.get("MQTT_BROKER_HOST"), os.environ.get("MQTT_BROKER_PORT")
+    if host or port:
+        named = Broker(host or DEFAULT_HOST, int(port or DEFAULT_PORT))
+        assert named.answers(), (
+            f"no MQTT broker lets us in at {named.host}:{named.port}, as MQTT_BROKER_HOST and MQTT_BROKER_PORT say; "
+            "unset them to have one started"
+        )
+        return named
     factory: BrokerFactory = request.getfixturevalue("broker_factory")
     return factory()
 
 
 @pytest.fixture
 def topic_prefix() -> str:
-    """Topics of this test alone, also at a broker that others use."""
-    return f"{os.environ.get('MQTT_TOPIC_PREFIX', 'test_merkle_kv')}_{secrets.token_hex(4)}"
+    """Topics of this test alone, also at a broker that others use; as it is named when no other test runs."""
+    named = os.environ.get("MQTT_TOPIC_PREFIX")
+    if named and "PYTEST_XDIST_WORKER" not in os.environ:
+        return named
+    return f"{named or DEFAULT_PREFIX}_{secrets.token_hex(4)}"
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ def test_something(harness):
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -108,6 +109,7 @@ class ReplicationTestHarness:
         self.broker = broker
         self.prefix = prefix
         self.nodes: list[NodeHandle] = []
+        self._tag = f"-{secrets.token_hex(4)}" if broker.is_shared else ""  # names are the whole broker's
         self._factory = factory
         self._directory = directory
 
@@ -119,8 +121,10 @@ class ReplicationTestHarness:
         environment: Mapping[str, str] | None = None,
         **settings: object,
     ) -> NodeHandle:
-        """A node, connected when `start` is left true.  `settings` are those of [replication]."""
-        node_id = node_id or f"node-{len(self.nodes)}"
+        """A node, connected when `start` is left true.  `settings` are those of [replication].  At a broker that others
+        use, its id is `node_id` and something that makes it unique.
+        """
+        node_id = (node_id or f"node-{len(self.nodes)}") + self._tag
         all_settings = {
             "enabled": "true",
             "mqtt_broker": self.broker.host,
@@ -155,6 +159,14 @@ class ReplicationTestHarness:
         chosen = nodes or tuple(self.nodes)
         wait_until(lambda: len({node.root() for node in chosen}) == 1, seconds=seconds, what="equal roots")
         return chosen[0].root()
+
+    def close(self) -> None:
+        """Let go of the nodes; at a broker that others use, end them and leave nothing of them there."""
+        for node in self.nodes:
+            node.disconnect()
+            if self.broker.is_shared:
+                node.process.end()
+                self.broker.forget(node.node_id, f"{self.prefix}/{node.node_id}/status")
 
 
 def make_event(key: str = "k", value: bytes | None = b"v", **fields: Any) -> dict[str, Any]:
@@ -202,8 +214,7 @@ def harness_at(node_factory: NodeFactory, tmp_path: Path, topic_prefix: str) -> 
 
     yield make
     for harness in made:
-        for node in harness.nodes:
-            node.disconnect()
+        harness.close()
 
 
 @pytest.fixture
