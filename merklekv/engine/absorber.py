@@ -25,7 +25,7 @@ from typing import Final
 from xxhash import xxh3_64_digest
 
 from merklekv.engine import crashpoints
-from merklekv.engine.format import ENTRY, OP_ORIGIN, OP_TRUNCATE, REMOTE, ZERO_VERSION
+from merklekv.engine.format import COLLECTED, ENTRY, FLAGS_AT, OP_NOTE, OP_ORIGIN, OP_TRUNCATE, REMOTE, ZERO_VERSION
 from merklekv.engine.log import Segment, list_segments, segment_path
 from merklekv.engine.store import TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter, Pair
 from merklekv.errors import Corruption, DiskFull, MerkleKVError, StorageFailed
@@ -48,6 +48,7 @@ class _Newest:
         """Reads them all; `progress` is called with the share read, each READ_STEP."""
         self._segments = segments
         self.floor = ZERO_VERSION
+        self.notes: dict[bytes, bytes] = {}
         self.places: dict[bytes, int] = {}  # key -> segment index << 40 | position of the entry
         total, before, told = sum(segment.size for segment in segments), 0, 0
         for index, segment in enumerate(segments):
@@ -56,6 +57,8 @@ class _Newest:
                 for op, key, record_at, end in segment.entries(frame):
                     if op & ~REMOTE == OP_TRUNCATE:
                         self.floor = max(self.floor, segment.data[record_at:end])
+                    elif op == OP_NOTE | REMOTE:
+                        self.notes[key] = segment.data[record_at:end]
                     elif op != OP_ORIGIN:
                         self.places[key] = base | (record_at - len(key) - ENTRY.size)
                 if before + frame.end >= told + READ_STEP:
@@ -102,13 +105,17 @@ def absorb(base: BaseWriter, log_directory: Path, upto: int, progress: Progress 
         entries = _in_order(unlisted)
         done = 0
         while batch := [(entry[:2], entry[2:]) for entry in islice(entries, TRANSACTION_KEYS)]:
-            base.index([pair for pair in batch if not resumed or newest.record(pair[1]) >= base.floor])
+            base.index([pair for pair in batch if not resumed or _stays(newest.record(pair[1]), base.floor)])
             done += len(batch)
             progress(1 - INDEX_SHARE * (1 - done / len(unlisted)))
             crashpoints.reached("absorb.index_part")
         crashpoints.reached("absorb.index_done")
-        base.finish(upto)
+        base.finish(upto, newest.notes)
         crashpoints.reached("absorb.finished")
+
+
+def _stays(record: bytes, floor: bytes) -> bool:
+    return record >= floor and not record[FLAGS_AT] & COLLECTED
 
 
 def _in_order(keys: Collection[bytes]) -> Iterator[bytes]:

@@ -23,11 +23,23 @@ from merklekv.engine.check_base import View, check_base, check_base_file
 from merklekv.engine.check_log import LogWalk, check_log
 from merklekv.engine.directory import lock_directory, require_format
 from merklekv.engine.engine import Engine
-from merklekv.engine.findings import BaseFacts, Findings, Note, Progress, Stages, record_problems, show, version_text
+from merklekv.engine.findings import (
+    BaseFacts,
+    Findings,
+    Note,
+    Progress,
+    Stages,
+    marker_problems,
+    record_problems,
+    show,
+    version_text,
+)
 from merklekv.engine.memtable import KEY_OVERHEAD, Memtable
 from merklekv.engine.naive import Tree
 from merklekv.engine.store import Base
 from merklekv.errors import NotADataDirectory
+
+RECORD_OPS = (1, 2, 3, 4, 5, 6, 10)  # those whose entries stand for what a key maps to
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +101,7 @@ def check_engine(engine: Engine) -> list[str]:
 
 
 def _view(base: Base) -> View:
-    return View(Path("base"), base._txn, base._records, base._index, base._leaves, base._meta)
+    return View(Path("base"), base._txn, base._records, base._index, base._tombstones, base._leaves, base._meta)
 
 
 def _check_tables(engine: Engine, findings: Findings) -> None:
@@ -100,7 +112,8 @@ def _check_tables(engine: Engine, findings: Findings) -> None:
         size = 0
         for key, record in table.records.items():
             size += len(key) + len(record) + KEY_OVERHEAD
-            for problem in record_problems(key, record, layers.floor):
+            problems = marker_problems if naive.is_marker(record) else record_problems
+            for problem in problems(key, record, layers.floor):
                 findings.add(f"{where}, key {show(key)}", problem)
         findings.expect(where, "the charged size", table.size, size)
     newer: dict[bytes, bytes] = {}
@@ -152,7 +165,7 @@ def _check_segments(engine: Engine, facts: BaseFacts, findings: Findings) -> Non
             findings.expect("log", "the size of what is pending", log_.pending_size, len(pending))
             entries += naive.read_entries(pending)
         floor = max([floor, *(entry.record for entry in entries if entry.op == 7)])
-        newest = {entry.key: entry.record for entry in entries if entry.op < 7}
+        newest = {entry.key: entry.record for entry in entries if entry.op in RECORD_OPS}
         _compare(findings, table, {key: record for key, record in newest.items() if record >= layers.floor})
     findings.expect("engine", "the floor", layers.floor, floor)
 
@@ -181,7 +194,8 @@ def _check_tree(engine: Engine, findings: Findings) -> None:
     for table in (*reversed(layers.frozen), layers.active):
         newest.update(table.records)
     for key, record in newest.items():
-        tree.add(key, record)
+        if not naive.is_marker(record):
+            tree.add(key, record)
     base = layers.base
     with base._txn.cursor() as cursor:
         for key, record in cursor:

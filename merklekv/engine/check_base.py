@@ -8,7 +8,7 @@ import lmdb
 from lmdb.verify import VerifyError, verify
 
 from merklekv.engine.findings import BaseFacts, Findings, record_problems, show, version_text
-from merklekv.engine.naive import RECORD_SIZE_MIN, Tree, bucket_of, number, number_bytes
+from merklekv.engine.naive import RECORD_SIZE_MIN, VERSION_SIZE, Tree, bucket_of, is_tombstone, number, number_bytes
 
 NODE_SIZE: Final = 256 * 24
 META_SIZES: Final = {"absorbed": 8, "absorbing": 8, "floor": 24, "newest": 24, "live": 8, "dead": 8}
@@ -22,6 +22,7 @@ class View:
     txn: Any
     records: Any
     index: Any
+    tombstones: Any
     leaves: Any
     meta: Any
 
@@ -44,14 +45,15 @@ def check_base_file(data: Path, findings: Findings) -> BaseFacts:
         findings.add(data, "records, leaves and index are not checked, since reading damaged pages may crash")
         return BaseFacts(known=False)
     try:
-        env = lmdb.open(str(data.parent), readonly=True, lock=False, max_dbs=4)
+        env = lmdb.open(str(data.parent), readonly=True, lock=False, max_dbs=5)
     except lmdb.Error as error:
         findings.add(data, f"LMDB cannot open it: {error}")
         return BaseFacts(known=False)
     with env:
         try:
-            names = (b"records", b"index", b"leaves", b"meta")
-            handles = [env.open_db(name, create=False, dupsort=name == b"index") for name in names]
+            names = (b"records", b"index", b"tombstones", b"leaves", b"meta")
+            lists = (b"index", b"tombstones")
+            handles = [env.open_db(name, create=False, dupsort=name in lists) for name in names]
         except lmdb.NotFoundError:
             findings.note(f"{data}: was being created when the process ended")
             return BaseFacts()
@@ -73,11 +75,19 @@ def check_base(view: View, findings: Findings) -> BaseFacts:
                 findings.add(f"{view.where}, key {show(key)}", problem)
             if len(record) >= RECORD_SIZE_MIN:
                 tree.add(key, record)
+            if is_tombstone(record):
+                _check_listed(view, key, record, findings)
             bucket = bucket_of(key)
             if index_is_off and not listed.set_key_dup(number_bytes(bucket, 2), key):
                 findings.add(view.where, f"the index lacks the key {show(key)}, expected in bucket {bucket}")
     _check_derived(view, tree, facts, findings)
     return facts
+
+
+def _check_listed(view: View, key: bytes, record: bytes, findings: Findings) -> None:
+    with view.txn.cursor(db=view.tombstones) as cursor:
+        if not cursor.set_key_dup(record[:VERSION_SIZE], key):
+            findings.add(view.where, f"the list of tombstones lacks the one of key {show(key)}")
 
 
 def _check_meta(view: View, findings: Findings) -> BaseFacts:
@@ -119,6 +129,7 @@ def _check_derived(view: View, tree: Tree, facts: BaseFacts, findings: Findings)
     if tree.newest > facts.newest:
         shown = version_text(facts.newest), version_text(tree.newest)
         findings.add(view.where, f"the newest version in meta is {shown[0]}, expected {shown[1]} or more")
+    findings.expect(view.where, "the length of the list of tombstones", view.size(view.tombstones), tree.dead)
     with view.txn.cursor(db=view.leaves) as cursor:
         for name in cursor.iternext(values=False):
             findings.expect(view.where, "the size of a name in leaves", len(name), 1)

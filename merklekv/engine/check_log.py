@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from merklekv.engine import naive
-from merklekv.engine.findings import BaseFacts, Findings, record_problems, show, version_text
+from merklekv.engine.findings import BaseFacts, Findings, marker_problems, record_problems, show, version_text
 from merklekv.engine.naive import HEADER_SIZE, Entry, Frame
 
 OP_DELETE: Final = 2
 OP_TRUNCATE: Final = 7
 OP_ORIGIN: Final = 8
+OP_NOTE: Final = 9
+OP_COLLECT: Final = 10
+NAME_SIZE_MAX: Final = 64
 FORMAT_VERSION: Final = 1
 
 
@@ -148,8 +151,14 @@ class LogWalk:
         elif op == OP_ORIGIN:
             if remote or record or not 1 <= len(key) <= naive.KEY_SIZE_MAX:
                 findings.add(where, f"an origin in {sizes}, expected 1 to {naive.KEY_SIZE_MAX} and 0")
-        elif not 1 <= op <= OP_ORIGIN:
-            findings.add(where, f"an entry of the unknown op {op}, expected 1 to {OP_ORIGIN}")
+        elif op == OP_NOTE:
+            if not remote or not 1 <= len(key) <= NAME_SIZE_MAX:
+                findings.add(where, f"a note in {sizes}, expected 1 to {NAME_SIZE_MAX} and any")
+        elif not 1 <= op <= OP_COLLECT:
+            findings.add(where, f"an entry of the unknown op {op}, expected 1 to {OP_COLLECT}")
+        elif op == OP_COLLECT:
+            for problem in marker_problems(key, record, self.floor):
+                findings.add(f"{where}, key {show(key)}", problem)
         else:
             where = f"{where}, key {show(key)}"
             for problem in record_problems(key, record, self.floor):

@@ -100,6 +100,16 @@ class Durable(State):
                 with self.lock:  # not beside an `mset`, which would then store half
                     self._update_stall()
 
+    def flush(self) -> None:
+        """Commits, and returns when it is on disk whatever the `durability`.  Raises StorageFailed."""
+        self.commit()
+        if self._log.written_lsn > self._log.synced_lsn:
+            try:
+                self._log.sync()
+            except StorageFailed as error:
+                self._fail(error)
+                raise
+
     @property
     def sync_is_due(self) -> bool:
         """Whether the next commit will wait for the disk; what is done before it, it makes durable in the same wait."""

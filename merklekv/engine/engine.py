@@ -18,7 +18,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from merklekv.engine.durable import Durable
 from merklekv.engine.format import (
     ENTRY,
     FLAGS,
@@ -38,6 +37,8 @@ from merklekv.engine.format import (
     VERSION_SIZE,
     record_is_sound,
 )
+from merklekv.engine.layers import is_marker
+from merklekv.engine.settled import Settled
 from merklekv.engine.store import Pair
 from merklekv.errors import InvalidArgument, MerkleKVError, NotANumber, NumberOverflow
 
@@ -55,7 +56,7 @@ class MergeResult(NamedTuple):
     refused: list[tuple[bytes, str]]  # key and reason
 
 
-class Engine(Durable):
+class Engine(Settled):
     """An open data directory.  Thread-safe.  Keys are 1 to 511 bytes, values 0 to `max_value_size` bytes.
 
     `durability`: when `commit` returns, what was written is on disk (``always``), in the kernel and on disk within a
@@ -109,6 +110,7 @@ class Engine(Durable):
             if not self.exists(key):
                 return False
             self._put(OP_DEL, key, b"", FLAGS[TOMBSTONE])
+            self._active.tombstones.append(key)
             return True
 
     def increment(self, key: bytes, amount: int) -> int:
@@ -142,8 +144,11 @@ class Engine(Durable):
                 floor = self.clock.after(newest)
             self._raise_floor(OP_TRUNCATE, floor)
 
-    def merge(self, items: Iterable[tuple[int, bytes, bytes]], origin: bytes) -> MergeResult:
+    def merge(self, items: Iterable[tuple[int, bytes, bytes]], origin: bytes, *, settled: bool = False) -> MergeResult:
         """Takes in records made elsewhere, as (op, key, record), from the node `origin` (1 to 511 bytes).
+
+        `settled`: the sender is known to hold nothing that has been collected, so a record at or below the horizon
+        whose key is not here is taken as well.
 
         Raises DiskFull and Stalled, maybe with some of them applied: merging all of them again is harmless.
         """
@@ -158,16 +163,28 @@ class Engine(Durable):
                     continue
                 old = self._layers.lookup(key)
                 if record < self._layers.floor or (old is not None and record[:VERSION_SIZE] <= old[:VERSION_SIZE]):
-                    if old is not None and record[:VERSION_SIZE] == old[:VERSION_SIZE] and record != old:
+                    if old is not None and record[:VERSION_SIZE] == old[:VERSION_SIZE] and _differ(record, old):
                         refused.append((key, "conflict"))
                     else:
                         superseded += 1
                     continue
+                if record <= self._bound and (old is None or is_marker(old)):
+                    if record[FLAGS_AT] & TOMBSTONE:  # it has been collected, or would be
+                        superseded += 1
+                        continue
+                    if not settled:
+                        refused.append((key, "settled"))
+                        continue
                 self._make_room(2 * ENTRY.size + len(origin) + len(key) + len(record))
                 if not applied:
                     self._log_entry(_entry(OP_ORIGIN, len(origin), 0) + origin)
                 self.clock.observe(record)
                 self._put(op | REMOTE, key, record[VALUE_AT:], made=record)
+                if record[FLAGS_AT] & TOMBSTONE:
+                    if record <= self._bound:
+                        self._remove(key, record)
+                    else:
+                        self._active.tombstones.append(key)
                 applied += 1
         return MergeResult(applied, superseded, refused)
 
@@ -212,6 +229,10 @@ class Engine(Durable):
         if self.clock.too_far_ahead(record):
             return "clock"
         return ""
+
+
+def _differ(record: bytes, old: bytes) -> bool:
+    return record != old and not is_marker(old)
 
 
 def _parse_number(key: bytes, text: bytes) -> int:

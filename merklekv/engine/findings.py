@@ -13,6 +13,7 @@ from merklekv.engine.naive import KEY_SIZE_MAX, RECORD_SIZE_MIN, VERSION_SIZE, d
 PROBLEMS_MAX: Final = 200  # sentences; what comes after is counted
 STEPS_PER_REPORT: Final = 4096
 SHOWN_KEY_SIZE: Final = 60
+MARKER_TAIL: Final = b"\x05" + bytes(16)  # flags and digest of a marker
 
 Progress = Callable[[int, int], None]
 Note = Callable[[str], None]
@@ -98,6 +99,16 @@ def record_problems(key: bytes, record: bytes, floor: bytes) -> Iterator[str]:
     found, expected = record[25:41], digest_of(key, record)
     if found != expected:
         yield f"the digest is {found.hex()}, expected {expected.hex()}"
+    if record[:VERSION_SIZE] < floor:
+        yield f"the version is {version_text(record)}, expected none below the floor {version_text(floor)}"
+
+
+def marker_problems(key: bytes, record: bytes, floor: bytes) -> Iterator[str]:
+    """What is wrong with the marker of a collected record."""
+    if not 1 <= len(key) <= KEY_SIZE_MAX:
+        yield f"the key has {len(key)} bytes, expected 1 to {KEY_SIZE_MAX}"
+    if record[VERSION_SIZE:] != MARKER_TAIL:
+        yield f"the marker ends in {record[VERSION_SIZE:].hex()}, expected {MARKER_TAIL.hex()}"
     if record[:VERSION_SIZE] < floor:
         yield f"the version is {version_text(record)}, expected none below the floor {version_text(floor)}"
 

@@ -11,12 +11,16 @@ Integers are big-endian, so that comparing bytes compares numbers.
 
 Record (what a key maps to, everywhere)
     version   24    8 bytes of nanoseconds since the epoch, 16 bytes of op id; comparing the 24 bytes compares versions
-    flags      1    bit 0: tombstone; bit 1: an expiry follows (reserved)
+    flags      1    bit 0: tombstone; bit 1: an expiry follows (reserved); bit 2: collected, see below
     digest    16    XXH3-128 over: key length (2), key, version, flags, [expiry], value
     [expiry]   8    reserved, present with flag bit 1
     value      n
 
     The digest is the record's term in the Merkle tree and its checksum.  It covers exactly what a merge compares.
+
+    A record that is collected (a tombstone that every member has, or what the cluster has settled without) goes away
+    by a marker: its version, flags 5, sixteen zeros.  It hides what older layers hold, counts for nothing, and ends
+    in the base together with what it hides.
 
 Segment (log/<lsn>.log)
     header    48    magic 8, format 4, unused 4, LSN of this byte 8, sequence number of its first local event 8,
@@ -44,11 +48,14 @@ Entry
     key        2    length
     record     4    length
     key, record     for `truncate` the key is empty and the record is the floor, 24 bytes;
-                    for `origin` the key is the id of the node that the remote entries behind it came from, no record
+                    for `origin` the key is the id of the node that the remote entries behind it came from, no record;
+                    for `note` (always with bit 7) the key is a name and the record its value, the newest stands;
+                    for `collect` (always with bit 7) the record is the marker
 
 LMDB databases in base/
     records         key -> record
     index           bucket (2 bytes) -> keys of that bucket (sorted duplicates)
+    tombstones      version of a tombstone -> its key (sorted duplicates)
     leaves          inner node (1 byte) -> its 256 leaves of 24 bytes: sum of record digests mod 2^128 (16), count (8)
     meta            name -> value, see store.py
 """
@@ -70,12 +77,14 @@ DIGEST_AT: Final = 25
 VALUE_AT: Final = 41
 TOMBSTONE: Final = 1
 EXPIRY: Final = 2
+COLLECTED: Final = 4
 FLAGS: Final = (b"\0", b"\1")  # the flag byte of a value and of a tombstone
+MARKER_TAIL: Final = bytes((TOMBSTONE | COLLECTED,)) + bytes(16)  # behind the version: a collected record's marker
 ZERO_VERSION: Final = bytes(VERSION_SIZE)
 
 OPS: Final = ("set", "del", "incr", "decr", "append", "prepend", "truncate")
 OP_SET, OP_DEL, OP_INCR, OP_DECR, OP_APPEND, OP_PREPEND, OP_TRUNCATE = range(1, 8)
-OP_ORIGIN: Final = 8
+OP_ORIGIN, OP_NOTE, OP_COLLECT = 8, 9, 10
 REMOTE: Final = 0x80
 
 SEGMENT_MAGIC: Final = b"MKVSEGM1"
@@ -92,6 +101,10 @@ INNER_NODES: Final = 256
 assert (SEGMENT_HEADER.size, FRAME_HEADER.size, ENTRY.size) == (48, 40, 7)
 assert FRAME_CHECKED.size == 16 + FRAME_HEADER.size - 8
 assert (FLAGS_AT, DIGEST_AT, VALUE_AT) == (VERSION_SIZE, VERSION_SIZE + 1, VERSION_SIZE + 1 + 16)
+
+NOTE_NAME_SIZE_MAX: Final = 64
+NOTE_SIZE_MAX: Final = 1 << 20
+NOTE_HORIZON: Final = b"horizon"  # 8 bytes, ns: what lies at or below it is settled, see engine.py
 
 KEY_LENGTH: Final = Struct(">H").pack
 

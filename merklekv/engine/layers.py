@@ -1,7 +1,8 @@
 """What a read sees: the memtable, the frozen memtables and the base, newest first, above the floor.
 
-A record in a newer layer hides those below it.  Records of the base below the floor are dead and are filtered here
-until the absorber has removed them; memtables forget theirs at once (`raise_floor`).
+A record in a newer layer hides those below it; so does the marker of a collected one, which counts for nothing itself.
+Records of the base below the floor are dead and are filtered here until the absorber has removed them; memtables forget
+theirs at once (`raise_floor`).
 
 Ordered reads come in pages: one page is a short call that sees all layers at one moment; a scan asks for page after
 page and lets others in between.  Not locked: the engine calls all of it under its own lock, but for
@@ -12,7 +13,7 @@ import random
 from itertools import islice
 from typing import Final
 
-from merklekv.engine.format import BUCKETS, FLAGS_AT, TOMBSTONE, VERSION_SIZE
+from merklekv.engine.format import BUCKETS, COLLECTED, FLAGS_AT, TOMBSTONE, VALUE_AT, VERSION_SIZE
 from merklekv.engine.memtable import Memtable, prefix_end
 from merklekv.engine.store import Base, Pair
 
@@ -26,6 +27,11 @@ def is_live(record: bytes) -> bool:
     return not record[FLAGS_AT] & TOMBSTONE
 
 
+def is_marker(record: bytes) -> bool:
+    """Whether this is no record but what has taken the place of a collected one."""
+    return bool(record[FLAGS_AT] & COLLECTED)
+
+
 class Layers:
     """Memtables over the base."""
 
@@ -36,12 +42,12 @@ class Layers:
         self.floor = floor
 
     def lookup(self, key: bytes) -> bytes | None:
-        """The newest record of a key, tombstones too."""
+        """The newest record of a key, tombstones and markers too."""
         record = self.active.records.get(key)
         return self.older(key) if record is None else record
 
     def older(self, key: bytes) -> bytes | None:
-        """The newest record of a key below the active memtable."""
+        """The newest record of a key below the active memtable, markers too."""
         for table in self.frozen:
             record = table.records.get(key)
             if record is not None:
@@ -54,7 +60,7 @@ class Layers:
         return record if record is None or record >= self.floor else None
 
     def overlay(self) -> dict[bytes, bytes]:
-        """The newest record of every key that is in any memtable."""
+        """The newest record or marker of every key that is in any memtable."""
         records: dict[bytes, bytes] = {}
         for table in (*reversed(self.frozen), self.active):
             records.update(table.records)
@@ -85,6 +91,18 @@ class Layers:
                 if is_live(head):
                     return key
         return None
+
+    def group(self) -> bool:
+        """A slice of preparing for `bucket`: True when all memtables are grouped."""
+        return all(table.group() for table in (self.active, *self.frozen))
+
+    def bucket(self, bucket: int) -> list[Pair]:
+        """(key, version, flags and digest) of a bucket's records, in key order, tombstones too.  Needs `group`."""
+        keys = set(self.base.bucket_keys(bucket))
+        for table in (self.active, *self.frozen):
+            keys.update(table.bucket(bucket))
+        found = ((key, self.lookup(key)) for key in sorted(keys))
+        return [(key, record[:VALUE_AT]) for key, record in found if record is not None and not is_marker(record)]
 
     def freeze(self, lsn: int) -> None:
         """Starts a new active memtable, for the segment at `lsn`."""
@@ -131,7 +149,8 @@ class Layers:
             for key in keys:
                 found[key] = records[key]
         bound = min(bounds) if bounds else None
-        ordered = sorted(found if bound is None else (key for key in found if key <= bound))
+        shown = [key for key, record in found.items() if not record[FLAGS_AT] & COLLECTED]
+        ordered = sorted(shown if bound is None else [key for key in shown if key <= bound])
         return self._cut(found, ordered, bound, limit, max_bytes)
 
     @staticmethod

@@ -14,6 +14,8 @@ from heapq import merge
 from itertools import islice
 from typing import Final
 
+from xxhash import xxh3_64_intdigest
+
 RUN_SIZE: Final = 8192
 KEY_OVERHEAD: Final = 176  # bytes that CPython needs beside key and record: object headers, dict and order slots
 
@@ -36,21 +38,43 @@ class Memtable:
         self.lsn = lsn  # of the segment that holds the same changes
         self.records: dict[bytes, bytes] = {}
         self.size = 0  # charged bytes
+        self.tombstones: list[bytes] = []  # every key that was deleted here; what it maps to may have changed since
         self._runs: list[list[bytes]] = []
         self._sorted = 0  # how many of the dict's keys are in runs
+        self._buckets: dict[int, list[bytes]] = {}
+        self._grouped = 0  # how many of the dict's keys are in buckets
 
     def prepare(self) -> bool:
         """Sorts up to one run of keys; True when all keys are in runs."""
-        waiting = len(self.records) - self._sorted
-        if waiting:
-            newest = islice(reversed(self.records), waiting - min(waiting, RUN_SIZE), None)
-            run = list(islice(newest, min(waiting, RUN_SIZE)))
+        run = self._next_keys(self._sorted)
+        if run:
             self._sorted += len(run)
             if self._runs and len(self._runs[-1]) + len(run) <= RUN_SIZE:
                 run += self._runs.pop()
             run.sort()
             self._runs.append(run)
         return self._sorted == len(self.records)
+
+    def group(self) -> bool:
+        """Puts up to one run of keys into their buckets; True when all keys are there."""
+        keys = self._next_keys(self._grouped)
+        self._grouped += len(keys)
+        buckets = self._buckets
+        for key in keys:
+            buckets.setdefault(xxh3_64_intdigest(key) >> 48, []).append(key)
+        return self._grouped == len(self.records)
+
+    def bucket(self, bucket: int) -> list[bytes]:
+        """The keys of a bucket, in no order.  Needs `group`."""
+        return self._buckets.get(bucket, [])
+
+    def _next_keys(self, known: int) -> list[bytes]:
+        """The keys, at most RUN_SIZE, that came behind the `known` first ones."""
+        waiting = len(self.records) - known
+        if not waiting:
+            return []
+        newest = islice(reversed(self.records), waiting - min(waiting, RUN_SIZE), None)
+        return list(islice(newest, min(waiting, RUN_SIZE)))
 
     def keys_from(self, low: bytes, end: bytes | None, limit: int) -> list[bytes]:
         """At most `limit` keys from `low` to below `end` (None: no bound), in order.  Needs `prepare`."""
@@ -67,6 +91,7 @@ class Memtable:
         self.records = {key: record for key, record in self.records.items() if record >= floor}
         self.size = sum(charge(key, record) for key, record in self.records.items())
         self._runs, self._sorted = [], 0
+        self._buckets, self._grouped = {}, 0
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self.records)

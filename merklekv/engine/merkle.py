@@ -66,6 +66,13 @@ class MerkleTree:
         at = node * LEAVES_PER_INNER
         return [leaf & LEAF_MASK for leaf in self.leaves[at : at + LEAVES_PER_INNER]]
 
+    def leaf_digests(self, node: int) -> bytes:
+        """What tells two leaves apart, for the 256 below an inner node: 8 bytes each, the low ones of the sum."""
+        at = node * LEAVES_PER_INNER
+        return b"".join(
+            [(leaf >> 64 & COUNT_MASK).to_bytes(8, "big") for leaf in self.leaves[at : at + LEAVES_PER_INNER]]
+        )
+
     def root(self, floor: bytes) -> bytes:
         """The root, 32 bytes; zeros without records.  The floor is part of it: it decides what a merge takes."""
         inner = self.inner_digests()

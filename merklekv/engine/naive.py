@@ -45,6 +45,11 @@ def number_bytes(value: int, size: int) -> bytes:
     return value.to_bytes(size, "big")
 
 
+def is_marker(record: bytes) -> bool:
+    """Bit 2 of the flags: no record, but what hides one that was collected."""
+    return record[24] & 4 == 4
+
+
 def is_tombstone(record: bytes) -> bool:
     """Bit 0 of the flags."""
     return record[24] & 1 == 1

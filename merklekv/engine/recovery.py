@@ -4,16 +4,27 @@ Reading a segment costs about 1 us an entry, and finding what its keys were in t
 takes well under a second for each full memtable, whatever the size of the base.
 """
 
+from typing import NamedTuple
+
 from merklekv.engine.directory import DataDirectory
-from merklekv.engine.format import OP_ORIGIN, OP_TRUNCATE, REMOTE, VERSION_SIZE
+from merklekv.engine.format import FLAGS_AT, OP_NOTE, OP_ORIGIN, OP_TRUNCATE, REMOTE, TOMBSTONE, VERSION_SIZE
 from merklekv.engine.layers import Layers
 from merklekv.engine.log import Log, Segment, recover, segment_path, sync_directory
 from merklekv.engine.memtable import Memtable, charge
 from merklekv.engine.store import Base, BaseWriter
 
 
-def open_layers(directory: DataDirectory) -> tuple[Layers, Log, bytes]:
-    """The layers, the log, open for writing, and the newest version (24 bytes) that either has seen."""
+class Opened(NamedTuple):
+    """A data directory as it was found."""
+
+    layers: Layers
+    log: Log  # open for writing
+    newest: bytes  # the newest version (24 bytes) that was seen
+    notes: dict[bytes, bytes]
+
+
+def open_layers(directory: DataDirectory) -> Opened:
+    """Opens base and log."""
     is_new = not (directory.base / "data.mdb").exists()
     BaseWriter(directory.base).close()  # makes what is missing of it, and frees the slots of readers that were killed
     if is_new:
@@ -23,10 +34,10 @@ def open_layers(directory: DataDirectory) -> tuple[Layers, Log, bytes]:
         recovered = recover(directory.log, base.absorbed)
         log = Log(directory.log, recovered)
         tables = []
-        floor, newest = base.floor, base.newest
+        floor, newest, notes = base.floor, base.newest, base.notes()
         for lsn in recovered.segments if recovered else [log.lsn]:
             with Segment(segment_path(directory.log, lsn)) as segment:
-                table, segment_floor, segment_newest = _replay(segment)
+                table, segment_floor, segment_newest = _replay(segment, notes)
             tables.append(table)
             floor, newest = max(floor, segment_floor), max(newest, segment_newest)
         layers = Layers(base, tables, floor)
@@ -35,10 +46,10 @@ def open_layers(directory: DataDirectory) -> tuple[Layers, Log, bytes]:
     except BaseException:
         base.close()
         raise
-    return layers, log, max(newest, floor)
+    return Opened(layers, log, max(newest, floor), notes)
 
 
-def _replay(segment: Segment) -> tuple[Memtable, bytes, bytes]:
+def _replay(segment: Segment, notes: dict[bytes, bytes]) -> tuple[Memtable, bytes, bytes]:
     """The memtable that a segment stands for, the largest floor in it, and the newest version in it."""
     table = Memtable(segment.lsn)
     records = table.records
@@ -47,11 +58,16 @@ def _replay(segment: Segment) -> tuple[Memtable, bytes, bytes]:
     for frame in segment.frames():
         for op, key, start, end in segment.entries(frame):
             record = data[start:end]
+            if op == OP_NOTE | REMOTE:
+                notes[key] = record
+                continue
             if record > newest:
                 newest = record
             if op & ~REMOTE == OP_TRUNCATE:
                 floor = max(floor, record)
             elif op != OP_ORIGIN:
                 records[key] = record
+                if record[FLAGS_AT] & TOMBSTONE:
+                    table.tombstones.append(key)
     table.size = sum(charge(key, record) for key, record in records.items())
     return table, floor, newest[:VERSION_SIZE]

@@ -21,21 +21,25 @@ from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
 
 from merklekv.engine.directory import DataDirectory
 from merklekv.engine.format import (
+    COLLECTED,
     DIGEST_AT,
     ENTRY,
     FLAGS,
     FLAGS_AT,
     KEY_LENGTH,
     LEAF_SIZE,
+    MARKER_TAIL,
     MAX_KEY_SIZE,
+    OP_COLLECT,
     REMOTE,
     TOMBSTONE,
     VALUE_AT,
     VERSION_SIZE,
+    bucket_of,
 )
 from merklekv.engine.layers import is_live
 from merklekv.engine.memtable import KEY_OVERHEAD
-from merklekv.engine.merkle import COUNT_MASK, EMPTY_ROOT, LEAF_MASK, MerkleTree, term_of
+from merklekv.engine.merkle import COUNT_MASK, EMPTY_ROOT, LEAF_MASK, LEAVES_PER_INNER, MerkleTree, term_of
 from merklekv.engine.recovery import open_layers
 from merklekv.engine.store import Pair
 from merklekv.engine.version import HybridClock
@@ -58,7 +62,7 @@ class State:
         self.clock = clock
         self.directory = DataDirectory(path)
         try:
-            self._layers, self._log, newest = open_layers(self.directory)
+            self._layers, self._log, newest, self.notes = open_layers(self.directory)
         except BaseException:
             self.directory.release()
             raise
@@ -69,10 +73,12 @@ class State:
     def record(self, key: bytes) -> bytes | None:
         """The raw record of a key, a tombstone too."""
         record = self._records.get(key)
-        if record is not None or not 0 < len(key) <= MAX_KEY_SIZE:
-            return record
-        with self.lock:
-            return self._layers.lookup(key)
+        if record is None:
+            if not 0 < len(key) <= MAX_KEY_SIZE:
+                return None
+            with self.lock:
+                record = self._layers.lookup(key)
+        return None if record is None or record[FLAGS_AT] & COLLECTED else record
 
     def get(self, key: bytes) -> bytes | None:
         """The value of a key."""
@@ -178,13 +184,35 @@ class State:
         else:
             tree.leaves[bucket] += (digest - int.from_bytes(old[DIGEST_AT:VALUE_AT], "big")) << 64
             if old[FLAGS_AT] != record[FLAGS_AT]:
-                change = 1 if old[FLAGS_AT] & TOMBSTONE else -1
-                self.live_count += change
-                self.dead_count -= change
+                if old[FLAGS_AT] & COLLECTED:
+                    tree.leaves[bucket] += 1
+                else:
+                    self._count(old, -1)
+                self._count(record, 1)
         if in_active is None:
             self._active.size += len(key) + len(record) + KEY_OVERHEAD
         elif len(record) != len(in_active):
             self._active.size += len(record) - len(in_active)
+
+    def _remove(self, key: bytes, old: bytes) -> None:
+        """Takes a key's record away as if it had never been: a marker hides it until the base has forgotten it."""
+        marker = old[:VERSION_SIZE] + MARKER_TAIL
+        entry = _entry(OP_COLLECT | REMOTE, len(key), len(marker)) + key + marker
+        self._make_room(len(entry))
+        self._log_entry(entry)
+        in_active = self._records.get(key)
+        self._active.size += len(marker) + (len(key) + KEY_OVERHEAD if in_active is None else -len(in_active))
+        self._records[key] = marker
+        bucket = bucket_of(key)
+        self._tree.leaves[bucket] -= term_of(old)
+        self._tree.dirty.add(bucket // LEAVES_PER_INNER)
+        self._count(old, -1)
+
+    def _count(self, record: bytes, change: int) -> None:
+        if record[FLAGS_AT] & TOMBSTONE:
+            self.dead_count += change
+        else:
+            self.live_count += change
 
     @property
     def makes_wait(self) -> bool:
@@ -227,11 +255,13 @@ class State:
         live, dead = (0, 0) if base_is_dead else (base.live, base.dead)
         of_base = layers.base_record
         for key, record in layers.overlay().items():
-            term = int.from_bytes(record[DIGEST_AT:VALUE_AT], "big") << 64 | 1
-            if record[FLAGS_AT] & TOMBSTONE:
-                dead += 1
-            else:
-                live += 1
+            term = 0
+            if not record[FLAGS_AT] & COLLECTED:
+                term = int.from_bytes(record[DIGEST_AT:VALUE_AT], "big") << 64 | 1
+                if record[FLAGS_AT] & TOMBSTONE:
+                    dead += 1
+                else:
+                    live += 1
             hidden = of_base(key)
             if hidden is not None:
                 term -= term_of(hidden)

@@ -14,6 +14,7 @@ meta
     newest     24    no record has a larger version
     live        8    keys whose record is no tombstone
     dead        8    tombstones
+    note:*      n    the engine's notes
 """
 
 import os
@@ -31,6 +32,7 @@ from xxhash import xxh3_64_intdigest
 
 from merklekv.engine.format import (
     BUCKETS,
+    COLLECTED,
     DIGEST_AT,
     FLAGS_AT,
     INNER_NODES,
@@ -51,6 +53,10 @@ TRANSACTION_KEYS: Final = 8192
 TRANSACTION_BYTES: Final = 8 << 20
 # Sparse: an address range, not memory and not disk.  It is larger where the file already is.
 MAP_SIZE: Final = 1 << 38 if sys.maxsize > 2**32 else 1 << 30
+
+DATABASES: Final = (b"records", b"index", b"tombstones", b"leaves", b"meta")
+LISTS: Final = (b"index", b"tombstones")  # several sorted values to a key
+NOTE_PREFIX: Final = b"note:"
 
 _NO_LEAVES: Final = bytes(LEAVES_PER_INNER * LEAF_SIZE)
 
@@ -92,11 +98,15 @@ class Base:
     def __init__(self, path: Path) -> None:
         try:
             self._env = lmdb.open(
-                str(path), readonly=True, max_dbs=4, map_size=_map_size(path), readahead=False, max_spare_txns=4
+                str(path),
+                readonly=True,
+                max_dbs=len(DATABASES),
+                map_size=_map_size(path),
+                readahead=False,
+                max_spare_txns=4,
             )
-            self._records, self._index, self._leaves, self._meta = (
-                self._env.open_db(name, create=False, dupsort=name == b"index")
-                for name in (b"records", b"index", b"leaves", b"meta")
+            self._records, self._index, self._tombstones, self._leaves, self._meta = (
+                self._env.open_db(name, create=False, dupsort=name in LISTS) for name in DATABASES
             )
         except lmdb.Error as error:
             raise translate(error, path) from error
@@ -144,6 +154,29 @@ class Base:
                 return []
             return list(cursor.iternext_dup())
 
+    def tombstones_from(self, version: bytes, bound: bytes, limit: int) -> list[Pair]:
+        """At least `limit` (version, key) of tombstones above `version` and at most `bound`, if there are as many."""
+        found: list[Pair] = []
+        with self._txn.cursor(db=self._tombstones) as cursor:
+            ahead = cursor.set_range(version)
+            if ahead and cursor.key() == version:
+                ahead = cursor.next_nodup()
+            while ahead and cursor.key() <= bound and len(found) < limit:
+                found += [(cursor.key(), key) for key in cursor.iternext_dup()]  # all of a version: it is the place
+                ahead = cursor.next_nodup()
+        return found
+
+    def notes(self) -> dict[bytes, bytes]:
+        """The engine's notes, as far as they were absorbed."""
+        with self._txn.cursor(db=self._meta) as cursor:
+            found = {}
+            if cursor.set_range(NOTE_PREFIX):
+                for name, value in cursor.iternext():
+                    if not name.startswith(NOTE_PREFIX):
+                        break
+                    found[name[len(NOTE_PREFIX) :]] = value
+            return found
+
     def index_pairs(self) -> Iterator[Pair]:
         """Every (bucket, key) of the index, for `check`."""
         with self._txn.cursor(db=self._index) as cursor:
@@ -185,10 +218,12 @@ class BaseWriter:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._env = lmdb.open(str(path), max_dbs=4, map_size=_map_size(path), readahead=False, metasync=True)
+            self._env = lmdb.open(
+                str(path), max_dbs=len(DATABASES), map_size=_map_size(path), readahead=False, metasync=True
+            )
             self._env.reader_check()  # slots of readers that were killed would keep old pages for ever
-            self._records, self._index, self._leaves, self._meta = (
-                self._env.open_db(name, dupsort=name == b"index") for name in (b"records", b"index", b"leaves", b"meta")
+            self._records, self._index, self._tombstones, self._leaves, self._meta = (
+                self._env.open_db(name, dupsort=name in LISTS) for name in DATABASES
             )
         except lmdb.Error as error:
             raise translate(error, path) from error
@@ -211,9 +246,11 @@ class BaseWriter:
             txn.put(b"absorbing", upto.to_bytes(8, "big"), db=self._meta)
         return stood
 
-    def finish(self, upto: int) -> None:
-        """Records that everything before `upto` is in the base, and takes the mark away."""
+    def finish(self, upto: int, notes: dict[bytes, bytes]) -> None:
+        """Takes in the engine's notes, records that everything before `upto` is here, and takes the mark away."""
         with self._transaction() as txn:
+            for name, value in notes.items():
+                txn.put(NOTE_PREFIX + name, value, db=self._meta)
             txn.put(b"absorbed", upto.to_bytes(8, "big"), db=self._meta)
             txn.delete(b"absorbing", db=self._meta)
         self.absorbed = upto
@@ -224,9 +261,19 @@ class BaseWriter:
             cursor = txn.cursor(db=self._records)
             before = dict(cursor.getmulti([key for key, _ in pairs]))
             changed = [pair for pair in pairs if before.get(pair[0]) != pair[1]] if before else pairs
+            removed = [(key, before[key]) for key, _ in changed if key in before]
+            markers = [key for key, record in changed if record[FLAGS_AT] & COLLECTED]
+            if markers:
+                for key in before.keys() & set(markers):
+                    self._delete(txn, key)
+                changed = [pair for pair in changed if not pair[1][FLAGS_AT] & COLLECTED]
             cursor.putmulti(changed)
-            self._account(txn, [(key, before[key]) for key, _ in changed if key in before], changed)
-        return [key for key, _ in pairs if key not in before]
+            self._account(txn, removed, changed)
+        return [key for key, _ in changed if key not in before]
+
+    def _delete(self, txn: "lmdb.Transaction[bytes]", key: bytes) -> None:
+        txn.delete(key, db=self._records)
+        txn.delete(bucket_of(key).to_bytes(2, "big"), key, db=self._index)
 
     def index(self, pairs: list[Pair]) -> None:
         """Lists (bucket, key) pairs in the index, in order; those that are there stay."""
@@ -239,7 +286,7 @@ class BaseWriter:
             newest = txn.get(b"newest", ZERO_VERSION, db=self._meta)
         if newest < floor:
             with self._transaction() as txn:
-                for database in (self._records, self._index, self._leaves):
+                for database in (self._records, self._index, self._tombstones, self._leaves):
                     txn.drop(database, delete=False)
                 for name in (b"live", b"dead"):
                     txn.delete(name, db=self._meta)
@@ -267,8 +314,7 @@ class BaseWriter:
                     if seen >= TRANSACTION_KEYS:
                         break
             for key, _ in dead:
-                txn.delete(key, db=self._records)
-                txn.delete(bucket_of(key).to_bytes(2, "big"), key, db=self._index)
+                self._delete(txn, key)
             self._account(txn, dead, [])
         return last + b"\0" if last is not None and seen >= TRANSACTION_KEYS else None
 
@@ -283,6 +329,7 @@ class BaseWriter:
             terms[bucket] = terms.get(bucket, 0) + (int.from_bytes(record[DIGEST_AT:VALUE_AT], "big") << 64 | 1)
             if record[FLAGS_AT] & TOMBSTONE:
                 dead += 1
+                txn.put(record[:VERSION_SIZE], key, db=self._tombstones)
             if record > newest:
                 newest = record
         for key, record in removed:
@@ -290,6 +337,7 @@ class BaseWriter:
             terms[bucket] = terms.get(bucket, 0) - term_of(record)
             if record[FLAGS_AT] & TOMBSTONE:
                 dead -= 1
+                txn.delete(record[:VERSION_SIZE], key, db=self._tombstones)
         self._move_leaves(txn, terms)
         for name, change in ((b"dead", dead), (b"live", len(added) - len(removed) - dead)):
             count = int.from_bytes(txn.get(name, b"", db=meta), "big") + change

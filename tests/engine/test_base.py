@@ -28,7 +28,10 @@ def problems(writer: BaseWriter) -> list[str]:
     """What the checker finds in the newest commit."""
     findings = Findings(print)
     with writer._env.begin() as txn:
-        check_base(View(Path("base"), txn, writer._records, writer._index, writer._leaves, writer._meta), findings)
+        check_base(
+            View(Path("base"), txn, writer._records, writer._index, writer._tombstones, writer._leaves, writer._meta),
+            findings,
+        )
     return findings.sentences()
 
 
@@ -61,7 +64,7 @@ def test_every_commit_is_sound(drawn: list[tuple[dict[bytes, bytes | None], int]
                 assert added == [key for key, _ in pairs if key not in model]
                 assert writer.put(pairs) == []
                 writer.index(sorted((bucket_of(key).to_bytes(2, "big"), key) for key in added))
-                writer.finish(number)
+                writer.finish(number, {})
                 assert problems(writer) == []
                 model.update(pairs)
         _read_back(path, model)
@@ -106,7 +109,7 @@ def _made(path: Path) -> Path:
 def test_the_mark_of_an_absorption_stands_until_it_is_finished(writer: BaseWriter) -> None:
     assert not writer.mark_absorbing(100)
     assert writer.mark_absorbing(200)
-    writer.finish(200)
+    writer.finish(200, {})
     assert not writer.mark_absorbing(300)
     assert writer.absorbed == 200
 

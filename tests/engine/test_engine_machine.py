@@ -1,8 +1,8 @@
 """The engine as a state machine against a plain dict: all verbs, with freeze, merge, reopen and crash as steps.
 
-The model is a dict of raw records and a floor.  A crash keeps a copy of the directory as it is on disk, and cuts the
-newest segment anywhere behind what was synced; the model remembers what stood at each commit since, and one of those
-states, whole, has to be there.  With `always` that is the last one.
+The model is a dict of raw records, a floor and a horizon.  A crash keeps a copy of the directory as it is on disk, and
+cuts the newest segment anywhere behind what was synced; the model remembers what stood at each commit since, and one of
+those states, whole, has to be there.  With `always` that is the last one.
 
 Invariants: after each step the checker finds nothing and the verbs answer as the model does; in the end neither does it
 in the closed directory.
@@ -27,7 +27,7 @@ from merklekv.engine.engine import Engine
 from merklekv.engine.format import OP_SET, TOMBSTONE, VALUE_AT
 from merklekv.errors import NotANumber, NumberOverflow, Stalled
 
-Model = tuple[dict[bytes, bytes], bytes]  # records and floor
+Model = tuple[dict[bytes, bytes], bytes, int]  # records, floor, horizon
 
 KEYS = [b"a", b"b", b"ab", b"\x00", b"\xff" * 511]
 keys = st.sampled_from(KEYS)
@@ -48,13 +48,17 @@ class EngineMachine(RuleBasedStateMachine):
         self.wall = Wall()
         self.records: dict[bytes, bytes] = {}
         self.floor = bytes(24)
+        self.horizon = 0
         self._open()
 
     def _open(self) -> None:
         path = self.root_directory / str(self.generation)
         self.engine: Engine = support.open_engine(path, durability=self.durability, wall_clock=self.wall)
-        self.since_segment = [(dict(self.records), self.floor)]  # states that a crash may go back to
+        self.since_segment = [self._state()]  # states that a crash may go back to
         self.segment = self.engine._log.lsn
+
+    def _state(self) -> Model:
+        return dict(self.records), self.floor, self.horizon
 
     # -- the verbs -----------------------------------------------------------------------------------------------------
 
@@ -73,6 +77,7 @@ class EngineMachine(RuleBasedStateMachine):
         record = self.engine.record(key)
         assert record is not None
         assert record[:24] > self.records.get(key, self.floor)[:24]
+        assert int.from_bytes(record[:8], "big") > self.horizon
         assert record[VALUE_AT:] == (value or b"")
         assert (record[24] == TOMBSTONE) == (value is None)
         self.records[key] = record
@@ -148,22 +153,57 @@ class EngineMachine(RuleBasedStateMachine):
         self._merge(key, record)
         return key, record
 
-    @rule(known=versions)
-    def merge_again(self, known: tuple[bytes, bytes]) -> None:
-        self._merge(*known)
+    @rule(known=versions, settled=st.booleans())
+    def merge_again(self, known: tuple[bytes, bytes], settled: bool) -> None:
+        self._merge(*known, settled)
 
-    def _merge(self, key: bytes, record: bytes) -> None:
+    def _merge(self, key: bytes, record: bytes, settled: bool = False) -> None:
         shown = self.records.get(key)
-        result = self.write(lambda: self.engine.merge([(OP_SET, key, record)], b"elsewhere"))
+        result = self.write(lambda: self.engine.merge([(OP_SET, key, record)], b"elsewhere", settled=settled))
         applied, superseded, refused = result  # type: ignore[misc]
+        below = int.from_bytes(record[:8], "big") <= self.horizon
         if int.from_bytes(record[:8], "big") > self.wall.now + DAY_NS:
             assert (applied, superseded, refused) == (0, 0, [(key, "clock")])
         elif record < self.floor or (shown is not None and record[:24] <= shown[:24]):
             conflict = shown is not None and record[:24] == shown[:24] and record != shown
             assert (applied, superseded, refused) == ((0, 0, [(key, "conflict")]) if conflict else (0, 1, []))
+        elif shown is None and below and (record[24] & TOMBSTONE or not settled):
+            assert (applied, superseded, refused) in ((0, 1, []), (0, 0, [(key, "settled")]))
+        elif shown is None and below and not applied:
+            assert (superseded, refused) == (1, [])  # what was removed here is still remembered, and was newer
         else:
             assert (applied, superseded, refused) == (1, 0, [])
             self.records[key] = record
+            if below and record[24] & TOMBSTONE:
+                del self.records[key]
+
+    @rule(key=keys, offset=st.integers(-1, 1))
+    def raise_horizon(self, key: bytes, offset: int) -> None:
+        """All nodes have got as far as one of our records."""
+        horizon = int.from_bytes(self.records.get(key, self.floor)[:8], "big") + offset
+        assert self.engine.raise_horizon(horizon) == (horizon > self.horizon)
+        self.horizon = max(horizon, self.horizon)
+
+    @rule(limit=st.integers(1, 4), enough=st.booleans())
+    def collect(self, limit: int, enough: bool) -> None:
+        while self.write(lambda: self.engine.collect(limit)) and enough:
+            pass
+        for key, record in list(self.records.items()):
+            if record[24] & TOMBSTONE and int.from_bytes(record[:8], "big") <= self.horizon:
+                assert not enough or self.engine.record(key) is None
+                if self.engine.record(key) is None:
+                    del self.records[key]
+
+    @rule(key=keys, same=st.booleans())
+    def discard(self, key: bytes, same: bool) -> None:
+        """The others have settled without this record of ours."""
+        record = self.records.get(key)
+        if record is None or int.from_bytes(record[:8], "big") > self.horizon:
+            return
+        version = record[:24] if same else bytes(24)
+        assert self.write(lambda: self.engine.discard([(key, version)], b"elsewhere")) == same
+        if same:
+            del self.records[key]
 
     @rule(key=keys, offset=st.integers(-1, 1))
     def merge_floor(self, key: bytes, offset: int) -> None:
@@ -191,7 +231,7 @@ class EngineMachine(RuleBasedStateMachine):
         if self.engine._log.lsn != self.segment:  # what is sealed is synced
             self.segment = self.engine._log.lsn
             self.since_segment = []
-        self.since_segment.append((dict(self.records), self.floor))
+        self.since_segment.append(self._state())
 
     @rule()
     def freeze(self) -> None:
@@ -230,9 +270,9 @@ class EngineMachine(RuleBasedStateMachine):
                 support.absorb_all(copy)
         assert check_directory(copy) == []
         self.engine = support.open_engine(copy, durability=self.durability, wall_clock=self.wall)
-        found: Model = support.everything(self.engine), self.engine.floor
+        found: Model = support.everything(self.engine), self.engine.floor, self.engine.horizon
         assert found in allowed
-        self.records, self.floor = dict(found[0]), found[1]
+        self.records, self.floor, self.horizon = dict(found[0]), found[1], found[2]
         self.since_segment = [found]
         self.segment = self.engine._log.lsn
 
@@ -254,7 +294,7 @@ class EngineMachine(RuleBasedStateMachine):
             assert self.engine.record(key) == self.records.get(key)
             assert self.engine.get(key) == self.value(key)
             assert self.engine.exists(key) == (key in live)
-        assert self.engine.floor == self.floor
+        assert (self.engine.floor, self.engine.horizon) == (self.floor, self.horizon)
         if self.engine.root_ready:
             assert self.engine.live_count == len(live)
             assert self.engine.dead_count == len(self.records) - len(live)

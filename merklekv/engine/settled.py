@@ -1,0 +1,181 @@
+"""What the cluster has settled: the horizon, the collection of tombstones below it, and the facts kept with them.
+
+Below the horizon every member has merged everything, so nothing new can come from there, and a tombstone there has
+nothing left to hide.  `collect` removes these; from then on a record from there whose key is not here is refused
+(`merge`), because it can only be one that the tombstone had killed.  Who decides how far the horizon goes, and what a
+node does that was away for longer: merklekv/replication.
+
+Every step is in the log before anything else, like a write, but is no local event: it is not published.
+
+    raise_horizon -> note "horizon"         collect, discard -> a marker for each record that goes
+
+Costs: collecting 5 us a tombstone; raising the horizon looks at each tombstone between the old one and the new.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from merklekv.engine.durable import Durable
+from merklekv.engine.format import (
+    ENTRY,
+    FLAGS_AT,
+    NOTE_HORIZON,
+    NOTE_NAME_SIZE_MAX,
+    NOTE_SIZE_MAX,
+    OP_NOTE,
+    OP_ORIGIN,
+    REMOTE,
+    TOMBSTONE,
+    VERSION_SIZE,
+    ZERO_VERSION,
+)
+from merklekv.engine.layers import is_marker
+from merklekv.engine.merkle import pack_leaves
+from merklekv.engine.store import Pair
+from merklekv.errors import DiskFull, InvalidArgument
+
+COLLECT_KEYS: Final = 1000  # in one call of `collect`
+TOMBSTONES_READ: Final = 1000  # of the base, at once
+
+
+def _bound_of(horizon: int) -> bytes:
+    """The largest version (24 bytes) at the horizon; every record at or below it compares as less."""
+    return horizon.to_bytes(8, "big") + b"\xff" * 16 if horizon else ZERO_VERSION
+
+
+class Settled(Durable):
+    """Adds the horizon and the notes to `Durable`.  Options and errors: see `Engine`."""
+
+    def __init__(self, path: str | Path, **options: Any) -> None:
+        super().__init__(path, **options)
+        self._bound = _bound_of(self.horizon)
+        self.clock.keep_promise(self.horizon)
+        self._collected = ZERO_VERSION  # tombstones of the base up to here have been looked at
+        self._due = self._due_tombstones()
+
+    # -- notes ---------------------------------------------------------------------------------------------------------
+
+    def note(self, name: bytes, value: bytes) -> None:
+        """Keeps a small fact, at most NOTE_SIZE_MAX bytes, in the place of the one before.  Durable as a write is."""
+        if not 0 < len(name) <= NOTE_NAME_SIZE_MAX or len(value) > NOTE_SIZE_MAX:
+            raise InvalidArgument(
+                f"note of {len(name)} and {len(value)} bytes: a name has 1 to {NOTE_NAME_SIZE_MAX} bytes and a value "
+                f"at most {NOTE_SIZE_MAX}"
+            )
+        with self.lock:
+            entry = ENTRY.pack(OP_NOTE | REMOTE, len(name), len(value)) + name + value
+            self._make_room(len(entry))
+            self._log_entry(entry)
+            self.notes[name] = value
+
+    # -- the horizon ---------------------------------------------------------------------------------------------------
+
+    @property
+    def horizon(self) -> int:
+        """Nanoseconds since the epoch; records at or below it are settled.  0: none are."""
+        return int.from_bytes(self.notes.get(NOTE_HORIZON, b""), "big")
+
+    def raise_horizon(self, horizon: int) -> bool:
+        """Moves the horizon up, in ns; whether it was below.  The caller knows that all members have got this far."""
+        with self.lock:
+            if horizon <= self.horizon:
+                return False
+            self.note(NOTE_HORIZON, horizon.to_bytes(8, "big"))
+            self._bound = _bound_of(horizon)
+            self.clock.keep_promise(horizon)
+            self._due = self._due_tombstones()
+            return True
+
+    def collect(self, limit: int = COLLECT_KEYS) -> bool:
+        """Looks at up to `limit` tombstones and removes those below the horizon; whether there may be more to do.
+
+        Raises DiskFull, StorageFailed.
+        """
+        with self.lock:
+            self._require_writable()
+            keys = list(islice(self._due, limit))
+            try:
+                for key in keys:
+                    record = self._layers.lookup(key)
+                    if record is not None and record[FLAGS_AT] == TOMBSTONE and record <= self._bound:
+                        self._remove(key, record)
+            except DiskFull:
+                self._collected = ZERO_VERSION  # what was not removed comes again
+                self._due = self._due_tombstones()
+                raise
+            return len(keys) == limit
+
+    def _due_tombstones(self) -> Iterator[bytes]:
+        """Keys that may have a tombstone below the horizon; each may come more than once."""
+        layers, bound = self._layers, self._bound
+        for table in (layers.active, *layers.frozen):
+            yield from list(table.tombstones)
+        while pairs := layers.base.tombstones_from(self._collected, bound, TOMBSTONES_READ):
+            yield from (key for _, key in pairs)
+            self._collected = pairs[-1][0]  # not before: a new pass may begin in the middle of these
+
+    def discard(self, pairs: Iterable[Pair], origin: bytes) -> int:
+        """Removes the records that are still at these (key, version of 24 bytes); how many.
+
+        For a node that was away while the cluster, here by the node `origin`, settled matters without it.
+        """
+        removed = 0
+        with self.lock:
+            self._require_writable()
+            for key, version in pairs:
+                record = self._layers.lookup(key)
+                if record is None or is_marker(record) or record[:VERSION_SIZE] != version:
+                    continue
+                if not removed:
+                    self._make_room(ENTRY.size + len(origin))
+                    self._log_entry(ENTRY.pack(OP_ORIGIN, len(origin), 0) + origin)
+                self._remove(key, record)
+                removed += 1
+        return removed
+
+    # -- promises ------------------------------------------------------------------------------------------------------
+
+    def promise(self) -> int:
+        """A timestamp, ns, that nothing here is above and no later local write is at or below.
+
+        It binds this process.  Whoever tells another node of it notes and flushes it first, and calls `keep_promise`
+        after a restart.
+        """
+        with self.lock:
+            return self.clock.promise()
+
+    def keep_promise(self, timestamp: int) -> None:
+        """No local write is stamped at or below `timestamp`, ns, from now on."""
+        with self.lock:
+            self.clock.keep_promise(timestamp)
+
+    # -- what an exchange compares -------------------------------------------------------------------------------------
+
+    def inner_digests(self) -> list[bytes]:
+        """The digests of the 256 inner nodes, 32 bytes each.  Meaningless unless `root_ready`."""
+        with self.lock:
+            return list(self._tree.inner_digests())
+
+    def leaf_digests(self, inner: int) -> bytes:
+        """What tells two leaves apart: 8 bytes for each of the 256 below an inner node, zeros when it is empty."""
+        with self.lock:
+            return self._tree.leaf_digests(inner)
+
+    def inner_leaves(self, inner: int) -> bytes:
+        """The 256 leaves below an inner node, as in the base: sum of digests (16 bytes) and count (8) each."""
+        with self.lock:
+            return pack_leaves(self._tree.inner_leaves(inner))
+
+    def prepare_buckets(self) -> bool:
+        """A slice of a few ms of what `bucket` needs; call it until it is True."""
+        with self.lock:
+            return self._layers.group()
+
+    def bucket(self, bucket: int) -> list[Pair]:
+        """(key, head of 41 bytes) of each record of a bucket, in key order, tombstones too."""
+        with self.lock:
+            while not self._layers.group():
+                pass  # only what has come since `prepare_buckets`
+            return self._layers.bucket(bucket)
