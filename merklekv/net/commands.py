@@ -7,7 +7,16 @@ table, and a test holds `docs/protocol.md` to it.
 
 from __future__ import annotations
 
-from merklekv.net import exchange_command, records, resp_admin, resp_handlers, scan, status, text_handlers
+from merklekv.net import (
+    exchange_command,
+    inspection,
+    records,
+    resp_admin,
+    resp_handlers,
+    scan,
+    status,
+    text_handlers,
+)
 from merklekv.net.registry import Command, Commands
 
 _KEY = (1, 1, 1)
@@ -105,6 +114,12 @@ NODE: tuple[Command, ...] = (
             resp=exchange_command.members, resp_syntax="MEMBERS", arity=1, flags=_ADMIN),
     Command("FORGET", "management", "Takes a node that is gone for good out of the members.",
             resp=exchange_command.forget, resp_syntax="FORGET node", arity=2, flags=_ADMIN),
+    Command("LOG", "sync", "The commit log as it is on disk: its segments, and bytes of one.", resp=inspection.log,
+            resp_syntax="LOG LIST|READ segment position size", arity=-2, flags=("readonly", "admin")),
+    Command("TREE", "sync", "The leaves below an inner node of the Merkle tree.", resp=inspection.tree,
+            resp_syntax="TREE inner", arity=2, flags=("readonly", "long")),
+    Command("NOTES", "sync", "The small facts that the node keeps with its data.", resp=inspection.notes,
+            resp_syntax="NOTES", arity=1, flags=("readonly",)),
     Command("REPLICATE", "replicate", "Switches replication on or off, or shows its state.", _t.replicate_,
             "REPLICATE enable|disable|status", _r.replicate_, "REPLICATE enable|disable|status", -2, _ADMIN),
     Command("PING", "ping", "Shows that the server answers.", _t.ping, "PING [text]", resp_admin.ping,

@@ -21,6 +21,7 @@ STDIO: Final = "-"
 NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 
 PlaceName = Annotated[str, typer.Argument(metavar="DIR|HOST:PORT", help="A data directory or a running node.")]
+NodeName = Annotated[str, typer.Argument(metavar="HOST:PORT", help="A running node.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of words.")]
 
 Update = Callable[[int, int], None]

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple, Protocol
 
 from merklekv.engine.directory import require_format
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import FLAGS_AT, OP_DEL, OP_SET, TOMBSTONE, VALUE_AT
+from merklekv.engine.format import FLAGS_AT, INNER_NODES, OP_DEL, OP_SET, TOMBSTONE, VALUE_AT
 from merklekv.errors import InvalidArgument, MerkleKVError, NotADataDirectory, Stalled
 from merklekv.net.client import Client, Reply, Unreachable
 
@@ -55,6 +55,9 @@ class Place(Protocol):
     def pages(self, prefix: bytes = b"") -> Iterator[list[Pair]]:
         """All (key, record) with a prefix, in key order, tombstones too."""
 
+    def leaves(self) -> list[bytes]:
+        """The leaves below each of the 256 inner nodes of the Merkle tree: sum (16 bytes) and count (8) of each."""
+
     def merge(self, pairs: list[Pair]) -> Merged:
         """Takes records in; returns when they are as durable as the place makes them."""
 
@@ -84,6 +87,19 @@ def opened(place: str, to_load: bool = False) -> Iterator[Place]:
         yield there
     finally:
         there.close()
+
+
+@contextlib.contextmanager
+def node_at(place: str) -> Iterator[Node]:
+    """The running node of that name, HOST:PORT. Raises InvalidArgument for anything else."""
+    address = address_of(place)
+    if address is None:
+        raise InvalidArgument(f"{place}: not a running node: give HOST:PORT")
+    node = Node(*address)
+    try:
+        yield node
+    finally:
+        node.close()
 
 
 def require_directory(place: str, may_be_new: bool = False) -> Path:
@@ -116,6 +132,11 @@ class Directory:
             pairs, after = self._engine.records_page(prefix, after, PAGE_RECORDS, PAGE_BYTES)
             yield pairs
 
+    def leaves(self) -> list[bytes]:
+        while not self._engine.root_ready:
+            self._engine.absorb_sealed()
+        return [self._engine.inner_leaves(inner) for inner in range(INNER_NODES)]
+
     def merge(self, pairs: list[Pair]) -> Merged:
         items = [(OP_DEL if record[FLAGS_AT] & TOMBSTONE else OP_SET, key, record) for key, record in pairs]
         while True:
@@ -142,10 +163,14 @@ class Node:
         self._client = Client(host, port)
         self.name = self._client.name
 
+    def statistics(self) -> dict[str, str]:
+        """All of STATS."""
+        lines = self._bytes(b"STATS").decode(errors="replace").split("\r\n")
+        return dict(line.split(":", 1) for line in lines if ":" in line)
+
     def count(self) -> int:
-        lines = self._bytes(b"STATS").split(b"\r\n")
-        figures = dict(line.split(b":", 1) for line in lines if b":" in line)
-        return int(figures[b"db_keys"]) + int(figures[b"db_tombstones"])
+        figures = self.statistics()
+        return int(figures["db_keys"]) + int(figures["db_tombstones"])
 
     def floor(self) -> bytes:
         return self._bytes(b"FLOOR")
@@ -161,6 +186,30 @@ class Node:
             assert isinstance(parts, list)
             whole = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
             yield [(key, head + value) for key, head, value in whole]  # type: ignore[misc, operator]
+
+    def leaves(self) -> list[bytes]:
+        self._client.send([(b"TREE", b"%d" % inner) for inner in range(INNER_NODES)])
+        replies = [self._client.receive() for _ in range(INNER_NODES)]
+        if not all(isinstance(reply, bytes) for reply in replies):
+            raise self._strange(b"TREE")
+        return replies  # type: ignore[return-value]
+
+    def log_list(self) -> tuple[int, int, list[int]]:
+        """LSNs: up to where the log is committed, up to where it is absorbed, and where its segments begin."""
+        end, absorbed, segments = self._list(b"LOG", b"LIST")
+        return end, absorbed, segments  # type: ignore[return-value]
+
+    def log_read(self, segment: int, position: int, size: int) -> bytes | None:
+        """Committed bytes of a segment, fewer than asked for at its end; None when it is gone."""
+        reply = self._client.call(b"LOG", b"READ", b"%d" % segment, b"%d" % position, b"%d" % size)
+        if reply is not None and not isinstance(reply, bytes):
+            raise self._strange(b"LOG")
+        return reply
+
+    def notes(self) -> dict[bytes, bytes]:
+        """What the node keeps with its data."""
+        parts = self._list(b"NOTES")
+        return dict(zip(parts[::2], parts[1::2], strict=True))  # type: ignore[arg-type]
 
     def merge(self, pairs: list[Pair]) -> Merged:
         largest = VALUE_AT + self._largest_value  # an argument beyond it would end the connection

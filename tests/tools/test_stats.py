@@ -1,0 +1,93 @@
+"""`merklekv-tool stats`: every figure or some, once and live."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+from pathlib import Path
+
+from fix_node import NodeProcess
+from merklekv_tool import stats, statuses
+from support import wait_until
+from tool_support import TOOL, FakeNode, address, fails, run, succeeds
+
+from merklekv.exits import EXIT_USAGE
+from merklekv.net.client import Client
+
+
+def test_all_of_them(node: NodeProcess) -> None:
+    shown = dict(line.split(maxsplit=1) for line in succeeds("stats", address(node)).decode().splitlines())
+    with Client("127.0.0.1", node.port) as client:
+        reply = client.call(b"STATS")
+    assert isinstance(reply, bytes)
+    assert list(shown) == [line.split(":")[0] for line in reply.decode().splitlines()]
+    assert shown["durability"] == "always"
+
+
+def test_some_of_them_as_json(node: NodeProcess) -> None:
+    with node.connect() as client:
+        client.ask("SET key value")
+    told = json.loads(succeeds("stats", address(node), "db_*", "durability", "--json"))
+    assert told == {"durability": "always", "db_keys": 1, "db_tombstones": 0}
+
+
+def test_a_name_that_is_none(node: NodeProcess) -> None:
+    done = run("stats", address(node), "db_keys", "nothing")
+    fails(EXIT_USAGE, address(node), "counts nothing that is called nothing", done=done)
+
+
+def test_a_watch_of_so_many_looks(node: NodeProcess) -> None:
+    place = address(node)
+    lines = succeeds("stats", place, "db_keys", "--watch", "--count", "3", "--interval", "0.1", "--json").splitlines()
+    assert [json.loads(line)["db_keys"] for line in lines] == [0, 0, 0]
+    blocks = succeeds("stats", place, "total_commands", "--watch", "--count", "2", "--interval", "0.1").decode()
+    first, second = blocks.strip().split("\n\n")
+    assert "/s" not in first
+    assert "/s" in second
+
+
+def test_too_short_an_interval(node: NodeProcess) -> None:
+    below = str(stats.INTERVAL_MIN_S / 2)
+    fails(EXIT_USAGE, "--interval", done=run("stats", address(node), "--watch", "--interval", below))
+    succeeds("stats", address(node), "--watch", "--count", "1", "--interval", str(stats.INTERVAL_MIN_S))
+
+
+def test_a_watch_ends_by_ctrl_c_with_nothing_wrong(node: NodeProcess, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with (
+        output.open("wb") as file,
+        subprocess.Popen(
+            [*TOOL, "stats", address(node), "--watch", "--json"], stdout=file, stderr=subprocess.PIPE
+        ) as process,
+    ):
+        wait_until(output.read_bytes, what="a look")
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert stderr == b""
+
+
+def test_a_watch_on_a_terminal_is_drawn_as_a_table(node: NodeProcess) -> None:
+    leader, follower = pty.openpty()
+    command = [*TOOL, "stats", address(node), "db_keys", "--watch", "--count", "2", "--interval", "0.1"]
+    with subprocess.Popen(command, stdout=follower, env=os.environ | {"TERM": "xterm"}) as process:
+        assert process.wait(30) == 0
+    shown = os.read(leader, 1 << 16).decode()
+    os.close(leader)
+    os.close(follower)
+    assert "a second" in shown
+    assert shown.count("db_keys") >= 2
+
+
+def test_only_a_running_node_has_them(tmp_path: Path) -> None:
+    fails(EXIT_USAGE, "give HOST:PORT", done=run("stats", tmp_path))
+    fails(statuses.EXIT_UNREACHABLE, "refused", done=run("stats", "127.0.0.1:1"))
+
+
+def test_a_node_that_goes_away() -> None:
+    with FakeNode() as node:
+        node.closes_at = b"STATS"
+        fails(statuses.EXIT_UNREACHABLE, node.address, "closed", done=run("stats", node.address))
