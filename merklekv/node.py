@@ -69,7 +69,7 @@ class NodeServices(NoServices):
         elif action == "disable":
             replicator.disable()
         else:
-            return f"REPLICATION {replicator.status()}"
+            return f"REPLICATION {replicator.status({})}"
         return "OK"
 
     def statistics(self) -> Mapping[str, int | str]:

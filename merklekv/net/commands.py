@@ -101,6 +101,8 @@ NODE: tuple[Command, ...] = (
             "long")),
     Command("RECORDS", "sync", "A page of records as they are stored, in key order, deleted keys too.",
             resp=records.records, resp_syntax="RECORDS after count [PREFIX prefix]", arity=-3, flags=_LONG),
+    Command("BUCKET", "sync", "The keys of a bucket of the Merkle tree, with versions and digests.",
+            resp=records.bucket, resp_syntax="BUCKET number", arity=2, flags=_LONG),
     Command("FLOOR", "sync", "The version below which every record is dead.", resp=records.floor,
             resp_syntax="FLOOR", arity=1, flags=_READ),
     Command("MERGE", "sync", "Takes in records of another node; the larger version stands.", resp=records.merge,

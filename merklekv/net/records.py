@@ -1,6 +1,7 @@
 """Records as they are, over RESP: what moves data between nodes and to and from the tools.
 
     RECORDS after count [PREFIX prefix]     a page of what is stored above the key `after`, tombstones too
+    BUCKET number                           keys and heads of one bucket of the Merkle tree, in key order
     FLOOR                                   the version below which every record is dead
     MERGE origin key head value [...]       takes records in; the one with the larger version stands
     MERGEFLOOR origin floor                 takes a floor in; the larger one stands
@@ -24,7 +25,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from merklekv.engine.format import FLAGS_AT, MAX_KEY_SIZE, OP_DEL, OP_SET, TOMBSTONE, VALUE_AT, VERSION_SIZE
+from merklekv.engine.format import (
+    BUCKETS,
+    FLAGS_AT,
+    MAX_KEY_SIZE,
+    OP_DEL,
+    OP_SET,
+    TOMBSTONE,
+    VALUE_AT,
+    VERSION_SIZE,
+)
 from merklekv.errors import Stalled
 from merklekv.net import resp
 from merklekv.net.errors import RequestError
@@ -60,6 +70,19 @@ def _records(session: Session, after: bytes, count: int, prefix: bytes) -> Long:
     cursor = session.nil if following is None else resp.bulk(following)
     parts = [part for key, record in pairs for part in (key, record[:VALUE_AT], record[VALUE_AT:])]
     return b"*2\r\n%b%b" % (cursor, resp.bulk_array(parts))
+
+
+def bucket(session: Session, request: Request) -> Reply:
+    number = resp.strict_integer(request[1])
+    if number is None or not 0 <= number < BUCKETS:
+        raise RequestError(f"a bucket is a number from 0 to {BUCKETS - 1}")
+    return _bucket(session, number)
+
+
+def _bucket(session: Session, number: int) -> Long:
+    while not session.engine.prepare_buckets():
+        yield None
+    return resp.bulk_array([part for pair in session.engine.bucket(number) for part in pair])
 
 
 def floor(session: Session, request: Request) -> Reply:

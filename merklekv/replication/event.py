@@ -68,6 +68,8 @@ class Reason(StrEnum):
     CLOCK = "clock"  # further in the future than any clock is believed
     CONFLICT = "conflict"  # the version of a stored record with other contents
     SIZE = "size"  # more than this node stores
+    FORGOTTEN = "forgotten"  # of a node that was taken out of the cluster
+    SETTLED = "settled"  # as old as the horizon, and its key is not here: it was deleted, or an exchange will bring it
 
 
 class EventRefused(Exception):

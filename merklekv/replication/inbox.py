@@ -7,7 +7,7 @@ is not valid is counted by reason, logged once per burst with its topic, acknowl
 When the engine cannot take more (merging behind, disk full) the worker waits and tries again: nothing valid is dropped.
 
 Each origin numbers its events.  A number that is missing, or that goes back, is told to `on_gap`, for an exchange to
-repair it.
+repair it.  So is an event that the horizon keeps out: an exchange knows whether it is old news.
 
 Threads: `put` belongs to the network thread, everything else to the worker.  Messages are merged in slices, between
 which clients get their turn at the interpreter.  Cost: 7 us an event of 100 bytes, and one commit for up to BATCH_MAX
@@ -75,7 +75,7 @@ class InboxCounters:
         self.gaps = 0
         self.defects = 0  # messages that ran into a mistake of this program
         self.waits = 0  # times that the engine could not take more
-        self.refused: Counter[Reason] = Counter()  # messages, for CLOCK, CONFLICT and SIZE events
+        self.refused: Counter[Reason] = Counter()  # messages; events for CLOCK, CONFLICT, SIZE and SETTLED
 
 
 class Inbox:
@@ -88,6 +88,7 @@ class Inbox:
         acknowledge: Callable[[list[Any]], None],
         on_gap: Callable[[str, str], None],
         fatal: Callable[[BaseException], None],
+        is_forgotten: Callable[[str], bool] = lambda node: False,
     ) -> None:
         self.counters = InboxCounters()
         self.origins: dict[str, Origin] = {}
@@ -96,6 +97,7 @@ class Inbox:
         self._acknowledge = acknowledge
         self._on_gap = on_gap
         self._fatal = fatal
+        self._is_forgotten = is_forgotten
         self._queue: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
         self._put_bytes = self._taken_bytes = 0
         self._put = self._done = 0  # messages
@@ -190,6 +192,8 @@ class Inbox:
             message = decode_message(delivery.payload)
             if message.source != delivery.node:
                 raise EventRefused(Reason.SOURCE, f"src is {message.source!r}")
+            if self._is_forgotten(message.source):
+                raise EventRefused(Reason.FORGOTTEN, "the cluster has forgotten this node: it has to start empty")
         except EventRefused as refusal:
             self.counters.refused[refusal.reason] += 1
             size = len(delivery.payload)
@@ -233,7 +237,11 @@ class Inbox:
         self.counters.applied += result.applied
         self.counters.superseded += result.superseded
         for key, reason in result.refused:
-            self._refuse(source, _REASONS.get(reason, Reason.RANGE), f"key {key[:60]!r}: {reason}")
+            if reason == Reason.SETTLED:
+                self.counters.refused[Reason.SETTLED] += 1
+                self._on_gap(source, "settled")
+            else:
+                self._refuse(source, _REASONS.get(reason, Reason.RANGE), f"key {key[:60]!r}: {reason}")
 
     def _merge_floor(self, source: str, origin: bytes, floor: bytes) -> None:
         if self._engine.clock.too_far_ahead(floor):

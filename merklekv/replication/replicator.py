@@ -2,8 +2,9 @@
 
     engine's log -> outbox -> link -> broker -> link -> inbox -> engine
 
-Started after the engine and stopped before it.  `on_gap` is where missed events are told: they are counted, logged
-and, once there is anti-entropy, repaired by it.
+Started after the engine and stopped before it.  What it notices and does not repair is told: `on_gap`, that events may
+have been missed, with the node (empty: anybody) and the reason; `on_news`, that a node came, went or moved.  Whose
+events are not taken is asked of `is_forgotten`, with a node's id and its birth as it last said it.
 """
 
 from __future__ import annotations
@@ -47,21 +48,33 @@ class Replicator:
         *,
         address: str = "",
         heartbeat_s: float = DEFAULT_HEARTBEAT_S,
+        birth: str = "",
         on_gap: Callable[[str, str], None] = lambda node, reason: None,
+        on_news: Callable[[Status], None] = lambda status: None,
+        is_forgotten: Callable[[str, str], bool] = lambda node, birth: False,
     ) -> None:
         self.gaps: Counter[str] = Counter()  # reasons to think that events were missed, here or elsewhere
         self.address = address  # where peers reach this node
         self._engine = engine
         self._broker = broker
+        self._birth = birth
         self._topics = Topics(prefix, broker.client_id)
         self._tell_gap = on_gap
         self._heartbeat_s = heartbeat_s
         self._bursts = BurstLog(log)
         self._instance = secrets.token_hex(4)
-        self._figures = LinkFigures(Peers(broker.client_id, self._instance))
+        peers = Peers(broker.client_id, self._instance, on_news)
+        self._figures = LinkFigures(peers)
         self._outbox = Outbox(engine, broker.client_id, self._topics.events, lambda reason: self._on_gap("", reason))
         self._link = Link(self._outbox, self._figures, fatal)
-        self._inbox = Inbox(engine, broker.client_id, self._link.acknowledge, self._on_gap, fatal)
+        self._inbox = Inbox(
+            engine,
+            broker.client_id,
+            self._link.acknowledge,
+            self._on_gap,
+            fatal,
+            lambda node: is_forgotten(node, peers.birth(node)),
+        )
         self._done = threading.Event()
         self._watchdog = threading.Thread(target=self._watch, name="replication-watchdog", daemon=True)
 
@@ -90,8 +103,8 @@ class Replicator:
         """Disconnects; what is written meanwhile waits in the outbox."""
         self._link.enable(False)
 
-    def status(self) -> str:
-        """The words of REPLICATE status."""
+    def status(self, more: Mapping[str, int | str]) -> str:
+        """The words of REPLICATE status; `more` are `key=value` words of others."""
         head = f"enabled {self._figures.peers.online_count + 1} nodes" if self._link.enabled else "disabled"
         words = {
             "state": self._figures.state,
@@ -102,7 +115,7 @@ class Replicator:
             "set_aside": self._outbox.counters.set_aside,
             "refused": self._figures.publishes_refused,
             "gaps": self._inbox.counters.gaps,
-        }
+        } | more
         text = " ".join(f"{name}={value}" for name, value in words.items())
         detail = self._figures.detail if self._link.is_alive else "the network thread has ended"
         return f"{head} {text} broker={self._broker.address}" + (f" detail={detail}" if detail else "")
@@ -174,7 +187,8 @@ class Replicator:
         engine = self._engine
         root = engine.root().hex() if engine.root_ready else ""
         sequence = engine.tail.end.sequence
-        return Status(self._broker.client_id, state, self.address, root, sequence, __version__, self._instance)
+        node = self._broker.client_id
+        return Status(node, state, self.address, root, sequence, __version__, self._instance, self._birth)
 
     def _oldest_ms(self) -> int:
         oldest = self._figures.oldest_timestamp_ns

@@ -9,7 +9,15 @@ import pytest
 from support import wait_until
 
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import MAX_KEY_SIZE, TOMBSTONE, VALUE_AT, ZERO_VERSION, make_record
+from merklekv.engine.format import (
+    BUCKETS,
+    MAX_KEY_SIZE,
+    TOMBSTONE,
+    VALUE_AT,
+    ZERO_VERSION,
+    bucket_of,
+    make_record,
+)
 from merklekv.net.client import Client, NodeError
 from merklekv.net.records import MERGE_SLICE_RECORDS, PAGE_BYTES, PAGE_RECORDS_MAX
 from merklekv.net.server import Server
@@ -100,6 +108,17 @@ def test_a_page_is_bounded_in_bytes(engine: Engine, client: Client) -> None:
     assert len(everything(client, count=1000)) == 9
 
 
+def test_the_buckets_together_are_all_records(engine: Engine, client: Client) -> None:
+    fill(engine)
+    heads = [(key, engine.record(key)[:VALUE_AT]) for key, _ in everything(client)]  # type: ignore[index]
+    wanted = {bucket_of(key) for key, _ in heads}
+    for bucket in (*wanted, *({0, BUCKETS - 1} - wanted)):
+        parts = client.call(b"BUCKET", b"%d" % bucket)
+        assert isinstance(parts, list)
+        expected = [pair for pair in heads if bucket_of(pair[0]) == bucket]
+        assert list(zip(parts[::2], parts[1::2], strict=True)) == expected
+
+
 def test_records_over_resp3(server: Server, engine: Engine) -> None:
     with Client(*server.address) as client:
         client.send([[b"HELLO", b"3"]])
@@ -117,6 +136,10 @@ def test_records_over_resp3(server: Server, engine: Engine) -> None:
         ([b"RECORDS", b"", b"1", b"PREFIX"], "syntax error"),
         ([b"RECORDS", b"", b"1", b"OTHER", b"x"], "syntax error"),
         ([b"RECORDS", b"", b"1", b"PREFIX", b"x", b"y"], "syntax error"),
+        ([b"BUCKET", b"-1"], "a bucket is a number from 0 to 65535"),
+        ([b"BUCKET", b"65536"], "a bucket is a number from 0 to 65535"),
+        ([b"BUCKET", b"x"], "a bucket is a number"),
+        ([b"BUCKET"], "wrong number of arguments for 'bucket'"),
         ([b"FLOOR", b"x"], "wrong number of arguments for 'floor'"),
         ([b"MERGE", b"n"], "wrong number of arguments for 'merge'"),
         ([b"MERGE", b"n", b"k", bytes(41), b"v", b"k"], "wrong number of arguments for 'merge'"),

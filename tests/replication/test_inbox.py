@@ -41,8 +41,14 @@ class Desk:
         self.committed: list[bytes | None] = []  # what was stored under `k` at each acknowledgement
         self.gaps: list[tuple[str, str]] = []
         self.failures: list[BaseException] = []
+        self.forgotten: set[str] = set()
         self.inbox = Inbox(
-            self.engine, "node-a", self.acknowledge, lambda *gap: self.gaps.append(gap), self.failures.append
+            self.engine,
+            "node-a",
+            self.acknowledge,
+            lambda *gap: self.gaps.append(gap),
+            self.failures.append,
+            self.forgotten.__contains__,
         )
         self._tokens = itertools.count(1)
 
@@ -168,6 +174,31 @@ def test_the_same_version_with_other_contents_is_a_conflict(desk: Desk) -> None:
     desk.receive(one(value=b"this"), one(value=b"that"))
     assert desk.engine.get(b"k") == b"this"
     assert desk.inbox.counters.refused[Reason.CONFLICT] == 1
+
+
+def test_a_forgotten_node_is_not_heard_and_told_why(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    desk.forgotten.add("node-b")
+    desk.receive(one(), batch(7), batch(9))
+    desk.receive(one("node-c", key="other"), node="node-c")
+    assert (desk.engine.get(b"k"), desk.engine.get(b"other")) == (None, b"v")
+    assert desk.acknowledged == [1, 2, 3, 4]
+    assert desk.inbox.counters.refused == {Reason.FORGOTTEN: 3}
+    assert desk.gaps == [], "nothing of it is missed"
+    assert "forgotten this node: it has to start empty" in caplog.text
+    desk.forgotten.clear()
+    desk.receive(one())
+    assert desk.engine.get(b"k") == b"v"
+
+
+def test_what_the_horizon_keeps_out_is_left_to_an_exchange(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    desk.receive(one(key="held", ts=NOW_NS - 10))
+    desk.engine.raise_horizon(NOW_NS)
+    desk.receive(one(key="held", ts=NOW_NS - 5, val=b"newer"), one(key="gone", ts=NOW_NS))
+    desk.receive(one(key="new", ts=NOW_NS + 1))
+    assert [desk.engine.get(key) for key in (b"held", b"gone", b"new")] == [b"newer", None, b"v"]
+    assert desk.inbox.counters.refused == {Reason.SETTLED: 1}
+    assert desk.gaps == [("node-b", "settled")]
+    assert caplog.text == "", "redelivery of what was settled is no trouble"
 
 
 def test_numbers_without_a_gap_are_silent(desk: Desk) -> None:
