@@ -14,13 +14,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fix_cluster import NodeHandle, ReplicationTestHarness
 from harness import BenchmarkResult, MerkleKVClient, MerkleKVServer, PerformanceMonitor
+from run_tests import TestRunner
+from suite_reference import ReferenceServer
 
-__all__ = ["BenchmarkResult", "MerkleKVClient", "MerkleKVServer", "PerformanceMonitor"]
+__all__ = [
+    "BenchmarkResult",
+    "MerkleKVClient",
+    "MerkleKVServer",
+    "NodeHandle",
+    "PerformanceMonitor",
+    "ReplicationTestHarness",
+    "TestRunner",
+]
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 7379
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +52,7 @@ def answers(server: MerkleKVServer) -> bool:
         with server.client() as client:
             return client.send_command("PING") == "PONG"
     except OSError as error:
-        if server.host not in LOOPBACK:
+        if not server.is_here:
             pytest.exit(f"no server at {server.host}:{server.port}: {error}", returncode=2)
         return False
 
@@ -81,3 +91,11 @@ def connected_client(server: MerkleKVServer) -> Iterator[MerkleKVClient]:
     """A client of `server`."""
     with server.client() as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReferenceServer]:
+    """What benchmarks compare the server with."""
+    server = ReferenceServer(tmp_path_factory.mktemp("reference"))
+    yield server
+    server.close()

@@ -24,6 +24,7 @@ from fix_node import LineClient, NodeProcess
 DEFAULT_TIMEOUT_S = 10.0
 SAMPLE_S = 0.05
 MIB = 1 << 20
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class MerkleKVClient:
@@ -112,8 +113,17 @@ class MerkleKVServer:
         return self.process.port if self.process is not None else self._port
 
     @property
-    def pid(self) -> int:
-        return self.own.pid
+    def pid(self) -> int | None:
+        """Of the server's process; None when it is on another machine, or another user's."""
+        if self.process is not None:
+            return self.process.pid
+        listening = (one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN)
+        return next((one.pid for one in listening if one.laddr.port == self.port and self.is_here), None)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is on this machine."""
+        return self.host in LOOPBACK
 
     def start(self) -> MerkleKVServer:
         self.own.start()
@@ -149,17 +159,24 @@ class Resources:
 
 
 class PerformanceMonitor:
-    """Samples the memory and processor time of a process and its children while the `with` block runs."""
+    """Samples the memory and processor time of a process and its children while a `with` block runs, or several, one
+    after the other. Without a process (None) it shows nothing.
+    """
 
-    def __init__(self, pid: int) -> None:
-        self._process = psutil.Process(pid)
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+    def __init__(self, pid: int | None) -> None:
+        self._process = psutil.Process(pid) if pid is not None else None
         self._peak_bytes = 0
-        self.resources = Resources(0.0, 0.0)
+        self._seconds = self._used_seconds = 0.0
+
+    @property
+    def resources(self) -> Resources:
+        """What was taken in all blocks together."""
+        return Resources(self._peak_bytes / MIB, 100 * self._used_seconds / (self._seconds or 1))
 
     def __enter__(self) -> PerformanceMonitor:
         self._began, self._cpu_began = time.monotonic(), self._cpu_seconds()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
 
@@ -168,9 +185,8 @@ class PerformanceMonitor:
     ) -> None:
         self._done.set()
         self._thread.join()
-        seconds = time.monotonic() - self._began
-        used = self._cpu_seconds() - self._cpu_began
-        self.resources = Resources(self._peak_bytes / MIB, 100 * used / seconds)
+        self._seconds += time.monotonic() - self._began
+        self._used_seconds += self._cpu_seconds() - self._cpu_began
 
     def _watch(self) -> None:
         while True:
@@ -179,7 +195,7 @@ class PerformanceMonitor:
                 return
 
     def _family(self) -> list[psutil.Process]:
-        return [self._process, *self._process.children(recursive=True)]
+        return [] if self._process is None else [self._process, *self._process.children(recursive=True)]
 
     def _cpu_seconds(self) -> float:
         return sum(_cpu_seconds(one) for one in self._family())
@@ -209,6 +225,7 @@ class BenchmarkResult:
     seconds: float
     latencies: list[float]
     resources: Resources = field(default_factory=lambda: Resources(0.0, 0.0))
+    ratio: float | None = None  # rate, by that of the reference in the same run
 
     @property
     def operations(self) -> int:
@@ -237,6 +254,7 @@ class BenchmarkResult:
             "p99_ms": round(self.percentile_ms(99), 3),
             "memory_peak_mib": round(self.resources.memory_peak_mib, 1),
             "cpu_percent": round(self.resources.cpu_percent, 1),
+            "ratio": self.ratio and round(self.ratio, 4),
         }
 
     def __str__(self) -> str:
@@ -244,6 +262,7 @@ class BenchmarkResult:
             f"{self.name}: {self.throughput:,.0f}/s, p50 {self.percentile_ms(50):.2f} ms, "
             f"p95 {self.percentile_ms(95):.2f} ms, p99 {self.percentile_ms(99):.2f} ms, "
             f"memory {self.resources.memory_peak_mib:.0f} MiB, cpu {self.resources.cpu_percent:.0f} %"
+            + (f", {self.ratio:.2f} of the reference" if self.ratio is not None else "")
         )
 
     def report(self) -> None:

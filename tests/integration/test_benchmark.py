@@ -1,7 +1,8 @@
 """Benchmarks: rate, latency, memory and processor time under load, reported, with every reply checked.
 
 They assert that the answers are right, never how fast they came: a figure depends on the machine, and a test that fails
-on a busy one teaches people to ignore it. `run_tests.py --benchmark-only` prints the figures beside those that users of
+on a busy one teaches people to ignore it. Each gives the same work to a reference in turns, and `run_tests.py
+--benchmark-only` compares the ratios with those of an earlier run, and prints the figures beside those that users of
 MerkleKV know. The client is this suite's own, in Python, and slower than the server: for the server's own speed see
 `make bench`.
 """
@@ -10,31 +11,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
-from harness import BenchmarkResult, MerkleKVClient, MerkleKVServer, PerformanceMonitor, Resources, run_together, timed
+from harness import MerkleKVClient, MerkleKVServer, run_together, timed
+from suite_reference import ReferenceServer, in_turns
 
 # Operations of each benchmark. The gate runs few, to see that they work; for figures ask for more.
 OPERATIONS = int(os.environ.get("MERKLEKV_TEST_OPERATIONS", "1000"))
 VALUE = "v" * 100
 
 pytestmark = pytest.mark.benchmark
-
-
-def measure(name: str, server: MerkleKVServer, work: Callable[[], list[float]]) -> BenchmarkResult:
-    """Run the work while watching the server, if it is ours to watch; report the result."""
-    began = time.perf_counter()
-    if server.external:
-        latencies, resources = work(), Resources(0.0, 0.0)
-    else:
-        with PerformanceMonitor(server.pid) as monitor:
-            latencies = work()
-        resources = monitor.resources
-    result = BenchmarkResult(name, time.perf_counter() - began, latencies, resources)
-    result.report()
-    assert result.operations > 0
-    return result
 
 
 def expect(client: MerkleKVClient, request: str, reply: str) -> Callable[[], None]:
@@ -44,74 +31,98 @@ def expect(client: MerkleKVClient, request: str, reply: str) -> Callable[[], Non
     return operation
 
 
+def set_each(target: MerkleKVServer, numbers: range, value: str = VALUE) -> list[float]:
+    with target.client() as client:
+        return timed(expect(client, f"SET key-{number} {value}", "OK") for number in numbers)
+
+
+def keys_of(server: MerkleKVServer) -> int:
+    with server.client() as client:
+        return int(client.send_command("DBSIZE").removeprefix("DBSIZE "))
+
+
 class TestThroughputAndLatency:
     """One client, one operation after the other."""
 
-    def test_set(self, server: MerkleKVServer, connected_client: MerkleKVClient) -> None:
-        operations = [expect(connected_client, f"SET key-{n} {VALUE}", "OK") for n in range(OPERATIONS)]
-        measure("SET", server, lambda: timed(operations))
-        assert connected_client.send_command("DBSIZE") == f"DBSIZE {OPERATIONS}"
+    def test_set(self, server: MerkleKVServer, reference: ReferenceServer) -> None:
+        in_turns("SET", server, reference, OPERATIONS, set_each).report()
+        assert keys_of(server) == OPERATIONS
 
-    def test_get(self, server: MerkleKVServer, connected_client: MerkleKVClient) -> None:
-        for number in range(100):
-            connected_client.set(f"key-{number}", f"{VALUE}-{number}")
-        operations = [
-            expect(connected_client, f"GET key-{n % 100}", f"VALUE {VALUE}-{n % 100}") for n in range(OPERATIONS)
-        ]
-        measure("GET", server, lambda: timed(operations))
+    def test_get(self, server: MerkleKVServer, reference: ReferenceServer) -> None:
+        for target in (server, reference):
+            with target.client() as client:
+                for number in range(100):
+                    client.set(f"key-{number}", f"{VALUE}-{number}")
 
-    def test_mixed(self, server: MerkleKVServer, connected_client: MerkleKVClient) -> None:
+        def work(target: MerkleKVServer, numbers: range) -> list[float]:
+            with target.client() as client:
+                return timed(expect(client, f"GET key-{n % 100}", f"VALUE {VALUE}-{n % 100}") for n in numbers)
+
+        in_turns("GET", server, reference, OPERATIONS, work).report()
+
+    def test_mixed(self, server: MerkleKVServer, reference: ReferenceServer) -> None:
         """Seven reads, two writes and a delete in ten."""
-        operations: list[Callable[[], None]] = []
-        for number in range(OPERATIONS // 10):
-            key = f"key-{number}"
-            operations.append(expect(connected_client, f"SET {key} {VALUE}", "OK"))
-            operations.extend([expect(connected_client, f"GET {key}", f"VALUE {VALUE}")] * 7)
-            operations.append(expect(connected_client, f"SET {key} other", "OK"))
-            operations.append(expect(connected_client, f"DELETE {key}", "DELETED"))
-        measure("Mixed", server, lambda: timed(operations))
-        assert connected_client.send_command("DBSIZE") == "DBSIZE 0"
 
-    def test_pipelined_set(self, server: MerkleKVServer, connected_client: MerkleKVClient) -> None:
+        def ten(client: MerkleKVClient, key: str) -> Iterator[Callable[[], None]]:
+            yield expect(client, f"SET {key} {VALUE}", "OK")
+            yield from [expect(client, f"GET {key}", f"VALUE {VALUE}")] * 7
+            yield expect(client, f"SET {key} other", "OK")
+            yield expect(client, f"DELETE {key}", "DELETED")
+
+        def work(target: MerkleKVServer, numbers: range) -> list[float]:
+            with target.client() as client:
+                return timed(operation for number in numbers for operation in ten(client, f"key-{number}"))
+
+        in_turns("Mixed", server, reference, OPERATIONS // 10, work).report()
+        assert keys_of(server) == 0
+
+    def test_pipelined_set(self, server: MerkleKVServer, reference: ReferenceServer) -> None:
         """Batches of a hundred; the latency of an operation is that of its batch."""
         batch = b"".join(b"SET key-%d %s\r\n" % (number, VALUE.encode()) for number in range(100))
 
-        def work() -> list[float]:
+        def work(target: MerkleKVServer, numbers: range) -> list[float]:
             latencies: list[float] = []
-            for _ in range(max(1, OPERATIONS // 100)):
-                began = time.perf_counter()
-                connected_client.send_raw(batch)
-                for _ in range(100):
-                    assert connected_client.read_line() == "OK"
-                latencies += [time.perf_counter() - began] * 100
+            with target.client() as client:
+                for _ in numbers:
+                    began = time.perf_counter()
+                    client.send_raw(batch)
+                    for _ in range(100):
+                        assert client.read_line() == "OK"
+                    latencies += [time.perf_counter() - began] * 100
             return latencies
 
-        measure("SET, pipelined by 100", server, work)
+        in_turns("SET, pipelined by 100", server, reference, max(1, OPERATIONS // 100), work).report()
+        assert keys_of(server) == 100
 
     @pytest.mark.parametrize("size", [10, 1_000, 100_000])
-    def test_value_sizes(self, server: MerkleKVServer, connected_client: MerkleKVClient, size: int) -> None:
+    def test_value_sizes(self, server: MerkleKVServer, reference: ReferenceServer, size: int) -> None:
         value = "x" * size
-        operations: list[Callable[[], None]] = []
-        for number in range(max(1, OPERATIONS // 20)):
-            operations.append(expect(connected_client, f"SET key-{number} {value}", "OK"))
-            operations.append(expect(connected_client, f"GET key-{number}", f"VALUE {value}"))
-        measure(f"SET and GET of {size} bytes", server, lambda: timed(operations))
+
+        def both(client: MerkleKVClient, key: str) -> Iterator[Callable[[], None]]:
+            yield expect(client, f"SET {key} {value}", "OK")
+            yield expect(client, f"GET {key}", f"VALUE {value}")
+
+        def work(target: MerkleKVServer, numbers: range) -> list[float]:
+            with target.client() as client:
+                return timed(operation for number in numbers for operation in both(client, f"key-{number}"))
+
+        in_turns(f"SET and GET of {size} bytes", server, reference, max(5, OPERATIONS // 20), work).report()
 
 
 class TestScalability:
     """The same work shared by more and more clients."""
 
     @pytest.mark.parametrize("clients", [1, 5, 20, 50])
-    def test_clients(self, server: MerkleKVServer, clients: int) -> None:
-        each = max(2, OPERATIONS // clients)
+    def test_clients(self, server: MerkleKVServer, reference: ReferenceServer, clients: int) -> None:
+        turns = max(5, OPERATIONS // (2 * clients))
 
-        def work() -> list[float]:
+        def work(target: MerkleKVServer, numbers: range) -> list[float]:
             gathered: list[list[float]] = [[] for _ in range(clients)]
 
             def one(number: int) -> None:
-                with server.client() as client:
+                with target.client() as client:
                     operations: list[Callable[[], None]] = []
-                    for turn in range(each // 2):
+                    for turn in numbers:
                         operations.append(expect(client, f"SET {number}:{turn} {VALUE}", "OK"))
                         operations.append(expect(client, f"GET {number}:{turn}", f"VALUE {VALUE}"))
                     gathered[number] = timed(operations)
@@ -119,30 +130,36 @@ class TestScalability:
             run_together(one, clients)
             return [latency for latencies in gathered for latency in latencies]
 
-        measure(f"Mixed, {clients} clients", server, work)
-        with server.client() as client:
-            assert client.send_command("DBSIZE") == f"DBSIZE {clients * (each // 2)}"
+        in_turns(f"Mixed, {clients} clients", server, reference, turns, work).report()
+        assert keys_of(server) == clients * turns
 
 
 class TestConnections:
     """How fast connections come and go, and how many are held."""
 
-    def test_connection_rate(self, server: MerkleKVServer) -> None:
-        def connect_ask_leave() -> None:
-            with server.client() as client:
-                assert client.send_command("PING") == "PONG"
+    def test_connection_rate(self, server: MerkleKVServer, reference: ReferenceServer) -> None:
+        def work(target: MerkleKVServer, numbers: range) -> list[float]:
+            def connect_ask_leave() -> None:
+                with target.client() as client:
+                    assert client.send_command("PING") == "PONG"
 
-        measure("Connections", server, lambda: timed([connect_ask_leave] * max(1, OPERATIONS // 5)))
+            return timed([connect_ask_leave] * len(numbers))
 
-    def test_connections_held(self, server: MerkleKVServer) -> None:
+        in_turns("Connections", server, reference, max(5, OPERATIONS // 5), work).report()
+
+    def test_connections_held(self, server: MerkleKVServer, reference: ReferenceServer) -> None:
         held: list[MerkleKVClient] = []
 
-        def connect_and_hold() -> None:
-            held.append(server.client())
-            assert held[-1].send_command("PING") == "PONG"
+        def work(target: MerkleKVServer, numbers: range) -> list[float]:
+            def connect_and_hold() -> None:
+                held.append(target.client())
+                assert held[-1].send_command("PING") == "PONG"
+
+            return timed([connect_and_hold] * len(numbers))
 
         try:
-            measure("Connections held", server, lambda: timed([connect_and_hold] * 500))
+            in_turns("Connections held", server, reference, 500, work).report()
+            assert len(held) == 1000
             assert all(client.send_command("PING") == "PONG" for client in held)
         finally:
             for client in held:
@@ -152,7 +169,9 @@ class TestConnections:
 class TestResources:
     """Memory while data comes in."""
 
-    def test_memory_while_loading(self, server: MerkleKVServer, connected_client: MerkleKVClient) -> None:
-        operations = [expect(connected_client, f"SET load-{n} {VALUE * 10}", "OK") for n in range(OPERATIONS)]
-        measure("SET of 1,000 bytes, new keys", server, lambda: timed(operations))
-        assert connected_client.send_command("DBSIZE") == f"DBSIZE {OPERATIONS}"
+    def test_memory_while_loading(self, server: MerkleKVServer, reference: ReferenceServer) -> None:
+        def work(target: MerkleKVServer, numbers: range) -> list[float]:
+            return set_each(target, numbers, VALUE * 10)
+
+        in_turns("SET of 1,000 bytes, new keys", server, reference, OPERATIONS, work).report()
+        assert keys_of(server) == OPERATIONS
