@@ -106,7 +106,7 @@ class Replicator:
     def status(self, more: Mapping[str, int | str]) -> str:
         """The words of REPLICATE status; `more` are `key=value` words of others."""
         head = f"enabled {self._figures.peers.online_count + 1} nodes" if self._link.enabled else "disabled"
-        words = {
+        words: dict[str, int | str] = {
             "state": self._figures.state,
             "outbox": self._outbox.waiting_events,
             "outbox_bytes": self._outbox.waiting_bytes,
@@ -115,7 +115,8 @@ class Replicator:
             "set_aside": self._outbox.counters.set_aside,
             "refused": self._figures.publishes_refused,
             "gaps": self._inbox.counters.gaps,
-        } | more
+        }
+        words.update(more)
         text = " ".join(f"{name}={value}" for name, value in words.items())
         detail = self._figures.detail if self._link.is_alive else "the network thread has ended"
         return f"{head} {text} broker={self._broker.address}" + (f" detail={detail}" if detail else "")

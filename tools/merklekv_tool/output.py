@@ -9,6 +9,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, BinaryIO, Final, TextIO
 
@@ -34,6 +35,14 @@ class OutputClosed(Exception):
 def say(text: str) -> None:
     """A line of the result."""
     _print(text, sys.stdout)
+
+
+def moment(timestamp_ns: int) -> str:
+    """A time in nanoseconds as a person reads it, by this machine's zone, or as a number where that has no end."""
+    try:
+        return datetime.fromtimestamp(timestamp_ns // 1000 / 10**6).isoformat(" ", "microseconds")
+    except (ValueError, OverflowError, OSError):
+        return str(timestamp_ns)
 
 
 def note(text: str) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -26,6 +26,7 @@ from merklekv.net.client import Client, Reply, Unreachable
 PAGE_RECORDS: Final = 1000
 PAGE_BYTES: Final = 1 << 20
 ORIGIN: Final = b"merklekv-tool"  # where merged records are said to come from, in the log
+BUCKETS_ASKED: Final = 100  # at once
 WAIT_S: Final = 1.0
 
 _ADDRESS: Final = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[^/:\s]+)):(?P<port>[0-9]{1,5})")
@@ -57,6 +58,9 @@ class Place(Protocol):
 
     def leaves(self) -> list[bytes]:
         """The leaves below each of the 256 inner nodes of the Merkle tree: sum (16 bytes) and count (8) of each."""
+
+    def heads(self, buckets: Sequence[int]) -> Iterator[list[Pair]]:
+        """(key, head of 41 bytes) of each record of the buckets, one bucket after the other, tombstones too."""
 
     def merge(self, pairs: list[Pair]) -> Merged:
         """Takes records in; returns when they are as durable as the place makes them."""
@@ -137,6 +141,11 @@ class Directory:
             self._engine.absorb_sealed()
         return [self._engine.inner_leaves(inner) for inner in range(INNER_NODES)]
 
+    def heads(self, buckets: Sequence[int]) -> Iterator[list[Pair]]:
+        while not self._engine.prepare_buckets():
+            pass
+        return map(self._engine.bucket, buckets)
+
     def merge(self, pairs: list[Pair]) -> Merged:
         items = [(OP_DEL if record[FLAGS_AT] & TOMBSTONE else OP_SET, key, record) for key, record in pairs]
         while True:
@@ -193,6 +202,16 @@ class Node:
         if not all(isinstance(reply, bytes) for reply in replies):
             raise self._strange(b"TREE")
         return replies  # type: ignore[return-value]
+
+    def heads(self, buckets: Sequence[int]) -> Iterator[list[Pair]]:
+        for start in range(0, len(buckets), BUCKETS_ASKED):
+            asked = buckets[start : start + BUCKETS_ASKED]
+            self._client.send([(b"BUCKET", b"%d" % bucket) for bucket in asked])
+            for _ in asked:
+                parts = self._client.receive()
+                if not isinstance(parts, list):
+                    raise self._strange(b"BUCKET")
+                yield list(zip(parts[::2], parts[1::2], strict=True))  # type: ignore[arg-type]
 
     def log_list(self) -> tuple[int, int, list[int]]:
         """LSNs: up to where the log is committed, up to where it is absorbed, and where its segments begin."""
