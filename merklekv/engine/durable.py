@@ -125,7 +125,7 @@ class Durable(State):
         assert self._merger is None
         with self._commit_lock, self.lock:
             self._flush()
-            if self._active.records or not self.root_ready:
+            if self._active.records or not (self.root_ready or self._layers.frozen):  # no segment without a frame
                 self._rotate()
             base = self._layers.base
             base.close()

@@ -262,3 +262,21 @@ def test_what_is_being_written_is_not_read_ahead(tmp_path: Path) -> None:
     assert values == [b"0", b"1"]
     tail.close()
     log_.close()
+
+
+def test_merging_while_a_floor_is_being_merged_leaves_no_empty_segment(tmp_path: Path) -> None:
+    engine = open_engine(tmp_path)
+    at = engine.tail.follow().lsn
+    engine.set(b"spared", b"0")
+    floor = engine.record(b"spared")
+    assert floor is not None
+    engine.commit()
+    engine.absorb_sealed()
+    engine.merge_floor(floor[:24], b"peer")
+    engine.commit()  # seals the segment of the floor: the tree is not whole before it is merged
+    engine.absorb_sealed()
+    engine.set(b"k", b"1")
+    engine.commit()
+    engine.tail._recent.clear()
+    assert read_on(engine, at)[0] == [b"0", b"1"]
+    engine.close()
