@@ -1,0 +1,221 @@
+"""What both sides of an exchange do with their own node: say who it is, judge the other, merge, remember.
+
+The rule for what lies below the horizon, where one node has collected tombstones and the other may still hold what they
+killed.  Let `a` be the node with the higher horizon H.  The other node, `b`,
+
+- is *current* if it has merged everything up to H: then it holds nothing that is dead, adopts H, and the two hold the
+  union of their records;
+- else was left behind.  What it holds from before min(H, what `a` has seen of `b`), and `a` lacks: `a` has had all of
+  that once, so it has been deleted since, and `b` discards it.  All else is new to `a`, and joins the union.  For a
+  node that `a` has never seen, that is everything: a node that joins loses nothing.
+
+A tombstone from below the horizon cannot be kept (it would be collected at once, here and not there), so if it kills
+something, that is deleted anew.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from merklekv.engine.engine import Engine
+from merklekv.engine.format import FLAGS_AT, OP_DEL, OP_SET, VERSION_SIZE, record_is_sound
+from merklekv.engine.layers import is_live
+from merklekv.engine.store import Pair
+from merklekv.engine.version import timestamp_of
+from merklekv.replication.exchange_wire import INSTANCE_SIZE, ExchangeRefused, Hello
+from merklekv.replication.members import Members, Table
+
+NOTE_MEMBERS: Final = b"members"
+
+Refused = list[tuple[bytes, str]]  # keys with reasons
+
+
+class Moved(Exception):
+    """The horizon is not what it was when the exchange began."""
+
+
+def load_members(engine: Engine, node: str) -> Members:
+    """The node's members as its engine keeps them, and its promise kept.  Raises MembersUnreadable."""
+    with engine.lock:
+        stored = engine.notes.get(NOTE_MEMBERS)
+        members = Members(node) if stored is None else Members.restore(stored, node)
+        engine.keep_promise(members.promised)
+        store_members(engine, members)
+    engine.flush()
+    return members
+
+
+def store_members(engine: Engine, members: Members) -> None:
+    """Notes the table in the log.  The caller commits."""
+    with engine.lock:
+        data = members.encode()
+        if engine.notes.get(NOTE_MEMBERS) != data:
+            engine.note(NOTE_MEMBERS, data)
+
+
+class Terms(NamedTuple):
+    """What two nodes with these hellos do about the horizon."""
+
+    horizon: int  # that both have in the end
+    adopt: bool  # this node takes it at once
+    discard_here: int  # records up to this timestamp that only this node holds are dead; 0: none
+    discard_there: int  # likewise for the other
+
+
+def terms_of(mine: Hello, theirs: Hello) -> Terms:
+    """The rule above."""
+    return Terms(
+        max(mine.horizon, theirs.horizon),
+        mine.horizon < theirs.horizon <= mine.table.current,
+        _dead_up_to(mine, theirs),
+        _dead_up_to(theirs, mine),
+    )
+
+
+def _dead_up_to(lower: Hello, higher: Hello) -> int:
+    if lower.horizon >= higher.horizon or lower.table.current >= higher.horizon:
+        return 0
+    seen, _ = higher.table.rows.get(lower.table.identity, (0, None))
+    return min(higher.horizon, seen)
+
+
+class Side:
+    """A node in its exchanges.  Thread-safe."""
+
+    def __init__(self, engine: Engine, members: Members, cluster: str) -> None:
+        self.engine = engine
+        self.members = members
+        self.cluster = cluster
+        self.instance = secrets.token_bytes(INSTANCE_SIZE)
+
+    def collect(self) -> Iterator[None]:
+        """Collects what the horizon allows, in slices.  Raises Stalled and DiskFull: go on by calling it again."""
+        while self.engine.collect():
+            yield
+
+    def hello(self, equal_to: Hello | None = None) -> tuple[Hello, bool]:
+        """What this node says of itself; and whether it holds the same as the other, which is remembered at once.
+
+        The caller flushes before it tells anyone.
+        """
+        engine, members = self.engine, self.members
+        with engine.lock:
+            members.promise(engine.promise())
+            root = engine.root() if engine.root_ready else b""
+            equal = equal_to is not None and root != b"" and (root, engine.floor) == (equal_to.root, equal_to.floor)
+            if equal and equal_to is not None:
+                self._remember(equal_to.table, equal_to.horizon, True)
+            store_members(engine, members)
+            count = engine.live_count + engine.dead_count
+            hello = Hello(self.cluster, self.instance, engine.floor, engine.horizon, root, count, members.table())
+        return hello, equal
+
+    def judge(self, peer: Hello) -> None:
+        """Raises ExchangeRefused if this node does not exchange with the other."""
+        mine, theirs = self.members.identity, peer.table.identity
+        if peer.cluster != self.cluster:
+            raise ExchangeRefused(
+                "cluster",
+                f"node {theirs.node} belongs to the cluster '{peer.cluster}' and node {mine.node} to '{self.cluster}': "
+                "nodes of one cluster have the same replication.topic_prefix",
+            )
+        if mine == theirs:
+            raise ExchangeRefused(
+                "self", f"node {mine.node} was to exchange with itself or with a copy of its data directory"
+            )
+        if mine.node == theirs.node:
+            raise ExchangeRefused("self", f"two nodes have the id {mine.node}: give each its own replication.client_id")
+        for gone, forgotten in ((theirs, self.members.forgotten), (mine, peer.table.forgotten)):
+            if gone in forgotten:
+                raise ExchangeRefused(
+                    "forgotten",
+                    f"node {gone.node} was forgotten by its cluster: start it with an empty data directory",
+                )
+        clock = peer.table.report.clock
+        if self.engine.clock.too_far_ahead(clock.to_bytes(8, "big")):
+            raise ExchangeRefused(
+                "clock",
+                f"node {theirs.node}'s clock is ahead of node {mine.node}'s by more than max_clock_drift: "
+                "set the clocks of both machines",
+            )
+
+    def meet(self, peer: Hello) -> None:
+        """Takes in whom the other knows, and its clock.  The caller commits.  Raises ExchangeRefused."""
+        with self.engine.lock:
+            self.members.meet(peer.table)
+            self.engine.clock.observe(peer.table.report.clock.to_bytes(8, "big"))
+            seen, _ = peer.table.rows.get(self.members.identity, (0, None))
+            if seen > self.members.promised:  # this node was restored from before it made that promise
+                self.engine.keep_promise(seen)
+            store_members(self.engine, self.members)
+
+    def fall_back(self, peer: Hello) -> None:
+        """Before this node discards what the other does not hold.  The caller commits."""
+        with self.engine.lock:
+            self.members.fall_back(peer.table)
+            store_members(self.engine, self.members)
+
+    def is_current(self, horizon: int) -> bool:
+        """Whether this node has merged everything up to a horizon."""
+        return self.members.current >= horizon
+
+    def take(self, pairs: list[Pair], origin: bytes, horizon: int, settled: int) -> tuple[int, Refused]:
+        """Merges records of the other node, in one short call; how many were new, and what was refused.
+
+        `horizon` is the one that this node had when the exchange began, `settled` the one that both will have.  Raises
+        Moved, Stalled and DiskFull; merging the same again is harmless.
+        """
+        engine = self.engine
+        with engine.lock:
+            if engine.horizon != horizon:
+                raise Moved
+            items, refused, applied = [], [], 0
+            for key, record in pairs:
+                if record[FLAGS_AT : FLAGS_AT + 1] != b"\1":
+                    items.append((OP_SET, key, record))
+                elif timestamp_of(record) > settled:
+                    items.append((OP_DEL, key, record))
+                elif record_is_sound(key, record):
+                    applied += self._delete_anew(key, record)
+                else:
+                    refused.append((key, "digest"))
+            result = engine.merge(items, origin, settled=True)
+        return applied + result.applied, refused + result.refused
+
+    def _delete_anew(self, key: bytes, tombstone: bytes) -> bool:
+        old = self.engine.record(key)
+        if old is None or not is_live(old) or old[:VERSION_SIZE] >= tombstone[:VERSION_SIZE]:
+            return False
+        return self.engine.delete(key)
+
+    def discard(self, pairs: list[Pair], origin: bytes, horizon: int) -> int:
+        """Drops records that the cluster has settled without this node.  Raises Moved, Stalled, DiskFull."""
+        with self.engine.lock:
+            if self.engine.horizon != horizon:
+                raise Moved
+            return self.engine.discard(pairs, origin)
+
+    def finish(self, peer: Table, horizon: int, everything: bool) -> Table:
+        """This node holds all that the other held when it said `peer`; what it tells now, once that was flushed.
+
+        Raises ExchangeRefused if the other was forgotten meanwhile.
+        """
+        with self.engine.lock:
+            if peer.identity in self.members.forgotten:
+                raise ExchangeRefused("forgotten", f"node {peer.identity.node} was forgotten meanwhile")
+            self._remember(peer, horizon, everything)
+            store_members(self.engine, self.members)
+            return self.members.table()
+
+    def hear(self, peer: Table) -> None:
+        """Takes in what the other reports after it has finished, which may move the horizon.  The caller commits."""
+        with self.engine.lock:
+            self.members.meet(peer)
+            self.engine.raise_horizon(self.members.horizon())
+            store_members(self.engine, self.members)
+
+    def _remember(self, peer: Table, horizon: int, everything: bool) -> None:
+        self.members.learn(peer, everything)
+        self.engine.raise_horizon(max(horizon, self.members.horizon()))

@@ -1,0 +1,328 @@
+"""The members of a cluster as one node knows them, and what follows: which part of the past is settled.
+
+A member is a data directory: a node id and its birth, eight random bytes drawn when the directory first became one.  A
+node that starts anew with an empty directory is another member.
+
+For each other member this node keeps
+
+    seen      a time T: this node has merged all that the member had when its clock was T; 0 if they never met
+    report    what the member last said of itself: its clock, `stable` and `view` (below)
+
+and from these follow
+
+    stable    the smallest `seen`, its own clock included: everything older, by anyone, has been merged here
+    view      a hash of all members, to tell whether two nodes speak of the same ones
+    horizon   the smallest `stable`, once all members report the same view: everything older has been merged by all,
+              so a tombstone from there has nothing left to hide (cf. causal stability: Baquero et al., "Making
+              Operation-based CRDTs Operation-based", 2014)
+
+`current` is a time up to which this node has merged everything: the largest that `stable` ever was, here or at a node
+whose data this one has merged.  Unlike `stable` it does not fall when a member is added.  A horizon above it tells a
+node that it was left behind: it was restored from an old backup, say.
+
+Nobody leaves by being silent, since a silent member may still hold what others have deleted: `forget` is the only way
+out.  It is for good: a forgotten directory is refused from then on.
+
+Tables of two nodes merge by maxima and unions, in any order and any number of times.  Pure: no threads, no clock, no
+disk; callers hold the engine's lock.  Cost: microseconds for tens of members; at most MEMBERS_MAX are kept.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, Final, NamedTuple
+
+import cbor2
+
+from merklekv.engine.format import MAX_KEY_SIZE
+from merklekv.errors import MerkleKVError
+from merklekv.replication.exchange_fields import Fields, Malformed, binary, decode_map, number, row, text
+
+TABLE_VERSION: Final = 1
+BIRTH_SIZE: Final = 8
+VIEW_SIZE: Final = 8
+MEMBERS_MAX: Final = 1000
+FORGOTTEN_MAX: Final = 5000
+ADDRESS_SIZE_MAX: Final = 300
+NODE_SIZE_MAX: Final = MAX_KEY_SIZE  # it becomes an entry of the log
+UNKNOWN_BIRTH: Final = b""  # of a member that was heard of and never met
+
+
+class UnknownMember(MerkleKVError):
+    """No member has this id, or several have and the birth has to say which."""
+
+
+class TooManyMembers(MerkleKVError):
+    """The table of members is full.  Nothing was changed."""
+
+
+class MembersUnreadable(MerkleKVError):
+    """The stored table is damaged, or of a later release."""
+
+
+class Identity(NamedTuple):
+    """A member: a node id with the birth of its data."""
+
+    node: str
+    birth: bytes
+
+
+class Report(NamedTuple):
+    """What a member last said of itself.  The larger one is the later one."""
+
+    clock: int = 0  # ns: it has stamped nothing since at or below
+    stable: int = 0  # ns
+    view: bytes = b""
+
+
+NOTHING_SAID: Final = Report()
+
+
+@dataclass(slots=True)
+class Member:
+    """Another member, as this node knows it."""
+
+    seen: int = 0  # ns of its clock
+    report: Report = NOTHING_SAID
+    address: str = ""  # where it was last reached, host:port
+    contact: float = 0.0  # when it was last heard, wall clock, s
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a node tells others of its members, and of itself."""
+
+    identity: Identity
+    report: Report
+    current: int
+    rows: dict[Identity, tuple[int, Report]] = field(default_factory=dict)  # seen, report
+    forgotten: frozenset[Identity] = frozenset()
+
+    def plain(self) -> dict[str, object]:
+        """For CBOR."""
+        return {
+            "node": self.identity.node,
+            "birth": self.identity.birth,
+            "clock": self.report.clock,
+            "stable": self.report.stable,
+            "view": self.report.view,
+            "current": self.current,
+            "rows": [[*who, seen, *report] for who, (seen, report) in sorted(self.rows.items())],
+            "forgotten": [list(who) for who in sorted(self.forgotten)],
+        }
+
+
+def table_of(fields: Fields) -> Table:
+    """The inverse of `Table.plain`.  Raises Malformed."""
+    identity = Identity(fields.text("node", NODE_SIZE_MAX), fields.binary("birth", BIRTH_SIZE))
+    report = Report(fields.number("clock"), fields.number("stable"), fields.binary("view", VIEW_SIZE))
+    rows = {}
+    for item in fields.items("rows", MEMBERS_MAX):
+        node, birth, seen, *said = row(item, "a row", 6)
+        rows[_identity(node, birth)] = (number(seen, "seen"), _report(*said))
+    forgotten = frozenset(_identity(*row(item, "forgotten", 2)) for item in fields.items("forgotten", FORGOTTEN_MAX))
+    return Table(identity, report, fields.number("current"), rows, forgotten)
+
+
+def _identity(node: Any, birth: Any) -> Identity:
+    return Identity(text(node, "a node id", NODE_SIZE_MAX), binary(birth, "a birth", 0, BIRTH_SIZE))
+
+
+def _report(clock: Any, stable: Any, view: Any) -> Report:
+    return Report(number(clock, "a clock"), number(stable, "a stable time"), binary(view, "a view", 0, VIEW_SIZE))
+
+
+class Members:
+    """The table of one node."""
+
+    def __init__(self, node: str, birth: bytes = b"") -> None:
+        self.identity = Identity(node, birth or secrets.token_bytes(BIRTH_SIZE))
+        self.promised = 0  # ns: the largest clock that was told to anyone
+        self.current = 0  # ns
+        self.forgotten: set[Identity] = set()
+        self._others: dict[Identity, Member] = {}
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[tuple[Identity, Member]]:
+        """The other members, in order of their ids."""
+        return iter(sorted(self._others.items(), key=lambda item: item[0]))
+
+    def __len__(self) -> int:
+        """How many members there are, this node included."""
+        return len(self._others) + 1
+
+    def get(self, identity: Identity) -> Member | None:
+        """Another member."""
+        return self._others.get(identity)
+
+    def is_forgotten(self, node: str, birth: bytes) -> bool:
+        """Whether this data directory has been taken out."""
+        return Identity(node, birth) in self.forgotten
+
+    def seen(self, identity: Identity) -> int:
+        """Up to when this node has merged what that member had, ns of its clock."""
+        member = self._others.get(identity)
+        return member.seen if member else 0
+
+    def stable(self) -> int:
+        """Up to when this node has merged what anybody had, ns; 0 while it is alone."""
+        return min((self.promised, *(member.seen for member in self._others.values()))) if self._others else 0
+
+    def view(self) -> bytes:
+        """What tells two sets of members apart."""
+        everyone = sorted([self.identity, *self._others])
+        return sha256(cbor2.dumps([list(who) for who in everyone])).digest()[:VIEW_SIZE]
+
+    def horizon(self) -> int:
+        """Up to when all members have merged what anybody had, ns; 0 while that cannot be said."""
+        view = self.view()
+        if not all(member.report.view == view for member in self._others.values()):
+            return 0
+        return min((self.stable(), *(member.report.stable for member in self._others.values())))
+
+    def table(self) -> Table:
+        """What is told to others."""
+        rows = {who: (member.seen, member.report) for who, member in self._others.items()}
+        report = Report(self.promised, self.stable(), self.view())
+        return Table(self.identity, report, self.current, rows, frozenset(self.forgotten))
+
+    # -- changing ------------------------------------------------------------------------------------------------------
+
+    def promise(self, clock: int) -> None:
+        """This node stamps nothing at or below `clock`, ns, any more: what others may be told."""
+        self.promised = max(self.promised, clock)
+        self.current = max(self.current, self.stable())
+
+    def heard(self, node: str, birth: bytes = UNKNOWN_BIRTH, address: str = "", now: float = 0.0) -> bool:
+        """A node was heard of, whatever it holds; whether the members have changed.
+
+        Without its birth it stands for itself until that is known.  Raises TooManyMembers.
+        """
+        who = Identity(node, birth)
+        known = [other for other in self._others if other.node == node]
+        if birth:
+            added = who not in self._others and who not in self.forgotten
+        else:
+            added = not known and not any(gone.node == node for gone in self.forgotten)
+        added = added and node != self.identity.node
+        if added:
+            self._add({who})
+        for other in [who] if birth else known or [who]:
+            if (member := self._others.get(other)) is not None:
+                member.address = address or member.address
+                member.contact = max(member.contact, now)
+        return added
+
+    def forget(self, node: str, birth: bytes = UNKNOWN_BIRTH) -> list[Identity]:
+        """Takes a member out, for good; the birth has to say which when several have had this id.
+
+        Raises UnknownMember, TooManyMembers.
+        """
+        found = [who for who in self._others if who.node == node and birth in (UNKNOWN_BIRTH, who.birth)]
+        if not found:
+            raise UnknownMember(f"{node}: no such member")
+        if len(found) > 1:
+            births = ", ".join(sorted(who.birth.hex() for who in found))
+            raise UnknownMember(f"{node}: several members have had this id; say which birth: {births}")
+        self._forget(set(found))
+        return found
+
+    def meet(self, peer: Table) -> None:
+        """Takes in whom a node knows, whom it has forgotten, and what everybody reported, as it tells it.
+
+        What was seen is not taken: that is for `learn`.  Raises TooManyMembers, having changed nothing.
+        """
+        gone = self.forgotten | peer.forgotten
+        met = {who: report for who, (_, report) in peer.rows.items()} | {peer.identity: peer.report}
+        wanted = {who: report for who, report in met.items() if who != self.identity and who not in gone}
+        if len(gone) > FORGOTTEN_MAX:
+            raise TooManyMembers(f"{peer.identity.node}: with its list more than {FORGOTTEN_MAX} would be forgotten")
+        self._add(wanted.keys() - self._others.keys(), gone)
+        self._forget(set(peer.forgotten))
+        for who, report in wanted.items():
+            if (member := self._others.get(who)) is not None:
+                member.report = max(member.report, report)
+
+    def learn(self, peer: Table, everything: bool) -> None:
+        """This node has merged all that a node had when it told `peer`.
+
+        `everything`: and that node had kept all it ever merged, so what it has seen of others is here as well.
+        """
+        if (member := self._others.get(peer.identity)) is not None:
+            member.seen = max(member.seen, peer.report.clock)
+        if everything:
+            for who, (seen, _) in peer.rows.items():
+                if (member := self._others.get(who)) is not None:
+                    member.seen = max(member.seen, seen)
+            self.current = max(self.current, peer.current)
+        self.current = max(self.current, self.stable())
+
+    def fall_back(self, peer: Table) -> None:
+        """This node was left behind and will discard what `peer` does not hold: what it had seen of others counts only
+        as far as `peer` has seen it too.
+        """
+        for who, member in self._others.items():
+            if who != peer.identity:
+                member.seen = min(member.seen, peer.rows.get(who, (0, NOTHING_SAID))[0])
+
+    def _add(self, new: set[Identity], gone: set[Identity] | frozenset[Identity] = frozenset()) -> None:
+        """Adds members.  One whose birth is not known gives way to one of the same id whose birth is."""
+        everyone = {who for who in self._others.keys() | new if who not in gone}
+        met = {who.node for who in everyone if who.birth} | {self.identity.node}
+        everyone = {who for who in everyone if who.birth or who.node not in met}
+        if len(everyone) >= MEMBERS_MAX:
+            raise TooManyMembers(f"more than {MEMBERS_MAX} members: forget those that are gone")
+        self._others = {who: self._others.get(who) or Member() for who in everyone}
+
+    def _forget(self, gone: set[Identity]) -> None:
+        if len(self.forgotten | gone) > FORGOTTEN_MAX:
+            raise TooManyMembers(f"more than {FORGOTTEN_MAX} members forgotten")
+        self.forgotten |= gone - {self.identity}
+        for who in gone:
+            self._others.pop(who, None)
+
+    # -- storing -------------------------------------------------------------------------------------------------------
+
+    def encode(self) -> bytes:
+        """All of it, for `restore`."""
+        plain = self.table().plain()
+        local = [[*who, member.address, member.contact] for who, member in self]
+        return cbor2.dumps({"v": TABLE_VERSION, "promised": self.promised, "local": local, **plain})
+
+    @classmethod
+    def restore(cls, data: bytes, node: str) -> Members:
+        """The table that `encode` has stored, for the node that now has this id.  Raises MembersUnreadable.
+
+        A directory that was copied or whose node was renamed is a new member; the one that it was stays one.
+        """
+        try:
+            fields = decode_map(data)
+            version = fields.number("v")
+            if version != TABLE_VERSION:
+                raise Malformed(f"version {version}, this release knows {TABLE_VERSION}")
+            stored = table_of(fields)
+            promised = fields.number("promised")
+            local = {_identity(*row(item, "local", 4)[:2]): _local(*item[2:]) for item in fields.items("local")}
+        except Malformed as error:
+            raise MembersUnreadable(
+                f"the table of members in the log is unreadable: {error}; run a later release, or "
+                "start this node with an empty data directory"
+            ) from error
+        members = cls(node, stored.identity.birth if node == stored.identity.node else b"")
+        members.promised, members.current = promised, stored.current
+        members.forgotten = set(stored.forgotten)
+        for who, (seen, report) in stored.rows.items():
+            members._others[who] = Member(seen, report, *local.get(who, ("", 0.0)))
+        if members.identity != stored.identity:
+            members._others[stored.identity] = Member(stored.report.clock, stored.report)
+        return members
+
+
+def _local(address: Any, contact: Any) -> tuple[str, float]:
+    if type(contact) is not float:
+        raise Malformed("a time of contact is not a float")
+    return text(address, "an address", ADDRESS_SIZE_MAX, 0), contact
