@@ -14,7 +14,7 @@ import typer
 
 from merklekv.errors import DirectoryLocked, MerkleKVError
 from merklekv.exits import EXIT_LOCKED, EXIT_USAGE
-from merklekv_tool import bench, dump, load, stats, statuses, verify
+from merklekv_tool import bench, diff, dump, load, log, stats, statuses, verify
 from merklekv_tool.output import OutputClosed
 
 NAME: Final = "merklekv-tool"
@@ -33,8 +33,10 @@ app = typer.Typer(
 app.command("verify", epilog=verify.EXAMPLES)(verify.verify)
 app.command("dump", epilog=dump.EXAMPLES)(dump.dump)
 app.command("load", epilog=load.EXAMPLES)(load.load)
+app.command("log", epilog=log.EXAMPLES)(log.log)
 app.command("stats", epilog=stats.EXAMPLES)(stats.stats)
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
+app.command("diff", epilog=diff.EXAMPLES)(diff.diff)
 
 
 def main() -> None:

@@ -31,16 +31,16 @@ class JsonLines:
     """See `dumps.Format`."""
 
     def head(self, head: Head) -> bytes:
-        return _line({MARK: DUMP_VERSION, **_field("prefix", head.prefix)})
+        return _line({MARK: DUMP_VERSION, **field("prefix", head.prefix)})
 
     def record(self, key: bytes, record: bytes) -> bytes:
-        fields = _field("key", key)
+        fields = field("key", key)
         fields["version"] = show_version(record)
         fields["digest"] = record[DIGEST_AT:VALUE_AT].hex()
         if check_flags(key, record):
             fields["tombstone"] = True
         if len(record) > VALUE_AT or "tombstone" not in fields:
-            fields.update(_field("value", record[VALUE_AT:]))
+            fields.update(field("value", record[VALUE_AT:]))
         return _line(fields)
 
     def end(self, end: End) -> bytes:
@@ -64,7 +64,7 @@ def _line(fields: dict[str, object]) -> bytes:
     return _encode(fields).encode() + b"\n"
 
 
-def _field(name: str, data: bytes) -> dict[str, object]:
+def field(name: str, data: bytes) -> dict[str, object]:
     try:
         return {name: data.decode()}
     except UnicodeDecodeError:
