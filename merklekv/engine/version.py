@@ -52,7 +52,7 @@ class HybridClock:
         self.set_back = 0  # how often it has followed a wall clock that was set back
         self._floor = 0  # ns; nothing is stamped at or below
         self._wall = wall_clock
-        self._instance = os.urandom(8)
+        self.instance = os.urandom(8)  # of the op ids of this process
         self._counter = 0
 
     def next(self) -> bytes:
@@ -63,7 +63,7 @@ class HybridClock:
             timestamp = self._ahead(timestamp)
         self.last = timestamp
         self._counter += 1
-        return _pack(timestamp, self._instance, self._counter)
+        return _pack(timestamp, self.instance, self._counter)
 
     def after(self, version: bytes) -> bytes:
         """A version above `version`, whatever the wall says: a local write beats what the node already shows.
@@ -71,7 +71,7 @@ class HybridClock:
         Needed only after the clock followed a wall that was set back, so it leaves the clock where it is.
         """
         self._counter += 1
-        return _pack(timestamp_of(version) + 1, self._instance, self._counter)
+        return _pack(timestamp_of(version) + 1, self.instance, self._counter)
 
     def observe(self, version: bytes) -> None:
         """Moves the clock to a version that was seen."""

@@ -32,10 +32,9 @@ from merklekv.engine.engine import Engine
 from merklekv.engine.format import BUCKETS, DIGEST_AT, INNER_NODES, MAX_KEY_SIZE, VERSION_SIZE
 from merklekv.engine.merkle import LEAVES_PER_INNER
 from merklekv.engine.store import Pair
-from merklekv.engine.version import timestamp_of
 from merklekv.errors import Stalled
 from merklekv.replication.exchange_fields import Fields, Malformed
-from merklekv.replication.exchange_side import Moved, Refused, Side, Terms, terms_of
+from merklekv.replication.exchange_side import Moved, Refused, Side, Terms, is_dead, terms_of
 from merklekv.replication.exchange_wire import (
     MESSAGE_ROOM_BYTES,
     ExchangeFailed,
@@ -132,6 +131,7 @@ class Initiator:
     def _pass(self, full: bool) -> Steps[bool]:
         """One whole exchange; whether both held the same from the start."""
         engine, side = self._engine, self._side
+        self._refused.clear()
         self._collect()
         mine, _ = side.hello()
         engine.flush()
@@ -155,7 +155,7 @@ class Initiator:
             equal = self._holds_what(theirs)
         if terms.discard_here:
             side.fall_back(theirs)
-        self._horizon = engine.horizon
+        self._horizon = terms.horizon if terms.adopt else mine.horizon
         if full or not equal:
             yield from self._union(full, mine)
         yield from self._done(mine)
@@ -180,6 +180,8 @@ class Initiator:
     def _done(self, mine: Hello) -> Steps[None]:
         engine, terms, theirs = self._engine, self._terms, self._theirs
         engine.commit()
+        if engine.horizon != self._horizon:
+            raise Moved
         if self._refused:
             return
         self._side.finish(theirs.table, terms.horizon, not terms.discard_there)
@@ -255,8 +257,8 @@ class Initiator:
         theirs = dict(records) | dict(heads)
         dead = [
             (key, record[:VERSION_SIZE])
-            for key, record in theirs.items()
-            if terms.discard_there and timestamp_of(record) <= terms.discard_there and engine.record(key) is None
+            for key, record in (theirs.items() if terms.discard_there else ())
+            if is_dead(record, terms.discard_there, self._theirs.instance) and engine.record(key) is None
         ]
         gone = {key for key, _ in dead}
         self._take([pair for pair in records if pair[0] not in gone])
@@ -272,7 +274,7 @@ class Initiator:
             if index >= len(mine):
                 raise Malformed("it lacks more than it was asked for")
             key, head = mine[index]
-            if key not in theirs and timestamp_of(head) <= terms.discard_here:
+            if key not in theirs and is_dead(head, terms.discard_here, self._side.instance):
                 dead_here.append((key, head[:VERSION_SIZE]))
             elif head[:VERSION_SIZE] > theirs.get(key, b"")[:VERSION_SIZE]:
                 give.append(key)

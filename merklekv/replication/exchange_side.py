@@ -15,7 +15,6 @@ something, that is deleted anew.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -24,7 +23,7 @@ from merklekv.engine.format import FLAGS_AT, OP_DEL, OP_SET, VERSION_SIZE, recor
 from merklekv.engine.layers import is_live
 from merklekv.engine.store import Pair
 from merklekv.engine.version import timestamp_of
-from merklekv.replication.exchange_wire import INSTANCE_SIZE, ExchangeRefused, Hello
+from merklekv.replication.exchange_wire import ExchangeRefused, Hello
 from merklekv.replication.members import Members, Table
 
 NOTE_MEMBERS: Final = b"members"
@@ -81,6 +80,15 @@ def _dead_up_to(lower: Hello, higher: Hello) -> int:
     return min(higher.horizon, seen)
 
 
+def is_dead(record: bytes, discard: int, instance: bytes) -> bool:
+    """Whether a record (or head) that only one node holds is one that the cluster has settled without that node.
+
+    What its process has written itself is not: only a process can be left behind that has been restored, so it was
+    before this one was started.  (The timestamp alone would not tell, where a clock was set back meanwhile.)
+    """
+    return timestamp_of(record) <= discard and record[8:16] != instance
+
+
 class Side:
     """A node in its exchanges.  Thread-safe."""
 
@@ -88,7 +96,7 @@ class Side:
         self.engine = engine
         self.members = members
         self.cluster = cluster
-        self.instance = secrets.token_bytes(INSTANCE_SIZE)
+        self.instance = engine.clock.instance
 
     def collect(self) -> Iterator[None]:
         """Collects what the horizon allows, in slices.  Raises Stalled and DiskFull: go on by calling it again."""

@@ -63,7 +63,7 @@ class Hello:
     """What a node says of itself when an exchange begins, all of one moment."""
 
     cluster: str
-    instance: bytes  # random, of the process
+    instance: bytes  # random, of the process: it marks the versions that it issues
     floor: bytes
     horizon: int  # ns
     root: bytes  # empty while it is not known
