@@ -8,35 +8,51 @@
     python run_tests.py --benchmark-only --verbose
     python run_tests.py --mode basic --host 127.0.0.1 --port 7379    # a server that is already there, and empty
 
-The exit status is pytest's, 124 when the mode's time limit passed. `--report` leaves junit.xml, report.md (with the
-benchmarks' figures beside the expected ones) and, but for benchmarks, coverage.xml and htmlcov/ in this directory.
+It shows how far it is, and the time that a mode may take; then it ends the run, and whatever of it is left. The exit
+status is pytest's, or one of those below. `--report` leaves report.html (with plots, and the benchmarks' figures beside
+the expected ones), junit.xml and, but for benchmarks, coverage.xml and htmlcov/ in this directory.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
+import shutil
+import signal
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-EXIT_TIME_LIMIT = 124
+sys.path[:0] = [path for path in (str(HERE), str(HERE.parent)) if path not in sys.path]  # what pytest does as well
+
+import suite_figures  # noqa: E402
+from suite_figures import Figures  # noqa: E402
+from suite_process import run_within  # noqa: E402
+from suite_report import Outcome, read_cases, write_html  # noqa: E402
+
+EXIT_USAGE = 2  # something that the mode needs is missing; argparse's own as well
+EXIT_REGRESSION = 10  # every test passed, but a benchmark has become slower
+EXIT_TIME_LIMIT = 124  # as timeout(1) has it
+EXIT_INTERRUPTED = 130  # as shells have it
+
+HOST_VARIABLES = {"MERKLEKV_TEST_HOST", "MERKLEKV_TEST_PORT"}
+PROGRAMS = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin"
+FIGURES = "benchmarks.jsonl"
+BENCHMARK_OPERATIONS = 10_000
 
 
 @dataclass(frozen=True)
 class Mode:
-    """What a mode runs, and how long it may take."""
+    """What a mode runs, how long it may take, and which programs it needs beside Python's packages."""
 
     files: tuple[str, ...]
     markers: str
     limit_s: int
+    needs: tuple[str, ...] = ()
     coverage: bool = False
 
 
@@ -47,135 +63,159 @@ REPLICATION = (
     "test_replication_clock_skew.py",
     "test_replication_malformed_payloads.py",
     "test_replication_throughput_spike.py",
+    "test_replication_broker_outage.py",
 )
-OUTAGE = "test_replication_broker_outage.py"
+BROKER, ALL = ("mosquitto",), ("mosquitto", "faketime")
 
 MODES = {
-    "quick": Mode(("test_basic_operations.py", "test_replication_simple.py"), "not slow", 120),
+    "quick": Mode(("test_basic_operations.py", "test_replication_simple.py"), "not slow", 120, BROKER),
     "basic": Mode(("test_basic_operations.py",), "", 60),
-    "replication": Mode((*REPLICATION, OUTAGE), "not slow", 300),
-    "chaos": Mode((*REPLICATION, OUTAGE, "test_error_handling.py"), "", 900),
+    "replication": Mode(REPLICATION, "not slow", 300, ALL),
+    "chaos": Mode((*REPLICATION, "test_error_handling.py"), "", 900, ALL),
     "concurrency": Mode(("test_concurrency.py",), "", 120),
+    "benchmark": Mode(("test_benchmark.py", "test_replication_throughput_spike.py"), "benchmark", 600, BROKER),
     "error": Mode(("test_error_handling.py",), "", 180),
-    "benchmark": Mode(("test_benchmark.py",), "benchmark", 600),
-    "ci": Mode((".",), "not benchmark", 1200, coverage=True),
-    "all": Mode((".",), "not benchmark", 1200),
+    "ci": Mode((".",), "not benchmark", 1200, ALL, coverage=True),
+    "all": Mode((".",), "not benchmark", 1200, ALL),
 }
-
-# What users of MerkleKV are told to expect: operations a second, and P95 in milliseconds, of each benchmark.
-EXPECTED = {"SET": (1_000, 100), "GET": (2_000, 50), "Mixed": (800, 80), "Connections": (50, 1_000)}
-BENCHMARK_OPERATIONS = 10_000
 
 
 class TestRunner:
-    """Turns the options into a run of pytest, and what it left into a report."""
+    """Turns the options into a run of pytest, and what it left into figures and a report."""
 
     __test__ = False  # by its name pytest would take it for a test class
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.mode_name: str = "benchmark" if options.benchmark_only else options.mode
+    def __init__(self, options: argparse.Namespace, output: Path = HERE) -> None:
+        self.mode_name: str = "benchmark" if options.benchmark_only or options.save_baseline else options.mode
         self.mode = MODES[self.mode_name]
         self.options = options
-        self.named_server = bool(options.host or options.port)
-        self.figures = Path(tempfile.mkdtemp(prefix="merklekv-figures-")) / "benchmarks.jsonl"
+        self.named_server = bool(options.host or options.port or HOST_VARIABLES & set(os.environ))
+        self.output = output  # where the reports go
+        self.covered = self.mode.coverage or (options.report and self.mode_name != "benchmark")
 
     def run(self) -> int:
+        """Run the tests, show what came of it; the exit status."""
+        if missing := self.missing():
+            print(f"mode {self.mode_name}: {missing}", file=sys.stderr)
+            return EXIT_USAGE
+        with tempfile.TemporaryDirectory(prefix="merklekv-tests-") as scratch:
+            return self.run_in(Path(scratch))
+
+    def run_in(self, scratch: Path) -> int:
+        """The same, with what nobody needs afterwards in the directory."""
         began = time.monotonic()
-        print(f"mode {self.mode_name}, at most {self.mode.limit_s} s: {' '.join(self.command()[2:])}", flush=True)
-        try:
-            status = subprocess.run(
-                self.command(), cwd=HERE, env=self.environment(), timeout=self.mode.limit_s, check=False
-            ).returncode
-        except subprocess.TimeoutExpired:
-            print(f"the time limit of mode {self.mode_name}, {self.mode.limit_s} s, has passed", file=sys.stderr)
-            status = EXIT_TIME_LIMIT
-        if self.mode_name == "benchmark" and self.figures.exists():
-            print("\n" + self.benchmark_table())
-        if self.options.report:
-            self.write_report(status, time.monotonic() - began)
+        command = self.command(scratch)
+        print(f"mode {self.mode_name}, at most {self.mode.limit_s} s: {' '.join(self.mode.files)}", flush=True)
+        ended = run_within(self.mode.limit_s, command, cwd=HERE, environment=self.environment(scratch))
+        seconds = time.monotonic() - began
+        status = EXIT_TIME_LIMIT if ended.status is None else ended.status
+        notes = [f"still running afterwards, and ended: {line}" for line in ended.left_behind]
+        if ended.status is None:
+            notes.append(f"the time limit of mode {self.mode_name}, {self.mode.limit_s} s, has passed")
+        figures = suite_figures.read(scratch / FIGURES)
+        kept = suite_figures.read_baseline()
+        if status == 0 and self.mode_name == "benchmark":
+            status = self.judge(figures, kept, notes)
+        status = status or int(bool(ended.left_behind))
+        cases = read_cases(self.junit(scratch))
+        self.tell(Outcome(self.mode_name, status, seconds, self.mode.limit_s, cases, figures, kept, notes))
         return status
 
-    def command(self) -> list[str]:
-        command = [sys.executable, "-m", "pytest", *self.mode.files]
+    def judge(self, figures: Figures, kept: dict[str, float], notes: list[str]) -> int:
+        """Compare with the kept ratios, or keep these; the exit status. Tells in the notes what has become slower."""
+        if self.options.save_baseline:
+            suite_figures.keep(figures)
+            print(f"kept for later runs: {suite_figures.BASELINE}")
+            return 0
+        slower = suite_figures.regressions(figures, kept)
+        notes += [f"slower than before: {line}" for line in slower]
+        return EXIT_REGRESSION if slower else 0
+
+    def tell(self, outcome: Outcome) -> None:
+        """To the terminal, and with --report to a page."""
+        if outcome.figures:
+            rows = suite_figures.rows(outcome.figures, outcome.kept)
+            print(f"\n{suite_figures.markdown(suite_figures.HEADER, rows)}\n")
+        for note in outcome.notes:
+            print(note, file=sys.stderr)
+        if self.options.report:
+            write_html(outcome, self.output / "report.html", self.output / "coverage.xml" if self.covered else None)
+            print(f"report: {self.output / 'report.html'}")
+        print(outcome, flush=True)
+
+    def missing(self) -> str:
+        """What the mode needs and this machine has not, and what to do; empty when nothing is missing."""
+        broker = os.environ.get("MQTT_BROKER_HOST") or os.environ.get("MQTT_BROKER_PORT")
+        if "mosquitto" in self.mode.needs and not (shutil.which("mosquitto", path=PROGRAMS) or broker):
+            return "no Mosquitto here: apt-get install mosquitto, or name a broker in MQTT_BROKER_HOST"
+        if "faketime" in self.mode.needs and not list(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")):
+            return "no libfaketime here, for clocks that differ: apt-get install faketime"
+        return ""
+
+    def junit(self, scratch: Path) -> Path:
+        return (self.output if self.options.report or self.mode.coverage else scratch) / "junit.xml"
+
+    def command(self, scratch: Path) -> list[str]:
+        """pytest's command line."""
+        command = [sys.executable, "-m", "pytest", *self.mode.files, "-q", "-p", "suite_progress"]
+        command += ["-p", "no:benchmark", "-p", "no:cacheprovider"]
+        command += [f"--basetemp={scratch / 'tests'}", f"--junitxml={self.junit(scratch)}"]
         if self.mode.markers:
             command += ["-m", self.mode.markers]
-        # Benchmarks one after the other, unless asked otherwise: they would measure each other. And tests that share
-        # one server erase each other's keys.
-        alone = self.named_server or self.mode_name == "benchmark"
-        workers = self.options.workers if not self.named_server else None
-        if workers not in (None, "1") or (workers is None and not alone):
-            command += ["-n", workers or "auto", "-p", "no:benchmark"]
-        if self.options.verbose:
-            command += ["-v", "-s"]
-        if self.options.report or self.mode.coverage:
-            command += [f"--junitxml={HERE / 'junit.xml'}"]
-        if self.mode.coverage or (self.options.report and self.mode_name != "benchmark"):
-            command += [f"--cov-config={ROOT / 'pyproject.toml'}", "--cov", "--cov-report=term:skip-covered"]
-            command += [f"--cov-report=xml:{HERE / 'coverage.xml'}", f"--cov-report=html:{HERE / 'htmlcov'}"]
+        if (workers := self.workers()) != "1":
+            command += ["-n", workers]
+        if self.covered:
+            command += [f"--cov-config={ROOT / 'pyproject.toml'}", "--cov", "--cov-report="]
+            command += [f"--cov-report=xml:{self.output / 'coverage.xml'}"]
+            command += [f"--cov-report=html:{self.output / 'htmlcov'}"]
         return command
 
-    def environment(self) -> dict[str, str]:
+    def workers(self) -> str:
+        """One for tests that share a server, and would erase each other's keys; one for benchmarks, which would measure
+        each other, unless asked for more; one where somebody listens to the topics that they named.
+        """
+        if self.named_server:
+            return "1"
+        alone = self.mode_name == "benchmark" or "MQTT_TOPIC_PREFIX" in os.environ
+        return self.options.workers or ("1" if alone else "auto")
+
+    def environment(self, scratch: Path) -> dict[str, str]:
         environment = dict(os.environ)
-        environment["MERKLEKV_TEST_BENCHMARKS"] = str(self.figures)
+        environment["MERKLEKV_TEST_BENCHMARKS"] = str(scratch / FIGURES)
+        environment["MERKLEKV_TEST_LIMIT_S"] = str(self.mode.limit_s)
         environment.setdefault("MERKLEKV_TEST_OPERATIONS", str(BENCHMARK_OPERATIONS))
+        if self.covered:
+            environment["COVERAGE_FILE"] = str(scratch / "coverage")  # of the servers as well, which inherit it
+        if self.options.verbose:
+            environment["MERKLEKV_TEST_VERBOSE"] = "1"
         if self.options.host:
             environment["MERKLEKV_TEST_HOST"] = self.options.host
         if self.options.port:
             environment["MERKLEKV_TEST_PORT"] = str(self.options.port)
         return environment
 
-    def benchmark_table(self) -> str:
-        lines = [
-            "| benchmark | operations/s | expected | P50 ms | P95 ms | expected | P99 ms | memory MiB | CPU % |",
-            "|---|---|---|---|---|---|---|---|---|",
-        ]
-        for line in self.figures.read_text().splitlines():
-            one = json.loads(line)
-            rate, latency = EXPECTED.get(one["name"], ("", ""))
-            figures = (one["name"], one["throughput_per_s"], rate and f"> {rate}", one["p50_ms"], one["p95_ms"])
-            rest = (latency and f"< {latency}", one["p99_ms"], one["memory_peak_mib"], one["cpu_percent"])
-            lines.append("| " + " | ".join(str(cell) for cell in figures + rest) + " |")
-        return "\n".join(lines)
-
-    def write_report(self, status: int, seconds: float) -> None:
-        result = "passed" if status == 0 else f"failed, status {status}"
-        parts = [f"# Integration tests, mode {self.mode_name}: {result} in {seconds:.0f} s", self.outcomes()]
-        if self.figures.exists():
-            parts += ["## Benchmarks", self.benchmark_table()]
-        report = HERE / "report.md"
-        report.write_text("\n\n".join(part for part in parts if part) + "\n")
-        print(f"report: {report}")
-
-    def outcomes(self) -> str:
-        """A table of the modules, and the tests that failed."""
-        junit = HERE / "junit.xml"
-        if not junit.exists():
-            return ""
-        modules: dict[str, list[int]] = {}
-        failed = []
-        for case in ElementTree.parse(junit).iter("testcase"):
-            module = case.get("classname", "").split(".Test")[0]
-            counts = modules.setdefault(module, [0, 0])
-            broken = case.find("failure") is not None or case.find("error") is not None
-            counts[broken] += 1
-            if broken:
-                failed.append(f"- {case.get('classname')}::{case.get('name')}")
-        rows = [f"| {name} | {good} | {bad} |" for name, (good, bad) in sorted(modules.items())]
-        table = "\n".join(["| module | passed | failed |", "|---|---|---|", *rows])
-        return "\n\n".join([table, *(["## Failed", "\n".join(failed)] if failed else [])])
-
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Run the integration suite by mode.")
-    parser.add_argument("--mode", choices=list(MODES), default="basic", help="which tests (default: basic)")
-    parser.add_argument("--host", help="a server that is already there, empty (default: a new one for the tests)")
-    parser.add_argument("--port", type=int, help="its port; when nobody answers there, one is started on it")
-    parser.add_argument("--workers", metavar="N", help="parallel workers (default: auto; benchmarks: 1)")
-    parser.add_argument("--verbose", action="store_true", help="show each test, and what it prints")
-    parser.add_argument("--report", action="store_true", help="write JUnit XML, coverage and report.md here")
+    modes = f"which tests: {', '.join(MODES)} (default: basic)"
+    parser.add_argument("--mode", choices=list(MODES), default="basic", metavar="MODE", help=modes)
+    parser.add_argument("--host", help="a server that is already there, and empty (default: the tests start their own)")
+    parser.add_argument("--port", type=int, help="its port (default: 7379); when nobody answers, one is started on it")
+    parser.add_argument("--workers", metavar="N", help="parallel workers (default: auto; 1 for benchmarks)")
+    parser.add_argument("--verbose", action="store_true", help="show each test, what it printed and its nodes logged")
+    parser.add_argument("--report", action="store_true", help="write report.html, JUnit XML and coverage here")
     parser.add_argument("--benchmark-only", action="store_true", help="the same as --mode benchmark")
+    parser.add_argument("--save-baseline", action="store_true", help="run benchmarks, and compare later runs with this")
     return parser.parse_args(arguments)
 
 
+def main() -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is running is put away as for Ctrl-C
+    try:
+        return TestRunner(parse(sys.argv[1:])).run()
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
 if __name__ == "__main__":
-    sys.exit(TestRunner(parse(sys.argv[1:])).run())
+    sys.exit(main())

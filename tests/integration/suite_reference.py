@@ -28,7 +28,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 HERE = Path(__file__).parent
 CARRY_S = 60.0
-ROUNDS = 5
+ROUNDS = 9
 
 Work = Callable[[MerkleKVServer, range], list[float]]  # at that server, for these numbers; the latencies
 
