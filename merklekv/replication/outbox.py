@@ -214,11 +214,11 @@ class Outbox:
                 continue
             if frame is None:
                 return None
-            read = self._sequence - frame.sequence
+            read = max(0, self._sequence - frame.sequence)  # less than none where the place was damaged
+            self._sequence = max(self._sequence, frame.sequence)
             if frame.local_count > read:
                 self._frame = frame
-                self._sequence = max(self._sequence, frame.sequence)
-                self._offset = next_local(frame.data, frame.payload_at, max(0, read))
+                self._offset = next_local(frame.data, frame.payload_at, read)
                 return frame
             self._lsn = frame.end
 

@@ -371,3 +371,17 @@ def test_nothing_is_skipped_wherever_it_is_interrupted(
     station.engine.absorb_sealed()
     assert len(list_segments(station.engine.directory.log)) == 1
     station.close()
+
+
+def test_a_damaged_place_in_a_log_that_begins_without_local_events(tmp_path: Path) -> None:
+    station = Station(tmp_path / "data")
+    station.engine.note(b"name", b"fact")
+    station.engine.commit()
+    station.close()
+    (tmp_path / "data" / "outbox").write_bytes(b"")
+    station = Station(tmp_path / "data")
+    assert station.take_all() == []
+    assert (station.outbox.waiting_events, station.outbox.next_sequence) == (0, 1)
+    station.write(b"1")
+    assert values(*station.take_all()) == [b"1"]
+    station.close()
