@@ -61,8 +61,7 @@ class Durable(State):
             raise InvalidArgument(f"max_value_size {max_value_size} is not within 0 to {MAX_VALUE_SIZE_LIMIT} bytes")
         self.durability = durability
         self.memtable_size = memtable_size
-        self.max_value_size = max_value_size
-        super().__init__(Path(path), HybridClock(int(max_clock_drift_s * 10**9), wall_clock))
+        super().__init__(Path(path), HybridClock(int(max_clock_drift_s * 10**9), wall_clock), max_value_size)
         self.tail = Tail(self.directory.path, self._log, hold_max_bytes)
         self._commit_lock = threading.Lock()
         self._unstalled = threading.Condition(self.lock)

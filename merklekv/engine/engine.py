@@ -16,6 +16,8 @@ Costs: a write of 100 bytes about 4 us, a read 0.3 us (memtable) to 2 us (base),
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from itertools import groupby
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from merklekv.engine.format import (
@@ -45,6 +47,10 @@ from merklekv.errors import InvalidArgument, MerkleKVError, NotANumber, NumberOv
 INT64_MIN: Final = -(1 << 63)
 INT64_MAX: Final = (1 << 63) - 1
 NUMBER_DIGITS_MAX: Final = 20
+SUPERSEDED: Final = "superseded"
+
+Change = tuple[int, bytes, bytes]  # op, key, record
+
 _entry = ENTRY.pack
 
 
@@ -69,26 +75,19 @@ class Engine(Settled):
 
     def set(self, key: bytes, value: bytes) -> None:
         """Stores a value."""
-        if not 0 < len(key) <= MAX_KEY_SIZE or len(value) > self.max_value_size:
-            self._require_sizes(key, value)
         with self.lock:
-            self._put(OP_SET, key, value)
+            self._put(OP_SET, ((None, key, value),))
 
     def set_row(self, requests: Iterable[Sequence[bytes]]) -> int:
         """Stores (anything, key, value) one after the other as `set` does; how many, up to the first it refuses.
 
         A pipeline of writes costs a good part less this way.
         """
-        stored = 0
-        value_size_max = self.max_value_size
-        with self.lock, suppress(MerkleKVError):  # whoever stores the refused one by itself is told why
-            put = self._put
-            for _, key, value in requests:
-                if not 0 < len(key) <= MAX_KEY_SIZE or len(value) > value_size_max:
-                    break
-                put(OP_SET, key, value)
-                stored += 1
-        return stored
+        with self.lock:
+            before = self._log.appended
+            with suppress(MerkleKVError):  # whoever stores the refused one by itself is told why
+                self._put(OP_SET, requests)
+            return self._log.appended - before
 
     def mset(self, pairs: list[Pair]) -> None:
         """Stores all values or none, also across a crash: they share a frame of the log."""
@@ -99,8 +98,7 @@ class Engine(Settled):
         with self.lock:
             self._require_writable()
             self._make_room(size)
-            for key, value in pairs:
-                self._put(OP_SET, key, value)
+            self._put(OP_SET, [(None, *pair) for pair in pairs])
 
     def delete(self, key: bytes) -> bool:
         """Removes a key; whether there was one."""
@@ -109,7 +107,7 @@ class Engine(Settled):
         with self.lock:
             if not self.exists(key):
                 return False
-            self._put(OP_DEL, key, b"", FLAGS[TOMBSTONE])
+            self._put(OP_DEL, ((None, key, b""),), FLAGS[TOMBSTONE])
             self._active.tombstones.append(key)
             return True
 
@@ -121,7 +119,7 @@ class Engine(Settled):
             total = (0 if text is None else _parse_number(key, text)) + amount
             if not INT64_MIN <= total <= INT64_MAX:
                 raise NumberOverflow(key)
-            self._put(OP_INCR if amount >= 0 else OP_DECR, key, b"%d" % total)
+            self._put(OP_INCR if amount >= 0 else OP_DECR, ((None, key, b"%d" % total),))
             return total
 
     def append(self, key: bytes, value: bytes) -> bytes:
@@ -144,7 +142,7 @@ class Engine(Settled):
                 floor = self.clock.after(newest)
             self._raise_floor(OP_TRUNCATE, floor)
 
-    def merge(self, items: Iterable[tuple[int, bytes, bytes]], origin: bytes, *, settled: bool = False) -> MergeResult:
+    def merge(self, items: Iterable[Change], origin: bytes, *, settled: bool = False) -> MergeResult:
         """Takes in records made elsewhere, as (op, key, record), from the node `origin` (1 to 511 bytes).
 
         `settled`: the sender is known to hold nothing that has been collected, so a record at or below the horizon
@@ -152,41 +150,62 @@ class Engine(Settled):
 
         Raises DiskFull and Stalled, maybe with some of them applied: merging all of them again is harmless.
         """
-        applied = superseded = 0
+        superseded = 0
         refused: list[tuple[bytes, str]] = []
         with self.lock:
             self._require_writable()
-            for op, key, record in items:
-                reason = self._reason_to_refuse(op, key, record)
-                if reason:
+            accepted: dict[bytes, Change] = {}
+            applied = 0
+            latest = self.clock.latest()
+            for item in items:
+                op, key, record = item
+                if key in accepted:
+                    applied += self._take(accepted, origin)  # or this one would not see the one before
+                reason = self._reason_to_refuse(op, key, record, latest) or self._verdict(key, record, settled)
+                if not reason:
+                    accepted[key] = item
+                elif reason == SUPERSEDED:
+                    superseded += 1
+                else:
                     refused.append((key, reason))
-                    continue
-                old = self._layers.lookup(key)
-                if record < self._layers.floor or (old is not None and record[:VERSION_SIZE] <= old[:VERSION_SIZE]):
-                    if old is not None and record[:VERSION_SIZE] == old[:VERSION_SIZE] and _differ(record, old):
-                        refused.append((key, "conflict"))
-                    else:
-                        superseded += 1
-                    continue
-                if record <= self._bound and (old is None or is_marker(old)):
-                    if record[FLAGS_AT] & TOMBSTONE:  # it has been collected, or would be
-                        superseded += 1
-                        continue
-                    if not settled:
-                        refused.append((key, "settled"))
-                        continue
-                self._make_room(2 * ENTRY.size + len(origin) + len(key) + len(record))
-                if not applied:
-                    self._log_entry(_entry(OP_ORIGIN, len(origin), 0) + origin)
-                self.clock.observe(record)
-                self._put(op | REMOTE, key, record[VALUE_AT:], made=record)
-                if record[FLAGS_AT] & TOMBSTONE:
-                    if record <= self._bound:
-                        self._remove(key, record)
-                    else:
-                        self._active.tombstones.append(key)
-                applied += 1
+            applied += self._take(accepted, origin)
         return MergeResult(applied, superseded, refused)
+
+    def _take(self, accepted: dict[bytes, Change], origin: bytes) -> int:
+        """Stores records that stand, of different keys, and empties the dictionary; how many."""
+        if not accepted:
+            return 0
+        self._make_room(ENTRY.size + len(origin))
+        self._log_entry(_entry(OP_ORIGIN, len(origin), 0) + origin)
+        self.clock.observe(max(record for _, _, record in accepted.values()))
+        for op, changes in groupby(accepted.values(), itemgetter(0)):
+            self._put(op | REMOTE, changes, made=True)
+        for _, key, record in accepted.values():
+            if record[FLAGS_AT] & TOMBSTONE:
+                if record <= self._bound:
+                    self._remove(key, record)
+                else:
+                    self._active.tombstones.append(key)
+        count = len(accepted)
+        accepted.clear()
+        return count
+
+    def _verdict(self, key: bytes, record: bytes, settled: bool) -> str:
+        """Why a sound record does not stand, given what is here; nothing when it does."""
+        if record < self._layers.floor:
+            return SUPERSEDED
+        old = self._records.get(key)
+        if old is None:
+            old = self._layers.older(key)
+        if old is not None and record[:VERSION_SIZE] <= old[:VERSION_SIZE]:
+            differ = record[:VERSION_SIZE] == old[:VERSION_SIZE] and record != old and not is_marker(old)
+            return "conflict" if differ else SUPERSEDED
+        if record <= self._bound and (old is None or is_marker(old)):
+            if record[FLAGS_AT] & TOMBSTONE:  # it has been collected, or would be
+                return SUPERSEDED
+            if not settled:
+                return "settled"
+        return ""
 
     def merge_floor(self, floor: bytes, origin: bytes) -> bool:
         """Takes in a floor (24 bytes) that another node has set; whether it was above ours."""
@@ -203,19 +222,10 @@ class Engine(Settled):
             return True
 
     def _replace(self, op: int, key: bytes, value: bytes) -> bytes:
-        self._require_sizes(key, value)
-        self._put(op, key, value)
+        self._put(op, ((None, key, value),))
         return value
 
-    def _require_sizes(self, key: bytes, value: bytes) -> None:
-        if not 0 < len(key) <= MAX_KEY_SIZE:
-            raise InvalidArgument(f"key of {len(key)} bytes: a key has 1 to {MAX_KEY_SIZE} bytes")
-        if len(value) > self.max_value_size:
-            raise InvalidArgument(
-                f"value of {len(value)} bytes: more than max_value_size, which is {self.max_value_size} bytes"
-            )
-
-    def _reason_to_refuse(self, op: int, key: bytes, record: bytes) -> str:
+    def _reason_to_refuse(self, op: int, key: bytes, record: bytes, latest: bytes) -> str:
         if not OP_SET <= op <= OP_PREPEND:
             return "op"
         if not 0 < len(key) <= MAX_KEY_SIZE:
@@ -226,13 +236,7 @@ class Engine(Settled):
             return "digest"
         if record[FLAGS_AT] not in (0, TOMBSTONE) or (record[FLAGS_AT] and len(record) > VALUE_AT):
             return "flags"
-        if self.clock.too_far_ahead(record):
-            return "clock"
-        return ""
-
-
-def _differ(record: bytes, old: bytes) -> bool:
-    return record != old and not is_marker(old)
+        return "clock" if record > latest else ""
 
 
 def _parse_number(key: bytes, text: bytes) -> int:

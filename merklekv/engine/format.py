@@ -106,13 +106,13 @@ NOTE_NAME_SIZE_MAX: Final = 64
 NOTE_SIZE_MAX: Final = 1 << 20
 NOTE_HORIZON: Final = b"horizon"  # 8 bytes, ns: what lies at or below it is settled, see engine.py
 
-KEY_LENGTH: Final = Struct(">H").pack
+KEY_LENGTHS: Final = tuple(length.to_bytes(2, "big") for length in range(MAX_KEY_SIZE + 1))
 
 
 def make_record(key: bytes, version: bytes, flags: int, value: bytes) -> bytes:
     """The record that stores `value` under `key` at `version` (24 bytes)."""
     head = version + FLAGS[flags]
-    return head + xxh3_128_digest(KEY_LENGTH(len(key)) + key + head + value) + value
+    return head + xxh3_128_digest(len(key).to_bytes(2, "big") + key + head + value) + value
 
 
 def record_is_sound(key: bytes, record: bytes) -> bool:
@@ -120,7 +120,7 @@ def record_is_sound(key: bytes, record: bytes) -> bool:
     if len(record) < VALUE_AT:
         return False
     head = record[:DIGEST_AT]
-    expected = xxh3_128_digest(KEY_LENGTH(len(key)) + key + head + record[VALUE_AT:])
+    expected = xxh3_128_digest(len(key).to_bytes(2, "big") + key + head + record[VALUE_AT:])
     return expected == record[DIGEST_AT:VALUE_AT]
 
 

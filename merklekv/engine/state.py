@@ -1,8 +1,9 @@
 """What the node holds now, in memory and on disk, and the one place where that changes.
 
 `State` joins the layers (what a key maps to), the log's pending entries, the Merkle leaves and the counters, and keeps
-them in step: `_apply` moves all of them from a key's old record to its new one, `_raise_floor` kills what is below a
-version.  Reads are here too.  Who may write, what a command means, and when all this becomes durable: engine.py.
+them in step: `_put` moves all of them from a key's old record to its new one, `_remove` takes a record away,
+`_raise_floor` kills what is below a version.  Reads are here too.  Who may write, what a command means, and when all
+this becomes durable: engine.py.
 
 The tree's leaves are those of the base plus what the memtables change, so absorbing a memtable leaves them as they
 are.  Only a floor that spares some of the base's records makes them unknown until the absorber has swept the base.
@@ -12,10 +13,10 @@ at or above the floor; the log's segments hold what the memtables hold.
 """
 
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
 
@@ -26,7 +27,7 @@ from merklekv.engine.format import (
     ENTRY,
     FLAGS,
     FLAGS_AT,
-    KEY_LENGTH,
+    KEY_LENGTHS,
     LEAF_SIZE,
     MARKER_TAIL,
     MAX_KEY_SIZE,
@@ -43,18 +44,20 @@ from merklekv.engine.merkle import COUNT_MASK, EMPTY_ROOT, LEAF_MASK, LEAVES_PER
 from merklekv.engine.recovery import open_layers
 from merklekv.engine.store import Pair
 from merklekv.engine.version import HybridClock
-from merklekv.errors import DiskFull, MerkleKVError, Stalled
+from merklekv.errors import DiskFull, InvalidArgument, MerkleKVError, Stalled
 
 PAGE_KEYS: Final = 1000
 PAGE_BYTES: Final = 1 << 20
 
 _entry = ENTRY.pack
+from_bytes = int.from_bytes
 
 
 class State:
     """An open data directory's contents.  Raises what opening can raise, see `Engine`."""
 
-    def __init__(self, path: Path, clock: HybridClock) -> None:
+    def __init__(self, path: Path, clock: HybridClock, max_value_size: int) -> None:
+        self.max_value_size = max_value_size
         self.lock = threading.RLock()
         self.stalled = False  # writes are refused, for one of these reasons, or because merging is behind
         self._failure: MerkleKVError | None = None
@@ -139,60 +142,80 @@ class State:
         """The version (24 bytes) below which every record is dead."""
         return self._layers.floor
 
-    def _put(self, op: int, key: bytes, value: bytes, flags: bytes = FLAGS[0], made: bytes | None = None) -> None:
-        """Gives a key a new record: `made`, which came from elsewhere, or one made here of value and flags.
+    def _put(self, op: int, items: Iterable[Sequence[Any]], flags: bytes = FLAGS[0], made: bool = False) -> None:
+        """Gives keys new records, one after the other: (anything, key, value), or with `made` (anything, key, record).
 
-        The one place where data changes: log entry, memtable, leaf and counters.  What can fail comes first.  It is the
-        hot path of all writes, so it calls as little as it can, and spells out `make_record` and `term_of`.
+        The one place where data is written: log entry, memtable, leaf and counters.  What can fail comes first, so when
+        it raises, everything before that item is done and nothing of it.  It is the hot path of all writes: it looks
+        things up once for all items, calls as little as it can, and spells out `make_record` and `term_of`.
         """
         if self.stalled:
             self._require_writable()
-        records = self._records
-        in_active = old = records.get(key)
-        if old is None:
-            old = self._layers.older(key)
-        if made is None:
-            version = self.clock.next()
-            if old is not None and version <= old:
-                version = self.clock.after(old)
-            head = version + flags
-            digest = xxh3_128_intdigest(KEY_LENGTH(len(key)) + key + head + value)
-            record = head + digest.to_bytes(16, "big") + value
-        else:
-            record = made
-            digest = int.from_bytes(record[DIGEST_AT:VALUE_AT], "big")
-        entry = _entry(op, len(key), len(record)) + key + record
-        log_ = self._log
-        size = log_.pending_size + len(entry)
-        if size > log_.room:
-            log_.reserve(size)
-        log_.pending_size = size
-        log_.pending.append(entry)
-        log_.appended += 1
-        if op < REMOTE:
-            log_.sequence += 1
-        records[key] = record
-        bucket = xxh3_64_intdigest(key) >> 48
-        tree = self._tree
-        tree.dirty.add(bucket >> 8)
-        if old is None:
-            tree.leaves[bucket] += digest << 64 | 1
-            if record[FLAGS_AT] & TOMBSTONE:
-                self.dead_count += 1
-            else:
-                self.live_count += 1
-        else:
-            tree.leaves[bucket] += (digest - int.from_bytes(old[DIGEST_AT:VALUE_AT], "big")) << 64
-            if old[FLAGS_AT] != record[FLAGS_AT]:
-                if old[FLAGS_AT] & COLLECTED:
-                    tree.leaves[bucket] += 1
+        log_, tree, records, older = self._log, self._tree, self._records, self._layers.older
+        leaves, dirty, append, next_version = tree.leaves, tree.dirty, log_.pending.append, self.clock.next
+        size, count, room, grown, live = log_.pending_size, 0, log_.room, 0, 0
+        size_max = self.max_value_size + (VALUE_AT if made else 0)
+        try:
+            for _, key, value in items:
+                if not 0 < len(key) <= MAX_KEY_SIZE or len(value) > size_max:
+                    self._require_sizes(key, value)
+                in_active = old = records.get(key)
+                if old is None:
+                    old = older(key)
+                if made:
+                    record = value
+                    digest = from_bytes(record[DIGEST_AT:VALUE_AT], "big")
                 else:
-                    self._count(old, -1)
-                self._count(record, 1)
-        if in_active is None:
-            self._active.size += len(key) + len(record) + KEY_OVERHEAD
-        elif len(record) != len(in_active):
-            self._active.size += len(record) - len(in_active)
+                    version = next_version()
+                    if old is not None and version <= old:
+                        version = self.clock.after(old)
+                    head = version + flags
+                    digest = xxh3_128_intdigest(KEY_LENGTHS[len(key)] + key + head + value)
+                    record = head + digest.to_bytes(16, "big") + value
+                entry = _entry(op, len(key), len(record)) + key + record
+                needed = size + len(entry)
+                if needed > room:
+                    log_.reserve(needed)
+                    room = log_.room
+                size = needed
+                count += 1
+                append(entry)
+                records[key] = record
+                bucket = xxh3_64_intdigest(key) >> 48
+                dirty.add(bucket >> 8)
+                if old is None:
+                    leaves[bucket] += digest << 64 | 1
+                    if record[FLAGS_AT] & TOMBSTONE:
+                        self.dead_count += 1
+                    else:
+                        live += 1
+                else:
+                    leaves[bucket] += (digest - from_bytes(old[DIGEST_AT:VALUE_AT], "big")) << 64
+                    if old[FLAGS_AT] != record[FLAGS_AT]:
+                        if old[FLAGS_AT] & COLLECTED:
+                            leaves[bucket] += 1
+                        else:
+                            self._count(old, -1)
+                        self._count(record, 1)
+                if in_active is None:
+                    grown += len(key) + len(record) + KEY_OVERHEAD
+                else:
+                    grown += len(record) - len(in_active)
+        finally:
+            log_.pending_size = size
+            log_.appended += count
+            if op < REMOTE:
+                log_.sequence += count
+            self._active.size += grown
+            self.live_count += live
+
+    def _require_sizes(self, key: bytes, value: bytes) -> None:
+        if not 0 < len(key) <= MAX_KEY_SIZE:
+            raise InvalidArgument(f"key of {len(key)} bytes: a key has 1 to {MAX_KEY_SIZE} bytes")
+        if len(value) > self.max_value_size:
+            raise InvalidArgument(
+                f"value of {len(value)} bytes: more than max_value_size, which is {self.max_value_size} bytes"
+            )
 
     def _remove(self, key: bytes, old: bytes) -> None:
         """Takes a key's record away as if it had never been: a marker hides it until the base has forgotten it."""

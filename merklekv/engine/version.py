@@ -96,11 +96,13 @@ class HybridClock:
 
     def too_far_ahead(self, version: bytes) -> bool:
         """Whether a remote version lies further in the future than this node believes any clock to be."""
+        return version > self.latest()
+
+    def latest(self) -> bytes:
+        """No version or record that is not too far ahead compares as more than this."""
         wall = self._wall()
-        timestamp = timestamp_of(version)
-        if timestamp > MAX_TIMESTAMP:
-            return True
-        return wall >= UNSET_BEFORE_NS and timestamp > wall + self.max_drift_ns
+        latest = min(MAX_TIMESTAMP, wall + self.max_drift_ns) if wall >= UNSET_BEFORE_NS else MAX_TIMESTAMP
+        return latest.to_bytes(8, "big") + b"\xff" * (VERSION_SIZE - 8 + 1)
 
     def _ahead(self, wall: int) -> int:
         if self.last - max(wall, self._floor) > self.max_drift_ns and wall >= UNSET_BEFORE_NS:

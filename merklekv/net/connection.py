@@ -100,6 +100,23 @@ class Connection(Session):
         commands = self.context.commands
         return self.find(name.upper()) or (commands.resp_unknown if self.protocol else commands.text_unknown)
 
+    def close_when_sent(self) -> None:
+        """Runs nothing more; what the client still sends is dropped."""
+        self.closing = self.special = True
+        self.feed = discard
+        self.backlog = ()
+
+    def say_afterwards(self) -> None:
+        """Does what a Goodbye asked for, once. Also when its client did not wait for the reply."""
+        afterwards, self.afterwards = self.afterwards, None
+        if afterwards:
+            afterwards()
+
+    def is_overdue(self, now: float, idle_limit_s: float) -> bool:
+        """Whether it was silent, or lingered, for longer than it may."""
+        idle = idle_limit_s and now - self.last_active > idle_limit_s and not self.busy
+        return bool(idle) or self.deadline <= now
+
     @property
     def busy(self) -> bool:
         """Something received earlier is not finished, so nothing more is read or run."""

@@ -24,12 +24,13 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from merklekv.errors import MerkleKVError, Stalled, StorageFailed
 from merklekv.net import limits
-from merklekv.net.connection import Connection, discard, wrong_count
+from merklekv.net.connection import Connection, wrong_count
 from merklekv.net.errors import Goodbye, RequestError
+from merklekv.net.registry import Entry
 from merklekv.net.session import Context, Long, writable
 from merklekv.net.text import Request
 
@@ -39,6 +40,7 @@ EVENTS_MAX = 4096
 _IN = select.EPOLLIN
 _OUT = select.EPOLLOUT
 _GONE = select.EPOLLHUP | select.EPOLLERR
+Rows = dict[tuple[Entry, bytes], tuple[list[Connection], list[Request]]]
 INTERNAL_ERROR = "internal error, see the server's log"
 
 
@@ -80,8 +82,7 @@ class Worker(threading.Thread):
     def _take_in(self) -> None:
         try:
             self._accept()
-        except OSError as problem:
-            # Most likely no file is free. The listener stays ready all the time, so it rests until the next sweep.
+        except OSError as problem:  # most likely no file is free; a listener that is always ready has to rest
             log.warning("cannot accept connections for now: %s", problem)
             self._epoll.modify(self._listener, 0)
 
@@ -125,7 +126,10 @@ class Worker(threading.Thread):
         events = self._epoll.poll(self._timeout(), EVENTS_MAX)
         now = time.monotonic()
         if events:
-            self._serve(events, now)
+            for start in range(0, len(events), limits.TURN_CONNECTIONS):
+                self._serve(events[start : start + limits.TURN_CONNECTIONS], now)
+                if self._answered and not self._engine.sync_is_due:
+                    self._flush()  # these clients go on while the next ones are served
             # The commit will wait for the disk: what has arrived meanwhile may as well share that wait.
             gatherings = limits.GATHERINGS_MAX
             while gatherings and self._engine.sync_is_due and (events := self._epoll.poll(0, EVENTS_MAX)):
@@ -142,6 +146,7 @@ class Worker(threading.Thread):
         """Reads each connection once and runs what it asks for."""
         share = limits.ROUND_BYTES // len(events)
         share = max(limits.RECEIVE_BYTES_MIN, min(limits.RECEIVE_BYTES_MAX, share))
+        rows: Rows = {}
         for fd, event in events:
             connection = self.connections.get(fd)
             if connection is None:
@@ -151,21 +156,45 @@ class Worker(threading.Thread):
                 continue
             if event != _IN and not self._handle(connection, event):
                 continue
+            if connection.special and connection.busy:
+                continue  # read earlier in this round, and what was read then comes first
             try:
                 data = connection.receive(share)
-            except BlockingIOError:
-                continue
-            except OSError:
-                self._drop(connection)
+            except OSError as problem:
+                if not isinstance(problem, BlockingIOError):
+                    self._drop(connection)
                 continue
             if data:
                 connection.last_active = now
-                self._run(connection, connection.feed(data))
+                requests = connection.feed(data)
+                if len(requests) == 1 and (entry := connection.find(requests[0][0])) and entry.row:
+                    row = rows.get((entry, connection.nil)) or rows.setdefault((entry, connection.nil), ([], []))
+                    row[0].append(connection)
+                    row[1].append(requests[0])
+                    continue
+                self._run(connection, requests)
                 if self._output > limits.ROUND_OUTPUT_BYTES:
                     self._flush()
             else:
                 connection.end_of_input = connection.special = True
                 self._settle(connection)
+        for (entry, _), (connections, requests) in rows.items():
+            self._run_row(entry, connections, requests)
+
+    def _run_row(self, entry: Entry, connections: list[Connection], requests: list[Request]) -> None:
+        """Runs plain requests of equal name, one of each connection, in one call."""
+        answers = entry.row(connections[0], requests, self._output_soft) if entry.row else []
+        entry.calls += len(answers)
+        answered = self._answered
+        for connection, reply in zip(connections, answers, strict=False):
+            if not connection.replies:
+                answered.append(connection)
+            connection.replies.append(reply)
+            self._output += len(reply)
+        for at in range(len(answers), len(requests)):  # what is not so plain, or has to wait
+            self._run(connections[at], (requests[at],))
+            if self._output > limits.ROUND_OUTPUT_BYTES:
+                self._flush()
 
     def _timeout(self) -> float:
         if self._runnable:
@@ -211,7 +240,8 @@ class Worker(threading.Thread):
                         break
             except Stalled:
                 queue = iter([request, *queue])
-                self._park(connection)
+                connection.pause = writable(connection)
+                self._schedule(connection)
                 break
             except Exception as problem:  # noqa: BLE001  all of them, logged by `_explain`
                 reply = self._explain(connection, problem)
@@ -246,11 +276,6 @@ class Worker(threading.Thread):
         connection.pause = pause
         self._schedule(connection)
         return None
-
-    def _park(self, connection: Connection) -> None:
-        """Puts a connection aside until the engine takes writes again."""
-        connection.pause = writable(connection)
-        self._schedule(connection)
 
     def _schedule(self, connection: Connection) -> None:
         if not connection.scheduled:
@@ -300,18 +325,13 @@ class Worker(threading.Thread):
                 raise problem
             case Goodbye():
                 connection.afterwards = problem.afterwards
-                self._close_when_sent(connection)
+                connection.close_when_sent()
                 return problem.reply
             case MerkleKVError():
                 return connection.explain(problem)
         log.error("request of %s failed", connection.address, exc_info=problem)
-        self._close_when_sent(connection)
+        connection.close_when_sent()
         return connection.explain(RequestError(INTERNAL_ERROR))
-
-    def _close_when_sent(self, connection: Connection) -> None:
-        connection.closing = connection.special = True
-        connection.feed = discard
-        connection.backlog = ()
 
     def _flush(self) -> None:
         """Makes everything so far durable, then sends the replies."""
@@ -384,7 +404,7 @@ class Worker(threading.Thread):
         if connection.closing and not connection.lingering:
             connection.lingering = True
             connection.deadline = time.monotonic() + limits.LINGER_S
-            self._say_afterwards(connection)
+            connection.say_afterwards()
             try:
                 connection.socket.shutdown(socket.SHUT_WR)
             except OSError:
@@ -395,18 +415,12 @@ class Worker(threading.Thread):
             return True
         return False
 
-    def _say_afterwards(self, connection: Connection) -> None:
-        """Does what a Goodbye asked for, once. Also when its client did not wait for the reply."""
-        afterwards, connection.afterwards = connection.afterwards, None
-        if afterwards:
-            afterwards()
-
     def _drop(self, connection: Connection) -> None:
         """Closes at once. What was not sent is lost."""
         if connection.closed:
             return
         connection.closed = True
-        self._say_afterwards(connection)
+        connection.say_afterwards()
         connection.replies.clear()
         connection.backlog = ()
         connection.unsent = b""
@@ -422,7 +436,7 @@ class Worker(threading.Thread):
         if self._listener >= 0 and self._stop_at is None:
             self._epoll.modify(self._listener, _IN)
         idle_limit = self._context.limits.idle_timeout_s
-        for connection in self._waiting_too_long(now, idle_limit):
+        for connection in [each for each in self.connections.values() if each.is_overdue(now, idle_limit)]:
             if connection.refusal and not connection.closing:
                 self._run(connection, connection.feed(b"\n"))
                 continue
@@ -432,9 +446,3 @@ class Worker(threading.Thread):
         # Also without a reply to send: a disk that failed behind the scenes, in merging or in the regular sync, has to
         # end the process even while all clients wait for it or are silent.
         self._flush()
-
-    def _waiting_too_long(self, now: float, idle_limit: float) -> Iterator[Connection]:
-        for connection in list(self.connections.values()):
-            idle = idle_limit and now - connection.last_active > idle_limit and not connection.busy
-            if idle or connection.deadline <= now:
-                yield connection

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
 
 from wire import Wire
 
@@ -57,6 +59,58 @@ def test_a_row_of_large_replies_waits_for_a_slow_reader(start: Callable[..., Ser
         slow.send(encoded(b"GET", b"large") * 100)
         for _ in range(100):
             assert len(slow.resp()) == 1_000_000 + len(b"$1000000\r\n\r\n")
+
+
+def test_what_arrives_behind_a_long_command_waits_for_it(
+    start: Callable[..., Server], services: Any, engine: Engine
+) -> None:
+    """Also when a write of the same round made the worker look for input once more."""
+    engine.durability = "always"
+    services.exchange_slices = [None, None, None]
+    with Wire(start().address) as client:  # type: ignore[attr-defined]
+        echoes = [b"%d" % number for number in range(20_000)]  # several times what is read at once
+        client.send(
+            encoded(b"SET", b"k", b"v")
+            + encoded(b"EXCHANGE", b"abc")
+            + b"".join(encoded(b"ECHO", text) for text in echoes)
+        )
+        assert client.resp() == b"+OK\r\n"
+        assert client.resp() == b"$3\r\ncba\r\n"
+        assert [client.resp().split(b"\r\n")[1] for _ in echoes] == echoes
+
+
+def test_clients_that_ask_in_one_round_are_answered_each_by_itself(start: Callable[..., Server]) -> None:
+    """One request of each is taken together; what the row does not take is run on its own."""
+    server = start()
+    draw = random.Random(3)
+    keys = [b"a", b"b", b"k" * 512]
+    with ExitStack() as stack:
+        clients = [stack.enter_context(Wire(server.address)) for _ in range(40)]  # type: ignore[attr-defined]
+        for client in clients[::3]:
+            client.call("HELLO", "3")
+        for _ in range(20):
+            asked = []
+            for number, client in enumerate(clients):
+                own = b"own%d" % number
+                request = draw.choice(
+                    [(b"SET", own, b"%d" % number), (b"GET", own), (b"set", own, b"1"), (b"GET", b"missing"),
+                     (b"SET", own), (b"GET", keys[number % 3]), (b"SET", own, b"1", b"XX"), (b"PING",)]
+                )  # fmt: skip
+                client.send(encoded(*request))
+                asked.append(request)
+            for number, (client, request) in enumerate(zip(clients, asked, strict=True)):
+                reply = client.resp()
+                if request == (b"SET", b"own%d" % number, b"%d" % number) or request[0] == b"set":
+                    assert reply == b"+OK\r\n"
+                elif request == (b"GET", b"missing"):
+                    assert reply == (b"_\r\n" if number % 3 == 0 else b"$-1\r\n")
+                elif request == (b"GET", b"own%d" % number):
+                    nil = b"_\r\n" if number % 3 == 0 else b"$-1\r\n"
+                    assert reply in (nil, b"$1\r\n1\r\n", b"$%d\r\n%d\r\n" % (len(b"%d" % number), number))
+                elif len(request) == 2 and request[0] == b"SET":
+                    assert reply.startswith(b"-ERR wrong number")
+                elif request == (b"PING",):
+                    assert reply == b"+PONG\r\n"
 
 
 def test_a_row_stops_before_what_set_refuses(engine: Engine) -> None:
