@@ -1,8 +1,9 @@
 """A running node: its parts started, wired and stopped in order.
 
-    engine (opens, recovers)  ->  server (listens)  ->  replication (connects when it can)  ->  the ready line
-    server (answers what is in hand, closes)  ->  replication (publishes what is left, for a while)
-        ->  engine (commits, syncs, closes)  ->  exit status 0
+    engine (opens, recovers)  ->  server (listens)  ->  anti-entropy (exchanges with peers)
+        ->  replication (connects when it can)  ->  the ready line
+    anti-entropy (cuts its exchanges)  ->  server (answers what is in hand, closes)
+        ->  replication (publishes what is left, for a while)  ->  engine (commits, syncs, closes)  ->  exit status 0
 
 Promises: the node is announced once, when the first client can be served; a stop asked for by SIGTERM,
 SIGINT or SHUTDOWN ends within ten seconds; a disk that failed ends the process at once, because what the
@@ -15,6 +16,7 @@ What this does not do: it knows neither a byte of the protocol nor one on disk.
 from __future__ import annotations
 
 import gc
+import ipaddress
 import logging
 import os
 import queue
@@ -23,7 +25,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -33,9 +35,12 @@ from merklekv.engine.engine import Engine
 from merklekv.errors import DirectoryUnwritable
 from merklekv.exits import EXIT_OK, EXIT_SLOW_STOP, EXIT_STORAGE
 from merklekv.logs import start_logging
+from merklekv.net import exchange_command
+from merklekv.net.client import Client
 from merklekv.net.limits import Limits
 from merklekv.net.server import Server
-from merklekv.net.session import NoServices
+from merklekv.replication.anti_entropy import AntiEntropy
+from merklekv.replication.exchange_side import load_members
 from merklekv.settings import Settings
 
 if TYPE_CHECKING:
@@ -51,7 +56,20 @@ NODE_ID_RANDOM_BYTES = 4
 log = logging.getLogger("merklekv.node")
 
 
-class NodeServices(NoServices):
+class Carrier:
+    """Carries the messages of an exchange to another node's port."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._client = Client(host, port)
+
+    def ask(self, message: bytes) -> bytes:
+        return exchange_command.ask(self._client, message)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class NodeServices:
     """What commands reach of the node beyond its data."""
 
     def __init__(self, node: Node) -> None:
@@ -64,17 +82,31 @@ class NodeServices(NoServices):
         replicator = self._node.replicator
         if action == "enable":
             self._node.replicate()
-        elif replicator is None:
-            return super().replicate(action)
-        elif action == "disable":
+        elif action == "status":
+            words = self._node.anti_entropy.words()
+            if replicator is not None:
+                return f"REPLICATION {replicator.status(words)}"
+            return " ".join(["REPLICATION disabled", *(f"{name}={value}" for name, value in words.items())])
+        elif replicator is not None:
             replicator.disable()
-        else:
-            return f"REPLICATION {replicator.status({})}"
         return "OK"
+
+    def sync(self, host: str, port: int, full: bool, verify: bool) -> None:
+        self._node.anti_entropy.sync(host, port, full, verify)
+
+    def exchange(self, message: bytes) -> Generator[Callable[[], bool] | None, None, bytes]:
+        return self._node.anti_entropy.answer(message)
+
+    def members(self) -> Sequence[Mapping[str, int | str]]:
+        return self._node.anti_entropy.member_rows()
+
+    def forget(self, node: str, birth: str) -> None:
+        self._node.anti_entropy.forget(node, birth)
 
     def statistics(self) -> Mapping[str, int | str]:
         replicator = self._node.replicator
-        return {"node_id": self._node.node_id} | dict(replicator.statistics() if replicator else {})
+        shown = {"node_id": self._node.node_id} | dict(replicator.statistics() if replicator else {})
+        return shown | dict(self._node.anti_entropy.statistics())
 
 
 class Node:
@@ -100,6 +132,18 @@ class Node:
         )
         try:
             self.node_id = settings.replication.client_id or stored_node_id(settings.storage_path)
+            self.members = load_members(self.engine, self.node_id)
+            self.anti_entropy = AntiEntropy(
+                self.engine,
+                self.members,
+                settings.replication.topic_prefix,
+                Carrier,
+                end_at_once,
+                interval_s=settings.anti_entropy.interval_seconds,
+                share_percent=settings.anti_entropy.share_percent,
+                regular=settings.anti_entropy.enabled,
+                addresses=settings.anti_entropy.peer_list,
+            )
             self.server = Server(
                 self.engine,
                 host=settings.host,
@@ -111,6 +155,7 @@ class Node:
                 fatal=end_at_once,
             )
             self.address = self.server.start()
+            self.anti_entropy.start(self.advertised_address)
             if settings.replication.enabled:
                 self.replicate()
         except BaseException:
@@ -142,14 +187,19 @@ class Node:
                 broker,
                 given.topic_prefix,
                 end_at_once,
-                address=self.shown_address,
+                address=self.advertised_address,
                 heartbeat_s=given.heartbeat_seconds,
+                birth=self.members.identity.birth.hex(),
+                on_gap=self.anti_entropy.wake,
+                on_news=self.anti_entropy.hear,
+                is_forgotten=self.anti_entropy.is_forgotten,
             )
             replicator.start()
             self.replicator = replicator
         self.replicator.enable()
 
     def stop(self) -> None:
+        self.anti_entropy.stop()
         self.server.stop(SERVER_STOP_S)
         if self.replicator is not None:
             self.replicator.stop(PUBLISH_REST_S)
@@ -159,6 +209,15 @@ class Node:
     def shown_address(self) -> str:
         host, port = self.address
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    @property
+    def advertised_address(self) -> str:
+        """Where other nodes reach this one: what is configured, or where it listens, by its name if that is all."""
+        host, port = self.address
+        everywhere = ipaddress.ip_address(host.partition("%")[0]).is_unspecified
+        return self._settings.replication.advertise_address or (
+            f"{socket.gethostname()}:{port}" if everywhere else self.shown_address
+        )
 
     def ready_line(self) -> str:
         return (

@@ -6,6 +6,7 @@ reconnect: whoever uses it knows best whether a request may be sent twice.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterable, Sequence
 from types import TracebackType
@@ -81,7 +82,9 @@ class Client:
         return Unreachable(f"{self.name}: the connection broke: {error.strerror or error}")
 
     def close(self) -> None:
-        """Closes the connection."""
+        """Closes the connection; who waits for a reply in another thread is told that it is gone."""
+        with contextlib.suppress(OSError):  # of a connection that is gone already
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def __enter__(self) -> Client:

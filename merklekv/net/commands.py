@@ -115,7 +115,7 @@ NODE: tuple[Command, ...] = (
     Command("MEMBERS", "management", "The nodes that this one knows, and how far each is.",
             resp=exchange_command.members, resp_syntax="MEMBERS", arity=1, flags=_ADMIN),
     Command("FORGET", "management", "Takes a node that is gone for good out of the members.",
-            resp=exchange_command.forget, resp_syntax="FORGET node", arity=2, flags=_ADMIN),
+            resp=exchange_command.forget, resp_syntax="FORGET node [birth]", arity=-2, flags=_ADMIN),
     Command("LOG", "sync", "The commit log as it is on disk: its segments, and bytes of one.", resp=inspection.log,
             resp_syntax="LOG LIST|READ segment position size", arity=-2, flags=("readonly", "admin")),
     Command("TREE", "sync", "The leaves below an inner node of the Merkle tree.", resp=inspection.tree,

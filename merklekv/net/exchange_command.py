@@ -1,8 +1,8 @@
 """Exchanges over RESP: what nodes ask each other when they compare their data, and who takes part in that.
 
     EXCHANGE part [part ...]     one step of an exchange: the parts are one message, the reply is another
-    MEMBERS                      a line of `name=value` words for each node that this one knows
-    FORGET node                  takes a node that is gone for good out of the members
+    MEMBERS                      a JSON object on a line for each node that this one knows
+    FORGET node [birth]          takes a node that is gone for good out of the members
 
 What the messages of an exchange say is between the nodes; here they are bytes that are carried.  A message comes in
 parts because an argument may be no longer than the largest value, which may be set lower than a message needs: parts of
@@ -14,11 +14,12 @@ Answering works in slices, between which other clients are served.
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
-from merklekv.errors import InvalidArgument
 from merklekv.net import resp
 from merklekv.net.client import Client, Unreachable
+from merklekv.net.errors import RequestError
 from merklekv.net.limits import BULK_BYTES_MIN
 from merklekv.net.session import Long, Reply, Session
 from merklekv.net.text import Request
@@ -36,18 +37,18 @@ def _exchange(session: Session, message: bytes) -> Long:
 
 
 def members(session: Session, request: Request) -> Reply:
-    lines = [
-        " ".join(f"{name}={value}" for name, value in member.items()) for member in session.context.services.members()
-    ]
-    return resp.verbatim("".join(f"{line}\n" for line in lines).encode(), session.protocol)
+    lines = [json.dumps(member) + "\n" for member in session.context.services.members()]
+    return resp.verbatim("".join(lines).encode(), session.protocol)
 
 
 def forget(session: Session, request: Request) -> Reply:
+    if len(request) > 3:
+        raise RequestError("syntax error: FORGET node [birth]")
     try:
-        node = request[1].decode()
+        node, birth = (word.decode() for word in (*request[1:], b"")[:2])
     except UnicodeDecodeError:
-        raise InvalidArgument("a node id is UTF-8 text") from None
-    session.context.services.forget(node)
+        raise RequestError("a node id is UTF-8 text, a birth hex digits") from None
+    session.context.services.forget(node, birth)
     return resp.OK
 
 

@@ -49,10 +49,10 @@ class Services(Protocol):
         """One step of an exchange that another node has begun: the answer to its message, in slices."""
 
     def members(self) -> Sequence[Mapping[str, int | str]]:
-        """The nodes that this one knows, this one first: a line of `name=value` words each."""
+        """The nodes that this one knows, this one first."""
 
-    def forget(self, node: str) -> None:
-        """Takes a node out of the members."""
+    def forget(self, node: str, birth: str) -> None:
+        """Takes a node out of the members; the birth (hex, or empty) says which of several with this id."""
 
     def shutdown(self) -> None:
         """Asks the node to stop; returns at once."""
@@ -81,7 +81,7 @@ class NoServices:
     def members(self) -> Sequence[Mapping[str, int | str]]:
         return []
 
-    def forget(self, node: str) -> None:
+    def forget(self, node: str, birth: str) -> None:
         raise RequestError(f"cannot forget {node}: {_ALONE}")
 
     def shutdown(self) -> None:

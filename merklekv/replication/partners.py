@@ -91,11 +91,8 @@ class Partner:
 class Partners:
     """All partners, by address."""
 
-    def __init__(self, configured: Iterable[str], own_address: str) -> None:
-        self._own_address = own_address
-        self._partners = {
-            address: Partner(address, configured=True) for address in configured if address != own_address
-        }
+    def __init__(self, configured: Iterable[str]) -> None:
+        self._partners = {address: Partner(address, configured=True) for address in configured}
 
     def hear(self, status: Status) -> None:
         """A node has said that it is there, and where, or that it goes."""
@@ -105,6 +102,10 @@ class Partners:
         if status.state == ONLINE and status.address:
             partner = self._partners.setdefault(status.address, Partner(status.address))
             partner.node = status.node
+
+    def drop(self, address: str) -> None:
+        """Nobody else is there."""
+        self._partners.pop(address, None)
 
     def at(self, address: str) -> Partner:
         """The partner at an address; one that is not kept when it is nobody's."""

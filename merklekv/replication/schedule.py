@@ -5,6 +5,7 @@
     woken ------------> due at once, or REST_S after the last exchange; also when it is woken in the middle of one
     failed -----------> due after RETRY_MIN_S, twice as long each time, up to RETRY_MAX_S
     put off ----------> due after a moment: the other side is at it
+    served -----------> due after the interval, unless woken before: the other side did it
 
 The jitter keeps nodes that were started together from exchanging together for ever.  Pure: times are seconds of any
 clock that goes forward, given by the caller, and chance comes from a function that may be replaced.
@@ -32,7 +33,7 @@ class _Entry:
     failures: int = 0  # in a row
     ended: float = float("-inf")  # the last exchange
     running: bool = False
-    woken: bool = False  # while it was running
+    woken: bool = False  # since the last exchange began
 
 
 class Timetable:
@@ -54,7 +55,7 @@ class Timetable:
     def wake(self, peer: str, now: float) -> None:
         """There may be something to repair with this peer: do not wait for the interval."""
         if (entry := self._entries.get(peer)) is not None:
-            entry.woken = entry.running
+            entry.woken = True
             entry.due = min(entry.due, max(now, entry.ended + REST_S))
 
     def next_due(self, now: float) -> str | None:
@@ -73,11 +74,16 @@ class Timetable:
             entry.running, entry.woken = True, False
 
     def succeed(self, peer: str, now: float) -> None:
-        """An exchange with this peer, begun by either side, came to its end."""
+        """An exchange with this peer came to its end."""
         if (entry := self._end(peer, now)) is not None:
             entry.failures = 0
-            spread = 1 + JITTER * (2 * self._chance() - 1)
-            entry.due = now + (REST_S if entry.woken else max(REST_S, self._interval_s * spread))
+            entry.due = now + (REST_S if entry.woken else self._spread_interval_s())
+
+    def serve(self, peer: str, now: float) -> None:
+        """An exchange that the peer itself began came to its end: enough for now, unless there was reason for one."""
+        if (entry := self._entries.get(peer)) is not None and not (entry.woken or entry.running):
+            entry.failures = 0
+            entry.due = now + self._spread_interval_s()
 
     def fail(self, peer: str, now: float) -> None:
         """The peer cannot be reached, or the exchange was refused or cut."""
@@ -90,6 +96,9 @@ class Timetable:
         """The peer is at an exchange with this node itself."""
         if (entry := self._end(peer, now)) is not None:
             entry.due = now + PUT_OFF_S * (0.5 + self._chance())
+
+    def _spread_interval_s(self) -> float:
+        return max(REST_S, self._interval_s * (1 + JITTER * (2 * self._chance() - 1)))
 
     def _end(self, peer: str, now: float) -> _Entry | None:
         entry = self._entries.get(peer)

@@ -44,10 +44,10 @@ class FakeServices:
     def members(self) -> Sequence[Mapping[str, int | str]]:
         return [{"node": "a", "clock": 5}, {"node": "b", "clock": 3}]
 
-    def forget(self, node: str) -> None:
+    def forget(self, node: str, birth: str) -> None:
         if node == "a":
             raise InvalidArgument("a is this node")
-        self.asked.append(node)
+        self.asked.append((node, birth))
 
     def shutdown(self) -> None:
         self.stops += 1

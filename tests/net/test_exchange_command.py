@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -87,17 +88,21 @@ def test_what_answers_otherwise_is_no_node(client: Client) -> None:
         ask(Strange(), b"x")  # type: ignore[arg-type]
 
 
-def test_members_are_lines_of_words(resp: Wire) -> None:
-    assert resp.call("MEMBERS") == b"$30\r\nnode=a clock=5\nnode=b clock=3\n\r\n"
+def test_members_are_lines_of_json(client: Client, resp: Wire) -> None:
+    reply = client.call(b"MEMBERS")
+    assert isinstance(reply, bytes)
+    assert [json.loads(line) for line in reply.splitlines()] == [{"node": "a", "clock": 5}, {"node": "b", "clock": 3}]
     resp.call("HELLO", "3")
-    assert resp.call("MEMBERS").startswith(b"=34\r\ntxt:node=a clock=5\n")
+    assert resp.call("MEMBERS") == b"=%d\r\ntxt:%b\r\n" % (len(reply) + 4, reply)
 
 
 def test_forgetting(resp: Wire, services: FakeServices) -> None:
     assert resp.call("FORGET", "b") == b"+OK\r\n"
-    assert services.asked == ["b"]
+    assert resp.call("FORGET", "b", "0123") == b"+OK\r\n"
+    assert services.asked == [("b", ""), ("b", "0123")]
     assert resp.call("FORGET", "a") == b"-ERR a is this node\r\n"
-    assert resp.call("FORGET", b"\xff") == b"-ERR a node id is UTF-8 text\r\n"
+    assert resp.call("FORGET", b"\xff") == b"-ERR a node id is UTF-8 text, a birth hex digits\r\n"
+    assert resp.call("FORGET", "b", "0", "1") == b"-ERR syntax error: FORGET node [birth]\r\n"
 
 
 def test_a_server_by_itself_takes_no_part(start: Callable[..., Server]) -> None:

@@ -131,6 +131,21 @@ def test_put_off_for_a_moment() -> None:
         assert made.wait_s(0) == pytest.approx(PUT_OFF_S * (0.5 + chance))
 
 
+def test_an_exchange_that_the_peer_began_does_unless_there_was_reason_for_one() -> None:
+    made = table("a")
+    made.serve("a", 30)
+    assert made.wait_s(30) == pytest.approx(INTERVAL_S)
+    made.wake("a", 40)
+    made.serve("a", 41)
+    assert made.next_due(41) == "a"
+    made.begin("a")
+    made.serve("a", 42)
+    assert made.next_due(1000) is None, "it is still running"
+    made.succeed("a", 43)
+    assert made.wait_s(43) == pytest.approx(INTERVAL_S)
+    made.serve("b", 43)
+
+
 def test_a_short_interval_leaves_a_rest() -> None:
     assert table("a", interval_s=0.1).wait_s(0) == pytest.approx(REST_S)
 
