@@ -31,7 +31,14 @@ LAYERS = {
     "merklekv/net/": {"merklekv.engine", "merklekv.net"},
     "merklekv/replication/": {"merklekv.engine", "merklekv.replication"},
     "merklekv/demo/": {"merklekv.net", "merklekv.exits", "merklekv.demo"},
-    "tools/merklekv_tool/": {"merklekv.engine", "merklekv.net", "merklekv.exits", "merklekv_tool"},
+    "tools/merklekv_tool/": {
+        "merklekv.engine",
+        "merklekv.net",
+        "merklekv.replication.exchange_side",
+        "merklekv.replication.member_rows",
+        "merklekv.exits",
+        "merklekv_tool",
+    },
 }
 # The command line imports the node when it needs it; nobody imports these two.
 TOP = {"merklekv.cli", "merklekv.node"}

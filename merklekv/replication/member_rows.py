@@ -16,12 +16,9 @@ A row is a mapping of words, for `MEMBERS` and `merklekv-tool members`:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
 
 from merklekv.replication.exchange_fields import Malformed, decode_map
 from merklekv.replication.members import NODE_SIZE_MAX, Identity, Member, Members, MembersUnreadable
-
-NOTE_MEMBERS: Final = b"members"
 
 Row = Mapping[str, int | str]
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import re
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -22,6 +24,8 @@ from merklekv.engine.engine import Engine
 from merklekv.engine.format import FLAGS_AT, INNER_NODES, OP_DEL, OP_SET, TOMBSTONE, VALUE_AT
 from merklekv.errors import InvalidArgument, MerkleKVError, NotADataDirectory, Stalled
 from merklekv.net.client import Client, Reply, Unreachable
+from merklekv.replication.exchange_side import NOTE_MEMBERS
+from merklekv.replication.member_rows import Row, rows, stored_members
 
 PAGE_RECORDS: Final = 1000
 PAGE_BYTES: Final = 1 << 20
@@ -61,6 +65,9 @@ class Place(Protocol):
 
     def heads(self, buckets: Sequence[int]) -> Iterator[list[Pair]]:
         """(key, head of 41 bytes) of each record of the buckets, one bucket after the other, tombstones too."""
+
+    def members(self) -> list[Row]:
+        """The members that it knows, see replication/member_rows.py; empty when it never was a node."""
 
     def merge(self, pairs: list[Pair]) -> Merged:
         """Takes records in; returns when they are as durable as the place makes them."""
@@ -146,6 +153,10 @@ class Directory:
             pass
         return map(self._engine.bucket, buckets)
 
+    def members(self) -> list[Row]:
+        note = self._engine.notes.get(NOTE_MEMBERS)
+        return rows(stored_members(note), self._engine.horizon, time.time()) if note else []
+
     def merge(self, pairs: list[Pair]) -> Merged:
         items = [(OP_DEL if record[FLAGS_AT] & TOMBSTONE else OP_SET, key, record) for key, record in pairs]
         while True:
@@ -212,6 +223,13 @@ class Node:
                 if not isinstance(parts, list):
                     raise self._strange(b"BUCKET")
                 yield list(zip(parts[::2], parts[1::2], strict=True))  # type: ignore[arg-type]
+
+    def members(self) -> list[Row]:
+        return [json.loads(line) for line in self._bytes(b"MEMBERS").splitlines()]
+
+    def forget(self, node: str, birth: str) -> None:
+        """Lets the node take another one out of the members, for good."""
+        self._client.call(b"FORGET", node.encode(), *([birth.encode()] if birth else []))
 
     def log_list(self) -> tuple[int, int, list[int]]:
         """LSNs: up to where the log is committed, up to where it is absorbed, and where its segments begin."""

@@ -1,0 +1,152 @@
+"""`members` and `forget`: who belongs to a cluster, who holds deleted keys back, and the way out for who is gone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fix_node import NodeFactory, NodeProcess
+from merklekv_tool import statuses
+from merklekv_tool.members import age, conclusion, table
+from support import wait_until
+from tool_support import address, fails, filled, run, succeeds
+
+from merklekv.exits import EXIT_USAGE
+
+DAY_NS = 86_400 * 10**9
+
+
+def node(factory: NodeFactory, name: str, **options: Any) -> NodeProcess:
+    return factory("--node-id", name, "--set", "anti_entropy.enabled=false", **options)
+
+
+def ask(process: NodeProcess, request: str) -> str:
+    with process.connect() as client:
+        return client.ask(request)
+
+
+def sync(one: NodeProcess, other: NodeProcess) -> str:
+    return ask(one, f"SYNC 127.0.0.1 {other.port}")
+
+
+def rows(place: str | Path) -> dict[str, dict[str, Any]]:
+    found = json.loads(succeeds("members", place, "--json"))
+    return {row["node"]: row for row in found["members"]}
+
+
+def test_a_node_by_itself(node_factory: NodeFactory) -> None:
+    alone = node(node_factory, "a")
+    found = rows(address(alone))
+    assert [(row["node"], row["state"], row["horizon_ns"]) for row in found.values()] == [("a", "self", 0)]
+    assert len(bytes.fromhex(found["a"]["birth"])) == 8
+    assert succeeds("members", address(alone)).decode().endswith(
+        "no other member is known here: deleted keys are kept as tombstones\n"
+    )
+
+
+def test_a_directory_that_no_node_has_run_on(tmp_path: Path) -> None:
+    filled(tmp_path / "data")
+    assert succeeds("members", tmp_path / "data").decode() == (
+        "no members are known here: no node has run on this directory yet\n"
+    )
+    assert json.loads(succeeds("members", tmp_path / "data", "--json"))["members"] == []
+
+
+def test_members_who_holds_back_and_the_way_out(node_factory: NodeFactory) -> None:
+    a, b, c = (node(node_factory, name) for name in "abc")
+    assert sync(a, b) == "OK"
+    assert sync(a, c) == "OK"
+    assert ask(a, "SET k v") == "OK"
+    assert ask(a, "DEL k") == "DELETED"
+    c.stop()
+    for _ in range(3):
+        assert sync(a, b) == "OK"
+    found = rows(address(a))
+    assert found["b"]["address"] == address(b)
+    assert found["c"]["holds"] in ("seen", "stable", "view")
+    assert found["b"]["seen_ns"] > found["c"]["seen_ns"] > 0
+    assert 0 <= found["c"]["contact_ms"] < 60_000
+    assert figure(a, "db_tombstones") == 1, "c does not have it yet"
+
+    text = succeeds("forget", "c", "--at", address(a)).decode()
+    assert text == "c is forgotten: should it return, it has to start with an empty data directory\n"
+    for _ in range(3):
+        assert sync(a, b) == "OK"
+    assert {name: row["state"] for name, row in rows(address(b)).items()} == {
+        "a": "member", "b": "self", "c": "forgotten"
+    }
+    wait_until(lambda: figure(a, "db_tombstones") == figure(b, "db_tombstones") == 0, what="the tombstone to go")
+
+    c.start()
+    for one, other in ((a, c), (c, b)):
+        assert "node c was forgotten by its cluster: start it with an empty data directory" in sync(one, other)
+    c.stop()
+    found = rows(c.directory)
+    assert [(name, found[name]["state"]) for name in "abc"] == [("a", "member"), ("b", "member"), ("c", "self")]
+
+
+def figure(process: NodeProcess, name: str) -> int:
+    with process.connect() as client:
+        lines = client.ask_lines("STATS")
+    return int(dict(line.split(":", 1) for line in lines[1:])[name])
+
+
+def test_a_forgotten_node_that_starts_empty_is_a_new_member(node_factory: NodeFactory, tmp_path: Path) -> None:
+    a, b = node(node_factory, "a"), node(node_factory, "b")
+    assert ask(a, "SET k v") == "OK"
+    assert sync(a, b) == "OK"
+    b.stop()
+    birth = rows(address(a))["b"]["birth"]
+    verdict = json.loads(succeeds("forget", "b", "--at", address(a), "--birth", birth, "--json"))
+    assert verdict == {"at": address(a), "forgotten": "b", "birth": birth}
+    again = node(node_factory, "b", directory=tmp_path / "empty")
+    assert sync(again, a) == "OK"
+    assert ask(again, "GET k") == "VALUE v"
+    found = json.loads(succeeds("members", address(a), "--json"))["members"]
+    assert [(row["node"], row["state"]) for row in found] == [("a", "self"), ("b", "member"), ("b", "forgotten")]
+    assert found[2]["birth"] == birth != found[1]["birth"]
+
+
+def test_forgetting_who_cannot_be(node_factory: NodeFactory, tmp_path: Path) -> None:
+    a = node(node_factory, "a")
+    for words, said in (
+        (["nobody"], "nobody: no such member"),
+        (["a"], "a is this node itself"),
+        (["nobody", "--birth", "xyz"], "a birth is 16 hex digits"),
+    ):
+        fails(statuses.EXIT_NODE, said, done=run("forget", *words, "--at", address(a)))
+    fails(EXIT_USAGE, "give HOST:PORT", done=run("forget", "a", "--at", tmp_path))
+    fails(EXIT_USAGE, "--at", done=run("forget", "a"))
+    fails(statuses.EXIT_UNREACHABLE, "refused", done=run("forget", "a", "--at", "127.0.0.1:1"))
+
+
+def row(node: str, **fields: Any) -> dict[str, Any]:
+    whole = {"node": node, "birth": "00" * 8, "state": "member", "address": "h:1", "contact_ms": 5000, "holds": ""}
+    return whole | {"seen_ns": DAY_NS, "stable_ns": DAY_NS} | fields
+
+
+def test_the_table_says_what_holds_collection_back() -> None:
+    found = [
+        row("self", state="self", address="", contact_ms=-1),
+        row("b", holds="seen"),
+        row("new", birth="", holds="unmet", seen_ns=0, stable_ns=0),
+        row("c", holds="of a later release"),
+    ]
+    lines = table(found, 3 * DAY_NS)
+    assert lines[1].split() == ["self", "00" * 8, "self", "-", "-", "2", "d", "ago", "2", "d", "ago"]
+    assert lines[2].endswith("5 s ago  2 d ago  2 d ago  what it has written since then is not here yet")
+    assert "unknown" in lines[3]
+    assert lines[3].endswith("-        -        there was no exchange with it yet")
+    assert lines[4].endswith("of a later release")
+    assert conclusion(found, DAY_NS, 3 * DAY_NS) == "deleted keys are collected when they are older than 2 d"
+    assert conclusion(found, 0, 3 * DAY_NS) == "no deleted key was collected yet"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(-5, "0 s"), (0, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "119 min"), (7200, "2 h"), (172_800, "2 d")],
+)
+def test_ages_for_people(seconds: int, words: str) -> None:
+    assert age(seconds) == words
