@@ -197,6 +197,8 @@ class Engine(Settled):
         old = self._records.get(key)
         if old is None:
             old = self._layers.older(key)
+        if settled and old is not None and is_marker(old):
+            old = None  # it is there only until the base has forgotten its key, and must not decide anything
         if old is not None and record[:VERSION_SIZE] <= old[:VERSION_SIZE]:
             differ = record[:VERSION_SIZE] == old[:VERSION_SIZE] and record != old and not is_marker(old)
             return "conflict" if differ else SUPERSEDED
