@@ -170,9 +170,11 @@ class Initiator:
         terms, theirs = self._terms, self._theirs
         fewer, more = sorted((mine.count, theirs.count))
         if fewer * PAGES_RATIO < more and not (full or terms.discard_here or terms.discard_there):
+            if mine.count == fewer and fewer:
+                yield from self._push()  # what the smaller side holds goes first, or all of its own would come back
             if theirs.count:
                 yield from self._pull()
-            if mine.count:
+            if mine.count == more:
                 yield from self._push()
         else:
             yield from self._compare((yield from self._differing(full)), PRINT_SIZES[full])

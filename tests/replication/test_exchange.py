@@ -1,0 +1,309 @@
+"""Exchanges: afterwards both nodes hold the union, and what it costs follows the difference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from exchange_support import Node, agree, answer, carry, cluster, exchange
+
+from merklekv.engine.format import MAX_KEY_SIZE
+from merklekv.replication import exchange as exchange_module
+from merklekv.replication import responder as responder_module
+from merklekv.replication.exchange_wire import ExchangeFailed
+
+KEYS = 3000
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[list[Node]]:
+    with cluster(tmp_path, "abc") as made:
+        yield made
+
+
+def fill(node: Node, count: int = KEYS, prefix: bytes = b"key") -> None:
+    for number in range(count):
+        node.engine.set(b"%b:%05d" % (prefix, number), b"v" * (number % 50))
+    node.engine.commit()
+
+
+def fill_both(first: Node, second: Node) -> None:
+    """Both hold the same, one from the base and one from memory."""
+    fill(first)
+    first.engine.absorb_sealed()
+    exchange(second, first)
+    assert agree(first, second)
+
+
+def test_two_empty_nodes_are_equal_after_one_round(nodes: list[Node]) -> None:
+    report = exchange(nodes[0], nodes[1])
+    assert (report.node, report.rounds, report.equal, report.verified) == ("b", 1, True, True)
+
+
+def test_equal_nodes_find_that_out_in_one_round_under_a_kilobyte(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    fill_both(a, b)
+    exchange(a, c)
+    for first, second in ((a, b), (b, a), (b, c)):
+        report = exchange(first, second)
+        assert report.equal
+        assert report.rounds == 1
+        assert report.bytes_sent + report.bytes_received < 1024
+        assert report.keys_sent + report.keys_received == 0
+
+
+def test_one_differing_key_costs_a_few_kilobytes(nodes: list[Node]) -> None:
+    a, b, _ = nodes
+    fill_both(a, b)
+    a.set(b"key:00007", b"new")
+    for first, second in ((a, b), (b, a)):
+        report = exchange(first, second)
+        assert agree(a, b)
+        assert report.rounds <= 5
+        assert report.bytes_sent + report.bytes_received < 16 << 10
+        assert report.keys_sent + report.keys_received == (first is a or not report.equal)
+
+
+def test_both_directions_in_one_exchange(nodes: list[Node]) -> None:
+    a, b, _ = nodes
+    fill_both(a, b)
+    for number in range(200):
+        (a if number % 2 else b).set(b"key:%05d" % (7 * number), b"changed")
+    a.set(b"only a")
+    b.set(b"only b")
+    a.set(b"both", b"older")
+    b.now = a.now
+    b.set(b"both", b"newer")
+    report = exchange(a, b)
+    assert agree(a, b)
+    assert (report.keys_sent, report.keys_received, report.discarded) == (101, 102, 0)
+    assert a.engine.get(b"both") == b"newer"
+
+
+@pytest.mark.parametrize("durability", ["always", "everysec", "never"])
+def test_every_durability(tmp_path: Path, durability: str) -> None:
+    with cluster(tmp_path, "ab", durability=durability) as (a, b):
+        a.set(b"k")
+        exchange(b, a)
+        assert agree(a, b)
+
+
+@pytest.mark.parametrize("begins", ["empty", "full"])
+def test_an_empty_node_takes_everything_page_by_page(
+    nodes: list[Node], begins: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(responder_module, "REPLY_BYTES", 10_000)
+    monkeypatch.setattr(exchange_module, "BATCH_BYTES", 10_000)
+    a, b, _ = nodes
+    fill(a)
+    a.engine.absorb_sealed()
+    a.delete(b"key:00100")
+    fill(a, 50, b"later")
+    report = exchange(b, a) if begins == "empty" else exchange(a, b)
+    assert agree(a, b)
+    assert report.keys_sent + report.keys_received == KEYS + 50
+    assert report.rounds > 10
+    assert exchange(a, b).equal
+
+
+def test_a_nearly_empty_node_takes_everything_and_gives_what_it_has(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    fill(a)
+    fill(b, 5, b"own")
+    report = exchange(b, a)
+    assert agree(a, b)
+    assert (report.keys_sent, report.keys_received) == (5, KEYS)
+    fill(c, 5, b"more")
+    exchange(a, c)
+    assert agree(a, c)
+
+
+def test_values_from_nothing_to_the_largest(tmp_path: Path) -> None:
+    sizes = (0, 1, responder_module.INLINE_BYTES - 42, responder_module.INLINE_BYTES, 100_000)
+    with cluster(tmp_path, "ab", max_value_size=100_000) as (a, b):
+        for node, name in ((a, b"a"), (b, b"b")):
+            fill(node, 20, b"same")
+            for size in sizes:
+                node.set(b"%b:%d" % (name, size), name * size)
+            node.set(name * MAX_KEY_SIZE, name)
+        exchange(a, b)
+        assert agree(a, b)
+        assert a.values()[b"b:100000"] == b"b" * 100_000
+
+
+def test_small_batches_come_to_the_same(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BATCH_BYTES", "BATCH_RECORDS", "BATCH_PRINTS", "BATCH_BUCKETS"):
+        monkeypatch.setattr(exchange_module, name, 5)
+    monkeypatch.setattr(responder_module, "REPLY_BYTES", 50)
+    monkeypatch.setattr(responder_module, "INLINE_BYTES", 60)
+    a, b, _ = nodes
+    fill(a, 100, b"a")
+    fill(b, 100, b"b")
+    exchange(a, b)
+    assert agree(a, b)
+
+
+def test_a_batch_ends_at_its_limits(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange_module, "BATCH_RECORDS", 10)
+    a, b, _ = nodes
+    for count, rounds in ((10, 1), (11, 2)):
+        a.empty()
+        b.empty()
+        fill(a, count)
+        report = exchange(a, b)
+        assert report.keys_sent == count
+        assert report.rounds == 2 + rounds  # hello and done
+
+
+def test_full_finds_what_the_tree_hides(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, _ = nodes
+    fill_both(a, b)
+    a.set(b"key:00007", b"hidden")
+    monkeypatch.setattr(a.engine, "inner_digests", b.engine.inner_digests)  # as if the tree were wrong
+    monkeypatch.setattr(a.engine, "root", b.engine.root)
+    assert exchange(a, b).equal
+    report = exchange(a, b, full=True)
+    assert b.engine.get(b"key:00007") == b"hidden"
+    assert report.keys_sent == 1
+    monkeypatch.undo()
+    assert agree(a, b)
+
+
+def test_full_between_equal_nodes_moves_nothing(nodes: list[Node]) -> None:
+    a, b, _ = nodes
+    fill_both(a, b)
+    report = exchange(a, b, full=True)
+    assert report.keys_sent + report.keys_received == 0
+
+
+def test_verify_compares_roots_afterwards(nodes: list[Node]) -> None:
+    a, b, _ = nodes
+    fill(a)
+    report = exchange(b, a, verify=True)
+    assert (report.verified, report.equal) == (True, False)
+    assert exchange(a, b, full=True, verify=True).verified
+
+
+def test_verify_errs_when_they_go_on_differing(nodes: list[Node]) -> None:
+    a, b, _ = nodes
+    fill_both(a, b)
+    numbers = iter(range(1000))
+
+    def write(_: int, request: bytes) -> bytes:
+        b.set(b"busy:%d" % next(numbers))
+        return request
+
+    with pytest.raises(ExchangeFailed, match="the roots still differ"):
+        carry(a.initiate(verify=True).steps(), b, before=write)
+
+
+def test_what_is_written_meanwhile_stays(nodes: list[Node]) -> None:
+    """The later version stands on both sides, whatever the exchange had in hand."""
+    a, b, _ = nodes
+    fill(a, 500, b"a")
+    fill(b, 500, b"b")
+    written: dict[bytes, bytes] = {}
+
+    def write(number: int, message: bytes) -> bytes:
+        for node, name in ((a, b"a"), (b, b"b")):
+            key = b"%b:%05d" % (name, number)
+            written[key] = b"during %d" % number
+            node.tick(100)
+            node.set(key, written[key])
+            node.set(b"new:%b:%d" % (name, number))
+        return message
+
+    carry(a.initiate().steps(), b, before=write, after=write)
+    exchange(a, b)
+    assert agree(a, b)
+    values = a.values()
+    assert {key: values[key] for key in written} == written
+
+
+def test_floors_go_both_ways(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    fill_both(a, b)
+    b.tick(1000)
+    b.engine.truncate()
+    b.set(b"survivor")
+    exchange(a, b)
+    assert agree(a, b)
+    assert set(a.values()) == {b"survivor"}
+    fill(c, 10)
+    exchange(b, c)
+    assert set(c.values()) == {b"survivor"}
+
+
+def test_a_floor_that_spares_something_needs_no_tree(nodes: list[Node]) -> None:
+    """The tree of the base is unknown until it was swept; the exchange goes without."""
+    a, b, c = nodes
+    fill_both(a, b)
+    exchange(c, a)
+    b.tick(1000)
+    for number in range(10):
+        b.set(b"old:%d" % number)
+    exchange(a, b)
+    a.engine.absorb_sealed()
+    floor = b.records()[b"old:5"][:24]
+    c.engine.merge_floor(floor, b"operator")
+    c.engine.commit()
+    for first, second in ((c, a), (a, b), (c, b)):
+        exchange(first, second)
+    assert not a.engine.root_ready
+    for node in nodes:
+        node.engine.absorb_sealed()
+    assert agree(a, b, c)
+    assert set(a.values()) == {b"old:%d" % number for number in range(5, 10)}
+
+
+def test_three_nodes_along_a_line(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    for node in nodes:
+        fill(node, 100, node.name.encode())
+    exchange(a, b)
+    exchange(b, c)
+    exchange(a, b)
+    assert agree(a, b, c)
+
+
+def test_the_other_side_may_wait_for_merging(tmp_path: Path) -> None:
+    with cluster(tmp_path, "ab", memtable_size=64 << 10) as (a, b):
+        for number in range(800):
+            a.engine.set(b"key:%d" % number, b"v" * 300)
+            if number % 100 == 0:
+                a.engine.commit()
+                a.engine.absorb_sealed()
+        exchange(a, b)
+        assert agree(a, b)
+
+
+def test_this_side_may_wait_for_merging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with cluster(tmp_path, "ab", memtable_size=64 << 10) as (a, b):
+        for number in range(800):
+            a.engine.set(b"key:%d" % number, b"v" * 300)
+            if number % 100 == 0:
+                a.engine.commit()
+                a.engine.absorb_sealed()
+        monkeypatch.setattr(b.engine, "wait_for_room", lambda seconds: b.engine.absorb_sealed() or True)
+        exchange(b, a)
+        assert agree(a, b)
+        waits: list[float] = []
+        monkeypatch.setattr(b.engine, "wait_for_room", lambda seconds: waits.append(seconds))
+        with monkeypatch.context() as patch:
+            patch.setattr(b.engine, "stalled", True)
+            a.set(b"more")
+            with pytest.raises(ExchangeFailed, match="merging here is 60 s behind"):
+                exchange(b, a)
+        assert waits == [exchange_module.STALL_WAIT_S]
+
+
+def test_answers_are_made_in_slices(nodes: list[Node]) -> None:
+    a, b, _ = nodes
+    fill(a)
+    fill(b, KEYS, b"other")
+    requests: list[bytes] = []
+    carry(a.initiate().steps(), b, before=lambda _, request: requests.append(request) or request)
+    b.reopen()
+    assert max(sum(1 for _ in b.responder.answer(request)) for request in requests) >= 1
+    assert answer(b, requests[0])

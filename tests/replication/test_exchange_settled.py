@@ -1,0 +1,289 @@
+"""What lies below the horizon: tombstones go once everybody has them, and nothing that was deleted comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from exchange_support import SECOND, Node, agree, cluster, exchange, meet_all
+
+from merklekv.replication.exchange_wire import ExchangeRefused
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[list[Node]]:
+    with cluster(tmp_path, "abc") as made:
+        for node in made:
+            for other in made:
+                node.members.heard(other.name, other.members.identity.birth)
+        yield made
+
+
+def tombstones(*nodes: Node) -> int:
+    return sum(node.engine.dead_count for node in nodes)
+
+
+def settle(nodes: list[Node]) -> None:
+    meet_all(nodes)
+    for node in nodes:
+        while node.engine.collect():
+            pass
+        node.engine.commit()
+    assert tombstones(*nodes) == 0
+
+
+def test_a_tombstone_goes_when_all_have_it_and_not_before(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    a.set(b"k")
+    meet_all(nodes)
+    a.delete(b"k")
+    for _ in range(5):
+        exchange(a, b)
+        exchange(b, a)
+    assert (tombstones(a), tombstones(b)) == (1, 1)
+    settle(nodes)
+    assert agree(*nodes)
+    assert a.records() == {}
+
+
+def test_the_horizon_never_passes_what_a_member_has_seen(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    meet_all(nodes)
+    seen = min(c.members.seen(a.members.identity), c.members.seen(b.members.identity))
+    for _ in range(5):
+        a.tick(1000)
+        exchange(a, b)
+        exchange(b, a)
+    assert 0 < max(a.engine.horizon, b.engine.horizon) <= seen + SECOND
+
+
+def test_a_member_that_was_only_heard_of_holds_everything_back(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    a.set(b"k")
+    a.delete(b"k")
+    for _ in range(3):
+        exchange(a, b)
+        exchange(b, a)
+    assert a.engine.horizon == b.engine.horizon == 0
+    for node in (a, b):
+        node.members.forget("c")
+    for _ in range(3):
+        exchange(a, b)
+        exchange(b, a)
+    assert tombstones(a, b) == 0
+    with pytest.raises(ExchangeRefused, match="node c was forgotten by its cluster: start it with an empty data"):
+        exchange(c, a)
+    with pytest.raises(ExchangeRefused, match="node c was forgotten"):
+        exchange(b, c)
+    c.empty()
+    exchange(c, a)
+    assert agree(a, c)
+
+
+def test_forgetting_spreads(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    meet_all(nodes)
+    identity = c.members.identity
+    assert a.members.forget("c") == [identity]
+    exchange(b, a)
+    assert b.members.is_forgotten(*identity)
+    assert b.members.get(identity) is None
+    with pytest.raises(ExchangeRefused) as caught:
+        exchange(b, c)
+    assert caught.value.why == "forgotten"
+
+
+def test_a_late_event_does_not_bring_a_deleted_key_back(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    a.set(b"k")
+    late = a.records()[b"k"]
+    meet_all(nodes)
+    a.delete(b"k")
+    settle(nodes)
+    b.take_event(b"k", late)
+    assert b.records() == {}
+
+
+def test_a_node_that_was_away_hears_of_deletions(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    for number in range(20):
+        a.set(b"k%d" % number)
+    meet_all(nodes)
+    for number in range(10):
+        a.delete(b"k%d" % number)
+    c.set(b"own")
+    for _ in range(5):
+        exchange(a, b)
+    report = exchange(c, a)
+    assert agree(a, c)
+    assert report.discarded == 0
+    assert len(c.values()) == 11
+
+
+@pytest.mark.parametrize("begins", ["restored", "other"])
+def test_a_restored_node_drops_what_was_settled_without_it(nodes: list[Node], begins: str) -> None:
+    a, b, c = nodes
+    for number in range(20):
+        a.set(b"k%02d" % number)
+    meet_all(nodes)
+    copy = c.backup()
+    for number in range(10):
+        b.delete(b"k%02d" % number)
+    b.set(b"k15", b"newer")
+    settle(nodes)
+    c.restore(copy)
+    c.tick(100)
+    c.set(b"written since")
+    c.set(b"k03", b"again")
+    report = exchange(c, a) if begins == "restored" else exchange(a, c)
+    assert report.discarded == 9
+    assert agree(a, c)
+    assert set(a.values()) == {b"k%02d" % number for number in range(10, 20)} | {b"written since", b"k03"}
+    assert a.values()[b"k15"] == b"newer"
+    settle(nodes)
+    assert agree(*nodes)
+
+
+def test_what_a_restored_node_writes_under_a_slow_clock_stays(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    a.set(b"k")
+    meet_all(nodes)
+    copy = c.backup()
+    a.tick(1000)
+    meet_all(nodes, 5)
+    assert a.engine.horizon > c.now
+    c.restore(copy)
+    c.set(b"w")
+    exchange(c, b)
+    assert b.engine.get(b"w") == b"value"
+    assert agree(b, c)
+    c.set(b"later")
+    assert c.records()[b"later"] > c.members.seen(c.members.identity).to_bytes(8, "big")
+
+
+def test_a_restored_node_claims_nothing_of_what_it_drops(nodes: list[Node]) -> None:
+    """Another node joined by way of the restored one: its data are not taken for deleted."""
+    a, b, c = nodes
+    for node in nodes:
+        node.now += SECOND
+    meet_all(nodes)
+    copy = c.backup()
+    a.tick(1000)
+    meet_all(nodes, 5)
+    c.restore(copy)
+    with cluster(a.path.parent / "more", "j") as (j,):
+        j.set(b"joined")  # older than the horizon of a
+        exchange(j, c)
+        exchange(c, a)
+        exchange(j, a)
+        exchange(j, c)
+        exchange(a, b)
+        assert {node.engine.get(b"joined") for node in (a, b, c, j)} == {b"value"}
+        assert agree(a, j)
+
+
+@pytest.mark.parametrize("begins", ["joining", "other"])
+def test_a_joining_node_loses_nothing(nodes: list[Node], begins: str) -> None:
+    a, b, c = nodes
+    a.set(b"k")
+    a.set(b"gone")
+    meet_all(nodes)
+    a.delete(b"gone")
+    settle(nodes)
+    with cluster(a.path.parent / "more", "j") as (j,):
+        j.set(b"old")
+        j.set(b"k", b"joining")
+        assert j.records()[b"old"][:8] < a.engine.horizon.to_bytes(8, "big")
+        report = exchange(j, a) if begins == "joining" else exchange(a, j)
+        assert agree(a, j)
+        assert report.discarded == 0
+        assert j.engine.horizon == a.engine.horizon
+        for _ in range(2):
+            for first in (*nodes, j):
+                for second in (*nodes, j):
+                    if first is not second:
+                        exchange(first, second)
+        assert agree(*nodes, j)
+        assert set(b.values()) == {b"k", b"old"}
+
+
+def test_what_a_joining_node_has_deleted_is_deleted_anew(nodes: list[Node]) -> None:
+    """Its tombstone lies below the horizon, where it would be collected on one node and not on another."""
+    a, b, c = nodes
+    a.set(b"k")
+    meet_all(nodes)
+    a.tick(100)
+    settle(nodes)
+    with cluster(a.path.parent / "more", "j") as (j,):
+        j.tick(50)
+        j.set(b"k")
+        j.delete(b"k")
+        j.set(b"nobody's")
+        j.delete(b"nobody's")
+        exchange(a, j)
+        exchange(a, b)
+        exchange(c, b)
+        assert [node.engine.get(b"k") for node in (a, b, c)] == [None, None, None]
+        assert b.records()[b"k"] > j.engine.horizon.to_bytes(8, "big")
+        meet_all([*nodes, j])
+        assert agree(*nodes, j)
+
+
+def test_a_node_that_knows_everything_follows_the_horizon_at_once(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    a.set(b"k")
+    a.delete(b"k")
+    meet_all(nodes)
+    for node in nodes:
+        node.tick()
+    a.set(b"l")
+    a.delete(b"l")
+    for first, second in ((a, b), (b, c), (a, c), (a, b)):
+        exchange(first, second)
+    ahead, behind = (a, c) if a.engine.horizon > c.engine.horizon else (c, a)
+    assert ahead.engine.horizon > behind.engine.horizon
+    while ahead.engine.collect():
+        pass
+    report = exchange(behind, ahead)
+    assert report.rounds <= 2
+    assert report.discarded == report.keys_sent == report.keys_received == 0
+    assert agree(ahead, behind)
+
+
+def test_an_emptied_node_is_another_member(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    a.set(b"k")
+    meet_all(nodes)
+    gone = c.members.identity
+    c.empty()
+    meet_all(nodes)
+    assert agree(*nodes)
+    a.delete(b"k")
+    meet_all(nodes)
+    assert tombstones(*nodes) == 3  # the directory that was lost could return
+    a.members.forget("c", gone.birth)
+    settle(nodes)
+
+
+def test_two_clusters_become_one(tmp_path: Path) -> None:
+    """Nobody who was not known when a horizon was found can lose anything to it."""
+    with cluster(tmp_path, "abcd") as nodes:
+        a, b, c, d = nodes
+        for first, second in ((a, b), (c, d)):
+            for node in (first, second):
+                node.set(b"of %b" % node.name.encode())
+            for _ in range(3):
+                first.tick(10)
+                exchange(first, second)
+                exchange(second, first)
+            assert first.engine.horizon > 0
+        d.set(b"of d, later")
+        exchange(b, c)
+        exchange(a, b)
+        for _ in range(2):
+            exchange(c, d)
+            exchange(d, a)
+        meet_all(nodes)
+        assert agree(*nodes)
+        assert len(a.values()) == 5
