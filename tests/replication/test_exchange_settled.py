@@ -34,7 +34,7 @@ def settle(nodes: list[Node]) -> None:
 
 
 def test_a_tombstone_goes_when_all_have_it_and_not_before(nodes: list[Node]) -> None:
-    a, b, c = nodes
+    a, b, _c = nodes
     a.set(b"k")
     meet_all(nodes)
     a.delete(b"k")
@@ -95,7 +95,7 @@ def test_forgetting_spreads(nodes: list[Node]) -> None:
 
 
 def test_a_late_event_does_not_bring_a_deleted_key_back(nodes: list[Node]) -> None:
-    a, b, c = nodes
+    a, b, _c = nodes
     a.set(b"k")
     late = a.records()[b"k"]
     meet_all(nodes)
@@ -185,7 +185,7 @@ def test_a_restored_node_claims_nothing_of_what_it_drops(nodes: list[Node]) -> N
 
 @pytest.mark.parametrize("begins", ["joining", "other"])
 def test_a_joining_node_loses_nothing(nodes: list[Node], begins: str) -> None:
-    a, b, c = nodes
+    a, b, _c = nodes
     a.set(b"k")
     a.set(b"gone")
     meet_all(nodes)
@@ -252,7 +252,7 @@ def test_a_node_that_knows_everything_follows_the_horizon_at_once(nodes: list[No
 
 
 def test_an_emptied_node_is_another_member(nodes: list[Node]) -> None:
-    a, b, c = nodes
+    a, _b, c = nodes
     a.set(b"k")
     meet_all(nodes)
     gone = c.members.identity
