@@ -17,6 +17,7 @@ EXIT_DUMP: Final = 10
 EXIT_REFUSED: Final = 11
 EXIT_NODE: Final = 12
 EXIT_OTHER: Final = 13
+EXIT_EXISTS: Final = 14
 EXIT_FAULT: Final = 70
 EXIT_INTERRUPTED: Final = 130
 EXIT_PIPE: Final = 141
@@ -31,10 +32,11 @@ MEANINGS: Final = {
     exits.EXIT_FORMAT: "the directory is not MerkleKV's, or its format is of a later release",
     exits.EXIT_CORRUPT: "the data is damaged; the message names the file and the way out",
     exits.EXIT_STORAGE: "the disk failed a write or a sync",
-    EXIT_DUMP: "the dump is damaged or cut short; the message says where",
+    EXIT_DUMP: "the dump or backup is damaged or cut short; the message says where",
     EXIT_REFUSED: "load left records out; each is named",
     EXIT_NODE: "the node answered with an error",
     EXIT_OTHER: "an error not named here",
+    EXIT_EXISTS: "what should be written is there already; nothing was changed",
     EXIT_FAULT: "a fault in the tool itself",
     EXIT_INTERRUPTED: "interrupted from the keyboard",
     EXIT_PIPE: "whoever read the output stopped reading",
@@ -43,6 +45,14 @@ MEANINGS: Final = {
 
 class DumpError(MerkleKVError):
     """A dump is damaged or ends too early.  The message has the file and the line or byte."""
+
+
+class BackupError(MerkleKVError):
+    """A backup is damaged, or is none.  The message has its name."""
+
+
+class Exists(MerkleKVError):
+    """What should be written is there already."""
 
 
 class FileError(MerkleKVError):
@@ -55,6 +65,8 @@ def status_of(error: MerkleKVError) -> int:
 
     own: tuple[tuple[type[MerkleKVError], int], ...] = (
         (DumpError, EXIT_DUMP),
+        (BackupError, EXIT_DUMP),
+        (Exists, EXIT_EXISTS),
         (FileError, exits.EXIT_UNWRITABLE),
         (Unreachable, EXIT_UNREACHABLE),
         (NodeError, EXIT_NODE),

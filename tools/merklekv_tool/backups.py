@@ -1,0 +1,289 @@
+"""What a backup is: a data directory with a description, as a directory or as one compressed file.
+
+    FORMAT, base/data.mdb, log/*.log, node-id     as in any data directory (merklekv/engine/format.py)
+    BACKUP                                        a JSON object: what it was made of, when, and what it holds
+
+A compressed file (.tar.gz, .tgz) has the same files, the description first. What belongs to a running process (LOCK,
+LMDB's lock file) or to its publishing (`outbox`) is left out: whoever starts on a restored directory publishes from the
+end of its log on, and leaves what came before to the exchange with other nodes.
+
+A backup is finished by `settle`, which opens it as a start would, so that the log is merged into the base, and then
+holds it to every invariant. `examine` does the same again before something is restored, and compares the Merkle root
+with the one in the description. Both kinds of place appear under their name whole and on disk, or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import gzip
+import json
+import os
+import re
+import shutil
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, Final
+
+from xxhash import xxh3_128
+
+import merklekv
+from merklekv.engine.check import check_directory
+from merklekv.engine.engine import Engine
+from merklekv.errors import Corruption, DiskFull
+from merklekv_tool.output import NO_ROOM, Update
+from merklekv_tool.statuses import BackupError, Exists, FileError
+
+BACKUP_VERSION: Final = 1
+DESCRIPTION: Final = "BACKUP"
+MARK: Final = "merklekv_backup"
+ARCHIVES: Final = (".tar.gz", ".tgz")
+DESCRIPTION_SIZE_MAX: Final = 1 << 16
+LEVEL: Final = 1  # of gzip: half as large, and three times as fast as the usual 6
+COPY_BYTES: Final = 1 << 20
+
+_PARTS: Final = ("FORMAT", "node-id", "base/data.mdb", "log/*.log")
+_NAME: Final = re.compile(r"BACKUP|FORMAT|node-id|base/data\.mdb|log/[0-9]{20}\.log")
+
+
+def is_archive(name: str) -> bool:
+    """Whether a backup of this name is one compressed file."""
+    return name.endswith(ARCHIVES)
+
+
+@contextlib.contextmanager
+def files_of(name: str) -> Iterator[None]:
+    """Says what an error of the file system in the block means for the place of that name."""
+    try:
+        yield
+    except OSError as error:
+        problem = DiskFull if error.errno in NO_ROOM else FileError
+        raise problem(f"{error.filename or name}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def drafted(target: Path) -> Iterator[Path]:
+    """An empty directory beside `target`, for what is to stand there; gone when the block has ended."""
+    draft = target.absolute().with_name(f".{target.name}.{os.getpid()}")
+    draft.mkdir()
+    try:
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def require_absent(target: Path, empty: bool = False) -> None:
+    """Refuses to overwrite; `empty`: a directory without anything in it is no matter. Raises Exists."""
+    if not os.path.lexists(target):
+        return
+    if not (empty and target.is_dir() and not target.is_symlink() and not any(target.iterdir())):
+        raise Exists(
+            f"{target}: is there already, and nothing is ever overwritten: choose another name or move it away"
+        )
+
+
+def settle(draft: Path, update: Update) -> dict[str, Any]:
+    """Makes a copy whole, checks it, and says what it holds. Raises Corruption."""
+    engine = Engine(draft, absorb="manual", durability="never")
+    try:
+        for _ in range(2):  # the first leaves the last memtable, if there are too many frozen ones
+            engine.absorb_sealed()
+        held = _held(engine)
+    finally:
+        engine.close()
+    _tidy(draft)
+    problems = check_directory(draft, update)
+    if problems:
+        raise Corruption(f"the copy does not hold together, so there is no backup: {problems[0]}")
+    return held
+
+
+def _held(engine: Engine) -> dict[str, Any]:
+    return {
+        "root": engine.root().hex(),
+        "keys": engine.live_count,
+        "tombstones": engine.dead_count,
+        "floor": engine.floor.hex(),
+        "horizon": engine.horizon,
+        "lsn": engine.statistics()["log_lsn"],
+    }
+
+
+def _tidy(directory: Path) -> None:
+    """Removes what belonged to the process that had it open."""
+    for name in ("LOCK", "base/lock.mdb"):
+        (directory / name).unlink(missing_ok=True)
+
+
+def describe(draft: Path, source: str, held: dict[str, Any]) -> dict[str, Any]:
+    """Puts the description in, and returns it."""
+    node_id = draft / "node-id"
+    description = {
+        MARK: BACKUP_VERSION,
+        "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "source": source,
+        "node_id": node_id.read_text().strip() if node_id.exists() else None,
+        "software": merklekv.__version__,
+        **held,
+    }
+    (draft / DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+    return description
+
+
+def description_of(data: bytes, name: str) -> dict[str, Any]:
+    """What a description says. Raises BackupError."""
+    try:
+        description = json.loads(data)
+        version, root = description[MARK], description["root"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise BackupError(f"{name}: not a backup of merklekv-tool: its description {DESCRIPTION} is damaged") from error
+    if version != BACKUP_VERSION or not isinstance(root, str):
+        raise BackupError(f"{name}: a backup of version {version!r}: this release reads {BACKUP_VERSION}")
+    return description  # type: ignore[no-any-return]
+
+
+def examine(draft: Path, description: dict[str, Any], name: str, update: Update) -> None:
+    """Holds what is to be restored to every invariant, and to its description. Raises BackupError."""
+    problems = check_directory(draft, update)
+    if problems:
+        raise BackupError(f"{name}: damaged: {problems[0]}")
+    engine = Engine(draft, absorb="manual", durability="never")
+    try:
+        found = engine.root().hex()
+    finally:
+        engine.close()
+    _tidy(draft)
+    if found != description["root"]:
+        raise BackupError(f"{name}: holds other data than its description says: its root is {found}")
+
+
+def files(directory: Path) -> list[str]:
+    """The names of a backup's files below its directory, the description first."""
+    found = [str(path.relative_to(directory)) for part in _PARTS for path in sorted(directory.glob(part))]
+    return [DESCRIPTION, *found]
+
+
+def size_of(directory: Path) -> int:
+    """Bytes of a backup's files."""
+    return sum((directory / name).stat().st_size for name in files(directory))
+
+
+def publish(draft: Path, target: Path) -> None:
+    """Gives a finished directory its name, when all of it is on disk. Raises Exists."""
+    for path in sorted(draft.rglob("*"), reverse=True):
+        _sync(path)
+    _sync(draft)
+    require_absent(target, empty=True)
+    draft.rename(target)  # fails where something was put in the meantime, but for an empty directory
+    _sync(target.absolute().parent)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def pack(directory: Path, draft: Path, target: Path, update: Update) -> None:
+    """Writes a backup as a compressed file, reads it again, and gives it its name. Raises Exists, BackupError."""
+    total = 2 * size_of(directory)
+    done = 0
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        update(done, total)
+
+    def compare(name: str, member: IO[bytes]) -> None:
+        with (directory / name).open("rb") as file:
+            if _digest(_Counted(member, count)) != _digest(file):
+                raise BackupError(f"{target}: {name} reads back other than it was written: look at the disk")
+
+    with draft.open("xb") as raw:
+        with (
+            gzip.GzipFile("", "wb", LEVEL, raw) as packed,
+            tarfile.open(mode="w|", fileobj=packed, format=tarfile.PAX_FORMAT) as archive,
+        ):
+            for name in files(directory):
+                entry = archive.gettarinfo(str(directory / name), name)
+                with (directory / name).open("rb") as file:
+                    archive.addfile(entry, _Counted(file, count))
+        raw.flush()
+        os.fsync(raw.fileno())
+    each_member(draft, str(target), compare)
+    try:
+        os.link(draft, target)  # unlike a rename it never replaces anything
+    except FileExistsError:
+        require_absent(target)
+    except OSError:  # a file system without links
+        require_absent(target)
+        draft.rename(target)
+    _sync(target.absolute().parent)
+
+
+class _Counted:
+    """A file that tells how much is read of it."""
+
+    def __init__(self, file: IO[bytes], count: Callable[[int], None]) -> None:
+        self._file = file
+        self._count = count
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._count(len(data))
+        return data
+
+
+def _digest(file: IO[bytes] | _Counted) -> bytes:
+    digest = xxh3_128()
+    while data := file.read(COPY_BYTES):
+        digest.update(data)
+    return digest.digest()
+
+
+def each_member(archive: Path, name: str, take: Callable[[str, IO[bytes]], None]) -> None:
+    """Gives `take` each file of a compressed backup, to read before it returns. Raises BackupError."""
+    try:
+        with tarfile.open(archive, "r|gz") as packed:
+            for member in packed:
+                file = packed.extractfile(member) if member.isreg() else None
+                if file is None or not _NAME.fullmatch(member.name):
+                    raise BackupError(f"{name}: holds {member.name}, which is no part of a backup")
+                take(member.name, file)
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise BackupError(f"{name}: no backup, damaged, or cut short: {error}") from error
+
+
+def unpack(source: Path, draft: Path, update: Update) -> dict[str, Any]:
+    """Copies a backup of either kind into the empty directory `draft`; its description. Raises BackupError."""
+    (draft / "base").mkdir()
+    (draft / "log").mkdir()
+    description = b""
+    copied = 0
+
+    def count(size: int) -> None:
+        nonlocal copied
+        copied += size
+        update(copied, 0 if source.is_file() else size_of(source))
+
+    def take(name: str, file: IO[bytes]) -> None:
+        nonlocal description
+        if name == DESCRIPTION:
+            description = file.read(DESCRIPTION_SIZE_MAX)
+        else:
+            with (draft / name).open("xb") as out:
+                shutil.copyfileobj(_Counted(file, count), out, COPY_BYTES)
+
+    if source.is_file():
+        each_member(source, str(source), take)
+    elif (source / DESCRIPTION).exists():
+        for name in files(source):
+            with (source / name).open("rb") as file:
+                take(name, file)
+    if not description:
+        raise BackupError(f"{source}: not a backup of merklekv-tool: it has no {DESCRIPTION}")
+    return description_of(description, str(source))
