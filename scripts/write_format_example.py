@@ -18,12 +18,12 @@ import lmdb
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import ENTRY, FRAME_HEADER, LEAF_SIZE, REMOTE, SEGMENT_HEADER, bucket_of
+from merklekv.engine.store import DATABASES, LISTS
 
 PAGE = Path(__file__).parent.parent / "docs" / "format.md"
 BEGIN, END = "<!-- example: scripts/write_format_example.py -->\n", "<!-- end of example -->\n"
 NOW_NS = 1_800_000_000 * 10**9
 INSTANCE = bytes.fromhex("c0ffee00c0ffee00")
-DATABASES = (b"records", b"index", b"leaves", b"meta")
 ONE_KEY = b"greeting"
 OTHER_KEY = b"gone"
 
@@ -81,7 +81,7 @@ def meaning(data: bytes) -> str:
 
 
 def segment_lines(data: bytes) -> list[str]:
-    """A segment with one frame, field by field."""
+    """A segment with one frame of entries and the empty one of a clean end, field by field."""
     dump = Dump(data)
     dump.title("segment header")
     dump.fields(SEGMENT_FIELDS)
@@ -89,7 +89,7 @@ def segment_lines(data: bytes) -> list[str]:
     dump.title("frame header")
     dump.fields(FRAME_FIELDS)
     assert dump.at == SEGMENT_HEADER.size + FRAME_HEADER.size
-    while dump.at < len(data):
+    while dump.at < len(data) - FRAME_HEADER.size:
         op, key_size, record_size = ENTRY.unpack_from(data, dump.at)
         assert op < REMOTE
         dump.title("entry")
@@ -99,6 +99,8 @@ def segment_lines(data: bytes) -> list[str]:
         dump.fields(RECORD_FIELDS)
         if record_size > head:
             dump.field("value", record_size - head)
+    dump.title("frame header, without entries: the end of the process")
+    dump.fields(FRAME_FIELDS)
     assert dump.at == len(data)
     return dump.lines
 
@@ -109,7 +111,7 @@ def base_lines(path: Path) -> list[str]:
     with lmdb.open(str(path), readonly=True, max_dbs=len(DATABASES)) as env:
         for name in DATABASES:
             lines += ["", name.decode()]
-            database = env.open_db(name, create=False, dupsort=name == b"index")
+            database = env.open_db(name, create=False, dupsort=name in LISTS)
             with env.begin(db=database) as txn, txn.cursor() as cursor:
                 for key, value in cursor.iternext():
                     shown = key.decode() if name in (b"records", b"meta") else key.hex()

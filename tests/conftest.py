@@ -1,12 +1,35 @@
-"""What all tests share: the fixtures by concern, see README.md, and `--no-skips`, with which the gate runs."""
+"""What all tests share: the fixtures by concern, see README.md, and `--no-skips`, with which the gate runs.
+
+Hypothesis runs the profile `gate` unless `--hypothesis-profile` names another; `deep` is for an hour to spare.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["fix_node", "fix_broker", "fix_cluster", "fix_crash", "fix_proxy"]
+
+SLOW_EXAMPLES = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+
+settings.register_profile(
+    "gate", max_examples=25, stateful_step_count=30, deadline=None, print_blob=True, suppress_health_check=SLOW_EXAMPLES
+)
+settings.register_profile(
+    "deep",
+    max_examples=1500,
+    stateful_step_count=80,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=SLOW_EXAMPLES,
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("--hypothesis-profile"):
+        settings.load_profile("gate")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

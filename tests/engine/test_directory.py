@@ -81,3 +81,12 @@ def test_the_lock_of_a_process_that_never_ends(tmp_path: Path, monkeypatch: pyte
             with pytest.raises(DirectoryLocked, match=rf"in use by process {named.replace('?', '.')}; stop it first"):
                 support.open_engine(tmp_path / "data")
     DataDirectory(tmp_path / "data").release()
+
+
+def test_a_start_that_fails_lets_the_directory_go(tmp_path: Path) -> None:
+    support.open_engine(tmp_path / "data").close()
+    (tmp_path / "data" / "outbox").mkdir()  # cannot be read as a file
+    with pytest.raises(OSError, match="outbox"):
+        support.open_engine(tmp_path / "data")
+    (tmp_path / "data" / "outbox").rmdir()
+    support.open_engine(tmp_path / "data").close()

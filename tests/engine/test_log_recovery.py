@@ -272,3 +272,34 @@ def test_an_engine_refuses_damage_and_lets_the_directory_go(make_engine: Callabl
             make_engine()
     support.flip(file, 100)
     assert make_engine().get(b"k") == b"2"
+
+
+def test_rot_in_the_last_frame_of_a_closed_log_is_no_torn_tail(tmp_path: Path) -> None:
+    """At every byte of it: closing leaves an empty frame behind, which says that the last one was whole."""
+    engine = support.open_engine(tmp_path / "data", durability="never")
+    engine.set(b"first", b"v")
+    engine.commit()
+    engine.set(b"last", b"v")
+    engine.close()
+    [segment] = (tmp_path / "data" / "log").glob("*.log")
+    whole = segment.read_bytes()
+    with Segment(segment) as read:
+        last = [frame for frame in read.frames() if frame.entry_count][-1]
+    support.damaged(tmp_path / "data")
+    for at in range(last.position, last.end):
+        segment.write_bytes(whole[:at] + bytes((whole[at] ^ 1,)) + whole[at + 1 :])
+        with pytest.raises(Corruption, match=f"damaged at byte {last.position}"):
+            support.open_engine(tmp_path / "data")
+    segment.write_bytes(whole)
+    assert support.open_engine(tmp_path / "data").get(b"last") == b"v"
+
+
+def test_opening_and_closing_alone_writes_nothing(tmp_path: Path) -> None:
+    engine = support.open_engine(tmp_path / "data")
+    engine.set(b"k", b"v")
+    engine.close()
+    end = engine._log.end_lsn
+    for _ in range(3):
+        engine = support.open_engine(tmp_path / "data")
+        engine.close()
+    assert engine._log.end_lsn == end

@@ -23,8 +23,7 @@ def client(request: pytest.FixtureRequest, server: Server) -> Iterator[redis.Red
 
 
 def run(server: Server, program: str, *words: str, given: bytes = b"") -> str:
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed")
+    assert shutil.which(program), f"{program} is not installed: `make test` sees to that"
     host, port = server.address  # type: ignore[attr-defined]
     command = [program, "-h", host, "-p", str(port), *words]
     done = subprocess.run(command, input=given, capture_output=True, timeout=RUN_S, check=False)
