@@ -1,0 +1,417 @@
+"""Anti-entropy of several nodes in one process: real engines and threads, a network that is a call, and can be cut."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import wait_until
+
+from merklekv.engine.engine import Engine
+from merklekv.errors import DiskFull, InvalidArgument, MerkleKVError, StorageFailed
+from merklekv.replication import anti_entropy as module
+from merklekv.replication.anti_entropy import AntiEntropy, Stopped
+from merklekv.replication.carrier import split_address
+from merklekv.replication.exchange_side import load_members
+from merklekv.replication.exchange_wire import ExchangeRefused
+from merklekv.replication.members import UnknownMember
+from merklekv.replication.presence import OFFLINE, ONLINE, Status
+
+LONG_S = 3600.0  # an interval that no test sees the end of
+
+
+class Gone(MerkleKVError):
+    """Nobody is at that address."""
+
+
+class Net:
+    """Who is at which address, and what happens on the way."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, Node] = {}
+        self.unreachable: set[str] = set()
+        self.before: Callable[[Node, str], None] = lambda asking, address: None  # called before each step
+        self.connects: list[tuple[str, str]] = []
+
+
+class Line:
+    """A carrier that calls the other node."""
+
+    def __init__(self, net: Net, asking: Node, address: str) -> None:
+        net.connects.append((asking.name, address))
+        if address in net.unreachable or address not in net.nodes:
+            raise Gone(f"{address}: cannot connect")
+        self._net, self._asking, self._address = net, asking, address
+        self.closed = threading.Event()
+
+    def ask(self, message: bytes) -> bytes:
+        self._net.before(self._asking, self._address)
+        if self.closed.is_set():
+            raise Gone("the connection was closed")
+        slices = self._net.nodes[self._address].anti_entropy.answer(message)
+        try:
+            while True:
+                if (pause := next(slices)) is not None:
+                    wait_until(pause)
+        except StopIteration as end:
+            answer: bytes = end.value
+            return answer
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+class Node:
+    """An engine with its anti-entropy, at the address `name:1`."""
+
+    def __init__(self, net: Net, path: Path, **options: Any) -> None:
+        self.name = path.name
+        self.address = f"{self.name}:1"
+        self.engine = Engine(path, absorb="manual", durability="never")
+        self.members = load_members(self.engine, self.name)
+        self.failures: list[BaseException] = []
+        settings = {"interval_s": LONG_S, "share_percent": 100} | options
+        self.anti_entropy = AntiEntropy(
+            self.engine,
+            self.members,
+            "test",
+            lambda host, port: Line(net, self, f"{host}:{port}"),
+            self.failures.append,
+            **settings,
+        )
+        net.nodes[self.address] = self
+
+    def start(self) -> Node:
+        self.anti_entropy.start(self.address)
+        return self
+
+    def status(self, state: str = ONLINE, instance: str = "1") -> Status:
+        return Status(
+            self.name, state, self.address, instance=instance, birth=self.members.identity.birth.hex()
+        )
+
+    def figures(self) -> dict[str, Any]:
+        return dict(self.anti_entropy.statistics())
+
+    def sync(self, other: Node, **flags: bool) -> Any:
+        return self.anti_entropy.sync(other.name, 1, flags.get("full", False), flags.get("verify", False))
+
+
+@pytest.fixture
+def net() -> Net:
+    return Net()
+
+
+@pytest.fixture
+def make(net: Net, tmp_path: Path) -> Iterator[Callable[..., Node]]:
+    made: list[Node] = []
+
+    def make_one(name: str, **options: Any) -> Node:
+        made.append(Node(net, tmp_path / name, **options))
+        return made[-1]
+
+    yield make_one
+    net.before = lambda asking, address: None
+    for node in made:
+        if node.anti_entropy._thread.is_alive():
+            node.anti_entropy.stop()
+        node.engine.close()
+        assert not node.failures
+
+
+Make = Callable[..., Node]
+
+
+def alike(*nodes: Node) -> bool:
+    return len({node.engine.root() for node in nodes}) == 1
+
+
+def test_configured_peers_exchange_at_the_start(make: Make) -> None:
+    a, b = make("a", addresses=["b:1", "a:1"]), make("b")
+    a.engine.set(b"k", b"from a")
+    b.engine.set(b"other", b"from b")
+    a.start()
+    wait_until(lambda: a.figures()["exchange_exchanges"])
+    assert alike(a, b)
+    figures = a.figures()
+    assert figures["exchange_peers"] == 1, "its own address is nobody's"
+    assert (figures["exchange_keys_sent"], figures["exchange_keys_received"]) == (1, 1)
+    assert figures["peer_b"].startswith("address=b:1,in_sync=yes,")
+    assert b.figures()["exchange_served"] == 1
+    assert dict(a.anti_entropy.words()) == {"peers": 1, "in_sync": 1}
+    assert dict(b.anti_entropy.words()) == {}
+
+
+def test_a_node_that_is_heard_is_a_member_and_a_peer(make: Make) -> None:
+    a, b = make("a").start(), make("b").start()
+    b.engine.set(b"k", b"v")
+    a.anti_entropy.hear(b.status(OFFLINE))
+    wait_until(lambda: a.figures()["members"] == 2)
+    assert a.figures()["exchange_peers"] == 0, "it is not there"
+    a.anti_entropy.hear(b.status())
+    wait_until(lambda: a.figures()["exchange_exchanges"])
+    assert a.engine.get(b"k") == b"v"
+    a.anti_entropy.hear(b.status(OFFLINE))
+    wait_until(lambda: a.figures()["exchange_peers"] == 0)
+    assert a.figures()["members"] == 2, "it remains one"
+
+
+def test_a_gap_is_repaired_at_once_and_only_with_who_has_it(make: Make, net: Net) -> None:
+    a, b, c = make("a", addresses=["b:1", "c:1"]), make("b"), make("c")
+    a.start()
+    wait_until(lambda: a.figures()["exchange_peers_in_sync"] == 2)
+    b.engine.set(b"k", b"lost")
+    before = list(net.connects)
+    a.anti_entropy.wake("b", "gap")
+    wait_until(lambda: a.engine.get(b"k") == b"lost")
+    assert net.connects[len(before) :] == [("a", "b:1")]
+    c.engine.set(b"any", b"lost")
+    a.anti_entropy.wake("", "session lost")
+    wait_until(lambda: a.engine.get(b"any") == b"lost")
+    a.anti_entropy.wake("nobody", "gap")
+
+
+def test_the_interval_brings_it_again(make: Make) -> None:
+    a, b = make("a", addresses=["b:1"], interval_s=0.01), make("b")
+    a.start()
+    wait_until(lambda: a.figures()["exchange_exchanges"])
+    b.engine.set(b"k", b"v")
+    wait_until(lambda: a.engine.get(b"k") == b"v")
+
+
+def test_a_peer_that_is_away_is_found_again(make: Make, net: Net, caplog: pytest.LogCaptureFixture) -> None:
+    a, b = make("a", addresses=["b:1"]), make("b")
+    net.unreachable.add("b:1")
+    a.start()
+    wait_until(lambda: a.figures()["exchange_failures"] == 2)
+    assert a.figures()["peer_b:1"].endswith(",error=b:1: cannot connect")
+    assert caplog.text.count("exchange with b:1 failed: b:1: cannot connect") == 1, "told once"
+    net.unreachable.clear()
+    a.anti_entropy.hear(b.status())
+    wait_until(lambda: a.figures()["exchange_peers_in_sync"] == 1)
+    assert "error" not in a.figures()["peer_b"]
+
+
+def test_two_that_begin_at_once_do_it_once(make: Make, net: Net) -> None:
+    """The one with the smaller id goes on."""
+    a, b = make("a"), make("b")
+    assert a.sync(b).node == "b"
+    a.anti_entropy.hear(b.status())
+    b.anti_entropy.hear(a.status())
+    both = threading.Barrier(2, timeout=10)
+    steps: list[str] = []
+
+    def meet(asking: Node, address: str) -> None:
+        if asking.name not in steps:
+            steps.append(asking.name)
+            both.wait()
+
+    net.before = meet
+    a.start()
+    b.start()
+    wait_until(lambda: a.figures()["exchange_peers_in_sync"] == b.figures()["exchange_peers_in_sync"] == 1)
+    assert a.figures()["exchange_exchanges"] == 1
+    assert b.figures()["exchange_failures"] == 0, "to give way is no failure"
+
+
+def test_sync_waits_for_who_is_busy(make: Make, net: Net) -> None:
+    a, b = make("a"), make("b")
+    a.sync(b)
+    go_on = threading.Event()
+    reached = threading.Event()
+
+    def hold(asking: Node, address: str) -> None:
+        if asking is a and not reached.is_set():
+            reached.set()
+            go_on.wait(10)
+
+    net.before = hold
+    running = threading.Thread(target=lambda: a.sync(b))
+    running.start()
+    assert reached.wait(10)
+    a.anti_entropy._busy["b:1"].node = "b"
+    waiting = threading.Thread(target=lambda: b.sync(a))
+    waiting.start()
+    wait_until(lambda: ("b", "a:1") in net.connects)
+    assert waiting.is_alive()
+    go_on.set()
+    running.join(10)
+    waiting.join(10)
+    assert not waiting.is_alive()
+
+
+def test_sync_says_what_is_wrong(make: Make) -> None:
+    a, b = make("a"), make("b")
+    with pytest.raises(Gone):
+        a.anti_entropy.sync("nowhere", 1, False, False)
+    with pytest.raises(ExchangeRefused, match="node a has reached itself"):
+        a.sync(a)
+    b.engine.set(b"k", b"v")
+    assert a.sync(b, full=True, verify=True).verified
+
+
+def test_an_address_that_leads_back_here_is_told(make: Make, net: Net, caplog: pytest.LogCaptureFixture) -> None:
+    a, b = make("a", addresses=["me:1"]), make("b")
+    net.nodes["me:1"] = a
+    a.start()
+    wait_until(lambda: a.figures()["exchange_peers"] == 0, what="the configured one to be known as its own")
+    assert a.figures()["exchange_failures"] == 0
+    a.anti_entropy.hear(Status("b", ONLINE, "me:1", birth=b.members.identity.birth.hex()))
+    wait_until(lambda: a.figures()["exchange_failures"])
+    assert "node b announces it" in a.figures()["peer_b"]
+    assert "set replication.advertise_address there" in caplog.text
+
+
+def test_tombstones_go_when_all_have_them(make: Make) -> None:
+    a, b = make("a", addresses=["b:1"], interval_s=0.01), make("b").start()
+    a.engine.set(b"k", b"v")
+    a.engine.delete(b"k")
+    a.start()
+    wait_until(lambda: a.engine.dead_count == 0 and b.engine.dead_count == 0)
+    assert a.figures()["horizon_ns"] > 0
+    assert alike(a, b)
+
+
+def test_a_forgotten_node_is_known_as_such(make: Make) -> None:
+    a, b = make("a").start(), make("b")
+    a.sync(b)
+    birth = b.members.identity.birth.hex()
+    assert not a.anti_entropy.is_forgotten("b", birth)
+    with pytest.raises(UnknownMember):
+        a.anti_entropy.forget("nobody")
+    with pytest.raises(InvalidArgument, match="a birth is 16 hex digits"):
+        a.anti_entropy.forget("b", "xy")
+    with pytest.raises(InvalidArgument, match="this node itself"):
+        a.anti_entropy.forget("a")
+    a.anti_entropy.forget("b", birth)
+    assert a.anti_entropy.is_forgotten("b", birth)
+    assert a.anti_entropy.is_forgotten("b", ""), "nothing was heard of another one"
+    assert not a.anti_entropy.is_forgotten("b", "00" * 8)
+    assert not a.anti_entropy.is_forgotten("c", "")
+    with pytest.raises(ExchangeRefused, match="start it with an empty data directory"):
+        a.sync(b)
+    a.anti_entropy.hear(b.status())
+    a.anti_entropy.hear(Status("b", ONLINE, "b:1", birth="00" * 8))
+    wait_until(lambda: a.figures()["members"] == 2)
+    assert not a.anti_entropy.is_forgotten("b", "")
+    assert load_members(a.engine, "a").is_forgotten("b", bytes.fromhex(birth)), "it is kept"
+
+
+def test_names_and_addresses_that_make_no_sense_harm_nobody(make: Make) -> None:
+    a, b = make("a"), make("b")
+    a.start()
+    for status in (
+        Status("n" * 600, ONLINE, "n:1"),
+        Status("no port", ONLINE, "host"),
+        Status("long", ONLINE, "h" * 1000 + ":1"),
+        Status("no birth", ONLINE, "", birth="zz"),
+        b.status(),
+    ):
+        a.anti_entropy.hear(status)
+    wait_until(lambda: a.figures().get("peer_b", "").startswith("address=b:1,in_sync=yes"))
+    wait_until(lambda: a.figures()["exchange_failures"] >= 2)
+    assert {row["node"] for row in a.anti_entropy.member_rows()} == {"a", "b", "no port", "long", "no birth"}
+    assert "error='host' is no address: give host:port" in a.figures()["peer_no port"]
+
+
+def test_switched_off_it_exchanges_when_told_alone(make: Make, net: Net) -> None:
+    a, b = make("a", addresses=["b:1"], regular=False).start(), make("b")
+    a.anti_entropy.hear(b.status())
+    wait_until(lambda: a.figures()["members"] == 2)
+    assert net.connects == []
+    a.sync(b)
+    assert net.connects == [("a", "b:1")]
+
+
+def test_a_stop_cuts_what_is_under_way(make: Make, net: Net) -> None:
+    a, b = make("a", addresses=["b:1"]), make("b")
+    b.engine.set(b"k", b"v")
+    held: list[Line] = []
+
+    def hold(asking: Node, address: str) -> None:
+        line = a.anti_entropy._busy[address].carrier
+        assert isinstance(line, Line)
+        held.append(line)
+        line.closed.wait(10)
+
+    net.before = hold
+    a.start()
+    wait_until(lambda: held)
+    a.anti_entropy.stop()
+    assert not a.anti_entropy._thread.is_alive()
+    assert a.figures()["exchange_failures"] == 0, "that is nobody's failure"
+    with pytest.raises(Stopped):
+        a.sync(b)
+
+
+def test_rest_after_each_step_in_proportion(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def rest_s(worked_s: float, share_percent: int) -> float:
+        asked.append(share_percent)
+        return 0.0
+
+    monkeypatch.setattr(module, "rest_s", rest_s)
+    a, b = make("a", addresses=["b:1"], share_percent=30), make("b")
+    b.engine.set(b"k", b"v")
+    a.start()
+    wait_until(lambda: a.figures()["exchange_exchanges"])
+    assert set(asked) == {30}
+    assert len(asked) >= a.figures()["exchange_rounds"] - 1
+    wait_until(lambda: not a.anti_entropy._unsettled)
+    asked.clear()
+    b.engine.set(b"k", b"w")
+    a.sync(b)
+    assert 100 in asked
+
+
+def test_a_full_disk_is_a_failure_and_a_failing_one_ends_the_node(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = make("a", addresses=["b:1"]), make("b")
+
+    def fail(error: MerkleKVError) -> Callable[..., None]:
+        def flush() -> None:
+            raise error
+
+        return flush
+
+    monkeypatch.setattr(a.engine, "flush", fail(DiskFull("no room")))
+    a.start()
+    wait_until(lambda: a.figures()["exchange_failures"])
+    assert "error=no room" in a.figures()["peer_b:1"]
+    monkeypatch.setattr(a.engine, "flush", fail(StorageFailed("broken")))
+    a.anti_entropy.wake("", "test")
+    wait_until(lambda: a.failures)
+    monkeypatch.undo()
+    assert not a.anti_entropy._thread.is_alive()
+    a.failures.clear()
+    assert b.failures == []
+
+
+def test_a_mistake_does_not_end_the_thread(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    a, b = make("a", addresses=["b:1"]), make("b")
+    monkeypatch.setattr(module, "RETRY_S", 0.01)
+    monkeypatch.setattr(a.engine, "flush", lambda: 1 / 0)
+    a.start()
+    wait_until(lambda: "ZeroDivisionError" in caplog.text)
+    monkeypatch.undo()
+    a.anti_entropy.hear(b.status())
+    wait_until(lambda: a.figures()["exchange_exchanges"])
+
+
+@pytest.mark.parametrize(
+    ("address", "meant"),
+    [("h:1", ("h", 1)), ("[::1]:65535", ("::1", 65535)), ("10.0.0.1:7379", ("10.0.0.1", 7379))],
+)
+def test_addresses(address: str, meant: tuple[str, int]) -> None:
+    assert split_address(address) == meant
+
+
+@pytest.mark.parametrize("address", ["", "h", "h:", ":1", "h:0", "h:65536", "h:x", "h:-1", "h:1111111111111"])
+def test_what_is_no_address(address: str) -> None:
+    with pytest.raises(InvalidArgument, match="is no address: give host:port"):
+        split_address(address)
