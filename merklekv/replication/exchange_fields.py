@@ -96,7 +96,7 @@ class Fields:
             raise Malformed(f"{name} is missing") from None
 
 
-def row(item: Any, name: str, count: int) -> list[Any]:
+def a_list(item: Any, name: str, count: int) -> list[Any]:
     """A list of exactly so many items."""
     if type(item) is not list or len(item) != count:
         raise Malformed(f"{name} is not a list of {count} items")

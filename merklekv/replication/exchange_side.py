@@ -24,7 +24,7 @@ from merklekv.engine.layers import is_live
 from merklekv.engine.store import Pair
 from merklekv.engine.version import timestamp_of
 from merklekv.replication.exchange_wire import ExchangeRefused, Hello
-from merklekv.replication.members import Members, Table
+from merklekv.replication.members import NO_ROW, Members, Table
 
 NOTE_MEMBERS: Final = b"members"
 
@@ -76,8 +76,7 @@ def terms_of(mine: Hello, theirs: Hello) -> Terms:
 def _dead_up_to(lower: Hello, higher: Hello) -> int:
     if lower.horizon >= higher.horizon or lower.table.current >= higher.horizon:
         return 0
-    seen, _ = higher.table.rows.get(lower.table.identity, (0, None))
-    return min(higher.horizon, seen)
+    return min(higher.horizon, higher.table.rows.get(lower.table.identity, NO_ROW).seen)
 
 
 def is_dead(record: bytes, discard: int, instance: bytes) -> bool:
@@ -154,7 +153,7 @@ class Side:
         with self.engine.lock:
             self.members.meet(peer.table)
             self.engine.clock.observe(peer.table.report.clock.to_bytes(8, "big"))
-            seen, _ = peer.table.rows.get(self.members.identity, (0, None))
+            seen = peer.table.rows.get(self.members.identity, NO_ROW).seen
             if seen > self.members.promised:  # this node was restored from before it made that promise
                 self.engine.keep_promise(seen)
             store_members(self.engine, self.members)

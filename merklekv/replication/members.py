@@ -6,11 +6,12 @@ node that starts anew with an empty directory is another member.
 For each other member this node keeps
 
     seen      a time T: this node has merged all that the member had when its clock was T; 0 if they never met
+    counted   as much of `seen` as `stable` may count on; less only for a while after somebody was forgotten
     report    what the member last said of itself: its clock, `stable` and `view` (below)
 
 and from these follow
 
-    stable    the smallest `seen`, its own clock included: everything older, by anyone, has been merged here
+    stable    the smallest `counted`, its own clock included: everything older, by anyone, has been merged here
     view      a hash of all members, to tell whether two nodes speak of the same ones
     horizon   the smallest `stable`, once all members report the same view: everything older has been merged by all,
               so a tombstone from there has nothing left to hide (cf. causal stability: Baquero et al., "Making
@@ -21,7 +22,9 @@ whose data this one has merged.  Unlike `stable` it does not fall when a member 
 node that it was left behind: it was restored from an old backup, say.
 
 Nobody leaves by being silent, since a silent member may still hold what others have deleted: `forget` is the only way
-out.  It is for good: a forgotten directory is refused from then on.
+out.  It is for good: a forgotten directory is refused from then on.  What it wrote, some members may have and others
+not, older than the clocks that these have seen of each other.  So nothing that was seen before counts beyond what was
+seen of the forgotten one, until each member has been met again after it, too, had forgotten.
 
 Tables of two nodes merge by maxima and unions, in any order and any number of times.  Pure: no threads, no clock, no
 disk; callers hold the engine's lock.  Cost: microseconds for tens of members; at most MEMBERS_MAX are kept.
@@ -39,7 +42,7 @@ import cbor2
 
 from merklekv.engine.format import MAX_KEY_SIZE
 from merklekv.errors import MerkleKVError
-from merklekv.replication.exchange_fields import Fields, Malformed, binary, decode_map, number, row, text
+from merklekv.replication.exchange_fields import Fields, Malformed, a_list, binary, decode_map, number, text
 
 TABLE_VERSION: Final = 1
 BIRTH_SIZE: Final = 8
@@ -81,11 +84,23 @@ class Report(NamedTuple):
 NOTHING_SAID: Final = Report()
 
 
+class Row(NamedTuple):
+    """What a node tells of another member."""
+
+    seen: int = 0
+    counted: int = 0
+    report: Report = NOTHING_SAID
+
+
+NO_ROW: Final = Row()
+
+
 @dataclass(slots=True)
 class Member:
     """Another member, as this node knows it."""
 
     seen: int = 0  # ns of its clock
+    counted: int = 0  # likewise
     report: Report = NOTHING_SAID
     address: str = ""  # where it was last reached, host:port
     contact: float = 0.0  # when it was last heard, wall clock, s
@@ -98,7 +113,7 @@ class Table:
     identity: Identity
     report: Report
     current: int
-    rows: dict[Identity, tuple[int, Report]] = field(default_factory=dict)  # seen, report
+    rows: dict[Identity, Row] = field(default_factory=dict)
     forgotten: frozenset[Identity] = frozenset()
 
     def plain(self) -> dict[str, object]:
@@ -110,7 +125,7 @@ class Table:
             "stable": self.report.stable,
             "view": self.report.view,
             "current": self.current,
-            "rows": [[*who, seen, *report] for who, (seen, report) in sorted(self.rows.items())],
+            "rows": [[*who, row.seen, row.counted, *row.report] for who, row in sorted(self.rows.items())],
             "forgotten": [list(who) for who in sorted(self.forgotten)],
         }
 
@@ -121,9 +136,9 @@ def table_of(fields: Fields) -> Table:
     report = Report(fields.number("clock"), fields.number("stable"), fields.binary("view", VIEW_SIZE))
     rows = {}
     for item in fields.items("rows", MEMBERS_MAX):
-        node, birth, seen, *said = row(item, "a row", 6)
-        rows[_identity(node, birth)] = (number(seen, "seen"), _report(*said))
-    forgotten = frozenset(_identity(*row(item, "forgotten", 2)) for item in fields.items("forgotten", FORGOTTEN_MAX))
+        node, birth, seen, counted, *said = a_list(item, "a row", 7)
+        rows[_identity(node, birth)] = Row(number(seen, "seen"), number(counted, "counted"), _report(*said))
+    forgotten = frozenset(_identity(*a_list(item, "forgotten", 2)) for item in fields.items("forgotten", FORGOTTEN_MAX))
     return Table(identity, report, fields.number("current"), rows, forgotten)
 
 
@@ -170,7 +185,7 @@ class Members:
 
     def stable(self) -> int:
         """Up to when this node has merged what anybody had, ns; 0 while it is alone."""
-        return min((self.promised, *(member.seen for member in self._others.values()))) if self._others else 0
+        return min((self.promised, *(member.counted for member in self._others.values()))) if self._others else 0
 
     def view(self) -> bytes:
         """What tells two sets of members apart."""
@@ -186,7 +201,7 @@ class Members:
 
     def table(self) -> Table:
         """What is told to others."""
-        rows = {who: (member.seen, member.report) for who, member in self._others.items()}
+        rows = {who: Row(member.seen, member.counted, member.report) for who, member in self._others.items()}
         report = Report(self.promised, self.stable(), self.view())
         return Table(self.identity, report, self.current, rows, frozenset(self.forgotten))
 
@@ -234,16 +249,12 @@ class Members:
     def meet(self, peer: Table) -> None:
         """Takes in whom a node knows, whom it has forgotten, and what everybody reported, as it tells it.
 
-        What was seen is not taken: that is for `learn`.  Raises TooManyMembers, having changed nothing.
+        What was seen is not taken: that is for `learn`.  Raises TooManyMembers.
         """
-        gone = self.forgotten | peer.forgotten
-        met = {who: report for who, (_, report) in peer.rows.items()} | {peer.identity: peer.report}
-        wanted = {who: report for who, report in met.items() if who != self.identity and who not in gone}
-        if len(gone) > FORGOTTEN_MAX:
-            raise TooManyMembers(f"{peer.identity.node}: with its list more than {FORGOTTEN_MAX} would be forgotten")
-        self._add(wanted.keys() - self._others.keys(), gone)
         self._forget(set(peer.forgotten))
-        for who, report in wanted.items():
+        met = {who: row.report for who, row in peer.rows.items()} | {peer.identity: peer.report}
+        self._add({who for who in met if who != self.identity and who not in self.forgotten})
+        for who, report in met.items():
             if (member := self._others.get(who)) is not None:
                 member.report = max(member.report, report)
 
@@ -252,12 +263,15 @@ class Members:
 
         `everything`: and that node had kept all it ever merged, so what it has seen of others is here as well.
         """
-        if (member := self._others.get(peer.identity)) is not None:
-            member.seen = max(member.seen, peer.report.clock)
+        told = {peer.identity: Row(peer.report.clock, peer.report.clock)}
         if everything:
-            for who, (seen, _) in peer.rows.items():
-                if (member := self._others.get(who)) is not None:
-                    member.seen = max(member.seen, seen)
+            told |= peer.rows
+        counts = peer.forgotten >= self.forgotten
+        for who, row in told.items():
+            if (member := self._others.get(who)) is not None:
+                member.seen = max(member.seen, row.seen)
+                member.counted = max(member.counted, row.counted) if counts else member.counted
+        if everything:
             self.current = max(self.current, peer.current)
         self.current = max(self.current, self.stable())
 
@@ -267,11 +281,12 @@ class Members:
         """
         for who, member in self._others.items():
             if who != peer.identity:
-                member.seen = min(member.seen, peer.rows.get(who, (0, NOTHING_SAID))[0])
+                row = peer.rows.get(who, NO_ROW)
+                member.seen, member.counted = min(member.seen, row.seen), min(member.counted, row.counted)
 
-    def _add(self, new: set[Identity], gone: set[Identity] | frozenset[Identity] = frozenset()) -> None:
+    def _add(self, new: set[Identity]) -> None:
         """Adds members.  One whose birth is not known gives way to one of the same id whose birth is."""
-        everyone = {who for who in self._others.keys() | new if who not in gone}
+        everyone = self._others.keys() | new
         met = {who.node for who in everyone if who.birth} | {self.identity.node}
         everyone = {who for who in everyone if who.birth or who.node not in met}
         if len(everyone) >= MEMBERS_MAX:
@@ -281,9 +296,12 @@ class Members:
     def _forget(self, gone: set[Identity]) -> None:
         if len(self.forgotten | gone) > FORGOTTEN_MAX:
             raise TooManyMembers(f"more than {FORGOTTEN_MAX} members forgotten")
-        self.forgotten |= gone - {self.identity}
-        for who in gone:
-            self._others.pop(who, None)
+        for who in gone - self.forgotten - {self.identity}:
+            member = self._others.pop(who, None)
+            seen = member.seen if member else 0
+            for other in self._others.values():
+                other.counted = min(other.counted, seen)
+            self.forgotten.add(who)
 
     # -- storing -------------------------------------------------------------------------------------------------------
 
@@ -306,7 +324,7 @@ class Members:
                 raise Malformed(f"version {version}, this release knows {TABLE_VERSION}")
             stored = table_of(fields)
             promised = fields.number("promised")
-            local = {_identity(*row(item, "local", 4)[:2]): _local(*item[2:]) for item in fields.items("local")}
+            local = {_identity(*a_list(item, "local", 4)[:2]): _local(*item[2:]) for item in fields.items("local")}
         except Malformed as error:
             raise MembersUnreadable(
                 f"the table of members in the log is unreadable: {error}; run a later release, or "
@@ -315,10 +333,11 @@ class Members:
         members = cls(node, stored.identity.birth if node == stored.identity.node else b"")
         members.promised, members.current = promised, stored.current
         members.forgotten = set(stored.forgotten)
-        for who, (seen, report) in stored.rows.items():
-            members._others[who] = Member(seen, report, *local.get(who, ("", 0.0)))
+        for who, row in stored.rows.items():
+            members._others[who] = Member(*row, *local.get(who, ("", 0.0)))
         if members.identity != stored.identity:
-            members._others[stored.identity] = Member(stored.report.clock, stored.report)
+            clock = stored.report.clock
+            members._others[stored.identity] = Member(clock, clock, stored.report)
         return members
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from exchange_support import SECOND, Node, agree, cluster, exchange, meet_all
+from exchange_support import SECOND, Cut, Node, agree, carry, cluster, exchange, meet_all
 
 from merklekv.replication.exchange_wire import ExchangeRefused
 
@@ -287,3 +287,35 @@ def test_two_clusters_become_one(tmp_path: Path) -> None:
         meet_all(nodes)
         assert agree(*nodes)
         assert len(a.values()) == 5
+
+
+def test_forgetting_does_not_settle_what_only_some_have_of_the_forgotten(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    a.set(b"k")
+    meet_all(nodes)
+    a.delete(b"k")
+    for node in (b, c):
+        node.tick(100)
+    exchange(b, c)
+    exchange(c, b)
+    exchange(a, c)  # from here on c has the tombstone, which is older than all that b and c have seen of each other
+    for node in (b, c):
+        node.members.forget("a")
+    with pytest.raises(Cut):
+        carry(b.initiate().steps(), c, before=lambda number, request: cut() if number else request)
+    for node in (b, c):
+        node.engine.raise_horizon(node.members.horizon())
+        while node.engine.collect():
+            pass
+    exchange(b, c)
+    assert agree(b, c)
+    assert b.values() == {}
+    for _ in range(3):
+        b.tick(100)
+        exchange(b, c)
+        exchange(c, b)
+    assert tombstones(b, c) == 0
+
+
+def cut() -> bytes:
+    raise Cut
