@@ -1,0 +1,368 @@
+"""The table of members: what follows from it never claims more than is so, and tables merge in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cbor2
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from merklekv.replication import members as members_module
+from merklekv.replication.exchange_fields import NUMBER_MAX, Malformed, decode_map
+from merklekv.replication.members import (
+    ADDRESS_SIZE_MAX,
+    BIRTH_SIZE,
+    NODE_SIZE_MAX,
+    Identity,
+    Members,
+    MembersUnreadable,
+    Report,
+    Row,
+    Table,
+    TooManyMembers,
+    UnknownMember,
+    table_of,
+)
+
+QUICK = settings(max_examples=60, deadline=None)
+VIEW = b"view" * 2
+
+
+def birth(number: int) -> bytes:
+    return bytes([number]) * BIRTH_SIZE
+
+
+def who(name: str, number: int = 1) -> Identity:
+    return Identity(name, birth(number))
+
+
+def table(name: str, clock: int = 10, **fields: object) -> Table:
+    return Table(who(name), Report(clock, 0, VIEW), 0, **fields)  # type: ignore[arg-type]
+
+
+def new(name: str) -> Members:
+    return Members(name, birth(1))
+
+
+# -- what follows ------------------------------------------------------------------------------------------------------
+
+
+def test_alone_nothing_is_stable() -> None:
+    members = new("a")
+    members.promise(100)
+    assert (len(members), members.stable(), members.horizon(), members.current) == (1, 0, 0, 0)
+
+
+def meet(first: Members, second: Members, clock: int, whole: bool = True) -> None:
+    """An exchange that the first begins, as far as the tables go."""
+    first.promise(clock)
+    told = first.table()
+    second.meet(told)
+    second.promise(clock)
+    answer = second.table()
+    first.meet(answer)
+    if whole:
+        first.learn(answer, True)
+        second.learn(told, True)
+        first.meet(second.table())
+
+
+def test_two_that_have_met_settle_what_was_before() -> None:
+    a, b = new("a"), new("b")
+    meet(a, b, 10)
+    assert (a.stable(), b.stable(), a.horizon(), b.horizon()) == (10, 10, 10, 0)
+    meet(b, a, 20)
+    assert (a.horizon(), b.horizon()) == (10, 20)
+    assert (a.current, b.current) == (20, 20)
+
+
+def test_a_third_holds_both_back_until_it_has_met_them() -> None:
+    a, b, c = new("a"), new("b"), new("c")
+    meet(a, b, 10)
+    assert a.heard("c", birth(1))
+    meet(a, b, 20)
+    assert (a.stable(), a.horizon(), b.horizon(), a.current) == (0, 0, 0, 10)
+    for clock in (30, 40, 50):
+        meet(a, c, clock)
+        meet(b, c, clock)
+        meet(a, b, clock)
+    assert a.horizon() == 50
+    assert a.seen(c.identity) == 50
+
+
+def test_what_others_have_seen_is_passed_on() -> None:
+    a, b, c = new("a"), new("b"), new("c")
+    meet(a, b, 10)
+    meet(b, c, 20)
+    assert c.seen(a.identity) == 10
+    assert c.stable() == 10
+
+
+def test_who_did_not_keep_everything_passes_nothing_on() -> None:
+    a, b, c = new("a"), new("b"), new("c")
+    meet(a, b, 10)
+    b.promise(20)
+    c.meet(b.table())
+    c.learn(b.table(), False)
+    assert (c.seen(b.identity), c.seen(a.identity), c.current) == (20, 0, 0)
+
+
+def test_falling_back_keeps_what_the_other_has_seen_too() -> None:
+    a = new("a")
+    rows = {who("c"): Row(50, 40), who("d"): Row(50, 50)}
+    a.meet(table("b", 60, rows=rows))
+    a.learn(table("b", 60, rows=rows), True)
+    a.fall_back(table("b", 70, rows={who("c"): Row(30, 30)}))
+    assert [(name, member.seen, member.counted) for (name, _), member in a] == [
+        ("b", 60, 60),
+        ("c", 30, 30),
+        ("d", 0, 0),
+    ]
+
+
+# -- hearing and forgetting --------------------------------------------------------------------------------------------
+
+
+def test_a_node_without_birth_gives_way_to_the_one_it_turns_out_to_be() -> None:
+    members = new("a")
+    assert members.heard("b", now=5.0)
+    assert not members.heard("b")
+    assert members.heard("b", birth(1), "host:1", 7.0)
+    assert [identity for identity, _ in members] == [who("b")]
+    assert not members.heard("b", b"", "host:2", 6.0)
+    member = members.get(who("b"))
+    assert member is not None
+    assert (member.address, member.contact) == ("host:2", 7.0)
+
+
+def test_this_node_is_not_heard() -> None:
+    members = new("a")
+    assert not members.heard("a")
+    assert not members.heard("a", birth(2))
+    assert len(members) == 1
+
+
+def test_forgotten_is_forgotten() -> None:
+    members = new("a")
+    members.heard("b", birth(1))
+    assert members.forget("b") == [who("b")]
+    assert not members.heard("b", birth(1))
+    assert not members.heard("b")
+    assert members.is_forgotten("b", birth(1))
+    members.meet(table("c", rows={who("b"): Row()}))
+    assert [name for (name, _), _ in members] == ["c"]
+    assert members.heard("b", birth(2))
+
+
+def test_forgetting_needs_to_know_whom() -> None:
+    members = new("a")
+    with pytest.raises(UnknownMember, match="b: no such member"):
+        members.forget("b")
+    members.heard("b", birth(1))
+    members.heard("b", birth(2))
+    with pytest.raises(UnknownMember, match=f"say which birth: {birth(1).hex()}, {birth(2).hex()}"):
+        members.forget("b")
+    assert members.forget("b", birth(1)) == [who("b", 1)]
+    assert members.forget("b") == [who("b", 2)]
+
+
+def test_one_is_not_forgotten_by_oneself() -> None:
+    members = new("a")
+    members.meet(table("b", forgotten=frozenset([who("a")])))
+    assert members.forgotten == set()
+
+
+def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(members_module, "MEMBERS_MAX", 3)
+    monkeypatch.setattr(members_module, "FORGOTTEN_MAX", 1)
+    members = new("a")
+    members.heard("b", birth(1))
+    members.heard("c", birth(1))
+    for call in (lambda: members.heard("d", birth(1)), lambda: members.meet(table("d"))):
+        with pytest.raises(TooManyMembers, match="more than 3 members: forget those that are gone"):
+            call()
+    assert len(members) == 3
+    members.forget("b")
+    with pytest.raises(TooManyMembers, match="more than 1 members forgotten"):
+        members.forget("c")
+    assert len(members) == 2
+
+
+# -- as bytes ----------------------------------------------------------------------------------------------------------
+
+times = st.integers(0, NUMBER_MAX)
+identities = st.builds(who, st.sampled_from("abcdef"), st.integers(1, 2))
+reports = st.builds(Report, times, times, st.sampled_from([b"", VIEW]))
+tables = st.builds(
+    Table,
+    identities,
+    st.builds(Report, times, times, st.just(VIEW)),
+    times,
+    st.dictionaries(identities, st.builds(Row, times, times, reports), max_size=4),
+    st.frozensets(identities, max_size=2),
+)
+
+
+@given(tables)
+@QUICK
+def test_a_table_survives_its_bytes(given_table: Table) -> None:
+    assert table_of(decode_map(cbor2.dumps(given_table.plain()))) == given_table
+
+
+@given(st.lists(tables, max_size=4))
+@QUICK
+def test_members_survive_their_bytes(heard: list[Table]) -> None:
+    members = new("self")
+    members.heard("b", birth(1), "host:1", 12.5)
+    for one in heard:
+        members.meet(one)
+        members.learn(one, True)
+    members.promise(77)
+    again = Members.restore(members.encode(), "self")
+    assert again.table() == members.table()
+    assert list(again) == list(members)
+    assert again.promised == 77
+
+
+def test_a_copy_under_another_name_is_another_member() -> None:
+    members = new("a")
+    meet(members, new("b"), 10)
+    copy = Members.restore(members.encode(), "copy")
+    assert copy.identity != members.identity
+    assert (copy.seen(members.identity), copy.seen(who("b")), copy.current) == (10, 10, 10)
+
+
+def test_sizes_at_their_limits() -> None:
+    members = new("n" * NODE_SIZE_MAX)
+    members.heard("o" * NODE_SIZE_MAX, birth(1), "h" * ADDRESS_SIZE_MAX)
+    assert list(Members.restore(members.encode(), "a"))
+    plain = members.table().plain()
+    for name, value in (("node", "n" * (NODE_SIZE_MAX + 1)), ("node", ""), ("clock", NUMBER_MAX + 1), ("clock", -1)):
+        with pytest.raises(Malformed, match=f"{name} "):
+            table_of(decode_map(cbor2.dumps(plain | {name: value})))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda plain: plain.pop("node"), "node is missing"),
+        (lambda plain: plain.update(node=b"x"), "node is bytes, not text"),
+        (lambda plain: plain.update(birth=b"short"), "birth has 5 bytes, not 8"),
+        (lambda plain: plain.update(clock=True), "clock is bool, not a number"),
+        (lambda plain: plain.update(rows={}), "rows is a map, not a list"),
+        (lambda plain: plain.update(rows=[[1, 2]]), "a row is not a list of 7 items"),
+        (lambda plain: plain.update(rows=[[]] * 1001), "rows has 1001 items, more than 1000"),
+        (lambda plain: plain.update(forgotten=[["b", b"1"]]), "a birth has 1 bytes, not 0 or 8"),
+        (lambda plain: plain.update(v=2), "version 2, this release knows 1"),
+        (lambda plain: plain.update(local=[["b", b"", 1, 2.0]]), "an address is int, not text"),
+        (lambda plain: plain.update(local=[["b", b"", "", 2]]), "a time of contact is not a float"),
+    ],
+)
+def test_a_damaged_table_is_refused(change: Callable[[dict[str, object]], object], says: str) -> None:
+    plain = cbor2.loads(new("a").encode())
+    change(plain)
+    with pytest.raises(MembersUnreadable, match=f"unreadable: {says}"):
+        Members.restore(cbor2.dumps(plain), "a")
+
+
+@given(st.binary(max_size=100))
+@QUICK
+def test_any_bytes_are_refused_or_a_table(data: bytes) -> None:
+    with pytest.raises(MembersUnreadable):
+        Members.restore(data, "a")
+
+
+# -- laws --------------------------------------------------------------------------------------------------------------
+
+
+def merged(*heard: Table) -> Members:
+    members = new("self")
+    for one in heard:
+        members.meet(one)
+    return members
+
+
+@given(tables, tables, tables)
+@QUICK
+def test_meeting_commutes_and_repeats(first: Table, second: Table, third: Table) -> None:
+    plain = merged(first, second, third).table()
+    assert merged(third, first, second).table() == plain
+    assert merged(first, first, second, third, second, first).table() == plain
+
+
+class Model:
+    """Nodes that write, exchange and forget, with sets of writes as data."""
+
+    def __init__(self, names: str) -> None:
+        self.tables = {name: new(name) for name in names}
+        self.writes: dict[str, set[tuple[int, str]]] = {name: set() for name in names}
+        self.clocks = dict.fromkeys(names, 0)
+        self.gone: set[str] = set()
+        for members in self.tables.values():
+            for name in names:
+                members.heard(name, birth(1))
+
+    def write(self, name: str, ahead: int) -> None:
+        self.clocks[name] += ahead
+        self.writes[name].add((self.clocks[name], name))
+
+    def exchange(self, first: str, second: str, stage: int) -> None:
+        """Cut at a stage, 3 is the end."""
+        a, b = self.tables[first], self.tables[second]
+        if first == second or a.identity in b.forgotten or b.identity in a.forgotten:
+            return
+        a.promise(self.clocks[first])
+        told = a.table()
+        b.meet(told)
+        b.promise(self.clocks[second])
+        answer = b.table()
+        if stage == 0:
+            return
+        a.meet(answer)
+        if stage == 1:
+            return
+        self.writes[first] |= self.writes[second]
+        self.writes[second] |= self.writes[first]
+        a.learn(answer, True)
+        if stage == 2:
+            return
+        b.learn(told, True)
+        a.meet(b.table())
+
+    def forget(self, by: str, name: str) -> None:
+        if by not in self.gone and len(self.gone | {name}) < len(self.tables) - 1:
+            if any(identity.node == name for identity, _ in self.tables[by]):
+                self.tables[by].forget(name)
+            self.gone.add(name)
+
+    def check(self) -> None:
+        """Below a horizon, all have whatever anybody has of those who are left."""
+        for name, members in self.tables.items():
+            if name in self.gone:
+                continue
+            everyone = [name, *(identity.node for identity, _ in members)]
+            settled = [{w for w in self.writes[node] if w[0] <= members.horizon()} for node in everyone]
+            assert all(one == settled[0] for one in settled)
+            assert members.horizon() <= members.stable()
+
+
+names = st.sampled_from("abcd")
+steps = st.one_of(
+    st.tuples(st.just("write"), names, st.integers(1, 3)),
+    st.tuples(st.just("exchange"), names, names, st.sampled_from([0, 1, 2, 3, 3, 3])),
+    st.tuples(st.just("exchange"), names, names, st.just(3)),
+    st.tuples(st.just("forget"), names, names),
+)
+
+
+@given(st.lists(steps, max_size=60))
+@settings(max_examples=300, deadline=None)
+def test_below_the_horizon_all_have_everything(history: list[tuple[str, str, object, object]]) -> None:
+    model = Model("abcd")
+    for name, *arguments in history:
+        if name == "forget" and arguments[0] == arguments[1]:
+            continue
+        getattr(model, name)(*arguments)
+        model.check()
