@@ -186,7 +186,7 @@ def broker(request: pytest.FixtureRequest) -> Broker:
 def topic_prefix() -> str:
     """Topics of this test alone, also at a broker that others use; as it is named when no other test runs."""
     named = os.environ.get("MQTT_TOPIC_PREFIX")
-    if named and "PYTEST_XDIST_WORKER" not in os.environ:
+    if named and not os.environ.get("PYTEST_XDIST_WORKER"):
         return named
     return f"{named or DEFAULT_PREFIX}_{secrets.token_hex(4)}"
 

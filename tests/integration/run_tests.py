@@ -56,15 +56,8 @@ class Mode:
     coverage: bool = False
 
 
-REPLICATION = (
-    "test_replication.py",
-    "test_replication_simple.py",
-    "test_replication_ordering.py",
-    "test_replication_clock_skew.py",
-    "test_replication_malformed_payloads.py",
-    "test_replication_throughput_spike.py",
-    "test_replication_broker_outage.py",
-)
+OF_REPLICATION = ("test_anti_entropy*.py", "test_replication*.py")
+REPLICATION = tuple(sorted(path.name for pattern in OF_REPLICATION for path in HERE.glob(pattern)))
 BROKER, ALL = ("mosquitto",), ("mosquitto", "faketime")
 
 MODES = {

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import socket
+import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 from fix_broker import BrokerFactory
@@ -11,6 +16,38 @@ from fix_proxy import ProxyFactory
 from support import wait_until
 
 pytestmark = [pytest.mark.replication, pytest.mark.slow]
+
+
+ATTEMPTS = 7
+
+
+class Doorman:
+    """Listens where a broker should, turns everybody away, and remembers when they came."""
+
+    def __init__(self) -> None:
+        self.visits: list[float] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._thread = threading.Thread(target=self._turn_away, daemon=True)
+        self._thread.start()
+
+    def _turn_away(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                self._listener.accept()[0].close()
+                self.visits.append(time.monotonic())
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+
+
+@pytest.fixture
+def doorman() -> Iterator[Doorman]:
+    made = Doorman()
+    yield made
+    made.close()
 
 
 def numbered(count: int, name: str = "k") -> dict[str, str]:
@@ -113,24 +150,19 @@ class TestGracefulDegradation:
         assert node.ask("TRUNCATE") == "OK"
         assert node.ask("REPLICATE status").startswith("REPLICATION enabled 1 nodes state=")
 
-    def test_an_outage_does_not_slow_local_writes(self, own_harness: ReplicationTestHarness) -> None:
+    def test_local_writes_do_not_wait_for_the_broker(self, own_harness: ReplicationTestHarness) -> None:
         node = own_harness.create_node()
         own_harness.broker.kill()
         node.wait_disconnected()
-        began = time.monotonic()
         node.set_many(numbered(20_000))
-        assert time.monotonic() - began < 20, "20,000 pipelined writes take about a second"
+        assert node.figure("outbox_events") == 20_000
 
-    def test_a_stop_during_an_outage_is_quick_and_keeps_what_waits(
-        self, own_harness: ReplicationTestHarness
-    ) -> None:
+    def test_a_stop_during_an_outage_keeps_what_waits(self, own_harness: ReplicationTestHarness) -> None:
         a, b = own_harness.create_nodes(2)
         own_harness.broker.kill()
         a.wait_disconnected()
         a.set_many(numbered(100))
-        began = time.monotonic()
         a.stop()
-        assert time.monotonic() - began < 5
         own_harness.broker.start()
         b.wait_connected()
         a.start()
@@ -138,7 +170,19 @@ class TestGracefulDegradation:
 
 
 class TestRetries:
-    def test_attempts_grow_rarer_and_never_end(self, own_harness: ReplicationTestHarness) -> None:
+    def test_the_waits_between_attempts_double_and_attempts_never_end(
+        self, own_harness: ReplicationTestHarness, doorman: Doorman
+    ) -> None:
+        """A busy machine only makes waits longer, so what is asserted is how short one may be: half of the wait that
+        0.1 s, doubled again and again up to 3 s, has come to.
+        """
+        own_harness.create_node(start=False, mqtt_port=doorman.port).start()
+        wait_until(lambda: len(doorman.visits) >= ATTEMPTS, seconds=60, what=f"{ATTEMPTS} attempts")
+        waits = [later - earlier for earlier, later in itertools.pairwise(doorman.visits)]
+        shortest = [0.5 * wait for wait in (0.1, 0.3, 0.7, 1.5, 3, 3)]
+        assert all(wait >= least for wait, least in zip(waits, shortest, strict=False)), waits
+
+    def test_many_failures_are_one_line_and_one_loss(self, own_harness: ReplicationTestHarness) -> None:
         node = own_harness.create_node()
         own_harness.broker.kill()
         wait_until(lambda: "Connection refused" in node.process.output(), seconds=20)
