@@ -52,6 +52,19 @@ class TestDrift:
             node.wait_for("k", "11")
         harness.wait_converged()
 
+    def test_a_write_is_later_than_all_that_its_node_has_seen(
+        self, harness: ReplicationTestHarness, outsider: Outsider
+    ) -> None:
+        """Of other keys too: who has seen an event a minute ahead writes beyond that minute."""
+        node = harness.create_node()
+        now = time.time_ns()
+        outsider.publish(make_event("seen", ts=now + 60 * SECOND_NS))
+        node.wait_for("seen", "v")
+        node.set("k", "local")
+        outsider.publish(make_event("k", b"earlier", ts=now + 30 * SECOND_NS), make_event("done"))
+        node.wait_for("done", "v")
+        assert node.get("k") == "local"
+
     def test_blind_writes_under_skew_end_the_same(self, harness: ReplicationTestHarness) -> None:
         nodes = [skewed(harness, "behind", -60), skewed(harness, "ahead", 60)]
         for node in nodes:
