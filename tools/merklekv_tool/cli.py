@@ -14,7 +14,7 @@ import typer
 
 from merklekv.errors import DirectoryLocked, MerkleKVError
 from merklekv.exits import EXIT_LOCKED, EXIT_USAGE
-from merklekv_tool import bench, diff, dump, load, log, stats, statuses, verify
+from merklekv_tool import backup, bench, diff, dump, forget, load, log, members, restore, stats, statuses, verify
 from merklekv_tool.output import OutputClosed
 
 NAME: Final = "merklekv-tool"
@@ -33,10 +33,14 @@ app = typer.Typer(
 app.command("verify", epilog=verify.EXAMPLES)(verify.verify)
 app.command("dump", epilog=dump.EXAMPLES)(dump.dump)
 app.command("load", epilog=load.EXAMPLES)(load.load)
+app.command("backup", epilog=backup.EXAMPLES)(backup.backup)
+app.command("restore", epilog=restore.EXAMPLES)(restore.restore)
 app.command("log", epilog=log.EXAMPLES)(log.log)
 app.command("stats", epilog=stats.EXAMPLES)(stats.stats)
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 app.command("diff", epilog=diff.EXAMPLES)(diff.diff)
+app.command("members", epilog=members.EXAMPLES)(members.members)
+app.command("forget", epilog=forget.EXAMPLES)(forget.forget)
 
 
 def main() -> None:

@@ -32,8 +32,8 @@ import lmdb
 
 from merklekv.engine.format import FORMAT_LINE, FORMAT_VERSION, SEGMENT_HEADER, ZERO_VERSION, bucket_of
 from merklekv.engine.log import Segment, list_segments, segment_path
-from merklekv.engine.store import MAP_SIZE, TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter, translate
-from merklekv.errors import Corruption, MerkleKVError
+from merklekv.engine.store import MAP_SIZE, TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter, is_full, translate
+from merklekv.errors import Corruption, DiskFull, MerkleKVError
 from merklekv_tool.output import Update
 
 if TYPE_CHECKING:
@@ -121,6 +121,8 @@ def _copy_base(source: Path, target: Path, update: Update) -> None:
         copied = target / "data.mdb"
         update(copied.stat().st_size if copied.exists() else 0, size)
     for problem in problems:
+        if is_full(target):  # which LMDB puts in many ways
+            raise DiskFull(f"{target.parent}: disk full, no room for the copy") from problem
         raise translate(problem, source) from problem
 
 

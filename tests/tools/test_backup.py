@@ -1,0 +1,248 @@
+"""`merklekv-tool backup`: exact and whole, of a node under load too, and never half there or over something else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import tarfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fix_node import NodeFactory, NodeProcess
+from merklekv_tool import statuses
+from support import wait_until
+from tool_support import TOOL, address, contents, fails, fill, filled, opened, root_of, run, succeeds
+
+from merklekv.engine.check import check_directory
+from merklekv.engine.format import OP_SET
+from merklekv.exits import EXIT_CORRUPT, EXIT_FORMAT, EXIT_UNWRITABLE
+from merklekv.net.client import Client
+
+DESTINATIONS = ["backup", "backup.tar.gz", "backup.tgz"]
+
+
+def backed_up(source: str | Path, target: Path) -> dict[str, Any]:
+    """Makes a backup; what the tool says of it."""
+    told: dict[str, Any] = json.loads(succeeds("backup", source, target, "--json"))
+    return told
+
+
+def restored(backup: Path, target: Path) -> Path:
+    succeeds("restore", backup, target)
+    return target
+
+
+def left_behind(directory: Path) -> list[str]:
+    return [name for name in os.listdir(directory) if name.startswith(".")]
+
+
+@pytest.mark.parametrize("name", DESTINATIONS)
+@pytest.mark.parametrize("kind", ["closed", "open", "port"])
+def test_all_of_it_is_there(kind: str, name: str, node_factory: NodeFactory, tmp_path: Path) -> None:
+    """Keys of all sorts, deleted ones, the floor, the horizon, notes; merged into the base or not."""
+    data = tmp_path / "data"
+    with opened(data) as engine:
+        fill(engine)
+        engine.note(b"fact", b"\x00\xff kept")
+        engine.raise_horizon(engine.clock.last - 1)
+        while engine.collect():
+            pass
+        engine.set(b"last", b"one")
+        notes = engine.notes
+    held = contents(data)
+    source = str(data)
+    if kind != "closed":
+        node = node_factory(directory=data)
+        source = address(node) if kind == "port" else source
+    told = backed_up(source, tmp_path / name)
+    assert (bytes.fromhex(told["root"]), bytes.fromhex(told["floor"]), told["keys"], told["tombstones"]) == held
+    copy = restored(tmp_path / name, tmp_path / "restored")
+    assert check_directory(copy) == []
+    assert contents(copy) == held
+    with opened(copy) as engine:
+        assert engine.notes.items() >= notes.items()
+        assert engine.get(b"last") == b"one"
+    assert left_behind(tmp_path) == []
+
+
+def test_a_directory_backup_is_a_data_directory(tmp_path: Path) -> None:
+    filled(tmp_path / "data")
+    succeeds("backup", tmp_path / "data", tmp_path / "backup")
+    names = sorted(str(path.relative_to(tmp_path / "backup")) for path in (tmp_path / "backup").rglob("*"))
+    assert [name for name in names if not name.endswith(".log")] == ["BACKUP", "FORMAT", "base", "base/data.mdb", "log"]
+    succeeds("verify", tmp_path / "backup")
+    assert succeeds("dump", tmp_path / "backup") == succeeds("dump", tmp_path / "data")
+
+
+def test_what_the_description_says(node: NodeProcess, tmp_path: Path) -> None:
+    with node.connect() as client:
+        client.ask("SET key value")
+    told = backed_up(address(node), tmp_path / "backup.tar.gz")
+    with tarfile.open(tmp_path / "backup.tar.gz") as archive:
+        assert archive.getnames()[0] == "BACKUP"
+        file = archive.extractfile("BACKUP")
+        assert file is not None
+        description = json.loads(file.read())
+    assert description.items() <= told.items()
+    assert description["source"] == address(node)
+    assert description["node_id"] == (node.directory / "node-id").read_text().strip()
+    assert (description["keys"], description["tombstones"]) == (1, 0)
+    assert told["bytes"] == (tmp_path / "backup.tar.gz").stat().st_size
+
+
+class Writers:
+    """Clients that write numbers, each to its own key, one after the other; `acknowledged` is the last of each."""
+
+    def __init__(self, port: int, count: int = 4) -> None:
+        self.acknowledged = [0] * count
+        self._port = port
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._write, args=(number,)) for number in range(count)]
+
+    def _write(self, number: int) -> None:
+        with Client("127.0.0.1", self._port) as client:
+            value = 0
+            while not self._stopping.is_set():
+                value += 1
+                filling = b"x" * 500
+                client.call(b"MSET", b"counter:%d" % number, b"%d" % value, b"f:%d:%d" % (number, value), filling)
+                client.call(b"DEL", b"f:%d:%d" % (number, value - 10))
+                self.acknowledged[number] = value
+
+    def __enter__(self) -> Writers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+
+
+@pytest.mark.parametrize("kind", ["open", "port"])
+@pytest.mark.parametrize("memtable_size", ["64MiB", "256KiB"])
+def test_under_load_it_is_one_moment(kind: str, memtable_size: str, node_factory: NodeFactory, tmp_path: Path) -> None:
+    """All that was acknowledged before; and of each client everything up to some write and nothing after it."""
+    with opened(tmp_path / "data") as engine:
+        fill(engine)
+        engine.tail.follow()  # so that the log stays for a while, as where it is published
+    node = node_factory("--set", f"memtable_size={memtable_size}", directory=tmp_path / "data")
+    with Writers(node.port) as writers:
+        wait_until(lambda: min(writers.acknowledged) > 50, what="writes")
+        before = list(writers.acknowledged)
+        backed_up(address(node) if kind == "port" else node.directory, tmp_path / "backup")
+        after = list(writers.acknowledged)
+    assert max(after) > max(before)
+    with opened(restored(tmp_path / "backup", tmp_path / "copy")) as engine:
+        for number, acknowledged in enumerate(before):
+            value = int(engine.get(b"counter:%d" % number) or b"0")
+            assert acknowledged <= value <= after[number] + 1
+            kept = [back for back in range(-1, 12) if engine.exists(b"f:%d:%d" % (number, value - back))]
+            assert kept in (list(range(10)), list(range(11)))
+
+
+def test_the_node_goes_on_as_before(node_factory: NodeFactory, tmp_path: Path) -> None:
+    with opened(tmp_path / "data") as engine:
+        fill(engine)
+    node = node_factory(directory=tmp_path / "data")
+    before = root_of(node)
+    for number, source in enumerate((node.directory, address(node))):
+        succeeds("backup", source, tmp_path / f"backup-{number}")
+    assert root_of(node) == before
+    with node.connect() as client:
+        assert client.ask("SET after 1") == "OK"
+    assert node.stop() == 0
+    assert check_directory(node.directory) == []
+
+
+def test_a_closed_directory_is_not_touched(tmp_path: Path) -> None:
+    """A torn tail is cut off in the copy only."""
+    filled(tmp_path / "data")
+    held = contents(tmp_path / "data")
+    segment = max((tmp_path / "data" / "log").iterdir())
+    segment.write_bytes(segment.read_bytes() + b"MKVF torn")
+    before = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*.*") if path.name != "lock.mdb"}
+    told = backed_up(tmp_path / "data", tmp_path / "backup")
+    assert bytes.fromhex(told["root"]) == held[0]
+    assert all(path.read_bytes() == data for path, data in before.items())
+
+
+def test_a_damaged_directory_gives_no_backup(tmp_path: Path) -> None:
+    with opened(tmp_path / "data") as engine:
+        fill(engine)
+        engine.set(b"unique key", b"unique value")
+        engine.absorb_sealed()
+    base = tmp_path / "data" / "base" / "data.mdb"
+    base.write_bytes(base.read_bytes().replace(b"unique value", b"unique VALUE"))
+    done = run("backup", tmp_path / "data", tmp_path / "backup")
+    fails(EXIT_CORRUPT, "there is no backup", "unique key", done=done)
+    assert sorted(os.listdir(tmp_path)) == ["data"]
+
+
+def test_a_segment_that_is_missing(tmp_path: Path) -> None:
+    with opened(tmp_path / "data") as engine:
+        engine.tail.follow()
+        for key in (b"a", b"b", b"c"):
+            engine.merge([(OP_SET, key, b"")], b"x")
+            engine.set(key, b"x")
+            engine.commit()
+            engine._rotate() if key != b"c" else None
+    segments = sorted((tmp_path / "data" / "log").iterdir())
+    assert len(segments) == 3
+    for missing in segments[:2]:
+        data = missing.read_bytes()
+        missing.unlink()
+        done = run("backup", tmp_path / "data", tmp_path / "backup")
+        fails(EXIT_CORRUPT, str(int(missing.stem)), "missing", done=done)
+        missing.write_bytes(data)
+    succeeds("backup", tmp_path / "data", tmp_path / "backup")
+
+
+@pytest.mark.parametrize("name", DESTINATIONS)
+@pytest.mark.parametrize("there", ["file", "directory", "link"])
+def test_nothing_is_overwritten(there: str, name: str, tmp_path: Path) -> None:
+    filled(tmp_path / "data")
+    target = tmp_path / name
+    if there == "file":
+        target.write_bytes(b"mine")
+    elif there == "directory":
+        target.mkdir()
+    else:
+        target.symlink_to("nowhere")
+    done = run("backup", tmp_path / "data", target)
+    fails(statuses.EXIT_EXISTS, str(target), "nothing is ever overwritten", done=done)
+    assert there != "file" or target.read_bytes() == b"mine"
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", DESTINATIONS[:2])
+def test_interrupted_it_leaves_nothing(name: str, tmp_path: Path) -> None:
+    with opened(tmp_path / "data") as engine:
+        for start in range(0, 100_000, 1000):
+            engine.mset([(b"key:%d" % number, b"x" * 100) for number in range(start, start + 1000)])
+    with subprocess.Popen([*TOOL, "backup", str(tmp_path / "data"), str(tmp_path / name)]) as process:
+        wait_until(lambda: left_behind(tmp_path), what="the beginnings of a backup")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == statuses.EXIT_INTERRUPTED
+    assert os.listdir(tmp_path) == ["data"]
+
+
+@pytest.mark.parametrize("name", DESTINATIONS[:2])
+def test_without_room_it_leaves_nothing(name: str, tmp_path: Path) -> None:
+    filled(tmp_path / "data")
+    done = run("backup", tmp_path / "data", tmp_path / name, file_size=100_000)
+    assert done.returncode == EXIT_UNWRITABLE, done.stderr.decode()
+    assert os.listdir(tmp_path) == ["data"]
+
+
+def test_wrong_places(tmp_path: Path) -> None:
+    filled(tmp_path / "data")
+    fails(EXIT_UNWRITABLE, "no such directory", done=run("backup", tmp_path / "data", tmp_path / "no" / "backup"))
+    fails(EXIT_FORMAT, "neither a data directory nor", done=run("backup", tmp_path / "missing", tmp_path / "backup"))
+    fails(statuses.EXIT_UNREACHABLE, "refused", done=run("backup", "127.0.0.1:1", tmp_path / "backup"))
+    assert os.listdir(tmp_path) == ["data"]
