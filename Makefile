@@ -50,3 +50,4 @@ bench: $(VENV)/.test  ## Compare with Redis on this machine and plot the ratios
 
 clean:  ## Remove the virtual environment and what tools left behind (never data)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks .coverage coverage.xml htmlcov
+	cd tests/integration && rm -rf coverage.xml htmlcov junit.xml report.html

@@ -130,7 +130,7 @@ class TestScalability:
             run_together(one, clients)
             return [latency for latencies in gathered for latency in latencies]
 
-        in_turns(f"Mixed, {clients} clients", server, reference, turns, work).report()
+        in_turns(f"Mixed, {clients} {'client' if clients == 1 else 'clients'}", server, reference, turns, work).report()
         assert keys_of(server) == clients * turns
 
 
