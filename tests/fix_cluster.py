@@ -23,6 +23,7 @@ from support import wait_until
 
 CONVERGE_S = 30.0
 HEARTBEAT_S = 1
+HEALING = ("--set", "anti_entropy.enabled=true", "--set", "anti_entropy.interval_seconds=1")
 
 
 class NodeHandle:
@@ -123,6 +124,8 @@ class ReplicationTestHarness:
     ) -> NodeHandle:
         """A node, connected when `start` is left true.  `settings` are those of [replication].  At a broker that others
         use, its id is `node_id` and something that makes it unique.
+
+        Anti-entropy is off, or it would hide what replication loses; the flags HEALING put it on.
         """
         node_id = (node_id or f"node-{len(self.nodes)}") + self._tag
         all_settings = {
@@ -134,6 +137,7 @@ class ReplicationTestHarness:
             "heartbeat_seconds": HEARTBEAT_S,
         } | settings
         words = [word for name, value in all_settings.items() for word in ("--set", f"replication.{name}={value}")]
+        words += ["--set", "anti_entropy.enabled=false"]
         process = self._factory(
             *words, *flags, start=False, directory=self._directory / node_id, environment=environment
         )
@@ -144,9 +148,9 @@ class ReplicationTestHarness:
             node.wait_connected()
         return node
 
-    def create_nodes(self, count: int) -> list[NodeHandle]:
+    def create_nodes(self, count: int, *flags: str) -> list[NodeHandle]:
         """Nodes that have heard of each other."""
-        nodes = [self.create_node() for _ in range(count)]
+        nodes = [self.create_node("", *flags) for _ in range(count)]
         for node in nodes:
             node.wait_figure("replication_nodes", count)
         return nodes

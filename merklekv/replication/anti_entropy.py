@@ -204,9 +204,8 @@ class AntiEntropy:
         """Figures for STATS and INFO."""
         with self._changed:
             partners = self._partners.all()
+            totals = self._partners.totals()
             running = len(self._busy)
-        totals = ("exchanges", "equal", "failures", "rounds", "bytes_sent", "bytes_received", "keys_sent",
-                  "keys_received", "discarded")  # fmt: skip
         shown: dict[str, int | str] = {
             "members": len(self._members),
             "members_forgotten": len(self._members.forgotten),
@@ -216,7 +215,7 @@ class AntiEntropy:
             "exchange_running": running,
             "exchange_served": self._served,
         }
-        shown |= {f"exchange_{name}": sum(getattr(one, name) for one in partners) for name in totals}
+        shown |= {f"exchange_{name}": count for name, count in totals.items()}
         return shown | {f"peer_{one.node or one.address}": one.shown() for one in partners}
 
     # -- the thread ----------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ class Partner:
     address: str  # host:port
     node: str = ""  # empty: not known yet
     configured: bool = False
+    online: bool = False  # as its presence says
     exchanges: int = 0  # that came to their end
     equal: int = 0  # of these, with nothing to do
     failures: int = 0
@@ -97,11 +98,10 @@ class Partners:
     def hear(self, status: Status) -> None:
         """A node has said that it is there, and where, or that it goes."""
         for partner in self._of(status.node):
-            if not partner.configured and (partner.address != status.address or status.state != ONLINE):
-                del self._partners[partner.address]
+            partner.online = False
         if status.state == ONLINE and status.address:
             partner = self._partners.setdefault(status.address, Partner(status.address))
-            partner.node = status.node
+            partner.node, partner.online = status.node, True
 
     def drop(self, address: str) -> None:
         """Nobody else is there."""
@@ -117,7 +117,7 @@ class Partners:
         return [
             partner.address
             for partner in self._partners.values()
-            if partner.configured or partner.node not in reached
+            if partner.configured or (partner.online and partner.node not in reached)
         ]
 
     def addresses_of(self, node: str) -> list[str]:
@@ -126,6 +126,14 @@ class Partners:
             return self.addresses()
         found = [partner.address for partner in self._of(node)]
         return found or [partner.address for partner in self._partners.values() if not partner.node]
+
+    def totals(self) -> dict[str, int]:
+        """The counters of all, those that are not exchanged with any more included."""
+        names = (
+            "exchanges", "equal", "failures", "rounds", "bytes_sent", "bytes_received", "keys_sent", "keys_received",
+            "discarded",
+        )  # fmt: skip
+        return {name: sum(getattr(partner, name) for partner in self._partners.values()) for name in names}
 
     def all(self) -> list[Partner]:
         """The partners that are exchanged with."""

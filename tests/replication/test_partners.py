@@ -44,6 +44,9 @@ def test_a_node_that_moves_or_goes() -> None:
     assert partners.addresses() == ["x:1"], "a configured one is tried all the same"
     partners.hear(online("silent", ""))
     assert partners.addresses() == ["x:1"]
+    partners.hear(online("b", "b:1"))
+    assert partners.at("b:1").exchanges == 1
+    assert partners.totals()["exchanges"] == 1
 
 
 def test_who_is_dropped_and_who_never_was() -> None:

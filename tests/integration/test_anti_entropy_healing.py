@@ -1,0 +1,312 @@
+"""Whatever the broker loses, and whoever was away: nodes that meet again hold the same, and nothing deleted is back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fix_broker import BrokerFactory, Wire
+from fix_cluster import HEALING, HarnessFactory, NodeHandle, ReplicationTestHarness
+from fix_node import NodeFactory
+from fix_proxy import ProxyFactory
+from support import wait_until
+
+pytestmark = pytest.mark.replication
+
+OFTEN = ("--set", "anti_entropy.interval_seconds=1")
+
+
+def numbered(count: int, name: str = "k") -> dict[str, str]:
+    return {f"{name}{number}": str(number) for number in range(count)}
+
+
+Lone = Callable[..., NodeHandle]
+
+
+@pytest.fixture
+def lone(node_factory: NodeFactory) -> Iterator[Lone]:
+    """Make nodes without a broker: `lone("a", "--flag", ...)`."""
+    nodes: list[NodeHandle] = []
+
+    def make(name: str, *flags: str) -> NodeHandle:
+        nodes.append(NodeHandle(name, node_factory("--node-id", name, *flags)))
+        return nodes[-1]
+
+    yield make
+    for node in nodes:
+        node.disconnect()
+
+
+def peers(*ports: int) -> tuple[str, str]:
+    return "--set", f"anti_entropy.peer_list={','.join(f'127.0.0.1:{port}' for port in ports)}"
+
+
+def sync(one: NodeHandle, other: NodeHandle, flags: str = "") -> str:
+    return one.ask(f"SYNC 127.0.0.1 {other.process.port} {flags}".strip())
+
+
+def wait_settled(*nodes: NodeHandle) -> None:
+    """Until every tombstone is collected, and the nodes hold the same."""
+    wait_until(lambda: all(node.figure("db_tombstones") == 0 for node in nodes), seconds=30, what="collection")
+    wait_until(lambda: len({node.root() for node in nodes}) == 1, seconds=30, what="equal roots")
+
+
+class TestLostEvents:
+    def test_a_queue_that_overflowed(self, harness_at: HarnessFactory, broker_factory: BrokerFactory) -> None:
+        broker = broker_factory("allow_anonymous true", "max_queued_messages 10", "persistence false")
+        harness = harness_at(broker)
+        a, b = harness.create_nodes(2, "--set", "anti_entropy.enabled=true")
+        b.kill()
+        for number in range(60):  # one message each, far more than the broker keeps
+            a.set(f"k{number}", "v")
+            wait_until(lambda: a.figure("outbox_events") == 0)
+        b.start()
+        wait_until(lambda: b.key_count() == 60, seconds=30)
+        harness.wait_converged()
+        wait_until(lambda: b.figure("exchange_peers_in_sync") == 1)
+
+    def test_a_broker_that_was_killed_with_what_it_had(self, own_harness: ReplicationTestHarness) -> None:
+        a, b, c = own_harness.create_nodes(3, "--set", "anti_entropy.enabled=true")
+        c.stop()
+        a.set_many(numbered(500, "a"))
+        b.set_many(numbered(500, "b"))
+        wait_until(lambda: a.figure("outbox_events") == b.figure("outbox_events") == 0, what="the broker to have it")
+        own_harness.broker.kill()
+        own_harness.broker.start()
+        c.start()
+        wait_until(lambda: c.key_count() == 1000, seconds=30)
+        own_harness.wait_converged()
+
+    def test_an_event_that_the_broker_never_takes(
+        self, harness_at: HarnessFactory, broker_factory: BrokerFactory
+    ) -> None:
+        harness = harness_at(broker_factory("allow_anonymous true", "max_packet_size 20000"))
+        a, b = harness.create_nodes(2, "--set", "anti_entropy.enabled=true")
+        a.set("large", "L" * 30_000)
+        b.wait_for("large", "L" * 30_000)
+
+    def test_events_given_up_for_the_log_was_full(self, own_harness: ReplicationTestHarness) -> None:
+        own = ("--set", "anti_entropy.enabled=true", "--memtable-size", "64KiB")
+        a = own_harness.create_node("a", *own, outbox_max_bytes="1MiB")
+        b = own_harness.create_node("b", "--set", "anti_entropy.enabled=true")
+        own_harness.broker.stop()
+        a.wait_disconnected()
+        a.set_many({f"k{number}": "x" * 1000 for number in range(4000)})
+        a.wait_figure("outbox_given_up")
+        own_harness.broker.start()
+        wait_until(lambda: b.key_count() == 4000, seconds=60)
+        own_harness.wait_converged()
+
+
+class TestJoining:
+    def test_an_empty_node_at_the_broker(self, harness: ReplicationTestHarness) -> None:
+        a = harness.create_node("a", *HEALING)
+        a.set_many(numbered(5000))
+        assert a.ask("DEL k7") == "DELETED"
+        wait_until(lambda: a.figure("outbox_events") == 0)
+        b = harness.create_node("b", *HEALING)
+        wait_until(lambda: b.key_count() == 4999, seconds=30)
+        harness.wait_converged()
+        wait_settled(a, b)
+        assert b.get("k7") is None
+
+    def test_without_any_broker(self, lone: Lone) -> None:
+        a = lone("a")
+        b = lone("b", *OFTEN, *peers(a.process.port))
+        c = lone("c", *OFTEN, *peers(b.process.port))
+        a.set_many(numbered(2000, "a"))
+        b.set("from-b", "1")
+        c.set("from-c", "1")
+        wait_until(lambda: len({node.root() for node in (a, b, c)}) == 1 and a.key_count() == 2002, seconds=30)
+        assert b.ask("REPLICATE status") == "REPLICATION disabled peers=1 in_sync=1"
+        assert c.ask("TRUNCATE") == "OK"
+        c.set("later", "1")
+        a.wait_for("later", "1")
+        wait_until(lambda: a.key_count() == b.key_count() == 1)
+
+    def test_all_nodes_may_have_one_configuration(self, lone: Lone) -> None:
+        """Each finds itself in the list, and does not mind."""
+        first = lone("a")
+        second = lone("b")
+        for node in (first, second):
+            node.stop()
+            node.process.flags = (*node.process.flags, *OFTEN, *peers(first.process.port, second.process.port))
+            node.start()
+        first.set("k", "v")
+        second.wait_for("k", "v")
+        for node in (first, second):
+            wait_until(lambda node=node: node.figure("exchange_peers_in_sync") == 1)
+            assert node.figure("exchange_peers") == 1
+
+
+@pytest.mark.slow
+class TestBeingAway:
+    def test_a_restored_backup_brings_nothing_deleted_back(
+        self, harness: ReplicationTestHarness, tmp_path: Path
+    ) -> None:
+        a, b = harness.create_nodes(2, *HEALING)
+        a.set_many(numbered(300))
+        wait_until(lambda: b.key_count() == 300, seconds=30)
+        b.stop()
+        shutil.copytree(b.process.directory, tmp_path / "backup")
+        b.start()
+        for number in range(0, 300, 3):
+            assert a.ask(f"DEL k{number}") == "DELETED"
+        a.set("k1", "changed")
+        wait_settled(a, b)
+        b.stop()
+        shutil.rmtree(b.process.directory)
+        shutil.copytree(tmp_path / "backup", b.process.directory)
+        b.start()
+        b.set("after", "the restore")
+        a.wait_for("after", "the restore")
+        wait_until(lambda: b.key_count() == a.key_count() == 201, seconds=30)
+        assert b.get("k1") == "changed"
+        wait_settled(a, b)
+        assert a.get("k0") is None
+        wait_until(lambda: a.figure("exchange_discarded") + b.figure("exchange_discarded") == 100)
+
+    def test_a_node_that_was_away_holds_tombstones_back(self, harness: ReplicationTestHarness) -> None:
+        a, b, c = harness.create_nodes(3, *HEALING)
+        a.set_many(numbered(100))
+        harness.wait_converged()
+        for node in (a, b, c):
+            node.wait_figure("members", 3)
+        wait_until(lambda: min(node.figure("horizon_ns") for node in (a, b, c)) > 0, seconds=30)
+        c.set("while", "alone")
+        assert c.ask("REPLICATE disable") == "OK"
+        c.stop()
+        for number in range(50):
+            assert a.ask(f"DEL k{number}") == "DELETED"
+        wait_until(lambda: b.key_count() == 51, seconds=30)
+        for node in (a, b):
+            assert node.figure("exchange_peers_in_sync") >= 1
+            assert node.figure("db_tombstones") == 50, "one member does not have them"
+        c.start()
+        wait_until(lambda: c.key_count() == 51, seconds=30)
+        wait_settled(a, b, c)
+        assert c.get("k0") is None
+        assert a.get("while") == "alone"
+
+    def test_a_forgotten_node_that_returns(self, own_harness: ReplicationTestHarness) -> None:
+        a, b = own_harness.create_nodes(2, *HEALING)
+        a.set_many(numbered(10))
+        wait_until(lambda: b.key_count() == 10)
+        b.stop()
+        assert a.ask("DEL k0") == "DELETED"
+        with a.process.connect() as client:
+            client.send(b"*2\r\n$6\r\nFORGET\r\n$%d\r\n%b\r\n" % (len(b.node_id), b.node_id.encode()))
+            assert client.line() == "+OK"
+        assert a.ask("TRUNCATE") == "OK"
+        b.start()
+        b.set("k1", "not wanted any more")
+        a.wait_figure("refused_forgotten")
+        wait_until(lambda: "start it with an empty data directory" in b.figures().get(f"peer_{a.node_id}", ""))
+        assert "start it with an empty data directory" in b.process.output()
+        assert a.key_count() == 0
+        b.stop()
+        shutil.rmtree(b.process.directory)
+        b.start()
+        a.set("new", "1")
+        b.wait_for("new", "1")
+        b.set("own", "1")
+        a.wait_for("own", "1")
+        assert b.key_count() == 2
+
+
+class TestSync:
+    def test_two_nodes_that_know_of_nothing(self, lone: Lone) -> None:
+        a, b = lone("a"), lone("b")
+        a.set_many(numbered(1000, "a"))
+        b.set_many(numbered(1000, "b"))
+        assert sync(a, b, "--full --verify") == "OK"
+        assert a.root() == b.root()
+        assert a.key_count() == 2000
+        assert a.ask(f"SYNC localhost {b.process.port}") == "OK"
+        assert a.figure("members") == b.figure("members") == 2
+
+    def test_what_can_be_wrong(self, lone: Lone) -> None:
+        a = lone("a")
+        other = lone("b", "--set", "replication.topic_prefix=elsewhere")
+        same = lone("a")
+        assert sync(a, other).startswith("ERROR node a belongs to the cluster 'merkle_kv' and node b to 'elsewhere'")
+        assert sync(a, same).startswith("ERROR two nodes have the id a")
+        assert sync(a, a) == "ERROR node a has reached itself at this address"
+        assert "cannot connect" in a.ask("SYNC 127.0.0.1 1")
+        assert a.ask("PING") == "PONG"
+
+    def test_others_are_served_meanwhile(self, lone: Lone) -> None:
+        a, b = lone("a"), lone("b")
+        a.set_many({f"k{number}": "x" * 100 for number in range(50_000)})
+        done = threading.Event()
+        answers: list[str] = []
+
+        def run() -> None:
+            with b.process.connect(60) as client:
+                answers.append(client.ask(f"SYNC 127.0.0.1 {a.process.port}"))
+            done.set()
+
+        running = threading.Thread(target=run)
+        running.start()
+        pings = 0
+        while not done.is_set():
+            assert a.ask("PING") == b.ask("PING") == "PONG"
+            assert a.ask("SET busy 1") == "OK"
+            pings += 1
+        running.join()
+        assert answers == ["OK"]
+        assert pings > 20
+        assert b.key_count() >= 50_000
+
+
+@pytest.mark.slow
+class TestBadNetworks:
+    def test_a_stop_while_the_other_side_hangs(self, lone: Lone, proxy_factory: ProxyFactory) -> None:
+        a = lone("a")
+        proxy = proxy_factory("127.0.0.1", a.process.port)
+        proxy.freeze()
+        b = lone("b", *peers(proxy.port))
+        wait_until(lambda: b.figure("exchange_running") == 1)
+        b.stop()
+
+    def test_a_connection_that_is_cut_again_and_again(self, lone: Lone, proxy_factory: ProxyFactory) -> None:
+        a = lone("a")
+        a.set_many({f"k{number}": "x" * 200 for number in range(20_000)})
+        proxy = proxy_factory("127.0.0.1", a.process.port)
+        b = lone("b", *OFTEN, *peers(proxy.port))
+        for number in range(3):
+            wait_until(lambda number=number: proxy.carried_bytes > number * 300_000, seconds=30)
+            proxy.cut()
+            proxy.heal()
+        wait_until(lambda: b.root() == a.root(), seconds=60)
+        assert b.key_count() == 20_000
+        assert b.figure("exchange_failures") >= 1
+
+    def test_killed_in_the_middle(self, lone: Lone, proxy_factory: ProxyFactory) -> None:
+        a = lone("a")
+        a.set_many({f"k{number}": "x" * 200 for number in range(20_000)})
+        proxy = proxy_factory("127.0.0.1", a.process.port)
+        b = lone("b", *OFTEN, *peers(proxy.port))
+        wait_until(lambda: proxy.carried_bytes > 500_000, seconds=30)
+        b.kill()
+        b.start()
+        wait_until(lambda: b.root() == a.root(), seconds=60)
+
+
+def test_presence_says_where_a_node_is_reached(harness: ReplicationTestHarness, wire: Wire) -> None:
+    def announced(node: NodeHandle) -> dict[str, str]:
+        topic = f"{harness.prefix}/{node.node_id}/status"
+        wait_until(lambda: wire.heard(topic))
+        status: dict[str, str] = json.loads(wire.heard(topic)[-1])
+        return status
+
+    everywhere = harness.create_node("everywhere", "--host", "0.0.0.0")
+    assert announced(everywhere)["address"] == f"{socket.gethostname()}:{everywhere.process.port}"
+    named = harness.create_node("named", advertise_address="node.example:1234")
+    assert announced(named)["address"] == "node.example:1234"
+    assert len(bytes.fromhex(announced(named)["birth"])) == 8
