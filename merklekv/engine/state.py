@@ -59,6 +59,7 @@ class State:
     def __init__(self, path: Path, clock: HybridClock, max_value_size: int) -> None:
         self.max_value_size = max_value_size
         self.lock = threading.RLock()
+        self.root_ready = False  # whether tree and counts are known
         self.stalled = False  # writes are refused, for one of these reasons, or because merging is behind
         self._failure: MerkleKVError | None = None
         self._disk_full: DiskFull | None = None
@@ -272,7 +273,8 @@ class State:
         layers = self._layers
         base = layers.base
         base_is_dead = base.newest < layers.floor
-        self.root_ready = base_is_dead or base.floor == layers.floor
+        is_ready = base_is_dead or base.floor == layers.floor
+        self.root_ready = self.root_ready and is_ready
         self._tree = MerkleTree(None if base_is_dead else base.leaves())
         leaves = self._tree.leaves
         live, dead = (0, 0) if base_is_dead else (base.live, base.dead)
@@ -295,6 +297,7 @@ class State:
             leaves[xxh3_64_intdigest(key) >> 48] += term
         self.live_count, self.dead_count = live, dead
         self._adopt_active()
+        self.root_ready = is_ready  # last: who sees it set reads the counts without the lock
 
     def _adopt_active(self) -> None:
         self._active = self._layers.active
