@@ -25,8 +25,19 @@ from typing import Final
 from xxhash import xxh3_64_digest
 
 from merklekv.engine import crashpoints
-from merklekv.engine.format import COLLECTED, ENTRY, FLAGS_AT, OP_NOTE, OP_ORIGIN, OP_TRUNCATE, REMOTE, ZERO_VERSION
+from merklekv.engine.format import (
+    COLLECTED,
+    ENTRY,
+    FLAGS_AT,
+    OP_NOTE,
+    OP_ORIGIN,
+    OP_REPAIR,
+    OP_TRUNCATE,
+    REMOTE,
+    ZERO_VERSION,
+)
 from merklekv.engine.log import Segment, list_segments, segment_path
+from merklekv.engine.repairs import Repairs, repair
 from merklekv.engine.store import TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter, Pair
 from merklekv.errors import Corruption, DiskFull, MerkleKVError, StorageFailed
 
@@ -49,6 +60,7 @@ class _Newest:
         self._segments = segments
         self.floor = ZERO_VERSION
         self.notes: dict[bytes, bytes] = {}
+        self.repairs = Repairs()
         self.places: dict[bytes, int] = {}  # key -> segment index << 40 | position of the entry
         total, before, told = sum(segment.size for segment in segments), 0, 0
         for index, segment in enumerate(segments):
@@ -59,6 +71,8 @@ class _Newest:
                         self.floor = max(self.floor, segment.data[record_at:end])
                     elif op == OP_NOTE | REMOTE:
                         self.notes[key] = segment.data[record_at:end]
+                    elif op == OP_REPAIR | REMOTE:
+                        self.repairs.add(key, segment.data[record_at:end])
                     elif op != OP_ORIGIN:
                         self.places[key] = base | (record_at - len(key) - ENTRY.size)
                 if before + frame.end >= told + READ_STEP:
@@ -92,6 +106,9 @@ def absorb(base: BaseWriter, log_directory: Path, upto: int, progress: Progress 
             for _ in base.raise_floor(newest.floor):
                 progress(READ_SHARE)
             crashpoints.reached("absorb.floor_raised")
+        newest.repairs.complete(newest.places)
+        for _ in repair(base, newest.repairs):  # first: what follows goes by what is derived
+            progress(READ_SHARE)
         added: list[bytes] = []
         done = 0
         for pairs in _transactions(newest, _in_order(newest.places), base.floor):

@@ -17,7 +17,9 @@ OP_TRUNCATE: Final = 7
 OP_ORIGIN: Final = 8
 OP_NOTE: Final = 9
 OP_COLLECT: Final = 10
+OP_REPAIR: Final = 11
 NAME_SIZE_MAX: Final = 64
+BUCKET_SIZE: Final = 2
 FORMAT_VERSION: Final = 1
 
 
@@ -154,8 +156,11 @@ class LogWalk:
         elif op == OP_NOTE:
             if not remote or not 1 <= len(key) <= NAME_SIZE_MAX:
                 findings.add(where, f"a note in {sizes}, expected 1 to {NAME_SIZE_MAX} and any")
-        elif not 1 <= op <= OP_COLLECT:
-            findings.add(where, f"an entry of the unknown op {op}, expected 1 to {OP_COLLECT}")
+        elif op == OP_REPAIR:
+            if not remote or len(key) != BUCKET_SIZE or len(record) > naive.KEY_SIZE_MAX:
+                findings.add(where, f"a repair in {sizes}, expected {BUCKET_SIZE} and at most {naive.KEY_SIZE_MAX}")
+        elif not 1 <= op <= OP_REPAIR:
+            findings.add(where, f"an entry of the unknown op {op}, expected 1 to {OP_REPAIR}")
         elif op == OP_COLLECT:
             for problem in marker_problems(key, record, self.floor):
                 findings.add(f"{where}, key {show(key)}", problem)

@@ -20,7 +20,7 @@ from typing import Final, Literal
 
 from merklekv.engine import crashpoints
 from merklekv.engine.absorber import AbsorbingChild, absorb
-from merklekv.engine.format import MAX_VALUE_SIZE_LIMIT
+from merklekv.engine.format import ENTRY, MAX_VALUE_SIZE_LIMIT, OP_REPAIR, REMOTE
 from merklekv.engine.log import Sealed, segment_path
 from merklekv.engine.memtable import Memtable
 from merklekv.engine.merger import Merger
@@ -85,7 +85,7 @@ class Durable(State):
         self._delete_segments()
         self._start_merging(None)
         if self._merger is not None:
-            self._absorb_floor()
+            self._absorb_due()
 
     def commit(self) -> None:
         """Returns when everything done before the call, by any thread, is durable.  Raises StorageFailed."""
@@ -97,12 +97,28 @@ class Durable(State):
                 raise self._failure
             if self._committed < mark or self.stalled:  # stalled: a rotation that found no room is tried again
                 self._flush()
-                if self._active.size >= self.memtable_size or self._log.position >= self.memtable_size:
+                is_full = self._active.size >= self.memtable_size or self._log.position >= self.memtable_size
+                if is_full or self._base_is_due:
                     self._rotate()
-                elif not self.root_ready and not self._layers.frozen:
-                    self._rotate()  # the floor is in the log: absorbing that is what makes the tree whole again
                 with self.lock:  # not beside an `mset`, which would then store half
                     self._update_stall()
+
+    @property
+    def _base_is_due(self) -> bool:
+        """Whether the active segment holds what the base has to take in for the tree to be right: a floor, a repair."""
+        return not self._layers.frozen and (not self.root_ready or self._repair_lsn == self._active.lsn)
+
+    def repair(self, bucket: int, key: bytes = b"") -> None:
+        """Derives anew what is kept beside the records of a bucket, here and in the base: index, leaf, counters.
+
+        `key`: one of the bucket, or of what may be in its index.  The next commit has it done, by merging.
+        """
+        with self.lock:
+            name = bucket.to_bytes(2, "big")
+            entry = ENTRY.pack(OP_REPAIR | REMOTE, len(name), len(key)) + name + key
+            self._make_room(len(entry))
+            self._log_entry(entry)
+            self._repair_lsn = self._active.lsn
 
     def flush(self) -> None:
         """Commits, and returns when it is on disk whatever the `durability`.  Raises StorageFailed."""
@@ -129,7 +145,7 @@ class Durable(State):
         assert self._merger is None
         with self._commit_lock, self.lock:
             self._flush()
-            if self._active.records or not (self.root_ready or self._layers.frozen):  # no segment without a frame
+            if self._active.records or self._base_is_due:  # no segment without a frame
                 self._rotate()
             base = self._layers.base
             base.close()
@@ -246,7 +262,7 @@ class Durable(State):
     def merge_finished(self) -> None:
         """See merger.Owner."""
         self._take_over_base()
-        self._absorb_floor()
+        self._absorb_due()
 
     def _take_over_base(self) -> None:
         """Goes on from what the base has taken in."""
@@ -254,18 +270,20 @@ class Durable(State):
         with self.lock:
             self._disk_full = None
             self._layers.drop_absorbed()
-            if not self.root_ready:
+            repaired = self._repair_lsn is not None and self._repair_lsn < self._layers.base.absorbed
+            if repaired or not self.root_ready:
                 self._rebuild_tree()
+                self._repair_lsn = None if repaired else self._repair_lsn
             self._merging = []
             self._start_merging(None)
             self._update_stall()
         crashpoints.reached("merge.before_delete")
         self._delete_segments()
 
-    def _absorb_floor(self) -> None:
-        """Seals the segment of a floor that the base has to take in before the tree is whole again."""
+    def _absorb_due(self) -> None:
+        """Seals the segment of what the base has to take in before the tree is right again."""
         with self._commit_lock:
-            if not self.root_ready and not self._layers.frozen and self._failure is None:
+            if self._base_is_due and self._failure is None:
                 self._rotate()
 
     def merge_blocked(self, error: DiskFull) -> None:

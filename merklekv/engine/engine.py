@@ -37,6 +37,7 @@ from merklekv.engine.format import (
     TOMBSTONE,
     VALUE_AT,
     VERSION_SIZE,
+    bucket_of,
     record_is_sound,
 )
 from merklekv.engine.layers import is_marker
@@ -208,6 +209,27 @@ class Engine(Settled):
             if not settled:
                 return "settled"
         return ""
+
+    def replace(self, key: bytes, stored: bytes | None, record: bytes | None, origin: bytes) -> bool:
+        """Puts a sound record, from the node `origin`, in the place of a damaged one, whatever its version.
+
+        `stored`: the damaged record as it is, None when it was lost; nothing is done when it has changed since.  A
+        `record` of None takes the damaged one away.  Whether it was done.  Raises DiskFull, Stalled.
+        """
+        with self.lock:
+            self._require_writable()
+            if self._layers.lookup(key) != stored or (stored is not None and len(stored) < VALUE_AT):
+                return False
+            self.repair(bucket_of(key), key)
+            if record is None:
+                if stored is not None:
+                    self._remove(key, stored)
+                return True
+            op = OP_DEL if record[FLAGS_AT] & TOMBSTONE else OP_SET
+            if record < self._layers.floor or self._reason_to_refuse(op, key, record, self.clock.latest()):
+                return False
+            self._take({key: (op, key, record)}, origin)
+            return True
 
     def merge_floor(self, floor: bytes, origin: bytes) -> bool:
         """Takes in a floor (24 bytes) that another node has set; whether it was above ours."""

@@ -50,7 +50,9 @@ Entry
     key, record     for `truncate` the key is empty and the record is the floor, 24 bytes;
                     for `origin` the key is the id of the node that the remote entries behind it came from, no record;
                     for `note` (always with bit 7) the key is a name and the record its value, the newest stands;
-                    for `collect` (always with bit 7) the record is the marker
+                    for `collect` (always with bit 7) the record is the marker;
+                    for `repair` (always with bit 7) the key is a bucket (2 bytes), and the record one of its keys that
+                    the index may lack, or nothing: the base derives anew what it keeps beside the bucket's records
 
 LMDB databases in base/
     records         key -> record
@@ -84,7 +86,7 @@ ZERO_VERSION: Final = bytes(VERSION_SIZE)
 
 OPS: Final = ("set", "del", "incr", "decr", "append", "prepend", "truncate")
 OP_SET, OP_DEL, OP_INCR, OP_DECR, OP_APPEND, OP_PREPEND, OP_TRUNCATE = range(1, 8)
-OP_ORIGIN, OP_NOTE, OP_COLLECT = 8, 9, 10
+OP_ORIGIN, OP_NOTE, OP_COLLECT, OP_REPAIR = 8, 9, 10, 11
 REMOTE: Final = 0x80
 
 SEGMENT_MAGIC: Final = b"MKVSEGM1"

@@ -4,14 +4,28 @@ Reading a segment costs about 1 us an entry, and finding what its keys were in t
 takes well under a second for each full memtable, whatever the size of the base.
 """
 
+import logging
 from typing import NamedTuple
 
 from merklekv.engine.directory import DataDirectory
-from merklekv.engine.format import FLAGS_AT, OP_NOTE, OP_ORIGIN, OP_TRUNCATE, REMOTE, TOMBSTONE, VERSION_SIZE
+from merklekv.engine.format import (
+    FLAGS_AT,
+    OP_NOTE,
+    OP_ORIGIN,
+    OP_REPAIR,
+    OP_TRUNCATE,
+    REMOTE,
+    TOMBSTONE,
+    VERSION_SIZE,
+)
 from merklekv.engine.layers import Layers
 from merklekv.engine.log import Log, Segment, recover, segment_path, sync_directory
 from merklekv.engine.memtable import Memtable, charge
+from merklekv.engine.repairs import Repairs, repair
 from merklekv.engine.store import Base, BaseWriter
+from merklekv.errors import DiskFull
+
+log = logging.getLogger(__name__)
 
 
 class Opened(NamedTuple):
@@ -21,6 +35,7 @@ class Opened(NamedTuple):
     log: Log  # open for writing
     newest: bytes  # the newest version (24 bytes) that was seen
     notes: dict[bytes, bytes]
+    repair_lsn: int | None  # of the last segment with a repair that the base has to take in
 
 
 def open_layers(directory: DataDirectory) -> Opened:
@@ -35,21 +50,40 @@ def open_layers(directory: DataDirectory) -> Opened:
         log = Log(directory.log, recovered)
         tables = []
         floor, newest, notes = base.floor, base.newest, base.notes()
+        repairs, repair_lsn = Repairs(), None
         for lsn in recovered.segments if recovered else [log.lsn]:
+            known = len(repairs)
             with Segment(segment_path(directory.log, lsn)) as segment:
-                table, segment_floor, segment_newest = _replay(segment, notes)
+                table, segment_floor, segment_newest = _replay(segment, notes, repairs)
             tables.append(table)
             floor, newest = max(floor, segment_floor), max(newest, segment_newest)
+            repair_lsn = lsn if len(repairs) > known else repair_lsn
+        if repairs:
+            base.close()
+            _repair(directory, repairs, tables)
+            base = Base(directory.base)
         layers = Layers(base, tables, floor)
         if floor > base.floor or base.absorbing:  # an absorption that was cut short may be ahead with the floor
             layers.raise_floor(floor)
     except BaseException:
         base.close()
         raise
-    return Opened(layers, log, max(newest, floor), notes)
+    return Opened(layers, log, max(newest, floor), notes, repair_lsn)
 
 
-def _replay(segment: Segment, notes: dict[bytes, bytes]) -> tuple[Memtable, bytes, bytes]:
+def _repair(directory: DataDirectory, repairs: Repairs, tables: list[Memtable]) -> None:
+    """Does now what merging will do again, so that leaves and counters are right from the start."""
+    for table in tables:
+        repairs.complete(table)
+    try:
+        with BaseWriter(directory.base) as writer:
+            for _ in repair(writer, repairs):
+                pass
+    except DiskFull as error:
+        log.warning("%s; what the scrub has found is not repaired before there is room", error)
+
+
+def _replay(segment: Segment, notes: dict[bytes, bytes], repairs: Repairs) -> tuple[Memtable, bytes, bytes]:
     """The memtable that a segment stands for, the largest floor in it, and the newest version in it."""
     table = Memtable(segment.lsn)
     records = table.records
@@ -60,6 +94,9 @@ def _replay(segment: Segment, notes: dict[bytes, bytes]) -> tuple[Memtable, byte
             record = data[start:end]
             if op == OP_NOTE | REMOTE:
                 notes[key] = record
+                continue
+            if op == OP_REPAIR | REMOTE:
+                repairs.add(key, record)
                 continue
             if record > newest:
                 newest = record

@@ -66,7 +66,7 @@ class State:
         self.clock = clock
         self.directory = DataDirectory(path)
         try:
-            self._layers, self._log, newest, self.notes = open_layers(self.directory)
+            self._layers, self._log, newest, self.notes, self._repair_lsn = open_layers(self.directory)
         except BaseException:
             self.directory.release()
             raise

@@ -58,7 +58,7 @@ DATABASES: Final = (b"records", b"index", b"tombstones", b"leaves", b"meta")
 LISTS: Final = (b"index", b"tombstones")  # several sorted values to a key
 NOTE_PREFIX: Final = b"note:"
 
-_NO_LEAVES: Final = bytes(LEAVES_PER_INNER * LEAF_SIZE)
+NO_LEAVES: Final = bytes(LEAVES_PER_INNER * LEAF_SIZE)  # of an inner node
 
 Pair = tuple[bytes, bytes]
 
@@ -324,6 +324,12 @@ class BaseWriter:
         newest = txn.get(b"newest", ZERO_VERSION, db=meta)
         terms: dict[int, int] = {}
         dead = 0
+        for key, record in removed:  # first: what takes its place may have the same version
+            bucket = bucket_of(key)
+            terms[bucket] = terms.get(bucket, 0) - term_of(record)
+            if record[FLAGS_AT] & TOMBSTONE:
+                dead -= 1
+                txn.delete(record[:VERSION_SIZE], key, db=self._tombstones)
         for key, record in added:
             bucket = xxh3_64_intdigest(key) >> 48
             terms[bucket] = terms.get(bucket, 0) + (int.from_bytes(record[DIGEST_AT:VALUE_AT], "big") << 64 | 1)
@@ -332,12 +338,6 @@ class BaseWriter:
                 txn.put(record[:VERSION_SIZE], key, db=self._tombstones)
             if record > newest:
                 newest = record
-        for key, record in removed:
-            bucket = bucket_of(key)
-            terms[bucket] = terms.get(bucket, 0) - term_of(record)
-            if record[FLAGS_AT] & TOMBSTONE:
-                dead -= 1
-                txn.delete(record[:VERSION_SIZE], key, db=self._tombstones)
         self._move_leaves(txn, terms)
         for name, change in ((b"dead", dead), (b"live", len(added) - len(removed) - dead)):
             count = int.from_bytes(txn.get(name, b"", db=meta), "big") + change
@@ -348,7 +348,7 @@ class BaseWriter:
         """Adds terms to the leaves of their buckets."""
         for node, buckets in groupby(sorted(terms), lambda bucket: bucket // LEAVES_PER_INNER):
             name = bytes((node,))
-            packed = bytearray(txn.get(name, _NO_LEAVES, db=self._leaves))
+            packed = bytearray(txn.get(name, NO_LEAVES, db=self._leaves))
             for bucket in buckets:
                 at = bucket % LEAVES_PER_INNER * LEAF_SIZE
                 leaf = (int.from_bytes(packed[at : at + LEAF_SIZE], "big") + terms[bucket]) & LEAF_MASK

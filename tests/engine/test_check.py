@@ -285,7 +285,7 @@ def test_what_entries_cannot_say(tmp_path: Path) -> None:
     assert "key b'k': the flags are 01, expected others for op 1" in problem(support.entry(1, b"k", dead))
     assert "key b'k': the flags are 00, expected others for op 2" in problem(support.entry(2, b"k", live))
     assert "key b'x': the digest is " in problem(support.entry(1, b"x", live))
-    assert "unknown op 11, expected 1 to 10" in problem(support.entry(11, b"k", live))
+    assert "unknown op 12, expected 1 to 11" in problem(support.entry(12, b"k", live))
     assert "a floor in 1 bytes of key and 24 of record" in problem(support.entry(7, b"k", floor))
     assert "a floor in 0 bytes of key and 23 of record" in problem(support.entry(7, b"", floor[1:]))
     assert "the floor is 2000000000000000009-" in problem(*[support.entry(7, b"", floor)] * 2)

@@ -1,0 +1,404 @@
+"""The scrub finds each kind of damage in a node that runs, and what it asks for makes the node sound again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import engine_support as support
+import lmdb
+import pytest
+from engine_support import NOON
+
+from merklekv.engine import scrub as scrub_module
+from merklekv.engine.check import check_directory, check_engine
+from merklekv.engine.engine import Engine
+from merklekv.engine.format import DIGEST_AT, FLAGS_AT, TOMBSTONE, VALUE_AT, VERSION_SIZE, bucket_of
+from merklekv.engine.scrub import Damage, fits, scrub
+
+Make = Callable[..., Engine]
+KEY = b"k05"
+DEAD = b"k03"
+PEER = b"peer"
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    """Records in the base, live and dead, and more in memtables."""
+    with support.directory() as path:
+        engine = support.filled(support.open_engine(path))
+        yield engine
+        engine.close()
+
+
+@contextmanager
+def base_of(path: Path) -> Iterator[Callable[[bytes], Any]]:
+    """A write transaction of a base that nobody has open; call it with a name for a database."""
+    with lmdb.open(str(path / "base"), max_dbs=5) as env:
+        lists = (b"index", b"tombstones")
+        handles = {
+            name: env.open_db(name, create=False, dupsort=name in lists)
+            for name in (b"records", b"index", b"tombstones", b"leaves", b"meta")
+        }
+        with env.begin(write=True) as txn:
+            yield lambda name: txn.cursor(db=handles[name])
+
+
+def reopened(engine: Engine, alter: Callable[[Callable[[bytes], Any]], None], **options: Any) -> Engine:
+    """The node again, after its base was altered behind its back."""
+    path = engine.directory.path
+    engine.close()
+    with base_of(path) as database:
+        alter(database)
+    return support.open_engine(path, **options)
+
+
+def flipped(data: bytes, position: int, mask: int = 0x10) -> bytes:
+    """Data with some bits of a byte flipped."""
+    return data[:position] + bytes((data[position] ^ mask,)) + data[position + 1 :]
+
+
+def flip_record(key: bytes, position: int, mask: int = 0x10) -> Callable[[Callable[[bytes], Any]], None]:
+    """Flips bits of a record of the base."""
+
+    def alter(database: Callable[[bytes], Any]) -> None:
+        cursor = database(b"records")
+        cursor.put(key, flipped(cursor.get(key), position, mask))
+
+    return alter
+
+
+def found_in(engine: Engine) -> list[Damage]:
+    return [damage for damage in scrub(engine) if damage is not None]
+
+
+def heal(engine: Engine, peer: dict[bytes, bytes]) -> list[Damage]:
+    """Does what the scrub asks for, with what another node has; what it found."""
+    found = found_in(engine)
+    for damage in found:
+        record = peer.get(damage.key)
+        if damage.lost and record is not None and fits(damage, record):
+            assert engine.replace(damage.key, damage.stored, record, PEER)
+        elif damage.lost and damage.stray:
+            assert engine.replace(damage.key, damage.stored, None, PEER)
+        elif not damage.lost and damage.bucket is not None:
+            engine.repair(damage.bucket, damage.key)
+    engine.commit()
+    return found
+
+
+def is_sound(engine: Engine) -> None:
+    support.absorb(engine)
+    support.absorb(engine)
+    assert found_in(engine) == []
+    assert check_engine(engine) == []
+
+
+def test_a_sound_node_has_nothing_to_report(engine: Engine) -> None:
+    def count() -> Generator[object, None, None]:
+        assert (yield from scrub(engine)) == 20, "the records of the base"
+
+    assert not any(count())
+
+
+def test_an_empty_node_has_nothing_to_report(make_engine: Make) -> None:
+    assert found_in(make_engine()) == []
+
+
+@pytest.mark.parametrize("key", [KEY, DEAD])
+@pytest.mark.parametrize("position", [0, 8, VERSION_SIZE - 1, FLAGS_AT, DIGEST_AT, VALUE_AT - 1, -1])
+@pytest.mark.parametrize("mask", [0x01, 0x04, 0x80])
+def test_a_flipped_bit_anywhere_in_a_record(engine: Engine, key: bytes, position: int, mask: int) -> None:
+    """It is found, and a peer's copy takes its place; so does it when the node goes down before that is merged."""
+    peer, root = support.everything(engine), engine.root()
+    counts = engine.live_count, engine.dead_count
+    for is_cut_short in (False, True):
+        engine = reopened(engine, flip_record(key, position, mask))
+        found = heal(engine, peer)
+        assert [damage.key for damage in found if damage.lost] == [key]
+        assert f"key {key!r}" in found[0].problem
+        assert engine.record(key) == peer[key]
+        if is_cut_short:
+            engine.close()
+            engine = support.open_engine(engine.directory.path)
+            assert (engine.live_count, engine.dead_count) == counts
+            assert engine.root() == root
+        is_sound(engine)
+        assert support.everything(engine) == peer
+        assert engine.root() == root
+        assert (engine.live_count, engine.dead_count) == counts
+
+
+def test_two_damaged_records_of_one_bucket(make_engine: Make) -> None:
+    engine = make_engine()
+    numbers = iter(range(10**6))
+    keys = [key for key in (b"%d" % number for number in numbers if number < 300_000) if bucket_of(key) == 7][:3]
+    for key in keys:
+        engine.set(key, b"v")
+    support.absorb(engine)
+    peer, root = support.everything(engine), engine.root()
+    for key in keys[:2]:
+        engine = reopened(engine, flip_record(key, DIGEST_AT))
+    first, second = found_in(engine)
+    assert (first.original, second.original) == (b"", b"")
+    assert engine.replace(first.key, first.stored, peer[first.key], PEER)
+    support.absorb(engine)  # the leaf goes by what is stored now: one record is damaged still
+    heal(engine, peer)
+    is_sound(engine)
+    assert engine.root() == root
+
+
+def test_what_may_take_the_place_of_a_lost_record() -> None:
+    stored = flipped(support.record(KEY, b"value", NOON), -1)
+    damage = Damage("", bucket_of(KEY), KEY, True, stored)
+    assert fits(damage, support.record(KEY, b"value", NOON)), "the same version"
+    assert fits(damage, support.record(KEY, b"newer", NOON + 1))
+    assert not fits(damage, support.record(KEY, b"older", NOON - 1)), "what is damaged may be here alone"
+    assert not fits(damage, stored)
+    assert not fits(damage, support.record(b"other", b"value", NOON))
+    damage = damage._replace(stored=flipped(support.record(KEY, b"value", NOON), 0, 0x20))  # seems newer than it is
+    assert fits(damage, support.record(KEY, b"value", NOON)), "its own digest says so"
+    assert not fits(damage, support.record(KEY, b"older", NOON - 1))
+    damage = damage._replace(stored=flipped(damage.stored or b"", DIGEST_AT))
+    assert not fits(damage, support.record(KEY, b"value", NOON))
+    original = support.record(KEY, b"value", NOON)
+    assert fits(damage._replace(original=original[DIGEST_AT:VALUE_AT]), original), "the leaf says so"
+    assert fits(damage._replace(stored=None), support.record(KEY, b"older", NOON - 1)), "there is nothing to lose"
+
+
+def test_the_leaf_tells_what_a_record_was(engine: Engine) -> None:
+    """Version and digest are both damaged: only the sum of the bucket still knows the record."""
+    peer = support.everything(engine)
+    engine = reopened(engine, flip_record(KEY, 0, 0x20))
+    engine = reopened(engine, flip_record(KEY, DIGEST_AT))
+    (damage,) = heal(engine, peer)
+    assert damage.original == peer[KEY][DIGEST_AT:VALUE_AT]
+    assert engine.record(KEY) == peer[KEY]
+    is_sound(engine)
+
+
+def test_damage_without_a_peer_is_reported_in_each_pass(engine: Engine) -> None:
+    engine = reopened(engine, flip_record(KEY, DIGEST_AT))
+    support.damaged(engine.directory.path)
+    root = engine.root()
+    for _ in range(2):
+        (damage,) = heal(engine, {})
+        assert damage.lost
+        support.absorb(engine)
+    assert engine.root() == root, "the leaf bears witness of what was there"
+
+
+def test_a_newer_record_of_a_peer_takes_the_place_as_in_a_merge(engine: Engine) -> None:
+    peer = support.everything(engine)
+    peer[KEY] = support.record(KEY, None, NOON + 10**9)
+    engine = reopened(engine, flip_record(KEY, -1))
+    dead = engine.dead_count
+    heal(engine, peer)
+    assert engine.get(KEY) is None
+    is_sound(engine)
+    assert engine.dead_count == dead + 1
+    engine.raise_horizon(engine.promise())
+    while engine.collect():
+        pass
+    assert engine.record(KEY) is None
+
+
+def test_nothing_is_replaced_that_has_changed_since(engine: Engine) -> None:
+    peer = support.everything(engine)
+    engine = reopened(engine, flip_record(KEY, -1))
+    (damage,) = found_in(engine)
+    engine.set(KEY, b"newer")
+    assert not engine.replace(KEY, damage.stored, peer[KEY], PEER)
+    assert engine.get(KEY) == b"newer"
+    for stored in (None, peer[KEY]):
+        assert not engine.replace(KEY, stored, peer[KEY], PEER)
+    is_sound(engine)
+
+
+def test_what_the_floor_has_killed_takes_no_place(engine: Engine) -> None:
+    peer = support.everything(engine)
+    engine.truncate()
+    support.absorb(engine)
+    assert not engine.replace(KEY, None, peer[KEY], PEER)
+    assert not engine.replace(KEY, None, flipped(peer[KEY], -1), PEER), "nor does what is not sound"
+    assert engine.live_count == 0
+
+
+def test_damage_behind_a_newer_record_needs_no_peer(engine: Engine) -> None:
+    root = engine.root()
+    engine = reopened(engine, flip_record(b"k01", DIGEST_AT))
+    (damage,) = heal(engine, {})
+    assert not damage.lost
+    assert "nobody reads it any more" in damage.problem
+    is_sound(engine)
+    assert engine.root() == root
+
+
+@pytest.mark.parametrize("is_told", [True, False], ids=["gone", "under another key"])
+def test_a_record_that_is_gone(engine: Engine, is_told: bool) -> None:
+    """Its key is listed still.  A bit flipped in the key itself leaves a record that nothing knows of."""
+    peer, root = support.everything(engine), engine.root()
+
+    def alter(database: Callable[[bytes], Any]) -> None:
+        cursor = database(b"records")
+        record = cursor.get(KEY)
+        cursor.delete()
+        if not is_told:
+            cursor.put(b"k\x105", record)
+
+    engine = reopened(engine, alter)
+    found = heal(engine, peer)
+    assert {damage.key for damage in found if damage.lost} == ({KEY} if is_told else {KEY, b"k\x105"})
+    assert next(damage for damage in found if damage.key == KEY).original == peer[KEY][DIGEST_AT:VALUE_AT]
+    is_sound(engine)
+    assert support.everything(engine) == peer
+    assert engine.root() == root
+
+
+def alterations() -> dict[str, tuple[str, str, Callable[[Any], None]]]:
+    """What may be wrong beside the records: the database, what is said of it, and how it is done."""
+    listed = bucket_of(KEY).to_bytes(2, "big")
+
+    def flip_leaf(cursor: Any) -> None:
+        cursor.first()
+        cursor.put(cursor.key(), flipped(cursor.value(), bucket_of(KEY) % 256 * 24 + 3))
+
+    def flip_counter(name: bytes) -> Callable[[Any], None]:
+        return lambda cursor: cursor.put(name, flipped(cursor.get(name), 7))
+
+    def unlist(cursor: Any) -> None:
+        cursor.set_key_dup(listed, KEY)
+        cursor.delete()
+
+    def unlist_tombstone(cursor: Any) -> None:
+        cursor.first()
+        cursor.delete()
+
+    return {
+        "leaf": ("leaves", "the base: leaf ", flip_leaf),
+        "live": ("meta", "the base: the counter live is", flip_counter(b"live")),
+        "dead": ("meta", "the base: the counter dead is", flip_counter(b"dead")),
+        "newest": ("meta", "the newest version is said to be", lambda cursor: cursor.put(b"newest", bytes(24))),
+        "unlisted": ("index", "is not listed in the index", unlist),
+        "listed without a record": ("index", "has no record", lambda cursor: cursor.put(b"\0\1", b"none")),
+        "listed in another bucket": ("index", "", lambda cursor: cursor.put(b"\0\1", KEY)),
+        "tombstone unlisted": ("tombstones", "is not in the list of tombstones", unlist_tombstone),
+        "tombstone listed": ("tombstones", "that is not there", lambda cursor: cursor.put(bytes(23) + b"\1", KEY)),
+    }
+
+
+@pytest.mark.parametrize("name", alterations())
+def test_what_is_derived_is_derived_anew(engine: Engine, name: str) -> None:
+    peer, root = support.everything(engine), engine.root()
+    counts = engine.live_count, engine.dead_count
+    database, problem, change = alterations()[name]
+    engine = reopened(engine, lambda open_database: change(open_database(database.encode())))
+    found = heal(engine, {})
+    assert found
+    assert not any(damage.lost for damage in found)
+    assert any(problem in damage.problem for damage in found), found
+    is_sound(engine)
+    assert support.everything(engine) == peer
+    assert engine.root() == root
+    assert (engine.live_count, engine.dead_count) == counts
+
+
+def test_wrong_memory_over_a_sound_base(engine: Engine) -> None:
+    root = engine.root()
+    engine._tree.leaves[bucket_of(KEY)] += 1 << 70
+    engine._tree.dirty.add(bucket_of(KEY) // 256)
+    engine.live_count += 1
+    engine.dead_count -= 2
+    engine._records[b"active"] = flipped(engine._records[b"active"], DIGEST_AT)
+    problems = [damage.problem for damage in heal(engine, {})]
+    for what in ("memory: leaf ", "memory, key b'active': ", "memory: the number of live", "memory: the number of tom"):
+        assert any(problem.startswith(what) for problem in problems), problems
+    is_sound(engine)
+    assert engine.root() == root
+
+
+def test_writes_between_the_slices_are_no_damage(make_engine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scrub_module, "PAGE_RECORDS", 7)
+    monkeypatch.setattr(scrub_module, "COUNTED_KEYS", 5)
+    chance = random.Random(20)
+    engine = make_engine()
+    acts: list[tuple[float, Callable[[], object]]] = [
+        (1, lambda: engine.set(b"%d" % chance.randrange(300), b"v" * chance.randrange(20))),
+        (1, lambda: engine.delete(b"%d" % chance.randrange(300))),
+        (0.1, engine.commit),
+        (0.05, lambda: support.freeze(engine)),
+        (0.05, engine.absorb_sealed),
+        (0.05, lambda: engine.raise_horizon(engine.promise())),
+        (0.05, lambda: engine.collect(5)),
+        (0.01, lambda: engine.repair(chance.randrange(65536))),
+        (0.003, engine.truncate),
+    ]
+    weights = [weight for weight, _ in acts]
+    for _ in range(3):
+        for step in scrub(engine):
+            assert step is None
+            if chance.random() < 0.03:
+                for _, act in chance.choices(acts, weights, k=3):
+                    act()
+        support.absorb(engine)
+
+
+def test_a_merge_cut_short_is_no_damage(engine: Engine) -> None:
+    for number in range(50):
+        engine.set(b"k%d" % number, b"v")
+    support.absorb(engine)
+    path = engine.directory.path
+    for commits in range(1, 25):
+        for number in range(30, 90):
+            engine.set(b"k%d" % number, b"w%d" % commits)
+        engine.delete(b"k%d" % commits)
+        engine.repair(bucket_of(b"k%d" % commits))
+        support.freeze(engine)
+        engine.close()
+        with support.small_transactions(10), support.cut_after(commits), suppress(support.Cut):
+            support.absorb_all(path)
+        engine = support.open_engine(path)
+        assert found_in(engine) == []
+        assert check_engine(engine) == []
+        if commits % 3 == 0:
+            support.absorb(engine)
+
+
+def test_what_lmdb_reports_is_reported_and_the_rest_looked_at(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def page(*_: object) -> None:
+        raise lmdb.CorruptedError("mdb_get: MDB_CORRUPTED")
+
+    monkeypatch.setattr(scrub_module._Pass, "_page", page)
+    engine.live_count += 1
+    pages, count = found_in(engine)
+    assert "LMDB reports damage: mdb_get: MDB_CORRUPTED" in pages.problem
+    assert pages.bucket is None
+    assert "live keys" in count.problem
+    engine.live_count -= 1
+
+
+def test_a_repair_is_in_the_log_until_the_base_has_it(engine: Engine) -> None:
+    """Killed before the merge, the node derives at its start what it was asked to."""
+    path = engine.directory.path
+    alter = alterations()["leaf"][2]
+    root = engine.root()
+    engine = reopened(engine, lambda database: alter(database(b"leaves")))
+    assert engine.root() != root
+    heal(engine, {})
+    engine.close()
+    assert check_directory(path) != []
+    engine = support.open_engine(path)
+    assert engine.root() == root
+    is_sound(engine)
+
+
+def test_a_tombstone_of_a_peer_is_kept_as_one(engine: Engine) -> None:
+    peer = support.everything(engine)
+    engine = reopened(engine, flip_record(DEAD, FLAGS_AT, TOMBSTONE))
+    assert engine.exists(DEAD)
+    heal(engine, peer)
+    assert not engine.exists(DEAD)
+    is_sound(engine)
