@@ -34,7 +34,15 @@ DEFAULT_PORT = 7379
 
 
 @pytest.fixture(scope="module")
-def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MerkleKVServer]:
+def server_flags() -> tuple[str, ...]:
+    """With what flags `server` is started; a module may have others, or several in turn."""
+    return ()
+
+
+@pytest.fixture(scope="module")
+def running_server(
+    tmp_path_factory: pytest.TempPathFactory, server_flags: tuple[str, ...]
+) -> Iterator[MerkleKVServer]:
     """A server for the tests of a module: the one that the environment names, or a new one."""
     host, port = os.environ.get("MERKLEKV_TEST_HOST"), os.environ.get("MERKLEKV_TEST_PORT")
     named = MerkleKVServer(host or DEFAULT_HOST, int(port or DEFAULT_PORT))
@@ -42,7 +50,8 @@ def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MerkleK
         require_empty(named)
         yield named
     else:
-        server = MerkleKVServer.in_directory(tmp_path_factory.mktemp("server"), port=int(port or 0)).start()
+        server = MerkleKVServer.in_directory(tmp_path_factory.mktemp("server"), *server_flags, port=int(port or 0))
+        server.start()
         yield server
         assert server.stop() == 0
 

@@ -1,15 +1,23 @@
-"""Concurrency: many clients at once, on the same keys and on their own."""
+"""Concurrency: many clients at once, on the same keys and on their own; with one worker thread in the server, where
+their requests come one after the other, and with several, where they meet in the engine.
+"""
 
 from __future__ import annotations
 
 import threading
 
+import pytest
 from harness import MerkleKVClient, MerkleKVServer, run_together
 from support import wait_until
 
 CLIENTS = 20
 WRITES = 50
 MANY_CONNECTIONS = 300
+
+
+@pytest.fixture(scope="module", params=["1", "4"], ids=["one thread", "four threads"])
+def server_flags(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    return ("--threads", request.param)
 
 
 class TestSharedKeys:
