@@ -12,12 +12,12 @@ import pytest
 from fix_node import NodeFactory
 from merklekv_tool.diff import DIFFERENCES, compare
 from merklekv_tool.output import moment
-from merklekv_tool.statuses import EXIT_PROBLEMS
-from tool_support import address, fill, filled, opened, run, succeeds
+from merklekv_tool.statuses import EXIT_NODE, EXIT_PROBLEMS, EXIT_UNREACHABLE
+from tool_support import FakeNode, address, fails, fill, filled, opened, run, succeeds
 
 from merklekv.engine.format import VALUE_AT, make_record
 from merklekv.engine.version import show_version
-from merklekv.exits import EXIT_OK
+from merklekv.exits import EXIT_FORMAT, EXIT_LOCKED, EXIT_OK
 
 VERSION = (1_700_000_000 * 10**9).to_bytes(8, "big") + bytes(16)
 
@@ -135,3 +135,24 @@ def test_times_for_people() -> None:
     assert moment(1_700_000_000_123_456_789).endswith(".123456")
     assert moment((1 << 64) - 1).startswith("2554-07-")
     assert moment(10**30) == str(10**30)
+
+
+def test_places_that_are_not_there(alike: tuple[Path, Path], tmp_path: Path) -> None:
+    fails(EXIT_UNREACHABLE, "127.0.0.1:1", "refused", done=run("diff", alike[0], "127.0.0.1:1"))
+    fails(EXIT_FORMAT, "neither a data directory", done=run("diff", tmp_path / "missing", alike[1]))
+    with FakeNode() as other:
+        other.knows_nothing = True
+        fails(EXIT_NODE, other.address, "unknown command", done=run("diff", alike[0], other.address))
+
+
+def test_a_directory_that_a_node_holds(alike: tuple[Path, Path], node_factory: NodeFactory) -> None:
+    node_factory(directory=alike[0])
+    fails(EXIT_LOCKED, str(alike[0]), "HOST:PORT", done=run("diff", *alike))
+
+
+@pytest.mark.parametrize("verb", ["diff", "members", "forget"])
+def test_help_has_examples(verb: str) -> None:
+    text = succeeds(verb, "--help").decode()
+    assert "Examples:" in text
+    assert f"merklekv-tool {verb} " in text
+    assert "--json" in text
