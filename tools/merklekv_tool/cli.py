@@ -14,7 +14,7 @@ import typer
 
 from merklekv.errors import DirectoryLocked, MerkleKVError
 from merklekv.exits import EXIT_LOCKED, EXIT_USAGE
-from merklekv_tool import backup, bench, diff, dump, forget, load, log, members, restore, stats, statuses, verify
+from merklekv_tool import backup, bench, diff, dump, forget, load, log, members, restore, stats, statuses, tree, verify
 from merklekv_tool.output import OutputClosed
 
 NAME: Final = "merklekv-tool"
@@ -36,6 +36,7 @@ app.command("load", epilog=load.EXAMPLES)(load.load)
 app.command("backup", epilog=backup.EXAMPLES)(backup.backup)
 app.command("restore", epilog=restore.EXAMPLES)(restore.restore)
 app.command("log", epilog=log.EXAMPLES)(log.log)
+app.command("tree", epilog=tree.EXAMPLES)(tree.tree)
 app.command("stats", epilog=stats.EXAMPLES)(stats.stats)
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 app.command("diff", epilog=diff.EXAMPLES)(diff.diff)

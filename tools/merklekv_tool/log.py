@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 import typer
 
 from merklekv.errors import InvalidArgument
-from merklekv_tool.output import PlaceName, note, say, say_json
+from merklekv_tool.output import PlaceName, moment, note, say, say_json
 
 if TYPE_CHECKING:
     from merklekv.engine.naive import Entry
@@ -174,7 +174,7 @@ class Shown:
     def _line(self, event: Event) -> str:
         entry = event.entry
         time_ns = time_of(event)
-        when = "" if time_ns is None else datetime.fromtimestamp(time_ns / 10**9).isoformat(" ", "microseconds")
+        when = "" if time_ns is None else moment(time_ns)
         value = value_of(entry)
         shown = "" if value is None else text_of(value) if self._values else f"{len(value)} bytes"
         if len(shown) > SHOWN_VALUE_SIZE:

@@ -24,7 +24,7 @@ EXIT_PIPE: Final = 141
 
 MEANINGS: Final = {
     exits.EXIT_OK: "done, and nothing is wrong",
-    EXIT_PROBLEMS: "verify found problems, or diff differences; each is named",
+    EXIT_PROBLEMS: "verify found problems, or diff or tree differences; each is named",
     exits.EXIT_USAGE: "a wrong argument or option",
     exits.EXIT_LOCKED: "a process, most likely a node, has the directory open",
     EXIT_UNREACHABLE: "the node cannot be reached, or the connection broke",

@@ -1,0 +1,230 @@
+"""`merklekv-tool tree`: the Merkle tree of a place drawn, or where the trees of two places differ.
+
+A cell stands for one of the 256 inner nodes, in rows of sixteen: the number of records below it, or of its leaves that
+differ. Keys are spread by their hash, so a tree fills evenly, whatever the keys are; a write touches one leaf. What two
+trees show as different is what an exchange between these nodes would look at. Which keys these are: `diff`.
+
+A picture (PNG or SVG) shows the 65,536 leaves as well, each inner node as a square of sixteen by sixteen.
+
+Cost: 1.5 MiB from each place, whatever it holds. A node may be written to meanwhile: then its leaves are of several
+moments, and what is on its way between two nodes shows as a difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from struct import Struct
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from merklekv.errors import InvalidArgument
+from merklekv_tool.output import AsJson, PlaceName, progress, say, say_json, written
+from merklekv_tool.statuses import EXIT_PROBLEMS
+
+if TYPE_CHECKING:
+    from merklekv_tool.places import Place
+
+EXAMPLES: Final = """
+Examples:
+
+    merklekv-tool tree ./data
+    merklekv-tool tree 127.0.0.1:7379 127.0.0.1:7380
+    merklekv-tool tree 127.0.0.1:7379 ./backup --output differences.svg
+    merklekv-tool tree 127.0.0.1:7379 --json | jq .fullest_leaf
+
+Pictures need matplotlib: pip install 'merklekv[bench]'.
+"""
+ROW: Final = 16  # cells in a row
+CELL: Final = 4  # characters of one
+PICTURES: Final = (".png", ".svg")
+COLD: Final = (24, 44, 94)
+HOT: Final = (250, 200, 60)
+DIFFERENT: Final = (200, 50, 40)
+
+_LEAF: Final = Struct(">16sQ")
+
+
+Colour = tuple[int, int, int] | None  # red, green, blue up to 255
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The leaves of a place, and what follows from them."""
+
+    name: str
+    leaves: tuple[tuple[bytes, int], ...]  # of each: sum of digests, count of records
+    root: bytes  # 32 bytes, zeros without records
+
+    @property
+    def records(self) -> int:
+        return sum(count for _, count in self.leaves)
+
+    @property
+    def inner(self) -> list[int]:
+        """Records below each inner node."""
+        return summed([count for _, count in self.leaves])
+
+
+def summed(leaves: Sequence[int]) -> list[int]:
+    """A number for each leaf added up below each inner node."""
+    from merklekv.engine.merkle import LEAVES_PER_INNER
+
+    return [sum(leaves[at : at + LEAVES_PER_INNER]) for at in range(0, len(leaves), LEAVES_PER_INNER)]
+
+
+def tree(
+    place: PlaceName,
+    other: Annotated[
+        str | None, typer.Argument(metavar="[OTHER]", help="Another place, to see where they differ.")
+    ] = None,
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FILE", help="Draw a picture there, .png or .svg.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Draw the Merkle tree's fill, or where two places differ; exit status 1 when they do."""
+    if output and Path(output).suffix not in PICTURES:
+        raise InvalidArgument(f"{output}: a picture's name ends in {' or '.join(PICTURES)}")
+    trees = [tree_of(name) for name in (place, other) if name is not None]
+    different = differing(*trees) if other is not None else []
+    if output:
+        draw(trees, different, output)
+    if as_json:
+        say_json(described(trees, different))
+    else:
+        for line in shown(trees, different):
+            say(line)
+    if len({one.root for one in trees}) > 1:
+        raise typer.Exit(EXIT_PROBLEMS)
+
+
+def tree_of(name: str) -> Tree:
+    """The tree of a place."""
+    from merklekv_tool import places
+
+    with progress(f"read {name}"), places.opened(name) as there:
+        return read(there)
+
+
+def read(there: Place) -> Tree:
+    """The tree of an open place, with its root computed from the leaves."""
+    from merklekv.engine.merkle import EMPTY_ROOT
+
+    inner = there.leaves()
+    leaves = tuple(leaf for packed in inner for leaf in _LEAF.iter_unpack(packed))
+    filled = any(count for _, count in leaves)
+    root = sha256(b"".join(sha256(packed).digest() for packed in inner) + there.floor()).digest()
+    return Tree(there.name, leaves, root if filled else EMPTY_ROOT)
+
+
+def differing(one: Tree, other: Tree) -> list[int]:
+    """1 for each leaf that differs, else 0."""
+    return [int(mine != theirs) for mine, theirs in zip(one.leaves, other.leaves, strict=True)]
+
+
+def described(trees: list[Tree], different: list[int]) -> dict[str, object]:
+    """The result for programs."""
+    told = [
+        {
+            "place": one.name,
+            "root": one.root.hex(),
+            "records": one.records,
+            "leaves": sum(count > 0 for _, count in one.leaves),
+            "fullest_leaf": max(count for _, count in one.leaves),
+            "inner": one.inner,
+        }
+        for one in trees
+    ]
+    if len(told) == 1:
+        return told[0]
+    return {
+        "equal": trees[0].root == trees[1].root,
+        "differing_leaves": sum(different),
+        "differing": summed(different),
+        "a": told[0],
+        "b": told[1],
+    }
+
+
+def shown(trees: list[Tree], different: list[int]) -> list[str]:
+    """The result for people."""
+    lines = []
+    for one in trees:
+        leaves = sum(count > 0 for _, count in one.leaves)
+        fullest = max(count for _, count in one.leaves)
+        lines.append(f"{one.name}: {one.records:,} records in {leaves:,} of {len(one.leaves):,} leaves")
+        lines.append(f"  at most {fullest:,} in a leaf; root {one.root.hex()}")
+    if len(trees) == 1:
+        inner = trees[0].inner
+        return [*lines, "", *grid(inner, shade(min(inner), max(inner)), abbreviated)]
+    inner = summed(different)
+    nodes = sum(count > 0 for count in inner)
+    if not nodes:
+        alike = trees[0].root == trees[1].root
+        return [*lines, "the trees are equal" if alike else "the leaves are equal, the floors differ"]
+    lines.append(f"{sum(different):,} leaves differ, below {nodes} of {len(inner)} inner nodes:")
+    return [*lines, "", *grid(inner, lambda count: DIFFERENT if count else None, lambda count: str(count or "."))]
+
+
+def shade(least: int, most: int) -> Callable[[int], Colour]:
+    """From cold to hot, as the count lies between the least and the most."""
+
+    def colour(count: int) -> Colour:
+        share = (count - least) / (most - least) if most > least else 0.5
+        red, green, blue = (round(low + share * (high - low)) for low, high in zip(COLD, HOT, strict=True))
+        return (red, green, blue) if count else None
+
+    return colour
+
+
+def abbreviated(count: float) -> str:
+    """A count in at most three characters: 999, 12k, .4M, 3M."""
+    unit = ""
+    for larger in "kMG":
+        if count < (100 if unit else 1000):
+            break
+        count, unit = count / 1000, larger
+    return f".{int(10 * count)}{unit}" if 0 < count < 1 else f"{int(count)}{unit}"
+
+
+def grid(counts: list[int], colour: Callable[[int], Colour], text: Callable[[int], str]) -> list[str]:
+    """A cell for each inner node, coloured on a terminal."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    with console.capture() as drawn:
+        console.print("   " + "".join(f"{column:>{CELL}x}" for column in range(ROW)), style="dim")
+        for first in range(0, len(counts), ROW):
+            line = Text()
+            line.append(f"{first:02x} ", "dim")
+            for count in counts[first : first + ROW]:
+                line.append(f"{text(count):>{CELL}}", style_of(colour(count)))
+            console.print(line)
+    return drawn.get().splitlines()
+
+
+def style_of(colour: Colour) -> str:
+    """Of rich: a background, and a foreground that can be read on it."""
+    if colour is None:
+        return "dim"
+    red, green, blue = colour
+    dark = 0.3 * red + 0.6 * green + 0.1 * blue < 128
+    return f"{'white' if dark else 'black'} on rgb({red},{green},{blue})"
+
+
+def draw(trees: list[Tree], different: list[int], output: str) -> None:
+    """A picture in a file. Raises MerkleKVError without matplotlib, FileError, DiskFull."""
+    from merklekv_tool.pictures import DIFFERENT as MARKS
+    from merklekv_tool.pictures import picture
+
+    panels = [(f"{one.name}: {one.records:,} records", [count for _, count in one.leaves], "records") for one in trees]
+    if different:
+        panels.append((f"{sum(different):,} leaves differ", different, MARKS))
+    drawn = picture(panels, Path(output).suffix[1:])
+    with written(output) as file:
+        file.write(drawn)
