@@ -29,7 +29,7 @@ from functools import partial
 from typing import Final, TypeVar
 
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import BUCKETS, DIGEST_AT, INNER_NODES, MAX_KEY_SIZE, VERSION_SIZE
+from merklekv.engine.format import BUCKETS, DIGEST_AT, INNER_NODES, MAX_KEY_SIZE, VALUE_AT, VERSION_SIZE
 from merklekv.engine.merkle import LEAVES_PER_INNER
 from merklekv.engine.store import Pair
 from merklekv.errors import Stalled
@@ -257,6 +257,8 @@ class Initiator:
         engine, terms = self._engine, self._terms
         records, heads = answer.pairs("records"), answer.pairs("heads")
         theirs = dict(records) | dict(heads)
+        if any(len(record) < VALUE_AT for record in theirs.values()):
+            raise Malformed("it sent records that are cut")
         dead = [
             (key, record[:VERSION_SIZE])
             for key, record in (theirs.items() if terms.discard_there else ())

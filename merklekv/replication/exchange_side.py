@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import FLAGS_AT, OP_DEL, OP_SET, VERSION_SIZE, record_is_sound
+from merklekv.engine.format import FLAGS_AT, MAX_KEY_SIZE, OP_DEL, OP_SET, VERSION_SIZE, record_is_sound
 from merklekv.engine.layers import is_live
 from merklekv.engine.store import Pair
 from merklekv.engine.version import timestamp_of
@@ -184,7 +184,7 @@ class Side:
                     items.append((OP_SET, key, record))
                 elif timestamp_of(record) > settled:
                     items.append((OP_DEL, key, record))
-                elif record_is_sound(key, record):
+                elif 0 < len(key) <= MAX_KEY_SIZE and record_is_sound(key, record):
                     applied += self._delete_anew(key, record)
                 else:
                     refused.append((key, "digest"))

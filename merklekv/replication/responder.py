@@ -178,8 +178,9 @@ class Responder:
         if dead:
             if settled <= horizon or side.is_current(settled):
                 raise ExchangeRefused("current", "the other node takes this one for left behind, which it is not")
-            if any(len(version) != VERSION_SIZE or timestamp_of(version) > settled for _, version in dead):
-                raise Malformed("records to discard that are not settled")
+            for key, version in dead:
+                if not 0 < len(key) <= MAX_KEY_SIZE or len(version) != VERSION_SIZE or timestamp_of(version) > settled:
+                    raise Malformed("records to discard that are not settled")
             for at in range(0, len(dead), SLICE_MERGES):
                 slice_ = dead[at : at + SLICE_MERGES]
                 discarded += yield from self._writing(partial(side.discard, slice_, origin, horizon))
