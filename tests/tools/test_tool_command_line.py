@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from fix_node import NodeFactory
 from merklekv_tool import statuses
+from merklekv_tool.cli import app
 from merklekv_tool.places import address_of
 from support import wait_until
 from tool_support import TOOL, FakeNode, address, fails, filled, run, succeeds
@@ -19,6 +21,7 @@ from tool_support import TOOL, FakeNode, address, fails, filled, run, succeeds
 from merklekv.errors import InvalidArgument
 from merklekv.exits import EXIT_CORRUPT, EXIT_FORMAT, EXIT_LOCKED, EXIT_USAGE
 
+EVERY_VERB = [command.name for command in app.registered_commands if command.name]
 VERBS = ["verify", "dump", "load"]
 
 
@@ -38,7 +41,7 @@ def words(verb: str, place: str | Path, dump: Path) -> list[str | Path]:
     return [verb, dump, place] if verb == "load" else [verb, place]
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", EVERY_VERB)
 def test_help_has_examples(verb: str) -> None:
     text = succeeds(verb, "--help").decode()
     assert "Examples:" in text
@@ -48,7 +51,7 @@ def test_help_has_examples(verb: str) -> None:
 
 def test_help_has_every_verb_and_status() -> None:
     text = succeeds("--help").decode()
-    for verb in VERBS:
+    for verb in EVERY_VERB:
         assert re.search(rf"\b{verb}\b", text)
     for status, meaning in statuses.MEANINGS.items():
         assert re.search(rf"\b{status}  {re.escape(meaning)}", text), status
@@ -68,9 +71,26 @@ def test_completion(shell: str) -> None:
     assert done.returncode == 0
 
 
+def test_installing_completion(tmp_path: Path) -> None:
+    """As docs/operations.md says: from a shell, into what that shell reads when it starts."""
+    command = f"{shlex.join(TOOL)} --install-completion && echo done"
+    environment = os.environ | {"HOME": str(tmp_path)}
+    subprocess.run(["bash", "-c", command], capture_output=True, timeout=30, env=environment, check=True)
+    done = subprocess.run(
+        ["bash", "-c", ". ~/.bashrc && complete -p merklekv-tool"],
+        capture_output=True,
+        timeout=30,
+        env=environment,
+        check=True,
+    )
+    assert b"merklekv" in done.stdout
+
+
 def test_completing_a_verb() -> None:
     environment = os.environ | {
-        "_MERKLEKV_TOOL_COMPLETE": "complete_bash", "COMP_WORDS": "merklekv-tool ver", "COMP_CWORD": "1",
+        "_MERKLEKV_TOOL_COMPLETE": "complete_bash",
+        "COMP_WORDS": "merklekv-tool ver",
+        "COMP_CWORD": "1",
     }
     done = subprocess.run(TOOL, capture_output=True, text=True, timeout=30, env=environment, check=False)
     assert done.stdout.split() == ["verify"]
@@ -83,7 +103,7 @@ try:
     main()
 except SystemExit:
     pass
-print("heavy:", sorted({"lmdb", "hiredis", "xxhash", "cbor2", "rich.progress"} & set(sys.modules)))
+print("heavy:", sorted({"lmdb", "hiredis", "xxhash", "cbor2", "rich.progress", "rich.live", "matplotlib"} & set(sys.modules)))
 """
 
 

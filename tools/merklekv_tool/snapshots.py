@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,8 +31,9 @@ import lmdb
 
 from merklekv.engine.format import FORMAT_LINE, FORMAT_VERSION, SEGMENT_HEADER, ZERO_VERSION, bucket_of
 from merklekv.engine.log import Segment, list_segments, segment_path
-from merklekv.engine.store import MAP_SIZE, TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter, is_full, translate
-from merklekv.errors import Corruption, DiskFull, MerkleKVError
+from merklekv.engine.store import MAP_SIZE, TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter
+from merklekv.errors import Corruption, MerkleKVError
+from merklekv_tool import copying
 from merklekv_tool.output import Update
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ ATTEMPTS: Final = 5
 INDEX_KEYS: Final = 1 << 18  # are put into the index at once, by bucket, since it touches its pages once that way
 COPY_BYTES: Final = 1 << 20
 MIRROR_BYTES: Final = 1 << 20  # at once, which a node allows
-POLL_S: Final = 0.1
 TAIL_TRIES: Final = 50  # until a frame that is being written must be whole
 TAIL_WAIT_S: Final = 0.02
 NODE_ID_FILE: Final = "node-id"
@@ -60,18 +59,18 @@ def of_directory(source: Path, draft: Path, update: Update) -> None:
             segments = _Segments(source / "log", stack)
             (draft / "base").mkdir()
             (draft / "log").mkdir()
-            _copy_base(source / "base", draft / "base", update)
+            if (source / "base" / "data.mdb").exists():  # else a node died while it made the directory
+                copying.copy(source / "base", draft / "base", update)
             segments.open()
-            with BaseWriter(draft / "base") as base:
-                absorbed = base.absorbed
-            if absorbed in segments.files or not (segments.files or absorbed):
-                _copy_log(segments, absorbed, draft / "log")
+            absorbed, needed = _extent(draft / "base")
+            is_whole = absorbed in segments.files or not (segments.files or absorbed)
+            if is_whole and _copy_log(segments, absorbed, draft / "log") >= needed:
                 for name in ("FORMAT", NODE_ID_FILE):
                     if (source / name).exists():
                         shutil.copyfile(source / name, draft / name)
                 return
         _empty(draft)
-    raise Corruption(f"{source}: the log segment {absorbed}, where the base ends, is missing: `merklekv-tool verify`")
+    raise Corruption(f"{source}: the log from {absorbed} to {needed}, which the base needs, is not there: verify it")
 
 
 class _Segments:
@@ -99,35 +98,19 @@ class _Segments:
         return list_segments(self._directory)
 
 
-def _copy_base(source: Path, target: Path, update: Update) -> None:
-    file = source / "data.mdb"
-    if not file.exists():
-        return  # a node that died while it made its directory
-    size = file.stat().st_size
-    problems: list[lmdb.Error] = []
-
-    def copy() -> None:
-        try:
-            with lmdb.open(str(source), readonly=True, max_dbs=0, map_size=max(MAP_SIZE, 2 * size)) as environment:
-                environment.copy(str(target), compact=True)
-        except lmdb.Error as error:
-            problems.append(error)
-
-    # One call that may take minutes: in a thread, progress can be shown and Ctrl-C is heard.
-    thread = threading.Thread(target=copy, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(POLL_S)
-        copied = target / "data.mdb"
-        update(copied.stat().st_size if copied.exists() else 0, size)
-    for problem in problems:
-        if is_full(target):  # which LMDB puts in many ways
-            raise DiskFull(f"{target.parent}: disk full, no room for the copy") from problem
-        raise translate(problem, source) from problem
+def _extent(base: Path) -> tuple[int, int]:
+    """LSNs: up to where a base holds the whole log, and up to where it may hold parts of it."""
+    if not (base / "data.mdb").exists():
+        return 0, 0
+    with lmdb.open(str(base), readonly=True, lock=False, max_dbs=1, map_size=MAP_SIZE) as environment:
+        meta = environment.open_db(b"meta", create=False)
+        with environment.begin(db=meta) as transaction:
+            absorbed = int.from_bytes(transaction.get(b"absorbed", b""), "big")
+            return absorbed, max(absorbed, int.from_bytes(transaction.get(b"absorbing", b""), "big"))
 
 
-def _copy_log(segments: _Segments, lsn: int, target: Path) -> None:
-    """Copies the segments from `lsn` on that join each other."""
+def _copy_log(segments: _Segments, lsn: int, target: Path) -> int:
+    """Copies the segments from `lsn` on that join each other; the LSN behind the last one."""
     while lsn in segments.files:
         path = segment_path(target, lsn)
         end = _copy_segment(segments.files[lsn], path)
@@ -135,10 +118,13 @@ def _copy_log(segments: _Segments, lsn: int, target: Path) -> None:
         if end is None:  # torn by a crash, or damaged: the rest goes along, and recovery tells which
             for other in later:
                 _copy_segment(segments.files[other], segment_path(target, other))
-            return
+            return later[-1] if later else lsn
         if later and later[0] != lsn + end and lsn in segments.listed():
             raise Corruption(f"{path.name}: the segment behind it, {lsn + end}, is missing: `merklekv-tool verify`")
+        if not end:
+            break
         lsn += end
+    return lsn
 
 
 def _copy_segment(fd: int, path: Path) -> int | None:
@@ -153,8 +139,8 @@ def _copy_segment(fd: int, path: Path) -> int | None:
             path.unlink()  # was being made
             return 0
         with Segment(path) as segment:
-            position = SEGMENT_HEADER.size
-            for frame in segment.frames():
+            position = max(position, SEGMENT_HEADER.size)
+            for frame in segment.frames(position):
                 position = frame.end
             blank = segment.is_blank(position)
         if blank:

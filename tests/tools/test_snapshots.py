@@ -1,0 +1,281 @@
+"""How copies are made while a node goes on: what could slip in between, one moment at a time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import lmdb
+import pytest
+from merklekv_tool import copying, snapshots
+from merklekv_tool.places import Node
+from tool_support import opened
+
+from merklekv.engine import crashpoints
+from merklekv.engine.check import check_directory
+from merklekv.engine.engine import Engine
+from merklekv.engine.log import list_segments, segment_path
+from merklekv.engine.store import BaseWriter
+from merklekv.errors import Corruption
+from merklekv.net.server import Server
+
+
+def no_update(done: int, total: int) -> None:
+    """Nobody watches."""
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    with opened(tmp_path / "data") as opened_engine:
+        yield opened_engine
+
+
+def copied(directory: Path, target: Path) -> dict[bytes, bytes]:
+    """Copies a directory that is open; what a start makes of it."""
+    target.mkdir()
+    snapshots.of_directory(directory, target, no_update)
+    with opened(target) as copy:
+        found = dict(copy.records_page(limit=100_000, max_bytes=1 << 30)[0])
+    assert check_directory(target) == []
+    return found
+
+
+def held(engine: Engine) -> dict[bytes, bytes]:
+    return dict(engine.records_page(limit=100_000, max_bytes=1 << 30)[0])
+
+
+def write(engine: Engine, count: int = 10) -> None:
+    for number in range(count):
+        engine.set(b"key:%d" % number, b"%d" % engine.clock.last)
+    engine.delete(b"key:3")
+    engine.commit()
+
+
+def test_at_each_point_of_merging(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base is in the middle of taking in what the log has, or has just done so and the log is going."""
+    seen = []
+
+    def look(name: str) -> None:
+        target = tmp_path / f"copy-{len(seen)}"
+        seen.append(name)
+        assert copied(engine.directory.path, target) == expected, name
+
+    write(engine)
+    engine.absorb_sealed()
+    write(engine)
+    engine.truncate()
+    write(engine, 20)
+    expected = held(engine)
+    monkeypatch.setattr(crashpoints, "reached", look)
+    engine.absorb_sealed()
+    assert {"absorb.marked", "absorb.records_part", "absorb.index_part", "merge.before_delete"} <= set(seen)
+
+
+def test_a_segment_that_goes_while_the_base_is_copied(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was opened before, so it is still read; the base of before needs it."""
+    write(engine)
+    expected = held(engine)
+    copy_base = copying.copy
+
+    def copy_and_go_on(source: Path, target: Path, update: snapshots.Update) -> None:
+        copy_base(source, target, update)
+        before = list_segments(engine.directory.log)
+        engine.absorb_sealed()
+        write(engine, 5)
+        engine.absorb_sealed()
+        engine.set(b"new", b"x")
+        engine.commit()
+        assert not set(before) & set(list_segments(engine.directory.log))
+
+    monkeypatch.setattr(copying, "copy", copy_and_go_on)
+    assert copied(engine.directory.path, tmp_path / "copy") == expected
+
+
+def test_a_base_that_is_ahead_of_every_segment_is_copied_again(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(engine)
+    copy_base = copying.copy
+    copies = []
+
+    def go_on_and_copy(source: Path, target: Path, update: snapshots.Update) -> None:
+        if not copies:
+            engine.absorb_sealed()
+            write(engine, 5)
+        copies.append(target)
+        copy_base(source, target, update)
+        if len(copies) == 1:
+            for lsn in list_segments(engine.directory.log):  # as if they had come and gone meanwhile
+                segment_path(engine.directory.log, lsn).rename(tmp_path / f"{lsn}.kept")
+
+    def back(directory: Path) -> None:
+        empty(directory)
+        for kept in tmp_path.glob("*.kept"):
+            kept.rename(segment_path(engine.directory.log, int(kept.stem)))
+
+    empty = snapshots._empty
+    monkeypatch.setattr(copying, "copy", go_on_and_copy)
+    monkeypatch.setattr(snapshots, "_empty", back)
+    assert copied(engine.directory.path, tmp_path / "copy") == held(engine)
+    assert len(copies) == 2
+
+
+def test_a_base_that_needs_more_of_the_log_than_there_is(tmp_path: Path) -> None:
+    """It has parts of a segment that nobody can read any more: no moment could be made of it."""
+    with opened(tmp_path / "data") as engine:
+        write(engine)
+        engine.absorb_sealed()
+        end = engine._log.end_lsn
+    with BaseWriter(tmp_path / "data" / "base") as base:
+        base.mark_absorbing(end + 1000)
+    (tmp_path / "copy").mkdir()
+    with pytest.raises(Corruption, match="which the base needs, is not there"):
+        snapshots.of_directory(tmp_path / "data", tmp_path / "copy", no_update)
+
+
+def test_a_frame_that_is_being_written(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of it is there at first; the copy has all of it in the end."""
+    write(engine)
+    expected = held(engine)
+    segment = segment_path(engine.directory.log, 0)
+    whole = segment.read_bytes()
+    end = engine._log.position
+    with segment.open("r+b") as file:
+        file.seek(end - 5)
+        file.write(bytes(5))
+    waits = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            segment.write_bytes(whole)
+
+    monkeypatch.setattr(snapshots, "time", SimpleNamespace(sleep=wait))
+    assert copied(engine.directory.path, tmp_path / "copy") == expected
+    assert len(waits) == 3
+
+
+def test_a_segment_that_is_being_made(engine: Engine, tmp_path: Path) -> None:
+    write(engine)
+    made = segment_path(engine.directory.log, engine._log.end_lsn)
+    made.write_bytes(b"")
+    assert copied(engine.directory.path, tmp_path / "copy") == held(engine)
+    made.unlink()
+
+
+def test_a_directory_that_a_node_died_in_the_first_moment_of(tmp_path: Path) -> None:
+    with opened(tmp_path / "data"):
+        pass
+    shutil.rmtree(tmp_path / "data" / "base")
+    shutil.rmtree(tmp_path / "data" / "log")
+    (tmp_path / "data" / "base").mkdir()
+    (tmp_path / "data" / "log").mkdir()
+    assert copied(tmp_path / "data", tmp_path / "copy") == {}
+
+
+def test_an_lmdb_that_cannot_be_read(tmp_path: Path) -> None:
+    with opened(tmp_path / "data"):
+        pass
+    (tmp_path / "data" / "base" / "data.mdb").write_bytes(b"no LMDB" * 1000)
+    (tmp_path / "copy").mkdir()
+    with pytest.raises(Corruption, match="LMDB"):
+        snapshots.of_directory(tmp_path / "data", tmp_path / "copy", no_update)
+
+
+# -- through the port --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def node(engine: Engine) -> Iterator[Node]:
+    server = Server(engine, host="127.0.0.1", port=0, fatal=lambda error: None)
+    there = Node(*server.start())
+    yield there
+    there.close()
+    server.stop(deadline_s=5)
+
+
+def test_what_changes_between_two_pages(node: Node, engine: Engine, tmp_path: Path) -> None:
+    """Written, deleted, collected, truncated behind and before the page that is being read: all as at the end."""
+    for number in range(3000):
+        engine.set(b"key:%04d" % number, b"old")
+    engine.absorb_sealed()
+    pages = node.pages
+    changes = []
+
+    def pages_and_changes() -> Iterator[list[tuple[bytes, bytes]]]:
+        for page in pages():
+            yield page
+            number = len(changes)
+            engine.set(b"key:%04d" % (10 + number), b"behind")
+            engine.set(b"key:%04d" % (2900 + number), b"before")
+            engine.delete(b"key:%04d" % (20 + number))
+            engine.delete(b"key:%04d" % (2950 + number))
+            engine.raise_horizon(engine.clock.last)
+            engine.collect()
+            engine.note(b"fact", b"%d" % number)
+            if number == 1:
+                engine.truncate()
+                engine.set(b"key:0000", b"after the floor")
+            engine.commit()
+            changes.append(number)
+
+    node.pages = pages_and_changes  # type: ignore[method-assign]
+    (tmp_path / "copy").mkdir()
+    snapshots.of_node(node, tmp_path / "copy", no_update)
+    assert len(changes) >= 3
+    with opened(tmp_path / "copy") as copy:
+        assert held(copy) == held(engine)
+        assert (copy.floor, copy.notes, copy.horizon) == (engine.floor, engine.notes, engine.horizon)
+        assert (copy._log.end_lsn, copy._log.sequence) == (engine._log.end_lsn, engine._log.sequence)
+    assert check_directory(tmp_path / "copy") == []
+
+
+def test_a_node_whose_log_goes_too_fast(node: Node, engine: Engine, tmp_path: Path) -> None:
+    """Once is no matter: it begins anew. Each time is too much."""
+    for number in range(3000):
+        engine.set(b"key:%04d" % number, b"old")
+    engine.commit()
+    pages = node.pages
+    left = 2
+
+    def pages_and_merging() -> Iterator[list[tuple[bytes, bytes]]]:
+        nonlocal left
+        left -= 1
+        for page in pages():
+            yield page
+            if left >= 0:
+                engine.set(b"more", b"%d" % left)
+                engine.absorb_sealed()
+                engine.set(b"more", b"%d more" % left)
+                engine.absorb_sealed()
+
+    node.pages = pages_and_merging  # type: ignore[method-assign]
+    (tmp_path / "copy").mkdir()
+    snapshots.of_node(node, tmp_path / "copy", no_update)
+    with opened(tmp_path / "copy") as copy:
+        assert held(copy) == held(engine)
+    left = 1 << 30
+    (tmp_path / "other").mkdir()
+    with pytest.raises(snapshots.LogMoved, match="deletes its log faster than it can be copied"):
+        snapshots.of_node(node, tmp_path / "other", no_update)
+
+
+def test_the_index_is_filled_in_parts(
+    node: Node, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "INDEX_KEYS", 1000)
+    monkeypatch.setattr(snapshots, "TRANSACTION_KEYS", 300)
+    for number in range(5000):
+        engine.set(b"key:%04d" % number, b"x")
+    engine.commit()
+    (tmp_path / "copy").mkdir()
+    snapshots.of_node(node, tmp_path / "copy", no_update)
+    with opened(tmp_path / "copy") as copy:
+        assert held(copy) == held(engine)
+    assert check_directory(tmp_path / "copy") == []
+    with lmdb.open(str(tmp_path / "copy" / "base"), readonly=True, lock=False, max_dbs=1) as environment:
+        assert environment.begin(db=environment.open_db(b"index", create=False)).stat()["entries"] == 5000

@@ -1,0 +1,76 @@
+"""Copying an LMDB environment, compacted, as it is at one moment: `python -m merklekv_tool.copying SOURCE TARGET`.
+
+It is one call that may take minutes and hears nothing meanwhile, so it is made in a process of its own, which can be
+ended. What goes wrong there is told in one line: the class of LMDB's error and its message.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import lmdb
+
+from merklekv.engine.store import MAP_SIZE, is_full, translate
+from merklekv.errors import DiskFull, StorageFailed
+from merklekv_tool.output import Update
+
+POLL_S: Final = 0.1
+DATA: Final = "data.mdb"
+
+
+def copy(source: Path, target: Path, update: Update) -> None:
+    """Copies the environment in `source`, which others may write to, into the directory `target`.
+
+    `update` gets bytes. Raises Corruption, StorageFailed, DiskFull.
+    """
+    total = (source / DATA).stat().st_size
+    with subprocess.Popen(
+        [sys.executable, "-m", __name__, str(source), str(target)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},  # it imports what we import
+    ) as child:
+        try:
+            while _runs(child):
+                copied = target / DATA
+                update(copied.stat().st_size if copied.exists() else 0, total)
+        finally:
+            child.kill()
+        _, said = child.communicate()
+    if not child.returncode:
+        return
+    if is_full(target):  # which LMDB puts in many ways
+        raise DiskFull(f"{target.parent}: disk full, no room for the copy")
+    name, _, message = said.strip().partition(" ")
+    kind = getattr(lmdb, name, None)
+    if isinstance(kind, type) and issubclass(kind, lmdb.Error):
+        raise translate(kind(message), source)
+    raise StorageFailed(f"{source}: cannot be copied: exit status {child.returncode}: {said.strip()}")
+
+
+def _runs(child: subprocess.Popen[str]) -> bool:
+    try:
+        child.wait(POLL_S)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
+def main(source: str, target: str) -> None:
+    """The child."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    size = max(MAP_SIZE, 2 * (Path(source) / DATA).stat().st_size)
+    try:
+        with lmdb.open(source, readonly=True, max_dbs=0, map_size=size) as environment:
+            environment.copy(target, compact=True)
+    except lmdb.Error as error:
+        sys.exit(f"{type(error).__name__} {error}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
