@@ -103,7 +103,8 @@ try:
     main()
 except SystemExit:
     pass
-print("heavy:", sorted({"lmdb", "hiredis", "xxhash", "cbor2", "rich.progress", "rich.live", "matplotlib"} & set(sys.modules)))
+heavy = {"lmdb", "hiredis", "xxhash", "cbor2", "rich.progress", "rich.live", "matplotlib"}
+print("heavy:", sorted(heavy & set(sys.modules)))
 """
 
 
