@@ -98,7 +98,7 @@ class NodeServices:
         return self._node.anti_entropy.answer(message)
 
     def members(self) -> Sequence[Mapping[str, int | str]]:
-        return self._node.anti_entropy.member_rows()
+        return self._node.anti_entropy.membership.rows()
 
     def forget(self, node: str, birth: str) -> None:
         self._node.anti_entropy.forget(node, birth)
@@ -192,7 +192,7 @@ class Node:
                 birth=self.members.identity.birth.hex(),
                 on_gap=self.anti_entropy.wake,
                 on_news=self.anti_entropy.hear,
-                is_forgotten=self.anti_entropy.is_forgotten,
+                is_forgotten=self.anti_entropy.membership.is_forgotten,
             )
             replicator.start()
             self.replicator = replicator

@@ -122,7 +122,7 @@ class Cluster:
         if not self.met:
             return "starting: the nodes have not heard of each other yet"
         if time.monotonic() - self._changed_at > STUCK_S:
-            return f"diverged: {self.differences()}; will be healed by anti-entropy, not in this version"
+            return f"diverged: {self.differences()}"
         return "converging"
 
     def differences(self) -> str:

@@ -15,6 +15,7 @@ from merklekv.net.client import Client, NodeError, Reply, Unreachable
 
 REPLY_S: Final = 2.0
 TOPIC_PREFIX: Final = "demo"
+EXCHANGES_S: Final = 2
 READY: Final = re.compile(r"^merklekv \S+ ready on \S+:(\d+),", re.MULTILINE)
 
 Request = tuple[bytes, ...]
@@ -56,6 +57,7 @@ class Node:
         command += ["--port", str(self.port), "--node-id", self.name, "--log-level", "warning"]
         for name, value in settings.items():
             command += ["--set", f"replication.{name}={value}"]
+        command += ["--set", f"anti_entropy.interval_seconds={EXCHANGES_S}"]
         self.child.launch(command)
 
     def kill(self) -> None:

@@ -29,22 +29,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from merklekv.engine.engine import Engine
-from merklekv.errors import DiskFull, InvalidArgument, MerkleKVError, Stalled, StorageFailed
-from merklekv.replication.bursts import BurstLog
+from merklekv.errors import MerkleKVError, Stalled, StorageFailed
 from merklekv.replication.carrier import Carrier, Connect, split_address
 from merklekv.replication.exchange import ExchangeReport, Initiator
-from merklekv.replication.exchange_side import store_members
 from merklekv.replication.exchange_wire import ExchangeRefused
-from merklekv.replication.member_rows import Row, rows
-from merklekv.replication.members import (
-    ADDRESS_SIZE_MAX,
-    BIRTH_SIZE,
-    NODE_SIZE_MAX,
-    UNKNOWN_BIRTH,
-    Identity,
-    Members,
-    TooManyMembers,
-)
+from merklekv.replication.members import Identity, Members
+from merklekv.replication.membership import Membership
 from merklekv.replication.partners import Partner, Partners
 from merklekv.replication.presence import ONLINE, Status
 from merklekv.replication.reception import BUSY, ITSELF, Reception, Slices
@@ -91,6 +81,7 @@ class AntiEntropy:
         addresses: Iterable[str] = (),
     ) -> None:
         """`connect` reaches a host and port.  `regular`: exchange by itself, with `addresses` and with who is heard."""
+        self.membership = Membership(engine, members)
         self._engine = engine
         self._members = members
         self._cluster = cluster
@@ -107,7 +98,6 @@ class AntiEntropy:
         self._served = 0  # exchanges that other nodes began and that came to their end
         self._unsettled = True  # the horizon may have to follow
         self._stopping = threading.Event()
-        self._bursts = BurstLog(log)
         self._thread = threading.Thread(target=self._run, name="anti-entropy", daemon=True)
 
     def start(self, own_address: str) -> None:
@@ -161,38 +151,15 @@ class AntiEntropy:
                 if refusal.why != BUSY or time.monotonic() > deadline or self._stopping.wait(BUSY_RETRY_S):
                     raise
 
-    def is_forgotten(self, node: str, birth: str) -> bool:
-        """Whether a node, with its birth (hex) if it said one, was taken out of the cluster."""
-        if not self._members.forgotten:
-            return False
-        with self._engine.lock:
-            if (data := _birth_of(birth)) != UNKNOWN_BIRTH:
-                return self._members.is_forgotten(node, data)
-            known = {identity.node for identity, _ in self._members}
-            return node not in known and node in {identity.node for identity in self._members.forgotten}
-
     def forget(self, node: str, birth: str = "") -> None:
-        """Takes a node out of the members, durably; its birth (hex) says which, if several have had this id.
-
-        Raises UnknownMember, TooManyMembers, InvalidArgument, DiskFull.
-        """
-        data = _birth_of(birth)
-        if birth and data == UNKNOWN_BIRTH:
-            raise InvalidArgument(f"{birth}: a birth is {2 * BIRTH_SIZE} hex digits")
-        with self._engine.lock:
-            if node == self._members.identity.node and data in (UNKNOWN_BIRTH, self._members.identity.birth):
-                raise InvalidArgument(f"{node} is this node itself: ask another one to forget it")
-            gone = self._members.forget(node, data)
-            store_members(self._engine, self._members)
-        self._engine.flush()
-        for identity in gone:
-            log.warning("node %s, birth %s, is forgotten: if it returns, it must start empty", *_shown(identity))
+        """Takes a node out of the members, see `Membership.forget`."""
+        self.membership.forget(node, birth)
         self._settle()
 
-    def member_rows(self) -> list[Row]:
-        """The members, for people and tools."""
-        with self._engine.lock:
-            return rows(self._members, self._engine.horizon, time.time())
+    def addresses(self) -> list[str]:
+        """Where the nodes are that this one exchanges with."""
+        with self._changed:
+            return self._partners.addresses()
 
     def words(self) -> Mapping[str, int | str]:
         """For REPLICATE status; nothing without peers."""
@@ -255,8 +222,7 @@ class AntiEntropy:
         """Makes members of those who show that they are there, and peers of those who are online."""
         while self._news and not self._stopping.is_set():
             status = self._news.popleft()
-            if len(status.node.encode()) <= NODE_SIZE_MAX:
-                self._meet(status)
+            self.membership.hear(status)
             if self._regular:
                 with self._changed:
                     self._partners.hear(status)
@@ -265,19 +231,6 @@ class AntiEntropy:
                     for address in self._partners.addresses_of(status.node) if status.state == ONLINE else ():
                         self._timetable.wake(address, now)
 
-    def _meet(self, status: Status) -> None:
-        address = status.address if len(status.address.encode()) <= ADDRESS_SIZE_MAX else ""
-        try:
-            with self._engine.lock:
-                added = self._members.heard(status.node, _birth_of(status.birth), address, time.time())
-                if added:
-                    store_members(self._engine, self._members)
-        except (TooManyMembers, DiskFull) as problem:
-            self._bursts.warn("members", f"node {status.node} was heard and is no member: {problem}")
-            return
-        if added:
-            self._engine.commit()
-
     def _has_begun(self, node: str) -> bool:
         """Whether an exchange with this node was begun here and goes on."""
         with self._changed:
@@ -285,8 +238,7 @@ class AntiEntropy:
 
     def _have_served(self, peer: Identity) -> None:
         """An exchange that this node began came to its end."""
-        with self._engine.lock:
-            self._members.heard(*peer, now=time.time())
+        self.membership.met(peer.node, peer.birth)
         with self._changed:
             self._served += 1
             for address in self._partners.addresses_of(peer.node):
@@ -302,21 +254,33 @@ class AntiEntropy:
             self._changed.notify_all()
 
     def _collect(self) -> None:
-        """Moves the horizon to where the members' reports allow, and collects the tombstones below it."""
+        """Moves the horizon to where the members' reports allow, and collects the tombstones below it.
+
+        Peers that do not know of the horizon yet still have these, and another root: they are told before long.
+        """
         if not self._unsettled:
             return
         self._unsettled = False
-        with self._engine.lock:
-            self._engine.raise_horizon(self._members.horizon())
+        engine = self._engine
+        with engine.lock:
+            engine.raise_horizon(self._members.horizon())
+        collected = 0
         more = True
         while more:
             began = time.monotonic()
             try:
-                more = self._engine.collect()
-                self._engine.commit()
+                with engine.lock:
+                    before = engine.dead_count
+                    more = engine.collect()
+                    collected += before - engine.dead_count
+                engine.commit()
             except Stalled:
-                self._engine.wait_for_room(RETRY_S)
+                engine.wait_for_room(RETRY_S)
             self._rest(began, self._share_percent)
+        if collected:
+            with self._changed:
+                for address in self._partners.addresses():
+                    self._timetable.nudge(address, time.monotonic())
 
     # -- an exchange ---------------------------------------------------------------------------------------------------
 
@@ -330,8 +294,7 @@ class AntiEntropy:
             except Exception as error:
                 self._have_failed(partner, error)
                 raise
-            with self._engine.lock:
-                self._members.heard(report.node, address=address, now=time.time())
+            self.membership.met(report.node, address=address)
             if not partner.in_sync:
                 log.info("in sync with node %s at %s: %s", report.node, address, _told(report))
             with self._changed:
@@ -414,18 +377,6 @@ class AntiEntropy:
     def _go_on(self) -> None:
         if self._stopping.is_set():
             raise Stopped
-
-
-def _birth_of(text: str) -> bytes:
-    try:
-        birth = bytes.fromhex(text)
-    except ValueError:
-        return UNKNOWN_BIRTH
-    return birth if len(birth) == BIRTH_SIZE else UNKNOWN_BIRTH
-
-
-def _shown(identity: Identity) -> tuple[str, str]:
-    return identity.node, identity.birth.hex() or "unknown"
 
 
 def _told(report: ExchangeReport) -> str:

@@ -3,6 +3,7 @@
     added ------------> due at once
     succeeded --------> due after the interval, give or take JITTER
     woken ------------> due at once, or REST_S after the last exchange; also when it is woken in the middle of one
+    nudged -----------> due after some seconds, unless the peer comes first
     failed -----------> due after RETRY_MIN_S, twice as long each time, up to RETRY_MAX_S
     put off ----------> due after a moment: the other side is at it
     served -----------> due after the interval, unless woken before: the other side did it
@@ -21,6 +22,7 @@ from typing import Final
 START_SPREAD_S: Final = 0.2
 JITTER: Final = 0.2
 REST_S: Final = 1.0  # between two exchanges with one peer, however often it is woken
+NUDGE_S: Final = 3.0
 RETRY_MIN_S: Final = 1.0
 RETRY_MAX_S: Final = 300.0
 PUT_OFF_S: Final = 1.0
@@ -57,6 +59,11 @@ class Timetable:
         if (entry := self._entries.get(peer)) is not None:
             entry.woken = True
             entry.due = min(entry.due, max(now, entry.ended + REST_S))
+
+    def nudge(self, peer: str, now: float) -> None:
+        """There is something to tell this peer, by either side's exchange: do not wait for a long interval."""
+        if (entry := self._entries.get(peer)) is not None and not entry.running:
+            entry.due = min(entry.due, now + NUDGE_S * (1 + self._chance()))
 
     def next_due(self, now: float) -> str | None:
         """The peer whose time has come, the one that has waited longest."""

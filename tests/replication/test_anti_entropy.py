@@ -279,7 +279,7 @@ def test_a_forgotten_node_is_known_as_such(make: Make) -> None:
     a, b = make("a").start(), make("b")
     a.sync(b)
     birth = b.members.identity.birth.hex()
-    assert not a.anti_entropy.is_forgotten("b", birth)
+    assert not a.anti_entropy.membership.is_forgotten("b", birth)
     with pytest.raises(UnknownMember):
         a.anti_entropy.forget("nobody")
     with pytest.raises(InvalidArgument, match="a birth is 16 hex digits"):
@@ -287,16 +287,16 @@ def test_a_forgotten_node_is_known_as_such(make: Make) -> None:
     with pytest.raises(InvalidArgument, match="this node itself"):
         a.anti_entropy.forget("a")
     a.anti_entropy.forget("b", birth)
-    assert a.anti_entropy.is_forgotten("b", birth)
-    assert a.anti_entropy.is_forgotten("b", ""), "nothing was heard of another one"
-    assert not a.anti_entropy.is_forgotten("b", "00" * 8)
-    assert not a.anti_entropy.is_forgotten("c", "")
+    assert a.anti_entropy.membership.is_forgotten("b", birth)
+    assert a.anti_entropy.membership.is_forgotten("b", ""), "nothing was heard of another one"
+    assert not a.anti_entropy.membership.is_forgotten("b", "00" * 8)
+    assert not a.anti_entropy.membership.is_forgotten("c", "")
     with pytest.raises(ExchangeRefused, match="start it with an empty data directory"):
         a.sync(b)
     a.anti_entropy.hear(b.status())
     a.anti_entropy.hear(Status("b", ONLINE, "b:1", birth="00" * 8))
     wait_until(lambda: a.figures()["members"] == 2)
-    assert not a.anti_entropy.is_forgotten("b", "")
+    assert not a.anti_entropy.membership.is_forgotten("b", "")
     assert load_members(a.engine, "a").is_forgotten("b", bytes.fromhex(birth)), "it is kept"
 
 
@@ -313,7 +313,7 @@ def test_names_and_addresses_that_make_no_sense_harm_nobody(make: Make) -> None:
         a.anti_entropy.hear(status)
     wait_until(lambda: a.figures().get("peer_b", "").startswith("address=b:1,in_sync=yes"))
     wait_until(lambda: a.figures()["exchange_failures"] >= 2)
-    assert {row["node"] for row in a.anti_entropy.member_rows()} == {"a", "b", "no port", "long", "no birth"}
+    assert {row["node"] for row in a.anti_entropy.membership.rows()} == {"a", "b", "no port", "long", "no birth"}
     assert "error='host' is no address: give host:port" in a.figures()["peer_no port"]
 
 

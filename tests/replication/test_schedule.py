@@ -7,6 +7,7 @@ import pytest
 from merklekv.replication.schedule import (
     COUNTED_WORK_MAX_S,
     JITTER,
+    NUDGE_S,
     PUT_OFF_S,
     REST_S,
     RETRY_MAX_S,
@@ -144,6 +145,21 @@ def test_an_exchange_that_the_peer_began_does_unless_there_was_reason_for_one() 
     made.succeed("a", 43)
     assert made.wait_s(43) == pytest.approx(INTERVAL_S)
     made.serve("b", 43)
+
+
+def test_nudged_it_is_due_before_long_unless_the_peer_comes_first() -> None:
+    made = table("a")
+    made.nudge("a", 10)
+    assert made.wait_s(10) == pytest.approx(1.5 * NUDGE_S)
+    made.serve("a", 11)
+    assert made.wait_s(11) == pytest.approx(INTERVAL_S)
+    made.nudge("a", 11 + INTERVAL_S - 1)
+    assert made.wait_s(11 + INTERVAL_S - 1) == pytest.approx(1), "it would have come sooner anyway"
+    made.begin("a")
+    made.nudge("a", 100)
+    made.nudge("b", 100)
+    made.succeed("a", 100)
+    assert made.wait_s(100) == pytest.approx(INTERVAL_S)
 
 
 def test_a_short_interval_leaves_a_rest() -> None:
