@@ -2,8 +2,9 @@
 
 Machines differ, so nothing is judged by operations a second. Each figure comes with its ratio to a reference that did
 the same work in the same run (`suite_reference`), and `baseline.json` keeps the ratios of a good run. A ratio that
-falls below SLOWER_MAX of the kept one is a regression; noise stays well above that, also on a busy machine. What is
-expected, on the other hand, is shown and not judged: a slow machine is nobody's mistake.
+falls below SLOWER_MAX of the kept one is a regression. Other work on the machine makes ratios of writes rise, up to
+twice, because it slows both; it hardly makes one fall. What is expected, on the other hand, is shown and not judged: a
+slow machine is nobody's mistake.
 """
 
 from __future__ import annotations
