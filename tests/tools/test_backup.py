@@ -240,6 +240,24 @@ def test_without_room_it_leaves_nothing(name: str, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["data"]
 
 
+def test_what_may_not_be_read(tmp_path: Path) -> None:
+    """Without the right to read it, nothing looks empty."""
+    data = tmp_path / "data"
+    filled(data)
+    for part, mode, said in (
+        ("base/lock.mdb", 0o444, "be the node's user"),
+        ("base/data.mdb", 0o000, "ermission denied"),
+        ("log", 0o000, "log: cannot be read: Permission denied"),
+        (".", 0o000, "data: cannot be read: Permission denied"),
+    ):
+        before = (data / part).stat().st_mode
+        (data / part).chmod(mode)
+        done = run("backup", data, tmp_path / "backup", powers=False)
+        (data / part).chmod(before)
+        fails(EXIT_UNWRITABLE, said, done=done)
+        assert os.listdir(tmp_path) == ["data"]
+
+
 def test_wrong_places(tmp_path: Path) -> None:
     filled(tmp_path / "data")
     fails(EXIT_UNWRITABLE, "no such directory", done=run("backup", tmp_path / "data", tmp_path / "no" / "backup"))

@@ -24,7 +24,7 @@ from merklekv.engine.engine import Engine
 from merklekv.engine.format import OP_SET, make_record
 from merklekv.engine.log import list_segments, segment_path
 from merklekv.errors import Corruption, InvalidArgument
-from merklekv.exits import EXIT_CORRUPT, EXIT_FORMAT, EXIT_USAGE
+from merklekv.exits import EXIT_CORRUPT, EXIT_FORMAT, EXIT_UNWRITABLE, EXIT_USAGE
 
 OLD_NS = 1_700_000_000 * 10**9
 Place = Callable[[], str]
@@ -258,6 +258,15 @@ def test_times() -> None:
     for wrong in ("", "soon", "5", "2024-13-01"):
         with pytest.raises(InvalidArgument, match="not a time"):
             nanoseconds(wrong, now)
+
+
+def test_what_may_not_be_read(data: Path) -> None:
+    for part, said in (("log", "log: cannot be read"), (".", "data: cannot be read")):
+        before = (data / part).stat().st_mode
+        (data / part).chmod(0)
+        done = run("log", data, powers=False)
+        (data / part).chmod(before)
+        fails(EXIT_UNWRITABLE, said, done=done)
 
 
 def test_wrong_arguments(data: Path, tmp_path: Path) -> None:

@@ -39,11 +39,17 @@ SAMPLES: Mapping[bytes, bytes] = {
 }
 
 
+# Root may read and write whatever it likes, unless it gives that up.
+POWERS = "-dac_override,-dac_read_search"
+WITHOUT_POWERS = ["setpriv", f"--bounding-set={POWERS}", f"--inh-caps={POWERS}"] if os.geteuid() == 0 else []
+
+
 def run(
-    *arguments: str | Path, stdin: bytes | None = None, file_size: int = 0
+    *arguments: str | Path, stdin: bytes | None = None, file_size: int = 0, powers: bool = True
 ) -> subprocess.CompletedProcess[bytes]:
-    """The tool, to its end; `file_size` is what the system lets a file of it grow to."""
+    """The tool, to its end. `file_size`: what the system lets a file of it grow to; without `powers`: not as root."""
     limit = ["prlimit", f"--fsize={file_size}"] if file_size else []
+    limit += [] if powers else WITHOUT_POWERS
     command = [*limit, *TOOL, *map(str, arguments)]
     environment = clean_environment() | {"COLUMNS": "200"}
     return subprocess.run(

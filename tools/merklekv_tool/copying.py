@@ -6,6 +6,7 @@ ended. What goes wrong there is told in one line: the class of LMDB's error and 
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import lmdb
 from merklekv.engine.store import MAP_SIZE, is_full, translate
 from merklekv.errors import DiskFull, StorageFailed
 from merklekv_tool.output import Update
+from merklekv_tool.statuses import FileError
 
 POLL_S: Final = 0.1
 DATA: Final = "data.mdb"
@@ -47,6 +49,10 @@ def copy(source: Path, target: Path, update: Update) -> None:
     if is_full(target):  # which LMDB puts in many ways
         raise DiskFull(f"{target.parent}: disk full, no room for the copy")
     name, _, message = said.strip().partition(" ")
+    if os.strerror(errno.EACCES) in message:
+        raise FileError(
+            f"{source}: cannot be copied: {message}: LMDB has a lock file to write there; be the node's user"
+        )
     kind = getattr(lmdb, name, None)
     if isinstance(kind, type) and issubclass(kind, lmdb.Error):
         raise translate(kind(message), source)

@@ -26,6 +26,7 @@ from merklekv.errors import InvalidArgument, MerkleKVError, NotADataDirectory, S
 from merklekv.net.client import Client, Reply, Unreachable
 from merklekv.replication.exchange_side import NOTE_MEMBERS
 from merklekv.replication.member_rows import Row, rows, stored_members
+from merklekv_tool.statuses import FileError
 
 PAGE_RECORDS: Final = 1000
 PAGE_BYTES: Final = 1 << 20
@@ -114,10 +115,13 @@ def node_at(place: str) -> Iterator[Node]:
 
 
 def require_directory(place: str, may_be_new: bool = False) -> Path:
-    """The data directory of that name. Raises NotADataDirectory and FormatTooNew, and never makes one."""
+    """The data directory of that name. Raises NotADataDirectory, FormatTooNew, FileError, and never makes one."""
     path = Path(place)
     if path.is_dir():
-        require_format(path, may_be_new)
+        try:
+            require_format(path, may_be_new)
+        except OSError as error:
+            raise FileError(f"{place}: cannot be read: {error.strerror}") from error
     elif not may_be_new or path.exists():
         raise NotADataDirectory(f"{place}: neither a data directory nor HOST:PORT")
     return path

@@ -47,6 +47,15 @@ class Source(Protocol):
         """At most `size` bytes; fewer, or none, at the end; None when the segment is gone."""
 
 
+def readable_segments(directory: Path) -> list[int]:
+    """LSNs of the segments in a log directory, in order. Raises FileError, where a directory would look empty."""
+    try:
+        os.scandir(directory).close()
+    except OSError as error:
+        raise FileError(f"{directory}: cannot be read: {error.strerror}") from error
+    return list_segments(directory)
+
+
 class DirectoryLog:
     """The log of a data directory. The segment that was read last stays open, so that it can be read to its end."""
 
@@ -57,7 +66,7 @@ class DirectoryLog:
         self._fd = -1
 
     def segments(self) -> list[int]:
-        return list_segments(self._directory)
+        return readable_segments(self._directory)
 
     def read(self, segment: int, position: int, size: int) -> bytes | None:
         path = segment_path(self._directory, segment)

@@ -30,11 +30,12 @@ from typing import TYPE_CHECKING, Final
 import lmdb
 
 from merklekv.engine.format import FORMAT_LINE, FORMAT_VERSION, SEGMENT_HEADER, ZERO_VERSION, bucket_of
-from merklekv.engine.log import Segment, list_segments, segment_path
+from merklekv.engine.log import Segment, segment_path
 from merklekv.engine.store import MAP_SIZE, TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter
 from merklekv.errors import Corruption, MerkleKVError
 from merklekv_tool import copying
 from merklekv_tool.output import Update
+from merklekv_tool.segments import readable_segments
 
 if TYPE_CHECKING:
     from merklekv_tool.places import Node, Pair
@@ -95,7 +96,7 @@ class _Segments:
 
     def listed(self) -> list[int]:
         """Those that are there now."""
-        return list_segments(self._directory)
+        return readable_segments(self._directory)
 
 
 def _extent(base: Path) -> tuple[int, int]:
