@@ -1,8 +1,8 @@
 """A running node: its parts started, wired and stopped in order.
 
     engine (opens, recovers)  ->  server (listens)  ->  anti-entropy (exchanges with peers)
-        ->  replication (connects when it can)  ->  the ready line
-    anti-entropy (cuts its exchanges)  ->  server (answers what is in hand, closes)
+        ->  replication (connects when it can)  ->  scrub (reads everything, now and then)  ->  the ready line
+    scrub  ->  anti-entropy (cuts its exchanges)  ->  server (answers what is in hand, closes)
         ->  replication (publishes what is left, for a while)  ->  engine (commits, syncs, closes)  ->  exit status 0
 
 Promises: the node is announced once, when the first client can be served; a stop asked for by SIGTERM,
@@ -35,18 +35,21 @@ from merklekv.engine.engine import Engine
 from merklekv.errors import DirectoryUnwritable
 from merklekv.exits import EXIT_OK, EXIT_SLOW_STOP, EXIT_STORAGE
 from merklekv.logs import start_logging
-from merklekv.net import exchange_command
+from merklekv.net import exchange_command, records
 from merklekv.net.client import Client
 from merklekv.net.limits import Limits
 from merklekv.net.server import Server
 from merklekv.replication.anti_entropy import AntiEntropy
+from merklekv.replication.carrier import split_address
 from merklekv.replication.exchange_side import load_members
+from merklekv.replication.scrubber import Scrubber
 from merklekv.settings import Settings
 
 if TYPE_CHECKING:
     from merklekv.replication.replicator import Replicator
 
 STOP_DEADLINE_S = 9.0
+FETCH_TIMEOUT_S = 10.0
 SWITCH_INTERVAL_S = 0.0005
 SERVER_STOP_S = 5.0  # of those, for clients to take their last replies
 PUBLISH_REST_S = 2.5  # and for the broker to take what is left in the outbox
@@ -67,6 +70,12 @@ class Carrier:
 
     def close(self) -> None:
         self._client.close()
+
+
+def fetch_record(address: str, key: bytes) -> bytes | None:
+    """The record of a key as another node has it. Raises MerkleKVError when that cannot be asked."""
+    with Client(*split_address(address), FETCH_TIMEOUT_S) as client:
+        return records.fetch(client, key)
 
 
 class NodeServices:
@@ -106,7 +115,7 @@ class NodeServices:
     def statistics(self) -> Mapping[str, int | str]:
         replicator = self._node.replicator
         shown = {"node_id": self._node.node_id} | dict(replicator.statistics() if replicator else {})
-        return shown | dict(self._node.anti_entropy.statistics())
+        return shown | dict(self._node.anti_entropy.statistics()) | dict(self._node.scrubber.statistics())
 
 
 class Node:
@@ -144,6 +153,14 @@ class Node:
                 regular=settings.anti_entropy.enabled,
                 addresses=settings.anti_entropy.peer_list,
             )
+            self.scrubber = Scrubber(
+                self.engine,
+                self.anti_entropy.addresses,
+                fetch_record,
+                end_at_once,
+                interval_s=settings.scrub.interval_seconds,
+                share_percent=settings.scrub.share_percent,
+            )
             self.server = Server(
                 self.engine,
                 host=settings.host,
@@ -158,6 +175,7 @@ class Node:
             self.anti_entropy.start(self.advertised_address)
             if settings.replication.enabled:
                 self.replicate()
+            self.scrubber.start()
         except BaseException:
             self.engine.close()
             raise
@@ -199,6 +217,7 @@ class Node:
         self.replicator.enable()
 
     def stop(self) -> None:
+        self.scrubber.stop()
         self.anti_entropy.stop()
         self.server.stop(SERVER_STOP_S)
         if self.replicator is not None:

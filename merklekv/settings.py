@@ -117,6 +117,16 @@ class AntiEntropySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ScrubSettings:
+    """When this node looks for damage in what it holds."""
+
+    interval_seconds: int = setting(
+        86_400, kinds.integer(0, 31_536_000), "time from one pass over all records to the next; 0 is never"
+    )
+    share_percent: int = setting(5, kinds.integer(1, 100), "how much of the time a pass may be at work")
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All settings of a node."""
 
@@ -153,6 +163,7 @@ class Settings:
     limits: LimitSettings = LimitSettings()
     replication: ReplicationSettings = ReplicationSettings()
     anti_entropy: AntiEntropySettings = AntiEntropySettings()
+    scrub: ScrubSettings = ScrubSettings()
 
 
 def declarations(of: type[Any] = Settings, section: str = "") -> Iterator[tuple[str, Declaration, Any]]:

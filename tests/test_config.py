@@ -28,6 +28,8 @@ GOOD: dict[str, list[tuple[object, object]]] = {  # for each kind of value: what
     "replication.peer_list": [("a:1, [::1]:65535", ("a:1", "[::1]:65535")), (["a:1"], ("a:1",)), ("", ())],
     "replication.advertise_address": [(one, one) for one in ("a:1", "[::1]:65535", "a" * 255 + ":1", "")],
     "anti_entropy.share_percent": [("1", 1), (100, 100)],
+    "scrub.interval_seconds": [("0", 0), (31_536_000, 31_536_000)],
+    "scrub.share_percent": [("1", 1), (100, 100)],
     "replication.mqtt_version": [("3.1.1", "3.1.1"), (5, "5")],
 }
 BAD: dict[str, list[object]] = {
@@ -43,6 +45,8 @@ BAD: dict[str, list[object]] = {
     "replication.peer_list": ["a", "a:0", "a:65536", [5], ":1", "a:b", 5],
     "replication.advertise_address": ["a", "a:0", "a:65536", ":1", "a:b", "a:1,b:2", "a" * 256 + ":1", ["a:1"], 5],
     "anti_entropy.share_percent": [0, 101],
+    "scrub.interval_seconds": [-1, 31_536_001],
+    "scrub.share_percent": [0, 101],
     "replication.mqtt_port": [0],
 }
 

@@ -80,7 +80,7 @@ def test_every_exit_status_is_in_the_operations_page(status: int) -> None:
 def test_every_setting_that_a_page_names_exists() -> None:
     keys = {key for key, _, _ in declarations()}
     for name in ("operations.md", "protocol.md"):
-        for named in re.findall(r"`((?:limits|replication|anti_entropy)\.[a-z_]+)`", page(name)):
+        for named in re.findall(r"`((?:limits|replication|anti_entropy|scrub)\.[a-z_]+)`", page(name)):
             assert named in keys, f"{name}: {named}"
 
 

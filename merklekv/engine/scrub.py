@@ -6,7 +6,7 @@
                                                 index lists is there; digests of what is in memtables
     counters     all at one moment              of the base and in memory
 
-`scrub` is one pass, in slices of a millisecond or so, each of which sees one moment; between them others write and
+A `Scrub` is one pass, in slices of a millisecond or so, each of which sees one moment; between them others write and
 merge.  It changes nothing.  What it finds is one of two kinds:
 
 - Something *derived* from the records is wrong: the index, a leaf, a counter.  `engine.repair` derives it anew.
@@ -79,33 +79,30 @@ def fits(damage: Damage, record: bytes) -> bool:
     return digest in (damage.original, damage.stored[DIGEST_AT:VALUE_AT]) or record >= damage.stored[:VERSION_SIZE]
 
 
-Steps = Iterator[Damage | None]
+Steps = Generator[Damage | None, None, None]
 
 
-def scrub(engine: Engine) -> Generator[Damage | None, None, int]:
-    """One pass over everything; yields None after each slice, and what it finds; returns how many records it read."""
-    one = _Pass(engine)
-    while not engine.prepare_buckets():
-        yield None
-    for part in (one.records, one.tombstones, one.buckets, one.counters):
-        try:
-            yield from part()
-        except lmdb.Error as error:
-            yield Damage(str(translate(error, engine.directory.base)), None)
-    return one.read
-
-
-class _Pass:
-    """What one pass knows.  It looks at what no method of the engine shows, as the checker does."""
+class Scrub:
+    """One pass over an engine.  It looks at what no method of the engine shows, as the checker does."""
 
     def __init__(self, engine: Engine) -> None:
-        self.read = 0
+        self.read = 0  # records of the base, so far
         self._engine = engine
         self._damaged: set[int] = set()  # buckets with a record that is damaged
 
+    def steps(self) -> Steps:
+        """The pass: None after each slice, and what it finds."""
+        while not self._engine.prepare_buckets():
+            yield None
+        for part in (self._records, self._tombstones, self._buckets, self._counters):
+            try:
+                yield from part()
+            except lmdb.Error as error:
+                yield Damage(str(translate(error, self._engine.directory.base)), None)
+
     # -- the base in key order -----------------------------------------------------------------------------------------
 
-    def records(self) -> Steps:
+    def _records(self) -> Steps:
         """Every record of the base by itself, and that it is listed."""
         after: bytes | None = b""
         while after is not None:
@@ -193,7 +190,7 @@ class _Pass:
                 rest -= term_of(record)
         return _digest_of(rest) if engine.root_ready else b""
 
-    def tombstones(self) -> Steps:
+    def _tombstones(self) -> Steps:
         """That the base's list of tombstones lists nothing else."""
         engine = self._engine
         version = ZERO_VERSION
@@ -213,7 +210,7 @@ class _Pass:
 
     # -- buckets -------------------------------------------------------------------------------------------------------
 
-    def buckets(self) -> Steps:
+    def _buckets(self) -> Steps:
         """Every leaf against the records below it, in the base and in memory."""
         engine = self._engine
         for node in range(INNER_NODES):
@@ -305,7 +302,7 @@ class _Pass:
 
     # -- counters ------------------------------------------------------------------------------------------------------
 
-    def counters(self) -> Steps:
+    def _counters(self) -> Steps:
         """The numbers of live keys and of tombstones, as of one moment, counted a slice at a time."""
         engine = self._engine
         with engine.lock:

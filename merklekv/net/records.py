@@ -37,6 +37,7 @@ from merklekv.engine.format import (
 )
 from merklekv.errors import Stalled
 from merklekv.net import resp
+from merklekv.net.client import Client, Unreachable
 from merklekv.net.errors import RequestError
 from merklekv.net.session import Long, Reply, Session, writable
 from merklekv.net.text import Request
@@ -70,6 +71,15 @@ def _records(session: Session, after: bytes, count: int, prefix: bytes) -> Long:
     cursor = session.nil if following is None else resp.bulk(following)
     parts = [part for key, record in pairs for part in (key, record[:VALUE_AT], record[VALUE_AT:])]
     return b"*2\r\n%b%b" % (cursor, resp.bulk_array(parts))
+
+
+def fetch(client: Client, key: bytes) -> bytes | None:
+    """The record of a key on the node behind `client`, a tombstone too; None without one.  NodeError, Unreachable."""
+    reply = client.call(b"RECORDS", b"", b"1", b"PREFIX", key)
+    parts = reply[1] if isinstance(reply, list) and len(reply) == 2 else None
+    if not isinstance(parts, list) or len(parts) % 3 or not all(isinstance(part, bytes) for part in parts):
+        raise Unreachable(f"{client.name}: answers RECORDS strangely: is it a MerkleKV node?")
+    return b"".join(parts[1:3]) if parts and parts[0] == key else None  # type: ignore[arg-type]
 
 
 def bucket(session: Session, request: Request) -> Reply:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from merklekv.engine import scrub as scrub_module
 from merklekv.engine.check import check_directory, check_engine
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import DIGEST_AT, FLAGS_AT, TOMBSTONE, VALUE_AT, VERSION_SIZE, bucket_of
-from merklekv.engine.scrub import Damage, fits, scrub
+from merklekv.engine.scrub import Damage, Scrub, fits
 
 Make = Callable[..., Engine]
 KEY = b"k05"
@@ -72,7 +72,7 @@ def flip_record(key: bytes, position: int, mask: int = 0x10) -> Callable[[Callab
 
 
 def found_in(engine: Engine) -> list[Damage]:
-    return [damage for damage in scrub(engine) if damage is not None]
+    return [damage for damage in Scrub(engine).steps() if damage is not None]
 
 
 def heal(engine: Engine, peer: dict[bytes, bytes]) -> list[Damage]:
@@ -98,10 +98,9 @@ def is_sound(engine: Engine) -> None:
 
 
 def test_a_sound_node_has_nothing_to_report(engine: Engine) -> None:
-    def count() -> Generator[object, None, None]:
-        assert (yield from scrub(engine)) == 20, "the records of the base"
-
-    assert not any(count())
+    one = Scrub(engine)
+    assert not any(one.steps())
+    assert one.read == 20, "the records of the base"
 
 
 def test_an_empty_node_has_nothing_to_report(make_engine: Make) -> None:
@@ -338,7 +337,7 @@ def test_writes_between_the_slices_are_no_damage(make_engine: Make, monkeypatch:
     ]
     weights = [weight for weight, _ in acts]
     for _ in range(3):
-        for step in scrub(engine):
+        for step in Scrub(engine).steps():
             assert step is None
             if chance.random() < 0.03:
                 for _, act in chance.choices(acts, weights, k=3):
@@ -371,7 +370,7 @@ def test_what_lmdb_reports_is_reported_and_the_rest_looked_at(engine: Engine, mo
     def page(*_: object) -> None:
         raise lmdb.CorruptedError("mdb_get: MDB_CORRUPTED")
 
-    monkeypatch.setattr(scrub_module._Pass, "_page", page)
+    monkeypatch.setattr(Scrub, "_page", page)
     engine.live_count += 1
     pages, count = found_in(engine)
     assert "LMDB reports damage: mdb_get: MDB_CORRUPTED" in pages.problem

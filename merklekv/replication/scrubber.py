@@ -1,0 +1,198 @@
+"""The scrubber: runs the scrub in the background, slowly, and puts right what it finds.
+
+    every interval -> a pass of slices, with rests between them   (engine/scrub.py)
+        derived from the records -> derived anew, here
+        a record that is lost    -> asked of every peer; the newest that fits takes its place, by way of the log
+
+A pass takes at most the set share of the time, so clients do not notice it, whatever the size of the data.  When the
+last one ended is noted in the data directory: a restart does not begin anew before the time has come, and a node that
+is started each morning is scrubbed all the same.
+
+Damage is an error in the log, LINES_MAX lines a pass, and counted.  What no peer has is told again in each pass: it may
+come back, or be written over, and is not given up here.
+
+Threads: one; `statistics` may be called from any.  `stop` waits for the slice in hand, and STOP_S for a peer.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from typing import Final
+
+from merklekv.engine.engine import Engine
+from merklekv.engine.scrub import Damage, Scrub, fits
+from merklekv.errors import MerkleKVError, Stalled, StorageFailed
+from merklekv.replication.schedule import rest_s
+
+log = logging.getLogger(__name__)
+
+NOTE_SCRUBBED: Final = b"scrubbed"  # 8 bytes: when the last pass ended, ns since the epoch
+FIRST_REST_S: Final = 600.0  # a node that has just been started has other things to do
+SLICE_S: Final = 0.001
+LINES_MAX: Final = 100  # about damage, in one pass
+STOP_S: Final = 0.5
+WAIT_FOR_ROOM_S: Final = 1.0
+
+Fetch = Callable[[str, bytes], bytes | None]
+
+
+class Scrubber:
+    """Scrubs an engine from `start` to `stop`.
+
+    `interval_s`: from the end of a pass to the next one; 0: never.  `peers` are addresses, and `fetch(address, key)` is
+    the record of a key there, None when there is none; it raises MerkleKVError when that node cannot be asked.
+    `fatal` is told that the disk failed.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        peers: Callable[[], Sequence[str]],
+        fetch: Fetch,
+        fatal: Callable[[BaseException], None],
+        *,
+        interval_s: float,
+        share_percent: int,
+    ) -> None:
+        self.passes = 0  # since the start, as all that follows
+        self.records = 0  # read, of the base
+        self.damaged = 0  # found, in each pass anew
+        self.repaired = 0
+        self.left = 0  # of the last pass that came to its end
+        self._engine = engine
+        self._peers = peers
+        self._fetch = fetch
+        self._fatal = fatal
+        self._interval_s = interval_s
+        self._share_percent = share_percent
+        self._running = False
+        self._silent: set[str] = set()  # peers that could not be asked in this pass
+        self._found = self._mended = 0  # in this pass
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="scrub", daemon=True)
+
+    def start(self) -> None:
+        """Begins with the first pass when its time has come."""
+        if self._interval_s:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Ends a pass wherever it is."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(STOP_S)
+
+    def statistics(self) -> Mapping[str, int | str]:
+        """Figures for STATS."""
+        return {
+            "scrub_running": int(self._running),
+            "scrub_passes": self.passes,
+            "scrub_records": self.records,
+            "scrub_damaged": self.damaged,
+            "scrub_repaired": self.repaired,
+            "scrub_left": self.left,
+            "scrub_last_pass": self._last_ns() // 10**9,
+        }
+
+    def scrub(self) -> bool:
+        """One pass; False when it was stopped.  Raises StorageFailed, DiskFull."""
+        self._silent.clear()
+        self._found = self._mended = 0
+        before = self.records
+        one = Scrub(self._engine)
+        with closing(one.steps()) as steps:
+            began = time.perf_counter()
+            for damage in steps:
+                if damage is not None:
+                    self._meet(damage)
+                elif (worked := time.perf_counter() - began) >= SLICE_S:
+                    self.records = before + one.read
+                    self._stopping.wait(rest_s(worked, self._share_percent))
+                    began = time.perf_counter()
+                if self._stopping.is_set():
+                    return False
+        self.records = before + one.read
+        self._engine.note(NOTE_SCRUBBED, time.time_ns().to_bytes(8, "big"))
+        self._engine.commit()
+        self.passes += 1
+        self.left = self._found - self._mended
+        log.log(
+            logging.WARNING if self._found else logging.INFO,
+            "scrub: %d records, %d damages, %d repaired",
+            one.read,
+            self._found,
+            self._mended,
+        )
+        return True
+
+    def _last_ns(self) -> int:
+        return int.from_bytes(self._engine.notes.get(NOTE_SCRUBBED, b""), "big")
+
+    def _run(self) -> None:
+        wait_s = max(self._due_s(), min(FIRST_REST_S, self._interval_s))
+        while not self._stopping.wait(wait_s):
+            self._running = True
+            try:
+                self.scrub()
+            except StorageFailed as error:
+                self._fatal(error)
+                return
+            except MerkleKVError as error:
+                log.warning("scrub: the pass was not finished: %s", error)
+            except Exception:
+                log.exception("scrub: the pass was not finished")
+            self._running = False
+            wait_s = self._interval_s
+
+    def _due_s(self) -> float:
+        """How long until the interval since the last pass is over; never longer, whatever became of the clock."""
+        since_s = time.time() - self._last_ns() / 1e9
+        return self._interval_s - since_s if 0 <= since_s < self._interval_s else 0.0
+
+    def _meet(self, damage: Damage) -> None:
+        """Tells of it, and puts it right if that is possible."""
+        self._found += 1
+        self.damaged += 1
+        self._tell(damage.problem)
+        try:
+            done = self._mend(damage)
+        except Stalled:
+            self._engine.wait_for_room(WAIT_FOR_ROOM_S)  # the next pass finds it again
+            done = False
+        if done:
+            self._engine.commit()
+            self._mended += 1
+            self.repaired += 1
+
+    def _mend(self, damage: Damage) -> bool:
+        if not damage.lost:
+            if damage.bucket is not None:
+                self._engine.repair(damage.bucket, damage.key)
+            return damage.bucket is not None
+        asked = absent = 0
+        best, origin = None, ""
+        for address in self._peers():
+            if address in self._silent or self._stopping.is_set():
+                continue
+            try:
+                record = self._fetch(address, damage.key)
+            except MerkleKVError as error:
+                self._silent.add(address)
+                log.warning("scrub: %s", error)
+                continue
+            asked += 1
+            absent += record is None
+            if record is not None and fits(damage, record) and (best is None or record > best):
+                best, origin = record, address
+        if self._stopping.is_set() or (best is None and not (damage.stray and absent)):
+            self._tell(f"key {damage.key!r}: not repaired, none of the {asked} nodes asked has what was there")
+            return False
+        return self._engine.replace(damage.key, damage.stored, best, (origin or "scrub").encode())
+
+    def _tell(self, problem: str) -> None:
+        if self._found <= LINES_MAX:
+            log.error("scrub: %s", problem)

@@ -1,0 +1,297 @@
+"""The scrubber: whom it asks, what it puts in the place of what is lost, when it runs, and what it tells."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support import wait_until
+
+from merklekv.engine.check import check_engine
+from merklekv.engine.engine import Engine
+from merklekv.engine.format import make_record
+from merklekv.engine.scrub import Damage, Scrub
+from merklekv.errors import DiskFull, MerkleKVError, Stalled, StorageFailed
+from merklekv.replication import scrubber as scrubber_module
+from merklekv.replication.scrubber import FIRST_REST_S, LINES_MAX, NOTE_SCRUBBED, Scrubber
+
+KEY = b"k"
+OLD, NEW, NEWER = (make_record(KEY, bytes(7) + bytes((ts,)) + bytes(16), 0, b"value %d" % ts) for ts in (1, 2, 3))
+BROKEN = NEW[:-1] + b"X"
+DAY_S = 86_400.0
+
+
+class Peers:
+    """Other nodes: what each holds of the key, or that it cannot be asked."""
+
+    def __init__(self, **held: bytes | MerkleKVError | None) -> None:
+        self.held = held
+        self.asked: list[str] = []
+
+    def addresses(self) -> list[str]:
+        return list(self.held)
+
+    def fetch(self, address: str, key: bytes) -> bytes | None:
+        self.asked.append(address)
+        held = self.held[address]
+        if isinstance(held, MerkleKVError):
+            raise held
+        return held if key == KEY else None
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    engine = Engine(tmp_path / "data", absorb="manual", durability="never")
+    yield engine
+    engine.close()
+
+
+Make = Callable[..., Scrubber]
+
+
+@pytest.fixture
+def make(engine: Engine) -> Iterator[Make]:
+    made: list[Scrubber] = []
+
+    def scrubber(peers: Peers | None = None, interval_s: float = DAY_S) -> Scrubber:
+        peers = peers or Peers()
+        made.append(
+            Scrubber(engine, peers.addresses, peers.fetch, failures.append, interval_s=interval_s, share_percent=100)
+        )
+        return made[-1]
+
+    failures: list[BaseException] = []
+    yield scrubber
+    for one in made:
+        one.stop()
+    assert failures == []
+
+
+def find(monkeypatch: pytest.MonkeyPatch, *found: Damage) -> None:
+    """Has each pass find just this."""
+
+    def steps(one: Scrub) -> Iterator[Damage | None]:
+        yield from found
+        yield None
+
+    monkeypatch.setattr(Scrub, "steps", steps)
+
+
+def hold(engine: Engine, record: bytes) -> None:
+    """Stores a record, damaged or not, past every check."""
+    with engine.lock:
+        engine._put(0x81, ((None, KEY, record),), made=True)
+
+
+def lost(stored: bytes | None) -> Damage:
+    return Damage("the record is damaged", 0, KEY, True, stored)
+
+
+@pytest.mark.parametrize(
+    ("held", "taken"),
+    [
+        ({"a": NEW}, NEW),
+        ({"a": NEW, "b": NEWER, "c": NEW}, NEWER),
+        ({"a": OLD, "b": NEW}, NEW),
+        ({"a": MerkleKVError("away"), "b": None, "c": BROKEN, "d": NEW}, NEW),
+    ],
+)
+def test_the_newest_record_that_fits_is_taken(
+    held: dict[str, bytes | MerkleKVError | None],
+    taken: bytes,
+    engine: Engine,
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hold(engine, BROKEN)
+    find(monkeypatch, lost(BROKEN))
+    peers = Peers(**held)
+    one = make(peers)
+    assert one.scrub()
+    assert peers.asked == list(held), "all of them, each once"
+    assert engine.record(KEY) == taken
+    assert (one.damaged, one.repaired, one.left) == (1, 1, 0)
+    engine.absorb_sealed()
+    assert check_engine(engine) == []
+
+
+@pytest.mark.parametrize("held", [{}, {"a": OLD}, {"a": None}, {"a": MerkleKVError("away")}, {"a": BROKEN}])
+def test_what_nobody_has_stays_and_is_told_again(
+    held: dict[str, bytes | MerkleKVError | None],
+    engine: Engine,
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hold(engine, BROKEN)
+    find(monkeypatch, lost(BROKEN))
+    one = make(Peers(**held))
+    for count in (1, 2):
+        assert one.scrub()
+        assert engine.record(KEY) == BROKEN
+        assert (one.damaged, one.repaired, one.left) == (count, 0, 1)
+        assert caplog.text.count("the record is damaged") == count
+        assert caplog.text.count("not repaired, none of the") == count
+
+
+def test_a_peer_that_is_away_is_asked_once_in_a_pass(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    find(monkeypatch, *[lost(BROKEN)] * 3)
+    peers = Peers(a=MerkleKVError("away"))
+    one = make(peers)
+    for passes in (1, 2):
+        one.scrub()
+        assert len(peers.asked) == passes
+
+
+@pytest.mark.parametrize(("held", "goes"), [({}, False), ({"a": MerkleKVError("away")}, False), ({"a": None}, True)])
+def test_what_no_node_knows_of_goes_once_one_has_said_so(
+    held: dict[str, bytes | MerkleKVError | None],
+    goes: bool,
+    engine: Engine,
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hold(engine, BROKEN)
+    find(monkeypatch, lost(BROKEN)._replace(stray=True))
+    one = make(Peers(**held))
+    one.scrub()
+    assert (engine.record(KEY) is None) == goes
+    assert one.repaired == goes
+
+
+def test_what_is_derived_is_asked_of_nobody(engine: Engine, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    find(monkeypatch, Damage("a leaf is wrong", 7), Damage("LMDB reports damage", None))
+    peers = Peers(a=NEW)
+    one = make(peers)
+    one.scrub()
+    assert peers.asked == []
+    assert (one.damaged, one.repaired, one.left) == (2, 1, 1)
+    assert engine._base_is_due is False, "the commit has sealed the segment with the repair"
+    assert len(engine._layers.frozen) == 1
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_lines_about_damage_are_bounded(
+    more: int, make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    find(monkeypatch, *[Damage("wrong", None)] * (LINES_MAX + more))
+    one = make()
+    one.scrub()
+    assert caplog.text.count("scrub: wrong") == LINES_MAX
+    assert one.left == LINES_MAX + more
+
+
+def test_writers_that_wait_are_waited_for(engine: Engine, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(engine, BROKEN)
+    find(monkeypatch, lost(BROKEN))
+    waits: list[float] = []
+    monkeypatch.setattr(engine, "wait_for_room", waits.append)
+
+    def stalled(*_: object) -> bool:
+        raise Stalled("merging is behind")
+
+    one = make(Peers(a=NEW))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "replace", stalled)
+        one.scrub()
+    assert len(waits) == 1
+    assert one.left == 1
+    one.scrub()
+    assert (one.repaired, one.left) == (1, 0)
+
+
+def test_a_pass_is_noted_and_shown(engine: Engine, make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    engine.set(KEY, b"value")
+    engine.absorb_sealed()
+    one = make()
+    assert one.statistics()["scrub_last_pass"] == 0
+    one.scrub()
+    assert "scrub: 1 records, 0 damages, 0 repaired" in caplog.text
+    last = int.from_bytes(engine.notes[NOTE_SCRUBBED], "big") // 10**9
+    expected = {"running": 0, "passes": 1, "records": 1, "damaged": 0, "repaired": 0, "left": 0, "last_pass": last}
+    assert one.statistics() == {f"scrub_{name}": value for name, value in expected.items()}
+
+
+def test_when_the_next_pass_is_due(engine: Engine, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 2_000_000_000.0
+    monkeypatch.setattr(scrubber_module.time, "time", lambda: now_s)
+    one = make()
+    assert one._due_s() == 0, "it has never run"
+    for since_s, due_s in ((0.0, DAY_S), (1000.0, DAY_S - 1000), (DAY_S - 1, 1), (DAY_S, 0), (-1.0, 0)):
+        engine.note(NOTE_SCRUBBED, int((now_s - since_s) * 10**9).to_bytes(8, "big"))
+        assert one._due_s() == pytest.approx(due_s), "a clock that was set back does not put it off"
+
+
+def test_a_node_that_was_just_started_has_other_things_to_do(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    for interval_s in (DAY_S, FIRST_REST_S, 5.0):
+        one = make(interval_s=interval_s)
+
+        def wait(timeout_s: float) -> bool:
+            waits.append(timeout_s)
+            return True
+
+        monkeypatch.setattr(one._stopping, "wait", wait)
+        one._run()
+    assert waits == [FIRST_REST_S, FIRST_REST_S, 5.0]
+
+
+def test_an_interval_of_nothing_is_never(make: Make) -> None:
+    one = make(interval_s=0)
+    one.start()
+    assert not one._thread.is_alive()
+
+
+def test_passes_follow_each_other_whatever_happens_in_one(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    outcomes: list[Exception] = [DiskFull("disk full"), ValueError("a mistake")]
+    real = Scrub.steps
+
+    def steps(one: Scrub) -> Iterator[Damage | None]:
+        if outcomes:
+            raise outcomes.pop(0)
+        return real(one)
+
+    monkeypatch.setattr(Scrub, "steps", steps)
+    one = make(interval_s=0.001)
+    one.start()
+    wait_until(lambda: one.passes >= 2, what="two passes")
+    one.stop()
+    assert not one._thread.is_alive()
+    assert "the pass was not finished: disk full" in caplog.text
+    assert "ValueError: a mistake" in caplog.text
+
+
+def test_a_disk_that_fails_ends_the_node(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def steps(one: Scrub) -> Iterator[Damage | None]:
+        raise StorageFailed("fdatasync failed")
+
+    monkeypatch.setattr(Scrub, "steps", steps)
+    failures: list[BaseException] = []
+    one = Scrubber(engine, list, Peers().fetch, failures.append, interval_s=0.001, share_percent=100)
+    one.start()
+    wait_until(lambda: failures, what="the failure")
+    one.stop()
+
+
+def test_a_stop_ends_a_pass_at_once(engine: Engine, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    peers = Peers(a=NEW, b=NEW)
+    one = make(peers)
+    hold(engine, BROKEN)
+    find(monkeypatch, lost(BROKEN), lost(BROKEN))
+    fetch = peers.fetch
+
+    def stopped(address: str, key: bytes) -> bytes | None:
+        one._stopping.set()
+        return fetch(address, key)
+
+    monkeypatch.setattr(one, "_fetch", stopped)
+    assert not one.scrub()
+    assert peers.asked == ["a"]
+    assert engine.record(KEY) == BROKEN, "after a stop the engine is left alone"
+    assert one.passes == 0
+    assert NOTE_SCRUBBED not in engine.notes
