@@ -171,6 +171,8 @@ class Node:
                 allow_remote=settings.allow_remote,
                 fatal=end_at_once,
             )
+            if settings.replication.enabled:
+                self.engine.tail.follow()  # or what clients write before the replicator is there would not be published
             self.address = self.server.start()
             self.anti_entropy.start(self.advertised_address)
             if settings.replication.enabled:

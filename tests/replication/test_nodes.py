@@ -363,3 +363,19 @@ def test_nodes_of_other_clusters_are_not_heard(harness: ReplicationTestHarness, 
     node.set("own", "1")
     wait_until(lambda: node.figure("outbox_events") == 0)
     assert node.get("k") is None
+
+
+def test_a_write_that_comes_as_soon_as_the_port_is_open_is_published(harness: ReplicationTestHarness) -> None:
+    other, node = harness.create_node(), harness.create_node(start=False)
+    node.process.port = free_port()
+    node.process.launch()
+
+    def is_written() -> bool:
+        try:
+            node.set("k", "v")
+        except OSError:
+            return False
+        return True
+
+    wait_until(is_written, seconds=20)
+    other.wait_for("k", "v")
