@@ -10,7 +10,7 @@ from collections.abc import Generator
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["fix_node", "fix_broker", "fix_cluster", "fix_crash", "fix_proxy"]
+pytest_plugins = ["fix_node", "fix_broker", "fix_cluster", "fix_crash", "fix_proxy", "fix_simulation"]
 
 SLOW_EXAMPLES = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 

@@ -1,0 +1,330 @@
+"""The part of the world in which everything may be lost: exchanges, members that come and go, restored backups.
+
+An exchange is two state machines, and here the wire between them: requests and answers go one by one, other things
+happen in between and in the pauses of the one that answers, and it can be cut before or behind any of them.  A request
+that was cut off may still arrive late.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Self
+from unittest import mock
+
+from merklekv.engine.engine import Engine
+from merklekv.errors import MerkleKVError
+from merklekv.replication import exchange, responder
+from merklekv.replication.exchange import ExchangeReport, Initiator
+
+from .disk import Image
+from .node import CLUSTER, MEMTABLE_SIZE, Failure, Node
+from .oracle import FLOOR, Holding
+from .world import SECOND, World
+
+LEAVES: Final = 512  # keys are in these, so that comparing all leaves is soon done
+SMALL_BATCHES: Final = (  # so that small exchanges have as many parts as large ones
+    (exchange, "BATCH_RECORDS", 2),
+    (exchange, "BATCH_BYTES", 500),
+    (exchange, "BATCH_PRINTS", 3),
+    (exchange, "PAGES_RATIO", 3),
+    (responder, "REPLY_RECORDS", 3),
+    (responder, "REPLY_BYTES", 1000),
+    (responder, "INLINE_BYTES", 60),
+    (responder, "SLICE_MERGES", 1),
+    (responder, "SLICE_READS", 2),
+)
+MEANWHILE: Final = 0.05  # of the pauses in an exchange see a write
+REQUESTS_MAX: Final = 5000
+
+
+@dataclass
+class Talk:
+    """An exchange under way."""
+
+    initiator: str
+    responder: str
+    lives: tuple[int, int]
+    steps: Generator[bytes, bytes, ExchangeReport]
+    request: bytes
+
+
+class Cluster(World):
+    """A world with exchanges."""
+
+    talks: dict[str, Talk]  # by who has begun them
+    late: dict[str, list[bytes]]  # requests on their way to a node
+    groups: dict[str, int]  # which part of the network a node is in; the broker is in part 0
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.talks, self.late, self.groups = {}, {}, {}
+        self._looks = 0
+        self.small_batches = self._entropy.random() < 0.7
+        self.exchanged = 0
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        for module, name, value in ((exchange, "BUCKETS", LEAVES), *(SMALL_BATCHES if self.small_batches else ())):
+            self._stack.enter_context(mock.patch.object(module, name, value))
+        return self
+
+    # -- exchanges -----------------------------------------------------------------------------------------------------
+
+    def do_exchange(self, initiator: str, responder: str, requests: int, how: str, seed: int) -> None:
+        """Goes on with an exchange, or begins one: so many requests, and then it rests, or is cut.
+
+        `how`: `rests`; `cut`, before the next request arrives; `late`, and that request arrives some day; `deaf`,
+        behind its arrival.
+        """
+        chance = random.Random(seed)
+        talk = self._talk(initiator, responder, full=seed % 40 == 0)
+        for _ in range(requests):
+            if talk is None or (talk := self._advance(talk, chance)) is None:
+                return
+        if talk is None or how == "rests":
+            return
+        if how == "late":
+            self.late.setdefault(talk.responder, []).append(talk.request)
+        if how == "deaf":
+            self._answer_to(talk.responder, talk.request, chance)
+        self._hang_up(talk)
+
+    def do_arrive(self, name: str, seed: int) -> None:
+        """A request of an exchange that is no more arrives."""
+        if (waiting := self.late.get(name)) and self.nodes[name].up:
+            self._answer_to(name, waiting.pop(seed % len(waiting)), random.Random(seed))
+
+    def do_partition(self, groups: tuple[tuple[str, int], ...]) -> None:
+        """Who reaches whom from now on; the broker is in group 0."""
+        self.groups = dict(groups)
+        for name, group in groups:
+            if group:
+                self.do_disconnect(name)
+
+    def do_start(self, name: str) -> None:
+        if name not in self.gone:
+            super().do_start(name)
+
+    def do_connect(self, name: str) -> None:
+        if not self.groups.get(name):
+            super().do_connect(name)
+
+    def _talk(self, initiator: str, responder: str, full: bool) -> Talk | None:
+        """The exchange of these two, a new one if there is none."""
+        one, other = self.nodes[initiator], self.nodes[responder]
+        talk = self.talks.get(initiator)
+        if talk is not None and (talk.responder != responder or talk.lives != (one.lives, other.lives)):
+            self._hang_up(talk)
+            talk = None
+        if not (one.up and other.up) or self.groups.get(initiator, 0) != self.groups.get(responder, 0):
+            return None
+        if talk is None:
+            steps = Initiator(one.engine, one.members, CLUSTER, full=full).steps()
+            with self.as_node(one), self._ends_quietly(one):
+                self.talks[initiator] = Talk(initiator, responder, (one.lives, other.lives), steps, next(steps))
+            talk = self.talks.get(initiator) if one.up else None
+        return talk
+
+    def _advance(self, talk: Talk, chance: random.Random) -> Talk | None:
+        """One request and its answer; None when the exchange has ended, well or not."""
+        one, other = self.nodes[talk.initiator], self.nodes[talk.responder]
+        if talk.lives != (one.lives, other.lives) or not (one.up and other.up):
+            self._hang_up(talk)
+            return None
+        answer = self._answer_to(talk.responder, talk.request, chance)
+        if answer is None or not one.up or talk.lives != (one.lives, other.lives):
+            self._hang_up(talk)
+            return None
+        with self.as_node(one), self._ends_quietly(one):
+            try:
+                talk.request = talk.steps.send(answer)
+                return talk
+            except StopIteration as end:
+                self._completed(talk, end.value)
+        self._hang_up(talk)
+        return None
+
+    def _answer_to(self, name: str, request: bytes, chance: random.Random) -> bytes | None:
+        """What a node answers; None when it crashes over it."""
+        node = self.nodes[name]
+        life = node.lives
+        with self.as_node(node):
+            slices = node.responder.answer(request)
+            while node.up and node.lives == life:
+                try:
+                    ready = next(slices)
+                except StopIteration as end:
+                    node.settle()
+                    answer: bytes = end.value
+                    return answer
+                if ready is not None and not ready():
+                    node.engine.absorb_sealed()
+                if chance.random() < MEANWHILE:
+                    self._write_meanwhile(name, chance)
+        return None
+
+    def _write_meanwhile(self, name: str, chance: random.Random) -> None:
+        keys = sorted(key for key in self.oracle.written if key != FLOOR)
+        if not keys:
+            return
+        command, key = chance.choice(("set", "set", "delete")), chance.choice(keys)
+        self.do_write(name, ((command, key, b"m%d" % chance.randrange(10**6)),), chance.random() < 0.5)
+
+    def _completed(self, talk: Talk, report: ExchangeReport) -> None:
+        self.exchanged += 1
+        for name in (talk.initiator, talk.responder):
+            node = self.nodes[name]
+            if not node.joined:
+                node.joined = True
+                self.oracle.has_joined(node.identity, max(one.engine.horizon for one in self.up()))
+        self.nodes[talk.initiator].settle()
+
+    @contextmanager
+    def _ends_quietly(self, node: Node) -> Iterator[None]:
+        """While there are faults an exchange may fail."""
+        try:
+            yield
+        except MerkleKVError as error:
+            if self.healing:
+                raise Failure(f"{node.name}: an exchange failed without a fault: {error}") from error
+            self.note(f"{node.name} failed: {error}")
+
+    def _hang_up(self, talk: Talk) -> None:
+        self.talks.pop(talk.initiator, None)
+        talk.steps.close()
+
+    # -- members -------------------------------------------------------------------------------------------------------
+
+    def do_backup(self, name: str) -> None:
+        """A copy of the directory as it is."""
+        node = self.nodes[name]
+        if node.up and name not in self.gone:
+            node.engine.commit()
+            node.backups.append((node.joined, self.disk.image(node.directory, None)))
+
+    def do_restore(self, name: str, seed: int) -> None:
+        """The node goes on from a backup."""
+        node = self.nodes[name]
+        if node.backups and name not in self.gone:
+            node.joined, image = node.backups[seed % len(node.backups)]
+            self._begin_anew(node, image)
+
+    def do_wipe(self, name: str) -> None:
+        """The node loses its disk, and begins anew; what it was is forgotten by the others, sooner or later."""
+        node = self.nodes[name]
+        if name not in self.gone:
+            node.joined, node.backups = False, []
+            self._begin_anew(node, Image({}, {}))
+
+    def do_leave(self, name: str) -> None:
+        """The node is switched off for good, wherever it stood."""
+        node = self.nodes[name]
+        if name not in self.gone and len(self.gone) < len(self.nodes) - 2:
+            self._end(node)
+            self.gone.add(name)
+            self._reconsider()
+
+    def do_haunt(self, name: str) -> None:
+        """A node that has left is switched on again."""
+        node = self.nodes[name]
+        if name in self.gone and not node.up:
+            with self.as_node(node):
+                node.start()
+
+    def do_forget(self, name: str, by: str) -> None:
+        """A member that is gone is forgotten by another node: one that has left, or what this one was before."""
+        node, other = self.nodes[name], self.nodes[by]
+        if not other.up or by in self.gone:
+            return
+        with self.as_node(other):
+            for identity in self._ghosts(other):
+                if identity[0] == node.name:
+                    other.membership.forget(identity[0], identity[1].hex())
+            other.settle()
+
+    def _ghosts(self, node: Node) -> list[tuple[str, bytes]]:
+        """The members that this node knows and that are no more."""
+        alive = {one.identity for one in self.nodes.values() if one.name not in self.gone}
+        return [identity for identity, _ in node.members if identity[1] and identity not in alive]
+
+    def _end(self, node: Node) -> None:
+        if node.up:
+            node.die(self.disk.image(node.directory, None))
+        self.broker.drop_session(node.name)
+
+    def _begin_anew(self, node: Node, image: Image) -> None:
+        self._end(node)
+        node.image = image
+        node.start()
+        self._reconsider()
+
+    def _reconsider(self) -> None:
+        """A node has lost something: what no other has is lost with it."""
+        holdings = []
+        for node in self.nodes.values():
+            if node.name in self.gone:
+                continue
+            if node.up:
+                node.engine.commit()
+                holdings.append(self.holding(node))
+            elif node.image is not None:
+                holdings.append(self._holding_of(node.image))
+        self.oracle.reconsider(holdings)
+
+    def _holding_of(self, image: Image) -> Holding:
+        """What is in the directory of a node that is down."""
+        node = self.new_node("looking", self._root)
+        self._looks += 1
+        directory = self._root / f"looking.{self._looks}"
+        image.lay_down(directory)
+        self.disk.adopt(directory, image)
+        node.engine = Engine(directory, absorb="manual", memtable_size=MEMTABLE_SIZE, wall_clock=lambda: self.now)
+        try:
+            return self.holding(node)
+        finally:
+            node.engine.close()
+            self.disk.forget(directory)
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def heal(self) -> None:
+        self.healing = True
+        self.groups = {}
+        self.late = {}
+        for talk in list(self.talks.values()):
+            self._hang_up(talk)
+        for name in self.gone:
+            self._end(self.nodes[name])
+        super().heal()
+
+    def exchange_all(self) -> None:
+        """Everybody exchanges with everybody."""
+        names = [node.name for node in self.up()]
+        for one in names:
+            for other in names:
+                if one != other:
+                    self._exchange_whole(one, other)
+        self.now += SECOND
+        for node in self.up():
+            node.settle()
+            if not node.engine.root_ready:
+                node.engine.absorb_sealed()  # as the merger does by itself
+
+    def _exchange_whole(self, one: str, other: str) -> None:
+        before = self.exchanged
+        talk = self._talk(one, other, full=False)
+        for _ in range(REQUESTS_MAX):
+            if talk is None:
+                break
+            talk = self._advance(talk, random.Random(0))
+        if self.exchanged == before:
+            raise Failure(f"{one} and {other} do not come to the end of an exchange")
+
+    def forget_ghosts(self) -> None:
+        """Whoever is gone for good is forgotten, by the first node that knows it."""
+        for node in self.up():
+            for identity in self._ghosts(node):
+                node.membership.forget(identity[0], identity[1].hex())

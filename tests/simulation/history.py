@@ -1,0 +1,231 @@
+"""Histories from seeds: which cluster, which faults, and the steps.
+
+A seed draws first what kind of history it is: how many nodes, which faults there are at all and how often.  Histories
+with few kinds of faults get further in each than those with all (Groce et al., "Swarm Testing", 2012).
+
+There are two kinds.  In one the broker is faithful and messages alone must make the nodes agree; nodes crash there, but
+lose nothing else.  In the other everything may be lost, and exchanges must make it up.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from merklekv.engine.crashpoints import POINTS
+
+from .world import Step
+
+# Four share a leaf of the tree, three more its inner node, five are below another; all are in the first LEAVES.
+KEYS: Final = tuple(b"k%d" % n for n in (609, 163332, 181682, 241311, 486, 545, 2432, 227, 379, 653, 875, 1611))
+_LOG: Final = ("", "write", "written", "sync", "synced", "reserve")
+WHERE: Final = {  # a node may crash, in which step
+    "write": _LOG,
+    "deliver": _LOG,
+    "exchange": _LOG,
+    "absorb": (*POINTS, "base", "based", "create", "sync"),
+    "save": ("place", "sync", "synced"),
+    "start": ("", "base", "based", "sync", "synced", "place"),
+}
+STEPS_MIN: Final = 20
+STEPS_MAX: Final = 90
+MESSAGES_ONLY: Final = 0.25  # of all histories
+CRASH_AFTER_SAVE: Final = 0.3
+BIG_VALUE: Final = 700
+
+
+@dataclass
+class History:
+    """What a world goes through."""
+
+    seed: str
+    names: list[str]
+    exchanges: bool  # whether nodes may exchange, and lose whatever exchanges make up for
+    queue_max: int
+    steps: list[Step] = field(default_factory=list)
+
+
+def history(seed: str) -> History:
+    """The history of a seed."""
+    return _Writer(seed).history
+
+
+class _Writer:
+    """Draws one history."""
+
+    def __init__(self, seed: str) -> None:
+        self.chance = chance = random.Random(seed)
+        exchanges = chance.random() >= MESSAGES_ONLY
+        names = [f"n{number}" for number in range(1, 1 + chance.choices((2, 3, 4, 5), (40, 40, 15, 5))[0])]
+        queue_max = chance.choice((3, 10, 1000)) if exchanges else 10**6
+        self.history = History(seed, names, exchanges, queue_max)
+        self.keys = chance.sample(KEYS, chance.randint(1, len(KEYS)))
+        self.big = chance.random() < 0.2
+        self.values = 0
+        self._same = ""  # the node of the next step; empty: any
+        kinds = {kind: weight for kind, weight in self._weights().items() if weight}
+        for name in names:
+            self._add("start", name)
+            self._add("connect", name)
+        for _ in range(chance.randint(STEPS_MIN, STEPS_MAX)):
+            kind = chance.choices(list(kinds), list(kinds.values()))[0]
+            getattr(self, f"_{kind}")()
+
+    def _weights(self) -> dict[str, float]:
+        """How often each kind of step comes; faults are there in about half of the histories."""
+        some = self._some
+        weights = {
+            "write": 30.0,
+            "publish": 12.0,
+            "answer": some(3),
+            "deliver": 14.0,
+            "absorb": some(5),
+            "save": some(6),
+            "connect": 5.0,
+            "disconnect": some(2),
+            "start": 6.0,
+            "stop": some(3),
+            "crash": some(3),
+            "arm": some(6),
+            "clock": some(2),
+            "tick": some(3),
+        }
+        if self.history.exchanges:
+            weights |= {"exchange": 12.0, "arrive": some(1), "partition": some(1)}
+            weights |= {"backup": some(2), "restore": some(1)}
+            weights |= {"wipe": some(0.5), "leave": some(0.5), "haunt": some(1), "forget": some(2)}
+            weights |= {"kill_broker": some(1), "lose": some(1), "expire": some(1)}
+        weights["start_broker"] = 3 if weights.get("kill_broker") else 0
+        return weights
+
+    def _some(self, weight: float) -> float:
+        return self.chance.choice((0, 0, 0.5, 1, 2)) * weight
+
+    def _add(self, kind: str, *args: Any) -> None:
+        self.history.steps.append(Step(kind, args))
+
+    def _node(self) -> str:
+        return self._same or self.chance.choice(self.history.names)
+
+    def _seed(self) -> int:
+        """Never zero."""
+        return self.chance.randint(1, 1 << 30)
+
+    # -- one method for each kind of step ------------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        commands = tuple(self._command() for _ in range(self.chance.choice((1, 1, 1, 2, 5))))
+        self._add("write", self._node(), commands, self.chance.random() < 0.8)
+
+    def _command(self) -> tuple[str, bytes, bytes]:
+        chance = self.chance
+        command = chance.choices(("set", "delete", "append", "increment", "truncate"), (60, 25, 5, 5, 1))[0]
+        self.values += 1
+        value = b"%d" % self.values
+        if self.big and command == "set":
+            value += b"." * chance.randrange(BIG_VALUE)
+        return command, b"" if command == "truncate" else chance.choice(self.keys), value
+
+    def _publish(self) -> None:
+        how = self.chance.choices(("answered", "flying", "arrived"), (50, 45, 5))[0]
+        self._add("publish", self._node(), self.chance.choice((1, 1, 2, 9)), how)
+
+    def _answer(self) -> None:
+        self._add("answer", self._node(), self._seed())
+
+    def _deliver(self) -> None:
+        seed = 0 if self.chance.random() < 0.4 else self._seed()
+        self._add("deliver", self._node(), self.chance.choice((1, 3, 20)), seed)
+
+    def _absorb(self) -> None:
+        self._add("absorb", self._node())
+
+    def _save(self) -> None:
+        self._add("save", name := self._node())
+        if self.chance.random() < CRASH_AFTER_SAVE:
+            self._go_on(name, ("crash", "disconnect"))
+
+    def _connect(self) -> None:
+        self._add("connect", self._node())
+
+    def _disconnect(self) -> None:
+        self._add("disconnect", self._node())
+
+    def _start(self) -> None:
+        self._add("start", self._node())
+
+    def _stop(self) -> None:
+        self._add("stop", self._node())
+
+    def _crash(self) -> None:
+        self._add("crash", self._node(), self._seed() if self.chance.random() < 0.7 else 0)
+
+    def _arm(self) -> None:
+        kind = self.chance.choice(list(WHERE))
+        if kind == "exchange" and not self.history.exchanges:
+            return
+        moment = self.chance.choice(WHERE[kind])
+        seed = self._seed() if self.chance.random() < 0.7 else 0
+        self._add("arm", name := self._node(), moment, self.chance.choice((1, 1, 1, 2, 3, 8)), seed)
+        self._go_on(name, (kind,))
+
+    def _go_on(self, name: str, kinds: tuple[str, ...]) -> None:
+        """The next step is this node's too."""
+        self._same = name
+        getattr(self, f"_{self.chance.choice(kinds)}")()
+        self._same = ""
+
+    def _clock(self) -> None:
+        skew_s = self.chance.choice((0.0, 0.001, 1.0, 60.0, 3600.0, 80_000.0)) * self.chance.uniform(-1, 1)
+        self._add("clock", self._node(), round(skew_s, 6))
+
+    def _tick(self) -> None:
+        self._add("tick", round(10 ** self.chance.uniform(-3, 5), 3))
+
+    def _exchange(self) -> None:
+        how = self.chance.choices(("rests", "cut", "late", "deaf"), (4, 1, 1, 1))[0]
+        requests = self.chance.choice((1, 1, 2, 3, 5, 9, 30, 100, 100))
+        one, other = self._two()
+        self._add("exchange", one, other, requests, how, self._seed())
+
+    def _two(self) -> tuple[str, str]:
+        one = self._node()
+        return one, self.chance.choice([name for name in self.history.names if name != one])
+
+    def _arrive(self) -> None:
+        self._add("arrive", self._node(), self._seed())
+
+    def _partition(self) -> None:
+        parts = self.chance.choice((1, 2, 2, 3))
+        self._add("partition", tuple((name, self.chance.randrange(parts)) for name in self.history.names))
+
+    def _backup(self) -> None:
+        self._add("backup", self._node())
+
+    def _restore(self) -> None:
+        self._add("restore", self._node(), self._seed())
+
+    def _wipe(self) -> None:
+        self._add("wipe", self._node())
+
+    def _leave(self) -> None:
+        self._add("leave", self._node())
+
+    def _haunt(self) -> None:
+        self._add("haunt", self._node())
+
+    def _forget(self) -> None:
+        self._add("forget", *self._two())
+
+    def _kill_broker(self) -> None:
+        self._add("kill_broker")
+
+    def _start_broker(self) -> None:
+        self._add("start_broker")
+
+    def _lose(self) -> None:
+        self._add("lose", self._node(), self._seed())
+
+    def _expire(self) -> None:
+        self._add("expire", self._node())

@@ -1,0 +1,221 @@
+"""The code, broken on purpose: what the simulator must find.
+
+A mutation replaces a piece of one function's source, and `applied` compiles the function anew in its module.  A piece
+that is not there any more is an error: whoever changes the code finds here which mistakes it must not make.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
+from unittest import mock
+
+SEEDS_MAX: Final = 500  # histories in which a mistake has to show
+
+
+class Mutation(NamedTuple):
+    """One mistake."""
+
+    name: str
+    target: str  # module below merklekv, a colon, the function by its qualified name
+    old: str
+    new: str
+
+
+MUTATIONS: Final = (
+    # -- what is published
+    Mutation(
+        "the cursor moves over a hole",
+        "replication.outbox:Outbox._finish",
+        "while self._in_flight and self._in_flight[0].done:\n        self.cursor = self._in_flight.popleft().end",
+        "self._in_flight.remove(batch)\n    self.cursor = batch.end",
+    ),
+    Mutation(
+        "the outbox is saved ahead of what is acknowledged",
+        "replication.outbox:Outbox.save",
+        "self._engine.release_log(self.cursor)",
+        "self._engine.release_log(Place(self._lsn, self._sequence))",
+    ),
+    Mutation(
+        "a lost connection takes what was in flight with it",
+        "replication.outbox:Outbox.rewind",
+        "self._lsn, self._sequence = self.cursor",
+        "pass",
+    ),
+    Mutation(
+        "the log goes before the outbox has read it",
+        "engine.tail:Tail.deletable",
+        "self.held is not None and following > self._durable_lsn",
+        "False",
+    ),
+    Mutation(
+        "a place in the log that a crash takes back lets segments go",
+        "engine.tail:Tail.deletable",
+        "self._make_durable(self.held)",
+        "pass",
+    ),
+    # -- what is taken in
+    Mutation(
+        "messages are acknowledged before they are durable",
+        "replication.inbox:Inbox.process",
+        "received = self.counters.received\n",
+        "received = self.counters.received\n    self._acknowledge([delivery.token for delivery in deliveries])\n",
+    ),
+    Mutation(
+        "what is late overwrites what is newer",
+        "engine.engine:Engine._verdict",
+        "record[:VERSION_SIZE] <= old[:VERSION_SIZE]",
+        "record[:VERSION_SIZE] == old[:VERSION_SIZE]",
+    ),
+    Mutation(
+        "a truncate elsewhere is not taken in",
+        "replication.inbox:Inbox._merge_floor",
+        "self._engine.merge_floor(floor, origin)",
+        "False",
+    ),
+    Mutation(
+        "the horizon keeps nothing out",
+        "engine.engine:Engine._verdict",
+        'return "settled"',
+        'return ""',
+    ),
+    # -- one node
+    Mutation(
+        "a commit does not wait for the disk",
+        "engine.durable:Durable._flush",
+        "log_.sync()",
+        "pass",
+    ),
+    Mutation(
+        "the clock does not see what is merged",
+        "engine.engine:Engine._take",
+        "self.clock.observe(max(record for _, _, record in accepted.values()))",
+        "pass",
+    ),
+    Mutation(
+        "the clock begins anew at a start",
+        "engine.state:State.__init__",
+        "clock.observe(newest)",
+        "pass",
+    ),
+    Mutation(
+        "a local write does not beat what the node shows",
+        "engine.state:State._put",
+        "version = self.clock.after(old)",
+        "pass",
+    ),
+    Mutation(
+        "a resumed absorption trusts what it finds indexed",
+        "engine.absorber:absorb",
+        "newest.places if resumed else added",
+        "added",
+    ),
+    Mutation(
+        "tombstones are collected above the horizon",
+        "engine.settled:Settled.collect",
+        "record <= self._bound",
+        "record",
+    ),
+    Mutation(
+        "what is discarded may have another version",
+        "engine.settled:Settled.discard",
+        "record[:VERSION_SIZE] != version",
+        "not version",
+    ),
+    # -- the tree
+    Mutation(
+        "leaves without versions",
+        "engine.merkle:MerkleTree.leaf_digests",
+        "(leaf >> 64 & COUNT_MASK)",
+        "(leaf & COUNT_MASK)",
+    ),
+    Mutation(
+        "the floor is not in the root",
+        "engine.merkle:MerkleTree.root",
+        "+ floor",
+        "",
+    ),
+    # -- exchanges and members
+    Mutation(
+        "what was seen moves before the merge",
+        "replication.exchange:Initiator._pass",
+        "if full or not equal:",
+        "side.finish(theirs.table, terms.horizon, True)\n    if full or not equal:",
+    ),
+    Mutation(
+        "a node that was left behind takes itself for current",
+        "replication.exchange_side:Side.is_current",
+        "self.members.current >= horizon",
+        "True",
+    ),
+    Mutation(
+        "nobody is ever left behind",
+        "replication.exchange_side:_dead_up_to",
+        "return min(",
+        "return 0 * min(",
+    ),
+    Mutation(
+        "horizons without asking whether all know the same members",
+        "replication.members:Members.horizon",
+        "member.report.view == view",
+        "True",
+    ),
+    Mutation(
+        "the slowest member is not waited for",
+        "replication.members:Members.stable",
+        "min((",
+        "max((",
+    ),
+    Mutation(
+        "what was seen through one who was forgotten still counts",
+        "replication.members:Members._forget",
+        "other.counted = min(other.counted, seen)",
+        "pass",
+    ),
+    Mutation(
+        "a node that has discarded hands on what it had seen",
+        "replication.members:Members.fall_back",
+        "min(member.seen, row.seen), min(member.counted, row.counted)",
+        "member.seen, member.counted",
+    ),
+    Mutation(
+        "promises are forgotten at a restart",
+        "replication.exchange_side:load_members",
+        "engine.keep_promise(members.promised)",
+        "pass",
+    ),
+    Mutation(
+        "a clock is told before it is on disk",
+        "replication.responder:Responder._hello",
+        "engine.flush()",
+        "pass",
+    ),
+    Mutation(
+        "answers to another life count",
+        "replication.responder:Responder._expected",
+        'fields.binary("to", INSTANCE_SIZE) != self._side.instance',
+        "False",
+    ),
+)
+
+
+@contextmanager
+def applied(mutation: Mutation) -> Iterator[None]:
+    """The code with this mistake in it."""
+    module_name, _, path = mutation.target.partition(":")
+    module = importlib.import_module(f"merklekv.{module_name}")
+    *owners, name = path.split(".")
+    owner: Any = module
+    for step in owners:
+        owner = getattr(owner, step)
+    source = textwrap.dedent(inspect.getsource(getattr(owner, name)))
+    if source.count(mutation.old) != 1:
+        raise LookupError(f"{mutation.target}: not once {mutation.old!r}; say anew what {mutation.name!r} means there")
+    namespace: dict[str, Any] = {}
+    exec(compile(source.replace(mutation.old, mutation.new), mutation.target, "exec"), module.__dict__, namespace)
+    with mock.patch.object(owner, name, namespace[name]):
+        yield

@@ -1,0 +1,195 @@
+"""One simulated node: the real engine, outbox and inbox, without threads and sockets around them.
+
+A node is up or down.  It goes down cleanly (`stop`), or by a crash, and then its directory is laid down anew as the
+disk says; every life of a node has a directory of its own, so nothing that a dead one still holds can reach the next.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from merklekv.engine.engine import Engine
+from merklekv.engine.tail import Place
+from merklekv.errors import MerkleKVError, Stalled
+from merklekv.replication.event import encode_message
+from merklekv.replication.exchange_side import load_members
+from merklekv.replication.inbox import Delivery, Inbox
+from merklekv.replication.members import Identity
+from merklekv.replication.membership import Membership
+from merklekv.replication.outbox import Batch, Outbox
+from merklekv.replication.presence import ONLINE, Peers, Status
+from merklekv.replication.responder import Responder
+
+from .broker import Message
+from .disk import Disk, Image
+
+MEMTABLE_SIZE: Final = 64 << 10  # the smallest that the engine takes; it is made smaller below
+SMALL_MEMTABLE: Final = 3000
+CLUSTER: Final = "simulation"
+
+
+class Failure(Exception):
+    """Something that must not be."""
+
+
+@dataclass
+class Armed:
+    """Where a node is to crash."""
+
+    moment: str  # its name, or empty: any
+    countdown: int
+    chance: random.Random | None  # of what the disk keeps; None: all of it, for only the process dies
+
+
+class Node:
+    """A node's name, clock, directory and, while it is up, its parts."""
+
+    def __init__(self, name: str, root: Path, disk: Disk, now: Callable[[], int]) -> None:
+        self.name = name
+        self.skew = 0  # ns that its wall clock is ahead
+        self.armed: Armed | None = None
+        self.connected = False
+        self.flying: list[Batch] = []  # published; the broker has not got them yet
+        self.unanswered: list[Batch] = []  # the broker has them, and we do not know
+        self.uncommitted: list[tuple[bytes, bytes]] = []  # (key, record) written since the last commit
+        self.acknowledging: Callable[[list[int]], None] = lambda numbers: None
+        self.wake: set[str] = set()  # reasons to think that events were missed
+        self._root, self._disk, self._now = root, disk, now
+        self.lives = 0
+        self.directory = root / name
+        self.up = False
+        self.image: Image | None = None  # what the next life begins with, after a crash or a restored backup
+        self.identity: Identity | None = None  # as a member, once it has started
+        self.joined = False  # whether it has ever come to the end of an exchange
+        self.backups: list[tuple[bool, Image]] = []
+
+    def wall(self) -> int:
+        return self._now() + self.skew
+
+    def start(self) -> None:
+        """Opens the directory as the last life has left it."""
+        self.lives += 1
+        if self.image is not None:
+            self.directory = self._root / f"{self.name}.{self.lives}"
+            self.image.lay_down(self.directory)
+        self._disk.adopt(self.directory, self.image)
+        self.engine = Engine(
+            self.directory, absorb="manual", memtable_size=MEMTABLE_SIZE, max_clock_drift_s=86_400, wall_clock=self.wall
+        )
+        self.engine.memtable_size = SMALL_MEMTABLE
+        self.engine.wait_for_room = self._make_room  # type: ignore[method-assign]
+        self.members = load_members(self.engine, self.name)
+        self.identity = self.members.identity
+        self.outbox = Outbox(self.engine, self.name, f"{CLUSTER}/{self.name}/events", self._missed)
+        self.membership = Membership(self.engine, self.members)
+        self.responder = Responder(self.engine, self.members, CLUSTER)
+        self.peers = Peers(self.name, f"{self.name}.{self.lives}", self.membership.hear)
+        self.inbox = Inbox(
+            self.engine,
+            self.name,
+            self._acknowledge,
+            lambda node, reason: self._missed(reason),
+            self._fatal,
+            lambda node: self.membership.is_forgotten(node, self.peers.birth(node)),
+        )
+        self.up = True
+
+    def stop(self) -> None:
+        """Ends in good order."""
+        self.outbox.save()
+        self.engine.close()
+        self.image = self._disk.image(self.directory, None)
+        self._let_go()
+
+    def die(self, image: Image) -> None:
+        """Ends at once; `image` is what is left."""
+        self.image = image
+        engine = self.engine if self.up else None
+        if engine is not None and not engine._closing.is_set():  # else it crashed while it let these go by itself
+            engine._closing.set()
+            engine.tail.close()
+            with suppress(MerkleKVError):
+                engine._layers.base.close()
+            engine.directory.release()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._disk.forget(self.directory)
+        self.up = self.connected = False
+        self.armed = None
+        self.flying, self.unanswered, self.uncommitted = [], [], []
+
+    # -- events --------------------------------------------------------------------------------------------------------
+
+    def heartbeat(self) -> bytes:
+        """What says to the others how far they should be."""
+        return encode_message(self.name, self.outbox.next_sequence, [], 0)
+
+    def disconnect(self) -> None:
+        """The connection is gone, and with it what is known of publishes in flight."""
+        self.connected = False
+        self.flying, self.unanswered = [], []
+        self.outbox.rewind()
+
+    def presence(self) -> bytes:
+        """What it tells everybody of itself."""
+        assert self.identity is not None
+        return Status(self.name, ONLINE, f"{self.name}:1", birth=self.identity.birth.hex()).encode()
+
+    def receive(self, messages: list[Message]) -> None:
+        """Takes in what the broker sends; `acknowledging` is called as it is dealt with."""
+        for message in messages:
+            if message.is_presence:
+                self.peers.hear(message.source, message.payload)
+        events = [Delivery(one.source, one.payload, one.number) for one in messages if not one.is_presence]
+        self.inbox.process(events)
+        self._acknowledge([one.number for one in messages if one.is_presence])
+        if self.inbox.counters.defects:
+            raise Failure(f"{self.name}: the inbox could not take in a message")
+
+    def _acknowledge(self, tokens: list[Any]) -> None:
+        self.acknowledging(tokens)
+
+    def _missed(self, reason: str) -> None:
+        if reason in ("given up", "set aside"):
+            raise Failure(f"{self.name}: an event is {reason}, although there is room for all")
+        self.wake.add(reason)
+
+    def _make_room(self, timeout_s: float) -> bool:
+        self.engine.absorb_sealed()
+        return True
+
+    def _fatal(self, error: BaseException) -> None:
+        raise Failure(f"{self.name}: {error}") from error
+
+    def settle(self) -> None:
+        """Moves the horizon as far as the members' reports allow, and collects, as anti-entropy does by itself."""
+        engine = self.engine
+        engine.raise_horizon(self.members.horizon())
+        more = True
+        while more:
+            try:
+                more = engine.collect()
+            except Stalled:
+                engine.absorb_sealed()
+        engine.commit()
+
+    # -- what it holds -------------------------------------------------------------------------------------------------
+
+    def records(self) -> dict[bytes, bytes]:
+        """Every record, dead ones too."""
+        found: dict[bytes, bytes] = {}
+        after: bytes | None = b""
+        while after is not None:
+            pairs, after = self.engine.records_page(b"", after, 7)
+            found.update(pairs)
+        return found
+
+    @property
+    def cursor(self) -> Place:
+        return self.outbox.cursor

@@ -1,0 +1,115 @@
+"""What the cluster owes its clients.
+
+Every write that any node was asked for is remembered with the record that it made; it is *sure* once its commit has
+returned.  `judge` holds what all nodes agree on in the end to that:
+
+- a sure write is there, or something newer, or it is below the floor that somebody has set, or a newer delete of the
+  same key has been collected below the horizon;
+- only what a node had before it joined may be there again although a delete of it was sure: if nobody was left who knew
+  of the delete when it joined;
+- nothing is there that nobody has written;
+- every sure truncate is in the floor.
+
+What only lived on a node that left, or was restored from a backup, is sure no more (`reconsider`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from merklekv.engine.format import FLAGS_AT, TOMBSTONE, VALUE_AT, VERSION_SIZE, ZERO_VERSION
+from merklekv.engine.version import timestamp_of
+from merklekv.replication.members import Identity
+
+FLOOR = b""  # the "key" of a truncate; its record is the floor
+
+
+def is_tombstone(record: bytes) -> bool:
+    return bool(record[FLAGS_AT] & TOMBSTONE)
+
+
+def show(key: bytes, record: bytes) -> str:
+    """As people read it; the timestamp without its years."""
+    version = f"@{timestamp_of(record) / 1e9 % 1e7:.6f}"
+    if key == FLOOR:
+        return f"truncate {version}"
+    return f"{key.decode()} {'deleted' if is_tombstone(record) else record[VALUE_AT:].decode()} {version}"
+
+
+@dataclass
+class Holding:
+    """What a node has: records, floor, horizon."""
+
+    records: Mapping[bytes, bytes]
+    floor: bytes
+    horizon: int
+
+
+@dataclass
+class Oracle:
+    """All writes so far."""
+
+    written: dict[bytes, dict[bytes, bytes]] = field(default_factory=dict)  # key, version -> record
+    sure: dict[bytes, set[bytes]] = field(default_factory=dict)  # key -> versions
+    brought: dict[bytes, Identity] = field(default_factory=dict)  # versions made by nodes that had not joined yet
+    joined: dict[Identity, int] = field(default_factory=dict)  # the horizon when they did
+
+    def attempt(self, key: bytes, record: bytes, stranger: Identity | None) -> None:
+        """A node has made this record; whether it lasts is open.  `stranger`: the node has not joined the cluster."""
+        self.written.setdefault(key, {})[record[:VERSION_SIZE]] = record
+        if stranger is not None:
+            self.brought[record[:VERSION_SIZE]] = stranger
+
+    def has_joined(self, identity: Identity | None, horizon: int) -> None:
+        """A node has exchanged for the first time; the largest horizon of anybody by then."""
+        if identity is not None:
+            self.joined.setdefault(identity, horizon)
+
+    def acknowledge(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+        """The commit that covers these has returned."""
+        for key, record in pairs:
+            self.sure.setdefault(key, set()).add(record[:VERSION_SIZE])
+
+    def reconsider(self, holdings: list[Holding]) -> None:
+        """These are all the nodes that are left: what none of them has is not owed any more."""
+        for key, versions in self.sure.items():
+            versions -= {version for version in versions if not any(self._covers(h, key, version) for h in holdings)}
+
+    def _covers(self, holding: Holding, key: bytes, version: bytes) -> bool:
+        if version <= holding.floor:
+            return True
+        record = holding.records.get(key)
+        if record is not None:
+            return record[:VERSION_SIZE] >= version or self._came_late(key, record[:VERSION_SIZE], version)
+        return key != FLOOR and self._collected(key, version, holding.horizon)
+
+    def _collected(self, key: bytes, version: bytes, horizon: int) -> bool:
+        """Whether a delete at or above `version` can have been collected."""
+        return any(
+            at >= version and timestamp_of(at) <= horizon and is_tombstone(record)
+            for at, record in self.written[key].items()
+        )
+
+    def _came_late(self, key: bytes, found: bytes, version: bytes) -> bool:
+        """Whether a delete of it had been collected before the node joined that brought what is there."""
+        identity = self.brought.get(found)
+        return identity is not None and self._collected(key, version, self.joined.get(identity, 0))
+
+    def judge(self, final: Holding) -> list[str]:
+        """What is wrong with what the cluster ended with."""
+        wrong: list[str] = []
+        for key, versions in sorted(self.sure.items()):
+            for version in sorted(versions):
+                if not self._covers(final, key, version):
+                    found = final.records.get(key)
+                    there = show(key, found) if found is not None else "nothing"
+                    wrong.append(f"acknowledged and lost: {show(key, self.written[key][version])}; there is {there}")
+        for key, record in sorted(final.records.items()):
+            if self.written.get(key, {}).get(record[:VERSION_SIZE]) != record:
+                wrong.append(f"never written: {show(key, record)}")
+            if record < final.floor:
+                wrong.append(f"below the floor: {show(key, record)}")
+        if final.floor != ZERO_VERSION and final.floor not in self.written.get(FLOOR, {}):
+            wrong.append(f"a floor that nobody has set: {final.floor.hex()}")
+        return wrong

@@ -1,0 +1,54 @@
+"""Histories from seeds, and whether the simulator itself can be relied on: that a seed means one history, whoever runs
+it, and that one that fails shrinks to what matters.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .history import history
+from .mutations import MUTATIONS, applied
+from .run import run, run_seed, shrink
+
+ROOT = Path(__file__).parent.parent.parent
+STEPS_THAT_MATTER = 12  # at most, in the history below
+SEEDS_TO_FAIL = 30
+
+
+def test_what_the_cluster_owes_it_gives(seeds: list[str]) -> None:
+    for seed in seeds:
+        verdict = run_seed(seed)
+        if verdict.problems:
+            pytest.fail(f"{shrink(verdict)}\nto see it again: --simulation-seed {seed}", pytrace=False)
+
+
+@pytest.mark.parametrize("seed", ["1", "2", "3"])
+def test_a_seed_is_one_history_in_every_process(seed: str) -> None:
+    verdict = run_seed(seed)
+    assert run_seed(seed).trace == verdict.trace
+    command = [sys.executable, "-m", "tests.simulation", "--seed", seed, "--trace"]
+    environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == [verdict.trace]
+
+
+def test_any_part_of_a_history_is_a_history() -> None:
+    story = history("4")
+    for number in range(1, len(story.steps), 7):
+        story.steps = story.steps[number:]
+        assert run(story).problems == []
+
+
+def test_a_history_that_fails_shrinks_to_what_matters() -> None:
+    late = next(mutation for mutation in MUTATIONS if mutation.name == "what is late overwrites what is newer")
+    with applied(late):
+        verdict = next(verdict for seed in range(SEEDS_TO_FAIL) if (verdict := run_seed(str(seed))).problems)
+        shortest = shrink(verdict)
+        assert 0 < len(shortest.history.steps) <= min(STEPS_THAT_MATTER, len(verdict.history.steps))
+        assert run(shortest.history).problems == shortest.problems
+    assert run(shortest.history).problems == []

@@ -1,0 +1,340 @@
+"""The simulated world: nodes, a broker, a network and a clock, moved by steps.
+
+A step names what happens and to whom, `Step("write", ("n1", ...))`, and means `World.do_write("n1", ...)`.  Steps draw
+nothing from chance but what their own arguments seed, and a step that makes no sense now (the node is down, say) does
+nothing.  So any part of a history is a history, which is what lets a failing one shrink.
+
+Whatever a node does, it does `as_node`: there the moments of its disk count for it, and there it may crash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self
+from unittest import mock
+
+from merklekv.errors import Stalled
+from merklekv.replication.outbox import Batch
+
+from .broker import Broker
+from .disk import Crash, Disk, Image
+from .node import Armed, Failure, Node
+from .oracle import FLOOR, Holding, Oracle, show
+
+NOON: Final = 2 * 10**18  # when it begins: a wall clock that was set
+SECOND: Final = 10**9
+WINDOW: Final = 8  # batches in flight
+UNTIL_DRAINED: Final = 400  # rounds in which everything published must have arrived
+
+
+class Step(NamedTuple):
+    """What happens next."""
+
+    kind: str
+    args: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        named = bool(self.args) and isinstance(self.args[0], str)
+        who, rest = (self.args[0], self.args[1:]) if named else ("", self.args)
+        return f"{who:4} {self.kind:10} {' '.join(map(_word, rest))}".rstrip()
+
+
+def _word(arg: Any) -> str:
+    if isinstance(arg, bytes):
+        return arg.decode()
+    if isinstance(arg, tuple):
+        return "(" + " ".join(map(_word, arg)) + ")"
+    return str(arg)
+
+
+class World:
+    """Everything there is.  `with World(...) as world: world.do(step)`."""
+
+    def __init__(self, seed: str, root: Path, names: list[str], queue_max: int) -> None:
+        self.now = NOON
+        self.oracle = Oracle()
+        self.broker = Broker(queue_max)
+        for name in names:
+            self.broker.connect(name)
+        self.disk = Disk(self._happen)
+        self.nodes = {name: self.new_node(name, root) for name in names}
+        self.acting: Node | None = None
+        self.trace = hashlib.sha256()
+        self.crashes: list[str] = []  # where nodes have crashed
+        self.gone: set[str] = set()  # nodes that have left for good
+        self.healing = False
+        self._root = root
+        self._entropy = random.Random(seed)
+        self._stack = ExitStack()
+
+    def new_node(self, name: str, root: Path) -> Node:
+        return Node(name, root, self.disk, lambda: self.now)
+
+    def __enter__(self) -> Self:
+        entropy = self._entropy.randbytes
+        self._stack.enter_context(self.disk.installed())
+        for target, name in ((os, "urandom"), (random, "_urandom")):
+            self._stack.enter_context(mock.patch.object(target, name, entropy))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for node in self.nodes.values():
+            if node.up:
+                node.die(Image({}, {}))
+        self._stack.close()
+
+    def do(self, step: Step) -> None:
+        """One step of a history."""
+        getattr(self, f"do_{step.kind}")(*step.args)
+        self.now += SECOND // 100
+        self.note(str(step))
+
+    def note(self, what: str) -> None:
+        """Puts something into the digest of all that has happened."""
+        state = "".join(f"{node.engine.clock.last}/{node.engine.tail.end}" for node in self.up())
+        self.trace.update(f"{what} {state}\n".encode())
+
+    def up(self) -> list[Node]:
+        return [node for node in self.nodes.values() if node.up]
+
+    @contextmanager
+    def as_node(self, node: Node) -> Iterator[None]:
+        """What is done inside, this node does, and it may crash of it.  A crash ends the block, and no more."""
+        before, self.acting = self.acting, node
+        try:
+            yield
+        except Crash as crash:
+            node.die(crash.image)  # only now: on its way here it has passed handlers that still close their files
+        finally:
+            self.acting = before
+
+    def _happen(self, moment: str) -> None:
+        node = self.acting
+        if node is None or node.armed is None or node.armed.moment not in ("", moment):
+            return
+        node.armed.countdown -= 1
+        if node.armed.countdown <= 0:
+            chance, node.armed = node.armed.chance, None
+            raise Crash(self._last_image(node, moment, chance))
+
+    def _last_image(self, node: Node, moment: str, chance: random.Random | None) -> Image:
+        self.crashes.append(moment)
+        self.note(f"{node.name} crashes, {moment}")
+        return self.disk.image(node.directory, chance)
+
+    # -- clients -------------------------------------------------------------------------------------------------------
+
+    def do_write(self, name: str, commands: tuple[tuple[str, bytes, bytes], ...], commits: bool) -> None:
+        """A client's commands (set, delete, append, increment, mset, truncate), and maybe the commit behind them."""
+        node = self.nodes[name]
+        if not node.up:
+            return
+        with self.as_node(node):
+            for command, key, value in commands:
+                self._command(node, command, key, value)
+            if commits:
+                self.commit(node)
+
+    def _command(self, node: Node, command: str, key: bytes, value: bytes) -> None:
+        engine = node.engine
+        calls: dict[str, Callable[[], object]] = {
+            "set": lambda: engine.set(key, value),
+            "delete": lambda: engine.delete(key),
+            "append": lambda: engine.append(key, value),
+            "increment": lambda: engine.set(key, b"%d" % (len(engine.get(key) or b"") + 1)),
+            "truncate": engine.truncate,
+        }
+        before = engine.record(key) if key else None
+        for _ in range(2):
+            try:
+                calls[command]()
+                break
+            except Stalled:
+                engine.absorb_sealed()
+        after = engine.floor if command == "truncate" else engine.record(key)
+        if after is None or after == before:
+            return
+        if before is not None and after[:24] <= before[:24]:
+            raise Failure(f"{node.name}: {show(key, after)} does not beat {show(key, before)}")
+        self.oracle.attempt(FLOOR if command == "truncate" else key, after, None if node.joined else node.identity)
+        node.uncommitted.append((FLOOR if command == "truncate" else key, after))
+
+    def commit(self, node: Node) -> None:
+        """What was written is acknowledged, if it lives to that."""
+        pairs = node.uncommitted[:]
+        node.engine.commit()
+        if node.name not in self.gone:
+            self.oracle.acknowledge(pairs)
+        del node.uncommitted[: len(pairs)]
+
+    def do_absorb(self, name: str) -> None:
+        node = self.nodes[name]
+        if node.up:
+            with self.as_node(node):
+                node.engine.absorb_sealed()
+
+    # -- the broker ----------------------------------------------------------------------------------------------------
+
+    def do_connect(self, name: str) -> None:
+        """The node reaches the broker."""
+        node = self.nodes[name]
+        if node.up and self.broker.up and not node.connected:
+            node.connected = True
+            if not self.broker.connect(name):
+                node.wake.add("session lost")
+            self.broker.announce(name, node.presence())
+            self.heartbeat(node)
+
+    def do_disconnect(self, name: str) -> None:
+        if self.nodes[name].connected:
+            self.nodes[name].disconnect()
+
+    def do_expire(self, name: str) -> None:
+        """The broker forgets a session that nobody uses."""
+        if not self.nodes[name].connected:
+            self.broker.drop_session(name)
+
+    def do_kill_broker(self) -> None:
+        self.broker.kill()
+        for node in self.up():
+            if node.connected:
+                node.disconnect()
+
+    def do_start_broker(self) -> None:
+        self.broker.up = True
+
+    def do_lose(self, name: str, seed: int) -> None:
+        """The broker drops some of what waits for a node."""
+        self.broker.lose(random.Random(seed), name)
+
+    def do_publish(self, name: str, batches: int, how: str) -> None:
+        """A node publishes, and it is `answered`; or `flying` still; or `arrived`, when the connection breaks."""
+        node = self.nodes[name]
+        if not node.connected:
+            return
+        with self.as_node(node):
+            for _ in range(batches):
+                if node.outbox.in_flight >= WINDOW or (batch := node.outbox.next_batch()) is None:
+                    break
+                node.flying.append(batch)
+                if how != "flying":
+                    self._arrive(node, batch)
+                if how == "answered":
+                    self._answer(node, batch)
+            if how == "arrived":
+                node.disconnect()
+
+    def _arrive(self, node: Node, batch: Batch) -> None:
+        self.broker.publish(node.name, batch.payload)
+        node.flying.remove(batch)
+        node.unanswered.append(batch)
+
+    def _answer(self, node: Node, batch: Batch) -> None:
+        node.unanswered.remove(batch)
+        node.outbox.acknowledge(batch)
+
+    def do_answer(self, name: str, seed: int) -> None:
+        """Some of what a node has published arrives and is answered, in any order."""
+        node, chance = self.nodes[name], random.Random(seed)
+        if not node.connected:
+            return
+        with self.as_node(node):
+            for flying in chance.sample(node.flying, chance.randint(0, len(node.flying))):
+                self._arrive(node, flying)
+            for arrived in chance.sample(node.unanswered, chance.randint(0, len(node.unanswered))):
+                self._answer(node, arrived)
+
+    def do_save(self, name: str) -> None:
+        """The outbox's cursor is saved, and the log before it goes."""
+        node = self.nodes[name]
+        if node.up:
+            with self.as_node(node):
+                node.outbox.save()
+
+    def heartbeat(self, node: Node) -> None:
+        if node.connected:
+            self.broker.publish(node.name, node.heartbeat())
+
+    def do_deliver(self, name: str, messages: int, seed: int) -> None:
+        """A node takes in what the broker has for it; seed 0: in order, once each."""
+        node = self.nodes[name]
+        if not node.connected:
+            return
+        self._deliver(node, messages, random.Random(seed) if seed else None)
+
+    def _deliver(self, node: Node, messages: int, chance: random.Random | None) -> None:
+        node.acknowledging = lambda numbers: self.broker.acknowledge(node.name, numbers)
+        with self.as_node(node):
+            node.receive(self.broker.take(node.name, messages, chance))
+
+    # -- nodes ---------------------------------------------------------------------------------------------------------
+
+    def do_start(self, name: str) -> None:
+        node = self.nodes[name]
+        if not node.up:
+            with self.as_node(node):
+                node.start()
+
+    def do_stop(self, name: str) -> None:
+        node = self.nodes[name]
+        if node.up:
+            with self.as_node(node):
+                self.commit(node)
+                node.stop()
+
+    def do_crash(self, name: str, seed: int) -> None:
+        """The power goes, or, with seed 0, only the process dies."""
+        node = self.nodes[name]
+        if node.up:
+            node.die(self._last_image(node, "between steps", random.Random(seed) if seed else None))
+
+    def do_arm(self, name: str, moment: str, countdown: int, seed: int) -> None:
+        """The node is to crash when such a moment comes for the nth time."""
+        self.nodes[name].armed = Armed(moment, countdown, random.Random(seed) if seed else None)
+
+    def do_clock(self, name: str, skew_s: float) -> None:
+        """A wall clock is set, wrongly."""
+        self.nodes[name].skew = int(skew_s * SECOND)
+
+    def do_tick(self, seconds: float) -> None:
+        self.now += int(seconds * SECOND)
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Everything that waits anywhere is published and delivered."""
+        for _ in range(UNTIL_DRAINED):
+            for node in self.up():
+                while (batch := node.outbox.next_batch()) is not None:
+                    self.broker.publish(node.name, batch.payload)
+                    node.outbox.acknowledge(batch)
+                if self.broker.waiting(node.name):
+                    self._deliver(node, 20, None)
+            if not any(self.broker.waiting(node.name) for node in self.up()):
+                return
+        raise Failure("messages go round and round")
+
+    def heal(self) -> None:
+        """No more faults: all nodes run, with right clocks, and reach the broker."""
+        self.acting = None
+        newest = max((node.engine.clock.last for node in self.up()), default=self.now)
+        self.now = max(self.now, newest) + 3600 * SECOND
+        self.do_start_broker()
+        nodes = [node for node in self.nodes.values() if node.name not in self.gone]
+        for node in nodes:
+            node.armed = None
+            node.skew = 0
+            self.do_start(node.name)
+            self.commit(node)
+            self.now = max(self.now, node.engine.clock.last + SECOND)
+        for node in nodes:
+            self.do_disconnect(node.name)
+            self.do_connect(node.name)
+
+    def holding(self, node: Node) -> Holding:
+        return Holding(node.records(), node.engine.floor, node.engine.horizon)
