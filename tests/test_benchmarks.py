@@ -68,3 +68,15 @@ def test_replication_is_measured(tmp_path: Path) -> None:
     assert measured["sustained"]["events_per_s"] > 0
     assert measured["backlog"]["waiting"] == 2000
     assert measured["latency"]["p50_ms"] > 0
+
+
+def test_exchanges_are_measured(tmp_path: Path) -> None:
+    run(BENCHMARKS / "exchange.py", "--size", "tiny", "--directory", tmp_path, "--results", tmp_path)
+    measured = json.loads((tmp_path / "exchange.json").read_text())
+    figures = {figure["name"]: figure["value"] for figure in measured["figures"]}
+    assert figures["equal-rounds"] == 1
+    assert 0 < figures["equal-bytes"] < figures["one-bytes"] < figures["thousand-bytes"]
+    assert [point["differing"] for point in measured["curves"]["differing"]] == [1, 10, 100, 1000]
+    assert (tmp_path / "exchange.png").read_bytes().startswith(b"\x89PNG")
+    page = (BENCHMARKS / "README.md").read_text()
+    assert [name for name in figures if f"`{name}`" not in page] == []

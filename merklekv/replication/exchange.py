@@ -50,7 +50,7 @@ from merklekv.replication.responder import INNER_DIGEST_SIZE, LEAF_DIGEST_SIZE, 
 
 PASSES_MAX: Final = 5  # in one exchange: it begins anew when a horizon moves, and to verify
 STALL_WAIT_S: Final = 60.0
-BATCH_BYTES: Final = 1 << 20  # of records in one request
+BATCH_BYTES: Final = 512 << 10  # of records in one request
 BATCH_RECORDS: Final = 4000
 BATCH_PRINTS: Final = 8192  # fingerprints in one request, but for those of its last bucket
 BATCH_BUCKETS: Final = 1024
@@ -342,7 +342,7 @@ class Initiator:
             **{"from": self._side.members.identity.node},
             settled=self._terms.horizon,
             give=flat(pairs),
-            dead=flat(list(dead)),
+            dead=flat(dead),
             wants=list(wants),
         )
         self.report.keys_sent += len(pairs)

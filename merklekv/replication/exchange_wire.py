@@ -20,7 +20,7 @@ itself: a request may be lost, or come twice, at any point.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -132,9 +132,6 @@ def encode_refusal(why: str, detail: str) -> bytes:
     return encode("refused", why=why, text=detail[:1000])
 
 
-def flat(pairs: Mapping[bytes, bytes] | list[tuple[bytes, bytes]]) -> list[bytes]:
+def flat(pairs: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
     """Pairs one after the other, as `Fields.pairs` reads them."""
-    found: list[bytes] = []
-    for pair in pairs.items() if isinstance(pairs, Mapping) else pairs:
-        found += pair
-    return found
+    return [part for pair in pairs for part in pair]

@@ -39,9 +39,10 @@ from merklekv.replication.members import NODE_SIZE_MAX, Members, TooManyMembers
 INNER_DIGEST_SIZE: Final = 16  # of the 32 bytes
 LEAF_DIGEST_SIZE: Final = 8
 PRINT_SIZES: Final = (8, 16)  # of a record's digest: enough to tell records apart; all of it
-REPLY_BYTES: Final = 1 << 20  # an answer ends behind so many bytes of records
-REPLY_RECORDS: Final = 8000
+REPLY_BYTES: Final = 512 << 10  # an answer ends behind so many bytes of records
+REPLY_RECORDS: Final = 4000
 INLINE_BYTES: Final = 1024  # a record up to this size goes out at once, a larger one only when it is asked for
+SLICE_INNER: Final = 32
 SLICE_BUCKETS: Final = 64
 SLICE_MERGES: Final = 250
 SLICE_READS: Final = 1000
@@ -108,12 +109,16 @@ class Responder:
             if not self._engine.root_ready:
                 return encode("inner", ready=0, nodes=b"", leaves=b"")
             mine = self._engine.inner_digests()
-            nodes = bytes(
-                node
-                for node in range(INNER_NODES)
-                if mine[node][:INNER_DIGEST_SIZE] != theirs[node * INNER_DIGEST_SIZE :][:INNER_DIGEST_SIZE]
-            )
-            leaves = [self._engine.leaf_digests(node) for node in nodes]
+        nodes = bytes(
+            node
+            for node in range(INNER_NODES)
+            if mine[node][:INNER_DIGEST_SIZE] != theirs[node * INNER_DIGEST_SIZE :][:INNER_DIGEST_SIZE]
+        )
+        leaves: list[bytes] = []
+        for number, node in enumerate(nodes, 1):
+            leaves.append(self._engine.leaf_digests(node))
+            if not number % SLICE_INNER:
+                yield None
         return encode("inner", ready=1, nodes=nodes, leaves=b"".join(leaves))
 
     def _buckets(self, fields: Fields) -> Slices[bytes]:
