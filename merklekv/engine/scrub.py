@@ -174,7 +174,10 @@ class Scrub:
 
     @property
     def _is_swept(self) -> bool:
-        """Whether the base holds nothing that a floor has killed.  Under the lock."""
+        """Whether the base holds nothing that a floor has killed.  Under the lock.
+
+        Otherwise memtables have forgotten keys that a merge may have put into the base and not into the index yet.
+        """
         layers = self._engine._layers
         return layers.base.floor == layers.floor
 
@@ -221,7 +224,7 @@ class Scrub:
                 self._prepare()
                 self._touch(bucket)
                 with engine.lock:
-                    found, recent = self._bucket(bucket) if engine.root_ready else ([], [])
+                    found, recent = self._bucket(bucket) if self._is_swept else ([], [])
                 yield from found
                 for key, record in recent:
                     if not is_marker(record) and not record_is_sound(key, record):
@@ -278,7 +281,7 @@ class Scrub:
                 elif key in keys:
                     missing.append(key)
                 newest = recent.get(key, head)
-                if newest is not None and newest >= layers.floor and (key not in recent or not is_marker(newest)):
+                if newest is not None and (key not in recent or not is_marker(newest)):
                     held += term_of(newest)
         found: list[Damage] = []
         if missing:
@@ -297,7 +300,7 @@ class Scrub:
         """Keys that the index lists and that have no record: lost if the leaf has counted more than there are."""
         for key in missing:
             problem = f"the base, key {show(key)}: is listed in the index and has no record"
-            lost = bool(rest & COUNT_MASK) and key not in recent and self._is_swept
+            lost = bool(rest & COUNT_MASK) and key not in recent
             yield Damage(problem, bucket, key, lost, None, _digest_of(rest) if lost else b"")
 
     # -- counters ------------------------------------------------------------------------------------------------------
@@ -306,7 +309,7 @@ class Scrub:
         """The numbers of live keys and of tombstones, as of one moment, counted a slice at a time."""
         engine = self._engine
         with engine.lock:
-            if not (engine.root_ready and self._is_swept):
+            if not self._is_swept:
                 return
             layers = engine._layers
             base = layers.base

@@ -10,7 +10,7 @@ import pytest
 from fix_node import NodeFactory, NodeProcess, clean_environment
 from support import wait_until
 
-from merklekv.engine.format import DIGEST_AT, FLAGS_AT, VALUE_AT
+from merklekv.engine.format import DIGEST_AT, VALUE_AT
 from merklekv.net.client import Client
 
 SMALL_MEMTABLE = ("--memtable-size", "64KiB")
@@ -81,8 +81,6 @@ def last_pass(node: NodeProcess) -> str:
     [
         pytest.param(len(VALUE) - 1, id="value"),
         pytest.param(DIGEST_AT - VALUE_AT, id="digest"),
-        pytest.param(FLAGS_AT - VALUE_AT, id="flags"),
-        pytest.param(-VALUE_AT, id="version"),
         pytest.param(-VALUE_AT - 1, id="key"),
     ],
 )

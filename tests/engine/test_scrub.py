@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from merklekv.engine.check import check_directory, check_engine
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import DIGEST_AT, FLAGS_AT, TOMBSTONE, VALUE_AT, VERSION_SIZE, bucket_of
 from merklekv.engine.scrub import Damage, Scrub, fits
+from merklekv.errors import Stalled
 
 Make = Callable[..., Engine]
 KEY = b"k05"
@@ -343,6 +345,36 @@ def test_writes_between_the_slices_are_no_damage(make_engine: Make, monkeypatch:
                 for _, act in chance.choices(acts, weights, k=3):
                     act()
         support.absorb(engine)
+
+
+def test_writers_and_merges_beside_it_are_no_damage() -> None:
+    with support.directory() as path:
+        engine = support.open_engine(path, absorb="process", memtable_size=support.MIN_MEMTABLE_SIZE)
+        chance = random.Random(21)
+        ended = threading.Event()
+
+        def write() -> None:
+            while not ended.is_set():
+                try:
+                    for _ in range(50):
+                        key = b"key:%d" % chance.randrange(5000)
+                        engine.set(key, b"v" * chance.randrange(100))
+                        engine.delete(b"key:%d" % chance.randrange(5000))
+                    if chance.random() < 0.02:
+                        engine.truncate()
+                    engine.commit()
+                except Stalled:
+                    engine.wait_for_room(1.0)
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            found = [damage for _ in range(20) for damage in found_in(engine)]
+        finally:
+            ended.set()
+            writer.join()
+        engine.close()
+    assert found == []
 
 
 def test_a_merge_cut_short_is_no_damage(engine: Engine) -> None:

@@ -37,7 +37,7 @@ Examples:
 
 Reads safely beside a running node. Ctrl-C ends --follow, with exit status 0.
 """
-OPS: Final = ("set", "del", "incr", "decr", "append", "prepend", "truncate", "origin", "note", "collect")
+OPS: Final = ("set", "del", "incr", "decr", "append", "prepend", "truncate", "origin", "note", "collect", "repair")
 LOCAL: Final = "local"  # the origin of what was written here
 POLL_S: Final = 0.2
 KEY_WIDTH: Final = 32
@@ -209,11 +209,11 @@ def text_of(data: bytes) -> str:
 
 def value_of(entry: Entry) -> bytes | None:
     """What was stored; None where nothing was."""
-    from merklekv.engine.format import OP_COLLECT, OP_DEL, OP_NOTE, OP_TRUNCATE, VALUE_AT
+    from merklekv.engine.format import OP_COLLECT, OP_DEL, OP_NOTE, OP_REPAIR, OP_TRUNCATE, VALUE_AT
 
     if entry.op in (OP_DEL, OP_TRUNCATE, OP_COLLECT):
         return None
-    return entry.record if entry.op == OP_NOTE else entry.record[VALUE_AT:]
+    return entry.record if entry.op in (OP_NOTE, OP_REPAIR) else entry.record[VALUE_AT:]
 
 
 def until_now(reader: LogReader, name: str) -> Iterator[Event]:
@@ -230,6 +230,6 @@ def name_of(op: int) -> str:
 
 def time_of(event: Event) -> int | None:
     """Nanoseconds since the epoch; None where there is no version."""
-    from merklekv.engine.format import OP_NOTE
+    from merklekv.engine.format import OP_NOTE, OP_REPAIR
 
-    return None if event.entry.op == OP_NOTE else int.from_bytes(event.entry.record[:8], "big")
+    return None if event.entry.op in (OP_NOTE, OP_REPAIR) else int.from_bytes(event.entry.record[:8], "big")

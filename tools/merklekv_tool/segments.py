@@ -23,6 +23,7 @@ from merklekv.engine.format import (
     OP_COLLECT,
     OP_NOTE,
     OP_ORIGIN,
+    OP_REPAIR,
     SEGMENT_HEADER,
     frame_checksum,
 )
@@ -205,7 +206,7 @@ def events(frame: Frame, name: str) -> Iterator[Event]:
             if entry.op == OP_ORIGIN:
                 origin = entry.key.decode(errors="replace")
             elif entry.remote:
-                own = entry.op in (OP_NOTE, OP_COLLECT)  # not for publishing, but not from elsewhere either
+                own = entry.op in (OP_NOTE, OP_COLLECT, OP_REPAIR)  # not for publishing, but not from elsewhere either
                 yield Event(frame.lsn, None, None if own else origin, entry)
             else:
                 yield Event(frame.lsn, sequence, None, entry)
