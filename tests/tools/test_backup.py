@@ -220,15 +220,22 @@ def test_nothing_is_overwritten(there: str, name: str, tmp_path: Path) -> None:
     assert left_behind(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", DESTINATIONS[:2])
-def test_interrupted_it_leaves_nothing(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "number", "status"),
+    [
+        ("backup", signal.SIGINT, statuses.EXIT_INTERRUPTED),
+        ("backup.tar.gz", signal.SIGINT, statuses.EXIT_INTERRUPTED),
+        ("backup", signal.SIGTERM, statuses.EXIT_TERMINATED),
+    ],
+)
+def test_interrupted_it_leaves_nothing(name: str, number: signal.Signals, status: int, tmp_path: Path) -> None:
     with opened(tmp_path / "data") as engine:
         for start in range(0, 100_000, 1000):
             engine.mset([(b"key:%d" % number, b"x" * 100) for number in range(start, start + 1000)])
     with subprocess.Popen([*TOOL, "backup", str(tmp_path / "data"), str(tmp_path / name)]) as process:
         wait_until(lambda: left_behind(tmp_path), what="the beginnings of a backup")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == statuses.EXIT_INTERRUPTED
+        process.send_signal(number)
+        assert process.wait(30) == status
     assert os.listdir(tmp_path) == ["data"]
 
 

@@ -53,12 +53,16 @@ def test_again_it_uses_the_same_keys(node: NodeProcess) -> None:
     assert figures(node)["db_tombstones"] == 100
 
 
-def test_interrupted_it_cleans_up(node: NodeProcess) -> None:
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, statuses.EXIT_INTERRUPTED), (signal.SIGTERM, statuses.EXIT_TERMINATED)],
+)
+def test_interrupted_it_cleans_up(number: signal.Signals, status: int, node: NodeProcess) -> None:
     command = [*TOOL, "bench", address(node), "--seconds", "60", "--keys", "50"]
     with subprocess.Popen(command) as process, Client("127.0.0.1", node.port) as client:
         wait_until(lambda: client.call(b"DBSIZE") == 50, what="the load")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == statuses.EXIT_INTERRUPTED
+        process.send_signal(number)
+        assert process.wait(30) == status
         assert client.call(b"DBSIZE") == 0
 
 

@@ -7,8 +7,10 @@ completion answer at once. Results go to stdout; progress, notes and errors to s
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from typing import Final
+from types import FrameType
+from typing import Final, NoReturn
 
 import typer
 
@@ -46,7 +48,12 @@ app.command("forget", epilog=forget.EXAMPLES)(forget.forget)
 
 def main() -> None:
     """Entry point."""
+    signal.signal(signal.SIGTERM, _end)
     sys.exit(_status_of_run())
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(statuses.EXIT_TERMINATED)  # on the way out what is half done is removed, as after Ctrl-C
 
 
 def _status_of_run() -> int:

@@ -21,6 +21,7 @@ EXIT_EXISTS: Final = 14
 EXIT_FAULT: Final = 70
 EXIT_INTERRUPTED: Final = 130
 EXIT_PIPE: Final = 141
+EXIT_TERMINATED: Final = 143
 
 MEANINGS: Final = {
     exits.EXIT_OK: "done, and nothing is wrong",
@@ -40,6 +41,7 @@ MEANINGS: Final = {
     EXIT_FAULT: "a fault in the tool itself",
     EXIT_INTERRUPTED: "interrupted from the keyboard",
     EXIT_PIPE: "whoever read the output stopped reading",
+    EXIT_TERMINATED: "ended by SIGTERM",
 }
 
 
