@@ -75,7 +75,7 @@ def entries(*arguments: str | Path) -> list[dict[str, Any]]:
 
 
 def test_every_entry_in_order(place: str) -> None:
-    told = entries(place, "--values")
+    told = entries(place, "--values")[: len(OPS)]  # a node that runs notes more of its own
     assert [one["op"] for one in told] == OPS
     assert [one["sequence"] for one in told] == [1, 2, 3, 4, 5, 6, 7, None, 8, None]
     assert [one["origin"] for one in told] == [None] * 7 + ["node-2", None, None]
@@ -162,6 +162,12 @@ def following(place: str, output: Path) -> Iterator[subprocess.Popen[bytes]]:
     assert (process.returncode, stderr) == (0, b"")
 
 
+def shown(output: Path) -> list[dict[str, Any]]:
+    """What clients have written, as far as whole lines tell of it."""
+    told = [json.loads(line) for line in output.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    return [one for one in told if one["op"] != "note"]
+
+
 @pytest.mark.parametrize("kind", ["open", "port"])
 def test_following_over_many_segments(kind: str, node_factory: NodeFactory, tmp_path: Path) -> None:
     with opened(tmp_path / "data") as engine:
@@ -170,12 +176,12 @@ def test_following_over_many_segments(kind: str, node_factory: NodeFactory, tmp_
     output = tmp_path / "out"
     with node.connect() as client, following(str(node.directory) if kind == "open" else address(node), output):
         client.ask("SET first 0")
-        wait_until(output.read_bytes, what="the first entry")
+        wait_until(lambda: shown(output), what="the first entry")
         for number in range(200):
             client.ask(f"SET key:{number} {'x' * 2000}")
-        wait_until(lambda: output.read_bytes().count(b"\n") == 201, what="all entries")
+        wait_until(lambda: len(shown(output)) == 201, what="all entries")
     assert len(list_segments(node.directory / "log")) > 3
-    told = [json.loads(line) for line in output.read_bytes().splitlines()]
+    told = shown(output)
     assert [one["key"] for one in told] == ["first", *(f"key:{number}" for number in range(200))]
     assert [one["sequence"] for one in told] == list(range(1, 202))
 
