@@ -185,7 +185,7 @@ class TestBeingAway:
             assert a.ask(f"DEL k{number}") == "DELETED"
         wait_until(lambda: b.key_count() == 51, seconds=30)
         for node in (a, b):
-            assert node.figure("exchange_peers_in_sync") >= 1
+            node.wait_figure("exchange_peers_in_sync")
             assert node.figure("db_tombstones") == 50, "one member does not have them"
         c.start()
         wait_until(lambda: c.key_count() == 51, seconds=30)
