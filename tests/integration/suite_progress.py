@@ -30,6 +30,7 @@ class Progress:
         self._began = time.monotonic()
         self._said = 0.0
         self._total = self._done = self._failed = 0
+        self._over = False
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self._total = max(self._total, len(session.items))
@@ -40,9 +41,9 @@ class Progress:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> Generator[None, tuple[str, str, str]]:
-        """Keep pytest from writing its dots; what it counts stays."""
-        category, _, _ = yield
-        return category, "", ""
+        """Keep pytest from writing its dots, and nothing else: not what it counts, nor the words of its summary."""
+        category, letter, word = yield
+        return (category, letter, word) if self._over else (category, "", "")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
@@ -57,6 +58,7 @@ class Progress:
             self._say(report.location[0])
 
     def pytest_sessionfinish(self) -> None:
+        self._over = True
         if self._terminal:
             self._write("")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -129,7 +130,7 @@ class TestRuns:
     ) -> None:
         assert run_file(tmp_path, monkeypatch, "def test_it() -> None:\n    assert 1 == 2\n") == 1
         output = capfd.readouterr().out
-        assert "FAILED" in output
+        assert len(re.findall("^FAILED .*::test_it", output, re.MULTILINE)) == 2, "at once, and in the summary"
         assert "assert 1 == 2" in output
         assert "mode basic: failed, status 1; 0 tests passed, 1 failed" in output
 
