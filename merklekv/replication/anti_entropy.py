@@ -9,8 +9,7 @@ smaller id goes on while the other is told `busy` and comes back a moment later.
 exchange the thread rests in proportion to what the step took, so that repair takes at most the set share of this node's
 time and, as the other's work is part of each step, of the other's.  SYNC does not rest: somebody waits for it.
 
-When exchanges have moved the members' clocks, the horizon follows, and the tombstones below it are collected, in slices
-with the same rests.
+Exchanges move the horizon.  The tombstones below it are collected behind them, in slices with the same rests.
 
 Threads: `hear` and `wake` may be called from any and never wait for data or network; the members are guarded by the
 engine's lock.  A stop cuts what is under way, since an exchange can be cut anywhere; what hangs in a name look-up or a
@@ -96,7 +95,7 @@ class AntiEntropy:
         self._news: deque[Status] = deque()
         self._busy: dict[str, _Running] = {}  # exchanges begun here, by address
         self._served = 0  # exchanges that other nodes began and that came to their end
-        self._unsettled = True  # the horizon may have to follow
+        self._unsettled = True  # the horizon may have moved
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="anti-entropy", daemon=True)
 
@@ -248,22 +247,20 @@ class AntiEntropy:
         self._settle()
 
     def _settle(self) -> None:
-        """Lets the thread see whether the horizon can follow."""
+        """Lets the thread see whether there is something to collect."""
         with self._changed:
             self._unsettled = True
             self._changed.notify_all()
 
     def _collect(self) -> None:
-        """Moves the horizon to where the members' reports allow, and collects the tombstones below it.
+        """Collects the tombstones below the horizon.
 
-        Peers that do not know of the horizon yet still have these, and another root: they are told before long.
+        Peers that do not know of it yet still have these, and so another root: they are told before long.
         """
         if not self._unsettled:
             return
         self._unsettled = False
         engine = self._engine
-        with engine.lock:
-            engine.raise_horizon(self._members.horizon())
         collected = 0
         more = True
         while more:

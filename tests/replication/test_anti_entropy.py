@@ -129,7 +129,7 @@ def alike(*nodes: Node) -> bool:
     return len({node.engine.root() for node in nodes}) == 1
 
 
-def test_configured_peers_exchange_at_the_start(make: Make) -> None:
+def test_configured_peers_exchange_at_the_start(make: Make, net: Net) -> None:
     a, b = make("a", addresses=["b:1", "a:1"]), make("b")
     a.engine.set(b"k", b"from a")
     b.engine.set(b"other", b"from b")
@@ -138,6 +138,7 @@ def test_configured_peers_exchange_at_the_start(make: Make) -> None:
     assert alike(a, b)
     figures = a.figures()
     assert figures["exchange_peers"] == 1, "its own address is nobody's"
+    assert net.connects == [("a", "b:1")]
     assert (figures["exchange_keys_sent"], figures["exchange_keys_received"]) == (1, 1)
     assert figures["peer_b"].startswith("address=b:1,in_sync=yes,")
     assert b.figures()["exchange_served"] == 1
@@ -150,6 +151,7 @@ def test_a_node_that_is_heard_is_a_member_and_a_peer(make: Make) -> None:
     b.engine.set(b"k", b"v")
     a.anti_entropy.hear(b.status(OFFLINE))
     wait_until(lambda: a.figures()["members"] == 2)
+    assert len(load_members(a.engine, "a")) == 2, "it is kept"
     assert a.figures()["exchange_peers"] == 0, "it is not there"
     a.anti_entropy.hear(b.status())
     wait_until(lambda: a.figures()["exchange_exchanges"])
@@ -243,6 +245,49 @@ def test_sync_waits_for_who_is_busy(make: Make, net: Net) -> None:
     assert not waiting.is_alive()
 
 
+def test_an_exchange_with_who_is_at_one_here_waits_for_its_end(make: Make, net: Net) -> None:
+    a, b = make("a"), make("b")
+    b.engine.set(b"k", b"v")
+    a.sync(b)
+    a.engine.set(b"k", b"newer")
+    a.anti_entropy.hear(b.status())
+    steps: list[str] = []
+    go_on = threading.Event()
+
+    def hold(asking: Node, address: str) -> None:
+        steps.append(asking.name)
+        if asking is b and steps.count("b") == 2:
+            go_on.wait(10)
+
+    net.before = hold
+    running = threading.Thread(target=lambda: b.sync(a))
+    running.start()
+    wait_until(lambda: steps.count("b") == 2)
+    a.anti_entropy._reception._note_step("b")  # however slow this machine is
+    a.start()
+    wait_until(lambda: a.figures()["exchange_peers"] == 1)
+    wait_until(lambda: a.anti_entropy._timetable._entries["b:1"].ended > 0, what="it to be put off")
+    assert "a" not in steps
+    go_on.set()
+    running.join(10)
+    wait_until(lambda: a.figures()["exchange_peers_in_sync"] == 1)
+
+
+def test_two_syncs_with_one_address_take_turns(make: Make, net: Net) -> None:
+    a, b = make("a"), make("b")
+    go_on = threading.Event()
+    net.before = lambda asking, address: go_on.wait(10) and None
+    threads = [threading.Thread(target=lambda: a.sync(b)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: net.connects)
+    assert len(net.connects) == 1
+    go_on.set()
+    for thread in threads:
+        thread.join(10)
+    assert len(net.connects) == 3
+
+
 def test_sync_says_what_is_wrong(make: Make) -> None:
     a, b = make("a"), make("b")
     with pytest.raises(Gone):
@@ -275,6 +320,25 @@ def test_tombstones_go_when_all_have_them(make: Make) -> None:
     assert alike(a, b)
 
 
+@pytest.mark.parametrize("nudged", [True, False])
+def test_who_still_has_what_was_collected_is_told(make: Make, monkeypatch: pytest.MonkeyPatch, nudged: bool) -> None:
+    """Without waiting for the interval, and without an end to it."""
+    monkeypatch.setattr("merklekv.replication.schedule.NUDGE_S", 0.01 if nudged else LONG_S)
+    a, b, c = make("a", addresses=["b:1", "c:1"]), make("b").start(), make("c").start()
+    a.start()
+    wait_until(lambda: a.figures()["exchange_peers_in_sync"] == 2)
+    a.engine.set(b"k", b"v")
+    a.engine.delete(b"k")
+    for other in (b, c, b):
+        a.sync(other)
+    wait_until(lambda: a.engine.dead_count == 0)
+    wait_until(lambda: not a.engine._log.pending, what="that to be committed")
+    if nudged:
+        wait_until(lambda: alike(a, b, c) and c.engine.dead_count == 0)
+    else:
+        assert c.engine.dead_count == 1
+
+
 def test_a_forgotten_node_is_known_as_such(make: Make) -> None:
     a, b = make("a").start(), make("b")
     a.sync(b)
@@ -287,6 +351,7 @@ def test_a_forgotten_node_is_known_as_such(make: Make) -> None:
     with pytest.raises(InvalidArgument, match="this node itself"):
         a.anti_entropy.forget("a")
     a.anti_entropy.forget("b", birth)
+    assert load_members(a.engine, "a").is_forgotten("b", bytes.fromhex(birth)), "it is kept"
     assert a.anti_entropy.membership.is_forgotten("b", birth)
     assert a.anti_entropy.membership.is_forgotten("b", ""), "nothing was heard of another one"
     assert not a.anti_entropy.membership.is_forgotten("b", "00" * 8)
@@ -297,7 +362,6 @@ def test_a_forgotten_node_is_known_as_such(make: Make) -> None:
     a.anti_entropy.hear(Status("b", ONLINE, "b:1", birth="00" * 8))
     wait_until(lambda: a.figures()["members"] == 2)
     assert not a.anti_entropy.membership.is_forgotten("b", "")
-    assert load_members(a.engine, "a").is_forgotten("b", bytes.fromhex(birth)), "it is kept"
 
 
 def test_names_and_addresses_that_make_no_sense_harm_nobody(make: Make) -> None:
