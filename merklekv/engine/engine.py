@@ -203,10 +203,12 @@ class Engine(Settled):
         if old is not None and record[:VERSION_SIZE] <= old[:VERSION_SIZE]:
             differ = record[:VERSION_SIZE] == old[:VERSION_SIZE] and record != old and not is_marker(old)
             return "conflict" if differ else SUPERSEDED
-        if record <= self._bound and (old is None or is_marker(old)):
-            if record[FLAGS_AT] & TOMBSTONE:  # it has been collected, or would be
-                return SUPERSEDED
-            if not settled:
+        if record <= self._bound:
+            is_held = old is not None and not is_marker(old)
+            if record[FLAGS_AT] & TOMBSTONE:
+                # Kept, it would be collected here at once, and what it kills would come back from those who hold it.
+                return "settled" if is_held else SUPERSEDED
+            if not (is_held or settled):
                 return "settled"
         return ""
 

@@ -169,13 +169,13 @@ class EngineMachine(RuleBasedStateMachine):
             assert (applied, superseded, refused) == ((0, 0, [(key, "conflict")]) if conflict else (0, 1, []))
         elif shown is None and below and (record[24] & TOMBSTONE or not settled):
             assert (applied, superseded, refused) in ((0, 1, []), (0, 0, [(key, "settled")]))
+        elif below and record[24] & TOMBSTONE:
+            assert (applied, superseded, refused) == (0, 0, [(key, "settled")])
         elif shown is None and below and not applied:
             assert (superseded, refused) == (1, [])  # what was removed here is still remembered, and was newer
         else:
             assert (applied, superseded, refused) == (1, 0, [])
             self.records[key] = record
-            if below and record[24] & TOMBSTONE:
-                del self.records[key]
 
     @rule(key=keys, offset=st.integers(-1, 1))
     def raise_horizon(self, key: bytes, offset: int) -> None:
