@@ -102,7 +102,7 @@ class Initiator:
         report, began = self.report, time.monotonic()
         for number in range(PASSES_MAX):
             try:
-                equal = yield from self._pass(self._full and not report.verified)
+                equal = yield from self._pass(self._full)
             except Moved:
                 continue
             except Malformed as problem:
@@ -120,7 +120,7 @@ class Initiator:
             if equal or not self._verify:
                 report.verified = equal
                 return report
-            self._full = False
+            self._full = False  # once is enough: from here on the roots are the judge
         raise ExchangeFailed(
             f"node {report.node}: the data of both moved during {PASSES_MAX} attempts: try again when less is written"
             if not self._verify
