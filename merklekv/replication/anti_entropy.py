@@ -41,7 +41,7 @@ from merklekv.replication.schedule import Timetable, rest_s
 
 log = logging.getLogger(__name__)
 
-STOP_S: Final = 2.0
+STOP_S: Final = 1.0
 BUSY_RETRY_S: Final = 0.2
 BUSY_PATIENCE_S: Final = 60.0  # of SYNC
 RETRY_S: Final = 1.0
