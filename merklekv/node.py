@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 STOP_DEADLINE_S = 9.0
 FETCH_TIMEOUT_S = 10.0
+EXCHANGE_TIMEOUT_S = 30.0  # for one answer; a peer that hangs keeps the others waiting for so long
 SWITCH_INTERVAL_S = 0.0005
 SERVER_STOP_S = 5.0  # of those, for clients to take their last replies
 PUBLISH_REST_S = 2.5  # and for the broker to take what is left in the outbox
@@ -63,7 +64,7 @@ class Carrier:
     """Carries the messages of an exchange to another node's port."""
 
     def __init__(self, host: str, port: int) -> None:
-        self._client = Client(host, port)
+        self._client = Client(host, port, EXCHANGE_TIMEOUT_S)
 
     def ask(self, message: bytes) -> bytes:
         return exchange_command.ask(self._client, message)
