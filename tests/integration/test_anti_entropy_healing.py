@@ -16,6 +16,8 @@ from fix_node import NodeFactory
 from fix_proxy import ProxyFactory
 from support import wait_until
 
+from merklekv.engine.check import check_directory
+
 pytestmark = pytest.mark.replication
 
 OFTEN = ("--set", "anti_entropy.interval_seconds=1")
@@ -54,6 +56,13 @@ def wait_settled(*nodes: NodeHandle) -> None:
     """Until every tombstone is collected, and the nodes hold the same."""
     wait_until(lambda: all(node.figure("db_tombstones") == 0 for node in nodes), seconds=30, what="collection")
     wait_until(lambda: len({node.root() for node in nodes}) == 1, seconds=30, what="equal roots")
+
+
+def end_soundly(*nodes: NodeHandle) -> None:
+    """Stops them; what they leave holds every invariant."""
+    for node in nodes:
+        node.stop()
+        assert check_directory(node.process.directory) == []
 
 
 class TestLostEvents:
@@ -170,6 +179,7 @@ class TestBeingAway:
         wait_settled(a, b)
         assert a.get("k0") is None
         wait_until(lambda: a.figure("exchange_discarded") + b.figure("exchange_discarded") == 100)
+        end_soundly(a, b)
 
     def test_a_node_that_was_away_holds_tombstones_back(self, harness: ReplicationTestHarness) -> None:
         a, b, c = harness.create_nodes(3, *HEALING)
@@ -192,6 +202,7 @@ class TestBeingAway:
         wait_settled(a, b, c)
         assert c.get("k0") is None
         assert a.get("while") == "alone"
+        end_soundly(a, b, c)
 
     def test_a_forgotten_node_that_returns(self, own_harness: ReplicationTestHarness) -> None:
         a, b = own_harness.create_nodes(2, *HEALING)
@@ -296,6 +307,7 @@ class TestBadNetworks:
         b.kill()
         b.start()
         wait_until(lambda: b.root() == a.root(), seconds=60)
+        end_soundly(a, b)
 
 
 def test_presence_says_where_a_node_is_reached(harness: ReplicationTestHarness, wire: Wire) -> None:
