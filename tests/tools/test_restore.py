@@ -27,19 +27,37 @@ from merklekv.net.client import Client, Reply
 NAMES = ["backup", "backup.tar.gz"]
 
 
-@pytest.fixture(params=NAMES)
-def backup(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A backup of either kind."""
-    filled(tmp_path / "data")
-    succeeds("backup", tmp_path / "data", tmp_path / request.param)
-    return tmp_path / str(request.param)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data and its backups, for each test to have a copy of."""
+    directory = tmp_path_factory.mktemp("made")
+    filled(directory / "data")
+    for name in NAMES:
+        succeeds("backup", directory / "data", directory / name)
+    return directory
 
 
 @pytest.fixture
-def archive(tmp_path: Path) -> Path:
-    filled(tmp_path / "data")
-    succeeds("backup", tmp_path / "data", tmp_path / "backup.tar.gz")
-    return tmp_path / "backup.tar.gz"
+def data(made: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(made / "data", tmp_path / "data")
+
+
+@pytest.fixture(params=NAMES)
+def backup(request: pytest.FixtureRequest, made: Path, data: Path, tmp_path: Path) -> Path:
+    """A backup of either kind."""
+    if is_archive(request.param):
+        return shutil.copy(made / request.param, tmp_path / request.param)
+    return shutil.copytree(made / request.param, tmp_path / request.param)
+
+
+@pytest.fixture
+def archive(made: Path, tmp_path: Path) -> Path:
+    return shutil.copy(made / "backup.tar.gz", tmp_path / "backup.tar.gz")
+
+
+@pytest.fixture
+def directory(made: Path, data: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(made / "backup", tmp_path / "backup")
 
 
 def is_refused(backup: Path, tmp_path: Path, *words: str) -> None:
@@ -80,20 +98,16 @@ def test_nothing_is_overwritten(backup: Path, tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "full") == ["mine"]
 
 
-def test_a_backup_that_was_opened_since_is_as_good(tmp_path: Path) -> None:
-    filled(tmp_path / "data")
-    succeeds("backup", tmp_path / "data", tmp_path / "backup")
-    succeeds("dump", tmp_path / "backup", "--output", tmp_path / "dump")
-    succeeds("restore", tmp_path / "backup", tmp_path / "restored")
+def test_a_backup_that_was_opened_since_is_as_good(directory: Path, tmp_path: Path) -> None:
+    succeeds("dump", directory, "--output", tmp_path / "dump")
+    succeeds("restore", directory, tmp_path / "restored")
     assert contents(tmp_path / "restored") == contents(tmp_path / "data")
 
 
-def test_a_backup_that_was_written_to_since(tmp_path: Path) -> None:
-    filled(tmp_path / "data")
-    succeeds("backup", tmp_path / "data", tmp_path / "backup")
-    with opened(tmp_path / "backup") as engine:
+def test_a_backup_that_was_written_to_since(directory: Path, tmp_path: Path) -> None:
+    with opened(directory) as engine:
         engine.set(b"one", b"more")
-    is_refused(tmp_path / "backup", tmp_path, "other data than its description says")
+    is_refused(directory, tmp_path, "other data than its description says")
 
 
 def test_damage_in_a_directory(tmp_path: Path) -> None:
@@ -112,11 +126,18 @@ def test_a_file_that_was_cut_short(share: int, archive: Path, tmp_path: Path) ->
     is_refused(archive, tmp_path, "damaged, or cut short")
 
 
-def test_a_file_with_one_byte_changed(archive: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [1, 20, 50, 80, 99])
+def test_a_file_with_one_byte_changed(share: int, archive: Path, tmp_path: Path) -> None:
     data = bytearray(archive.read_bytes())
-    data[len(data) // 2] ^= 0xFF
+    data[len(data) * share // 100] ^= 0xFF
     archive.write_bytes(data)
     is_refused(archive, tmp_path, "damaged")
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_a_file_without_its_checksum(size: int, archive: Path, tmp_path: Path) -> None:
+    archive.write_bytes(archive.read_bytes()[:-size])
+    is_refused(archive, tmp_path, "damaged, or cut short")
 
 
 def repacked(archive: Path, **files: bytes) -> None:
@@ -160,9 +181,8 @@ def test_descriptions_that_are_none(archive: Path, tmp_path: Path) -> None:
         is_refused(archive, tmp_path, said)
 
 
-def test_what_is_no_backup(tmp_path: Path) -> None:
-    filled(tmp_path / "data")
-    is_refused(tmp_path / "data", tmp_path, "it has no BACKUP")
+def test_what_is_no_backup(data: Path, tmp_path: Path) -> None:
+    is_refused(data, tmp_path, "it has no BACKUP")
     (tmp_path / "some.gz").write_bytes(gzip.compress(b"something else"))
     is_refused(tmp_path / "some.gz", tmp_path, "no backup")
     (tmp_path / "text").write_text("something else")

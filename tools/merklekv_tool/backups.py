@@ -248,12 +248,15 @@ def _digest(file: IO[bytes] | _Counted) -> bytes:
 def each_member(archive: Path, name: str, take: Callable[[str, IO[bytes]], None]) -> None:
     """Gives `take` each file of a compressed backup, to read before it returns. Raises BackupError."""
     try:
-        with tarfile.open(archive, "r|gz") as packed:
-            for member in packed:
-                file = packed.extractfile(member) if member.isreg() else None
-                if file is None or not _NAME.fullmatch(member.name):
-                    raise BackupError(f"{name}: holds {member.name}, which is no part of a backup")
-                take(member.name, file)
+        with gzip.open(archive) as unpacked:  # which checks a checksum at the end; tarfile alone would not
+            with tarfile.open(fileobj=unpacked, mode="r|") as packed:
+                for member in packed:
+                    file = packed.extractfile(member) if member.isreg() else None
+                    if file is None or not _NAME.fullmatch(member.name):
+                        raise BackupError(f"{name}: holds {member.name}, which is no part of a backup")
+                    take(member.name, file)
+            while unpacked.read(COPY_BYTES):
+                pass
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise BackupError(f"{name}: no backup, damaged, or cut short: {error}") from error
 
