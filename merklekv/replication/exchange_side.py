@@ -15,7 +15,6 @@ something, that is deleted anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from merklekv.engine.engine import Engine
@@ -96,11 +95,6 @@ class Side:
         self.members = members
         self.cluster = cluster
         self.instance = engine.clock.instance
-
-    def collect(self) -> Iterator[None]:
-        """Collects what the horizon allows, in slices.  Raises Stalled and DiskFull: go on by calling it again."""
-        while self.engine.collect():
-            yield
 
     def hello(self, equal_to: Hello | None = None) -> tuple[Hello, bool]:
         """What this node says of itself; and whether it holds the same as the other, which is remembered at once.

@@ -1,0 +1,156 @@
+"""A node that answers, or asks, what makes no sense: it is told so, or left, and nothing comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cbor2
+import pytest
+from exchange_support import SECOND, Cut, Node, agree, answer, carry, cluster, exchange
+
+from merklekv.replication.exchange_side import Moved, Side
+from merklekv.replication.exchange_wire import ExchangeFailed, ExchangeRefused, decode, encode
+
+Answer = dict[str, Any]
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[list[Node]]:
+    with cluster(tmp_path, "ab") as (a, b):
+        for number in range(40):
+            a.set(b"both:%d" % number)
+        exchange(a, b)
+        a.set(b"a")
+        b.set(b"b")
+        b.set(b"large", b"v" * 3000)
+        yield [a, b]
+
+
+def changed(message: bytes, change: Callable[[Answer], object]) -> bytes:
+    plain: Answer = cbor2.loads(message[4:-8])
+    change(plain)
+    return encode(plain.pop("do"), **plain)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "says"),
+    [
+        ("hello", lambda it: it.update(root=b"short"), "root has 5 bytes, not 0 or 32"),
+        ("inner", lambda it: it.update(leaves=it["leaves"][8:]), "it sent no leaves for its inner nodes"),
+        ("buckets", lambda it: it.update(done=0), "it does not go on"),
+        ("buckets", lambda it: it.update(done=10_000), "done is 10000, not 0 to"),
+        ("buckets", lambda it: it.update(records=[b"k", b"short"]), "it sent records that are cut"),
+        ("buckets", lambda it: it.update(records=[b"k"]), "records has 1 items, an odd number of them"),
+        ("buckets", lambda it: it.update(heads=[1, 2]), "heads holds something else than bytes"),
+        ("buckets", lambda it: it.update(lacks=b"\xff" * 4), "it lacks more than it was asked for"),
+        ("swap", lambda it: it.update(served=0), "it does not send what it was asked for"),
+        ("swap", lambda it: it.update(do="pull"), "it answered 'pull' to 'swap'"),
+        ("done", lambda it: it.update(node=1), "node is int, not text"),
+    ],
+)
+def test_an_answer_that_makes_no_sense(
+    nodes: list[Node], kind: str, change: Callable[[Answer], object], says: str
+) -> None:
+    a, b = nodes
+    done = 0
+
+    def disturb(_: int, reply: bytes) -> bytes:
+        nonlocal done
+        if decode(reply, 1 << 20)[0] != kind:
+            return reply
+        done += 1
+        return changed(reply, change)
+
+    with pytest.raises(ExchangeFailed, match=f"^node .*: {says}"):
+        carry(a.initiate().steps(), b, after=disturb)
+    assert done == 1
+    exchange(a, b)
+    assert agree(a, b)
+
+
+def test_pages_that_go_in_circles(nodes: list[Node]) -> None:
+    a, b = nodes
+    a.empty()
+
+    def circle(number: int, reply: bytes) -> bytes:
+        return changed(reply, lambda it: it.update(following=b"")) if number == 1 else reply
+
+    with pytest.raises(ExchangeFailed, match="node b: it does not go on"):
+        carry(a.initiate().steps(), b, after=circle)
+
+
+def test_a_tree_that_is_unknown_on_the_other_side(nodes: list[Node]) -> None:
+    a, b = nodes
+
+    def unknown(number: int, reply: bytes) -> bytes:
+        return encode("inner", ready=0, nodes=b"", leaves=b"") if number == 1 else reply
+
+    carry(a.initiate().steps(), b, after=unknown)
+    assert agree(a, b)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "why", "says"),
+    [
+        ("hello", lambda it: it.update(do="haggle"), "damaged", "no request is called 'haggle'"),
+        ("buckets", lambda it: it.update(size=9), "damaged", "the fingerprints are not as many as it says"),
+        ("buckets", lambda it: it.update(prints=b""), "damaged", "the fingerprints are not as many as it says"),
+        ("buckets", lambda it: it.update(counts=b"123"), "damaged", "counts has 3 bytes"),
+        ("buckets", lambda it: it.update(buckets=bytes(2 * 65_537)), "damaged", "buckets has 131074 bytes"),
+        (
+            "swap",
+            lambda it: it.update(dead=[b"k", bytes(24)]),
+            "current",
+            "takes this one for left behind, which it is",
+        ),
+    ],
+)
+def test_a_request_that_makes_no_sense(
+    nodes: list[Node], kind: str, change: Callable[[Answer], object], why: str, says: str
+) -> None:
+    a, b = nodes
+
+    def keep(_: int, request: bytes) -> bytes:
+        if decode(request, 1 << 20)[0] == kind:
+            answered, fields = decode(answer(b, changed(request, change)), 1 << 20)
+            assert (answered, fields.text("why", 20)) == ("refused", why)
+            assert says in fields.text("text", 1000)
+            raise Cut
+        return request
+
+    with pytest.raises(Cut):
+        carry(a.initiate().steps(), b, before=keep)
+
+
+def test_both_sides_may_lack_what_they_speak_of(nodes: list[Node]) -> None:
+    """A record that is asked for may be gone by then, and one that was to be given as well."""
+    a, b = nodes
+
+    def collect(number: int, message: bytes) -> bytes:
+        if number == 2:
+            for node, key in ((a, b"a"), (b, b"large")):
+                record = node.records()[key]
+                node.engine.discard([(key, record[:24])], b"test")
+                node.engine.commit()
+        return message
+
+    carry(a.initiate().steps(), b, after=collect)
+    assert agree(a, b)
+    assert set(a.values()) == {b"b"} | {b"both:%d" % number for number in range(40)}
+
+
+def test_what_was_decided_under_another_horizon_is_not_done(nodes: list[Node]) -> None:
+    a, b = nodes
+    side = Side(a.engine, a.members, "test")
+    for call in (
+        lambda: side.take([], b"b", a.engine.horizon + SECOND, 0),
+        lambda: side.discard([], b"b", a.engine.horizon + SECOND),
+    ):
+        with pytest.raises(Moved):
+            call()
+    told = b.members.table()
+    a.members.forget("b")
+    with pytest.raises(ExchangeRefused, match="node b was forgotten meanwhile"):
+        side.finish(told, 0, True)
