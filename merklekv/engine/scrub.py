@@ -19,7 +19,7 @@ A bucket with a damaged record is not held to its leaf in the same pass: the lea
 Not noticed: a record that is whole but not the newest one written.  Not survived: damage to LMDB's own pages may end
 the process inside of LMDB; where LMDB reports it instead, so does this, and nothing can be done for it.
 
-Cost: 4 us a record and 15 us a bucket that is not empty; each record's page of the base is read twice.
+Cost: 6 us a record and 15 us a bucket that is not empty; each record's page of the base is read twice.
 """
 
 from collections.abc import Collection, Generator, Iterator

@@ -18,8 +18,8 @@ from merklekv.engine.format import (
     bucket_of,
     make_record,
 )
-from merklekv.net.client import Client, NodeError
-from merklekv.net.records import MERGE_SLICE_RECORDS, PAGE_BYTES, PAGE_RECORDS_MAX
+from merklekv.net.client import Client, NodeError, Reply, Unreachable
+from merklekv.net.records import MERGE_SLICE_RECORDS, PAGE_BYTES, PAGE_RECORDS_MAX, fetch
 from merklekv.net.server import Server
 
 OLD = (1_600_000_000 * 10**9).to_bytes(8, "big") + bytes(16)
@@ -95,6 +95,21 @@ def test_records_under_a_prefix(engine: Engine, client: Client) -> None:
 
 def test_records_of_nothing(client: Client) -> None:
     assert page(client, b"") == (None, [])
+
+
+def test_the_record_of_one_key(engine: Engine, client: Client) -> None:
+    fill(engine)
+    for key in (b"key:004", b"key:005", b"\x00", b"\xff", b"z" * MAX_KEY_SIZE):
+        assert fetch(client, key) == engine.record(key) is not None
+    for key in (b"key:", b"key:0040", b"key:057", b"\xff\xff", b"z"):
+        assert fetch(client, key) is None, "others begin like it, or nothing does"
+
+
+@pytest.mark.parametrize("reply", [None, 1, [], [None], [None, None], [None, [b"k", b"head"]], [None, [b"k", 1, b""]]])
+def test_a_strange_reply_is_no_record(reply: Reply, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "call", lambda *parts: reply)
+    with pytest.raises(Unreachable, match="answers RECORDS strangely"):
+        fetch(client, b"k")
 
 
 def test_a_page_is_bounded_in_bytes(engine: Engine, client: Client) -> None:
