@@ -173,6 +173,7 @@ def test_descriptions_that_are_none(archive: Path, tmp_path: Path) -> None:
         (b"", "has no BACKUP"),
         (b"no JSON", "description BACKUP is damaged"),
         (b"[]", "description BACKUP is damaged"),
+        (b"[" * 50_000, "description BACKUP is damaged"),
         (b'{"merklekv_backup": 1}', "description BACKUP is damaged"),
         (b'{"merklekv_backup": 2, "root": ""}', "a backup of version 2: this release reads 1"),
     ):

@@ -137,7 +137,7 @@ def description_of(data: bytes, name: str) -> dict[str, Any]:
     try:
         description = json.loads(data)
         version, root = description[MARK], description["root"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise BackupError(f"{name}: not a backup of merklekv-tool: its description {DESCRIPTION} is damaged") from error
     if version != BACKUP_VERSION or not isinstance(root, str):
         raise BackupError(f"{name}: a backup of version {version!r}: this release reads {BACKUP_VERSION}")
