@@ -44,9 +44,9 @@ docs: $(VENV)/.run  ## Write what the docs take from the code: docs/cli.md, the 
 	$(BIN)/python scripts/write_cli_docs.py
 	$(BIN)/python scripts/write_format_example.py
 
-bench: $(VENV)/.test  ## Compare with Redis on this machine and plot the ratios
-	scripts/need redis-server=redis-server redis-benchmark=redis-tools
-	$(BIN)/python benchmarks/compare.py $(ARGS)
+bench: $(VENV)/.test  ## Measure this machine: beside Redis, replication, exchanges; one report with plots
+	scripts/need redis-server=redis-server redis-benchmark=redis-tools mosquitto=mosquitto
+	$(BIN)/python benchmarks/everything.py $(ARGS)
 
 clean:  ## Remove the virtual environment and what tools left behind (never data)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks .coverage coverage.xml htmlcov

@@ -80,3 +80,27 @@ def test_exchanges_are_measured(tmp_path: Path) -> None:
     assert (tmp_path / "exchange.png").read_bytes().startswith(b"\x89PNG")
     page = (BENCHMARKS / "README.md").read_text()
     assert [name for name in figures if f"`{name}`" not in page] == []
+
+
+@pytest.mark.replication
+def test_the_report_joins_the_parts(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    parts = ["--part", "replication", "--part", "exchange"]
+    options = ["--size", "tiny", "--directory", tmp_path, "--results", results]
+    run(BENCHMARKS / "everything.py", *parts, *map(str, options))
+    page = (results / "report.md").read_text()
+    assert "## Replication" in page
+    assert "`bootstrap`" in page
+    assert "Redis, and" not in page  # was not measured
+    plots = [line.removeprefix("![](").removesuffix(")") for line in page.splitlines() if line.startswith("![")]
+    assert plots == ["replication.png", "exchange.png"]
+    assert all((results / plot).read_bytes().startswith(b"\x89PNG") for plot in plots)
+
+
+def test_a_part_that_does_not_work_is_named(tmp_path: Path) -> None:
+    command = [sys.executable, BENCHMARKS / "everything.py", "--part", "exchange", "--size", "tiny"]
+    command += ["--directory", tmp_path / "missing", "--results", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 1
+    assert done.stderr.endswith("did not work, see above: exchange\n")
+    assert "**Did not work: exchange.**" in (tmp_path / "report.md").read_text()
