@@ -130,6 +130,7 @@ class AntiEntropy:
 
     def wake(self, node: str, reason: str) -> None:
         """Events of this node (empty: of anybody) may have been missed: exchange soon."""
+        log.debug("an exchange is wanted with %s: %s", node or "everybody", reason)
         with self._changed:
             for address in self._partners.addresses_of(node):
                 self._partners.at(address).in_sync = False

@@ -97,11 +97,19 @@ class Partners:
 
     def hear(self, status: Status) -> None:
         """A node has said that it is there, and where, or that it goes."""
-        for partner in self._of(status.node):
+        known = self._of(status.node)
+        for partner in known:
             partner.online = False
-        if status.state == ONLINE and status.address:
-            partner = self._partners.setdefault(status.address, Partner(status.address))
-            partner.node, partner.online = status.node, True
+        if status.state != ONLINE or not status.address:
+            return
+        if status.address not in self._partners:
+            moved = next((partner for partner in known if not partner.configured), None)
+            if moved is not None:  # so there are never more partners than nodes
+                del self._partners[moved.address]
+                moved.address, moved.in_sync = status.address, False
+            self._partners[status.address] = moved or Partner(status.address)
+        partner = self._partners[status.address]
+        partner.node, partner.online = status.node, True
 
     def drop(self, address: str) -> None:
         """Nobody else is there."""

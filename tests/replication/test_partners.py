@@ -38,6 +38,10 @@ def test_a_node_that_moves_or_goes() -> None:
     assert partners.at("b:1").exchanges == 1
     partners.hear(online("b", "b:2"))
     assert partners.addresses() == ["x:1", "b:2"]
+    assert (partners.at("b:2").exchanges, partners.at("b:2").in_sync) == (1, False)
+    partners.hear(online("b", "x:1"))
+    assert partners.addresses() == ["x:1"]
+    partners.hear(online("x", "x:1"))
     partners.hear(Status("b", OFFLINE, "b:2"))
     partners.hear(online("x", "x:1"))
     partners.hear(Status("x", OFFLINE, "x:1"))
@@ -47,6 +51,9 @@ def test_a_node_that_moves_or_goes() -> None:
     partners.hear(online("b", "b:1"))
     assert partners.at("b:1").exchanges == 1
     assert partners.totals()["exchanges"] == 1
+    for number in range(100):
+        partners.hear(online("b", f"elsewhere:{number}"))
+    assert len(partners._partners) == 2
 
 
 def test_who_is_dropped_and_who_never_was() -> None:
