@@ -70,16 +70,16 @@ def mutations(first: int, words: str) -> int:
     for mutation in MUTATIONS:
         if words in mutation.name:
             with applied(mutation):
-                found = _first_failure(first)
+                found = _first_failure(mutation.kind, first)
             missed += found is None
             where = "NOT FOUND" if found is None else f"history {found.history.seed}: {found.problems[0][:100]}"
             say(f"{mutation.name}: {where}")
     return int(missed > 0)
 
 
-def _first_failure(first: int) -> Verdict | None:
+def _first_failure(kind: str, first: int) -> Verdict | None:
     for seed in range(first, first + SEEDS_MAX):
-        if (verdict := run_seed(str(seed))).problems:
+        if (verdict := run_seed(f"{kind}{seed}")).problems:
             return verdict
     return None
 

@@ -31,7 +31,11 @@ WHERE: Final = {  # a node may crash, in which step
 STEPS_MIN: Final = 20
 STEPS_MAX: Final = 90
 MESSAGES_ONLY: Final = 0.25  # of all histories
+WHOLE: Final = 200  # requests, more than an exchange takes
+COMES_BACK: Final = 0.7
 CRASH_AFTER_SAVE: Final = 0.3
+SKEW_S: Final = 40_000.0  # two nodes are less than a day apart, so that they take each other's events
+LARGE_SKEW_S: Final = 200_000.0
 BIG_VALUE: Final = 700
 
 
@@ -47,7 +51,7 @@ class History:
 
 
 def history(seed: str) -> History:
-    """The history of a seed."""
+    """The history of a seed: one that begins with `m` has messages alone, one that begins with `x` exchanges too."""
     return _Writer(seed).history
 
 
@@ -56,11 +60,13 @@ class _Writer:
 
     def __init__(self, seed: str) -> None:
         self.chance = chance = random.Random(seed)
-        exchanges = chance.random() >= MESSAGES_ONLY
+        kind = chance.random() >= MESSAGES_ONLY
+        exchanges = {"m": False, "x": True}.get(seed[:1], kind)
         names = [f"n{number}" for number in range(1, 1 + chance.choices((2, 3, 4, 5), (40, 40, 15, 5))[0])]
         queue_max = chance.choice((3, 10, 1000)) if exchanges else 10**6
         self.history = History(seed, names, exchanges, queue_max)
-        self.keys = chance.sample(KEYS, chance.randint(1, len(KEYS)))
+        self.keys = chance.sample(KEYS, chance.choice((1, 2, 3, 6, len(KEYS))))
+        self.deletes = chance.choice((10, 25, 60))
         self.big = chance.random() < 0.2
         self.values = 0
         self._same = ""  # the node of the next step; empty: any
@@ -77,23 +83,23 @@ class _Writer:
         some = self._some
         weights = {
             "write": 30.0,
-            "publish": 12.0,
+            "publish": self.chance.choice((3, 12)),
             "answer": some(3),
-            "deliver": 14.0,
+            "deliver": self.chance.choice((3, 14)),
             "absorb": some(5),
             "save": some(6),
             "connect": 5.0,
             "disconnect": some(2),
             "start": 6.0,
-            "stop": some(3),
+            "stop": some(2),
             "crash": some(3),
-            "arm": some(6),
+            "arm": some(8),
             "clock": some(2),
             "tick": some(3),
         }
         if self.history.exchanges:
-            weights |= {"exchange": 12.0, "arrive": some(1), "partition": some(1)}
-            weights |= {"backup": some(2), "restore": some(1)}
+            weights |= {"exchange": 10.0, "round": some(3), "arrive": some(2), "partition": some(1)}
+            weights |= {"backup": (backups := some(3)), "restore": backups, "relapse": some(1.5)}
             weights |= {"wipe": some(0.5), "leave": some(0.5), "haunt": some(1), "forget": some(2)}
             weights |= {"kill_broker": some(1), "lose": some(1), "expire": some(1)}
         weights["start_broker"] = 3 if weights.get("kill_broker") else 0
@@ -120,7 +126,7 @@ class _Writer:
 
     def _command(self) -> tuple[str, bytes, bytes]:
         chance = self.chance
-        command = chance.choices(("set", "delete", "append", "increment", "truncate"), (60, 25, 5, 5, 1))[0]
+        command = chance.choices(("set", "delete", "append", "increment", "truncate"), (60, self.deletes, 5, 5, 1))[0]
         self.values += 1
         value = b"%d" % self.values
         if self.big and command == "set":
@@ -153,13 +159,16 @@ class _Writer:
         self._add("disconnect", self._node())
 
     def _start(self) -> None:
-        self._add("start", self._node())
+        self._add("start", name := self._node())
+        self._add("connect", name)
 
     def _stop(self) -> None:
-        self._add("stop", self._node())
+        self._add("stop", name := self._node())
+        self._back(name)
 
     def _crash(self) -> None:
-        self._add("crash", self._node(), self._seed() if self.chance.random() < 0.7 else 0)
+        self._add("crash", name := self._node(), self._seed() if self.chance.random() < 0.7 else 0)
+        self._back(name)
 
     def _arm(self) -> None:
         kind = self.chance.choice(list(WHERE))
@@ -169,6 +178,13 @@ class _Writer:
         seed = self._seed() if self.chance.random() < 0.7 else 0
         self._add("arm", name := self._node(), moment, self.chance.choice((1, 1, 1, 2, 3, 8)), seed)
         self._go_on(name, (kind,))
+        self._back(name)
+
+    def _back(self, name: str) -> None:
+        """A node that has gone down comes back, more often than not."""
+        if self.chance.random() < COMES_BACK:
+            self._add("start", name)
+            self._add("connect", name)
 
     def _go_on(self, name: str, kinds: tuple[str, ...]) -> None:
         """The next step is this node's too."""
@@ -177,7 +193,8 @@ class _Writer:
         self._same = ""
 
     def _clock(self) -> None:
-        skew_s = self.chance.choice((0.0, 0.001, 1.0, 60.0, 3600.0, 80_000.0)) * self.chance.uniform(-1, 1)
+        largest_s = LARGE_SKEW_S if self.history.exchanges else SKEW_S
+        skew_s = self.chance.choice((0.0, 0.001, 1.0, 60.0, 3600.0, largest_s)) * self.chance.uniform(-1, 1)
         self._add("clock", self._node(), round(skew_s, 6))
 
     def _tick(self) -> None:
@@ -185,9 +202,15 @@ class _Writer:
 
     def _exchange(self) -> None:
         how = self.chance.choices(("rests", "cut", "late", "deaf"), (4, 1, 1, 1))[0]
-        requests = self.chance.choice((1, 1, 2, 3, 5, 9, 30, 100, 100))
+        requests = self.chance.choice((1, 1, 2, 3, 5, 9, 30, WHOLE, WHOLE))
         one, other = self._two()
         self._add("exchange", one, other, requests, how, self._seed())
+
+    def _round(self) -> None:
+        """Everybody exchanges with everybody, so that the horizon moves."""
+        pairs = [(one, other) for one in self.history.names for other in self.history.names if one != other]
+        for one, other in self.chance.sample(pairs, len(pairs)):
+            self._add("exchange", one, other, WHOLE, "rests", self._seed())
 
     def _two(self) -> tuple[str, str]:
         one = self._node()
@@ -204,7 +227,17 @@ class _Writer:
         self._add("backup", self._node())
 
     def _restore(self) -> None:
-        self._add("restore", self._node(), self._seed())
+        self._add("restore", name := self._node(), self._seed())
+        self._back(name)
+
+    def _relapse(self) -> None:
+        """The cluster goes on, and then a node is where it was before."""
+        self._add("backup", name := self._node())
+        for kind in self.chance.choices(("write", "round"), k=4):
+            getattr(self, f"_{kind}")()
+        self._round()
+        self._add("restore", name, self._seed())
+        self._back(name)
 
     def _wipe(self) -> None:
         self._add("wipe", self._node())

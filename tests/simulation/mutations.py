@@ -21,6 +21,7 @@ class Mutation(NamedTuple):
     """One mistake."""
 
     name: str
+    kind: str  # of the histories in which it shows: `m` for messages alone, `x` for exchanges
     target: str  # module below merklekv, a colon, the function by its qualified name
     old: str
     new: str
@@ -30,30 +31,35 @@ MUTATIONS: Final = (
     # -- what is published
     Mutation(
         "the cursor moves over a hole",
+        "m",
         "replication.outbox:Outbox._finish",
         "while self._in_flight and self._in_flight[0].done:\n        self.cursor = self._in_flight.popleft().end",
         "self._in_flight.remove(batch)\n    self.cursor = batch.end",
     ),
     Mutation(
         "the outbox is saved ahead of what is acknowledged",
+        "m",
         "replication.outbox:Outbox.save",
         "self._engine.release_log(self.cursor)",
         "self._engine.release_log(Place(self._lsn, self._sequence))",
     ),
     Mutation(
         "a lost connection takes what was in flight with it",
+        "m",
         "replication.outbox:Outbox.rewind",
         "self._lsn, self._sequence = self.cursor",
         "pass",
     ),
     Mutation(
         "the log goes before the outbox has read it",
+        "m",
         "engine.tail:Tail.deletable",
         "self.held is not None and following > self._durable_lsn",
         "False",
     ),
     Mutation(
         "a place in the log that a crash takes back lets segments go",
+        "m",
         "engine.tail:Tail.deletable",
         "self._make_durable(self.held)",
         "pass",
@@ -61,24 +67,28 @@ MUTATIONS: Final = (
     # -- what is taken in
     Mutation(
         "messages are acknowledged before they are durable",
+        "m",
         "replication.inbox:Inbox.process",
         "received = self.counters.received\n",
         "received = self.counters.received\n    self._acknowledge([delivery.token for delivery in deliveries])\n",
     ),
     Mutation(
         "what is late overwrites what is newer",
+        "m",
         "engine.engine:Engine._verdict",
         "record[:VERSION_SIZE] <= old[:VERSION_SIZE]",
         "record[:VERSION_SIZE] == old[:VERSION_SIZE]",
     ),
     Mutation(
         "a truncate elsewhere is not taken in",
+        "m",
         "replication.inbox:Inbox._merge_floor",
         "self._engine.merge_floor(floor, origin)",
         "False",
     ),
     Mutation(
         "the horizon keeps nothing out",
+        "x",
         "engine.engine:Engine._verdict",
         'return "settled"',
         'return ""',
@@ -86,42 +96,49 @@ MUTATIONS: Final = (
     # -- one node
     Mutation(
         "a commit does not wait for the disk",
+        "m",
         "engine.durable:Durable._flush",
         "log_.sync()",
         "pass",
     ),
     Mutation(
         "the clock does not see what is merged",
+        "m",
         "engine.engine:Engine._take",
         "self.clock.observe(max(record for _, _, record in accepted.values()))",
         "pass",
     ),
     Mutation(
         "the clock begins anew at a start",
+        "m",
         "engine.state:State.__init__",
         "clock.observe(newest)",
         "pass",
     ),
     Mutation(
         "a local write does not beat what the node shows",
+        "x",
         "engine.state:State._put",
         "version = self.clock.after(old)",
         "pass",
     ),
     Mutation(
         "a resumed absorption trusts what it finds indexed",
+        "m",
         "engine.absorber:absorb",
         "newest.places if resumed else added",
         "added",
     ),
     Mutation(
         "tombstones are collected above the horizon",
+        "x",
         "engine.settled:Settled.collect",
         "record <= self._bound",
         "record",
     ),
     Mutation(
         "what is discarded may have another version",
+        "x",
         "engine.settled:Settled.discard",
         "record[:VERSION_SIZE] != version",
         "not version",
@@ -129,12 +146,14 @@ MUTATIONS: Final = (
     # -- the tree
     Mutation(
         "leaves without versions",
+        "x",
         "engine.merkle:MerkleTree.leaf_digests",
         "(leaf >> 64 & COUNT_MASK)",
         "(leaf & COUNT_MASK)",
     ),
     Mutation(
         "the floor is not in the root",
+        "x",
         "engine.merkle:MerkleTree.root",
         "+ floor",
         "",
@@ -142,60 +161,70 @@ MUTATIONS: Final = (
     # -- exchanges and members
     Mutation(
         "what was seen moves before the merge",
+        "x",
         "replication.exchange:Initiator._pass",
         "if full or not equal:",
         "side.finish(theirs.table, terms.horizon, True)\n    if full or not equal:",
     ),
     Mutation(
         "a node that was left behind takes itself for current",
+        "x",
         "replication.exchange_side:Side.is_current",
         "self.members.current >= horizon",
         "True",
     ),
     Mutation(
         "nobody is ever left behind",
+        "x",
         "replication.exchange_side:_dead_up_to",
         "return min(",
         "return 0 * min(",
     ),
     Mutation(
         "horizons without asking whether all know the same members",
+        "x",
         "replication.members:Members.horizon",
         "member.report.view == view",
         "True",
     ),
     Mutation(
         "the slowest member is not waited for",
+        "x",
         "replication.members:Members.stable",
         "min((",
         "max((",
     ),
     Mutation(
         "what was seen through one who was forgotten still counts",
+        "x",
         "replication.members:Members._forget",
         "other.counted = min(other.counted, seen)",
         "pass",
     ),
     Mutation(
         "a node that has discarded hands on what it had seen",
+        "x",
         "replication.members:Members.fall_back",
         "min(member.seen, row.seen), min(member.counted, row.counted)",
         "member.seen, member.counted",
     ),
     Mutation(
         "promises are forgotten at a restart",
+        "x",
         "replication.exchange_side:load_members",
         "engine.keep_promise(members.promised)",
         "pass",
     ),
     Mutation(
         "a clock is told before it is on disk",
+        "x",
         "replication.responder:Responder._hello",
         "engine.flush()",
         "pass",
     ),
     Mutation(
         "answers to another life count",
+        "x",
         "replication.responder:Responder._expected",
         'fields.binary("to", INSTANCE_SIZE) != self._side.instance',
         "False",

@@ -121,8 +121,11 @@ def _disagreements(world: Cluster) -> list[str]:
 def _judge(world: Cluster) -> list[str]:
     """What the cluster owes its clients, and what is unsound in any node."""
     nodes = world.up()
+    before = check_engine(nodes[0].engine)
+    for node in nodes:
+        node.engine.absorb_sealed()
     unsound = [f"{node.name}: {sentence}" for node in nodes for sentence in check_engine(node.engine)]
-    return unsound + world.oracle.judge(world.holding(nodes[0]))
+    return before + unsound + world.oracle.judge(world.holding(nodes[0]))
 
 
 def _difference(one: Holding, other: Holding) -> str:
