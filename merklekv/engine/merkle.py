@@ -50,15 +50,19 @@ class MerkleTree:
         self.dirty = set(range(INNER_NODES))  # inner nodes whose digest is out of date
         self._inner = [b""] * INNER_NODES
 
-    def inner_digests(self) -> list[bytes]:
-        """The 256 inner digests, 32 bytes each."""
-        for node in self.dirty:
+    def refresh(self, nodes: range) -> None:
+        """Computes the digests of those of these inner nodes that are out of date."""
+        for node in self.dirty.intersection(nodes):
             at = node * LEAVES_PER_INNER
             if any(self.leaves[at : at + LEAVES_PER_INNER]):
                 self._inner[node] = sha256(pack_leaves(self.inner_leaves(node))).digest()
             else:
                 self._inner[node] = EMPTY_INNER
-        self.dirty.clear()
+            self.dirty.remove(node)
+
+    def inner_digests(self) -> list[bytes]:
+        """The 256 inner digests, 32 bytes each."""
+        self.refresh(range(INNER_NODES))
         return self._inner
 
     def inner_leaves(self, node: int) -> list[int]:

@@ -133,6 +133,8 @@ class Initiator:
         engine, side = self._engine, self._side
         self._refused.clear()
         self._collect()
+        for _ in engine.prepare_root():
+            pass  # others get at the engine in between
         mine, _ = side.hello()
         engine.flush()
         answer = yield from self._ask("hello", **mine.plain())

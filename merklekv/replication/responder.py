@@ -96,6 +96,8 @@ class Responder:
             engine.raise_horizon(peer.horizon)
         while (yield from self._writing(engine.collect)):
             yield None
+        for _ in engine.prepare_root():
+            yield None
         hello, equal = side.hello(peer)
         if not equal and terms_of(hello, peer).discard_here:
             side.fall_back(peer)

@@ -64,6 +64,23 @@ def test_the_root_tells_sets_and_floors_apart(one: dict[bytes, bytes]) -> None:
         assert plain(one).root(support.version(1)) != root
 
 
+@given(records, records, st.integers(0, 256))
+def test_a_tree_may_be_brought_up_to_date_in_parts(
+    one: dict[bytes, bytes], more: dict[bytes, bytes], middle: int
+) -> None:
+    tree, whole = MerkleTree(), MerkleTree()
+    for number, part in enumerate((one, more)):
+        for key, record in part.items():
+            name = b"%d:%b" % (number, key)
+            add(tree, name, record)
+            add(whole, name, record)
+        tree.refresh(range(middle))
+        assert all(node >= middle for node in tree.dirty)
+    tree.refresh(range(middle, 256))
+    assert tree.dirty == set()
+    assert tree.root(FLOOR) == whole.root(FLOOR)
+
+
 @given(st.lists(st.integers(0, LEAF_MASK), max_size=20))
 def test_leaves_pack_and_unpack(leaves: list[int]) -> None:
     assert unpack_leaves(pack_leaves(leaves)) == leaves
