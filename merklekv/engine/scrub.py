@@ -121,6 +121,7 @@ class Scrub:
         unsound: list[tuple[bytes, bytes, bool]] = []
         underived: list[Damage] = []
         count = size = 0
+        begin = after
         with (
             base._env.begin() as txn,
             txn.cursor(db=base._records) as cursor,
@@ -132,22 +133,26 @@ class Scrub:
             if not cursor.set_range(after):
                 return unsound, underived, None
             for key, record in cursor.iternext():
-                if key <= after:
-                    if key < after:
-                        raise lmdb.CorruptedError(f"the key {show(key)} comes behind {show(after)}")
+                if key == after:
                     continue
                 if count >= PAGE_RECORDS or size >= PAGE_BYTES:
+                    if after == begin:
+                        raise lmdb.CorruptedError(f"keys are not in order behind {show(after)}")
                     self.read += count
                     return unsound, underived, after
-                after = key
+                after = max(after, key)  # one that is damaged may be anywhere
                 count, size = count + 1, size + len(record)
                 bucket = bucket_of(key)
                 listed = index.set_key_dup(bucket.to_bytes(2, "big"), key)
-                if not record_is_sound(key, record):
-                    unsound.append((key, record, listed or absorbing))
-                    self._damaged.add(bucket)
-                    continue
                 where = f"the base, key {show(key)}"
+                if not record_is_sound(key, record):
+                    self._damaged.add(bucket)
+                    if txn.get(key, db=base._records) == record:
+                        unsound.append((key, record, listed or absorbing))
+                    else:
+                        problem = f"{where}: the key is damaged and not in order, so that LMDB does not find it"
+                        underived.append(Damage(problem, None))
+                    continue
                 if not listed and not absorbing:
                     underived.append(Damage(f"{where}: is not listed in the index", bucket, key))
                 if record[FLAGS_AT] & TOMBSTONE and not tombstones.set_key_dup(record[:VERSION_SIZE], key):

@@ -16,6 +16,7 @@ from engine_support import NOON
 
 from merklekv.engine import scrub as scrub_module
 from merklekv.engine.check import check_directory, check_engine
+from merklekv.engine.durable import MIN_MEMTABLE_SIZE
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import DIGEST_AT, FLAGS_AT, TOMBSTONE, VALUE_AT, VERSION_SIZE, bucket_of
 from merklekv.engine.scrub import Damage, Scrub, fits
@@ -349,7 +350,7 @@ def test_writes_between_the_slices_are_no_damage(make_engine: Make, monkeypatch:
 
 def test_writers_and_merges_beside_it_are_no_damage() -> None:
     with support.directory() as path:
-        engine = support.open_engine(path, absorb="process", memtable_size=support.MIN_MEMTABLE_SIZE)
+        engine = support.open_engine(path, absorb="process", memtable_size=MIN_MEMTABLE_SIZE)
         chance = random.Random(21)
         ended = threading.Event()
 
@@ -409,6 +410,24 @@ def test_what_lmdb_reports_is_reported_and_the_rest_looked_at(engine: Engine, mo
     assert pages.bucket is None
     assert "live keys" in count.problem
     engine.live_count -= 1
+
+
+def test_a_key_that_is_not_in_order_is_reported(engine: Engine) -> None:
+    """A bit that flips in a key moves it, for LMDB, where nobody looks; what follows it is looked at all the same."""
+    peer = support.everything(engine)
+    path = support.damaged(engine.directory.path)
+    engine.close()
+    data = path / "base" / "data.mdb"
+    contents = data.read_bytes()
+    at = contents.find(KEY + peer[KEY])
+    while at >= 0:
+        support.flip(data, at, 0x10)
+        at = contents.find(KEY + peer[KEY], at + 1)
+    engine = support.open_engine(path)
+    stray, gone = found_in(engine)
+    assert "key b'{05': the key is damaged and not in order" in stray.problem
+    assert stray.bucket is None
+    assert (gone.key, gone.lost) == (KEY, True)
 
 
 def test_a_repair_is_in_the_log_until_the_base_has_it(engine: Engine) -> None:
