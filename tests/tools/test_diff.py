@@ -59,7 +59,7 @@ def key_of(line: dict[str, Any]) -> bytes:
 
 
 def test_places_that_hold_the_same(alike: tuple[Path, Path]) -> None:
-    assert succeeds("diff", *alike).decode().splitlines()[-1] == "no keys differ"
+    assert succeeds("diff", *alike).decode().splitlines()[-1] == "no key differs"
     assert lines(*alike, status=EXIT_OK) == [
         {"equal": True, **dict.fromkeys(DIFFERENCES, 0), "floors_equal": True}
     ]
@@ -88,6 +88,12 @@ def test_the_table_and_its_limit(alike: tuple[Path, Path]) -> None:
     for limit, shown in ((0, 1), (2, 7), (5, 10), (6, 10)):
         assert len(run("diff", *alike, "--limit", str(limit)).stdout.splitlines()) == shown
     assert len(lines(*alike, "--limit", "1")) == 2
+
+
+def test_a_single_key(alike: tuple[Path, Path]) -> None:
+    with opened(alike[1]) as engine:
+        engine.set(b"one", b"x")
+    assert run("diff", *alike).stdout.decode().endswith("\n1 key differs: 1 only B\n")
 
 
 def test_a_node_and_a_directory_and_two_nodes(alike: tuple[Path, Path], node_factory: NodeFactory) -> None:
@@ -121,7 +127,7 @@ def test_floors_that_differ_alone(tmp_path: Path) -> None:
     assert (counts["equal"], counts["floors_equal"]) == (False, False)
     text = run("diff", tmp_path / "a", tmp_path / "b").stdout.decode()
     assert "the floors differ: A was truncated at " in text
-    assert text.endswith("no keys differ\n")
+    assert text.endswith("no key differs\n")
 
 
 def test_one_version_with_two_contents_is_a_conflict() -> None:

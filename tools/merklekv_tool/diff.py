@@ -168,4 +168,4 @@ def conclude(counts: Counter[str], floors: tuple[bytes, bytes], equal: bool, as_
         say(f"the floors differ: A was truncated at {show_version(floors[0])}, B at {show_version(floors[1])}")
     total = counts.total()
     parts = ", ".join(f"{counts[kind]} {name}" for kind, name in DIFFERENCES.items() if counts[kind])
-    say(f"{total} keys differ: {parts}" if total else "no keys differ")
+    say(f"{total} key{' differs' if total == 1 else 's differ'}: {parts}" if total else "no key differs")
