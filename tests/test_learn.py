@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 LEARN = ROOT / "docs" / "learn"
 PAGES = sorted(LEARN.glob("*.md"))
 FENCE = re.compile(r"(?:<!-- file: (\S+) -->\n)?^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-PAGE_S = 200
+PAGE_S = 280
 PICTURE_BYTES_MAX = 200_000
 MARK = "=== command"
 

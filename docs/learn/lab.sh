@@ -5,7 +5,7 @@
 #   start NAME [FLAG...]       start node a, b or c on what it has on disk, and wait until it is ready
 #   stop NAME, crash NAME      SIGTERM; kill -9
 #   a, b, c                    redis-cli to that node:  a SET key value
-#   soon REPLY COMMAND...      ask again and again until the command says this, 20 s at most:  soon '"v"' b GET key
+#   soon REPLY COMMAND...      ask again and again until the command says this, 60 s at most:  soon '"v"' b GET key
 #   exchange NAME OTHER        one exchange between two nodes: SYNC, which redis-cli would take for Redis's own
 #   same NAME...               wait until these nodes hold the same; says their Merkle root
 #   figure NAME FIGURE         one figure of STATS
@@ -41,14 +41,14 @@ lab_launch() {  # NAME COMMAND...: in the background, its output in a file
     disown  # or the shell would tell of each end
 }
 
-lab_wait() {  # COMMAND...: until it succeeds, 20 s at most
-    local deadline=$((SECONDS + 20))
+lab_wait() {  # COMMAND...: until it succeeds, 60 s at most
+    local deadline=$((SECONDS + 60))
     until "$@" > /dev/null 2>&1; do
         [ $SECONDS -lt $deadline ] || break
         sleep 0.1
     done
     [ $SECONDS -lt $deadline ] && return
-    echo "waited 20 s in vain for: $*; the logs are in $LAB" >&2
+    echo "waited 60 s in vain for: $*; the logs are in $LAB" >&2
     return 1
 }
 
@@ -87,7 +87,7 @@ stop() { kill "${LAB_PID[$1]}" && lab_wait lab_is_gone "$1" && echo "$1 has stop
 crash() { kill -9 "${LAB_PID[$1]}" && lab_wait lab_is_gone "$1" && echo "$1 is dead"; }
 
 soon() {
-    local wanted=$1 reply deadline=$((SECONDS + 20))
+    local wanted=$1 reply deadline=$((SECONDS + 60))
     shift
     while reply=$("$@" 2>&1); [ "$reply" != "$wanted" ] && [ $SECONDS -lt $deadline ]; do sleep 0.1; done
     echo "$reply"
@@ -104,8 +104,12 @@ same() {
 }
 
 exchange() {
-    local port=PORT_$1 other=PORT_$2
-    echo "SYNC 127.0.0.1 ${!other}" | nc -q 20 127.0.0.1 "${!port}" | head -n 1 | tr -d '\r'
+    local port=PORT_$1 other=PORT_$2 reply
+    {
+        echo "SYNC 127.0.0.1 ${!other}" >&3
+        read -r reply <&3
+    } 3<> "/dev/tcp/127.0.0.1/${!port}"
+    echo "${reply%$'\r'}"
 }
 
 figure() {
