@@ -18,7 +18,8 @@ def plot(curves: dict[str, list[dict[str, float]]], where: dict[str, str], path:
         across = [point[X[name]] for point in curve]
         for ax, measure, unit in zip(axes[:, column], ("bytes", "ms"), ("bytes on the wire", "ms"), strict=True):
             ax.loglog(across, [point[measure] for point in curve], "o-", label="exchange, both ways")
-            ax.loglog(across, [point[f"naive_{measure}"] for point in curve], "s--", label="sending everything, one way")
+            naive = [point[f"naive_{measure}"] for point in curve]
+            ax.loglog(across, naive, "s--", label="sending everything, one way")
             ax.set_xlabel(AXES[name])
             ax.set_ylabel(unit)
             ax.grid(alpha=0.3)
