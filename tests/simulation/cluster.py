@@ -122,6 +122,7 @@ class Cluster(World):
         if not (one.up and other.up) or self.groups.get(initiator, 0) != self.groups.get(responder, 0):
             return None
         if talk is None:
+            self._join([one, other])
             steps = Initiator(one.engine, one.members, CLUSTER, full=full).steps()
             with self.as_node(one), self._ends_quietly(one):
                 self.talks[initiator] = Talk(initiator, responder, (one.lives, other.lives), steps, next(steps))
@@ -175,11 +176,12 @@ class Cluster(World):
 
     def _completed(self, talk: Talk, report: ExchangeReport) -> None:
         self.exchanged += 1
-        for name in (talk.initiator, talk.responder):
-            node = self.nodes[name]
-            if not node.joined:
-                node.joined = True
-                self.oracle.has_joined(node.identity, max(one.engine.horizon for one in self.up()))
+        pair = [self.nodes[talk.initiator], self.nodes[talk.responder]]
+        self._join(pair)
+        if not all(node.relapsed for node in pair):
+            for node, other in (pair, pair[::-1]):
+                node.joined = node.joined or not other.relapsed
+                node.relapsed = node.relapsed and not other.joined
         self.nodes[talk.initiator].settle()
 
     @contextmanager
@@ -191,6 +193,12 @@ class Cluster(World):
             if self.healing:
                 raise Failure(f"{node.name}: an exchange failed without a fault: {error}") from error
             self.note(f"{node.name} failed: {error}")
+
+    def _join(self, pair: list[Node]) -> None:
+        """Notes what nodes bring that have not met the cluster yet, not even through one that was restored since."""
+        for node in pair:
+            if node.up and not node.joined:
+                self.oracle.joins(node.records().values(), max(one.engine.horizon for one in self.up()))
 
     def _hang_up(self, talk: Talk) -> None:
         self.talks.pop(talk.initiator, None)
@@ -210,13 +218,14 @@ class Cluster(World):
         node = self.nodes[name]
         if node.backups and name not in self.gone:
             node.joined, image = node.backups[seed % len(node.backups)]
+            node.relapsed = True
             self._begin_anew(node, image)
 
     def do_wipe(self, name: str) -> None:
         """The node loses its disk, and begins anew; what it was is forgotten by the others, sooner or later."""
         node = self.nodes[name]
         if name not in self.gone:
-            node.joined, node.backups = False, []
+            node.joined, node.relapsed, node.backups = False, False, []
             self._begin_anew(node, Image({}, {}))
 
     def do_leave(self, name: str) -> None:

@@ -90,8 +90,8 @@ MUTATIONS: Final = (
         "the horizon keeps nothing out",
         "x",
         "engine.engine:Engine._verdict",
-        'return "settled"',
-        'return ""',
+        "not (is_held or settled)",
+        "False",
     ),
     # -- one node
     Mutation(

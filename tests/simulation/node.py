@@ -65,7 +65,8 @@ class Node:
         self.up = False
         self.image: Image | None = None  # what the next life begins with, after a crash or a restored backup
         self.identity: Identity | None = None  # as a member, once it has started
-        self.joined = False  # whether it has ever come to the end of an exchange
+        self.joined = False  # whether it has met the cluster, in a whole exchange
+        self.relapsed = False  # it was restored from a backup, and has not met the cluster since
         self.backups: list[tuple[bool, Image]] = []
 
     def wall(self) -> int:

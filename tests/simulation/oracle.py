@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 
 from merklekv.engine.format import FLAGS_AT, TOMBSTONE, VALUE_AT, VERSION_SIZE, ZERO_VERSION
 from merklekv.engine.version import timestamp_of
-from merklekv.replication.members import Identity
 
 FLOOR = b""  # the "key" of a truncate; its record is the floor
 
@@ -52,19 +51,17 @@ class Oracle:
 
     written: dict[bytes, dict[bytes, bytes]] = field(default_factory=dict)  # key, version -> record
     sure: dict[bytes, set[bytes]] = field(default_factory=dict)  # key -> versions
-    brought: dict[bytes, Identity] = field(default_factory=dict)  # versions made by nodes that had not joined yet
-    joined: dict[Identity, int] = field(default_factory=dict)  # the horizon when they did
+    late: dict[bytes, int] = field(default_factory=dict)  # version -> horizon when a node brought it that joined
 
-    def attempt(self, key: bytes, record: bytes, stranger: Identity | None) -> None:
-        """A node has made this record; whether it lasts is open.  `stranger`: the node has not joined the cluster."""
+    def attempt(self, key: bytes, record: bytes) -> None:
+        """A node has made this record; whether it lasts is open."""
         self.written.setdefault(key, {})[record[:VERSION_SIZE]] = record
-        if stranger is not None:
-            self.brought[record[:VERSION_SIZE]] = stranger
 
-    def has_joined(self, identity: Identity | None, horizon: int) -> None:
-        """A node has exchanged for the first time; the largest horizon of anybody by then."""
-        if identity is not None:
-            self.joined.setdefault(identity, horizon)
+    def joins(self, records: Iterable[bytes], horizon: int) -> None:
+        """A node that had never met the cluster brings these, and this is the largest horizon of anybody."""
+        for record in records:
+            version = record[:VERSION_SIZE]
+            self.late[version] = max(self.late.get(version, 0), horizon)
 
     def acknowledge(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
         """The commit that covers these has returned."""
@@ -93,8 +90,7 @@ class Oracle:
 
     def _came_late(self, key: bytes, found: bytes, version: bytes) -> bool:
         """Whether a delete of it had been collected before the node joined that brought what is there."""
-        identity = self.brought.get(found)
-        return identity is not None and self._collected(key, version, self.joined.get(identity, 0))
+        return self._collected(key, version, self.late.get(found, 0))
 
     def judge(self, final: Holding) -> list[str]:
         """What is wrong with what the cluster ended with."""

@@ -161,7 +161,7 @@ class World:
             return
         if before is not None and after[:24] <= before[:24]:
             raise Failure(f"{node.name}: {show(key, after)} does not beat {show(key, before)}")
-        self.oracle.attempt(FLOOR if command == "truncate" else key, after, None if node.joined else node.identity)
+        self.oracle.attempt(FLOOR if command == "truncate" else key, after)
         node.uncommitted.append((FLOOR if command == "truncate" else key, after))
 
     def commit(self, node: Node) -> None:
