@@ -2,7 +2,8 @@
 # Read into a bash of your own, from the project's directory:  . docs/learn/lab.sh
 #
 #   broker_up, broker_down     start Mosquitto; stop it with SIGTERM, so that it saves its sessions
-#   start NAME [FLAG...]       start node a, b or c on what it has on disk, and wait until it is ready
+#   start NAME [FLAG...]       start node a, b or c on what it has on disk, and wait until it is ready and, if there is
+#                              a broker, connected
 #   stop NAME, crash NAME      SIGTERM; kill -9
 #   a, b, c                    redis-cli to that node:  a SET key value
 #   soon REPLY COMMAND...      ask again and again until the command says this, 60 s at most:  soon '"v"' b GET key
@@ -36,9 +37,9 @@ c() { redis-cli --no-raw -p "$PORT_c" "$@"; }
 lab_launch() {  # NAME COMMAND...: in the background, its output in a file
     local name=$1
     shift
-    "$@" >> "$LAB/$name.log" 2>&1 < /dev/null &
+    { "$@" >> "$LAB/$name.log" 2>&1 < /dev/null & } 2> /dev/null  # or the shell would tell of each beginning
     LAB_PID[$name]=$!
-    disown  # or the shell would tell of each end
+    disown  # and of each end
 }
 
 lab_wait() {  # COMMAND...: until it succeeds, 60 s at most
@@ -54,7 +55,8 @@ lab_wait() {  # COMMAND...: until it succeeds, 60 s at most
 
 lab_is_gone() { ! kill -0 "${LAB_PID[$1]}"; }
 lab_answers() { [ "$("$1" PING)" = PONG ]; }
-lab_broker_answers() { (: < "/dev/tcp/127.0.0.1/$PORT_broker"); }
+lab_broker_answers() { (: < "/dev/tcp/127.0.0.1/$PORT_broker") 2> /dev/null; }
+lab_is_connected() { "$1" REPLICATE status | grep -q state=connected; }
 
 broker_up() {
     printf '%s\n' "listener $PORT_broker 127.0.0.1" 'allow_anonymous true' 'persistence true' \
@@ -80,7 +82,11 @@ start() {
     fi
     lab_launch "$name" "${skew[@]}" merklekv run --data-dir "$LAB/$name" --port "${!port}" --node-id "$name" \
         --set anti_entropy.enabled=false "${sharing[@]}" "$@"
-    lab_wait lab_answers "$name" && echo "$name is up"
+    lab_wait lab_answers "$name" || return
+    if [ ${#sharing[@]} -gt 0 ] && lab_broker_answers; then
+        lab_wait lab_is_connected "$name" || return  # before that it hears nothing
+    fi
+    echo "$name is up"
 }
 
 stop() { kill "${LAB_PID[$1]}" && lab_wait lab_is_gone "$1" && echo "$1 has stopped"; }
