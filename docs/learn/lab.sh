@@ -19,6 +19,9 @@ LAB=$(mktemp -d)
 : "${PORT_a:=7401}" "${PORT_b:=7402}" "${PORT_c:=7403}" "${PORT_broker:=7400}"
 PATH=$PATH:/usr/sbin  # where Mosquitto is
 command -v merklekv > /dev/null || PATH=$LAB_ROOT/.venv/bin:$PATH
+for program in merklekv mosquitto redis-cli nc; do
+    command -v $program > /dev/null || echo "$program is missing: 'make test ARGS=\"-k test_tidy\"' installs it" >&2
+done
 declare -A LAB_PID=()
 printf '[pytest]\npythonpath = %s/tests\n' "$LAB_ROOT" > "$LAB/pytest.ini"  # for tests of your own, in $LAB
 echo 'pytest_plugins = ["fix_node", "fix_broker", "fix_cluster"]' > "$LAB/conftest.py"
@@ -65,9 +68,11 @@ broker_up() {
     lab_wait lab_broker_answers && echo "the broker is up"
 }
 
-broker_down() {
-    kill "${LAB_PID[broker]}" && lab_wait lab_is_gone broker && echo "the broker is down"
+lab_end_one() {  # SIGNAL NAME: and forget its process, whose number may become another's
+    kill "$1" "${LAB_PID[$2]}" && lab_wait lab_is_gone "$2" && unset "LAB_PID[$2]"
 }
+
+broker_down() { lab_end_one -TERM broker && echo "the broker is down"; }
 
 start() {
     local name=$1 port=PORT_$1 skew=() sharing=()
@@ -89,8 +94,8 @@ start() {
     echo "$name is up"
 }
 
-stop() { kill "${LAB_PID[$1]}" && lab_wait lab_is_gone "$1" && echo "$1 has stopped"; }
-crash() { kill -9 "${LAB_PID[$1]}" && lab_wait lab_is_gone "$1" && echo "$1 is dead"; }
+stop() { lab_end_one -TERM "$1" && echo "$1 has stopped"; }
+crash() { lab_end_one -KILL "$1" && echo "$1 is dead"; }
 
 soon() {
     local wanted=$1 reply deadline=$((SECONDS + 60))
