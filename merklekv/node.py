@@ -213,7 +213,7 @@ class Node:
                 birth=self.members.identity.birth.hex(),
                 on_gap=self.anti_entropy.wake,
                 on_news=self.anti_entropy.hear,
-                is_forgotten=self.anti_entropy.membership.is_forgotten,
+                is_forgotten=self.anti_entropy.membership.refuses,
             )
             replicator.start()
             self.replicator = replicator

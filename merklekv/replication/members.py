@@ -285,9 +285,9 @@ class Members:
                 member.seen, member.counted = min(member.seen, row.seen), min(member.counted, row.counted)
 
     def _add(self, new: set[Identity]) -> None:
-        """Adds members.  One whose birth is not known gives way to one of the same id whose birth is."""
+        """Adds members.  One whose birth is not known gives way to one of the same id whose birth is or was known."""
         everyone = self._others.keys() | new
-        met = {who.node for who in everyone if who.birth} | {self.identity.node}
+        met = {who.node for who in everyone | self.forgotten if who.birth} | {self.identity.node}
         everyone = {who for who in everyone if who.birth or who.node not in met}
         if len(everyone) >= MEMBERS_MAX:
             raise TooManyMembers(f"more than {MEMBERS_MAX} members: forget those that are gone")
@@ -302,6 +302,7 @@ class Members:
             for other in self._others.values():
                 other.counted = min(other.counted, seen)
             self.forgotten.add(who)
+            self._add(set())
 
     # -- storing -------------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from merklekv.replication.members import (
     Members,
     TooManyMembers,
 )
-from merklekv.replication.presence import Status
+from merklekv.replication.presence import ONLINE, Status
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,20 @@ class Membership:
         self._engine = engine
         self._members = members
         self._bursts = BurstLog(log)
+        self._writers: set[str] = set()  # nodes whose events were taken since the start
+
+    def refuses(self, node: str, birth: str) -> bool:
+        """Whether events of a node, with its birth (hex) if it said one, are not taken, since it was forgotten.
+
+        One that is not known yet is a member from here on, even if its presence was lost on the way: what it has
+        written is here, so nothing may be settled without it.
+        """
+        if self.is_forgotten(node, birth):
+            return True
+        if node not in self._writers:
+            self.hear(Status(node, ONLINE, birth=birth))
+            self._writers.add(node)
+        return False
 
     def hear(self, status: Status) -> None:
         """Makes a member of a node that shows at the broker.  What cannot be one is left out, and logged."""

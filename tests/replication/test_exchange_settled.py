@@ -9,6 +9,7 @@ import pytest
 from exchange_support import SECOND, Cut, Node, agree, carry, cluster, exchange, meet_all
 
 from merklekv.replication.exchange_wire import ExchangeRefused
+from merklekv.replication.membership import Membership
 
 
 @pytest.fixture
@@ -315,6 +316,35 @@ def test_forgetting_does_not_settle_what_only_some_have_of_the_forgotten(nodes: 
         exchange(b, c)
         exchange(c, b)
     assert tombstones(b, c) == 0
+
+
+def test_who_writes_is_a_member_even_if_its_presence_was_lost(tmp_path: Path) -> None:
+    """Else two halves of a cluster settle by themselves what the other half has not heard of."""
+    with cluster(tmp_path, "abcd") as nodes:
+        a, b, c, d = nodes
+        for first, second in ((a, b), (c, d)):
+            first.members.heard(second.name, second.members.identity.birth)
+        c.set(b"k", b"older")
+        exchange(c, d)
+        event = c.records()[b"k"]
+        a.tick(10)
+        a.set(b"k")
+        a.delete(b"k")
+        for node in (a, b):
+            membership = Membership(node.engine, node.members)
+            assert not membership.refuses("c", "")
+            node.take_event(b"k", event, "c")
+            assert len(node.members) >= 2
+        for _ in range(3):
+            a.tick(100)
+            exchange(a, b)
+            exchange(b, a)
+        assert tombstones(a) == 1
+        meet_all(nodes, 4)
+        assert agree(*nodes)
+        assert a.values() == {}
+        a.members.forget("c")
+        assert Membership(a.engine, a.members).refuses("c", c.members.identity.birth.hex())
 
 
 def cut() -> bytes:

@@ -158,6 +158,14 @@ def test_forgotten_is_forgotten() -> None:
     assert members.heard("b", birth(2))
 
 
+def test_a_node_without_birth_goes_with_the_one_that_it_was() -> None:
+    members = new("a")
+    members.heard("b")
+    members.meet(table("c", forgotten=frozenset([who("b")])))
+    members.meet(table("c", rows={Identity("b", b""): Row()}))
+    assert [name for (name, _), _ in members] == ["c"]
+
+
 def test_forgetting_needs_to_know_whom() -> None:
     members = new("a")
     with pytest.raises(UnknownMember, match="b: no such member"):

@@ -96,7 +96,7 @@ class Node:
             self._acknowledge,
             lambda node, reason: self._missed(reason),
             self._fatal,
-            lambda node: self.membership.is_forgotten(node, self.peers.birth(node)),
+            lambda node: self.membership.refuses(node, self.peers.birth(node)),
         )
         self.up = True
 
