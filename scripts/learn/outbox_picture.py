@@ -17,7 +17,6 @@ class Run:
     began: float = field(default_factory=time.monotonic)
     looks: list[tuple[float, int, int, int]] = field(default_factory=list)  # time, keys on a, keys on b, outbox of a
     outage: list[float] = field(default_factory=list)
-    writing_ended: float = 0.0
 
     def now(self) -> float:
         return time.monotonic() - self.began
@@ -30,8 +29,11 @@ def measure(small: bool) -> Run:
         run, over = Run(), threading.Event()
         a, b = cluster.nodes.values()
 
-        def look() -> None:
-            run.looks.append((run.now(), _keys(a), _keys(b), int(a.figures()["outbox_events"])))
+        def look() -> bool:
+            """Looks once more: whether b has everything."""
+            keys_a, keys_b, waiting = _keys(a), _keys(b), int(a.figures()["outbox_events"])
+            run.looks.append((run.now(), keys_a, keys_b, waiting))
+            return keys_a == keys_b and not waiting
 
         def write_until(end: float) -> None:
             while run.now() < end:
@@ -48,8 +50,7 @@ def measure(small: bool) -> Run:
         run.outage.append(run.now())
         cluster.broker.start()
         write_until(5 * part_s)
-        run.writing_ended = run.now()
-        wait_until(lambda: look() is None and run.looks[-1][1:] == (_keys(a), _keys(a), 0), "b to have everything")
+        wait_until(look, "b to have everything")
     return run
 
 

@@ -70,10 +70,11 @@ def measure(small: bool) -> Run:
             watch(run.now() + pause_s)
 
         def until_both_show(value: str) -> None:
-            wait_until(
-                lambda: watch(run.now() + LOOK_EVERY_S) is None and {run.looks[n][-1].value for n in "ab"} == {value},
-                f"both to show {value}",
-            )
+            def both_show() -> bool:
+                watch(run.now() + LOOK_EVERY_S)
+                return all(looks[-1].value == value for looks in run.looks.values())
+
+            wait_until(both_show, f"both to show {value}")
             watch(run.now() + pause_s)
 
         run.outage.append(run.now())
