@@ -147,7 +147,7 @@ class Engine(Settled):
         """Takes in records made elsewhere, as (op, key, record), from the node `origin` (1 to 511 bytes).
 
         `settled`: the sender is known to hold nothing that has been collected, so a record at or below the horizon
-        whose key is not here is taken as well.
+        is taken as well.
 
         Raises DiskFull and Stalled, maybe with some of them applied: merging all of them again is harmless.
         """
@@ -204,11 +204,10 @@ class Engine(Settled):
             differ = record[:VERSION_SIZE] == old[:VERSION_SIZE] and record != old and not is_marker(old)
             return "conflict" if differ else SUPERSEDED
         if record <= self._bound:
-            is_held = old is not None and not is_marker(old)
             if record[FLAGS_AT] & TOMBSTONE:
                 # Kept, it would be collected here at once, and what it kills would come back from those who hold it.
-                return "settled" if is_held else SUPERSEDED
-            if not (is_held or settled):
+                return SUPERSEDED if old is None or is_marker(old) else "settled"
+            if not settled:  # it was here once: what is held although it is older has come with a node that joined
                 return "settled"
         return ""
 

@@ -1,9 +1,9 @@
 """What the cluster has settled: the horizon, the collection of tombstones below it, and the facts kept with them.
 
 Below the horizon every member has merged everything, so nothing new can come from there, and a tombstone there has
-nothing left to hide.  `collect` removes these; from then on a record from there whose key is not here is refused
-(`merge`), because it can only be one that the tombstone had killed.  Who decides how far the horizon goes, and what a
-node does that was away for longer: merklekv/replication.
+nothing left to hide.  `collect` removes these; from then on a record from there that would change something is
+refused (`merge`): it has been here once, and can only be one that was killed since.  Who decides how far the horizon
+goes, and what a node does that was away for longer: merklekv/replication.
 
 Every step is in the log before anything else, like a write, but is no local event: it is not published.
 

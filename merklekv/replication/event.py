@@ -69,7 +69,7 @@ class Reason(StrEnum):
     CONFLICT = "conflict"  # the version of a stored record with other contents
     SIZE = "size"  # more than this node stores
     FORGOTTEN = "forgotten"  # of a node that was taken out of the cluster
-    SETTLED = "settled"  # as old as the horizon, and its key is not here: it was deleted, or an exchange will bring it
+    SETTLED = "settled"  # as old as the horizon, and not here: it was deleted, or an exchange will bring it
 
 
 class EventRefused(Exception):

@@ -96,15 +96,14 @@ def test_nothing_comes_back_from_below_the_horizon(make_engine: Make) -> None:
     assert engine.merge([(OP_SET, b"k", support.record(b"k", b"new", NOON + 2))], b"a").applied == 1
 
 
-def test_what_is_held_below_the_horizon_is_updated_but_not_deleted_by_what_would_be_collected(
-    make_engine: Make,
-) -> None:
+def test_what_is_held_below_the_horizon_is_updated_by_who_is_trusted_and_not_deleted(make_engine: Make) -> None:
     """A deletion from there is for an exchange to make anew, or only this node would hear of it."""
     engine = make_engine(wall_clock=Wall())
     engine.merge([(OP_SET, key, support.record(key, b"1", NOON)) for key in (b"a", b"b")], b"x")
     engine.raise_horizon(NOON + 9)
     newer = [(OP_SET, b"a", support.record(b"a", b"2", NOON + 1)), (OP_DEL, b"b", support.record(b"b", None, NOON + 1))]
-    assert engine.merge(newer, b"x") == (1, 0, [(b"b", "settled")])
+    assert engine.merge(newer, b"x") == (0, 0, [(b"a", "settled"), (b"b", "settled")])
+    assert engine.merge(newer, b"x", settled=True) == (1, 0, [(b"b", "settled")])
     assert (engine.get(b"a"), engine.get(b"b"), engine.dead_count) == (b"2", b"1", 0)
 
 
