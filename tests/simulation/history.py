@@ -100,6 +100,7 @@ class _Writer:
         if self.history.exchanges:
             weights |= {"exchange": 10.0, "round": some(3), "arrive": some(2), "partition": some(1)}
             weights |= {"backup": (backups := some(3)), "restore": backups, "relapse": some(1.5)}
+            weights |= {"backwards": some(1)}
             weights |= {"wipe": some(0.5), "leave": some(0.5), "haunt": some(1), "forget": some(2)}
             weights |= {"kill_broker": some(1), "lose": some(1), "expire": some(1)}
         weights["start_broker"] = 3 if weights.get("kill_broker") else 0
@@ -196,6 +197,13 @@ class _Writer:
         largest_s = LARGE_SKEW_S if self.history.exchanges else SKEW_S
         skew_s = self.chance.choice((0.0, 0.001, 1.0, 60.0, 3600.0, largest_s)) * self.chance.uniform(-1, 1)
         self._add("clock", self._node(), round(skew_s, 6))
+
+    def _backwards(self) -> None:
+        """A wall clock that was far ahead is set right, and its node writes on."""
+        self._add("clock", name := self._node(), round(LARGE_SKEW_S * self.chance.uniform(0.5, 1), 6))
+        self._go_on(name, ("write",))
+        self._add("clock", name, 0.0)
+        self._go_on(name, ("write",))
 
     def _tick(self) -> None:
         self._add("tick", round(10 ** self.chance.uniform(-3, 5), 3))
