@@ -67,8 +67,8 @@ def files_of(name: str) -> Iterator[None]:
 def drafted(target: Path) -> Iterator[Path]:
     """An empty directory beside `target`, for what is to stand there; gone when the block has ended."""
     draft = target.absolute().with_name(f".{target.name}.{os.getpid()}")
-    draft.mkdir()
     try:
+        draft.mkdir()  # in here, or a signal right behind it would leave it
         yield draft
     finally:
         shutil.rmtree(draft, ignore_errors=True)
