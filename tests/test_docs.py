@@ -13,7 +13,7 @@ import pytest
 from fix_node import NodeFactory
 
 import merklekv
-from merklekv import exits
+from merklekv import config, exits
 from merklekv.net.commands import TABLE
 from merklekv.net.limits import Limits
 from merklekv.net.registry import Command
@@ -113,6 +113,26 @@ def test_the_readmes_first_minute_with_netcat(node_factory: NodeFactory) -> None
     with node_factory().connect() as client:
         client.send(requests)
         assert [client.line() for _ in expected] == expected
+
+
+def test_the_readmes_two_nodes(node_factory: NodeFactory) -> None:
+    page = (ROOT / "README.md").read_text()
+    assert "printf 'SYNC 127.0.0.1 7380\\n' | nc" in page
+    one, other = node_factory(), node_factory()
+    with one.connect() as client:
+        client.send(b"SET greeting hello world\nSYNC 127.0.0.1 %d\n" % other.port)
+        assert [client.line() for _ in range(2)] == ["OK", "OK"]
+    with other.connect() as client:
+        client.send(b"GET greeting\n")
+        assert client.line() == "VALUE hello world"
+
+
+def test_the_readmes_settings_are_valid(tmp_path: Path) -> None:
+    block = re.search(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block is not None
+    (tmp_path / "node.toml").write_text(block[1])
+    settings = config.load({}, {}, tmp_path / "node.toml").settings
+    assert (settings.replication.enabled, settings.replication.client_id) == (True, "node-1")
 
 
 def test_the_readmes_library_example_runs(tmp_path: Path) -> None:
