@@ -195,10 +195,15 @@ class Cluster(World):
             self.note(f"{node.name} failed: {error}")
 
     def _join(self, pair: list[Node]) -> None:
-        """Notes what nodes bring that have not met the cluster yet, not even through one that was restored since."""
+        """Notes what nodes bring that have not met the cluster yet, not even through one that was restored since; and
+        what a restored one has made before it met the cluster again, without knowing of the deletes that it missed.
+        """
+        horizon = max((one.engine.horizon for one in self.up()), default=0)
         for node in pair:
             if node.up and not node.joined:
-                self.oracle.joins(node.records().values(), max(one.engine.horizon for one in self.up()))
+                self.oracle.joins(node.records().values(), horizon)
+            elif node.relapsed:
+                self.oracle.joins(node.made_since, horizon)
 
     def _hang_up(self, talk: Talk) -> None:
         self.talks.pop(talk.initiator, None)
@@ -218,7 +223,7 @@ class Cluster(World):
         node = self.nodes[name]
         if node.backups and name not in self.gone:
             node.joined, image = node.backups[seed % len(node.backups)]
-            node.relapsed = True
+            node.relapsed, node.made_since = True, []
             self._begin_anew(node, image)
 
     def do_wipe(self, name: str) -> None:

@@ -89,8 +89,8 @@ MUTATIONS: Final = (
         "the horizon keeps nothing out",
         "x",
         "engine.engine:Engine._verdict",
-        "not (is_held or settled)",
-        "False",
+        "if not settled:",
+        "if False:",
     ),
     # -- one node
     Mutation(
@@ -134,13 +134,6 @@ MUTATIONS: Final = (
         "engine.settled:Settled.collect",
         "record <= self._bound",
         "record",
-    ),
-    Mutation(
-        "what is discarded may have another version",
-        "x",
-        "engine.settled:Settled.discard",
-        "record[:VERSION_SIZE] != version",
-        "not version",
     ),
     # -- the tree
     Mutation(
@@ -187,25 +180,11 @@ MUTATIONS: Final = (
         "return self.stable()",
     ),
     Mutation(
-        "an exchange leaves the floors as they are",
-        "x",
-        "replication.exchange:Initiator._pass",
-        "if theirs.floor > engine.floor:",
-        "if False:",
-    ),
-    Mutation(
         "the slowest member is not waited for",
         "x",
         "replication.members:Members.stable",
         "min((",
         "max((",
-    ),
-    Mutation(
-        "promises are forgotten at a restart",
-        "x",
-        "replication.exchange_side:load_members",
-        "engine.keep_promise(members.promised)",
-        "pass",
     ),
 )
 

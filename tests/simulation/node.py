@@ -67,6 +67,7 @@ class Node:
         self.identity: Identity | None = None  # as a member, once it has started
         self.joined = False  # whether it has met the cluster, in a whole exchange
         self.relapsed = False  # it was restored from a backup, and has not met the cluster since
+        self.made_since: list[bytes] = []  # records that it has made since it was restored
         self.backups: list[tuple[bool, Image]] = []
 
     def wall(self) -> int:

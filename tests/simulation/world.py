@@ -163,6 +163,7 @@ class World:
         if before is not None and after[:24] <= before[:24]:
             raise Failure(f"{node.name}: {show(key, after)} does not beat {show(key, before)}")
         self.oracle.attempt(FLOOR if command == "truncate" else key, after)
+        node.made_since.append(after)
         node.uncommitted.append((FLOOR if command == "truncate" else key, after))
 
     def commit(self, node: Node) -> None:
