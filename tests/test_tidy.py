@@ -94,6 +94,12 @@ def test_imports_point_down(file: Path) -> None:
         assert not within(module, TOP) or name in ("merklekv/cli.py", "merklekv/__main__.py"), f"{name}: {module}"
 
 
+def test_test_modules_have_names_of_their_own() -> None:
+    """Or pytest takes one for the other, and runs only the first."""
+    names = [file.name for file in TESTS if file.name.startswith("test_")]
+    assert sorted(set(names)) == sorted(names)
+
+
 def test_every_layer_that_is_named_exists() -> None:
     for layer in LAYERS:
         assert (ROOT / layer).exists(), layer
