@@ -17,8 +17,6 @@ MIB = 1024 * 1024
 RECEIVE_BYTES_MAX = 64 * KIB
 RECEIVE_BYTES_MIN = 4 * KIB
 ROUND_BYTES = MIB
-# Where replies need not wait for the disk, they leave after so many connections, and not at the end of the round.
-TURN_CONNECTIONS = 16
 # Replies wait in memory for the commit; a round that has gathered this much commits and sends early.
 ROUND_OUTPUT_BYTES = 8 * MIB
 # Before a commit that waits for the disk, a round asks this many times for what has arrived meanwhile.

@@ -126,10 +126,7 @@ class Worker(threading.Thread):
         events = self._epoll.poll(self._timeout(), EVENTS_MAX)
         now = time.monotonic()
         if events:
-            for start in range(0, len(events), limits.TURN_CONNECTIONS):
-                self._serve(events[start : start + limits.TURN_CONNECTIONS], now)
-                if self._answered and not self._engine.sync_is_due:
-                    self._flush()  # these clients go on while the next ones are served
+            self._serve(events, now)
             # The commit will wait for the disk: what has arrived meanwhile may as well share that wait.
             gatherings = limits.GATHERINGS_MAX
             while gatherings and self._engine.sync_is_due and (events := self._epoll.poll(0, EVENTS_MAX)):
