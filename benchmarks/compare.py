@@ -26,7 +26,6 @@ from load import load, summarize
 from nodes import Node
 from rich.console import Console
 
-WIDTH = 160  # of a table that goes to a file or a log
 SLOWEST_WINDOW_MIN = 0.5
 LOAD_MEMORY_MAX_MB = {"64MiB": 500.0, "16MiB": 200.0}
 
@@ -101,7 +100,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # so that servers end and data goes, as for Ctrl-C
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = Console(width=None if sys.stdout.isatty() else report.WIDTH)
     figures = []
     with tempfile.TemporaryDirectory(prefix="merklekv-", dir=options.directory) as directory:
         where = report.machine(Path(directory))

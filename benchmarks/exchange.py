@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import json
 import random
+import sys
 import tempfile
 import threading
 import time
@@ -28,7 +29,7 @@ from pathlib import Path
 from exchange_plots import plot
 from figure import Figure, fill, median, percentile, status
 from nodes import Node
-from report import RESULTS, machine, print_table
+from report import RESULTS, WIDTH, machine, print_table
 from rich.console import Console
 
 from merklekv.net.client import Client
@@ -305,7 +306,7 @@ def main() -> None:
     figures = [figure for name in wanted if name in FIGURES for figure in FIGURES[name](size, given.directory)]
     curves = {name: CURVES[name](size, given.directory) for name in wanted if name in CURVES}
     where = machine(given.directory)
-    print_table(figures, where, Console())
+    print_table(figures, where, Console(width=None if sys.stdout.isatty() else WIDTH))
     for name, curve in curves.items():
         for point in curve:
             print(f"{name:10}", "  ".join(f"{key} {value:,.0f}" for key, value in point.items()))

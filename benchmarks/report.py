@@ -16,6 +16,7 @@ from rich.table import Table
 import merklekv
 
 RESULTS = Path(__file__).parent / "results"
+WIDTH = 160  # of a table that goes to a file or a log
 REACHED, MISSED = "tab:green", "tab:red"
 
 

@@ -151,13 +151,13 @@ class Initiator:
             side.finish(theirs.table, terms.horizon, True)
             engine.commit()
             return True
-        if terms.adopt:
-            engine.raise_horizon(terms.horizon)
+        adopted = terms.adopt and side.adopt(theirs.table, terms.horizon)
+        if adopted:
             self._collect()
             equal = self._holds_what(theirs)
         if terms.discard_here:
             side.fall_back(theirs)
-        self._horizon = terms.horizon if terms.adopt else mine.horizon
+        self._horizon = terms.horizon if adopted else mine.horizon
         if full or not equal:
             yield from self._union(full, mine)
         yield from self._done(mine)

@@ -4,7 +4,8 @@ The rule for what lies below the horizon, where one node has collected tombstone
 killed.  Let `a` be the node with the higher horizon H.  The other node, `b`,
 
 - is *current* if it has merged everything up to H: then it holds nothing that is dead, adopts H, and the two hold the
-  union of their records;
+  union of their records.  (It goes on with its own if H does not count on all whom it has met: two groups that have
+  settled without each other.  Then its tombstones wait here for a horizon that counts on everybody.);
 - else was left behind.  What it holds from before min(H, what `a` has seen of `b`), and `a` lacks: `a` has had all of
   that once, so it has been deleted since, and `b` discards it.  All else is new to `a`, and joins the union.  For a
   node that `a` has never seen, that is everything: a node that joins loses nothing.
@@ -56,7 +57,7 @@ def store_members(engine: Engine, members: Members) -> None:
 class Terms(NamedTuple):
     """What two nodes with these hellos do about the horizon."""
 
-    horizon: int  # that both have in the end
+    horizon: int  # of the one that is further; tombstones up to here are not handed over
     adopt: bool  # this node takes it at once
     discard_here: int  # records up to this timestamp that only this node holds are dead; 0: none
     discard_there: int  # likewise for the other
@@ -214,9 +215,22 @@ class Side:
         """Takes in what the other reports after it has finished, which may move the horizon.  The caller commits."""
         with self.engine.lock:
             self.members.meet(peer)
-            self.engine.raise_horizon(self.members.horizon())
+            self._settle()
             store_members(self.engine, self.members)
 
+    def adopt(self, peer: Table, horizon: int) -> bool:
+        """Takes over the horizon of the other node, if that counts on all whom this node has met; whether it does."""
+        with self.engine.lock:
+            follows = self.members.follows(peer)
+            if follows and self.engine.raise_horizon(horizon):
+                self.members.covered = peer.covered
+            return follows
+
     def _remember(self, peer: Table, horizon: int, everything: bool) -> None:
+        self.adopt(peer, horizon)
         self.members.learn(peer, everything)
-        self.engine.raise_horizon(max(horizon, self.members.horizon()))
+        self._settle()
+
+    def _settle(self) -> None:
+        if self.engine.raise_horizon(self.members.horizon()):
+            self.members.covered = self.members.everyone()

@@ -19,7 +19,8 @@ and from these follow
 
 `current` is a time up to which this node has merged everything: the largest that `stable` ever was, here or at a node
 whose data this one has merged.  Unlike `stable` it does not fall when a member is added.  A horizon above it tells a
-node that it was left behind: it was restored from an old backup, say.
+node that it was left behind: it was restored from an old backup, say.  A node takes over the horizon of another only if
+that one counts on all members whom it has met itself (`follows`): groups that have settled without each other do not.
 
 Nobody leaves by being silent, since a silent member may still hold what others have deleted: `forget` is the only way
 out.  It is for good: a forgotten directory is refused from then on.  What it wrote, some members may have and others
@@ -115,6 +116,7 @@ class Table:
     current: int
     rows: dict[Identity, Row] = field(default_factory=dict)
     forgotten: frozenset[Identity] = frozenset()
+    covered: frozenset[Identity] = frozenset()  # the members that its horizon counts on
 
     def plain(self) -> dict[str, object]:
         """For CBOR."""
@@ -127,6 +129,7 @@ class Table:
             "current": self.current,
             "rows": [[*who, row.seen, row.counted, *row.report] for who, row in sorted(self.rows.items())],
             "forgotten": [list(who) for who in sorted(self.forgotten)],
+            "covered": [list(who) for who in sorted(self.covered)],
         }
 
 
@@ -139,7 +142,8 @@ def table_of(fields: Fields) -> Table:
         node, birth, seen, counted, *said = a_list(item, "a row", 7)
         rows[_identity(node, birth)] = Row(number(seen, "seen"), number(counted, "counted"), _report(*said))
     forgotten = frozenset(_identity(*a_list(item, "forgotten", 2)) for item in fields.items("forgotten", FORGOTTEN_MAX))
-    return Table(identity, report, fields.number("current"), rows, forgotten)
+    covered = frozenset(_identity(*a_list(item, "covered", 2)) for item in fields.items("covered", MEMBERS_MAX))
+    return Table(identity, report, fields.number("current"), rows, forgotten, covered)
 
 
 def _identity(node: Any, birth: Any) -> Identity:
@@ -158,6 +162,7 @@ class Members:
         self.promised = 0  # ns: the largest clock that was told to anyone
         self.current = 0  # ns
         self.forgotten: set[Identity] = set()
+        self.covered: frozenset[Identity] = frozenset()  # the members that the engine's horizon counts on
         self._others: dict[Identity, Member] = {}
 
     # -- reading -------------------------------------------------------------------------------------------------------
@@ -199,11 +204,23 @@ class Members:
             return 0
         return min((self.stable(), *(member.report.stable for member in self._others.values())))
 
+    def everyone(self) -> frozenset[Identity]:
+        """All members, this node included."""
+        return frozenset((self.identity, *self._others))
+
+    def follows(self, peer: Table) -> bool:
+        """Whether this node may take over the horizon of another: it counts on all that this node has ever met.
+
+        Else a member of this node's may still hold what a tombstone below that horizon has to hide.
+        """
+        known = peer.covered | peer.forgotten | {peer.identity}
+        return all(who in known for who, member in self._others.items() if member.seen)
+
     def table(self) -> Table:
         """What is told to others."""
         rows = {who: Row(member.seen, member.counted, member.report) for who, member in self._others.items()}
         report = Report(self.promised, self.stable(), self.view())
-        return Table(self.identity, report, self.current, rows, frozenset(self.forgotten))
+        return Table(self.identity, report, self.current, rows, frozenset(self.forgotten), self.covered)
 
     # -- changing ------------------------------------------------------------------------------------------------------
 
@@ -333,7 +350,7 @@ class Members:
             ) from error
         members = cls(node, stored.identity.birth if node == stored.identity.node else b"")
         members.promised, members.current = promised, stored.current
-        members.forgotten = set(stored.forgotten)
+        members.forgotten, members.covered = set(stored.forgotten), stored.covered
         for who, row in stored.rows.items():
             members._others[who] = Member(*row, *local.get(who, ("", 0.0)))
         if members.identity != stored.identity:

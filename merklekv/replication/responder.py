@@ -93,7 +93,7 @@ class Responder:
             yield from self._writing(partial(engine.merge_floor, peer.floor, peer.node.encode()))
         side.meet(peer)
         if engine.horizon < peer.horizon and side.is_current(peer.horizon):
-            engine.raise_horizon(peer.horizon)
+            side.adopt(peer.table, peer.horizon)
         while (yield from self._writing(engine.collect)):
             yield None
         for _ in engine.prepare_root():

@@ -305,7 +305,8 @@ def test_forgetting_does_not_settle_what_only_some_have_of_the_forgotten(nodes: 
     with pytest.raises(Cut):
         carry(b.initiate().steps(), c, before=lambda number, request: cut() if number else request)
     for node in (b, c):
-        node.engine.raise_horizon(node.members.horizon())
+        if node.engine.raise_horizon(node.members.horizon()):
+            node.members.covered = node.members.everyone()
         while node.engine.collect():
             pass
     exchange(b, c)

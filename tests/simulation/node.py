@@ -172,7 +172,8 @@ class Node:
     def settle(self) -> None:
         """Moves the horizon as far as the members' reports allow, and collects, as anti-entropy does by itself."""
         engine = self.engine
-        engine.raise_horizon(self.members.horizon())
+        if engine.raise_horizon(self.members.horizon()):
+            self.members.covered = self.members.everyone()
         more = True
         while more:
             try:

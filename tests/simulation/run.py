@@ -54,7 +54,9 @@ class Verdict:
 
 def run(story: History) -> Verdict:
     """Goes through a history, from empty directories to the judgement."""
-    logging.getLogger("merklekv").setLevel(logging.CRITICAL + 1)
+    log = logging.getLogger("merklekv")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)  # what goes wrong is told by the verdict
     root = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None, prefix="merklekv-simulation-"))
     try:
         with Cluster(story.seed, root, story.names, story.queue_max) as world:
@@ -62,6 +64,7 @@ def run(story: History) -> Verdict:
             return Verdict(story, problems, world.trace.hexdigest(), world.crashes)
     finally:
         shutil.rmtree(root)
+        log.setLevel(level)
 
 
 def _problems(world: Cluster, story: History) -> list[str]:
