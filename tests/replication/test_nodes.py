@@ -22,9 +22,14 @@ def numbered(count: int, start: int = 0) -> dict[str, str]:
     return {f"key-{number}": f"value-{number}" for number in range(start, start + count)}
 
 
-def test_what_was_written_without_a_broker_arrives_after_restarts(own_harness: ReplicationTestHarness) -> None:
-    a, b = own_harness.create_nodes(2)
-    own_harness.broker.stop()
+def test_what_was_written_without_a_broker_arrives_after_restarts(
+    harness_at: HarnessFactory, broker_factory: BrokerFactory
+) -> None:
+    """Whoever is back first: this broker keeps sessions, and so what is published before the other one is there."""
+    broker = broker_factory("allow_anonymous true", "max_queued_messages 100000", "persistence true")
+    harness = harness_at(broker)
+    a, b = harness.create_nodes(2)
+    broker.stop()
     a.set_many(numbered(1000))
     a.stop()
     a.start()
@@ -35,9 +40,9 @@ def test_what_was_written_without_a_broker_arrives_after_restarts(own_harness: R
     assert a.figure("outbox_events") == 2000
     a.wait_disconnected()
     wait_until(lambda: " state=disconnected outbox=2000 " in a.ask("REPLICATE status"))
-    own_harness.broker.start()
+    broker.start()
     wait_until(lambda: b.key_count() == 2000, seconds=30)
-    own_harness.wait_converged()
+    harness.wait_converged()
     wait_until(lambda: a.figure("outbox_events") == 0)
 
 
