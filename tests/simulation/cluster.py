@@ -260,9 +260,10 @@ class Cluster(World):
             other.settle()
 
     def _ghosts(self, node: Node) -> list[tuple[str, bytes]]:
-        """The members that this node knows and that are no more."""
+        """The members that this node knows and that are no more.  One whose birth nobody has heard is known by name."""
         alive = {one.identity for one in self.nodes.values() if one.name not in self.gone}
-        return [identity for identity, _ in node.members if identity[1] and identity not in alive]
+        known = [identity for identity, _ in node.members if identity.birth or identity.node in self.gone]
+        return [identity for identity in known if identity not in alive]
 
     def _end(self, node: Node) -> None:
         if node.up:
