@@ -4,6 +4,7 @@ Nothing here waits for the disk: commits have durability `never`, and there is o
 """
 
 import itertools
+import time
 from collections.abc import Callable
 
 import pytest
@@ -11,10 +12,11 @@ from conftest import VALUE, fill, key_of
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from merklekv.engine.engine import Engine
-from merklekv.engine.memtable import RUN_SIZE, Memtable
+from merklekv.engine.memtable import SLICE_KEYS, Memtable
 
 BATCH = 1000
 ROUNDS = 30
+CROWD = 200_000
 
 
 @pytest.mark.benchmark(group="engine: 1,000 writes")
@@ -89,25 +91,40 @@ def test_get_what_is_nowhere(benchmark: BenchmarkFixture, big: Engine) -> None:
     assert benchmark(read, big, [b"nowhere:%d" % number for number in range(BATCH)]) == 0
 
 
-@pytest.mark.benchmark(group="memtable: order")
-def test_sort_a_run(benchmark: BenchmarkFixture) -> None:
-    """What the first scan over a memtable pays for each 8,192 keys."""
-
-    def unsorted() -> tuple[tuple[Memtable], dict[str, object]]:
-        table = Memtable(0)
-        table.records = {key_of(number * 7919 % RUN_SIZE): b"" for number in range(RUN_SIZE)}
-        return (table,), {}
-
-    assert benchmark.pedantic(Memtable.prepare, setup=unsorted, rounds=ROUNDS)
-
-
-@pytest.mark.benchmark(group="memtable: order")
-def test_list_keys_of_many_runs(benchmark: BenchmarkFixture) -> None:
+@pytest.fixture
+def crowded() -> Memtable:
+    """As many keys as a memtable of the usual size has, in no order."""
     table = Memtable(0)
-    total = 16 * RUN_SIZE
-    table.records = {key_of(number * 7919 % total): b"" for number in range(total)}
-    while not table.prepare():
+    table.records = {key_of(number * 7919 % CROWD): b"" for number in range(CROWD)}
+    return table
+
+
+@pytest.mark.benchmark(group="memtable: 200,000 keys")
+@pytest.mark.parametrize("way", [Memtable.prepare, Memtable.group], ids=["order", "buckets"])
+def test_longest_slice(
+    way: Callable[[Memtable], bool], benchmark: BenchmarkFixture, crowded: Memtable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the first scan, or the first exchange, does before it can answer; other clients wait for a slice of it."""
+    slices: list[float] = []
+
+    def all_slices() -> None:
+        done = False
+        while not done:
+            began = time.thread_time()
+            done = way(crowded)
+            slices.append(time.thread_time() - began)
+
+    benchmark.pedantic(all_slices)
+    benchmark.extra_info["longest_slice_ms"] = 1000 * max(slices)
+    with capsys.disabled():
+        print(f"\n  {way.__name__}: {len(slices)} slices, the longest {1000 * max(slices):.1f} ms")
+    assert len(slices) == -(-CROWD // SLICE_KEYS)
+
+
+@pytest.mark.benchmark(group="memtable: a page")
+def test_list_keys(benchmark: BenchmarkFixture, crowded: Memtable) -> None:
+    while not crowded.prepare():
         pass
-    assert benchmark(table.keys_from, key_of(total // 2), None, 100) == [
-        key_of(number) for number in range(total // 2, total // 2 + 100)
+    assert benchmark(crowded.keys_from, key_of(CROWD // 2), None, 100) == [
+        key_of(number) for number in range(CROWD // 2, CROWD // 2 + 100)
     ]

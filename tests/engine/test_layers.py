@@ -52,7 +52,7 @@ def test_pages_are_slices_of_the_sorted_whole(
     queries: list[tuple[bytes, bytes | None, int]],
 ) -> None:
     with pytest.MonkeyPatch.context() as patch, support.fresh_engine() as engine:
-        patch.setattr(memtable_module, "RUN_SIZE", 3)
+        patch.setattr(memtable_module, "SLICE_KEYS", 3)
         model = fill(engine, drawn, base, floor_at)
         assert {key: engine.record(key) for key in model} == model
         for prefix, after, limit in [(b"", None, 1), (b"", None, 100), *queries]:

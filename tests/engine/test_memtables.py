@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merklekv.engine import memtable as memtable_module
-from merklekv.engine.memtable import KEY_OVERHEAD, Memtable, charge, prefix_end
+from merklekv.engine.format import bucket_of
+from merklekv.engine.memtable import BLOCK_KEYS, KEY_OVERHEAD, SLICE_KEYS, Memtable, charge, prefix_end
 
 keys = st.binary(max_size=3).map(lambda tail: b"\x00a\xff"[len(tail) % 3 : len(tail) % 3 + 1] + tail)
 prefixes = st.text(alphabet="\x00a\xfe\xff", max_size=3).map(lambda text: text.encode("latin-1"))
@@ -21,13 +22,21 @@ def test_a_prefix_ends_where_its_keys_end(prefix: bytes, others: list[bytes]) ->
         assert key.startswith(prefix) == (prefix <= key and (end is None or key < end))
 
 
-@given(st.lists(keys | st.none(), max_size=60), keys, st.none() | keys, st.integers(1, 70), st.integers(1, 9))
+@given(
+    st.lists(keys | st.none(), max_size=60),
+    keys,
+    st.none() | keys,
+    st.integers(1, 70),
+    st.integers(1, 9),
+    st.integers(2, 9),
+)
 def test_keys_come_in_order(
-    writes: list[bytes | None], low: bytes, end: bytes | None, limit: int, run_size: int
+    writes: list[bytes | None], low: bytes, end: bytes | None, limit: int, slice_keys: int, block_keys: int
 ) -> None:
-    """A None among the writes is a reader who prepares one more run."""
+    """A None among the writes is a reader who prepares one more slice."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memtable_module, "RUN_SIZE", run_size)
+        patch.setattr(memtable_module, "SLICE_KEYS", slice_keys)
+        patch.setattr(memtable_module, "BLOCK_KEYS", block_keys)
         table = Memtable(0)
         for key in writes:
             if key is None:
@@ -39,6 +48,37 @@ def test_keys_come_in_order(
         expected = sorted(key for key in table.records if key >= low and (end is None or key < end))
         assert table.keys_from(low, end, limit) == expected[:limit]
         assert sorted(table) == table.keys_from(b"", None, 100)
+
+
+@given(st.lists(st.integers(0, 40) | st.none(), max_size=60), st.integers(1, 9))
+def test_buckets_have_each_key_once(writes: list[int | None], slice_keys: int) -> None:
+    """A None among the writes is a reader who prepares one more slice."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memtable_module, "SLICE_KEYS", slice_keys)
+        table = Memtable(0)
+        for number in writes:
+            if number is None:
+                table.group()
+            else:
+                table.records[b"%d" % number] = b"x"
+        while not table.group():
+            pass
+        for bucket in {bucket_of(key) for key in table}:
+            assert sorted(table.bucket(bucket)) == sorted(key for key in table if bucket_of(key) == bucket)
+
+
+def test_a_slice_and_a_block_are_bounded() -> None:
+    table = Memtable(0)
+    table.records = {b"%d" % number: b"x" for number in range(SLICE_KEYS)}
+    assert table.prepare()
+    assert table.group()
+    for number in range(SLICE_KEYS, 2 * SLICE_KEYS + 1):
+        table.records[b"%d" % number] = b"x"
+    assert not table.prepare()
+    assert not table.group()
+    assert table.prepare()
+    assert table.group()
+    assert max(map(len, table._blocks)) <= BLOCK_KEYS
 
 
 def test_a_floor_takes_what_is_below_it_and_its_charge() -> None:
