@@ -21,7 +21,7 @@ from merklekv.replication.exchange import ExchangeReport, Initiator
 
 from .disk import Image
 from .node import CLUSTER, MEMTABLE_SIZE, Failure, Node
-from .oracle import FLOOR, Holding
+from .oracle import FLOOR, Holding, sound
 from .world import SECOND, World
 
 LEAVES: Final = 512  # keys are in these, so that comparing all leaves is soon done
@@ -284,9 +284,9 @@ class Cluster(World):
                 continue
             if node.up:
                 node.engine.commit()
-                holdings.append(self.holding(node))
+                holdings.append(sound(self.holding(node)))
             elif node.image is not None:
-                holdings.append(self._holding_of(node.image))
+                holdings.append(sound(self._holding_of(node.image)))
         self.oracle.reconsider(holdings)
 
     def _holding_of(self, image: Image) -> Holding:

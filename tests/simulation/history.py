@@ -102,6 +102,7 @@ class _Writer:
             weights |= {"backup": (backups := some(3)), "restore": backups, "relapse": some(1.5)}
             weights |= {"backwards": some(1)}
             weights |= {"wipe": some(0.5), "leave": some(0.5), "haunt": some(1), "forget": some(2)}
+            weights |= {"rot": some(1), "decay": some(3), "scrub": some(0.5)}
             weights |= {"kill_broker": some(1), "lose": some(1), "expire": some(1)}
         weights["start_broker"] = 3 if weights.get("kill_broker") else 0
         return weights
@@ -258,6 +259,24 @@ class _Writer:
 
     def _forget(self) -> None:
         self._add("forget", *self._two())
+
+    def _rot(self) -> None:
+        self._add("rot", self._node(), self._seed())
+
+    def _scrub(self) -> None:
+        self._add("scrub", self._node(), self._seed())
+
+    def _decay(self) -> None:
+        """Records come into the base and are damaged there, and after a while the scrub comes by."""
+        name = self._node()
+        self._go_on(name, ("write",))
+        if self.chance.random() < 0.7:
+            self._round()
+        self._add("absorb", name)
+        self._add("rot", name, self._seed())
+        for _ in range(self.chance.choice((0, 0, 1, 3))):
+            self._go_on(name, ("write", "exchange", "absorb", "deliver"))
+        self._add("scrub", name, self._seed())
 
     def _kill_broker(self) -> None:
         self._add("kill_broker")

@@ -150,6 +150,35 @@ MUTATIONS: Final = (
         "+ floor",
         "",
     ),
+    # -- damage at rest
+    Mutation(
+        "the scrub does not look at records",
+        "x",
+        "engine.scrub:Scrub._page",
+        "if not record_is_sound(key, record):",
+        "if False:",
+    ),
+    Mutation(
+        "the scrub puts what is older in the place of what is damaged",
+        "x",
+        "engine.scrub:fits",
+        "return digest in",
+        "return True or digest in",
+    ),
+    Mutation(
+        "what a merge goes by is not derived anew for a record that was replaced",
+        "x",
+        "engine.engine:Engine.replace",
+        "self.repair(bucket_of(key), key)",
+        "pass",
+    ),
+    Mutation(
+        "the tree is not taken from the base again after a repair",
+        "x",
+        "engine.durable:Durable._take_over_base",
+        "if repaired or not self.root_ready",
+        "if not self.root_ready",
+    ),
     # -- exchanges and members
     Mutation(
         "what was seen moves before the merge",

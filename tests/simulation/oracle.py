@@ -10,7 +10,8 @@ returned.  `judge` holds what all nodes agree on in the end to that:
 - nothing is there that nobody has written;
 - every sure truncate is in the floor.
 
-What only lived on a node that left, or was restored from a backup, is sure no more (`reconsider`).
+What only lived on a node that left, was restored from a backup, or whose disk has damaged it, is sure no more
+(`reconsider`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from merklekv.engine.format import FLAGS_AT, TOMBSTONE, VALUE_AT, VERSION_SIZE, ZERO_VERSION
+from merklekv.engine.format import FLAGS_AT, TOMBSTONE, VALUE_AT, VERSION_SIZE, ZERO_VERSION, record_is_sound
 from merklekv.engine.version import timestamp_of
 
 FLOOR = b""  # the "key" of a truncate; its record is the floor
@@ -43,6 +44,12 @@ class Holding:
     records: Mapping[bytes, bytes]
     floor: bytes
     horizon: int
+
+
+def sound(holding: Holding) -> Holding:
+    """Without the records that the disk has damaged."""
+    records = {key: record for key, record in holding.records.items() if record_is_sound(key, record)}
+    return Holding(records, holding.floor, holding.horizon)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from typing import Final
 from merklekv.engine.check import check_engine
 from merklekv.errors import MerkleKVError
 
-from .cluster import Cluster
+from .decay import Decay
 from .history import History, history
 from .node import Failure
 from .oracle import Holding, show
@@ -59,7 +59,7 @@ def run(story: History) -> Verdict:
     log.setLevel(logging.CRITICAL + 1)  # what goes wrong is told by the verdict
     root = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None, prefix="merklekv-simulation-"))
     try:
-        with Cluster(story.seed, root, story.names, story.queue_max) as world:
+        with Decay(story.seed, root, story.names, story.queue_max) as world:
             problems = _problems(world, story)
             return Verdict(story, problems, world.trace.hexdigest(), world.crashes)
     finally:
@@ -67,7 +67,7 @@ def run(story: History) -> Verdict:
         log.setLevel(level)
 
 
-def _problems(world: Cluster, story: History) -> list[str]:
+def _problems(world: Decay, story: History) -> list[str]:
     where = "at the start"
     try:
         for number, step in enumerate(story.steps):
@@ -85,7 +85,7 @@ def _problems(world: Cluster, story: History) -> list[str]:
         return [f"{where}: {traceback.format_exc()}"]
 
 
-def _come_together(world: Cluster) -> list[str]:
+def _come_together(world: Decay) -> list[str]:
     """With exchanges: equal contents after a few rounds, equal horizons and no tombstones after a few more."""
     for _ in range(ROUNDS_TO_AGREE):
         world.drain()
@@ -102,12 +102,12 @@ def _come_together(world: Cluster) -> list[str]:
     return [f"horizons and tombstones after {ROUNDS_TO_SETTLE} more rounds: {left}", *_judge(world)]
 
 
-def _settled(world: Cluster) -> bool:
+def _settled(world: Decay) -> bool:
     engines = [node.engine for node in world.up()]
     return len({engine.horizon for engine in engines}) == 1 and not any(engine.dead_count for engine in engines)
 
 
-def _disagreements(world: Cluster) -> list[str]:
+def _disagreements(world: Decay) -> list[str]:
     """How nodes differ, and what is unsound in any of them."""
     nodes = world.up()
     holdings = [world.holding(node) for node in nodes]
@@ -121,7 +121,7 @@ def _disagreements(world: Cluster) -> list[str]:
     return problems
 
 
-def _judge(world: Cluster) -> list[str]:
+def _judge(world: Decay) -> list[str]:
     """What the cluster owes its clients, and what is unsound in any node."""
     nodes = world.up()
     before = check_engine(nodes[0].engine)

@@ -1,0 +1,167 @@
+"""Disks that change bytes in silence, and the scrub that finds it.
+
+A bit of a record in a node's base flips.  What no other node holds is lost by that, so it is owed no more; all else has
+to be what it was when a scrub of that node has been through.  It is the real one, and while it rests, its node goes on
+with other things.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any, Final, Self
+from unittest import mock
+
+from merklekv.engine import scrub
+from merklekv.engine.format import VERSION_SIZE, record_is_sound
+from merklekv.engine.merkle import LEAVES_PER_INNER
+from merklekv.engine.store import Base, BaseWriter
+from merklekv.errors import MerkleKVError
+from merklekv.replication import scrubber
+from merklekv.replication.scrubber import Scrubber
+
+from .cluster import LEAVES, Cluster
+from .node import Failure, Node
+from .oracle import show
+
+MEANWHILE: Final = 0.1  # of the pauses of a scrub see something
+RECORDS_MAX: Final = 100  # more than a base has here
+FIRST_BYTE: Final = 6  # that flips: the ones before it make a version that is decades away
+SCRUBS_TO_MEND: Final = 2  # what one node has lost, another may have to mend first
+ABSORPTIONS_TO_MEND: Final = 2  # of a segment with repairs, and of one that was begun when it was sealed
+
+
+class _Rests:
+    """In the place of the event that ends a scrub: it rests after every slice, and ends with its node."""
+
+    def __init__(self, alive: Callable[[], bool], meanwhile: Callable[[], None]) -> None:
+        self._alive, self._meanwhile = alive, meanwhile
+
+    def wait(self, timeout_s: float) -> None:
+        self._meanwhile()
+
+    def is_set(self) -> bool:
+        return not self._alive()
+
+
+class Decay(Cluster):
+    """A cluster on disks that cannot be trusted."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._originals: dict[tuple[bytes, bytes], bytes] = {}  # (key, damaged record): what it was
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._stack.enter_context(mock.patch.object(scrub, "INNER_NODES", LEAVES // LEAVES_PER_INNER))
+        self._stack.enter_context(mock.patch.object(scrubber, "SLICE_S", 0.0))
+        return self
+
+    def do_rot(self, name: str, seed: int) -> None:
+        """A bit of a record in the base flips."""
+        node, chance = self.nodes[name], random.Random(seed)
+        if not node.up:
+            return
+        layers, path = node.engine._layers, node.engine.directory.base
+        stored = layers.base.records_from(b"", None, RECORDS_MAX, 1 << 30)
+        sound = [(key, record) for key, record in stored if record_is_sound(key, record)]
+        if not sound:
+            return
+        key, record = chance.choice(sound)
+        at = chance.randrange(FIRST_BYTE, len(record))
+        damaged = record[:at] + bytes((record[at] ^ 1 << chance.randrange(8),)) + record[at + 1 :]
+        layers.base.close()  # nobody can have it open twice
+        with BaseWriter(path) as writer, writer._env.begin(write=True) as txn:
+            txn.put(key, damaged, db=writer._records)
+        layers.base = Base(path)
+        self._originals[key, damaged] = record
+        self._reconsider()
+
+    def do_scrub(self, name: str, seed: int) -> None:
+        """A node reads all that it holds, and asks those that it reaches for what is damaged."""
+        node = self.nodes[name]
+        if node.up:
+            self._scrub(node, random.Random(seed) if seed else None)
+
+    def _scrub(self, node: Node, chance: random.Random | None) -> Scrubber:
+        """One pass."""
+        life, damaged = node.lives, self._unsound(node)
+        one = Scrubber(
+            node.engine,
+            lambda: [other.name for other in self._reached(node)],
+            lambda name, key: self._fetch(node, name, key, chance),
+            node._fatal,
+            interval_s=0.0,
+            share_percent=100,
+        )
+        one._stopping = _Rests(  # type: ignore[assignment]
+            lambda: node.up and node.lives == life, lambda: self._between_slices(node, chance)
+        )
+        with self.as_node(node):
+            one.scrub()
+            for key, record in damaged.items() if node.up and node.lives == life else ():
+                now = node.engine.record(key)
+                is_older = now is not None and now < self._originals.get((key, record), record)[:VERSION_SIZE]
+                if now is not None and is_older and record_is_sound(key, now):
+                    raise Failure(f"{node.name}: {show(key, now)} was put in the place of what was newer")
+        return one
+
+    def _between_slices(self, node: Node, chance: random.Random | None) -> None:
+        if chance is not None and chance.random() < MEANWHILE:
+            self._write_meanwhile(node.name, chance)
+
+    def _reached(self, node: Node) -> list[Node]:
+        group = self.groups.get(node.name, 0)
+        return [other for other in self.up() if other is not node and self.groups.get(other.name, 0) == group]
+
+    def _fetch(self, node: Node, name: str, key: bytes, chance: random.Random | None) -> bytes | None:
+        """What another node has; both go on with their own affairs until it answers."""
+        if chance is not None and chance.random() < MEANWHILE:
+            self.do_absorb(node.name)
+        if chance is not None and chance.random() < MEANWHILE:
+            self._write_meanwhile(name, chance)
+        if not self.nodes[name].up:
+            raise MerkleKVError(f"{name} is away")
+        return self.nodes[name].engine.record(key)
+
+    def _unsound(self, node: Node) -> dict[bytes, bytes]:
+        return {key: record for key, record in node.records().items() if not record_is_sound(key, record)}
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def heal(self) -> None:
+        super().heal()
+        if self._originals:
+            self.mend()
+
+    def mend(self) -> None:
+        """Every node is scrubbed.  What no node has any more is written over by hand."""
+        nodes = self.up()
+        for node in nodes * SCRUBS_TO_MEND:
+            self._sweep(node)
+        for node in nodes:
+            self._sweep(node)
+            for key, damaged in self._unsound(node).items():
+                if fit := self._fit(node, key, damaged):
+                    raise Failure(f"{node.name}: {show(key, damaged)} is not mended, although {fit} has it")
+                self.do_write(node.name, (("set", key, b"anew"),), True)
+            if self._sweep(node):
+                raise Failure(f"{node.name}: damage is left after the scrub")
+
+    def _fit(self, node: Node, key: bytes, damaged: bytes) -> str:
+        """Who has what a damaged record was, or something newer."""
+        before = self._originals.get((key, damaged), damaged)[:VERSION_SIZE]
+        for other in self._reached(node):
+            there = other.engine.record(key)
+            if there is not None and there >= before and record_is_sound(key, there):
+                return other.name
+        return ""
+
+    def _sweep(self, node: Node) -> int:
+        """A scrub, and the merging that it asks for; what it could not put right.  All else must be right then."""
+        left = self._scrub(node, None).left
+        for _ in range(ABSORPTIONS_TO_MEND):
+            node.engine.absorb_sealed()
+        if not left and (found := self._scrub(node, None).damaged):
+            raise Failure(f"{node.name}: a scrub finds {found} damages behind one that has put all right")
+        return left
