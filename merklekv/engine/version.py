@@ -1,8 +1,8 @@
 """Versions and the hybrid clock that issues them.
 
 A version is 24 bytes, `timestamp (8) | op id (16)`, compared as bytes: the later timestamp wins, the larger op id
-breaks ties.  An op id is 8 random bytes drawn when the process starts and an 8-byte counter, so that no restored
-backup and no copied directory ever issues one twice.
+breaks ties.  An op id says who wrote: the data directory (8 bytes), the run of its process (4 random bytes drawn at the
+start, so that a restored backup or a copied directory does not issue one twice), and a counter (4).
 
 The clock is a hybrid logical clock (Kulkarni et al., "Logical Physical Clocks", 2014) folded into one number: wall
 time in nanoseconds, moved ahead of every timestamp it has issued or seen.  So a local write beats whatever this node
@@ -26,7 +26,12 @@ UNSET_BEFORE_NS: Final = 1_767_225_600 * 10**9  # 2026-01-01: a wall clock befor
 DEFAULT_MAX_DRIFT_S: Final = 86_400
 MAX_TIMESTAMP: Final = (1 << 63) - 1
 
-_pack = Struct(">Q8sQ").pack
+WRITER_SIZE: Final = 8
+RUN_SIZE: Final = 4
+INSTANCE_SIZE: Final = WRITER_SIZE + RUN_SIZE
+_COUNTER_MASK: Final = (1 << 32) - 1
+
+_pack = Struct(">Q12sI").pack
 _unpack_timestamp = Struct(">Q").unpack_from
 
 
@@ -34,6 +39,16 @@ def timestamp_of(record_or_version: bytes) -> int:
     """Nanoseconds since the epoch, from the head of a version or a record."""
     timestamp: int = _unpack_timestamp(record_or_version)[0]
     return timestamp
+
+
+def writer_of(record_or_version: bytes) -> bytes:
+    """The data directory that wrote it, 8 bytes."""
+    return record_or_version[8 : 8 + WRITER_SIZE]
+
+
+def instance_of(record_or_version: bytes) -> bytes:
+    """The run of a process that wrote it, 12 bytes: the data directory and 4 bytes of its own."""
+    return record_or_version[8 : 8 + INSTANCE_SIZE]
 
 
 def show_version(version: bytes) -> str:
@@ -52,8 +67,12 @@ class HybridClock:
         self.set_back = 0  # how often it has followed a wall clock that was set back
         self._floor = 0  # ns; nothing is stamped at or below
         self._wall = wall_clock
-        self.instance = os.urandom(8)  # of the op ids of this process
+        self.instance = os.urandom(INSTANCE_SIZE)  # of the op ids of this process
         self._counter = 0
+
+    def write_as(self, writer: bytes) -> None:
+        """Names the data directory, 8 bytes, in whatever is issued from now on; a random name stands there before."""
+        self.instance = writer + self.instance[WRITER_SIZE:]
 
     def next(self) -> bytes:
         """A version above every one that was issued or seen."""
@@ -62,7 +81,7 @@ class HybridClock:
         if timestamp <= last:
             timestamp = self._ahead(timestamp)
         self.last = timestamp
-        self._counter += 1
+        self._counter = self._counter + 1 & _COUNTER_MASK
         return _pack(timestamp, self.instance, self._counter)
 
     def after(self, version: bytes) -> bytes:
@@ -70,7 +89,7 @@ class HybridClock:
 
         Needed only after the clock followed a wall that was set back, so it leaves the clock where it is.
         """
-        self._counter += 1
+        self._counter = self._counter + 1 & _COUNTER_MASK
         return _pack(timestamp_of(version) + 1, self.instance, self._counter)
 
     def observe(self, version: bytes) -> None:

@@ -34,7 +34,7 @@ from merklekv.engine.merkle import LEAVES_PER_INNER
 from merklekv.engine.store import Pair
 from merklekv.errors import Stalled
 from merklekv.replication.exchange_fields import Fields, Malformed
-from merklekv.replication.exchange_side import Moved, Refused, Side, Terms, is_dead, terms_of
+from merklekv.replication.exchange_side import Moved, Refused, Side, Terms, terms_of
 from merklekv.replication.exchange_wire import (
     MESSAGE_ROOM_BYTES,
     ExchangeFailed,
@@ -151,11 +151,11 @@ class Initiator:
             side.finish(theirs.table, terms.horizon, True)
             engine.commit()
             return True
-        adopted = terms.adopt and side.adopt(theirs.table, terms.horizon)
+        adopted = side.is_current(theirs) and side.adopt(theirs.table, terms.horizon)
         if adopted:
             self._collect()
             equal = self._holds_what(theirs)
-        if terms.discard_here:
+        if terms.dead_here.seen:
             side.fall_back(theirs)
         self._horizon = terms.horizon if adopted else mine.horizon
         if full or not equal:
@@ -171,7 +171,7 @@ class Initiator:
     def _union(self, full: bool, mine: Hello) -> Steps[None]:
         terms, theirs = self._terms, self._theirs
         fewer, more = sorted((mine.count, theirs.count))
-        if fewer * PAGES_RATIO < more and not (full or terms.discard_here or terms.discard_there):
+        if fewer * PAGES_RATIO < more and not (full or terms.dead_here.may_be() or terms.dead_there.may_be()):
             if mine.count == fewer and fewer:
                 yield from self._push()  # what the smaller side holds goes first, or all of its own would come back
             if theirs.count:
@@ -188,7 +188,9 @@ class Initiator:
             raise Moved
         if self._refused:
             return
-        self._side.finish(theirs.table, terms.horizon, not terms.discard_there)
+        self._side.finish(theirs.table, terms.horizon, not terms.dead_there.seen)
+        if self._horizon < terms.horizon:
+            self._collect()  # the other has, too
         engine.flush()
         answer = yield from self._ask(
             "done",
@@ -196,7 +198,7 @@ class Initiator:
             horizon=theirs.horizon,
             hello=mine.plain(),
             settled=terms.horizon,
-            everything=int(not terms.discard_here),
+            everything=int(not terms.dead_here.seen),
         )
         self._side.hear(table_of(answer))
         engine.commit()
@@ -263,8 +265,8 @@ class Initiator:
             raise Malformed("it sent records that are cut")
         dead = [
             (key, record[:VERSION_SIZE])
-            for key, record in (theirs.items() if terms.discard_there else ())
-            if is_dead(record, terms.discard_there, self._theirs.instance) and engine.record(key) is None
+            for key, record in (theirs.items() if terms.dead_there.may_be() else ())
+            if terms.dead_there.covers(record) and engine.record(key) is None
         ]
         gone = {key for key, _ in dead}
         self._take([pair for pair in records if pair[0] not in gone])
@@ -280,13 +282,13 @@ class Initiator:
             if index >= len(mine):
                 raise Malformed("it lacks more than it was asked for")
             key, head = mine[index]
-            if key not in theirs and is_dead(head, terms.discard_here, self._side.instance):
+            if key not in theirs and terms.dead_here.covers(head):
                 dead_here.append((key, head[:VERSION_SIZE]))
             elif head[:VERSION_SIZE] > theirs.get(key, b"")[:VERSION_SIZE]:
                 give.append(key)
         for at in range(0, len(dead_here), SLICE_MERGES):
             pairs = dead_here[at : at + SLICE_MERGES]
-            self.report.discarded += self._write(partial(self._side.discard, pairs, self._origin, self._horizon))
+            self.report.discarded += self._write(partial(self._side.bury, pairs, self._origin, self._horizon))
         yield from self._swap(give, dead, wants)
 
     def _swap(self, give: list[bytes], dead: list[Pair], wants: list[bytes]) -> Steps[None]:

@@ -1,14 +1,21 @@
 """What both sides of an exchange do with their own node: say who it is, judge the other, merge, remember.
 
 The rule for what lies below the horizon, where one node has collected tombstones and the other may still hold what they
-killed.  Let `a` be the node with the higher horizon H.  The other node, `b`,
+killed.  Let `a` be the node with the higher horizon H, and r a record of the other, `b`, from before H, of a key that
+`a` does not hold.  It is dead, that is `a` has had it and it was deleted since, if
 
-- is *current* if it has merged everything up to H: then it holds nothing that is dead, adopts H, and the two hold the
-  union of their records.  (It goes on with its own if H does not count on all whom it has met: two groups that have
-  settled without each other.  Then its tombstones wait here for a horizon that counts on everybody.);
-- else was left behind.  What it holds from before min(H, what `a` has seen of `b`), and `a` lacks: `a` has had all of
-  that once, so it has been deleted since, and `b` discards it.  All else is new to `a`, and joins the union.  For a
-  node that `a` has never seen, that is everything: a node that joins loses nothing.
+- `b` was left behind (it has not merged everything up to H, as after the restoration of an old backup), and r is older
+  than what `a` has seen of `b`; but for what the present process of `b` wrote itself: that came after the restoration;
+- or H does not count on `b`, and r was written before a horizon of `a` that did count on its writer: then all members
+  have merged it.  `b` has it from elsewhere, from a broker that lost its deletion, say, or from an exchange that was cut.
+
+All else is new to `a`, and joins the union: a node that joins loses nothing of its own.  What is dead is buried: `b`
+puts a tombstone just above r, so that r does not come back from a third node either, and what was written later stands.
+
+A node that has merged everything up to H, and on which H counts, is *current*, and adopts H at once, any other one when
+the exchange is complete.  (It goes on with its own if H does not
+count on all whom it has met: two groups that have settled without each other.  Then its tombstones wait here for a
+horizon that counts on everybody.)
 
 A tombstone from below the horizon cannot be kept (it would be collected at once, here and not there), so if it kills
 something, that is deleted anew.
@@ -19,10 +26,19 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import FLAGS_AT, MAX_KEY_SIZE, OP_DEL, OP_SET, VERSION_SIZE, record_is_sound
+from merklekv.engine.format import (
+    FLAGS_AT,
+    MAX_KEY_SIZE,
+    OP_DEL,
+    OP_SET,
+    TOMBSTONE,
+    VERSION_SIZE,
+    make_record,
+    record_is_sound,
+)
 from merklekv.engine.layers import is_live
 from merklekv.engine.store import Pair
-from merklekv.engine.version import timestamp_of
+from merklekv.engine.version import instance_of, timestamp_of, writer_of
 from merklekv.replication.exchange_wire import ExchangeRefused, Hello
 from merklekv.replication.members import NO_ROW, Members, Table
 
@@ -40,6 +56,7 @@ def load_members(engine: Engine, node: str) -> Members:
     with engine.lock:
         stored = engine.notes.get(NOTE_MEMBERS)
         members = Members(node) if stored is None else Members.restore(stored, node)
+        engine.clock.write_as(members.identity.birth)
         engine.keep_promise(members.promised)
         store_members(engine, members)
     engine.flush()
@@ -54,38 +71,61 @@ def store_members(engine: Engine, members: Members) -> None:
             engine.note(NOTE_MEMBERS, data)
 
 
+def settle(engine: Engine, members: Members) -> None:
+    """Moves the horizon as far as the members' reports allow.  The caller stores the members and commits."""
+    with engine.lock:
+        horizon = members.horizon()
+        if engine.raise_horizon(horizon):
+            members.count_on_all(horizon)
+
+
+class Dead(NamedTuple):
+    """Which records of a node are dead where the other holds nothing under their keys: the rule above."""
+
+    seen: int  # ns: the other has had everything up to here, if the node was left behind
+    instance: bytes  # the present run of the node's process
+    settled: dict[bytes, int]  # ns: or, if its horizon does not count on the node, everything of these writers
+
+    def may_be(self) -> bool:
+        """Whether any can be."""
+        return bool(self.seen or self.settled)
+
+    def covers(self, record: bytes) -> bool:
+        """Whether this one is, a record or its head."""
+        if not is_live(record):
+            return False
+        timestamp = timestamp_of(record)
+        return (timestamp <= self.seen and instance_of(record) != self.instance) or (
+            timestamp <= self.settled.get(writer_of(record), 0)
+        )
+
+
+NOTHING_IS_DEAD: Final = Dead(0, b"", {})
+
+
 class Terms(NamedTuple):
     """What two nodes with these hellos do about the horizon."""
 
     horizon: int  # of the one that is further; tombstones up to here are not handed over
-    adopt: bool  # this node takes it at once
-    discard_here: int  # records up to this timestamp that only this node holds are dead; 0: none
-    discard_there: int  # likewise for the other
+    dead_here: Dead
+    dead_there: Dead
 
 
 def terms_of(mine: Hello, theirs: Hello) -> Terms:
     """The rule above."""
-    return Terms(
-        max(mine.horizon, theirs.horizon),
-        mine.horizon < theirs.horizon <= mine.table.current,
-        _dead_up_to(mine, theirs),
-        _dead_up_to(theirs, mine),
+    return Terms(max(mine.horizon, theirs.horizon), _dead_of(mine, theirs), _dead_of(theirs, mine))
+
+
+def _dead_of(lower: Hello, higher: Hello) -> Dead:
+    if lower.horizon >= higher.horizon or not lower.count:
+        return NOTHING_IS_DEAD
+    who, table = lower.table.identity, higher.table
+    current = lower.table.current >= higher.horizon
+    return Dead(
+        0 if current else min(higher.horizon, table.rows.get(who, NO_ROW).seen),
+        lower.instance,
+        {} if table.counts_on(who) else {member.birth: until for member, until in table.settled.items()},
     )
-
-
-def _dead_up_to(lower: Hello, higher: Hello) -> int:
-    if lower.horizon >= higher.horizon or lower.table.current >= higher.horizon:
-        return 0
-    return min(higher.horizon, higher.table.rows.get(lower.table.identity, NO_ROW).seen)
-
-
-def is_dead(record: bytes, discard: int, instance: bytes) -> bool:
-    """Whether a record (or head) that only one node holds is one that the cluster has settled without that node.
-
-    What its process has written itself is not: only a process can be left behind that has been restored, so it was
-    before this one was started.  (The timestamp alone would not tell, where a clock was set back meanwhile.)
-    """
-    return timestamp_of(record) <= discard and record[8:16] != instance
 
 
 class Side:
@@ -154,14 +194,15 @@ class Side:
             store_members(self.engine, self.members)
 
     def fall_back(self, peer: Hello) -> None:
-        """Before this node discards what the other does not hold.  The caller commits."""
+        """Before this node, which was left behind, buries what the other does not hold.  The caller commits."""
         with self.engine.lock:
             self.members.fall_back(peer.table)
             store_members(self.engine, self.members)
 
-    def is_current(self, horizon: int) -> bool:
-        """Whether this node has merged everything up to a horizon."""
-        return self.members.current >= horizon
+    def is_current(self, peer: Hello) -> bool:
+        """Whether the other is further, and this node holds nothing that is dead there: it may adopt that at once."""
+        behind = self.engine.horizon < peer.horizon
+        return behind and peer.horizon <= self.members.current and peer.table.counts_on(self.members.identity)
 
     def take(self, pairs: list[Pair], origin: bytes, horizon: int, settled: int) -> tuple[int, Refused]:
         """Merges records of the other node, in one short call; how many were new, and what was refused.
@@ -192,12 +233,20 @@ class Side:
             return False
         return self.engine.delete(key)
 
-    def discard(self, pairs: list[Pair], origin: bytes, horizon: int) -> int:
-        """Drops records that the cluster has settled without this node.  Raises Moved, Stalled, DiskFull."""
-        with self.engine.lock:
-            if self.engine.horizon != horizon:
+    def bury(self, pairs: list[Pair], origin: bytes, horizon: int) -> int:
+        """Puts tombstones above dead records (key, version), as long as nothing newer stands there; how many.
+
+        Raises Moved, Stalled, DiskFull.
+        """
+        engine = self.engine
+        with engine.lock:
+            if engine.horizon != horizon:
                 raise Moved
-            return self.engine.discard(pairs, origin)
+            items = []
+            for key, version in pairs:
+                above = max(timestamp_of(version), horizon) + 1  # one at the horizon would go at once
+                items.append((OP_DEL, key, make_record(key, above.to_bytes(8, "big") + version[8:], TOMBSTONE, b"")))
+            return engine.merge(items, origin, settled=True).applied
 
     def finish(self, peer: Table, horizon: int, everything: bool) -> Table:
         """This node holds all that the other held when it said `peer`; what it tells now, once that was flushed.
@@ -215,7 +264,7 @@ class Side:
         """Takes in what the other reports after it has finished, which may move the horizon.  The caller commits."""
         with self.engine.lock:
             self.members.meet(peer)
-            self._settle()
+            settle(self.engine, self.members)
             store_members(self.engine, self.members)
 
     def adopt(self, peer: Table, horizon: int) -> bool:
@@ -223,14 +272,10 @@ class Side:
         with self.engine.lock:
             follows = self.members.follows(peer)
             if follows and self.engine.raise_horizon(horizon):
-                self.members.covered = peer.covered
+                self.members.count_as(peer)
             return follows
 
     def _remember(self, peer: Table, horizon: int, everything: bool) -> None:
         self.adopt(peer, horizon)
         self.members.learn(peer, everything)
-        self._settle()
-
-    def _settle(self) -> None:
-        if self.engine.raise_horizon(self.members.horizon()):
-            self.members.covered = self.members.everyone()
+        settle(self.engine, self.members)

@@ -28,6 +28,7 @@ import cbor2
 from xxhash import xxh3_64_digest
 
 from merklekv.engine.format import VERSION_SIZE
+from merklekv.engine.version import INSTANCE_SIZE
 from merklekv.errors import MerkleKVError
 from merklekv.replication.exchange_fields import Fields, Malformed, decode_map
 from merklekv.replication.members import Table, table_of
@@ -37,7 +38,6 @@ EXCHANGE_VERSION: Final = 1
 _HEAD: Final = MAGIC + bytes((EXCHANGE_VERSION,))
 _CHECKSUM_SIZE: Final = 8
 ROOT_SIZE: Final = 32
-INSTANCE_SIZE: Final = 8
 CLUSTER_SIZE_MAX: Final = 1000
 MESSAGE_ROOM_BYTES: Final = 4 << 20  # what a message may need beside the largest value
 
@@ -63,7 +63,7 @@ class Hello:
     """What a node says of itself when an exchange begins, all of one moment."""
 
     cluster: str
-    instance: bytes  # random, of the process: it marks the versions that it issues
+    instance: bytes  # the run of its process: it marks the versions that it issues
     floor: bytes
     horizon: int  # ns
     root: bytes  # empty while it is not known

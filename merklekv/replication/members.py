@@ -17,6 +17,9 @@ and from these follow
               so a tombstone from there has nothing left to hide (cf. causal stability: Baquero et al., "Making
               Operation-based CRDTs Operation-based", 2014)
 
+What a member wrote before a horizon that counts on it, all have merged.  `settled` keeps this time for each, also when
+it was forgotten: a record from before it that is not there any more was deleted, whoever comes with it.
+
 `current` is a time up to which this node has merged everything: the largest that `stable` ever was, here or at a node
 whose data this one has merged.  Unlike `stable` it does not fall when a member is added.  A horizon above it tells a
 node that it was left behind: it was restored from an old backup, say.  A node takes over the horizon of another only if
@@ -116,7 +119,11 @@ class Table:
     current: int
     rows: dict[Identity, Row] = field(default_factory=dict)
     forgotten: frozenset[Identity] = frozenset()
-    covered: frozenset[Identity] = frozenset()  # the members that its horizon counts on
+    settled: dict[Identity, int] = field(default_factory=dict)  # see Members
+
+    def counts_on(self, who: Identity) -> bool:
+        """Whether the node's horizon counts on this member."""
+        return who in self.settled and self.settled[who] == max(self.settled.values())
 
     def plain(self) -> dict[str, object]:
         """For CBOR."""
@@ -129,7 +136,7 @@ class Table:
             "current": self.current,
             "rows": [[*who, row.seen, row.counted, *row.report] for who, row in sorted(self.rows.items())],
             "forgotten": [list(who) for who in sorted(self.forgotten)],
-            "covered": [list(who) for who in sorted(self.covered)],
+            "settled": [[*who, until] for who, until in sorted(self.settled.items())],
         }
 
 
@@ -142,8 +149,11 @@ def table_of(fields: Fields) -> Table:
         node, birth, seen, counted, *said = a_list(item, "a row", 7)
         rows[_identity(node, birth)] = Row(number(seen, "seen"), number(counted, "counted"), _report(*said))
     forgotten = frozenset(_identity(*a_list(item, "forgotten", 2)) for item in fields.items("forgotten", FORGOTTEN_MAX))
-    covered = frozenset(_identity(*a_list(item, "covered", 2)) for item in fields.items("covered", MEMBERS_MAX))
-    return Table(identity, report, fields.number("current"), rows, forgotten, covered)
+    settled = {}
+    for item in fields.items("settled", MEMBERS_MAX + FORGOTTEN_MAX):
+        node, birth, until = a_list(item, "settled", 3)
+        settled[_identity(node, birth)] = number(until, "settled")
+    return Table(identity, report, fields.number("current"), rows, forgotten, settled)
 
 
 def _identity(node: Any, birth: Any) -> Identity:
@@ -162,7 +172,7 @@ class Members:
         self.promised = 0  # ns: the largest clock that was told to anyone
         self.current = 0  # ns
         self.forgotten: set[Identity] = set()
-        self.covered: frozenset[Identity] = frozenset()  # the members that the engine's horizon counts on
+        self.settled: dict[Identity, int] = {}  # the last horizon of the engine, ns, that counted on this member
         self._others: dict[Identity, Member] = {}
 
     # -- reading -------------------------------------------------------------------------------------------------------
@@ -204,23 +214,19 @@ class Members:
             return 0
         return min((self.stable(), *(member.report.stable for member in self._others.values())))
 
-    def everyone(self) -> frozenset[Identity]:
-        """All members, this node included."""
-        return frozenset((self.identity, *self._others))
-
     def follows(self, peer: Table) -> bool:
         """Whether this node may take over the horizon of another: it counts on all that this node has ever met.
 
         Else a member of this node's may still hold what a tombstone below that horizon has to hide.
         """
-        known = peer.covered | peer.forgotten | {peer.identity}
-        return all(who in known for who, member in self._others.items() if member.seen)
+        known = peer.forgotten | {peer.identity}
+        return all(who in known or peer.counts_on(who) for who, member in self._others.items() if member.seen)
 
     def table(self) -> Table:
         """What is told to others."""
         rows = {who: Row(member.seen, member.counted, member.report) for who, member in self._others.items()}
         report = Report(self.promised, self.stable(), self.view())
-        return Table(self.identity, report, self.current, rows, frozenset(self.forgotten), self.covered)
+        return Table(self.identity, report, self.current, rows, frozenset(self.forgotten), dict(self.settled))
 
     # -- changing ------------------------------------------------------------------------------------------------------
 
@@ -301,6 +307,15 @@ class Members:
                 row = peer.rows.get(who, NO_ROW)
                 member.seen, member.counted = min(member.seen, row.seen), min(member.counted, row.counted)
 
+    def count_on_all(self, horizon: int) -> None:
+        """The engine has this horizon now, ns, and it counts on all members."""
+        self.settled |= dict.fromkeys((self.identity, *self._others), horizon)
+
+    def count_as(self, peer: Table) -> None:
+        """The engine has taken over the horizon of a node."""
+        for who, until in peer.settled.items():
+            self.settled[who] = max(self.settled.get(who, 0), until)
+
     def _add(self, new: set[Identity]) -> None:
         """Adds members.  One whose birth is not known gives way to one of the same id whose birth is or was known."""
         everyone = self._others.keys() | new
@@ -350,7 +365,7 @@ class Members:
             ) from error
         members = cls(node, stored.identity.birth if node == stored.identity.node else b"")
         members.promised, members.current = promised, stored.current
-        members.forgotten, members.covered = set(stored.forgotten), stored.covered
+        members.forgotten, members.settled = set(stored.forgotten), stored.settled
         for who, row in stored.rows.items():
             members._others[who] = Member(*row, *local.get(who, ("", 0.0)))
         if members.identity != stored.identity:

@@ -20,12 +20,11 @@ from typing import Final, TypeVar
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import BUCKETS, DIGEST_AT, INNER_NODES, MAX_KEY_SIZE, VALUE_AT, VERSION_SIZE
 from merklekv.engine.store import Pair
-from merklekv.engine.version import timestamp_of
+from merklekv.engine.version import INSTANCE_SIZE, timestamp_of
 from merklekv.errors import DiskFull, Stalled
 from merklekv.replication.exchange_fields import Fields, Malformed
 from merklekv.replication.exchange_side import Moved, Refused, Side, terms_of
 from merklekv.replication.exchange_wire import (
-    INSTANCE_SIZE,
     MESSAGE_ROOM_BYTES,
     ExchangeRefused,
     decode,
@@ -92,14 +91,13 @@ class Responder:
         if peer.floor > engine.floor:
             yield from self._writing(partial(engine.merge_floor, peer.floor, peer.node.encode()))
         side.meet(peer)
-        if engine.horizon < peer.horizon and side.is_current(peer.horizon):
+        if side.is_current(peer):
             side.adopt(peer.table, peer.horizon)
-        while (yield from self._writing(engine.collect)):
-            yield None
+        yield from self._collect()
         for _ in engine.prepare_root():
             yield None
         hello, equal = side.hello(peer)
-        if not equal and terms_of(hello, peer).discard_here:
+        if not equal and terms_of(hello, peer).dead_here.seen:
             side.fall_back(peer)
         engine.flush()
         return encode("hello", equal=int(equal), **hello.plain())
@@ -183,14 +181,14 @@ class Responder:
             refused += taken[1]
             yield None
         if dead:
-            if settled <= horizon or side.is_current(settled):
+            if settled <= horizon:
                 raise ExchangeRefused("current", "the other node takes this one for left behind, which it is not")
             for key, version in dead:
                 if not 0 < len(key) <= MAX_KEY_SIZE or len(version) != VERSION_SIZE or timestamp_of(version) > settled:
                     raise Malformed("records to discard that are not settled")
             for at in range(0, len(dead), SLICE_MERGES):
                 slice_ = dead[at : at + SLICE_MERGES]
-                discarded += yield from self._writing(partial(side.discard, slice_, origin, horizon))
+                discarded += yield from self._writing(partial(side.bury, slice_, origin, horizon))
                 yield None
         found, served = yield from self._read(wants)
         self._engine.commit()
@@ -225,12 +223,14 @@ class Responder:
         return encode("pull", records=flat(found), following=following)
 
     def _done(self, fields: Fields) -> Slices[bytes]:
-        yield from self._expected(fields, done=True)
+        before = yield from self._expected(fields, done=True)
         peer = hello_of(fields.map("hello"))
         side = self._side
         side.judge(peer)
         horizon, everything = fields.number("settled"), bool(fields.number("everything", 1))
         table = side.finish(peer.table, horizon, everything)
+        if before < horizon:
+            yield from self._collect()  # the other has, too
         self._engine.flush()
         return encode("done", **table.plain())
 
@@ -243,6 +243,10 @@ class Responder:
         if horizon != self._engine.horizon and not done:
             raise Moved
         return horizon
+
+    def _collect(self) -> Slices[None]:
+        while (yield from self._writing(self._engine.collect)):
+            yield None
 
     def _writing(self, call: Callable[[], T]) -> Slices[T]:
         """Makes a call that may find merging behind, again when there is room."""

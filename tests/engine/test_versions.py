@@ -10,7 +10,15 @@ from engine_support import DAY_NS, NOON, Wall
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merklekv.engine.version import MAX_TIMESTAMP, UNSET_BEFORE_NS, HybridClock, show_version, timestamp_of
+from merklekv.engine.version import (
+    MAX_TIMESTAMP,
+    UNSET_BEFORE_NS,
+    HybridClock,
+    instance_of,
+    show_version,
+    timestamp_of,
+    writer_of,
+)
 
 DRIFT = DAY_NS
 walls = st.integers(0, 3 * NOON) | st.integers(NOON - 3 * DRIFT, NOON + 3 * DRIFT) | st.just(NOON)
@@ -107,7 +115,20 @@ def test_two_starts_never_issue_one_version() -> None:
     wall = Wall()
     first, second = (HybridClock(DRIFT, wall) for _ in range(2))
     assert first.next() != second.next()
-    assert first.next()[8:16] != second.next()[8:16]
+    assert instance_of(first.next()) != instance_of(second.next())
+    for clock in (first, second):
+        clock.write_as(b"the same")
+        assert writer_of(clock.next()) == b"the same"
+        assert instance_of(clock.next()) == clock.instance
+    assert first.instance != second.instance
+
+
+def test_the_counter_of_an_op_id_begins_again() -> None:
+    clock = HybridClock(DRIFT, Wall())
+    clock._counter = (1 << 32) - 2
+    versions = [clock.next() for _ in range(3)]
+    assert [version[20:].hex() for version in versions] == ["ffffffff", "00000000", "00000001"]
+    assert versions == sorted(versions)
 
 
 def test_a_version_as_people_read_it() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from exchange_support import SECOND, Cut, Node, agree, carry, cluster, exchange, meet_all
 
+from merklekv.replication.exchange_side import settle as raise_horizon
 from merklekv.replication.exchange_wire import ExchangeRefused
 from merklekv.replication.membership import Membership
 
@@ -305,8 +306,7 @@ def test_forgetting_does_not_settle_what_only_some_have_of_the_forgotten(nodes: 
     with pytest.raises(Cut):
         carry(b.initiate().steps(), c, before=lambda number, request: cut() if number else request)
     for node in (b, c):
-        if node.engine.raise_horizon(node.members.horizon()):
-            node.members.covered = node.members.everyone()
+        raise_horizon(node.engine, node.members)
         while node.engine.collect():
             pass
     exchange(b, c)

@@ -146,7 +146,7 @@ def test_what_was_decided_under_another_horizon_is_not_done(nodes: list[Node]) -
     side = Side(a.engine, a.members, "test")
     for call in (
         lambda: side.take([], b"b", a.engine.horizon + SECOND, 0),
-        lambda: side.discard([], b"b", a.engine.horizon + SECOND),
+        lambda: side.bury([], b"b", a.engine.horizon + SECOND),
     ):
         with pytest.raises(Moved):
             call()

@@ -124,6 +124,38 @@ def test_falling_back_keeps_what_the_other_has_seen_too() -> None:
     ]
 
 
+def test_on_whom_a_horizon_counts_and_counted() -> None:
+    a, b, c, d = (new(name) for name in "abcd")
+    a.heard("b", birth(1))
+    a.heard("c", birth(1))
+    assert not a.table().counts_on(b.identity)
+    a.count_on_all(50)
+    a.forget("c")
+    a.heard("d", birth(1))
+    assert [a.table().counts_on(one.identity) for one in (a, b, c, d)] == [True, True, True, False]
+    a.forget("d")
+    a.count_on_all(70)
+    told = a.table()
+    assert [told.counts_on(one.identity) for one in (a, b, c, d)] == [True, True, False, False]
+    assert told.settled == {a.identity: 70, b.identity: 70, c.identity: 50}
+    d.heard("b", birth(1))
+    d.count_on_all(60)
+    d.count_as(told)
+    assert d.settled == {a.identity: 70, b.identity: 70, c.identity: 50, d.identity: 60}
+    assert not d.table().counts_on(d.identity)
+
+
+def test_a_horizon_is_followed_if_it_counts_on_all_who_were_met() -> None:
+    a = new("a")
+    a.heard("only heard", birth(1))
+    meet(a, new("b"), 10)
+    counts_on_b = table("c", settled={who("b"): 20, who("old"): 10})
+    assert a.follows(counts_on_b)
+    assert not a.follows(table("c", settled={who("b"): 20, who("later"): 30}))
+    assert not a.follows(table("c"))
+    assert a.follows(table("c", forgotten=frozenset({who("b")})))
+
+
 # -- hearing and forgetting --------------------------------------------------------------------------------------------
 
 
@@ -212,6 +244,7 @@ tables = st.builds(
     times,
     st.dictionaries(identities, st.builds(Row, times, times, reports), max_size=4),
     st.frozensets(identities, max_size=2),
+    st.dictionaries(identities, times, max_size=4),
 )
 
 

@@ -17,7 +17,7 @@ from merklekv.engine.engine import Engine
 from merklekv.engine.tail import Place
 from merklekv.errors import MerkleKVError, Stalled
 from merklekv.replication.event import encode_message
-from merklekv.replication.exchange_side import load_members
+from merklekv.replication.exchange_side import load_members, settle
 from merklekv.replication.inbox import Delivery, Inbox
 from merklekv.replication.members import Identity
 from merklekv.replication.membership import Membership
@@ -172,8 +172,7 @@ class Node:
     def settle(self) -> None:
         """Moves the horizon as far as the members' reports allow, and collects, as anti-entropy does by itself."""
         engine = self.engine
-        if engine.raise_horizon(self.members.horizon()):
-            self.members.covered = self.members.everyone()
+        settle(engine, self.members)
         more = True
         while more:
             try:

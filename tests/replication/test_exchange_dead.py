@@ -1,0 +1,168 @@
+"""Records that a node has from elsewhere, and that the cluster has deleted and forgotten: they stay deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from exchange_support import SECOND, Cut, Node, agree, carry, cluster, exchange, meet_all
+
+from merklekv.engine.format import TOMBSTONE, VALUE_AT
+from merklekv.replication import exchange as exchange_module
+from merklekv.replication.exchange_side import NOTHING_IS_DEAD, Dead
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[list[Node]]:
+    """a, b and c have settled that `k` of a is deleted; j is new."""
+    with cluster(tmp_path, "abcj") as (a, b, c, j):
+        j.now -= 10 * SECOND
+        j.set(b"own")
+        a.set(b"k")
+        a.set(b"stays")
+        meet_all([a, b, c])
+        yield [a, b, c, j]
+
+
+def forget_deletion(a: Node, b: Node, c: Node) -> None:
+    a.delete(b"k")
+    meet_all([a, b, c])
+    meet_all([a, b, c])
+    assert not any(node.engine.dead_count for node in (a, b, c))
+
+
+def joined(nodes: list[Node]) -> None:
+    meet_all(nodes)
+    meet_all(nodes)
+    assert agree(*nodes)
+    assert set(nodes[0].values()) == {b"stays", b"own"}
+    assert not any(node.engine.dead_count for node in nodes)
+
+
+@pytest.mark.parametrize("begins", ["joining", "other"])
+def test_an_old_event_whose_deletion_the_broker_lost(nodes: list[Node], begins: str) -> None:
+    a, b, c, j = nodes
+    late = a.records()[b"k"]
+    j.members.heard("a", a.members.identity.birth)  # it does not take events of nodes that it does not know
+    j.take_event(b"k", late, "a")
+    forget_deletion(a, b, c)
+    report = exchange(j, b) if begins == "joining" else exchange(b, j)
+    assert report.discarded == 1
+    assert set(b.values()) == set(j.values()) == {b"stays", b"own"}
+    joined(nodes)
+
+
+def test_what_came_in_an_exchange_that_was_cut(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a node that was then gone, so that nobody knows where it came from."""
+    monkeypatch.setattr(exchange_module, "PAGES_RATIO", 1)
+    a, b, c, j = nodes
+
+    def cut(number: int, request: bytes) -> bytes:
+        if b"k" in j.records():
+            raise Cut
+        return request
+
+    with pytest.raises(Cut):
+        carry(j.initiate().steps(), c, before=cut)
+    assert b"k" in j.values()
+    for node in (a, b):
+        node.members.forget("c")
+    a.delete(b"k")
+    meet_all([a, b])
+    meet_all([a, b])
+    assert not a.engine.dead_count
+    exchange(a, j)
+    joined([a, b, j])
+
+
+def test_what_came_from_a_restored_node(nodes: list[Node]) -> None:
+    a, b, c, j = nodes
+    copy = c.backup()
+    forget_deletion(a, b, c)
+    c.restore(copy)
+    exchange(j, c)
+    assert b"k" in j.values()
+    exchange(a, c)  # c drops it
+    exchange(c, j)  # and does not get it back
+    assert b"k" not in c.values()
+    exchange(j, a)
+    joined(nodes)
+
+
+def test_what_two_new_nodes_gave_each_other(nodes: list[Node]) -> None:
+    a, b, c, j = nodes
+    late = a.records()[b"k"]
+    with cluster(a.path.parent / "more", "i") as (i,):
+        i.take_event(b"k", late, "a")
+        exchange(i, j)
+        forget_deletion(a, b, c)
+        exchange(i, a)
+        exchange(i, j)
+        assert b"k" not in i.values()
+        exchange(j, a)
+        joined([*nodes, i])
+
+
+def test_a_newer_write_of_a_dead_record_stands(nodes: list[Node]) -> None:
+    a, b, c, j = nodes
+    j.take_event(b"k", a.records()[b"k"], "a")
+    forget_deletion(a, b, c)
+    with cluster(a.path.parent / "more", "i") as (i,):
+        i.now = a.now + 1
+        i.set(b"k", b"again")
+        exchange(j, b)
+        exchange(i, j)
+        meet_all([*nodes, i])
+        assert {node.engine.get(b"k") for node in (*nodes, i)} == {b"again"}
+
+
+def test_what_a_writer_outside_has_written_is_not_dead(nodes: list[Node]) -> None:
+    """It comes by way of another, and its writer never does."""
+    a, b, c, j = nodes
+    with cluster(a.path.parent / "more", "i") as (i,):
+        i.now = j.now
+        i.set(b"from outside")
+        assert i.records()[b"from outside"] < a.records()[b"stays"]
+        exchange(i, j)
+        forget_deletion(a, b, c)
+        report = exchange(j, a)
+        assert report.discarded == 0
+        assert a.engine.get(b"from outside") == b"value"
+
+
+def test_damage_on_a_member_deletes_nothing_elsewhere(nodes: list[Node]) -> None:
+    """A member that lost a record, whatever its horizon, gets it back from those on whom that counts."""
+    a, b, c, _ = nodes
+    lost = a.records()[b"stays"]
+    a.tick(100)
+    exchange(a, b)
+    exchange(a, c)
+    exchange(a, b)
+    behind, ahead = sorted((a, b, c), key=lambda node: node.engine.horizon)[::2]
+    assert behind.engine.horizon < ahead.engine.horizon
+    with ahead.engine.lock:
+        ahead.engine._remove(b"stays", lost)
+    exchange(behind, ahead)
+    meet_all([a, b, c])
+    assert {node.engine.get(b"stays") for node in (a, b, c)} == {b"value"}
+
+
+def record(timestamp: int, writer: bytes = b"w" * 8, run: bytes = b"r" * 4, flags: int = 0) -> bytes:
+    return timestamp.to_bytes(8, "big") + writer + run + bytes(4) + bytes([flags]) + bytes(16)
+
+
+def test_what_is_dead() -> None:
+    behind = Dead(10, b"w" * 8 + b"now!", {})
+    stranger = Dead(0, b"", {b"w" * 8: 20})
+    assert behind.may_be()
+    assert stranger.may_be()
+    assert not NOTHING_IS_DEAD.may_be()
+    for timestamp, one, other in ((10, True, True), (11, False, True), (20, False, True), (21, False, False)):
+        assert behind.covers(record(timestamp)) is one
+        assert stranger.covers(record(timestamp)) is other
+        assert not NOTHING_IS_DEAD.covers(record(timestamp))
+    assert not behind.covers(record(10, run=b"now!"))
+    assert not stranger.covers(record(10, writer=b"x" * 8))
+    assert not stranger.covers(record(10, flags=TOMBSTONE)), "it hides what may still come"
+    assert len(record(1)) == VALUE_AT
