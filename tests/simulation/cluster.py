@@ -15,6 +15,7 @@ from typing import Any, Final, Self
 from unittest import mock
 
 from merklekv.engine.engine import Engine
+from merklekv.engine.version import instance_of, timestamp_of
 from merklekv.errors import MerkleKVError
 from merklekv.replication import exchange, responder
 from merklekv.replication.exchange import ExchangeReport, Initiator
@@ -176,6 +177,7 @@ class Cluster(World):
 
     def _completed(self, talk: Talk, report: ExchangeReport) -> None:
         self.exchanged += 1
+        self.note_horizons()
         pair = [self.nodes[talk.initiator], self.nodes[talk.responder]]
         self._join(pair)
         if not all(node.relapsed for node in pair):
@@ -195,15 +197,16 @@ class Cluster(World):
             self.note(f"{node.name} failed: {error}")
 
     def _join(self, pair: list[Node]) -> None:
-        """Notes what nodes bring that have not met the cluster yet, not even through one that was restored since; and
-        what a restored one has made before it met the cluster again, without knowing of the deletes that it missed.
+        """Notes what restored nodes have made before they met the cluster again, without knowing of deletes that they
+        missed; and that what an earlier process of theirs made below the horizon is not told from what they had before.
         """
         horizon = max((one.engine.horizon for one in self.up()), default=0)
         for node in pair:
-            if node.up and not node.joined:
-                self.oracle.joins(node.records().values(), horizon)
-            elif node.relapsed:
-                self.oracle.joins(node.made_since, horizon)
+            if node.relapsed:
+                self.oracle.brings(node.made_since, horizon)
+                now = node.engine.clock.instance
+                earlier = [made for made in node.made_since if instance_of(made) != now]
+                self.oracle.forgo(made for made in earlier if timestamp_of(made) <= horizon)
 
     def _hang_up(self, talk: Talk) -> None:
         self.talks.pop(talk.initiator, None)
@@ -216,14 +219,15 @@ class Cluster(World):
         node = self.nodes[name]
         if node.up and name not in self.gone:
             node.engine.commit()
-            node.backups.append((node.joined, self.disk.image(node.directory, None)))
+            made = node.made_since[:] if node.relapsed else []
+            node.backups.append((node.joined, made, self.disk.image(node.directory, None)))
 
     def do_restore(self, name: str, seed: int) -> None:
         """The node goes on from a backup."""
         node = self.nodes[name]
         if node.backups and name not in self.gone:
-            node.joined, image = node.backups[seed % len(node.backups)]
-            node.relapsed, node.made_since = True, []
+            node.joined, made, image = node.backups[seed % len(node.backups)]
+            node.relapsed, node.made_since = True, made[:]
             self._begin_anew(node, image)
 
     def do_wipe(self, name: str) -> None:

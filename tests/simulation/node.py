@@ -68,7 +68,7 @@ class Node:
         self.joined = False  # whether it has met the cluster, in a whole exchange
         self.relapsed = False  # it was restored from a backup, and has not met the cluster since
         self.made_since: list[bytes] = []  # records that it has made since it was restored
-        self.backups: list[tuple[bool, Image]] = []
+        self.backups: list[tuple[bool, list[bytes], Image]] = []  # `joined`, `made_since`
 
     def wall(self) -> int:
         return self._now() + self.skew

@@ -5,8 +5,8 @@ returned.  `judge` holds what all nodes agree on in the end to that:
 
 - a sure write is there, or something newer, or it is below the floor that somebody has set, or a newer delete of the
   same key has been collected below the horizon;
-- only what a node had before it joined may be there again although a delete of it was sure: if nobody was left who knew
-  of the delete when it joined;
+- a record may be there although a delete of it was sure, if that was collected below a horizon that did not count on
+  the record's writer: a node that joins loses nothing; or if a restored node wrote it without knowing of the delete;
 - nothing is there that nobody has written;
 - every sure truncate is in the floor.
 
@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from merklekv.engine.format import FLAGS_AT, TOMBSTONE, VALUE_AT, VERSION_SIZE, ZERO_VERSION, record_is_sound
-from merklekv.engine.version import timestamp_of
+from merklekv.engine.version import timestamp_of, writer_of
 
 FLOOR = b""  # the "key" of a truncate; its record is the floor
 
@@ -58,17 +58,29 @@ class Oracle:
 
     written: dict[bytes, dict[bytes, bytes]] = field(default_factory=dict)  # key, version -> record
     sure: dict[bytes, set[bytes]] = field(default_factory=dict)  # key -> versions
-    late: dict[bytes, int] = field(default_factory=dict)  # version -> horizon when a node brought it that joined
+    horizons: dict[frozenset[tuple[bytes, int]], int] = field(default_factory=dict)  # see `settles`
+    late: dict[bytes, int] = field(default_factory=dict)  # version -> horizon when a restored node brought it
 
     def attempt(self, key: bytes, record: bytes) -> None:
         """A node has made this record; whether it lasts is open."""
         self.written.setdefault(key, {})[record[:VERSION_SIZE]] = record
 
-    def joins(self, records: Iterable[bytes], horizon: int) -> None:
-        """A node that had never met the cluster brings these, and this is the largest horizon of anybody."""
+    def settles(self, horizon: int, settled: dict[bytes, int]) -> None:
+        """Some node has this horizon, and counts on these writers as far as this."""
+        counted = frozenset(settled.items())
+        self.horizons[counted] = max(self.horizons.get(counted, 0), horizon)
+
+    def brings(self, records: Iterable[bytes], horizon: int) -> None:
+        """A restored node has made these before it met anybody, and this is the largest horizon of all nodes."""
         for record in records:
             version = record[:VERSION_SIZE]
             self.late[version] = max(self.late.get(version, 0), horizon)
+
+    def forgo(self, records: Iterable[bytes]) -> None:
+        """These are not owed any more."""
+        forgone = {record[:VERSION_SIZE] for record in records}
+        for versions in self.sure.values():
+            versions -= forgone
 
     def acknowledge(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
         """The commit that covers these has returned."""
@@ -96,8 +108,10 @@ class Oracle:
         )
 
     def _came_late(self, key: bytes, found: bytes, version: bytes) -> bool:
-        """Whether a delete of it had been collected before the node joined that brought what is there."""
-        return self._collected(key, version, self.late.get(found, 0))
+        """Whether a delete of it can have been collected by those who knew nothing of what is there."""
+        writer, timestamp = writer_of(found), timestamp_of(found)
+        unknown = [horizon for counted, horizon in self.horizons.items() if dict(counted).get(writer, 0) < timestamp]
+        return self._collected(key, version, max((self.late.get(found, 0), *unknown)))
 
     def judge(self, final: Holding) -> list[str]:
         """What is wrong with what the cluster ended with."""

@@ -94,11 +94,18 @@ class World:
         getattr(self, f"do_{step.kind}")(*step.args)
         self.now += SECOND // 100
         self.note(str(step))
+        self.note_horizons()
 
     def note(self, what: str) -> None:
         """Puts something into the digest of all that has happened."""
         state = "".join(f"{node.engine.clock.last}/{node.engine.tail.end}" for node in self.up())
         self.trace.update(f"{what} {state}\n".encode())
+
+    def note_horizons(self) -> None:
+        """Tells the oracle what anybody takes for settled, and who was counted on."""
+        for node in self.up():
+            settled = {identity.birth: until for identity, until in node.members.settled.items()}
+            self.oracle.settles(node.engine.horizon, settled)
 
     def up(self) -> list[Node]:
         return [node for node in self.nodes.values() if node.up]
