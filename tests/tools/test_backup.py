@@ -19,7 +19,7 @@ from tool_support import TOOL, address, contents, fails, fill, filled, opened, r
 
 from merklekv.engine.check import check_directory
 from merklekv.engine.format import OP_SET
-from merklekv.exits import EXIT_CORRUPT, EXIT_FORMAT, EXIT_UNWRITABLE
+from merklekv.exits import EXIT_CORRUPT, EXIT_FORMAT, EXIT_UNWRITABLE, EXIT_USAGE
 from merklekv.net.client import Client
 
 DESTINATIONS = ["backup", "backup.tar.gz", "backup.tgz"]
@@ -271,3 +271,19 @@ def test_wrong_places(tmp_path: Path) -> None:
     fails(EXIT_FORMAT, "neither a data directory nor", done=run("backup", tmp_path / "missing", tmp_path / "backup"))
     fails(statuses.EXIT_UNREACHABLE, "refused", done=run("backup", "127.0.0.1:1", tmp_path / "backup"))
     assert os.listdir(tmp_path) == ["data"]
+
+
+@pytest.mark.parametrize("name", ["backup.tar", "backup.gz", "backup.tar.zst", "backup.zip"])
+def test_a_name_that_promises_another_kind_of_file(name: str, tmp_path: Path) -> None:
+    filled(tmp_path / "data")
+    fails(EXIT_USAGE, name, "ends in .tar.gz or .tgz", done=run("backup", tmp_path / "data", tmp_path / name))
+    assert os.listdir(tmp_path) == ["data"]
+
+
+def test_within_what_is_backed_up(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    filled(data)
+    before = sorted(os.listdir(data))
+    for place in (data / "backup", data / "log" / "backup.tgz", data / ".." / "data" / "backup"):
+        fails(EXIT_USAGE, str(place), f"is within {data}", done=run("backup", data, place))
+    assert sorted(os.listdir(data)) == before

@@ -150,7 +150,7 @@ def test_the_largest_values(tmp_path: Path, node_factory: NodeFactory) -> None:
     done = run("load", "-", address(smaller), stdin=dump)
     assert done.returncode == EXIT_REFUSED
     assert done.stderr.decode().splitlines() == [
-        f"merklekv-tool: refused {b'large:%d' % number!r}: value size" for number in range(5)
+        f"merklekv-tool: refused large:{number}: value size" for number in range(5)
     ]
     assert done.stdout == b"5 records read: 0 taken in, 0 not newer than what is there, 5 refused\n"
 

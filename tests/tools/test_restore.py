@@ -187,9 +187,15 @@ def test_what_is_no_backup(data: Path, tmp_path: Path) -> None:
     (tmp_path / "some.gz").write_bytes(gzip.compress(b"something else"))
     is_refused(tmp_path / "some.gz", tmp_path, "no backup")
     (tmp_path / "text").write_text("something else")
-    is_refused(tmp_path / "text", tmp_path, "no backup")
+    is_refused(tmp_path / "text", tmp_path, f"{tmp_path / 'text'}: no backup: no compressed file")
     missing = tmp_path / "missing"
     fails(EXIT_UNWRITABLE, f"{missing}: no such file", done=run("restore", missing, tmp_path / "restored"))
+
+
+def test_a_place_where_nothing_can_be_made(backup: Path) -> None:
+    done = run("restore", backup, "/proc/restored")
+    assert done.stderr == b"merklekv-tool: /proc/restored: No such file or directory\n"
+    assert done.returncode == EXIT_UNWRITABLE
 
 
 def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:

@@ -49,6 +49,10 @@ def test_a_watch_of_so_many_looks(node: NodeProcess) -> None:
     assert "/s" in second
 
 
+def test_a_count_without_a_watch(node: NodeProcess) -> None:
+    fails(EXIT_USAGE, "--count", "--watch", done=run("stats", address(node), "--count", "2"))
+
+
 def test_too_short_an_interval(node: NodeProcess) -> None:
     below = str(stats.INTERVAL_MIN_S / 2)
     fails(EXIT_USAGE, "--interval", done=run("stats", address(node), "--watch", "--interval", below))

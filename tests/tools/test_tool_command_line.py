@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,10 @@ from merklekv_tool import statuses
 from merklekv_tool.cli import app
 from merklekv_tool.places import address_of
 from support import wait_until
-from tool_support import TOOL, FakeNode, address, fails, filled, run, succeeds
+from tool_support import TOOL, FakeNode, address, fails, filled, opened, run, succeeds
 
 from merklekv.errors import InvalidArgument
-from merklekv.exits import EXIT_CORRUPT, EXIT_FORMAT, EXIT_LOCKED, EXIT_USAGE
+from merklekv.exits import EXIT_CORRUPT, EXIT_FORMAT, EXIT_LOCKED, EXIT_UNWRITABLE, EXIT_USAGE
 
 EVERY_VERB = [command.name for command in app.registered_commands if command.name]
 VERBS = ["verify", "dump", "load"]
@@ -115,10 +116,42 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["verify"], ["nosuch"], ["verify", "a", "b"], ["load", "file"], ["dump", "a", "--nosuch"]]
+    "arguments", [["verify"], ["verify", "a", "b"], ["load", "file"], ["dump", "a", "--nosuch"], ["forget", "a"]]
 )
-def test_a_wrong_command_line(arguments: list[str]) -> None:
-    fails(EXIT_USAGE, "'merklekv-tool --help' shows what there is", done=run(*arguments))
+def test_a_wrong_command_line_leads_to_the_help_of_its_verb(arguments: list[str]) -> None:
+    done = run(*arguments)
+    fails(EXIT_USAGE, f"; 'merklekv-tool {arguments[0]} --help' shows what there is", done=done)
+    assert b".;" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["nosuch"], ["--nosuch"]])
+def test_a_verb_that_is_none(arguments: list[str]) -> None:
+    fails(EXIT_USAGE, "nosuch", "; 'merklekv-tool --help' shows what there is", done=run(*arguments))
+
+
+@pytest.mark.parametrize(
+    "arguments", [["verify"], ["dump"], ["diff", ""], ["tree"], ["tree", "", "--json"], ["log"], ["members", "--json"]]
+)
+def test_output_that_cannot_be_written(arguments: list[str], data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "other")
+    with opened(tmp_path / "other") as engine:
+        engine.set(b"key", b"value")
+    verb, *more = arguments
+    command = [*TOOL, verb, str(data), *(one or str(tmp_path / "other") for one in more)]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+    assert done.stderr == b"merklekv-tool: the output: cannot write: No space left on device\n"
+    assert done.returncode == EXIT_UNWRITABLE
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["dump", "--help"], ["dump", ""], ["log", ""], ["tree", ""]])
+def test_output_that_nobody_reads(arguments: list[str], data: Path) -> None:
+    command = [*TOOL, *(one or str(data) for one in arguments)]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (statuses.EXIT_PIPE, b"")
 
 
 @pytest.mark.parametrize(
@@ -185,7 +218,8 @@ def test_a_server_without_these_commands(verb: str, dump: Path) -> None:
     with FakeNode() as other:
         other.knows_nothing = True
         done = run(*words(verb, other.address, dump))
-    fails(statuses.EXIT_NODE, other.address, "unknown command", done=done)
+    fails(statuses.EXIT_NODE, other.address, "unknown command", "is it a MerkleKV node", done=done)
+    assert b"beginning with" not in done.stderr
 
 
 def test_a_node_that_goes_away(data: Path, node_factory: NodeFactory) -> None:
@@ -198,14 +232,18 @@ def test_a_node_that_goes_away(data: Path, node_factory: NodeFactory) -> None:
 @pytest.mark.parametrize("verb", ["verify", "dump"])
 def test_no_data_directory(verb: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "one.tar.gz").write_bytes(b"")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_bytes(b"")
     for name, said in (
         ("missing", "neither a data directory nor HOST:PORT"),
         ("file", "neither a data directory nor HOST:PORT"),
-        ("other", "not a MerkleKV data directory"),
+        ("other", "not a MerkleKV data directory (no FORMAT file)"),
+        ("one.tar.gz", "a backup in one file has to be restored first"),
     ):
-        fails(EXIT_FORMAT, str(tmp_path / name), said, done=run(verb, tmp_path / name))
+        done = run(verb, tmp_path / name)
+        fails(EXIT_FORMAT, str(tmp_path / name), said, done=done)
+        assert b"choose an empty" not in done.stderr
     assert not (tmp_path / "missing").exists()
 
 

@@ -165,7 +165,7 @@ class FakeNode:
         if name == self.waits_at:
             self.go_on.wait(30)
         if self.knows_nothing:
-            return b"-ERR unknown command\r\n"
+            return b"-ERR unknown command '%b', with args beginning with: 'a' 'b' \r\n" % name
         match name:
             case b"HASH":
                 if self.root_moves or self.asked[name] <= self.root_moves_for:

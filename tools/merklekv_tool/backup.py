@@ -39,6 +39,7 @@ def backup(
     from merklekv_tool import backups, places, snapshots
 
     target = Path(destination)
+    backups.require_name(destination, source)
     backups.require_absent(target)
     if not target.absolute().parent.is_dir():
         raise FileError(f"{target.absolute().parent}: no such directory, make it first")

@@ -32,7 +32,7 @@ from xxhash import xxh3_128
 import merklekv
 from merklekv.engine.check import check_directory
 from merklekv.engine.engine import Engine
-from merklekv.errors import Corruption, DiskFull
+from merklekv.errors import Corruption, DiskFull, InvalidArgument
 from merklekv_tool.output import NO_ROOM, Update
 from merklekv_tool.statuses import BackupError, Exists, FileError
 
@@ -40,6 +40,7 @@ BACKUP_VERSION: Final = 1
 DESCRIPTION: Final = "BACKUP"
 MARK: Final = "merklekv_backup"
 ARCHIVES: Final = (".tar.gz", ".tgz")
+NOT_OURS: Final = (".tar", ".gz", ".bz2", ".xz", ".zst", ".zip", ".7z")  # of a file that somebody expects
 DESCRIPTION_SIZE_MAX: Final = 1 << 16
 LEVEL: Final = 1  # of gzip: half as large, and three times as fast as the usual 6
 COPY_BYTES: Final = 1 << 20
@@ -51,6 +52,14 @@ _NAME: Final = re.compile(r"BACKUP|FORMAT|node-id|base/data\.mdb|log/[0-9]{20}\.
 def is_archive(name: str) -> bool:
     """Whether a backup of this name is one compressed file."""
     return name.endswith(ARCHIVES)
+
+
+def require_name(destination: str, source: str) -> None:
+    """Refuses a name that a backup must not have. Raises InvalidArgument."""
+    if destination.endswith(NOT_OURS) and not is_archive(destination):
+        raise InvalidArgument(f"{destination}: a compressed backup ends in {' or '.join(ARCHIVES)}, and no other does")
+    if Path(source).is_dir() and Path(source).resolve() in Path(destination).resolve().parents:
+        raise InvalidArgument(f"{destination}: is within {source}, and would be lost with it: choose another place")
 
 
 @contextlib.contextmanager
@@ -68,7 +77,11 @@ def drafted(target: Path) -> Iterator[Path]:
     """An empty directory beside `target`, for what is to stand there; gone when the block has ended."""
     draft = target.absolute().with_name(f".{target.name}.{os.getpid()}")
     try:
-        draft.mkdir()  # in here, or a signal right behind it would leave it
+        try:
+            draft.mkdir()  # in here, or a signal right behind it would leave it
+        except OSError as error:
+            error.filename = str(target)  # which is the name that was asked for
+            raise
         yield draft
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -258,7 +271,9 @@ def each_member(archive: Path, name: str, take: Callable[[str, IO[bytes]], None]
             while unpacked.read(COPY_BYTES):
                 pass
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise BackupError(f"{name}: no backup, damaged, or cut short: {error}") from error
+        foreign = str(error).startswith("Not a gzipped file")
+        what = "no backup: no compressed file" if foreign else f"no backup, damaged, or cut short: {error}"
+        raise BackupError(f"{name}: {what}") from error
 
 
 def unpack(source: Path, draft: Path, update: Update) -> dict[str, Any]:

@@ -60,16 +60,20 @@ def _status_of_run() -> int:
     try:
         return int(app(standalone_mode=False, prog_name=NAME) or 0)
     except typer.TyperException as error:
-        return _fail(f"{error.format_message()}; '{NAME} --help' shows what there is", EXIT_USAGE)
+        context = getattr(error, "ctx", None)
+        verb = context.command_path if context else NAME
+        return _fail(f"{error.format_message().rstrip('.')}; '{verb} --help' shows what there is", EXIT_USAGE)
     except typer.Abort:
         return statuses.EXIT_INTERRUPTED
     except DirectoryLocked as error:
         return _fail(f"{error}; a running node is reached through its port: give HOST:PORT", EXIT_LOCKED)
     except MerkleKVError as error:
-        return _fail(str(error), statuses.status_of(error))
+        return _fail(statuses.explained(error), statuses.status_of(error))
     except OutputClosed:  # as in `merklekv-tool dump data | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it flushes
         return statuses.EXIT_PIPE
+    except SystemExit as left:  # rich ends so, with 1, when nobody reads the help that it prints
+        return statuses.EXIT_PIPE if left.code == 1 else left.code  # type: ignore[return-value]
     except Exception:  # noqa: BLE001 - shown whole; Python alone would end with 1, which means something else here
         sys.excepthook(*sys.exc_info())
         return statuses.EXIT_FAULT

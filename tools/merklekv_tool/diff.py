@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import typer
 
-from merklekv_tool.output import PlaceName, progress, say, say_json
+from merklekv_tool.output import PlaceName, progress, say, say_json, text_of
 from merklekv_tool.statuses import EXIT_PROBLEMS
 
 if TYPE_CHECKING:
@@ -70,10 +70,10 @@ def diff(
     with contextlib.ExitStack() as stack:
         a, b = (stack.enter_context(places.opened(place)) for place in (place_a, place_b))
         floors = a.floor(), b.floor()
-        if not as_json and limit != 0:
-            say(f"A is {a.name}\nB is {b.name}\n\n{'':{KIND}}  {'A':{CELL}}  {'B':{CELL}}  key")
         for difference in differences(a, b):
             if limit is None or counts.total() < limit:
+                if not as_json and not counts:
+                    say(f"A is {a.name}\nB is {b.name}\n\n{'':{KIND}}  {'A':{CELL}}  {'B':{CELL}}  key")
                 show(difference, as_json)
             counts[difference.kind] += 1
     equal = not counts and floors[0] == floors[1]
@@ -122,8 +122,6 @@ def kind_of(a: bytes | None, b: bytes | None) -> str:
 
 def show(difference: Difference, as_json: bool) -> None:
     """One difference, on a line."""
-    from merklekv.engine.findings import show as show_key
-
     if as_json:
         from merklekv_tool.jsonl import field
 
@@ -133,7 +131,7 @@ def show(difference: Difference, as_json: bool) -> None:
         )
     else:
         cells = f"{cell(difference.a):{CELL}}  {cell(difference.b):{CELL}}"
-        say(f"{DIFFERENCES[difference.kind]:{KIND}}  {cells}  {show_key(difference.key)}")
+        say(f"{DIFFERENCES[difference.kind]:{KIND}}  {cells}  {text_of(difference.key)}")
 
 
 def described(head: bytes | None) -> dict[str, object] | None:

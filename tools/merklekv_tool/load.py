@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Final
 import typer
 
 from merklekv.errors import DiskFull
-from merklekv_tool.output import AsJson, PlaceName, Update, note, progress, readable, say, say_json
+from merklekv_tool.output import AsJson, PlaceName, Update, note, progress, readable, say, say_json, text_of
 from merklekv_tool.statuses import EXIT_REFUSED, DumpError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def load(
 ) -> None:
     """Read a dump back, keeping versions; the newer record of each key stands."""
     from merklekv_tool import dumps, places
+    from merklekv_tool.jsonl import field
 
     began = time.monotonic()
     with readable(dump_file) as (file, size):
@@ -69,7 +70,7 @@ def load(
         "applied": loader.applied,
         "superseded": loader.superseded,
         "refused": loader.refused,
-        "reasons": [{"key": repr(key)[2:-1], "reason": reason} for key, reason in loader.reasons],
+        "reasons": [field("key", key) | {"reason": reason} for key, reason in loader.reasons],
         "seconds": round(time.monotonic() - began, 3),
     }
     if as_json:
@@ -103,7 +104,7 @@ def read(reader: Reader, there: Place, loader: Loader, file: BinaryIO, size: int
 def show(loader: Loader, records: int) -> None:
     """The result in words."""
     for key, reason in loader.reasons:
-        note(f"refused {key!r}: {reason}")
+        note(f"refused {text_of(key)}: {reason}")
     if loader.refused > len(loader.reasons):
         note(f"refused {loader.refused - len(loader.reasons)} more")
     say(

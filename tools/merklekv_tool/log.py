@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 import typer
 
 from merklekv.errors import InvalidArgument
-from merklekv_tool.output import PlaceName, moment, note, say, say_json
+from merklekv_tool.output import PlaceName, moment, note, say, say_json, text_of
 
 if TYPE_CHECKING:
     from merklekv.engine.naive import Entry
@@ -199,12 +199,6 @@ class Shown:
             if self._values:
                 fields |= field("value", value)
         return fields
-
-
-def text_of(data: bytes) -> str:
-    """Bytes on one line."""
-    text = data.decode(errors="backslashreplace")
-    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def value_of(entry: Entry) -> bytes | None:

@@ -56,10 +56,27 @@ def say_json(values: dict[str, object], to_stderr: bool = False) -> None:
 
 
 def _print(text: str, file: TextIO) -> None:
-    try:
+    with writing(STDIO):
         print(text, file=file, flush=True)
+
+
+@contextlib.contextmanager
+def writing(name: str) -> Iterator[None]:
+    """Says what an error of the file system in the block means for the output of that name."""
+    try:
+        yield
     except BrokenPipeError as error:
         raise OutputClosed from error
+    except OSError as error:
+        problem = DiskFull if error.errno in NO_ROOM else FileError
+        shown = "the output" if name == STDIO else name
+        raise problem(f"{shown}: cannot write: {error.strerror}") from error
+
+
+def text_of(data: bytes) -> str:
+    """Bytes as text on one line."""
+    text = data.decode(errors="backslashreplace")
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 @contextlib.contextmanager
@@ -88,14 +105,8 @@ def progress(what: str, of_bytes: bool = False) -> Iterator[Update]:
 @contextlib.contextmanager
 def written(name: str) -> Iterator[BinaryIO]:
     """The file to write a result to, `-` for stdout. It gets its name when it is whole and on disk, or not at all."""
-    try:
-        with _target(name) as file:
-            yield file
-    except BrokenPipeError as error:
-        raise OutputClosed from error
-    except OSError as error:
-        problem = DiskFull if error.errno in NO_ROOM else FileError
-        raise problem(f"{name}: cannot write: {error.strerror}") from error
+    with writing(name), _target(name) as file:
+        yield file
 
 
 @contextlib.contextmanager

@@ -120,10 +120,15 @@ def require_directory(place: str, may_be_new: bool = False) -> Path:
     if path.is_dir():
         try:
             require_format(path, may_be_new)
+        except NotADataDirectory as error:
+            raise error if may_be_new else NotADataDirectory(str(error).partition("; ")[0]) from error
         except OSError as error:
             raise FileError(f"{place}: cannot be read: {error.strerror}") from error
     elif not may_be_new or path.exists():
-        raise NotADataDirectory(f"{place}: neither a data directory nor HOST:PORT")
+        from merklekv_tool.backups import is_archive
+
+        hint = "; a backup in one file has to be restored first" if is_archive(place) and path.exists() else ""
+        raise NotADataDirectory(f"{place}: neither a data directory nor HOST:PORT{hint}")
     return path
 
 

@@ -60,6 +60,8 @@ def stats(
     """Show what a running node counts: once, or live with --watch."""
     from merklekv_tool import places
 
+    if count and not watch:
+        raise InvalidArgument("--count is of a watch: give --watch as well")
     with places.node_at(node) as there:
         if not watch:
             figures = chosen(there, names or [])

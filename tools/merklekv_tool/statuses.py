@@ -6,6 +6,7 @@ Whatever has no name here is a fault of ours: Python shows it, and the status is
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from merklekv import exits
@@ -44,6 +45,8 @@ MEANINGS: Final = {
     EXIT_TERMINATED: "ended by SIGTERM",
 }
 
+_UNKNOWN: Final = re.compile(r"(.*: ERR unknown command[^,]*).*", re.DOTALL)
+
 
 class DumpError(MerkleKVError):
     """A dump is damaged or ends too early.  The message has the file and the line or byte."""
@@ -59,6 +62,12 @@ class Exists(MerkleKVError):
 
 class FileError(MerkleKVError):
     """A file that was named cannot be read or written."""
+
+
+def explained(error: MerkleKVError) -> str:
+    """The error's message; what some other server says of our commands, in our words."""
+    unknown = _UNKNOWN.fullmatch(str(error))
+    return f"{unknown[1]}; is it a MerkleKV node, of this release?" if unknown else str(error)
 
 
 def status_of(error: MerkleKVError) -> int:

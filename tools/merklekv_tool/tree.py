@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from merklekv.errors import InvalidArgument
-from merklekv_tool.output import AsJson, PlaceName, progress, say, say_json, written
+from merklekv_tool.output import STDIO, AsJson, PlaceName, progress, say, say_json, writing, written
 from merklekv_tool.statuses import EXIT_PROBLEMS
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def grid(counts: list[int], colour: Callable[[int], Colour], text: Callable[[int
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
-    with console.capture() as drawn:
+    with writing(STDIO), console.capture() as drawn:
         console.print("   " + "".join(f"{column:>{CELL}x}" for column in range(ROW)), style="dim")
         for first in range(0, len(counts), ROW):
             line = Text()
