@@ -341,6 +341,7 @@ class BaseWriter:
         self._move_leaves(txn, terms)
         for name, change in ((b"dead", dead), (b"live", len(added) - len(removed) - dead)):
             count = int.from_bytes(txn.get(name, b"", db=meta), "big") + change
+            count = max(0, count)  # below it only when flags have rotted: merging goes on, the scrub counts anew
             txn.put(name, count.to_bytes(8, "big"), db=meta)
         txn.put(b"newest", newest[:VERSION_SIZE], db=meta)
 

@@ -234,6 +234,20 @@ def test_damage_behind_a_newer_record_needs_no_peer(engine: Engine) -> None:
     assert engine.root() == root
 
 
+def test_flags_that_rotted_do_not_end_the_merging(make_engine: Make) -> None:
+    """A live record that looks deleted is written over: there is one tombstone less than none."""
+    engine = make_engine()
+    engine.set(KEY, b"value")
+    support.absorb(engine)
+    engine = reopened(engine, flip_record(KEY, FLAGS_AT, TOMBSTONE))
+    engine.set(KEY, b"newer")
+    support.absorb(engine)
+    assert engine.get(KEY) == b"newer"
+    heal(engine, {})
+    is_sound(engine)
+    engine.close()
+
+
 @pytest.mark.parametrize("is_told", [True, False], ids=["gone", "under another key"])
 def test_a_record_that_is_gone(engine: Engine, is_told: bool) -> None:
     """Its key is listed still.  A bit flipped in the key itself leaves a record that nothing knows of."""
