@@ -118,10 +118,11 @@ def _mget(session: Session, keys: Sequence[bytes]) -> Long:
     for start in range(0, len(keys), SLICE_KEYS):
         if start:
             yield None
-        for key in keys[start : start + SLICE_KEYS]:
-            parts.append(bulk_or_nil(session, session.engine.get(key)))
-            size += len(parts[-1])
-            check_reply_size(session, size)
+        with session.engine.lock:  # or another thread's MSET could be seen half
+            for key in keys[start : start + SLICE_KEYS]:
+                parts.append(bulk_or_nil(session, session.engine.get(key)))
+                size += len(parts[-1])
+                check_reply_size(session, size)
     return resp.array(parts)
 
 

@@ -132,12 +132,13 @@ def mget(session: Session, request: Request) -> Reply:
         lines: list[bytes] = []
         found = size = 0
         for some in slices(keys):
-            for key in some:
-                value = session.engine.get(key)
-                found += value is not None
-                lines.append(b"%b %b\r\n" % (key, b"NOT_FOUND" if value is None else checked_value(value)))
-                size += len(lines[-1])
-                check_reply_size(session, size)
+            with session.engine.lock:  # or another thread's MSET could be seen half
+                for key in some:
+                    value = session.engine.get(key)
+                    found += value is not None
+                    lines.append(b"%b %b\r\n" % (key, b"NOT_FOUND" if value is None else checked_value(value)))
+                    size += len(lines[-1])
+                    check_reply_size(session, size)
             yield None
         return b"VALUES %d\r\n%b" % (found, b"".join(lines)) if found else text.NOT_FOUND
 

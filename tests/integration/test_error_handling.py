@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -109,12 +110,21 @@ class TestMalformedMessages:
             assert quiet.send_command("PING") == "PONG"
 
     @pytest.mark.parametrize(
-        "data", [b"*x\r\n", b"*1\r\n$-5\r\n", b"*1\r\n$99999999999\r\n", b"*2\r\n$3\r\nGET\r\n:5\r\n", b"*1048577\r\n"]
+        ("data", "wrong"),
+        [
+            (b"*x\r\n", "invalid multibulk length"),
+            (b"*1\r\n$-5\r\n", "invalid bulk length"),
+            (b"*1\r\n$99999999999\r\n", "invalid bulk length"),
+            (b"*2\r\n$3\r\nGET\r\n:5\r\n", "expected '$', got ':'"),
+            (b"*1048577\r\n", "invalid multibulk length"),
+        ],
     )
-    def test_broken_resp_is_told_once_and_the_connection_closed(self, server: MerkleKVServer, data: bytes) -> None:
+    def test_broken_resp_is_told_once_and_the_connection_closed(
+        self, server: MerkleKVServer, data: bytes, wrong: str
+    ) -> None:
         with server.client() as client:
             client.send_raw(data)
-            assert client.read_line().startswith("-ERR ")
+            assert client.read_line() == f"-ERR Protocol error: {wrong}"
             assert client.read_line() == ""
         with server.client() as client:
             assert client.send_command("PING") == "PONG"
@@ -170,7 +180,7 @@ class TestNetworkPartition:
         proxy = proxy_factory(server.host, server.port)
         far = LineClient("127.0.0.1", proxy.port)
         assert far.ask("SET a 1") == "OK"
-        far.send(b"SET never-fini")
+        far.send(b"SET never-finished valu")
         proxy.cut()
         far.close()
         with server.client() as near:
@@ -245,6 +255,16 @@ def threads(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/task"))
 
 
+def processes_that_have(file: Path) -> list[int]:
+    """Who has a file open, as far as this user may see."""
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # gone meanwhile, or somebody else's
+            if link.readlink() == file:
+                found.add(int(link.parts[2]))
+    return sorted(found)
+
+
 class TestResourceCleanup:
     """What a client took is given back when it leaves, however it leaves."""
 
@@ -256,10 +276,11 @@ class TestResourceCleanup:
             for turn in range(100):
                 with own_server.client() as passing:
                     if turn % 2:
-                        passing.send_raw(b"SET half")
+                        passing.send_raw(b"SET half valu")
                     else:
                         passing.send_command("PING")
             wait_until(lambda: count(own_server.pid) <= before, what=f"{count.__name__} to fall back to {before}")
+            assert client.get("half") == "NOT_FOUND"
 
     def test_a_reset_connection_is_given_back(self, own_server: MerkleKVServer) -> None:
         with own_server.client() as client:
@@ -271,13 +292,15 @@ class TestResourceCleanup:
             wait_until(lambda: client.stats()["active_connections"] == "1")
 
     def test_a_stopped_server_leaves_no_process_and_frees_port_and_directory(
-        self, own_server: MerkleKVServer, tmp_path: Path
+        self, tmp_path: Path, own_server: MerkleKVServer
     ) -> None:
-        pid = own_server.pid
+        """Its children write to the log that it was given, so whoever has that open is one."""
+        log = own_server.own.log
         with own_server.client() as client:
             client.set("a", "1")
+        assert own_server.pid in processes_that_have(log)
         assert own_server.stop() == 0
-        assert not Path(f"/proc/{pid}").exists()
+        assert processes_that_have(log) == []
         with socket.socket() as probe:
             probe.settimeout(1)
             assert probe.connect_ex((own_server.host, own_server.port)) != 0

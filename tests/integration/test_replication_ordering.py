@@ -99,8 +99,12 @@ class TestConflicts:
         a, b = harness.create_nodes(2)
         for node in (a, b):
             assert node.ask("REPLICATE disable") == "OK"
+        for node in (a, b):
+            wait_until(lambda node=node: node.figures()["replication_state"] == "disabled")
         a.set("k", "first")
         b.set("k", "second")
+        assert a.get("k") == "first"
+        assert a.figure("outbox_events") == b.figure("outbox_events") == 1, "neither has heard of the other's"
         for node in (a, b):
             assert node.ask("REPLICATE enable") == "OK"
         harness.wait_converged()

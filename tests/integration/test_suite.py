@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -15,6 +16,7 @@ from pathlib import Path
 import conftest
 import pytest
 import run_tests
+import suite_figures
 import yaml
 from fix_broker import Broker, BrokerFactory
 from fix_node import NodeFactory, NodeProcess
@@ -249,15 +251,34 @@ class TestResult:
         assert result.throughput == 50
         assert round(BenchmarkResult("x", 1.0, [0.007]).percentile_ms(50)) == 7
 
+    def test_what_it_tells_is_what_was_measured(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("MERKLEKV_TEST_BENCHMARKS", str(tmp_path / "figures"))
+        latencies = [n / 1000 for n in range(1, 101)]
+        BenchmarkResult("x", 2.0, latencies, Resources(10.0, 50.0), 0.25).report()
+        (told,) = suite_figures.read(tmp_path / "figures")
+        assert told == {"name": "x", "operations": 100, "throughput_per_s": 50.0, "ratio": 0.25} | {
+            **{f"p{percent}_ms": percent for percent in (50, 95, 99)},
+            "memory_peak_mib": 10.0,
+            "cpu_percent": 50.0,
+        }
+        assert capsys.readouterr().out == (
+            "\nx: 50/s, p50 50.00 ms, p95 95.00 ms, p99 99.00 ms, memory 10 MiB, cpu 50 %, 0.25 of the reference\n"
+        )
+
     def test_a_monitor_sees_memory_and_processor_time_of_all_its_blocks(self) -> None:
         script = "x = bytearray(50_000_000)\nprint(flush=True)\nwhile True: pass"
-        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as busy:
+        parent = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {script!r}])"
+        with subprocess.Popen(
+            [sys.executable, "-c", parent], stdout=subprocess.PIPE, start_new_session=True
+        ) as busy:
             assert busy.stdout is not None
             busy.stdout.readline()
             monitor = PerformanceMonitor(busy.pid)
             for _ in range(2):
                 with monitor:
                     sum(range(3_000_000))
-            busy.kill()
+            os.killpg(busy.pid, signal.SIGKILL)
         assert monitor.resources.memory_peak_mib > 45
         assert monitor.resources.cpu_percent > 0
