@@ -169,17 +169,33 @@ class Initiator:
             return engine.root_ready and (engine.root(), engine.floor) == (theirs.root, theirs.floor)
 
     def _union(self, full: bool, mine: Hello) -> Steps[None]:
-        terms, theirs = self._terms, self._theirs
-        fewer, more = sorted((mine.count, theirs.count))
-        if fewer * PAGES_RATIO < more and not (full or terms.dead_here.may_be() or terms.dead_there.may_be()):
-            if mine.count == fewer and fewer:
-                yield from self._push()  # what the smaller side holds goes first, or all of its own would come back
-            if theirs.count:
-                yield from self._pull()
-            if mine.count == more:
-                yield from self._push()
-        else:
+        terms, theirs = self._terms, self._theirs.count
+        few = min(mine.count, theirs) * PAGES_RATIO < max(mine.count, theirs)
+        joins = terms.dead_here.may_be() and mine.count < theirs
+        if full or not few or terms.dead_there.may_be() or (terms.dead_here.may_be() and not joins):
             yield from self._compare((yield from self._differing(full)), PRINT_SIZES[full])
+        elif mine.count > theirs:
+            if theirs:
+                yield from self._pull()
+            yield from self._push()
+        else:  # what the smaller side holds goes first, or all of its own would come back
+            if joins:
+                yield from self._compare(self._held(), PRINT_SIZES[full])
+            elif mine.count:
+                yield from self._push()
+            yield from self._pull()
+
+    def _held(self) -> Sequence[int]:
+        """The buckets that hold anything here."""
+        if not self._engine.root_ready:
+            return range(BUCKETS)
+        held: list[int] = []
+        for node in range(INNER_NODES):
+            leaves = self._engine.leaf_digests(node)
+            for leaf in range(LEAVES_PER_INNER):
+                if any(leaves[leaf * LEAF_DIGEST_SIZE : (leaf + 1) * LEAF_DIGEST_SIZE]):
+                    held.append(node * LEAVES_PER_INNER + leaf)
+        return held
 
     def _done(self, mine: Hello) -> Steps[None]:
         engine, terms, theirs = self._engine, self._terms, self._theirs

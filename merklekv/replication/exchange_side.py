@@ -7,7 +7,8 @@ killed.  Let `a` be the node with the higher horizon H, and r a record of the ot
 - `b` was left behind (it has not merged everything up to H, as after the restoration of an old backup), and r is older
   than what `a` has seen of `b`; but for what the present process of `b` wrote itself: that came after the restoration;
 - or H does not count on `b`, and r was written before a horizon of `a` that did count on its writer: then all members
-  have merged it.  `b` has it from elsewhere, from a broker that lost its deletion, say, or from an exchange that was cut.
+  have merged it.  `b` has it from elsewhere: from a broker that lost its deletion, say, or from an exchange that was
+  cut.
 
 All else is new to `a`, and joins the union: a node that joins loses nothing of its own.  What is dead is buried: `b`
 puts a tombstone just above r, so that r does not come back from a third node either, and what was written later stands.

@@ -11,6 +11,7 @@ from exchange_support import SECOND, Cut, Node, agree, carry, cluster, exchange,
 from merklekv.engine.format import TOMBSTONE, VALUE_AT
 from merklekv.replication import exchange as exchange_module
 from merklekv.replication.exchange_side import NOTHING_IS_DEAD, Dead
+from merklekv.replication.exchange_wire import decode
 
 
 @pytest.fixture
@@ -51,6 +52,33 @@ def test_an_old_event_whose_deletion_the_broker_lost(nodes: list[Node], begins: 
     assert report.discarded == 1
     assert set(b.values()) == set(j.values()) == {b"stays", b"own"}
     joined(nodes)
+
+
+@pytest.mark.parametrize("begins", ["joining", "other"])
+def test_a_new_node_that_holds_little_takes_the_rest_page_by_page(
+    nodes: list[Node], begins: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, c, j = nodes
+    late = a.records()[b"k"]
+    j.take_event(b"k", late, "a")
+    for number in range(100):
+        a.engine.set(b"more:%d" % number, b"value")
+    forget_deletion(a, b, c)
+    asked: list[str] = []
+
+    def listen(_: int, request: bytes) -> bytes:
+        asked.append(decode(request, 1 << 20)[0])
+        return request
+
+    carry(*((j.initiate().steps(), b) if begins == "joining" else (b.initiate().steps(), j)), before=listen)
+    assert asked == (
+        ["hello", "buckets", "swap", "pull", "done"]
+        if begins == "joining"
+        else ["hello", "inner", "buckets", "swap", "done"]
+    )
+    assert agree(b, j)
+    assert b"k" not in j.values()
+    assert len(j.values()) == 102
 
 
 def test_what_came_in_an_exchange_that_was_cut(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
