@@ -1,8 +1,12 @@
 """The guide in docs/learn is true: every command in it runs as written, and says what the page shows.
 
-A page is one bash session.  Its blocks are of two kinds: `console`, with commands behind `$ ` (`> ` goes on) and what
-they print below, where `...` stands for anything, alone on a line also for any number of lines; and a file, whose
-name is in a comment before the block.  Ports are free ones instead of the lab's.
+A page is one bash session, its exercises too.  Its blocks are of two kinds: `console`, with commands behind `$ ` (`> `
+goes on) and what they print below, where `...` stands for anything, alone on a line also for any number of lines; and a
+file, whose name is in a comment before the block.  They may be indented, below an item of a list.  A comment that
+begins with `check` is a console block that readers do not see: whether an exercise led to what it should, where saying
+so would answer it.  Ports are free ones instead of the lab's.
+
+Commands in running text stand in a block somewhere as well, or in NOT_RUN.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +26,17 @@ from support import free_port
 ROOT = Path(__file__).parent.parent
 LEARN = ROOT / "docs" / "learn"
 PAGES = sorted(LEARN.glob("*.md"))
-FENCE = re.compile(r"(?:<!-- file: (\S+) -->\n)?^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+CHECK = re.compile(r"^( *)<!-- check\n(.*?)^ *-->$", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"(?:<!-- file: (\S+) -->\n)?^ *```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
+PROGRAMS = ("merklekv", "merklekv-tool", "python", "pytest", "strace", "make", "start", "stop", "crash", "figure")
+NOT_RUN = (
+    "merklekv run --data-dir ... --port 7401",  # what `start` is
+    "merklekv demo",  # with keys pressed; it is run by itself
+    'make test ARGS="-k test_tidy"',  # this is run by it
+    'make bench ARGS="--quick --part replication"',  # minutes
+    "python run_tests.py --mode replication --verbose",  # minutes, and has tests of its own
+    "python -m pytest test_replication_broker_outage.py -v -s",  # a minute, and is run with the other tests
+)
 PAGE_S = 280
 PICTURE_BYTES_MAX = 200_000
 MARK = "=== command"
@@ -34,7 +49,8 @@ class Command(NamedTuple):
 
 def blocks(page: Path) -> list[tuple[str, str, str]]:
     """File name or nothing, language and text of each block."""
-    return [(name, kind, text) for name, kind, text in FENCE.findall(page.read_text())]
+    whole = CHECK.sub(r"\1```console\n\2\1```", page.read_text())
+    return [(name, kind, textwrap.dedent(text)) for name, kind, text in FENCE.findall(whole)]
 
 
 def commands(text: str) -> list[Command]:
@@ -103,6 +119,21 @@ def test_a_page_does_what_it_says(page: Path, tmp_path: Path) -> None:
         if not pattern(step.expected).fullmatch(f"{got.strip()}\n" if got.strip() else "")
     ]
     assert not wrong, "\n\n".join(wrong)
+
+
+def test_commands_in_running_text_are_run_too() -> None:
+    in_blocks = "\n".join(step.text for page in PAGES for step in steps(page))
+    running_text = "".join(FENCE.sub("", page.read_text()) for page in PAGES)
+    spans = {" ".join(span.split()) for span in re.findall(r"`([^`]+)`", running_text)}
+    named = {span for span in spans if " " in span and span.split()[0] in PROGRAMS}
+    pieces = {span: span.removeprefix("python scripts/learn/") for span in named - set(NOT_RUN)}
+    assert {span for span, piece in pieces.items() if not is_run(piece, in_blocks)} == set()
+
+
+def is_run(command: str, in_blocks: str) -> bool:
+    """Whether its words stand in this order in one of the commands."""
+    pattern_of = ".*".join(re.escape(word) for word in command.split())
+    return re.search(pattern_of, in_blocks) is not None
 
 
 def test_every_page_and_picture_is_reached_from_the_guide() -> None:

@@ -138,6 +138,23 @@ class TestPartition:
         own_harness.wait_converged()
 
 
+    def test_what_was_on_its_way_when_the_connection_broke_arrives(
+        self, own_harness: ReplicationTestHarness, proxy_factory: ProxyFactory
+    ) -> None:
+        b = own_harness.create_node("b")
+        proxy = proxy_factory(own_harness.broker.host, own_harness.broker.port)
+        a = own_harness.create_node("a", mqtt_port=proxy.port)
+        proxy.freeze()
+        a.set_many(numbered(500))
+        a.wait_figure("outbox_in_flight")
+        proxy.cut()
+        a.wait_disconnected()
+        proxy.heal()
+        proxy.thaw()
+        wait_until(lambda: b.key_count() == 500, seconds=40)
+        own_harness.wait_converged()
+
+
 class TestGracefulDegradation:
     def test_every_command_works_without_a_broker(self, own_harness: ReplicationTestHarness) -> None:
         node = own_harness.create_node()
