@@ -35,7 +35,7 @@ def without_upkeep() -> type[Engine]:
     tree = ast.parse(textwrap.dedent(inspect.getsource(State._put)))
     remover = _Remover()
     code = compile(ast.fix_missing_locations(remover.visit(tree)), "<State._put without the tree>", "exec")
-    assert remover.removed == {"bucket", "dirty", "leaves"}, "the write path is written in other words by now"
+    assert remover.removed == {"bucket", "dirty", "sums", "counts"}, "the write path is written in other words by now"
     names = dict(vars(state_module))
     exec(code, names)
     return type("Treeless", (Engine,), {"_put": names["_put"]})
@@ -54,12 +54,12 @@ class _Remover(ast.NodeTransformer):
         return self._without(node, ast.unparse(node).partition(".")[0], "dirty")
 
     def visit_AugAssign(self, node: ast.AugAssign) -> ast.stmt:
-        return self._without(node, ast.unparse(node.target).partition("[")[0], "leaves")
+        return self._without(node, ast.unparse(node.target).partition("[")[0], "sums", "counts")
 
-    def _without(self, node: ast.stmt, target: str, name: str) -> ast.stmt:
-        if target != name:
+    def _without(self, node: ast.stmt, target: str, *names: str) -> ast.stmt:
+        if target not in names:
             return node
-        self.removed.add(name)
+        self.removed.add(target)
         return ast.Pass()
 
 

@@ -203,8 +203,7 @@ def _check_tree(engine: Engine, findings: Findings) -> None:
         for key, record in cursor:
             if key not in newest and record >= layers.floor:
                 tree.add(key, record)
-    mask = 2**192 - 1
-    leaves = {bucket: leaf & mask for bucket, leaf in enumerate(engine._tree.leaves) if leaf and leaf & mask}
+    leaves = {bucket: leaf for bucket in range(len(engine._tree.sums)) if (leaf := engine._tree.leaf(bucket))}
     for bucket in leaves.keys() | tree.counts.keys():
         found = naive.number_bytes(leaves.get(bucket, 0), 24)
         findings.expect("tree", f"leaf {bucket} (sum, count)", found, tree.leaf(bucket))

@@ -9,8 +9,9 @@ write costs one addition whatever the size of the data, and the tree is canonica
 never on the order or the history in which they came (incremental multiset hashing: Clarke et al., ASIACRYPT 2003; the
 sum of 128-bit digests guards against accidents, not against an adversary who may choose records).
 
-A leaf is kept as one integer, `sum << 64 | count`, and a record's term is `digest << 64 | 1`.  Everything is linear,
-so differences may be added in any order, and go below zero on the way, as long as they are reduced at the end.
+A leaf is one integer, `sum << 64 | count`, and a record's term is `digest << 64 | 1`.  Everything is linear, so
+differences may be added in any order, and go below zero on the way, as long as they are reduced at the end.  In memory
+sums and counts are apart: most writes change no count, and small integers add up faster.
 
 Inner digests and the root are computed when somebody asks, for what has changed since.  Cost: 8 us an inner node.
 """
@@ -18,7 +19,7 @@ Inner digests and the root are computed when somebody asks, for what has changed
 from hashlib import sha256
 from typing import Final
 
-from merklekv.engine.format import BUCKETS, DIGEST_AT, INNER_NODES, LEAF_SIZE, VALUE_AT
+from merklekv.engine.format import BUCKETS, DIGEST_AT, INNER_NODES, LEAF_SIZE, VALUE_AT, bucket_of
 
 LEAF_MASK: Final = (1 << 192) - 1
 COUNT_MASK: Final = (1 << 64) - 1
@@ -43,21 +44,31 @@ def unpack_leaves(data: bytes) -> list[int]:
 
 
 class MerkleTree:
-    """All leaves in memory (about 3 MiB), inner digests on demand.  Not locked."""
+    """All leaves in memory (about 4 MiB), inner digests on demand.  Not locked."""
 
     def __init__(self, leaves: list[int] | None = None) -> None:
-        self.leaves = leaves or [0] * BUCKETS
+        leaves = leaves or [0] * BUCKETS
+        self.sums = [leaf >> 64 for leaf in leaves]
+        self.counts = [leaf & COUNT_MASK for leaf in leaves]
         self.dirty = set(range(INNER_NODES))  # inner nodes whose digest is out of date
         self._inner = [b""] * INNER_NODES
+
+    def add(self, key: bytes, record: bytes, sign: int = 1) -> None:
+        """Counts a record in; with a `sign` of -1, out."""
+        bucket = bucket_of(key)
+        self.sums[bucket] += sign * int.from_bytes(record[DIGEST_AT:VALUE_AT], "big")
+        self.counts[bucket] += sign
+        self.dirty.add(bucket // LEAVES_PER_INNER)
+
+    def leaf(self, bucket: int) -> int:
+        """The leaf of a bucket, `sum << 64 | count`."""
+        return (self.sums[bucket] << 64) + self.counts[bucket] & LEAF_MASK
 
     def refresh(self, nodes: range) -> None:
         """Computes the digests of those of these inner nodes that are out of date."""
         for node in self.dirty.intersection(nodes):
-            at = node * LEAVES_PER_INNER
-            if any(self.leaves[at : at + LEAVES_PER_INNER]):
-                self._inner[node] = sha256(pack_leaves(self.inner_leaves(node))).digest()
-            else:
-                self._inner[node] = EMPTY_INNER
+            leaves = self.inner_leaves(node)
+            self._inner[node] = sha256(pack_leaves(leaves)).digest() if any(leaves) else EMPTY_INNER
             self.dirty.remove(node)
 
     def inner_digests(self) -> list[bytes]:
@@ -67,15 +78,13 @@ class MerkleTree:
 
     def inner_leaves(self, node: int) -> list[int]:
         """The 256 leaves below an inner node, each `sum << 64 | count`."""
-        at = node * LEAVES_PER_INNER
-        return [leaf & LEAF_MASK for leaf in self.leaves[at : at + LEAVES_PER_INNER]]
+        at, end = node * LEAVES_PER_INNER, (node + 1) * LEAVES_PER_INNER
+        pairs = zip(self.sums[at:end], self.counts[at:end], strict=True)
+        return [(total << 64) + count & LEAF_MASK for total, count in pairs]
 
     def leaf_digests(self, node: int) -> bytes:
         """What tells two leaves apart, for the 256 below an inner node: 8 bytes each, the low ones of the sum."""
-        at = node * LEAVES_PER_INNER
-        return b"".join(
-            [(leaf >> 64 & COUNT_MASK).to_bytes(8, "big") for leaf in self.leaves[at : at + LEAVES_PER_INNER]]
-        )
+        return b"".join([(leaf >> 64 & COUNT_MASK).to_bytes(8, "big") for leaf in self.inner_leaves(node)])
 
     def root(self, floor: bytes) -> bytes:
         """The root, 32 bytes; zeros without records.  The floor is part of it: it decides what a merge takes."""

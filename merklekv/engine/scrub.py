@@ -189,7 +189,7 @@ class Scrub:
     def _digest_lost(self, bucket: int, key: bytes) -> bytes:
         """The digest that a record had when the leaf was summed; empty when that cannot be told."""
         engine = self._engine
-        rest = engine._tree.leaves[bucket]
+        rest = engine._tree.leaf(bucket)
         for other, _ in engine.bucket(bucket):
             if other != key:
                 record = engine._layers.lookup(other)
@@ -243,7 +243,7 @@ class Scrub:
         with base._env.begin() as txn, txn.cursor(db=base._index) as cursor:
             stored = unpack_leaves(txn.get(bytes((node,)), NO_LEAVES, db=base._leaves))
             first = node * LEAVES_PER_INNER
-            held = self._engine._tree.leaves[first : first + LEAVES_PER_INNER]
+            held = self._engine._tree.inner_leaves(node)
             found = {first + at for at, leaves in enumerate(zip(stored, held, strict=True)) if any(leaves)}
             ahead = cursor.set_range(bytes((node, 0)))
             while ahead and cursor.key()[0] == node:
@@ -294,7 +294,7 @@ class Scrub:
         elif bucket not in self._damaged:
             for where, is_, expected in (
                 ("the base", leaf, stored),
-                ("memory", self._engine._tree.leaves[bucket], held),
+                ("memory", self._engine._tree.leaf(bucket), held),
             ):
                 if (is_ - expected) & LEAF_MASK:
                     problem = f"{where}: leaf {bucket} is {_show_leaf(is_)}, expected {_show_leaf(expected)}"

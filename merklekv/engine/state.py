@@ -18,7 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
+from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from merklekv.engine.directory import DataDirectory
 from merklekv.engine.format import (
@@ -36,11 +36,10 @@ from merklekv.engine.format import (
     TOMBSTONE,
     VALUE_AT,
     VERSION_SIZE,
-    bucket_of,
 )
 from merklekv.engine.layers import is_live
 from merklekv.engine.memtable import KEY_OVERHEAD
-from merklekv.engine.merkle import COUNT_MASK, EMPTY_ROOT, LEAF_MASK, LEAVES_PER_INNER, MerkleTree, term_of
+from merklekv.engine.merkle import COUNT_MASK, EMPTY_ROOT, LEAF_MASK, MerkleTree, term_of
 from merklekv.engine.recovery import open_layers
 from merklekv.engine.store import Pair
 from merklekv.engine.version import HybridClock
@@ -148,12 +147,13 @@ class State:
 
         The one place where data is written: log entry, memtable, leaf and counters.  What can fail comes first, so when
         it raises, everything before that item is done and nothing of it.  It is the hot path of all writes: it looks
-        things up once for all items, calls as little as it can, and spells out `make_record` and `term_of`.
+        things up once for all items, calls as little as it can, and spells out `make_record` and `MerkleTree.add`.
         """
         if self.stalled:
             self._require_writable()
         log_, tree, records, older = self._log, self._tree, self._records, self._layers.older
-        leaves, dirty, append, next_version = tree.leaves, tree.dirty, log_.pending.append, self.clock.next
+        sums, counts, dirty = tree.sums, tree.counts, tree.dirty
+        append, next_version = log_.pending.append, self.clock.next
         size, count, room, grown, live = log_.pending_size, 0, log_.room, 0, 0
         size_max = self.max_value_size + (VALUE_AT if made else 0)
         try:
@@ -165,14 +165,14 @@ class State:
                     old = older(key)
                 if made:
                     record = value
-                    digest = from_bytes(record[DIGEST_AT:VALUE_AT], "big")
+                    digest = record[DIGEST_AT:VALUE_AT]
                 else:
                     version = next_version()
                     if old is not None and version <= old:
                         version = self.clock.after(old)
                     head = version + flags
-                    digest = xxh3_128_intdigest(KEY_LENGTHS[len(key)] + key + head + value)
-                    record = head + digest.to_bytes(16, "big") + value
+                    digest = xxh3_128_digest(KEY_LENGTHS[len(key)] + key + head + value)
+                    record = head + digest + value
                 entry = _entry(op, len(key), len(record)) + key + record
                 needed = size + len(entry)
                 if needed > room:
@@ -185,16 +185,17 @@ class State:
                 bucket = xxh3_64_intdigest(key) >> 48
                 dirty.add(bucket >> 8)
                 if old is None:
-                    leaves[bucket] += digest << 64 | 1
+                    sums[bucket] += from_bytes(digest, "big")
+                    counts[bucket] += 1
                     if record[FLAGS_AT] & TOMBSTONE:
                         self.dead_count += 1
                     else:
                         live += 1
                 else:
-                    leaves[bucket] += (digest - from_bytes(old[DIGEST_AT:VALUE_AT], "big")) << 64
+                    sums[bucket] += from_bytes(digest, "big") - from_bytes(old[DIGEST_AT:VALUE_AT], "big")
                     if old[FLAGS_AT] != record[FLAGS_AT]:
                         if old[FLAGS_AT] & COLLECTED:
-                            leaves[bucket] += 1
+                            counts[bucket] += 1
                         else:
                             self._count(old, -1)
                         self._count(record, 1)
@@ -227,9 +228,7 @@ class State:
         in_active = self._records.get(key)
         self._active.size += len(marker) + (len(key) + KEY_OVERHEAD if in_active is None else -len(in_active))
         self._records[key] = marker
-        bucket = bucket_of(key)
-        self._tree.leaves[bucket] -= term_of(old)
-        self._tree.dirty.add(bucket // LEAVES_PER_INNER)
+        self._tree.add(key, old, -1)
         self._count(old, -1)
 
     def _count(self, record: bytes, change: int) -> None:
@@ -276,25 +275,23 @@ class State:
         is_ready = base_is_dead or base.floor == layers.floor
         self.root_ready = self.root_ready and is_ready
         self._tree = MerkleTree(None if base_is_dead else base.leaves())
-        leaves = self._tree.leaves
+        add = self._tree.add
         live, dead = (0, 0) if base_is_dead else (base.live, base.dead)
         of_base = layers.base_record
         for key, record in layers.overlay().items():
-            term = 0
             if not record[FLAGS_AT] & COLLECTED:
-                term = int.from_bytes(record[DIGEST_AT:VALUE_AT], "big") << 64 | 1
+                add(key, record)
                 if record[FLAGS_AT] & TOMBSTONE:
                     dead += 1
                 else:
                     live += 1
             hidden = of_base(key)
             if hidden is not None:
-                term -= term_of(hidden)
+                add(key, hidden, -1)
                 if hidden[FLAGS_AT] & TOMBSTONE:
                     dead -= 1
                 else:
                     live -= 1
-            leaves[xxh3_64_intdigest(key) >> 48] += term
         self.live_count, self.dead_count = live, dead
         self._adopt_active()
         self.root_ready = is_ready  # last: who sees it set reads the counts without the lock

@@ -31,7 +31,7 @@ def broken(engine: Engine) -> list[str]:
 
 def test_an_engine_with_a_wrong_leaf(make_engine: Callable[..., Engine]) -> None:
     engine = support.filled(make_engine())
-    engine._tree.leaves[BUCKET] += 1 << 64
+    engine._tree.sums[BUCKET] += 1
     problems = broken(engine)
     assert f"tree: leaf {BUCKET} (sum, count) is " in problems[0]
 

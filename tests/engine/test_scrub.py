@@ -319,7 +319,7 @@ def test_what_is_derived_is_derived_anew(engine: Engine, name: str) -> None:
 
 def test_wrong_memory_over_a_sound_base(engine: Engine) -> None:
     root = engine.root()
-    engine._tree.leaves[bucket_of(KEY)] += 1 << 70
+    engine._tree.sums[bucket_of(KEY)] += 1 << 6
     engine._tree.dirty.add(bucket_of(KEY) // 256)
     engine.live_count += 1
     engine.dead_count -= 2

@@ -14,8 +14,8 @@ from merklekv_tool.statuses import EXIT_PROBLEMS
 from merklekv_tool.verify import ATTEMPTS
 from tool_support import FakeNode, address, filled, run, succeeds
 
-from merklekv.engine.format import DIGEST_AT, FLAGS_AT, TOMBSTONE, VALUE_AT, ZERO_VERSION, bucket_of, make_record
-from merklekv.engine.merkle import MerkleTree, term_of
+from merklekv.engine.format import DIGEST_AT, FLAGS_AT, TOMBSTONE, VALUE_AT, ZERO_VERSION, make_record
+from merklekv.engine.merkle import MerkleTree
 from merklekv.engine.naive import digest_of
 from merklekv.net.client import Client
 
@@ -88,7 +88,7 @@ def flagged(one: bytes, flags: int) -> bytes:
 def root_of(records: dict[bytes, bytes], floor: bytes = ZERO_VERSION) -> bytes:
     tree = MerkleTree()
     for key, one in records.items():
-        tree.leaves[bucket_of(key)] += term_of(one)
+        tree.add(key, one)
     return tree.root(floor)
 
 
