@@ -201,6 +201,7 @@ def _drop_unborn(directory: Path, lsns: list[int]) -> None:
         return  # the header is synced before anything is put behind it
     log.warning("%s: dropped, it was being created when the process ended", path)
     path.unlink()
+    sync_directory(directory)  # or a later crash might bring it back, in the midst of other segments then
     lsns.pop()
 
 
@@ -399,6 +400,7 @@ class Log:
             except OSError:
                 os.close(fd)
                 path.unlink()
+                sync_directory(self.directory)  # for good: the next segment begins elsewhere
                 raise
         except OSError as error:
             if error.errno in NO_ROOM:
