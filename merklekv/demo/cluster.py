@@ -7,7 +7,6 @@ of a round have until the next to reach everybody.
 from __future__ import annotations
 
 import random
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,7 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from merklekv.demo.broker import make_broker
+from merklekv.demo.broker import Broker, make_broker
+from merklekv.demo.guard import Guard, remove
 from merklekv.demo.node import Node, Request
 from merklekv.demo.process import DemoFailed
 
@@ -28,8 +28,6 @@ VALUE_BYTES: Final = 40
 DELETES_SHARE: Final = 0.1
 INCREMENTS_SHARE: Final = 0.1
 STUCK_S: Final = 5.0  # with nothing on its way any more
-REMOVE_ATTEMPTS: Final = 50
-REMOVE_PAUSE_S: Final = 0.1
 
 
 class Cluster:
@@ -45,6 +43,7 @@ class Cluster:
         self.states: dict[str, str] = {}  # of the broker and the nodes, by name
         self._picture: object = None
         self._changed_at = time.monotonic()
+        self._guard = Guard(self._directory)
         try:
             self.broker = make_broker(broker_kind, self._directory)
         except BaseException:
@@ -54,9 +53,9 @@ class Cluster:
 
     def __enter__(self) -> Cluster:
         try:
-            self.broker.start()
+            self._start(self.broker)
             for node in self.nodes:
-                node.start()
+                self._start(node)
         except BaseException:
             self._end()
             raise
@@ -89,7 +88,7 @@ class Cluster:
             node.kill()
         else:
             self.tell(f"starting {node.name} on what it has on disk")
-            node.start()
+            self._start(node)
 
     def toggle_broker(self) -> None:
         broker = self.broker
@@ -98,7 +97,7 @@ class Cluster:
             broker.stop()
         else:
             self.tell("starting the broker")
-            broker.start()
+            self._start(broker)
 
     def toggle_traffic(self) -> None:
         self.writing = not self.writing
@@ -160,6 +159,10 @@ class Cluster:
                 requests.append((b"SET", key, draw.randbytes(VALUE_BYTES // 2).hex().encode()))
         return requests
 
+    def _start(self, part: Node | Broker) -> None:
+        part.start()
+        self._guard.watch(part.child.pid)
+
     def _end(self) -> None:
         for node in self.nodes:
             node.kill()
@@ -167,10 +170,7 @@ class Cluster:
         self._remove()
 
     def _remove(self) -> None:
-        # A node that was killed by somebody else leaves a child, which ends by itself but may still write for a moment.
-        for _ in range(REMOVE_ATTEMPTS):
-            shutil.rmtree(self._directory, ignore_errors=True)
-            if not self._directory.exists():
-                return
-            time.sleep(REMOVE_PAUSE_S)
-        raise DemoFailed(f"{self._directory} could not be removed; nothing uses it any more, so remove it")
+        removed = remove(self._directory)
+        self._guard.dismiss()
+        if not removed:
+            raise DemoFailed(f"{self._directory} could not be removed; nothing uses it any more, so remove it")

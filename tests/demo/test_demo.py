@@ -114,6 +114,34 @@ def test_cut_short_it_ends_everything(place: Path, number: signal.Signals) -> No
     assert rest.endswith("interrupted\n")
 
 
+@pytest.mark.parametrize("broker", BROKERS)
+def test_killed_it_leaves_nothing_either(place: Path, broker: str) -> None:
+    with subprocess.Popen(
+        command("--broker", broker),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(place),
+    ) as demo:
+        assert demo.stdout is not None
+        wait_until(lambda: "node-1 is up" in demo.stdout.readline(), seconds=LOOK_S)
+        demo.kill()
+    wait_until(lambda: workers(place) == [], what="the guard to have ended everything")
+
+
+def test_without_its_guard_it_goes_on(place: Path) -> None:
+    with subprocess.Popen(
+        command("--seconds", "1"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=environment(place)
+    ) as demo:
+        assert demo.stdout is not None
+        wait_until(lambda: "broker is up" in demo.stdout.readline(), seconds=LOOK_S)
+        (guard,) = (one for one in psutil.Process(demo.pid).children() if "merklekv.demo.guard" in one.cmdline())
+        guard.kill()
+        assert "converged" in demo.stdout.read()
+    assert demo.returncode == 0
+
+
 @pytest.mark.parametrize("wrong", [("--seconds", "0"), ("--seconds", "86401"), ("--broker", "else")])
 def test_wrong_arguments(place: Path, wrong: tuple[str, str]) -> None:
     done = run(place, *wrong)

@@ -1,0 +1,83 @@
+"""The demo's guard: a process that ends what the demo has started when the demo itself was killed.
+
+    python -m merklekv.demo.guard DIRECTORY
+
+It reads process ids, a line each, from a pipe that the demo alone holds.  However the demo ends, the pipe ends with it:
+then whatever of those processes still runs is killed, and the directory removed.  After an end in good order nothing is
+left to do.  Processes are held by descriptors (pidfd), so that no other one that was given the same number is hit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+REMOVE_ATTEMPTS: Final = 50
+REMOVE_PAUSE_S: Final = 0.1
+
+
+class Guard:
+    """The demo's side: a guard that runs until `dismiss`."""
+
+    def __init__(self, directory: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(directory)], stdin=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    def watch(self, pid: int) -> None:
+        """Ends this process too, should it come to that."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # somebody has killed it: the demo goes on without
+            self._process.stdin.write(f"{pid}\n")
+            self._process.stdin.flush()
+
+    def dismiss(self) -> None:
+        """Lets it end, when nothing is left that it would have to do."""
+        self._process.communicate()
+
+
+def remove(directory: Path) -> bool:
+    """Removes the demo's directory; whether it is gone.
+
+    A node that was killed leaves a child, which ends by itself but may still write for a moment.
+    """
+    for _ in range(REMOVE_ATTEMPTS):
+        shutil.rmtree(directory, ignore_errors=True)
+        if not directory.exists():
+            return True
+        time.sleep(REMOVE_PAUSE_S)
+    return False
+
+
+def watch(pids: Iterable[str]) -> None:
+    """Kills these processes when the last id was read."""
+    held: list[int] = []
+    for pid in pids:
+        for fd in [fd for fd in held if not _signal(fd, 0)]:  # it has ended
+            os.close(fd)
+            held.remove(fd)
+        with contextlib.suppress(ProcessLookupError):
+            held.append(os.pidfd_open(int(pid)))
+    for fd in held:
+        _signal(fd, signal.SIGKILL)
+
+
+def _signal(fd: int, number: int) -> bool:
+    """Whether there was a process to take it."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(fd, number)
+        return True
+    return False
+
+
+if __name__ == "__main__":
+    watch(sys.stdin)
+    remove(Path(sys.argv[1]))
