@@ -67,7 +67,7 @@ class MerkleTree:
     def refresh(self, nodes: range) -> None:
         """Computes the digests of those of these inner nodes that are out of date."""
         for node in self.dirty.intersection(nodes):
-            leaves = self.inner_leaves(node)
+            leaves = self._unreduced(node)
             self._inner[node] = sha256(pack_leaves(leaves)).digest() if any(leaves) else EMPTY_INNER
             self.dirty.remove(node)
 
@@ -78,9 +78,11 @@ class MerkleTree:
 
     def inner_leaves(self, node: int) -> list[int]:
         """The 256 leaves below an inner node, each `sum << 64 | count`."""
+        return [leaf & LEAF_MASK for leaf in self._unreduced(node)]
+
+    def _unreduced(self, node: int) -> list[int]:
         at, end = node * LEAVES_PER_INNER, (node + 1) * LEAVES_PER_INNER
-        pairs = zip(self.sums[at:end], self.counts[at:end], strict=True)
-        return [(total << 64) + count & LEAF_MASK for total, count in pairs]
+        return [(total << 64) + count for total, count in zip(self.sums[at:end], self.counts[at:end], strict=True)]
 
     def leaf_digests(self, node: int) -> bytes:
         """What tells two leaves apart, for the 256 below an inner node: 8 bytes each, the low ones of the sum."""
