@@ -132,10 +132,12 @@ class TestPartition:
         a = own_harness.create_node("a", mqtt_port=proxy.port)
         proxy.freeze()
         a.set_many(numbered(500))
+        a.wait_figure("outbox_in_flight")
         assert b.key_count() == 0
         proxy.thaw()
         wait_until(lambda: b.key_count() == 500, seconds=40)
         own_harness.wait_converged()
+        assert a.figure("broker_losses") == 0
 
 
     def test_what_was_on_its_way_when_the_connection_broke_arrives(
