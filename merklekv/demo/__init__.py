@@ -4,6 +4,7 @@
     broker.py    the broker: Mosquitto, or the wheel `iotcore`
     node.py      one `merklekv run`, and what it shows of itself
     cluster.py   all of them in a directory of their own, with traffic; are they converged?
+    guard.py     a process that ends what is left when the demo was killed
     screen.py    the picture in the terminal
     show.py      the two ways to run it: with keys, and as a script that ends by itself
 
