@@ -23,6 +23,7 @@ from merklekv.engine.format import BUCKETS, bucket_of
 
 SLICE_KEYS: Final = 2000  # looked at in one call of `prepare` or `group`
 BLOCK_KEYS: Final = 2048
+HALVED_MAX: Final = 4  # blocks in one call of `prepare`: evenly drawn keys fill all of them at about the same time
 GROUP_SHIFT: Final = 52  # the 12 bits of a key's XXH3-64 above it name its group, which has 16 buckets
 GROUPS: Final = 1 << 64 - GROUP_SHIFT
 KEY_OVERHEAD: Final = 176  # bytes that CPython needs beside key and record: object headers, dict and order slots
@@ -47,7 +48,7 @@ class _Newcomers:
         self._taken = 0  # keys that are in `_waiting` or were
 
     def take(self, records: dict[bytes, bytes]) -> list[bytes]:
-        """At most SLICE_KEYS more."""
+        """At most SLICE_KEYS more, newest first."""
         if not self._waiting:
             # All at once: a dict can only be entered at its ends, so to begin in the middle costs as much.
             self._waiting = list(islice(reversed(records), len(records) - self._taken))
@@ -55,6 +56,10 @@ class _Newcomers:
         keys = self._waiting[-SLICE_KEYS:]
         del self._waiting[-SLICE_KEYS:]
         return keys
+
+    def put_back(self, keys: list[bytes]) -> None:
+        """Takes again what is left of a slice, in the same order."""
+        self._waiting += keys
 
     def all_taken(self, records: dict[bytes, bytes]) -> bool:
         """Whether there are no more."""
@@ -80,7 +85,10 @@ class Memtable:
     def prepare(self) -> bool:
         """A slice of bringing keys in order; True when all keys are."""
         blocks, lows = self._blocks, self._lows
-        for key in self._to_order.take(self.records):
+        keys = self._to_order.take(self.records)
+        halved = 0
+        while keys and halved < HALVED_MAX:
+            key = keys.pop()
             at = bisect_right(lows, key) - 1
             block = blocks[at]
             block.append(key)
@@ -89,6 +97,8 @@ class Memtable:
                 blocks.insert(at + 1, block[BLOCK_KEYS // 2 :])
                 del block[BLOCK_KEYS // 2 :]
                 lows.insert(at + 1, blocks[at + 1][0])
+                halved += 1
+        self._to_order.put_back(keys)
         return self._to_order.all_taken(self.records)
 
     def group(self) -> bool:

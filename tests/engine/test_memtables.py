@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from itertools import pairwise
+
 import engine_support as support
 import pytest
 from hypothesis import given
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 
 from merklekv.engine import memtable as memtable_module
 from merklekv.engine.format import bucket_of
-from merklekv.engine.memtable import BLOCK_KEYS, KEY_OVERHEAD, SLICE_KEYS, Memtable, charge, prefix_end
+from merklekv.engine.memtable import BLOCK_KEYS, HALVED_MAX, KEY_OVERHEAD, SLICE_KEYS, Memtable, charge, prefix_end
 
 keys = st.binary(max_size=3).map(lambda tail: b"\x00a\xff"[len(tail) % 3 : len(tail) % 3 + 1] + tail)
 prefixes = st.text(alphabet="\x00a\xfe\xff", max_size=3).map(lambda text: text.encode("latin-1"))
@@ -37,6 +40,7 @@ def test_keys_come_in_order(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memtable_module, "SLICE_KEYS", slice_keys)
         patch.setattr(memtable_module, "BLOCK_KEYS", block_keys)
+        patch.setattr(memtable_module, "HALVED_MAX", 1 + slice_keys // 3)
         table = Memtable(0)
         for key in writes:
             if key is None:
@@ -65,6 +69,18 @@ def test_buckets_have_each_key_once(writes: list[int | None], slice_keys: int) -
             pass
         for bucket in {bucket_of(key) for key in table}:
             assert sorted(table.bucket(bucket)) == sorted(key for key in table if bucket_of(key) == bucket)
+
+
+def test_a_slice_halves_so_many_blocks_and_no_more() -> None:
+    table = Memtable(0)
+    keys = [b"%d" % number for number in range(BLOCK_KEYS * 4 * HALVED_MAX)]
+    random.Random(1).shuffle(keys)
+    table.records = dict.fromkeys(keys, b"x")
+    counts = [1]
+    while not table.prepare():
+        counts.append(len(table._blocks))
+    assert max(after - before for before, after in pairwise(counts)) == HALVED_MAX
+    assert table.keys_from(b"", None, len(keys)) == sorted(keys)
 
 
 def test_a_slice_and_a_block_are_bounded() -> None:
