@@ -192,7 +192,9 @@ class TestNetworkPartition:
         self, server: MerkleKVServer, proxy_factory: ProxyFactory
     ) -> None:
         proxy = proxy_factory(server.host, server.port)
-        proxy.cut()
+        with LineClient("127.0.0.1", proxy.port) as client:
+            assert client.ask("PING") == "PONG"
+            proxy.cut()
         with pytest.raises(OSError), LineClient("127.0.0.1", proxy.port, timeout_s=2) as client:  # noqa: PT012
             client.send(b"PING\r\n")
             if client.line() == "":

@@ -17,7 +17,7 @@ from tool_support import FakeNode, address, fails, fill, filled, opened, run, su
 
 from merklekv.engine.format import VALUE_AT, make_record
 from merklekv.engine.version import show_version
-from merklekv.exits import EXIT_FORMAT, EXIT_LOCKED, EXIT_OK
+from merklekv.exits import EXIT_FORMAT, EXIT_LOCKED, EXIT_OK, EXIT_USAGE
 
 VERSION = (1_700_000_000 * 10**9).to_bytes(8, "big") + bytes(16)
 
@@ -142,6 +142,11 @@ def test_times_for_people() -> None:
     assert moment(1_700_000_000_123_456_789).endswith(".123456")
     assert moment((1 << 64) - 1).startswith("2554-07-")
     assert moment(10**30) == str(10**30)
+
+
+def test_a_directory_and_itself(alike: tuple[Path, Path]) -> None:
+    again = alike[0] / ".." / alike[0].name
+    fails(EXIT_USAGE, f"{again}: is the same directory as {alike[0]}", done=run("diff", alike[0], again))
 
 
 def test_places_that_are_not_there(alike: tuple[Path, Path], tmp_path: Path) -> None:

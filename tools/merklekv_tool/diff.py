@@ -12,10 +12,12 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import typer
 
+from merklekv.errors import InvalidArgument
 from merklekv_tool.output import PlaceName, progress, say, say_json, text_of
 from merklekv_tool.statuses import EXIT_PROBLEMS
 
@@ -66,6 +68,8 @@ def diff(
     """Show the keys that two places do not hold alike; exit status 1 when there are any."""
     from merklekv_tool import places
 
+    if Path(place_a).is_dir() and Path(place_b).is_dir() and Path(place_a).samefile(place_b):
+        raise InvalidArgument(f"{place_b}: is the same directory as {place_a}")
     counts: Counter[str] = Counter()
     with contextlib.ExitStack() as stack:
         a, b = (stack.enter_context(places.opened(place)) for place in (place_a, place_b))
