@@ -132,7 +132,7 @@ class TestPartition:
         a = own_harness.create_node("a", mqtt_port=proxy.port)
         proxy.freeze()
         a.set_many(numbered(500))
-        a.wait_figure("outbox_in_flight")
+        a.wait_figure("outbox_oldest_ms", 2000)  # long enough for both ends to look twice
         assert b.key_count() == 0
         proxy.thaw()
         wait_until(lambda: b.key_count() == 500, seconds=40)
