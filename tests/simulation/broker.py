@@ -78,10 +78,10 @@ class Broker:
         if node in self._queues:
             self._queues[node] = [one for one in self._queues[node] if one.number not in numbers]
 
-    def lose(self, chance: random.Random, node: str) -> None:
-        """Drops some of what waits for a node."""
+    def lose(self, chance: random.Random | None, node: str) -> None:
+        """Drops some of what waits for a node; without a chance, all."""
         queue = self._queues.get(node, [])
-        kept = [one for one in queue if chance.random() < 0.5]
+        kept = [one for one in queue if chance is not None and chance.random() < 0.5]
         self.dropped += len(queue) - len(kept)
         if node in self._queues:
             self._queues[node] = kept

@@ -38,6 +38,7 @@ SMALL_BATCHES: Final = (  # so that small exchanges have as many parts as large 
     (responder, "SLICE_READS", 2),
 )
 MEANWHILE: Final = 0.05  # of the pauses in an exchange see a write
+SETTLES: Final = 0.5  # of the answers are followed by the collection, which may as well come later
 REQUESTS_MAX: Final = 5000
 
 
@@ -159,7 +160,8 @@ class Cluster(World):
                 try:
                     ready = next(slices)
                 except StopIteration as end:
-                    node.settle()
+                    if chance.random() < SETTLES:
+                        node.settle()
                     answer: bytes = end.value
                     return answer
                 if ready is not None and not ready():

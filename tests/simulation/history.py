@@ -3,6 +3,8 @@
 A seed draws first what kind of history it is: how many nodes, which faults there are at all and how often.  Histories
 with few kinds of faults get further in each than those with all (Groce et al., "Swarm Testing", 2012).
 
+A few are staged: not of single steps, but of the rows of steps that some mistakes take.
+
 There are two kinds.  In one the broker is faithful and messages alone must make the nodes agree; nodes crash there, but
 lose nothing else.  In the other everything may be lost, and exchanges must make it up.
 """
@@ -28,10 +30,23 @@ WHERE: Final = {  # a node may crash, in which step
     "save": ("place", "sync", "synced"),
     "start": ("", "base", "based", "sync", "synced", "place"),
 }
-STEPS_MIN: Final = 20
-STEPS_MAX: Final = 90
+STEPS_RANGE: Final = (20, 90)
+STAGES: Final[dict[str, float]] = {  # what takes several steps in a row, and is rare among others
+    "early": 3,
+    "echo": 2,
+    "bequest": 3,
+    "stranger": 1,
+    "unheard": 1,
+    "relapse": 3,
+    "decay": 2,
+    "write": 5,
+    "round": 1,
+}
+STAGES_RANGE: Final = (3, 8)
+STAGED: Final = 0.1  # of those with exchanges
 MESSAGES_ONLY: Final = 0.25  # of all histories
 WHOLE: Final = 200  # requests, more than an exchange takes
+NO_BROKER: Final = 0.15  # of those with exchanges
 COMES_BACK: Final = 0.7
 CRASH_AFTER_SAVE: Final = 0.3
 SKEW_S: Final = 40_000.0  # two nodes are less than a day apart, so that they take each other's events
@@ -51,7 +66,7 @@ class History:
 
 
 def history(seed: str) -> History:
-    """The history of a seed: one that begins with `m` has messages alone, one that begins with `x` exchanges too."""
+    """The history of a seed: with `m` before it, of messages alone; with `x`, of exchanges too; with `s`, staged."""
     return _Writer(seed).history
 
 
@@ -61,7 +76,7 @@ class _Writer:
     def __init__(self, seed: str) -> None:
         self.chance = chance = random.Random(seed)
         kind = chance.random() >= MESSAGES_ONLY
-        exchanges = {"m": False, "x": True}.get(seed[:1], kind)
+        exchanges = {"m": False, "x": True, "s": True}.get(seed[:1], kind)
         names = [f"n{number}" for number in range(1, 1 + chance.choices((2, 3, 4, 5), (40, 40, 15, 5))[0])]
         queue_max = chance.choice((3, 10, 1000)) if exchanges else 10**6
         self.history = History(seed, names, exchanges, queue_max)
@@ -69,12 +84,13 @@ class _Writer:
         self.deletes = chance.choice((10, 25, 60))
         self.big = chance.random() < 0.2
         self.values = 0
+        self.broker = not (exchanges and chance.random() < NO_BROKER)
         self._same = ""  # the node of the next step; empty: any
-        kinds = {kind: weight for kind, weight in self._weights().items() if weight}
+        staged = seed[:1] == "s" or (exchanges and chance.random() < STAGED)
+        kinds = STAGES if staged else {kind: weight for kind, weight in self._weights().items() if weight}
         for name in names:
-            self._add("start", name)
-            self._add("connect", name)
-        for _ in range(chance.randint(STEPS_MIN, STEPS_MAX)):
+            self._begin(name)
+        for _ in range(chance.randint(*(STAGES_RANGE if staged else STEPS_RANGE))):
             kind = chance.choices(list(kinds), list(kinds.values()))[0]
             getattr(self, f"_{kind}")()
 
@@ -88,7 +104,7 @@ class _Writer:
             "deliver": self.chance.choice((3, 14)),
             "absorb": some(5),
             "save": some(6),
-            "connect": 5.0,
+            "connect": 5.0 * self.broker,
             "disconnect": some(2),
             "start": 6.0,
             "stop": some(2),
@@ -100,7 +116,7 @@ class _Writer:
         if self.history.exchanges:
             weights |= {"exchange": 10.0, "round": some(3), "arrive": some(2), "partition": some(1)}
             weights |= {"backup": (backups := some(3)), "restore": backups, "relapse": some(1.5)}
-            weights |= {"backwards": some(1)}
+            weights |= {"backwards": some(1), "early": some(0.3), "echo": some(0.3)}
             weights |= {"wipe": some(0.5), "leave": some(0.5), "haunt": some(1), "forget": some(2)}
             weights |= {"rot": some(1), "decay": some(3), "scrub": some(0.5)}
             weights |= {"kill_broker": some(1), "lose": some(1), "expire": some(1)}
@@ -161,8 +177,12 @@ class _Writer:
         self._add("disconnect", self._node())
 
     def _start(self) -> None:
-        self._add("start", name := self._node())
-        self._add("connect", name)
+        self._begin(self._node())
+
+    def _begin(self, name: str) -> None:
+        self._add("start", name)
+        if self.broker:
+            self._add("connect", name)
 
     def _stop(self) -> None:
         self._add("stop", name := self._node())
@@ -185,8 +205,7 @@ class _Writer:
     def _back(self, name: str) -> None:
         """A node that has gone down comes back, more often than not."""
         if self.chance.random() < COMES_BACK:
-            self._add("start", name)
-            self._add("connect", name)
+            self._begin(name)
 
     def _go_on(self, name: str, kinds: tuple[str, ...]) -> None:
         """The next step is this node's too."""
@@ -219,11 +238,11 @@ class _Writer:
         """Everybody exchanges with everybody, so that the horizon moves."""
         pairs = [(one, other) for one in self.history.names for other in self.history.names if one != other]
         for one, other in self.chance.sample(pairs, len(pairs)):
-            self._add("exchange", one, other, WHOLE, "rests", self._seed())
+            self._whole(one, other)
 
     def _two(self) -> tuple[str, str]:
         one = self._node()
-        return one, self.chance.choice([name for name in self.history.names if name != one])
+        return one, self.chance.choice(self._others(one))
 
     def _arrive(self) -> None:
         self._add("arrive", self._node(), self._seed())
@@ -247,6 +266,112 @@ class _Writer:
         self._round()
         self._add("restore", name, self._seed())
         self._back(name)
+        if self.chance.random() < 0.5:
+            other = self.chance.choice(self._others(name))
+            pair = self.chance.sample((name, other), 2)
+            self._add("exchange", *pair, self.chance.choice((1, 2, 3)), "rests", self._seed())
+            self._go_on(name, ("write",))
+            self._add("exchange", *pair, WHOLE, "rests", self._seed())
+
+    def _early(self) -> None:
+        """A node tells its clock, and comes back with one that is behind that; what it deletes then is to last."""
+        name, other = self._two()
+        self._round()
+        self._add("clock", name, round(10 ** self.chance.uniform(-1, 4), 6))
+        if self.chance.random() < 0.5:
+            self._whole(name, other)
+        self._add("exchange", name, other, self.chance.choice((0, 1)), "deaf", self._seed())
+        self._add("exchange", other, name, self.chance.choice((1, WHOLE)), "cut", self._seed())
+        self._add("crash", name, self._seed())
+        self._add("clock", name, 0.0)
+        self._begin(name)
+        self._writes(name, "delete")
+        self._whole(other, name)
+
+    def _echo(self) -> None:
+        """A request arrives at a node that was restored since."""
+        name, other = self._two()
+        self._round()
+        self._add("backup", name)
+        self._go_on(other, ("write",))
+        self._add("exchange", other, name, self.chance.choice((2, 3, 4, 5)), "late", self._seed())
+        self._add("restore", name, self._seed())
+        self._begin(name)
+        self._add("arrive", name, self._seed())
+        self._round()
+
+    def _bequest(self) -> None:
+        """A node leaves, and what it has deleted last has come to one of the others alone."""
+        names = self.chance.sample(self.history.names, len(self.history.names))
+        if len(names) < 3:
+            return
+        gone, heir, other = names[:3]
+        self._round()
+        self._writes(gone, "set")
+        self._whole(gone, heir)
+        self._whole(gone, other)
+        self._writes(gone, "delete")
+        self._whole(*self.chance.sample((heir, other), 2))
+        self._whole(gone, heir)
+        self._add("leave", gone)
+        self._add("forget", gone, heir)
+        self._greet(heir, other)
+
+    def _stranger(self) -> None:
+        """Two have met, and one of them meets a third that the other does not know yet."""
+        names = self.chance.sample(self.history.names, len(self.history.names))
+        if len(names) < 3:
+            return
+        one, other, third = names[:3]
+        self._writes(one, "set")
+        self._writes(third, "set")
+        self._writes(third, "delete")
+        self._whole(one, other)
+        self._whole(other, one)
+        self._whole(third, one)
+        self._whole(one, third)
+
+    def _unheard(self) -> None:
+        """A new node is heard by its events alone, the last of which comes to one of the others only."""
+        names = self.chance.sample(self.history.names, len(self.history.names))
+        if len(names) < 3:
+            return
+        name, heir, other = names[:3]
+        self._add("wipe", name)
+        for by in (heir, other):
+            self._add("connect", by)
+            self._add("forget", name, by)
+        self._add("connect", name)
+        self._add("lose", heir, 0)
+        self._add("lose", other, 0)
+        self._whole(heir, other)
+        self._writes(name, "set")
+        self._add("publish", name, 9, "answered")
+        self._add("deliver", heir, 20, 0)
+        self._add("deliver", other, 20, 0)
+        self._writes(name, "delete")
+        self._whole(*self.chance.sample((heir, other), 2))
+        self._add("publish", name, 9, "answered")
+        self._add("deliver", heir, 20, 0)
+        self._add("lose", other, 0)
+        self._add("leave", name)
+        self._greet(heir, other)
+
+    def _greet(self, one: str, other: str) -> None:
+        """Two tell each other what they know of the members, and do not go on to the data."""
+        for first, second in ((one, other), (other, one), (one, other)):
+            self._add("exchange", first, second, 1, "cut", self._seed())
+
+    def _writes(self, name: str, command: str) -> None:
+        """A command for all of the keys."""
+        self.values += 1
+        self._add("write", name, tuple((command, key, b"%d" % self.values) for key in self.keys), True)
+
+    def _whole(self, one: str, other: str) -> None:
+        self._add("exchange", one, other, WHOLE, "rests", self._seed())
+
+    def _others(self, name: str) -> list[str]:
+        return [other for other in self.history.names if other != name]
 
     def _wipe(self) -> None:
         self._add("wipe", self._node())

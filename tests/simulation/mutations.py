@@ -20,7 +20,7 @@ class Mutation(NamedTuple):
     """One mistake."""
 
     name: str
-    kind: str  # of the histories in which it shows: `m` for messages alone, `x` for exchanges
+    kind: str  # of the histories in which it shows: see `history`
     target: str  # module below merklekv, a colon, the function by its qualified name
     old: str
     new: str
@@ -214,6 +214,13 @@ MUTATIONS: Final = (
         "replication.members:Members.stable",
         "min((",
         "max((",
+    ),
+    Mutation(
+        "what was seen counts on although a member was forgotten",
+        "s",
+        "replication.members:Members._forget",
+        "other.counted = min(other.counted, seen)",
+        "pass",
     ),
 )
 

@@ -218,8 +218,8 @@ class World:
         self.broker.up = True
 
     def do_lose(self, name: str, seed: int) -> None:
-        """The broker drops some of what waits for a node."""
-        self.broker.lose(random.Random(seed), name)
+        """The broker drops some of what waits for a node; with seed 0, all."""
+        self.broker.lose(random.Random(seed) if seed else None, name)
 
     def do_publish(self, name: str, batches: int, how: str) -> None:
         """A node publishes, and it is `answered`; or `flying` still; or `arrived`, when the connection breaks."""
