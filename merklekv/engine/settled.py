@@ -7,12 +7,12 @@ goes, and what a node does that was away for longer: merklekv/replication.
 
 Every step is in the log before anything else, like a write, but is no local event: it is not published.
 
-    raise_horizon -> note "horizon"         collect, discard -> a marker for each record that goes
+    raise_horizon -> note "horizon"         collect -> a marker for each record that goes
 
 Costs: collecting 5 us a tombstone; raising the horizon looks at each tombstone between the old one and the new.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -26,13 +26,10 @@ from merklekv.engine.format import (
     NOTE_NAME_SIZE_MAX,
     NOTE_SIZE_MAX,
     OP_NOTE,
-    OP_ORIGIN,
     REMOTE,
     TOMBSTONE,
-    VERSION_SIZE,
     ZERO_VERSION,
 )
-from merklekv.engine.layers import is_marker
 from merklekv.engine.merkle import pack_leaves
 from merklekv.engine.store import Pair
 from merklekv.errors import DiskFull, InvalidArgument
@@ -117,25 +114,6 @@ class Settled(Durable):
         while pairs := layers.base.tombstones_from(self._collected, bound, TOMBSTONES_READ):
             yield from (key for _, key in pairs)
             self._collected = pairs[-1][0]  # not before: a new pass may begin in the middle of these
-
-    def discard(self, pairs: Iterable[Pair], origin: bytes) -> int:
-        """Removes the records that are still at these (key, version of 24 bytes); how many.
-
-        For a node that was away while the cluster, here by the node `origin`, settled matters without it.
-        """
-        removed = 0
-        with self.lock:
-            self._require_writable()
-            for key, version in pairs:
-                record = self._layers.lookup(key)
-                if record is None or is_marker(record) or record[:VERSION_SIZE] != version:
-                    continue
-                if not removed:
-                    self._make_room(ENTRY.size + len(origin))
-                    self._log_entry(ENTRY.pack(OP_ORIGIN, len(origin), 0) + origin)
-                self._remove(key, record)
-                removed += 1
-        return removed
 
     # -- promises ------------------------------------------------------------------------------------------------------
 

@@ -299,7 +299,7 @@ class Members:
         self.current = max(self.current, self.stable())
 
     def fall_back(self, peer: Table) -> None:
-        """This node was left behind and will discard what `peer` does not hold: what it had seen of others counts only
+        """This node was left behind and will bury what `peer` does not hold: what it had seen of others counts only
         as far as `peer` has seen it too.
         """
         for who, member in self._others.items():

@@ -185,7 +185,7 @@ class Responder:
                 raise ExchangeRefused("current", "the other node takes this one for left behind, which it is not")
             for key, version in dead:
                 if not 0 < len(key) <= MAX_KEY_SIZE or len(version) != VERSION_SIZE or timestamp_of(version) > settled:
-                    raise Malformed("records to discard that are not settled")
+                    raise Malformed("records to bury that are not settled")
             for at in range(0, len(dead), SLICE_MERGES):
                 slice_ = dead[at : at + SLICE_MERGES]
                 discarded += yield from self._writing(partial(side.bury, slice_, origin, horizon))

@@ -194,17 +194,6 @@ class EngineMachine(RuleBasedStateMachine):
                 if self.engine.record(key) is None:
                     del self.records[key]
 
-    @rule(key=keys, same=st.booleans())
-    def discard(self, key: bytes, same: bool) -> None:
-        """The others have settled without this record of ours."""
-        record = self.records.get(key)
-        if record is None or int.from_bytes(record[:8], "big") > self.horizon:
-            return
-        version = record[:24] if same else bytes(24)
-        assert self.write(lambda: self.engine.discard([(key, version)], b"elsewhere")) == same
-        if same:
-            del self.records[key]
-
     @rule(key=keys, offset=st.integers(-1, 1))
     def merge_floor(self, key: bytes, offset: int) -> None:
         """A floor from elsewhere, that spares what is newer."""

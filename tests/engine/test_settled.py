@@ -1,4 +1,4 @@
-"""The horizon, the collection of tombstones below it, discarding, notes and promises."""
+"""The horizon, the collection of tombstones below it, notes and promises."""
 
 from __future__ import annotations
 
@@ -113,18 +113,6 @@ def test_who_is_trusted_may_bring_what_is_settled(make_engine: Make) -> None:
     items = [(OP_SET, b"k", support.record(b"k", b"v", NOON))]
     assert engine.merge(items, b"x").refused == [(b"k", "settled")]
     assert engine.merge(items, b"x", settled=True).applied == 1
-
-
-def test_discarding_takes_exactly_the_version_it_names(make_engine: Make) -> None:
-    engine = make_engine()
-    engine.set(b"a", b"1")
-    engine.set(b"b", b"1")
-    engine.absorb_sealed()
-    versions = {key: support.everything(engine)[key][:24] for key in (b"a", b"b")}
-    engine.set(b"b", b"2")
-    assert engine.discard([*versions.items(), (b"missing", versions[b"a"])], b"x") == 1
-    assert support.everything(engine).keys() == {b"b"}
-    assert engine.discard(versions.items(), b"x") == 0
 
 
 def test_what_is_written_after_a_collection_counts_as_new(make_engine: Make) -> None:

@@ -131,8 +131,8 @@ def test_both_sides_may_lack_what_they_speak_of(nodes: list[Node]) -> None:
     def collect(number: int, message: bytes) -> bytes:
         if number == 2:
             for node, key in ((a, b"a"), (b, b"large")):
-                record = node.records()[key]
-                node.engine.discard([(key, record[:24])], b"test")
+                with node.engine.lock:
+                    node.engine._remove(key, node.records()[key])
                 node.engine.commit()
         return message
 
