@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from tool_support import (
 )
 
 from merklekv.engine.format import OP_SET, ZERO_VERSION, make_record
+from merklekv.engine.version import timestamp_of
 from merklekv.exits import EXIT_UNWRITABLE, EXIT_USAGE
 from merklekv.net.client import Client
 
@@ -185,6 +187,57 @@ def test_a_record_from_the_far_future_is_refused_by_name(tmp_path: Path) -> None
     assert summary["reasons"] == [{"key": "in a year", "reason": "clock"}]
 
 
+@pytest.mark.parametrize("online", [False, True], ids=["directory", "node"])
+def test_values_are_written_anew(online: bool, source: Path, tmp_path: Path, node_factory: NodeFactory) -> None:
+    """Over what is newer, and where the key was deleted since; what is dead in the dump is left out, its floor too."""
+    dump, target = tmp_path / "dump", tmp_path / "target"
+    succeeds("dump", source, "--output", dump)
+    _, _, live, dead = contents(source)
+    with opened(target) as engine:
+        engine.set(b"plain", b"newer")
+        engine.set(b"kept", b"here")
+        engine.set(b"number:0000", b"dead in the dump")
+        engine.set(b"number:0001", b"x")
+        engine.delete(b"number:0001")
+        horizon = engine.promise()
+        engine.raise_horizon(horizon)
+        assert not engine.collect()
+        floor = engine.floor
+    shutil.copytree(target, tmp_path / "copy")
+    refused = run("load", dump, tmp_path / "copy")
+    assert refused.returncode == EXIT_REFUSED
+    assert b"refused empty: settled" in refused.stderr
+    assert b"settled: older than what the cluster has settled, so deleted there since; --anew" in refused.stderr
+    node = node_factory(directory=target) if online else None
+    place = address(node) if node else target
+    summary = succeeds("load", "--anew", dump, place).decode()
+    assert summary == f"{live + dead} records read: {live} written anew, {dead} of deleted keys left out, 0 refused\n"
+    if node:
+        node.stop()
+    with opened(target) as engine:
+        assert {key: engine.get(key) for key in SAMPLES} == SAMPLES
+        assert [engine.get(key) for key in (b"kept", b"number:0000", b"number:0001")] == [
+            b"here",
+            b"dead in the dump",
+            b"1",
+        ]
+        record = engine.record(b"number:0001")
+        assert record is not None
+        assert timestamp_of(record) > horizon
+        assert engine.floor == floor
+
+
+def test_a_value_too_large_to_be_written_anew_is_refused(tmp_path: Path, node_factory: NodeFactory) -> None:
+    with opened(tmp_path / "source") as engine:
+        engine.set(b"large", bytes(2000))
+        engine.set(b"small", bytes(1000))
+    node = node_factory("--max-value-size", "1000")
+    done = run("load", "--anew", "-", address(node), stdin=succeeds("dump", tmp_path / "source"))
+    assert done.returncode == EXIT_REFUSED
+    assert done.stderr == b"merklekv-tool: refused large: value size\n"
+    assert done.stdout == b"2 records read: 1 written anew, 0 of deleted keys left out, 1 refused\n"
+
+
 def test_the_output_appears_whole_or_not_at_all(source: Path, tmp_path: Path) -> None:
     dump = tmp_path / "dump"
     dump.write_bytes(b"the one before")
@@ -226,7 +279,11 @@ def test_the_summary_as_json(source: Path, tmp_path: Path) -> None:
     summary = json.loads(succeeds("dump", source, "--output", dump, "--json"))
     size = dump.stat().st_size
     assert summary | {"seconds": 0} == {
-        "place": str(source), "records": 2500 + len(SAMPLES), "tombstones": 500, "bytes": size, "seconds": 0,
+        "place": str(source),
+        "records": 2500 + len(SAMPLES),
+        "tombstones": 500,
+        "bytes": size,
+        "seconds": 0,
     }
     beside = run("dump", source, "--json")
     assert json.loads(beside.stderr)["bytes"] == size == len(beside.stdout)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Final
 
 import typer
 
+from merklekv.engine.format import FLAGS_AT, TOMBSTONE, VALUE_AT
 from merklekv.errors import DiskFull
 from merklekv_tool.output import AsJson, PlaceName, Update, note, progress, readable, say, say_json, text_of
 from merklekv_tool.statuses import EXIT_REFUSED, DumpError
@@ -21,23 +22,33 @@ Examples:
     merklekv-tool load data.jsonl ./data
     merklekv-tool load data.cbor 127.0.0.1:7379
     gunzip < data.jsonl.gz | merklekv-tool load - ./data
+    merklekv-tool load --anew data.jsonl 127.0.0.1:7379
 
 Versions are kept: a record stands if it is newer than what is there, so loading twice, or beside writers, is harmless.
-A directory that is missing is made. What was loaded reaches other nodes by anti-entropy, not as events.
+What was deleted since stays so. A directory that is missing is made. What was loaded reaches other nodes by
+anti-entropy, not as events.
+
+With --anew the values are written as a client would write them now: they stand, whatever was there.
 """
+SETTLED: Final = "settled"  # the engine's word for what is refused since the cluster knows better
 REFUSED_SHOWN_MAX: Final = 100
 
 
 class Loader:
     """Merges batches into a place and counts what became of them."""
 
-    def __init__(self, there: Place) -> None:
+    def __init__(self, there: Place, anew: bool) -> None:
         self.applied = self.superseded = self.refused = 0
         self.reasons: list[tuple[bytes, str]] = []  # the first of the refused
         self._there = there
+        self._anew = anew
 
-    def merge(self, pairs: list[Pair]) -> None:
-        result = self._there.merge(pairs)
+    def load(self, pairs: list[Pair]) -> None:
+        if self._anew:
+            live = [(key, record[VALUE_AT:]) for key, record in pairs if not record[FLAGS_AT] & TOMBSTONE]
+            result = self._there.write(live)
+        else:
+            result = self._there.merge(pairs)
         self.applied += result.applied
         self.superseded += result.superseded
         self.refused += len(result.refused)
@@ -47,6 +58,9 @@ class Loader:
 def load(
     dump_file: Annotated[str, typer.Argument(metavar="FILE", help="A dump in either format; - for stdin.")],
     place: PlaceName,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Write the values as new, also over what is newer there.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Read a dump back, keeping versions; the newer record of each key stands."""
@@ -57,9 +71,11 @@ def load(
     with readable(dump_file) as (file, size):
         reader = dumps.Reader(file, dump_file)
         with places.opened(place, to_load=True) as there, progress(f"load {there.name}", of_bytes=True) as update:
-            loader = Loader(there)
+            loader = Loader(there, anew)
             try:
-                read(reader, there, loader, file, size, update)
+                read(reader, loader, file, size, update)
+                if reader.floor is not None and not anew:
+                    there.merge_floor(reader.floor)
             except DumpError as error:
                 raise DumpError(f"{error}; {loader.applied} records before that were taken in") from error
             except DiskFull as error:
@@ -76,13 +92,13 @@ def load(
     if as_json:
         say_json(summary)
     else:
-        show(loader, reader.records)
+        show(loader, reader.records, anew)
     if loader.refused:
         raise typer.Exit(EXIT_REFUSED)
 
 
-def read(reader: Reader, there: Place, loader: Loader, file: BinaryIO, size: int, update: Update) -> None:
-    """Merges a whole dump into a place."""
+def read(reader: Reader, loader: Loader, file: BinaryIO, size: int, update: Update) -> None:
+    """Loads all records of a dump."""
     from merklekv_tool.places import PAGE_BYTES, PAGE_RECORDS
 
     batch: list[Pair] = []
@@ -92,22 +108,23 @@ def read(reader: Reader, there: Place, loader: Loader, file: BinaryIO, size: int
             batch.append((key, record))
             batch_bytes += len(key) + len(record)
             if len(batch) == PAGE_RECORDS or batch_bytes >= PAGE_BYTES:
-                loader.merge(batch)
+                loader.load(batch)
                 update(file.tell() if size else 0, size)
                 batch, batch_bytes = [], 0
     finally:
-        loader.merge(batch)  # also before the complaint about what follows
-    if reader.floor is not None:
-        there.merge_floor(reader.floor)
+        loader.load(batch)  # also before the complaint about what follows
 
 
-def show(loader: Loader, records: int) -> None:
+def show(loader: Loader, records: int, anew: bool) -> None:
     """The result in words."""
     for key, reason in loader.reasons:
         note(f"refused {text_of(key)}: {reason}")
     if loader.refused > len(loader.reasons):
         note(f"refused {loader.refused - len(loader.reasons)} more")
+    if any(reason == SETTLED for _, reason in loader.reasons):
+        note(f"{SETTLED}: older than what the cluster has settled, so deleted there since; --anew writes it again")
+    rest = records - loader.applied - loader.refused
     say(
-        f"{records} records read: {loader.applied} taken in, {loader.superseded} not newer than what is there, "
-        f"{loader.refused} refused"
+        f"{records} records read: {loader.applied} {'written anew' if anew else 'taken in'}, "
+        f"{rest} {'of deleted keys left out' if anew else 'not newer than what is there'}, {loader.refused} refused"
     )

@@ -15,9 +15,9 @@ import functools
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from merklekv.engine.directory import require_format
 from merklekv.engine.engine import Engine
@@ -37,6 +37,7 @@ WAIT_S: Final = 1.0
 _ADDRESS: Final = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[^/:\s]+)):(?P<port>[0-9]{1,5})")
 
 Pair = tuple[bytes, bytes]
+T = TypeVar("T")
 
 
 class Merged(NamedTuple):
@@ -72,6 +73,9 @@ class Place(Protocol):
 
     def merge(self, pairs: list[Pair]) -> Merged:
         """Takes records in; returns when they are as durable as the place makes them."""
+
+    def write(self, pairs: list[Pair]) -> Merged:
+        """Writes (key, value) as clients do; returns as `merge` does."""
 
     def merge_floor(self, floor: bytes) -> None:
         """Takes a floor in."""
@@ -168,14 +172,22 @@ class Directory:
 
     def merge(self, pairs: list[Pair]) -> Merged:
         items = [(OP_DEL if record[FLAGS_AT] & TOMBSTONE else OP_SET, key, record) for key, record in pairs]
+        return Merged(*self._when_there_is_room(lambda: self._engine.merge(items, ORIGIN)))
+
+    def write(self, pairs: list[Pair]) -> Merged:
+        fit, refused = _sort_out(pairs, self._engine.max_value_size)
+        self._when_there_is_room(lambda: self._engine.mset(fit))
+        return Merged(len(fit), 0, refused)
+
+    def _when_there_is_room(self, call: Callable[[], T]) -> T:
         while True:
             try:
-                result = self._engine.merge(items, ORIGIN)
+                result = call()
             except Stalled:
                 self._engine.wait_for_room(WAIT_S)
             else:
                 self._engine.commit()
-                return Merged(*result)
+                return result
 
     def merge_floor(self, floor: bytes) -> None:
         self._engine.merge_floor(floor, ORIGIN)
@@ -258,15 +270,20 @@ class Node:
         return dict(zip(parts[::2], parts[1::2], strict=True))  # type: ignore[arg-type]
 
     def merge(self, pairs: list[Pair]) -> Merged:
-        largest = VALUE_AT + self._largest_value  # an argument beyond it would end the connection
-        parts = [part for key, record in pairs if len(record) <= largest for part in (key, *_split(record))]
-        refused = [(key, "value size") for key, record in pairs if len(record) > largest]
-        if not parts:
+        fit, refused = _sort_out(pairs, VALUE_AT + self._largest_value)
+        if not fit:
             return Merged(0, 0, refused)
+        parts = [part for key, record in fit for part in (key, *_split(record))]
         applied, superseded, named = self._list(b"MERGE", ORIGIN, *parts)
         assert isinstance(named, list)
         reasons = zip(named[::2], named[1::2], strict=True)
         return Merged(applied, superseded, refused + [(key, reason.decode()) for key, reason in reasons])  # type: ignore
+
+    def write(self, pairs: list[Pair]) -> Merged:
+        fit, refused = _sort_out(pairs, self._largest_value)
+        if fit:
+            self._client.call(b"MSET", *(part for pair in fit for part in pair))
+        return Merged(len(fit), 0, refused)
 
     @functools.cached_property
     def _largest_value(self) -> int:
@@ -292,6 +309,12 @@ class Node:
 
     def _strange(self, command: bytes) -> MerkleKVError:
         return Unreachable(f"{self.name}: answers {command.decode()} strangely: is it a MerkleKV node?")
+
+
+def _sort_out(pairs: list[Pair], size_max: int) -> tuple[list[Pair], list[tuple[bytes, str]]]:
+    """Those that fit, and the others as refused: to a node, an argument that is too large would end the connection."""
+    fit = [pair for pair in pairs if len(pair[1]) <= size_max]
+    return fit, [(key, "value size") for key, value in pairs if len(value) > size_max]
 
 
 def _split(record: bytes) -> tuple[bytes, bytes]:
