@@ -86,6 +86,13 @@ MUTATIONS: Final = (
         "False",
     ),
     Mutation(
+        "what a new node has from elsewhere is taken for its own",
+        "x",
+        "replication.exchange_side:_dead_of",
+        "{} if table.counts_on(who) else",
+        "{} if True else",
+    ),
+    Mutation(
         "the horizon keeps nothing out",
         "x",
         "engine.engine:Engine._verdict",
