@@ -103,6 +103,7 @@ def _recount(
     for version, key in tombstones:
         txn.put(version, key, db=base._tombstones)
     dead = txn.stat(base._tombstones)["entries"]
-    for name, count in ((b"dead", dead), (b"live", txn.stat(base._records)["entries"] - dead)):
+    live = max(0, txn.stat(base._records)["entries"] - dead)  # buckets that are not repaired yet may list too much
+    for name, count in ((b"dead", dead), (b"live", live)):
         txn.put(name, count.to_bytes(8, "big"), db=base._meta)
     txn.put(b"newest", max(newest, txn.get(b"newest", ZERO_VERSION, db=base._meta)), db=base._meta)

@@ -14,7 +14,7 @@ from engine_support import NOON
 
 from merklekv.engine.check import check_directory, check_engine
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import DIGEST_AT, FLAGS_AT, TOMBSTONE, VALUE_AT, VERSION_SIZE, bucket_of
+from merklekv.engine.format import BUCKETS, DIGEST_AT, FLAGS_AT, TOMBSTONE, VALUE_AT, VERSION_SIZE, bucket_of
 from merklekv.engine.scrub import Damage, Scrub, fits
 
 Make = Callable[..., Engine]
@@ -245,6 +245,26 @@ def test_flags_that_rotted_do_not_end_the_merging(make_engine: Make) -> None:
     assert engine.get(KEY) == b"newer"
     heal(engine, {})
     is_sound(engine)
+    engine.close()
+
+
+def test_a_list_of_tombstones_that_is_too_long_does_not_end_a_repair_elsewhere(make_engine: Make) -> None:
+    """A tombstone that looks alive is written over: its place in the list stays until its bucket is repaired."""
+    engine = make_engine()
+    engine.set(KEY, b"value")
+    engine.delete(KEY)
+    support.absorb(engine)
+    engine = reopened(engine, flip_record(KEY, FLAGS_AT, TOMBSTONE))
+    engine.set(KEY, b"newer")
+    engine.delete(KEY)
+    support.absorb(engine)
+    elsewhere = next(bucket for bucket in range(BUCKETS) if bucket != bucket_of(KEY))
+    engine.repair(elsewhere)
+    engine.commit()
+    support.absorb(engine)
+    heal(engine, {})
+    is_sound(engine)
+    assert (engine.live_count, engine.dead_count) == (0, 1)
     engine.close()
 
 
