@@ -85,7 +85,7 @@ class Decay(Cluster):
 
     def _scrub(self, node: Node, chance: random.Random | None) -> Scrubber:
         """One pass."""
-        life, damaged = node.lives, self._unsound(node)
+        life, damaged, made_before = node.lives, self._unsound(node), len(node.made_since)
         one = Scrubber(
             node.engine,
             lambda: [other.name for other in self._reached(node)],
@@ -102,7 +102,8 @@ class Decay(Cluster):
             for key, record in damaged.items() if node.up and node.lives == life else ():
                 now = node.engine.record(key)
                 is_older = now is not None and now < self._originals.get((key, record), record)[:VERSION_SIZE]
-                if now is not None and is_older and record_is_sound(key, now):
+                is_new = now in node.made_since[made_before:]  # a client cannot beat a version that nobody can read
+                if now is not None and is_older and not is_new and record_is_sound(key, now):
                     raise Failure(f"{node.name}: {show(key, now)} was put in the place of what was newer")
         return one
 
