@@ -150,11 +150,13 @@ class Decay(Cluster):
                 raise Failure(f"{node.name}: damage is left after the scrub")
 
     def _fit(self, node: Node, key: bytes, damaged: bytes) -> str:
-        """Who has what a damaged record was, or something newer."""
+        """Who has what a damaged record was, or something newer than it was and than it seems to be."""
         before = self._originals.get((key, damaged), damaged)[:VERSION_SIZE]
         for other in self._reached(node):
             there = other.engine.record(key)
-            if there is not None and there >= before and record_is_sound(key, there):
+            if there is None or not record_is_sound(key, there):
+                continue
+            if there[:VERSION_SIZE] == before or there >= max(before, damaged[:VERSION_SIZE]):
                 return other.name
         return ""
 
