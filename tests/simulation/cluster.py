@@ -19,6 +19,7 @@ from merklekv.engine.version import instance_of, timestamp_of
 from merklekv.errors import MerkleKVError
 from merklekv.replication import exchange, responder
 from merklekv.replication.exchange import ExchangeReport, Initiator
+from merklekv.replication.exchange_side import Side
 
 from .disk import Image
 from .node import CLUSTER, MEMTABLE_SIZE, Failure, Node
@@ -71,6 +72,15 @@ class Cluster(World):
         super().__enter__()
         for module, name, value in ((exchange, "BUCKETS", LEAVES), *(SMALL_BATCHES if self.small_batches else ())):
             self._stack.enter_context(mock.patch.object(module, name, value))
+        delete_anew = Side._delete_anew
+
+        def noted(side: Side, key: bytes, tombstone: bytes) -> bool:
+            deleted = delete_anew(side, key, tombstone)
+            if deleted and (record := side.engine.record(key)) is not None:
+                self.oracle.attempt(key, record)  # it hides what was written since, as any delete does
+            return deleted
+
+        self._stack.enter_context(mock.patch.object(Side, "_delete_anew", noted))
         return self
 
     # -- exchanges -----------------------------------------------------------------------------------------------------
