@@ -126,7 +126,11 @@ class Decay(Cluster):
         return self.nodes[name].engine.record(key)
 
     def _unsound(self, node: Node) -> dict[bytes, bytes]:
-        return {key: record for key, record in node.records().items() if not record_is_sound(key, record)}
+        """Also what seems to be below the floor, as no client sees it any more."""
+        layers = node.engine._layers
+        over = layers.overlay()
+        stored = layers.base.records_from(b"", None, RECORDS_MAX, 1 << 30)
+        return {key: record for key, record in stored if key not in over and not record_is_sound(key, record)}
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
