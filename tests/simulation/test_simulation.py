@@ -44,6 +44,13 @@ def test_any_part_of_a_history_is_a_history() -> None:
         assert run(story).problems == []
 
 
+def test_every_mistake_can_still_be_made() -> None:
+    """Whether each is found takes long, see test_mutations.py; that the code has not moved away from one does not."""
+    for mutation in MUTATIONS:
+        with applied(mutation):
+            pass
+
+
 def test_a_history_that_fails_shrinks_to_what_matters() -> None:
     late = next(mutation for mutation in MUTATIONS if mutation.name == "what is late overwrites what is newer")
     with applied(late):
