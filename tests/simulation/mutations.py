@@ -210,7 +210,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "the horizon does not wait for what others report",
-        "x",
+        "s",
         "replication.members:Members.horizon",
         "return min((self.stable(), *(member.report.stable for member in self._others.values())))",
         "return self.stable()",
