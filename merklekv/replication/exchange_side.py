@@ -120,13 +120,18 @@ def terms_of(mine: Hello, theirs: Hello) -> Terms:
 def _dead_of(lower: Hello, higher: Hello) -> Dead:
     if lower.horizon >= higher.horizon or not lower.count:
         return NOTHING_IS_DEAD
-    who, table = lower.table.identity, higher.table
+    who, rows, table = lower.table.identity, lower.table.rows, higher.table
+    counted: dict[bytes, int] = {}
+    if not table.counts_on(who):
+        # A writer that this node has met, and that yet does not count on it, was restored since: it has forgotten whom
+        # it met, and maybe what it wrote.  It may have been met by others, too, who would then be unknown there.
+        knows_all = table.counts_on_all(one for one, row in rows.items() if row.seen)
+        for one, until in table.settled.items():
+            row = rows.get(one, NO_ROW)
+            if not row.met and (knows_all or not row.seen):
+                counted[one.birth] = until
     current = lower.table.current >= higher.horizon
-    return Dead(
-        0 if current else min(higher.horizon, table.rows.get(who, NO_ROW).seen),
-        lower.instance,
-        {} if table.counts_on(who) else {member.birth: until for member, until in table.settled.items()},
-    )
+    return Dead(0 if current else min(higher.horizon, table.rows.get(who, NO_ROW).seen), lower.instance, counted)
 
 
 class Side:

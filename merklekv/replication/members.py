@@ -6,6 +6,7 @@ node that starts anew with an empty directory is another member.
 For each other member this node keeps
 
     seen      a time T: this node has merged all that the member had when its clock was T; 0 if they never met
+    met       such a time when the two exchanged with each other; `seen` may come from others that have
     counted   as much of `seen` as `stable` may count on; less only for a while after somebody was forgotten
     report    what the member last said of itself: its clock, `stable` and `view` (below)
 
@@ -37,7 +38,7 @@ disk; callers hold the engine's lock.  Cost: microseconds for tens of members; a
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
@@ -94,6 +95,7 @@ class Row(NamedTuple):
     seen: int = 0
     counted: int = 0
     report: Report = NOTHING_SAID
+    met: int = 0
 
 
 NO_ROW: Final = Row()
@@ -106,6 +108,7 @@ class Member:
     seen: int = 0  # ns of its clock
     counted: int = 0  # likewise
     report: Report = NOTHING_SAID
+    met: int = 0  # likewise: when the two exchanged with each other
     address: str = ""  # where it was last reached, host:port
     contact: float = 0.0  # when it was last heard, wall clock, s
 
@@ -125,6 +128,10 @@ class Table:
         """Whether the node's horizon counts on this member."""
         return who in self.settled and self.settled[who] == max(self.settled.values())
 
+    def counts_on_all(self, met: Iterable[Identity]) -> bool:
+        """Whether it counts on all of these that are members still."""
+        return all(who in self.forgotten or who == self.identity or self.counts_on(who) for who in met)
+
     def plain(self) -> dict[str, object]:
         """For CBOR."""
         return {
@@ -134,7 +141,7 @@ class Table:
             "stable": self.report.stable,
             "view": self.report.view,
             "current": self.current,
-            "rows": [[*who, row.seen, row.counted, *row.report] for who, row in sorted(self.rows.items())],
+            "rows": [[*who, row.seen, row.counted, row.met, *row.report] for who, row in sorted(self.rows.items())],
             "forgotten": [list(who) for who in sorted(self.forgotten)],
             "settled": [[*who, until] for who, until in sorted(self.settled.items())],
         }
@@ -146,8 +153,9 @@ def table_of(fields: Fields) -> Table:
     report = Report(fields.number("clock"), fields.number("stable"), fields.binary("view", VIEW_SIZE))
     rows = {}
     for item in fields.items("rows", MEMBERS_MAX):
-        node, birth, seen, counted, *said = a_list(item, "a row", 7)
-        rows[_identity(node, birth)] = Row(number(seen, "seen"), number(counted, "counted"), _report(*said))
+        node, birth, *times, clock, stable, view = a_list(item, "a row", 8)
+        seen, counted, met = (number(time, "a time") for time in times)
+        rows[_identity(node, birth)] = Row(seen, counted, _report(clock, stable, view), met)
     forgotten = frozenset(_identity(*a_list(item, "forgotten", 2)) for item in fields.items("forgotten", FORGOTTEN_MAX))
     settled = {}
     for item in fields.items("settled", MEMBERS_MAX + FORGOTTEN_MAX):
@@ -219,12 +227,13 @@ class Members:
 
         Else a member of this node's may still hold what a tombstone below that horizon has to hide.
         """
-        known = peer.forgotten | {peer.identity}
-        return all(who in known or peer.counts_on(who) for who, member in self._others.items() if member.seen)
+        return peer.counts_on_all(who for who, member in self._others.items() if member.seen)
 
     def table(self) -> Table:
         """What is told to others."""
-        rows = {who: Row(member.seen, member.counted, member.report) for who, member in self._others.items()}
+        rows = {
+            who: Row(member.seen, member.counted, member.report, member.met) for who, member in self._others.items()
+        }
         report = Report(self.promised, self.stable(), self.view())
         return Table(self.identity, report, self.current, rows, frozenset(self.forgotten), dict(self.settled))
 
@@ -286,7 +295,8 @@ class Members:
 
         `everything`: and that node had kept all it ever merged, so what it has seen of others is here as well.
         """
-        told = {peer.identity: Row(peer.report.clock, peer.report.clock)}
+        clock = peer.report.clock
+        told = {peer.identity: Row(clock, clock)}
         if everything:
             told |= peer.rows
         counts = peer.forgotten >= self.forgotten
@@ -294,6 +304,8 @@ class Members:
             if (member := self._others.get(who)) is not None:
                 member.seen = max(member.seen, row.seen)
                 member.counted = max(member.counted, row.counted) if counts else member.counted
+        if (met := self._others.get(peer.identity)) is not None:
+            met.met = max(met.met, clock)
         if everything:
             self.current = max(self.current, peer.current)
         self.current = max(self.current, self.stable())
@@ -370,7 +382,7 @@ class Members:
             members._others[who] = Member(*row, *local.get(who, ("", 0.0)))
         if members.identity != stored.identity:
             clock = stored.report.clock
-            members._others[stored.identity] = Member(clock, clock, stored.report)
+            members._others[stored.identity] = Member(clock, clock, stored.report, clock)
         return members
 
 

@@ -132,6 +132,26 @@ def test_what_two_new_nodes_gave_each_other(nodes: list[Node]) -> None:
         joined([*nodes, i])
 
 
+def test_what_a_writer_lost_that_was_restored_is_not_dead(nodes: list[Node]) -> None:
+    """It comes back without knowing of those who have it, and settles everything with a new node first."""
+    a, _, _, j = nodes
+    with cluster(a.path.parent / "more", "xi") as (x, i):
+        x.now = i.now = j.now
+        copy = x.backup()
+        x.set(b"written", b"and acknowledged")
+        for _ in range(2):
+            exchange(x, j)
+            exchange(j, x)
+        x.restore(copy)
+        x.now += 100 * SECOND
+        for _ in range(2):
+            exchange(x, i)
+            exchange(i, x)
+        assert x.engine.horizon > j.engine.horizon > 0
+        exchange(j, x)
+        assert {node.engine.get(b"written") for node in (j, x)} == {b"and acknowledged"}
+
+
 def test_a_newer_write_of_a_dead_record_stands(nodes: list[Node]) -> None:
     a, b, c, j = nodes
     j.take_event(b"k", a.records()[b"k"], "a")

@@ -242,7 +242,7 @@ tables = st.builds(
     identities,
     st.builds(Report, times, times, st.just(VIEW)),
     times,
-    st.dictionaries(identities, st.builds(Row, times, times, reports), max_size=4),
+    st.dictionaries(identities, st.builds(Row, times, times, reports, times), max_size=4),
     st.frozensets(identities, max_size=2),
     st.dictionaries(identities, times, max_size=4),
 )
@@ -295,7 +295,7 @@ def test_sizes_at_their_limits() -> None:
         (lambda plain: plain.update(birth=b"short"), "birth has 5 bytes, not 8"),
         (lambda plain: plain.update(clock=True), "clock is bool, not a number"),
         (lambda plain: plain.update(rows={}), "rows is a map, not a list"),
-        (lambda plain: plain.update(rows=[[1, 2]]), "a row is not a list of 7 items"),
+        (lambda plain: plain.update(rows=[[1, 2]]), "a row is not a list of 8 items"),
         (lambda plain: plain.update(rows=[[]] * 1001), "rows has 1001 items, more than 1000"),
         (lambda plain: plain.update(forgotten=[["b", b"1"]]), "a birth has 1 bytes, not 0 or 8"),
         (lambda plain: plain.update(v=2), "version 2, this release knows 1"),
