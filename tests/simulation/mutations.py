@@ -89,8 +89,8 @@ MUTATIONS: Final = (
         "what a new node has from elsewhere is taken for its own",
         "x",
         "replication.exchange_side:_dead_of",
-        "{} if table.counts_on(who) else",
-        "{} if True else",
+        "if not table.counts_on(who):",
+        "if False:",
     ),
     Mutation(
         "the horizon keeps nothing out",
