@@ -285,7 +285,9 @@ def test_versions_are_never_made_twice(node_factory: NodeFactory, tmp_path: Path
         for place in (node, back)
         for line in succeeds("log", place.directory, "--key", "later", "--json").splitlines()
     ]
-    assert len({version.split("-")[1][:16] for version in versions}) == 2
+    op_ids = [bytes.fromhex(version.split("-")[1]) for version in versions]
+    assert len({op_id[:8] for op_id in op_ids}) == 1, "the data directory that wrote them"
+    assert len({op_id[8:12] for op_id in op_ids}) == 2, "the run of its process"
 
 
 def test_with_a_new_node_id(node_factory: NodeFactory, tmp_path: Path) -> None:

@@ -43,7 +43,12 @@ def copied(directory: Path, target: Path) -> dict[bytes, bytes]:
 
 
 def held(engine: Engine) -> dict[bytes, bytes]:
-    return dict(engine.records_page(limit=100_000, max_bytes=1 << 30)[0])
+    found: dict[bytes, bytes] = {}
+    after: bytes | None = b""
+    while after is not None:
+        pairs, after = engine.records_page(after=after)
+        found.update(pairs)
+    return found
 
 
 def write(engine: Engine, count: int = 10) -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Final
 
 import typer
 
-from merklekv.engine.format import FLAGS_AT, TOMBSTONE, VALUE_AT
 from merklekv.errors import DiskFull
 from merklekv_tool.output import AsJson, PlaceName, Update, note, progress, readable, say, say_json, text_of
 from merklekv_tool.statuses import EXIT_REFUSED, DumpError
@@ -45,6 +44,8 @@ class Loader:
 
     def load(self, pairs: list[Pair]) -> None:
         if self._anew:
+            from merklekv.engine.format import FLAGS_AT, TOMBSTONE, VALUE_AT
+
             live = [(key, record[VALUE_AT:]) for key, record in pairs if not record[FLAGS_AT] & TOMBSTONE]
             result = self._there.write(live)
         else:
