@@ -211,9 +211,12 @@ class Cluster(World):
     def _join(self, pair: list[Node]) -> None:
         """Notes what restored nodes have made before they met the cluster again, without knowing of deletes that they
         missed; and that what an earlier process of theirs made below the horizon is not told from what they had before.
+        What they hold is taken for all there is by a new node, if they meet that one first.
         """
         horizon = max((one.engine.horizon for one in self.up()), default=0)
-        for node in pair:
+        for node, other in (pair, pair[::-1]):
+            if node.relapsed and node.up and (other.relapsed or not other.joined):
+                self.oracle.brings(node.records().values(), horizon)
             if node.relapsed:
                 self.oracle.brings(node.made_since, horizon)
                 now = node.engine.clock.instance
