@@ -8,15 +8,14 @@ killed.  Let `a` be the node with the higher horizon H, and r a record of the ot
   than what `a` has seen of `b`; but for what the present process of `b` wrote itself: that came after the restoration;
 - or H does not count on `b`, and r was written before a horizon of `a` that did count on its writer: then all members
   have merged it.  `b` has it from elsewhere: from a broker that lost its deletion, say, or from an exchange that was
-  cut.
+  cut.  A writer that `b` has met is not meant: if H does not count on `b` after that, the writer was restored since.
 
 All else is new to `a`, and joins the union: a node that joins loses nothing of its own.  What is dead is buried: `b`
 puts a tombstone just above r, so that r does not come back from a third node either, and what was written later stands.
 
 A node that has merged everything up to H, and on which H counts, is *current*, and adopts H at once, any other one when
-the exchange is complete.  (It goes on with its own if H does not
-count on all whom it has met: two groups that have settled without each other.  Then its tombstones wait here for a
-horizon that counts on everybody.)
+the exchange is complete.  (It goes on with its own if H does not count on all whom it has met: two groups that have
+settled without each other.  Then its tombstones wait here for a horizon that counts on everybody.)
 
 A tombstone from below the horizon cannot be kept (it would be collected at once, here and not there), so if it kills
 something, that is deleted anew.

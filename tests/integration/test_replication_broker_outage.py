@@ -139,7 +139,6 @@ class TestPartition:
         own_harness.wait_converged()
         assert a.figure("broker_losses") == 0
 
-
     def test_what_was_on_its_way_when_the_connection_broke_arrives(
         self, own_harness: ReplicationTestHarness, proxy_factory: ProxyFactory
     ) -> None:

@@ -6,7 +6,8 @@ returned.  `judge` holds what all nodes agree on in the end to that:
 - a sure write is there, or something newer, or it is below the floor that somebody has set, or a newer delete of the
   same key has been collected below the horizon;
 - a record may be there although a delete of it was sure, if that was collected below a horizon that did not count on
-  the record's writer: a node that joins loses nothing; or if a restored node wrote it without knowing of the delete;
+  the record's writer: a node that joins loses nothing; or if a restored node wrote it without knowing of the delete, or
+  brought it to a new node first;
 - nothing is there that nobody has written;
 - every sure truncate is in the floor.
 
