@@ -214,6 +214,7 @@ class Node:
                 on_gap=self.anti_entropy.wake,
                 on_news=self.anti_entropy.hear,
                 is_forgotten=self.anti_entropy.membership.refuses,
+                had=self.anti_entropy.membership.had,
             )
             replicator.start()
             self.replicator = replicator

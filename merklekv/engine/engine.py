@@ -37,11 +37,12 @@ from merklekv.engine.format import (
     TOMBSTONE,
     VALUE_AT,
     VERSION_SIZE,
+    ZERO_VERSION,
     bucket_of,
     record_is_sound,
 )
 from merklekv.engine.layers import is_marker
-from merklekv.engine.settled import Settled
+from merklekv.engine.settled import Settled, bound_of
 from merklekv.engine.store import Pair
 from merklekv.errors import InvalidArgument, MerkleKVError, NotANumber, NumberOverflow
 
@@ -143,11 +144,12 @@ class Engine(Settled):
                 floor = self.clock.after(newest)
             self._raise_floor(OP_TRUNCATE, floor)
 
-    def merge(self, items: Iterable[Change], origin: bytes, *, settled: bool = False) -> MergeResult:
+    def merge(self, items: Iterable[Change], origin: bytes, *, settled: bool = False, had: int = 0) -> MergeResult:
         """Takes in records made elsewhere, as (op, key, record), from the node `origin` (1 to 511 bytes).
 
         `settled`: the sender is known to hold nothing that has been collected, so a record at or below the horizon
-        is taken as well.
+        is taken as well.  `had`: all that the sender wrote up to this time, ns, has been here, so what would change
+        anything now is refused, as if it were below the horizon.
 
         Raises DiskFull and Stalled, maybe with some of them applied: merging all of them again is harmless.
         """
@@ -158,11 +160,12 @@ class Engine(Settled):
             accepted: dict[bytes, Change] = {}
             applied = 0
             latest = self.clock.latest()
+            bound = ZERO_VERSION if settled else max(self._bound, bound_of(had))
             for item in items:
                 op, key, record = item
                 if key in accepted:
                     applied += self._take(accepted, origin)  # or this one would not see the one before
-                reason = self._reason_to_refuse(op, key, record, latest) or self._verdict(key, record, settled)
+                reason = self._reason_to_refuse(op, key, record, latest) or self._verdict(key, record, bound, settled)
                 if not reason:
                     accepted[key] = item
                 elif reason == SUPERSEDED:
@@ -191,7 +194,7 @@ class Engine(Settled):
         accepted.clear()
         return count
 
-    def _verdict(self, key: bytes, record: bytes, settled: bool) -> str:
+    def _verdict(self, key: bytes, record: bytes, bound: bytes, settled: bool) -> str:
         """Why a sound record does not stand, given what is here; nothing when it does."""
         if record < self._layers.floor:
             return SUPERSEDED
@@ -203,13 +206,11 @@ class Engine(Settled):
         if old is not None and record[:VERSION_SIZE] <= old[:VERSION_SIZE]:
             differ = record[:VERSION_SIZE] == old[:VERSION_SIZE] and record != old and not is_marker(old)
             return "conflict" if differ else SUPERSEDED
-        if record <= self._bound:
-            if record[FLAGS_AT] & TOMBSTONE:
-                # Kept, it would be collected here at once, and what it kills would come back from those who hold it.
-                return SUPERSEDED if old is None or is_marker(old) else "settled"
-            if not settled:  # it was here once: what is held although it is older has come with a node that joined
-                return "settled"
-        return ""
+        if record[FLAGS_AT] & TOMBSTONE:
+            # Below the horizon it would be collected at once, and what it kills would come back from those who hold it.
+            return "" if record > self._bound else SUPERSEDED if old is None or is_marker(old) else "settled"
+        # Was it here once?  What is held although it is older has come with a node that joined.
+        return "settled" if record <= bound else ""
 
     def replace(self, key: bytes, stored: bytes | None, record: bytes | None, origin: bytes) -> bool:
         """Puts a sound record, from the node `origin`, in the place of a damaged one, whatever its version.

@@ -39,7 +39,7 @@ TOMBSTONES_READ: Final = 1000  # of the base, at once
 INNER_SLICE: Final = 32  # inner nodes whose digests are computed at once, 1 to 2 ms
 
 
-def _bound_of(horizon: int) -> bytes:
+def bound_of(horizon: int) -> bytes:
     """The largest version (24 bytes) at the horizon; every record at or below it compares as less."""
     return horizon.to_bytes(8, "big") + b"\xff" * 16 if horizon else ZERO_VERSION
 
@@ -49,7 +49,7 @@ class Settled(Durable):
 
     def __init__(self, path: str | Path, **options: Any) -> None:
         super().__init__(path, **options)
-        self._bound = _bound_of(self.horizon)
+        self._bound = bound_of(self.horizon)
         self.clock.keep_promise(self.horizon)
         self._collected = ZERO_VERSION  # tombstones of the base up to here have been looked at
         self._due = self._due_tombstones()
@@ -82,7 +82,7 @@ class Settled(Durable):
             if horizon <= self.horizon:
                 return False
             self.note(NOTE_HORIZON, horizon.to_bytes(8, "big"))
-            self._bound = _bound_of(horizon)
+            self._bound = bound_of(horizon)
             self.clock.keep_promise(horizon)
             self._due = self._due_tombstones()
             return True

@@ -46,11 +46,6 @@ def writer_of(record_or_version: bytes) -> bytes:
     return record_or_version[8 : 8 + WRITER_SIZE]
 
 
-def instance_of(record_or_version: bytes) -> bytes:
-    """The run of a process that wrote it, 12 bytes: the data directory and 4 bytes of its own."""
-    return record_or_version[8 : 8 + INSTANCE_SIZE]
-
-
 def show_version(version: bytes) -> str:
     """A version as people read it: timestamp, a dash, the op id in hex."""
     return f"{timestamp_of(version)}-{version[8:VERSION_SIZE].hex()}"
@@ -73,6 +68,11 @@ class HybridClock:
     def write_as(self, writer: bytes) -> None:
         """Names the data directory, 8 bytes, in whatever is issued from now on; a random name stands there before."""
         self.instance = writer + self.instance[WRITER_SIZE:]
+
+    @property
+    def run(self) -> bytes:
+        """What tells this process from the others of its data directory, 4 bytes."""
+        return self.instance[WRITER_SIZE:]
 
     def next(self) -> bytes:
         """A version above every one that was issued or seen."""

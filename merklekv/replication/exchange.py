@@ -148,15 +148,13 @@ class Initiator:
         side.meet(theirs)
         terms = self._terms = terms_of(mine, theirs)
         if equal and not full:
-            side.finish(theirs.table, terms.horizon, True)
+            side.finish(theirs.table, terms.horizon)
             engine.commit()
             return True
         adopted = side.is_current(theirs) and side.adopt(theirs.table, terms.horizon)
         if adopted:
             self._collect()
             equal = self._holds_what(theirs)
-        if terms.dead_here.seen:
-            side.fall_back(theirs)
         self._horizon = terms.horizon if adopted else mine.horizon
         if full or not equal:
             yield from self._union(full, mine)
@@ -204,7 +202,7 @@ class Initiator:
             raise Moved
         if self._refused:
             return
-        self._side.finish(theirs.table, terms.horizon, not terms.dead_there.seen)
+        self._side.finish(theirs.table, terms.horizon)
         if self._horizon < terms.horizon:
             self._collect()  # the other has, too
         engine.flush()
@@ -214,7 +212,6 @@ class Initiator:
             horizon=theirs.horizon,
             hello=mine.plain(),
             settled=terms.horizon,
-            everything=int(not terms.dead_here.seen),
         )
         self._side.hear(table_of(answer))
         engine.commit()
@@ -282,7 +279,7 @@ class Initiator:
         dead = [
             (key, record[:VERSION_SIZE])
             for key, record in (theirs.items() if terms.dead_there.may_be() else ())
-            if terms.dead_there.covers(record) and engine.record(key) is None
+            if terms.dead_there.covers(record) and record[:VERSION_SIZE] > (engine.record(key) or b"")[:VERSION_SIZE]
         ]
         gone = {key for key, _ in dead}
         self._take([pair for pair in records if pair[0] not in gone])
@@ -298,9 +295,11 @@ class Initiator:
             if index >= len(mine):
                 raise Malformed("it lacks more than it was asked for")
             key, head = mine[index]
-            if key not in theirs and terms.dead_here.covers(head):
+            if head[:VERSION_SIZE] <= theirs.get(key, b"")[:VERSION_SIZE]:
+                continue
+            if terms.dead_here.covers(head):
                 dead_here.append((key, head[:VERSION_SIZE]))
-            elif head[:VERSION_SIZE] > theirs.get(key, b"")[:VERSION_SIZE]:
+            else:
                 give.append(key)
         for at in range(0, len(dead_here), SLICE_MERGES):
             pairs = dead_here[at : at + SLICE_MERGES]

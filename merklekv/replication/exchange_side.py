@@ -1,14 +1,19 @@
 """What both sides of an exchange do with their own node: say who it is, judge the other, merge, remember.
 
-The rule for what lies below the horizon, where one node has collected tombstones and the other may still hold what they
-killed.  Let `a` be the node with the higher horizon H, and r a record of the other, `b`, from before H, of a key that
-`a` does not hold.  It is dead, that is `a` has had it and it was deleted since, if
+The rule for what was collected, where one node has deleted a key and forgotten that, and the other may still have it.
+Let `a` be a node with the horizon H, and r a record of the other, `b`, for which `a` holds nothing as new.  It is dead,
+that is `a` has had it and it was deleted since, if `a` has had all that the writer of r, whom every version names, had
+written up to r (`Table.had`), and r is from before `a`'s reach, the furthest horizon that whatever `a` holds has passed
+through: a later tombstone would be here still.  `b` has r from a broker that lost its deletion, say, from an exchange
+that was cut, or from an old backup.  But it is not dead, although that is so, if
 
-- `b` was left behind (it has not merged everything up to H, as after the restoration of an old backup), and r is older
-  than what `a` has seen of `b`; but for what the present process of `b` wrote itself: that came after the restoration;
-- or H does not count on `b`, and r was written before a horizon of `a` that did count on its writer: then all members
-  have merged it.  `b` has it from elsewhere: from a broker that lost its deletion, say, or from an exchange that was
-  cut.  A writer that `b` has met is not meant: if H does not count on `b` after that, the writer was restored since.
+- H counts on `b`, r is from before H, and `b` was not left behind: so all had the same, and `a` has lost r by damage;
+- its writer has forgotten r itself (lapses.py): `a` may have missed it with the writer;
+- `b` has written it, and since it was restored (`departure`).
+
+Left behind is who has not merged everything up to H, or has not seen `a` so far although H counts on both: as after the
+restoration of an old backup.  Such a node's records that no member wrote (a dump was loaded) are dead as well, if they
+are from before H and older than what `a` has seen of `b`.
 
 All else is new to `a`, and joins the union: a node that joins loses nothing of its own.  What is dead is buried: `b`
 puts a tombstone just above r, so that r does not come back from a third node either, and what was written later stands.
@@ -38,8 +43,9 @@ from merklekv.engine.format import (
 )
 from merklekv.engine.layers import is_live
 from merklekv.engine.store import Pair
-from merklekv.engine.version import instance_of, timestamp_of, writer_of
+from merklekv.engine.version import timestamp_of, writer_of
 from merklekv.replication.exchange_wire import ExchangeRefused, Hello
+from merklekv.replication.lapses import NO_LAPSES, Lapse, Lapses, departure, lie_around
 from merklekv.replication.members import NO_ROW, Members, Table
 
 NOTE_MEMBERS: Final = b"members"
@@ -58,6 +64,8 @@ def load_members(engine: Engine, node: str) -> Members:
         members = Members(node) if stored is None else Members.restore(stored, node)
         engine.clock.write_as(members.identity.birth)
         engine.keep_promise(members.promised)
+        if stored is not None:
+            members.began(Lapse(engine.clock.last, engine.promise(), engine.clock.run))
         store_members(engine, members)
     engine.flush()
     return members
@@ -80,27 +88,28 @@ def settle(engine: Engine, members: Members) -> None:
 
 
 class Dead(NamedTuple):
-    """Which records of a node are dead where the other holds nothing under their keys: the rule above."""
+    """Which records of a node are dead where the other holds nothing as new under their keys: the rule above."""
 
-    seen: int  # ns: the other has had everything up to here, if the node was left behind
-    instance: bytes  # the present run of the node's process
-    settled: dict[bytes, int]  # ns: or, if its horizon does not count on the node, everything of these writers
+    had: dict[bytes, int]  # ns: the other has had all that these wrote up to here
+    lapses: dict[bytes, Lapses]  # but for what they have forgotten
+    had_more: int  # ns: and what anybody else wrote up to here
+    spared: int  # ns: but nothing is dead up to here
 
     def may_be(self) -> bool:
         """Whether any can be."""
-        return bool(self.seen or self.settled)
+        return max((self.had_more, *self.had.values())) > self.spared
 
     def covers(self, record: bytes) -> bool:
         """Whether this one is, a record or its head."""
         if not is_live(record):
             return False
-        timestamp = timestamp_of(record)
-        return (timestamp <= self.seen and instance_of(record) != self.instance) or (
-            timestamp <= self.settled.get(writer_of(record), 0)
-        )
+        timestamp, writer = timestamp_of(record), writer_of(record)
+        if not self.spared < timestamp <= self.had.get(writer, self.had_more):
+            return False
+        return not lie_around(self.lapses.get(writer, NO_LAPSES), timestamp)
 
 
-NOTHING_IS_DEAD: Final = Dead(0, b"", {})
+NOTHING_IS_DEAD: Final = Dead({}, {}, 0, 0)
 
 
 class Terms(NamedTuple):
@@ -116,21 +125,26 @@ def terms_of(mine: Hello, theirs: Hello) -> Terms:
     return Terms(max(mine.horizon, theirs.horizon), _dead_of(mine, theirs), _dead_of(theirs, mine))
 
 
-def _dead_of(lower: Hello, higher: Hello) -> Dead:
-    if lower.horizon >= higher.horizon or not lower.count:
+def _dead_of(holder: Hello, other: Hello) -> Dead:
+    """Which records of the holder are dead at the other."""
+    one, two = holder.table, other.table
+    who = one.identity
+    counted = two.counts_on(who)
+    restored = counted and two.counts_on(two.identity) and one.rows.get(two.identity, NO_ROW).seen < other.horizon
+    left_behind = restored or one.current < other.horizon
+    if not holder.count:
         return NOTHING_IS_DEAD
-    who, rows, table = lower.table.identity, lower.table.rows, higher.table
-    counted: dict[bytes, int] = {}
-    if not table.counts_on(who):
-        # A writer that this node has met, and that yet does not count on it, was restored since: it has forgotten whom
-        # it met, and maybe what it wrote.  It may have been met by others, too, who would then be unknown there.
-        knows_all = table.counts_on_all(one for one, row in rows.items() if row.seen)
-        for one, until in table.settled.items():
-            row = rows.get(one, NO_ROW)
-            if not row.met and (knows_all or not row.seen):
-                counted[one.birth] = until
-    current = lower.table.current >= higher.horizon
-    return Dead(0 if current else min(higher.horizon, table.rows.get(who, NO_ROW).seen), lower.instance, counted)
+    seen = two.rows.get(who, NO_ROW).seen
+    had_more = min(seen, other.horizon) if left_behind else 0
+    had = dict.fromkeys(one.rows, 0) | two.had()
+    had |= {writer: max(had.get(writer, 0), had_more) for writer in two.forgotten}
+    had[who] = departure(one.lapses.get(who, NO_LAPSES), two.lapses.get(who, NO_LAPSES), seen)
+    return Dead(
+        {writer.birth: min(until, two.reach) for writer, until in had.items()},
+        {writer.birth: lapses for writer, lapses in two.lapses.items()},
+        had_more,
+        other.horizon if counted and not left_behind else 0,
+    )
 
 
 class Side:
@@ -153,7 +167,7 @@ class Side:
             root = engine.root() if engine.root_ready else b""
             equal = equal_to is not None and root != b"" and (root, engine.floor) == (equal_to.root, equal_to.floor)
             if equal and equal_to is not None:
-                self._remember(equal_to.table, equal_to.horizon, True)
+                self._remember(equal_to.table, equal_to.horizon)
             store_members(engine, members)
             count = engine.live_count + engine.dead_count
             hello = Hello(self.cluster, self.instance, engine.floor, engine.horizon, root, count, members.table())
@@ -195,13 +209,8 @@ class Side:
             self.engine.clock.observe(peer.table.report.clock.to_bytes(8, "big"))
             seen = peer.table.rows.get(self.members.identity, NO_ROW).seen
             if seen > self.members.promised:  # this node was restored from before it made that promise
+                self.members.began(Lapse(self.engine.clock.last, seen, self.engine.clock.run))
                 self.engine.keep_promise(seen)
-            store_members(self.engine, self.members)
-
-    def fall_back(self, peer: Hello) -> None:
-        """Before this node, which was left behind, buries what the other does not hold.  The caller commits."""
-        with self.engine.lock:
-            self.members.fall_back(peer.table)
             store_members(self.engine, self.members)
 
     def is_current(self, peer: Hello) -> bool:
@@ -239,7 +248,7 @@ class Side:
         return self.engine.delete(key)
 
     def bury(self, pairs: list[Pair], origin: bytes, horizon: int) -> int:
-        """Puts tombstones above dead records (key, version), as long as nothing newer stands there; how many.
+        """Puts tombstones above dead records (key, version) that stand here still; how many.
 
         Raises Moved, Stalled, DiskFull.
         """
@@ -249,11 +258,13 @@ class Side:
                 raise Moved
             items = []
             for key, version in pairs:
+                if (engine.record(key) or b"")[:VERSION_SIZE] != version:
+                    continue
                 above = max(timestamp_of(version), horizon) + 1  # one at the horizon would go at once
                 items.append((OP_DEL, key, make_record(key, above.to_bytes(8, "big") + version[8:], TOMBSTONE, b"")))
             return engine.merge(items, origin, settled=True).applied
 
-    def finish(self, peer: Table, horizon: int, everything: bool) -> Table:
+    def finish(self, peer: Table, horizon: int) -> Table:
         """This node holds all that the other held when it said `peer`; what it tells now, once that was flushed.
 
         Raises ExchangeRefused if the other was forgotten meanwhile.
@@ -261,7 +272,7 @@ class Side:
         with self.engine.lock:
             if peer.identity in self.members.forgotten:
                 raise ExchangeRefused("forgotten", f"node {peer.identity.node} was forgotten meanwhile")
-            self._remember(peer, horizon, everything)
+            self._remember(peer, horizon)
             store_members(self.engine, self.members)
             return self.members.table()
 
@@ -280,7 +291,7 @@ class Side:
                 self.members.count_as(peer)
             return follows
 
-    def _remember(self, peer: Table, horizon: int, everything: bool) -> None:
+    def _remember(self, peer: Table, horizon: int) -> None:
         self.adopt(peer, horizon)
-        self.members.learn(peer, everything)
+        self.members.learn(peer, horizon)
         settle(self.engine, self.members)

@@ -89,6 +89,7 @@ class Inbox:
         on_gap: Callable[[str, str], None],
         fatal: Callable[[BaseException], None],
         is_forgotten: Callable[[str], bool] = lambda node: False,
+        had: Callable[[list[bytes]], int] = lambda events: 0,
     ) -> None:
         self.counters = InboxCounters()
         self.origins: dict[str, Origin] = {}
@@ -98,6 +99,7 @@ class Inbox:
         self._on_gap = on_gap
         self._fatal = fatal
         self._is_forgotten = is_forgotten
+        self._had = had
         self._queue: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
         self._put_bytes = self._taken_bytes = 0
         self._put = self._done = 0  # messages
@@ -233,7 +235,7 @@ class Inbox:
         return False
 
     def _merge(self, source: str, origin: bytes, changes: list[tuple[int, bytes, bytes]]) -> None:
-        result = self._engine.merge(changes, origin)
+        result = self._engine.merge(changes, origin, had=self._had([record for _, _, record in changes]))
         self.counters.applied += result.applied
         self.counters.superseded += result.superseded
         for key, reason in result.refused:

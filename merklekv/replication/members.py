@@ -6,7 +6,6 @@ node that starts anew with an empty directory is another member.
 For each other member this node keeps
 
     seen      a time T: this node has merged all that the member had when its clock was T; 0 if they never met
-    met       such a time when the two exchanged with each other; `seen` may come from others that have
     counted   as much of `seen` as `stable` may count on; less only for a while after somebody was forgotten
     report    what the member last said of itself: its clock, `stable` and `view` (below)
 
@@ -19,12 +18,14 @@ and from these follow
               Operation-based CRDTs Operation-based", 2014)
 
 What a member wrote before a horizon that counts on it, all have merged.  `settled` keeps this time for each, also when
-it was forgotten: a record from before it that is not there any more was deleted, whoever comes with it.
+it was forgotten: a record from before it that is not there any more was deleted, whoever comes with it, unless the
+member has forgotten that itself: it is in one of its lapses then (lapses.py), which are known as far as it was seen.
 
 `current` is a time up to which this node has merged everything: the largest that `stable` ever was, here or at a node
 whose data this one has merged.  Unlike `stable` it does not fall when a member is added.  A horizon above it tells a
 node that it was left behind: it was restored from an old backup, say.  A node takes over the horizon of another only if
 that one counts on all members whom it has met itself (`follows`): groups that have settled without each other do not.
+`reach` is the furthest horizon of all whose data have been merged here: from them nothing later can be missing.
 
 Nobody leaves by being silent, since a silent member may still hold what others have deleted: `forget` is the only way
 out.  It is for good: a forgotten directory is refused from then on.  What it wrote, some members may have and others
@@ -46,8 +47,10 @@ from typing import Any, Final, NamedTuple
 import cbor2
 
 from merklekv.engine.format import MAX_KEY_SIZE
+from merklekv.engine.version import RUN_SIZE, timestamp_of, writer_of
 from merklekv.errors import MerkleKVError
 from merklekv.replication.exchange_fields import Fields, Malformed, a_list, binary, decode_map, number, text
+from merklekv.replication.lapses import LAPSES_MAX, NO_LAPSES, Lapse, Lapses, joined, lie_around
 
 TABLE_VERSION: Final = 1
 BIRTH_SIZE: Final = 8
@@ -95,7 +98,6 @@ class Row(NamedTuple):
     seen: int = 0
     counted: int = 0
     report: Report = NOTHING_SAID
-    met: int = 0
 
 
 NO_ROW: Final = Row()
@@ -108,7 +110,6 @@ class Member:
     seen: int = 0  # ns of its clock
     counted: int = 0  # likewise
     report: Report = NOTHING_SAID
-    met: int = 0  # likewise: when the two exchanged with each other
     address: str = ""  # where it was last reached, host:port
     contact: float = 0.0  # when it was last heard, wall clock, s
 
@@ -120,13 +121,22 @@ class Table:
     identity: Identity
     report: Report
     current: int
+    reach: int = 0
     rows: dict[Identity, Row] = field(default_factory=dict)
     forgotten: frozenset[Identity] = frozenset()
     settled: dict[Identity, int] = field(default_factory=dict)  # see Members
+    lapses: dict[Identity, Lapses] = field(default_factory=dict)  # likewise
 
     def counts_on(self, who: Identity) -> bool:
         """Whether the node's horizon counts on this member."""
         return who in self.settled and self.settled[who] == max(self.settled.values())
+
+    def had(self) -> dict[Identity, int]:
+        """Up to when, ns, this node has had all that these wrote, but for what they have forgotten since."""
+        had = dict(self.settled)
+        for who, until in ((self.identity, self.report.clock), *((who, row.seen) for who, row in self.rows.items())):
+            had[who] = max(had.get(who, 0), until)
+        return had
 
     def counts_on_all(self, met: Iterable[Identity]) -> bool:
         """Whether it counts on all of these that are members still."""
@@ -141,9 +151,11 @@ class Table:
             "stable": self.report.stable,
             "view": self.report.view,
             "current": self.current,
-            "rows": [[*who, row.seen, row.counted, row.met, *row.report] for who, row in sorted(self.rows.items())],
+            "reach": self.reach,
+            "rows": [[*who, row.seen, row.counted, *row.report] for who, row in sorted(self.rows.items())],
             "forgotten": [list(who) for who in sorted(self.forgotten)],
             "settled": [[*who, until] for who, until in sorted(self.settled.items())],
+            "lapses": [[*who, [list(one) for one in sorted(lapses)]] for who, lapses in sorted(self.lapses.items())],
         }
 
 
@@ -153,15 +165,18 @@ def table_of(fields: Fields) -> Table:
     report = Report(fields.number("clock"), fields.number("stable"), fields.binary("view", VIEW_SIZE))
     rows = {}
     for item in fields.items("rows", MEMBERS_MAX):
-        node, birth, *times, clock, stable, view = a_list(item, "a row", 8)
-        seen, counted, met = (number(time, "a time") for time in times)
-        rows[_identity(node, birth)] = Row(seen, counted, _report(clock, stable, view), met)
+        node, birth, seen, counted, *said = a_list(item, "a row", 7)
+        rows[_identity(node, birth)] = Row(number(seen, "a time"), number(counted, "a time"), _report(*said))
     forgotten = frozenset(_identity(*a_list(item, "forgotten", 2)) for item in fields.items("forgotten", FORGOTTEN_MAX))
     settled = {}
     for item in fields.items("settled", MEMBERS_MAX + FORGOTTEN_MAX):
         node, birth, until = a_list(item, "settled", 3)
         settled[_identity(node, birth)] = number(until, "settled")
-    return Table(identity, report, fields.number("current"), rows, forgotten, settled)
+    lapses = {}
+    for item in fields.items("lapses", MEMBERS_MAX + FORGOTTEN_MAX):
+        node, birth, found = a_list(item, "lapses", 3)
+        lapses[_identity(node, birth)] = _lapses(found)
+    return Table(identity, report, fields.number("current"), fields.number("reach"), rows, forgotten, settled, lapses)
 
 
 def _identity(node: Any, birth: Any) -> Identity:
@@ -172,6 +187,16 @@ def _report(clock: Any, stable: Any, view: Any) -> Report:
     return Report(number(clock, "a clock"), number(stable, "a stable time"), binary(view, "a view", 0, VIEW_SIZE))
 
 
+def _lapses(found: Any) -> Lapses:
+    if type(found) is not list or len(found) > LAPSES_MAX:
+        raise Malformed(f"lapses are not a list of at most {LAPSES_MAX}")
+    return frozenset(_lapse(*a_list(item, "a lapse", 3)) for item in found)
+
+
+def _lapse(after: Any, until: Any, run: Any) -> Lapse:
+    return Lapse(number(after, "a lapse"), number(until, "a lapse"), binary(run, "a run", RUN_SIZE))
+
+
 class Members:
     """The table of one node."""
 
@@ -179,8 +204,10 @@ class Members:
         self.identity = Identity(node, birth or secrets.token_bytes(BIRTH_SIZE))
         self.promised = 0  # ns: the largest clock that was told to anyone
         self.current = 0  # ns
+        self.reach = 0  # ns
         self.forgotten: set[Identity] = set()
         self.settled: dict[Identity, int] = {}  # the last horizon of the engine, ns, that counted on this member
+        self.lapses: dict[Identity, Lapses] = {}  # this node's own, and of others as far as they were seen
         self._others: dict[Identity, Member] = {}
 
     # -- reading -------------------------------------------------------------------------------------------------------
@@ -206,6 +233,14 @@ class Members:
         member = self._others.get(identity)
         return member.seen if member else 0
 
+    def had(self, events: list[bytes]) -> int:
+        """Up to when, ns, all that the writer of these records had has been merged here; 0 if it has forgotten some."""
+        writer = writer_of(events[0])
+        who = next((who for who in self._others if who.birth == writer), self.identity)
+        seen, lapses = self.seen(who), self.lapses.get(who, NO_LAPSES)
+        old = (timestamp for record in events if (timestamp := timestamp_of(record)) <= seen)
+        return 0 if any(lie_around(lapses, timestamp) for timestamp in old) else min(seen, self.reach)
+
     def stable(self) -> int:
         """Up to when this node has merged what anybody had, ns; 0 while it is alone."""
         return min((self.promised, *(member.counted for member in self._others.values()))) if self._others else 0
@@ -225,19 +260,32 @@ class Members:
     def follows(self, peer: Table) -> bool:
         """Whether this node may take over the horizon of another: it counts on all that this node has ever met.
 
-        Else a member of this node's may still hold what a tombstone below that horizon has to hide.
+        Else a member of this node's may still hold what a tombstone below that horizon has to hide.  A node on whom a
+        horizon counts already follows only one that does so, too.
         """
-        return peer.counts_on_all(who for who, member in self._others.items() if member.seen)
+        members = [who for who, member in self._others.items() if member.seen]
+        return peer.counts_on_all(members) and (self.identity not in self.settled or peer.counts_on(self.identity))
 
     def table(self) -> Table:
         """What is told to others."""
-        rows = {
-            who: Row(member.seen, member.counted, member.report, member.met) for who, member in self._others.items()
-        }
+        rows = {who: Row(member.seen, member.counted, member.report) for who, member in self._others.items()}
         report = Report(self.promised, self.stable(), self.view())
-        return Table(self.identity, report, self.current, rows, frozenset(self.forgotten), dict(self.settled))
+        return Table(
+            self.identity,
+            report,
+            self.current,
+            self.reach,
+            rows,
+            frozenset(self.forgotten),
+            dict(self.settled),
+            dict(self.lapses),
+        )
 
     # -- changing ------------------------------------------------------------------------------------------------------
+
+    def began(self, lapse: Lapse) -> None:
+        """This node has started: its data end where the lapse begins, and it stamps nothing before that ends."""
+        self._lapsed(self.identity, frozenset({lapse}))
 
     def promise(self, clock: int) -> None:
         """This node stamps nothing at or below `clock`, ns, any more: what others may be told."""
@@ -290,43 +338,37 @@ class Members:
             if (member := self._others.get(who)) is not None:
                 member.report = max(member.report, report)
 
-    def learn(self, peer: Table, everything: bool) -> None:
-        """This node has merged all that a node had when it told `peer`.
+    def learn(self, peer: Table, horizon: int = 0) -> None:
+        """This node has merged all that a node had when it told `peer`, and so all that one had seen of others.
 
-        `everything`: and that node had kept all it ever merged, so what it has seen of others is here as well.
+        `horizon`, ns: the further one of the two nodes.
         """
         clock = peer.report.clock
-        told = {peer.identity: Row(clock, clock)}
-        if everything:
-            told |= peer.rows
+        told = peer.rows | {peer.identity: Row(clock, clock)}
         counts = peer.forgotten >= self.forgotten
         for who, row in told.items():
             if (member := self._others.get(who)) is not None:
                 member.seen = max(member.seen, row.seen)
                 member.counted = max(member.counted, row.counted) if counts else member.counted
-        if (met := self._others.get(peer.identity)) is not None:
-            met.met = max(met.met, clock)
-        if everything:
-            self.current = max(self.current, peer.current)
-        self.current = max(self.current, self.stable())
-
-    def fall_back(self, peer: Table) -> None:
-        """This node was left behind and will bury what `peer` does not hold: what it had seen of others counts only
-        as far as `peer` has seen it too.
-        """
-        for who, member in self._others.items():
-            if who != peer.identity:
-                row = peer.rows.get(who, NO_ROW)
-                member.seen, member.counted = min(member.seen, row.seen), min(member.counted, row.counted)
+        for who, lapses in peer.lapses.items():
+            if who != self.identity:
+                self._lapsed(who, lapses)
+        self.current = max(self.current, peer.current, self.stable())
+        self.reach = max(self.reach, peer.reach, horizon)
 
     def count_on_all(self, horizon: int) -> None:
         """The engine has this horizon now, ns, and it counts on all members."""
+        self.reach = max(self.reach, horizon)
         self.settled |= dict.fromkeys((self.identity, *self._others), horizon)
 
     def count_as(self, peer: Table) -> None:
         """The engine has taken over the horizon of a node."""
         for who, until in peer.settled.items():
             self.settled[who] = max(self.settled.get(who, 0), until)
+            self.reach = max(self.reach, until)
+
+    def _lapsed(self, who: Identity, lapses: Lapses) -> None:
+        self.lapses[who] = joined(self.lapses.get(who, NO_LAPSES), lapses)
 
     def _add(self, new: set[Identity]) -> None:
         """Adds members.  One whose birth is not known gives way to one of the same id whose birth is or was known."""
@@ -376,13 +418,13 @@ class Members:
                 "start this node with an empty data directory"
             ) from error
         members = cls(node, stored.identity.birth if node == stored.identity.node else b"")
-        members.promised, members.current = promised, stored.current
-        members.forgotten, members.settled = set(stored.forgotten), stored.settled
+        members.promised, members.current, members.reach = promised, stored.current, stored.reach
+        members.forgotten, members.settled, members.lapses = set(stored.forgotten), stored.settled, stored.lapses
         for who, row in stored.rows.items():
             members._others[who] = Member(*row, *local.get(who, ("", 0.0)))
         if members.identity != stored.identity:
             clock = stored.report.clock
-            members._others[stored.identity] = Member(clock, clock, stored.report, clock)
+            members._others[stored.identity] = Member(clock, clock, stored.report)
         return members
 
 

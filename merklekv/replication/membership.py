@@ -71,6 +71,11 @@ class Membership:
         with self._engine.lock:
             self._members.heard(node, birth, address, time.time())
 
+    def had(self, events: list[bytes]) -> int:
+        """Up to when, ns, whatever the writer of these records had has been merged here, so they tell nothing new."""
+        with self._engine.lock:
+            return self._members.had(events)
+
     def is_forgotten(self, node: str, birth: str) -> bool:
         """Whether a node, with its birth (hex) if it said one, was taken out of the cluster."""
         if not self._members.forgotten:

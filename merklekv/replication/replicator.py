@@ -52,6 +52,7 @@ class Replicator:
         on_gap: Callable[[str, str], None] = lambda node, reason: None,
         on_news: Callable[[Status], None] = lambda status: None,
         is_forgotten: Callable[[str, str], bool] = lambda node, birth: False,
+        had: Callable[[list[bytes]], int] = lambda events: 0,
     ) -> None:
         self.gaps: Counter[str] = Counter()  # reasons to think that events were missed, here or elsewhere
         self.address = address  # where peers reach this node
@@ -74,6 +75,7 @@ class Replicator:
             self._on_gap,
             fatal,
             lambda node: is_forgotten(node, peers.birth(node)),
+            had,
         )
         self._done = threading.Event()
         self._watchdog = threading.Thread(target=self._watch, name="replication-watchdog", daemon=True)

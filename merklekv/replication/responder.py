@@ -20,10 +20,10 @@ from typing import Final, TypeVar
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import BUCKETS, DIGEST_AT, INNER_NODES, MAX_KEY_SIZE, VALUE_AT, VERSION_SIZE
 from merklekv.engine.store import Pair
-from merklekv.engine.version import INSTANCE_SIZE, timestamp_of
+from merklekv.engine.version import INSTANCE_SIZE
 from merklekv.errors import DiskFull, Stalled
 from merklekv.replication.exchange_fields import Fields, Malformed
-from merklekv.replication.exchange_side import Moved, Refused, Side, terms_of
+from merklekv.replication.exchange_side import Moved, Refused, Side
 from merklekv.replication.exchange_wire import (
     MESSAGE_ROOM_BYTES,
     ExchangeRefused,
@@ -97,8 +97,6 @@ class Responder:
         for _ in engine.prepare_root():
             yield None
         hello, equal = side.hello(peer)
-        if not equal and terms_of(hello, peer).dead_here.seen:
-            side.fall_back(peer)
         engine.flush()
         return encode("hello", equal=int(equal), **hello.plain())
 
@@ -181,11 +179,9 @@ class Responder:
             refused += taken[1]
             yield None
         if dead:
-            if settled <= horizon:
-                raise ExchangeRefused("current", "the other node takes this one for left behind, which it is not")
             for key, version in dead:
-                if not 0 < len(key) <= MAX_KEY_SIZE or len(version) != VERSION_SIZE or timestamp_of(version) > settled:
-                    raise Malformed("records to bury that are not settled")
+                if not 0 < len(key) <= MAX_KEY_SIZE or len(version) != VERSION_SIZE:
+                    raise Malformed("records to bury that are none")
             for at in range(0, len(dead), SLICE_MERGES):
                 slice_ = dead[at : at + SLICE_MERGES]
                 discarded += yield from self._writing(partial(side.bury, slice_, origin, horizon))
@@ -227,8 +223,8 @@ class Responder:
         peer = hello_of(fields.map("hello"))
         side = self._side
         side.judge(peer)
-        horizon, everything = fields.number("settled"), bool(fields.number("everything", 1))
-        table = side.finish(peer.table, horizon, everything)
+        horizon = fields.number("settled")
+        table = side.finish(peer.table, horizon)
         if before < horizon:
             yield from self._collect()  # the other has, too
         self._engine.flush()

@@ -12,6 +12,7 @@ from merklekv.engine.format import TOMBSTONE, VALUE_AT
 from merklekv.replication import exchange as exchange_module
 from merklekv.replication.exchange_side import NOTHING_IS_DEAD, Dead
 from merklekv.replication.exchange_wire import decode
+from merklekv.replication.lapses import Lapse
 
 
 @pytest.fixture
@@ -152,6 +153,81 @@ def test_what_a_writer_lost_that_was_restored_is_not_dead(nodes: list[Node]) -> 
         assert {node.engine.get(b"written") for node in (j, x)} == {b"and acknowledged"}
 
 
+@pytest.mark.parametrize("first", ["restored", "new"])
+@pytest.mark.parametrize("begins", ["member", "other"])
+def test_what_a_restored_node_settles_with_a_new_one_first(tmp_path: Path, first: str, begins: str) -> None:
+    """It has been restored to where it knew nobody, so the two have a horizon of their own, above the others'."""
+    with cluster(tmp_path, "axj") as (a, x, j):
+        x.set(b"k")
+        copy = x.backup()
+        meet_all([a, x])
+        a.delete(b"k")
+        meet_all([a, x])
+        assert not a.engine.dead_count
+        x.restore(copy)
+        x.tick(100)
+        meet_all([x, j])
+        assert set(j.values()) == {b"k"}
+        assert min(x.engine.horizon, j.engine.horizon) > a.engine.horizon > 0
+        for node in (x, j) if first == "restored" else (j, x):
+            report = exchange(a, node) if begins == "member" else exchange(node, a)
+            assert report.discarded == (1 if node.values() == {} else 0)
+        meet_all([a, x, j])
+        meet_all([a, x, j])
+        assert agree(a, x, j)
+        assert a.values() == {}
+        assert not any(node.engine.dead_count for node in (a, x, j))
+
+
+def test_what_a_restored_node_deletes_stays_deleted_where_others_have_it_from_before(tmp_path: Path) -> None:
+    with cluster(tmp_path, "axj") as (a, x, j):
+        x.set(b"k")
+        copy = x.backup()
+        meet_all([a, x])
+        x.restore(copy)
+        x.tick(100)
+        x.delete(b"k")
+        meet_all([x, j])
+        assert not x.engine.dead_count
+        assert set(a.values()) == {b"k"}
+        exchange(a, x)
+        meet_all([a, x, j])
+        assert a.values() == x.values() == j.values() == {}
+
+
+@pytest.mark.parametrize("restarts", [0, 2])
+def test_what_a_restored_node_writes_before_it_meets_anybody(tmp_path: Path, restarts: int) -> None:
+    """Whatever its clock, and however often it is started."""
+    with cluster(tmp_path, "ax") as (a, x):
+        x.set(b"k")
+        copy = x.backup()
+        a.tick(1000)
+        meet_all([a, x])
+        a.delete(b"k")
+        meet_all([a, x])
+        x.restore(copy)
+        x.set(b"late")
+        for _ in range(restarts):
+            x.reopen()
+            x.tick()
+        assert x.records()[b"late"] < a.engine.horizon.to_bytes(8, "big")
+        exchange(x, a)
+        meet_all([a, x])
+        assert set(a.values()) == set(x.values()) == {b"late"}
+
+
+def test_what_a_restored_node_has_from_one_that_is_new(nodes: list[Node]) -> None:
+    a, b, c, j = nodes
+    copy = c.backup()
+    forget_deletion(a, b, c)
+    c.restore(copy)
+    assert j.records()[b"own"] < a.engine.horizon.to_bytes(8, "big")
+    exchange(j, c)
+    exchange(c, a)
+    assert set(a.values()) == {b"stays", b"own"}
+    joined(nodes)
+
+
 def test_a_newer_write_of_a_dead_record_stands(nodes: list[Node]) -> None:
     a, b, c, j = nodes
     j.take_event(b"k", a.records()[b"k"], "a")
@@ -196,21 +272,23 @@ def test_damage_on_a_member_deletes_nothing_elsewhere(nodes: list[Node]) -> None
     assert {node.engine.get(b"stays") for node in (a, b, c)} == {b"value"}
 
 
-def record(timestamp: int, writer: bytes = b"w" * 8, run: bytes = b"r" * 4, flags: int = 0) -> bytes:
-    return timestamp.to_bytes(8, "big") + writer + run + bytes(4) + bytes([flags]) + bytes(16)
+def record(timestamp: int, writer: bytes = b"w" * 8, flags: int = 0) -> bytes:
+    return timestamp.to_bytes(8, "big") + writer + bytes(8) + bytes([flags]) + bytes(16)
 
 
 def test_what_is_dead() -> None:
-    behind = Dead(10, b"w" * 8 + b"now!", {})
-    stranger = Dead(0, b"", {b"w" * 8: 20})
-    assert behind.may_be()
-    assert stranger.may_be()
-    assert not NOTHING_IS_DEAD.may_be()
-    for timestamp, one, other in ((10, True, True), (11, False, True), (20, False, True), (21, False, False)):
-        assert behind.covers(record(timestamp)) is one
-        assert stranger.covers(record(timestamp)) is other
-        assert not NOTHING_IS_DEAD.covers(record(timestamp))
-    assert not behind.covers(record(10, run=b"now!"))
-    assert not stranger.covers(record(10, writer=b"x" * 8))
-    assert not stranger.covers(record(10, flags=TOMBSTONE)), "it hides what may still come"
+    dead = Dead({b"w" * 8: 20}, {b"w" * 8: frozenset({Lapse(4, 6, b"")})}, 10, 0)
+    assert [time for time in (4, 5, 6, 7, 20, 21) if dead.covers(record(time))] == [4, 7, 20]
+    assert [time for time in (4, 5, 6, 7, 10, 11) if dead.covers(record(time, b"x" * 8))] == [4, 5, 6, 7, 10]
+    assert not dead.covers(record(10, flags=TOMBSTONE)), "it hides what may still come"
+    assert not dead._replace(spared=10).covers(record(10))
+    assert dead._replace(spared=10).covers(record(11))
+    assert not NOTHING_IS_DEAD.covers(record(1))
     assert len(record(1)) == VALUE_AT
+
+
+def test_whether_anything_is_dead() -> None:
+    assert not NOTHING_IS_DEAD.may_be()
+    assert Dead({b"w" * 8: 20}, {}, 0, 0).may_be()
+    assert Dead({}, {}, 20, 0).may_be()
+    assert not Dead({b"w" * 8: 20}, {}, 0, 20).may_be()

@@ -42,6 +42,7 @@ class Desk:
         self.gaps: list[tuple[str, str]] = []
         self.failures: list[BaseException] = []
         self.forgotten: set[str] = set()
+        self.had = 0
         self.inbox = Inbox(
             self.engine,
             "node-a",
@@ -49,6 +50,7 @@ class Desk:
             lambda *gap: self.gaps.append(gap),
             self.failures.append,
             self.forgotten.__contains__,
+            lambda events: self.had,
         )
         self._tokens = itertools.count(1)
 
@@ -108,8 +110,12 @@ def test_remote_events_are_never_published_from_here(desk: Desk) -> None:
 def test_any_order_and_any_repetition_end_the_same(desk: Desk, seed: int) -> None:
     chance = random.Random(seed)
     events = [
-        one(key=f"k{number % 7}", value=b"%d" % number if number % 5 else None, ts=NOW_NS + number // 2,
-            op_id=number.to_bytes(16, "big"))
+        one(
+            key=f"k{number % 7}",
+            value=b"%d" % number if number % 5 else None,
+            ts=NOW_NS + number // 2,
+            op_id=number.to_bytes(16, "big"),
+        )
         for number in range(60)
     ]
     expected = {f"k{number % 7}": b"%d" % number if number % 5 else None for number in range(60)}
@@ -201,6 +207,21 @@ def test_what_the_horizon_keeps_out_is_left_to_an_exchange(desk: Desk, caplog: p
     assert caplog.text == "", "redelivery of what was settled is no trouble"
 
 
+def test_an_event_that_was_here_long_ago_is_left_to_an_exchange(desk: Desk) -> None:
+    desk.receive(one(key="held"), one(key="gone"))
+    desk.had = NOW_NS + 5
+    desk.receive(one(key="held"), one(key="new", ts=NOW_NS + 6))
+    assert desk.gaps == []
+    desk.receive(one(key="held", ts=NOW_NS + 5), one(key="away", ts=NOW_NS + 5))
+    assert desk.gaps == [("node-b", "settled")] * 2
+    assert desk.inbox.counters.refused == {Reason.SETTLED: 2}
+    assert [desk.engine.get(key) for key in (b"held", b"gone", b"new", b"away")] == [b"v", b"v", b"v", None]
+    assert desk.engine.record(b"held")[:8] == NOW_NS.to_bytes(8, "big")  # type: ignore[index]
+    desk.receive(one(key="held", value=None, ts=NOW_NS + 5))
+    assert desk.engine.get(b"held") is None, "a deletion is taken all the same"
+    assert len(desk.acknowledged) == 7
+
+
 def test_numbers_without_a_gap_are_silent(desk: Desk) -> None:
     desk.receive(batch(5, event("a"), event("b")), batch(7, event("c")), batch(8), one(seq=8, key="d"), batch(9))
     assert desk.gaps == []
@@ -262,10 +283,10 @@ def test_a_full_disk_is_waited_for_and_nothing_is_dropped(
     whole, full = desk.engine.merge, threading.Event()
     full.set()
 
-    def merge(*arguments: Any) -> Any:
+    def merge(*arguments: Any, **options: Any) -> Any:
         if full.is_set():
             raise DiskFull("disk full, write not stored")
-        return whole(*arguments)
+        return whole(*arguments, **options)
 
     monkeypatch.setattr(desk.engine, "merge", merge)
     desk.inbox.start()
@@ -306,10 +327,10 @@ def test_a_mistake_of_ours_does_not_stop_the_next_message(
 ) -> None:
     whole = desk.engine.merge
 
-    def merge(changes: Any, origin: bytes) -> Any:
+    def merge(changes: Any, origin: bytes, **options: Any) -> Any:
         if changes[0][1] == b"bad":
             raise ZeroDivisionError
-        return whole(changes, origin)
+        return whole(changes, origin, **options)
 
     monkeypatch.setattr(desk.engine, "merge", merge)
     desk.receive(one(key="bad"), one(key="k"))
@@ -352,7 +373,10 @@ def test_a_burst_is_told_once_and_its_size_later(caplog: pytest.LogCaptureFixtur
         log.warn("kind", "it happened")
         log.warn("other", "something else")
     assert [record.getMessage() for record in caplog.records] == [
-        "it happened", "something else", "it happened (and 2 more before)", "something else (and 2 more before)",
+        "it happened",
+        "something else",
+        "it happened (and 2 more before)",
+        "something else (and 2 more before)",
     ]
     for number in range(bursts.KINDS_MAX * 2):
         log.warn(str(number), "x")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from merklekv.replication import members as members_module
 from merklekv.replication.exchange_fields import NUMBER_MAX, Malformed, decode_map
+from merklekv.replication.lapses import LAPSES_MAX, Lapse
 from merklekv.replication.members import (
     ADDRESS_SIZE_MAX,
     BIRTH_SIZE,
@@ -41,7 +42,7 @@ def who(name: str, number: int = 1) -> Identity:
 
 
 def table(name: str, clock: int = 10, **fields: object) -> Table:
-    return Table(who(name), Report(clock, 0, VIEW), 0, **fields)  # type: ignore[arg-type]
+    return Table(who(name), Report(clock, 0, VIEW), 0, 0, **fields)  # type: ignore[arg-type]
 
 
 def new(name: str) -> Members:
@@ -66,8 +67,8 @@ def meet(first: Members, second: Members, clock: int, whole: bool = True) -> Non
     answer = second.table()
     first.meet(answer)
     if whole:
-        first.learn(answer, True)
-        second.learn(told, True)
+        first.learn(answer)
+        second.learn(told)
         first.meet(second.table())
 
 
@@ -102,26 +103,34 @@ def test_what_others_have_seen_is_passed_on() -> None:
     assert c.stable() == 10
 
 
-def test_who_did_not_keep_everything_passes_nothing_on() -> None:
+def test_lapses_are_known_as_far_as_a_member_was_seen() -> None:
     a, b, c = new("a"), new("b"), new("c")
-    meet(a, b, 10)
-    b.promise(20)
+    b.began(first := Lapse(3, 7, b"run1"))
     c.meet(b.table())
-    c.learn(b.table(), False)
-    assert (c.seen(b.identity), c.seen(a.identity), c.current) == (20, 0, 0)
+    assert c.lapses == {}
+    meet(b, c, 10)
+    meet(a, c, 20)
+    b.began(Lapse(11, 30, b"run2"))
+    assert a.lapses == c.lapses == {b.identity: frozenset({first})}
+    a.forget("b")
+    assert a.lapses, "what it wrote may still come"
 
 
-def test_falling_back_keeps_what_the_other_has_seen_too() -> None:
-    a = new("a")
-    rows = {who("c"): Row(50, 40), who("d"): Row(50, 50)}
-    a.meet(table("b", 60, rows=rows))
-    a.learn(table("b", 60, rows=rows), True)
-    a.fall_back(table("b", 70, rows={who("c"): Row(30, 30)}))
-    assert [(name, member.seen, member.counted) for (name, _), member in a] == [
-        ("b", 60, 60),
-        ("c", 30, 30),
-        ("d", 0, 0),
-    ]
+def test_what_a_writer_had_is_here_as_far_as_it_was_seen_and_something_may_be_gone() -> None:
+    def written(*times: int, by: int = 2) -> list[bytes]:
+        return [time.to_bytes(8, "big") + birth(by) + bytes(8) for time in times]
+
+    a, b = Members("a", birth(1)), Members("b", birth(2))
+    b.began(Lapse(3, 7, b"run1"))
+    meet(a, b, 10)
+    assert a.had(written(1, 9)) == 0, "nobody has collected anything"
+    a.count_on_all(8)
+    assert a.had(written(1, 9)) == 8
+    assert a.had(written(1, 5)) == 0, "it may have forgotten one of them"
+    assert a.had(written(1, 9, by=3)) == 0
+    assert a.table().had() == {a.identity: 10, b.identity: 10}
+    a.forget("b")
+    assert a.table().had() == {a.identity: 10, b.identity: 8}
 
 
 def test_on_whom_a_horizon_counts_and_counted() -> None:
@@ -154,6 +163,9 @@ def test_a_horizon_is_followed_if_it_counts_on_all_who_were_met() -> None:
     assert not a.follows(table("c", settled={who("b"): 20, who("later"): 30}))
     assert not a.follows(table("c"))
     assert a.follows(table("c", forgotten=frozenset({who("b")})))
+    a.count_on_all(15)
+    assert not a.follows(counts_on_b), "it counts on this node no more"
+    assert a.follows(table("c", settled={who("a"): 20, who("b"): 20}))
 
 
 # -- hearing and forgetting --------------------------------------------------------------------------------------------
@@ -242,9 +254,15 @@ tables = st.builds(
     identities,
     st.builds(Report, times, times, st.just(VIEW)),
     times,
-    st.dictionaries(identities, st.builds(Row, times, times, reports, times), max_size=4),
+    times,
+    st.dictionaries(identities, st.builds(Row, times, times, reports), max_size=4),
     st.frozensets(identities, max_size=2),
     st.dictionaries(identities, times, max_size=4),
+    st.dictionaries(
+        identities,
+        st.frozensets(st.builds(Lapse, times, times, st.just(b"run1")), max_size=LAPSES_MAX),
+        max_size=2,
+    ),
 )
 
 
@@ -261,7 +279,7 @@ def test_members_survive_their_bytes(heard: list[Table]) -> None:
     members.heard("b", birth(1), "host:1", 12.5)
     for one in heard:
         members.meet(one)
-        members.learn(one, True)
+        members.learn(one)
     members.promise(77)
     again = Members.restore(members.encode(), "self")
     assert again.table() == members.table()
@@ -295,8 +313,10 @@ def test_sizes_at_their_limits() -> None:
         (lambda plain: plain.update(birth=b"short"), "birth has 5 bytes, not 8"),
         (lambda plain: plain.update(clock=True), "clock is bool, not a number"),
         (lambda plain: plain.update(rows={}), "rows is a map, not a list"),
-        (lambda plain: plain.update(rows=[[1, 2]]), "a row is not a list of 8 items"),
+        (lambda plain: plain.update(rows=[[1, 2]]), "a row is not a list of 7 items"),
         (lambda plain: plain.update(rows=[[]] * 1001), "rows has 1001 items, more than 1000"),
+        (lambda plain: plain.update(lapses=[["b", b"", [[1, 2]] * 9]]), "lapses are not a list of at most 8"),
+        (lambda plain: plain.update(lapses=[["b", b"", [[1]]]]), "a lapse is not a list of 3 items"),
         (lambda plain: plain.update(forgotten=[["b", b"1"]]), "a birth has 1 bytes, not 0 or 8"),
         (lambda plain: plain.update(v=2), "version 2, this release knows 1"),
         (lambda plain: plain.update(local=[["b", b"", 1, 2.0]]), "an address is int, not text"),
@@ -368,10 +388,10 @@ class Model:
             return
         self.writes[first] |= self.writes[second]
         self.writes[second] |= self.writes[first]
-        a.learn(answer, True)
+        a.learn(answer)
         if stage == 2:
             return
-        b.learn(told, True)
+        b.learn(told)
         a.meet(b.table())
 
     def tick(self, name: str, ahead: int) -> None:
