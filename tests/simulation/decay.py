@@ -166,6 +166,7 @@ class Decay(Cluster):
 
     def _sweep(self, node: Node) -> int:
         """A scrub, and the merging that it asks for; what it could not put right.  All else must be right then."""
+        node.engine.absorb_sealed()  # until the base has the floor, the scrub does not look at leaves
         left = self._scrub(node, None).left
         for _ in range(ABSORPTIONS_TO_MEND):
             node.engine.absorb_sealed()
