@@ -15,7 +15,6 @@ from typing import Any, Final, Self
 from unittest import mock
 
 from merklekv.engine.engine import Engine
-from merklekv.engine.version import instance_of, timestamp_of
 from merklekv.errors import MerkleKVError
 from merklekv.replication import exchange, responder
 from merklekv.replication.exchange import ExchangeReport, Initiator
@@ -209,19 +208,11 @@ class Cluster(World):
             self.note(f"{node.name} failed: {error}")
 
     def _join(self, pair: list[Node]) -> None:
-        """Notes what restored nodes have made before they met the cluster again, without knowing of deletes that they
-        missed; and that what an earlier process of theirs made below the horizon is not told from what they had before.
-        What they hold is taken for all there is by a new node, if they meet that one first.
-        """
+        """Notes what restored nodes have made before they met the cluster again, not knowing of deletes they missed."""
         horizon = max((one.engine.horizon for one in self.up()), default=0)
-        for node, other in (pair, pair[::-1]):
-            if node.relapsed and node.up and (other.relapsed or not other.joined):
-                self.oracle.brings(node.records().values(), horizon)
+        for node in pair:
             if node.relapsed:
                 self.oracle.brings(node.made_since, horizon)
-                now = node.engine.clock.instance
-                earlier = [made for made in node.made_since if instance_of(made) != now]
-                self.oracle.forgo(made for made in earlier if timestamp_of(made) <= horizon)
 
     def _hang_up(self, talk: Talk) -> None:
         self.talks.pop(talk.initiator, None)

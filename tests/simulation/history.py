@@ -12,6 +12,7 @@ lose nothing else.  In the other everything may be lost, and exchanges must make
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -38,6 +39,7 @@ STAGES: Final[dict[str, float]] = {  # what takes several steps in a row, and is
     "stranger": 1,
     "unheard": 1,
     "relapse": 3,
+    "amnesia": 3,
     "decay": 2,
     "write": 5,
     "round": 1,
@@ -234,9 +236,10 @@ class _Writer:
         one, other = self._two()
         self._add("exchange", one, other, requests, how, self._seed())
 
-    def _round(self) -> None:
+    def _round(self, names: Sequence[str] = ()) -> None:
         """Everybody exchanges with everybody, so that the horizon moves."""
-        pairs = [(one, other) for one in self.history.names for other in self.history.names if one != other]
+        names = names or self.history.names
+        pairs = [(one, other) for one in names for other in names if one != other]
         for one, other in self.chance.sample(pairs, len(pairs)):
             self._whole(one, other)
 
@@ -272,6 +275,36 @@ class _Writer:
             self._add("exchange", *pair, self.chance.choice((1, 2, 3)), "rests", self._seed())
             self._go_on(name, ("write",))
             self._add("exchange", *pair, WHOLE, "rests", self._seed())
+
+    def _amnesia(self) -> None:
+        """A node goes back to where it knew nobody, and settles what it has with one that is new."""
+        names = self.chance.sample(self.history.names, len(self.history.names))
+        if len(names) < 3:
+            return
+        new, *cluster = names
+        lost, *others = cluster
+        for name in (lost, new):
+            self._add("wipe", name)
+            for by in others:
+                self._add("forget", name, by)
+        self._writes(self.chance.choice((lost, lost, new)), "set")
+        if self.chance.random() < 0.3:
+            self._add(
+                "exchange", lost, self.chance.choice(others), self.chance.choice((1, 2, 3, 4)), "cut", self._seed()
+            )
+        self._add("backup", lost)
+        for command in ("set", "delete"):
+            if self.chance.random() < 0.7:
+                self._writes(self.chance.choice(cluster), command)
+            self._round(cluster)
+        self._round(cluster)
+        self._add("restore", lost, self._seed())
+        self._add("start", lost)
+        for _ in range(self.chance.choice((1, 2, 3))):
+            self._round([lost, new])
+        if self.chance.random() < 0.5:
+            self._go_on(self.chance.choice((lost, new)), ("write",))
+        self._whole(*self._two())
 
     def _early(self) -> None:
         """A node tells its clock, and comes back with one that is behind that; what it deletes then is to last."""

@@ -98,6 +98,7 @@ class Node:
             lambda node, reason: self._missed(reason),
             self._fatal,
             lambda node: self.membership.refuses(node, self.peers.birth(node)),
+            self.membership.had,
         )
         self.up = True
 

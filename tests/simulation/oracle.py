@@ -6,8 +6,8 @@ returned.  `judge` holds what all nodes agree on in the end to that:
 - a sure write is there, or something newer, or it is below the floor that somebody has set, or a newer delete of the
   same key has been collected below the horizon;
 - a record may be there although a delete of it was sure, if that was collected below a horizon that did not count on
-  the record's writer: a node that joins loses nothing; or if a restored node wrote it without knowing of the delete, or
-  brought it to a new node first;
+  the record's writer, or only on what that had not forgotten: a node that joins loses nothing; or if a restored node
+  wrote it without knowing of the delete;
 - nothing is there that nobody has written;
 - every sure truncate is in the floor.
 
@@ -19,9 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from merklekv.engine.format import FLAGS_AT, TOMBSTONE, VALUE_AT, VERSION_SIZE, ZERO_VERSION, record_is_sound
 from merklekv.engine.version import timestamp_of, writer_of
+from merklekv.replication.lapses import NO_LAPSES, Lapses, lie_around
 
 FLOOR = b""  # the "key" of a truncate; its record is the floor
 
@@ -53,22 +55,33 @@ def sound(holding: Holding) -> Holding:
     return Holding(records, holding.floor, holding.horizon)
 
 
+class Counted(NamedTuple):
+    """On whose writes a node counts: everybody has merged them."""
+
+    settled: frozenset[tuple[bytes, int]]  # writers, and up to when, ns
+    lapses: frozenset[tuple[bytes, Lapses]]  # but for what these have forgotten
+
+    def covers(self, version: bytes) -> bool:
+        writer, timestamp = writer_of(version), timestamp_of(version)
+        lapses = dict(self.lapses).get(writer, NO_LAPSES)
+        return timestamp <= dict(self.settled).get(writer, 0) and not lie_around(lapses, timestamp)
+
+
 @dataclass
 class Oracle:
     """All writes so far."""
 
     written: dict[bytes, dict[bytes, bytes]] = field(default_factory=dict)  # key, version -> record
     sure: dict[bytes, set[bytes]] = field(default_factory=dict)  # key -> versions
-    horizons: dict[frozenset[tuple[bytes, int]], int] = field(default_factory=dict)  # see `settles`
+    horizons: dict[Counted, int] = field(default_factory=dict)  # see `settles`
     late: dict[bytes, int] = field(default_factory=dict)  # version -> horizon when a restored node brought it
 
     def attempt(self, key: bytes, record: bytes) -> None:
         """A node has made this record; whether it lasts is open."""
         self.written.setdefault(key, {})[record[:VERSION_SIZE]] = record
 
-    def settles(self, horizon: int, settled: dict[bytes, int]) -> None:
-        """Some node has this horizon, and counts on these writers as far as this."""
-        counted = frozenset(settled.items())
+    def settles(self, counted: Counted, horizon: int) -> None:
+        """Some node has this horizon, and counts on writers so far."""
         self.horizons[counted] = max(self.horizons.get(counted, 0), horizon)
 
     def brings(self, records: Iterable[bytes], horizon: int) -> None:
@@ -76,12 +89,6 @@ class Oracle:
         for record in records:
             version = record[:VERSION_SIZE]
             self.late[version] = max(self.late.get(version, 0), horizon)
-
-    def forgo(self, records: Iterable[bytes]) -> None:
-        """These are not owed any more."""
-        forgone = {record[:VERSION_SIZE] for record in records}
-        for versions in self.sure.values():
-            versions -= forgone
 
     def acknowledge(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
         """The commit that covers these has returned."""
@@ -110,8 +117,7 @@ class Oracle:
 
     def _came_late(self, key: bytes, found: bytes, version: bytes) -> bool:
         """Whether a delete of it can have been collected by those who knew nothing of what is there."""
-        writer, timestamp = writer_of(found), timestamp_of(found)
-        unknown = [horizon for counted, horizon in self.horizons.items() if dict(counted).get(writer, 0) < timestamp]
+        unknown = [horizon for counted, horizon in self.horizons.items() if not counted.covers(found)]
         return self._collected(key, version, max((self.late.get(found, 0), *unknown)))
 
     def judge(self, final: Holding) -> list[str]:

@@ -24,7 +24,7 @@ from merklekv.replication.outbox import Batch
 from .broker import Broker
 from .disk import Crash, Disk, Image
 from .node import Armed, Failure, Node
-from .oracle import FLOOR, Holding, Oracle, show
+from .oracle import FLOOR, Counted, Holding, Oracle, show
 
 NOON: Final = 2 * 10**18  # when it begins: a wall clock that was set
 SECOND: Final = 10**9
@@ -104,8 +104,12 @@ class World:
     def note_horizons(self) -> None:
         """Tells the oracle what anybody takes for settled, and who was counted on."""
         for node in self.up():
-            settled = {identity.birth: until for identity, until in node.members.settled.items()}
-            self.oracle.settles(node.engine.horizon, settled)
+            members = node.members
+            settled = {identity.birth: until for identity, until in members.settled.items()}
+            lapses = {
+                identity.birth: lapses for identity, lapses in members.lapses.items() if identity.birth in settled
+            }
+            self.oracle.settles(Counted(frozenset(settled.items()), frozenset(lapses.items())), node.engine.horizon)
 
     def up(self) -> list[Node]:
         return [node for node in self.nodes.values() if node.up]
