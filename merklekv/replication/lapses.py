@@ -8,14 +8,17 @@ whoever has it, has it by right, although the writer and those that have met it 
 A member whose lapses another one knows as of time T, and that has one more from before T, was restored since: behind
 that one it has written another history (`departure`).
 
-The longest lapses are kept: a backup is older than a restart takes.  Sets of lapses merge by union, in any order.
+The newest lapses are kept, and of the others the longest, since a backup is older than a restart takes.  Sets of lapses
+merge by union, in any order.
 """
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-LAPSES_MAX: Final = 8  # of a member
+NEWEST: Final = 4  # that are kept of a member
+LONGEST: Final = 4
+LAPSES_MAX: Final = LONGEST + NEWEST
 
 
 class Lapse(NamedTuple):
@@ -31,9 +34,10 @@ NO_LAPSES: Final[Lapses] = frozenset()
 
 
 def joined(one: Lapses, other: Lapses) -> Lapses:
-    """The lapses of two accounts of a member, the longest of them."""
-    longest = sorted(one | other, key=lambda lapse: (lapse.after - lapse.until, lapse))
-    return frozenset(longest[:LAPSES_MAX])
+    """The lapses of two accounts of a member, as many as are kept."""
+    newest = sorted(one | other, reverse=True)
+    longest = sorted(newest[NEWEST:], key=lambda lapse: lapse.after - lapse.until)
+    return frozenset(newest[:NEWEST] + longest[:LONGEST])
 
 
 def lie_around(lapses: Lapses, timestamp: int) -> bool:

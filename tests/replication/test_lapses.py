@@ -5,11 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merklekv.replication.lapses import LAPSES_MAX, NO_LAPSES, Lapse, departure, joined, lie_around
+from merklekv.replication.lapses import LAPSES_MAX, LONGEST, NEWEST, NO_LAPSES, Lapse, departure, joined, lie_around
 
-some = st.frozensets(
-    st.builds(Lapse, st.integers(0, 30), st.integers(0, 30), st.sampled_from([b"a", b"b"])), max_size=LAPSES_MAX
-)
+lapses = st.builds(Lapse, st.integers(0, 30), st.integers(0, 30), st.sampled_from([b"a", b"b"]))
+some = st.frozensets(lapses, max_size=2 * LAPSES_MAX).map(lambda found: joined(found, NO_LAPSES))
 
 
 @given(some, some, some)
@@ -21,13 +20,11 @@ def test_lapses_join_in_any_order_and_any_number_of_times(
     assert joined(joined(one, two), three) == joined(one, joined(two, three))
 
 
-def test_the_longest_are_kept() -> None:
-    short = frozenset(Lapse(at, at + 1, b"a") for at in range(100, 100 + LAPSES_MAX))
-    long = frozenset({Lapse(10, 20, b"a"), Lapse(50, 70, b"a")})
-    assert joined(short, NO_LAPSES) == short
-    kept = joined(short, long)
-    assert len(kept) == LAPSES_MAX
-    assert long < kept
+def test_the_longest_and_the_newest_are_kept() -> None:
+    short = [Lapse(at, at + 1, b"a") for at in range(100, 100 + LAPSES_MAX)]
+    assert joined(frozenset(short), NO_LAPSES) == frozenset(short)
+    long = [Lapse(at, at + 10, b"a") for at in range(LONGEST)]
+    assert joined(frozenset(short), frozenset(long)) == frozenset(long + short[-NEWEST:])
 
 
 def test_what_lies_in_a_lapse() -> None:
