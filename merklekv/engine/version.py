@@ -46,6 +46,11 @@ def writer_of(record_or_version: bytes) -> bytes:
     return record_or_version[8 : 8 + WRITER_SIZE]
 
 
+def run_of(record_or_version: bytes) -> bytes:
+    """Which process of that directory did, 4 bytes."""
+    return record_or_version[8 + WRITER_SIZE : 8 + INSTANCE_SIZE]
+
+
 def show_version(version: bytes) -> str:
     """A version as people read it: timestamp, a dash, the op id in hex."""
     return f"{timestamp_of(version)}-{version[8:VERSION_SIZE].hex()}"

@@ -44,8 +44,9 @@ from merklekv.replication.exchange_wire import (
     encode,
     flat,
     hello_of,
+    unpack,
 )
-from merklekv.replication.members import Members, TooManyMembers, table_of
+from merklekv.replication.members import Members, TooManyMembers
 from merklekv.replication.responder import INNER_DIGEST_SIZE, LEAF_DIGEST_SIZE, PRINT_SIZES, SLICE_MERGES
 
 PASSES_MAX: Final = 5  # in one exchange: it begins anew when a horizon moves, and to verify
@@ -213,7 +214,7 @@ class Initiator:
             hello=mine.plain(),
             settled=terms.horizon,
         )
-        self._side.hear(table_of(answer))
+        self._side.hear(unpack(answer.binary("table")))
         engine.commit()
 
     # -- comparing -----------------------------------------------------------------------------------------------------

@@ -9,11 +9,11 @@ that was cut, or from an old backup.  But it is not dead, although that is so, i
 
 - H counts on `b`, r is from before H, and `b` was not left behind: so all had the same, and `a` has lost r by damage;
 - its writer has forgotten r itself (lapses.py): `a` may have missed it with the writer;
-- `b` has written it, and since it was restored (`departure`).
+- its writer was restored, and has written it since, in a time of which `a` has seen what it wrote before (likewise).
 
-Left behind is who has not merged everything up to H, or has not seen `a` so far although H counts on both: as after the
-restoration of an old backup.  Such a node's records that no member wrote (a dump was loaded) are dead as well, if they
-are from before H and older than what `a` has seen of `b`.
+Left behind is who has not merged everything up to H, or has not seen `a` so far although H counts on both, or says that
+it was away when `a` has seen it (`was_away`): as after the restoration of an old backup.  Such a node's records that no
+member wrote (a dump was loaded) are dead as well, if they are from before H and older than what `a` has seen of `b`.
 
 All else is new to `a`, and joins the union: a node that joins loses nothing of its own.  What is dead is buried: `b`
 puts a tombstone just above r, so that r does not come back from a third node either, and what was written later stands.
@@ -45,7 +45,7 @@ from merklekv.engine.layers import is_live
 from merklekv.engine.store import Pair
 from merklekv.engine.version import timestamp_of, writer_of
 from merklekv.replication.exchange_wire import ExchangeRefused, Hello
-from merklekv.replication.lapses import NO_LAPSES, Lapse, Lapses, departure, lie_around
+from merklekv.replication.lapses import NO_LAPSES, Lapse, Lapses, account_for, was_away
 from merklekv.replication.members import NO_ROW, Members, Table
 
 NOTE_MEMBERS: Final = b"members"
@@ -64,8 +64,8 @@ def load_members(engine: Engine, node: str) -> Members:
         members = Members(node) if stored is None else Members.restore(stored, node)
         engine.clock.write_as(members.identity.birth)
         engine.keep_promise(members.promised)
-        if stored is not None:
-            members.began(Lapse(engine.clock.last, engine.promise(), engine.clock.run))
+        end = engine.clock.last if members.identity in members.lapses else 0
+        members.began(Lapse(end, engine.promise(), engine.clock.run))
         store_members(engine, members)
     engine.flush()
     return members
@@ -103,10 +103,9 @@ class Dead(NamedTuple):
         """Whether this one is, a record or its head."""
         if not is_live(record):
             return False
-        timestamp, writer = timestamp_of(record), writer_of(record)
-        if not self.spared < timestamp <= self.had.get(writer, self.had_more):
-            return False
-        return not lie_around(self.lapses.get(writer, NO_LAPSES), timestamp)
+        writer = writer_of(record)
+        in_time = self.spared < timestamp_of(record) <= self.had.get(writer, self.had_more)
+        return in_time and account_for(self.lapses.get(writer, NO_LAPSES), record)
 
 
 NOTHING_IS_DEAD: Final = Dead({}, {}, 0, 0)
@@ -129,16 +128,14 @@ def _dead_of(holder: Hello, other: Hello) -> Dead:
     """Which records of the holder are dead at the other."""
     one, two = holder.table, other.table
     who = one.identity
-    counted = two.counts_on(who)
-    restored = counted and two.counts_on(two.identity) and one.rows.get(two.identity, NO_ROW).seen < other.horizon
-    left_behind = restored or one.current < other.horizon
+    counted, seen = two.counts_on(who), two.rows.get(who, NO_ROW).seen
+    unseen = counted and two.counts_on(two.identity) and one.rows.get(two.identity, NO_ROW).seen < other.horizon
+    left_behind = unseen or one.current < other.horizon or was_away(one.lapses.get(who, NO_LAPSES), seen)
     if not holder.count:
         return NOTHING_IS_DEAD
-    seen = two.rows.get(who, NO_ROW).seen
     had_more = min(seen, other.horizon) if left_behind else 0
     had = dict.fromkeys(one.rows, 0) | two.had()
     had |= {writer: max(had.get(writer, 0), had_more) for writer in two.forgotten}
-    had[who] = departure(one.lapses.get(who, NO_LAPSES), two.lapses.get(who, NO_LAPSES), seen)
     return Dead(
         {writer.birth: min(until, two.reach) for writer, until in had.items()},
         {writer.birth: lapses for writer, lapses in two.lapses.items()},
@@ -209,8 +206,8 @@ class Side:
             self.engine.clock.observe(peer.table.report.clock.to_bytes(8, "big"))
             seen = peer.table.rows.get(self.members.identity, NO_ROW).seen
             if seen > self.members.promised:  # this node was restored from before it made that promise
-                self.members.began(Lapse(self.engine.clock.last, seen, self.engine.clock.run))
-                self.engine.keep_promise(seen)
+                self.members.began(Lapse(self.engine.clock.last, seen + 1, self.engine.clock.run))
+                self.engine.keep_promise(seen + 1)
             store_members(self.engine, self.members)
 
     def is_current(self, peer: Hello) -> bool:

@@ -20,6 +20,7 @@ itself: a request may be lost, or come twice, at any point.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -40,6 +41,7 @@ _CHECKSUM_SIZE: Final = 8
 ROOT_SIZE: Final = 32
 CLUSTER_SIZE_MAX: Final = 1000
 MESSAGE_ROOM_BYTES: Final = 4 << 20  # what a message may need beside the largest value
+TABLE_BYTES_MAX: Final = 16 << 20  # more than any table of members has
 
 
 class ExchangeError(MerkleKVError):
@@ -84,7 +86,7 @@ class Hello:
             "horizon": self.horizon,
             "root": self.root,
             "count": self.count,
-            "table": self.table.plain(),
+            "table": pack(self.table),
         }
 
 
@@ -97,8 +99,25 @@ def hello_of(fields: Fields) -> Hello:
         fields.number("horizon"),
         fields.binary("root", 0, ROOT_SIZE),
         fields.number("count"),
-        table_of(fields.map("table")),
+        unpack(fields.binary("table")),
     )
+
+
+def pack(table: Table) -> bytes:
+    """A table of members, in which much comes several times."""
+    return zlib.compress(cbor2.dumps(table.plain()))
+
+
+def unpack(data: bytes) -> Table:
+    """The inverse of `pack`.  Raises Malformed."""
+    inflate = zlib.decompressobj()
+    try:
+        plain = inflate.decompress(data, TABLE_BYTES_MAX)
+    except zlib.error as error:
+        raise Malformed(f"a table that cannot be unpacked: {error}") from error
+    if not inflate.eof:
+        raise Malformed(f"a table that is cut, or has more than {TABLE_BYTES_MAX} bytes")
+    return table_of(decode_map(plain))
 
 
 def encode(kind: str, **fields: object) -> bytes:

@@ -5,8 +5,8 @@ nothing in between.  If its directory was restored from a backup, or lost its la
 that it has forgotten lies in this lapse.  So a record with a timestamp in a lapse of its writer was written and lost;
 whoever has it, has it by right, although the writer and those that have met it since may hold nothing there.
 
-A member whose lapses another one knows as of time T, and that has one more from before T, was restored since: behind
-that one it has written another history (`departure`).
+Each lapse also names the process that began behind it, its run, as every version does.  If a restored node has a slow
+clock, then it writes in times in which it has written before; the run tells the one from the other.
 
 The newest lapses are kept, and of the others the longest, since a backup is older than a restart takes.  Sets of lapses
 merge by union, in any order.
@@ -15,6 +15,8 @@ merge by union, in any order.
 from __future__ import annotations
 
 from typing import Final, NamedTuple
+
+from merklekv.engine.version import run_of, timestamp_of
 
 NEWEST: Final = 4  # that are kept of a member
 LONGEST: Final = 4
@@ -40,11 +42,19 @@ def joined(one: Lapses, other: Lapses) -> Lapses:
     return frozenset(newest[:NEWEST] + longest[:LONGEST])
 
 
-def lie_around(lapses: Lapses, timestamp: int) -> bool:
-    """Whether this time, ns, is in one of them."""
-    return any(after < timestamp <= until for after, until, _ in lapses)
+def account_for(lapses: Lapses, version: bytes) -> bool:
+    """Whether what a member with these lapses has not forgotten includes this version of its own, or a record."""
+    timestamp = timestamp_of(version)
+    if any(after < timestamp <= until for after, until, _ in lapses):
+        return False
+    before = [lapse for lapse in lapses if lapse.until < timestamp]
+    if not before:
+        return True
+    newest = max(before, key=lambda lapse: lapse.until)
+    all_are_known = len(lapses) < LAPSES_MAX or newest in sorted(lapses)[-NEWEST:]  # that came between it and this
+    return run_of(version) == newest.run or not all_are_known
 
 
-def departure(now: Lapses, known: Lapses, seen: int) -> int:
-    """From when on, ns, a member with these lapses writes another history than was seen up to `seen`; or `seen`."""
-    return min([seen, *(lapse.until for lapse in now - known if lapse.after < seen)])
+def was_away(lapses: Lapses, seen: int) -> bool:
+    """Whether a member with these lapses was restored since it was seen with its clock there, ns."""
+    return any(after < seen < until for after, until, _ in lapses)

@@ -50,7 +50,7 @@ from merklekv.engine.format import MAX_KEY_SIZE
 from merklekv.engine.version import RUN_SIZE, timestamp_of, writer_of
 from merklekv.errors import MerkleKVError
 from merklekv.replication.exchange_fields import Fields, Malformed, a_list, binary, decode_map, number, text
-from merklekv.replication.lapses import LAPSES_MAX, NO_LAPSES, Lapse, Lapses, joined, lie_around
+from merklekv.replication.lapses import LAPSES_MAX, NO_LAPSES, Lapse, Lapses, account_for, joined
 
 TABLE_VERSION: Final = 1
 BIRTH_SIZE: Final = 8
@@ -237,9 +237,8 @@ class Members:
         """Up to when, ns, all that the writer of these records had has been merged here; 0 if it has forgotten some."""
         writer = writer_of(events[0])
         who = next((who for who in self._others if who.birth == writer), self.identity)
-        seen, lapses = self.seen(who), self.lapses.get(who, NO_LAPSES)
-        old = (timestamp for record in events if (timestamp := timestamp_of(record)) <= seen)
-        return 0 if any(lie_around(lapses, timestamp) for timestamp in old) else min(seen, self.reach)
+        seen, lapses = min(self.seen(who), self.reach), self.lapses.get(who, NO_LAPSES)
+        return seen if all(timestamp_of(one) > seen or account_for(lapses, one) for one in events) else 0
 
     def stable(self) -> int:
         """Up to when this node has merged what anybody had, ns; 0 while it is alone."""

@@ -32,6 +32,7 @@ from merklekv.replication.exchange_wire import (
     encode_refusal,
     flat,
     hello_of,
+    pack,
 )
 from merklekv.replication.members import NODE_SIZE_MAX, Members, TooManyMembers
 
@@ -228,7 +229,7 @@ class Responder:
         if before < horizon:
             yield from self._collect()  # the other has, too
         self._engine.flush()
-        return encode("done", **table.plain())
+        return encode("done", table=pack(table))
 
     def _expected(self, fields: Fields, done: bool = False) -> Slices[int]:
         """Raises Moved unless this node is as it was when the exchange began; the horizon since then."""

@@ -277,7 +277,7 @@ def record(timestamp: int, writer: bytes = b"w" * 8, flags: int = 0) -> bytes:
 
 
 def test_what_is_dead() -> None:
-    dead = Dead({b"w" * 8: 20}, {b"w" * 8: frozenset({Lapse(4, 6, b"")})}, 10, 0)
+    dead = Dead({b"w" * 8: 20}, {b"w" * 8: frozenset({Lapse(4, 6, bytes(4))})}, 10, 0)
     assert [time for time in (4, 5, 6, 7, 20, 21) if dead.covers(record(time))] == [4, 7, 20]
     assert [time for time in (4, 5, 6, 7, 10, 11) if dead.covers(record(time, b"x" * 8))] == [4, 5, 6, 7, 10]
     assert not dead.covers(record(10, flags=TOMBSTONE)), "it hides what may still come"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,10 @@ def changed(message: bytes, change: Callable[[Answer], object]) -> bytes:
         ("buckets", lambda it: it.update(lacks=b"\xff" * 4), "it lacks more than it was asked for"),
         ("swap", lambda it: it.update(served=0), "it does not send what it was asked for"),
         ("swap", lambda it: it.update(do="pull"), "it answered 'pull' to 'swap'"),
-        ("done", lambda it: it.update(node=1), "node is int, not text"),
+        ("done", lambda it: it.update(table=1), "table is int, not bytes"),
+        ("done", lambda it: it.update(table=b"xx"), "a table that cannot be unpacked: "),
+        ("done", lambda it: it.update(table=it["table"][:-1]), "a table that is cut, or has more than 16777216 bytes"),
+        ("done", lambda it: it.update(table=zlib.compress(b"")), "no CBOR: "),
     ],
 )
 def test_an_answer_that_makes_no_sense(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merklekv.replication.lapses import LAPSES_MAX, LONGEST, NEWEST, NO_LAPSES, Lapse, departure, joined, lie_around
+from merklekv.replication.lapses import LAPSES_MAX, LONGEST, NEWEST, NO_LAPSES, Lapse, account_for, joined, was_away
 
 lapses = st.builds(Lapse, st.integers(0, 30), st.integers(0, 30), st.sampled_from([b"a", b"b"]))
 some = st.frozensets(lapses, max_size=2 * LAPSES_MAX).map(lambda found: joined(found, NO_LAPSES))
@@ -27,18 +27,34 @@ def test_the_longest_and_the_newest_are_kept() -> None:
     assert joined(frozenset(short), frozenset(long)) == frozenset(long + short[-NEWEST:])
 
 
-def test_what_lies_in_a_lapse() -> None:
-    lapses = frozenset({Lapse(10, 20, b"a"), Lapse(50, 70, b"a")})
-    assert [time for time in (9, 10, 11, 20, 21, 50, 70, 71) if lie_around(lapses, time)] == [11, 20, 70]
-    assert not lie_around(NO_LAPSES, 15)
+def version(timestamp: int, run: bytes = b"run1") -> bytes:
+    return timestamp.to_bytes(8, "big") + b"directory"[:8] + run + bytes(4)
 
 
-def test_where_a_restored_member_departs_from_what_was_seen() -> None:
-    known = frozenset({Lapse(10, 20, b"a")})
-    assert departure(known, known, 60) == 60
-    assert departure(known | {Lapse(60, 90, b"a")}, known, 60) == 60, "it was started again"
-    assert departure(known | {Lapse(40, 50, b"a")}, known, 60) == 50, "it was restored"
-    assert departure(known | {Lapse(40, 90, b"a")}, known, 60) == 60, "it was, and writes nothing so old"
-    assert departure(frozenset({Lapse(5, 30, b"a"), Lapse(32, 34, b"a")}), known, 60) == 30
-    assert departure(NO_LAPSES, known, 60) == 60
-    assert departure(known | {Lapse(10, 20, b"b")}, known, 60) == 20, "its clock stood still"
+def test_what_a_member_has_forgotten() -> None:
+    lapses = frozenset({Lapse(0, 5, b"run1"), Lapse(10, 20, b"run1"), Lapse(50, 70, b"run1")})
+    times = (9, 10, 11, 20, 21, 50, 51, 70, 71)
+    assert [time for time in times if not account_for(lapses, version(time))] == [11, 20, 51, 70]
+    assert account_for(NO_LAPSES, version(1))
+
+
+def test_what_a_restored_member_has_written_in_times_in_which_it_had_written_before() -> None:
+    lapses = frozenset({Lapse(0, 5, b"run1"), Lapse(10, 20, b"run2"), Lapse(50, 70, b"run3")})
+    times = (6, 10, 21, 50, 71, 100)
+    accounts = {run: [time for time in times if account_for(lapses, version(time, run))] for run in (b"run2", b"else")}
+    assert accounts == {b"run2": [21, 50], b"else": []}
+
+
+def test_where_more_lapses_were_than_are_kept_any_process_may_have_written() -> None:
+    birth, old = Lapse(0, 1000, b"run0"), [Lapse(at, at + 50, b"run%d" % (at % 10)) for at in range(2001, 2801, 100)]
+    kept = joined(frozenset({birth, *old}), frozenset(Lapse(at, at + 1, b"new%d" % at) for at in range(5, 9)))
+    assert len(kept) == LAPSES_MAX
+    assert birth in kept
+    assert account_for(kept, version(1500, b"else")), "one of those that are not kept may have begun there"
+    assert not account_for(kept, version(2799, b"else"))
+
+
+def test_who_was_seen_where_it_says_that_it_was_away() -> None:
+    lapses = frozenset({Lapse(0, 5, b"run1"), Lapse(10, 20, b"run2")})
+    assert [time for time in (5, 10, 11, 19, 20, 21) if was_away(lapses, time)] == [11, 19]
+    assert not was_away(NO_LAPSES, 15)
