@@ -15,6 +15,7 @@ from typing import Any, Final, Self
 from unittest import mock
 
 from merklekv.engine.engine import Engine
+from merklekv.engine.store import Pair
 from merklekv.errors import MerkleKVError
 from merklekv.replication import exchange, responder
 from merklekv.replication.exchange import ExchangeReport, Initiator
@@ -22,7 +23,7 @@ from merklekv.replication.exchange_side import Side
 
 from .disk import Image
 from .node import CLUSTER, MEMTABLE_SIZE, Failure, Node
-from .oracle import FLOOR, Holding, sound
+from .oracle import FLOOR, Holding, is_tombstone, sound
 from .world import SECOND, World
 
 LEAVES: Final = 512  # keys are in these, so that comparing all leaves is soon done
@@ -80,6 +81,16 @@ class Cluster(World):
             return deleted
 
         self._stack.enter_context(mock.patch.object(Side, "_delete_anew", noted))
+        bury = Side.bury
+
+        def watched(side: Side, pairs: list[Pair], origin: bytes, horizon: int) -> int:
+            buried = bury(side, pairs, origin, horizon)
+            for key, version in pairs:
+                if (record := side.engine.record(key)) is not None and is_tombstone(record):
+                    self.oracle.hides(key, version, record)
+            return buried
+
+        self._stack.enter_context(mock.patch.object(Side, "bury", watched))
         return self
 
     # -- exchanges -----------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from merklekv.engine.format import FLAGS_AT, TOMBSTONE, VALUE_AT, VERSION_SIZE, ZERO_VERSION, record_is_sound
 from merklekv.engine.version import timestamp_of, writer_of
-from merklekv.replication.lapses import NO_LAPSES, Lapses, lie_around
+from merklekv.replication.lapses import NO_LAPSES, Lapses, account_for
 
 FLOOR = b""  # the "key" of a truncate; its record is the floor
 
@@ -62,9 +62,9 @@ class Counted(NamedTuple):
     lapses: frozenset[tuple[bytes, Lapses]]  # but for what these have forgotten
 
     def covers(self, version: bytes) -> bool:
-        writer, timestamp = writer_of(version), timestamp_of(version)
-        lapses = dict(self.lapses).get(writer, NO_LAPSES)
-        return timestamp <= dict(self.settled).get(writer, 0) and not lie_around(lapses, timestamp)
+        writer = writer_of(version)
+        in_time = timestamp_of(version) <= dict(self.settled).get(writer, 0)
+        return in_time and account_for(dict(self.lapses).get(writer, NO_LAPSES), version)
 
 
 @dataclass
@@ -74,6 +74,7 @@ class Oracle:
     written: dict[bytes, dict[bytes, bytes]] = field(default_factory=dict)  # key, version -> record
     sure: dict[bytes, set[bytes]] = field(default_factory=dict)  # key -> versions
     horizons: dict[Counted, int] = field(default_factory=dict)  # see `settles`
+    hidden: dict[bytes, list[tuple[bytes, bytes]]] = field(default_factory=dict)  # key -> behind, up to
     late: dict[bytes, int] = field(default_factory=dict)  # version -> horizon when a restored node brought it
 
     def attempt(self, key: bytes, record: bytes) -> None:
@@ -83,6 +84,10 @@ class Oracle:
     def settles(self, counted: Counted, horizon: int) -> None:
         """Some node has this horizon, and counts on writers so far."""
         self.horizons[counted] = max(self.horizons.get(counted, 0), horizon)
+
+    def hides(self, key: bytes, dead: bytes, tombstone: bytes) -> None:
+        """A tombstone was put above a dead record (version), and maybe far above: also what was written in between."""
+        self.hidden.setdefault(key, []).append((dead, tombstone[:VERSION_SIZE]))
 
     def brings(self, records: Iterable[bytes], horizon: int) -> None:
         """A restored node has made these before it met anybody, and this is the largest horizon of all nodes."""
@@ -110,9 +115,10 @@ class Oracle:
 
     def _collected(self, key: bytes, version: bytes, horizon: int) -> bool:
         """Whether a delete at or above `version` can have been collected."""
+        tombstones = [(ZERO_VERSION, at) for at, record in self.written[key].items() if is_tombstone(record)]
         return any(
-            at >= version and timestamp_of(at) <= horizon and is_tombstone(record)
-            for at, record in self.written[key].items()
+            behind < version <= at and timestamp_of(at) <= horizon
+            for behind, at in tombstones + self.hidden.get(key, [])
         )
 
     def _came_late(self, key: bytes, found: bytes, version: bytes) -> bool:

@@ -19,9 +19,10 @@ from merklekv.engine.check import check_engine
 from merklekv.errors import MerkleKVError
 
 from .decay import Decay
-from .history import History, history
+from .history import history
 from .node import Failure
 from .oracle import Holding, show
+from .steps import History
 
 MEMORY: Final = Path("/dev/shm")
 KIND_SIZE: Final = 22

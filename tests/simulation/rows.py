@@ -1,0 +1,173 @@
+"""Rows of steps that some mistakes take, and that chance seldom puts together."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .steps import LARGE_SKEW_S, WHOLE, Steps
+
+SLOW_WHEN_RESTORED: Final = 0.3
+
+
+class Rows(Steps):
+    """Draws steps, and rows of them."""
+
+    def _relapse(self) -> None:
+        """The cluster goes on, and then a node is where it was before."""
+        self._add("backup", name := self._node())
+        for kind in self.chance.choices(("write", "round"), k=4):
+            getattr(self, f"_{kind}")()
+        self._round()
+        if self.chance.random() < SLOW_WHEN_RESTORED:
+            self._add("clock", name, -round(10 ** self.chance.uniform(-1, 4), 6))
+        self._add("restore", name, self._seed())
+        self._back(name)
+        if self.chance.random() < 0.5:
+            other = self.chance.choice(self._others(name))
+            pair = self.chance.sample((name, other), 2)
+            self._add("exchange", *pair, self.chance.choice((1, 2, 3)), "rests", self._seed())
+            self._go_on(name, ("write",))
+            self._add("exchange", *pair, WHOLE, "rests", self._seed())
+
+    def _amnesia(self) -> None:
+        """A node goes back to where it knew nobody, and settles what it has with one that is new."""
+        names = self.chance.sample(self.history.names, len(self.history.names))
+        if len(names) < 3:
+            return
+        new, *cluster = names
+        lost, *others = cluster
+        for name in (lost, new):
+            self._add("wipe", name)
+            for by in others:
+                self._add("forget", name, by)
+        self._writes(self.chance.choice((lost, lost, new)), "set")
+        if self.chance.random() < 0.3:
+            self._add(
+                "exchange", lost, self.chance.choice(others), self.chance.choice((1, 2, 3, 4)), "cut", self._seed()
+            )
+        self._add("backup", lost)
+        for command in ("set", "delete"):
+            if self.chance.random() < 0.7:
+                self._writes(self.chance.choice(cluster), command)
+            self._round(cluster)
+        self._round(cluster)
+        self._add("restore", lost, self._seed())
+        self._add("start", lost)
+        for _ in range(self.chance.choice((1, 2, 3))):
+            self._round([lost, new])
+        if self.chance.random() < 0.5:
+            self._go_on(self.chance.choice((lost, new)), ("write",))
+        self._whole(*self._two())
+
+    def _early(self) -> None:
+        """A node tells its clock, and comes back with one that is behind that; what it deletes then is to last."""
+        name, other = self._two()
+        self._round()
+        self._add("clock", name, round(10 ** self.chance.uniform(-1, 4), 6))
+        if self.chance.random() < 0.5:
+            self._whole(name, other)
+        self._add("exchange", name, other, self.chance.choice((0, 1)), "deaf", self._seed())
+        self._add("exchange", other, name, self.chance.choice((1, WHOLE)), "cut", self._seed())
+        self._add("crash", name, self._seed())
+        self._add("clock", name, 0.0)
+        self._begin(name)
+        self._writes(name, "delete")
+        self._whole(other, name)
+
+    def _echo(self) -> None:
+        """A request arrives at a node that was restored since."""
+        name, other = self._two()
+        self._round()
+        self._add("backup", name)
+        self._go_on(other, ("write",))
+        self._add("exchange", other, name, self.chance.choice((2, 3, 4, 5)), "late", self._seed())
+        self._add("restore", name, self._seed())
+        self._begin(name)
+        self._add("arrive", name, self._seed())
+        self._round()
+
+    def _bequest(self) -> None:
+        """A node leaves, and what it has deleted last has come to one of the others alone."""
+        names = self.chance.sample(self.history.names, len(self.history.names))
+        if len(names) < 3:
+            return
+        gone, heir, other = names[:3]
+        self._round()
+        self._writes(gone, "set")
+        self._whole(gone, heir)
+        self._whole(gone, other)
+        self._writes(gone, "delete")
+        self._whole(*self.chance.sample((heir, other), 2))
+        self._whole(gone, heir)
+        self._add("leave", gone)
+        self._add("forget", gone, heir)
+        self._greet(heir, other)
+
+    def _stranger(self) -> None:
+        """Two have met, and one of them meets a third that the other does not know yet."""
+        names = self.chance.sample(self.history.names, len(self.history.names))
+        if len(names) < 3:
+            return
+        one, other, third = names[:3]
+        self._writes(one, "set")
+        self._writes(third, "set")
+        self._writes(third, "delete")
+        self._whole(one, other)
+        self._whole(other, one)
+        self._whole(third, one)
+        self._whole(one, third)
+
+    def _unheard(self) -> None:
+        """A new node is heard by its events alone, the last of which comes to one of the others only."""
+        names = self.chance.sample(self.history.names, len(self.history.names))
+        if len(names) < 3:
+            return
+        name, heir, other = names[:3]
+        self._add("wipe", name)
+        for by in (heir, other):
+            self._add("connect", by)
+            self._add("forget", name, by)
+        self._add("connect", name)
+        self._add("lose", heir, 0)
+        self._add("lose", other, 0)
+        self._whole(heir, other)
+        self._writes(name, "set")
+        self._add("publish", name, 9, "answered")
+        self._add("deliver", heir, 20, 0)
+        self._add("deliver", other, 20, 0)
+        self._writes(name, "delete")
+        self._whole(*self.chance.sample((heir, other), 2))
+        self._add("publish", name, 9, "answered")
+        self._add("deliver", heir, 20, 0)
+        self._add("lose", other, 0)
+        self._add("leave", name)
+        self._greet(heir, other)
+
+    def _decay(self) -> None:
+        """Records come into the base and are damaged there, and after a while the scrub comes by."""
+        name = self._node()
+        self._go_on(name, ("write",))
+        if self.chance.random() < 0.7:
+            self._round()
+        self._add("absorb", name)
+        self._add("rot", name, self._seed())
+        for _ in range(self.chance.choice((0, 0, 1, 3))):
+            self._go_on(name, ("write", "exchange", "absorb", "deliver"))
+        self._add("scrub", name, self._seed())
+
+    def _backwards(self) -> None:
+        """A wall clock that was far ahead is set right, and its node writes on."""
+        self._add("clock", name := self._node(), round(LARGE_SKEW_S * self.chance.uniform(0.5, 1), 6))
+        self._go_on(name, ("write",))
+        self._add("clock", name, 0.0)
+        self._go_on(name, ("write",))
+
+    def _greet(self, one: str, other: str) -> None:
+        """Two tell each other what they know of the members, and do not go on to the data."""
+        for first, second in ((one, other), (other, one), (one, other)):
+            self._add("exchange", first, second, 1, "cut", self._seed())
+
+    def _writes(self, name: str, command: str) -> None:
+        """A command for all of the keys."""
+        self.values += 1
+        self._add("write", name, tuple((command, key, b"%d" % self.values) for key in self.keys), True)
