@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from exchange_support import SECOND, Cut, Node, agree, carry, cluster, exchange, meet_all
+from exchange_support import NOON, SECOND, Cut, Node, agree, carry, cluster, exchange, meet_all
 
 from merklekv.engine.format import TOMBSTONE, VALUE_AT
 from merklekv.replication import exchange as exchange_module
@@ -214,6 +214,47 @@ def test_what_a_restored_node_writes_before_it_meets_anybody(tmp_path: Path, res
         exchange(x, a)
         meet_all([a, x])
         assert set(a.values()) == set(x.values()) == {b"late"}
+
+
+@pytest.mark.parametrize("restarts", [0, 2])
+def test_what_a_restored_node_with_a_slow_clock_writes_comes_by_way_of_a_new_one(tmp_path: Path, restarts: int) -> None:
+    with cluster(tmp_path, "axj") as (a, x, j):
+        for _ in range(restarts):
+            x.tick()
+            x.reopen()
+        x.set(b"k")
+        copy = x.backup()
+        x.tick(1000)
+        x.set(b"k", b"lost")
+        a.tick(2000)
+        meet_all([a, x])
+        a.delete(b"k")
+        meet_all([a, x])
+        x.restore(copy)
+        x.now = j.now = NOON + 20 * SECOND
+        x.set(b"late")
+        j.take_event(b"late", x.records()[b"late"], "x")
+        exchange(j, a)
+        assert a.engine.get(b"late") == b"value"
+        meet_all([a, x, j])
+        assert set(a.values()) == set(x.values()) == set(j.values()) == {b"late"}
+
+
+def test_a_restored_node_is_known_by_one_that_joined_later(tmp_path: Path) -> None:
+    """On which the horizon does not count that it has taken over."""
+    with cluster(tmp_path, "axij") as (a, x, i, j):
+        x.set(b"k")
+        copy = x.backup()
+        meet_all([a, x])
+        a.delete(b"k")
+        meet_all([a, x])
+        exchange(i, a)
+        x.tick(100)
+        x.restore(copy)
+        exchange(x, j)
+        assert exchange(x, i).discarded == 1
+        meet_all([a, x, i, j])
+        assert a.values() == x.values() == i.values() == j.values() == {}
 
 
 def test_what_a_restored_node_has_from_one_that_is_new(nodes: list[Node]) -> None:

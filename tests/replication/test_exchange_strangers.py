@@ -11,8 +11,11 @@ import cbor2
 import pytest
 from exchange_support import SECOND, Cut, Node, agree, answer, carry, cluster, exchange
 
+from merklekv.replication import exchange_wire
+from merklekv.replication.exchange_fields import Malformed
 from merklekv.replication.exchange_side import Moved, Side
-from merklekv.replication.exchange_wire import ExchangeFailed, ExchangeRefused, decode, encode
+from merklekv.replication.exchange_wire import ExchangeFailed, ExchangeRefused, decode, encode, pack, unpack
+from merklekv.replication.members import Members
 
 Answer = dict[str, Any]
 
@@ -158,3 +161,14 @@ def test_what_was_decided_under_another_horizon_is_not_done(nodes: list[Node]) -
     a.members.forget("b")
     with pytest.raises(ExchangeRefused, match="node b was forgotten meanwhile"):
         side.finish(told, 0)
+
+
+def test_a_table_of_members_as_large_as_they_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Members("a").table()
+    assert unpack(pack(table)) == table
+    size = len(cbor2.dumps(table.plain()))
+    monkeypatch.setattr(exchange_wire, "TABLE_BYTES_MAX", size)
+    assert unpack(pack(table)) == table
+    monkeypatch.setattr(exchange_wire, "TABLE_BYTES_MAX", size - 1)
+    with pytest.raises(Malformed, match=f"a table that is cut, or has more than {size - 1} bytes"):
+        unpack(pack(table))
