@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from merklekv.engine.format import NOTE_SIZE_MAX
 from merklekv.replication import members as members_module
 from merklekv.replication.exchange_fields import NUMBER_MAX, Malformed, decode_map
+from merklekv.replication.exchange_wire import MESSAGE_ROOM_BYTES, pack, unpack
 from merklekv.replication.lapses import LAPSES_MAX, Lapse
 from merklekv.replication.members import (
     ADDRESS_SIZE_MAX,
@@ -31,6 +33,7 @@ from merklekv.replication.members import (
 
 QUICK = settings(max_examples=60, deadline=None)
 VIEW = b"view" * 2
+NODE_ID_SIZE_MAX = 128  # of the setting
 
 
 def birth(number: int) -> bytes:
@@ -303,6 +306,28 @@ def test_sizes_at_their_limits() -> None:
     for name, value in (("node", "n" * (NODE_SIZE_MAX + 1)), ("node", ""), ("clock", NUMBER_MAX + 1), ("clock", -1)):
         with pytest.raises(Malformed, match=f"{name} "):
             table_of(decode_map(cbor2.dumps(plain | {name: value})))
+
+
+def test_the_largest_table_can_be_kept_and_told() -> None:
+    """With ids as long as the settings allow."""
+    chance = random.Random(1)
+    members = new("n" * NODE_ID_SIZE_MAX)
+    everyone = [
+        Identity(chance.randbytes(NODE_ID_SIZE_MAX // 2).hex(), chance.randbytes(BIRTH_SIZE))
+        for _ in range(members_module.MEMBERS_MAX - 1 + members_module.FORGOTTEN_MAX)
+    ]
+    present, gone = everyone[: members_module.MEMBERS_MAX - 1], everyone[members_module.MEMBERS_MAX - 1 :]
+    members.meet(table("peer", rows=dict.fromkeys(present[1:], Row())))
+    members.forgotten |= set(gone)
+    for one in everyone:
+        members.settled[one] = chance.randrange(NUMBER_MAX)
+        ends = (chance.randrange(NUMBER_MAX) for _ in range(LAPSES_MAX))
+        members.lapses[one] = frozenset(Lapse(end, end, chance.randbytes(4)) for end in ends)
+    assert len(members) == members_module.MEMBERS_MAX
+    assert len(members.encode()) <= NOTE_SIZE_MAX
+    packed = pack(members.table())
+    assert len(packed) <= MESSAGE_ROOM_BYTES
+    assert unpack(packed) == members.table()
 
 
 @pytest.mark.parametrize(
