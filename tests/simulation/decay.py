@@ -166,10 +166,11 @@ class Decay(Cluster):
 
     def _sweep(self, node: Node) -> int:
         """A scrub, and the merging that it asks for; what it could not put right.  All else must be right then."""
-        node.engine.absorb_sealed()  # until the base has the floor, the scrub does not look at leaves
+        layers = node.engine._layers
+        swept = layers.base.floor == layers.floor  # until then it does not look at leaves
         left = self._scrub(node, None).left
         for _ in range(ABSORPTIONS_TO_MEND):
             node.engine.absorb_sealed()
-        if not left and (found := self._scrub(node, None).damaged):
+        if swept and not left and (found := self._scrub(node, None).damaged):
             raise Failure(f"{node.name}: a scrub finds {found} damages behind one that has put all right")
         return left
