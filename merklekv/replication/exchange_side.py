@@ -7,13 +7,15 @@ written up to r (`Table.had`), and r is from before `a`'s reach, the furthest ho
 through: a later tombstone would be here still.  `b` has r from a broker that lost its deletion, say, from an exchange
 that was cut, or from an old backup.  But it is not dead, although that is so, if
 
-- H counts on `b`, r is from before H, and `b` was not left behind: so all had the same, and `a` has lost r by damage;
+- H counts on `b` and on the writer, r is from before H, and `b` was not left behind: so all had the same, and `a` has
+  lost r by damage (likewise if `b` has taken over H, or has a further one that counts on both and that `a` has reached);
 - its writer has forgotten r itself (lapses.py): `a` may have missed it with the writer;
 - its writer was restored, and has written it since, in a time of which `a` has seen what it wrote before (likewise).
 
 Left behind is who has not merged everything up to H, or has not seen `a` so far although H counts on both, or says that
 it was away when `a` has seen it (`was_away`): as after the restoration of an old backup.  Such a node's records that no
-member wrote (a dump was loaded) are dead as well, if they are from before H and older than what `a` has seen of `b`.
+member wrote (a dump was loaded) are dead as well, if they are from before H and older than what `a` has seen of `b`,
+unless `b` is new to H.
 
 All else is new to `a`, and joins the union: a node that joins loses nothing of its own.  What is dead is buried: `b`
 puts a tombstone just above r, so that r does not come back from a third node either, and what was written later stands.
@@ -46,7 +48,7 @@ from merklekv.engine.store import Pair
 from merklekv.engine.version import timestamp_of, writer_of
 from merklekv.replication.exchange_wire import ExchangeRefused, Hello
 from merklekv.replication.lapses import NO_LAPSES, Lapse, Lapses, account_for, was_away
-from merklekv.replication.members import NO_ROW, Members, Table
+from merklekv.replication.members import NO_ROW, Identity, Members, Table
 
 NOTE_MEMBERS: Final = b"members"
 
@@ -90,25 +92,24 @@ def settle(engine: Engine, members: Members) -> None:
 class Dead(NamedTuple):
     """Which records of a node are dead where the other holds nothing as new under their keys: the rule above."""
 
-    had: dict[bytes, int]  # ns: the other has had all that these wrote up to here
-    lapses: dict[bytes, Lapses]  # but for what they have forgotten
-    had_more: int  # ns: and what anybody else wrote up to here
-    spared: int  # ns: but nothing is dead up to here
+    had: dict[bytes, tuple[int, int]]  # ns: those of these writers, from behind the one time up to the other
+    had_more: int  # ns: and those of all others up to here
+    lapses: dict[bytes, Lapses]  # but for what writers have forgotten
 
     def may_be(self) -> bool:
         """Whether any can be."""
-        return max((self.had_more, *self.had.values())) > self.spared
+        return bool(self.had_more) or any(behind < until for behind, until in self.had.values())
 
     def covers(self, record: bytes) -> bool:
         """Whether this one is, a record or its head."""
         if not is_live(record):
             return False
         writer = writer_of(record)
-        in_time = self.spared < timestamp_of(record) <= self.had.get(writer, self.had_more)
-        return in_time and account_for(self.lapses.get(writer, NO_LAPSES), record)
+        behind, until = self.had.get(writer, (0, self.had_more))
+        return behind < timestamp_of(record) <= until and account_for(self.lapses.get(writer, NO_LAPSES), record)
 
 
-NOTHING_IS_DEAD: Final = Dead({}, {}, 0, 0)
+NOTHING_IS_DEAD: Final = Dead({}, 0, {})
 
 
 class Terms(NamedTuple):
@@ -127,20 +128,29 @@ def terms_of(mine: Hello, theirs: Hello) -> Terms:
 def _dead_of(holder: Hello, other: Hello) -> Dead:
     """Which records of the holder are dead at the other."""
     one, two = holder.table, other.table
-    who = one.identity
-    counted, seen = two.counts_on(who), two.rows.get(who, NO_ROW).seen
-    unseen = counted and two.counts_on(two.identity) and one.rows.get(two.identity, NO_ROW).seen < other.horizon
-    left_behind = unseen or one.current < other.horizon or was_away(one.lapses.get(who, NO_LAPSES), seen)
+    who, seen = one.identity, two.rows.get(one.identity, NO_ROW).seen
+    counted, both_counted = two.counts_on(who), two.counts_on(who) and two.counts_on(two.identity)
     if not holder.count:
         return NOTHING_IS_DEAD
-    had_more = min(seen, other.horizon) if left_behind else 0
+    was_restored = was_away(one.lapses.get(who, NO_LAPSES), seen) or (
+        both_counted and one.rows.get(two.identity, NO_ROW).seen < other.horizon
+    )
+    left_behind = was_restored or one.current < other.horizon
+    had_more = min(seen, other.horizon) if left_behind and (counted or was_restored) else 0
     had = dict.fromkeys(one.rows, 0) | two.had()
-    had |= {writer: max(had.get(writer, 0), had_more) for writer in two.forgotten}
+    had |= {writer: max(had[writer], had_more) for writer in two.forgotten}
+    follows = not counted and holder.horizon == other.horizon and one.settled == two.settled
+    spared = other.horizon if (counted or follows) and not left_behind else 0
+    if spared and one.counts_on(who) and one.counts_on(two.identity) and two.current >= holder.horizon:
+        spared = max(spared, holder.horizon)  # `two` has got as far, and does not follow for other reasons
+
+    def is_common(writer: Identity) -> bool:
+        return follows or two.counts_on(writer) or one.counts_on(writer) or writer in two.forgotten
+
     return Dead(
-        {writer.birth: min(until, two.reach) for writer, until in had.items()},
-        {writer.birth: lapses for writer, lapses in two.lapses.items()},
+        {writer.birth: (spared if is_common(writer) else 0, min(until, two.reach)) for writer, until in had.items()},
         had_more,
-        other.horizon if counted and not left_behind else 0,
+        {writer.birth: lapses for writer, lapses in two.lapses.items()},
     )
 
 
@@ -203,11 +213,12 @@ class Side:
         """Takes in whom the other knows, and its clock.  The caller commits.  Raises ExchangeRefused."""
         with self.engine.lock:
             self.members.meet(peer.table)
-            self.engine.clock.observe(peer.table.report.clock.to_bytes(8, "big"))
+            clock = self.engine.clock
             seen = peer.table.rows.get(self.members.identity, NO_ROW).seen
             if seen > self.members.promised:  # this node was restored from before it made that promise
-                self.members.began(Lapse(self.engine.clock.last, seen + 1, self.engine.clock.run))
+                self.members.began(Lapse(clock.last, seen + 1, clock.run))
                 self.engine.keep_promise(seen + 1)
+            clock.observe(peer.table.report.clock.to_bytes(8, "big"))
             store_members(self.engine, self.members)
 
     def is_current(self, peer: Hello) -> bool:

@@ -20,6 +20,7 @@ and from these follow
 What a member wrote before a horizon that counts on it, all have merged.  `settled` keeps this time for each, also when
 it was forgotten: a record from before it that is not there any more was deleted, whoever comes with it, unless the
 member has forgotten that itself: it is in one of its lapses then (lapses.py), which are known as far as it was seen.
+`forgotten` keeps how far each was seen.
 
 `current` is a time up to which this node has merged everything: the largest that `stable` ever was, here or at a node
 whose data this one has merged.  Unlike `stable` it does not fall when a member is added.  A horizon above it tells a
@@ -39,7 +40,7 @@ disk; callers hold the engine's lock.  Cost: microseconds for tens of members; a
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
@@ -123,7 +124,7 @@ class Table:
     current: int
     reach: int = 0
     rows: dict[Identity, Row] = field(default_factory=dict)
-    forgotten: frozenset[Identity] = frozenset()
+    forgotten: dict[Identity, int] = field(default_factory=dict)  # likewise
     settled: dict[Identity, int] = field(default_factory=dict)  # see Members
     lapses: dict[Identity, Lapses] = field(default_factory=dict)  # likewise
 
@@ -133,10 +134,8 @@ class Table:
 
     def had(self) -> dict[Identity, int]:
         """Up to when, ns, this node has had all that these wrote, but for what they have forgotten since."""
-        had = dict(self.settled)
-        for who, until in ((self.identity, self.report.clock), *((who, row.seen) for who, row in self.rows.items())):
-            had[who] = max(had.get(who, 0), until)
-        return had
+        had = {who: row.seen for who, row in self.rows.items()} | self.forgotten | {self.identity: self.report.clock}
+        return had | {who: max(until, had.get(who, 0)) for who, until in self.settled.items()}
 
     def counts_on_all(self, met: Iterable[Identity]) -> bool:
         """Whether it counts on all of these that are members still."""
@@ -153,7 +152,7 @@ class Table:
             "current": self.current,
             "reach": self.reach,
             "rows": [[*who, row.seen, row.counted, *row.report] for who, row in sorted(self.rows.items())],
-            "forgotten": [list(who) for who in sorted(self.forgotten)],
+            "forgotten": [[*who, seen] for who, seen in sorted(self.forgotten.items())],
             "settled": [[*who, until] for who, until in sorted(self.settled.items())],
             "lapses": [[*who, [list(one) for one in sorted(lapses)]] for who, lapses in sorted(self.lapses.items())],
         }
@@ -167,7 +166,10 @@ def table_of(fields: Fields) -> Table:
     for item in fields.items("rows", MEMBERS_MAX):
         node, birth, seen, counted, *said = a_list(item, "a row", 7)
         rows[_identity(node, birth)] = Row(number(seen, "a time"), number(counted, "a time"), _report(*said))
-    forgotten = frozenset(_identity(*a_list(item, "forgotten", 2)) for item in fields.items("forgotten", FORGOTTEN_MAX))
+    forgotten = {}
+    for item in fields.items("forgotten", FORGOTTEN_MAX):
+        node, birth, seen = a_list(item, "forgotten", 3)
+        forgotten[_identity(node, birth)] = number(seen, "forgotten")
     settled = {}
     for item in fields.items("settled", MEMBERS_MAX + FORGOTTEN_MAX):
         node, birth, until = a_list(item, "settled", 3)
@@ -205,7 +207,7 @@ class Members:
         self.promised = 0  # ns: the largest clock that was told to anyone
         self.current = 0  # ns
         self.reach = 0  # ns
-        self.forgotten: set[Identity] = set()
+        self.forgotten: dict[Identity, int] = {}  # with how far it was seen, as `seen`
         self.settled: dict[Identity, int] = {}  # the last horizon of the engine, ns, that counted on this member
         self.lapses: dict[Identity, Lapses] = {}  # this node's own, and of others as far as they were seen
         self._others: dict[Identity, Member] = {}
@@ -275,7 +277,7 @@ class Members:
             self.current,
             self.reach,
             rows,
-            frozenset(self.forgotten),
+            dict(self.forgotten),
             dict(self.settled),
             dict(self.lapses),
         )
@@ -330,7 +332,7 @@ class Members:
 
         What was seen is not taken: that is for `learn`.  Raises TooManyMembers.
         """
-        self._forget(set(peer.forgotten))
+        self._forget(peer.forgotten.keys())
         met = {who: row.report for who, row in peer.rows.items()} | {peer.identity: peer.report}
         self._add({who for who in met if who != self.identity and who not in self.forgotten})
         for who, report in met.items():
@@ -344,14 +346,16 @@ class Members:
         """
         clock = peer.report.clock
         told = peer.rows | {peer.identity: Row(clock, clock)}
-        counts = peer.forgotten >= self.forgotten
+        for who, lapses in peer.lapses.items():
+            if who != self.identity:
+                self._account(who, lapses)
+        counts = peer.forgotten.keys() >= self.forgotten.keys()
         for who, row in told.items():
             if (member := self._others.get(who)) is not None:
                 member.seen = max(member.seen, row.seen)
                 member.counted = max(member.counted, row.counted) if counts else member.counted
-        for who, lapses in peer.lapses.items():
-            if who != self.identity:
-                self._lapsed(who, lapses)
+        for who, seen in self.forgotten.items():
+            self.forgotten[who] = max(seen, peer.forgotten.get(who, 0))
         self.current = max(self.current, peer.current, self.stable())
         self.reach = max(self.reach, peer.reach, horizon)
 
@@ -369,24 +373,34 @@ class Members:
     def _lapsed(self, who: Identity, lapses: Lapses) -> None:
         self.lapses[who] = joined(self.lapses.get(who, NO_LAPSES), lapses)
 
+    def _account(self, who: Identity, told: Lapses) -> None:
+        """Takes over a member's lapses.  One that is new here and lies before what was seen tells that the member was
+        restored and has a slow clock: what it writes from there up to what was seen was not seen.
+        """
+        known, seen = self.lapses.get(who, NO_LAPSES), self.seen(who)
+        for lapse in joined(known, told) - known:
+            if lapse.until < seen:
+                self._lapsed(who, frozenset({lapse._replace(until=seen)}))
+        self._lapsed(who, told)
+
     def _add(self, new: set[Identity]) -> None:
         """Adds members.  One whose birth is not known gives way to one of the same id whose birth is or was known."""
         everyone = self._others.keys() | new
-        met = {who.node for who in everyone | self.forgotten if who.birth} | {self.identity.node}
+        met = {who.node for who in everyone | self.forgotten.keys() if who.birth} | {self.identity.node}
         everyone = {who for who in everyone if who.birth or who.node not in met}
         if len(everyone) >= MEMBERS_MAX:
             raise TooManyMembers(f"more than {MEMBERS_MAX} members: forget those that are gone")
         self._others = {who: self._others.get(who) or Member() for who in everyone}
 
-    def _forget(self, gone: set[Identity]) -> None:
-        if len(self.forgotten | gone) > FORGOTTEN_MAX:
+    def _forget(self, gone: Set[Identity]) -> None:
+        if len(self.forgotten.keys() | gone) > FORGOTTEN_MAX:
             raise TooManyMembers(f"more than {FORGOTTEN_MAX} members forgotten")
-        for who in gone - self.forgotten - {self.identity}:
+        for who in gone - self.forgotten.keys() - {self.identity}:
             member = self._others.pop(who, None)
             seen = member.seen if member else 0
             for other in self._others.values():
                 other.counted = min(other.counted, seen)
-            self.forgotten.add(who)
+            self.forgotten[who] = seen
             self._add(set())
 
     # -- storing -------------------------------------------------------------------------------------------------------
@@ -418,7 +432,7 @@ class Members:
             ) from error
         members = cls(node, stored.identity.birth if node == stored.identity.node else b"")
         members.promised, members.current, members.reach = promised, stored.current, stored.reach
-        members.forgotten, members.settled, members.lapses = set(stored.forgotten), stored.settled, stored.lapses
+        members.forgotten, members.settled, members.lapses = stored.forgotten, stored.settled, stored.lapses
         for who, row in stored.rows.items():
             members._others[who] = Member(*row, *local.get(who, ("", 0.0)))
         if members.identity != stored.identity:

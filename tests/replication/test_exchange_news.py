@@ -1,0 +1,201 @@
+"""What one node has and the other lacks, and what it means: lost by damage, news, or deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from exchange_support import NOON, SECOND, Cut, Node, agree, carry, cluster, exchange, meet_all
+
+from merklekv.engine.format import OP_SET, make_record
+from merklekv.replication import exchange as exchange_module
+from merklekv.replication.exchange_wire import decode
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[list[Node]]:
+    with cluster(tmp_path, "abcj") as made:
+        yield made
+
+
+def tick(*nodes: Node, seconds: int = 10) -> None:
+    for node in nodes:
+        node.tick(seconds)
+
+
+def lose(node: Node, key: bytes) -> None:
+    """As damage does it."""
+    with node.engine.lock:
+        node.engine._remove(key, node.records()[key])
+    node.engine.commit()
+
+
+def load(node: Node, key: bytes) -> None:
+    """A record of a dump, that no member has written."""
+    version = (NOON - 100 * SECOND).to_bytes(8, "big") + b"elsewhere".ljust(16)
+    node.engine.merge([(OP_SET, key, make_record(key, version, 0, b"dumped"))], b"load", settled=True)
+    node.engine.commit()
+
+
+def cut_at(kind: str, *, behind: int = 0) -> object:
+    def cut(number: int, request: bytes) -> bytes:
+        if number >= behind and kind in ("", decode(request, 1 << 24)[0]):
+            raise Cut
+        return request
+
+    return cut
+
+
+def test_damage_deletes_nothing_on_a_node_that_has_joined_while_a_member_is_away(nodes: list[Node]) -> None:
+    """So that the horizon does not count on it yet."""
+    a, b, c, j = nodes
+    a.set(b"stays")
+    meet_all([a, b, c])
+    tick(a, b, j, seconds=100)
+    exchange(j, a)
+    exchange(j, b)
+    exchange(a, b)
+    lose(a, b"stays")
+    assert exchange(a, j).discarded == 0
+    assert a.engine.get(b"stays") == b"value"
+
+
+def test_damage_deletes_nothing_below_a_horizon_that_is_not_followed(nodes: list[Node]) -> None:
+    a, b, c, j = nodes
+    a.set(b"0")
+    meet_all([a, b, c])
+    tick(a, b, c)
+    b.set(b"stays")
+    exchange(a, b)
+    exchange(b, c)
+    exchange(c, a)
+    tick(a, b, c)
+    exchange(b, c)
+    exchange(a, j)
+    exchange(a, b)
+    assert a.members.reach > a.engine.horizon
+    lose(a, b"stays")
+    for other in (c, b):
+        assert exchange(a, other).discarded == 0
+        assert a.engine.get(b"stays") == b"value"
+
+
+@pytest.mark.parametrize("way", ["itself", "event"])
+def test_a_restored_node_with_a_slow_clock_is_heard_of_before_it_writes(tmp_path: Path, way: str) -> None:
+    with cluster(tmp_path, "axj") as (a, x, j):
+        x.set(b"k")
+        copy = x.backup()
+        x.tick(5)
+        x.set(b"lost")
+        a.now = x.now
+        meet_all([a, x])
+        meet_all([a, x])
+        x.now = j.now = NOON + 3 * SECOND
+        x.restore(copy)
+        exchange(x, j)
+        exchange(j, a)
+        x.set(b"late")
+        assert x.records()[b"late"] < a.members.seen(x.members.identity).to_bytes(8, "big")
+        if way == "event":
+            j.take_event(b"late", x.records()[b"late"], "x")
+            exchange(j, a)
+        exchange(x, a)
+        meet_all([a, x, j])
+        assert set(a.values()) == set(x.values()) == set(j.values()) == {b"k", b"lost", b"late"}
+
+
+def test_a_dump_is_loaded_on_a_node_whose_first_exchange_was_cut_at_its_end(nodes: list[Node]) -> None:
+    a, b, _, j = nodes
+    a.set(b"k")
+    meet_all([a, b])
+    tick(a, j, seconds=100)
+    with pytest.raises(Cut):
+        carry(a.initiate().steps(), j, before=cut_at("done"))  # type: ignore[arg-type]
+    load(j, b"dump")
+    assert exchange(j, a).discarded == 0
+    meet_all([a, b, j])
+    assert a.engine.get(b"dump") == b"dumped"
+
+
+def test_a_dump_is_loaded_on_a_node_that_others_were_told_of(nodes: list[Node]) -> None:
+    a, b, c, j = nodes
+    exchange(c, j)
+    tick(*nodes, seconds=100)
+    a.set(b"k")
+    meet_all([a, b])
+    exchange(c, a)
+    load(j, b"dump")
+    assert exchange(j, a).discarded == 0
+    meet_all(nodes)
+    assert a.engine.get(b"dump") == b"dumped"
+
+
+def test_what_a_forgotten_writer_had_stays_deleted(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what it wrote behind the last horizon that counted on it."""
+    monkeypatch.setattr(exchange_module, "PAGES_RATIO", 1)
+    a, b, c, j = nodes
+    a.set(b"stays")
+    meet_all([a, b, c])
+    tick(*nodes)
+    c.set(b"k")
+    exchange(c, a)
+    exchange(c, b)
+
+    def cut(_: int, request: bytes) -> bytes:
+        if b"k" in j.records():
+            raise Cut
+        return request
+
+    with pytest.raises(Cut):
+        carry(j.initiate().steps(), c, before=cut)
+    assert b"k" in j.values()
+    for node in (a, b):
+        node.members.forget("c")
+    a.delete(b"k")
+    meet_all([a, b])
+    meet_all([a, b])
+    assert exchange(a, j).discarded == 1
+    meet_all([a, b, j])
+    assert set(a.values()) == set(b.values()) == set(j.values()) == {b"stays"}
+
+
+def test_what_another_group_takes_for_news_is_dead_for_those_that_had_it(tmp_path: Path) -> None:
+    """Although these count on each other: their horizon says nothing of writers in the other group."""
+    with cluster(tmp_path, "abcij") as (a, b, c, i, j):
+        nodes = [a, b, c, i, j]
+
+        def meet(one: Node, other: Node) -> int:
+            tick(*nodes, seconds=1)
+            return exchange(one, other).discarded
+
+        def greet(one: Node, other: Node) -> None:
+            tick(*nodes, seconds=1)
+            with pytest.raises(Cut):
+                carry(one.initiate().steps(), other, before=cut_at("", behind=1))  # type: ignore[arg-type]
+
+        c.set(b"k")
+        meet_all([a, b, c])
+        for node in nodes:
+            node.now = NOON + 20 * SECOND
+        a.delete(b"k")
+        meet(b, c)
+        meet(a, b)
+        tick(*nodes)
+        i.set(b"i")
+        meet_all([i, j], 4)
+        for node in nodes:
+            node.now = NOON + 60 * SECOND
+        meet(a, i)  # i cannot keep the tombstone, and has nothing to delete
+        meet(j, c)
+        assert meet(j, i) == 1
+        for one, other in ((c, j), (j, i), (c, j), (i, j), (c, i)):
+            meet(one, other)
+        greet(a, i)
+        greet(b, i)
+        for _ in range(3):
+            meet(a, b)
+        tick(*nodes)
+        meet_all(nodes, 4)
+        assert agree(*nodes)
+        assert set(a.values()) == {b"i"}
