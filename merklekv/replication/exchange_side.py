@@ -8,7 +8,7 @@ through: a later tombstone would be here still.  `b` has r from a broker that lo
 that was cut, or from an old backup.  But it is not dead, although that is so, if
 
 - H counts on `b` and on the writer, r is from before H, and `b` was not left behind: so all had the same, and `a` has
-  lost r by damage (likewise if `b` has taken over H, or has a further one that counts on both and that `a` has reached);
+  lost r by damage (likewise if `b` has taken over H, or has a further one that counts on both, which `a` has reached);
 - its writer has forgotten r itself (lapses.py): `a` may have missed it with the writer;
 - its writer was restored, and has written it since, in a time of which `a` has seen what it wrote before (likewise).
 

@@ -103,8 +103,8 @@ MUTATIONS: Final = (
         "a restored node that has settled with a new one passes for a member",
         "s",
         "replication.exchange_side:_dead_of",
-        "or was_away(one.lapses.get(who, NO_LAPSES), seen)",
-        "",
+        "was_restored = was_away(one.lapses.get(who, NO_LAPSES), seen) or (",
+        "was_restored = (",
     ),
     Mutation(
         "what a restored node writes is taken for what it had",
@@ -240,8 +240,8 @@ MUTATIONS: Final = (
         "nobody is ever left behind",
         "x",
         "replication.exchange_side:_dead_of",
-        "left_behind = unseen or one.current < other.horizon or",
-        "left_behind = False and",
+        "left_behind = was_restored or one.current < other.horizon",
+        "left_behind = False",
     ),
     Mutation(
         "the horizon does not wait for what others report",
