@@ -127,13 +127,14 @@ def terms_of(mine: Hello, theirs: Hello) -> Terms:
 
 def _dead_of(holder: Hello, other: Hello) -> Dead:
     """Which records of the holder are dead at the other."""
-    one, two = holder.table, other.table
-    who, seen = one.identity, two.rows.get(one.identity, NO_ROW).seen
-    counted, both_counted = two.counts_on(who), two.counts_on(who) and two.counts_on(two.identity)
     if not holder.count:
         return NOTHING_IS_DEAD
+    one, two = holder.table, other.table
+    who = one.identity
+    seen = two.rows.get(who, NO_ROW).seen
+    counted = two.counts_on(who)
     was_restored = was_away(one.lapses.get(who, NO_LAPSES), seen) or (
-        both_counted and one.rows.get(two.identity, NO_ROW).seen < other.horizon
+        counted and two.counts_on(two.identity) and one.rows.get(two.identity, NO_ROW).seen < other.horizon
     )
     left_behind = was_restored or one.current < other.horizon
     had_more = min(seen, other.horizon) if left_behind and (counted or was_restored) else 0
