@@ -89,8 +89,8 @@ MUTATIONS: Final = (
         "what a new node has from elsewhere is taken for its own",
         "x",
         "replication.exchange_side:_dead_of",
-        "two.had()",
-        "{}",
+        "dict.fromkeys(one.rows, 0) | two.had()",
+        "dict.fromkeys(two.had(), 0)",
     ),
     Mutation(
         "what a writer has forgotten is dead where it is not held",
