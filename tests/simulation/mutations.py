@@ -104,7 +104,7 @@ MUTATIONS: Final = (
         "s",
         "replication.exchange_side:_dead_of",
         "was_restored = was_away(one.lapses.get(who, NO_LAPSES), seen) or (",
-        "was_restored = (",
+        "was_restored = False and (",
     ),
     Mutation(
         "what a restored node writes is taken for what it had",
@@ -112,20 +112,6 @@ MUTATIONS: Final = (
         "replication.lapses:account_for",
         "return run_of(version) == newest.run or not all_are_known",
         "return True",
-    ),
-    Mutation(
-        "an event is news although all that its writer had is here",
-        "s",
-        "replication.inbox:Inbox._merge",
-        "had=self._had([record for _, _, record in changes])",
-        "had=0",
-    ),
-    Mutation(
-        "only what is older is buried",
-        "s",
-        "replication.exchange:Initiator._settle",
-        "if terms.dead_here.covers(head):",
-        "if key not in theirs and terms.dead_here.covers(head):",
     ),
     Mutation(
         "the horizon keeps nothing out",
