@@ -15,6 +15,7 @@ from merklekv.engine.engine import Engine
 from merklekv.engine.format import FLAGS_AT, OP_DEL, OP_SET, TOMBSTONE, VALUE_AT
 from merklekv.replication.exchange import ExchangeReport, Initiator
 from merklekv.replication.exchange_side import load_members
+from merklekv.replication.exchange_wire import decode
 from merklekv.replication.responder import Responder
 
 NOON = 2 * 10**18  # a wall clock that was set: in the year 2033
@@ -150,6 +151,17 @@ def carry(
     except StopIteration as end:
         report: ExchangeReport = end.value
         return report
+
+
+def cut_when(is_so: Callable[[str], bool]) -> Callable[[int, bytes], bytes]:
+    """For `before`: cuts an exchange before a request, given its kind."""
+
+    def cut(_: int, request: bytes) -> bytes:
+        if is_so(decode(request, 1 << 24)[0]):
+            raise Cut
+        return request
+
+    return cut
 
 
 def exchange(first: Node, second: Node, **options: bool) -> ExchangeReport:
