@@ -24,6 +24,24 @@ from merklekv.exits import EXIT_CORRUPT, EXIT_FORMAT, EXIT_LOCKED, EXIT_UNWRITAB
 
 EVERY_VERB = [command.name for command in app.registered_commands if command.name]
 VERBS = ["verify", "dump", "load"]
+INTERRUPTED = """
+import os
+import signal
+import sys
+import time
+
+import merklekv_tool.bench
+import merklekv_tool.cli
+
+
+def interrupted(*_):
+    exec("os.kill(os.getpid(), signal.SIGINT); time.sleep(30)", globals())
+
+
+merklekv_tool.bench.run = interrupted
+sys.argv = ["merklekv-tool", "bench", "127.0.0.1:1"]
+merklekv_tool.cli.main()
+"""
 
 
 @pytest.fixture
@@ -284,3 +302,12 @@ def test_interrupted_from_the_keyboard(data: Path, tmp_path: Path) -> None:
     assert process.returncode == statuses.EXIT_INTERRUPTED
     assert b"Traceback" not in said
     assert list(tmp_path.glob("*out*")) == []
+
+
+def test_interrupted_within_an_import(tmp_path: Path) -> None:
+    """Dataclasses are made by `exec`: where the interrupt passes through it, Python would kill itself in the end."""
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED)
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stderr) == (statuses.EXIT_INTERRUPTED, b"")

@@ -49,11 +49,23 @@ app.command("forget", epilog=forget.EXAMPLES)(forget.forget)
 def main() -> None:
     """Entry point."""
     signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGINT, _interrupt)
     sys.exit(_status_of_run())
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(statuses.EXIT_TERMINATED)  # on the way out what is half done is removed, as after Ctrl-C
+
+
+class _Interrupt(KeyboardInterrupt):
+    """Python kills itself at the end, whatever the exit status, if a plain KeyboardInterrupt passed through `exec`.
+
+    Most likely that is an import: dataclasses and named tuples are made so.
+    """
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise _Interrupt
 
 
 def _status_of_run() -> int:
