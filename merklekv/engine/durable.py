@@ -120,6 +120,16 @@ class Durable(State):
             self._log_entry(entry)
             self._repair_lsn = self._active.lsn
 
+    def note_first(self, name: bytes, value: bytes) -> None:
+        """Notes this before anything else is written: while the disk has no room for it, writes are refused."""
+        with self.lock:
+            try:
+                self.note(name, value)
+            except DiskFull as error:
+                log.error("%s: %s; reads go on, make room", self.directory.path, error)
+                self._owed[name] = value
+                self._update_stall()
+
     def flush(self) -> None:
         """Commits, and returns when it is on disk whatever the `durability`.  Raises StorageFailed."""
         self.commit()
@@ -309,12 +319,21 @@ class Durable(State):
             self._merger.submit(0, sealed)
 
     def _update_stall(self) -> None:
+        self._note_owed()
         merged = self._merged_share * sum(table.size for table in self._merging)
         backlog = self._active.size + sum(table.size for table in self._layers.frozen) - merged
-        stalled = self._failure is not None or backlog > BACKLOG_TABLES * self.memtable_size
+        stalled = self._failure is not None or bool(self._owed) or backlog > BACKLOG_TABLES * self.memtable_size
         if self.stalled and not stalled:
             self._unstalled.notify_all()
         self.stalled = stalled
+
+    def _note_owed(self) -> None:
+        for name, value in list(self._owed.items()):
+            try:
+                self.note(name, value)
+                self._disk_full = None
+            except DiskFull as error:
+                self._disk_full = error
 
     def release_log(self, place: Place) -> None:
         """The outbox has dealt with everything before `place`: the log may go, once it is merged too."""

@@ -19,20 +19,15 @@ from typing import Any, Final
 
 from merklekv.engine.durable import Durable
 from merklekv.engine.format import (
-    ENTRY,
     FLAGS_AT,
     INNER_NODES,
     NOTE_HORIZON,
-    NOTE_NAME_SIZE_MAX,
-    NOTE_SIZE_MAX,
-    OP_NOTE,
-    REMOTE,
     TOMBSTONE,
     ZERO_VERSION,
 )
 from merklekv.engine.merkle import pack_leaves
 from merklekv.engine.store import Pair
-from merklekv.errors import DiskFull, InvalidArgument
+from merklekv.errors import DiskFull
 
 COLLECT_KEYS: Final = 1000  # in one call of `collect`
 TOMBSTONES_READ: Final = 1000  # of the base, at once
@@ -53,21 +48,6 @@ class Settled(Durable):
         self.clock.keep_promise(self.horizon)
         self._collected = ZERO_VERSION  # tombstones of the base up to here have been looked at
         self._due = self._due_tombstones()
-
-    # -- notes ---------------------------------------------------------------------------------------------------------
-
-    def note(self, name: bytes, value: bytes) -> None:
-        """Keeps a small fact, at most NOTE_SIZE_MAX bytes, in the place of the one before.  Durable as a write is."""
-        if not 0 < len(name) <= NOTE_NAME_SIZE_MAX or len(value) > NOTE_SIZE_MAX:
-            raise InvalidArgument(
-                f"note of {len(name)} and {len(value)} bytes: a name has 1 to {NOTE_NAME_SIZE_MAX} bytes and a value "
-                f"at most {NOTE_SIZE_MAX}"
-            )
-        with self.lock:
-            entry = ENTRY.pack(OP_NOTE | REMOTE, len(name), len(value)) + name + value
-            self._make_room(len(entry))
-            self._log_entry(entry)
-            self.notes[name] = value
 
     # -- the horizon ---------------------------------------------------------------------------------------------------
 

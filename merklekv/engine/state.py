@@ -31,7 +31,10 @@ from merklekv.engine.format import (
     LEAF_SIZE,
     MARKER_TAIL,
     MAX_KEY_SIZE,
+    NOTE_NAME_SIZE_MAX,
+    NOTE_SIZE_MAX,
     OP_COLLECT,
+    OP_NOTE,
     REMOTE,
     TOMBSTONE,
     VALUE_AT,
@@ -62,6 +65,7 @@ class State:
         self.stalled = False  # writes are refused, for one of these reasons, or because merging is behind
         self._failure: MerkleKVError | None = None
         self._disk_full: DiskFull | None = None
+        self._owed: dict[bytes, bytes] = {}  # notes that come before any write and did not fit on the disk
         self.clock = clock
         self.directory = DataDirectory(path)
         try:
@@ -247,6 +251,20 @@ class State:
             if self._failure is not None:
                 raise self._failure
             raise self._disk_full or Stalled("merging is behind, writes wait for it")
+
+    def note(self, name: bytes, value: bytes) -> None:
+        """Keeps a small fact, at most NOTE_SIZE_MAX bytes, in the place of the one before.  Durable as a write is."""
+        if not 0 < len(name) <= NOTE_NAME_SIZE_MAX or len(value) > NOTE_SIZE_MAX:
+            raise InvalidArgument(
+                f"note of {len(name)} and {len(value)} bytes: a name has 1 to {NOTE_NAME_SIZE_MAX} bytes and a value "
+                f"at most {NOTE_SIZE_MAX}"
+            )
+        with self.lock:
+            entry = _entry(OP_NOTE | REMOTE, len(name), len(value)) + name + value
+            self._make_room(len(entry))
+            self._log_entry(entry)
+            self.notes[name] = value
+            self._owed.pop(name, None)
 
     def _raise_floor(self, op: int, floor: bytes) -> None:
         self._make_room(ENTRY.size + VERSION_SIZE)

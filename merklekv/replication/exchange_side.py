@@ -46,6 +46,7 @@ from merklekv.engine.format import (
 from merklekv.engine.layers import is_live
 from merklekv.engine.store import Pair
 from merklekv.engine.version import timestamp_of, writer_of
+from merklekv.errors import DiskFull
 from merklekv.replication.exchange_wire import ExchangeRefused, Hello
 from merklekv.replication.lapses import NO_LAPSES, Lapse, Lapses, account_for, was_away
 from merklekv.replication.members import NO_ROW, Identity, Members, Table
@@ -60,15 +61,21 @@ class Moved(Exception):
 
 
 def load_members(engine: Engine, node: str) -> Members:
-    """The node's members as its engine keeps them, and its promise kept.  Raises MembersUnreadable."""
+    """The node's members as its engine keeps them, and its promise kept.  Raises MembersUnreadable, DiskFull."""
     with engine.lock:
         stored = engine.notes.get(NOTE_MEMBERS)
         members = Members(node) if stored is None else Members.restore(stored, node)
         engine.clock.write_as(members.identity.birth)
         engine.keep_promise(members.promised)
-        end = engine.clock.last if members.identity in members.lapses else 0
-        members.began(Lapse(end, engine.promise(), engine.clock.run))
-        store_members(engine, members)
+        is_known = members.identity in members.lapses
+        members.began(Lapse(engine.clock.last if is_known else 0, engine.promise(), engine.clock.run))
+        if is_known:
+            engine.note_first(NOTE_MEMBERS, members.encode())  # a node starts with a full disk, too
+        else:
+            try:
+                engine.note(NOTE_MEMBERS, members.encode())
+            except DiskFull as error:
+                raise DiskFull(f"{engine.directory.path}: disk full, cannot begin as node {node}; make room") from error
     engine.flush()
     return members
 

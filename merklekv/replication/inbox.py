@@ -230,6 +230,7 @@ class Inbox:
                 self.counters.waits += 1
                 self._bursts.warn("disk full", f"{error}; events of other nodes wait until there is room")
                 self._stopping.wait(RETRY_S)
+                self._engine.commit()  # so that the next try finds out whether there is room by then
             else:
                 return True
         return False

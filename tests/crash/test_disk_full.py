@@ -16,6 +16,7 @@ from crash_harness import SMALL_MEMTABLE, Victim
 from fix_node import NodeFactory
 from support import wait_until
 
+from merklekv.exits import EXIT_UNWRITABLE
 from merklekv.net.client import Client as Connection
 from merklekv.net.client import NodeError
 
@@ -77,6 +78,35 @@ def test_a_full_disk(durability: str, disk: Disk, node_factory: NodeFactory, tmp
     victim.recover()  # starts, and reads, on the full disk
     write_until_full(victim, disk)
     victim.check_keys()
+    disk.free()
+    write_again(victim)
+    victim.stop()
+
+
+def test_a_start_without_room_for_a_note(
+    disk: Disk, node_factory: NodeFactory, tmp_path: Path, crash_seed: str
+) -> None:
+    """The log is full to the last bytes: the node starts and reads, and notes its start when there is room."""
+    node = node_factory(start=False, directory=disk.path / "data")
+    victim = Victim(node, crash_seed, tmp_path)
+    victim.start()
+    write_until_full(victim, disk)
+    victim.check_keys()
+    with victim.connect() as client:
+        wait_until(lambda: not takes_writes(client), what="the last bytes to be used up")
+    victim.models[0][b"c0:text:0"] = b"x"
+    for _ in range(2):
+        node.kill()
+        victim.gone()
+        victim.recover()
+        with victim.connect() as client:
+            assert not takes_writes(client)
+    node.kill()
+    victim.gone()
+    renamed = node_factory("--node-id", "another", start=False, directory=node.directory)
+    assert renamed.launch().wait(30) == EXIT_UNWRITABLE  # who a node is, it has to note before anybody hears of it
+    assert f"{node.directory}: disk full, cannot begin as node another; make room" in renamed.output()
+    victim.recover()
     disk.free()
     write_again(victim)
     victim.stop()

@@ -79,6 +79,13 @@ def fill_memory(engine: Engine, error: type[Exception]) -> dict[bytes, bytes]:
         stored[key] = value
 
 
+def fill_log(engine: Engine) -> None:
+    """Uses up the log to the last bytes."""
+    engine.set_row((b"SET", b"k", b"") for _ in range(100_000))
+    with pytest.raises(DiskFull):
+        engine.set(b"k", b"")
+
+
 def test_a_write_that_finds_no_room_changes_nothing(disk: Disk) -> None:
     engine = support.open_engine(disk.path / "data", memtable_size=1 << 30, durability="always")
     disk.fill(leave=150_000)
@@ -132,6 +139,49 @@ def test_a_start_on_a_full_disk_still_reads(disk: Disk) -> None:
         engine.set(b"l", b"v" * 10_000)
     disk.make_room()
     engine.set(b"l", b"")
+    engine.close()
+
+
+def test_a_note_that_goes_first(disk: Disk) -> None:
+    """Without room for it, nothing is written before it; once there is room, it is."""
+    engine = support.open_engine(disk.path / "data", durability="always")
+    disk.fill()
+    fill_log(engine)
+    engine.note_first(b"one", b"1" * 5000)
+    engine.note_first(b"two", b"2")
+    assert engine.get(b"k") == b""
+    for verb in (
+        lambda: engine.set(b"k", b""),
+        lambda: engine.delete(b"k"),
+        lambda: engine.merge([(1, b"m", support.record(b"m", b"", support.NOON))], b"x"),
+    ):
+        with pytest.raises(DiskFull):
+            verb()
+    engine.commit()
+    assert not engine.makes_wait
+    assert b"one" not in engine.notes
+    disk.make_room()
+    with pytest.raises(DiskFull):  # until a commit has found out
+        engine.set(b"k", b"")
+    engine.commit()
+    engine.set(b"k", b"v")
+    engine.close()
+    assert check_directory(disk.path / "data") == []
+    engine = support.open_engine(disk.path / "data")
+    assert (engine.notes, engine.get(b"k")) == ({b"one": b"1" * 5000, b"two": b"2"}, b"v")
+    engine.close()
+
+
+def test_a_note_that_goes_first_gives_way_to_a_later_one(disk: Disk) -> None:
+    engine = support.open_engine(disk.path / "data", durability="always")
+    disk.fill()
+    engine.note_first(b"one", b"1" * 10_000)
+    engine.note(b"one", b"")
+    engine.commit()
+    engine.set(b"k", b"")
+    engine.close()
+    engine = support.open_engine(disk.path / "data")
+    assert engine.notes == {b"one": b""}
     engine.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -289,10 +290,18 @@ def test_a_full_disk_is_waited_for_and_nothing_is_dropped(
         return whole(*arguments, **options)
 
     monkeypatch.setattr(desk.engine, "merge", merge)
+    tried, commit = Counter[str](), desk.engine.commit
+
+    def counted() -> None:
+        tried["commit"] += 1
+        commit()
+
+    monkeypatch.setattr(desk.engine, "commit", counted)
     desk.inbox.start()
     desk.inbox.put(Delivery("node-b", one(), "token"))
     wait_until(lambda: desk.inbox.counters.waits > 3)
     assert not desk.acknowledged
+    wait_until(lambda: tried["commit"] > 3)  # a commit finds out whether there is room again
     full.clear()
     wait_until(lambda: desk.acknowledged == ["token"])
     assert caplog.text.count("disk full") == 1
