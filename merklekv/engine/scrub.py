@@ -76,7 +76,18 @@ def fits(damage: Damage, record: bytes) -> bool:
     if damage.stored is None:
         return True
     digest = record[DIGEST_AT:VALUE_AT]
-    return digest in (damage.original, damage.stored[DIGEST_AT:VALUE_AT]) or record >= damage.stored[:VERSION_SIZE]
+    is_same = digest in (damage.original, damage.stored[DIGEST_AT:VALUE_AT])
+    return is_same or record >= _version_before(damage.key, damage.stored)
+
+
+def _version_before(key: bytes, damaged: bytes) -> bytes:
+    """The version (24 bytes) that a damaged record had: another one than it has now if a bit of it has flipped."""
+    version, rest = int.from_bytes(damaged[:VERSION_SIZE], "big"), damaged[VERSION_SIZE:]
+    for bit in range(8 * VERSION_SIZE):
+        before = (version ^ 1 << bit).to_bytes(VERSION_SIZE, "big")
+        if record_is_sound(key, before + rest):
+            return before
+    return damaged[:VERSION_SIZE]
 
 
 Steps = Generator[Damage | None, None, None]

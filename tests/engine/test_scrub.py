@@ -159,6 +159,11 @@ def test_what_may_take_the_place_of_a_lost_record() -> None:
     damage = damage._replace(stored=flipped(support.record(KEY, b"value", NOON), 0, 0x20))  # seems newer than it is
     assert fits(damage, support.record(KEY, b"value", NOON)), "its own digest says so"
     assert not fits(damage, support.record(KEY, b"older", NOON - 1))
+    assert fits(damage, support.record(KEY, b"newer", NOON + 1)), "newer than it was"
+    damage = damage._replace(stored=flipped(support.record(KEY, b"value", NOON | 0x80), 7, 0x80))
+    assert not fits(damage, support.record(KEY, b"between", NOON | 0x40)), "newer than it seems, older than it was"
+    assert fits(damage, support.record(KEY, b"newer", NOON | 0x81))
+    damage = damage._replace(stored=flipped(support.record(KEY, b"value", NOON), 0, 0x20))
     damage = damage._replace(stored=flipped(damage.stored or b"", DIGEST_AT))
     assert not fits(damage, support.record(KEY, b"value", NOON))
     original = support.record(KEY, b"value", NOON)

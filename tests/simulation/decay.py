@@ -154,13 +154,11 @@ class Decay(Cluster):
                 raise Failure(f"{node.name}: damage is left after the scrub")
 
     def _fit(self, node: Node, key: bytes, damaged: bytes) -> str:
-        """Who has what a damaged record was, or something newer than it was and than it seems to be."""
+        """Who has what a damaged record was, or something newer."""
         before = self._originals.get((key, damaged), damaged)[:VERSION_SIZE]
         for other in self._reached(node):
             there = other.engine.record(key)
-            if there is None or not record_is_sound(key, there):
-                continue
-            if there[:VERSION_SIZE] == before or there >= max(before, damaged[:VERSION_SIZE]):
+            if there is not None and record_is_sound(key, there) and there >= before:
                 return other.name
         return ""
 
