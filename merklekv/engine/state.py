@@ -39,6 +39,7 @@ from merklekv.engine.format import (
     TOMBSTONE,
     VALUE_AT,
     VERSION_SIZE,
+    record_is_sound,
 )
 from merklekv.engine.layers import is_live
 from merklekv.engine.memtable import KEY_OVERHEAD
@@ -172,8 +173,8 @@ class State:
                     digest = record[DIGEST_AT:VALUE_AT]
                 else:
                     version = next_version()
-                    if old is not None and version <= old:
-                        version = self.clock.after(old)
+                    if old is not None and version <= old and record_is_sound(key, old):
+                        version = self.clock.after(old)  # of a damaged one, nobody knows the version
                     head = version + flags
                     digest = xxh3_128_digest(KEY_LENGTHS[len(key)] + key + head + value)
                     record = head + digest + value

@@ -129,6 +129,20 @@ def test_a_flipped_bit_anywhere_in_a_record(engine: Engine, key: bytes, position
         assert (engine.live_count, engine.dead_count) == counts
 
 
+@pytest.mark.parametrize("mask", [0x04, 0x80])
+def test_a_write_over_a_record_that_seems_to_be_from_far_away(engine: Engine, mask: int) -> None:
+    """It does not follow there, nor do later ones: other nodes would refuse them all, for decades."""
+    engine = reopened(engine, flip_record(KEY, 0, mask))
+    for _ in range(2):
+        engine.set(KEY, b"anew")
+        engine.set(b"another", b"")
+        engine.commit()
+        assert not any(engine.clock.too_far_ahead(engine.record(key) or b"") for key in (KEY, b"another"))
+        is_sound(engine)
+        engine = reopened(engine, lambda database: None)
+    assert engine.get(KEY) == b"anew"
+
+
 def test_two_damaged_records_of_one_bucket(make_engine: Make) -> None:
     engine = make_engine()
     numbers = iter(range(10**6))

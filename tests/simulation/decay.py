@@ -26,7 +26,6 @@ from .oracle import show
 
 MEANWHILE: Final = 0.1  # of the pauses of a scrub see something
 RECORDS_MAX: Final = 100  # more than a base has here
-FIRST_BYTE: Final = 6  # that flips: the ones before it make a version that is decades away
 SCRUBS_TO_MEND: Final = 2  # what one node has lost, another may have to mend first
 ABSORPTIONS_TO_MEND: Final = 2  # of a segment with repairs, and of one that was begun when it was sealed
 
@@ -68,7 +67,7 @@ class Decay(Cluster):
         if not sound:
             return
         key, record = chance.choice(sound)
-        at = chance.randrange(FIRST_BYTE, len(record))
+        at = chance.randrange(len(record))
         damaged = record[:at] + bytes((record[at] ^ 1 << chance.randrange(8),)) + record[at + 1 :]
         layers.base.close()  # nobody can have it open twice
         with BaseWriter(path) as writer, writer._env.begin(write=True) as txn:
