@@ -42,6 +42,22 @@ def joined(one: Lapses, other: Lapses) -> Lapses:
     return frozenset(newest[:NEWEST] + longest[:LONGEST])
 
 
+def shared(one: Lapses, one_seen: int, two: Lapses, two_seen: int) -> Lapses:
+    """What two nodes know together that have seen a member with its clock there, ns, and know these lapses of it.
+
+    Who has seen it behind a lapse of a run that is new there, has seen it before it was restored, and its clock is slow
+    now: what it has written in that run up to what was seen, that one has not seen.
+    """
+    both = joined(one, two)
+    longer = [
+        lapse._replace(until=seen)
+        for known, seen in ((one, one_seen), (two, two_seen))
+        for lapse in both
+        if lapse.until < seen and all(other.run != lapse.run for other in known)
+    ]
+    return joined(both, frozenset(longer))
+
+
 def account_for(lapses: Lapses, version: bytes) -> bool:
     """Whether what a member with these lapses has not forgotten includes this version of its own, or a record."""
     timestamp = timestamp_of(version)

@@ -51,7 +51,7 @@ from merklekv.engine.format import MAX_KEY_SIZE
 from merklekv.engine.version import RUN_SIZE, timestamp_of, writer_of
 from merklekv.errors import MerkleKVError
 from merklekv.replication.exchange_fields import Fields, Malformed, a_list, binary, decode_map, number, text
-from merklekv.replication.lapses import LAPSES_MAX, NO_LAPSES, Lapse, Lapses, account_for, joined
+from merklekv.replication.lapses import LAPSES_MAX, NO_LAPSES, Lapse, Lapses, account_for, joined, shared
 
 TABLE_VERSION: Final = 1
 BIRTH_SIZE: Final = 8
@@ -289,7 +289,7 @@ class Members:
 
     def began(self, lapse: Lapse) -> None:
         """This node has started: its data end where the lapse begins, and it stamps nothing before that ends."""
-        self._lapsed(self.identity, frozenset({lapse}))
+        self.lapses[self.identity] = joined(self.lapses.get(self.identity, NO_LAPSES), frozenset({lapse}))
 
     def promise(self, clock: int) -> None:
         """This node stamps nothing at or below `clock`, ns, any more: what others may be told."""
@@ -349,9 +349,11 @@ class Members:
         """
         clock = peer.report.clock
         told = peer.rows | {peer.identity: Row(clock, clock)}
-        for who, lapses in peer.lapses.items():
-            if who != self.identity:
-                self._account(who, lapses)
+        had, known = peer.had(), self.lapses
+        for who in (known.keys() | peer.lapses.keys()) - {self.identity}:
+            mine = max(self.seen(who), self.settled.get(who, 0), self.forgotten.get(who, 0))
+            theirs = peer.lapses.get(who, NO_LAPSES)
+            known[who] = shared(known.get(who, NO_LAPSES), mine, theirs, had.get(who, 0))
         counts = peer.forgotten.keys() >= self.forgotten.keys()
         for who, row in told.items():
             if (member := self._others.get(who)) is not None:
@@ -372,19 +374,6 @@ class Members:
         for who, until in peer.settled.items():
             self.settled[who] = max(self.settled.get(who, 0), until)
             self.reach = max(self.reach, until)
-
-    def _lapsed(self, who: Identity, lapses: Lapses) -> None:
-        self.lapses[who] = joined(self.lapses.get(who, NO_LAPSES), lapses)
-
-    def _account(self, who: Identity, told: Lapses) -> None:
-        """Takes over a member's lapses.  One that is new here and lies before what was seen tells that the member was
-        restored and has a slow clock: what it writes from there up to what was seen was not seen.
-        """
-        known, seen = self.lapses.get(who, NO_LAPSES), self.seen(who)
-        for lapse in joined(known, told) - known:
-            if lapse.until < seen:
-                self._lapsed(who, frozenset({lapse._replace(until=seen)}))
-        self._lapsed(who, told)
 
     def _add(self, new: set[Identity]) -> None:
         """Adds members.  One whose birth is not known gives way to one of the same id whose birth is or was known."""

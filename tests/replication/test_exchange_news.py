@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 from exchange_support import NOON, SECOND, Cut, Node, agree, carry, cluster, cut_when, exchange, meet_all
@@ -93,6 +94,26 @@ def test_a_restored_node_with_a_slow_clock_is_heard_of_before_it_writes(tmp_path
         exchange(x, a)
         meet_all([a, x, j])
         assert set(a.values()) == set(x.values()) == set(j.values()) == {b"k", b"lost", b"late"}
+
+
+def test_who_has_met_a_restored_node_hears_what_was_seen_of_it_before(tmp_path: Path) -> None:
+    """From one that does not know yet that it was restored: its clock is slow, and what it writes then is new."""
+    with cluster(tmp_path, "axj") as (a, x, j):
+        x.set(b"k")
+        x.engine.flush()
+        copy = copytree(x.path, tmp_path / "copy")  # while it runs, so that its next start is of the restored one
+        x.tick(5)
+        a.now = x.now
+        meet_all([a, x])
+        x.now = j.now = NOON + 3 * SECOND
+        x.restore(copy)
+        exchange(x, j)
+        exchange(a, j)
+        x.set(b"late")
+        assert x.records()[b"late"] < j.members.seen(x.members.identity).to_bytes(8, "big")
+        assert exchange(x, j).discarded == 0
+        meet_all([a, x, j])
+        assert set(a.values()) == set(x.values()) == set(j.values()) == {b"k", b"late"}
 
 
 def test_a_dump_is_loaded_on_a_node_whose_first_exchange_was_cut_at_its_end(nodes: list[Node]) -> None:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merklekv.replication.lapses import LAPSES_MAX, LONGEST, NEWEST, NO_LAPSES, Lapse, account_for, joined, was_away
+from merklekv.replication.lapses import (
+    LAPSES_MAX,
+    LONGEST,
+    NEWEST,
+    NO_LAPSES,
+    Lapse,
+    account_for,
+    joined,
+    shared,
+    was_away,
+)
 
 lapses = st.builds(Lapse, st.integers(0, 30), st.integers(0, 30), st.sampled_from([b"a", b"b"]))
 some = st.frozensets(lapses, max_size=2 * LAPSES_MAX).map(lambda found: joined(found, NO_LAPSES))
@@ -25,6 +35,24 @@ def test_the_longest_and_the_newest_are_kept() -> None:
     assert joined(frozenset(short), NO_LAPSES) == frozenset(short)
     long = [Lapse(at, at + 10, b"a") for at in range(LONGEST)]
     assert joined(frozenset(short), frozenset(long)) == frozenset(long + short[-NEWEST:])
+
+
+@given(some, st.integers(0, 60), some, st.integers(0, 60))
+def test_two_nodes_know_the_same_together_whoever_tells(
+    one: frozenset[Lapse], one_seen: int, two: frozenset[Lapse], two_seen: int
+) -> None:
+    both = shared(one, one_seen, two, two_seen)
+    assert both == shared(two, two_seen, one, one_seen)
+    assert shared(both, max(one_seen, two_seen), both, 0) == both
+    assert shared(one, one_seen, one, one_seen) == one
+
+
+def test_a_slow_clock_after_a_backup_is_noticed_by_who_knows_of_both() -> None:
+    birth, restart = Lapse(0, 5, b"run1"), Lapse(10, 20, b"run2")
+    before, since = frozenset({birth}), frozenset({birth, restart})
+    assert shared(before, 20, since, 25) == since, "not behind it"
+    assert shared(before, 50, since, 25) == since | {Lapse(10, 50, b"run2")}
+    assert shared(since, 50, since, 25) == since, "both know of it"
 
 
 def version(timestamp: int, run: bytes = b"run1") -> bytes:

@@ -190,8 +190,8 @@ MUTATIONS: Final = (
         "the scrub puts what is older in the place of what is damaged",
         "x",
         "engine.scrub:fits",
-        "return digest in",
-        "return True or digest in",
+        "return is_same or",
+        "return True or is_same or",
     ),
     Mutation(
         "what a merge goes by is not derived anew for a record that was replaced",
