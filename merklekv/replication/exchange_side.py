@@ -67,9 +67,11 @@ def load_members(engine: Engine, node: str) -> Members:
         members = Members(node) if stored is None else Members.restore(stored, node)
         engine.clock.write_as(members.identity.birth)
         engine.keep_promise(members.promised)
-        is_known = members.identity in members.lapses
-        members.began(Lapse(engine.clock.last if is_known else 0, engine.promise(), engine.clock.run))
-        if is_known:
+        before = members.lapses.get(members.identity, NO_LAPSES)
+        end = engine.clock.last if before else 0
+        engine.keep_promise(max((lapse.until + 1 for lapse in before), default=0))  # that tells runs apart
+        members.began(Lapse(end, engine.promise(), engine.clock.run))
+        if before:
             engine.note_first(NOTE_MEMBERS, members.encode())  # a node starts with a full disk, too
         else:
             try:

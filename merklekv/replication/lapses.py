@@ -6,14 +6,16 @@ that it has forgotten lies in this lapse.  So a record with a timestamp in a lap
 whoever has it, has it by right, although the writer and those that have met it since may hold nothing there.
 
 Each lapse also names the process that began behind it, its run, as every version does.  If a restored node has a slow
-clock, then it writes in times in which it has written before; the run tells the one from the other.
+clock, then it writes in times in which it has written before; the run tells the one from the other.  And who has seen
+such a node before, further than where its run has begun, has not seen what that run has written up to there.
 
-The newest lapses are kept, and of the others the longest, since a backup is older than a restart takes.  Sets of lapses
-merge by union, in any order.
+The newest lapses are kept, and of the others the longest, since a backup is older than a restart takes.  Accounts of
+them merge by union and maxima, in any order.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final, NamedTuple
 
 from merklekv.engine.version import run_of, timestamp_of
@@ -29,6 +31,7 @@ class Lapse(NamedTuple):
     after: int
     until: int
     run: bytes  # of the process that has noted it, 4 bytes: no other notes the same
+    missed: int = 0  # ns: what that run has written up to here, some may not have seen who have seen the member so far
 
 
 Lapses = frozenset[Lapse]
@@ -37,7 +40,8 @@ NO_LAPSES: Final[Lapses] = frozenset()
 
 def joined(one: Lapses, other: Lapses) -> Lapses:
     """The lapses of two accounts of a member, as many as are kept."""
-    newest = sorted(one | other, reverse=True)
+    lapses = {lapse[:3]: lapse for lapse in sorted(one | other)}  # of two that differ in what was missed, the larger
+    newest = sorted(lapses.values(), reverse=True)
     longest = sorted(newest[NEWEST:], key=lambda lapse: lapse.after - lapse.until)
     return frozenset(newest[:NEWEST] + longest[:LONGEST])
 
@@ -45,32 +49,33 @@ def joined(one: Lapses, other: Lapses) -> Lapses:
 def shared(one: Lapses, one_seen: int, two: Lapses, two_seen: int) -> Lapses:
     """What two nodes know together that have seen a member with its clock there, ns, and know these lapses of it.
 
-    Who has seen it behind a lapse of a run that is new there, has seen it before it was restored, and its clock is slow
-    now: what it has written in that run up to what was seen, that one has not seen.
+    One that has seen it further than where a run began, of which it has not heard, has seen it before it was restored,
+    or restored from before that run.
     """
-    both = joined(one, two)
-    longer = [
-        lapse._replace(until=seen)
-        for known, seen in ((one, one_seen), (two, two_seen))
+    both, missed = joined(one, two), Counter[bytes]()
+    for known, seen in ((one, one_seen), (two, two_seen)):
+        for run in {lapse.run for lapse in both} - {lapse.run for lapse in known}:
+            missed[run] = max(missed[run], seen)
+    return frozenset(
+        lapse._replace(missed=max(lapse.missed, missed[lapse.run])) if lapse.until < missed[lapse.run] else lapse
         for lapse in both
-        if lapse.until < seen and all(other.run != lapse.run for other in known)
-    ]
-    return joined(both, frozenset(longer))
+    )
 
 
 def account_for(lapses: Lapses, version: bytes) -> bool:
     """Whether what a member with these lapses has not forgotten includes this version of its own, or a record."""
-    timestamp = timestamp_of(version)
-    if any(after < timestamp <= until for after, until, _ in lapses):
+    timestamp, run = timestamp_of(version), run_of(version)
+    if any(one.after < timestamp <= one.until or (one.run == run and timestamp <= one.missed) for one in lapses):
         return False
     before = [lapse for lapse in lapses if lapse.until < timestamp]
     if not before:
         return True
-    newest = max(before, key=lambda lapse: lapse.until)
-    all_are_known = len(lapses) < LAPSES_MAX or newest in sorted(lapses)[-NEWEST:]  # that came between it and this
-    return run_of(version) == newest.run or not all_are_known
+    newest = max(lapse.until for lapse in before)
+    runs = {lapse.run for lapse in before if lapse.until == newest}
+    all_are_known = len(lapses) < LAPSES_MAX or any(lapse.until == newest for lapse in sorted(lapses)[-NEWEST:])
+    return runs == {run} or not all_are_known  # that came between it and this
 
 
 def was_away(lapses: Lapses, seen: int) -> bool:
     """Whether a member with these lapses was restored since it was seen with its clock there, ns."""
-    return any(after < seen < until for after, until, _ in lapses)
+    return any(lapse.after < seen < lapse.until for lapse in lapses)

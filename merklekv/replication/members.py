@@ -192,11 +192,12 @@ def _report(clock: Any, stable: Any, view: Any) -> Report:
 def _lapses(found: Any) -> Lapses:
     if type(found) is not list or len(found) > LAPSES_MAX:
         raise Malformed(f"lapses are not a list of at most {LAPSES_MAX}")
-    return frozenset(_lapse(*a_list(item, "a lapse", 3)) for item in found)
+    return frozenset(_lapse(*a_list(item, "a lapse", 4)) for item in found)
 
 
-def _lapse(after: Any, until: Any, run: Any) -> Lapse:
-    return Lapse(number(after, "a lapse"), number(until, "a lapse"), binary(run, "a run", RUN_SIZE))
+def _lapse(after: Any, until: Any, run: Any, missed: Any) -> Lapse:
+    times = [number(time, "a lapse") for time in (after, until, missed)]
+    return Lapse(times[0], times[1], binary(run, "a run", RUN_SIZE), times[2])
 
 
 class Members:
@@ -349,11 +350,10 @@ class Members:
         """
         clock = peer.report.clock
         told = peer.rows | {peer.identity: Row(clock, clock)}
-        had, known = peer.had(), self.lapses
-        for who in (known.keys() | peer.lapses.keys()) - {self.identity}:
-            mine = max(self.seen(who), self.settled.get(who, 0), self.forgotten.get(who, 0))
-            theirs = peer.lapses.get(who, NO_LAPSES)
-            known[who] = shared(known.get(who, NO_LAPSES), mine, theirs, had.get(who, 0))
+        for who in (self.lapses.keys() | peer.lapses.keys()) - {self.identity}:
+            mine = self.lapses.get(who, NO_LAPSES), max(self.seen(who), self.forgotten.get(who, 0))
+            theirs = peer.lapses.get(who, NO_LAPSES), max(told.get(who, NO_ROW).seen, peer.forgotten.get(who, 0))
+            self.lapses[who] = shared(*mine, *theirs)
         counts = peer.forgotten.keys() >= self.forgotten.keys()
         for who, row in told.items():
             if (member := self._others.get(who)) is not None:

@@ -17,7 +17,7 @@ from merklekv.replication.lapses import (
     was_away,
 )
 
-lapses = st.builds(Lapse, st.integers(0, 30), st.integers(0, 30), st.sampled_from([b"a", b"b"]))
+lapses = st.builds(Lapse, st.integers(0, 30), st.integers(0, 30), st.sampled_from([b"a", b"b"]), st.integers(0, 40))
 some = st.frozensets(lapses, max_size=2 * LAPSES_MAX).map(lambda found: joined(found, NO_LAPSES))
 
 
@@ -51,8 +51,18 @@ def test_a_slow_clock_after_a_backup_is_noticed_by_who_knows_of_both() -> None:
     birth, restart = Lapse(0, 5, b"run1"), Lapse(10, 20, b"run2")
     before, since = frozenset({birth}), frozenset({birth, restart})
     assert shared(before, 20, since, 25) == since, "not behind it"
-    assert shared(before, 50, since, 25) == since | {Lapse(10, 50, b"run2")}
     assert shared(since, 50, since, 25) == since, "both know of it"
+    both = shared(before, 50, since, 25)
+    assert both == {birth, Lapse(10, 20, b"run2", missed=50)}
+    times = (6, 21, 50, 51)
+    assert [time for time in times if account_for(both, version(time, b"run2"))] == [51]
+    other = both | {Lapse(10, 30, b"run3")}
+    assert [time for time in (31, 50, 51) if account_for(other, version(time, b"run3"))] == [31, 50, 51]
+
+
+def test_which_of_two_runs_that_began_at_once_was_the_last_is_unknown() -> None:
+    lapses = frozenset({Lapse(0, 5, b"run1"), Lapse(10, 20, b"run2"), Lapse(10, 20, b"run3")})
+    assert not any(account_for(lapses, version(21, run)) for run in (b"run1", b"run2", b"run3"))
 
 
 def version(timestamp: int, run: bytes = b"run1") -> bytes:

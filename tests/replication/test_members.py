@@ -262,7 +262,7 @@ tables = st.builds(
     st.dictionaries(identities, times, max_size=4),
     st.dictionaries(
         identities,
-        st.frozensets(st.builds(Lapse, times, times, st.just(b"run1")), max_size=LAPSES_MAX),
+        st.frozensets(st.builds(Lapse, times, times, st.just(b"run1"), times), max_size=LAPSES_MAX),
         max_size=2,
     ),
 )
@@ -321,7 +321,7 @@ def test_the_largest_table_can_be_kept_and_told() -> None:
     for one in everyone:
         members.settled[one] = chance.randrange(NUMBER_MAX)
         ends = (chance.randrange(NUMBER_MAX) for _ in range(LAPSES_MAX))
-        members.lapses[one] = frozenset(Lapse(end, end, chance.randbytes(4)) for end in ends)
+        members.lapses[one] = frozenset(Lapse(end, end, chance.randbytes(4), end) for end in ends)
     assert len(members) == members_module.MEMBERS_MAX
     assert len(members.encode()) <= NOTE_SIZE_MAX
     packed = pack(members.table())
@@ -340,7 +340,7 @@ def test_the_largest_table_can_be_kept_and_told() -> None:
         (lambda plain: plain.update(rows=[[1, 2]]), "a row is not a list of 7 items"),
         (lambda plain: plain.update(rows=[[]] * 1001), "rows has 1001 items, more than 1000"),
         (lambda plain: plain.update(lapses=[["b", b"", [[1, 2]] * 9]]), "lapses are not a list of at most 8"),
-        (lambda plain: plain.update(lapses=[["b", b"", [[1]]]]), "a lapse is not a list of 3 items"),
+        (lambda plain: plain.update(lapses=[["b", b"", [[1]]]]), "a lapse is not a list of 4 items"),
         (lambda plain: plain.update(forgotten=[["b", b"1", 1]]), "a birth has 1 bytes, not 0 or 8"),
         (lambda plain: plain.update(v=2), "version 2, this release knows 1"),
         (lambda plain: plain.update(local=[["b", b"", 1, 2.0]]), "an address is int, not text"),
