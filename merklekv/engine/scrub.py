@@ -60,9 +60,10 @@ class Damage(NamedTuple):
     bucket: int | None  # to derive anew; None: there is nothing that this could do
     key: bytes = b""
     lost: bool = False  # the record of `key` is damaged, or gone, and only another node can have it
-    stored: bytes | None = None  # what is in its place
+    stored: bytes | None = None  # what a reader finds in its place
     original: bytes = b""  # the digest (16 bytes) that it had, when that is known
     stray: bool = False  # nothing knows of a record of this key: the key itself may be what is damaged
+    record: bytes = b""  # as it is now; one that seems to be below the floor is not found by a reader
 
 
 def fits(damage: Damage, record: bytes) -> bool:
@@ -73,15 +74,16 @@ def fits(damage: Damage, record: bytes) -> bool:
     """
     if not record_is_sound(damage.key, record):
         return False
-    if damage.stored is None:
-        return True
     digest = record[DIGEST_AT:VALUE_AT]
-    is_same = digest in (damage.original, damage.stored[DIGEST_AT:VALUE_AT])
-    return is_same or record >= _version_before(damage.key, damage.stored)
+    is_same = digest in (damage.original, damage.record[DIGEST_AT:VALUE_AT])
+    return is_same or record >= _version_before(damage.key, damage.record)
 
 
 def _version_before(key: bytes, damaged: bytes) -> bytes:
-    """The version (24 bytes) that a damaged record had: another one than it has now if a bit of it has flipped."""
+    """The version (24 bytes) that a damaged record had: another one than it has now if a bit of it has flipped.
+
+    Empty for one that is gone.
+    """
     version, rest = int.from_bytes(damaged[:VERSION_SIZE], "big"), damaged[VERSION_SIZE:]
     for bit in range(8 * VERSION_SIZE):
         before = (version ^ 1 << bit).to_bytes(VERSION_SIZE, "big")
@@ -186,7 +188,7 @@ class Scrub:
             is_below = stored is None and record < engine.floor  # not seen, so what is damaged may be the version
             if stored != record and not (is_below and self._is_swept):
                 return Damage(f"{problem}; nobody reads it any more", bucket, key)
-            return Damage(problem, bucket, key, True, stored, self._digest_lost(bucket, key), not listed)
+            return Damage(problem, bucket, key, True, stored, self._digest_lost(bucket, key), not listed, record)
 
     @property
     def _is_swept(self) -> bool:

@@ -163,26 +163,28 @@ def test_two_damaged_records_of_one_bucket(make_engine: Make) -> None:
 
 
 def test_what_may_take_the_place_of_a_lost_record() -> None:
-    stored = flipped(support.record(KEY, b"value", NOON), -1)
-    damage = Damage("", bucket_of(KEY), KEY, True, stored)
+    damaged = flipped(support.record(KEY, b"value", NOON), -1)
+    damage = Damage("", bucket_of(KEY), KEY, True, damaged, record=damaged)
     assert fits(damage, support.record(KEY, b"value", NOON)), "the same version"
     assert fits(damage, support.record(KEY, b"newer", NOON + 1))
     assert not fits(damage, support.record(KEY, b"older", NOON - 1)), "what is damaged may be here alone"
-    assert not fits(damage, stored)
+    assert not fits(damage, damaged)
     assert not fits(damage, support.record(b"other", b"value", NOON))
-    damage = damage._replace(stored=flipped(support.record(KEY, b"value", NOON), 0, 0x20))  # seems newer than it is
+    damage = damage._replace(record=flipped(support.record(KEY, b"value", NOON), 0, 0x20))  # seems newer than it is
     assert fits(damage, support.record(KEY, b"value", NOON)), "its own digest says so"
     assert not fits(damage, support.record(KEY, b"older", NOON - 1))
     assert fits(damage, support.record(KEY, b"newer", NOON + 1)), "newer than it was"
-    damage = damage._replace(stored=flipped(support.record(KEY, b"value", NOON | 0x80), 7, 0x80))
+    damage = damage._replace(record=flipped(support.record(KEY, b"value", NOON | 0x80), 7, 0x80))
     assert not fits(damage, support.record(KEY, b"between", NOON | 0x40)), "newer than it seems, older than it was"
     assert fits(damage, support.record(KEY, b"newer", NOON | 0x81))
-    damage = damage._replace(stored=flipped(support.record(KEY, b"value", NOON), 0, 0x20))
-    damage = damage._replace(stored=flipped(damage.stored or b"", DIGEST_AT))
+    damage = damage._replace(stored=None, record=flipped(support.record(KEY, b"value", NOON), 0, 0x10))
+    assert not fits(damage, support.record(KEY, b"older", NOON - 1)), "it seems to be older than the floor"
+    seems_newer = flipped(support.record(KEY, b"value", NOON), 0, 0x20)
+    damage = damage._replace(stored=seems_newer, record=flipped(seems_newer, DIGEST_AT))
     assert not fits(damage, support.record(KEY, b"value", NOON))
     original = support.record(KEY, b"value", NOON)
     assert fits(damage._replace(original=original[DIGEST_AT:VALUE_AT]), original), "the leaf says so"
-    assert fits(damage._replace(stored=None), support.record(KEY, b"older", NOON - 1)), "there is nothing to lose"
+    assert fits(damage._replace(record=b""), support.record(KEY, b"older", NOON - 1)), "there is nothing to lose"
 
 
 def test_the_leaf_tells_what_a_record_was(engine: Engine) -> None:

@@ -86,7 +86,7 @@ def hold(engine: Engine, record: bytes) -> None:
 
 
 def lost(stored: bytes | None) -> Damage:
-    return Damage("the record is damaged", 0, KEY, True, stored)
+    return Damage("the record is damaged", 0, KEY, True, stored, record=stored or b"")
 
 
 @pytest.mark.parametrize(

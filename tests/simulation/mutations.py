@@ -96,7 +96,7 @@ MUTATIONS: Final = (
         "what a writer has forgotten is dead where it is not held",
         "s",
         "replication.lapses:account_for",
-        "if any(after < timestamp <= until for after, until, _ in lapses):",
+        "if any(one.after < timestamp <= one.until or (one.run == run and timestamp <= one.missed) for one in lapses):",
         "if False:",
     ),
     Mutation(
@@ -110,7 +110,7 @@ MUTATIONS: Final = (
         "what a restored node writes is taken for what it had",
         "s",
         "replication.lapses:account_for",
-        "return run_of(version) == newest.run or not all_are_known",
+        "return runs == {run} or not all_are_known",
         "return True",
     ),
     Mutation(
