@@ -49,7 +49,8 @@ app.command("forget", epilog=forget.EXAMPLES)(forget.forget)
 def main() -> None:
     """Entry point."""
     signal.signal(signal.SIGTERM, _end)
-    signal.signal(signal.SIGINT, _interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for what a script runs in the background
+        signal.signal(signal.SIGINT, _interrupt)
     sys.exit(_status_of_run())
 
 
