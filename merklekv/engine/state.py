@@ -173,8 +173,8 @@ class State:
                     digest = record[DIGEST_AT:VALUE_AT]
                 else:
                     version = next_version()
-                    if old is not None and version <= old and record_is_sound(key, old):
-                        version = self.clock.after(old)  # of a damaged one, nobody knows the version
+                    if old is not None and version <= old and not self._is_made_up(key, old):
+                        version = self.clock.after(old)
                     head = version + flags
                     digest = xxh3_128_digest(KEY_LENGTHS[len(key)] + key + head + value)
                     record = head + digest + value
@@ -215,6 +215,10 @@ class State:
                 log_.sequence += count
             self._active.size += grown
             self.live_count += live
+
+    def _is_made_up(self, key: bytes, record: bytes) -> bool:
+        """Whether a record has its version from damage: none as new was ever here, and the clock must not follow it."""
+        return not record_is_sound(key, record) and record[:VERSION_SIZE] > self._layers.newest()
 
     def _require_sizes(self, key: bytes, value: bytes) -> None:
         if not 0 < len(key) <= MAX_KEY_SIZE:

@@ -233,8 +233,12 @@ class Side:
 
     def is_current(self, peer: Hello) -> bool:
         """Whether the other is further, and this node holds nothing that is dead there: it may adopt that at once."""
-        behind = self.engine.horizon < peer.horizon
-        return behind and peer.horizon <= self.members.current and peer.table.counts_on(self.members.identity)
+        members, theirs = self.members, peer.table
+        behind = self.engine.horizon < peer.horizon <= members.current and theirs.counts_on(members.identity)
+        gone = members.forgotten.keys() | {members.identity}
+        return behind and all(  # it may have been restored from before some were members
+            members.seen(who) >= peer.horizon for who in theirs.settled if theirs.counts_on(who) and who not in gone
+        )
 
     def take(self, pairs: list[Pair], origin: bytes, horizon: int, settled: int) -> tuple[int, Refused]:
         """Merges records of the other node, in one short call; how many were new, and what was refused.

@@ -360,7 +360,7 @@ class Members:
                 member.seen = max(member.seen, row.seen)
                 member.counted = max(member.counted, row.counted) if counts else member.counted
         for who, seen in self.forgotten.items():
-            self.forgotten[who] = max(seen, peer.forgotten.get(who, 0))
+            self.forgotten[who] = max(seen, peer.forgotten.get(who, 0), told.get(who, NO_ROW).seen)
         self.current = max(self.current, peer.current, self.stable())
         self.reach = max(self.reach, peer.reach, horizon)
 

@@ -16,6 +16,7 @@ from merklekv.engine.check import check_directory, check_engine
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import BUCKETS, DIGEST_AT, FLAGS_AT, TOMBSTONE, VALUE_AT, VERSION_SIZE, bucket_of
 from merklekv.engine.scrub import Damage, Scrub, fits
+from merklekv.engine.store import Base
 
 Make = Callable[..., Engine]
 KEY = b"k05"
@@ -141,6 +142,24 @@ def test_a_write_over_a_record_that_seems_to_be_from_far_away(engine: Engine, ma
         is_sound(engine)
         engine = reopened(engine, lambda database: None)
     assert engine.get(KEY) == b"anew"
+
+
+def test_a_write_over_a_damaged_value_beats_it_whatever_the_clock_says(tmp_path: Path) -> None:
+    """Also if the wall has been set back: other nodes have that value, and its version."""
+    now = NOON + 2 * support.DAY_NS
+    engine = support.open_engine(tmp_path / "data", wall_clock=lambda: now)
+    engine.set(KEY, b"value")
+    support.absorb(engine)
+    engine._layers.base.close()  # nobody can have it open twice
+    with base_of(tmp_path / "data") as database:
+        flip_record(KEY, -1)(database)
+    engine._layers.base = Base(engine.directory.base)
+    before = engine.record(KEY) or b""
+    now = NOON
+    engine.set(KEY, b"anew")
+    assert (engine.record(KEY) or b"") > before
+    is_sound(engine)
+    engine.close()
 
 
 def test_two_damaged_records_of_one_bucket(make_engine: Make) -> None:

@@ -116,6 +116,67 @@ def test_who_has_met_a_restored_node_hears_what_was_seen_of_it_before(tmp_path: 
         assert set(a.values()) == set(x.values()) == set(j.values()) == {b"k", b"late"}
 
 
+def test_a_node_restored_from_before_another_joined_has_not_seen_what_that_had(tmp_path: Path) -> None:
+    """Although all that it had is from after that: it does not follow the horizon before it has merged the rest."""
+    with cluster(tmp_path, "abxj") as nodes:
+        a, b, x, j = nodes
+
+        def later() -> None:
+            now = max(node.now for node in nodes) + 10 * SECOND
+            for node in nodes:
+                node.now = now
+
+        x.set(b"kept")
+        j.take_event(b"kept", x.records()[b"kept"], "x")
+        later()
+        a.set(b"0")
+        later()
+        with pytest.raises(Cut):
+            carry(a.initiate().steps(), b, before=cut_when(lambda kind: kind == "done"))
+        copy = a.backup()
+        later()
+        for node in (a, b):
+            node.members.heard("x", x.members.identity.birth)
+        exchange(x, a)
+        for _ in range(2):
+            later()
+            exchange(b, x)
+        a.restore(copy)
+        assert a.members.current >= b.engine.horizon
+        with pytest.raises(Cut):
+            carry(a.initiate().steps(), b, before=cut_when(lambda kind: kind != "hello"))
+        with pytest.raises(Cut):
+            carry(a.initiate().steps(), j, before=cut_when(lambda kind: kind == "done"))
+        exchange(b, j)
+        meet_all(nodes)
+        assert all(set(node.values()) == {b"0", b"kept"} for node in nodes)
+
+
+def test_what_a_node_wrote_between_its_restoration_and_being_forgotten_stands(tmp_path: Path) -> None:
+    """Where it was forgotten by one that had not met it, and heard only later how far others had seen it."""
+    with cluster(tmp_path, "npjqx") as (n, p, j, q, x):
+        x.set(b"k")
+        x.engine.flush()
+        copy = copytree(x.path, tmp_path / "copy")
+        x.tick(8)
+        p.now = x.now
+        meet_all([p, x])
+        x.now = j.now = NOON + 3 * SECOND
+        x.restore(copy)
+        exchange(x, j)
+        n.members.heard("x", x.members.identity.birth)
+        n.members.forget("x")
+        for node in (n, p, q):
+            node.now = NOON + 30 * SECOND
+        exchange(p, n)
+        exchange(n, j)
+        x.set(b"late")
+        exchange(x, q)
+        assert exchange(q, n).discarded == 0
+        meet_all([n, p, j, q])
+        assert all(set(node.values()) == {b"k", b"late"} for node in (n, p, j, q))
+
+
 def test_a_dump_is_loaded_on_a_node_whose_first_exchange_was_cut_at_its_end(nodes: list[Node]) -> None:
     a, b, _, j = nodes
     a.set(b"k")

@@ -103,15 +103,21 @@ class Oracle:
     def reconsider(self, holdings: list[Holding]) -> None:
         """These are all the nodes that are left: what none of them has is not owed any more."""
         for key, versions in self.sure.items():
-            versions -= {version for version in versions if not any(self._covers(h, key, version) for h in holdings)}
+            versions -= {version for version in versions if not any(self._has(h, key, version) for h in holdings)}
 
-    def _covers(self, holding: Holding, key: bytes, version: bytes) -> bool:
+    def _has(self, holding: Holding, key: bytes, version: bytes) -> bool:
+        """Whether it is there, or something newer, or may have been collected since."""
         if version <= holding.floor:
             return True
         record = holding.records.get(key)
         if record is not None:
-            return record[:VERSION_SIZE] >= version or self._came_late(key, record[:VERSION_SIZE], version)
+            return record[:VERSION_SIZE] >= version
         return key != FLOOR and self._collected(key, version, holding.horizon)
+
+    def _covers(self, holding: Holding, key: bytes, version: bytes) -> bool:
+        record = holding.records.get(key)
+        is_late = record is not None and self._came_late(key, record[:VERSION_SIZE], version)
+        return is_late or self._has(holding, key, version)
 
     def _collected(self, key: bytes, version: bytes, horizon: int) -> bool:
         """Whether a delete at or above `version` can have been collected."""

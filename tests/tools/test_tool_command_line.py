@@ -32,6 +32,7 @@ import time
 
 import merklekv_tool.bench
 import merklekv_tool.cli
+import typer.main
 
 
 def interrupted(*_):
@@ -39,7 +40,8 @@ def interrupted(*_):
     sys.exit(7)
 
 
-merklekv_tool.bench.run = interrupted
+module, name = sys.argv[1].rsplit(".", 1)
+setattr(sys.modules[module], name, interrupted)
 sys.argv = ["merklekv-tool", "bench", "127.0.0.1:1"]
 merklekv_tool.cli.main()
 """
@@ -305,10 +307,11 @@ def test_interrupted_from_the_keyboard(data: Path, tmp_path: Path) -> None:
     assert list(tmp_path.glob("*out*")) == []
 
 
-def test_interrupted_within_an_import(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["merklekv_tool.bench.run", "typer.main.get_command"])
+def test_interrupted_within_an_import(place: str, tmp_path: Path) -> None:
     """Dataclasses are made by `exec`: where the interrupt passes through it, Python would kill itself in the end."""
     (tmp_path / "interrupted.py").write_text(INTERRUPTED)
-    command = [sys.executable, "-m", "interrupted"]
+    command = [sys.executable, "-m", "interrupted", place]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=30, check=False)
     assert (done.returncode, done.stderr) == (statuses.EXIT_INTERRUPTED, b"")
     ignores = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]  # as what runs in the background does

@@ -76,7 +76,7 @@ def _status_of_run() -> int:
         context = getattr(error, "ctx", None)
         verb = context.command_path if context else NAME
         return _fail(f"{error.format_message().rstrip('.')}; '{verb} --help' shows what there is", EXIT_USAGE)
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         return statuses.EXIT_INTERRUPTED
     except DirectoryLocked as error:
         return _fail(f"{error}; a running node is reached through its port: give HOST:PORT", EXIT_LOCKED)
