@@ -219,8 +219,8 @@ MUTATIONS: Final = (
         "a node that was left behind takes itself for current",
         "x",
         "replication.exchange_side:Side.is_current",
-        "peer.horizon <= self.members.current",
-        "True",
+        "self.engine.horizon < peer.horizon <= members.current",
+        "self.engine.horizon < peer.horizon",
     ),
     Mutation(
         "nobody is ever left behind",
