@@ -284,6 +284,9 @@ class Side:
                     continue
                 above = max(timestamp_of(version), horizon) + 1  # one at the horizon would go at once
                 items.append((OP_DEL, key, make_record(key, above.to_bytes(8, "big") + version[8:], TOMBSTONE, b"")))
+            if items:
+                self.members.bury(engine.clock.last)
+                store_members(engine, self.members)
             return engine.merge(items, origin, settled=True).applied
 
     def finish(self, peer: Table, horizon: int) -> Table:

@@ -16,9 +16,10 @@ them merge by union and maxima, in any order.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from merklekv.engine.version import run_of, timestamp_of
+from merklekv.engine.version import RUN_SIZE, run_of, timestamp_of
+from merklekv.replication.exchange_fields import Malformed, a_list, binary, number
 
 NEWEST: Final = 4  # that are kept of a member
 LONGEST: Final = 4
@@ -36,6 +37,18 @@ class Lapse(NamedTuple):
 
 Lapses = frozenset[Lapse]
 NO_LAPSES: Final[Lapses] = frozenset()
+
+
+def lapses_of(found: Any) -> Lapses:
+    """The inverse of lists of their fields, as CBOR brings them.  Raises Malformed."""
+    if type(found) is not list or len(found) > LAPSES_MAX:
+        raise Malformed(f"lapses are not a list of at most {LAPSES_MAX}")
+    return frozenset(_lapse(*a_list(item, "a lapse", 4)) for item in found)
+
+
+def _lapse(after: Any, until: Any, run: Any, missed: Any) -> Lapse:
+    times = [number(time, "a lapse") for time in (after, until, missed)]
+    return Lapse(times[0], times[1], binary(run, "a run", RUN_SIZE), times[2])
 
 
 def joined(one: Lapses, other: Lapses) -> Lapses:

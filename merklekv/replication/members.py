@@ -12,7 +12,7 @@ For each other member this node keeps
 and from these follow
 
     stable    the smallest `counted`, its own clock included: everything older, by anyone, has been merged here
-    view      a hash of all members, to tell whether two nodes speak of the same ones
+    view      a hash of all members and of `buried`, to tell whether two nodes speak of the same ones
     horizon   the smallest `stable`, once all members report the same view: everything older has been merged by all,
               so a tombstone from there has nothing left to hide (cf. causal stability: Baquero et al., "Making
               Operation-based CRDTs Operation-based", 2014)
@@ -21,6 +21,10 @@ What a member wrote before a horizon that counts on it, all have merged.  `settl
 it was forgotten: a record from before it that is not there any more was deleted, whoever comes with it, unless the
 member has forgotten that itself: it is in one of its lapses then (lapses.py), which are known as far as it was seen.
 `forgotten` keeps how far each was seen.
+
+A dead record is buried under a tombstone stamped in the past (exchange_side.py), which those have not merged who
+reported before.  `buried` is when each member did so last, as far as it has been merged here; it is part of the view,
+so the horizon rests until all members report that they have merged that.
 
 `current` is a time up to which this node has merged everything: the largest that `stable` ever was, here or at a node
 whose data this one has merged.  Unlike `stable` it does not fall when a member is added.  A horizon above it tells a
@@ -48,10 +52,10 @@ from typing import Any, Final, NamedTuple
 import cbor2
 
 from merklekv.engine.format import MAX_KEY_SIZE
-from merklekv.engine.version import RUN_SIZE, timestamp_of, writer_of
+from merklekv.engine.version import timestamp_of, writer_of
 from merklekv.errors import MerkleKVError
 from merklekv.replication.exchange_fields import Fields, Malformed, a_list, binary, decode_map, number, text
-from merklekv.replication.lapses import LAPSES_MAX, NO_LAPSES, Lapse, Lapses, account_for, joined, shared
+from merklekv.replication.lapses import NO_LAPSES, Lapse, Lapses, account_for, joined, lapses_of, shared
 
 TABLE_VERSION: Final = 1
 BIRTH_SIZE: Final = 8
@@ -127,6 +131,7 @@ class Table:
     forgotten: dict[Identity, int] = field(default_factory=dict)  # likewise
     settled: dict[Identity, int] = field(default_factory=dict)  # see Members
     lapses: dict[Identity, Lapses] = field(default_factory=dict)  # likewise
+    buried: dict[Identity, int] = field(default_factory=dict)  # likewise
 
     def counts_on(self, who: Identity) -> bool:
         """Whether the node's horizon counts on this member."""
@@ -154,6 +159,7 @@ class Table:
             "rows": [[*who, row.seen, row.counted, *row.report] for who, row in sorted(self.rows.items())],
             "forgotten": [[*who, seen] for who, seen in sorted(self.forgotten.items())],
             "settled": [[*who, until] for who, until in sorted(self.settled.items())],
+            "buried": [[*who, at] for who, at in sorted(self.buried.items())],
             "lapses": [[*who, [list(one) for one in sorted(lapses)]] for who, lapses in sorted(self.lapses.items())],
         }
 
@@ -166,19 +172,23 @@ def table_of(fields: Fields) -> Table:
     for item in fields.items("rows", MEMBERS_MAX):
         node, birth, seen, counted, *said = a_list(item, "a row", 7)
         rows[_identity(node, birth)] = Row(number(seen, "a time"), number(counted, "a time"), _report(*said))
-    forgotten = {}
-    for item in fields.items("forgotten", FORGOTTEN_MAX):
-        node, birth, seen = a_list(item, "forgotten", 3)
-        forgotten[_identity(node, birth)] = number(seen, "forgotten")
-    settled = {}
-    for item in fields.items("settled", MEMBERS_MAX + FORGOTTEN_MAX):
-        node, birth, until = a_list(item, "settled", 3)
-        settled[_identity(node, birth)] = number(until, "settled")
+    forgotten = _times(fields, "forgotten", FORGOTTEN_MAX)
+    settled = _times(fields, "settled", MEMBERS_MAX + FORGOTTEN_MAX)
+    buried = _times(fields, "buried", MEMBERS_MAX + FORGOTTEN_MAX)
     lapses = {}
     for item in fields.items("lapses", MEMBERS_MAX + FORGOTTEN_MAX):
         node, birth, found = a_list(item, "lapses", 3)
-        lapses[_identity(node, birth)] = _lapses(found)
-    return Table(identity, report, fields.number("current"), fields.number("reach"), rows, forgotten, settled, lapses)
+        lapses[_identity(node, birth)] = lapses_of(found)
+    current, reach = fields.number("current"), fields.number("reach")
+    return Table(identity, report, current, reach, rows, forgotten, settled, lapses, buried)
+
+
+def _times(fields: Fields, name: str, most: int) -> dict[Identity, int]:
+    times = {}
+    for item in fields.items(name, most):
+        node, birth, time = a_list(item, name, 3)
+        times[_identity(node, birth)] = number(time, name)
+    return times
 
 
 def _identity(node: Any, birth: Any) -> Identity:
@@ -187,17 +197,6 @@ def _identity(node: Any, birth: Any) -> Identity:
 
 def _report(clock: Any, stable: Any, view: Any) -> Report:
     return Report(number(clock, "a clock"), number(stable, "a stable time"), binary(view, "a view", 0, VIEW_SIZE))
-
-
-def _lapses(found: Any) -> Lapses:
-    if type(found) is not list or len(found) > LAPSES_MAX:
-        raise Malformed(f"lapses are not a list of at most {LAPSES_MAX}")
-    return frozenset(_lapse(*a_list(item, "a lapse", 4)) for item in found)
-
-
-def _lapse(after: Any, until: Any, run: Any, missed: Any) -> Lapse:
-    times = [number(time, "a lapse") for time in (after, until, missed)]
-    return Lapse(times[0], times[1], binary(run, "a run", RUN_SIZE), times[2])
 
 
 class Members:
@@ -211,6 +210,7 @@ class Members:
         self.forgotten: dict[Identity, int] = {}  # with how far it was seen, as `seen`
         self.settled: dict[Identity, int] = {}  # the last horizon of the engine, ns, that counted on this member
         self.lapses: dict[Identity, Lapses] = {}  # this node's own, and of others as far as they were seen
+        self.buried: dict[Identity, int] = {}  # when each last put a tombstone into the past, ns of its clock
         self._others: dict[Identity, Member] = {}
 
     # -- reading -------------------------------------------------------------------------------------------------------
@@ -251,9 +251,10 @@ class Members:
         return min((self.promised, *(member.counted for member in self._others.values()))) if self._others else 0
 
     def view(self) -> bytes:
-        """What tells two sets of members apart."""
+        """What tells apart two sets of members, or two states of knowing what was buried."""
         everyone = sorted([self.identity, *self._others])
-        return sha256(cbor2.dumps([list(who) for who in everyone])).digest()[:VIEW_SIZE]
+        told = [list(who) for who in everyone], [[*who, at] for who, at in sorted(self.buried.items())]
+        return sha256(cbor2.dumps(told)).digest()[:VIEW_SIZE]
 
     def horizon(self) -> int:
         """Up to when all members have merged what anybody had, ns; 0 while that cannot be said."""
@@ -284,6 +285,7 @@ class Members:
             dict(self.forgotten),
             dict(self.settled),
             dict(self.lapses),
+            dict(self.buried),
         )
 
     # -- changing ------------------------------------------------------------------------------------------------------
@@ -296,6 +298,10 @@ class Members:
         """This node stamps nothing at or below `clock`, ns, any more: what others may be told."""
         self.promised = max(self.promised, clock)
         self.current = max(self.current, self.stable())
+
+    def bury(self, clock: int) -> None:
+        """This node puts a tombstone into the past: what was said before does not tell that others have merged it."""
+        self.buried[self.identity] = max(clock, self.buried.get(self.identity, 0) + 1)
 
     def heard(self, node: str, birth: bytes = UNKNOWN_BIRTH, address: str = "", now: float = 0.0) -> bool:
         """A node was heard of, whatever it holds; whether the members have changed.
@@ -361,6 +367,8 @@ class Members:
                 member.counted = max(member.counted, row.counted) if counts else member.counted
         for who, seen in self.forgotten.items():
             self.forgotten[who] = max(seen, peer.forgotten.get(who, 0), told.get(who, NO_ROW).seen)
+        for who, at in peer.buried.items():
+            self.buried[who] = max(at, self.buried.get(who, 0))
         self.current = max(self.current, peer.current, self.stable())
         self.reach = max(self.reach, peer.reach, horizon)
 
@@ -425,6 +433,7 @@ class Members:
         members = cls(node, stored.identity.birth if node == stored.identity.node else b"")
         members.promised, members.current, members.reach = promised, stored.current, stored.reach
         members.forgotten, members.settled, members.lapses = stored.forgotten, stored.settled, stored.lapses
+        members.buried = stored.buried
         for who, row in stored.rows.items():
             members._others[who] = Member(*row, *local.get(who, ("", 0.0)))
         if members.identity != stored.identity:

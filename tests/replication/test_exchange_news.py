@@ -152,6 +152,32 @@ def test_a_node_restored_from_before_another_joined_has_not_seen_what_that_had(t
         assert all(set(node.values()) == {b"0", b"kept"} for node in nodes)
 
 
+def test_a_third_node_has_what_was_buried_before_it_reported(tmp_path: Path) -> None:
+    """It has said that it had merged everything up to a later time: that does not cover the new tombstone."""
+    with cluster(tmp_path, "xac") as (x, a, c):
+        x.set(b"k")
+        tick(x, a)
+        with pytest.raises(Cut):
+            carry(x.initiate().steps(), a, before=cut_when(lambda kind: kind == "done"))
+        assert x.members.seen(a.members.identity)
+        copy = x.backup()
+        x.delete(b"k")
+        a.now = x.now
+        exchange(a, x)
+        assert a.engine.horizon > 0
+        x.restore(copy)
+        c.take_event(b"k", x.records()[b"k"], "x")
+        for node, others in ((x, (a, c)), (a, (x, c)), (c, (x, a))):
+            node.now = NOON + 100 * SECOND
+            for other in others:
+                node.members.heard(other.name, other.members.identity.birth)
+        exchange(x, c)
+        assert exchange(x, a).discarded == 1
+        exchange(c, x)
+        meet_all([x, a, c])
+        assert x.values() == a.values() == c.values() == {}
+
+
 def test_what_a_node_wrote_between_its_restoration_and_being_forgotten_stands(tmp_path: Path) -> None:
     """Where it was forgotten by one that had not met it, and heard only later how far others had seen it."""
     with cluster(tmp_path, "npjqx") as (n, p, j, q, x):

@@ -265,6 +265,7 @@ tables = st.builds(
         st.frozensets(st.builds(Lapse, times, times, st.just(b"run1"), times), max_size=LAPSES_MAX),
         max_size=2,
     ),
+    st.dictionaries(identities, times, max_size=2),
 )
 
 
@@ -320,6 +321,7 @@ def test_the_largest_table_can_be_kept_and_told() -> None:
     members.forgotten |= dict.fromkeys(gone, 5)
     for one in everyone:
         members.settled[one] = chance.randrange(NUMBER_MAX)
+        members.buried[one] = chance.randrange(NUMBER_MAX)
         ends = (chance.randrange(NUMBER_MAX) for _ in range(LAPSES_MAX))
         members.lapses[one] = frozenset(Lapse(end, end, chance.randbytes(4), end) for end in ends)
     assert len(members) == members_module.MEMBERS_MAX
