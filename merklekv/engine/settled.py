@@ -1,4 +1,4 @@
-"""What the cluster has settled: the horizon, the collection of tombstones below it, and the facts kept with them.
+"""What the cluster has settled: the horizon, and the collection of tombstones below it.
 
 Below the horizon every member has merged everything, so nothing new can come from there, and a tombstone there has
 nothing left to hide.  `collect` removes these; from then on a record from there that would change something is

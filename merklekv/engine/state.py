@@ -2,8 +2,8 @@
 
 `State` joins the layers (what a key maps to), the log's pending entries, the Merkle leaves and the counters, and keeps
 them in step: `_put` moves all of them from a key's old record to its new one, `_remove` takes a record away,
-`_raise_floor` kills what is below a version.  Reads are here too.  Who may write, what a command means, and when all
-this becomes durable: engine.py.
+`_raise_floor` kills what is below a version, `note` keeps a small fact beside them.  Reads are here too.  Who may
+write, what a command means, and when all this becomes durable: engine.py.
 
 The tree's leaves are those of the base plus what the memtables change, so absorbing a memtable leaves them as they
 are.  Only a floor that spares some of the base's records makes them unknown until the absorber has swept the base.

@@ -20,9 +20,9 @@ unless `b` is new to H.
 All else is new to `a`, and joins the union: a node that joins loses nothing of its own.  What is dead is buried: `b`
 puts a tombstone just above r, so that r does not come back from a third node either, and what was written later stands.
 
-A node that has merged everything up to H, and on which H counts, is *current*, and adopts H at once, any other one when
-the exchange is complete.  (It goes on with its own if H does not count on all whom it has met: two groups that have
-settled without each other.  Then its tombstones wait here for a horizon that counts on everybody.)
+A node on which H counts, and that has merged everything up to H of all others on whom it does, is *current*, and adopts
+H at once, any other one when the exchange is complete.  (It goes on with its own if H does not count on all whom it has
+met: two groups that have settled without each other.  Then its tombstones wait here for a horizon that counts on all.)
 
 A tombstone from below the horizon cannot be kept (it would be collected at once, here and not there), so if it kills
 something, that is deleted anew.
