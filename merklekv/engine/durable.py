@@ -85,7 +85,7 @@ class Durable(State):
         self._delete_segments()
         self._start_merging(None)
         if self._merger is not None:
-            self._absorb_due()
+            self._go_on_merging()
 
     def commit(self) -> None:
         """Returns when everything done before the call, by any thread, is durable.  Raises StorageFailed."""
@@ -97,11 +97,15 @@ class Durable(State):
                 raise self._failure
             if self._committed < mark or self.stalled:  # stalled: a rotation that found no room is tried again
                 self._flush()
-                is_full = self._active.size >= self.memtable_size or self._log.position >= self.memtable_size
-                if is_full or self._base_is_due:
-                    self._rotate()
+                self._rotate_due()
                 with self.lock:  # not beside an `mset`, which would then store half
                     self._update_stall()
+
+    def _rotate_due(self) -> None:
+        """Freezes the memtable if it is full, or if the base needs it.  With the commit lock held."""
+        is_full = self._active.size >= self.memtable_size or self._log.position >= self.memtable_size
+        if is_full or self._base_is_due:
+            self._rotate()
 
     @property
     def _base_is_due(self) -> bool:
@@ -272,7 +276,7 @@ class Durable(State):
     def merge_finished(self) -> None:
         """See merger.Owner."""
         self._take_over_base()
-        self._absorb_due()
+        self._go_on_merging()
 
     def _take_over_base(self) -> None:
         """Goes on from what the base has taken in."""
@@ -290,11 +294,12 @@ class Durable(State):
         crashpoints.reached("merge.before_delete")
         self._delete_segments()
 
-    def _absorb_due(self) -> None:
-        """Seals the segment of what the base has to take in before the tree is right again."""
+    def _go_on_merging(self) -> None:
+        """Freezes what is due.  While all memtables that it may freeze are being merged a commit cannot, and afterwards
+        no commit may come: writers wait for room, which only merging makes."""
         with self._commit_lock:
-            if self._base_is_due and self._failure is None:
-                self._rotate()
+            if self._failure is None:
+                self._rotate_due()
 
     def merge_blocked(self, error: DiskFull) -> None:
         """See merger.Owner."""

@@ -16,7 +16,9 @@ import pytest
 from support import wait_until
 
 from merklekv.engine import merger as merger_module
+from merklekv.engine.absorber import AbsorbingChild, Progress
 from merklekv.engine.check import check_directory
+from merklekv.engine.durable import FROZEN_TABLES_MAX
 from merklekv.engine.engine import Engine
 from merklekv.engine.log import list_segments
 from merklekv.errors import DirectoryLocked, Stalled, StorageFailed
@@ -34,7 +36,7 @@ def write(engine: Engine, count: int, first: int = 0) -> None:
         try:
             engine.set(b"k%06d" % number, b"v" * 1000)
         except Stalled:
-            assert engine.wait_for_room(60)  # a busy disk may take its time
+            assert engine.wait_for_room(20)
             engine.set(b"k%06d" % number, b"v" * 1000)
         engine.commit()
 
@@ -112,6 +114,37 @@ def test_closing_while_merging_loses_nothing(make_engine: Callable[..., Engine],
         assert not any(psutil.pid_exists(pid) for pid in pids)
         assert check_directory(tmp_path / "data") == []
     assert len(support.values(make_engine())) == 800
+
+
+def test_writers_that_outran_a_merge_are_let_go_on(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They filled the memtable while no more could be frozen, and wait: no commit comes that would freeze it."""
+    engine = make_engine(absorb="manual")
+    for first in range(0, 192, 64):
+        engine.mset([(b"k%06d" % number, b"v" * 1000) for number in range(first, first + 64)])
+        engine.commit()
+    assert len(engine._layers.frozen) == FROZEN_TABLES_MAX
+    engine.close()
+    absorb = AbsorbingChild.absorb
+    absorbed, outrun = threading.Event(), threading.Event()
+
+    def absorb_and_wait(self: AbsorbingChild, upto: int, progress: Progress) -> None:
+        absorb(self, upto, progress)
+        absorbed.set()
+        outrun.wait()
+
+    monkeypatch.setattr(AbsorbingChild, "absorb", absorb_and_wait)
+    engine = make_engine(absorb="process")
+    assert absorbed.wait(20)
+    number = 192
+    while not engine.stalled:
+        engine.set(b"k%06d" % number, b"v" * 1000)
+        engine.commit()
+        number += 1
+    outrun.set()
+    assert engine.wait_for_room(20)
+    write(engine, 200, number)
 
 
 def test_a_child_whose_server_was_killed_ends_and_lets_the_next_one_in(
