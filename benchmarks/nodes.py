@@ -83,11 +83,13 @@ class Server:
 class Node(Server):
     """A MerkleKV node.  Options are settings of `merklekv run`, as its environment takes them."""
 
+    program: tuple[str, ...] = ("-m", "merklekv")
+
     def __init__(self, directory: str | Path, **options: str) -> None:
         port = free_port()
         self._environment = {f"MERKLEKV_{name.upper()}": value for name, value in options.items()}
         command = ["env", *(f"{name}={value}" for name, value in self._environment.items())]
-        command += [sys.executable, "-c", "from merklekv.cli import main; main()", "run"]
+        command += [sys.executable, *self.program, "run"]
         super().__init__([*command, "--data-dir", str(directory), "--port", str(port), "--log-level", "warning"], port)
 
 

@@ -1,66 +1,35 @@
 """The Merkle tree: what it costs each write, and a root after one write among many.
 
-The first group runs the same writes with the tree and without it, in pairs, and prints the share that the tree takes of
-a write in the engine: what a client waits for is more, so the share in that is less.  The digest is not in it, because
-a record would need its checksum without a tree as well.
+The first two groups run the same writes with the tree and without it, in pairs, and print the share that it takes:
+of a write in the engine, and of a SET over TCP, which is the same upkeep in a larger whole.  Both count the time of the
+processor.  The digest is not in it, because a record would need its checksum without a tree as well.
 """
 
-import ast
-import inspect
 import itertools
 import random
+import shutil
 import statistics
-import textwrap
+import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import ROOMY, VALUE, fill, key_of
+from nodes import Node
 from pytest_benchmark.fixture import BenchmarkFixture
+from treeless import TreelessNode, without_upkeep
 
-from merklekv.engine import state as state_module
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import BUCKETS, VERSION_SIZE, make_record
 from merklekv.engine.merkle import EMPTY_ROOT, MerkleTree, pack_leaves, term_of, unpack_leaves
-from merklekv.engine.state import State
+from merklekv.net.client import Client
 
 BATCH = 1000
 PAIRS = 200
+SERVED_PAIRS = 20
 SPREAD = 100_000  # keys: a few that are written again and again would stay in the processor's cache, with their leaves
 FLOOR = bytes(VERSION_SIZE)
-
-
-def without_upkeep() -> type[Engine]:
-    """An engine whose write path does nothing for the tree: the source of `State._put` with those statements gone."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(State._put)))
-    remover = _Remover()
-    code = compile(ast.fix_missing_locations(remover.visit(tree)), "<State._put without the tree>", "exec")
-    assert remover.removed == {"bucket", "dirty", "sums", "counts"}, "the write path is written in other words by now"
-    names = dict(vars(state_module))
-    exec(code, names)
-    return type("Treeless", (Engine,), {"_put": names["_put"]})
-
-
-class _Remover(ast.NodeTransformer):
-    """Takes out: naming the bucket, marking its inner node as dirty, moving its leaf."""
-
-    def __init__(self) -> None:
-        self.removed: set[str] = set()
-
-    def visit_Assign(self, node: ast.Assign) -> ast.stmt:
-        return self._without(node, ast.unparse(node.targets[0]), "bucket")
-
-    def visit_Expr(self, node: ast.Expr) -> ast.stmt:
-        return self._without(node, ast.unparse(node).partition(".")[0], "dirty")
-
-    def visit_AugAssign(self, node: ast.AugAssign) -> ast.stmt:
-        return self._without(node, ast.unparse(node.target).partition("[")[0], "sums", "counts")
-
-    def _without(self, node: ast.stmt, target: str, *names: str) -> ast.stmt:
-        if target not in names:
-            return node
-        self.removed.add(target)
-        return ast.Pass()
 
 
 @pytest.mark.parametrize("row", [1, 50], ids=["one at a time", "in rows of 50"])
@@ -97,6 +66,42 @@ def test_share_of_upkeep(
     assert small.live_count == bare.live_count == SPREAD
     assert small.root() != EMPTY_ROOT == bare.root()
     bare.close()
+
+
+@pytest.mark.parametrize("durability", ["always", "everysec"])
+@pytest.mark.benchmark(group="merkle: SETs of 50 clients over TCP, and the upkeep's share in them")
+def test_share_of_upkeep_over_tcp(
+    durability: str, benchmark: BenchmarkFixture, disk: Path, keys: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same of whole nodes: what their processes take for a SET, of which the engine is a part."""
+    if shutil.which("redis-benchmark") is None:
+        pytest.fail("redis-benchmark is not installed: apt-get install redis-tools")
+    requests = max(keys // 20, BATCH)
+    with (
+        Node(disk / f"with-{durability}", durability=durability) as node,
+        TreelessNode(disk / f"without-{durability}", durability=durability) as bare,
+    ):
+        spent: dict[Node, list[float]] = {node: [], bare: []}
+        words = ["-h", "127.0.0.1", "-c", "50", "-r", str(SPREAD), "-d", str(len(VALUE)), "-n", str(requests), "-q"]
+
+        def write(server: Node) -> None:
+            process = psutil.Process(server.pid)
+            before = process.cpu_times()
+            command = ["redis-benchmark", "-p", str(server.port), *words, "-t", "set"]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=300)
+            after = process.cpu_times()
+            spent[server].append(after.user + after.system - before.user - before.system)
+
+        benchmark.pedantic(write, args=(node,), setup=lambda: write(bare), rounds=SERVED_PAIRS, warmup_rounds=1)
+        with Client("127.0.0.1", node.port) as client, Client("127.0.0.1", bare.port) as other:
+            assert abs(client.call(b"DBSIZE") - other.call(b"DBSIZE")) < SPREAD
+            assert client.call(b"HASH") != other.call(b"HASH") == EMPTY_ROOT.hex().encode()
+    if not benchmark.enabled:
+        return  # a single small run is nothing to the clock, which ticks a hundred times a second
+    costs = [sum(spent[server][1:]) / SERVED_PAIRS / requests * 1e6 for server in (node, bare)]
+    benchmark.extra_info["upkeep_share"] = share = 1 - costs[1] / costs[0]
+    with capsys.disabled():
+        print(f"\n  upkeep of the tree, {durability}: {share:.1%} of a SET over TCP, {costs[0]:.1f} us of CPU")
 
 
 @pytest.mark.benchmark(group="merkle: root")

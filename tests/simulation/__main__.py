@@ -16,8 +16,8 @@ import time
 from collections import Counter
 from typing import Final
 
-from .mutations import MUTATIONS, SEEDS_MAX, applied
-from .run import Verdict, run_seed, shrink
+from .mutations import MUTATIONS, applied, seeds_of
+from .run import run_seed, shrink
 
 TOLD_EVERY_S: Final = 20.0
 FAILURES_MAX: Final = 5
@@ -70,18 +70,12 @@ def mutations(first: int, words: str) -> int:
     for mutation in MUTATIONS:
         if words in mutation.name:
             with applied(mutation):
-                found = _first_failure(mutation.kind, first)
+                verdicts = map(run_seed, seeds_of(mutation, first))
+                found = next((verdict for verdict in verdicts if verdict.problems), None)
             missed += found is None
             where = "NOT FOUND" if found is None else f"history {found.history.seed}: {found.problems[0][:100]}"
             say(f"{mutation.name}: {where}")
     return int(missed > 0)
-
-
-def _first_failure(kind: str, first: int) -> Verdict | None:
-    for seed in range(first, first + SEEDS_MAX):
-        if (verdict := run_seed(f"{kind}{seed}")).problems:
-            return verdict
-    return None
 
 
 def main() -> int:

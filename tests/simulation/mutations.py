@@ -24,6 +24,7 @@ class Mutation(NamedTuple):
     target: str  # module below merklekv, a colon, the function by its qualified name
     old: str
     new: str
+    rare: tuple[str, ...] = ()  # seeds of histories in which it shows, where few do
 
 
 MUTATIONS: Final = (
@@ -219,8 +220,17 @@ MUTATIONS: Final = (
         "a node that was left behind takes itself for current",
         "x",
         "replication.exchange_side:Side.is_current",
-        "self.engine.horizon < peer.horizon <= members.current",
-        "self.engine.horizon < peer.horizon",
+        "return behind and all(",
+        "return self.engine.horizon < peer.horizon or all(",
+        ("s92001535",),
+    ),
+    Mutation(
+        "a tombstone in the past is collected by reports from before it",
+        "s",
+        "replication.members:Members.bury",
+        "self.buried[self.identity] = max(clock, self.buried.get(self.identity, 0) + 1)",
+        "pass",
+        ("s90001836",),
     ),
     Mutation(
         "nobody is ever left behind",
@@ -251,6 +261,13 @@ MUTATIONS: Final = (
         "pass",
     ),
 )
+
+
+def seeds_of(mutation: Mutation, first: int = 0) -> Iterator[str]:
+    """The histories in which to look for a mistake."""
+    yield from mutation.rare
+    for seed in range(first, first + SEEDS_MAX):
+        yield f"{mutation.kind}{seed}"
 
 
 @contextmanager

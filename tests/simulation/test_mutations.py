@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .mutations import MUTATIONS, SEEDS_MAX, Mutation, applied
+from .mutations import MUTATIONS, Mutation, applied, seeds_of
 from .run import run_seed
 
 
@@ -12,4 +12,4 @@ from .run import run_seed
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
 def test_the_mistake_is_found(mutation: Mutation) -> None:
     with applied(mutation):
-        assert any(run_seed(f"{mutation.kind}{seed}").problems for seed in range(SEEDS_MAX))
+        assert any(run_seed(seed).problems for seed in seeds_of(mutation))
