@@ -97,9 +97,9 @@ class Durable(State):
                 raise self._failure
             if self._committed < mark or self.stalled:  # stalled: a rotation that found no room is tried again
                 self._flush()
-                self._rotate_due()
                 with self.lock:  # not beside an `mset`, which would then store half
                     self._update_stall()
+                self._rotate_due()  # the last word on whether the disk has room: what waits for merging needs a segment
 
     def _rotate_due(self) -> None:
         """Freezes the memtable if it is full, or if the base needs it.  With the commit lock held."""

@@ -214,6 +214,23 @@ def test_no_room_for_a_new_segment(disk: Disk) -> None:
     assert check_directory(disk.path / "data") == []
 
 
+def test_no_room_for_a_new_segment_but_for_a_note(disk: Disk) -> None:
+    """That the note got in does not make writers wait for a merge that cannot begin."""
+    engine = support.open_engine(disk.path / "data")
+    engine._log.reserve(300_000)
+    disk.fill()
+    fill_memory(engine, DiskFull)
+    engine._owed[b"one"] = b"1"  # as a start leaves it that found not a byte of room
+    engine.commit()
+    with pytest.raises(DiskFull):
+        engine.set(b"k", b"")
+    assert engine.notes == {b"one": b"1"}
+    disk.make_room()
+    engine.commit()
+    assert engine._layers.frozen
+    engine.close()
+
+
 @pytest.mark.parametrize("leave", range(0, 200_000, 25_000))
 def test_merging_that_finds_no_room_goes_on_later(disk: Disk, leave: int) -> None:
     engine = support.open_engine(disk.path / "data")
