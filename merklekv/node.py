@@ -19,13 +19,13 @@ import gc
 import ipaddress
 import logging
 import os
-import queue
 import secrets
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -54,6 +54,7 @@ EXCHANGE_TIMEOUT_S = 30.0  # for one answer; a peer that hangs keeps the others 
 SWITCH_INTERVAL_S = 0.0005
 SERVER_STOP_S = 5.0  # of those, for clients to take their last replies
 PUBLISH_REST_S = 2.5  # and for the broker to take what is left in the outbox
+NO_SIGNAL = b"\0"
 NODE_ID_FILE = "node-id"
 NODE_ID_RANDOM_BYTES = 4
 
@@ -86,7 +87,7 @@ class NodeServices:
         self._node = node
 
     def shutdown(self) -> None:
-        self._node.stop_requests.put("SHUTDOWN")
+        self._node.stop_requests.shut_down()
 
     def replicate(self, action: str) -> str:
         replicator = self._node.replicator
@@ -119,12 +120,39 @@ class NodeServices:
         return shown | dict(self._node.anti_entropy.statistics()) | dict(self._node.scrubber.statistics())
 
 
+class StopRequests:
+    """Who wants the process to stop: a signal, or the command SHUTDOWN.
+
+    A pipe, because the interpreter itself writes a signal's number into one, at once and in whatever thread it arrives.
+    Python's handlers run when the main thread comes by, and one that waits for a lock does not, if the signal came to
+    another thread or just before the wait.
+    """
+
+    def __init__(self) -> None:
+        self._out, self._in = os.pipe()
+        os.set_blocking(self._in, False)  # as `set_wakeup_fd` demands; when it is full, it has been asked often enough
+
+    def hear_signals(self) -> None:
+        """From here on, signals that have a handler. In the main thread."""
+        signal.set_wakeup_fd(self._in, warn_on_full_buffer=False)
+
+    def shut_down(self) -> None:
+        """From any thread."""
+        with suppress(BlockingIOError):
+            os.write(self._in, NO_SIGNAL)
+
+    def wait(self) -> str:
+        """The reason of the first of them, once there is one."""
+        number = os.read(self._out, 1)
+        return "SHUTDOWN" if number == NO_SIGNAL else signal.Signals(number[0]).name
+
+
 class Node:
-    """The parts of one node. Whoever wants it stopped puts the reason into `stop_requests`."""
+    """The parts of one node, and its `stop_requests`."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.stop_requests: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.stop_requests = StopRequests()
         self.node_id = ""
         self.address = ("", 0)
         self.replicator: Replicator | None = None
@@ -252,20 +280,19 @@ class Node:
 def serve(settings: Settings, announce: Callable[[str], None]) -> int:
     """Run a node until it is told to stop; the exit status. Raises what starting it raises."""
     start_logging(settings.log_level, settings.log_format)
-    _on_stop_signals(_leave_while_starting)
     node = Node(settings)
+    node.stop_requests.hear_signals()  # first: one that comes while the handler changes is not missed
+    _on_stop_signals(_leave_while_starting)
     # A thread that comes back from the kernel waits this long for the interpreter while another one computes. With
     # Python's own 5 ms clients would wait so long for each sync and send while events of other nodes are merged.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     node.start()
     gc.collect()
     gc.freeze()  # what stands by now stays: a full collection need not look at it, which saves clients 5 ms each time
-    # Of all the ways to wake a thread only SimpleQueue is safe in a signal handler; an Event can deadlock
-    # there.
-    _on_stop_signals(lambda number, frame: node.stop_requests.put(signal.Signals(number).name))
+    _on_stop_signals(lambda number, frame: None)  # `stop_requests` has heard it
     log.info("node %s, process %d", node.node_id, os.getpid())
     announce(node.ready_line())
-    reason = node.stop_requests.get()
+    reason = node.stop_requests.wait()
     log.info("stopping: %s", reason)
     deadline = threading.Timer(STOP_DEADLINE_S, _cut_short)
     deadline.daemon = True

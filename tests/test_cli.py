@@ -4,6 +4,7 @@ statuses.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import re
 import signal
@@ -160,6 +161,13 @@ def test_a_signal_stops_it_with_status_0_and_keeps_the_data(node: NodeProcess, n
     node.start()
     with node.connect() as client:
         assert client.ask("GET key") == "VALUE value"
+
+
+def test_a_signal_that_another_thread_gets_stops_it(node: NodeProcess) -> None:
+    """It does not wake the main thread, as one that comes just before that one waits does not."""
+    others = {int(path.name) for path in Path(f"/proc/{node.pid}/task").iterdir()} - {node.pid}
+    assert ctypes.CDLL(None).tgkill(node.pid, min(others), signal.SIGTERM) == 0
+    assert node.wait() == exits.EXIT_OK
 
 
 def test_shutdown_is_answered_and_stops_it_with_status_0(node: NodeProcess) -> None:
