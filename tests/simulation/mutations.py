@@ -240,13 +240,6 @@ MUTATIONS: Final = (
         "left_behind = False",
     ),
     Mutation(
-        "the horizon does not wait for what others report",
-        "s",
-        "replication.members:Members.horizon",
-        "return min((self.stable(), *(member.report.stable for member in self._others.values())))",
-        "return self.stable()",
-    ),
-    Mutation(
         "the slowest member is not waited for",
         "x",
         "replication.members:Members.stable",
