@@ -14,8 +14,12 @@ from merklekv.demo.process import Child
 from merklekv.net.client import Client, NodeError, Reply, Unreachable
 
 REPLY_S: Final = 2.0
-TOPIC_PREFIX: Final = "demo"
-EXCHANGES_S: Final = 2
+SETTINGS: Final[dict[str, str]] = {
+    "replication.enabled": "true",
+    "replication.mqtt_broker": HOST,
+    "replication.topic_prefix": "demo",
+    "anti_entropy.interval_seconds": "2",
+}
 READY: Final = re.compile(r"^merklekv \S+ ready on \S+:(\d+),", re.MULTILINE)
 
 Request = tuple[bytes, ...]
@@ -47,17 +51,10 @@ class Node:
 
     def start(self) -> None:
         self._wanted = True
-        settings = {
-            "enabled": "true",
-            "mqtt_broker": HOST,
-            "mqtt_port": self._broker_port,
-            "topic_prefix": TOPIC_PREFIX,
-        }
         command = [sys.executable, "-m", "merklekv", "run", "--data-dir", str(self._data)]
         command += ["--port", str(self.port), "--node-id", self.name, "--log-level", "warning"]
-        for name, value in settings.items():
-            command += ["--set", f"replication.{name}={value}"]
-        command += ["--set", f"anti_entropy.interval_seconds={EXCHANGES_S}"]
+        for name, value in (SETTINGS | {"replication.mqtt_port": str(self._broker_port)}).items():
+            command += ["--set", f"{name}={value}"]
         self.child.launch(command)
 
     def kill(self) -> None:

@@ -255,24 +255,25 @@ def test_a_terminal_that_is_closed_ends_it(terminal: Terminal) -> None:
 def short(place: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The demo in this process, in its place, with little patience."""
     monkeypatch.setattr("tempfile.tempdir", str(place))
-    monkeypatch.setattr(demo_show, "SETTLE_S", 2.5)
-    monkeypatch.setattr(demo_cluster, "STUCK_S", 1.0)
+    monkeypatch.setattr(demo_show, "SETTLE_S", 5.0)
+    monkeypatch.setattr(demo_cluster, "STUCK_S", 0.5)
     return monkeypatch
 
 
 def test_nodes_that_differ_in_the_end_are_told(short: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def deafen(cluster: demo_cluster.Cluster) -> None:
-        cluster.nodes[0].ask([(b"REPLICATE", b"disable")])
+        requests = [(b"REPLICATE", b"disable"), (b"SET", b"only here", b"1")]
+        wait_until(lambda: len(cluster.nodes[0].ask(requests)) == len(requests))
 
     short.setattr(demo_show, "SCRIPT", ((0.2, deafen),))
-    short.setattr(demo_node, "EXCHANGES_S", 86_400)  # or they would heal
+    short.setitem(demo_node.SETTINGS, "anti_entropy.enabled", "false")  # or they would heal
     assert demo_show.show(1.0, "auto") == exits.EXIT_FAILED
     last = capsys.readouterr().out.splitlines()[-1]
     assert "diverged: node-1: " in last
 
 
 def test_a_node_that_does_not_start_is_told_with_its_reason(short: pytest.MonkeyPatch) -> None:
-    short.setattr(demo_node, "TOPIC_PREFIX", "+")
+    short.setitem(demo_node.SETTINGS, "replication.topic_prefix", "+")
     with pytest.raises(DemoFailed, match=r"node-\d did not start: .*topic_prefix"):
         demo_show.show(1.0, "auto")
 
