@@ -188,12 +188,12 @@ class TestBeingAway:
         for node in (a, b, c):
             node.wait_figure("members", 3)
         wait_until(lambda: min(node.figure("horizon_ns") for node in (a, b, c)) > 0, seconds=30)
-        c.set("while", "alone")
         assert c.ask("REPLICATE disable") == "OK"
+        c.set("while", "alone")
         c.stop()
         for number in range(50):
             assert a.ask(f"DEL k{number}") == "DELETED"
-        wait_until(lambda: b.key_count() == 51, seconds=30)
+        wait_until(lambda: b.figure("db_tombstones") == 50, seconds=30)
         for node in (a, b):
             node.wait_figure("exchange_peers_in_sync")
             assert node.figure("db_tombstones") == 50, "one member does not have them"
