@@ -3,7 +3,8 @@
     python benchmarks/exchange.py [--size quick|full] [--only bootstrap] [--directory DIR] [--results DIR]
 
 figures     with a million keys of 100 bytes: both equal; one differs; a thousand differ; an empty node takes all of
-            them, with and without clients that write to the node that serves them
+            them, with and without clients that write to the node that serves them; and equal nodes that were started
+            often
 curves      bytes and time against the number of keys that differ (1 to all) and against the size of the data, beside
             the naive way, which is to send everything (pages of RECORDS into MERGE)
 
@@ -33,6 +34,7 @@ from report import RESULTS, WIDTH, machine, print_table
 from rich.console import Console
 
 from merklekv.net.client import Client
+from merklekv.replication.lapses import LAPSES_MAX
 
 VALUE_BYTES = 100
 RECORD_BYTES = 16 + 41 + VALUE_BYTES  # key, head, value
@@ -73,9 +75,20 @@ class Pair:
     """Two nodes, of which the second begins the exchanges."""
 
     def __init__(self, first: Node, second: Node) -> None:
-        self.first = Client("127.0.0.1", first.port, timeout_s=600)
-        self.second = Client("127.0.0.1", second.port, timeout_s=600)
         self.nodes = (first, second)
+        self._connect()
+
+    def _connect(self) -> None:
+        self.first, self.second = (Client("127.0.0.1", node.port, timeout_s=600) for node in self.nodes)
+        wait_for(lambda: status(self.nodes[1])["exchange_exchanges"] == "1")  # the one that it begins itself
+
+    def restart(self) -> None:
+        """Stops both, and starts them again."""
+        self.close()
+        for node in self.nodes:
+            node.stop()
+            node.start()
+        self._connect()
 
     def exchange(self) -> Taken:
         """One SYNC; both hold the same then."""
@@ -137,10 +150,9 @@ def pair(directory: Path, keys: int) -> Iterator[Pair]:
             options["replication__client_id"] = f"n{number}"
             nodes.append(stack.enter_context(Node(Path(name) / f"n{number}", **options)))
             options["anti_entropy__peer_list"] = f"127.0.0.1:{nodes[0].port}"
-        wait_for(lambda: status(nodes[1])["exchange_exchanges"] == "1")  # the one at the start, of nothing
-        fill(nodes[0], -(-keys // BATCH) * BATCH)
         made = Pair(*nodes)
         stack.callback(made.close)
+        fill(nodes[0], -(-keys // BATCH) * BATCH)
         settle(nodes[0])
         yield made
 
@@ -192,6 +204,18 @@ def differences(size: Size, directory: Path) -> list[Figure]:
         _time("thousand-time", f"{scale}, {many:,} differ", thousand, 1000),
         _bytes("thousand-bytes", f"{scale}, {many:,} differ", thousand, allowed),
     ]
+
+
+def restarts(size: Size, directory: Path) -> list[Figure]:
+    """Both are equal, and tell the most of themselves that nodes have to tell."""
+    with pair(directory, BATCH) as nodes:
+        for _ in range(LAPSES_MAX):
+            nodes.exchange()
+            nodes.restart()
+        nodes.exchange()
+        equal = [nodes.exchange() for _ in range(size.repeats)]
+    work = f"equal, after {LAPSES_MAX} restarts of both"
+    return [_bytes("restarts-bytes", work, equal, 1 << 10)]
 
 
 def _time(name: str, work: str, taken: list[Taken], bound_ms: float) -> Figure:
@@ -291,7 +315,11 @@ def _point(name: str, at: int, taken: Taken, copied: Taken) -> dict[str, float]:
     }
 
 
-FIGURES: dict[str, Callable[[Size, Path], list[Figure]]] = {"differences": differences, "clients": clients}
+FIGURES: dict[str, Callable[[Size, Path], list[Figure]]] = {
+    "differences": differences,
+    "restarts": restarts,
+    "clients": clients,
+}
 CURVES: dict[str, Callable[[Size, Path], Curve]] = {"differing": over_differences, "sizes": over_sizes}
 
 

@@ -38,13 +38,23 @@ def private_memory(pid: int) -> int:
 
 
 class Server:
-    """A server process.  `with` starts it, waits until it answers PING, and ends it."""
+    """A server process.  `with` starts it, waits until it answers PING, and stops it."""
 
     def __init__(self, command: list[str], port: int) -> None:
         self._command = command
         self.port = port
 
     def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Returns when it answers."""
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
         self.pid = self._process.pid
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -52,11 +62,9 @@ class Server:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"did not start: {' '.join(self._command)}")
             time.sleep(0.02)
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def stop(self) -> None:
+        """SIGTERM; returns when it has ended."""
         self._process.terminate()
         self._process.wait()
 

@@ -139,7 +139,7 @@ class Initiator:
         mine, _ = side.hello()
         engine.flush()
         answer = yield from self._ask("hello", **mine.plain())
-        theirs = self._theirs = hello_of(answer)
+        theirs = self._theirs = hello_of(answer, mine.table)
         equal = bool(answer.number("equal", 1))
         self.report.node = theirs.node
         side.judge(theirs)
@@ -214,7 +214,7 @@ class Initiator:
             hello=mine.plain(),
             settled=terms.horizon,
         )
-        self._side.hear(unpack(answer.binary("table")))
+        self._side.hear(unpack(answer.binary("table"), mine.table))
         engine.commit()
 
     # -- comparing -----------------------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ release, past and future, what it is.  Every request has the answer that stands 
     pull      a key                                 the records behind it, in key order, and where to go on
     done      my hello again                        the other's table
 
+A table of members is deflated; the one in an answer refers to the one in its request, which says nearly the same.
+
 All but `hello` name the run of the process that they are meant for and the horizon it had, so that a node that has been
 started again, or has moved on, says so (`moved`) instead of mixing two exchanges.  Beyond that each is understood by
 itself: a request may be lost, or come twice, at any point.
@@ -32,7 +34,7 @@ from merklekv.engine.format import VERSION_SIZE
 from merklekv.engine.version import INSTANCE_SIZE
 from merklekv.errors import MerkleKVError
 from merklekv.replication.exchange_fields import Fields, Malformed, decode_map
-from merklekv.replication.members import Table, table_of
+from merklekv.replication.members import BIRTH_SIZE, NOTHING_SAID, Identity, Table, table_of
 
 MAGIC: Final = b"MKX"
 EXCHANGE_VERSION: Final = 1
@@ -42,6 +44,7 @@ ROOT_SIZE: Final = 32
 CLUSTER_SIZE_MAX: Final = 1000
 MESSAGE_ROOM_BYTES: Final = 4 << 20  # what a message may need beside the largest value
 TABLE_BYTES_MAX: Final = 16 << 20  # more than any table of members has
+_NOBODY: Final = Table(Identity("", bytes(BIRTH_SIZE)), NOTHING_SAID, 0)  # the words that all tables have
 
 
 class ExchangeError(MerkleKVError):
@@ -77,8 +80,8 @@ class Hello:
         """The node's id."""
         return self.table.identity.node
 
-    def plain(self) -> dict[str, object]:
-        """For CBOR."""
+    def plain(self, known: Table | None = None) -> dict[str, object]:
+        """For CBOR, for a reader that has the known table."""
         return {
             "cluster": self.cluster,
             "instance": self.instance,
@@ -86,11 +89,11 @@ class Hello:
             "horizon": self.horizon,
             "root": self.root,
             "count": self.count,
-            "table": pack(self.table),
+            "table": pack(self.table, known),
         }
 
 
-def hello_of(fields: Fields) -> Hello:
+def hello_of(fields: Fields, known: Table | None = None) -> Hello:
     """The inverse of `Hello.plain`.  Raises Malformed."""
     return Hello(
         fields.text("cluster", CLUSTER_SIZE_MAX, 0),
@@ -99,18 +102,19 @@ def hello_of(fields: Fields) -> Hello:
         fields.number("horizon"),
         fields.binary("root", 0, ROOT_SIZE),
         fields.number("count"),
-        unpack(fields.binary("table")),
+        unpack(fields.binary("table"), known),
     )
 
 
-def pack(table: Table) -> bytes:
-    """A table of members, in which much comes several times."""
-    return zlib.compress(cbor2.dumps(table.plain()))
+def pack(table: Table, known: Table | None = None) -> bytes:
+    """A table of members.  Much in it comes several times, or stands in a known table that the reader has, too."""
+    deflate = zlib.compressobj(zdict=_dictionary(known))
+    return deflate.compress(cbor2.dumps(table.plain())) + deflate.flush()
 
 
-def unpack(data: bytes) -> Table:
+def unpack(data: bytes, known: Table | None = None) -> Table:
     """The inverse of `pack`.  Raises Malformed."""
-    inflate = zlib.decompressobj()
+    inflate = zlib.decompressobj(zdict=_dictionary(known))
     try:
         plain = inflate.decompress(data, TABLE_BYTES_MAX)
     except zlib.error as error:
@@ -118,6 +122,11 @@ def unpack(data: bytes) -> Table:
     if not inflate.eof:
         raise Malformed(f"a table that is cut, or has more than {TABLE_BYTES_MAX} bytes")
     return table_of(decode_map(plain))
+
+
+def _dictionary(known: Table | None) -> bytes:
+    """What a packed table may refer to (RFC 1950, FDICT), of which zlib takes the last 32 KiB."""
+    return cbor2.dumps((known or _NOBODY).plain())
 
 
 def encode(kind: str, **fields: object) -> bytes:

@@ -99,7 +99,7 @@ class Responder:
             yield None
         hello, equal = side.hello(peer)
         engine.flush()
-        return encode("hello", equal=int(equal), **hello.plain())
+        return encode("hello", equal=int(equal), **hello.plain(peer.table))
 
     def _inner(self, fields: Fields) -> Slices[bytes]:
         yield from self._expected(fields)
@@ -229,7 +229,7 @@ class Responder:
         if before < horizon:
             yield from self._collect()  # the other has, too
         self._engine.flush()
-        return encode("done", table=pack(table))
+        return encode("done", table=pack(table, peer.table))
 
     def _expected(self, fields: Fields, done: bool = False) -> Slices[int]:
         """Raises Moved unless this node is as it was when the exchange began; the horizon since then."""

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from exchange_support import Node, agree, answer, carry, cluster, exchange
+from exchange_support import Node, agree, answer, carry, cluster, exchange, meet_all
 
 from merklekv.engine.format import MAX_KEY_SIZE
 from merklekv.replication import exchange as exchange_module
 from merklekv.replication import responder as responder_module
 from merklekv.replication.exchange_wire import ExchangeFailed
+from merklekv.replication.lapses import LAPSES_MAX
 
 KEYS = 3000
 
@@ -51,6 +52,21 @@ def test_equal_nodes_find_that_out_in_one_round_under_a_kilobyte(nodes: list[Nod
         assert report.rounds == 1
         assert report.bytes_sent + report.bytes_received < 1024
         assert report.keys_sent + report.keys_received == 0
+
+
+def test_nodes_that_were_started_often_do_so_too(tmp_path: Path) -> None:
+    with cluster(tmp_path, "abcde") as nodes:
+        nodes[0].set(b"key")
+        meet_all(nodes)
+        for _ in range(LAPSES_MAX):
+            for node in nodes:
+                node.tick(3)
+                node.reopen()
+        meet_all(nodes)
+        assert {len(lapses) for lapses in nodes[0].members.lapses.values()} == {LAPSES_MAX}
+        report = exchange(nodes[0], nodes[1])
+        assert (report.equal, report.rounds) == (True, 1)
+        assert report.bytes_sent + report.bytes_received < 1024
 
 
 def test_one_differing_key_costs_a_few_kilobytes(nodes: list[Node]) -> None:

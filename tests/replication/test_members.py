@@ -275,6 +275,17 @@ def test_a_table_survives_its_bytes(given_table: Table) -> None:
     assert table_of(decode_map(cbor2.dumps(given_table.plain()))) == given_table
 
 
+@given(tables, tables)
+@QUICK
+def test_a_table_is_told_to_who_has_another(given_table: Table, known: Table) -> None:
+    packed = pack(given_table, known)
+    assert unpack(packed, table_of(decode_map(cbor2.dumps(known.plain())))) == given_table
+    assert len(pack(known, known)) <= len(pack(known))
+    if known != given_table:
+        with pytest.raises(Malformed, match="a table that cannot be unpacked"):
+            unpack(packed, given_table)
+
+
 @given(st.lists(tables, max_size=4))
 @QUICK
 def test_members_survive_their_bytes(heard: list[Table]) -> None:
