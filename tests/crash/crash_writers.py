@@ -195,4 +195,5 @@ class Writer(threading.Thread):
 def main() -> None:
     """The process."""
     job = pickle.load(sys.stdin.buffer)
-    pickle.dump(Clients(job).run(), sys.stdout.buffer)
+    with open(sys.stdout.fileno(), "wb", closefd=False) as out:  # which has a buffer, whatever PYTHONUNBUFFERED says
+        pickle.dump(Clients(job).run(), out)

@@ -167,7 +167,7 @@ def test_an_output_limit_below_the_largest_value_is_refused(engine: Engine) -> N
 
 def test_idle_time(start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "SWEEP_S", 0.02)
-    server = start(limits=Limits(idle_timeout_s=0.5))
+    server = start(limits=Limits(idle_timeout_s=2))
     idle, half, busy = (connect(server) for _ in range(3))
     assert idle.ask("PING") == "PONG"
     half.send(b"*1\r\n$4\r\nPI")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from fix_node import NodeFactory
+from fix_node import NodeFactory, clean_environment
 from merklekv_tool.places import PAGE_RECORDS
 from merklekv_tool.statuses import EXIT_PIPE, EXIT_REFUSED
 from tool_support import (
@@ -255,6 +256,27 @@ def test_an_output_that_cannot_be_written(source: Path, tmp_path: Path) -> None:
 
 def test_a_full_disk_under_the_output(source: Path) -> None:
     fails(EXIT_UNWRITABLE, "No space left", done=run("dump", source, "--output", "/dev/full"))
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("missing", [0, 1, 2000])
+def test_stdout_that_takes_no_more(source: Path, tmp_path: Path, unbuffered: str, missing: int) -> None:
+    whole = succeeds("dump", source)
+    command = ["prlimit", f"--fsize={len(whole) - missing}", *TOOL, "dump", str(source)]
+    environment = clean_environment() | {"PYTHONUNBUFFERED": unbuffered}
+    with (tmp_path / "dump").open("wb") as stdout:
+        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, env=environment, check=False)
+    if missing:
+        fails(EXIT_UNWRITABLE, "the output", "File too large", done=done)
+    else:
+        assert done.returncode == 0
+        assert (tmp_path / "dump").read_bytes() == whole
+
+
+def test_stdout_that_is_closed(source: Path) -> None:
+    command = ["sh", "-c", f"{shlex.join(TOOL)} dump {source} >&-"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, env=clean_environment(), check=False)
+    fails(EXIT_UNWRITABLE, "stdout is closed", done=done)
 
 
 def test_loading_into_a_full_directory(source: Path, tmp_path: Path) -> None:

@@ -55,9 +55,18 @@ def say_json(values: dict[str, object], to_stderr: bool = False) -> None:
     _print(json.dumps(values, ensure_ascii=False), sys.stderr if to_stderr else sys.stdout)
 
 
-def _print(text: str, file: TextIO) -> None:
-    with writing(STDIO):
-        print(text, file=file, flush=True)
+def _print(text: str, file: TextIO | None) -> None:
+    if file is not None:  # else the caller has closed it
+        with writing(STDIO), _opened_again(file) as stream:
+            stream.write(f"{text}\n".encode(file.encoding, file.errors or "strict"))
+
+
+def _opened_again(file: TextIO) -> BinaryIO:
+    """The file below stdout or stderr, with a buffer that is written or fails when it is closed, and not at exit.
+
+    Without a buffer, as PYTHONUNBUFFERED has it, what a full disk or a signal cuts off would go unnoticed.
+    """
+    return open(file.fileno(), "wb", closefd=False)
 
 
 @contextlib.contextmanager
@@ -113,7 +122,10 @@ def written(name: str) -> Iterator[BinaryIO]:
 def _target(name: str) -> Iterator[BinaryIO]:
     path = Path(name)
     if name == STDIO:
-        yield sys.stdout.buffer
+        if sys.stdout is None:
+            raise FileError("the output: cannot write: stdout is closed")
+        with _opened_again(sys.stdout) as stream:
+            yield stream
     elif path.exists() and not stat.S_ISREG(path.stat().st_mode):
         with path.open("wb") as stream:
             yield stream
