@@ -86,17 +86,21 @@ def _as_script(seconds: float, broker_kind: str, stopped: Callable[[], bool], co
         console.print(f"{time.monotonic() - began:6.1f} s  {text}", markup=False)
 
     def until(deadline: float, done: Callable[[], bool] = lambda: False) -> bool:
-        """Goes on until something is so, or the time has come, or a stop was asked for: whether it is so."""
+        """Goes on until something is so, or the time has come, or a stop was asked for: whether it is so.
+
+        Goes on by one round at least: what was done before is seen, and told, before something else is done.
+        """
         reported = time.monotonic()
-        while not done():
-            if stopped() or time.monotonic() >= deadline:
-                return False
+        while not done() and not stopped():
             time.sleep(TICK_S)
             cluster.step()
-            if time.monotonic() - reported >= REPORT_S:
-                reported = time.monotonic()
+            now = time.monotonic()
+            if now - reported >= REPORT_S:
+                reported = now
                 tell(f"{cluster.verdict()} ({cluster.differences()})" if cluster.met else cluster.verdict())
-        return True
+            if now >= deadline:
+                break
+        return done()
 
     with Cluster(broker_kind, tell) as cluster:
         if not until(began + START_S, lambda: cluster.met) and not stopped():

@@ -272,6 +272,17 @@ def test_nodes_that_differ_in_the_end_are_told(short: pytest.MonkeyPatch, capsys
     assert "diverged: node-1: " in last
 
 
+def test_all_that_the_script_does_is_seen(short: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """However late the script is: a look at the nodes may take longer than there is time between two of its steps."""
+    kill, start = (step for share, step in demo_show.SCRIPT[:2])
+    short.setattr(demo_show, "SCRIPT", ((0.2, kill), (0.2, start)))
+    short.setattr(demo_show, "SETTLE_S", RUN_S)
+    assert demo_show.show(1.0, "auto") == exits.EXIT_OK
+    told = capsys.readouterr().out
+    assert told.count("node-2 is down") == 1
+    assert told.count("node-2 is up") == 2
+
+
 def test_a_node_that_does_not_start_is_told_with_its_reason(short: pytest.MonkeyPatch) -> None:
     short.setitem(demo_node.SETTINGS, "replication.topic_prefix", "+")
     with pytest.raises(DemoFailed, match=r"node-\d did not start: .*topic_prefix"):
