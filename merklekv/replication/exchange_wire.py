@@ -37,7 +37,7 @@ from merklekv.replication.exchange_fields import Fields, Malformed, decode_map
 from merklekv.replication.members import BIRTH_SIZE, NOTHING_SAID, Identity, Table, table_of
 
 MAGIC: Final = b"MKX"
-EXCHANGE_VERSION: Final = 1
+EXCHANGE_VERSION: Final = 2
 _HEAD: Final = MAGIC + bytes((EXCHANGE_VERSION,))
 _CHECKSUM_SIZE: Final = 8
 ROOT_SIZE: Final = 32

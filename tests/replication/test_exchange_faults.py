@@ -268,15 +268,17 @@ def test_a_clock_that_is_far_ahead(nodes: list[Node], fast: str) -> None:
     exchange(a, b)
 
 
-def test_another_release(nodes: list[Node]) -> None:
+@pytest.mark.parametrize("other", [EXCHANGE_VERSION - 1, EXCHANGE_VERSION + 1])
+def test_another_release(nodes: list[Node], other: int) -> None:
     a, b = nodes
     request = next(a.initiate().steps())
-    later = request[:3] + bytes([EXCHANGE_VERSION + 1]) + b"whatever it looks like by then"
-    kind, fields = decode(answer(b, later), 1 << 20)
+    foreign = request[:3] + bytes([other]) + b"whatever it looks like by then"
+    kind, fields = decode(answer(b, foreign), 1 << 20)
     assert (kind, fields.text("why", 20)) == ("refused", "format")
     assert "run the same release of MerkleKV on both" in fields.text("text", 1000)
-    with pytest.raises(ExchangeRefused, match="one node speaks version 2 of the exchange, the other version 1"):
-        carry(a.initiate().steps(), b, after=lambda _, reply: later)
+    words = f"one node speaks version {other} of the exchange, the other version {EXCHANGE_VERSION}"
+    with pytest.raises(ExchangeRefused, match=words):
+        carry(a.initiate().steps(), b, after=lambda _, reply: foreign)
 
 
 def test_too_many_members(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:

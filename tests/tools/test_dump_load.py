@@ -265,7 +265,7 @@ def test_stdout_that_takes_no_more(source: Path, tmp_path: Path, unbuffered: str
     command = ["prlimit", f"--fsize={len(whole) - missing}", *TOOL, "dump", str(source)]
     environment = clean_environment() | {"PYTHONUNBUFFERED": unbuffered}
     with (tmp_path / "dump").open("wb") as stdout:
-        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, env=environment, check=False)
+        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, timeout=60, env=environment, check=False)
     if missing:
         fails(EXIT_UNWRITABLE, "the output", "File too large", done=done)
     else:
@@ -275,7 +275,7 @@ def test_stdout_that_takes_no_more(source: Path, tmp_path: Path, unbuffered: str
 
 def test_stdout_that_is_closed(source: Path) -> None:
     command = ["sh", "-c", f"{shlex.join(TOOL)} dump {source} >&-"]
-    done = subprocess.run(command, stderr=subprocess.PIPE, env=clean_environment(), check=False)
+    done = subprocess.run(command, stderr=subprocess.PIPE, timeout=60, env=clean_environment(), check=False)
     fails(EXIT_UNWRITABLE, "stdout is closed", done=done)
 
 
