@@ -29,7 +29,11 @@ class NumberOverflow(MerkleKVError):
         self.key = key
 
 
-class DiskFull(MerkleKVError):
+class Shortage(MerkleKVError):
+    """The machine is short of something for now: room, memory, descriptors.  Nothing was changed; ask again later."""
+
+
+class DiskFull(Shortage):
     """There is no room on disk for this write.  Nothing was changed; reads go on, and writes once there is room."""
 
 

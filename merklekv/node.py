@@ -44,6 +44,7 @@ from merklekv.replication.carrier import split_address
 from merklekv.replication.exchange_side import load_members
 from merklekv.replication.scrubber import Scrubber
 from merklekv.settings import Settings
+from merklekv.shortage import reason_of
 
 if TYPE_CHECKING:
     from merklekv.replication.replicator import Replicator
@@ -320,7 +321,7 @@ def _cut_short() -> NoReturn:
 
 def end_at_once(error: BaseException) -> NoReturn:
     """The disk failed: say so and end, from whatever thread, before anything can be answered."""
-    log.critical("%s; stopping, because what was written since is not certain", error)
+    log.critical("%s; stopping, because what was written since is not certain", reason_of(error))
     _leave(EXIT_STORAGE)
 
 

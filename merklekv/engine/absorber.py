@@ -25,6 +25,7 @@ from typing import Final
 from xxhash import xxh3_64_digest
 
 from merklekv.engine import crashpoints
+from merklekv.engine.access import trouble
 from merklekv.engine.format import (
     COLLECTED,
     ENTRY,
@@ -39,7 +40,8 @@ from merklekv.engine.format import (
 from merklekv.engine.log import Segment, list_segments, segment_path
 from merklekv.engine.repairs import Repairs, repair
 from merklekv.engine.store import TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter, Pair
-from merklekv.errors import Corruption, DiskFull, MerkleKVError, StorageFailed
+from merklekv.errors import Corruption, DirectoryUnwritable, DiskFull, MerkleKVError, Shortage, StorageFailed
+from merklekv.shortage import is_shortage, shortage_of
 
 # Of an absorption's work, roughly.  Writers are let go on by its progress, so all of the work has to show in it.
 READ_SHARE: Final = 0.2
@@ -166,6 +168,10 @@ def _transactions(newest: _Newest, keys: Iterable[bytes], floor: bytes) -> Itera
 class ChildDied(Exception):
     """The absorbing child ended in the middle of its work; start it again and ask again."""
 
+    def __init__(self, how: str, killed: bool = False) -> None:
+        super().__init__(how)
+        self.killed = killed  # as the kernel does when memory is short
+
 
 class AbsorbingChild:
     """The child process as its parent sees it.  One thread calls `absorb`; `stop` comes from another."""
@@ -191,6 +197,8 @@ class AbsorbingChild:
             process.stdin.write(f"{upto}\n")
             process.stdin.flush()
         except OSError as error:
+            if is_shortage(error):
+                raise
             raise ChildDied(str(error)) from error
         for line in process.stdout:
             word, _, rest = line.strip().partition(" ")
@@ -201,7 +209,7 @@ class AbsorbingChild:
             elif word == "error":
                 name, _, message = rest.partition(" ")
                 raise _ERRORS.get(name, StorageFailed)(message)
-        raise ChildDied(f"exit status {process.wait()}")
+        raise ChildDied(f"exit status {process.wait()}", killed=process.returncode == -signal.SIGKILL)
 
     def stop(self) -> None:
         """Ends the child, after the transaction it is in, and keeps it from being started again."""
@@ -240,7 +248,9 @@ class AbsorbingChild:
             return self._process
 
 
-_ERRORS: Final[dict[str, type[MerkleKVError]]] = {kind.__name__: kind for kind in (DiskFull, Corruption, StorageFailed)}
+_ERRORS: Final[dict[str, type[MerkleKVError]]] = {
+    kind.__name__: kind for kind in (Shortage, DiskFull, Corruption, DirectoryUnwritable, StorageFailed)
+}
 
 
 def main(base_path: str, log_directory: str) -> None:
@@ -263,6 +273,9 @@ def main(base_path: str, log_directory: str) -> None:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
+    def answer_error(error: MerkleKVError) -> None:
+        answer(f"error {type(error).__name__} {error}")
+
     idle = True
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's interrupt is for the server, which then stops us
     signal.signal(signal.SIGTERM, stop)
@@ -273,7 +286,11 @@ def main(base_path: str, log_directory: str) -> None:
                 absorb(base, Path(log_directory), int(line), progress)
             answer("done")
         except MerkleKVError as error:
-            answer(f"error {type(error).__name__} {error}")
+            answer_error(error)
+        except OSError as error:
+            answer_error(trouble(error, Path(base_path).parent))
+        except MemoryError as error:
+            answer_error(shortage_of(error, "cannot merge"))
         idle = True
         if stopping:  # asked to while the last transaction ran
             return

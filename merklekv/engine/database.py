@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.store import Pair
-from merklekv.errors import DiskFull, Stalled
+from merklekv.errors import Shortage, Stalled
 
 WAIT_S: Final = 1.0
 
@@ -91,12 +91,13 @@ class Database:
         self.close()
 
     def _durably(self, call: Callable[[], Result]) -> Result:
+        self.engine.begin()
         while True:
             try:
                 result = call()
             except Stalled:
                 self.engine.wait_for_room(WAIT_S)
-            except DiskFull:
+            except Shortage:
                 self.engine.commit()  # so that the next call finds out whether there is room by then
                 raise
             else:

@@ -7,10 +7,14 @@
 Writers wait (`stalled`) while more than BACKLOG_TABLES memtables are not merged, so memory is bounded; the backlog
 counts what the child has done so far, so they go on at the pace of merging, in small steps.
 
+A frame that finds no room on disk, or another shortage, is taken back: the log is cut to its last good frame, memory is
+made anew from it, and each thread is told by its next `commit`.  Then writes are refused until the disk takes some.
+
 A failed write or sync ends it: whatever happens afterwards raises, and the process has to stop.
 """
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,14 +25,16 @@ from typing import Final, Literal
 from merklekv.engine import crashpoints
 from merklekv.engine.absorber import AbsorbingChild, absorb
 from merklekv.engine.format import ENTRY, MAX_VALUE_SIZE_LIMIT, OP_REPAIR, REMOTE
-from merklekv.engine.log import Sealed, segment_path
+from merklekv.engine.log import segment_path, suppress_shortage
 from merklekv.engine.memtable import Memtable
 from merklekv.engine.merger import Merger
-from merklekv.engine.state import State
+from merklekv.engine.recovery import replay
+from merklekv.engine.state import State, refusal
 from merklekv.engine.store import Base, BaseWriter
 from merklekv.engine.tail import DEFAULT_HOLD_MAX_BYTES, Place, Tail
 from merklekv.engine.version import DEFAULT_MAX_DRIFT_S, HybridClock
-from merklekv.errors import DiskFull, InvalidArgument, MerkleKVError, StorageFailed
+from merklekv.errors import InvalidArgument, MerkleKVError, Shortage, StorageFailed
+from merklekv.shortage import reason_of, shortage_of
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +44,8 @@ MIN_MEMTABLE_SIZE: Final = 64 << 10
 DEFAULT_MAX_VALUE_SIZE: Final = 16 << 20
 BACKLOG_TABLES: Final = 2.5  # unmerged memtables, the active one included, above which writers wait
 FROZEN_TABLES_MAX: Final = 3
-SYNC_INTERVAL_S: Final = 1.0
+SYNC_INTERVAL_S: Final = 0.5  # from start to start: the other half of the second is for the sync itself
+PROBE_S: Final = 0.25  # between two looks whether the disk takes writes again
 
 
 class Durable(State):
@@ -71,6 +78,12 @@ class Durable(State):
         self._commit_lock = threading.Lock()
         self._unstalled = threading.Condition(self.lock)
         self._committed = self._log.appended
+        self.taken_back = 0  # how often changes were
+        self.why_taken_back = Shortage()  # the last time
+        self._untold: set[int] = set()  # threads that do not know yet that theirs may have been
+        self._first: dict[bytes, bytes] = {}  # notes of `note_first` that are not written yet
+        self._next_probe = 0.0
+        self.when_taken_back: Callable[[], None] = lambda: None  # called with the lock held
         self._merging: list[Memtable] = []  # the frozen memtables that are being absorbed
         self._merged_share = 0.0  # of those
         self._closing = threading.Event()
@@ -83,28 +96,42 @@ class Durable(State):
         if durability == "everysec":
             self._syncer.start()
         self._delete_segments()
-        self._start_merging(None)
+        self._start_merging()
         if self._merger is not None:
             self._go_on_merging()
 
     def commit(self) -> None:
-        """Returns when everything done before the call, by any thread, is durable.  Raises StorageFailed."""
+        """Returns when everything done before the call, by any thread, is durable.
+
+        Raises Shortage when changes since this thread's last `commit` may have been taken back, whoever ran into it:
+        then nothing may be answered that has seen them.  Raises StorageFailed.
+        """
         mark = self._log.appended
-        if mark == self._committed and self._failure is None and not self.stalled:
+        if mark == self._committed and self._failure is None and not self.stalled and not self._untold:
             return
         with self._commit_lock:
             if self._failure is not None:
                 raise self._failure
+            if self._untold and (thread := threading.get_ident()) in self._untold:
+                self._untold.remove(thread)
+                raise self.why_taken_back
             if self._committed < mark or self.stalled:  # stalled: a rotation that found no room is tried again
                 self._flush()
                 with self.lock:  # not beside an `mset`, which would then store half
+                    self._probe()
                     self._update_stall()
                 self._rotate_due()  # the last word on whether the disk has room: what waits for merging needs a segment
+
+    def begin(self) -> None:
+        """Nothing of this thread waits for a `commit`, so the next one is not about what was taken back before."""
+        if self._untold:
+            with self._commit_lock:
+                self._untold.discard(threading.get_ident())
 
     def _rotate_due(self) -> None:
         """Freezes the memtable if it is full, or if the base needs it.  With the commit lock held."""
         is_full = self._active.size >= self.memtable_size or self._log.position >= self.memtable_size
-        if is_full or self._base_is_due:
+        if (is_full or self._base_is_due) and self._unwritable is None:
             self._rotate()
 
     @property
@@ -127,22 +154,23 @@ class Durable(State):
     def note_first(self, name: bytes, value: bytes) -> None:
         """Notes this before anything else is written: while the disk has no room for it, writes are refused."""
         with self.lock:
+            self._first[name] = value
             try:
                 self.note(name, value)
-            except DiskFull as error:
+            except Shortage as error:
                 log.error("%s: %s; reads go on, make room", self.directory.path, error)
                 self._owed[name] = value
                 self._update_stall()
 
+    def noted(self, name: bytes) -> bytes | None:
+        """The note of this name, or what `note_first` will make of it."""
+        return self._owed.get(name, self.notes.get(name))
+
     def flush(self) -> None:
-        """Commits, and returns when it is on disk whatever the `durability`.  Raises StorageFailed."""
+        """Commits, and returns when it is on disk whatever the `durability`.  Raises what `commit` raises."""
         self.commit()
         if self._log.written_lsn > self._log.synced_lsn:
-            try:
-                self._log.sync()
-            except StorageFailed as error:
-                self._fail(error)
-                raise
+            self._sync()
 
     @property
     def sync_is_due(self) -> bool:
@@ -185,6 +213,8 @@ class Durable(State):
                     self._flush()
                     self._log.sync()
                     self._testify()
+        except Shortage as error:
+            log.error("%s: %s; what was not acknowledged is not stored", self.directory.path, error)
         finally:
             self.tail.close()
             self._let_go()
@@ -193,7 +223,7 @@ class Durable(State):
         """Says in an empty frame that all before it is on disk: rot in the last one would look like a torn tail."""
         log_ = self._log
         if log_.appended and log_.synced_lsn == log_.end_lsn:
-            with suppress(DiskFull):  # then it stays unsaid
+            with suppress(Shortage):  # then it stays unsaid
                 self._make_room(0)
                 log_.write(*log_.take())
                 log_.sync()
@@ -206,52 +236,113 @@ class Durable(State):
     def _flush(self) -> None:
         """Writes (and in `always` syncs) what is pending.  With the commit lock held."""
         log_ = self._log
-        with self.lock:
-            mark = log_.appended
-            if mark == self._committed:
-                return
-            position, frame = log_.take()
         try:
+            with self.lock:
+                mark = log_.appended
+                if mark == self._committed:
+                    return
+                position, frame = log_.take()
             log_.write(position, frame)
-            if self.durability == "always":
-                log_.sync()
+        except (Shortage, MemoryError) as error:
+            self._take_back(error)
+            raise self.why_taken_back from error
         except StorageFailed as error:
             self._fail(error)
             raise
+        if self.durability == "always":
+            self._sync()
         self._committed = mark
+        if self._first:
+            self._first.clear()
         self.tail.committed(log_.lsn, position, frame)
+
+    def _take_back(self, cause: Exception) -> None:
+        """Makes memory what the log holds, whose last frame could not be written.  With the commit lock held.
+
+        It reads all that is not merged, so it takes about as long as a start; writes are refused afterwards.
+        """
+        shortage = shortage_of(cause, str(self.directory.path))
+        log.error("%s; writes that were not acknowledged are taken back, reads go on, make room", shortage)
+        with self.lock:
+            try:
+                self._log.take_back()
+                self._replay()
+            except Exception as error:
+                failure = StorageFailed(f"{self.directory.path}: cannot take writes back: {reason_of(error)}")
+                self._fail(failure)
+                raise failure from error
+            self._unwritable = shortage
+            self._next_probe = time.monotonic() + PROBE_S
+            self._untold |= sys._current_frames().keys() - {threading.get_ident()}
+            self.why_taken_back = refusal(shortage)
+            self.taken_back += 1
+            self._owed.update(self._first)
+            self.when_taken_back()
+            self._update_stall()
+            self._committed = self._log.appended  # last: who sees it finds the rest in place
+
+    def _replay(self) -> None:
+        """Reads anew what is not merged yet."""
+        base = self._layers.base
+        lsns = [table.lsn for table in (*reversed(self._layers.frozen), self._layers.active)]
+        replayed = replay(self.directory.log, base, lsns)
+        self._log.resume(replayed.sequence)
+        self._layers = replayed.layers(base)
+        self.notes, self._repair_lsn = replayed.notes, replayed.repair_lsn
+        self._rebuild_tree()
+
+    def _probe(self) -> None:
+        """Looks whether the log can be written again."""
+        if self._unwritable is None or time.monotonic() < self._next_probe:
+            return
+        try:
+            self._log.probe()
+        except Shortage:
+            self._next_probe = time.monotonic() + PROBE_S
+        else:
+            self._unwritable = None
+            log.warning("%s: there is room again, writes are stored", self.directory.path)
+
+    def _sync(self) -> None:
+        try:
+            self._log.sync()
+        except StorageFailed as error:
+            self._fail(error)
+            raise
 
     def _rotate(self) -> None:
         """Freezes the memtable with its segment and starts both anew.  With the commit lock held."""
         if len(self._layers.frozen) >= FROZEN_TABLES_MAX:
             return
         with self.lock:
-            self._flush()  # what other threads have added since: it is in the memtable, so it must be in the segment
             try:
-                sealed = self._log.seal()
-            except DiskFull as error:
-                self.merge_blocked(error)
+                self._flush()  # what other threads have added since is in the memtable, so it must be in the segment
+                self._log.seal()
+            except Shortage as error:
+                if self._unwritable is None:  # else it was the flush: others are told, what this thread did is durable
+                    self.merge_blocked(error)
                 return
             except StorageFailed as error:
                 self._fail(error)
                 raise
-            self._disk_full = None
+            self._may_merge()
             crashpoints.reached("rotate.sealed")
             self._layers.freeze(self._log.lsn)
             self._adopt_active()
             if self._merger is None:
-                self._log.finish_sealing(sealed)
+                self._log.finish_sealing()
             else:
-                self._start_merging(sealed)
+                self._start_merging()
 
     def _sync_regularly(self) -> None:
         log_ = self._log
-        while not self._closing.wait(SYNC_INTERVAL_S):
+        due = time.monotonic() + SYNC_INTERVAL_S
+        while not self._closing.wait(max(0.0, due - time.monotonic())):
+            due = time.monotonic() + SYNC_INTERVAL_S
             if log_.written_lsn > log_.synced_lsn:
                 try:
-                    log_.sync()
-                except StorageFailed as error:
-                    self._fail(error)
+                    self._sync()
+                except StorageFailed:
                     return
 
     def _fail(self, error: MerkleKVError) -> None:
@@ -269,8 +360,9 @@ class Durable(State):
         with self.lock:
             if share > self._merged_share:  # less or the same where it was cut off and begun again
                 self._merged_share = share
-                self._disk_full = None
-            self._layers.base.refresh()  # a snapshot that stays behind would keep the writer from reusing pages
+                self._may_merge()
+            with suppress(Shortage):  # a snapshot that stays behind only keeps the writer from reusing pages
+                self._layers.base.refresh()
             self._update_stall()
 
     def merge_finished(self) -> None:
@@ -282,14 +374,14 @@ class Durable(State):
         """Goes on from what the base has taken in."""
         crashpoints.reached("merge.finished")
         with self.lock:
-            self._disk_full = None
             self._layers.drop_absorbed()
+            self._may_merge()
             repaired = self._repair_lsn is not None and self._repair_lsn < self._layers.base.absorbed
             if repaired or not self.root_ready:
                 self._rebuild_tree()
                 self._repair_lsn = None if repaired else self._repair_lsn
             self._merging = []
-            self._start_merging(None)
+            self._start_merging()
             self._update_stall()
         crashpoints.reached("merge.before_delete")
         self._delete_segments()
@@ -301,44 +393,47 @@ class Durable(State):
             if self._failure is None:
                 self._rotate_due()
 
-    def merge_blocked(self, error: DiskFull) -> None:
+    def merge_blocked(self, error: Shortage) -> None:
         """See merger.Owner."""
         with self.lock:
-            if self._disk_full is None:
+            if self._unmergeable is None:
                 log.error("%s; writes go on while memory lasts, make room", error)
-            self._disk_full = error
+            self._unmergeable = error
+
+    def _may_merge(self) -> None:
+        if self._unmergeable is not None:
+            self._unmergeable = None
+            log.warning("%s: merging goes on", self.directory.path)
 
     def merge_failed(self, error: MerkleKVError) -> None:
         """See merger.Owner."""
         self._fail(error)
 
-    def _start_merging(self, sealed: Sealed | None) -> None:
-        """Hands the merger a sealed segment, and everything that is frozen once it has nothing in hand."""
-        if self._merger is None:
-            return
-        frozen = self._layers.frozen
-        if frozen and not self._merging:
-            self._merging, self._merged_share = list(frozen), 0.0
-            self._merger.submit(self._log.lsn, sealed)
-        elif sealed is not None:
-            self._merger.submit(0, sealed)
+    def _start_merging(self) -> None:
+        """Hands the merger everything that is frozen once it has nothing in hand."""
+        if self._merger is not None and self._layers.frozen and not self._merging:
+            self._merging, self._merged_share = list(self._layers.frozen), 0.0
+            self._merger.submit(self._log.lsn)
 
     def _update_stall(self) -> None:
         self._note_owed()
         merged = self._merged_share * sum(table.size for table in self._merging)
         backlog = self._active.size + sum(table.size for table in self._layers.frozen) - merged
-        stalled = self._failure is not None or bool(self._owed) or backlog > BACKLOG_TABLES * self.memtable_size
+        refused = self._failure is not None or self._unwritable is not None or bool(self._owed)
+        stalled = refused or backlog > BACKLOG_TABLES * self.memtable_size
         if self.stalled and not stalled:
             self._unstalled.notify_all()
         self.stalled = stalled
 
     def _note_owed(self) -> None:
+        if self._unwritable is not None:
+            return
         for name, value in list(self._owed.items()):
             try:
                 self.note(name, value)
-                self._disk_full = None
-            except DiskFull as error:
-                self._disk_full = error
+                self._unmergeable = None
+            except Shortage as error:
+                self._unmergeable = error
 
     def release_log(self, place: Place) -> None:
         """The outbox has dealt with everything before `place`: the log may go, once it is merged too."""
@@ -346,8 +441,9 @@ class Durable(State):
         self._delete_segments()
 
     def _delete_segments(self) -> None:
-        for lsn in self.tail.deletable(self._layers.base.absorbed):
-            segment_path(self.directory.log, lsn).unlink(missing_ok=True)
+        with suppress_shortage():  # the next merge tries again
+            for lsn in self.tail.deletable(self._layers.base.absorbed):
+                segment_path(self.directory.log, lsn).unlink(missing_ok=True)
 
     def statistics(self) -> dict[str, int | str]:
         """Figures for STATS and INFO; sizes in bytes."""

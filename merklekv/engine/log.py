@@ -7,8 +7,12 @@ Group commit: writers append entries in memory under the engine's lock; `take` c
 `write` and `sync` put it on disk outside of that lock.  One fdatasync serves all clients of a tick.
 
 Room is reserved before an entry is accepted (`reserve`, posix_fallocate), so a full disk refuses a write before
-anything has changed, and a frame that was accepted has its place.  Reserved room also makes fdatasync cheaper: the
-file's size does not change (`benchmarks/test_log.py`).
+anything has changed, and on most file systems a frame that was accepted has its place.  Where reserved room is no
+promise (btrfs, ZFS, thin volumes) `write` can still find none; `take_back` then cuts the file back.  Reserved room also
+makes fdatasync cheaper: the file's size does not change (`benchmarks/test_log.py`).
+
+Syncing, writing and rotating need no new descriptor: the directory and the file of the next segment (`next`) are open
+ahead, and a full segment keeps its descriptor until it is synced to its end.
 
 Recovery (`recover`) reads the segments from the first that is not yet absorbed, cuts off a torn tail and says so, and
 refuses damage: a bad frame although a later one testifies that the log had been synced past it.
@@ -16,13 +20,14 @@ refuses damage: a bad frame although a later one testifies that the log had been
 Not here: what entries mean (engine.py), when to seal (engine.py), publishing (replication/outbox.py).
 """
 
-import errno
 import logging
 import mmap
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -38,13 +43,15 @@ from merklekv.engine.format import (
     SEGMENT_MAGIC,
     frame_checksum,
 )
-from merklekv.errors import Corruption, DiskFull, FormatTooNew, InvalidArgument, StorageFailed
+from merklekv.errors import Corruption, DiskFull, FormatTooNew, InvalidArgument, Shortage, StorageFailed
+from merklekv.shortage import NO_ROOM, is_shortage, shortage_of
 
 log = logging.getLogger(__name__)
 
 PAYLOAD_SIZE_MAX: Final = (1 << 32) - 1  # what a frame's 4-byte length can say
 RESERVE_STEP: Final = 4 << 20  # bytes reserved ahead of the writes
-NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PROBE_SIZE: Final = 64 << 10  # bytes that a disk has to take before it is trusted again
+NEXT_FILE: Final = "next"  # becomes the next segment
 _ENTRY_SIZE: Final = ENTRY.size
 
 
@@ -231,6 +238,16 @@ def write_whole(fd: int, data: bytes, position: int) -> None:
         written += os.pwrite(fd, data[written:], position + written)
 
 
+@contextmanager
+def suppress_shortage() -> Iterator[None]:
+    """For what may be left undone when it fails for lack of something."""
+    try:
+        yield
+    except OSError as error:
+        if not is_shortage(error):
+            raise
+
+
 def sync_file(path: Path) -> None:
     """Makes a file's contents and size durable.  Raises StorageFailed."""
     fd = os.open(path, os.O_RDWR)
@@ -253,16 +270,16 @@ def sync_directory(directory: Path) -> None:
 
 @dataclass
 class Sealed:
-    """A segment that is full.  Its descriptor stays open until `Log.finish_sealing`."""
+    """A segment that is full, until it is cut to its size, synced and closed."""
 
     lsn: int
     end: int
     fd: int
-    synced: bool  # all its frames were, when it was sealed
+    synced: bool  # all its frames are
 
 
 class Log:
-    """The open end of the log.  All but `write` and `sync` are called under the engine's lock."""
+    """The open end of the log.  All but `write`, `sync` and `finish_sealing` are called under the engine's lock."""
 
     def __init__(self, directory: Path, recovered: Recovered | None) -> None:
         self.directory = directory
@@ -273,16 +290,20 @@ class Log:
         self.sequence = recovered.sequence if recovered else 1  # of the next local event
         self._frame_sequence = self.sequence
         self._entries_cut = 0
-        self._unfinished = 0  # segments that were sealed and may not be synced yet
-        self._turning = threading.Lock()  # held while the open segment, or what is unfinished, changes
+        self._sealed: deque[Sealed] = deque()  # oldest first
+        self._turning = threading.Lock()  # held for a moment, while it changes what is open and what is sealed
+        self._syncing = threading.Lock()  # held during a sync, so that nobody closes what it syncs
+        self._directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        self._next_fd = -1
         if recovered is None:
-            self._open_segment(0)
+            self._adopt(0, self._begin_segment(0))
         else:
             self.lsn = recovered.segments[-1]
             self._fd = os.open(segment_path(directory, self.lsn), os.O_RDWR)
             self.position = recovered.end
             self._reserved = max(self.position, os.fstat(self._fd).st_size)
             self._measure_room()
+            self._prepare_next()
         self.written_lsn = self.synced_lsn = self.end_lsn
 
     @property
@@ -296,11 +317,13 @@ class Log:
             raise InvalidArgument(f"{size} bytes in one commit: at most {PAYLOAD_SIZE_MAX}; commit more often")
         needed = self.position + FRAME_HEADER.size + size
         for target in (max(needed, self._reserved + RESERVE_STEP), needed):
+            if target <= self._reserved:
+                return
             try:
                 os.posix_fallocate(self._fd, self._reserved, target - self._reserved)
             except OSError as error:
                 if error.errno not in NO_ROOM:
-                    raise StorageFailed(f"{self._path}: cannot reserve room: {error.strerror}") from error
+                    raise self._trouble(error, "cannot reserve room") from error
             else:
                 self._reserved = target
                 self._measure_room()
@@ -324,62 +347,95 @@ class Log:
         return position, FRAME_HEADER.pack(FRAME_MAGIC, *fields, checksum) + payload
 
     def write(self, position: int, frame: bytes) -> None:
-        """Puts a frame into the file.  Raises StorageFailed: its room was reserved, so nothing may go wrong."""
+        """Puts a frame into the file.  Raises Shortage, after which only `take_back` helps, and StorageFailed."""
         try:
             write_whole(self._fd, frame, position)
         except OSError as error:
-            raise StorageFailed(f"{self._path}: cannot write: {error.strerror}") from error
+            raise self._trouble(error, "cannot write") from error
         self.written_lsn = self.lsn + position + len(frame)
 
-    def sync(self) -> None:
-        """Makes every written frame durable.  Raises StorageFailed: the kernel may have dropped the pages.
+    def take_back(self) -> None:
+        """Forgets everything behind the last frame that was written, also what a failed `write` has left in the file.
 
-        May run beside `write` and `seal`: it works on a descriptor of its own.
+        The caller sets `sequence`.  Raises StorageFailed.
         """
+        self.pending = []
+        self.pending_size = 0
+        self._entries_cut = self.appended
+        self.position = max(self.written_lsn - self.lsn, SEGMENT_HEADER.size)
         try:
-            with self._turning:
-                unfinished, written = self._unfinished, self.written_lsn
-                fd = os.dup(self._fd)
-            try:
-                os.fdatasync(fd)
-            finally:
-                os.close(fd)
+            os.ftruncate(self._fd, self.position)  # or a later, shorter frame would have the rest of this one behind it
         except OSError as error:
-            raise StorageFailed(f"{self._path}: cannot sync: {error.strerror}") from error
-        if not unfinished:  # else an earlier segment may still be dirty, and frames must not testify for it
+            raise StorageFailed(f"{self._path}: cannot cut back: {error.strerror}") from error
+        self._reserved = self.position
+        self._measure_room()
+
+    def resume(self, sequence: int) -> None:
+        """The next local event has this number."""
+        self.sequence = self._frame_sequence = sequence
+
+    def probe(self) -> None:
+        """Writes zeros, as reserved room has them, behind the last frame.  Raises Shortage if the disk has no room."""
+        self.reserve(PROBE_SIZE)
+        try:
+            write_whole(self._fd, bytes(PROBE_SIZE), self.position)
+        except OSError as error:
+            raise self._trouble(error, "cannot write") from error
+
+    def sync(self) -> None:
+        """Makes every written frame durable, those of full segments first.  Raises StorageFailed: the kernel may have
+        dropped the pages.  May run beside `write`, `seal` and `finish_sealing`.
+        """
+        with self._syncing:
+            with self._turning:
+                written, fd = self.written_lsn, self._fd
+                dirty = [sealed for sealed in self._sealed if not sealed.synced]
+            try:
+                for sealed in dirty:
+                    os.fdatasync(sealed.fd)
+                    sealed.synced = True
+                os.fdatasync(fd)
+            except OSError as error:
+                raise StorageFailed(f"{self._path}: cannot sync: {error.strerror}") from error
             self.synced_lsn = max(self.synced_lsn, written)
 
-    def seal(self) -> Sealed:
-        """Starts a new segment and hands out the full one, whose frames must all have been written.
+    def seal(self) -> None:
+        """Starts a new segment and puts the full one aside for `finish_sealing`; its frames must all be written.
 
-        Raises DiskFull, with the old segment still in use.
+        Raises Shortage, with the old segment still in use, and StorageFailed.
         """
-        sealed = Sealed(self.lsn, self.position, self._fd, self.synced_lsn >= self.end_lsn)
+        fd = self._begin_segment(self.end_lsn)
         with self._turning:
-            self._open_segment(self.lsn + self.position)
-            self._unfinished += not sealed.synced
-        return sealed
+            self._sealed.append(Sealed(self.lsn, self.position, self._fd, self.synced_lsn >= self.end_lsn))
+            self._adopt(self.end_lsn, fd)
 
-    def finish_sealing(self, sealed: Sealed) -> None:
-        """Cuts off the reserved room and syncs; from any thread.  Raises StorageFailed."""
-        try:
-            os.ftruncate(sealed.fd, sealed.end)
-            os.fsync(sealed.fd)
-        except OSError as error:
-            path = segment_path(self.directory, sealed.lsn)
-            raise StorageFailed(f"{path}: cannot sync: {error.strerror}") from error
-        finally:
-            os.close(sealed.fd)
-        with self._turning:
-            self._unfinished -= not sealed.synced
-            if not self._unfinished:
+    def finish_sealing(self) -> None:
+        """Cuts the reserved room off full segments, syncs and closes them; one thread at a time.  Raises StorageFailed.
+
+        Readers get along with the reserved room, so this may come late; `sync` does not wait for it.
+        """
+        while self._sealed:
+            sealed = self._sealed[0]
+            try:
+                with suppress_shortage():
+                    os.ftruncate(sealed.fd, sealed.end)
+                os.fsync(sealed.fd)
+            except OSError as error:
+                path = segment_path(self.directory, sealed.lsn)
+                raise StorageFailed(f"{path}: cannot sync: {error.strerror}") from error
+            with self._syncing, self._turning:
+                self._sealed.popleft()
+                os.close(sealed.fd)
                 self.synced_lsn = max(self.synced_lsn, sealed.lsn + sealed.end)
 
     def close(self) -> None:
         """Gives the reserved room back."""
         fd, self._fd = self._fd, -1  # the number may soon be another file's
-        os.ftruncate(fd, self.position)
-        os.close(fd)
+        with suppress_shortage():
+            os.ftruncate(fd, self.position)
+        for each in (fd, self._next_fd, self._directory_fd):
+            if each >= 0:
+                os.close(each)
 
     @property
     def _path(self) -> Path:
@@ -388,24 +444,42 @@ class Log:
     def _measure_room(self) -> None:
         self.room = self._reserved - self.position - FRAME_HEADER.size
 
-    def _open_segment(self, lsn: int) -> None:
-        path = segment_path(self.directory, lsn)
-        head = SEGMENT_HEADER.pack(SEGMENT_MAGIC, FORMAT_VERSION, 0, lsn, self.sequence, time.time_ns(), 0)[:-8]
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-            try:
-                write_whole(fd, head + xxh3_64_intdigest(head).to_bytes(8, "big"), 0)
-                os.fsync(fd)
-                sync_directory(self.directory)
-            except OSError:
-                os.close(fd)
-                path.unlink()
-                sync_directory(self.directory)  # for good: the next segment begins elsewhere
-                raise
-        except OSError as error:
-            if error.errno in NO_ROOM:
-                raise DiskFull(f"{path}: disk full, cannot start a log segment") from error
-            raise StorageFailed(f"{path}: cannot start a log segment: {error.strerror}") from error
+    def _adopt(self, lsn: int, fd: int) -> None:
         self.lsn, self._fd = lsn, fd
         self.position = self._reserved = SEGMENT_HEADER.size
         self._measure_room()
+
+    def _begin_segment(self, lsn: int) -> int:
+        """Makes the prepared file a segment without frames, durably; its descriptor.
+
+        Raises Shortage, with nothing changed, and StorageFailed.
+        """
+        path = segment_path(self.directory, lsn)
+        head = SEGMENT_HEADER.pack(SEGMENT_MAGIC, FORMAT_VERSION, 0, lsn, self.sequence, time.time_ns(), 0)[:-8]
+        try:
+            if self._next_fd < 0:
+                self._next_fd = self._open_next()
+            write_whole(self._next_fd, head + xxh3_64_intdigest(head).to_bytes(8, "big"), 0)
+            os.fsync(self._next_fd)
+            (self.directory / NEXT_FILE).rename(path)
+            try:
+                os.fsync(self._directory_fd)
+            except OSError:
+                path.rename(self.directory / NEXT_FILE)  # durable with the name that the next attempt gives it
+                raise
+        except OSError as error:
+            raise self._trouble(error, "cannot start a log segment", path) from error
+        fd, self._next_fd = self._next_fd, -1
+        self._prepare_next()
+        return fd
+
+    def _prepare_next(self) -> None:
+        with suppress(OSError):  # it is tried again when it is needed
+            self._next_fd = self._open_next()
+
+    def _open_next(self) -> int:
+        return os.open(self.directory / NEXT_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+
+    def _trouble(self, error: OSError, what: str, path: Path | None = None) -> Shortage | StorageFailed:
+        what = f"{path or self._path}: {what}"
+        return shortage_of(error, what) if is_shortage(error) else StorageFailed(f"{what}: {error.strerror}")

@@ -2,7 +2,8 @@
 
 For each job it finishes the sealing (the sync that the commit path did not wait for), has the child absorb everything
 sealed so far, reports how far it got, so that writers are slowed to the pace of merging and not stopped by turns, and
-then tells the engine.  A child that dies is started again; a full disk is tried again until there is room.
+then tells the engine.  A child that dies is started again; whatever fails for lack of something (room, descriptors,
+memory, a process) is tried again until it works.
 """
 
 import logging
@@ -10,8 +11,9 @@ import threading
 from typing import Final, Protocol
 
 from merklekv.engine.absorber import AbsorbingChild, ChildDied
-from merklekv.engine.log import Log, Sealed
-from merklekv.errors import DiskFull, MerkleKVError, StorageFailed
+from merklekv.engine.log import Log
+from merklekv.errors import MerkleKVError, Shortage, StorageFailed
+from merklekv.shortage import is_shortage, shortage_of
 
 log = logging.getLogger(__name__)
 
@@ -28,22 +30,21 @@ class Owner(Protocol):
     def merge_finished(self) -> None:
         """The base has taken in everything up to the LSN asked for."""
 
-    def merge_blocked(self, error: DiskFull) -> None:
-        """The disk is too full to merge, until the next progress."""
+    def merge_blocked(self, error: Shortage) -> None:
+        """Merging lacks something, until the next progress."""
 
     def merge_failed(self, error: MerkleKVError) -> None:
         """Merging cannot go on; the process should stop."""
 
 
 class Merger:
-    """Runs from `start` to `stop`; `submit` hands it a sealed segment, or None for those found at the start."""
+    """Runs from `start` to `stop`."""
 
     def __init__(self, owner: Owner, log_: Log, child: AbsorbingChild) -> None:
         self._owner = owner
         self._log = log_
         self.child = child
         self._wake = threading.Condition()
-        self._sealed: list[Sealed] = []
         self._upto = 0
         self._done = 0
         self._stopping = False
@@ -53,11 +54,9 @@ class Merger:
         """Starts the thread."""
         self._thread.start()
 
-    def submit(self, upto: int, sealed: Sealed | None) -> None:
+    def submit(self, upto: int) -> None:
         """Asks for everything before LSN `upto` to be absorbed."""
         with self._wake:
-            if sealed is not None:
-                self._sealed.append(sealed)
             self._upto = max(self._upto, upto)
             self._wake.notify()
 
@@ -69,12 +68,12 @@ class Merger:
         self.child.stop()
         self._thread.join()
         self.child.close()
-        self._finish_sealing()
+        self._log.finish_sealing()
 
     def _run(self) -> None:
         try:
             while self._wait_for_work():
-                self._finish_sealing()
+                self._log.finish_sealing()
                 self._absorb(self._upto)
         except MerkleKVError as error:
             if not self._stopping:
@@ -88,28 +87,29 @@ class Merger:
             self._wake.wait_for(lambda: self._stopping or self._upto > self._done)
             return not self._stopping
 
-    def _finish_sealing(self) -> None:
-        while self._sealed:
-            self._log.finish_sealing(self._sealed.pop(0))
-
     def _absorb(self, upto: int) -> None:
         deaths = 0
         while not self._stopping:
             try:
                 self.child.absorb(upto, self._owner.merge_progressed)
-            except DiskFull as error:
-                self._owner.merge_blocked(error)
-                self._pause()
+                self._owner.merge_finished()
             except ChildDied as death:
                 deaths += 1
                 if deaths >= CHILD_DEATHS_MAX:
-                    raise StorageFailed(f"the absorbing process died {deaths} times in a row, last: {death}") from death
+                    problem = f"the absorbing process died {deaths} times in a row, last: {death}"
+                    if not death.killed:
+                        raise StorageFailed(problem) from death
+                    self._owner.merge_blocked(Shortage(f"{problem}: most likely memory is short"))
                 self._pause()
                 if not self._stopping:
                     log.warning("the absorbing process died (%s), starting it again", death)
+            except Exception as error:
+                if not is_shortage(error):
+                    raise
+                self._owner.merge_blocked(shortage_of(error, "cannot merge"))
+                self._pause()
             else:
                 self._done = upto
-                self._owner.merge_finished()
                 return
 
     def _pause(self) -> None:

@@ -5,8 +5,10 @@ takes well under a second for each full memtable, whatever the size of the base.
 """
 
 import logging
+from pathlib import Path
 from typing import NamedTuple
 
+from merklekv.engine.access import trouble
 from merklekv.engine.directory import DataDirectory
 from merklekv.engine.format import (
     FLAGS_AT,
@@ -23,7 +25,7 @@ from merklekv.engine.log import Log, Segment, recover, segment_path, sync_direct
 from merklekv.engine.memtable import Memtable, charge
 from merklekv.engine.repairs import Repairs, repair
 from merklekv.engine.store import Base, BaseWriter
-from merklekv.errors import DiskFull
+from merklekv.errors import Shortage
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +40,34 @@ class Opened(NamedTuple):
     repair_lsn: int | None  # of the last segment with a repair that the base has to take in
 
 
+class Replayed(NamedTuple):
+    """What log segments hold on top of a base."""
+
+    tables: list[Memtable]  # oldest first
+    floor: bytes  # the largest there is, 24 bytes
+    newest: bytes  # the newest version (24 bytes) that was seen
+    notes: dict[bytes, bytes]
+    repairs: Repairs
+    repair_lsn: int | None  # of the last segment with a repair
+    sequence: int  # of the next local event
+
+    def layers(self, base: Base) -> Layers:
+        """The memtables over the base."""
+        layers = Layers(base, self.tables, self.floor)
+        if self.floor > base.floor or base.absorbing:  # an absorption that goes on may be ahead with the floor
+            layers.raise_floor(self.floor)
+        return layers
+
+
 def open_layers(directory: DataDirectory) -> Opened:
     """Opens base and log."""
+    try:
+        return _open_layers(directory)
+    except OSError as error:
+        raise trouble(error, directory.path) from error
+
+
+def _open_layers(directory: DataDirectory) -> Opened:
     is_new = not (directory.base / "data.mdb").exists()
     BaseWriter(directory.base).close()  # makes what is missing of it, and frees the slots of readers that were killed
     if is_new:
@@ -48,27 +76,31 @@ def open_layers(directory: DataDirectory) -> Opened:
     try:
         recovered = recover(directory.log, base.absorbed)
         log = Log(directory.log, recovered)
-        tables = []
-        floor, newest, notes = base.floor, base.newest, base.notes()
-        repairs, repair_lsn = Repairs(), None
-        for lsn in recovered.segments if recovered else [log.lsn]:
-            known = len(repairs)
-            with Segment(segment_path(directory.log, lsn)) as segment:
-                table, segment_floor, segment_newest = _replay(segment, notes, repairs)
-            tables.append(table)
-            floor, newest = max(floor, segment_floor), max(newest, segment_newest)
-            repair_lsn = lsn if len(repairs) > known else repair_lsn
-        if repairs:
+        replayed = replay(directory.log, base, recovered.segments if recovered else [log.lsn])
+        if replayed.repairs:
             base.close()
-            _repair(directory, repairs, tables)
+            _repair(directory, replayed.repairs, replayed.tables)
             base = Base(directory.base)
-        layers = Layers(base, tables, floor)
-        if floor > base.floor or base.absorbing:  # an absorption that was cut short may be ahead with the floor
-            layers.raise_floor(floor)
+        layers = replayed.layers(base)
     except BaseException:
         base.close()
         raise
-    return Opened(layers, log, max(newest, floor), notes, repair_lsn)
+    return Opened(layers, log, max(replayed.newest, replayed.floor), replayed.notes, replayed.repair_lsn)
+
+
+def replay(log_directory: Path, base: Base, lsns: list[int]) -> Replayed:
+    """Reads the segments that the base has not taken in, the open one last.  Raises OSError."""
+    tables = []
+    floor, newest, notes = base.floor, base.newest, base.notes()
+    repairs, repair_lsn, sequence = Repairs(), None, 0
+    for lsn in lsns:
+        known = len(repairs)
+        with Segment(segment_path(log_directory, lsn)) as segment:
+            table, segment_floor, segment_newest, sequence = _replay(segment, notes, repairs)
+        tables.append(table)
+        floor, newest = max(floor, segment_floor), max(newest, segment_newest)
+        repair_lsn = lsn if len(repairs) > known else repair_lsn
+    return Replayed(tables, floor, newest, notes, repairs, repair_lsn, sequence)
 
 
 def _repair(directory: DataDirectory, repairs: Repairs, tables: list[Memtable]) -> None:
@@ -79,17 +111,19 @@ def _repair(directory: DataDirectory, repairs: Repairs, tables: list[Memtable]) 
         with BaseWriter(directory.base) as writer:
             for _ in repair(writer, repairs):
                 pass
-    except DiskFull as error:
-        log.warning("%s; what the scrub has found is not repaired before there is room", error)
+    except Shortage as error:
+        log.warning("%s; what the scrub has found is not repaired before that is over", error)
 
 
-def _replay(segment: Segment, notes: dict[bytes, bytes], repairs: Repairs) -> tuple[Memtable, bytes, bytes]:
-    """The memtable that a segment stands for, the largest floor in it, and the newest version in it."""
+def _replay(segment: Segment, notes: dict[bytes, bytes], repairs: Repairs) -> tuple[Memtable, bytes, bytes, int]:
+    """The memtable that a segment stands for, the largest floor and the newest version in it, and the next sequence."""
     table = Memtable(segment.lsn)
     records = table.records
     data = segment.data
     floor = newest = b""
+    sequence = segment.sequence
     for frame in segment.frames():
+        sequence = frame.sequence + frame.local_count
         for op, key, start, end in segment.entries(frame):
             record = data[start:end]
             if op == OP_NOTE | REMOTE:
@@ -107,4 +141,4 @@ def _replay(segment: Segment, notes: dict[bytes, bytes], repairs: Repairs) -> tu
                 if record[FLAGS_AT] & TOMBSTONE:
                     table.tombstones.append(key)
     table.size = sum(charge(key, record) for key, record in records.items())
-    return table, floor, newest[:VERSION_SIZE]
+    return table, floor, newest[:VERSION_SIZE], sequence

@@ -27,7 +27,7 @@ from merklekv.engine.format import (
 )
 from merklekv.engine.merkle import pack_leaves
 from merklekv.engine.store import Pair
-from merklekv.errors import DiskFull
+from merklekv.errors import Shortage
 
 COLLECT_KEYS: Final = 1000  # in one call of `collect`
 TOMBSTONES_READ: Final = 1000  # of the base, at once
@@ -46,8 +46,16 @@ class Settled(Durable):
         super().__init__(path, **options)
         self._bound = bound_of(self.horizon)
         self.clock.keep_promise(self.horizon)
+        self._look_anew()
+
+    def _look_anew(self) -> None:
         self._collected = ZERO_VERSION  # tombstones of the base up to here have been looked at
         self._due = self._due_tombstones()
+
+    def _replay(self) -> None:
+        super()._replay()
+        self._bound = bound_of(self.horizon)
+        self._look_anew()
 
     # -- the horizon ---------------------------------------------------------------------------------------------------
 
@@ -70,7 +78,7 @@ class Settled(Durable):
     def collect(self, limit: int = COLLECT_KEYS) -> bool:
         """Looks at up to `limit` tombstones and removes those below the horizon; whether there may be more to do.
 
-        Raises DiskFull, StorageFailed.
+        Raises Shortage, StorageFailed.
         """
         with self.lock:
             self._require_writable()
@@ -80,9 +88,8 @@ class Settled(Durable):
                     record = self._layers.lookup(key)
                     if record is not None and record[FLAGS_AT] == TOMBSTONE and record <= self._bound:
                         self._remove(key, record)
-            except DiskFull:
-                self._collected = ZERO_VERSION  # what was not removed comes again
-                self._due = self._due_tombstones()
+            except Shortage:
+                self._look_anew()  # what was not removed comes again
                 raise
             return len(keys) == limit
 

@@ -47,13 +47,20 @@ from merklekv.engine.merkle import COUNT_MASK, EMPTY_ROOT, LEAF_MASK, MerkleTree
 from merklekv.engine.recovery import open_layers
 from merklekv.engine.store import Pair
 from merklekv.engine.version import HybridClock
-from merklekv.errors import DiskFull, InvalidArgument, MerkleKVError, Stalled
+from merklekv.errors import DiskFull, InvalidArgument, MerkleKVError, Shortage, Stalled
 
 PAGE_KEYS: Final = 1000
 PAGE_BYTES: Final = 1 << 20
 
 _entry = ENTRY.pack
 from_bytes = int.from_bytes
+
+
+def refusal(shortage: Shortage) -> Shortage:
+    """What clients are told; the log says more."""
+    if isinstance(shortage, DiskFull):
+        return DiskFull("disk full, write not stored")
+    return Shortage("out of memory or descriptors, write not stored")
 
 
 class State:
@@ -65,7 +72,8 @@ class State:
         self.root_ready = False  # whether tree and counts are known
         self.stalled = False  # writes are refused, for one of these reasons, or because merging is behind
         self._failure: MerkleKVError | None = None
-        self._disk_full: DiskFull | None = None
+        self._unwritable: Shortage | None = None  # the log cannot be written
+        self._unmergeable: Shortage | None = None  # nor can what is in memory be merged
         self._owed: dict[bytes, bytes] = {}  # notes that come before any write and did not fit on the disk
         self.clock = clock
         self.directory = DataDirectory(path)
@@ -248,14 +256,20 @@ class State:
 
     @property
     def makes_wait(self) -> bool:
-        """Whether a write would raise Stalled now; stalled for lack of room on disk, it raises DiskFull instead."""
-        return self.stalled and self._disk_full is None and self._failure is None
+        """Whether a write would raise Stalled now; stalled for lack of something, it raises Shortage instead."""
+        return self.stalled and self._shortage is None and self._failure is None
+
+    @property
+    def _shortage(self) -> Shortage | None:
+        return self._unwritable or self._unmergeable
 
     def _require_writable(self) -> None:
         if self.stalled:
             if self._failure is not None:
                 raise self._failure
-            raise self._disk_full or Stalled("merging is behind, writes wait for it")
+            if self._shortage is not None:
+                raise refusal(self._shortage)
+            raise Stalled("merging is behind, writes wait for it")
 
     def note(self, name: bytes, value: bytes) -> None:
         """Keeps a small fact, at most NOTE_SIZE_MAX bytes, in the place of the one before.  Durable as a write is."""

@@ -17,8 +17,10 @@ meta
     note:*      n    the engine's notes
 """
 
+import errno
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
@@ -30,6 +32,7 @@ from typing import Final
 import lmdb
 from xxhash import xxh3_64_intdigest
 
+from merklekv.engine.access import no_permission
 from merklekv.engine.format import (
     BUCKETS,
     COLLECTED,
@@ -44,9 +47,9 @@ from merklekv.engine.format import (
     ZERO_VERSION,
     bucket_of,
 )
-from merklekv.engine.log import NO_ROOM
 from merklekv.engine.merkle import LEAF_MASK, LEAVES_PER_INNER, term_of, unpack_leaves
-from merklekv.errors import Corruption, DiskFull, StorageFailed
+from merklekv.errors import Corruption, DirectoryLocked, DiskFull, MerkleKVError, Shortage, StorageFailed
+from merklekv.shortage import NO_ROOM, number_of
 
 FULL_BELOW: Final = 1 << 20  # bytes: a disk with less room than this is taken for full when a write has failed
 TRANSACTION_KEYS: Final = 8192
@@ -60,6 +63,11 @@ NOTE_PREFIX: Final = b"note:"
 
 NO_LEAVES: Final = bytes(LEAVES_PER_INNER * LEAF_SIZE)  # of an inner node
 
+OPEN_TRIES_S: Final = 10.0  # how long a process of another container may keep the lock of our process id
+OPEN_POLL_S: Final = 0.1
+SHORTAGES: Final = (lmdb.ReadersFullError, lmdb.MapFullError, lmdb.MapResizedError, lmdb.MemoryError, lmdb.TlsFullError)
+_EIO: Final = os.strerror(errno.EIO)
+
 Pair = tuple[bytes, bytes]
 
 
@@ -68,17 +76,25 @@ def _map_size(path: Path) -> int:
     return max(MAP_SIZE, 2 * file.stat().st_size if file.exists() else 0)
 
 
-def translate(error: lmdb.Error, path: Path) -> StorageFailed | DiskFull | Corruption:
+def translate(error: lmdb.Error, path: Path) -> MerkleKVError:
     """What an LMDB error means to the person who runs the node."""
     text = str(error)
-    no_room = "No space left" in text or "Disk quota" in text or isinstance(error, lmdb.DiskError)
-    if no_room or ("Input/output error" in text and is_full(path)):
-        return DiskFull(f"{path}: disk full, cannot merge: {text}")
     if isinstance(error, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)):
         return Corruption(
             f"{path}: LMDB reports damage: {text}; restore the directory from a backup, or start empty and let the "
             "other nodes fill it"
         )
+    if isinstance(error, lmdb.LockError):
+        return DirectoryLocked(
+            f"{path}: a process of another container reads it and has the same process id as this one; end it first"
+        )
+    number = number_of(text)
+    if number in NO_ROOM or isinstance(error, lmdb.DiskError) or (text.endswith(_EIO) and is_full(path)):
+        return DiskFull(f"{path}: disk full, cannot merge: {text}")
+    if number in (errno.EACCES, errno.EPERM) or isinstance(error, lmdb.ReadonlyError):
+        return no_permission(path.parent)
+    if number or isinstance(error, SHORTAGES):
+        return Shortage(f"{path}: LMDB lacks something: {text}")
     return StorageFailed(f"{path}: LMDB failed: {text}")
 
 
@@ -92,12 +108,12 @@ def is_full(directory: Path) -> bool:
     return False
 
 
-class Base:
-    """The base as readers see it: a snapshot that `refresh` moves forward.  Not locked."""
-
-    def __init__(self, path: Path) -> None:
+def _open_for_reading(path: Path) -> lmdb.Environment:
+    """LMDB locks a byte for the process id of each reader; another container may have a process of the same id."""
+    deadline = time.monotonic() + OPEN_TRIES_S
+    while True:
         try:
-            self._env = lmdb.open(
+            return lmdb.open(
                 str(path),
                 readonly=True,
                 max_dbs=len(DATABASES),
@@ -105,6 +121,19 @@ class Base:
                 readahead=False,
                 max_spare_txns=4,
             )
+        except lmdb.LockError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(OPEN_POLL_S)
+
+
+class Base:
+    """The base as readers see it: a snapshot that `refresh` moves forward.  Not locked."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._env = _open_for_reading(path)
             self._records, self._index, self._tombstones, self._leaves, self._meta = (
                 self._env.open_db(name, create=False, dupsort=name in LISTS) for name in DATABASES
             )
@@ -113,12 +142,20 @@ class Base:
         self._begin()
 
     def refresh(self) -> None:
-        """Moves to what the writer has committed since."""
-        self._txn.abort()
+        """Moves to what the writer has committed since.  Raises Shortage, and stays where it is then."""
+        old = self._txn
         self._begin()
+        old.abort()
 
     def _begin(self) -> None:
-        self._txn = self._env.begin(db=self._records)
+        try:
+            self._txn = self._env.begin(db=self._records)
+        except lmdb.MapResizedError:  # the file has outgrown the map, which no transaction may use while it grows
+            self._txn.abort()
+            self._env.set_mapsize(0)
+            self._txn = self._env.begin(db=self._records)
+        except lmdb.Error as error:
+            raise translate(error, self._path) from error
         self.get: Callable[[bytes], bytes | None] = self._txn.get  # the hot path: one C call
         get, meta = self._txn.get, self._meta
         self.absorbed = int.from_bytes(get(b"absorbed", b"", db=meta), "big")
@@ -213,7 +250,11 @@ def _gather(
 
 
 class BaseWriter:
-    """The base as its one writer changes it.  Each method that changes something is one or more whole transactions."""
+    """The base as its one writer changes it.  Each method that changes something is one or more whole transactions.
+
+    It never begins a transaction that only reads: LMDB would lock a byte for its process id, which a reader in another
+    container may hold.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -227,7 +268,7 @@ class BaseWriter:
             )
         except lmdb.Error as error:
             raise translate(error, path) from error
-        with self._env.begin() as txn:
+        with self._transaction() as txn:
             self.absorbed = int.from_bytes(txn.get(b"absorbed", b"", db=self._meta), "big")
             self.floor = txn.get(b"floor", ZERO_VERSION, db=self._meta)
 
@@ -282,7 +323,7 @@ class BaseWriter:
 
     def raise_floor(self, floor: bytes) -> Iterator[None]:
         """Removes every record below `floor`; yields between transactions, and may be left at any."""
-        with self._env.begin() as txn:
+        with self._transaction() as txn:
             newest = txn.get(b"newest", ZERO_VERSION, db=self._meta)
         if newest < floor:
             with self._transaction() as txn:

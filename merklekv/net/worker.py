@@ -25,8 +25,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
-from merklekv.errors import MerkleKVError, Stalled, StorageFailed
+from merklekv.errors import MerkleKVError, Shortage, Stalled, StorageFailed
 from merklekv.net import limits
 from merklekv.net.connection import Connection, wrong_count
 from merklekv.net.errors import Goodbye, RequestError
@@ -62,6 +63,7 @@ class Worker(threading.Thread):
         self._accept: Callable[[], object] = list
         self._answered: list[Connection] = []  # have replies that wait for the commit
         self._output = 0  # bytes of them
+        self._taken_back = context.engine.taken_back  # how often it has taken changes back, as far as clients know
         self._runnable: deque[Connection] = deque()
         self._parked: list[Connection] = []
         self._next_sweep = time.monotonic() + limits.SWEEP_S
@@ -334,7 +336,10 @@ class Worker(threading.Thread):
         """Makes everything so far durable, then sends the replies."""
         answered, self._answered = self._answered, []
         self._output = 0
-        self._commit()
+        with suppress(Shortage):
+            self._commit()
+        if self._taken_back != self._engine.taken_back:
+            self._withdraw(answered)
         for connection in answered:
             replies = connection.replies
             if replies:
@@ -355,6 +360,19 @@ class Worker(threading.Thread):
                         connection.special = True
             if connection.special:
                 self._settle(connection)
+
+    def _withdraw(self, answered: list[Connection]) -> None:
+        """What these replies, and the commands under way, have done or seen may have been taken back: all say so."""
+        self._taken_back, problem = self._engine.taken_back, self._engine.why_taken_back
+        for connection in answered:
+            connection.replies[:] = [reply and connection.explain(problem) for reply in connection.replies]
+        for connection in self.connections.values():
+            if connection.task is not None:
+                connection.task.close()
+                connection.task = connection.pause = None
+                if not connection.replies:
+                    answered.append(connection)
+                connection.replies.append(connection.explain(problem))
 
     def _handle(self, connection: Connection, event: int) -> bool:
         """Takes an event other than plain input; whether there is input to read as well."""

@@ -46,7 +46,7 @@ from merklekv.engine.format import (
 from merklekv.engine.layers import is_live
 from merklekv.engine.store import Pair
 from merklekv.engine.version import timestamp_of, writer_of
-from merklekv.errors import DiskFull
+from merklekv.errors import Shortage
 from merklekv.replication.exchange_wire import ExchangeRefused, Hello
 from merklekv.replication.lapses import NO_LAPSES, Lapse, Lapses, account_for, was_away
 from merklekv.replication.members import NO_ROW, Identity, Members, Table
@@ -61,7 +61,7 @@ class Moved(Exception):
 
 
 def load_members(engine: Engine, node: str) -> Members:
-    """The node's members as its engine keeps them, and its promise kept.  Raises MembersUnreadable, DiskFull."""
+    """The node's members as its engine keeps them, and its promise kept.  Raises MembersUnreadable, Shortage."""
     with engine.lock:
         stored = engine.notes.get(NOTE_MEMBERS)
         members = Members(node) if stored is None else Members.restore(stored, node)
@@ -76,9 +76,17 @@ def load_members(engine: Engine, node: str) -> Members:
         else:
             try:
                 engine.note(NOTE_MEMBERS, members.encode())
-            except DiskFull as error:
-                raise DiskFull(f"{engine.directory.path}: disk full, cannot begin as node {node}; make room") from error
-    engine.flush()
+            except Shortage as error:
+                raise Shortage(f"{engine.directory.path}: {error}, so it cannot begin as node {node}") from error
+        first = members.encode()
+        engine.when_taken_back = lambda: members.take_over(
+            Members.restore(engine.noted(NOTE_MEMBERS) or first, node)
+        )
+    try:
+        engine.flush()
+    except Shortage:
+        if not before:
+            raise
     return members
 
 
@@ -244,7 +252,7 @@ class Side:
         """Merges records of the other node, in one short call; how many were new, and what was refused.
 
         `horizon` is the one that this node had when the exchange began, `settled` the one that both will have.  Raises
-        Moved, Stalled and DiskFull; merging the same again is harmless.
+        Moved, Stalled and Shortage; merging the same again is harmless.
         """
         engine = self.engine
         with engine.lock:
@@ -272,7 +280,7 @@ class Side:
     def bury(self, pairs: list[Pair], origin: bytes, horizon: int) -> int:
         """Puts tombstones above dead records (key, version) that stand here still; how many.
 
-        Raises Moved, Stalled, DiskFull.
+        Raises Moved, Stalled, Shortage.
         """
         engine = self.engine
         with engine.lock:

@@ -28,7 +28,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from merklekv.engine.engine import Engine
-from merklekv.errors import DiskFull, Stalled, StorageFailed
+from merklekv.errors import Shortage, Stalled, StorageFailed
 from merklekv.replication.bursts import BurstLog
 from merklekv.replication.event import EventRefused, Message, Reason, decode_message
 
@@ -144,7 +144,8 @@ class Inbox:
     def _run(self) -> None:
         while (deliveries := self._take()) is not None:
             try:
-                self.process(deliveries)
+                while not self._stopping.is_set() and not self._process_or_wait(deliveries):
+                    pass
                 self._done += len(deliveries)
             except StorageFailed as error:
                 self._fatal(error)
@@ -163,8 +164,23 @@ class Inbox:
             deliveries.append(delivery)
         return deliveries
 
+    def _process_or_wait(self, deliveries: list[Delivery]) -> bool:
+        """Takes messages in; False, after a while, when what was merged of them had to be taken back."""
+        self._engine.begin()
+        try:
+            self.process(deliveries)
+        except Shortage as error:
+            self._wait_for_better_times(error)
+            return False
+        return True
+
+    def _wait_for_better_times(self, error: Shortage) -> None:
+        self.counters.waits += 1
+        self._bursts.warn("shortage", f"{error}; events of other nodes wait until that is over")
+        self._stopping.wait(RETRY_S)
+
     def process(self, deliveries: list[Delivery]) -> None:
-        """Takes in messages, makes that durable, acknowledges.  Raises StorageFailed."""
+        """Takes in messages, makes that durable, acknowledges.  Raises StorageFailed; Shortage, with nothing done."""
         received = self.counters.received
         for delivery in deliveries:
             self.counters.messages += 1
@@ -181,7 +197,7 @@ class Inbox:
         try:
             message = self._decode(delivery)
             return message is None or self._merge_message(message)
-        except StorageFailed:
+        except (StorageFailed, Shortage):
             raise
         except Exception:  # a defect of ours must not stop the messages behind this one
             self.counters.defects += 1
@@ -226,10 +242,8 @@ class Inbox:
             except Stalled:
                 self.counters.waits += 1
                 self._engine.wait_for_room(RETRY_S)
-            except DiskFull as error:
-                self.counters.waits += 1
-                self._bursts.warn("disk full", f"{error}; events of other nodes wait until there is room")
-                self._stopping.wait(RETRY_S)
+            except Shortage as error:
+                self._wait_for_better_times(error)
                 self._engine.commit()  # so that the next try finds out whether there is room by then
             else:
                 return True

@@ -213,6 +213,10 @@ class Members:
         self.buried: dict[Identity, int] = {}  # when each last put a tombstone into the past, ns of its clock
         self._others: dict[Identity, Member] = {}
 
+    def take_over(self, other: Members) -> None:
+        """Says from now on what another table of the same node says."""
+        vars(self).update(vars(other))
+
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[tuple[Identity, Member]]:

@@ -10,7 +10,7 @@ import time
 from typing import Final
 
 from merklekv.engine.engine import Engine
-from merklekv.errors import DiskFull, InvalidArgument
+from merklekv.errors import InvalidArgument, Shortage
 from merklekv.replication.bursts import BurstLog
 from merklekv.replication.exchange_side import store_members
 from merklekv.replication.member_rows import Row, rows
@@ -61,7 +61,7 @@ class Membership:
                 if not self._members.heard(status.node, _birth_of(status.birth), address, time.time()):
                     return
                 store_members(self._engine, self._members)
-        except (TooManyMembers, DiskFull) as problem:
+        except (TooManyMembers, Shortage) as problem:
             self._bursts.warn("members", f"node {status.node} was heard and is no member: {problem}")
             return
         self._engine.commit()

@@ -21,7 +21,7 @@ from merklekv.engine.engine import Engine
 from merklekv.engine.format import BUCKETS, DIGEST_AT, INNER_NODES, MAX_KEY_SIZE, VALUE_AT, VERSION_SIZE
 from merklekv.engine.store import Pair
 from merklekv.engine.version import INSTANCE_SIZE
-from merklekv.errors import DiskFull, Stalled
+from merklekv.errors import Shortage, Stalled
 from merklekv.replication.exchange_fields import Fields, Malformed
 from merklekv.replication.exchange_side import Moved, Refused, Side
 from merklekv.replication.exchange_wire import (
@@ -80,7 +80,7 @@ class Responder:
             return (yield from handler(fields))
         except Malformed as problem:
             return encode_refusal("damaged", str(problem))
-        except (ExchangeRefused, TooManyMembers, DiskFull) as problem:
+        except (ExchangeRefused, TooManyMembers, Shortage) as problem:
             return encode_refusal(getattr(problem, "why", "full"), str(problem))
         except Moved:
             return encode("moved")

@@ -115,7 +115,7 @@ class PowerDisk:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Begins to watch. The directory must be empty."""
-        calls = ("open", "pwrite", "ftruncate", "truncate", "posix_fallocate", "unlink")
+        calls = ("open", "pwrite", "ftruncate", "truncate", "posix_fallocate", "unlink", "rename")
         real = {name: getattr(os, name) for name in calls}
 
         def opened(path: Any, flags: int, *rest: Any, **named: Any) -> int:
@@ -153,7 +153,17 @@ class PowerDisk:
                     self._names_since.append((name, None))
                 real["unlink"](path, **named)
 
-        for name, own in zip(calls, (opened, pwrite, ftruncate, truncate, fallocate, unlink), strict=True):
+        def rename(path: Any, target: Any, **named: Any) -> None:
+            with self.lock:
+                old, new = self._name(os.fspath(path)), self._name(os.fspath(target))
+                if old is not None and new is not None:
+                    self._before_each(True)
+                    self._files[new] = self._files.pop(old)
+                    self._names_since += [(new, self._files[new]), (old, None)]
+                real["rename"](path, target, **named)
+
+        owns = (opened, pwrite, ftruncate, truncate, fallocate, unlink, rename)
+        for name, own in zip(calls, owns, strict=True):
             monkeypatch.setattr(os, name, own)
         for name in ("fsync", "fdatasync"):
             monkeypatch.setattr(os, name, self._sync)

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import engine_support as support
+import pytest
 from engine_support import DAY_NS, Wall
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
@@ -25,7 +26,7 @@ from merklekv.engine.check import check_directory, check_engine
 from merklekv.engine.durable import Durability
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import OP_SET, TOMBSTONE, VALUE_AT
-from merklekv.errors import NotANumber, NumberOverflow, Stalled
+from merklekv.errors import DiskFull, NotANumber, NumberOverflow, Stalled
 
 Model = tuple[dict[bytes, bytes], bytes, int]  # records, floor, horizon
 
@@ -70,6 +71,7 @@ class EngineMachine(RuleBasedStateMachine):
             before = self.engine._log.appended
             self.engine.absorb_sealed()
             assert self.engine._log.appended == before
+            self._committed()
             return verb()
 
     def took(self, key: bytes, value: bytes | None) -> None:
@@ -230,6 +232,21 @@ class EngineMachine(RuleBasedStateMachine):
     def absorb(self) -> None:
         self.engine.absorb_sealed()
         self._committed()
+
+    @rule(part=st.floats(0, 1))
+    def no_room(self, part: float) -> None:
+        """The disk takes only a part of the next frame, so what was not committed is gone; then there is room again."""
+        if self.engine._log.appended == self.engine._committed:
+            return
+        with support.no_room(part), pytest.raises(DiskFull, match="disk full, write not stored"):
+            self.engine.commit()
+        found = support.everything(self.engine), self.engine.floor, self.engine.horizon
+        assert found == self.since_segment[-1]
+        with pytest.raises(DiskFull):
+            self.engine.set(b"a", b"")
+        self.records, self.floor, self.horizon = dict(found[0]), found[1], found[2]
+        self.engine._next_probe = 0.0
+        self.engine.commit()
 
     @rule()
     def reopen(self) -> None:

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import engine_support as support
 import pytest
@@ -211,24 +212,44 @@ def _failing(fd: int) -> None:
     raise OSError(5, os.strerror(5))
 
 
-def sealed_but_not_finished(engine: Engine) -> Sealed:
+def rotate(engine: Engine) -> Sealed:
     """A rotation as far as the commit path goes; the rest is the merger's."""
     engine.set(b"k", b"v")
     engine.commit()
-    sealed = engine._log.seal()
+    engine._log.seal()
     engine._layers.freeze(engine._log.lsn)
     engine._adopt_active()
-    return sealed
+    return engine._log._sealed[-1]
 
 
-def test_a_sync_beside_a_rotation_does_not_testify_for_the_sealed_segment(make_engine: Callable[..., Engine]) -> None:
+def synced_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are synced from now on, in order."""
+    names: list[str] = []
+    real = os.fdatasync
+
+    def fdatasync(fd: int) -> None:
+        names.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name)
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    return names
+
+
+def test_a_sync_covers_full_segments_first(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the merger takes to finish them; and only once."""
     engine = make_engine(durability="never")
-    sealed = sealed_but_not_finished(engine)
     log = engine._log
+    first, second = rotate(engine), rotate(engine)
+    names = synced_files(monkeypatch)
     log.sync()
-    assert log.synced_lsn < sealed.lsn + sealed.end
-    log.finish_sealing(sealed)
-    assert log.synced_lsn == sealed.lsn + sealed.end
+    files = [f"{lsn:020d}.log" for lsn in (first.lsn, second.lsn, log.lsn)]
+    assert names == files
+    assert log.synced_lsn == second.lsn + second.end
+    log.sync()
+    assert names == [*files, files[-1]]
+    log.finish_sealing()
     engine.set(b"k", b"w")
     engine.commit()
     log.sync()
@@ -236,14 +257,17 @@ def test_a_sync_beside_a_rotation_does_not_testify_for_the_sealed_segment(make_e
     assert support.values(engine) == {b"k": b"w"}
 
 
-def test_what_was_synced_before_it_was_sealed_holds_up_no_testimony(make_engine: Callable[..., Engine]) -> None:
-    """The merger may be busy for long, or wait for room on disk."""
+def test_what_was_synced_before_it_was_sealed_is_not_synced_again(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = make_engine(durability="always")
-    sealed = sealed_but_not_finished(engine)
+    rotate(engine)
+    names = synced_files(monkeypatch)
     engine.set(b"k", b"w")
     engine.commit()
+    assert names == [f"{engine._log.lsn:020d}.log"]
     assert engine._log.synced_lsn == engine._log.end_lsn
-    engine._log.finish_sealing(sealed)
+    engine._log.finish_sealing()
     assert engine._log.synced_lsn == engine._log.end_lsn
 
 

@@ -154,6 +154,7 @@ class StubEngine:
     live_count = 0
     stalled = False
     sync_is_due = False
+    taken_back = 0
 
     def __init__(self) -> None:
         self.data: dict[bytes, bytes] = {}

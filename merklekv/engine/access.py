@@ -1,0 +1,41 @@
+"""What keeps a data directory from being used: a wrong owner, a shortage, a failed disk."""
+
+import errno
+import os
+import pwd
+from pathlib import Path
+
+from merklekv.errors import DirectoryUnwritable, MerkleKVError, StorageFailed
+from merklekv.shortage import is_shortage, shortage_of
+
+
+def trouble(error: OSError, directory: Path) -> MerkleKVError:
+    """What an error of a file in this data directory means to the person who runs the node."""
+    if isinstance(error, PermissionError):
+        return no_permission(directory)
+    if error.errno == errno.EROFS:
+        return DirectoryUnwritable(f"{directory}: cannot write the data directory: {error.strerror}")
+    what = f"{error.filename or directory}: cannot be opened"
+    return shortage_of(error, what) if is_shortage(error) else StorageFailed(f"{what}: {error.strerror}")
+
+
+def no_permission(directory: Path) -> DirectoryUnwritable:
+    """Names the first file in a data directory that cannot be read and written, its owner, and the way out."""
+    path = next((path for path in (directory, *sorted(directory.rglob("*"))) if not _is_usable(path)), directory)
+    user, owner = os.geteuid(), path.stat().st_uid
+    if owner == user:
+        return DirectoryUnwritable(f"{path}: no permission to use it; chmod -R u+rwX {directory}")
+    return DirectoryUnwritable(
+        f"{path}: belongs to {_name(owner)}, this process to {_name(user)}; chown -R {_name(user)} {directory}"
+    )
+
+
+def _is_usable(path: Path) -> bool:
+    return os.access(path, os.R_OK | os.W_OK | (os.X_OK if path.is_dir() else 0), effective_ids=True)
+
+
+def _name(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return str(user)

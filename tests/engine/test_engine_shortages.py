@@ -1,0 +1,409 @@
+"""Shortages of descriptors, room, memory or processes: the engine waits, refuses or goes on, and recovers by itself."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import engine_support as support
+import pytest
+from support import wait_until
+
+import merklekv
+from merklekv.engine import absorber as absorber_module
+from merklekv.engine import merger as merger_module
+from merklekv.engine import store as store_module
+from merklekv.engine.durable import MIN_MEMTABLE_SIZE
+from merklekv.engine.engine import Engine
+from merklekv.engine.format import NOTE_HORIZON
+from merklekv.engine.log import list_segments
+from merklekv.engine.store import Base, BaseWriter
+from merklekv.errors import DiskFull, Shortage, Stalled, StorageFailed
+
+VALUE = b"v" * 1000
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """No file can be opened by this process."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = [os.open("/dev/null", os.O_RDONLY)]
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
+    try:
+        with suppress(OSError):
+            while True:
+                held.append(os.open("/dev/null", os.O_RDONLY))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in held:
+            os.close(fd)
+
+
+def fill(engine: Engine, first: int, error: type[Exception]) -> int:
+    """Writes and commits from key number `first` on until that is raised; the number of the key that raised it."""
+    for number in range(first, first + 10_000):
+        try:
+            engine.set(b"k%d" % number, VALUE)
+        except error:
+            return number
+        except Stalled:
+            engine.wait_for_room(0.01)
+        engine.commit()
+    raise AssertionError(f"never {error}")
+
+
+@pytest.mark.parametrize("durability", ["always", "everysec", "never"])
+def test_commits_need_no_descriptor(make_engine: Callable[..., Engine], durability: str) -> None:
+    engine = make_engine(durability=durability)
+    with no_descriptors():
+        for number in range(100):
+            engine.set(b"k%d" % number, b"v")
+            engine.commit()
+        engine.flush()
+        assert engine._log.synced_lsn == engine._log.end_lsn
+
+
+def test_a_rotation_needs_no_descriptor(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(durability="always")
+    with no_descriptors():
+        engine.set(b"k", b"v")
+        support.freeze(engine)
+        assert len(engine._layers.frozen) == 1
+        engine.set(b"l", b"w")
+        support.freeze(engine)
+        assert len(engine._layers.frozen) == 2
+        engine.set(b"m", b"x")
+        engine.commit()
+    assert support.values(engine) == {b"k": b"v", b"l": b"w", b"m": b"x"}
+
+
+def test_without_descriptors_writes_go_on_while_memory_lasts(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The child that merges cannot be started, and later no segment: that is told, and is over with the shortage."""
+    monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
+    engine = make_engine(absorb="process", durability="everysec")
+    with no_descriptors():
+        count = fill(engine, 0, Shortage)
+        assert count * len(VALUE) > 2 * MIN_MEMTABLE_SIZE
+        with pytest.raises(Shortage, match="out of memory or descriptors, write not stored"):
+            engine.set(b"k", b"")
+        assert engine.get(b"k0") == VALUE
+        assert len(support.values(engine)) == count
+
+    def has_room() -> bool:
+        engine.commit()
+        return not engine.stalled
+
+    wait_until(has_room, what="room")
+    engine.set(b"after", b"")
+    engine.commit()
+    wait_until(lambda: not engine._layers.frozen, what="the merge")
+    assert len(support.values(engine)) == count + 1
+
+
+def test_an_engine_closes_without_descriptors(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(durability="everysec")
+    with no_descriptors():
+        engine.set(b"k", b"v")
+        engine.close()
+    assert make_engine().get(b"k") == b"v"
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE])
+def test_a_child_that_cannot_be_started_is_started_later(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
+    engine = make_engine(absorb="process")
+    attempts = []
+
+    def no_process(*_: object, **__: object) -> None:
+        attempts.append(number)
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(absorber_module.subprocess, "Popen", no_process)
+        engine.set(b"k", VALUE)
+        support.freeze(engine)
+        wait_until(lambda: len(attempts) > 10, what="attempts")
+    wait_until(lambda: not engine._layers.frozen, what="the merge")
+    assert engine.get(b"k") == VALUE
+
+
+def test_a_child_that_is_killed_each_time_is_a_shortage(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the kernel does when there is no memory."""
+    monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
+    engine = make_engine(absorb="process")
+    assert engine._merger is not None
+    child = engine._merger.child
+    command, child._command = child._command, ["sh", "-c", "kill -9 $$"]
+    engine.set(b"k", VALUE)
+    support.freeze(engine)
+    wait_until(lambda: "most likely memory is short" in caplog.text, what="the shortage")
+    child._command = command
+    wait_until(lambda: not engine._layers.frozen, what="the merge")
+    assert engine.get(b"k") == VALUE
+
+
+def test_memory_that_is_short_in_the_merger_passes(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
+    engine = make_engine(absorb="process")
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._layers, "drop_absorbed", _no_memory)
+        engine.set(b"k", VALUE)
+        support.freeze(engine)
+        wait_until(lambda: "cannot merge: out of memory" in caplog.text, what="the shortage")
+    wait_until(lambda: not engine._layers.frozen, what="the merge")
+
+
+def _no_memory() -> None:
+    raise MemoryError
+
+
+# -- a frame that finds no room although room was reserved -------------------------------------------------------------
+
+
+def test_all_kinds_of_changes_are_taken_back(make_engine: Callable[..., Engine]) -> None:
+    engine = support.filled(make_engine())
+    engine.note(b"kept", b"1")
+    engine.commit()
+
+    def state() -> object:
+        return (
+            support.everything(engine),
+            engine.root(),
+            engine.floor,
+            engine.horizon,
+            dict(engine.notes),
+            (engine.live_count, engine.dead_count),
+            engine._log.sequence,
+            engine._log.end_lsn,
+        )
+
+    def recover() -> None:
+        engine._next_probe = 0.0
+        engine.commit()
+
+    before = state()
+    changes: list[Callable[[], object]] = [
+        lambda: engine.set(b"new", b"v"),
+        lambda: engine.set(b"k05", b"v"),
+        lambda: engine.delete(b"k05"),
+        lambda: engine.delete(b"frozen"),
+        lambda: engine.increment(b"n", 5),
+        lambda: engine.mset([(b"k05", b"x"), (b"new", b"y")]),
+        engine.truncate,
+        lambda: engine.merge([(1, b"m", support.record(b"m", b"v", support.NOON))], b"elsewhere"),
+        lambda: engine.merge_floor(support.version(support.NOON - 1), b"elsewhere"),
+        lambda: engine.note(b"kept", b"2"),
+        lambda: engine.note(b"other", b"3"),
+        lambda: engine.raise_horizon(support.NOON + 10**12) and engine.collect(),
+    ]
+    for part in (0.0, 0.5, 1.0):
+        for change in changes:
+            change()
+            assert state() != before
+            with support.no_room(part), pytest.raises(DiskFull, match="disk full, write not stored"):
+                engine.commit()
+            assert state() == before
+            recover()
+    for change in changes:
+        change()
+    assert engine.notes[b"kept"] == b"2"
+    assert engine.notes[NOTE_HORIZON]
+    engine.commit()
+
+
+def test_reads_go_on_and_writes_are_refused_until_there_is_room(
+    make_engine: Callable[..., Engine], caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine(durability="always")
+    engine.set(b"k", b"v")
+    engine.commit()
+    with support.no_room():
+        engine.set(b"l", b"w")
+        with pytest.raises(DiskFull):
+            engine.commit()
+        for _ in range(3):
+            engine._next_probe = 0.0
+            engine.commit()  # nothing of ours is lost by it
+            with pytest.raises(DiskFull, match="disk full, write not stored"):
+                engine.set(b"l", b"w")
+            assert engine.get(b"k") == b"v"
+            assert engine.get(b"l") is None
+            assert not engine.makes_wait
+    assert "there is room again" not in caplog.text
+    engine._next_probe = 0.0
+    engine.commit()
+    assert "there is room again" in caplog.text
+    engine.set(b"l", b"x")
+    engine.commit()
+    assert support.values(engine) == {b"k": b"v", b"l": b"x"}
+
+
+def test_every_thread_with_changes_is_told_once(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    written, failed = threading.Barrier(2), threading.Event()
+    told: list[object] = []
+
+    def other() -> None:
+        engine.set(b"theirs", b"v")
+        written.wait(10)
+        assert failed.wait(10)
+        for _ in range(2):
+            try:
+                engine.commit()
+            except DiskFull as error:
+                told.append(str(error))
+            else:
+                told.append(None)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    written.wait(10)
+    engine.set(b"mine", b"v")
+    with support.no_room(), pytest.raises(DiskFull):
+        engine.commit()
+    failed.set()
+    thread.join(10)
+    assert told == ["disk full, write not stored", None]
+    assert support.values(engine) == {}
+    engine._next_probe = 0.0
+    engine.commit()
+
+
+def test_a_thread_that_had_changed_nothing_is_not_told(tmp_path: Path) -> None:
+    """In the library, where the next call may come much later."""
+    with merklekv.open(tmp_path / "data", absorb="manual") as database:
+        go, done = threading.Event(), threading.Event()
+        problems: list[DiskFull] = []
+
+        def other() -> None:
+            database.set(b"theirs", b"1")
+            done.set()
+            assert go.wait(10)
+            try:
+                database.set(b"theirs", b"2")
+            except DiskFull as problem:
+                problems.append(problem)
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert done.wait(10)
+        with support.no_room(), pytest.raises(DiskFull):
+            database.set(b"mine", b"1")
+        database.engine._next_probe = 0.0
+        database.engine.commit()
+        go.set()
+        thread.join(10)
+        assert problems == []
+        assert dict(database.items()) == {b"theirs": b"2"}
+
+
+def test_a_note_that_goes_first_is_not_lost(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    engine.note_first(b"one", b"1")
+    with support.no_room(), pytest.raises(DiskFull):
+        engine.flush()
+    assert engine.noted(b"one") == b"1"
+    assert b"one" not in engine.notes
+    engine._next_probe = 0.0
+    engine.commit()
+    assert engine.notes == {b"one": b"1"}
+    engine.commit()
+    engine.close()
+    assert make_engine().notes == {b"one": b"1"}
+
+
+def test_a_close_without_room_stores_what_was_committed(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    engine.set(b"k", b"v")
+    engine.commit()
+    engine.set(b"l", b"w")
+    with support.no_room(0.5):
+        engine.close()
+    assert support.values(make_engine()) == {b"k": b"v"}
+
+
+def test_a_failed_write_is_a_failed_disk(make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine()
+
+    def broken(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    engine.set(b"k", b"v")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", broken)
+        with pytest.raises(StorageFailed, match="cannot write: Input/output error"):
+            engine.commit()
+    with pytest.raises(StorageFailed):
+        engine.set(b"k", b"v")
+
+
+# -- LMDB --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_stays_when_there_is_no_other(make_engine: Callable[..., Engine]) -> None:
+    """All of LMDB's slots for readers are taken."""
+    engine = make_engine()
+    engine.set(b"k", b"v")
+    support.absorb(engine)
+    base = engine._layers.base
+    hogs = []
+    with suppress(store_module.lmdb.ReadersFullError):
+        while True:
+            hogs.append(base._env.begin())
+    with pytest.raises(Shortage, match="MDB_READERS_FULL"):
+        base.refresh()
+    assert base.get(b"k") is not None
+    hogs.clear()
+    base.refresh()
+    assert base.get(b"k") is not None
+
+
+def test_a_base_that_outgrows_the_map_of_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "base"
+    path.mkdir()
+    BaseWriter(path).close()
+    script = (
+        "import sys; from pathlib import Path; from merklekv.engine.store import BaseWriter\n"
+        "with BaseWriter(Path(sys.argv[1])) as writer:\n"
+        "    with writer._transaction() as txn:\n"
+        "        for number in range(300): txn.put(b'note:%d' % number, bytes(100_000), db=writer._meta)\n"
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "MAP_SIZE", 8 << 20)
+        base = Base(path)
+    subprocess.run([absorber_module.sys.executable, "-c", script, path], check=True, timeout=60)
+    base.refresh()
+    assert len(base.notes()) == 300
+    base.refresh()
+    base.close()
+
+
+def test_segments_are_deleted_when_there_are_descriptors_again(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    engine.tail.follow()
+    for number in range(3):
+        engine.set(b"k%d" % number, b"v")
+        support.freeze(engine)
+    support.absorb(engine)
+    assert len(list_segments(engine.directory.log)) > 1
+    with no_descriptors():
+        engine.release_log(engine.tail.end)
+    assert len(list_segments(engine.directory.log)) > 1
+    engine.release_log(engine.tail.end)
+    assert len(list_segments(engine.directory.log)) == 1
