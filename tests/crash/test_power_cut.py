@@ -3,7 +3,8 @@
 kill -9 leaves the kernel alive with all that was ever written; here only what was synced is certain (`crash_disk`). One
 client writes; at moments drawn by chance, also in the middle of a commit, a rotation or a merge, the disk is laid down
 as a power cut might leave it, and opened. What is found must be exactly what some first part of the writes makes, and
-that part must reach at least to the last commit that had returned (`always`), or to the last sync (`everysec`).
+that part must reach at least to the last commit that had returned (`always`), or to the last sync (`everysec`), also
+while the child that merges stands still.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +28,8 @@ from merklekv.errors import Stalled
 
 WRITES: Final = 1000
 COMMIT: Final = 0.5  # of the writes are followed by a commit
+FLUSH: Final = 0.1  # of the commits are followed by a sync
+STALL: Final = 0.05  # of the writes are followed by a standstill of the child, until writers have to wait for it
 KILL: Final = 0.01  # of the writes are followed by the end of the process, and a start
 CUT: Final = 0.05  # of the writes and syncs that the disk is asked for meet a power cut,
 RARE_CUT: Final = 0.3  # and of what happens seldom: files that come, go, grow and shrink
@@ -46,6 +51,7 @@ class Outlet:
         self.committed = 0  # the last write that is covered by a commit that has returned
         self.cuts = 0
         self.failure: BaseException | None = None
+        self._stalled: int | None = None
         self._directory = directory
         self._durability = durability
         (directory / "log").mkdir(parents=True)
@@ -61,6 +67,7 @@ class Outlet:
     def kill(self) -> None:
         """The process ends, and starts again: what it has written is in the kernel, synced or not, the rest is gone."""
         self._running = False
+        self.resume()
         engine = self.engine
         engine._closing.set()
         if engine._syncer.is_alive():
@@ -93,6 +100,7 @@ class Outlet:
 
     def _cut(self) -> None:
         self.cuts += 1
+        self.resume()  # it may be in a transaction, which a copy of the base has to wait for
         left = self._directory.parent / "left"
         shutil.rmtree(left, ignore_errors=True)
         for part in ("log", "base"):
@@ -134,12 +142,31 @@ class Outlet:
                 call()
                 return
             except Stalled:
+                self.resume()
                 self.engine.wait_for_room(1)
 
     def commit(self) -> None:
         self.engine.commit()
         if self.engine.durability == "always":
             self.committed = len(self.history) - 1
+        elif self.chance.random() < FLUSH:  # as the syncing thread does
+            self.engine.flush()
+            self.committed = len(self.history) - 1
+
+    def stall(self) -> None:
+        """The child stands still."""
+        merger = self.engine._merger
+        if merger is not None and (child := merger.child.pid) is not None:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGSTOP)
+                self._stalled = child
+
+    def resume(self) -> None:
+        """The child goes on."""
+        if self._stalled is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self._stalled, signal.SIGCONT)
+            self._stalled = None
 
 
 def everything(engine: Engine) -> Model:
@@ -168,6 +195,8 @@ def test_the_power_goes(
             outlet.write()
             if outlet.chance.random() < COMMIT:
                 outlet.commit()
+            if outlet.chance.random() < STALL:
+                outlet.stall()
             if outlet.chance.random() < KILL:
                 outlet.kill()
             if outlet.failure is not None:
@@ -175,6 +204,7 @@ def test_the_power_goes(
         outlet.commit()
         outlet.cut()
     finally:
+        outlet.resume()
         outlet.engine.close()
     assert outlet.failure is None
     assert outlet.cuts > CUTS_MIN

@@ -1,0 +1,100 @@
+"""`everysec`: each write is on disk within a second, as the node's system calls show, whatever is merged meanwhile.
+
+strace tells when each write of the log ended, and when the first sync of the same file that began after it did.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+from fix_node import NodeFactory
+from support import wait_until
+
+from merklekv.engine.log import list_segments
+from merklekv.net.client import Client as Connection
+
+MEMTABLE = 1 << 20
+VALUE = b"v" * 1000
+REPLY_S = 15.0
+PROMISE_S = 1.0
+STALLED_S = 3.0
+TRACE = ["strace", "-f", "-y", "-ttt", "-T", "-e", "trace=pwrite64,fdatasync,fsync", "-e", "signal=none"]
+CALL = re.compile(r"(?P<thread>\d+) +(?P<at>[\d.]+) (?P<call>\w+)\(\d+<(?P<file>[^>]*)>")
+TOOK = re.compile(r"<(?P<took>[\d.]+)>$")
+RESUMED = re.compile(r"(?P<thread>\d+) +(?P<at>[\d.]+) <\.\.\. \w+ resumed>")
+
+
+class Call(NamedTuple):
+    """A system call, with the times of its start and its end, s."""
+
+    name: str
+    file: str
+    start: float
+    end: float
+
+
+def calls(trace: Path) -> Iterator[Call]:
+    """The calls that strace has seen, each when it has ended."""
+    begun: dict[str, Call] = {}
+    for line in trace.read_text().splitlines():
+        if call := CALL.match(line):
+            start, took = float(call["at"]), TOOK.search(line)
+            made = Call(call["call"], call["file"], start, start + float(took["took"]) if took else 0.0)
+            if took:
+                yield made
+            else:
+                begun[call["thread"]] = made
+        elif (end := RESUMED.match(line)) and end["thread"] in begun:
+            yield begun.pop(end["thread"])._replace(end=float(end["at"]))
+
+
+def delays(trace: Path) -> list[float]:
+    """For each write of a segment, how long it was before the disk had it, s."""
+    found = [call for call in calls(trace) if call.file.endswith(".log")]
+    syncs = sorted((call for call in found if call.name != "pwrite64"), key=lambda call: call.start)
+    return [
+        next(sync.end - write.end for sync in syncs if sync.file == write.file and sync.start >= write.end)
+        for write in found
+        if write.name == "pwrite64"
+    ]
+
+
+def test_writes_are_on_disk_within_a_second_while_merging_stands_still(
+    node_factory: NodeFactory, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace"
+    node = node_factory("--durability", "everysec", "--memtable-size", str(MEMTABLE), start=False)
+    node.wrapper = [*TRACE, "-o", str(trace)]
+    node.start()
+    (server,) = psutil.Process(node.pid).children()
+
+    with Connection("127.0.0.1", node.port, REPLY_S) as client:
+
+        def write(first: int, count: int) -> None:
+            client.send([(b"SET", b"k%d" % number, VALUE) for number in range(first, first + count)])
+            for _ in range(count):
+                client.receive()
+
+        for first in range(0, 1000, 50):
+            write(first, 50)
+        (child,) = wait_until(server.children, what="the child that merges")
+        child.suspend()
+        for first in range(1000, 1900, 50):
+            write(first, 50)
+        assert len(list_segments(node.directory / "log")) == 3, "two full ones wait for the child"
+        end = time.monotonic() + STALLED_S
+
+        def write_on() -> bool:
+            write(0, 1)
+            return time.monotonic() > end
+
+        wait_until(write_on, what="time to pass")
+        child.resume()
+    server.terminate()
+    assert node.wait() == 0
+    assert [delay for delay in delays(trace) if delay > PROMISE_S] == []
