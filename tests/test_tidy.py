@@ -15,9 +15,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # What a part may import of the package, beside itself. The bottom is what everybody may.
-BOTTOM = {"merklekv", "merklekv.errors"}
+BOTTOM = {"merklekv", "merklekv.errors", "merklekv.interpreter", "merklekv.private"}
 LAYERS = {
     "merklekv/errors.py": set(),
+    "merklekv/interpreter.py": set(),
+    "merklekv/private.py": set(),
     "merklekv/kinds.py": set(),
     "merklekv/settings.py": {"merklekv.kinds"},
     "merklekv/config.py": {"merklekv.settings"},
@@ -85,7 +87,7 @@ def test_imports_point_down(file: Path) -> None:
         if not module.startswith(("merklekv", "merklekv_tool")) or module in BOTTOM:
             continue
         if layer is not None:
-            own = module.startswith(("merklekv.errors.", "merklekv.__version__"))
+            own = within(module, {*BOTTOM - {"merklekv"}, "merklekv.__version__"})
             assert own or within(module, LAYERS[layer]), f"{name} imports {module}"
         assert not within(module, TOP) or name in ("merklekv/cli.py", "merklekv/__main__.py"), f"{name}: {module}"
 

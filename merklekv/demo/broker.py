@@ -11,10 +11,10 @@ import os
 import shutil
 import signal
 import socket
-import sys
 from pathlib import Path
 from typing import Final
 
+from merklekv import interpreter
 from merklekv.demo.process import Child, DemoFailed
 
 HOST: Final = "127.0.0.1"
@@ -109,7 +109,7 @@ def make_broker(kind: str, directory: Path) -> Broker:
     if kind != "iotcore" and mosquitto:
         return Broker("mosquitto", [mosquitto, "-c"], MOSQUITTO_CONFIG, directory)
     if kind != "mosquitto" and importlib.util.find_spec("iotcore"):
-        command = [sys.executable, "-m", "iotcore", "--log-level", "CRITICAL", "--config"]
+        command = interpreter.command("iotcore", "--log-level", "CRITICAL", "--config")
         return Broker("iotcore", command, IOTCORE_CONFIG, directory)
     missing = {"auto": "no MQTT broker", "mosquitto": "no mosquitto", "iotcore": "no iotcore"}[kind]
     raise DemoFailed(

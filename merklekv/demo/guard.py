@@ -20,6 +20,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from merklekv import interpreter
+
 REMOVE_ATTEMPTS: Final = 50
 REMOVE_PAUSE_S: Final = 0.1
 
@@ -29,7 +31,11 @@ class Guard:
 
     def __init__(self, directory: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(directory)], stdin=subprocess.PIPE, text=True, start_new_session=True
+            interpreter.command(__name__, str(directory)),
+            stdin=subprocess.PIPE,
+            text=True,
+            env=interpreter.environment(),
+            start_new_session=True,
         )
 
     def watch(self, pid: int) -> None:

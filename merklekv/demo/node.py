@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from merklekv import interpreter
 from merklekv.demo.broker import HOST
 from merklekv.demo.process import Child
 from merklekv.net.client import Client, NodeError, Reply, Unreachable
@@ -51,7 +51,7 @@ class Node:
 
     def start(self) -> None:
         self._wanted = True
-        command = [sys.executable, "-m", "merklekv", "run", "--data-dir", str(self._data)]
+        command = interpreter.command("merklekv", "run", "--data-dir", str(self._data))
         command += ["--port", str(self.port), "--node-id", self.name, "--log-level", "warning"]
         for name, value in (SETTINGS | {"replication.mqtt_port": str(self._broker_port)}).items():
             command += ["--set", f"{name}={value}"]

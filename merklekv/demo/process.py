@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
+from merklekv import interpreter
 from merklekv.errors import MerkleKVError
 
 STOP_S: Final = 10.0
@@ -31,7 +32,8 @@ class Child:
     def launch(self, command: list[str]) -> None:
         """Starts it, once the one before, which was asked to stop, has ended."""
         self._wait_for_end()
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(SETTING_PREFIX)}
+        variables = interpreter.environment().items()
+        environment = {name: value for name, value in variables if not name.startswith(SETTING_PREFIX)}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command,

@@ -24,6 +24,7 @@ from typing import Final
 
 from xxhash import xxh3_64_digest
 
+from merklekv import interpreter
 from merklekv.engine import crashpoints
 from merklekv.engine.access import trouble
 from merklekv.engine.format import (
@@ -177,7 +178,7 @@ class AbsorbingChild:
     """The child process as its parent sees it.  One thread calls `absorb`; `stop` comes from another."""
 
     def __init__(self, base: Path, log_directory: Path, lock_fd: int) -> None:
-        self._command = [sys.executable, "-m", "merklekv.engine.absorber", str(base), str(log_directory)]
+        self._command = interpreter.command("merklekv.engine.absorber", str(base), str(log_directory))
         self._lock_fd = lock_fd
         self._guard = threading.Lock()
         self._stopped = False
@@ -243,7 +244,7 @@ class AbsorbingChild:
                     stdout=subprocess.PIPE,
                     text=True,
                     pass_fds=(self._lock_fd,),
-                    env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},  # it imports what we import
+                    env=interpreter.environment(),
                 )
             return self._process
 

@@ -16,6 +16,7 @@ from typing import Final
 
 import lmdb
 
+from merklekv import interpreter
 from merklekv.engine.store import MAP_SIZE, is_full, translate
 from merklekv.errors import DiskFull, StorageFailed
 from merklekv_tool.output import Update
@@ -32,10 +33,10 @@ def copy(source: Path, target: Path, update: Update) -> None:
     """
     total = (source / DATA).stat().st_size
     with subprocess.Popen(
-        [sys.executable, "-m", __name__, str(source), str(target)],
+        interpreter.command(__name__, str(source), str(target)),
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},  # it imports what we import
+        env=interpreter.environment(),
     ) as child:
         try:
             while _runs(child):
