@@ -39,6 +39,7 @@ from merklekv.net import exchange_command, records
 from merklekv.net.client import Client
 from merklekv.net.limits import Limits
 from merklekv.net.server import Server
+from merklekv.private import private
 from merklekv.replication.anti_entropy import AntiEntropy
 from merklekv.replication.carrier import split_address
 from merklekv.replication.exchange_side import load_members
@@ -170,6 +171,7 @@ class Node:
             hold_max_bytes=settings.replication.outbox_max_bytes,
         )
         try:
+            self.engine.directory.warn_of_readers()
             self.node_id = settings.replication.client_id or stored_node_id(settings.storage_path)
             self.members = load_members(self.engine, self.node_id)
             self.anti_entropy = AntiEntropy(
@@ -349,7 +351,7 @@ def stored_node_id(directory: Path) -> str:
             return file.read_text().strip()
         node_id = f"{socket.gethostname()}-{secrets.token_hex(NODE_ID_RANDOM_BYTES)}"
         draft = file.with_suffix(".new")
-        with draft.open("w") as out:
+        with open(draft, "w", opener=private) as out:
             out.write(node_id + "\n")
             out.flush()
             os.fsync(out.fileno())

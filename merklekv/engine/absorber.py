@@ -40,7 +40,7 @@ from merklekv.engine.format import (
 )
 from merklekv.engine.log import Segment, list_segments, segment_path
 from merklekv.engine.repairs import Repairs, repair
-from merklekv.engine.store import TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter, Pair
+from merklekv.engine.store import DATA_FILE, TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter, Pair
 from merklekv.errors import Corruption, DirectoryUnwritable, DiskFull, MerkleKVError, Shortage, StorageFailed
 from merklekv.shortage import is_shortage, shortage_of
 
@@ -178,6 +178,7 @@ class AbsorbingChild:
     """The child process as its parent sees it.  One thread calls `absorb`; `stop` comes from another."""
 
     def __init__(self, base: Path, log_directory: Path, lock_fd: int) -> None:
+        self._base = base
         self._command = interpreter.command("merklekv.engine.absorber", str(base), str(log_directory))
         self._lock_fd = lock_fd
         self._guard = threading.Lock()
@@ -210,7 +211,13 @@ class AbsorbingChild:
             elif word == "error":
                 name, _, message = rest.partition(" ")
                 raise _ERRORS.get(name, StorageFailed)(message)
-        raise ChildDied(f"exit status {process.wait()}", killed=process.returncode == -signal.SIGKILL)
+        status = process.wait()
+        if status == -signal.SIGBUS:
+            raise Corruption(
+                f"{self._base / DATA_FILE}: could not be read (SIGBUS): it was cut off, or the disk fails; "
+                "`merklekv-tool verify` lists the damage; restore the directory from a backup"
+            )
+        raise ChildDied(f"exit status {status}", killed=status == -signal.SIGKILL)
 
     def stop(self) -> None:
         """Ends the child, after the transaction it is in, and keeps it from being started again."""

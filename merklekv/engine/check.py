@@ -12,16 +12,14 @@ the leaves, one frame, and two bytes for each page of the base.
 """
 
 import logging
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from merklekv.engine import naive
 from merklekv.engine.check_base import View, check_base, check_base_file
 from merklekv.engine.check_log import LogWalk, check_log
-from merklekv.engine.directory import lock_directory, require_format
+from merklekv.engine.directory import held, require_format
 from merklekv.engine.engine import Engine
 from merklekv.engine.findings import (
     BaseFacts,
@@ -53,7 +51,7 @@ def check_directory(path: Path | str, progress: Progress | None = None, note: No
     if not path.is_dir():
         raise NotADataDirectory(f"{path}: no such directory")
     require_format(path)
-    with _held(path):
+    with held(path):
         data = path / "base" / "data.mdb"
         base_size = data.stat().st_size if data.exists() else 0
         log_size = sum(segment.stat().st_size for segment in (path / "log").glob("*.log"))
@@ -64,20 +62,6 @@ def check_directory(path: Path | str, progress: Progress | None = None, note: No
         check_log(path / "log", facts, findings)
         stages.end()
     return findings.sentences()
-
-
-@contextmanager
-def _held(path: Path) -> Iterator[None]:
-    """Keeps everybody else out, without a trace."""
-    if not (path / "LOCK").exists():
-        yield  # a copy: whoever opens it makes the lock
-        return
-    fd = os.open(path / "LOCK", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        lock_directory(fd, path)
-        yield
-    finally:
-        os.close(fd)
 
 
 def check_engine(engine: Engine) -> list[str]:

@@ -8,6 +8,7 @@ import lmdb
 from lmdb.verify import VerifyError, verify
 
 from merklekv.engine.findings import BaseFacts, Findings, record_problems, show, version_text
+from merklekv.engine.lmdb_file import shortfall
 from merklekv.engine.naive import RECORD_SIZE_MIN, VERSION_SIZE, Tree, bucket_of, is_tombstone, number, number_bytes
 
 NODE_SIZE: Final = 256 * 24
@@ -35,6 +36,10 @@ def check_base_file(data: Path, findings: Findings) -> BaseFacts:
     """Checks a base that nobody has open.  Changes nothing, not even LMDB's lock file."""
     weight = data.stat().st_size
     findings.stages.begin(weight, 1)
+    short = shortfall(data)
+    if short:
+        findings.add(data, f"{short}, so nothing in it is checked")
+        return BaseFacts(known=False)
     try:
         damage = verify(str(data))  # type: ignore[no-untyped-call]
     except VerifyError as error:

@@ -4,6 +4,7 @@ A torn tail is no problem where a start would cut it off: nothing behind it says
 The same bytes are damage when something does, or when a segment that the base has taken in is not whole.
 """
 
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -25,7 +26,7 @@ FORMAT_VERSION: Final = 1
 
 def segment_lsns(directory: Path) -> list[int]:
     """Where the segments start, by their names, in order."""
-    return sorted(int(path.stem) for path in directory.glob("*.log") if path.stem.isdigit())
+    return sorted(int(path.stem) for path in directory.glob("*.log") if re.fullmatch("[0-9]{20}", path.stem))
 
 
 def check_log(directory: Path, base: BaseFacts, findings: Findings) -> None:

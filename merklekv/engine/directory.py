@@ -1,24 +1,49 @@
-"""The data directory: made, recognised, and held by one process at a time."""
+"""The data directory: made, recognised, and held by one process at a time.
+
+The lock (flock) is on the directory itself, so it holds whatever becomes of the files in it.  The file LOCK names the
+holder for people; nothing depends on it.
+"""
 
 import errno
 import fcntl
+import logging
 import os
+import stat
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from merklekv.engine.format import FORMAT_LINE, FORMAT_VERSION
 from merklekv.engine.log import sync_directory
-from merklekv.errors import DirectoryLocked, DirectoryUnwritable, FormatTooNew, NotADataDirectory
+from merklekv.errors import (
+    Corruption,
+    DirectoryLocked,
+    DirectoryUnwritable,
+    FormatTooNew,
+    NotADataDirectory,
+    StorageFailed,
+)
+from merklekv.private import DIRECTORY_MODE, FILE_MODE, private
 
 ORPHAN_TIMEOUT_S: Final = 10.0  # how long the absorbing child of a killed server may need to notice
 ORPHAN_POLL_S: Final = 0.02
+MARK_SIZE_MAX: Final = 256  # bytes of FORMAT that are looked at
+HOLDER_SIZE_MAX: Final = 32  # bytes of LOCK that are shown
+LOCK_LIST: Final = Path("/proc/locks")  # the kernel's
+
+DIRECTORIES: Final = ("base", "log")
+FILES: Final = ("FORMAT", "node-id", "outbox", "base/data.mdb", "base/lock.mdb")
+OVERWRITTEN: Final = ("LOCK", "FORMAT.new", "node-id.new", "outbox.new")  # a link would lead the writer elsewhere
+
+log = logging.getLogger(__name__)
 
 
 class DataDirectory:
     """A data directory that this process holds until `release`.
 
-    Raises DirectoryUnwritable, NotADataDirectory, FormatTooNew, DirectoryLocked.
+    Raises DirectoryUnwritable, NotADataDirectory, FormatTooNew, DirectoryLocked, Corruption.
     """
 
     def __init__(self, path: Path) -> None:
@@ -26,37 +51,65 @@ class DataDirectory:
         self.base = path / "base"
         self.log = path / "log"
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            require_format(path, may_be_new=True)
-            self.lock_fd = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            path.mkdir(DIRECTORY_MODE, parents=True, exist_ok=True)
+            self.lock_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise DirectoryUnwritable(
                 f"{path}: cannot use this as data directory: {error.strerror}; make it writable or choose another"
             ) from error
         try:
             lock_directory(self.lock_fd, path)
-            holder = f"{os.getpid()}\n".encode()
-            os.pwrite(self.lock_fd, holder, 0)  # over what is there: a full disk must not keep a node from starting
-            os.ftruncate(self.lock_fd, len(holder))
+            require_format(path, may_be_new=True)
             self._make()
+            self._places = [(path, _identity(os.fstat(self.lock_fd)))]
+            self._places += [(part, _identity(part.stat())) for part in (self.base, self.log)]
+            self.require_in_place()
         except OSError as error:
             os.close(self.lock_fd)
             raise DirectoryUnwritable(f"{path}: cannot write the data directory: {error.strerror}") from error
-        except DirectoryLocked:
+        except BaseException:
             os.close(self.lock_fd)
             raise
 
+    def require_in_place(self) -> None:
+        """Raises StorageFailed when the directory, its base or its log was moved away or replaced since the start.
+
+        Files are opened by name: what is written next would go elsewhere, maybe into the directory of another node.
+        """
+        for path, identity in self._places:
+            try:
+                found = _identity(path.stat())
+            except OSError:
+                found = None
+            if found != identity:
+                raise StorageFailed(f"{path}: was moved or replaced while it was in use; put it back, then start again")
+
+    def warn_of_readers(self) -> None:
+        """Logs a warning when every user of this machine may look into the directory."""
+        if self.path.stat().st_mode & stat.S_IRWXO:
+            log.warning("%s: other users of this machine may read it: chmod -R go-rwx %s", self.path, self.path)
+
     def release(self) -> None:
         """Lets the next process in."""
-        os.close(self.lock_fd)
+        try:
+            give_to_owner(".", os.fstat(self.lock_fd), self.lock_fd)
+        finally:
+            os.close(self.lock_fd)
 
     def _make(self) -> None:
-        self.base.mkdir(exist_ok=True)
-        self.log.mkdir(exist_ok=True)
+        lock = os.open(self.path / "LOCK", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+        try:
+            holder = f"{os.getpid()}\n".encode()
+            os.pwrite(lock, holder, 0)  # over what is there: a full disk must not keep a node from starting
+            os.ftruncate(lock, len(holder))
+        finally:
+            os.close(lock)
+        self.base.mkdir(DIRECTORY_MODE, exist_ok=True)
+        self.log.mkdir(DIRECTORY_MODE, exist_ok=True)
         mark = self.path / "FORMAT"
         if not mark.exists():
             draft = self.path / "FORMAT.new"
-            with draft.open("w") as file:
+            with open(draft, "w", opener=private) as file:
                 file.write(f"{FORMAT_LINE}{FORMAT_VERSION}\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -65,34 +118,78 @@ class DataDirectory:
             sync_directory(self.path.absolute().parent)
 
 
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keeps every other process out while the block runs, and leaves no trace.  Raises DirectoryLocked."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        lock_directory(fd, path)
+        yield
+    finally:
+        os.close(fd)
+
+
 def lock_directory(lock_fd: int, path: Path) -> None:
-    """Takes the lock through a descriptor of the file LOCK in `path`; DirectoryLocked names the holder."""
+    """Takes the lock of the directory `path` through a descriptor of it; DirectoryLocked names the holder.
+
+    Raises DirectoryUnwritable where the file system has no locks.
+    """
     deadline = time.monotonic() + ORPHAN_TIMEOUT_S
     while True:
         try:
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            holder = os.pread(lock_fd, 32, 0).decode(errors="replace").strip()
+            holder = _holder(lock_fd, path)
             # The child of a server that was killed holds the lock a moment longer than its parent.
             if _is_alive(holder) or time.monotonic() > deadline:
                 raise DirectoryLocked(
                     f"{path}: in use by process {holder or 'unknown'}; stop it first, or choose another directory"
                 ) from None
             time.sleep(ORPHAN_POLL_S)
+        except OSError as error:
+            raise DirectoryUnwritable(
+                f"{path}: cannot be locked: {error.strerror}; choose a directory on a local file system"
+            ) from error
+
+
+def _holder(lock_fd: int, path: Path) -> str:
+    """The process that took the lock: by the kernel's list, else (another container) by the file LOCK."""
+    status = os.fstat(lock_fd)
+    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    with suppress(OSError):
+        for line in LOCK_LIST.read_text().splitlines():
+            _, kind, _, _, pid, locked, *_ = line.replace("->", "").split()
+            if kind == "FLOCK" and locked == place and int(pid) > 0:
+                return pid
+    with suppress(OSError):
+        fd = os.open(path / "LOCK", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            return os.pread(fd, HOLDER_SIZE_MAX, 0).decode(errors="replace").strip()
+        finally:
+            os.close(fd)
+    return ""
 
 
 def require_format(path: Path, may_be_new: bool = False) -> None:
-    """Refuses what is no data directory, or one that this release cannot read."""
+    """Refuses what is no data directory, or one that this release cannot read, or whose parts are not files.
+
+    Raises NotADataDirectory, FormatTooNew, Corruption, DirectoryUnwritable.
+    """
     mark = path / "FORMAT"
-    if not mark.exists():
+    if not os.path.lexists(mark):
         others = {entry.name for entry in path.iterdir()} - {"LOCK", "FORMAT.new", "base", "log", "lost+found"}
-        if may_be_new and not others:
-            return
-        raise NotADataDirectory(f"{path}: not a MerkleKV data directory (no FORMAT file); choose an empty or a new one")
-    line = mark.read_text(errors="replace").strip()
+        if not may_be_new or others:
+            raise NotADataDirectory(
+                f"{path}: not a MerkleKV data directory (no FORMAT file); choose an empty or a new one"
+            )
+    _require_kinds(path)
+    if not mark.exists():
+        return
+    with mark.open("rb") as file:
+        line = file.read(MARK_SIZE_MAX).decode(errors="replace").strip()
     number = line.removeprefix(FORMAT_LINE)
-    if not line.startswith(FORMAT_LINE) or not number.isdigit():
+    if not line.startswith(FORMAT_LINE) or not (number.isascii() and number.isdigit()):
         raise NotADataDirectory(f"{mark}: holds {line[:60]!r}, not '{FORMAT_LINE}{FORMAT_VERSION}'")
     if int(number) > FORMAT_VERSION:
         raise FormatTooNew(
@@ -100,11 +197,61 @@ def require_format(path: Path, may_be_new: bool = False) -> None:
         )
 
 
+def _require_kinds(path: Path) -> None:
+    """Refuses a directory, a pipe or the like under the name of a file: opening it may fail, or wait for ever."""
+    try:
+        for name in DIRECTORIES:
+            _require_kind(path / name, stat.S_ISDIR, "a directory")
+        for name in (*FILES, *OVERWRITTEN):
+            _require_kind(path / name, stat.S_ISREG, "a file", follow=name not in OVERWRITTEN)
+        for segment in (path / "log").glob("*.log"):
+            _require_kind(segment, stat.S_ISREG, "a file")
+    except OSError as error:
+        raise DirectoryUnwritable(f"{error.filename or path}: cannot be read: {error.strerror}") from error
+
+
+def _require_kind(path: Path, is_right: Callable[[int], bool], expected: str, follow: bool = True) -> None:
+    try:
+        mode = path.stat(follow_symlinks=follow).st_mode
+    except FileNotFoundError:
+        if not path.is_symlink():
+            return
+        mode = stat.S_IFLNK
+    if not is_right(mode):
+        found = _KINDS.get(stat.S_IFMT(mode), "a device")
+        raise Corruption(f"{path}: is {found}, not {expected}; move it away, then restore the directory from a backup")
+
+
+_KINDS: Final = {
+    stat.S_IFREG: "a file",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFLNK: "a symbolic link",
+}
+
+
+def give_to_owner(top: Path | str, owner: os.stat_result, dir_fd: int | None = None) -> None:
+    """Gives what root has made in `top` (from `dir_fd` on) to the owner of a directory; for others nothing to do."""
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        return
+    for _, directories, files, fd in os.fwalk(top, dir_fd=dir_fd):
+        for name in (".", *directories, *files):
+            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            is_alone = stat.S_ISDIR(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink == 1)
+            if status.st_uid == 0 and is_alone:  # another name of a file may be anywhere, put here by a user
+                os.chown(name, owner.st_uid, owner.st_gid, dir_fd=fd, follow_symlinks=False)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
 def _is_alive(holder: str) -> bool:
     if not holder.isdigit():
         return False
     try:
         os.kill(int(holder), 0)
-    except OSError as error:
-        return error.errno == errno.EPERM
+    except (OSError, OverflowError) as error:
+        return isinstance(error, OSError) and error.errno == errno.EPERM
     return True

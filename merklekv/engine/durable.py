@@ -317,6 +317,7 @@ class Durable(State):
         with self.lock:
             try:
                 self._flush()  # what other threads have added since is in the memtable, so it must be in the segment
+                self.directory.require_in_place()
                 self._log.seal()
             except Shortage as error:
                 if self._unwritable is None:  # else it was the flush: others are told, what this thread did is durable

@@ -2,7 +2,7 @@
 
 A data directory
     FORMAT          one line of text, ``MerkleKV data format 1``
-    LOCK            held (flock) by the one process that has the directory open, and by its absorbing child; holds a pid
+    LOCK            the pid of the process that has the directory open; the lock (flock) is on the directory itself
     base/           an LMDB environment: the sorted base
     log/            the commit log: one file a segment, named by the log position (LSN) of its first byte, 20 digits
     outbox          how far the local events of the log have been published, see tail.py; only where they are

@@ -23,6 +23,7 @@ Not here: what entries mean (engine.py), when to seal (engine.py), publishing (r
 import logging
 import mmap
 import os
+import re
 import threading
 import time
 from collections import deque
@@ -44,6 +45,7 @@ from merklekv.engine.format import (
     frame_checksum,
 )
 from merklekv.errors import Corruption, DiskFull, FormatTooNew, InvalidArgument, Shortage, StorageFailed
+from merklekv.private import FILE_MODE
 from merklekv.shortage import NO_ROOM, is_shortage, shortage_of
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ RESERVE_STEP: Final = 4 << 20  # bytes reserved ahead of the writes
 PROBE_SIZE: Final = 64 << 10  # bytes that a disk has to take before it is trusted again
 NEXT_FILE: Final = "next"  # becomes the next segment
 _ENTRY_SIZE: Final = ENTRY.size
+_NAME: Final = re.compile(r"[0-9]{20}")
 
 
 class Frame(NamedTuple):
@@ -74,7 +77,7 @@ def segment_path(directory: Path, lsn: int) -> Path:
 
 def list_segments(directory: Path) -> list[int]:
     """LSNs of the segments in a log directory, in order."""
-    return sorted(int(path.stem) for path in directory.glob("*.log") if path.stem.isdigit())
+    return sorted(int(path.stem) for path in directory.glob("*.log") if _NAME.fullmatch(path.stem))
 
 
 class Segment:
@@ -478,7 +481,7 @@ class Log:
             self._next_fd = self._open_next()
 
     def _open_next(self) -> int:
-        return os.open(self.directory / NEXT_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        return os.open(self.directory / NEXT_FILE, os.O_RDWR | os.O_CREAT, FILE_MODE)
 
     def _trouble(self, error: OSError, what: str, path: Path | None = None) -> Shortage | StorageFailed:
         what = f"{path or self._path}: {what}"

@@ -21,11 +21,11 @@ from merklekv.engine.format import (
     VERSION_SIZE,
 )
 from merklekv.engine.layers import Layers
-from merklekv.engine.log import Log, Segment, recover, segment_path, sync_directory
+from merklekv.engine.log import Log, Segment, list_segments, recover, segment_path, sync_directory
 from merklekv.engine.memtable import Memtable, charge
 from merklekv.engine.repairs import Repairs, repair
-from merklekv.engine.store import Base, BaseWriter
-from merklekv.errors import Shortage
+from merklekv.engine.store import DATA_FILE, Base, BaseWriter
+from merklekv.errors import Corruption, Shortage
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,14 @@ def open_layers(directory: DataDirectory) -> Opened:
 
 
 def _open_layers(directory: DataDirectory) -> Opened:
-    is_new = not (directory.base / "data.mdb").exists()
+    data = directory.base / DATA_FILE
+    is_new = not data.exists() or not data.stat().st_size
+    lsns = list_segments(directory.log)
+    if is_new and lsns and lsns[0]:
+        raise Corruption(
+            f"{data}: is missing or empty, and the log begins at LSN {lsns[0]}, not at 0; restore the directory from a "
+            "backup, or start empty and let the other nodes fill it"
+        )
     BaseWriter(directory.base).close()  # makes what is missing of it, and frees the slots of readers that were killed
     if is_new:
         sync_directory(directory.base)  # LMDB syncs its file, not the file's name

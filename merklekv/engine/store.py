@@ -47,8 +47,10 @@ from merklekv.engine.format import (
     ZERO_VERSION,
     bucket_of,
 )
+from merklekv.engine.lmdb_file import require_whole
 from merklekv.engine.merkle import LEAF_MASK, LEAVES_PER_INNER, term_of, unpack_leaves
 from merklekv.errors import Corruption, DirectoryLocked, DiskFull, MerkleKVError, Shortage, StorageFailed
+from merklekv.private import FILE_MODE
 from merklekv.shortage import NO_ROOM, number_of
 
 FULL_BELOW: Final = 1 << 20  # bytes: a disk with less room than this is taken for full when a write has failed
@@ -57,6 +59,7 @@ TRANSACTION_BYTES: Final = 8 << 20
 # Sparse: an address range, not memory and not disk.  It is larger where the file already is.
 MAP_SIZE: Final = 1 << 38 if sys.maxsize > 2**32 else 1 << 30
 
+DATA_FILE: Final = "data.mdb"
 DATABASES: Final = (b"records", b"index", b"tombstones", b"leaves", b"meta")
 LISTS: Final = (b"index", b"tombstones")  # several sorted values to a key
 NOTE_PREFIX: Final = b"note:"
@@ -72,7 +75,7 @@ Pair = tuple[bytes, bytes]
 
 
 def _map_size(path: Path) -> int:
-    file = path / "data.mdb"
+    file = path / DATA_FILE
     return max(MAP_SIZE, 2 * file.stat().st_size if file.exists() else 0)
 
 
@@ -116,6 +119,7 @@ def _open_for_reading(path: Path) -> lmdb.Environment:
             return lmdb.open(
                 str(path),
                 readonly=True,
+                mode=FILE_MODE,
                 max_dbs=len(DATABASES),
                 map_size=_map_size(path),
                 readahead=False,
@@ -132,6 +136,7 @@ class Base:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        require_whole(path / DATA_FILE)
         try:
             self._env = _open_for_reading(path)
             self._records, self._index, self._tombstones, self._leaves, self._meta = (
@@ -258,9 +263,15 @@ class BaseWriter:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        require_whole(path / DATA_FILE)
         try:
             self._env = lmdb.open(
-                str(path), max_dbs=len(DATABASES), map_size=_map_size(path), readahead=False, metasync=True
+                str(path),
+                mode=FILE_MODE,
+                max_dbs=len(DATABASES),
+                map_size=_map_size(path),
+                readahead=False,
+                metasync=True,
             )
             self._env.reader_check()  # slots of readers that were killed would keep old pages for ever
             self._records, self._index, self._tombstones, self._leaves, self._meta = (
@@ -398,8 +409,12 @@ class BaseWriter:
             txn.put(name, bytes(packed), db=self._leaves)
 
     def close(self) -> None:
-        """Closes the environment."""
+        """Closes the environment.  Makes the file as long as it says, see lmdb_file.py: a look at that is cheaper."""
+        data = self._path / DATA_FILE
+        needed = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
         self._env.close()
+        if data.stat().st_size < needed:
+            os.truncate(data, needed)
 
     def __enter__(self) -> "BaseWriter":
         return self

@@ -26,6 +26,7 @@ from xxhash import xxh3_64_intdigest
 from merklekv.engine.format import FRAME_HEADER, FRAME_MAGIC, SEGMENT_HEADER, frame_checksum
 from merklekv.engine.log import Log, list_segments, segment_path, sync_directory, sync_file
 from merklekv.errors import Corruption, DirectoryUnwritable
+from merklekv.private import private
 
 log = logging.getLogger(__name__)
 
@@ -242,9 +243,12 @@ class Tail:
 
     def _load(self) -> Place | None:
         try:
-            data = self._path.read_bytes()
+            with self._path.open("rb") as file:
+                data = file.read(_PLACE.size + 1)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise DirectoryUnwritable(f"{self._path}: cannot be read: {error.strerror}") from error
         oldest = Place(list_segments(self._log_directory)[0], 0)
         sound = len(data) == _PLACE.size and data[:8] == PLACE_MAGIC
         if not sound or int.from_bytes(data[-8:], "big") != xxh3_64_intdigest(data[:-8]):
@@ -260,7 +264,8 @@ class Tail:
     def _save(self, place: Place) -> None:
         body = _PLACE.pack(PLACE_MAGIC, *place, 0)[:-8]
         draft = self._path.with_suffix(".new")
-        draft.write_bytes(body + xxh3_64_intdigest(body).to_bytes(8, "big"))
+        with open(draft, "wb", opener=private) as file:
+            file.write(body + xxh3_64_intdigest(body).to_bytes(8, "big"))
         draft.replace(self._path)
 
     def _make_durable(self, place: Place) -> None:

@@ -12,7 +12,6 @@ import random
 import signal
 from pathlib import Path
 
-import psutil
 import pytest
 from crash_harness import SMALL_MEMTABLE, Victim, is_gone, wait_gone
 from fix_node import READY, NodeFactory
@@ -74,7 +73,7 @@ def test_the_next_start_waits_for_the_child_of_a_killed_server(node_factory: Nod
     os.kill(child, signal.SIGSTOP)
     node.kill()
     node.launch()
-    wait_until(lambda: _has_open(node.pid, "LOCK"), what="the next start to come to the lock")
+    wait_until(lambda: _has_open(node.pid, node.directory), what="the next start to come to the lock")
     assert not READY.search(node.output())
     os.kill(child, signal.SIGCONT)
     wait_until(lambda: READY.search(node.output()), what="the ready line")
@@ -83,8 +82,8 @@ def test_the_next_start_waits_for_the_child_of_a_killed_server(node_factory: Nod
     victim.stop()
 
 
-def _has_open(pid: int, name: str) -> bool:
-    return any(Path(file.path).name == name for file in psutil.Process(pid).open_files())
+def _has_open(pid: int, directory: Path) -> bool:
+    return any(os.path.realpath(fd) == str(directory) for fd in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def test_a_truncate_is_whole_or_not_there(node_factory: NodeFactory, tmp_path: Path, crash_seed: str) -> None:

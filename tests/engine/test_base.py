@@ -136,5 +136,5 @@ def test_what_lmdb_reports_becomes_what_a_person_can_act_on(tmp_path: Path) -> N
 
 def test_a_base_that_is_no_lmdb_file_is_damage(tmp_path: Path) -> None:
     (tmp_path / "data.mdb").write_bytes(b"something else" * 1000)
-    with pytest.raises(Corruption, match=f"{tmp_path}: LMDB reports damage"):
+    with pytest.raises(Corruption, match=f"{tmp_path}/data.mdb: is 14000 bytes long and does not begin with"):
         BaseWriter(tmp_path)

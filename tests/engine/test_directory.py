@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import engine_support as support
 import pytest
+from lmdb.verify import verify
+from support import wait_until
 
 from merklekv.engine import directory as directory_module
-from merklekv.engine.directory import DataDirectory
-from merklekv.errors import DirectoryLocked, DirectoryUnwritable, FormatTooNew, NotADataDirectory
+from merklekv.engine.check import check_directory
+from merklekv.engine.directory import DataDirectory, give_to_owner
+from merklekv.engine.log import list_segments, segment_path
+from merklekv.errors import (
+    Corruption,
+    DirectoryLocked,
+    DirectoryUnwritable,
+    FormatTooNew,
+    NotADataDirectory,
+    StorageFailed,
+)
 
 GONE = 2**22 + 1  # no process has this id
 
@@ -57,36 +76,423 @@ def test_a_file_is_no_directory(tmp_path: Path) -> None:
             support.open_engine(path)
 
 
-def test_the_lock_of_a_process_that_is_gone_is_waited_for(tmp_path: Path) -> None:
+def lock(path: Path) -> int:
+    """A descriptor that holds the lock of a data directory."""
+    fd = os.open(path, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    return fd
+
+
+def test_the_lock_of_a_process_that_is_gone_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The absorbing child of a killed server holds it a moment longer."""
     support.open_engine(tmp_path / "data").close()
-    lock = tmp_path / "data" / "LOCK"
-    lock.write_text(f"{GONE}\n")
-    with lock.open() as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        release = threading.Timer(0.1, fcntl.flock, (held, fcntl.LOCK_UN))
-        release.start()
-        support.open_engine(tmp_path / "data")
-        release.join()
+    monkeypatch.setattr(directory_module, "_holder", lambda fd, path: str(GONE))
+    held = lock(tmp_path / "data")
+    release = threading.Timer(0.1, os.close, (held,))
+    release.start()
+    support.open_engine(tmp_path / "data")
+    release.join()
 
 
-def test_the_lock_of_a_process_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("text", "named"), [(f"{GONE}\n", str(GONE)), ("", "unknown"), ("who?\n", "who.")])
+def test_a_holder_that_the_kernel_does_not_list_is_named_by_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, named: str
+) -> None:
+    """It may be in another container."""
     monkeypatch.setattr(directory_module, "ORPHAN_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(directory_module, "LOCK_LIST", tmp_path / "nothing")
     support.open_engine(tmp_path / "data").close()
-    lock = tmp_path / "data" / "LOCK"
-    for holder, named in ((f"{GONE}\n", str(GONE)), ("", "unknown"), ("who?\n", "who?")):
-        lock.write_text(holder)
-        with lock.open() as held:
-            fcntl.flock(held, fcntl.LOCK_EX)
-            with pytest.raises(DirectoryLocked, match=rf"in use by process {named.replace('?', '.')}; stop it first"):
-                support.open_engine(tmp_path / "data")
+    held = lock(tmp_path / "data")
+    (tmp_path / "data" / "LOCK").write_text(text)
+    with pytest.raises(DirectoryLocked, match=rf"in use by process {named}; stop it first"):
+        support.open_engine(tmp_path / "data")
+    os.close(held)
     DataDirectory(tmp_path / "data").release()
+
+
+def _remove(file: Path) -> None:
+    file.unlink()
+
+
+def _replace(file: Path) -> None:
+    file.with_name("another").write_text("1\n")
+    file.with_name("another").replace(file)
+
+
+def _make_directory(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def _make_link(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("/dev/zero")
+
+
+def _make_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def _garble(file: Path) -> None:
+    file.write_bytes(b"\xff" * 5000)
+
+
+def _hide(file: Path) -> None:
+    file.chmod(0)
+
+
+SPOILED: list[Callable[[Path], None]] = [
+    _remove,
+    _replace,
+    _make_directory,
+    _make_link,
+    _make_pipe,
+    _garble,
+    _hide,
+]
+
+
+@pytest.mark.parametrize("spoil", SPOILED)
+def test_a_directory_that_is_held_is_refused_whatever_became_of_its_lock_file(
+    tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    engine = support.open_engine(tmp_path / "data")
+    engine.set(b"k", b"v")
+    spoil(support.damaged(tmp_path / "data") / "LOCK")
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    for path in (tmp_path / "data", tmp_path / "link"):
+        with pytest.raises(DirectoryLocked, match=f"{path}: in use by process {os.getpid()}; stop it first"):
+            support.open_engine(path)
+    engine.close()
+    assert engine.directory.path == tmp_path / "data"
+
+
+OPEN = """
+import sys
+from merklekv.engine.engine import Engine
+Engine(sys.argv[1], absorb="manual", durability="never")
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_directory_that_another_process_holds_is_refused_without_its_lock_file(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", OPEN, str(tmp_path / "data")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "open\n"
+        (tmp_path / "data" / "LOCK").unlink()
+        for opened in (support.open_engine, check_directory):
+            with pytest.raises(DirectoryLocked, match=f"in use by process {holder.pid}; stop it first"):
+                opened(tmp_path / "data")
+        holder.kill()
+    support.open_engine(tmp_path / "data").close()
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(fd: int, operation: int) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(directory_module.fcntl, "flock", flock)
+    with pytest.raises(DirectoryUnwritable, match="cannot be locked: No locks available; choose a directory"):
+        support.open_engine(tmp_path / "data")
+
+
+@pytest.mark.parametrize("part", [".", "base", "log"])
+def test_a_directory_that_is_replaced_while_it_is_open_stops_the_writer(tmp_path: Path, part: str) -> None:
+    """Or it would write its next segment into the directory of whoever has the name now."""
+    engine = support.open_engine(tmp_path / "data")
+    engine.set(b"k", b"v")
+    engine.commit()
+    place = tmp_path / "data" / part
+    place.rename(tmp_path / "moved")
+    place.mkdir()
+    with pytest.raises(StorageFailed, match=f"{place}: was moved or replaced while it was in use; put it back"):
+        engine.absorb_sealed()
+    assert list(place.iterdir()) == []
+    engine.close()
+    place.rmdir()
+    (tmp_path / "moved").rename(place)
+    with support.engine_in(tmp_path / "data") as engine:
+        assert engine.get(b"k") == b"v"
 
 
 def test_a_start_that_fails_lets_the_directory_go(tmp_path: Path) -> None:
     support.open_engine(tmp_path / "data").close()
-    (tmp_path / "data" / "outbox").mkdir()  # cannot be read as a file
-    with pytest.raises(OSError, match="outbox"):
+    (tmp_path / "data" / "base" / "data.mdb").rename(tmp_path / "kept")
+    (tmp_path / "data" / "base" / "data.mdb").mkdir()
+    with pytest.raises(Corruption, match=r"data\.mdb: is a directory, not a file"):
         support.open_engine(tmp_path / "data")
-    (tmp_path / "data" / "outbox").rmdir()
+    (tmp_path / "data" / "base" / "data.mdb").rmdir()
+    (tmp_path / "kept").rename(tmp_path / "data" / "base" / "data.mdb")
     support.open_engine(tmp_path / "data").close()
+
+
+# -- files that are none, or not whole ---------------------------------------------------------------------------------
+
+
+def _directory(file: Path) -> None:
+    file.mkdir()
+
+
+def _pipe(file: Path) -> None:
+    os.mkfifo(file)
+
+
+def _dangling(file: Path) -> None:
+    file.symlink_to("nowhere")
+
+
+def _socket(file: Path) -> None:
+    place = os.open(file.parent, os.O_RDONLY)
+    with socket.socket(socket.AF_UNIX) as listener:  # its path must be short
+        listener.bind(f"/proc/self/fd/{place}/{file.name}")
+    os.close(place)
+
+
+def _device(file: Path) -> None:
+    file.symlink_to("/dev/zero")
+
+
+KINDS = [
+    (_directory, "a directory"),
+    (_pipe, "a pipe"),
+    (_dangling, "a symbolic link"),
+    (_socket, "a socket"),
+    (_device, "a (device|symbolic link)"),
+]
+NAMES = (
+    "FORMAT",
+    "FORMAT.new",
+    "LOCK",
+    "node-id",
+    "node-id.new",
+    "outbox",
+    "outbox.new",
+    "base/data.mdb",
+    "base/lock.mdb",
+    f"log/{0:020d}.log",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("make", "kind"), KINDS)
+def test_what_is_no_file_is_refused_by_its_name(
+    tmp_path: Path, name: str, make: Callable[[Path], None], kind: str
+) -> None:
+    """At once: opening a pipe would wait for ever, and a link leads elsewhere."""
+    support.open_engine(tmp_path / "data").close()
+    file = support.damaged(tmp_path / "data") / name
+    file.unlink(missing_ok=True)
+    make(file)
+    with pytest.raises(Corruption, match=f"{file}: is {kind}, not a file; move it away"):
+        support.open_engine(tmp_path / "data")
+    with pytest.raises(Corruption, match=f"{file}: is {kind}, not a file; move it away"):
+        check_directory(tmp_path / "data")
+    assert not (file.parent / "nowhere").exists()
+
+
+@pytest.mark.parametrize("name", ["base", "log"])
+def test_a_part_that_is_no_directory_is_refused_by_its_name(tmp_path: Path, name: str) -> None:
+    support.open_engine(tmp_path / "data").close()
+    shutil.rmtree(support.damaged(tmp_path / "data") / name)
+    (tmp_path / "data" / name).touch()
+    with pytest.raises(Corruption, match=f"{tmp_path / 'data' / name}: is a file, not a directory"):
+        support.open_engine(tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", ["5.log", "\u00b2.log", "x.log", f"{7:021d}.log", "00000000000000000000.log.old"])
+def test_a_file_that_is_no_segment_is_left_alone(tmp_path: Path, name: str) -> None:
+    support.open_engine(tmp_path / "data").close()
+    (tmp_path / "data" / "log" / name).write_text("mine")
+    with support.engine_in(tmp_path / "data"):
+        pass
+    assert (tmp_path / "data" / "log" / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["LOCK", "base/lock.mdb"])
+@pytest.mark.parametrize("content", [b"", b"x", b"\xff" * 100_000])
+def test_a_file_of_which_nothing_depends_may_hold_anything(tmp_path: Path, name: str, content: bytes) -> None:
+    with support.engine_in(tmp_path / "data") as engine:
+        engine.set(b"k", b"v")
+    (tmp_path / "data" / name).write_bytes(content)
+    with support.engine_in(tmp_path / "data") as engine:
+        assert engine.get(b"k") == b"v"
+    assert (tmp_path / "data" / "LOCK").read_text() == f"{os.getpid()}\n"
+
+
+def test_a_huge_mark_is_not_read_whole(tmp_path: Path) -> None:
+    with (tmp_path / "FORMAT").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(NotADataDirectory, match="holds '"):
+        support.open_engine(tmp_path)
+
+
+def filled(path: Path) -> Path:
+    """A directory whose base has many pages; the base's file."""
+    with support.engine_in(path) as engine:
+        for number in range(500):
+            engine.set(b"k%03d" % number, bytes(200))
+        engine.commit()
+        support.absorb(engine)
+        engine.set(b"not merged", b"")
+    return path / "base" / "data.mdb"
+
+
+@pytest.mark.parametrize("pages", [2, 2.5, 3, 10, 20.001])
+def test_a_base_that_was_cut_off_is_told_from_its_length(tmp_path: Path, pages: float) -> None:
+    data = filled(tmp_path / "data")
+    whole, size = data.stat().st_size, int(pages * 4096)
+    support.damaged(tmp_path / "data")
+    os.truncate(data, size)
+    said = f"{data}: is {size} bytes long, expected {whole}: it was cut off"
+    with pytest.raises(Corruption, match=f"{said}; restore the directory from a backup"):
+        support.open_engine(tmp_path / "data")
+    assert check_directory(tmp_path / "data") == [f"{said}, so nothing in it is checked"]
+
+
+@pytest.mark.parametrize("size", [1, 100, 200, 4096, 4200])
+def test_a_base_without_its_meta_pages_is_told_from_its_length(tmp_path: Path, size: int) -> None:
+    data = filled(tmp_path / "data")
+    support.damaged(tmp_path / "data")
+    os.truncate(data, size)
+    said = f"{data}: is {size} bytes long and does not begin with the two meta pages of LMDB"
+    with pytest.raises(Corruption, match=f"{said}; restore the directory from a backup"):
+        support.open_engine(tmp_path / "data")
+    assert check_directory(tmp_path / "data") == [f"{said}, so nothing in it is checked"]
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_base_that_is_missing_or_empty_is_refused_when_the_log_needs_it(tmp_path: Path, missing: bool) -> None:
+    data = filled(tmp_path / "data")
+    support.damaged(tmp_path / "data")
+    data.unlink() if missing else os.truncate(data, 0)
+    begin = list_segments(tmp_path / "data" / "log")[0]
+    said = f"{data}: is missing or empty, and the log begins at LSN {begin}, not at 0; restore the directory"
+    for _ in range(2):
+        with pytest.raises(Corruption, match=said):
+            support.open_engine(tmp_path / "data")
+    assert check_directory(tmp_path / "data")
+
+
+def test_zeros_in_place_of_the_meta_pages_are_damage(tmp_path: Path) -> None:
+    data = filled(tmp_path / "data")
+    support.damaged(tmp_path / "data")
+    with data.open("r+b") as file:
+        file.write(bytes(8192))
+    with pytest.raises(Corruption, match="does not begin with the two meta pages of LMDB; restore the directory"):
+        support.open_engine(tmp_path / "data")
+
+
+def test_a_base_without_pages_that_are_free_is_whole(tmp_path: Path) -> None:
+    """LMDB does not write pages that a transaction takes and gives back; what it needs is there."""
+    data = filled(tmp_path / "data")
+    with support.engine_in(tmp_path / "data") as engine:
+        engine.truncate()
+        engine.commit()
+        support.absorb(engine)
+    whole = data.read_bytes()
+    size = len(whole)
+    while not verify(str(data)):
+        size -= 4096
+        os.truncate(data, size)
+    data.write_bytes(whole[: size + 4096])
+    assert size + 4096 < len(whole)
+    assert check_directory(tmp_path / "data") == []
+    with support.engine_in(tmp_path / "data") as engine:
+        assert data.stat().st_size == len(whole)
+        assert engine.live_count == 0
+        engine.set(b"k", b"v")
+        support.absorb(engine)
+
+
+@pytest.mark.parametrize("size", [0, 1, 47])
+def test_a_segment_that_was_cut_off_is_refused_by_its_name(tmp_path: Path, size: int) -> None:
+    with support.engine_in(tmp_path / "data") as engine:
+        engine.set(b"1", b"")
+        support.freeze(engine)
+        engine.set(b"2", b"")
+        engine.commit()
+    first = segment_path(support.damaged(tmp_path / "data") / "log", 0)
+    os.truncate(first, size)
+    with pytest.raises(Corruption, match=f"{first}: damaged at byte 0: the file is shorter than a segment's header"):
+        support.open_engine(tmp_path / "data")
+
+
+def test_a_child_that_the_base_kills_is_told_at_once(tmp_path: Path) -> None:
+    """SIGBUS: the file is shorter than it was when the child began, or the disk cannot read it."""
+    engine = support.open_engine(tmp_path / "data", absorb="process")
+    merger = engine._merger
+    assert merger is not None
+    merger.child._command = [sys.executable, "-c", f"import os; os.kill(os.getpid(), {int(signal.SIGBUS)})"]
+    with pytest.raises(Corruption, match=r"data.mdb: could not be read \(SIGBUS\): it was cut off, or the disk fails"):
+        merger.child.absorb(1, lambda share: None)
+    engine.close()
+
+
+# -- who may read it ---------------------------------------------------------------------------------------------------
+
+
+def modes(path: Path) -> dict[str, int]:
+    """The permissions of a directory and all in it."""
+    return {str(one.relative_to(path)): stat.S_IMODE(one.lstat().st_mode) for one in (path, *path.rglob("*"))}
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
+def test_only_its_user_can_read_what_an_engine_makes(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        engine = support.open_engine(tmp_path / "data", absorb="process")
+        engine.tail.follow()
+        for number in range(200):
+            engine.wait_for_room(10)
+            engine.set(b"k%03d" % number, bytes(1000))
+            engine.commit()
+        wait_until(lambda: engine.statistics()["log_absorbed_lsn"], what="the first merge")
+        engine.close()
+    finally:
+        os.umask(before)
+    found = modes(tmp_path / "data")
+    assert {"LOCK", "FORMAT", "outbox", "base/data.mdb", "base/lock.mdb"} < set(found)
+    directories = {".", "base", "log"}
+    assert {name: found[name] for name in directories} == dict.fromkeys(directories, 0o700)
+    assert {found[name] for name in found.keys() - directories} == {0o600}
+
+
+def test_what_others_may_read_is_said_and_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "data"
+    DataDirectory(path).release()
+    for mode in (0o700, 0o750, 0o755, 0o701):
+        path.chmod(mode)
+        caplog.clear()
+        directory = DataDirectory(path)
+        directory.warn_of_readers()
+        directory.release()
+        said = [f"{path}: other users of this machine may read it: chmod -R go-rwx {path}"] if mode & 0o007 else []
+        assert caplog.messages == said
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+OTHER = 54_321  # a user and a group without a name
+
+
+def test_what_root_makes_belongs_to_the_owner_of_the_directory(tmp_path: Path) -> None:
+    """Only root can make files of other users, so there is nothing to see for others."""
+    if os.geteuid() != 0:
+        return
+    path = tmp_path / "data"
+    support.open_engine(path).close()
+    (tmp_path / "elsewhere").touch()
+    os.link(tmp_path / "elsewhere", path / "log" / "link")  # may be a trap
+    (path / "log" / "symbolic").symlink_to(tmp_path / "elsewhere")
+    os.chown(path, OTHER, OTHER)
+    with support.engine_in(path) as engine:
+        engine.set(b"k", b"v")
+        support.absorb(engine)
+    owners = {str(one.relative_to(path)): (one.lstat().st_uid, one.lstat().st_gid) for one in (path, *path.rglob("*"))}
+    assert owners.pop("log/link") == owners.pop("log/symbolic") == (0, 0)
+    assert set(owners.values()) == {(OTHER, OTHER)}
+    assert (tmp_path / "elsewhere").stat().st_uid == 0
+    give_to_owner(tmp_path, (tmp_path / "elsewhere").stat())  # root's own: nothing to do
+    assert (tmp_path / "elsewhere").stat().st_uid == 0

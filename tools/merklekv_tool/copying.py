@@ -17,13 +17,13 @@ from typing import Final
 import lmdb
 
 from merklekv import interpreter
-from merklekv.engine.store import MAP_SIZE, is_full, translate
+from merklekv.engine.lmdb_file import require_whole
+from merklekv.engine.store import DATA_FILE, MAP_SIZE, is_full, translate
 from merklekv.errors import DiskFull, StorageFailed
 from merklekv_tool.output import Update
 from merklekv_tool.statuses import FileError
 
 POLL_S: Final = 0.1
-DATA: Final = "data.mdb"
 
 
 def copy(source: Path, target: Path, update: Update) -> None:
@@ -31,7 +31,8 @@ def copy(source: Path, target: Path, update: Update) -> None:
 
     `update` gets bytes. Raises Corruption, StorageFailed, DiskFull.
     """
-    total = (source / DATA).stat().st_size
+    require_whole(source / DATA_FILE)
+    total = (source / DATA_FILE).stat().st_size
     with subprocess.Popen(
         interpreter.command(__name__, str(source), str(target)),
         stderr=subprocess.PIPE,
@@ -40,7 +41,7 @@ def copy(source: Path, target: Path, update: Update) -> None:
     ) as child:
         try:
             while _runs(child):
-                copied = target / DATA
+                copied = target / DATA_FILE
                 update(copied.stat().st_size if copied.exists() else 0, total)
         finally:
             child.kill()
@@ -71,7 +72,8 @@ def _runs(child: subprocess.Popen[str]) -> bool:
 def main(source: str, target: str) -> None:
     """The child."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    size = max(MAP_SIZE, 2 * (Path(source) / DATA).stat().st_size)
+    os.umask(0o077)  # LMDB gives its copy the mode 0666
+    size = max(MAP_SIZE, 2 * (Path(source) / DATA_FILE).stat().st_size)
     try:
         with lmdb.open(source, readonly=True, max_dbs=0, map_size=size) as environment:
             environment.copy(target, compact=True)
