@@ -25,7 +25,6 @@ from merklekv.settings import declarations
 
 app = typer.Typer(
     help="MerkleKV, a persistent and replicated key-value server.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
@@ -206,7 +205,7 @@ def _status_of_run() -> int:
     try:
         return int(app(standalone_mode=False) or 0)
     except typer.TyperException as error:
-        return _fail(f"{error.format_message()}; 'merklekv --help' shows what there is", EXIT_USAGE)
+        return _fail(f"{error.format_message().rstrip('.')}; 'merklekv --help' shows what there is", EXIT_USAGE)
     except config.ConfigError as error:
         return _fail(str(error), EXIT_USAGE)
     except MerkleKVError as error:

@@ -102,7 +102,8 @@ def test_importing_the_package_imports_no_engine() -> None:
     [
         (["run", "--port", "abc"], ["flag --port", "'abc'", "an integer from 0 to 65535"]),
         (["run", "--prot", "1"], ["--prot", "--help"]),
-        (["nosuch"], ["nosuch"]),
+        ([], ["merklekv: Missing command; 'merklekv --help' shows what there is"]),
+        (["nosuch"], ["No such command 'nosuch'; 'merklekv --help' shows what there is"]),
         (["run", "extra"], ["extra"]),
         (["run", "--durability", "sometimes"], ["'sometimes'", "always, everysec, never"]),
         (["run", "--set", "nosuch=1"], ["flag --set", "unknown key 'nosuch'"]),

@@ -148,6 +148,10 @@ def test_a_wrong_command_line_leads_to_the_help_of_its_verb(arguments: list[str]
     assert b".;" not in done.stderr
 
 
+def test_a_verb_is_needed() -> None:
+    fails(EXIT_USAGE, "merklekv-tool: Missing command; 'merklekv-tool --help' shows what there is", done=run())
+
+
 @pytest.mark.parametrize("arguments", [["nosuch"], ["--nosuch"]])
 def test_a_verb_that_is_none(arguments: list[str]) -> None:
     fails(EXIT_USAGE, "nosuch", "; 'merklekv-tool --help' shows what there is", done=run(*arguments))

@@ -28,7 +28,6 @@ app = typer.Typer(
     name=NAME,
     help="Looks after MerkleKV data, in a directory or behind the port of a running node.",
     epilog=STATUS_TABLE,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
