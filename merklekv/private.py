@@ -5,10 +5,14 @@
 """
 
 import os
+from collections.abc import Callable
 from typing import Final
 
 DIRECTORY_MODE: Final = 0o700
 FILE_MODE: Final = 0o600
+
+
+Opener = Callable[[str, int], int]
 
 
 def private(name: str, flags: int) -> int:

@@ -31,6 +31,7 @@ from xxhash import xxh3_128
 
 import merklekv
 from merklekv.engine.check import check_directory
+from merklekv.engine.directory import give_to_owner
 from merklekv.engine.engine import Engine
 from merklekv.errors import Corruption, DiskFull, InvalidArgument
 from merklekv_tool.output import NO_ROOM, Update
@@ -42,6 +43,7 @@ MARK: Final = "merklekv_backup"
 ARCHIVES: Final = (".tar.gz", ".tgz")
 NOT_OURS: Final = (".tar", ".gz", ".bz2", ".xz", ".zst", ".zip", ".7z")  # of a file that somebody expects
 DESCRIPTION_SIZE_MAX: Final = 1 << 16
+PRIVATE_UMASK: Final = 0o077
 LEVEL: Final = 1  # of gzip: half as large, and three times as fast as the usual 6
 COPY_BYTES: Final = 1 << 20
 
@@ -74,7 +76,11 @@ def files_of(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def drafted(target: Path) -> Iterator[Path]:
-    """An empty directory beside `target`, for what is to stand there; gone when the block has ended."""
+    """An empty directory beside `target`, for what is to stand there; gone when the block has ended.
+
+    Only the user can read what is made in the block.
+    """
+    umask = os.umask(PRIVATE_UMASK)
     draft = target.absolute().with_name(f".{target.name}.{os.getpid()}")
     try:
         try:
@@ -84,6 +90,7 @@ def drafted(target: Path) -> Iterator[Path]:
             raise
         yield draft
     finally:
+        os.umask(umask)
         shutil.rmtree(draft, ignore_errors=True)
 
 
@@ -184,7 +191,12 @@ def size_of(directory: Path) -> int:
 
 
 def publish(draft: Path, target: Path) -> None:
-    """Gives a finished directory its name, when all of it is on disk. Raises Exists."""
+    """Gives a finished directory its name, when all of it is on disk, and the owner of an empty one that is there.
+
+    Raises Exists.
+    """
+    if target.is_dir():
+        give_to_owner(draft, target.stat())
     for path in sorted(draft.rglob("*"), reverse=True):
         _sync(path)
     _sync(draft)

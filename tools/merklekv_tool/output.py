@@ -16,6 +16,7 @@ from typing import Annotated, BinaryIO, Final, TextIO
 import typer
 
 from merklekv.errors import DiskFull
+from merklekv.private import Opener, private
 from merklekv_tool.statuses import FileError
 
 STDIO: Final = "-"
@@ -112,14 +113,17 @@ def progress(what: str, of_bytes: bool = False) -> Iterator[Update]:
 
 
 @contextlib.contextmanager
-def written(name: str) -> Iterator[BinaryIO]:
-    """The file to write a result to, `-` for stdout. It gets its name when it is whole and on disk, or not at all."""
-    with writing(name), _target(name) as file:
+def written(name: str, opener: Opener | None = private) -> Iterator[BinaryIO]:
+    """The file to write a result to, `-` for stdout. It gets its name when it is whole and on disk, or not at all.
+
+    Only its user can read it; with `opener` None whoever the umask lets.
+    """
+    with writing(name), _target(name, opener) as file:
         yield file
 
 
 @contextlib.contextmanager
-def _target(name: str) -> Iterator[BinaryIO]:
+def _target(name: str, opener: Opener | None) -> Iterator[BinaryIO]:
     path = Path(name)
     if name == STDIO:
         if sys.stdout is None:
@@ -132,7 +136,7 @@ def _target(name: str) -> Iterator[BinaryIO]:
     else:
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            with draft.open("wb") as file:
+            with open(draft, "wb", opener=opener) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Final
 
 import lmdb
 
+from merklekv.engine.directory import give_to_owner
 from merklekv.engine.format import FORMAT_LINE, FORMAT_VERSION, SEGMENT_HEADER, ZERO_VERSION, bucket_of
 from merklekv.engine.log import Segment, segment_path
 from merklekv.engine.store import MAP_SIZE, TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter
@@ -62,6 +63,7 @@ def of_directory(source: Path, draft: Path, update: Update) -> None:
             (draft / "log").mkdir()
             if (source / "base" / "data.mdb").exists():  # else a node died while it made the directory
                 copying.copy(source / "base", draft / "base", update)
+                give_to_owner(source / "base", source.stat())  # LMDB makes its lock file where it is missing
             segments.open()
             absorbed, needed = _extent(draft / "base")
             is_whole = absorbed in segments.files or not (segments.files or absorbed)

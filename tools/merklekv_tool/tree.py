@@ -226,5 +226,5 @@ def draw(trees: list[Tree], different: list[int], output: str) -> None:
     if different:
         panels.append((f"{sum(different):,} leaves differ", different, MARKS))
     drawn = picture(panels, Path(output).suffix[1:])
-    with written(output) as file:
+    with written(output, opener=None) as file:
         file.write(drawn)
