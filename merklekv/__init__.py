@@ -14,10 +14,37 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from merklekv.engine.database import Database, open
-    from merklekv.errors import MerkleKVError
+    from merklekv.errors import (
+        Corruption,
+        DirectoryLocked,
+        DirectoryUnwritable,
+        DiskFull,
+        FormatTooNew,
+        InvalidArgument,
+        MerkleKVError,
+        NotADataDirectory,
+        NotANumber,
+        NumberOverflow,
+        StorageFailed,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["Database", "MerkleKVError", "__version__", "open"]
+__all__ = [
+    "Corruption",
+    "Database",
+    "DirectoryLocked",
+    "DirectoryUnwritable",
+    "DiskFull",
+    "FormatTooNew",
+    "InvalidArgument",
+    "MerkleKVError",
+    "NotADataDirectory",
+    "NotANumber",
+    "NumberOverflow",
+    "StorageFailed",
+    "__version__",
+    "open",
+]
 
 
 def __getattr__(name: str) -> object:
@@ -25,8 +52,12 @@ def __getattr__(name: str) -> object:
         from merklekv.engine import database
 
         return getattr(database, name)
-    if name == "MerkleKVError":
-        from merklekv.errors import MerkleKVError
+    if name in __all__:
+        from merklekv import errors
 
-        return MerkleKVError
+        return getattr(errors, name)
     raise AttributeError(f"module 'merklekv' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -20,27 +20,27 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from merklekv.engine import crashpoints
 from merklekv.engine.absorber import AbsorbingChild, absorb
-from merklekv.engine.format import ENTRY, MAX_VALUE_SIZE_LIMIT, OP_REPAIR, REMOTE
+from merklekv.engine.format import ENTRY, OP_REPAIR, REMOTE
 from merklekv.engine.log import segment_path, suppress_shortage
 from merklekv.engine.memtable import Memtable
 from merklekv.engine.merger import Merger
+from merklekv.engine.options import MIN_MEMTABLE_SIZE as MIN_MEMTABLE_SIZE
+from merklekv.engine.options import Absorb, Durability, require_options, require_path
 from merklekv.engine.recovery import replay
 from merklekv.engine.state import State, refusal
 from merklekv.engine.store import Base, BaseWriter
 from merklekv.engine.tail import DEFAULT_HOLD_MAX_BYTES, Place, Tail
 from merklekv.engine.version import DEFAULT_MAX_DRIFT_S, HybridClock
-from merklekv.errors import InvalidArgument, MerkleKVError, Shortage, StorageFailed
+from merklekv.errors import MerkleKVError, Shortage, StorageFailed
 from merklekv.shortage import reason_of, shortage_of
 
 log = logging.getLogger(__name__)
 
-Durability = Literal["always", "everysec", "never"]
 DEFAULT_MEMTABLE_SIZE: Final = 64 << 20
-MIN_MEMTABLE_SIZE: Final = 64 << 10
 DEFAULT_MAX_VALUE_SIZE: Final = 16 << 20
 BACKLOG_TABLES: Final = 2.5  # unmerged memtables, the active one included, above which writers wait
 FROZEN_TABLES_MAX: Final = 3
@@ -60,16 +60,14 @@ class Durable(State):
         max_value_size: int = DEFAULT_MAX_VALUE_SIZE,
         max_clock_drift_s: float = DEFAULT_MAX_DRIFT_S,
         wall_clock: Callable[[], int] = time.time_ns,
-        absorb: Literal["process", "manual"] = "process",
+        absorb: Absorb = "process",
         hold_max_bytes: int = DEFAULT_HOLD_MAX_BYTES,
     ) -> None:
-        if memtable_size < MIN_MEMTABLE_SIZE:
-            raise InvalidArgument(f"memtable_size {memtable_size} is below {MIN_MEMTABLE_SIZE} bytes")
-        if not 0 <= max_value_size <= MAX_VALUE_SIZE_LIMIT:
-            raise InvalidArgument(f"max_value_size {max_value_size} is not within 0 to {MAX_VALUE_SIZE_LIMIT} bytes")
+        place = require_path(path)
+        require_options(durability, memtable_size, max_value_size, max_clock_drift_s, absorb)
         self.durability = durability
         self.memtable_size = memtable_size
-        super().__init__(Path(path), HybridClock(int(max_clock_drift_s * 10**9), wall_clock), max_value_size)
+        super().__init__(place, HybridClock(int(max_clock_drift_s * 10**9), wall_clock), max_value_size)
         try:
             self.tail = Tail(self.directory.path, self._log, hold_max_bytes)
         except BaseException:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import engine_support as support
 import pytest
 
 import merklekv
+from merklekv import errors
 from merklekv.engine.check import check_directory
 from merklekv.errors import InvalidArgument, NotANumber
 
@@ -85,6 +88,91 @@ def test_keys_may_change_while_they_are_read(tmp_path: Path) -> None:
             db.engine.delete(key)
         assert found == [b"%04d" % number for number in range(2500)]
         assert len(db) == 0
+
+
+def test_only_bytes_are_keys_and_values(tmp_path: Path) -> None:
+    calls: list[Callable[[merklekv.Database, Any], object]] = [
+        lambda db, one: db.get(one),
+        lambda db, one: db.set(one, b""),
+        lambda db, one: db.set(b"k", one),
+        lambda db, one: db.delete(one),
+        lambda db, one: db.mset([(b"k", b""), (one, b"")]),
+        lambda db, one: db.mset([(b"k", one)]),
+        lambda db, one: db.increment(one),
+        lambda db, one: db.append(one, b""),
+        lambda db, one: db.append(b"k", one),
+        lambda db, one: db.prepend(one, b""),
+        lambda db, one: db.prepend(b"k", one),
+        lambda db, one: db.keys(one),
+        lambda db, one: db.items(one),
+        lambda db, one: one in db,
+    ]
+    with merklekv.open(tmp_path / "data", absorb="manual") as db:
+        for call in calls:
+            for one in ("k", None, 1, bytearray(b"k"), memoryview(b"k")):
+                with pytest.raises(TypeError, match=f"keys and values are bytes, not {type(one).__name__}"):
+                    call(db, one)
+        for amount in ("1", 1.5, None):
+            with pytest.raises(TypeError, match=f"an amount is an int, not {type(amount).__name__}"):
+                db.increment(b"k", amount)  # type: ignore[arg-type]
+        assert len(db) == 0
+
+
+def test_a_database_that_is_closed_says_so(tmp_path: Path) -> None:
+    with merklekv.open(tmp_path / "data", absorb="manual") as db:
+        db.mset([(b"a", b"1"), (b"b", b"2")])
+        begun, begun_items = db.keys(), db.items()
+        assert next(begun_items) == (b"a", b"1")
+    db.close()  # again
+    calls: list[Callable[[], object]] = [
+        lambda: db.get(b"a"),
+        lambda: db.set(b"a", b"3"),
+        lambda: db.delete(b"a"),
+        lambda: db.mset([(b"a", b"3")]),
+        lambda: db.increment(b"a"),
+        lambda: db.append(b"a", b""),
+        lambda: db.prepend(b"a", b""),
+        db.truncate,
+        db.keys,
+        db.items,
+        lambda: next(begun),
+        lambda: next(begun_items),
+        lambda: b"a" in db,
+        lambda: len(db),
+        db.__enter__,
+    ]
+    for call in calls:
+        with pytest.raises(merklekv.MerkleKVError, match=r"^the database is closed$"):
+            call()
+    with merklekv.open(tmp_path / "data", absorb="manual") as db:
+        assert dict(db.items()) == {b"a": b"1", b"b": b"2"}
+
+
+def test_a_call_that_the_close_meets_fails_as_closed(tmp_path: Path) -> None:
+    db = merklekv.open(tmp_path / "data", absorb="manual")
+    db.engine.get = lambda key: db.close() or 1 // 0  # type: ignore[method-assign,assignment,func-returns-value]
+    with pytest.raises(merklekv.MerkleKVError, match=r"^the database is closed$"):
+        db.get(b"k")
+
+
+def test_an_unknown_option_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'durabilty'"):
+        merklekv.open(tmp_path / "data", durabilty="never")  # type: ignore[call-arg]
+    with pytest.raises(InvalidArgument, match="durability = 'allways' is not allowed; give one of always,"):
+        merklekv.open(tmp_path / "data", durability="allways")  # type: ignore[arg-type]
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_package_shows_what_it_has() -> None:
+    code = "import sys, merklekv; print(*dir(merklekv)); print('lmdb' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, text=True).stdout
+    names, loaded = shown.splitlines()
+    assert set(merklekv.__all__) <= set(names.split())
+    assert {"open", "Database", "DiskFull", "InvalidArgument"} <= set(names.split())
+    assert loaded == "False"
+    for name in merklekv.__all__:
+        assert getattr(merklekv, name) is not None
+    assert merklekv.DiskFull is errors.DiskFull
 
 
 def test_importing_the_package_loads_no_engine() -> None:

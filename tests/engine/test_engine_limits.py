@@ -92,17 +92,42 @@ def test_a_value_larger_than_a_memtable(make_engine: Callable[..., Engine]) -> N
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        (
-            {"memtable_size": MIN_MEMTABLE_SIZE - 1},
-            f"memtable_size {MIN_MEMTABLE_SIZE - 1} is below {MIN_MEMTABLE_SIZE}",
-        ),
-        ({"max_value_size": -1}, "max_value_size -1 is not within 0 to "),
-        ({"max_value_size": MAX_VALUE_SIZE_LIMIT + 1}, f"max_value_size {MAX_VALUE_SIZE_LIMIT + 1} is not within 0 to"),
+        *[
+            ({"memtable_size": given}, f"{given!r} is not allowed; give an int from 65536 to 4294967296, in bytes")
+            for given in (MIN_MEMTABLE_SIZE - 1, (4 << 30) + 1, "64MiB", 65536.0, None, True, b"x")
+        ],
+        *[
+            ({"max_value_size": given}, f"{given!r} is not allowed; give an int from 0 to {MAX_VALUE_SIZE_LIMIT}")
+            for given in (-1, MAX_VALUE_SIZE_LIMIT + 1, "1", 1.5, None, False)
+        ],
+        *[
+            ({"durability": given}, f"{given!r} is not allowed; give one of always, everysec, never")
+            for given in ("allways", "Always", "", None, True, 1, ["always"], b"always")
+        ],
+        *[
+            ({"absorb": given}, f"{given!r} is not allowed; give one of process, manual")
+            for given in ("proces", "", None, False)
+        ],
+        *[
+            ({"max_clock_drift_s": given}, f"{given!r} is not allowed; give seconds from 0 to 315360000")
+            for given in (-1, -0.1, float("inf"), float("nan"), 315_360_001, "60", None, True)
+        ],
+        ({"memtable_size": 1 << 20_000}, "a number is not allowed; give an int from 65536"),
+        ({"durability": "x" * 1000}, f"'{'x' * 79}... is not allowed"),
     ],
 )
 def test_settings_past_their_limits(make_engine: Callable[..., Engine], options: dict[str, Any], match: str) -> None:
-    with pytest.raises(InvalidArgument, match=match):
+    (name,) = options
+    with pytest.raises(InvalidArgument) as caught:
         make_engine(**options)
+    assert str(caught.value).startswith(f"{name} = ")
+    assert match in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", b"data", None, 5, ["data"]])
+def test_a_path_that_is_none(path: Any) -> None:
+    with pytest.raises(InvalidArgument, match="is not allowed; give the name of a directory, as str or Path"):
+        Engine(path, absorb="manual")
 
 
 def test_settings_at_their_limits(make_engine: Callable[..., Engine]) -> None:

@@ -1,0 +1,64 @@
+"""The options of an engine, checked before anything is opened."""
+
+import math
+import os
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+from merklekv.engine.format import MAX_VALUE_SIZE_LIMIT
+from merklekv.errors import InvalidArgument
+
+Durability = Literal["always", "everysec", "never"]
+Absorb = Literal["process", "manual"]
+MIN_MEMTABLE_SIZE: Final = 64 << 10
+MAX_MEMTABLE_SIZE: Final = 4 << 30
+MAX_DRIFT_S: Final = 315_360_000  # ten years: with it, timestamps of today fit into their 63 bits
+SHOWN_SIZE_MAX: Final = 80
+
+
+def require_path(path: object) -> Path:
+    """The path of a data directory.  Raises InvalidArgument."""
+    if isinstance(path, str | os.PathLike):
+        name = os.fspath(path)
+        if isinstance(name, str) and name and "\0" not in name:
+            return Path(name)
+    raise _refusal("path", path, "the name of a directory, as str or Path")
+
+
+def require_options(
+    durability: object, memtable_size: object, max_value_size: object, max_clock_drift_s: object, absorb: object
+) -> None:
+    """Raises InvalidArgument for the first option that is of another type, or outside what is allowed."""
+    _require_choice("durability", durability, get_args(Durability))
+    _require_choice("absorb", absorb, get_args(Absorb))
+    _require_size("memtable_size", memtable_size, MIN_MEMTABLE_SIZE, MAX_MEMTABLE_SIZE)
+    _require_size("max_value_size", max_value_size, 0, MAX_VALUE_SIZE_LIMIT)
+    drift = max_clock_drift_s
+    if (
+        isinstance(drift, bool)
+        or not isinstance(drift, int | float)
+        or not (math.isfinite(drift) and 0 <= drift <= MAX_DRIFT_S)
+    ):
+        raise _refusal("max_clock_drift_s", drift, f"seconds from 0 to {MAX_DRIFT_S}")
+
+
+def _require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in allowed:
+        raise _refusal(name, value, f"one of {', '.join(allowed)}")
+
+
+def _require_size(name: str, value: object, lowest: int, highest: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
+        raise _refusal(name, value, f"an int from {lowest} to {highest}, in bytes")
+
+
+def _refusal(name: str, value: object, allowed: str) -> InvalidArgument:
+    return InvalidArgument(f"{name} = {_shown(value)} is not allowed; give {allowed}")
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an int of thousands of digits
+        return "a number"
+    return text if len(text) <= SHOWN_SIZE_MAX else text[:SHOWN_SIZE_MAX] + "..."
