@@ -94,8 +94,10 @@ def _takes_settings(command: Callable[..., None]) -> Callable[..., None]:
             if not equals:
                 raise config.ConfigError(f"flag --set: {pair!r} is not allowed; give KEY=VALUE")
             flags[key] = ("--set", value)
-        file = given.pop("config_file") or os.environ.get("MERKLEKV_CONFIG")
-        command(config.load(flags, os.environ, Path(file) if file else None), **given)
+        file = given.pop("config_file")
+        if file is None:
+            file = os.environ.get("MERKLEKV_CONFIG") or None
+        command(config.load(flags, os.environ, None if file is None else Path(file)), **given)
 
     own = [one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name != "loaded"]
     wrapper.__signature__ = inspect.Signature(_flag_parameters() + own)  # type: ignore[attr-defined]
@@ -135,6 +137,7 @@ def run_command(loaded: config.Loaded) -> None:
     """Serve a data directory until told to stop (SIGTERM, SIGINT or the command SHUTDOWN)."""
     from merklekv import node
 
+    config.require_tls_files(loaded)
     raise typer.Exit(node.serve(loaded.settings, announce=functools.partial(print, flush=True)))
 
 

@@ -38,6 +38,10 @@ ALIASES = {"data_dir": "storage_path"}
 SECRET_FILE_SUFFIX = "_file"
 SECRET_MASK = "********"
 SECRET_FILE_SIZE_MAX = 65_536
+FILE_SIZE_MAX = 1 << 20
+SHOWN_SIZE_MAX = 400  # characters of a value in a message
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+TLS_FILES = ("replication.tls_ca_file", "replication.tls_cert_file", "replication.tls_key_file")
 
 
 class ConfigError(MerkleKVError):
@@ -117,10 +121,18 @@ def _parse(key: str, declaration: Declaration, given: Given) -> object:
     try:
         return declaration.kind.parse(given.value)
     except ValueError:
-        shown = "the value (hidden)" if declaration.secret else repr(given.value)
+        shown = "the value (hidden)" if declaration.secret else _shown(given.value)
         raise ConfigError(
             f"{given.source}: {key} = {shown} is not allowed; give {declaration.kind.allowed}"
         ) from None
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return "an integer"
+    return text if len(text) <= SHOWN_SIZE_MAX else text[:SHOWN_SIZE_MAX] + "..."
 
 
 def _check_together(values: Mapping[str, Effective]) -> None:
@@ -128,6 +140,46 @@ def _check_together(values: Mapping[str, Effective]) -> None:
     if bool(certificate.value) != bool(key.value):
         there, lacking = (certificate, key) if certificate.value else (key, certificate)
         raise ConfigError(f"{there.source}: {there.key} is given without {lacking.key}; give both or neither")
+    port, broker_port = values["port"], values["replication.mqtt_port"]
+    hosts = LOOPBACK | {values["host"].value}
+    is_local = values["replication.mqtt_broker"].value in hosts
+    if values["replication.enabled"].value and is_local and port.value == broker_port.value:
+        source = next((one.source for one in (port, broker_port) if one.source != "default"), "default")
+        raise ConfigError(
+            f"{source}: port = {port.value} is also the port of the broker on this machine; give another one"
+        )
+
+
+def require_tls_files(loaded: Loaded) -> None:
+    """Reads the files that TLS needs, which would otherwise fail at each connect. Raises ConfigError."""
+    given = {one.key: one for one in loaded.effective if one.key in TLS_FILES and one.value}
+    for one in given.values():
+        path = Path(str(one.value))
+        try:
+            if not path.is_file() and path.exists():
+                raise ConfigError(f"{one.source}: {one.key} = {one.value!r} is not a file")
+            path.open("rb").close()
+        except OSError as error:
+            raise ConfigError(f"{one.source}: {one.key} = {one.value!r} cannot be read: {error.strerror}") from None
+    if not given:
+        return
+    import ssl  # takes a while, and few need it
+
+    authority, certificate, key = (given.get(name) for name in TLS_FILES)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if authority:
+            blamed = authority
+            context.load_verify_locations(str(authority.value))
+        if certificate and key:
+            blamed = certificate
+            context.load_cert_chain(str(certificate.value), str(key.value), password=lambda: "")
+    except ssl.SSLError as error:
+        reason = (error.reason or str(error)).lower().replace("_", " ")
+        needed = "certificates in PEM" if blamed is authority else "a certificate in PEM with its key, not encrypted"
+        raise ConfigError(
+            f"{blamed.source}: {blamed.key} = {blamed.value!r} cannot be used: {reason}; give {needed}"
+        ) from None
 
 
 def _from_flags(flags: Mapping[str, tuple[str, object]]) -> Layer:
@@ -148,12 +200,16 @@ def _from_environment(environment: Mapping[str, str]) -> Layer:
 
 def _from_file(file: Path) -> Layer:
     try:
-        document = tomllib.loads(file.read_text(encoding="utf-8"))
+        with file.open("rb") as opened:
+            content = opened.read(FILE_SIZE_MAX + 1)
+        if len(content) > FILE_SIZE_MAX:
+            raise ConfigError(f"file {file}: is larger than {FILE_SIZE_MAX} bytes")
+        document = tomllib.loads(content.decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"file {file}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"file {file}: is not UTF-8 text, as TOML has to be") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, brackets within brackets
         raise ConfigError(f"file {file}: is not TOML: {error}") from None
     layer: Layer = {}
     sections = {key.partition(".")[0] for key, _, _ in declarations() if "." in key}
@@ -162,7 +218,7 @@ def _from_file(file: Path) -> Layer:
             _place(layer, name, Given(value, f"file {file}"))
             continue
         if not isinstance(value, dict):
-            raise ConfigError(f"file {file}: {name} = {value!r} is not allowed; give a section [{name}]")
+            raise ConfigError(f"file {file}: {name} = {_shown(value)} is not allowed; give a section [{name}]")
         for inner, inner_value in value.items():
             _place(layer, f"{name}.{inner}", Given(inner_value, f"file {file}"))
     return layer
@@ -178,7 +234,7 @@ def _place(layer: Layer, key: str, given: Given) -> None:
     if key not in known and secret in known and known[secret].secret:
         key, given = secret, _read_secret(key, given)
     if key not in known:
-        raise ConfigError(f"{given.source}: unknown key '{key}'{_suggestion(key, list(known))}")
+        raise ConfigError(f"{given.source}: unknown key {_shown(key)}{_suggestion(key, list(known))}")
     if key in layer:
         raise ConfigError(f"{given.source}: {key} is given twice, also by {layer[key].source}; give it once")
     layer[key] = given

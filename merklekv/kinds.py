@@ -6,6 +6,7 @@ file, and gives the value or raises ValueError. It knows no key and no source; `
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,10 +22,15 @@ GiB = 1024 * MiB
 _UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": KiB, "mib": MiB, "gib": GiB}
 _SIZE = re.compile(r"(\d+)\s*([a-z]*)", re.IGNORECASE | re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
-_NODE_ID = re.compile(r"[^\s/+#\x00-\x1f\x7f]{1,128}")
-_TOPIC = re.compile(r"[^\s/+#\x00-\x1f\x7f]+(/[^\s/+#\x00-\x1f\x7f]+)*")
+_LEVEL = r"[^\s/+#]+"
+_NODE_ID = re.compile(_LEVEL)
+_TOPIC = re.compile(rf"(?!\$){_LEVEL}(/{_LEVEL})*")
+_HOST = re.compile(r"[^\s/@?#\[\]]+")
+_PATH = re.compile(r"[^\x00-\x1f\x7f]+")
+_ADDRESS = re.compile(r"(.+):(\d{1,5})", re.ASCII)
+_NODE_ID_SIZE_MAX = 128
 _TOPIC_SIZE_MAX = 512
-_ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]{1,255}\]|[^\s:\[\]\x00-\x1f]{1,255}):(\d{1,5})", re.ASCII)
+_HOST_SIZE_MAX = 255
 _YES = frozenset({"true", "yes", "on", "1"})
 _NO = frozenset({"false", "no", "off", "0"})
 
@@ -85,13 +91,24 @@ def choice(*names: str) -> Kind[Any]:
     return Kind("one of " + ", ".join(names), parse)
 
 
-def _matching(pattern: re.Pattern[str], allowed: str, *, size_max: int, empty: bool) -> Kind[str]:
-    def parse(given: object) -> str:
-        if not isinstance(given, str) or len(given) > size_max:
-            raise ValueError(given)
-        if pattern.fullmatch(given) or (empty and not given):
-            return given
+def _text(given: object, pattern: re.Pattern[str], size_max: int) -> str:
+    """A string that matches, of at most so many bytes in UTF-8."""
+    # What is no UTF-8 in the arguments of a program is a UnicodeEncodeError here, which is a ValueError.
+    if not isinstance(given, str) or len(given.encode()) > size_max or not pattern.fullmatch(given):
         raise ValueError(given)
+    return given
+
+
+def _matching(pattern: re.Pattern[str], allowed: str, *, size_max: int, empty: bool) -> Kind[str]:
+    """Text for a broker, which disconnects clients that send control characters."""
+
+    def parse(given: object) -> str:
+        if empty and given == "":
+            return ""
+        text = _text(given, pattern, size_max)
+        if not text.isprintable():
+            raise ValueError(given)
+        return text
 
     return Kind(allowed, parse)
 
@@ -106,9 +123,12 @@ def _parse_flag(given: object) -> bool:
 
 
 def _parse_path(given: object) -> Path:
-    if not isinstance(given, str | Path) or not str(given) or "\0" in str(given):
+    if not isinstance(given, str | Path) or not _PATH.fullmatch(str(given)):
         raise ValueError(given)
-    return Path(given).expanduser()
+    try:
+        return Path(given).expanduser()
+    except RuntimeError as error:  # ~somebody who is not there
+        raise ValueError(given) from error
 
 
 def _parse_addresses(given: object) -> tuple[str, ...]:
@@ -123,21 +143,46 @@ def _parse_address(given: object) -> str:
     match = _ADDRESS.fullmatch(given) if isinstance(given, str) else None
     if match is None or not 1 <= int(match[2]) <= 65_535:
         raise ValueError(given)
+    host = match[1]
+    if host[0] == "[" and host[-1] == "]":
+        ipaddress.IPv6Address(host[1:-1])
+    elif ":" in _parse_host(host):
+        raise ValueError(given)
     return match[0]
 
 
+def _parse_host(given: object) -> str:
+    host = _text(given, _HOST, _HOST_SIZE_MAX)
+    if not host.isprintable():
+        raise ValueError(given)
+    if ":" in host:
+        ipaddress.IPv6Address(host)
+    else:
+        host.encode("idna")  # as the resolver will; UnicodeError is a ValueError
+    return host
+
+
 FLAG = Kind("true or false", _parse_flag, lambda value: str(value).lower())
-PATH = Kind("a path", _parse_path)
+PATH = Kind("a path without control characters", _parse_path)
 ADDRESS = Kind('"host:port", or nothing', lambda given: _parse_address(given) if given != "" else "")
 ADDRESSES = Kind('a list of "host:port" (in the environment separated by commas)', _parse_addresses, ",".join)
-TEXT = _matching(re.compile(r"[^\x00\r\n]*"), "one line of text", size_max=65_535, empty=True)
-HOST = _matching(re.compile(r"[^\s\x00-\x1f]+"), "a host name or an address", size_max=255, empty=False)
+TEXT = Kind(
+    "one line of text, at most 65535 bytes",
+    lambda given: _text(given, re.compile(r"[^\x00\r\n]*"), 65_535),
+)
+HOST = Kind("a host name or an address, without a port", _parse_host)
+BROKER_HOST = Kind(
+    "a host name or an address, such as broker.example; the port goes into replication.mqtt_port", _parse_host
+)
 NODE_ID = _matching(
-    _NODE_ID, "1 to 128 characters without white space, '/', '+' and '#'", size_max=128, empty=True
+    _NODE_ID,
+    f"1 to {_NODE_ID_SIZE_MAX} bytes of text without white space, '/', '+' and '#'",
+    size_max=_NODE_ID_SIZE_MAX,
+    empty=True,
 )
 TOPIC = _matching(
     _TOPIC,
-    "topic levels separated by '/', without white space, '+' and '#'",
+    f"topic levels separated by '/', without white space, '+' and '#', no '$' first, at most {_TOPIC_SIZE_MAX} bytes",
     size_max=_TOPIC_SIZE_MAX,
     empty=False,
 )

@@ -62,7 +62,7 @@ class ReplicationSettings:
     """How this node tells the others over MQTT."""
 
     enabled: bool = setting(False, kinds.FLAG, "publish local writes and take those of other nodes")
-    mqtt_broker: str = setting("localhost", kinds.HOST, "host of the MQTT broker")
+    mqtt_broker: str = setting("localhost", kinds.BROKER_HOST, "host of the MQTT broker")
     mqtt_port: int = setting(1883, kinds.integer(1, 65_535), "port of the MQTT broker")
     mqtt_version: str = setting(
         "5", kinds.choice("5", "3.1.1"), "MQTT protocol; 5 tells when a publish was refused"

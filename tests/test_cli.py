@@ -109,6 +109,14 @@ def test_importing_the_package_imports_no_engine() -> None:
         (["run", "--set", "nosuch=1"], ["flag --set", "unknown key 'nosuch'"]),
         (["run", "--set", "port"], ["'port'", "KEY=VALUE"]),
         (["config", "--config", "/nonexistent.toml"], ["/nonexistent.toml", "No such file"]),
+        (["config", "--config", ""], ["file .: cannot be read: Is a directory"]),
+        (["run", "--host", "a..b"], ["flag --host: host = 'a..b' is not allowed; give a host name"]),
+        (["run", "--node-id", "a+b"], ["flag --node-id: replication.client_id = 'a+b'", "without white space"]),
+        (["run", "--set", "replication.topic_prefix=$SYS/kv"], ["flag --set", "'$SYS/kv'", "no '$' first"]),
+        (["run", "--set", "replication.topic_prefix=$share/g"], ["flag --set", "'$share/g'", "no '$' first"]),
+        (["run", "--set", "replication.mqtt_broker=mqtt://host:1883"], ["the port goes into replication.mqtt_port"]),
+        (["run", "--set", "replication.peer_list=a..b:1"], ["flag --set", "'a..b:1'", 'a list of "host:port"']),
+        (["run", "--set", "replication.tls_ca_file=/nonexistent"], ["'/nonexistent' cannot be read: No such file"]),
     ],
 )
 def test_a_wrong_flag_or_setting_is_one_line_and_the_usage_status(arguments: list[str], words: list[str]) -> None:
@@ -118,6 +126,12 @@ def test_a_wrong_flag_or_setting_is_one_line_and_the_usage_status(arguments: lis
 def test_a_wrong_variable_is_one_line_and_the_usage_status() -> None:
     done = run("run", environment={"MERKLEKV_REPLICATION__MQTT_PORT": "0"})
     fails(exits.EXIT_USAGE, "environment MERKLEKV_REPLICATION__MQTT_PORT", "'0'", done=done)
+
+
+def test_a_setting_that_is_no_text_is_one_line_and_the_usage_status() -> None:
+    command = [sys.executable, "-m", "merklekv", "run", "--node-id", b"a\xff"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=clean_environment())
+    fails(exits.EXIT_USAGE, r"replication.client_id = 'a\udcff' is not allowed", done=done)
 
 
 def test_config_shows_values_sources_and_no_secret(tmp_path: Path) -> None:

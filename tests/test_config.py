@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -22,28 +24,71 @@ GOOD: dict[str, list[tuple[object, object]]] = {  # for each kind of value: what
     "durability": [("always", "always"), ("EverySec", "everysec"), ("never", "never")],
     "allow_remote": [("true", True), ("No", False), (True, True), ("1", True), ("off", False)],
     "storage_path": [("/var/lib/merklekv", Path("/var/lib/merklekv")), ("~", Path.home())],
-    "host": [("::1", "::1"), ("localhost", "localhost")],
-    "replication.client_id": [("n" * 128, "n" * 128), ("", ""), ("node-1.example", "node-1.example")],
-    "replication.topic_prefix": [("a/b", "a/b"), ("merkle_kv", "merkle_kv")],
+    "host": [(one, one) for one in ("::1", "fe80::1%lo", "localhost", "0.0.0.0", "my_host.", "b\u00fccher.example")],
+    "replication.mqtt_broker": [(one, one) for one in ("::1", "broker.example", "10.0.0.1")],
+    "replication.client_id": [
+        (one, one) for one in ("n" * 128, "", "node-1.example", "k\u00e4se", "$a", "\U0001f9c0" * 32)
+    ],
+    "replication.topic_prefix": [(one, one) for one in ("a/b", "merkle_kv", "a/$b", "t" * 512, "k\u00e4se")],
+    "replication.username": [("u" * 65_535, "u" * 65_535), ("", "")],
     "replication.peer_list": [("a:1, [::1]:65535", ("a:1", "[::1]:65535")), (["a:1"], ("a:1",)), ("", ())],
-    "replication.advertise_address": [(one, one) for one in ("a:1", "[::1]:65535", "a" * 255 + ":1", "")],
+    "replication.advertise_address": [
+        (one, one) for one in ("a:1", "[::1]:65535", ".".join(["a" * 63] * 4) + ":1", "b\u00fccher.example:1", "")
+    ],
     "anti_entropy.share_percent": [("1", 1), (100, 100)],
     "scrub.interval_seconds": [("0", 0), (31_536_000, 31_536_000)],
     "scrub.share_percent": [("1", 1), (100, 100)],
     "replication.mqtt_version": [("3.1.1", "3.1.1"), (5, "5")],
 }
+NO_HOSTS: list[object] = [
+    *("", "a b", "a..b", ".a", "a" * 64, "a" * 256, "mqtt://host:1883", "mqtt://host", "host:1883", "[::1]", "a/b"),
+    *("u@host", "a\0b", "a\nb", "::g", "\udcff", 5, True, ["a"]),
+]
 BAD: dict[str, list[object]] = {
     "port": ["-1", 65_536, "abc", "", 1.5, True, None, ["7379"]],
     "memtable_size": [65_535, "4194305KiB", "64XiB", "MiB", "-1", 1.5, True],
     "max_value_size": [0, "513MiB"],
     "durability": ["sometimes", "", True],
     "allow_remote": ["maybe", "", 2],
-    "storage_path": ["", "a\0b", 5],
-    "host": ["", "a b"],
-    "replication.client_id": ["a/b", "a+b", "a#b", "a b", "n" * 129],
-    "replication.topic_prefix": ["", "/a", "a/", "a//b", "a/+/b", "t" * 513],
-    "replication.peer_list": ["a", "a:0", "a:65536", [5], ":1", "a:b", 5],
-    "replication.advertise_address": ["a", "a:0", "a:65536", ":1", "a:b", "a:1,b:2", "a" * 256 + ":1", ["a:1"], 5],
+    "storage_path": ["", "a\0b", "a\nb", "~nobody-at-all/x", 5],
+    "host": NO_HOSTS,
+    "replication.mqtt_broker": NO_HOSTS,
+    "replication.client_id": [
+        "a/b",
+        "a+b",
+        "a#b",
+        "a b",
+        "n" * 129,
+        "\U0001f9c0" * 33,
+        "a\0",
+        "a\nb",
+        "a\x80",
+        "\udcff",
+        "+",
+        "#",
+    ],
+    "replication.topic_prefix": [
+        *("", "/a", "a/", "a//b", "a/+/b", "t" * 513, "\u00e4" * 257, "$SYS/kv", "$share/g", "$", "+", "#", "a/#", "/"),
+        *("a\0b", "a\nb", "a b", "a\u00a0b", "a\x80b", "a\ufffeb", "a\udcff"),
+    ],
+    "replication.username": ["u" * 65_536, "\u00e4" * 32_768, "a\nb", "a\0b", "\udcff", 5],
+    "replication.peer_list": [
+        "a",
+        "a:0",
+        "a:65536",
+        [5],
+        ":1",
+        "a:b",
+        5,
+        "a..b:1",
+        ["a:1", "a..b:1"],
+        "http://a:1",
+        "a/b:1",
+    ],
+    "replication.advertise_address": [
+        *("a", "a:0", "a:65536", ":1", "a:b", "a:1,b:2", "a" * 256 + ":1", ["a:1"], 5),
+        *("a..b:1", "a" * 64 + ":1", "::1:1", "[]:1", "[a]:1", "[1.2.3.4]:1", "[::1:1", "a:1\n", "a b:1", "a:\u0661"),
+    ],
     "anti_entropy.share_percent": [0, 101],
     "scrub.interval_seconds": [-1, 31_536_001],
     "scrub.share_percent": [0, 101],
@@ -70,7 +115,8 @@ def test_a_value_that_is_not_allowed_names_key_value_source_and_what_is(key: str
     with pytest.raises(config.ConfigError) as caught:
         config.load({key: ("--set", given)}, {}, None)
     allowed = next(declaration.kind.allowed for name, declaration, _ in declarations() if name == key)
-    assert str(caught.value) == f"flag --set: {key} = {given!r} is not allowed; give {allowed}"
+    shown = repr(given) if len(repr(given)) <= 400 else f"{repr(given)[:400]}..."
+    assert str(caught.value) == f"flag --set: {key} = {shown} is not allowed; give {allowed}"
 
 
 def test_the_defaults_are_those_of_the_declarations() -> None:
@@ -225,3 +271,163 @@ def test_a_certificate_needs_its_key() -> None:
 @pytest.mark.parametrize(("count", "shown"), [(0, "0"), (1, "1"), (1024, "1KiB"), (3 << 20, "3MiB"), (1000, "1000")])
 def test_sizes_are_shown_exactly(count: int, shown: str) -> None:
     assert kinds.show_size(count) == shown
+
+
+# Of every type that a file can hold, and what a flag or a variable can.
+GARBAGE: list[object] = [
+    *("", " ", "x", "-1", "0", "1e3", "inf", "nan", "NaN", "1.5", "0x10", "true", "a..b", "a:b:c", "\n", "\t", "x\0y"),
+    *(
+        "1" * 5000,
+        "9" * 30,
+        "-" + "9" * 30,
+        "x" * 100_000,
+        "\udcff",
+        "\U0001f9c0",
+        "../..",
+        "~nobody-at-all/x",
+        "%s",
+        "{}",
+    ),
+    *(0, -1, 1 << 63, -(1 << 63), 1 << 20_000, 1.5, float("inf"), float("nan"), -0.0, True, False),
+    *([], [[]], ["x"], [1], [None], {}, {"a": 1}, datetime.date(2026, 1, 1), datetime.time(1, 2)),
+]
+
+
+@pytest.mark.parametrize("key", [key for key, _, _ in declarations()])
+def test_whatever_is_given_is_refused_in_one_line_or_is_a_value_that_reads_itself(key: str) -> None:
+    """Each setting, each way in: flag, variable, and a file of which only the values matter here."""
+    declaration = next(one for name, one, _ in declarations() if name == key)
+    for given in GARBAGE:
+        ways: list[tuple[str, dict[str, tuple[str, object]], dict[str, str]]] = [
+            ("flag --set", {key: ("--set", given)}, {})
+        ]
+        if isinstance(given, str):
+            ways.append((f"environment {environment_name(key)}", {}, {environment_name(key): given}))
+        for source, flags, environment in ways:
+            try:
+                loaded = config.load(flags, environment, None)
+            except config.ConfigError as error:
+                message = str(error)
+                assert message.startswith(f"{source}: {key} ")
+                assert (
+                    message.endswith(f" is not allowed; give {declaration.kind.allowed}") or "given without" in message
+                )
+                assert message.isprintable()
+                assert len(message) < 1000
+                continue
+            value, found = value_of(loaded, key)
+            assert found == source
+            assert type(value) in (str, int, bool, tuple, type(Path()))
+            assert declaration.kind.parse(declaration.kind.show(value)) == value
+
+
+@pytest.mark.parametrize("key", [key for key, _, _ in declarations()])
+def test_what_a_file_may_hold_is_refused_with_the_name_of_the_file(tmp_path: Path, key: str) -> None:
+    file = tmp_path / "node.toml"
+    section, _, name = key.rpartition(".")
+    for written in ("[[]]", "{a = 1}", "1.5", "nan", "-inf", "2026-01-01", "12:00:00", "'''a\nb'''", "0x" + "f" * 9000):
+        file.write_text(f"[{section}]\n{name} = {written}\n" if section else f"{name} = {written}\n")
+        with pytest.raises(config.ConfigError) as caught:
+            config.load({}, {}, file)
+        assert str(caught.value).startswith(f"file {file}: {key} = ")
+        assert str(caught.value).isprintable()
+
+
+def test_a_file_with_a_byte_order_mark_or_other_line_ends_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    for content in (
+        b"\xef\xbb\xbfport = 1234\n",
+        b"port = 1234\r\nhost = '::1'\r\n",
+        b"\xef\xbb\xbf# \xc3\xa4\r\nport = 1234",
+    ):
+        file.write_bytes(content)
+        assert config.load({}, {}, file).settings.port == 1234
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("port = 1234".encode("utf-16"), "is not UTF-8 text"),
+        ("port = 1234".encode("utf-16-le"), "is not TOML: "),
+        ("port = 1234 # ä".encode("latin-1"), "is not UTF-8 text"),
+        (b"port = " + b"1" * 5000, "is not TOML: "),
+        (b"port = " + b"[" * 100_000, "is not TOML: "),
+        (b"#" * (config.FILE_SIZE_MAX + 1), f"is larger than {config.FILE_SIZE_MAX} bytes"),
+        (b"\0", "is not TOML: "),
+    ],
+)
+def test_a_file_in_another_form_is_refused_in_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "node.toml"
+    file.write_bytes(content)
+    with pytest.raises(config.ConfigError) as caught:
+        config.load({}, {}, file)
+    assert str(caught.value).startswith(f"file {file}: {message}")
+    assert str(caught.value).isprintable()
+
+
+def test_a_largest_file_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_bytes(b"port = 1234\n".ljust(config.FILE_SIZE_MAX, b"#"))
+    assert config.load({}, {}, file).settings.port == 1234
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1", "10.0.0.7"])
+def test_the_port_of_the_broker_is_not_the_nodes(host: str) -> None:
+    flags: dict[str, tuple[str, object]] = {
+        "host": ("--host", "10.0.0.7"),
+        "port": ("--port", "1883"),
+        "replication.mqtt_broker": ("--set", host),
+    }
+    enabled: dict[str, tuple[str, object]] = {"replication.enabled": ("--set", "true")}
+    with pytest.raises(
+        config.ConfigError, match="flag --port: port = 1883 is also the port of the broker on this machine"
+    ):
+        config.load(flags | enabled, {}, None)
+    config.load(flags, {}, None)
+    config.load(flags | enabled | {"replication.mqtt_broker": ("--set", "elsewhere")}, {}, None)
+    config.load(flags | enabled | {"port": ("--port", "1884")}, {}, None)
+
+
+def certificate(directory: Path, *options: str) -> tuple[Path, Path]:
+    """A certificate and its key."""
+    files = directory / "cert.pem", directory / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-subj", "/CN=x"]
+    subprocess.run(
+        [*command, "-out", files[0], "-keyout", files[1], *options], check=True, capture_output=True, timeout=60
+    )
+    return files
+
+
+def test_files_for_tls_are_read_before_anything_else(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    cert, key = certificate(tmp_path, "-nodes")
+    _, other = certificate(tmp_path / "other", "-nodes")
+    (tmp_path / "empty").touch()
+    (tmp_path / "encrypted").mkdir()
+    locked_cert, locked = certificate(tmp_path / "encrypted", "-passout", "pass:secret")
+    keys = "replication.tls_ca_file", "replication.tls_cert_file", "replication.tls_key_file"
+
+    def require(*files: Path | str) -> None:
+        flags: dict[str, tuple[str, object]] = {
+            name: ("--set", str(file)) for name, file in zip(keys, files, strict=True)
+        }
+        config.require_tls_files(config.load(flags, {}, None))
+
+    require("", "", "")
+    require(cert, cert, key)
+    missing = tmp_path / "missing"
+    for place, files, reason in [
+        (0, (missing, "", ""), "cannot be read: No such file or directory"),
+        (0, (tmp_path, "", ""), "is not a file"),
+        (0, (tmp_path / "empty", "", ""), "cannot be used: no certificate or crl found; give certificates in PEM"),
+        (1, ("", missing, key), "cannot be read: No such file or directory"),
+        (2, ("", cert, missing), "cannot be read: No such file or directory"),
+        (2, ("", cert, "/dev/zero"), "is not a file"),
+        (1, ("", cert, other), "cannot be used: key values mismatch; give a certificate in PEM with its key"),
+        (1, ("", locked_cert, locked), "cannot be used: "),
+        (1, ("", tmp_path / "empty", key), "cannot be used: "),
+    ]:
+        with pytest.raises(config.ConfigError) as caught:
+            require(*files)
+        assert str(caught.value).startswith(f"flag --set: {keys[place]} = '{files[place]}' {reason}")
+        assert str(caught.value).isprintable()
