@@ -22,8 +22,8 @@ import logging
 import resource
 import socket
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from merklekv.errors import AddressInUse, AddressUnavailable, InvalidArgument
 from merklekv.net.commands import commands
@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 STOP_DEADLINE_S = 10.0
 # Files the process needs besides its connections: the data's, the log's, the broker's.
 FILES_RESERVED = 64
+PORT_ATTEMPTS = 20  # to find a port that is free at each address of a name
 PROTECTED = (
     "protected mode: there is no authentication, so only clients on this machine are served; "
     "to serve others as well, start the node with --allow-remote"
@@ -77,16 +78,19 @@ class Server:
         self._fatal = fatal or _log_fatal
         self._workers: list[Worker] = []
         self._identities = itertools.count(1)
-        self._listener: socket.socket | None = None
+        self._listeners: list[socket.socket] = []
 
     def start(self) -> tuple[str, int]:
-        """Binds and serves; the address bound, with the port chosen where 0 was asked for."""
+        """Binds and serves; the first address bound, with the port chosen where 0 was asked for.
+
+        A name is listened on at every address of this machine that it has, so `localhost` is 127.0.0.1 and ::1.
+        """
         _raise_file_limit(self._context.limits.connections)
-        self._listener = _listen(self._host, self._port)
-        host, port = self._listener.getsockname()[:2]
+        self._listeners = _listen(self._host, self._port)
+        host, port = self._listeners[0].getsockname()[:2]
         self._context.port = port
         self._workers = [Worker(self._context, number, self._fatal) for number in range(self._threads)]
-        self._workers[0].listen(self._listener, self._accept)
+        self._workers[0].listen(self._listeners, self._accept)
         for worker in self._workers:
             worker.start()
         return host, port
@@ -101,18 +105,17 @@ class Server:
             if not worker.is_alive():
                 worker.close()
         self._workers = []
-        if self._listener:
-            self._listener.close()
+        for listener in self._listeners:
+            listener.close()
 
     def _sessions(self) -> list[Session]:
         return [one for worker in self._workers for one in list(worker.connections.values()) if not one.refusal]
 
-    def _accept(self) -> None:
-        """Takes in what waits at the port. Runs in the first worker's thread."""
-        assert self._listener is not None
+    def _accept(self, listener: socket.socket) -> None:
+        """Takes in what waits at an address. Runs in the first worker's thread."""
         for _ in range(ACCEPT_BATCH):
             try:
-                sock, peer = self._listener.accept()
+                sock, peer = listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
             try:
@@ -164,24 +167,54 @@ def _show(address: tuple[str, int]) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """Listeners on every address of the name that is one of this machine, all on one port."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as problem:
         raise AddressUnavailable(f"cannot listen on {host}:{port}: {problem.strerror}") from problem
-    listener = socket.socket(family, kind, protocol)
+    for attempt in range(PORT_ATTEMPTS):
+        try:
+            return _listen_on(dict.fromkeys((one[0], one[4]) for one in found), port)
+        except OSError as problem:
+            if problem.errno != errno.EADDRINUSE:
+                raise AddressUnavailable(f"cannot listen on {host}:{port}: {problem.strerror}") from problem
+            if port or attempt == PORT_ATTEMPTS - 1:  # a port that was free at one address may be taken at the next
+                raise AddressInUse(
+                    f"port {port} of {host} is in use by another program: choose another one"
+                ) from problem
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _listen_on(addresses: Iterable[tuple[socket.AddressFamily, tuple[Any, ...]]], port: int) -> list[socket.socket]:
+    listeners: list[socket.socket] = []
+    absent: OSError | None = None
+    for family, (host, _, *rest) in addresses:
+        try:
+            listeners.append(_listener(family, (host, port, *rest)))
+        except OSError as problem:
+            if problem.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                absent = problem  # of another machine, or IPv6 is off
+                continue
+            for listener in listeners:
+                listener.close()
+            raise
+        port = listeners[0].getsockname()[1]
+    if absent is not None and not listeners:
+        raise absent
+    return listeners
+
+
+def _listener(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(BACKLOG)
-    except OSError as problem:
+        listener.setblocking(False)
+    except OSError:
         listener.close()
-        if problem.errno == errno.EADDRINUSE:
-            raise AddressInUse(f"port {port} of {host} is in use by another program: choose another one") from problem
-        raise AddressUnavailable(f"cannot listen on {host}:{port}: {problem.strerror}") from problem
-    listener.setblocking(False)
+        raise
     return listener
 
 

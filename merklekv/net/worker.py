@@ -59,8 +59,8 @@ class Worker(threading.Thread):
         self._epoll = select.epoll()
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wakeup, _IN)
-        self._listener = -1  # of the worker that accepts
-        self._accept: Callable[[], object] = list
+        self._listeners: dict[int, socket.socket] = {}  # of the worker that accepts
+        self._accept: Callable[[socket.socket], None] = socket.socket.close
         self._answered: list[Connection] = []  # have replies that wait for the commit
         self._output = 0  # bytes of them
         self._taken_back = context.engine.taken_back  # how often it has taken changes back, as far as clients know
@@ -75,18 +75,19 @@ class Worker(threading.Thread):
         self.connections[connection.fd] = connection
         self._epoll.register(connection.fd, _IN)
 
-    def listen(self, listener: socket.socket, accept: Callable[[], None]) -> None:
-        """Calls `accept` whenever the listener has connections to take. Before `start`."""
+    def listen(self, listeners: list[socket.socket], accept: Callable[[socket.socket], None]) -> None:
+        """Calls `accept` with a listener whenever that one has connections to take. Before `start`."""
         self._accept = accept
-        self._listener = listener.fileno()
-        self._epoll.register(self._listener, _IN)
+        self._listeners = {listener.fileno(): listener for listener in listeners}
+        for fd in self._listeners:
+            self._epoll.register(fd, _IN)
 
-    def _take_in(self) -> None:
+    def _take_in(self, fd: int) -> None:
         try:
-            self._accept()
+            self._accept(self._listeners[fd])
         except OSError as problem:  # most likely no file is free; a listener that is always ready has to rest
             log.warning("cannot accept connections for now: %s", problem)
-            self._epoll.modify(self._listener, 0)
+            self._epoll.modify(fd, 0)
 
     def stop(self, deadline: float) -> None:
         """Lets the thread end when all that was received is answered, at the latest at `deadline` (monotonic)."""
@@ -114,8 +115,8 @@ class Worker(threading.Thread):
 
     def _finish(self, deadline: float) -> None:
         """Reads nothing more, finishes what was received, and closes each connection when it is done."""
-        if self._listener >= 0:
-            self._epoll.unregister(self._listener)
+        for fd in self._listeners:
+            self._epoll.unregister(fd)
         os.eventfd_read(self._wakeup)
         while self.connections and time.monotonic() < deadline:
             for connection in list(self.connections.values()):
@@ -150,8 +151,8 @@ class Worker(threading.Thread):
             connection = self.connections.get(fd)
             if connection is None:
                 # The wake-up needs no more than waking; another one was closed earlier in this round.
-                if fd == self._listener:
-                    self._take_in()
+                if fd in self._listeners:
+                    self._take_in(fd)
                 continue
             if event != _IN and not self._handle(connection, event):
                 continue
@@ -448,8 +449,8 @@ class Worker(threading.Thread):
     def _sweep(self, now: float) -> None:
         """Looks after connections that nothing happens on."""
         self._next_sweep = now + limits.SWEEP_S
-        if self._listener >= 0 and self._stop_at is None:
-            self._epoll.modify(self._listener, _IN)
+        for fd in self._listeners if self._stop_at is None else ():
+            self._epoll.modify(fd, _IN)
         idle_limit = self._context.limits.idle_timeout_s
         for connection in [each for each in self.connections.values() if each.is_overdue(now, idle_limit)]:
             if connection.refusal and not connection.closing:

@@ -84,7 +84,55 @@ def test_stop_leaves_no_file_open(start: Start, connect: Connect) -> None:
 def test_stop_of_a_server_that_was_never_started(engine: Engine) -> None:
     server = Server(engine)
     server.stop()
-    assert server._listener is None
+    assert server._listeners == []
+
+
+BOTH = [(socket.AF_INET6, ("::1", 0, 0, 0)), (socket.AF_INET, ("127.0.0.1", 0))]
+
+
+def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[socket.AddressFamily, tuple[object, ...]]) -> None:
+    """Lets every name have these addresses."""
+    found = [(family, kind, 6, "", address) for family, address in addresses for kind in (socket.SOCK_STREAM,) * 2]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: found)
+
+
+def test_a_name_is_listened_on_at_each_of_its_addresses(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve_to(monkeypatch, *BOTH)
+    server = start(host="localhost", threads=2)
+    host, port = server.address  # type: ignore[attr-defined]
+    monkeypatch.undo()
+    assert host == "::1"
+    for address in ("127.0.0.1", "::1"):
+        for _ in range(3):
+            with socket.create_connection((address, port), timeout=10) as sock:
+                sock.sendall(b"PING\r\n")
+                assert sock.makefile().readline() == "PONG\n"
+    server.stop()
+    for address in ("127.0.0.1", "::1"):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((address, port), timeout=10)
+
+
+def test_an_address_of_another_machine_is_left_out_if_one_is_ours(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = (socket.AF_INET, ("192.0.2.1", 0))
+    resolve_to(monkeypatch, elsewhere, BOTH[1])
+    assert start(host="name").address[0] == "127.0.0.1"  # type: ignore[attr-defined]
+    resolve_to(monkeypatch, elsewhere)
+    with pytest.raises(AddressUnavailable, match="cannot listen on name:0: Cannot assign requested address"):
+        start(host="name")
+
+
+def test_a_name_of_which_one_address_is_in_use_is_refused(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        resolve_to(monkeypatch, *BOTH)
+        with pytest.raises(AddressInUse, match=f"port {port} of localhost is in use"):
+            start(host="localhost", port=port)
+    monkeypatch.undo()
+    gc.collect()  # an open socket left behind would be a ResourceWarning, and so a failure
+    start(host="::1", port=port)
 
 
 def test_an_address_in_use(start: Start) -> None:
