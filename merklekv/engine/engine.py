@@ -41,14 +41,12 @@ from merklekv.engine.format import (
     bucket_of,
     record_is_sound,
 )
+from merklekv.engine.integers import INT64_MAX, INT64_MIN, strict_integer
 from merklekv.engine.layers import is_marker
 from merklekv.engine.settled import Settled, bound_of
 from merklekv.engine.store import Pair
 from merklekv.errors import InvalidArgument, MerkleKVError, NotANumber, NumberOverflow
 
-INT64_MIN: Final = -(1 << 63)
-INT64_MAX: Final = (1 << 63) - 1
-NUMBER_DIGITS_MAX: Final = 20
 SUPERSEDED: Final = "superseded"
 
 Change = tuple[int, bytes, bytes]  # op, key, record
@@ -266,7 +264,7 @@ class Engine(Settled):
 
 
 def _parse_number(key: bytes, text: bytes) -> int:
-    digits = text[1:] if text[:1] in (b"-", b"+") else text
-    if not digits.isdigit() or len(digits) > NUMBER_DIGITS_MAX or not INT64_MIN <= int(text) <= INT64_MAX:
+    number = strict_integer(text)
+    if number is None:
         raise NotANumber(key)
-    return int(text)
+    return number

@@ -21,6 +21,7 @@ import os
 from typing import Final
 
 from merklekv.engine.format import INNER_NODES, SEGMENT_HEADER
+from merklekv.engine.integers import strict_integer
 from merklekv.engine.log import list_segments, segment_path
 from merklekv.net import resp
 from merklekv.net.errors import RequestError
@@ -79,7 +80,7 @@ def notes(session: Session, request: Request) -> Reply:
 
 
 def _natural(word: bytes) -> int:
-    number = resp.strict_integer(word)
+    number = strict_integer(word)
     if number is None or number < 0:
         raise RequestError("value is not an integer or out of range")
     return number

@@ -35,6 +35,7 @@ from merklekv.engine.format import (
     VALUE_AT,
     VERSION_SIZE,
 )
+from merklekv.engine.integers import strict_integer
 from merklekv.errors import Stalled
 from merklekv.net import resp
 from merklekv.net.client import Client, Unreachable
@@ -51,7 +52,7 @@ Item = tuple[int, bytes, bytes]
 
 def records(session: Session, request: Request) -> Reply:
     after = request[1]
-    count = resp.strict_integer(request[2])
+    count = strict_integer(request[2])
     if count is None or not 0 < count <= PAGE_RECORDS_MAX:
         raise RequestError(f"count must be a number from 1 to {PAGE_RECORDS_MAX}")
     if len(request) == 3:
@@ -83,7 +84,7 @@ def fetch(client: Client, key: bytes) -> bytes | None:
 
 
 def bucket(session: Session, request: Request) -> Reply:
-    number = resp.strict_integer(request[1])
+    number = strict_integer(request[1])
     if number is None or not 0 <= number < BUCKETS:
         raise RequestError(f"a bucket is a number from 0 to {BUCKETS - 1}")
     return _bucket(session, number)

@@ -18,9 +18,9 @@ Cost of a SET with 100 bytes: 0.5 us in a pipeline, 0.7 us alone.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
+from merklekv.engine.integers import strict_integer
 from merklekv.errors import MerkleKVError, NotANumber, NumberOverflow
 from merklekv.net.errors import RequestError
 from merklekv.net.text import BROKEN, Request, one_line
@@ -43,15 +43,6 @@ HEADER_BYTES_MAX = 64 * 1024
 
 _COUNTS = {b"*%d" % count: count for count in range(1, FAST_ARGUMENTS + 1)}
 _BULK_HEADERS = tuple(b"$%d" % size for size in range(FAST_BULK_BYTES + 1))
-_NUMBER = re.compile(rb"-?[1-9][0-9]{0,18}|0")
-
-
-def strict_integer(digits: bytes) -> int | None:
-    """A signed 64-bit integer as Redis reads one (no plus sign, space or leading zero), or None."""
-    if _NUMBER.fullmatch(digits) is None:
-        return None
-    number = int(digits)
-    return number if -(1 << 63) <= number < 1 << 63 else None
 
 
 class RespParser:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from merklekv.engine.integers import strict_integer
 from merklekv.net import resp, text
 from merklekv.net.errors import Goodbye, RequestError
 from merklekv.net.glob import compile_glob
@@ -29,7 +30,7 @@ Subcommand = Callable[[Session, Sequence[bytes]], bytes]
 def hello(session: Session, request: Request) -> Reply:
     protocol = session.protocol
     if len(request) > 1:
-        asked = resp.strict_integer(request[1])
+        asked = strict_integer(request[1])
         if asked is None:
             raise RequestError("Protocol version is not an integer or out of range")
         if asked not in resp.NIL:
@@ -153,7 +154,7 @@ def _client_list(session: Session, arguments: Sequence[bytes]) -> bytes:
     if arguments:
         kind = arguments[0].upper()
         if kind == b"ID" and len(arguments) > 1:
-            wanted = {resp.strict_integer(word) for word in arguments[1:]}
+            wanted = {strict_integer(word) for word in arguments[1:]}
             if None in wanted:
                 raise RequestError("Invalid client ID")
             sessions = [one for one in sessions if one.id in wanted]

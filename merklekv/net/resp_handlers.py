@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import takewhile
 
+from merklekv.engine.integers import strict_integer
 from merklekv.errors import Stalled
 from merklekv.net import resp
 from merklekv.net.errors import RequestError
@@ -200,7 +201,7 @@ def prepend(session: Session, request: Request) -> Reply:
 
 
 def number(word: bytes) -> int:
-    value = resp.strict_integer(word)
+    value = strict_integer(word)
     if value is None:
         raise RequestError(NOT_AN_INTEGER)
     return value

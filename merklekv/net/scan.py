@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from merklekv.engine.integers import strict_integer
 from merklekv.net import resp
 from merklekv.net.errors import RequestError
 from merklekv.net.glob import compile_glob
@@ -80,7 +81,7 @@ def _read_options(words: Sequence[bytes]) -> _Options:
             raise RequestError(SYNTAX_ERROR)
         value = words[at + 1]
         if name == b"COUNT":
-            count = resp.strict_integer(value)
+            count = strict_integer(value)
             if count is None:
                 raise RequestError(NOT_AN_INTEGER)
             if count < 1:

@@ -7,17 +7,15 @@ the client is told to read them there.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
+from merklekv.engine.integers import strict_integer
 from merklekv.net import text
 from merklekv.net.errors import Goodbye, RequestError
 from merklekv.net.limits import SLICE_KEYS
 from merklekv.net.node_commands import digest, replicate, synchronize
 from merklekv.net.session import Handler, Long, Reply, Session, check_reply_size
 from merklekv.net.text import Request, line_safe
-
-_AMOUNT = re.compile(rb"[+-]?[0-9]{1,19}")
 
 
 def one_key(name: str, rest: bytes) -> bytes:
@@ -100,11 +98,9 @@ def increment(name: str, sign: int) -> Handler:
         key, _, amount = request[1].partition(b" ")
         if not key:
             raise RequestError(f"{name} command requires a key")
-        number = 1
-        if amount:
-            number = int(amount) if _AMOUNT.fullmatch(amount) else 1 << 63
-            if not -(1 << 63) <= number < 1 << 63:
-                raise RequestError(f"{name} command amount must be a valid number")
+        number = strict_integer(amount) if amount else 1
+        if number is None:
+            raise RequestError(f"{name} command amount must be a valid number")
         return b"VALUE %d\r\n" % session.engine.increment(checked_key(key), sign * number)
 
     return handler

@@ -11,8 +11,9 @@ import pytest
 
 from merklekv.engine import log as log_module
 from merklekv.engine.durable import FROZEN_TABLES_MAX, MIN_MEMTABLE_SIZE
-from merklekv.engine.engine import INT64_MAX, INT64_MIN, NUMBER_DIGITS_MAX, Engine
+from merklekv.engine.engine import Engine
 from merklekv.engine.format import MAX_KEY_SIZE, MAX_VALUE_SIZE_LIMIT
+from merklekv.engine.integers import INT64_MAX, INT64_MIN
 from merklekv.engine.memtable import KEY_OVERHEAD
 from merklekv.errors import InvalidArgument, NotANumber, NumberOverflow, Stalled, StorageFailed
 
@@ -142,13 +143,9 @@ def test_settings_at_their_limits(make_engine: Callable[..., Engine]) -> None:
         (None, INT64_MAX, INT64_MAX),
         (None, INT64_MIN, INT64_MIN),
         (b"0", 0, 0),
-        (b"-0", 1, 1),
-        (b"+7", -8, -1),
-        (b"007", 1, 8),
         (b"%d" % (INT64_MAX - 1), 1, INT64_MAX),
         (b"%d" % (INT64_MIN + 1), -1, INT64_MIN),
         (b"%d" % INT64_MAX, INT64_MIN, -1),
-        (b"0" * (NUMBER_DIGITS_MAX - 1) + b"1", 1, 2),
     ],
 )
 def test_numbers(make_engine: Callable[..., Engine], text: bytes | None, amount: int, total: int) -> None:
@@ -163,7 +160,8 @@ def test_numbers(make_engine: Callable[..., Engine], text: bytes | None, amount:
     "text",
     [
         *(b"", b"-", b"+", b"--1", b"+-1", b" 1", b"1 ", b"1\n", b"1.0", b"1e3", b"0x1", b"1_0", b"one"),
-        *("\N{ARABIC-INDIC DIGIT ONE}".encode(), b"\xb2", b"0" * NUMBER_DIGITS_MAX + b"1", b"9" * 5000),
+        *(b"01", b"007", b"+1", b"-0", b"+0", b"00", b"-01", b"1\0"),
+        *("\N{ARABIC-INDIC DIGIT ONE}".encode(), b"\xb2", b"0" * 20 + b"1", b"9" * 20, b"9" * 5000),
         *(b"%d" % (INT64_MAX + 1), b"%d" % (INT64_MIN - 1)),
     ],
 )

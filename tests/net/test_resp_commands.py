@@ -123,6 +123,28 @@ def test_odd_bytes(pair: Pair) -> None:
         pair.same(*words)
 
 
+NUMBERS = (
+    *("0", "1", "-1", "7", "10", "-10", "007", "01", "-01", "00", "+1", "+0", "-0", "", "-", "+", "--1", "+-1"),
+    *(" 1", "1 ", "1\n", "\t1", "1.0", "1e3", "0x1", "1_0", "1\0", "\u0661", "one", "9" * 20, "-" + "9" * 20),
+    *("9223372036854775807", "9223372036854775808", "-9223372036854775808", "-9223372036854775809"),
+    *("0" * 19 + "1", "9" * 5000),
+)
+
+
+def test_a_number_is_what_it_is_to_redis(pair: Pair) -> None:
+    """As a stored value, as an amount, and as both."""
+    for value in NUMBERS:
+        for request in (("INCR", "k"), ("DECR", "k"), ("INCRBY", "k", "3"), ("DECRBY", "k", "3")):
+            pair.same("SET", "k", value)
+            pair.same(*request)
+            pair.same("GET", "k")
+        for name in ("INCRBY", "DECRBY"):
+            pair.same("SET", "k", "5")
+            pair.same(name, "k", value)
+            pair.same(name, "missing", value)
+            pair.same("GET", "k")
+
+
 def test_keys_of_all_patterns(pair: Pair) -> None:
     for key in ("a", "ab", "abc", "b", "user:1", "user:2", "user:10", "[x]", "a*b"):
         pair.same("SET", key, "v")
