@@ -44,6 +44,8 @@ class Client:
             self._socket = socket.create_connection((host, port), CONNECT_TIMEOUT_S)
         except OSError as error:
             raise Unreachable(f"{self.name}: cannot connect: {error.strerror or error}") from error
+        except ValueError as error:  # a label that is empty or too long, bytes that are not UTF-8, a NUL
+            raise Unreachable(f"{self.name}: is not a host name") from error
         self._socket.settimeout(timeout_s)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._reader = hiredis.Reader()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
+from merklekv.engine.integers import strict_integer
 from merklekv.net.errors import RequestError
 from merklekv.net.session import Long, Pause, Session, in_thread
 from merklekv.net.text import show
@@ -31,9 +32,9 @@ def synchronize(session: Session, words: Sequence[bytes], reply: bytes) -> Long:
     for flag in sorted(flags - {b"--full", b"--verify"}):
         raise RequestError(f"SYNC command does not know the option {show(flag)}: it takes --full and --verify")
     host = show(words[0])
-    if not words[1].isdigit() or not 0 < int(words[1][:6]) <= PORT_MAX:
+    port = strict_integer(words[1])
+    if port is None or not 0 < port <= PORT_MAX:
         raise RequestError(f"SYNC command port must be a number from 1 to {PORT_MAX}")
-    port = int(words[1])
 
     def work() -> None:
         session.context.services.sync(host, port, b"--full" in flags, b"--verify" in flags)

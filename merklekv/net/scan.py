@@ -5,12 +5,17 @@ behind each number it gave out, for `limits.CURSORS_MAX` of them; the least rece
 client that comes with a forgotten one is told to start again. A scan holds at most two entries: using a cursor drops
 the one before it, and keeps the used one, so that a client that lost a reply may ask again.
 
+Cursors are random numbers. So one from before a restart, or of another node behind the same address, is unknown here
+(but for one case in 2**39, with all cursors in use) and an error, where a counter would silently continue another scan
+and leave keys out. They have 53 bits, because some clients read a cursor as a double.
+
 A pattern with literal text at its start is looked for under that prefix only: `SCAN 0 MATCH user:7:*` costs what it
 finds, not what the server holds.
 """
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -28,6 +33,8 @@ COUNT_DEFAULT = 10
 SYNTAX_ERROR = "syntax error"
 NOT_AN_INTEGER = "value is not an integer or out of range"
 CURSOR_BITS = 64
+CURSOR_DIGITS = 20  # of the largest number of so many bits; also of those that were never given out
+CURSOR_RANDOM_BITS = 53
 
 
 class Cursors:
@@ -36,17 +43,18 @@ class Cursors:
     def __init__(self, limit: int = CURSORS_MAX) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        self._last = 0
         self._after: OrderedDict[int, tuple[bytes, int]] = OrderedDict()  # cursor: (last key, cursor before)
 
     def remember(self, key: bytes, used: int) -> int:
         """A new cursor that goes on after `key`; `used` is the cursor that led here (0: none)."""
         with self._lock:
-            self._last += 1
-            self._after[self._last] = (key, used)
+            cursor = 0
+            while not cursor or cursor in self._after:
+                cursor = secrets.randbits(CURSOR_RANDOM_BITS)
+            self._after[cursor] = (key, used)
             while len(self._after) > self._limit:
                 self._after.popitem(last=False)
-            return self._last
+            return cursor
 
     def recall(self, cursor: int) -> bytes | None:
         """The key to go on after, or None when the cursor was never given out or is forgotten."""
@@ -68,7 +76,7 @@ class _Options:
 
 def scan(session: Session, request: Request) -> Reply:
     cursor = request[1]
-    if not cursor.isdigit() or int(cursor) >> CURSOR_BITS:
+    if not cursor.isdigit() or len(cursor) > CURSOR_DIGITS or int(cursor) >> CURSOR_BITS:
         raise RequestError("invalid cursor")
     return _scan(session, int(cursor), _read_options(request[2:]))
 
@@ -99,7 +107,7 @@ def _scan(session: Session, cursor: int, options: _Options) -> Long:
     cursors = session.context.cursors
     after = cursors.recall(cursor) if cursor else None
     if cursor and after is None:
-        raise RequestError(f"unknown cursor {cursor}: it is too old or from before a restart, start again from 0")
+        raise RequestError(f"unknown cursor {cursor}: it is too old, or from another node or before a restart: start again from 0")
     prefix, matches = compile_glob(options.pattern)
     found: list[bytes] = []
     left = options.count

@@ -173,6 +173,8 @@ def _listen(host: str, port: int) -> list[socket.socket]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as problem:
         raise AddressUnavailable(f"cannot listen on {host}:{port}: {problem.strerror}") from problem
+    except ValueError as problem:  # a label that is empty or too long, a NUL
+        raise AddressUnavailable(f"cannot listen on {host}:{port}: {host!r} is not a host name") from problem
     for attempt in range(PORT_ATTEMPTS):
         try:
             return _listen_on(dict.fromkeys((one[0], one[4]) for one in found), port)

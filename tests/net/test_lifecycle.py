@@ -141,7 +141,7 @@ def test_an_address_in_use(start: Start) -> None:
         start(port=taken[1])
 
 
-@pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
+@pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid", "a..b", "x" * 64, "a\0b"])
 def test_an_address_that_is_not_here(start: Start, host: str) -> None:
     with pytest.raises(AddressUnavailable, match=f"cannot listen on {host}:0: "):
         start(host=host)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-from conftest import Start
+from conftest import FakeServices, Start
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from wire import Wire
 
+from merklekv.net.commands import TABLE
+from merklekv.net.registry import Command
 from merklekv.net.server import Server
 
 Words = Sequence[bytes | str]
@@ -294,4 +296,47 @@ def test_a_cursor_may_be_used_again_and_an_unknown_one_is_refused(resp: Wire) ->
     assert third not in (first, second)
     for unknown in (b"999999", first):
         assert resp.call("SCAN", unknown).startswith(b"-ERR unknown cursor %b" % unknown)
-    assert resp.call("SCAN", str(2**64)) == b"-ERR invalid cursor\r\n"
+    for invalid in (str(2**64), "9" * 5000, "x", "-1", ""):
+        assert resp.call("SCAN", invalid) == b"-ERR invalid cursor\r\n"
+    assert scan(resp, b"00")[1]
+
+
+def test_a_cursor_is_unknown_to_another_server_and_after_a_restart(start: Start, connect: Callable[..., Wire]) -> None:
+    """However many cursors the other one has given out: a scan never continues where another one is."""
+    before, after = connect(start()), connect(start())
+    before.call("MSET", *[word for number in range(1000) for word in (f"k{number:03}", "v")])
+    cursors = [scan(before, b"0", "COUNT", "10")[0] for _ in range(100)]
+    others = [scan(after, b"0", "COUNT", "900")[0] for _ in range(100)]
+    assert len({*cursors, *others}) == 200
+    for cursor in cursors:
+        assert after.call("SCAN", cursor).startswith(b"-ERR unknown cursor %b" % cursor)
+    assert all(0 < int(cursor) < 2**53 for cursor in (*cursors, *others))
+
+
+ENDS_THE_CONNECTION = ("SHUTDOWN", "QUIT")
+
+
+@pytest.mark.parametrize(
+    "command", [row for row in TABLE if row.name not in ENDS_THE_CONNECTION], ids=lambda row: row.name
+)
+@pytest.mark.parametrize(
+    "word", ["9" * 5000, "0" * 5000 + "1", "0" * 6 + "1" * 6, "\udcff"], ids=["digits", "zeros", "port", "bytes"]
+)
+def test_a_word_of_any_kind_leaves_the_connection_usable(
+    command: Command, word: str, resp: Wire, connect: Callable[..., Wire], services: FakeServices
+) -> None:
+    """Nothing that a client sends as a number is too much for the conversion of numbers."""
+    given = word.encode(errors="surrogateescape")
+    if command.resp:
+        for count in range(5):
+            for first in ([b"READ"], [b"LIST"], [b"0"], []):
+                resp.call(command.name, *first, *[given] * count)
+        assert resp.call("PING") == b"+PONG\r\n"
+    if command.text:
+        for rest in (given, b"k " + given, b"k " + given + b" x"):
+            with connect() as text:
+                text.send(command.name.encode() + b" " + rest + b"\n")
+                assert text.line()
+                text.send(b"ECHO still here\n")
+                lines = iter(text.line, b"")
+                assert any(line == b"ECHO still here\r\n" for line in lines)

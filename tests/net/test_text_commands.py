@@ -134,6 +134,7 @@ DIALOGUES: dict[str, list[tuple[str, str]]] = {
         ("SYNC", "ERROR SYNC command requires a host and port"),
         ("SYNC host", "ERROR SYNC command requires a host and port"),
         ("SYNC host x", "ERROR SYNC command port must be a number from 1 to 65535"),
+        ("SYNC host 0000011111", "ERROR SYNC command port must be a number from 1 to 65535"),
         ("SYNC host 65536", "ERROR SYNC command port must be a number from 1 to 65535"),
         ("SYNC host 1 --quick", "ERROR SYNC command does not know the option --quick: it takes --full and --verify"),
         ("REPLICATE", "ERROR REPLICATE command requires an action: enable, disable or status"),
