@@ -16,6 +16,7 @@ from merklekv.net import (
     scan,
     status,
     text_handlers,
+    transactions,
 )
 from merklekv.net.registry import Command, Commands
 
@@ -137,21 +138,29 @@ NODE: tuple[Command, ...] = (
             "INFO [section ...]", -1),
     Command("CLIENT", "clientlist", "The connected clients, and what this one says of itself.", status.text_client,
             "CLIENT LIST", resp_admin.client,
-            "CLIENT ID|LIST|INFO|SETNAME name|GETNAME|SETINFO field value|NO-EVICT ON|OFF", -2),
+            "CLIENT ID|LIST|INFO|SETNAME name|GETNAME|SETINFO field value|NO-EVICT ON|OFF|HELP", -2),
     Command("SHUTDOWN", "management", "Stops the server.", _t.shutdown, "SHUTDOWN", resp_admin.shutdown,
             "SHUTDOWN [NOSAVE|SAVE] [NOW] [FORCE]", -1, _ADMIN),
     Command("HELLO", "management", "Chooses the version of RESP.", resp=resp_admin.hello,
-            resp_syntax="HELLO [2|3] [SETNAME name]", arity=-1, flags=_FAST),
+            resp_syntax="HELLO [2|3] [AUTH default password] [SETNAME name]", arity=-1, flags=_FAST),
+    Command("AUTH", "management", "Accepts the user `default` with any password: none is set.", resp=resp_admin.auth,
+            resp_syntax="AUTH default password", arity=-2, flags=_FAST),
     Command("SELECT", "management", "Database 0 is the only one.", resp=resp_admin.select, resp_syntax="SELECT 0",
             arity=2, flags=_FAST),
     Command("COMMAND", "management", "Describes the commands.", resp=resp_admin.command,
-            resp_syntax="COMMAND [COUNT|LIST|INFO [name ...]|DOCS [name ...]]", arity=-1),
+            resp_syntax="COMMAND [COUNT|LIST|INFO [name ...]|DOCS [name ...]|HELP]", arity=-1),
     Command("CONFIG", "management", "Settings, under the names they have in Redis.", resp=resp_admin.config,
-            resp_syntax="CONFIG GET pattern [pattern ...]", arity=-2, flags=_ADMIN),
+            resp_syntax="CONFIG GET pattern [pattern ...]|HELP", arity=-2, flags=_ADMIN),
     Command("TIME", "management", "The clock of the server: seconds and microseconds.", resp=resp_admin.time_,
             resp_syntax="TIME", arity=1, flags=_FAST),
     Command("QUIT", "management", "Ends the connection.", resp=resp_admin.quit_, resp_syntax="QUIT", arity=-1,
             flags=_FAST),
+    Command("MULTI", "management", "Refused, with what follows: transactions are not supported yet.",
+            transactions.multi, "MULTI", transactions.multi, "MULTI", 1, _FAST),
+    Command("EXEC", "management", "Ends a refused transaction.", transactions.exec_, "EXEC", transactions.exec_,
+            "EXEC", 1, _FAST),
+    Command("DISCARD", "management", "Ends a refused transaction.", transactions.discard, "DISCARD",
+            transactions.discard, "DISCARD", 1, _FAST),
     Command("RESET", "management", "Forgets what the connection has chosen.", resp=resp_admin.reset,
             resp_syntax="RESET", arity=1, flags=_FAST),
 )
@@ -162,8 +171,9 @@ TABLE = DATA + NODE
 
 BROKEN = Command("", "", "A stream that cannot be understood.", _t.broken, "", resp_admin.broken, "", 2)
 UNKNOWN = Command("", "", "A name that is not in the table.", _t.unknown, "", resp_admin.unknown, "", -1)
+REFUSED = Command("", "", "A command of a transaction.", transactions.refused, "", transactions.refused, "", -1)
 
 
 def commands() -> Commands:
     """The table made ready for one server."""
-    return Commands(TABLE, BROKEN, UNKNOWN)
+    return Commands(TABLE, BROKEN, UNKNOWN, REFUSED)

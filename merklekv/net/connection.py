@@ -36,7 +36,6 @@ class Connection(Session):
         "end_of_input",
         "explain",
         "feed",
-        "find",
         "lingering",
         "mask",
         "pause",
@@ -60,7 +59,6 @@ class Connection(Session):
         self.send = sock.send
         self.mask = 0  # the epoll events asked for
         self.feed: Callable[[bytes], Sequence[Request]] = self._greet
-        self.find: Callable[[bytes], Entry | None] = context.commands.text.get
         self.explain: Callable[[MerkleKVError], bytes] = text.error
         self.refusal = refusal  # why this client is not served, said once its protocol is known
         self.deadline = math.inf  # lingering or refused: closed by then in any case
@@ -84,7 +82,7 @@ class Connection(Session):
         if data[:1] == _RESP_FIRST:
             self.protocol = 2
             self.nil = resp.NIL[2]
-            self.find = context.commands.resp.get
+            self.refuse(False)
             self.explain = resp.error
             limits = context.limits
             bulk_bytes = max(self.engine.max_value_size, BULK_BYTES_MIN)

@@ -16,6 +16,8 @@ from merklekv.net.text import BROKEN, REFUSED
 
 ARGUMENTS_ANY = 1 << 62
 TEXT_PARTS = 2  # the word and the rest of its line
+# What runs between a MULTI and its end; "" is what ends a broken stream.
+RUN_WHILE_REFUSING = frozenset(("MULTI", "EXEC", "DISCARD", "RESET", "QUIT", ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Entry:
 class Commands:
     """The command table made ready for one server."""
 
-    def __init__(self, table: Iterable[Command], broken: Command, unknown: Command) -> None:
+    def __init__(self, table: Iterable[Command], broken: Command, unknown: Command, refused: Command) -> None:
         self.table = {command.name: command for command in table}
         self.text: dict[bytes, Entry] = {}
         self.resp: dict[bytes, Entry] = {}
@@ -68,6 +70,9 @@ class Commands:
             self._enter(command, name, name.lower())
         self._enter(broken, BROKEN, REFUSED)
         self.text_unknown, self.resp_unknown = self._enter(unknown)
+        text_refused, resp_refused = self._enter(refused)
+        self.text_refusing = _refusing(self.text, text_refused)
+        self.resp_refusing = _refusing(self.resp, resp_refused)
 
     def _enter(self, command: Command, *names: bytes) -> tuple[Entry, Entry]:
         low, high = abs(command.arity), command.arity if command.arity > 0 else ARGUMENTS_ANY
@@ -88,6 +93,11 @@ class Commands:
             group = entry.command.group
             groups[group] = groups.get(group, 0) + entry.calls
         return groups
+
+
+def _refusing(entries: dict[bytes, Entry], refused: Entry) -> dict[bytes, Entry]:
+    """The table of a session that refuses its commands, see `transactions`."""
+    return {name: entry if entry.command.name in RUN_WHILE_REFUSING else refused for name, entry in entries.items()}
 
 
 def _absent(session: object, request: object) -> bytes:

@@ -1,13 +1,15 @@
 """Handlers of the RESP commands about the connection and the server: what stock Redis clients ask before they work.
 
-HELLO, CLIENT, COMMAND and CONFIG GET answer in Redis's form, from the session and from the command table. There are
-no users and one database, and nothing is configured at run time: what would need them is refused with a reason.
+HELLO, CLIENT, COMMAND and CONFIG GET answer in Redis's form, from the session and from the command table. There is
+one user, without a password, and one database, and nothing is configured at run time: what would need more is refused
+with a reason.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from merklekv.engine.integers import strict_integer
 from merklekv.net import resp, text
@@ -24,7 +26,18 @@ from merklekv.net.text import Request, show
 ARGUMENTS_SHOWN_BYTES = 128
 SINCE = "0.1.0"
 
-Subcommand = Callable[[Session, Sequence[bytes]], bytes]
+DEFAULT_USER = b"default"  # the only one, without a password
+CLIENT_TYPES = (b"normal", b"replica", b"slave", b"master", b"pubsub")
+
+
+class Subcommand(NamedTuple):
+    """The second word of a command such as CLIENT: how many arguments may follow, and the two lines of its help."""
+
+    least: int
+    most: int
+    run: Callable[[Session, Sequence[bytes]], bytes]
+    syntax: str
+    summary: str
 
 
 def hello(session: Session, request: Request) -> Reply:
@@ -43,7 +56,8 @@ def hello(session: Session, request: Request) -> Reply:
         if option.upper() == b"SETNAME" and words:
             name = checked_name(words.pop(0))
         elif option.upper() == b"AUTH" and len(words) > 1:
-            raise RequestError("HELLO AUTH is not supported: this server has no users")
+            check_user(words.pop(0))
+            words.pop(0)
         else:
             raise RequestError(f"Syntax error in HELLO option '{show(option)}'")
     session.name = name
@@ -60,6 +74,24 @@ def hello(session: Session, request: Request) -> Reply:
     return resp.mapping([(bulk(field), value) for field, value in pairs], protocol)
 
 
+def auth(session: Session, request: Request) -> Reply:
+    """As on a Redis where no password is set: the default user may come with any, and there is no other user."""
+    if len(request) > 3:
+        raise RequestError(SYNTAX_ERROR)
+    if len(request) == 2:
+        raise RequestError(
+            "AUTH <password> called without any password configured for the default user. "
+            "Are you sure your configuration is correct?"
+        )
+    check_user(request[1])
+    return resp.OK
+
+
+def check_user(name: bytes) -> None:
+    if name != DEFAULT_USER:
+        raise RequestError("invalid username-password pair or user is disabled.", code="WRONGPASS")
+
+
 def choose_protocol(session: Session, protocol: int) -> None:
     session.protocol = protocol
     session.nil = resp.NIL[protocol]
@@ -73,6 +105,7 @@ def checked_name(name: bytes) -> bytes:
 
 def reset(session: Session, request: Request) -> Reply:
     choose_protocol(session, 2)
+    session.refuse(False)
     session.name = b""
     return simple("RESET")
 
@@ -107,7 +140,7 @@ def shutdown(session: Session, request: Request) -> Reply:
     words = {word.upper() for word in request[1:]}
     if words == {b"ABORT"}:
         raise RequestError("No shutdown in progress.")
-    if words - {b"NOSAVE", b"SAVE", b"NOW", b"FORCE"}:
+    if words - {b"NOSAVE", b"SAVE", b"NOW", b"FORCE"} or words >= {b"NOSAVE", b"SAVE"}:
         raise RequestError(SYNTAX_ERROR)
     raise Goodbye(b"", session.context.services.shutdown)
 
@@ -128,17 +161,30 @@ def unknown(session: Session, request: Request) -> Reply:
     raise RequestError(f"unknown command '{show(request[0])}', with args beginning with: {shown}")
 
 
-def _subcommand(session: Session, request: Request, known: dict[bytes, tuple[int, int, Subcommand]]) -> bytes:
-    """Runs `known[name]` = (least arguments, most, function) for the request's second word."""
+def _subcommand(session: Session, request: Request, known: dict[bytes, Subcommand]) -> bytes:
+    """Runs the one that is named by the request's second word."""
     parent = request[0].decode().upper()
-    entry = known.get(request[1].upper())
-    if entry is None:
+    name = request[1].upper()
+    chosen = _help_of(parent, known) if name == b"HELP" else known.get(name)
+    if chosen is None:
         raise RequestError(f"unknown subcommand '{show(request[1])}'. Try {parent} HELP.")
-    least, most, run = entry
     arguments = request[2:]
-    if not least <= len(arguments) <= most:
+    if not chosen.least <= len(arguments) <= chosen.most:
         raise RequestError(WRONG_COUNT.format(f"{parent}|{show(request[1])}".lower()))
-    return run(session, arguments)
+    return chosen.run(session, arguments)
+
+
+def _help_of(parent: str, known: dict[bytes, Subcommand]) -> Subcommand:
+    """The subcommand HELP, which prints itself as well, in Redis's form: a list of simple strings."""
+
+    def run(session: Session, arguments: Sequence[bytes]) -> bytes:
+        lines = [f"{parent} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:"]
+        for one in (*known.values(), this):
+            lines += [one.syntax, f"    {one.summary}"]
+        return resp.array(list(map(simple, lines)))
+
+    this = Subcommand(0, 0, run, "HELP", "Prints this help.")
+    return this
 
 
 def client(session: Session, request: Request) -> Reply:
@@ -160,7 +206,9 @@ def _client_list(session: Session, arguments: Sequence[bytes]) -> bytes:
             sessions = [one for one in sessions if one.id in wanted]
         elif kind != b"TYPE" or len(arguments) != 2:
             raise RequestError(SYNTAX_ERROR)
-        elif arguments[1].lower() != b"normal":
+        elif (kind := arguments[1].lower()) not in CLIENT_TYPES:
+            raise RequestError(f"Unknown client type '{show(arguments[1])}'")
+        elif kind != b"normal":
             sessions = []
     return resp.verbatim(b"".join(map(_describe, sessions)), session.protocol)
 
@@ -215,14 +263,18 @@ def _client_no_evict(session: Session, arguments: Sequence[bytes]) -> bytes:
 
 
 _MANY = 1 << 30
-_CLIENT: dict[bytes, tuple[int, int, Subcommand]] = {
-    b"ID": (0, 0, _client_id),
-    b"LIST": (0, _MANY, _client_list),
-    b"INFO": (0, 0, _client_info),
-    b"SETNAME": (1, 1, _client_setname),
-    b"GETNAME": (0, 0, _client_getname),
-    b"SETINFO": (2, 2, _client_setinfo),
-    b"NO-EVICT": (1, 1, _client_no_evict),
+_CLIENT = {
+    b"ID": Subcommand(0, 0, _client_id, "ID", "The number of this connection."),
+    b"LIST": Subcommand(
+        0, _MANY, _client_list, "LIST [TYPE type | ID id [id ...]]", "The connections, or some of them."
+    ),
+    b"INFO": Subcommand(0, 0, _client_info, "INFO", "This connection, in the form of LIST."),
+    b"SETNAME": Subcommand(1, 1, _client_setname, "SETNAME name", "Names this connection."),
+    b"GETNAME": Subcommand(0, 0, _client_getname, "GETNAME", "The name of this connection."),
+    b"SETINFO": Subcommand(
+        2, 2, _client_setinfo, "SETINFO LIB-NAME|LIB-VER value", "Names the library that the client uses."
+    ),
+    b"NO-EVICT": Subcommand(1, 1, _client_no_evict, "NO-EVICT ON|OFF", "Has no effect: no client is evicted."),
 }
 
 
@@ -273,11 +325,11 @@ def _command_list(session: Session, arguments: Sequence[bytes]) -> bytes:
     return resp.bulk_array([one.name.lower().encode() for one in _table(session)])
 
 
-_COMMAND: dict[bytes, tuple[int, int, Subcommand]] = {
-    b"COUNT": (0, 0, _command_count),
-    b"DOCS": (0, _MANY, _command_docs),
-    b"INFO": (0, _MANY, _command_info),
-    b"LIST": (0, 0, _command_list),
+_COMMAND = {
+    b"COUNT": Subcommand(0, 0, _command_count, "COUNT", "How many commands there are."),
+    b"LIST": Subcommand(0, 0, _command_list, "LIST", "The names of all commands."),
+    b"INFO": Subcommand(0, _MANY, _command_info, "INFO [name ...]", "Arity, flags and keys of commands, or of all."),
+    b"DOCS": Subcommand(0, _MANY, _command_docs, "DOCS [name ...]", "What commands do, or all of them."),
 }
 
 
@@ -308,13 +360,16 @@ def _config_get(session: Session, arguments: Sequence[bytes]) -> bytes:
     return resp.mapping(found, session.protocol)
 
 
+_FIXED = "Refused: nothing can be configured at run time."
+
+
 def _config_fixed(session: Session, arguments: Sequence[bytes]) -> bytes:
     raise RequestError("nothing can be configured at run time: settings are given when the node starts")
 
 
-_CONFIG: dict[bytes, tuple[int, int, Subcommand]] = {
-    b"GET": (1, _MANY, _config_get),
-    b"SET": (0, _MANY, _config_fixed),
-    b"REWRITE": (0, _MANY, _config_fixed),
-    b"RESETSTAT": (0, _MANY, _config_fixed),
+_CONFIG = {
+    b"GET": Subcommand(1, _MANY, _config_get, "GET pattern [pattern ...]", "Settings whose names match a pattern."),
+    b"SET": Subcommand(0, _MANY, _config_fixed, "SET name value", _FIXED),
+    b"REWRITE": Subcommand(0, _MANY, _config_fixed, "REWRITE", _FIXED),
+    b"RESETSTAT": Subcommand(0, _MANY, _config_fixed, "RESETSTAT", _FIXED),
 }

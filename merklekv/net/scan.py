@@ -107,7 +107,7 @@ def _scan(session: Session, cursor: int, options: _Options) -> Long:
     cursors = session.context.cursors
     after = cursors.recall(cursor) if cursor else None
     if cursor and after is None:
-        raise RequestError(f"unknown cursor {cursor}: it is too old, or from another node or before a restart: start again from 0")
+        raise RequestError(f"unknown cursor {cursor}: too old, from before a restart, or another node's: start at 0")
     prefix, matches = compile_glob(options.pattern)
     found: list[bytes] = []
     left = options.count

@@ -26,7 +26,7 @@ from merklekv.net.text import Request
 
 if TYPE_CHECKING:
     from merklekv.engine.engine import Engine
-    from merklekv.net.registry import Commands
+    from merklekv.net.registry import Commands, Entry
     from merklekv.net.scan import Cursors
 
 Pause = Callable[[], bool] | None
@@ -131,6 +131,7 @@ class Session:
         "context",
         "engine",
         "fd",
+        "find",
         "id",
         "last_active",
         "library",
@@ -140,6 +141,7 @@ class Session:
         "nil",
         "opened",
         "protocol",
+        "refusing",
     )
 
     def __init__(self, context: Context, identity: int, address: str, local_address: str, fd: int) -> None:
@@ -155,6 +157,17 @@ class Session:
         self.name = b""
         self.library = b""
         self.library_version = b""
+        self.find: Callable[[bytes], Entry | None]
+        self.refuse(False)
+
+    def refuse(self, refusing: bool) -> None:
+        """Whether commands are refused, up to the end of a transaction (see `transactions`)."""
+        commands = self.context.commands
+        self.refusing = refusing
+        if self.protocol:
+            self.find = (commands.resp_refusing if refusing else commands.resp).get
+        else:
+            self.find = (commands.text_refusing if refusing else commands.text).get
 
 
 def writable(session: Session) -> Callable[[], bool]:

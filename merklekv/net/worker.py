@@ -206,13 +206,12 @@ class Worker(threading.Thread):
 
         This is the hot loop: a request costs a dictionary look-up, a count, the handler, and an append.
         """
-        find = connection.find
         replies = connection.replies
         if not replies:
             self._answered.append(connection)
         before = self._output_soft - len(connection.unsent)
         room = before
-        if len(requests) > 1 and (entry := find(requests[0][0])) and entry.row:
+        if len(requests) > 1 and (entry := connection.find(requests[0][0])) and entry.row:
             # A pipeline that begins with a row of equal, plain requests: one call runs them.
             answers = entry.row(connection, requests, room)
             entry.calls += len(answers)
@@ -225,7 +224,7 @@ class Worker(threading.Thread):
         queue = iter(requests)
         reply: bytes | None
         for request in queue:
-            entry = find(request[0]) or connection.lookup(request[0])
+            entry = connection.find(request[0]) or connection.lookup(request[0])  # anew: MULTI changes `find`
             entry.calls += 1
             try:
                 if not entry.low <= len(request) <= entry.high:

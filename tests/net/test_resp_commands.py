@@ -74,13 +74,16 @@ DIALOGUES = {
         PING / PING hello / PING a b / ECHO hello / ECHO / ECHO a b / SELECT 0 / SELECT 1 / SELECT x / SELECT
         CLIENT GETNAME / CLIENT SETNAME me / CLIENT GETNAME / CLIENT SETNAME / CLIENT FOO / CLIENT / CLIENT ID x
         CLIENT NO-EVICT ON / CLIENT NO-EVICT off / CLIENT NO-EVICT x / CLIENT GETNAME x / CLIENT LIST FOO
-        CLIENT LIST TYPE pubsub / RESET / CLIENT GETNAME / PING
-        HELLO x / HELLO 4 / HELLO 1 / HELLO 3 FOO / HELLO 3 SETNAME / TIME x
+        CLIENT LIST TYPE pubsub / CLIENT LIST TYPE foo / CLIENT LIST TYPE a b / CLIENT LIST TYPE / CLIENT HELP x
+        AUTH x / AUTH default x / AUTH other x / AUTH Default x / AUTH a b c / AUTH
+        HELLO 3 AUTH other x / HELLO 3 AUTH default / HELLO 3 AUTH other x SETNAME me / CLIENT GETNAME / RESET
+        CLIENT GETNAME / PING / HELLO x / HELLO 4 / HELLO 1 / HELLO 3 FOO / HELLO 3 SETNAME / TIME x
         CONFIG GET save / CONFIG GET nosuchthing / CONFIG GET / CONFIG / CONFIG FOO
         COMMAND INFO nosuchthing / COMMAND DOCS nosuchthing / COMMAND FOO / COMMAND COUNT x
     """,
     "unknown": """
         FOO / foo a b / FOO a b c d e f g h i / SHUTDOWN FOO / SHUTDOWN ABORT / SHUTDOWN ABORT NOW
+        SHUTDOWN NOSAVE SAVE / SHUTDOWN SAVE NOW NOSAVE / PING
     """,
 }
 
@@ -161,6 +164,22 @@ def test_hello_has_the_fields_of_redis(pair: Pair) -> None:
     assert all(a[:1] == b":" for a, _ in differ), "only the connection's id may differ"
 
 
+def test_hello_with_the_user_of_a_server_without_passwords(resp: Wire) -> None:
+    assert b"$5\r\nproto\r\n:3\r\n" in resp.call("HELLO", "3", "AUTH", "default", "anything", "SETNAME", "me")
+    assert resp.call("CLIENT", "GETNAME") == b"$2\r\nme\r\n"
+
+
+@pytest.mark.parametrize("name", ["CLIENT", "COMMAND", "CONFIG"])
+def test_help_has_the_form_of_redis_and_names_what_there_is(name: str, pair: Pair) -> None:
+    ours, redis = (wire.call(name, "HELP").split(b"\r\n") for wire in (pair.ours, pair.redis))
+    assert ours[:1] == [b"*%d" % (len(ours) - 2)]
+    assert ours[1] == redis[1] == b"+%b <subcommand> [<arg> [value] [opt] ...]. Subcommands are:" % name.encode()
+    assert ours[-3:] == redis[-3:] == [b"+HELP", b"+    Prints this help.", b""]
+    for line in ours[2:-1:2]:
+        word = line[1:].split()[0]
+        assert not pair.ours.call(name, word).startswith(b"-ERR unknown subcommand")
+
+
 @pytest.mark.parametrize("request_", ["CLIENT ID", "TIME", "CLIENT INFO", "COMMAND INFO get", "CONFIG GET maxclients"])
 def test_replies_have_the_shape_of_redis(request_: str, pair: Pair) -> None:
     """Values differ between any two servers; types do not."""
@@ -196,7 +215,6 @@ def test_what_is_ours_alone(resp: Wire) -> None:
     assert resp.call("SYNC", "host", "0") == b"-ERR SYNC command port must be a number from 1 to 65535\r\n"
     assert resp.call("SET", "k" * 512, "v") == b"-ERR key of 512 bytes: a key has 1 to 511 bytes\r\n"
     assert resp.call("CONFIG", "SET", "save", "x").startswith(b"-ERR nothing can be configured at run time")
-    assert resp.call("HELLO", "3", "AUTH", "a", "b").startswith(b"-ERR HELLO AUTH is not supported")
 
 
 def test_info_has_sections(resp: Wire) -> None:
@@ -313,11 +331,11 @@ def test_a_cursor_is_unknown_to_another_server_and_after_a_restart(start: Start,
     assert all(0 < int(cursor) < 2**53 for cursor in (*cursors, *others))
 
 
-ENDS_THE_CONNECTION = ("SHUTDOWN", "QUIT")
+NOT_ALONE = ("SHUTDOWN", "QUIT", "MULTI")  # what follows is not served
 
 
 @pytest.mark.parametrize(
-    "command", [row for row in TABLE if row.name not in ENDS_THE_CONNECTION], ids=lambda row: row.name
+    "command", [row for row in TABLE if row.name not in NOT_ALONE], ids=lambda row: row.name
 )
 @pytest.mark.parametrize(
     "word", ["9" * 5000, "0" * 5000 + "1", "0" * 6 + "1" * 6, "\udcff"], ids=["digits", "zeros", "port", "bytes"]
