@@ -31,7 +31,7 @@ run: $(VENV)/.run  ## Serve ./data on 127.0.0.1:7379 (DATA=DIR and ARGS="--port 
 	$(BIN)/merklekv run --data-dir $(DATA) $(ARGS)
 
 test: $(VENV)/.test  ## Run the gate: ruff, mypy --strict and every test (ARGS="-k words" picks tests)
-	scripts/need mosquitto=mosquitto redis-server=redis-server redis-benchmark=redis-tools fiu-run=fiu-utils faketime=faketime strace=strace nc=netcat-openbsd
+	scripts/need mosquitto=mosquitto redis-server=redis-server redis-benchmark=redis-tools fiu-run=fiu-utils faketime=faketime strace=strace nc=netcat-openbsd curl=curl chromium=chromium
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict
 	$(BIN)/pytest --no-skips -n auto --dist worksteal -p no:benchmark $(ARGS)

@@ -15,11 +15,20 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # What a part may import of the package, beside itself. The bottom is what everybody may.
-BOTTOM = {"merklekv", "merklekv.errors", "merklekv.interpreter", "merklekv.private"}
+BOTTOM = {
+    "merklekv",
+    "merklekv.bursts",
+    "merklekv.errors",
+    "merklekv.interpreter",
+    "merklekv.private",
+    "merklekv.shortage",
+}
 LAYERS = {
     "merklekv/errors.py": set(),
+    "merklekv/bursts.py": set(),
     "merklekv/interpreter.py": set(),
     "merklekv/private.py": set(),
+    "merklekv/shortage.py": set(),
     "merklekv/kinds.py": set(),
     "merklekv/settings.py": {"merklekv.kinds"},
     "merklekv/config.py": {"merklekv.settings"},

@@ -170,10 +170,11 @@ NODE: tuple[Command, ...] = (
 TABLE = DATA + NODE
 
 BROKEN = Command("", "", "A stream that cannot be understood.", _t.broken, "", resp_admin.broken, "", 2)
+FOREIGN = Command("", "", "A client of another protocol.", _t.foreign, "")
 UNKNOWN = Command("", "", "A name that is not in the table.", _t.unknown, "", resp_admin.unknown, "", -1)
 REFUSED = Command("", "", "A command of a transaction.", transactions.refused, "", transactions.refused, "", -1)
 
 
 def commands() -> Commands:
     """The table made ready for one server."""
-    return Commands(TABLE, BROKEN, UNKNOWN, REFUSED)
+    return Commands(TABLE, BROKEN, FOREIGN, UNKNOWN, REFUSED)

@@ -18,12 +18,13 @@ from merklekv.net.limits import BULK_BYTES_MIN
 from merklekv.net.resp import RespParser
 from merklekv.net.resp_handlers import WRONG_COUNT
 from merklekv.net.session import Context, Long, Pause, Session
-from merklekv.net.text import REFUSED, Request, TextParser
+from merklekv.net.text import FOREIGN, REFUSED, Request, TextParser
 
 if TYPE_CHECKING:
     from merklekv.net.registry import Entry
 
 _RESP_FIRST = b"*"
+_TLS_FIRST = b"\x16"  # a handshake record; what a server chose, such as a ticket, may hold lines that are commands
 
 
 class Connection(Session):
@@ -87,6 +88,8 @@ class Connection(Session):
             limits = context.limits
             bulk_bytes = max(self.engine.max_value_size, BULK_BYTES_MIN)
             self.feed = RespParser(bulk_bytes, limits.arguments, context.request_bytes).feed
+        elif data[:1] == _TLS_FIRST:
+            return [(FOREIGN, b"TLS")]
         else:
             self.feed = TextParser(context.limits.line_bytes).feed
         if self.refusal:

@@ -1,11 +1,14 @@
-"""What both protocols ask of the node as a whole: HASH, SYNC and REPLICATE, without the form of their replies."""
+"""What both protocols share beyond the data: HASH, SYNC and REPLICATE without the form of their replies, and the end of
+a connection that speaks neither.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from typing import NoReturn
 
 from merklekv.engine.integers import strict_integer
-from merklekv.net.errors import RequestError
+from merklekv.net.errors import Goodbye, RequestError
 from merklekv.net.session import Long, Pause, Session, in_thread
 from merklekv.net.text import show
 
@@ -53,3 +56,18 @@ def replicate(session: Session, words: Sequence[bytes]) -> str:
     if len(words) > 1 or action not in ("enable", "disable", "status"):
         raise RequestError("REPLICATE command action must be enable, disable or status")
     return session.context.services.replicate(action)
+
+
+def refuse_foreign(session: Session, shown: bytes) -> NoReturn:
+    """Closes the connection of a client that speaks HTTP or TLS, as Redis does: without a reply.
+
+    It may be a browser that a web page has sent here, so nothing of what follows is run.
+    """
+    context = session.context
+    context.traffic.foreign_protocol_closed += 1
+    context.bursts.warn(
+        "foreign protocol",
+        f"closed {session.address}: it sends another protocol, {shown[:60]!r}; nothing of that was run. "
+        "This may be an attack by a web page that is open on the client's machine",
+    )
+    raise Goodbye(b"")

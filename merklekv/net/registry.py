@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from merklekv.errors import MerkleKVError
 from merklekv.net.session import Handler, RowHandler
-from merklekv.net.text import BROKEN, REFUSED
+from merklekv.net.text import BROKEN, FOREIGN, REFUSED
 
 ARGUMENTS_ANY = 1 << 62
 TEXT_PARTS = 2  # the word and the rest of its line
@@ -60,7 +60,9 @@ class Entry:
 class Commands:
     """The command table made ready for one server."""
 
-    def __init__(self, table: Iterable[Command], broken: Command, unknown: Command, refused: Command) -> None:
+    def __init__(
+        self, table: Iterable[Command], broken: Command, foreign: Command, unknown: Command, refused: Command
+    ) -> None:
         self.table = {command.name: command for command in table}
         self.text: dict[bytes, Entry] = {}
         self.resp: dict[bytes, Entry] = {}
@@ -69,6 +71,7 @@ class Commands:
             name = command.name.encode()
             self._enter(command, name, name.lower())
         self._enter(broken, BROKEN, REFUSED)
+        self._enter(foreign, FOREIGN)
         self.text_unknown, self.resp_unknown = self._enter(unknown)
         text_refused, resp_refused = self._enter(refused)
         self.text_refusing = _refusing(self.text, text_refused)

@@ -15,6 +15,7 @@ from merklekv.engine.integers import strict_integer
 from merklekv.net import resp, text
 from merklekv.net.errors import Goodbye, RequestError
 from merklekv.net.glob import compile_glob
+from merklekv.net.node_commands import refuse_foreign
 from merklekv.net.registry import Command
 from merklekv.net.resp import bulk, integer, simple
 from merklekv.net.resp_handlers import WRONG_COUNT, number
@@ -153,6 +154,8 @@ def broken(session: Session, request: Request) -> Reply:
 
 
 def unknown(session: Session, request: Request) -> Reply:
+    if request[0].upper() in (b"POST", text.HTTP_HOST):
+        refuse_foreign(session, request[0])
     shown = ""
     for argument in request[1:]:
         if len(shown) >= ARGUMENTS_SHOWN_BYTES:

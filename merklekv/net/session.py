@@ -14,11 +14,13 @@ nothing is changed yet.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from merklekv.bursts import BurstLog
 from merklekv.errors import MerkleKVError
 from merklekv.net.errors import RequestError
 from merklekv.net.limits import REQUEST_ROOM_BYTES, Limits
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from merklekv.engine.engine import Engine
     from merklekv.net.registry import Commands, Entry
     from merklekv.net.scan import Cursors
+
+log = logging.getLogger(__name__)
 
 Pause = Callable[[], bool] | None
 Long = Generator[Pause, None, bytes]
@@ -95,7 +99,9 @@ class Traffic:
     """Counters of the server, for STATS and INFO. Plain integers without a lock: two workers that count in the same
     instant may count once."""
 
-    __slots__ = ("connections", "idle_closed", "output_limit_closed", "protocol_errors", "refused")
+    __slots__ = (
+        "connections", "foreign_protocol_closed", "idle_closed", "output_limit_closed", "protocol_errors", "refused"
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.connections = 0  # accepted since the start
@@ -103,6 +109,7 @@ class Traffic:
         self.protocol_errors = 0
         self.output_limit_closed = 0
         self.idle_closed = 0
+        self.foreign_protocol_closed = 0  # clients that send HTTP or TLS
 
 
 class Context:
@@ -117,6 +124,7 @@ class Context:
         self.commands = commands
         self.cursors = cursors
         self.traffic = Traffic()
+        self.bursts = BurstLog(log)  # for warnings that a client could cause as often as it likes
         self.port = 0
         self.sessions: Callable[[], list[Session]] = list
         self.started = time.monotonic()

@@ -53,7 +53,11 @@ def statistics(context: Context) -> dict[str, int | str]:
 def information(context: Context) -> dict[str, int | str]:
     """The names of the text INFO."""
     head: dict[str, int | str] = {"version": merklekv.__version__}
-    tail: dict[str, int | str] = {"server_time_unix": int(time.time()), "db_keys": context.engine.live_count}
+    tail: dict[str, int | str] = {
+        "server_time_unix": int(time.time()),
+        "db_keys": context.engine.live_count,
+        "foreign_protocol_closed": context.traffic.foreign_protocol_closed,
+    }
     return head | _uptime(context) | tail | context.engine.statistics() | dict(context.services.statistics())
 
 

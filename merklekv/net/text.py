@@ -5,8 +5,10 @@ space, and what follows is handed on untouched, because only the command knows w
 value with spaces. So a request is a pair: the word as the client wrote it, and the rest.
 
 `TextParser.feed` may be called with any cut of the stream and gives the same requests. It holds at most one line
-and one received chunk. The one way to break the protocol is a line over the limit: it becomes a last request named
-`BROKEN`, so that it is answered in its turn, and everything after it is ignored.
+and one received chunk. Two kinds of line end the stream: each becomes a last request, so that it is answered in its
+turn, and everything after it is ignored. A line over the limit is named `BROKEN`. A line that ends in `HTTP/1.1` or
+the like is named `FOREIGN`: it is the head of a request that a web page had its browser send here, and the lines of its
+body must not run as commands.
 
 Replies are lines ended by CRLF. `line_safe` guards the framing: what holds CR or LF is never put into a reply.
 Cost: 0.3 us for a short line.
@@ -14,6 +16,7 @@ Cost: 0.3 us for a short line.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from merklekv.errors import MerkleKVError
@@ -40,7 +43,13 @@ class _Name(bytes):
 
 BROKEN = _Name(b"protocol error")  # followed by what is wrong with the stream
 REFUSED = _Name(b"refused")  # followed by why this connection is not served
+FOREIGN = _Name(b"foreign")  # followed by what shows that the client speaks another protocol
 LINE_TOO_LONG = b"line too long"
+
+_HTTP = b"HTTP/"
+_ENDS_AS_HTTP = re.compile(rb"HTTP/[0-9.]+\s*\Z")
+HTTP_METHODS = frozenset((b"POST", b"PUT", b"OPTIONS", b"HEAD", b"PATCH", b"CONNECT", b"TRACE"))  # none is a command
+HTTP_HOST = b"HOST:"
 
 
 class TextParser:
@@ -67,10 +76,16 @@ class TextParser:
         requests: list[Request] = []
         if len(data) > self._limit:
             lines, last = self._cut_long_line(lines, last)
+        foreign = _http_head(lines) if _HTTP in data else None
+        if foreign is not None:
+            del lines[lines.index(foreign) :]
         for line in lines:
             word, _, rest = line.strip().partition(b" ")
             requests.append((word, rest))
-        if last:
+        if foreign is not None:
+            requests.append((FOREIGN, foreign.strip()))
+            self._partial = None
+        elif last:
             self._partial += last
             return self._check_partial(requests)
         return requests
@@ -89,6 +104,11 @@ class TextParser:
             self._partial = None
             requests.append((BROKEN, LINE_TOO_LONG))
         return requests
+
+
+def _http_head(lines: Sequence[bytes]) -> bytes | None:
+    """The first line that looks like the first line of an HTTP request."""
+    return next((line for line in lines if _ENDS_AS_HTTP.search(line)), None)
 
 
 def line_safe(data: bytes) -> bool:

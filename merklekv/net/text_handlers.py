@@ -7,15 +7,18 @@ the client is told to read them there.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from merklekv.engine.integers import strict_integer
 from merklekv.net import text
 from merklekv.net.errors import Goodbye, RequestError
 from merklekv.net.limits import SLICE_KEYS
-from merklekv.net.node_commands import digest, replicate, synchronize
+from merklekv.net.node_commands import digest, refuse_foreign, replicate, synchronize
 from merklekv.net.session import Handler, Long, Reply, Session, check_reply_size
 from merklekv.net.text import Request, line_safe
+
+_RESP_HEAD = re.compile(rb"\*[0-9-]+")
 
 
 def one_key(name: str, rest: bytes) -> bytes:
@@ -233,9 +236,20 @@ def broken(session: Session, request: Request) -> Reply:
     raise Goodbye(b"ERROR %b\r\n" % request[1])
 
 
+def foreign(session: Session, request: Request) -> Reply:
+    refuse_foreign(session, request[1])
+
+
 def unknown(session: Session, request: Request) -> Reply:
     if not request[0]:
         raise RequestError("Empty command")
+    word = request[0].upper()
+    if word in text.HTTP_METHODS or word.startswith(text.HTTP_HOST):
+        refuse_foreign(session, request[0])
+    if _RESP_HEAD.fullmatch(word):
+        # What it counts may hold lines that would run as commands.
+        session.context.traffic.protocol_errors += 1
+        raise Goodbye(b"ERROR RESP after the line protocol: use one connection for each\r\n")
     raise RequestError(f"Unknown command: {text.show(request[0])}")
 
 

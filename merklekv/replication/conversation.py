@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from merklekv.replication.bursts import BurstLog
+from merklekv.bursts import BurstLog
 from merklekv.replication.event import encode_message
 from merklekv.replication.figures import LinkFigures, Topics
 from merklekv.replication.inbox import Delivery, Inbox

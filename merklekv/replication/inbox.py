@@ -27,9 +27,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple
 
+from merklekv.bursts import BurstLog
 from merklekv.engine.engine import Engine
 from merklekv.errors import Shortage, Stalled, StorageFailed
-from merklekv.replication.bursts import BurstLog
 from merklekv.replication.event import EventRefused, Message, Reason, decode_message
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from merklekv.bursts import BurstLog
 from merklekv.errors import StorageFailed
-from merklekv.replication.bursts import BurstLog
 from merklekv.replication.conversation import TICK_S, Conversation
 from merklekv.replication.figures import LinkFigures
 from merklekv.replication.mqtt import Lost

@@ -9,9 +9,9 @@ import logging
 import time
 from typing import Final
 
+from merklekv.bursts import BurstLog
 from merklekv.engine.engine import Engine
 from merklekv.errors import InvalidArgument, Shortage
-from merklekv.replication.bursts import BurstLog
 from merklekv.replication.exchange_side import store_members
 from merklekv.replication.member_rows import Row, rows
 from merklekv.replication.members import (

@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from merklekv import __version__
+from merklekv.bursts import BurstLog
 from merklekv.engine.engine import Engine
-from merklekv.replication.bursts import BurstLog
 from merklekv.replication.conversation import Conversation
 from merklekv.replication.figures import LinkFigures, Topics
 from merklekv.replication.inbox import Inbox

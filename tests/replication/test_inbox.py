@@ -14,10 +14,10 @@ import cbor2
 import pytest
 from support import wait_until
 
+from merklekv import bursts
 from merklekv.engine.durable import MIN_MEMTABLE_SIZE
 from merklekv.engine.engine import Engine
 from merklekv.errors import DiskFull, StorageFailed
-from merklekv.replication import bursts
 from merklekv.replication import inbox as inbox_module
 from merklekv.replication.event import Reason
 from merklekv.replication.inbox import Delivery, Inbox
