@@ -17,8 +17,8 @@ class BurstLog:
         self._clock = clock
         self._kinds: dict[str, tuple[float, int]] = {}  # when it was last told, how many were not
 
-    def warn(self, kind: str, text: str) -> None:
-        """Logs `text`, or counts it when one of its kind has just been logged."""
+    def warn(self, kind: str, text: str, problem: BaseException | None = None) -> None:
+        """Logs `text`, or counts it when one of its kind has just been logged.  With the traceback of `problem`."""
         now = self._clock()
         told, untold = self._kinds.get(kind, (-BURST_S, 0))
         if now - told < BURST_S:
@@ -27,4 +27,4 @@ class BurstLog:
         if len(self._kinds) >= KINDS_MAX:
             self._kinds.clear()
         self._kinds[kind] = now, 0
-        self._logger.warning("%s%s", text, f" (and {untold} more before)" if untold else "")
+        self._logger.warning("%s%s", text, f" (and {untold} more before)" if untold else "", exc_info=problem)

@@ -107,6 +107,12 @@ class Connection(Session):
         self.feed = discard
         self.backlog = ()
 
+    def drop_task(self) -> None:
+        """Ends a long command where it is."""
+        task, self.task, self.pause = self.task, None, None
+        if task is not None:
+            task.close()
+
     def say_afterwards(self) -> None:
         """Does what a Goodbye asked for, once. Also when its client did not wait for the reply."""
         afterwards, self.afterwards = self.afterwards, None

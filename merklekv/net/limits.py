@@ -45,6 +45,11 @@ BULK_BYTES_MIN = 16 * KIB
 CURSORS_MAX = 10_000
 
 
+# Commands that run in a thread of their own (SYNC), all clients together. More are refused: each holds a thread for as
+# long as another node takes, and many threads slow the workers down.
+COMMAND_THREADS_MAX = 8
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What an operator may set. Sizes are in bytes, times in seconds."""

@@ -43,7 +43,7 @@ def synchronize(session: Session, words: Sequence[bytes], reply: bytes) -> Long:
         session.context.services.sync(host, port, b"--full" in flags, b"--verify" in flags)
 
     def wait() -> Long:
-        yield from in_thread(work)
+        yield from in_thread(session, "SYNC", work)
         return reply
 
     return wait()

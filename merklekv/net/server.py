@@ -123,6 +123,9 @@ class Server:
             except OSError as problem:
                 log.info("%s was gone before it was served: %s", _show(peer), problem)
                 sock.close()
+            except BaseException:
+                sock.close()
+                raise
 
     def _admit(self, sock: socket.socket, peer: tuple[str, int]) -> None:
         traffic = self._context.traffic

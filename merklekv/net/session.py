@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 from merklekv.bursts import BurstLog
 from merklekv.errors import MerkleKVError
 from merklekv.net.errors import RequestError
-from merklekv.net.limits import REQUEST_ROOM_BYTES, Limits
+from merklekv.net.limits import COMMAND_THREADS_MAX, REQUEST_ROOM_BYTES, Limits
 from merklekv.net.text import Request
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ class Context:
         self.cursors = cursors
         self.traffic = Traffic()
         self.bursts = BurstLog(log)  # for warnings that a client could cause as often as it likes
+        self.command_threads = threading.BoundedSemaphore(COMMAND_THREADS_MAX)
         self.port = 0
         self.sessions: Callable[[], list[Session]] = list
         self.started = time.monotonic()
@@ -191,8 +192,12 @@ def check_reply_size(session: Session, size: int) -> None:
         raise RequestError(f"reply larger than {limit} bytes: ask for less at a time")
 
 
-def in_thread(work: Callable[[], None]) -> Iterator[Callable[[], bool]]:
-    """Runs `work` in a thread of its own and pauses until it has ended; raises what it raised."""
+def in_thread(session: Session, name: str, work: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+    """Runs `work` in a thread of its own and pauses until it has ended; raises what it raised.
+
+    RequestError, at once, when COMMAND_THREADS_MAX of them run or the system gives no thread.
+    """
+    free = session.context.command_threads
     problems: list[Exception] = []
 
     def run() -> None:
@@ -200,9 +205,17 @@ def in_thread(work: Callable[[], None]) -> Iterator[Callable[[], bool]]:
             work()
         except Exception as problem:  # noqa: BLE001  it is raised in the thread that waits
             problems.append(problem)
+        finally:
+            free.release()
 
-    thread = threading.Thread(target=run, name="merklekv-command", daemon=True)
-    thread.start()
+    if not free.acquire(blocking=False):
+        raise RequestError(f"too many {name} at once: {COMMAND_THREADS_MAX} are under way, try again later")
+    try:
+        thread = threading.Thread(target=run, name="merklekv-command", daemon=True)
+        thread.start()
+    except (RuntimeError, MemoryError) as shortage:
+        free.release()
+        raise RequestError(f"cannot start a thread for {name}: {shortage}; try again later") from shortage
     yield lambda: not thread.is_alive()
     for problem in problems:
         if isinstance(problem, MerkleKVError | OSError):

@@ -8,6 +8,10 @@ Nobody waits for anybody else's long work. A command that yields gets a slice of
 all others of its kind; a connection whose write must wait for merging, or whose client does not read its replies, is
 neither read nor run until it may go on. Per round a connection is read once, so a flood on one is no flood on all.
 
+An error that nobody foresaw, also a shortage of memory, ends the connection it happened on, with a last reply where
+possible. The others go on, and what was written is committed before any reply leaves. Only a failure of storage ends
+the process.
+
 The epoll set is level-triggered and its events are changed only when a connection leaves the usual course: it blocks
 on sending, waits, or ends. What is unusual goes through `_settle`, the one place that decides what happens next to a
 connection; the usual way touches neither.
@@ -25,11 +29,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from merklekv.errors import MerkleKVError, Shortage, Stalled, StorageFailed
 from merklekv.net import limits
-from merklekv.net.connection import Connection, wrong_count
+from merklekv.net.connection import Connection, discard, wrong_count
 from merklekv.net.errors import Goodbye, RequestError
 from merklekv.net.registry import Entry
 from merklekv.net.session import Context, Long, writable
@@ -42,6 +45,7 @@ _IN = select.EPOLLIN
 _OUT = select.EPOLLOUT
 _GONE = select.EPOLLHUP | select.EPOLLERR
 Rows = dict[tuple[Entry, bytes], tuple[list[Connection], list[Request]]]
+OUT_OF_MEMORY = "out of memory, closing this connection"
 INTERNAL_ERROR = "internal error, see the server's log"
 
 
@@ -72,8 +76,8 @@ class Worker(threading.Thread):
     def adopt(self, connection: Connection) -> None:
         """Takes over a connection. From any thread."""
         connection.mask = _IN
+        self._epoll.register(connection.fd, _IN)  # first: it may fail
         self.connections[connection.fd] = connection
-        self._epoll.register(connection.fd, _IN)
 
     def listen(self, listeners: list[socket.socket], accept: Callable[[socket.socket], None]) -> None:
         """Calls `accept` with a listener whenever that one has connections to take. Before `start`."""
@@ -85,9 +89,9 @@ class Worker(threading.Thread):
     def _take_in(self, fd: int) -> None:
         try:
             self._accept(self._listeners[fd])
-        except OSError as problem:  # most likely no file is free; a listener that is always ready has to rest
-            log.warning("cannot accept connections for now: %s", problem)
+        except Exception as problem:  # noqa: BLE001  no file or no memory is free; a listener that is always ready has to rest
             self._epoll.modify(fd, 0)
+            self._report("accept", f"cannot accept connections for now: {problem or type(problem).__name__}")
 
     def stop(self, deadline: float) -> None:
         """Lets the thread end when all that was received is answered, at the latest at `deadline` (monotonic)."""
@@ -97,12 +101,9 @@ class Worker(threading.Thread):
     def run(self) -> None:
         try:
             while self._stop_at is None:
-                self._round()
+                self._try_round()
             self._finish(self._stop_at)
         except StorageFailed as problem:
-            self._fatal(problem)
-        except Exception as problem:
-            log.critical("worker ended by an error that should not happen", exc_info=problem)
             self._fatal(problem)
         finally:
             for connection in list(self.connections.values()):
@@ -123,7 +124,16 @@ class Worker(threading.Thread):
                 connection.end_of_input = connection.special = True
                 self._settle(connection)
             if self.connections:
-                self._round()
+                self._try_round()
+
+    def _try_round(self) -> None:
+        try:
+            self._round()
+        except StorageFailed:
+            raise
+        except Exception as problem:  # noqa: BLE001  reported; what is left of the round is done in the next one
+            self._report("round", "an error outside of the work for any connection; going on", problem)
+            time.sleep(limits.PARKED_POLL_S)  # it may come back at once
 
     def _round(self) -> None:
         events = self._epoll.poll(self._timeout(), EVENTS_MAX)
@@ -154,36 +164,44 @@ class Worker(threading.Thread):
                 if fd in self._listeners:
                     self._take_in(fd)
                 continue
-            if event != _IN and not self._handle(connection, event):
-                continue
-            if connection.special and connection.busy:
-                continue  # read earlier in this round, and what was read then comes first
             try:
-                data = connection.receive(share)
-            except OSError as problem:
-                if not isinstance(problem, BlockingIOError):
-                    self._drop(connection)
-                continue
-            if data:
-                connection.last_active = now
-                requests = connection.feed(data)
-                if len(requests) == 1 and (entry := connection.find(requests[0][0])) and entry.row:
-                    row = rows.get((entry, connection.nil)) or rows.setdefault((entry, connection.nil), ([], []))
-                    row[0].append(connection)
-                    row[1].append(requests[0])
+                if event != _IN and not self._handle(connection, event):
                     continue
-                self._run(connection, requests)
-                if self._output > limits.ROUND_OUTPUT_BYTES:
-                    self._flush()
-            else:
-                connection.end_of_input = connection.special = True
-                self._settle(connection)
+                if connection.special and connection.busy:
+                    continue  # read earlier in this round, and what was read then comes first
+                try:
+                    data = connection.receive(share)
+                except OSError as problem:
+                    if not isinstance(problem, BlockingIOError):
+                        self._drop(connection)
+                    continue
+                if data:
+                    connection.last_active = now
+                    requests = connection.feed(data)
+                    if len(requests) == 1 and (entry := connection.find(requests[0][0])) and entry.row:
+                        row = rows.get((entry, connection.nil)) or rows.setdefault((entry, connection.nil), ([], []))
+                        row[0].append(connection)
+                        row[1].append(requests[0])
+                        continue
+                    self._run(connection, requests)
+                    if self._output > limits.ROUND_OUTPUT_BYTES:
+                        self._flush()
+                else:
+                    connection.end_of_input = connection.special = True
+                    self._settle(connection)
+            except Exception as problem:  # noqa: BLE001  logged by `_fail`
+                self._fail(connection, problem)
         for (entry, _), (connections, requests) in rows.items():
             self._run_row(entry, connections, requests)
 
     def _run_row(self, entry: Entry, connections: list[Connection], requests: list[Request]) -> None:
         """Runs plain requests of equal name, one of each connection, in one call."""
-        answers = entry.row(connections[0], requests, self._output_soft) if entry.row else []
+        try:
+            answers = entry.row(connections[0], requests, self._output_soft) if entry.row else []
+        except StorageFailed:
+            raise
+        except Exception:  # noqa: BLE001  the one that causes it is told when it is run by itself
+            answers = []
         entry.calls += len(answers)
         answered = self._answered
         for connection, reply in zip(connections, answers, strict=False):
@@ -192,7 +210,10 @@ class Worker(threading.Thread):
             connection.replies.append(reply)
             self._output += len(reply)
         for at in range(len(answers), len(requests)):  # what is not so plain, or has to wait
-            self._run(connections[at], (requests[at],))
+            try:
+                self._run(connections[at], (requests[at],))
+            except Exception as problem:  # noqa: BLE001  logged by `_fail`
+                self._fail(connections[at], problem)
             if self._output > limits.ROUND_OUTPUT_BYTES:
                 self._flush()
 
@@ -288,16 +309,24 @@ class Worker(threading.Thread):
         """Gives a slice to what can go on."""
         parked, self._parked = self._parked, []
         for connection in parked:
-            if connection.closed or connection.pause is None or connection.pause():
+            try:
+                waits = not connection.closed and connection.pause is not None and not connection.pause()
+            except Exception as problem:  # noqa: BLE001  logged by `_fail`
+                waits = False
+                self._fail(connection, problem)
+            if waits:
+                self._parked.append(connection)
+            else:
                 connection.pause = None
                 self._runnable.append(connection)
-            else:
-                self._parked.append(connection)
         for _ in range(len(self._runnable)):
             connection = self._runnable.popleft()
             connection.scheduled = False
             if not connection.closed:
-                self._resume(connection)
+                try:
+                    self._resume(connection)
+                except Exception as problem:  # noqa: BLE001  logged by `_fail`
+                    self._fail(connection, problem)
             if time.monotonic() - now > limits.SLICE_S:
                 break
 
@@ -328,38 +357,70 @@ class Worker(threading.Thread):
                 return problem.reply
             case MerkleKVError():
                 return connection.explain(problem)
-        log.error("request of %s failed", connection.address, exc_info=problem)
-        connection.close_when_sent()
-        return connection.explain(RequestError(INTERNAL_ERROR))
+        connection.close_when_sent()  # first: it lets go of the buffers
+        self._log(connection, problem)
+        return connection.explain(RequestError(OUT_OF_MEMORY if isinstance(problem, MemoryError) else INTERNAL_ERROR))
+
+    def _fail(self, connection: Connection, problem: Exception) -> None:
+        """Ends one connection after an error outside of a request; what it was answered before that is still sent."""
+        if isinstance(problem, StorageFailed):
+            raise problem
+        if connection.closed:
+            self._log(connection, problem)
+            return
+        connection.drop_task()
+        reply = self._explain(connection, problem)
+        if not connection.replies:
+            self._answered.append(connection)
+        connection.replies.append(reply)
+
+    def _log(self, connection: Connection, problem: Exception) -> None:
+        self._report(type(problem).__name__, f"request of {connection.address} failed", problem)
+
+    def _report(self, kind: str, text: str, problem: Exception | None = None) -> None:
+        try:
+            self._context.bursts.warn(kind, text, problem)
+        except MemoryError:
+            pass  # there is none left even to say so
 
     def _flush(self) -> None:
         """Makes everything so far durable, then sends the replies."""
+        try:
+            self._commit()
+        except Shortage:
+            pass  # what was taken back is withdrawn below
+        except MerkleKVError:
+            raise
+        except Exception as problem:
+            raise StorageFailed(f"a commit was cut short by an unforeseen error: {problem!r}") from problem
         answered, self._answered = self._answered, []
         self._output = 0
-        with suppress(Shortage):
-            self._commit()
         if self._taken_back != self._engine.taken_back:
             self._withdraw(answered)
         for connection in answered:
-            replies = connection.replies
-            if replies:
-                data = replies[0] if len(replies) == 1 else b"".join(replies)
-                replies.clear()
-                if connection.unsent:
-                    connection.unsent = b"".join((connection.unsent, data))
-                else:
-                    try:
-                        sent = connection.send(data)
-                    except BlockingIOError:
-                        sent = 0
-                    except OSError:
-                        self._drop(connection)
-                        continue
-                    if sent < len(data):
-                        connection.unsent = memoryview(data)[sent:]
-                        connection.special = True
-            if connection.special:
-                self._settle(connection)
+            try:
+                replies = connection.replies
+                if replies:
+                    data = replies[0] if len(replies) == 1 else b"".join(replies)
+                    replies.clear()
+                    if connection.unsent:
+                        connection.unsent = b"".join((connection.unsent, data))
+                    else:
+                        try:
+                            sent = connection.send(data)
+                        except BlockingIOError:
+                            sent = 0
+                        except OSError:
+                            self._drop(connection)
+                            continue
+                        if sent < len(data):
+                            connection.unsent = memoryview(data)[sent:]
+                            connection.special = True
+                if connection.special:
+                    self._settle(connection)
+            except Exception as problem:  # noqa: BLE001  logged by `_log`; nothing more can be sent to this one
+                self._drop(connection)
+                self._log(connection, problem)
 
     def _withdraw(self, answered: list[Connection]) -> None:
         """What these replies, and the commands under way, have done or seen may have been taken back: all say so."""
@@ -368,8 +429,7 @@ class Worker(threading.Thread):
             connection.replies[:] = [reply and connection.explain(problem) for reply in connection.replies]
         for connection in self.connections.values():
             if connection.task is not None:
-                connection.task.close()
-                connection.task = connection.pause = None
+                connection.drop_task()
                 if not connection.replies:
                     answered.append(connection)
                 connection.replies.append(connection.explain(problem))
@@ -439,9 +499,8 @@ class Worker(threading.Thread):
         connection.replies.clear()
         connection.backlog = ()
         connection.unsent = b""
-        if connection.task is not None:
-            connection.task.close()
-            connection.task = None
+        connection.feed = discard
+        connection.drop_task()
         del self.connections[connection.fd]
         connection.socket.close()  # which also takes it out of the epoll set
 
@@ -452,12 +511,15 @@ class Worker(threading.Thread):
             self._epoll.modify(fd, _IN)
         idle_limit = self._context.limits.idle_timeout_s
         for connection in [each for each in self.connections.values() if each.is_overdue(now, idle_limit)]:
-            if connection.refusal and not connection.closing:
-                self._run(connection, connection.feed(b"\n"))
-                continue
-            if connection.deadline > now:
-                self._context.traffic.idle_closed += 1
-            self._drop(connection)
+            try:
+                if connection.refusal and not connection.closing:
+                    self._run(connection, connection.feed(b"\n"))
+                    continue
+                if connection.deadline > now:
+                    self._context.traffic.idle_closed += 1
+                self._drop(connection)
+            except Exception as problem:  # noqa: BLE001  logged by `_fail`
+                self._fail(connection, problem)
         # Also without a reply to send: a disk that failed behind the scenes, in merging or in the regular sync, has to
         # end the process even while all clients wait for it or are silent.
         self._flush()

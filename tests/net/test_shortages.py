@@ -1,0 +1,267 @@
+"""An unforeseen error, or a shortage of memory, threads or files, ends or refuses one request; the server goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Generator
+from typing import Any
+
+import pytest
+from conftest import FakeServices, Start, StubEngine
+from fix_node import NodeFactory
+from support import wait_until
+from wire import Wire, encode, readable, replace
+
+from merklekv.errors import StorageFailed
+from merklekv.net import limits
+from merklekv.net.limits import COMMAND_THREADS_MAX
+from merklekv.net.server import Server
+
+Connect = Callable[..., Wire]
+
+OUT_OF_MEMORY = b"-ERR out of memory, closing this connection\r\n"
+INTERNAL = b"-ERR internal error, see the server's log\r\n"
+PROBLEMS = [(MemoryError(), OUT_OF_MEMORY), (ZeroDivisionError("on purpose"), INTERNAL)]
+names_of = pytest.mark.parametrize(("problem", "reply"), PROBLEMS, ids=["memory", "other"])
+
+
+def connection_of(server: Server, wire: Wire) -> Any:
+    """The server's side of a connection."""
+    port = wire.socket.getsockname()[1]
+    return next(one for one in server._sessions() if one.address.endswith(f":{port}"))
+
+
+def raising(problem: BaseException) -> Callable[..., Any]:
+    def fail(*_: object) -> Any:
+        raise problem
+
+    return fail
+
+
+@names_of
+def test_while_reading(
+    server: Server, connect: Connect, problem: Exception, reply: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    wire, other = connect(), connect()
+    assert wire.call("SET", "k", "v") == other.call("SET", "k", "v") == b"+OK\r\n"
+    connection_of(server, wire).feed = raising(problem)
+    wire.send(encode("SET", "k", "w") + encode("SET", "k", "x"))
+    assert wire.rest() == reply
+    assert other.call("GET", "k") == b"$1\r\nv\r\n"
+    assert caplog.text.count("Traceback") == 1
+
+
+@names_of
+def test_while_running_what_has_been_run_is_answered(
+    server: Server, connect: Connect, problem: Exception, reply: bytes
+) -> None:
+    replace(server, b"ECHO", raising(problem))
+    wire, other = connect(), connect()
+    wire.send(encode("SET", "k", "v") + encode("ECHO", "x") + encode("SET", "k", "w"))
+    assert wire.rest() == b"+OK\r\n" + reply
+    assert other.call("GET", "k") == b"$1\r\nv\r\n"
+
+
+@names_of
+def test_in_a_later_slice_or_while_waiting(server: Server, connect: Connect, problem: Exception, reply: bytes) -> None:
+    def long(session: Any, request: Any) -> Generator[Any, None, bytes]:
+        yield raising(problem) if request[1] == b"wait" else None
+        raise problem
+
+    replace(server, b"ECHO", long)
+    other = connect()
+    for word in ("wait", "go on"):
+        wire = connect()
+        wire.send(encode("PING") + encode("ECHO", word) + encode("PING"))
+        assert wire.rest() == b"+PONG\r\n" + reply
+    assert other.call("PING") == b"+PONG\r\n"
+
+
+@names_of
+def test_in_a_row_of_equal_requests(server: Server, connect: Connect, problem: Exception, reply: bytes) -> None:
+    """One request of each connection is run by itself then; of a pipeline nobody knows how much was done."""
+    server._context.commands.resp[b"SET"].row = raising(problem)
+    wire, other = connect(), connect()
+    assert wire.call("SET", "k", "v") == b"+OK\r\n"
+    wire.send(encode("SET", "k", "w") * 2)
+    assert wire.rest() == reply
+    assert other.call("SET", "k", "x") == b"+OK\r\n"
+
+
+@names_of
+def test_while_sending(server: Server, connect: Connect, problem: Exception, reply: bytes) -> None:
+    wire, other = connect(), connect()
+    assert wire.call("PING") == b"+PONG\r\n"
+    connection_of(server, wire).send = raising(problem)
+    wire.send(encode("SET", "k", "v"))
+    assert wire.rest() == b""
+    assert other.call("GET", "k") == b"$1\r\nv\r\n"
+
+
+@names_of
+def test_outside_of_any_connection(
+    server: Server, connect: Connect, problem: Exception, reply: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wire = connect()
+    assert wire.call("PING") == b"+PONG\r\n"
+    failed: list[int] = []
+
+    def serve(events: Any, now: float) -> None:
+        failed.append(len(events))
+        monkeypatch.undo()
+        raise problem
+
+    monkeypatch.setattr(server._workers[0], "_serve", serve)
+    assert wire.call("SET", "k", "v") == b"+OK\r\n"
+    assert failed == [1]
+
+
+@names_of
+def test_what_others_wrote_in_the_same_round_is_committed_before_they_are_answered(
+    start: Start, connect: Connect, problem: Exception, reply: bytes
+) -> None:
+    stub = StubEngine()
+    server = start(engine=stub)
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold(session: Any, request: Any) -> bytes:
+        entered.set()
+        assert leave.wait(20)
+        return b"+held\r\n"
+
+    replace(server, b"ECHO", hold)
+    holding, failing, *writing = (connect(server) for _ in range(5))
+    for wire in (holding, failing, *writing):
+        assert wire.call("PING") == b"+PONG\r\n"
+    connection_of(server, failing).feed = raising(problem)
+    holding.send(encode("ECHO", "x"))
+    assert entered.wait(20)
+    writing[0].send(encode("SET", "k0", "v"))
+    failing.send(b"anything")
+    for number, wire in enumerate(writing[1:], 1):
+        wire.send(encode("SET", f"k{number}", "v"))
+    leave.set()
+    assert failing.rest() == reply
+    for number, wire in enumerate(writing):
+        assert wire.resp() == b"+OK\r\n"
+        assert b"k%d" % number in stub.commits[-1]
+
+
+def test_an_error_in_the_commit_is_a_failure_of_storage(
+    start: Start, connect: Connect, fatal: list[Exception]
+) -> None:
+    """What is in the log then is not known, so nothing may be answered."""
+    stub = StubEngine()
+    wire = connect(start(engine=stub))
+    assert wire.call("PING") == b"+PONG\r\n"
+    stub.commit_error = ZeroDivisionError("on purpose")  # type: ignore[assignment]
+    wire.send(encode("SET", "k", "v"))
+    with contextlib.suppress(ConnectionResetError):
+        assert wire.rest() == b""
+    assert [type(problem) for problem in wait_until(lambda: fatal)] == [StorageFailed]
+    assert "ZeroDivisionError('on purpose')" in str(fatal[0])
+
+
+def test_many_errors_are_logged_once(server: Server, connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
+    replace(server, b"ECHO", raising(ZeroDivisionError("on purpose")))
+    for _ in range(50):
+        with connect() as wire:
+            wire.send(encode("ECHO", "x"))
+            assert wire.rest() == INTERNAL
+    assert caplog.text.count("ZeroDivisionError: on purpose") == 1
+
+
+@names_of
+def test_while_taking_a_connection_in(
+    server: Server, connect: Connect, problem: Exception, reply: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SWEEP_S", 0.05)
+    admit = server._admit
+    tries: list[object] = []
+
+    def admit_later(sock: socket.socket, peer: tuple[str, int]) -> None:
+        tries.append(peer)
+        if len(tries) == 1:
+            raise problem
+        admit(sock, peer)
+
+    monkeypatch.setattr(server, "_admit", admit_later)
+    assert connect().rest() == b""
+    assert connect().ask("PING") == "PONG"
+
+
+def test_half_requests_that_fill_the_memory(node_factory: NodeFactory) -> None:
+    """Every client sends nearly all of a large value and waits. Some are cut; the others, and new ones, are served."""
+    size, sent, clients = 16_000_000, 15_900_000, 40
+    node = node_factory(start=False)
+    node.wrapper = ["prlimit", f"--data={500_000 * 1024}"]
+    node.start()
+    address = ("127.0.0.1", node.port)
+    wires = [Wire(address) for _ in range(clients)]
+
+    def send(wire: Wire) -> None:
+        try:
+            wire.send(b"*3\r\n$3\r\nSET\r\n$3\r\nbig\r\n$%d\r\n" % size + b"x" * sent)
+        except (ConnectionResetError, BrokenPipeError):
+            pass  # it was cut
+
+    senders = [threading.Thread(target=send, args=(wire,)) for wire in wires]
+    try:
+        for sender in senders:
+            sender.start()
+        for sender in senders:
+            sender.join(60)
+        assert node.process is not None
+        assert node.process.poll() is None, node.output()
+        with Wire(address) as other:
+            assert other.call("SET", "k", "v") == b"+OK\r\n"
+            assert other.call("GET", "k") == b"$1\r\nv\r\n"
+        cut = [wire for wire in wires if readable(wire)]
+        assert 0 < len(cut) < clients
+        assert {ending(wire) for wire in cut} <= {OUT_OF_MEMORY, b""}
+    finally:
+        for wire in wires:
+            wire.close()
+    node.kill()
+
+
+def ending(wire: Wire) -> bytes:
+    """What a connection that was cut could still read."""
+    try:
+        return wire.rest()
+    except ConnectionResetError:
+        return b""
+
+
+# -- threads -----------------------------------------------------------------------------------------------------------
+
+
+def test_so_many_syncs_at_once_and_no_more(
+    server: Server, connect: Connect, services: FakeServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = threading.Event()
+    services.sync_with = lambda: finish.wait(60) and None
+    running = [connect() for _ in range(COMMAND_THREADS_MAX)]
+    for wire in running:
+        wire.send(b"SYNC other 1\n")
+    wait_until(lambda: len(services.asked) == COMMAND_THREADS_MAX)
+    refused = f"ERROR too many SYNC at once: {COMMAND_THREADS_MAX} are under way, try again later"
+    for _ in range(50):
+        with connect() as one_more:
+            assert one_more.ask("SYNC other 1") == refused
+            assert one_more.ask("PING") == "PONG"
+    finish.set()
+    assert [wire.line() for wire in running] == [b"OK\r\n"] * COMMAND_THREADS_MAX
+    wait_until(lambda: connect().ask("SYNC other 1") == "OK")
+
+
+def test_no_thread_is_to_be_had(server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    wire = connect()
+    monkeypatch.setattr(threading.Thread, "start", raising(RuntimeError("can't start new thread")))
+    refused = "ERROR cannot start a thread for SYNC: can't start new thread; try again later"
+    for _ in range(2 * COMMAND_THREADS_MAX):
+        assert wire.ask("SYNC other 1") == refused
+    monkeypatch.undo()
+    assert wire.ask("SYNC other 1") == "OK"
