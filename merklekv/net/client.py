@@ -15,6 +15,7 @@ from typing import Final, Self
 import hiredis
 
 from merklekv.errors import MerkleKVError
+from merklekv.net.sockets import set_up
 
 CONNECT_TIMEOUT_S: Final = 5.0
 REPLY_TIMEOUT_S: Final = 60.0
@@ -47,7 +48,7 @@ class Client:
         except ValueError as error:  # a label that is empty or too long, bytes that are not UTF-8, a NUL
             raise Unreachable(f"{self.name}: is not a host name") from error
         self._socket.settimeout(timeout_s)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        set_up(self._socket)
         self._reader = hiredis.Reader()
 
     def call(self, *parts: bytes) -> Reply:

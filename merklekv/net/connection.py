@@ -107,6 +107,13 @@ class Connection(Session):
         self.feed = discard
         self.backlog = ()
 
+    def turn_away(self) -> None:
+        """Says at once why this client is not served, as Redis does. For one that no worker has yet; raises OSError."""
+        self.close_when_sent()
+        self.lingering = True
+        self.send(b"-ERR %b\r\n" % self.refusal.encode())
+        self.socket.shutdown(socket.SHUT_WR)
+
     def drop_task(self) -> None:
         """Ends a long command where it is."""
         task, self.task, self.pause = self.task, None, None

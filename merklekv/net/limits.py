@@ -34,9 +34,15 @@ SWEEP_S = 1.0
 LINGER_S = 2.0
 ACCEPT_BATCH = 256
 BACKLOG = 4096
-# A connection that will be refused waits for the client's first byte, which tells the protocol to refuse it in.
-# No more than this many wait; the next ones get the text form at once.
-REFUSED_WAITING_MAX = 128
+# A connection that is refused stays open for a moment: for the client's first byte, which tells the protocol to refuse
+# it in, or for the client to read why. No more than this many stay; the next ones are told and closed at once.
+REFUSED_WAITING_MAX = 16
+# Files that the process needs besides its connections. A node that replicates and exchanges under load has 22 open: the
+# standard streams, lock, log segments and their syncs, LMDB, the pipes of the child that merges, listener, epoll and
+# wake-ups, the pipe of signals, the broker. The rest is for what comes and goes: COMMAND_THREADS_MAX exchanges that
+# clients ask for, the node's own, look-ups of names, a new child, files that Python imports.
+FILES_RESERVED = 64
+FILES_PER_WORKER = 2  # of those, for the first worker
 # What one request may need beside its largest value: a key, headers, options.
 REQUEST_ROOM_BYTES = MIB
 # An argument of RESP may always have so many bytes, however small the largest value is: a key, a part of an EXCHANGE.

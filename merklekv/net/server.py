@@ -10,7 +10,10 @@ lock and no hand-over on any request's way. More workers share the connections b
 request spends its time outside the interpreter.
 
 Whom the server does not take: a client beyond the connection limit, and, unless `allow_remote`, a client that is not
-on this machine, because there is no authentication. Both are told why in their own protocol, then closed.
+on this machine, because there is no authentication. The first is told at once, in Redis's words, the second in its own
+protocol; then they are closed.
+
+The limit is what is configured, or what the system's limit on open files leaves beside the needs of the node itself.
 """
 
 from __future__ import annotations
@@ -23,14 +26,24 @@ import resource
 import socket
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from merklekv.errors import AddressInUse, AddressUnavailable, InvalidArgument
 from merklekv.net.commands import commands
 from merklekv.net.connection import Connection
-from merklekv.net.limits import ACCEPT_BATCH, BACKLOG, LINGER_S, REFUSED_WAITING_MAX, Limits
+from merklekv.net.limits import (
+    ACCEPT_BATCH,
+    BACKLOG,
+    FILES_PER_WORKER,
+    FILES_RESERVED,
+    LINGER_S,
+    REFUSED_WAITING_MAX,
+    Limits,
+)
 from merklekv.net.scan import Cursors
 from merklekv.net.session import Context, NoServices, Services, Session
+from merklekv.net.sockets import set_up
 from merklekv.net.worker import Worker
 
 if TYPE_CHECKING:
@@ -39,8 +52,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STOP_DEADLINE_S = 10.0
-# Files the process needs besides its connections: the data's, the log's, the broker's.
-FILES_RESERVED = 64
+TOO_MANY = "max number of clients reached"
 PORT_ATTEMPTS = 20  # to find a port that is free at each address of a name
 PROTECTED = (
     "protected mode: there is no authentication, so only clients on this machine are served; "
@@ -85,7 +97,9 @@ class Server:
 
         A name is listened on at every address of this machine that it has, so `localhost` is 127.0.0.1 and ::1.
         """
-        _raise_file_limit(self._context.limits.connections)
+        limits = self._context.limits
+        more = FILES_PER_WORKER * (self._threads - 1)
+        self._context.limits = replace(limits, connections=_room_for(limits.connections, FILES_RESERVED + more))
         self._listeners = _listen(self._host, self._port)
         host, port = self._listeners[0].getsockname()[:2]
         self._context.port = port
@@ -132,7 +146,7 @@ class Server:
         present = sum(len(worker.connections) for worker in self._workers)
         refusal = self._refusal(peer[0], present)
         sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        set_up(sock)
         connection = Connection(
             self._context, next(self._identities), sock, _show(peer), _show(sock.getsockname()), refusal
         )
@@ -141,8 +155,10 @@ class Server:
         else:
             traffic.refused += 1
             connection.deadline = connection.opened + LINGER_S
-            if present >= self._context.limits.connections + REFUSED_WAITING_MAX:
-                sock.send(b"ERROR %b\r\n" % refusal.encode())
+            crowded = present >= self._context.limits.connections + REFUSED_WAITING_MAX
+            if refusal == TOO_MANY or crowded:
+                connection.turn_away()
+            if crowded:
                 sock.close()
                 return
         min(self._workers, key=lambda worker: len(worker.connections)).adopt(connection)
@@ -153,7 +169,7 @@ class Server:
             return PROTECTED
         limit = self._context.limits.connections
         if present >= limit and len(self._sessions()) >= limit:  # those that are being refused do not count
-            return f"max number of clients reached: {limit}"
+            return TOO_MANY
         return ""
 
 
@@ -223,16 +239,24 @@ def _listener(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.
     return listener
 
 
-def _raise_file_limit(connections: int) -> None:
-    """Each connection is an open file, and the usual limit of 1,024 is less than the connections allowed."""
-    wanted = connections + FILES_RESERVED
+def _room_for(connections: int, own_files: int) -> int:
+    """How many connections, at most this many, the limit on open files leaves; raises that limit as far as it may."""
+    own_files += REFUSED_WAITING_MAX
+    wanted = connections + own_files
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return
+        return connections
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    if allowed < wanted:
-        log.warning("the system allows %d open files: room for %d clients", allowed, allowed - FILES_RESERVED)
+    room = connections - (wanted - allowed)
+    if room < min(connections, 1):
+        raise InvalidArgument(
+            f"the system allows this process {allowed} open files, which leaves none for clients: the node itself may "
+            f"need {own_files}; raise the limit (ulimit -n, LimitNOFILE)"
+        )
+    if room < connections:
+        log.warning("the system allows %d open files: at most %d clients, not %d", allowed, room, connections)
+    return room
 
 
 def _log_fatal(problem: Exception) -> None:

@@ -112,6 +112,12 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Callable[..., Wire]]:
 
 
 @pytest.fixture
+def pretend_remote(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every client seems to come from another machine."""
+    monkeypatch.setattr("merklekv.net.server.is_loopback", lambda host: False)
+
+
+@pytest.fixture
 def text(connect: Callable[..., Wire]) -> Wire:
     return connect()
 

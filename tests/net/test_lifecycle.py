@@ -15,6 +15,8 @@ from wire import Wire, encode, readable, replace
 
 from merklekv.engine.engine import Engine
 from merklekv.errors import AddressInUse, AddressUnavailable
+from merklekv.net import sockets
+from merklekv.net.client import Client
 from merklekv.net.server import PROTECTED, Server, is_loopback
 
 Connect = Callable[..., Wire]
@@ -187,11 +189,6 @@ def test_loopback(address: str, loopback: bool) -> None:
     assert is_loopback(address) is loopback
 
 
-@pytest.fixture
-def pretend_remote(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("merklekv.net.server.is_loopback", lambda host: False)
-
-
 @pytest.mark.usefixtures("pretend_remote")
 def test_a_client_from_elsewhere_is_told_how_to_allow_it(server: Server, connect: Connect) -> None:
     assert "--allow-remote" in PROTECTED
@@ -227,3 +224,16 @@ def outward_address() -> str | None:
             return None
         address: str = probe.getsockname()[0]
     return None if is_loopback(address) else address
+
+
+def test_a_peer_that_vanished_is_noticed(server: Server, connect: Connect) -> None:
+    """Both ends probe a silent connection."""
+    with Client(*server.address) as client:  # type: ignore[attr-defined]
+        assert client.call(b"PING") == b"PONG"
+        ends = [client._socket, server._workers[0].connections.copy().popitem()[1].socket]
+        for end in ends:
+            assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            wait_s = sockets.KEEPALIVE_IDLE_S + sockets.KEEPALIVE_INTERVAL_S * sockets.KEEPALIVE_COUNT
+            options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            idle, interval, count = (end.getsockopt(socket.IPPROTO_TCP, option) for option in options)
+            assert idle + interval * count == wait_s == 120

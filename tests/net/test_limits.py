@@ -9,19 +9,23 @@ import socket
 from collections.abc import Callable, Iterator
 
 import pytest
+import redis
 from conftest import Start
+from fix_node import NodeFactory
 from support import wait_until
-from wire import Wire, encode
+from wire import Wire, encode, readable
 
 from merklekv.engine.engine import Engine
 from merklekv.errors import InvalidArgument
+from merklekv.exits import EXIT_USAGE
 from merklekv.net import limits
 from merklekv.net.limits import Limits
 from merklekv.net.scan import Cursors
-from merklekv.net.server import Server
+from merklekv.net.server import PROTECTED, Server
 
 Connect = Callable[..., Wire]
 MIB = 1024 * 1024
+TOO_MANY = b"-ERR max number of clients reached\r\n"
 
 
 def traffic(server: Server) -> dict[str, int]:
@@ -33,35 +37,102 @@ def test_connections(start: Start, connect: Connect) -> None:
     server = start(limits=Limits(connections=3))
     served = [connect(server) for _ in range(3)]
     assert [wire.ask("PING") for wire in served] == ["PONG"] * 3
-    one_more = connect(server)
-    one_more.send(b"PING\n")
-    assert one_more.rest() == b"ERROR max number of clients reached: 3\r\n"
-    one_more = connect(server)
-    one_more.send(b"*1\r\n$4\r\nPING\r\n")
-    assert one_more.rest() == b"-ERR max number of clients reached: 3\r\n"
+    for said in (b"", b"PING\n", b"*1\r\n$4\r\nPING\r\n", b"SET k v\n" * 10_000):
+        one_more = connect(server)
+        one_more.send(said)
+        assert one_more.rest() == TOO_MANY
+    assert served[0].ask("DBSIZE") == "DBSIZE 0"
     assert [wire.ask("PING") for wire in served] == ["PONG"] * 3
-    assert traffic(server)["refused"] == 2
+    assert traffic(server)["refused"] == 4
     served[0].close()
     wait_until(lambda: len(server._sessions()) == 2)
     assert connect(server).ask("PING") == "PONG"
 
 
-def test_a_refused_client_that_says_nothing_is_told_in_text(
+def test_redis_py_takes_the_limit_for_a_broken_connection(start: Start, connect: Connect) -> None:
+    """Which it tries again later, as it does with a Redis."""
+    server = start(limits=Limits(connections=1))
+    assert connect(server).ask("PING") == "PONG"
+    host, port = server.address  # type: ignore[attr-defined]
+    with redis.Redis(host=host, port=port) as client, pytest.raises(redis.ConnectionError):
+        client.ping()
+
+
+def test_refused_clients_that_stay_are_bounded(start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("merklekv.net.server.REFUSED_WAITING_MAX", 2)
+    server = start(limits=Limits(connections=0))
+    waiting = [connect(server) for _ in range(5)]
+    wait_until(lambda: traffic(server)["refused"] == 5)
+    assert sum(len(worker.connections) for worker in server._workers) == 2
+    assert [wire.rest() for wire in waiting] == [TOO_MANY] * 5
+
+
+def test_a_refused_client_that_stays_is_closed_before_long(
     start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "SWEEP_S", 0.05)
     monkeypatch.setattr("merklekv.net.server.LINGER_S", 0.05)
-    assert connect(start(limits=Limits(connections=0))).rest() == b"ERROR max number of clients reached: 0\r\n"
-
-
-def test_refused_clients_that_wait_are_bounded(start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("merklekv.net.server.REFUSED_WAITING_MAX", 2)
     server = start(limits=Limits(connections=0))
-    waiting = [connect(server) for _ in range(2)]
-    wait_until(lambda: traffic(server)["refused"] == 2)
-    assert connect(server).rest() == b"ERROR max number of clients reached: 0\r\n"
-    waiting[0].send(b"*1\r\n")
-    assert waiting[0].rest() == b"-ERR max number of clients reached: 0\r\n"
+    assert connect(server).rest() == TOO_MANY
+    wait_until(lambda: not any(worker.connections for worker in server._workers))
+
+
+@pytest.mark.usefixtures("pretend_remote")
+def test_a_client_from_elsewhere_that_says_nothing_is_told_in_text(
+    start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SWEEP_S", 0.05)
+    monkeypatch.setattr("merklekv.net.server.LINGER_S", 0.05)
+    assert connect(start()).rest() == b"ERROR %b\r\n" % PROTECTED.encode()
+
+
+# -- open files --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("durability", ["always", "everysec", "never"])
+def test_clients_leave_the_node_the_files_that_it_needs(node_factory: NodeFactory, durability: str) -> None:
+    """With a low limit on open files and more idle clients than fit, a write is stored, synced and merged."""
+    files, room = 128, 128 - limits.FILES_RESERVED - limits.REFUSED_WAITING_MAX
+    node = node_factory("--durability", durability, "--memtable-size", "64KiB", start=False)
+    node.wrapper = ["prlimit", f"--nofile={files}:{files}"]
+    node.start()
+    assert f"the system allows {files} open files: at most {room} clients, not 10000" in node.output()
+    address = ("127.0.0.1", node.port)
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(Wire(address))
+        assert first.call("PING") == b"+PONG\r\n"
+        idle = [stack.enter_context(Wire(address)) for _ in range(200)]
+        assert first.call("CONFIG", "GET", "maxclients") == b"*2\r\n$10\r\nmaxclients\r\n$%d\r\n%d\r\n" % (2, room)
+        assert b"\r\nmaxclients:%d\r\n" % room in first.call("INFO", "clients")
+        assert [wire.rest() for wire in idle[room - 1 :]] == [TOO_MANY] * (len(idle) - room + 1)
+        assert not any(readable(wire) for wire in idle[: room - 1])
+        for number in range(100):  # segments and merges come and go meanwhile
+            assert first.call("SET", f"k{number}", b"x" * 20_000) == b"+OK\r\n"
+        assert {wire.call("STRLEN", "k99") for wire in idle[: room - 1]} == {b":20000\r\n"}
+    assert node.stop() == 0
+
+
+def test_too_few_files_to_serve_anybody(node_factory: NodeFactory) -> None:
+    files = limits.FILES_RESERVED + limits.REFUSED_WAITING_MAX
+    node = node_factory(start=False)
+    node.wrapper = ["prlimit", f"--nofile={files}:{files}"]
+    node.launch()
+    assert node.wait() == EXIT_USAGE
+    assert f"the system allows this process {files} open files, which leaves none for clients" in node.output()
+    node.wrapper = ["prlimit", f"--nofile={files + 1}:{files + 1}"]
+    node.start()
+    with node.connect() as client:
+        assert client.ask("SET k v") == "OK"
+    assert node.stop() == 0
+
+
+def test_the_limit_on_open_files_is_raised_as_far_as_needed(node_factory: NodeFactory) -> None:
+    node = node_factory("--set", "limits.max_connections=300", start=False)
+    node.wrapper = ["prlimit", "--nofile=100:1000"]
+    node.start()
+    with Wire(("127.0.0.1", node.port)) as wire:
+        assert wire.call("CONFIG", "GET", "maxclients").endswith(b"$3\r\n300\r\n")
+    assert "open files" not in node.output()
 
 
 def test_line_length(server: Server, connect: Connect) -> None:
