@@ -19,15 +19,27 @@ def trouble(error: OSError, directory: Path) -> MerkleKVError:
     return shortage_of(error, what) if is_shortage(error) else StorageFailed(f"{what}: {error.strerror}")
 
 
+def require_access(directory: Path) -> None:
+    """Raises DirectoryUnwritable unless log and base can be read and written, now and later."""
+    if _unusable(directory):
+        raise no_permission(directory)
+
+
 def no_permission(directory: Path) -> DirectoryUnwritable:
-    """Names the first file in a data directory that cannot be read and written, its owner, and the way out."""
-    path = next((path for path in (directory, *sorted(directory.rglob("*"))) if not _is_usable(path)), directory)
+    """Names the first file in a data directory that this process may not use, its owner, and the way out."""
+    path = _unusable(directory) or directory
     user, owner = os.geteuid(), path.stat().st_uid
     if owner == user:
         return DirectoryUnwritable(f"{path}: no permission to use it; chmod -R u+rwX {directory}")
     return DirectoryUnwritable(
         f"{path}: belongs to {_name(owner)}, this process to {_name(user)}; chown -R {_name(user)} {directory}"
     )
+
+
+def _unusable(directory: Path) -> Path | None:
+    parts = (directory / "log", directory / "base")
+    files = (file for part in parts for file in (part, *sorted(part.glob("*"))))
+    return next((path for path in (directory, *files) if path.exists() and not _is_usable(path)), None)
 
 
 def _is_usable(path: Path) -> bool:

@@ -28,7 +28,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -306,7 +306,8 @@ class Log:
             self.position = recovered.end
             self._reserved = max(self.position, os.fstat(self._fd).st_size)
             self._measure_room()
-            self._prepare_next()
+            with suppress_shortage():
+                self._next_fd = self._open_next()
         self.written_lsn = self.synced_lsn = self.end_lsn
 
     @property
@@ -473,12 +474,9 @@ class Log:
         except OSError as error:
             raise self._trouble(error, "cannot start a log segment", path) from error
         fd, self._next_fd = self._next_fd, -1
-        self._prepare_next()
-        return fd
-
-    def _prepare_next(self) -> None:
-        with suppress(OSError):  # it is tried again when it is needed
+        with suppress_shortage():  # it is tried again when it is needed
             self._next_fd = self._open_next()
+        return fd
 
     def _open_next(self) -> int:
         return os.open(self.directory / NEXT_FILE, os.O_RDWR | os.O_CREAT, FILE_MODE)

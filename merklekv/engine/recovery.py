@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
-from merklekv.engine.access import trouble
+from merklekv.engine.access import require_access, trouble
 from merklekv.engine.directory import DataDirectory
 from merklekv.engine.format import (
     FLAGS_AT,
@@ -61,6 +61,7 @@ class Replayed(NamedTuple):
 
 def open_layers(directory: DataDirectory) -> Opened:
     """Opens base and log."""
+    require_access(directory.path)
     try:
         return _open_layers(directory)
     except OSError as error:
