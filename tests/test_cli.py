@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import re
 import signal
 import socket
@@ -202,6 +203,31 @@ def test_a_second_process_on_the_directory_is_refused(node: NodeProcess, node_fa
     fails_to_start(second, exits.EXIT_LOCKED, str(node.directory), str(node.pid))
     with node.connect() as client:
         assert client.ask("PING") == "PONG"
+
+
+def test_a_second_process_is_refused_without_the_lock_file(node: NodeProcess, node_factory: NodeFactory) -> None:
+    (node.directory / "LOCK").unlink()
+    second = node_factory(start=False, directory=node.directory)
+    fails_to_start(second, exits.EXIT_LOCKED, str(node.directory), f"in use by process {node.pid}")
+
+
+def test_a_base_that_was_cut_off_is_refused_with_the_file_and_the_way_out(node_factory: NodeFactory) -> None:
+    node = node_factory("--memtable-size", "64KiB", "--durability", "never")
+    with node.connect() as client:
+        for number in range(300):
+            assert client.ask(f"SET k{number} {'v' * 1000}") == "OK"
+    node.stop()
+    os.truncate(node.directory / "base" / "data.mdb", 20_000)
+    words = ("base/data.mdb: is 20000 bytes long", "it was cut off; restore the directory from a backup")
+    fails_to_start(node, exits.EXIT_CORRUPT, *words)
+
+
+def test_a_directory_that_others_may_read_is_said_once(node: NodeProcess) -> None:
+    assert "other users" not in node.output()
+    node.stop()
+    node.directory.chmod(0o755)
+    node.start()
+    assert node.output().count(f"{node.directory}: other users of this machine may read it: chmod -R go-rwx ") == 1
 
 
 def test_an_occupied_port_is_refused_and_the_directory_is_free_again(node_factory: NodeFactory) -> None:

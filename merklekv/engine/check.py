@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from merklekv.engine import naive
 from merklekv.engine.check_base import View, check_base, check_base_file
-from merklekv.engine.check_log import LogWalk, check_log
+from merklekv.engine.check_log import LogWalk, check_log, segment_lsns
 from merklekv.engine.directory import held, require_format
 from merklekv.engine.engine import Engine
 from merklekv.engine.findings import (
@@ -57,11 +57,20 @@ def check_directory(path: Path | str, progress: Progress | None = None, note: No
         log_size = sum(segment.stat().st_size for segment in (path / "log").glob("*.log"))
         stages = Stages(progress, 2 * base_size + log_size)
         findings = Findings(note, stages)
-        facts = check_base_file(data, findings) if base_size else BaseFacts()
+        facts = check_base_file(data, findings) if base_size else _no_base(data, findings)
         stages.begin(log_size, log_size)
         check_log(path / "log", facts, findings)
         stages.end()
     return findings.sentences()
+
+
+def _no_base(data: Path, findings: Findings) -> BaseFacts:
+    """A base that is missing or empty is new when the log begins at 0."""
+    lsns = segment_lsns(data.parent.parent / "log")
+    if lsns and lsns[0]:
+        findings.add(data, f"is missing or empty, and the log begins at LSN {lsns[0]}, not at 0")
+        return BaseFacts(known=False)
+    return BaseFacts()
 
 
 def check_engine(engine: Engine) -> list[str]:

@@ -34,8 +34,11 @@ HOLDER_SIZE_MAX: Final = 32  # bytes of LOCK that are shown
 LOCK_LIST: Final = Path("/proc/locks")  # the kernel's
 
 DIRECTORIES: Final = ("base", "log")
-FILES: Final = ("FORMAT", "node-id", "outbox", "base/data.mdb", "base/lock.mdb")
+FILES: Final = ("FORMAT", "base/data.mdb")
+REMADE: Final = ("node-id", "outbox", "base/lock.mdb")  # a start makes those that are missing
 OVERWRITTEN: Final = ("LOCK", "FORMAT.new", "node-id.new", "outbox.new")  # a link would lead the writer elsewhere
+RESTORE: Final = "move it away, then restore the directory from a backup"
+REMAKE: Final = "move it away, a start makes another"
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +193,10 @@ def require_format(path: Path, may_be_new: bool = False) -> None:
         line = file.read(MARK_SIZE_MAX).decode(errors="replace").strip()
     number = line.removeprefix(FORMAT_LINE)
     if not line.startswith(FORMAT_LINE) or not (number.isascii() and number.isdigit()):
-        raise NotADataDirectory(f"{mark}: holds {line[:60]!r}, not '{FORMAT_LINE}{FORMAT_VERSION}'")
+        raise NotADataDirectory(
+            f"{mark}: holds {line[:60]!r}, not '{FORMAT_LINE}{FORMAT_VERSION}'; choose another directory, or restore "
+            "it from a backup"
+        )
     if int(number) > FORMAT_VERSION:
         raise FormatTooNew(
             f"{path}: data format {number} is from a later release; this one reads {FORMAT_VERSION}: upgrade MerkleKV"
@@ -201,16 +207,22 @@ def _require_kinds(path: Path) -> None:
     """Refuses a directory, a pipe or the like under the name of a file: opening it may fail, or wait for ever."""
     try:
         for name in DIRECTORIES:
-            _require_kind(path / name, stat.S_ISDIR, "a directory")
-        for name in (*FILES, *OVERWRITTEN):
-            _require_kind(path / name, stat.S_ISREG, "a file", follow=name not in OVERWRITTEN)
+            _require_kind(path / name, stat.S_ISDIR, "a directory", RESTORE)
+        for name in FILES:
+            _require_kind(path / name, stat.S_ISREG, "a file", RESTORE)
         for segment in (path / "log").glob("*.log"):
-            _require_kind(segment, stat.S_ISREG, "a file")
+            _require_kind(segment, stat.S_ISREG, "a file", RESTORE)
+        for name in REMADE:
+            _require_kind(path / name, stat.S_ISREG, "a file", REMAKE)
+        for name in OVERWRITTEN:
+            _require_kind(path / name, stat.S_ISREG, "a file", REMAKE, follow=False)
     except OSError as error:
         raise DirectoryUnwritable(f"{error.filename or path}: cannot be read: {error.strerror}") from error
 
 
-def _require_kind(path: Path, is_right: Callable[[int], bool], expected: str, follow: bool = True) -> None:
+def _require_kind(
+    path: Path, is_right: Callable[[int], bool], expected: str, way_out: str, follow: bool = True
+) -> None:
     try:
         mode = path.stat(follow_symlinks=follow).st_mode
     except FileNotFoundError:
@@ -219,7 +231,7 @@ def _require_kind(path: Path, is_right: Callable[[int], bool], expected: str, fo
         mode = stat.S_IFLNK
     if not is_right(mode):
         found = _KINDS.get(stat.S_IFMT(mode), "a device")
-        raise Corruption(f"{path}: is {found}, not {expected}; move it away, then restore the directory from a backup")
+        raise Corruption(f"{path}: is {found}, not {expected}; {way_out}")
 
 
 _KINDS: Final = {

@@ -144,7 +144,7 @@ def describe(draft: Path, source: str, held: dict[str, Any]) -> dict[str, Any]:
         MARK: BACKUP_VERSION,
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "source": source,
-        "node_id": node_id.read_text().strip() if node_id.exists() else None,
+        "node_id": node_id.read_text(errors="replace").strip() if node_id.exists() else None,
         "software": merklekv.__version__,
         **held,
     }

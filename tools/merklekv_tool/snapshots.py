@@ -61,7 +61,8 @@ def of_directory(source: Path, draft: Path, update: Update) -> None:
             segments = _Segments(source / "log", stack)
             (draft / "base").mkdir()
             (draft / "log").mkdir()
-            if (source / "base" / "data.mdb").exists():  # else a node died while it made the directory
+            data = source / "base" / "data.mdb"
+            if data.exists() and data.stat().st_size:  # else a node died while it made the directory
                 copying.copy(source / "base", draft / "base", update)
                 give_to_owner(source / "base", source.stat())  # LMDB makes its lock file where it is missing
             segments.open()
