@@ -11,7 +11,8 @@ events without a gap.  A truncate has no key; its version is the new floor.  A b
 `seq` is.
 
 Decoding believes nothing: bytes become a whole valid message or EventRefused with a reason.  It also takes `val` and
-`op_id` as lists of integers, and ignores fields that it does not know, because other implementations write them.
+`op_id` as lists of integers, and ignores fields that it does not know, because other implementations write them.  What
+a message may cost is bounded by its size, MESSAGE_BYTES_MAX, and by the number of items in it (plain_cbor.py).
 
 Not here: whether a version is too far in the future, or older than what is stored (the engine); whether `src` may write
 to the topic (inbox.py).  Cost: 0.6 us to encode an event of 100 bytes, 2.5 us to decode one, digest included.
@@ -20,10 +21,7 @@ to the topic (inbox.py).  Cost: 0.6 us to encode an event of 100 bytes, 2.5 us t
 from __future__ import annotations
 
 from enum import StrEnum
-from io import BytesIO
 from typing import Any, Final, NamedTuple, NoReturn
-
-from cbor2 import CBORDecoder
 
 from merklekv.engine.format import (
     ENTRY,
@@ -38,14 +36,15 @@ from merklekv.engine.format import (
     VERSION_SIZE,
     make_record,
 )
+from merklekv.replication.plain_cbor import decode_plain
 
 SCHEMA_VERSION: Final = 1
+MESSAGE_BYTES_MAX: Final = 20 << 20  # of any message; what is larger is left to anti-entropy
 OP_ID_SIZE: Final = 16
 PREVIOUS_SIZE: Final = 32
 TIMESTAMP_LIMIT: Final = 1 << 63
 SEQUENCE_LIMIT: Final = 1 << 63
 SOURCE_SIZE_MAX: Final = MAX_KEY_SIZE  # it becomes an entry of the log
-NESTING_MAX: Final = 8  # a batch needs four levels; deeper ones are unknown fields, or an attack
 ENVELOPE_SIZE: Final = 48  # at most what a batch adds to its events, beside its source
 PLAIN_FIELDS: Final = 5  # op, key, val, ts, op_id
 
@@ -266,10 +265,9 @@ def decode_message(payload: bytes) -> Message:
 
 
 def _decode_cbor(payload: bytes) -> Any:
-    stream = BytesIO(payload)
-    decoder = CBORDecoder(stream, max_depth=NESTING_MAX, allow_duplicate_keys=False, strict_hashable_types=True)
-    item = decoder.decode()
-    left = len(payload) - stream.tell()
+    if len(payload) > MESSAGE_BYTES_MAX:
+        _refuse(Reason.SIZE, f"{len(payload)} bytes, more than {MESSAGE_BYTES_MAX}")
+    item, left = decode_plain(payload, allow_indefinite=True)
     if left:
         _refuse(Reason.TRAILING, f"{left} bytes behind the message")
     return item

@@ -7,12 +7,10 @@ ignored: later releases may add some.
 
 from __future__ import annotations
 
-from io import BytesIO
 from typing import Any, Final
 
-from cbor2 import CBORDecoder
+from merklekv.replication.plain_cbor import ITEMS_MAX, decode_plain
 
-NESTING_MAX: Final = 8
 NUMBER_MAX: Final = (1 << 63) - 1
 
 
@@ -20,21 +18,14 @@ class Malformed(Exception):
     """The bytes are not what they should be; the text says what is wrong."""
 
 
-def decode_map(data: bytes) -> Fields:
+def decode_map(data: bytes, items_max: int = ITEMS_MAX) -> Fields:
     """The map that these bytes are.  Raises Malformed, and nothing else whatever they are."""
-    stream = BytesIO(data)
     try:
-        item = CBORDecoder(
-            stream,
-            max_depth=NESTING_MAX,
-            allow_indefinite=False,
-            allow_duplicate_keys=False,
-            strict_hashable_types=True,
-        ).decode()
+        item, left = decode_plain(data, items_max)
     except Exception as error:  # whatever a decoder trips over
         raise Malformed(f"no CBOR: {type(error).__name__}: {error}") from error
-    if stream.tell() != len(data):
-        raise Malformed(f"{len(data) - stream.tell()} bytes behind the message")
+    if left:
+        raise Malformed(f"{left} bytes behind the message")
     return Fields(item, "the message")
 
 

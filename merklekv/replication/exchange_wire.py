@@ -34,14 +34,14 @@ from merklekv.engine.format import VERSION_SIZE
 from merklekv.engine.version import INSTANCE_SIZE
 from merklekv.errors import MerkleKVError
 from merklekv.replication.exchange_fields import Fields, Malformed, decode_map
-from merklekv.replication.members import BIRTH_SIZE, NOTHING_SAID, Identity, Table, table_of
+from merklekv.replication.members import BIRTH_SIZE, NOTHING_SAID, TABLE_ITEMS_MAX, Identity, Table, table_of
 
 MAGIC: Final = b"MKX"
 EXCHANGE_VERSION: Final = 2
 _HEAD: Final = MAGIC + bytes((EXCHANGE_VERSION,))
 _CHECKSUM_SIZE: Final = 8
 ROOT_SIZE: Final = 32
-CLUSTER_SIZE_MAX: Final = 1000
+CLUSTER_SIZE_MAX: Final = 2048  # bytes of a topic prefix
 MESSAGE_ROOM_BYTES: Final = 4 << 20  # what a message may need beside the largest value
 TABLE_BYTES_MAX: Final = 16 << 20  # more than any table of members has
 _NOBODY: Final = Table(Identity("", bytes(BIRTH_SIZE)), NOTHING_SAID, 0)  # the words that all tables have
@@ -121,7 +121,9 @@ def unpack(data: bytes, known: Table | None = None) -> Table:
         raise Malformed(f"a table that cannot be unpacked: {error}") from error
     if not inflate.eof:
         raise Malformed(f"a table that is cut, or has more than {TABLE_BYTES_MAX} bytes")
-    return table_of(decode_map(plain))
+    if inflate.unused_data:
+        raise Malformed(f"{len(inflate.unused_data)} bytes behind a table")
+    return table_of(decode_map(plain, TABLE_ITEMS_MAX))
 
 
 def _dictionary(known: Table | None) -> bytes:

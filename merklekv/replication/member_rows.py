@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from merklekv.replication.exchange_fields import Malformed, decode_map
-from merklekv.replication.members import NODE_SIZE_MAX, Identity, Member, Members, MembersUnreadable
+from merklekv.replication.members import NODE_SIZE_MAX, TABLE_ITEMS_MAX, Identity, Member, Members, MembersUnreadable
 
 Row = Mapping[str, int | str]
 
@@ -37,7 +37,7 @@ def rows(members: Members, horizon_ns: int, now: float) -> list[Row]:
 def stored_members(note: bytes) -> Members:
     """The table of a directory that no node has open.  Raises MembersUnreadable."""
     try:
-        node = decode_map(note).text("node", NODE_SIZE_MAX)
+        node = decode_map(note, TABLE_ITEMS_MAX).text("node", NODE_SIZE_MAX)
     except Malformed as error:
         raise MembersUnreadable(f"the table of members is unreadable: {error}") from error
     return Members.restore(note, node)

@@ -64,6 +64,7 @@ MEMBERS_MAX: Final = 1000
 FORGOTTEN_MAX: Final = 5000
 ADDRESS_SIZE_MAX: Final = 300
 NODE_SIZE_MAX: Final = MAX_KEY_SIZE  # it becomes an entry of the log
+TABLE_ITEMS_MAX: Final = 1 << 19  # CBOR items of a stored table; with all members that it may have there are 345,000
 UNKNOWN_BIRTH: Final = b""  # of a member that was heard of and never met
 
 
@@ -422,7 +423,7 @@ class Members:
         A directory that was copied or whose node was renamed is a new member; the one that it was stays one.
         """
         try:
-            fields = decode_map(data)
+            fields = decode_map(data, TABLE_ITEMS_MAX)
             version = fields.number("v")
             if version != TABLE_VERSION:
                 raise Malformed(f"version {version}, this release knows {TABLE_VERSION}")

@@ -5,9 +5,9 @@ batches that form by themselves: whatever is waiting, up to BATCH_BYTES and to w
 a lone write leaves at once and a flood leaves in bulk.  Acknowledgements may come in any order; the cursor moves only
 over what is acknowledged without a gap, and is saved now and then.  A crash repeats events, and skips none.
 
-An event is left out in two cases, both counted and logged, and left to anti-entropy: it is larger than the broker takes
-(`set_aside`), or the log has grown past its limit while nobody took it (`given_up`).  Its sequence number is never used
-for another event, so that the others notice.
+An event is left out in two cases, both counted and logged, and left to anti-entropy: it is larger than the broker or
+any node takes (`set_aside`), or the log has grown past its limit while nobody took it (`given_up`).  Its sequence
+number is never used for another event, so that the others notice.
 
 A state machine without threads, sockets and clocks: the caller publishes what `next_batch` gives, and reports back.
 Cost: 0.7 us an event of 100 bytes, most of it the encoding.
@@ -26,6 +26,7 @@ from merklekv.engine.tail import LogFrame, LogGone, Place
 from merklekv.engine.version import timestamp_of
 from merklekv.replication.event import (
     ENVELOPE_SIZE,
+    MESSAGE_BYTES_MAX,
     Encoded,
     encode_entries,
     encode_message,
@@ -166,7 +167,8 @@ class Outbox:
 
     def limit_packets(self, limit: int | None) -> None:
         """The broker takes packets of `limit` bytes; None: it does not say.  For batches not yet handed out."""
-        self._packet_room = (limit or PACKET_LIMIT_MAX) - self._overhead
+        of_message = len(self._source.encode()) + ENVELOPE_SIZE
+        self._packet_room = min((limit or PACKET_LIMIT_MAX) - self._overhead, MESSAGE_BYTES_MAX - of_message)
         self._room = min(self._room_max, self._packet_room)
 
     def too_large(self, batch: Batch) -> None:
@@ -229,7 +231,7 @@ class Outbox:
         following = next_local(frame.data, end, 0)
         if large.size <= self._packet_room:
             return large._replace(at=following)
-        self._set_aside(self._sequence, large.size, f"the broker takes {self._packet_room} bytes")
+        self._set_aside(self._sequence, large.size, f"at most {self._packet_room} bytes pass")
         self._sequence += 1
         return Encoded([], 0, 0, following)
 

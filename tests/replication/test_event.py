@@ -22,7 +22,7 @@ from merklekv.engine.format import (
     make_record,
     record_is_sound,
 )
-from merklekv.replication import event
+from merklekv.replication import event, plain_cbor
 from merklekv.replication.event import EventRefused, Message, Reason, decode_message, encode_entries, encode_message
 
 VERSION = (1_790_000_000_000_000_000).to_bytes(8, "big") + bytes(range(16))
@@ -253,7 +253,7 @@ def test_a_key_said_twice_is_refused() -> None:
 def test_deep_nesting_is_refused() -> None:
     assert reason_of(b"\x81" * 100_000 + b"\x01") is Reason.MALFORMED
     nested: object = 1
-    for _ in range(event.NESTING_MAX):
+    for _ in range(plain_cbor.NESTING_MAX):
         nested = [nested]
     assert reason_of(PLAIN | {"x": nested}) is Reason.MALFORMED
 

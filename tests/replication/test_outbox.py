@@ -166,9 +166,7 @@ def test_an_event_larger_than_a_batch_goes_alone(station: Station) -> None:
     assert values(*batches) == [b"before", large, b"after"]
 
 
-def test_an_event_larger_than_the_broker_takes_is_set_aside(
-    station: Station, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_event_larger_than_the_broker_takes_is_set_aside(station: Station, caplog: pytest.LogCaptureFixture) -> None:
     station.outbox.limit_packets(2000)
     station.write(b"before", b"L" * 2000, b"after")
     station.write(b"L" * 2000)
@@ -191,6 +189,16 @@ def test_events_up_to_the_packet_limit_are_published(station: Station) -> None:
         station.outbox.rewind()
         station.outbox.limit_packets(limit)
         assert len(station.take_all()) == count
+
+
+def test_an_event_larger_than_any_node_takes_is_set_aside(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox_module, "MESSAGE_BYTES_MAX", 100_000)
+    station.outbox.limit_packets(None)
+    station.write(b"x" * 99_800, b"L" * 100_000, b"after")
+    batches = station.take_all()
+    assert [len(value) for value in values(*batches)] == [99_800, 5]
+    assert all(len(batch.payload) <= 100_000 for batch in batches)
+    assert station.outbox.counters.set_aside == 1
 
 
 def test_no_packet_is_larger_than_the_broker_takes(station: Station) -> None:
