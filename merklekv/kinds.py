@@ -6,12 +6,13 @@ file, and gives the value or raises ValueError. It knows no key and no source; `
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+from merklekv.names import NODE_ID_RULE, is_address, is_host, is_ipv6, is_node_id
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -22,15 +23,9 @@ GiB = 1024 * MiB
 _UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": KiB, "mib": MiB, "gib": GiB}
 _SIZE = re.compile(r"(\d+)\s*([a-z]*)", re.IGNORECASE | re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
-_LEVEL = r"[^\s/+#]+"
-_NODE_ID = re.compile(_LEVEL)
-_TOPIC = re.compile(rf"(?!\$){_LEVEL}(/{_LEVEL})*")
-_HOST = re.compile(r"[^\s/@?#\[\]]+")
+_TOPIC = re.compile(r"(?!\$)[^\s/+#]+(/[^\s/+#]+)*")
 _PATH = re.compile(r"[^\x00-\x1f\x7f]+")
-_ADDRESS = re.compile(r"(.+):(\d{1,5})", re.ASCII)
-_NODE_ID_SIZE_MAX = 128
 _TOPIC_SIZE_MAX = 512
-_HOST_SIZE_MAX = 255
 _YES = frozenset({"true", "yes", "on", "1"})
 _NO = frozenset({"false", "no", "off", "0"})
 
@@ -140,26 +135,21 @@ def _parse_addresses(given: object) -> tuple[str, ...]:
 
 
 def _parse_address(given: object) -> str:
-    match = _ADDRESS.fullmatch(given) if isinstance(given, str) else None
-    if match is None or not 1 <= int(match[2]) <= 65_535:
+    if not isinstance(given, str) or not is_address(given):
         raise ValueError(given)
-    host = match[1]
-    if host[0] == "[" and host[-1] == "]":
-        ipaddress.IPv6Address(host[1:-1])
-    elif ":" in _parse_host(host):
+    return given
+
+
+def _parse_node_id(given: object) -> str:
+    if not isinstance(given, str) or (given and not is_node_id(given)):
         raise ValueError(given)
-    return match[0]
+    return given
 
 
 def _parse_host(given: object) -> str:
-    host = _text(given, _HOST, _HOST_SIZE_MAX)
-    if not host.isprintable():
+    if not isinstance(given, str) or not (is_host(given) or is_ipv6(given)):
         raise ValueError(given)
-    if ":" in host:
-        ipaddress.IPv6Address(host)
-    else:
-        host.encode("idna")  # as the resolver will; UnicodeError is a ValueError
-    return host
+    return given
 
 
 FLAG = Kind("true or false", _parse_flag, lambda value: str(value).lower())
@@ -174,12 +164,7 @@ HOST = Kind("a host name or an address, without a port", _parse_host)
 BROKER_HOST = Kind(
     "a host name or an address, such as broker.example; the port goes into replication.mqtt_port", _parse_host
 )
-NODE_ID = _matching(
-    _NODE_ID,
-    f"1 to {_NODE_ID_SIZE_MAX} bytes of text without white space, '/', '+' and '#'",
-    size_max=_NODE_ID_SIZE_MAX,
-    empty=True,
-)
+NODE_ID = Kind(NODE_ID_RULE, _parse_node_id)
 TOPIC = _matching(
     _TOPIC,
     f"topic levels separated by '/', without white space, '+' and '#', no '$' first, at most {_TOPIC_SIZE_MAX} bytes",

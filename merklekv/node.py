@@ -19,30 +19,28 @@ import gc
 import ipaddress
 import logging
 import os
-import secrets
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from merklekv import __version__
 from merklekv.engine.engine import Engine
-from merklekv.errors import DirectoryUnwritable
 from merklekv.exits import EXIT_OK, EXIT_SLOW_STOP, EXIT_STORAGE
 from merklekv.logs import start_logging
+from merklekv.names import is_address, stored_node_id
 from merklekv.net import exchange_command, records
 from merklekv.net.client import Client
 from merklekv.net.limits import Limits
 from merklekv.net.server import Server
-from merklekv.private import private
 from merklekv.replication.anti_entropy import AntiEntropy
 from merklekv.replication.carrier import split_address
-from merklekv.replication.exchange_side import load_members
+from merklekv.replication.exchange_side import NOTE_MEMBERS, load_members
+from merklekv.replication.members import node_of
 from merklekv.replication.scrubber import Scrubber
 from merklekv.settings import Settings
 from merklekv.shortage import reason_of
@@ -57,8 +55,6 @@ SWITCH_INTERVAL_S = 0.0005
 SERVER_STOP_S = 5.0  # of those, for clients to take their last replies
 PUBLISH_REST_S = 2.5  # and for the broker to take what is left in the outbox
 NO_SIGNAL = b"\0"
-NODE_ID_FILE = "node-id"
-NODE_ID_RANDOM_BYTES = 4
 
 log = logging.getLogger("merklekv.node")
 
@@ -172,7 +168,9 @@ class Node:
         )
         try:
             self.engine.directory.warn_of_readers()
-            self.node_id = settings.replication.client_id or stored_node_id(settings.storage_path)
+            self.node_id = settings.replication.client_id or stored_node_id(
+                settings.storage_path, node_of(self.engine.notes.get(NOTE_MEMBERS, b""))
+            )
             self.members = load_members(self.engine, self.node_id)
             self.anti_entropy = AntiEntropy(
                 self.engine,
@@ -266,12 +264,14 @@ class Node:
 
     @property
     def advertised_address(self) -> str:
-        """Where other nodes reach this one: what is configured, or where it listens, by its name if that is all."""
+        """Where other nodes reach this one: what is configured, or where it listens, by its name if that is all.
+
+        Empty where that name is none that can be looked up.
+        """
         host, port = self.address
         everywhere = ipaddress.ip_address(host.partition("%")[0]).is_unspecified
-        return self._settings.replication.advertise_address or (
-            f"{socket.gethostname()}:{port}" if everywhere else self.shown_address
-        )
+        listening = f"{socket.gethostname()}:{port}" if everywhere else self.shown_address
+        return self._settings.replication.advertise_address or (listening if is_address(listening) else "")
 
     def ready_line(self) -> str:
         return (
@@ -341,21 +341,3 @@ def limits_of(settings: Settings) -> Limits:
         output_hard_bytes=settings.limits.max_output_bytes,
         idle_timeout_s=settings.limits.idle_timeout_seconds,
     )
-
-
-def stored_node_id(directory: Path) -> str:
-    """The node id of this data directory, made at the first start: the host's name and a random ending."""
-    file = directory / NODE_ID_FILE
-    try:
-        if file.exists():
-            return file.read_text().strip()
-        node_id = f"{socket.gethostname()}-{secrets.token_hex(NODE_ID_RANDOM_BYTES)}"
-        draft = file.with_suffix(".new")
-        with open(draft, "w", opener=private) as out:
-            out.write(node_id + "\n")
-            out.flush()
-            os.fsync(out.fileno())
-        draft.replace(file)
-        return node_id
-    except OSError as error:
-        raise DirectoryUnwritable(f"{file}: cannot keep the node id: {error.strerror}") from error

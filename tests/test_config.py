@@ -33,7 +33,11 @@ GOOD: dict[str, list[tuple[object, object]]] = {  # for each kind of value: what
     "replication.username": [("u" * 65_535, "u" * 65_535), ("", "")],
     "replication.peer_list": [("a:1, [::1]:65535", ("a:1", "[::1]:65535")), (["a:1"], ("a:1",)), ("", ())],
     "replication.advertise_address": [
-        (one, one) for one in ("a:1", "[::1]:65535", ".".join(["a" * 63] * 4) + ":1", "b\u00fccher.example:1", "")
+        (one, one)
+        for one in (
+            *("a:1", "[::1]:65535", "[fe80::1%eth0]:1", "b\u00fccher.example:1", "a_b-c.:1", ""),
+            *("a" * 63 + ":1", ".".join(["a" * 63] * 3) + ":1"),
+        )
     ],
     "anti_entropy.share_percent": [("1", 1), (100, 100)],
     "scrub.interval_seconds": [("0", 0), (31_536_000, 31_536_000)],

@@ -20,6 +20,7 @@ BOTTOM = {
     "merklekv.bursts",
     "merklekv.errors",
     "merklekv.interpreter",
+    "merklekv.names",
     "merklekv.private",
     "merklekv.shortage",
 }
@@ -27,6 +28,7 @@ LAYERS = {
     "merklekv/errors.py": set(),
     "merklekv/bursts.py": set(),
     "merklekv/interpreter.py": set(),
+    "merklekv/names.py": set(),
     "merklekv/private.py": set(),
     "merklekv/shortage.py": set(),
     "merklekv/kinds.py": set(),

@@ -12,7 +12,7 @@ the leaves, one frame, and two bytes for each page of the base.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,6 +35,7 @@ from merklekv.engine.findings import (
 from merklekv.engine.memtable import KEY_OVERHEAD, Memtable
 from merklekv.engine.naive import Tree
 from merklekv.engine.store import Base
+from merklekv.engine.tail import PLACE_FILE, place_of
 from merklekv.errors import NotADataDirectory
 
 RECORD_OPS = (1, 2, 3, 4, 5, 6, 10)  # those whose entries stand for what a key maps to
@@ -42,8 +43,15 @@ RECORD_OPS = (1, 2, 3, 4, 5, 6, 10)  # those whose entries stand for what a key 
 log = logging.getLogger(__name__)
 
 
-def check_directory(path: Path | str, progress: Progress | None = None, note: Note = log.info) -> list[str]:
+def check_directory(
+    path: Path | str,
+    progress: Progress | None = None,
+    note: Note = log.info,
+    check_notes: Callable[[Mapping[bytes, bytes]], Iterable[str]] = lambda notes: (),
+) -> list[str]:
     """Every problem of a closed data directory.  `progress` gets (done, total) in bytes.
+
+    `check_notes` says what is wrong with the notes, of which the engine only keeps the bytes.
 
     Raises NotADataDirectory, FormatTooNew, DirectoryLocked.
     """
@@ -61,6 +69,12 @@ def check_directory(path: Path | str, progress: Progress | None = None, note: No
         stages.begin(log_size, log_size)
         check_log(path / "log", facts, findings)
         stages.end()
+        if facts.known:
+            for problem in check_notes(facts.notes):
+                findings.add(path, problem)
+        place = path / PLACE_FILE
+        if place.exists() and place_of(place.read_bytes()) is None:
+            note(f"{place}: damaged, a start publishes again what is left of the log")
     return findings.sentences()
 
 

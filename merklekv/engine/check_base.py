@@ -12,6 +12,7 @@ from merklekv.engine.lmdb_file import shortfall
 from merklekv.engine.naive import RECORD_SIZE_MIN, VERSION_SIZE, Tree, bucket_of, is_tombstone, number, number_bytes
 
 NODE_SIZE: Final = 256 * 24
+NOTE: Final = b"note:"
 META_SIZES: Final = {"absorbed": 8, "absorbing": 8, "floor": 24, "newest": 24, "live": 8, "dead": 8}
 
 
@@ -71,6 +72,7 @@ def check_base_file(data: Path, findings: Findings) -> BaseFacts:
 def check_base(view: View, findings: Findings) -> BaseFacts:
     """Checks what one transaction of the base shows."""
     facts = _check_meta(view, findings)
+    facts.notes = _notes(view)
     index_is_off = _check_index(view, facts, findings)
     tree = Tree()
     with view.txn.cursor(db=view.records) as cursor, view.txn.cursor(db=view.index) as listed:
@@ -108,6 +110,11 @@ def _check_meta(view: View, findings: Findings) -> BaseFacts:
         findings.add(view.where, f"absorbing up to LSN {absorbing}, expected more than {absorbed}, which is absorbed")
     none = BaseFacts()
     return BaseFacts(absorbed, absorbing, values.get("floor", none.floor), values.get("newest", none.newest))
+
+
+def _notes(view: View) -> dict[bytes, bytes]:
+    with view.txn.cursor(db=view.meta) as cursor:
+        return {name.removeprefix(NOTE): value for name, value in cursor if name.startswith(NOTE)}
 
 
 def _check_index(view: View, facts: BaseFacts, findings: Findings) -> bool:

@@ -133,6 +133,8 @@ class LogWalk:
             for entry in naive.read_entries(frame.payload):
                 entry_count += 1
                 local_count += not entry.remote and entry.op != OP_ORIGIN
+                if entry.op == OP_NOTE and lsn >= self._base.absorbed:
+                    self._base.notes[entry.key] = entry.record
                 self._entry(where, entry)
         except ValueError as error:
             findings.add(where, str(error))

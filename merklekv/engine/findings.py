@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from merklekv.engine.naive import KEY_SIZE_MAX, RECORD_SIZE_MIN, VERSION_SIZE, digest_of, is_tombstone, number
@@ -83,6 +83,7 @@ class BaseFacts:
     floor: bytes = bytes(VERSION_SIZE)
     newest: bytes = bytes(VERSION_SIZE)
     known: bool = True  # False: the base could not be read
+    notes: dict[bytes, bytes] = field(default_factory=dict)  # as a start would find them, log included
 
 
 def record_problems(key: bytes, record: bytes, floor: bytes) -> Iterator[str]:

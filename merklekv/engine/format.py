@@ -106,6 +106,7 @@ assert (FLAGS_AT, DIGEST_AT, VALUE_AT) == (VERSION_SIZE, VERSION_SIZE + 1, VERSI
 
 NOTE_NAME_SIZE_MAX: Final = 64
 NOTE_SIZE_MAX: Final = 16 << 20
+HORIZON_SIZE: Final = 8
 NOTE_HORIZON: Final = b"horizon"  # 8 bytes, ns: what lies at or below it is settled, see engine.py
 
 KEY_LENGTHS: Final = tuple(length.to_bytes(2, "big") for length in range(MAX_KEY_SIZE + 1))

@@ -20,6 +20,7 @@ from typing import Any, Final
 from merklekv.engine.durable import Durable
 from merklekv.engine.format import (
     FLAGS_AT,
+    HORIZON_SIZE,
     INNER_NODES,
     NOTE_HORIZON,
     TOMBSTONE,
@@ -27,7 +28,7 @@ from merklekv.engine.format import (
 )
 from merklekv.engine.merkle import pack_leaves
 from merklekv.engine.store import Pair
-from merklekv.errors import Shortage
+from merklekv.errors import Corruption, Shortage
 
 COLLECT_KEYS: Final = 1000  # in one call of `collect`
 TOMBSTONES_READ: Final = 1000  # of the base, at once
@@ -44,6 +45,13 @@ class Settled(Durable):
 
     def __init__(self, path: str | Path, **options: Any) -> None:
         super().__init__(path, **options)
+        size = len(self.notes.get(NOTE_HORIZON, bytes(HORIZON_SIZE)))
+        if size != HORIZON_SIZE:
+            self.close()
+            raise Corruption(
+                f"{path}: the horizon in the log has {size} bytes, not {HORIZON_SIZE}; "
+                "keep a copy of the directory and restore a backup of it"
+            )
         self._bound = bound_of(self.horizon)
         self.clock.keep_promise(self.horizon)
         self._look_anew()
@@ -69,7 +77,7 @@ class Settled(Durable):
         with self.lock:
             if horizon <= self.horizon:
                 return False
-            self.note(NOTE_HORIZON, horizon.to_bytes(8, "big"))
+            self.note(NOTE_HORIZON, horizon.to_bytes(HORIZON_SIZE, "big"))
             self._bound = bound_of(horizon)
             self.clock.keep_promise(horizon)
             self._due = self._due_tombstones()

@@ -48,6 +48,14 @@ class Place(NamedTuple):
     sequence: int  # of the next local event
 
 
+def place_of(data: bytes) -> Place | None:
+    """The place that a file keeps; None when it is damaged."""
+    if len(data) != _PLACE.size or data[:8] != PLACE_MAGIC:
+        return None
+    _, lsn, sequence, checksum = _PLACE.unpack(data)
+    return Place(lsn, sequence) if checksum == xxh3_64_intdigest(data[:-8]) else None
+
+
 class LogFrame(NamedTuple):
     """A committed frame.  Its entries are `data[payload_at:]`; without local events `data` is empty."""
 
@@ -250,16 +258,15 @@ class Tail:
         except OSError as error:
             raise DirectoryUnwritable(f"{self._path}: cannot be read: {error.strerror}") from error
         oldest = Place(list_segments(self._log_directory)[0], 0)
-        sound = len(data) == _PLACE.size and data[:8] == PLACE_MAGIC
-        if not sound or int.from_bytes(data[-8:], "big") != xxh3_64_intdigest(data[:-8]):
+        place = place_of(data)
+        if place is None:
             log.warning("%s: damaged; everything that is left of the log will be published again", self._path)
             return oldest
-        _, lsn, sequence, _ = _PLACE.unpack(data)
-        if lsn > self.end.lsn:
+        if place.lsn > self.end.lsn:
             log.warning("%s: ahead of the log, which a crash has cut back; going on from its end", self._path)
             self._save(self.end)
             return self.end
-        return Place(lsn, sequence)
+        return place
 
     def _save(self, place: Place) -> None:
         body = _PLACE.pack(PLACE_MAGIC, *place, 0)[:-8]

@@ -28,7 +28,6 @@ from typing import Final
 from merklekv.engine.format import (
     BUCKETS,
     FLAGS_AT,
-    MAX_KEY_SIZE,
     OP_DEL,
     OP_SET,
     TOMBSTONE,
@@ -37,6 +36,7 @@ from merklekv.engine.format import (
 )
 from merklekv.engine.integers import strict_integer
 from merklekv.errors import Stalled
+from merklekv.names import NODE_ID_RULE, is_node_id
 from merklekv.net import resp
 from merklekv.net.client import Client, Unreachable
 from merklekv.net.errors import RequestError
@@ -143,6 +143,6 @@ def merge_floor(session: Session, request: Request) -> Reply:
 
 
 def checked_origin(origin: bytes) -> bytes:
-    if not 0 < len(origin) <= MAX_KEY_SIZE:
-        raise RequestError(f"origin of {len(origin)} bytes: a node id has 1 to {MAX_KEY_SIZE} bytes")
+    if not is_node_id(origin.decode(errors="surrogateescape")):
+        raise RequestError(f"origin {origin[:60]!r} is no node id, which has {NODE_ID_RULE}")
     return origin

@@ -176,6 +176,7 @@ class AntiEntropy:
         shown: dict[str, int | str] = {
             "members": len(self._members),
             "members_forgotten": len(self._members.forgotten),
+            "members_unreadable": len(self._members.aside),
             "horizon_ns": self._engine.horizon,
             "exchange_peers": len(partners),
             "exchange_peers_in_sync": sum(one.in_sync for one in partners),

@@ -36,6 +36,7 @@ from merklekv.engine.format import (
     VERSION_SIZE,
     make_record,
 )
+from merklekv.names import is_node_id
 from merklekv.replication.plain_cbor import decode_plain
 
 SCHEMA_VERSION: Final = 1
@@ -44,7 +45,6 @@ OP_ID_SIZE: Final = 16
 PREVIOUS_SIZE: Final = 32
 TIMESTAMP_LIMIT: Final = 1 << 63
 SEQUENCE_LIMIT: Final = 1 << 63
-SOURCE_SIZE_MAX: Final = MAX_KEY_SIZE  # it becomes an entry of the log
 ENVELOPE_SIZE: Final = 48  # at most what a batch adds to its events, beside its source
 PLAIN_FIELDS: Final = 5  # op, key, val, ts, op_id
 
@@ -63,7 +63,7 @@ class Reason(StrEnum):
     SCHEMA = "schema"  # a `v` that this release does not know
     OPERATION = "operation"
     FIELD = "field"  # a field that must not be there is
-    SOURCE = "source"  # `src` is not the node whose topic it came on
+    SOURCE = "source"  # `src` is no node id, or not the node whose topic it came on
     CLOCK = "clock"  # further in the future than any clock is believed
     CONFLICT = "conflict"  # the version of a stored record with other contents
     SIZE = "size"  # more than this node stores
@@ -285,8 +285,8 @@ def _source_of(item: dict[str, Any]) -> str:
     source = _field(item, "src")
     if type(source) is not str:
         _refuse(Reason.TYPE, f"src is {_kind(source)}, not text")
-    if not 0 < len(source.encode()) <= SOURCE_SIZE_MAX:
-        _refuse(Reason.LENGTH, f"src has {len(source.encode())} bytes, not 1 to {SOURCE_SIZE_MAX}")
+    if not is_node_id(source):
+        _refuse(Reason.SOURCE, f"src is {source[:60]!r}, no node id")
     return source
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from merklekv.names import NODE_ID_RULE, is_node_id
 from merklekv.replication.plain_cbor import ITEMS_MAX, decode_plain
 
 NUMBER_MAX: Final = (1 << 63) - 1
@@ -44,6 +45,10 @@ class Fields:
     def text(self, name: str, size_max: int, size_min: int = 1) -> str:
         """Text of so many bytes."""
         return text(self._get(name), name, size_max, size_min)
+
+    def node_id(self, name: str) -> str:
+        """A node id."""
+        return node_id(self._get(name), name)
 
     def binary(self, name: str, *sizes: int) -> bytes:
         """Bytes of one of these sizes, of any size when none is given."""
@@ -109,6 +114,15 @@ def text(item: Any, name: str, size_max: int, size_min: int = 1) -> str:
         raise Malformed(f"{name} is {_kind(item)}, not text")
     if not size_min <= len(item.encode()) <= size_max:
         raise Malformed(f"{name} has {len(item.encode())} bytes, not {size_min} to {size_max}")
+    return item
+
+
+def node_id(item: Any, name: str) -> str:
+    """A node id."""
+    if type(item) is not str:
+        raise Malformed(f"{name} is {_kind(item)}, not text")
+    if not is_node_id(item):
+        raise Malformed(f"{name} is {item[:60]!r}, not {NODE_ID_RULE}")
     return item
 
 

@@ -30,6 +30,7 @@ something, that is deleted anew.
 
 from __future__ import annotations
 
+import logging
 from typing import Final, NamedTuple
 
 from merklekv.engine.engine import Engine
@@ -49,9 +50,12 @@ from merklekv.engine.version import timestamp_of, writer_of
 from merklekv.errors import Shortage
 from merklekv.replication.exchange_wire import ExchangeRefused, Hello
 from merklekv.replication.lapses import NO_LAPSES, Lapse, Lapses, account_for, was_away
-from merklekv.replication.members import NO_ROW, Identity, Members, Table
+from merklekv.replication.members import NO_ROW, Identity, Members, MembersUnreadable, Table
 
 NOTE_MEMBERS: Final = b"members"
+NOTE_UNREADABLE: Final = b"members-unreadable"  # a table that could not be read, as it was
+
+log = logging.getLogger(__name__)
 
 Refused = list[tuple[bytes, str]]  # keys with reasons
 
@@ -61,10 +65,13 @@ class Moved(Exception):
 
 
 def load_members(engine: Engine, node: str) -> Members:
-    """The node's members as its engine keeps them, and its promise kept.  Raises MembersUnreadable, Shortage."""
+    """The node's members as its engine keeps them, and its promise kept.
+
+    What cannot be read of them is set aside and logged.  Raises FormatTooNew, TooManyMembers, Shortage.
+    """
     with engine.lock:
         stored = engine.notes.get(NOTE_MEMBERS)
-        members = Members(node) if stored is None else Members.restore(stored, node)
+        members = Members(node) if stored is None else _restored(engine, stored, node)
         engine.clock.write_as(members.identity.birth)
         engine.keep_promise(members.promised)
         before = members.lapses.get(members.identity, NO_LAPSES)
@@ -87,6 +94,24 @@ def load_members(engine: Engine, node: str) -> Members:
     except Shortage:
         if not before:
             raise
+    return members
+
+
+def _restored(engine: Engine, stored: bytes, node: str) -> Members:
+    """The members of a stored table; whatever stands in it, the node can serve its data."""
+    try:
+        members = Members.restore(stored, node)
+    except MembersUnreadable as error:
+        engine.note(NOTE_UNREADABLE, stored)
+        members = Members.after_damage(stored, node, error)
+    for name, one in members.aside.items():
+        log.error(
+            "members: %s: %s. This node serves its data, and no node of its cluster collects deleted keys until the "
+            "nodes have met again and 'merklekv-tool forget %s' takes this out; see docs/operations.md",
+            name,
+            one.reason,
+            name,
+        )
     return members
 
 
@@ -217,7 +242,8 @@ class Side:
             if gone in forgotten:
                 raise ExchangeRefused(
                     "forgotten",
-                    f"node {gone.node} was forgotten by its cluster: start it with an empty data directory",
+                    f"node {gone.node} was forgotten by its cluster: back up its data directory with merklekv-tool, "
+                    "then start it with a new one",
                 )
         clock = peer.table.report.clock
         if self.engine.clock.too_far_ahead(clock.to_bytes(8, "big")):

@@ -211,7 +211,9 @@ class Inbox:
             if message.source != delivery.node:
                 raise EventRefused(Reason.SOURCE, f"src is {message.source!r}")
             if self._is_forgotten(message.source):
-                raise EventRefused(Reason.FORGOTTEN, "the cluster has forgotten this node: it has to start empty")
+                raise EventRefused(
+                    Reason.FORGOTTEN, "the cluster has forgotten this node: it needs a new data directory"
+                )
         except EventRefused as refusal:
             self.counters.refused[refusal.reason] += 1
             size = len(delivery.payload)

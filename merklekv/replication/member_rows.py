@@ -3,13 +3,15 @@
 A row is a mapping of words, for `MEMBERS` and `merklekv-tool members`:
 
     node, birth     who it is; the birth (hex) is empty until it is known
-    state           self, member, forgotten
+    state           self, member, forgotten; unreadable: something in the stored table that cannot be read, under a name
+                    for `FORGET`
     address         where it was last reached
     contact_ms      how long ago that was, -1 for never
     seen_ns         this node has merged all that it had when its clock was there; for this node its own clock
     stable_ns       it has merged all that anybody had when clocks were there, as it last reported
     holds           why the horizon is no further: `view`, it reported other members than this node knows; `unmet`,
-                    there was no exchange with it yet; `seen`, `stable`, its time is the smallest; empty for others
+                    there was no exchange with it yet; `seen`, `stable`, its time is the smallest; `unreadable`, whoever
+                    it was is not known any more; empty for others
     horizon_ns      this node's row alone: tombstones up to here are collected
 """
 
@@ -17,30 +19,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from merklekv.replication.exchange_fields import Malformed, decode_map
-from merklekv.replication.members import NODE_SIZE_MAX, TABLE_ITEMS_MAX, Identity, Member, Members, MembersUnreadable
+from merklekv.replication.members import Identity, Member, Members, MembersUnreadable, node_of
 
 Row = Mapping[str, int | str]
 
 
 def rows(members: Members, horizon_ns: int, now: float) -> list[Row]:
-    """This node's row, those of the others in the order of their ids, those of forgotten nodes.  `now`: wall clock, s.
+    """This node's row, the others' in the order of their ids, those of forgotten nodes and of what cannot be read.
+
+    `now`: wall clock, s.
 
     The caller holds the engine's lock.
     """
     own = _row(members.identity, "self", seen_ns=members.promised, stable_ns=members.stable())
     others = [_member_row(members, identity, member, now) for identity, member in members]
     forgotten = [_row(identity, "forgotten") for identity in sorted(members.forgotten)]
-    return [own | {"horizon_ns": horizon_ns}, *others, *forgotten]
+    aside = [
+        _row(Identity(name, one.birth), "unreadable", holds="unreadable") for name, one in sorted(members.aside.items())
+    ]
+    return [own | {"horizon_ns": horizon_ns}, *others, *forgotten, *aside]
 
 
 def stored_members(note: bytes) -> Members:
-    """The table of a directory that no node has open.  Raises MembersUnreadable."""
+    """The table of a directory that no node has open.  Raises MembersUnreadable, FormatTooNew."""
+    return Members.restore(note, node_of(note))
+
+
+def problems(note: bytes) -> list[str]:
+    """What a start would find wrong with the table of members.  Raises FormatTooNew."""
     try:
-        node = decode_map(note, TABLE_ITEMS_MAX).text("node", NODE_SIZE_MAX)
-    except Malformed as error:
-        raise MembersUnreadable(f"the table of members is unreadable: {error}") from error
-    return Members.restore(note, node)
+        aside = stored_members(note).aside
+    except MembersUnreadable as error:
+        return [str(error)]
+    return [f"the table of members has {name}, which cannot be read: {one.reason}" for name, one in aside.items()]
 
 
 def _member_row(members: Members, identity: Identity, member: Member, now: float) -> dict[str, int | str]:

@@ -32,6 +32,11 @@ node that it was left behind: it was restored from an old backup, say.  A node t
 that one counts on all members whom it has met itself (`follows`): groups that have settled without each other do not.
 `reach` is the furthest horizon of all whose data have been merged here: from them nothing later can be missing.
 
+A stored row that cannot be read is set aside, by name and reason, and a whole table likewise, instead of keeping the
+node from its data.  The member in it is not known any more, so as long as something is set aside this node has `stable`
+at 0, which keeps every horizon of the cluster where it is, and takes over none.  That ends when the row's member is met
+again, or by `forget`.
+
 Nobody leaves by being silent, since a silent member may still hold what others have deleted: `forget` is the only way
 out.  It is for good: a forgotten directory is refused from then on.  What it wrote, some members may have and others
 not, older than the clocks that these have seen of each other.  So nothing that was seen before counts beyond what was
@@ -44,28 +49,39 @@ disk; callers hold the engine's lock.  Cost: microseconds for tens of members; a
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
 import cbor2
 
-from merklekv.engine.format import MAX_KEY_SIZE
 from merklekv.engine.version import timestamp_of, writer_of
-from merklekv.errors import MerkleKVError
-from merklekv.replication.exchange_fields import Fields, Malformed, a_list, binary, decode_map, number, text
+from merklekv.errors import FormatTooNew, MerkleKVError
+from merklekv.names import ADDRESS_BYTES_MAX, is_address, is_node_id
+from merklekv.replication.exchange_fields import (
+    Fields,
+    Malformed,
+    a_list,
+    binary,
+    decode_map,
+    node_id,
+    number,
+    text,
+)
 from merklekv.replication.lapses import NO_LAPSES, Lapse, Lapses, account_for, joined, lapses_of, shared
 
-TABLE_VERSION: Final = 1
+TABLE_VERSION: Final = 2
 BIRTH_SIZE: Final = 8
 VIEW_SIZE: Final = 8
 MEMBERS_MAX: Final = 1000
 FORGOTTEN_MAX: Final = 5000
-ADDRESS_SIZE_MAX: Final = 300
-NODE_SIZE_MAX: Final = MAX_KEY_SIZE  # it becomes an entry of the log
+TOLD_MAX: Final = MEMBERS_MAX + FORGOTTEN_MAX
+REASON_SIZE_MAX: Final = 1000
+CONTACT_MAX: Final = 1e12  # s
 TABLE_ITEMS_MAX: Final = 1 << 19  # CBOR items of a stored table; with all members that it may have there are 345,000
 UNKNOWN_BIRTH: Final = b""  # of a member that was heard of and never met
+_ASIDE: Final = "unreadable+"  # begins the name of what was set aside: no node is called so
 
 
 class UnknownMember(MerkleKVError):
@@ -77,7 +93,7 @@ class TooManyMembers(MerkleKVError):
 
 
 class MembersUnreadable(MerkleKVError):
-    """The stored table is damaged, or of a later release."""
+    """The stored table as a whole is damaged."""
 
 
 class Identity(NamedTuple):
@@ -118,6 +134,13 @@ class Member:
     report: Report = NOTHING_SAID
     address: str = ""  # where it was last reached, host:port
     contact: float = 0.0  # when it was last heard, wall clock, s
+
+
+class Aside(NamedTuple):
+    """A stored row that cannot be read, or a whole table."""
+
+    birth: bytes  # of its member, empty when that cannot be told
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -165,19 +188,24 @@ class Table:
         }
 
 
-def table_of(fields: Fields) -> Table:
-    """The inverse of `Table.plain`.  Raises Malformed."""
-    identity = Identity(fields.text("node", NODE_SIZE_MAX), fields.binary("birth", BIRTH_SIZE))
+def table_of(fields: Fields, set_aside: Callable[[Any, Malformed], None] | None = None) -> Table:
+    """The inverse of `Table.plain`.  `set_aside` gets the rows that cannot be read.  Raises Malformed."""
+    identity = Identity(fields.node_id("node"), fields.binary("birth", BIRTH_SIZE))
     report = Report(fields.number("clock"), fields.number("stable"), fields.binary("view", VIEW_SIZE))
     rows = {}
     for item in fields.items("rows", MEMBERS_MAX):
-        node, birth, seen, counted, *said = a_list(item, "a row", 7)
-        rows[_identity(node, birth)] = Row(number(seen, "a time"), number(counted, "a time"), _report(*said))
+        try:
+            node, birth, seen, counted, *said = a_list(item, "a row", 7)
+            rows[_identity(node, birth)] = Row(number(seen, "a time"), number(counted, "a time"), _report(*said))
+        except Malformed as problem:
+            if set_aside is None:
+                raise
+            set_aside(item, problem)
     forgotten = _times(fields, "forgotten", FORGOTTEN_MAX)
-    settled = _times(fields, "settled", MEMBERS_MAX + FORGOTTEN_MAX)
-    buried = _times(fields, "buried", MEMBERS_MAX + FORGOTTEN_MAX)
+    settled = _times(fields, "settled", TOLD_MAX)
+    buried = _times(fields, "buried", TOLD_MAX)
     lapses = {}
-    for item in fields.items("lapses", MEMBERS_MAX + FORGOTTEN_MAX):
+    for item in fields.items("lapses", TOLD_MAX):
         node, birth, found = a_list(item, "lapses", 3)
         lapses[_identity(node, birth)] = lapses_of(found)
     current, reach = fields.number("current"), fields.number("reach")
@@ -193,7 +221,7 @@ def _times(fields: Fields, name: str, most: int) -> dict[Identity, int]:
 
 
 def _identity(node: Any, birth: Any) -> Identity:
-    return Identity(text(node, "a node id", NODE_SIZE_MAX), binary(birth, "a birth", 0, BIRTH_SIZE))
+    return Identity(node_id(node, "a node id"), binary(birth, "a birth", 0, BIRTH_SIZE))
 
 
 def _report(clock: Any, stable: Any, view: Any) -> Report:
@@ -212,6 +240,7 @@ class Members:
         self.settled: dict[Identity, int] = {}  # the last horizon of the engine, ns, that counted on this member
         self.lapses: dict[Identity, Lapses] = {}  # this node's own, and of others as far as they were seen
         self.buried: dict[Identity, int] = {}  # when each last put a tombstone into the past, ns of its clock
+        self.aside: dict[str, Aside] = {}  # what could not be read, by a name that `forget` takes
         self._others: dict[Identity, Member] = {}
 
     def take_over(self, other: Members) -> None:
@@ -252,8 +281,10 @@ class Members:
         return seen if all(account_for(lapses, one) for one in old) else 0
 
     def stable(self) -> int:
-        """Up to when this node has merged what anybody had, ns; 0 while it is alone."""
-        return min((self.promised, *(member.counted for member in self._others.values()))) if self._others else 0
+        """Up to when this node has merged what anybody had, ns; 0 while it is alone, or does not know all members."""
+        if not self._others or self.aside:
+            return 0
+        return min((self.promised, *(member.counted for member in self._others.values())))
 
     def view(self) -> bytes:
         """What tells apart two sets of members, or two states of knowing what was buried."""
@@ -274,6 +305,8 @@ class Members:
         Else a member of this node's may still hold what a tombstone below that horizon has to hide.  A node on whom a
         horizon counts already follows only one that does so, too.
         """
+        if self.aside:
+            return False
         members = [who for who, member in self._others.items() if member.seen]
         return peer.counts_on_all(members) and (self.identity not in self.settled or peer.counts_on(self.identity))
 
@@ -311,8 +344,11 @@ class Members:
     def heard(self, node: str, birth: bytes = UNKNOWN_BIRTH, address: str = "", now: float = 0.0) -> bool:
         """A node was heard of, whatever it holds; whether the members have changed.
 
-        Without its birth it stands for itself until that is known.  Raises TooManyMembers.
+        Without its birth it stands for itself until that is known.  One that cannot be called so is none.  Raises
+        TooManyMembers.
         """
+        if not is_node_id(node):
+            return False
         who = Identity(node, birth)
         known = [other for other in self._others if other.node == node]
         if birth:
@@ -331,8 +367,10 @@ class Members:
     def forget(self, node: str, birth: bytes = UNKNOWN_BIRTH) -> list[Identity]:
         """Takes a member out, for good; the birth has to say which when several have had this id.
 
-        Raises UnknownMember, TooManyMembers.
+        What was set aside goes by its name.  Raises UnknownMember, TooManyMembers.
         """
+        if self.aside.pop(node, None) is not None:
+            return []
         found = [who for who in self._others if who.node == node and birth in (UNKNOWN_BIRTH, who.birth)]
         if not found:
             raise UnknownMember(f"{node}: no such member")
@@ -376,6 +414,7 @@ class Members:
             self.buried[who] = max(at, self.buried.get(who, 0))
         self.current = max(self.current, peer.current, self.stable())
         self.reach = max(self.reach, peer.reach, horizon)
+        self._bound()
 
     def count_on_all(self, horizon: int) -> None:
         """The engine has this horizon now, ns, and it counts on all members."""
@@ -387,6 +426,15 @@ class Members:
         for who, until in peer.settled.items():
             self.settled[who] = max(self.settled.get(who, 0), until)
             self.reach = max(self.reach, until)
+        self._bound()
+
+    def _bound(self) -> None:
+        """Drops what was told of nodes that are neither members nor forgotten, if it would be too much to store."""
+        known = self._others.keys() | self.forgotten.keys() | {self.identity}
+        for told in (self.settled, self.buried, self.lapses):
+            if len(told) > TOLD_MAX:
+                for who in told.keys() - known:
+                    del told[who]
 
     def _add(self, new: set[Identity]) -> None:
         """Adds members.  One whose birth is not known gives way to one of the same id whose birth is or was known."""
@@ -396,6 +444,8 @@ class Members:
         if len(everyone) >= MEMBERS_MAX:
             raise TooManyMembers(f"more than {MEMBERS_MAX} members: forget those that are gone")
         self._others = {who: self._others.get(who) or Member() for who in everyone}
+        births = {who.birth for who in everyone if who.birth}
+        self.aside = {name: one for name, one in self.aside.items() if one.birth not in births}
 
     def _forget(self, gone: Set[Identity]) -> None:
         if len(self.forgotten.keys() | gone) > FORGOTTEN_MAX:
@@ -414,40 +464,86 @@ class Members:
         """All of it, for `restore`."""
         plain = self.table().plain()
         local = [[*who, member.address, member.contact] for who, member in self]
-        return cbor2.dumps({"v": TABLE_VERSION, "promised": self.promised, "local": local, **plain})
+        aside = [[name, *one] for name, one in sorted(self.aside.items())]
+        own = {"v": TABLE_VERSION, "promised": self.promised, "local": local, "aside": aside}
+        return cbor2.dumps(own | plain)
 
     @classmethod
     def restore(cls, data: bytes, node: str) -> Members:
-        """The table that `encode` has stored, for the node that now has this id.  Raises MembersUnreadable.
+        """The table that `encode` has stored, for the node that now has this id.
 
-        A directory that was copied or whose node was renamed is a new member; the one that it was stays one.
+        A directory that was copied or whose node was renamed is a new member; the one that it was stays one.  Raises
+        MembersUnreadable, FormatTooNew, TooManyMembers.
         """
+        aside: dict[str, Aside] = {}
+
+        def set_aside(item: Any, problem: Malformed) -> None:
+            birth = item[1] if type(item) is list and len(item) > 1 and type(item[1]) is bytes else b""
+            known = birth if len(birth) == BIRTH_SIZE else UNKNOWN_BIRTH
+            if len(aside) < MEMBERS_MAX:  # one is enough to keep the horizon where it is
+                aside[_name_aside(ascii(item).encode())] = Aside(known, f"{problem}: {item!a:.200}")
+
         try:
             fields = decode_map(data, TABLE_ITEMS_MAX)
             version = fields.number("v")
+            if version > TABLE_VERSION:
+                raise FormatTooNew(
+                    f"the table of members is of version {version}, from a later release; this one reads "
+                    f"{TABLE_VERSION}: upgrade MerkleKV"
+                )
             if version != TABLE_VERSION:
-                raise Malformed(f"version {version}, this release knows {TABLE_VERSION}")
-            stored = table_of(fields)
+                raise Malformed(f"it is of version {version}, this release reads {TABLE_VERSION}")
+            for item in fields.items("aside", MEMBERS_MAX):
+                name, birth, reason = a_list(item, "aside", 3)
+                checked = Aside(binary(birth, "a birth", 0, BIRTH_SIZE), text(reason, "a reason", REASON_SIZE_MAX))
+                aside[text(name, "a name", REASON_SIZE_MAX)] = checked
+            stored = table_of(fields, set_aside)
             promised = fields.number("promised")
-            local = {_identity(*a_list(item, "local", 4)[:2]): _local(*item[2:]) for item in fields.items("local")}
+            local = dict(filter(None, map(_local, fields.items("local"))))
         except Malformed as error:
-            raise MembersUnreadable(
-                f"the table of members in the log is unreadable: {error}; run a later release, or "
-                "start this node with an empty data directory"
-            ) from error
+            raise MembersUnreadable(f"the table of members cannot be read: {error}") from error
         members = cls(node, stored.identity.birth if node == stored.identity.node else b"")
         members.promised, members.current, members.reach = promised, stored.current, stored.reach
         members.forgotten, members.settled, members.lapses = stored.forgotten, stored.settled, stored.lapses
-        members.buried = stored.buried
+        members.buried, members.aside = stored.buried, aside
         for who, row in stored.rows.items():
             members._others[who] = Member(*row, *local.get(who, ("", 0.0)))
         if members.identity != stored.identity:
+            if len(members._others) >= MEMBERS_MAX:
+                raise TooManyMembers(
+                    f"node {stored.identity.node} cannot be renamed to {node}: with the old name there would be more "
+                    f"than {MEMBERS_MAX} members; start it under the old name and forget those that are gone"
+                )
             clock = stored.report.clock
             members._others[stored.identity] = Member(clock, clock, stored.report)
         return members
 
+    @classmethod
+    def after_damage(cls, data: bytes, node: str, problem: MembersUnreadable) -> Members:
+        """The table of a node that cannot read its own: a new member, and what it has lost set aside."""
+        members = cls(node)
+        members.aside[_name_aside(data)] = Aside(UNKNOWN_BIRTH, str(problem)[:200])
+        return members
 
-def _local(address: Any, contact: Any) -> tuple[str, float]:
-    if type(contact) is not float:
-        raise Malformed("a time of contact is not a float")
-    return text(address, "an address", ADDRESS_SIZE_MAX, 0), contact
+
+def node_of(data: bytes) -> str:
+    """The id that a stored table has for its own node; empty when it cannot be told."""
+    try:
+        return decode_map(data, TABLE_ITEMS_MAX).node_id("node")
+    except Malformed:
+        return ""
+
+
+def _name_aside(data: bytes) -> str:
+    return _ASIDE + sha256(data).hexdigest()[:8]
+
+
+def _local(item: Any) -> tuple[Identity, tuple[str, float]] | None:
+    """Where and when a member was reached last, which may be lost without harm; None when it cannot be read."""
+    try:
+        node, birth, address, contact = a_list(item, "local", 4)
+        who, where = _identity(node, birth), text(address, "an address", ADDRESS_BYTES_MAX, 0)
+    except Malformed:
+        return None
+    is_time = type(contact) is float and 0 <= contact <= CONTACT_MAX
+    return who, (where if is_address(where) else "", contact if is_time else 0.0)

@@ -15,9 +15,7 @@ from merklekv.errors import InvalidArgument, Shortage
 from merklekv.replication.exchange_side import store_members
 from merklekv.replication.member_rows import Row, rows
 from merklekv.replication.members import (
-    ADDRESS_SIZE_MAX,
     BIRTH_SIZE,
-    NODE_SIZE_MAX,
     UNKNOWN_BIRTH,
     Members,
     TooManyMembers,
@@ -53,12 +51,9 @@ class Membership:
 
     def hear(self, status: Status) -> None:
         """Makes a member of a node that shows at the broker.  What cannot be one is left out, and logged."""
-        if len(status.node.encode()) > NODE_SIZE_MAX:
-            return
-        address = status.address if len(status.address.encode()) <= ADDRESS_SIZE_MAX else ""
         try:
             with self._engine.lock:
-                if not self._members.heard(status.node, _birth_of(status.birth), address, time.time()):
+                if not self._members.heard(status.node, _birth_of(status.birth), status.address, time.time()):
                     return
                 store_members(self._engine, self._members)
         except (TooManyMembers, Shortage) as problem:
@@ -87,7 +82,8 @@ class Membership:
             return node not in known and node in {identity.node for identity in self._members.forgotten}
 
     def forget(self, node: str, birth: str = "") -> None:
-        """Takes a node out, durably; its birth (hex) says which, if several have had this id.
+        """Takes a node out, durably; its birth (hex) says which, if several have had this id.  What was set aside as
+        unreadable goes by its name.
 
         Raises UnknownMember, TooManyMembers, InvalidArgument, DiskFull.
         """
@@ -102,7 +98,7 @@ class Membership:
         self._engine.flush()
         for identity in gone:
             born = identity.birth.hex() or "unknown"
-            log.warning("node %s, birth %s, is forgotten: if it returns, it must start empty", node, born)
+            log.warning("node %s, birth %s, is forgotten: if it returns, it needs a new data directory", node, born)
 
     def rows(self) -> list[Row]:
         """The members, for people and tools."""

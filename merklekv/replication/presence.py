@@ -2,23 +2,28 @@
 
 A status is a JSON object: `node`, `state` (online or offline), `address` (host:port for peers), `root` (Merkle root
 in hex, when it was last said), `sequence` (of its next event), `version` (of the software), `instance` (random, of
-the running process), `birth` (in hex, of its data: another one after a start with an empty directory).  Others'
-statuses are believed only as far as finding peers goes: a field that is wrong is left out, a message that is no status
-is ignored.
+the running process), `birth` (in hex, of its data: another one after a start with a new directory).  Others' statuses
+are believed only as far as finding peers goes: a field that is wrong is left out, a message that is no status, or one
+of a node whose id cannot be one, is ignored.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from merklekv.names import is_address, is_node_id
+
 ONLINE: Final = "online"
 OFFLINE: Final = "offline"
 STATUS_BYTES_MAX: Final = 4096
 PEERS_MAX: Final = 10_000
+WORD_SIZE_MAX: Final = 64
+SEQUENCE_LIMIT: Final = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +49,22 @@ class Status:
         return all(getattr(self, name) == getattr(other, name) for name in ("state", "address", "instance", "birth"))
 
 
+def _is_word(text: str) -> bool:
+    return len(text) <= WORD_SIZE_MAX and text.isascii() and text.isprintable()
+
+
+_WORDS: Final[dict[str, Callable[[str], object]]] = {
+    "address": is_address,
+    "root": re.compile("[0-9a-f]{64}").fullmatch,
+    "version": _is_word,
+    "instance": _is_word,
+    "birth": re.compile("[0-9a-f]{16}").fullmatch,
+}
+
+
 def decode_status(node: str, payload: bytes) -> Status | None:
     """The status of a node as its message says it; None when it is none."""
-    if not 0 < len(payload) <= STATUS_BYTES_MAX:
+    if not is_node_id(node) or not 0 < len(payload) <= STATUS_BYTES_MAX:
         return None
     try:
         given = json.loads(payload)
@@ -54,10 +72,11 @@ def decode_status(node: str, payload: bytes) -> Status | None:
         return None
     if not isinstance(given, dict) or given.get("node") != node or given.get("state") not in (ONLINE, OFFLINE):
         return None
-    names = ("address", "root", "version", "instance", "birth")
-    words = {name: given[name] for name in names if isinstance(given.get(name), str)}
+    words = {name: word for name in _WORDS if isinstance(word := given.get(name), str) and _WORDS[name](word)}
     sequence = given.get("sequence")
-    return Status(node, given["state"], sequence=sequence if type(sequence) is int else 0, **words)
+    if type(sequence) is not int or not 0 <= sequence < SEQUENCE_LIMIT:
+        sequence = 0
+    return Status(node, given["state"], sequence=sequence, **words)
 
 
 @dataclass(slots=True)

@@ -34,7 +34,7 @@ from merklekv.replication.exchange_wire import (
     hello_of,
     pack,
 )
-from merklekv.replication.members import NODE_SIZE_MAX, Members, TooManyMembers
+from merklekv.replication.members import Members, TooManyMembers
 
 INNER_DIGEST_SIZE: Final = 16  # of the 32 bytes
 LEAF_DIGEST_SIZE: Final = 8
@@ -262,4 +262,4 @@ def _pieces(data: bytes, size: int, name: str) -> list[bytes]:
 
 
 def _origin(fields: Fields) -> bytes:
-    return fields.text("from", NODE_SIZE_MAX).encode()
+    return fields.node_id("from").encode()

@@ -217,8 +217,8 @@ class TestBeingAway:
         b.start()
         b.set("k1", "not wanted any more")
         a.wait_figure("refused_forgotten")
-        wait_until(lambda: "start it with an empty data directory" in b.figures().get(f"peer_{a.node_id}", ""))
-        assert "start it with an empty data directory" in b.process.output()
+        wait_until(lambda: "then start it with a new one" in b.figures().get(f"peer_{a.node_id}", ""))
+        assert "then start it with a new one" in b.process.output()
         assert a.key_count() == 0
         b.stop()
         shutil.rmtree(b.process.directory)

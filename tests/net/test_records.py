@@ -18,6 +18,7 @@ from merklekv.engine.format import (
     bucket_of,
     make_record,
 )
+from merklekv.names import NODE_ID_BYTES_MAX
 from merklekv.net.client import Client, NodeError, Reply, Unreachable
 from merklekv.net.records import MERGE_SLICE_RECORDS, PAGE_BYTES, PAGE_RECORDS_MAX, fetch
 from merklekv.net.server import Server
@@ -160,11 +161,13 @@ def test_records_over_resp3(server: Server, engine: Engine) -> None:
         ([b"MERGE", b"n", b"k", bytes(41), b"v", b"k"], "wrong number of arguments for 'merge'"),
         ([b"MERGE", b"n", b"k", bytes(40), b"v"], "a head of 40 bytes: version, flags and digest have 41"),
         ([b"MERGE", b"n", b"k", bytes(42), b"v"], "a head of 42 bytes"),
-        ([b"MERGE", b"", b"k", bytes(41), b"v"], "origin of 0 bytes: a node id has 1 to 511 bytes"),
-        ([b"MERGE", b"n" * 512, b"k", bytes(41), b"v"], "origin of 512 bytes"),
+        ([b"MERGE", b"", b"k", bytes(41), b"v"], "origin b'' is no node id, which has 1 to 128 bytes"),
+        ([b"MERGE", b"a/b", b"k", bytes(41), b"v"], "origin b'a/b' is no node id"),
+        ([b"MERGEFLOOR", b"\xff", bytes(24)], r"origin b'\\xff' is no node id"),
+        ([b"MERGE", b"n" * 129, b"k", bytes(41), b"v"], "is no node id"),
         ([b"MERGEFLOOR", b"n", bytes(23)], "a floor has 24 bytes, not 23"),
         ([b"MERGEFLOOR", b"n", bytes(25)], "a floor has 24 bytes, not 25"),
-        ([b"MERGEFLOOR", b"", bytes(24)], "origin of 0 bytes"),
+        ([b"MERGEFLOOR", b"", bytes(24)], "origin b'' is no node id"),
     ],
 )
 def test_wrong_requests_change_nothing(request_: list[bytes], words: str, engine: Engine, client: Client) -> None:
@@ -189,7 +192,7 @@ def test_the_floor(engine: Engine, client: Client) -> None:
 
 
 def test_merge_takes_the_larger_version(engine: Engine, client: Client) -> None:
-    assert client.call(b"MERGE", b"n" * MAX_KEY_SIZE, *parts_of(pair(b"a"), pair(b"b"), pair(b"c"))) == [3, 0, []]
+    assert client.call(b"MERGE", b"n" * NODE_ID_BYTES_MAX, *parts_of(pair(b"a"), pair(b"b"), pair(b"c"))) == [3, 0, []]
     changes = [pair(b"a", b"w", NEW), pair(b"b", b"", NEW, TOMBSTONE), pair(b"c", b"w", ZERO_VERSION), pair(b"d")]
     assert client.call(b"MERGE", b"n", *parts_of(*changes)) == [3, 1, []]
     assert client.call(b"MERGE", b"n", *parts_of(*changes)) == [0, 4, []]

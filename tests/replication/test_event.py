@@ -22,6 +22,7 @@ from merklekv.engine.format import (
     make_record,
     record_is_sound,
 )
+from merklekv.names import NODE_ID_BYTES_MAX, is_node_id
 from merklekv.replication import event, plain_cbor
 from merklekv.replication.event import EventRefused, Message, Reason, decode_message, encode_entries, encode_message
 
@@ -82,7 +83,11 @@ def reason_of(item: object) -> Reason:
     return caught.value.reason
 
 
-@given(st.lists(changes(), max_size=8), st.text(min_size=1, max_size=20), st.integers(0, event.SEQUENCE_LIMIT - 1))
+@given(
+    st.lists(changes(), max_size=8),
+    st.text(min_size=1, max_size=20).filter(is_node_id),
+    st.integers(0, event.SEQUENCE_LIMIT - 1),
+)
 def test_what_is_encoded_is_decoded(made: list[event.Change], source: str, sequence: int) -> None:
     message = decode_message(message_of(made, source, sequence))
     assert message == Message(source, sequence, *split(made))
@@ -197,8 +202,8 @@ REFUSED: list[tuple[dict[str, Any], Reason]] = [
     ({"op_id": bytes(15)}, Reason.LENGTH),
     ({"op_id": bytes(17)}, Reason.LENGTH),
     ({"op_id": "0" * 16}, Reason.TYPE),
-    ({"src": ""}, Reason.LENGTH),
-    ({"src": "s" * (event.SOURCE_SIZE_MAX + 1)}, Reason.LENGTH),
+    ({"src": ""}, Reason.SOURCE),
+    ({"src": "s" * (NODE_ID_BYTES_MAX + 1)}, Reason.SOURCE),
     ({"src": b"a"}, Reason.TYPE),
     ({"seq": -1}, Reason.RANGE),
     ({"seq": 1 << 63}, Reason.RANGE),
@@ -219,7 +224,7 @@ def test_a_wrong_field_is_refused(wrong: dict[str, Any], reason: Reason) -> None
 
 
 @pytest.mark.parametrize("right", [{"key": "k" * MAX_KEY_SIZE}, {"ts": (1 << 63) - 1}, {"ts": 0}, {"val": b""},
-                                   {"src": "s" * event.SOURCE_SIZE_MAX}, {"seq": (1 << 63) - 1}, {"key": b"\xff\x00"}])
+                                   {"src": "s" * NODE_ID_BYTES_MAX}, {"seq": (1 << 63) - 1}, {"key": b"\xff\x00"}])
 def test_a_field_at_its_limit_is_taken(right: dict[str, Any]) -> None:
     assert decode_message(cbor2.dumps(PLAIN | right)).event_count == 1
 
@@ -289,7 +294,7 @@ def test_values_of_every_length_of_head(size: int) -> None:
 
 @pytest.mark.parametrize("count", [0, 2, 23, 24, 255, 256])
 def test_the_envelope_is_within_its_size(count: int) -> None:
-    source = "s" * event.SOURCE_SIZE_MAX
+    source = "s" * NODE_ID_BYTES_MAX
     made: list[event.Change] = [(OP_SET, b"k", make_record(b"k", VERSION, 0, b""))] * count
     data = entries_of(made)
     encoded = encode_entries(data, 0, len(data), 1 << 20)

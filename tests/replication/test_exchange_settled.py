@@ -74,7 +74,7 @@ def test_a_member_that_was_only_heard_of_holds_everything_back(nodes: list[Node]
         exchange(a, b)
         exchange(b, a)
     assert tombstones(a, b) == 0
-    with pytest.raises(ExchangeRefused, match="node c was forgotten by its cluster: start it with an empty data"):
+    with pytest.raises(ExchangeRefused, match="node c was forgotten by its cluster: back up its data"):
         exchange(c, a)
     with pytest.raises(ExchangeRefused, match="node c was forgotten"):
         exchange(b, c)

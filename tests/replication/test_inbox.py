@@ -191,7 +191,7 @@ def test_a_forgotten_node_is_not_heard_and_told_why(desk: Desk, caplog: pytest.L
     assert desk.acknowledged == [1, 2, 3, 4]
     assert desk.inbox.counters.refused == {Reason.FORGOTTEN: 3}
     assert desk.gaps == [], "nothing of it is missed"
-    assert "forgotten this node: it has to start empty" in caplog.text
+    assert "forgotten this node: it needs a new data directory" in caplog.text
     desk.forgotten.clear()
     desk.receive(one())
     assert desk.engine.get(b"k") == b"v"

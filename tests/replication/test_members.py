@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merklekv.engine.format import NOTE_SIZE_MAX
+from merklekv.errors import FormatTooNew
+from merklekv.names import NODE_ID_BYTES_MAX, PORT_MAX
 from merklekv.replication import members as members_module
 from merklekv.replication.exchange_fields import NUMBER_MAX, Malformed, decode_map
 from merklekv.replication.exchange_wire import MESSAGE_ROOM_BYTES, pack, unpack
 from merklekv.replication.lapses import LAPSES_MAX, Lapse
 from merklekv.replication.members import (
-    ADDRESS_SIZE_MAX,
     BIRTH_SIZE,
-    NODE_SIZE_MAX,
     Identity,
     Members,
     MembersUnreadable,
@@ -32,7 +32,6 @@ from merklekv.replication.members import (
 
 QUICK = settings(max_examples=60, deadline=None)
 VIEW = b"view" * 2
-NODE_ID_SIZE_MAX = 128  # of the setting
 
 
 def birth(number: int) -> bytes:
@@ -310,21 +309,27 @@ def test_a_copy_under_another_name_is_another_member() -> None:
 
 
 def test_sizes_at_their_limits() -> None:
-    members = new("n" * NODE_SIZE_MAX)
-    members.heard("o" * NODE_SIZE_MAX, birth(1), "h" * ADDRESS_SIZE_MAX)
+    members = new("n" * NODE_ID_BYTES_MAX)
+    members.heard("o" * NODE_ID_BYTES_MAX, birth(1), f"{'h' * 63}:{PORT_MAX}")
     assert list(Members.restore(members.encode(), "a"))
     plain = members.table().plain()
-    for name, value in (("node", "n" * (NODE_SIZE_MAX + 1)), ("node", ""), ("clock", NUMBER_MAX + 1), ("clock", -1)):
+    for name, value in (
+        ("node", "n" * (NODE_ID_BYTES_MAX + 1)),
+        ("node", ""),
+        ("clock", NUMBER_MAX + 1),
+        ("clock", -1),
+    ):
         with pytest.raises(Malformed, match=f"{name} "):
             table_of(decode_map(cbor2.dumps(plain | {name: value})))
 
 
 def test_the_largest_table_can_be_kept_and_told() -> None:
-    """With ids as long as the settings allow."""
+    """With ids as long as they may be, of which nothing can be packed."""
     chance = random.Random(1)
-    members = new("n" * NODE_ID_SIZE_MAX)
+    members = new("n" * NODE_ID_BYTES_MAX)
+    letters = [letter for letter in map(chr, range(33, 127)) if letter not in "/+#"]
     everyone = [
-        Identity(chance.randbytes(NODE_ID_SIZE_MAX // 2).hex(), chance.randbytes(BIRTH_SIZE))
+        Identity("".join(chance.choices(letters, k=NODE_ID_BYTES_MAX)), chance.randbytes(BIRTH_SIZE))
         for _ in range(members_module.MEMBERS_MAX - 1 + members_module.FORGOTTEN_MAX)
     ]
     present, gone = everyone[: members_module.MEMBERS_MAX - 1], everyone[members_module.MEMBERS_MAX - 1 :]
@@ -349,24 +354,103 @@ def test_the_largest_table_can_be_kept_and_told() -> None:
     [
         (lambda plain: plain.pop("node"), "node is missing"),
         (lambda plain: plain.update(node=b"x"), "node is bytes, not text"),
+        (lambda plain: plain.update(node="a/b"), "node is 'a/b', not 1 to 128 bytes"),
         (lambda plain: plain.update(birth=b"short"), "birth has 5 bytes, not 8"),
         (lambda plain: plain.update(clock=True), "clock is bool, not a number"),
         (lambda plain: plain.update(rows={}), "rows is a map, not a list"),
-        (lambda plain: plain.update(rows=[[1, 2]]), "a row is not a list of 7 items"),
         (lambda plain: plain.update(rows=[[]] * 1001), "rows has 1001 items, more than 1000"),
         (lambda plain: plain.update(lapses=[["b", b"", [[1, 2]] * 9]]), "lapses are not a list of at most 8"),
         (lambda plain: plain.update(lapses=[["b", b"", [[1]]]]), "a lapse is not a list of 4 items"),
         (lambda plain: plain.update(forgotten=[["b", b"1", 1]]), "a birth has 1 bytes, not 0 or 8"),
-        (lambda plain: plain.update(v=2), "version 2, this release knows 1"),
-        (lambda plain: plain.update(local=[["b", b"", 1, 2.0]]), "an address is int, not text"),
-        (lambda plain: plain.update(local=[["b", b"", "", 2]]), "a time of contact is not a float"),
+        (lambda plain: plain.update(aside=[["b", b""]]), "aside is not a list of 3 items"),
+        (lambda plain: plain.update(v=1), "it is of version 1, this release reads 2"),
     ],
 )
 def test_a_damaged_table_is_refused(change: Callable[[dict[str, object]], object], says: str) -> None:
     plain = cbor2.loads(new("a").encode())
     change(plain)
-    with pytest.raises(MembersUnreadable, match=f"unreadable: {says}"):
+    with pytest.raises(MembersUnreadable, match=f"cannot be read: {says}"):
         Members.restore(cbor2.dumps(plain), "a")
+
+
+def test_a_table_of_a_later_release_is_left_to_that() -> None:
+    plain = cbor2.loads(new("a").encode())
+    with pytest.raises(FormatTooNew, match="the table of members is of version 3, from a later release"):
+        Members.restore(cbor2.dumps(plain | {"v": 3, "rows": "of another kind"}), "a")
+
+
+@pytest.mark.parametrize("local", [["b", b"", 1, 2.0], ["b", b"", "", 2], ["b", b"", "a..b:1", float("inf")], "x"])
+def test_where_a_member_was_may_be_lost(local: object) -> None:
+    members = new("a")
+    members.heard("b")
+    plain = cbor2.loads(members.encode())
+    again = Members.restore(cbor2.dumps(plain | {"local": [local]}), "a")
+    assert [(who.node, member.address, member.contact) for who, member in again] == [("b", "", 0.0)]
+    assert not again.aside
+
+
+# -- rows that cannot be read ------------------------------------------------------------------------------------------
+
+
+def damaged(members: Members, *rows: object) -> Members:
+    plain = cbor2.loads(members.encode())
+    plain["rows"] += rows
+    return Members.restore(cbor2.dumps(plain), members.identity.node)
+
+
+BAD_ROWS = (
+    [1, 2],
+    ["", birth(9), 0, 0, 0, 0, b""],
+    ["a/b", birth(9), 0, 0, 0, 0, b""],
+    ["x", b"1", 0, 0, 0, 0, b""],
+    ["x", birth(9), -1, 0, 0, 0, b""],
+    ["x", birth(9), 0, 0, 0, 0, 2.5],
+    [["\x1b" * 500] * 50] * 7,
+    None,
+)
+
+
+@pytest.mark.parametrize("row", BAD_ROWS)
+def test_an_unreadable_row_is_set_aside_and_holds_the_horizon(row: object) -> None:
+    a, b = new("a"), new("b")
+    for _ in range(2):
+        meet(a, b, 10)
+        meet(b, a, 10)
+    assert a.horizon() == 10
+    a = damaged(a, row)
+    assert [who.node for who, _ in a] == ["b"], "the rows beside it are read"
+    ((name, one),) = a.aside.items()
+    assert name.startswith("unreadable+")
+    assert one.reason.isprintable()
+    assert a.identity.birth == birth(1)
+    meet(b, a, 20)
+    meet(a, b, 20)
+    meet(b, a, 30)
+    assert a.horizon() == b.horizon() == 0, "nor does a horizon move at those who know it"
+    assert not a.follows(b.table())
+    again = Members.restore(a.encode(), "a")
+    assert again.aside == a.aside, "until somebody has looked at it"
+    assert again.forget(name) == []
+    assert again.aside == {}
+    meet(b, again, 40)
+    meet(again, b, 40)
+    meet(b, again, 50)
+    meet(again, b, 50)
+    assert again.horizon() > 0
+
+
+def test_a_row_is_not_missed_any_more_when_its_member_is_met() -> None:
+    a = damaged(new("a"), ["b", birth(7), -1, 0, 0, 0, b""], ["?", birth(8), -1, 0, 0, 0, b""])
+    assert {one.birth for one in a.aside.values()} == {birth(7), birth(8)}
+    a.meet(table("peer", rows={Identity("b", birth(7)): Row()}))
+    assert {one.birth for one in a.aside.values()} == {birth(8)}
+
+
+def test_no_more_is_set_aside_than_can_be_read_again() -> None:
+    a = new("a")
+    for attempt in range(3):
+        a = damaged(a, *([attempt, number] for number in range(members_module.MEMBERS_MAX)))
+        assert len(a.aside) == members_module.MEMBERS_MAX
 
 
 @given(st.binary(max_size=100))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from merklekv.replication import presence
 from merklekv.replication.figures import Topics
@@ -23,8 +26,18 @@ def test_a_status_is_read_as_it_was_written() -> None:
 
 @pytest.mark.parametrize(
     "payload",
-    [b"", b"\xff", b"1", b"[]", b"{}", b"[" * 100_000, changed(node="c"), changed(state="asleep"), changed(node=1),
-     changed(padding="x" * presence.STATUS_BYTES_MAX)],
+    [
+        b"",
+        b"\xff",
+        b"1",
+        b"[]",
+        b"{}",
+        b"[" * 100_000,
+        changed(node="c"),
+        changed(state="asleep"),
+        changed(node=1),
+        changed(padding="x" * presence.STATUS_BYTES_MAX),
+    ],
 )
 def test_what_is_no_status_is_ignored(payload: bytes) -> None:
     assert decode_status("b", payload) is None
@@ -97,3 +110,64 @@ def test_topics_say_whose_they_are() -> None:
     topics = Topics("a/prefix", "node")
     assert topics.node_and_kind(topics.events) == ("node", "events")
     assert topics.node_and_kind("a/prefix/other/status") == ("other", "status")
+
+
+HOSTILE = [
+    {"address": "a..b:7379"},
+    {"address": "x\r\nEND\r\nOK:1"},
+    {"address": "h" * 1000 + ":1"},
+    {"address": "host"},
+    {"root": "ab" * 31},
+    {"root": "x\nforged:1"},
+    {"version": "1\r\nEND"},
+    {"version": "\x1b[31m"},
+    {"version": "v" * 65},
+    {"instance": "\ud800"},
+    {"instance": "ü"},
+    {"birth": ""},
+    {"birth": "0" * 15},
+    {"birth": "Z" * 16},
+    {"sequence": -1},
+    {"sequence": 1 << 63},
+    {"sequence": 10**400},
+    {"sequence": float("nan")},
+    {"sequence": 1.0},
+]
+
+
+@pytest.mark.parametrize("fields", HOSTILE, ids=lambda fields: ascii(fields)[:40])
+def test_a_field_that_no_node_would_write_is_left_out(fields: dict[str, object]) -> None:
+    read = decode_status("b", changed(**fields))
+    assert read is not None
+    ((name, _),) = fields.items()
+    assert getattr(read, name) == (0 if name == "sequence" else "")
+    assert read == replace(STATUS, **{name: getattr(read, name)})
+
+
+@pytest.mark.parametrize("node", ["", "a/b", "+", "\ud800", "n" * 129, "x\r\nEND", " "], ids=ascii)
+def test_a_node_that_cannot_be_called_so_has_no_status(node: str) -> None:
+    assert decode_status(node, json.dumps({"node": node, "state": ONLINE}).encode()) is None
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b'{"node":"b","state":"online","sequence":' + b"9" * 4000 + b"}",  # more digits than Python reads
+        b'{"node":"b","state":"online","x":' + b"[" * 4000,
+        b'{"node":"b","state":["online"]}',
+        b'{"node":"b","state":{"online":1}}',
+    ],
+)
+def test_a_status_that_cannot_be_read_is_ignored(payload: bytes) -> None:
+    read = decode_status("b", payload)
+    assert read is None or read.sequence == 0
+
+
+words = st.text(max_size=70) | st.sampled_from(["a:1", "ab" * 32, "cd" * 8])
+
+
+@given(st.dictionaries(st.sampled_from(["address", "root", "version", "instance", "birth"]), words), st.integers())
+def test_what_was_read_can_be_said_again(fields: dict[str, str], sequence: int) -> None:
+    read = decode_status("b", json.dumps({"node": "b", "state": ONLINE, "sequence": sequence, **fields}).encode())
+    assert read is not None
+    assert decode_status("b", read.encode()) == read

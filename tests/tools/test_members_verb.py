@@ -71,7 +71,7 @@ def test_members_who_holds_back_and_the_way_out(node_factory: NodeFactory) -> No
     assert figure(a, "db_tombstones") == 1, "c does not have it yet"
 
     text = succeeds("forget", "c", "--at", address(a)).decode()
-    assert text == "c is forgotten: should it return, it has to start with an empty data directory\n"
+    assert text == "c is forgotten: should it return, back up its data directory, and start it with a new one\n"
     for _ in range(3):
         assert sync(a, b) == "OK"
     assert {name: row["state"] for name, row in rows(address(b)).items()} == {
@@ -81,7 +81,7 @@ def test_members_who_holds_back_and_the_way_out(node_factory: NodeFactory) -> No
 
     c.start()
     for one, other in ((a, c), (c, b)):
-        assert "node c was forgotten by its cluster: start it with an empty data directory" in sync(one, other)
+        assert "node c was forgotten by its cluster: back up its data directory with merklekv-tool" in sync(one, other)
     c.stop()
     found = rows(c.directory)
     assert [(name, found[name]["state"]) for name in "abc"] == [("a", "member"), ("b", "member"), ("c", "self")]

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cbor2
 import lmdb
 import pytest
 from fix_node import NodeFactory
@@ -14,10 +15,12 @@ from merklekv_tool.statuses import EXIT_PROBLEMS
 from merklekv_tool.verify import ATTEMPTS
 from tool_support import FakeNode, address, filled, run, succeeds
 
+from merklekv.engine.engine import Engine
 from merklekv.engine.format import DIGEST_AT, FLAGS_AT, TOMBSTONE, VALUE_AT, ZERO_VERSION, make_record
 from merklekv.engine.merkle import MerkleTree
 from merklekv.engine.naive import digest_of
 from merklekv.net.client import Client
+from merklekv.replication.members import Members
 
 
 @pytest.fixture
@@ -171,3 +174,94 @@ def test_a_busy_node(sound: Path, node_factory: NodeFactory) -> None:
         stop.set()
         writer.join()
     assert json.loads(succeeds("verify", address(node), "--json"))["notes"] == []
+
+
+# -- what a node keeps beside its records ------------------------------------------------------------------------------
+
+
+def note(directory: Path, name: bytes, value: bytes, absorb: bool = False) -> None:
+    engine = Engine(directory, absorb="manual")
+    engine.note(name, value)
+    engine.commit()
+    if absorb:
+        engine.truncate()  # so that the base takes in all that is in the log
+        engine.commit()
+        engine.absorb_sealed()
+    engine.close()
+
+
+def table(*rows: object) -> bytes:
+    plain = cbor2.loads(Members("n1").encode())
+    return cbor2.dumps(plain | {"rows": list(rows)})
+
+
+def problems_of(place: str | Path) -> list[str]:
+    done = run("verify", place, "--json")
+    problems: list[str] = json.loads(done.stdout)["problems"]
+    assert done.returncode == (EXIT_PROBLEMS if problems else 0)
+    return problems
+
+
+@pytest.mark.parametrize("absorb", [False, True])
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        (b"members", b"\xff", "the table of members cannot be read: no CBOR"),
+        (
+            b"members",
+            table(["", b"b" * 8, 0, 0, 0, 0, b""]),
+            "which cannot be read: a node id is '', not 1 to 128 bytes",
+        ),
+        (b"members", cbor2.dumps({"v": 99}), "the table of members is of version 99, from a later release"),
+        (b"horizon", bytes(9), "the horizon in the log has 9 bytes, not 8"),
+    ],
+)
+def test_a_note_that_a_start_cannot_read_is_named(
+    sound: Path, name: bytes, value: bytes, problem: str, absorb: bool
+) -> None:
+    note(sound, name, value, absorb)
+    (found,) = problems_of(sound)
+    assert problem in found
+
+
+def test_the_newest_note_is_what_counts(sound: Path) -> None:
+    note(sound, b"members", b"\xff", absorb=True)
+    note(sound, b"members", table())
+    assert problems_of(sound) == []
+
+
+def test_a_file_with_no_node_id_is_a_problem(sound: Path) -> None:
+    (sound / "node-id").write_bytes(b"a\nb\n")
+    (problem,) = problems_of(sound)
+    assert problem.startswith(f"{sound / 'node-id'}: holds 'a\\nb', and a node id has 1 to 128 bytes")
+
+
+def test_a_damaged_place_in_the_log_is_noted(sound: Path) -> None:
+    (sound / "outbox").write_bytes(b"damaged")
+    verdict = json.loads(succeeds("verify", sound, "--json"))
+    assert verdict["problems"] == []
+    assert verdict["notes"] == [f"{sound / 'outbox'}: damaged, a start publishes again what is left of the log"]
+
+
+def test_a_directory_with_an_unreadable_table_is_served_backed_up_and_restored(
+    sound: Path, tmp_path: Path, node_factory: NodeFactory
+) -> None:
+    note(sound, b"members", b"\xff")
+    succeeds("backup", sound, tmp_path / "backup.tgz")
+    succeeds("restore", tmp_path / "backup.tgz", tmp_path / "restored")
+    for directory in (sound, tmp_path / "restored"):
+        assert succeeds("dump", directory)
+        node = node_factory("--node-id", "n1", directory=directory)
+        with node.connect() as client:
+            assert client.ask("GET plain") == "VALUE text"
+        assert "members: unreadable+" in node.output()
+        (problem,) = problems_of(address(node))
+        name = next(word for word in problem.split() if word.startswith("unreadable+")).rstrip(",")
+        assert name in succeeds("members", address(node)).decode()
+        succeeds("forget", name, "--at", address(node))
+        assert problems_of(address(node)) == []
+        assert node.stop() == 0
+        node.start()
+        assert "unreadable" not in node.output()
+        assert node.stop() == 0
+        assert problems_of(directory) == []

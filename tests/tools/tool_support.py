@@ -173,6 +173,8 @@ class FakeNode:
                 return resp.bulk(self.root.hex().encode())
             case b"FLOOR":
                 return resp.bulk(self.floor)
+            case b"NOTES":
+                return resp.bulk_array([])
             case b"STATS":
                 return resp.bulk(b"db_keys:%d\r\ndb_tombstones:0\r\n" % self.live)
             case b"RECORDS":

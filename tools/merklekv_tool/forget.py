@@ -1,8 +1,10 @@
 """`merklekv-tool forget`: takes a node that is gone for good out of its cluster.
 
 It stops holding deleted keys back then.  What it wrote and nobody has is lost with it, and if it returns, it is refused
-until it starts with an empty data directory: what it still holds may have been deleted since.  The other nodes learn of
-it as they exchange.
+until it starts with a new data directory: what it still holds may have been deleted since.  The other nodes learn of it
+as they exchange.
+
+What `members` shows as unreadable, and so not as a node, is taken out by the name that it has there.
 """
 
 from __future__ import annotations
@@ -39,4 +41,4 @@ def forget(
     if as_json:
         say_json({"at": there.name, "forgotten": node, "birth": birth})
     else:
-        say(f"{node} is forgotten: should it return, it has to start with an empty data directory")
+        say(f"{node} is forgotten: should it return, back up its data directory, and start it with a new one")

@@ -32,6 +32,7 @@ HOLDS: Final = {
     "view": "last reported other members than are known here",
     "seen": "what it has written since then is not here yet",
     "stable": "does not have yet what others have written since then",
+    "unreadable": "cannot be read, so that a member may be missing here",
 }
 COLUMNS: Final = ("node", "birth", "state", "address", "contact", "seen", "stable", "holds collection back")
 UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -79,7 +80,7 @@ def conclusion(found: list[Row], horizon_ns: int, now_ns: int) -> str:
     """What all of it means for deleted keys."""
     if not found:
         return "no members are known here: no node has run on this directory yet"
-    if not any(row["state"] == "member" for row in found):
+    if not any(row["state"] in ("member", "unreadable") for row in found):
         return "no other member is known here: deleted keys are kept as tombstones"
     if not horizon_ns:
         return "no deleted key was collected yet"

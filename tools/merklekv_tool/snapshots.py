@@ -70,7 +70,7 @@ def of_directory(source: Path, draft: Path, update: Update) -> None:
             is_whole = absorbed in segments.files or not (segments.files or absorbed)
             if is_whole and _copy_log(segments, absorbed, draft / "log") >= needed:
                 for name in ("FORMAT", NODE_ID_FILE):
-                    if (source / name).exists():
+                    if (source / name).is_file():
                         shutil.copyfile(source / name, draft / name)
                 return
         _empty(draft)

@@ -4,6 +4,8 @@ A closed directory is checked by the engine's checker, which reads it without ch
 through its port: key order, sizes, digests, versions and the floor of every record, and the root and counters that the
 node answers against those of the records, computed by naive code. The latter needs a moment in which nobody writes:
 while the root moves, it is tried again, ATTEMPTS times in all, and then left out, with a note.
+
+What a node keeps beside its records, the table of members and its id, is decoded as a start decodes it.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from merklekv_tool.output import AsJson, PlaceName, Update, note, progress, say,
 from merklekv_tool.statuses import EXIT_PROBLEMS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from merklekv.engine.findings import Findings
     from merklekv.engine.naive import Tree
     from merklekv_tool.places import Node
@@ -65,11 +69,36 @@ def verify(place: PlaceName, as_json: AsJson = False) -> None:
 def verify_directory(place: str) -> Verdict:
     """Checks a closed directory."""
     from merklekv.engine.check import check_directory
+    from merklekv.errors import Corruption, DirectoryUnwritable
+    from merklekv.names import read_node_id
     from merklekv_tool.places import require_directory
 
     notes: list[str] = []
+    path = require_directory(place)
     with progress(f"verify {place}", of_bytes=True) as update:
-        return Verdict(check_directory(require_directory(place), update, notes.append), notes)
+        problems = check_directory(path, update, notes.append, note_problems)
+    try:
+        read_node_id(path)
+    except (Corruption, DirectoryUnwritable) as error:
+        problems.append(str(error))
+    return Verdict(problems, notes)
+
+
+def note_problems(notes: Mapping[bytes, bytes]) -> Iterator[str]:
+    """What a start would find wrong with what a node keeps with its data."""
+    from merklekv.engine.format import HORIZON_SIZE, NOTE_HORIZON
+    from merklekv.errors import FormatTooNew
+    from merklekv.replication.exchange_side import NOTE_MEMBERS
+    from merklekv.replication.member_rows import problems
+
+    horizon = notes.get(NOTE_HORIZON, bytes(HORIZON_SIZE))
+    if len(horizon) != HORIZON_SIZE:
+        yield f"the horizon in the log has {len(horizon)} bytes, not {HORIZON_SIZE}"
+    if NOTE_MEMBERS in notes:
+        try:
+            yield from problems(notes[NOTE_MEMBERS])
+        except FormatTooNew as error:
+            yield str(error)
 
 
 def verify_node(node: Node) -> Verdict:
@@ -89,6 +118,8 @@ def verify_node(node: Node) -> Verdict:
                 break
             if attempt == ATTEMPTS:
                 notes.append(f"{node.name}: written to all the time, so its root was not compared")
+    for problem in note_problems(node.notes()):
+        findings.add(node.name, problem)
     return Verdict(findings.sentences(), notes)
 
 

@@ -1,0 +1,292 @@
+"""Whatever an earlier run or a disk has made of what a node keeps: the node serves its data, and no deletion is undone.
+
+And the other half: what a node accepts, by whatever way, it can read again, and so can a new node.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cbor2
+import pytest
+from exchange_support import Node, agree, exchange
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from merklekv.engine.engine import Engine
+from merklekv.errors import Corruption, FormatTooNew, InvalidArgument
+from merklekv.names import is_node_id
+from merklekv.replication.exchange_fields import Malformed, decode_map
+from merklekv.replication.exchange_side import NOTE_MEMBERS, NOTE_UNREADABLE, Side, load_members, store_members
+from merklekv.replication.exchange_wire import hello_of
+from merklekv.replication.members import BIRTH_SIZE, Identity, Members, Row, TooManyMembers, UnknownMember, table_of
+from merklekv.replication.membership import Membership
+from merklekv.replication.presence import ONLINE, STATUS_BYTES_MAX, Status, decode_status
+
+Damage = Callable[[dict[str, Any]], object]
+
+
+def damage(directory: Path, change: Damage | bytes) -> None:
+    """Stores another table of members."""
+    engine = Engine(directory, absorb="manual")
+    if isinstance(change, bytes):
+        engine.note(NOTE_MEMBERS, change)
+    else:
+        plain = cbor2.loads(engine.notes[NOTE_MEMBERS])
+        change(plain)
+        engine.note(NOTE_MEMBERS, cbor2.dumps(plain))
+    engine.close()
+
+
+BAD_ROW = ["", b"birthday", 0, 0, 0, 0, b""]
+BEYOND_REPAIR: dict[str, Damage | bytes] = {
+    "no CBOR": b"\xff" * 40,
+    "empty": b"",
+    "cut": b"\xa3\x61v",
+    "an earlier version": lambda plain: plain.update(v=1),
+    "its node": lambda plain: plain.update(node=""),
+    "its birth": lambda plain: plain.pop("birth"),
+    "its clock": lambda plain: plain.update(promised=-1),
+    "a forgotten member": lambda plain: plain["forgotten"].append(["a/b", b"birthday", 0]),
+    "a lapse": lambda plain: plain["lapses"].append(5),
+    "too many": lambda plain: plain.update(rows=[BAD_ROW] * 1001),
+    "a bomb": b"\xa1\x61x\x9a\x00\xa0\x00\x00" + b"\xa0" * (10 << 20),
+}
+
+
+@pytest.mark.parametrize("change", BEYOND_REPAIR.values(), ids=BEYOND_REPAIR.keys())
+def test_a_node_whose_table_is_lost_serves_and_is_a_new_member(
+    tmp_path: Path, change: Damage | bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    a, b = Node(tmp_path / "a"), Node(tmp_path / "b")
+    a.set(b"k")
+    exchange(a, b)
+    old = a.members.identity
+    a.engine.close()
+    damage(a.path, change)
+    stored = Engine(a.path, absorb="manual")
+    unreadable = stored.notes[NOTE_MEMBERS]
+    stored.close()
+    with caplog.at_level(logging.ERROR):
+        a.open()
+    assert a.engine.get(b"k") is not None
+    ((name, one),) = a.members.aside.items()
+    assert f"members: {name}: {one.reason}" in caplog.text
+    assert a.members.identity.node == "a"
+    assert a.members.identity != old
+    assert a.engine.notes[NOTE_UNREADABLE] == unreadable, "it is kept"
+
+    a.set(b"after")
+    exchange(a, b)
+    assert agree(a, b)
+    assert {who.birth for who, _ in a.members if who.node == "a"} == {old.birth}, "learned from the other"
+    a.engine.close()
+    a.open()
+    assert a.members.aside.keys() == {name}, "until somebody has seen to it"
+
+
+def test_a_deletion_is_not_undone_by_who_was_in_the_lost_table(tmp_path: Path) -> None:
+    a, b, c = (Node(tmp_path / name) for name in "abc")
+    a.set(b"k")
+    for _ in range(2):
+        exchange(a, b)
+    b.engine.close()
+    a.delete(b"k")
+    before = a.engine.horizon
+    a.engine.close()
+    damage(a.path, b"nothing")
+    a.open()
+    for _ in range(4):  # with somebody who knows b as little as a does now
+        exchange(a, c)
+        exchange(c, a)
+    assert a.engine.horizon == before
+    assert a.engine.dead_count == c.engine.dead_count == 1, "the tombstone waits"
+    b.open()
+    exchange(b, a)
+    assert b.engine.get(b"k") is None
+    (name,) = a.members.aside
+    Membership(a.engine, a.members).forget(name)
+    for _ in range(4):
+        for one, other in ((a, b), (b, c), (c, a)):
+            exchange(one, other)
+    assert a.engine.horizon == before, "the member that a was is known by b, and in the way"
+    with pytest.raises(UnknownMember):
+        Membership(a.engine, a.members).forget(name)
+    old = next(who for who, _ in c.members if who.node == "a" and who != a.members.identity)
+    Membership(c.engine, c.members).forget("a", old.birth.hex())
+    for _ in range(4):
+        for one, other in ((a, b), (b, c), (c, a)):
+            exchange(one, other)
+    assert a.engine.horizon > before
+    assert a.engine.dead_count == 0
+
+
+def test_a_row_that_cannot_be_read_costs_no_identity(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    a, b = Node(tmp_path / "a"), Node(tmp_path / "b")
+    a.set(b"k")
+    exchange(a, b)
+    old = a.members.identity
+    a.engine.close()
+    damage(a.path, lambda plain: plain["rows"].append(BAD_ROW))
+    with caplog.at_level(logging.ERROR):
+        a.open()
+    assert a.members.identity == old
+    assert [who.node for who, _ in a.members] == ["b"]
+    (name,) = a.members.aside
+    assert f"members: {name}: a node id is '', not 1 to 128 bytes" in caplog.text
+    assert f"merklekv-tool forget {name}" in caplog.text
+    a.delete(b"k")
+    for _ in range(3):
+        exchange(a, b)
+        exchange(b, a)
+    assert a.engine.dead_count == b.engine.dead_count == 1
+    rows = Membership(a.engine, a.members).rows()
+    assert [row["state"] for row in rows] == ["self", "member", "unreadable"]
+    Membership(a.engine, a.members).forget(name)
+    for _ in range(3):
+        exchange(a, b)
+        exchange(b, a)
+    assert a.engine.dead_count == b.engine.dead_count == 0
+
+
+def test_a_table_of_a_later_release_stops_the_start(tmp_path: Path) -> None:
+    a = Node(tmp_path / "a")
+    a.engine.close()
+    damage(a.path, lambda plain: plain.update(v=plain["v"] + 1))
+    engine = Engine(a.path, absorb="manual")
+    with pytest.raises(FormatTooNew, match="from a later release"):
+        load_members(engine, "a")
+    assert NOTE_UNREADABLE not in engine.notes
+    engine.close()
+
+
+def test_a_horizon_that_is_none_is_named(tmp_path: Path) -> None:
+    engine = Engine(tmp_path, absorb="manual")
+    engine.note(b"horizon", bytes(9))
+    engine.close()
+    for _ in range(2):  # the directory is let go of
+        with pytest.raises(Corruption, match="the horizon in the log has 9 bytes, not 8"):
+            Engine(tmp_path, absorb="manual")
+
+
+def test_a_full_table_is_read_again_and_a_node_in_it_is_not_renamed(tmp_path: Path) -> None:
+    engine = Engine(tmp_path, absorb="manual")
+    members = load_members(engine, "a")
+    for number in range(999):
+        assert members.heard(f"n{number}")
+    with pytest.raises(TooManyMembers):
+        members.heard("one-more")
+    store_members(engine, members)
+    assert len(load_members(engine, "a")) == len(members) == 1000
+    renamed = load_members(engine, "b")
+    assert len(renamed) == 1001
+    with pytest.raises(TooManyMembers, match="node b cannot be renamed to c: "):
+        load_members(engine, "c")
+    assert len(load_members(engine, "b")) == 1001
+    engine.close()
+
+
+# -- what is accepted can be read --------------------------------------------------------------------------------------
+
+names = st.text(max_size=5) | st.sampled_from(["", "a", "b", "A", "a/b", "+", "#", "\ud800", "\0", "n" * 129, "é" * 65])
+births = st.sampled_from(["", "00" * 8, "11" * 8, "FF" * 8, "1", "zz" * 8])
+addresses = st.text(max_size=20) | st.sampled_from(["a:1", "a..b:1", "h" * 400 + ":1"])
+TIMES = (0, 1, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, -1)
+
+
+@st.composite
+def statuses(draw: st.DrawFn) -> tuple[str, bytes]:
+    node = draw(names)
+    said = Status(node, ONLINE, draw(addresses), birth=draw(births), sequence=draw(st.sampled_from(TIMES)))
+    return node, said.encode()
+
+
+@st.composite
+def told_tables(draw: st.DrawFn) -> bytes:
+    """What some node says, right or not."""
+    plain = Members("peer", b"p" * BIRTH_SIZE).table().plain()
+    time = st.sampled_from(TIMES)
+    birth = st.sampled_from([b"", b"1" * 8, b"2" * 8, b"1"])
+    plain["rows"] = draw(st.lists(st.tuples(names, birth, time, time, time, time, st.just(b"")).map(list), max_size=3))
+    for name in ("forgotten", "settled", "buried"):
+        plain[name] = draw(st.lists(st.tuples(names, birth, time).map(list), max_size=3))
+    try:
+        return cbor2.dumps(plain)
+    except UnicodeEncodeError:
+        return b""
+
+
+inputs = st.one_of(
+    st.tuples(st.just("status"), statuses()),
+    st.tuples(st.just("events"), st.tuples(names, births)),
+    st.tuples(st.just("table"), told_tables()),
+    st.tuples(st.just("forget"), st.tuples(names, births)),
+    st.tuples(st.just("met"), st.tuples(names, addresses)),
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(inputs, max_size=8))
+def test_whatever_comes_in_can_be_read_again(tmp_path_factory: pytest.TempPathFactory, said: list[Any]) -> None:
+    engine = Engine(tmp_path_factory.mktemp("node"), absorb="manual", durability="never")
+    members = load_members(engine, "own")
+    membership = Membership(engine, members)
+    for kind, what in said:
+        if kind == "status":
+            if (status := decode_status(*what)) is not None:
+                assert len(status.encode()) <= STATUS_BYTES_MAX
+                membership.hear(status)
+        elif kind == "events":
+            membership.refuses(*what)
+        elif kind == "met":
+            membership.met(what[0], address=what[1])
+        elif kind == "forget":
+            try:
+                membership.forget(*what)
+            except (UnknownMember, InvalidArgument):
+                pass
+        else:
+            try:
+                table = table_of(decode_map(what))
+            except Malformed:
+                continue
+            members.meet(table)
+            members.learn(table)
+            members.count_as(table)
+    store_members(engine, members)
+    again = Members.restore(engine.notes[NOTE_MEMBERS], "own")
+    assert again.table() == members.table()
+    assert not again.aside
+    assert all(is_node_id(who.node) for who, _ in again)
+
+    hello, _ = Side(engine, members, "cluster").hello()
+    read = hello_of(decode_map(cbor2.dumps(hello.plain())))
+    assert read == hello
+    new = Members("new")
+    new.meet(read.table)
+    assert Members.restore(new.encode(), "new").table() == new.table()
+    engine.close()
+
+
+def test_what_many_peers_tell_of_strangers_is_bounded() -> None:
+    members = Members("own")
+    for peer in range(3):
+        strangers = [Identity(f"s{peer}-{number}", b"%08d" % number) for number in range(5000)]
+        plain = Members(f"peer{peer}").table()
+        times = dict.fromkeys(strangers, 5)
+        table = plain.__class__(plain.identity, plain.report, 0, 0, {}, {}, times, {}, times)
+        members.meet(table)
+        members.learn(table)
+        members.count_as(table)
+    again = Members.restore(members.encode(), "own")
+    assert again.table() == members.table()
+    assert len(again.settled) <= 6000
+
+
+def test_a_peers_row_of_a_member_is_taken_whole_or_not() -> None:
+    plain = Members("peer", b"p" * BIRTH_SIZE).table().plain() | {"rows": [["", b"b" * 8, *Row()[:2], 0, 0, b""]]}
+    with pytest.raises(Malformed, match="a node id is ''"):
+        table_of(decode_map(cbor2.dumps(plain)))
