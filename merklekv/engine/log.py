@@ -159,7 +159,7 @@ class Segment:
 def _damaged(path: Path, position: int, what: str) -> Corruption:
     return Corruption(
         f"{path}: damaged at byte {position}: {what}; nothing was changed. `merklekv-tool verify` lists the damage; "
-        "restore the directory from a backup, or start empty and let the other nodes fill it"
+        "keep the directory, and restore a backup or let the other nodes fill a new one"
     )
 
 

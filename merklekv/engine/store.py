@@ -84,8 +84,8 @@ def translate(error: lmdb.Error, path: Path) -> MerkleKVError:
     text = str(error)
     if isinstance(error, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)):
         return Corruption(
-            f"{path}: LMDB reports damage: {text}; restore the directory from a backup, or start empty and let the "
-            "other nodes fill it"
+            f"{path}: LMDB reports damage: {text}; keep the directory, and restore a backup or let the other "
+            "nodes fill a new one"
         )
     if isinstance(error, lmdb.LockError):
         return DirectoryLocked(
