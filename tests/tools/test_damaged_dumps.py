@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tracemalloc
 from pathlib import Path
 
 import cbor2
@@ -89,9 +90,20 @@ def test_anything_at_all(start: bytes, rest: bytes) -> None:
 
 @pytest.mark.parametrize(
     "dump",
-    [b"", b"\n", b"hello\n", b"{", b"{}\n", b"[]\n", b"[" * 100_000 + b"\n",
-     b"{" + b'"a":[' * 100_000, b"\x9f" * 100_000,
-     b"\x5b" + b"\xff" * 8, b"\xa1\xa0\x00", b"\xd9\xd9\xf7" * 1000],
+    [
+        b"",
+        b"\n",
+        b"hello\n",
+        b"{",
+        b"{}\n",
+        b"[]\n",
+        b"[" * 100_000 + b"\n",
+        b"{" + b'"a":[' * 100_000,
+        b"\x9f" * 100_000,
+        b"\x5b" + b"\xff" * 8,
+        b"\xa1\xa0\x00",
+        b"\xd9\xd9\xf7" * 1000,
+    ],
 )
 def test_no_dump(dump: bytes) -> None:
     with pytest.raises(DumpError, match=r"^file: "):
@@ -220,3 +232,40 @@ def test_loading_what_is_no_dump_changes_nothing(tmp_path: Path) -> None:
     fails(EXIT_DUMP, "file: byte 0: ", done=done)
     fails(EXIT_DUMP, "-: empty, not a dump", done=run("load", "-", tmp_path / "target", stdin=b""))
     assert not (tmp_path / "target").exists()
+
+
+HEAD = cbor2.dumps(cbor2.CBORTag(55799, {"merklekv_dump": 1, "prefix": b""}))
+
+
+@pytest.mark.parametrize(
+    ("bomb", "words"),
+    [
+        (b"\x9a\x03\xc0\x00\x00" + b"\xa0" * (4 << 20), "an item of too many parts"),
+        (b"\x85\x9a\x03\xc0\x00\x00" + b"\x80" * (4 << 20), "an item of too many parts"),
+        (b"\xba\x03\xc0\x00\x00" + b"\x41a\x00\x41b\x00" * 1000, "an item of too many parts|duplicate|Duplicate"),
+        (b"\x5f" + b"\x41a" * 1000 + b"\xff", "not CBOR"),
+        (b"\xc4\x82\x1b" + b"\x7f" * 8 + b"\x01", "tag 4"),
+        (b"\xc2\x5a\x00\x40\x00\x00" + b"\xff" * (4 << 20), "tag 2"),
+        (b"\x81" * 100_000, "nesting depth"),
+        (b"\x5b" + b"\x7f" * 8 + b"abc", "cut short"),
+    ],
+    ids=["maps", "lists", "a map", "pieces", "a decimal", "a bignum", "deep", "a length"],
+)
+def test_an_item_that_would_take_all_memory_is_refused(bomb: bytes, words: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(DumpError, match=words):
+            read(HEAD + bomb)
+        assert tracemalloc.get_traced_memory()[1] < 5 * len(bomb) + (1 << 20)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [0, 100, (1 << 16) - 1, 1 << 16, 3 << 20])
+def test_a_record_of_any_size_is_read(size: int) -> None:
+    pairs = [(b"k" * 511, make_record(b"k" * 511, VERSIONS[0], 0, b"v" * size))]
+    file = io.BytesIO()
+    writer = Writer(file, format_named("cbor"), b"p" * 511)
+    writer.page(pairs)
+    writer.end(None)
+    assert read(file.getvalue()) == (pairs, None)

@@ -11,7 +11,7 @@ is a truth value.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO, Final, cast
+from typing import Any, BinaryIO, Final, NoReturn, cast
 
 import cbor2
 
@@ -20,6 +20,9 @@ from merklekv_tool.dumps import DIGEST_SIZE, DUMP_VERSION, MARK, End, Head, Item
 
 SELF_DESCRIBED: Final = 55799
 RECORD_FIELDS: Final = 5
+NESTING_MAX: Final = 4
+READS_MAX: Final = 100  # of one item, beside those of a long string: it is read head by head
+READ_BYTES: Final = 1 << 15  # a long string is read in pieces of at least so many bytes
 
 
 class Cbor:
@@ -43,9 +46,12 @@ class Cbor:
     def read(self, file: BinaryIO) -> Iterator[tuple[str, Item]]:
         counted = _Counted(file)
         # Reading ahead would hide where an item begins, and a buffered file is read as fast without.
-        decoder = cbor2.CBORDecoder(cast(BinaryIO, counted), read_size=1)
+        decoder = cbor2.CBORDecoder(
+            cast(BinaryIO, counted), read_size=1, semantic_decoders=_OneTag(), max_depth=NESTING_MAX
+        )
         while file.peek(1):  # type: ignore[attr-defined]
             where = f"byte {counted.position}"
+            counted.begin()
             try:
                 yield where, _item(decoder.decode())
             except cbor2.CBORDecodeEOF as error:
@@ -59,11 +65,20 @@ class Cbor:
 
 
 class _Counted:
-    """A binary file that knows how much was read of it, seekable or not."""
+    """A binary file that knows how much was read of it, seekable or not, and ends an item of too many parts.
+
+    One byte can be an empty list of 60 bytes, so a small file could take all memory.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.position = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """The next item begins here."""
+        self._began = self.position
+        self._reads = 0
 
     def readable(self) -> bool:
         return True
@@ -74,7 +89,25 @@ class _Counted:
     def read(self, size: int) -> bytes:
         data = self._file.read(size)
         self.position += len(data)
+        self._reads += 1
+        if self._reads > READS_MAX + (self.position - self._began) // READ_BYTES:
+            raise ValueError("an item of too many parts: no record, head or end of a dump")
         return data
+
+
+class _OneTag(dict[int, Any]):
+    """What the decoder looks tags up in: the head has one, and no other is used."""
+
+    def __missing__(self, tag: int) -> Any:
+        return _tagged if tag == SELF_DESCRIBED else _refuse
+
+
+def _tagged(item: Any, frozen: bool) -> Any:
+    return item
+
+
+def _refuse(item: Any, frozen: bool) -> NoReturn:
+    raise ValueError("a tag, which no dump has")
 
 
 def _item(item: Any) -> Item:
