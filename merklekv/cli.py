@@ -134,11 +134,11 @@ def _flag_parameters() -> list[inspect.Parameter]:
 @app.command("run", epilog=RUN_EXAMPLES)
 @_takes_settings
 def run_command(loaded: config.Loaded) -> None:
-    """Serve a data directory until told to stop (SIGTERM, SIGINT or the command SHUTDOWN)."""
-    from merklekv import node
+    """Serve a data directory until told to stop (SIGTERM, SIGINT, SIGQUIT or the command SHUTDOWN)."""
+    from merklekv import logs, node
 
     config.require_tls_files(loaded)
-    raise typer.Exit(node.serve(loaded.settings, announce=functools.partial(print, flush=True)))
+    raise typer.Exit(node.serve(loaded.settings, announce=functools.partial(logs.print_soon, sys.stdout)))
 
 
 @app.command("config", epilog=CONFIG_EXAMPLES)
@@ -219,5 +219,7 @@ def _status_of_run() -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"merklekv: {message}", file=sys.stderr)
+    from merklekv.logs import print_soon
+
+    print_soon(sys.stderr, f"merklekv: {message}")  # a reader that does not read must not keep a failed start alive
     return status

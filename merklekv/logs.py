@@ -1,18 +1,44 @@
 """Log lines on stderr: text for people, JSON (one object a line) for collectors.
 
 Both say when (UTC, milliseconds), how grave, which part of the program, and what. A traceback is kept in the
-record it belongs to: in JSON as a field, so that a line stays a line.
+record it belongs to: in JSON as a field, in text as indented lines.
+
+No thread waits for the reader of the log. A line goes into a queue of QUEUE_LINES, and a thread of its own writes it.
+When the reader is slower than the program for so long that the queue is full, lines are dropped and counted until half
+of the queue is free; a line then says how many. What a process has logged before it ends is written if the reader
+takes it within FLUSH_S.
+
+Text of others (a node id, an address, an error of a peer) is a part of many lines. So a character that does not print
+is escaped: it can neither begin a line nor command a terminal. A long line is cut.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import select
 import sys
+import threading
 import time
+from queue import Empty, SimpleQueue
+from typing import Final, TextIO
 
 TEXT_FORMAT = "%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s"
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S"
+INDENT: Final = "    "
+MESSAGE_CHARS_MAX: Final = 4_000
+TRACEBACK_CHARS_MAX: Final = 16_000
+CUT: Final = "..."
+QUEUE_LINES: Final = 1_000
+FLUSH_S: Final = 1.0
+
+
+def printable(text: str) -> str:
+    """The text with each character that does not print (control, line break, surrogate) escaped as in Python."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 class TextFormatter(logging.Formatter):
@@ -25,6 +51,13 @@ class TextFormatter(logging.Formatter):
     def converter(seconds: float | None) -> time.struct_time:
         return time.gmtime(seconds)
 
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = printable(_message(record))
+        return super().formatMessage(record)
+
+    def formatException(self, exc_info: logging._SysExcInfoType) -> str:
+        return "\n".join(INDENT + printable(line) for line in _traceback(super().formatException(exc_info)))
+
 
 class JsonFormatter(TextFormatter):
     """The same facts as one JSON object."""
@@ -34,17 +67,122 @@ class JsonFormatter(TextFormatter):
             "time": f"{self.formatTime(record, TIME_FORMAT)}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _message(record),
         }
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = "\n".join(_traceback(logging.Formatter.formatException(self, record.exc_info)))
         return json.dumps(line)
+
+
+def _message(record: logging.LogRecord) -> str:
+    text = record.getMessage()
+    return text if len(text) <= MESSAGE_CHARS_MAX else text[:MESSAGE_CHARS_MAX] + CUT
+
+
+def _traceback(text: str) -> list[str]:
+    """Its lines; of a long one the end, which says what happened."""
+    return (text if len(text) <= TRACEBACK_CHARS_MAX else CUT + text[-TRACEBACK_CHARS_MAX:]).split("\n")
+
+
+class QueuedHandler(logging.Handler):
+    """Writes lines from a thread of its own. `dropped` counts the lines that the queue had no room for."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self.dropped = 0
+        self._fd = fd
+        self._untold = 0  # of those dropped, how many no line has told of yet
+        self._queue: SimpleQueue[str | threading.Event] = SimpleQueue()  # its `put` may interrupt itself in a signal
+        threading.Thread(target=self._write_lines, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queues the line, or counts it. Never blocks and never raises."""
+        if self._queue.qsize() >= (QUEUE_LINES // 2 if self._untold else QUEUE_LINES):
+            self.dropped += 1
+            self._untold += 1
+            return
+        try:
+            line = self.format(record)
+        except Exception as error:  # noqa: BLE001  a wrong call of a logger must not fail the work that it tells of
+            line = f"{record.name}: {printable(repr(error))} in a log line: {printable(repr(record.msg))}"
+        self._tell_dropped()
+        self._queue.put(line)
+
+    def flush(self) -> None:
+        """Returns when all lines so far are written, after FLUSH_S at the latest."""
+        written = threading.Event()
+        self._queue.put(written)
+        written.wait(FLUSH_S)
+
+    def _tell_dropped(self) -> None:
+        if self._untold:
+            count, self._untold = self._untold, 0
+            lines = "line was" if count == 1 else "lines were"
+            text = f"{count} log {lines} dropped: the log was not read fast enough"
+            self._queue.put(self.format(logging.makeLogRecord({"name": __name__, "levelname": "WARNING", "msg": text})))
+
+    def _write_lines(self) -> None:
+        while True:
+            try:
+                line = self._queue.get_nowait()
+            except Empty:
+                self.acquire()
+                self._tell_dropped()
+                self.release()
+                line = self._queue.get()
+            if isinstance(line, threading.Event):
+                line.set()
+            else:
+                _write(self._fd, line)
 
 
 def start_logging(level: str, style: str) -> None:
     """Send the log of the whole process to stderr. Called once, before anything else starts."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     root = logging.getLogger()
-    root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    if sys.stderr is None:  # the process was started without one, and its number may be another file's by now
+        root.handlers[:] = [logging.NullHandler()]
+        return
+    handler = QueuedHandler(sys.stderr.fileno())
+    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    root.handlers[:] = [handler]
+    threading.excepthook = _log_exception
+
+
+def flush_log() -> None:
+    """Returns when everything logged so far is written, or after FLUSH_S."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
+def dropped_lines() -> int:
+    """Log lines since the start of the process that were not written, because the log was not read fast enough."""
+    return sum(handler.dropped for handler in logging.getLogger().handlers if isinstance(handler, QueuedHandler))
+
+
+def print_soon(stream: TextIO | None, line: str) -> None:
+    """Prints a line; if the reader does not take it within FLUSH_S, a thread waits for that, and the caller goes on."""
+    if stream is not None:
+        thread = threading.Thread(target=_write, args=(stream.fileno(), line), name="print", daemon=True)
+        thread.start()
+        thread.join(FLUSH_S)
+
+
+def _log_exception(failed: threading.ExceptHookArgs) -> None:
+    name = failed.thread.name if failed.thread else "?"
+    error = failed.exc_value or failed.exc_type()
+    logging.getLogger(__name__).error("thread %s has failed", name, exc_info=error)
+
+
+def _write(fd: int, line: str) -> None:
+    """Writes a line whole, or what its reader takes of it before it goes."""
+    data = (line + "\n").encode(errors="surrogateescape")
+    while data:
+        try:
+            data = data[os.write(fd, data) :]
+        except BlockingIOError:  # somebody else who has this pipe does not want to wait
+            poll = select.poll()
+            poll.register(fd, select.POLLOUT)
+            poll.poll()
+        except OSError:  # the reader has gone
+            return

@@ -5,10 +5,10 @@
     scrub  ->  anti-entropy (cuts its exchanges)  ->  server (answers what is in hand, closes)
         ->  replication (publishes what is left, for a while)  ->  engine (commits, syncs, closes)  ->  exit status 0
 
-Promises: the node is announced once, when the first client can be served; a stop asked for by SIGTERM,
-SIGINT or SHUTDOWN ends within ten seconds; a disk that failed ends the process at once, because what the
-kernel still holds can no longer be trusted. Nothing acknowledged is lost by any of these: replies leave
-after their commit.
+Promises: the node is announced once, when the first client can be served; a stop asked for by a signal of
+STOP_SIGNALS or by SHUTDOWN ends within ten seconds; other signals do not end it; a disk that failed ends
+the process at once, because what the kernel still holds can no longer be trusted. Nothing acknowledged is
+lost by any of these: replies leave after their commit.
 
 What this does not do: it knows neither a byte of the protocol nor one on disk.
 """
@@ -23,15 +23,16 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from merklekv import __version__
+from merklekv.bursts import BurstLog
 from merklekv.engine.engine import Engine
 from merklekv.exits import EXIT_OK, EXIT_SLOW_STOP, EXIT_STORAGE
-from merklekv.logs import start_logging
+from merklekv.logs import dropped_lines, flush_log, start_logging
 from merklekv.names import is_address, stored_node_id
 from merklekv.net import exchange_command, records
 from merklekv.net.client import Client
@@ -48,13 +49,26 @@ from merklekv.shortage import reason_of
 if TYPE_CHECKING:
     from merklekv.replication.replicator import Replicator
 
-STOP_DEADLINE_S = 9.0
+STOP_DEADLINE_S = 8.5  # so that, with what the log takes at the end, a stop ends within ten seconds
 FETCH_TIMEOUT_S = 10.0
 EXCHANGE_TIMEOUT_S = 30.0  # for one answer; a peer that hangs keeps the others waiting for so long
 SWITCH_INTERVAL_S = 0.0005
 SERVER_STOP_S = 5.0  # of those, for clients to take their last replies
 PUBLISH_REST_S = 2.5  # and for the broker to take what is left in the outbox
 NO_SIGNAL = b"\0"
+STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGXCPU, signal.SIGPWR}
+# Those that would end the process and mean nothing to a node: it goes on, and logs that it got one.
+IGNORED_SIGNALS = {
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGALRM,
+    signal.SIGVTALRM,
+    signal.SIGPROF,
+    signal.SIGIO,
+    signal.SIGSTKFLT,
+    *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
+}
 
 log = logging.getLogger("merklekv.node")
 
@@ -114,12 +128,13 @@ class NodeServices:
 
     def statistics(self) -> Mapping[str, int | str]:
         replicator = self._node.replicator
-        shown = {"node_id": self._node.node_id} | dict(replicator.statistics() if replicator else {})
+        shown: dict[str, int | str] = {"node_id": self._node.node_id, "log_lines_dropped": dropped_lines()}
+        shown |= dict(replicator.statistics() if replicator else {})
         return shown | dict(self._node.anti_entropy.statistics()) | dict(self._node.scrubber.statistics())
 
 
 class StopRequests:
-    """Who wants the process to stop: a signal, or the command SHUTDOWN.
+    """Who wants the process to stop: a signal of STOP_SIGNALS, or the command SHUTDOWN.
 
     A pipe, because the interpreter itself writes a signal's number into one, at once and in whatever thread it arrives.
     Python's handlers run when the main thread comes by, and one that waits for a lock does not, if the signal came to
@@ -128,6 +143,7 @@ class StopRequests:
 
     def __init__(self) -> None:
         self._out, self._in = os.pipe()
+        self._bursts = BurstLog(log)
         os.set_blocking(self._in, False)  # as `set_wakeup_fd` demands; when it is full, it has been asked often enough
 
     def hear_signals(self) -> None:
@@ -140,9 +156,15 @@ class StopRequests:
             os.write(self._in, NO_SIGNAL)
 
     def wait(self) -> str:
-        """The reason of the first of them, once there is one."""
-        number = os.read(self._out, 1)
-        return "SHUTDOWN" if number == NO_SIGNAL else signal.Signals(number[0]).name
+        """Waits for the first of them; its name. Logs the other signals meanwhile."""
+        while (heard := os.read(self._out, 1)) != NO_SIGNAL:
+            number = heard[0]
+            name = signal.Signals(number).name if number < signal.SIGRTMIN else f"signal {number}"
+            if number in STOP_SIGNALS:
+                return name
+            meaning = "nothing to reload" if number == signal.SIGHUP else "ignored"
+            self._bursts.warn(name, f"{name}: {meaning}")
+        return "SHUTDOWN"
 
 
 class Node:
@@ -285,30 +307,39 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> int:
     start_logging(settings.log_level, settings.log_format)
     node = Node(settings)
     node.stop_requests.hear_signals()  # first: one that comes while the handler changes is not missed
-    _on_stop_signals(_leave_while_starting)
+    _on_signals(IGNORED_SIGNALS, _go_on)
+    _on_signals(STOP_SIGNALS, _leave_while_starting)
     # A thread that comes back from the kernel waits this long for the interpreter while another one computes. With
     # Python's own 5 ms clients would wait so long for each sync and send while events of other nodes are merged.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    node.start()
+    try:
+        node.start()
+    finally:
+        flush_log()  # before the line that says why it cannot start, or that it has
     gc.collect()
     gc.freeze()  # what stands by now stays: a full collection need not look at it, which saves clients 5 ms each time
-    _on_stop_signals(lambda number, frame: None)  # `stop_requests` has heard it
+    _on_signals(STOP_SIGNALS, _go_on)  # `stop_requests` has heard it
     log.info("node %s, process %d", node.node_id, os.getpid())
     announce(node.ready_line())
     reason = node.stop_requests.wait()
-    log.info("stopping: %s", reason)
     deadline = threading.Timer(STOP_DEADLINE_S, _cut_short)
     deadline.daemon = True
     deadline.start()
+    log.info("stopping: %s", reason)
     node.stop()
     deadline.cancel()
     log.info("stopped")
+    _on_signals(STOP_SIGNALS | IGNORED_SIGNALS, signal.SIG_IGN)  # as it ends, Python would restore what kills
     return EXIT_OK
 
 
-def _on_stop_signals(handler: signal._HANDLER) -> None:
-    signal.signal(signal.SIGTERM, handler)
-    signal.signal(signal.SIGINT, handler)
+def _on_signals(numbers: Iterable[int], handler: signal._HANDLER) -> None:
+    for number in numbers:
+        signal.signal(number, handler)
+
+
+def _go_on(number: int, frame: FrameType | None) -> None:
+    """Nothing: `StopRequests` reads the signal from its pipe."""
 
 
 def _leave_while_starting(number: int, frame: FrameType | None) -> NoReturn:
@@ -317,7 +348,7 @@ def _leave_while_starting(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _cut_short() -> NoReturn:
-    log.error("stopping took over %.0f s, leaving now; acknowledged writes are safe", STOP_DEADLINE_S)
+    log.error("stopping took over %.1f s, leaving now; acknowledged writes are safe", STOP_DEADLINE_S)
     _leave(EXIT_SLOW_STOP)
 
 
@@ -328,8 +359,7 @@ def end_at_once(error: BaseException) -> NoReturn:
 
 
 def _leave(status: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_log()
     os._exit(status)
 
 

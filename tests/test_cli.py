@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 from fix_node import READY, NodeFactory, NodeProcess, clean_environment
-from support import free_port
+from support import free_port, wait_until
 
 from merklekv import __version__, exits
+from merklekv import node as node_module
 
 
 def run(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -168,7 +169,7 @@ def test_the_ready_line_says_address_directory_durability_and_keys(node: NodePro
     assert ready == f"merklekv {__version__} ready on {where}, durability always, 2 keys"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGXCPU, signal.SIGPWR])
 def test_a_signal_stops_it_with_status_0_and_keeps_the_data(node: NodeProcess, number: int) -> None:
     with node.connect() as client:
         assert client.ask("SET key value") == "OK"
@@ -177,6 +178,60 @@ def test_a_signal_stops_it_with_status_0_and_keeps_the_data(node: NodeProcess, n
     node.start()
     with node.connect() as client:
         assert client.ask("GET key") == "VALUE value"
+
+
+FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS}
+HARMLESS = sorted(signal.valid_signals() - FAULTS - {signal.SIGKILL, signal.SIGSTOP} - node_module.STOP_SIGNALS)
+
+
+def test_other_signals_leave_it_running(node: NodeProcess) -> None:
+    with node.connect() as client:
+        for number in HARMLESS:
+            os.kill(node.pid, number)
+            os.kill(node.pid, signal.SIGCONT)  # some of them stop a process, as Ctrl-Z does
+            assert client.ask("PING") == "PONG"
+    for line in ("SIGHUP: nothing to reload", "SIGUSR1: ignored", f"signal {signal.SIGRTMIN + 1}: ignored"):
+        wait_until(lambda line=line: line in node.output(), what=line)  # type: ignore[misc]
+    assert node.stop() == exits.EXIT_OK
+
+
+def test_a_signal_again_and_again_is_a_line_and_a_count(node: NodeProcess) -> None:
+    for _ in range(200):
+        os.kill(node.pid, signal.SIGUSR2)
+    assert node.stop() == exits.EXIT_OK
+    assert 1 <= node.output().count("SIGUSR2") <= 3
+
+
+def test_more_signals_while_it_stops_do_no_harm(node: NodeProcess) -> None:
+    assert node.process is not None
+    while node.process.poll() is None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+            node.process.send_signal(number)
+    assert node.wait() == exits.EXIT_OK
+
+
+SIGNALLED_WHILE_STARTING = """
+import os
+from merklekv import cli, node
+engine = node.Engine
+def start(*path, **options):
+    for number in node.IGNORED_SIGNALS:
+        os.kill(os.getpid(), number)
+    return engine(*path, **options)
+node.Engine = start
+cli.main()
+"""
+
+
+def test_other_signals_while_it_starts_do_not_end_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SIGNALLED_WHILE_STARTING, "run", "--port", "0", "--data-dir", str(tmp_path / "d")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert READY.match(process.stdout.readline())
+        process.terminate()
+        _, logged = process.communicate(timeout=30)
+    assert process.returncode == exits.EXIT_OK
+    assert "SIGHUP: nothing to reload" in logged
 
 
 def test_a_signal_that_another_thread_gets_stops_it(node: NodeProcess) -> None:

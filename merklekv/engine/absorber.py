@@ -10,6 +10,7 @@ too, so a server that was killed cannot be followed by the next one before its c
 between two transactions, when its parent is gone.
 """
 
+import logging
 import os
 import signal
 import subprocess
@@ -17,10 +18,10 @@ import sys
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 from xxhash import xxh3_64_digest
 
@@ -43,6 +44,8 @@ from merklekv.engine.repairs import Repairs, repair
 from merklekv.engine.store import DATA_FILE, TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter, Pair
 from merklekv.errors import Corruption, DirectoryUnwritable, DiskFull, MerkleKVError, Shortage, StorageFailed
 from merklekv.shortage import is_shortage, shortage_of
+
+log = logging.getLogger(__name__)
 
 # Of an absorption's work, roughly.  Writers are let go on by its progress, so all of the work has to show in it.
 READ_SHARE: Final = 0.2
@@ -245,15 +248,45 @@ class AbsorbingChild:
                 raise ChildDied("stopped")
             if self._process is None or self._process.poll() is not None:
                 self.close()
-                self._process = subprocess.Popen(
-                    self._command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    pass_fds=(self._lock_fd,),
-                    env=interpreter.environment(),
-                )
+                with _signals_blocked():
+                    self._process = subprocess.Popen(
+                        self._command,
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE,
+                        text=True,
+                        errors="backslashreplace",
+                        pass_fds=(self._lock_fd,),
+                        env=interpreter.environment(),
+                    )
+                try:
+                    threading.Thread(
+                        target=_log_lines, args=(self._process.stderr,), name="child-log", daemon=True
+                    ).start()
+                except RuntimeError:  # no thread is to be had: without a reader the child would wait for it one day
+                    self._process.kill()
+                    raise
             return self._process
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """A process that is started meanwhile never gets a signal but SIGTERM, SIGKILL and SIGSTOP.
+
+    A signal to the whole group (Ctrl-C, a closed terminal) is for the parent, which decides what it means.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _log_lines(stderr: TextIO) -> None:
+    """Logs what the child writes to stderr, which is little and unforeseen: the child itself must not wait there."""
+    with stderr:
+        for line in stderr:
+            log.warning("checkpoint process: %s", line.rstrip())
 
 
 _ERRORS: Final[dict[str, type[MerkleKVError]]] = {
@@ -269,8 +302,6 @@ def main(base_path: str, log_directory: str) -> None:
     def stop(*_: object) -> None:
         nonlocal stopping
         stopping = True
-        if idle:
-            sys.exit(0)
 
     def progress(share: float) -> None:
         if stopping or os.getppid() != parent:
@@ -284,11 +315,10 @@ def main(base_path: str, log_directory: str) -> None:
     def answer_error(error: MerkleKVError) -> None:
         answer(f"error {type(error).__name__} {error}")
 
-    idle = True
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's interrupt is for the server, which then stops us
-    signal.signal(signal.SIGTERM, stop)
+    # Between two jobs the kernel ends this process. A handler could run too late: when the wait for a line has begun.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for line in sys.stdin:
-        idle = False
+        signal.signal(signal.SIGTERM, stop)
         try:
             with BaseWriter(Path(base_path)) as base:  # anew for each job: LMDB may be of no use after a failed write
                 absorb(base, Path(log_directory), int(line), progress)
@@ -299,7 +329,7 @@ def main(base_path: str, log_directory: str) -> None:
             answer_error(trouble(error, Path(base_path).parent))
         except MemoryError as error:
             answer_error(shortage_of(error, "cannot merge"))
-        idle = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if stopping:  # asked to while the last transaction ran
             return
 

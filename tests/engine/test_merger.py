@@ -75,6 +75,20 @@ def test_a_child_that_dies_is_started_again(
     assert len(support.values(engine)) == 550
 
 
+def test_a_signal_to_the_whole_group_leaves_the_child_at_work(make_engine: Callable[..., Engine]) -> None:
+    """Such as Ctrl-C, or a terminal that closes: the parent decides what it means, also while the child starts."""
+    engine = make_engine(absorb="process")
+    write(engine, 100)
+    pid = child_pid(engine)
+    fatal = {signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM}
+    for number in range(3):
+        for other in signal.valid_signals() - fatal:
+            os.kill(pid, other)
+        write(engine, 150, 100 + 150 * number)
+        wait_until_merged(engine)
+    assert child_pid(engine) == pid
+
+
 def test_a_child_that_cannot_live_stops_the_node(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
