@@ -244,7 +244,8 @@ class Node:
             broker = Broker(
                 host=given.mqtt_broker,
                 port=given.mqtt_port,
-                client_id=self.node_id,
+                topic_prefix=given.topic_prefix,
+                node_id=self.node_id,
                 version=given.mqtt_version,
                 username=given.username or (self.node_id if given.client_password else ""),
                 password=given.client_password,
@@ -257,7 +258,6 @@ class Node:
             replicator = Replicator(
                 self.engine,
                 broker,
-                given.topic_prefix,
                 end_at_once,
                 address=self.advertised_address,
                 heartbeat_s=given.heartbeat_seconds,

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from typing import Final
 
 from merklekv.bursts import BurstLog
+from merklekv.replication.backoff import STEADY_S
 from merklekv.replication.event import encode_message
 from merklekv.replication.figures import LinkFigures, Topics
 from merklekv.replication.inbox import Delivery, Inbox
@@ -48,7 +49,12 @@ STATUS_EVERY_S: Final = 30.0
 GOODBYE_MAX_S: Final = 1.0
 REGROUP_MAX_S: Final = 6.0  # more than the longest wait between attempts to connect
 REGROUP_AGE_NS: Final = 1_000_000_000
-TWINS_MAX: Final = 3  # one is what is left of this node's last run
+STATUS_REPEAT_S: Final = 300.0  # the broker may have lost it
+CORRECTION_MIN_S: Final = 5.0
+CORRECTION_MAX_S: Final = 320.0
+UNSUBSCRIBED_MAX: Final = 100  # filters
+DUPLICATES_MIN: Final = 3  # statuses of other processes in our name
+DUPLICATE: Final = "duplicate"
 
 
 class Conversation:
@@ -68,7 +74,7 @@ class Conversation:
         wake_fd: int,
     ) -> None:
         self._broker = broker
-        self._node_id = broker.client_id
+        self._node_id = broker.node_id
         self._topics = topics
         self._outbox = outbox
         self._inbox = inbox
@@ -88,11 +94,24 @@ class Conversation:
         self._regroup_until = self._linger_until = 0.0
         self._answered = self._events_heard = self._ticked = time.monotonic()
         self._heartbeat_at = self._status_at = 0.0
-        self._status: Status | None = None
+        self._status_said_at = 0.0
+        self._correction_s = CORRECTION_MIN_S  # from one status to the next
+        self._status: Status | None = None  # what the broker keeps for us
+        self._connected_at: float | None = None
+        self._unsubscribed: set[str] = set()
+        self.has_duplicate = False  # whether another client has used our client id meanwhile
+        self.has_suspect = False  # whether the loss may be due to the size of a message
 
     def run(self, leave: Callable[[], bool], look_around: Callable[[], None]) -> None:
         """Talks until `leave` says so.  Raises Lost.  `look_around` is called about once a second."""
-        self._session.open()
+
+        def is_over() -> bool:
+            if time.monotonic() - self._ticked >= TICK_S:
+                self._ticked = time.monotonic()
+                look_around()
+            return leave()
+
+        self._session.open(is_over)
         deadline = time.monotonic() + CONNECT_MAX_S
         while not leave():
             if not self._window and time.monotonic() > deadline:
@@ -111,9 +130,14 @@ class Conversation:
         """Lets the connection go, whatever its state."""
         if self._window:
             self._figures.losses += 1
-            if self._answers and not self._batches_taken:
-                self._outbox.suspect()
+            if self._answers and not self._batches_taken and not self.has_duplicate:
+                self.has_suspect = self._outbox.suspect()
         self._session.drop()
+
+    @property
+    def stood_s(self) -> float | None:
+        """For how long the broker has let us in by now, in seconds; None if it has not."""
+        return None if self._connected_at is None else time.monotonic() - self._connected_at
 
     def acknowledge_later(self, token: tuple[int, int]) -> None:
         """A message has been dealt with; from any thread, `wake_fd` tells."""
@@ -189,8 +213,10 @@ class Conversation:
     def _connected(self, connected: Connected) -> None:
         figures = self._figures
         figures.connects += 1
-        figures.trouble.clear()
-        log.info("connected to the broker at %s as %s", self._broker.address, self._node_id)
+        for kind in figures.trouble.keys() - {DUPLICATE}:
+            del figures.trouble[kind]
+        log.info("connected to the broker at %s as %s", self._broker.address, self._broker.client_id)
+        self._connected_at = time.monotonic()
         self._window = max(1, min(WINDOW, connected.receive_max - 2))
         self._outbox.limit_packets(connected.packet_limit)
         self._session.subscribe((self._topics.all_events, 1), (self._topics.all_statuses, 0))
@@ -209,10 +235,14 @@ class Conversation:
         return {""} if waited else set()
 
     def _received(self, received: Received) -> None:
-        node, kind = self._topics.node_and_kind(received.topic)
         self._figures.received_bytes += len(received.payload)
+        place = self._topics.node_and_kind(received.topic)
+        if place is None:
+            self._received_foreign(received)
+            return
+        node, kind = place
         if kind == "status":
-            self._heard_status(node, received.payload)
+            self._heard_status(node, received)
             return
         self._figures.trouble.pop("deaf", None)
         self._events_heard = time.monotonic()
@@ -221,13 +251,47 @@ class Conversation:
             return
         self._inbox.put(Delivery(node, received.payload, (self, received.token)))
 
-    def _heard_status(self, node: str, payload: bytes) -> None:
+    def _received_foreign(self, received: Received) -> None:
+        """A message for no topic of this cluster: our session at the broker has subscriptions that others have made."""
+        self._figures.foreign_messages += 1
+        topic = received.topic
+        filters = [name for name in self._topics.foreign_filters(topic) if name not in self._unsubscribed]
+        if filters and len(self._unsubscribed) < UNSUBSCRIBED_MAX:
+            self._unsubscribed.update(filters)
+            self._session.unsubscribe(*filters)
+        self._bursts.warn("foreign", f"broker {self._broker.address}: ignored a message on {topic}, which is not ours")
+        self._session.acknowledge(received.token)  # or it would come again
+
+    def _heard_status(self, node: str, received: Received) -> None:
         peers = self._figures.peers
-        peers.hear(node, payload)
+        duplicates = peers.twins
+        peers.hear(node, received.payload)
         if node in peers.online():
             self._regroup.discard(node)
-        if peers.twins >= TWINS_MAX:
-            self._trouble("twin", f"another node is named {self._node_id} too, and the broker lets in one at a time")
+        if node == self._node_id:
+            # One is what is left of this node's last run; from its second connection on, this run has replaced that.
+            if peers.twins > duplicates and (self._figures.connects > 1 or peers.twins >= DUPLICATES_MIN):
+                self.duplicate_seen()
+            if not received.retained:
+                self._correct_status(received.payload)
+
+    def duplicate_seen(self) -> None:
+        """Another client with our client id has shown."""
+        self.has_duplicate = True
+        self._figures.duplicates += 1
+        self._figures.duplicate_at = time.monotonic()
+        self._trouble(
+            DUPLICATE,
+            f"another process uses the client id {self._broker.client_id} at this broker: "
+            "give each node its own replication.client_id",
+        )
+
+    def _correct_status(self, payload: bytes) -> None:
+        """Says our status again if somebody has replaced it.  Rarer and rarer, or two who do so would never end."""
+        if self._status is not None and payload != self._status.encode():
+            self._status = None
+            self._status_at = max(time.monotonic(), self._status_said_at + self._correction_s)
+            self._correction_s = min(2 * self._correction_s, CORRECTION_MAX_S)
 
     def _published(self, published: Published) -> None:
         if published.mid not in self._flight:
@@ -269,6 +333,8 @@ class Conversation:
         if now >= self._heartbeat_at:
             self._heartbeat_at = now + self._heartbeat_s
             self._send(self._topics.events, encode_message(self._node_id, self._outbox.next_sequence, [], 0), None)
+        if self.stood_s is not None and min(self.stood_s, now - self._figures.duplicate_at) >= STEADY_S:
+            self._figures.trouble.pop(DUPLICATE, None)
         if now >= self._status_at:
             self._status_at = now + STATUS_EVERY_S
             self._say_status()
@@ -277,8 +343,9 @@ class Conversation:
 
     def _say_status(self) -> None:
         status = self._describe(ONLINE)
-        if status != self._status:
+        if status != self._status or time.monotonic() >= self._status_said_at + STATUS_REPEAT_S:
             self._status = status
+            self._status_said_at = time.monotonic()
             self._send(self._topics.status, status.encode(), None, retain=True)
 
     def _deaf(self) -> None:

@@ -1,8 +1,8 @@
 """The link to the broker: one thread that keeps a conversation going, and starts it again whenever it is lost.
 
-It never gives up: the wait between attempts doubles up to RETRY_MAX_S, with jitter, so that many nodes do not come
-back at once.  While there is no broker the node works on and the outbox grows.  Whatever goes wrong in a conversation
-(a mistake of this program too) costs the connection and is logged; the thread goes on.
+It never gives up: the wait between attempts grows (backoff.py), with jitter, so that many nodes do not come back
+at once.  While there is no broker the node works on and the outbox grows.  Whatever goes wrong in a conversation (a
+mistake of this program too) costs the connection and is logged; the thread goes on.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from typing import Final
 
 from merklekv.bursts import BurstLog
 from merklekv.errors import StorageFailed
-from merklekv.replication.conversation import TICK_S, Conversation
+from merklekv.replication.backoff import Backoff
+from merklekv.replication.conversation import DUPLICATE, TICK_S, Conversation
 from merklekv.replication.figures import LinkFigures
-from merklekv.replication.mqtt import Lost
+from merklekv.replication.mqtt import Lost, TakenOver
 from merklekv.replication.outbox import Outbox
 
 log = logging.getLogger(__name__)
 
-RETRY_MIN_S: Final = 0.1
-RETRY_MAX_S: Final = 3.0
+CROWDED: Final = (
+    "connections do not last: another process may use the same client id; give each node its own replication.client_id"
+)
 
 Token = tuple[Conversation, tuple[int, int]]
 
@@ -85,21 +87,21 @@ class Link:
         return self._thread.is_alive()
 
     def _run(self) -> None:
-        wait_s = 0.0
+        backoff = Backoff()
         while not self._stopping:
             if not self.enabled:
                 self._figures.state = "disabled"
                 self._figures.trouble.clear()
                 self._sleep(TICK_S)
                 continue
-            connects = self._figures.connects
-            self._talk()
-            wait_s = RETRY_MIN_S if self._figures.connects > connects else min(2 * wait_s + RETRY_MIN_S, RETRY_MAX_S)
+            wait_s = self._talk(backoff)
+            if backoff.is_crowded:
+                self._figures.trouble.setdefault(DUPLICATE, CROWDED)
             self._sleep(random.uniform(0.5, 1.0) * wait_s)
         self._look_around()
 
-    def _talk(self) -> None:
-        """One conversation from its start to its end."""
+    def _talk(self, backoff: Backoff) -> float:
+        """One conversation from its start to its end; how long to wait before the next."""
         figures = self._figures
         if figures.state == "disabled":
             figures.state = "connecting"
@@ -110,6 +112,8 @@ class Link:
         except Lost as loss:
             figures.state, figures.trouble["connection"] = "disconnected", str(loss)
             self.bursts.warn(f"lost {loss}", f"{loss}; trying again")
+            if conversation is not None and isinstance(loss, TakenOver):
+                conversation.duplicate_seen()
         except StorageFailed as error:
             self._fatal(error)
         except Exception as error:  # a mistake of ours costs the connection, never the thread
@@ -119,6 +123,11 @@ class Link:
             if conversation is not None:
                 conversation.end()
             self._outbox.rewind()
+        if conversation is None:
+            return backoff.next_wait_s(None)
+        if conversation.has_suspect:
+            return backoff.restart_s()
+        return backoff.next_wait_s(conversation.stood_s, conversation.has_duplicate)
 
     def _is_over(self) -> bool:
         if self._stopping:

@@ -7,7 +7,14 @@ paho's callbacks only append to a queue (an exception in one would end the loop,
 so nothing is ever published twice by it, and message ids mean something only within their session.
 
 Sessions at the broker are kept (clean start off, with an expiry, which MQTT 5 needs said), so that the broker queues
-what others publish while this node is away.
+what others publish while this node is away.  A session belongs to a client id, so that names cluster and node.
+
+Packets larger than PACKET_BYTES_MAX: MQTT 5 asks the broker to drop them.  If one comes nevertheless (MQTT 3.1.1 cannot
+ask), its first PACKET_BYTES_MAX bytes are kept and the others skipped while they arrive.  So it costs bounded memory,
+reaches the inbox as a message that is too large, and is acknowledged: refused otherwise, it would come again forever.
+
+Looking up the broker's name cannot be interrupted, so connecting happens in a thread of its own (`_Client`).  When the
+caller does not want to wait any longer, that thread goes on alone, and closes what it may still open.
 """
 
 from __future__ import annotations
@@ -16,7 +23,11 @@ import os
 import select
 import socket
 import ssl
+import threading
+import time
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, cast
 
@@ -26,9 +37,15 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from merklekv.replication.event import MESSAGE_BYTES_MAX
+
 KEEPALIVE_S: Final = 20
-CONNECT_TIMEOUT_S: Final = 5.0
+CONNECT_TIMEOUT_S: Final = 5.0  # for one address
+DIAL_MAX_S: Final = 30.0  # for the name and all its addresses
+DIAL_POLL_S: Final = 0.1
 RECEIVE_MAX: Final = 100  # messages the broker may send before it waits for acknowledgements
+PACKET_BYTES_MAX: Final = MESSAGE_BYTES_MAX + (128 << 10)  # received; the rest is for the topic and for properties
+READ_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -37,7 +54,8 @@ class Broker:
 
     host: str
     port: int
-    client_id: str
+    topic_prefix: str
+    node_id: str
     version: str = "5"  # or "3.1.1", which cannot tell that a publish was refused
     username: str = ""
     password: str = ""
@@ -52,9 +70,18 @@ class Broker:
         """For people."""
         return f"{self.host}:{self.port}"
 
+    @property
+    def client_id(self) -> str:
+        """Names cluster and node.  No two pairs have the same one, since a node id has no '/'."""
+        return f"{self.topic_prefix}/{self.node_id}"
+
 
 class Lost(Exception):
     """The connection is gone, or never came; the text says why."""
+
+
+class TakenOver(Lost):
+    """The broker has given our session to another client with our client id."""
 
 
 class Connected(NamedTuple):
@@ -84,8 +111,11 @@ class Received(NamedTuple):
 
     topic: str
     payload: bytes
+    retained: bool  # from before our subscription
     token: tuple[int, int]
 
+
+TAKEN_OVER: Final = ReasonCode(PacketTypes.DISCONNECT, "Session taken over")
 
 Happening = Connected | Published | Subscribed | Received
 
@@ -97,19 +127,25 @@ class Session:
         self._broker = broker
         self._happened: deque[Happening] = deque()
         self._lost = ""
+        self._taken_over = False
         self._client = self._make_client()
         self._client.will_set(will_topic, will, qos=1, retain=True)
         self._poll = select.poll()
         self._fd = -1
         self._polled = 0
 
-    def open(self) -> None:
-        """Connects and says hello; `Connected` happens when the broker agrees."""
+    def open(self, leave: Callable[[], bool]) -> None:
+        """Connects and says hello; `Connected` happens when the broker agrees.
+
+        `leave` is asked every DIAL_POLL_S whether to give up.
+        """
+        self._client.leave = leave
         properties = None
         if self._is_5:
             properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
             properties.SessionExpiryInterval = self._broker.session_expiry_s
             properties.ReceiveMaximum = RECEIVE_MAX
+            properties.MaximumPacketSize = PACKET_BYTES_MAX
         try:
             self._client.connect(
                 self._broker.host,
@@ -158,6 +194,10 @@ class Session:
         """Asks for topics, as (filter, QoS)."""
         self._check(self._client.subscribe(list(filters))[0])
 
+    def unsubscribe(self, *filters: str) -> None:
+        """Asks for these topics no more."""
+        self._check(self._client.unsubscribe(list(filters))[0])
+
     def publish(self, topic: str, payload: bytes, retain: bool = False) -> int:
         """Publishes with QoS 1; returns the id that `Published` will name."""
         info = self._client.publish(topic, payload, qos=1, retain=retain)
@@ -185,9 +225,9 @@ class Session:
     def _is_5(self) -> bool:
         return self._broker.version == "5"
 
-    def _make_client(self) -> paho.Client:
+    def _make_client(self) -> _Client:
         broker = self._broker
-        client = paho.Client(
+        client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=broker.client_id,
             protocol=MQTTProtocolVersion.MQTTv5 if self._is_5 else MQTTProtocolVersion.MQTTv311,
@@ -222,12 +262,16 @@ class Session:
 
     def _require_connection(self) -> None:
         if self._lost or self._client.socket() is None:
-            raise Lost(self._lost or "the connection is lost")
+            raise self._loss("the connection is lost")
 
     def _check(self, code: MQTTErrorCode) -> None:
         if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
-            self._lost = self._lost or paho.error_string(code)
-            raise Lost(self._lost)
+            raise self._loss(paho.error_string(code))
+
+    def _loss(self, reason: str) -> Lost:
+        """The error to raise; `reason` is for when nothing else is known."""
+        self._lost = self._lost or reason
+        return TakenOver(self._lost) if self._taken_over else Lost(self._lost)
 
     def _on_connect(
         self, client: paho.Client, _: Any, flags: paho.ConnectFlags, reason: ReasonCode, given: Properties | None
@@ -242,6 +286,7 @@ class Session:
     def _on_disconnect(
         self, client: paho.Client, _: Any, flags: paho.DisconnectFlags, reason: ReasonCode, given: Properties | None
     ) -> None:
+        self._taken_over = reason == TAKEN_OVER
         who = "the broker ended the connection" if flags.is_disconnect_packet_from_server else "the connection is lost"
         self._lost = self._lost or f"{who}: {reason}"
 
@@ -257,4 +302,51 @@ class Session:
         self._happened.append(Subscribed([str(reason) for reason in reasons if reason.is_failure]))
 
     def _on_message(self, client: paho.Client, _: Any, message: paho.MQTTMessage) -> None:
-        self._happened.append(Received(message.topic, bytes(message.payload), (message.mid, message.qos)))
+        token = (message.mid, message.qos)
+        self._happened.append(Received(_text(message), bytes(message.payload), bool(message.retain), token))
+
+
+def _text(message: paho.MQTTMessage) -> str:
+    """The topic; one that is not UTF-8, which the protocol forbids, as one that is of no cluster."""
+    try:
+        return message.topic
+    except UnicodeDecodeError:
+        return ""
+
+
+class _Client(paho.Client):
+    """paho's client, with bounds on what it waits for and on what it keeps of a packet."""
+
+    leave: Callable[[], bool]  # asked whether to give up connecting
+
+    def _create_socket(self) -> Any:
+        """The socket, connected and secured, from a thread that is left behind if it takes too long."""
+        create = super()._create_socket
+        dialed: Future[Any] = Future()
+
+        def dial() -> None:
+            try:
+                dialed.set_result(create())
+            except BaseException as error:  # noqa: BLE001  raised in the thread that waits
+                dialed.set_exception(error)
+
+        threading.Thread(target=dial, name="replication-dial", daemon=True).start()
+        deadline = time.monotonic() + DIAL_MAX_S
+        while not wait([dialed], DIAL_POLL_S).done:
+            if self.leave() or time.monotonic() > deadline:
+                dialed.add_done_callback(_close_dialed)
+                raise TimeoutError(f"no connection within {DIAL_MAX_S:.0f} s")
+        return dialed.result()
+
+    def _sock_recv(self, size: int) -> bytes:
+        """What has arrived, of `size` bytes; of a packet that is too large all behind PACKET_BYTES_MAX is skipped."""
+        data = super()._sock_recv(min(size, READ_BYTES))
+        packet = self._in_packet
+        if packet["remaining_length"] > PACKET_BYTES_MAX:
+            del packet["packet"][PACKET_BYTES_MAX:]
+        return data
+
+
+def _close_dialed(dialed: Future[Any]) -> None:
+    if dialed.exception() is None:
+        dialed.result().close()

@@ -181,19 +181,21 @@ class Outbox:
         self._room = min(self._room, self._room_max)
         self.rewind()
 
-    def suspect(self) -> None:
+    def suspect(self) -> bool:
         """The connection was lost although the broker answered other publishes: what was first in flight may be why.
 
         Brokers that find a message too large do not all say so.  The same one several times in a row counts as told.
+        False: nothing was in flight.
         """
         if not self._in_flight:
-            return
+            return False
         first = self._in_flight[0]
         self._suspicions = self._suspicions + 1 if first.sequence == self._suspected else 1
         self._suspected = first.sequence
         if self._suspicions >= SUSPICIONS_MAX and len(first.payload) > BATCH_BYTES_MIN:
             self._suspicions = 0
             self.too_large(first)
+        return True
 
     def save(self) -> None:
         """Saves the cursor, if it has moved, and lets the log before it go."""

@@ -43,7 +43,6 @@ class Replicator:
         self,
         engine: Engine,
         broker: Broker,
-        prefix: str,
         fatal: Callable[[BaseException], None],
         *,
         address: str = "",
@@ -59,18 +58,18 @@ class Replicator:
         self._engine = engine
         self._broker = broker
         self._birth = birth
-        self._topics = Topics(prefix, broker.client_id)
+        self._topics = Topics(broker.topic_prefix, broker.node_id)
         self._tell_gap = on_gap
         self._heartbeat_s = heartbeat_s
         self._bursts = BurstLog(log)
         self._instance = secrets.token_hex(4)
-        peers = Peers(broker.client_id, self._instance, on_news)
+        peers = Peers(broker.node_id, self._instance, on_news)
         self._figures = LinkFigures(peers)
-        self._outbox = Outbox(engine, broker.client_id, self._topics.events, lambda reason: self._on_gap("", reason))
+        self._outbox = Outbox(engine, broker.node_id, self._topics.events, lambda reason: self._on_gap("", reason))
         self._link = Link(self._outbox, self._figures, fatal)
         self._inbox = Inbox(
             engine,
-            broker.client_id,
+            broker.node_id,
             self._link.acknowledge,
             self._on_gap,
             fatal,
@@ -138,6 +137,7 @@ class Replicator:
             "broker_losses": figures.losses,
             "broker_sessions_lost": figures.sessions_lost,
             "broker_deaf": figures.deaf,
+            "broker_duplicates": figures.duplicates,
             "outbox_events": outbox.waiting_events,
             "outbox_bytes": outbox.waiting_bytes,
             "outbox_oldest_ms": self._oldest_ms(),
@@ -153,6 +153,7 @@ class Replicator:
             "received_messages": inbox.messages,
             "received_own": inbox.own,
             "received_bytes": figures.received_bytes,
+            "received_foreign": figures.foreign_messages,
             "received_events": inbox.received,
             "applied_events": inbox.applied,
             "superseded_events": inbox.superseded,
@@ -190,7 +191,7 @@ class Replicator:
         engine = self._engine
         root = engine.root().hex() if engine.root_ready else ""
         sequence = engine.tail.end.sequence
-        node = self._broker.client_id
+        node = self._broker.node_id
         return Status(node, state, self.address, root, sequence, __version__, self._instance, self._birth)
 
     def _oldest_ms(self) -> int:

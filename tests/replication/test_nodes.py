@@ -8,7 +8,7 @@ from pathlib import Path
 
 import cbor2
 import pytest
-from fix_broker import Broker, BrokerFactory, Wire
+from fix_broker import BrokerFactory, Wire
 from fix_cluster import HarnessFactory, Outsider, ReplicationTestHarness, make_event
 from fix_proxy import ProxyFactory
 from support import free_port, wait_until
@@ -265,13 +265,6 @@ def test_mqtt_3_1_1_by_option(harness: ReplicationTestHarness) -> None:
     a.set("k", "later")
     b.start()
     b.wait_for("k", "later")
-
-
-def test_two_nodes_of_one_name_are_told(harness_at: HarnessFactory, broker: Broker) -> None:
-    first = harness_at(broker).create_node("same")
-    twin = harness_at(broker).create_node("same", start=False)
-    twin.start()
-    wait_until(lambda: "another node is named same too" in first.process.output() + twin.process.output())
 
 
 def certificate(directory: Path, name: str, authority: Path | None = None) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from merklekv.replication import presence
 from merklekv.replication.figures import Topics
+from merklekv.replication.mqtt import Broker
 from merklekv.replication.presence import OFFLINE, ONLINE, Peers, Status, decode_status
 
 STATUS = Status("b", ONLINE, "10.0.0.1:7379", "ab" * 32, 17, "1.2.3", "0123", "cd" * 8)
@@ -171,3 +172,47 @@ def test_what_was_read_can_be_said_again(fields: dict[str, str], sequence: int) 
     read = decode_status("b", json.dumps({"node": "b", "state": ONLINE, "sequence": sequence, **fields}).encode())
     assert read is not None
     assert decode_status("b", read.encode()) == read
+
+
+@pytest.mark.parametrize(
+    "topic",
+    [
+        "b/prefix/node/events",  # of equal length
+        "a/prefiy/node/events",
+        "a/prefix/b/node/events",  # a cluster within ours
+        "a/node/events",  # ours is within that
+        "x/a/prefix/node/events",
+        "/a/prefix/node/events",
+        "a/prefix/events",
+        "a/prefix//events",
+        "a/prefix/node/other",
+        "a/prefix/node/events/",
+        "a/prefix/node",
+        "a/prefix",
+        "events",
+        "",
+    ],
+)
+def test_topics_of_other_clusters_are_no_nodes(topic: str) -> None:
+    assert Topics("a/prefix", "node").node_and_kind(topic) is None
+
+
+@pytest.mark.parametrize(
+    ("topic", "filters"),
+    [
+        ("b/prefix/node/events", ["b/prefix/+/events", "b/prefix/+/status"]),
+        ("a/prefix/b/node/status", ["a/prefix/b/+/events", "a/prefix/b/+/status"]),
+        ("a/prefix/node/events", []),
+        ("a/prefix//status", []),  # from our own subscription
+        ("something/else", []),
+        ("", []),
+    ],
+)
+def test_a_foreign_topic_tells_the_subscriptions_it_came_by(topic: str, filters: list[str]) -> None:
+    assert Topics("a/prefix", "node").foreign_filters(topic) == filters
+
+
+def test_no_two_nodes_of_any_clusters_share_a_client_id() -> None:
+    nodes = [("a", "b-c"), ("a-b", "c"), ("a/b", "c"), ("a", "b"), ("b", "c"), ("ab", "c"), ("a", "bc")]
+    ids = {Broker("host", 1883, prefix, node).client_id for prefix, node in nodes}
+    assert len(ids) == len(nodes)

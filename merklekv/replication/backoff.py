@@ -1,0 +1,48 @@
+"""How long to wait before the next attempt to connect to the broker.
+
+The wait doubles with each attempt that fails, and with each connection that does not last, up to RETRY_MAX_S.  It
+starts anew after a connection that stood for STEADY_S.
+
+A broker gives a session to the latest client that names its id, and ends the connection of the one before.  Two
+processes with one client id would take it from each other without end.  So the wait goes on to DUPLICATE_RETRY_MAX_S
+after a loss that shows such a duplicate, and after SHORT_MAX short connections in a row, which are the only sign of it
+that MQTT 3.1.1 gives for certain.  Each then has the session for a while and delivers what it has; if the one ends, the
+other is back within that time.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+RETRY_MIN_S: Final = 0.1
+RETRY_MAX_S: Final = 3.0
+DUPLICATE_RETRY_MAX_S: Final = 30.0
+STEADY_S: Final = 30.0
+SHORT_MAX: Final = 8
+
+
+class Backoff:
+    """The waits of one link.  `is_crowded`: the last connections were too short, one after the other."""
+
+    def __init__(self) -> None:
+        self._wait_s = 0.0
+        self._short = 0  # connections in a row that did not last
+
+    @property
+    def is_crowded(self) -> bool:
+        return self._short >= SHORT_MAX
+
+    def restart_s(self) -> float:
+        """Seconds to wait after a loss whose cause was dealt with."""
+        self._wait_s, self._short = RETRY_MIN_S, 0
+        return self._wait_s
+
+    def next_wait_s(self, stood_s: float | None, has_duplicate: bool = False) -> float:
+        """Seconds to wait after a connection that stood for `stood_s`, or None if the broker did not let us in."""
+        if stood_s is not None:
+            self._short = self._short + 1 if stood_s < STEADY_S else 0
+            if not self._short:
+                self._wait_s = 0.0
+        limit_s = DUPLICATE_RETRY_MAX_S if has_duplicate or self.is_crowded else RETRY_MAX_S
+        self._wait_s = min(2 * self._wait_s + RETRY_MIN_S, limit_s)
+        return self._wait_s

@@ -1,0 +1,268 @@
+"""What a broker keeps under a node's name, and what it sends: of another cluster, another process, or too large."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import signal
+import sys
+from pathlib import Path
+
+import cbor2
+import paho.mqtt.client as paho
+import psutil
+import pytest
+from fix_broker import Broker, BrokerFactory, Wire
+from fix_cluster import HarnessFactory, NodeHandle, Outsider, ReplicationTestHarness, make_event
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from support import wait_until
+
+from merklekv import exits
+from merklekv.replication import backoff, mqtt
+from merklekv.replication.event import MESSAGE_BYTES_MAX
+
+pytestmark = pytest.mark.replication
+
+VERSIONS = ["5", "3.1.1"]
+HUGE_BYTES = 60 << 20
+
+
+# -- clusters do not mix -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("other", ["{0}x", "{0}/sub", "x{0}", "sub"])
+def test_a_node_that_moves_to_another_cluster_takes_nothing_along(
+    harness: ReplicationTestHarness, wire: Wire, version: str, other: str
+) -> None:
+    """Its session in the first cluster gets a write and a TRUNCATE, and neither arrives in the second."""
+    first = harness.create_node("n1", mqtt_version=version)
+    moving = harness.create_node("nx", mqtt_version=version)
+    first.wait_figure("replication_nodes", 2)
+    moving.stop()
+    prefix = other.format(harness.prefix) if "{" in other else harness.prefix[:-1] + "~"
+    moved = harness.create_node("nx-moved", mqtt_version=version, topic_prefix=prefix, client_id=moving.node_id)
+    moved.set("mine", "1")
+    first.set("secret", "1")
+    assert first.ask("TRUNCATE") == "OK"
+    first.set("later", "1")
+    wait_until(lambda: first.figure("outbox_events") == 0)
+    moved.process.stop()
+    moved.disconnect()
+    moved.start()
+    moved.wait_connected()
+    receive_all(moved, wire, prefix)
+    assert (moved.get("mine"), moved.get("secret"), moved.get("later")) == ("1", None, None)
+    assert moved.figure("refused_total") == 0
+    assert moved.figure("replication_nodes") == 1
+
+
+def receive_all(node: NodeHandle, wire: Wire, prefix: str) -> None:
+    """Until the node has whatever the broker had for it by now: messages come in order."""
+    key = f"key-{secrets.token_hex(4)}"
+    assert wire.publish(f"{prefix}/outsider/events", cbor2.dumps(make_event(key)))
+    node.wait_for(key, "v")
+
+
+def user_session(broker: Broker, client_id: str, *filters: str) -> None:
+    """Leave a session with these subscriptions at the broker, as another program with this client id would."""
+    client = paho.Client(CallbackAPIVersion.VERSION2, client_id, protocol=MQTTProtocolVersion.MQTTv5)
+    properties = Properties(PacketTypes.CONNECT)
+    properties.SessionExpiryInterval = 3600
+    subscribed: list[object] = []
+    client.on_subscribe = lambda *_: subscribed.append(_)
+    client.connect(broker.host, broker.port, clean_start=True, properties=properties)
+    client.loop_start()
+    for name in filters:
+        client.subscribe(name, 1)
+    wait_until(lambda: len(subscribed) == len(filters))
+    client.disconnect()
+    client.loop_stop()
+
+
+def test_a_session_with_foreign_subscriptions_is_cleaned(harness: ReplicationTestHarness, wire: Wire) -> None:
+    node = harness.create_node("n1", start=False)
+    other = f"{harness.prefix}-other"
+    user_session(harness.broker, f"{harness.prefix}/{node.node_id}", f"{other}/+/events", f"{other}/+/status")
+    for number in range(50):
+        assert wire.publish(f"{other}/outsider/events", cbor2.dumps(make_event(f"foreign-{number}")))
+    truncate = {name: value for name, value in make_event(op="truncate").items() if name not in ("key", "val")}
+    assert wire.publish(f"{other}/outsider/events", cbor2.dumps(truncate))
+    node.start()
+    node.wait_figure("received_foreign", 51)
+    node.set("own", "1")
+    receive_all(node, wire, harness.prefix)
+    assert (node.key_count(), node.figure("refused_total")) == (2, 0)
+    assert wire.publish(f"{other}/outsider/events", cbor2.dumps(make_event("after")))
+    receive_all(node, wire, harness.prefix)
+    assert node.figure("received_foreign") == 51, "it has unsubscribed"
+    assert node.process.output().count("ignored a message") == 1
+    node.stop()
+    node.start()
+    node.wait_connected()
+    receive_all(node, wire, harness.prefix)
+    assert node.figure("received_foreign") == 0, "it has acknowledged them"
+
+
+def test_a_message_under_an_empty_name_does_not_make_it_deaf(
+    harness: ReplicationTestHarness, wire: Wire, outsider: Outsider
+) -> None:
+    node = harness.create_node()
+    assert wire.publish(f"{harness.prefix}//status", b'{"node":"","state":"online"}')
+    assert wire.publish(f"{harness.prefix}//events", b"x")
+    node.wait_figure("received_foreign", 2)
+    outsider.publish(make_event("k", b"v"))
+    node.wait_for("k", "v")
+
+
+# -- the same client id twice ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", VERSIONS)
+def test_two_processes_with_one_client_id_say_so_and_take_turns(
+    harness_at: HarnessFactory, broker_factory: BrokerFactory, version: str
+) -> None:
+    broker = broker_factory()
+    nodes = [harness_at(broker).create_node("same", start=False, mqtt_version=version) for _ in range(2)]
+    for node in nodes:
+        node.start()
+    name = f"another process uses the client id {harness_prefix(nodes[0])}/same at this broker"
+    for node in nodes:
+        wait_until(lambda node=node: name in node.ask("REPLICATE status"), what=name)  # type: ignore[misc]
+        assert name in node.figures()["replication_detail"]
+        assert name in node.process.output()
+    reader = harness_at(broker).create_node("reader")
+    # The waits double, so this takes until attempts are rare; there were hundreds by then without them.
+    wait_until(lambda: connects(nodes) >= 10, seconds=60)
+    connected = connects(nodes)
+    for number, node in enumerate(nodes):
+        node.set(f"k{number}", "v")
+    for number in range(2):
+        reader.wait_for(f"k{number}", "v", seconds=3 * backoff.DUPLICATE_RETRY_MAX_S)
+    assert connects(nodes) - connected <= 8
+    nodes[0].stop()
+    wait_until(
+        lambda: nodes[1].figures()["replication_state"] == "connected", seconds=2 * backoff.DUPLICATE_RETRY_MAX_S
+    )
+    nodes[1].set("last", "v")
+    reader.wait_for("last", "v")
+    assert all(node.process.output().count("WARNING") < 40 for node in nodes)
+
+
+def harness_prefix(node: NodeHandle) -> str:
+    return next(flag.partition("=")[2] for flag in node.process.flags if flag.startswith("replication.topic_prefix="))
+
+
+def connects(nodes: list[NodeHandle]) -> int:
+    return sum(node.figure("broker_connects") for node in nodes)
+
+
+def test_a_node_that_is_killed_and_back_at_once_is_no_duplicate(own_harness: ReplicationTestHarness) -> None:
+    """Its last will comes from another process, and is its own."""
+    node = own_harness.create_node()
+    for _ in range(3):
+        node.kill()
+        node.start()
+        node.wait_connected()
+    own_harness.broker.kill()
+    node.wait_disconnected()
+    own_harness.broker.start()
+    node.wait_connected()
+    assert node.figure("broker_duplicates") == 0
+
+
+# -- messages that are too large ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_huge_message_costs_bounded_memory_and_holds_up_nothing(
+    harness: ReplicationTestHarness, outsider: Outsider, version: str
+) -> None:
+    """MQTT 5 has the broker drop it; before that it comes, and is skipped while it arrives."""
+    node = harness.create_node(mqtt_version=version)
+    node.set("own", "1")
+    before = peak_bytes(node)
+    outsider.publish_raw(bytes(HUGE_BYTES))
+    outsider.publish(make_event("k", b"after"))
+    node.wait_for("k", "after")
+    assert peak_bytes(node) - before < 4 * MESSAGE_BYTES_MAX < 2 * HUGE_BYTES
+    assert node.figure("broker_losses") == 0
+    if version == "3.1.1":
+        assert node.figure("refused_total") == 1
+    node.stop()
+    node.start()
+    node.wait_connected()
+    outsider.publish(make_event("k", b"later"))
+    node.wait_for("k", "later")
+    assert node.figure("refused_total") == 0, "it was acknowledged, or never came"
+
+
+def peak_bytes(node: NodeHandle) -> int:
+    status = Path(f"/proc/{node.process.pid}/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found
+    return int(found[1]) << 10
+
+
+def test_the_largest_packet_has_room_for_the_largest_message_and_any_topic() -> None:
+    assert mqtt.PACKET_BYTES_MAX >= MESSAGE_BYTES_MAX + 65_535 + 100
+
+
+# -- the status that the broker keeps ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_status_that_was_replaced_or_deleted_is_said_again(
+    harness: ReplicationTestHarness, wire: Wire, version: str
+) -> None:
+    a = harness.create_node("a", mqtt_version=version)
+    b = harness.create_node("b")
+    b.wait_figure("replication_nodes", 2)
+    topic = f"{harness.prefix}/{a.node_id}/status"
+    said = json.loads(wire.heard(topic)[-1])
+    for payload in (json.dumps(said | {"state": "offline"}).encode(), b"", b"garbage", b'{"node":"b"}'):
+        count = len(wire.heard(topic))
+        assert wire.publish(topic, payload, retain=True)
+        wait_until(lambda count=count: len(wire.heard(topic)) >= count + 2, seconds=60)  # type: ignore[misc]
+        assert json.loads(wire.heard(topic)[-1])["state"] == "online"
+        b.wait_figure("replication_nodes", 2)
+    c = harness.create_node("c")
+    c.wait_figure("replication_nodes", 3)
+
+
+# -- names that are slow to look up ------------------------------------------------------------------------------------
+
+SLOW_NAME = """
+import socket, sys, time
+from merklekv import cli
+look_up = socket.getaddrinfo
+def slow(host, *others, **named):
+    if host == "slow.invalid":
+        print("looking up", file=sys.stderr, flush=True)
+        time.sleep(60)
+    return look_up(host, *others, **named)
+socket.getaddrinfo = slow
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("tls", ["false", "true"])
+def test_a_name_that_is_slow_to_look_up_does_not_hold_up_the_stop(harness: ReplicationTestHarness, tls: str) -> None:
+    node = harness.create_node(start=False, mqtt_broker="slow.invalid", tls=tls)
+    command = node.process.command()
+    node.process.command = lambda: [sys.executable, "-c", SLOW_NAME, *command[3:]]  # type: ignore[method-assign]
+    node.start()
+    wait_until(lambda: "looking up" in node.process.output())
+    node.set("k", "v")
+    assert node.ask("REPLICATE disable") == "OK"
+    wait_until(lambda: node.figures()["replication_state"] == "disabled")
+    assert node.ask("REPLICATE enable") == "OK"
+    wait_until(lambda: node.process.output().count("looking up") == 2)
+    assert node.process.stop(signal.SIGTERM) == exits.EXIT_OK
+    assert "cut short" not in node.process.output()
+    assert not psutil.pid_exists(node.process.pid)
