@@ -170,7 +170,7 @@ class ReplicationTestHarness:
             node.disconnect()
             if self.broker.is_shared:
                 node.process.end()
-                self.broker.forget(f"{self.prefix}/{node.node_id}", f"{self.prefix}/{node.node_id}/status")
+                self.broker.forget(f"{self.prefix}:{node.node_id}", f"{self.prefix}/{node.node_id}/status")
 
 
 def make_event(key: str = "k", value: bytes | None = b"v", **fields: Any) -> dict[str, Any]:

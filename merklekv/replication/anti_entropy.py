@@ -29,6 +29,7 @@ from typing import Final
 
 from merklekv.engine.engine import Engine
 from merklekv.errors import MerkleKVError, Stalled, StorageFailed
+from merklekv.replication.bursts import BurstLog
 from merklekv.replication.carrier import Carrier, Connect, split_address
 from merklekv.replication.exchange import ExchangeReport, Initiator
 from merklekv.replication.exchange_wire import ExchangeRefused
@@ -96,6 +97,7 @@ class AntiEntropy:
         self._busy: dict[str, _Running] = {}  # exchanges begun here, by address
         self._served = 0  # exchanges that other nodes began and that came to their end
         self._unsettled = True  # the horizon may have moved
+        self._bursts = BurstLog(log)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="anti-entropy", daemon=True)
 
@@ -364,7 +366,7 @@ class AntiEntropy:
             partner.fail(f"{error}{elsewhere}")
             self._timetable.fail(partner.address, now)
         if partner.error != before:
-            log.warning("exchange with %s failed: %s", partner.address, partner.error)
+            self._bursts.warn(f"failed {partner.address}", f"exchange with {partner.address} failed: {partner.error}")
 
     def _rest(self, began: float, share_percent: int) -> None:
         """Rests after work that began then (monotonic), if there is to be any rest.  Raises Stopped."""

@@ -72,8 +72,15 @@ class Broker:
 
     @property
     def client_id(self) -> str:
-        """Names cluster and node.  No two pairs have the same one, since a node id has no '/'."""
-        return f"{self.topic_prefix}/{self.node_id}"
+        """Names cluster and node: `merkle_kv:node-1`.  No two pairs have the same one.
+
+        Levels of the prefix are separated by colons, since some brokers refuse a '/', and a '$', in a client id.
+        """
+        return ":".join(_escaped(level) for level in (*self.topic_prefix.split("/"), self.node_id))
+
+
+def _escaped(level: str) -> str:
+    return "".join(f"%{ord(char):02X}" if char in "%:$" else char for char in level)
 
 
 class Lost(Exception):

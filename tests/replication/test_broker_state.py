@@ -86,7 +86,7 @@ def user_session(broker: Broker, client_id: str, *filters: str) -> None:
 def test_a_session_with_foreign_subscriptions_is_cleaned(harness: ReplicationTestHarness, wire: Wire) -> None:
     node = harness.create_node("n1", start=False)
     other = f"{harness.prefix}-other"
-    user_session(harness.broker, f"{harness.prefix}/{node.node_id}", f"{other}/+/events", f"{other}/+/status")
+    user_session(harness.broker, f"{harness.prefix}:{node.node_id}", f"{other}/+/events", f"{other}/+/status")
     for number in range(50):
         assert wire.publish(f"{other}/outsider/events", cbor2.dumps(make_event(f"foreign-{number}")))
     truncate = {name: value for name, value in make_event(op="truncate").items() if name not in ("key", "val")}
@@ -130,7 +130,7 @@ def test_two_processes_with_one_client_id_say_so_and_take_turns(
     nodes = [harness_at(broker).create_node("same", start=False, mqtt_version=version) for _ in range(2)]
     for node in nodes:
         node.start()
-    name = f"another process uses the client id {harness_prefix(nodes[0])}/same at this broker"
+    name = f"another process uses the client id {harness_prefix(nodes[0])}:same at this broker"
     for node in nodes:
         wait_until(lambda node=node: name in node.ask("REPLICATE status"), what=name)  # type: ignore[misc]
         assert name in node.figures()["replication_detail"]

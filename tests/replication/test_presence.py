@@ -213,6 +213,13 @@ def test_a_foreign_topic_tells_the_subscriptions_it_came_by(topic: str, filters:
 
 
 def test_no_two_nodes_of_any_clusters_share_a_client_id() -> None:
-    nodes = [("a", "b-c"), ("a-b", "c"), ("a/b", "c"), ("a", "b"), ("b", "c"), ("ab", "c"), ("a", "bc")]
-    ids = {Broker("host", 1883, prefix, node).client_id for prefix, node in nodes}
-    assert len(ids) == len(nodes)
+    levels = ["a", "b", "a:b", ":", "a%3Ab", "%", "a-b", "b-c", "$b", "%24b"]
+    prefixes = [*levels, *(f"{first}/{second}" for first in levels for second in levels)]
+    ids = {Broker("host", 1883, prefix, node).client_id for prefix in prefixes for node in levels}
+    assert len(ids) == len(prefixes) * len(levels)
+    assert not any(char in name for name in ids for char in "/$+# ")
+
+
+def test_a_client_id_is_readable() -> None:
+    assert Broker("host", 1883, "merkle_kv", "node-1").client_id == "merkle_kv:node-1"
+    assert Broker("host", 1883, "test/kv", "nœud:1").client_id == "test:kv:nœud%3A1"
