@@ -9,6 +9,7 @@ import fcntl
 import logging
 import os
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ from merklekv.errors import (
     DirectoryLocked,
     DirectoryUnwritable,
     FormatTooNew,
+    InvalidArgument,
     NotADataDirectory,
     StorageFailed,
 )
@@ -46,13 +48,14 @@ log = logging.getLogger(__name__)
 class DataDirectory:
     """A data directory that this process holds until `release`.
 
-    Raises DirectoryUnwritable, NotADataDirectory, FormatTooNew, DirectoryLocked, Corruption.
+    Raises InvalidArgument, DirectoryUnwritable, NotADataDirectory, FormatTooNew, DirectoryLocked, Corruption.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.base = path / "base"
         self.log = path / "log"
+        require_name(path)
         try:
             path.mkdir(DIRECTORY_MODE, parents=True, exist_ok=True)
             self.lock_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -174,11 +177,24 @@ def _holder(lock_fd: int, path: Path) -> str:
     return ""
 
 
+def require_name(path: Path) -> None:
+    """Raises InvalidArgument for a path that LMDB cannot open: one that is no text in the locale's encoding."""
+    encoding = sys.getfilesystemencoding()
+    try:
+        str(path).encode(encoding)
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        raise InvalidArgument(
+            f"{shown}: a data directory's path must be text in the locale's encoding, {encoding}"
+        ) from None
+
+
 def require_format(path: Path, may_be_new: bool = False) -> None:
     """Refuses what is no data directory, or one that this release cannot read, or whose parts are not files.
 
-    Raises NotADataDirectory, FormatTooNew, Corruption, DirectoryUnwritable.
+    Raises InvalidArgument, NotADataDirectory, FormatTooNew, Corruption, DirectoryUnwritable.
     """
+    require_name(path)
     mark = path / "FORMAT"
     if not os.path.lexists(mark):
         others = {entry.name for entry in path.iterdir()} - {"LOCK", "FORMAT.new", "base", "log", "lost+found"}

@@ -21,13 +21,14 @@ from support import wait_until
 
 from merklekv.engine import directory as directory_module
 from merklekv.engine.check import check_directory
-from merklekv.engine.directory import DataDirectory, give_to_owner
+from merklekv.engine.directory import DataDirectory, give_to_owner, require_format
 from merklekv.engine.log import list_segments, segment_path
 from merklekv.errors import (
     Corruption,
     DirectoryLocked,
     DirectoryUnwritable,
     FormatTooNew,
+    InvalidArgument,
     NotADataDirectory,
     StorageFailed,
 )
@@ -497,3 +498,13 @@ def test_what_root_makes_belongs_to_the_owner_of_the_directory(tmp_path: Path) -
     assert (tmp_path / "elsewhere").stat().st_uid == 0
     give_to_owner(tmp_path, (tmp_path / "elsewhere").stat())  # root's own: nothing to do
     assert (tmp_path / "elsewhere").stat().st_uid == 0
+
+
+def test_a_path_that_is_no_text_is_refused_and_not_made(tmp_path: Path) -> None:
+    """LMDB's binding cannot open it."""
+    path = tmp_path / os.fsdecode(b"\xff")
+    with pytest.raises(InvalidArgument, match=r"\\xff: a data directory's path must be text in the locale's encoding"):
+        DataDirectory(path)
+    with pytest.raises(InvalidArgument):
+        require_format(path)
+    assert not path.exists()
