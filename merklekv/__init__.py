@@ -47,10 +47,6 @@ __all__ = [
 ]
 
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
-
 def __getattr__(name: str) -> object:
     if name in ("Database", "open"):
         from merklekv.engine import database

@@ -1,5 +1,20 @@
-"""`python -m merklekv`: the same as the command `merklekv`."""
+"""The command `merklekv`, also as `python -m merklekv`.
 
-from merklekv.cli import main
+Ctrl-C is provided for before the imports, which take a while: Python alone would show a traceback.
+"""
 
-main()
+from __future__ import annotations
+
+from merklekv.exits import leave_on_interrupt
+
+
+def main() -> None:
+    """Entry point."""
+    leave_on_interrupt()
+    from merklekv import cli
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import functools
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ import typer
 from merklekv import __version__, config
 from merklekv.errors import MerkleKVError
 from merklekv.exits import EXIT_FAILED, EXIT_USAGE, status_of
+from merklekv.output import OutputClosed, printable, take_over_output
 from merklekv.settings import declarations
 
 app = typer.Typer(
@@ -135,10 +137,19 @@ def _flag_parameters() -> list[inspect.Parameter]:
 @_takes_settings
 def run_command(loaded: config.Loaded) -> None:
     """Serve a data directory until told to stop (SIGTERM, SIGINT, SIGQUIT or the command SHUTDOWN)."""
-    from merklekv import logs, node
+    from merklekv import node
 
     config.require_tls_files(loaded)
-    raise typer.Exit(node.serve(loaded.settings, announce=functools.partial(logs.print_soon, sys.stdout)))
+    raise typer.Exit(node.serve(loaded.settings, _announce))
+
+
+def _announce(line: str) -> None:
+    """Prints the line of a node that is ready. A node that cannot print it serves all the same."""
+    from merklekv.logs import print_soon
+
+    if (error := print_soon(sys.stdout, line)) is not None:
+        log = logging.getLogger("merklekv.cli")
+        log.warning("the node is ready, but stdout does not take the line: %s", error.strerror)
 
 
 @app.command("config", epilog=CONFIG_EXAMPLES)
@@ -158,7 +169,7 @@ def config_command(
     key_width = max(len(one.key) for one in loaded.effective)
     value_width = max(len(one.shown()) for one in loaded.effective)
     for one in loaded.effective:
-        print(f"{one.key:{key_width}}  {one.shown():{value_width}}  {one.source}")
+        print(printable(f"{one.key:{key_width}}  {one.shown():{value_width}}  {one.source}"))
 
 
 @app.command("demo", epilog=DEMO_EXAMPLES)
@@ -201,25 +212,27 @@ def version_command() -> None:
 
 def main() -> None:
     """Entry point: run the command, turn whatever a user can meet into one line and its status."""
+    take_over_output()
     sys.exit(_status_of_run())
 
 
 def _status_of_run() -> int:
     try:
-        return int(app(standalone_mode=False) or 0)
+        return int(app(standalone_mode=False, prog_name="merklekv") or 0)
     except typer.TyperException as error:
-        return _fail(f"{error.format_message().rstrip('.')}; 'merklekv --help' shows what there is", EXIT_USAGE)
+        message = error.format_message().rstrip(".")  # empty where nothing was asked for: then the help was shown
+        return _fail(f"{message}; 'merklekv --help' shows what there is", EXIT_USAGE) if message else EXIT_USAGE
     except config.ConfigError as error:
         return _fail(str(error), EXIT_USAGE)
     except MerkleKVError as error:
         return _fail(str(error), status_of(error))
-    except BrokenPipeError:  # the reader of our output has gone, as in `merklekv config | head -1`
-        sys.stdout = None
+    except OutputClosed:  # as in `merklekv config | head -1`
         return EXIT_FAILED
 
 
 def _fail(message: str, status: int) -> int:
     from merklekv.logs import print_soon
 
-    print_soon(sys.stderr, f"merklekv: {message}")  # a reader that does not read must not keep a failed start alive
+    # A reader that does not read must not keep a failed start alive.
+    print_soon(sys.stderr, f"merklekv: {printable(message)}")
     return status

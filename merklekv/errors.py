@@ -65,6 +65,10 @@ class FormatTooNew(MerkleKVError):
     """The data was written by a later release, in a format that this one does not know."""
 
 
+class OutputFailed(MerkleKVError):
+    """What was to be printed cannot be written to stdout."""
+
+
 class AddressInUse(MerkleKVError):
     """Another program listens on the address."""
 

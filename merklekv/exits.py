@@ -5,6 +5,9 @@ Status 2 is what every command line uses for a mistake in its arguments, 1 is le
 
 from __future__ import annotations
 
+import os
+import signal
+
 from merklekv import errors
 
 EXIT_OK = 0
@@ -17,6 +20,7 @@ EXIT_FORMAT = 6
 EXIT_CORRUPT = 7
 EXIT_STORAGE = 8
 EXIT_SLOW_STOP = 9
+EXIT_INTERRUPTED = 130
 
 MEANINGS = {
     EXIT_OK: "stopped when asked to",
@@ -24,11 +28,12 @@ MEANINGS = {
     EXIT_USAGE: "a wrong flag, setting or configuration file",
     EXIT_LOCKED: "another process has the data directory open",
     EXIT_ADDRESS: "the address is in use, is not this machine's, or may not be bound",
-    EXIT_UNWRITABLE: "the data directory cannot be used, its disk is full, or the machine lacks something",
+    EXIT_UNWRITABLE: "the data directory or stdout cannot be used, a disk is full, or the machine lacks something",
     EXIT_FORMAT: "the directory is not MerkleKV's, or its format is of a later release",
     EXIT_CORRUPT: "the data is damaged; the message names the file and the way out",
     EXIT_STORAGE: "the disk failed a write or a sync while the node was running",
     EXIT_SLOW_STOP: "stopping took too long and was cut short; acknowledged writes are safe",
+    EXIT_INTERRUPTED: "interrupted from the keyboard before a node or a demo began",
 }
 
 _STATUS_OF: tuple[tuple[type[errors.MerkleKVError], int], ...] = (
@@ -37,6 +42,7 @@ _STATUS_OF: tuple[tuple[type[errors.MerkleKVError], int], ...] = (
     (errors.AddressUnavailable, EXIT_ADDRESS),
     (errors.DirectoryUnwritable, EXIT_UNWRITABLE),
     (errors.Shortage, EXIT_UNWRITABLE),
+    (errors.OutputFailed, EXIT_UNWRITABLE),
     (errors.NotADataDirectory, EXIT_FORMAT),
     (errors.FormatTooNew, EXIT_FORMAT),
     (errors.Corruption, EXIT_CORRUPT),
@@ -47,3 +53,12 @@ _STATUS_OF: tuple[tuple[type[errors.MerkleKVError], int], ...] = (
 
 def status_of(error: errors.MerkleKVError) -> int:
     return next((status for kind, status in _STATUS_OF if isinstance(error, kind)), EXIT_FAILED)
+
+
+def leave_on_interrupt() -> None:
+    """Lets Ctrl-C end the process at once and silently, for as long as there is nothing to clean up.
+
+    A process that ignores it, as those that a script runs in the background, goes on ignoring it.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(EXIT_INTERRUPTED))

@@ -24,6 +24,8 @@ import time
 from queue import Empty, SimpleQueue
 from typing import Final, TextIO
 
+from merklekv.output import printable
+
 TEXT_FORMAT = "%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s"
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S"
 INDENT: Final = "    "
@@ -32,13 +34,6 @@ TRACEBACK_CHARS_MAX: Final = 16_000
 CUT: Final = "..."
 QUEUE_LINES: Final = 1_000
 FLUSH_S: Final = 1.0
-
-
-def printable(text: str) -> str:
-    """The text with each character that does not print (control, line break, surrogate) escaped as in Python."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 class TextFormatter(logging.Formatter):
@@ -160,12 +155,19 @@ def dropped_lines() -> int:
     return sum(handler.dropped for handler in logging.getLogger().handlers if isinstance(handler, QueuedHandler))
 
 
-def print_soon(stream: TextIO | None, line: str) -> None:
-    """Prints a line; if the reader does not take it within FLUSH_S, a thread waits for that, and the caller goes on."""
-    if stream is not None:
-        thread = threading.Thread(target=_write, args=(stream.fileno(), line), name="print", daemon=True)
-        thread.start()
-        thread.join(FLUSH_S)
+def print_soon(stream: TextIO | None, line: str) -> OSError | None:
+    """Prints a line; if the reader does not take it within FLUSH_S, a thread waits for that, and the caller goes on.
+
+    Returns the error of a stream that does not take it.
+    """
+    if stream is None:
+        return None
+    errors: list[OSError | None] = [None]
+    fd = stream.fileno()
+    thread = threading.Thread(target=lambda: errors.append(_write(fd, line)), name="print", daemon=True)
+    thread.start()
+    thread.join(FLUSH_S)
+    return errors[-1]
 
 
 def _log_exception(failed: threading.ExceptHookArgs) -> None:
@@ -174,8 +176,8 @@ def _log_exception(failed: threading.ExceptHookArgs) -> None:
     logging.getLogger(__name__).error("thread %s has failed", name, exc_info=error)
 
 
-def _write(fd: int, line: str) -> None:
-    """Writes a line whole, or what its reader takes of it before it goes."""
+def _write(fd: int, line: str) -> OSError | None:
+    """Writes a line whole, or what its reader takes of it before it goes, and returns the error then."""
     data = (line + "\n").encode(errors="surrogateescape")
     while data:
         try:
@@ -184,5 +186,6 @@ def _write(fd: int, line: str) -> None:
             poll = select.poll()
             poll.register(fd, select.POLLOUT)
             poll.poll()
-        except OSError:  # the reader has gone
-            return
+        except OSError as error:  # the reader has gone
+            return error
+    return None

@@ -38,6 +38,7 @@ from merklekv.net import exchange_command, records
 from merklekv.net.client import Client
 from merklekv.net.limits import Limits
 from merklekv.net.server import Server
+from merklekv.output import counted
 from merklekv.replication.anti_entropy import AntiEntropy
 from merklekv.replication.carrier import split_address
 from merklekv.replication.exchange_side import NOTE_MEMBERS, load_members
@@ -298,7 +299,7 @@ class Node:
     def ready_line(self) -> str:
         return (
             f"merklekv {__version__} ready on {self.shown_address}, data in {self._settings.storage_path}, "
-            f"durability {self._settings.durability}, {self.engine.live_count} keys"
+            f"durability {self._settings.durability}, {counted(self.engine.live_count, 'key')}"
         )
 
 

@@ -15,22 +15,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # What a part may import of the package, beside itself. The bottom is what everybody may.
-BOTTOM = {
-    "merklekv",
-    "merklekv.bursts",
-    "merklekv.errors",
-    "merklekv.interpreter",
-    "merklekv.names",
-    "merklekv.private",
-    "merklekv.shortage",
-}
+HELPERS = ("bursts", "interpreter", "names", "output", "private", "shortage")
+BOTTOM = {"merklekv", "merklekv.errors", *(f"merklekv.{name}" for name in HELPERS)}
 LAYERS = {
     "merklekv/errors.py": set(),
-    "merklekv/bursts.py": set(),
-    "merklekv/interpreter.py": set(),
-    "merklekv/names.py": set(),
-    "merklekv/private.py": set(),
-    "merklekv/shortage.py": set(),
+    **{f"merklekv/{name}.py": set() for name in HELPERS},
     "merklekv/kinds.py": set(),
     "merklekv/settings.py": {"merklekv.kinds"},
     "merklekv/config.py": {"merklekv.settings"},

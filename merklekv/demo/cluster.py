@@ -18,6 +18,7 @@ from merklekv.demo.broker import Broker, make_broker
 from merklekv.demo.guard import Guard, remove
 from merklekv.demo.node import Node, Request
 from merklekv.demo.process import DemoFailed
+from merklekv.output import counted
 
 NODES: Final = 3
 BROKER: Final = "broker"
@@ -129,7 +130,7 @@ class Cluster:
         shown = []
         for node in self.nodes:
             look = node.look
-            held = f"{look.keys} keys, root {look.root[:12]}, outbox {look.outbox}" if look else node.state
+            held = f"{counted(look.keys, 'key')}, root {look.root[:12]}, outbox {look.outbox}" if look else node.state
             shown.append(f"{node.name}: {held}")
         return " | ".join(shown)
 

@@ -20,6 +20,7 @@ from rich.text import Text
 from merklekv.demo.broker import HOST
 from merklekv.demo.cluster import BROKER, Cluster
 from merklekv.demo.node import Node
+from merklekv.output import counted
 
 ROOT_DIGITS: Final = 12
 HELP: Final = "1 2 3 kill -9 or start a node   b the same for the broker   t writing   q quit"
@@ -69,7 +70,7 @@ def picture(cluster: Cluster, happened: Iterable[str]) -> RenderableType:
     for node in cluster.nodes:
         table.add_row(*_row(node, cluster.states.get(node.name, ""), common))
     broker = Text.assemble(f"broker {cluster.broker.kind} on {HOST}:{cluster.broker.port} ", _state(cluster, BROKER))
-    traffic = f"{'writing' if cluster.writing else 'paused'}, {cluster.written:,} writes acknowledged"
+    traffic = f"{'writing' if cluster.writing else 'paused'}, {counted(cluster.written, 'write')} acknowledged"
     verdict = Text(cluster.verdict(), style="bold green" if cluster.is_converged else "bold yellow")
     lines = [broker, Text(traffic), verdict, Text(), Text(HELP, style="bold"), Text()]
     return Group(table, *lines, Text("\n".join(happened), style="dim"))

@@ -23,6 +23,7 @@ from merklekv.demo.cluster import NODES, Cluster
 from merklekv.demo.process import DemoFailed
 from merklekv.demo.screen import Keys, picture
 from merklekv.exits import EXIT_FAILED, EXIT_OK
+from merklekv.output import counted
 
 TICK_S: Final = 0.1
 DEFAULT_SECONDS: Final = 10.0
@@ -47,7 +48,7 @@ def show(seconds: float | None, broker_kind: str) -> int:
     """Runs the demo; the exit status. Raises DemoFailed."""
     console = Console(highlight=False, soft_wrap=True)
     with _asked_to_stop() as stopped:
-        if seconds is None and sys.stdin.isatty() and sys.stdout.isatty():
+        if seconds is None and sys.stdin.isatty() and sys.stdout.isatty() and not console.is_dumb_terminal:
             return _with_keys(broker_kind, stopped)
         return _as_script(seconds or DEFAULT_SECONDS, broker_kind, stopped, console)
 
@@ -118,7 +119,7 @@ def _as_script(seconds: float, broker_kind: str, stopped: Callable[[], bool], co
         cluster.toggle_traffic()
         cluster.step()  # or the look would be older than the last writes
         healed = until(time.monotonic() + SETTLE_S, lambda: cluster.is_converged)
-        tell(f"{cluster.written:,} writes; {cluster.verdict()} ({cluster.differences()})")
+        tell(f"{counted(cluster.written, 'write')}; {cluster.verdict()} ({cluster.differences()})")
     return EXIT_OK if healed else EXIT_FAILED
 
 

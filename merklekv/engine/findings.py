@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from merklekv.engine.naive import KEY_SIZE_MAX, RECORD_SIZE_MIN, VERSION_SIZE, digest_of, is_tombstone, number
+from merklekv.output import counted
 
 PROBLEMS_MAX: Final = 200  # sentences; what comes after is counted
 STEPS_PER_REPORT: Final = 4096
@@ -71,7 +72,7 @@ class Findings:
 
     def sentences(self) -> list[str]:
         """All of them, and how many were left out."""
-        return self._sentences + ([f"and {self._more} more problems"] if self._more else [])
+        return self._sentences + ([f"and {counted(self._more, 'more problem')}"] if self._more else [])
 
 
 @dataclass

@@ -27,9 +27,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from merklekv.bursts import BurstLog
 from merklekv.engine.engine import Engine
 from merklekv.errors import MerkleKVError, Stalled, StorageFailed
-from merklekv.replication.bursts import BurstLog
 from merklekv.replication.carrier import Carrier, Connect, split_address
 from merklekv.replication.exchange import ExchangeReport, Initiator
 from merklekv.replication.exchange_wire import ExchangeRefused

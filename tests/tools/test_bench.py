@@ -42,7 +42,7 @@ def test_what_it_counts_is_what_the_node_did(load: str, node: NodeProcess) -> No
 
 def test_the_result_in_words(node: NodeProcess) -> None:
     text = succeeds("bench", address(node), "--seconds", "0.1", "--clients", "1", "--keys", "10").decode()
-    assert "mixed, 1 clients, pipeline 1, values of 100 bytes, 10 keys" in text
+    assert "mixed, 1 client, pipeline 1, values of 100 bytes, 10 keys" in text
     assert "requests a second" in text
     assert "latency p50 " in text
 

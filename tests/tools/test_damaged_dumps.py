@@ -219,7 +219,7 @@ def test_loading_a_damaged_dump(form: str, tmp_path: Path) -> None:
     dump.write_bytes(dump_of(form)[:-3])
     done = run("load", dump, tmp_path / "target")
     where = "line 5" if form == "jsonl" else "byte "
-    fails(EXIT_DUMP, str(dump), where, "3 records before that were taken in", done=done)
+    fails(EXIT_DUMP, str(dump), where, "taken in before that: 3 records", done=done)
     assert done.stdout == b""
     with opened(tmp_path / "target") as engine:
         assert engine.record(b"text") == PAIRS[2][1]

@@ -212,7 +212,7 @@ def test_values_are_written_anew(online: bool, source: Path, tmp_path: Path, nod
     node = node_factory(directory=target) if online else None
     place = address(node) if node else target
     summary = succeeds("load", "--anew", dump, place).decode()
-    assert summary == f"{live + dead} records read: {live} written anew, {dead} of deleted keys left out, 0 refused\n"
+    assert summary == f"{live + dead:,} records read: {live} written anew, {dead} of deleted keys left out, 0 refused\n"
     if node:
         node.stop()
     with opened(target) as engine:
@@ -284,7 +284,7 @@ def test_loading_into_a_full_directory(source: Path, tmp_path: Path) -> None:
     dump = tmp_path / "dump"
     succeeds("dump", source, "--output", dump)
     done = run("load", dump, tmp_path / "t", file_size=150_000)
-    fails(EXIT_UNWRITABLE, "disk full", "records before it were", done=done)
+    fails(EXIT_UNWRITABLE, "disk full", "taken in before that", done=done)
     succeeds("verify", tmp_path / "t")
     succeeds("load", dump, tmp_path / "t")
     assert contents(tmp_path / "t") == contents(source)

@@ -72,7 +72,7 @@ def test_what_it_says(backup: Path, tmp_path: Path) -> None:
     root, _, live, dead = contents(tmp_path / "one")
     assert (told["directory"], told["backup"]) == (str(tmp_path / "one"), str(backup))
     assert (told["root"], told["keys"], told["tombstones"]) == (root.hex(), live, dead)
-    assert f"{live} keys and {dead} deleted ones" in succeeds("restore", backup, tmp_path / "two").decode()
+    assert f"{live:,} keys and {dead:,} deleted ones" in succeeds("restore", backup, tmp_path / "two").decode()
     assert check_directory(tmp_path / "two") == []
 
 

@@ -1,5 +1,20 @@
-"""`python -m merklekv_tool`: the same as the command `merklekv-tool`."""
+"""The command `merklekv-tool`, also as `python -m merklekv_tool`.
 
-from merklekv_tool.cli import main
+Ctrl-C is provided for before the imports, which take a while: Python alone would show a traceback.
+"""
 
-main()
+from __future__ import annotations
+
+from merklekv.exits import leave_on_interrupt
+
+
+def main() -> None:
+    """Entry point."""
+    leave_on_interrupt()
+    from merklekv_tool import cli
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

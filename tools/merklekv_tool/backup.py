@@ -12,6 +12,7 @@ from typing import Annotated, Final
 
 import typer
 
+from merklekv.output import counted
 from merklekv_tool.output import AsJson, PlaceName, progress, say, say_json
 from merklekv_tool.statuses import FileError
 
@@ -65,6 +66,5 @@ def backup(
         say_json({"backup": destination, **description, "bytes": size, "seconds": seconds})
     else:
         say(
-            f"{destination}: {description['keys']} keys and {description['tombstones']} deleted ones, {size} bytes, "
-            f"root {description['root']}"
+            f"{destination}: {backups.contents(description)}, {counted(size, 'byte')}, root {description['root']}"
         )

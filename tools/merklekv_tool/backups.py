@@ -34,6 +34,7 @@ from merklekv.engine.check import check_directory
 from merklekv.engine.directory import give_to_owner
 from merklekv.engine.engine import Engine
 from merklekv.errors import Corruption, DiskFull, InvalidArgument
+from merklekv.output import counted
 from merklekv_tool.output import NO_ROOM, Update
 from merklekv_tool.statuses import BackupError, Exists, FileError
 
@@ -49,6 +50,11 @@ COPY_BYTES: Final = 1 << 20
 
 _PARTS: Final = ("FORMAT", "node-id", "base/data.mdb", "log/*.log")
 _NAME: Final = re.compile(r"BACKUP|FORMAT|node-id|base/data\.mdb|log/[0-9]{20}\.log")
+
+
+def contents(description: dict[str, Any]) -> str:
+    """What a backup holds, in words."""
+    return f"{counted(description['keys'], 'key')} and {counted(description['tombstones'], 'deleted one')}"
 
 
 def is_archive(name: str) -> bool:

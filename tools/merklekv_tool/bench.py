@@ -20,11 +20,12 @@ import select
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from merklekv.errors import InvalidArgument
+from merklekv.errors import InvalidArgument, MerkleKVError
+from merklekv.output import counted
 from merklekv_tool.output import AsJson, NodeName, progress, say, say_json
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ POOL_BATCHES: Final = 5000
 DELETED_AT_ONCE: Final = 1000
 MIXED_READS: Final = 0.5
 NO_REPLY_S: Final = 60.0
+RESCUE_S: Final = 5.0  # for a reply when the run has failed already, or was interrupted
 LATENCY_STEP: Final = math.log(1.01)
 PERCENTILES: Final = (50, 95, 99)
 
@@ -127,7 +129,7 @@ def bench(
     if address is None:
         raise InvalidArgument(f"{node}: not a running node: give HOST:PORT")
     latencies, elapsed_s = run(address, load, clients, pipeline, seconds, value_size, Keys(keys))
-    result: dict[str, object] = {
+    result: dict[str, Any] = {
         "node": node,
         "load": load,
         "clients": clients,
@@ -150,13 +152,12 @@ def milliseconds(seconds: float) -> float:
     return round(1000 * seconds, 3)
 
 
-def show(result: dict[str, object]) -> None:
+def show(result: dict[str, Any]) -> None:
     """The result in words."""
     latency = result["latency_ms"]
-    assert isinstance(latency, dict)
     say(
-        f"{result['load']}, {result['clients']} clients, pipeline {result['pipeline']}, "
-        f"values of {result['value_size']} bytes, {result['keys']} keys"
+        f"{result['load']}, {counted(result['clients'], 'client')}, pipeline {result['pipeline']}, "
+        f"values of {counted(result['value_size'], 'byte')}, {counted(result['keys'], 'key')}"
     )
     say(f"{result['requests_per_second']:,.0f} requests a second: {result['requests']:,} in {result['seconds']} s")
     say("latency " + ", ".join(f"{name} {value} ms" for name, value in latency.items()))
@@ -174,9 +175,13 @@ def run(
             if load != "set":
                 for block in keys.blocks():
                     call_all(control, [(b"SET", key, value) for key in block])
-            return measure(address, batches(load, pipeline, keys, value), clients, pipeline, seconds)
-        finally:
-            clean_up(address, keys)
+            result = measure(address, batches(load, pipeline, keys, value), clients, pipeline, seconds)
+        except BaseException:
+            with contextlib.suppress(MerkleKVError):  # what went wrong first is what is told
+                clean_up(address, keys, RESCUE_S)
+            raise
+        clean_up(address, keys, NO_REPLY_S)
+        return result
 
 
 def call_all(client: Client, requests: list[Request]) -> None:
@@ -241,10 +246,10 @@ def measure(
     return latencies, now - began
 
 
-def clean_up(address: tuple[str, int], keys: Keys) -> None:
-    """Deletes what the load has left."""
+def clean_up(address: tuple[str, int], keys: Keys, reply_s: float) -> None:
+    """Deletes what the load has left. Raises Unreachable, also for a reply that takes longer."""
     from merklekv.net.client import Client
 
-    with Client(*address) as client:
+    with Client(*address, reply_s) as client:
         for block in keys.blocks():
             client.call(b"DEL", *block)

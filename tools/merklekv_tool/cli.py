@@ -6,7 +6,7 @@ completion answer at once. Results go to stdout; progress, notes and errors to s
 
 from __future__ import annotations
 
-import os
+import contextlib
 import signal
 import sys
 from types import FrameType
@@ -16,8 +16,9 @@ import typer
 
 from merklekv.errors import DirectoryLocked, MerkleKVError
 from merklekv.exits import EXIT_LOCKED, EXIT_USAGE
+from merklekv.output import OutputClosed, take_over_output
 from merklekv_tool import backup, bench, diff, dump, forget, load, log, members, restore, stats, statuses, tree, verify
-from merklekv_tool.output import OutputClosed
+from merklekv_tool.output import note
 
 NAME: Final = "merklekv-tool"
 STATUS_TABLE: Final = "\nExit statuses:\n\n" + "\n".join(
@@ -50,7 +51,13 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _end)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for what a script runs in the background
         signal.signal(signal.SIGINT, _interrupt)
-    sys.exit(_status_of_run())
+    take_over_output()
+    try:
+        status = _status_of_run()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left to do takes no time
+    except KeyboardInterrupt:
+        status = statuses.EXIT_INTERRUPTED
+    sys.exit(status)
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
@@ -74,7 +81,8 @@ def _status_of_run() -> int:
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         verb = context.command_path if context else NAME
-        return _fail(f"{error.format_message().rstrip('.')}; '{verb} --help' shows what there is", EXIT_USAGE)
+        message = error.format_message().rstrip(".")  # empty where nothing was asked for: then the help was shown
+        return _fail(f"{message}; '{verb} --help' shows what there is", EXIT_USAGE) if message else EXIT_USAGE
     except (typer.Abort, KeyboardInterrupt):
         return statuses.EXIT_INTERRUPTED
     except DirectoryLocked as error:
@@ -82,15 +90,15 @@ def _status_of_run() -> int:
     except MerkleKVError as error:
         return _fail(statuses.explained(error), statuses.status_of(error))
     except OutputClosed:  # as in `merklekv-tool dump data | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it flushes
         return statuses.EXIT_PIPE
-    except SystemExit as left:  # rich ends so, with 1, when nobody reads the help that it prints
-        return statuses.EXIT_PIPE if left.code == 1 else left.code  # type: ignore[return-value]
+    except SystemExit as left:  # as SIGTERM does
+        return left.code  # type: ignore[return-value]
     except Exception:  # noqa: BLE001 - shown whole; Python alone would end with 1, which means something else here
         sys.excepthook(*sys.exc_info())
         return statuses.EXIT_FAULT
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"{NAME}: {message}", file=sys.stderr)
+    with contextlib.suppress(MerkleKVError, OutputClosed):  # of a stderr that takes nothing
+        note(message)
     return status

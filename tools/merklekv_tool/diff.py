@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 import typer
 
 from merklekv.errors import InvalidArgument
+from merklekv.output import counted
 from merklekv_tool.output import PlaceName, progress, say, say_json, text_of
 from merklekv_tool.statuses import EXIT_PROBLEMS
 
@@ -90,7 +91,7 @@ def differences(a: Place, b: Place) -> Iterator[Difference]:
     """Every key that differs, bucket by bucket."""
     from merklekv.engine.format import BUCKETS, LEAF_SIZE
 
-    with progress("compare") as update:
+    with progress("compare", prints=True) as update:
         leaves = b"".join(a.leaves()), b"".join(b.leaves())
         buckets = [
             bucket
@@ -170,4 +171,5 @@ def conclude(counts: Counter[str], floors: tuple[bytes, bytes], equal: bool, as_
         say(f"the floors differ: A was truncated at {show_version(floors[0])}, B at {show_version(floors[1])}")
     total = counts.total()
     parts = ", ".join(f"{counts[kind]} {name}" for kind, name in DIFFERENCES.items() if counts[kind])
-    say(f"{total} key{' differs' if total == 1 else 's differ'}: {parts}" if total else "no key differs")
+    differ = f"{counted(total, 'key')} differ{'s' if total == 1 else ''}"
+    say(f"{differ}: {parts}" if total else "no key differs")

@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal
 import typer
 
 from merklekv.errors import InvalidArgument
+from merklekv.output import counted
 from merklekv_tool.output import STDIO, AsJson, PlaceName, note, progress, say_json, written
 
 EXAMPLES: Final = """
@@ -41,7 +42,11 @@ def dump(
     if form == "cbor" and output == STDIO and sys.stdout.isatty():
         raise InvalidArgument("CBOR is not for a terminal: give --output FILE, or pipe it somewhere")
     began = time.monotonic()
-    with places.opened(place) as there, written(output) as file, progress(f"dump {there.name}") as update:
+    with (
+        places.opened(place) as there,
+        written(output) as file,
+        progress(f"dump {there.name}", prints=output == STDIO) as update,
+    ):
         start = os.fsencode(prefix)
         writer = dumps.Writer(file, dumps.format_named(form), start)
         total = 0 if prefix else there.count()
@@ -59,4 +64,5 @@ def dump(
     if as_json:
         say_json(summary, to_stderr=output == STDIO)
     else:
-        note(f"{writer.records} records, {writer.tombstones} of them deleted keys, {writer.size} bytes")
+        deleted = f"{writer.tombstones:,} of them deleted"
+        note(f"{counted(writer.records, 'record')}, {deleted}, {counted(writer.size, 'byte')}")

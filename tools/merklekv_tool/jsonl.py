@@ -7,7 +7,8 @@
     {"end":true,"records":3,"floor":"0-00000000000000000000000000000000","checksum":"5b1f..."}
 
 Bytes that are valid UTF-8 are text; others are base64 in a field with that ending.  Versions are the timestamp in
-nanoseconds and the op id in hex.  A tombstone has no value.  Text is UTF-8, not escaped beyond what JSON demands.
+nanoseconds and the op id in hex.  A tombstone has no value.  Text is UTF-8; what JSON demands is escaped,
+and what a terminal would obey.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, BinaryIO, Final
 
 from merklekv.engine.format import DIGEST_AT, VALUE_AT, VERSION_SIZE
 from merklekv.engine.version import show_version
+from merklekv.output import printable_json
 from merklekv_tool.dumps import DUMP_VERSION, MARK, End, Head, Item, Pair, build_record, check_flags
 
 _VERSION: Final = re.compile(r"([0-9]{1,20})-([0-9a-f]{32})", re.ASCII)
@@ -61,7 +63,7 @@ class JsonLines:
 
 
 def _line(fields: dict[str, object]) -> bytes:
-    return _encode(fields).encode() + b"\n"
+    return printable_json(_encode(fields)).encode() + b"\n"
 
 
 def field(name: str, data: bytes) -> dict[str, object]:

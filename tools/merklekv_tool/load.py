@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Final
 import typer
 
 from merklekv.errors import DiskFull
+from merklekv.output import counted
 from merklekv_tool.output import AsJson, PlaceName, Update, note, progress, readable, say, say_json, text_of
 from merklekv_tool.statuses import EXIT_REFUSED, DumpError
 
@@ -55,6 +56,10 @@ class Loader:
         self.refused += len(result.refused)
         self.reasons += result.refused[: REFUSED_SHOWN_MAX - len(self.reasons)]
 
+    def taken_in(self) -> str:
+        """What stays of a load that fails, in words."""
+        return f"taken in before that: {counted(self.applied, 'record')}"
+
 
 def load(
     dump_file: Annotated[str, typer.Argument(metavar="FILE", help="A dump in either format; - for stdin.")],
@@ -78,9 +83,9 @@ def load(
                 if reader.floor is not None and not anew:
                     there.merge_floor(reader.floor)
             except DumpError as error:
-                raise DumpError(f"{error}; {loader.applied} records before that were taken in") from error
+                raise DumpError(f"{error}; {loader.taken_in()}") from error
             except DiskFull as error:
-                raise DiskFull(f"{there.name}: {error}; {loader.applied} records before it were") from error
+                raise DiskFull(f"{there.name}: {error}; {loader.taken_in()}") from error
     summary: dict[str, object] = {
         "place": there.name,
         "records": reader.records,
@@ -126,6 +131,6 @@ def show(loader: Loader, records: int, anew: bool) -> None:
         note(f"{SETTLED}: older than what the cluster has settled, so deleted there since; --anew writes it again")
     rest = records - loader.applied - loader.refused
     say(
-        f"{records} records read: {loader.applied} {'written anew' if anew else 'taken in'}, "
+        f"{counted(records, 'record')} read: {loader.applied} {'written anew' if anew else 'taken in'}, "
         f"{rest} {'of deleted keys left out' if anew else 'not newer than what is there'}, {loader.refused} refused"
     )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 import typer
 
 from merklekv.errors import InvalidArgument
+from merklekv.output import counted, printable
 from merklekv_tool.output import PlaceName, moment, note, say, say_json, text_of
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def read(source: Source, wanted: Filter, last: int, follow: bool, show: Shown) -
         if not follow:  # else it is the way to end it
             raise
     if reader.skipped:
-        note(f"{source.name}: {reader.skipped} bytes of the log were deleted before they could be read")
+        note(f"{source.name}: {counted(reader.skipped, 'byte')} of the log deleted before they could be read")
 
 
 class Shown:
@@ -176,11 +177,12 @@ class Shown:
         time_ns = time_of(event)
         when = "" if time_ns is None else moment(time_ns)
         value = value_of(entry)
-        shown = "" if value is None else text_of(value) if self._values else f"{len(value)} bytes"
+        shown = "" if value is None else text_of(value) if self._values else counted(len(value), "byte")
         if len(shown) > SHOWN_VALUE_SIZE:
-            shown = f"{shown[:SHOWN_VALUE_SIZE]}... ({len(value or b'')} bytes)"
+            shown = f"{shown[:SHOWN_VALUE_SIZE]}... ({counted(len(value or b''), 'byte')})"
         key = text_of(entry.key)
-        return f"{when:26}  {name_of(entry.op):8}  {event.origin or LOCAL:16}  {key:{KEY_WIDTH}}  {shown}".rstrip()
+        origin = printable(event.origin or LOCAL)
+        return f"{when:26}  {name_of(entry.op):8}  {origin:16}  {key:{KEY_WIDTH}}  {shown}".rstrip()
 
     def _fields(self, event: Event) -> dict[str, object]:
         from merklekv.engine.version import show_version

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
+from merklekv.output import printable
 from merklekv_tool.output import AsJson, PlaceName, say, say_json
 
 if TYPE_CHECKING:
@@ -59,8 +60,9 @@ def members(place: PlaceName, as_json: AsJson = False) -> None:
 
 def table(found: list[Row], now_ns: int) -> list[str]:
     """The rows in columns."""
-    cells = [COLUMNS] + [
-        (
+    cells: list[tuple[str, ...]] = [COLUMNS]
+    for row in found:
+        shown = (
             str(row["node"]),
             str(row["birth"]) or "unknown",
             str(row["state"]),
@@ -70,8 +72,7 @@ def table(found: list[Row], now_ns: int) -> list[str]:
             moment_ago(int(row["stable_ns"]), now_ns),
             HOLDS.get(str(row["holds"]), str(row["holds"])),
         )
-        for row in found
-    ]
+        cells.append(tuple(map(printable, shown)))
     widths = [max(len(line[column]) for line in cells) for column in range(len(COLUMNS))]
     return ["  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
 

@@ -16,6 +16,7 @@ from typing import Annotated, BinaryIO, Final, TextIO
 import typer
 
 from merklekv.errors import DiskFull
+from merklekv.output import OutputClosed, printable, printable_json
 from merklekv.private import Opener, private
 from merklekv_tool.statuses import FileError
 
@@ -29,13 +30,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of
 Update = Callable[[int, int], None]
 
 
-class OutputClosed(Exception):
-    """Whoever read our output has stopped reading."""
-
-
 def say(text: str) -> None:
-    """A line of the result."""
-    _print(text, sys.stdout)
+    """Lines of the result. What a terminal would obey in names and values of others is escaped."""
+    say_styled("\n".join(map(printable, text.split("\n"))))
+
+
+def say_styled(text: str) -> None:
+    """A line with our own escape sequences for a terminal."""
+    _write(text, sys.stdout)
 
 
 def moment(timestamp_ns: int) -> str:
@@ -48,26 +50,20 @@ def moment(timestamp_ns: int) -> str:
 
 def note(text: str) -> None:
     """A line beside the result."""
-    _print(f"merklekv-tool: {text}", sys.stderr)
+    _write(printable(f"merklekv-tool: {text}"), sys.stderr)
 
 
 def say_json(values: dict[str, object], to_stderr: bool = False) -> None:
     """The whole result as one JSON object."""
-    _print(json.dumps(values, ensure_ascii=False), sys.stderr if to_stderr else sys.stdout)
+    file = sys.stderr if to_stderr else sys.stdout
+    is_unicode = file is None or file.encoding.lower() == "utf-8"
+    _write(printable_json(json.dumps(values, ensure_ascii=not is_unicode)), file)
 
 
-def _print(text: str, file: TextIO | None) -> None:
+def _write(text: str, file: TextIO | None) -> None:
     if file is not None:  # else the caller has closed it
-        with writing(STDIO), _opened_again(file) as stream:
-            stream.write(f"{text}\n".encode(file.encoding, file.errors or "strict"))
-
-
-def _opened_again(file: TextIO) -> BinaryIO:
-    """The file below stdout or stderr, with a buffer that is written or fails when it is closed, and not at exit.
-
-    Without a buffer, as PYTHONUNBUFFERED has it, what a full disk or a signal cuts off would go unnoticed.
-    """
-    return open(file.fileno(), "wb", closefd=False)
+        with writing(STDIO):
+            file.write(f"{text}\n")
 
 
 @contextlib.contextmanager
@@ -90,8 +86,11 @@ def text_of(data: bytes) -> str:
 
 
 @contextlib.contextmanager
-def progress(what: str, of_bytes: bool = False) -> Iterator[Update]:
-    """A bar on stderr while the block runs; it is moved by `update(done, total)`, total 0 when nobody knows."""
+def progress(what: str, of_bytes: bool = False, prints: bool = False) -> Iterator[Update]:
+    """A bar on stderr while the block runs; it is moved by `update(done, total)`, total 0 when nobody knows.
+
+    `prints`: the block writes to stdout. Where that is a terminal, there is no bar, which would be among the lines.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -107,7 +106,10 @@ def progress(what: str, of_bytes: bool = False) -> Iterator[Update]:
     console = Console(stderr=True)
     amount: ProgressColumn = DownloadColumn() if of_bytes else MofNCompleteColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), amount, TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    hidden = not console.is_terminal or (prints and sys.stdout is not None and sys.stdout.isatty())
+    with Progress(
+        *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False, disable=hidden
+    ) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=max(done, total) if total else None)
 
@@ -128,7 +130,7 @@ def _target(name: str, opener: Opener | None) -> Iterator[BinaryIO]:
     if name == STDIO:
         if sys.stdout is None:
             raise FileError("the output: cannot write: stdout is closed")
-        with _opened_again(sys.stdout) as stream:
+        with open(sys.stdout.fileno(), "wb", closefd=False) as stream:  # written whole, or fails, when it is closed
             yield stream
     elif path.exists() and not stat.S_ISREG(path.stat().st_mode):
         with path.open("wb") as stream:

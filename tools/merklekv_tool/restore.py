@@ -60,6 +60,6 @@ def restore(
         say_json({"directory": directory, "backup": backup, **description, "seconds": seconds})
     else:
         say(
-            f"{directory}: {description['keys']} keys and {description['tombstones']} deleted ones, "
+            f"{directory}: {backups.contents(description)}, "
             f"as {description['source']} had them at {description['made']}"
         )

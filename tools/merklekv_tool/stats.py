@@ -7,7 +7,6 @@ a terminal it redraws in place; elsewhere it writes one block, or one JSON objec
 from __future__ import annotations
 
 import fnmatch
-import sys
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 import typer
 
 from merklekv.errors import InvalidArgument
+from merklekv.output import printable
 from merklekv_tool.output import AsJson, NodeName, say, say_json
 
 if TYPE_CHECKING:
@@ -115,15 +115,18 @@ def follow(row: Iterator[Look], name: str, as_json: bool) -> None:
     if as_json:
         for look in row:
             say_json({"time": round(time.time(), 3), **typed(look.figures)})
-    elif not sys.stdout.isatty():
-        for look in row:
-            say(block(look.figures, look.rates) + "\n")
-    else:
-        from rich.live import Live
+        return
+    from rich.console import Console
+    from rich.live import Live
 
-        with Live(auto_refresh=False) as screen:
+    console = Console()
+    if console.is_terminal and not console.is_dumb_terminal:
+        with Live(console=console, auto_refresh=False) as screen:
             for look in row:
                 screen.update(table(look, name), refresh=True)
+    else:
+        for look in row:
+            say(block(look.figures, look.rates) + "\n")
 
 
 def is_number(text: str) -> bool:
@@ -140,7 +143,7 @@ def block(figures: dict[str, str], rates: dict[str, float] | None = None) -> str
     width = max(map(len, figures), default=0)
     shown = rates or {}
     return "\n".join(
-        f"{name:{width}}  {value}{f'  {shown[name]:+.1f}/s' if shown.get(name) else ''}"
+        f"{printable(name):{width}}  {printable(value)}{f'  {shown[name]:+.1f}/s' if shown.get(name) else ''}"
         for name, value in figures.items()
     )
 
@@ -155,8 +158,8 @@ def table(look: Look, name: str) -> Table:
     for figure, value in look.figures.items():
         rate = look.rates.get(figure, 0.0)
         drawn.add_row(
-            figure,
-            Text(f"{int(value):,}" if is_number(value) else value),
+            printable(figure),
+            Text(f"{int(value):,}" if is_number(value) else printable(value)),
             f"{rate:+,.1f}" if rate else "",
             style="bold" if rate else "",
         )

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from merklekv.errors import InvalidArgument
-from merklekv_tool.output import STDIO, AsJson, PlaceName, progress, say, say_json, writing, written
+from merklekv.output import counted, printable
+from merklekv_tool.output import STDIO, AsJson, PlaceName, progress, say_json, say_styled, writing, written
 from merklekv_tool.statuses import EXIT_PROBLEMS
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def tree(
         say_json(described(trees, different))
     else:
         for line in shown(trees, different):
-            say(line)
+            say_styled(line)
     if len({one.root for one in trees}) > 1:
         raise typer.Exit(EXIT_PROBLEMS)
 
@@ -124,6 +125,12 @@ def read(there: Place) -> Tree:
 def differing(one: Tree, other: Tree) -> list[int]:
     """1 for each leaf that differs, else 0."""
     return [int(mine != theirs) for mine, theirs in zip(one.leaves, other.leaves, strict=True)]
+
+
+def differ(different: list[int]) -> str:
+    """How many leaves do, in words."""
+    leaves = sum(different)
+    return f"{counted(leaves, 'leaf', 'leaves')} differ{'s' if leaves == 1 else ''}"
 
 
 def described(trees: list[Tree], different: list[int]) -> dict[str, object]:
@@ -156,7 +163,8 @@ def shown(trees: list[Tree], different: list[int]) -> list[str]:
     for one in trees:
         leaves = sum(count > 0 for _, count in one.leaves)
         fullest = max(count for _, count in one.leaves)
-        lines.append(f"{one.name}: {one.records:,} records in {leaves:,} of {len(one.leaves):,} leaves")
+        held = counted(one.records, "record")
+        lines.append(f"{printable(one.name)}: {held} in {leaves:,} of {len(one.leaves):,} leaves")
         lines.append(f"  at most {fullest:,} in a leaf; root {one.root.hex()}")
     if len(trees) == 1:
         inner = trees[0].inner
@@ -166,7 +174,7 @@ def shown(trees: list[Tree], different: list[int]) -> list[str]:
     if not nodes:
         alike = trees[0].root == trees[1].root
         return [*lines, "the trees are equal" if alike else "the leaves are equal, the floors differ"]
-    lines.append(f"{sum(different):,} leaves differ, below {nodes} of {len(inner)} inner nodes:")
+    lines.append(f"{differ(different)}, below {nodes} of {len(inner)} inner nodes:")
     return [*lines, "", *grid(inner, lambda count: DIFFERENT if count else None, lambda count: str(count or "."))]
 
 
@@ -222,9 +230,12 @@ def draw(trees: list[Tree], different: list[int], output: str) -> None:
     from merklekv_tool.pictures import DIFFERENT as MARKS
     from merklekv_tool.pictures import picture
 
-    panels = [(f"{one.name}: {one.records:,} records", [count for _, count in one.leaves], "records") for one in trees]
+    panels = [
+        (f"{one.name}: {counted(one.records, 'record')}", [count for _, count in one.leaves], "records")
+        for one in trees
+    ]
     if different:
-        panels.append((f"{sum(different):,} leaves differ", different, MARKS))
+        panels.append((differ(different), different, MARKS))
     drawn = picture(panels, Path(output).suffix[1:])
     with written(output, opener=None) as file:
         file.write(drawn)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import typer
 
+from merklekv.output import counted
 from merklekv_tool.output import AsJson, PlaceName, Update, note, progress, say, say_json
 from merklekv_tool.statuses import EXIT_PROBLEMS
 
@@ -61,7 +62,8 @@ def verify(place: PlaceName, as_json: AsJson = False) -> None:
             note(line)
         for problem in verdict.problems:
             say(problem)
-        say(f"{place}: {len(verdict.problems) or 'no'} problem{'' if len(verdict.problems) == 1 else 's'} found")
+        found = counted(len(verdict.problems), "problem") if verdict.problems else "no problems"
+        say(f"{place}: {found} found")
     if verdict.problems:
         raise typer.Exit(EXIT_PROBLEMS)
 

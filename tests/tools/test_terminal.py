@@ -1,0 +1,453 @@
+"""Every verb of `merklekv-tool` and every command of `merklekv` on a real terminal, whatever that is, and on a pipe.
+
+The cases come from the command tables: a verb without one fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import lmdb
+import pytest
+from fix_node import NodeFactory, NodeProcess
+from fix_terminal import COLOUR, CTRL_C, Terminal, surroundings
+from merklekv_tool.cli import app as tool_app
+from merklekv_tool.statuses import EXIT_INTERRUPTED, EXIT_NODE, EXIT_PIPE, EXIT_PROBLEMS
+from support import free_port, wait_until
+from tool_support import ANY, TOOL, FakeNode, address, opened
+
+from merklekv import __version__
+from merklekv.cli import app
+from merklekv.exits import EXIT_FAILED, EXIT_OK, EXIT_UNWRITABLE, EXIT_USAGE
+from merklekv.net.resp import bulk
+
+VERBS = [command.name for command in tool_app.registered_commands if command.name]
+COMMANDS = [command.name for command in app.registered_commands if command.name]
+MAIN = [sys.executable, "-m", "merklekv"]
+TIMEOUT_S = 60
+EVIL = b"esc\x1b[31m\x07\nforged"  # what a terminal obeys, and a line that is none
+ODD = "käse 🧀".encode()
+ASCII = {"LC_ALL": "C", "LANG": None, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+class Surroundings(NamedTuple):
+    """Where a command runs."""
+
+    environment: dict[str, str | None]
+    columns: int = 120
+    encoding: str = "utf-8"
+    coloured: bool = True
+
+    def terminal(self, command: list[str]) -> Terminal:
+        return Terminal(command, self.environment, self.columns)
+
+    def encoding_of(self, verb: str) -> str:
+        return "utf-8" if verb == "dump" else self.encoding  # a dump is a file, of the same bytes everywhere
+
+    def check(self, terminal: Terminal) -> None:
+        """Nothing was sent that this terminal does not know, or is not to show."""
+        if not self.coloured:
+            assert not COLOUR.search(terminal.shown)
+        if self.environment.get("TERM") == "dumb":
+            assert b"\x1b" not in terminal.shown
+
+
+WHERE = {
+    "xterm": Surroundings({"TERM": "xterm-256color", "NO_COLOR": None}),
+    "dumb": Surroundings({"TERM": "dumb"}, coloured=False),
+    "no-colour": Surroundings({"NO_COLOR": "1"}, coloured=False),
+    "narrow": Surroundings({}, columns=40),
+    "no-term": Surroundings({"TERM": None, "LANG": None, "LC_ALL": None}),
+    "c-locale": Surroundings({"LC_ALL": "C", "LANG": None}),
+    "ascii": Surroundings(ASCII, encoding="ascii"),
+}
+
+
+def somewhere(*names: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("where", [WHERE[name] for name in names], ids=names)
+
+
+
+
+class Stage:
+    """Two directories that differ, a running node, and what was made of them before."""
+
+    def __init__(self, place: Path, node: NodeProcess) -> None:
+        self.node = node
+        self.place = place
+        self.a, self.b = place / "a", place / "b"
+        for path in (self.a, self.b):
+            with opened(path) as engine:
+                for key in (ODD, EVIL, b"plain"):
+                    engine.set(key, bytes(path.name, "ascii"))
+                engine.set(b"gone", b"x")
+                engine.delete(b"gone")
+                engine.set(b"only " + path.name.encode(), b"x")
+                engine.commit()
+        subprocess.run([*TOOL, "dump", self.a, "--output", place / "dump"], check=True, capture_output=True)
+        subprocess.run([*TOOL, "backup", self.a, place / "backup"], check=True, capture_output=True)
+        self.damaged = place / "damaged"
+        with opened(self.damaged) as engine:
+            engine.set(EVIL, b"value")
+            engine.absorb_sealed()
+        with lmdb.open(str(self.damaged / "base"), max_dbs=4) as base, base.begin(write=True) as transaction:
+            records = base.open_db(b"records", transaction)
+            record = transaction.get(EVIL, db=records)
+            transaction.put(EVIL, record[:-1] + b"\x00", db=records)
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    place = tmp_path_factory.mktemp("stage")
+    node = NodeProcess(place / "node", place / "node.log", "--node-id", "node-1").start()
+    with node.connect() as client:
+        client.ask(f"SET {ODD.decode()} value")
+    yield Stage(place, node)
+    node.end()
+
+
+class Case(NamedTuple):
+    """A command line, its exit status, and what it shows; `stdout`, which is also what goes into a pipe."""
+
+    arguments: list[str | Path]
+    stdout: list[str]
+    stderr: list[str] = []  # noqa: RUF012 - never changed
+    status: int = EXIT_OK
+
+
+def verify(stage: Stage, scratch: Path) -> Case:
+    return Case(["verify", stage.damaged], ["digest", "1 problem found"], status=EXIT_PROBLEMS)
+
+
+def dump(stage: Stage, scratch: Path) -> Case:
+    shown = ['{"key":"käse 🧀"', r"esc\u001b[31m\u0007\nforged", '"tombstone":true', '{"end":true']
+    return Case(["dump", stage.a], shown, ["5 records, 1 of them deleted, "])
+
+
+def load(stage: Stage, scratch: Path) -> Case:
+    return Case(["load", stage.place / "dump", scratch / "loaded"], ["5 records read: 5 taken in, 0 not newer"])
+
+
+def backup(stage: Stage, scratch: Path) -> Case:
+    return Case(["backup", stage.a, scratch / "backup"], ["backup: 4 keys and 1 deleted one, "])
+
+
+def restore(stage: Stage, scratch: Path) -> Case:
+    return Case(["restore", stage.place / "backup", scratch / "data"], ["data: 4 keys and 1 deleted one, as "])
+
+
+def log(stage: Stage, scratch: Path) -> Case:
+    return Case(["log", stage.a, "--values"], ["origin", "set", "del", "käse 🧀", r"esc\x1b[31m\x07\nforged", "only a"])
+
+
+def tree(stage: Stage, scratch: Path) -> Case:
+    return Case(["tree", stage.a, stage.b], [" 5 records in ", "leaves differ", "f0 ", "   1"], status=EXIT_PROBLEMS)
+
+
+def stats(stage: Stage, scratch: Path) -> Case:
+    return Case(["stats", address(stage.node), "db_keys", "durability"], ["db_keys", "1", "durability", "always"])
+
+
+def bench(stage: Stage, scratch: Path) -> Case:
+    arguments = ["bench", address(stage.node), "--seconds", "0.1", "--clients", "2", "--keys", "10"]
+    return Case(arguments, ["mixed, 2 clients", "requests a second", "latency p50"])
+
+
+def diff(stage: Stage, scratch: Path) -> Case:
+    shown = ["A is ", "only A", "only B", "newer B", "käse 🧀", r"esc\x1b[31m\x07\nforged", "6 keys differ"]
+    return Case(["diff", stage.a, stage.b], shown, status=EXIT_PROBLEMS)
+
+
+def members(stage: Stage, scratch: Path) -> Case:
+    return Case(["members", address(stage.node)], ["holds collection back", "node-1", "self", "no other member"])
+
+
+def forget(stage: Stage, scratch: Path) -> Case:
+    shown = ["node-9: no such member"]
+    return Case(["forget", "node-9", "--at", address(stage.node)], [], shown, EXIT_NODE)
+
+
+CASES: dict[str, Callable[[Stage, Path], Case]] = {
+    case.__name__: case
+    for case in (verify, dump, load, backup, restore, log, tree, stats, bench, diff, members, forget)
+}
+
+
+def in_encoding(text: str, encoding: str) -> str:
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def shows(text: str, words: list[str], encoding: str) -> None:
+    for word in words:
+        assert in_encoding(word, encoding) in text, text
+    assert "Traceback" not in text
+    assert "\x1b" not in text
+    assert "\nforged" not in text
+
+
+def test_every_verb_has_a_case() -> None:
+    assert set(CASES) == set(VERBS)
+
+
+@somewhere(*WHERE)
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_on_a_terminal(verb: str, where: Surroundings, stage: Stage, tmp_path: Path) -> None:
+    case = CASES[verb](stage, tmp_path)
+    with where.terminal([*TOOL, *map(str, case.arguments)]) as terminal:
+        assert terminal.end() == case.status, terminal.text()
+    encoding = where.encoding_of(verb)
+    shows(terminal.text(encoding), case.stdout + case.stderr, encoding)
+    where.check(terminal)
+
+
+@somewhere("xterm", "c-locale", "ascii")
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_in_a_pipe(verb: str, where: Surroundings, stage: Stage, tmp_path: Path) -> None:
+    """Into a pipe goes the result alone, also from a terminal, where stderr shows what goes on."""
+    case = CASES[verb](stage, tmp_path)
+    command = [*TOOL, *map(str, case.arguments)]
+    done = subprocess.run(
+        command, capture_output=True, timeout=TIMEOUT_S, env=surroundings(where.environment), check=False
+    )
+    assert done.returncode == case.status, done.stderr
+    encoding = where.encoding_of(verb)
+    shows(done.stdout.decode(encoding), case.stdout, encoding)
+    shows(done.stderr.decode(where.encoding), case.stderr, where.encoding)
+    assert b"\x1b" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_of_which_stdout_alone_is_no_terminal(verb: str, stage: Stage, tmp_path: Path) -> None:
+    case = CASES[verb](stage, tmp_path)
+    words = ["sh", "-c", 'output=$1; shift; exec "$@" > "$output"', "sh", str(tmp_path / "stdout")]
+    with Terminal([*words, *TOOL, *map(str, case.arguments)]) as terminal:
+        assert terminal.end() == case.status, terminal.text()
+    shows((tmp_path / "stdout").read_text(), case.stdout, "utf-8")
+    shows(terminal.text(), case.stderr, "utf-8")
+
+
+HELPS = [[*TOOL, *verb] for verb in ([], *([name] for name in VERBS))]
+HELPS += [[*MAIN, *command] for command in ([], *([name] for name in COMMANDS))]
+
+
+@somewhere("xterm", "dumb", "narrow", "ascii")
+@pytest.mark.parametrize("command", HELPS, ids=lambda command: " ".join(command[2:]))
+def test_help_on_a_terminal(command: list[str], where: Surroundings) -> None:
+    with where.terminal([*command, "--help"]) as terminal:
+        assert terminal.end() == EXIT_OK, terminal.text()
+    name = " ".join(command[2:]).replace("_", "-")
+    shows(" ".join(terminal.text(where.encoding).split()), [f"Usage: {name} ", "--help"], where.encoding)
+    where.check(terminal)
+
+
+@pytest.mark.parametrize("command", [TOOL, MAIN], ids=["tool", "main"])
+def test_without_a_command_the_help_is_shown_and_nothing_else(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, env=surroundings({}), check=False)
+    assert (done.returncode, done.stderr) == (EXIT_USAGE, b"")
+    assert b"Usage: " in done.stdout
+
+
+def run_command(where: Surroundings, scratch: Path) -> None:
+    name = scratch / (os.fsdecode(ODD) if where.encoding == "utf-8" else "data")
+    command = [*MAIN, "run", "--port", "0", "--data-dir", str(name)]
+    with where.terminal(command) as terminal:
+        terminal.wait_for(f"data in {name}, durability always, 0 keys")
+        terminal.type(CTRL_C)
+        assert terminal.end() == EXIT_OK, terminal.text()
+    shows(terminal.text(where.encoding), ["stopping: SIGINT", "stopped"], where.encoding)
+    where.check(terminal)
+
+
+def config_command(where: Surroundings, scratch: Path) -> None:
+    name = "käse" if where.encoding == "utf-8" else r"k\udcc3\udca4se"  # as it is to Python
+    with where.terminal([*MAIN, "config", "--data-dir", "käse\x1b[31m"]) as terminal:
+        assert terminal.end() == EXIT_OK, terminal.text()
+    shown = [name + r"\x1b[31m", "flag --data-dir", "replication.enabled", "default"]
+    shows(terminal.text(where.encoding), shown, where.encoding)
+    where.check(terminal)
+
+
+def version_command(where: Surroundings, scratch: Path) -> None:
+    with where.terminal([*MAIN, "version"]) as terminal:
+        assert terminal.end() == EXIT_OK, terminal.text()
+    assert terminal.text(where.encoding) == f"merklekv {__version__}\n"
+    where.check(terminal)
+
+
+def demo_command(where: Surroundings, scratch: Path) -> None:
+    with Terminal([*MAIN, "demo"], {**where.environment, "TMPDIR": str(scratch)}, where.columns) as terminal:
+        if where.environment.get("TERM") == "dumb":  # it has no cursor to move, so the script is run
+            terminal.wait_for("broker is up")
+            terminal.type(CTRL_C)
+            assert terminal.end() == EXIT_FAILED
+        else:
+            terminal.wait_for("kill -9")
+            terminal.type(b"q")
+            assert terminal.end() == EXIT_OK
+    shows(terminal.text(where.encoding), ["broker"], where.encoding)
+    where.check(terminal)
+
+
+DONE = {"run": run_command, "config": config_command, "version": version_command, "demo": demo_command}
+
+
+@somewhere(*WHERE)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_on_a_terminal(command: str, where: Surroundings, tmp_path: Path) -> None:
+    DONE[command](where, tmp_path)
+
+
+FORGED = "x\x1b[31m\nEND\u202e"  # a name that a broker let somebody have
+SHOWN = r"x\x1b[31m\nEND\u202e"
+
+
+def foreign(node: FakeNode, verb: str) -> list[str]:
+    """The verb against a node that passes the forged name on."""
+    row = {"node": FORGED, "birth": "00" * 8, "state": "member", "address": f"{FORGED}:1", "contact_ms": 1}
+    row |= {"seen_ns": 0, "stable_ns": 0, "holds": FORGED, "horizon_ns": 0}
+    node.replies[b"MEMBERS"] = bulk(json.dumps(row).encode())
+    node.replies[b"STATS"] = bulk(f"peer_{FORGED}:{FORGED}\r\n".encode())
+    node.replies[b"FORGET"] = f"-ERR {FORGED.replace(chr(10), ' ')}\r\n".encode()
+    return [verb, "n", "--at", node.address] if verb == "forget" else [verb, node.address]
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]], ids=["words", "json"])
+@pytest.mark.parametrize("verb", ["members", "stats", "forget"])
+def test_what_a_terminal_would_obey_is_shown(verb: str, more: list[str]) -> None:
+    with FakeNode() as node, Terminal([*TOOL, *foreign(node, verb), *more], columns=200) as terminal:
+        terminal.end()
+    text = terminal.shown.decode()
+    assert "\x1b[31m" not in text
+    assert "\u202e" not in text
+    assert "\nEND" not in text
+    if verb == "forget":
+        assert SHOWN.replace(r"\n", " ") in text
+    else:
+        assert (json.dumps(FORGED)[1:-1] if more else SHOWN) in text
+
+
+def test_a_watch_shows_what_a_terminal_would_obey() -> None:
+    with FakeNode() as node:
+        command = [*TOOL, *foreign(node, "stats"), "--watch", "--count", "2", "--interval", "0.1"]
+        with Terminal(command, columns=200) as terminal:
+            assert terminal.end() == EXIT_OK
+    assert SHOWN in terminal.text()
+    assert "\x1b[31m\n" not in terminal.shown.decode()
+
+
+def waiting(verb: str, node: FakeNode, stage: Stage, scratch: Path) -> list[str]:
+    """A verb that waits for the node."""
+    if verb == "load":
+        return [verb, str(stage.place / "dump"), node.address]
+    if verb == "diff":
+        return [verb, node.address, str(stage.a)]
+    if verb == "forget":
+        return [verb, "n", "--at", node.address]
+    return [verb, node.address, *([str(scratch / "made")] if verb == "backup" else [])]
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "restore"])
+def test_ctrl_c_on_a_terminal(verb: str, stage: Stage, tmp_path: Path) -> None:
+    """Says nothing, and leaves nothing."""
+    with FakeNode() as node:
+        node.waits_at = ANY
+        with Terminal([*TOOL, *waiting(verb, node, stage, tmp_path)]) as terminal:
+            wait_until(lambda: node.asked.total(), what="the verb to ask")
+            terminal.type(CTRL_C)
+            assert terminal.end() == EXIT_INTERRUPTED, terminal.text()
+        node.go_on.set()
+    assert "Traceback" not in terminal.text()
+    assert "merklekv-tool: " not in terminal.text()
+    assert list(tmp_path.iterdir()) == []
+
+
+RESTORE = """
+import threading
+import merklekv_tool.backups
+merklekv_tool.backups.unpack = lambda *_: (print("unpacking"), threading.Event().wait())
+from merklekv_tool.__main__ import main
+main()
+"""
+
+
+def test_ctrl_c_within_a_restore(stage: Stage, tmp_path: Path) -> None:
+    words = ["restore", str(stage.place / "backup"), str(tmp_path / "data")]
+    with Terminal([sys.executable, "-c", RESTORE, *words]) as terminal:
+        terminal.wait_for("unpacking")
+        terminal.type(CTRL_C)
+        assert terminal.end() == EXIT_INTERRUPTED, terminal.text()
+    assert "Traceback" not in terminal.text()
+    assert list(tmp_path.iterdir()) == []
+
+
+def interrupted(module: str, program: str, *words: str) -> subprocess.CompletedProcess[bytes]:
+    """The program, with Ctrl-C in the moment in which it begins to import the module."""
+    at_import = (
+        "import os, signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}:\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        f"from {program}.__main__ import main\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", at_import, *words]
+    return subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, env=surroundings({}), check=False)
+
+
+@pytest.mark.parametrize("module", ["typer", "merklekv_tool.cli", "rich.progress", "merklekv_tool.places"])
+def test_ctrl_c_while_the_tool_starts(module: str, stage: Stage) -> None:
+    """While it imports what it needs, which is most of its first 0.2 s."""
+    done = interrupted(module, "merklekv_tool", "dump", str(stage.a))
+    assert (done.returncode, done.stdout, done.stderr) == (EXIT_INTERRUPTED, b"", b"")
+
+
+@pytest.mark.parametrize("module", ["typer", "merklekv.cli", "merklekv.node"])
+def test_ctrl_c_while_a_node_starts(module: str, tmp_path: Path) -> None:
+    done = interrupted(module, "merklekv", "run", "--port", "0", "--data-dir", str(tmp_path / "data"))
+    assert (done.returncode, done.stdout, done.stderr) == (EXIT_INTERRUPTED, b"", b"")
+    assert list(tmp_path.iterdir()) == []
+
+
+PRINTING = [[*words, "--help"] for words in HELPS]
+PRINTING += [TOOL, MAIN, [*MAIN, "config"], [*MAIN, "config", "--json"], [*MAIN, "version"]]
+
+
+@pytest.mark.parametrize("command", PRINTING, ids=lambda command: " ".join(command[2:]))
+def test_what_is_printed_on_a_full_disk(command: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, timeout=TIMEOUT_S, env=surroundings({}), check=False
+        )
+    name = command[2].replace("_", "-")
+    assert done.stderr.decode() == f"{name}: the output: cannot write: No space left on device\n"
+    assert done.returncode == EXIT_UNWRITABLE
+
+
+@pytest.mark.parametrize("command", PRINTING, ids=lambda command: " ".join(command[2:]))
+def test_what_is_printed_for_a_reader_who_has_gone(command: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        command, stdout=writing, stderr=subprocess.PIPE, timeout=TIMEOUT_S, env=surroundings({}), check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (EXIT_PIPE if command[2] == "merklekv_tool" else EXIT_FAILED, b"")
+
+
+def test_a_node_whose_stdout_is_full_serves(node_factory: NodeFactory) -> None:
+    node = node_factory(start=False)
+    node.port = free_port()
+    node.wrapper = ["sh", "-c", 'exec "$@" > /dev/full', "sh"]
+    node.launch()
+    wait_until(lambda: "stdout does not take the line: the output: cannot write" in node.output(), what="the warning")
+    with node.connect() as client:
+        assert client.ask("PING") == "PONG"
+    assert node.stop() == EXIT_OK
