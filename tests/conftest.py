@@ -1,5 +1,7 @@
 """What all tests share: the fixtures by concern, see README.md, and `--no-skips`, with which the gate runs.
 
+The outcome does not depend on how the tests are started, in the foreground, by nohup or by cron: `fix_signals`.
+
 Hypothesis runs the profile `gate` unless `--hypothesis-profile` names another; `deep` is for an hour to spare.
 """
 
@@ -10,7 +12,15 @@ from collections.abc import Generator
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["fix_node", "fix_broker", "fix_cluster", "fix_crash", "fix_proxy", "fix_simulation"]
+pytest_plugins = [
+    "fix_signals",
+    "fix_node",
+    "fix_broker",
+    "fix_cluster",
+    "fix_crash",
+    "fix_proxy",
+    "fix_simulation",
+]
 
 SLOW_EXAMPLES = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 
