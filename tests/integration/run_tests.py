@@ -16,7 +16,9 @@ the expected ones), junit.xml and, but for benchmarks, coverage.xml and htmlcov/
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import os
+import re
 import shutil
 import signal
 import sys
@@ -29,12 +31,35 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [path for path in (str(HERE), str(HERE.parent)) if path not in sys.path]  # what pytest does as well
 
+EXIT_USAGE = 2  # something that the mode needs is missing; argparse's own as well
+REQUIREMENTS = HERE / "requirements.txt"
+
+
+def packages_missing() -> list[str]:
+    """What of the requirements, the server among them, is not installed for this Python."""
+    wanted = ["merklekv", *re.findall(r"^[\w.-]+", REQUIREMENTS.read_text(), re.MULTILINE)]
+    return [name for name in wanted if not is_installed(name)]
+
+
+def is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+if __name__ == "__main__" and (lacking := packages_missing()):  # before the imports, which need them
+    install = f"pip install -r {REQUIREMENTS} and pip install -e {ROOT}"
+    print(f"not installed for {sys.executable}: {', '.join(lacking)}; {install}", file=sys.stderr)
+    sys.exit(EXIT_USAGE)
+
 import suite_figures  # noqa: E402
 from suite_figures import Figures  # noqa: E402
 from suite_process import run_within  # noqa: E402
 from suite_report import Outcome, read_cases, write_html  # noqa: E402
 
-EXIT_USAGE = 2  # something that the mode needs is missing; argparse's own as well
+EXIT_NOTHING = 5  # pytest's own: no test was run
 EXIT_REGRESSION = 10  # every test passed, but a benchmark has become slower
 EXIT_TIME_LIMIT = 124  # as timeout(1) has it
 EXIT_INTERRUPTED = 130  # as shells have it
@@ -43,6 +68,7 @@ HOST_VARIABLES = {"MERKLEKV_TEST_HOST", "MERKLEKV_TEST_PORT"}
 PROGRAMS = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin"
 FIGURES = "benchmarks.jsonl"
 BENCHMARK_OPERATIONS = 10_000
+COVERAGE_S = 600  # to write the pages, beyond the limit of the mode, which is of the tests
 
 
 @dataclass(frozen=True)
@@ -96,6 +122,9 @@ class TestRunner:
 
     def run_in(self, scratch: Path) -> int:
         """The same, with what nobody needs afterwards in the directory."""
+        if self.options.report or self.covered:
+            for path in (self.junit(scratch), *self.pages()):
+                path.unlink(missing_ok=True)  # or those of the run before would be taken for this one's
         began = time.monotonic()
         command = self.command(scratch)
         print(f"mode {self.mode_name}, at most {self.mode.limit_s} s: {' '.join(self.mode.files)}", flush=True)
@@ -111,6 +140,11 @@ class TestRunner:
             status = self.judge(figures, kept, notes)
         status = status or int(bool(ended.left_behind))
         cases = read_cases(self.junit(scratch))
+        if not cases and status != EXIT_TIME_LIMIT:
+            notes.append("no test was run; what pytest said above tells why")
+            status = status or EXIT_NOTHING
+        if cases and self.covered:
+            notes += self.write_coverage(scratch)
         self.tell(Outcome(self.mode_name, status, seconds, self.mode.limit_s, cases, figures, kept, notes))
         return status
 
@@ -131,9 +165,10 @@ class TestRunner:
             print(f"\n{suite_figures.markdown(suite_figures.HEADER, rows)}\n")
         for note in outcome.notes:
             print(note, file=sys.stderr)
-        if self.options.report:
-            write_html(outcome, self.output / "report.html", self.output / "coverage.xml" if self.covered else None)
-            print(f"report: {self.output / 'report.html'}")
+        if self.options.report and outcome.cases:
+            report, coverage, _ = self.pages()
+            write_html(outcome, report, coverage if self.covered else None)
+            print(f"report: {report}")
         print(outcome, flush=True)
 
     def missing(self) -> str:
@@ -144,6 +179,20 @@ class TestRunner:
         if "faketime" in self.mode.needs and not list(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")):
             return "no libfaketime here, for clocks that differ: apt-get install faketime"
         return ""
+
+    def write_coverage(self, scratch: Path) -> list[str]:
+        """The pages of the lines that ran; what went wrong."""
+        _, xml, pages = self.pages()
+        for words in (["xml", "-o", str(xml)], ["html", "-d", str(pages.parent)]):
+            command = [sys.executable, "-m", "coverage", *words, "-q", f"--rcfile={ROOT / 'pyproject.toml'}"]
+            ended = run_within(COVERAGE_S, command, cwd=HERE, environment=self.environment(scratch))
+            if ended.status != 0:
+                return [f"no {words[0]} of the coverage: coverage ended with status {ended.status}"]
+        return []
+
+    def pages(self) -> tuple[Path, Path, Path]:
+        """The report, the coverage as XML, and its first page."""
+        return self.output / "report.html", self.output / "coverage.xml", self.output / "htmlcov" / "index.html"
 
     def junit(self, scratch: Path) -> Path:
         return (self.output if self.options.report or self.mode.coverage else scratch) / "junit.xml"
@@ -159,8 +208,6 @@ class TestRunner:
             command += ["-n", workers]
         if self.covered:
             command += [f"--cov-config={ROOT / 'pyproject.toml'}", "--cov", "--cov-report="]
-            command += [f"--cov-report=xml:{self.output / 'coverage.xml'}"]
-            command += [f"--cov-report=html:{self.output / 'htmlcov'}"]
         return command
 
     def workers(self) -> str:

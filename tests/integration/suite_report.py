@@ -16,6 +16,8 @@ from pathlib import Path
 import suite_figures
 from suite_figures import Figures
 
+from merklekv.output import counted
+
 SLOWEST = 10
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -55,7 +57,7 @@ class Outcome:
 
     def __str__(self) -> str:
         result = "passed" if self.status == 0 else f"failed, status {self.status}"
-        counts = f"{len(self.cases) - len(self.failed)} tests passed, {len(self.failed)} failed"
+        counts = f"{counted(len(self.cases) - len(self.failed), 'test')} passed, {len(self.failed)} failed"
         return f"mode {self.mode}: {result}; {counts}; {self.seconds:.0f} s of at most {self.limit_s} s"
 
 

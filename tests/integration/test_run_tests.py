@@ -6,19 +6,22 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import run_tests
 import suite_figures
 from run_tests import HERE, MODES, Mode, TestRunner
-from suite_process import run_within
+from suite_process import Ended, run_within
 from support import wait_until
 
 MODE_NAMES = {"quick", "basic", "replication", "chaos", "concurrency", "benchmark", "error", "ci", "all"}
 LIMITS_S = {"quick": 120, "replication": 300, "chaos": 900, "basic": 60}
 PASSING = "def test_it() -> None:\n    pass\n"
+COVERED = f"import merklekv.kinds\n\n{PASSING}"
 # A child of the child, so that it outlives its parent: what a test that forgets a server leaves.
 FORGETFUL = """
 import subprocess, sys
@@ -94,8 +97,8 @@ class TestOptions:
     def test_ci_and_report_write_junit_and_coverage(self) -> None:
         for arguments in (("--mode", "ci"), ("--report",)):
             assert f"--junitxml={HERE / 'junit.xml'}" in command(*arguments)
-            assert f"--cov-report=xml:{HERE / 'coverage.xml'}" in command(*arguments)
-            assert f"--cov-report=html:{HERE / 'htmlcov'}" in command(*arguments)
+            assert "--cov" in command(*arguments)
+            assert "--cov-report=" in command(*arguments), "the pages are written when the tests' time has ended"
         assert not any("cov" in part or str(HERE / "junit.xml") in part for part in command("--mode", "basic"))
         assert not any("cov" in part for part in command("--benchmark-only", "--report"))
 
@@ -104,6 +107,16 @@ class TestOptions:
             run_tests.parse(["--mode", "nosuch"])
         assert caught.value.code == 2
         assert "nosuch" in capsys.readouterr().err
+
+    def test_missing_packages_are_named_with_what_to_do(self, tmp_path: Path) -> None:
+        """A Python that has nothing but its own library."""
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "v"], check=True, timeout=60)
+        for mode in ("basic", "quick"):
+            command = [tmp_path / "v/bin/python", "run_tests.py", "--mode", mode, "--report"]
+            done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=60, check=False)
+            assert (done.returncode, done.stdout) == (run_tests.EXIT_USAGE, "")
+            said = r"not installed for \S+: merklekv, hypothesis, [^\n]*; pip install -r [^\n]*\n"
+            assert re.fullmatch(said, done.stderr)
 
     def test_a_missing_broker_is_named_with_what_to_do(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -122,7 +135,7 @@ class TestRuns:
         assert run_file(tmp_path, monkeypatch, PASSING) == 0
         output = capfd.readouterr().out
         assert "s of 60 s: 1 of 1 tests, 0 failed, test_written.py" in output
-        assert output.splitlines()[-1].startswith("mode basic: passed; 1 tests passed, 0 failed; ")
+        assert output.splitlines()[-1].startswith("mode basic: passed; 1 test passed, 0 failed; ")
         assert not list(tmp_path.glob("junit.xml"))
 
     def test_a_failure_is_named_and_the_status_is_pytests(
@@ -204,16 +217,50 @@ class TestReport:
         page = tmp_path / "report.html"
         run_tests.write_html(outcome, page, coverage)
         text = page.read_text()
-        assert "mode ci: failed, status 1; 1 tests passed, 2 failed; 12 s of at most 1200 s" in text
+        assert "mode ci: failed, status 1; 1 test passed, 2 failed; 12 s of at most 1200 s" in text
         for part in ("TestX::bad", "log of &lt;node&gt;", "no server", "something was slower", "91 %", "88 %"):
             assert part in text
         assert "<td>SET</td><td>5,000</td><td>&gt; 1,000</td>" in text
         assert text.count("<svg") == 3
 
     def test_a_run_with_report_writes_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert run_file(tmp_path, monkeypatch, PASSING, "--report") == 0
+        assert run_file(tmp_path, monkeypatch, COVERED, "--report") == 0
         assert "mode basic: passed" in (tmp_path / "report.html").read_text()
         assert (tmp_path / "junit.xml").exists()
+        assert (tmp_path / "coverage.xml").exists()
+        assert (tmp_path / "htmlcov" / "index.html").exists()
+
+    def test_the_time_that_coverage_takes_is_not_the_tests(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """A run whose pages take longer than its mode may has passed, and says how long its tests took."""
+        taken: list[float] = []
+
+        def ran_within(limit_s: float, command: Sequence[str], **options: Any) -> Ended:
+            taken.append(limit_s)
+            return run_within(limit_s, command, **options)
+
+        monkeypatch.setattr(run_tests, "run_within", ran_within)
+        assert run_file(tmp_path, monkeypatch, COVERED, "--report", limit_s=50) == 0
+        assert taken == [50, run_tests.COVERAGE_S, run_tests.COVERAGE_S]
+
+    @pytest.mark.parametrize(("conftest", "status"), [("", 5), ("import nosuch", 4)], ids=["empty", "broken"])
+    def test_a_run_without_tests_fails_and_leaves_no_page(
+        self,
+        conftest: str,
+        status: int,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        """Nor one of the run before."""
+        assert run_file(tmp_path, monkeypatch, COVERED, "--report") == 0
+        (tmp_path / "conftest.py").write_text(conftest)
+        assert run_file(tmp_path, monkeypatch, "", "--report") == status
+        said = capfd.readouterr()
+        assert said.err.endswith("no test was run; what pytest said above tells why\n")
+        assert f"mode basic: failed, status {status}; 0 tests passed, 0 failed; " in said.out.splitlines()[-1]
+        assert list(tmp_path.glob("*.html")) == []
 
 
 FIGURE = {"name": "SET", "throughput_per_s": 5000, "p50_ms": 1, "p95_ms": 2, "p99_ms": 3}
