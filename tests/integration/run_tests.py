@@ -251,6 +251,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is running is put away as for Ctrl-C
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script
+        signal.signal(signal.SIGINT, lambda number, frame: None)  # or pytest would, and not stop when its time is up
     try:
         return TestRunner(parse(sys.argv[1:])).run()
     except KeyboardInterrupt:

@@ -175,15 +175,27 @@ class TestRuns:
         assert ended.status is None
         assert not running(tmp_path)
 
-    def test_a_runner_that_is_terminated_ends_its_run(self, tmp_path: Path) -> None:
-        (tmp_path / "test_written.py").write_text(ENDLESS.replace("MARK", str(tmp_path)))
+    def test_in_the_background_its_time_ends_a_run_as_well(self, tmp_path: Path) -> None:
+        """Where the runner ignores SIGINT, pytest does not: it stops when asked to, and need not be killed."""
+        background = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *self.endless(tmp_path, limit_s=5)]
+        done = subprocess.run(background, cwd=HERE, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == run_tests.EXIT_TIME_LIMIT
+        assert "KeyboardInterrupt" in done.stdout
+        assert not running(tmp_path)
+
+    def endless(self, place: Path, limit_s: int) -> list[str]:
+        """The command of a runner whose only test does not end."""
+        (place / "test_written.py").write_text(ENDLESS.replace("MARK", str(place)))
         start = (
             "import run_tests, sys\n"
-            f"run_tests.MODES['basic'] = run_tests.Mode(({str(tmp_path / 'test_written.py')!r},), '', 60)\n"
+            f"run_tests.MODES['basic'] = run_tests.Mode(({str(place / 'test_written.py')!r},), '', {limit_s})\n"
             "sys.argv = ['run_tests.py', '--workers', '1']\n"
             "sys.exit(run_tests.main())"
         )
-        process = subprocess.Popen([sys.executable, "-c", start], cwd=HERE)
+        return [sys.executable, "-c", start]
+
+    def test_a_runner_that_is_terminated_ends_its_run(self, tmp_path: Path) -> None:
+        process = subprocess.Popen(self.endless(tmp_path, limit_s=60), cwd=HERE)
         wait_until(lambda: running(tmp_path), seconds=30)
         process.terminate()
         assert process.wait(30) == run_tests.EXIT_INTERRUPTED
