@@ -30,6 +30,7 @@ from typing import Final
 from merklekv.bursts import BurstLog
 from merklekv.engine.engine import Engine
 from merklekv.errors import MerkleKVError, Stalled, StorageFailed
+from merklekv.output import counted
 from merklekv.replication.carrier import Carrier, Connect, split_address
 from merklekv.replication.exchange import ExchangeReport, Initiator
 from merklekv.replication.exchange_wire import ExchangeRefused
@@ -383,4 +384,4 @@ class AntiEntropy:
 def _told(report: ExchangeReport) -> str:
     if report.equal:
         return "nothing differed"
-    return f"{report.keys_received} keys taken, {report.keys_sent} given, {report.discarded} dropped"
+    return f"{counted(report.keys_received, 'key')} taken, {report.keys_sent} given, {report.discarded} dropped"

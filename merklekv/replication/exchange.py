@@ -33,6 +33,7 @@ from merklekv.engine.format import BUCKETS, DIGEST_AT, INNER_NODES, MAX_KEY_SIZE
 from merklekv.engine.merkle import LEAVES_PER_INNER
 from merklekv.engine.store import Pair
 from merklekv.errors import Stalled
+from merklekv.output import counted
 from merklekv.replication.exchange_fields import Fields, Malformed
 from merklekv.replication.exchange_side import Moved, Refused, Side, Terms, terms_of
 from merklekv.replication.exchange_wire import (
@@ -115,8 +116,8 @@ class Initiator:
             if self._refused:
                 key, reason = self._refused[0]
                 raise ExchangeFailed(
-                    f"node {report.node}: {len(self._refused)} records were refused, the first, of key {key!r}, for "
-                    f"its {reason}; all others were merged"
+                    f"node {report.node}: {counted(len(self._refused), 'record')} refused, "
+                    f"the first, of key {key!r}, for its {reason}; all others were merged"
                 )
             if equal or not self._verify:
                 report.verified = equal

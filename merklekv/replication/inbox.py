@@ -30,6 +30,7 @@ from typing import Any, Final, NamedTuple
 from merklekv.bursts import BurstLog
 from merklekv.engine.engine import Engine
 from merklekv.errors import Shortage, Stalled, StorageFailed
+from merklekv.output import counted
 from merklekv.replication.event import EventRefused, Message, Reason, decode_message
 
 log = logging.getLogger(__name__)
@@ -216,8 +217,8 @@ class Inbox:
                 )
         except EventRefused as refusal:
             self.counters.refused[refusal.reason] += 1
-            size = len(delivery.payload)
-            self._bursts.warn(refusal.reason, f"refused {size} bytes on the topic of {delivery.node}: {refusal}")
+            size = counted(len(delivery.payload), "byte")
+            self._bursts.warn(refusal.reason, f"refused {size} on the topic of {delivery.node}: {refusal}")
             return None
         return message
 

@@ -26,6 +26,7 @@ from typing import Final
 from merklekv.engine.engine import Engine
 from merklekv.engine.scrub import Damage, Scrub, fits
 from merklekv.errors import MerkleKVError, Stalled, StorageFailed
+from merklekv.output import counted
 from merklekv.replication.schedule import rest_s
 
 log = logging.getLogger(__name__)
@@ -189,7 +190,7 @@ class Scrubber:
             if record is not None and fits(damage, record) and (best is None or record > best):
                 best, origin = record, address
         if self._stopping.is_set() or (best is None and not (damage.stray and absent)):
-            self._tell(f"key {damage.key!r}: not repaired, none of the {asked} nodes asked has what was there")
+            self._tell(f"key {damage.key!r}: not repaired, none of {counted(asked, 'node')} asked has what was there")
             return False
         return self._engine.replace(damage.key, damage.stored, best, (origin or "scrub").encode())
 

@@ -309,7 +309,7 @@ def test_a_record_that_one_node_does_not_take(tmp_path: Path, begins: str) -> No
         large.set(b"fits", b"v" * 100)
         large.set(b"large", b"v" * 101)
         small.set(b"own")
-        with pytest.raises(ExchangeFailed, match="1 records were refused, the first, of key b'large', for its value"):
+        with pytest.raises(ExchangeFailed, match="1 record refused, the first, of key b'large', for its value"):
             exchange(*(large, small) if begins == "large" else (small, large))
         assert set(small.values()) == {b"fits", b"own"}
         assert small.members.seen(large.members.identity) == large.members.seen(small.members.identity) == 0
