@@ -32,6 +32,7 @@ LAYERS = {
     "tools/merklekv_tool/": {
         "merklekv.engine",
         "merklekv.net",
+        "merklekv.replication.carrier",
         "merklekv.replication.exchange_side",
         "merklekv.replication.member_rows",
         "merklekv.exits",

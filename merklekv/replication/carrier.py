@@ -5,12 +5,16 @@ An exchange is bytes there and bytes back, whoever carries them: a node's port (
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Final, Protocol
 
 from merklekv.errors import InvalidArgument
 
 PORT_MAX: Final = 65535
+ADDRESS: Final = re.compile(
+    r"(?:\[(?P<six>[0-9A-Fa-f:.]+(?:%\w+)?)\]|(?P<host>[^][/:\s\0]+)):(?P<port>[0-9]{1,5})", re.ASCII
+)
 
 
 class Carrier(Protocol):
@@ -27,8 +31,17 @@ Connect = Callable[[str, int], Carrier]
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Host and port of `host:port`, an IPv6 host in brackets.  Raises InvalidArgument."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port[:6]) <= PORT_MAX:
+    """Host and port of `host:port`, an IPv6 host in brackets.  Raises InvalidArgument.
+
+    The name may still be one that nobody has.  But it is one that can be looked up: Python raises an error of another
+    kind than for that if a part of the name is empty, or longer than 63 characters.
+    """
+    match = ADDRESS.fullmatch(address)
+    if match is None or not 0 < int(match["port"]) <= PORT_MAX:
         raise InvalidArgument(f"{address[:60]!r} is no address: give host:port")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    host: str = match["six"] or match["host"]
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise InvalidArgument(f"{address[:60]!r} is no address: {host[:60]!r} is not a host name") from None
+    return host, int(match["port"])

@@ -24,7 +24,7 @@ from tool_support import ANY, TOOL, FakeNode, address, opened
 
 from merklekv import __version__
 from merklekv.cli import app
-from merklekv.exits import EXIT_FAILED, EXIT_OK, EXIT_UNWRITABLE, EXIT_USAGE
+from merklekv.exits import EXIT_FAILED, EXIT_OK, EXIT_UNWRITABLE
 from merklekv.net.resp import bulk
 
 VERBS = [command.name for command in tool_app.registered_commands if command.name]
@@ -246,13 +246,6 @@ def test_help_on_a_terminal(command: list[str], where: Surroundings) -> None:
     where.check(terminal)
 
 
-@pytest.mark.parametrize("command", [TOOL, MAIN], ids=["tool", "main"])
-def test_without_a_command_the_help_is_shown_and_nothing_else(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, env=surroundings({}), check=False)
-    assert (done.returncode, done.stderr) == (EXIT_USAGE, b"")
-    assert b"Usage: " in done.stdout
-
-
 def run_command(where: Surroundings, scratch: Path) -> None:
     name = scratch / (os.fsdecode(ODD) if where.encoding == "utf-8" else "data")
     command = [*MAIN, "run", "--port", "0", "--data-dir", str(name)]
@@ -341,6 +334,13 @@ def test_a_watch_shows_what_a_terminal_would_obey() -> None:
     assert "\x1b[31m\n" not in terminal.shown.decode()
 
 
+def test_a_watch_on_a_terminal_that_cannot_move_its_cursor(stage: Stage) -> None:
+    command = [*TOOL, "stats", address(stage.node), "db_keys", "--watch", "--count", "2", "--interval", "0.1"]
+    with WHERE["dumb"].terminal(command) as terminal:
+        assert terminal.end() == EXIT_OK
+    assert terminal.text() == "db_keys  1\n\ndb_keys  1\n\n"
+
+
 def waiting(verb: str, node: FakeNode, stage: Stage, scratch: Path) -> list[str]:
     """A verb that waits for the node."""
     if verb == "load":
@@ -417,7 +417,7 @@ def test_ctrl_c_while_a_node_starts(module: str, tmp_path: Path) -> None:
 
 
 PRINTING = [[*words, "--help"] for words in HELPS]
-PRINTING += [TOOL, MAIN, [*MAIN, "config"], [*MAIN, "config", "--json"], [*MAIN, "version"]]
+PRINTING += [[*MAIN, "config"], [*MAIN, "config", "--json"], [*MAIN, "version"]]
 
 
 @pytest.mark.parametrize("command", PRINTING, ids=lambda command: " ".join(command[2:]))

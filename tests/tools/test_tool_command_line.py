@@ -209,9 +209,70 @@ def test_a_directory_that_is_called_like_an_address(tmp_path: Path, monkeypatch:
 
 def test_a_port_that_is_none() -> None:
     assert address_of("host:65535") == ("host", 65535)
-    with pytest.raises(InvalidArgument, match="a port is a number from 1 to 65535"):
-        address_of("host:65536")
-    fails(EXIT_USAGE, "host:65536", done=run("verify", "host:65536"))
+    for none in ("host:65536", "host:0"):
+        with pytest.raises(InvalidArgument, match="is no address"):
+            address_of(none)
+        fails(EXIT_USAGE, none, done=run("verify", none))
+
+
+# What no node can be called, and what each verb says of it: that it is no address, or no directory.
+NO_PLACES = ["a..b:7379", "localhost:99999", "localhost:0", "host:", ":7379", "::1:7379", "h:" + 5000 * "7", "a b:1"]
+NO_PLACES += ["a" * 64 + ":1", "\udcff:1", "x\ny:1", "\x1b[31m:1", "[x]:1", "[::1", ""]
+
+
+def with_place(verb: str, place: str, dump: Path) -> list[str]:
+    """The verb's words with that place."""
+    words = {"load": [str(dump), place], "diff": [place, place], "forget": ["n", "--at", place]}
+    words |= {"backup": [place, f"{dump}.backup"], "restore": [place, f"{dump}.data"]}
+    return [verb, *words.get(verb, [place])]
+
+
+@pytest.mark.parametrize("verb", EVERY_VERB)
+def test_what_is_no_place(verb: str, dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line and one status, whatever is given."""
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.chdir(tmp_path)
+    for place in NO_PLACES:
+        done = run(*with_place(verb, place, dump))
+        said = done.stderr.decode()
+        expected = {EXIT_USAGE, EXIT_FORMAT, EXIT_UNWRITABLE, statuses.EXIT_UNREACHABLE, statuses.EXIT_DUMP}
+        assert done.returncode in expected, (place, said)
+        assert re.fullmatch(r"merklekv-tool: [^\n\x1b]+\n", said), place
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("verb", EVERY_VERB)
+def test_what_may_not_be_read(verb: str, data: Path, dump: Path) -> None:
+    """A directory of somebody else's, by a user who is not root."""
+    data.chmod(0)
+    done = run(*with_place(verb, str(data), dump), powers=False)
+    said = done.stderr.decode()
+    assert done.returncode in (EXIT_USAGE, EXIT_UNWRITABLE), said
+    assert re.fullmatch(r"merklekv-tool: [^\n]+\n", said)
+    data.chmod(0o700)
+
+
+# What answers on a port, and is no node: a web server, one that says anything, one that says nothing and goes.
+STRANGERS = {
+    "http": b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n",
+    "garbage": bytes(range(128, 256)) * 20,
+    "number": b":1\r\n" * 2000,
+    "nothing": b"$-1\r\n" * 2000,
+    "list": b"*0\r\n" * 2000,
+    "lists": b"*1\r\n" * 2000 + b":1\r\n",
+    "text": b"$3\r\nabc\r\n" * 2000,
+    "error": b"-ERR no\x1b[31m\r\n" * 2000,
+}
+
+
+@pytest.mark.parametrize("verb", [verb for verb in EVERY_VERB if verb != "restore"])
+def test_a_stranger_at_the_port(verb: str, dump: Path) -> None:
+    for name, answer in STRANGERS.items():
+        with FakeNode(greeting=answer) as stranger:
+            done = run(*with_place(verb, stranger.address, dump))
+        said = done.stderr.decode()
+        assert done.returncode in (statuses.EXIT_UNREACHABLE, statuses.EXIT_NODE), (name, said)
+        assert re.fullmatch(r"merklekv-tool: [^\n\x1b]+\n", said), name
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -7,6 +7,7 @@ completion answer at once. Results go to stdout; progress, notes and errors to s
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from types import FrameType
@@ -15,7 +16,7 @@ from typing import Final, NoReturn
 import typer
 
 from merklekv.errors import DirectoryLocked, MerkleKVError
-from merklekv.exits import EXIT_LOCKED, EXIT_USAGE
+from merklekv.exits import EXIT_LOCKED, EXIT_UNWRITABLE, EXIT_USAGE
 from merklekv.output import OutputClosed, take_over_output
 from merklekv_tool import backup, bench, diff, dump, forget, load, log, members, restore, stats, statuses, tree, verify
 from merklekv_tool.output import note
@@ -81,8 +82,7 @@ def _status_of_run() -> int:
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         verb = context.command_path if context else NAME
-        message = error.format_message().rstrip(".")  # empty where nothing was asked for: then the help was shown
-        return _fail(f"{message}; '{verb} --help' shows what there is", EXIT_USAGE) if message else EXIT_USAGE
+        return _fail(f"{error.format_message().rstrip('.')}; '{verb} --help' shows what there is", EXIT_USAGE)
     except (typer.Abort, KeyboardInterrupt):
         return statuses.EXIT_INTERRUPTED
     except DirectoryLocked as error:
@@ -93,9 +93,17 @@ def _status_of_run() -> int:
         return statuses.EXIT_PIPE
     except SystemExit as left:  # as SIGTERM does
         return left.code  # type: ignore[return-value]
+    except OSError as error:
+        if error.filename is not None:  # a path that was given, or leads where one was given
+            return _fail(f"{os.fsdecode(error.filename)}: {error.strerror}", EXIT_UNWRITABLE)
+        return _fault()
     except Exception:  # noqa: BLE001 - shown whole; Python alone would end with 1, which means something else here
-        sys.excepthook(*sys.exc_info())
-        return statuses.EXIT_FAULT
+        return _fault()
+
+
+def _fault() -> int:
+    sys.excepthook(*sys.exc_info())
+    return statuses.EXIT_FAULT
 
 
 def _fail(message: str, status: int) -> int:

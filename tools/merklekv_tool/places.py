@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import re
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,9 +21,20 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 
 from merklekv.engine.directory import require_format
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import FLAGS_AT, INNER_NODES, OP_DEL, OP_SET, TOMBSTONE, VALUE_AT
+from merklekv.engine.format import (
+    FLAGS_AT,
+    INNER_NODES,
+    LEAF_SIZE,
+    OP_DEL,
+    OP_SET,
+    TOMBSTONE,
+    VALUE_AT,
+    VERSION_SIZE,
+)
+from merklekv.engine.merkle import LEAVES_PER_INNER
 from merklekv.errors import InvalidArgument, MerkleKVError, NotADataDirectory, Stalled
 from merklekv.net.client import Client, Reply, Unreachable
+from merklekv.replication.carrier import ADDRESS, split_address
 from merklekv.replication.exchange_side import NOTE_MEMBERS
 from merklekv.replication.member_rows import Row, rows, stored_members
 from merklekv_tool.statuses import FileError
@@ -33,8 +44,6 @@ PAGE_BYTES: Final = 1 << 20
 ORIGIN: Final = b"merklekv-tool"  # where merged records are said to come from, in the log
 BUCKETS_ASKED: Final = 100  # at once
 WAIT_S: Final = 1.0
-
-_ADDRESS: Final = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[^/:\s]+)):(?P<port>[0-9]{1,5})")
 
 Pair = tuple[bytes, bytes]
 T = TypeVar("T")
@@ -85,13 +94,10 @@ class Place(Protocol):
 
 
 def address_of(place: str) -> tuple[str, int] | None:
-    """Host and port, or None when `place` means a directory."""
-    match = _ADDRESS.fullmatch(place)
-    if match is None or Path(place).exists():
+    """Host and port, or None when `place` means a directory. Raises InvalidArgument for an address that cannot be."""
+    if ADDRESS.fullmatch(place) is None or os.path.exists(place):
         return None
-    if int(match["port"]) > 65535:
-        raise InvalidArgument(f"{place}: a port is a number from 1 to 65535")
-    return match["six"] or match["host"], int(match["port"])
+    return split_address(place)
 
 
 @contextlib.contextmanager
@@ -121,17 +127,19 @@ def node_at(place: str) -> Iterator[Node]:
 def require_directory(place: str, may_be_new: bool = False) -> Path:
     """The data directory of that name. Raises NotADataDirectory, FormatTooNew, FileError, and never makes one."""
     path = Path(place)
-    if path.is_dir():
+    if may_be_new and ":" in place and os.sep not in place and not os.path.exists(place):
+        raise InvalidArgument(f"{place}: not HOST:PORT; a new directory that is called so is ./{place}")
+    if os.path.isdir(path):  # which does not complain of a name that is too long
         try:
             require_format(path, may_be_new)
         except NotADataDirectory as error:
             raise error if may_be_new else NotADataDirectory(str(error).partition("; ")[0]) from error
         except OSError as error:
             raise FileError(f"{place}: cannot be read: {error.strerror}") from error
-    elif not may_be_new or path.exists():
+    elif not may_be_new or os.path.exists(path):
         from merklekv_tool.backups import is_archive
 
-        hint = "; a backup in one file has to be restored first" if is_archive(place) and path.exists() else ""
+        hint = "; a backup in one file has to be restored first" if is_archive(place) and os.path.exists(path) else ""
         raise NotADataDirectory(f"{place}: neither a data directory nor HOST:PORT{hint}")
     return path
 
@@ -198,7 +206,7 @@ class Directory:
 
 
 class Node:
-    """A running node."""
+    """A running node. Whatever else listens there: an answer that no node gives raises Unreachable."""
 
     def __init__(self, host: str, port: int) -> None:
         self._client = Client(host, port)
@@ -207,31 +215,45 @@ class Node:
     def statistics(self) -> dict[str, str]:
         """All of STATS."""
         lines = self._bytes(b"STATS").decode(errors="replace").split("\r\n")
-        return dict(line.split(":", 1) for line in lines if ":" in line)
+        figures = dict(line.split(":", 1) for line in lines if ":" in line)
+        if not figures:
+            raise self._strange(b"STATS")
+        return figures
 
     def count(self) -> int:
         figures = self.statistics()
-        return int(figures["db_keys"]) + int(figures["db_tombstones"])
+        with self._understood(b"STATS"):
+            return int(figures["db_keys"]) + int(figures["db_tombstones"])
 
     def floor(self) -> bytes:
-        return self._bytes(b"FLOOR")
+        floor = self._bytes(b"FLOOR")
+        if len(floor) != VERSION_SIZE:
+            raise self._strange(b"FLOOR")
+        return floor
 
     def root(self) -> bytes:
         """The Merkle root, 32 bytes."""
-        return bytes.fromhex(self._bytes(b"HASH").decode())
+        answer = self._bytes(b"HASH")
+        with self._understood(b"HASH"):
+            return bytes.fromhex(answer.decode())
 
     def pages(self, prefix: bytes = b"") -> Iterator[list[Pair]]:
         after: Reply = b""
         while isinstance(after, bytes):
-            after, parts = self._list(b"RECORDS", after, b"%d" % PAGE_RECORDS, b"PREFIX", prefix)
-            assert isinstance(parts, list)
-            whole = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
-            yield [(key, head + value) for key, head, value in whole]  # type: ignore[misc, operator]
+            before = after
+            answer = self._list(b"RECORDS", after, b"%d" % PAGE_RECORDS, b"PREFIX", prefix)
+            with self._understood(b"RECORDS"):
+                after, parts = answer
+                whole = zip(*(_all_bytes(parts)[at::3] for at in range(3)), strict=True)
+                page = [(key, head + value) for key, head, value in whole]
+            if isinstance(after, bytes) and after <= before:
+                raise self._strange(b"RECORDS")  # it would never end
+            yield page
 
     def leaves(self) -> list[bytes]:
         self._client.send([(b"TREE", b"%d" % inner) for inner in range(INNER_NODES)])
         replies = [self._client.receive() for _ in range(INNER_NODES)]
-        if not all(isinstance(reply, bytes) for reply in replies):
+        if not all(isinstance(reply, bytes) and len(reply) == LEAVES_PER_INNER * LEAF_SIZE for reply in replies):
             raise self._strange(b"TREE")
         return replies  # type: ignore[return-value]
 
@@ -240,21 +262,29 @@ class Node:
             asked = buckets[start : start + BUCKETS_ASKED]
             self._client.send([(b"BUCKET", b"%d" % bucket) for bucket in asked])
             for _ in asked:
-                parts = self._client.receive()
-                if not isinstance(parts, list):
+                with self._understood(b"BUCKET"):
+                    parts = _all_bytes(self._client.receive())
+                    pairs = list(zip(parts[::2], parts[1::2], strict=True))
+                if any(len(head) != VALUE_AT for _, head in pairs):
                     raise self._strange(b"BUCKET")
-                yield list(zip(parts[::2], parts[1::2], strict=True))  # type: ignore[arg-type]
+                yield pairs
 
     def members(self) -> list[Row]:
-        return [json.loads(line) for line in self._bytes(b"MEMBERS").splitlines()]
+        lines = self._bytes(b"MEMBERS").split(b"\n")
+        with self._understood(b"MEMBERS"):
+            return [_checked_row(json.loads(line)) for line in lines if line.strip()]
 
     def forget(self, node: str, birth: str) -> None:
         """Lets the node take another one out of the members, for good."""
-        self._client.call(b"FORGET", node.encode(), *([birth.encode()] if birth else []))
+        self._done(b"FORGET", node.encode(), *([birth.encode()] if birth else []))
 
     def log_list(self) -> tuple[int, int, list[int]]:
         """LSNs: up to where the log is committed, up to where it is absorbed, and where its segments begin."""
-        end, absorbed, segments = self._list(b"LOG", b"LIST")
+        answer = self._list(b"LOG", b"LIST")
+        with self._understood(b"LOG"):
+            end, absorbed, segments = answer
+            if not isinstance(segments, list) or not all(isinstance(one, int) for one in (end, absorbed, *segments)):
+                raise self._strange(b"LOG")
         return end, absorbed, segments  # type: ignore[return-value]
 
     def log_read(self, segment: int, position: int, size: int) -> bytes | None:
@@ -266,31 +296,40 @@ class Node:
 
     def notes(self) -> dict[bytes, bytes]:
         """What the node keeps with its data."""
-        parts = self._list(b"NOTES")
-        return dict(zip(parts[::2], parts[1::2], strict=True))  # type: ignore[arg-type]
+        answer = self._list(b"NOTES")
+        with self._understood(b"NOTES"):
+            parts = _all_bytes(answer)
+            return dict(zip(parts[::2], parts[1::2], strict=True))
 
     def merge(self, pairs: list[Pair]) -> Merged:
         fit, refused = _sort_out(pairs, VALUE_AT + self._largest_value)
         if not fit:
             return Merged(0, 0, refused)
         parts = [part for key, record in fit for part in (key, *_split(record))]
-        applied, superseded, named = self._list(b"MERGE", ORIGIN, *parts)
-        assert isinstance(named, list)
-        reasons = zip(named[::2], named[1::2], strict=True)
-        return Merged(applied, superseded, refused + [(key, reason.decode()) for key, reason in reasons])  # type: ignore
+        answer = self._list(b"MERGE", ORIGIN, *parts)
+        with self._understood(b"MERGE"):
+            applied, superseded, named = answer
+            if not isinstance(applied, int) or not isinstance(superseded, int):
+                raise self._strange(b"MERGE")
+            names = _all_bytes(named)
+            reasons = [(key, why.decode()) for key, why in zip(names[::2], names[1::2], strict=True)]
+        return Merged(applied, superseded, refused + reasons)
 
     def write(self, pairs: list[Pair]) -> Merged:
         fit, refused = _sort_out(pairs, self._largest_value)
         if fit:
-            self._client.call(b"MSET", *(part for pair in fit for part in pair))
+            self._done(b"MSET", *(part for pair in fit for part in pair))
         return Merged(len(fit), 0, refused)
 
     @functools.cached_property
     def _largest_value(self) -> int:
-        return int(self._list(b"CONFIG", b"GET", b"proto-max-bulk-len")[1])  # type: ignore[arg-type]
+        answer = self._list(b"CONFIG", b"GET", b"proto-max-bulk-len")
+        with self._understood(b"CONFIG"):
+            return int(_all_bytes(answer)[1])
 
     def merge_floor(self, floor: bytes) -> None:
-        self._client.call(b"MERGEFLOOR", ORIGIN, floor)
+        if self._client.call(b"MERGEFLOOR", ORIGIN, floor) not in (0, 1):
+            raise self._strange(b"MERGEFLOOR")
 
     def close(self) -> None:
         self._client.close()
@@ -307,6 +346,19 @@ class Node:
             raise self._strange(parts[0])
         return reply
 
+    def _done(self, *parts: bytes) -> None:
+        """Calls what answers OK."""
+        if self._client.call(*parts) != b"OK":
+            raise self._strange(parts[0])
+
+    @contextlib.contextmanager
+    def _understood(self, command: bytes) -> Iterator[None]:
+        """The block makes something of an answer. What goes wrong there is the answer's fault."""
+        try:
+            yield
+        except (ValueError, LookupError, TypeError) as error:
+            raise self._strange(command) from error
+
     def _strange(self, command: bytes) -> MerkleKVError:
         return Unreachable(f"{self.name}: answers {command.decode()} strangely: is it a MerkleKV node?")
 
@@ -319,3 +371,18 @@ def _sort_out(pairs: list[Pair], size_max: int) -> tuple[list[Pair], list[tuple[
 
 def _split(record: bytes) -> tuple[bytes, bytes]:
     return record[:VALUE_AT], record[VALUE_AT:]
+
+
+def _all_bytes(answer: Reply) -> list[bytes]:
+    """Raises TypeError for an answer that is something else."""
+    if not isinstance(answer, list) or not all(isinstance(part, bytes) for part in answer):
+        raise TypeError
+    return answer  # type: ignore[return-value]
+
+
+def _checked_row(row: Row) -> Row:
+    """Raises ValueError, LookupError or TypeError unless it is a row of `rows`, or one of a later release."""
+    for name in ("node", "birth", "state", "address", "holds", "contact_ms", "seen_ns", "stable_ns"):
+        if not isinstance(row[name], int if name.endswith(("_ms", "_ns")) else str):
+            raise TypeError(name)
+    return row
