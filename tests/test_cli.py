@@ -18,6 +18,7 @@ import pytest
 from fix_node import READY, NodeFactory, NodeProcess, clean_environment
 from support import free_port, wait_until
 
+import merklekv
 from merklekv import __version__, exits
 from merklekv import node as node_module
 
@@ -56,6 +57,10 @@ def fails_to_start(node: NodeProcess, status: int, *words: str) -> None:
 
 def test_version() -> None:
     assert run("version").stdout == f"merklekv {__version__}\n"
+
+
+def test_the_package_shows_what_it_has() -> None:
+    assert {"open", "Database", "MerkleKVError"} <= set(dir(merklekv))
 
 
 @pytest.mark.parametrize("command", ["run", "config"])
