@@ -220,8 +220,7 @@ def _status_of_run() -> int:
     try:
         return int(app(standalone_mode=False, prog_name="merklekv") or 0)
     except typer.TyperException as error:
-        message = error.format_message().rstrip(".")  # empty where nothing was asked for: then the help was shown
-        return _fail(f"{message}; 'merklekv --help' shows what there is", EXIT_USAGE) if message else EXIT_USAGE
+        return _fail(f"{error.format_message().rstrip('.')}; 'merklekv --help' shows what there is", EXIT_USAGE)
     except config.ConfigError as error:
         return _fail(str(error), EXIT_USAGE)
     except MerkleKVError as error:
