@@ -237,7 +237,7 @@ class Engine(Settled):
             raise InvalidArgument(f"floor of {len(floor)} bytes: a floor is a version of {VERSION_SIZE} bytes")
         with self.lock:
             self._require_writable()
-            if floor <= self._layers.floor or self.clock.too_far_ahead(floor):
+            if floor <= self._layers.floor or self.clock.truncates_too_far_ahead(floor):
                 return False
             self._make_room(2 * ENTRY.size + len(origin) + VERSION_SIZE)
             self._log_entry(_entry(OP_ORIGIN, len(origin), 0) + origin)

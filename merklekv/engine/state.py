@@ -84,6 +84,7 @@ class State:
             raise
         clock.observe(newest)
         clock.observe_floor(self._layers.floor)
+        clock.found = clock.last
         self._rebuild_tree()
 
     def record(self, key: bytes) -> bytes | None:

@@ -9,12 +9,18 @@ time in nanoseconds, moved ahead of every timestamp it has issued or seen.  So a
 already shows, and time does not run backwards over a restart.  What it does not do: it never runs more than
 `max_drift_ns` ahead of a wall clock that is set; when the wall is set back further than that, it follows, and says so
 in the log.
+
+Nothing that another node says moves the clock further than that: `latest` bounds every timestamp from outside.  What
+holds the clock up even when the wall is set back are its floors: the truncation version, the horizon, and the closed
+timestamps, at or below which this node has told others that it stamps nothing any more.  A closed timestamp is first
+proposed to another node, in memory, and holds for good once that node has accepted it.
 """
 
 import logging
 import os
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from struct import Struct
 from typing import Final
 
@@ -24,7 +30,8 @@ log = logging.getLogger(__name__)
 
 UNSET_BEFORE_NS: Final = 1_767_225_600 * 10**9  # 2026-01-01: a wall clock before the first release was never set
 DEFAULT_MAX_DRIFT_S: Final = 86_400
-MAX_TIMESTAMP: Final = (1 << 63) - 1
+MAX_TRUNCATION_AHEAD_S: Final = 60  # a truncation deletes what is written until its time, so it is bounded tighter
+LATEST_NS: Final = 4_102_444_800 * 10**9  # 2100-01-01: no node is believed beyond, whatever the wall clock says
 
 WRITER_SIZE: Final = 8
 RUN_SIZE: Final = 4
@@ -51,6 +58,11 @@ def run_of(record_or_version: bytes) -> bytes:
     return record_or_version[8 + WRITER_SIZE : 8 + INSTANCE_SIZE]
 
 
+def show_time(timestamp: int) -> str:
+    """A timestamp, ns, as people read it: the date and time in UTC, to the second."""
+    return datetime.fromtimestamp(timestamp // 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
 def show_version(version: bytes) -> str:
     """A version as people read it: timestamp, a dash, the op id in hex."""
     return f"{timestamp_of(version)}-{version[8:VERSION_SIZE].hex()}"
@@ -64,8 +76,10 @@ class HybridClock:
     ) -> None:
         self.last = 0  # the largest timestamp issued or seen, ns
         self.max_drift_ns = max_drift_ns
+        self.found = 0  # the largest timestamp in the data directory when it was opened, ns
         self.set_back = 0  # how often it has followed a wall clock that was set back
         self._floor = 0  # ns; nothing is stamped at or below
+        self.proposed = 0  # ns; likewise, while another node may rely on it that has not answered; 0: there is none
         self._wall = wall_clock
         self.instance = os.urandom(INSTANCE_SIZE)  # of the op ids of this process
         self._counter = 0
@@ -117,23 +131,89 @@ class HybridClock:
         """Nothing is stamped at or below `timestamp`, ns, from now on."""
         self.last = max(self.last, timestamp)
         self._floor = max(self._floor, timestamp)
+        if self.proposed <= self._floor:
+            self.proposed = 0
+
+    def follow(self) -> None:
+        """Comes down to a wall clock that was set back, if it is too far ahead of that."""
+        wall = self._wall()
+        if wall <= self.last:
+            self.last = self._ahead(wall) - 1
+
+    def now(self) -> int:
+        """Where the clock is, ns; every version from now on is later, unless the wall clock is set back."""
+        self.follow()
+        self.last = max(self.last, self._wall())
+        return self.last
+
+    def closing(self) -> int:
+        """A timestamp, ns, that this node may close: its wall clock agrees.
+
+        What it has seen may be up to `max_drift_ns` ahead.  Only half of that is taken over, or nodes whose wall clocks
+        are a little behind would take this one's for wrong.
+        """
+        wall, last = self._wall(), self.now()
+        if wall < UNSET_BEFORE_NS:
+            return last
+        return max(self._held, wall, min(last, wall + self.max_drift_ns // 2))
+
+    def propose(self) -> tuple[int, int]:
+        """Closes a timestamp until another node has judged it; the timestamp, and what `withdraw` goes back to, ns."""
+        closed, before = self.closing(), self.proposed
+        self.last = max(self.last, closed)
+        if closed > self._floor:
+            self.proposed = closed
+        return closed, before if before < closed else 0
+
+    def withdraw(self, closed: int, before: int) -> None:
+        """The node to which this was proposed has refused it, so the clock may follow the wall below it."""
+        if self.proposed == closed:
+            self.proposed = before
+
+    def resume(self, proposed: int) -> bool:
+        """Goes on with what was proposed before a restart, ns, if the wall clock still agrees; whether it does."""
+        if proposed > self.latest_ns():
+            return False
+        if proposed > self._floor:
+            self.proposed = proposed
+            self.last = max(self.last, proposed)
+        return True
 
     def too_far_ahead(self, version: bytes) -> bool:
         """Whether a remote version lies further in the future than this node believes any clock to be."""
         return version > self.latest()
 
+    def truncates_too_far_ahead(self, floor: bytes) -> bool:
+        """Whether a remote truncation version does."""
+        return self.too_far_ahead(floor) or timestamp_of(floor) > self._wall_plus(MAX_TRUNCATION_AHEAD_S * 10**9)
+
     def latest(self) -> bytes:
         """No version or record that is not too far ahead compares as more than this."""
+        return self.latest_ns().to_bytes(8, "big") + b"\xff" * (VERSION_SIZE - 8 + 1)
+
+    def latest_ns(self) -> int:
+        """No timestamp of another node is believed beyond this, ns.  A wall clock that was never set bounds nothing."""
+        return self._wall_plus(self.max_drift_ns)
+
+    def ahead_s(self, timestamp: int) -> float:
+        """How far a timestamp, ns, is ahead of the wall clock."""
+        return (timestamp - self._wall()) / 10**9
+
+    def _wall_plus(self, drift_ns: int) -> int:
         wall = self._wall()
-        latest = min(MAX_TIMESTAMP, wall + self.max_drift_ns) if wall >= UNSET_BEFORE_NS else MAX_TIMESTAMP
-        return latest.to_bytes(8, "big") + b"\xff" * (VERSION_SIZE - 8 + 1)
+        return min(LATEST_NS, wall + drift_ns) if wall >= UNSET_BEFORE_NS else LATEST_NS
+
+    @property
+    def _held(self) -> int:
+        """Where the clock stays above when it follows a wall clock that was set back, ns."""
+        return max(self._floor, self.proposed)
 
     def _ahead(self, wall: int) -> int:
-        if self.last - max(wall, self._floor) > self.max_drift_ns and wall >= UNSET_BEFORE_NS:
+        if self.last - max(wall, self._held) > self.max_drift_ns and wall >= UNSET_BEFORE_NS:
             self.set_back += 1
             log.warning(
                 "the wall clock is %.0f s behind this node's versions, more than max_clock_drift: following the wall",
                 (self.last - wall) / 1e9,
             )
-            return max(wall, self._floor + 1)
+            return max(wall, self._held + 1)
         return self.last + 1

@@ -35,6 +35,7 @@ from merklekv.engine.format import (
     VERSION_SIZE,
 )
 from merklekv.engine.integers import strict_integer
+from merklekv.engine.version import show_time, timestamp_of
 from merklekv.errors import Stalled
 from merklekv.names import NODE_ID_RULE, is_node_id
 from merklekv.net import resp
@@ -139,6 +140,10 @@ def merge_floor(session: Session, request: Request) -> Reply:
     origin = checked_origin(request[1])
     if len(request[2]) != VERSION_SIZE:
         raise RequestError(f"a floor has {VERSION_SIZE} bytes, not {len(request[2])}")
+    if session.engine.clock.truncates_too_far_ahead(request[2]):
+        raise RequestError(
+            f"a floor of {show_time(timestamp_of(request[2]))} is too far ahead of this node's wall clock"
+        )
     return resp.ONE if session.engine.merge_floor(request[2], origin) else resp.ZERO
 
 

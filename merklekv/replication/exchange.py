@@ -50,6 +50,7 @@ from merklekv.replication.exchange_wire import (
 from merklekv.replication.members import Members, TooManyMembers
 from merklekv.replication.responder import INNER_DIGEST_SIZE, LEAF_DIGEST_SIZE, PRINT_SIZES, SLICE_MERGES
 
+FULL: Final = "full"  # why a node may refuse that has begun to take in what it was told
 PASSES_MAX: Final = 5  # in one exchange: it begins anew when a horizon moves, and to verify
 STALL_WAIT_S: Final = 60.0
 BATCH_BYTES: Final = 512 << 10  # of records in one request
@@ -110,7 +111,7 @@ class Initiator:
             except Malformed as problem:
                 raise ExchangeFailed(f"node {report.node or 'at that address'}: {problem}") from problem
             except TooManyMembers as problem:
-                raise ExchangeRefused("full", str(problem)) from problem
+                raise ExchangeRefused(FULL, str(problem)) from problem
             report.equal = report.equal or (equal and number == 0)
             report.duration_s = time.monotonic() - began
             if self._refused:
@@ -137,13 +138,20 @@ class Initiator:
         self._collect()
         for _ in engine.prepare_root():
             pass  # others get at the engine in between
-        mine, _ = side.hello()
+        mine, before = side.hello()
         engine.flush()
-        answer = yield from self._ask("hello", **mine.plain())
-        theirs = self._theirs = hello_of(answer, mine.table)
+        try:
+            answer = yield from self._ask("hello", **mine.plain())
+        except ExchangeRefused as refusal:
+            if refusal.why != FULL:  # a node that refuses for another reason has not taken in anything
+                side.refused(mine, before)
+                engine.commit()
+            raise
+        theirs = hello_of(answer, mine.table)
+        side.accepted(mine)
         equal = bool(answer.number("equal", 1))
         self.report.node = theirs.node
-        side.judge(theirs)
+        theirs = self._theirs = side.judge(theirs)
         self._origin = theirs.node.encode()
         if theirs.floor > engine.floor:
             self._write(lambda: engine.merge_floor(theirs.floor, self._origin))

@@ -31,8 +31,10 @@ something, that is deleted anew.
 from __future__ import annotations
 
 import logging
-from typing import Final, NamedTuple
+from dataclasses import replace
+from typing import Final, NamedTuple, NoReturn
 
+from merklekv.bursts import BurstLog
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import (
     FLAGS_AT,
@@ -46,7 +48,7 @@ from merklekv.engine.format import (
 )
 from merklekv.engine.layers import is_live
 from merklekv.engine.store import Pair
-from merklekv.engine.version import timestamp_of, writer_of
+from merklekv.engine.version import UNSET_BEFORE_NS, show_time, timestamp_of, writer_of
 from merklekv.errors import Shortage
 from merklekv.replication.exchange_wire import ExchangeRefused, Hello
 from merklekv.replication.lapses import NO_LAPSES, Lapse, Lapses, account_for, was_away
@@ -56,6 +58,8 @@ NOTE_MEMBERS: Final = b"members"
 NOTE_UNREADABLE: Final = b"members-unreadable"  # a table that could not be read, as it was
 
 log = logging.getLogger(__name__)
+
+_bursts = BurstLog(log)
 
 Refused = list[tuple[bytes, str]]  # keys with reasons
 
@@ -67,17 +71,24 @@ class Moved(Exception):
 def load_members(engine: Engine, node: str) -> Members:
     """The node's members as its engine keeps them, and its promise kept.
 
-    What cannot be read of them is set aside and logged.  Raises FormatTooNew, TooManyMembers, Shortage.
+    A start closes no timestamp: the wall clock may be wrong, and nobody has agreed with it yet.  What cannot be read of
+    the members is set aside and logged.  Raises FormatTooNew, TooManyMembers, Shortage.
     """
     with engine.lock:
         stored = engine.notes.get(NOTE_MEMBERS)
         members = Members(node) if stored is None else _restored(engine, stored, node)
-        engine.clock.write_as(members.identity.birth)
-        engine.keep_promise(members.promised)
-        before = members.lapses.get(members.identity, NO_LAPSES)
-        end = engine.clock.last if before else 0
-        engine.keep_promise(max((lapse.until + 1 for lapse in before), default=0))  # that tells runs apart
-        members.began(Lapse(end, engine.promise(), engine.clock.run))
+        clock, own = engine.clock, members.identity
+        clock.write_as(own.birth)
+        clock.keep_promise(members.promised)
+        _tell_of_the_future(engine, members)
+        before = members.lapses.get(own, NO_LAPSES)
+        clock.follow()
+        end = clock.last if before else 0
+        now = clock.now()
+        members.shorten_lapses(now, now)
+        until = max((now, *(lapse.until + 1 for lapse in members.lapses.get(own, NO_LAPSES))))  # that tells runs apart
+        clock.observe(until.to_bytes(8, "big"))
+        members.began(Lapse(end, until, clock.run))
         if before:
             engine.note_first(NOTE_MEMBERS, members.encode())  # a node starts with a full disk, too
         else:
@@ -113,6 +124,29 @@ def _restored(engine: Engine, stored: bytes, node: str) -> Members:
             name,
         )
     return members
+
+
+def _tell_of_the_future(engine: Engine, members: Members) -> None:
+    """Says what in the directory is from a time that the wall clock has not reached, and drops what nobody accepted."""
+    clock, node = engine.clock, members.identity.node
+    if not clock.resume(members.proposed):
+        log.warning(
+            "node %s: its clock was at %s before this start, %.0f s ahead of its wall clock now, and no node had "
+            "agreed: it goes on from the wall clock",
+            node,
+            show_time(members.proposed),
+            clock.ahead_s(members.proposed),
+        )
+        members.proposed = 0
+    if clock.found > clock.latest_ns():
+        log.warning(
+            "node %s holds versions up to %s, %.0f s ahead of its wall clock, more than max_clock_drift: the wall "
+            "clock of this machine is slow now, or was fast when they were written; other nodes refuse these records "
+            "until then, and take all others",
+            node,
+            show_time(clock.found),
+            clock.ahead_s(clock.found),
+        )
 
 
 def store_members(engine: Engine, members: Members) -> None:
@@ -197,6 +231,13 @@ def _dead_of(holder: Hello, other: Hello) -> Dead:
     )
 
 
+def _is_ahead(fast: Identity, slow: Identity, seconds: float) -> str:
+    return (
+        f"node {fast.node}'s clock is ahead of node {slow.node}'s by {seconds:.0f} s, more than max_clock_drift: "
+        "set the clock that is wrong"
+    )
+
+
 class Side:
     """A node in its exchanges.  Thread-safe."""
 
@@ -206,25 +247,72 @@ class Side:
         self.cluster = cluster
         self.instance = engine.clock.instance
 
-    def hello(self, equal_to: Hello | None = None) -> tuple[Hello, bool]:
-        """What this node says of itself; and whether it holds the same as the other, which is remembered at once.
+    def hello(self) -> tuple[Hello, int]:
+        """What this node says of itself when it begins an exchange, and what `refused` needs.
 
-        The caller flushes before it tells anyone.
+        It proposes to close a timestamp, and stamps nothing at or below until the other node has answered; what it
+        proposes is noted, since that one may have accepted it although no answer comes.  The caller flushes before it
+        tells anyone.
         """
-        engine, members = self.engine, self.members
+        engine = self.engine
         with engine.lock:
-            members.promise(engine.promise())
-            root = engine.root() if engine.root_ready else b""
-            equal = equal_to is not None and root != b"" and (root, engine.floor) == (equal_to.root, equal_to.floor)
-            if equal and equal_to is not None:
-                self._remember(equal_to.table, equal_to.horizon)
-            store_members(engine, members)
-            count = engine.live_count + engine.dead_count
-            hello = Hello(self.cluster, self.instance, engine.floor, engine.horizon, root, count, members.table())
-        return hello, equal
+            closed, before = engine.clock.propose()
+            self.members.proposed = engine.clock.proposed
+            self.members.shorten_lapses(closed, engine.clock.latest_ns())
+            store_members(engine, self.members)
+            return self._hello(closed), before
 
-    def judge(self, peer: Hello) -> None:
-        """Raises ExchangeRefused if this node does not exchange with the other."""
+    def accepted(self, mine: Hello) -> None:
+        """The other node has accepted what this one proposed, so it holds for good.  The caller commits."""
+        with self.engine.lock:
+            self._close(mine.table.report.clock)
+            store_members(self.engine, self.members)
+
+    def refused(self, mine: Hello, before: int) -> None:
+        """The other node has refused it.  The caller commits."""
+        with self.engine.lock:
+            self.engine.clock.withdraw(mine.table.report.clock, before)
+            self.members.proposed = self.engine.clock.proposed
+            store_members(self.engine, self.members)
+
+    def answer(self, peer: Hello) -> tuple[Hello, bool]:
+        """What this node answers to a hello; and whether it holds the same as the other, which is remembered at once.
+
+        The clock of the other node agrees with what is closed here, see `judge`.  The caller flushes before it tells
+        anyone.
+        """
+        engine = self.engine
+        with engine.lock:
+            self._close(self._agreed(peer))
+            self.members.shorten_lapses(engine.clock.closing(), engine.clock.latest_ns())
+            root = engine.root() if engine.root_ready else b""
+            equal = root != b"" and (root, engine.floor) == (peer.root, peer.floor)
+            if equal:
+                self._remember(peer.table, peer.horizon)
+            store_members(engine, self.members)
+            return self._hello(0), equal
+
+    def _hello(self, closed: int) -> Hello:
+        engine = self.engine
+        root = engine.root() if engine.root_ready else b""
+        count = engine.live_count + engine.dead_count
+        table = self.members.table(closed)
+        return Hello(self.cluster, self.instance, engine.floor, engine.horizon, root, count, table)
+
+    def _close(self, closed: int) -> None:
+        self.engine.clock.keep_promise(closed)
+        self.members.promise(closed)
+        self.members.proposed = self.engine.clock.proposed
+
+    def _agreed(self, peer: Hello) -> int:
+        """What may be closed for a node with this clock, ns.  One whose wall clock was never set cannot agree."""
+        closing, theirs = self.engine.clock.closing(), peer.table.report.clock
+        if theirs < UNSET_BEFORE_NS:
+            return self.members.promised
+        return max(self.members.promised, min(closing, theirs + self.engine.clock.max_drift_ns))
+
+    def judge(self, peer: Hello) -> Hello:
+        """What this node believes of a hello.  Raises ExchangeRefused if it does not exchange with that node."""
         mine, theirs = self.members.identity, peer.table.identity
         if peer.cluster != self.cluster:
             raise ExchangeRefused(
@@ -245,13 +333,64 @@ class Side:
                     f"node {gone.node} was forgotten by its cluster: back up its data directory with merklekv-tool, "
                     "then start it with a new one",
                 )
-        clock = peer.table.report.clock
-        if self.engine.clock.too_far_ahead(clock.to_bytes(8, "big")):
-            raise ExchangeRefused(
-                "clock",
-                f"node {theirs.node}'s clock is ahead of node {mine.node}'s by more than max_clock_drift: "
-                "set the clocks of both machines",
+        return self.believe(peer)
+
+    def believe(self, peer: Hello) -> Hello:
+        """What of a hello this node believes: no time in it may be later than its wall clock and max_clock_drift.
+
+        What is said of a third member is left out then, and told in the log.  Raises ExchangeRefused if it is said of
+        one of these two nodes.
+        """
+        clock = self.engine.clock
+        if clock.truncates_too_far_ahead(peer.floor) and peer.floor > self.engine.floor:
+            self._refuse(peer.table, "the truncation version", timestamp_of(peer.floor))
+        if peer.horizon > clock.latest_ns():
+            self._refuse(peer.table, "the horizon", peer.horizon)
+        return replace(peer, table=self.believe_table(peer.table))
+
+    def believe_table(self, table: Table) -> Table:
+        """What this node believes of a table, see `believe`."""
+        clock, mine = self.engine.clock, self.members.identity
+        latest = clock.latest_ns()
+        theirs, ours = max(table.own_times()), max(table.times_of(mine), default=0)
+        if table.report.clock > latest:
+            raise ExchangeRefused("clock", _is_ahead(table.identity, mine, clock.ahead_s(table.report.clock)))
+        if theirs > latest:
+            self._refuse(table, "a time that it says of itself", theirs)
+        if ours > latest:
+            self._refuse(table, f"what it says to have of node {mine.node}", ours)
+        far = table.beyond(latest)
+        for who, time in far.items():
+            self.members.rows_refused += 1
+            born = who.birth.hex() or "unknown"
+            _bursts.warn(
+                f"row {who.node}",
+                f"what node {table.identity.node} tells of node {who.node}, birth {born}, is left out: it is of "
+                f"{show_time(time)}, {clock.ahead_s(time):.0f} s ahead of this node's wall clock",
             )
+        return table.without_times_of(far.keys()) if far else table
+
+    def judge_own_clock(self, peer: Hello) -> None:
+        """Raises ExchangeRefused if this node's clock is too far ahead for the other, which would not accept it."""
+        clock, theirs = self.engine.clock, peer.table.report.clock
+        ahead = clock.closing() - theirs
+        if theirs >= UNSET_BEFORE_NS and ahead > clock.max_drift_ns:
+            raise ExchangeRefused("clock", _is_ahead(self.members.identity, peer.table.identity, ahead / 10**9))
+
+    def believe_time(self, table: Table, time: int) -> int:
+        """A time, ns, that a node says.  Raises ExchangeRefused if it is beyond."""
+        if time > self.engine.clock.latest_ns():
+            self._refuse(table, "a horizon", time)
+        return time
+
+    def _refuse(self, table: Table, what: str, time: int) -> NoReturn:
+        self.members.rows_refused += 1
+        raise ExchangeRefused(
+            "clock",
+            f"{what} in the table of node {table.identity.node} is of {show_time(time)}, "
+            f"{self.engine.clock.ahead_s(time):.0f} s ahead of the wall clock of node {self.members.identity.node}: "
+            "one of these clocks is wrong or was, or the message is false",
+        )
 
     def meet(self, peer: Hello) -> None:
         """Takes in whom the other knows, and its clock.  The caller commits.  Raises ExchangeRefused."""
@@ -259,9 +398,11 @@ class Side:
             self.members.meet(peer.table)
             clock = self.engine.clock
             seen = peer.table.rows.get(self.members.identity, NO_ROW).seen
-            if seen > self.members.promised:  # this node was restored from before it made that promise
+            if seen > max(self.members.promised, clock.proposed):  # it was restored from before it made that promise
                 self.members.began(Lapse(clock.last, seen + 1, clock.run))
-                self.engine.keep_promise(seen + 1)
+                clock.keep_promise(seen + 1)
+            elif seen > self.members.promised:  # some node has accepted that, and the answer was lost
+                self._close(seen)
             clock.observe(peer.table.report.clock.to_bytes(8, "big"))
             store_members(self.engine, self.members)
 
@@ -319,7 +460,7 @@ class Side:
                 above = max(timestamp_of(version), horizon) + 1  # one at the horizon would go at once
                 items.append((OP_DEL, key, make_record(key, above.to_bytes(8, "big") + version[8:], TOMBSTONE, b"")))
             if items:
-                self.members.bury(engine.clock.last)
+                self.members.bury(engine.clock.closing())
                 store_members(engine, self.members)
             return engine.merge(items, origin, settled=True).applied
 
@@ -338,7 +479,7 @@ class Side:
     def hear(self, peer: Table) -> None:
         """Takes in what the other reports after it has finished, which may move the horizon.  The caller commits."""
         with self.engine.lock:
-            self.members.meet(peer)
+            self.members.meet(self.believe_table(peer))
             settle(self.engine, self.members)
             store_members(self.engine, self.members)
 

@@ -264,7 +264,7 @@ class Inbox:
                 self._refuse(source, _REASONS.get(reason, Reason.RANGE), f"key {key[:60]!r}: {reason}")
 
     def _merge_floor(self, source: str, origin: bytes, floor: bytes) -> None:
-        if self._engine.clock.too_far_ahead(floor):
+        if self._engine.clock.truncates_too_far_ahead(floor):
             self._refuse(source, Reason.CLOCK, "a truncate: clock")
         elif self._engine.merge_floor(floor, origin):
             self.counters.applied += 1
@@ -286,7 +286,8 @@ class Inbox:
         newest = message.newest()
         if message.sequence is not None:
             self._follow(message.source, origin, message.sequence, message.event_count, newest)
-        origin.newest = max(origin.newest, newest)
+        if not self._engine.clock.too_far_ahead(newest):  # else it was refused, and tells nothing of the numbering
+            origin.newest = max(origin.newest, newest)
 
     def _follow(self, source: str, origin: Origin, first: int, count: int, newest: bytes) -> None:
         expected, behind = origin.expected, first + count

@@ -50,9 +50,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import cbor2
 
@@ -70,6 +70,8 @@ from merklekv.replication.exchange_fields import (
     text,
 )
 from merklekv.replication.lapses import NO_LAPSES, Lapse, Lapses, account_for, joined, lapses_of, shared
+
+T = TypeVar("T")
 
 TABLE_VERSION: Final = 2
 BIRTH_SIZE: Final = 8
@@ -170,6 +172,36 @@ class Table:
         """Whether it counts on all of these that are members still."""
         return all(who in self.forgotten or who == self.identity or self.counts_on(who) for who in met)
 
+    def own_times(self) -> tuple[int, ...]:
+        """All times, ns, that the node says of itself."""
+        return (self.report.clock, self.report.stable, self.current, self.reach, *self.times_of(self.identity))
+
+    def times_of(self, who: Identity) -> Iterator[int]:
+        """All times, ns, that the node says of a member in its maps."""
+        if (row := self.rows.get(who)) is not None:
+            yield from (row.seen, row.counted, row.report.clock, row.report.stable)
+        for times in (self.forgotten, self.settled, self.buried):
+            yield times.get(who, 0)
+        for lapse in self.lapses.get(who, NO_LAPSES):
+            yield from (lapse.after, lapse.until, lapse.missed)
+
+    def beyond(self, latest: int) -> dict[Identity, int]:
+        """The members of whom the node says a time beyond `latest`, ns, with the largest one."""
+        named = self.rows.keys() | self.forgotten.keys() | self.settled.keys() | self.buried.keys() | self.lapses.keys()
+        furthest = {who: max(self.times_of(who)) for who in named}
+        return {who: time for who, time in furthest.items() if time > latest}
+
+    def without_times_of(self, who: Set[Identity]) -> Table:
+        """The table with nothing about these, but that they are members: so the horizon waits for them."""
+        return replace(
+            self,
+            rows=self.rows | dict.fromkeys(self.rows.keys() & who, NO_ROW),
+            forgotten=_without(self.forgotten, who),
+            settled=_without(self.settled, who),
+            lapses=_without(self.lapses, who),
+            buried=_without(self.buried, who),
+        )
+
     def plain(self) -> dict[str, object]:
         """For CBOR."""
         return {
@@ -212,6 +244,10 @@ def table_of(fields: Fields, set_aside: Callable[[Any, Malformed], None] | None 
     return Table(identity, report, current, reach, rows, forgotten, settled, lapses, buried)
 
 
+def _without(told: dict[Identity, T], who: Set[Identity]) -> dict[Identity, T]:
+    return {one: what for one, what in told.items() if one not in who}
+
+
 def _times(fields: Fields, name: str, most: int) -> dict[Identity, int]:
     times = {}
     for item in fields.items(name, most):
@@ -233,7 +269,9 @@ class Members:
 
     def __init__(self, node: str, birth: bytes = b"") -> None:
         self.identity = Identity(node, birth or secrets.token_bytes(BIRTH_SIZE))
-        self.promised = 0  # ns: the largest clock that was told to anyone
+        self.promised = 0  # ns: the largest clock that another node has accepted
+        self.proposed = 0  # ns: a larger one that was told to a node whose answer is not known; 0: there is none
+        self.rows_refused = 0  # since the start: what others told of members that is beyond any clock
         self.current = 0  # ns
         self.reach = 0  # ns
         self.forgotten: dict[Identity, int] = {}  # with how far it was seen, as `seen`
@@ -280,11 +318,14 @@ class Members:
         old = (one for one in events if timestamp_of(one) <= seen)
         return seen if all(account_for(lapses, one) for one in old) else 0
 
-    def stable(self) -> int:
-        """Up to when this node has merged what anybody had, ns; 0 while it is alone, or does not know all members."""
+    def stable(self, clock: int = 0) -> int:
+        """Up to when this node has merged what anybody had, ns; 0 while it is alone, or does not know all members.
+
+        `clock`: what it proposes to close, ns.
+        """
         if not self._others or self.aside:
             return 0
-        return min((self.promised, *(member.counted for member in self._others.values())))
+        return min((max(self.promised, clock), *(member.counted for member in self._others.values())))
 
     def view(self) -> bytes:
         """What tells apart two sets of members, or two states of knowing what was buried."""
@@ -310,10 +351,10 @@ class Members:
         members = [who for who, member in self._others.items() if member.seen]
         return peer.counts_on_all(members) and (self.identity not in self.settled or peer.counts_on(self.identity))
 
-    def table(self) -> Table:
-        """What is told to others."""
+    def table(self, clock: int = 0) -> Table:
+        """What is told to others; `clock`: what it proposes to close, ns."""
         rows = {who: Row(member.seen, member.counted, member.report) for who, member in self._others.items()}
-        report = Report(self.promised, self.stable(), self.view())
+        report = Report(max(self.promised, clock), self.stable(clock), self.view())
         return Table(
             self.identity,
             report,
@@ -332,8 +373,20 @@ class Members:
         """This node has started: its data end where the lapse begins, and it stamps nothing before that ends."""
         self.lapses[self.identity] = joined(self.lapses.get(self.identity, NO_LAPSES), frozenset({lapse}))
 
+    def shorten_lapses(self, clock: int, latest: int) -> None:
+        """No lapse of this node ends behind its clock, ns, or lies beyond `latest`, ns.
+
+        One may when the wall clock was set back since: what was lost, was lost before now.
+        """
+        lapses = set()
+        for lapse in self.lapses.get(self.identity, NO_LAPSES):
+            after = min(lapse.after, latest)
+            lapses.add(lapse._replace(after=after, until=max(after, min(lapse.until, clock))))
+        if lapses:
+            self.lapses[self.identity] = frozenset(lapses)
+
     def promise(self, clock: int) -> None:
-        """This node stamps nothing at or below `clock`, ns, any more: what others may be told."""
+        """This node stamps nothing at or below `clock`, ns, any more, and another node has accepted that."""
         self.promised = max(self.promised, clock)
         self.current = max(self.current, self.stable())
 
@@ -465,8 +518,8 @@ class Members:
         plain = self.table().plain()
         local = [[*who, member.address, member.contact] for who, member in self]
         aside = [[name, *one] for name, one in sorted(self.aside.items())]
-        own = {"v": TABLE_VERSION, "promised": self.promised, "local": local, "aside": aside}
-        return cbor2.dumps(own | plain)
+        closed = {"promised": self.promised, "proposed": self.proposed}
+        return cbor2.dumps({"v": TABLE_VERSION, **closed, "local": local, "aside": aside, **plain})
 
     @classmethod
     def restore(cls, data: bytes, node: str) -> Members:
@@ -498,12 +551,13 @@ class Members:
                 checked = Aside(binary(birth, "a birth", 0, BIRTH_SIZE), text(reason, "a reason", REASON_SIZE_MAX))
                 aside[text(name, "a name", REASON_SIZE_MAX)] = checked
             stored = table_of(fields, set_aside)
-            promised = fields.number("promised")
+            promised, proposed = fields.number("promised"), fields.number("proposed")
             local = dict(filter(None, map(_local, fields.items("local"))))
         except Malformed as error:
             raise MembersUnreadable(f"the table of members cannot be read: {error}") from error
         members = cls(node, stored.identity.birth if node == stored.identity.node else b"")
-        members.promised, members.current, members.reach = promised, stored.current, stored.reach
+        members.promised, members.proposed = promised, proposed
+        members.current, members.reach = stored.current, stored.reach
         members.forgotten, members.settled, members.lapses = stored.forgotten, stored.settled, stored.lapses
         members.buried, members.aside = stored.buried, aside
         for who, row in stored.rows.items():

@@ -84,7 +84,8 @@ class Reception:
 
     def _reason_to_refuse(self, hello: Hello) -> bytes | None:
         own = self._members.identity
-        if hello.table.identity == own and hello.table.report.clock == self._members.promised:
+        closed = (self._members.promised, self._members.proposed)
+        if hello.table.identity == own and hello.table.report.clock in closed:
             return encode_refusal(ITSELF, f"node {own.node} has reached itself at this address")
         if self._has_begun(hello.node) and own.node < hello.node and not self.is_serving(hello.node):
             return encode_refusal(BUSY, f"node {own.node} has just begun an exchange by itself")

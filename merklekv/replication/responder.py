@@ -88,7 +88,8 @@ class Responder:
     def _hello(self, fields: Fields) -> Slices[bytes]:
         peer = hello_of(fields)
         side, engine = self._side, self._engine
-        side.judge(peer)
+        known, peer = peer.table, side.judge(peer)
+        side.judge_own_clock(peer)
         if peer.floor > engine.floor:
             yield from self._writing(partial(engine.merge_floor, peer.floor, peer.node.encode()))
         side.meet(peer)
@@ -97,9 +98,9 @@ class Responder:
         yield from self._collect()
         for _ in engine.prepare_root():
             yield None
-        hello, equal = side.hello(peer)
+        hello, equal = side.answer(peer)
         engine.flush()
-        return encode("hello", equal=int(equal), **hello.plain(peer.table))
+        return encode("hello", equal=int(equal), **hello.plain(known))
 
     def _inner(self, fields: Fields) -> Slices[bytes]:
         yield from self._expected(fields)
@@ -168,7 +169,7 @@ class Responder:
     def _swap(self, fields: Fields) -> Slices[bytes]:
         horizon = yield from self._expected(fields)
         origin = _origin(fields)
-        settled = fields.number("settled")
+        settled = fields.number("settled", self._engine.clock.latest_ns())
         give, dead, wants = fields.pairs("give"), fields.pairs("dead"), fields.strings("wants")
         side = self._side
         applied = discarded = 0
@@ -223,13 +224,13 @@ class Responder:
         before = yield from self._expected(fields, done=True)
         peer = hello_of(fields.map("hello"))
         side = self._side
-        side.judge(peer)
-        horizon = fields.number("settled")
+        known, peer = peer.table, side.judge(peer)
+        horizon = side.believe_time(peer.table, fields.number("settled"))
         table = side.finish(peer.table, horizon)
         if before < horizon:
             yield from self._collect()  # the other has, too
         self._engine.flush()
-        return encode("done", table=pack(table, peer.table))
+        return encode("done", table=pack(table, known))
 
     def _expected(self, fields: Fields, done: bool = False) -> Slices[int]:
         """Raises Moved unless this node is as it was when the exchange began; the horizon since then."""

@@ -26,6 +26,7 @@ from merklekv.engine.check import check_directory, check_engine
 from merklekv.engine.durable import Durability
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import OP_SET, TOMBSTONE, VALUE_AT
+from merklekv.engine.version import MAX_TRUNCATION_AHEAD_S
 from merklekv.errors import DiskFull, NotANumber, NumberOverflow, Stalled
 
 Model = tuple[dict[bytes, bytes], bytes, int]  # records, floor, horizon
@@ -201,7 +202,7 @@ class EngineMachine(RuleBasedStateMachine):
         ts = int.from_bytes(self.records.get(key, self.floor)[:8], "big") + offset
         floor = support.version(max(ts, 0))
         raised = self.write(lambda: self.engine.merge_floor(floor, b"elsewhere"))
-        assert raised == (floor > self.floor and ts <= self.wall.now + DAY_NS)
+        assert raised == (floor > self.floor and ts <= self.wall.now + MAX_TRUNCATION_AHEAD_S * 10**9)
         if raised:
             self.floor = floor
             self.records = {key: record for key, record in self.records.items() if record >= floor}

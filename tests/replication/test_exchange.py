@@ -240,7 +240,7 @@ def test_what_is_written_meanwhile_stays(nodes: list[Node]) -> None:
 def test_floors_go_both_ways(nodes: list[Node]) -> None:
     a, b, c = nodes
     fill_both(a, b)
-    b.tick(1000)
+    b.tick(40)
     b.engine.truncate()
     b.set(b"survivor")
     exchange(a, b)
@@ -256,7 +256,7 @@ def test_a_floor_that_spares_something_needs_no_tree(nodes: list[Node]) -> None:
     a, b, c = nodes
     fill_both(a, b)
     exchange(c, a)
-    b.tick(1000)
+    b.tick(40)
     for number in range(10):
         b.set(b"old:%d" % number)
     exchange(a, b)

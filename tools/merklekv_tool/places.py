@@ -32,6 +32,7 @@ from merklekv.engine.format import (
     VERSION_SIZE,
 )
 from merklekv.engine.merkle import LEAVES_PER_INNER
+from merklekv.engine.version import show_time, timestamp_of
 from merklekv.errors import InvalidArgument, MerkleKVError, NotADataDirectory, Stalled
 from merklekv.net.client import Client, Reply, Unreachable
 from merklekv.replication.carrier import ADDRESS, split_address
@@ -198,6 +199,8 @@ class Directory:
                 return result
 
     def merge_floor(self, floor: bytes) -> None:
+        if self._engine.clock.truncates_too_far_ahead(floor):
+            raise InvalidArgument(f"a floor of {show_time(timestamp_of(floor))} is too far ahead of the wall clock")
         self._engine.merge_floor(floor, ORIGIN)
         self._engine.commit()
 

@@ -1,0 +1,413 @@
+"""Times that another node says, and times of a wall clock that was wrong: none becomes a lasting floor of the clock."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import cbor2
+import pytest
+from exchange_support import NOON, SECOND, Cut, Node, agree, answer, carry, cluster, exchange, meet_all
+from merklekv.replication.bursts import BurstLog
+
+from merklekv.engine.version import MAX_TRUNCATION_AHEAD_S, UNSET_BEFORE_NS, timestamp_of
+from merklekv.replication import exchange_side
+from merklekv.replication.exchange_fields import Malformed, decode_map
+from merklekv.replication.exchange_side import NOTE_MEMBERS
+from merklekv.replication.exchange_wire import ExchangeFailed, ExchangeRefused, Hello, decode, encode, pack, unpack
+from merklekv.replication.lapses import Lapse
+from merklekv.replication.members import NOTHING_SAID, Identity, Members, Report, Row, Table, table_of
+
+YEAR = 365 * 86_400 * SECOND
+DRIFT_S = 600
+DRIFT = DRIFT_S * SECOND
+EVIL = Identity("evil", b"evilevil")
+FAR = {"past the bound": DRIFT + 60 * SECOND, "ten years": 10 * YEAR, "the largest": (1 << 63) - 1 - NOON}
+TIMES = [0, 1, NOON + DRIFT - SECOND, *(NOON + far for far in FAR.values()), 1 << 63, -1]
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[list[Node]]:
+    with cluster(tmp_path, "abc", max_clock_drift_s=DRIFT_S) as made:
+        yield made
+
+
+def stamped(node: Node, key: bytes) -> int:
+    """The timestamp of what is stored under a key."""
+    record = node.engine.record(key)
+    assert record is not None
+    return timestamp_of(record)
+
+
+def times_in(table: Table) -> int:
+    """The largest time in a table."""
+    return max(max(table.own_times()), max(table.beyond(-1).values(), default=0))
+
+
+def assert_unmoved(node: Node) -> None:
+    """Nothing that the node keeps is later than its wall clock and the drift, and it can start again."""
+    latest = node.now + DRIFT
+    members = node.members
+    assert node.engine.clock.last <= latest
+    assert max(members.promised, members.proposed) <= latest
+    assert node.engine.horizon <= latest
+    assert timestamp_of(node.engine.floor) <= node.now + MAX_TRUNCATION_AHEAD_S * SECOND
+    assert times_in(members.table()) <= latest
+    assert Members.restore(members.encode(), node.name).encode() == members.encode()
+    node.reopen()
+    assert node.engine.clock.last <= node.now + DRIFT
+
+
+def forged(node: Node, told: Row) -> bytes:
+    """A hello of a stranger that says this of a node."""
+    table = Table(EVIL, Report(0, 0, b"x" * 8), 0, 0, {node.members.identity: told})
+    return encode("hello", **Hello("test", b"i" * 12, bytes(24), 0, b"", 1, table).plain())
+
+
+@pytest.mark.parametrize("far", FAR.values(), ids=list(FAR))
+def test_a_stranger_that_has_seen_the_future_moves_no_clock(nodes: list[Node], far: int) -> None:
+    a, b, _ = nodes
+    exchange(a, b)
+    before = a.members.encode(), a.engine.clock.last
+    kind, fields = decode(answer(a, forged(a, Row(NOON + far, 0, NOTHING_SAID))), 1 << 20)
+    assert (kind, fields.text("why", 20)) == ("refused", "clock")
+    says = fields.text("text", 1000)
+    assert says.startswith("what it says to have of node a in the table of node evil is of 2")
+    assert "ahead of the wall clock of node a" in says
+    assert (a.members.encode(), a.engine.clock.last) == before
+    assert a.members.rows_refused == 1
+    assert_unmoved(a)
+    a.set(b"after")
+    assert stamped(a, b"after") < a.now + SECOND
+    exchange(a, b)
+    assert b.values() == {b"after": b"value"}
+
+
+Place = tuple[Any, ...]
+
+
+def numbers_in(item: Any, path: Place = ()) -> Iterator[Place]:
+    """Where numbers are in a message."""
+    pairs = item.items() if isinstance(item, dict) else enumerate(item) if isinstance(item, list) else ()
+    for at, inner in pairs:
+        if type(inner) is int:
+            yield (*path, at)
+        else:
+            yield from numbers_in(inner, (*path, at))
+
+
+def replaced(item: Any, path: Place, number: int) -> Any:
+    changed = copy.deepcopy(item)
+    inner = changed
+    for step in path[:-1]:
+        inner = inner[step]
+    inner[path[-1]] = number
+    return changed
+
+
+def plain_of(message: bytes, known: Table | None = None) -> dict[str, Any]:
+    """The map of a message, with its tables unpacked."""
+    plain: dict[str, Any] = cbor2.loads(message[4:-8])
+    for holder in (plain, plain.get("hello", {})):
+        if "table" in holder:
+            holder["table"] = unpack(holder["table"], known).plain()
+    return plain
+
+
+def message_of(plain: dict[str, Any], known: Table | None = None) -> bytes:
+    """The inverse, whatever the numbers in it are."""
+    plain = copy.deepcopy(plain)
+    for holder in (plain, plain.get("hello", {})):
+        if "table" in holder:
+            holder["table"] = packed(holder["table"], known)
+    return encode(plain.pop("do"), **plain)
+
+
+def packed(plain: dict[str, Any], known: Table | None) -> bytes:
+    class Told(Table):
+        def plain(self) -> dict[str, object]:
+            return plain
+
+    return pack(Told(EVIL, NOTHING_SAID, 0), known)
+
+
+def know_much(nodes: list[Node]) -> None:
+    """Brings something into every map of their tables."""
+    _, b, c = nodes
+    for node in nodes:
+        node.set(b"of " + node.name.encode())
+    meet_all(nodes)
+    gone = Identity("gone", b"gonegone")
+    for node in nodes:
+        node.members.heard("other", b"otherone")
+        node.members.heard(*gone)
+        node.members.forget("gone")
+    b.members.lapses[Identity("other", b"otherone")] = frozenset({Lapse(1, 2, b"run1", 1)})
+    for node in nodes:
+        node.members.bury(node.now)
+    b.set(b"only b has this")
+    c.set(b"only c has this")
+
+
+@pytest.mark.parametrize("kind", ["hello", "swap", "done"])
+def test_no_number_in_a_request_moves_what_is_kept(nodes: list[Node], kind: str) -> None:
+    a, b, c = nodes
+    know_much(nodes)
+    asked = 0
+
+    def fuzz(_: int, request: bytes) -> bytes:
+        nonlocal asked
+        plain = plain_of(request)
+        if plain["do"] != kind:
+            return request
+        asked += 1
+        for path in numbers_in(plain):
+            for number in TIMES:
+                message = message_of(replaced(plain, path, number))
+                assert decode(answer(a, message), 1 << 24)[0] in ("refused", "moved", kind)
+            assert_unmoved_in_life(a)
+        return request
+
+    carry(b.initiate().steps(), a, before=fuzz)
+    assert asked >= 1
+    assert_unmoved(a)
+    lives_on(a, b, c)
+
+
+def assert_unmoved_in_life(node: Node) -> None:
+    latest = node.now + DRIFT
+    assert node.engine.clock.last <= latest
+    assert max(node.members.promised, node.engine.horizon, times_in(node.members.table())) <= latest
+
+
+@pytest.mark.parametrize("kind", ["hello", "done"])
+def test_no_number_in_an_answer_moves_what_is_kept(nodes: list[Node], kind: str) -> None:
+    a, b, c = nodes
+    know_much(nodes)
+    known: list[Table] = []
+
+    def keep(_: int, request: bytes) -> bytes:
+        plain = plain_of(request)
+        holder = plain.get("hello", plain)
+        if "table" in holder:
+            known[:] = [table_of(decode_map(cbor2.dumps(holder["table"])))]
+        return request
+
+    paths: list[Place] = []
+
+    def look(_: int, reply: bytes) -> bytes:
+        if decode(reply, 1 << 24)[0] == kind:
+            paths[:] = numbers_in(plain_of(reply, known[0]))
+        return reply
+
+    carry(a.initiate().steps(), b, before=keep, after=look)
+    assert len(paths) > 10
+    for path in paths:
+        for number in TIMES:
+
+            def lie(_: int, reply: bytes, path: Place = path, number: int = number) -> bytes:
+                if decode(reply, 1 << 24)[0] != kind:
+                    return reply
+                try:
+                    return message_of(replaced(plain_of(reply, known[0]), path, number), known[0])
+                except (KeyError, IndexError):  # the table has changed since
+                    return reply
+
+            b.set(b"something new")
+            with suppress(ExchangeRefused, ExchangeFailed, Malformed):
+                carry(a.initiate().steps(), b, before=keep, after=lie)
+            a.now = max(a.now, b.now - DRIFT // 2)
+            assert_unmoved_in_life(a)
+    assert_unmoved(a)
+    lives_on(a, b, c)
+
+
+def lives_on(a: Node, b: Node, c: Node) -> None:
+    """After all that, nodes that tell the truth take what the node writes."""
+    for node in (a, b, c):
+        node.now = max(a.now, b.now, c.now) + 60 * SECOND
+        node.members.heard("other", b"otherone")
+    a.set(b"after")
+    assert stamped(a, b"after") <= a.now + DRIFT
+    exchange(c, a)
+    exchange(a, b)
+    assert c.values()[b"after"] == b.values()[b"after"] == b"value"
+
+
+def test_a_time_of_another_member_is_left_out_and_told(
+    nodes: list[Node], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, c = nodes
+    monkeypatch.setattr(exchange_side, "_bursts", BurstLog(exchange_side.log))
+    meet_all(nodes)
+    b.members._others[c.members.identity].seen = a.now + 2 * DRIFT
+    before = a.members.seen(c.members.identity)
+    b.set(b"k")
+    with caplog.at_level(logging.WARNING):
+        exchange(b, a)
+    assert a.values() == {b"k": b"value"}
+    assert a.members.seen(c.members.identity) == before
+    assert a.members.rows_refused >= 1
+    assert "what node b tells of node c, birth " in caplog.text
+    assert "is left out: it is of 2033-05-18 " in caplog.text
+    exchange(c, a)
+    assert agree(a, c)
+
+
+def test_a_truncation_is_bound_to_a_minute(nodes: list[Node]) -> None:
+    a, b, _ = nodes
+    a.set(b"kept")
+    b.tick(MAX_TRUNCATION_AHEAD_S + 2)
+    b.engine.truncate()
+    with pytest.raises(ExchangeRefused, match="the truncation version in the table of node b is of 2033-05-18"):
+        exchange(a, b)
+    with pytest.raises(ExchangeRefused, match="61 s ahead of the wall clock of node a"):
+        exchange(b, a)
+    assert a.values() == {b"kept": b"value"}
+    a.tick(2)
+    exchange(a, b)
+    assert agree(a, b)
+    assert not a.values()
+
+
+# -- a wall clock that was wrong ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("off", [10 * YEAR, 2 * 86_400 * SECOND])
+def test_a_start_with_a_wrong_date_leaves_nothing_behind(nodes: list[Node], off: int) -> None:
+    a, b, _ = nodes
+    a.set(b"before")
+    exchange(a, b)
+    promised = a.members.promised
+    a.now += off
+    a.reopen()
+    a.reopen()
+    with pytest.raises(ExchangeRefused, match="node a's clock is ahead of node b's by"):
+        exchange(a, b)
+    with pytest.raises(ExchangeRefused, match="node a's clock is ahead of node b's by"):
+        exchange(b, a)
+    assert (a.members.promised, a.members.proposed) == (promised, 0)
+    a.now -= off - 5 * SECOND
+    a.reopen()
+    a.set(b"after")
+    assert stamped(a, b"after") == a.now
+    exchange(b, a)
+    assert agree(a, b)
+    meet_all(nodes)
+    assert a.engine.horizon > 0
+
+
+@pytest.mark.parametrize("ends", ["refused", "cut", "unanswered"])
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_jump_of_the_clock_while_it_runs_leaves_nothing_behind(nodes: list[Node], ends: str, restart: bool) -> None:
+    a, b, _ = nodes
+    a.set(b"before")
+    exchange(a, b)
+    promised = a.members.promised
+    off = 2 * 86_400 * SECOND
+    a.now += off
+
+    def cut(_: int, message: bytes) -> bytes:
+        raise Cut
+
+    if ends == "refused":
+        with pytest.raises(ExchangeRefused, match="node a's clock is ahead"):
+            exchange(a, b)
+    else:
+        with pytest.raises(Cut):
+            carry(a.initiate().steps(), b, **{"before" if ends == "cut" else "after": cut})
+    assert a.members.promised == promised
+    a.now -= off - SECOND
+    if restart:
+        a.reopen()
+    elif ends != "refused":  # another node may have accepted it: the next answer tells
+        with pytest.raises(ExchangeRefused):
+            exchange(a, b)
+    a.set(b"after")
+    assert stamped(a, b"after") == a.now
+    exchange(a, b)
+    assert agree(a, b)
+
+
+def test_a_closed_timestamp_is_durable_once_it_is_accepted(nodes: list[Node]) -> None:
+    a, b, _ = nodes
+    a.tick(5)
+    assert kept(a).promised == 0
+
+    def look(number: int, request: bytes) -> bytes:
+        if number == 0:
+            assert (kept(a).promised, kept(a).proposed) == (0, a.now)
+        return request
+
+    a.engine.set(b"k", b"v")
+    carry(a.initiate().steps(), b, before=look)
+    assert (kept(a).promised, kept(a).proposed) == (a.members.promised, 0)
+    assert a.members.promised >= a.now
+    assert b.members.seen(a.members.identity) == a.members.promised
+
+
+def kept(node: Node) -> Members:
+    """The members as the log has them."""
+    return Members.restore(node.engine.notes[NOTE_MEMBERS], node.name)
+
+
+def test_what_was_accepted_holds_although_the_answer_was_lost(nodes: list[Node]) -> None:
+    """Equal nodes remember each other at the first message."""
+    a, b, _ = nodes
+    a.set(b"k")
+    exchange(a, b)
+    a.now += DRIFT // 2
+
+    def lose(_: int, reply: bytes) -> bytes:
+        raise Cut
+
+    b.now = a.now
+    with pytest.raises(Cut):
+        carry(a.initiate().steps(), b, after=lose)
+    closed = b.members.seen(a.members.identity)
+    assert closed == a.members.proposed == a.now
+    a.now -= DRIFT // 2
+    for _ in range(2):
+        a.set(b"later")
+        assert stamped(a, b"later") > closed
+        a.reopen()
+    exchange(a, b)
+    assert a.members.promised >= closed
+    assert not a.members.proposed
+    assert agree(a, b)
+
+
+def test_records_from_the_future_are_told_at_a_start(nodes: list[Node], caplog: pytest.LogCaptureFixture) -> None:
+    a, b, _ = nodes
+    a.now += YEAR
+    a.set(b"poisoned")
+    a.now -= YEAR
+    with caplog.at_level(logging.WARNING):
+        a.reopen()
+    assert "node a holds versions up to 2034-05-18" in caplog.text
+    assert "31536000 s ahead of its wall clock" in caplog.text
+    a.set(b"fresh")
+    assert stamped(a, b"fresh") == a.now
+    with pytest.raises(ExchangeFailed, match="1 records were refused, the first, of key b'poisoned', for its clock"):
+        exchange(a, b)
+    assert b.values() == {b"fresh": b"value"}
+
+
+def test_a_wall_clock_that_was_never_set_is_not_led_to_the_end_of_time(tmp_path: Path) -> None:
+    with cluster(tmp_path, "ab", max_clock_drift_s=DRIFT_S) as (a, b):
+        a.now = UNSET_BEFORE_NS // 2
+        a.reopen()
+        answer(a, forged(a, Row((1 << 63) - 1, 0, NOTHING_SAID)))
+        exchange(a, b)
+        a.set(b"k")
+        exchange(a, b)
+        a.reopen()
+        a.now = b.now
+        a.set(b"set")
+        exchange(a, b)
+        assert agree(a, b)
+        assert stamped(a, b"set") <= a.now + DRIFT
