@@ -462,4 +462,5 @@ class Durable(State):
                 "log_next_sequence": log_.sequence,
                 "base_bytes": (self.directory.base / "data.mdb").stat().st_size,
                 "clock_ns": self.clock.last,
+                "clock_found_ahead_s": max(0, int(self.clock.ahead_s(self.clock.found))),
             }

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 UNSET_BEFORE_NS: Final = 1_767_225_600 * 10**9  # 2026-01-01: a wall clock before the first release was never set
 DEFAULT_MAX_DRIFT_S: Final = 86_400
 MAX_TRUNCATION_AHEAD_S: Final = 60  # a truncation deletes what is written until its time, so it is bounded tighter
+HELD_SLACK_NS: Final = 10**9  # above what holds the clock up, for as many versions, each a nanosecond later
 LATEST_NS: Final = 4_102_444_800 * 10**9  # 2100-01-01: no node is believed beyond, whatever the wall clock says
 
 WRITER_SIZE: Final = 8
@@ -209,7 +210,8 @@ class HybridClock:
         return max(self._floor, self.proposed)
 
     def _ahead(self, wall: int) -> int:
-        if self.last - max(wall, self._held) > self.max_drift_ns and wall >= UNSET_BEFORE_NS:
+        is_far = self.last - wall > self.max_drift_ns and self.last - self._held > HELD_SLACK_NS
+        if is_far and wall >= UNSET_BEFORE_NS:
             self.set_back += 1
             log.warning(
                 "the wall clock is %.0f s behind this node's versions, more than max_clock_drift: following the wall",

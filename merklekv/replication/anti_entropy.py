@@ -185,6 +185,7 @@ class AntiEntropy:
             "exchange_peers_in_sync": sum(one.in_sync for one in partners),
             "exchange_running": running,
             "exchange_served": self._served,
+            "exchange_rows_refused": self._members.rows_refused,
         }
         shown |= {f"exchange_{name}": count for name, count in totals.items()}
         return shown | {f"peer_{one.node or one.address}": one.shown() for one in partners}

@@ -305,11 +305,13 @@ class Side:
         self.members.proposed = self.engine.clock.proposed
 
     def _agreed(self, peer: Hello) -> int:
-        """What may be closed for a node with this clock, ns.  One whose wall clock was never set cannot agree."""
-        closing, theirs = self.engine.clock.closing(), peer.table.report.clock
-        if theirs < UNSET_BEFORE_NS:
-            return self.members.promised
-        return max(self.members.promised, min(closing, theirs + self.engine.clock.max_drift_ns))
+        """What may be closed for a node, ns: what that one closes itself, so that both clocks have got there.
+
+        It may be in the time between the data of this node and its start.  There it would tell of a restored backup.
+        """
+        closed, promised = min(self.engine.clock.closing(), peer.table.report.clock), self.members.promised
+        own = self.members.lapses.get(self.members.identity, NO_LAPSES)
+        return promised if closed < promised or was_away(own, closed) else closed
 
     def judge(self, peer: Hello) -> Hello:
         """What this node believes of a hello.  Raises ExchangeRefused if it does not exchange with that node."""

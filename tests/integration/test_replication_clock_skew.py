@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fix_cluster import NodeHandle, Outsider, ReplicationTestHarness, make_event
+from fix_cluster import HEALING, NodeHandle, Outsider, ReplicationTestHarness, make_event
 from support import wait_until
 
 pytestmark = pytest.mark.replication
@@ -136,3 +136,84 @@ class TestExtremes:
         other.wait_for("k", "2")
         wait_until(lambda: node.get("k") == "2")
         harness.wait_converged()
+
+
+class TestWrongDates:
+    @pytest.mark.parametrize("days", [2, 9 * 365])
+    def test_a_start_with_a_wrong_date_and_no_write_leaves_nothing_behind(
+        self, harness: ReplicationTestHarness, days: int
+    ) -> None:
+        node, other = harness.create_nodes(2, *HEALING)
+        node.set("before", "1")
+        other.wait_for("before", "1")
+        other.wait_figure("exchange_peers_in_sync")
+        right = dict(node.process.environment)
+        node.stop()
+        node.process.environment |= wall_clock_off_by(days * DAY_S)
+        node.start()
+        wait_until(lambda: "clock is ahead" in node.figures().get(f"peer_{other.node_id}", ""))
+        node.stop()
+        node.process.environment.clear()
+        node.process.environment |= right
+        node.start()
+        node.set("after", "1")
+        other.wait_for("after", "1")
+        assert node.figure("clock_ns") < time.time_ns() + 60 * SECOND_NS
+        assert node.figure("clock_found_ahead_s") == 0
+        wait_until(lambda: node.figure("exchange_peers_in_sync") == other.figure("exchange_peers_in_sync") == 1)
+        harness.wait_converged()
+        assert other.figure("refused_clock") == 0
+
+    @pytest.mark.parametrize("restarts", [False, True])
+    def test_a_jump_of_the_wall_clock_while_a_node_runs_leaves_nothing_behind(
+        self, harness: ReplicationTestHarness, tmp_path: Path, restarts: bool
+    ) -> None:
+        offset = tmp_path / "offset"
+
+        def set_clock(seconds: int) -> None:
+            draft = tmp_path / "draft"
+            draft.write_text(f"{seconds:+d}s")
+            draft.replace(offset)
+
+        set_clock(0)
+        off = wall_clock_off_by(0) | {"FAKETIME_TIMESTAMP_FILE": str(offset), "FAKETIME_NO_CACHE": "1"}
+        del off["FAKETIME"]
+        node = harness.create_node("node", *HEALING, environment=off)
+        other = harness.create_node("other", *HEALING)
+        node.set("before", "1")
+        other.wait_for("before", "1")
+        node.wait_figure("exchange_peers_in_sync")
+        set_clock(2 * DAY_S)
+        for one, its_peer in ((node, other), (other, node)):
+            wait_until(lambda one=one, its_peer=its_peer: "clock is ahead" in told_of(one, its_peer))
+        set_clock(0)
+        wait_until(lambda: node.figure("exchange_peers_in_sync") == other.figure("exchange_peers_in_sync") == 1)
+        if restarts:
+            node.stop()
+            node.start()
+        node.set("after", "1")
+        other.wait_for("after", "1")
+        assert node.figure("clock_ns") < time.time_ns() + 60 * SECOND_NS
+        harness.wait_converged()
+        assert other.figure("refused_clock") == 0
+
+    def test_a_node_says_that_it_holds_records_from_the_future(self, harness: ReplicationTestHarness) -> None:
+        other = harness.create_node("other", *HEALING)
+        node = skewed(harness, "node", 9 * 365 * DAY_S)
+        node.process.flags = (*node.process.flags, *HEALING)
+        node.set("poisoned", "1")
+        node.stop()
+        for name in wall_clock_off_by(0):
+            node.process.environment.pop(name)
+        node.start()
+        assert "node node holds versions up to 20" in node.process.output()
+        assert node.figure("clock_found_ahead_s") > 8 * 365 * DAY_S
+        node.set("fresh", "1")
+        other.wait_for("fresh", "1")
+        assert other.get("poisoned") is None
+        wait_until(lambda: "for its clock" in told_of(node, other) + told_of(other, node))
+
+
+def told_of(node: NodeHandle, peer: NodeHandle) -> str:
+    """What a node shows of an exchange with a peer."""
+    return node.figures().get(f"peer_{peer.node_id}", "")

@@ -20,11 +20,14 @@ from merklekv.errors import MerkleKVError
 from merklekv.replication import exchange, responder
 from merklekv.replication.exchange import ExchangeReport, Initiator
 from merklekv.replication.exchange_side import Side
+from merklekv.replication.exchange_wire import Hello, encode
+from merklekv.replication.lapses import Lapse
+from merklekv.replication.members import Identity, Report, Row, Table
 
 from .disk import Image
 from .node import CLUSTER, MEMTABLE_SIZE, Failure, Node
 from .oracle import FLOOR, Holding, is_tombstone, sound
-from .world import SECOND, World
+from .world import DAY, SECOND, World
 
 LEAVES: Final = 512  # keys are in these, so that comparing all leaves is soon done
 SMALL_BATCHES: Final = (  # so that small exchanges have as many parts as large ones
@@ -41,6 +44,38 @@ SMALL_BATCHES: Final = (  # so that small exchanges have as many parts as large 
 MEANWHILE: Final = 0.05  # of the pauses in an exchange see a write
 SETTLES: Final = 0.5  # of the answers are followed by the collection, which may as well come later
 REQUESTS_MAX: Final = 5000
+
+
+def forged_hello(node: Node, chance: random.Random) -> bytes:
+    """A hello with one time that is beyond what the node can believe, about itself or about the one that asks."""
+    far = chance.choice((node.wall() + DAY + SECOND, node.wall() + 365 * DAY, (1 << 63) - 1))
+    who = Identity("forger", b"forgerrr")
+    told: dict[str, Any] = {"report": Report(0, 0, b"x" * 8), "current": 0, "reach": 0}
+    horizon, floor = 0, bytes(24)
+    about = chance.choice((who, node.members.identity))
+    what = chance.randrange(10)
+    if what == 0:
+        horizon = far
+    elif what == 1:
+        floor = far.to_bytes(8, "big") + b"f" * 16
+    elif what == 2:
+        told["report"] = Report(far, 0, b"x" * 8)
+    elif what == 3:
+        told["report"] = Report(0, far, b"x" * 8)
+    elif what == 4:
+        told[chance.choice(("current", "reach"))] = far
+    elif what == 5:
+        told["lapses"] = {about: frozenset({Lapse(*chance.choice(((0, far), (far, far))), b"run1")})}
+    elif what == 6:
+        told[chance.choice(("settled", "buried"))] = {about: far}
+    elif what == 7:
+        told["rows"] = {node.members.identity: Row(0, far)}
+    elif what == 8:
+        told["rows"] = {node.members.identity: Row(0, 0, Report(*chance.choice(((far, 0), (0, far)))))}
+    else:
+        told["rows"] = {node.members.identity: Row(far, 0)}
+    hello = Hello(CLUSTER, b"f" * 12, floor, horizon, b"", 1, Table(who, **told))
+    return encode("hello", **hello.plain())
 
 
 @dataclass
@@ -113,6 +148,33 @@ class Cluster(World):
         if how == "deaf":
             self._answer_to(talk.responder, talk.request, chance)
         self._hang_up(talk)
+
+    def do_jump(self, name: str, ahead_s: float, talks: tuple[tuple[str, int, str, int], ...]) -> None:
+        """A wall clock is far ahead while its node exchanges with others, and right again afterwards."""
+        node = self.nodes[name]
+        if not node.up or name in self.gone:
+            return
+        before = node.members.promised, node.members.proposed
+        node.skew += int(ahead_s * SECOND)
+        for other, requests, how, seed in talks:
+            pair = (name, other) if seed % 2 else (other, name)
+            self.do_exchange(*pair, requests, how, seed)
+        node.skew -= int(ahead_s * SECOND)
+        agreed = max(other.wall() for other in self.nodes.values() if other is not node) + DAY
+        if node.up and node.members.promised > max(*before, agreed):
+            raise Failure(f"{name}: has closed {node.members.promised}, which no other node has agreed to")
+
+    def do_forge(self, name: str, seed: int) -> None:
+        """Somebody says a time to a node that no clock has reached."""
+        node, chance = self.nodes[name], random.Random(seed)
+        if not node.up:
+            return
+        before = node.members.encode(), node.engine.clock.last, node.engine.horizon, node.engine.floor
+        with self.as_node(node):
+            for _ in node.responder.answer(forged_hello(node, chance)):
+                pass
+        if (node.members.encode(), node.engine.clock.last, node.engine.horizon, node.engine.floor) != before:
+            raise Failure(f"{name}: has taken in a time that no clock has reached")
 
     def do_arrive(self, name: str, seed: int) -> None:
         """A request of an exchange that is no more arrives."""

@@ -30,13 +30,15 @@ STAGES: Final[dict[str, float]] = {  # what takes several steps in a row, and is
     "write": 5,
     "round": 1,
 }
+CLOCKS: Final = {"jump": 6.0, "forge": 2.0, "clock": 2.0, "exchange": 10.0}
 STAGES_RANGE: Final = (3, 8)
 STAGED: Final = 0.1  # of those with exchanges
 MESSAGES_ONLY: Final = 0.25  # of all histories
 
 
 def history(seed: str) -> History:
-    """The history of a seed: with `m` before it, of messages alone; with `x`, of exchanges too; with `s`, staged."""
+    """The history of a seed: with `m` before it, of messages alone; with `x`, of exchanges too; with `s`, staged; with
+    `c`, with clocks that jump and messages that lie about times."""
     return _Writer(seed).history
 
 
@@ -46,12 +48,15 @@ class _Writer(Rows):
     def __init__(self, seed: str) -> None:
         chance = random.Random(seed)
         kind = chance.random() >= MESSAGES_ONLY
-        exchanges = {"m": False, "x": True, "s": True}.get(seed[:1], kind)
+        exchanges = {"m": False, "x": True, "s": True, "c": True}.get(seed[:1], kind)
         names = [f"n{number}" for number in range(1, 1 + chance.choices((2, 3, 4, 5), (40, 40, 15, 5))[0])]
         queue_max = chance.choice((3, 10, 1000)) if exchanges else 10**6
         super().__init__(History(seed, names, exchanges, queue_max), chance)
         staged = seed[:1] == "s" or (exchanges and chance.random() < STAGED)
+        clocks = seed[:1] == "c" or (exchanges and seed.isdigit() and seed[-1:] == "7")
         kinds = STAGES if staged else {kind: weight for kind, weight in self._weights().items() if weight}
+        if clocks:
+            kinds = kinds | CLOCKS
         for name in names:
             self._begin(name)
         for _ in range(chance.randint(*(STAGES_RANGE if staged else STEPS_RANGE))):

@@ -208,6 +208,35 @@ MUTATIONS: Final = (
         "if repaired or not self.root_ready",
         "if not self.root_ready",
     ),
+    # -- clocks
+    Mutation(
+        "whatever is said of a node's own clock is believed",
+        "c",
+        "replication.exchange_side:Side.believe_table",
+        "if ours > latest:",
+        "if False:",
+    ),
+    Mutation(
+        "a closed timestamp holds for good before another node has accepted it",
+        "c",
+        "engine.version:HybridClock.propose",
+        "self.proposed = closed",
+        "self._floor = closed",
+    ),
+    Mutation(
+        "a refused proposal stays",
+        "c",
+        "engine.version:HybridClock.withdraw",
+        "self.proposed = before",
+        "pass",
+    ),
+    Mutation(
+        "a node answers with a clock that the other does not agree with",
+        "c",
+        "replication.exchange_side:Side.judge_own_clock",
+        "ahead > clock.max_drift_ns",
+        "False",
+    ),
     # -- exchanges and members
     Mutation(
         "what was seen moves before the merge",

@@ -162,6 +162,22 @@ class Rows(Steps):
         self._add("clock", name, 0.0)
         self._go_on(name, ("write",))
 
+    def _jump(self) -> None:
+        """A wall clock is far ahead for a while, with exchanges meanwhile; then its node writes on."""
+        name = self._node()
+        talks = []
+        for other in self.chance.choices(self._others(name), k=self.chance.choice((1, 1, 2, 3))):
+            how = self.chance.choices(("rests", "cut", "late", "deaf"), (3, 1, 1, 2))[0]
+            talks.append((other, self.chance.choice((0, 0, 1, 2, WHOLE)), how, self._seed()))
+        self._add("jump", name, round(LARGE_SKEW_S * self.chance.uniform(0, 1), 6), tuple(talks))
+        self._go_on(name, ("write", "write", "exchange", "crash", "stop"))
+        self._writes(name, self.chance.choice(("set", "delete")))
+        if self.chance.random() < 0.5:
+            self._whole(*self.chance.sample((name, self.chance.choice(self._others(name))), 2))
+
+    def _forge(self) -> None:
+        self._add("forge", self._node(), self._seed())
+
     def _greet(self, one: str, other: str) -> None:
         """Two tell each other what they know of the members, and do not go on to the data."""
         for first, second in ((one, other), (other, one), (one, other)):

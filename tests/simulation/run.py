@@ -14,8 +14,11 @@ import tempfile
 import traceback
 from pathlib import Path
 from typing import Final
+from unittest import mock
 
+from merklekv.engine import version
 from merklekv.engine.check import check_engine
+from merklekv.engine.version import MAX_TRUNCATION_AHEAD_S
 from merklekv.errors import MerkleKVError
 
 from .decay import Decay
@@ -23,6 +26,7 @@ from .history import history
 from .node import Failure
 from .oracle import Holding, show
 from .steps import History
+from .world import DAY, SECOND
 
 MEMORY: Final = Path("/dev/shm")
 KIND_SIZE: Final = 22
@@ -60,7 +64,11 @@ def run(story: History) -> Verdict:
     log.setLevel(logging.CRITICAL + 1)  # what goes wrong is told by the verdict
     root = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None, prefix="merklekv-simulation-"))
     try:
-        with Decay(story.seed, root, story.names, story.queue_max) as world:
+        truncation_s = MAX_TRUNCATION_AHEAD_S if story.exchanges else DAY // SECOND  # one refused needs an exchange
+        with (
+            mock.patch.object(version, "MAX_TRUNCATION_AHEAD_S", truncation_s),
+            Decay(story.seed, root, story.names, story.queue_max) as world,
+        ):
             problems = _problems(world, story)
             return Verdict(story, problems, world.trace.hexdigest(), world.crashes)
     finally:

@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple, Self
 from unittest import mock
 
 from merklekv.engine.format import record_is_sound
+from merklekv.engine.version import timestamp_of
 from merklekv.errors import Stalled
 from merklekv.replication.outbox import Batch
 
@@ -163,6 +164,7 @@ class World:
             "truncate": engine.truncate,
         }
         before = engine.record(key) if key else None
+        newest = engine._layers.newest() if command == "truncate" else bytes(24)
         for _ in range(2):
             try:
                 calls[command]()
@@ -174,9 +176,18 @@ class World:
             return
         if before is not None and after[:24] <= before[:24] and record_is_sound(key, before):
             raise Failure(f"{node.name}: {show(key, after)} does not beat {show(key, before)}")
+        self._require_near(node, after, before or newest)
         self.oracle.attempt(FLOOR if command == "truncate" else key, after)
         node.made_since.append(after)
         node.uncommitted.append((FLOOR if command == "truncate" else key, after))
+
+    def _require_near(self, node: Node, made: bytes, before: bytes) -> None:
+        """A write is stamped near the wall clock, unless what is there, or what others count on, is ahead of that."""
+        engine, members = node.engine, node.members
+        stored = timestamp_of(before), timestamp_of(engine.floor)
+        held = (engine.horizon, members.promised, members.proposed, *stored)
+        if timestamp_of(made) > max(node.wall() + DAY, *held) + 2 * SECOND:
+            raise Failure(f"{node.name}: stamps {(timestamp_of(made) - node.wall()) / SECOND:.0f} s ahead")
 
     def commit(self, node: Node) -> None:
         """What was written is acknowledged, if it lives to that."""
@@ -336,7 +347,7 @@ class World:
     def heal(self) -> None:
         """No more faults: all nodes run, with right clocks, and reach the broker."""
         self.acting = None
-        newest = max((node.engine.clock.last for node in self.up()), default=self.now)
+        newest = max((self._newest(node) for node in self.up()), default=self.now)
         self.now = max(self.now, newest) + 4 * DAY  # so that nothing lies too far in the future for anybody
         self.do_start_broker()
         nodes = [node for node in self.nodes.values() if node.name not in self.gone]
@@ -345,10 +356,14 @@ class World:
             node.skew = 0
             self.do_start(node.name)
             self.commit(node)
-            self.now = max(self.now, node.engine.clock.last + SECOND)
+            self.now = max(self.now, self._newest(node) + SECOND)
         for node in nodes:
             self.do_disconnect(node.name)
             self.do_connect(node.name)
+
+    def _newest(self, node: Node) -> int:
+        """The largest time that a node has seen, ns; its clock may have come down from there."""
+        return max(node.engine.clock.last, timestamp_of(node.engine._layers.newest()))
 
     def holding(self, node: Node) -> Holding:
         return Holding(node.records(), node.engine.floor, node.engine.horizon)
