@@ -340,7 +340,7 @@ def test_damaged_data_is_refused_with_the_file_and_the_way_out(node: NodeProcess
         for number in range(50):
             assert client.ask(f"SET key-{number} value") == "OK"
     node.kill()
-    segment = max((node.directory / "log").iterdir())
+    segment = max((node.directory / "log").glob("*.log"))
     content = bytearray(segment.read_bytes())
     content[300] ^= 0xFF
     segment.write_bytes(content)

@@ -43,7 +43,7 @@ from merklekv.engine.log import Segment, list_segments, segment_path
 from merklekv.engine.repairs import Repairs, repair
 from merklekv.engine.store import DATA_FILE, TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter, Pair
 from merklekv.errors import Corruption, DirectoryUnwritable, DiskFull, MerkleKVError, Shortage, StorageFailed
-from merklekv.shortage import is_shortage, shortage_of
+from merklekv.shortage import shortage_of
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +169,12 @@ def _transactions(newest: _Newest, keys: Iterable[bytes], floor: bytes) -> Itera
         yield pairs
 
 
+FATAL_SIGNALS: Final = {
+    signal.SIGTERM,  # from the parent
+    *(signal.SIGBUS, signal.SIGSEGV, signal.SIGFPE, signal.SIGILL, signal.SIGABRT),  # of its own faults
+}
+
+
 class ChildDied(Exception):
     """The absorbing child ended in the middle of its work; start it again and ask again."""
 
@@ -201,10 +207,8 @@ class AbsorbingChild:
         try:
             process.stdin.write(f"{upto}\n")
             process.stdin.flush()
-        except OSError as error:
-            if is_shortage(error):
-                raise
-            raise ChildDied(str(error)) from error
+        except BrokenPipeError:
+            pass  # it has died, of what is found out below
         for line in process.stdout:
             word, _, rest = line.strip().partition(" ")
             if word == "progress":
@@ -271,11 +275,11 @@ class AbsorbingChild:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """A process that is started meanwhile never gets a signal but SIGTERM, SIGKILL and SIGSTOP.
+    """A process that is started meanwhile gets no signal but FATAL_SIGNALS, SIGKILL and SIGSTOP.
 
     A signal to the whole group (Ctrl-C, a closed terminal) is for the parent, which decides what it means.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - FATAL_SIGNALS)
     try:
         yield
     finally:

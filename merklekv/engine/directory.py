@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from merklekv.engine.access import trouble
 from merklekv.engine.format import FORMAT_LINE, FORMAT_VERSION
 from merklekv.engine.log import sync_directory
 from merklekv.errors import (
@@ -233,7 +234,7 @@ def _require_kinds(path: Path) -> None:
         for name in OVERWRITTEN:
             _require_kind(path / name, stat.S_ISREG, "a file", REMAKE, follow=False)
     except OSError as error:
-        raise DirectoryUnwritable(f"{error.filename or path}: cannot be read: {error.strerror}") from error
+        raise trouble(error, path) from error
 
 
 def _require_kind(

@@ -16,7 +16,8 @@ from typing import Final
 
 from lmdb.verify import VerifyError, verify
 
-from merklekv.errors import Corruption, DirectoryUnwritable
+from merklekv.engine.access import trouble
+from merklekv.errors import Corruption
 
 MAGIC: Final = 0xBEEFC0DE
 HEADER_SIZES: Final = (16, 24)
@@ -25,11 +26,11 @@ _META: Final = Struct("=I20xI92xQQ")  # magic, page size, last page, transaction
 
 
 def require_whole(data: Path) -> None:
-    """Raises Corruption when the file is too short, DirectoryUnwritable when it cannot be read."""
+    """Raises Corruption when this file of a base is too short, and what `trouble` makes of an error."""
     try:
         damage = shortfall(data)
     except OSError as error:
-        raise DirectoryUnwritable(f"{data}: cannot be read: {error.strerror}") from error
+        raise trouble(error, data.parent.parent) from error
     if damage:
         raise Corruption(
             f"{data}: {damage}; restore the directory from a backup, or start empty and let the other nodes fill it"

@@ -164,7 +164,7 @@ def test_a_closed_directory_is_not_touched(tmp_path: Path) -> None:
     """A torn tail is cut off in the copy only."""
     filled(tmp_path / "data")
     held = contents(tmp_path / "data")
-    segment = max((tmp_path / "data" / "log").iterdir())
+    segment = max((tmp_path / "data" / "log").glob("*.log"))
     segment.write_bytes(segment.read_bytes() + b"MKVF torn")
     before = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*.*") if path.name != "lock.mdb"}
     told = backed_up(tmp_path / "data", tmp_path / "backup")
@@ -192,7 +192,7 @@ def test_a_segment_that_is_missing(tmp_path: Path) -> None:
             engine.set(key, b"x")
             engine.commit()
             engine._rotate() if key != b"c" else None
-    segments = sorted((tmp_path / "data" / "log").iterdir())
+    segments = sorted((tmp_path / "data" / "log").glob("*.log"))
     assert len(segments) == 3
     for missing in segments[:2]:
         data = missing.read_bytes()

@@ -351,7 +351,7 @@ def test_a_directory_of_a_later_release(verb: str, data: Path, dump: Path) -> No
 
 @pytest.mark.parametrize("verb", ["dump", "load"])
 def test_a_damaged_directory(verb: str, data: Path, dump: Path) -> None:
-    segment = max((data / "log").iterdir())
+    segment = max((data / "log").glob("*.log"))
     segment.write_bytes(b"X" + segment.read_bytes()[1:])
     done = run(*words(verb, data, dump))
     fails(EXIT_CORRUPT, str(segment), "damaged at byte 0", "merklekv-tool verify", done=done)
