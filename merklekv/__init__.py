@@ -10,8 +10,7 @@ or an error class is first asked for. This file is the one place that says the v
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # to type checkers it is True; the module `typing` would take a while to import
 if TYPE_CHECKING:
     from merklekv.engine.database import Database, open
     from merklekv.errors import (

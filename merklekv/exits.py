@@ -5,10 +5,7 @@ Status 2 is what every command line uses for a mistake in its arguments, 1 is le
 
 from __future__ import annotations
 
-import os
-import signal
-
-from merklekv import errors
+from merklekv import errors, interrupt
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -20,7 +17,7 @@ EXIT_FORMAT = 6
 EXIT_CORRUPT = 7
 EXIT_STORAGE = 8
 EXIT_SLOW_STOP = 9
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED = interrupt.EXIT_INTERRUPTED
 
 MEANINGS = {
     EXIT_OK: "stopped when asked to",
@@ -53,12 +50,3 @@ _STATUS_OF: tuple[tuple[type[errors.MerkleKVError], int], ...] = (
 
 def status_of(error: errors.MerkleKVError) -> int:
     return next((status for kind, status in _STATUS_OF if isinstance(error, kind)), EXIT_FAILED)
-
-
-def leave_on_interrupt() -> None:
-    """Lets Ctrl-C end the process at once and silently, for as long as there is nothing to clean up.
-
-    A process that ignores it, as those that a script runs in the background, goes on ignoring it.
-    """
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, lambda number, frame: os._exit(EXIT_INTERRUPTED))

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # What a part may import of the package, beside itself. The bottom is what everybody may.
-HELPERS = ("bursts", "interpreter", "names", "output", "private", "shortage")
+HELPERS = ("bursts", "interpreter", "interrupt", "names", "output", "private", "shortage")
 BOTTOM = {"merklekv", "merklekv.errors", *(f"merklekv.{name}" for name in HELPERS)}
 LAYERS = {
     "merklekv/errors.py": set(),

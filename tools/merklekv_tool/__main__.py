@@ -3,9 +3,7 @@
 Ctrl-C is provided for before the imports, which take a while: Python alone would show a traceback.
 """
 
-from __future__ import annotations
-
-from merklekv.exits import leave_on_interrupt
+from merklekv.interrupt import leave_on_interrupt
 
 
 def main() -> None:
