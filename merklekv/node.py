@@ -25,6 +25,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -35,7 +36,7 @@ from merklekv.exits import EXIT_OK, EXIT_SLOW_STOP, EXIT_STORAGE
 from merklekv.logs import dropped_lines, flush_log, start_logging
 from merklekv.names import is_address, stored_node_id
 from merklekv.net import exchange_command, records
-from merklekv.net.client import Client
+from merklekv.net.client import REPLY_BYTES_MAX, REPLY_ROOM_BYTES, Client
 from merklekv.net.limits import Limits
 from merklekv.net.server import Server
 from merklekv.output import counted
@@ -77,8 +78,8 @@ log = logging.getLogger("merklekv.node")
 class Carrier:
     """Carries the messages of an exchange to another node's port."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self._client = Client(host, port, EXCHANGE_TIMEOUT_S)
+    def __init__(self, host: str, port: int, reply_bytes: int = REPLY_BYTES_MAX) -> None:
+        self._client = Client(host, port, EXCHANGE_TIMEOUT_S, reply_bytes)
 
     def ask(self, message: bytes) -> bytes:
         return exchange_command.ask(self._client, message)
@@ -87,9 +88,9 @@ class Carrier:
         self._client.close()
 
 
-def fetch_record(address: str, key: bytes) -> bytes | None:
+def fetch_record(address: str, key: bytes, reply_bytes: int = REPLY_BYTES_MAX) -> bytes | None:
     """The record of a key as another node has it. Raises MerkleKVError when that cannot be asked."""
-    with Client(*split_address(address), FETCH_TIMEOUT_S) as client:
+    with Client(*split_address(address), FETCH_TIMEOUT_S, reply_bytes) as client:
         return records.fetch(client, key)
 
 
@@ -189,6 +190,7 @@ class Node:
             max_clock_drift_s=settings.max_clock_drift_seconds,
             hold_max_bytes=settings.replication.outbox_max_bytes,
         )
+        reply_bytes = max(REPLY_BYTES_MAX, settings.max_value_size + REPLY_ROOM_BYTES)  # no longer one is taken
         try:
             self.engine.directory.warn_of_readers()
             self.node_id = settings.replication.client_id or stored_node_id(
@@ -199,7 +201,7 @@ class Node:
                 self.engine,
                 self.members,
                 settings.replication.topic_prefix,
-                Carrier,
+                partial(Carrier, reply_bytes=reply_bytes),
                 end_at_once,
                 interval_s=settings.anti_entropy.interval_seconds,
                 share_percent=settings.anti_entropy.share_percent,
@@ -209,7 +211,7 @@ class Node:
             self.scrubber = Scrubber(
                 self.engine,
                 self.anti_entropy.addresses,
-                fetch_record,
+                partial(fetch_record, reply_bytes=reply_bytes),
                 end_at_once,
                 interval_s=settings.scrub.interval_seconds,
                 share_percent=settings.scrub.share_percent,

@@ -1,27 +1,34 @@
 """A small blocking client: RESP over one connection, a request and its reply at a time.
 
 For the tools, for SYNC and for tests; not for applications, which have Redis clients to choose from. It does not
-reconnect: whoever uses it knows best whether a request may be sent twice.
+reconnect: the caller knows best whether a request may be sent twice.
+
+It trusts no peer: a reply is bounded in size (see `replies`) and in time. A peer that is silent, or that sends less
+than PROGRESS_BYTES_S on average, is given up.
 """
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Final, Self
 
-import hiredis
-
 from merklekv.errors import MerkleKVError
+from merklekv.net import replies
+from merklekv.net.replies import INCOMPLETE, BadReply, ErrorReply, ReplyParser
 from merklekv.net.sockets import set_up
 
 CONNECT_TIMEOUT_S: Final = 5.0
 REPLY_TIMEOUT_S: Final = 60.0
+PROGRESS_BYTES_S: Final = 1 << 15  # at which a long reply has to come, once the time for its beginning has passed
+REPLY_BYTES_MAX: Final = 64 << 20  # a value of the usual size in any message, and a few times more
+REPLY_ROOM_BYTES: Final = 8 << 20  # what a reply may have beside the largest value
 RECEIVE_BYTES: Final = 1 << 16  # of a larger buffer the memory would be mapped anew for each reply: 30 us
 
-Reply = bytes | int | None | list["Reply"]
+Reply = replies.Reply
 
 
 class Unreachable(MerkleKVError):
@@ -39,7 +46,10 @@ class NodeError(MerkleKVError):
 class Client:
     """A connection to a node. Raises Unreachable and NodeError; after Unreachable it is of no further use."""
 
-    def __init__(self, host: str, port: int, timeout_s: float = REPLY_TIMEOUT_S) -> None:
+    def __init__(
+        self, host: str, port: int, timeout_s: float = REPLY_TIMEOUT_S, reply_bytes: int = REPLY_BYTES_MAX
+    ) -> None:
+        """`timeout_s`: for a request to be taken and its reply to begin.  `reply_bytes`: the longest reply taken."""
         self.name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             self._socket = socket.create_connection((host, port), CONNECT_TIMEOUT_S)
@@ -47,9 +57,9 @@ class Client:
             raise Unreachable(f"{self.name}: cannot connect: {error.strerror or error}") from error
         except ValueError as error:  # a label that is empty or too long, bytes that are not UTF-8, a NUL
             raise Unreachable(f"{self.name}: is not a host name") from error
-        self._socket.settimeout(timeout_s)
+        self._timeout_s = timeout_s
         set_up(self._socket)
-        self._reader = hiredis.Reader()
+        self._parser = ReplyParser(reply_bytes)
 
     def call(self, *parts: bytes) -> Reply:
         """Sends a command and waits for its reply: bytes, int, None or a list of these."""
@@ -63,39 +73,41 @@ class Client:
     def send_encoded(self, requests: bytes) -> None:
         """The same for commands that are encoded already."""
         try:
+            self._socket.settimeout(self._timeout_s)
             self._socket.sendall(requests)
         except OSError as error:
             raise self._broken(error) from error
 
     def receive(self) -> Reply:
         """The next reply. NodeError, when it is one, leaves the connection usable."""
-        while (reply := self._parsed()) is False:
-            self._receive_some()
-        return reply
-
-    def _receive_some(self) -> None:
-        """Takes what has come, and waits if that is nothing."""
+        deadline = time.monotonic() + self._timeout_s
         try:
+            while (reply := self._parser.next()) is INCOMPLETE:
+                data = self._receive_some(deadline - time.monotonic())
+                deadline += len(data) / PROGRESS_BYTES_S
+                self._parser.feed(data)
+        except BadReply as error:
+            raise Unreachable(f"{self.name}: does not answer as a MerkleKV node: {error}") from error
+        except ErrorReply as error:
+            raise NodeError(f"{self.name}: {error}") from error
+        return reply  # type: ignore[return-value]
+
+    def _receive_some(self, wait_s: float) -> bytes:
+        """What has come; waits so long if that is nothing."""
+        if wait_s <= 0:
+            raise NoAnswer(f"{self.name}: the answer comes too slowly, or not to its end")
+        try:
+            self._socket.settimeout(wait_s)
             data = self._socket.recv(RECEIVE_BYTES)
         except OSError as error:
             raise self._broken(error) from error
         if not data:
             raise Unreachable(f"{self.name}: the connection was closed")
-        self._reader.feed(data)
-
-    def _parsed(self) -> Reply:
-        """The next reply of what has come; False when it is not whole yet."""
-        try:
-            reply: Reply = self._reader.gets()
-        except hiredis.ProtocolError as error:
-            raise Unreachable(f"{self.name}: does not speak RESP: {error}") from error
-        if isinstance(reply, hiredis.ReplyError):
-            raise NodeError(f"{self.name}: {reply}")
-        return reply
+        return data
 
     def _broken(self, error: OSError) -> Unreachable:
         if isinstance(error, TimeoutError):
-            return NoAnswer(f"{self.name}: no answer within {self._socket.gettimeout():.0f} s")
+            return NoAnswer(f"{self.name}: no whole answer within {self._timeout_s:.0f} s")
         return Unreachable(f"{self.name}: the connection broke: {error.strerror or error}")
 
     def close(self) -> None:

@@ -136,10 +136,9 @@ def test_the_buckets_together_are_all_records(engine: Engine, client: Client) ->
 
 
 def test_records_over_resp3(server: Server, engine: Engine) -> None:
-    with Client(*server.address) as client:
-        client.send([[b"HELLO", b"3"]])
-        client.receive()
-        assert page(client, b"") == (None, [])
+    with Wire(server.address) as wire:
+        assert wire.call("HELLO", "3").startswith(b"%")
+        assert wire.call("RECORDS", "", "1") == b"*2\r\n_\r\n*0\r\n"
 
 
 @pytest.mark.parametrize(

@@ -299,7 +299,7 @@ def test_a_host_that_is_not_there(verb: str, dump: Path) -> None:
 def test_something_else_on_the_port(verb: str, dump: Path) -> None:
     with FakeNode(greeting=b"SSH-2.0-OpenSSH_9.2\r\n") as other:
         done = run(*words(verb, other.address, dump))
-    fails(statuses.EXIT_UNREACHABLE, other.address, "does not speak RESP", done=done)
+    fails(statuses.EXIT_UNREACHABLE, other.address, "does not answer as a MerkleKV node", done=done)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -25,6 +25,7 @@ from merklekv.engine.format import (
     FLAGS_AT,
     INNER_NODES,
     LEAF_SIZE,
+    MAX_VALUE_SIZE_LIMIT,
     OP_DEL,
     OP_SET,
     TOMBSTONE,
@@ -34,7 +35,7 @@ from merklekv.engine.format import (
 from merklekv.engine.merkle import LEAVES_PER_INNER
 from merklekv.engine.version import show_time, timestamp_of
 from merklekv.errors import InvalidArgument, MerkleKVError, NotADataDirectory, Stalled
-from merklekv.net.client import Client, Reply, Unreachable
+from merklekv.net.client import REPLY_ROOM_BYTES, Client, Reply, Unreachable
 from merklekv.replication.carrier import ADDRESS, split_address
 from merklekv.replication.exchange_side import NOTE_MEMBERS
 from merklekv.replication.member_rows import Row, rows, stored_members
@@ -212,7 +213,8 @@ class Node:
     """A running node. Whatever else listens there: an answer that no node gives raises Unreachable."""
 
     def __init__(self, host: str, port: int) -> None:
-        self._client = Client(host, port)
+        # A dump has to take the largest value that any node may be set to have.
+        self._client = Client(host, port, reply_bytes=MAX_VALUE_SIZE_LIMIT + REPLY_ROOM_BYTES)
         self.name = self._client.name
 
     def statistics(self) -> dict[str, str]:

@@ -1,0 +1,132 @@
+"""Replies of a node: bytes to values, with a bound on everything that the peer may make the reader hold.
+
+The peer may be any program: its address may have come from a message. So a reply that is too long is refused at the
+header that says so, before its bytes come, and one that never ends is refused when it has passed a bound: on the bytes
+of the whole reply, on a line, on the values in it, on lists within lists.
+
+RESP2 as MerkleKV speaks it: simple strings, errors, integers, bulk strings and arrays. Cost: 1 us a value.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from merklekv.engine.integers import strict_integer
+from merklekv.errors import MerkleKVError
+
+LINE_BYTES_MAX: Final = 1 << 16
+VALUES_MAX: Final = 1 << 18  # in one reply: a bucket of the Merkle tree has two for each of its keys
+DEPTH_MAX: Final = 4
+COMPACT_BYTES: Final = 1 << 16
+
+Reply = bytes | int | None | list["Reply"]
+
+INCOMPLETE: Final = object()
+
+
+class BadReply(MerkleKVError):
+    """These bytes are no reply of a node; nothing that follows can be understood."""
+
+
+class ErrorReply(MerkleKVError):
+    """The reply is an error; its text is the message."""
+
+
+class ReplyParser:
+    """Cuts a byte stream into replies, none of more than `bytes_max`."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._buffer = bytearray()
+        self._at = 0  # what stands before is understood
+        self._gone = 0  # bytes of the unfinished reply that have left the buffer
+        self._values = 0  # of the unfinished reply
+        self._lists: list[tuple[list[Reply], int]] = []  # the unfinished ones, each with its full length
+
+    def feed(self, data: bytes) -> None:
+        if self._at > COMPACT_BYTES or self._at == len(self._buffer):
+            del self._buffer[: self._at]
+            self._gone += self._at
+            self._at = 0
+        self._buffer += data
+
+    def next(self) -> Reply | object:
+        """The next reply, or INCOMPLETE.  Raises ErrorReply, which leaves the stream intact, and BadReply."""
+        while (value := self._value()) is not INCOMPLETE:
+            if isinstance(value, list) and self._lists and self._lists[-1][0] is value:
+                continue  # it has just begun
+            while self._lists:
+                items, size = self._lists[-1]
+                items.append(value)  # type: ignore[arg-type]
+                if len(items) < size:
+                    break
+                self._lists.pop()
+                value = items
+            else:
+                self._start_anew()
+                return value
+        return INCOMPLETE
+
+    def _start_anew(self) -> None:
+        self._values = 0
+        self._gone = -self._at
+
+    def _value(self) -> Reply | object:
+        """The next value that is no list, or the list that begins here."""
+        buffer, at = self._buffer, self._at
+        end = buffer.find(b"\r\n", at, at + LINE_BYTES_MAX)
+        if end < 0:
+            if len(buffer) - at >= LINE_BYTES_MAX:
+                raise BadReply(f"a line of more than {LINE_BYTES_MAX} bytes")
+            return INCOMPLETE
+        kind = buffer[at : at + 1]
+        line = bytes(buffer[at + 1 : end])
+        if kind == b"$":
+            size = self._size(line, self._bytes_max)
+            if size < 0:
+                return self._took(end + 2, None)
+            last = end + 2 + size
+            if self._gone + last > self._bytes_max:
+                raise BadReply(f"a reply of more than {self._bytes_max} bytes")
+            if len(buffer) < last + 2:
+                return INCOMPLETE
+            with memoryview(buffer) as view:
+                value = bytes(view[end + 2 : last])
+            return self._took(last + 2, value)
+        if kind == b"+":
+            return self._took(end + 2, line)
+        if kind == b":":
+            number = strict_integer(line)
+            if number is None:
+                raise BadReply("an integer that is none")
+            return self._took(end + 2, number)
+        if kind == b"*":
+            size = self._size(line, VALUES_MAX)
+            if size <= 0:
+                return self._took(end + 2, None if size else [])
+            if len(self._lists) == DEPTH_MAX:
+                raise BadReply(f"lists within lists, more than {DEPTH_MAX} deep")
+            begun: list[Reply] = []
+            self._lists.append((begun, size))
+            return self._took(end + 2, begun)
+        if kind == b"-" and not self._lists:
+            self._at = end + 2
+            self._start_anew()
+            raise ErrorReply(line.decode(errors="replace"))
+        raise BadReply(f"a reply that begins with {bytes(kind)!r}")
+
+    def _took(self, at: int, value: Reply) -> Reply:
+        self._at = at
+        self._values += 1
+        if self._values > VALUES_MAX:
+            raise BadReply(f"a reply of more than {VALUES_MAX} values")
+        if self._gone + at > self._bytes_max:
+            raise BadReply(f"a reply of more than {self._bytes_max} bytes")
+        return value
+
+    @staticmethod
+    def _size(digits: bytes, most: int) -> int:
+        size = strict_integer(digits)
+        if size is None or not -1 <= size <= most:
+            raise BadReply(f"a length of {digits[:40]!r}: at most {most} is taken")
+        return size
