@@ -68,7 +68,7 @@ class NodeHandle:
 
     def figures(self) -> dict[str, str]:
         """STATS by name."""
-        return dict(line.split(":", 1) for line in self.client.ask_lines("STATS")[1:])
+        return dict(line.split(":", 1) for line in self.client.ask_lines("STATS all")[1:])
 
     def figure(self, name: str) -> int:
         return int(self.figures().get(name, "0"))

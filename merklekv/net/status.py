@@ -1,4 +1,8 @@
-"""What the server says about itself: STATS, INFO, MEMORY, VERSION and CLIENT LIST, in both protocols."""
+"""What the server says about itself: STATS, INFO, MEMORY, VERSION and CLIENT LIST, in both protocols.
+
+The line protocol's STATS has fixed names only and stays below 1,024 bytes whatever they count, because existing clients
+read a reply with one call. `STATS all`, like STATS over RESP, adds what the server, the engine and the node count.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import merklekv
 from merklekv.net import resp, text
@@ -18,9 +23,16 @@ REDIS_VERSION = "7.0.15"
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
-def resident_bytes() -> int:
-    """The resident set of this process."""
-    return int(Path("/proc/self/statm").read_bytes().split()[1]) * _PAGE_BYTES
+class Memory(NamedTuple):
+    """Memory of this process, in bytes."""
+
+    resident: int  # in RAM, with the pages of mapped files such as the base, which the kernel may take back
+    own: int  # of that, what is no page of a file
+
+
+def memory() -> Memory:
+    resident, shared = (int(pages) * _PAGE_BYTES for pages in Path("/proc/self/statm").read_bytes().split()[1:3])
+    return Memory(resident, resident - shared)
 
 
 def uptime_words(seconds: int) -> str:
@@ -35,8 +47,8 @@ def _uptime(context: Context) -> dict[str, int | str]:
     return {"uptime_seconds": seconds, "uptime": uptime_words(seconds)}
 
 
-def statistics(context: Context) -> dict[str, int | str]:
-    """The names of STATS, and after them whatever the engine and the services add."""
+def basic_statistics(context: Context) -> dict[str, int | str]:
+    """The names of the line protocol's STATS."""
     traffic = context.traffic
     calls = context.commands.calls()
     lines = _uptime(context)
@@ -44,7 +56,14 @@ def statistics(context: Context) -> dict[str, int | str]:
     lines["active_connections"] = len(context.sessions())
     lines["total_commands"] = sum(calls.values())
     lines |= {f"{group}_commands": count for group, count in calls.items() if group}
-    lines["used_memory_kb"] = resident_bytes() // 1024
+    lines["used_memory_kb"] = memory().own // 1024
+    return lines
+
+
+def statistics(context: Context) -> dict[str, int | str]:
+    """The names of STATS, and after them what the server, the engine and the services add."""
+    traffic = context.traffic
+    lines = basic_statistics(context)
     for name in traffic.__slots__[1:]:
         lines[name] = getattr(traffic, name)
     return lines | context.engine.statistics() | dict(context.services.statistics())
@@ -66,7 +85,10 @@ def lines_of(values: Mapping[str, int | str]) -> bytes:
 
 
 def text_stats(session: Session, request: Request) -> Reply:
-    return b"STATS\r\n%bEND\r\n" % lines_of(statistics(session.context))
+    if request[1] and request[1].lower() != b"all":
+        raise RequestError("STATS command accepts only the argument all")
+    values = statistics(session.context) if request[1] else basic_statistics(session.context)
+    return b"STATS\r\n%bEND\r\n" % lines_of(values)
 
 
 def text_info(session: Session, request: Request) -> Reply:
@@ -74,7 +96,7 @@ def text_info(session: Session, request: Request) -> Reply:
 
 
 def text_memory(session: Session, request: Request) -> Reply:
-    return b"MEMORY %d\r\n" % resident_bytes()
+    return b"MEMORY %d\r\n" % memory().own
 
 
 def text_version(session: Session, request: Request) -> Reply:
@@ -113,7 +135,7 @@ def resp_info(session: Session, request: Request) -> Reply:
 def _sections(context: Context) -> dict[str, Mapping[str, int | str]]:
     values = statistics(context)
     keys = context.engine.live_count
-    memory = resident_bytes()
+    used = memory()
     seconds = values["uptime_seconds"]
     return {
         "Server": {
@@ -130,7 +152,11 @@ def _sections(context: Context) -> dict[str, Mapping[str, int | str]]:
             "blocked_clients": 0,
             "maxclients": context.limits.connections,
         },
-        "Memory": {"used_memory": memory, "used_memory_human": f"{memory / 2**20:.2f}M", "used_memory_rss": memory},
+        "Memory": {
+            "used_memory": used.own,
+            "used_memory_human": f"{used.own / 2**20:.2f}M",
+            "used_memory_rss": used.resident,
+        },
         "Persistence": {"loading": 0, "rdb_bgsave_in_progress": 0, "aof_enabled": 1, "aof_rewrite_in_progress": 0},
         "Stats": {
             "total_connections_received": values["total_connections"],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support import wait_until
+from wire import Wire
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from conftest import FakeServices
@@ -12,7 +14,18 @@ from support import wait_until
 from wire import Wire
 
 import merklekv
+from merklekv.net import status
 from merklekv.net.server import Server
+
+STATS_GROUPS = (
+    "get set delete exists numeric string bulk scan dbsize flushdb hash sync management replicate ping echo memory "
+    "stat clientlist"
+)
+STATS_NAMES = [
+    *("uptime_seconds", "uptime", "total_connections", "active_connections", "total_commands"),
+    *(f"{group}_commands" for group in STATS_GROUPS.split()),
+    "used_memory_kb",
+]
 
 DIALOGUES: dict[str, list[tuple[str, str]]] = {
     "get and set": [
@@ -206,7 +219,7 @@ def test_hash_is_the_same_for_the_same_records_and_zero_for_none(text: Wire) -> 
 
 def block(wire: Wire, request: str) -> dict[str, str]:
     """A reply of `name:value` lines between its head and END."""
-    assert wire.ask(request) == request
+    assert wire.ask(request) == request.split()[0]
     lines = iter(wire.line, b"END\r\n")
     return dict(line.decode().removesuffix("\r\n").split(":", 1) for line in lines)
 
@@ -225,9 +238,38 @@ def test_stats(text: Wire, resp: Wire) -> None:
     assert stats["total_connections"] == stats["active_connections"] == "2"
     assert re.fullmatch(r"\d+d \d+h \d+m \d+s", stats["uptime"])
     assert int(stats["used_memory_kb"]) > 1000
-    assert stats["outbox_length"] == "7"
-    named = "delete scan echo exists dbsize stat sync hash replicate management memory clientlist"
-    assert not [name for name in named.split() if f"{name}_commands" not in stats]
+    assert list(stats) == STATS_NAMES
+    everything = block(text, "STATS all")
+    assert list(everything)[: len(STATS_NAMES)] == STATS_NAMES
+    assert everything["outbox_length"] == "7"
+    assert everything["foreign_protocol_closed"] == "0"
+    assert everything.keys() == block(text, "STATS ALL").keys()
+    assert text.ask("STATS some") == "ERROR STATS command accepts only the argument all"
+
+
+def test_stats_fit_into_one_read_whatever_they_count(
+    server: Server, text: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients that were written for the original read a reply with one `recv(1024)`."""
+    largest = 10**20 - 1
+    assert text.ask("PING") == "PONG"
+    context = server._context
+    for entry in context.commands._entries:
+        entry.calls = 0
+    for group in {entry.command.group for entry in context.commands._entries}:
+        next(entry for entry in context.commands._entries if entry.command.group == group).calls = largest
+    context.traffic.connections = largest
+    context.started -= largest
+    monkeypatch.setattr(status, "memory", lambda: status.Memory(largest * 1024, largest * 1024))
+    sessions = [context.sessions()[0]] * 10_000
+    context.sessions = lambda: sessions
+    text.send(b"STATS\n")
+    reply = b""
+    while not reply.endswith(b"END\r\n"):
+        reply += text.line()
+    assert reply.count(b"%d\r\n" % largest) >= 20
+    assert reply.count(b"\r\n") == len(STATS_NAMES) + 2
+    assert len(reply) < 1024
 
 
 def test_info(text: Wire) -> None:
@@ -241,6 +283,25 @@ def test_info(text: Wire) -> None:
 
 def test_memory(text: Wire) -> None:
     assert int(text.ask("MEMORY").removeprefix("MEMORY ")) > 10**6
+
+
+def test_memory_is_without_the_pages_of_mapped_files(text: Wire, resp: Wire, tmp_path: Path) -> None:
+    """The base is a mapped file, and its pages are the kernel's to take back."""
+    size = 64 << 20
+    file = tmp_path / "mapped"
+    file.write_bytes(bytes(size))
+
+    def figures() -> tuple[int, int, int, int]:
+        lines = dict(line.split(":", 1) for line in resp.call("INFO", "memory").decode().split("\r\n") if ":" in line)
+        own = int(block(text, "STATS")["used_memory_kb"]) * 1024
+        return own, int(text.ask("MEMORY").split()[1]), int(lines["used_memory"]), int(lines["used_memory_rss"])
+
+    before = figures()
+    with file.open("r+b") as opened, mmap.mmap(opened.fileno(), size) as mapped:
+        assert sum(mapped[at] for at in range(0, size, 4096)) == 0
+        after = figures()
+    assert max(abs(there - here) for there, here in zip(after[:3], before[:3], strict=True)) < 16 << 20
+    assert after[3] - before[3] > size - (16 << 20)
 
 
 def test_client_list(text: Wire, resp: Wire) -> None:

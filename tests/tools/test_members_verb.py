@@ -89,7 +89,7 @@ def test_members_who_holds_back_and_the_way_out(node_factory: NodeFactory) -> No
 
 def figure(process: NodeProcess, name: str) -> int:
     with process.connect() as client:
-        lines = client.ask_lines("STATS")
+        lines = client.ask_lines("STATS all")
     return int(dict(line.split(":", 1) for line in lines[1:])[name])
 
 
