@@ -106,7 +106,7 @@ def merge(session: Session, request: Request) -> Reply:
         raise RequestError("wrong number of arguments for 'merge' command")
     for head in request[3::3]:
         if len(head) != VALUE_AT:
-            raise RequestError(f"a head of {len(head)} bytes: version, flags and digest have {VALUE_AT}")
+            raise RequestError(f"a head has {VALUE_AT} bytes (version, flags, digest), not {len(head)}")
     return _merge(session, checked_origin(request[1]), request[2:])
 
 

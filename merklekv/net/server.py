@@ -255,7 +255,7 @@ def _room_for(connections: int, own_files: int) -> int:
             f"need {own_files}; raise the limit (ulimit -n, LimitNOFILE)"
         )
     if room < connections:
-        log.warning("the system allows %d open files: at most %d clients, not %d", allowed, room, connections)
+        log.warning("the system allows %d open files: the limit on clients is %d, not %d", allowed, room, connections)
     return room
 
 

@@ -74,11 +74,17 @@ ENDLESS = {
 }
 
 
-@pytest.mark.parametrize("name", ENDLESS)
+def ping(client: Client) -> object:
+    return client.call(b"PING")
+
+
 @pytest.mark.parametrize(
-    "ask",
-    [lambda one: one.call(b"PING"), partial(exchange_command.ask, message=b"x"), partial(records.fetch, key=b"k")],
-    ids=["call", "exchange", "record"],
+    ("name", "ask"),
+    [
+        *((name, ping) for name in ENDLESS),
+        ("a bulk", partial(exchange_command.ask, message=b"x")),
+        ("a bulk in a list", partial(records.fetch, key=b"k")),
+    ],
 )
 def test_a_reply_without_an_end(name: str, ask: Callable[[Client], object], peer: Peer) -> None:
     head, body, said = ENDLESS[name]

@@ -96,7 +96,7 @@ def test_clients_leave_the_node_the_files_that_it_needs(node_factory: NodeFactor
     node = node_factory("--durability", durability, "--memtable-size", "64KiB", start=False)
     node.wrapper = ["prlimit", f"--nofile={files}:{files}"]
     node.start()
-    assert f"the system allows {files} open files: at most {room} clients, not 10000" in node.output()
+    assert f"the system allows {files} open files: the limit on clients is {room}, not 10000" in node.output()
     address = ("127.0.0.1", node.port)
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(Wire(address))

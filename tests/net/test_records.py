@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -159,8 +160,8 @@ def test_records_over_resp3(server: Server, engine: Engine) -> None:
         ([b"FLOOR", b"x"], "wrong number of arguments for 'floor'"),
         ([b"MERGE", b"n"], "wrong number of arguments for 'merge'"),
         ([b"MERGE", b"n", b"k", bytes(41), b"v", b"k"], "wrong number of arguments for 'merge'"),
-        ([b"MERGE", b"n", b"k", bytes(40), b"v"], "a head of 40 bytes: version, flags and digest have 41"),
-        ([b"MERGE", b"n", b"k", bytes(42), b"v"], "a head of 42 bytes"),
+        ([b"MERGE", b"n", b"k", bytes(40), b"v"], "a head has 41 bytes (version, flags, digest), not 40"),
+        ([b"MERGE", b"n", b"k", bytes(42), b"v"], "a head has 41 bytes (version, flags, digest), not 42"),
         ([b"MERGE", b"", b"k", bytes(41), b"v"], "origin b'' is no node id, which has 1 to 128 bytes"),
         ([b"MERGE", b"a/b", b"k", bytes(41), b"v"], "origin b'a/b' is no node id"),
         ([b"MERGEFLOOR", b"\xff", bytes(24)], r"origin b'\\xff' is no node id"),
@@ -171,7 +172,7 @@ def test_records_over_resp3(server: Server, engine: Engine) -> None:
     ],
 )
 def test_wrong_requests_change_nothing(request_: list[bytes], words: str, engine: Engine, client: Client) -> None:
-    with pytest.raises(NodeError, match=words):
+    with pytest.raises(NodeError, match=re.escape(words)):
         client.call(*request_)
     assert client.call(b"PING") == b"PONG"
     assert engine.root() == bytes(32)
@@ -179,7 +180,7 @@ def test_wrong_requests_change_nothing(request_: list[bytes], words: str, engine
 
 def test_one_bad_head_among_good_ones_changes_nothing(engine: Engine, client: Client) -> None:
     good = parts_of(*(pair(b"%d" % number) for number in range(3)))
-    with pytest.raises(NodeError, match="a head of 1 bytes"):
+    with pytest.raises(NodeError, match=r"a head has 41 bytes \(version, flags, digest\), not 1$"):
         client.call(b"MERGE", b"n", *good, b"k", b"x", b"v")
     assert engine.live_count == 0
 
