@@ -9,7 +9,7 @@ import errno
 import os
 from typing import Final
 
-from merklekv.errors import DirectoryUnwritable, DiskFull, Shortage
+from merklekv.errors import DirectoryLocked, DirectoryUnwritable, DiskFull, Shortage
 
 NO_ROOM: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 SHORTAGES: Final = NO_ROOM | {
@@ -29,7 +29,7 @@ def is_shortage(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in SHORTAGES
     no_thread = isinstance(error, RuntimeError) and str(error).startswith("can't start new thread")
-    return no_thread or isinstance(error, (Shortage, MemoryError, DirectoryUnwritable))
+    return no_thread or isinstance(error, (Shortage, MemoryError, DirectoryLocked, DirectoryUnwritable))
 
 
 def shortage_of(error: BaseException, what: str) -> Shortage:

@@ -42,7 +42,15 @@ from merklekv.engine.format import (
 from merklekv.engine.log import Segment, list_segments, segment_path
 from merklekv.engine.repairs import Repairs, repair
 from merklekv.engine.store import DATA_FILE, TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter, Pair
-from merklekv.errors import Corruption, DirectoryUnwritable, DiskFull, MerkleKVError, Shortage, StorageFailed
+from merklekv.errors import (
+    Corruption,
+    DirectoryLocked,
+    DirectoryUnwritable,
+    DiskFull,
+    MerkleKVError,
+    Shortage,
+    StorageFailed,
+)
 from merklekv.shortage import shortage_of
 
 log = logging.getLogger(__name__)
@@ -204,11 +212,9 @@ class AbsorbingChild:
         process = self._running()
         assert process.stdin is not None
         assert process.stdout is not None
-        try:
+        with suppress(BrokenPipeError):  # it has died, as its silence tells
             process.stdin.write(f"{upto}\n")
             process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has died, of what is found out below
         for line in process.stdout:
             word, _, rest = line.strip().partition(" ")
             if word == "progress":
@@ -294,7 +300,8 @@ def _log_lines(stderr: TextIO) -> None:
 
 
 _ERRORS: Final[dict[str, type[MerkleKVError]]] = {
-    kind.__name__: kind for kind in (Shortage, DiskFull, Corruption, DirectoryUnwritable, StorageFailed)
+    kind.__name__: kind
+    for kind in (Corruption, DirectoryLocked, DirectoryUnwritable, DiskFull, Shortage, StorageFailed)
 }
 
 
@@ -324,11 +331,13 @@ def main(base_path: str, log_directory: str) -> None:
     for line in sys.stdin:
         signal.signal(signal.SIGTERM, stop)
         try:
-            with BaseWriter(Path(base_path)) as base:  # anew for each job: LMDB may be of no use after a failed write
+            # Anew for each job: LMDB may be of no use after a failed write.
+            with BaseWriter(Path(base_path), patience_s=0) as base:
                 absorb(base, Path(log_directory), int(line), progress)
             answer("done")
         except MerkleKVError as error:
             answer_error(error)
+            stopping = isinstance(error, DirectoryLocked)  # the next child has another process id
         except OSError as error:
             answer_error(trouble(error, Path(base_path).parent))
         except MemoryError as error:

@@ -260,7 +260,7 @@ class Durable(State):
         It reads all that is not merged, so it takes about as long as a start; writes are refused afterwards.
         """
         shortage = shortage_of(cause, str(self.directory.path))
-        log.error("%s; writes that were not acknowledged are taken back, reads go on, make room", shortage)
+        log.error("%s; writes that were not acknowledged are taken back, reads go on", shortage)
         with self.lock:
             try:
                 self._log.take_back()
@@ -396,7 +396,7 @@ class Durable(State):
         """See merger.Owner."""
         with self.lock:
             if self._unmergeable is None:
-                log.error("%s; writes go on while memory lasts, make room", error)
+                log.error("%s; writes go on while memory lasts", error)
             self._unmergeable = error
 
     def _may_merge(self) -> None:

@@ -437,6 +437,7 @@ class Log:
         fd, self._fd = self._fd, -1  # the number may soon be another file's
         with suppress_shortage():
             os.ftruncate(fd, self.position)
+            (self.directory / NEXT_FILE).unlink(missing_ok=True)
         for each in (fd, self._next_fd, self._directory_fd):
             if each >= 0:
                 os.close(each)

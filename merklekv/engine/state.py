@@ -60,7 +60,7 @@ def refusal(shortage: Shortage) -> Shortage:
     """What clients are told; the log says more."""
     if isinstance(shortage, DiskFull):
         return DiskFull("disk full, write not stored")
-    return Shortage("out of memory or descriptors, write not stored")
+    return Shortage("resource shortage, write not stored")
 
 
 class State:

@@ -27,7 +27,7 @@ from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 import lmdb
 from xxhash import xxh3_64_intdigest
@@ -66,7 +66,7 @@ NOTE_PREFIX: Final = b"note:"
 
 NO_LEAVES: Final = bytes(LEAVES_PER_INNER * LEAF_SIZE)  # of an inner node
 
-OPEN_TRIES_S: Final = 10.0  # how long a process of another container may keep the lock of our process id
+OPEN_PATIENCE_S: Final = 10.0
 OPEN_POLL_S: Final = 0.1
 SHORTAGES: Final = (lmdb.ReadersFullError, lmdb.MapFullError, lmdb.MapResizedError, lmdb.MemoryError, lmdb.TlsFullError)
 _EIO: Final = os.strerror(errno.EIO)
@@ -89,7 +89,7 @@ def translate(error: lmdb.Error, path: Path) -> MerkleKVError:
         )
     if isinstance(error, lmdb.LockError):
         return DirectoryLocked(
-            f"{path}: a process of another container reads it and has the same process id as this one; end it first"
+            f"{path}: in use by a process of another container with the same process id as this one; try again"
         )
     number = number_of(text)
     if number in NO_ROOM or isinstance(error, lmdb.DiskError) or (text.endswith(_EIO) and is_full(path)):
@@ -111,22 +111,21 @@ def is_full(directory: Path) -> bool:
     return False
 
 
-def _open_for_reading(path: Path) -> lmdb.Environment:
-    """LMDB locks a byte for the process id of each reader; another container may have a process of the same id."""
-    deadline = time.monotonic() + OPEN_TRIES_S
+def _open(path: Path, patience_s: float, **options: Any) -> lmdb.Environment:
+    """LMDB locks a byte for the process id of each user; another container may have a process of the same id."""
+    deadline = time.monotonic() + patience_s
     while True:
         try:
             return lmdb.open(
                 str(path),
-                readonly=True,
                 mode=FILE_MODE,
                 max_dbs=len(DATABASES),
                 map_size=_map_size(path),
                 readahead=False,
-                max_spare_txns=4,
+                **options,
             )
         except lmdb.LockError:
-            if time.monotonic() > deadline:
+            if time.monotonic() >= deadline:
                 raise
             time.sleep(OPEN_POLL_S)
 
@@ -138,7 +137,7 @@ class Base:
         self._path = path
         require_whole(path / DATA_FILE)
         try:
-            self._env = _open_for_reading(path)
+            self._env = _open(path, OPEN_PATIENCE_S, readonly=True, max_spare_txns=4)
             self._records, self._index, self._tombstones, self._leaves, self._meta = (
                 self._env.open_db(name, create=False, dupsort=name in LISTS) for name in DATABASES
             )
@@ -257,22 +256,14 @@ def _gather(
 class BaseWriter:
     """The base as its one writer changes it.  Each method that changes something is one or more whole transactions.
 
-    It never begins a transaction that only reads: LMDB would lock a byte for its process id, which a reader in another
-    container may hold.
+    `patience_s`: how long it waits for a process of another container that has the same id.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, patience_s: float = OPEN_PATIENCE_S) -> None:
         self._path = path
         require_whole(path / DATA_FILE)
         try:
-            self._env = lmdb.open(
-                str(path),
-                mode=FILE_MODE,
-                max_dbs=len(DATABASES),
-                map_size=_map_size(path),
-                readahead=False,
-                metasync=True,
-            )
+            self._env = _open(path, patience_s, metasync=True)
             self._env.reader_check()  # slots of readers that were killed would keep old pages for ever
             self._records, self._index, self._tombstones, self._leaves, self._meta = (
                 self._env.open_db(name, dupsort=name in LISTS) for name in DATABASES

@@ -24,7 +24,7 @@ from merklekv.engine.engine import Engine
 from merklekv.engine.format import NOTE_HORIZON
 from merklekv.engine.log import list_segments
 from merklekv.engine.store import Base, BaseWriter
-from merklekv.errors import DiskFull, Shortage, Stalled, StorageFailed
+from merklekv.errors import DirectoryLocked, DiskFull, Shortage, Stalled, StorageFailed
 
 VALUE = b"v" * 1000
 
@@ -49,15 +49,16 @@ def no_descriptors() -> Iterator[None]:
 
 def fill(engine: Engine, first: int, error: type[Exception]) -> int:
     """Writes and commits from key number `first` on until that is raised; the number of the key that raised it."""
-    for number in range(first, first + 10_000):
+    number = first
+    while True:
         try:
             engine.set(b"k%d" % number, VALUE)
+            number += 1
         except error:
             return number
         except Stalled:
             engine.wait_for_room(0.01)
         engine.commit()
-    raise AssertionError(f"never {error}")
 
 
 @pytest.mark.parametrize("durability", ["always", "everysec", "never"])
@@ -94,7 +95,7 @@ def test_without_descriptors_writes_go_on_while_memory_lasts(
     with no_descriptors():
         count = fill(engine, 0, Shortage)
         assert count * len(VALUE) > 2 * MIN_MEMTABLE_SIZE
-        with pytest.raises(Shortage, match="out of memory or descriptors, write not stored"):
+        with pytest.raises(Shortage, match="resource shortage, write not stored"):
             engine.set(b"k", b"")
         assert engine.get(b"k0") == VALUE
         assert len(support.values(engine)) == count
@@ -407,3 +408,72 @@ def test_segments_are_deleted_when_there_are_descriptors_again(make_engine: Call
     assert len(list_segments(engine.directory.log)) > 1
     engine.release_log(engine.tail.end)
     assert len(list_segments(engine.directory.log)) == 1
+
+
+@contextmanager
+def same_process_id(base: Path, pid: int) -> Iterator[Callable[[], None]]:
+    """Another container has a process of this id that has the base open: LMDB sees no more of it than this lock."""
+    script = (
+        "import fcntl, sys\n"
+        "file = open(sys.argv[1], 'r+b')\n"
+        "fcntl.lockf(file, fcntl.LOCK_EX, 1, int(sys.argv[2]))\n"
+        "print(flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    command = [absorber_module.sys.executable, "-c", script, str(base / "lock.mdb"), str(pid)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+
+        def end() -> None:
+            process.communicate()
+
+        yield end
+
+
+class Clock:
+    """Time that passes only while somebody sleeps."""
+
+    def __init__(self, at_sleep: Callable[[], None] = lambda: None) -> None:
+        self.now = 0.0
+        self._at_sleep = at_sleep
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self._at_sleep()
+
+
+def test_a_start_waits_for_a_process_of_the_same_id(
+    make_engine: Callable[..., Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_engine().close()
+    with same_process_id(tmp_path / "data" / "base", os.getpid()) as end:
+        monkeypatch.setattr(store_module, "time", Clock())
+        with pytest.raises(DirectoryLocked, match="in use by a process of another container"):
+            make_engine()
+        monkeypatch.setattr(store_module, "time", Clock(end))
+        make_engine().close()
+
+
+def test_a_child_of_the_same_id_is_replaced(
+    make_engine: Callable[..., Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
+    engine = make_engine(absorb="process")
+    assert engine._merger is not None
+    child = engine._merger.child
+    engine.set(b"k", b"v")
+    support.freeze(engine)
+    wait_until(lambda: not engine._layers.frozen, what="the merge")
+    first = child.pid
+    assert first is not None
+    with same_process_id(tmp_path / "data" / "base", first) as end:
+        engine.set(b"k", b"w")
+        support.freeze(engine)
+        wait_until(lambda: not engine._layers.frozen, what="the merge")
+        assert child.pid != first
+        end()
+    assert engine.get(b"k") == b"w"

@@ -24,6 +24,7 @@ from merklekv_tool.output import Update
 from merklekv_tool.statuses import FileError
 
 POLL_S: Final = 0.1
+ATTEMPTS: Final = 10
 
 
 def copy(source: Path, target: Path, update: Update) -> None:
@@ -32,6 +33,27 @@ def copy(source: Path, target: Path, update: Update) -> None:
     `update` gets bytes. Raises Corruption, StorageFailed, DiskFull.
     """
     require_whole(source / DATA_FILE)
+    for _ in range(ATTEMPTS):
+        status, said = _try(source, target, update)
+        if not status:
+            return
+        name, message = said.partition(" ")[::2]
+        if name != lmdb.LockError.__name__:  # else the next child has another process id, see `translate`
+            break
+    if is_full(target):  # which LMDB puts in many ways
+        raise DiskFull(f"{target.parent}: disk full, no room for the copy")
+    if os.strerror(errno.EACCES) in message:
+        raise FileError(
+            f"{source}: cannot be copied: {message}: LMDB has a lock file to write there; be the node's user"
+        )
+    kind = getattr(lmdb, name, None)
+    if isinstance(kind, type) and issubclass(kind, lmdb.Error):
+        raise translate(kind(message), source)
+    raise StorageFailed(f"{source}: cannot be copied: exit status {status}: {said}")
+
+
+def _try(source: Path, target: Path, update: Update) -> tuple[int, str]:
+    """One child; its exit status and what it said."""
     total = (source / DATA_FILE).stat().st_size
     with subprocess.Popen(
         interpreter.command(__name__, str(source), str(target)),
@@ -46,19 +68,7 @@ def copy(source: Path, target: Path, update: Update) -> None:
         finally:
             child.kill()
         _, said = child.communicate()
-    if not child.returncode:
-        return
-    if is_full(target):  # which LMDB puts in many ways
-        raise DiskFull(f"{target.parent}: disk full, no room for the copy")
-    name, _, message = said.strip().partition(" ")
-    if os.strerror(errno.EACCES) in message:
-        raise FileError(
-            f"{source}: cannot be copied: {message}: LMDB has a lock file to write there; be the node's user"
-        )
-    kind = getattr(lmdb, name, None)
-    if isinstance(kind, type) and issubclass(kind, lmdb.Error):
-        raise translate(kind(message), source)
-    raise StorageFailed(f"{source}: cannot be copied: exit status {child.returncode}: {said.strip()}")
+    return child.returncode, said.strip()
 
 
 def _runs(child: subprocess.Popen[str]) -> bool:
