@@ -11,7 +11,7 @@ anything has changed, and on most file systems a frame that was accepted has its
 promise (btrfs, ZFS, thin volumes) `write` can still find none; `take_back` then cuts the file back.  Reserved room also
 makes fdatasync cheaper: the file's size does not change (`benchmarks/test_log.py`).
 
-Syncing, writing and rotating need no new descriptor: the directory and the file of the next segment (`next`) are open
+Syncing, writing and rotating need no new descriptor: the directory and the file of the next segment (`.next`) are open
 ahead, and a full segment keeps its descriptor until it is synced to its end.
 
 Recovery (`recover`) reads the segments from the first that is not yet absorbed, cuts off a torn tail and says so, and
@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 PAYLOAD_SIZE_MAX: Final = (1 << 32) - 1  # what a frame's 4-byte length can say
 RESERVE_STEP: Final = 4 << 20  # bytes reserved ahead of the writes
 PROBE_SIZE: Final = 64 << 10  # bytes that a disk has to take before it is trusted again
-NEXT_FILE: Final = "next"  # becomes the next segment
+NEXT_FILE: Final = ".next"  # becomes the next segment
 _ENTRY_SIZE: Final = ENTRY.size
 _NAME: Final = re.compile(r"[0-9]{20}")
 
