@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from merklekv.errors import MerkleKVError
+from merklekv.errors import MerkleKVError, shown
 from merklekv.settings import (
     ENVIRONMENT_PREFIX,
     SECTION_SEPARATOR,
@@ -39,7 +39,6 @@ SECRET_FILE_SUFFIX = "_file"
 SECRET_MASK = "********"
 SECRET_FILE_SIZE_MAX = 65_536
 FILE_SIZE_MAX = 1 << 20
-SHOWN_SIZE_MAX = 400  # characters of a value in a message
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 TLS_FILES = ("replication.tls_ca_file", "replication.tls_cert_file", "replication.tls_key_file")
 
@@ -121,18 +120,10 @@ def _parse(key: str, declaration: Declaration, given: Given) -> object:
     try:
         return declaration.kind.parse(given.value)
     except ValueError:
-        shown = "the value (hidden)" if declaration.secret else _shown(given.value)
+        value = "the value (hidden)" if declaration.secret else shown(given.value)
         raise ConfigError(
-            f"{given.source}: {key} = {shown} is not allowed; give {declaration.kind.allowed}"
+            f"{given.source}: {key} = {value} is not allowed; give {declaration.kind.allowed}"
         ) from None
-
-
-def _shown(value: object) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # an integer of thousands of digits
-        return "an integer"
-    return text if len(text) <= SHOWN_SIZE_MAX else text[:SHOWN_SIZE_MAX] + "..."
 
 
 def _check_together(values: Mapping[str, Effective]) -> None:
@@ -218,7 +209,7 @@ def _from_file(file: Path) -> Layer:
             _place(layer, name, Given(value, f"file {file}"))
             continue
         if not isinstance(value, dict):
-            raise ConfigError(f"file {file}: {name} = {_shown(value)} is not allowed; give a section [{name}]")
+            raise ConfigError(f"file {file}: {name} = {shown(value)} is not allowed; give a section [{name}]")
         for inner, inner_value in value.items():
             _place(layer, f"{name}.{inner}", Given(inner_value, f"file {file}"))
     return layer
@@ -234,7 +225,7 @@ def _place(layer: Layer, key: str, given: Given) -> None:
     if key not in known and secret in known and known[secret].secret:
         key, given = secret, _read_secret(key, given)
     if key not in known:
-        raise ConfigError(f"{given.source}: unknown key {_shown(key)}{_suggestion(key, list(known))}")
+        raise ConfigError(f"{given.source}: unknown key {shown(key)}{_suggestion(key, list(known))}")
     if key in layer:
         raise ConfigError(f"{given.source}: {key} is given twice, also by {layer[key].source}; give it once")
     layer[key] = given

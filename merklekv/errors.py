@@ -5,6 +5,18 @@ says what is wrong, where, and what to do, so that it can be printed as it is.
 """
 
 
+SHOWN_SIZE_MAX = 400
+
+
+def shown(value: object) -> str:
+    """A value for a message: its `repr`, at most SHOWN_SIZE_MAX characters of it."""
+    try:
+        text = repr(value)
+    except ValueError:  # an int of thousands of digits
+        return "a number"
+    return text if len(text) <= SHOWN_SIZE_MAX else text[:SHOWN_SIZE_MAX] + "..."
+
+
 class MerkleKVError(Exception):
     """Base of all errors that MerkleKV raises on purpose."""
 

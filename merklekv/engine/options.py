@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Final, Literal, get_args
 
 from merklekv.engine.format import MAX_VALUE_SIZE_LIMIT
-from merklekv.errors import InvalidArgument
+from merklekv.errors import InvalidArgument, shown
 
 Durability = Literal["always", "everysec", "never"]
 Absorb = Literal["process", "manual"]
 MIN_MEMTABLE_SIZE: Final = 64 << 10
 MAX_MEMTABLE_SIZE: Final = 4 << 30
 MAX_DRIFT_S: Final = 315_360_000  # ten years: with it, timestamps of today fit into their 63 bits
-SHOWN_SIZE_MAX: Final = 80
 
 
 def require_path(path: object) -> Path:
@@ -53,12 +52,4 @@ def _require_size(name: str, value: object, lowest: int, highest: int) -> None:
 
 
 def _refusal(name: str, value: object, allowed: str) -> InvalidArgument:
-    return InvalidArgument(f"{name} = {_shown(value)} is not allowed; give {allowed}")
-
-
-def _shown(value: object) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # an int of thousands of digits
-        return "a number"
-    return text if len(text) <= SHOWN_SIZE_MAX else text[:SHOWN_SIZE_MAX] + "..."
+    return InvalidArgument(f"{name} = {shown(value)} is not allowed; give {allowed}")

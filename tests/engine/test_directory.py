@@ -341,16 +341,21 @@ def filled(path: Path) -> Path:
     return path / "base" / "data.mdb"
 
 
+def refused_as(data: Path, said: str) -> None:
+    """A start and a check refuse this base in one line."""
+    path = data.parent.parent
+    with pytest.raises(Corruption, match=f"{data}: {said}; restore the directory from a backup"):
+        support.open_engine(path)
+    assert check_directory(path) == [f"{data}: {said}, so nothing in it is checked"]
+
+
 @pytest.mark.parametrize("pages", [2, 2.5, 3, 10, 20.001])
 def test_a_base_that_was_cut_off_is_told_from_its_length(tmp_path: Path, pages: float) -> None:
     data = filled(tmp_path / "data")
     whole, size = data.stat().st_size, int(pages * 4096)
     support.damaged(tmp_path / "data")
     os.truncate(data, size)
-    said = f"{data}: is {size} bytes long, expected {whole}: it was cut off"
-    with pytest.raises(Corruption, match=f"{said}; restore the directory from a backup"):
-        support.open_engine(tmp_path / "data")
-    assert check_directory(tmp_path / "data") == [f"{said}, so nothing in it is checked"]
+    refused_as(data, f"is {size} bytes long, expected {whole}: it was cut off")
 
 
 @pytest.mark.parametrize("size", [1, 100, 200, 4096, 4200])
@@ -358,10 +363,7 @@ def test_a_base_without_its_meta_pages_is_told_from_its_length(tmp_path: Path, s
     data = filled(tmp_path / "data")
     support.damaged(tmp_path / "data")
     os.truncate(data, size)
-    said = f"{data}: is {size} bytes long and does not begin with the two meta pages of LMDB"
-    with pytest.raises(Corruption, match=f"{said}; restore the directory from a backup"):
-        support.open_engine(tmp_path / "data")
-    assert check_directory(tmp_path / "data") == [f"{said}, so nothing in it is checked"]
+    refused_as(data, f"is {size} bytes long and does not begin with the two meta pages of LMDB")
 
 
 @pytest.mark.parametrize("missing", [True, False])
@@ -383,8 +385,7 @@ def test_zeros_in_place_of_the_meta_pages_are_damage(tmp_path: Path) -> None:
     support.damaged(tmp_path / "data")
     with data.open("r+b") as file:
         file.write(bytes(8192))
-    with pytest.raises(Corruption, match="does not begin with the two meta pages of LMDB; restore the directory"):
-        support.open_engine(tmp_path / "data")
+    refused_as(data, f"is {data.stat().st_size} bytes long and does not begin with the two meta pages of LMDB")
 
 
 def test_a_base_without_pages_that_are_free_is_whole(tmp_path: Path) -> None:

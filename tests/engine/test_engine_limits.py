@@ -114,7 +114,7 @@ def test_a_value_larger_than_a_memtable(make_engine: Callable[..., Engine]) -> N
             for given in (-1, -0.1, float("inf"), float("nan"), 315_360_001, "60", None, True)
         ],
         ({"memtable_size": 1 << 20_000}, "a number is not allowed; give an int from 65536"),
-        ({"durability": "x" * 1000}, f"'{'x' * 79}... is not allowed"),
+        ({"durability": "x" * 1000}, f"'{'x' * 399}... is not allowed"),
     ],
 )
 def test_settings_past_their_limits(make_engine: Callable[..., Engine], options: dict[str, Any], match: str) -> None:
