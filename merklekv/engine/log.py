@@ -178,7 +178,8 @@ def recover(directory: Path, absorbed: int) -> Recovered | None:
     `absorbed` is the LSN up to which LMDB holds everything.  Segments before it are kept for the outbox alone.
     """
     lsns = list_segments(directory)
-    _drop_unborn(directory, lsns)
+    if not absorbed or (lsns and lsns[-1] > absorbed):  # the base ends where a segment begins that is on disk
+        _drop_unborn(directory, lsns)
     live = [lsn for lsn in lsns if lsn >= absorbed]
     if not lsns and not absorbed:
         return None

@@ -423,6 +423,16 @@ def test_a_segment_that_was_cut_off_is_refused_by_its_name(tmp_path: Path, size:
         support.open_engine(tmp_path / "data")
 
 
+def test_the_segment_where_the_base_ends_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
+    filled(tmp_path / "data")
+    last = segment_path(tmp_path / "data" / "log", list_segments(support.damaged(tmp_path / "data") / "log")[-1])
+    os.truncate(last, 0)
+    with pytest.raises(Corruption, match=f"{last}: damaged at byte 0: the file is shorter than a segment's header"):
+        support.open_engine(tmp_path / "data")
+    assert last.exists()
+    assert check_directory(tmp_path / "data") == [f"{last}: the segment where the base ends is missing"]
+
+
 def test_a_child_that_the_base_kills_is_told_at_once(tmp_path: Path) -> None:
     """SIGBUS: the file is shorter than it was when the child began, or the disk cannot read it."""
     engine = support.open_engine(tmp_path / "data", absorb="process")
