@@ -89,24 +89,24 @@ def read_node_id(directory: Path, known: str = "") -> str | None:
     file = directory / NODE_ID_FILE
     try:
         if not stat.S_ISREG(file.stat().st_mode):
-            raise _no_node_id(file, "is no file", known)
+            raise _no_node_id(file, "not a file", known)
         with file.open("rb") as opened:
             text = opened.read(2 * NODE_ID_BYTES_MAX).decode().strip()
     except FileNotFoundError:
         return None
     except UnicodeDecodeError:
-        raise _no_node_id(file, "is not UTF-8 text", known) from None
+        raise _no_node_id(file, "not UTF-8 text", known) from None
     except OSError as error:
         raise DirectoryUnwritable(f"{file}: cannot read the node id: {error.strerror}") from error
     if not is_node_id(text):
-        raise _no_node_id(file, f"holds {text[:60]!r}" if text else "is empty", known)
+        raise _no_node_id(file, f"holds {text[:60]!r}" if text else "empty", known)
     return text
 
 
 def _no_node_id(file: Path, what: str, known: str) -> Corruption:
     way_out = f"write '{known}' into it, which this node was called" if known else "write this node's id into it"
     return Corruption(
-        f"{file}: {what}, and a node id has {NODE_ID_RULE}; {way_out}, or give the id as replication.client_id"
+        f"{file}: {what}; a node id has {NODE_ID_RULE}; {way_out}, or give the id as replication.client_id"
     )
 
 

@@ -201,11 +201,11 @@ def test_a_file_with_no_node_id_is_named_with_the_way_out(tmp_path: Path, conten
 
 def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "node-id").mkdir()
-    with pytest.raises(Corruption, match="is no file"):
+    with pytest.raises(Corruption, match="not a file"):
         read_node_id(tmp_path)
     (tmp_path / "node-id").rmdir()
     os.mkfifo(tmp_path / "node-id")
-    with pytest.raises(Corruption, match="is no file"):  # and does not wait for somebody to write into it
+    with pytest.raises(Corruption, match="not a file"):  # and does not wait for somebody to write into it
         read_node_id(tmp_path)
 
 
