@@ -12,10 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from merklekv.engine.format import VALUE_AT
 from merklekv.replication.event import MESSAGE_BYTES_MAX, EventRefused, Reason, decode_message
+from merklekv.replication.exchange import BATCH_RECORDS
 from merklekv.replication.exchange_fields import Malformed, decode_map
 from merklekv.replication.exchange_wire import TABLE_BYTES_MAX, _dictionary, pack, unpack
 from merklekv.replication.members import Members
+from merklekv.replication.outbox import BATCH_BYTES
 from merklekv.replication.plain_cbor import (
     ITEMS_MAX,
     NESTING_MAX,
@@ -23,6 +26,7 @@ from merklekv.replication.plain_cbor import (
     decode_plain,
     require_few_items,
 )
+from merklekv.replication.responder import REPLY_BYTES, REPLY_RECORDS
 
 MEMORY_MAX = 8 << 20  # of any message that is refused for what it would become
 
@@ -79,6 +83,14 @@ def test_plain_items_come_back(item: Any) -> None:
 @given(st.binary(max_size=200))
 def test_the_walk_ends_whatever_the_bytes(data: bytes) -> None:
     require_few_items(data, len(data))
+
+
+def test_what_nodes_write_has_fewer_items() -> None:
+    event = {"op": "del", "key": "k", "val": None, "ts": 1 << 60, "op_id": bytes(16)}
+    assert BATCH_BYTES // len(cbor2.dumps(event)) * item_count(event) < ITEMS_MAX, "a batch of the smallest events"
+    smallest_record = 1 + VALUE_AT
+    assert 2 * (REPLY_BYTES // smallest_record + REPLY_RECORDS) < ITEMS_MAX, "keys and records of an answer"
+    assert 4 * BATCH_RECORDS + BATCH_RECORDS < ITEMS_MAX, "records to take, records to bury, keys to give"
 
 
 def test_a_message_may_have_so_many_items_and_not_one_more() -> None:
