@@ -111,7 +111,8 @@ class Link:
             conversation.run(self._is_over, self._look_around)
         except Lost as loss:
             figures.state, figures.trouble["connection"] = "disconnected", str(loss)
-            self.bursts.warn(f"lost {loss}", f"{loss}; trying again")
+            if not self._is_over():
+                self.bursts.warn(f"lost {loss}", f"{loss}; trying again")
             if conversation is not None and isinstance(loss, TakenOver):
                 conversation.duplicate_seen()
         except StorageFailed as error:

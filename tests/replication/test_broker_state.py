@@ -6,6 +6,7 @@ import json
 import re
 import secrets
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.replication
 
 VERSIONS = ["5", "3.1.1"]
 HUGE_BYTES = 60 << 20
+LOAD_S = 60.0
 
 
 # -- clusters do not mix -----------------------------------------------------------------------------------------------
@@ -58,6 +60,30 @@ def test_a_node_that_moves_to_another_cluster_takes_nothing_along(
     assert (moved.get("mine"), moved.get("secret"), moved.get("later")) == ("1", None, None)
     assert moved.figure("refused_total") == 0
     assert moved.figure("replication_nodes") == 1
+
+
+def test_a_session_that_two_clusters_share_mixes_nothing(
+    harness_at: HarnessFactory, broker_factory: BrokerFactory
+) -> None:
+    """The broker takes the user's name for the client id, so a node that moves finds its session of before."""
+    broker = broker_factory("allow_anonymous true", "use_username_as_clientid true", "max_queued_messages 1000")
+    harness = harness_at(broker)
+    first = harness.create_node("n1", username="n1")
+    moving = harness.create_node("nx", username="nx")
+    first.wait_figure("replication_nodes", 2)
+    moving.stop()
+    first.set("secret", "1")
+    assert first.ask("TRUNCATE") == "OK"
+    wait_until(lambda: first.figure("outbox_events") == 0)
+    moved = harness.create_node("moved", start=False, username="nx", topic_prefix=harness.prefix[:-1] + "~")
+    moved.start()
+    moved.set("mine", "1")
+    moved.wait_figure("received_foreign", 2)
+    moved.wait_connected()
+    first.set("later", "1")
+    wait_until(lambda: first.figure("outbox_events") == 0)
+    assert (moved.get("mine"), moved.get("secret"), moved.get("later")) == ("1", None, None)
+    assert (moved.figure("refused_total"), moved.figure("replication_nodes")) == (0, 1)
 
 
 def receive_all(node: NodeHandle, wire: Wire, prefix: str) -> None:
@@ -181,15 +207,16 @@ def test_a_node_that_is_killed_and_back_at_once_is_no_duplicate(own_harness: Rep
 @pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_huge_message_costs_bounded_memory_and_holds_up_nothing(
-    harness: ReplicationTestHarness, outsider: Outsider, version: str
+    harness: ReplicationTestHarness, version: str
 ) -> None:
     """MQTT 5 has the broker drop it; before that it comes, and is skipped while it arrives."""
     node = harness.create_node(mqtt_version=version)
     node.set("own", "1")
     before = peak_bytes(node)
-    outsider.publish_raw(bytes(HUGE_BYTES))
-    outsider.publish(make_event("k", b"after"))
-    node.wait_for("k", "after")
+    topic = f"{harness.prefix}/outsider/events"
+    publish(harness.broker, topic, bytes(HUGE_BYTES))
+    publish(harness.broker, topic, cbor2.dumps(make_event("k", b"after")))
+    node.wait_for("k", "after", seconds=LOAD_S)
     assert peak_bytes(node) - before < 4 * MESSAGE_BYTES_MAX < 2 * HUGE_BYTES
     assert node.figure("broker_losses") == 0
     if version == "3.1.1":
@@ -197,9 +224,23 @@ def test_a_huge_message_costs_bounded_memory_and_holds_up_nothing(
     node.stop()
     node.start()
     node.wait_connected()
-    outsider.publish(make_event("k", b"later"))
-    node.wait_for("k", "later")
+    publish(harness.broker, topic, cbor2.dumps(make_event("k", b"later")))
+    node.wait_for("k", "later", seconds=LOAD_S)
     assert node.figure("refused_total") == 0, "it was acknowledged, or never came"
+
+
+def publish(broker: Broker, topic: str, payload: bytes) -> None:
+    """Publish with QoS 1 by MQTT 3.1.1 on a plain socket; paho copies what is left of a large message at each step."""
+    with socket.create_connection((broker.host, broker.port), timeout=LOAD_S) as sock:
+        sock.sendall(b"\x10\x0f\x00\x04MQTT\x04\x02\x00\x3c\x00\x03big")
+        assert sock.recv(4) == b"\x20\x02\x00\x00"
+        body = len(topic).to_bytes(2, "big") + topic.encode() + b"\x00\x01" + payload
+        left, length = len(body), bytearray()
+        while left or not length:
+            left, digit = divmod(left, 128)
+            length.append(digit | (0x80 if left else 0))
+        sock.sendall(b"\x32" + length + body)
+        assert sock.recv(4) == b"\x40\x02\x00\x01"
 
 
 def peak_bytes(node: NodeHandle) -> int:

@@ -226,6 +226,7 @@ def test_nothing_is_overwritten(there: str, name: str, tmp_path: Path) -> None:
         ("backup", signal.SIGINT, statuses.EXIT_INTERRUPTED),
         ("backup.tar.gz", signal.SIGINT, statuses.EXIT_INTERRUPTED),
         ("backup", signal.SIGTERM, statuses.EXIT_TERMINATED),
+        ("backup", signal.SIGHUP, statuses.EXIT_TERMINATED),
     ],
 )
 def test_interrupted_it_leaves_nothing(name: str, number: signal.Signals, status: int, tmp_path: Path) -> None:

@@ -50,6 +50,8 @@ app.command("forget", epilog=forget.EXAMPLES)(forget.forget)
 def main() -> None:
     """Entry point."""
     signal.signal(signal.SIGTERM, _end)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # a terminal that closes; not under nohup
+        signal.signal(signal.SIGHUP, _end)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for what a script runs in the background
         signal.signal(signal.SIGINT, _interrupt)
     take_over_output()

@@ -42,7 +42,7 @@ MEANINGS: Final = {
     EXIT_FAULT: "a fault in the tool itself",
     EXIT_INTERRUPTED: "interrupted from the keyboard",
     EXIT_PIPE: "whoever read the output stopped reading",
-    EXIT_TERMINATED: "ended by SIGTERM",
+    EXIT_TERMINATED: "ended by SIGTERM, or by SIGHUP from a terminal that closes",
 }
 
 _UNKNOWN: Final = re.compile(r"(.*: ERR unknown command[^,]*).*", re.DOTALL)
