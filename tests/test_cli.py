@@ -203,6 +203,7 @@ def test_other_signals_leave_it_running(node: NodeProcess) -> None:
 def test_a_signal_again_and_again_is_a_line_and_a_count(node: NodeProcess) -> None:
     for _ in range(200):
         os.kill(node.pid, signal.SIGUSR2)
+    wait_until(lambda: "SIGUSR2" in node.output())
     assert node.stop() == exits.EXIT_OK
     assert 1 <= node.output().count("SIGUSR2") <= 3
 

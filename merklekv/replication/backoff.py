@@ -1,7 +1,7 @@
 """How long to wait before the next attempt to connect to the broker.
 
 The wait doubles with each attempt that fails, and with each connection that does not last, up to RETRY_MAX_S.  It
-starts anew after a connection that stood for STEADY_S.
+starts anew after a connection that stood for STEADY_S, or that has brought the outbox further.
 
 A broker gives a session to the latest client that names its id, and ends the connection of the one before.  Two
 processes with one client id would take it from each other without end.  So the wait goes on to DUPLICATE_RETRY_MAX_S
@@ -33,7 +33,7 @@ class Backoff:
         return self._short >= SHORT_MAX
 
     def restart_s(self) -> float:
-        """Seconds to wait after a loss whose cause was dealt with."""
+        """Seconds to wait after a connection that has brought the outbox further."""
         self._wait_s, self._short = RETRY_MIN_S, 0
         return self._wait_s
 

@@ -100,7 +100,7 @@ class Conversation:
         self._connected_at: float | None = None
         self._unsubscribed: set[str] = set()
         self.has_duplicate = False  # whether another client has used our client id meanwhile
-        self.has_suspect = False  # whether the loss may be due to the size of a message
+        self.has_helped = False  # whether batches were taken, or one is now suspected to be too large
 
     def run(self, leave: Callable[[], bool], look_around: Callable[[], None]) -> None:
         """Talks until `leave` says so.  Raises Lost.  `look_around` is called about once a second."""
@@ -130,8 +130,8 @@ class Conversation:
         """Lets the connection go, whatever its state."""
         if self._window:
             self._figures.losses += 1
-            if self._answers and not self._batches_taken and not self.has_duplicate:
-                self.has_suspect = self._outbox.suspect()
+            if not self.has_duplicate:
+                self.has_helped = self._batches_taken > 0 or (self._answers > 0 and self._outbox.suspect())
         self._session.drop()
 
     @property

@@ -126,7 +126,7 @@ class Link:
             self._outbox.rewind()
         if conversation is None:
             return backoff.next_wait_s(None)
-        if conversation.has_suspect:
+        if conversation.has_helped:
             return backoff.restart_s()
         return backoff.next_wait_s(conversation.stood_s, conversation.has_duplicate)
 

@@ -44,7 +44,7 @@ def test_a_broker_that_is_away_is_no_sign_of_a_duplicate() -> None:
     assert not backoff.is_crowded
 
 
-def test_a_loss_whose_cause_was_dealt_with_starts_the_waits_anew() -> None:
+def test_a_connection_that_has_helped_starts_the_waits_anew() -> None:
     backoff = Backoff()
     waits(backoff, 2 * SHORT_MAX, 0.1)
     assert backoff.restart_s() == RETRY_MIN_S
