@@ -1,13 +1,12 @@
 """How long to wait before the next attempt to connect to the broker.
 
-The wait doubles with each attempt that fails, and with each connection that does not last, up to RETRY_MAX_S.  It
-starts anew after a connection that stood for STEADY_S, or that has brought the outbox further.
+The wait doubles with each attempt that fails, up to RETRY_MAX_S, and starts anew after each connection.
 
 A broker gives a session to the latest client that names its id, and ends the connection of the one before.  Two
-processes with one client id would take it from each other without end.  So the wait goes on to DUPLICATE_RETRY_MAX_S
-after a loss that shows such a duplicate, and after SHORT_MAX short connections in a row, which are the only sign of it
-that MQTT 3.1.1 gives for certain.  Each then has the session for a while and delivers what it has; if the one ends, the
-other is back within that time.
+processes with one client id would take it from each other without end.  So the wait doubles as well, and up to
+DUPLICATE_RETRY_MAX_S, with each loss that shows such a duplicate, and after SHORT_MAX connections in a row that were
+shorter than STEADY_S and have not brought the outbox further: MQTT 3.1.1 gives no other certain sign.  Each then has
+the session for a while and delivers what it has; if the one ends, the other is back within that time.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Backoff:
         """Seconds to wait after a connection that stood for `stood_s`, or None if the broker did not let us in."""
         if stood_s is not None:
             self._short = self._short + 1 if stood_s < STEADY_S else 0
-            if not self._short:
+            if not self._short or not (has_duplicate or self.is_crowded):
                 self._wait_s = 0.0
         limit_s = DUPLICATE_RETRY_MAX_S if has_duplicate or self.is_crowded else RETRY_MAX_S
         self._wait_s = min(2 * self._wait_s + RETRY_MIN_S, limit_s)
