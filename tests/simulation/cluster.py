@@ -160,8 +160,9 @@ class Cluster(World):
             pair = (name, other) if seed % 2 else (other, name)
             self.do_exchange(*pair, requests, how, seed)
         node.skew -= int(ahead_s * SECOND)
-        agreed = max(other.wall() for other in self.nodes.values() if other is not node) + DAY
-        if node.up and node.members.promised > max(*before, agreed):
+        others = [other for other in self.nodes.values() if other is not node]
+        closed = [max(one.members.promised, one.members.proposed) for one in others if one.up]
+        if node.up and node.members.promised > max(*before, *closed, *(one.wall() + DAY for one in others)):
             raise Failure(f"{name}: has closed {node.members.promised}, which no other node has agreed to")
 
     def do_forge(self, name: str, seed: int) -> None:
