@@ -278,8 +278,7 @@ class Side:
     def answer(self, peer: Hello) -> tuple[Hello, bool]:
         """What this node answers to a hello; and whether it holds the same as the other, which is remembered at once.
 
-        The clock of the other node agrees with what is closed here, see `judge`.  The caller flushes before it tells
-        anyone.
+        It closes no more than the other node proposes to close.  The caller flushes before it tells anyone.
         """
         engine = self.engine
         with engine.lock:
@@ -356,6 +355,7 @@ class Side:
         latest = clock.latest_ns()
         theirs, ours = max(table.own_times()), max(table.times_of(mine), default=0)
         if table.report.clock > latest:
+            self.members.rows_refused += 1
             raise ExchangeRefused("clock", _is_ahead(table.identity, mine, clock.ahead_s(table.report.clock)))
         if theirs > latest:
             self._refuse(table, "a time that it says of itself", theirs)

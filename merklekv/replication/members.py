@@ -271,7 +271,7 @@ class Members:
         self.identity = Identity(node, birth or secrets.token_bytes(BIRTH_SIZE))
         self.promised = 0  # ns: the largest clock that another node has accepted
         self.proposed = 0  # ns: a larger one that was told to a node whose answer is not known; 0: there is none
-        self.rows_refused = 0  # since the start: what others told of members that is beyond any clock
+        self.rows_refused = 0  # since the start: what others told that is too far ahead of the wall clock
         self.current = 0  # ns
         self.reach = 0  # ns
         self.forgotten: dict[Identity, int] = {}  # with how far it was seen, as `seen`

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from merklekv.engine.format import (
     bucket_of,
     make_record,
 )
+from merklekv.engine.version import MAX_TRUNCATION_AHEAD_S
 from merklekv.names import NODE_ID_BYTES_MAX
 from merklekv.net.client import Client, NodeError, Reply, Unreachable
 from merklekv.net.records import MERGE_SLICE_RECORDS, PAGE_BYTES, PAGE_RECORDS_MAX, fetch
@@ -275,3 +277,14 @@ def test_all_records_of_one_node_make_another_equal(tmp_path: Path, engine: Engi
         client.call(b"MERGE", b"other", *parts_of(*some))
     assert engine.root() == other.root()
     other.close()
+
+
+@pytest.mark.parametrize("ahead_s", [MAX_TRUNCATION_AHEAD_S + 60, 10 * 365 * 86_400, None])
+def test_a_floor_that_is_too_far_ahead_is_refused(engine: Engine, client: Client, ahead_s: int | None) -> None:
+    client.call(b"MERGE", b"n", *parts_of(pair(b"kept")))
+    latest = (1 << 64) - 1 if ahead_s is None else time.time_ns() + ahead_s * 10**9
+    with pytest.raises(NodeError, match=r"a floor of 2\d{3}-.* UTC is too far ahead of this node's wall clock"):
+        client.call(b"MERGEFLOOR", b"n", latest.to_bytes(8, "big") + bytes(16))
+    assert client.call(b"FLOOR") == ZERO_VERSION
+    assert [key for key, _ in everything(client)] == [b"kept"]
+    assert engine.clock.last < time.time_ns() + 10**9

@@ -17,6 +17,7 @@ from support import wait_until
 from merklekv import bursts
 from merklekv.engine.durable import MIN_MEMTABLE_SIZE
 from merklekv.engine.engine import Engine
+from merklekv.engine.version import MAX_TRUNCATION_AHEAD_S
 from merklekv.errors import DiskFull, StorageFailed
 from merklekv.replication import inbox as inbox_module
 from merklekv.replication.event import Reason
@@ -161,13 +162,21 @@ def test_a_source_that_is_not_the_topics_node_is_refused(desk: Desk) -> None:
 
 def test_a_clock_far_ahead_is_refused_with_the_name_of_the_node(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     before = desk.engine.clock.last
-    floor = {"op": "truncate", "ts": NOW_NS + DAY_NS + 1, "op_id": bytes(16)}
+    floor = {"op": "truncate", "ts": NOW_NS + (MAX_TRUNCATION_AHEAD_S + 60) * 10**9, "op_id": bytes(16)}
     desk.receive(batch(1, event("far", ts=NOW_NS + DAY_NS + 1), event("near", ts=NOW_NS + DAY_NS - 10**9), floor))
     assert desk.engine.get(b"far") is None
     assert desk.engine.get(b"near") == b"v"
     assert desk.inbox.counters.refused[Reason.CLOCK] == 2
     assert "refused an event of node node-b, key b'far': clock" in caplog.text
     assert before < desk.engine.clock.last < NOW_NS + DAY_NS, "a refused event moves no clock"
+
+
+def test_a_refused_version_does_not_hide_that_a_numbering_went_back(desk: Desk) -> None:
+    desk.receive(batch(100, event("far", ts=(1 << 63) - 1), event("k", ts=NOW_NS)))
+    desk.receive(batch(1, event("k", b"later", ts=NOW_NS + 1)))
+    assert desk.engine.get(b"k") == b"later"
+    assert desk.inbox.origins["node-b"].gaps == 1
+    assert desk.inbox.origins["node-b"].expected == 2
 
 
 def test_a_value_too_large_is_refused_alone(desk: Desk) -> None:
