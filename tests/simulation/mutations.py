@@ -223,20 +223,6 @@ MUTATIONS: Final = (
         "self.proposed = closed",
         "self._floor = closed",
     ),
-    Mutation(
-        "a refused proposal stays",
-        "c",
-        "engine.version:HybridClock.withdraw",
-        "self.proposed = before",
-        "pass",
-    ),
-    Mutation(
-        "a node answers with a clock that the other does not agree with",
-        "c",
-        "replication.exchange_side:Side.judge_own_clock",
-        "ahead > clock.max_drift_ns",
-        "False",
-    ),
     # -- exchanges and members
     Mutation(
         "what was seen moves before the merge",
