@@ -216,6 +216,17 @@ def test_more_signals_while_it_stops_do_no_harm(node: NodeProcess) -> None:
     assert node.wait() == exits.EXIT_OK
 
 
+def terminated_once_ready(code: str, tmp_path: Path) -> tuple[int, str]:
+    """Run a node by this code, and stop it when it is ready: its exit status and its log."""
+    command = [sys.executable, "-c", code, "run", "--port", "0", "--data-dir", str(tmp_path / "data")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert READY.match(process.stdout.readline())
+        process.terminate()
+        _, logged = process.communicate(timeout=30)
+    return process.returncode, logged
+
+
 SIGNALLED_WHILE_STARTING = """
 import os
 from merklekv import cli, node
@@ -230,13 +241,8 @@ cli.main()
 
 
 def test_other_signals_while_it_starts_do_not_end_it(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", SIGNALLED_WHILE_STARTING, "run", "--port", "0", "--data-dir", str(tmp_path / "d")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert READY.match(process.stdout.readline())
-        process.terminate()
-        _, logged = process.communicate(timeout=30)
-    assert process.returncode == exits.EXIT_OK
+    status, logged = terminated_once_ready(SIGNALLED_WHILE_STARTING, tmp_path)
+    assert status == exits.EXIT_OK
     assert "SIGHUP: nothing to reload" in logged
 
 
@@ -388,13 +394,8 @@ cli.main()
 
 
 def test_a_stop_that_takes_too_long_is_cut_short(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", NEVER_STOPS, "run", "--port", "0", "--data-dir", str(tmp_path / "data")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert READY.match(process.stdout.readline())
-        process.terminate()
-        _, logged = process.communicate(timeout=30)
-    assert process.returncode == exits.EXIT_SLOW_STOP
+    status, logged = terminated_once_ready(NEVER_STOPS, tmp_path)
+    assert status == exits.EXIT_SLOW_STOP
     assert "leaving now" in logged
 
 
