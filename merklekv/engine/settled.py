@@ -110,22 +110,6 @@ class Settled(Durable):
             yield from (key for _, key in pairs)
             self._collected = pairs[-1][0]  # not before: a new pass may begin in the middle of these
 
-    # -- promises ------------------------------------------------------------------------------------------------------
-
-    def promise(self) -> int:
-        """A timestamp, ns, that nothing here is above and no later local write is at or below.
-
-        It binds this process.  Whoever tells another node of it notes and flushes it first, and calls `keep_promise`
-        after a restart.
-        """
-        with self.lock:
-            return self.clock.promise()
-
-    def keep_promise(self, timestamp: int) -> None:
-        """No local write is stamped at or below `timestamp`, ns, from now on."""
-        with self.lock:
-            self.clock.keep_promise(timestamp)
-
     # -- what an exchange compares -------------------------------------------------------------------------------------
 
     def prepare_root(self) -> Iterator[None]:

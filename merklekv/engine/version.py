@@ -122,12 +122,6 @@ class HybridClock:
         """Moves the clock to a floor, for good: it stays above even when it follows a wall that was set back."""
         self.keep_promise(timestamp_of(floor))
 
-    def promise(self) -> int:
-        """A timestamp, ns, that nothing seen is above and nothing stamped from now on is at or below."""
-        self.last = max(self.last, self._wall())
-        self._floor = max(self._floor, self.last)
-        return self.last
-
     def keep_promise(self, timestamp: int) -> None:
         """Nothing is stamped at or below `timestamp`, ns, from now on."""
         self.last = max(self.last, timestamp)

@@ -42,7 +42,7 @@ def test_collected_tombstones_leave_nothing_behind(make_engine: Make) -> None:
         if number == 14:
             engine.absorb_sealed()
     assert engine.dead_count == 20
-    engine.raise_horizon(engine.promise())
+    engine.raise_horizon(engine.clock.now())
     collect_all(engine)
     assert (engine.dead_count, engine.live_count, engine.root()) == (0, 0, empty.root())
     assert support.everything(engine) == {}
@@ -122,7 +122,7 @@ def test_what_is_written_after_a_collection_counts_as_new(make_engine: Make) -> 
     engine.absorb_sealed()
     for key in (b"a", b"b"):
         engine.delete(key)
-    engine.raise_horizon(engine.promise())
+    engine.raise_horizon(engine.clock.now())
     collect_all(engine)
     engine.set(b"a", b"2")
     assert engine.increment(b"b", 3) == 3
@@ -173,17 +173,17 @@ def test_limits_of_notes(make_engine: Make) -> None:
     assert engine.notes == {b"n" * NOTE_NAME_SIZE_MAX: b"v" * NOTE_SIZE_MAX}
 
 
-def test_a_promise_binds_the_clock_even_when_the_wall_is_set_back(make_engine: Make) -> None:
+def test_a_closed_timestamp_binds_the_clock_even_when_the_wall_is_set_back(make_engine: Make) -> None:
     wall = Wall()
     engine = make_engine(wall_clock=wall)
-    promised = engine.promise()
+    promised, _ = engine.clock.propose()
     assert promised == NOON
     wall.now -= 3 * support.DAY_NS
     engine.set(b"k", b"v")
     record = engine.record(b"k")
     assert record is not None
     assert timestamp_of(record) > promised
-    engine.keep_promise(NOON + 7)
+    engine.clock.keep_promise(NOON + 7)
     engine.set(b"k", b"v")
     record = engine.record(b"k")
     assert record is not None

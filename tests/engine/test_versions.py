@@ -100,6 +100,50 @@ def test_a_floor_in_the_future_holds_the_clock_for_good(caplog: pytest.LogCaptur
     assert not caplog.records
 
 
+def test_a_refused_proposal_lets_the_clock_follow_the_wall() -> None:
+    wall = Wall()
+    clock = HybridClock(DRIFT, wall)
+    first, before = clock.propose()
+    assert (first, before) == (NOON, 0)
+    wall.now += 5 * DRIFT
+    second, before = clock.propose()
+    assert (second, before) == (NOON + 5 * DRIFT, first)
+    wall.now = NOON - 5 * DRIFT
+    assert timestamp_of(clock.next()) == second + 1
+    clock.withdraw(second, before)
+    assert timestamp_of(clock.next()) == first + 1, "whose answer is not known yet"
+    assert clock.propose() == (first, 0)
+    clock.withdraw(first, 0)
+    assert timestamp_of(clock.next()) == wall.now
+
+
+def test_an_accepted_proposal_holds_the_clock() -> None:
+    wall = Wall()
+    clock = HybridClock(DRIFT, wall)
+    closed, _ = clock.propose()
+    clock.keep_promise(closed)
+    assert not clock.proposed
+    clock.withdraw(closed, 0)
+    wall.now -= 5 * DRIFT
+    assert timestamp_of(clock.next()) == closed + 1
+
+
+def test_a_proposal_outlives_a_restart_as_long_as_the_wall_agrees() -> None:
+    wall = Wall()
+    for proposed, agrees in ((NOON + DRIFT, True), (NOON + DRIFT + 1, False)):
+        clock = HybridClock(DRIFT, wall)
+        assert clock.resume(proposed) == agrees
+        assert timestamp_of(clock.next()) == (proposed + 1 if agrees else NOON)
+
+
+def test_what_is_seen_is_closed_up_to_half_of_the_drift() -> None:
+    clock = HybridClock(DRIFT, Wall())
+    clock.observe(support.version(NOON + DRIFT // 4))
+    assert clock.closing() == NOON + DRIFT // 4
+    clock.observe(support.version(NOON + DRIFT))
+    assert clock.closing() == NOON + DRIFT // 2
+
+
 def test_what_is_too_far_ahead() -> None:
     wall = Wall()
     clock = HybridClock(DRIFT, wall)
