@@ -387,12 +387,13 @@ class Side:
 
     def _refuse(self, table: Table, what: str, time: int) -> NoReturn:
         self.members.rows_refused += 1
-        raise ExchangeRefused(
-            "clock",
+        detail = (
             f"{what} in the table of node {table.identity.node} is of {show_time(time)}, "
             f"{self.engine.clock.ahead_s(time):.0f} s ahead of the wall clock of node {self.members.identity.node}: "
-            "one of these clocks is wrong or was, or the message is false",
+            "one of these clocks is wrong or was, or the message is false"
         )
+        _bursts.warn(f"table {table.identity.node}", f"refused an exchange: {detail}")
+        raise ExchangeRefused("clock", detail)
 
     def meet(self, peer: Hello) -> None:
         """Takes in whom the other knows, and its clock.  The caller commits.  Raises ExchangeRefused."""

@@ -69,8 +69,11 @@ def forged(node: Node, told: Row) -> bytes:
 
 
 @pytest.mark.parametrize("far", FAR.values(), ids=list(FAR))
-def test_a_stranger_that_has_seen_the_future_moves_no_clock(nodes: list[Node], far: int) -> None:
+def test_a_stranger_that_has_seen_the_future_moves_no_clock(
+    nodes: list[Node], far: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     a, b, _ = nodes
+    monkeypatch.setattr(exchange_side, "_bursts", BurstLog(exchange_side.log))
     exchange(a, b)
     before = a.members.encode(), a.engine.clock.last
     kind, fields = decode(answer(a, forged(a, Row(NOON + far, 0, NOTHING_SAID))), 1 << 20)
@@ -78,6 +81,7 @@ def test_a_stranger_that_has_seen_the_future_moves_no_clock(nodes: list[Node], f
     says = fields.text("text", 1000)
     assert says.startswith("what it says to have of node a in the table of node evil is of 2")
     assert "ahead of the wall clock of node a" in says
+    assert f"refused an exchange: {says}" in caplog.text
     assert (a.members.encode(), a.engine.clock.last) == before
     assert a.members.rows_refused == 1
     assert_unmoved(a)
