@@ -177,12 +177,6 @@ def _transactions(newest: _Newest, keys: Iterable[bytes], floor: bytes) -> Itera
         yield pairs
 
 
-FATAL_SIGNALS: Final = {
-    signal.SIGTERM,  # from the parent
-    *(signal.SIGBUS, signal.SIGSEGV, signal.SIGFPE, signal.SIGILL, signal.SIGABRT),  # of its own faults
-}
-
-
 class ChildDied(Exception):
     """The absorbing child ended in the middle of its work; start it again and ask again."""
 
@@ -281,11 +275,11 @@ class AbsorbingChild:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """A process that is started meanwhile gets no signal but FATAL_SIGNALS, SIGKILL and SIGSTOP.
+    """A process that is started meanwhile gets no signal from others but SIGTERM, SIGKILL and SIGSTOP.
 
     A signal to the whole group (Ctrl-C, a closed terminal) is for the parent, which decides what it means.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - FATAL_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {signal.SIGTERM})
     try:
         yield
     finally:
