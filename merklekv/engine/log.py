@@ -467,11 +467,11 @@ class Log:
                 self._next_fd = self._open_next()
             write_whole(self._next_fd, head + xxh3_64_intdigest(head).to_bytes(8, "big"), 0)
             os.fsync(self._next_fd)
-            (self.directory / NEXT_FILE).rename(path)
+            os.rename(self.directory / NEXT_FILE, path)
             try:
                 os.fsync(self._directory_fd)
             except OSError:
-                path.rename(self.directory / NEXT_FILE)  # durable with the name that the next attempt gives it
+                os.rename(path, self.directory / NEXT_FILE)  # durable with the name that the next attempt gives it
                 raise
         except OSError as error:
             raise self._trouble(error, "cannot start a log segment", path) from error

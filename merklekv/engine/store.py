@@ -111,6 +111,20 @@ def is_full(directory: Path) -> bool:
     return False
 
 
+@contextmanager
+def _opened(path: Path, patience_s: float, **options: Any) -> "Iterator[lmdb.Environment]":
+    """An environment that stays open unless the block fails: a process can open it only once at a time."""
+    try:
+        environment = _open(path, patience_s, **options)
+        try:
+            yield environment
+        except BaseException:
+            environment.close()
+            raise
+    except lmdb.Error as error:
+        raise translate(error, path) from error
+
+
 def _open(path: Path, patience_s: float, **options: Any) -> lmdb.Environment:
     """LMDB locks a byte for the process id of each user; another container may have a process of the same id."""
     deadline = time.monotonic() + patience_s
@@ -136,14 +150,11 @@ class Base:
     def __init__(self, path: Path) -> None:
         self._path = path
         require_whole(path / DATA_FILE)
-        try:
-            self._env = _open(path, OPEN_PATIENCE_S, readonly=True, max_spare_txns=4)
+        with _opened(path, OPEN_PATIENCE_S, readonly=True, max_spare_txns=4) as self._env:
             self._records, self._index, self._tombstones, self._leaves, self._meta = (
                 self._env.open_db(name, create=False, dupsort=name in LISTS) for name in DATABASES
             )
-        except lmdb.Error as error:
-            raise translate(error, path) from error
-        self._begin()
+            self._begin()
 
     def refresh(self) -> None:
         """Moves to what the writer has committed since.  Raises Shortage, and stays where it is then."""
@@ -262,17 +273,14 @@ class BaseWriter:
     def __init__(self, path: Path, patience_s: float = OPEN_PATIENCE_S) -> None:
         self._path = path
         require_whole(path / DATA_FILE)
-        try:
-            self._env = _open(path, patience_s, metasync=True)
+        with _opened(path, patience_s, metasync=True) as self._env:
             self._env.reader_check()  # slots of readers that were killed would keep old pages for ever
             self._records, self._index, self._tombstones, self._leaves, self._meta = (
                 self._env.open_db(name, dupsort=name in LISTS) for name in DATABASES
             )
-        except lmdb.Error as error:
-            raise translate(error, path) from error
-        with self._transaction() as txn:
-            self.absorbed = int.from_bytes(txn.get(b"absorbed", b"", db=self._meta), "big")
-            self.floor = txn.get(b"floor", ZERO_VERSION, db=self._meta)
+            with self._env.begin() as txn:
+                self.absorbed = int.from_bytes(txn.get(b"absorbed", b"", db=self._meta), "big")
+                self.floor = txn.get(b"floor", ZERO_VERSION, db=self._meta)
 
     @contextmanager
     def _transaction(self) -> "Iterator[lmdb.Transaction[bytes]]":

@@ -106,16 +106,20 @@ class _Folder:
     def __init__(self) -> None:
         self.synced: dict[str, _File] = {}
         self.now: dict[str, _File] = {}
-        self.since: list[tuple[str, _File | None]] = []
+        self.since: list[dict[str, _File | None]] = []  # each of them happens as a whole
 
     def add(self, name: str, file: _File) -> None:
         self.now[name] = file
-        self.since.append((name, file))
+        self.since.append({name: file})
+
+    def rename(self, old: str, new: str) -> None:
+        self.now[new] = self.now.pop(old)
+        self.since.append({old: None, new: self.now[new]})
 
     def notice_deleted(self, path: Path) -> None:
         for name in [name for name in self.now if not (path / name).exists()]:
             del self.now[name]
-            self.since.append((name, None))
+            self.since.append({name: None})
 
     def sync(self) -> None:
         self.synced = self.after(len(self.since))
@@ -123,11 +127,10 @@ class _Folder:
 
     def after(self, count: int) -> dict[str, _File]:
         names = dict(self.synced)
-        for name, file in self.since[:count]:
-            if file is None:
+        for change in self.since[:count]:
+            names |= {name: file for name, file in change.items() if file is not None}
+            for name in [name for name, file in change.items() if file is None]:
                 names.pop(name, None)
-            else:
-                names[name] = file
         return names
 
 
@@ -230,10 +233,14 @@ class Disk:
             folder.add(name, _File())
         return fd
 
-    def dup(self, fd: int) -> int:
-        twin = os.dup(fd)
-        self._fds[twin] = self._fds[fd]
-        return twin
+    def rename(self, path: Any, target: Any) -> None:
+        old, new = os.fspath(path), os.fspath(target)
+        folder = self._folders.get(os.path.dirname(old))
+        self._happen("create")
+        os.rename(old, new)
+        if folder is not None:
+            folder.rename(os.path.basename(old), os.path.basename(new))
+        self._fds |= {fd: new for fd, opened in self._fds.items() if opened == old}
 
     def close(self, fd: int) -> None:
         self._fds.pop(fd, None)

@@ -126,7 +126,7 @@ MUTATIONS: Final = (
         "a commit does not wait for the disk",
         "m",
         "engine.durable:Durable._flush",
-        "log_.sync()",
+        "self._sync()",
         "pass",
     ),
     Mutation(
