@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Final
 
 BURST_S: Final = 10.0
-KINDS_MAX: Final = 1000  # told apart; what is received may name as many as it likes
+KINDS_MAX: Final = 100  # told apart; what is received may name as many as it likes
+OTHERS: Final = "others"  # the kind of what comes when there are as many
 
 
 class BurstLog:
@@ -20,11 +21,12 @@ class BurstLog:
     def warn(self, kind: str, text: str, problem: BaseException | None = None) -> None:
         """Logs `text`, or counts it when one of its kind has just been logged.  With the traceback of `problem`."""
         now = self._clock()
+        if kind not in self._kinds and len(self._kinds) >= KINDS_MAX:
+            self._kinds = {one: when for one, when in self._kinds.items() if now - when[0] < BURST_S}
+            kind = kind if len(self._kinds) < KINDS_MAX else OTHERS
         told, untold = self._kinds.get(kind, (-BURST_S, 0))
         if now - told < BURST_S:
             self._kinds[kind] = told, untold + 1
             return
-        if len(self._kinds) >= KINDS_MAX:
-            self._kinds.clear()
         self._kinds[kind] = now, 0
         self._logger.warning("%s%s", text, f" (and {untold} more before)" if untold else "", exc_info=problem)

@@ -21,7 +21,7 @@ import unicodedata
 from pathlib import Path
 from typing import Final
 
-from merklekv.errors import Corruption, DirectoryUnwritable
+from merklekv.errors import Corruption, DirectoryUnwritable, InvalidArgument
 from merklekv.private import private
 
 NODE_ID_BYTES_MAX: Final = 128
@@ -34,7 +34,7 @@ NODE_ID_FILE: Final = "node-id"
 _CACHED: Final = 4096  # the check is made for every message
 _WILD: Final = frozenset("/+#")  # MQTT's own
 _UNSEEN: Final = frozenset({"Cc", "Cf", "Cs", "Zs", "Zl", "Zp"})  # control, format, half of a pair, separators
-_ADDRESS: Final = re.compile(r"(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[^\[\]:]+)):(?P<port>[0-9]{1,5})")
+ADDRESS: Final = re.compile(r"(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[^\[\]/:\s]+)):(?P<port>[0-9]{1,5})", re.ASCII)
 _HOST: Final = re.compile(rb"[A-Za-z0-9_.-]{1,%d}" % HOST_BYTES_MAX)
 _SCOPE: Final = re.compile(r"[A-Za-z0-9_.-]*")
 _RANDOM_BYTES: Final = 4  # at the end of an id that a node gives itself
@@ -64,21 +64,35 @@ def is_host(text: str) -> bool:
 
 def is_address(text: str) -> bool:
     """Whether this is `host:port`, an IPv6 host in brackets, in at most ADDRESS_BYTES_MAX bytes."""
-    match = _ADDRESS.fullmatch(text) if len(text) <= ADDRESS_BYTES_MAX else None
-    if match is None or not 0 < int(match["port"]) <= PORT_MAX:
+    try:
+        split_address(text)
+    except InvalidArgument:
         return False
-    is_known = is_host(match["host"]) if match["host"] else is_ipv6(match["six"])
-    return is_known and len(text.encode()) <= ADDRESS_BYTES_MAX
+    return len(text.encode()) <= ADDRESS_BYTES_MAX
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Host and port of `host:port`, an IPv6 host in brackets.  Raises InvalidArgument.
+
+    The host may still be one that nobody has, but it is one that can be looked up.
+    """
+    match = ADDRESS.fullmatch(text) if len(text) <= ADDRESS_BYTES_MAX else None
+    if match is None or not 0 < int(match["port"]) <= PORT_MAX:
+        raise InvalidArgument(f"{text[:60]!r} is no address: give host:port")
+    host: str = match["host"] or match["six"]
+    if not (is_host(host) if match["host"] else is_ipv6(host)):
+        raise InvalidArgument(f"{text[:60]!r} is no address: {host[:60]!r} is not a host name")
+    return host, int(match["port"])
 
 
 def is_ipv6(text: str) -> bool:
     """Whether this is an IPv6 address, with its scope if it has one, without brackets."""
-    number, _, scope = text.partition("%")
+    number, percent, scope = text.partition("%")
     try:
         ipaddress.IPv6Address(number)
     except ValueError:
         return False
-    return _SCOPE.fullmatch(scope) is not None
+    return bool(percent) == bool(scope) and _SCOPE.fullmatch(scope) is not None
 
 
 def read_node_id(directory: Path, known: str = "") -> str | None:

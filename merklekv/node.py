@@ -34,14 +34,13 @@ from merklekv.bursts import BurstLog
 from merklekv.engine.engine import Engine
 from merklekv.exits import EXIT_OK, EXIT_SLOW_STOP, EXIT_STORAGE
 from merklekv.logs import dropped_lines, flush_log, start_logging
-from merklekv.names import is_address, stored_node_id
+from merklekv.names import is_address, split_address, stored_node_id
 from merklekv.net import exchange_command, records
 from merklekv.net.client import REPLY_BYTES_MAX, REPLY_ROOM_BYTES, Client
 from merklekv.net.limits import Limits
 from merklekv.net.server import Server
 from merklekv.output import counted
 from merklekv.replication.anti_entropy import AntiEntropy
-from merklekv.replication.carrier import split_address
 from merklekv.replication.exchange_side import NOTE_MEMBERS, load_members
 from merklekv.replication.members import node_of
 from merklekv.replication.scrubber import Scrubber

@@ -21,6 +21,8 @@ from fix_broker import Broker, BrokerFactory, Wire
 from fix_node import LineClient, NodeFactory, NodeProcess
 from support import wait_until
 
+from merklekv.replication import mqtt
+
 CONVERGE_S = 30.0
 HEARTBEAT_S = 1
 HEALING = ("--set", "anti_entropy.enabled=true", "--set", "anti_entropy.interval_seconds=1")
@@ -170,7 +172,8 @@ class ReplicationTestHarness:
             node.disconnect()
             if self.broker.is_shared:
                 node.process.end()
-                self.broker.forget(f"{self.prefix}:{node.node_id}", f"{self.prefix}/{node.node_id}/status")
+                shown = mqtt.Broker(self.broker.host, self.broker.port, self.prefix, node.node_id)
+                self.broker.forget(shown.client_id, f"{self.prefix}/{node.node_id}/status")
 
 
 def make_event(key: str = "k", value: bytes | None = b"v", **fields: Any) -> dict[str, Any]:

@@ -141,10 +141,12 @@ def test_a_node_and_its_tool_run_nothing_of_the_working_directory(node_factory: 
         for number in range(200):
             assert client.ask(f"SET k{number} {'v' * 10_000}") == "OK"
         absorbed = "log_absorbed_lsn:"
-        wait_until(
-            lambda: any(int(line[len(absorbed) :]) for line in client.ask_lines("STATS") if line.startswith(absorbed)),
-            what="a merge",
-        )
+
+        def merged() -> bool:
+            lines = client.ask_lines("STATS all")
+            return any(int(line[len(absorbed) :]) for line in lines if line.startswith(absorbed))
+
+        wait_until(merged, what="a merge")
     backup = [sys.executable, "-P", "-m", "merklekv_tool", "backup", str(node.directory), str(tmp_path / "backup")]
     done = subprocess.run(backup, capture_output=True, text=True, timeout=60, cwd=tmp_path / "w")
     assert done.returncode == 0, done.stderr

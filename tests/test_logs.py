@@ -214,7 +214,7 @@ def test_lines_beyond_the_queue_are_dropped_counted_and_told(logger: logging.Log
 
 def test_a_node_shows_how_many_lines_were_dropped(node_factory: NodeFactory) -> None:
     with node_factory().connect() as client:
-        assert "log_lines_dropped:0" in client.ask_lines("STATS")
+        assert "log_lines_dropped:0" in client.ask_lines("STATS all")
 
 
 def test_a_pipe_that_does_not_block_gets_every_line(logger: logging.Logger, pipe: Pipe) -> None:

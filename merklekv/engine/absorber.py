@@ -213,7 +213,7 @@ class AbsorbingChild:
             word, _, rest = line.strip().partition(" ")
             if word == "progress":
                 progress(float(rest))
-            elif word == "done":
+            elif word == "done" and int(rest) == upto:  # else of a job that an error here has cut short
                 return
             elif word == "error":
                 name, _, message = rest.partition(" ")
@@ -328,7 +328,7 @@ def main(base_path: str, log_directory: str) -> None:
             # Anew for each job: LMDB may be of no use after a failed write.
             with BaseWriter(Path(base_path), patience_s=0) as base:
                 absorb(base, Path(log_directory), int(line), progress)
-            answer("done")
+            answer(f"done {int(line)}")
         except MerkleKVError as error:
             answer_error(error)
             stopping = isinstance(error, DirectoryLocked)  # the next child has another process id

@@ -39,7 +39,8 @@ LOCK_LIST: Final = Path("/proc/locks")  # the kernel's
 DIRECTORIES: Final = ("base", "log")
 FILES: Final = ("FORMAT", "base/data.mdb")
 REMADE: Final = ("node-id", "outbox", "base/lock.mdb")  # a start makes those that are missing
-OVERWRITTEN: Final = ("LOCK", "FORMAT.new", "node-id.new", "outbox.new")  # a link would lead the writer elsewhere
+# A link under one of these names would lead the writer elsewhere.
+OVERWRITTEN: Final = ("LOCK", "FORMAT.new", "node-id.new", "outbox.new", "log/.next")
 RESTORE: Final = "move it away, then restore the directory from a backup"
 REMAKE: Final = "move it away, a start makes another"
 

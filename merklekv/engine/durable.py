@@ -68,17 +68,12 @@ class Durable(State):
         self.durability = durability
         self.memtable_size = memtable_size
         super().__init__(place, HybridClock(int(max_clock_drift_s * 10**9), wall_clock), max_value_size)
-        try:
-            self.tail = Tail(self.directory.path, self._log, hold_max_bytes)
-        except BaseException:
-            self._let_go()
-            raise
         self._commit_lock = threading.Lock()
         self._unstalled = threading.Condition(self.lock)
         self._committed = self._log.appended
         self.taken_back = 0  # how often changes were
         self.why_taken_back = Shortage()  # the last time
-        self._untold: set[int] = set()  # threads that do not know yet that theirs may have been
+        self._untold: set[int] = set()  # threads whose next `commit` has to say so
         self._first: dict[bytes, bytes] = {}  # notes of `note_first` that are not written yet
         self._next_probe = 0.0
         self.when_taken_back: Callable[[], None] = lambda: None  # called with the lock held
@@ -86,13 +81,18 @@ class Durable(State):
         self._merged_share = 0.0  # of those
         self._closing = threading.Event()
         self._merger: Merger | None = None
-        if absorb == "process":
-            child = AbsorbingChild(self.directory.base, self.directory.log, self.directory.lock_fd)
-            self._merger = Merger(self, self._log, child)
-            self._merger.start()
         self._syncer = threading.Thread(target=self._sync_regularly, name="log-sync", daemon=True)
-        if durability == "everysec":
-            self._syncer.start()
+        try:
+            self.tail = Tail(self.directory.path, self._log, hold_max_bytes)
+            if absorb == "process":
+                child = AbsorbingChild(self.directory.base, self.directory.log, self.directory.lock_fd)
+                self._merger = Merger(self, self._log, child)
+                self._merger.start()
+            if durability == "everysec":
+                self._syncer.start()
+        except BaseException:  # most likely no thread is to be had
+            self._let_go()
+            raise
         self._delete_segments()
         self._start_merging()
         if self._merger is not None:
@@ -105,13 +105,13 @@ class Durable(State):
         then nothing may be answered that has seen them.  Raises StorageFailed.
         """
         mark = self._log.appended
-        if mark == self._committed and self._failure is None and not self.stalled and not self._untold:
+        if mark == self._committed and self._failure is None and not self.stalled and not self._is_untold:
             return
         with self._commit_lock:
             if self._failure is not None:
                 raise self._failure
-            if self._untold and (thread := threading.get_ident()) in self._untold:
-                self._untold.remove(thread)
+            if self._is_untold:
+                self._untold.remove(threading.get_ident())
                 raise self.why_taken_back
             if self._committed < mark or self.stalled:  # stalled: a rotation that found no room is tried again
                 self._flush()
@@ -121,10 +121,15 @@ class Durable(State):
                 self._rotate_due()  # the last word on whether the disk has room: what waits for merging needs a segment
 
     def begin(self) -> None:
-        """Nothing of this thread waits for a `commit`, so the next one is not about what was taken back before."""
-        if self._untold:
+        """Call this when this thread has no uncommitted changes: its next `commit` then ignores what was taken back."""
+        if self._is_untold:
             with self._commit_lock:
                 self._untold.discard(threading.get_ident())
+
+    @property
+    def _is_untold(self) -> bool:
+        """Whether this thread is; that others are, some of which never commit, costs it nothing."""
+        return bool(self._untold) and threading.get_ident() in self._untold
 
     def _rotate_due(self) -> None:
         """Freezes the memtable if it is full, or if the base needs it.  With the commit lock held."""
@@ -208,11 +213,12 @@ class Durable(State):
                 self._merger.stop()
             with self._commit_lock:
                 if self._failure is None:
-                    self._flush()
+                    try:
+                        self._flush()
+                    except Shortage as error:
+                        log.error("%s: %s; what was not acknowledged is not stored", self.directory.path, error)
                     self._log.sync()
                     self._testify()
-        except Shortage as error:
-            log.error("%s: %s; what was not acknowledged is not stored", self.directory.path, error)
         finally:
             self.tail.close()
             self._let_go()
@@ -246,6 +252,9 @@ class Durable(State):
             raise self.why_taken_back from error
         except StorageFailed as error:
             self._fail(error)
+            raise
+        except BaseException:  # Ctrl-C in a program that uses the library: no frame, or part of one, is there
+            self._fail(StorageFailed(f"{self.directory.path}: interrupted while it was written to: open it again"))
             raise
         if self.durability == "always":
             self._sync()
@@ -282,7 +291,8 @@ class Durable(State):
     def _replay(self) -> None:
         """Reads anew what is not merged yet."""
         base = self._layers.base
-        lsns = [table.lsn for table in (*reversed(self._layers.frozen), self._layers.active)]
+        tables = (*reversed(self._layers.frozen), self._layers.active)
+        lsns = [table.lsn for table in tables if table.lsn >= base.absorbed]  # the others' segments may be gone
         replayed = replay(self.directory.log, base, lsns)
         self._log.resume(replayed.sequence)
         self._layers = replayed.layers(base)
@@ -406,7 +416,7 @@ class Durable(State):
 
     def merge_failed(self, error: MerkleKVError) -> None:
         """See merger.Owner."""
-        self._fail(error)
+        self._fail(error if isinstance(error, StorageFailed) else StorageFailed(str(error)))
 
     def _start_merging(self) -> None:
         """Hands the merger everything that is frozen once it has nothing in hand."""

@@ -33,7 +33,7 @@ def require_whole(data: Path) -> None:
         raise trouble(error, data.parent.parent) from error
     if damage:
         raise Corruption(
-            f"{data}: {damage}; restore the directory from a backup, or start empty and let the other nodes fill it"
+            f"{data}: {damage}; keep the directory, and restore a backup or let the other nodes fill a new one"
         )
 
 

@@ -481,7 +481,7 @@ class Log:
         return fd
 
     def _open_next(self) -> int:
-        return os.open(self.directory / NEXT_FILE, os.O_RDWR | os.O_CREAT, FILE_MODE)
+        return os.open(self.directory / NEXT_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, FILE_MODE)
 
     def _trouble(self, error: OSError, what: str, path: Path | None = None) -> Shortage | StorageFailed:
         what = f"{path or self._path}: {what}"

@@ -75,12 +75,13 @@ def _open_layers(directory: DataDirectory) -> Opened:
     if is_new and lsns and lsns[0]:
         raise Corruption(
             f"{data}: is missing or empty, and the log begins at LSN {lsns[0]}, not at 0; restore the directory from a "
-            "backup, or start empty and let the other nodes fill it"
+            "backup"
         )
     BaseWriter(directory.base).close()  # makes what is missing of it, and frees the slots of readers that were killed
     if is_new:
         sync_directory(directory.base)  # LMDB syncs its file, not the file's name
     base = Base(directory.base)
+    log = None
     try:
         recovered = recover(directory.log, base.absorbed)
         log = Log(directory.log, recovered)
@@ -92,6 +93,8 @@ def _open_layers(directory: DataDirectory) -> Opened:
         layers = replayed.layers(base)
     except BaseException:
         base.close()
+        if log is not None:
+            log.close()
         raise
     return Opened(layers, log, max(replayed.newest, replayed.floor), replayed.notes, replayed.repair_lsn)
 

@@ -53,12 +53,12 @@ class Client:
         self.name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             self._socket = socket.create_connection((host, port), CONNECT_TIMEOUT_S)
+            set_up(self._socket)
         except OSError as error:
             raise Unreachable(f"{self.name}: cannot connect: {error.strerror or error}") from error
         except ValueError as error:  # a label that is empty or too long, bytes that are not UTF-8, a NUL
             raise Unreachable(f"{self.name}: is not a host name") from error
         self._timeout_s = timeout_s
-        set_up(self._socket)
         self._parser = ReplyParser(reply_bytes)
 
     def call(self, *parts: bytes) -> Reply:

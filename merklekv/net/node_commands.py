@@ -8,11 +8,10 @@ from collections.abc import Generator, Sequence
 from typing import NoReturn
 
 from merklekv.engine.integers import strict_integer
+from merklekv.names import PORT_MAX
 from merklekv.net.errors import Goodbye, RequestError
 from merklekv.net.session import Long, Pause, Session, in_thread
 from merklekv.net.text import show
-
-PORT_MAX = 65535
 
 
 def digest(session: Session, prefix: bytes) -> Generator[Pause, None, bytes]:

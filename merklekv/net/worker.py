@@ -425,6 +425,7 @@ class Worker(threading.Thread):
     def _withdraw(self, answered: list[Connection]) -> None:
         """What these replies, and the commands under way, have done or seen may have been taken back: all say so."""
         self._taken_back, problem = self._engine.taken_back, self._engine.why_taken_back
+        self._engine.begin()  # after that look: what is taken back from here on is withdrawn the next time
         for connection in answered:
             connection.replies[:] = [reply and connection.explain(problem) for reply in connection.replies]
         for connection in self.connections.values():

@@ -30,8 +30,9 @@ from typing import Final
 from merklekv.bursts import BurstLog
 from merklekv.engine.engine import Engine
 from merklekv.errors import MerkleKVError, Stalled, StorageFailed
+from merklekv.names import split_address
 from merklekv.output import counted
-from merklekv.replication.carrier import Carrier, Connect, split_address
+from merklekv.replication.carrier import Carrier, Connect
 from merklekv.replication.exchange import ExchangeReport, Initiator
 from merklekv.replication.exchange_wire import ExchangeRefused
 from merklekv.replication.members import Identity, Members
@@ -195,6 +196,7 @@ class AntiEntropy:
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
+                self._engine.begin()
                 self._meet_who_was_heard()
                 self._collect()
                 if (address := self._wait()) is not None:

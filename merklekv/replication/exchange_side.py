@@ -43,6 +43,7 @@ from merklekv.engine.format import (
     OP_SET,
     TOMBSTONE,
     VERSION_SIZE,
+    ZERO_VERSION,
     make_record,
     record_is_sound,
 )
@@ -339,12 +340,19 @@ class Side:
     def believe(self, peer: Hello) -> Hello:
         """What of a hello this node believes: no time in it may be later than its wall clock and max_clock_drift.
 
-        What is said of a third member is left out then, and told in the log.  Raises ExchangeRefused if it is said of
-        one of these two nodes.
+        What is said of a third member is left out then, and told in the log, and so is a truncation, which a later
+        hello brings again.  Raises ExchangeRefused if it is said of one of these two nodes.
         """
         clock = self.engine.clock
         if clock.truncates_too_far_ahead(peer.floor) and peer.floor > self.engine.floor:
-            self._refuse(peer.table, "the truncation version", timestamp_of(peer.floor))
+            self.members.rows_refused += 1
+            time = timestamp_of(peer.floor)
+            _bursts.warn(
+                "truncation",
+                f"the truncation of node {peer.node} waits: it is of {show_time(time)}, {clock.ahead_s(time):.0f} s "
+                "ahead of this node's wall clock",
+            )
+            peer = replace(peer, floor=ZERO_VERSION)
         if peer.horizon > clock.latest_ns():
             self._refuse(peer.table, "the horizon", peer.horizon)
         return replace(peer, table=self.believe_table(peer.table))
@@ -366,7 +374,7 @@ class Side:
             self.members.rows_refused += 1
             born = who.birth.hex() or "unknown"
             _bursts.warn(
-                f"row {who.node}",
+                "row",
                 f"what node {table.identity.node} tells of node {who.node}, birth {born}, is left out: it is of "
                 f"{show_time(time)}, {clock.ahead_s(time):.0f} s ahead of this node's wall clock",
             )

@@ -283,7 +283,7 @@ class Members:
 
     def take_over(self, other: Members) -> None:
         """Says from now on what another table of the same node says."""
-        vars(self).update(vars(other))
+        vars(self).update(vars(other) | {"rows_refused": self.rows_refused})
 
     # -- reading -------------------------------------------------------------------------------------------------------
 

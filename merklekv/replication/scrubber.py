@@ -137,6 +137,7 @@ class Scrubber:
         wait_s = max(self._due_s(), min(FIRST_REST_S, self._interval_s))
         while not self._stopping.wait(wait_s):
             self._running = True
+            self._engine.begin()
             try:
                 self.scrub()
             except StorageFailed as error:

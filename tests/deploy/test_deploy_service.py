@@ -47,7 +47,7 @@ def test_it_is_restarted_after_what_may_pass_by_itself(unit: configparser.Config
     service = unit["Service"]
     assert service["Restart"] == "on-failure"
     kept_down = {int(word) for word in service["RestartPreventExitStatus"].split()}
-    assert kept_down == set(exits.MEANINGS) - MAY_PASS - {exits.EXIT_OK}
+    assert kept_down == set(exits.MEANINGS) - MAY_PASS - {exits.EXIT_OK, exits.EXIT_INTERRUPTED}
     text = (DEPLOY.parent / "docs" / "operations.md").read_text()
     said = re.search(r"^Restart on ([\d, and]+) and on death by a signal", text, re.MULTILINE)
     assert said is not None

@@ -229,7 +229,7 @@ class TestBrokerThatIsThere:
         assert done.returncode == 0, done.stdout
         log = broker.log.read_text()
         assert "'somebody/listens/node-0-" in log
-        ids = set(re.findall(r"as (node-\d-\w+) \(p5, c0", log))
+        ids = set(re.findall(r"as (somebody:listens:node-\d-\w+) \(p5, c0", log))
         assert len(ids) == 2
         assert {one for one in ids if re.search(rf"as {one} \(p5, c1", log)} == ids, "not all came back to be forgotten"
         assert re.findall(r"Received PUBLISH from (\S+) \(d0, q1, r1, m\d+, '\S+/status', \.\.\. \(0 bytes\)\)", log)

@@ -166,7 +166,7 @@ def test_records_over_resp3(server: Server, engine: Engine) -> None:
         ([b"MERGE", b"n", b"k", bytes(42), b"v"], "a head has 41 bytes (version, flags, digest), not 42"),
         ([b"MERGE", b"", b"k", bytes(41), b"v"], "origin b'' is no node id, which has 1 to 128 bytes"),
         ([b"MERGE", b"a/b", b"k", bytes(41), b"v"], "origin b'a/b' is no node id"),
-        ([b"MERGEFLOOR", b"\xff", bytes(24)], r"origin b'\\xff' is no node id"),
+        ([b"MERGEFLOOR", b"\xff", bytes(24)], r"origin b'\xff' is no node id"),
         ([b"MERGE", b"n" * 129, b"k", bytes(41), b"v"], "is no node id"),
         ([b"MERGEFLOOR", b"n", bytes(23)], "a floor has 24 bytes, not 23"),
         ([b"MERGEFLOOR", b"n", bytes(25)], "a floor has 24 bytes, not 25"),

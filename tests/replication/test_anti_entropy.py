@@ -12,9 +12,9 @@ from anti_entropy_support import LONG_S, Gone, Line, Net, Node
 from support import wait_until
 
 from merklekv.errors import DiskFull, InvalidArgument, MerkleKVError, StorageFailed
+from merklekv.names import split_address
 from merklekv.replication import anti_entropy as module
 from merklekv.replication.anti_entropy import Stopped
-from merklekv.replication.carrier import split_address
 from merklekv.replication.exchange_side import load_members
 from merklekv.replication.exchange_wire import ExchangeRefused
 from merklekv.replication.members import UnknownMember
@@ -409,7 +409,7 @@ NO_ADDRESSES += ["::1:7379", "[::1]", "[::1:1", "[h]:1", "a b:1", "a/b:1", "h\0:
 
 @pytest.mark.parametrize("address", NO_ADDRESSES)
 def test_what_is_no_address(address: str) -> None:
-    with pytest.raises(InvalidArgument, match="is no address: give host:port"):
+    with pytest.raises(InvalidArgument, match="is no address: "):
         split_address(address)
 
 

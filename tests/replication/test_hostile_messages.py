@@ -178,7 +178,7 @@ def test_a_table_that_cannot_be_read_stops_no_start(node_factory: NodeFactory, t
     node = node_factory(*flags, directory=tmp_path / "data")
     with node.connect() as client:
         assert client.ask("GET k") == "VALUE v"
-        figures = client.ask_lines("STATS")
+        figures = client.ask_lines("STATS all")
     assert "members_unreadable:1" in figures
     assert "a node id is '', not 1 to 128 bytes" in node.output()
     assert "empty" not in node.output()

@@ -254,8 +254,8 @@ def test_what_may_not_be_read(tmp_path: Path) -> None:
     filled(data)
     for part, mode, said in (
         ("base/lock.mdb", 0o444, "be the node's user"),
-        ("base/data.mdb", 0o000, "ermission denied"),
-        ("log", 0o000, "log: cannot be read: Permission denied"),
+        ("base/data.mdb", 0o000, "no permission to use it; chmod"),
+        ("log", 0o000, "log: no permission to use it; chmod"),
         (".", 0o000, "data: cannot be read: Permission denied"),
     ):
         before = (data / part).stat().st_mode

@@ -260,9 +260,9 @@ def run_command(where: Surroundings, scratch: Path) -> None:
 
 def config_command(where: Surroundings, scratch: Path) -> None:
     name = "käse" if where.encoding == "utf-8" else r"k\udcc3\udca4se"  # as it is to Python
-    with where.terminal([*MAIN, "config", "--data-dir", "käse\x1b[31m"]) as terminal:
+    with where.terminal([*MAIN, "config", "--data-dir", "käse"]) as terminal:
         assert terminal.end() == EXIT_OK, terminal.text()
-    shown = [name + r"\x1b[31m", "flag --data-dir", "replication.enabled", "default"]
+    shown = [name, "flag --data-dir", "replication.enabled", "default"]
     shows(terminal.text(where.encoding), shown, where.encoding)
     where.check(terminal)
 

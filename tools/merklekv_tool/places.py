@@ -35,8 +35,8 @@ from merklekv.engine.format import (
 from merklekv.engine.merkle import LEAVES_PER_INNER
 from merklekv.engine.version import show_time, timestamp_of
 from merklekv.errors import InvalidArgument, MerkleKVError, NotADataDirectory, Stalled
+from merklekv.names import ADDRESS, split_address
 from merklekv.net.client import REPLY_ROOM_BYTES, Client, Reply, Unreachable
-from merklekv.replication.carrier import ADDRESS, split_address
 from merklekv.replication.exchange_side import NOTE_MEMBERS
 from merklekv.replication.member_rows import Row, rows, stored_members
 from merklekv_tool.statuses import FileError
