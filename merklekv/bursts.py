@@ -21,9 +21,9 @@ class BurstLog:
     def warn(self, kind: str, text: str, problem: BaseException | None = None) -> None:
         """Logs `text`, or counts it when one of its kind has just been logged.  With the traceback of `problem`."""
         now = self._clock()
-        if kind not in self._kinds and len(self._kinds) >= KINDS_MAX:
+        if kind not in self._kinds and len(self._kinds) >= KINDS_MAX - 1:
             self._kinds = {one: when for one, when in self._kinds.items() if now - when[0] < BURST_S}
-            kind = kind if len(self._kinds) < KINDS_MAX else OTHERS
+            kind = kind if len(self._kinds) < KINDS_MAX - 1 else OTHERS
         told, untold = self._kinds.get(kind, (-BURST_S, 0))
         if now - told < BURST_S:
             self._kinds[kind] = told, untold + 1

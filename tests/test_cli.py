@@ -285,7 +285,7 @@ def test_a_base_that_was_cut_off_is_refused_with_the_file_and_the_way_out(node_f
             assert client.ask(f"SET k{number} {'v' * 1000}") == "OK"
     node.stop()
     os.truncate(node.directory / "base" / "data.mdb", 20_000)
-    words = ("base/data.mdb: is 20000 bytes long", "it was cut off; restore the directory from a backup")
+    words = ("base/data.mdb: is 20000 bytes long", "it was cut off; keep the directory, and restore a backup")
     fails_to_start(node, exits.EXIT_CORRUPT, *words)
 
 

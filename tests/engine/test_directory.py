@@ -343,7 +343,7 @@ def filled(path: Path) -> Path:
 def refused_as(data: Path, said: str) -> None:
     """A start and a check refuse this base in one line."""
     path = data.parent.parent
-    with pytest.raises(Corruption, match=f"{data}: {said}; restore the directory from a backup"):
+    with pytest.raises(Corruption, match=f"{data}: {said}; keep the directory, and restore a backup"):
         support.open_engine(path)
     assert check_directory(path) == [f"{data}: {said}, so nothing in it is checked"]
 

@@ -47,17 +47,18 @@ REQUESTS_MAX: Final = 5000
 
 
 def forged_hello(node: Node, chance: random.Random) -> bytes:
-    """A hello with one time that is beyond what the node can believe, about itself or about the one that asks."""
+    """A hello with one time that is beyond what the node can believe, about itself or about the one that asks.
+
+    Not of a truncation, without which the exchange would go on.
+    """
     far = chance.choice((node.wall() + DAY + SECOND, node.wall() + 365 * DAY, (1 << 63) - 1))
     who = Identity("forger", b"forgerrr")
     told: dict[str, Any] = {"report": Report(0, 0, b"x" * 8), "current": 0, "reach": 0}
-    horizon, floor = 0, bytes(24)
+    horizon = 0
     about = chance.choice((who, node.members.identity))
-    what = chance.randrange(10)
-    if what == 0:
+    what = chance.randrange(1, 10)
+    if what == 1:
         horizon = far
-    elif what == 1:
-        floor = far.to_bytes(8, "big") + b"f" * 16
     elif what == 2:
         told["report"] = Report(far, 0, b"x" * 8)
     elif what == 3:
@@ -74,7 +75,7 @@ def forged_hello(node: Node, chance: random.Random) -> bytes:
         told["rows"] = {node.members.identity: Row(0, 0, Report(*chance.choice(((far, 0), (0, far)))))}
     else:
         told["rows"] = {node.members.identity: Row(far, 0)}
-    hello = Hello(CLUSTER, b"f" * 12, floor, horizon, b"", 1, Table(who, **told))
+    hello = Hello(CLUSTER, b"f" * 12, bytes(24), horizon, b"", 1, Table(who, **told))
     return encode("hello", **hello.plain())
 
 

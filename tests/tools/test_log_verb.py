@@ -267,7 +267,7 @@ def test_times() -> None:
 
 
 def test_what_may_not_be_read(data: Path) -> None:
-    for part, said in (("log", "log: cannot be read"), (".", "data: cannot be read")):
+    for part, said in (("log", "log: no permission to use it"), (".", "data: cannot be read")):
         before = (data / part).stat().st_mode
         (data / part).chmod(0)
         done = run("log", data, powers=False)
