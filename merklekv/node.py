@@ -304,6 +304,27 @@ class Node:
         )
 
 
+class StopDeadline:
+    """Ends the process STOP_DEADLINE_S after `begin`.  Its thread waits from the start on: a stop may find no other."""
+
+    def __init__(self) -> None:
+        self._began = threading.Event()
+        self._is_over = threading.Event()
+        threading.Thread(target=self._run, name="stop-deadline", daemon=True).start()
+
+    def begin(self) -> None:
+        self._began.set()
+
+    def cancel(self) -> None:
+        """The stop has come to its end in time."""
+        self._is_over.set()
+
+    def _run(self) -> None:
+        self._began.wait()
+        if not self._is_over.wait(STOP_DEADLINE_S):
+            _cut_short()
+
+
 def serve(settings: Settings, announce: Callable[[str], None]) -> int:
     """Run a node until it is told to stop; the exit status. Raises what starting it raises."""
     start_logging(settings.log_level, settings.log_format)
@@ -315,6 +336,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> int:
     # Python's own 5 ms clients would wait so long for each sync and send while events of other nodes are merged.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
+        deadline = StopDeadline()
         node.start()
     finally:
         flush_log()  # before the line that says why it cannot start, or that it has
@@ -324,9 +346,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> int:
     log.info("node %s, process %d", node.node_id, os.getpid())
     announce(node.ready_line())
     reason = node.stop_requests.wait()
-    deadline = threading.Timer(STOP_DEADLINE_S, _cut_short)
-    deadline.daemon = True
-    deadline.start()
+    deadline.begin()
     log.info("stopping: %s", reason)
     node.stop()
     deadline.cancel()

@@ -399,6 +399,27 @@ def test_a_stop_that_takes_too_long_is_cut_short(tmp_path: Path) -> None:
     assert "leaving now" in logged
 
 
+NO_THREAD_FOR_THE_STOP = """
+import threading
+from merklekv import cli, node
+wait = node.StopRequests.wait
+def wait_and_use_all_threads(self):
+    reason = wait(self)
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+    threading.Thread.start = start
+    return reason
+node.StopRequests.wait = wait_and_use_all_threads
+cli.main()
+"""
+
+
+def test_a_stop_needs_no_other_thread(tmp_path: Path) -> None:
+    status, logged = terminated_once_ready(NO_THREAD_FOR_THE_STOP, tmp_path)
+    assert status == exits.EXIT_OK, logged
+    assert "stopped" in logged
+
+
 def logged_node_id(node: NodeProcess) -> str:
     found = re.search(r"node (\S+), process", node.output())
     assert found is not None, node.output()
