@@ -291,6 +291,7 @@ class AntiEntropy:
 
     def _exchange(self, address: str, share_percent: int, full: bool = False, verify: bool = False) -> ExchangeReport:
         """One exchange to its end, with what becomes of it written down."""
+        self._engine.begin()  # a thread of SYNC may have met a shortage in its last exchange
         with self._turn(address) as partner:
             try:
                 report = self._converse(address, share_percent, full, verify)
