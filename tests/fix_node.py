@@ -139,6 +139,12 @@ class NodeProcess:
         assert self.process is not None
         return self.process.pid
 
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that the process ever had."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
     def connect(self, timeout_s: float = REPLY_S) -> LineClient:
         return LineClient("127.0.0.1", self.port, timeout_s)
 

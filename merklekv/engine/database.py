@@ -43,7 +43,7 @@ def open(
     absorb             "process" merges in a child process, "manual" only when the engine is told to
 
     Raises InvalidArgument, DirectoryLocked, DirectoryUnwritable, NotADataDirectory, FormatTooNew, Corruption,
-    StorageFailed, DiskFull.
+    StorageFailed, Shortage.
     """
     return Database(
         Engine(
@@ -62,7 +62,7 @@ class Database:
     """An open data directory, made by `open`.  Thread-safe.
 
     Keys are 1 to 511 bytes; anything but `bytes` raises TypeError.  After `close` every other call raises
-    MerkleKVError.  Calls that write raise InvalidArgument, DiskFull and StorageFailed.
+    MerkleKVError.  Calls that write raise InvalidArgument, Shortage and StorageFailed.
     """
 
     def __init__(self, engine: Engine) -> None:

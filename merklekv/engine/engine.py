@@ -70,7 +70,7 @@ class Engine(Settled):
     leaves merging to calls of `absorb_sealed`, for tests and simulation.  `hold_max_bytes`: how much of the log is kept
     for the outbox (see tail.py).
 
-    Raises DirectoryLocked, DirectoryUnwritable, NotADataDirectory, FormatTooNew, Corruption, StorageFailed, DiskFull.
+    Raises DirectoryLocked, DirectoryUnwritable, NotADataDirectory, FormatTooNew, Corruption, StorageFailed, Shortage.
     """
 
     def set(self, key: bytes, value: bytes) -> None:
@@ -149,7 +149,7 @@ class Engine(Settled):
         is taken as well.  `had`: all that the sender wrote up to this time, ns, has been here, so what would change
         anything now is refused, as if it were below the horizon.
 
-        Raises DiskFull and Stalled, maybe with some of them applied: merging all of them again is harmless.
+        Raises Shortage and Stalled, maybe with some of them applied: merging all of them again is harmless.
         """
         superseded = 0
         refused: list[tuple[bytes, str]] = []
@@ -214,7 +214,7 @@ class Engine(Settled):
         """Puts a sound record, from the node `origin`, in the place of a damaged one, whatever its version.
 
         `stored`: the damaged record as it is, None when it was lost; nothing is done when it has changed since.  A
-        `record` of None takes the damaged one away.  Whether it was done.  Raises DiskFull, Stalled.
+        `record` of None takes the damaged one away.  Whether it was done.  Raises Shortage, Stalled.
         """
         with self.lock:
             self._require_writable()

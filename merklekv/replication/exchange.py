@@ -37,6 +37,7 @@ from merklekv.output import counted
 from merklekv.replication.exchange_fields import Fields, Malformed
 from merklekv.replication.exchange_side import Moved, Refused, Side, Terms, terms_of
 from merklekv.replication.exchange_wire import (
+    FULL,
     MESSAGE_ROOM_BYTES,
     ExchangeFailed,
     ExchangeRefused,
@@ -50,7 +51,6 @@ from merklekv.replication.exchange_wire import (
 from merklekv.replication.members import Members, TooManyMembers
 from merklekv.replication.responder import INNER_DIGEST_SIZE, LEAF_DIGEST_SIZE, PRINT_SIZES, SLICE_MERGES
 
-FULL: Final = "full"  # why a node may refuse that has begun to take in what it was told
 PASSES_MAX: Final = 5  # in one exchange: it begins anew when a horizon moves, and to verify
 STALL_WAIT_S: Final = 60.0
 BATCH_BYTES: Final = 512 << 10  # of records in one request
@@ -100,7 +100,7 @@ class Initiator:
     def steps(self) -> Steps[ExchangeReport]:
         """Yields requests, is sent the answers, returns the report.
 
-        Raises ExchangeRefused, ExchangeFailed, DiskFull, StorageFailed.
+        Raises ExchangeRefused, ExchangeFailed, Shortage, StorageFailed.
         """
         report, began = self.report, time.monotonic()
         for number in range(PASSES_MAX):

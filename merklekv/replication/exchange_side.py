@@ -50,7 +50,7 @@ from merklekv.engine.format import (
 from merklekv.engine.layers import is_live
 from merklekv.engine.store import Pair
 from merklekv.engine.version import UNSET_BEFORE_NS, show_time, timestamp_of, writer_of
-from merklekv.errors import DiskFull, Shortage
+from merklekv.errors import Shortage
 from merklekv.replication.exchange_wire import ExchangeRefused, Hello
 from merklekv.replication.lapses import NO_LAPSES, Lapse, Lapses, account_for, was_away
 from merklekv.replication.members import NO_ROW, Identity, Members, MembersUnreadable, Table
@@ -95,8 +95,8 @@ def load_members(engine: Engine, node: str) -> Members:
         else:
             try:
                 engine.note(NOTE_MEMBERS, members.encode())
-            except DiskFull as error:
-                raise DiskFull(f"{engine.directory.path}: disk full, cannot begin as node {node}; make room") from error
+            except Shortage as error:
+                raise type(error)(f"{engine.directory.path}: {error}, so it cannot begin as node {node}") from error
         first = members.encode()
         engine.when_taken_back = lambda: members.take_over(
             Members.restore(engine.noted(NOTE_MEMBERS) or first, node)

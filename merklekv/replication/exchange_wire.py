@@ -41,6 +41,7 @@ EXCHANGE_VERSION: Final = 2
 _HEAD: Final = MAGIC + bytes((EXCHANGE_VERSION,))
 _CHECKSUM_SIZE: Final = 8
 ROOT_SIZE: Final = 32
+FULL: Final = "full"  # why a node may refuse that has begun to take in what it was told
 CLUSTER_SIZE_MAX: Final = 2048  # bytes of a topic prefix
 MESSAGE_ROOM_BYTES: Final = 4 << 20  # what a message may need beside the largest value
 TABLE_BYTES_MAX: Final = 16 << 20  # more than any table of members has

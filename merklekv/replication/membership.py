@@ -25,6 +25,7 @@ from merklekv.replication.presence import ONLINE, Status
 log = logging.getLogger(__name__)
 
 BIRTH_DIGITS: Final = 2 * BIRTH_SIZE
+WRITERS_MAX: Final = 10_000  # known by name; messages may name as many as they like
 
 
 class Membership:
@@ -46,6 +47,8 @@ class Membership:
             return True
         if node not in self._writers:
             self.hear(Status(node, ONLINE, birth=birth))
+            if len(self._writers) >= WRITERS_MAX:
+                self._writers.clear()  # those that go on writing are noted again
             self._writers.add(node)
         return False
 
@@ -85,7 +88,7 @@ class Membership:
         """Takes a node out, durably; its birth (hex) says which, if several have had this id.  What was set aside as
         unreadable goes by its name.
 
-        Raises UnknownMember, TooManyMembers, InvalidArgument, DiskFull.
+        Raises UnknownMember, TooManyMembers, InvalidArgument, Shortage.
         """
         data = _birth_of(birth)
         if birth and data == UNKNOWN_BIRTH:

@@ -20,6 +20,7 @@ from typing import Final
 from merklekv import __version__
 from merklekv.bursts import BurstLog
 from merklekv.engine.engine import Engine
+from merklekv.output import counted
 from merklekv.replication.conversation import Conversation
 from merklekv.replication.figures import LinkFigures, Topics
 from merklekv.replication.inbox import Inbox
@@ -94,7 +95,7 @@ class Replicator:
         self._done.set()
         self._watchdog.join()
         if left := self._outbox.waiting_events:
-            log.info("%d events wait in the outbox for the next start", left)
+            log.info("%s left in the outbox for the next start", counted(left, "event"))
 
     def enable(self) -> None:
         """Connects, and goes on where it was."""

@@ -25,6 +25,7 @@ from merklekv.errors import Shortage, Stalled
 from merklekv.replication.exchange_fields import Fields, Malformed
 from merklekv.replication.exchange_side import Moved, Refused, Side
 from merklekv.replication.exchange_wire import (
+    FULL,
     MESSAGE_ROOM_BYTES,
     ExchangeRefused,
     decode,
@@ -81,7 +82,7 @@ class Responder:
         except Malformed as problem:
             return encode_refusal("damaged", str(problem))
         except (ExchangeRefused, TooManyMembers, Shortage) as problem:
-            return encode_refusal(getattr(problem, "why", "full"), str(problem))
+            return encode_refusal(getattr(problem, "why", FULL), str(problem))
         except Moved:
             return encode("moved")
 

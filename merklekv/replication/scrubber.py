@@ -100,7 +100,7 @@ class Scrubber:
         }
 
     def scrub(self) -> bool:
-        """One pass; False when it was stopped.  Raises StorageFailed, DiskFull."""
+        """One pass; False when it was stopped.  Raises StorageFailed, Shortage."""
         self._silent.clear()
         self._found = self._mended = 0
         before = self.records

@@ -29,12 +29,6 @@ def members_of(node: NodeHandle) -> dict[str, dict[str, object]]:
     return {row["node"]: row for row in map(json.loads, answer.splitlines())}
 
 
-def peak_bytes(node: NodeHandle) -> int:
-    """The most memory that the process ever had."""
-    status = Path(f"/proc/{node.process.pid}/status").read_text()
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
-
-
 HOSTILE_NAMES = ("", " ", "a b", "\u202e", "n" * 129, "é" * 65)
 HOSTILE_FIELDS = (
     {"birth": "zz"},
@@ -91,17 +85,17 @@ def test_no_status_stops_a_cluster(harness: ReplicationTestHarness, wire: Wire) 
 )
 def test_a_message_costs_little_more_than_its_bytes(harness: ReplicationTestHarness, wire: Wire, bomb: bytes) -> None:
     a, b = harness.create_nodes(2)
-    before = peak_bytes(a)
+    before = a.process.peak_bytes
     wire.publish(f"{harness.prefix}/evil/events", bomb)
     b.set("k", "v")
     a.wait_for("k", "v")  # which the broker delivers behind it
-    assert peak_bytes(a) - before < 4 * len(bomb) + 40 * MiB
+    assert a.process.peak_bytes - before < 4 * len(bomb) + 40 * MiB
     assert a.figure("broker_losses") == 0
 
 
 def test_an_exchange_message_costs_little_more_than_its_bytes(node_factory: NodeFactory) -> None:
     node = NodeHandle("n", node_factory("--node-id", "n"))
-    before = peak_bytes(node)
+    before = node.process.peak_bytes
     count = 12 * MiB
     fields = b"\xa2" + b"".join(map(cbor2.dumps, ("do", "hello", "x"))) + b"\x9a" + count.to_bytes(4, "big")
     message = MAGIC + bytes((EXCHANGE_VERSION,)) + fields + b"\xa0" * count
@@ -110,7 +104,7 @@ def test_an_exchange_message_costs_little_more_than_its_bytes(node_factory: Node
         assert isinstance(answer, bytes)
         assert b"more than 131072 items" in answer
         assert client.call(b"PING") == b"PONG"
-    assert peak_bytes(node) - before < 6 * count
+    assert node.process.peak_bytes - before < 6 * count
 
 
 BAD_FILES = {

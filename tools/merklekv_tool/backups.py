@@ -35,7 +35,8 @@ from merklekv.engine.directory import give_to_owner
 from merklekv.engine.engine import Engine
 from merklekv.errors import Corruption, DiskFull, InvalidArgument
 from merklekv.output import counted
-from merklekv_tool.output import NO_ROOM, Update
+from merklekv.shortage import NO_ROOM
+from merklekv_tool.output import Update
 from merklekv_tool.statuses import BackupError, Exists, FileError
 
 BACKUP_VERSION: Final = 1

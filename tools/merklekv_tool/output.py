@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import stat
@@ -18,10 +17,10 @@ import typer
 from merklekv.errors import DiskFull
 from merklekv.output import OutputClosed, printable, printable_json
 from merklekv.private import Opener, private
+from merklekv.shortage import NO_ROOM
 from merklekv_tool.statuses import FileError
 
 STDIO: Final = "-"
-NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 
 PlaceName = Annotated[str, typer.Argument(metavar="DIR|HOST:PORT", help="A data directory or a running node.")]
 NodeName = Annotated[str, typer.Argument(metavar="HOST:PORT", help="A running node.")]
