@@ -269,8 +269,11 @@ class Conversation:
         if node in peers.online():
             self._regroup.discard(node)
         if node == self._node_id:
-            # One is what is left of this node's last run; from its second connection on, this run has replaced that.
-            if peers.twins > duplicates and (self._figures.connects > 1 or peers.twins >= DUPLICATES_MIN):
+            # What the broker keeps is of this node's last run until this run has replaced it, and so may be a last will
+            # on the first connection.
+            has_replaced = self._figures.connects > 1 and peers.has_own
+            is_new = not received.retained and peers.twins >= DUPLICATES_MIN
+            if peers.twins > duplicates and (has_replaced or is_new):
                 self.duplicate_seen()
             if not received.retained:
                 self._correct_status(received.payload)

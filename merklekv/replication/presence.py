@@ -95,6 +95,7 @@ class Peers:
 
     def __init__(self, own: str, instance: str, on_news: Callable[[Status], None] = lambda status: None) -> None:
         self.twins = 0  # statuses in this node's name that other processes have published
+        self.has_own = False  # whether the broker has sent this process's own status back
         self._own = own
         self._instance = instance
         self._on_news = on_news
@@ -104,7 +105,10 @@ class Peers:
         """Takes in a message on a node's status topic; an empty one means that the node was forgotten."""
         status = decode_status(node, payload)
         if node == self._own:
-            self.twins += status is not None and status.instance != self._instance
+            if status is not None and status.instance == self._instance:
+                self.has_own = True
+            else:
+                self.twins += status is not None
             return
         known = self._peers.get(node)
         if status is not None and (known or len(self._peers) < PEERS_MAX):

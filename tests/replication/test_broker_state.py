@@ -7,6 +7,7 @@ import secrets
 import signal
 import socket
 import sys
+from pathlib import Path
 
 import cbor2
 import paho.mqtt.client as paho
@@ -14,6 +15,7 @@ import psutil
 import pytest
 from fix_broker import Broker, BrokerFactory, Wire
 from fix_cluster import HarnessFactory, NodeHandle, Outsider, ReplicationTestHarness, make_event
+from fix_proxy import ProxyFactory
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -22,6 +24,7 @@ from support import wait_until
 from merklekv import exits
 from merklekv.replication import backoff, mqtt
 from merklekv.replication.event import MESSAGE_BYTES_MAX
+from merklekv.replication.presence import ONLINE, Status
 
 pytestmark = pytest.mark.replication
 
@@ -197,6 +200,39 @@ def test_a_node_that_is_killed_and_back_at_once_is_no_duplicate(own_harness: Rep
     own_harness.broker.start()
     node.wait_connected()
     assert node.figure("broker_duplicates") == 0
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_status_of_an_older_run_is_no_duplicate(
+    harness_at: HarnessFactory,
+    broker_factory: BrokerFactory,
+    proxy_factory: ProxyFactory,
+    topic_prefix: str,
+    tmp_path: Path,
+    version: str,
+) -> None:
+    """The broker keeps it and sends it at each connect: this node may not replace it."""
+    acl = tmp_path / "acl"
+    acl.write_text(
+        f"topic readwrite {topic_prefix}/+/events\ntopic read {topic_prefix}/+/status\n"
+        f"user wire\ntopic readwrite {topic_prefix}/#\n"
+    )
+    broker = broker_factory("allow_anonymous true", f"acl_file {acl}")
+    proxy = proxy_factory(broker.host, broker.port)
+    harness = harness_at(broker)
+    node = harness.create_node("a", start=False, mqtt_port=proxy.port, mqtt_version=version)
+    wire = Wire(broker, topic_prefix, username="wire")
+    older = Status(node.node_id, ONLINE, instance="older").encode()
+    assert wire.publish(f"{topic_prefix}/{node.node_id}/status", older, retain=True)
+    node.start()
+    for count in range(1, 6):
+        wait_until(lambda count=count: node.figure("broker_connects") >= count)  # type: ignore[misc]
+        wait_until(lambda count=count: broker.log.read_text().count("d0, q0, r1") >= count)  # type: ignore[misc]
+        receive_all(node, wire, topic_prefix)
+        assert node.figure("broker_duplicates") == 0
+        proxy.cut()
+        proxy.heal()
+    wire.close()
 
 
 # -- messages that are too large ---------------------------------------------------------------------------------------

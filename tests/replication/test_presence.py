@@ -92,9 +92,16 @@ def test_news_of_a_peer_is_told_once() -> None:
 def test_this_node_is_no_peer_of_its_own_but_a_twin_is_counted() -> None:
     peers = Peers("a", "own")
     peers.hear("a", Status("a", ONLINE, instance="own").encode())
-    assert peers.twins == 0
+    assert (peers.twins, peers.has_own) == (0, True)
     peers.hear("a", Status("a", ONLINE, instance="other").encode())
     assert (peers.twins, peers.all()) == (1, {})
+
+
+def test_a_status_of_another_process_is_not_its_own() -> None:
+    peers = Peers("a", "own")
+    for payload in (Status("a", ONLINE, instance="other").encode(), b"", b"garbage"):
+        peers.hear("a", payload)
+    assert (peers.twins, peers.has_own) == (1, False)
 
 
 def test_peers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
