@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
+
+import pytest
 
 T = TypeVar("T")
 
@@ -29,3 +34,23 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@contextmanager
+def failing_writes(error: BaseException, part: float = 0.0) -> Iterator[None]:
+    """The disk takes that part of what is written at a position, as in the log, and then the write raises."""
+    real = os.pwrite
+
+    def pwrite(fd: int, data: bytes, position: int) -> int:
+        if taken := data[: int(part * len(data))]:
+            real(fd, taken, position)
+        raise error
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "pwrite", pwrite)
+        yield
+
+
+def no_room(part: float = 0.0) -> AbstractContextManager[None]:
+    """The disk takes that part of what is written, although room was reserved for it, and then says that it is full."""
+    return failing_writes(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), part)

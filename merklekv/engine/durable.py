@@ -84,13 +84,14 @@ class Durable(State):
         self._syncer = threading.Thread(target=self._sync_regularly, name="log-sync", daemon=True)
         try:
             self.tail = Tail(self.directory.path, self._log, hold_max_bytes)
+            if durability == "everysec":
+                self._syncer.start()
             if absorb == "process":
                 child = AbsorbingChild(self.directory.base, self.directory.log, self.directory.lock_fd)
                 self._merger = Merger(self, self._log, child)
                 self._merger.start()
-            if durability == "everysec":
-                self._syncer.start()
         except BaseException:  # most likely no thread is to be had
+            self._stop_syncer()
             self._let_go()
             raise
         self._delete_segments()
@@ -205,9 +206,7 @@ class Durable(State):
         """Commits, syncs, and lets the directory go.  What is not merged yet is read from the log at the next start."""
         if self._closing.is_set():
             return
-        self._closing.set()
-        if self._syncer.is_alive():
-            self._syncer.join()
+        self._stop_syncer()
         try:
             if self._merger is not None:
                 self._merger.stop()
@@ -222,6 +221,11 @@ class Durable(State):
         finally:
             self.tail.close()
             self._let_go()
+
+    def _stop_syncer(self) -> None:
+        self._closing.set()
+        if self._syncer.is_alive():
+            self._syncer.join()
 
     def _testify(self) -> None:
         """Says in an empty frame that all before it is on disk: rot in the last one would look like a torn tail."""

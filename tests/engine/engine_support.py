@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import tempfile
@@ -181,21 +180,6 @@ def cut_after(commits: int) -> Iterator[list[int]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BaseWriter, "_transaction", transaction)
         yield count
-
-
-@contextmanager
-def no_room(part: float = 0.0) -> Iterator[None]:
-    """The disk takes that part of what is written, although room was reserved for it, and then says that it is full."""
-    real = os.pwrite
-
-    def pwrite(fd: int, data: bytes, position: int) -> int:
-        if taken := data[: int(part * len(data))]:
-            real(fd, taken, position)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "pwrite", pwrite)
-        yield
 
 
 def absorb_all(path: Path) -> None:

@@ -272,6 +272,7 @@ NAMES = (
     "outbox.new",
     "base/data.mdb",
     "base/lock.mdb",
+    "log/.next",
     f"log/{0:020d}.log",
 )
 

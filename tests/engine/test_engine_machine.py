@@ -21,6 +21,7 @@ import pytest
 from engine_support import DAY_NS, Wall
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from support import no_room
 
 from merklekv.engine.check import check_directory, check_engine
 from merklekv.engine.durable import Durability
@@ -239,7 +240,7 @@ class EngineMachine(RuleBasedStateMachine):
         """The disk takes only a part of the next frame, so what was not committed is gone; then there is room again."""
         if self.engine._log.appended == self.engine._committed:
             return
-        with support.no_room(part), pytest.raises(DiskFull, match="disk full, write not stored"):
+        with no_room(part), pytest.raises(DiskFull, match="disk full, write not stored"):
             self.engine.commit()
         found = support.everything(self.engine), self.engine.floor, self.engine.horizon
         assert found == self.since_segment[-1]

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import engine_support as support
 import pytest
-from support import wait_until
+from support import failing_writes, no_room, wait_until
 
 import merklekv
 from merklekv.engine import absorber as absorber_module
+from merklekv.engine import durable as durable_module
 from merklekv.engine import merger as merger_module
+from merklekv.engine import recovery as recovery_module
 from merklekv.engine import store as store_module
 from merklekv.engine.durable import MIN_MEMTABLE_SIZE
 from merklekv.engine.engine import Engine
@@ -217,7 +219,7 @@ def test_all_kinds_of_changes_are_taken_back(make_engine: Callable[..., Engine])
         for change in changes:
             change()
             assert state() != before
-            with support.no_room(part), pytest.raises(DiskFull, match="disk full, write not stored"):
+            with no_room(part), pytest.raises(DiskFull, match="disk full, write not stored"):
                 engine.commit()
             assert state() == before
             recover()
@@ -234,7 +236,7 @@ def test_reads_go_on_and_writes_are_refused_until_there_is_room(
     engine = make_engine(durability="always")
     engine.set(b"k", b"v")
     engine.commit()
-    with support.no_room():
+    with no_room():
         engine.set(b"l", b"w")
         with pytest.raises(DiskFull):
             engine.commit()
@@ -276,7 +278,7 @@ def test_every_thread_with_changes_is_told_once(make_engine: Callable[..., Engin
     thread.start()
     written.wait(10)
     engine.set(b"mine", b"v")
-    with support.no_room(), pytest.raises(DiskFull):
+    with no_room(), pytest.raises(DiskFull):
         engine.commit()
     failed.set()
     thread.join(10)
@@ -304,7 +306,7 @@ def test_a_thread_that_had_changed_nothing_is_not_told(tmp_path: Path) -> None:
         thread = threading.Thread(target=other)
         thread.start()
         assert done.wait(10)
-        with support.no_room(), pytest.raises(DiskFull):
+        with no_room(), pytest.raises(DiskFull):
             database.set(b"mine", b"1")
         database.engine._next_probe = 0.0
         database.engine.commit()
@@ -317,7 +319,7 @@ def test_a_thread_that_had_changed_nothing_is_not_told(tmp_path: Path) -> None:
 def test_a_note_that_goes_first_is_not_lost(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
     engine.note_first(b"one", b"1")
-    with support.no_room(), pytest.raises(DiskFull):
+    with no_room(), pytest.raises(DiskFull):
         engine.flush()
     assert engine.noted(b"one") == b"1"
     assert b"one" not in engine.notes
@@ -334,22 +336,80 @@ def test_a_close_without_room_stores_what_was_committed(make_engine: Callable[..
     engine.set(b"k", b"v")
     engine.commit()
     engine.set(b"l", b"w")
-    with support.no_room(0.5):
+    with no_room(0.5):
         engine.close()
     assert support.values(make_engine()) == {b"k": b"v"}
 
 
-def test_a_failed_write_is_a_failed_disk(make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_close_without_room_syncs_what_was_committed(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durable_module, "SYNC_INTERVAL_S", 3600.0)
+    engine = make_engine(durability="everysec")
+    engine.set(b"k", b"v")
+    engine.commit()
+    assert engine._log.synced_lsn < engine._log.written_lsn
+    engine.set(b"l", b"w")
+    with no_room():
+        engine.close()
+    assert engine._log.synced_lsn == engine._log.written_lsn
+
+
+def test_taking_back_reads_no_segment_that_the_base_has_taken_in(make_engine: Callable[..., Engine]) -> None:
+    """Its memtable is still there, but the segment is gone."""
+    engine = make_engine(absorb="process")
+    finish, absorbed, go_on = engine.merge_finished, threading.Event(), threading.Event()
+
+    def finish_later() -> None:
+        engine.merge_progressed(1.0)
+        absorbed.set()
+        assert go_on.wait(20)
+        finish()
+
+    engine.merge_finished = finish_later  # type: ignore[method-assign]
+    engine.set(b"k", b"v")
+    support.freeze(engine)
+    assert absorbed.wait(20)
+    engine._delete_segments()  # as when the outbox lets go of the log
+    assert list_segments(engine.directory.log) == [engine._active.lsn]
+    assert engine._layers.frozen
+    engine.set(b"l", b"w")
+    with no_room(), pytest.raises(DiskFull):
+        engine.commit()
+    assert support.values(engine) == {b"k": b"v"}
+    go_on.set()
+    wait_until(lambda: not engine._merging, what="the merge")
+    engine._next_probe = 0.0
+    engine.commit()
+    engine.set(b"l", b"w")
+    engine.commit()
+    assert support.values(engine) == {b"k": b"v", b"l": b"w"}
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5])
+def test_a_write_that_the_program_interrupts_fails_the_engine(tmp_path: Path, part: float) -> None:
+    """Ctrl-C: whatever was written after it would stand behind a hole in the log."""
+    with merklekv.open(tmp_path / "data", absorb="manual") as database:
+        database.set(b"before", b"1")
+        with failing_writes(KeyboardInterrupt(), part), pytest.raises(KeyboardInterrupt):
+            database.set(b"k", b"v")
+        for _ in range(3):
+            with pytest.raises(StorageFailed, match="interrupted while it was written to: open it again"):
+                database.set(b"after", b"1")
+    with merklekv.open(tmp_path / "data", absorb="manual") as database:
+        assert dict(database.items()) == {b"before": b"1"}
+        database.set(b"after", b"1")
+
+
+def test_a_failed_write_is_a_failed_disk(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
 
-    def broken(*_: object) -> int:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
     engine.set(b"k", b"v")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "pwrite", broken)
-        with pytest.raises(StorageFailed, match="cannot write: Input/output error"):
-            engine.commit()
+    with (
+        failing_writes(OSError(errno.EIO, os.strerror(errno.EIO))),
+        pytest.raises(StorageFailed, match="cannot write: Input/output error"),
+    ):
+        engine.commit()
     with pytest.raises(StorageFailed):
         engine.set(b"k", b"v")
 
@@ -408,6 +468,47 @@ def test_segments_are_deleted_when_there_are_descriptors_again(make_engine: Call
     assert len(list_segments(engine.directory.log)) > 1
     engine.release_log(engine.tail.end)
     assert len(list_segments(engine.directory.log)) == 1
+
+
+def held() -> tuple[set[str], set[str]]:
+    """What this process has open, and its threads."""
+    return set(os.listdir("/proc/self/fd")), {thread.name for thread in threading.enumerate()}
+
+
+def test_an_open_that_fails_in_the_log_leaves_nothing(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    make_engine().close()
+    before = held()
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery_module, "replay", no_memory)
+        with pytest.raises(MemoryError):
+            make_engine()
+    assert held() == before
+    make_engine()
+
+
+@pytest.mark.parametrize("name", ["merger", "log-sync"])
+def test_an_open_without_a_thread_leaves_nothing(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    start = threading.Thread.start
+
+    def start_others(thread: threading.Thread) -> None:
+        if thread.name == name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    before = held()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start_others)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            make_engine(absorb="process", durability="everysec")
+    assert held() == before
+    make_engine()
 
 
 @contextmanager

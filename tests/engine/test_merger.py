@@ -115,8 +115,30 @@ def test_what_is_damaged_under_the_child_stops_the_node(make_engine: Callable[..
         support.flip(tmp_path / "data" / "log" / f"{0:020d}.log", 3)
     engine.commit()
     wait_until(lambda: engine._failure is not None, what="the failure")
-    with pytest.raises(Exception, match=r"00000.log: damaged at byte 0: the segment's header"):
+    with pytest.raises(StorageFailed, match=r"00000.log: damaged at byte 0: the segment's header"):
         engine.commit()
+
+
+def test_an_error_while_progress_is_told_leaves_no_answer_for_the_next_job(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
+    engine = make_engine(absorb="process")
+    real = engine.merge_progressed
+    errors = [MemoryError()]
+
+    def progressed(share: float) -> None:
+        if errors:
+            raise errors.pop()
+        real(share)
+
+    engine.merge_progressed = progressed  # type: ignore[method-assign]
+    for number in range(3):
+        engine.set(b"k%d" % number, b"v")
+        support.freeze(engine)
+        wait_until_merged(engine)
+        assert engine._layers.base.absorbed == engine._active.lsn
+    assert not errors
 
 
 def test_closing_while_merging_loses_nothing(make_engine: Callable[..., Engine], tmp_path: Path) -> None:
