@@ -12,6 +12,9 @@ from typing import TypeVar
 
 import pytest
 
+from merklekv.engine.engine import Engine
+from merklekv.errors import DiskFull
+
 T = TypeVar("T")
 
 WAIT_S = 10.0
@@ -54,3 +57,12 @@ def failing_writes(error: BaseException, part: float = 0.0) -> Iterator[None]:
 def no_room(part: float = 0.0) -> AbstractContextManager[None]:
     """The disk takes that part of what is written, although room was reserved for it, and then says that it is full."""
     return failing_writes(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), part)
+
+
+def run_out_of_room(engine: Engine) -> None:
+    """A write finds the disk full and is taken back; then there is room again."""
+    engine.set(b"lost", b"v")
+    with no_room(), pytest.raises(DiskFull):
+        engine.commit()
+    engine._next_probe = 0.0
+    engine.commit()

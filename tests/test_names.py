@@ -14,8 +14,18 @@ from hypothesis import strategies as st
 
 from merklekv import config
 from merklekv.engine.engine import Engine
-from merklekv.errors import Corruption, DirectoryUnwritable
-from merklekv.names import NODE_ID_BYTES_MAX, NODE_ID_RULE, is_address, is_node_id, read_node_id, stored_node_id
+from merklekv.errors import Corruption, DirectoryUnwritable, InvalidArgument
+from merklekv.names import (
+    ADDRESS,
+    ADDRESS_BYTES_MAX,
+    NODE_ID_BYTES_MAX,
+    NODE_ID_RULE,
+    is_address,
+    is_node_id,
+    read_node_id,
+    split_address,
+    stored_node_id,
+)
 from merklekv.net.errors import RequestError
 from merklekv.net.records import checked_origin
 from merklekv.replication.event import EventRefused, decode_message
@@ -134,8 +144,11 @@ def test_ids_that_look_alike_are_different(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["a:1", "a.b.c:65535", "10.0.0.1:7379", "[::1]:1", "[fe80::1%eth0]:7379", "bücher.example:1", "a_b:1", "a.:1"],
-)
+    [
+        "a:1", "a.b.c:65535", "10.0.0.1:7379", "[::1]:1", "[fe80::1%eth0]:7379", "[fe80::1%eth0.100]:7379",
+        "bücher.example:1", "a_b:1", "a.:1",
+    ],
+)  # fmt: skip
 def test_an_address(address: str) -> None:
     assert is_address(address)
 
@@ -144,13 +157,26 @@ def test_an_address(address: str) -> None:
     "address",
     [
         "", "a", ":1", "a:", "a:0", "a:65536", "a:1 ", " a:1", "a b:1", "a..b:7379", ".a:1", "a" * 64 + ":1",
-        ".".join(["a" * 60] * 5) + ":1", "::1:1", "[::1]", "[a]:1", "[::1%a b]:1", "a:\u0661", "a:+1", "a:1\n", "a\n:1",
+        ".".join(["a" * 60] * 5) + ":1", "::1:1", "[::1]", "[a]:1", "[::1%a b]:1", "[fe80::1%]:1", "a:\u0661",
+        "a:+1", "a:1\n", "a\n:1",
         "\x1b[31m:1", "a\0:1", "\ud800:1", "a/b:1", "a:1,b:2", "a" * 100_000 + ":1",
     ],
     ids=lambda address: ascii(address)[:40],
 )  # fmt: skip
 def test_no_address(address: str) -> None:
     assert not is_address(address)
+
+
+@given(st.text(max_size=20) | st.from_regex(ADDRESS) | st.from_regex(r"\[[0-9a-f:]{1,9}(%[a-z.]*)?\]:[0-9]{1,5}"))
+def test_what_is_an_address_can_be_split_and_nothing_else(text: str) -> None:
+    try:
+        host, port = split_address(text)
+    except InvalidArgument:
+        assert not is_address(text)
+    else:
+        assert is_address(text) == (len(text.encode()) <= ADDRESS_BYTES_MAX)
+        assert text.removesuffix(text.rpartition(":")[2]) == (f"[{host}]:" if ":" in host else f"{host}:")
+        assert int(text.rpartition(":")[2]) == port
 
 
 @given(st.text(max_size=20), st.integers(0, 70_000))

@@ -21,14 +21,16 @@ from support import wait_until
 from merklekv.engine.check import check_directory
 from merklekv.engine.engine import Engine
 from merklekv.engine.log import Segment, list_segments, segment_path
+from merklekv.engine.store import DATA_FILE
 from merklekv.errors import Corruption
-from merklekv.exits import EXIT_CORRUPT
-from merklekv.net.client import Client
+from merklekv.exits import EXIT_CORRUPT, EXIT_STORAGE
+from merklekv.net.client import Client, Unreachable
 
 KEYS = 12
 LAST = b"last"
 ZEROS = 4096
 FILLERS = 1000
+META_PAGES = 8192  # bytes
 
 
 @pytest.fixture
@@ -124,6 +126,27 @@ def test_a_node_says_where_the_log_is_damaged(made_by_a_node: Path, node_factory
     done = verify(made_by_a_node)
     assert done.returncode == 1
     assert str(segment) in done.stdout
+
+
+def test_a_base_that_is_damaged_while_the_node_runs_ends_it(node_factory: NodeFactory) -> None:
+    """The checkpoint process finds it: no write can be merged any more."""
+    node = node_factory("--memtable-size", "64KiB")
+    base = node.directory / "base" / DATA_FILE
+    with Client("127.0.0.1", node.port) as client:
+        write_values(client, 200)
+        wait_until(lambda: list_segments(node.directory / "log")[0] > 0, what="a merge")
+        with base.open("r+b") as file:
+            file.write(b"\xff" * META_PAGES)
+        with pytest.raises(Unreachable):
+            write_values(client, 10_000)
+    assert node.wait() == EXIT_STORAGE
+    assert f"{base}: " in node.output()
+    assert "does not begin with the two meta pages of LMDB" in node.output()
+
+
+def write_values(client: Client, count: int) -> None:
+    for number in range(count):
+        client.call(b"SET", b"key:%d" % number, b"v" * 1000)
 
 
 def verify(directory: Path) -> subprocess.CompletedProcess[str]:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from conftest import FakeServices, Start, StubEngine
 from fix_node import NodeFactory
-from support import wait_until
+from support import run_out_of_room, wait_until
 from wire import Wire, encode, readable, replace
 
+from merklekv.engine.engine import Engine
 from merklekv.errors import StorageFailed
 from merklekv.net import limits
 from merklekv.net.limits import COMMAND_THREADS_MAX
@@ -233,6 +234,32 @@ def ending(wire: Wire) -> bytes:
         return wire.rest()
     except ConnectionResetError:
         return b""
+
+
+# -- the disk is full --------------------------------------------------------------------------------------------------
+
+
+def test_what_another_thread_takes_back_after_a_commit_leaves_no_later_one_out(
+    start: Start, connect: Connect, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does so between a worker's commit and its look whether that happened: the next write is still committed."""
+    monkeypatch.setattr(limits, "SWEEP_S", 3600.0)
+    server = start()
+    wire = connect(server)
+    assert wire.call("PING") == b"+PONG\r\n"
+
+    def commit() -> None:
+        monkeypatch.undo()
+        engine.commit()
+        other = threading.Thread(target=run_out_of_room, args=(engine,))
+        other.start()
+        other.join()
+
+    monkeypatch.setattr(server._workers[0], "_commit", commit)
+    assert wire.call("GET", "k") == b"-ERR disk full, write not stored\r\n"
+    for number in range(3):
+        assert wire.call("SET", f"k{number}", "v") == b"+OK\r\n"
+        assert engine._committed == engine._log.appended
 
 
 # -- threads -----------------------------------------------------------------------------------------------------------

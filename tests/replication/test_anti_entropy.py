@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from anti_entropy_support import LONG_S, Gone, Line, Net, Node
-from support import wait_until
+from support import run_out_of_room, wait_until
 
 from merklekv.errors import DiskFull, InvalidArgument, MerkleKVError, StorageFailed
 from merklekv.names import split_address
@@ -64,6 +64,34 @@ def test_configured_peers_exchange_at_the_start(make: Make, net: Net) -> None:
     assert b.figures()["exchange_served"] == 1
     assert dict(a.anti_entropy.words()) == {"peers": 1, "in_sync": 1}
     assert dict(b.anti_entropy.words()) == {}
+
+
+def test_a_shortage_while_it_slept_is_no_refusal(make: Make) -> None:
+    a, b = make("a").start(), make("b")
+    b.engine.set(b"k", b"v")
+    wait_until(lambda: a.anti_entropy._changed._waiters, what="its thread to sleep")  # type: ignore[attr-defined]
+    run_out_of_room(a.engine)
+    a.anti_entropy.hear(b.status())
+    wait_until(lambda: a.figures()["exchange_exchanges"])
+    assert a.engine.get(b"k") == b"v"
+
+
+def test_a_shortage_before_a_sync_is_no_refusal(make: Make) -> None:
+    a, b = make("a"), make("b")
+    b.engine.set(b"k", b"v")
+    go, reports = threading.Event(), []
+
+    def sync() -> None:
+        assert go.wait(20)
+        reports.append(a.sync(b))
+
+    thread = threading.Thread(target=sync)
+    thread.start()
+    run_out_of_room(a.engine)
+    go.set()
+    thread.join(20)
+    assert len(reports) == 1
+    assert a.engine.get(b"k") == b"v"
 
 
 def test_a_node_that_is_heard_is_a_member_and_a_peer(make: Make) -> None:

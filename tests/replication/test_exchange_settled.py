@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from exchange_support import SECOND, Cut, Node, agree, carry, cluster, exchange, meet_all
 
+from merklekv.replication import membership as membership_module
 from merklekv.replication.exchange_side import settle as raise_horizon
 from merklekv.replication.exchange_wire import ExchangeRefused
 from merklekv.replication.membership import Membership
@@ -94,6 +95,17 @@ def test_forgetting_spreads(nodes: list[Node]) -> None:
     with pytest.raises(ExchangeRefused) as caught:
         exchange(b, c)
     assert caught.value.why == "forgotten"
+
+
+def test_writers_are_remembered_up_to_a_bound(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership_module, "WRITERS_MAX", 3)
+    engine, members = nodes[0].engine, nodes[0].members
+    membership = Membership(engine, members)
+    for _ in range(2):
+        for number in range(10):
+            assert not membership.refuses(f"n{number}", "")
+            assert len(membership._writers) <= 3
+    assert {f"n{number}" for number in range(10)} <= {identity.node for identity, _ in members}
 
 
 def test_a_late_event_does_not_bring_a_deleted_key_back(nodes: list[Node]) -> None:

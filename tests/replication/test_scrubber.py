@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import wait_until
+from support import run_out_of_room, wait_until
 
 from merklekv.engine.check import check_engine
 from merklekv.engine.engine import Engine
@@ -264,6 +265,31 @@ def test_passes_follow_each_other_whatever_happens_in_one(
     assert not one._thread.is_alive()
     assert "the pass was not finished: disk full" in caplog.text
     assert "ValueError: a mistake" in caplog.text
+
+
+def test_a_shortage_while_it_slept_is_no_refusal(
+    engine: Engine, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = make()
+    asleep, wake = threading.Event(), threading.Event()
+    wait = one._stopping.wait
+
+    def wait_or_sleep(timeout_s: float) -> bool:
+        if timeout_s < FIRST_REST_S:
+            return wait(timeout_s)
+        asleep.set()
+        assert wake.wait(20)
+        wake.clear()
+        return one._stopping.is_set()
+
+    monkeypatch.setattr(one._stopping, "wait", wait_or_sleep)
+    one.start()
+    assert asleep.wait(20)
+    run_out_of_room(engine)
+    wake.set()
+    wait_until(lambda: one.passes, what="a pass")
+    one._stopping.set()
+    wake.set()
 
 
 def test_a_disk_that_fails_ends_the_node(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
