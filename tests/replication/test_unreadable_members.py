@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from merklekv.engine.engine import Engine
-from merklekv.errors import Corruption, FormatTooNew, InvalidArgument
+from merklekv.errors import Corruption, DiskFull, FormatTooNew, Shortage, InvalidArgument
 from merklekv.names import is_node_id
 from merklekv.replication.exchange_fields import Malformed, decode_map
 from merklekv.replication.exchange_side import NOTE_MEMBERS, NOTE_UNREADABLE, Side, load_members, store_members
@@ -160,6 +160,20 @@ def test_a_table_of_a_later_release_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(FormatTooNew, match="from a later release"):
         load_members(engine, "a")
     assert NOTE_UNREADABLE not in engine.notes
+    engine.close()
+
+
+@pytest.mark.parametrize("problem", [DiskFull("disk full, write not stored"), Shortage("resource shortage")])
+def test_a_node_that_cannot_be_noted_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: Shortage
+) -> None:
+    def refuse(*_: object) -> None:
+        raise problem
+
+    engine = Engine(tmp_path, absorb="manual")
+    monkeypatch.setattr(engine, "note", refuse)
+    with pytest.raises(type(problem), match=f"^{tmp_path}: {problem}, so it cannot begin as node a$"):
+        load_members(engine, "a")
     engine.close()
 
 
