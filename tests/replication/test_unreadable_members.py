@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from merklekv.engine.engine import Engine
-from merklekv.errors import Corruption, DiskFull, FormatTooNew, Shortage, InvalidArgument
+from merklekv.errors import Corruption, DiskFull, FormatTooNew, InvalidArgument, Shortage
 from merklekv.names import is_node_id
 from merklekv.replication.exchange_fields import Malformed, decode_map
 from merklekv.replication.exchange_side import NOTE_MEMBERS, NOTE_UNREADABLE, Side, load_members, store_members
