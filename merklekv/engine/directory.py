@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from merklekv.engine.access import trouble
+from merklekv.engine.access import no_permission, trouble
 from merklekv.engine.format import FORMAT_LINE, FORMAT_VERSION
 from merklekv.engine.log import sync_directory
 from merklekv.errors import (
@@ -62,6 +62,8 @@ class DataDirectory:
             path.mkdir(DIRECTORY_MODE, parents=True, exist_ok=True)
             self.lock_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
+            if isinstance(error, PermissionError) and path.is_dir():
+                raise no_permission(path) from error
             raise DirectoryUnwritable(
                 f"{path}: cannot use this as data directory: {error.strerror}; make it writable or choose another"
             ) from error
@@ -74,6 +76,8 @@ class DataDirectory:
             self.require_in_place()
         except OSError as error:
             os.close(self.lock_fd)
+            if isinstance(error, PermissionError):
+                raise no_permission(path) from error
             raise DirectoryUnwritable(f"{path}: cannot write the data directory: {error.strerror}") from error
         except BaseException:
             os.close(self.lock_fd)

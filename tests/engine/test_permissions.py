@@ -17,7 +17,7 @@ from merklekv.exits import EXIT_UNWRITABLE, status_of
 
 IS_ROOT = os.geteuid() == 0
 NOBODY = 65534
-FILES = ["log/00000000000000000000.log", "log", "base/data.mdb", "base/lock.mdb", "base"]
+FILES = ["log/00000000000000000000.log", "log", "base/data.mdb", "base/lock.mdb", "base", "LOCK"]
 
 
 @pytest.fixture
