@@ -3,6 +3,7 @@
 import errno
 import os
 import pwd
+from itertools import chain
 from pathlib import Path
 
 from merklekv.errors import DirectoryUnwritable, MerkleKVError, StorageFailed
@@ -27,7 +28,7 @@ def require_access(directory: Path) -> None:
 
 def no_permission(directory: Path) -> DirectoryUnwritable:
     """Names the first file in a data directory that this process may not use, its owner, and the way out."""
-    path = _unusable(directory) or directory
+    path = _unusable(directory, "*") or directory
     user, owner = os.geteuid(), path.stat().st_uid
     if owner == user:
         return DirectoryUnwritable(f"{path}: no permission to use it; chmod -R u+rwX {directory}")
@@ -36,10 +37,12 @@ def no_permission(directory: Path) -> DirectoryUnwritable:
     )
 
 
-def _unusable(directory: Path) -> Path | None:
+def _unusable(directory: Path, *others: str) -> Path | None:
+    """The first that cannot be used of the directory, log, base and their files, and of what the patterns match."""
     parts = (directory / "log", directory / "base")
     files = (file for part in parts for file in (part, *sorted(part.glob("*"))))
-    return next((path for path in (directory, *files) if path.exists() and not _is_usable(path)), None)
+    more = (file for pattern in others for file in sorted(directory.glob(pattern)))
+    return next((path for path in chain((directory,), files, more) if path.exists() and not _is_usable(path)), None)
 
 
 def _is_usable(path: Path) -> bool:
