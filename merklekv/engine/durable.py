@@ -45,7 +45,6 @@ DEFAULT_MAX_VALUE_SIZE: Final = 16 << 20
 BACKLOG_TABLES: Final = 2.5  # unmerged memtables, the active one included, above which writers wait
 FROZEN_TABLES_MAX: Final = 3
 SYNC_INTERVAL_S: Final = 0.5  # from start to start: the other half of the second is for the sync itself
-PROBE_S: Final = 0.25  # between two looks whether the disk takes writes again
 
 
 class Durable(State):
@@ -75,7 +74,6 @@ class Durable(State):
         self.why_taken_back = Shortage()  # the last time
         self._untold: set[int] = set()  # threads whose next `commit` has to say so
         self._first: dict[bytes, bytes] = {}  # notes of `note_first` that are not written yet
-        self._next_probe = 0.0
         self.when_taken_back: Callable[[], None] = lambda: None  # called with the lock held
         self._merging: list[Memtable] = []  # the frozen memtables that are being absorbed
         self._merged_share = 0.0  # of those
@@ -283,7 +281,6 @@ class Durable(State):
                 self._fail(failure)
                 raise failure from error
             self._unwritable = shortage
-            self._next_probe = time.monotonic() + PROBE_S
             self._untold |= sys._current_frames().keys() - {threading.get_ident()}
             self.why_taken_back = refusal(shortage)
             self.taken_back += 1
@@ -304,16 +301,13 @@ class Durable(State):
         self._rebuild_tree()
 
     def _probe(self) -> None:
-        """Looks whether the log can be written again."""
-        if self._unwritable is None or time.monotonic() < self._next_probe:
+        if self._unwritable is None:
             return
-        try:
+        with suppress(Shortage):
             self._log.probe()
-        except Shortage:
-            self._next_probe = time.monotonic() + PROBE_S
-        else:
             self._unwritable = None
             log.warning("%s: there is room again, writes are stored", self.directory.path)
+            self._update_stall()
 
     def _sync(self) -> None:
         try:

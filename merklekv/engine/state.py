@@ -264,7 +264,13 @@ class State:
     def _shortage(self) -> Shortage | None:
         return self._unwritable or self._unmergeable
 
+    def _probe(self) -> None:
+        """Looks whether the log can be written again, if it could not."""
+        raise NotImplementedError
+
     def _require_writable(self) -> None:
+        if self.stalled and self._unwritable is not None:
+            self._probe()
         if self.stalled:
             if self._failure is not None:
                 raise self._failure

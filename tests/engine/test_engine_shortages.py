@@ -197,7 +197,6 @@ def test_all_kinds_of_changes_are_taken_back(make_engine: Callable[..., Engine])
         )
 
     def recover() -> None:
-        engine._next_probe = 0.0
         engine.commit()
 
     before = state()
@@ -241,7 +240,6 @@ def test_reads_go_on_and_writes_are_refused_until_there_is_room(
         with pytest.raises(DiskFull):
             engine.commit()
         for _ in range(3):
-            engine._next_probe = 0.0
             engine.commit()  # nothing of ours is lost by it
             with pytest.raises(DiskFull, match="disk full, write not stored"):
                 engine.set(b"l", b"w")
@@ -249,7 +247,6 @@ def test_reads_go_on_and_writes_are_refused_until_there_is_room(
             assert engine.get(b"l") is None
             assert not engine.makes_wait
     assert "there is room again" not in caplog.text
-    engine._next_probe = 0.0
     engine.commit()
     assert "there is room again" in caplog.text
     engine.set(b"l", b"x")
@@ -284,7 +281,6 @@ def test_every_thread_with_changes_is_told_once(make_engine: Callable[..., Engin
     thread.join(10)
     assert told == ["disk full, write not stored", None]
     assert support.values(engine) == {}
-    engine._next_probe = 0.0
     engine.commit()
 
 
@@ -308,7 +304,6 @@ def test_a_thread_that_had_changed_nothing_is_not_told(tmp_path: Path) -> None:
         assert done.wait(10)
         with no_room(), pytest.raises(DiskFull):
             database.set(b"mine", b"1")
-        database.engine._next_probe = 0.0
         database.engine.commit()
         go.set()
         thread.join(10)
@@ -323,7 +318,6 @@ def test_a_note_that_goes_first_is_not_lost(make_engine: Callable[..., Engine]) 
         engine.flush()
     assert engine.noted(b"one") == b"1"
     assert b"one" not in engine.notes
-    engine._next_probe = 0.0
     engine.commit()
     assert engine.notes == {b"one": b"1"}
     engine.commit()
@@ -379,7 +373,6 @@ def test_taking_back_reads_no_segment_that_the_base_has_taken_in(make_engine: Ca
     assert support.values(engine) == {b"k": b"v"}
     go_on.set()
     wait_until(lambda: not engine._merging, what="the merge")
-    engine._next_probe = 0.0
     engine.commit()
     engine.set(b"l", b"w")
     engine.commit()
