@@ -71,8 +71,6 @@ class Durable(State):
         self._unstalled = threading.Condition(self.lock)
         self._committed = self._log.appended
         self.taken_back = 0  # how often changes were
-        self.why_taken_back = Shortage()  # the last time
-        self._untold: set[int] = set()  # threads whose next `commit` has to say so
         self._first: dict[bytes, bytes] = {}  # notes of `note_first` that are not written yet
         self.when_taken_back: Callable[[], None] = lambda: None  # called with the lock held
         self._merging: list[Memtable] = []  # the frozen memtables that are being absorbed

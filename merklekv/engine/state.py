@@ -73,6 +73,8 @@ class State:
         self.stalled = False  # writes are refused, for one of these reasons, or because merging is behind
         self._failure: MerkleKVError | None = None
         self._unwritable: Shortage | None = None  # the log cannot be written
+        self._untold: set[int] = set()  # threads whose next `commit` has to say that changes were taken back
+        self.why_taken_back = Shortage()  # the last time
         self._unmergeable: Shortage | None = None  # nor can what is in memory be merged
         self._owed: dict[bytes, bytes] = {}  # notes that come before any write and did not fit on the disk
         self.clock = clock
@@ -269,6 +271,9 @@ class State:
         raise NotImplementedError
 
     def _require_writable(self) -> None:
+        # What this thread did before is gone, and its next `commit` says so: of what it does until then, too.
+        if self._untold and threading.get_ident() in self._untold:
+            raise self.why_taken_back
         if self.stalled and self._unwritable is not None:
             self._probe()
         if self.stalled:
