@@ -394,8 +394,10 @@ class Durable(State):
     def _go_on_merging(self) -> None:
         """Freezes what is due.  While all memtables that it may freeze are being merged a commit cannot, and afterwards
         no commit may come: writers wait for room, which only merging makes."""
-        with self._commit_lock:
-            if self._failure is None:
+        with self._commit_lock, self.lock:
+            # A thread that has changes pending commits them soon and freezes then, unless it waits for room.  To commit
+            # them here would split what it does between two commits, of which the second may be taken back.
+            if self._failure is None and (self.stalled or self._log.appended == self._committed):
                 self._rotate_due()
 
     def merge_blocked(self, error: Shortage) -> None:
