@@ -34,7 +34,7 @@ from report import RESULTS, WIDTH, machine, print_table
 from rich.console import Console
 
 from merklekv.net.client import Client
-from merklekv.replication.lapses import LAPSES_MAX
+from merklekv.replication.cluster.lost_writes import LAPSES_MAX
 
 VALUE_BYTES = 100
 RECORD_BYTES = 16 + 41 + VALUE_BYTES  # key, head, value

@@ -10,9 +10,9 @@ import pytest
 from conftest import VALUE, fill, key_of
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from merklekv.engine.clock import HybridClock
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import OP_SET, make_record
-from merklekv.engine.version import HybridClock
 
 ROUNDS = 3
 MEMTABLE_SHARE = 20  # a memtable of a twentieth of the keys: 50,000 in a million

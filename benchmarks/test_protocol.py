@@ -10,9 +10,9 @@ import hiredis
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from merklekv.net import resp
-from merklekv.net.resp import RespParser
-from merklekv.net.text import TextParser
+from merklekv.net.protocol import resp
+from merklekv.net.protocol.resp import RespParser
+from merklekv.net.protocol.text import TextParser
 
 MIB = 1 << 20
 PIPELINE = 16

@@ -2,9 +2,9 @@
 
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from merklekv.engine.clock import HybridClock
 from merklekv.engine.format import BUCKETS, VALUE_AT, VERSION_SIZE, bucket_of, make_record, record_is_sound
 from merklekv.engine.merkle import term_of
-from merklekv.engine.version import HybridClock
 
 KEY = b"key:000000000042"
 VALUE = b"x" * 100

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # to type checkers it is True; the module `typing` would take a while to import
 if TYPE_CHECKING:
-    from merklekv.engine.database import Database, open
+    from merklekv.engine.library import Database, open
     from merklekv.errors import (
         Corruption,
         DirectoryLocked,
@@ -48,9 +48,9 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     if name in ("Database", "open"):
-        from merklekv.engine import database
+        from merklekv.engine import library
 
-        return getattr(database, name)
+        return getattr(library, name)
     if name in __all__:
         from merklekv import errors
 

@@ -21,7 +21,7 @@ import typer
 
 from merklekv import __version__, config
 from merklekv.errors import MerkleKVError
-from merklekv.exits import EXIT_FAILED, EXIT_USAGE, status_of
+from merklekv.exit_codes import EXIT_FAILED, EXIT_USAGE, status_of
 from merklekv.output import OutputClosed, printable, take_over_output
 from merklekv.settings import declarations
 
@@ -145,7 +145,7 @@ def run_command(loaded: config.Loaded) -> None:
 
 def _announce(line: str) -> None:
     """Prints the line of a node that is ready. A node that cannot print it serves all the same."""
-    from merklekv.logs import print_soon
+    from merklekv.logging_setup import print_soon
 
     if (error := print_soon(sys.stdout, line)) is not None:
         log = logging.getLogger("merklekv.cli")
@@ -230,7 +230,7 @@ def _status_of_run() -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    from merklekv.logs import print_soon
+    from merklekv.logging_setup import print_soon
 
     # A reader that does not read must not keep a failed start alive.
     print_soon(sys.stderr, f"merklekv: {printable(message)}")

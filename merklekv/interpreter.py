@@ -1,6 +1,6 @@
 """Python processes that import what this one imports: the same `sys.path`, options and warnings.
 
-    subprocess.Popen(command("merklekv.engine.absorber", "argument"), env=environment())
+    subprocess.Popen(command("merklekv.engine.checkpoint.child", "argument"), env=environment())
 
 Python puts the working directory first when it starts with `-m` or `-c`, so any `logging.py` there would run; `-P`
 keeps it out.  The child gets the parent's `sys.path` as it is now, with the working directory where the parent has it.

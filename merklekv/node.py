@@ -30,25 +30,25 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from merklekv import __version__
-from merklekv.bursts import BurstLog
 from merklekv.engine.engine import Engine
-from merklekv.exits import EXIT_OK, EXIT_SLOW_STOP, EXIT_STORAGE
-from merklekv.logs import dropped_lines, flush_log, start_logging
+from merklekv.exit_codes import EXIT_OK, EXIT_SLOW_STOP, EXIT_STORAGE
+from merklekv.log_throttle import BurstLog
+from merklekv.logging_setup import dropped_lines, flush_log, start_logging
 from merklekv.names import is_address, split_address, stored_node_id
-from merklekv.net import exchange_command, records
 from merklekv.net.client import REPLY_BYTES_MAX, REPLY_ROOM_BYTES, Client
+from merklekv.net.commands import exchange, records
 from merklekv.net.limits import Limits
 from merklekv.net.server import Server
 from merklekv.output import counted
-from merklekv.replication.anti_entropy import AntiEntropy
-from merklekv.replication.exchange_side import NOTE_MEMBERS, load_members
-from merklekv.replication.members import node_of
+from merklekv.replication.cluster.members import node_of
 from merklekv.replication.scrubber import Scrubber
+from merklekv.replication.sync.anti_entropy import AntiEntropy
+from merklekv.replication.sync.local_endpoint import NOTE_MEMBERS, load_members
 from merklekv.settings import Settings
 from merklekv.shortage import reason_of
 
 if TYPE_CHECKING:
-    from merklekv.replication.replicator import Replicator
+    from merklekv.replication.stream.replicator import Replicator
 
 STOP_DEADLINE_S = 8.5  # so that, with what the log takes at the end, a stop ends within ten seconds
 FETCH_TIMEOUT_S = 10.0
@@ -81,7 +81,7 @@ class Carrier:
         self._client = Client(host, port, EXCHANGE_TIMEOUT_S, reply_bytes)
 
     def ask(self, message: bytes) -> bytes:
-        return exchange_command.ask(self._client, message)
+        return exchange.ask(self._client, message)
 
     def close(self) -> None:
         self._client.close()
@@ -239,8 +239,8 @@ class Node:
     def replicate(self) -> None:
         """Switch replication on. What it needs (paho) is imported only then."""
         if self.replicator is None:
-            from merklekv.replication.mqtt import Broker
-            from merklekv.replication.replicator import Replicator
+            from merklekv.replication.stream.mqtt import Broker
+            from merklekv.replication.stream.replicator import Replicator
 
             given = self._settings.replication
             broker = Broker(

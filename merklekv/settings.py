@@ -12,8 +12,8 @@ from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-from merklekv import kinds
-from merklekv.kinds import GiB, KiB, Kind, MiB
+from merklekv import setting_types
+from merklekv.setting_types import GiB, KiB, Kind, MiB
 
 T = TypeVar("T")
 Durability = Literal["always", "everysec", "never"]
@@ -43,17 +43,17 @@ def setting(default: T, kind: Kind[T], meaning: str, *, secret: bool = False, in
 class LimitSettings:
     """What one client, and all together, may take."""
 
-    max_connections: int = setting(10_000, kinds.integer(1, 1_000_000), "clients connected at once")
+    max_connections: int = setting(10_000, setting_types.integer(1, 1_000_000), "clients connected at once")
     max_request_bytes: int = setting(
         64 * MiB,
-        kinds.size(1 * MiB, 4 * GiB),
+        setting_types.size(1 * MiB, 4 * GiB),
         "largest RESP request; never less than the largest value needs",
     )
     max_output_bytes: int = setting(
-        256 * MiB, kinds.size(1 * MiB, 64 * GiB), "unread replies kept for one client before it is cut off"
+        256 * MiB, setting_types.size(1 * MiB, 64 * GiB), "unread replies kept for one client before it is cut off"
     )
     idle_timeout_seconds: int = setting(
-        0, kinds.integer(0, 31_536_000), "disconnect a client that is silent for so long; 0 is never"
+        0, setting_types.integer(0, 31_536_000), "disconnect a client that is silent for so long; 0 is never"
     )
 
 
@@ -61,58 +61,58 @@ class LimitSettings:
 class ReplicationSettings:
     """How this node tells the others over MQTT."""
 
-    enabled: bool = setting(False, kinds.FLAG, "publish local writes and take those of other nodes")
-    mqtt_broker: str = setting("localhost", kinds.BROKER_HOST, "host of the MQTT broker")
-    mqtt_port: int = setting(1883, kinds.integer(1, 65_535), "port of the MQTT broker")
+    enabled: bool = setting(False, setting_types.FLAG, "publish local writes and take those of other nodes")
+    mqtt_broker: str = setting("localhost", setting_types.BROKER_HOST, "host of the MQTT broker")
+    mqtt_port: int = setting(1883, setting_types.integer(1, 65_535), "port of the MQTT broker")
     mqtt_version: str = setting(
-        "5", kinds.choice("5", "3.1.1"), "MQTT protocol; 5 tells when a publish was refused"
+        "5", setting_types.choice("5", "3.1.1"), "MQTT protocol; 5 tells when a publish was refused"
     )
-    topic_prefix: str = setting("merkle_kv", kinds.TOPIC, "first levels of every topic; one per cluster")
+    topic_prefix: str = setting("merkle_kv", setting_types.TOPIC, "first levels of every topic; one per cluster")
     client_id: str = setting(
-        "", kinds.NODE_ID, "node id; empty: made at the first start and kept in the data directory"
+        "", setting_types.NODE_ID, "node id; empty: made at the first start and kept in the data directory"
     )
     username: str = setting(
-        "", kinds.TEXT, "user name at the broker; empty: the node id when there is a password"
+        "", setting_types.TEXT, "user name at the broker; empty: the node id when there is a password"
     )
-    client_password: str = setting("", kinds.TEXT, "password at the broker", secret=True)
-    tls: bool = setting(False, kinds.FLAG, "speak TLS to the broker; the files below imply it")
-    tls_ca_file: str = setting("", kinds.TEXT, "certificates to trust; empty: the system's")
-    tls_cert_file: str = setting("", kinds.TEXT, "this node's certificate")
-    tls_key_file: str = setting("", kinds.TEXT, "this node's private key")
+    client_password: str = setting("", setting_types.TEXT, "password at the broker", secret=True)
+    tls: bool = setting(False, setting_types.FLAG, "speak TLS to the broker; the files below imply it")
+    tls_ca_file: str = setting("", setting_types.TEXT, "certificates to trust; empty: the system's")
+    tls_cert_file: str = setting("", setting_types.TEXT, "this node's certificate")
+    tls_key_file: str = setting("", setting_types.TEXT, "this node's private key")
     session_expiry_seconds: int = setting(
         86_400,
-        kinds.integer(0, 0xFFFF_FFFE),
+        setting_types.integer(0, 0xFFFF_FFFE),
         "how long the broker keeps events for this node while it is away",
     )
     heartbeat_seconds: int = setting(
-        10, kinds.integer(1, 3600), "how often this node shows the others, and itself, that it is heard"
+        10, setting_types.integer(1, 3600), "how often this node shows the others, and itself, that it is heard"
     )
     outbox_max_bytes: int = setting(
         1 * GiB,
-        kinds.size(1 * MiB, 1024 * GiB),
+        setting_types.size(1 * MiB, 1024 * GiB),
         "log kept for the broker while it is away; the oldest is given up past it",
     )
     advertise_address: str = setting(
         "",
-        kinds.ADDRESS,
+        setting_types.ADDRESS,
         "where other nodes reach this one, host:port; empty: where it listens, by host name if that is everywhere",
     )
-    peer_list: tuple[str, ...] = setting((), kinds.ADDRESSES, "other nodes, host:port")
+    peer_list: tuple[str, ...] = setting((), setting_types.ADDRESSES, "other nodes, host:port")
 
 
 @dataclass(frozen=True, slots=True)
 class AntiEntropySettings:
     """When this node compares its Merkle tree with those of others."""
 
-    enabled: bool = setting(True, kinds.FLAG, "exchange with peers regularly")
+    enabled: bool = setting(True, setting_types.FLAG, "exchange with peers regularly")
     interval_seconds: int = setting(
-        60, kinds.integer(1, 86_400), "time between exchanges", inherits="sync_interval_seconds"
+        60, setting_types.integer(1, 86_400), "time between exchanges", inherits="sync_interval_seconds"
     )
     peer_list: tuple[str, ...] = setting(
-        (), kinds.ADDRESSES, "nodes to exchange with, host:port", inherits="replication.peer_list"
+        (), setting_types.ADDRESSES, "nodes to exchange with, host:port", inherits="replication.peer_list"
     )
     share_percent: int = setting(
-        50, kinds.integer(1, 100), "how much of the time regular exchanges may be at work, SYNC apart"
+        50, setting_types.integer(1, 100), "how much of the time regular exchanges may be at work, SYNC apart"
     )
 
 
@@ -121,43 +121,43 @@ class ScrubSettings:
     """When this node looks for damage in what it holds."""
 
     interval_seconds: int = setting(
-        86_400, kinds.integer(0, 31_536_000), "time from one pass over all records to the next; 0 is never"
+        86_400, setting_types.integer(0, 31_536_000), "time from one pass over all records to the next; 0 is never"
     )
-    share_percent: int = setting(5, kinds.integer(1, 100), "how much of the time a pass may be at work")
+    share_percent: int = setting(5, setting_types.integer(1, 100), "how much of the time a pass may be at work")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """All settings of a node."""
 
-    host: str = setting("127.0.0.1", kinds.HOST, "address to listen on")
-    port: int = setting(7379, kinds.integer(0, 65_535), "port to listen on; 0 takes any free one")
-    storage_path: Path = setting(DEFAULT_STORAGE_PATH, kinds.PATH, "data directory, made when missing")
-    threads: int = setting(1, kinds.integer(1, 64), "worker threads; one is fastest on CPython with its lock")
+    host: str = setting("127.0.0.1", setting_types.HOST, "address to listen on")
+    port: int = setting(7379, setting_types.integer(0, 65_535), "port to listen on; 0 takes any free one")
+    storage_path: Path = setting(DEFAULT_STORAGE_PATH, setting_types.PATH, "data directory, made when missing")
+    threads: int = setting(1, setting_types.integer(1, 64), "worker threads; one is fastest on CPython with its lock")
     durability: Durability = setting(
         "always",
-        kinds.choice("always", "everysec", "never"),
+        setting_types.choice("always", "everysec", "never"),
         "when a write is on disk: before its reply, each second, or when the kernel likes",
     )
     memtable_size: int = setting(
         64 * MiB,
-        kinds.size(64 * KiB, 4 * GiB),
+        setting_types.size(64 * KiB, 4 * GiB),
         "recent writes kept in memory before they are merged into the base",
     )
-    max_value_size: int = setting(16 * MiB, kinds.size(1, 512 * MiB), "largest value")
+    max_value_size: int = setting(16 * MiB, setting_types.size(1, 512 * MiB), "largest value")
     max_clock_drift_seconds: int = setting(
-        86_400, kinds.integer(1, 315_360_000), "how far ahead a write of another node may be stamped"
+        86_400, setting_types.integer(1, 315_360_000), "how far ahead a write of another node may be stamped"
     )
     log_level: str = setting(
-        "info", kinds.choice("debug", "info", "warning", "error"), "least level that is logged"
+        "info", setting_types.choice("debug", "info", "warning", "error"), "least level that is logged"
     )
-    log_format: str = setting("text", kinds.choice("text", "json"), "how log lines look")
+    log_format: str = setting("text", setting_types.choice("text", "json"), "how log lines look")
     allow_remote: bool = setting(
-        False, kinds.FLAG, "serve clients from beyond this machine, without authentication"
+        False, setting_types.FLAG, "serve clients from beyond this machine, without authentication"
     )
     sync_interval_seconds: int = setting(
         60,
-        kinds.integer(1, 86_400),
+        setting_types.integer(1, 86_400),
         "anti-entropy interval of older files, where [anti_entropy] does not say",
     )
     limits: LimitSettings = LimitSettings()

@@ -17,7 +17,7 @@ import merklekv_tool.statuses
 import typer
 from typer.models import ArgumentInfo
 
-from merklekv import cli, exits
+from merklekv import cli, exit_codes
 from merklekv.settings import declarations, environment_name
 
 PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
@@ -99,7 +99,7 @@ def page() -> str:
         HEAD,
         *program("merklekv", cli.app),
         "## Exit statuses of merklekv",
-        statuses(exits.MEANINGS),
+        statuses(exit_codes.MEANINGS),
         *program("merklekv-tool", merklekv_tool.cli.app),
         "## Exit statuses of merklekv-tool",
         statuses(merklekv_tool.statuses.MEANINGS),

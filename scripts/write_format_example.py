@@ -16,9 +16,9 @@ from unittest import mock
 
 import lmdb
 
+from merklekv.engine.base import DATABASES, LISTS
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import ENTRY, FRAME_HEADER, LEAF_SIZE, REMOTE, SEGMENT_HEADER, bucket_of
-from merklekv.engine.store import DATABASES, LISTS
 
 PAGE = Path(__file__).parent.parent / "docs" / "format.md"
 BEGIN, END = "<!-- example: scripts/write_format_example.py -->\n", "<!-- end of example -->\n"
@@ -132,7 +132,7 @@ def _leaves(key: bytes, value: bytes) -> Iterable[str]:
 def example() -> str:
     """The example as it stands in the page."""
     clock = mock.patch("time.time_ns", return_value=NOW_NS)
-    instance = mock.patch("merklekv.engine.version.os.urandom", return_value=INSTANCE)
+    instance = mock.patch("merklekv.engine.clock.os.urandom", return_value=INSTANCE)
     with tempfile.TemporaryDirectory() as directory, clock, instance:
         path = Path(directory) / "data"
         engine = Engine(path, durability="never", absorb="manual", wall_clock=lambda: NOW_NS)

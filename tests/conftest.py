@@ -13,13 +13,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 pytest_plugins = [
-    "fix_signals",
-    "fix_node",
-    "fix_broker",
-    "fix_cluster",
-    "fix_crash",
-    "fix_proxy",
-    "fix_simulation",
+    "fixtures.signals",
+    "fixtures.node",
+    "fixtures.broker",
+    "fixtures.cluster",
+    "fixtures.crash",
+    "fixtures.proxy",
+    "fixtures.simulation_runs",
 ]
 
 SLOW_EXAMPLES = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]

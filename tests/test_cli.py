@@ -15,11 +15,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from fix_node import READY, NodeFactory, NodeProcess, clean_environment
-from support import free_port, wait_until
+from fixtures.node import READY, NodeFactory, NodeProcess, clean_environment
+from fixtures.support import free_port, wait_until
 
 import merklekv
-from merklekv import __version__, exits
+from merklekv import __version__, exit_codes
 from merklekv import node as node_module
 
 
@@ -127,18 +127,18 @@ def test_importing_the_package_imports_no_engine() -> None:
     ],
 )
 def test_a_wrong_flag_or_setting_is_one_line_and_the_usage_status(arguments: list[str], words: list[str]) -> None:
-    fails(exits.EXIT_USAGE, *words, done=run(*arguments))
+    fails(exit_codes.EXIT_USAGE, *words, done=run(*arguments))
 
 
 def test_a_wrong_variable_is_one_line_and_the_usage_status() -> None:
     done = run("run", environment={"MERKLEKV_REPLICATION__MQTT_PORT": "0"})
-    fails(exits.EXIT_USAGE, "environment MERKLEKV_REPLICATION__MQTT_PORT", "'0'", done=done)
+    fails(exit_codes.EXIT_USAGE, "environment MERKLEKV_REPLICATION__MQTT_PORT", "'0'", done=done)
 
 
 def test_a_setting_that_is_no_text_is_one_line_and_the_usage_status() -> None:
     command = [sys.executable, "-m", "merklekv", "run", "--node-id", b"a\xff"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=clean_environment())
-    fails(exits.EXIT_USAGE, r"replication.client_id = 'a\udcff' is not allowed", done=done)
+    fails(exit_codes.EXIT_USAGE, r"replication.client_id = 'a\udcff' is not allowed", done=done)
 
 
 def test_config_shows_values_sources_and_no_secret(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_the_ready_line_says_address_directory_durability_and_keys(node: NodePro
 def test_a_signal_stops_it_with_status_0_and_keeps_the_data(node: NodeProcess, number: int) -> None:
     with node.connect() as client:
         assert client.ask("SET key value") == "OK"
-        assert node.stop(number) == exits.EXIT_OK
+        assert node.stop(number) == exit_codes.EXIT_OK
         assert client.line() == ""
     node.start()
     with node.connect() as client:
@@ -197,14 +197,14 @@ def test_other_signals_leave_it_running(node: NodeProcess) -> None:
             assert client.ask("PING") == "PONG"
     for line in ("SIGHUP: nothing to reload", "SIGUSR1: ignored", f"signal {signal.SIGRTMIN + 1}: ignored"):
         wait_until(lambda line=line: line in node.output(), what=line)  # type: ignore[misc]
-    assert node.stop() == exits.EXIT_OK
+    assert node.stop() == exit_codes.EXIT_OK
 
 
 def test_a_signal_again_and_again_is_a_line_and_a_count(node: NodeProcess) -> None:
     for _ in range(200):
         os.kill(node.pid, signal.SIGUSR2)
     wait_until(lambda: "SIGUSR2" in node.output())
-    assert node.stop() == exits.EXIT_OK
+    assert node.stop() == exit_codes.EXIT_OK
     assert 1 <= node.output().count("SIGUSR2") <= 3
 
 
@@ -213,7 +213,7 @@ def test_more_signals_while_it_stops_do_no_harm(node: NodeProcess) -> None:
     while node.process.poll() is None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
             node.process.send_signal(number)
-    assert node.wait() == exits.EXIT_OK
+    assert node.wait() == exit_codes.EXIT_OK
 
 
 def terminated_once_ready(code: str, tmp_path: Path) -> tuple[int, str]:
@@ -242,7 +242,7 @@ cli.main()
 
 def test_other_signals_while_it_starts_do_not_end_it(tmp_path: Path) -> None:
     status, logged = terminated_once_ready(SIGNALLED_WHILE_STARTING, tmp_path)
-    assert status == exits.EXIT_OK
+    assert status == exit_codes.EXIT_OK
     assert "SIGHUP: nothing to reload" in logged
 
 
@@ -250,24 +250,24 @@ def test_a_signal_that_another_thread_gets_stops_it(node: NodeProcess) -> None:
     """It does not wake the main thread, as one that comes just before that one waits does not."""
     others = {int(path.name) for path in Path(f"/proc/{node.pid}/task").iterdir()} - {node.pid}
     assert ctypes.CDLL(None).tgkill(node.pid, min(others), signal.SIGTERM) == 0
-    assert node.wait() == exits.EXIT_OK
+    assert node.wait() == exit_codes.EXIT_OK
 
 
 def test_shutdown_is_answered_and_stops_it_with_status_0(node: NodeProcess) -> None:
     with node.connect() as client:
         assert client.ask("SHUTDOWN") == "OK"
-    assert node.wait() == exits.EXIT_OK
+    assert node.wait() == exit_codes.EXIT_OK
 
 
 def test_a_silent_client_does_not_hold_up_the_stop(node: NodeProcess) -> None:
     with node.connect() as silent:
         silent.send(b"SET half a requ")
-        assert node.stop() == exits.EXIT_OK
+        assert node.stop() == exit_codes.EXIT_OK
 
 
 def test_a_second_process_on_the_directory_is_refused(node: NodeProcess, node_factory: NodeFactory) -> None:
     second = node_factory(start=False, directory=node.directory)
-    fails_to_start(second, exits.EXIT_LOCKED, str(node.directory), str(node.pid))
+    fails_to_start(second, exit_codes.EXIT_LOCKED, str(node.directory), str(node.pid))
     with node.connect() as client:
         assert client.ask("PING") == "PONG"
 
@@ -275,7 +275,7 @@ def test_a_second_process_on_the_directory_is_refused(node: NodeProcess, node_fa
 def test_a_second_process_is_refused_without_the_lock_file(node: NodeProcess, node_factory: NodeFactory) -> None:
     (node.directory / "LOCK").unlink()
     second = node_factory(start=False, directory=node.directory)
-    fails_to_start(second, exits.EXIT_LOCKED, str(node.directory), f"in use by process {node.pid}")
+    fails_to_start(second, exit_codes.EXIT_LOCKED, str(node.directory), f"in use by process {node.pid}")
 
 
 def test_a_base_that_was_cut_off_is_refused_with_the_file_and_the_way_out(node_factory: NodeFactory) -> None:
@@ -286,7 +286,7 @@ def test_a_base_that_was_cut_off_is_refused_with_the_file_and_the_way_out(node_f
     node.stop()
     os.truncate(node.directory / "base" / "data.mdb", 20_000)
     words = ("base/data.mdb: is 20000 bytes long", "it was cut off; keep the directory, and restore a backup")
-    fails_to_start(node, exits.EXIT_CORRUPT, *words)
+    fails_to_start(node, exit_codes.EXIT_CORRUPT, *words)
 
 
 def test_a_directory_that_others_may_read_is_said_once(node: NodeProcess) -> None:
@@ -304,33 +304,33 @@ def test_an_occupied_port_is_refused_and_the_directory_is_free_again(node_factor
         port = holder.getsockname()[1]
         node = node_factory(start=False)
         node.port = port
-        fails_to_start(node, exits.EXIT_ADDRESS, "127.0.0.1", str(port))
+        fails_to_start(node, exit_codes.EXIT_ADDRESS, "127.0.0.1", str(port))
     node.port = free_port()
     node.start()
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
 def test_an_address_that_is_not_ours_is_refused(node_factory: NodeFactory, host: str) -> None:
-    fails_to_start(node_factory("--host", host, start=False), exits.EXIT_ADDRESS, host)
+    fails_to_start(node_factory("--host", host, start=False), exit_codes.EXIT_ADDRESS, host)
 
 
 def test_a_directory_that_cannot_be_made_is_refused(node_factory: NodeFactory, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     node = node_factory(start=False, directory=tmp_path / "file" / "data")
-    fails_to_start(node, exits.EXIT_UNWRITABLE, str(node.directory))
+    fails_to_start(node, exit_codes.EXIT_UNWRITABLE, str(node.directory))
 
 
 def test_a_directory_that_cannot_be_written_is_refused(node_factory: NodeFactory) -> None:
     # /proc takes no files from anybody, root included.
     node = node_factory(start=False, directory=Path("/proc/merklekv"))
-    fails_to_start(node, exits.EXIT_UNWRITABLE, "/proc/merklekv")
+    fails_to_start(node, exit_codes.EXIT_UNWRITABLE, "/proc/merklekv")
 
 
 def test_a_directory_of_something_else_is_refused_and_left_alone(node_factory: NodeFactory, tmp_path: Path) -> None:
     directory = tmp_path / "photos"
     directory.mkdir()
     (directory / "holiday.jpg").write_bytes(b"not ours")
-    fails_to_start(node_factory(start=False, directory=directory), exits.EXIT_FORMAT, str(directory))
+    fails_to_start(node_factory(start=False, directory=directory), exit_codes.EXIT_FORMAT, str(directory))
     assert [entry.name for entry in directory.iterdir()] == ["holiday.jpg"]
 
 
@@ -338,7 +338,7 @@ def test_a_format_of_a_later_release_is_refused_and_left_alone(node: NodeProcess
     node.stop()
     mark = node.directory / "FORMAT"
     mark.write_text("MerkleKV data format 999\n")
-    fails_to_start(node, exits.EXIT_FORMAT, str(node.directory), "999")
+    fails_to_start(node, exit_codes.EXIT_FORMAT, str(node.directory), "999")
     assert mark.read_text() == "MerkleKV data format 999\n"
 
 
@@ -351,7 +351,7 @@ def test_damaged_data_is_refused_with_the_file_and_the_way_out(node: NodeProcess
     content = bytearray(segment.read_bytes())
     content[300] ^= 0xFF
     segment.write_bytes(content)
-    fails_to_start(node, exits.EXIT_CORRUPT, segment.name, "merklekv-tool")
+    fails_to_start(node, exit_codes.EXIT_CORRUPT, segment.name, "merklekv-tool")
 
 
 STORAGE_FAILED = """
@@ -364,7 +364,7 @@ node.end_at_once(StorageFailed("data/log/0.log: cannot sync: Input/output error"
 
 def test_a_failed_disk_ends_the_process_at_once_with_what_failed() -> None:
     done = subprocess.run([sys.executable, "-c", STORAGE_FAILED], capture_output=True, text=True, timeout=30)
-    assert done.returncode == exits.EXIT_STORAGE
+    assert done.returncode == exit_codes.EXIT_STORAGE
     assert "CRITICAL" in done.stderr
     assert "cannot sync: Input/output error" in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -381,7 +381,7 @@ cli.main()
 def test_a_signal_while_recovering_ends_it_at_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", NEVER_STARTS, "run", "--port", "0", "--data-dir", str(tmp_path / "data")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    assert (done.returncode, done.stdout) == (exits.EXIT_OK, "")
+    assert (done.returncode, done.stdout) == (exit_codes.EXIT_OK, "")
 
 
 NEVER_STOPS = """
@@ -395,7 +395,7 @@ cli.main()
 
 def test_a_stop_that_takes_too_long_is_cut_short(tmp_path: Path) -> None:
     status, logged = terminated_once_ready(NEVER_STOPS, tmp_path)
-    assert status == exits.EXIT_SLOW_STOP
+    assert status == exit_codes.EXIT_SLOW_STOP
     assert "leaving now" in logged
 
 
@@ -416,7 +416,7 @@ cli.main()
 
 def test_a_stop_needs_no_other_thread(tmp_path: Path) -> None:
     status, logged = terminated_once_ready(NO_THREAD_FOR_THE_STOP, tmp_path)
-    assert status == exits.EXIT_OK, logged
+    assert status == exit_codes.EXIT_OK, logged
     assert "stopped" in logged
 
 
@@ -461,8 +461,8 @@ def test_a_flag_beats_the_environment_for_a_real_node(node_factory: NodeFactory)
 
 
 def test_every_exit_status_has_a_meaning_of_its_own() -> None:
-    statuses = [value for name, value in vars(exits).items() if name.startswith("EXIT_")]
-    assert sorted(statuses) == sorted(exits.MEANINGS)
+    statuses = [value for name, value in vars(exit_codes).items() if name.startswith("EXIT_")]
+    assert sorted(statuses) == sorted(exit_codes.MEANINGS)
     assert len(set(statuses)) == len(statuses)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from merklekv import config, kinds
+from merklekv import config, setting_types
 from merklekv.settings import Settings, declarations, environment_name
 
 GOOD: dict[str, list[tuple[object, object]]] = {  # for each kind of value: what may be written, and what it means
@@ -274,7 +274,7 @@ def test_a_certificate_needs_its_key() -> None:
 
 @pytest.mark.parametrize(("count", "shown"), [(0, "0"), (1, "1"), (1024, "1KiB"), (3 << 20, "3MiB"), (1000, "1000")])
 def test_sizes_are_shown_exactly(count: int, shown: str) -> None:
-    assert kinds.show_size(count) == shown
+    assert setting_types.show_size(count) == shown
 
 
 # Of every type that a file can hold, and what a flag or a variable can.

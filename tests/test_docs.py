@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from fix_node import NodeFactory
+from fixtures.node import NodeFactory
 
 import merklekv
-from merklekv import config, exits
-from merklekv.net.commands import TABLE
+from merklekv import config, exit_codes
+from merklekv.net.commands.registry import Command
+from merklekv.net.commands.table import TABLE
 from merklekv.net.limits import Limits
-from merklekv.net.registry import Command
 from merklekv.node import limits_of
 from merklekv.settings import Settings, declarations
 
@@ -72,7 +72,7 @@ def test_the_settings_leave_the_limits_at_the_servers_own_defaults() -> None:
     assert limits_of(Settings()) == Limits()
 
 
-@pytest.mark.parametrize("status", sorted(exits.MEANINGS))
+@pytest.mark.parametrize("status", sorted(exit_codes.MEANINGS))
 def test_every_exit_status_is_in_the_operations_page(status: int) -> None:
     assert re.search(rf"^\| {status} \|", page("operations.md"), re.MULTILINE)
 

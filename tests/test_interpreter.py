@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fix_node import NodeFactory, clean_environment
-from support import wait_until
+from fixtures.node import NodeFactory, clean_environment
+from fixtures.support import wait_until
 
 PARENT = """
 import json, os, subprocess, sys

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from support import free_port
+from fixtures.support import free_port
 
 ROOT = Path(__file__).parent.parent
 LEARN = ROOT / "docs" / "learn"

@@ -26,14 +26,14 @@ from merklekv.names import (
     split_address,
     stored_node_id,
 )
+from merklekv.net.commands.records import checked_origin
 from merklekv.net.errors import RequestError
-from merklekv.net.records import checked_origin
-from merklekv.replication.event import EventRefused, decode_message
-from merklekv.replication.exchange_fields import Malformed
-from merklekv.replication.exchange_fields import node_id as node_id_of_a_message
-from merklekv.replication.members import Members
-from merklekv.replication.membership import Membership
-from merklekv.replication.presence import ONLINE, Status, decode_status
+from merklekv.replication.cluster.members import Members
+from merklekv.replication.cluster.membership import Membership
+from merklekv.replication.cluster.presence import ONLINE, Status, decode_status
+from merklekv.replication.fields import Malformed
+from merklekv.replication.fields import node_id as node_id_of_a_message
+from merklekv.replication.stream.event import EventRefused, decode_message
 
 GOOD = (
     "a",

@@ -15,27 +15,27 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # What a part may import of the package, beside itself. The bottom is what everybody may.
-HELPERS = ("bursts", "interpreter", "interrupt", "names", "output", "private", "shortage")
+HELPERS = ("log_throttle", "interpreter", "interrupt", "names", "output", "private", "shortage")
 BOTTOM = {"merklekv", "merklekv.errors", *(f"merklekv.{name}" for name in HELPERS)}
 LAYERS = {
     "merklekv/errors.py": set(),
     **{f"merklekv/{name}.py": set() for name in HELPERS},
-    "merklekv/kinds.py": set(),
-    "merklekv/settings.py": {"merklekv.kinds"},
+    "merklekv/setting_types.py": set(),
+    "merklekv/settings.py": {"merklekv.setting_types"},
     "merklekv/config.py": {"merklekv.settings"},
-    "merklekv/exits.py": set(),
-    "merklekv/logs.py": set(),
+    "merklekv/exit_codes.py": set(),
+    "merklekv/logging_setup.py": set(),
     "merklekv/engine/": {"merklekv.engine"},
     "merklekv/net/": {"merklekv.engine", "merklekv.net"},
     "merklekv/replication/": {"merklekv.engine", "merklekv.replication"},
-    "merklekv/demo/": {"merklekv.net", "merklekv.exits", "merklekv.demo"},
+    "merklekv/demo/": {"merklekv.net", "merklekv.exit_codes", "merklekv.demo"},
     "tools/merklekv_tool/": {
         "merklekv.engine",
         "merklekv.net",
-        "merklekv.replication.carrier",
-        "merklekv.replication.exchange_side",
-        "merklekv.replication.member_rows",
-        "merklekv.exits",
+        "merklekv.replication.sync.transport",
+        "merklekv.replication.sync.local_endpoint",
+        "merklekv.replication.cluster.member_rows",
+        "merklekv.exit_codes",
         "merklekv_tool",
     },
 }

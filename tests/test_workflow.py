@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from fix_node import clean_environment
+from fixtures.node import clean_environment
 
 ROOT = Path(__file__).parent.parent
 WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/integration.yml").read_text())

@@ -24,7 +24,7 @@ for program in merklekv mosquitto redis-cli nc; do
 done
 declare -A LAB_PID=()
 printf '[pytest]\npythonpath = %s/tests\n' "$LAB_ROOT" > "$LAB/pytest.ini"  # for tests of your own, in $LAB
-echo 'pytest_plugins = ["fix_node", "fix_broker", "fix_cluster"]' > "$LAB/conftest.py"
+echo 'pytest_plugins = ["fixtures.node", "fixtures.broker", "fixtures.cluster"]' > "$LAB/conftest.py"
 
 lab_end() {
     kill -9 "${LAB_PID[@]}" 2> /dev/null

@@ -22,7 +22,7 @@ from rich.live import Live
 from merklekv.demo.cluster import NODES, Cluster
 from merklekv.demo.process import DemoFailed
 from merklekv.demo.screen import Keys, picture
-from merklekv.exits import EXIT_FAILED, EXIT_OK
+from merklekv.exit_codes import EXIT_FAILED, EXIT_OK
 from merklekv.output import counted
 
 TICK_S: Final = 0.1

@@ -22,19 +22,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from merklekv.engine import crashpoints
-from merklekv.engine.absorber import AbsorbingChild, absorb
+from merklekv.engine import failpoints
+from merklekv.engine.base import Base, BaseWriter
+from merklekv.engine.checkpoint.checkpointer import Merger
+from merklekv.engine.checkpoint.child import AbsorbingChild, absorb
+from merklekv.engine.clock import DEFAULT_MAX_DRIFT_S, HybridClock
 from merklekv.engine.format import ENTRY, OP_REPAIR, REMOTE
 from merklekv.engine.log import segment_path, suppress_shortage
 from merklekv.engine.memtable import Memtable
-from merklekv.engine.merger import Merger
 from merklekv.engine.options import MIN_MEMTABLE_SIZE as MIN_MEMTABLE_SIZE
 from merklekv.engine.options import Absorb, Durability, require_options, require_path
 from merklekv.engine.recovery import replay
 from merklekv.engine.state import State, refusal
-from merklekv.engine.store import Base, BaseWriter
 from merklekv.engine.tail import DEFAULT_HOLD_MAX_BYTES, Place, Tail
-from merklekv.engine.version import DEFAULT_MAX_DRIFT_S, HybridClock
 from merklekv.errors import MerkleKVError, Shortage, StorageFailed
 from merklekv.shortage import reason_of, shortage_of
 
@@ -331,7 +331,7 @@ class Durable(State):
                 self._fail(error)
                 raise
             self._may_merge()
-            crashpoints.reached("rotate.sealed")
+            failpoints.reached("rotate.sealed")
             self._layers.freeze(self._log.lsn)
             self._adopt_active()
             if self._merger is None:
@@ -377,7 +377,7 @@ class Durable(State):
 
     def _take_over_base(self) -> None:
         """Goes on from what the base has taken in."""
-        crashpoints.reached("merge.finished")
+        failpoints.reached("merge.finished")
         with self.lock:
             self._layers.drop_absorbed()
             self._may_merge()
@@ -388,7 +388,7 @@ class Durable(State):
             self._merging = []
             self._start_merging()
             self._update_stall()
-        crashpoints.reached("merge.before_delete")
+        failpoints.reached("merge.before_delete")
         self._delete_segments()
 
     def _go_on_merging(self) -> None:

@@ -20,6 +20,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Final, NamedTuple
 
+from merklekv.engine.base import Pair
 from merklekv.engine.format import (
     ENTRY,
     FLAGS,
@@ -44,7 +45,6 @@ from merklekv.engine.format import (
 from merklekv.engine.integers import INT64_MAX, INT64_MIN, strict_integer
 from merklekv.engine.layers import is_marker
 from merklekv.engine.settled import Settled, bound_of
-from merklekv.engine.store import Pair
 from merklekv.errors import InvalidArgument, MerkleKVError, NotANumber, NumberOverflow
 
 SUPERSEDED: Final = "superseded"

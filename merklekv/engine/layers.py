@@ -13,9 +13,9 @@ import random
 from itertools import islice
 from typing import Final
 
+from merklekv.engine.base import Base, Pair
 from merklekv.engine.format import BUCKETS, COLLECTED, FLAGS_AT, TOMBSTONE, VALUE_AT, VERSION_SIZE
 from merklekv.engine.memtable import Memtable, prefix_end
-from merklekv.engine.store import Base, Pair
 
 RANDOM_TRIES: Final = 100
 RANDOM_MEMTABLE_SHARE: Final = 0.5

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from merklekv.engine.access import require_access, trouble
+from merklekv.engine.base import DATA_FILE, Base, BaseWriter
 from merklekv.engine.directory import DataDirectory
 from merklekv.engine.format import (
     FLAGS_AT,
@@ -23,8 +24,7 @@ from merklekv.engine.format import (
 from merklekv.engine.layers import Layers
 from merklekv.engine.log import Log, Segment, list_segments, recover, segment_path, sync_directory
 from merklekv.engine.memtable import Memtable, charge
-from merklekv.engine.repairs import Repairs, repair
-from merklekv.engine.store import DATA_FILE, Base, BaseWriter
+from merklekv.engine.verify.repairs import Repairs, repair
 from merklekv.errors import Corruption, Shortage
 
 log = logging.getLogger(__name__)

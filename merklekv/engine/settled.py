@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+from merklekv.engine.base import Pair
 from merklekv.engine.durable import Durable
 from merklekv.engine.format import (
     FLAGS_AT,
@@ -27,7 +28,6 @@ from merklekv.engine.format import (
     ZERO_VERSION,
 )
 from merklekv.engine.merkle import pack_leaves
-from merklekv.engine.store import Pair
 from merklekv.errors import Corruption, Shortage
 
 COLLECT_KEYS: Final = 1000  # in one call of `collect`

@@ -20,6 +20,8 @@ from typing import Any, Final
 
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
+from merklekv.engine.base import Pair
+from merklekv.engine.clock import HybridClock
 from merklekv.engine.directory import DataDirectory
 from merklekv.engine.format import (
     COLLECTED,
@@ -45,8 +47,6 @@ from merklekv.engine.layers import is_live
 from merklekv.engine.memtable import KEY_OVERHEAD
 from merklekv.engine.merkle import COUNT_MASK, EMPTY_ROOT, LEAF_MASK, MerkleTree, term_of
 from merklekv.engine.recovery import open_layers
-from merklekv.engine.store import Pair
-from merklekv.engine.version import HybridClock
 from merklekv.errors import DiskFull, InvalidArgument, MerkleKVError, Shortage, Stalled
 
 PAGE_KEYS: Final = 1000

@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import Final, Self
 
 from merklekv.errors import MerkleKVError
-from merklekv.net import replies
-from merklekv.net.replies import INCOMPLETE, BadReply, ErrorReply, ReplyParser
+from merklekv.net.protocol import replies
+from merklekv.net.protocol.replies import INCOMPLETE, BadReply, ErrorReply, ReplyParser
 from merklekv.net.sockets import set_up
 
 CONNECT_TIMEOUT_S: Final = 5.0

@@ -12,16 +12,16 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from merklekv.errors import MerkleKVError
-from merklekv.net import resp, text
+from merklekv.net.commands.resp_data import WRONG_COUNT
 from merklekv.net.errors import RequestError
 from merklekv.net.limits import BULK_BYTES_MIN
-from merklekv.net.resp import RespParser
-from merklekv.net.resp_handlers import WRONG_COUNT
+from merklekv.net.protocol import resp, text
+from merklekv.net.protocol.resp import RespParser
+from merklekv.net.protocol.text import FOREIGN, REFUSED, Request, TextParser
 from merklekv.net.session import Context, Long, Pause, Session
-from merklekv.net.text import FOREIGN, REFUSED, Request, TextParser
 
 if TYPE_CHECKING:
-    from merklekv.net.registry import Entry
+    from merklekv.net.commands.registry import Entry
 
 _RESP_FIRST = b"*"
 _TLS_FIRST = b"\x16"  # a handshake record; what a server chose, such as a ticket, may hold lines that are commands

@@ -30,7 +30,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from merklekv.errors import AddressInUse, AddressUnavailable, InvalidArgument
-from merklekv.net.commands import commands
+from merklekv.net.commands.scan import Cursors
+from merklekv.net.commands.table import commands
 from merklekv.net.connection import Connection
 from merklekv.net.limits import (
     ACCEPT_BATCH,
@@ -41,7 +42,6 @@ from merklekv.net.limits import (
     REFUSED_WAITING_MAX,
     Limits,
 )
-from merklekv.net.scan import Cursors
 from merklekv.net.session import Context, NoServices, Services, Session
 from merklekv.net.sockets import set_up
 from merklekv.net.worker import Worker

@@ -20,16 +20,16 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from merklekv.bursts import BurstLog
 from merklekv.errors import MerkleKVError
+from merklekv.log_throttle import BurstLog
 from merklekv.net.errors import RequestError
 from merklekv.net.limits import COMMAND_THREADS_MAX, REQUEST_ROOM_BYTES, Limits
-from merklekv.net.text import Request
+from merklekv.net.protocol.text import Request
 
 if TYPE_CHECKING:
     from merklekv.engine.engine import Engine
-    from merklekv.net.registry import Commands, Entry
-    from merklekv.net.scan import Cursors
+    from merklekv.net.commands.registry import Commands, Entry
+    from merklekv.net.commands.scan import Cursors
 
 log = logging.getLogger(__name__)
 

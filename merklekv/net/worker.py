@@ -32,11 +32,11 @@ from collections.abc import Callable, Sequence
 
 from merklekv.errors import MerkleKVError, Shortage, Stalled, StorageFailed
 from merklekv.net import limits
+from merklekv.net.commands.registry import Entry
 from merklekv.net.connection import Connection, discard, wrong_count
 from merklekv.net.errors import Goodbye, RequestError
-from merklekv.net.registry import Entry
+from merklekv.net.protocol.text import Request
 from merklekv.net.session import Context, Long, writable
-from merklekv.net.text import Request
 
 log = logging.getLogger(__name__)
 

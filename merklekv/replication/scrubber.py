@@ -24,10 +24,10 @@ from contextlib import closing
 from typing import Final
 
 from merklekv.engine.engine import Engine
-from merklekv.engine.scrub import Damage, Scrub, fits
+from merklekv.engine.verify.scrub import Damage, Scrub, fits
 from merklekv.errors import MerkleKVError, Stalled, StorageFailed
 from merklekv.output import counted
-from merklekv.replication.schedule import rest_s
+from merklekv.replication.sync.schedule import rest_s
 
 log = logging.getLogger(__name__)
 

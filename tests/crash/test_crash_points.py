@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from crash_harness import SMALL_MEMTABLE, Victim
-from fix_node import READY, NodeFactory
-from support import wait_until
+from fixtures.crash_harness import SMALL_MEMTABLE, Victim
+from fixtures.node import READY, NodeFactory
+from fixtures.support import wait_until
 
-from merklekv.engine.crashpoints import POINTS
+from merklekv.engine.failpoints import POINTS
 from merklekv.net.client import Unreachable
 
 WRITES = 10  # few enough, with few clients, that memory does not fill while the child is dead: then writers would wait

@@ -15,15 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fix_node import NodeFactory, clean_environment
-from support import wait_until
+from fixtures.node import NodeFactory, clean_environment
+from fixtures.support import wait_until
 
-from merklekv.engine.check import check_directory
+from merklekv.engine.base import DATA_FILE
 from merklekv.engine.engine import Engine
 from merklekv.engine.log import Segment, list_segments, segment_path
-from merklekv.engine.store import DATA_FILE
+from merklekv.engine.verify.check import check_directory
 from merklekv.errors import Corruption
-from merklekv.exits import EXIT_CORRUPT, EXIT_STORAGE
+from merklekv.exit_codes import EXIT_CORRUPT, EXIT_STORAGE
 from merklekv.net.client import Client, Unreachable
 
 KEYS = 12

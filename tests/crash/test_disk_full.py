@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from crash_harness import SMALL_MEMTABLE, Victim
-from fix_node import NodeFactory
-from support import wait_until
+from fixtures.crash_harness import SMALL_MEMTABLE, Victim
+from fixtures.node import NodeFactory
+from fixtures.support import wait_until
 
-from merklekv.exits import EXIT_UNWRITABLE
+from merklekv.exit_codes import EXIT_UNWRITABLE
 from merklekv.net.client import Client as Connection
 from merklekv.net.client import NodeError
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
-from fix_node import NodeFactory
-from support import wait_until
+from fixtures.node import NodeFactory
+from fixtures.support import wait_until
 
 from merklekv.engine.log import list_segments
 from merklekv.net.client import Client as Connection

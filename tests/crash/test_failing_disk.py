@@ -16,12 +16,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from crash_harness import SMALL_MEMTABLE, Victim
-from fix_node import NodeFactory, NodeProcess
-from support import wait_until
+from fixtures.crash_harness import SMALL_MEMTABLE, Victim
+from fixtures.node import NodeFactory, NodeProcess
+from fixtures.support import wait_until
 from test_disk_full import write_again
 
-from merklekv.exits import EXIT_STORAGE
+from merklekv.exit_codes import EXIT_STORAGE
 
 REFUSALS = 60
 WRITES = 1500

@@ -13,9 +13,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from crash_harness import SMALL_MEMTABLE, Victim, is_gone, wait_gone
-from fix_node import READY, NodeFactory
-from support import wait_until
+from fixtures.crash_harness import SMALL_MEMTABLE, Victim, is_gone, wait_gone
+from fixtures.node import READY, NodeFactory
+from fixtures.support import wait_until
 
 from merklekv.net.client import Client as Connection
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from crash_disk import PowerDisk
+from fixtures.crash_disk import PowerDisk
 
-from merklekv.engine.check import check_directory
 from merklekv.engine.durable import Durability
 from merklekv.engine.engine import Engine
+from merklekv.engine.verify.check import check_directory
 from merklekv.errors import Stalled
 
 WRITES: Final = 1000

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from fix_node import NodeFactory, NodeProcess, clean_environment
-from support import wait_until
+from fixtures.node import NodeFactory, NodeProcess, clean_environment
+from fixtures.support import wait_until
 
 from merklekv.engine.format import DIGEST_AT, VALUE_AT
 from merklekv.net.client import Client

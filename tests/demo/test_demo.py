@@ -16,10 +16,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fix_node import clean_environment
-from support import wait_until
+from fixtures.node import clean_environment
+from fixtures.support import wait_until
 
-from merklekv import exits
+from merklekv import exit_codes
 from merklekv.demo import broker as demo_broker
 from merklekv.demo import cluster as demo_cluster
 from merklekv.demo import node as demo_node
@@ -110,7 +110,7 @@ def test_cut_short_it_ends_everything(place: Path, number: signal.Signals) -> No
             demo.send_signal(number)
             break
     rest, _ = demo.communicate(timeout=RUN_S)
-    assert demo.returncode == exits.EXIT_FAILED
+    assert demo.returncode == exit_codes.EXIT_FAILED
     assert rest.endswith("interrupted\n")
 
 
@@ -145,7 +145,7 @@ def test_without_its_guard_it_goes_on(place: Path) -> None:
 @pytest.mark.parametrize("wrong", [("--seconds", "0"), ("--seconds", "86401"), ("--broker", "else")])
 def test_wrong_arguments(place: Path, wrong: tuple[str, str]) -> None:
     done = run(place, *wrong)
-    assert done.returncode == exits.EXIT_USAGE
+    assert done.returncode == exit_codes.EXIT_USAGE
     assert re.fullmatch(r"merklekv: [^\n]*" + wrong[0] + r"[^\n]*\n", done.stderr)
 
 
@@ -267,7 +267,7 @@ def test_nodes_that_differ_in_the_end_are_told(short: pytest.MonkeyPatch, capsys
 
     short.setattr(demo_show, "SCRIPT", ((0.2, deafen),))
     short.setitem(demo_node.SETTINGS, "anti_entropy.enabled", "false")  # or they would heal
-    assert demo_show.show(1.0, "auto") == exits.EXIT_FAILED
+    assert demo_show.show(1.0, "auto") == exit_codes.EXIT_FAILED
     last = capsys.readouterr().out.splitlines()[-1]
     assert "diverged: node-1: " in last
 
@@ -277,7 +277,7 @@ def test_all_that_the_script_does_is_seen(short: pytest.MonkeyPatch, capsys: pyt
     kill, start = (step for share, step in demo_show.SCRIPT[:2])
     short.setattr(demo_show, "SCRIPT", ((0.2, kill), (0.2, start)))
     short.setattr(demo_show, "SETTLE_S", RUN_S)
-    assert demo_show.show(1.0, "auto") == exits.EXIT_OK
+    assert demo_show.show(1.0, "auto") == exit_codes.EXIT_OK
     told = capsys.readouterr().out
     assert told.count("node-2 is down") == 1
     assert told.count("node-2 is up") == 2

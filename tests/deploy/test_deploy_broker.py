@@ -11,14 +11,14 @@ from pathlib import Path
 
 import paho.mqtt.client as paho
 import pytest
-from fix_broker import Broker, BrokerFactory, Wire
-from fix_cluster import ReplicationTestHarness
-from fix_node import NodeFactory
+from fixtures.broker import Broker, BrokerFactory, Wire
+from fixtures.cluster import ReplicationTestHarness
+from fixtures.node import NodeFactory
+from fixtures.support import wait_until
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
-from support import wait_until
 
 from merklekv.net.client import Client
-from merklekv.replication.outbox import BATCH_BYTES
+from merklekv.replication.stream.outbox import BATCH_BYTES
 from merklekv.settings import Settings
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"

@@ -12,14 +12,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from fix_node import clean_environment
+from fixtures.node import clean_environment
 
-from merklekv import exits
+from merklekv import exit_codes
 from merklekv.node import STOP_DEADLINE_S
 from merklekv.settings import Settings
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
-MAY_PASS = {exits.EXIT_FAILED, exits.EXIT_STORAGE, exits.EXIT_SLOW_STOP}
+MAY_PASS = {exit_codes.EXIT_FAILED, exit_codes.EXIT_STORAGE, exit_codes.EXIT_SLOW_STOP}
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_it_is_restarted_after_what_may_pass_by_itself(unit: configparser.Config
     service = unit["Service"]
     assert service["Restart"] == "on-failure"
     kept_down = {int(word) for word in service["RestartPreventExitStatus"].split()}
-    assert kept_down == set(exits.MEANINGS) - MAY_PASS - {exits.EXIT_OK, exits.EXIT_INTERRUPTED}
+    assert kept_down == set(exit_codes.MEANINGS) - MAY_PASS - {exit_codes.EXIT_OK, exit_codes.EXIT_INTERRUPTED}
     text = (DEPLOY.parent / "docs" / "operations.md").read_text()
     said = re.search(r"^Restart on ([\d, and]+) and on death by a signal", text, re.MULTILINE)
     assert said is not None

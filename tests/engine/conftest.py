@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from pathlib import Path
 
-import engine_support
 import pytest
+from fixtures import engines as engine_support
 
 from merklekv.engine.engine import Engine
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import engine_support as support
 import lmdb
 import pytest
+from fixtures import engines as support
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merklekv.engine import store as store_module
-from merklekv.engine.check_base import View, check_base
-from merklekv.engine.findings import Findings
+from merklekv.engine import base as store_module
+from merklekv.engine.base import Base, BaseWriter, translate
 from merklekv.engine.format import bucket_of
-from merklekv.engine.store import Base, BaseWriter, translate
+from merklekv.engine.verify.check_base import View, check_base
+from merklekv.engine.verify.report import Findings
 from merklekv.errors import Corruption, DiskFull, StorageFailed
 
 names = st.integers(0, 15).map(lambda number: b"k%02d" % number) | st.just(b"\xff" * 511)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 
-import engine_support as support
+from fixtures import engines as support
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merklekv.engine import naive
 from merklekv.engine.format import BUCKETS, bucket_of
 from merklekv.engine.merkle import EMPTY_ROOT, LEAF_MASK, MerkleTree, pack_leaves, unpack_leaves
+from merklekv.engine.verify import reference
 
 FLOOR = bytes(24)
 names = st.integers(0, 12).map(lambda number: b"k%d" % number)
@@ -19,8 +19,8 @@ records = st.dictionaries(
 ).map(lambda drawn: {key: support.record(key, value, ts) for key, (value, ts) in drawn.items()})
 
 
-def plain(of: dict[bytes, bytes]) -> naive.Tree:
-    tree = naive.Tree()
+def plain(of: dict[bytes, bytes]) -> reference.Tree:
+    tree = reference.Tree()
     for key, record in of.items():
         tree.add(key, record)
     return tree
@@ -44,7 +44,7 @@ def test_any_history_ends_in_the_plain_tree(
     for key in gone | kept:
         bucket = bucket_of(key)
         node, leaf = divmod(bucket, 256)
-        assert tree.leaf(bucket) == tree.inner_leaves(node)[leaf] == naive.number(expected.leaf(bucket))
+        assert tree.leaf(bucket) == tree.inner_leaves(node)[leaf] == reference.number(expected.leaf(bucket))
         assert kept.get(key) is None or tree.counts[bucket] > 0
     again = MerkleTree([tree.leaf(bucket) for bucket in range(BUCKETS)])
     assert again.root(FLOOR) == tree.root(FLOOR)

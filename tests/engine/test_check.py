@@ -12,18 +12,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import engine_support as support
 import lmdb
 import pytest
-from engine_support import NOON
+from fixtures import engines as support
+from fixtures.engines import NOON
 
-from merklekv.engine import naive
-from merklekv.engine.check import check_directory
-from merklekv.engine.check_log import check_log
 from merklekv.engine.engine import Engine
-from merklekv.engine.findings import PROBLEMS_MAX, BaseFacts, Findings, Stages
 from merklekv.engine.format import bucket_of
 from merklekv.engine.log import list_segments, segment_path
+from merklekv.engine.verify import reference
+from merklekv.engine.verify.check import check_directory
+from merklekv.engine.verify.check_log import check_log
+from merklekv.engine.verify.report import PROBLEMS_MAX, BaseFacts, Findings, Stages
 from merklekv.errors import Corruption, DirectoryLocked, FormatTooNew, NotADataDirectory
 
 KEY = b"k05"
@@ -69,7 +69,7 @@ def only(problems: list[str], *words: object) -> None:
 
 
 def added(number: int) -> Callable[[bytes], bytes]:
-    return lambda value: (naive.number(value) + number).to_bytes(len(value), "big")
+    return lambda value: (reference.number(value) + number).to_bytes(len(value), "big")
 
 
 # -- derived state in the base -----------------------------------------------------------------------------------------
@@ -341,7 +341,7 @@ def test_what_is_no_data_directory(tmp_path: Path) -> None:
 
 
 def test_progress_grows_to_its_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("merklekv.engine.findings.STEPS_PER_REPORT", 4)
+    monkeypatch.setattr("merklekv.engine.verify.report.STEPS_PER_REPORT", 4)
     told: list[tuple[int, int]] = []
     check_directory(path, lambda done, total: told.append((done, total)))
     assert told == sorted(told)
@@ -368,7 +368,7 @@ def test_many_problems_are_cut_short() -> None:
 
 
 def test_the_plain_computations_share_no_code_with_the_engine() -> None:
-    tree = ast.parse(Path(naive.__file__).read_text())
+    tree = ast.parse(Path(reference.__file__).read_text())
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not any(isinstance(node, ast.Import) for node in ast.walk(tree))
     assert not any((name or "merklekv").startswith("merklekv") for name in imported)

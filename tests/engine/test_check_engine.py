@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 
-import engine_support as support
 import pytest
-from engine_support import NOON
+from fixtures import engines as support
+from fixtures.engines import NOON
 
-from merklekv.engine.check import check_engine
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import bucket_of
+from merklekv.engine.verify.check import check_engine
 
 KEY = b"k05"
 BUCKET = bucket_of(KEY)

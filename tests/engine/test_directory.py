@@ -13,15 +13,15 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import engine_support as support
 import pytest
+from fixtures import engines as support
+from fixtures.support import wait_until
 from lmdb.verify import verify
-from support import wait_until
 
 from merklekv.engine import directory as directory_module
-from merklekv.engine.check import check_directory
 from merklekv.engine.directory import DataDirectory, give_to_owner, require_format
 from merklekv.engine.log import list_segments, segment_path
+from merklekv.engine.verify.check import check_directory
 from merklekv.errors import (
     Corruption,
     DirectoryLocked,

@@ -10,14 +10,14 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import engine_support as support
 import pytest
-from support import wait_until
+from fixtures import engines as support
+from fixtures.support import wait_until
 
 from merklekv.engine import log as log_module
-from merklekv.engine.check import check_directory, check_engine
 from merklekv.engine.durable import MIN_MEMTABLE_SIZE
 from merklekv.engine.engine import Engine
+from merklekv.engine.verify.check import check_directory, check_engine
 from merklekv.errors import DiskFull, Stalled
 
 DISK_SIZE = 6 << 20
@@ -259,7 +259,7 @@ def test_merging_in_the_child_waits_for_room(
     disk: Disk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Meanwhile reads go on, writes do until memory is full, and then the disk is what they complain about."""
-    monkeypatch.setattr("merklekv.engine.merger.RETRY_S", 0.01)
+    monkeypatch.setattr("merklekv.engine.checkpoint.checkpointer.RETRY_S", 0.01)
     engine = support.open_engine(disk.path / "data", absorb="process")
     try:
         engine._log.reserve(4 * MIN_MEMTABLE_SIZE)

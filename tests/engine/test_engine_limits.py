@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import engine_support as support
 import pytest
+from fixtures import engines as support
 
 from merklekv.engine import log as log_module
 from merklekv.engine.durable import FROZEN_TABLES_MAX, MIN_MEMTABLE_SIZE

@@ -16,18 +16,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import engine_support as support
 import pytest
-from engine_support import DAY_NS, Wall
+from fixtures import engines as support
+from fixtures.engines import DAY_NS, Wall
+from fixtures.support import no_room
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
-from support import no_room
 
-from merklekv.engine.check import check_directory, check_engine
+from merklekv.engine.clock import MAX_TRUNCATION_AHEAD_S
 from merklekv.engine.durable import Durability
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import OP_SET, TOMBSTONE, VALUE_AT
-from merklekv.engine.version import MAX_TRUNCATION_AHEAD_S
+from merklekv.engine.verify.check import check_directory, check_engine
 from merklekv.errors import DiskFull, NotANumber, NumberOverflow, Stalled
 
 Model = tuple[dict[bytes, bytes], bytes, int]  # records, floor, horizon

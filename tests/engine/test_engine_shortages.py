@@ -11,21 +11,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import engine_support as support
 import pytest
-from support import failing_writes, no_room, wait_until
+from fixtures import engines as support
+from fixtures.support import failing_writes, no_room, wait_until
 
 import merklekv
-from merklekv.engine import absorber as absorber_module
+from merklekv.engine import base as store_module
 from merklekv.engine import durable as durable_module
-from merklekv.engine import merger as merger_module
 from merklekv.engine import recovery as recovery_module
-from merklekv.engine import store as store_module
+from merklekv.engine.base import Base, BaseWriter
+from merklekv.engine.checkpoint import checkpointer as merger_module
+from merklekv.engine.checkpoint import child as absorber_module
 from merklekv.engine.durable import MIN_MEMTABLE_SIZE
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import NOTE_HORIZON
 from merklekv.engine.log import list_segments
-from merklekv.engine.store import Base, BaseWriter
 from merklekv.errors import DirectoryLocked, DiskFull, Shortage, Stalled, StorageFailed
 
 VALUE = b"v" * 1000
@@ -433,7 +433,7 @@ def test_a_base_that_outgrows_the_map_of_its_reader(tmp_path: Path, monkeypatch:
     path.mkdir()
     BaseWriter(path).close()
     script = (
-        "import sys; from pathlib import Path; from merklekv.engine.store import BaseWriter\n"
+        "import sys; from pathlib import Path; from merklekv.engine.base import BaseWriter\n"
         "with BaseWriter(Path(sys.argv[1])) as writer:\n"
         "    with writer._transaction() as txn:\n"
         "        for number in range(300): txn.put(b'note:%d' % number, bytes(100_000), db=writer._meta)\n"

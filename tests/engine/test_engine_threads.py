@@ -8,9 +8,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import engine_support as support
 import pytest
-from support import wait_until
+from fixtures import engines as support
+from fixtures.support import wait_until
 
 from merklekv.engine import durable
 from merklekv.engine.engine import Engine

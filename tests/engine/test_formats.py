@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import engine_support as support
 import pytest
+from fixtures import engines as support
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merklekv.engine import naive
-from merklekv.engine.findings import record_problems
 from merklekv.engine.format import (
     DIGEST_AT,
     FLAGS_AT,
@@ -23,6 +21,8 @@ from merklekv.engine.format import (
     record_is_sound,
 )
 from merklekv.engine.log import Segment
+from merklekv.engine.verify import reference
+from merklekv.engine.verify.report import record_problems
 from merklekv.errors import Corruption, FormatTooNew
 
 keys = st.binary(min_size=1, max_size=40) | st.binary(min_size=MAX_KEY_SIZE, max_size=MAX_KEY_SIZE)
@@ -45,7 +45,7 @@ def test_a_record_reads_back(key: bytes, version: bytes, flags: int, value: byte
     assert record[:VERSION_SIZE] == version
     assert record[FLAGS_AT] == flags
     assert record[VALUE_AT:] == value
-    assert record[DIGEST_AT:VALUE_AT] == naive.digest_of(key, record)
+    assert record[DIGEST_AT:VALUE_AT] == reference.digest_of(key, record)
     assert record_is_sound(key, record)
     if not (flags and value):
         assert list(record_problems(key, record, bytes(24))) == []
@@ -69,7 +69,7 @@ def test_a_record_belongs_to_its_key(key: bytes, other: bytes, version: bytes, v
 
 @given(keys)
 def test_the_bucket_is_the_top_of_the_hash(key: bytes) -> None:
-    assert bucket_of(key) == naive.bucket_of(key) < 65536
+    assert bucket_of(key) == reference.bucket_of(key) < 65536
 
 
 @given(st.lists(entries, max_size=4), st.integers(0, 2**40))
@@ -90,14 +90,14 @@ def test_a_segment_reads_back(frames: list[list[bytes]], lsn: int) -> None:
                 frame[:6] for frame in expected
             ]
             for frame, (*_, payload) in zip(read, expected, strict=True):
-                plain = [(e.op | e.remote << 7, e.key, e.record) for e in naive.read_entries(payload)]
+                plain = [(e.op | e.remote << 7, e.key, e.record) for e in reference.read_entries(payload)]
                 assert [(op, key, segment.data[at:end]) for op, key, at, end in segment.entries(frame)] == plain
             assert segment.is_blank(position)
         with file.open("rb") as opened:
-            assert naive.read_header(opened, lsn) == (1, 7)
+            assert reference.read_header(opened, lsn) == (1, 7)
             for frame_ in expected:
-                assert naive.read_frame(opened, lsn, frame_[0]) == frame_
-            assert naive.read_frame(opened, lsn, position) is None
+                assert reference.read_frame(opened, lsn, frame_[0]) == frame_
+            assert reference.read_frame(opened, lsn, position) is None
 
 
 def test_a_frame_that_is_cut_or_flipped_anywhere_is_none(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_frame_that_is_cut_or_flipped_anywhere_is_none(tmp_path: Path) -> None
             file.write_bytes(broken)
             with Segment(file) as segment, file.open("rb") as opened:
                 assert segment.frame_at(48) is None
-                assert naive.read_frame(opened, 0, 48) is None
+                assert reference.read_frame(opened, 0, 48) is None
 
 
 def test_a_frame_counts_only_at_its_own_place(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_log_of_a_later_release_is_refused(tmp_path: Path) -> None:
 @given(st.binary(max_size=60))
 def test_entries_that_do_not_fill_their_frame_are_found_out(payload: bytes) -> None:
     try:
-        entries = list(naive.read_entries(payload))
+        entries = list(reference.read_entries(payload))
     except ValueError:
         return
     assert b"".join(support.entry(e.op | e.remote << 7, e.key, e.record) for e in entries) == payload

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import engine_support as support
 import pytest
-from engine_support import NOON
+from fixtures import engines as support
+from fixtures.engines import NOON
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -7,17 +7,17 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import engine_support as support
 import pytest
-from engine_support import LogWriter, set_entry
+from fixtures import engines as support
+from fixtures.engines import LogWriter, set_entry
 from hypothesis import given
 from hypothesis import strategies as st
 
 from merklekv.engine import log as log_module
-from merklekv.engine.check_log import check_log
 from merklekv.engine.engine import Engine
-from merklekv.engine.findings import BaseFacts, Findings
 from merklekv.engine.log import Segment, list_segments, recover, segment_path
+from merklekv.engine.verify.check_log import check_log
+from merklekv.engine.verify.report import BaseFacts, Findings
 from merklekv.errors import Corruption
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from itertools import pairwise
 
-import engine_support as support
 import pytest
+from fixtures import engines as support
 from hypothesis import given
 from hypothesis import strategies as st
 

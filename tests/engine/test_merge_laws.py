@@ -11,17 +11,17 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-import engine_support as support
 import pytest
-from engine_support import DAY_NS, NOON, Wall
+from fixtures import engines as support
+from fixtures.engines import DAY_NS, NOON, Wall
+from fixtures.support import wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import wait_until
 
+from merklekv.engine.clock import MAX_TRUNCATION_AHEAD_S
 from merklekv.engine.engine import Engine, MergeResult
 from merklekv.engine.format import EXPIRY, MAX_KEY_SIZE, OP_PREPEND, OP_SET, OP_TRUNCATE, TOMBSTONE, make_record
-from merklekv.engine.naive import digest_of
-from merklekv.engine.version import MAX_TRUNCATION_AHEAD_S
+from merklekv.engine.verify.reference import digest_of
 from merklekv.errors import InvalidArgument
 
 Arrival = tuple[bytes, bytes | None]  # key and record, or a floor and None

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import engine_support as support
 import pytest
+from fixtures import engines as support
 
 from merklekv.engine.engine import Engine
 from merklekv.errors import DirectoryUnwritable
-from merklekv.exits import EXIT_UNWRITABLE, status_of
+from merklekv.exit_codes import EXIT_UNWRITABLE, status_of
 
 IS_ROOT = os.geteuid() == 0
 NOBODY = 65534

@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import engine_support as support
 import lmdb
 import pytest
-from engine_support import NOON
+from fixtures import engines as support
+from fixtures.engines import NOON
 
-from merklekv.engine.check import check_directory, check_engine
+from merklekv.engine.base import Base
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import BUCKETS, DIGEST_AT, FLAGS_AT, TOMBSTONE, VALUE_AT, VERSION_SIZE, bucket_of
-from merklekv.engine.scrub import Damage, Scrub, fits
-from merklekv.engine.store import Base
+from merklekv.engine.verify.check import check_directory, check_engine
+from merklekv.engine.verify.scrub import Damage, Scrub, fits
 
 Make = Callable[..., Engine]
 KEY = b"k05"

@@ -7,15 +7,15 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-import engine_support as support
 import pytest
+from fixtures import engines as support
 
-from merklekv.engine import scrub as scrub_module
-from merklekv.engine.check import check_engine
 from merklekv.engine.durable import MIN_MEMTABLE_SIZE
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import bucket_of
-from merklekv.engine.scrub import Damage, Scrub
+from merklekv.engine.verify import scrub as scrub_module
+from merklekv.engine.verify.check import check_engine
+from merklekv.engine.verify.scrub import Damage, Scrub
 from merklekv.errors import Stalled
 
 Make = Callable[..., Engine]

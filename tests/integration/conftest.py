@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fix_cluster import NodeHandle, ReplicationTestHarness
+from fixtures.cluster import NodeHandle, ReplicationTestHarness
 from harness import BenchmarkResult, MerkleKVClient, MerkleKVServer, PerformanceMonitor
 from run_tests import TestRunner
 from suite_reference import ReferenceServer

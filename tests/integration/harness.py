@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 import psutil
-from fix_node import LineClient, NodeProcess
+from fixtures.node import LineClient, NodeProcess
 
 DEFAULT_TIMEOUT_S = 10.0
 SAMPLE_S = 0.05

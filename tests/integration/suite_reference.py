@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 
 import paho.mqtt.client as paho
-from fix_broker import Broker
+from fixtures.broker import Broker
 from harness import BenchmarkResult, MerkleKVServer, PerformanceMonitor
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fix_broker import BrokerFactory, Wire
-from fix_cluster import HEALING, HarnessFactory, NodeHandle, ReplicationTestHarness
-from fix_node import NodeFactory
-from fix_proxy import ProxyFactory
-from support import wait_until
+from fixtures.broker import BrokerFactory, Wire
+from fixtures.cluster import HEALING, HarnessFactory, NodeHandle, ReplicationTestHarness
+from fixtures.node import NodeFactory
+from fixtures.proxy import ProxyFactory
+from fixtures.support import wait_until
 
-from merklekv.engine.check import check_directory
+from merklekv.engine.verify.check import check_directory
 
 pytestmark = pytest.mark.replication
 

@@ -8,8 +8,8 @@ import threading
 from pathlib import Path
 
 import pytest
+from fixtures.support import wait_until
 from harness import MerkleKVClient, MerkleKVServer, run_together
-from support import wait_until
 
 CLIENTS = 20
 WRITES = 50

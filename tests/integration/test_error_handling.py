@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fix_node import LineClient
-from fix_proxy import ProxyFactory
+from fixtures.node import LineClient
+from fixtures.proxy import ProxyFactory
+from fixtures.support import wait_until
 from harness import MerkleKVClient, MerkleKVServer
-from support import wait_until
 
 LINE_BYTES_MAX = 1 << 20
 KEY_BYTES_MAX = 511

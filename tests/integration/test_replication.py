@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from fix_cluster import Outsider, ReplicationTestHarness, make_event
-from support import wait_until
+from fixtures.cluster import Outsider, ReplicationTestHarness, make_event
+from fixtures.support import wait_until
 
 pytestmark = pytest.mark.replication
 

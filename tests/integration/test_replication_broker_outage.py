@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from fix_broker import BrokerFactory
-from fix_cluster import HarnessFactory, ReplicationTestHarness
-from fix_proxy import ProxyFactory
-from support import wait_until
+from fixtures.broker import BrokerFactory
+from fixtures.cluster import HarnessFactory, ReplicationTestHarness
+from fixtures.proxy import ProxyFactory
+from fixtures.support import wait_until
 
 pytestmark = [pytest.mark.replication, pytest.mark.slow]
 

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from fix_cluster import HEALING, NodeHandle, Outsider, ReplicationTestHarness, make_event
-from support import wait_until
+from fixtures.cluster import HEALING, NodeHandle, Outsider, ReplicationTestHarness, make_event
+from fixtures.support import wait_until
 
 pytestmark = pytest.mark.replication
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import cbor2
 import pytest
-from fix_cluster import NodeHandle, Outsider, ReplicationTestHarness, make_event
+from fixtures.cluster import NodeHandle, Outsider, ReplicationTestHarness, make_event
 
 pytestmark = pytest.mark.replication
 

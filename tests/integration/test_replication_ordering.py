@@ -7,8 +7,8 @@ import time
 
 import cbor2
 import pytest
-from fix_cluster import Outsider, ReplicationTestHarness, make_event
-from support import wait_until
+from fixtures.cluster import Outsider, ReplicationTestHarness, make_event
+from fixtures.support import wait_until
 
 pytestmark = pytest.mark.replication
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import cbor2
 import pytest
-from fix_broker import Broker, Wire
-from fix_cluster import ReplicationTestHarness
-from support import wait_until
+from fixtures.broker import Broker, Wire
+from fixtures.cluster import ReplicationTestHarness
+from fixtures.support import wait_until
 
 pytestmark = pytest.mark.replication
 

@@ -13,10 +13,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from fix_cluster import NodeHandle, ReplicationTestHarness
+from fixtures.cluster import NodeHandle, ReplicationTestHarness
+from fixtures.support import wait_until
 from harness import BenchmarkResult, PerformanceMonitor
 from suite_reference import ReferenceCarrier, shares
-from support import wait_until
 
 pytestmark = [pytest.mark.replication, pytest.mark.benchmark]
 

@@ -14,14 +14,14 @@ import psutil
 import pytest
 import run_tests
 import suite_figures
+from fixtures.support import wait_until
 from run_tests import HERE, MODES, Mode, TestRunner
 from suite_process import Ended, run_within
-from support import wait_until
 
 MODE_NAMES = {"quick", "basic", "replication", "chaos", "concurrency", "benchmark", "error", "ci", "all"}
 LIMITS_S = {"quick": 120, "replication": 300, "chaos": 900, "basic": 60}
 PASSING = "def test_it() -> None:\n    pass\n"
-COVERED = f"import merklekv.kinds\n\n{PASSING}"
+COVERED = f"import merklekv.setting_types\n\n{PASSING}"
 # A child of the child, so that it outlives its parent: what a test that forgets a server leaves.
 FORGETFUL = """
 import subprocess, sys

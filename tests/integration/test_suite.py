@@ -18,10 +18,10 @@ import pytest
 import run_tests
 import suite_figures
 import yaml
-from fix_broker import Broker, BrokerFactory
-from fix_node import NodeFactory, NodeProcess
+from fixtures.broker import Broker, BrokerFactory
+from fixtures.node import NodeFactory, NodeProcess
+from fixtures.support import free_port
 from harness import BenchmarkResult, MerkleKVServer, PerformanceMonitor, Resources
-from support import free_port
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -156,7 +156,7 @@ def run_pytest(tmp_path: Path, text: str, *options: str, **environment: str) -> 
     """Run a test module as if it stood in this directory: with the same fixtures, and nothing written here."""
     (tmp_path / "test_written.py").write_text(text)
     shutil.copy(HERE / "conftest.py", tmp_path)
-    plugins = [f"-p{name}" for name in ("fix_node", "fix_broker", "fix_cluster", "no:cacheprovider")]
+    plugins = [f"-p{name}" for name in ("fixtures.node", "fixtures.broker", "fixtures.cluster", "no:cacheprovider")]
     command = [sys.executable, "-m", "pytest", "-c", ROOT / "pyproject.toml", "--rootdir", tmp_path, *plugins, *options]
     path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(

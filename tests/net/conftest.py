@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import free_port, wait_until
-from wire import Wire
+from fixtures.support import free_port, wait_until
+from fixtures.wire import Wire
 
 from merklekv.engine.engine import Engine
 from merklekv.errors import InvalidArgument, MerkleKVError

@@ -11,14 +11,15 @@ from contextlib import suppress
 from functools import partial
 
 import pytest
-from fix_node import NodeFactory
+from fixtures.node import NodeFactory
 from hypothesis import given
 from hypothesis import strategies as st
 
 from merklekv.net import client as client_module
-from merklekv.net import exchange_command, records, replies
 from merklekv.net.client import Client, NoAnswer, Unreachable
-from merklekv.net.replies import INCOMPLETE, BadReply, ErrorReply, ReplyParser
+from merklekv.net.commands import exchange, records
+from merklekv.net.protocol import replies
+from merklekv.net.protocol.replies import INCOMPLETE, BadReply, ErrorReply, ReplyParser
 from merklekv.net.server import Server
 
 MIB = 1 << 20
@@ -82,7 +83,7 @@ def ping(client: Client) -> object:
     ("name", "ask"),
     [
         *((name, ping) for name in ENDLESS),
-        ("a bulk", partial(exchange_command.ask, message=b"x")),
+        ("a bulk", partial(exchange.ask, message=b"x")),
         ("a bulk in a list", partial(records.fetch, key=b"k")),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from wire import encode
+from fixtures.wire import encode
 
 from merklekv.net.server import Server
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from merklekv.net.commands import TABLE
-from merklekv.net.registry import Command
+from merklekv.net.commands.registry import Command
+from merklekv.net.commands.table import TABLE
 
 TEXT = (
     "GET SET DEL DELETE EXISTS INC INCR DEC DECR APPEND PREPEND MGET MSET SCAN TRUNCATE FLUSHDB FLUSH DBSIZE PING ECHO "

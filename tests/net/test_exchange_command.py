@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from conftest import FakeServices
-from support import wait_until
-from wire import Wire
+from fixtures.support import wait_until
+from fixtures.wire import Wire
 
 from merklekv.engine.engine import Engine
 from merklekv.net.client import Client, NodeError, Unreachable
-from merklekv.net.exchange_command import PARTS_MAX, ask
+from merklekv.net.commands.exchange import PARTS_MAX, ask
 from merklekv.net.limits import BULK_BYTES_MIN
 from merklekv.net.server import Server
 

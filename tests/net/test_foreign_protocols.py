@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from support import wait_until
-from wire import Wire, encode, feed, feed_every_way
+from fixtures.support import wait_until
+from fixtures.wire import Wire, encode, feed, feed_every_way
 
 from merklekv.engine.engine import Engine
 from merklekv.net.limits import RECEIVE_BYTES_MAX
+from merklekv.net.protocol.text import FOREIGN, HTTP_METHODS, TextParser
 from merklekv.net.server import Server
-from merklekv.net.text import FOREIGN, HTTP_METHODS, TextParser
 
 Connect = Callable[..., Wire]
 

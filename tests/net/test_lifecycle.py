@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from conftest import FakeServices, Start
-from support import wait_until
-from wire import Wire, encode, readable, replace
+from fixtures.support import wait_until
+from fixtures.wire import Wire, encode, readable, replace
 
 from merklekv.engine.engine import Engine
 from merklekv.errors import AddressInUse, AddressUnavailable

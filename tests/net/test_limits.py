@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterator
 import pytest
 import redis
 from conftest import Start
-from fix_node import NodeFactory
-from support import wait_until
-from wire import Wire, encode, readable
+from fixtures.node import NodeFactory
+from fixtures.support import wait_until
+from fixtures.wire import Wire, encode, readable
 
 from merklekv.engine.engine import Engine
 from merklekv.errors import InvalidArgument
-from merklekv.exits import EXIT_USAGE
+from merklekv.exit_codes import EXIT_USAGE
 from merklekv.net import limits
+from merklekv.net.commands.scan import Cursors
 from merklekv.net.limits import Limits
-from merklekv.net.scan import Cursors
 from merklekv.net.server import PROTECTED, Server
 
 Connect = Callable[..., Wire]

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import wait_until
-from wire import Wire
+from fixtures.support import wait_until
+from fixtures.wire import Wire
 
+from merklekv.engine.clock import MAX_TRUNCATION_AHEAD_S
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import (
     BUCKETS,
@@ -21,10 +22,9 @@ from merklekv.engine.format import (
     bucket_of,
     make_record,
 )
-from merklekv.engine.version import MAX_TRUNCATION_AHEAD_S
 from merklekv.names import NODE_ID_BYTES_MAX
 from merklekv.net.client import Client, NodeError, Reply, Unreachable
-from merklekv.net.records import MERGE_SLICE_RECORDS, PAGE_BYTES, PAGE_RECORDS_MAX, fetch
+from merklekv.net.commands.records import MERGE_SLICE_RECORDS, PAGE_BYTES, PAGE_RECORDS_MAX, fetch
 from merklekv.net.server import Server
 
 OLD = (1_600_000_000 * 10**9).to_bytes(8, "big") + bytes(16)

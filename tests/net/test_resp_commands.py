@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from conftest import FakeServices, Start
+from fixtures.wire import Wire
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from wire import Wire
 
-from merklekv.net.commands import TABLE
-from merklekv.net.registry import Command
+from merklekv.net.commands.registry import Command
+from merklekv.net.commands.table import TABLE
 from merklekv.net.server import Server
 
 Words = Sequence[bytes | str]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
+from fixtures.wire import encode, feed, feed_every_way
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wire import encode, feed, feed_every_way
 
-from merklekv.net.resp import FAST_ARGUMENTS, FAST_BULK_BYTES, HEADER_BYTES_MAX, REQUEST_BYTES_MIN, RespParser
-from merklekv.net.text import BROKEN
+from merklekv.net.protocol.resp import FAST_ARGUMENTS, FAST_BULK_BYTES, HEADER_BYTES_MAX, REQUEST_BYTES_MIN, RespParser
+from merklekv.net.protocol.text import BROKEN
 
 BULK_MAX = 2 * FAST_BULK_BYTES
 ARGUMENTS_MAX = 1000

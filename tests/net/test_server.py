@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 from conftest import Start, StubEngine
-from support import wait_until
-from wire import Wire, encode, readable, replace
+from fixtures.support import wait_until
+from fixtures.wire import Wire, encode, readable, replace
 
 from merklekv.engine.engine import Engine
 from merklekv.errors import DiskFull, Stalled, StorageFailed
-from merklekv.net.scan import SLICE_KEYS
+from merklekv.net.commands.scan import SLICE_KEYS
 from merklekv.net.server import Server
 
 Connect = Callable[..., Wire]

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from conftest import FakeServices, Start, StubEngine
-from fix_node import NodeFactory
-from support import run_out_of_room, wait_until
-from wire import Wire, encode, readable, replace
+from fixtures.node import NodeFactory
+from fixtures.support import run_out_of_room, wait_until
+from fixtures.wire import Wire, encode, readable, replace
 
 from merklekv.engine.engine import Engine
 from merklekv.errors import StorageFailed

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from conftest import FakeServices
-from support import wait_until
-from wire import Wire
+from fixtures.support import wait_until
+from fixtures.wire import Wire
 
 import merklekv
-from merklekv.net import status
+from merklekv.net.commands import status
 from merklekv.net.server import Server
 
 STATS_GROUPS = (

@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
+from fixtures.wire import feed, feed_every_way
 from hypothesis import given
 from hypothesis import strategies as st
-from wire import feed, feed_every_way
 
-from merklekv.net.text import BROKEN, LINE_TOO_LONG, TextParser, line_safe, one_line
+from merklekv.net.protocol.text import BROKEN, LINE_TOO_LONG, TextParser, line_safe, one_line
 
 LIMIT = 40
 make = partial(TextParser, LIMIT)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import redis
-from wire import Wire, encode
+from fixtures.wire import Wire, encode
 
 from merklekv.net.server import Server
 

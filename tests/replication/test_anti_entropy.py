@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from anti_entropy_support import LONG_S, Gone, Line, Net, Node
-from support import run_out_of_room, wait_until
+from fixtures.anti_entropy import LONG_S, Gone, Line, Net, Node
+from fixtures.support import run_out_of_room, wait_until
 
 from merklekv.errors import DiskFull, InvalidArgument, MerkleKVError, StorageFailed
 from merklekv.names import split_address
-from merklekv.replication import anti_entropy as module
-from merklekv.replication.anti_entropy import Stopped
-from merklekv.replication.exchange_side import load_members
-from merklekv.replication.exchange_wire import ExchangeRefused
-from merklekv.replication.members import UnknownMember
-from merklekv.replication.presence import OFFLINE, ONLINE, Status
+from merklekv.replication.cluster.members import UnknownMember
+from merklekv.replication.cluster.presence import OFFLINE, ONLINE, Status
+from merklekv.replication.sync import anti_entropy as module
+from merklekv.replication.sync.anti_entropy import Stopped
+from merklekv.replication.sync.local_endpoint import load_members
+from merklekv.replication.sync.messages import ExchangeRefused
 
 Make = Callable[..., Node]
 
@@ -271,7 +271,7 @@ def test_tombstones_go_when_all_have_them(make: Make) -> None:
 @pytest.mark.parametrize("nudged", [True, False])
 def test_who_still_has_what_was_collected_is_told(make: Make, monkeypatch: pytest.MonkeyPatch, nudged: bool) -> None:
     """Without waiting for the interval, and without an end to it."""
-    monkeypatch.setattr("merklekv.replication.schedule.NUDGE_S", 0.01 if nudged else LONG_S)
+    monkeypatch.setattr("merklekv.replication.sync.schedule.NUDGE_S", 0.01 if nudged else LONG_S)
     a, b, c = make("a", addresses=["b:1", "c:1"]), make("b").start(), make("c").start()
     a.start()
     wait_until(lambda: a.figures()["exchange_peers_in_sync"] == 2)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from merklekv.replication.backoff import DUPLICATE_RETRY_MAX_S, RETRY_MAX_S, RETRY_MIN_S, SHORT_MAX, STEADY_S, Backoff
+from merklekv.replication.stream.backoff import (
+    DUPLICATE_RETRY_MAX_S,
+    RETRY_MAX_S,
+    RETRY_MIN_S,
+    SHORT_MAX,
+    STEADY_S,
+    Backoff,
+)
 
 
 def waits(backoff: Backoff, count: int, stood_s: float | None, has_duplicate: bool = False) -> list[float]:

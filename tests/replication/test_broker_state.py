@@ -13,18 +13,18 @@ import cbor2
 import paho.mqtt.client as paho
 import psutil
 import pytest
-from fix_broker import Broker, BrokerFactory, Wire
-from fix_cluster import HarnessFactory, NodeHandle, Outsider, ReplicationTestHarness, make_event
-from fix_proxy import ProxyFactory
+from fixtures.broker import Broker, BrokerFactory, Wire
+from fixtures.cluster import HarnessFactory, NodeHandle, Outsider, ReplicationTestHarness, make_event
+from fixtures.proxy import ProxyFactory
+from fixtures.support import wait_until
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from support import wait_until
 
-from merklekv import exits
-from merklekv.replication import backoff, mqtt
-from merklekv.replication.event import MESSAGE_BYTES_MAX
-from merklekv.replication.presence import ONLINE, Status
+from merklekv import exit_codes
+from merklekv.replication.cluster.presence import ONLINE, Status
+from merklekv.replication.stream import backoff, mqtt
+from merklekv.replication.stream.event import MESSAGE_BYTES_MAX
 
 pytestmark = pytest.mark.replication
 
@@ -221,7 +221,7 @@ def test_a_status_of_an_older_run_is_no_duplicate(
     proxy = proxy_factory(broker.host, broker.port)
     harness = harness_at(broker)
     node = harness.create_node("a", start=False, mqtt_port=proxy.port, mqtt_version=version)
-    wire = Wire(broker, topic_prefix, username="wire")
+    wire = Wire(broker, topic_prefix, username="fixtures.wire")
     older = Status(node.node_id, ONLINE, instance="older").encode()
     assert wire.publish(f"{topic_prefix}/{node.node_id}/status", older, retain=True)
     node.start()
@@ -331,6 +331,6 @@ def test_a_name_that_is_slow_to_look_up_does_not_hold_up_the_stop(harness: Repli
     wait_until(lambda: node.figures()["replication_state"] == "disabled")
     assert node.ask("REPLICATE enable") == "OK"
     wait_until(lambda: node.process.output().count("looking up") == 2)
-    assert node.process.stop(signal.SIGTERM) == exits.EXIT_OK
+    assert node.process.stop(signal.SIGTERM) == exit_codes.EXIT_OK
     assert "cut short" not in node.process.output()
     assert not psutil.pid_exists(node.process.pid)

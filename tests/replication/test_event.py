@@ -23,8 +23,16 @@ from merklekv.engine.format import (
     record_is_sound,
 )
 from merklekv.names import NODE_ID_BYTES_MAX, is_node_id
-from merklekv.replication import event, plain_cbor
-from merklekv.replication.event import EventRefused, Message, Reason, decode_message, encode_entries, encode_message
+from merklekv.replication import plain_cbor
+from merklekv.replication.stream import event
+from merklekv.replication.stream.event import (
+    EventRefused,
+    Message,
+    Reason,
+    decode_message,
+    encode_entries,
+    encode_message,
+)
 
 VERSION = (1_790_000_000_000_000_000).to_bytes(8, "big") + bytes(range(16))
 PLAIN: dict[str, Any] = {"v": 1, "op": "set", "key": "k", "val": b"value", "ts": 5, "src": "a", "op_id": bytes(16)}

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from exchange_support import Node, agree, answer, carry, cluster, exchange, meet_all
+from fixtures.exchanges import Node, agree, answer, carry, cluster, exchange, meet_all
 
 from merklekv.engine.format import MAX_KEY_SIZE
-from merklekv.replication import exchange as exchange_module
-from merklekv.replication import responder as responder_module
-from merklekv.replication.exchange_wire import ExchangeFailed
-from merklekv.replication.lapses import LAPSES_MAX
+from merklekv.replication.cluster.lost_writes import LAPSES_MAX
+from merklekv.replication.sync import initiator as exchange_module
+from merklekv.replication.sync import responder as responder_module
+from merklekv.replication.sync.messages import ExchangeFailed
 
 KEYS = 3000
 

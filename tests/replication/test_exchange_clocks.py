@@ -11,16 +11,16 @@ from typing import Any
 
 import cbor2
 import pytest
-from exchange_support import NOON, SECOND, Cut, Node, agree, answer, carry, cluster, exchange, meet_all
+from fixtures.exchanges import NOON, SECOND, Cut, Node, agree, answer, carry, cluster, exchange, meet_all
 
-from merklekv.bursts import BurstLog
-from merklekv.engine.version import MAX_TRUNCATION_AHEAD_S, UNSET_BEFORE_NS, timestamp_of
-from merklekv.replication import exchange_side
-from merklekv.replication.exchange_fields import Malformed, decode_map
-from merklekv.replication.exchange_side import NOTE_MEMBERS
-from merklekv.replication.exchange_wire import ExchangeFailed, ExchangeRefused, Hello, decode, encode, pack, unpack
-from merklekv.replication.lapses import Lapse
-from merklekv.replication.members import NOTHING_SAID, Identity, Members, Report, Row, Table, table_of
+from merklekv.engine.clock import MAX_TRUNCATION_AHEAD_S, UNSET_BEFORE_NS, timestamp_of
+from merklekv.log_throttle import BurstLog
+from merklekv.replication.cluster.lost_writes import Lapse
+from merklekv.replication.cluster.members import NOTHING_SAID, Identity, Members, Report, Row, Table, table_of
+from merklekv.replication.fields import Malformed, decode_map
+from merklekv.replication.sync import local_endpoint
+from merklekv.replication.sync.local_endpoint import NOTE_MEMBERS
+from merklekv.replication.sync.messages import ExchangeFailed, ExchangeRefused, Hello, decode, encode, pack, unpack
 
 YEAR = 365 * 86_400 * SECOND
 DRIFT_S = 600
@@ -73,7 +73,7 @@ def test_a_stranger_that_has_seen_the_future_moves_no_clock(
     nodes: list[Node], far: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b, _ = nodes
-    monkeypatch.setattr(exchange_side, "_bursts", BurstLog(exchange_side.log))
+    monkeypatch.setattr(local_endpoint, "_bursts", BurstLog(local_endpoint.log))
     exchange(a, b)
     before = a.members.encode(), a.engine.clock.last
     kind, fields = decode(answer(a, forged(a, Row(NOON + far, 0, NOTHING_SAID))), 1 << 20)
@@ -246,7 +246,7 @@ def test_a_time_of_another_member_is_left_out_and_told(
     nodes: list[Node], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b, c = nodes
-    monkeypatch.setattr(exchange_side, "_bursts", BurstLog(exchange_side.log))
+    monkeypatch.setattr(local_endpoint, "_bursts", BurstLog(local_endpoint.log))
     meet_all(nodes)
     b.members._others[c.members.identity].seen = a.now + 2 * DRIFT
     before = a.members.seen(c.members.identity)

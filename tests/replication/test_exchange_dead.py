@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from exchange_support import NOON, SECOND, Cut, Node, agree, carry, cluster, cut_when, exchange, meet_all
+from fixtures.exchanges import NOON, SECOND, Cut, Node, agree, carry, cluster, cut_when, exchange, meet_all
 
 from merklekv.engine.format import TOMBSTONE, VALUE_AT
-from merklekv.replication import exchange as exchange_module
-from merklekv.replication.exchange_side import NOTHING_IS_DEAD, Dead
-from merklekv.replication.exchange_wire import decode
-from merklekv.replication.lapses import Lapse
+from merklekv.replication.cluster.lost_writes import Lapse
+from merklekv.replication.sync import initiator as exchange_module
+from merklekv.replication.sync.local_endpoint import NOTHING_IS_DEAD, Dead
+from merklekv.replication.sync.messages import decode
 
 
 @pytest.fixture

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import cbor2
 import pytest
-from exchange_support import SECOND, Cut, Node, agree, answer, carry, cluster, exchange
+from fixtures.exchanges import SECOND, Cut, Node, agree, answer, carry, cluster, exchange
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_64_digest
 
 from merklekv.engine.format import make_record
 from merklekv.errors import DiskFull
-from merklekv.replication import members as members_module
-from merklekv.replication.exchange import PASSES_MAX
-from merklekv.replication.exchange_fields import Malformed
-from merklekv.replication.exchange_wire import (
+from merklekv.replication.cluster import members as members_module
+from merklekv.replication.fields import Malformed
+from merklekv.replication.sync.initiator import PASSES_MAX
+from merklekv.replication.sync.messages import (
     EXCHANGE_VERSION,
     MESSAGE_ROOM_BYTES,
     ExchangeFailed,

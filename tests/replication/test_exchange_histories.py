@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from exchange_support import SECOND, Cut, Node, agree, carry, cluster, directory, exchange, is_dead, meet_all
+from fixtures.exchanges import SECOND, Cut, Node, agree, carry, cluster, directory, exchange, is_dead, meet_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

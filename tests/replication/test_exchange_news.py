@@ -7,10 +7,10 @@ from pathlib import Path
 from shutil import copytree
 
 import pytest
-from exchange_support import NOON, SECOND, Cut, Node, agree, carry, cluster, cut_when, exchange, meet_all
+from fixtures.exchanges import NOON, SECOND, Cut, Node, agree, carry, cluster, cut_when, exchange, meet_all
 
 from merklekv.engine.format import OP_SET, make_record
-from merklekv.replication import exchange as exchange_module
+from merklekv.replication.sync import initiator as exchange_module
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from exchange_support import SECOND, Cut, Node, agree, carry, cluster, exchange, meet_all
+from fixtures.exchanges import SECOND, Cut, Node, agree, carry, cluster, exchange, meet_all
 
-from merklekv.replication import membership as membership_module
-from merklekv.replication.exchange_side import settle as raise_horizon
-from merklekv.replication.exchange_wire import ExchangeRefused
-from merklekv.replication.membership import Membership
+from merklekv.replication.cluster import membership as membership_module
+from merklekv.replication.cluster.membership import Membership
+from merklekv.replication.sync.local_endpoint import settle as raise_horizon
+from merklekv.replication.sync.messages import ExchangeRefused
 
 
 @pytest.fixture

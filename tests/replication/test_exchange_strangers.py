@@ -9,13 +9,13 @@ from typing import Any
 
 import cbor2
 import pytest
-from exchange_support import SECOND, Cut, Node, agree, answer, carry, cluster, exchange
+from fixtures.exchanges import SECOND, Cut, Node, agree, answer, carry, cluster, exchange
 
-from merklekv.replication import exchange_wire
-from merklekv.replication.exchange_fields import Malformed
-from merklekv.replication.exchange_side import Moved, Side
-from merklekv.replication.exchange_wire import ExchangeFailed, ExchangeRefused, decode, encode, pack, unpack
-from merklekv.replication.members import Members
+from merklekv.replication.cluster.members import Members
+from merklekv.replication.fields import Malformed
+from merklekv.replication.sync import messages
+from merklekv.replication.sync.local_endpoint import Moved, Side
+from merklekv.replication.sync.messages import ExchangeFailed, ExchangeRefused, decode, encode, pack, unpack
 
 Answer = dict[str, Any]
 
@@ -167,8 +167,8 @@ def test_a_table_of_members_as_large_as_they_may_be(monkeypatch: pytest.MonkeyPa
     table = Members("a").table()
     assert unpack(pack(table)) == table
     size = len(cbor2.dumps(table.plain()))
-    monkeypatch.setattr(exchange_wire, "TABLE_BYTES_MAX", size)
+    monkeypatch.setattr(messages, "TABLE_BYTES_MAX", size)
     assert unpack(pack(table)) == table
-    monkeypatch.setattr(exchange_wire, "TABLE_BYTES_MAX", size - 1)
+    monkeypatch.setattr(messages, "TABLE_BYTES_MAX", size - 1)
     with pytest.raises(Malformed, match=f"a table that is cut, or has more than {size - 1} bytes"):
         unpack(pack(table))

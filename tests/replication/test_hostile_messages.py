@@ -7,17 +7,17 @@ from pathlib import Path
 
 import cbor2
 import pytest
-from fix_broker import Wire
-from fix_cluster import HEALING, NodeHandle, ReplicationTestHarness
-from fix_node import NodeFactory
-from support import wait_until
+from fixtures.broker import Wire
+from fixtures.cluster import HEALING, NodeHandle, ReplicationTestHarness
+from fixtures.node import NodeFactory
+from fixtures.support import wait_until
 from xxhash import xxh3_64_digest
 
 from merklekv.engine.engine import Engine
-from merklekv.exits import EXIT_CORRUPT, EXIT_USAGE
+from merklekv.exit_codes import EXIT_CORRUPT, EXIT_USAGE
 from merklekv.net.client import Client, NodeError
-from merklekv.replication.exchange_wire import EXCHANGE_VERSION, MAGIC
-from merklekv.replication.members import Members
+from merklekv.replication.cluster.members import Members
+from merklekv.replication.sync.messages import EXCHANGE_VERSION, MAGIC
 
 MiB = 1 << 20
 

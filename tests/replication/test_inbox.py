@@ -12,16 +12,16 @@ from typing import Any
 
 import cbor2
 import pytest
-from support import wait_until
+from fixtures.support import wait_until
 
-from merklekv import bursts
+from merklekv import log_throttle
+from merklekv.engine.clock import MAX_TRUNCATION_AHEAD_S
 from merklekv.engine.durable import MIN_MEMTABLE_SIZE
 from merklekv.engine.engine import Engine
-from merklekv.engine.version import MAX_TRUNCATION_AHEAD_S
 from merklekv.errors import DiskFull, StorageFailed
-from merklekv.replication import inbox as inbox_module
-from merklekv.replication.event import Reason
-from merklekv.replication.inbox import Delivery, Inbox
+from merklekv.replication.stream import inbox as inbox_module
+from merklekv.replication.stream.event import Reason
+from merklekv.replication.stream.inbox import Delivery, Inbox
 
 NOW_NS = 1_790_000_000 * 10**9
 DAY_NS = 86_400 * 10**9
@@ -385,8 +385,8 @@ def test_no_more_messages_are_acknowledged_together_than_brokers_send(desk: Desk
 
 def test_a_burst_is_told_once_and_its_size_later(caplog: pytest.LogCaptureFixture) -> None:
     now = [0.0]
-    log = bursts.BurstLog(inbox_module.log, lambda: now[0])
-    for second in (0, 1, 2, bursts.BURST_S):
+    log = log_throttle.BurstLog(inbox_module.log, lambda: now[0])
+    for second in (0, 1, 2, log_throttle.BURST_S):
         now[0] = second
         log.warn("kind", "it happened")
         log.warn("other", "something else")
@@ -396,6 +396,6 @@ def test_a_burst_is_told_once_and_its_size_later(caplog: pytest.LogCaptureFixtur
         "it happened (and 2 more before)",
         "something else (and 2 more before)",
     ]
-    for number in range(bursts.KINDS_MAX * 2):
+    for number in range(log_throttle.KINDS_MAX * 2):
         log.warn(str(number), "x")
-    assert len(log._kinds) <= bursts.KINDS_MAX
+    assert len(log._kinds) <= log_throttle.KINDS_MAX

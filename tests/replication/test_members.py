@@ -13,11 +13,9 @@ from hypothesis import strategies as st
 from merklekv.engine.format import NOTE_SIZE_MAX
 from merklekv.errors import FormatTooNew
 from merklekv.names import NODE_ID_BYTES_MAX, PORT_MAX
-from merklekv.replication import members as members_module
-from merklekv.replication.exchange_fields import NUMBER_MAX, Malformed, decode_map
-from merklekv.replication.exchange_wire import MESSAGE_ROOM_BYTES, pack, unpack
-from merklekv.replication.lapses import LAPSES_MAX, Lapse
-from merklekv.replication.members import (
+from merklekv.replication.cluster import members as members_module
+from merklekv.replication.cluster.lost_writes import LAPSES_MAX, Lapse
+from merklekv.replication.cluster.members import (
     BIRTH_SIZE,
     Identity,
     Members,
@@ -29,6 +27,8 @@ from merklekv.replication.members import (
     UnknownMember,
     table_of,
 )
+from merklekv.replication.fields import NUMBER_MAX, Malformed, decode_map
+from merklekv.replication.sync.messages import MESSAGE_ROOM_BYTES, pack, unpack
 
 QUICK = settings(max_examples=60, deadline=None)
 VIEW = b"view" * 2

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from merklekv.replication.members import BIRTH_SIZE, Members
+from merklekv.replication.cluster.members import BIRTH_SIZE, Members
 
 BIRTH = bytes(BIRTH_SIZE)
 

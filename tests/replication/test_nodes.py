@@ -8,12 +8,12 @@ from pathlib import Path
 
 import cbor2
 import pytest
-from fix_broker import BrokerFactory, Wire
-from fix_cluster import HarnessFactory, Outsider, ReplicationTestHarness, make_event
-from fix_proxy import ProxyFactory
-from support import free_port, wait_until
+from fixtures.broker import BrokerFactory, Wire
+from fixtures.cluster import HarnessFactory, Outsider, ReplicationTestHarness, make_event
+from fixtures.proxy import ProxyFactory
+from fixtures.support import free_port, wait_until
 
-from merklekv.replication.conversation import SILENCE_MAX_S
+from merklekv.replication.stream.broker_session import SILENCE_MAX_S
 
 pytestmark = pytest.mark.replication
 

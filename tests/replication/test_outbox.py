@@ -14,9 +14,9 @@ from merklekv.engine.durable import MIN_MEMTABLE_SIZE
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import VALUE_AT, make_record
 from merklekv.engine.log import list_segments
-from merklekv.replication import outbox as outbox_module
-from merklekv.replication.event import decode_message
-from merklekv.replication.outbox import BATCH_BYTES, PACKET_OVERHEAD, Batch, Outbox
+from merklekv.replication.stream import outbox as outbox_module
+from merklekv.replication.stream.event import decode_message
+from merklekv.replication.stream.outbox import BATCH_BYTES, PACKET_OVERHEAD, Batch, Outbox
 
 TOPIC = "prefix/node-a/events"
 

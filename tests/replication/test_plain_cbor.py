@@ -13,12 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merklekv.engine.format import VALUE_AT
-from merklekv.replication.event import MESSAGE_BYTES_MAX, EventRefused, Reason, decode_message
-from merklekv.replication.exchange import BATCH_RECORDS
-from merklekv.replication.exchange_fields import Malformed, decode_map
-from merklekv.replication.exchange_wire import TABLE_BYTES_MAX, _dictionary, pack, unpack
-from merklekv.replication.members import Members
-from merklekv.replication.outbox import BATCH_BYTES
+from merklekv.replication.cluster.members import Members
+from merklekv.replication.fields import Malformed, decode_map
 from merklekv.replication.plain_cbor import (
     ITEMS_MAX,
     NESTING_MAX,
@@ -26,7 +22,11 @@ from merklekv.replication.plain_cbor import (
     decode_plain,
     require_few_items,
 )
-from merklekv.replication.responder import REPLY_BYTES, REPLY_RECORDS
+from merklekv.replication.stream.event import MESSAGE_BYTES_MAX, EventRefused, Reason, decode_message
+from merklekv.replication.stream.outbox import BATCH_BYTES
+from merklekv.replication.sync.initiator import BATCH_RECORDS
+from merklekv.replication.sync.messages import TABLE_BYTES_MAX, _dictionary, pack, unpack
+from merklekv.replication.sync.responder import REPLY_BYTES, REPLY_RECORDS
 
 MEMORY_MAX = 8 << 20  # of any message that is refused for what it would become
 

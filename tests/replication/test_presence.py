@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merklekv.replication import presence
-from merklekv.replication.figures import Topics
-from merklekv.replication.mqtt import Broker
-from merklekv.replication.presence import OFFLINE, ONLINE, Peers, Status, decode_status
+from merklekv.replication.cluster import presence
+from merklekv.replication.cluster.presence import OFFLINE, ONLINE, Peers, Status, decode_status
+from merklekv.replication.stream.metrics import Topics
+from merklekv.replication.stream.mqtt import Broker
 
 STATUS = Status("b", ONLINE, "10.0.0.1:7379", "ab" * 32, 17, "1.2.3", "0123", "cd" * 8)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from merklekv.replication.schedule import (
+from merklekv.replication.sync.schedule import (
     COUNTED_WORK_MAX_S,
     JITTER,
     NUDGE_S,

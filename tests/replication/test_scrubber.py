@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import run_out_of_room, wait_until
+from fixtures.support import run_out_of_room, wait_until
 
-from merklekv.engine.check import check_engine
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import make_record
-from merklekv.engine.scrub import Damage, Scrub
+from merklekv.engine.verify.check import check_engine
+from merklekv.engine.verify.scrub import Damage, Scrub
 from merklekv.errors import DiskFull, MerkleKVError, Stalled, StorageFailed
 from merklekv.replication import scrubber as scrubber_module
 from merklekv.replication.scrubber import FIRST_REST_S, LINES_MAX, NOTE_SCRUBBED, Scrubber

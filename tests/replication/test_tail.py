@@ -14,7 +14,7 @@ from merklekv.engine.format import SEGMENT_HEADER, VALUE_AT, make_record
 from merklekv.engine.log import Log, list_segments
 from merklekv.engine.tail import LogFrame, LogGone, Place, Tail
 from merklekv.errors import Corruption
-from merklekv.replication.event import decode_message, encode_entries, encode_message
+from merklekv.replication.stream.event import decode_message, encode_entries, encode_message
 
 REMOTE_RECORD = make_record(b"r", bytes(24), 0, b"remote")
 

@@ -12,19 +12,27 @@ from typing import Any
 
 import cbor2
 import pytest
-from exchange_support import Node, agree, exchange
+from fixtures.exchanges import Node, agree, exchange
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from merklekv.engine.engine import Engine
 from merklekv.errors import Corruption, DiskFull, FormatTooNew, InvalidArgument, Shortage
 from merklekv.names import is_node_id
-from merklekv.replication.exchange_fields import Malformed, decode_map
-from merklekv.replication.exchange_side import NOTE_MEMBERS, NOTE_UNREADABLE, Side, load_members, store_members
-from merklekv.replication.exchange_wire import hello_of
-from merklekv.replication.members import BIRTH_SIZE, Identity, Members, Row, TooManyMembers, UnknownMember, table_of
-from merklekv.replication.membership import Membership
-from merklekv.replication.presence import ONLINE, STATUS_BYTES_MAX, Status, decode_status
+from merklekv.replication.cluster.members import (
+    BIRTH_SIZE,
+    Identity,
+    Members,
+    Row,
+    TooManyMembers,
+    UnknownMember,
+    table_of,
+)
+from merklekv.replication.cluster.membership import Membership
+from merklekv.replication.cluster.presence import ONLINE, STATUS_BYTES_MAX, Status, decode_status
+from merklekv.replication.fields import Malformed, decode_map
+from merklekv.replication.sync.local_endpoint import NOTE_MEMBERS, NOTE_UNREADABLE, Side, load_members, store_members
+from merklekv.replication.sync.messages import hello_of
 
 Damage = Callable[[dict[str, Any]], object]
 

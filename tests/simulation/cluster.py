@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 from unittest import mock
 
+from merklekv.engine.base import Pair
 from merklekv.engine.engine import Engine
-from merklekv.engine.store import Pair
 from merklekv.errors import MerkleKVError
-from merklekv.replication import exchange, responder
-from merklekv.replication.exchange import ExchangeReport, Initiator
-from merklekv.replication.exchange_side import Side
-from merklekv.replication.exchange_wire import Hello, encode
-from merklekv.replication.lapses import Lapse
-from merklekv.replication.members import Identity, Report, Row, Table
+from merklekv.replication.cluster.lost_writes import Lapse
+from merklekv.replication.cluster.members import Identity, Report, Row, Table
+from merklekv.replication.sync import initiator, responder
+from merklekv.replication.sync.initiator import ExchangeReport, Initiator
+from merklekv.replication.sync.local_endpoint import Side
+from merklekv.replication.sync.messages import Hello, encode
 
 from .disk import Image
 from .node import CLUSTER, MEMTABLE_SIZE, Failure, Node
@@ -31,10 +31,10 @@ from .world import DAY, SECOND, World
 
 LEAVES: Final = 512  # keys are in these, so that comparing all leaves is soon done
 SMALL_BATCHES: Final = (  # so that small exchanges have as many parts as large ones
-    (exchange, "BATCH_RECORDS", 2),
-    (exchange, "BATCH_BYTES", 500),
-    (exchange, "BATCH_PRINTS", 3),
-    (exchange, "PAGES_RATIO", 3),
+    (initiator, "BATCH_RECORDS", 2),
+    (initiator, "BATCH_BYTES", 500),
+    (initiator, "BATCH_PRINTS", 3),
+    (initiator, "PAGES_RATIO", 3),
     (responder, "REPLY_RECORDS", 3),
     (responder, "REPLY_BYTES", 1000),
     (responder, "INLINE_BYTES", 60),
@@ -106,7 +106,7 @@ class Cluster(World):
 
     def __enter__(self) -> Self:
         super().__enter__()
-        for module, name, value in ((exchange, "BUCKETS", LEAVES), *(SMALL_BATCHES if self.small_batches else ())):
+        for module, name, value in ((initiator, "BUCKETS", LEAVES), *(SMALL_BATCHES if self.small_batches else ())):
             self._stack.enter_context(mock.patch.object(module, name, value))
         delete_anew = Side._delete_anew
 

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import Any, Final, Self
 from unittest import mock
 
-from merklekv.engine import scrub
+from merklekv.engine.base import Base, BaseWriter
 from merklekv.engine.format import VERSION_SIZE, record_is_sound
 from merklekv.engine.merkle import LEAVES_PER_INNER
-from merklekv.engine.store import Base, BaseWriter
+from merklekv.engine.verify import scrub
 from merklekv.errors import MerkleKVError
 from merklekv.replication import scrubber
 from merklekv.replication.scrubber import Scrubber

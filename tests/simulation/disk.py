@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from unittest import mock
 
-from merklekv.engine import absorber, crashpoints, log, store
+from merklekv.engine import base, failpoints, log
+from merklekv.engine.checkpoint import child
 from merklekv.engine.tail import Tail
 
 SECTOR: Final = 512
@@ -183,7 +184,7 @@ class Disk:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """The engine works on this disk."""
-        saved, committing = Tail._save, store.BaseWriter._transaction
+        saved, committing = Tail._save, base.BaseWriter._transaction
 
         def save(tail: Tail, place: Any) -> None:
             self._happen("place")
@@ -196,7 +197,7 @@ class Disk:
                 folder.add(path.name, file)
 
         @contextmanager
-        def transaction(writer: store.BaseWriter) -> Iterator[Any]:
+        def transaction(writer: base.BaseWriter) -> Iterator[Any]:
             with committing(writer) as txn:
                 yield txn
                 self._happen("base")
@@ -207,10 +208,10 @@ class Disk:
                 (log, "os", self),
                 (log, "RESERVE_STEP", 8192),
                 (Tail, "_save", save),
-                (store.BaseWriter, "_transaction", transaction),
-                (crashpoints, "reached", self._happen),
-                (absorber, "TRANSACTION_KEYS", 4),
-                (store, "TRANSACTION_KEYS", 4),
+                (base.BaseWriter, "_transaction", transaction),
+                (failpoints, "reached", self._happen),
+                (child, "TRANSACTION_KEYS", 4),
+                (base, "TRANSACTION_KEYS", 4),
             ):
                 stack.enter_context(mock.patch.object(target, name, own))
             yield

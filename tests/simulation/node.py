@@ -16,14 +16,14 @@ from typing import Any, Final
 from merklekv.engine.engine import Engine
 from merklekv.engine.tail import Place
 from merklekv.errors import MerkleKVError, Stalled
-from merklekv.replication.event import encode_message
-from merklekv.replication.exchange_side import load_members, settle
-from merklekv.replication.inbox import Delivery, Inbox
-from merklekv.replication.members import Identity
-from merklekv.replication.membership import Membership
-from merklekv.replication.outbox import Batch, Outbox
-from merklekv.replication.presence import ONLINE, Peers, Status
-from merklekv.replication.responder import Responder
+from merklekv.replication.cluster.members import Identity
+from merklekv.replication.cluster.membership import Membership
+from merklekv.replication.cluster.presence import ONLINE, Peers, Status
+from merklekv.replication.stream.event import encode_message
+from merklekv.replication.stream.inbox import Delivery, Inbox
+from merklekv.replication.stream.outbox import Batch, Outbox
+from merklekv.replication.sync.local_endpoint import load_members, settle
+from merklekv.replication.sync.responder import Responder
 
 from .broker import Message
 from .disk import Disk, Image

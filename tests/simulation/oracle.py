@@ -21,9 +21,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from merklekv.engine.clock import timestamp_of, writer_of
 from merklekv.engine.format import FLAGS_AT, TOMBSTONE, VALUE_AT, VERSION_SIZE, ZERO_VERSION, record_is_sound
-from merklekv.engine.version import timestamp_of, writer_of
-from merklekv.replication.lapses import NO_LAPSES, Lapses, account_for
+from merklekv.replication.cluster.lost_writes import NO_LAPSES, Lapses, account_for
 
 FLOOR = b""  # the "key" of a truncate; its record is the floor
 

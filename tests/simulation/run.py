@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Final
 from unittest import mock
 
-from merklekv.engine import version
-from merklekv.engine.check import check_engine
-from merklekv.engine.version import MAX_TRUNCATION_AHEAD_S
+from merklekv.engine import clock
+from merklekv.engine.clock import MAX_TRUNCATION_AHEAD_S
+from merklekv.engine.verify.check import check_engine
 from merklekv.errors import MerkleKVError
 
 from .decay import Decay
@@ -66,7 +66,7 @@ def run(story: History) -> Verdict:
     try:
         truncation_s = MAX_TRUNCATION_AHEAD_S if story.exchanges else DAY // SECOND  # one refused needs an exchange
         with (
-            mock.patch.object(version, "MAX_TRUNCATION_AHEAD_S", truncation_s),
+            mock.patch.object(clock, "MAX_TRUNCATION_AHEAD_S", truncation_s),
             Decay(story.seed, root, story.names, story.queue_max) as world,
         ):
             problems = _problems(world, story)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from merklekv.engine.crashpoints import POINTS
+from merklekv.engine.failpoints import POINTS
 
 from .world import Step
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 from unittest import mock
 
+from merklekv.engine.clock import timestamp_of
 from merklekv.engine.format import record_is_sound
-from merklekv.engine.version import timestamp_of
 from merklekv.errors import Stalled
-from merklekv.replication.outbox import Batch
+from merklekv.replication.stream.outbox import Batch
 
 from .broker import Broker
 from .disk import Crash, Disk, Image

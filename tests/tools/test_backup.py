@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fix_node import NodeFactory, NodeProcess
+from fixtures.node import NodeFactory, NodeProcess
+from fixtures.support import wait_until
+from fixtures.tools import TOOL, address, contents, fails, fill, filled, opened, root_of, run, succeeds
 from merklekv_tool import statuses
-from support import wait_until
-from tool_support import TOOL, address, contents, fails, fill, filled, opened, root_of, run, succeeds
 
-from merklekv.engine.check import check_directory
 from merklekv.engine.format import OP_SET
-from merklekv.exits import EXIT_CORRUPT, EXIT_FORMAT, EXIT_UNWRITABLE, EXIT_USAGE
+from merklekv.engine.verify.check import check_directory
+from merklekv.exit_codes import EXIT_CORRUPT, EXIT_FORMAT, EXIT_UNWRITABLE, EXIT_USAGE
 from merklekv.net.client import Client
 
 DESTINATIONS = ["backup", "backup.tar.gz", "backup.tgz"]

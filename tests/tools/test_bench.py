@@ -8,12 +8,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fix_node import NodeFactory, NodeProcess
+from fixtures.node import NodeFactory, NodeProcess
+from fixtures.support import wait_until
+from fixtures.tools import TOOL, address, fails, run, succeeds
 from merklekv_tool import bench, statuses
-from support import wait_until
-from tool_support import TOOL, address, fails, run, succeeds
 
-from merklekv.exits import EXIT_USAGE
+from merklekv.exit_codes import EXIT_USAGE
 from merklekv.net.client import Client
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import cbor2
 import pytest
+from fixtures.tools import contents, fails, opened, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from merklekv_tool.dumps import Checksum, End, Format, Head, Reader, Writer, format_named
 from merklekv_tool.statuses import EXIT_DUMP, DumpError
-from tool_support import contents, fails, opened, run
 
 from merklekv.engine.format import TOMBSTONE, ZERO_VERSION, make_record
 

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fix_node import NodeFactory
+from fixtures.node import NodeFactory
+from fixtures.tools import FakeNode, address, fails, fill, filled, opened, run, succeeds
 from merklekv_tool.diff import DIFFERENCES, compare
 from merklekv_tool.output import moment
 from merklekv_tool.statuses import EXIT_NODE, EXIT_PROBLEMS, EXIT_UNREACHABLE
-from tool_support import FakeNode, address, fails, fill, filled, opened, run, succeeds
 
+from merklekv.engine.clock import show_version
 from merklekv.engine.format import VALUE_AT, make_record
-from merklekv.engine.version import show_version
-from merklekv.exits import EXIT_FORMAT, EXIT_LOCKED, EXIT_OK, EXIT_USAGE
+from merklekv.exit_codes import EXIT_FORMAT, EXIT_LOCKED, EXIT_OK, EXIT_USAGE
 
 VERSION = (1_700_000_000 * 10**9).to_bytes(8, "big") + bytes(16)
 

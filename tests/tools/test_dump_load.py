@@ -9,10 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fix_node import NodeFactory, clean_environment
-from merklekv_tool.places import PAGE_RECORDS
-from merklekv_tool.statuses import EXIT_PIPE, EXIT_REFUSED
-from tool_support import (
+from fixtures.node import NodeFactory, clean_environment
+from fixtures.tools import (
     SAMPLES,
     TOOL,
     address,
@@ -25,10 +23,12 @@ from tool_support import (
     run,
     succeeds,
 )
+from merklekv_tool.places import PAGE_RECORDS
+from merklekv_tool.statuses import EXIT_PIPE, EXIT_REFUSED
 
+from merklekv.engine.clock import timestamp_of
 from merklekv.engine.format import OP_SET, ZERO_VERSION, make_record
-from merklekv.engine.version import timestamp_of
-from merklekv.exits import EXIT_UNWRITABLE, EXIT_USAGE
+from merklekv.exit_codes import EXIT_UNWRITABLE, EXIT_USAGE
 from merklekv.net.client import Client
 
 FORMATS = ["jsonl", "cbor"]

@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fix_node import NodeFactory
+from fixtures.node import NodeFactory
+from fixtures.support import wait_until
+from fixtures.tools import TOOL, address, fails, opened, run, succeeds
 from merklekv_tool import statuses
 from merklekv_tool.log import nanoseconds
 from merklekv_tool.segments import READ_BYTES, DirectoryLog, LogReader, events
-from support import wait_until
-from tool_support import TOOL, address, fails, opened, run, succeeds
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import OP_SET, make_record
 from merklekv.engine.log import list_segments, segment_path
 from merklekv.errors import Corruption, InvalidArgument
-from merklekv.exits import EXIT_CORRUPT, EXIT_FORMAT, EXIT_UNWRITABLE, EXIT_USAGE
+from merklekv.exit_codes import EXIT_CORRUPT, EXIT_FORMAT, EXIT_UNWRITABLE, EXIT_USAGE
 
 OLD_NS = 1_700_000_000 * 10**9
 Place = Callable[[], str]

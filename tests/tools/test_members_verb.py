@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fix_node import NodeFactory, NodeProcess
+from fixtures.node import NodeFactory, NodeProcess
+from fixtures.support import wait_until
+from fixtures.tools import address, fails, filled, run, succeeds
 from merklekv_tool import statuses
 from merklekv_tool.members import age, conclusion, table
-from support import wait_until
-from tool_support import address, fails, filled, run, succeeds
 
-from merklekv.exits import EXIT_USAGE
+from merklekv.exit_codes import EXIT_USAGE
 
 DAY_NS = 86_400 * 10**9
 

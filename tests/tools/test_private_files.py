@@ -8,8 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fix_node import NodeFactory, clean_environment
-from tool_support import TIMEOUT_S, TOOL, address, filled
+from fixtures.node import NodeFactory, clean_environment
+from fixtures.tools import TIMEOUT_S, TOOL, address, filled
 
 from merklekv.engine.engine import Engine
 

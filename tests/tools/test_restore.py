@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fix_node import NodeFactory, NodeProcess
+from fixtures.node import NodeFactory, NodeProcess
+from fixtures.support import wait_until
+from fixtures.tools import TOOL, address, contents, fails, filled, opened, root_of, run, succeeds
 from merklekv_tool import statuses
 from merklekv_tool.backups import is_archive
-from support import wait_until
-from tool_support import TOOL, address, contents, fails, filled, opened, root_of, run, succeeds
 
-from merklekv.engine.check import check_directory
-from merklekv.exits import EXIT_UNWRITABLE
+from merklekv.engine.verify.check import check_directory
+from merklekv.exit_codes import EXIT_UNWRITABLE
 from merklekv.net.client import Client, Reply
 
 NAMES = ["backup", "backup.tar.gz"]

@@ -9,15 +9,15 @@ from types import SimpleNamespace
 
 import lmdb
 import pytest
+from fixtures.tools import opened
 from merklekv_tool import copying, snapshots
 from merklekv_tool.places import Node
-from tool_support import opened
 
-from merklekv.engine import crashpoints
-from merklekv.engine.check import check_directory
+from merklekv.engine import failpoints
+from merklekv.engine.base import BaseWriter
 from merklekv.engine.engine import Engine
 from merklekv.engine.log import list_segments, segment_path
-from merklekv.engine.store import BaseWriter
+from merklekv.engine.verify.check import check_directory
 from merklekv.errors import Corruption
 from merklekv.net.server import Server
 
@@ -73,7 +73,7 @@ def test_at_each_point_of_merging(engine: Engine, tmp_path: Path, monkeypatch: p
     engine.truncate()
     write(engine, 20)
     expected = held(engine)
-    monkeypatch.setattr(crashpoints, "reached", look)
+    monkeypatch.setattr(failpoints, "reached", look)
     engine.absorb_sealed()
     assert {"absorb.marked", "absorb.records_part", "absorb.index_part", "merge.before_delete"} <= set(seen)
 

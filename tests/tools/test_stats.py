@@ -9,12 +9,12 @@ import signal
 import subprocess
 from pathlib import Path
 
-from fix_node import NodeProcess
+from fixtures.node import NodeProcess
+from fixtures.support import wait_until
+from fixtures.tools import TOOL, FakeNode, address, fails, run, succeeds
 from merklekv_tool import stats, statuses
-from support import wait_until
-from tool_support import TOOL, FakeNode, address, fails, run, succeeds
 
-from merklekv.exits import EXIT_USAGE
+from merklekv.exit_codes import EXIT_USAGE
 from merklekv.net.client import Client
 
 

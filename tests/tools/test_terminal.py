@@ -16,17 +16,17 @@ from typing import NamedTuple
 
 import lmdb
 import pytest
-from fix_node import NodeFactory, NodeProcess
-from fix_terminal import COLOUR, CTRL_C, Terminal, surroundings
+from fixtures.node import NodeFactory, NodeProcess
+from fixtures.support import free_port, wait_until
+from fixtures.terminal import COLOUR, CTRL_C, Terminal, surroundings
+from fixtures.tools import ANY, TOOL, FakeNode, address, opened
 from merklekv_tool.cli import app as tool_app
 from merklekv_tool.statuses import EXIT_INTERRUPTED, EXIT_NODE, EXIT_PIPE, EXIT_PROBLEMS
-from support import free_port, wait_until
-from tool_support import ANY, TOOL, FakeNode, address, opened
 
 from merklekv import __version__
 from merklekv.cli import app
-from merklekv.exits import EXIT_FAILED, EXIT_OK, EXIT_UNWRITABLE
-from merklekv.net.resp import bulk
+from merklekv.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_UNWRITABLE
+from merklekv.net.protocol.resp import bulk
 
 VERBS = [command.name for command in tool_app.registered_commands if command.name]
 COMMANDS = [command.name for command in app.registered_commands if command.name]

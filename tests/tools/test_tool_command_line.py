@@ -12,15 +12,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from fix_node import NodeFactory
+from fixtures.node import NodeFactory
+from fixtures.support import wait_until
+from fixtures.tools import TOOL, FakeNode, address, fails, filled, opened, run, succeeds
 from merklekv_tool import statuses
 from merklekv_tool.cli import app
 from merklekv_tool.places import address_of
-from support import wait_until
-from tool_support import TOOL, FakeNode, address, fails, filled, opened, run, succeeds
 
 from merklekv.errors import InvalidArgument
-from merklekv.exits import EXIT_CORRUPT, EXIT_FORMAT, EXIT_LOCKED, EXIT_UNWRITABLE, EXIT_USAGE
+from merklekv.exit_codes import EXIT_CORRUPT, EXIT_FORMAT, EXIT_LOCKED, EXIT_UNWRITABLE, EXIT_USAGE
 
 EVERY_VERB = [command.name for command in app.registered_commands if command.name]
 VERBS = ["verify", "dump", "load"]

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from fix_node import NodeFactory, NodeProcess
-from tool_support import address, succeeds
+from fixtures.node import NodeFactory, NodeProcess
+from fixtures.tools import address, succeeds
 
 from merklekv.net.client import Client
 

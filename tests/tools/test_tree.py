@@ -13,13 +13,13 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from fix_node import NodeFactory
+from fixtures.node import NodeFactory
+from fixtures.tools import TOOL, FakeNode, address, contents, fails, filled, opened, run, succeeds
 from merklekv_tool import statuses
 from merklekv_tool.tree import abbreviated
-from tool_support import TOOL, FakeNode, address, contents, fails, filled, opened, run, succeeds
 
 from merklekv.engine.format import BUCKETS, bucket_of
-from merklekv.exits import EXIT_FORMAT, EXIT_LOCKED, EXIT_UNWRITABLE, EXIT_USAGE
+from merklekv.exit_codes import EXIT_FORMAT, EXIT_LOCKED, EXIT_UNWRITABLE, EXIT_USAGE
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

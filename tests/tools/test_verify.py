@@ -10,17 +10,17 @@ from pathlib import Path
 import cbor2
 import lmdb
 import pytest
-from fix_node import NodeFactory
+from fixtures.node import NodeFactory
+from fixtures.tools import FakeNode, address, filled, run, succeeds
 from merklekv_tool.statuses import EXIT_PROBLEMS
 from merklekv_tool.verify import ATTEMPTS
-from tool_support import FakeNode, address, filled, run, succeeds
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import DIGEST_AT, FLAGS_AT, TOMBSTONE, VALUE_AT, ZERO_VERSION, make_record
 from merklekv.engine.merkle import MerkleTree
-from merklekv.engine.naive import digest_of
+from merklekv.engine.verify.reference import digest_of
 from merklekv.net.client import Client
-from merklekv.replication.members import Members
+from merklekv.replication.cluster.members import Members
 
 
 @pytest.fixture

@@ -30,9 +30,9 @@ from typing import IO, Any, Final
 from xxhash import xxh3_128
 
 import merklekv
-from merklekv.engine.check import check_directory
 from merklekv.engine.directory import give_to_owner
 from merklekv.engine.engine import Engine
+from merklekv.engine.verify.check import check_directory
 from merklekv.errors import Corruption, DiskFull, InvalidArgument
 from merklekv.output import counted
 from merklekv.shortage import NO_ROOM

@@ -196,7 +196,7 @@ def call_all(client: Client, requests: list[Request]) -> None:
 
 def batches(load: Load, pipeline: int, keys: Keys, value: bytes) -> list[bytes]:
     """Encoded batches to draw from: at most POOL_BATCHES, and about POOL_BYTES."""
-    from merklekv.net.resp import bulk_array
+    from merklekv.net.protocol.resp import bulk_array
 
     def request() -> bytes:
         key = keys[random.randrange(keys.count)]

@@ -16,7 +16,7 @@ from typing import Final, NoReturn
 import typer
 
 from merklekv.errors import DirectoryLocked, MerkleKVError
-from merklekv.exits import EXIT_LOCKED, EXIT_UNWRITABLE, EXIT_USAGE
+from merklekv.exit_codes import EXIT_LOCKED, EXIT_UNWRITABLE, EXIT_USAGE
 from merklekv.output import OutputClosed, take_over_output
 from merklekv_tool import backup, bench, diff, dump, forget, load, log, members, restore, stats, statuses, tree, verify
 from merklekv_tool.output import note

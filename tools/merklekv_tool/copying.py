@@ -17,8 +17,8 @@ from typing import Final
 import lmdb
 
 from merklekv import interpreter
+from merklekv.engine.base import DATA_FILE, MAP_SIZE, is_full, translate
 from merklekv.engine.lmdb_file import require_whole
-from merklekv.engine.store import DATA_FILE, MAP_SIZE, is_full, translate
 from merklekv.errors import DiskFull, StorageFailed
 from merklekv_tool.output import Update
 from merklekv_tool.statuses import FileError

@@ -141,16 +141,16 @@ def show(difference: Difference, as_json: bool) -> None:
 
 def described(head: bytes | None) -> dict[str, object] | None:
     """A head for programs."""
+    from merklekv.engine.clock import show_version
     from merklekv.engine.format import FLAGS_AT, TOMBSTONE
-    from merklekv.engine.version import show_version
 
     return None if head is None else {"version": show_version(head), "deleted": bool(head[FLAGS_AT] & TOMBSTONE)}
 
 
 def cell(head: bytes | None) -> str:
     """A head for people: when it was written, and whether that was a delete."""
+    from merklekv.engine.clock import timestamp_of
     from merklekv.engine.format import FLAGS_AT, TOMBSTONE
-    from merklekv.engine.version import timestamp_of
     from merklekv_tool.output import moment
 
     if head is None:
@@ -160,7 +160,7 @@ def cell(head: bytes | None) -> str:
 
 def conclude(counts: Counter[str], floors: tuple[bytes, bytes], equal: bool, as_json: bool) -> None:
     """The counts."""
-    from merklekv.engine.version import show_version
+    from merklekv.engine.clock import show_version
 
     if as_json:
         say_json(

@@ -20,8 +20,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Final
 
+from merklekv.engine.clock import show_version
 from merklekv.engine.format import DIGEST_AT, VALUE_AT, VERSION_SIZE
-from merklekv.engine.version import show_version
 from merklekv.output import printable_json
 from merklekv_tool.dumps import DUMP_VERSION, MARK, End, Head, Item, Pair, build_record, check_flags
 

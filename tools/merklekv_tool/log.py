@@ -24,7 +24,7 @@ from merklekv.output import counted, printable
 from merklekv_tool.output import PlaceName, moment, note, say, say_json, text_of
 
 if TYPE_CHECKING:
-    from merklekv.engine.naive import Entry
+    from merklekv.engine.verify.reference import Entry
     from merklekv_tool.segments import Event, LogReader, Source
 
 EXAMPLES: Final = """
@@ -185,7 +185,7 @@ class Shown:
         return f"{when:26}  {name_of(entry.op):8}  {origin:16}  {key:{KEY_WIDTH}}  {shown}".rstrip()
 
     def _fields(self, event: Event) -> dict[str, object]:
-        from merklekv.engine.version import show_version
+        from merklekv.engine.clock import show_version
         from merklekv_tool.jsonl import field
 
         entry = event.entry

@@ -15,7 +15,7 @@ from merklekv.output import printable
 from merklekv_tool.output import AsJson, PlaceName, say, say_json
 
 if TYPE_CHECKING:
-    from merklekv.replication.member_rows import Row
+    from merklekv.replication.cluster.member_rows import Row
 
 EXAMPLES: Final = """
 Examples:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, TypeVar
 
+from merklekv.engine.clock import show_time, timestamp_of
 from merklekv.engine.directory import require_format
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import (
@@ -33,12 +34,11 @@ from merklekv.engine.format import (
     VERSION_SIZE,
 )
 from merklekv.engine.merkle import LEAVES_PER_INNER
-from merklekv.engine.version import show_time, timestamp_of
 from merklekv.errors import InvalidArgument, MerkleKVError, NotADataDirectory, Stalled
 from merklekv.names import ADDRESS, split_address
 from merklekv.net.client import REPLY_ROOM_BYTES, Client, Reply, Unreachable
-from merklekv.replication.exchange_side import NOTE_MEMBERS
-from merklekv.replication.member_rows import Row, rows, stored_members
+from merklekv.replication.cluster.member_rows import Row, rows, stored_members
+from merklekv.replication.sync.local_endpoint import NOTE_MEMBERS
 from merklekv_tool.statuses import FileError
 
 PAGE_RECORDS: Final = 1000

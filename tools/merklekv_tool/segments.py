@@ -28,7 +28,7 @@ from merklekv.engine.format import (
     frame_checksum,
 )
 from merklekv.engine.log import list_segments, segment_path
-from merklekv.engine.naive import Entry, read_entries
+from merklekv.engine.verify.reference import Entry, read_entries
 from merklekv.errors import Corruption
 from merklekv_tool.places import Node
 from merklekv_tool.statuses import FileError

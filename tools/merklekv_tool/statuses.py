@@ -1,6 +1,7 @@
 """Exit statuses of `merklekv-tool`, and the errors that only it knows.
 
-Up to 9 a status means what it means for `merklekv` (`merklekv/exits.py`), but for 1 and 4, which a node cannot meet.
+Up to 9 a status means what it means for `merklekv` (`merklekv/exit_codes.py`), but for 1 and 4, which a node
+cannot meet.
 Whatever has no name here is a fault of ours: Python shows it, and the status is 70 as for any program (sysexits.h).
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from merklekv import exits
+from merklekv import exit_codes
 from merklekv.errors import MerkleKVError
 
 EXIT_PROBLEMS: Final = 1
@@ -20,20 +21,20 @@ EXIT_NODE: Final = 12
 EXIT_OTHER: Final = 13
 EXIT_EXISTS: Final = 14
 EXIT_FAULT: Final = 70
-EXIT_INTERRUPTED: Final = exits.EXIT_INTERRUPTED
+EXIT_INTERRUPTED: Final = exit_codes.EXIT_INTERRUPTED
 EXIT_PIPE: Final = 141
 EXIT_TERMINATED: Final = 143
 
 MEANINGS: Final = {
-    exits.EXIT_OK: "done, and nothing is wrong",
+    exit_codes.EXIT_OK: "done, and nothing is wrong",
     EXIT_PROBLEMS: "verify found problems, or diff or tree differences; each is named",
-    exits.EXIT_USAGE: "a wrong argument or option",
-    exits.EXIT_LOCKED: "a process, most likely a node, has the directory open",
+    exit_codes.EXIT_USAGE: "a wrong argument or option",
+    exit_codes.EXIT_LOCKED: "a process, most likely a node, has the directory open",
     EXIT_UNREACHABLE: "the node cannot be reached, or the connection broke",
-    exits.EXIT_UNWRITABLE: "a file or directory cannot be read or written, or its disk is full",
-    exits.EXIT_FORMAT: "the directory is not MerkleKV's, or its format is of a later release",
-    exits.EXIT_CORRUPT: "the data is damaged; the message names the file and the way out",
-    exits.EXIT_STORAGE: "the disk failed a write or a sync",
+    exit_codes.EXIT_UNWRITABLE: "a file or directory cannot be read or written, or its disk is full",
+    exit_codes.EXIT_FORMAT: "the directory is not MerkleKV's, or its format is of a later release",
+    exit_codes.EXIT_CORRUPT: "the data is damaged; the message names the file and the way out",
+    exit_codes.EXIT_STORAGE: "the disk failed a write or a sync",
     EXIT_DUMP: "the dump or backup is damaged or cut short; the message says where",
     EXIT_REFUSED: "load left records out; each is named",
     EXIT_NODE: "the node answered with an error",
@@ -78,12 +79,12 @@ def status_of(error: MerkleKVError) -> int:
         (DumpError, EXIT_DUMP),
         (BackupError, EXIT_DUMP),
         (Exists, EXIT_EXISTS),
-        (FileError, exits.EXIT_UNWRITABLE),
+        (FileError, exit_codes.EXIT_UNWRITABLE),
         (Unreachable, EXIT_UNREACHABLE),
         (NodeError, EXIT_NODE),
     )
     for kind, status in own:
         if isinstance(error, kind):
             return status
-    status = exits.status_of(error)
-    return EXIT_OTHER if status == exits.EXIT_FAILED else status
+    status = exit_codes.status_of(error)
+    return EXIT_OTHER if status == exit_codes.EXIT_FAILED else status

@@ -21,8 +21,8 @@ from merklekv_tool.statuses import EXIT_PROBLEMS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from merklekv.engine.findings import Findings
-    from merklekv.engine.naive import Tree
+    from merklekv.engine.verify.reference import Tree
+    from merklekv.engine.verify.report import Findings
     from merklekv_tool.places import Node
 
 EXAMPLES: Final = """
@@ -70,7 +70,7 @@ def verify(place: PlaceName, as_json: AsJson = False) -> None:
 
 def verify_directory(place: str) -> Verdict:
     """Checks a closed directory."""
-    from merklekv.engine.check import check_directory
+    from merklekv.engine.verify.check import check_directory
     from merklekv.errors import Corruption, DirectoryUnwritable
     from merklekv.names import read_node_id
     from merklekv_tool.places import require_directory
@@ -90,8 +90,8 @@ def note_problems(notes: Mapping[bytes, bytes]) -> Iterator[str]:
     """What a start would find wrong with what a node keeps with its data."""
     from merklekv.engine.format import HORIZON_SIZE, NOTE_HORIZON
     from merklekv.errors import FormatTooNew
-    from merklekv.replication.exchange_side import NOTE_MEMBERS
-    from merklekv.replication.member_rows import problems
+    from merklekv.replication.cluster.member_rows import problems
+    from merklekv.replication.sync.local_endpoint import NOTE_MEMBERS
 
     horizon = notes.get(NOTE_HORIZON, bytes(HORIZON_SIZE))
     if len(horizon) != HORIZON_SIZE:
@@ -105,7 +105,7 @@ def note_problems(notes: Mapping[bytes, bytes]) -> Iterator[str]:
 
 def verify_node(node: Node) -> Verdict:
     """Checks a running node."""
-    from merklekv.engine.findings import Findings
+    from merklekv.engine.verify.report import Findings
 
     notes: list[str] = []
     with progress(f"verify {node.name}") as update:
@@ -127,8 +127,8 @@ def verify_node(node: Node) -> Verdict:
 
 def walk(node: Node, findings: Findings, update: Update) -> tuple[Tree, bytes]:
     """Looks at every record; the tree that they make, and the floor."""
-    from merklekv.engine.findings import record_problems, show
-    from merklekv.engine.naive import Tree
+    from merklekv.engine.verify.reference import Tree
+    from merklekv.engine.verify.report import record_problems, show
 
     tree = Tree()
     last = b""

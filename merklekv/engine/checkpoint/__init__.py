@@ -1,0 +1,1 @@
+"""Checkpoints: sealed log segments become part of the base."""

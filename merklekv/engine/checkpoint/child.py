@@ -1,0 +1,348 @@
+"""Absorbing: moving sealed log segments into the base.
+
+`absorb` needs nothing from the serving process: it reads the segments, keeps the newest record of each key, and puts
+them into LMDB in key order.  It may be cut off anywhere and called again; recovery is the same call.
+
+The server runs it in a child process (`AbsorbingChild`, `main`): beside a busy thread of the same interpreter each of
+its syncs would cost the serving thread a switch interval.  The child reads one line for each job, the LSN to reach,
+and answers in lines: ``progress <0..1>``, ``done``, or ``error <class> <message>``.  It holds the directory's lock
+too, so a server that was killed cannot be followed by the next one before its child has ended; and it ends by itself,
+between two transactions, when its parent is gone.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import Final, TextIO
+
+from xxhash import xxh3_64_digest
+
+from merklekv import interpreter
+from merklekv.engine import failpoints
+from merklekv.engine.access import trouble
+from merklekv.engine.base import DATA_FILE, TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter, Pair
+from merklekv.engine.format import (
+    COLLECTED,
+    ENTRY,
+    FLAGS_AT,
+    OP_NOTE,
+    OP_ORIGIN,
+    OP_REPAIR,
+    OP_TRUNCATE,
+    REMOTE,
+    ZERO_VERSION,
+)
+from merklekv.engine.log import Segment, list_segments, segment_path
+from merklekv.engine.verify.repairs import Repairs, repair
+from merklekv.errors import (
+    Corruption,
+    DirectoryLocked,
+    DirectoryUnwritable,
+    DiskFull,
+    MerkleKVError,
+    Shortage,
+    StorageFailed,
+)
+from merklekv.shortage import shortage_of
+
+log = logging.getLogger(__name__)
+
+# Of an absorption's work, roughly.  Writers are let go on by its progress, so all of the work has to show in it.
+READ_SHARE: Final = 0.2
+INDEX_SHARE: Final = 0.15
+READ_STEP: Final = 1 << 20  # bytes of log between two reports
+SORT_KEYS: Final = 16_384  # about as many are sorted at once
+SAMPLE_EVERY: Final = 64
+STOP_TIMEOUT_S: Final = 5.0
+
+Progress = Callable[[float], None]
+
+
+class _Newest:
+    """Where the newest change of each key is, in a row of segments."""
+
+    def __init__(self, segments: list[Segment], progress: Progress) -> None:
+        """Reads them all; `progress` is called with the share read, each READ_STEP."""
+        self._segments = segments
+        self.floor = ZERO_VERSION
+        self.notes: dict[bytes, bytes] = {}
+        self.repairs = Repairs()
+        self.places: dict[bytes, int] = {}  # key -> segment index << 40 | position of the entry
+        total, before, told = sum(segment.size for segment in segments), 0, 0
+        for index, segment in enumerate(segments):
+            base = index << 40
+            for frame in segment.frames():
+                for op, key, record_at, end in segment.entries(frame):
+                    if op & ~REMOTE == OP_TRUNCATE:
+                        self.floor = max(self.floor, segment.data[record_at:end])
+                    elif op == OP_NOTE | REMOTE:
+                        self.notes[key] = segment.data[record_at:end]
+                    elif op == OP_REPAIR | REMOTE:
+                        self.repairs.add(key, segment.data[record_at:end])
+                    elif op != OP_ORIGIN:
+                        self.places[key] = base | (record_at - len(key) - ENTRY.size)
+                if before + frame.end >= told + READ_STEP:
+                    told = before + frame.end
+                    progress(told / total)
+            before += segment.size
+
+    def record(self, key: bytes) -> bytes:
+        place = self.places[key]
+        data, position = self._segments[place >> 40].data, place & (1 << 40) - 1
+        _, key_length, record_length = ENTRY.unpack_from(data, position)
+        start = position + ENTRY.size + key_length
+        return data[start : start + record_length]
+
+
+def absorb(base: BaseWriter, log_directory: Path, upto: int, progress: Progress = lambda share: None) -> None:
+    """Puts all segments before LSN `upto` into the base.  `progress` is called now and then while it reads them, and
+    after each transaction.
+
+    Raises DiskFull (what was done stays done; call again), Corruption, StorageFailed.
+    """
+    lsns = [lsn for lsn in list_segments(log_directory) if base.absorbed <= lsn < upto]
+    if not lsns:
+        return
+    with ExitStack() as stack:
+        segments = [stack.enter_context(Segment(segment_path(log_directory, lsn))) for lsn in lsns]
+        newest = _Newest(segments, lambda share: progress(READ_SHARE * share))
+        resumed = base.mark_absorbing(upto)
+        failpoints.reached("absorb.marked")
+        if newest.floor > base.floor:
+            for _ in base.raise_floor(newest.floor):
+                progress(READ_SHARE)
+            failpoints.reached("absorb.floor_raised")
+        newest.repairs.complete(newest.places)
+        for _ in repair(base, newest.repairs):  # first: what follows goes by what is derived
+            progress(READ_SHARE)
+        added: list[bytes] = []
+        done = 0
+        for pairs in _transactions(newest, _in_order(newest.places), base.floor):
+            added += base.put(pairs)
+            done += len(pairs)
+            progress(READ_SHARE + (1 - READ_SHARE - INDEX_SHARE) * done / len(newest.places))
+            failpoints.reached("absorb.records_part")
+        failpoints.reached("absorb.records_done")
+        # A resumed absorption finds its own records in the base and cannot tell which of them are not in the index yet.
+        unlisted = [xxh3_64_digest(key)[:2] + key for key in (newest.places if resumed else added)]
+        entries = _in_order(unlisted)
+        done = 0
+        while batch := [(entry[:2], entry[2:]) for entry in islice(entries, TRANSACTION_KEYS)]:
+            base.index([pair for pair in batch if not resumed or _stays(newest.record(pair[1]), base.floor)])
+            done += len(batch)
+            progress(1 - INDEX_SHARE * (1 - done / len(unlisted)))
+            failpoints.reached("absorb.index_part")
+        failpoints.reached("absorb.index_done")
+        base.finish(upto, newest.notes)
+        failpoints.reached("absorb.finished")
+
+
+def _stays(record: bytes, floor: bytes) -> bool:
+    return record >= floor and not record[FLAGS_AT] & COLLECTED
+
+
+def _in_order(keys: Collection[bytes]) -> Iterator[bytes]:
+    """The keys in order, sorted a part at a time: writers may wait for progress, and sorting all takes a while."""
+    sample = sorted(islice(keys, 0, None, SAMPLE_EVERY))
+    bounds = sample[:: SORT_KEYS // SAMPLE_EVERY][1:]
+    parts: list[list[bytes]] = [[] for _ in range(len(bounds) + 1)]
+    for key in keys:
+        parts[bisect_right(bounds, key)].append(key)
+    for part in parts:
+        part.sort()
+        yield from part
+
+
+def _transactions(newest: _Newest, keys: Iterable[bytes], floor: bytes) -> Iterator[list[Pair]]:
+    pairs: list[Pair] = []
+    size = 0
+    for key in keys:
+        record = newest.record(key)
+        if record < floor:
+            continue
+        pairs.append((key, record))
+        size += len(record)
+        if len(pairs) >= TRANSACTION_KEYS or size >= TRANSACTION_BYTES:
+            yield pairs
+            pairs, size = [], 0
+    if pairs:
+        yield pairs
+
+
+class ChildDied(Exception):
+    """The absorbing child ended in the middle of its work; start it again and ask again."""
+
+    def __init__(self, how: str, killed: bool = False) -> None:
+        super().__init__(how)
+        self.killed = killed  # as the kernel does when memory is short
+
+
+class AbsorbingChild:
+    """The child process as its parent sees it.  One thread calls `absorb`; `stop` comes from another."""
+
+    def __init__(self, base: Path, log_directory: Path, lock_fd: int) -> None:
+        self._base = base
+        self._command = interpreter.command("merklekv.engine.checkpoint.child", str(base), str(log_directory))
+        self._lock_fd = lock_fd
+        self._guard = threading.Lock()
+        self._stopped = False
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the running child, for statistics and tests."""
+        return self._process.pid if self._process else None
+
+    def absorb(self, upto: int, progress: Progress) -> None:
+        """`absorb`, over there.  Raises what it raises, and ChildDied."""
+        process = self._running()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with suppress(BrokenPipeError):  # it has died, as its silence tells
+            process.stdin.write(f"{upto}\n")
+            process.stdin.flush()
+        for line in process.stdout:
+            word, _, rest = line.strip().partition(" ")
+            if word == "progress":
+                progress(float(rest))
+            elif word == "done" and int(rest) == upto:  # else of a job that an error here has cut short
+                return
+            elif word == "error":
+                name, _, message = rest.partition(" ")
+                raise _ERRORS.get(name, StorageFailed)(message)
+        status = process.wait()
+        if status == -signal.SIGBUS:
+            raise Corruption(
+                f"{self._base / DATA_FILE}: could not be read (SIGBUS): it was cut off, or the disk fails; "
+                "`merklekv-tool verify` lists the damage; restore the directory from a backup"
+            )
+        raise ChildDied(f"exit status {status}", killed=status == -signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Ends the child, after the transaction it is in, and keeps it from being started again."""
+        with self._guard:
+            self._stopped = True
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # LMDB stands at its last commit
+            self._process.wait()
+
+    def close(self) -> None:
+        """Closes the pipes, once nobody calls `absorb` any more."""
+        for pipe in (self._process.stdin, self._process.stdout) if self._process else ():
+            if pipe is not None:
+                with suppress(BrokenPipeError):  # a job that the child did not live to read
+                    pipe.close()
+
+    def _running(self) -> "subprocess.Popen[str]":
+        with self._guard:
+            if self._stopped:
+                raise ChildDied("stopped")
+            if self._process is None or self._process.poll() is not None:
+                self.close()
+                with _signals_blocked():
+                    self._process = subprocess.Popen(
+                        self._command,
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE,
+                        text=True,
+                        errors="backslashreplace",
+                        pass_fds=(self._lock_fd,),
+                        env=interpreter.environment(),
+                    )
+                try:
+                    threading.Thread(
+                        target=_log_lines, args=(self._process.stderr,), name="child-log", daemon=True
+                    ).start()
+                except RuntimeError:  # no thread is to be had: without a reader the child would wait for it one day
+                    self._process.kill()
+                    raise
+            return self._process
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """A process that is started meanwhile gets no signal from others but SIGTERM, SIGKILL and SIGSTOP.
+
+    A signal to the whole group (Ctrl-C, a closed terminal) is for the parent, which decides what it means.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _log_lines(stderr: TextIO) -> None:
+    """Logs what the child writes to stderr, which is little and unforeseen: the child itself must not wait there."""
+    with stderr:
+        for line in stderr:
+            log.warning("checkpoint process: %s", line.rstrip())
+
+
+_ERRORS: Final[dict[str, type[MerkleKVError]]] = {
+    kind.__name__: kind
+    for kind in (Corruption, DirectoryLocked, DirectoryUnwritable, DiskFull, Shortage, StorageFailed)
+}
+
+
+def main(base_path: str, log_directory: str) -> None:
+    """The child: absorbs when told to, until its input or its parent ends."""
+    parent = os.getppid()
+    stopping = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopping
+        stopping = True
+
+    def progress(share: float) -> None:
+        if stopping or os.getppid() != parent:
+            sys.exit(0)
+        answer(f"progress {share:.4f}")
+
+    def answer(line: str) -> None:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    def answer_error(error: MerkleKVError) -> None:
+        answer(f"error {type(error).__name__} {error}")
+
+    # Between two jobs the kernel ends this process. A handler could run too late: when the wait for a line has begun.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for line in sys.stdin:
+        signal.signal(signal.SIGTERM, stop)
+        try:
+            # Anew for each job: LMDB may be of no use after a failed write.
+            with BaseWriter(Path(base_path), patience_s=0) as base:
+                absorb(base, Path(log_directory), int(line), progress)
+            answer(f"done {int(line)}")
+        except MerkleKVError as error:
+            answer_error(error)
+            stopping = isinstance(error, DirectoryLocked)  # the next child has another process id
+        except OSError as error:
+            answer_error(trouble(error, Path(base_path).parent))
+        except MemoryError as error:
+            answer_error(shortage_of(error, "cannot merge"))
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if stopping:  # asked to while the last transaction ran
+            return
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except BrokenPipeError:
+        os._exit(0)  # the parent is gone, and with it everybody who could want an answer

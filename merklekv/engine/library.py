@@ -1,0 +1,189 @@
+"""The engine as a library: `with merklekv.open("data") as db: db.set(b"k", b"v")`.
+
+Each call that writes returns when the write is durable, and waits while merging is behind.  For many small writes at
+once use `mset`, or several threads: they share a sync.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+from merklekv.engine.base import Pair
+from merklekv.engine.clock import DEFAULT_MAX_DRIFT_S
+from merklekv.engine.durable import DEFAULT_MAX_VALUE_SIZE, DEFAULT_MEMTABLE_SIZE
+from merklekv.engine.engine import Engine
+from merklekv.engine.options import Absorb, Durability
+from merklekv.errors import MerkleKVError, Shortage, Stalled
+
+WAIT_S: Final = 1.0
+
+Result = TypeVar("Result")
+
+
+def open(
+    path: str | Path,
+    *,
+    durability: Durability = "always",
+    memtable_size: int = DEFAULT_MEMTABLE_SIZE,
+    max_value_size: int = DEFAULT_MAX_VALUE_SIZE,
+    max_clock_drift_s: float = DEFAULT_MAX_DRIFT_S,
+    wall_clock: Callable[[], int] = time.time_ns,
+    absorb: Absorb = "process",
+) -> "Database":
+    """Opens a data directory, making it if need be.
+
+    durability         when a call that writes returns: the write is on disk ("always"), in the kernel and on disk
+                       within a second ("everysec"), or in the kernel ("never")
+    memtable_size      bytes of recent writes kept in memory before they are merged into the base, from 64 KiB on
+    max_value_size     bytes of the largest value
+    max_clock_drift_s  seconds that a record of another node may be ahead of the wall clock
+    wall_clock         returns nanoseconds since 1970
+    absorb             "process" merges in a child process, "manual" only when the engine is told to
+
+    Raises InvalidArgument, DirectoryLocked, DirectoryUnwritable, NotADataDirectory, FormatTooNew, Corruption,
+    StorageFailed, Shortage.
+    """
+    return Database(
+        Engine(
+            path,
+            durability=durability,
+            memtable_size=memtable_size,
+            max_value_size=max_value_size,
+            max_clock_drift_s=max_clock_drift_s,
+            wall_clock=wall_clock,
+            absorb=absorb,
+        )
+    )
+
+
+class Database:
+    """An open data directory, made by `open`.  Thread-safe.
+
+    Keys are 1 to 511 bytes; anything but `bytes` raises TypeError.  After `close` every other call raises
+    MerkleKVError.  Calls that write raise InvalidArgument, Shortage and StorageFailed.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._closed = False
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of a key, None without one."""
+        _require_bytes(key)
+        return self._open(lambda: self.engine.get(key))
+
+    def set(self, key: bytes, value: bytes) -> None:
+        """Stores a value."""
+        _require_bytes(key, value)
+        self._durably(lambda: self.engine.set(key, value))
+
+    def delete(self, key: bytes) -> bool:
+        """Removes a key; whether there was one."""
+        _require_bytes(key)
+        return self._durably(lambda: self.engine.delete(key))
+
+    def mset(self, pairs: Iterable[Pair]) -> None:
+        """Stores all values or none."""
+        whole = list(pairs)
+        for key, value in whole:
+            _require_bytes(key, value)
+        self._durably(lambda: self.engine.mset(whole))
+
+    def increment(self, key: bytes, amount: int = 1) -> int:
+        """Adds to a decimal number, a missing key counting as 0; returns the sum.
+
+        Raises NotANumber, NumberOverflow.
+        """
+        _require_bytes(key)
+        if not isinstance(amount, int):
+            raise TypeError(f"an amount is an int, not {type(amount).__name__}")
+        return self._durably(lambda: self.engine.increment(key, amount))
+
+    def append(self, key: bytes, value: bytes) -> bytes:
+        """Puts bytes behind a value; returns the new value."""
+        _require_bytes(key, value)
+        return self._durably(lambda: self.engine.append(key, value))
+
+    def prepend(self, key: bytes, value: bytes) -> bytes:
+        """Puts bytes before a value; returns the new value."""
+        _require_bytes(key, value)
+        return self._durably(lambda: self.engine.prepend(key, value))
+
+    def truncate(self) -> None:
+        """Removes every key."""
+        self._durably(self.engine.truncate)
+
+    def keys(self, prefix: bytes = b"") -> Iterator[bytes]:
+        """The keys with a prefix, in order; what is there throughout is returned, whatever is written meanwhile."""
+        _require_bytes(prefix)
+        self._require_open()
+        return self._keys(prefix)
+
+    def items(self, prefix: bytes = b"") -> Iterator[Pair]:
+        """Keys with their values, like `keys`."""
+        keys = self.keys(prefix)
+        return ((key, value) for key in keys if (value := self.get(key)) is not None)
+
+    def close(self) -> None:
+        """Syncs and lets the directory go."""
+        self._closed = True
+        self.engine.close()
+
+    def __contains__(self, key: bytes) -> bool:
+        _require_bytes(key)
+        return self._open(lambda: self.engine.exists(key))
+
+    def __len__(self) -> int:
+        return self._open(lambda: self.engine.live_count)
+
+    def __enter__(self) -> "Database":
+        self._require_open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _keys(self, prefix: bytes) -> Iterator[bytes]:
+        after: bytes | None = b""
+        while after is not None:
+            keys, after = self._open(partial(self.engine.page, prefix, after))
+            yield from keys
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise MerkleKVError("the database is closed")
+
+    def _open(self, call: Callable[[], Result]) -> Result:
+        """Calls the engine.  One that another thread closes meanwhile fails in ways of its own."""
+        self._require_open()
+        try:
+            return call()
+        except Exception:
+            self._require_open()
+            raise
+
+    def _durably(self, call: Callable[[], Result]) -> Result:
+        return self._open(lambda: self._commit(call))
+
+    def _commit(self, call: Callable[[], Result]) -> Result:
+        self.engine.begin()
+        while True:
+            try:
+                result = call()
+            except Stalled:
+                self._require_open()
+                self.engine.wait_for_room(WAIT_S)
+            except Shortage:
+                self.engine.commit()  # so that the next call finds out whether there is room by then
+                raise
+            else:
+                self.engine.commit()
+                return result
+
+
+def _require_bytes(*parts: bytes) -> None:
+    for part in parts:
+        if not isinstance(part, bytes):
+            raise TypeError(f"keys and values are bytes, not {type(part).__name__}")

@@ -1,0 +1,1 @@
+"""Verification: what must hold of a data directory, checked, scrubbed and repaired."""

@@ -1,0 +1,136 @@
+"""What the checker has found, and how far it has come.
+
+`Findings` gathers problems as sentences, bounded: a damaged directory of a million keys must not make a million lines.
+`Stages` turns the steps of stages of unequal weight into one progress bar.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from merklekv.engine.verify.reference import (
+    KEY_SIZE_MAX,
+    RECORD_SIZE_MIN,
+    VERSION_SIZE,
+    digest_of,
+    is_tombstone,
+    number,
+)
+from merklekv.output import counted
+
+PROBLEMS_MAX: Final = 200  # sentences; what comes after is counted
+STEPS_PER_REPORT: Final = 4096
+SHOWN_KEY_SIZE: Final = 60
+MARKER_TAIL: Final = b"\x05" + bytes(16)  # flags and digest of a marker
+
+Progress = Callable[[int, int], None]
+Note = Callable[[str], None]
+
+
+class Stages:
+    """Progress over stages, each of a known weight and number of steps."""
+
+    def __init__(self, report: Progress | None, total: int) -> None:
+        self._report = report
+        self._total = total
+        self._before = self._weight = self._steps = self._done = 0
+
+    def begin(self, weight: int, steps: int) -> None:
+        """Starts the next stage."""
+        self.end()
+        self._weight, self._steps, self._done = weight, max(steps, 1), 0
+
+    def step(self, count: int = 1) -> None:
+        """Reports now and then."""
+        before = self._done // STEPS_PER_REPORT
+        self._done += count
+        if self._report is not None and self._done // STEPS_PER_REPORT > before:
+            share = min(self._done, self._steps) * self._weight // self._steps
+            self._report(self._before + share, self._total)
+
+    def end(self) -> None:
+        """The stage in hand is done."""
+        self._before += self._weight
+        self._weight = 0
+        if self._report is not None:
+            self._report(self._before, self._total)
+
+
+class Findings:
+    """Problems, in the order in which they were found."""
+
+    def __init__(self, note: Note, stages: Stages | None = None) -> None:
+        self.note = note
+        self.stages = stages or Stages(None, 0)
+        self._sentences: list[str] = []
+        self._more = 0
+
+    def add(self, where: object, problem: str) -> None:
+        """A problem, with the place where it is."""
+        if len(self._sentences) < PROBLEMS_MAX:
+            self._sentences.append(f"{where}: {problem}")
+        else:
+            self._more += 1
+
+    def expect(self, where: object, what: str, found: object, expected: object) -> None:
+        """A problem unless `found` is what is expected."""
+        if found != expected:
+            self.add(where, f"{what} is {_shown(found)}, expected {_shown(expected)}")
+
+    def sentences(self) -> list[str]:
+        """All of them, and how many were left out."""
+        return self._sentences + ([f"and {counted(self._more, 'more problem')}"] if self._more else [])
+
+
+@dataclass
+class BaseFacts:
+    """What the rest of the data has to agree with."""
+
+    absorbed: int = 0  # LSN
+    absorbing: int | None = None  # LSN
+    floor: bytes = bytes(VERSION_SIZE)
+    newest: bytes = bytes(VERSION_SIZE)
+    known: bool = True  # False: the base could not be read
+    notes: dict[bytes, bytes] = field(default_factory=dict)  # as a start would find them, log included
+
+
+def record_problems(key: bytes, record: bytes, floor: bytes) -> Iterator[str]:
+    """What is wrong with a record by itself."""
+    if not 1 <= len(key) <= KEY_SIZE_MAX:
+        yield f"the key has {len(key)} bytes, expected 1 to {KEY_SIZE_MAX}"
+    if len(record) < RECORD_SIZE_MIN:
+        yield f"the record has {len(record)} bytes, expected {RECORD_SIZE_MIN} or more"
+        return
+    if record[24] not in (0, 1):
+        yield f"the flags are {record[24]}, expected 0 or 1 (tombstone)"
+    if is_tombstone(record) and len(record) > RECORD_SIZE_MIN:
+        yield f"the tombstone has a value of {len(record) - RECORD_SIZE_MIN} bytes, expected none"
+    found, expected = record[25:41], digest_of(key, record)
+    if found != expected:
+        yield f"the digest is {found.hex()}, expected {expected.hex()}"
+    if record[:VERSION_SIZE] < floor:
+        yield f"the version is {version_text(record)}, expected none below the floor {version_text(floor)}"
+
+
+def marker_problems(key: bytes, record: bytes, floor: bytes) -> Iterator[str]:
+    """What is wrong with the marker of a collected record."""
+    if not 1 <= len(key) <= KEY_SIZE_MAX:
+        yield f"the key has {len(key)} bytes, expected 1 to {KEY_SIZE_MAX}"
+    if record[VERSION_SIZE:] != MARKER_TAIL:
+        yield f"the marker ends in {record[VERSION_SIZE:].hex()}, expected {MARKER_TAIL.hex()}"
+    if record[:VERSION_SIZE] < floor:
+        yield f"the version is {version_text(record)}, expected none below the floor {version_text(floor)}"
+
+
+def show(key: bytes) -> str:
+    """A key as it stands in a sentence."""
+    return repr(key) if len(key) <= SHOWN_KEY_SIZE else f"{key[:SHOWN_KEY_SIZE]!r}... ({len(key)} bytes)"
+
+
+def version_text(version: bytes) -> str:
+    """A version as it stands in a sentence."""
+    return f"{number(version[:8])}-{version[8:VERSION_SIZE].hex()}"
+
+
+def _shown(value: object) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)

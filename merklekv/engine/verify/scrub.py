@@ -1,0 +1,378 @@
+"""The scrub: reads everything that a running node holds, and says what is damaged, before anybody asks for it.
+
+    records      of the base, in key order      digest; listed in the index, and as a tombstone if it is one
+    tombstones   the base's list of them        each is the record's
+    buckets      one after the other            leaf (sum and count) of the base and of the tree in memory; what the
+                                                index lists is there; digests of what is in memtables
+    counters     all at one moment              of the base and in memory
+
+A `Scrub` is one pass, in slices of a millisecond or so, each of which sees one moment; between them others write and
+merge.  It changes nothing.  What it finds is one of two kinds:
+
+- Something *derived* from the records is wrong: the index, a leaf, a counter.  `engine.repair` derives it anew.
+- A record itself is wrong, or gone (`lost`).  What it was, only another node knows: `fits` says whether what that one
+  holds may take its place, `engine.replace` puts it there.  A leaf is a sum of the digests that the records once had,
+  so while all others of a bucket are sound it still tells what the digest of the lost one was.
+
+A bucket with a damaged record is not held to its leaf in the same pass: the leaf is what bears witness.
+
+Not noticed: a record that is whole but not the newest one written.  Not survived: damage to LMDB's own pages may end
+the process inside of LMDB; where LMDB reports it instead, so does this, and nothing can be done for it.
+
+Cost: 6 us a record and 15 us a bucket that is not empty; each record's page of the base is read twice.
+"""
+
+from collections.abc import Collection, Generator, Iterator
+from itertools import islice
+from typing import Final, NamedTuple
+
+import lmdb
+
+from merklekv.engine.base import NO_LEAVES, translate
+from merklekv.engine.engine import Engine
+from merklekv.engine.format import (
+    COLLECTED,
+    DIGEST_AT,
+    FLAGS_AT,
+    INNER_NODES,
+    LEAF_SIZE,
+    TOMBSTONE,
+    VALUE_AT,
+    VERSION_SIZE,
+    ZERO_VERSION,
+    bucket_of,
+    record_is_sound,
+)
+from merklekv.engine.layers import is_marker
+from merklekv.engine.merkle import COUNT_MASK, LEAF_MASK, LEAVES_PER_INNER, term_of, unpack_leaves
+from merklekv.engine.verify.report import record_problems, show, version_text
+
+PAGE_RECORDS: Final = 100
+PAGE_BYTES: Final = 1 << 18
+COUNTED_KEYS: Final = 500
+_LAST_VERSION: Final = b"\xff" * VERSION_SIZE
+
+
+class Damage(NamedTuple):
+    """Something that is not as it should be."""
+
+    problem: str  # a sentence: where, what, what was expected
+    bucket: int | None  # to derive anew; None: there is nothing that this could do
+    key: bytes = b""
+    lost: bool = False  # the record of `key` is damaged, or gone, and only another node can have it
+    stored: bytes | None = None  # what a reader finds in its place
+    original: bytes = b""  # the digest (16 bytes) that it had, when that is known
+    stray: bool = False  # nothing knows of a record of this key: the key itself may be what is damaged
+    record: bytes = b""  # as it is now; one that seems to be below the floor is not found by a reader
+
+
+def fits(damage: Damage, record: bytes) -> bool:
+    """Whether a record of another node may take the place of one that is lost.
+
+    It has to be the same one, by its version or by the digest that it had, or a newer one.  An older one does not:
+    what is damaged may be a write that has not reached the other node yet.
+    """
+    if not record_is_sound(damage.key, record):
+        return False
+    digest = record[DIGEST_AT:VALUE_AT]
+    is_same = digest in (damage.original, damage.record[DIGEST_AT:VALUE_AT])
+    return is_same or record >= _version_before(damage.key, damage.record)
+
+
+def _version_before(key: bytes, damaged: bytes) -> bytes:
+    """The version (24 bytes) that a damaged record had: another one than it has now if a bit of it has flipped.
+
+    Empty for one that is gone.
+    """
+    version, rest = int.from_bytes(damaged[:VERSION_SIZE], "big"), damaged[VERSION_SIZE:]
+    for bit in range(8 * VERSION_SIZE):
+        before = (version ^ 1 << bit).to_bytes(VERSION_SIZE, "big")
+        if record_is_sound(key, before + rest):
+            return before
+    return damaged[:VERSION_SIZE]
+
+
+Steps = Generator[Damage | None, None, None]
+
+
+class Scrub:
+    """One pass over an engine.  It looks at what no method of the engine shows, as the checker does."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.read = 0  # records of the base, so far
+        self._engine = engine
+        self._damaged: set[int] = set()  # buckets with a record that is damaged
+
+    def steps(self) -> Steps:
+        """The pass: None after each slice, and what it finds."""
+        while not self._engine.prepare_buckets():
+            yield None
+        for part in (self._records, self._tombstones, self._buckets, self._counters):
+            try:
+                yield from part()
+            except lmdb.Error as error:
+                yield Damage(str(translate(error, self._engine.directory.base)), None)
+
+    # -- the base in key order -----------------------------------------------------------------------------------------
+
+    def _records(self) -> Steps:
+        """Every record of the base by itself, and that it is listed."""
+        after: bytes | None = b""
+        while after is not None:
+            unsound, underived, after = self._page(after)
+            for key, record, listed in unsound:
+                yield self._classify(key, record, listed)
+            yield from underived
+            yield None
+
+    def _page(self, after: bytes) -> tuple[list[tuple[bytes, bytes, bool]], list[Damage], bytes | None]:
+        """Unsound records with whether they are listed, what else is wrong, and where to go on.
+
+        In a transaction of its own, without the engine's lock: what it compares belongs to one moment.
+        """
+        base = self._engine._layers.base
+        unsound: list[tuple[bytes, bytes, bool]] = []
+        underived: list[Damage] = []
+        count = size = 0
+        begin = after
+        with (
+            base._env.begin() as txn,
+            txn.cursor(db=base._records) as cursor,
+            txn.cursor(db=base._index) as index,
+            txn.cursor(db=base._tombstones) as tombstones,
+        ):
+            absorbing = txn.get(b"absorbing", db=base._meta) is not None  # then the index may lack keys
+            newest = txn.get(b"newest", ZERO_VERSION, db=base._meta)
+            if not cursor.set_range(after):
+                return unsound, underived, None
+            for key, record in cursor.iternext():
+                if key == after:
+                    continue
+                if count >= PAGE_RECORDS or size >= PAGE_BYTES:
+                    if after == begin:
+                        raise lmdb.CorruptedError(f"keys are not in order behind {show(after)}")
+                    self.read += count
+                    return unsound, underived, after
+                after = max(after, key)  # one that is damaged may be anywhere
+                count, size = count + 1, size + len(record)
+                bucket = bucket_of(key)
+                listed = index.set_key_dup(bucket.to_bytes(2, "big"), key)
+                where = f"the base, key {show(key)}"
+                if not record_is_sound(key, record):
+                    self._damaged.add(bucket)
+                    if txn.get(key, db=base._records) == record:
+                        unsound.append((key, record, listed or absorbing))
+                    else:
+                        problem = f"{where}: the key is damaged and not in order, so that LMDB does not find it"
+                        underived.append(Damage(problem, None))
+                    continue
+                if not listed and not absorbing:
+                    underived.append(Damage(f"{where}: is not listed in the index", bucket, key))
+                if record[FLAGS_AT] & TOMBSTONE and not tombstones.set_key_dup(record[:VERSION_SIZE], key):
+                    underived.append(Damage(f"{where}: is not in the list of tombstones", bucket, key))
+                if record > newest and record[:VERSION_SIZE] > newest:
+                    shown = version_text(newest), version_text(record)
+                    problem = f"{where}: the newest version is said to be {shown[0]}, expected {shown[1]} or more"
+                    underived.append(Damage(problem, bucket, key))
+        self.read += count
+        return unsound, underived, None
+
+    def _classify(self, key: bytes, record: bytes, listed: bool) -> Damage:
+        """Whether a damaged record of the base is what a reader would get, and what it was."""
+        engine = self._engine
+        bucket = bucket_of(key)
+        problem = f"the base, key {show(key)}: {next(record_problems(key, record, ZERO_VERSION))}"
+        self._prepare()
+        with engine.lock:
+            stored = engine._layers.lookup(key)
+            is_below = stored is None and record < engine.floor  # not seen, so what is damaged may be the version
+            if stored != record and not (is_below and self._is_swept):
+                return Damage(f"{problem}; nobody reads it any more", bucket, key)
+            return Damage(problem, bucket, key, True, stored, self._digest_lost(bucket, key), not listed, record)
+
+    @property
+    def _is_swept(self) -> bool:
+        """Whether the base holds nothing that a floor has killed.  Under the lock.
+
+        Otherwise memtables have forgotten keys that a merge may have put into the base and not into the index yet.
+        """
+        layers = self._engine._layers
+        return layers.base.floor == layers.floor
+
+    def _digest_lost(self, bucket: int, key: bytes) -> bytes:
+        """The digest that a record had when the leaf was summed; empty when that cannot be told."""
+        engine = self._engine
+        rest = engine._tree.leaf(bucket)
+        for other, _ in engine.bucket(bucket):
+            if other != key:
+                record = engine._layers.lookup(other)
+                if record is None or not record_is_sound(other, record):
+                    return b""
+                rest -= term_of(record)
+        return _digest_of(rest) if engine.root_ready else b""
+
+    def _tombstones(self) -> Steps:
+        """That the base's list of tombstones lists nothing else."""
+        engine = self._engine
+        version = ZERO_VERSION
+        while True:
+            with engine.lock:
+                base = engine._layers.base
+                pairs = base.tombstones_from(version, _LAST_VERSION, PAGE_RECORDS)
+                records = [base.get(key) for _, key in pairs]
+            for (version, key), record in zip(pairs, records, strict=True):
+                listed = record is not None and record[:VERSION_SIZE] == version and record[FLAGS_AT] & TOMBSTONE
+                if not listed and bucket_of(key) not in self._damaged:
+                    problem = f"the base, key {show(key)}: is listed with a tombstone that is not there"
+                    yield Damage(problem, bucket_of(key), key)
+            if len(pairs) < PAGE_RECORDS:
+                return
+            yield None
+
+    # -- buckets -------------------------------------------------------------------------------------------------------
+
+    def _buckets(self) -> Steps:
+        """Every leaf against the records below it, in the base and in memory."""
+        engine = self._engine
+        for node in range(INNER_NODES):
+            with engine.lock:
+                inhabited = self._inhabited(node)
+            yield None
+            for bucket in inhabited:
+                self._prepare()
+                self._touch(bucket)
+                with engine.lock:
+                    found, recent = self._bucket(bucket) if self._is_swept else ([], [])
+                yield from found
+                for key, record in recent:
+                    if not is_marker(record) and not record_is_sound(key, record):
+                        problem = next(record_problems(key, record, ZERO_VERSION))
+                        yield Damage(f"memory, key {show(key)}: {problem}", bucket, key)
+                yield None
+
+    def _inhabited(self, node: int) -> list[int]:
+        """The buckets below an inner node of which anything says that something is in them.  Under the lock."""
+        base = self._engine._layers.base
+        with base._env.begin() as txn, txn.cursor(db=base._index) as cursor:
+            stored = unpack_leaves(txn.get(bytes((node,)), NO_LEAVES, db=base._leaves))
+            first = node * LEAVES_PER_INNER
+            held = self._engine._tree.inner_leaves(node)
+            found = {first + at for at, leaves in enumerate(zip(stored, held, strict=True)) if any(leaves)}
+            ahead = cursor.set_range(bytes((node, 0)))
+            while ahead and cursor.key()[0] == node:
+                found.add(int.from_bytes(cursor.key(), "big"))
+                ahead = cursor.next_nodup()
+        return sorted(found)
+
+    def _prepare(self) -> None:
+        """Groups what has come to the memtables, the lock being free in between."""
+        while not self._engine.prepare_buckets():
+            pass
+
+    def _touch(self, bucket: int) -> None:
+        """Reads a bucket of the base, so that nobody has to wait for the disk while the lock is held."""
+        base = self._engine._layers.base
+        with base._env.begin(db=base._records, buffers=True) as txn, txn.cursor(db=base._index) as cursor:
+            if cursor.set_key(bucket.to_bytes(2, "big")):
+                for key in cursor.iternext_dup():
+                    txn.get(key)
+
+    def _bucket(self, bucket: int) -> tuple[list[Damage], list[tuple[bytes, bytes]]]:
+        """What is wrong with a bucket, and its records in memtables.  Under the lock, in one moment."""
+        layers = self._engine._layers
+        base = layers.base
+        while not layers.group():
+            pass  # only what has come since `_prepare`
+        tables = (layers.active, *layers.frozen)
+        recent = {key: table.records[key] for table in reversed(tables) for key in table.bucket(bucket)}
+        missing: list[bytes] = []
+        stored = held = 0
+        with base._env.begin(db=base._records, buffers=True) as txn, txn.cursor(db=base._index) as cursor:
+            leaf = _leaf_of(txn.get(bytes((bucket // LEAVES_PER_INNER,)), NO_LEAVES, db=base._leaves), bucket)
+            listed = cursor.set_key(bucket.to_bytes(2, "big"))
+            keys = {bytes(key) for key in cursor.iternext_dup()} if listed else set()
+            for key in keys | recent.keys():
+                record = txn.get(key)
+                head = bytes(record[:VALUE_AT]) if record is not None else None
+                if head is not None:
+                    stored += term_of(head)
+                elif key in keys:
+                    missing.append(key)
+                newest = recent.get(key, head)
+                if newest is not None and (key not in recent or not is_marker(newest)):
+                    held += term_of(newest)
+        found: list[Damage] = []
+        if missing:
+            found += self._missing(bucket, sorted(missing), (leaf - stored) & LEAF_MASK, recent.keys())
+        elif bucket not in self._damaged:
+            for where, is_, expected in (
+                ("the base", leaf, stored),
+                ("memory", self._engine._tree.leaf(bucket), held),
+            ):
+                if (is_ - expected) & LEAF_MASK:
+                    problem = f"{where}: leaf {bucket} is {_show_leaf(is_)}, expected {_show_leaf(expected)}"
+                    found.append(Damage(problem, bucket))
+        return found, list(recent.items())
+
+    def _missing(self, bucket: int, missing: list[bytes], rest: int, recent: Collection[bytes]) -> Iterator[Damage]:
+        """Keys that the index lists and that have no record: lost if the leaf has counted more than there are."""
+        for key in missing:
+            problem = f"the base, key {show(key)}: is listed in the index and has no record"
+            lost = bool(rest & COUNT_MASK) and key not in recent
+            yield Damage(problem, bucket, key, lost, None, _digest_of(rest) if lost else b"")
+
+    # -- counters ------------------------------------------------------------------------------------------------------
+
+    def _counters(self) -> Steps:
+        """The numbers of live keys and of tombstones, as of one moment, counted a slice at a time."""
+        engine = self._engine
+        with engine.lock:
+            if not self._is_swept:
+                return
+            layers = engine._layers
+            base = layers.base
+            tables = [dict(layers.active.records), *(table.records for table in layers.frozen)]
+            said = [engine.live_count, engine.dead_count]
+            txn = base._env.begin(db=base._records, buffers=True)
+        try:
+            dead = txn.stat(base._tombstones)["entries"]
+            counted = [txn.stat(base._records)["entries"] - dead, dead]
+            for name, expected in zip(("live", "dead"), counted, strict=True):
+                stored = int.from_bytes(txn.get(name.encode(), b"", db=base._meta), "big")
+                if stored != expected:
+                    yield Damage(f"the base: the counter {name} is {stored}, expected {expected}", 0)
+            for at, table in enumerate(tables):
+                rest = iter(table.items())
+                while pairs := list(islice(rest, COUNTED_KEYS)):
+                    for key, record in pairs:
+                        if not any(key in newer for newer in tables[:at]):
+                            _count(counted, record[FLAGS_AT], 1)
+                            hidden = txn.get(key)
+                            _count(counted, COLLECTED if hidden is None else hidden[FLAGS_AT], -1)
+                    yield None
+        finally:
+            txn.abort()
+        for what, is_, expected in zip(("live keys", "tombstones"), said, counted, strict=True):
+            if is_ != expected:
+                yield Damage(f"memory: the number of {what} is {is_}, expected {expected}", 0)
+
+
+def _count(counted: list[int], flags: int, change: int) -> None:
+    if not flags & COLLECTED:
+        counted[flags & TOMBSTONE] += change
+
+
+def _digest_of(term: int) -> bytes:
+    """The digest in a term; empty when it is not that of one record."""
+    term &= LEAF_MASK
+    return (term >> 64).to_bytes(VALUE_AT - DIGEST_AT, "big") if term & COUNT_MASK == 1 else b""
+
+
+def _leaf_of(packed: bytes | memoryview, bucket: int) -> int:
+    at = bucket % LEAVES_PER_INNER * LEAF_SIZE
+    return int.from_bytes(packed[at : at + LEAF_SIZE], "big")
+
+
+def _show_leaf(leaf: int) -> str:
+    leaf &= LEAF_MASK
+    return f"{leaf >> 64:032x} of {leaf & COUNT_MASK} records"

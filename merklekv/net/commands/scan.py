@@ -1,0 +1,148 @@
+"""RESP's SCAN and KEYS: keys in order, a page at a time.
+
+A SCAN cursor must be a number, but what a scan in key order needs to go on is a key. So the server remembers the key
+behind each number it gave out, for `limits.CURSORS_MAX` of them; the least recently used is forgotten first, and a
+client that comes with a forgotten one is told to start again. A scan holds at most two entries: using a cursor drops
+the one before it, and keeps the used one, so that a client that lost a reply may ask again.
+
+Cursors are random numbers. So one from before a restart, or of another node behind the same address, is unknown here
+(but for one case in 2**39, with all cursors in use) and an error, where a counter would silently continue another scan
+and leave keys out. They have 53 bits, because some clients read a cursor as a double.
+
+A pattern with literal text at its start is looked for under that prefix only: `SCAN 0 MATCH user:7:*` costs what it
+finds, not what the server holds.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from merklekv.engine.integers import strict_integer
+from merklekv.net.errors import RequestError
+from merklekv.net.glob import compile_glob
+from merklekv.net.limits import CURSORS_MAX, SLICE_KEYS
+from merklekv.net.protocol import resp
+from merklekv.net.protocol.text import Request
+from merklekv.net.session import Long, Reply, Session, check_reply_size
+
+COUNT_DEFAULT = 10
+SYNTAX_ERROR = "syntax error"
+NOT_AN_INTEGER = "value is not an integer or out of range"
+CURSOR_BITS = 64
+CURSOR_DIGITS = 20  # of the largest number of so many bits; also of those that were never given out
+CURSOR_RANDOM_BITS = 53
+
+
+class Cursors:
+    """The keys behind the cursors given out. Thread-safe."""
+
+    def __init__(self, limit: int = CURSORS_MAX) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._after: OrderedDict[int, tuple[bytes, int]] = OrderedDict()  # cursor: (last key, cursor before)
+
+    def remember(self, key: bytes, used: int) -> int:
+        """A new cursor that goes on after `key`; `used` is the cursor that led here (0: none)."""
+        with self._lock:
+            cursor = 0
+            while not cursor or cursor in self._after:
+                cursor = secrets.randbits(CURSOR_RANDOM_BITS)
+            self._after[cursor] = (key, used)
+            while len(self._after) > self._limit:
+                self._after.popitem(last=False)
+            return cursor
+
+    def recall(self, cursor: int) -> bytes | None:
+        """The key to go on after, or None when the cursor was never given out or is forgotten."""
+        with self._lock:
+            entry = self._after.get(cursor)
+            if entry is None:
+                return None
+            self._after.move_to_end(cursor)
+            self._after.pop(entry[1], None)
+            return entry[0]
+
+
+@dataclass(slots=True)
+class _Options:
+    pattern: bytes = b"*"
+    count: int = COUNT_DEFAULT
+    kind: bytes = b"string"
+
+
+def scan(session: Session, request: Request) -> Reply:
+    cursor = request[1]
+    if not cursor.isdigit() or len(cursor) > CURSOR_DIGITS or int(cursor) >> CURSOR_BITS:
+        raise RequestError("invalid cursor")
+    return _scan(session, int(cursor), _read_options(request[2:]))
+
+
+def _read_options(words: Sequence[bytes]) -> _Options:
+    options = _Options()
+    for at in range(0, len(words), 2):
+        name = words[at].upper()
+        if at + 1 == len(words) or name not in (b"COUNT", b"MATCH", b"TYPE"):
+            raise RequestError(SYNTAX_ERROR)
+        value = words[at + 1]
+        if name == b"COUNT":
+            count = strict_integer(value)
+            if count is None:
+                raise RequestError(NOT_AN_INTEGER)
+            if count < 1:
+                raise RequestError(SYNTAX_ERROR)
+            options.count = count
+        elif name == b"MATCH":
+            options.pattern = value
+        else:
+            options.kind = value.lower()
+    return options
+
+
+def _scan(session: Session, cursor: int, options: _Options) -> Long:
+    """Looks at `count` keys, whether they match or not, as Redis does."""
+    cursors = session.context.cursors
+    after = cursors.recall(cursor) if cursor else None
+    if cursor and after is None:
+        raise RequestError(f"unknown cursor {cursor}: too old, from before a restart, or another node's: start at 0")
+    prefix, matches = compile_glob(options.pattern)
+    found: list[bytes] = []
+    left = options.count
+    size = 0
+    while True:
+        keys, after = session.engine.page(prefix, after, min(left, SLICE_KEYS))
+        if options.kind == b"string":
+            matching = list(filter(matches, keys))
+            found += matching
+            size += sum(map(len, matching))
+            check_reply_size(session, size)
+        left -= len(keys)
+        if after is None or left <= 0:
+            break
+        yield None
+    following = 0 if after is None else cursors.remember(after, cursor)
+    return b"*2\r\n%b%b" % (resp.bulk(b"%d" % following), resp.bulk_array(found))
+
+
+def keys(session: Session, request: Request) -> Reply:
+    return _keys(session, request[1])
+
+
+def _keys(session: Session, pattern: bytes) -> Long:
+    prefix, matches = compile_glob(pattern)
+    parts: list[bytes] = []
+    count = size = 0
+    after: bytes | None = None
+    while True:
+        page, after = session.engine.page(prefix, after, SLICE_KEYS)
+        found = list(filter(matches, page))
+        count += len(found)
+        parts.append(resp.bulks(found))
+        size += len(parts[-1])
+        check_reply_size(session, size)
+        if after is None:
+            return b"*%d\r\n%b" % (count, b"".join(parts))
+        yield None

@@ -1,0 +1,1 @@
+"""The protocols on the wire: bytes to requests, replies to bytes."""

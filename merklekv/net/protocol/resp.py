@@ -1,0 +1,276 @@
+"""RESP, the Redis serialization protocol, versions 2 and 3: bytes to requests, replies to bytes. No socket, no engine.
+
+A request is a flat array of bulk strings, here a list of bytes: the command's name, then its arguments.
+
+`RespParser.feed` may be called with any cut of the stream and gives the same requests. It takes two ways:
+
+- Fast: split the whole chunk at CRLF and check that the pieces are what their headers announce. Splitting is one
+  call into C for a chunk of many requests, and joining the pieces not used gives back exactly the bytes not used.
+- Exact: header by header, for what the fast way does not take: a request still incomplete, a value that holds
+  CRLF, long values, many arguments, and anything wrong. This one decides what is an error, and at the first byte
+  that shows it: a bulk is refused when its header arrives, not when its bytes have.
+
+Errors have Redis's words. One ends the stream: it becomes a last request named `text.BROKEN`, and what follows is
+ignored. Memory is bounded by `request_bytes`, the whole size of an incomplete request, whatever its headers claim.
+
+Cost of a SET with 100 bytes: 0.5 us in a pipeline, 0.7 us alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from merklekv.engine.integers import strict_integer
+from merklekv.errors import MerkleKVError, NotANumber, NumberOverflow
+from merklekv.net.errors import RequestError
+from merklekv.net.protocol.text import BROKEN, Request, one_line
+
+CRLF = b"\r\n"
+OK = b"+OK\r\n"
+ZERO = b":0\r\n"
+ONE = b":1\r\n"
+EMPTY_ARRAY = b"*0\r\n"
+NIL = {2: b"$-1\r\n", 3: b"_\r\n"}
+
+# The fast way takes requests of this many arguments and values of this size: together well under any limit on a
+# whole request, so that it needs not check that one.
+FAST_ARGUMENTS = 128
+FAST_BULK_BYTES = 4096
+REQUEST_BYTES_MIN = 1024 * 1024
+
+# A header without its line end after this many bytes is refused (Redis: PROTO_INLINE_MAX_SIZE).
+HEADER_BYTES_MAX = 64 * 1024
+
+_COUNTS = {b"*%d" % count: count for count in range(1, FAST_ARGUMENTS + 1)}
+_BULK_HEADERS = tuple(b"$%d" % size for size in range(FAST_BULK_BYTES + 1))
+
+
+class RespParser:
+    """Cuts a byte stream into requests."""
+
+    __slots__ = (
+        "_arguments_max",
+        "_broken",
+        "_buffer",
+        "_bulk_max",
+        "_headers",
+        "_missing",
+        "_request",
+        "_request_bytes",
+        "_request_max",
+        "_size",
+    )
+
+    def __init__(self, bulk_bytes: int, arguments: int, request_bytes: int) -> None:
+        assert request_bytes >= REQUEST_BYTES_MIN
+        self._bulk_max = bulk_bytes
+        self._arguments_max = arguments
+        self._request_max = request_bytes
+        self._headers = _BULK_HEADERS[: bulk_bytes + 1]
+        self._broken = False
+        self._buffer = bytearray()  # received, not yet understood
+        self._request: list[bytes] = []  # the arguments of the incomplete request so far
+        self._missing = 0  # how many it still lacks; 0: a new request starts
+        self._size = -1  # of the argument being received; -1: its header is not here yet
+        self._request_bytes = 0  # bytes of the incomplete request so far, as its headers count them
+
+    def feed(self, data: bytes) -> list[Request]:
+        """The requests completed by `data`, oldest first."""
+        requests: list[Request] = []
+        if self._buffer or self._missing or self._broken:
+            if self._broken:
+                return requests
+            self._buffer += data
+            if not self._exact(requests, 1):
+                return requests
+            data = bytes(self._buffer)
+            self._buffer.clear()
+        rest = self._fast(data, requests)
+        if rest:
+            self._buffer += rest
+            self._exact(requests, -1)
+        return requests
+
+    def _fast(self, data: bytes, requests: list[Request]) -> bytes:
+        """Takes the requests at the start that are plain and complete; returns the rest.
+
+        The two shapes that make up nearly all traffic are written out, because they are 0.3 us faster so.
+        """
+        headers = self._headers
+        parts = data.split(CRLF)
+        last = parts.pop()
+        position = 0
+        end = len(parts)
+        try:
+            while position < end:
+                count = _COUNTS[parts[position]]
+                if count == 3:
+                    _, name_size, name, key_size, key, value_size, value = parts[position : position + 7]
+                    if (
+                        headers[len(value)] != value_size
+                        or headers[len(key)] != key_size
+                        or headers[len(name)] != name_size
+                    ):
+                        break
+                    requests.append([name, key, value])
+                    position += 7
+                elif count == 2:
+                    _, name_size, name, key_size, key = parts[position : position + 5]
+                    if headers[len(key)] != key_size or headers[len(name)] != name_size:
+                        break
+                    requests.append([name, key])
+                    position += 5
+                else:
+                    after = position + 1 + 2 * count
+                    request = parts[position + 2 : after : 2]
+                    if after > end or [headers[len(item)] for item in request] != parts[position + 1 : after : 2]:
+                        break
+                    requests.append(request)
+                    position = after
+        except (KeyError, IndexError, ValueError):
+            pass  # not plain (an odd header, a long value) or not complete: for the exact way to tell
+        if position == end:
+            return last
+        parts.append(last)
+        return CRLF.join(parts[position:])
+
+    def _exact(self, requests: list[Request], wanted: int) -> bool:
+        """Takes `wanted` requests from the buffer (-1: all). False: the buffer does not hold so many."""
+        while wanted != 0 and not self._broken:
+            if self._missing == 0:
+                if not self._start(requests):
+                    return False
+            elif self._size < 0:
+                if not self._read_size(requests):
+                    return False
+            else:
+                if not self._read_bulk(requests):
+                    return False
+                if self._missing == 0:
+                    requests.append(self._request)
+                    self._request = []
+                    wanted -= 1
+        return not self._broken
+
+    def _start(self, requests: list[Request]) -> bool:
+        """Reads the header of a request. Blank lines between requests are skipped, and so are empty requests."""
+        buffer = self._buffer
+        if buffer[:1] == b"\r" or buffer[:1] == b"\n":
+            self._buffer = buffer = buffer.lstrip(CRLF)
+        line = self._read_header(requests, b"*", "mbulk")
+        if line is None:
+            return False
+        count = strict_integer(line)
+        if count is None or count > self._arguments_max:
+            return self._break(requests, "invalid multibulk length")
+        self._missing = max(count, 0)
+        self._request_bytes = 0
+        return True
+
+    def _read_size(self, requests: list[Request]) -> bool:
+        line = self._read_header(requests, b"$", "bulk")
+        if line is None:
+            return False
+        size = strict_integer(line)
+        if size is None or not 0 <= size <= self._bulk_max:
+            return self._break(requests, "invalid bulk length")
+        self._request_bytes += len(line) + size + 5
+        if self._request_bytes > self._request_max:
+            return self._break(requests, f"request larger than {self._request_max} bytes")
+        self._size = size
+        return True
+
+    def _read_bulk(self, requests: list[Request]) -> bool:
+        buffer = self._buffer
+        size = self._size
+        if len(buffer) < size + 2:
+            return False
+        if buffer[size : size + 2] != CRLF:
+            return self._break(requests, "expected CRLF after bulk string")
+        self._request.append(bytes(memoryview(buffer)[:size]))
+        del buffer[: size + 2]
+        self._size = -1
+        self._missing -= 1
+        return True
+
+    def _read_header(self, requests: list[Request], kind: bytes, name: str) -> bytes | None:
+        """The digits of a header line, once it is whole; None before, or after breaking the stream."""
+        buffer = self._buffer
+        if not buffer:
+            return None
+        if buffer[:1] != kind:
+            self._break(requests, f"expected '{kind.decode()}', got '{chr(buffer[0])}'")
+            return None
+        longest = HEADER_BYTES_MAX + len(CRLF)
+        end = buffer.find(CRLF, 0, longest)
+        if end < 0:
+            if len(buffer) >= longest:
+                self._break(requests, f"too big {name} count string")
+            return None
+        line = bytes(buffer[1:end])
+        del buffer[: end + 2]
+        return line
+
+    def _break(self, requests: list[Request], reason: str) -> bool:
+        """Ends the stream. Always False, for the caller to pass on."""
+        requests.append((BROKEN, b"Protocol error: " + one_line(reason)))
+        self._broken = True
+        self._buffer.clear()
+        self._request.clear()
+        return False
+
+
+def bulk(value: bytes) -> bytes:
+    return b"$%d\r\n%b\r\n" % (len(value), value)
+
+
+def integer(number: int) -> bytes:
+    return b":%d\r\n" % number
+
+
+def simple(text: str) -> bytes:
+    return b"+%b\r\n" % text.encode()
+
+
+def array(items: Sequence[bytes]) -> bytes:
+    """An array of replies that are already encoded."""
+    return b"*%d\r\n%b" % (len(items), b"".join(items))
+
+
+def bulk_array(values: Sequence[bytes]) -> bytes:
+    return b"*%d\r\n%b" % (len(values), bulks(values))
+
+
+def bulks(values: Iterable[bytes]) -> bytes:
+    """Bulk strings one after the other, for an array whose header is written later."""
+    return b"".join([b"$%d\r\n%b\r\n" % (len(value), value) for value in values])
+
+
+def mapping(pairs: Sequence[tuple[bytes, bytes]], protocol: int) -> bytes:
+    """Pairs of encoded replies: a map in RESP3, in RESP2 an array of twice the length."""
+    body = b"".join([part for pair in pairs for part in pair])
+    return b"%%%d\r\n%b" % (len(pairs), body) if protocol == 3 else b"*%d\r\n%b" % (2 * len(pairs), body)
+
+
+def flag_set(words: Sequence[str], protocol: int) -> bytes:
+    """A set of simple strings: an array in RESP2."""
+    return b"%b%d\r\n%b" % (b"~" if protocol == 3 else b"*", len(words), b"".join(map(simple, words)))
+
+
+def verbatim(text: bytes, protocol: int) -> bytes:
+    """Text for people: a verbatim string in RESP3, a bulk string in RESP2."""
+    return b"=%d\r\ntxt:%b\r\n" % (len(text) + 4, text) if protocol == 3 else bulk(text)
+
+
+def error(problem: MerkleKVError) -> bytes:
+    """The reply for an error that leaves the connection usable, in Redis's words where Redis has the same error."""
+    match problem:
+        case NotANumber():
+            return b"-ERR value is not an integer or out of range\r\n"
+        case NumberOverflow():
+            return b"-ERR increment or decrement would overflow\r\n"
+        case RequestError():
+            code = problem.code
+        case _:
+            code = "ERR"
+    return b"-%b %b\r\n" % (code.encode(), one_line(str(problem)))

@@ -1,0 +1,1 @@
+"""The stream: events to and from the MQTT broker."""

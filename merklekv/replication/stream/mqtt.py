@@ -1,0 +1,359 @@
+"""One connection to an MQTT broker: a shell on paho-mqtt that decides nothing.
+
+A `Session` lives from one connect to the loss of that connection and belongs to one thread. paho runs inside it
+without a thread of its own: `wait` sleeps until there is something to read, write or hear, and lets paho do its part.
+paho's callbacks only append to a queue (an exception in one would end the loop, a lock taken in one can deadlock);
+`happened` hands out what they appended.  A lost connection is a lost session: nothing of paho's memory outlives it,
+so nothing is ever published twice by it, and message ids mean something only within their session.
+
+Sessions at the broker are kept (clean start off, with an expiry, which MQTT 5 needs said), so that the broker queues
+what others publish while this node is away.  A session belongs to a client id, so that names cluster and node.
+
+Packets larger than PACKET_BYTES_MAX: MQTT 5 asks the broker to drop them.  If one comes nevertheless (MQTT 3.1.1 cannot
+ask), its first PACKET_BYTES_MAX bytes are kept and the others skipped while they arrive.  So it costs bounded memory,
+reaches the inbox as a message that is too large, and is acknowledged: refused otherwise, it would come again forever.
+
+Looking up the broker's name cannot be interrupted, so connecting happens in a thread of its own (`_Client`).  When the
+caller does not want to wait any longer, that thread goes on alone, and closes what it may still open.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, cast
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from merklekv.replication.stream.event import MESSAGE_BYTES_MAX
+
+KEEPALIVE_S: Final = 20
+CONNECT_TIMEOUT_S: Final = 5.0  # for one address
+DIAL_MAX_S: Final = 30.0  # for the name and all its addresses
+DIAL_POLL_S: Final = 0.1
+RECEIVE_MAX: Final = 100  # messages the broker may send before it waits for acknowledgements
+PACKET_BYTES_MAX: Final = MESSAGE_BYTES_MAX + (128 << 10)  # received; the rest is for the topic and for properties
+READ_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True)
+class Broker:
+    """Where the broker is and how this node shows itself to it."""
+
+    host: str
+    port: int
+    topic_prefix: str
+    node_id: str
+    version: str = "5"  # or "3.1.1", which cannot tell that a publish was refused
+    username: str = ""
+    password: str = ""
+    tls: bool = False
+    tls_ca_file: str = ""  # empty: the system's certificates
+    tls_cert_file: str = ""
+    tls_key_file: str = ""
+    session_expiry_s: int = 86_400
+
+    @property
+    def address(self) -> str:
+        """For people."""
+        return f"{self.host}:{self.port}"
+
+    @property
+    def client_id(self) -> str:
+        """Names cluster and node: `merkle_kv:node-1`.  No two pairs have the same one.
+
+        Levels of the prefix are separated by colons, since some brokers refuse a '/', and a '$', in a client id.
+        """
+        return ":".join(_escaped(level) for level in (*self.topic_prefix.split("/"), self.node_id))
+
+
+def _escaped(level: str) -> str:
+    return "".join(f"%{ord(char):02X}" if char in "%:$" else char for char in level)
+
+
+class Lost(Exception):
+    """The connection is gone, or never came; the text says why."""
+
+
+class TakenOver(Lost):
+    """The broker has given our session to another client with our client id."""
+
+
+class Connected(NamedTuple):
+    """The broker let us in."""
+
+    session_present: bool  # it knew us: what it queued will come
+    packet_limit: int | None
+    receive_max: int  # publishes it takes before it waits
+
+
+class Published(NamedTuple):
+    """A publish was answered.  An empty `refusal`: the broker has it."""
+
+    mid: int
+    refusal: str
+    too_large: bool
+
+
+class Subscribed(NamedTuple):
+    """A subscription was answered."""
+
+    refusals: list[str]
+
+
+class Received(NamedTuple):
+    """A message came; `token` is for `acknowledge`."""
+
+    topic: str
+    payload: bytes
+    retained: bool  # from before our subscription
+    token: tuple[int, int]
+
+
+TAKEN_OVER: Final = ReasonCode(PacketTypes.DISCONNECT, "Session taken over")
+
+Happening = Connected | Published | Subscribed | Received
+
+
+class Session:
+    """One connection.  All of it raises Lost once the connection is gone."""
+
+    def __init__(self, broker: Broker, will_topic: str, will: bytes) -> None:
+        self._broker = broker
+        self._happened: deque[Happening] = deque()
+        self._lost = ""
+        self._taken_over = False
+        self._client = self._make_client()
+        self._client.will_set(will_topic, will, qos=1, retain=True)
+        self._poll = select.poll()
+        self._fd = -1
+        self._polled = 0
+
+    def open(self, leave: Callable[[], bool]) -> None:
+        """Connects and says hello; `Connected` happens when the broker agrees.
+
+        `leave` is asked every DIAL_POLL_S whether to give up.
+        """
+        self._client.leave = leave
+        properties = None
+        if self._is_5:
+            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+            properties.SessionExpiryInterval = self._broker.session_expiry_s
+            properties.ReceiveMaximum = RECEIVE_MAX
+            properties.MaximumPacketSize = PACKET_BYTES_MAX
+        try:
+            self._client.connect(
+                self._broker.host,
+                self._broker.port,
+                KEEPALIVE_S,
+                clean_start=False if self._is_5 else paho.MQTT_CLEAN_START_FIRST_ONLY,
+                properties=properties,
+            )
+        except (OSError, ValueError) as error:
+            raise Lost(f"cannot connect to {self._broker.address}: {error}") from error
+        sock = cast(socket.socket, self._client.socket())
+        # A lone event, or an acknowledgement, must not wait 40 ms for the one before it to be acknowledged by TCP.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._fd = sock.fileno()
+
+    def wait(self, timeout_s: float, wake_fd: int, reading: bool = True) -> None:
+        """Sleeps until something happened, `wake_fd` is readable (it is read), or the time is over."""
+        self._require_connection()
+        wanted = (select.POLLIN if reading else 0) | (select.POLLOUT if self._client.want_write() else 0)
+        if wanted != self._polled:
+            self._poll.register(self._fd, wanted)
+            self._polled = wanted
+        self._poll.register(wake_fd, select.POLLIN)
+        for fd, event in self._poll.poll(0 if self._pending() else timeout_s * 1000):
+            if fd == wake_fd:
+                os.eventfd_read(wake_fd)
+            else:
+                if event & select.POLLOUT:
+                    self._client.loop_write()
+                if event & (select.POLLIN | select.POLLHUP | select.POLLERR):
+                    self._client.loop_read()
+        while self._pending():
+            self._client.loop_read()
+        self._require_connection()
+
+    def keep_alive(self) -> None:
+        """To be called every second or so: pings, and notices that nothing answers."""
+        self._client.loop_misc()
+        self._require_connection()
+
+    def happened(self) -> deque[Happening]:
+        """What has happened, to be taken from the left."""
+        return self._happened
+
+    def subscribe(self, *filters: tuple[str, int]) -> None:
+        """Asks for topics, as (filter, QoS)."""
+        self._check(self._client.subscribe(list(filters))[0])
+
+    def unsubscribe(self, *filters: str) -> None:
+        """Asks for these topics no more."""
+        self._check(self._client.unsubscribe(list(filters))[0])
+
+    def publish(self, topic: str, payload: bytes, retain: bool = False) -> int:
+        """Publishes with QoS 1; returns the id that `Published` will name."""
+        info = self._client.publish(topic, payload, qos=1, retain=retain)
+        self._check(info.rc)
+        return info.mid
+
+    def acknowledge(self, token: tuple[int, int]) -> None:
+        """Lets the broker forget a message."""
+        self._check(self._client.ack(*token))
+
+    def close(self) -> None:
+        """Says goodbye; the broker does not publish the will then."""
+        self._client.disconnect()
+        self.drop()
+
+    def drop(self) -> None:
+        """Lets the connection go without a word."""
+        sock = self._client.socket()
+        if sock is not None:
+            sock.close()
+
+    # -- paho ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_5(self) -> bool:
+        return self._broker.version == "5"
+
+    def _make_client(self) -> _Client:
+        broker = self._broker
+        client = _Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=broker.client_id,
+            protocol=MQTTProtocolVersion.MQTTv5 if self._is_5 else MQTTProtocolVersion.MQTTv311,
+            clean_session=None if self._is_5 else False,
+            manual_ack=True,
+            reconnect_on_failure=False,
+        )
+        client.connect_timeout = CONNECT_TIMEOUT_S
+        client.max_inflight_messages_set(0)  # the window is the caller's
+        client.suppress_exceptions = True  # ours only append; what paho does wrong must not end the loop either
+        if broker.username:
+            client.username_pw_set(broker.username, broker.password or None)
+        if broker.tls:
+            try:
+                context = ssl.create_default_context(cafile=broker.tls_ca_file or None)
+                if broker.tls_cert_file:
+                    context.load_cert_chain(broker.tls_cert_file, broker.tls_key_file or None)
+            except OSError as error:
+                raise Lost(f"TLS files cannot be used: {error}") from error
+            client.tls_set_context(context)
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_publish = self._on_publish
+        client.on_subscribe = self._on_subscribe
+        client.on_message = self._on_message
+        return client
+
+    def _pending(self) -> bool:
+        """Whether TLS has already decrypted more than was read: poll does not see that."""
+        sock = self._client.socket()
+        return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+
+    def _require_connection(self) -> None:
+        if self._lost or self._client.socket() is None:
+            raise self._loss("the connection is lost")
+
+    def _check(self, code: MQTTErrorCode) -> None:
+        if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            raise self._loss(paho.error_string(code))
+
+    def _loss(self, reason: str) -> Lost:
+        """The error to raise; `reason` is for when nothing else is known."""
+        self._lost = self._lost or reason
+        return TakenOver(self._lost) if self._taken_over else Lost(self._lost)
+
+    def _on_connect(
+        self, client: paho.Client, _: Any, flags: paho.ConnectFlags, reason: ReasonCode, given: Properties | None
+    ) -> None:
+        if reason.is_failure:
+            self._lost = f"the broker at {self._broker.address} refuses us: {reason}"
+            return
+        limit = cast("int | None", getattr(given, "MaximumPacketSize", None))
+        receive_max = cast(int, getattr(given, "ReceiveMaximum", 65_535))
+        self._happened.append(Connected(flags.session_present, limit, receive_max))
+
+    def _on_disconnect(
+        self, client: paho.Client, _: Any, flags: paho.DisconnectFlags, reason: ReasonCode, given: Properties | None
+    ) -> None:
+        self._taken_over = reason == TAKEN_OVER
+        who = "the broker ended the connection" if flags.is_disconnect_packet_from_server else "the connection is lost"
+        self._lost = self._lost or f"{who}: {reason}"
+
+    def _on_publish(
+        self, client: paho.Client, _: Any, mid: int, reason: ReasonCode, given: Properties | None
+    ) -> None:
+        refusal = str(reason) if reason.is_failure else ""
+        self._happened.append(Published(mid, refusal, refusal == "Packet too large"))
+
+    def _on_subscribe(
+        self, client: paho.Client, _: Any, mid: int, reasons: list[ReasonCode], given: Properties | None
+    ) -> None:
+        self._happened.append(Subscribed([str(reason) for reason in reasons if reason.is_failure]))
+
+    def _on_message(self, client: paho.Client, _: Any, message: paho.MQTTMessage) -> None:
+        token = (message.mid, message.qos)
+        self._happened.append(Received(_text(message), bytes(message.payload), bool(message.retain), token))
+
+
+def _text(message: paho.MQTTMessage) -> str:
+    """The topic; one that is not UTF-8, which the protocol forbids, as one that is of no cluster."""
+    try:
+        return message.topic
+    except UnicodeDecodeError:
+        return ""
+
+
+class _Client(paho.Client):
+    """paho's client, with bounds on what it waits for and on what it keeps of a packet."""
+
+    leave: Callable[[], bool]  # asked whether to give up connecting
+
+    def _create_socket(self) -> Any:
+        """The socket, connected and secured, from a thread that is left behind if it takes too long."""
+        create = super()._create_socket
+        dialed: Future[Any] = Future()
+
+        def dial() -> None:
+            try:
+                dialed.set_result(create())
+            except BaseException as error:  # noqa: BLE001  raised in the thread that waits
+                dialed.set_exception(error)
+
+        threading.Thread(target=dial, name="replication-dial", daemon=True).start()
+        deadline = time.monotonic() + DIAL_MAX_S
+        while not wait([dialed], DIAL_POLL_S).done:
+            if self.leave() or time.monotonic() > deadline:
+                dialed.add_done_callback(_close_dialed)
+                raise TimeoutError(f"no connection within {DIAL_MAX_S:.0f} s")
+        return dialed.result()
+
+    def _sock_recv(self, size: int) -> bytes:
+        """What has arrived, of `size` bytes; of a packet that is too large all behind PACKET_BYTES_MAX is skipped."""
+        data = super()._sock_recv(min(size, READ_BYTES))
+        packet = self._in_packet
+        if packet["remaining_length"] > PACKET_BYTES_MAX:
+            del packet["packet"][PACKET_BYTES_MAX:]
+        return data
+
+
+def _close_dialed(dialed: Future[Any]) -> None:
+    if dialed.exception() is None:
+        dialed.result().close()

@@ -1,0 +1,266 @@
+"""The outbox: what this node has written and the broker has not acknowledged yet.
+
+It is a cursor over the commit log, not a second copy.  Local events behind the cursor are published in order, as
+batches that form by themselves: whatever is waiting, up to BATCH_BYTES and to what the broker takes in one packet.  So
+a lone write leaves at once and a flood leaves in bulk.  Acknowledgements may come in any order; the cursor moves only
+over what is acknowledged without a gap, and is saved now and then.  A crash repeats events, and skips none.
+
+An event is left out in two cases, both counted and logged, and left to anti-entropy: it is larger than the broker or
+any node takes (`set_aside`), or the log has grown past its limit while nobody took it (`given_up`).  Its sequence
+number is never used for another event, so that the others notice.
+
+A state machine without threads, sockets and clocks: the caller publishes what `next_batch` gives, and reports back.
+Cost: 0.7 us an event of 100 bytes, most of it the encoding.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from merklekv.engine.clock import timestamp_of
+from merklekv.engine.engine import Engine
+from merklekv.engine.tail import LogFrame, LogGone, Place
+from merklekv.replication.stream.event import (
+    ENVELOPE_SIZE,
+    MESSAGE_BYTES_MAX,
+    Encoded,
+    encode_entries,
+    encode_message,
+    entry_end,
+    next_local,
+    version_at,
+)
+
+log = logging.getLogger(__name__)
+
+BATCH_BYTES: Final = 64 << 10
+PACKET_LIMIT_MAX: Final = 268_435_455  # MQTT's own limit of a packet
+PACKET_OVERHEAD: Final = 16  # of a PUBLISH packet, beside topic and payload
+BATCH_BYTES_MIN: Final = 1 << 10
+BATCH_CUT: Final = 4  # a batch that is too large is followed by ones of this fraction
+SUSPICIONS_MAX: Final = 3
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """A message to publish."""
+
+    payload: bytes
+    sequence: int  # of its first event
+    count: int
+    end: Place  # behind its last event
+    timestamp_ns: int  # of its first event
+    done: bool = False  # acknowledged, or set aside
+
+
+@dataclass(slots=True)
+class OutboxCounters:
+    """Events since the start."""
+
+    published: int = 0  # acknowledged by the broker
+    batches: int = 0
+    published_bytes: int = 0
+    set_aside: int = 0  # too large for the broker
+    given_up: int = 0  # the log could not be kept any longer
+
+
+class Outbox:
+    """Batches to publish, in order.  Called by one thread; the figures may be read by any."""
+
+    def __init__(self, engine: Engine, source: str, topic: str, on_gap: Callable[[str], None] = lambda reason: None):
+        self.counters = OutboxCounters()
+        self.cursor = engine.tail.follow()
+        self._engine = engine
+        self.tail = engine.tail
+        self._source = source
+        self._overhead = len(topic.encode()) + PACKET_OVERHEAD + len(source.encode()) + ENVELOPE_SIZE
+        self._on_gap = on_gap
+        self._saved = self.cursor
+        self._in_flight: deque[Batch] = deque()
+        self._lsn, self._sequence = self.cursor  # of what to read next
+        self._frame: LogFrame | None = None  # the one at `_lsn`, with local events left from `_offset` on
+        self._offset = 0
+        self._room_max = BATCH_BYTES
+        self._suspected = self._suspicions = 0
+        self.limit_packets(None)
+
+    # -- figures -------------------------------------------------------------------------------------------------------
+
+    @property
+    def waiting_events(self) -> int:
+        """Committed local events that the broker has not acknowledged."""
+        return self.tail.end.sequence - self.cursor.sequence
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of the log that they span."""
+        return self.tail.end.lsn - self.cursor.lsn
+
+    @property
+    def in_flight(self) -> int:
+        """Batches that were handed out and not acknowledged."""
+        return len(self._in_flight)
+
+    def oldest_timestamp(self) -> int | None:
+        """Timestamp, in ns, of the oldest event that waits."""
+        if self._in_flight:
+            return self._in_flight[0].timestamp_ns
+        frame = self._current()
+        return timestamp_of(version_at(frame.data, self._offset)) if frame else None
+
+    # -- what to publish -----------------------------------------------------------------------------------------------
+
+    @property
+    def unread_bytes(self) -> int:
+        """Bytes of the log that no batch was made of yet; 0 when everything was handed out."""
+        return self.tail.end.lsn - self._lsn
+
+    @property
+    def next_sequence(self) -> int:
+        """Of the first event that was not handed out yet."""
+        return self._sequence
+
+    def next_batch(self) -> Batch | None:
+        """The next batch to publish, None when everything was handed out.  Raises Corruption."""
+        pieces: list[bytes] = []
+        count = size = timestamp = 0
+        while size < self._room and (frame := self._current()) is not None:
+            if not count:
+                timestamp = timestamp_of(version_at(frame.data, self._offset))
+            taken = encode_entries(frame.data, self._offset, len(frame.data), self._room - size)
+            if not count and not taken.event_count:
+                taken = self._take_large(frame)
+            pieces += taken.pieces
+            count += taken.event_count
+            size += taken.size
+            self._sequence += taken.event_count
+            self._offset = taken.at
+            if taken.at >= len(frame.data):
+                self._lsn, self._frame = frame.end, None
+            elif count:
+                break
+        if not count:
+            self._pass_over()
+            return None
+        first = self._sequence - count
+        payload = encode_message(self._source, first, pieces, count)
+        batch = Batch(payload, first, count, Place(self._lsn, self._sequence), timestamp)
+        self._in_flight.append(batch)
+        return batch
+
+    def acknowledge(self, batch: Batch) -> None:
+        """The broker has it."""
+        self.counters.published += batch.count
+        self.counters.batches += 1
+        self.counters.published_bytes += len(batch.payload)
+        self._finish(batch)
+
+    def rewind(self) -> None:
+        """Nothing that was handed out will be acknowledged any more: the connection is gone."""
+        self._in_flight.clear()
+        self._lsn, self._sequence = self.cursor
+        self._frame = None
+
+    def limit_packets(self, limit: int | None) -> None:
+        """The broker takes packets of `limit` bytes; None: it does not say.  For batches not yet handed out."""
+        of_message = len(self._source.encode()) + ENVELOPE_SIZE
+        self._packet_room = min((limit or PACKET_LIMIT_MAX) - self._overhead, MESSAGE_BYTES_MAX - of_message)
+        self._room = min(self._room_max, self._packet_room)
+
+    def too_large(self, batch: Batch) -> None:
+        """The broker does not take this batch for its size: smaller ones from now on, or without its only event."""
+        if batch.count == 1:
+            self._set_aside(batch.sequence, len(batch.payload), "the broker does not take it")
+            self._finish(batch)
+            return
+        self._room_max = max(BATCH_BYTES_MIN, min(self._room, len(batch.payload)) // BATCH_CUT)
+        self._room = min(self._room, self._room_max)
+        self.rewind()
+
+    def suspect(self) -> bool:
+        """The connection was lost although the broker answered other publishes: what was first in flight may be why.
+
+        Brokers that find a message too large do not all say so.  The same one several times in a row counts as told.
+        False: nothing was in flight.
+        """
+        if not self._in_flight:
+            return False
+        first = self._in_flight[0]
+        self._suspicions = self._suspicions + 1 if first.sequence == self._suspected else 1
+        self._suspected = first.sequence
+        if self._suspicions >= SUSPICIONS_MAX and len(first.payload) > BATCH_BYTES_MIN:
+            self._suspicions = 0
+            self.too_large(first)
+        return True
+
+    def save(self) -> None:
+        """Saves the cursor, if it has moved, and lets the log before it go."""
+        if self.cursor != self._saved:
+            self._engine.release_log(self.cursor)
+            self._saved = self.cursor
+
+    # -- reading the log -----------------------------------------------------------------------------------------------
+
+    def _current(self) -> LogFrame | None:
+        """The frame in hand with local events left in it, None when everything was read."""
+        if self._frame is not None and self._lsn >= self.tail.given_up_lsn:
+            return self._frame
+        self._frame = None
+        while True:
+            try:
+                frame = self.tail.next_frame(self._lsn)
+            except LogGone as gone:
+                self._give_up(gone.oldest)
+                continue
+            if frame is None:
+                return None
+            read = max(0, self._sequence - frame.sequence)  # less than none where the place was damaged
+            self._sequence = max(self._sequence, frame.sequence)
+            if frame.local_count > read:
+                self._frame = frame
+                self._offset = next_local(frame.data, frame.payload_at, read)
+                return frame
+            self._lsn = frame.end
+
+    def _take_large(self, frame: LogFrame) -> Encoded:
+        """The event here, which is larger than a batch; nothing if it is larger than a packet."""
+        end = entry_end(frame.data, self._offset)
+        large = encode_entries(frame.data, self._offset, end, PACKET_LIMIT_MAX)
+        following = next_local(frame.data, end, 0)
+        if large.size <= self._packet_room:
+            return large._replace(at=following)
+        self._set_aside(self._sequence, large.size, f"at most {self._packet_room} bytes pass")
+        self._sequence += 1
+        return Encoded([], 0, 0, following)
+
+    def _finish(self, batch: Batch) -> None:
+        batch.done = True
+        while self._in_flight and self._in_flight[0].done:
+            self.cursor = self._in_flight.popleft().end
+        self._pass_over()
+
+    def _pass_over(self) -> None:
+        """With nothing in flight the cursor is where the reading is: behind events of others, and those left out."""
+        if not self._in_flight:
+            self.cursor = Place(self._lsn, self._sequence)
+
+    def _set_aside(self, sequence: int, size: int, why: str) -> None:
+        self.counters.set_aside += 1
+        log.error("event %d of %d bytes is not published: %s; anti-entropy will bring it", sequence, size, why)
+        self._on_gap("set aside")
+
+    def _give_up(self, oldest: Place) -> None:
+        lost = max(0, oldest.sequence - self._sequence)
+        self.counters.given_up += lost
+        log.error(
+            "the broker did not take events for so long that the log passed outbox_max_bytes: "
+            "%d of them are not published; anti-entropy will bring them",
+            lost,
+        )
+        self._lsn, self._sequence = oldest.lsn, max(self._sequence, oldest.sequence)
+        self._pass_over()
+        self._on_gap("given up")

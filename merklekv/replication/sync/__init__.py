@@ -1,0 +1,1 @@
+"""Sync: exchanges that compare Merkle trees and repair what is missing."""

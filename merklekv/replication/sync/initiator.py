@@ -1,0 +1,430 @@
+"""One exchange with one other node: afterwards both hold the union of what they held when it began.
+
+The data are compared as trees, so the cost follows the difference and not the size:
+
+    hello      floors, members, horizons, roots; equal roots end it here, after one round
+    inner      the 256 inner digests, for the leaves of those that differ
+    buckets    fingerprints of the records in the leaves that differ, for those that the other lacks
+    swap       those records, both ways
+    done       both remember that they have met
+
+Where one side holds next to nothing, whole pages of records in key order take the place of comparing (`pull`).  Records
+are merged as they come, in bounded batches both ways; a larger version stands, whatever is written meanwhile.
+
+`Initiator.steps` says what to send and is sent the answers; who carries them, and how long it rests in between, is not
+its business.  It may be left at any step: what was merged stays, nothing else has changed, and the next exchange finds
+what is still missing.  Only a whole one moves what this node has seen of the other, and with it, in the end, the
+horizon; exchange_side.py has the rule for what lies below that.
+
+Memory: two batches.  Cost: one differing record among a million takes four rounds and 8 KiB; a million records into an
+empty node, 8 us each.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, TypeVar
+
+from merklekv.engine.base import Pair
+from merklekv.engine.engine import Engine
+from merklekv.engine.format import BUCKETS, DIGEST_AT, INNER_NODES, MAX_KEY_SIZE, VALUE_AT, VERSION_SIZE
+from merklekv.engine.merkle import LEAVES_PER_INNER
+from merklekv.errors import Stalled
+from merklekv.output import counted
+from merklekv.replication.cluster.members import Members, TooManyMembers
+from merklekv.replication.fields import Fields, Malformed
+from merklekv.replication.sync.local_endpoint import Moved, Refused, Side, Terms, terms_of
+from merklekv.replication.sync.messages import (
+    FULL,
+    MESSAGE_ROOM_BYTES,
+    ExchangeFailed,
+    ExchangeRefused,
+    Hello,
+    decode,
+    encode,
+    flat,
+    hello_of,
+    unpack,
+)
+from merklekv.replication.sync.responder import INNER_DIGEST_SIZE, LEAF_DIGEST_SIZE, PRINT_SIZES, SLICE_MERGES
+
+PASSES_MAX: Final = 5  # in one exchange: it begins anew when a horizon moves, and to verify
+STALL_WAIT_S: Final = 60.0
+BATCH_BYTES: Final = 512 << 10  # of records in one request
+BATCH_RECORDS: Final = 4000
+BATCH_PRINTS: Final = 8192  # fingerprints in one request, but for those of its last bucket
+BATCH_BUCKETS: Final = 1024
+PAGES_RATIO: Final = 8  # where one side holds so many times more records than the other, they go page by page
+
+T = TypeVar("T")
+Steps = Generator[bytes, bytes, T]
+
+
+@dataclass
+class ExchangeReport:
+    """What an exchange came to."""
+
+    node: str = ""  # the other one
+    rounds: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    keys_sent: int = 0
+    keys_received: int = 0  # that were new here
+    discarded: int = 0  # here or there: settled by the cluster while that node was away
+    equal: bool = False  # they were, before
+    verified: bool = False  # they are, after
+    duration_s: float = 0.0
+
+
+class Initiator:
+    """An exchange that this node begins.  `full` compares every record and does not trust the trees; `verify` demands
+    equal roots in the end.
+    """
+
+    def __init__(
+        self, engine: Engine, members: Members, cluster: str, *, full: bool = False, verify: bool = False
+    ) -> None:
+        self.report = ExchangeReport()  # of what was done so far
+        self._engine = engine
+        self._side = Side(engine, members, cluster)
+        self._full = full
+        self._verify = verify
+        self._refused: Refused = []
+        self._horizon = 0  # of this node, as long as this pass goes on
+        self._theirs: Hello
+        self._terms: Terms
+
+    def steps(self) -> Steps[ExchangeReport]:
+        """Yields requests, is sent the answers, returns the report.
+
+        Raises ExchangeRefused, ExchangeFailed, Shortage, StorageFailed.
+        """
+        report, began = self.report, time.monotonic()
+        for number in range(PASSES_MAX):
+            try:
+                equal = yield from self._pass(self._full)
+            except Moved:
+                continue
+            except Malformed as problem:
+                raise ExchangeFailed(f"node {report.node or 'at that address'}: {problem}") from problem
+            except TooManyMembers as problem:
+                raise ExchangeRefused(FULL, str(problem)) from problem
+            report.equal = report.equal or (equal and number == 0)
+            report.duration_s = time.monotonic() - began
+            if self._refused:
+                key, reason = self._refused[0]
+                raise ExchangeFailed(
+                    f"node {report.node}: {counted(len(self._refused), 'record')} refused, "
+                    f"the first, of key {key!r}, for its {reason}; all others were merged"
+                )
+            if equal or not self._verify:
+                report.verified = equal
+                return report
+            self._full = False  # once is enough: from here on the roots are the judge
+        raise ExchangeFailed(
+            f"node {report.node}: the data of both moved during {PASSES_MAX} attempts: try again when less is written"
+            if not self._verify
+            else f"node {report.node}: the roots still differ: more is being written than is exchanged, or SYNC --full "
+            "is needed"
+        )
+
+    def _pass(self, full: bool) -> Steps[bool]:
+        """One whole exchange; whether both held the same from the start."""
+        engine, side = self._engine, self._side
+        self._refused.clear()
+        self._collect()
+        for _ in engine.prepare_root():
+            pass  # others get at the engine in between
+        mine, before = side.hello()
+        engine.flush()
+        try:
+            answer = yield from self._ask("hello", **mine.plain())
+        except ExchangeRefused as refusal:
+            if refusal.why != FULL:  # a node that refuses for another reason has not taken in anything
+                side.refused(mine, before)
+                engine.commit()
+            raise
+        theirs = hello_of(answer, mine.table)
+        side.accepted(mine)
+        equal = bool(answer.number("equal", 1))
+        self.report.node = theirs.node
+        theirs = self._theirs = side.judge(theirs)
+        self._origin = theirs.node.encode()
+        if theirs.floor > engine.floor:
+            self._write(lambda: engine.merge_floor(theirs.floor, self._origin))
+        side.meet(theirs)
+        terms = self._terms = terms_of(mine, theirs)
+        if equal and not full:
+            side.finish(theirs.table, terms.horizon)
+            engine.commit()
+            return True
+        adopted = side.is_current(theirs) and side.adopt(theirs.table, terms.horizon)
+        if adopted:
+            self._collect()
+            equal = self._holds_what(theirs)
+        self._horizon = terms.horizon if adopted else mine.horizon
+        if full or not equal:
+            yield from self._union(full, mine)
+        yield from self._done(mine)
+        return equal and not full
+
+    def _holds_what(self, theirs: Hello) -> bool:
+        engine = self._engine
+        with engine.lock:
+            return engine.root_ready and (engine.root(), engine.floor) == (theirs.root, theirs.floor)
+
+    def _union(self, full: bool, mine: Hello) -> Steps[None]:
+        terms, theirs = self._terms, self._theirs.count
+        few = min(mine.count, theirs) * PAGES_RATIO < max(mine.count, theirs)
+        joins = terms.dead_here.may_be() and mine.count < theirs
+        if full or not few or terms.dead_there.may_be() or (terms.dead_here.may_be() and not joins):
+            yield from self._compare((yield from self._differing(full)), PRINT_SIZES[full])
+        elif mine.count > theirs:
+            if theirs:
+                yield from self._pull()
+            yield from self._push()
+        else:  # what the smaller side holds goes first, or all of its own would come back
+            if joins:
+                yield from self._compare(self._held(), PRINT_SIZES[full])
+            elif mine.count:
+                yield from self._push()
+            yield from self._pull()
+
+    def _held(self) -> Sequence[int]:
+        """The buckets that hold anything here."""
+        if not self._engine.root_ready:
+            return range(BUCKETS)
+        held: list[int] = []
+        for node in range(INNER_NODES):
+            leaves = self._engine.leaf_digests(node)
+            for leaf in range(LEAVES_PER_INNER):
+                if any(leaves[leaf * LEAF_DIGEST_SIZE : (leaf + 1) * LEAF_DIGEST_SIZE]):
+                    held.append(node * LEAVES_PER_INNER + leaf)
+        return held
+
+    def _done(self, mine: Hello) -> Steps[None]:
+        engine, terms, theirs = self._engine, self._terms, self._theirs
+        engine.commit()
+        if engine.horizon != self._horizon:
+            raise Moved
+        if self._refused:
+            return
+        self._side.finish(theirs.table, terms.horizon)
+        if self._horizon < terms.horizon:
+            self._collect()  # the other has, too
+        engine.flush()
+        answer = yield from self._ask(
+            "done",
+            to=theirs.instance,
+            horizon=theirs.horizon,
+            hello=mine.plain(),
+            settled=terms.horizon,
+        )
+        self._side.hear(unpack(answer.binary("table"), mine.table))
+        engine.commit()
+
+    # -- comparing -----------------------------------------------------------------------------------------------------
+
+    def _differing(self, full: bool) -> Steps[Sequence[int]]:
+        """The buckets that differ; all of them when that cannot be told."""
+        engine = self._engine
+        if full or not engine.root_ready:
+            return range(BUCKETS)
+        digests = b"".join(digest[:INNER_DIGEST_SIZE] for digest in engine.inner_digests())
+        answer = yield from self._ask("inner", **self._context(), digests=digests)
+        if not answer.number("ready", 1):
+            return range(BUCKETS)
+        nodes, leaves = answer.binary("nodes"), answer.binary("leaves")
+        size = LEAVES_PER_INNER * LEAF_DIGEST_SIZE
+        if len(nodes) > INNER_NODES or len(leaves) != len(nodes) * size:
+            raise Malformed("it sent no leaves for its inner nodes")
+        found = []
+        for number, node in enumerate(nodes):
+            mine, other = engine.leaf_digests(node), leaves[number * size : (number + 1) * size]
+            found += [
+                node * LEAVES_PER_INNER + at // LEAF_DIGEST_SIZE
+                for at in range(0, size, LEAF_DIGEST_SIZE)
+                if mine[at : at + LEAF_DIGEST_SIZE] != other[at : at + LEAF_DIGEST_SIZE]
+            ]
+        return found
+
+    def _compare(self, buckets: Sequence[int], size: int) -> Steps[None]:
+        """Makes the buckets equal, a batch at a time."""
+        at = 0
+        while at < len(buckets):
+            while not self._engine.prepare_buckets():
+                pass
+            counts: list[int] = []
+            mine: list[Pair] = []
+            for bucket in buckets[at : at + BATCH_BUCKETS]:
+                pairs = self._engine.bucket(bucket)
+                mine += pairs
+                counts.append(len(pairs))
+                if len(mine) >= BATCH_PRINTS:
+                    break
+            answer = yield from self._ask(
+                "buckets",
+                **self._context(),
+                size=size,
+                buckets=b"".join([bucket.to_bytes(2, "big") for bucket in buckets[at : at + len(counts)]]),
+                counts=b"".join([count.to_bytes(4, "big") for count in counts]),
+                prints=b"".join([head[DIGEST_AT : DIGEST_AT + size] for _, head in mine]),
+            )
+            done = answer.number("done", len(counts))
+            if not done:
+                raise Malformed("it does not go on")
+            yield from self._settle(mine, answer)
+            at += done
+
+    def _settle(self, mine: list[Pair], answer: Fields) -> Steps[None]:
+        """Moves records both ways, now that it is known which one side lacks or has older."""
+        engine, terms = self._engine, self._terms
+        records, heads = answer.pairs("records"), answer.pairs("heads")
+        theirs = dict(records) | dict(heads)
+        if any(len(record) < VALUE_AT for record in theirs.values()):
+            raise Malformed("it sent records that are cut")
+        dead = [
+            (key, record[:VERSION_SIZE])
+            for key, record in (theirs.items() if terms.dead_there.may_be() else ())
+            if terms.dead_there.covers(record) and record[:VERSION_SIZE] > (engine.record(key) or b"")[:VERSION_SIZE]
+        ]
+        gone = {key for key, _ in dead}
+        self._take([pair for pair in records if pair[0] not in gone])
+        wants = [
+            key
+            for key, head in heads
+            if key not in gone and head[:VERSION_SIZE] >= (engine.record(key) or b"")[:VERSION_SIZE]
+        ]
+        packed = answer.binary("lacks")
+        give, dead_here = [], []
+        for number in range(0, len(packed), 4):
+            index = int.from_bytes(packed[number : number + 4], "big")
+            if index >= len(mine):
+                raise Malformed("it lacks more than it was asked for")
+            key, head = mine[index]
+            if head[:VERSION_SIZE] <= theirs.get(key, b"")[:VERSION_SIZE]:
+                continue
+            if terms.dead_here.covers(head):
+                dead_here.append((key, head[:VERSION_SIZE]))
+            else:
+                give.append(key)
+        for at in range(0, len(dead_here), SLICE_MERGES):
+            pairs = dead_here[at : at + SLICE_MERGES]
+            self.report.discarded += self._write(partial(self._side.bury, pairs, self._origin, self._horizon))
+        yield from self._swap(give, dead, wants)
+
+    def _swap(self, give: list[bytes], dead: list[Pair], wants: list[bytes]) -> Steps[None]:
+        """Sends the records of these keys and asks for those of others, in as many requests as it takes."""
+        while give or dead or wants:
+            pairs, tried = self._read(give)
+            answer = yield from self._give(pairs, dead[:BATCH_RECORDS], wants[:BATCH_RECORDS])
+            served = answer.number("served", len(wants))
+            if wants and not served:
+                raise Malformed("it does not send what it was asked for")
+            self._take(answer.pairs("records"))
+            give, dead, wants = give[tried:], dead[BATCH_RECORDS:], wants[served:]
+
+    def _read(self, keys: list[bytes]) -> tuple[list[Pair], int]:
+        """As many of the records as one request takes; how many keys that are."""
+        pairs: list[Pair] = []
+        size = tried = 0
+        for key in keys[:BATCH_RECORDS]:
+            if size >= BATCH_BYTES:
+                break
+            tried += 1
+            if (record := self._engine.record(key)) is not None:
+                pairs.append((key, record))
+                size += len(key) + len(record)
+        return pairs, tried
+
+    # -- page by page --------------------------------------------------------------------------------------------------
+
+    def _pull(self) -> Steps[None]:
+        """Takes all that the other holds."""
+        after: bytes | None = b""
+        while after is not None:
+            answer = yield from self._ask("pull", **self._context(), after=after)
+            self._take(answer.pairs("records"))
+            self._engine.commit()
+            following = answer.optional("following", *range(MAX_KEY_SIZE + 1))
+            if following is not None and following <= after:
+                raise Malformed("it does not go on")
+            after = following
+
+    def _push(self) -> Steps[None]:
+        """Sends all that this node holds."""
+        after: bytes | None = b""
+        while after is not None:
+            pairs, after = self._engine.records_page(b"", after, BATCH_RECORDS, BATCH_BYTES)
+            if pairs:
+                yield from self._give(pairs)
+
+    # -- what all of these need ----------------------------------------------------------------------------------------
+
+    def _give(self, pairs: list[Pair], dead: Iterable[Pair] = (), wants: Iterable[bytes] = ()) -> Steps[Fields]:
+        answer = yield from self._ask(
+            "swap",
+            **self._context(),
+            **{"from": self._side.members.identity.node},
+            settled=self._terms.horizon,
+            give=flat(pairs),
+            dead=flat(dead),
+            wants=list(wants),
+        )
+        self.report.keys_sent += len(pairs)
+        self.report.discarded += answer.number("discarded")
+        self._refused += [(key, reason.decode(errors="replace")) for key, reason in answer.pairs("refused")]
+        return answer
+
+    def _take(self, pairs: list[Pair]) -> None:
+        """Merges records of the other node.  Raises Moved."""
+        for at in range(0, len(pairs), SLICE_MERGES):
+            slice_ = pairs[at : at + SLICE_MERGES]
+            applied, refused = self._write(
+                partial(self._side.take, slice_, self._origin, self._horizon, self._terms.horizon)
+            )
+            self.report.keys_received += applied
+            self._refused += refused
+        self._engine.commit()
+
+    def _collect(self) -> None:
+        while self._write(self._engine.collect):
+            pass
+        self._engine.commit()
+
+    def _write(self, call: Callable[[], T]) -> T:
+        """Makes a call that may find merging behind, again when there is room."""
+        while True:
+            try:
+                return call()
+            except Stalled:
+                self._engine.commit()
+                if not self._engine.wait_for_room(STALL_WAIT_S):
+                    raise ExchangeFailed(
+                        f"node {self.report.node}: merging here is {STALL_WAIT_S:.0f} s behind, try again later"
+                    ) from None
+
+    def _context(self) -> dict[str, object]:
+        return {"to": self._theirs.instance, "horizon": self._theirs.horizon}
+
+    def _ask(self, kind: str, **fields: object) -> Steps[Fields]:
+        """One request and its answer.  Raises Moved, ExchangeRefused and Malformed."""
+        request = encode(kind, **fields)
+        self.report.rounds += 1
+        self.report.bytes_sent += len(request)
+        answer = yield request
+        self.report.bytes_received += len(answer)
+        answered, found = decode(answer, self._engine.max_value_size + MESSAGE_ROOM_BYTES)
+        if answered == "moved":
+            raise Moved
+        if answered == "refused":
+            why, detail = found.text("why", 20), found.text("text", 4000)
+            if why == "damaged":
+                raise ExchangeFailed(f"node {self.report.node}: a request arrived damaged: {detail}")
+            raise ExchangeRefused(why, detail)
+        if answered != kind:
+            raise Malformed(f"it answered '{answered}' to '{kind}'")
+        return found

@@ -1,0 +1,508 @@
+"""What both sides of an exchange do with their own node: say who it is, judge the other, merge, remember.
+
+The rule for what was collected, where one node has deleted a key and forgotten that, and the other may still have it.
+Let `a` be a node with the horizon H, and r a record of the other, `b`, for which `a` holds nothing as new.  It is dead,
+that is `a` has had it and it was deleted since, if `a` has had all that the writer of r, whom every version names, had
+written up to r (`Table.had`), and r is from before `a`'s reach, the furthest horizon that whatever `a` holds has passed
+through: a later tombstone would be here still.  `b` has r from a broker that lost its deletion, say, from an exchange
+that was cut, or from an old backup.  But it is not dead, although that is so, if
+
+- H counts on `b` and on the writer, r is from before H, and `b` was not left behind: so all had the same, and `a` has
+  lost r by damage (likewise if `b` has taken over H, or has a further one that counts on both, which `a` has reached);
+- its writer has forgotten r itself (lapses.py): `a` may have missed it with the writer;
+- its writer was restored, and has written it since, in a time of which `a` has seen what it wrote before (likewise).
+
+Left behind is who has not merged everything up to H, or has not seen `a` so far although H counts on both, or says that
+it was away when `a` has seen it (`was_away`): as after the restoration of an old backup.  Such a node's records that no
+member wrote (a dump was loaded) are dead as well, if they are from before H and older than what `a` has seen of `b`,
+unless `b` is new to H.
+
+All else is new to `a`, and joins the union: a node that joins loses nothing of its own.  What is dead is buried: `b`
+puts a tombstone just above r, so that r does not come back from a third node either, and what was written later stands.
+
+A node on which H counts, and that has merged everything up to H of all others on whom it does, is *current*, and adopts
+H at once, any other one when the exchange is complete.  (It goes on with its own if H does not count on all whom it has
+met: two groups that have settled without each other.  Then its tombstones wait here for a horizon that counts on all.)
+
+A tombstone from below the horizon cannot be kept (it would be collected at once, here and not there), so if it kills
+something, that is deleted anew.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Final, NamedTuple, NoReturn
+
+from merklekv.engine.base import Pair
+from merklekv.engine.clock import UNSET_BEFORE_NS, show_time, timestamp_of, writer_of
+from merklekv.engine.engine import Engine
+from merklekv.engine.format import (
+    FLAGS_AT,
+    MAX_KEY_SIZE,
+    OP_DEL,
+    OP_SET,
+    TOMBSTONE,
+    VERSION_SIZE,
+    ZERO_VERSION,
+    make_record,
+    record_is_sound,
+)
+from merklekv.engine.layers import is_live
+from merklekv.errors import Shortage
+from merklekv.log_throttle import BurstLog
+from merklekv.replication.cluster.lost_writes import NO_LAPSES, Lapse, Lapses, account_for, was_away
+from merklekv.replication.cluster.members import NO_ROW, Identity, Members, MembersUnreadable, Table
+from merklekv.replication.sync.messages import ExchangeRefused, Hello
+
+NOTE_MEMBERS: Final = b"members"
+NOTE_UNREADABLE: Final = b"members-unreadable"  # a table that could not be read, as it was
+
+log = logging.getLogger(__name__)
+
+_bursts = BurstLog(log)
+
+Refused = list[tuple[bytes, str]]  # keys with reasons
+
+
+class Moved(Exception):
+    """The horizon is not what it was when the exchange began."""
+
+
+def load_members(engine: Engine, node: str) -> Members:
+    """The node's members as its engine keeps them, and its promise kept.
+
+    A start closes no timestamp: the wall clock may be wrong, and nobody has agreed with it yet.  What cannot be read of
+    the members is set aside and logged.  Raises FormatTooNew, TooManyMembers, Shortage.
+    """
+    with engine.lock:
+        stored = engine.notes.get(NOTE_MEMBERS)
+        members = Members(node) if stored is None else _restored(engine, stored, node)
+        clock, own = engine.clock, members.identity
+        clock.write_as(own.birth)
+        clock.keep_promise(members.promised)
+        _tell_of_the_future(engine, members)
+        before = members.lapses.get(own, NO_LAPSES)
+        clock.follow()
+        end = clock.last if before else 0
+        now = clock.now()
+        members.shorten_lapses(now, now)
+        until = max((now, *(lapse.until + 1 for lapse in members.lapses.get(own, NO_LAPSES))))  # that tells runs apart
+        clock.observe(until.to_bytes(8, "big"))
+        members.began(Lapse(end, until, clock.run))
+        if before:
+            engine.note_first(NOTE_MEMBERS, members.encode())  # a node starts with a full disk, too
+        else:
+            try:
+                engine.note(NOTE_MEMBERS, members.encode())
+            except Shortage as error:
+                raise type(error)(f"{engine.directory.path}: {error}, so it cannot begin as node {node}") from error
+        first = members.encode()
+        engine.when_taken_back = lambda: members.take_over(
+            Members.restore(engine.noted(NOTE_MEMBERS) or first, node)
+        )
+    try:
+        engine.flush()
+    except Shortage:
+        if not before:
+            raise
+    return members
+
+
+def _restored(engine: Engine, stored: bytes, node: str) -> Members:
+    """The members of a stored table; whatever stands in it, the node can serve its data."""
+    try:
+        members = Members.restore(stored, node)
+    except MembersUnreadable as error:
+        engine.note(NOTE_UNREADABLE, stored)
+        members = Members.after_damage(stored, node, error)
+    for name, one in members.aside.items():
+        log.error(
+            "members: %s: %s. This node serves its data, and no node of its cluster collects deleted keys until the "
+            "nodes have met again and 'merklekv-tool forget %s' takes this out; see docs/operations.md",
+            name,
+            one.reason,
+            name,
+        )
+    return members
+
+
+def _tell_of_the_future(engine: Engine, members: Members) -> None:
+    """Says what in the directory is from a time that the wall clock has not reached, and drops what nobody accepted."""
+    clock, node = engine.clock, members.identity.node
+    if not clock.resume(members.proposed):
+        log.warning(
+            "node %s: its clock was at %s before this start, %.0f s ahead of its wall clock now, and no node had "
+            "agreed: it goes on from the wall clock",
+            node,
+            show_time(members.proposed),
+            clock.ahead_s(members.proposed),
+        )
+        members.proposed = 0
+    if clock.found > clock.latest_ns():
+        log.warning(
+            "node %s holds versions up to %s, %.0f s ahead of its wall clock, more than max_clock_drift: the wall "
+            "clock of this machine is slow now, or was fast when they were written; other nodes refuse these records "
+            "until then, and take all others",
+            node,
+            show_time(clock.found),
+            clock.ahead_s(clock.found),
+        )
+
+
+def store_members(engine: Engine, members: Members) -> None:
+    """Notes the table in the log.  The caller commits."""
+    with engine.lock:
+        data = members.encode()
+        if engine.notes.get(NOTE_MEMBERS) != data:
+            engine.note(NOTE_MEMBERS, data)
+
+
+def settle(engine: Engine, members: Members) -> None:
+    """Moves the horizon as far as the members' reports allow.  The caller stores the members and commits."""
+    with engine.lock:
+        horizon = members.horizon()
+        if engine.raise_horizon(horizon):
+            members.count_on_all(horizon)
+
+
+class Dead(NamedTuple):
+    """Which records of a node are dead where the other holds nothing as new under their keys: the rule above."""
+
+    had: dict[bytes, tuple[int, int]]  # ns: those of these writers, from behind the one time up to the other
+    had_more: int  # ns: and those of all others up to here
+    lapses: dict[bytes, Lapses]  # but for what writers have forgotten
+
+    def may_be(self) -> bool:
+        """Whether any can be."""
+        return bool(self.had_more) or any(behind < until for behind, until in self.had.values())
+
+    def covers(self, record: bytes) -> bool:
+        """Whether this one is, a record or its head."""
+        if not is_live(record):
+            return False
+        writer = writer_of(record)
+        behind, until = self.had.get(writer, (0, self.had_more))
+        return behind < timestamp_of(record) <= until and account_for(self.lapses.get(writer, NO_LAPSES), record)
+
+
+NOTHING_IS_DEAD: Final = Dead({}, 0, {})
+
+
+class Terms(NamedTuple):
+    """What two nodes with these hellos do about the horizon."""
+
+    horizon: int  # of the one that is further; tombstones up to here are not handed over
+    dead_here: Dead
+    dead_there: Dead
+
+
+def terms_of(mine: Hello, theirs: Hello) -> Terms:
+    """The rule above."""
+    return Terms(max(mine.horizon, theirs.horizon), _dead_of(mine, theirs), _dead_of(theirs, mine))
+
+
+def _dead_of(holder: Hello, other: Hello) -> Dead:
+    """Which records of the holder are dead at the other."""
+    if not holder.count:
+        return NOTHING_IS_DEAD
+    one, two = holder.table, other.table
+    who = one.identity
+    seen = two.rows.get(who, NO_ROW).seen
+    counted = two.counts_on(who)
+    was_restored = was_away(one.lapses.get(who, NO_LAPSES), seen) or (
+        counted and two.counts_on(two.identity) and one.rows.get(two.identity, NO_ROW).seen < other.horizon
+    )
+    left_behind = was_restored or one.current < other.horizon
+    had_more = min(seen, other.horizon) if left_behind and (counted or was_restored) else 0
+    had = dict.fromkeys(one.rows, 0) | two.had()
+    had |= {writer: max(had[writer], had_more) for writer in two.forgotten}
+    follows = not counted and holder.horizon == other.horizon and one.settled == two.settled
+    spared = other.horizon if (counted or follows) and not left_behind else 0
+    if spared and one.counts_on(who) and one.counts_on(two.identity) and two.current >= holder.horizon:
+        spared = max(spared, holder.horizon)  # `two` has got as far, and does not follow for other reasons
+
+    def is_common(writer: Identity) -> bool:
+        return follows or two.counts_on(writer) or one.counts_on(writer) or writer in two.forgotten
+
+    return Dead(
+        {writer.birth: (spared if is_common(writer) else 0, min(until, two.reach)) for writer, until in had.items()},
+        had_more,
+        {writer.birth: lapses for writer, lapses in two.lapses.items()},
+    )
+
+
+def _is_ahead(fast: Identity, slow: Identity, seconds: float) -> str:
+    return (
+        f"node {fast.node}'s clock is ahead of node {slow.node}'s by {seconds:.0f} s, more than max_clock_drift: "
+        "set the clock that is wrong"
+    )
+
+
+class Side:
+    """A node in its exchanges.  Thread-safe."""
+
+    def __init__(self, engine: Engine, members: Members, cluster: str) -> None:
+        self.engine = engine
+        self.members = members
+        self.cluster = cluster
+        self.instance = engine.clock.instance
+
+    def hello(self) -> tuple[Hello, int]:
+        """What this node says of itself when it begins an exchange, and what `refused` needs.
+
+        It proposes to close a timestamp, and stamps nothing at or below until the other node has answered; what it
+        proposes is noted, since that one may have accepted it although no answer comes.  The caller flushes before it
+        tells anyone.
+        """
+        engine = self.engine
+        with engine.lock:
+            closed, before = engine.clock.propose()
+            self.members.proposed = engine.clock.proposed
+            self.members.shorten_lapses(closed, engine.clock.latest_ns())
+            store_members(engine, self.members)
+            return self._hello(closed), before
+
+    def accepted(self, mine: Hello) -> None:
+        """The other node has accepted what this one proposed, so it holds for good.  The caller commits."""
+        with self.engine.lock:
+            self._close(mine.table.report.clock)
+            store_members(self.engine, self.members)
+
+    def refused(self, mine: Hello, before: int) -> None:
+        """The other node has refused it.  The caller commits."""
+        with self.engine.lock:
+            self.engine.clock.withdraw(mine.table.report.clock, before)
+            self.members.proposed = self.engine.clock.proposed
+            store_members(self.engine, self.members)
+
+    def answer(self, peer: Hello) -> tuple[Hello, bool]:
+        """What this node answers to a hello; and whether it holds the same as the other, which is remembered at once.
+
+        It closes no more than the other node proposes to close.  The caller flushes before it tells anyone.
+        """
+        engine = self.engine
+        with engine.lock:
+            self._close(self._agreed(peer))
+            self.members.shorten_lapses(engine.clock.closing(), engine.clock.latest_ns())
+            root = engine.root() if engine.root_ready else b""
+            equal = root != b"" and (root, engine.floor) == (peer.root, peer.floor)
+            if equal:
+                self._remember(peer.table, peer.horizon)
+            store_members(engine, self.members)
+            return self._hello(0), equal
+
+    def _hello(self, closed: int) -> Hello:
+        engine = self.engine
+        root = engine.root() if engine.root_ready else b""
+        count = engine.live_count + engine.dead_count
+        table = self.members.table(closed)
+        return Hello(self.cluster, self.instance, engine.floor, engine.horizon, root, count, table)
+
+    def _close(self, closed: int) -> None:
+        self.engine.clock.keep_promise(closed)
+        self.members.promise(closed)
+        self.members.proposed = self.engine.clock.proposed
+
+    def _agreed(self, peer: Hello) -> int:
+        """What may be closed for a node, ns: what that one closes itself, so that both clocks have got there.
+
+        It may be in the time between the data of this node and its start.  There it would tell of a restored backup.
+        """
+        closed, promised = min(self.engine.clock.closing(), peer.table.report.clock), self.members.promised
+        own = self.members.lapses.get(self.members.identity, NO_LAPSES)
+        return promised if closed < promised or was_away(own, closed) else closed
+
+    def judge(self, peer: Hello) -> Hello:
+        """What this node believes of a hello.  Raises ExchangeRefused if it does not exchange with that node."""
+        mine, theirs = self.members.identity, peer.table.identity
+        if peer.cluster != self.cluster:
+            raise ExchangeRefused(
+                "cluster",
+                f"node {theirs.node} belongs to the cluster '{peer.cluster}' and node {mine.node} to '{self.cluster}': "
+                "nodes of one cluster have the same replication.topic_prefix",
+            )
+        if mine == theirs:
+            raise ExchangeRefused(
+                "self", f"node {mine.node} was to exchange with itself or with a copy of its data directory"
+            )
+        if mine.node == theirs.node:
+            raise ExchangeRefused("self", f"two nodes have the id {mine.node}: give each its own replication.client_id")
+        for gone, forgotten in ((theirs, self.members.forgotten), (mine, peer.table.forgotten)):
+            if gone in forgotten:
+                raise ExchangeRefused(
+                    "forgotten",
+                    f"node {gone.node} was forgotten by its cluster: back up its data directory with merklekv-tool, "
+                    "then start it with a new one",
+                )
+        return self.believe(peer)
+
+    def believe(self, peer: Hello) -> Hello:
+        """What of a hello this node believes: no time in it may be later than its wall clock and max_clock_drift.
+
+        What is said of a third member is left out then, and told in the log, and so is a truncation, which a later
+        hello brings again.  Raises ExchangeRefused if it is said of one of these two nodes.
+        """
+        clock = self.engine.clock
+        if clock.truncates_too_far_ahead(peer.floor) and peer.floor > self.engine.floor:
+            self.members.rows_refused += 1
+            time = timestamp_of(peer.floor)
+            _bursts.warn(
+                "truncation",
+                f"the truncation of node {peer.node} waits: it is of {show_time(time)}, {clock.ahead_s(time):.0f} s "
+                "ahead of this node's wall clock",
+            )
+            peer = replace(peer, floor=ZERO_VERSION)
+        if peer.horizon > clock.latest_ns():
+            self._refuse(peer.table, "the horizon", peer.horizon)
+        return replace(peer, table=self.believe_table(peer.table))
+
+    def believe_table(self, table: Table) -> Table:
+        """What this node believes of a table, see `believe`."""
+        clock, mine = self.engine.clock, self.members.identity
+        latest = clock.latest_ns()
+        theirs, ours = max(table.own_times()), max(table.times_of(mine), default=0)
+        if table.report.clock > latest:
+            self.members.rows_refused += 1
+            raise ExchangeRefused("clock", _is_ahead(table.identity, mine, clock.ahead_s(table.report.clock)))
+        if theirs > latest:
+            self._refuse(table, "a time that it says of itself", theirs)
+        if ours > latest:
+            self._refuse(table, f"what it says to have of node {mine.node}", ours)
+        far = table.beyond(latest)
+        for who, time in far.items():
+            self.members.rows_refused += 1
+            born = who.birth.hex() or "unknown"
+            _bursts.warn(
+                "row",
+                f"what node {table.identity.node} tells of node {who.node}, birth {born}, is left out: it is of "
+                f"{show_time(time)}, {clock.ahead_s(time):.0f} s ahead of this node's wall clock",
+            )
+        return table.without_times_of(far.keys()) if far else table
+
+    def judge_own_clock(self, peer: Hello) -> None:
+        """Raises ExchangeRefused if this node's clock is too far ahead for the other, which would not accept it."""
+        clock, theirs = self.engine.clock, peer.table.report.clock
+        ahead = clock.closing() - theirs
+        if theirs >= UNSET_BEFORE_NS and ahead > clock.max_drift_ns:
+            raise ExchangeRefused("clock", _is_ahead(self.members.identity, peer.table.identity, ahead / 10**9))
+
+    def believe_time(self, table: Table, time: int) -> int:
+        """A time, ns, that a node says.  Raises ExchangeRefused if it is beyond."""
+        if time > self.engine.clock.latest_ns():
+            self._refuse(table, "a horizon", time)
+        return time
+
+    def _refuse(self, table: Table, what: str, time: int) -> NoReturn:
+        self.members.rows_refused += 1
+        detail = (
+            f"{what} in the table of node {table.identity.node} is of {show_time(time)}, "
+            f"{self.engine.clock.ahead_s(time):.0f} s ahead of the wall clock of node {self.members.identity.node}: "
+            "one of these clocks is wrong or was, or the message is false"
+        )
+        _bursts.warn(f"table {table.identity.node}", f"refused an exchange: {detail}")
+        raise ExchangeRefused("clock", detail)
+
+    def meet(self, peer: Hello) -> None:
+        """Takes in whom the other knows, and its clock.  The caller commits.  Raises ExchangeRefused."""
+        with self.engine.lock:
+            self.members.meet(peer.table)
+            clock = self.engine.clock
+            seen = peer.table.rows.get(self.members.identity, NO_ROW).seen
+            if seen > max(self.members.promised, clock.proposed):  # it was restored from before it made that promise
+                self.members.began(Lapse(clock.last, seen + 1, clock.run))
+                clock.keep_promise(seen + 1)
+            elif seen > self.members.promised:  # some node has accepted that, and the answer was lost
+                self._close(seen)
+            clock.observe(peer.table.report.clock.to_bytes(8, "big"))
+            store_members(self.engine, self.members)
+
+    def is_current(self, peer: Hello) -> bool:
+        """Whether the other is further, and this node holds nothing that is dead there: it may adopt that at once."""
+        members, theirs = self.members, peer.table
+        behind = self.engine.horizon < peer.horizon <= members.current and theirs.counts_on(members.identity)
+        gone = members.forgotten.keys() | {members.identity}
+        return behind and all(  # it may have been restored from before some were members
+            members.seen(who) >= peer.horizon for who in theirs.settled if theirs.counts_on(who) and who not in gone
+        )
+
+    def take(self, pairs: list[Pair], origin: bytes, horizon: int, settled: int) -> tuple[int, Refused]:
+        """Merges records of the other node, in one short call; how many were new, and what was refused.
+
+        `horizon` is the one that this node had when the exchange began, `settled` the one that both will have.  Raises
+        Moved, Stalled and Shortage; merging the same again is harmless.
+        """
+        engine = self.engine
+        with engine.lock:
+            if engine.horizon != horizon:
+                raise Moved
+            items, refused, applied = [], [], 0
+            for key, record in pairs:
+                if record[FLAGS_AT : FLAGS_AT + 1] != b"\1":
+                    items.append((OP_SET, key, record))
+                elif timestamp_of(record) > settled:
+                    items.append((OP_DEL, key, record))
+                elif 0 < len(key) <= MAX_KEY_SIZE and record_is_sound(key, record):
+                    applied += self._delete_anew(key, record)
+                else:
+                    refused.append((key, "digest"))
+            result = engine.merge(items, origin, settled=True)
+        return applied + result.applied, refused + result.refused
+
+    def _delete_anew(self, key: bytes, tombstone: bytes) -> bool:
+        old = self.engine.record(key)
+        if old is None or not is_live(old) or old[:VERSION_SIZE] >= tombstone[:VERSION_SIZE]:
+            return False
+        return self.engine.delete(key)
+
+    def bury(self, pairs: list[Pair], origin: bytes, horizon: int) -> int:
+        """Puts tombstones above dead records (key, version) that stand here still; how many.
+
+        Raises Moved, Stalled, Shortage.
+        """
+        engine = self.engine
+        with engine.lock:
+            if engine.horizon != horizon:
+                raise Moved
+            items = []
+            for key, version in pairs:
+                if (engine.record(key) or b"")[:VERSION_SIZE] != version:
+                    continue
+                above = max(timestamp_of(version), horizon) + 1  # one at the horizon would go at once
+                items.append((OP_DEL, key, make_record(key, above.to_bytes(8, "big") + version[8:], TOMBSTONE, b"")))
+            if items:
+                self.members.bury(engine.clock.closing())
+                store_members(engine, self.members)
+            return engine.merge(items, origin, settled=True).applied
+
+    def finish(self, peer: Table, horizon: int) -> Table:
+        """This node holds all that the other held when it said `peer`; what it tells now, once that was flushed.
+
+        Raises ExchangeRefused if the other was forgotten meanwhile.
+        """
+        with self.engine.lock:
+            if peer.identity in self.members.forgotten:
+                raise ExchangeRefused("forgotten", f"node {peer.identity.node} was forgotten meanwhile")
+            self._remember(peer, horizon)
+            store_members(self.engine, self.members)
+            return self.members.table()
+
+    def hear(self, peer: Table) -> None:
+        """Takes in what the other reports after it has finished, which may move the horizon.  The caller commits."""
+        with self.engine.lock:
+            self.members.meet(self.believe_table(peer))
+            settle(self.engine, self.members)
+            store_members(self.engine, self.members)
+
+    def adopt(self, peer: Table, horizon: int) -> bool:
+        """Takes over the horizon of the other node, if that counts on all whom this node has met; whether it does."""
+        with self.engine.lock:
+            follows = self.members.follows(peer)
+            if follows and self.engine.raise_horizon(horizon):
+                self.members.count_as(peer)
+            return follows
+
+    def _remember(self, peer: Table, horizon: int) -> None:
+        self.adopt(peer, horizon)
+        self.members.learn(peer, horizon)
+        settle(self.engine, self.members)

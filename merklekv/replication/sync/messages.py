@@ -1,0 +1,168 @@
+"""The messages of an exchange, as bytes.
+
+    MKX | version (1 byte) | CBOR map | XXH3-64 of all before (8 bytes)
+
+Whatever happens to a message on its way, the reader gets it whole or not at all, and the first four bytes say to every
+release, past and future, what it is.  Every request has the answer that stands beside it, or `moved` or `refused`:
+
+    hello     who I am, what I hold, whom I know    the same of the other; whether the data are equal
+    inner     the 256 inner digests                 the inner nodes that differ, with their leaves
+    buckets   fingerprints of records, by bucket    which of them are not there; the records that they lack
+    swap      records; keys that are wanted;        which were refused; the records that were wanted
+              records that the cluster has settled
+    pull      a key                                 the records behind it, in key order, and where to go on
+    done      my hello again                        the other's table
+
+A table of members is deflated; the one in an answer refers to the one in its request, which says nearly the same.
+
+All but `hello` name the run of the process that they are meant for and the horizon it had, so that a node that has been
+started again, or has moved on, says so (`moved`) instead of mixing two exchanges.  Beyond that each is understood by
+itself: a request may be lost, or come twice, at any point.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import cbor2
+from xxhash import xxh3_64_digest
+
+from merklekv.engine.clock import INSTANCE_SIZE
+from merklekv.engine.format import VERSION_SIZE
+from merklekv.errors import MerkleKVError
+from merklekv.replication.cluster.members import BIRTH_SIZE, NOTHING_SAID, TABLE_ITEMS_MAX, Identity, Table, table_of
+from merklekv.replication.fields import Fields, Malformed, decode_map
+
+MAGIC: Final = b"MKX"
+EXCHANGE_VERSION: Final = 2
+_HEAD: Final = MAGIC + bytes((EXCHANGE_VERSION,))
+_CHECKSUM_SIZE: Final = 8
+ROOT_SIZE: Final = 32
+FULL: Final = "full"  # why a node may refuse that has begun to take in what it was told
+CLUSTER_SIZE_MAX: Final = 2048  # bytes of a topic prefix
+MESSAGE_ROOM_BYTES: Final = 4 << 20  # what a message may need beside the largest value
+TABLE_BYTES_MAX: Final = 16 << 20  # more than any table of members has
+_NOBODY: Final = Table(Identity("", bytes(BIRTH_SIZE)), NOTHING_SAID, 0)  # the words that all tables have
+
+
+class ExchangeError(MerkleKVError):
+    """An exchange did not come to its end.  What was merged so far stays; a later exchange does the rest."""
+
+
+class ExchangeRefused(ExchangeError):
+    """One of the two nodes will not exchange with the other; `why` is one word, the text says what to do."""
+
+    def __init__(self, why: str, detail: str) -> None:
+        super().__init__(detail)
+        self.why = why
+
+
+class ExchangeFailed(ExchangeError):
+    """The exchange was disturbed: damaged messages, data that moves too fast, records that were refused."""
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a node says of itself when an exchange begins, all of one moment."""
+
+    cluster: str
+    instance: bytes  # the run of its process: it marks the versions that it issues
+    floor: bytes
+    horizon: int  # ns
+    root: bytes  # empty while it is not known
+    count: int  # records, dead ones included
+    table: Table
+
+    @property
+    def node(self) -> str:
+        """The node's id."""
+        return self.table.identity.node
+
+    def plain(self, known: Table | None = None) -> dict[str, object]:
+        """For CBOR, for a reader that has the known table."""
+        return {
+            "cluster": self.cluster,
+            "instance": self.instance,
+            "floor": self.floor,
+            "horizon": self.horizon,
+            "root": self.root,
+            "count": self.count,
+            "table": pack(self.table, known),
+        }
+
+
+def hello_of(fields: Fields, known: Table | None = None) -> Hello:
+    """The inverse of `Hello.plain`.  Raises Malformed."""
+    return Hello(
+        fields.text("cluster", CLUSTER_SIZE_MAX, 0),
+        fields.binary("instance", INSTANCE_SIZE),
+        fields.binary("floor", VERSION_SIZE),
+        fields.number("horizon"),
+        fields.binary("root", 0, ROOT_SIZE),
+        fields.number("count"),
+        unpack(fields.binary("table"), known),
+    )
+
+
+def pack(table: Table, known: Table | None = None) -> bytes:
+    """A table of members.  Much in it comes several times, or stands in a known table that the reader has, too."""
+    deflate = zlib.compressobj(zdict=_dictionary(known))
+    return deflate.compress(cbor2.dumps(table.plain())) + deflate.flush()
+
+
+def unpack(data: bytes, known: Table | None = None) -> Table:
+    """The inverse of `pack`.  Raises Malformed."""
+    inflate = zlib.decompressobj(zdict=_dictionary(known))
+    try:
+        plain = inflate.decompress(data, TABLE_BYTES_MAX)
+    except zlib.error as error:
+        raise Malformed(f"a table that cannot be unpacked: {error}") from error
+    if not inflate.eof:
+        raise Malformed(f"a table that is cut, or has more than {TABLE_BYTES_MAX} bytes")
+    if inflate.unused_data:
+        raise Malformed(f"{len(inflate.unused_data)} bytes behind a table")
+    return table_of(decode_map(plain, TABLE_ITEMS_MAX))
+
+
+def _dictionary(known: Table | None) -> bytes:
+    """What a packed table may refer to (RFC 1950, FDICT), of which zlib takes the last 32 KiB."""
+    return cbor2.dumps((known or _NOBODY).plain())
+
+
+def encode(kind: str, **fields: object) -> bytes:
+    """A message."""
+    body = _HEAD + cbor2.dumps({"do": kind, **fields})
+    return body + xxh3_64_digest(body)
+
+
+def decode(message: bytes, size_max: int) -> tuple[str, Fields]:
+    """What kind of message these bytes are, and its fields.  Raises Malformed and ExchangeRefused, nothing else."""
+    if len(message) > size_max:
+        raise Malformed(f"a message of {len(message)} bytes, more than {size_max}")
+    if message[: len(MAGIC)] != MAGIC or len(message) < len(_HEAD) + _CHECKSUM_SIZE:
+        raise Malformed("no message of an exchange")
+    if message[len(MAGIC)] != EXCHANGE_VERSION:
+        version = message[len(MAGIC)]
+        raise ExchangeRefused(
+            "format",
+            f"one node speaks version {version} of the exchange, the other version {EXCHANGE_VERSION}: "
+            "run the same release of MerkleKV on both",
+        )
+    body, checksum = message[:-_CHECKSUM_SIZE], message[-_CHECKSUM_SIZE:]
+    if xxh3_64_digest(body) != checksum:
+        raise Malformed("the checksum does not match: the message was damaged or cut")
+    fields = decode_map(body[len(_HEAD) :])
+    return fields.text("do", 20), fields
+
+
+def encode_refusal(why: str, detail: str) -> bytes:
+    """The answer of a node that will not."""
+    return encode("refused", why=why, text=detail[:1000])
+
+
+def flat(pairs: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
+    """Pairs one after the other, as `Fields.pairs` reads them."""
+    return [part for pair in pairs for part in pair]

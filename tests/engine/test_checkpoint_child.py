@@ -1,0 +1,180 @@
+"""Absorbing may stop anywhere and go on: whatever was cut, the base ends up the same, and is sound at each commit."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import lmdb
+import pytest
+from fixtures import engines as support
+from fixtures.engines import NOON
+
+from merklekv.engine.base import BaseWriter
+from merklekv.engine.checkpoint.child import SAMPLE_EVERY, SORT_KEYS, _in_order, absorb
+from merklekv.engine.engine import Engine
+from merklekv.engine.log import list_segments
+from merklekv.engine.verify.check import check_directory
+
+Prepare = Callable[[Engine], None]
+
+
+@pytest.fixture(autouse=True)
+def small_transactions() -> Iterator[None]:
+    with support.small_transactions(4):
+        yield
+
+
+def plain(engine: Engine) -> None:
+    for number in range(20):
+        engine.set(b"k%02d" % number, b"v" * number)
+
+
+def over_a_base(engine: Engine) -> None:
+    """Newer values, deletes and new keys over what the base has."""
+    plain(engine)
+    support.absorb(engine)
+    for number in range(0, 30, 3):
+        engine.set(b"k%02d" % number, b"newer")
+    for number in range(0, 20, 4):
+        engine.delete(b"k%02d" % number)
+
+
+def two_segments(engine: Engine) -> None:
+    over_a_base(engine)
+    support.freeze(engine)
+    for number in range(5, 40, 5):
+        engine.set(b"k%02d" % number, b"newest")
+
+
+def truncated(engine: Engine) -> None:
+    """A floor above everything in the base."""
+    two_segments(engine)
+    engine.truncate()
+    for number in range(0, 10, 2):
+        engine.set(b"k%02d" % number, b"after")
+
+
+def floored(engine: Engine) -> None:
+    """A floor that spares part of the base and part of the log."""
+    for number in range(20):
+        engine.merge([(1, b"k%02d" % number, support.record(b"k%02d" % number, b"", NOON + number))], b"x")
+    support.absorb(engine)
+    for number in range(15, 30):
+        engine.merge([(1, b"k%02d" % number, support.record(b"k%02d" % number, b"2", NOON + number + 1))], b"x")
+    engine.merge_floor(support.version(NOON + 17), b"x")
+    engine.set(b"local", b"")
+
+
+def made(path: Path, prepare: Prepare) -> tuple[Path, bytes]:
+    """A closed directory with sealed segments to absorb, and the root that it has in the end."""
+    engine = support.open_engine(path)
+    prepare(engine)
+    support.freeze(engine)
+    engine.close()
+    support.absorb_all(shutil.copytree(path, path.with_name("whole")))
+    engine = support.open_engine(path.with_name("whole"))
+    root = engine.root()
+    engine.close()
+    return path, root
+
+
+def dump(path: Path) -> dict[bytes, list[tuple[bytes, bytes]]]:
+    """Everything in a base."""
+    with lmdb.open(str(path / "base"), readonly=True, lock=False, max_dbs=4) as env:
+        content = {}
+        for name in (b"records", b"index", b"leaves", b"meta"):
+            database = env.open_db(name, create=False, dupsort=name == b"index")
+            with env.begin() as txn, txn.cursor(db=database) as cursor:
+                content[name] = list(cursor)
+        return content
+
+
+@pytest.mark.parametrize("prepare", [plain, over_a_base, two_segments, truncated, floored], ids=lambda f: f.__name__)
+def test_cut_behind_any_commit_it_goes_on(tmp_path: Path, prepare: Prepare) -> None:
+    path, root = made(tmp_path / "data", prepare)
+    whole = dump(tmp_path / "whole")
+    commits = 0
+    while True:
+        commits += 1
+        copy = shutil.copytree(path, tmp_path / "copy")
+        with support.cut_after(commits) as count:
+            try:
+                support.absorb_all(copy)
+                assert count[0] == commits - 1
+                break
+            except support.Cut:
+                pass
+        assert check_directory(copy) == []
+        with support.engine_in(shutil.copytree(copy, tmp_path / "opened")) as engine:
+            assert not engine.root_ready or engine.root() == root
+            support.absorb(engine)
+            assert engine.root() == root
+        support.absorb_all(copy)
+        assert check_directory(copy) == []
+        assert dump(copy) == whole
+        shutil.rmtree(copy)
+        shutil.rmtree(tmp_path / "opened")
+    assert commits > 6
+
+
+@pytest.mark.parametrize("commits", range(1, 8))
+def test_cut_it_goes_on_with_what_was_sealed_since(tmp_path: Path, commits: int) -> None:
+    """What came meanwhile hides, deletes or truncates what was half absorbed."""
+    path, _ = made(tmp_path / "data", over_a_base)
+    with support.cut_after(commits), pytest.raises(support.Cut):
+        support.absorb_all(path)
+    engine = support.open_engine(path)
+    engine.set(b"k00", b"since")
+    engine.delete(b"k03")
+    if commits % 2:
+        engine.truncate()
+    engine.set(b"k04", b"since")
+    support.freeze(engine)
+    expected = support.everything(engine)
+    root = engine.root()
+    engine.close()
+    support.absorb_all(path)
+    assert check_directory(path) == []
+    engine = support.open_engine(path)
+    assert support.everything(engine) == expected
+    assert engine.root() == root
+
+
+def test_progress_is_told_after_every_commit_and_grows(tmp_path: Path) -> None:
+    path, _ = made(tmp_path / "data", two_segments)
+    told: list[float] = []
+    with BaseWriter(path / "base") as writer, support.cut_after(0) as count:
+        absorb(writer, path / "log", list_segments(path / "log")[-1], told.append)
+    assert told == sorted(told)
+    assert 0 < told[0] <= told[-1] <= 1
+    assert len(told) >= count[0] - 2  # but for the mark and the end
+
+
+def test_absorbing_what_is_absorbed_changes_nothing(tmp_path: Path) -> None:
+    path, _ = made(tmp_path / "data", two_segments)
+    support.absorb_all(path)
+    before = support.snapshot(path / "base")
+    support.absorb_all(path)
+    assert support.snapshot(path / "base")["data.mdb"] == before["data.mdb"]
+
+
+def test_a_floor_deletes_what_it_kills_and_spares_the_rest(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    floored(engine)
+    assert not engine.root_ready
+    assert sorted(support.values(engine)) == [b"k%02d" % number for number in range(16, 30)] + [b"local"]
+    support.absorb(engine)
+    assert engine.root_ready
+    assert engine.live_count == 15
+    assert sorted(support.values(engine)) == [b"k%02d" % number for number in range(16, 30)] + [b"local"]
+
+
+@pytest.mark.parametrize("count", [0, 1, SAMPLE_EVERY, SAMPLE_EVERY + 1, SORT_KEYS, SORT_KEYS + 1, 5 * SORT_KEYS])
+def test_keys_sorted_in_parts_are_in_order(count: int) -> None:
+    draw = random.Random(count)
+    keys = [draw.randbytes(draw.randrange(1, 9)) for _ in range(count)]
+    assert list(_in_order(keys)) == sorted(keys)
+    assert list(_in_order([b"same"] * count)) == [b"same"] * count

@@ -1,0 +1,260 @@
+"""Merging by a real child process: it happens, it survives the child's death, and it ends with the engine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from fixtures import engines as support
+from fixtures.support import wait_until
+
+from merklekv.engine.checkpoint import checkpointer as merger_module
+from merklekv.engine.checkpoint.child import AbsorbingChild, Progress
+from merklekv.engine.durable import FROZEN_TABLES_MAX
+from merklekv.engine.engine import Engine
+from merklekv.engine.log import list_segments
+from merklekv.engine.verify.check import check_directory
+from merklekv.errors import DirectoryLocked, Stalled, StorageFailed
+
+
+def child_pid(engine: Engine) -> int:
+    """The absorbing process; there is one once there was something to absorb."""
+    merger = engine._merger
+    assert merger is not None
+    return wait_until(lambda: merger.child.pid, what="the child") or 0
+
+
+def write(engine: Engine, count: int, first: int = 0) -> None:
+    for number in range(first, first + count):
+        try:
+            engine.set(b"k%06d" % number, b"v" * 1000)
+        except Stalled:
+            assert engine.wait_for_room(20)
+            engine.set(b"k%06d" % number, b"v" * 1000)
+        engine.commit()
+
+
+def wait_until_merged(engine: Engine) -> None:
+    wait_until(lambda: not engine._layers.frozen, what="the merge", seconds=20)
+
+
+def test_full_memtables_go_to_the_base(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(absorb="process")
+    write(engine, 500)
+    wait_until_merged(engine)
+    assert engine.live_count == 500
+    assert engine._layers.base.live > 300
+    assert engine._layers.base.absorbed == engine._active.lsn
+    wait_until(lambda: list_segments(engine.directory.log) == [engine._active.lsn], what="the old segments to go")
+    assert len(support.values(engine)) == 500
+    assert engine.statistics()["frozen_memtables"] == 0
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_child_that_dies_is_started_again(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, how: signal.Signals
+) -> None:
+    monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
+    engine = make_engine(absorb="process")
+    write(engine, 100)
+    killed = set()
+    for number in range(3):
+        pid = child_pid(engine)
+        os.kill(pid, how)
+        killed.add(pid)
+        write(engine, 150, 100 + 150 * number)
+        wait_until(lambda: child_pid(engine) not in killed, what="another child")
+    wait_until_merged(engine)
+    assert len(support.values(engine)) == 550
+
+
+def test_a_signal_to_the_whole_group_leaves_the_child_at_work(make_engine: Callable[..., Engine]) -> None:
+    """Such as Ctrl-C, or a terminal that closes: the parent decides what it means, also while the child starts."""
+    engine = make_engine(absorb="process")
+    write(engine, 100)
+    pid = child_pid(engine)
+    fatal = {signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM}
+    for number in range(3):
+        for other in signal.valid_signals() - fatal:
+            os.kill(pid, other)
+        write(engine, 150, 100 + 150 * number)
+        wait_until_merged(engine)
+    assert child_pid(engine) == pid
+
+
+def test_a_child_that_cannot_live_stops_the_node(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
+    engine = make_engine(absorb="process")
+    merger = engine._merger
+    assert merger is not None
+    merger.child._command = [sys.executable, "-c", "raise SystemExit(3)"]
+    for number in range(100):
+        engine.set(b"k%d" % number, b"v" * 1000)
+    engine.commit()
+    wait_until(lambda: engine._failure is not None, what="the failure")
+    with pytest.raises(StorageFailed, match="the absorbing process died 5 times in a row, last: "):
+        engine.commit()
+
+
+def test_what_is_damaged_under_the_child_stops_the_node(make_engine: Callable[..., Engine], tmp_path: Path) -> None:
+    """Its error arrives with its class and its words."""
+    engine = make_engine(absorb="process")
+    support.damaged(tmp_path / "data")
+    with engine.lock:  # the child is asked by the merger, which waits for this lock before it asks again
+        for number in range(100):
+            engine.set(b"k%d" % number, b"v" * 1000)
+        support.flip(tmp_path / "data" / "log" / f"{0:020d}.log", 3)
+    engine.commit()
+    wait_until(lambda: engine._failure is not None, what="the failure")
+    with pytest.raises(StorageFailed, match=r"00000.log: damaged at byte 0: the segment's header"):
+        engine.commit()
+
+
+def test_an_error_while_progress_is_told_leaves_no_answer_for_the_next_job(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
+    engine = make_engine(absorb="process")
+    real = engine.merge_progressed
+    errors = [MemoryError()]
+
+    def progressed(share: float) -> None:
+        if errors:
+            raise errors.pop()
+        real(share)
+
+    engine.merge_progressed = progressed  # type: ignore[method-assign]
+    for number in range(3):
+        engine.set(b"k%d" % number, b"v")
+        support.freeze(engine)
+        wait_until_merged(engine)
+        assert engine._layers.base.absorbed == engine._active.lsn
+    assert not errors
+
+
+def test_closing_while_merging_loses_nothing(make_engine: Callable[..., Engine], tmp_path: Path) -> None:
+    for number in range(4):
+        engine = make_engine(absorb="process")
+        write(engine, 200, 200 * number)
+        pids = [child.pid for child in psutil.Process().children(recursive=True)]
+        engine.close()
+        assert not any(psutil.pid_exists(pid) for pid in pids)
+        assert check_directory(tmp_path / "data") == []
+    assert len(support.values(make_engine())) == 800
+
+
+def test_writers_that_outran_a_merge_are_let_go_on(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They filled the memtable while no more could be frozen, and wait: no commit comes that would freeze it."""
+    engine = make_engine(absorb="manual")
+    for first in range(0, 192, 64):
+        engine.mset([(b"k%06d" % number, b"v" * 1000) for number in range(first, first + 64)])
+        engine.commit()
+    assert len(engine._layers.frozen) == FROZEN_TABLES_MAX
+    engine.close()
+    absorb = AbsorbingChild.absorb
+    absorbed, outrun = threading.Event(), threading.Event()
+
+    def absorb_and_wait(self: AbsorbingChild, upto: int, progress: Progress) -> None:
+        absorb(self, upto, progress)
+        absorbed.set()
+        outrun.wait()
+
+    monkeypatch.setattr(AbsorbingChild, "absorb", absorb_and_wait)
+    engine = make_engine(absorb="process")
+    assert absorbed.wait(20)
+    number = 192
+    while not engine.stalled:
+        engine.set(b"k%06d" % number, b"v" * 1000)
+        engine.commit()
+        number += 1
+    outrun.set()
+    assert engine.wait_for_room(20)
+    write(engine, 200, number)
+
+
+def test_a_child_whose_server_was_killed_ends_and_lets_the_next_one_in(
+    make_engine: Callable[..., Engine], tmp_path: Path
+) -> None:
+    """The lock is held until it has ended; the next start waits for that."""
+    code = f"""
+import os, signal, sys, time
+from merklekv.engine.engine import Engine
+engine = Engine({str(tmp_path / "data")!r}, memtable_size=1 << 16)
+for number in range(100):
+    engine.set(b"k%d" % number, b"v" * 1000)
+engine.commit()
+while engine._merger.child.pid is None:
+    time.sleep(0.001)
+print(engine._merger.child.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    server = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, check=False, env=os.environ | paths, timeout=30
+    )
+    assert server.returncode == -signal.SIGKILL
+    engine = make_engine(wall_clock=lambda: support.NOON)
+    assert len(support.values(engine)) == 100
+    assert not psutil.pid_exists(int(server.stdout)) or psutil.Process(int(server.stdout)).status() == "zombie"
+
+
+def test_two_processes_never_share_a_directory(make_engine: Callable[..., Engine], tmp_path: Path) -> None:
+    make_engine(absorb="process")
+    code = f"from merklekv.engine.engine import Engine\nEngine({str(tmp_path / 'data')!r})"
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    other = subprocess.run(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, check=False, env=os.environ | paths, timeout=30, text=True
+    )
+    assert f"in use by process {os.getpid()}; stop it first" in other.stderr
+    with pytest.raises(DirectoryLocked, match=f"in use by process {os.getpid()}"):
+        make_engine()
+
+
+def test_a_start_merges_what_the_last_one_left(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    write_count = 0
+    while len(engine._layers.frozen) < 2:
+        engine.set(b"k%d" % write_count, b"v" * 1000)
+        engine.commit()
+        write_count += 1
+    engine.close()
+    engine = make_engine(absorb="process")
+    wait_until_merged(engine)
+    assert engine._layers.base.live > 100
+    assert len(support.values(engine)) == write_count
+
+
+def test_waiting_for_room_ends_when_there_is_some(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(absorb="process")
+    merger = engine._merger
+    assert merger is not None
+    go_on = threading.Event()
+    real = merger.child.absorb
+
+    def absorb(upto: int, progress: Callable[[float], None]) -> None:
+        assert go_on.wait(20)
+        real(upto, progress)
+
+    merger.child.absorb = absorb  # type: ignore[method-assign]
+    number = 0
+    while not engine.stalled:
+        engine.set(b"k%d" % number, b"v" * 1000)
+        engine.commit()
+        number += 1
+    with pytest.raises(Stalled):
+        engine.set(b"k", b"")
+    assert not engine.wait_for_room(0.01)
+    go_on.set()
+    assert engine.wait_for_room(20)
+    engine.set(b"k", b"")

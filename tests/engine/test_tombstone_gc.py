@@ -1,0 +1,220 @@
+"""The horizon, the collection of tombstones below it, notes and promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from fixtures import engines as support
+from fixtures.engines import NOON, Wall
+
+from merklekv.engine.clock import timestamp_of
+from merklekv.engine.engine import Engine
+from merklekv.engine.format import (
+    NOTE_NAME_SIZE_MAX,
+    NOTE_SIZE_MAX,
+    OP_DEL,
+    OP_SET,
+    VALUE_AT,
+    bucket_of,
+)
+from merklekv.errors import InvalidArgument
+
+Make = Callable[..., Engine]
+
+
+def collect_all(engine: Engine) -> None:
+    while engine.collect(3):
+        pass
+    engine.commit()
+
+
+def test_collected_tombstones_leave_nothing_behind(make_engine: Make) -> None:
+    """The node is as one where the keys had never been."""
+    engine = make_engine()
+    empty = make_engine("empty")
+    for number in range(20):
+        engine.set(b"k%d" % number, b"v")
+        if number == 7:
+            engine.absorb_sealed()  # some of it in the base, some in memory
+    for number in range(20):
+        engine.delete(b"k%d" % number)
+        if number == 14:
+            engine.absorb_sealed()
+    assert engine.dead_count == 20
+    engine.raise_horizon(engine.clock.now())
+    collect_all(engine)
+    assert (engine.dead_count, engine.live_count, engine.root()) == (0, 0, empty.root())
+    assert support.everything(engine) == {}
+    engine.absorb_sealed()
+    assert support.everything(engine) == {}
+    engine.close()
+    again = make_engine()
+    assert (again.dead_count, again.root()) == (0, empty.root())
+
+
+def test_tombstones_above_the_horizon_stay(make_engine: Make) -> None:
+    engine = make_engine(wall_clock=Wall())
+    for key in (b"old", b"new"):
+        engine.set(key, b"v")
+        engine.delete(key)
+    record = engine.record(b"old")
+    assert record is not None
+    engine.raise_horizon(timestamp_of(record))
+    collect_all(engine)
+    assert engine.record(b"old") is None
+    assert engine.record(b"new") is not None
+    assert not engine.collect()
+
+
+def test_a_tombstone_on_a_tombstone_is_found_wherever_it_is(make_engine: Make) -> None:
+    engine = make_engine(wall_clock=Wall())
+    engine.merge([(OP_DEL, b"k", support.record(b"k", None, NOON))], b"a")
+    engine.absorb_sealed()
+    engine.raise_horizon(NOON - 1)
+    collect_all(engine)
+    engine.merge([(OP_DEL, b"k", support.record(b"k", None, NOON + 5))], b"a")
+    engine.raise_horizon(NOON + 1)
+    collect_all(engine)
+    assert engine.dead_count == 1
+    engine.raise_horizon(NOON + 5)
+    collect_all(engine)
+    assert engine.dead_count == 0
+
+
+def test_nothing_comes_back_from_below_the_horizon(make_engine: Make) -> None:
+    engine = make_engine(wall_clock=Wall())
+    old = (OP_SET, b"k", support.record(b"k", b"old", NOON))
+    engine.merge([old], b"a")
+    engine.merge([(OP_DEL, b"k", support.record(b"k", None, NOON + 1))], b"a")
+    engine.raise_horizon(NOON + 1)
+    collect_all(engine)
+    assert engine.merge([old], b"a").applied == 0
+    engine.absorb_sealed()  # the marker has gone with what it hid
+    assert engine.merge([old], b"a").refused == [(b"k", "settled")]
+    assert engine.merge([(OP_DEL, b"k", support.record(b"k", None, NOON + 1))], b"a").superseded == 1
+    assert engine.merge([(OP_SET, b"k", support.record(b"k", b"new", NOON + 2))], b"a").applied == 1
+
+
+def test_what_is_held_below_the_horizon_is_updated_by_who_is_trusted_and_not_deleted(make_engine: Make) -> None:
+    """A deletion from there is for an exchange to make anew, or only this node would hear of it."""
+    engine = make_engine(wall_clock=Wall())
+    engine.merge([(OP_SET, key, support.record(key, b"1", NOON)) for key in (b"a", b"b")], b"x")
+    engine.raise_horizon(NOON + 9)
+    newer = [(OP_SET, b"a", support.record(b"a", b"2", NOON + 1)), (OP_DEL, b"b", support.record(b"b", None, NOON + 1))]
+    assert engine.merge(newer, b"x") == (0, 0, [(b"a", "settled"), (b"b", "settled")])
+    assert engine.merge(newer, b"x", settled=True) == (1, 0, [(b"b", "settled")])
+    assert (engine.get(b"a"), engine.get(b"b"), engine.dead_count) == (b"2", b"1", 0)
+
+
+def test_who_is_trusted_may_bring_what_is_settled(make_engine: Make) -> None:
+    engine = make_engine(wall_clock=Wall())
+    engine.raise_horizon(NOON + 9)
+    items = [(OP_SET, b"k", support.record(b"k", b"v", NOON))]
+    assert engine.merge(items, b"x").refused == [(b"k", "settled")]
+    assert engine.merge(items, b"x", settled=True).applied == 1
+
+
+def test_what_is_written_after_a_collection_counts_as_new(make_engine: Make) -> None:
+    engine = make_engine()
+    for key in (b"a", b"b"):
+        engine.set(key, b"1")
+    engine.absorb_sealed()
+    for key in (b"a", b"b"):
+        engine.delete(key)
+    engine.raise_horizon(engine.clock.now())
+    collect_all(engine)
+    engine.set(b"a", b"2")
+    assert engine.increment(b"b", 3) == 3
+    assert (engine.live_count, engine.dead_count) == (2, 0)
+
+
+def test_the_horizon_only_rises_and_is_kept(make_engine: Make) -> None:
+    wall = Wall()
+    engine = make_engine(wall_clock=wall)
+    assert engine.horizon == 0
+    assert engine.raise_horizon(NOON + 100)
+    assert not engine.raise_horizon(NOON + 100)
+    assert not engine.raise_horizon(NOON)
+    for merges in (False, True):
+        engine.set(b"k", b"v")
+        if merges:
+            engine.absorb_sealed()
+        engine.close()
+        engine = make_engine(wall_clock=wall)
+        assert engine.horizon == NOON + 100
+        record = engine.record(b"k")
+        assert record is not None
+        assert timestamp_of(record) > NOON + 100
+
+
+def test_notes_are_kept_like_records(make_engine: Make) -> None:
+    engine = make_engine()
+    engine.note(b"a", b"1")
+    engine.note(b"b", b"")
+    engine.note(b"a", b"2")
+    engine.commit()
+    engine.close()
+    engine = make_engine()
+    assert engine.notes == {b"a": b"2", b"b": b""}
+    engine.set(b"k", b"v")
+    engine.absorb_sealed()
+    engine.note(b"b", b"3")
+    engine.close()
+    assert make_engine().notes == {b"a": b"2", b"b": b"3"}
+
+
+def test_limits_of_notes(make_engine: Make) -> None:
+    engine = make_engine()
+    engine.note(b"n" * NOTE_NAME_SIZE_MAX, b"v" * NOTE_SIZE_MAX)
+    for name, value in ((b"n" * (NOTE_NAME_SIZE_MAX + 1), b""), (b"n", b"v" * (NOTE_SIZE_MAX + 1)), (b"", b"")):
+        with pytest.raises(InvalidArgument, match="note of"):
+            engine.note(name, value)
+    assert engine.notes == {b"n" * NOTE_NAME_SIZE_MAX: b"v" * NOTE_SIZE_MAX}
+
+
+def test_a_closed_timestamp_binds_the_clock_even_when_the_wall_is_set_back(make_engine: Make) -> None:
+    wall = Wall()
+    engine = make_engine(wall_clock=wall)
+    promised, _ = engine.clock.propose()
+    assert promised == NOON
+    wall.now -= 3 * support.DAY_NS
+    engine.set(b"k", b"v")
+    record = engine.record(b"k")
+    assert record is not None
+    assert timestamp_of(record) > promised
+    engine.clock.keep_promise(NOON + 7)
+    engine.set(b"k", b"v")
+    record = engine.record(b"k")
+    assert record is not None
+    assert timestamp_of(record) > NOON + 7
+
+
+def test_a_bucket_lists_what_a_scan_finds(make_engine: Make) -> None:
+    engine = make_engine()
+    for number in range(300):
+        engine.set(b"k%d" % number, b"v")
+        if number % 100 == 99:
+            engine.absorb_sealed()
+    engine.delete(b"k5")
+    engine.delete(b"k250")
+    while not engine.prepare_buckets():
+        pass
+    for number in range(300, 320):
+        engine.set(b"k%d" % number, b"v")  # after the preparation
+    expected: dict[int, list[tuple[bytes, bytes]]] = {}
+    for key, record in sorted(support.everything(engine).items()):
+        expected.setdefault(bucket_of(key), []).append((key, record[:VALUE_AT]))
+    assert {bucket: engine.bucket(bucket) for bucket in expected} == expected
+    assert engine.bucket(next(bucket for bucket in range(65536) if bucket not in expected)) == []
+
+
+def test_leaf_digests_differ_where_data_differs(make_engine: Make) -> None:
+    one, other = make_engine("one"), make_engine("other")
+    one.set(b"k", b"v")
+    inner, leaf = divmod(bucket_of(b"k"), 256)
+    ours, theirs = one.leaf_digests(inner), other.leaf_digests(inner)
+    assert [at for at in range(256) if ours[8 * at : 8 * at + 8] != theirs[8 * at : 8 * at + 8]] == [leaf]
+    pairs = zip(one.inner_digests(), other.inner_digests(), strict=True)
+    different = [node for node, (mine, yours) in enumerate(pairs) if mine != yours]
+    assert different == [inner]

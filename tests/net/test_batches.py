@@ -1,0 +1,128 @@
+"""A row of equal requests at the start of a pipeline is run by one call; nothing in the replies must show it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from fixtures.wire import Wire
+
+from merklekv.engine.engine import Engine
+from merklekv.net.server import Server
+
+
+def encoded(*words: bytes) -> bytes:
+    return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
+
+
+def test_a_pipeline_is_answered_as_its_requests_one_by_one(start: Callable[..., Server], engine: Engine) -> None:
+    address = start().address  # type: ignore[attr-defined]
+    draw = random.Random(7)
+    keys = [b"a", b"b", b"c", b"", b"k" * 511, b"k" * 512]
+    choices = [
+        lambda key: (b"SET", key, b"%d" % draw.randrange(100)),
+        lambda key: (b"GET", key),
+        lambda key: (b"set", key, b"1"),
+        lambda key: (b"SET", key, b"2", b"NX"),
+        lambda key: (b"GET", key, b"too many"),
+        lambda key: (b"DEL", key),
+    ]
+    for _ in range(60):
+        make = draw.choice(choices)
+        head = [make(draw.choice(keys)) for _ in range(draw.randrange(1, 6))]
+        requests = head + [draw.choice(choices)(draw.choice(keys)) for _ in range(draw.randrange(6))]
+        engine.truncate()
+        with Wire(address) as one_by_one:
+            expected = [one_by_one.call(*request) for request in requests]
+        contents = [engine.get(key) for key in keys]
+        engine.truncate()
+        with Wire(address) as together:
+            together.send(b"".join(encoded(*request) for request in requests))
+            assert [together.resp() for _ in requests] == expected, requests
+        assert [engine.get(key) for key in keys] == contents
+
+
+def test_every_request_of_a_row_is_counted(resp: Wire) -> None:
+    resp.send(encoded(b"SET", b"a", b"1") * 5 + encoded(b"GET", b"a") * 3)
+    assert [resp.resp() for _ in range(8)] == [b"+OK\r\n"] * 5 + [b"$1\r\n1\r\n"] * 3
+    counted = resp.call("STATS")
+    assert b"set_commands:5" in counted
+    assert b"get_commands:3" in counted
+
+
+def test_a_row_of_large_replies_waits_for_a_slow_reader(start: Callable[..., Server], engine: Engine) -> None:
+    engine.set(b"large", b"x" * 1_000_000)
+    server = start()
+    with Wire(server.address) as slow:  # type: ignore[attr-defined]
+        slow.send(encoded(b"GET", b"large") * 100)
+        for _ in range(100):
+            assert len(slow.resp()) == 1_000_000 + len(b"$1000000\r\n\r\n")
+
+
+def test_what_arrives_behind_a_long_command_waits_for_it(
+    start: Callable[..., Server], services: Any, engine: Engine
+) -> None:
+    """Also when a write of the same round made the worker look for input once more."""
+    engine.durability = "always"
+    services.exchange_slices = [None, None, None]
+    with Wire(start().address) as client:  # type: ignore[attr-defined]
+        echoes = [b"%d" % number for number in range(20_000)]  # several times what is read at once
+        client.send(
+            encoded(b"SET", b"k", b"v")
+            + encoded(b"EXCHANGE", b"abc")
+            + b"".join(encoded(b"ECHO", text) for text in echoes)
+        )
+        assert client.resp() == b"+OK\r\n"
+        assert client.resp() == b"$3\r\ncba\r\n"
+        assert [client.resp().split(b"\r\n")[1] for _ in echoes] == echoes
+
+
+def test_clients_that_ask_in_one_round_are_answered_each_by_itself(start: Callable[..., Server]) -> None:
+    """One request of each is taken together; what the row does not take is run on its own."""
+    server = start()
+    draw = random.Random(3)
+    keys = [b"a", b"b", b"k" * 512]
+    with ExitStack() as stack:
+        clients = [stack.enter_context(Wire(server.address)) for _ in range(40)]  # type: ignore[attr-defined]
+        for client in clients[::3]:
+            client.call("HELLO", "3")
+        for _ in range(20):
+            asked = []
+            for number, client in enumerate(clients):
+                own = b"own%d" % number
+                request = draw.choice(
+                    [(b"SET", own, b"%d" % number), (b"GET", own), (b"set", own, b"1"), (b"GET", b"missing"),
+                     (b"SET", own), (b"GET", keys[number % 3]), (b"SET", own, b"1", b"XX"), (b"PING",)]
+                )  # fmt: skip
+                client.send(encoded(*request))
+                asked.append(request)
+            for number, (client, request) in enumerate(zip(clients, asked, strict=True)):
+                reply = client.resp()
+                if request == (b"SET", b"own%d" % number, b"%d" % number) or request[0] == b"set":
+                    assert reply == b"+OK\r\n"
+                elif request == (b"GET", b"missing"):
+                    assert reply == (b"_\r\n" if number % 3 == 0 else b"$-1\r\n")
+                elif request == (b"GET", b"own%d" % number):
+                    nil = b"_\r\n" if number % 3 == 0 else b"$-1\r\n"
+                    assert reply in (nil, b"$1\r\n1\r\n", b"$%d\r\n%d\r\n" % (len(b"%d" % number), number))
+                elif len(request) == 2 and request[0] == b"SET":
+                    assert reply.startswith(b"-ERR wrong number")
+                elif request == (b"PING",):
+                    assert reply == b"+PONG\r\n"
+
+
+def test_a_row_stops_before_what_set_refuses(engine: Engine) -> None:
+    engine.max_value_size = 100
+    row = [(b"SET", b"a", b"1"), (b"SET", b"b", b"x" * 100), (b"SET", b"", b"3"), (b"SET", b"c", b"4")]
+    assert engine.set_row(row) == 2
+    assert (engine.get(b"b"), engine.get(b"c")) == (b"x" * 100, None)
+    assert engine.set_row([(b"SET", b"a", b"2"), (b"SET", b"longer", b"x" * 101)]) == 1
+
+
+def test_a_row_stops_where_writes_are_stalled(engine: Engine) -> None:
+    engine.stalled = True
+    assert engine.set_row([(b"SET", b"a", b"1")]) == 0
+    engine.stalled = False
+    assert engine.set_row([(b"SET", b"a", b"1")]) == 1

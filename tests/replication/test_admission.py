@@ -1,0 +1,135 @@
+"""Where exchanges that others begin come in: who is refused before the responder is asked, and who is at it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fixtures.exchanges import Node
+
+from merklekv.replication.cluster.members import Identity
+from merklekv.replication.sync import admission as module
+from merklekv.replication.sync.admission import BUSY, ITSELF, Reception
+from merklekv.replication.sync.initiator import Initiator
+from merklekv.replication.sync.local_endpoint import Side
+from merklekv.replication.sync.messages import ExchangeRefused, encode
+
+Open = Callable[[str], Node]
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Open]:
+    opened: list[Node] = []
+
+    def open_one(name: str) -> Node:
+        opened.append(Node(tmp_path / str(len(opened)) / name))
+        return opened[-1]
+
+    yield open_one
+    for one in opened:
+        one.engine.close()
+
+
+class Desk:
+    """A reception that can be told what this node has begun, and says whom it has served."""
+
+    def __init__(self, node: Node) -> None:
+        self.begun: set[str] = set()
+        self.served: list[Identity] = []
+        self.reception = Reception(
+            node.engine, node.members, "test", self.begun.__contains__, self.served.append
+        )
+
+    def answer(self, message: bytes) -> bytes:
+        slices = self.reception.answer(message)
+        while True:
+            try:
+                next(slices)
+            except StopIteration as end:
+                answer: bytes = end.value
+                return answer
+
+
+def exchange(asking: Node, desk: Desk) -> str:
+    """A whole exchange: why it was refused, if it was."""
+    steps = Initiator(asking.engine, asking.members, "test").steps()
+    try:
+        message = next(steps)
+        while True:
+            message = steps.send(desk.answer(message))
+    except StopIteration:
+        return ""
+    except ExchangeRefused as refusal:
+        return refusal.why
+
+
+@pytest.mark.parametrize(("asked", "asking", "refused"), [("a", "b", BUSY), ("b", "a", "")])
+def test_of_two_that_begin_at_once_the_smaller_id_goes_on(node: Open, asked: str, asking: str, refused: str) -> None:
+    here, there = node(asked), node(asking)
+    desk = Desk(here)
+    desk.begun.add(asking)
+    assert exchange(there, desk) == refused
+    desk.begun.clear()
+    assert exchange(there, desk) == ""
+
+
+def test_who_is_in_the_middle_of_it_may_finish(node: Open) -> None:
+    """What was let in before this node began its own is not turned away at the last step."""
+    here, there = node("a"), node("b")
+    desk = Desk(here)
+    there.engine.set(b"k", b"v")
+    answer = desk.answer
+
+    def answer_and_begin(message: bytes) -> bytes:
+        answered = answer(message)
+        desk.begun.add("b")
+        return answered
+
+    desk.answer = answer_and_begin  # type: ignore[method-assign]
+    assert exchange(there, desk) == ""
+    assert here.engine.get(b"k") == b"v"
+
+
+def test_a_node_that_has_reached_itself_is_told_apart_from_a_copy(node: Open) -> None:
+    here, other = node("a"), node("a")
+    desk = Desk(here)
+    assert exchange(here, desk) == ITSELF
+    other.members.identity = here.members.identity
+    other.tick()
+    assert exchange(other, desk) == "self"
+
+
+def test_who_has_been_served_is_told_once_for_each_exchange(node: Open) -> None:
+    here, there = node("a"), node("b")
+    desk = Desk(here)
+    for count in (1, 2):
+        there.tick()
+        there.engine.set(b"k", b"%d" % count)
+        assert exchange(there, desk) == ""
+        assert desk.served == [there.members.identity] * count
+
+
+def test_an_exchange_goes_on_as_long_as_there_are_steps(node: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    here, there = node("a"), node("b")
+    desk = Desk(here)
+    hello, _ = Side(there.engine, there.members, "test").hello()
+    assert not desk.reception.is_serving("b")
+    desk.answer(encode("hello", **hello.plain()))
+    for _ in range(5):
+        now[0] += module.SERVING_S - 0.01
+        assert desk.reception.is_serving("b")
+        desk.answer(encode("inner"))  # whatever it says
+    assert not desk.reception.is_serving("c")
+    now[0] += module.SERVING_S
+    assert not desk.reception.is_serving("b")
+
+
+@pytest.mark.parametrize("message", [b"", b"x" * 100, encode("hello"), encode("done", hello=5), encode("inner")])
+def test_what_is_no_hello_is_left_to_the_responder(node: Open, message: bytes) -> None:
+    desk = Desk(node("a"))
+    assert desk.reception.first_words(message) is None
+    assert desk.answer(message)

@@ -1,0 +1,297 @@
+"""The log is complete and in order while somebody reads it, and holds up nothing when nobody does."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from fixtures.node import LineClient, NodeFactory, clean_environment
+from fixtures.support import free_port, wait_until
+
+from merklekv import exit_codes, logging_setup
+
+PIPE_BYTES = 4096
+END_S = 15.0
+
+
+class Pipe:
+    """A pipe of 4 KiB, to be given to a process as its stderr."""
+
+    def __init__(self) -> None:
+        self.out, self.into = os.pipe()
+        fcntl.fcntl(self.into, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+
+    def fill(self) -> None:
+        """Write until nothing fits any more."""
+        os.set_blocking(self.into, False)
+        while True:
+            try:
+                os.write(self.into, b"." * PIPE_BYTES)
+            except BlockingIOError:
+                break
+        os.set_blocking(self.into, True)
+
+    def read(self) -> str:
+        """What is in it now."""
+        os.set_blocking(self.out, False)
+        try:
+            return os.read(self.out, PIPE_BYTES).decode()
+        except BlockingIOError:
+            return ""
+
+    def close(self) -> None:
+        os.close(self.out)
+        os.close(self.into)
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    made = Pipe()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def full_pipe(pipe: Pipe) -> Pipe:
+    pipe.fill()
+    return pipe
+
+
+@contextmanager
+def launch(pipe: Pipe, code: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Python with the pipe for stdout and stderr."""
+    command = [sys.executable, "-c", code, *arguments]
+    process = subprocess.Popen(command, stdout=pipe.into, stderr=pipe.into, env=clean_environment())
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+RUN = "from merklekv.cli import main; main()"
+
+
+def test_a_log_that_nobody_reads_holds_up_neither_start_nor_requests_nor_stop(full_pipe: Pipe, tmp_path: Path) -> None:
+    port = free_port()
+    with launch(full_pipe, RUN, "run", "--port", str(port), "--data-dir", str(tmp_path / "data")) as process:
+        wait_until(lambda: serves(port), what="a node that serves")
+        with LineClient("127.0.0.1", port) as client:
+            assert client.ask("SET k v") == "OK"
+            assert client.ask("SYNC 127.0.0.1 1").startswith("ERROR")
+            assert client.ask("GET k") == "VALUE v"
+            process.send_signal(signal.SIGHUP)
+            assert client.ask("PING") == "PONG"
+        process.terminate()
+        assert process.wait(END_S) == exit_codes.EXIT_OK
+
+
+def serves(port: int) -> bool:
+    try:
+        with LineClient("127.0.0.1", port) as client:
+            return client.ask("PING") == "PONG"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        ("node.end_at_once(StorageFailed('no disk'))", exit_codes.EXIT_STORAGE),
+        ("node._cut_short()", exit_codes.EXIT_SLOW_STOP),
+        ("raise MerkleKVError('an error')", exit_codes.EXIT_FAILED),
+    ],
+)
+def test_a_log_that_nobody_reads_holds_up_no_end(full_pipe: Pipe, end: str, status: int) -> None:
+    code = f"""
+import sys
+from merklekv import cli, node
+from merklekv.errors import MerkleKVError, StorageFailed
+node.start_logging("info", "text")
+def app(**options):
+    {end}
+cli.app = app
+cli.main()
+"""
+    with launch(full_pipe, code) as process:
+        assert process.wait(END_S) == status
+
+
+def test_the_checkpoint_process_is_not_held_up_by_a_log_that_nobody_reads(full_pipe: Pipe) -> None:
+    """What it writes there comes to its parent."""
+    code = """
+import sys
+from merklekv.engine.checkpoint import child
+from merklekv.logging_setup import start_logging
+start_logging("info", "text")
+child = child.AbsorbingChild("base", "log", 1)
+child._command = [sys.executable, "-c", "import sys; sys.stderr.write('x' * 1_000_000)"]
+try:
+    child.absorb(1, print)
+except child.ChildDied as death:
+    sys.exit(0 if str(death) in ("exit status 0", "[Errno 32] Broken pipe") else 3)
+"""
+    with launch(full_pipe, code) as process:
+        assert process.wait(END_S) == 0
+
+
+def test_a_failed_start_is_told_after_what_it_logged(node_factory: NodeFactory, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        node = node_factory(start=False)
+        node.port = holder.getsockname()[1]
+        node.launch()
+        assert node.wait() == exit_codes.EXIT_ADDRESS
+    assert node.output().splitlines()[-1].startswith("merklekv: ")
+
+
+@pytest.fixture
+def logger(pipe: Pipe) -> Iterator[logging.Logger]:
+    """A logger that writes to the pipe."""
+    made = logging.Logger("test")
+    handler = logging_setup.QueuedHandler(pipe.into)
+    handler.setFormatter(logging_setup.TextFormatter())
+    made.addHandler(handler)
+    yield made
+    wait_until(lambda: not pipe.read() and handler._queue.empty())  # or its thread would write into the next file
+    handler.flush()
+
+
+def handler_of(logger: logging.Logger) -> logging_setup.QueuedHandler:
+    (handler,) = logger.handlers
+    assert isinstance(handler, logging_setup.QueuedHandler)
+    return handler
+
+
+def read_all(pipe: Pipe, last: str) -> list[str]:
+    """The messages of all lines up to one with this text."""
+    read: list[str] = []
+
+    def is_complete() -> bool:
+        read.append(pipe.read())
+        return last in "".join(read) and read[-1] == ""
+
+    wait_until(is_complete)
+    return [line.partition(": ")[2] for line in "".join(read).splitlines()]
+
+
+def test_lines_come_whole_and_in_order(logger: logging.Logger, pipe: Pipe) -> None:
+    for number in range(logging_setup.QUEUE_LINES // 2):
+        logger.warning("%d %s", number, "x" * 100)
+    logger.warning("last")
+    expected = [f"{number} {'x' * 100}" for number in range(logging_setup.QUEUE_LINES // 2)]
+    assert read_all(pipe, "last") == [*expected, "last"]
+    assert handler_of(logger).dropped == 0
+
+
+def test_lines_beyond_the_queue_are_dropped_counted_and_told(logger: logging.Logger, pipe: Pipe) -> None:
+    handler = handler_of(logger)
+    pipe.fill()
+    logger.warning("first")
+    wait_until(handler._queue.empty, what="the thread that writes to have a line in hand")
+    for number in range(logging_setup.QUEUE_LINES):
+        logger.warning("%d", number)
+    assert handler.dropped == 0
+    logger.warning("one too many")
+    logger.warning("two too many")
+    assert handler.dropped == 2
+    pipe.read()  # what it was filled with
+    numbers = [str(number) for number in range(logging_setup.QUEUE_LINES)]
+    note = "2 log lines were dropped: the log was not read fast enough"
+    assert read_all(pipe, "were dropped") == ["first", *numbers, note]
+    logger.warning("after")
+    assert read_all(pipe, "after") == ["after"]
+
+
+def test_a_node_shows_how_many_lines_were_dropped(node_factory: NodeFactory) -> None:
+    with node_factory().connect() as client:
+        assert "log_lines_dropped:0" in client.ask_lines("STATS all")
+
+
+def test_a_pipe_that_does_not_block_gets_every_line(logger: logging.Logger, pipe: Pipe) -> None:
+    os.set_blocking(pipe.into, False)
+    for number in range(200):
+        logger.warning("%d %s", number, "x" * 100)
+    logger.warning("last")
+    assert len(read_all(pipe, "last")) == 201
+
+
+HOSTILE = "x\r\n2026-01-01T00:00:00.000Z INFO    forged: line\x1b[31m\x00\x85\u2028\u202e\udc80"
+
+
+def format_with(formatter: logging.Formatter, message: str, error: BaseException | None = None) -> str:
+    record = logging.makeLogRecord({"name": "n", "levelname": "WARNING", "msg": "%s", "args": (message,)})
+    record.exc_info = (type(error), error, None) if error else None
+    return formatter.format(record)
+
+
+def test_foreign_text_forges_no_line_and_commands_no_terminal() -> None:
+    (line,) = format_with(logging_setup.TextFormatter(), HOSTILE).splitlines()
+    assert line.isprintable()
+    assert "x\\r\\n2026" in line
+    assert "\\x1b[31m\\x00\\x85\\u2028\\u202e\\udc80" in line
+    assert json.loads(format_with(logging_setup.JsonFormatter(), HOSTILE))["message"] == HOSTILE
+    assert "Köln 東京" in format_with(logging_setup.TextFormatter(), "Köln 東京")
+
+
+def test_foreign_text_in_a_traceback_forges_no_line() -> None:
+    first, *others = format_with(logging_setup.TextFormatter(), "failed", ValueError(HOSTILE)).splitlines()
+    assert first.endswith("failed")
+    assert all(line.startswith(logging_setup.INDENT) and line.isprintable() for line in others)
+    (line,) = format_with(logging_setup.JsonFormatter(), "failed", ValueError(HOSTILE)).splitlines()
+    assert HOSTILE in json.loads(line)["exception"]
+
+
+def test_a_long_line_is_cut() -> None:
+    kept = "x" * logging_setup.MESSAGE_CHARS_MAX
+    assert format_with(logging_setup.TextFormatter(), kept).endswith(": " + kept)
+    assert format_with(logging_setup.TextFormatter(), kept + "yz").endswith(": " + kept + logging_setup.CUT)
+    long = format_with(logging_setup.TextFormatter(), "failed", ValueError("y" * 100_000 + "end"))
+    assert len(long) < logging_setup.TRACEBACK_CHARS_MAX + 1000
+    assert long.endswith("yend")
+
+
+def test_a_wrong_call_of_a_logger_is_a_line_and_no_error(logger: logging.Logger, pipe: Pipe) -> None:
+    logger.warning("%d items", "no number")
+    logger.warning("last")
+    wrong, _ = read_all(pipe, "last")
+    assert "'%d items'" in wrong
+
+
+def test_a_thread_that_fails_is_logged() -> None:
+    code = """
+import threading
+from merklekv.logging_setup import start_logging
+start_logging("info", "json")
+thread = threading.Thread(target=lambda: 1 / 0, name="worker")
+thread.start()
+thread.join()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    line = json.loads(done.stderr)
+    assert line["message"] == "thread worker has failed"
+    assert "ZeroDivisionError" in line["exception"]
+
+
+def test_a_process_without_stderr_logs_nothing_and_runs(tmp_path: Path) -> None:
+    code = """
+import logging, os, sys
+from merklekv.logging_setup import print_soon, start_logging
+start_logging("info", "text")
+file = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
+logging.warning("a line")
+print_soon(sys.stdout, "another")
+"""
+    command = f'exec "{sys.executable}" -c "$1" "$2" >&- 2>&-'
+    file = tmp_path / "data"
+    subprocess.run(["sh", "-c", command, "sh", code, str(file)], check=True, timeout=30)
+    assert file.read_bytes() == b""
