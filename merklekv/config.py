@@ -86,9 +86,7 @@ class Loaded:
     effective: tuple[Effective, ...]
 
 
-def load(
-    flags: Mapping[str, tuple[str, object]], environment: Mapping[str, str], file: Path | None
-) -> Loaded:
+def load(flags: Mapping[str, tuple[str, object]], environment: Mapping[str, str], file: Path | None) -> Loaded:
     """Read every setting. `flags` maps a key to the flag's spelling and its value. Raises ConfigError."""
     layers = [_from_flags(flags), _from_environment(environment), _from_file(file) if file else {}]
     values: dict[str, Effective] = {}
@@ -121,9 +119,7 @@ def _parse(key: str, declaration: Declaration, given: Given) -> object:
         return declaration.kind.parse(given.value)
     except ValueError:
         value = "the value (hidden)" if declaration.secret else shown(given.value)
-        raise ConfigError(
-            f"{given.source}: {key} = {value} is not allowed; give {declaration.kind.allowed}"
-        ) from None
+        raise ConfigError(f"{given.source}: {key} = {value} is not allowed; give {declaration.kind.allowed}") from None
 
 
 def _check_together(values: Mapping[str, Effective]) -> None:
@@ -237,9 +233,7 @@ def _read_secret(key: str, given: Given) -> Given:
         with path.open("rb") as file:
             content = file.read(SECRET_FILE_SIZE_MAX + 1)
         if len(content) > SECRET_FILE_SIZE_MAX:
-            raise ConfigError(
-                f"{given.source}: {key} = {str(path)!r} is larger than {SECRET_FILE_SIZE_MAX} bytes"
-            )
+            raise ConfigError(f"{given.source}: {key} = {str(path)!r} is larger than {SECRET_FILE_SIZE_MAX} bytes")
         return Given(content.decode().rstrip("\r\n"), f"{given.source}, file {path}")
     except OSError as error:
         raise ConfigError(f"{given.source}: {key} = {str(path)!r} cannot be read: {error.strerror}") from None

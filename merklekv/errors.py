@@ -4,7 +4,6 @@ This module is the bottom of the house: it imports nothing and everything may im
 says what is wrong, where, and what to do, so that it can be printed as it is.
 """
 
-
 SHOWN_SIZE_MAX = 400
 
 

@@ -1,7 +1,7 @@
 """Files and directories that only the user who runs the process can read, whatever the umask.
 
-    os.mkdir(path, DIRECTORY_MODE)
-    open(path, "wb", opener=private)
+os.mkdir(path, DIRECTORY_MODE)
+open(path, "wb", opener=private)
 """
 
 import os

@@ -23,7 +23,7 @@ from merklekv.engine.format import ENTRY, FRAME_HEADER, LEAF_SIZE, REMOTE, SEGME
 PAGE = Path(__file__).parent.parent / "docs" / "format.md"
 BEGIN, END = "<!-- example: scripts/write_format_example.py -->\n", "<!-- end of example -->\n"
 NOW_NS = 1_800_000_000 * 10**9
-INSTANCE = bytes.fromhex("c0ffee00c0ffee00" "0badcafe")  # data directory, run
+INSTANCE = bytes.fromhex("c0ffee00c0ffee000badcafe")  # data directory, run
 ONE_KEY = b"greeting"
 OTHER_KEY = b"gone"
 

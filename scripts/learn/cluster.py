@@ -1,8 +1,8 @@
 """A broker and nodes to draw pictures of: real processes on this machine, in a directory that goes with them.
 
-    with Cluster({"a": 0, "b": 60}) as cluster:     # up, they have heard of each other; the clock of b is 60 s ahead
-        cluster.nodes["a"].ask(b"SET", b"k", b"v")
-        cluster.broker.stop(); cluster.broker.start()
+with Cluster({"a": 0, "b": 60}) as cluster:     # up, they have heard of each other; the clock of b is 60 s ahead
+    cluster.nodes["a"].ask(b"SET", b"k", b"v")
+    cluster.broker.stop(); cluster.broker.start()
 """
 
 import shutil

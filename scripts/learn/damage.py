@@ -1,7 +1,7 @@
 """Damages the newest log segment of a data directory that no node has open, to see what a start makes of it.
 
-    python scripts/learn/damage.py tear DIR     cut into the last frame: what a power cut leaves of a write in progress
-    python scripts/learn/damage.py rot DIR      flip a bit of a frame in the middle: what a failing disk does
+python scripts/learn/damage.py tear DIR     cut into the last frame: what a power cut leaves of a write in progress
+python scripts/learn/damage.py rot DIR      flip a bit of a frame in the middle: what a failing disk does
 """
 
 import sys

@@ -58,7 +58,10 @@ class FailingVictim(Victim):
     def _tell(self, pid: int, command: str) -> None:
         done = subprocess.run(
             ["fiu-ctrl", "-f", self._control, "-c", command, str(pid)],
-            check=True, timeout=10, capture_output=True, text=True,
+            check=True,
+            timeout=10,
+            capture_output=True,
+            text=True,
         )
         assert not done.stdout, done.stdout
 

@@ -235,9 +235,7 @@ def synced_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def test_a_sync_covers_full_segments_first(
-    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sync_covers_full_segments_first(make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
     """However long the merger takes to finish them; and only once."""
     engine = make_engine(durability="never")
     log = engine._log

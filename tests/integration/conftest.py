@@ -40,9 +40,7 @@ def server_flags() -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def running_server(
-    tmp_path_factory: pytest.TempPathFactory, server_flags: tuple[str, ...]
-) -> Iterator[MerkleKVServer]:
+def running_server(tmp_path_factory: pytest.TempPathFactory, server_flags: tuple[str, ...]) -> Iterator[MerkleKVServer]:
     """A server for the tests of a module: the one that the environment names, or a new one."""
     host, port = os.environ.get("MERKLEKV_TEST_HOST"), os.environ.get("MERKLEKV_TEST_PORT")
     named = MerkleKVServer(host or DEFAULT_HOST, int(port or DEFAULT_PORT))

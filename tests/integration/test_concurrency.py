@@ -168,9 +168,7 @@ class TestIndependentKeys:
 
         run_together(work, CLIENTS)
 
-    def test_the_hash_does_not_depend_on_who_wrote_first(
-        self, tmp_path: Path, server_flags: tuple[str, ...]
-    ) -> None:
+    def test_the_hash_does_not_depend_on_who_wrote_first(self, tmp_path: Path, server_flags: tuple[str, ...]) -> None:
         """Whatever the order, the hash is that of what is there: one that is made anew, by a start, is the same."""
         server = MerkleKVServer.in_directory(tmp_path, *server_flags).start()
 

@@ -55,9 +55,7 @@ def numbered(count: int, name: str = "k") -> dict[str, str]:
 
 
 class TestOutage:
-    def test_writes_of_all_nodes_during_an_outage_arrive_everywhere(
-        self, own_harness: ReplicationTestHarness
-    ) -> None:
+    def test_writes_of_all_nodes_during_an_outage_arrive_everywhere(self, own_harness: ReplicationTestHarness) -> None:
         nodes = own_harness.create_nodes(3)
         own_harness.broker.stop()
         for node in nodes:
@@ -209,9 +207,7 @@ class TestRetries:
         assert node.figure("broker_losses") == 1
         assert node.process.output().count("Connection refused") <= 2, "a burst of failures is one line"
 
-    def test_a_broker_that_comes_late_is_found(
-        self, harness_at: HarnessFactory, broker_factory: BrokerFactory
-    ) -> None:
+    def test_a_broker_that_comes_late_is_found(self, harness_at: HarnessFactory, broker_factory: BrokerFactory) -> None:
         broker = broker_factory(start=False)
         node = harness_at(broker).create_node(start=False)
         node.start()

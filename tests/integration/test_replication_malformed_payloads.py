@@ -81,9 +81,7 @@ class TestInvalidStructure:
             ({"src": "somebody else"}, "source"),
         ],
     )
-    def test_a_field_is_wrong(
-        self, node: NodeHandle, outsider: Outsider, wrong: dict[str, Any], reason: str
-    ) -> None:
+    def test_a_field_is_wrong(self, node: NodeHandle, outsider: Outsider, wrong: dict[str, Any], reason: str) -> None:
         outsider.publish(make_event("k") | wrong)
         expect_alive(node, outsider)
         assert node.figure(f"refused_{reason}") == 1

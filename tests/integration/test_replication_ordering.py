@@ -123,9 +123,7 @@ class TestConflicts:
             assert [node.get(key) for key in ("up", "down", "mixed")] == ["3", "3", "3"]
         harness.wait_converged()
 
-    def test_a_local_write_beats_what_the_node_shows(
-        self, harness: ReplicationTestHarness, outsider: Outsider
-    ) -> None:
+    def test_a_local_write_beats_what_the_node_shows(self, harness: ReplicationTestHarness, outsider: Outsider) -> None:
         a, b = harness.create_nodes(2)
         outsider.publish(make_event("k", b"ahead", ts=time.time_ns() + 60 * 10**9))
         a.wait_for("k", "ahead")

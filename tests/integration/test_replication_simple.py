@@ -40,7 +40,11 @@ def test_what_is_said_is_cbor(harness: ReplicationTestHarness, wire: Wire) -> No
     wait_until(lambda: any("op" in cbor2.loads(payload) for payload in wire.heard(topic)))
     event = next(item for item in map(cbor2.loads, wire.heard(topic)) if "op" in item)
     assert {name: event[name] for name in ("v", "op", "key", "val", "src")} == {
-        "v": 1, "op": "set", "key": "key", "val": b"value", "src": node.node_id,
+        "v": 1,
+        "op": "set",
+        "key": "key",
+        "val": b"value",
+        "src": node.node_id,
     }
     assert isinstance(event["ts"], int)
     assert len(event["op_id"]) == 16

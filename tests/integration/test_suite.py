@@ -270,9 +270,7 @@ class TestResult:
     def test_a_monitor_sees_memory_and_processor_time_of_all_its_blocks(self) -> None:
         script = "x = bytearray(50_000_000)\nprint(flush=True)\nwhile True: pass"
         parent = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {script!r}])"
-        with subprocess.Popen(
-            [sys.executable, "-c", parent], stdout=subprocess.PIPE, start_new_session=True
-        ) as busy:
+        with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, start_new_session=True) as busy:
             assert busy.stdout is not None
             busy.stdout.readline()
             monitor = PerformanceMonitor(busy.pid)

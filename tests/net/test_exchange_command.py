@@ -25,9 +25,7 @@ def client(server: Server) -> Iterator[Client]:
         yield connected
 
 
-@pytest.mark.parametrize(
-    "size", [1, BULK_BYTES_MIN, BULK_BYTES_MIN + 1, 1_000_000, BULK_BYTES_MIN * 2000 + 7]
-)
+@pytest.mark.parametrize("size", [1, BULK_BYTES_MIN, BULK_BYTES_MIN + 1, 1_000_000, BULK_BYTES_MIN * 2000 + 7])
 def test_a_message_arrives_whole(client: Client, services: FakeServices, size: int) -> None:
     message = os.urandom(size)
     assert ask(client, message) == message[::-1]

@@ -220,8 +220,18 @@ def test_bad_records_are_refused_one_by_one(engine: Engine, client: Client) -> N
     assert isinstance(reply, list)
     assert reply[:2] == [2, 0]
     assert reply[2] == [
-        b"digest", b"digest", b"conflict", b"conflict", b"clock", b"clock", b"flags", b"flags",
-        b"k" * 512, b"key size", b"", b"key size",
+        b"digest",
+        b"digest",
+        b"conflict",
+        b"conflict",
+        b"clock",
+        b"clock",
+        b"flags",
+        b"flags",
+        b"k" * 512,
+        b"key size",
+        b"",
+        b"key size",
     ]
     assert [engine.get(key) for key in (b"first", b"last", b"conflict")] == [b"v"] * 3
     assert engine.live_count == 3

@@ -334,9 +334,7 @@ def test_a_cursor_is_unknown_to_another_server_and_after_a_restart(start: Start,
 NOT_ALONE = ("SHUTDOWN", "QUIT", "MULTI")  # what follows is not served
 
 
-@pytest.mark.parametrize(
-    "command", [row for row in TABLE if row.name not in NOT_ALONE], ids=lambda row: row.name
-)
+@pytest.mark.parametrize("command", [row for row in TABLE if row.name not in NOT_ALONE], ids=lambda row: row.name)
 @pytest.mark.parametrize(
     "word", ["9" * 5000, "0" * 5000 + "1", "0" * 6 + "1" * 6, "\udcff"], ids=["digits", "zeros", "port", "bytes"]
 )

@@ -150,9 +150,7 @@ def test_what_others_wrote_in_the_same_round_is_committed_before_they_are_answer
         assert b"k%d" % number in stub.commits[-1]
 
 
-def test_an_error_in_the_commit_is_a_failure_of_storage(
-    start: Start, connect: Connect, fatal: list[Exception]
-) -> None:
+def test_an_error_in_the_commit_is_a_failure_of_storage(start: Start, connect: Connect, fatal: list[Exception]) -> None:
     """What is in the log then is not known, so nothing may be answered."""
     stub = StubEngine()
     wire = connect(start(engine=stub))

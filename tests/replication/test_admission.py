@@ -38,9 +38,7 @@ class Desk:
     def __init__(self, node: Node) -> None:
         self.begun: set[str] = set()
         self.served: list[Identity] = []
-        self.reception = Reception(
-            node.engine, node.members, "test", self.begun.__contains__, self.served.append
-        )
+        self.reception = Reception(node.engine, node.members, "test", self.begun.__contains__, self.served.append)
 
     def answer(self, message: bytes) -> bytes:
         slices = self.reception.answer(message)

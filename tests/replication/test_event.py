@@ -122,12 +122,18 @@ def test_any_bytes_are_a_message_or_refused(payload: bytes) -> None:
 
 
 @settings(max_examples=300)
-@given(st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.binary(max_size=20) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(st.sampled_from(["v", "op", "key", "val", "ts", "src", "op_id", "seq", "events", "x"]), inner),
-    max_leaves=12,
-))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.binary(max_size=20) | st.text(max_size=8),
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(
+                st.sampled_from(["v", "op", "key", "val", "ts", "src", "op_id", "seq", "events", "x"]), inner
+            )
+        ),
+        max_leaves=12,
+    )
+)
 def test_any_cbor_is_a_message_or_refused(item: object) -> None:
     decode_or_refuse(cbor2.dumps(item))
 
@@ -231,8 +237,18 @@ def test_a_wrong_field_is_refused(wrong: dict[str, Any], reason: Reason) -> None
     assert reason_of(PLAIN | wrong) is reason
 
 
-@pytest.mark.parametrize("right", [{"key": "k" * MAX_KEY_SIZE}, {"ts": (1 << 63) - 1}, {"ts": 0}, {"val": b""},
-                                   {"src": "s" * NODE_ID_BYTES_MAX}, {"seq": (1 << 63) - 1}, {"key": b"\xff\x00"}])
+@pytest.mark.parametrize(
+    "right",
+    [
+        {"key": "k" * MAX_KEY_SIZE},
+        {"ts": (1 << 63) - 1},
+        {"ts": 0},
+        {"val": b""},
+        {"src": "s" * NODE_ID_BYTES_MAX},
+        {"seq": (1 << 63) - 1},
+        {"key": b"\xff\x00"},
+    ],
+)
 def test_a_field_at_its_limit_is_taken(right: dict[str, Any]) -> None:
     assert decode_message(cbor2.dumps(PLAIN | right)).event_count == 1
 

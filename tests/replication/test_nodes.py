@@ -166,9 +166,7 @@ def test_an_event_that_the_broker_never_takes_holds_up_nothing(
 
 
 @pytest.mark.slow
-def test_a_half_open_connection_is_given_up(
-    own_harness: ReplicationTestHarness, proxy_factory: ProxyFactory
-) -> None:
+def test_a_half_open_connection_is_given_up(own_harness: ReplicationTestHarness, proxy_factory: ProxyFactory) -> None:
     b = own_harness.create_node("b")
     proxy = proxy_factory(own_harness.broker.host, own_harness.broker.port)
     a = own_harness.create_node("a", mqtt_port=proxy.port)
@@ -273,8 +271,22 @@ def certificate(directory: Path, name: str, authority: Path | None = None) -> No
     if authority is None:
         command = [*request, "-x509", "-days", "2", "-out", f"{name}.crt"]
     else:
-        command = [*request, "-x509", "-days", "2", "-out", f"{name}.crt", "-CA", "authority.crt", "-CAkey",
-                   "authority.key", "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=CA:FALSE"]
+        command = [
+            *request,
+            "-x509",
+            "-days",
+            "2",
+            "-out",
+            f"{name}.crt",
+            "-CA",
+            "authority.crt",
+            "-CAkey",
+            "authority.key",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+            "-addext",
+            "basicConstraints=CA:FALSE",
+        ]
     subprocess.run(command, cwd=directory, check=True, capture_output=True)
 
 

@@ -69,9 +69,7 @@ def test_figures_add_up_and_an_error_is_one_short_line() -> None:
     partner = Partner("b:1")
     assert "last_success_ms=never" in partner.shown()
     for number in range(2):
-        partner.succeed(
-            ExchangeReport("b", 3, 100, 200, 4, 5, 6, equal=bool(number), duration_s=0.25)
-        )
+        partner.succeed(ExchangeReport("b", 3, 100, 200, 4, 5, 6, equal=bool(number), duration_s=0.25))
     partner.fail("a line\nand another " + "x" * 1000)
     shown = partner.shown()
     words = dict(word.split("=", 1) for word in shown.split(","))

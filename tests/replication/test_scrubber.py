@@ -267,9 +267,7 @@ def test_passes_follow_each_other_whatever_happens_in_one(
     assert "ValueError: a mistake" in caplog.text
 
 
-def test_a_shortage_while_it_slept_is_no_refusal(
-    engine: Engine, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shortage_while_it_slept_is_no_refusal(engine: Engine, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     one = make()
     asleep, wake = threading.Event(), threading.Event()
     wait = one._stopping.wait

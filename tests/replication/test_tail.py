@@ -190,9 +190,7 @@ def damage(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("broken", [b"", b"short", damage])
-def test_a_damaged_place_repeats_what_is_left(
-    tmp_path: Path, broken: object, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_place_repeats_what_is_left(tmp_path: Path, broken: object, caplog: pytest.LogCaptureFixture) -> None:
     engine = open_engine(tmp_path)
     written = write(engine, 0, 10)
     engine.tail.follow()

@@ -60,9 +60,7 @@ def key_of(line: dict[str, Any]) -> bytes:
 
 def test_places_that_hold_the_same(alike: tuple[Path, Path]) -> None:
     assert succeeds("diff", *alike).decode() == "no key differs\n"
-    assert lines(*alike, status=EXIT_OK) == [
-        {"equal": True, **dict.fromkeys(DIFFERENCES, 0), "floors_equal": True}
-    ]
+    assert lines(*alike, status=EXIT_OK) == [{"equal": True, **dict.fromkeys(DIFFERENCES, 0), "floors_equal": True}]
 
 
 def test_every_key_that_differs_and_no_other(alike: tuple[Path, Path]) -> None:

@@ -41,8 +41,10 @@ def test_a_node_by_itself(node_factory: NodeFactory) -> None:
     found = rows(address(alone))
     assert [(row["node"], row["state"], row["horizon_ns"]) for row in found.values()] == [("a", "self", 0)]
     assert len(bytes.fromhex(found["a"]["birth"])) == 8
-    assert succeeds("members", address(alone)).decode().endswith(
-        "no other member is known here: deleted keys are kept as tombstones\n"
+    assert (
+        succeeds("members", address(alone))
+        .decode()
+        .endswith("no other member is known here: deleted keys are kept as tombstones\n")
     )
 
 
@@ -75,7 +77,9 @@ def test_members_who_holds_back_and_the_way_out(node_factory: NodeFactory) -> No
     for _ in range(3):
         assert sync(a, b) == "OK"
     assert {name: row["state"] for name, row in rows(address(b)).items()} == {
-        "a": "member", "b": "self", "c": "forgotten"
+        "a": "member",
+        "b": "self",
+        "c": "forgotten",
     }
     wait_until(lambda: figure(a, "db_tombstones") == figure(b, "db_tombstones") == 0, what="the tombstone to go")
 

@@ -74,8 +74,6 @@ def somewhere(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("where", [WHERE[name] for name in names], ids=names)
 
 
-
-
 class Stage:
     """Two directories that differ, a running node, and what was made of them before."""
 

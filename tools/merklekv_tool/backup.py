@@ -65,6 +65,4 @@ def backup(
         seconds = round(time.monotonic() - began, 3)
         say_json({"backup": destination, **description, "bytes": size, "seconds": seconds})
     else:
-        say(
-            f"{destination}: {backups.contents(description)}, {counted(size, 'byte')}, root {description['root']}"
-        )
+        say(f"{destination}: {backups.contents(description)}, {counted(size, 'byte')}, root {description['root']}")

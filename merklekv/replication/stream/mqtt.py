@@ -297,9 +297,7 @@ class Session:
         who = "the broker ended the connection" if flags.is_disconnect_packet_from_server else "the connection is lost"
         self._lost = self._lost or f"{who}: {reason}"
 
-    def _on_publish(
-        self, client: paho.Client, _: Any, mid: int, reason: ReasonCode, given: Properties | None
-    ) -> None:
+    def _on_publish(self, client: paho.Client, _: Any, mid: int, reason: ReasonCode, given: Properties | None) -> None:
         refusal = str(reason) if reason.is_failure else ""
         self._happened.append(Published(mid, refusal, refusal == "Packet too large"))
 

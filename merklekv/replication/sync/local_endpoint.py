@@ -98,9 +98,7 @@ def load_members(engine: Engine, node: str) -> Members:
             except Shortage as error:
                 raise type(error)(f"{engine.directory.path}: {error}, so it cannot begin as node {node}") from error
         first = members.encode()
-        engine.when_taken_back = lambda: members.take_over(
-            Members.restore(engine.noted(NOTE_MEMBERS) or first, node)
-        )
+        engine.when_taken_back = lambda: members.take_over(Members.restore(engine.noted(NOTE_MEMBERS) or first, node))
     try:
         engine.flush()
     except Shortage:
