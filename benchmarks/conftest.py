@@ -44,7 +44,7 @@ def fill(engine: Engine, numbers: list[int]) -> None:
 
 def manual_engine(path: Path) -> Engine:
     """An engine that merges only when told to."""
-    return Engine(path, durability="never", memtable_size=ROOMY, absorb="manual")
+    return Engine(path, durability="never", memtable_size=ROOMY, checkpoint="manual")
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +74,7 @@ def data_set(disk: Path) -> Callable[[int], Path]:
             step = 500_000  # bounds the memory of building
             for at in range(0, size, step):
                 fill(engine, numbers[at : at + step])
-                engine.absorb_sealed()
+                engine.checkpoint_now()
             engine.close()
         return built[size]
 

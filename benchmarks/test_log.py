@@ -73,7 +73,7 @@ def test_write_a_frame(benchmark: BenchmarkFixture, log: Log, entries: int, sync
 @pytest.mark.benchmark(group="log: a write and its commit, by durability")
 @pytest.mark.parametrize("durability", ["always", "everysec", "never"])
 def test_set_and_commit(benchmark: BenchmarkFixture, directory: Path, durability: Durability) -> None:
-    engine = Engine(directory, durability=durability, absorb="manual")
+    engine = Engine(directory, durability=durability, checkpoint="manual")
 
     def write() -> None:
         engine.set(KEY, VALUE)

@@ -38,7 +38,7 @@ def test_absorb_a_memtable(
         numbers.shuffle(mixed)
         fill(engine, mixed)
 
-    benchmark.pedantic(engine.absorb_sealed, setup=fill_memtable, rounds=ROUNDS)
+    benchmark.pedantic(engine.checkpoint_now, setup=fill_memtable, rounds=ROUNDS)
     benchmark.extra_info |= {"base_keys": size, "memtable_keys": writes}
     assert engine.live_count == size + highest - keys
     assert engine.statistics()["memtable_keys"] == 0

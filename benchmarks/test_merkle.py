@@ -29,7 +29,7 @@ BATCH = 1000
 PAIRS = 200
 SERVED_PAIRS = 20
 SPREAD = 100_000  # keys: a few that are written again and again would stay in the processor's cache, with their leaves
-FLOOR = bytes(VERSION_SIZE)
+TRUNCATION = bytes(VERSION_SIZE)
 
 
 @pytest.mark.parametrize("row", [1, 50], ids=["one at a time", "in rows of 50"])
@@ -38,7 +38,7 @@ def test_share_of_upkeep(
     row: int, benchmark: BenchmarkFixture, small: Engine, disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same writes with and without the tree, in pairs: a machine that is slow for a while is so for both."""
-    bare = without_upkeep()(disk / f"bare-{row}", durability="never", memtable_size=ROOMY, absorb="manual")
+    bare = without_upkeep()(disk / f"bare-{row}", durability="never", memtable_size=ROOMY, checkpoint="manual")
     for engine in (small, bare):
         fill(engine, list(range(SPREAD)))
     spent: dict[Engine, list[float]] = {small: [], bare: []}
@@ -53,7 +53,7 @@ def test_share_of_upkeep(
     def write(engine: Engine) -> None:
         began = time.thread_time()  # not what other processes take
         for one in rows:
-            engine.set_row(one)
+            engine.set_batch(one)
         engine.commit()
         spent[engine].append(time.thread_time() - began)
 
@@ -125,11 +125,11 @@ def test_root_after_one_write(benchmark: BenchmarkFixture, big: Engine, keys: in
 def test_root_when_all_is_new(benchmark: BenchmarkFixture, big: Engine) -> None:
     """What the first HASH after a start pays."""
     leaves = [number << 64 | 1 for number in range(BUCKETS)]
-    assert benchmark.pedantic(lambda: MerkleTree(leaves).root(FLOOR), rounds=10) != EMPTY_ROOT
+    assert benchmark.pedantic(lambda: MerkleTree(leaves).root(TRUNCATION), rounds=10) != EMPTY_ROOT
 
 
 @pytest.mark.benchmark(group="merkle: leaves")
 def test_pack_and_unpack_all_leaves(benchmark: BenchmarkFixture) -> None:
-    term = term_of(make_record(b"key", FLOOR, 0, VALUE))
+    term = term_of(make_record(b"key", TRUNCATION, 0, VALUE))
     leaves = [term + number for number in range(BUCKETS)]
     assert benchmark.pedantic(lambda: unpack_leaves(pack_leaves(leaves)), rounds=10) == leaves

@@ -5,12 +5,12 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-BURST_S: Final = 10.0
+THROTTLE_S: Final = 10.0
 KINDS_MAX: Final = 100  # told apart; what is received may name as many as it likes
 OTHERS: Final = "others"  # the kind of what comes when there are as many
 
 
-class BurstLog:
+class LogThrottle:
     """Warnings of a logger, at most one of a kind in BURST_S seconds."""
 
     def __init__(self, logger: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
@@ -22,10 +22,10 @@ class BurstLog:
         """Logs `text`, or counts it when one of its kind has just been logged.  With the traceback of `problem`."""
         now = self._clock()
         if kind not in self._kinds and len(self._kinds) >= KINDS_MAX - 1:
-            self._kinds = {one: when for one, when in self._kinds.items() if now - when[0] < BURST_S}
+            self._kinds = {one: when for one, when in self._kinds.items() if now - when[0] < THROTTLE_S}
             kind = kind if len(self._kinds) < KINDS_MAX - 1 else OTHERS
-        told, untold = self._kinds.get(kind, (-BURST_S, 0))
-        if now - told < BURST_S:
+        told, untold = self._kinds.get(kind, (-THROTTLE_S, 0))
+        if now - told < THROTTLE_S:
             self._kinds[kind] = told, untold + 1
             return
         self._kinds[kind] = now, 0

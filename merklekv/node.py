@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, NoReturn
 from merklekv import __version__
 from merklekv.engine.engine import Engine
 from merklekv.exit_codes import EXIT_OK, EXIT_SLOW_STOP, EXIT_STORAGE
-from merklekv.log_throttle import BurstLog
+from merklekv.log_throttle import LogThrottle
 from merklekv.logging_setup import dropped_lines, flush_log, start_logging
 from merklekv.names import is_address, split_address, stored_node_id
 from merklekv.net.client import REPLY_BYTES_MAX, REPLY_ROOM_BYTES, Client
@@ -43,7 +43,7 @@ from merklekv.output import counted
 from merklekv.replication.cluster.members import node_of
 from merklekv.replication.scrubber import Scrubber
 from merklekv.replication.sync.anti_entropy import AntiEntropy
-from merklekv.replication.sync.local_endpoint import NOTE_MEMBERS, load_members
+from merklekv.replication.sync.local_endpoint import METADATA_MEMBERS, load_members
 from merklekv.settings import Settings
 from merklekv.shortage import reason_of
 
@@ -124,8 +124,8 @@ class NodeServices:
     def members(self) -> Sequence[Mapping[str, int | str]]:
         return self._node.anti_entropy.membership.rows()
 
-    def forget(self, node: str, birth: str) -> None:
-        self._node.anti_entropy.forget(node, birth)
+    def forget(self, node: str, store_id: str) -> None:
+        self._node.anti_entropy.forget(node, store_id)
 
     def statistics(self) -> Mapping[str, int | str]:
         replicator = self._node.replicator
@@ -144,7 +144,7 @@ class StopRequests:
 
     def __init__(self) -> None:
         self._out, self._in = os.pipe()
-        self._bursts = BurstLog(log)
+        self._throttle = LogThrottle(log)
         os.set_blocking(self._in, False)  # as `set_wakeup_fd` demands; when it is full, it has been asked often enough
 
     def hear_signals(self) -> None:
@@ -164,7 +164,7 @@ class StopRequests:
             if number in STOP_SIGNALS:
                 return name
             meaning = "nothing to reload" if number == signal.SIGHUP else "ignored"
-            self._bursts.warn(name, f"{name}: {meaning}")
+            self._throttle.warn(name, f"{name}: {meaning}")
         return "SHUTDOWN"
 
 
@@ -187,13 +187,13 @@ class Node:
             memtable_size=settings.memtable_size,
             max_value_size=settings.max_value_size,
             max_clock_drift_s=settings.max_clock_drift_seconds,
-            hold_max_bytes=settings.replication.outbox_max_bytes,
+            retain_max_bytes=settings.replication.outbox_max_bytes,
         )
         reply_bytes = max(REPLY_BYTES_MAX, settings.max_value_size + REPLY_ROOM_BYTES)  # no longer one is taken
         try:
             self.engine.directory.warn_of_readers()
             self.node_id = settings.replication.client_id or stored_node_id(
-                settings.storage_path, node_of(self.engine.notes.get(NOTE_MEMBERS, b""))
+                settings.storage_path, node_of(self.engine.metadata.get(METADATA_MEMBERS, b""))
             )
             self.members = load_members(self.engine, self.node_id)
             self.anti_entropy = AntiEntropy(
@@ -263,10 +263,10 @@ class Node:
                 end_at_once,
                 address=self.advertised_address,
                 heartbeat_s=given.heartbeat_seconds,
-                birth=self.members.identity.birth.hex(),
+                store_id=self.members.identity.store_id.hex(),
                 on_gap=self.anti_entropy.wake,
                 on_news=self.anti_entropy.hear,
-                is_forgotten=self.anti_entropy.membership.refuses,
+                is_removed=self.anti_entropy.membership.refuses,
                 had=self.anti_entropy.membership.had,
             )
             replicator.start()

@@ -135,15 +135,15 @@ def example() -> str:
     instance = mock.patch("merklekv.engine.clock.os.urandom", return_value=INSTANCE)
     with tempfile.TemporaryDirectory() as directory, clock, instance:
         path = Path(directory) / "data"
-        engine = Engine(path, durability="never", absorb="manual", wall_clock=lambda: NOW_NS)
+        engine = Engine(path, durability="never", checkpoint="manual", wall_clock=lambda: NOW_NS)
         engine.set(OTHER_KEY, b"")
         engine.set(ONE_KEY, b"hello")
         engine.delete(OTHER_KEY)
         engine.close()
         [segment] = (path / "log").glob("*.log")
         log = segment_lines(segment.read_bytes())
-        engine = Engine(path, durability="never", absorb="manual")
-        engine.absorb_sealed()
+        engine = Engine(path, durability="never", checkpoint="manual")
+        engine.checkpoint_now()
         root = engine.root().hex()
         engine.close()
         base = base_lines(path / "base")

@@ -140,11 +140,11 @@ def test_a_node_and_its_tool_run_nothing_of_the_working_directory(node_factory: 
     with node.connect() as client:
         for number in range(200):
             assert client.ask(f"SET k{number} {'v' * 10_000}") == "OK"
-        absorbed = "log_absorbed_lsn:"
+        checkpoint_lsn = "log_absorbed_lsn:"
 
         def merged() -> bool:
             lines = client.ask_lines("STATS all")
-            return any(int(line[len(absorbed) :]) for line in lines if line.startswith(absorbed))
+            return any(int(line[len(checkpoint_lsn) :]) for line in lines if line.startswith(checkpoint_lsn))
 
         wait_until(merged, what="a merge")
     backup = [sys.executable, "-P", "-m", "merklekv_tool", "backup", str(node.directory), str(tmp_path / "backup")]

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from merklekv.log_throttle import BURST_S, KINDS_MAX, BurstLog
+from merklekv.log_throttle import KINDS_MAX, THROTTLE_S, LogThrottle
 
 
 class Clock:
@@ -25,35 +25,37 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def bursts(clock: Clock) -> BurstLog:
-    return BurstLog(logging.getLogger("test_bursts"), clock)
+def throttle(clock: Clock) -> LogThrottle:
+    return LogThrottle(logging.getLogger("test_bursts"), clock)
 
 
-def test_each_kind_is_told_once_in_a_while(bursts: BurstLog, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_kind_is_told_once_in_a_while(
+    throttle: LogThrottle, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     for kind in ("a", "b", "a", "a"):
-        bursts.warn(kind, f"{kind} happened")
-    clock.now += BURST_S
-    bursts.warn("a", "a happened")
+        throttle.warn(kind, f"{kind} happened")
+    clock.now += THROTTLE_S
+    throttle.warn("a", "a happened")
     assert caplog.messages == ["a happened", "b happened", "a happened (and 2 more before)"]
 
 
-@pytest.mark.parametrize("step_s", [0.0, BURST_S / 1000, BURST_S / KINDS_MAX])
+@pytest.mark.parametrize("step_s", [0.0, THROTTLE_S / 1000, THROTTLE_S / KINDS_MAX])
 def test_kinds_that_differ_each_time_are_no_flood(
-    bursts: BurstLog, clock: Clock, caplog: pytest.LogCaptureFixture, step_s: float
+    throttle: LogThrottle, clock: Clock, caplog: pytest.LogCaptureFixture, step_s: float
 ) -> None:
     for number in range(20_000):
         clock.now += step_s
-        bursts.warn(f"kind {number}", "it happened")
-    assert len(bursts._kinds) <= KINDS_MAX + 1
-    assert len(caplog.messages) <= (KINDS_MAX + 1) * (1 + clock.now / BURST_S)
+        throttle.warn(f"kind {number}", "it happened")
+    assert len(throttle._kinds) <= KINDS_MAX + 1
+    assert len(caplog.messages) <= (KINDS_MAX + 1) * (1 + clock.now / THROTTLE_S)
 
 
 def test_a_kind_beyond_those_is_told_with_the_others(
-    bursts: BurstLog, clock: Clock, caplog: pytest.LogCaptureFixture
+    throttle: LogThrottle, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(KINDS_MAX + 10):
-        bursts.warn(f"kind {number}", "it happened")
+        throttle.warn(f"kind {number}", "it happened")
     assert len(caplog.messages) == KINDS_MAX
-    clock.now += BURST_S
-    bursts.warn("late", "late happened")
+    clock.now += THROTTLE_S
+    throttle.warn("late", "late happened")
     assert caplog.messages[-1] == "late happened"

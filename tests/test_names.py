@@ -133,7 +133,7 @@ def test_the_limit_is_said_as_it_is() -> None:
 
 
 def test_ids_that_look_alike_are_different(tmp_path: Path) -> None:
-    engine = Engine(tmp_path, absorb="manual")
+    engine = Engine(tmp_path, checkpoint="manual")
     membership = Membership(engine, Members("own"))
     names = {"Node", "node", "n\u00f6de", "no\u0308de"}
     for name in names:

@@ -3,7 +3,7 @@
 One process writes it (the absorbing child, `BaseWriter`), others read it (`Base`).  Every transaction carries
 records, the leaves and counters that they change, and never less, so at each commit leaves and counters are those of
 the records.  The index (keys of each bucket) follows in transactions of its own, in bucket order, since that touches
-each of its pages once; while the `absorbing` mark stands, it may lack keys.
+each of its pages once; while the `checkpointing` mark stands, it may lack keys.
 
 Memory of a writer: one transaction's pages, TRANSACTION_KEYS or TRANSACTION_BYTES.  Cost: a transaction syncs once.
 
@@ -35,12 +35,12 @@ from xxhash import xxh3_64_intdigest
 from merklekv.engine.access import no_permission
 from merklekv.engine.format import (
     BUCKETS,
-    COLLECTED,
     DIGEST_AT,
     FLAGS_AT,
     INNER_NODES,
     LEAF_SIZE,
     MAX_KEY_SIZE,
+    PURGED,
     TOMBSTONE,
     VALUE_AT,
     VERSION_SIZE,
@@ -62,7 +62,7 @@ MAP_SIZE: Final = 1 << 38 if sys.maxsize > 2**32 else 1 << 30
 DATA_FILE: Final = "data.mdb"
 DATABASES: Final = (b"records", b"index", b"tombstones", b"leaves", b"meta")
 LISTS: Final = (b"index", b"tombstones")  # several sorted values to a key
-NOTE_PREFIX: Final = b"note:"
+METADATA_PREFIX: Final = b"note:"
 
 NO_LEAVES: Final = bytes(LEAVES_PER_INNER * LEAF_SIZE)  # of an inner node
 
@@ -173,9 +173,9 @@ class Base:
             raise translate(error, self._path) from error
         self.get: Callable[[bytes], bytes | None] = self._txn.get  # the hot path: one C call
         get, meta = self._txn.get, self._meta
-        self.absorbed = int.from_bytes(get(b"absorbed", b"", db=meta), "big")
-        self.absorbing = get(b"absorbing", None, db=meta) is not None
-        self.floor = get(b"floor", ZERO_VERSION, db=meta)
+        self.checkpoint_lsn = int.from_bytes(get(b"checkpoint_lsn", b"", db=meta), "big")
+        self.checkpointing = get(b"checkpointing", None, db=meta) is not None
+        self.truncation = get(b"truncation", ZERO_VERSION, db=meta)
         self.newest = get(b"newest", ZERO_VERSION, db=meta)
         self.live = int.from_bytes(get(b"live", b"", db=meta), "big")
         self.dead = int.from_bytes(get(b"dead", b"", db=meta), "big")
@@ -218,15 +218,15 @@ class Base:
                 ahead = cursor.next_nodup()
         return found
 
-    def notes(self) -> dict[bytes, bytes]:
+    def metadata(self) -> dict[bytes, bytes]:
         """The engine's notes, as far as they were absorbed."""
         with self._txn.cursor(db=self._meta) as cursor:
             found = {}
-            if cursor.set_range(NOTE_PREFIX):
+            if cursor.set_range(METADATA_PREFIX):
                 for name, value in cursor.iternext():
-                    if not name.startswith(NOTE_PREFIX):
+                    if not name.startswith(METADATA_PREFIX):
                         break
-                    found[name[len(NOTE_PREFIX) :]] = value
+                    found[name[len(METADATA_PREFIX) :]] = value
             return found
 
     def index_pairs(self) -> Iterator[Pair]:
@@ -279,8 +279,8 @@ class BaseWriter:
                 self._env.open_db(name, dupsort=name in LISTS) for name in DATABASES
             )
             with self._env.begin() as txn:
-                self.absorbed = int.from_bytes(txn.get(b"absorbed", b"", db=self._meta), "big")
-                self.floor = txn.get(b"floor", ZERO_VERSION, db=self._meta)
+                self.checkpoint_lsn = int.from_bytes(txn.get(b"checkpoint_lsn", b"", db=self._meta), "big")
+                self.truncation = txn.get(b"truncation", ZERO_VERSION, db=self._meta)
 
     @contextmanager
     def _transaction(self) -> "Iterator[lmdb.Transaction[bytes]]":
@@ -290,21 +290,21 @@ class BaseWriter:
         except lmdb.Error as error:
             raise translate(error, self._path) from error
 
-    def mark_absorbing(self, upto: int) -> bool:
+    def begin_checkpoint(self, upto: int) -> bool:
         """Sets the mark; True when one stood already: an absorption was cut short, and the index may lack keys."""
         with self._transaction() as txn:
-            stood = txn.get(b"absorbing", db=self._meta) is not None
-            txn.put(b"absorbing", upto.to_bytes(8, "big"), db=self._meta)
+            stood = txn.get(b"checkpointing", db=self._meta) is not None
+            txn.put(b"checkpointing", upto.to_bytes(8, "big"), db=self._meta)
         return stood
 
-    def finish(self, upto: int, notes: dict[bytes, bytes]) -> None:
+    def finish(self, upto: int, metadata: dict[bytes, bytes]) -> None:
         """Takes in the engine's notes, records that everything before `upto` is here, and takes the mark away."""
         with self._transaction() as txn:
-            for name, value in notes.items():
-                txn.put(NOTE_PREFIX + name, value, db=self._meta)
-            txn.put(b"absorbed", upto.to_bytes(8, "big"), db=self._meta)
-            txn.delete(b"absorbing", db=self._meta)
-        self.absorbed = upto
+            for name, value in metadata.items():
+                txn.put(METADATA_PREFIX + name, value, db=self._meta)
+            txn.put(b"checkpoint_lsn", upto.to_bytes(8, "big"), db=self._meta)
+            txn.delete(b"checkpointing", db=self._meta)
+        self.checkpoint_lsn = upto
 
     def put(self, pairs: list[Pair]) -> list[bytes]:
         """Stores records (in key order, at most a transaction's worth); returns the keys that were not there."""
@@ -313,11 +313,11 @@ class BaseWriter:
             before = dict(cursor.getmulti([key for key, _ in pairs]))
             changed = [pair for pair in pairs if before.get(pair[0]) != pair[1]] if before else pairs
             removed = [(key, before[key]) for key, _ in changed if key in before]
-            markers = [key for key, record in changed if record[FLAGS_AT] & COLLECTED]
+            markers = [key for key, record in changed if record[FLAGS_AT] & PURGED]
             if markers:
                 for key in before.keys() & set(markers):
                     self._delete(txn, key)
-                changed = [pair for pair in changed if not pair[1][FLAGS_AT] & COLLECTED]
+                changed = [pair for pair in changed if not pair[1][FLAGS_AT] & PURGED]
             cursor.putmulti(changed)
             self._account(txn, removed, changed)
         return [key for key, _ in changed if key not in before]
@@ -331,11 +331,11 @@ class BaseWriter:
         with self._transaction() as txn:
             txn.cursor(db=self._index).putmulti(pairs, dupdata=False)
 
-    def raise_floor(self, floor: bytes) -> Iterator[None]:
-        """Removes every record below `floor`; yields between transactions, and may be left at any."""
+    def raise_truncation(self, truncation: bytes) -> Iterator[None]:
+        """Removes every record below `truncation`; yields between transactions, and may be left at any."""
         with self._transaction() as txn:
             newest = txn.get(b"newest", ZERO_VERSION, db=self._meta)
-        if newest < floor:
+        if newest < truncation:
             with self._transaction() as txn:
                 for database in (self._records, self._index, self._tombstones, self._leaves):
                     txn.drop(database, delete=False)
@@ -345,13 +345,13 @@ class BaseWriter:
         else:
             after: bytes | None = b""
             while after is not None:
-                after = self._sweep(after, floor)
+                after = self._sweep(after, truncation)
                 yield
         with self._transaction() as txn:
-            txn.put(b"floor", floor, db=self._meta)
-        self.floor = floor
+            txn.put(b"truncation", truncation, db=self._meta)
+        self.truncation = truncation
 
-    def _sweep(self, after: bytes, floor: bytes) -> bytes | None:
+    def _sweep(self, after: bytes, truncation: bytes) -> bytes | None:
         """Removes what is dead among the next keys; returns where to go on."""
         with self._transaction() as txn:
             cursor = txn.cursor(db=self._records)
@@ -360,7 +360,7 @@ class BaseWriter:
             if cursor.set_range(after):
                 for key, record in cursor.iternext():
                     seen, last = seen + 1, key
-                    if record < floor:
+                    if record < truncation:
                         dead.append((key, record))
                     if seen >= TRANSACTION_KEYS:
                         break

@@ -34,9 +34,9 @@ MAX_TRUNCATION_AHEAD_S: Final = 60  # a truncation deletes what is written until
 HELD_SLACK_NS: Final = 10**9  # above what holds the clock up, for as many versions, each a nanosecond later
 LATEST_NS: Final = 4_102_444_800 * 10**9  # 2100-01-01: no node is believed beyond, whatever the wall clock says
 
-WRITER_SIZE: Final = 8
-RUN_SIZE: Final = 4
-INSTANCE_SIZE: Final = WRITER_SIZE + RUN_SIZE
+STORE_ID_SIZE: Final = 8
+EPOCH_SIZE: Final = 4
+WRITER_SIZE: Final = STORE_ID_SIZE + EPOCH_SIZE
 _COUNTER_MASK: Final = (1 << 32) - 1
 
 _pack = Struct(">Q12sI").pack
@@ -49,14 +49,14 @@ def timestamp_of(record_or_version: bytes) -> int:
     return timestamp
 
 
-def writer_of(record_or_version: bytes) -> bytes:
+def store_id_of(record_or_version: bytes) -> bytes:
     """The data directory that wrote it, 8 bytes."""
-    return record_or_version[8 : 8 + WRITER_SIZE]
+    return record_or_version[8 : 8 + STORE_ID_SIZE]
 
 
-def run_of(record_or_version: bytes) -> bytes:
+def epoch_of(record_or_version: bytes) -> bytes:
     """Which process of that directory did, 4 bytes."""
-    return record_or_version[8 + WRITER_SIZE : 8 + INSTANCE_SIZE]
+    return record_or_version[8 + STORE_ID_SIZE : 8 + WRITER_SIZE]
 
 
 def show_time(timestamp: int) -> str:
@@ -82,17 +82,17 @@ class HybridClock:
         self._floor = 0  # ns; nothing is stamped at or below
         self.proposed = 0  # ns; likewise, while another node may rely on it that has not answered; 0: there is none
         self._wall = wall_clock
-        self.instance = os.urandom(INSTANCE_SIZE)  # of the op ids of this process
+        self.instance = os.urandom(WRITER_SIZE)  # of the op ids of this process
         self._counter = 0
 
     def write_as(self, writer: bytes) -> None:
         """Names the data directory, 8 bytes, in whatever is issued from now on; a random name stands there before."""
-        self.instance = writer + self.instance[WRITER_SIZE:]
+        self.instance = writer + self.instance[STORE_ID_SIZE:]
 
     @property
     def run(self) -> bytes:
         """What tells this process from the others of its data directory, 4 bytes."""
-        return self.instance[WRITER_SIZE:]
+        return self.instance[STORE_ID_SIZE:]
 
     def next(self) -> bytes:
         """A version above every one that was issued or seen."""
@@ -118,9 +118,9 @@ class HybridClock:
         if timestamp > self.last:
             self.last = timestamp
 
-    def observe_floor(self, floor: bytes) -> None:
+    def observe_truncation(self, truncation: bytes) -> None:
         """Moves the clock to a floor, for good: it stays above even when it follows a wall that was set back."""
-        self.keep_promise(timestamp_of(floor))
+        self.keep_promise(timestamp_of(truncation))
 
     def keep_promise(self, timestamp: int) -> None:
         """Nothing is stamped at or below `timestamp`, ns, from now on."""
@@ -178,9 +178,11 @@ class HybridClock:
         """Whether a remote version lies further in the future than this node believes any clock to be."""
         return version > self.latest()
 
-    def truncates_too_far_ahead(self, floor: bytes) -> bool:
+    def truncates_too_far_ahead(self, truncation: bytes) -> bool:
         """Whether a remote truncation version does."""
-        return self.too_far_ahead(floor) or timestamp_of(floor) > self._wall_plus(MAX_TRUNCATION_AHEAD_S * 10**9)
+        return self.too_far_ahead(truncation) or timestamp_of(truncation) > self._wall_plus(
+            MAX_TRUNCATION_AHEAD_S * 10**9
+        )
 
     def latest(self) -> bytes:
         """No version or record that is not too far ahead compares as more than this."""

@@ -24,17 +24,17 @@ from typing import Final
 
 from merklekv.engine import failpoints
 from merklekv.engine.base import Base, BaseWriter
-from merklekv.engine.checkpoint.checkpointer import Merger
-from merklekv.engine.checkpoint.child import AbsorbingChild, absorb
+from merklekv.engine.checkpoint.checkpointer import Checkpointer
+from merklekv.engine.checkpoint.child import CheckpointProcess, checkpoint
 from merklekv.engine.clock import DEFAULT_MAX_DRIFT_S, HybridClock
 from merklekv.engine.format import ENTRY, OP_REPAIR, REMOTE
 from merklekv.engine.log import segment_path, suppress_shortage
 from merklekv.engine.memtable import Memtable
 from merklekv.engine.options import MIN_MEMTABLE_SIZE as MIN_MEMTABLE_SIZE
-from merklekv.engine.options import Absorb, Durability, require_options, require_path
+from merklekv.engine.options import CheckpointMode, Durability, require_options, require_path
 from merklekv.engine.recovery import replay
 from merklekv.engine.state import State, refusal
-from merklekv.engine.tail import DEFAULT_HOLD_MAX_BYTES, Place, Tail
+from merklekv.engine.tail import DEFAULT_HOLD_MAX_BYTES, LogPosition, Tail
 from merklekv.errors import MerkleKVError, Shortage, StorageFailed
 from merklekv.shortage import reason_of, shortage_of
 
@@ -59,11 +59,11 @@ class Durable(State):
         max_value_size: int = DEFAULT_MAX_VALUE_SIZE,
         max_clock_drift_s: float = DEFAULT_MAX_DRIFT_S,
         wall_clock: Callable[[], int] = time.time_ns,
-        absorb: Absorb = "process",
-        hold_max_bytes: int = DEFAULT_HOLD_MAX_BYTES,
+        checkpoint: CheckpointMode = "process",
+        retain_max_bytes: int = DEFAULT_HOLD_MAX_BYTES,
     ) -> None:
         place = require_path(path)
-        require_options(durability, memtable_size, max_value_size, max_clock_drift_s, absorb)
+        require_options(durability, memtable_size, max_value_size, max_clock_drift_s, checkpoint)
         self.durability = durability
         self.memtable_size = memtable_size
         super().__init__(place, HybridClock(int(max_clock_drift_s * 10**9), wall_clock), max_value_size)
@@ -71,28 +71,28 @@ class Durable(State):
         self._unstalled = threading.Condition(self.lock)
         self._committed = self._log.appended
         self.taken_back = 0  # how often changes were
-        self._first: dict[bytes, bytes] = {}  # notes of `note_first` that are not written yet
+        self._first: dict[bytes, bytes] = {}  # notes of `put_metadata_first` that are not written yet
         self.when_taken_back: Callable[[], None] = lambda: None  # called with the lock held
         self._merging: list[Memtable] = []  # the frozen memtables that are being absorbed
         self._merged_share = 0.0  # of those
         self._closing = threading.Event()
-        self._merger: Merger | None = None
+        self._checkpointer: Checkpointer | None = None
         self._syncer = threading.Thread(target=self._sync_regularly, name="log-sync", daemon=True)
         try:
-            self.tail = Tail(self.directory.path, self._log, hold_max_bytes)
+            self.tail = Tail(self.directory.path, self._log, retain_max_bytes)
             if durability == "everysec":
                 self._syncer.start()
-            if absorb == "process":
-                child = AbsorbingChild(self.directory.base, self.directory.log, self.directory.lock_fd)
-                self._merger = Merger(self, self._log, child)
-                self._merger.start()
+            if checkpoint == "process":
+                child = CheckpointProcess(self.directory.base, self.directory.log, self.directory.lock_fd)
+                self._checkpointer = Checkpointer(self, self._log, child)
+                self._checkpointer.start()
         except BaseException:  # most likely no thread is to be had
             self._stop_syncer()
             self._let_go()
             raise
         self._delete_segments()
         self._start_merging()
-        if self._merger is not None:
+        if self._checkpointer is not None:
             self._go_on_merging()
 
     def commit(self) -> None:
@@ -151,7 +151,7 @@ class Durable(State):
             self._log_entry(entry)
             self._repair_lsn = self._active.lsn
 
-    def note_first(self, name: bytes, value: bytes) -> None:
+    def put_metadata_first(self, name: bytes, value: bytes) -> None:
         """Notes this before anything else is written: while the disk has no room for it, writes are refused."""
         with self.lock:
             self._first[name] = value
@@ -163,8 +163,8 @@ class Durable(State):
                 self._update_stall()
 
     def noted(self, name: bytes) -> bytes | None:
-        """The note of this name, or what `note_first` will make of it."""
-        return self._owed.get(name, self.notes.get(name))
+        """The note of this name, or what `put_metadata_first` will make of it."""
+        return self._owed.get(name, self.metadata.get(name))
 
     def flush(self) -> None:
         """Commits, and returns when it is on disk whatever the `durability`.  Raises what `commit` raises."""
@@ -182,9 +182,9 @@ class Durable(State):
         with self.lock:
             return self._unstalled.wait_for(lambda: not self.stalled, timeout_s)
 
-    def absorb_sealed(self) -> None:
-        """Freezes the memtable and absorbs everything, in this thread; with `absorb="manual"` only."""
-        assert self._merger is None
+    def checkpoint_now(self) -> None:
+        """Freezes the memtable and absorbs everything, in this thread; with `checkpoint="manual"` only."""
+        assert self._checkpointer is None
         with self._commit_lock, self.lock:
             self._flush()
             if self._active.records or self._base_is_due:  # no segment without a frame
@@ -193,7 +193,7 @@ class Durable(State):
             base.close()
             try:
                 with BaseWriter(self.directory.base) as writer:
-                    absorb(writer, self.directory.log, self._log.lsn)
+                    checkpoint(writer, self.directory.log, self._log.lsn)
             finally:
                 self._layers.base = Base(self.directory.base)
             self._take_over_base()
@@ -204,8 +204,8 @@ class Durable(State):
             return
         self._stop_syncer()
         try:
-            if self._merger is not None:
-                self._merger.stop()
+            if self._checkpointer is not None:
+                self._checkpointer.stop()
             with self._commit_lock:
                 if self._failure is None:
                     try:
@@ -291,11 +291,11 @@ class Durable(State):
         """Reads anew what is not merged yet."""
         base = self._layers.base
         tables = (*reversed(self._layers.frozen), self._layers.active)
-        lsns = [table.lsn for table in tables if table.lsn >= base.absorbed]  # the others' segments may be gone
+        lsns = [table.lsn for table in tables if table.lsn >= base.checkpoint_lsn]  # the others' segments may be gone
         replayed = replay(self.directory.log, base, lsns)
         self._log.resume(replayed.sequence)
         self._layers = replayed.layers(base)
-        self.notes, self._repair_lsn = replayed.notes, replayed.repair_lsn
+        self.metadata, self._repair_lsn = replayed.metadata, replayed.repair_lsn
         self._rebuild_tree()
 
     def _probe(self) -> None:
@@ -325,7 +325,7 @@ class Durable(State):
                 self._log.seal()
             except Shortage as error:
                 if self._unwritable is None:  # else it was the flush: others are told, what this thread did is durable
-                    self.merge_blocked(error)
+                    self.checkpoint_blocked(error)
                 return
             except StorageFailed as error:
                 self._fail(error)
@@ -334,7 +334,7 @@ class Durable(State):
             failpoints.reached("rotate.sealed")
             self._layers.freeze(self._log.lsn)
             self._adopt_active()
-            if self._merger is None:
+            if self._checkpointer is None:
                 self._log.finish_sealing()
             else:
                 self._start_merging()
@@ -360,7 +360,7 @@ class Durable(State):
 
     # -- merging: called by the merger's thread --------------------------------------------------------------------
 
-    def merge_progressed(self, share: float) -> None:
+    def checkpoint_progressed(self, share: float) -> None:
         """See merger.Owner."""
         with self.lock:
             if share > self._merged_share:  # less or the same where it was cut off and begun again
@@ -370,7 +370,7 @@ class Durable(State):
                 self._layers.base.refresh()
             self._update_stall()
 
-    def merge_finished(self) -> None:
+    def checkpoint_finished(self) -> None:
         """See merger.Owner."""
         self._take_over_base()
         self._go_on_merging()
@@ -379,9 +379,9 @@ class Durable(State):
         """Goes on from what the base has taken in."""
         failpoints.reached("merge.finished")
         with self.lock:
-            self._layers.drop_absorbed()
+            self._layers.drop_checkpointed()
             self._may_merge()
-            repaired = self._repair_lsn is not None and self._repair_lsn < self._layers.base.absorbed
+            repaired = self._repair_lsn is not None and self._repair_lsn < self._layers.base.checkpoint_lsn
             if repaired or not self.root_ready:
                 self._rebuild_tree()
                 self._repair_lsn = None if repaired else self._repair_lsn
@@ -400,7 +400,7 @@ class Durable(State):
             if self._failure is None and (self.stalled or self._log.appended == self._committed):
                 self._rotate_due()
 
-    def merge_blocked(self, error: Shortage) -> None:
+    def checkpoint_blocked(self, error: Shortage) -> None:
         """See merger.Owner."""
         with self.lock:
             if self._unmergeable is None:
@@ -412,15 +412,15 @@ class Durable(State):
             self._unmergeable = None
             log.warning("%s: merging goes on", self.directory.path)
 
-    def merge_failed(self, error: MerkleKVError) -> None:
+    def checkpoint_failed(self, error: MerkleKVError) -> None:
         """See merger.Owner."""
         self._fail(error if isinstance(error, StorageFailed) else StorageFailed(str(error)))
 
     def _start_merging(self) -> None:
         """Hands the merger everything that is frozen once it has nothing in hand."""
-        if self._merger is not None and self._layers.frozen and not self._merging:
+        if self._checkpointer is not None and self._layers.frozen and not self._merging:
             self._merging, self._merged_share = list(self._layers.frozen), 0.0
-            self._merger.submit(self._log.lsn)
+            self._checkpointer.submit(self._log.lsn)
 
     def _update_stall(self) -> None:
         self._note_owed()
@@ -442,14 +442,14 @@ class Durable(State):
             except Shortage as error:
                 self._unmergeable = error
 
-    def release_log(self, place: Place) -> None:
+    def release_log(self, place: LogPosition) -> None:
         """The outbox has dealt with everything before `place`: the log may go, once it is merged too."""
         self.tail.hold(place)
         self._delete_segments()
 
     def _delete_segments(self) -> None:
         with suppress_shortage():  # the next merge tries again
-            for lsn in self.tail.deletable(self._layers.base.absorbed):
+            for lsn in self.tail.deletable(self._layers.base.checkpoint_lsn):
                 segment_path(self.directory.log, lsn).unlink(missing_ok=True)
 
     def statistics(self) -> dict[str, int | str]:
@@ -459,14 +459,14 @@ class Durable(State):
             return {
                 "durability": self.durability,
                 "db_keys": self.live_count,
-                "db_tombstones": self.dead_count,
+                "db_tombstones": self.tombstone_count,
                 "memtable_bytes": self._active.size,
                 "memtable_keys": len(self._records),
                 "frozen_memtables": len(layers.frozen),
-                "merged_percent": int(100 * self._merged_share) if self._merging else 100,
+                "checkpoint_percent": int(100 * self._merged_share) if self._merging else 100,
                 "writes_stalled": int(self.stalled),
                 "log_lsn": log_.end_lsn,
-                "log_absorbed_lsn": layers.base.absorbed,
+                "log_checkpoint_lsn": layers.base.checkpoint_lsn,
                 "log_next_sequence": log_.sequence,
                 "base_bytes": (self.directory.base / "data.mdb").stat().st_size,
                 "clock_ns": self.clock.last,

@@ -43,7 +43,7 @@ from merklekv.engine.format import (
     record_is_sound,
 )
 from merklekv.engine.integers import INT64_MAX, INT64_MIN, strict_integer
-from merklekv.engine.layers import is_marker
+from merklekv.engine.layers import is_purge_marker
 from merklekv.engine.settled import Settled, bound_of
 from merklekv.errors import InvalidArgument, MerkleKVError, NotANumber, NumberOverflow
 
@@ -66,9 +66,9 @@ class Engine(Settled):
     """An open data directory.  Thread-safe.  Keys are 1 to 511 bytes, values 0 to `max_value_size` bytes.
 
     `durability`: when `commit` returns, what was written is on disk (``always``), in the kernel and on disk within a
-    second (``everysec``), or in the kernel (``never``).  `absorb`: ``process`` merges in a child as needed; ``manual``
-    leaves merging to calls of `absorb_sealed`, for tests and simulation.  `hold_max_bytes`: how much of the log is kept
-    for the outbox (see tail.py).
+    second (``everysec``), or in the kernel (``never``).  `checkpoint`: ``process`` makes checkpoints in a child as
+    needed; ``manual`` leaves them to calls of `checkpoint_now`, for tests.  `retain_max_bytes`: how much of the
+    log is kept for the outbox (see tail.py).
 
     Raises DirectoryLocked, DirectoryUnwritable, NotADataDirectory, FormatTooNew, Corruption, StorageFailed, Shortage.
     """
@@ -78,7 +78,7 @@ class Engine(Settled):
         with self.lock:
             self._put(OP_SET, ((None, key, value),))
 
-    def set_row(self, requests: Iterable[Sequence[bytes]]) -> int:
+    def set_batch(self, requests: Iterable[Sequence[bytes]]) -> int:
         """Stores (anything, key, value) one after the other as `set` does; how many, up to the first it refuses.
 
         A pipeline of writes costs a good part less this way.
@@ -136,11 +136,11 @@ class Engine(Settled):
         """Removes every key that any node holds now, by raising the floor."""
         with self.lock:
             self._require_writable()
-            floor = self.clock.next()
-            newest = max(self._layers.newest(), self._layers.floor)
-            if floor <= newest:
-                floor = self.clock.after(newest)
-            self._raise_floor(OP_TRUNCATE, floor)
+            truncation = self.clock.next()
+            newest = max(self._layers.newest(), self._layers.truncation)
+            if truncation <= newest:
+                truncation = self.clock.after(newest)
+            self._raise_truncation(OP_TRUNCATE, truncation)
 
     def merge(self, items: Iterable[Change], origin: bytes, *, settled: bool = False, had: int = 0) -> MergeResult:
         """Takes in records made elsewhere, as (op, key, record), from the node `origin` (1 to 511 bytes).
@@ -194,19 +194,19 @@ class Engine(Settled):
 
     def _verdict(self, key: bytes, record: bytes, bound: bytes, settled: bool) -> str:
         """Why a sound record does not stand, given what is here; nothing when it does."""
-        if record < self._layers.floor:
+        if record < self._layers.truncation:
             return SUPERSEDED
         old = self._records.get(key)
         if old is None:
             old = self._layers.older(key)
-        if settled and old is not None and is_marker(old):
+        if settled and old is not None and is_purge_marker(old):
             old = None  # it is there only until the base has forgotten its key, and must not decide anything
         if old is not None and record[:VERSION_SIZE] <= old[:VERSION_SIZE]:
-            differ = record[:VERSION_SIZE] == old[:VERSION_SIZE] and record != old and not is_marker(old)
+            differ = record[:VERSION_SIZE] == old[:VERSION_SIZE] and record != old and not is_purge_marker(old)
             return "conflict" if differ else SUPERSEDED
         if record[FLAGS_AT] & TOMBSTONE:
             # Below the horizon it would be collected at once, and what it kills would come back from those who hold it.
-            return "" if record > self._bound else SUPERSEDED if old is None or is_marker(old) else "settled"
+            return "" if record > self._bound else SUPERSEDED if old is None or is_purge_marker(old) else "settled"
         # Was it here once?  What is held although it is older has come with a node that joined.
         return "settled" if record <= bound else ""
 
@@ -226,23 +226,23 @@ class Engine(Settled):
                     self._remove(key, stored)
                 return True
             op = OP_DEL if record[FLAGS_AT] & TOMBSTONE else OP_SET
-            if record < self._layers.floor or self._reason_to_refuse(op, key, record, self.clock.latest()):
+            if record < self._layers.truncation or self._reason_to_refuse(op, key, record, self.clock.latest()):
                 return False
             self._take({key: (op, key, record)}, origin)
             return True
 
-    def merge_floor(self, floor: bytes, origin: bytes) -> bool:
+    def merge_truncation(self, truncation: bytes, origin: bytes) -> bool:
         """Takes in a floor (24 bytes) that another node has set; whether it was above ours."""
-        if len(floor) != VERSION_SIZE:
-            raise InvalidArgument(f"floor of {len(floor)} bytes: a floor is a version of {VERSION_SIZE} bytes")
+        if len(truncation) != VERSION_SIZE:
+            raise InvalidArgument(f"floor of {len(truncation)} bytes: a floor is a version of {VERSION_SIZE} bytes")
         with self.lock:
             self._require_writable()
-            if floor <= self._layers.floor or self.clock.truncates_too_far_ahead(floor):
+            if truncation <= self._layers.truncation or self.clock.truncates_too_far_ahead(truncation):
                 return False
             self._make_room(2 * ENTRY.size + len(origin) + VERSION_SIZE)
             self._log_entry(_entry(OP_ORIGIN, len(origin), 0) + origin)
-            self.clock.observe(floor)
-            self._raise_floor(OP_TRUNCATE | REMOTE, floor)
+            self.clock.observe(truncation)
+            self._raise_truncation(OP_TRUNCATE | REMOTE, truncation)
             return True
 
     def _replace(self, op: int, key: bytes, value: bytes) -> bytes:

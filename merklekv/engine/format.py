@@ -79,14 +79,14 @@ DIGEST_AT: Final = 25
 VALUE_AT: Final = 41
 TOMBSTONE: Final = 1
 EXPIRY: Final = 2
-COLLECTED: Final = 4
+PURGED: Final = 4
 FLAGS: Final = (b"\0", b"\1")  # the flag byte of a value and of a tombstone
-MARKER_TAIL: Final = bytes((TOMBSTONE | COLLECTED,)) + bytes(16)  # behind the version: a collected record's marker
+PURGE_MARKER_TAIL: Final = bytes((TOMBSTONE | PURGED,)) + bytes(16)  # behind the version: a collected record's marker
 ZERO_VERSION: Final = bytes(VERSION_SIZE)
 
 OPS: Final = ("set", "del", "incr", "decr", "append", "prepend", "truncate")
 OP_SET, OP_DEL, OP_INCR, OP_DECR, OP_APPEND, OP_PREPEND, OP_TRUNCATE = range(1, 8)
-OP_ORIGIN, OP_NOTE, OP_COLLECT, OP_REPAIR = 8, 9, 10, 11
+OP_ORIGIN, OP_METADATA, OP_PURGE, OP_REPAIR = 8, 9, 10, 11
 REMOTE: Final = 0x80
 
 SEGMENT_MAGIC: Final = b"MKVSEGM1"
@@ -104,10 +104,10 @@ assert (SEGMENT_HEADER.size, FRAME_HEADER.size, ENTRY.size) == (48, 40, 7)
 assert FRAME_CHECKED.size == 16 + FRAME_HEADER.size - 8
 assert (FLAGS_AT, DIGEST_AT, VALUE_AT) == (VERSION_SIZE, VERSION_SIZE + 1, VERSION_SIZE + 1 + 16)
 
-NOTE_NAME_SIZE_MAX: Final = 64
-NOTE_SIZE_MAX: Final = 16 << 20
-HORIZON_SIZE: Final = 8
-NOTE_HORIZON: Final = b"horizon"  # 8 bytes, ns: what lies at or below it is settled, see engine.py
+METADATA_NAME_SIZE_MAX: Final = 64
+METADATA_SIZE_MAX: Final = 16 << 20
+GC_HORIZON_SIZE: Final = 8
+METADATA_GC_HORIZON: Final = b"gc_horizon"  # 8 bytes, ns: what lies at or below it is settled, see engine.py
 
 KEY_LENGTHS: Final = tuple(length.to_bytes(2, "big") for length in range(MAX_KEY_SIZE + 1))
 

@@ -2,7 +2,7 @@
 
 A record in a newer layer hides those below it; so does the marker of a collected one, which counts for nothing itself.
 Records of the base below the floor are dead and are filtered here until the absorber has removed them; memtables forget
-theirs at once (`raise_floor`).
+theirs at once (`raise_truncation`).
 
 Ordered reads come in pages: one page is a short call that sees all layers at one moment; a scan asks for page after
 page and lets others in between.  Not locked: the engine calls all of it under its own lock, but for
@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Final
 
 from merklekv.engine.base import Base, Pair
-from merklekv.engine.format import BUCKETS, COLLECTED, FLAGS_AT, TOMBSTONE, VALUE_AT, VERSION_SIZE
+from merklekv.engine.format import BUCKETS, FLAGS_AT, PURGED, TOMBSTONE, VALUE_AT, VERSION_SIZE
 from merklekv.engine.memtable import Memtable, prefix_end
 
 RANDOM_TRIES: Final = 100
@@ -27,19 +27,19 @@ def is_live(record: bytes) -> bool:
     return not record[FLAGS_AT] & TOMBSTONE
 
 
-def is_marker(record: bytes) -> bool:
+def is_purge_marker(record: bytes) -> bool:
     """Whether this is no record but what has taken the place of a collected one."""
-    return bool(record[FLAGS_AT] & COLLECTED)
+    return bool(record[FLAGS_AT] & PURGED)
 
 
 class Layers:
     """Memtables over the base."""
 
-    def __init__(self, base: Base, tables: list[Memtable], floor: bytes) -> None:
+    def __init__(self, base: Base, tables: list[Memtable], truncation: bytes) -> None:
         self.base = base
         self.active = tables[-1]
         self.frozen = tables[-2::-1]  # newest first
-        self.floor = floor
+        self.truncation = truncation
 
     def lookup(self, key: bytes) -> bytes | None:
         """The newest record of a key, tombstones and markers too."""
@@ -57,7 +57,7 @@ class Layers:
     def base_record(self, key: bytes) -> bytes | None:
         """The record of a key in the base, unless the floor has killed it."""
         record = self.base.get(key)
-        return record if record is None or record >= self.floor else None
+        return record if record is None or record >= self.truncation else None
 
     def overlay(self) -> dict[bytes, bytes]:
         """The newest record or marker of every key that is in any memtable."""
@@ -102,23 +102,23 @@ class Layers:
         for table in (self.active, *self.frozen):
             keys.update(table.bucket(bucket))
         found = ((key, self.lookup(key)) for key in sorted(keys))
-        return [(key, record[:VALUE_AT]) for key, record in found if record is not None and not is_marker(record)]
+        return [(key, record[:VALUE_AT]) for key, record in found if record is not None and not is_purge_marker(record)]
 
     def freeze(self, lsn: int) -> None:
         """Starts a new active memtable, for the segment at `lsn`."""
         self.frozen.insert(0, self.active)
         self.active = Memtable(lsn)
 
-    def drop_absorbed(self) -> None:
+    def drop_checkpointed(self) -> None:
         """Moves to the base's newest snapshot and forgets the memtables that it has taken in."""
         self.base.refresh()
-        self.frozen = [table for table in self.frozen if table.lsn >= self.base.absorbed]
+        self.frozen = [table for table in self.frozen if table.lsn >= self.base.checkpoint_lsn]
 
-    def raise_floor(self, floor: bytes) -> None:
-        """Makes everything below `floor` dead."""
-        self.floor = floor
+    def raise_truncation(self, truncation: bytes) -> None:
+        """Makes everything below `truncation` dead."""
+        self.truncation = truncation
         for table in (*self.frozen, self.active):
-            table.drop_below(floor)
+            table.drop_below(truncation)
 
     def page(
         self, prefix: bytes, after: bytes, limit: int, max_bytes: int = HEADS_ONLY
@@ -140,7 +140,7 @@ class Layers:
             pairs = self.base.records_from(low, end, limit, max_bytes)
             more = len(pairs) >= limit or sum(len(record) for _, record in pairs) >= max_bytes
         bounds = [pairs[-1][0]] if more and pairs else []  # a source that was cut off is known only up to here
-        found = {key: record for key, record in pairs if record >= self.floor}
+        found = {key: record for key, record in pairs if record >= self.truncation}
         for table in tables:
             keys = table.keys_from(low, end, limit)
             if len(keys) >= limit:
@@ -149,7 +149,7 @@ class Layers:
             for key in keys:
                 found[key] = records[key]
         bound = min(bounds) if bounds else None
-        shown = [key for key, record in found.items() if not record[FLAGS_AT] & COLLECTED]
+        shown = [key for key, record in found.items() if not record[FLAGS_AT] & PURGED]
         ordered = sorted(shown if bound is None else [key for key in shown if key <= bound])
         return self._cut(found, ordered, bound, limit, max_bytes)
 

@@ -14,7 +14,7 @@ from merklekv.engine.base import Pair
 from merklekv.engine.clock import DEFAULT_MAX_DRIFT_S
 from merklekv.engine.durable import DEFAULT_MAX_VALUE_SIZE, DEFAULT_MEMTABLE_SIZE
 from merklekv.engine.engine import Engine
-from merklekv.engine.options import Absorb, Durability
+from merklekv.engine.options import CheckpointMode, Durability
 from merklekv.errors import MerkleKVError, Shortage, Stalled
 
 WAIT_S: Final = 1.0
@@ -30,7 +30,7 @@ def open(
     max_value_size: int = DEFAULT_MAX_VALUE_SIZE,
     max_clock_drift_s: float = DEFAULT_MAX_DRIFT_S,
     wall_clock: Callable[[], int] = time.time_ns,
-    absorb: Absorb = "process",
+    checkpoint: CheckpointMode = "process",
 ) -> "Database":
     """Opens a data directory, making it if need be.
 
@@ -53,7 +53,7 @@ def open(
             max_value_size=max_value_size,
             max_clock_drift_s=max_clock_drift_s,
             wall_clock=wall_clock,
-            absorb=absorb,
+            checkpoint=checkpoint,
         )
     )
 

@@ -140,12 +140,12 @@ class Segment:
             at = record_at + record_length
             yield op, data[key_at:record_at], record_at, at
 
-    def is_blank(self, position: int) -> bool:
+    def is_zero_filled(self, position: int) -> bool:
         """Whether only reserved room (zeros) lies behind `position`."""
         data, step = self.data, 1 << 20
         return not any(data[at : at + step].strip(b"\0") for at in range(position, self.size, step))
 
-    def testified(self, position: int) -> int:
+    def synced_claim(self, position: int) -> int:
         """The largest LSN that any whole frame behind `position` claims as synced, 0 without such a frame."""
         claimed = 0
         while (position := self.data.find(FRAME_MAGIC, position)) >= 0:
@@ -172,19 +172,21 @@ class Recovered:
     sequence: int  # of the next local event
 
 
-def recover(directory: Path, absorbed: int) -> Recovered | None:
+def recover(directory: Path, checkpoint_lsn: int) -> Recovered | None:
     """Finds the end of the log, cuts off a torn tail, and refuses damage; None when there is no log yet.
 
-    `absorbed` is the LSN up to which LMDB holds everything.  Segments before it are kept for the outbox alone.
+    `checkpoint_lsn` is the LSN up to which LMDB holds everything.  Segments before it are kept for the outbox alone.
     """
     lsns = list_segments(directory)
-    if not absorbed or (lsns and lsns[-1] > absorbed):  # the base ends where a segment begins that is on disk
+    if not checkpoint_lsn or (
+        lsns and lsns[-1] > checkpoint_lsn
+    ):  # the base ends where a segment begins that is on disk
         _drop_unborn(directory, lsns)
-    live = [lsn for lsn in lsns if lsn >= absorbed]
-    if not lsns and not absorbed:
+    live = [lsn for lsn in lsns if lsn >= checkpoint_lsn]
+    if not lsns and not checkpoint_lsn:
         return None
-    if not live or live[0] != absorbed:
-        raise _damaged(segment_path(directory, absorbed), 0, "the segment is missing")
+    if not live or live[0] != checkpoint_lsn:
+        raise _damaged(segment_path(directory, checkpoint_lsn), 0, "the segment is missing")
     for index, lsn in enumerate(live):
         path = segment_path(directory, lsn)
         sync_file(path)  # a crash of the process alone leaves frames that were never synced, yet are readable
@@ -196,7 +198,7 @@ def recover(directory: Path, absorbed: int) -> Recovered | None:
             if following and following[0] == lsn + end:
                 continue
             _require_torn_tail(directory, segment, end, following)
-            if segment.is_blank(end) and not following:
+            if segment.is_zero_filled(end) and not following:
                 return Recovered(live, end, sequence)
         _cut(directory, path, end, following)
         return Recovered(live[: index + 1], end, sequence)
@@ -217,10 +219,10 @@ def _drop_unborn(directory: Path, lsns: list[int]) -> None:
 
 
 def _require_torn_tail(directory: Path, segment: Segment, end: int, following: list[int]) -> None:
-    claimed = segment.testified(end)
+    claimed = segment.synced_claim(end)
     for lsn in following:
         with Segment(segment_path(directory, lsn)) as later:
-            claimed = max(claimed, later.testified(SEGMENT_HEADER.size))
+            claimed = max(claimed, later.synced_claim(SEGMENT_HEADER.size))
     if claimed > segment.lsn + end:
         raise _damaged(segment.path, end, "a frame does not match its checksum, and what follows had been synced")
 

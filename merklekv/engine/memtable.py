@@ -125,9 +125,9 @@ class Memtable:
             at += 1
         return keys
 
-    def drop_below(self, floor: bytes) -> None:
-        """Forgets every record with a version below `floor`."""
-        self.records = {key: record for key, record in self.records.items() if record >= floor}
+    def drop_below(self, truncation: bytes) -> None:
+        """Forgets every record with a version below `truncation`."""
+        self.records = {key: record for key, record in self.records.items() if record >= truncation}
         self.size = sum(charge(key, record) for key, record in self.records.items())
         self._forget_order()
 

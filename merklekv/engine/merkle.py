@@ -88,9 +88,9 @@ class MerkleTree:
         """What tells two leaves apart, for the 256 below an inner node: 8 bytes each, the low ones of the sum."""
         return b"".join([(leaf >> 64 & COUNT_MASK).to_bytes(8, "big") for leaf in self.inner_leaves(node)])
 
-    def root(self, floor: bytes) -> bytes:
+    def root(self, truncation: bytes) -> bytes:
         """The root, 32 bytes; zeros without records.  The floor is part of it: it decides what a merge takes."""
         inner = self.inner_digests()
         if all(digest == EMPTY_INNER for digest in inner):
             return EMPTY_ROOT
-        return sha256(b"".join(inner) + floor).digest()
+        return sha256(b"".join(inner) + truncation).digest()

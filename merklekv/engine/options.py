@@ -9,7 +9,7 @@ from merklekv.engine.format import MAX_VALUE_SIZE_LIMIT
 from merklekv.errors import InvalidArgument, shown
 
 Durability = Literal["always", "everysec", "never"]
-Absorb = Literal["process", "manual"]
+CheckpointMode = Literal["process", "manual"]
 MIN_MEMTABLE_SIZE: Final = 64 << 10
 MAX_MEMTABLE_SIZE: Final = 4 << 30
 MAX_DRIFT_S: Final = 315_360_000  # ten years: with it, timestamps of today fit into their 63 bits
@@ -25,11 +25,11 @@ def require_path(path: object) -> Path:
 
 
 def require_options(
-    durability: object, memtable_size: object, max_value_size: object, max_clock_drift_s: object, absorb: object
+    durability: object, memtable_size: object, max_value_size: object, max_clock_drift_s: object, checkpoint: object
 ) -> None:
     """Raises InvalidArgument for the first option that is of another type, or outside what is allowed."""
     _require_choice("durability", durability, get_args(Durability))
-    _require_choice("absorb", absorb, get_args(Absorb))
+    _require_choice("checkpoint", checkpoint, get_args(CheckpointMode))
     _require_size("memtable_size", memtable_size, MIN_MEMTABLE_SIZE, MAX_MEMTABLE_SIZE)
     _require_size("max_value_size", max_value_size, 0, MAX_VALUE_SIZE_LIMIT)
     drift = max_clock_drift_s

@@ -13,7 +13,7 @@ from merklekv.engine.base import DATA_FILE, Base, BaseWriter
 from merklekv.engine.directory import DataDirectory
 from merklekv.engine.format import (
     FLAGS_AT,
-    OP_NOTE,
+    OP_METADATA,
     OP_ORIGIN,
     OP_REPAIR,
     OP_TRUNCATE,
@@ -36,7 +36,7 @@ class Opened(NamedTuple):
     layers: Layers
     log: Log  # open for writing
     newest: bytes  # the newest version (24 bytes) that was seen
-    notes: dict[bytes, bytes]
+    metadata: dict[bytes, bytes]
     repair_lsn: int | None  # of the last segment with a repair that the base has to take in
 
 
@@ -44,18 +44,20 @@ class Replayed(NamedTuple):
     """What log segments hold on top of a base."""
 
     tables: list[Memtable]  # oldest first
-    floor: bytes  # the largest there is, 24 bytes
+    truncation: bytes  # the largest there is, 24 bytes
     newest: bytes  # the newest version (24 bytes) that was seen
-    notes: dict[bytes, bytes]
+    metadata: dict[bytes, bytes]
     repairs: Repairs
     repair_lsn: int | None  # of the last segment with a repair
     sequence: int  # of the next local event
 
     def layers(self, base: Base) -> Layers:
         """The memtables over the base."""
-        layers = Layers(base, self.tables, self.floor)
-        if self.floor > base.floor or base.absorbing:  # an absorption that goes on may be ahead with the floor
-            layers.raise_floor(self.floor)
+        layers = Layers(base, self.tables, self.truncation)
+        if (
+            self.truncation > base.truncation or base.checkpointing
+        ):  # an absorption that goes on may be ahead with the floor
+            layers.raise_truncation(self.truncation)
         return layers
 
 
@@ -83,7 +85,7 @@ def _open_layers(directory: DataDirectory) -> Opened:
     base = Base(directory.base)
     log = None
     try:
-        recovered = recover(directory.log, base.absorbed)
+        recovered = recover(directory.log, base.checkpoint_lsn)
         log = Log(directory.log, recovered)
         replayed = replay(directory.log, base, recovered.segments if recovered else [log.lsn])
         if replayed.repairs:
@@ -96,22 +98,22 @@ def _open_layers(directory: DataDirectory) -> Opened:
         if log is not None:
             log.close()
         raise
-    return Opened(layers, log, max(replayed.newest, replayed.floor), replayed.notes, replayed.repair_lsn)
+    return Opened(layers, log, max(replayed.newest, replayed.truncation), replayed.metadata, replayed.repair_lsn)
 
 
 def replay(log_directory: Path, base: Base, lsns: list[int]) -> Replayed:
     """Reads the segments that the base has not taken in, the open one last.  Raises OSError."""
     tables = []
-    floor, newest, notes = base.floor, base.newest, base.notes()
+    truncation, newest, metadata = base.truncation, base.newest, base.metadata()
     repairs, repair_lsn, sequence = Repairs(), None, 0
     for lsn in lsns:
         known = len(repairs)
         with Segment(segment_path(log_directory, lsn)) as segment:
-            table, segment_floor, segment_newest, sequence = _replay(segment, notes, repairs)
+            table, segment_floor, segment_newest, sequence = _replay(segment, metadata, repairs)
         tables.append(table)
-        floor, newest = max(floor, segment_floor), max(newest, segment_newest)
+        truncation, newest = max(truncation, segment_floor), max(newest, segment_newest)
         repair_lsn = lsn if len(repairs) > known else repair_lsn
-    return Replayed(tables, floor, newest, notes, repairs, repair_lsn, sequence)
+    return Replayed(tables, truncation, newest, metadata, repairs, repair_lsn, sequence)
 
 
 def _repair(directory: DataDirectory, repairs: Repairs, tables: list[Memtable]) -> None:
@@ -126,19 +128,19 @@ def _repair(directory: DataDirectory, repairs: Repairs, tables: list[Memtable]) 
         log.warning("%s; what the scrub has found is not repaired before that is over", error)
 
 
-def _replay(segment: Segment, notes: dict[bytes, bytes], repairs: Repairs) -> tuple[Memtable, bytes, bytes, int]:
+def _replay(segment: Segment, metadata: dict[bytes, bytes], repairs: Repairs) -> tuple[Memtable, bytes, bytes, int]:
     """The memtable that a segment stands for, the largest floor and the newest version in it, and the next sequence."""
     table = Memtable(segment.lsn)
     records = table.records
     data = segment.data
-    floor = newest = b""
+    truncation = newest = b""
     sequence = segment.sequence
     for frame in segment.frames():
         sequence = frame.sequence + frame.local_count
         for op, key, start, end in segment.entries(frame):
             record = data[start:end]
-            if op == OP_NOTE | REMOTE:
-                notes[key] = record
+            if op == OP_METADATA | REMOTE:
+                metadata[key] = record
                 continue
             if op == OP_REPAIR | REMOTE:
                 repairs.add(key, record)
@@ -146,10 +148,10 @@ def _replay(segment: Segment, notes: dict[bytes, bytes], repairs: Repairs) -> tu
             if record > newest:
                 newest = record
             if op & ~REMOTE == OP_TRUNCATE:
-                floor = max(floor, record)
+                truncation = max(truncation, record)
             elif op != OP_ORIGIN:
                 records[key] = record
                 if record[FLAGS_AT] & TOMBSTONE:
                     table.tombstones.append(key)
     table.size = sum(charge(key, record) for key, record in records.items())
-    return table, floor, newest[:VERSION_SIZE], sequence
+    return table, truncation, newest[:VERSION_SIZE], sequence

@@ -7,7 +7,7 @@ goes, and what a node does that was away for longer: merklekv/replication.
 
 Every step is in the log before anything else, like a write, but is no local event: it is not published.
 
-    raise_horizon -> note "horizon"         collect -> a marker for each record that goes
+    raise_gc_horizon -> note "horizon"         collect -> a marker for each record that goes
 
 Costs: collecting 5 us a tombstone; raising the horizon looks at each tombstone between the old one and the new.
 """
@@ -21,9 +21,9 @@ from merklekv.engine.base import Pair
 from merklekv.engine.durable import Durable
 from merklekv.engine.format import (
     FLAGS_AT,
-    HORIZON_SIZE,
+    GC_HORIZON_SIZE,
     INNER_NODES,
-    NOTE_HORIZON,
+    METADATA_GC_HORIZON,
     TOMBSTONE,
     ZERO_VERSION,
 )
@@ -35,9 +35,9 @@ TOMBSTONES_READ: Final = 1000  # of the base, at once
 INNER_SLICE: Final = 32  # inner nodes whose digests are computed at once, 1 to 2 ms
 
 
-def bound_of(horizon: int) -> bytes:
+def bound_of(gc_horizon: int) -> bytes:
     """The largest version (24 bytes) at the horizon; every record at or below it compares as less."""
-    return horizon.to_bytes(8, "big") + b"\xff" * 16 if horizon else ZERO_VERSION
+    return gc_horizon.to_bytes(8, "big") + b"\xff" * 16 if gc_horizon else ZERO_VERSION
 
 
 class Settled(Durable):
@@ -45,15 +45,15 @@ class Settled(Durable):
 
     def __init__(self, path: str | Path, **options: Any) -> None:
         super().__init__(path, **options)
-        size = len(self.notes.get(NOTE_HORIZON, bytes(HORIZON_SIZE)))
-        if size != HORIZON_SIZE:
+        size = len(self.metadata.get(METADATA_GC_HORIZON, bytes(GC_HORIZON_SIZE)))
+        if size != GC_HORIZON_SIZE:
             self.close()
             raise Corruption(
-                f"{path}: the horizon in the log has {size} bytes, not {HORIZON_SIZE}; "
+                f"{path}: the horizon in the log has {size} bytes, not {GC_HORIZON_SIZE}; "
                 "keep a copy of the directory and restore a backup of it"
             )
-        self._bound = bound_of(self.horizon)
-        self.clock.keep_promise(self.horizon)
+        self._bound = bound_of(self.gc_horizon)
+        self.clock.keep_promise(self.gc_horizon)
         self._look_anew()
 
     def _look_anew(self) -> None:
@@ -62,24 +62,24 @@ class Settled(Durable):
 
     def _replay(self) -> None:
         super()._replay()
-        self._bound = bound_of(self.horizon)
+        self._bound = bound_of(self.gc_horizon)
         self._look_anew()
 
     # -- the horizon ---------------------------------------------------------------------------------------------------
 
     @property
-    def horizon(self) -> int:
+    def gc_horizon(self) -> int:
         """Nanoseconds since the epoch; records at or below it are settled.  0: none are."""
-        return int.from_bytes(self.notes.get(NOTE_HORIZON, b""), "big")
+        return int.from_bytes(self.metadata.get(METADATA_GC_HORIZON, b""), "big")
 
-    def raise_horizon(self, horizon: int) -> bool:
+    def raise_gc_horizon(self, gc_horizon: int) -> bool:
         """Moves the horizon up, in ns; whether it was below.  The caller knows that all members have got this far."""
         with self.lock:
-            if horizon <= self.horizon:
+            if gc_horizon <= self.gc_horizon:
                 return False
-            self.note(NOTE_HORIZON, horizon.to_bytes(HORIZON_SIZE, "big"))
-            self._bound = bound_of(horizon)
-            self.clock.keep_promise(horizon)
+            self.note(METADATA_GC_HORIZON, gc_horizon.to_bytes(GC_HORIZON_SIZE, "big"))
+            self._bound = bound_of(gc_horizon)
+            self.clock.keep_promise(gc_horizon)
             self._due = self._due_tombstones()
             return True
 

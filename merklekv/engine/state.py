@@ -2,7 +2,7 @@
 
 `State` joins the layers (what a key maps to), the log's pending entries, the Merkle leaves and the counters, and keeps
 them in step: `_put` moves all of them from a key's old record to its new one, `_remove` takes a record away,
-`_raise_floor` kills what is below a version, `note` keeps a small fact beside them.  Reads are here too.  Who may
+`_raise_truncation` kills what is below a version, `note` keeps a small fact beside them.  Reads are here too.  Who may
 write, what a command means, and when all this becomes durable: engine.py.
 
 The tree's leaves are those of the base plus what the memtables change, so absorbing a memtable leaves them as they
@@ -24,19 +24,19 @@ from merklekv.engine.base import Pair
 from merklekv.engine.clock import HybridClock
 from merklekv.engine.directory import DataDirectory
 from merklekv.engine.format import (
-    COLLECTED,
     DIGEST_AT,
     ENTRY,
     FLAGS,
     FLAGS_AT,
     KEY_LENGTHS,
     LEAF_SIZE,
-    MARKER_TAIL,
     MAX_KEY_SIZE,
-    NOTE_NAME_SIZE_MAX,
-    NOTE_SIZE_MAX,
-    OP_COLLECT,
-    OP_NOTE,
+    METADATA_NAME_SIZE_MAX,
+    METADATA_SIZE_MAX,
+    OP_METADATA,
+    OP_PURGE,
+    PURGE_MARKER_TAIL,
+    PURGED,
     REMOTE,
     TOMBSTONE,
     VALUE_AT,
@@ -80,12 +80,12 @@ class State:
         self.clock = clock
         self.directory = DataDirectory(path)
         try:
-            self._layers, self._log, newest, self.notes, self._repair_lsn = open_layers(self.directory)
+            self._layers, self._log, newest, self.metadata, self._repair_lsn = open_layers(self.directory)
         except BaseException:
             self.directory.release()
             raise
         clock.observe(newest)
-        clock.observe_floor(self._layers.floor)
+        clock.observe_truncation(self._layers.truncation)
         clock.found = clock.last
         self._rebuild_tree()
 
@@ -97,7 +97,7 @@ class State:
                 return None
             with self.lock:
                 record = self._layers.lookup(key)
-        return None if record is None or record[FLAGS_AT] & COLLECTED else record
+        return None if record is None or record[FLAGS_AT] & PURGED else record
 
     def get(self, key: bytes) -> bytes | None:
         """The value of a key."""
@@ -140,7 +140,7 @@ class State:
     def root(self) -> bytes:
         """The Merkle root, 32 bytes, zeros without records.  Meaningless unless `root_ready`."""
         with self.lock:
-            return self._tree.root(self._layers.floor)
+            return self._tree.root(self._layers.truncation)
 
     def prefix_digest(self, prefix: bytes) -> Generator[None, None, bytes]:
         """A digest (32 bytes) of all records under a prefix, dead ones too; zeros without any.  Yields often."""
@@ -154,9 +154,9 @@ class State:
         return sha256((total & LEAF_MASK).to_bytes(LEAF_SIZE, "big")).digest() if total & COUNT_MASK else EMPTY_ROOT
 
     @property
-    def floor(self) -> bytes:
+    def truncation(self) -> bytes:
         """The version (24 bytes) below which every record is dead."""
-        return self._layers.floor
+        return self._layers.truncation
 
     def _put(self, op: int, items: Iterable[Sequence[Any]], flags: bytes = FLAGS[0], made: bool = False) -> None:
         """Gives keys new records, one after the other: (anything, key, value), or with `made` (anything, key, record).
@@ -204,13 +204,13 @@ class State:
                     sums[bucket] += from_bytes(digest, "big")
                     counts[bucket] += 1
                     if record[FLAGS_AT] & TOMBSTONE:
-                        self.dead_count += 1
+                        self.tombstone_count += 1
                     else:
                         live += 1
                 else:
                     sums[bucket] += from_bytes(digest, "big") - from_bytes(old[DIGEST_AT:VALUE_AT], "big")
                     if old[FLAGS_AT] != record[FLAGS_AT]:
-                        if old[FLAGS_AT] & COLLECTED:
+                        if old[FLAGS_AT] & PURGED:
                             counts[bucket] += 1
                         else:
                             self._count(old, -1)
@@ -241,8 +241,8 @@ class State:
 
     def _remove(self, key: bytes, old: bytes) -> None:
         """Takes a key's record away as if it had never been: a marker hides it until the base has forgotten it."""
-        marker = old[:VERSION_SIZE] + MARKER_TAIL
-        entry = _entry(OP_COLLECT | REMOTE, len(key), len(marker)) + key + marker
+        marker = old[:VERSION_SIZE] + PURGE_MARKER_TAIL
+        entry = _entry(OP_PURGE | REMOTE, len(key), len(marker)) + key + marker
         self._make_room(len(entry))
         self._log_entry(entry)
         in_active = self._records.get(key)
@@ -253,7 +253,7 @@ class State:
 
     def _count(self, record: bytes, change: int) -> None:
         if record[FLAGS_AT] & TOMBSTONE:
-            self.dead_count += change
+            self.tombstone_count += change
         else:
             self.live_count += change
 
@@ -285,25 +285,25 @@ class State:
 
     def note(self, name: bytes, value: bytes) -> None:
         """Keeps a small fact, at most NOTE_SIZE_MAX bytes, in the place of the one before.  Durable as a write is."""
-        if not 0 < len(name) <= NOTE_NAME_SIZE_MAX or len(value) > NOTE_SIZE_MAX:
+        if not 0 < len(name) <= METADATA_NAME_SIZE_MAX or len(value) > METADATA_SIZE_MAX:
             raise InvalidArgument(
-                f"note of {len(name)} and {len(value)} bytes: a name has 1 to {NOTE_NAME_SIZE_MAX} bytes and a value "
-                f"at most {NOTE_SIZE_MAX}"
+                f"metadata entry of {len(name)} and {len(value)} bytes: a name has 1 to {METADATA_NAME_SIZE_MAX} bytes "
+                f"and a value at most {METADATA_SIZE_MAX}"
             )
         with self.lock:
-            entry = _entry(OP_NOTE | REMOTE, len(name), len(value)) + name + value
+            entry = _entry(OP_METADATA | REMOTE, len(name), len(value)) + name + value
             self._make_room(len(entry))
             self._log_entry(entry)
-            self.notes[name] = value
+            self.metadata[name] = value
             self._owed.pop(name, None)
 
-    def _raise_floor(self, op: int, floor: bytes) -> None:
+    def _raise_truncation(self, op: int, truncation: bytes) -> None:
         self._make_room(ENTRY.size + VERSION_SIZE)
-        self._log_entry(_entry(op, 0, VERSION_SIZE) + floor)
+        self._log_entry(_entry(op, 0, VERSION_SIZE) + truncation)
         if op < REMOTE:
             self._log.sequence += 1
-        self.clock.observe_floor(floor)
-        self._layers.raise_floor(floor)
+        self.clock.observe_truncation(truncation)
+        self._layers.raise_truncation(truncation)
         self._rebuild_tree()
 
     def _log_entry(self, entry: bytes) -> None:
@@ -320,15 +320,15 @@ class State:
         """Leaves and counters from the base's own and the memtables; needs a base without dead records."""
         layers = self._layers
         base = layers.base
-        base_is_dead = base.newest < layers.floor
-        is_ready = base_is_dead or base.floor == layers.floor
+        base_is_dead = base.newest < layers.truncation
+        is_ready = base_is_dead or base.truncation == layers.truncation
         self.root_ready = self.root_ready and is_ready
         self._tree = MerkleTree(None if base_is_dead else base.leaves())
         add = self._tree.add
         live, dead = (0, 0) if base_is_dead else (base.live, base.dead)
         of_base = layers.base_record
         for key, record in layers.overlay().items():
-            if not record[FLAGS_AT] & COLLECTED:
+            if not record[FLAGS_AT] & PURGED:
                 add(key, record)
                 if record[FLAGS_AT] & TOMBSTONE:
                     dead += 1
@@ -341,7 +341,7 @@ class State:
                     dead -= 1
                 else:
                     live -= 1
-        self.live_count, self.dead_count = live, dead
+        self.live_count, self.tombstone_count = live, dead
         self._adopt_active()
         self.root_ready = is_ready  # last: who sees it set reads the counts without the lock
 

@@ -5,8 +5,9 @@ setting.  Frames just committed are handed over in memory, up to RECENT_BYTES of
 reads the files.  `commit` pays one append to a deque, and one wake-up when the follower asked for it.
 
 The place up to which everything is dealt with is a file, `outbox`, in the data directory.  Segments at or behind it are
-kept, whoever opens the directory, until they are more than `hold_max_bytes`; then the oldest go, and the follower finds
-out by LogGone.  The file is written lazily: an old place, or a damaged file, makes the follower repeat, never skip.
+kept, whoever opens the directory, until they are more than `retain_max_bytes`; then the oldest go, and the follower
+finds out by LogGone.  The file is written lazily: an old place, or a damaged file, makes the follower repeat, never
+skip.
 
 Invariants: the held place is never behind the end of the log; no segment is deleted because of a place that a crash
 could take back.
@@ -34,26 +35,26 @@ DEFAULT_HOLD_MAX_BYTES: Final = 1 << 30
 RECENT_BYTES: Final = 4 << 20  # of frames kept in memory for the follower
 RECENT_FRAMES: Final = 20_000
 READ_BYTES: Final = 1 << 20  # one read of a segment
-PLACE_FILE: Final = "outbox"
-PLACE_MAGIC: Final = b"MKVPLACE"
+POSITION_FILE: Final = "outbox"
+POSITION_MAGIC: Final = b"MKVPLACE"
 
 _PLACE = Struct(">8sQQQ")
 _HEADER = FRAME_HEADER.size
 
 
-class Place(NamedTuple):
+class LogPosition(NamedTuple):
     """A place in the log: between two local events."""
 
     lsn: int  # of the frame that holds the next event, or of the end of the frame before
     sequence: int  # of the next local event
 
 
-def place_of(data: bytes) -> Place | None:
+def position_of(data: bytes) -> LogPosition | None:
     """The place that a file keeps; None when it is damaged."""
-    if len(data) != _PLACE.size or data[:8] != PLACE_MAGIC:
+    if len(data) != _PLACE.size or data[:8] != POSITION_MAGIC:
         return None
     _, lsn, sequence, checksum = _PLACE.unpack(data)
-    return Place(lsn, sequence) if checksum == xxh3_64_intdigest(data[:-8]) else None
+    return LogPosition(lsn, sequence) if checksum == xxh3_64_intdigest(data[:-8]) else None
 
 
 class LogFrame(NamedTuple):
@@ -70,7 +71,7 @@ class LogFrame(NamedTuple):
 class LogGone(Exception):
     """The log does not reach back that far any more; `oldest` is where it begins."""
 
-    def __init__(self, oldest: Place) -> None:
+    def __init__(self, oldest: LogPosition) -> None:
         super().__init__(f"the log begins at {oldest.lsn}")
         self.oldest = oldest
 
@@ -120,10 +121,10 @@ class LogReader:
         self._segment = holding[-1]
         self._buffer, self._buffer_at = b"", 0
 
-    def _beginning(self, lsn: int) -> Place:
+    def _beginning(self, lsn: int) -> LogPosition:
         with segment_path(self._directory, lsn).open("rb") as file:
             head = file.read(SEGMENT_HEADER.size)
-        return Place(lsn, SEGMENT_HEADER.unpack(head)[4])
+        return LogPosition(lsn, SEGMENT_HEADER.unpack(head)[4])
 
     def _frame_here(self, at: int, end: int) -> LogFrame | None:
         position = at - self._segment or SEGMENT_HEADER.size
@@ -157,22 +158,22 @@ class Tail:
     `committed` is called by the committing thread, one at a time; `next_frame` by the follower's thread.
     """
 
-    def __init__(self, directory: Path, log_: Log, hold_max_bytes: int = DEFAULT_HOLD_MAX_BYTES) -> None:
-        self.hold_max_bytes = hold_max_bytes
+    def __init__(self, directory: Path, log_: Log, retain_max_bytes: int = DEFAULT_HOLD_MAX_BYTES) -> None:
+        self.retain_max_bytes = retain_max_bytes
         in_segment = log_.position if log_.position > SEGMENT_HEADER.size else 0
-        self.end = Place(log_.lsn + in_segment, log_.sequence)  # everything before it is committed
+        self.end = LogPosition(log_.lsn + in_segment, log_.sequence)  # everything before it is committed
         self.wake: Callable[[], None] = lambda: None
-        self.given_up_lsn = 0  # where the log begins since it grew past `hold_max_bytes`
+        self.given_up_lsn = 0  # where the log begins since it grew past `retain_max_bytes`
         self.wanted = False  # set by the follower before it sleeps: call `wake` at the next local event
         self._log_directory = log_.directory
-        self._path = directory / PLACE_FILE
+        self._path = directory / POSITION_FILE
         self._recent: deque[tuple[int, int, bytes]] = deque()  # LSN of start and end, the frame or nothing
         self._given = self._taken = 0  # bytes that ever went into and out of `_recent`
         self._reader = LogReader(log_.directory)
         self.held = self._load()
         self._durable_lsn = self.held.lsn if self.held else 0
 
-    def follow(self) -> Place:
+    def follow(self) -> LogPosition:
         """Where the follower goes on.  The first time it is the end of the log, which is held from now on."""
         if self.held is None:
             try:
@@ -188,7 +189,7 @@ class Tail:
         self._path.unlink(missing_ok=True)
         self.held = None
 
-    def hold(self, place: Place) -> None:
+    def hold(self, place: LogPosition) -> None:
         """Everything before `place` is dealt with.  Survives a crash later, or not: then it is dealt with again."""
         self.held = place
         try:
@@ -206,7 +207,7 @@ class Tail:
             if self._given - self._taken + len(kept) <= RECENT_BYTES and len(self._recent) < RECENT_FRAMES:
                 self._given += len(kept)
                 self._recent.append((start, end, kept))
-        self.end = Place(end, sequence + local_count)
+        self.end = LogPosition(end, sequence + local_count)
         if self.wanted and local_count:
             self.wanted = False
             self.wake()
@@ -229,16 +230,16 @@ class Tail:
         end = self.end.lsn
         return self._reader.frame(at, end) if at < end else None
 
-    def deletable(self, absorbed: int) -> list[int]:
-        """LSNs of the segments that nobody needs: absorbed up to `absorbed`, and dealt with or given up."""
+    def deletable(self, checkpoint_lsn: int) -> list[int]:
+        """LSNs of the segments that nobody needs: absorbed up to `checkpoint_lsn`, and dealt with or given up."""
         lsns = []
         for lsn, following in pairwise(list_segments(self._log_directory)):
-            if following > absorbed:
+            if following > checkpoint_lsn:
                 break
             if self.held is not None and following > self._durable_lsn:
                 if following <= self.held.lsn:
                     self._make_durable(self.held)  # or a crash could bring back a place in a segment that is gone
-                elif self.end.lsn - lsn > self.hold_max_bytes:
+                elif self.end.lsn - lsn > self.retain_max_bytes:
                     self.given_up_lsn = following
                 else:
                     break
@@ -249,7 +250,7 @@ class Tail:
         """Lets the files go."""
         self._reader.close()
 
-    def _load(self) -> Place | None:
+    def _load(self) -> LogPosition | None:
         try:
             with self._path.open("rb") as file:
                 data = file.read(_PLACE.size + 1)
@@ -257,8 +258,8 @@ class Tail:
             return None
         except OSError as error:
             raise DirectoryUnwritable(f"{self._path}: cannot be read: {error.strerror}") from error
-        oldest = Place(list_segments(self._log_directory)[0], 0)
-        place = place_of(data)
+        oldest = LogPosition(list_segments(self._log_directory)[0], 0)
+        place = position_of(data)
         if place is None:
             log.warning("%s: damaged; everything that is left of the log will be published again", self._path)
             return oldest
@@ -268,14 +269,14 @@ class Tail:
             return self.end
         return place
 
-    def _save(self, place: Place) -> None:
-        body = _PLACE.pack(PLACE_MAGIC, *place, 0)[:-8]
+    def _save(self, place: LogPosition) -> None:
+        body = _PLACE.pack(POSITION_MAGIC, *place, 0)[:-8]
         draft = self._path.with_suffix(".new")
         with open(draft, "wb", opener=private) as file:
             file.write(body + xxh3_64_intdigest(body).to_bytes(8, "big"))
         draft.replace(self._path)
 
-    def _make_durable(self, place: Place) -> None:
+    def _make_durable(self, place: LogPosition) -> None:
         sync_file(self._path)
         sync_directory(self._path.parent)
         self._durable_lsn = place.lsn

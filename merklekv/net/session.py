@@ -21,7 +21,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from merklekv.errors import MerkleKVError
-from merklekv.log_throttle import BurstLog
+from merklekv.log_throttle import LogThrottle
 from merklekv.net.errors import RequestError
 from merklekv.net.limits import COMMAND_THREADS_MAX, REQUEST_ROOM_BYTES, Limits
 from merklekv.net.protocol.text import Request
@@ -37,7 +37,7 @@ Pause = Callable[[], bool] | None
 Long = Generator[Pause, None, bytes]
 Reply = bytes | Long
 Handler = Callable[["Session", Request], Reply]
-RowHandler = Callable[["Session", Sequence[Request], int], list[bytes]]  # the int: bytes of replies that suffice
+BatchHandler = Callable[["Session", Sequence[Request], int], list[bytes]]  # the int: bytes of replies that suffice
 
 
 class Services(Protocol):
@@ -55,7 +55,7 @@ class Services(Protocol):
     def members(self) -> Sequence[Mapping[str, int | str]]:
         """The nodes that this one knows, this one first."""
 
-    def forget(self, node: str, birth: str) -> None:
+    def forget(self, node: str, store_id: str) -> None:
         """Takes a node out of the members; the birth (hex, or empty) says which of several with this id."""
 
     def shutdown(self) -> None:
@@ -85,7 +85,7 @@ class NoServices:
     def members(self) -> Sequence[Mapping[str, int | str]]:
         return []
 
-    def forget(self, node: str, birth: str) -> None:
+    def forget(self, node: str, store_id: str) -> None:
         raise RequestError(f"cannot forget {node}: {_ALONE}")
 
     def shutdown(self) -> None:
@@ -124,7 +124,7 @@ class Context:
         self.commands = commands
         self.cursors = cursors
         self.traffic = Traffic()
-        self.bursts = BurstLog(log)  # for warnings that a client could cause as often as it likes
+        self.throttle = LogThrottle(log)  # for warnings that a client could cause as often as it likes
         self.command_threads = threading.BoundedSemaphore(COMMAND_THREADS_MAX)
         self.port = 0
         self.sessions: Callable[[], list[Session]] = list

@@ -379,7 +379,7 @@ class Worker(threading.Thread):
 
     def _report(self, kind: str, text: str, problem: Exception | None = None) -> None:
         try:
-            self._context.bursts.warn(kind, text, problem)
+            self._context.throttle.warn(kind, text, problem)
         except MemoryError:
             pass  # there is none left even to say so
 

@@ -31,7 +31,7 @@ from merklekv.replication.sync.schedule import rest_s
 
 log = logging.getLogger(__name__)
 
-NOTE_SCRUBBED: Final = b"scrubbed"  # 8 bytes: when the last pass ended, ns since the epoch
+METADATA_SCRUBBED: Final = b"scrubbed"  # 8 bytes: when the last pass ended, ns since the epoch
 FIRST_REST_S: Final = 600.0  # a node that has just been started has other things to do
 SLICE_S: Final = 0.001
 LINES_MAX: Final = 100  # about damage, in one pass
@@ -117,7 +117,7 @@ class Scrubber:
                 if self._stopping.is_set():
                     return False
         self.records = before + one.read
-        self._engine.note(NOTE_SCRUBBED, time.time_ns().to_bytes(8, "big"))
+        self._engine.note(METADATA_SCRUBBED, time.time_ns().to_bytes(8, "big"))
         self._engine.commit()
         self.passes += 1
         self.left = self._found - self._mended
@@ -131,7 +131,7 @@ class Scrubber:
         return True
 
     def _last_ns(self) -> int:
-        return int.from_bytes(self._engine.notes.get(NOTE_SCRUBBED, b""), "big")
+        return int.from_bytes(self._engine.metadata.get(METADATA_SCRUBBED, b""), "big")
 
     def _run(self) -> None:
         wait_s = max(self._due_s(), min(FIRST_REST_S, self._interval_s))

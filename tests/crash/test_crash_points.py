@@ -50,7 +50,7 @@ def run_into(victim: Victim, point: str, before_writing: Callable[[], None]) -> 
     [
         *((point, lambda victim: None) for point in POINTS if point != "absorb.floor_raised"),
         pytest.param("absorb.floor_raised", Victim.truncate, id="absorb.floor_raised-all"),
-        pytest.param("absorb.floor_raised", Victim.raise_floor, id="absorb.floor_raised-half"),
+        pytest.param("absorb.floor_raised", Victim.raise_truncation, id="absorb.floor_raised-half"),
     ],
 )
 def test_nothing_is_lost_at(

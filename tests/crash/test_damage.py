@@ -79,7 +79,7 @@ def test_the_last_frame_cut_at_every_byte(behind: bytes, made_by_a_node: Path, c
             file.write(behind)
         assert check_directory(copy) == [], cut
         for value in (b"once", b"twice"):
-            engine = Engine(copy, absorb="manual")
+            engine = Engine(copy, checkpoint="manual")
             assert engine.get(LAST) is None, cut
             assert engine.get(b"and " + LAST) is None, cut
             assert all(engine.get(b"key:%d" % number) == b"value %d" % number for number in range(KEYS)), cut
@@ -106,7 +106,7 @@ def test_any_flipped_byte_in_the_middle_of_a_segment_is_refused(made_by_a_node: 
         flip(segment, position)
         before = segment.read_bytes()
         with pytest.raises(Corruption, match=f"{segment}.* byte {begin}\\b"):
-            Engine(copy, absorb="manual")
+            Engine(copy, checkpoint="manual")
         assert segment.read_bytes() == before, "a refused start changes nothing"
         assert any(str(segment) in problem for problem in check_directory(copy)), position
 

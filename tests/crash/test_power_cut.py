@@ -72,8 +72,8 @@ class Outlet:
         engine._closing.set()
         if engine._syncer.is_alive():
             engine._syncer.join()
-        if engine._merger is not None:
-            engine._merger.stop()
+        if engine._checkpointer is not None:
+            engine._checkpointer.stop()
         os.close(engine._log._fd)
         engine.tail.close()
         engine._layers.base.close()
@@ -155,8 +155,8 @@ class Outlet:
 
     def stall(self) -> None:
         """The child stands still."""
-        merger = self.engine._merger
-        if merger is not None and (child := merger.child.pid) is not None:
+        checkpointer = self.engine._checkpointer
+        if checkpointer is not None and (child := checkpointer.child.pid) is not None:
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGSTOP)
                 self._stalled = child
@@ -178,7 +178,7 @@ def everything(engine: Engine) -> Model:
 
 def contents(directory: Path) -> Model:
     """What an engine finds there."""
-    engine = Engine(directory, absorb="manual", durability="never")
+    engine = Engine(directory, checkpoint="manual", durability="never")
     try:
         return everything(engine)
     finally:

@@ -15,7 +15,7 @@ from merklekv.engine import base as store_module
 from merklekv.engine.base import Base, BaseWriter, translate
 from merklekv.engine.format import bucket_of
 from merklekv.engine.verify.check_base import View, check_base
-from merklekv.engine.verify.report import Findings
+from merklekv.engine.verify.report import Report
 from merklekv.errors import Corruption, DiskFull, StorageFailed
 
 names = st.integers(0, 15).map(lambda number: b"k%02d" % number) | st.just(b"\xff" * 511)
@@ -26,13 +26,13 @@ batches = st.lists(
 
 def problems(writer: BaseWriter) -> list[str]:
     """What the checker finds in the newest commit."""
-    findings = Findings(print)
+    report = Report(print)
     with writer._env.begin() as txn:
         check_base(
             View(Path("base"), txn, writer._records, writer._index, writer._tombstones, writer._leaves, writer._meta),
-            findings,
+            report,
         )
-    return findings.sentences()
+    return report.sentences()
 
 
 @pytest.fixture
@@ -52,13 +52,13 @@ def test_every_commit_is_sound(drawn: list[tuple[dict[bytes, bytes | None], int]
         with BaseWriter(path) as writer:
             for number, (batch, floor_ts) in enumerate(drawn, 1):
                 pairs = [(key, support.record(key, batch[key], 10 * number)) for key in sorted(batch)]
-                writer.mark_absorbing(number)
-                floor = support.version(floor_ts)
-                if floor > writer.floor:
-                    for _ in writer.raise_floor(floor):
+                writer.begin_checkpoint(number)
+                truncation = support.version(floor_ts)
+                if truncation > writer.truncation:
+                    for _ in writer.raise_truncation(truncation):
                         assert problems(writer) == []
-                    model = {key: record for key, record in model.items() if record >= floor}
-                pairs = [(key, record) for key, record in pairs if record >= writer.floor]
+                    model = {key: record for key, record in model.items() if record >= truncation}
+                pairs = [(key, record) for key, record in pairs if record >= writer.truncation]
                 added = writer.put(pairs)
                 assert problems(writer) == []
                 assert added == [key for key, _ in pairs if key not in model]
@@ -107,22 +107,22 @@ def _made(path: Path) -> Path:
 
 
 def test_the_mark_of_an_absorption_stands_until_it_is_finished(writer: BaseWriter) -> None:
-    assert not writer.mark_absorbing(100)
-    assert writer.mark_absorbing(200)
+    assert not writer.begin_checkpoint(100)
+    assert writer.begin_checkpoint(200)
     writer.finish(200, {})
-    assert not writer.mark_absorbing(300)
-    assert writer.absorbed == 200
+    assert not writer.begin_checkpoint(300)
+    assert writer.checkpoint_lsn == 200
 
 
 def test_a_large_base_is_swept_in_parts(writer: BaseWriter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "TRANSACTION_KEYS", 10)
     keys = sorted([b"k%02d" % number for number in range(99)] + [b"\xff" * 511])
     writer.put([(key, support.record(key, b"", number)) for number, key in enumerate(keys)])
-    writer.mark_absorbing(1)
-    steps = sum(1 for _ in writer.raise_floor(support.version(40)))
+    writer.begin_checkpoint(1)
+    steps = sum(1 for _ in writer.raise_truncation(support.version(40)))
     assert steps == 11
     assert problems(writer) == []
-    assert writer.floor == support.version(40)
+    assert writer.truncation == support.version(40)
 
 
 def test_what_lmdb_reports_becomes_what_a_person_can_act_on(tmp_path: Path) -> None:

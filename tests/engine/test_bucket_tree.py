@@ -12,7 +12,7 @@ from merklekv.engine.format import BUCKETS, bucket_of
 from merklekv.engine.merkle import EMPTY_ROOT, LEAF_MASK, MerkleTree, pack_leaves, unpack_leaves
 from merklekv.engine.verify import reference
 
-FLOOR = bytes(24)
+TRUNCATION = bytes(24)
 names = st.integers(0, 12).map(lambda number: b"k%d" % number)
 records = st.dictionaries(
     names, st.tuples(st.none() | st.binary(max_size=4), st.integers(1, 2**60)), min_size=0, max_size=10
@@ -38,26 +38,26 @@ def test_any_history_ends_in_the_plain_tree(
     for number, (key, record, sign) in enumerate(changes):
         tree.add(key, record, sign)
         if number % 3 == 0:
-            tree.root(FLOOR)  # inner digests are kept: a change must mark them
+            tree.root(TRUNCATION)  # inner digests are kept: a change must mark them
     expected = plain(kept)
-    assert tree.root(FLOOR) == expected.root(FLOOR)
+    assert tree.root(TRUNCATION) == expected.root(TRUNCATION)
     for key in gone | kept:
         bucket = bucket_of(key)
         node, leaf = divmod(bucket, 256)
         assert tree.leaf(bucket) == tree.inner_leaves(node)[leaf] == reference.number(expected.leaf(bucket))
         assert kept.get(key) is None or tree.counts[bucket] > 0
     again = MerkleTree([tree.leaf(bucket) for bucket in range(BUCKETS)])
-    assert again.root(FLOOR) == tree.root(FLOOR)
+    assert again.root(TRUNCATION) == tree.root(TRUNCATION)
 
 
 @given(records)
 def test_the_root_tells_sets_and_floors_apart(one: dict[bytes, bytes]) -> None:
-    root = plain(one).root(FLOOR)
+    root = plain(one).root(TRUNCATION)
     assert (root == EMPTY_ROOT) == (not one)
     for key in one:
         less = {other: record for other, record in one.items() if other != key}
-        assert plain(less).root(FLOOR) != root
-        assert plain(one | {key: support.record(key, b"another", 7)}).root(FLOOR) != root
+        assert plain(less).root(TRUNCATION) != root
+        assert plain(one | {key: support.record(key, b"another", 7)}).root(TRUNCATION) != root
     if one:
         assert plain(one).root(support.version(1)) != root
 
@@ -76,7 +76,7 @@ def test_a_tree_may_be_brought_up_to_date_in_parts(
         assert all(node >= middle for node in tree.dirty)
     tree.refresh(range(middle, 256))
     assert tree.dirty == set()
-    assert tree.root(FLOOR) == whole.root(FLOOR)
+    assert tree.root(TRUNCATION) == whole.root(TRUNCATION)
 
 
 @given(st.lists(st.integers(0, LEAF_MASK), max_size=20))

@@ -23,7 +23,7 @@ from merklekv.engine.log import list_segments, segment_path
 from merklekv.engine.verify import reference
 from merklekv.engine.verify.check import check_directory
 from merklekv.engine.verify.check_log import check_log
-from merklekv.engine.verify.report import PROBLEMS_MAX, BaseFacts, Findings, Stages
+from merklekv.engine.verify.report import PROBLEMS_MAX, BaseFacts, Report, Stages
 from merklekv.errors import Corruption, DirectoryLocked, FormatTooNew, NotADataDirectory
 
 KEY = b"k05"
@@ -139,14 +139,14 @@ def test_a_key_that_the_index_has_in_a_wrong_bucket(path: Path) -> None:
 
 def test_while_an_absorption_is_in_progress_the_index_may_lack_keys(path: Path) -> None:
     end = list_segments(path / "log")[-1]
-    change(path, b"meta", b"absorbing", lambda _: end.to_bytes(8, "big"))
+    change(path, b"meta", b"checkpointing", lambda _: end.to_bytes(8, "big"))
     with base_of(path) as open_database:
         txn, index = open_database(b"index")
         txn.delete(BUCKET.to_bytes(2, "big"), KEY, db=index)
     assert check_directory(path) == []
-    change(path, b"meta", b"absorbing", lambda _: (end + 1).to_bytes(8, "big"))
+    change(path, b"meta", b"checkpointing", lambda _: (end + 1).to_bytes(8, "big"))
     only(check_directory(path), f"absorbing up to LSN {end + 1}, expected a segment to start there")
-    change(path, b"meta", b"absorbing", lambda _: bytes(8))
+    change(path, b"meta", b"checkpointing", lambda _: bytes(8))
     assert "absorbing up to LSN 0, expected more than " in check_directory(path)[0]
 
 
@@ -170,7 +170,7 @@ def test_flags_that_nobody_knows(path: Path) -> None:
 
 
 def test_a_record_below_the_floor(path: Path) -> None:
-    change(path, b"meta", b"floor", lambda _: support.version(NOON + 3))
+    change(path, b"meta", b"truncation", lambda _: support.version(NOON + 3))
     problems = check_directory(path)
     assert len(problems) == 3  # noon, and the two versions behind it
     for number, problem in enumerate(problems):
@@ -179,8 +179,8 @@ def test_a_record_below_the_floor(path: Path) -> None:
 
 
 def test_meta_of_a_wrong_size(path: Path) -> None:
-    change(path, b"meta", b"absorbed", lambda value: value + b"\x00")
-    assert any("the size of absorbed in meta is 9, expected 8" in problem for problem in check_directory(path))
+    change(path, b"meta", b"checkpoint_lsn", lambda value: value + b"\x00")
+    assert any("the size of checkpoint_lsn in meta is 9, expected 8" in problem for problem in check_directory(path))
 
 
 # -- LMDB itself -------------------------------------------------------------------------------------------------------
@@ -214,9 +214,9 @@ def test_a_base_that_was_being_created_is_no_problem(tmp_path: Path) -> None:
     support.open_engine(tmp_path / "data").close()
     (tmp_path / "data" / "base" / "data.mdb").unlink()
     lmdb.open(str(tmp_path / "data" / "base"), max_dbs=4).close()
-    notes: list[str] = []
-    assert check_directory(tmp_path / "data", note=notes.append) == []
-    assert "was being created when the process ended" in notes[0]
+    metadata: list[str] = []
+    assert check_directory(tmp_path / "data", note=metadata.append) == []
+    assert "was being created when the process ended" in metadata[0]
     support.open_engine(tmp_path / "data").set(b"k", b"v")
 
 
@@ -240,10 +240,10 @@ def test_a_missing_segment(path: Path) -> None:
 def test_a_torn_tail_is_a_note(path: Path) -> None:
     last = segment_path(path / "log", list_segments(path / "log")[-1])
     os.truncate(last, last.stat().st_size - 1)
-    notes: list[str] = []
-    assert check_directory(path, note=notes.append) == []
-    assert len(notes) == 1
-    assert f"{last}: a torn tail behind byte " in notes[0]
+    metadata: list[str] = []
+    assert check_directory(path, note=metadata.append) == []
+    assert len(metadata) == 1
+    assert f"{last}: a torn tail behind byte " in metadata[0]
 
 
 def _log_problems(tmp_path: Path, *frames: tuple[list[bytes], int, int]) -> list[str]:
@@ -253,9 +253,9 @@ def _log_problems(tmp_path: Path, *frames: tuple[list[bytes], int, int]) -> list
         data += support.frame(0, len(data), entries, sequence, synced)
     tmp_path.mkdir(exist_ok=True)
     (tmp_path / f"{0:020d}.log").write_bytes(data)
-    findings = Findings(pytest.fail)
-    check_log(tmp_path, BaseFacts(), findings)
-    return findings.sentences()
+    report = Report(pytest.fail)
+    check_log(tmp_path, BaseFacts(), report)
+    return report.sentences()
 
 
 def test_what_frames_cannot_say(tmp_path: Path) -> None:
@@ -280,16 +280,18 @@ def test_what_entries_cannot_say(tmp_path: Path) -> None:
         assert len(problems) == 1, problems
         return problems[0]
 
-    floor = support.version(NOON + 9)
+    truncation = support.version(NOON + 9)
     live, dead = support.record(b"k", b"v", NOON), support.record(b"k", None, NOON)
     assert "key b'k': the flags are 01, expected others for op 1" in problem(support.entry(1, b"k", dead))
     assert "key b'k': the flags are 00, expected others for op 2" in problem(support.entry(2, b"k", live))
     assert "key b'x': the digest is " in problem(support.entry(1, b"x", live))
     assert "unknown op 12, expected 1 to 11" in problem(support.entry(12, b"k", live))
-    assert "a floor in 1 bytes of key and 24 of record" in problem(support.entry(7, b"k", floor))
-    assert "a floor in 0 bytes of key and 23 of record" in problem(support.entry(7, b"", floor[1:]))
-    assert "the floor is 2000000000000000009-" in problem(*[support.entry(7, b"", floor)] * 2)
-    assert "below the floor 2000000000000000009-" in problem(support.entry(7, b"", floor), support.entry(1, b"k", live))
+    assert "a floor in 1 bytes of key and 24 of record" in problem(support.entry(7, b"k", truncation))
+    assert "a floor in 0 bytes of key and 23 of record" in problem(support.entry(7, b"", truncation[1:]))
+    assert "the floor is 2000000000000000009-" in problem(*[support.entry(7, b"", truncation)] * 2)
+    assert "below the floor 2000000000000000009-" in problem(
+        support.entry(7, b"", truncation), support.entry(1, b"k", live)
+    )
 
 
 # -- the directory -----------------------------------------------------------------------------------------------------
@@ -361,10 +363,10 @@ def test_a_stage_without_steps_and_one_with_too_many() -> None:
 
 
 def test_many_problems_are_cut_short() -> None:
-    findings = Findings(pytest.fail)
+    report = Report(pytest.fail)
     for number in range(PROBLEMS_MAX + 5):
-        findings.add("here", f"problem {number}")
-    assert findings.sentences()[-2:] == [f"here: problem {PROBLEMS_MAX - 1}", "and 5 more problems"]
+        report.add("here", f"problem {number}")
+    assert report.sentences()[-2:] == [f"here: problem {PROBLEMS_MAX - 1}", "and 5 more problems"]
 
 
 def test_the_plain_computations_share_no_code_with_the_engine() -> None:

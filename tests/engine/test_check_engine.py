@@ -44,7 +44,7 @@ def test_an_engine_with_an_inner_digest_out_of_date(make_engine: Callable[..., E
     only(broken(engine), "tree: the root is ", "expected ")
 
 
-@pytest.mark.parametrize(("name", "what"), [("live_count", "live keys"), ("dead_count", "tombstones")])
+@pytest.mark.parametrize(("name", "what"), [("live_count", "live keys"), ("tombstone_count", "tombstones")])
 def test_an_engine_with_a_wrong_counter(make_engine: Callable[..., Engine], name: str, what: str) -> None:
     engine = support.filled(make_engine())
     setattr(engine, name, getattr(engine, name) + 1)
@@ -83,7 +83,7 @@ def test_an_engine_whose_clock_is_behind_its_data(make_engine: Callable[..., Eng
 
 def test_an_engine_with_a_record_below_its_floor(make_engine: Callable[..., Engine]) -> None:
     engine = support.filled(make_engine())
-    engine._layers.floor = support.version(NOON + 100)
+    engine._layers.truncation = support.version(NOON + 100)
     assert any("below the floor" in problem for problem in broken(engine))
 
 

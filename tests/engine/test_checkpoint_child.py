@@ -13,7 +13,7 @@ from fixtures import engines as support
 from fixtures.engines import NOON
 
 from merklekv.engine.base import BaseWriter
-from merklekv.engine.checkpoint.child import SAMPLE_EVERY, SORT_KEYS, _in_order, absorb
+from merklekv.engine.checkpoint.child import SAMPLE_EVERY, SORT_KEYS, _in_order, checkpoint
 from merklekv.engine.engine import Engine
 from merklekv.engine.log import list_segments
 from merklekv.engine.verify.check import check_directory
@@ -35,7 +35,7 @@ def plain(engine: Engine) -> None:
 def over_a_base(engine: Engine) -> None:
     """Newer values, deletes and new keys over what the base has."""
     plain(engine)
-    support.absorb(engine)
+    support.checkpoint(engine)
     for number in range(0, 30, 3):
         engine.set(b"k%02d" % number, b"newer")
     for number in range(0, 20, 4):
@@ -61,10 +61,10 @@ def floored(engine: Engine) -> None:
     """A floor that spares part of the base and part of the log."""
     for number in range(20):
         engine.merge([(1, b"k%02d" % number, support.record(b"k%02d" % number, b"", NOON + number))], b"x")
-    support.absorb(engine)
+    support.checkpoint(engine)
     for number in range(15, 30):
         engine.merge([(1, b"k%02d" % number, support.record(b"k%02d" % number, b"2", NOON + number + 1))], b"x")
-    engine.merge_floor(support.version(NOON + 17), b"x")
+    engine.merge_truncation(support.version(NOON + 17), b"x")
     engine.set(b"local", b"")
 
 
@@ -74,7 +74,7 @@ def made(path: Path, prepare: Prepare) -> tuple[Path, bytes]:
     prepare(engine)
     support.freeze(engine)
     engine.close()
-    support.absorb_all(shutil.copytree(path, path.with_name("whole")))
+    support.checkpoint_all(shutil.copytree(path, path.with_name("whole")))
     engine = support.open_engine(path.with_name("whole"))
     root = engine.root()
     engine.close()
@@ -102,7 +102,7 @@ def test_cut_behind_any_commit_it_goes_on(tmp_path: Path, prepare: Prepare) -> N
         copy = shutil.copytree(path, tmp_path / "copy")
         with support.cut_after(commits) as count:
             try:
-                support.absorb_all(copy)
+                support.checkpoint_all(copy)
                 assert count[0] == commits - 1
                 break
             except support.Cut:
@@ -110,9 +110,9 @@ def test_cut_behind_any_commit_it_goes_on(tmp_path: Path, prepare: Prepare) -> N
         assert check_directory(copy) == []
         with support.engine_in(shutil.copytree(copy, tmp_path / "opened")) as engine:
             assert not engine.root_ready or engine.root() == root
-            support.absorb(engine)
+            support.checkpoint(engine)
             assert engine.root() == root
-        support.absorb_all(copy)
+        support.checkpoint_all(copy)
         assert check_directory(copy) == []
         assert dump(copy) == whole
         shutil.rmtree(copy)
@@ -125,7 +125,7 @@ def test_cut_it_goes_on_with_what_was_sealed_since(tmp_path: Path, commits: int)
     """What came meanwhile hides, deletes or truncates what was half absorbed."""
     path, _ = made(tmp_path / "data", over_a_base)
     with support.cut_after(commits), pytest.raises(support.Cut):
-        support.absorb_all(path)
+        support.checkpoint_all(path)
     engine = support.open_engine(path)
     engine.set(b"k00", b"since")
     engine.delete(b"k03")
@@ -136,7 +136,7 @@ def test_cut_it_goes_on_with_what_was_sealed_since(tmp_path: Path, commits: int)
     expected = support.everything(engine)
     root = engine.root()
     engine.close()
-    support.absorb_all(path)
+    support.checkpoint_all(path)
     assert check_directory(path) == []
     engine = support.open_engine(path)
     assert support.everything(engine) == expected
@@ -147,7 +147,7 @@ def test_progress_is_told_after_every_commit_and_grows(tmp_path: Path) -> None:
     path, _ = made(tmp_path / "data", two_segments)
     told: list[float] = []
     with BaseWriter(path / "base") as writer, support.cut_after(0) as count:
-        absorb(writer, path / "log", list_segments(path / "log")[-1], told.append)
+        checkpoint(writer, path / "log", list_segments(path / "log")[-1], told.append)
     assert told == sorted(told)
     assert 0 < told[0] <= told[-1] <= 1
     assert len(told) >= count[0] - 2  # but for the mark and the end
@@ -155,9 +155,9 @@ def test_progress_is_told_after_every_commit_and_grows(tmp_path: Path) -> None:
 
 def test_absorbing_what_is_absorbed_changes_nothing(tmp_path: Path) -> None:
     path, _ = made(tmp_path / "data", two_segments)
-    support.absorb_all(path)
+    support.checkpoint_all(path)
     before = support.snapshot(path / "base")
-    support.absorb_all(path)
+    support.checkpoint_all(path)
     assert support.snapshot(path / "base")["data.mdb"] == before["data.mdb"]
 
 
@@ -166,7 +166,7 @@ def test_a_floor_deletes_what_it_kills_and_spares_the_rest(make_engine: Callable
     floored(engine)
     assert not engine.root_ready
     assert sorted(support.values(engine)) == [b"k%02d" % number for number in range(16, 30)] + [b"local"]
-    support.absorb(engine)
+    support.checkpoint(engine)
     assert engine.root_ready
     assert engine.live_count == 15
     assert sorted(support.values(engine)) == [b"k%02d" % number for number in range(16, 30)] + [b"local"]

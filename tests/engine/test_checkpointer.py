@@ -16,7 +16,7 @@ from fixtures import engines as support
 from fixtures.support import wait_until
 
 from merklekv.engine.checkpoint import checkpointer as merger_module
-from merklekv.engine.checkpoint.child import AbsorbingChild, Progress
+from merklekv.engine.checkpoint.child import CheckpointProcess, Progress
 from merklekv.engine.durable import FROZEN_TABLES_MAX
 from merklekv.engine.engine import Engine
 from merklekv.engine.log import list_segments
@@ -26,9 +26,9 @@ from merklekv.errors import DirectoryLocked, Stalled, StorageFailed
 
 def child_pid(engine: Engine) -> int:
     """The absorbing process; there is one once there was something to absorb."""
-    merger = engine._merger
-    assert merger is not None
-    return wait_until(lambda: merger.child.pid, what="the child") or 0
+    checkpointer = engine._checkpointer
+    assert checkpointer is not None
+    return wait_until(lambda: checkpointer.child.pid, what="the child") or 0
 
 
 def write(engine: Engine, count: int, first: int = 0) -> None:
@@ -46,12 +46,12 @@ def wait_until_merged(engine: Engine) -> None:
 
 
 def test_full_memtables_go_to_the_base(make_engine: Callable[..., Engine]) -> None:
-    engine = make_engine(absorb="process")
+    engine = make_engine(checkpoint="process")
     write(engine, 500)
     wait_until_merged(engine)
     assert engine.live_count == 500
     assert engine._layers.base.live > 300
-    assert engine._layers.base.absorbed == engine._active.lsn
+    assert engine._layers.base.checkpoint_lsn == engine._active.lsn
     wait_until(lambda: list_segments(engine.directory.log) == [engine._active.lsn], what="the old segments to go")
     assert len(support.values(engine)) == 500
     assert engine.statistics()["frozen_memtables"] == 0
@@ -62,7 +62,7 @@ def test_a_child_that_dies_is_started_again(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, how: signal.Signals
 ) -> None:
     monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
-    engine = make_engine(absorb="process")
+    engine = make_engine(checkpoint="process")
     write(engine, 100)
     killed = set()
     for number in range(3):
@@ -77,7 +77,7 @@ def test_a_child_that_dies_is_started_again(
 
 def test_a_signal_to_the_whole_group_leaves_the_child_at_work(make_engine: Callable[..., Engine]) -> None:
     """Such as Ctrl-C, or a terminal that closes: the parent decides what it means, also while the child starts."""
-    engine = make_engine(absorb="process")
+    engine = make_engine(checkpoint="process")
     write(engine, 100)
     pid = child_pid(engine)
     fatal = {signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM}
@@ -93,10 +93,10 @@ def test_a_child_that_cannot_live_stops_the_node(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
-    engine = make_engine(absorb="process")
-    merger = engine._merger
-    assert merger is not None
-    merger.child._command = [sys.executable, "-c", "raise SystemExit(3)"]
+    engine = make_engine(checkpoint="process")
+    checkpointer = engine._checkpointer
+    assert checkpointer is not None
+    checkpointer.child._command = [sys.executable, "-c", "raise SystemExit(3)"]
     for number in range(100):
         engine.set(b"k%d" % number, b"v" * 1000)
     engine.commit()
@@ -107,7 +107,7 @@ def test_a_child_that_cannot_live_stops_the_node(
 
 def test_what_is_damaged_under_the_child_stops_the_node(make_engine: Callable[..., Engine], tmp_path: Path) -> None:
     """Its error arrives with its class and its words."""
-    engine = make_engine(absorb="process")
+    engine = make_engine(checkpoint="process")
     support.damaged(tmp_path / "data")
     with engine.lock:  # the child is asked by the merger, which waits for this lock before it asks again
         for number in range(100):
@@ -123,8 +123,8 @@ def test_an_error_while_progress_is_told_leaves_no_answer_for_the_next_job(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
-    engine = make_engine(absorb="process")
-    real = engine.merge_progressed
+    engine = make_engine(checkpoint="process")
+    real = engine.checkpoint_progressed
     errors = [MemoryError()]
 
     def progressed(share: float) -> None:
@@ -132,18 +132,18 @@ def test_an_error_while_progress_is_told_leaves_no_answer_for_the_next_job(
             raise errors.pop()
         real(share)
 
-    engine.merge_progressed = progressed  # type: ignore[method-assign]
+    engine.checkpoint_progressed = progressed  # type: ignore[method-assign]
     for number in range(3):
         engine.set(b"k%d" % number, b"v")
         support.freeze(engine)
         wait_until_merged(engine)
-        assert engine._layers.base.absorbed == engine._active.lsn
+        assert engine._layers.base.checkpoint_lsn == engine._active.lsn
     assert not errors
 
 
 def test_closing_while_merging_loses_nothing(make_engine: Callable[..., Engine], tmp_path: Path) -> None:
     for number in range(4):
-        engine = make_engine(absorb="process")
+        engine = make_engine(checkpoint="process")
         write(engine, 200, 200 * number)
         pids = [child.pid for child in psutil.Process().children(recursive=True)]
         engine.close()
@@ -156,23 +156,23 @@ def test_writers_that_outran_a_merge_are_let_go_on(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They filled the memtable while no more could be frozen, and wait: no commit comes that would freeze it."""
-    engine = make_engine(absorb="manual")
+    engine = make_engine(checkpoint="manual")
     for first in range(0, 192, 64):
         engine.mset([(b"k%06d" % number, b"v" * 1000) for number in range(first, first + 64)])
         engine.commit()
     assert len(engine._layers.frozen) == FROZEN_TABLES_MAX
     engine.close()
-    absorb = AbsorbingChild.absorb
-    absorbed, outrun = threading.Event(), threading.Event()
+    checkpoint = CheckpointProcess.checkpoint
+    checkpoint_lsn, outrun = threading.Event(), threading.Event()
 
-    def absorb_and_wait(self: AbsorbingChild, upto: int, progress: Progress) -> None:
-        absorb(self, upto, progress)
-        absorbed.set()
+    def absorb_and_wait(self: CheckpointProcess, upto: int, progress: Progress) -> None:
+        checkpoint(self, upto, progress)
+        checkpoint_lsn.set()
         outrun.wait()
 
-    monkeypatch.setattr(AbsorbingChild, "absorb", absorb_and_wait)
-    engine = make_engine(absorb="process")
-    assert absorbed.wait(20)
+    monkeypatch.setattr(CheckpointProcess, "checkpoint", absorb_and_wait)
+    engine = make_engine(checkpoint="process")
+    assert checkpoint_lsn.wait(20)
     number = 192
     while not engine.stalled:
         engine.set(b"k%06d" % number, b"v" * 1000)
@@ -194,9 +194,9 @@ engine = Engine({str(tmp_path / "data")!r}, memtable_size=1 << 16)
 for number in range(100):
     engine.set(b"k%d" % number, b"v" * 1000)
 engine.commit()
-while engine._merger.child.pid is None:
+while engine._checkpointer.child.pid is None:
     time.sleep(0.001)
-print(engine._merger.child.pid, flush=True)
+print(engine._checkpointer.child.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -210,7 +210,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_two_processes_never_share_a_directory(make_engine: Callable[..., Engine], tmp_path: Path) -> None:
-    make_engine(absorb="process")
+    make_engine(checkpoint="process")
     code = f"from merklekv.engine.engine import Engine\nEngine({str(tmp_path / 'data')!r})"
     paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
     other = subprocess.run(
@@ -229,24 +229,24 @@ def test_a_start_merges_what_the_last_one_left(make_engine: Callable[..., Engine
         engine.commit()
         write_count += 1
     engine.close()
-    engine = make_engine(absorb="process")
+    engine = make_engine(checkpoint="process")
     wait_until_merged(engine)
     assert engine._layers.base.live > 100
     assert len(support.values(engine)) == write_count
 
 
 def test_waiting_for_room_ends_when_there_is_some(make_engine: Callable[..., Engine]) -> None:
-    engine = make_engine(absorb="process")
-    merger = engine._merger
-    assert merger is not None
+    engine = make_engine(checkpoint="process")
+    checkpointer = engine._checkpointer
+    assert checkpointer is not None
     go_on = threading.Event()
-    real = merger.child.absorb
+    real = checkpointer.child.checkpoint
 
-    def absorb(upto: int, progress: Callable[[float], None]) -> None:
+    def checkpoint(upto: int, progress: Callable[[float], None]) -> None:
         assert go_on.wait(20)
         real(upto, progress)
 
-    merger.child.absorb = absorb  # type: ignore[method-assign]
+    checkpointer.child.checkpoint = checkpoint  # type: ignore[method-assign]
     number = 0
     while not engine.stalled:
         engine.set(b"k%d" % number, b"v" * 1000)

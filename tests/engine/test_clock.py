@@ -15,14 +15,16 @@ from merklekv.engine.clock import (
     UNSET_BEFORE_NS,
     HybridClock,
     show_version,
+    store_id_of,
     timestamp_of,
-    writer_of,
 )
 
 DRIFT = DAY_NS
 walls = st.integers(0, 3 * NOON) | st.integers(NOON - 3 * DRIFT, NOON + 3 * DRIFT) | st.just(NOON)
 steps = st.lists(
-    st.tuples(st.just("wall"), walls) | st.tuples(st.sampled_from(["observe", "floor"]), walls) | st.just(("next", 0)),
+    st.tuples(st.just("wall"), walls)
+    | st.tuples(st.sampled_from(["observe", "truncation"]), walls)
+    | st.just(("next", 0)),
     max_size=30,
 )
 
@@ -31,7 +33,7 @@ steps = st.lists(
 def test_the_clock_keeps_its_laws(history: list[tuple[str, int]]) -> None:
     wall = Wall()
     clock = HybridClock(DRIFT, wall)
-    floor = newest = bytes(24)
+    truncation = newest = bytes(24)
     issued = set()
     for step, number in history:
         if step == "wall":
@@ -39,19 +41,19 @@ def test_the_clock_keeps_its_laws(history: list[tuple[str, int]]) -> None:
         elif step == "observe":
             clock.observe(support.version(number))
             newest = max(newest, support.version(number))
-        elif step == "floor":
-            clock.observe_floor(support.version(number))
-            floor = max(floor, support.version(number))
-            newest = max(newest, floor)
+        elif step == "truncation":
+            clock.observe_truncation(support.version(number))
+            truncation = max(truncation, support.version(number))
+            newest = max(newest, truncation)
         else:
             followed = clock.set_back
             version = clock.next()
             assert len(version) == 24
             assert version not in issued
-            assert version > floor
+            assert version > truncation
             assert timestamp_of(version) >= wall.now
             assert version > newest or clock.set_back > followed
-            if wall.now >= UNSET_BEFORE_NS and timestamp_of(floor) < wall.now:
+            if wall.now >= UNSET_BEFORE_NS and timestamp_of(truncation) < wall.now:
                 assert timestamp_of(version) <= wall.now + DRIFT + 1
             issued.add(version)
             newest = version
@@ -94,7 +96,7 @@ def test_a_wall_that_was_never_set_is_not_followed() -> None:
 def test_a_floor_in_the_future_holds_the_clock_for_good(caplog: pytest.LogCaptureFixture) -> None:
     wall = Wall()
     clock = HybridClock(DRIFT, wall)
-    clock.observe_floor(support.version(NOON + 5 * DRIFT))
+    clock.observe_truncation(support.version(NOON + 5 * DRIFT))
     with caplog.at_level(logging.WARNING):
         assert [timestamp_of(clock.next()) - NOON - 5 * DRIFT for _ in range(3)] == [1, 2, 3]
     assert not caplog.records
@@ -160,7 +162,7 @@ def test_two_starts_never_issue_one_version() -> None:
     assert first.next() != second.next()
     for clock in (first, second):
         clock.write_as(b"the same")
-        assert writer_of(clock.next()) == b"the same"
+        assert store_id_of(clock.next()) == b"the same"
         assert clock.next()[8:20] == clock.instance
     assert first.instance != second.instance
 

@@ -171,7 +171,7 @@ def test_a_directory_that_is_held_is_refused_whatever_became_of_its_lock_file(
 OPEN = """
 import sys
 from merklekv.engine.engine import Engine
-Engine(sys.argv[1], absorb="manual", durability="never")
+Engine(sys.argv[1], checkpoint="manual", durability="never")
 print("open", flush=True)
 sys.stdin.read()
 """
@@ -209,7 +209,7 @@ def test_a_directory_that_is_replaced_while_it_is_open_stops_the_writer(tmp_path
     place.rename(tmp_path / "moved")
     place.mkdir()
     with pytest.raises(StorageFailed, match=f"{place}: was moved or replaced while it was in use; put it back"):
-        engine.absorb_sealed()
+        engine.checkpoint_now()
     assert list(place.iterdir()) == []
     engine.close()
     place.rmdir()
@@ -336,7 +336,7 @@ def filled(path: Path) -> Path:
         for number in range(500):
             engine.set(b"k%03d" % number, bytes(200))
         engine.commit()
-        support.absorb(engine)
+        support.checkpoint(engine)
         engine.set(b"not merged", b"")
     return path / "base" / "data.mdb"
 
@@ -394,7 +394,7 @@ def test_a_base_without_pages_that_are_free_is_whole(tmp_path: Path) -> None:
     with support.engine_in(tmp_path / "data") as engine:
         engine.truncate()
         engine.commit()
-        support.absorb(engine)
+        support.checkpoint(engine)
     whole = data.read_bytes()
     size = len(whole)
     while not verify(str(data)):
@@ -407,7 +407,7 @@ def test_a_base_without_pages_that_are_free_is_whole(tmp_path: Path) -> None:
         assert data.stat().st_size == len(whole)
         assert engine.live_count == 0
         engine.set(b"k", b"v")
-        support.absorb(engine)
+        support.checkpoint(engine)
 
 
 @pytest.mark.parametrize("size", [0, 1, 47])
@@ -435,14 +435,14 @@ def test_the_segment_where_the_base_ends_is_not_taken_for_a_new_one(tmp_path: Pa
 
 def test_a_child_that_the_base_kills_is_told_at_once(tmp_path: Path) -> None:
     """SIGBUS: the file is shorter than it was when the child began, or the disk cannot read it."""
-    engine = support.open_engine(tmp_path / "data", absorb="process")
-    merger = engine._merger
-    assert merger is not None
+    engine = support.open_engine(tmp_path / "data", checkpoint="process")
+    checkpointer = engine._checkpointer
+    assert checkpointer is not None
     # Nobody can send it this signal, which the kernel delivers all the same.
     die = "import os, signal; signal.pthread_sigmask(signal.SIG_SETMASK, ()); os.kill(os.getpid(), signal.SIGBUS)"
-    merger.child._command = [sys.executable, "-c", die]
+    checkpointer.child._command = [sys.executable, "-c", die]
     with pytest.raises(Corruption, match=r"data.mdb: could not be read \(SIGBUS\): it was cut off, or the disk fails"):
-        merger.child.absorb(1, lambda share: None)
+        checkpointer.child.checkpoint(1, lambda share: None)
     engine.close()
 
 
@@ -458,13 +458,13 @@ def modes(path: Path) -> dict[str, int]:
 def test_only_its_user_can_read_what_an_engine_makes(tmp_path: Path, mask: int) -> None:
     before = os.umask(mask)
     try:
-        engine = support.open_engine(tmp_path / "data", absorb="process")
+        engine = support.open_engine(tmp_path / "data", checkpoint="process")
         engine.tail.follow()
         for number in range(200):
             engine.wait_for_room(10)
             engine.set(b"k%03d" % number, bytes(1000))
             engine.commit()
-        wait_until(lambda: engine.statistics()["log_absorbed_lsn"], what="the first merge")
+        wait_until(lambda: engine.statistics()["log_checkpoint_lsn"], what="the first merge")
         engine.close()
     finally:
         os.umask(before)
@@ -504,7 +504,7 @@ def test_what_root_makes_belongs_to_the_owner_of_the_directory(tmp_path: Path) -
     os.chown(path, OTHER, OTHER)
     with support.engine_in(path) as engine:
         engine.set(b"k", b"v")
-        support.absorb(engine)
+        support.checkpoint(engine)
     owners = {str(one.relative_to(path)): (one.lstat().st_uid, one.lstat().st_gid) for one in (path, *path.rglob("*"))}
     assert owners.pop("log/link") == owners.pop("log/symbolic") == (0, 0)
     assert set(owners.values()) == {(OTHER, OTHER)}

@@ -81,7 +81,7 @@ def fill_memory(engine: Engine, error: type[Exception]) -> dict[bytes, bytes]:
 
 def fill_log(engine: Engine) -> None:
     """Uses up the log to the last bytes."""
-    engine.set_row((b"SET", b"k", b"") for _ in range(100_000))
+    engine.set_batch((b"SET", b"k", b"") for _ in range(100_000))
     with pytest.raises(DiskFull):
         engine.set(b"k", b"")
 
@@ -115,7 +115,7 @@ def test_what_was_accepted_has_its_place(disk: Disk) -> None:
     """A write is refused when it is made, never when it is committed."""
     engine = support.open_engine(disk.path / "data", memtable_size=1 << 30, durability="always")
     disk.fill(leave=100_000)
-    accepted = engine.set_row((b"SET", b"k%d" % number, b"v" * 500) for number in range(10_000))
+    accepted = engine.set_batch((b"SET", b"k%d" % number, b"v" * 500) for number in range(10_000))
     assert 50 < accepted < 10_000
     with pytest.raises(DiskFull):
         engine.set(b"k%d" % accepted, b"v" * 500)
@@ -147,8 +147,8 @@ def test_a_note_that_goes_first(disk: Disk) -> None:
     engine = support.open_engine(disk.path / "data", durability="always")
     disk.fill()
     fill_log(engine)
-    engine.note_first(b"one", b"1" * 5000)
-    engine.note_first(b"two", b"2")
+    engine.put_metadata_first(b"one", b"1" * 5000)
+    engine.put_metadata_first(b"two", b"2")
     assert engine.get(b"k") == b""
     for verb in (
         lambda: engine.set(b"k", b""),
@@ -159,7 +159,7 @@ def test_a_note_that_goes_first(disk: Disk) -> None:
             verb()
     engine.commit()
     assert not engine.makes_wait
-    assert b"one" not in engine.notes
+    assert b"one" not in engine.metadata
     disk.make_room()
     with pytest.raises(DiskFull):  # until a commit has found out
         engine.set(b"k", b"")
@@ -168,20 +168,20 @@ def test_a_note_that_goes_first(disk: Disk) -> None:
     engine.close()
     assert check_directory(disk.path / "data") == []
     engine = support.open_engine(disk.path / "data")
-    assert (engine.notes, engine.get(b"k")) == ({b"one": b"1" * 5000, b"two": b"2"}, b"v")
+    assert (engine.metadata, engine.get(b"k")) == ({b"one": b"1" * 5000, b"two": b"2"}, b"v")
     engine.close()
 
 
 def test_a_note_that_goes_first_gives_way_to_a_later_one(disk: Disk) -> None:
     engine = support.open_engine(disk.path / "data", durability="always")
     disk.fill()
-    engine.note_first(b"one", b"1" * 10_000)
+    engine.put_metadata_first(b"one", b"1" * 10_000)
     engine.note(b"one", b"")
     engine.commit()
     engine.set(b"k", b"")
     engine.close()
     engine = support.open_engine(disk.path / "data")
-    assert engine.notes == {b"one": b""}
+    assert engine.metadata == {b"one": b""}
     engine.close()
 
 
@@ -207,7 +207,7 @@ def test_no_room_for_a_new_segment(disk: Disk) -> None:
     disk.make_room()
     engine.commit()
     assert engine._layers.frozen
-    support.absorb(engine)
+    support.checkpoint(engine)
     engine.set(b"after", b"")
     assert support.values(engine) == stored | {b"after": b""}
     engine.close()
@@ -224,7 +224,7 @@ def test_no_room_for_a_new_segment_but_for_a_note(disk: Disk) -> None:
     engine.commit()
     with pytest.raises(DiskFull):
         engine.set(b"k", b"")
-    assert engine.notes == {b"one": b"1"}
+    assert engine.metadata == {b"one": b"1"}
     disk.make_room()
     engine.commit()
     assert engine._layers.frozen
@@ -242,11 +242,11 @@ def test_merging_that_finds_no_room_goes_on_later(disk: Disk, leave: int) -> Non
         root = engine.root()
         disk.fill(leave)
         with pytest.raises(DiskFull, match="disk full, cannot merge"):
-            engine.absorb_sealed()
+            engine.checkpoint_now()
         assert support.values(engine) == stored
         assert check_engine(engine) == []
         disk.make_room()
-        engine.absorb_sealed()
+        engine.checkpoint_now()
         assert support.values(engine) == stored
         assert engine.root() == root
         assert check_engine(engine) == []
@@ -260,7 +260,7 @@ def test_merging_in_the_child_waits_for_room(
 ) -> None:
     """Meanwhile reads go on, writes do until memory is full, and then the disk is what they complain about."""
     monkeypatch.setattr("merklekv.engine.checkpoint.checkpointer.RETRY_S", 0.01)
-    engine = support.open_engine(disk.path / "data", absorb="process")
+    engine = support.open_engine(disk.path / "data", checkpoint="process")
     try:
         engine._log.reserve(4 * MIN_MEMTABLE_SIZE)
         disk.fill(leave=100_000)

@@ -37,7 +37,7 @@ def test_keys(make_engine: Callable[..., Engine]) -> None:
         engine.mset([(key, b"5")])
         assert engine.get(key) == b"5"
         assert engine.exists(key)
-    support.absorb(engine)
+    support.checkpoint(engine)
     assert support.values(engine) == {b"\x00": b"5", longest: b"5"}
     for key in (b"", longest + b"\xff"):
         verbs: list[Callable[[], object]] = [
@@ -84,9 +84,9 @@ def test_a_value_larger_than_a_memtable(make_engine: Callable[..., Engine]) -> N
     engine.commit()
     with pytest.raises(Stalled):
         engine.set(b"l", value)
-    engine.absorb_sealed()
+    engine.checkpoint_now()
     engine.set(b"l", value)
-    support.absorb(engine)
+    support.checkpoint(engine)
     assert support.values(engine) == {b"k": value, b"l": value}
 
 
@@ -106,7 +106,7 @@ def test_a_value_larger_than_a_memtable(make_engine: Callable[..., Engine]) -> N
             for given in ("allways", "Always", "", None, True, 1, ["always"], b"always")
         ],
         *[
-            ({"absorb": given}, f"{given!r} is not allowed; give one of process, manual")
+            ({"checkpoint": given}, f"{given!r} is not allowed; give one of process, manual")
             for given in ("proces", "", None, False)
         ],
         *[
@@ -128,7 +128,7 @@ def test_settings_past_their_limits(make_engine: Callable[..., Engine], options:
 @pytest.mark.parametrize("path", ["", "a\0b", b"data", None, 5, ["data"]])
 def test_a_path_that_is_none(path: Any) -> None:
     with pytest.raises(InvalidArgument, match="is not allowed; give the name of a directory, as str or Path"):
-        Engine(path, absorb="manual")
+        Engine(path, checkpoint="manual")
 
 
 def test_settings_at_their_limits(make_engine: Callable[..., Engine]) -> None:
@@ -238,13 +238,13 @@ def test_writes_wait_while_merging_is_behind(make_engine: Callable[..., Engine])
         lambda: engine.delete(b"k0"),
         engine.truncate,
         lambda: engine.merge([(1, b"m", support.record(b"m", b"", support.NOON))], b"x"),
-        lambda: engine.merge_floor(support.version(support.NOON), b"x"),
+        lambda: engine.merge_truncation(support.version(support.NOON), b"x"),
     ):
         unchanged(engine, Stalled, verb, "merging is behind")
     assert not engine.delete(b"missing")
     assert engine.get(b"k0") is not None
     assert not engine.wait_for_room(0.001)
-    engine.absorb_sealed()
+    engine.checkpoint_now()
     assert not engine.stalled
     assert engine.wait_for_room(0)
     engine.set(b"k", b"")
@@ -253,9 +253,9 @@ def test_writes_wait_while_merging_is_behind(make_engine: Callable[..., Engine])
 def test_a_row_stops_before_the_first_that_is_refused(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine(max_value_size=3)
     row = [(b"SET", b"a", b"1"), (b"SET", b"b", b"22"), (b"SET", b"c", b"4444"), (b"SET", b"d", b"1")]
-    assert engine.set_row(row) == 2
-    assert engine.set_row([(b"SET", b"", b"1")]) == 0
-    assert engine.set_row([]) == 0
+    assert engine.set_batch(row) == 2
+    assert engine.set_batch([(b"SET", b"", b"1")]) == 0
+    assert engine.set_batch([]) == 0
     assert support.values(engine) == {b"a": b"1", b"b": b"22"}
 
 

@@ -50,8 +50,8 @@ class EngineMachine(RuleBasedStateMachine):
         self.durability = durability
         self.wall = Wall()
         self.records: dict[bytes, bytes] = {}
-        self.floor = bytes(24)
-        self.horizon = 0
+        self.truncation = bytes(24)
+        self.gc_horizon = 0
         self._open()
 
     def _open(self) -> None:
@@ -61,7 +61,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.segment = self.engine._log.lsn
 
     def _state(self) -> Model:
-        return dict(self.records), self.floor, self.horizon
+        return dict(self.records), self.truncation, self.gc_horizon
 
     # -- the verbs -----------------------------------------------------------------------------------------------------
 
@@ -71,7 +71,7 @@ class EngineMachine(RuleBasedStateMachine):
             return verb()
         except Stalled:
             before = self.engine._log.appended
-            self.engine.absorb_sealed()
+            self.engine.checkpoint_now()
             assert self.engine._log.appended == before
             self._committed()
             return verb()
@@ -80,8 +80,8 @@ class EngineMachine(RuleBasedStateMachine):
         """A local write has put this in place of what was there."""
         record = self.engine.record(key)
         assert record is not None
-        assert record[:24] > self.records.get(key, self.floor)[:24]
-        assert int.from_bytes(record[:8], "big") > self.horizon
+        assert record[:24] > self.records.get(key, self.truncation)[:24]
+        assert int.from_bytes(record[:8], "big") > self.gc_horizon
         assert record[VALUE_AT:] == (value or b"")
         assert (record[24] == TOMBSTONE) == (value is None)
         self.records[key] = record
@@ -134,24 +134,24 @@ class EngineMachine(RuleBasedStateMachine):
             self.took(key, value)
 
     @rule(pairs=st.lists(st.tuples(keys, values), max_size=4))
-    def set_row(self, pairs: list[tuple[bytes, bytes]]) -> None:
-        stored = self.engine.set_row([(b"SET", *pair) for pair in pairs])
+    def set_batch(self, pairs: list[tuple[bytes, bytes]]) -> None:
+        stored = self.engine.set_batch([(b"SET", *pair) for pair in pairs])
         assert stored == len(pairs) or self.engine.stalled
         for key, value in dict(pairs[:stored]).items():
             self.took(key, value)
 
     @rule()
     def truncate(self) -> None:
-        newest = max([self.floor, *(record[:24] for record in self.records.values())])
+        newest = max([self.truncation, *(record[:24] for record in self.records.values())])
         self.write(self.engine.truncate)
-        self.floor = self.engine.floor
-        assert self.floor > newest
+        self.truncation = self.engine.truncation
+        assert self.truncation > newest
         self.records.clear()
 
     @rule(target=versions, key=keys, value=st.none() | values, offset=st.integers(-5, 5), op=st.integers(0, 2))
     def merge_beside_what_is_there(self, key: bytes, value: bytes | None, offset: int, op: int) -> tuple[bytes, bytes]:
         """A record from elsewhere, a little older or newer than ours."""
-        shown = self.records.get(key, self.floor)
+        shown = self.records.get(key, self.truncation)
         ts = max(1, int.from_bytes(shown[:8], "big") + offset if any(shown[:8]) else self.wall.now + offset)
         record = support.record(key, value, ts, op << 96 | offset + 5)
         self._merge(key, record)
@@ -165,10 +165,10 @@ class EngineMachine(RuleBasedStateMachine):
         shown = self.records.get(key)
         result = self.write(lambda: self.engine.merge([(OP_SET, key, record)], b"elsewhere", settled=settled))
         applied, superseded, refused = result  # type: ignore[misc]
-        below = int.from_bytes(record[:8], "big") <= self.horizon
+        below = int.from_bytes(record[:8], "big") <= self.gc_horizon
         if int.from_bytes(record[:8], "big") > self.wall.now + DAY_NS:
             assert (applied, superseded, refused) == (0, 0, [(key, "clock")])
-        elif record < self.floor or (shown is not None and record[:24] <= shown[:24]):
+        elif record < self.truncation or (shown is not None and record[:24] <= shown[:24]):
             conflict = shown is not None and record[:24] == shown[:24] and record != shown
             assert (applied, superseded, refused) == ((0, 0, [(key, "conflict")]) if conflict else (0, 1, []))
         elif below and (record[24] & TOMBSTONE or not settled):  # no event from below the horizon changes anything
@@ -181,32 +181,32 @@ class EngineMachine(RuleBasedStateMachine):
             self.records[key] = record
 
     @rule(key=keys, offset=st.integers(-1, 1))
-    def raise_horizon(self, key: bytes, offset: int) -> None:
+    def raise_gc_horizon(self, key: bytes, offset: int) -> None:
         """All nodes have got as far as one of our records."""
-        horizon = int.from_bytes(self.records.get(key, self.floor)[:8], "big") + offset
-        assert self.engine.raise_horizon(horizon) == (horizon > self.horizon)
-        self.horizon = max(horizon, self.horizon)
+        gc_horizon = int.from_bytes(self.records.get(key, self.truncation)[:8], "big") + offset
+        assert self.engine.raise_gc_horizon(gc_horizon) == (gc_horizon > self.gc_horizon)
+        self.gc_horizon = max(gc_horizon, self.gc_horizon)
 
     @rule(limit=st.integers(1, 4), enough=st.booleans())
     def collect(self, limit: int, enough: bool) -> None:
         while self.write(lambda: self.engine.collect(limit)) and enough:
             pass
         for key, record in list(self.records.items()):
-            if record[24] & TOMBSTONE and int.from_bytes(record[:8], "big") <= self.horizon:
+            if record[24] & TOMBSTONE and int.from_bytes(record[:8], "big") <= self.gc_horizon:
                 assert not enough or self.engine.record(key) is None
                 if self.engine.record(key) is None:
                     del self.records[key]
 
     @rule(key=keys, offset=st.integers(-1, 1))
-    def merge_floor(self, key: bytes, offset: int) -> None:
+    def merge_truncation(self, key: bytes, offset: int) -> None:
         """A floor from elsewhere, that spares what is newer."""
-        ts = int.from_bytes(self.records.get(key, self.floor)[:8], "big") + offset
-        floor = support.version(max(ts, 0))
-        raised = self.write(lambda: self.engine.merge_floor(floor, b"elsewhere"))
-        assert raised == (floor > self.floor and ts <= self.wall.now + MAX_TRUNCATION_AHEAD_S * 10**9)
+        ts = int.from_bytes(self.records.get(key, self.truncation)[:8], "big") + offset
+        truncation = support.version(max(ts, 0))
+        raised = self.write(lambda: self.engine.merge_truncation(truncation, b"elsewhere"))
+        assert raised == (truncation > self.truncation and ts <= self.wall.now + MAX_TRUNCATION_AHEAD_S * 10**9)
         if raised:
-            self.floor = floor
-            self.records = {key: record for key, record in self.records.items() if record >= floor}
+            self.truncation = truncation
+            self.records = {key: record for key, record in self.records.items() if record >= truncation}
 
     # -- what happens to it --------------------------------------------------------------------------------------------
 
@@ -231,8 +231,8 @@ class EngineMachine(RuleBasedStateMachine):
         self._committed()
 
     @rule()
-    def absorb(self) -> None:
-        self.engine.absorb_sealed()
+    def checkpoint(self) -> None:
+        self.engine.checkpoint_now()
         self._committed()
 
     @rule(part=st.floats(0, 1))
@@ -245,9 +245,9 @@ class EngineMachine(RuleBasedStateMachine):
                 self.engine.commit()
             with pytest.raises(DiskFull):
                 self.engine.set(b"a", b"")
-        found = support.everything(self.engine), self.engine.floor, self.engine.horizon
+        found = support.everything(self.engine), self.engine.truncation, self.engine.gc_horizon
         assert found == self.since_segment[-1]
-        self.records, self.floor, self.horizon = dict(found[0]), found[1], found[2]
+        self.records, self.truncation, self.gc_horizon = dict(found[0]), found[1], found[2]
         self.engine.commit()
 
     @rule()
@@ -274,12 +274,12 @@ class EngineMachine(RuleBasedStateMachine):
             allowed = self.since_segment
         with support.small_transactions(2), support.cut_after(commits), suppress(support.Cut):
             if commits:
-                support.absorb_all(copy)
+                support.checkpoint_all(copy)
         assert check_directory(copy) == []
         self.engine = support.open_engine(copy, durability=self.durability, wall_clock=self.wall)
-        found: Model = support.everything(self.engine), self.engine.floor, self.engine.horizon
+        found: Model = support.everything(self.engine), self.engine.truncation, self.engine.gc_horizon
         assert found in allowed
-        self.records, self.floor, self.horizon = dict(found[0]), found[1], found[2]
+        self.records, self.truncation, self.gc_horizon = dict(found[0]), found[1], found[2]
         self.since_segment = [found]
         self.segment = self.engine._log.lsn
 
@@ -301,10 +301,10 @@ class EngineMachine(RuleBasedStateMachine):
             assert self.engine.record(key) == self.records.get(key)
             assert self.engine.get(key) == self.value(key)
             assert self.engine.exists(key) == (key in live)
-        assert (self.engine.floor, self.engine.horizon) == (self.floor, self.horizon)
+        assert (self.engine.truncation, self.engine.gc_horizon) == (self.truncation, self.gc_horizon)
         if self.engine.root_ready:
             assert self.engine.live_count == len(live)
-            assert self.engine.dead_count == len(self.records) - len(live)
+            assert self.engine.tombstone_count == len(self.records) - len(live)
             assert self.engine.random_key() in (live or [None])
 
     @rule(prefix=st.sampled_from([b"", b"a", b"\xff"]), limit=st.integers(1, 6))

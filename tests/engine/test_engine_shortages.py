@@ -21,10 +21,10 @@ from merklekv.engine import durable as durable_module
 from merklekv.engine import recovery as recovery_module
 from merklekv.engine.base import Base, BaseWriter
 from merklekv.engine.checkpoint import checkpointer as merger_module
-from merklekv.engine.checkpoint import child as absorber_module
+from merklekv.engine.checkpoint import child as child_module
 from merklekv.engine.durable import MIN_MEMTABLE_SIZE
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import NOTE_HORIZON
+from merklekv.engine.format import METADATA_GC_HORIZON
 from merklekv.engine.log import list_segments
 from merklekv.errors import DirectoryLocked, DiskFull, Shortage, Stalled, StorageFailed
 
@@ -93,7 +93,7 @@ def test_without_descriptors_writes_go_on_while_memory_lasts(
 ) -> None:
     """The child that merges cannot be started, and later no segment: that is told, and is over with the shortage."""
     monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
-    engine = make_engine(absorb="process", durability="everysec")
+    engine = make_engine(checkpoint="process", durability="everysec")
     with no_descriptors():
         count = fill(engine, 0, Shortage)
         assert count * len(VALUE) > 2 * MIN_MEMTABLE_SIZE
@@ -126,7 +126,7 @@ def test_a_child_that_cannot_be_started_is_started_later(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
-    engine = make_engine(absorb="process")
+    engine = make_engine(checkpoint="process")
     attempts = []
 
     def no_process(*_: object, **__: object) -> None:
@@ -134,7 +134,7 @@ def test_a_child_that_cannot_be_started_is_started_later(
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr(absorber_module.subprocess, "Popen", no_process)
+        patch.setattr(child_module.subprocess, "Popen", no_process)
         engine.set(b"k", VALUE)
         support.freeze(engine)
         wait_until(lambda: len(attempts) > 10, what="attempts")
@@ -147,9 +147,9 @@ def test_a_child_that_is_killed_each_time_is_a_shortage(
 ) -> None:
     """As the kernel does when there is no memory."""
     monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
-    engine = make_engine(absorb="process")
-    assert engine._merger is not None
-    child = engine._merger.child
+    engine = make_engine(checkpoint="process")
+    assert engine._checkpointer is not None
+    child = engine._checkpointer.child
     command, child._command = child._command, ["sh", "-c", "kill -9 $$"]
     engine.set(b"k", VALUE)
     support.freeze(engine)
@@ -163,9 +163,9 @@ def test_memory_that_is_short_in_the_merger_passes(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
-    engine = make_engine(absorb="process")
+    engine = make_engine(checkpoint="process")
     with monkeypatch.context() as patch:
-        patch.setattr(engine._layers, "drop_absorbed", _no_memory)
+        patch.setattr(engine._layers, "drop_checkpointed", _no_memory)
         engine.set(b"k", VALUE)
         support.freeze(engine)
         wait_until(lambda: "cannot merge: out of memory" in caplog.text, what="the shortage")
@@ -188,10 +188,10 @@ def test_all_kinds_of_changes_are_taken_back(make_engine: Callable[..., Engine])
         return (
             support.everything(engine),
             engine.root(),
-            engine.floor,
-            engine.horizon,
-            dict(engine.notes),
-            (engine.live_count, engine.dead_count),
+            engine.truncation,
+            engine.gc_horizon,
+            dict(engine.metadata),
+            (engine.live_count, engine.tombstone_count),
             engine._log.sequence,
             engine._log.end_lsn,
         )
@@ -209,10 +209,10 @@ def test_all_kinds_of_changes_are_taken_back(make_engine: Callable[..., Engine])
         lambda: engine.mset([(b"k05", b"x"), (b"new", b"y")]),
         engine.truncate,
         lambda: engine.merge([(1, b"m", support.record(b"m", b"v", support.NOON))], b"elsewhere"),
-        lambda: engine.merge_floor(support.version(support.NOON - 1), b"elsewhere"),
+        lambda: engine.merge_truncation(support.version(support.NOON - 1), b"elsewhere"),
         lambda: engine.note(b"kept", b"2"),
         lambda: engine.note(b"other", b"3"),
-        lambda: engine.raise_horizon(support.NOON + 10**12) and engine.collect(),
+        lambda: engine.raise_gc_horizon(support.NOON + 10**12) and engine.collect(),
     ]
     for part in (0.0, 0.5, 1.0):
         for change in changes:
@@ -224,8 +224,8 @@ def test_all_kinds_of_changes_are_taken_back(make_engine: Callable[..., Engine])
             recover()
     for change in changes:
         change()
-    assert engine.notes[b"kept"] == b"2"
-    assert engine.notes[NOTE_HORIZON]
+    assert engine.metadata[b"kept"] == b"2"
+    assert engine.metadata[METADATA_GC_HORIZON]
     engine.commit()
 
 
@@ -286,7 +286,7 @@ def test_every_thread_with_changes_is_told_once(make_engine: Callable[..., Engin
 
 def test_a_thread_that_had_changed_nothing_is_not_told(tmp_path: Path) -> None:
     """In the library, where the next call may come much later."""
-    with merklekv.open(tmp_path / "data", absorb="manual") as database:
+    with merklekv.open(tmp_path / "data", checkpoint="manual") as database:
         go, done = threading.Event(), threading.Event()
         problems: list[DiskFull] = []
 
@@ -313,16 +313,16 @@ def test_a_thread_that_had_changed_nothing_is_not_told(tmp_path: Path) -> None:
 
 def test_a_note_that_goes_first_is_not_lost(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
-    engine.note_first(b"one", b"1")
+    engine.put_metadata_first(b"one", b"1")
     with no_room(), pytest.raises(DiskFull):
         engine.flush()
     assert engine.noted(b"one") == b"1"
-    assert b"one" not in engine.notes
+    assert b"one" not in engine.metadata
     engine.commit()
-    assert engine.notes == {b"one": b"1"}
+    assert engine.metadata == {b"one": b"1"}
     engine.commit()
     engine.close()
-    assert make_engine().notes == {b"one": b"1"}
+    assert make_engine().metadata == {b"one": b"1"}
 
 
 def test_a_close_without_room_stores_what_was_committed(make_engine: Callable[..., Engine]) -> None:
@@ -351,19 +351,19 @@ def test_a_close_without_room_syncs_what_was_committed(
 
 def test_taking_back_reads_no_segment_that_the_base_has_taken_in(make_engine: Callable[..., Engine]) -> None:
     """Its memtable is still there, but the segment is gone."""
-    engine = make_engine(absorb="process")
-    finish, absorbed, go_on = engine.merge_finished, threading.Event(), threading.Event()
+    engine = make_engine(checkpoint="process")
+    finish, checkpoint_lsn, go_on = engine.checkpoint_finished, threading.Event(), threading.Event()
 
     def finish_later() -> None:
-        engine.merge_progressed(1.0)
-        absorbed.set()
+        engine.checkpoint_progressed(1.0)
+        checkpoint_lsn.set()
         assert go_on.wait(20)
         finish()
 
-    engine.merge_finished = finish_later  # type: ignore[method-assign]
+    engine.checkpoint_finished = finish_later  # type: ignore[method-assign]
     engine.set(b"k", b"v")
     support.freeze(engine)
-    assert absorbed.wait(20)
+    assert checkpoint_lsn.wait(20)
     engine._delete_segments()  # as when the outbox lets go of the log
     assert list_segments(engine.directory.log) == [engine._active.lsn]
     assert engine._layers.frozen
@@ -382,14 +382,14 @@ def test_taking_back_reads_no_segment_that_the_base_has_taken_in(make_engine: Ca
 @pytest.mark.parametrize("part", [0.0, 0.5])
 def test_a_write_that_the_program_interrupts_fails_the_engine(tmp_path: Path, part: float) -> None:
     """Ctrl-C: whatever was written after it would stand behind a hole in the log."""
-    with merklekv.open(tmp_path / "data", absorb="manual") as database:
+    with merklekv.open(tmp_path / "data", checkpoint="manual") as database:
         database.set(b"before", b"1")
         with failing_writes(KeyboardInterrupt(), part), pytest.raises(KeyboardInterrupt):
             database.set(b"k", b"v")
         for _ in range(3):
             with pytest.raises(StorageFailed, match="interrupted while it was written to: open it again"):
                 database.set(b"after", b"1")
-    with merklekv.open(tmp_path / "data", absorb="manual") as database:
+    with merklekv.open(tmp_path / "data", checkpoint="manual") as database:
         assert dict(database.items()) == {b"before": b"1"}
         database.set(b"after", b"1")
 
@@ -414,7 +414,7 @@ def test_a_snapshot_stays_when_there_is_no_other(make_engine: Callable[..., Engi
     """All of LMDB's slots for readers are taken."""
     engine = make_engine()
     engine.set(b"k", b"v")
-    support.absorb(engine)
+    support.checkpoint(engine)
     base = engine._layers.base
     hogs = []
     with suppress(store_module.lmdb.ReadersFullError):
@@ -441,9 +441,9 @@ def test_a_base_that_outgrows_the_map_of_its_reader(tmp_path: Path, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(store_module, "MAP_SIZE", 8 << 20)
         base = Base(path)
-    subprocess.run([absorber_module.sys.executable, "-c", script, path], check=True, timeout=60)
+    subprocess.run([child_module.sys.executable, "-c", script, path], check=True, timeout=60)
     base.refresh()
-    assert len(base.notes()) == 300
+    assert len(base.metadata()) == 300
     base.refresh()
     base.close()
 
@@ -454,7 +454,7 @@ def test_segments_are_deleted_when_there_are_descriptors_again(make_engine: Call
     for number in range(3):
         engine.set(b"k%d" % number, b"v")
         support.freeze(engine)
-    support.absorb(engine)
+    support.checkpoint(engine)
     assert len(list_segments(engine.directory.log)) > 1
     with no_descriptors():
         engine.release_log(engine.tail.end)
@@ -484,7 +484,7 @@ def test_an_open_that_fails_in_the_log_leaves_nothing(
     make_engine()
 
 
-@pytest.mark.parametrize("name", ["merger", "log-sync"])
+@pytest.mark.parametrize("name", ["checkpointer", "log-sync"])
 def test_an_open_without_a_thread_leaves_nothing(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -499,7 +499,7 @@ def test_an_open_without_a_thread_leaves_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", start_others)
         with pytest.raises(RuntimeError, match="can't start new thread"):
-            make_engine(absorb="process", durability="everysec")
+            make_engine(checkpoint="process", durability="everysec")
     assert held() == before
     make_engine()
 
@@ -514,7 +514,7 @@ def same_process_id(base: Path, pid: int) -> Iterator[Callable[[], None]]:
         "print(flush=True)\n"
         "sys.stdin.read()\n"
     )
-    command = [absorber_module.sys.executable, "-c", script, str(base / "lock.mdb"), str(pid)]
+    command = [child_module.sys.executable, "-c", script, str(base / "lock.mdb"), str(pid)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -556,9 +556,9 @@ def test_a_child_of_the_same_id_is_replaced(
     make_engine: Callable[..., Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
-    engine = make_engine(absorb="process")
-    assert engine._merger is not None
-    child = engine._merger.child
+    engine = make_engine(checkpoint="process")
+    assert engine._checkpointer is not None
+    child = engine._checkpointer.child
     engine.set(b"k", b"v")
     support.freeze(engine)
     wait_until(lambda: not engine._layers.frozen, what="the merge")

@@ -39,9 +39,9 @@ def stored(engine: Engine, verb: Callable[[], object]) -> None:
     engine.commit()
 
 
-@pytest.mark.parametrize("absorb", ["manual", "process"])
-def test_no_increment_is_lost(make_engine: Callable[..., Engine], absorb: str) -> None:
-    engine = make_engine(durability="always", absorb=absorb)
+@pytest.mark.parametrize("checkpoint", ["manual", "process"])
+def test_no_increment_is_lost(make_engine: Callable[..., Engine], checkpoint: str) -> None:
+    engine = make_engine(durability="always", checkpoint=checkpoint)
     totals: list[int] = []
 
     def count() -> None:
@@ -118,7 +118,7 @@ def test_a_commit_waits_for_what_others_have_written(
 
 def test_an_mset_is_seen_whole_by_who_holds_the_lock(make_engine: Callable[..., Engine]) -> None:
     """Beside rotations, stalls and merges in the child, in memory and in every frame of the log."""
-    engine = make_engine(absorb="process")
+    engine = make_engine(checkpoint="process")
     done = threading.Event()
 
     def write() -> None:
@@ -140,7 +140,7 @@ def test_an_mset_is_seen_whole_by_who_holds_the_lock(make_engine: Callable[..., 
 
 def test_writes_and_scans_beside_merging(make_engine: Callable[..., Engine]) -> None:
     """What is there throughout is found by every scan, whatever else comes and goes."""
-    engine = make_engine(absorb="process")
+    engine = make_engine(checkpoint="process")
     lasting = [b"lasting%02d" % number for number in range(50)]
     engine.mset([(key, b"x" * 500) for key in lasting])
     done = threading.Event()
@@ -164,7 +164,7 @@ def test_writes_and_scans_beside_merging(make_engine: Callable[..., Engine]) -> 
 
     together(write, scan, scan)
     wait_until(lambda: not engine._layers.frozen, what="the merge")
-    assert engine._layers.base.absorbed > 0
+    assert engine._layers.base.checkpoint_lsn > 0
 
 
 def test_everysec_syncs_by_itself(make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:

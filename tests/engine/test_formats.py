@@ -92,7 +92,7 @@ def test_a_segment_reads_back(frames: list[list[bytes]], lsn: int) -> None:
             for frame, (*_, payload) in zip(read, expected, strict=True):
                 plain = [(e.op | e.remote << 7, e.key, e.record) for e in reference.read_entries(payload)]
                 assert [(op, key, segment.data[at:end]) for op, key, at, end in segment.entries(frame)] == plain
-            assert segment.is_blank(position)
+            assert segment.is_zero_filled(position)
         with file.open("rb") as opened:
             assert reference.read_header(opened, lsn) == (1, 7)
             for frame_ in expected:

@@ -32,14 +32,14 @@ def fill(
         if depth:
             support.freeze(engine)
         if depth == 1 and base:
-            engine.absorb_sealed()
+            engine.checkpoint_now()
         for key, value in layer.items():
             wall += 1
             record = support.record(key, value, wall)
             engine.merge([(1, key, record)], b"elsewhere")
             model[key] = record
-        if floor_at == depth and engine.merge_floor(support.version(wall - 1), b"elsewhere"):
-            model = {key: record for key, record in model.items() if record >= engine.floor}
+        if floor_at == depth and engine.merge_truncation(support.version(wall - 1), b"elsewhere"):
+            model = {key: record for key, record in model.items() if record >= engine.truncation}
     engine.commit()
     return model
 
@@ -118,7 +118,7 @@ def _digest(engine: Engine, prefix: bytes) -> bytes:
 def test_a_page_of_heads_carries_no_values() -> None:
     with support.fresh_engine() as engine:
         engine.set(b"k", b"x" * 1000)
-        support.absorb(engine)
+        support.checkpoint(engine)
         pairs, _ = engine._layers.page(b"", b"", 10)
         assert [(key, len(head)) for key, head in pairs] == [(b"k", VALUE_AT)]
         assert len(pairs[0][1]) > DIGEST_AT
@@ -129,7 +129,7 @@ def test_a_page_that_is_cut_by_its_size_goes_on_where_it_was_cut() -> None:
         names = [b"%0500d" % number for number in range(50)]
         for name in names:
             engine.set(name, b"")
-        support.absorb(engine)
+        support.checkpoint(engine)
         found, after = [], b""
         while after is not None:
             page, after = engine.records_page(b"", after, 1000, 2000)
@@ -146,7 +146,7 @@ def test_any_live_key_may_be_the_random_one() -> None:
                 support.freeze(engine)
                 engine.delete(b"k%d" % (number - 1))
             if number == 2:
-                support.absorb(engine)
+                support.checkpoint(engine)
         left = set(support.values(engine))
         assert {engine.random_key() for _ in range(500)} == left
         engine.truncate()
@@ -161,5 +161,5 @@ def test_the_one_live_key_among_dead_ones_is_found() -> None:
             engine.set(b"k%03d" % number, b"")
             engine.delete(b"k%03d" % number)
         engine.set(b"k500", b"")
-        support.absorb(engine)
+        support.checkpoint(engine)
         assert {engine.random_key() for _ in range(20)} == {b"k500"}

@@ -30,7 +30,7 @@ def test_the_first_minute(tmp_path: Path) -> None:
 
 
 def test_every_verb(tmp_path: Path) -> None:
-    with merklekv.open(tmp_path / "data", absorb="manual") as db:
+    with merklekv.open(tmp_path / "data", checkpoint="manual") as db:
         db.mset([(b"a", b"1"), (b"b", b"2"), (b"c:1", b"x"), (b"c:2", b"y")])
         assert db.increment(b"a") == 2
         assert db.increment(b"a", -5) == -3
@@ -52,7 +52,7 @@ def test_every_verb(tmp_path: Path) -> None:
 
 
 def test_every_call_is_durable_when_it_returns(tmp_path: Path) -> None:
-    with merklekv.open(tmp_path / "data", absorb="manual") as db:
+    with merklekv.open(tmp_path / "data", checkpoint="manual") as db:
         for number, verb in enumerate(
             (
                 lambda: db.set(b"k", b"1"),
@@ -80,7 +80,7 @@ def test_a_write_waits_while_merging_is_behind(tmp_path: Path) -> None:
 
 
 def test_keys_may_change_while_they_are_read(tmp_path: Path) -> None:
-    with merklekv.open(tmp_path / "data", absorb="manual") as db:
+    with merklekv.open(tmp_path / "data", checkpoint="manual") as db:
         db.mset([(b"%04d" % number, b"") for number in range(2500)])
         found = []
         for key, _ in db.items():
@@ -107,7 +107,7 @@ def test_only_bytes_are_keys_and_values(tmp_path: Path) -> None:
         lambda db, one: db.items(one),
         lambda db, one: one in db,
     ]
-    with merklekv.open(tmp_path / "data", absorb="manual") as db:
+    with merklekv.open(tmp_path / "data", checkpoint="manual") as db:
         for call in calls:
             for one in ("k", None, 1, bytearray(b"k"), memoryview(b"k")):
                 with pytest.raises(TypeError, match=f"keys and values are bytes, not {type(one).__name__}"):
@@ -119,7 +119,7 @@ def test_only_bytes_are_keys_and_values(tmp_path: Path) -> None:
 
 
 def test_a_database_that_is_closed_says_so(tmp_path: Path) -> None:
-    with merklekv.open(tmp_path / "data", absorb="manual") as db:
+    with merklekv.open(tmp_path / "data", checkpoint="manual") as db:
         db.mset([(b"a", b"1"), (b"b", b"2")])
         begun, begun_items = db.keys(), db.items()
         assert next(begun_items) == (b"a", b"1")
@@ -144,12 +144,12 @@ def test_a_database_that_is_closed_says_so(tmp_path: Path) -> None:
     for call in calls:
         with pytest.raises(merklekv.MerkleKVError, match=r"^the database is closed$"):
             call()
-    with merklekv.open(tmp_path / "data", absorb="manual") as db:
+    with merklekv.open(tmp_path / "data", checkpoint="manual") as db:
         assert dict(db.items()) == {b"a": b"1", b"b": b"2"}
 
 
 def test_a_call_that_the_close_meets_fails_as_closed(tmp_path: Path) -> None:
-    db = merklekv.open(tmp_path / "data", absorb="manual")
+    db = merklekv.open(tmp_path / "data", checkpoint="manual")
     db.engine.get = lambda key: db.close() or 1 // 0  # type: ignore[method-assign,assignment,func-returns-value]
     with pytest.raises(merklekv.MerkleKVError, match=r"^the database is closed$"):
         db.get(b"k")

@@ -17,7 +17,7 @@ from merklekv.engine import log as log_module
 from merklekv.engine.engine import Engine
 from merklekv.engine.log import Segment, list_segments, recover, segment_path
 from merklekv.engine.verify.check_log import check_log
-from merklekv.engine.verify.report import BaseFacts, Findings
+from merklekv.engine.verify.report import BaseFacts, Report
 from merklekv.errors import Corruption
 
 
@@ -32,10 +32,10 @@ def keys_left(directory: Path) -> list[bytes]:
 
 def opinion(directory: Path) -> tuple[list[str], list[str]]:
     """Problems and notes of the checker."""
-    notes: list[str] = []
-    findings = Findings(notes.append)
-    check_log(directory, BaseFacts(), findings)
-    return findings.sentences(), notes
+    metadata: list[str] = []
+    report = Report(metadata.append)
+    check_log(directory, BaseFacts(), report)
+    return report.sentences(), metadata
 
 
 def three_frames(path: Path, synced: bool = True) -> LogWriter:
@@ -56,9 +56,9 @@ def test_the_last_frame_cut_at_every_byte(tmp_path: Path) -> None:
                 opened.truncate(size)
                 opened.truncate(size + room)
             torn = start < size < end
-            problems, notes = opinion(copy)
+            problems, metadata = opinion(copy)
             assert problems == []
-            assert len(notes) == torn
+            assert len(metadata) == torn
             recovered = recover(copy, 0)
             assert recovered is not None
             assert recovered.end == (end if size == end else start)
@@ -89,10 +89,10 @@ def test_a_flipped_byte_in_a_middle_frame_is_damage(tmp_path: Path) -> None:
         assert str(caught.value).startswith(f"{log.file}: damaged at byte {start}: ")
         assert "merklekv-tool verify" in str(caught.value)
         assert support.snapshot(log.path) == flipped
-        problems, notes = opinion(log.path)
+        problems, metadata = opinion(log.path)
         assert len(problems) == 1
         assert f"{log.file}: no whole frame at byte {start}" in problems[0]
-        assert notes == []
+        assert metadata == []
         support.flip(log.file, position)
     assert support.snapshot(log.path) == before
 
@@ -104,9 +104,9 @@ def test_a_sealed_segment_that_is_torn_before_the_next_one_was_synced(tmp_path: 
     log.next_segment()
     log.frame([set_entry(7)], synced=False)
     support.flip(first, frames[1][1] + 50)
-    problems, notes = opinion(log.path)
+    problems, metadata = opinion(log.path)
     assert problems == []
-    assert len(notes) == 1
+    assert len(metadata) == 1
     recovered = recover(log.path, 0)
     assert recovered is not None
     assert (recovered.segments, recovered.end, recovered.sequence) == ([0], frames[1][1], 3)
@@ -171,9 +171,9 @@ def test_a_segment_that_was_being_created_is_dropped(
     old = log.file
     log.next_segment()
     log.file.write_bytes(bytes(size))
-    problems, notes = opinion(log.path)
+    problems, metadata = opinion(log.path)
     assert problems == []
-    assert "was being created" in notes[0]
+    assert "was being created" in metadata[0]
     recovered = recover(log.path, 0)
     assert recovered is not None
     assert (recovered.segments, recovered.end) == ([0], old.stat().st_size)

@@ -35,8 +35,8 @@ def record_at(key: bytes, ts: int, op: int) -> bytes:
 
 
 records = st.builds(lambda key, ts, op: (key, record_at(key, ts, op)), names, st.integers(1, 12), st.integers(0, 2))
-floors = st.builds(lambda ts, op: (support.version(NOON + ts, op), None), st.integers(1, 12), st.integers(0, 2))
-arrivals = st.lists(records | records | records | floors, max_size=16)
+truncations = st.builds(lambda ts, op: (support.version(NOON + ts, op), None), st.integers(1, 12), st.integers(0, 2))
+arrivals = st.lists(records | records | records | truncations, max_size=16)
 chances = st.randoms(use_true_random=False)
 fewer = settings(max_examples=settings.default.max_examples // 2)  # where an example is several engines
 
@@ -44,7 +44,7 @@ fewer = settings(max_examples=settings.default.max_examples // 2)  # where an ex
 def arrive(engine: Engine, arrival: Arrival) -> None:
     key, record = arrival
     if record is None:
-        engine.merge_floor(key, b"elsewhere")
+        engine.merge_truncation(key, b"elsewhere")
     else:
         engine.merge([(OP_SET, key, record)], b"elsewhere")
 
@@ -57,25 +57,25 @@ def take_in(engine: Engine, history: Sequence[Arrival], chance: random.Random) -
         if act < 0.1:
             support.freeze(engine)
         elif act < 0.2:
-            engine.absorb_sealed()
+            engine.checkpoint_now()
         elif act < 0.4:
             engine.commit()
         if len(engine._layers.frozen) >= 3:
-            engine.absorb_sealed()
+            engine.checkpoint_now()
 
 
 def outcome(history: Sequence[Arrival]) -> tuple[dict[bytes, bytes], bytes]:
     """What the laws say: of each key the newest, above the largest floor."""
-    floor = max([floor for floor, record in history if record is None], default=bytes(24))
+    truncation = max([truncation for truncation, record in history if record is None], default=bytes(24))
     newest: dict[bytes, bytes] = {}
     for key, record in history:
-        if record is not None and record >= floor:
+        if record is not None and record >= truncation:
             newest[key] = max(record, newest.get(key, b""))
-    return newest, floor
+    return newest, truncation
 
 
 def state(engine: Engine) -> tuple[dict[bytes, bytes], bytes]:
-    return support.everything(engine), engine.floor
+    return support.everything(engine), engine.truncation
 
 
 @fewer
@@ -90,8 +90,8 @@ def test_any_order_of_arrival_ends_the_same(history: list[Arrival], drawn: list[
             chance.shuffle(order)
             take_in(engine, order, chance)
             assert state(engine) == outcome(history)
-            support.absorb(engine)
-            roots.add((engine.root(), engine.live_count, engine.dead_count))
+            support.checkpoint(engine)
+            roots.add((engine.root(), engine.live_count, engine.tombstone_count))
             assert state(engine) == outcome(history)
         assert len(roots) == 1
 
@@ -111,7 +111,7 @@ def test_nodes_that_tell_each_other_everything_agree(histories: list[list[Arriva
             for giver, taker in pairs:
                 tell(giver, taker)
         for engine in engines:
-            support.absorb(engine)
+            support.checkpoint(engine)
             assert state(engine) == outcome(everybody)
         assert len({engine.root() for engine in engines}) == 1
         before = engines[0]._log.appended
@@ -121,7 +121,7 @@ def test_nodes_that_tell_each_other_everything_agree(histories: list[list[Arriva
 
 def tell(giver: Engine, taker: Engine) -> None:
     """Everything that one node holds."""
-    taker.merge_floor(giver.floor, b"giver")
+    taker.merge_truncation(giver.truncation, b"giver")
     taker.merge([(OP_SET, key, record) for key, record in support.everything(giver).items()], b"giver")
 
 
@@ -132,7 +132,7 @@ def test_merging_again_changes_nothing(history: list[Arrival], chance: random.Ra
         before = state(engine), engine._log.appended, engine.clock.last
         for key, record in history:
             if record is None:
-                assert not engine.merge_floor(key, b"again")
+                assert not engine.merge_truncation(key, b"again")
             else:
                 assert engine.merge([(OP_SET, key, record)], b"again") == MergeResult(0, 1, [])
         assert (state(engine), engine._log.appended, engine.clock.last) == before
@@ -145,18 +145,18 @@ def test_a_local_write_beats_what_the_node_shows(history: list[Arrival], key: by
     with support.fresh_engine(wall_clock=wall) as engine:
         take_in(engine, history, chance)
         wall.now -= chance.choice([0, 5, 5 * DAY_NS])
-        newest = max([engine.floor, *(record[:24] for record in support.everything(engine).values())])
-        shown = engine.record(key) or engine.floor
+        newest = max([engine.truncation, *(record[:24] for record in support.everything(engine).values())])
+        shown = engine.record(key) or engine.truncation
         engine.set(key, b"local")
         record = engine.record(key)
         assert engine.get(key) == b"local"
         assert record is not None
         assert record > shown
         engine.truncate()
-        assert engine.floor > newest
+        assert engine.truncation > newest
         assert state(engine)[0] == {}
         engine.set(key, b"after")
-        support.absorb(engine)
+        support.checkpoint(engine)
         assert support.values(engine) == {key: b"after"}
 
 
@@ -174,7 +174,7 @@ def test_a_truncate_spares_a_later_write_elsewhere(make_engine: Callable[..., En
     tell(here, there)
     tell(there, here)
     for engine in (here, there):
-        support.absorb(engine)
+        support.checkpoint(engine)
     assert here.root() == there.root()
     assert support.values(here) == support.values(there)
     assert here.get(b"k7") == b"later"
@@ -241,17 +241,17 @@ def test_one_bad_record_does_not_hold_up_the_others(make_engine: Callable[..., E
 def test_a_floor_is_a_version(make_engine: Callable[..., Engine], size: int) -> None:
     engine = make_engine()
     with pytest.raises(InvalidArgument, match=f"floor of {size} bytes"):
-        engine.merge_floor(b"\x01" * size, b"x")
-    assert engine.floor == bytes(24)
+        engine.merge_truncation(b"\x01" * size, b"x")
+    assert engine.truncation == bytes(24)
 
 
 def test_a_floor_too_far_ahead_is_refused(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
     engine.set(b"k", b"v")
     minute_ns = MAX_TRUNCATION_AHEAD_S * 10**9
-    assert not engine.merge_floor(support.version(NOON + minute_ns + 1), b"x")
+    assert not engine.merge_truncation(support.version(NOON + minute_ns + 1), b"x")
     assert engine.get(b"k") == b"v"
-    assert engine.merge_floor(support.version(NOON + minute_ns), b"x")
+    assert engine.merge_truncation(support.version(NOON + minute_ns), b"x")
     assert engine.get(b"k") is None
 
 
@@ -260,12 +260,12 @@ def test_the_root_is_ready_again_by_itself(make_engine: Callable[..., Any]) -> N
     engine = make_engine()
     for number in range(10):
         arrive(engine, (b"k%d" % number, record_at(b"k%d" % number, number, 1)))
-    support.absorb(engine)
-    engine.merge_floor(support.version(NOON + 5), b"x")
+    support.checkpoint(engine)
+    engine.merge_truncation(support.version(NOON + 5), b"x")
     assert not engine.root_ready
     with engine._commit_lock:
         engine._flush()  # a crash right behind this leaves the floor in the open segment
     engine.close()
-    engine = make_engine(absorb="process")
+    engine = make_engine(checkpoint="process")
     wait_until(lambda: engine.root_ready, what="the root")
-    assert engine.live_count + engine.dead_count == 5
+    assert engine.live_count + engine.tombstone_count == 5

@@ -90,8 +90,8 @@ def heal(engine: Engine, peer: dict[bytes, bytes]) -> list[Damage]:
 
 
 def is_sound(engine: Engine) -> None:
-    support.absorb(engine)
-    support.absorb(engine)
+    support.checkpoint(engine)
+    support.checkpoint(engine)
     assert found_in(engine) == []
     assert check_engine(engine) == []
 
@@ -112,7 +112,7 @@ def test_an_empty_node_has_nothing_to_report(make_engine: Make) -> None:
 def test_a_flipped_bit_anywhere_in_a_record(engine: Engine, key: bytes, position: int, mask: int) -> None:
     """It is found, and a peer's copy takes its place; so does it when the node goes down before that is merged."""
     peer, root = support.everything(engine), engine.root()
-    counts = engine.live_count, engine.dead_count
+    counts = engine.live_count, engine.tombstone_count
     for is_cut_short in (False, True):
         engine = reopened(engine, flip_record(key, position, mask))
         found = heal(engine, peer)
@@ -122,12 +122,12 @@ def test_a_flipped_bit_anywhere_in_a_record(engine: Engine, key: bytes, position
         if is_cut_short:
             engine.close()
             engine = support.open_engine(engine.directory.path)
-            assert (engine.live_count, engine.dead_count) == counts
+            assert (engine.live_count, engine.tombstone_count) == counts
             assert engine.root() == root
         is_sound(engine)
         assert support.everything(engine) == peer
         assert engine.root() == root
-        assert (engine.live_count, engine.dead_count) == counts
+        assert (engine.live_count, engine.tombstone_count) == counts
 
 
 @pytest.mark.parametrize("mask", [0x04, 0x80])
@@ -149,7 +149,7 @@ def test_a_write_over_a_damaged_value_beats_it_whatever_the_clock_says(tmp_path:
     now = NOON + 2 * support.DAY_NS
     engine = support.open_engine(tmp_path / "data", wall_clock=lambda: now)
     engine.set(KEY, b"value")
-    support.absorb(engine)
+    support.checkpoint(engine)
     engine._layers.base.close()  # nobody can have it open twice
     with base_of(tmp_path / "data") as database:
         flip_record(KEY, -1)(database)
@@ -168,14 +168,14 @@ def test_two_damaged_records_of_one_bucket(make_engine: Make) -> None:
     keys = [key for key in (b"%d" % number for number in numbers if number < 300_000) if bucket_of(key) == 7][:3]
     for key in keys:
         engine.set(key, b"v")
-    support.absorb(engine)
+    support.checkpoint(engine)
     peer, root = support.everything(engine), engine.root()
     for key in keys[:2]:
         engine = reopened(engine, flip_record(key, DIGEST_AT))
     first, second = found_in(engine)
     assert (first.original, second.original) == (b"", b"")
     assert engine.replace(first.key, first.stored, peer[first.key], PEER)
-    support.absorb(engine)  # the leaf goes by what is stored now: one record is damaged still
+    support.checkpoint(engine)  # the leaf goes by what is stored now: one record is damaged still
     heal(engine, peer)
     is_sound(engine)
     assert engine.root() == root
@@ -224,7 +224,7 @@ def test_damage_without_a_peer_is_reported_in_each_pass(engine: Engine) -> None:
     for _ in range(2):
         (damage,) = heal(engine, {})
         assert damage.lost
-        support.absorb(engine)
+        support.checkpoint(engine)
     assert engine.root() == root, "the leaf bears witness of what was there"
 
 
@@ -232,12 +232,12 @@ def test_a_newer_record_of_a_peer_takes_the_place_as_in_a_merge(engine: Engine) 
     peer = support.everything(engine)
     peer[KEY] = support.record(KEY, None, NOON + 10**9)
     engine = reopened(engine, flip_record(KEY, -1))
-    dead = engine.dead_count
+    dead = engine.tombstone_count
     heal(engine, peer)
     assert engine.get(KEY) is None
     is_sound(engine)
-    assert engine.dead_count == dead + 1
-    engine.raise_horizon(engine.clock.now())
+    assert engine.tombstone_count == dead + 1
+    engine.raise_gc_horizon(engine.clock.now())
     while engine.collect():
         pass
     assert engine.record(KEY) is None
@@ -258,7 +258,7 @@ def test_nothing_is_replaced_that_has_changed_since(engine: Engine) -> None:
 def test_what_the_floor_has_killed_takes_no_place(engine: Engine) -> None:
     peer = support.everything(engine)
     engine.truncate()
-    support.absorb(engine)
+    support.checkpoint(engine)
     assert not engine.replace(KEY, None, peer[KEY], PEER)
     assert not engine.replace(KEY, None, flipped(peer[KEY], -1), PEER), "nor does what is not sound"
     assert engine.live_count == 0
@@ -278,10 +278,10 @@ def test_flags_that_rotted_do_not_end_the_merging(make_engine: Make) -> None:
     """A live record that looks deleted is written over: there is one tombstone less than none."""
     engine = make_engine()
     engine.set(KEY, b"value")
-    support.absorb(engine)
+    support.checkpoint(engine)
     engine = reopened(engine, flip_record(KEY, FLAGS_AT, TOMBSTONE))
     engine.set(KEY, b"newer")
-    support.absorb(engine)
+    support.checkpoint(engine)
     assert engine.get(KEY) == b"newer"
     heal(engine, {})
     is_sound(engine)
@@ -293,18 +293,18 @@ def test_a_list_of_tombstones_that_is_too_long_does_not_end_a_repair_elsewhere(m
     engine = make_engine()
     engine.set(KEY, b"value")
     engine.delete(KEY)
-    support.absorb(engine)
+    support.checkpoint(engine)
     engine = reopened(engine, flip_record(KEY, FLAGS_AT, TOMBSTONE))
     engine.set(KEY, b"newer")
     engine.delete(KEY)
-    support.absorb(engine)
+    support.checkpoint(engine)
     elsewhere = next(bucket for bucket in range(BUCKETS) if bucket != bucket_of(KEY))
     engine.repair(elsewhere)
     engine.commit()
-    support.absorb(engine)
+    support.checkpoint(engine)
     heal(engine, {})
     is_sound(engine)
-    assert (engine.live_count, engine.dead_count) == (0, 1)
+    assert (engine.live_count, engine.tombstone_count) == (0, 1)
     engine.close()
 
 
@@ -364,7 +364,7 @@ def alterations() -> dict[str, tuple[str, str, Callable[[Any], None]]]:
 @pytest.mark.parametrize("name", alterations())
 def test_what_is_derived_is_derived_anew(engine: Engine, name: str) -> None:
     peer, root = support.everything(engine), engine.root()
-    counts = engine.live_count, engine.dead_count
+    counts = engine.live_count, engine.tombstone_count
     database, problem, change = alterations()[name]
     engine = reopened(engine, lambda open_database: change(open_database(database.encode())))
     found = heal(engine, {})
@@ -374,7 +374,7 @@ def test_what_is_derived_is_derived_anew(engine: Engine, name: str) -> None:
     is_sound(engine)
     assert support.everything(engine) == peer
     assert engine.root() == root
-    assert (engine.live_count, engine.dead_count) == counts
+    assert (engine.live_count, engine.tombstone_count) == counts
 
 
 def test_wrong_memory_over_a_sound_base(engine: Engine) -> None:
@@ -382,7 +382,7 @@ def test_wrong_memory_over_a_sound_base(engine: Engine) -> None:
     engine._tree.sums[bucket_of(KEY)] += 1 << 6
     engine._tree.dirty.add(bucket_of(KEY) // 256)
     engine.live_count += 1
-    engine.dead_count -= 2
+    engine.tombstone_count -= 2
     engine._records[b"active"] = flipped(engine._records[b"active"], DIGEST_AT)
     problems = [damage.problem for damage in heal(engine, {})]
     for what in ("memory: leaf ", "memory, key b'active': ", "memory: the number of live", "memory: the number of tom"):

@@ -35,8 +35,8 @@ def test_writes_between_the_slices_are_no_damage(make_engine: Make, monkeypatch:
         (1, lambda: engine.delete(b"%d" % chance.randrange(300))),
         (0.1, engine.commit),
         (0.05, lambda: support.freeze(engine)),
-        (0.05, engine.absorb_sealed),
-        (0.05, lambda: engine.raise_horizon(engine.clock.now())),
+        (0.05, engine.checkpoint_now),
+        (0.05, lambda: engine.raise_gc_horizon(engine.clock.now())),
         (0.05, lambda: engine.collect(5)),
         (0.01, lambda: engine.repair(chance.randrange(65536))),
         (0.003, engine.truncate),
@@ -48,12 +48,12 @@ def test_writes_between_the_slices_are_no_damage(make_engine: Make, monkeypatch:
             if chance.random() < 0.03:
                 for _, act in chance.choices(acts, weights, k=3):
                     act()
-        support.absorb(engine)
+        support.checkpoint(engine)
 
 
 def test_writers_and_merges_beside_it_are_no_damage() -> None:
     with support.directory() as path:
-        engine = support.open_engine(path, absorb="process", memtable_size=MIN_MEMTABLE_SIZE)
+        engine = support.open_engine(path, checkpoint="process", memtable_size=MIN_MEMTABLE_SIZE)
         chance = random.Random(21)
         ended = threading.Event()
 
@@ -85,7 +85,7 @@ def test_a_merge_cut_short_is_no_damage(make_engine: Make) -> None:
     engine = make_engine()
     for number in range(50):
         engine.set(b"k%d" % number, b"v")
-    support.absorb(engine)
+    support.checkpoint(engine)
     path = engine.directory.path
     for commits in range(1, 25):
         for number in range(30, 90):
@@ -95,9 +95,9 @@ def test_a_merge_cut_short_is_no_damage(make_engine: Make) -> None:
         support.freeze(engine)
         engine.close()
         with support.small_transactions(10), support.cut_after(commits), suppress(support.Cut):
-            support.absorb_all(path)
+            support.checkpoint_all(path)
         engine = support.open_engine(path)
         assert found_in(engine) == []
         assert check_engine(engine) == []
         if commits % 3 == 0:
-            support.absorb(engine)
+            support.checkpoint(engine)

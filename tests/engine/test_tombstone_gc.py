@@ -11,8 +11,8 @@ from fixtures.engines import NOON, Wall
 from merklekv.engine.clock import timestamp_of
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import (
-    NOTE_NAME_SIZE_MAX,
-    NOTE_SIZE_MAX,
+    METADATA_NAME_SIZE_MAX,
+    METADATA_SIZE_MAX,
     OP_DEL,
     OP_SET,
     VALUE_AT,
@@ -36,21 +36,21 @@ def test_collected_tombstones_leave_nothing_behind(make_engine: Make) -> None:
     for number in range(20):
         engine.set(b"k%d" % number, b"v")
         if number == 7:
-            engine.absorb_sealed()  # some of it in the base, some in memory
+            engine.checkpoint_now()  # some of it in the base, some in memory
     for number in range(20):
         engine.delete(b"k%d" % number)
         if number == 14:
-            engine.absorb_sealed()
-    assert engine.dead_count == 20
-    engine.raise_horizon(engine.clock.now())
+            engine.checkpoint_now()
+    assert engine.tombstone_count == 20
+    engine.raise_gc_horizon(engine.clock.now())
     collect_all(engine)
-    assert (engine.dead_count, engine.live_count, engine.root()) == (0, 0, empty.root())
+    assert (engine.tombstone_count, engine.live_count, engine.root()) == (0, 0, empty.root())
     assert support.everything(engine) == {}
-    engine.absorb_sealed()
+    engine.checkpoint_now()
     assert support.everything(engine) == {}
     engine.close()
     again = make_engine()
-    assert (again.dead_count, again.root()) == (0, empty.root())
+    assert (again.tombstone_count, again.root()) == (0, empty.root())
 
 
 def test_tombstones_above_the_horizon_stay(make_engine: Make) -> None:
@@ -60,7 +60,7 @@ def test_tombstones_above_the_horizon_stay(make_engine: Make) -> None:
         engine.delete(key)
     record = engine.record(b"old")
     assert record is not None
-    engine.raise_horizon(timestamp_of(record))
+    engine.raise_gc_horizon(timestamp_of(record))
     collect_all(engine)
     assert engine.record(b"old") is None
     assert engine.record(b"new") is not None
@@ -70,16 +70,16 @@ def test_tombstones_above_the_horizon_stay(make_engine: Make) -> None:
 def test_a_tombstone_on_a_tombstone_is_found_wherever_it_is(make_engine: Make) -> None:
     engine = make_engine(wall_clock=Wall())
     engine.merge([(OP_DEL, b"k", support.record(b"k", None, NOON))], b"a")
-    engine.absorb_sealed()
-    engine.raise_horizon(NOON - 1)
+    engine.checkpoint_now()
+    engine.raise_gc_horizon(NOON - 1)
     collect_all(engine)
     engine.merge([(OP_DEL, b"k", support.record(b"k", None, NOON + 5))], b"a")
-    engine.raise_horizon(NOON + 1)
+    engine.raise_gc_horizon(NOON + 1)
     collect_all(engine)
-    assert engine.dead_count == 1
-    engine.raise_horizon(NOON + 5)
+    assert engine.tombstone_count == 1
+    engine.raise_gc_horizon(NOON + 5)
     collect_all(engine)
-    assert engine.dead_count == 0
+    assert engine.tombstone_count == 0
 
 
 def test_nothing_comes_back_from_below_the_horizon(make_engine: Make) -> None:
@@ -87,10 +87,10 @@ def test_nothing_comes_back_from_below_the_horizon(make_engine: Make) -> None:
     old = (OP_SET, b"k", support.record(b"k", b"old", NOON))
     engine.merge([old], b"a")
     engine.merge([(OP_DEL, b"k", support.record(b"k", None, NOON + 1))], b"a")
-    engine.raise_horizon(NOON + 1)
+    engine.raise_gc_horizon(NOON + 1)
     collect_all(engine)
     assert engine.merge([old], b"a").applied == 0
-    engine.absorb_sealed()  # the marker has gone with what it hid
+    engine.checkpoint_now()  # the marker has gone with what it hid
     assert engine.merge([old], b"a").refused == [(b"k", "settled")]
     assert engine.merge([(OP_DEL, b"k", support.record(b"k", None, NOON + 1))], b"a").superseded == 1
     assert engine.merge([(OP_SET, b"k", support.record(b"k", b"new", NOON + 2))], b"a").applied == 1
@@ -100,16 +100,16 @@ def test_what_is_held_below_the_horizon_is_updated_by_who_is_trusted_and_not_del
     """A deletion from there is for an exchange to make anew, or only this node would hear of it."""
     engine = make_engine(wall_clock=Wall())
     engine.merge([(OP_SET, key, support.record(key, b"1", NOON)) for key in (b"a", b"b")], b"x")
-    engine.raise_horizon(NOON + 9)
+    engine.raise_gc_horizon(NOON + 9)
     newer = [(OP_SET, b"a", support.record(b"a", b"2", NOON + 1)), (OP_DEL, b"b", support.record(b"b", None, NOON + 1))]
     assert engine.merge(newer, b"x") == (0, 0, [(b"a", "settled"), (b"b", "settled")])
     assert engine.merge(newer, b"x", settled=True) == (1, 0, [(b"b", "settled")])
-    assert (engine.get(b"a"), engine.get(b"b"), engine.dead_count) == (b"2", b"1", 0)
+    assert (engine.get(b"a"), engine.get(b"b"), engine.tombstone_count) == (b"2", b"1", 0)
 
 
 def test_who_is_trusted_may_bring_what_is_settled(make_engine: Make) -> None:
     engine = make_engine(wall_clock=Wall())
-    engine.raise_horizon(NOON + 9)
+    engine.raise_gc_horizon(NOON + 9)
     items = [(OP_SET, b"k", support.record(b"k", b"v", NOON))]
     assert engine.merge(items, b"x").refused == [(b"k", "settled")]
     assert engine.merge(items, b"x", settled=True).applied == 1
@@ -119,30 +119,30 @@ def test_what_is_written_after_a_collection_counts_as_new(make_engine: Make) -> 
     engine = make_engine()
     for key in (b"a", b"b"):
         engine.set(key, b"1")
-    engine.absorb_sealed()
+    engine.checkpoint_now()
     for key in (b"a", b"b"):
         engine.delete(key)
-    engine.raise_horizon(engine.clock.now())
+    engine.raise_gc_horizon(engine.clock.now())
     collect_all(engine)
     engine.set(b"a", b"2")
     assert engine.increment(b"b", 3) == 3
-    assert (engine.live_count, engine.dead_count) == (2, 0)
+    assert (engine.live_count, engine.tombstone_count) == (2, 0)
 
 
 def test_the_horizon_only_rises_and_is_kept(make_engine: Make) -> None:
     wall = Wall()
     engine = make_engine(wall_clock=wall)
-    assert engine.horizon == 0
-    assert engine.raise_horizon(NOON + 100)
-    assert not engine.raise_horizon(NOON + 100)
-    assert not engine.raise_horizon(NOON)
+    assert engine.gc_horizon == 0
+    assert engine.raise_gc_horizon(NOON + 100)
+    assert not engine.raise_gc_horizon(NOON + 100)
+    assert not engine.raise_gc_horizon(NOON)
     for merges in (False, True):
         engine.set(b"k", b"v")
         if merges:
-            engine.absorb_sealed()
+            engine.checkpoint_now()
         engine.close()
         engine = make_engine(wall_clock=wall)
-        assert engine.horizon == NOON + 100
+        assert engine.gc_horizon == NOON + 100
         record = engine.record(b"k")
         assert record is not None
         assert timestamp_of(record) > NOON + 100
@@ -156,21 +156,21 @@ def test_notes_are_kept_like_records(make_engine: Make) -> None:
     engine.commit()
     engine.close()
     engine = make_engine()
-    assert engine.notes == {b"a": b"2", b"b": b""}
+    assert engine.metadata == {b"a": b"2", b"b": b""}
     engine.set(b"k", b"v")
-    engine.absorb_sealed()
+    engine.checkpoint_now()
     engine.note(b"b", b"3")
     engine.close()
-    assert make_engine().notes == {b"a": b"2", b"b": b"3"}
+    assert make_engine().metadata == {b"a": b"2", b"b": b"3"}
 
 
 def test_limits_of_notes(make_engine: Make) -> None:
     engine = make_engine()
-    engine.note(b"n" * NOTE_NAME_SIZE_MAX, b"v" * NOTE_SIZE_MAX)
-    for name, value in ((b"n" * (NOTE_NAME_SIZE_MAX + 1), b""), (b"n", b"v" * (NOTE_SIZE_MAX + 1)), (b"", b"")):
-        with pytest.raises(InvalidArgument, match="note of"):
+    engine.note(b"n" * METADATA_NAME_SIZE_MAX, b"v" * METADATA_SIZE_MAX)
+    for name, value in ((b"n" * (METADATA_NAME_SIZE_MAX + 1), b""), (b"n", b"v" * (METADATA_SIZE_MAX + 1)), (b"", b"")):
+        with pytest.raises(InvalidArgument, match="metadata entry of"):
             engine.note(name, value)
-    assert engine.notes == {b"n" * NOTE_NAME_SIZE_MAX: b"v" * NOTE_SIZE_MAX}
+    assert engine.metadata == {b"n" * METADATA_NAME_SIZE_MAX: b"v" * METADATA_SIZE_MAX}
 
 
 def test_a_closed_timestamp_binds_the_clock_even_when_the_wall_is_set_back(make_engine: Make) -> None:
@@ -195,7 +195,7 @@ def test_a_bucket_lists_what_a_scan_finds(make_engine: Make) -> None:
     for number in range(300):
         engine.set(b"k%d" % number, b"v")
         if number % 100 == 99:
-            engine.absorb_sealed()
+            engine.checkpoint_now()
     engine.delete(b"k5")
     engine.delete(b"k250")
     while not engine.prepare_buckets():

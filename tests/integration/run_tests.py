@@ -131,31 +131,31 @@ class TestRunner:
         ended = run_within(self.mode.limit_s, command, cwd=HERE, environment=self.environment(scratch))
         seconds = time.monotonic() - began
         status = EXIT_TIME_LIMIT if ended.status is None else ended.status
-        notes = [f"still running afterwards, and ended: {line}" for line in ended.left_behind]
+        metadata = [f"still running afterwards, and ended: {line}" for line in ended.left_behind]
         if ended.status is None:
-            notes.append(f"the time limit of mode {self.mode_name}, {self.mode.limit_s} s, has passed")
+            metadata.append(f"the time limit of mode {self.mode_name}, {self.mode.limit_s} s, has passed")
         figures = suite_figures.read(scratch / FIGURES)
         kept = suite_figures.read_baseline()
         if status == 0 and self.mode_name == "benchmark":
-            status = self.judge(figures, kept, notes)
+            status = self.judge(figures, kept, metadata)
         status = status or int(bool(ended.left_behind))
         cases = read_cases(self.junit(scratch))
         if not cases and status != EXIT_TIME_LIMIT:
-            notes.append("no test was run; what pytest said above tells why")
+            metadata.append("no test was run; what pytest said above tells why")
             status = status or EXIT_NOTHING
         if cases and self.covered:
-            notes += self.write_coverage(scratch)
-        self.tell(Outcome(self.mode_name, status, seconds, self.mode.limit_s, cases, figures, kept, notes))
+            metadata += self.write_coverage(scratch)
+        self.tell(Outcome(self.mode_name, status, seconds, self.mode.limit_s, cases, figures, kept, metadata))
         return status
 
-    def judge(self, figures: Figures, kept: dict[str, float], notes: list[str]) -> int:
+    def judge(self, figures: Figures, kept: dict[str, float], metadata: list[str]) -> int:
         """Compare with the kept ratios, or keep these; the exit status. Tells in the notes what has become slower."""
         if self.options.save_baseline:
             suite_figures.keep(figures)
             print(f"kept for later runs: {suite_figures.BASELINE}")
             return 0
         slower = suite_figures.regressions(figures, kept)
-        notes += [f"slower than before: {line}" for line in slower]
+        metadata += [f"slower than before: {line}" for line in slower]
         return EXIT_REGRESSION if slower else 0
 
     def tell(self, outcome: Outcome) -> None:
@@ -163,7 +163,7 @@ class TestRunner:
         if outcome.figures:
             rows = suite_figures.rows(outcome.figures, outcome.kept)
             print(f"\n{suite_figures.markdown(suite_figures.HEADER, rows)}\n")
-        for note in outcome.notes:
+        for note in outcome.metadata:
             print(note, file=sys.stderr)
         if self.options.report and outcome.cases:
             report, coverage, _ = self.pages()

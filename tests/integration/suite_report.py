@@ -49,7 +49,7 @@ class Outcome:
     cases: list[Case] = field(default_factory=list)
     figures: Figures = field(default_factory=list)
     kept: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)  # what else went wrong
+    metadata: list[str] = field(default_factory=list)  # what else went wrong
 
     @property
     def failed(self) -> list[Case]:
@@ -92,8 +92,8 @@ def write_html(outcome: Outcome, path: Path, coverage: Path | None = None) -> No
 def _head(outcome: Outcome) -> list[str]:
     machine = f"{platform.platform()}, {os.cpu_count()} processors, Python {platform.python_version()}"
     good = "good" if outcome.status == 0 else "bad"
-    notes = [f'<p class="bad">{html.escape(note)}</p>' for note in outcome.notes]
-    return [f'<h1 class="{good}">{html.escape(str(outcome))}</h1>', f"<p>{html.escape(machine)}</p>", *notes]
+    metadata = [f'<p class="bad">{html.escape(note)}</p>' for note in outcome.metadata]
+    return [f'<h1 class="{good}">{html.escape(str(outcome))}</h1>', f"<p>{html.escape(machine)}</p>", *metadata]
 
 
 def _failures(failed: Iterable[Case]) -> list[str]:

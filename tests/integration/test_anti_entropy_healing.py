@@ -187,7 +187,7 @@ class TestBeingAway:
         harness.wait_converged()
         for node in (a, b, c):
             node.wait_figure("members", 3)
-        wait_until(lambda: min(node.figure("horizon_ns") for node in (a, b, c)) > 0, seconds=30)
+        wait_until(lambda: min(node.figure("gc_horizon_ns") for node in (a, b, c)) > 0, seconds=30)
         assert c.ask("REPLICATE disable") == "OK"
         c.set("while", "alone")
         c.stop()
@@ -321,4 +321,4 @@ def test_presence_says_where_a_node_is_reached(harness: ReplicationTestHarness, 
     assert announced(everywhere)["address"] == f"{socket.gethostname()}:{everywhere.process.port}"
     named = harness.create_node("named", advertise_address="node.example:1234")
     assert announced(named)["address"] == "node.example:1234"
-    assert len(bytes.fromhex(announced(named)["birth"])) == 8
+    assert len(bytes.fromhex(announced(named)["store_id"])) == 8

@@ -59,8 +59,8 @@ class TestOutOfOrder:
     ) -> None:
         node = harness.create_node()
         now = time.time_ns()
-        floor = {"v": 1, "src": "outsider", "op": "truncate", "val": None, "ts": now, "op_id": op_id(0)}
-        outsider.publish(make_event("old", ts=now - 1), make_event("new", ts=now + 1), floor)
+        truncation = {"v": 1, "src": "outsider", "op": "truncate", "val": None, "ts": now, "op_id": op_id(0)}
+        outsider.publish(make_event("old", ts=now - 1), make_event("new", ts=now + 1), truncation)
         outsider.publish(make_event("old", ts=now - 2), make_event("done"))
         node.wait_for("done", "v")
         assert node.get("old") is None

@@ -297,10 +297,10 @@ class TestRegressions:
         assert line.startswith("GET: no figure")
 
     def test_it_fails_the_benchmark_mode(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        notes: list[str] = []
-        assert runner("--benchmark-only").judge(self.figures(0.4), {"SET": 1.0}, notes) == run_tests.EXIT_REGRESSION
-        assert notes == ["slower than before: SET: 0.4 of the reference, which was 1: 40%"]
-        assert runner("--benchmark-only").judge(self.figures(1.0), {"SET": 1.0}, notes) == 0
+        metadata: list[str] = []
+        assert runner("--benchmark-only").judge(self.figures(0.4), {"SET": 1.0}, metadata) == run_tests.EXIT_REGRESSION
+        assert metadata == ["slower than before: SET: 0.4 of the reference, which was 1: 40%"]
+        assert runner("--benchmark-only").judge(self.figures(1.0), {"SET": 1.0}, metadata) == 0
 
     def test_a_baseline_is_kept_and_compared_with(self, tmp_path: Path) -> None:
         path = tmp_path / "baseline.json"

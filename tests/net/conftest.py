@@ -44,10 +44,10 @@ class FakeServices:
     def members(self) -> Sequence[Mapping[str, int | str]]:
         return [{"node": "a", "clock": 5}, {"node": "b", "clock": 3}]
 
-    def forget(self, node: str, birth: str) -> None:
+    def forget(self, node: str, store_id: str) -> None:
         if node == "a":
             raise InvalidArgument("a is this node")
-        self.asked.append((node, birth))
+        self.asked.append((node, store_id))
 
     def shutdown(self) -> None:
         self.stops += 1
@@ -177,7 +177,7 @@ class StubEngine:
     def makes_wait(self) -> bool:
         return self.stalled
 
-    def set_row(self, requests: Iterable[Sequence[bytes]]) -> int:
+    def set_batch(self, requests: Iterable[Sequence[bytes]]) -> int:
         return 0  # leaves every request to `set`
 
     def commit(self) -> None:

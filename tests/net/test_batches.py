@@ -116,13 +116,13 @@ def test_clients_that_ask_in_one_round_are_answered_each_by_itself(start: Callab
 def test_a_row_stops_before_what_set_refuses(engine: Engine) -> None:
     engine.max_value_size = 100
     row = [(b"SET", b"a", b"1"), (b"SET", b"b", b"x" * 100), (b"SET", b"", b"3"), (b"SET", b"c", b"4")]
-    assert engine.set_row(row) == 2
+    assert engine.set_batch(row) == 2
     assert (engine.get(b"b"), engine.get(b"c")) == (b"x" * 100, None)
-    assert engine.set_row([(b"SET", b"a", b"2"), (b"SET", b"longer", b"x" * 101)]) == 1
+    assert engine.set_batch([(b"SET", b"a", b"2"), (b"SET", b"longer", b"x" * 101)]) == 1
 
 
 def test_a_row_stops_where_writes_are_stalled(engine: Engine) -> None:
     engine.stalled = True
-    assert engine.set_row([(b"SET", b"a", b"1")]) == 0
+    assert engine.set_batch([(b"SET", b"a", b"1")]) == 0
     engine.stalled = False
-    assert engine.set_row([(b"SET", b"a", b"1")]) == 1
+    assert engine.set_batch([(b"SET", b"a", b"1")]) == 1

@@ -1,4 +1,4 @@
-"""LOG, TREE, NOTES: what the tools see of a node, bounded, and nothing that is not committed."""
+"""LOG, TREE, METADATA: what the tools see of a node, bounded, and nothing that is not committed."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def client(server: Server) -> Iterator[Client]:
 
 
 def numbers(client: Client) -> tuple[int, int, list[int]]:
-    end, absorbed, segments = client.call(b"LOG", b"LIST")  # type: ignore[misc]
-    return end, absorbed, segments  # type: ignore[return-value]
+    end, checkpoint_lsn, segments = client.call(b"LOG", b"LIST")  # type: ignore[misc]
+    return end, checkpoint_lsn, segments  # type: ignore[return-value]
 
 
 def read(client: Client, segment: int, position: int, size: int) -> Reply:
@@ -35,8 +35,8 @@ def read(client: Client, segment: int, position: int, size: int) -> Reply:
 def test_the_log_is_handed_out_as_it_is_on_disk(engine: Engine, client: Client) -> None:
     engine.set(b"key", b"value")
     engine.commit()
-    end, absorbed, segments = numbers(client)
-    assert (absorbed, segments) == (0, [0])
+    end, checkpoint_lsn, segments = numbers(client)
+    assert (checkpoint_lsn, segments) == (0, [0])
     data = segment_path(engine.directory.log, 0).read_bytes()
     assert read(client, 0, 0, READ_BYTES_MAX) == data[:end]
     assert read(client, 0, 10, 7) == data[10:17]
@@ -60,8 +60,8 @@ def test_a_segment_that_is_gone(engine: Engine, client: Client) -> None:
     engine.commit()
     wait_until(lambda: numbers(client)[2][0] > 0, what="the first segment to be absorbed")
     assert read(client, 0, 0, 100) is None
-    end, absorbed, segments = numbers(client)
-    assert absorbed in segments
+    end, checkpoint_lsn, segments = numbers(client)
+    assert checkpoint_lsn in segments
     assert max(segments) <= end
 
 
@@ -110,20 +110,20 @@ def test_leaves_after_a_floor_that_spares_something(engine: Engine, client: Clie
     engine.set(b"old", b"x")
     engine.memtable_size = 1
     engine.commit()
-    wait_until(lambda: engine.statistics()["log_absorbed_lsn"], what="the base")
-    floor = (engine.clock.last + 1).to_bytes(8, "big") + bytes(16)
+    wait_until(lambda: engine.statistics()["log_checkpoint_lsn"], what="the base")
+    truncation = (engine.clock.last + 1).to_bytes(8, "big") + bytes(16)
     engine.memtable_size = 1 << 20
     engine.set(b"new", b"x")
-    engine.merge_floor(floor, b"elsewhere")
+    engine.merge_truncation(truncation, b"elsewhere")
     replies = [client.call(b"TREE", b"%d" % inner) for inner in range(INNER_NODES)]
     total = sum(int.from_bytes(leaf[at + 16 : at + 24], "big") for leaf in replies for at in range(0, len(leaf), 24))  # type: ignore[arg-type, index, misc]
-    assert total == engine.live_count + engine.dead_count
+    assert total == engine.live_count + engine.tombstone_count
 
 
 def test_notes(engine: Engine, client: Client) -> None:
-    assert client.call(b"NOTES") == []
+    assert client.call(b"METADATA") == []
     engine.note(b"members", b"\x00\xff")
-    engine.note(b"birth", b"")
-    engine.raise_horizon(5)
+    engine.note(b"store_id", b"")
+    engine.raise_gc_horizon(5)
     engine.commit()
-    assert client.call(b"NOTES") == [b"birth", b"", b"horizon", bytes(7) + b"\5", b"members", b"\x00\xff"]
+    assert client.call(b"METADATA") == [b"gc_horizon", bytes(7) + b"\5", b"members", b"\x00\xff", b"store_id", b""]

@@ -1,4 +1,4 @@
-"""RECORDS, FLOOR, MERGE, MERGEFLOOR: records travel as they are stored, whole and in order; only bad ones stay out."""
+"""RECORDS, TRUNCATION, MERGE, MERGETRUNCATION: records travel as they are stored, whole and in order."""
 
 from __future__ import annotations
 
@@ -159,18 +159,18 @@ def test_records_over_resp3(server: Server, engine: Engine) -> None:
         ([b"BUCKET", b"65536"], "a bucket is a number from 0 to 65535"),
         ([b"BUCKET", b"x"], "a bucket is a number"),
         ([b"BUCKET"], "wrong number of arguments for 'bucket'"),
-        ([b"FLOOR", b"x"], "wrong number of arguments for 'floor'"),
+        ([b"TRUNCATION", b"x"], "wrong number of arguments for 'truncation'"),
         ([b"MERGE", b"n"], "wrong number of arguments for 'merge'"),
         ([b"MERGE", b"n", b"k", bytes(41), b"v", b"k"], "wrong number of arguments for 'merge'"),
         ([b"MERGE", b"n", b"k", bytes(40), b"v"], "a head has 41 bytes (version, flags, digest), not 40"),
         ([b"MERGE", b"n", b"k", bytes(42), b"v"], "a head has 41 bytes (version, flags, digest), not 42"),
         ([b"MERGE", b"", b"k", bytes(41), b"v"], "origin b'' is no node id, which has 1 to 128 bytes"),
         ([b"MERGE", b"a/b", b"k", bytes(41), b"v"], "origin b'a/b' is no node id"),
-        ([b"MERGEFLOOR", b"\xff", bytes(24)], r"origin b'\xff' is no node id"),
+        ([b"MERGETRUNCATION", b"\xff", bytes(24)], r"origin b'\xff' is no node id"),
         ([b"MERGE", b"n" * 129, b"k", bytes(41), b"v"], "is no node id"),
-        ([b"MERGEFLOOR", b"n", bytes(23)], "a floor has 24 bytes, not 23"),
-        ([b"MERGEFLOOR", b"n", bytes(25)], "a floor has 24 bytes, not 25"),
-        ([b"MERGEFLOOR", b"", bytes(24)], "origin b'' is no node id"),
+        ([b"MERGETRUNCATION", b"n", bytes(23)], "a floor has 24 bytes, not 23"),
+        ([b"MERGETRUNCATION", b"n", bytes(25)], "a floor has 24 bytes, not 25"),
+        ([b"MERGETRUNCATION", b"", bytes(24)], "origin b'' is no node id"),
     ],
 )
 def test_wrong_requests_change_nothing(request_: list[bytes], words: str, engine: Engine, client: Client) -> None:
@@ -188,10 +188,10 @@ def test_one_bad_head_among_good_ones_changes_nothing(engine: Engine, client: Cl
 
 
 def test_the_floor(engine: Engine, client: Client) -> None:
-    assert client.call(b"FLOOR") == ZERO_VERSION
+    assert client.call(b"TRUNCATION") == ZERO_VERSION
     engine.truncate()
     engine.commit()
-    assert client.call(b"FLOOR") == engine.floor != ZERO_VERSION
+    assert client.call(b"TRUNCATION") == engine.truncation != ZERO_VERSION
 
 
 def test_merge_takes_the_larger_version(engine: Engine, client: Client) -> None:
@@ -251,7 +251,7 @@ def test_many_records_in_one_merge(count: int, engine: Engine, client: Client) -
 
 
 def test_merge_waits_while_merging_is_behind(tmp_path: Path, start: Callable[..., Server]) -> None:
-    engine = Engine(tmp_path / "full", memtable_size=64 << 10, absorb="manual", durability="never")
+    engine = Engine(tmp_path / "full", memtable_size=64 << 10, checkpoint="manual", durability="never")
     while not engine.stalled:
         engine.set(b"filler:%d" % engine.live_count, bytes(1000))
         engine.commit()
@@ -262,7 +262,7 @@ def test_merge_waits_while_merging_is_behind(tmp_path: Path, start: Callable[...
         client.send([[b"MERGE", b"n", *parts_of(*pairs)]])
         wait_until(lambda: b"sync_commands:1\r\n" in bytes(other.call(b"STATS")), what="the request to be in")
         assert other.call(b"DBSIZE") == fillers
-        engine.absorb_sealed()
+        engine.checkpoint_now()
         assert client.receive() == [len(pairs), 0, []]
     server.stop(deadline_s=5)
     engine.close()
@@ -271,16 +271,16 @@ def test_merge_waits_while_merging_is_behind(tmp_path: Path, start: Callable[...
 def test_a_floor_from_elsewhere(engine: Engine, client: Client) -> None:
     client.call(b"MERGE", b"n", *parts_of(pair(b"old"), pair(b"new", version=NEW)))
     between = (1_650_000_000 * 10**9).to_bytes(8, "big") + bytes(16)
-    assert client.call(b"MERGEFLOOR", b"n", between) == 1
-    assert client.call(b"MERGEFLOOR", b"n", between) == 0
-    assert client.call(b"MERGEFLOOR", b"n", OLD) == 0
-    assert client.call(b"FLOOR") == between
+    assert client.call(b"MERGETRUNCATION", b"n", between) == 1
+    assert client.call(b"MERGETRUNCATION", b"n", between) == 0
+    assert client.call(b"MERGETRUNCATION", b"n", OLD) == 0
+    assert client.call(b"TRUNCATION") == between
     assert [key for key, _ in everything(client)] == [b"new"]
     assert client.call(b"MERGE", b"n", *parts_of(pair(b"old"))) == [0, 1, []]
 
 
 def test_all_records_of_one_node_make_another_equal(tmp_path: Path, engine: Engine, client: Client) -> None:
-    other = Engine(tmp_path / "other", absorb="manual", durability="never")
+    other = Engine(tmp_path / "other", checkpoint="manual", durability="never")
     fill(other)
     pairs, _ = other.records_page(limit=1000)
     for some in (pairs[40:], pairs[:50], pairs):
@@ -294,7 +294,7 @@ def test_a_floor_that_is_too_far_ahead_is_refused(engine: Engine, client: Client
     client.call(b"MERGE", b"n", *parts_of(pair(b"kept")))
     latest = (1 << 64) - 1 if ahead_s is None else time.time_ns() + ahead_s * 10**9
     with pytest.raises(NodeError, match=r"a floor of 2\d{3}-.* UTC is too far ahead of this node's wall clock"):
-        client.call(b"MERGEFLOOR", b"n", latest.to_bytes(8, "big") + bytes(16))
-    assert client.call(b"FLOOR") == ZERO_VERSION
+        client.call(b"MERGETRUNCATION", b"n", latest.to_bytes(8, "big") + bytes(16))
+    assert client.call(b"TRUNCATION") == ZERO_VERSION
     assert [key for key, _ in everything(client)] == [b"kept"]
     assert engine.clock.last < time.time_ns() + 10**9

@@ -11,9 +11,9 @@ from fixtures.exchanges import Node
 
 from merklekv.replication.cluster.members import Identity
 from merklekv.replication.sync import admission as module
-from merklekv.replication.sync.admission import BUSY, ITSELF, Reception
+from merklekv.replication.sync.admission import BUSY, ITSELF, Admission
 from merklekv.replication.sync.initiator import Initiator
-from merklekv.replication.sync.local_endpoint import Side
+from merklekv.replication.sync.local_endpoint import LocalEndpoint
 from merklekv.replication.sync.messages import ExchangeRefused, encode
 
 Open = Callable[[str], Node]
@@ -38,10 +38,10 @@ class Desk:
     def __init__(self, node: Node) -> None:
         self.begun: set[str] = set()
         self.served: list[Identity] = []
-        self.reception = Reception(node.engine, node.members, "test", self.begun.__contains__, self.served.append)
+        self.admission = Admission(node.engine, node.members, "test", self.begun.__contains__, self.served.append)
 
     def answer(self, message: bytes) -> bytes:
-        slices = self.reception.answer(message)
+        slices = self.admission.answer(message)
         while True:
             try:
                 next(slices)
@@ -114,20 +114,20 @@ def test_an_exchange_goes_on_as_long_as_there_are_steps(node: Open, monkeypatch:
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     here, there = node("a"), node("b")
     desk = Desk(here)
-    hello, _ = Side(there.engine, there.members, "test").hello()
-    assert not desk.reception.is_serving("b")
+    hello, _ = LocalEndpoint(there.engine, there.members, "test").hello()
+    assert not desk.admission.is_serving("b")
     desk.answer(encode("hello", **hello.plain()))
     for _ in range(5):
         now[0] += module.SERVING_S - 0.01
-        assert desk.reception.is_serving("b")
+        assert desk.admission.is_serving("b")
         desk.answer(encode("inner"))  # whatever it says
-    assert not desk.reception.is_serving("c")
+    assert not desk.admission.is_serving("c")
     now[0] += module.SERVING_S
-    assert not desk.reception.is_serving("b")
+    assert not desk.admission.is_serving("b")
 
 
 @pytest.mark.parametrize("message", [b"", b"x" * 100, encode("hello"), encode("done", hello=5), encode("inner")])
 def test_what_is_no_hello_is_left_to_the_responder(node: Open, message: bytes) -> None:
     desk = Desk(node("a"))
-    assert desk.reception.first_words(message) is None
+    assert desk.admission.first_words(message) is None
     assert desk.answer(message)

@@ -211,7 +211,7 @@ def test_an_exchange_with_who_is_at_one_here_waits_for_its_end(make: Make, net: 
     running = threading.Thread(target=lambda: b.sync(a))
     running.start()
     wait_until(lambda: steps.count("b") == 2)
-    a.anti_entropy._reception._note_step("b")  # however slow this machine is
+    a.anti_entropy._admission._note_step("b")  # however slow this machine is
     a.start()
     wait_until(lambda: a.figures()["exchange_peers"] == 1)
     wait_until(lambda: a.anti_entropy._timetable._entries["b:1"].ended > 0, what="it to be put off")
@@ -252,7 +252,7 @@ def test_an_address_that_leads_back_here_is_told(make: Make, net: Net, caplog: p
     a.start()
     wait_until(lambda: a.figures()["exchange_peers"] == 0, what="the configured one to be known as its own")
     assert a.figures()["exchange_failures"] == 0
-    a.anti_entropy.hear(Status("b", ONLINE, "me:1", birth=b.members.identity.birth.hex()))
+    a.anti_entropy.hear(Status("b", ONLINE, "me:1", store_id=b.members.identity.store_id.hex()))
     wait_until(lambda: a.figures()["exchange_failures"])
     assert "node b announces it" in a.figures()["peer_b"]
     assert "set replication.advertise_address there" in caplog.text
@@ -263,8 +263,8 @@ def test_tombstones_go_when_all_have_them(make: Make) -> None:
     a.engine.set(b"k", b"v")
     a.engine.delete(b"k")
     a.start()
-    wait_until(lambda: a.engine.dead_count == 0 and b.engine.dead_count == 0)
-    assert a.figures()["horizon_ns"] > 0
+    wait_until(lambda: a.engine.tombstone_count == 0 and b.engine.tombstone_count == 0)
+    assert a.figures()["gc_horizon_ns"] > 0
     assert alike(a, b)
 
 
@@ -279,37 +279,37 @@ def test_who_still_has_what_was_collected_is_told(make: Make, monkeypatch: pytes
     a.engine.delete(b"k")
     for other in (b, c, b):
         a.sync(other)
-    wait_until(lambda: a.engine.dead_count == 0)
+    wait_until(lambda: a.engine.tombstone_count == 0)
     wait_until(lambda: not a.engine._log.pending, what="that to be committed")
     if nudged:
-        wait_until(lambda: alike(a, b, c) and c.engine.dead_count == 0)
+        wait_until(lambda: alike(a, b, c) and c.engine.tombstone_count == 0)
     else:
-        assert c.engine.dead_count == 1
+        assert c.engine.tombstone_count == 1
 
 
 def test_a_forgotten_node_is_known_as_such(make: Make) -> None:
     a, b = make("a").start(), make("b")
     a.sync(b)
-    birth = b.members.identity.birth.hex()
-    assert not a.anti_entropy.membership.is_forgotten("b", birth)
+    store_id = b.members.identity.store_id.hex()
+    assert not a.anti_entropy.membership.is_removed("b", store_id)
     with pytest.raises(UnknownMember):
         a.anti_entropy.forget("nobody")
     with pytest.raises(InvalidArgument, match="a birth is 16 hex digits"):
         a.anti_entropy.forget("b", "xy")
     with pytest.raises(InvalidArgument, match="this node itself"):
         a.anti_entropy.forget("a")
-    a.anti_entropy.forget("b", birth)
-    assert load_members(a.engine, "a").is_forgotten("b", bytes.fromhex(birth)), "it is kept"
-    assert a.anti_entropy.membership.is_forgotten("b", birth)
-    assert a.anti_entropy.membership.is_forgotten("b", ""), "nothing was heard of another one"
-    assert not a.anti_entropy.membership.is_forgotten("b", "00" * 8)
-    assert not a.anti_entropy.membership.is_forgotten("c", "")
+    a.anti_entropy.forget("b", store_id)
+    assert load_members(a.engine, "a").is_removed("b", bytes.fromhex(store_id)), "it is kept"
+    assert a.anti_entropy.membership.is_removed("b", store_id)
+    assert a.anti_entropy.membership.is_removed("b", ""), "nothing was heard of another one"
+    assert not a.anti_entropy.membership.is_removed("b", "00" * 8)
+    assert not a.anti_entropy.membership.is_removed("c", "")
     with pytest.raises(ExchangeRefused, match="then start it with a new one"):
         a.sync(b)
     a.anti_entropy.hear(b.status())
-    a.anti_entropy.hear(Status("b", ONLINE, "b:1", birth="00" * 8))
+    a.anti_entropy.hear(Status("b", ONLINE, "b:1", store_id="00" * 8))
     wait_until(lambda: a.figures()["members"] == 2)
-    assert not a.anti_entropy.membership.is_forgotten("b", "")
+    assert not a.anti_entropy.membership.is_removed("b", "")
 
 
 def test_names_and_addresses_that_make_no_sense_harm_nobody(make: Make) -> None:
@@ -319,7 +319,7 @@ def test_names_and_addresses_that_make_no_sense_harm_nobody(make: Make) -> None:
         Status("n" * 600, ONLINE, "n:1"),
         Status("no-port", ONLINE, "host"),
         Status("long", ONLINE, "h" * 1000 + ":1"),
-        Status("no-birth", ONLINE, "", birth="zz"),
+        Status("no-birth", ONLINE, "", store_id="zz"),
         Status("a/b", ONLINE),
         Status("", ONLINE),
         b.status(),

@@ -81,7 +81,7 @@ def message_of(made: list[event.Change], source: str = "node-a", sequence: int =
 
 def split(made: list[event.Change]) -> tuple[list[event.Change], list[bytes]]:
     plain = [change for change in made if change[0] != OP_TRUNCATE]
-    return plain, [floor for op, _, floor in made if op == OP_TRUNCATE]
+    return plain, [truncation for op, _, truncation in made if op == OP_TRUNCATE]
 
 
 def reason_of(item: object) -> Reason:
@@ -159,7 +159,7 @@ def decode_or_refuse(payload: bytes) -> None:
     except EventRefused:
         return
     assert all(record_is_sound(key, record) and 0 < len(key) <= MAX_KEY_SIZE for _, key, record in message.changes)
-    assert all(len(floor) == 24 for floor in message.floors)
+    assert all(len(truncation) == 24 for truncation in message.truncations)
 
 
 def test_lists_of_integers_are_taken_for_bytes() -> None:
@@ -260,9 +260,9 @@ def test_one_wrong_event_refuses_its_batch() -> None:
 
 
 def test_a_truncate_with_a_value_is_refused() -> None:
-    floor = {"v": 1, "src": "a", "op": "truncate", "ts": 5, "op_id": bytes(16)}
-    assert decode_message(cbor2.dumps(floor)).floors == [(5).to_bytes(8, "big") + bytes(16)]
-    assert reason_of(floor | {"val": b""}) is Reason.TYPE
+    truncation = {"v": 1, "src": "a", "op": "truncate", "ts": 5, "op_id": bytes(16)}
+    assert decode_message(cbor2.dumps(truncation)).truncations == [(5).to_bytes(8, "big") + bytes(16)]
+    assert reason_of(truncation | {"val": b""}) is Reason.TYPE
 
 
 @pytest.mark.parametrize("item", [1, None, [], "text", b"", [PLAIN], 1.5, cbor2.CBORTag(700, 1)])

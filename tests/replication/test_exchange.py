@@ -32,7 +32,7 @@ def fill(node: Node, count: int = KEYS, prefix: bytes = b"key") -> None:
 def fill_both(first: Node, second: Node) -> None:
     """Both hold the same, one from the base and one from memory."""
     fill(first)
-    first.engine.absorb_sealed()
+    first.engine.checkpoint_now()
     exchange(second, first)
     assert agree(first, second)
 
@@ -113,7 +113,7 @@ def test_an_empty_node_takes_everything_page_by_page(
     monkeypatch.setattr(exchange_module, "BATCH_BYTES", 10_000)
     a, b, _ = nodes
     fill(a)
-    a.engine.absorb_sealed()
+    a.engine.checkpoint_now()
     a.delete(b"key:00100")
     fill(a, 50, b"later")
     report = exchange(b, a) if begins == "empty" else exchange(a, b)
@@ -260,15 +260,15 @@ def test_a_floor_that_spares_something_needs_no_tree(nodes: list[Node]) -> None:
     for number in range(10):
         b.set(b"old:%d" % number)
     exchange(a, b)
-    a.engine.absorb_sealed()
-    floor = b.records()[b"old:5"][:24]
-    c.engine.merge_floor(floor, b"operator")
+    a.engine.checkpoint_now()
+    truncation = b.records()[b"old:5"][:24]
+    c.engine.merge_truncation(truncation, b"operator")
     c.engine.commit()
     for first, second in ((c, a), (a, b), (c, b)):
         exchange(first, second)
     assert not a.engine.root_ready
     for node in nodes:
-        node.engine.absorb_sealed()
+        node.engine.checkpoint_now()
     assert agree(a, b, c)
     assert set(a.values()) == {b"old:%d" % number for number in range(5, 10)}
 
@@ -289,7 +289,7 @@ def test_the_other_side_may_wait_for_merging(tmp_path: Path) -> None:
             a.engine.set(b"key:%d" % number, b"v" * 300)
             if number % 100 == 0:
                 a.engine.commit()
-                a.engine.absorb_sealed()
+                a.engine.checkpoint_now()
         exchange(a, b)
         assert agree(a, b)
 
@@ -300,8 +300,8 @@ def test_this_side_may_wait_for_merging(tmp_path: Path, monkeypatch: pytest.Monk
             a.engine.set(b"key:%d" % number, b"v" * 300)
             if number % 100 == 0:
                 a.engine.commit()
-                a.engine.absorb_sealed()
-        monkeypatch.setattr(b.engine, "wait_for_room", lambda seconds: b.engine.absorb_sealed() or True)
+                a.engine.checkpoint_now()
+        monkeypatch.setattr(b.engine, "wait_for_room", lambda seconds: b.engine.checkpoint_now() or True)
         exchange(b, a)
         assert agree(a, b)
         waits: list[float] = []

@@ -14,12 +14,12 @@ import pytest
 from fixtures.exchanges import NOON, SECOND, Cut, Node, agree, answer, carry, cluster, exchange, meet_all
 
 from merklekv.engine.clock import MAX_TRUNCATION_AHEAD_S, UNSET_BEFORE_NS, timestamp_of
-from merklekv.log_throttle import BurstLog
+from merklekv.log_throttle import LogThrottle
 from merklekv.replication.cluster.lost_writes import Lapse
 from merklekv.replication.cluster.members import NOTHING_SAID, Identity, Members, Report, Row, Table, table_of
 from merklekv.replication.fields import Malformed, decode_map
 from merklekv.replication.sync import local_endpoint
-from merklekv.replication.sync.local_endpoint import NOTE_MEMBERS
+from merklekv.replication.sync.local_endpoint import METADATA_MEMBERS
 from merklekv.replication.sync.messages import ExchangeFailed, ExchangeRefused, Hello, decode, encode, pack, unpack
 
 YEAR = 365 * 86_400 * SECOND
@@ -54,8 +54,8 @@ def assert_unmoved(node: Node) -> None:
     members = node.members
     assert node.engine.clock.last <= latest
     assert max(members.promised, members.proposed) <= latest
-    assert node.engine.horizon <= latest
-    assert timestamp_of(node.engine.floor) <= node.now + MAX_TRUNCATION_AHEAD_S * SECOND
+    assert node.engine.gc_horizon <= latest
+    assert timestamp_of(node.engine.truncation) <= node.now + MAX_TRUNCATION_AHEAD_S * SECOND
     assert times_in(members.table()) <= latest
     assert Members.restore(members.encode(), node.name).encode() == members.encode()
     node.reopen()
@@ -73,7 +73,7 @@ def test_a_stranger_that_has_seen_the_future_moves_no_clock(
     nodes: list[Node], far: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b, _ = nodes
-    monkeypatch.setattr(local_endpoint, "_bursts", BurstLog(local_endpoint.log))
+    monkeypatch.setattr(local_endpoint, "_throttle", LogThrottle(local_endpoint.log))
     exchange(a, b)
     before = a.members.encode(), a.engine.clock.last
     kind, fields = decode(answer(a, forged(a, Row(NOON + far, 0, NOTHING_SAID))), 1 << 20)
@@ -91,10 +91,10 @@ def test_a_stranger_that_has_seen_the_future_moves_no_clock(
     assert b.values() == {b"after": b"value"}
 
 
-Place = tuple[Any, ...]
+LogPosition = tuple[Any, ...]
 
 
-def numbers_in(item: Any, path: Place = ()) -> Iterator[Place]:
+def numbers_in(item: Any, path: LogPosition = ()) -> Iterator[LogPosition]:
     """Where numbers are in a message."""
     pairs = item.items() if isinstance(item, dict) else enumerate(item) if isinstance(item, list) else ()
     for at, inner in pairs:
@@ -104,7 +104,7 @@ def numbers_in(item: Any, path: Place = ()) -> Iterator[Place]:
             yield from numbers_in(inner, (*path, at))
 
 
-def replaced(item: Any, path: Place, number: int) -> Any:
+def replaced(item: Any, path: LogPosition, number: int) -> Any:
     changed = copy.deepcopy(item)
     inner = changed
     for step in path[:-1]:
@@ -185,7 +185,7 @@ def test_no_number_in_a_request_moves_what_is_kept(nodes: list[Node], kind: str)
 def assert_unmoved_in_life(node: Node) -> None:
     latest = node.now + DRIFT
     assert node.engine.clock.last <= latest
-    assert max(node.members.promised, node.engine.horizon, times_in(node.members.table())) <= latest
+    assert max(node.members.promised, node.engine.gc_horizon, times_in(node.members.table())) <= latest
 
 
 @pytest.mark.parametrize("kind", ["hello", "done"])
@@ -201,7 +201,7 @@ def test_no_number_in_an_answer_moves_what_is_kept(nodes: list[Node], kind: str)
             known[:] = [table_of(decode_map(cbor2.dumps(holder["table"])))]
         return request
 
-    paths: list[Place] = []
+    paths: list[LogPosition] = []
 
     def look(_: int, reply: bytes) -> bytes:
         if decode(reply, 1 << 24)[0] == kind:
@@ -213,7 +213,7 @@ def test_no_number_in_an_answer_moves_what_is_kept(nodes: list[Node], kind: str)
     for path in paths:
         for number in TIMES:
 
-            def lie(_: int, reply: bytes, path: Place = path, number: int = number) -> bytes:
+            def lie(_: int, reply: bytes, path: LogPosition = path, number: int = number) -> bytes:
                 if decode(reply, 1 << 24)[0] != kind:
                     return reply
                 try:
@@ -246,7 +246,7 @@ def test_a_time_of_another_member_is_left_out_and_told(
     nodes: list[Node], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b, c = nodes
-    monkeypatch.setattr(local_endpoint, "_bursts", BurstLog(local_endpoint.log))
+    monkeypatch.setattr(local_endpoint, "_throttle", LogThrottle(local_endpoint.log))
     meet_all(nodes)
     b.members._others[c.members.identity].seen = a.now + 2 * DRIFT
     before = a.members.seen(c.members.identity)
@@ -304,7 +304,7 @@ def test_a_start_with_a_wrong_date_leaves_nothing_behind(nodes: list[Node], off:
     exchange(b, a)
     assert agree(a, b)
     meet_all(nodes)
-    assert a.engine.horizon > 0
+    assert a.engine.gc_horizon > 0
 
 
 @pytest.mark.parametrize("ends", ["refused", "cut", "unanswered"])
@@ -358,7 +358,7 @@ def test_a_closed_timestamp_is_durable_once_it_is_accepted(nodes: list[Node]) ->
 
 def kept(node: Node) -> Members:
     """The members as the log has them."""
-    return Members.restore(node.engine.notes[NOTE_MEMBERS], node.name)
+    return Members.restore(node.engine.metadata[METADATA_MEMBERS], node.name)
 
 
 def test_what_was_accepted_holds_although_the_answer_was_lost(nodes: list[Node]) -> None:

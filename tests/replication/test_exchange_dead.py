@@ -31,7 +31,7 @@ def forget_deletion(a: Node, b: Node, c: Node) -> None:
     a.delete(b"k")
     meet_all([a, b, c])
     meet_all([a, b, c])
-    assert not any(node.engine.dead_count for node in (a, b, c))
+    assert not any(node.engine.tombstone_count for node in (a, b, c))
 
 
 def joined(nodes: list[Node]) -> None:
@@ -39,14 +39,14 @@ def joined(nodes: list[Node]) -> None:
     meet_all(nodes)
     assert agree(*nodes)
     assert set(nodes[0].values()) == {b"stays", b"own"}
-    assert not any(node.engine.dead_count for node in nodes)
+    assert not any(node.engine.tombstone_count for node in nodes)
 
 
 @pytest.mark.parametrize("begins", ["joining", "other"])
 def test_an_old_event_whose_deletion_the_broker_lost(nodes: list[Node], begins: str) -> None:
     a, b, c, j = nodes
     late = a.records()[b"k"]
-    j.members.heard("a", a.members.identity.birth)  # it does not take events of nodes that it does not know
+    j.members.heard("a", a.members.identity.store_id)  # it does not take events of nodes that it does not know
     j.take_event(b"k", late, "a")
     forget_deletion(a, b, c)
     report = exchange(j, b) if begins == "joining" else exchange(b, j)
@@ -95,7 +95,7 @@ def test_what_came_in_an_exchange_that_was_cut(nodes: list[Node], monkeypatch: p
     a.delete(b"k")
     meet_all([a, b])
     meet_all([a, b])
-    assert not a.engine.dead_count
+    assert not a.engine.tombstone_count
     exchange(a, j)
     joined([a, b, j])
 
@@ -143,7 +143,7 @@ def test_what_a_writer_lost_that_was_restored_is_not_dead(nodes: list[Node]) -> 
         for _ in range(2):
             exchange(x, i)
             exchange(i, x)
-        assert x.engine.horizon > j.engine.horizon > 0
+        assert x.engine.gc_horizon > j.engine.gc_horizon > 0
         exchange(j, x)
         assert {node.engine.get(b"written") for node in (j, x)} == {b"and acknowledged"}
 
@@ -158,12 +158,12 @@ def test_what_a_restored_node_settles_with_a_new_one_first(tmp_path: Path, first
         meet_all([a, x])
         a.delete(b"k")
         meet_all([a, x])
-        assert not a.engine.dead_count
+        assert not a.engine.tombstone_count
         x.restore(copy)
         x.tick(100)
         meet_all([x, j])
         assert set(j.values()) == {b"k"}
-        assert min(x.engine.horizon, j.engine.horizon) > a.engine.horizon > 0
+        assert min(x.engine.gc_horizon, j.engine.gc_horizon) > a.engine.gc_horizon > 0
         for node in (x, j) if first == "restored" else (j, x):
             report = exchange(a, node) if begins == "member" else exchange(node, a)
             assert report.discarded == (1 if node.values() == {} else 0)
@@ -171,7 +171,7 @@ def test_what_a_restored_node_settles_with_a_new_one_first(tmp_path: Path, first
         meet_all([a, x, j])
         assert agree(a, x, j)
         assert a.values() == {}
-        assert not any(node.engine.dead_count for node in (a, x, j))
+        assert not any(node.engine.tombstone_count for node in (a, x, j))
 
 
 def test_what_a_restored_node_deletes_stays_deleted_where_others_have_it_from_before(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_what_a_restored_node_deletes_stays_deleted_where_others_have_it_from_be
         x.tick(100)
         x.delete(b"k")
         meet_all([x, j])
-        assert not x.engine.dead_count
+        assert not x.engine.tombstone_count
         assert set(a.values()) == {b"k"}
         exchange(a, x)
         meet_all([a, x, j])
@@ -205,7 +205,7 @@ def test_what_a_restored_node_writes_before_it_meets_anybody(tmp_path: Path, res
         for _ in range(restarts):
             x.reopen()
             x.tick()
-        assert x.records()[b"late"] < a.engine.horizon.to_bytes(8, "big")
+        assert x.records()[b"late"] < a.engine.gc_horizon.to_bytes(8, "big")
         exchange(x, a)
         meet_all([a, x])
         assert set(a.values()) == set(x.values()) == {b"late"}
@@ -257,7 +257,7 @@ def test_what_a_restored_node_has_from_one_that_is_new(nodes: list[Node]) -> Non
     copy = c.backup()
     forget_deletion(a, b, c)
     c.restore(copy)
-    assert j.records()[b"own"] < a.engine.horizon.to_bytes(8, "big")
+    assert j.records()[b"own"] < a.engine.gc_horizon.to_bytes(8, "big")
     exchange(j, c)
     exchange(c, a)
     assert set(a.values()) == {b"stays", b"own"}
@@ -299,8 +299,8 @@ def test_damage_on_a_member_deletes_nothing_elsewhere(nodes: list[Node]) -> None
     exchange(a, b)
     exchange(a, c)
     exchange(a, b)
-    behind, ahead = sorted((a, b, c), key=lambda node: node.engine.horizon)[::2]
-    assert behind.engine.horizon < ahead.engine.horizon
+    behind, ahead = sorted((a, b, c), key=lambda node: node.engine.gc_horizon)[::2]
+    assert behind.engine.gc_horizon < ahead.engine.gc_horizon
     with ahead.engine.lock:
         ahead.engine._remove(b"stays", lost)
     exchange(behind, ahead)

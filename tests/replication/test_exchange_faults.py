@@ -49,7 +49,13 @@ def differ(a: Node, b: Node, count: int = 60) -> None:
 
 
 def state(node: Node) -> tuple[object, ...]:
-    return node.records(), node.engine.floor, node.engine.horizon, node.members.table(), dict(node.engine.notes)
+    return (
+        node.records(),
+        node.engine.truncation,
+        node.engine.gc_horizon,
+        node.members.table(),
+        dict(node.engine.metadata),
+    )
 
 
 def rounds_of(a: Node, b: Node) -> int:
@@ -202,7 +208,7 @@ def test_a_horizon_that_moves_begins_it_anew(nodes: list[Node], whose: str) -> N
         nonlocal moved
         if number in (1, 3):
             moved += 1
-            (a if whose == "this" else b).engine.raise_horizon(SECOND * moved)
+            (a if whose == "this" else b).engine.raise_gc_horizon(SECOND * moved)
         return reply
 
     carry(a.initiate().steps(), b, after=move)
@@ -219,7 +225,7 @@ def test_a_horizon_that_moves_for_ever_ends_it(nodes: list[Node]) -> None:
         nonlocal moved
         moved += 1
         b.members.current = SECOND * moved
-        b.engine.raise_horizon(SECOND * moved)
+        b.engine.raise_gc_horizon(SECOND * moved)
         return reply
 
     with pytest.raises(ExchangeFailed, match=f"node b: the data of both moved during {PASSES_MAX} attempts"):
@@ -386,7 +392,7 @@ def test_keys_of_sizes_that_are_none(nodes: list[Node], key: bytes) -> None:
     exchange(a, b)
     fields = {
         "to": b.engine.clock.instance,
-        "horizon": b.engine.horizon,
+        "gc_horizon": b.engine.gc_horizon,
         "from": "a",
         "wants": [],
         "give": [],

@@ -25,11 +25,11 @@ class History:
     def __init__(self, nodes: list[Node]) -> None:
         self.nodes = nodes
         self.written: dict[bytes, list[bytes]] = {key: [] for key in KEYS}  # records of local writes
-        self.floor = bytes(24)
+        self.truncation = bytes(24)
         self.copies: dict[str, Path] = {}
         for node in nodes:
             for other in nodes:
-                node.members.heard(other.name, other.members.identity.birth)
+                node.members.heard(other.name, other.members.identity.store_id)
 
     def set(self, node: int, key: int) -> None:
         self.nodes[node].set(KEYS[key], b"%d" % len(self.written[KEYS[key]]))
@@ -49,7 +49,7 @@ class History:
         self.nodes[node].tick()
         self.nodes[node].engine.truncate()
         self.nodes[node].engine.commit()
-        self.floor = max(self.floor, self.nodes[node].engine.floor)
+        self.truncation = max(self.truncation, self.nodes[node].engine.truncation)
 
     def exchange(self, node: int, other: int) -> None:
         if node != other:
@@ -79,8 +79,8 @@ class History:
             pass
         self.nodes[node].engine.commit()
 
-    def absorb(self, node: int, _: int) -> None:
-        self.nodes[node].engine.absorb_sealed()
+    def checkpoint(self, node: int, _: int) -> None:
+        self.nodes[node].engine.checkpoint_now()
 
     def restart(self, node: int, _: int) -> None:
         self.nodes[node].reopen()
@@ -101,13 +101,15 @@ class History:
 
     def expected(self) -> dict[bytes, bytes]:
         newest = {key: max(records) for key, records in self.written.items() if records}
-        return {key: record[41:] for key, record in newest.items() if not is_dead(record) and record[:24] >= self.floor}
+        return {
+            key: record[41:] for key, record in newest.items() if not is_dead(record) and record[:24] >= self.truncation
+        }
 
     def sweep(self) -> None:
         """Without a tree all buckets are compared, which takes a while; test_exchange.py does that once."""
         for node in self.nodes:
             if not node.engine.root_ready:
-                node.engine.absorb_sealed()
+                node.engine.checkpoint_now()
 
     def finish(self) -> None:
         for _ in range(4):
@@ -117,15 +119,15 @@ class History:
             self.collect(self.nodes.index(node), 0)
         assert agree(*self.nodes)
         for node in self.nodes:
-            node.engine.absorb_sealed()
+            node.engine.checkpoint_now()
         assert agree(*self.nodes)
         assert self.nodes[0].values() == self.expected()
-        assert sum(node.engine.dead_count for node in self.nodes) == 0
+        assert sum(node.engine.tombstone_count for node in self.nodes) == 0
 
 
 STEPS = {
-    "set": 30, "delete": 20, "exchange": 30, "cut": 8, "event": 8, "collect": 6, "absorb": 4, "restart": 3, "meet": 4,
-    "backup": 3, "restore": 3, "truncate": 1,
+    "set": 30, "delete": 20, "exchange": 30, "cut": 8, "event": 8, "collect": 6, "checkpoint": 4, "restart": 3,
+    "meet": 4, "backup": 3, "restore": 3, "truncate": 1,
 }  # fmt: skip
 
 

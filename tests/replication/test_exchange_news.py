@@ -65,7 +65,7 @@ def test_damage_deletes_nothing_below_a_horizon_that_is_not_followed(nodes: list
     exchange(b, c)
     exchange(a, j)
     exchange(a, b)
-    assert a.members.reach > a.engine.horizon
+    assert a.members.reach > a.engine.gc_horizon
     lose(a, b"stays")
     for other in (c, b):
         assert exchange(a, other).discarded == 0
@@ -136,13 +136,13 @@ def test_a_node_restored_from_before_another_joined_has_not_seen_what_that_had(t
         copy = a.backup()
         later()
         for node in (a, b):
-            node.members.heard("x", x.members.identity.birth)
+            node.members.heard("x", x.members.identity.store_id)
         exchange(x, a)
         for _ in range(2):
             later()
             exchange(b, x)
         a.restore(copy)
-        assert a.members.current >= b.engine.horizon
+        assert a.members.current >= b.engine.gc_horizon
         with pytest.raises(Cut):
             carry(a.initiate().steps(), b, before=cut_when(lambda kind: kind != "hello"))
         with pytest.raises(Cut):
@@ -164,13 +164,13 @@ def test_a_third_node_has_what_was_buried_before_it_reported(tmp_path: Path) -> 
         x.delete(b"k")
         a.now = x.now
         exchange(a, x)
-        assert a.engine.horizon > 0
+        assert a.engine.gc_horizon > 0
         x.restore(copy)
         c.take_event(b"k", x.records()[b"k"], "x")
         for node, others in ((x, (a, c)), (a, (x, c)), (c, (x, a))):
             node.now = NOON + 100 * SECOND
             for other in others:
-                node.members.heard(other.name, other.members.identity.birth)
+                node.members.heard(other.name, other.members.identity.store_id)
         exchange(x, c)
         assert exchange(x, a).discarded == 1
         exchange(c, x)
@@ -190,7 +190,7 @@ def test_what_a_node_wrote_between_its_restoration_and_being_forgotten_stands(tm
         x.now = j.now = NOON + 3 * SECOND
         x.restore(copy)
         exchange(x, j)
-        n.members.heard("x", x.members.identity.birth)
+        n.members.heard("x", x.members.identity.store_id)
         n.members.forget("x")
         for node in (n, p, q):
             node.now = NOON + 30 * SECOND

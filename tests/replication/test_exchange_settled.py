@@ -10,7 +10,7 @@ from fixtures.exchanges import SECOND, Cut, Node, agree, carry, cluster, exchang
 
 from merklekv.replication.cluster import membership as membership_module
 from merklekv.replication.cluster.membership import Membership
-from merklekv.replication.sync.local_endpoint import settle as raise_horizon
+from merklekv.replication.sync.local_endpoint import settle as raise_gc_horizon
 from merklekv.replication.sync.messages import ExchangeRefused
 
 
@@ -19,12 +19,12 @@ def nodes(tmp_path: Path) -> Iterator[list[Node]]:
     with cluster(tmp_path, "abc") as made:
         for node in made:
             for other in made:
-                node.members.heard(other.name, other.members.identity.birth)
+                node.members.heard(other.name, other.members.identity.store_id)
         yield made
 
 
 def tombstones(*nodes: Node) -> int:
-    return sum(node.engine.dead_count for node in nodes)
+    return sum(node.engine.tombstone_count for node in nodes)
 
 
 def settle(nodes: list[Node]) -> None:
@@ -58,7 +58,7 @@ def test_the_horizon_never_passes_what_a_member_has_seen(nodes: list[Node]) -> N
         a.tick(1000)
         exchange(a, b)
         exchange(b, a)
-    assert 0 < max(a.engine.horizon, b.engine.horizon) <= seen + SECOND
+    assert 0 < max(a.engine.gc_horizon, b.engine.gc_horizon) <= seen + SECOND
 
 
 def test_a_member_that_was_only_heard_of_holds_everything_back(nodes: list[Node]) -> None:
@@ -68,7 +68,7 @@ def test_a_member_that_was_only_heard_of_holds_everything_back(nodes: list[Node]
     for _ in range(3):
         exchange(a, b)
         exchange(b, a)
-    assert a.engine.horizon == b.engine.horizon == 0
+    assert a.engine.gc_horizon == b.engine.gc_horizon == 0
     for node in (a, b):
         node.members.forget("c")
     for _ in range(3):
@@ -90,11 +90,11 @@ def test_forgetting_spreads(nodes: list[Node]) -> None:
     identity = c.members.identity
     assert a.members.forget("c") == [identity]
     exchange(b, a)
-    assert b.members.is_forgotten(*identity)
+    assert b.members.is_removed(*identity)
     assert b.members.get(identity) is None
     with pytest.raises(ExchangeRefused) as caught:
         exchange(b, c)
-    assert caught.value.why == "forgotten"
+    assert caught.value.why == "removed"
 
 
 def test_writers_are_remembered_up_to_a_bound(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +166,7 @@ def test_what_a_restored_node_writes_under_a_slow_clock_stays(nodes: list[Node])
     copy = c.backup()
     a.tick(1000)
     meet_all(nodes, 5)
-    assert a.engine.horizon > c.now
+    assert a.engine.gc_horizon > c.now
     c.restore(copy)
     c.set(b"w")
     exchange(c, b)
@@ -208,11 +208,11 @@ def test_a_joining_node_loses_nothing(nodes: list[Node], begins: str) -> None:
     with cluster(a.path.parent / "more", "j") as (j,):
         j.set(b"old")
         j.set(b"k", b"joining")
-        assert j.records()[b"old"][:8] < a.engine.horizon.to_bytes(8, "big")
+        assert j.records()[b"old"][:8] < a.engine.gc_horizon.to_bytes(8, "big")
         report = exchange(j, a) if begins == "joining" else exchange(a, j)
         assert agree(a, j)
         assert report.discarded == 0
-        assert j.engine.horizon == a.engine.horizon
+        assert j.engine.gc_horizon == a.engine.gc_horizon
         for _ in range(2):
             for first in (*nodes, j):
                 for second in (*nodes, j):
@@ -239,7 +239,7 @@ def test_what_a_joining_node_has_deleted_is_deleted_anew(nodes: list[Node]) -> N
         exchange(a, b)
         exchange(c, b)
         assert [node.engine.get(b"k") for node in (a, b, c)] == [None, None, None]
-        assert b.records()[b"k"] > j.engine.horizon.to_bytes(8, "big")
+        assert b.records()[b"k"] > j.engine.gc_horizon.to_bytes(8, "big")
         meet_all([*nodes, j])
         assert agree(*nodes, j)
 
@@ -255,8 +255,8 @@ def test_a_node_that_knows_everything_follows_the_horizon_at_once(nodes: list[No
     a.delete(b"l")
     for first, second in ((a, b), (b, c), (a, c), (a, b)):
         exchange(first, second)
-    ahead, behind = (a, c) if a.engine.horizon > c.engine.horizon else (c, a)
-    assert ahead.engine.horizon > behind.engine.horizon
+    ahead, behind = (a, c) if a.engine.gc_horizon > c.engine.gc_horizon else (c, a)
+    assert ahead.engine.gc_horizon > behind.engine.gc_horizon
     while ahead.engine.collect():
         pass
     report = exchange(behind, ahead)
@@ -276,7 +276,7 @@ def test_an_emptied_node_is_another_member(nodes: list[Node]) -> None:
     a.delete(b"k")
     meet_all(nodes)
     assert tombstones(*nodes) == 3  # the directory that was lost could return
-    a.members.forget("c", gone.birth)
+    a.members.forget("c", gone.store_id)
     settle(nodes)
 
 
@@ -291,7 +291,7 @@ def test_two_clusters_become_one(tmp_path: Path) -> None:
                 first.tick(10)
                 exchange(first, second)
                 exchange(second, first)
-            assert first.engine.horizon > 0
+            assert first.engine.gc_horizon > 0
         d.set(b"of d, later")
         exchange(b, c)
         exchange(a, b)
@@ -318,7 +318,7 @@ def test_forgetting_does_not_settle_what_only_some_have_of_the_forgotten(nodes: 
     with pytest.raises(Cut):
         carry(b.initiate().steps(), c, before=lambda number, request: cut() if number else request)
     for node in (b, c):
-        raise_horizon(node.engine, node.members)
+        raise_gc_horizon(node.engine, node.members)
         while node.engine.collect():
             pass
     exchange(b, c)
@@ -336,7 +336,7 @@ def test_who_writes_is_a_member_even_if_its_presence_was_lost(tmp_path: Path) ->
     with cluster(tmp_path, "abcd") as nodes:
         a, b, c, d = nodes
         for first, second in ((a, b), (c, d)):
-            first.members.heard(second.name, second.members.identity.birth)
+            first.members.heard(second.name, second.members.identity.store_id)
         c.set(b"k", b"older")
         exchange(c, d)
         event = c.records()[b"k"]
@@ -357,7 +357,7 @@ def test_who_writes_is_a_member_even_if_its_presence_was_lost(tmp_path: Path) ->
         assert agree(*nodes)
         assert a.values() == {}
         a.members.forget("c")
-        assert Membership(a.engine, a.members).refuses("c", c.members.identity.birth.hex())
+        assert Membership(a.engine, a.members).refuses("c", c.members.identity.store_id.hex())
 
 
 def cut() -> bytes:

@@ -14,7 +14,7 @@ from fixtures.exchanges import SECOND, Cut, Node, agree, answer, carry, cluster,
 from merklekv.replication.cluster.members import Members
 from merklekv.replication.fields import Malformed
 from merklekv.replication.sync import messages
-from merklekv.replication.sync.local_endpoint import Moved, Side
+from merklekv.replication.sync.local_endpoint import LocalEndpoint, Moved
 from merklekv.replication.sync.messages import ExchangeFailed, ExchangeRefused, decode, encode, pack, unpack
 
 Answer = dict[str, Any]
@@ -150,10 +150,10 @@ def test_both_sides_may_lack_what_they_speak_of(nodes: list[Node]) -> None:
 
 def test_what_was_decided_under_another_horizon_is_not_done(nodes: list[Node]) -> None:
     a, b = nodes
-    side = Side(a.engine, a.members, "test")
+    side = LocalEndpoint(a.engine, a.members, "test")
     for call in (
-        lambda: side.take([], b"b", a.engine.horizon + SECOND, 0),
-        lambda: side.bury([], b"b", a.engine.horizon + SECOND),
+        lambda: side.take([], b"b", a.engine.gc_horizon + SECOND, 0),
+        lambda: side.bury([], b"b", a.engine.gc_horizon + SECOND),
     ):
         with pytest.raises(Moved):
             call()

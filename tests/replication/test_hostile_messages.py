@@ -31,7 +31,7 @@ def members_of(node: NodeHandle) -> dict[str, dict[str, object]]:
 
 HOSTILE_NAMES = ("", " ", "a b", "\u202e", "n" * 129, "é" * 65)
 HOSTILE_FIELDS = (
-    {"birth": "zz"},
+    {"store_id": "zz"},
     {"address": "a..b:7379"},
     {"address": "x\r\nEND:1"},
     {"version": "\x1b[31m\r\nEND"},
@@ -47,7 +47,7 @@ def test_no_status_stops_a_cluster(harness: ReplicationTestHarness, wire: Wire) 
     names = {name: name for name in HOSTILE_NAMES} | {f"field-{number}": "" for number in range(len(HOSTILE_FIELDS))}
     fields = dict(zip([name for name in names if name.startswith("field-")], HOSTILE_FIELDS, strict=True))
     for name in names:
-        said = {"node": name, "state": "online", "birth": "1122334455667788"} | fields.get(name, {})
+        said = {"node": name, "state": "online", "store_id": "1122334455667788"} | fields.get(name, {})
         wire.publish(f"{harness.prefix}/{name}/status", json.dumps(said).encode())
         event = {"v": 1, "op": "del", "key": "k", "val": None, "ts": 5, "op_id": bytes(16), "src": name}
         wire.publish(f"{harness.prefix}/{name}/events", cbor2.dumps(event))
@@ -163,7 +163,7 @@ def test_a_setting_is_held_to_the_same_rule(node_factory: NodeFactory, tmp_path:
 
 @pytest.mark.parametrize("replicated", ["true", "false"])
 def test_a_table_that_cannot_be_read_stops_no_start(node_factory: NodeFactory, tmp_path: Path, replicated: str) -> None:
-    engine = Engine(tmp_path / "data", absorb="manual")
+    engine = Engine(tmp_path / "data", checkpoint="manual")
     engine.set(b"k", b"v")
     plain = cbor2.loads(Members("n1").encode())
     engine.note(b"members", cbor2.dumps(plain | {"rows": [["", b"b" * 8, 0, 0, 0, 0, b""]]}))

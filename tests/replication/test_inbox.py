@@ -36,14 +36,14 @@ class Desk:
             durability="never",
             memtable_size=MIN_MEMTABLE_SIZE,
             max_value_size=1000,
-            absorb="manual",
+            checkpoint="manual",
             wall_clock=lambda: NOW_NS,
         )
         self.acknowledged: list[Any] = []
         self.committed: list[bytes | None] = []  # what was stored under `k` at each acknowledgement
         self.gaps: list[tuple[str, str]] = []
         self.failures: list[BaseException] = []
-        self.forgotten: set[str] = set()
+        self.removed: set[str] = set()
         self.had = 0
         self.inbox = Inbox(
             self.engine,
@@ -51,7 +51,7 @@ class Desk:
             self.acknowledge,
             lambda *gap: self.gaps.append(gap),
             self.failures.append,
-            self.forgotten.__contains__,
+            self.removed.__contains__,
             lambda events: self.had,
         )
         self._tokens = itertools.count(1)
@@ -130,8 +130,8 @@ def test_any_order_and_any_repetition_end_the_same(desk: Desk, seed: int) -> Non
 
 def test_a_truncate_takes_what_is_older_and_spares_what_is_newer(desk: Desk) -> None:
     desk.receive(one(key="old"), one(key="new", ts=NOW_NS + 10))
-    floor = {"v": 1, "src": "node-b", "op": "truncate", "val": None, "ts": NOW_NS + 5, "op_id": bytes(16)}
-    desk.receive(cbor2.dumps(floor), cbor2.dumps(floor))
+    truncation = {"v": 1, "src": "node-b", "op": "truncate", "val": None, "ts": NOW_NS + 5, "op_id": bytes(16)}
+    desk.receive(cbor2.dumps(truncation), cbor2.dumps(truncation))
     assert desk.engine.get(b"old") is None
     assert desk.engine.get(b"new") == b"v"
     assert (desk.inbox.counters.applied, desk.inbox.counters.superseded) == (3, 1)
@@ -162,8 +162,8 @@ def test_a_source_that_is_not_the_topics_node_is_refused(desk: Desk) -> None:
 
 def test_a_clock_far_ahead_is_refused_with_the_name_of_the_node(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     before = desk.engine.clock.last
-    floor = {"op": "truncate", "ts": NOW_NS + (MAX_TRUNCATION_AHEAD_S + 60) * 10**9, "op_id": bytes(16)}
-    desk.receive(batch(1, event("far", ts=NOW_NS + DAY_NS + 1), event("near", ts=NOW_NS + DAY_NS - 10**9), floor))
+    truncation = {"op": "truncate", "ts": NOW_NS + (MAX_TRUNCATION_AHEAD_S + 60) * 10**9, "op_id": bytes(16)}
+    desk.receive(batch(1, event("far", ts=NOW_NS + DAY_NS + 1), event("near", ts=NOW_NS + DAY_NS - 10**9), truncation))
     assert desk.engine.get(b"far") is None
     assert desk.engine.get(b"near") == b"v"
     assert desk.inbox.counters.refused[Reason.CLOCK] == 2
@@ -193,22 +193,22 @@ def test_the_same_version_with_other_contents_is_a_conflict(desk: Desk) -> None:
 
 
 def test_a_forgotten_node_is_not_heard_and_told_why(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
-    desk.forgotten.add("node-b")
+    desk.removed.add("node-b")
     desk.receive(one(), batch(7), batch(9))
     desk.receive(one("node-c", key="other"), node="node-c")
     assert (desk.engine.get(b"k"), desk.engine.get(b"other")) == (None, b"v")
     assert desk.acknowledged == [1, 2, 3, 4]
-    assert desk.inbox.counters.refused == {Reason.FORGOTTEN: 3}
+    assert desk.inbox.counters.refused == {Reason.REMOVED: 3}
     assert desk.gaps == [], "nothing of it is missed"
     assert "forgotten this node: it needs a new data directory" in caplog.text
-    desk.forgotten.clear()
+    desk.removed.clear()
     desk.receive(one())
     assert desk.engine.get(b"k") == b"v"
 
 
 def test_what_the_horizon_keeps_out_is_left_to_an_exchange(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     desk.receive(one(key="held", ts=NOW_NS - 10))
-    desk.engine.raise_horizon(NOW_NS)
+    desk.engine.raise_gc_horizon(NOW_NS)
     desk.receive(one(key="held", ts=NOW_NS - 5, val=b"newer"), one(key="gone", ts=NOW_NS))
     desk.receive(one(key="new", ts=NOW_NS + 1))
     assert [desk.engine.get(key) for key in (b"held", b"gone", b"new")] == [b"v", None, b"v"]
@@ -385,8 +385,8 @@ def test_no_more_messages_are_acknowledged_together_than_brokers_send(desk: Desk
 
 def test_a_burst_is_told_once_and_its_size_later(caplog: pytest.LogCaptureFixture) -> None:
     now = [0.0]
-    log = log_throttle.BurstLog(inbox_module.log, lambda: now[0])
-    for second in (0, 1, 2, log_throttle.BURST_S):
+    log = log_throttle.LogThrottle(inbox_module.log, lambda: now[0])
+    for second in (0, 1, 2, log_throttle.THROTTLE_S):
         now[0] = second
         log.warn("kind", "it happened")
         log.warn("other", "something else")

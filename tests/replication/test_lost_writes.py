@@ -48,12 +48,12 @@ def test_two_nodes_know_the_same_together_whoever_tells(
 
 
 def test_a_slow_clock_after_a_backup_is_noticed_by_who_knows_of_both() -> None:
-    birth, restart = Lapse(0, 5, b"run1"), Lapse(10, 20, b"run2")
-    before, since = frozenset({birth}), frozenset({birth, restart})
+    store_id, restart = Lapse(0, 5, b"run1"), Lapse(10, 20, b"run2")
+    before, since = frozenset({store_id}), frozenset({store_id, restart})
     assert shared(before, 20, since, 25) == since, "not behind it"
     assert shared(since, 50, since, 25) == since, "both know of it"
     both = shared(before, 50, since, 25)
-    assert both == {birth, Lapse(10, 20, b"run2", missed=50)}
+    assert both == {store_id, Lapse(10, 20, b"run2", missed=50)}
     times = (6, 21, 50, 51)
     assert [time for time in times if account_for(both, version(time, b"run2"))] == [51]
     other = both | {Lapse(10, 30, b"run3")}
@@ -84,10 +84,10 @@ def test_what_a_restored_member_has_written_in_times_in_which_it_had_written_bef
 
 
 def test_where_more_lapses_were_than_are_kept_any_process_may_have_written() -> None:
-    birth, old = Lapse(0, 1000, b"run0"), [Lapse(at, at + 50, b"run%d" % (at % 10)) for at in range(2001, 2801, 100)]
-    kept = joined(frozenset({birth, *old}), frozenset(Lapse(at, at + 1, b"new%d" % at) for at in range(5, 9)))
+    store_id, old = Lapse(0, 1000, b"run0"), [Lapse(at, at + 50, b"run%d" % (at % 10)) for at in range(2001, 2801, 100)]
+    kept = joined(frozenset({store_id, *old}), frozenset(Lapse(at, at + 1, b"new%d" % at) for at in range(5, 9)))
     assert len(kept) == LAPSES_MAX
-    assert birth in kept
+    assert store_id in kept
     assert account_for(kept, version(1500, b"else")), "one of those that are not kept may have begun there"
     assert not account_for(kept, version(2799, b"else"))
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merklekv.engine.format import NOTE_SIZE_MAX
+from merklekv.engine.format import METADATA_SIZE_MAX
 from merklekv.errors import FormatTooNew
 from merklekv.names import NODE_ID_BYTES_MAX, PORT_MAX
 from merklekv.replication.cluster import members as members_module
 from merklekv.replication.cluster.lost_writes import LAPSES_MAX, Lapse
 from merklekv.replication.cluster.members import (
-    BIRTH_SIZE,
+    STORE_ID_SIZE,
     Identity,
     Members,
     MembersUnreadable,
@@ -34,12 +34,12 @@ QUICK = settings(max_examples=60, deadline=None)
 VIEW = b"view" * 2
 
 
-def birth(number: int) -> bytes:
-    return bytes([number]) * BIRTH_SIZE
+def store_id(number: int) -> bytes:
+    return bytes([number]) * STORE_ID_SIZE
 
 
 def who(name: str, number: int = 1) -> Identity:
-    return Identity(name, birth(number))
+    return Identity(name, store_id(number))
 
 
 def table(name: str, clock: int = 10, **fields: object) -> Table:
@@ -47,7 +47,7 @@ def table(name: str, clock: int = 10, **fields: object) -> Table:
 
 
 def new(name: str) -> Members:
-    return Members(name, birth(1))
+    return Members(name, store_id(1))
 
 
 # -- what follows ------------------------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ def new(name: str) -> Members:
 def test_alone_nothing_is_stable() -> None:
     members = new("a")
     members.promise(100)
-    assert (len(members), members.stable(), members.horizon(), members.current) == (1, 0, 0, 0)
+    assert (len(members), members.stable(), members.gc_horizon(), members.current) == (1, 0, 0, 0)
 
 
 def meet(first: Members, second: Members, clock: int, whole: bool = True) -> None:
@@ -76,23 +76,23 @@ def meet(first: Members, second: Members, clock: int, whole: bool = True) -> Non
 def test_two_that_have_met_settle_what_was_before() -> None:
     a, b = new("a"), new("b")
     meet(a, b, 10)
-    assert (a.stable(), b.stable(), a.horizon(), b.horizon()) == (10, 10, 10, 0)
+    assert (a.stable(), b.stable(), a.gc_horizon(), b.gc_horizon()) == (10, 10, 10, 0)
     meet(b, a, 20)
-    assert (a.horizon(), b.horizon()) == (10, 20)
+    assert (a.gc_horizon(), b.gc_horizon()) == (10, 20)
     assert (a.current, b.current) == (20, 20)
 
 
 def test_a_third_holds_both_back_until_it_has_met_them() -> None:
     a, b, c = new("a"), new("b"), new("c")
     meet(a, b, 10)
-    assert a.heard("c", birth(1))
+    assert a.heard("c", store_id(1))
     meet(a, b, 20)
-    assert (a.stable(), a.horizon(), b.horizon(), a.current) == (0, 0, 0, 10)
+    assert (a.stable(), a.gc_horizon(), b.gc_horizon(), a.current) == (0, 0, 0, 10)
     for clock in (30, 40, 50):
         meet(a, c, clock)
         meet(b, c, clock)
         meet(a, b, clock)
-    assert a.horizon() == 50
+    assert a.gc_horizon() == 50
     assert a.seen(c.identity) == 50
 
 
@@ -119,9 +119,9 @@ def test_lapses_are_known_as_far_as_a_member_was_seen() -> None:
 
 def test_what_a_writer_had_is_here_as_far_as_it_was_seen_and_something_may_be_gone() -> None:
     def written(*times: int, by: int = 2) -> list[bytes]:
-        return [time.to_bytes(8, "big") + birth(by) + bytes(8) for time in times]
+        return [time.to_bytes(8, "big") + store_id(by) + bytes(8) for time in times]
 
-    a, b = Members("a", birth(1)), Members("b", birth(2))
+    a, b = Members("a", store_id(1)), Members("b", store_id(2))
     b.began(Lapse(3, 7, b"run1"))
     meet(a, b, 10)
     assert a.had(written(1, 9)) == 0, "nobody has collected anything"
@@ -136,19 +136,19 @@ def test_what_a_writer_had_is_here_as_far_as_it_was_seen_and_something_may_be_go
 
 def test_on_whom_a_horizon_counts_and_counted() -> None:
     a, b, c, d = (new(name) for name in "abcd")
-    a.heard("b", birth(1))
-    a.heard("c", birth(1))
+    a.heard("b", store_id(1))
+    a.heard("c", store_id(1))
     assert not a.table().counts_on(b.identity)
     a.count_on_all(50)
     a.forget("c")
-    a.heard("d", birth(1))
+    a.heard("d", store_id(1))
     assert [a.table().counts_on(one.identity) for one in (a, b, c, d)] == [True, True, True, False]
     a.forget("d")
     a.count_on_all(70)
     told = a.table()
     assert [told.counts_on(one.identity) for one in (a, b, c, d)] == [True, True, False, False]
     assert told.settled == {a.identity: 70, b.identity: 70, c.identity: 50}
-    d.heard("b", birth(1))
+    d.heard("b", store_id(1))
     d.count_on_all(60)
     d.count_as(told)
     assert d.settled == {a.identity: 70, b.identity: 70, c.identity: 50, d.identity: 60}
@@ -157,13 +157,13 @@ def test_on_whom_a_horizon_counts_and_counted() -> None:
 
 def test_a_horizon_is_followed_if_it_counts_on_all_who_were_met() -> None:
     a = new("a")
-    a.heard("only heard", birth(1))
+    a.heard("only heard", store_id(1))
     meet(a, new("b"), 10)
     counts_on_b = table("c", settled={who("b"): 20, who("old"): 10})
     assert a.follows(counts_on_b)
     assert not a.follows(table("c", settled={who("b"): 20, who("later"): 30}))
     assert not a.follows(table("c"))
-    assert a.follows(table("c", forgotten={who("b"): 0}))
+    assert a.follows(table("c", removed={who("b"): 0}))
     a.count_on_all(15)
     assert not a.follows(counts_on_b), "it counts on this node no more"
     assert a.follows(table("c", settled={who("a"): 20, who("b"): 20}))
@@ -176,7 +176,7 @@ def test_a_node_without_birth_gives_way_to_the_one_it_turns_out_to_be() -> None:
     members = new("a")
     assert members.heard("b", now=5.0)
     assert not members.heard("b")
-    assert members.heard("b", birth(1), "host:1", 7.0)
+    assert members.heard("b", store_id(1), "host:1", 7.0)
     assert [identity for identity, _ in members] == [who("b")]
     assert not members.heard("b", b"", "host:2", 6.0)
     member = members.get(who("b"))
@@ -187,26 +187,26 @@ def test_a_node_without_birth_gives_way_to_the_one_it_turns_out_to_be() -> None:
 def test_this_node_is_not_heard() -> None:
     members = new("a")
     assert not members.heard("a")
-    assert not members.heard("a", birth(2))
+    assert not members.heard("a", store_id(2))
     assert len(members) == 1
 
 
 def test_forgotten_is_forgotten() -> None:
     members = new("a")
-    members.heard("b", birth(1))
+    members.heard("b", store_id(1))
     assert members.forget("b") == [who("b")]
-    assert not members.heard("b", birth(1))
+    assert not members.heard("b", store_id(1))
     assert not members.heard("b")
-    assert members.is_forgotten("b", birth(1))
+    assert members.is_removed("b", store_id(1))
     members.meet(table("c", rows={who("b"): Row()}))
     assert [name for (name, _), _ in members] == ["c"]
-    assert members.heard("b", birth(2))
+    assert members.heard("b", store_id(2))
 
 
 def test_a_node_without_birth_goes_with_the_one_that_it_was() -> None:
     members = new("a")
     members.heard("b")
-    members.meet(table("c", forgotten={who("b"): 0}))
+    members.meet(table("c", removed={who("b"): 0}))
     members.meet(table("c", rows={Identity("b", b""): Row()}))
     assert [name for (name, _), _ in members] == ["c"]
 
@@ -215,27 +215,27 @@ def test_forgetting_needs_to_know_whom() -> None:
     members = new("a")
     with pytest.raises(UnknownMember, match="b: no such member"):
         members.forget("b")
-    members.heard("b", birth(1))
-    members.heard("b", birth(2))
-    with pytest.raises(UnknownMember, match=f"say which birth: {birth(1).hex()}, {birth(2).hex()}"):
+    members.heard("b", store_id(1))
+    members.heard("b", store_id(2))
+    with pytest.raises(UnknownMember, match=f"say which birth: {store_id(1).hex()}, {store_id(2).hex()}"):
         members.forget("b")
-    assert members.forget("b", birth(1)) == [who("b", 1)]
+    assert members.forget("b", store_id(1)) == [who("b", 1)]
     assert members.forget("b") == [who("b", 2)]
 
 
 def test_one_is_not_forgotten_by_oneself() -> None:
     members = new("a")
-    members.meet(table("b", forgotten={who("a"): 0}))
-    assert members.forgotten == {}
+    members.meet(table("b", removed={who("a"): 0}))
+    assert members.removed == {}
 
 
 def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(members_module, "MEMBERS_MAX", 3)
-    monkeypatch.setattr(members_module, "FORGOTTEN_MAX", 1)
+    monkeypatch.setattr(members_module, "REMOVED_MAX", 1)
     members = new("a")
-    members.heard("b", birth(1))
-    members.heard("c", birth(1))
-    for call in (lambda: members.heard("d", birth(1)), lambda: members.meet(table("d"))):
+    members.heard("b", store_id(1))
+    members.heard("c", store_id(1))
+    for call in (lambda: members.heard("d", store_id(1)), lambda: members.meet(table("d"))):
         with pytest.raises(TooManyMembers, match="more than 3 members: forget those that are gone"):
             call()
     assert len(members) == 3
@@ -289,7 +289,7 @@ def test_a_table_is_told_to_who_has_another(given_table: Table, known: Table) ->
 @QUICK
 def test_members_survive_their_bytes(heard: list[Table]) -> None:
     members = new("self")
-    members.heard("b", birth(1), "host:1", 12.5)
+    members.heard("b", store_id(1), "host:1", 12.5)
     for one in heard:
         members.meet(one)
         members.learn(one)
@@ -310,7 +310,7 @@ def test_a_copy_under_another_name_is_another_member() -> None:
 
 def test_sizes_at_their_limits() -> None:
     members = new("n" * NODE_ID_BYTES_MAX)
-    members.heard("o" * NODE_ID_BYTES_MAX, birth(1), f"{'h' * 63}:{PORT_MAX}")
+    members.heard("o" * NODE_ID_BYTES_MAX, store_id(1), f"{'h' * 63}:{PORT_MAX}")
     assert list(Members.restore(members.encode(), "a"))
     plain = members.table().plain()
     for name, value in (
@@ -329,19 +329,19 @@ def test_the_largest_table_can_be_kept_and_told() -> None:
     members = new("n" * NODE_ID_BYTES_MAX)
     letters = [letter for letter in map(chr, range(33, 127)) if letter not in "/+#"]
     everyone = [
-        Identity("".join(chance.choices(letters, k=NODE_ID_BYTES_MAX)), chance.randbytes(BIRTH_SIZE))
-        for _ in range(members_module.MEMBERS_MAX - 1 + members_module.FORGOTTEN_MAX)
+        Identity("".join(chance.choices(letters, k=NODE_ID_BYTES_MAX)), chance.randbytes(STORE_ID_SIZE))
+        for _ in range(members_module.MEMBERS_MAX - 1 + members_module.REMOVED_MAX)
     ]
     present, gone = everyone[: members_module.MEMBERS_MAX - 1], everyone[members_module.MEMBERS_MAX - 1 :]
     members.meet(table("peer", rows=dict.fromkeys(present[1:], Row())))
-    members.forgotten |= dict.fromkeys(gone, 5)
+    members.removed |= dict.fromkeys(gone, 5)
     for one in everyone:
         members.settled[one] = chance.randrange(NUMBER_MAX)
         members.buried[one] = chance.randrange(NUMBER_MAX)
         ends = (chance.randrange(NUMBER_MAX) for _ in range(LAPSES_MAX))
         members.lapses[one] = frozenset(Lapse(end, end, chance.randbytes(4), end) for end in ends)
     assert len(members) == members_module.MEMBERS_MAX
-    assert len(members.encode()) <= NOTE_SIZE_MAX
+    assert len(members.encode()) <= METADATA_SIZE_MAX
     told = members.table()
     for known in (None, told):  # as a dictionary it is more than zlib takes
         packed = pack(told, known)
@@ -355,13 +355,13 @@ def test_the_largest_table_can_be_kept_and_told() -> None:
         (lambda plain: plain.pop("node"), "node is missing"),
         (lambda plain: plain.update(node=b"x"), "node is bytes, not text"),
         (lambda plain: plain.update(node="a/b"), "node is 'a/b', not 1 to 128 bytes"),
-        (lambda plain: plain.update(birth=b"short"), "birth has 5 bytes, not 8"),
+        (lambda plain: plain.update(store_id=b"short"), "birth has 5 bytes, not 8"),
         (lambda plain: plain.update(clock=True), "clock is bool, not a number"),
         (lambda plain: plain.update(rows={}), "rows is a map, not a list"),
         (lambda plain: plain.update(rows=[[]] * 1001), "rows has 1001 items, more than 1000"),
         (lambda plain: plain.update(lapses=[["b", b"", [[1, 2]] * 9]]), "lapses are not a list of at most 8"),
         (lambda plain: plain.update(lapses=[["b", b"", [[1]]]]), "a lapse is not a list of 4 items"),
-        (lambda plain: plain.update(forgotten=[["b", b"1", 1]]), "a birth has 1 bytes, not 0 or 8"),
+        (lambda plain: plain.update(removed=[["b", b"1", 1]]), "a birth has 1 bytes, not 0 or 8"),
         (lambda plain: plain.update(aside=[["b", b""]]), "aside is not a list of 3 items"),
         (lambda plain: plain.update(v=1), "it is of version 1, this release reads 2"),
     ],
@@ -400,11 +400,11 @@ def damaged(members: Members, *rows: object) -> Members:
 
 BAD_ROWS = (
     [1, 2],
-    ["", birth(9), 0, 0, 0, 0, b""],
-    ["a/b", birth(9), 0, 0, 0, 0, b""],
+    ["", store_id(9), 0, 0, 0, 0, b""],
+    ["a/b", store_id(9), 0, 0, 0, 0, b""],
     ["x", b"1", 0, 0, 0, 0, b""],
-    ["x", birth(9), -1, 0, 0, 0, b""],
-    ["x", birth(9), 0, 0, 0, 0, 2.5],
+    ["x", store_id(9), -1, 0, 0, 0, b""],
+    ["x", store_id(9), 0, 0, 0, 0, 2.5],
     [["\x1b" * 500] * 50] * 7,
     None,
 )
@@ -416,17 +416,17 @@ def test_an_unreadable_row_is_set_aside_and_holds_the_horizon(row: object) -> No
     for _ in range(2):
         meet(a, b, 10)
         meet(b, a, 10)
-    assert a.horizon() == 10
+    assert a.gc_horizon() == 10
     a = damaged(a, row)
     assert [who.node for who, _ in a] == ["b"], "the rows beside it are read"
     ((name, one),) = a.aside.items()
     assert name.startswith("unreadable+")
     assert one.reason.isprintable()
-    assert a.identity.birth == birth(1)
+    assert a.identity.store_id == store_id(1)
     meet(b, a, 20)
     meet(a, b, 20)
     meet(b, a, 30)
-    assert a.horizon() == b.horizon() == 0, "nor does a horizon move at those who know it"
+    assert a.gc_horizon() == b.gc_horizon() == 0, "nor does a horizon move at those who know it"
     assert not a.follows(b.table())
     again = Members.restore(a.encode(), "a")
     assert again.aside == a.aside, "until somebody has looked at it"
@@ -436,14 +436,14 @@ def test_an_unreadable_row_is_set_aside_and_holds_the_horizon(row: object) -> No
     meet(again, b, 40)
     meet(b, again, 50)
     meet(again, b, 50)
-    assert again.horizon() > 0
+    assert again.gc_horizon() > 0
 
 
 def test_a_row_is_not_missed_any_more_when_its_member_is_met() -> None:
-    a = damaged(new("a"), ["b", birth(7), -1, 0, 0, 0, b""], ["?", birth(8), -1, 0, 0, 0, b""])
-    assert {one.birth for one in a.aside.values()} == {birth(7), birth(8)}
-    a.meet(table("peer", rows={Identity("b", birth(7)): Row()}))
-    assert {one.birth for one in a.aside.values()} == {birth(8)}
+    a = damaged(new("a"), ["b", store_id(7), -1, 0, 0, 0, b""], ["?", store_id(8), -1, 0, 0, 0, b""])
+    assert {one.store_id for one in a.aside.values()} == {store_id(7), store_id(8)}
+    a.meet(table("peer", rows={Identity("b", store_id(7)): Row()}))
+    assert {one.store_id for one in a.aside.values()} == {store_id(8)}
 
 
 def test_no_more_is_set_aside_than_can_be_read_again() -> None:

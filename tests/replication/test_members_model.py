@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from merklekv.replication.cluster.members import BIRTH_SIZE, Members
+from merklekv.replication.cluster.members import STORE_ID_SIZE, Members
 
-BIRTH = bytes(BIRTH_SIZE)
+BIRTH = bytes(STORE_ID_SIZE)
 
 
 class Model:
@@ -32,7 +32,7 @@ class Model:
     def exchange(self, first: str, second: str, stage: int) -> None:
         """Cut at a stage, 3 is the end."""
         a, b = self.tables[first], self.tables[second]
-        if first == second or a.identity in b.forgotten or b.identity in a.forgotten:
+        if first == second or a.identity in b.removed or b.identity in a.removed:
             return
         a.promise(self.clocks[first])
         told = a.table()
@@ -76,8 +76,8 @@ class Model:
             if name in self.gone:
                 continue
             everyone = [name, *(identity.node for identity, _ in members)]
-            settled = [{w for w in self.writes[node] if w[0] <= members.horizon()} for node in everyone]
-            if any(one != settled[0] for one in settled) or members.horizon() > members.stable():
+            settled = [{w for w in self.writes[node] if w[0] <= members.gc_horizon()} for node in everyone]
+            if any(one != settled[0] for one in settled) or members.gc_horizon() > members.stable():
                 return False
         return True
 

@@ -24,13 +24,13 @@ TOPIC = "prefix/node-a/events"
 class Station:
     """An engine with its outbox."""
 
-    def __init__(self, path: Path, hold_max_bytes: int = 1 << 30) -> None:
+    def __init__(self, path: Path, retain_max_bytes: int = 1 << 30) -> None:
         self.engine = Engine(
             path,
             durability="never",
             memtable_size=MIN_MEMTABLE_SIZE,
-            absorb="manual",
-            hold_max_bytes=hold_max_bytes,
+            checkpoint="manual",
+            retain_max_bytes=retain_max_bytes,
         )
         self.gaps: list[str] = []
         self.outbox = Outbox(self.engine, "node-a", TOPIC, self.gaps.append)
@@ -275,12 +275,12 @@ def test_an_event_suspected_again_and_again_is_set_aside_unless_it_is_small(stat
 
 
 def test_what_was_given_up_is_counted_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    station = Station(tmp_path / "data", hold_max_bytes=3 * MIN_MEMTABLE_SIZE)
+    station = Station(tmp_path / "data", retain_max_bytes=3 * MIN_MEMTABLE_SIZE)
     many = [b"%05d" % number for number in range(6000)]
     for part in range(6):
         for value in many[part * 1000 : part * 1000 + 1000]:
             station.write(value)
-        station.engine.absorb_sealed()
+        station.engine.checkpoint_now()
     station.outbox.oldest_timestamp()
     lost = station.outbox.counters.given_up
     assert lost > 0
@@ -348,7 +348,7 @@ def test_nothing_is_skipped_wherever_it_is_interrupted(
         station.outbox.rewind()
 
     def merge() -> None:
-        station.engine.absorb_sealed()
+        station.engine.checkpoint_now()
 
     def kill() -> None:
         nonlocal station
@@ -376,7 +376,7 @@ def test_nothing_is_skipped_wherever_it_is_interrupted(
     assert arrived >= set(written)
     assert station.outbox.waiting_events == 0
     station.outbox.save()
-    station.engine.absorb_sealed()
+    station.engine.checkpoint_now()
     assert len(list_segments(station.engine.directory.log)) == 1
     station.close()
 

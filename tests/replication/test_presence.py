@@ -45,7 +45,7 @@ def test_what_is_no_status_is_ignored(payload: bytes) -> None:
 
 
 def test_a_field_that_is_wrong_is_left_out() -> None:
-    wrong = changed(address=5, root=None, version=["1"], sequence="many", birth=7, unknown=1)
+    wrong = changed(address=5, root=None, version=["1"], sequence="many", store_id=7, unknown=1)
     assert decode_status("b", wrong) == Status("b", ONLINE, instance="0123")
     read = decode_status("b", changed(sequence=True))
     assert read is not None
@@ -74,10 +74,10 @@ def test_news_of_a_peer_is_told_once() -> None:
         changed(state=OFFLINE, sequence=100),
         changed(instance="another process"),
         changed(instance="another process", address="10.0.0.2:7379"),
-        changed(instance="another process", address="10.0.0.2:7379", birth="00" * 8),
+        changed(instance="another process", address="10.0.0.2:7379", store_id="00" * 8),
     ):
         peers.hear("b", payload)
-    assert [(status.state, status.instance, status.address[-6:], status.birth[:2]) for status in news] == [
+    assert [(status.state, status.instance, status.address[-6:], status.store_id[:2]) for status in news] == [
         (ONLINE, "0123", "1:7379", "cd"),
         (OFFLINE, "0123", "1:7379", "cd"),
         (ONLINE, "another process", "1:7379", "cd"),
@@ -86,7 +86,7 @@ def test_news_of_a_peer_is_told_once() -> None:
     ]
     peers.hear("a", Status("a", ONLINE, instance="own").encode())
     assert len(news) == 5
-    assert (peers.birth("b"), peers.birth("nobody")) == ("00" * 8, "")
+    assert (peers.store_id("b"), peers.store_id("nobody")) == ("00" * 8, "")
 
 
 def test_this_node_is_no_peer_of_its_own_but_a_twin_is_counted() -> None:
@@ -132,9 +132,9 @@ HOSTILE = [
     {"version": "v" * 65},
     {"instance": "\ud800"},
     {"instance": "ü"},
-    {"birth": ""},
-    {"birth": "0" * 15},
-    {"birth": "Z" * 16},
+    {"store_id": ""},
+    {"store_id": "0" * 15},
+    {"store_id": "Z" * 16},
     {"sequence": -1},
     {"sequence": 1 << 63},
     {"sequence": 10**400},
@@ -174,7 +174,7 @@ def test_a_status_that_cannot_be_read_is_ignored(payload: bytes) -> None:
 words = st.text(max_size=70) | st.sampled_from(["a:1", "ab" * 32, "cd" * 8])
 
 
-@given(st.dictionaries(st.sampled_from(["address", "root", "version", "instance", "birth"]), words), st.integers())
+@given(st.dictionaries(st.sampled_from(["address", "root", "version", "instance", "store_id"]), words), st.integers())
 def test_what_was_read_can_be_said_again(fields: dict[str, str], sequence: int) -> None:
     read = decode_status("b", json.dumps({"node": "b", "state": ONLINE, "sequence": sequence, **fields}).encode())
     assert read is not None

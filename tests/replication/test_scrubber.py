@@ -16,7 +16,7 @@ from merklekv.engine.verify.check import check_engine
 from merklekv.engine.verify.scrub import Damage, Scrub
 from merklekv.errors import DiskFull, MerkleKVError, Stalled, StorageFailed
 from merklekv.replication import scrubber as scrubber_module
-from merklekv.replication.scrubber import FIRST_REST_S, LINES_MAX, NOTE_SCRUBBED, Scrubber
+from merklekv.replication.scrubber import FIRST_REST_S, LINES_MAX, METADATA_SCRUBBED, Scrubber
 
 KEY = b"k"
 OLD, NEW, NEWER = (make_record(KEY, bytes(7) + bytes((ts,)) + bytes(16), 0, b"value %d" % ts) for ts in (1, 2, 3))
@@ -44,7 +44,7 @@ class Peers:
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = Engine(tmp_path / "data", absorb="manual", durability="never")
+    engine = Engine(tmp_path / "data", checkpoint="manual", durability="never")
     yield engine
     engine.close()
 
@@ -114,7 +114,7 @@ def test_the_newest_record_that_fits_is_taken(
     assert peers.asked == list(held), "all of them, each once"
     assert engine.record(KEY) == taken
     assert (one.damaged, one.repaired, one.left) == (1, 1, 0)
-    engine.absorb_sealed()
+    engine.checkpoint_now()
     assert check_engine(engine) == []
 
 
@@ -206,12 +206,12 @@ def test_writers_that_wait_are_waited_for(engine: Engine, make: Make, monkeypatc
 def test_a_pass_is_noted_and_shown(engine: Engine, make: Make, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     engine.set(KEY, b"value")
-    engine.absorb_sealed()
+    engine.checkpoint_now()
     one = make()
     assert one.statistics()["scrub_last_pass"] == 0
     one.scrub()
     assert "scrub: 1 records, 0 damages, 0 repaired" in caplog.text
-    last = int.from_bytes(engine.notes[NOTE_SCRUBBED], "big") // 10**9
+    last = int.from_bytes(engine.metadata[METADATA_SCRUBBED], "big") // 10**9
     expected = {"running": 0, "passes": 1, "records": 1, "damaged": 0, "repaired": 0, "left": 0, "last_pass": last}
     assert one.statistics() == {f"scrub_{name}": value for name, value in expected.items()}
 
@@ -222,7 +222,7 @@ def test_when_the_next_pass_is_due(engine: Engine, make: Make, monkeypatch: pyte
     one = make()
     assert one._due_s() == 0, "it has never run"
     for since_s, due_s in ((0.0, DAY_S), (1000.0, DAY_S - 1000), (DAY_S - 1, 1), (DAY_S, 0), (-1.0, 0)):
-        engine.note(NOTE_SCRUBBED, int((now_s - since_s) * 10**9).to_bytes(8, "big"))
+        engine.note(METADATA_SCRUBBED, int((now_s - since_s) * 10**9).to_bytes(8, "big"))
         assert one._due_s() == pytest.approx(due_s), "a clock that was set back does not put it off"
 
 
@@ -318,4 +318,4 @@ def test_a_stop_ends_a_pass_at_once(engine: Engine, make: Make, monkeypatch: pyt
     assert peers.asked == ["a"]
     assert engine.record(KEY) == BROKEN, "after a stop the engine is left alone"
     assert one.passes == 0
-    assert NOTE_SCRUBBED not in engine.notes
+    assert METADATA_SCRUBBED not in engine.metadata

@@ -12,7 +12,7 @@ from merklekv.engine.durable import MIN_MEMTABLE_SIZE
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import SEGMENT_HEADER, VALUE_AT, make_record
 from merklekv.engine.log import Log, list_segments
-from merklekv.engine.tail import LogFrame, LogGone, Place, Tail
+from merklekv.engine.tail import LogFrame, LogGone, LogPosition, Tail
 from merklekv.errors import Corruption
 from merklekv.replication.stream.event import decode_message, encode_entries, encode_message
 
@@ -20,7 +20,7 @@ REMOTE_RECORD = make_record(b"r", bytes(24), 0, b"remote")
 
 
 def open_engine(path: Path, **options: object) -> Engine:
-    return Engine(path, durability="never", memtable_size=MIN_MEMTABLE_SIZE, absorb="manual", **options)  # type: ignore[arg-type]
+    return Engine(path, durability="never", memtable_size=MIN_MEMTABLE_SIZE, checkpoint="manual", **options)  # type: ignore[arg-type]
 
 
 def read_on(engine: Engine, at: int) -> tuple[list[bytes], int]:
@@ -54,7 +54,7 @@ def test_nothing_is_held_until_somebody_follows(tmp_path: Path) -> None:
     write(engine, 0, 10)
     assert engine.tail.held is None
     place = engine.tail.follow()
-    assert place == engine.tail.end == Place(place.lsn, 11)
+    assert place == engine.tail.end == LogPosition(place.lsn, 11)
     engine.close()
     assert open_engine(tmp_path).tail.held == place
 
@@ -88,7 +88,7 @@ def test_after_a_restart_it_goes_on_at_the_held_place(tmp_path: Path) -> None:
     middle = engine.tail.end
     engine.release_log(middle)
     second = write(engine, 1000, 3000)
-    engine.absorb_sealed()
+    engine.checkpoint_now()
     engine.close()
     engine = open_engine(tmp_path)
     assert engine.tail.held == middle
@@ -139,14 +139,14 @@ def test_segments_are_kept_for_the_follower_and_go_when_it_has_passed(tmp_path: 
     engine = open_engine(tmp_path)
     engine.tail.follow()
     write(engine, 0, 3000)
-    engine.absorb_sealed()
+    engine.checkpoint_now()
     kept = list_segments(tmp_path / "log")
     assert kept[0] == 0
     assert len(kept) > 3
     engine.close()
     engine = open_engine(tmp_path)
     assert list_segments(tmp_path / "log") == kept, "opening must not delete what is held"
-    engine.release_log(Place(kept[2] + SEGMENT_HEADER.size, 5))
+    engine.release_log(LogPosition(kept[2] + SEGMENT_HEADER.size, 5))
     assert list_segments(tmp_path / "log") == kept[2:]
     engine.release_log(engine.tail.end)
     assert list_segments(tmp_path / "log") == kept[-1:]
@@ -158,7 +158,7 @@ def test_without_a_follower_segments_go_at_once(tmp_path: Path) -> None:
     engine.tail.follow()
     engine.tail.unfollow()
     write(engine, 0, 3000)
-    engine.absorb_sealed()
+    engine.checkpoint_now()
     assert len(list_segments(tmp_path / "log")) == 1
     engine.close()
     assert open_engine(tmp_path).tail.held is None
@@ -166,12 +166,12 @@ def test_without_a_follower_segments_go_at_once(tmp_path: Path) -> None:
 
 def test_past_the_limit_the_oldest_are_given_up(tmp_path: Path) -> None:
     limit = 3 * MIN_MEMTABLE_SIZE
-    engine = open_engine(tmp_path, hold_max_bytes=limit)
+    engine = open_engine(tmp_path, retain_max_bytes=limit)
     at = engine.tail.follow().lsn
     written = []
     for part in range(6):
         written += write(engine, part * 1000, part * 1000 + 1000)
-        engine.absorb_sealed()
+        engine.checkpoint_now()
     lsns = list_segments(tmp_path / "log")
     assert len(lsns) > 2
     assert lsns[0] > 0
@@ -208,7 +208,7 @@ def test_a_place_behind_the_end_of_a_log_that_was_cut_back_is_the_end(tmp_path: 
     engine = open_engine(tmp_path)
     write(engine, 0, 10)
     engine.tail.follow()
-    engine.release_log(Place(engine.tail.end.lsn + 1000, 500))
+    engine.release_log(LogPosition(engine.tail.end.lsn + 1000, 500))
     engine.close()
     engine = open_engine(tmp_path)
     end = engine.tail.end
@@ -251,7 +251,7 @@ def test_what_is_being_written_is_not_read_ahead(tmp_path: Path) -> None:
             frame = frame[:60]  # as if the writer were in the middle of it
         log_.write(position, frame)
         if part < 2:
-            tail.end = Place(log_.written_lsn, log_.sequence)
+            tail.end = LogPosition(log_.written_lsn, log_.sequence)
     values, at = [], place.lsn
     while (found := tail.next_frame(at)) is not None:
         values += values_of(found)
@@ -265,13 +265,13 @@ def test_merging_while_a_floor_is_being_merged_leaves_no_empty_segment(tmp_path:
     engine = open_engine(tmp_path)
     at = engine.tail.follow().lsn
     engine.set(b"spared", b"0")
-    floor = engine.record(b"spared")
-    assert floor is not None
+    truncation = engine.record(b"spared")
+    assert truncation is not None
     engine.commit()
-    engine.absorb_sealed()
-    engine.merge_floor(floor[:24], b"peer")
+    engine.checkpoint_now()
+    engine.merge_truncation(truncation[:24], b"peer")
     engine.commit()  # seals the segment of the floor: the tree is not whole before it is merged
-    engine.absorb_sealed()
+    engine.checkpoint_now()
     engine.set(b"k", b"1")
     engine.commit()
     engine.tail._recent.clear()

@@ -20,7 +20,7 @@ from merklekv.engine.engine import Engine
 from merklekv.errors import Corruption, DiskFull, FormatTooNew, InvalidArgument, Shortage
 from merklekv.names import is_node_id
 from merklekv.replication.cluster.members import (
-    BIRTH_SIZE,
+    STORE_ID_SIZE,
     Identity,
     Members,
     Row,
@@ -31,7 +31,13 @@ from merklekv.replication.cluster.members import (
 from merklekv.replication.cluster.membership import Membership
 from merklekv.replication.cluster.presence import ONLINE, STATUS_BYTES_MAX, Status, decode_status
 from merklekv.replication.fields import Malformed, decode_map
-from merklekv.replication.sync.local_endpoint import NOTE_MEMBERS, NOTE_UNREADABLE, Side, load_members, store_members
+from merklekv.replication.sync.local_endpoint import (
+    METADATA_MEMBERS,
+    METADATA_UNREADABLE,
+    LocalEndpoint,
+    load_members,
+    store_members,
+)
 from merklekv.replication.sync.messages import hello_of
 
 Damage = Callable[[dict[str, Any]], object]
@@ -39,13 +45,13 @@ Damage = Callable[[dict[str, Any]], object]
 
 def damage(directory: Path, change: Damage | bytes) -> None:
     """Stores another table of members."""
-    engine = Engine(directory, absorb="manual")
+    engine = Engine(directory, checkpoint="manual")
     if isinstance(change, bytes):
-        engine.note(NOTE_MEMBERS, change)
+        engine.note(METADATA_MEMBERS, change)
     else:
-        plain = cbor2.loads(engine.notes[NOTE_MEMBERS])
+        plain = cbor2.loads(engine.metadata[METADATA_MEMBERS])
         change(plain)
-        engine.note(NOTE_MEMBERS, cbor2.dumps(plain))
+        engine.note(METADATA_MEMBERS, cbor2.dumps(plain))
     engine.close()
 
 
@@ -56,9 +62,9 @@ BEYOND_REPAIR: dict[str, Damage | bytes] = {
     "cut": b"\xa3\x61v",
     "an earlier version": lambda plain: plain.update(v=1),
     "its node": lambda plain: plain.update(node=""),
-    "its birth": lambda plain: plain.pop("birth"),
+    "its birth": lambda plain: plain.pop("store_id"),
     "its clock": lambda plain: plain.update(promised=-1),
-    "a forgotten member": lambda plain: plain["forgotten"].append(["a/b", b"birthday", 0]),
+    "a forgotten member": lambda plain: plain["removed"].append(["a/b", b"birthday", 0]),
     "a lapse": lambda plain: plain["lapses"].append(5),
     "too many": lambda plain: plain.update(rows=[BAD_ROW] * 1001),
     "a bomb": b"\xa1\x61x\x9a\x00\xa0\x00\x00" + b"\xa0" * (10 << 20),
@@ -75,8 +81,8 @@ def test_a_node_whose_table_is_lost_serves_and_is_a_new_member(
     old = a.members.identity
     a.engine.close()
     damage(a.path, change)
-    stored = Engine(a.path, absorb="manual")
-    unreadable = stored.notes[NOTE_MEMBERS]
+    stored = Engine(a.path, checkpoint="manual")
+    unreadable = stored.metadata[METADATA_MEMBERS]
     stored.close()
     with caplog.at_level(logging.ERROR):
         a.open()
@@ -85,12 +91,12 @@ def test_a_node_whose_table_is_lost_serves_and_is_a_new_member(
     assert f"members: {name}: {one.reason}" in caplog.text
     assert a.members.identity.node == "a"
     assert a.members.identity != old
-    assert a.engine.notes[NOTE_UNREADABLE] == unreadable, "it is kept"
+    assert a.engine.metadata[METADATA_UNREADABLE] == unreadable, "it is kept"
 
     a.set(b"after")
     exchange(a, b)
     assert agree(a, b)
-    assert {who.birth for who, _ in a.members if who.node == "a"} == {old.birth}, "learned from the other"
+    assert {who.store_id for who, _ in a.members if who.node == "a"} == {old.store_id}, "learned from the other"
     a.engine.close()
     a.open()
     assert a.members.aside.keys() == {name}, "until somebody has seen to it"
@@ -103,15 +109,15 @@ def test_a_deletion_is_not_undone_by_who_was_in_the_lost_table(tmp_path: Path) -
         exchange(a, b)
     b.engine.close()
     a.delete(b"k")
-    before = a.engine.horizon
+    before = a.engine.gc_horizon
     a.engine.close()
     damage(a.path, b"nothing")
     a.open()
     for _ in range(4):  # with somebody who knows b as little as a does now
         exchange(a, c)
         exchange(c, a)
-    assert a.engine.horizon == before
-    assert a.engine.dead_count == c.engine.dead_count == 1, "the tombstone waits"
+    assert a.engine.gc_horizon == before
+    assert a.engine.tombstone_count == c.engine.tombstone_count == 1, "the tombstone waits"
     b.open()
     exchange(b, a)
     assert b.engine.get(b"k") is None
@@ -120,16 +126,16 @@ def test_a_deletion_is_not_undone_by_who_was_in_the_lost_table(tmp_path: Path) -
     for _ in range(4):
         for one, other in ((a, b), (b, c), (c, a)):
             exchange(one, other)
-    assert a.engine.horizon == before, "the member that a was is known by b, and in the way"
+    assert a.engine.gc_horizon == before, "the member that a was is known by b, and in the way"
     with pytest.raises(UnknownMember):
         Membership(a.engine, a.members).forget(name)
     old = next(who for who, _ in c.members if who.node == "a" and who != a.members.identity)
-    Membership(c.engine, c.members).forget("a", old.birth.hex())
+    Membership(c.engine, c.members).forget("a", old.store_id.hex())
     for _ in range(4):
         for one, other in ((a, b), (b, c), (c, a)):
             exchange(one, other)
-    assert a.engine.horizon > before
-    assert a.engine.dead_count == 0
+    assert a.engine.gc_horizon > before
+    assert a.engine.tombstone_count == 0
 
 
 def test_a_row_that_cannot_be_read_costs_no_identity(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -150,24 +156,24 @@ def test_a_row_that_cannot_be_read_costs_no_identity(tmp_path: Path, caplog: pyt
     for _ in range(3):
         exchange(a, b)
         exchange(b, a)
-    assert a.engine.dead_count == b.engine.dead_count == 1
+    assert a.engine.tombstone_count == b.engine.tombstone_count == 1
     rows = Membership(a.engine, a.members).rows()
     assert [row["state"] for row in rows] == ["self", "member", "unreadable"]
     Membership(a.engine, a.members).forget(name)
     for _ in range(3):
         exchange(a, b)
         exchange(b, a)
-    assert a.engine.dead_count == b.engine.dead_count == 0
+    assert a.engine.tombstone_count == b.engine.tombstone_count == 0
 
 
 def test_a_table_of_a_later_release_stops_the_start(tmp_path: Path) -> None:
     a = Node(tmp_path / "a")
     a.engine.close()
     damage(a.path, lambda plain: plain.update(v=plain["v"] + 1))
-    engine = Engine(a.path, absorb="manual")
+    engine = Engine(a.path, checkpoint="manual")
     with pytest.raises(FormatTooNew, match="from a later release"):
         load_members(engine, "a")
-    assert NOTE_UNREADABLE not in engine.notes
+    assert METADATA_UNREADABLE not in engine.metadata
     engine.close()
 
 
@@ -178,7 +184,7 @@ def test_a_node_that_cannot_be_noted_does_not_start(
     def refuse(*_: object) -> None:
         raise problem
 
-    engine = Engine(tmp_path, absorb="manual")
+    engine = Engine(tmp_path, checkpoint="manual")
     monkeypatch.setattr(engine, "note", refuse)
     with pytest.raises(type(problem), match=f"^{tmp_path}: {problem}, so it cannot begin as node a$"):
         load_members(engine, "a")
@@ -186,16 +192,16 @@ def test_a_node_that_cannot_be_noted_does_not_start(
 
 
 def test_a_horizon_that_is_none_is_named(tmp_path: Path) -> None:
-    engine = Engine(tmp_path, absorb="manual")
-    engine.note(b"horizon", bytes(9))
+    engine = Engine(tmp_path, checkpoint="manual")
+    engine.note(b"gc_horizon", bytes(9))
     engine.close()
     for _ in range(2):  # the directory is let go of
         with pytest.raises(Corruption, match="the horizon in the log has 9 bytes, not 8"):
-            Engine(tmp_path, absorb="manual")
+            Engine(tmp_path, checkpoint="manual")
 
 
 def test_a_full_table_is_read_again_and_a_node_in_it_is_not_renamed(tmp_path: Path) -> None:
-    engine = Engine(tmp_path, absorb="manual")
+    engine = Engine(tmp_path, checkpoint="manual")
     members = load_members(engine, "a")
     for number in range(999):
         assert members.heard(f"n{number}")
@@ -214,7 +220,7 @@ def test_a_full_table_is_read_again_and_a_node_in_it_is_not_renamed(tmp_path: Pa
 # -- what is accepted can be read --------------------------------------------------------------------------------------
 
 names = st.text(max_size=5) | st.sampled_from(["", "a", "b", "A", "a/b", "+", "#", "\ud800", "\0", "n" * 129, "é" * 65])
-births = st.sampled_from(["", "00" * 8, "11" * 8, "FF" * 8, "1", "zz" * 8])
+store_ids = st.sampled_from(["", "00" * 8, "11" * 8, "FF" * 8, "1", "zz" * 8])
 addresses = st.text(max_size=20) | st.sampled_from(["a:1", "a..b:1", "h" * 400 + ":1"])
 TIMES = (0, 1, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, -1)
 
@@ -222,19 +228,21 @@ TIMES = (0, 1, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, -1)
 @st.composite
 def statuses(draw: st.DrawFn) -> tuple[str, bytes]:
     node = draw(names)
-    said = Status(node, ONLINE, draw(addresses), birth=draw(births), sequence=draw(st.sampled_from(TIMES)))
+    said = Status(node, ONLINE, draw(addresses), store_id=draw(store_ids), sequence=draw(st.sampled_from(TIMES)))
     return node, said.encode()
 
 
 @st.composite
 def told_tables(draw: st.DrawFn) -> bytes:
     """What some node says, right or not."""
-    plain = Members("peer", b"p" * BIRTH_SIZE).table().plain()
+    plain = Members("peer", b"p" * STORE_ID_SIZE).table().plain()
     time = st.sampled_from(TIMES)
-    birth = st.sampled_from([b"", b"1" * 8, b"2" * 8, b"1"])
-    plain["rows"] = draw(st.lists(st.tuples(names, birth, time, time, time, time, st.just(b"")).map(list), max_size=3))
-    for name in ("forgotten", "settled", "buried"):
-        plain[name] = draw(st.lists(st.tuples(names, birth, time).map(list), max_size=3))
+    store_id = st.sampled_from([b"", b"1" * 8, b"2" * 8, b"1"])
+    plain["rows"] = draw(
+        st.lists(st.tuples(names, store_id, time, time, time, time, st.just(b"")).map(list), max_size=3)
+    )
+    for name in ("removed", "settled", "buried"):
+        plain[name] = draw(st.lists(st.tuples(names, store_id, time).map(list), max_size=3))
     try:
         return cbor2.dumps(plain)
     except UnicodeEncodeError:
@@ -243,9 +251,9 @@ def told_tables(draw: st.DrawFn) -> bytes:
 
 inputs = st.one_of(
     st.tuples(st.just("status"), statuses()),
-    st.tuples(st.just("events"), st.tuples(names, births)),
+    st.tuples(st.just("events"), st.tuples(names, store_ids)),
     st.tuples(st.just("table"), told_tables()),
-    st.tuples(st.just("forget"), st.tuples(names, births)),
+    st.tuples(st.just("forget"), st.tuples(names, store_ids)),
     st.tuples(st.just("met"), st.tuples(names, addresses)),
 )
 
@@ -253,7 +261,7 @@ inputs = st.one_of(
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(inputs, max_size=8))
 def test_whatever_comes_in_can_be_read_again(tmp_path_factory: pytest.TempPathFactory, said: list[Any]) -> None:
-    engine = Engine(tmp_path_factory.mktemp("node"), absorb="manual", durability="never")
+    engine = Engine(tmp_path_factory.mktemp("node"), checkpoint="manual", durability="never")
     members = load_members(engine, "own")
     membership = Membership(engine, members)
     for kind, what in said:
@@ -279,12 +287,12 @@ def test_whatever_comes_in_can_be_read_again(tmp_path_factory: pytest.TempPathFa
             members.learn(table)
             members.count_as(table)
     store_members(engine, members)
-    again = Members.restore(engine.notes[NOTE_MEMBERS], "own")
+    again = Members.restore(engine.metadata[METADATA_MEMBERS], "own")
     assert again.table() == members.table()
     assert not again.aside
     assert all(is_node_id(who.node) for who, _ in again)
 
-    hello, _ = Side(engine, members, "cluster").hello()
+    hello, _ = LocalEndpoint(engine, members, "cluster").hello()
     read = hello_of(decode_map(cbor2.dumps(hello.plain())))
     assert read == hello
     new = Members("new")
@@ -309,6 +317,6 @@ def test_what_many_peers_tell_of_strangers_is_bounded() -> None:
 
 
 def test_a_peers_row_of_a_member_is_taken_whole_or_not() -> None:
-    plain = Members("peer", b"p" * BIRTH_SIZE).table().plain() | {"rows": [["", b"b" * 8, *Row()[:2], 0, 0, b""]]}
+    plain = Members("peer", b"p" * STORE_ID_SIZE).table().plain() | {"rows": [["", b"b" * 8, *Row()[:2], 0, 0, b""]]}
     with pytest.raises(Malformed, match="a node id is ''"):
         table_of(decode_map(cbor2.dumps(plain)))

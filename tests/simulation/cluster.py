@@ -21,12 +21,12 @@ from merklekv.replication.cluster.lost_writes import Lapse
 from merklekv.replication.cluster.members import Identity, Report, Row, Table
 from merklekv.replication.sync import initiator, responder
 from merklekv.replication.sync.initiator import ExchangeReport, Initiator
-from merklekv.replication.sync.local_endpoint import Side
+from merklekv.replication.sync.local_endpoint import LocalEndpoint
 from merklekv.replication.sync.messages import Hello, encode
 
 from .disk import Image
 from .node import CLUSTER, MEMTABLE_SIZE, Failure, Node
-from .oracle import FLOOR, Holding, is_tombstone, sound
+from .oracle import TRUNCATION, Holding, is_tombstone, sound
 from .world import DAY, SECOND, World
 
 LEAVES: Final = 512  # keys are in these, so that comparing all leaves is soon done
@@ -54,11 +54,11 @@ def forged_hello(node: Node, chance: random.Random) -> bytes:
     far = chance.choice((node.wall() + DAY + SECOND, node.wall() + 365 * DAY, (1 << 63) - 1))
     who = Identity("forger", b"forgerrr")
     told: dict[str, Any] = {"report": Report(0, 0, b"x" * 8), "current": 0, "reach": 0}
-    horizon = 0
+    gc_horizon = 0
     about = chance.choice((who, node.members.identity))
     what = chance.randrange(1, 10)
     if what == 1:
-        horizon = far
+        gc_horizon = far
     elif what == 2:
         told["report"] = Report(far, 0, b"x" * 8)
     elif what == 3:
@@ -75,7 +75,7 @@ def forged_hello(node: Node, chance: random.Random) -> bytes:
         told["rows"] = {node.members.identity: Row(0, 0, Report(*chance.choice(((far, 0), (0, far)))))}
     else:
         told["rows"] = {node.members.identity: Row(far, 0)}
-    hello = Hello(CLUSTER, b"f" * 12, bytes(24), horizon, b"", 1, Table(who, **told))
+    hello = Hello(CLUSTER, b"f" * 12, bytes(24), gc_horizon, b"", 1, Table(who, **told))
     return encode("hello", **hello.plain())
 
 
@@ -108,25 +108,25 @@ class Cluster(World):
         super().__enter__()
         for module, name, value in ((initiator, "BUCKETS", LEAVES), *(SMALL_BATCHES if self.small_batches else ())):
             self._stack.enter_context(mock.patch.object(module, name, value))
-        delete_anew = Side._delete_anew
+        delete_anew = LocalEndpoint._delete_anew
 
-        def noted(side: Side, key: bytes, tombstone: bytes) -> bool:
+        def noted(side: LocalEndpoint, key: bytes, tombstone: bytes) -> bool:
             deleted = delete_anew(side, key, tombstone)
             if deleted and (record := side.engine.record(key)) is not None:
                 self.oracle.attempt(key, record)  # it hides what was written since, as any delete does
             return deleted
 
-        self._stack.enter_context(mock.patch.object(Side, "_delete_anew", noted))
-        bury = Side.bury
+        self._stack.enter_context(mock.patch.object(LocalEndpoint, "_delete_anew", noted))
+        bury = LocalEndpoint.bury
 
-        def watched(side: Side, pairs: list[Pair], origin: bytes, horizon: int) -> int:
-            buried = bury(side, pairs, origin, horizon)
+        def watched(side: LocalEndpoint, pairs: list[Pair], origin: bytes, gc_horizon: int) -> int:
+            buried = bury(side, pairs, origin, gc_horizon)
             for key, version in pairs:
                 if (record := side.engine.record(key)) is not None and is_tombstone(record):
                     self.oracle.hides(key, version, record)
             return buried
 
-        self._stack.enter_context(mock.patch.object(Side, "bury", watched))
+        self._stack.enter_context(mock.patch.object(LocalEndpoint, "bury", watched))
         return self
 
     # -- exchanges -----------------------------------------------------------------------------------------------------
@@ -171,11 +171,11 @@ class Cluster(World):
         node, chance = self.nodes[name], random.Random(seed)
         if not node.up:
             return
-        before = node.members.encode(), node.engine.clock.last, node.engine.horizon, node.engine.floor
+        before = node.members.encode(), node.engine.clock.last, node.engine.gc_horizon, node.engine.truncation
         with self.as_node(node):
             for _ in node.responder.answer(forged_hello(node, chance)):
                 pass
-        if (node.members.encode(), node.engine.clock.last, node.engine.horizon, node.engine.floor) != before:
+        if (node.members.encode(), node.engine.clock.last, node.engine.gc_horizon, node.engine.truncation) != before:
             raise Failure(f"{name}: has taken in a time that no clock has reached")
 
     def do_arrive(self, name: str, seed: int) -> None:
@@ -249,13 +249,13 @@ class Cluster(World):
                     answer: bytes = end.value
                     return answer
                 if ready is not None and not ready():
-                    node.engine.absorb_sealed()
+                    node.engine.checkpoint_now()
                 if chance.random() < MEANWHILE:
                     self._write_meanwhile(name, chance)
         return None
 
     def _write_meanwhile(self, name: str, chance: random.Random) -> None:
-        keys = sorted(key for key in self.oracle.written if key != FLOOR)
+        keys = sorted(key for key in self.oracle.written if key != TRUNCATION)
         if not keys:
             return
         command, key = chance.choice(("set", "set", "delete")), chance.choice(keys)
@@ -284,10 +284,10 @@ class Cluster(World):
 
     def _join(self, pair: list[Node]) -> None:
         """Notes what restored nodes have made before they met the cluster again, not knowing of deletes they missed."""
-        horizon = max((one.engine.horizon for one in self.up()), default=0)
+        gc_horizon = max((one.engine.gc_horizon for one in self.up()), default=0)
         for node in pair:
             if node.relapsed:
-                self.oracle.brings(node.made_since, horizon)
+                self.oracle.brings(node.made_since, gc_horizon)
 
     def _hang_up(self, talk: Talk) -> None:
         self.talks.pop(talk.initiator, None)
@@ -347,7 +347,7 @@ class Cluster(World):
     def _ghosts(self, node: Node) -> list[tuple[str, bytes]]:
         """The members that this node knows and that are no more.  One whose birth nobody has heard is known by name."""
         alive = {one.identity for one in self.nodes.values() if one.name not in self.gone}
-        known = [identity for identity, _ in node.members if identity.birth or identity.node in self.gone]
+        known = [identity for identity, _ in node.members if identity.store_id or identity.node in self.gone]
         return [identity for identity in known if identity not in alive]
 
     def _end(self, node: Node) -> None:
@@ -381,7 +381,7 @@ class Cluster(World):
         directory = self._root / f"looking.{self._looks}"
         image.lay_down(directory)
         self.disk.adopt(directory, image)
-        node.engine = Engine(directory, absorb="manual", memtable_size=MEMTABLE_SIZE, wall_clock=lambda: self.now)
+        node.engine = Engine(directory, checkpoint="manual", memtable_size=MEMTABLE_SIZE, wall_clock=lambda: self.now)
         try:
             return self.holding(node)
         finally:
@@ -411,7 +411,7 @@ class Cluster(World):
         for node in self.up():
             node.settle()
             if not node.engine.root_ready:
-                node.engine.absorb_sealed()  # as the merger does by itself
+                node.engine.checkpoint_now()  # as the merger does by itself
 
     def _exchange_whole(self, one: str, other: str) -> None:
         before = self.exchanged

@@ -164,10 +164,10 @@ class Decay(Cluster):
     def _sweep(self, node: Node) -> int:
         """A scrub, and the merging that it asks for; what it could not put right.  All else must be right then."""
         layers = node.engine._layers
-        swept = layers.base.floor == layers.floor  # until then it does not look at leaves
+        swept = layers.base.truncation == layers.truncation  # until then it does not look at leaves
         left = self._scrub(node, None).left
         for _ in range(ABSORPTIONS_TO_MEND):
-            node.engine.absorb_sealed()
+            node.engine.checkpoint_now()
         if swept and not left and (found := self._scrub(node, None).damaged):
             raise Failure(f"{node.name}: a scrub finds {found} damages behind one that has put all right")
         return left

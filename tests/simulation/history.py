@@ -71,7 +71,7 @@ class _Writer(Rows):
             "publish": self.chance.choice((3, 12)),
             "answer": some(3),
             "deliver": self.chance.choice((3, 14)),
-            "absorb": some(5),
+            "checkpoint": some(5),
             "save": some(6),
             "connect": 5.0 * self.broker,
             "disconnect": some(2),

@@ -41,7 +41,7 @@ MUTATIONS: Final = (
         "m",
         "replication.outbox:Outbox.save",
         "self._engine.release_log(self.cursor)",
-        "self._engine.release_log(Place(self._lsn, self._sequence))",
+        "self._engine.release_log(LogPosition(self._lsn, self._sequence))",
     ),
     Mutation(
         "a lost connection takes what was in flight with it",
@@ -82,8 +82,8 @@ MUTATIONS: Final = (
     Mutation(
         "a truncate elsewhere is not taken in",
         "m",
-        "replication.inbox:Inbox._merge_floor",
-        "self._engine.merge_floor(floor, origin)",
+        "replication.inbox:Inbox._merge_truncation",
+        "self._engine.merge_truncation(truncation, origin)",
         "False",
     ),
     Mutation(
@@ -94,7 +94,7 @@ MUTATIONS: Final = (
         "dict.fromkeys(two.had(), 0)",
     ),
     Mutation(
-        "what a writer has forgotten is dead where it is not held",
+        "what a writer has removed is dead where it is not held",
         "s",
         "replication.lapses:account_for",
         "if any(one.after < timestamp <= one.until or (one.run == run and timestamp <= one.missed) for one in lapses):",
@@ -115,7 +115,7 @@ MUTATIONS: Final = (
         "return True",
     ),
     Mutation(
-        "the horizon keeps nothing out",
+        "the gc_horizon keeps nothing out",
         "x",
         "engine.engine:Engine._verdict",
         "record <= bound",
@@ -153,12 +153,12 @@ MUTATIONS: Final = (
     Mutation(
         "a resumed absorption trusts what it finds indexed",
         "m",
-        "engine.absorber:absorb",
+        "engine.absorber:checkpoint",
         "newest.places if resumed else added",
         "added",
     ),
     Mutation(
-        "tombstones are collected above the horizon",
+        "tombstones are collected above the gc_horizon",
         "x",
         "engine.settled:Settled.collect",
         "record <= self._bound",
@@ -173,10 +173,10 @@ MUTATIONS: Final = (
         "(leaf & COUNT_MASK)",
     ),
     Mutation(
-        "the floor is not in the root",
+        "the truncation is not in the root",
         "x",
         "engine.merkle:MerkleTree.root",
-        "+ floor",
+        "+ truncation",
         "",
     ),
     # -- damage at rest
@@ -212,7 +212,7 @@ MUTATIONS: Final = (
     Mutation(
         "whatever is said of a node's own clock is believed",
         "c",
-        "replication.exchange_side:Side.believe_table",
+        "replication.exchange_side:LocalEndpoint.believe_table",
         "if ours > latest:",
         "if False:",
     ),
@@ -229,14 +229,14 @@ MUTATIONS: Final = (
         "x",
         "replication.exchange:Initiator._pass",
         "if full or not equal:",
-        "side.finish(theirs.table, terms.horizon)\n    if full or not equal:",
+        "side.finish(theirs.table, terms.gc_horizon)\n    if full or not equal:",
     ),
     Mutation(
         "a node that was left behind takes itself for current",
         "x",
-        "replication.exchange_side:Side.is_current",
+        "replication.exchange_side:LocalEndpoint.is_current",
         "return behind and all(",
-        "return self.engine.horizon < peer.horizon or all(",
+        "return self.engine.gc_horizon < peer.gc_horizon or all(",
         ("s92001535",),
     ),
     Mutation(
@@ -251,7 +251,7 @@ MUTATIONS: Final = (
         "nobody is ever left behind",
         "x",
         "replication.exchange_side:_dead_of",
-        "left_behind = was_restored or one.current < other.horizon",
+        "left_behind = was_restored or one.current < other.gc_horizon",
         "left_behind = False",
     ),
     Mutation(
@@ -262,7 +262,7 @@ MUTATIONS: Final = (
         "max((",
     ),
     Mutation(
-        "what was seen counts on although a member was forgotten",
+        "what was seen counts on although a member was removed",
         "s",
         "replication.members:Members._forget",
         "other.counted = min(other.counted, seen)",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from merklekv.engine.engine import Engine
-from merklekv.engine.tail import Place
+from merklekv.engine.tail import LogPosition
 from merklekv.errors import MerkleKVError, Stalled
 from merklekv.replication.cluster.members import Identity
 from merklekv.replication.cluster.membership import Membership
@@ -81,7 +81,11 @@ class Node:
             self.image.lay_down(self.directory)
         self._disk.adopt(self.directory, self.image)
         self.engine = Engine(
-            self.directory, absorb="manual", memtable_size=MEMTABLE_SIZE, max_clock_drift_s=86_400, wall_clock=self.wall
+            self.directory,
+            checkpoint="manual",
+            memtable_size=MEMTABLE_SIZE,
+            max_clock_drift_s=86_400,
+            wall_clock=self.wall,
         )
         self.engine.memtable_size = SMALL_MEMTABLE
         self.engine.wait_for_room = self._make_room  # type: ignore[method-assign]
@@ -97,7 +101,7 @@ class Node:
             self._acknowledge,
             lambda node, reason: self._missed(reason),
             self._fatal,
-            lambda node: self.membership.refuses(node, self.peers.birth(node)),
+            lambda node: self.membership.refuses(node, self.peers.store_id(node)),
             self.membership.had,
         )
         self.up = True
@@ -142,7 +146,7 @@ class Node:
     def presence(self) -> bytes:
         """What it tells everybody of itself."""
         assert self.identity is not None
-        return Status(self.name, ONLINE, f"{self.name}:1", birth=self.identity.birth.hex()).encode()
+        return Status(self.name, ONLINE, f"{self.name}:1", store_id=self.identity.store_id.hex()).encode()
 
     def receive(self, messages: list[Message]) -> None:
         """Takes in what the broker sends; `acknowledging` is called as it is dealt with."""
@@ -164,7 +168,7 @@ class Node:
         self.wake.add(reason)
 
     def _make_room(self, timeout_s: float) -> bool:
-        self.engine.absorb_sealed()
+        self.engine.checkpoint_now()
         return True
 
     def _fatal(self, error: BaseException) -> None:
@@ -179,7 +183,7 @@ class Node:
             try:
                 more = engine.collect()
             except Stalled:
-                engine.absorb_sealed()
+                engine.checkpoint_now()
         engine.commit()
 
     # -- what it holds -------------------------------------------------------------------------------------------------
@@ -194,5 +198,5 @@ class Node:
         return found
 
     @property
-    def cursor(self) -> Place:
+    def cursor(self) -> LogPosition:
         return self.outbox.cursor

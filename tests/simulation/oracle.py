@@ -21,11 +21,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from merklekv.engine.clock import timestamp_of, writer_of
+from merklekv.engine.clock import store_id_of, timestamp_of
 from merklekv.engine.format import FLAGS_AT, TOMBSTONE, VALUE_AT, VERSION_SIZE, ZERO_VERSION, record_is_sound
 from merklekv.replication.cluster.lost_writes import NO_LAPSES, Lapses, account_for
 
-FLOOR = b""  # the "key" of a truncate; its record is the floor
+TRUNCATION = b""  # the "key" of a truncate; its record is the floor
 
 
 def is_tombstone(record: bytes) -> bool:
@@ -35,7 +35,7 @@ def is_tombstone(record: bytes) -> bool:
 def show(key: bytes, record: bytes) -> str:
     """As people read it; the timestamp without its years."""
     version = f"@{timestamp_of(record) / 1e9 % 1e7:.6f}"
-    if key == FLOOR:
+    if key == TRUNCATION:
         return f"truncate {version}"
     return f"{key.decode()} {'deleted' if is_tombstone(record) else record[VALUE_AT:].decode()} {version}"
 
@@ -45,14 +45,14 @@ class Holding:
     """What a node has: records, floor, horizon."""
 
     records: Mapping[bytes, bytes]
-    floor: bytes
-    horizon: int
+    truncation: bytes
+    gc_horizon: int
 
 
 def sound(holding: Holding) -> Holding:
     """Without the records that the disk has damaged."""
     records = {key: record for key, record in holding.records.items() if record_is_sound(key, record)}
-    return Holding(records, holding.floor, holding.horizon)
+    return Holding(records, holding.truncation, holding.gc_horizon)
 
 
 class Counted(NamedTuple):
@@ -62,7 +62,7 @@ class Counted(NamedTuple):
     lapses: frozenset[tuple[bytes, Lapses]]  # but for what these have forgotten
 
     def covers(self, version: bytes) -> bool:
-        writer = writer_of(version)
+        writer = store_id_of(version)
         in_time = timestamp_of(version) <= dict(self.settled).get(writer, 0)
         return in_time and account_for(dict(self.lapses).get(writer, NO_LAPSES), version)
 
@@ -81,19 +81,19 @@ class Oracle:
         """A node has made this record; whether it lasts is open."""
         self.written.setdefault(key, {})[record[:VERSION_SIZE]] = record
 
-    def settles(self, counted: Counted, horizon: int) -> None:
+    def settles(self, counted: Counted, gc_horizon: int) -> None:
         """Some node has this horizon, and counts on writers so far."""
-        self.horizons[counted] = max(self.horizons.get(counted, 0), horizon)
+        self.horizons[counted] = max(self.horizons.get(counted, 0), gc_horizon)
 
     def hides(self, key: bytes, dead: bytes, tombstone: bytes) -> None:
         """A tombstone was put above a dead record (version), and maybe far above: also what was written in between."""
         self.hidden.setdefault(key, []).append((dead, tombstone[:VERSION_SIZE]))
 
-    def brings(self, records: Iterable[bytes], horizon: int) -> None:
+    def brings(self, records: Iterable[bytes], gc_horizon: int) -> None:
         """A restored node has made these before it met anybody, and this is the largest horizon of all nodes."""
         for record in records:
             version = record[:VERSION_SIZE]
-            self.late[version] = max(self.late.get(version, 0), horizon)
+            self.late[version] = max(self.late.get(version, 0), gc_horizon)
 
     def acknowledge(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
         """The commit that covers these has returned."""
@@ -107,29 +107,29 @@ class Oracle:
 
     def _has(self, holding: Holding, key: bytes, version: bytes) -> bool:
         """Whether it is there, or something newer, or may have been collected since."""
-        if version <= holding.floor:
+        if version <= holding.truncation:
             return True
         record = holding.records.get(key)
         if record is not None:
             return record[:VERSION_SIZE] >= version
-        return key != FLOOR and self._collected(key, version, holding.horizon)
+        return key != TRUNCATION and self._collected(key, version, holding.gc_horizon)
 
     def _covers(self, holding: Holding, key: bytes, version: bytes) -> bool:
         record = holding.records.get(key)
         is_late = record is not None and self._came_late(key, record[:VERSION_SIZE], version)
         return is_late or self._has(holding, key, version)
 
-    def _collected(self, key: bytes, version: bytes, horizon: int) -> bool:
+    def _collected(self, key: bytes, version: bytes, gc_horizon: int) -> bool:
         """Whether a delete at or above `version` can have been collected."""
         tombstones = [(ZERO_VERSION, at) for at, record in self.written[key].items() if is_tombstone(record)]
         return any(
-            behind < version <= at and timestamp_of(at) <= horizon
+            behind < version <= at and timestamp_of(at) <= gc_horizon
             for behind, at in tombstones + self.hidden.get(key, [])
         )
 
     def _came_late(self, key: bytes, found: bytes, version: bytes) -> bool:
         """Whether a delete of it can have been collected by those who knew nothing of what is there."""
-        unknown = [horizon for counted, horizon in self.horizons.items() if not counted.covers(found)]
+        unknown = [gc_horizon for counted, gc_horizon in self.horizons.items() if not counted.covers(found)]
         return self._collected(key, version, max((self.late.get(found, 0), *unknown)))
 
     def judge(self, final: Holding) -> list[str]:
@@ -144,8 +144,8 @@ class Oracle:
         for key, record in sorted(final.records.items()):
             if self.written.get(key, {}).get(record[:VERSION_SIZE]) != record:
                 wrong.append(f"never written: {show(key, record)}")
-            if record < final.floor:
+            if record < final.truncation:
                 wrong.append(f"below the floor: {show(key, record)}")
-        if final.floor != ZERO_VERSION and final.floor not in self.written.get(FLOOR, {}):
-            wrong.append(f"a floor that nobody has set: {final.floor.hex()}")
+        if final.truncation != ZERO_VERSION and final.truncation not in self.written.get(TRUNCATION, {}):
+            wrong.append(f"a floor that nobody has set: {final.truncation.hex()}")
         return wrong

@@ -149,10 +149,10 @@ class Rows(Steps):
         self._go_on(name, ("write",))
         if self.chance.random() < 0.7:
             self._round()
-        self._add("absorb", name)
+        self._add("checkpoint", name)
         self._add("rot", name, self._seed())
         for _ in range(self.chance.choice((0, 0, 1, 3))):
-            self._go_on(name, ("write", "exchange", "absorb", "deliver"))
+            self._go_on(name, ("write", "exchange", "checkpoint", "deliver"))
         self._add("scrub", name, self._seed())
 
     def _backwards(self) -> None:

@@ -107,13 +107,13 @@ def _come_together(world: Decay) -> list[str]:
         world.exchange_all()
         if _settled(world):
             return _disagreements(world) or _judge(world)
-    left = [(node.name, node.engine.horizon, node.engine.dead_count) for node in world.up()]
+    left = [(node.name, node.engine.gc_horizon, node.engine.tombstone_count) for node in world.up()]
     return [f"horizons and tombstones after {ROUNDS_TO_SETTLE} more rounds: {left}", *_judge(world)]
 
 
 def _settled(world: Decay) -> bool:
     engines = [node.engine for node in world.up()]
-    return len({engine.horizon for engine in engines}) == 1 and not any(engine.dead_count for engine in engines)
+    return len({engine.gc_horizon for engine in engines}) == 1 and not any(engine.tombstone_count for engine in engines)
 
 
 def _disagreements(world: Decay) -> list[str]:
@@ -122,7 +122,7 @@ def _disagreements(world: Decay) -> list[str]:
     holdings = [world.holding(node) for node in nodes]
     problems: list[str] = []
     for node, holding in zip(nodes, holdings, strict=True):
-        if holding.records != holdings[0].records or holding.floor != holdings[0].floor:
+        if holding.records != holdings[0].records or holding.truncation != holdings[0].truncation:
             problems.append(f"{node.name} and {nodes[0].name} differ: {_difference(holding, holdings[0])}")
     roots = {node.engine.root() for node in nodes if node.engine.root_ready}
     if not problems and len(roots) > 1:
@@ -135,14 +135,14 @@ def _judge(world: Decay) -> list[str]:
     nodes = world.up()
     before = check_engine(nodes[0].engine)
     for node in nodes:
-        node.engine.absorb_sealed()
+        node.engine.checkpoint_now()
     unsound = [f"{node.name}: {sentence}" for node in nodes for sentence in check_engine(node.engine)]
     return before + unsound + world.oracle.judge(world.holding(nodes[0]))
 
 
 def _difference(one: Holding, other: Holding) -> str:
-    if one.floor != other.floor:
-        return f"floors {one.floor.hex()}, {other.floor.hex()}"
+    if one.truncation != other.truncation:
+        return f"floors {one.truncation.hex()}, {other.truncation.hex()}"
     parts = []
     for key in sorted(one.records.keys() | other.records.keys()):
         mine, theirs = (show(key, held.records[key]) if key in held.records else "nothing" for held in (one, other))

@@ -21,7 +21,7 @@ WHERE: Final = {  # a node may crash, in which step
     "write": _LOG,
     "deliver": _LOG,
     "exchange": _LOG,
-    "absorb": (*POINTS, "base", "based", "create", "sync"),
+    "checkpoint": (*POINTS, "base", "based", "create", "sync"),
     "save": ("place", "sync", "synced"),
     "start": ("", "base", "based", "sync", "synced", "place"),
 }
@@ -92,8 +92,8 @@ class Steps:
         seed = 0 if self.chance.random() < 0.4 else self._seed()
         self._add("deliver", self._node(), self.chance.choice((1, 3, 20)), seed)
 
-    def _absorb(self) -> None:
-        self._add("absorb", self._node())
+    def _checkpoint(self) -> None:
+        self._add("checkpoint", self._node())
 
     def _save(self) -> None:
         self._add("save", name := self._node())

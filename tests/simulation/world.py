@@ -26,7 +26,7 @@ from merklekv.replication.stream.outbox import Batch
 from .broker import Broker
 from .disk import Crash, Disk, Image
 from .node import Armed, Failure, Node
-from .oracle import FLOOR, Counted, Holding, Oracle, show
+from .oracle import TRUNCATION, Counted, Holding, Oracle, show
 
 NOON: Final = 2 * 10**18  # when it begins: a wall clock that was set
 SECOND: Final = 10**9
@@ -107,11 +107,11 @@ class World:
         """Tells the oracle what anybody takes for settled, and who was counted on."""
         for node in self.up():
             members = node.members
-            settled = {identity.birth: until for identity, until in members.settled.items()}
+            settled = {identity.store_id: until for identity, until in members.settled.items()}
             lapses = {
-                identity.birth: lapses for identity, lapses in members.lapses.items() if identity.birth in settled
+                identity.store_id: lapses for identity, lapses in members.lapses.items() if identity.store_id in settled
             }
-            self.oracle.settles(Counted(frozenset(settled.items()), frozenset(lapses.items())), node.engine.horizon)
+            self.oracle.settles(Counted(frozenset(settled.items()), frozenset(lapses.items())), node.engine.gc_horizon)
 
     def up(self) -> list[Node]:
         return [node for node in self.nodes.values() if node.up]
@@ -170,22 +170,22 @@ class World:
                 calls[command]()
                 break
             except Stalled:
-                engine.absorb_sealed()
-        after = engine.floor if command == "truncate" else engine.record(key)
+                engine.checkpoint_now()
+        after = engine.truncation if command == "truncate" else engine.record(key)
         if after is None or after == before:
             return
         if before is not None and after[:24] <= before[:24] and record_is_sound(key, before):
             raise Failure(f"{node.name}: {show(key, after)} does not beat {show(key, before)}")
         self._require_near(node, after, before or newest)
-        self.oracle.attempt(FLOOR if command == "truncate" else key, after)
+        self.oracle.attempt(TRUNCATION if command == "truncate" else key, after)
         node.made_since.append(after)
-        node.uncommitted.append((FLOOR if command == "truncate" else key, after))
+        node.uncommitted.append((TRUNCATION if command == "truncate" else key, after))
 
     def _require_near(self, node: Node, made: bytes, before: bytes) -> None:
         """A write is stamped near the wall clock, unless what is there, or what others count on, is ahead of that."""
         engine, members = node.engine, node.members
-        stored = timestamp_of(before), timestamp_of(engine.floor)
-        held = (engine.horizon, members.promised, members.proposed, *stored)
+        stored = timestamp_of(before), timestamp_of(engine.truncation)
+        held = (engine.gc_horizon, members.promised, members.proposed, *stored)
         if timestamp_of(made) > max(node.wall() + DAY, *held) + 2 * SECOND:
             raise Failure(f"{node.name}: stamps {(timestamp_of(made) - node.wall()) / SECOND:.0f} s ahead")
 
@@ -201,7 +201,7 @@ class World:
         node = self.nodes[name]
         if node.up:
             with self.as_node(node):
-                node.engine.absorb_sealed()
+                node.engine.checkpoint_now()
 
     # -- the broker ----------------------------------------------------------------------------------------------------
 
@@ -366,4 +366,4 @@ class World:
         return max(node.engine.clock.last, timestamp_of(node.engine._layers.newest()))
 
     def holding(self, node: Node) -> Holding:
-        return Holding(node.records(), node.engine.floor, node.engine.horizon)
+        return Holding(node.records(), node.engine.truncation, node.engine.gc_horizon)

@@ -48,23 +48,23 @@ def test_all_of_it_is_there(kind: str, name: str, node_factory: NodeFactory, tmp
     with opened(data) as engine:
         fill(engine)
         engine.note(b"fact", b"\x00\xff kept")
-        engine.raise_horizon(engine.clock.last - 1)
+        engine.raise_gc_horizon(engine.clock.last - 1)
         while engine.collect():
             pass
         engine.set(b"last", b"one")
-        notes = engine.notes
+        metadata = engine.metadata
     held = contents(data)
     source = str(data)
     if kind != "closed":
         node = node_factory(directory=data)
         source = address(node) if kind == "port" else source
     told = backed_up(source, tmp_path / name)
-    assert (bytes.fromhex(told["root"]), bytes.fromhex(told["floor"]), told["keys"], told["tombstones"]) == held
+    assert (bytes.fromhex(told["root"]), bytes.fromhex(told["truncation"]), told["keys"], told["tombstones"]) == held
     copy = restored(tmp_path / name, tmp_path / "restored")
     assert check_directory(copy) == []
     assert contents(copy) == held
     with opened(copy) as engine:
-        assert engine.notes.items() >= notes.items()
+        assert engine.metadata.items() >= metadata.items()
         assert engine.get(b"last") == b"one"
     assert left_behind(tmp_path) == []
 
@@ -176,7 +176,7 @@ def test_a_damaged_directory_gives_no_backup(tmp_path: Path) -> None:
     with opened(tmp_path / "data") as engine:
         fill(engine)
         engine.set(b"unique key", b"unique value")
-        engine.absorb_sealed()
+        engine.checkpoint_now()
     base = tmp_path / "data" / "base" / "data.mdb"
     base.write_bytes(base.read_bytes().replace(b"unique value", b"unique VALUE"))
     done = run("backup", tmp_path / "data", tmp_path / "backup")

@@ -19,7 +19,7 @@ from merklekv.engine.format import TOMBSTONE, ZERO_VERSION, make_record
 
 FORMATS = ["jsonl", "cbor"]
 VERSIONS = [(1_700_000_000 + number).to_bytes(8, "big") + bytes((number,)) * 16 for number in range(4)]
-FLOOR = (1_600_000_000).to_bytes(8, "big") + bytes(16)
+TRUNCATION = (1_600_000_000).to_bytes(8, "big") + bytes(16)
 PAIRS = [
     (b"\xff", make_record(b"\xff", VERSIONS[0], 0, b"\x80")),
     (b"gone", make_record(b"gone", VERSIONS[1], TOMBSTONE, b"")),
@@ -31,19 +31,19 @@ def dump_of(form: str) -> bytes:
     file = io.BytesIO()
     writer = Writer(file, format_named(form), b"")  # type: ignore[arg-type]
     writer.page(PAIRS)
-    writer.end(FLOOR)
+    writer.end(TRUNCATION)
     return file.getvalue()
 
 
 def read(dump: bytes) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
     reader = Reader(io.BufferedReader(io.BytesIO(dump)), "file")  # type: ignore[arg-type]
-    return list(reader), reader.floor
+    return list(reader), reader.truncation
 
 
 def says_the_same_or_complains(dump: bytes) -> bool:
     """JSON and CBOR can say one thing in several ways."""
     try:
-        return read(dump) == (PAIRS, FLOOR)
+        return read(dump) == (PAIRS, TRUNCATION)
     except DumpError as error:
         complaint = str(error)
     return complaint.startswith("file: ") and "\n" not in complaint
@@ -51,7 +51,7 @@ def says_the_same_or_complains(dump: bytes) -> bool:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_whole(form: str) -> None:
-    assert read(dump_of(form)) == (PAIRS, FLOOR)
+    assert read(dump_of(form)) == (PAIRS, TRUNCATION)
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -115,7 +115,9 @@ def miscounted(form: Format) -> bytes:
     for _, record in PAIRS:
         checksum.add(record)
     records = [form.record(key, record) for key, record in PAIRS]
-    return b"".join((form.head(Head(b"")), *records, form.end(End(len(PAIRS) + 1, FLOOR, checksum.end(FLOOR)))))
+    return b"".join(
+        (form.head(Head(b"")), *records, form.end(End(len(PAIRS) + 1, TRUNCATION, checksum.end(TRUNCATION))))
+    )
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -199,8 +201,8 @@ def test_what_is_wrong_with_a_line(changed: bytes, words: str) -> None:
         ([b"k", VERSIONS[0], False, bytes(16), b""], "does not match its digest"),
         (7, "neither a record nor the head nor the end"),
         ({"other": 1}, "the field 'end' is missing"),
-        ({"end": True, "records": "3", "floor": None, "checksum": b""}, "an end that is none"),
-        ({"end": True, "records": 3, "floor": b"", "checksum": b""}, "a floor that has not 24 bytes"),
+        ({"end": True, "records": "3", "truncation": None, "checksum": b""}, "an end that is none"),
+        ({"end": True, "records": 3, "truncation": b"", "checksum": b""}, "a floor that has not 24 bytes"),
     ],
 )
 def test_what_is_wrong_with_an_item(item: object, words: str) -> None:

@@ -60,7 +60,9 @@ def key_of(line: dict[str, Any]) -> bytes:
 
 def test_places_that_hold_the_same(alike: tuple[Path, Path]) -> None:
     assert succeeds("diff", *alike).decode() == "no key differs\n"
-    assert lines(*alike, status=EXIT_OK) == [{"equal": True, **dict.fromkeys(DIFFERENCES, 0), "floors_equal": True}]
+    assert lines(*alike, status=EXIT_OK) == [
+        {"equal": True, **dict.fromkeys(DIFFERENCES, 0), "truncations_equal": True}
+    ]
 
 
 def test_every_key_that_differs_and_no_other(alike: tuple[Path, Path]) -> None:
@@ -113,17 +115,17 @@ def test_an_empty_place_and_a_full_one(tmp_path: Path, node_factory: NodeFactory
     filled(tmp_path / "full")
     *found, counts = lines(tmp_path / "full", address(node_factory()))
     assert len(found) == counts["only_a"] > 2500
-    assert not counts["floors_equal"]
+    assert not counts["truncations_equal"]
 
 
 def test_floors_that_differ_alone(tmp_path: Path) -> None:
     for name in ("a", "b"):
         with opened(tmp_path / name) as engine:
-            fill(engine, floor=False)
+            fill(engine, truncation=False)
             engine.truncate()
             engine.commit()
     (counts,) = lines(tmp_path / "a", tmp_path / "b")
-    assert (counts["equal"], counts["floors_equal"]) == (False, False)
+    assert (counts["equal"], counts["truncations_equal"]) == (False, False)
     text = run("diff", tmp_path / "a", tmp_path / "b").stdout.decode()
     assert "the floors differ: A was truncated at " in text
     assert text.endswith("no key differs\n")

@@ -114,7 +114,7 @@ def test_a_prefix(online: bool, source: Path, tmp_path: Path, node_factory: Node
     lines = [json.loads(line) for line in dump.splitlines()]
     assert len(lines) - 2 == lines[-1]["records"] == 1000
     assert all(line["key"].startswith("number:1") for line in lines[1:-1])
-    assert lines[-1]["floor"] is None, "loading it must not reach beyond the prefix"
+    assert lines[-1]["truncation"] is None, "loading it must not reach beyond the prefix"
     with opened(tmp_path / "target") as engine:
         engine.set(b"other", b"stays")
     succeeds("load", "-", tmp_path / "target", stdin=dump)
@@ -200,10 +200,10 @@ def test_values_are_written_anew(online: bool, source: Path, tmp_path: Path, nod
         engine.set(b"number:0000", b"dead in the dump")
         engine.set(b"number:0001", b"x")
         engine.delete(b"number:0001")
-        horizon = engine.clock.now()
-        engine.raise_horizon(horizon)
+        gc_horizon = engine.clock.now()
+        engine.raise_gc_horizon(gc_horizon)
         assert not engine.collect()
-        floor = engine.floor
+        truncation = engine.truncation
     shutil.copytree(target, tmp_path / "copy")
     refused = run("load", dump, tmp_path / "copy")
     assert refused.returncode == EXIT_REFUSED
@@ -224,8 +224,8 @@ def test_values_are_written_anew(online: bool, source: Path, tmp_path: Path, nod
         ]
         record = engine.record(b"number:0001")
         assert record is not None
-        assert timestamp_of(record) > horizon
-        assert engine.floor == floor
+        assert timestamp_of(record) > gc_horizon
+        assert engine.truncation == truncation
 
 
 def test_a_value_too_large_to_be_written_anew_is_refused(tmp_path: Path, node_factory: NodeFactory) -> None:

@@ -27,7 +27,7 @@ from merklekv.errors import Corruption, InvalidArgument
 from merklekv.exit_codes import EXIT_CORRUPT, EXIT_FORMAT, EXIT_UNWRITABLE, EXIT_USAGE
 
 OLD_NS = 1_700_000_000 * 10**9
-Place = Callable[[], str]
+LogPosition = Callable[[], str]
 
 
 def version(time_ns: int) -> bytes:
@@ -211,7 +211,7 @@ def segments(tmp_path: Path) -> list[int]:
             engine.set(key, b"x")
             engine.commit()
             if key != b"c":
-                engine.absorb_sealed()
+                engine.checkpoint_now()
         return list_segments(engine.directory.log)
 
 

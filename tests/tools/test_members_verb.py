@@ -39,8 +39,8 @@ def rows(place: str | Path) -> dict[str, dict[str, Any]]:
 def test_a_node_by_itself(node_factory: NodeFactory) -> None:
     alone = node(node_factory, "a")
     found = rows(address(alone))
-    assert [(row["node"], row["state"], row["horizon_ns"]) for row in found.values()] == [("a", "self", 0)]
-    assert len(bytes.fromhex(found["a"]["birth"])) == 8
+    assert [(row["node"], row["state"], row["gc_horizon_ns"]) for row in found.values()] == [("a", "self", 0)]
+    assert len(bytes.fromhex(found["a"]["store_id"])) == 8
     assert (
         succeeds("members", address(alone))
         .decode()
@@ -79,7 +79,7 @@ def test_members_who_holds_back_and_the_way_out(node_factory: NodeFactory) -> No
     assert {name: row["state"] for name, row in rows(address(b)).items()} == {
         "a": "member",
         "b": "self",
-        "c": "forgotten",
+        "c": "removed",
     }
     wait_until(lambda: figure(a, "db_tombstones") == figure(b, "db_tombstones") == 0, what="the tombstone to go")
 
@@ -102,15 +102,15 @@ def test_a_forgotten_node_that_starts_empty_is_a_new_member(node_factory: NodeFa
     assert ask(a, "SET k v") == "OK"
     assert sync(a, b) == "OK"
     b.stop()
-    birth = rows(address(a))["b"]["birth"]
-    verdict = json.loads(succeeds("forget", "b", "--at", address(a), "--birth", birth, "--json"))
-    assert verdict == {"at": address(a), "forgotten": "b", "birth": birth}
+    store_id = rows(address(a))["b"]["store_id"]
+    verdict = json.loads(succeeds("forget", "b", "--at", address(a), "--birth", store_id, "--json"))
+    assert verdict == {"at": address(a), "removed": "b", "store_id": store_id}
     again = node(node_factory, "b", directory=tmp_path / "empty")
     assert sync(again, a) == "OK"
     assert ask(again, "GET k") == "VALUE v"
     found = json.loads(succeeds("members", address(a), "--json"))["members"]
-    assert [(row["node"], row["state"]) for row in found] == [("a", "self"), ("b", "member"), ("b", "forgotten")]
-    assert found[2]["birth"] == birth != found[1]["birth"]
+    assert [(row["node"], row["state"]) for row in found] == [("a", "self"), ("b", "member"), ("b", "removed")]
+    assert found[2]["store_id"] == store_id != found[1]["store_id"]
 
 
 def test_forgetting_who_cannot_be(node_factory: NodeFactory, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_forgetting_who_cannot_be(node_factory: NodeFactory, tmp_path: Path) -> 
 
 
 def row(node: str, **fields: Any) -> dict[str, Any]:
-    whole = {"node": node, "birth": "00" * 8, "state": "member", "address": "h:1", "contact_ms": 5000, "holds": ""}
+    whole = {"node": node, "store_id": "00" * 8, "state": "member", "address": "h:1", "contact_ms": 5000, "holds": ""}
     return whole | {"seen_ns": DAY_NS, "stable_ns": DAY_NS} | fields
 
 
@@ -135,7 +135,7 @@ def test_the_table_says_what_holds_collection_back() -> None:
     found = [
         row("self", state="self", address="", contact_ms=-1),
         row("b", holds="seen"),
-        row("new", birth="", holds="unmet", seen_ns=0, stable_ns=0),
+        row("new", store_id="", holds="unmet", seen_ns=0, stable_ns=0),
         row("c", holds="of a later release"),
     ]
     lines = table(found, 3 * DAY_NS)

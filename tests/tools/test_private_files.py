@@ -90,5 +90,5 @@ def test_what_root_makes_belongs_to_the_user_of_the_directory(tmp_path: Path) ->
         assert owners(tmp_path / f"backup-of-{path.name}") == {(0, 0)}
     run(0o022, "restore", tmp_path / "backup.tar.gz", tmp_path / "new")
     assert owners(tmp_path / "new") == {(0, 0)}
-    Engine(restored, absorb="manual").close()
+    Engine(restored, checkpoint="manual").close()
     assert owners(restored) == {(OTHER, OTHER)}

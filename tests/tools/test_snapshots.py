@@ -68,13 +68,13 @@ def test_at_each_point_of_merging(engine: Engine, tmp_path: Path, monkeypatch: p
         assert copied(engine.directory.path, target) == expected, name
 
     write(engine)
-    engine.absorb_sealed()
+    engine.checkpoint_now()
     write(engine)
     engine.truncate()
     write(engine, 20)
     expected = held(engine)
     monkeypatch.setattr(failpoints, "reached", look)
-    engine.absorb_sealed()
+    engine.checkpoint_now()
     assert {"absorb.marked", "absorb.records_part", "absorb.index_part", "merge.before_delete"} <= set(seen)
 
 
@@ -89,9 +89,9 @@ def test_a_segment_that_goes_while_the_base_is_copied(
     def copy_and_go_on(source: Path, target: Path, update: snapshots.Update) -> None:
         copy_base(source, target, update)
         before = list_segments(engine.directory.log)
-        engine.absorb_sealed()
+        engine.checkpoint_now()
         write(engine, 5)
-        engine.absorb_sealed()
+        engine.checkpoint_now()
         engine.set(b"new", b"x")
         engine.commit()
         assert not set(before) & set(list_segments(engine.directory.log))
@@ -109,7 +109,7 @@ def test_a_base_that_is_ahead_of_every_segment_is_copied_again(
 
     def go_on_and_copy(source: Path, target: Path, update: snapshots.Update) -> None:
         if not copies:
-            engine.absorb_sealed()
+            engine.checkpoint_now()
             write(engine, 5)
         copies.append(target)
         copy_base(source, target, update)
@@ -133,10 +133,10 @@ def test_a_base_that_needs_more_of_the_log_than_there_is(tmp_path: Path) -> None
     """It has parts of a segment that nobody can read any more: no moment could be made of it."""
     with opened(tmp_path / "data") as engine:
         write(engine)
-        engine.absorb_sealed()
+        engine.checkpoint_now()
         end = engine._log.end_lsn
     with BaseWriter(tmp_path / "data" / "base") as base:
-        base.mark_absorbing(end + 1000)
+        base.begin_checkpoint(end + 1000)
     (tmp_path / "copy").mkdir()
     with pytest.raises(Corruption, match="which the base needs, is not there"):
         snapshots.of_directory(tmp_path / "data", tmp_path / "copy", no_update)
@@ -207,7 +207,7 @@ def test_what_changes_between_two_pages(node: Node, engine: Engine, tmp_path: Pa
     """Written, deleted, collected, truncated behind and before the page that is being read: all as at the end."""
     for number in range(3000):
         engine.set(b"key:%04d" % number, b"old")
-    engine.absorb_sealed()
+    engine.checkpoint_now()
     pages = node.pages
     changes = []
 
@@ -219,7 +219,7 @@ def test_what_changes_between_two_pages(node: Node, engine: Engine, tmp_path: Pa
             engine.set(b"key:%04d" % (2900 + number), b"before")
             engine.delete(b"key:%04d" % (20 + number))
             engine.delete(b"key:%04d" % (2950 + number))
-            engine.raise_horizon(engine.clock.last)
+            engine.raise_gc_horizon(engine.clock.last)
             engine.collect()
             engine.note(b"fact", b"%d" % number)
             if number == 1:
@@ -234,7 +234,11 @@ def test_what_changes_between_two_pages(node: Node, engine: Engine, tmp_path: Pa
     assert len(changes) >= 3
     with opened(tmp_path / "copy") as copy:
         assert held(copy) == held(engine)
-        assert (copy.floor, copy.notes, copy.horizon) == (engine.floor, engine.notes, engine.horizon)
+        assert (copy.truncation, copy.metadata, copy.gc_horizon) == (
+            engine.truncation,
+            engine.metadata,
+            engine.gc_horizon,
+        )
         assert (copy._log.end_lsn, copy._log.sequence) == (engine._log.end_lsn, engine._log.sequence)
     assert check_directory(tmp_path / "copy") == []
 
@@ -254,9 +258,9 @@ def test_a_node_whose_log_goes_too_fast(node: Node, engine: Engine, tmp_path: Pa
             yield page
             if left >= 0:
                 engine.set(b"more", b"%d" % left)
-                engine.absorb_sealed()
+                engine.checkpoint_now()
                 engine.set(b"more", b"%d more" % left)
-                engine.absorb_sealed()
+                engine.checkpoint_now()
 
     node.pages = pages_and_merging  # type: ignore[method-assign]
     (tmp_path / "copy").mkdir()

@@ -94,7 +94,7 @@ class Stage:
         self.damaged = place / "damaged"
         with opened(self.damaged) as engine:
             engine.set(EVIL, b"value")
-            engine.absorb_sealed()
+            engine.checkpoint_now()
         with lmdb.open(str(self.damaged / "base"), max_dbs=4) as base, base.begin(write=True) as transaction:
             records = base.open_db(b"records", transaction)
             record = transaction.get(EVIL, db=records)
@@ -301,8 +301,8 @@ SHOWN = r"x\x1b[31m\nEND\u202e"
 
 def foreign(node: FakeNode, verb: str) -> list[str]:
     """The verb against a node that passes the forged name on."""
-    row = {"node": FORGED, "birth": "00" * 8, "state": "member", "address": f"{FORGED}:1", "contact_ms": 1}
-    row |= {"seen_ns": 0, "stable_ns": 0, "holds": FORGED, "horizon_ns": 0}
+    row = {"node": FORGED, "store_id": "00" * 8, "state": "member", "address": f"{FORGED}:1", "contact_ms": 1}
+    row |= {"seen_ns": 0, "stable_ns": 0, "holds": FORGED, "gc_horizon_ns": 0}
     node.replies[b"MEMBERS"] = bulk(json.dumps(row).encode())
     node.replies[b"STATS"] = bulk(f"peer_{FORGED}:{FORGED}\r\n".encode())
     node.replies[b"FORGET"] = f"-ERR {FORGED.replace(chr(10), ' ')}\r\n".encode()

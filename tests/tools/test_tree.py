@@ -73,9 +73,9 @@ def test_nothing_at_all(tmp_path: Path) -> None:
 def test_a_tree_that_waits_for_the_base_to_take_in_a_floor(tmp_path: Path) -> None:
     with opened(tmp_path / "data") as engine:
         engine.set(b"old", b"x")
-        engine.absorb_sealed()
-        floor = (engine.clock.last + 1).to_bytes(8, "big") + bytes(16)
-        engine.merge_floor(floor, b"elsewhere")
+        engine.checkpoint_now()
+        truncation = (engine.clock.last + 1).to_bytes(8, "big") + bytes(16)
+        engine.merge_truncation(truncation, b"elsewhere")
         engine.set(b"new", b"x")
         engine.commit()
     told = tree(tmp_path / "data")
@@ -97,7 +97,7 @@ def test_where_two_differ(kind: str, data: Path, other: Path, node_factory: Node
 def test_a_floor_alone_makes_a_difference(tmp_path: Path) -> None:
     for name in ("one", "other"):
         with opened(tmp_path / name) as engine:
-            engine.merge_floor(len(name).to_bytes(8, "big") + bytes(16), b"elsewhere")
+            engine.merge_truncation(len(name).to_bytes(8, "big") + bytes(16), b"elsewhere")
     with opened(tmp_path / "one") as engine:
         engine.set(b"key", b"x")
     succeeds("load", "-", tmp_path / "other", stdin=succeeds("dump", tmp_path / "one"))

@@ -32,7 +32,7 @@ def sound(tmp_path: Path) -> Path:
 def test_a_sound_directory(sound: Path) -> None:
     assert succeeds("verify", sound).decode() == f"{sound}: no problems found\n"
     verdict = json.loads(succeeds("verify", sound, "--json"))
-    assert verdict == {"place": str(sound), "ok": True, "problems": [], "notes": []}
+    assert verdict == {"place": str(sound), "ok": True, "problems": [], "metadata": []}
 
 
 def test_verifying_changes_nothing(sound: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_torn_tail_is_noted_and_no_problem(sound: Path) -> None:
     assert done.returncode == 0
     assert done.stdout.decode() == f"{sound}: no problems found\n"
     assert str(newest) in done.stderr.decode()
-    assert json.loads(succeeds("verify", sound, "--json"))["notes"]
+    assert json.loads(succeeds("verify", sound, "--json"))["metadata"]
 
 
 def record(key: bytes, value: bytes = b"v", version: bytes = b"\x17" * 24, flags: int = 0) -> bytes:
@@ -88,11 +88,11 @@ def flagged(one: bytes, flags: int) -> bytes:
     return changed[:DIGEST_AT] + digest_of(B, changed) + changed[VALUE_AT:]
 
 
-def root_of(records: dict[bytes, bytes], floor: bytes = ZERO_VERSION) -> bytes:
+def root_of(records: dict[bytes, bytes], truncation: bytes = ZERO_VERSION) -> bytes:
     tree = MerkleTree()
     for key, one in records.items():
         tree.add(key, one)
-    return tree.root(floor)
+    return tree.root(truncation)
 
 
 A, B, C = b"a", b"b", b"c"
@@ -123,8 +123,8 @@ def test_a_fake_node_that_is_sound(fake: FakeNode) -> None:
         (lambda node: node.put(B, record(B, flags=TOMBSTONE)), ["key b'b': the tombstone has a value of 1 bytes"]),
         (lambda node: node.put(B, record(B, version=bytes(24))), ["the root that it answers"]),
         (lambda node: node.records.pop(), ["the root that it answers", "the number of records that it counts"]),
-        (lambda node: setattr(node, "floor", b"\x18" * 24), ["expected none below the floor"]),
-        (lambda node: setattr(node, "floor", b"\x16" * 24), ["the root that it answers"]),
+        (lambda node: setattr(node, "truncation", b"\x18" * 24), ["expected none below the floor"]),
+        (lambda node: setattr(node, "truncation", b"\x16" * 24), ["the root that it answers"]),
         (lambda node: setattr(node, "live", 7), ["the number of records that it counts is 7, expected 3"]),
     ],
 )
@@ -150,7 +150,7 @@ def test_a_node_that_is_written_to_all_the_time(fake: FakeNode) -> None:
 
 def test_a_node_that_is_written_to_for_a_while(fake: FakeNode) -> None:
     fake.root_moves_for = 1
-    assert json.loads(succeeds("verify", fake.address, "--json"))["notes"] == []
+    assert json.loads(succeeds("verify", fake.address, "--json"))["metadata"] == []
     assert fake.asked[b"HASH"] == 4
 
 
@@ -173,20 +173,20 @@ def test_a_busy_node(sound: Path, node_factory: NodeFactory) -> None:
     finally:
         stop.set()
         writer.join()
-    assert json.loads(succeeds("verify", address(node), "--json"))["notes"] == []
+    assert json.loads(succeeds("verify", address(node), "--json"))["metadata"] == []
 
 
 # -- what a node keeps beside its records ------------------------------------------------------------------------------
 
 
-def note(directory: Path, name: bytes, value: bytes, absorb: bool = False) -> None:
-    engine = Engine(directory, absorb="manual")
+def note(directory: Path, name: bytes, value: bytes, checkpoint: bool = False) -> None:
+    engine = Engine(directory, checkpoint="manual")
     engine.note(name, value)
     engine.commit()
-    if absorb:
+    if checkpoint:
         engine.truncate()  # so that the base takes in all that is in the log
         engine.commit()
-        engine.absorb_sealed()
+        engine.checkpoint_now()
     engine.close()
 
 
@@ -202,7 +202,7 @@ def problems_of(place: str | Path) -> list[str]:
     return problems
 
 
-@pytest.mark.parametrize("absorb", [False, True])
+@pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.parametrize(
     ("name", "value", "problem"),
     [
@@ -213,19 +213,19 @@ def problems_of(place: str | Path) -> list[str]:
             "which cannot be read: a node id is '', not 1 to 128 bytes",
         ),
         (b"members", cbor2.dumps({"v": 99}), "the table of members is of version 99, from a later release"),
-        (b"horizon", bytes(9), "the horizon in the log has 9 bytes, not 8"),
+        (b"gc_horizon", bytes(9), "the horizon in the log has 9 bytes, not 8"),
     ],
 )
 def test_a_note_that_a_start_cannot_read_is_named(
-    sound: Path, name: bytes, value: bytes, problem: str, absorb: bool
+    sound: Path, name: bytes, value: bytes, problem: str, checkpoint: bool
 ) -> None:
-    note(sound, name, value, absorb)
+    note(sound, name, value, checkpoint)
     (found,) = problems_of(sound)
     assert problem in found
 
 
 def test_the_newest_note_is_what_counts(sound: Path) -> None:
-    note(sound, b"members", b"\xff", absorb=True)
+    note(sound, b"members", b"\xff", checkpoint=True)
     note(sound, b"members", table())
     assert problems_of(sound) == []
 
@@ -240,7 +240,7 @@ def test_a_damaged_place_in_the_log_is_noted(sound: Path) -> None:
     (sound / "outbox").write_bytes(b"damaged")
     verdict = json.loads(succeeds("verify", sound, "--json"))
     assert verdict["problems"] == []
-    assert verdict["notes"] == [f"{sound / 'outbox'}: damaged, a start publishes again what is left of the log"]
+    assert verdict["metadata"] == [f"{sound / 'outbox'}: damaged, a start publishes again what is left of the log"]
 
 
 def test_a_directory_with_an_unreadable_table_is_served_backed_up_and_restored(

@@ -113,10 +113,10 @@ def require_absent(target: Path, empty: bool = False) -> None:
 
 def settle(draft: Path, update: Update) -> dict[str, Any]:
     """Makes a copy whole, checks it, and says what it holds. Raises Corruption."""
-    engine = Engine(draft, absorb="manual", durability="never")
+    engine = Engine(draft, checkpoint="manual", durability="never")
     try:
         for _ in range(2):  # the first leaves the last memtable, if there are too many frozen ones
-            engine.absorb_sealed()
+            engine.checkpoint_now()
         held = _held(engine)
     finally:
         engine.close()
@@ -131,9 +131,9 @@ def _held(engine: Engine) -> dict[str, Any]:
     return {
         "root": engine.root().hex(),
         "keys": engine.live_count,
-        "tombstones": engine.dead_count,
-        "floor": engine.floor.hex(),
-        "horizon": engine.horizon,
+        "tombstones": engine.tombstone_count,
+        "truncation": engine.truncation.hex(),
+        "gc_horizon": engine.gc_horizon,
         "lsn": engine.statistics()["log_lsn"],
     }
 
@@ -176,7 +176,7 @@ def examine(draft: Path, description: dict[str, Any], name: str, update: Update)
     problems = check_directory(draft, update)
     if problems:
         raise BackupError(f"{name}: damaged: {problems[0]}")
-    engine = Engine(draft, absorb="manual", durability="never")
+    engine = Engine(draft, checkpoint="manual", durability="never")
     try:
         found = engine.root().hex()
     finally:

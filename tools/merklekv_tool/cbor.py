@@ -40,7 +40,7 @@ class Cbor:
 
     def end(self, end: End) -> bytes:
         return cbor2.dumps(
-            {"end": True, "records": end.records, "floor": end.floor, "checksum": end.checksum},
+            {"end": True, "records": end.records, "truncation": end.truncation, "checksum": end.checksum},
         )
 
     def read(self, file: BinaryIO) -> Iterator[tuple[str, Item]]:
@@ -121,7 +121,7 @@ def _item(item: Any) -> Item:
         return Head(_bytes(item["prefix"]))
     if item["end"] is not True or not isinstance(item["records"], int):
         raise ValueError("an end that is none")
-    return End(item["records"], _floor(item["floor"]), _bytes(item["checksum"]))
+    return End(item["records"], _floor(item["truncation"]), _bytes(item["checksum"]))
 
 
 def _pair(item: list[Any]) -> Pair:
@@ -133,10 +133,10 @@ def _pair(item: list[Any]) -> Pair:
     return _bytes(key), build_record(_bytes(key), _bytes(version), tombstone, digest, _bytes(value))
 
 
-def _floor(floor: object) -> bytes | None:
-    if floor is not None and len(_bytes(floor)) != VERSION_SIZE:
+def _floor(truncation: object) -> bytes | None:
+    if truncation is not None and len(_bytes(truncation)) != VERSION_SIZE:
         raise ValueError(f"a floor that has not {VERSION_SIZE} bytes")
-    return None if floor is None else _bytes(floor)
+    return None if truncation is None else _bytes(truncation)
 
 
 def _bytes(data: object) -> bytes:

@@ -23,7 +23,7 @@ from merklekv_tool.output import PlaceName, progress, say, say_json, text_of
 from merklekv_tool.statuses import EXIT_PROBLEMS
 
 if TYPE_CHECKING:
-    from merklekv_tool.places import Pair, Place
+    from merklekv_tool.places import LogPosition, Pair
 
 EXAMPLES: Final = """
 Examples:
@@ -74,20 +74,20 @@ def diff(
     counts: Counter[str] = Counter()
     with contextlib.ExitStack() as stack:
         a, b = (stack.enter_context(places.opened(place)) for place in (place_a, place_b))
-        floors = a.floor(), b.floor()
+        truncations = a.truncation(), b.truncation()
         for difference in differences(a, b):
             if limit is None or counts.total() < limit:
                 if not as_json and not counts:
                     say(f"A is {a.name}\nB is {b.name}\n\n{'':{KIND}}  {'A':{CELL}}  {'B':{CELL}}  key")
                 show(difference, as_json)
             counts[difference.kind] += 1
-    equal = not counts and floors[0] == floors[1]
-    conclude(counts, floors, equal, as_json)
+    equal = not counts and truncations[0] == truncations[1]
+    conclude(counts, truncations, equal, as_json)
     if not equal:
         raise typer.Exit(EXIT_PROBLEMS)
 
 
-def differences(a: Place, b: Place) -> Iterator[Difference]:
+def differences(a: LogPosition, b: LogPosition) -> Iterator[Difference]:
     """Every key that differs, bucket by bucket."""
     from merklekv.engine.format import BUCKETS, LEAF_SIZE
 
@@ -158,17 +158,23 @@ def cell(head: bytes | None) -> str:
     return moment(timestamp_of(head)) + (" deleted" if head[FLAGS_AT] & TOMBSTONE else "")
 
 
-def conclude(counts: Counter[str], floors: tuple[bytes, bytes], equal: bool, as_json: bool) -> None:
+def conclude(counts: Counter[str], truncations: tuple[bytes, bytes], equal: bool, as_json: bool) -> None:
     """The counts."""
     from merklekv.engine.clock import show_version
 
     if as_json:
         say_json(
-            {"equal": equal, **{kind: counts[kind] for kind in DIFFERENCES}, "floors_equal": floors[0] == floors[1]}
+            {
+                "equal": equal,
+                **{kind: counts[kind] for kind in DIFFERENCES},
+                "truncations_equal": truncations[0] == truncations[1],
+            }
         )
         return
-    if floors[0] != floors[1]:
-        say(f"the floors differ: A was truncated at {show_version(floors[0])}, B at {show_version(floors[1])}")
+    if truncations[0] != truncations[1]:
+        say(
+            f"the floors differ: A was truncated at {show_version(truncations[0])}, B at {show_version(truncations[1])}"
+        )
     total = counts.total()
     parts = ", ".join(f"{counts[kind]} {name}" for kind, name in DIFFERENCES.items() if counts[kind])
     differ = f"{counted(total, 'key')} differ{'s' if total == 1 else ''}"

@@ -53,7 +53,7 @@ def dump(
         for page in there.pages(start):
             writer.page(page)
             update(writer.records, total)
-        writer.end(None if prefix else there.floor())
+        writer.end(None if prefix else there.truncation())
     summary = {
         "place": there.name,
         "records": writer.records,

@@ -51,10 +51,10 @@ class Head:
 
 @dataclass(frozen=True)
 class End:
-    """How a dump ends.  `floor` is 24 bytes, None under a prefix."""
+    """How a dump ends.  `truncation` is 24 bytes, None under a prefix."""
 
     records: int
-    floor: bytes | None
+    truncation: bytes | None
     checksum: bytes
 
 
@@ -117,8 +117,8 @@ class Checksum:
     def add(self, record: bytes) -> None:
         self._hash.update(record[DIGEST_AT:VALUE_AT])
 
-    def end(self, floor: bytes | None) -> bytes:
-        self._hash.update(floor or b"")
+    def end(self, truncation: bytes | None) -> bytes:
+        self._hash.update(truncation or b"")
         return self._hash.digest()
 
 
@@ -144,8 +144,8 @@ class Writer:
         self.records += len(encoded)
         self._write(b"".join(encoded))
 
-    def end(self, floor: bytes | None) -> None:
-        self._write(self._form.end(End(self.records, floor, self._checksum.end(floor))))
+    def end(self, truncation: bytes | None) -> None:
+        self._write(self._form.end(End(self.records, truncation, self._checksum.end(truncation))))
         self._file.flush()
 
     def _write(self, data: bytes) -> None:
@@ -154,7 +154,7 @@ class Writer:
 
 
 class Reader:
-    """Reads one dump: its records by iterating, then `floor`, which is known when they are read.
+    """Reads one dump: its records by iterating, then `truncation`, which is known when they are read.
 
     Raises DumpError with file and position.
     """
@@ -170,7 +170,7 @@ class Reader:
         if not isinstance(head, Head):
             raise self._problem("not a dump of merklekv-tool: it does not begin with a head")
         self._checksum = Checksum(head)
-        self.floor: bytes | None = None
+        self.truncation: bytes | None = None
         self.records = 0
 
     def __iter__(self) -> Iterator[Pair]:
@@ -188,11 +188,11 @@ class Reader:
     def _finish(self, end: End) -> None:
         if end.records != self.records:
             raise self._problem(f"the end tells of {end.records} records, but there are {self.records} before it")
-        if end.checksum != self._checksum.end(end.floor):
+        if end.checksum != self._checksum.end(end.truncation):
             raise self._problem("the checksum does not match: the dump was damaged or edited")
         if self._has_more():
             raise self._problem("something follows this end of the dump")
-        self.floor = end.floor
+        self.truncation = end.truncation
 
     def _has_more(self) -> bool:
         try:

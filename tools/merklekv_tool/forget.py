@@ -28,7 +28,7 @@ One node is told, and tells the others. `merklekv-tool members` shows who could 
 def forget(
     node: Annotated[str, typer.Argument(metavar="NODE", help="The id of the node that is gone.")],
     at: Annotated[str, typer.Option("--at", metavar="HOST:PORT", help="A running node of its cluster.")],
-    birth: Annotated[
+    store_id: Annotated[
         str, typer.Option("--birth", metavar="HEX", help="Which, if several had this id.", show_default=False)
     ] = "",
     as_json: AsJson = False,
@@ -37,8 +37,8 @@ def forget(
     from merklekv_tool import places
 
     with places.node_at(at) as there:
-        there.forget(node, birth)
+        there.forget(node, store_id)
     if as_json:
-        say_json({"at": there.name, "forgotten": node, "birth": birth})
+        say_json({"at": there.name, "removed": node, "store_id": store_id})
     else:
         say(f"{node} is forgotten: should it return, back up its data directory, and start it with a new one")

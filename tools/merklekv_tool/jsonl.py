@@ -46,8 +46,8 @@ class JsonLines:
         return _line(fields)
 
     def end(self, end: End) -> bytes:
-        floor = None if end.floor is None else show_version(end.floor)
-        return _line({"end": True, "records": end.records, "floor": floor, "checksum": end.checksum.hex()})
+        truncation = None if end.truncation is None else show_version(end.truncation)
+        return _line({"end": True, "records": end.records, "truncation": truncation, "checksum": end.checksum.hex()})
 
     def read(self, file: BinaryIO) -> Iterator[tuple[str, Item]]:
         for number, line in enumerate(file, 1):
@@ -110,7 +110,7 @@ def _data(fields: dict[str, Any], name: str) -> bytes:
 
 
 def _floor(fields: dict[str, Any]) -> bytes | None:
-    return None if fields["floor"] is None else _version(fields["floor"])
+    return None if fields["truncation"] is None else _version(fields["truncation"])
 
 
 def _version(text: object) -> bytes:

@@ -14,7 +14,7 @@ from merklekv_tool.statuses import EXIT_REFUSED, DumpError
 
 if TYPE_CHECKING:
     from merklekv_tool.dumps import Reader
-    from merklekv_tool.places import Pair, Place
+    from merklekv_tool.places import LogPosition, Pair
 
 EXAMPLES: Final = """
 Examples:
@@ -37,7 +37,7 @@ REFUSED_SHOWN_MAX: Final = 100
 class Loader:
     """Merges batches into a place and counts what became of them."""
 
-    def __init__(self, there: Place, anew: bool) -> None:
+    def __init__(self, there: LogPosition, anew: bool) -> None:
         self.applied = self.superseded = self.refused = 0
         self.reasons: list[tuple[bytes, str]] = []  # the first of the refused
         self._there = there
@@ -80,8 +80,8 @@ def load(
             loader = Loader(there, anew)
             try:
                 read(reader, loader, file, size, update)
-                if reader.floor is not None and not anew:
-                    there.merge_floor(reader.floor)
+                if reader.truncation is not None and not anew:
+                    there.merge_truncation(reader.truncation)
             except DumpError as error:
                 raise DumpError(f"{error}; {loader.taken_in()}") from error
             except DiskFull as error:

@@ -205,11 +205,11 @@ class Shown:
 
 def value_of(entry: Entry) -> bytes | None:
     """What was stored; None where nothing was."""
-    from merklekv.engine.format import OP_COLLECT, OP_DEL, OP_NOTE, OP_REPAIR, OP_TRUNCATE, VALUE_AT
+    from merklekv.engine.format import OP_DEL, OP_METADATA, OP_PURGE, OP_REPAIR, OP_TRUNCATE, VALUE_AT
 
-    if entry.op in (OP_DEL, OP_TRUNCATE, OP_COLLECT):
+    if entry.op in (OP_DEL, OP_TRUNCATE, OP_PURGE):
         return None
-    return entry.record if entry.op in (OP_NOTE, OP_REPAIR) else entry.record[VALUE_AT:]
+    return entry.record if entry.op in (OP_METADATA, OP_REPAIR) else entry.record[VALUE_AT:]
 
 
 def until_now(reader: LogReader, name: str) -> Iterator[Event]:
@@ -226,6 +226,6 @@ def name_of(op: int) -> str:
 
 def time_of(event: Event) -> int | None:
     """Nanoseconds since the epoch; None where there is no version."""
-    from merklekv.engine.format import OP_NOTE, OP_REPAIR
+    from merklekv.engine.format import OP_METADATA, OP_REPAIR
 
-    return None if event.entry.op in (OP_NOTE, OP_REPAIR) else int.from_bytes(event.entry.record[:8], "big")
+    return None if event.entry.op in (OP_METADATA, OP_REPAIR) else int.from_bytes(event.entry.record[:8], "big")

@@ -35,7 +35,7 @@ HOLDS: Final = {
     "stable": "does not have yet what others have written since then",
     "unreadable": "cannot be read, so that a member may be missing here",
 }
-COLUMNS: Final = ("node", "birth", "state", "address", "contact", "seen", "stable", "holds collection back")
+COLUMNS: Final = ("node", "store_id", "state", "address", "contact", "seen", "stable", "holds collection back")
 UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
@@ -46,16 +46,16 @@ def members(place: PlaceName, as_json: AsJson = False) -> None:
     with places.opened(place) as there:
         found = there.members()
         name = there.name
-    horizon_ns = int(found[0]["horizon_ns"]) if found else 0
+    gc_horizon_ns = int(found[0]["gc_horizon_ns"]) if found else 0
     if as_json:
-        say_json({"place": name, "horizon_ns": horizon_ns, "members": found})
+        say_json({"place": name, "gc_horizon_ns": gc_horizon_ns, "members": found})
         return
     now_ns = time.time_ns()
     if found:
         for line in table(found, now_ns):
             say(line)
         say("")
-    say(conclusion(found, horizon_ns, now_ns))
+    say(conclusion(found, gc_horizon_ns, now_ns))
 
 
 def table(found: list[Row], now_ns: int) -> list[str]:
@@ -64,7 +64,7 @@ def table(found: list[Row], now_ns: int) -> list[str]:
     for row in found:
         shown = (
             str(row["node"]),
-            str(row["birth"]) or "unknown",
+            str(row["store_id"]) or "unknown",
             str(row["state"]),
             str(row["address"]) or "-",
             f"{age(int(row['contact_ms']) // 1000)} ago" if int(row["contact_ms"]) >= 0 else "-",
@@ -77,15 +77,15 @@ def table(found: list[Row], now_ns: int) -> list[str]:
     return ["  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
 
 
-def conclusion(found: list[Row], horizon_ns: int, now_ns: int) -> str:
+def conclusion(found: list[Row], gc_horizon_ns: int, now_ns: int) -> str:
     """What all of it means for deleted keys."""
     if not found:
         return "no members are known here: no node has run on this directory yet"
     if not any(row["state"] in ("member", "unreadable") for row in found):
         return "no other member is known here: deleted keys are kept as tombstones"
-    if not horizon_ns:
+    if not gc_horizon_ns:
         return "no deleted key was collected yet"
-    return f"deleted keys are collected when they are older than {age((now_ns - horizon_ns) // 10**9)}"
+    return f"deleted keys are collected when they are older than {age((now_ns - gc_horizon_ns) // 10**9)}"
 
 
 def moment_ago(timestamp_ns: int, now_ns: int) -> str:

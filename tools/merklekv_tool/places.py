@@ -38,7 +38,7 @@ from merklekv.errors import InvalidArgument, MerkleKVError, NotADataDirectory, S
 from merklekv.names import ADDRESS, split_address
 from merklekv.net.client import REPLY_ROOM_BYTES, Client, Reply, Unreachable
 from merklekv.replication.cluster.member_rows import Row, rows, stored_members
-from merklekv.replication.sync.local_endpoint import NOTE_MEMBERS
+from merklekv.replication.sync.local_endpoint import METADATA_MEMBERS
 from merklekv_tool.statuses import FileError
 
 PAGE_RECORDS: Final = 1000
@@ -59,7 +59,7 @@ class Merged(NamedTuple):
     refused: list[tuple[bytes, str]]
 
 
-class Place(Protocol):
+class LogPosition(Protocol):
     """What a verb needs of a directory or a node."""
 
     name: str
@@ -67,7 +67,7 @@ class Place(Protocol):
     def count(self) -> int:
         """Records, dead ones too; approximate while a node is written to."""
 
-    def floor(self) -> bytes:
+    def truncation(self) -> bytes:
         """The version (24 bytes) below which every record is dead."""
 
     def pages(self, prefix: bytes = b"") -> Iterator[list[Pair]]:
@@ -88,7 +88,7 @@ class Place(Protocol):
     def write(self, pairs: list[Pair]) -> Merged:
         """Writes (key, value) as clients do; returns as `merge` does."""
 
-    def merge_floor(self, floor: bytes) -> None:
+    def merge_truncation(self, truncation: bytes) -> None:
         """Takes a floor in."""
 
     def close(self) -> None:
@@ -103,10 +103,10 @@ def address_of(place: str) -> tuple[str, int] | None:
 
 
 @contextlib.contextmanager
-def opened(place: str, to_load: bool = False) -> Iterator[Place]:
+def opened(place: str, to_load: bool = False) -> Iterator[LogPosition]:
     """The place that a person named as DIR or HOST:PORT. `to_load`: a directory is made when it is missing."""
     address = address_of(place)
-    there: Place = Node(*address) if address else Directory(require_directory(place, to_load), to_load)
+    there: LogPosition = Node(*address) if address else Directory(require_directory(place, to_load), to_load)
     try:
         yield there
     finally:
@@ -152,13 +152,13 @@ class Directory:
     def __init__(self, path: Path, to_load: bool) -> None:
         self.name = str(path)
         # What is loaded is made durable once, by `close`.
-        self._engine = Engine(path, durability="never", absorb="process" if to_load else "manual")
+        self._engine = Engine(path, durability="never", checkpoint="process" if to_load else "manual")
 
     def count(self) -> int:
-        return self._engine.live_count + self._engine.dead_count
+        return self._engine.live_count + self._engine.tombstone_count
 
-    def floor(self) -> bytes:
-        return self._engine.floor
+    def truncation(self) -> bytes:
+        return self._engine.truncation
 
     def pages(self, prefix: bytes = b"") -> Iterator[list[Pair]]:
         after: bytes | None = b""
@@ -168,7 +168,7 @@ class Directory:
 
     def leaves(self) -> list[bytes]:
         while not self._engine.root_ready:
-            self._engine.absorb_sealed()
+            self._engine.checkpoint_now()
         return [self._engine.inner_leaves(inner) for inner in range(INNER_NODES)]
 
     def heads(self, buckets: Sequence[int]) -> Iterator[list[Pair]]:
@@ -177,8 +177,8 @@ class Directory:
         return map(self._engine.bucket, buckets)
 
     def members(self) -> list[Row]:
-        note = self._engine.notes.get(NOTE_MEMBERS)
-        return rows(stored_members(note), self._engine.horizon, time.time()) if note else []
+        note = self._engine.metadata.get(METADATA_MEMBERS)
+        return rows(stored_members(note), self._engine.gc_horizon, time.time()) if note else []
 
     def merge(self, pairs: list[Pair]) -> Merged:
         items = [(OP_DEL if record[FLAGS_AT] & TOMBSTONE else OP_SET, key, record) for key, record in pairs]
@@ -199,10 +199,12 @@ class Directory:
                 self._engine.commit()
                 return result
 
-    def merge_floor(self, floor: bytes) -> None:
-        if self._engine.clock.truncates_too_far_ahead(floor):
-            raise InvalidArgument(f"a floor of {show_time(timestamp_of(floor))} is too far ahead of the wall clock")
-        self._engine.merge_floor(floor, ORIGIN)
+    def merge_truncation(self, truncation: bytes) -> None:
+        if self._engine.clock.truncates_too_far_ahead(truncation):
+            raise InvalidArgument(
+                f"a floor of {show_time(timestamp_of(truncation))} is too far ahead of the wall clock"
+            )
+        self._engine.merge_truncation(truncation, ORIGIN)
         self._engine.commit()
 
     def close(self) -> None:
@@ -230,11 +232,11 @@ class Node:
         with self._understood(b"STATS"):
             return int(figures["db_keys"]) + int(figures["db_tombstones"])
 
-    def floor(self) -> bytes:
-        floor = self._bytes(b"FLOOR")
-        if len(floor) != VERSION_SIZE:
-            raise self._strange(b"FLOOR")
-        return floor
+    def truncation(self) -> bytes:
+        truncation = self._bytes(b"TRUNCATION")
+        if len(truncation) != VERSION_SIZE:
+            raise self._strange(b"TRUNCATION")
+        return truncation
 
     def root(self) -> bytes:
         """The Merkle root, 32 bytes."""
@@ -279,18 +281,20 @@ class Node:
         with self._understood(b"MEMBERS"):
             return [_checked_row(json.loads(line)) for line in lines if line.strip()]
 
-    def forget(self, node: str, birth: str) -> None:
+    def forget(self, node: str, store_id: str) -> None:
         """Lets the node take another one out of the members, for good."""
-        self._done(b"FORGET", node.encode(), *([birth.encode()] if birth else []))
+        self._done(b"FORGET", node.encode(), *([store_id.encode()] if store_id else []))
 
     def log_list(self) -> tuple[int, int, list[int]]:
         """LSNs: up to where the log is committed, up to where it is absorbed, and where its segments begin."""
         answer = self._list(b"LOG", b"LIST")
         with self._understood(b"LOG"):
-            end, absorbed, segments = answer
-            if not isinstance(segments, list) or not all(isinstance(one, int) for one in (end, absorbed, *segments)):
+            end, checkpoint_lsn, segments = answer
+            if not isinstance(segments, list) or not all(
+                isinstance(one, int) for one in (end, checkpoint_lsn, *segments)
+            ):
                 raise self._strange(b"LOG")
-        return end, absorbed, segments  # type: ignore[return-value]
+        return end, checkpoint_lsn, segments  # type: ignore[return-value]
 
     def log_read(self, segment: int, position: int, size: int) -> bytes | None:
         """Committed bytes of a segment, fewer than asked for at its end; None when it is gone."""
@@ -299,10 +303,10 @@ class Node:
             raise self._strange(b"LOG")
         return reply
 
-    def notes(self) -> dict[bytes, bytes]:
+    def metadata(self) -> dict[bytes, bytes]:
         """What the node keeps with its data."""
-        answer = self._list(b"NOTES")
-        with self._understood(b"NOTES"):
+        answer = self._list(b"METADATA")
+        with self._understood(b"METADATA"):
             parts = _all_bytes(answer)
             return dict(zip(parts[::2], parts[1::2], strict=True))
 
@@ -332,9 +336,9 @@ class Node:
         with self._understood(b"CONFIG"):
             return int(_all_bytes(answer)[1])
 
-    def merge_floor(self, floor: bytes) -> None:
-        if self._client.call(b"MERGEFLOOR", ORIGIN, floor) not in (0, 1):
-            raise self._strange(b"MERGEFLOOR")
+    def merge_truncation(self, truncation: bytes) -> None:
+        if self._client.call(b"MERGETRUNCATION", ORIGIN, truncation) not in (0, 1):
+            raise self._strange(b"MERGETRUNCATION")
 
     def close(self) -> None:
         self._client.close()
@@ -387,7 +391,7 @@ def _all_bytes(answer: Reply) -> list[bytes]:
 
 def _checked_row(row: Row) -> Row:
     """Raises ValueError, LookupError or TypeError unless it is a row of `rows`, or one of a later release."""
-    for name in ("node", "birth", "state", "address", "holds", "contact_ms", "seen_ns", "stable_ns"):
+    for name in ("node", "store_id", "state", "address", "holds", "contact_ms", "seen_ns", "stable_ns"):
         if not isinstance(row[name], int if name.endswith(("_ms", "_ns")) else str):
             raise TypeError(name)
     return row

@@ -20,9 +20,9 @@ from typing import Final, NamedTuple, Protocol
 from merklekv.engine.format import (
     FRAME_HEADER,
     FRAME_MAGIC,
-    OP_COLLECT,
-    OP_NOTE,
+    OP_METADATA,
     OP_ORIGIN,
+    OP_PURGE,
     OP_REPAIR,
     SEGMENT_HEADER,
     frame_checksum,
@@ -206,7 +206,11 @@ def events(frame: Frame, name: str) -> Iterator[Event]:
             if entry.op == OP_ORIGIN:
                 origin = entry.key.decode(errors="replace")
             elif entry.remote:
-                own = entry.op in (OP_NOTE, OP_COLLECT, OP_REPAIR)  # not for publishing, but not from elsewhere either
+                own = entry.op in (
+                    OP_METADATA,
+                    OP_PURGE,
+                    OP_REPAIR,
+                )  # not for publishing, but not from elsewhere either
                 yield Event(frame.lsn, None, None if own else origin, entry)
             else:
                 yield Event(frame.lsn, sequence, None, entry)

@@ -66,15 +66,17 @@ def of_directory(source: Path, draft: Path, update: Update) -> None:
                 copying.copy(source / "base", draft / "base", update)
                 give_to_owner(source / "base", source.stat())  # LMDB makes its lock file where it is missing
             segments.open()
-            absorbed, needed = _extent(draft / "base")
-            is_whole = absorbed in segments.files or not (segments.files or absorbed)
-            if is_whole and _copy_log(segments, absorbed, draft / "log") >= needed:
+            checkpoint_lsn, needed = _extent(draft / "base")
+            is_whole = checkpoint_lsn in segments.files or not (segments.files or checkpoint_lsn)
+            if is_whole and _copy_log(segments, checkpoint_lsn, draft / "log") >= needed:
                 for name in ("FORMAT", NODE_ID_FILE):
                     if (source / name).is_file():
                         shutil.copyfile(source / name, draft / name)
                 return
         _empty(draft)
-    raise Corruption(f"{source}: the log from {absorbed} to {needed}, which the base needs, is not there: verify it")
+    raise Corruption(
+        f"{source}: the log from {checkpoint_lsn} to {needed}, which the base needs, is not there: verify it"
+    )
 
 
 class _Segments:
@@ -109,8 +111,8 @@ def _extent(base: Path) -> tuple[int, int]:
     with lmdb.open(str(base), readonly=True, lock=False, max_dbs=1, map_size=MAP_SIZE) as environment:
         meta = environment.open_db(b"meta", create=False)
         with environment.begin(db=meta) as transaction:
-            absorbed = int.from_bytes(transaction.get(b"absorbed", b""), "big")
-            return absorbed, max(absorbed, int.from_bytes(transaction.get(b"absorbing", b""), "big"))
+            checkpoint_lsn = int.from_bytes(transaction.get(b"checkpoint_lsn", b""), "big")
+            return checkpoint_lsn, max(checkpoint_lsn, int.from_bytes(transaction.get(b"checkpointing", b""), "big"))
 
 
 def _copy_log(segments: _Segments, lsn: int, target: Path) -> int:
@@ -146,7 +148,7 @@ def _copy_segment(fd: int, path: Path) -> int | None:
             position = max(position, SEGMENT_HEADER.size)
             for frame in segment.frames(position):
                 position = frame.end
-            blank = segment.is_blank(position)
+            blank = segment.is_zero_filled(position)
         if blank:
             os.truncate(path, position)
             return position
@@ -186,22 +188,22 @@ def of_node(node: Node, draft: Path, update: Update) -> None:
 
 
 def _copy_node(node: Node, draft: Path, update: Update) -> None:
-    _, absorbed, _ = node.log_list()
-    mirror = _Mirror(node, draft / "log", absorbed)
+    _, checkpoint_lsn, _ = node.log_list()
+    mirror = _Mirror(node, draft / "log", checkpoint_lsn)
     mirror.pull()
     total = node.count()
     with BaseWriter(draft / "base") as base:
-        floor = node.floor()
-        if floor > ZERO_VERSION:
-            for _ in base.raise_floor(floor):
+        truncation = node.truncation()
+        if truncation > ZERO_VERSION:
+            for _ in base.raise_truncation(truncation):
                 pass
-        notes = node.notes()
+        metadata = node.metadata()
         filling = _Filling(base, mirror)
         for page in node.pages():
             filling.add(page)
             update(filling.records, total)
         filling.finish()
-        base.finish(absorbed, notes)
+        base.finish(checkpoint_lsn, metadata)
     mirror.pull()
 
 

@@ -27,7 +27,7 @@ from merklekv_tool.output import STDIO, AsJson, PlaceName, progress, say_json, s
 from merklekv_tool.statuses import EXIT_PROBLEMS
 
 if TYPE_CHECKING:
-    from merklekv_tool.places import Place
+    from merklekv_tool.places import LogPosition
 
 EXAMPLES: Final = """
 Examples:
@@ -111,14 +111,14 @@ def tree_of(name: str) -> Tree:
         return read(there)
 
 
-def read(there: Place) -> Tree:
+def read(there: LogPosition) -> Tree:
     """The tree of an open place, with its root computed from the leaves."""
     from merklekv.engine.merkle import EMPTY_ROOT
 
     inner = there.leaves()
     leaves = tuple(leaf for packed in inner for leaf in _LEAF.iter_unpack(packed))
     filled = any(count for _, count in leaves)
-    root = sha256(b"".join(sha256(packed).digest() for packed in inner) + there.floor()).digest()
+    root = sha256(b"".join(sha256(packed).digest() for packed in inner) + there.truncation()).digest()
     return Tree(there.name, leaves, root if filled else EMPTY_ROOT)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from merklekv.engine.verify.reference import Tree
-    from merklekv.engine.verify.report import Findings
+    from merklekv.engine.verify.report import Report
     from merklekv_tool.places import Node
 
 EXAMPLES: Final = """
@@ -39,7 +39,7 @@ class Verdict(NamedTuple):
     """What was found."""
 
     problems: list[str]
-    notes: list[str]
+    metadata: list[str]
 
 
 def verify(place: PlaceName, as_json: AsJson = False) -> None:
@@ -58,7 +58,7 @@ def verify(place: PlaceName, as_json: AsJson = False) -> None:
     if as_json:
         say_json({"place": place, "ok": not verdict.problems, **verdict._asdict()})
     else:
-        for line in verdict.notes:
+        for line in verdict.metadata:
             note(line)
         for problem in verdict.problems:
             say(problem)
@@ -75,57 +75,57 @@ def verify_directory(place: str) -> Verdict:
     from merklekv.names import read_node_id
     from merklekv_tool.places import require_directory
 
-    notes: list[str] = []
+    metadata: list[str] = []
     path = require_directory(place)
     with progress(f"verify {place}", of_bytes=True) as update:
-        problems = check_directory(path, update, notes.append, note_problems)
+        problems = check_directory(path, update, metadata.append, note_problems)
     try:
         read_node_id(path)
     except (Corruption, DirectoryUnwritable) as error:
         problems.append(str(error))
-    return Verdict(problems, notes)
+    return Verdict(problems, metadata)
 
 
-def note_problems(notes: Mapping[bytes, bytes]) -> Iterator[str]:
+def note_problems(metadata: Mapping[bytes, bytes]) -> Iterator[str]:
     """What a start would find wrong with what a node keeps with its data."""
-    from merklekv.engine.format import HORIZON_SIZE, NOTE_HORIZON
+    from merklekv.engine.format import GC_HORIZON_SIZE, METADATA_GC_HORIZON
     from merklekv.errors import FormatTooNew
     from merklekv.replication.cluster.member_rows import problems
-    from merklekv.replication.sync.local_endpoint import NOTE_MEMBERS
+    from merklekv.replication.sync.local_endpoint import METADATA_MEMBERS
 
-    horizon = notes.get(NOTE_HORIZON, bytes(HORIZON_SIZE))
-    if len(horizon) != HORIZON_SIZE:
-        yield f"the horizon in the log has {len(horizon)} bytes, not {HORIZON_SIZE}"
-    if NOTE_MEMBERS in notes:
+    gc_horizon = metadata.get(METADATA_GC_HORIZON, bytes(GC_HORIZON_SIZE))
+    if len(gc_horizon) != GC_HORIZON_SIZE:
+        yield f"the horizon in the log has {len(gc_horizon)} bytes, not {GC_HORIZON_SIZE}"
+    if METADATA_MEMBERS in metadata:
         try:
-            yield from problems(notes[NOTE_MEMBERS])
+            yield from problems(metadata[METADATA_MEMBERS])
         except FormatTooNew as error:
             yield str(error)
 
 
 def verify_node(node: Node) -> Verdict:
     """Checks a running node."""
-    from merklekv.engine.verify.report import Findings
+    from merklekv.engine.verify.report import Report
 
-    notes: list[str] = []
+    metadata: list[str] = []
     with progress(f"verify {node.name}") as update:
         for attempt in range(1, ATTEMPTS + 1):
-            findings = Findings(notes.append)
+            report = Report(metadata.append)
             before = node.root()
-            tree, floor = walk(node, findings, update)
+            tree, truncation = walk(node, report, update)
             count = node.count()
             if node.root() == before:
-                findings.expect(node.name, "the root that it answers", before, tree.root(floor))
-                findings.expect(node.name, "the number of records that it counts", count, tree.live + tree.dead)
+                report.expect(node.name, "the root that it answers", before, tree.root(truncation))
+                report.expect(node.name, "the number of records that it counts", count, tree.live + tree.dead)
                 break
             if attempt == ATTEMPTS:
-                notes.append(f"{node.name}: written to all the time, so its root was not compared")
-    for problem in note_problems(node.notes()):
-        findings.add(node.name, problem)
-    return Verdict(findings.sentences(), notes)
+                metadata.append(f"{node.name}: written to all the time, so its root was not compared")
+    for problem in note_problems(node.metadata()):
+        report.add(node.name, problem)
+    return Verdict(report.sentences(), metadata)
 
 
-def walk(node: Node, findings: Findings, update: Update) -> tuple[Tree, bytes]:
+def walk(node: Node, report: Report, update: Update) -> tuple[Tree, bytes]:
     """Looks at every record; the tree that they make, and the floor."""
     from merklekv.engine.verify.reference import Tree
     from merklekv.engine.verify.report import record_problems, show
@@ -133,14 +133,14 @@ def walk(node: Node, findings: Findings, update: Update) -> tuple[Tree, bytes]:
     tree = Tree()
     last = b""
     total = node.count()
-    floor = node.floor()
+    truncation = node.truncation()
     for page in node.pages():
         for key, record in page:
             if key <= last:
-                findings.add(f"key {show(key)}", f"comes after {show(last)}")
+                report.add(f"key {show(key)}", f"comes after {show(last)}")
             last = key
-            for problem in record_problems(key, record, floor):
-                findings.add(f"key {show(key)}", problem)
+            for problem in record_problems(key, record, truncation):
+                report.add(f"key {show(key)}", problem)
             tree.add(key, record)
         update(tree.live + tree.dead, total)
-    return tree, floor
+    return tree, truncation

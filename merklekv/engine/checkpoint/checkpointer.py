@@ -10,7 +10,7 @@ import logging
 import threading
 from typing import Final, Protocol
 
-from merklekv.engine.checkpoint.child import AbsorbingChild, ChildDied
+from merklekv.engine.checkpoint.child import CheckpointProcess, ChildDied
 from merklekv.engine.log import Log
 from merklekv.errors import MerkleKVError, Shortage, StorageFailed
 from merklekv.shortage import is_shortage, shortage_of
@@ -24,23 +24,23 @@ CHILD_DEATHS_MAX: Final = 5  # in a row; then something is wrong that starting a
 class Owner(Protocol):
     """What the merger tells the engine.  All are called on the merger's thread."""
 
-    def merge_progressed(self, share: float) -> None:
+    def checkpoint_progressed(self, share: float) -> None:
         """Part of the absorption in hand that is done, 0 to 1."""
 
-    def merge_finished(self) -> None:
+    def checkpoint_finished(self) -> None:
         """The base has taken in everything up to the LSN asked for."""
 
-    def merge_blocked(self, error: Shortage) -> None:
+    def checkpoint_blocked(self, error: Shortage) -> None:
         """Merging lacks something, until the next progress."""
 
-    def merge_failed(self, error: MerkleKVError) -> None:
+    def checkpoint_failed(self, error: MerkleKVError) -> None:
         """Merging cannot go on; the process should stop."""
 
 
-class Merger:
+class Checkpointer:
     """Runs from `start` to `stop`."""
 
-    def __init__(self, owner: Owner, log_: Log, child: AbsorbingChild) -> None:
+    def __init__(self, owner: Owner, log_: Log, child: CheckpointProcess) -> None:
         self._owner = owner
         self._log = log_
         self.child = child
@@ -48,7 +48,7 @@ class Merger:
         self._upto = 0
         self._done = 0
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="merger", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="checkpointer", daemon=True)
 
     def start(self) -> None:
         """Starts the thread."""
@@ -74,39 +74,39 @@ class Merger:
         try:
             while self._wait_for_work():
                 self._log.finish_sealing()
-                self._absorb(self._upto)
+                self._checkpoint(self._upto)
         except MerkleKVError as error:
             if not self._stopping:
-                self._owner.merge_failed(error)
+                self._owner.checkpoint_failed(error)
         except Exception as error:
             log.exception("the merger failed")
-            self._owner.merge_failed(StorageFailed(f"the merger failed: {error!r}"))
+            self._owner.checkpoint_failed(StorageFailed(f"the merger failed: {error!r}"))
 
     def _wait_for_work(self) -> bool:
         with self._wake:
             self._wake.wait_for(lambda: self._stopping or self._upto > self._done)
             return not self._stopping
 
-    def _absorb(self, upto: int) -> None:
+    def _checkpoint(self, upto: int) -> None:
         deaths = 0
         while not self._stopping:
             try:
-                self.child.absorb(upto, self._owner.merge_progressed)
-                self._owner.merge_finished()
+                self.child.checkpoint(upto, self._owner.checkpoint_progressed)
+                self._owner.checkpoint_finished()
             except ChildDied as death:
                 deaths += 1
                 if deaths >= CHILD_DEATHS_MAX:
                     problem = f"the absorbing process died {deaths} times in a row, last: {death}"
                     if not death.killed:
                         raise StorageFailed(problem) from death
-                    self._owner.merge_blocked(Shortage(f"{problem}: most likely memory is short"))
+                    self._owner.checkpoint_blocked(Shortage(f"{problem}: most likely memory is short"))
                 self._pause()
                 if not self._stopping:
                     log.warning("the absorbing process died (%s), starting it again", death)
             except Exception as error:
                 if not is_shortage(error):
                     raise
-                self._owner.merge_blocked(shortage_of(error, "cannot merge"))
+                self._owner.checkpoint_blocked(shortage_of(error, "cannot merge"))
                 self._pause()
             else:
                 self._done = upto

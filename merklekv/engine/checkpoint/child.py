@@ -1,10 +1,10 @@
 """Absorbing: moving sealed log segments into the base.
 
-`absorb` needs nothing from the serving process: it reads the segments, keeps the newest record of each key, and puts
-them into LMDB in key order.  It may be cut off anywhere and called again; recovery is the same call.
+`checkpoint` needs nothing from the serving process: it reads the segments, keeps the newest record of each key, and
+puts them into LMDB in key order.  It may be cut off anywhere and called again; recovery is the same call.
 
-The server runs it in a child process (`AbsorbingChild`, `main`): beside a busy thread of the same interpreter each of
-its syncs would cost the serving thread a switch interval.  The child reads one line for each job, the LSN to reach,
+The server runs it in a child process (`CheckpointProcess`, `main`): beside a busy thread of the same interpreter each
+of its syncs would cost the serving thread a switch interval.  The child reads one line for each job, the LSN to reach,
 and answers in lines: ``progress <0..1>``, ``done``, or ``error <class> <message>``.  It holds the directory's lock
 too, so a server that was killed cannot be followed by the next one before its child has ended; and it ends by itself,
 between two transactions, when its parent is gone.
@@ -30,13 +30,13 @@ from merklekv.engine import failpoints
 from merklekv.engine.access import trouble
 from merklekv.engine.base import DATA_FILE, TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter, Pair
 from merklekv.engine.format import (
-    COLLECTED,
     ENTRY,
     FLAGS_AT,
-    OP_NOTE,
+    OP_METADATA,
     OP_ORIGIN,
     OP_REPAIR,
     OP_TRUNCATE,
+    PURGED,
     REMOTE,
     ZERO_VERSION,
 )
@@ -72,8 +72,8 @@ class _Newest:
     def __init__(self, segments: list[Segment], progress: Progress) -> None:
         """Reads them all; `progress` is called with the share read, each READ_STEP."""
         self._segments = segments
-        self.floor = ZERO_VERSION
-        self.notes: dict[bytes, bytes] = {}
+        self.truncation = ZERO_VERSION
+        self.metadata: dict[bytes, bytes] = {}
         self.repairs = Repairs()
         self.places: dict[bytes, int] = {}  # key -> segment index << 40 | position of the entry
         total, before, told = sum(segment.size for segment in segments), 0, 0
@@ -82,9 +82,9 @@ class _Newest:
             for frame in segment.frames():
                 for op, key, record_at, end in segment.entries(frame):
                     if op & ~REMOTE == OP_TRUNCATE:
-                        self.floor = max(self.floor, segment.data[record_at:end])
-                    elif op == OP_NOTE | REMOTE:
-                        self.notes[key] = segment.data[record_at:end]
+                        self.truncation = max(self.truncation, segment.data[record_at:end])
+                    elif op == OP_METADATA | REMOTE:
+                        self.metadata[key] = segment.data[record_at:end]
                     elif op == OP_REPAIR | REMOTE:
                         self.repairs.add(key, segment.data[record_at:end])
                     elif op != OP_ORIGIN:
@@ -102,22 +102,22 @@ class _Newest:
         return data[start : start + record_length]
 
 
-def absorb(base: BaseWriter, log_directory: Path, upto: int, progress: Progress = lambda share: None) -> None:
+def checkpoint(base: BaseWriter, log_directory: Path, upto: int, progress: Progress = lambda share: None) -> None:
     """Puts all segments before LSN `upto` into the base.  `progress` is called now and then while it reads them, and
     after each transaction.
 
     Raises DiskFull (what was done stays done; call again), Corruption, StorageFailed.
     """
-    lsns = [lsn for lsn in list_segments(log_directory) if base.absorbed <= lsn < upto]
+    lsns = [lsn for lsn in list_segments(log_directory) if base.checkpoint_lsn <= lsn < upto]
     if not lsns:
         return
     with ExitStack() as stack:
         segments = [stack.enter_context(Segment(segment_path(log_directory, lsn))) for lsn in lsns]
         newest = _Newest(segments, lambda share: progress(READ_SHARE * share))
-        resumed = base.mark_absorbing(upto)
+        resumed = base.begin_checkpoint(upto)
         failpoints.reached("absorb.marked")
-        if newest.floor > base.floor:
-            for _ in base.raise_floor(newest.floor):
+        if newest.truncation > base.truncation:
+            for _ in base.raise_truncation(newest.truncation):
                 progress(READ_SHARE)
             failpoints.reached("absorb.floor_raised")
         newest.repairs.complete(newest.places)
@@ -125,7 +125,7 @@ def absorb(base: BaseWriter, log_directory: Path, upto: int, progress: Progress 
             progress(READ_SHARE)
         added: list[bytes] = []
         done = 0
-        for pairs in _transactions(newest, _in_order(newest.places), base.floor):
+        for pairs in _transactions(newest, _in_order(newest.places), base.truncation):
             added += base.put(pairs)
             done += len(pairs)
             progress(READ_SHARE + (1 - READ_SHARE - INDEX_SHARE) * done / len(newest.places))
@@ -136,17 +136,17 @@ def absorb(base: BaseWriter, log_directory: Path, upto: int, progress: Progress 
         entries = _in_order(unlisted)
         done = 0
         while batch := [(entry[:2], entry[2:]) for entry in islice(entries, TRANSACTION_KEYS)]:
-            base.index([pair for pair in batch if not resumed or _stays(newest.record(pair[1]), base.floor)])
+            base.index([pair for pair in batch if not resumed or _stays(newest.record(pair[1]), base.truncation)])
             done += len(batch)
             progress(1 - INDEX_SHARE * (1 - done / len(unlisted)))
             failpoints.reached("absorb.index_part")
         failpoints.reached("absorb.index_done")
-        base.finish(upto, newest.notes)
+        base.finish(upto, newest.metadata)
         failpoints.reached("absorb.finished")
 
 
-def _stays(record: bytes, floor: bytes) -> bool:
-    return record >= floor and not record[FLAGS_AT] & COLLECTED
+def _stays(record: bytes, truncation: bytes) -> bool:
+    return record >= truncation and not record[FLAGS_AT] & PURGED
 
 
 def _in_order(keys: Collection[bytes]) -> Iterator[bytes]:
@@ -161,12 +161,12 @@ def _in_order(keys: Collection[bytes]) -> Iterator[bytes]:
         yield from part
 
 
-def _transactions(newest: _Newest, keys: Iterable[bytes], floor: bytes) -> Iterator[list[Pair]]:
+def _transactions(newest: _Newest, keys: Iterable[bytes], truncation: bytes) -> Iterator[list[Pair]]:
     pairs: list[Pair] = []
     size = 0
     for key in keys:
         record = newest.record(key)
-        if record < floor:
+        if record < truncation:
             continue
         pairs.append((key, record))
         size += len(record)
@@ -185,8 +185,8 @@ class ChildDied(Exception):
         self.killed = killed  # as the kernel does when memory is short
 
 
-class AbsorbingChild:
-    """The child process as its parent sees it.  One thread calls `absorb`; `stop` comes from another."""
+class CheckpointProcess:
+    """The child process as its parent sees it.  One thread calls `checkpoint`; `stop` comes from another."""
 
     def __init__(self, base: Path, log_directory: Path, lock_fd: int) -> None:
         self._base = base
@@ -201,8 +201,8 @@ class AbsorbingChild:
         """Of the running child, for statistics and tests."""
         return self._process.pid if self._process else None
 
-    def absorb(self, upto: int, progress: Progress) -> None:
-        """`absorb`, over there.  Raises what it raises, and ChildDied."""
+    def checkpoint(self, upto: int, progress: Progress) -> None:
+        """`checkpoint`, over there.  Raises what it raises, and ChildDied."""
         process = self._running()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -240,7 +240,7 @@ class AbsorbingChild:
             self._process.wait()
 
     def close(self) -> None:
-        """Closes the pipes, once nobody calls `absorb` any more."""
+        """Closes the pipes, once nobody calls `checkpoint` any more."""
         for pipe in (self._process.stdin, self._process.stdout) if self._process else ():
             if pipe is not None:
                 with suppress(BrokenPipeError):  # a job that the child did not live to read
@@ -327,7 +327,7 @@ def main(base_path: str, log_directory: str) -> None:
         try:
             # Anew for each job: LMDB may be of no use after a failed write.
             with BaseWriter(Path(base_path), patience_s=0) as base:
-                absorb(base, Path(log_directory), int(line), progress)
+                checkpoint(base, Path(log_directory), int(line), progress)
             answer(f"done {int(line)}")
         except MerkleKVError as error:
             answer_error(error)

@@ -20,16 +20,16 @@ from merklekv.engine.base import Base
 from merklekv.engine.directory import held, require_format
 from merklekv.engine.engine import Engine
 from merklekv.engine.memtable import KEY_OVERHEAD, Memtable
-from merklekv.engine.tail import PLACE_FILE, place_of
+from merklekv.engine.tail import POSITION_FILE, position_of
 from merklekv.engine.verify import reference
 from merklekv.engine.verify.check_base import View, check_base, check_base_file
 from merklekv.engine.verify.check_log import LogWalk, check_log, segment_lsns
 from merklekv.engine.verify.reference import Tree
 from merklekv.engine.verify.report import (
     BaseFacts,
-    Findings,
     Note,
     Progress,
+    Report,
     Stages,
     marker_problems,
     record_problems,
@@ -47,7 +47,7 @@ def check_directory(
     path: Path | str,
     progress: Progress | None = None,
     note: Note = log.info,
-    check_notes: Callable[[Mapping[bytes, bytes]], Iterable[str]] = lambda notes: (),
+    check_notes: Callable[[Mapping[bytes, bytes]], Iterable[str]] = lambda metadata: (),
 ) -> list[str]:
     """Every problem of a closed data directory.  `progress` gets (done, total) in bytes.
 
@@ -64,54 +64,54 @@ def check_directory(
         base_size = data.stat().st_size if data.exists() else 0
         log_size = sum(segment.stat().st_size for segment in (path / "log").glob("*.log"))
         stages = Stages(progress, 2 * base_size + log_size)
-        findings = Findings(note, stages)
-        facts = check_base_file(data, findings) if base_size else _no_base(data, findings)
+        report = Report(note, stages)
+        facts = check_base_file(data, report) if base_size else _no_base(data, report)
         stages.begin(log_size, log_size)
-        check_log(path / "log", facts, findings)
+        check_log(path / "log", facts, report)
         stages.end()
         if facts.known:
-            for problem in check_notes(facts.notes):
-                findings.add(path, problem)
-        place = path / PLACE_FILE
-        if place.exists() and place_of(place.read_bytes()) is None:
+            for problem in check_notes(facts.metadata):
+                report.add(path, problem)
+        place = path / POSITION_FILE
+        if place.exists() and position_of(place.read_bytes()) is None:
             note(f"{place}: damaged, a start publishes again what is left of the log")
-    return findings.sentences()
+    return report.sentences()
 
 
-def _no_base(data: Path, findings: Findings) -> BaseFacts:
+def _no_base(data: Path, report: Report) -> BaseFacts:
     """A base that is missing or empty is new when the log begins at 0."""
     lsns = segment_lsns(data.parent.parent / "log")
     if lsns and lsns[0]:
-        findings.add(data, f"is missing or empty, and the log begins at LSN {lsns[0]}, not at 0")
+        report.add(data, f"is missing or empty, and the log begins at LSN {lsns[0]}, not at 0")
         return BaseFacts(known=False)
     return BaseFacts()
 
 
 def check_engine(engine: Engine) -> list[str]:
     """Every problem of an open engine.  Holds its locks for as long as it takes: for tests, and for small data."""
-    findings = Findings(log.info)
+    report = Report(log.info)
     with engine._commit_lock, engine.lock:  # the one caller from outside: what it checks is what no method shows
         layers = engine._layers
         base = layers.base
-        facts = check_base(_view(base), findings)
-        for name in ("absorbed", "floor", "newest"):
-            findings.expect("base", name, getattr(base, name), getattr(facts, name))
-        _check_tables(engine, findings)
-        _check_clock(engine, findings)
+        facts = check_base(_view(base), report)
+        for name in ("checkpoint_lsn", "truncation", "newest"):
+            report.expect("base", name, getattr(base, name), getattr(facts, name))
+        _check_tables(engine, report)
+        _check_clock(engine, report)
         if engine._failure is None:
-            _check_segments(engine, facts, findings)
+            _check_segments(engine, facts, report)
         if engine.root_ready:
-            _check_tree(engine, findings)
-        elif facts.floor == layers.floor:
-            findings.add("tree", "the root is not ready although the base has taken in the floor")
-    return findings.sentences()
+            _check_tree(engine, report)
+        elif facts.truncation == layers.truncation:
+            report.add("tree", "the root is not ready although the base has taken in the floor")
+    return report.sentences()
 
 
 def _view(base: Base) -> View:
     return View(Path("base"), base._txn, base._records, base._index, base._tombstones, base._leaves, base._meta)
 
 
-def _check_tables(engine: Engine, findings: Findings) -> None:
+def _check_tables(engine: Engine, report: Report) -> None:
     """Memtables by themselves, and against what lies below them."""
     layers = engine._layers
     for table in (layers.active, *layers.frozen):
@@ -119,64 +119,66 @@ def _check_tables(engine: Engine, findings: Findings) -> None:
         size = 0
         for key, record in table.records.items():
             size += len(key) + len(record) + KEY_OVERHEAD
-            problems = marker_problems if reference.is_marker(record) else record_problems
-            for problem in problems(key, record, layers.floor):
-                findings.add(f"{where}, key {show(key)}", problem)
-        findings.expect(where, "the charged size", table.size, size)
+            problems = marker_problems if reference.is_purge_marker(record) else record_problems
+            for problem in problems(key, record, layers.truncation):
+                report.add(f"{where}, key {show(key)}", problem)
+        report.expect(where, "the charged size", table.size, size)
     newer: dict[bytes, bytes] = {}
-    horizon = reference.number_bytes(engine.horizon, 8)  # at or below it an older record may follow on a collected one
+    gc_horizon = reference.number_bytes(
+        engine.gc_horizon, 8
+    )  # at or below it an older record may follow on a collected one
     for table in (layers.active, *layers.frozen):
         for key, record in table.records.items():
             upper = newer.setdefault(key, record)
-            if upper[:24] < record[:24] and upper[:8] > horizon:
-                findings.add(f"memtable {table.lsn}, key {show(key)}", "is newer than in a memtable above it")
+            if upper[:24] < record[:24] and upper[:8] > gc_horizon:
+                report.add(f"memtable {table.lsn}, key {show(key)}", "is newer than in a memtable above it")
     for key, record in newer.items():
         stored = layers.base.get(key)
-        if stored is not None and record[:24] < stored[:24] and record[:8] > horizon:
-            findings.add(f"base, key {show(key)}", "is newer than in a memtable")
-    findings.expect("engine", "the table it writes to", id(engine._records), id(layers.active.records))
+        if stored is not None and record[:24] < stored[:24] and record[:8] > gc_horizon:
+            report.add(f"base, key {show(key)}", "is newer than in a memtable")
+    report.expect("engine", "the table it writes to", id(engine._records), id(layers.active.records))
 
 
-def _check_clock(engine: Engine, findings: Findings) -> None:
+def _check_clock(engine: Engine, report: Report) -> None:
     """The clock has seen every version, so that a local write beats it; unless it had to follow a wall set back."""
     layers, clock = engine._layers, engine.clock
     if clock.set_back:
         return
-    newest = layers.floor
+    newest = layers.truncation
     for table in (layers.active, *layers.frozen):
         newest = max(newest, max(table.records.values(), default=b"")[:24])
     newest = max(newest, layers.base.newest)
     if reference.number(newest[:8]) > clock.last:
-        findings.add("clock", f"is at {clock.last}, expected at least {version_text(newest)}, which is stored")
+        report.add("clock", f"is at {clock.last}, expected at least {version_text(newest)}, which is stored")
 
 
-def _check_segments(engine: Engine, facts: BaseFacts, findings: Findings) -> None:
+def _check_segments(engine: Engine, facts: BaseFacts, report: Report) -> None:
     """The log on disk with its pending entries, against the memtables that stand for it."""
     layers, log_ = engine._layers, engine._log
     tables = [*reversed(layers.frozen), layers.active]
-    walk = LogWalk(engine.directory.log, facts, findings)
+    walk = LogWalk(engine.directory.log, facts, report)
     row = [table.lsn for table in tables]
-    findings.expect("log", "the row of segments", [lsn for lsn in walk.lsns if lsn >= row[0]], row)
-    if facts.absorbed not in row:  # further than the first of them while the engine has not been told yet
-        findings.add("base", f"absorbed up to LSN {facts.absorbed}, expected one of {row}")
-    if facts.absorbing is None and facts.absorbed == row[0]:
-        walk.floor = facts.floor
-    floor = facts.floor
+    report.expect("log", "the row of segments", [lsn for lsn in walk.lsns if lsn >= row[0]], row)
+    if facts.checkpoint_lsn not in row:  # further than the first of them while the engine has not been told yet
+        report.add("base", f"absorbed up to LSN {facts.checkpoint_lsn}, expected one of {row}")
+    if facts.checkpointing is None and facts.checkpoint_lsn == row[0]:
+        walk.truncation = facts.truncation
+    truncation = facts.truncation
     for table in tables:
         with walk.path(table.lsn).open("rb") as file:
             if reference.read_header(file, table.lsn) is None:
-                findings.add(walk.path(table.lsn), "the header of the segment does not match its name or its checksum")
+                report.add(walk.path(table.lsn), "the header of the segment does not match its name or its checksum")
             end = walk.frames(file, table.lsn)
             entries = [entry for payload in _payloads(file, table.lsn) for entry in reference.read_entries(payload)]
         if table is layers.active:
-            findings.expect("log", "the end of what is written", log_.position, end)
+            report.expect("log", "the end of what is written", log_.position, end)
             pending = b"".join(log_.pending)
-            findings.expect("log", "the size of what is pending", log_.pending_size, len(pending))
+            report.expect("log", "the size of what is pending", log_.pending_size, len(pending))
             entries += reference.read_entries(pending)
-        floor = max([floor, *(entry.record for entry in entries if entry.op == 7)])
+        truncation = max([truncation, *(entry.record for entry in entries if entry.op == 7)])
         newest = {entry.key: entry.record for entry in entries if entry.op in RECORD_OPS}
-        _compare(findings, table, {key: record for key, record in newest.items() if record >= layers.floor})
-    findings.expect("engine", "the floor", layers.floor, floor)
+        _compare(report, table, {key: record for key, record in newest.items() if record >= layers.truncation})
+    report.expect("engine", "the floor", layers.truncation, truncation)
 
 
 def _payloads(file: BinaryIO, lsn: int) -> Iterator[bytes]:
@@ -186,16 +188,16 @@ def _payloads(file: BinaryIO, lsn: int) -> Iterator[bytes]:
         end = frame.end
 
 
-def _compare(findings: Findings, table: Memtable, expected: dict[bytes, bytes]) -> None:
+def _compare(report: Report, table: Memtable, expected: dict[bytes, bytes]) -> None:
     for key in table.records.keys() | expected.keys():
         found, logged = table.records.get(key), expected.get(key)
         if found != logged:
             shown = [version_text(record) if record else "nothing" for record in (found, logged)]
             where = f"memtable {table.lsn}, key {show(key)}"
-            findings.add(where, f"holds {shown[0]}, expected {shown[1]}, as in its segment")
+            report.add(where, f"holds {shown[0]}, expected {shown[1]}, as in its segment")
 
 
-def _check_tree(engine: Engine, findings: Findings) -> None:
+def _check_tree(engine: Engine, report: Report) -> None:
     """Leaves, counters and root of the newest records above the floor."""
     layers = engine._layers
     tree = Tree()
@@ -203,17 +205,17 @@ def _check_tree(engine: Engine, findings: Findings) -> None:
     for table in (*reversed(layers.frozen), layers.active):
         newest.update(table.records)
     for key, record in newest.items():
-        if not reference.is_marker(record):
+        if not reference.is_purge_marker(record):
             tree.add(key, record)
     base = layers.base
     with base._txn.cursor() as cursor:
         for key, record in cursor:
-            if key not in newest and record >= layers.floor:
+            if key not in newest and record >= layers.truncation:
                 tree.add(key, record)
     leaves = {bucket: leaf for bucket in range(len(engine._tree.sums)) if (leaf := engine._tree.leaf(bucket))}
     for bucket in leaves.keys() | tree.counts.keys():
         found = reference.number_bytes(leaves.get(bucket, 0), 24)
-        findings.expect("tree", f"leaf {bucket} (sum, count)", found, tree.leaf(bucket))
-    findings.expect("engine", "the number of live keys", engine.live_count, tree.live)
-    findings.expect("engine", "the number of tombstones", engine.dead_count, tree.dead)
-    findings.expect("tree", "the root", engine.root(), tree.root(layers.floor))
+        report.expect("tree", f"leaf {bucket} (sum, count)", found, tree.leaf(bucket))
+    report.expect("engine", "the number of live keys", engine.live_count, tree.live)
+    report.expect("engine", "the number of tombstones", engine.tombstone_count, tree.dead)
+    report.expect("tree", "the root", engine.root(), tree.root(layers.truncation))

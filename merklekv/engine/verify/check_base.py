@@ -17,11 +17,11 @@ from merklekv.engine.verify.reference import (
     number,
     number_bytes,
 )
-from merklekv.engine.verify.report import BaseFacts, Findings, record_problems, show, version_text
+from merklekv.engine.verify.report import BaseFacts, Report, record_problems, show, version_text
 
 NODE_SIZE: Final = 256 * 24
 NOTE: Final = b"note:"
-META_SIZES: Final = {"absorbed": 8, "absorbing": 8, "floor": 24, "newest": 24, "live": 8, "dead": 8}
+META_SIZES: Final = {"checkpoint_lsn": 8, "checkpointing": 8, "truncation": 24, "newest": 24, "live": 8, "dead": 8}
 
 
 @dataclass
@@ -41,13 +41,13 @@ class View:
         return int(self.txn.stat(database)["entries"])
 
 
-def check_base_file(data: Path, findings: Findings) -> BaseFacts:
+def check_base_file(data: Path, report: Report) -> BaseFacts:
     """Checks a base that nobody has open.  Changes nothing, not even LMDB's lock file."""
     weight = data.stat().st_size
-    findings.stages.begin(weight, 1)
+    report.stages.begin(weight, 1)
     short = shortfall(data)
     if short:
-        findings.add(data, f"{short}, so nothing in it is checked")
+        report.add(data, f"{short}, so nothing in it is checked")
         return BaseFacts(known=False)
     try:
         damage = verify(str(data))  # type: ignore[no-untyped-call]
@@ -55,13 +55,13 @@ def check_base_file(data: Path, findings: Findings) -> BaseFacts:
         damage = [str(error)]
     if damage:
         for sentence in damage:
-            findings.add(data, f"LMDB's pages are damaged: {sentence}")
-        findings.add(data, "records, leaves and index are not checked, since reading damaged pages may crash")
+            report.add(data, f"LMDB's pages are damaged: {sentence}")
+        report.add(data, "records, leaves and index are not checked, since reading damaged pages may crash")
         return BaseFacts(known=False)
     try:
         env = lmdb.open(str(data.parent), readonly=True, lock=False, max_dbs=5)
     except lmdb.Error as error:
-        findings.add(data, f"LMDB cannot open it: {error}")
+        report.add(data, f"LMDB cannot open it: {error}")
         return BaseFacts(known=False)
     with env:
         try:
@@ -69,55 +69,59 @@ def check_base_file(data: Path, findings: Findings) -> BaseFacts:
             lists = (b"index", b"tombstones")
             handles = [env.open_db(name, create=False, dupsort=name in lists) for name in names]
         except lmdb.NotFoundError:
-            findings.note(f"{data}: was being created when the process ended")
+            report.note(f"{data}: was being created when the process ended")
             return BaseFacts()
         with env.begin() as txn:
             view = View(data, txn, *handles)
-            findings.stages.begin(weight, view.size(view.records) + view.size(view.index))
-            return check_base(view, findings)
+            report.stages.begin(weight, view.size(view.records) + view.size(view.index))
+            return check_base(view, report)
 
 
-def check_base(view: View, findings: Findings) -> BaseFacts:
+def check_base(view: View, report: Report) -> BaseFacts:
     """Checks what one transaction of the base shows."""
-    facts = _check_meta(view, findings)
-    facts.notes = _notes(view)
-    index_is_off = _check_index(view, facts, findings)
+    facts = _check_meta(view, report)
+    facts.metadata = _notes(view)
+    index_is_off = _check_index(view, facts, report)
     tree = Tree()
     with view.txn.cursor(db=view.records) as cursor, view.txn.cursor(db=view.index) as listed:
         for key, record in cursor:
-            findings.stages.step()
-            for problem in record_problems(key, record, facts.floor):
-                findings.add(f"{view.where}, key {show(key)}", problem)
+            report.stages.step()
+            for problem in record_problems(key, record, facts.truncation):
+                report.add(f"{view.where}, key {show(key)}", problem)
             if len(record) >= RECORD_SIZE_MIN:
                 tree.add(key, record)
             if is_tombstone(record):
-                _check_listed(view, key, record, findings)
+                _check_listed(view, key, record, report)
             bucket = bucket_of(key)
             if index_is_off and not listed.set_key_dup(number_bytes(bucket, 2), key):
-                findings.add(view.where, f"the index lacks the key {show(key)}, expected in bucket {bucket}")
-    _check_derived(view, tree, facts, findings)
+                report.add(view.where, f"the index lacks the key {show(key)}, expected in bucket {bucket}")
+    _check_derived(view, tree, facts, report)
     return facts
 
 
-def _check_listed(view: View, key: bytes, record: bytes, findings: Findings) -> None:
+def _check_listed(view: View, key: bytes, record: bytes, report: Report) -> None:
     with view.txn.cursor(db=view.tombstones) as cursor:
         if not cursor.set_key_dup(record[:VERSION_SIZE], key):
-            findings.add(view.where, f"the list of tombstones lacks the one of key {show(key)}")
+            report.add(view.where, f"the list of tombstones lacks the one of key {show(key)}")
 
 
-def _check_meta(view: View, findings: Findings) -> BaseFacts:
+def _check_meta(view: View, report: Report) -> BaseFacts:
     values: dict[str, bytes] = {}
     for name, size in META_SIZES.items():
         value = view.txn.get(name.encode(), db=view.meta)
         if value is not None:
-            findings.expect(view.where, f"the size of {name} in meta", len(value), size)
+            report.expect(view.where, f"the size of {name} in meta", len(value), size)
             values[name] = value
-    absorbed = number(values.get("absorbed", b""))
-    absorbing = number(values["absorbing"]) if "absorbing" in values else None
-    if absorbing is not None and absorbing <= absorbed:
-        findings.add(view.where, f"absorbing up to LSN {absorbing}, expected more than {absorbed}, which is absorbed")
+    checkpoint_lsn = number(values.get("checkpoint_lsn", b""))
+    checkpointing = number(values["checkpointing"]) if "checkpointing" in values else None
+    if checkpointing is not None and checkpointing <= checkpoint_lsn:
+        report.add(
+            view.where, f"absorbing up to LSN {checkpointing}, expected more than {checkpoint_lsn}, which is absorbed"
+        )
     none = BaseFacts()
-    return BaseFacts(absorbed, absorbing, values.get("floor", none.floor), values.get("newest", none.newest))
+    return BaseFacts(
+        checkpoint_lsn, checkpointing, values.get("truncation", none.truncation), values.get("newest", none.newest)
+    )
 
 
 def _notes(view: View) -> dict[bytes, bytes]:
@@ -125,39 +129,39 @@ def _notes(view: View) -> dict[bytes, bytes]:
         return {name.removeprefix(NOTE): value for name, value in cursor if name.startswith(NOTE)}
 
 
-def _check_index(view: View, facts: BaseFacts, findings: Findings) -> bool:
+def _check_index(view: View, facts: BaseFacts, report: Report) -> bool:
     """Checks that the index lists only what is there; True when it does not list exactly that, and should."""
     sound = True
     with view.txn.cursor(db=view.index) as cursor:
         for name, key in cursor:
-            findings.stages.step()
+            report.stages.step()
             bucket, expected = number(name), bucket_of(key)
             if bucket != expected:
-                findings.add(view.where, f"the index has the key {show(key)} in bucket {bucket}, expected {expected}")
+                report.add(view.where, f"the index has the key {show(key)} in bucket {bucket}, expected {expected}")
                 sound = False
             elif view.txn.get(key, db=view.records) is None:
-                findings.add(view.where, f"the index has the key {show(key)}, expected only keys that have a record")
+                report.add(view.where, f"the index has the key {show(key)}, expected only keys that have a record")
                 sound = False
-    return facts.absorbing is None and not (sound and view.size(view.index) == view.size(view.records))
+    return facts.checkpointing is None and not (sound and view.size(view.index) == view.size(view.records))
 
 
-def _check_derived(view: View, tree: Tree, facts: BaseFacts, findings: Findings) -> None:
+def _check_derived(view: View, tree: Tree, facts: BaseFacts, report: Report) -> None:
     """Counters, the newest version and the leaves, against those of the records."""
     for name, expected in (("live", tree.live), ("dead", tree.dead)):
         found = number(view.txn.get(name.encode(), b"", db=view.meta))
-        findings.expect(view.where, f"the counter {name}", found, expected)
+        report.expect(view.where, f"the counter {name}", found, expected)
     if tree.newest > facts.newest:
         shown = version_text(facts.newest), version_text(tree.newest)
-        findings.add(view.where, f"the newest version in meta is {shown[0]}, expected {shown[1]} or more")
-    findings.expect(view.where, "the length of the list of tombstones", view.size(view.tombstones), tree.dead)
+        report.add(view.where, f"the newest version in meta is {shown[0]}, expected {shown[1]} or more")
+    report.expect(view.where, "the length of the list of tombstones", view.size(view.tombstones), tree.dead)
     with view.txn.cursor(db=view.leaves) as cursor:
         for name in cursor.iternext(values=False):
-            findings.expect(view.where, "the size of a name in leaves", len(name), 1)
+            report.expect(view.where, "the size of a name in leaves", len(name), 1)
     for node in range(256):
         stored = view.txn.get(bytes((node,)), bytes(NODE_SIZE), db=view.leaves)
-        findings.expect(view.where, f"the size of the leaves of inner node {node}", len(stored), NODE_SIZE)
+        report.expect(view.where, f"the size of the leaves of inner node {node}", len(stored), NODE_SIZE)
         if stored == tree.leaves(node):
             continue
         for bucket in range(node * 256, node * 256 + 256):
             leaf = stored[bucket % 256 * 24 :][:24]
-            findings.expect(view.where, f"leaf {bucket} (sum, count)", leaf, tree.leaf(bucket))
+            report.expect(view.where, f"leaf {bucket} (sum, count)", leaf, tree.leaf(bucket))

@@ -11,13 +11,13 @@ from typing import BinaryIO, Final
 
 from merklekv.engine.verify import reference
 from merklekv.engine.verify.reference import HEADER_SIZE, Entry, Frame
-from merklekv.engine.verify.report import BaseFacts, Findings, marker_problems, record_problems, show, version_text
+from merklekv.engine.verify.report import BaseFacts, Report, marker_problems, record_problems, show, version_text
 
 OP_DELETE: Final = 2
 OP_TRUNCATE: Final = 7
 OP_ORIGIN: Final = 8
-OP_NOTE: Final = 9
-OP_COLLECT: Final = 10
+OP_METADATA: Final = 9
+OP_PURGE: Final = 10
 OP_REPAIR: Final = 11
 NAME_SIZE_MAX: Final = 64
 BUCKET_SIZE: Final = 2
@@ -29,17 +29,19 @@ def segment_lsns(directory: Path) -> list[int]:
     return sorted(int(path.stem) for path in directory.glob("*.log") if re.fullmatch("[0-9]{20}", path.stem))
 
 
-def check_log(directory: Path, base: BaseFacts, findings: Findings) -> None:
+def check_log(directory: Path, base: BaseFacts, report: Report) -> None:
     """Adds every problem of the segments in `directory`, which follow on `base`."""
-    walk = LogWalk(directory, base, findings)
+    walk = LogWalk(directory, base, report)
     lsns = walk.lsns
     if lsns and walk.is_unborn(lsns[-1]):
-        findings.note(f"{walk.path(lsns[-1])}: was being created when the process ended, a start drops it")
+        report.note(f"{walk.path(lsns[-1])}: was being created when the process ended, a start drops it")
         lsns.pop()
-    if base.known and base.absorbed not in lsns and (lsns or base.absorbed):
-        findings.add(walk.path(base.absorbed), "the segment where the base ends is missing")
-    if base.absorbing is not None and base.absorbing not in lsns:
-        findings.add(directory, f"the base is absorbing up to LSN {base.absorbing}, expected a segment to start there")
+    if base.known and base.checkpoint_lsn not in lsns and (lsns or base.checkpoint_lsn):
+        report.add(walk.path(base.checkpoint_lsn), "the segment where the base ends is missing")
+    if base.checkpointing is not None and base.checkpointing not in lsns:
+        report.add(
+            directory, f"the base is absorbing up to LSN {base.checkpointing}, expected a segment to start there"
+        )
     for lsn, following in pairwise([*lsns, None]):
         if lsn is not None and not walk.segment(lsn, following):
             return
@@ -48,12 +50,12 @@ def check_log(directory: Path, base: BaseFacts, findings: Findings) -> None:
 class LogWalk:
     """Goes through the segments in order; what one leaves, the next has to take up."""
 
-    def __init__(self, directory: Path, base: BaseFacts, findings: Findings) -> None:
+    def __init__(self, directory: Path, base: BaseFacts, report: Report) -> None:
         self.directory = directory
         self.lsns = segment_lsns(directory)
-        self.floor = bytes(reference.VERSION_SIZE)  # no later record is below it
+        self.truncation = bytes(reference.VERSION_SIZE)  # no later record is below it
         self._base = base
-        self._findings = findings
+        self._findings = report
         self._sequence: int | None = None  # of the next local event, when it is known
         self._synced = 0
 
@@ -69,8 +71,8 @@ class LogWalk:
     def segment(self, lsn: int, following: int | None) -> bool:
         """Checks a segment and that `following` joins it; False where a start would drop what comes behind."""
         path, base = self.path(lsn), self._base
-        if lsn == base.absorbed and base.absorbing is None:
-            self.floor = max(self.floor, base.floor)
+        if lsn == base.checkpoint_lsn and base.checkpointing is None:
+            self.truncation = max(self.truncation, base.truncation)
         with path.open("rb") as file:
             header = reference.read_header(file, lsn)
             if header is None:
@@ -106,11 +108,15 @@ class LogWalk:
             return True
         later = [other for other in self.lsns if other > lsn]
         places = [(lsn, end), *((other, HEADER_SIZE) for other in later)]
-        claimed = max(reference.testified(self.path(start), start, position) for start, position in places)
-        if claimed <= lsn + end and lsn >= self._base.absorbed and all(self._has_header(other) for other in later):
+        claimed = max(reference.synced_claim(self.path(start), start, position) for start, position in places)
+        if (
+            claimed <= lsn + end
+            and lsn >= self._base.checkpoint_lsn
+            and all(self._has_header(other) for other in later)
+        ):
             self._findings.note(f"{path}: a torn tail behind byte {end}, never synced, a start cuts it off")
             return False
-        if claimed > lsn + end or lsn < self._base.absorbed:
+        if claimed > lsn + end or lsn < self._base.checkpoint_lsn:
             reason = "what follows had been synced" if claimed > lsn + end else "the base has taken it in"
             self._findings.add(path, f"no whole frame at byte {end}, expected one, since {reason}")
         self._sequence = None
@@ -121,58 +127,58 @@ class LogWalk:
             return reference.read_header(file, lsn) is not None
 
     def _frame(self, where: str, lsn: int, frame: Frame) -> None:
-        findings = self._findings
+        report = self._findings
         if self._sequence is not None:
-            findings.expect(where, "the sequence number", frame.sequence, self._sequence)
+            report.expect(where, "the sequence number", frame.sequence, self._sequence)
         start = lsn + frame.position
         if not self._synced <= frame.synced <= start:
-            findings.add(where, f"claims LSN {frame.synced} as synced, expected {self._synced} to {start}")
+            report.add(where, f"claims LSN {frame.synced} as synced, expected {self._synced} to {start}")
         self._synced = frame.synced
         local_count = entry_count = 0
         try:
             for entry in reference.read_entries(frame.payload):
                 entry_count += 1
                 local_count += not entry.remote and entry.op != OP_ORIGIN
-                if entry.op == OP_NOTE and lsn >= self._base.absorbed:
-                    self._base.notes[entry.key] = entry.record
+                if entry.op == OP_METADATA and lsn >= self._base.checkpoint_lsn:
+                    self._base.metadata[entry.key] = entry.record
                 self._entry(where, entry)
         except ValueError as error:
-            findings.add(where, str(error))
-        findings.expect(where, "the number of entries", frame.entry_count, entry_count)
-        findings.expect(where, "the number of local events", frame.local_count, local_count)
+            report.add(where, str(error))
+        report.expect(where, "the number of entries", frame.entry_count, entry_count)
+        report.expect(where, "the number of local events", frame.local_count, local_count)
         self._sequence = frame.sequence + frame.local_count
 
     def _entry(self, where: str, entry: Entry) -> None:
         op, remote, key, record = entry
-        findings = self._findings
+        report = self._findings
         sizes = f"{len(key)} bytes of key and {len(record)} of record"
         if op == OP_TRUNCATE:
             if key or len(record) != reference.VERSION_SIZE:
-                findings.add(where, f"a floor in {sizes}, expected 0 and 24")
-            elif record <= self.floor:
-                shown = version_text(record), version_text(self.floor)
-                findings.add(where, f"the floor is {shown[0]}, expected more than the one before, {shown[1]}")
-            self.floor = max(self.floor, record)
+                report.add(where, f"a floor in {sizes}, expected 0 and 24")
+            elif record <= self.truncation:
+                shown = version_text(record), version_text(self.truncation)
+                report.add(where, f"the floor is {shown[0]}, expected more than the one before, {shown[1]}")
+            self.truncation = max(self.truncation, record)
         elif op == OP_ORIGIN:
             if remote or record or not 1 <= len(key) <= reference.KEY_SIZE_MAX:
-                findings.add(where, f"an origin in {sizes}, expected 1 to {reference.KEY_SIZE_MAX} and 0")
-        elif op == OP_NOTE:
+                report.add(where, f"an origin in {sizes}, expected 1 to {reference.KEY_SIZE_MAX} and 0")
+        elif op == OP_METADATA:
             if not remote or not 1 <= len(key) <= NAME_SIZE_MAX:
-                findings.add(where, f"a note in {sizes}, expected 1 to {NAME_SIZE_MAX} and any")
+                report.add(where, f"a note in {sizes}, expected 1 to {NAME_SIZE_MAX} and any")
         elif op == OP_REPAIR:
             if not remote or len(key) != BUCKET_SIZE or len(record) > reference.KEY_SIZE_MAX:
-                findings.add(where, f"a repair in {sizes}, expected {BUCKET_SIZE} and at most {reference.KEY_SIZE_MAX}")
+                report.add(where, f"a repair in {sizes}, expected {BUCKET_SIZE} and at most {reference.KEY_SIZE_MAX}")
         elif not 1 <= op <= OP_REPAIR:
-            findings.add(where, f"an entry of the unknown op {op}, expected 1 to {OP_REPAIR}")
-        elif op == OP_COLLECT:
-            for problem in marker_problems(key, record, self.floor):
-                findings.add(f"{where}, key {show(key)}", problem)
+            report.add(where, f"an entry of the unknown op {op}, expected 1 to {OP_REPAIR}")
+        elif op == OP_PURGE:
+            for problem in marker_problems(key, record, self.truncation):
+                report.add(f"{where}, key {show(key)}", problem)
         else:
             where = f"{where}, key {show(key)}"
-            for problem in record_problems(key, record, self.floor):
-                findings.add(where, problem)
+            for problem in record_problems(key, record, self.truncation):
+                report.add(where, problem)
             if not remote and record[24:25] != (b"\1" if op == OP_DELETE else b"\0"):
-                findings.add(where, f"the flags are {record[24:25].hex()}, expected others for op {op}")
+                report.add(where, f"the flags are {record[24:25].hex()}, expected others for op {op}")
 
 
 def _is_blank(file: BinaryIO, position: int) -> bool:

@@ -45,7 +45,7 @@ def number_bytes(value: int, size: int) -> bytes:
     return value.to_bytes(size, "big")
 
 
-def is_marker(record: bytes) -> bool:
+def is_purge_marker(record: bytes) -> bool:
     """Bit 2 of the flags: no record, but what hides one that was collected."""
     return record[24] & 4 == 4
 
@@ -88,12 +88,12 @@ class Tree:
             return bytes(256 * 24)
         return b"".join(self.leaf(node * 256 + leaf) for leaf in range(256))
 
-    def root(self, floor: bytes) -> bytes:
+    def root(self, truncation: bytes) -> bytes:
         """SHA-256 of the 256 inner digests and the floor, each inner one the SHA-256 of its 256 leaves."""
         if not self.counts:
             return bytes(32)
         inner = b"".join(sha256(self.leaves(node)).digest() for node in range(256))
-        return sha256(inner + floor).digest()
+        return sha256(inner + truncation).digest()
 
 
 class Frame(NamedTuple):
@@ -157,7 +157,7 @@ def read_entries(payload: bytes) -> Iterator[Entry]:
         at = end
 
 
-def testified(path: Path, lsn: int, position: int) -> int:
+def synced_claim(path: Path, lsn: int, position: int) -> int:
     """The largest LSN that a whole frame at or behind a position claims as synced, 0 without such a frame."""
     data = path.read_bytes()
     claimed = 0

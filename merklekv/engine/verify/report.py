@@ -1,6 +1,6 @@
 """What the checker has found, and how far it has come.
 
-`Findings` gathers problems as sentences, bounded: a damaged directory of a million keys must not make a million lines.
+`Report` gathers problems as sentences, bounded: a damaged directory of a million keys must not make a million lines.
 `Stages` turns the steps of stages of unequal weight into one progress bar.
 """
 
@@ -21,7 +21,7 @@ from merklekv.output import counted
 PROBLEMS_MAX: Final = 200  # sentences; what comes after is counted
 STEPS_PER_REPORT: Final = 4096
 SHOWN_KEY_SIZE: Final = 60
-MARKER_TAIL: Final = b"\x05" + bytes(16)  # flags and digest of a marker
+PURGE_MARKER_TAIL: Final = b"\x05" + bytes(16)  # flags and digest of a marker
 
 Progress = Callable[[int, int], None]
 Note = Callable[[str], None]
@@ -56,7 +56,7 @@ class Stages:
             self._report(self._before, self._total)
 
 
-class Findings:
+class Report:
     """Problems, in the order in which they were found."""
 
     def __init__(self, note: Note, stages: Stages | None = None) -> None:
@@ -86,15 +86,15 @@ class Findings:
 class BaseFacts:
     """What the rest of the data has to agree with."""
 
-    absorbed: int = 0  # LSN
-    absorbing: int | None = None  # LSN
-    floor: bytes = bytes(VERSION_SIZE)
+    checkpoint_lsn: int = 0  # LSN
+    checkpointing: int | None = None  # LSN
+    truncation: bytes = bytes(VERSION_SIZE)
     newest: bytes = bytes(VERSION_SIZE)
     known: bool = True  # False: the base could not be read
-    notes: dict[bytes, bytes] = field(default_factory=dict)  # as a start would find them, log included
+    metadata: dict[bytes, bytes] = field(default_factory=dict)  # as a start would find them, log included
 
 
-def record_problems(key: bytes, record: bytes, floor: bytes) -> Iterator[str]:
+def record_problems(key: bytes, record: bytes, truncation: bytes) -> Iterator[str]:
     """What is wrong with a record by itself."""
     if not 1 <= len(key) <= KEY_SIZE_MAX:
         yield f"the key has {len(key)} bytes, expected 1 to {KEY_SIZE_MAX}"
@@ -108,18 +108,18 @@ def record_problems(key: bytes, record: bytes, floor: bytes) -> Iterator[str]:
     found, expected = record[25:41], digest_of(key, record)
     if found != expected:
         yield f"the digest is {found.hex()}, expected {expected.hex()}"
-    if record[:VERSION_SIZE] < floor:
-        yield f"the version is {version_text(record)}, expected none below the floor {version_text(floor)}"
+    if record[:VERSION_SIZE] < truncation:
+        yield f"the version is {version_text(record)}, expected none below the floor {version_text(truncation)}"
 
 
-def marker_problems(key: bytes, record: bytes, floor: bytes) -> Iterator[str]:
+def marker_problems(key: bytes, record: bytes, truncation: bytes) -> Iterator[str]:
     """What is wrong with the marker of a collected record."""
     if not 1 <= len(key) <= KEY_SIZE_MAX:
         yield f"the key has {len(key)} bytes, expected 1 to {KEY_SIZE_MAX}"
-    if record[VERSION_SIZE:] != MARKER_TAIL:
-        yield f"the marker ends in {record[VERSION_SIZE:].hex()}, expected {MARKER_TAIL.hex()}"
-    if record[:VERSION_SIZE] < floor:
-        yield f"the version is {version_text(record)}, expected none below the floor {version_text(floor)}"
+    if record[VERSION_SIZE:] != PURGE_MARKER_TAIL:
+        yield f"the marker ends in {record[VERSION_SIZE:].hex()}, expected {PURGE_MARKER_TAIL.hex()}"
+    if record[:VERSION_SIZE] < truncation:
+        yield f"the version is {version_text(record)}, expected none below the floor {version_text(truncation)}"
 
 
 def show(key: bytes) -> str:

@@ -31,11 +31,11 @@ import lmdb
 from merklekv.engine.base import NO_LEAVES, translate
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import (
-    COLLECTED,
     DIGEST_AT,
     FLAGS_AT,
     INNER_NODES,
     LEAF_SIZE,
+    PURGED,
     TOMBSTONE,
     VALUE_AT,
     VERSION_SIZE,
@@ -43,7 +43,7 @@ from merklekv.engine.format import (
     bucket_of,
     record_is_sound,
 )
-from merklekv.engine.layers import is_marker
+from merklekv.engine.layers import is_purge_marker
 from merklekv.engine.merkle import COUNT_MASK, LEAF_MASK, LEAVES_PER_INNER, term_of, unpack_leaves
 from merklekv.engine.verify.report import record_problems, show, version_text
 
@@ -141,7 +141,7 @@ class Scrub:
             txn.cursor(db=base._index) as index,
             txn.cursor(db=base._tombstones) as tombstones,
         ):
-            absorbing = txn.get(b"absorbing", db=base._meta) is not None  # then the index may lack keys
+            checkpointing = txn.get(b"checkpointing", db=base._meta) is not None  # then the index may lack keys
             newest = txn.get(b"newest", ZERO_VERSION, db=base._meta)
             if not cursor.set_range(after):
                 return unsound, underived, None
@@ -161,12 +161,12 @@ class Scrub:
                 if not record_is_sound(key, record):
                     self._damaged.add(bucket)
                     if txn.get(key, db=base._records) == record:
-                        unsound.append((key, record, listed or absorbing))
+                        unsound.append((key, record, listed or checkpointing))
                     else:
                         problem = f"{where}: the key is damaged and not in order, so that LMDB does not find it"
                         underived.append(Damage(problem, None))
                     continue
-                if not listed and not absorbing:
+                if not listed and not checkpointing:
                     underived.append(Damage(f"{where}: is not listed in the index", bucket, key))
                 if record[FLAGS_AT] & TOMBSTONE and not tombstones.set_key_dup(record[:VERSION_SIZE], key):
                     underived.append(Damage(f"{where}: is not in the list of tombstones", bucket, key))
@@ -185,7 +185,7 @@ class Scrub:
         self._prepare()
         with engine.lock:
             stored = engine._layers.lookup(key)
-            is_below = stored is None and record < engine.floor  # not seen, so what is damaged may be the version
+            is_below = stored is None and record < engine.truncation  # not seen, so what is damaged may be the version
             if stored != record and not (is_below and self._is_swept):
                 return Damage(f"{problem}; nobody reads it any more", bucket, key)
             return Damage(problem, bucket, key, True, stored, self._digest_lost(bucket, key), not listed, record)
@@ -197,7 +197,7 @@ class Scrub:
         Otherwise memtables have forgotten keys that a merge may have put into the base and not into the index yet.
         """
         layers = self._engine._layers
-        return layers.base.floor == layers.floor
+        return layers.base.truncation == layers.truncation
 
     def _digest_lost(self, bucket: int, key: bytes) -> bytes:
         """The digest that a record had when the leaf was summed; empty when that cannot be told."""
@@ -245,7 +245,7 @@ class Scrub:
                     found, recent = self._bucket(bucket) if self._is_swept else ([], [])
                 yield from found
                 for key, record in recent:
-                    if not is_marker(record) and not record_is_sound(key, record):
+                    if not is_purge_marker(record) and not record_is_sound(key, record):
                         problem = next(record_problems(key, record, ZERO_VERSION))
                         yield Damage(f"memory, key {show(key)}: {problem}", bucket, key)
                 yield None
@@ -299,7 +299,7 @@ class Scrub:
                 elif key in keys:
                     missing.append(key)
                 newest = recent.get(key, head)
-                if newest is not None and (key not in recent or not is_marker(newest)):
+                if newest is not None and (key not in recent or not is_purge_marker(newest)):
                     held += term_of(newest)
         found: list[Damage] = []
         if missing:
@@ -332,7 +332,7 @@ class Scrub:
             layers = engine._layers
             base = layers.base
             tables = [dict(layers.active.records), *(table.records for table in layers.frozen)]
-            said = [engine.live_count, engine.dead_count]
+            said = [engine.live_count, engine.tombstone_count]
             txn = base._env.begin(db=base._records, buffers=True)
         try:
             dead = txn.stat(base._tombstones)["entries"]
@@ -348,7 +348,7 @@ class Scrub:
                         if not any(key in newer for newer in tables[:at]):
                             _count(counted, record[FLAGS_AT], 1)
                             hidden = txn.get(key)
-                            _count(counted, COLLECTED if hidden is None else hidden[FLAGS_AT], -1)
+                            _count(counted, PURGED if hidden is None else hidden[FLAGS_AT], -1)
                     yield None
         finally:
             txn.abort()
@@ -358,7 +358,7 @@ class Scrub:
 
 
 def _count(counted: list[int], flags: int, change: int) -> None:
-    if not flags & COLLECTED:
+    if not flags & PURGED:
         counted[flags & TOMBSTONE] += change
 
 

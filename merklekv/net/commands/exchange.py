@@ -45,10 +45,10 @@ def forget(session: Session, request: Request) -> Reply:
     if len(request) > 3:
         raise RequestError("syntax error: FORGET node [birth]")
     try:
-        node, birth = (word.decode() for word in (*request[1:], b"")[:2])
+        node, store_id = (word.decode() for word in (*request[1:], b"")[:2])
     except UnicodeDecodeError:
         raise RequestError("a node id is UTF-8 text, a birth hex digits") from None
-    session.context.services.forget(node, birth)
+    session.context.services.forget(node, store_id)
     return resp.OK
 
 

@@ -3,7 +3,7 @@
     LOG LIST                        how far the log is committed and absorbed, and its segments
     LOG READ segment position size  bytes of a segment, as they are on disk (`engine/format.py`)
     TREE inner                      the 256 leaves below an inner node of the Merkle tree
-    NOTES                           names and values of the engine's notes
+    METADATA                           names and values of the engine's notes
 
 For the tools: reading the log, drawing the tree, and backing a running node up. All of it only reads, and none of it
 keeps anything on the server between two requests. Only what is committed is handed out, so whoever reads the log sees
@@ -42,9 +42,9 @@ def log(session: Session, request: Request) -> Reply:
 
 def _list(session: Session) -> bytes:
     engine = session.engine
-    end, absorbed = engine.tail.end.lsn, int(engine.statistics()["log_absorbed_lsn"])
+    end, checkpoint_lsn = engine.tail.end.lsn, int(engine.statistics()["log_checkpoint_lsn"])
     segments = [resp.integer(lsn) for lsn in list_segments(engine.directory.log) if lsn <= end]
-    return resp.array([resp.integer(end), resp.integer(absorbed), resp.array(segments)])
+    return resp.array([resp.integer(end), resp.integer(checkpoint_lsn), resp.array(segments)])
 
 
 def _read(session: Session, segment: int, position: int, size: int) -> bytes:
@@ -75,8 +75,8 @@ def _leaves(session: Session, inner: int) -> Long:
     return resp.bulk(engine.inner_leaves(inner))
 
 
-def notes(session: Session, request: Request) -> Reply:
-    return resp.bulk_array([part for pair in sorted(session.engine.notes.items()) for part in pair])
+def metadata(session: Session, request: Request) -> Reply:
+    return resp.bulk_array([part for pair in sorted(session.engine.metadata.items()) for part in pair])
 
 
 def _natural(word: bytes) -> int:

@@ -2,9 +2,9 @@
 
     RECORDS after count [PREFIX prefix]     a page of what is stored above the key `after`, tombstones too
     BUCKET number                           keys and heads of one bucket of the Merkle tree, in key order
-    FLOOR                                   the version below which every record is dead
+    TRUNCATION                                   the version below which every record is dead
     MERGE origin key head value [...]       takes records in; the one with the larger version stands
-    MERGEFLOOR origin floor                 takes a floor in; the larger one stands
+    MERGETRUNCATION origin version                 takes a floor in; the larger one stands
 
 A record goes as `key head value`. The head is the engine's own (`engine/format.py`: version, flags, digest), so that
 versions and digests arrive as they left; it is apart so that the largest value passes the limit on an argument.
@@ -97,8 +97,8 @@ def _bucket(session: Session, number: int) -> Long:
     return resp.bulk_array([part for pair in session.engine.bucket(number) for part in pair])
 
 
-def floor(session: Session, request: Request) -> Reply:
-    return resp.bulk(session.engine.floor)
+def truncation(session: Session, request: Request) -> Reply:
+    return resp.bulk(session.engine.truncation)
 
 
 def merge(session: Session, request: Request) -> Reply:
@@ -136,7 +136,7 @@ def _items(parts: Sequence[bytes]) -> list[Item]:
     ]
 
 
-def merge_floor(session: Session, request: Request) -> Reply:
+def merge_truncation(session: Session, request: Request) -> Reply:
     origin = checked_origin(request[1])
     if len(request[2]) != VERSION_SIZE:
         raise RequestError(f"a floor has {VERSION_SIZE} bytes, not {len(request[2])}")
@@ -144,7 +144,7 @@ def merge_floor(session: Session, request: Request) -> Reply:
         raise RequestError(
             f"a floor of {show_time(timestamp_of(request[2]))} is too far ahead of this node's wall clock"
         )
-    return resp.ONE if session.engine.merge_floor(request[2], origin) else resp.ZERO
+    return resp.ONE if session.engine.merge_truncation(request[2], origin) else resp.ZERO
 
 
 def checked_origin(origin: bytes) -> bytes:

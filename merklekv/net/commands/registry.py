@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from merklekv.errors import MerkleKVError
 from merklekv.net.protocol.text import BROKEN, FOREIGN, REFUSED
-from merklekv.net.session import Handler, RowHandler
+from merklekv.net.session import BatchHandler, Handler
 
 ARGUMENTS_ANY = 1 << 62
 TEXT_PARTS = 2  # the word and the rest of its line
@@ -40,7 +40,7 @@ class Command:
     arity: int = 0
     flags: tuple[str, ...] = ()
     keys: tuple[int, int, int] = (0, 0, 0)
-    resp_row: RowHandler | None = None
+    resp_row: BatchHandler | None = None
 
 
 class Entry:
@@ -54,7 +54,7 @@ class Entry:
         self.low = low
         self.high = high
         self.calls = 0
-        self.row: RowHandler | None = None
+        self.row: BatchHandler | None = None
 
 
 class Commands:

@@ -31,7 +31,7 @@ def get(session: Session, request: Request) -> Reply:
     return session.nil if value is None else b"$%d\r\n%b\r\n" % (len(value), value)
 
 
-def get_row(session: Session, requests: Sequence[Request], room: int) -> list[bytes]:
+def get_batch(session: Session, requests: Sequence[Request], room: int) -> list[bytes]:
     get_value = session.engine.get
     nil = session.nil
     replies = []
@@ -48,10 +48,10 @@ def get_row(session: Session, requests: Sequence[Request], room: int) -> list[by
     return replies
 
 
-def set_row(session: Session, requests: Sequence[Request], room: int) -> list[bytes]:
+def set_batch(session: Session, requests: Sequence[Request], room: int) -> list[bytes]:
     name = requests[0][0]
     row = takewhile(lambda request: request[0] == name and len(request) == 3, requests)
-    return [resp.OK] * session.engine.set_row(row)
+    return [resp.OK] * session.engine.set_batch(row)
 
 
 def set_(session: Session, request: Request) -> Reply:

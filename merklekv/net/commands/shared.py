@@ -64,7 +64,7 @@ def refuse_foreign(session: Session, shown: bytes) -> NoReturn:
     """
     context = session.context
     context.traffic.foreign_protocol_closed += 1
-    context.bursts.warn(
+    context.throttle.warn(
         "foreign protocol",
         f"closed {session.address}: it sends another protocol, {shown[:60]!r}; nothing of that was run. "
         "This may be an attack by a web page that is open on the client's machine",

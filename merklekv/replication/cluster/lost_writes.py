@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, Final, NamedTuple
 
-from merklekv.engine.clock import RUN_SIZE, run_of, timestamp_of
+from merklekv.engine.clock import EPOCH_SIZE, epoch_of, timestamp_of
 from merklekv.replication.fields import Malformed, a_list, binary, number
 
 NEWEST: Final = 4  # that are kept of a member
@@ -48,7 +48,7 @@ def lapses_of(found: Any) -> Lapses:
 
 def _lapse(after: Any, until: Any, run: Any, missed: Any) -> Lapse:
     times = [number(time, "a lapse") for time in (after, until, missed)]
-    return Lapse(times[0], times[1], binary(run, "a run", RUN_SIZE), times[2])
+    return Lapse(times[0], times[1], binary(run, "a run", EPOCH_SIZE), times[2])
 
 
 def joined(one: Lapses, other: Lapses) -> Lapses:
@@ -77,7 +77,7 @@ def shared(one: Lapses, one_seen: int, two: Lapses, two_seen: int) -> Lapses:
 
 def account_for(lapses: Lapses, version: bytes) -> bool:
     """Whether what a member with these lapses has not forgotten includes this version of its own, or a record."""
-    timestamp, run = timestamp_of(version), run_of(version)
+    timestamp, run = timestamp_of(version), epoch_of(version)
     if any(one.after < timestamp <= one.until or (one.run == run and timestamp <= one.missed) for one in lapses):
         return False
     before = [lapse for lapse in lapses if lapse.until < timestamp]

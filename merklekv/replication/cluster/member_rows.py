@@ -24,7 +24,7 @@ from merklekv.replication.cluster.members import Identity, Member, Members, Memb
 Row = Mapping[str, int | str]
 
 
-def rows(members: Members, horizon_ns: int, now: float) -> list[Row]:
+def rows(members: Members, gc_horizon_ns: int, now: float) -> list[Row]:
     """This node's row, the others' in the order of their ids, those of forgotten nodes and of what cannot be read.
 
     `now`: wall clock, s.
@@ -33,11 +33,12 @@ def rows(members: Members, horizon_ns: int, now: float) -> list[Row]:
     """
     own = _row(members.identity, "self", seen_ns=members.promised, stable_ns=members.stable())
     others = [_member_row(members, identity, member, now) for identity, member in members]
-    forgotten = [_row(identity, "forgotten") for identity in sorted(members.forgotten)]
+    removed = [_row(identity, "removed") for identity in sorted(members.removed)]
     aside = [
-        _row(Identity(name, one.birth), "unreadable", holds="unreadable") for name, one in sorted(members.aside.items())
+        _row(Identity(name, one.store_id), "unreadable", holds="unreadable")
+        for name, one in sorted(members.aside.items())
     ]
-    return [own | {"horizon_ns": horizon_ns}, *others, *forgotten, *aside]
+    return [own | {"gc_horizon_ns": gc_horizon_ns}, *others, *removed, *aside]
 
 
 def stored_members(note: bytes) -> Members:
@@ -80,6 +81,6 @@ def _holds(members: Members, member: Member) -> str:
 
 
 def _row(identity: Identity, state: str, **words: int | str) -> dict[str, int | str]:
-    head: dict[str, int | str] = {"node": identity.node, "birth": identity.birth.hex(), "state": state}
+    head: dict[str, int | str] = {"node": identity.node, "store_id": identity.store_id.hex(), "state": state}
     unset: dict[str, int | str] = {"address": "", "contact_ms": -1, "seen_ns": 0, "stable_ns": 0, "holds": ""}
     return head | unset | words

@@ -20,7 +20,7 @@ and from these follow
 What a member wrote before a horizon that counts on it, all have merged.  `settled` keeps this time for each, also when
 it was forgotten: a record from before it that is not there any more was deleted, whoever comes with it, unless the
 member has forgotten that itself: it is in one of its lapses then (lapses.py), which are known as far as it was seen.
-`forgotten` keeps how far each was seen.
+`removed` keeps how far each was seen.
 
 A dead record is buried under a tombstone stamped in the past (exchange_side.py), which those have not merged who
 reported before.  `buried` is when each member did so last, as far as it has been merged here; it is part of the view,
@@ -56,7 +56,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import cbor2
 
-from merklekv.engine.clock import timestamp_of, writer_of
+from merklekv.engine.clock import store_id_of, timestamp_of
 from merklekv.errors import FormatTooNew, MerkleKVError
 from merklekv.names import ADDRESS_BYTES_MAX, is_address, is_node_id
 from merklekv.replication.cluster.lost_writes import NO_LAPSES, Lapse, Lapses, account_for, joined, lapses_of, shared
@@ -74,15 +74,15 @@ from merklekv.replication.fields import (
 T = TypeVar("T")
 
 TABLE_VERSION: Final = 2
-BIRTH_SIZE: Final = 8
+STORE_ID_SIZE: Final = 8
 VIEW_SIZE: Final = 8
 MEMBERS_MAX: Final = 1000
-FORGOTTEN_MAX: Final = 5000
-TOLD_MAX: Final = MEMBERS_MAX + FORGOTTEN_MAX
+REMOVED_MAX: Final = 5000
+TOLD_MAX: Final = MEMBERS_MAX + REMOVED_MAX
 REASON_SIZE_MAX: Final = 1000
 CONTACT_MAX: Final = 1e12  # s
 TABLE_ITEMS_MAX: Final = 1 << 19  # CBOR items of a stored table; with all members that it may have there are 345,000
-UNKNOWN_BIRTH: Final = b""  # of a member that was heard of and never met
+UNKNOWN_STORE_ID: Final = b""  # of a member that was heard of and never met
 _ASIDE: Final = "unreadable+"  # begins the name of what was set aside: no node is called so
 
 
@@ -102,7 +102,7 @@ class Identity(NamedTuple):
     """A member: a node id with the birth of its data."""
 
     node: str
-    birth: bytes
+    store_id: bytes
 
 
 class Report(NamedTuple):
@@ -141,7 +141,7 @@ class Member:
 class Aside(NamedTuple):
     """A stored row that cannot be read, or a whole table."""
 
-    birth: bytes  # of its member, empty when that cannot be told
+    store_id: bytes  # of its member, empty when that cannot be told
     reason: str
 
 
@@ -154,7 +154,7 @@ class Table:
     current: int
     reach: int = 0
     rows: dict[Identity, Row] = field(default_factory=dict)
-    forgotten: dict[Identity, int] = field(default_factory=dict)  # likewise
+    removed: dict[Identity, int] = field(default_factory=dict)  # likewise
     settled: dict[Identity, int] = field(default_factory=dict)  # see Members
     lapses: dict[Identity, Lapses] = field(default_factory=dict)  # likewise
     buried: dict[Identity, int] = field(default_factory=dict)  # likewise
@@ -165,12 +165,12 @@ class Table:
 
     def had(self) -> dict[Identity, int]:
         """Up to when, ns, this node has had all that these wrote, but for what they have forgotten since."""
-        had = {who: row.seen for who, row in self.rows.items()} | self.forgotten | {self.identity: self.report.clock}
+        had = {who: row.seen for who, row in self.rows.items()} | self.removed | {self.identity: self.report.clock}
         return had | {who: max(until, had.get(who, 0)) for who, until in self.settled.items()}
 
     def counts_on_all(self, met: Iterable[Identity]) -> bool:
         """Whether it counts on all of these that are members still."""
-        return all(who in self.forgotten or who == self.identity or self.counts_on(who) for who in met)
+        return all(who in self.removed or who == self.identity or self.counts_on(who) for who in met)
 
     def own_times(self) -> tuple[int, ...]:
         """All times, ns, that the node says of itself."""
@@ -180,14 +180,14 @@ class Table:
         """All times, ns, that the node says of a member in its maps."""
         if (row := self.rows.get(who)) is not None:
             yield from (row.seen, row.counted, row.report.clock, row.report.stable)
-        for times in (self.forgotten, self.settled, self.buried):
+        for times in (self.removed, self.settled, self.buried):
             yield times.get(who, 0)
         for lapse in self.lapses.get(who, NO_LAPSES):
             yield from (lapse.after, lapse.until, lapse.missed)
 
     def beyond(self, latest: int) -> dict[Identity, int]:
         """The members of whom the node says a time beyond `latest`, ns, with the largest one."""
-        named = self.rows.keys() | self.forgotten.keys() | self.settled.keys() | self.buried.keys() | self.lapses.keys()
+        named = self.rows.keys() | self.removed.keys() | self.settled.keys() | self.buried.keys() | self.lapses.keys()
         furthest = {who: max(self.times_of(who)) for who in named}
         return {who: time for who, time in furthest.items() if time > latest}
 
@@ -196,7 +196,7 @@ class Table:
         return replace(
             self,
             rows=self.rows | dict.fromkeys(self.rows.keys() & who, NO_ROW),
-            forgotten=_without(self.forgotten, who),
+            removed=_without(self.removed, who),
             settled=_without(self.settled, who),
             lapses=_without(self.lapses, who),
             buried=_without(self.buried, who),
@@ -206,14 +206,14 @@ class Table:
         """For CBOR."""
         return {
             "node": self.identity.node,
-            "birth": self.identity.birth,
+            "store_id": self.identity.store_id,
             "clock": self.report.clock,
             "stable": self.report.stable,
             "view": self.report.view,
             "current": self.current,
             "reach": self.reach,
             "rows": [[*who, row.seen, row.counted, *row.report] for who, row in sorted(self.rows.items())],
-            "forgotten": [[*who, seen] for who, seen in sorted(self.forgotten.items())],
+            "removed": [[*who, seen] for who, seen in sorted(self.removed.items())],
             "settled": [[*who, until] for who, until in sorted(self.settled.items())],
             "buried": [[*who, at] for who, at in sorted(self.buried.items())],
             "lapses": [[*who, [list(one) for one in sorted(lapses)]] for who, lapses in sorted(self.lapses.items())],
@@ -222,26 +222,26 @@ class Table:
 
 def table_of(fields: Fields, set_aside: Callable[[Any, Malformed], None] | None = None) -> Table:
     """The inverse of `Table.plain`.  `set_aside` gets the rows that cannot be read.  Raises Malformed."""
-    identity = Identity(fields.node_id("node"), fields.binary("birth", BIRTH_SIZE))
+    identity = Identity(fields.node_id("node"), fields.binary("store_id", STORE_ID_SIZE))
     report = Report(fields.number("clock"), fields.number("stable"), fields.binary("view", VIEW_SIZE))
     rows = {}
     for item in fields.items("rows", MEMBERS_MAX):
         try:
-            node, birth, seen, counted, *said = a_list(item, "a row", 7)
-            rows[_identity(node, birth)] = Row(number(seen, "a time"), number(counted, "a time"), _report(*said))
+            node, store_id, seen, counted, *said = a_list(item, "a row", 7)
+            rows[_identity(node, store_id)] = Row(number(seen, "a time"), number(counted, "a time"), _report(*said))
         except Malformed as problem:
             if set_aside is None:
                 raise
             set_aside(item, problem)
-    forgotten = _times(fields, "forgotten", FORGOTTEN_MAX)
+    removed = _times(fields, "removed", REMOVED_MAX)
     settled = _times(fields, "settled", TOLD_MAX)
     buried = _times(fields, "buried", TOLD_MAX)
     lapses = {}
     for item in fields.items("lapses", TOLD_MAX):
-        node, birth, found = a_list(item, "lapses", 3)
-        lapses[_identity(node, birth)] = lapses_of(found)
+        node, store_id, found = a_list(item, "lapses", 3)
+        lapses[_identity(node, store_id)] = lapses_of(found)
     current, reach = fields.number("current"), fields.number("reach")
-    return Table(identity, report, current, reach, rows, forgotten, settled, lapses, buried)
+    return Table(identity, report, current, reach, rows, removed, settled, lapses, buried)
 
 
 def _without(told: dict[Identity, T], who: Set[Identity]) -> dict[Identity, T]:
@@ -251,13 +251,13 @@ def _without(told: dict[Identity, T], who: Set[Identity]) -> dict[Identity, T]:
 def _times(fields: Fields, name: str, most: int) -> dict[Identity, int]:
     times = {}
     for item in fields.items(name, most):
-        node, birth, time = a_list(item, name, 3)
-        times[_identity(node, birth)] = number(time, name)
+        node, store_id, time = a_list(item, name, 3)
+        times[_identity(node, store_id)] = number(time, name)
     return times
 
 
-def _identity(node: Any, birth: Any) -> Identity:
-    return Identity(node_id(node, "a node id"), binary(birth, "a birth", 0, BIRTH_SIZE))
+def _identity(node: Any, store_id: Any) -> Identity:
+    return Identity(node_id(node, "a node id"), binary(store_id, "a birth", 0, STORE_ID_SIZE))
 
 
 def _report(clock: Any, stable: Any, view: Any) -> Report:
@@ -267,14 +267,14 @@ def _report(clock: Any, stable: Any, view: Any) -> Report:
 class Members:
     """The table of one node."""
 
-    def __init__(self, node: str, birth: bytes = b"") -> None:
-        self.identity = Identity(node, birth or secrets.token_bytes(BIRTH_SIZE))
+    def __init__(self, node: str, store_id: bytes = b"") -> None:
+        self.identity = Identity(node, store_id or secrets.token_bytes(STORE_ID_SIZE))
         self.promised = 0  # ns: the largest clock that another node has accepted
         self.proposed = 0  # ns: a larger one that was told to a node whose answer is not known; 0: there is none
         self.rows_refused = 0  # since the start: what others told that is too far ahead of the wall clock
         self.current = 0  # ns
         self.reach = 0  # ns
-        self.forgotten: dict[Identity, int] = {}  # with how far it was seen, as `seen`
+        self.removed: dict[Identity, int] = {}  # with how far it was seen, as `seen`
         self.settled: dict[Identity, int] = {}  # the last horizon of the engine, ns, that counted on this member
         self.lapses: dict[Identity, Lapses] = {}  # this node's own, and of others as far as they were seen
         self.buried: dict[Identity, int] = {}  # when each last put a tombstone into the past, ns of its clock
@@ -299,9 +299,9 @@ class Members:
         """Another member."""
         return self._others.get(identity)
 
-    def is_forgotten(self, node: str, birth: bytes) -> bool:
+    def is_removed(self, node: str, store_id: bytes) -> bool:
         """Whether this data directory has been taken out."""
-        return Identity(node, birth) in self.forgotten
+        return Identity(node, store_id) in self.removed
 
     def seen(self, identity: Identity) -> int:
         """Up to when this node has merged what that member had, ns of its clock."""
@@ -310,8 +310,8 @@ class Members:
 
     def had(self, events: list[bytes]) -> int:
         """Up to when, ns, all that the writer of these records had has been merged here; 0 if it has forgotten some."""
-        writer = writer_of(events[0])
-        who = next((who for who in self._others if who.birth == writer), self.identity)
+        writer = store_id_of(events[0])
+        who = next((who for who in self._others if who.store_id == writer), self.identity)
         seen, lapses = min(self.seen(who), self.reach), self.lapses.get(who, NO_LAPSES)
         if timestamp_of(min(events)) > seen:
             return seen  # all are new, as nearly always: told at little cost
@@ -333,7 +333,7 @@ class Members:
         told = [list(who) for who in everyone], [[*who, at] for who, at in sorted(self.buried.items())]
         return sha256(cbor2.dumps(told)).digest()[:VIEW_SIZE]
 
-    def horizon(self) -> int:
+    def gc_horizon(self) -> int:
         """Up to when all members have merged what anybody had, ns; 0 while that cannot be said."""
         view = self.view()
         if not all(member.report.view == view for member in self._others.values()):
@@ -361,7 +361,7 @@ class Members:
             self.current,
             self.reach,
             rows,
-            dict(self.forgotten),
+            dict(self.removed),
             dict(self.settled),
             dict(self.lapses),
             dict(self.buried),
@@ -394,7 +394,7 @@ class Members:
         """This node puts a tombstone into the past: what was said before does not tell that others have merged it."""
         self.buried[self.identity] = max(clock, self.buried.get(self.identity, 0) + 1)
 
-    def heard(self, node: str, birth: bytes = UNKNOWN_BIRTH, address: str = "", now: float = 0.0) -> bool:
+    def heard(self, node: str, store_id: bytes = UNKNOWN_STORE_ID, address: str = "", now: float = 0.0) -> bool:
         """A node was heard of, whatever it holds; whether the members have changed.
 
         Without its birth it stands for itself until that is known.  One that cannot be called so is none.  Raises
@@ -402,34 +402,34 @@ class Members:
         """
         if not is_node_id(node):
             return False
-        who = Identity(node, birth)
+        who = Identity(node, store_id)
         known = [other for other in self._others if other.node == node]
-        if birth:
-            added = who not in self._others and who not in self.forgotten
+        if store_id:
+            added = who not in self._others and who not in self.removed
         else:
-            added = not known and not any(gone.node == node for gone in self.forgotten)
+            added = not known and not any(gone.node == node for gone in self.removed)
         added = added and node != self.identity.node
         if added:
             self._add({who})
-        for other in [who] if birth else known or [who]:
+        for other in [who] if store_id else known or [who]:
             if (member := self._others.get(other)) is not None:
                 member.address = address or member.address
                 member.contact = max(member.contact, now)
         return added
 
-    def forget(self, node: str, birth: bytes = UNKNOWN_BIRTH) -> list[Identity]:
+    def forget(self, node: str, store_id: bytes = UNKNOWN_STORE_ID) -> list[Identity]:
         """Takes a member out, for good; the birth has to say which when several have had this id.
 
         What was set aside goes by its name.  Raises UnknownMember, TooManyMembers.
         """
         if self.aside.pop(node, None) is not None:
             return []
-        found = [who for who in self._others if who.node == node and birth in (UNKNOWN_BIRTH, who.birth)]
+        found = [who for who in self._others if who.node == node and store_id in (UNKNOWN_STORE_ID, who.store_id)]
         if not found:
             raise UnknownMember(f"{node}: no such member")
         if len(found) > 1:
-            births = ", ".join(sorted(who.birth.hex() for who in found))
-            raise UnknownMember(f"{node}: several members have had this id; say which birth: {births}")
+            store_ids = ", ".join(sorted(who.store_id.hex() for who in found))
+            raise UnknownMember(f"{node}: several members have had this id; say which birth: {store_ids}")
         self._forget(set(found))
         return found
 
@@ -438,41 +438,41 @@ class Members:
 
         What was seen is not taken: that is for `learn`.  Raises TooManyMembers.
         """
-        self._forget(peer.forgotten.keys())
+        self._forget(peer.removed.keys())
         met = {who: row.report for who, row in peer.rows.items()} | {peer.identity: peer.report}
-        self._add({who for who in met if who != self.identity and who not in self.forgotten})
+        self._add({who for who in met if who != self.identity and who not in self.removed})
         for who, report in met.items():
             if (member := self._others.get(who)) is not None:
                 member.report = max(member.report, report)
 
-    def learn(self, peer: Table, horizon: int = 0) -> None:
+    def learn(self, peer: Table, gc_horizon: int = 0) -> None:
         """This node has merged all that a node had when it told `peer`, and so all that one had seen of others.
 
-        `horizon`, ns: the further one of the two nodes.
+        `gc_horizon`, ns: the further one of the two nodes.
         """
         clock = peer.report.clock
         told = peer.rows | {peer.identity: Row(clock, clock)}
         for who in (self.lapses.keys() | peer.lapses.keys()) - {self.identity}:
-            mine = self.lapses.get(who, NO_LAPSES), max(self.seen(who), self.forgotten.get(who, 0))
-            theirs = peer.lapses.get(who, NO_LAPSES), max(told.get(who, NO_ROW).seen, peer.forgotten.get(who, 0))
+            mine = self.lapses.get(who, NO_LAPSES), max(self.seen(who), self.removed.get(who, 0))
+            theirs = peer.lapses.get(who, NO_LAPSES), max(told.get(who, NO_ROW).seen, peer.removed.get(who, 0))
             self.lapses[who] = shared(*mine, *theirs)
-        counts = peer.forgotten.keys() >= self.forgotten.keys()
+        counts = peer.removed.keys() >= self.removed.keys()
         for who, row in told.items():
             if (member := self._others.get(who)) is not None:
                 member.seen = max(member.seen, row.seen)
                 member.counted = max(member.counted, row.counted) if counts else member.counted
-        for who, seen in self.forgotten.items():
-            self.forgotten[who] = max(seen, peer.forgotten.get(who, 0), told.get(who, NO_ROW).seen)
+        for who, seen in self.removed.items():
+            self.removed[who] = max(seen, peer.removed.get(who, 0), told.get(who, NO_ROW).seen)
         for who, at in peer.buried.items():
             self.buried[who] = max(at, self.buried.get(who, 0))
         self.current = max(self.current, peer.current, self.stable())
-        self.reach = max(self.reach, peer.reach, horizon)
+        self.reach = max(self.reach, peer.reach, gc_horizon)
         self._bound()
 
-    def count_on_all(self, horizon: int) -> None:
+    def count_on_all(self, gc_horizon: int) -> None:
         """The engine has this horizon now, ns, and it counts on all members."""
-        self.reach = max(self.reach, horizon)
-        self.settled |= dict.fromkeys((self.identity, *self._others), horizon)
+        self.reach = max(self.reach, gc_horizon)
+        self.settled |= dict.fromkeys((self.identity, *self._others), gc_horizon)
 
     def count_as(self, peer: Table) -> None:
         """The engine has taken over the horizon of a node."""
@@ -483,7 +483,7 @@ class Members:
 
     def _bound(self) -> None:
         """Drops what was told of nodes that are neither members nor forgotten, if it would be too much to store."""
-        known = self._others.keys() | self.forgotten.keys() | {self.identity}
+        known = self._others.keys() | self.removed.keys() | {self.identity}
         for told in (self.settled, self.buried, self.lapses):
             if len(told) > TOLD_MAX:
                 for who in told.keys() - known:
@@ -492,23 +492,23 @@ class Members:
     def _add(self, new: set[Identity]) -> None:
         """Adds members.  One whose birth is not known gives way to one of the same id whose birth is or was known."""
         everyone = self._others.keys() | new
-        met = {who.node for who in everyone | self.forgotten.keys() if who.birth} | {self.identity.node}
-        everyone = {who for who in everyone if who.birth or who.node not in met}
+        met = {who.node for who in everyone | self.removed.keys() if who.store_id} | {self.identity.node}
+        everyone = {who for who in everyone if who.store_id or who.node not in met}
         if len(everyone) >= MEMBERS_MAX:
             raise TooManyMembers(f"more than {MEMBERS_MAX} members: forget those that are gone")
         self._others = {who: self._others.get(who) or Member() for who in everyone}
-        births = {who.birth for who in everyone if who.birth}
-        self.aside = {name: one for name, one in self.aside.items() if one.birth not in births}
+        store_ids = {who.store_id for who in everyone if who.store_id}
+        self.aside = {name: one for name, one in self.aside.items() if one.store_id not in store_ids}
 
     def _forget(self, gone: Set[Identity]) -> None:
-        if len(self.forgotten.keys() | gone) > FORGOTTEN_MAX:
-            raise TooManyMembers(f"more than {FORGOTTEN_MAX} members forgotten")
-        for who in gone - self.forgotten.keys() - {self.identity}:
+        if len(self.removed.keys() | gone) > REMOVED_MAX:
+            raise TooManyMembers(f"more than {REMOVED_MAX} members forgotten")
+        for who in gone - self.removed.keys() - {self.identity}:
             member = self._others.pop(who, None)
             seen = member.seen if member else 0
             for other in self._others.values():
                 other.counted = min(other.counted, seen)
-            self.forgotten[who] = seen
+            self.removed[who] = seen
             self._add(set())
 
     # -- storing -------------------------------------------------------------------------------------------------------
@@ -531,8 +531,8 @@ class Members:
         aside: dict[str, Aside] = {}
 
         def set_aside(item: Any, problem: Malformed) -> None:
-            birth = item[1] if type(item) is list and len(item) > 1 and type(item[1]) is bytes else b""
-            known = birth if len(birth) == BIRTH_SIZE else UNKNOWN_BIRTH
+            store_id = item[1] if type(item) is list and len(item) > 1 and type(item[1]) is bytes else b""
+            known = store_id if len(store_id) == STORE_ID_SIZE else UNKNOWN_STORE_ID
             if len(aside) < MEMBERS_MAX:  # one is enough to keep the horizon where it is
                 aside[_name_aside(ascii(item).encode())] = Aside(known, f"{problem}: {item!a:.200}")
 
@@ -547,18 +547,20 @@ class Members:
             if version != TABLE_VERSION:
                 raise Malformed(f"it is of version {version}, this release reads {TABLE_VERSION}")
             for item in fields.items("aside", MEMBERS_MAX):
-                name, birth, reason = a_list(item, "aside", 3)
-                checked = Aside(binary(birth, "a birth", 0, BIRTH_SIZE), text(reason, "a reason", REASON_SIZE_MAX))
+                name, store_id, reason = a_list(item, "aside", 3)
+                checked = Aside(
+                    binary(store_id, "a birth", 0, STORE_ID_SIZE), text(reason, "a reason", REASON_SIZE_MAX)
+                )
                 aside[text(name, "a name", REASON_SIZE_MAX)] = checked
             stored = table_of(fields, set_aside)
             promised, proposed = fields.number("promised"), fields.number("proposed")
             local = dict(filter(None, map(_local, fields.items("local"))))
         except Malformed as error:
             raise MembersUnreadable(f"the table of members cannot be read: {error}") from error
-        members = cls(node, stored.identity.birth if node == stored.identity.node else b"")
+        members = cls(node, stored.identity.store_id if node == stored.identity.node else b"")
         members.promised, members.proposed = promised, proposed
         members.current, members.reach = stored.current, stored.reach
-        members.forgotten, members.settled, members.lapses = stored.forgotten, stored.settled, stored.lapses
+        members.removed, members.settled, members.lapses = stored.removed, stored.settled, stored.lapses
         members.buried, members.aside = stored.buried, aside
         for who, row in stored.rows.items():
             members._others[who] = Member(*row, *local.get(who, ("", 0.0)))
@@ -576,7 +578,7 @@ class Members:
     def after_damage(cls, data: bytes, node: str, problem: MembersUnreadable) -> Members:
         """The table of a node that cannot read its own: a new member, and what it has lost set aside."""
         members = cls(node)
-        members.aside[_name_aside(data)] = Aside(UNKNOWN_BIRTH, str(problem)[:200])
+        members.aside[_name_aside(data)] = Aside(UNKNOWN_STORE_ID, str(problem)[:200])
         return members
 
 
@@ -595,8 +597,8 @@ def _name_aside(data: bytes) -> str:
 def _local(item: Any) -> tuple[Identity, tuple[str, float]] | None:
     """Where and when a member was reached last, which may be lost without harm; None when it cannot be read."""
     try:
-        node, birth, address, contact = a_list(item, "local", 4)
-        who, where = _identity(node, birth), text(address, "an address", ADDRESS_BYTES_MAX, 0)
+        node, store_id, address, contact = a_list(item, "local", 4)
+        who, where = _identity(node, store_id), text(address, "an address", ADDRESS_BYTES_MAX, 0)
     except Malformed:
         return None
     is_time = type(contact) is float and 0 <= contact <= CONTACT_MAX

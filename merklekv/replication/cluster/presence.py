@@ -2,7 +2,7 @@
 
 A status is a JSON object: `node`, `state` (online or offline), `address` (host:port for peers), `root` (Merkle root
 in hex, when it was last said), `sequence` (of its next event), `version` (of the software), `instance` (random, of
-the running process), `birth` (in hex, of its data: another one after a start with a new directory).  Others' statuses
+the running process), `store_id` (in hex, of its data: a new directory has another one).  Others' statuses
 are believed only as far as finding peers goes: a field that is wrong is left out, a message that is no status, or one
 of a node whose id cannot be one, is ignored.
 """
@@ -37,7 +37,7 @@ class Status:
     sequence: int = 0
     version: str = ""
     instance: str = ""
-    birth: str = ""
+    store_id: str = ""
 
     def encode(self) -> bytes:
         """The message."""
@@ -46,7 +46,7 @@ class Status:
 
     def is_same_presence(self, other: Status) -> bool:
         """Whether the same process is there, with the same data and at the same address."""
-        return all(getattr(self, name) == getattr(other, name) for name in ("state", "address", "instance", "birth"))
+        return all(getattr(self, name) == getattr(other, name) for name in ("state", "address", "instance", "store_id"))
 
 
 def _is_word(text: str) -> bool:
@@ -58,7 +58,7 @@ _WORDS: Final[dict[str, Callable[[str], object]]] = {
     "root": re.compile("[0-9a-f]{64}").fullmatch,
     "version": _is_word,
     "instance": _is_word,
-    "birth": re.compile("[0-9a-f]{16}").fullmatch,
+    "store_id": re.compile("[0-9a-f]{16}").fullmatch,
 }
 
 
@@ -118,10 +118,10 @@ class Peers:
         elif not payload:
             self._peers.pop(node, None)
 
-    def birth(self, node: str) -> str:
+    def store_id(self, node: str) -> str:
         """The birth of a node as it last said it, empty when it said none."""
         peer = self._peers.get(node)
-        return peer.status.birth if peer else ""
+        return peer.status.store_id if peer else ""
 
     def all(self) -> dict[str, Peer]:
         """Everyone who was heard of."""

@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from merklekv.log_throttle import BurstLog
+from merklekv.log_throttle import LogThrottle
 from merklekv.replication.cluster.presence import OFFLINE, ONLINE, Status
 from merklekv.replication.stream.backoff import STEADY_S
 from merklekv.replication.stream.event import encode_message
@@ -66,7 +66,7 @@ DUPLICATES_MIN: Final = 3  # statuses of other processes in our name
 DUPLICATE: Final = "duplicate"
 
 
-class Conversation:
+class BrokerSession:
     """One conversation.  All but `acknowledge_later` belongs to one thread."""
 
     def __init__(
@@ -78,7 +78,7 @@ class Conversation:
         figures: LinkFigures,
         describe: Callable[[str], Status],
         on_gap: Callable[[str, str], None],
-        bursts: BurstLog,
+        throttle: LogThrottle,
         heartbeat_s: float,
         wake_fd: int,
     ) -> None:
@@ -90,7 +90,7 @@ class Conversation:
         self._figures = figures
         self._describe = describe
         self._on_gap = on_gap
-        self._bursts = bursts
+        self._throttle = throttle
         self._heartbeat_s = heartbeat_s
         self._wake_fd = wake_fd
         self._session = Session(broker, topics.status, describe(OFFLINE).encode())
@@ -268,7 +268,9 @@ class Conversation:
         if filters and len(self._unsubscribed) < UNSUBSCRIBED_MAX:
             self._unsubscribed.update(filters)
             self._session.unsubscribe(*filters)
-        self._bursts.warn("foreign", f"broker {self._broker.address}: ignored a message on {topic}, which is not ours")
+        self._throttle.warn(
+            "foreign", f"broker {self._broker.address}: ignored a message on {topic}, which is not ours"
+        )
         self._session.acknowledge(received.token)  # or it would come again
 
     def _heard_status(self, node: str, received: Received) -> None:
@@ -369,7 +371,7 @@ class Conversation:
 
     def _trouble(self, kind: str, what: str) -> None:
         self._figures.trouble[kind] = what
-        self._bursts.warn(what, f"broker {self._broker.address}: {what}")
+        self._throttle.warn(what, f"broker {self._broker.address}: {what}")
 
     def _say_goodbye(self) -> None:
         self._window = 0

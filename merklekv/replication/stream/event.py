@@ -67,7 +67,7 @@ class Reason(StrEnum):
     CLOCK = "clock"  # further in the future than any clock is believed
     CONFLICT = "conflict"  # the version of a stored record with other contents
     SIZE = "size"  # more than this node stores
-    FORGOTTEN = "forgotten"  # of a node that was taken out of the cluster
+    REMOVED = "removed"  # of a node that was taken out of the cluster
     SETTLED = "settled"  # as old as the horizon, and not here: it was deleted, or an exchange will bring it
 
 
@@ -86,18 +86,18 @@ class Message(NamedTuple):
     source: str
     sequence: int | None  # of its first event; None when the source does not say
     changes: list[Change]
-    floors: list[bytes]  # of truncates, 24 bytes each
+    truncations: list[bytes]  # of truncates, 24 bytes each
 
     @property
     def event_count(self) -> int:
         """How many events it carries."""
-        return len(self.changes) + len(self.floors)
+        return len(self.changes) + len(self.truncations)
 
     def newest(self) -> bytes:
         """The largest version in it, empty when it carries no events."""
         return max(
             max((record for _, _, record in self.changes), default=b"")[:VERSION_SIZE],
-            max(self.floors, default=b""),
+            max(self.truncations, default=b""),
         )
 
 
@@ -250,18 +250,18 @@ def decode_message(payload: bytes) -> Message:
         elif sequence is None:
             _refuse(Reason.MISSING, "seq of a batch")
         changes: list[Change] = []
-        floors: list[bytes] = []
+        truncations: list[bytes] = []
         for event in events:
             change = _decode_event(event)
             if change[0] == OP_TRUNCATE:
-                floors.append(change[2])
+                truncations.append(change[2])
             else:
                 changes.append(change)
     except EventRefused:
         raise
     except Exception as error:  # whatever a decoder trips over, a bad payload must not stop the next good one
         raise EventRefused(Reason.MALFORMED, f"{type(error).__name__}: {error}") from error
-    return Message(source, sequence, changes, floors)
+    return Message(source, sequence, changes, truncations)
 
 
 def _decode_cbor(payload: bytes) -> Any:

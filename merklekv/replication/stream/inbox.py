@@ -29,7 +29,7 @@ from typing import Any, Final, NamedTuple
 
 from merklekv.engine.engine import Engine
 from merklekv.errors import Shortage, Stalled, StorageFailed
-from merklekv.log_throttle import BurstLog
+from merklekv.log_throttle import LogThrottle
 from merklekv.output import counted
 from merklekv.replication.stream.event import EventRefused, Message, Reason, decode_message
 
@@ -89,7 +89,7 @@ class Inbox:
         acknowledge: Callable[[list[Any]], None],
         on_gap: Callable[[str, str], None],
         fatal: Callable[[BaseException], None],
-        is_forgotten: Callable[[str], bool] = lambda node: False,
+        is_removed: Callable[[str], bool] = lambda node: False,
         had: Callable[[list[bytes]], int] = lambda events: 0,
     ) -> None:
         self.counters = InboxCounters()
@@ -99,14 +99,14 @@ class Inbox:
         self._acknowledge = acknowledge
         self._on_gap = on_gap
         self._fatal = fatal
-        self._is_forgotten = is_forgotten
+        self._is_forgotten = is_removed
         self._had = had
         self._queue: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
         self._put_bytes = self._taken_bytes = 0
         self._put = self._done = 0  # messages
         self._stopping = threading.Event()
         self._breather = select.poll()  # polling nothing lets other threads run, also where sleep(0) is refused
-        self._bursts = BurstLog(log)
+        self._throttle = LogThrottle(log)
         self._thread = threading.Thread(target=self._run, name="replication-inbox", daemon=True)
 
     def start(self) -> None:
@@ -177,7 +177,7 @@ class Inbox:
 
     def _wait_for_better_times(self, error: Shortage) -> None:
         self.counters.waits += 1
-        self._bursts.warn("shortage", f"{error}; events of other nodes wait until that is over")
+        self._throttle.warn("shortage", f"{error}; events of other nodes wait until that is over")
         self._stopping.wait(RETRY_S)
 
     def process(self, deliveries: list[Delivery]) -> None:
@@ -212,13 +212,11 @@ class Inbox:
             if message.source != delivery.node:
                 raise EventRefused(Reason.SOURCE, f"src is {message.source!r}")
             if self._is_forgotten(message.source):
-                raise EventRefused(
-                    Reason.FORGOTTEN, "the cluster has forgotten this node: it needs a new data directory"
-                )
+                raise EventRefused(Reason.REMOVED, "the cluster has forgotten this node: it needs a new data directory")
         except EventRefused as refusal:
             self.counters.refused[refusal.reason] += 1
             size = counted(len(delivery.payload), "byte")
-            self._bursts.warn(refusal.reason, f"refused {size} on the topic of {delivery.node}: {refusal}")
+            self._throttle.warn(refusal.reason, f"refused {size} on the topic of {delivery.node}: {refusal}")
             return None
         return message
 
@@ -230,8 +228,8 @@ class Inbox:
             if not self._patiently(partial(self._merge, message.source, origin, part)):
                 return False
             self._breather.poll(0)
-        for floor in message.floors:
-            if not self._patiently(partial(self._merge_floor, message.source, origin, floor)):
+        for truncation in message.truncations:
+            if not self._patiently(partial(self._merge_truncation, message.source, origin, truncation)):
                 return False
         self.counters.received += message.event_count
         self._track(message)
@@ -263,10 +261,10 @@ class Inbox:
             else:
                 self._refuse(source, _REASONS.get(reason, Reason.RANGE), f"key {key[:60]!r}: {reason}")
 
-    def _merge_floor(self, source: str, origin: bytes, floor: bytes) -> None:
-        if self._engine.clock.truncates_too_far_ahead(floor):
+    def _merge_truncation(self, source: str, origin: bytes, truncation: bytes) -> None:
+        if self._engine.clock.truncates_too_far_ahead(truncation):
             self._refuse(source, Reason.CLOCK, "a truncate: clock")
-        elif self._engine.merge_floor(floor, origin):
+        elif self._engine.merge_truncation(truncation, origin):
             self.counters.applied += 1
         else:
             self.counters.superseded += 1
@@ -274,7 +272,7 @@ class Inbox:
     def _refuse(self, source: str, reason: Reason, detail: str) -> None:
         self.counters.refused[reason] += 1
         hint = ": its clock, or ours, is wrong" if reason is Reason.CLOCK else ""
-        self._bursts.warn(f"{reason} {source}", f"refused an event of node {source}, {detail}{hint}")
+        self._throttle.warn(f"{reason} {source}", f"refused an event of node {source}, {detail}{hint}")
 
     # -- sequences -----------------------------------------------------------------------------------------------------
 
@@ -304,7 +302,7 @@ class Inbox:
         origin.gaps += 1
         origin.missed += missed
         self.counters.gaps += 1
-        self._bursts.warn(f"gap {source}", f"a gap in the events of node {source}: {what}")
+        self._throttle.warn(f"gap {source}", f"a gap in the events of node {source}: {what}")
         self._on_gap(source, "gap")
 
     def _origin(self, source: str) -> Origin:

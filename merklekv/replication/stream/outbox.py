@@ -23,7 +23,7 @@ from typing import Final
 
 from merklekv.engine.clock import timestamp_of
 from merklekv.engine.engine import Engine
-from merklekv.engine.tail import LogFrame, LogGone, Place
+from merklekv.engine.tail import LogFrame, LogGone, LogPosition
 from merklekv.replication.stream.event import (
     ENVELOPE_SIZE,
     MESSAGE_BYTES_MAX,
@@ -52,7 +52,7 @@ class Batch:
     payload: bytes
     sequence: int  # of its first event
     count: int
-    end: Place  # behind its last event
+    end: LogPosition  # behind its last event
     timestamp_ns: int  # of its first event
     done: bool = False  # acknowledged, or set aside
 
@@ -148,7 +148,7 @@ class Outbox:
             return None
         first = self._sequence - count
         payload = encode_message(self._source, first, pieces, count)
-        batch = Batch(payload, first, count, Place(self._lsn, self._sequence), timestamp)
+        batch = Batch(payload, first, count, LogPosition(self._lsn, self._sequence), timestamp)
         self._in_flight.append(batch)
         return batch
 
@@ -246,14 +246,14 @@ class Outbox:
     def _pass_over(self) -> None:
         """With nothing in flight the cursor is where the reading is: behind events of others, and those left out."""
         if not self._in_flight:
-            self.cursor = Place(self._lsn, self._sequence)
+            self.cursor = LogPosition(self._lsn, self._sequence)
 
     def _set_aside(self, sequence: int, size: int, why: str) -> None:
         self.counters.set_aside += 1
         log.error("event %d of %d bytes is not published: %s; anti-entropy will bring it", sequence, size, why)
         self._on_gap("set aside")
 
-    def _give_up(self, oldest: Place) -> None:
+    def _give_up(self, oldest: LogPosition) -> None:
         lost = max(0, oldest.sequence - self._sequence)
         self.counters.given_up += lost
         log.error(

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from typing import Final
 
 from merklekv.errors import StorageFailed
-from merklekv.log_throttle import BurstLog
+from merklekv.log_throttle import LogThrottle
 from merklekv.replication.stream.backoff import Backoff
-from merklekv.replication.stream.broker_session import DUPLICATE, TICK_S, Conversation
+from merklekv.replication.stream.broker_session import DUPLICATE, TICK_S, BrokerSession
 from merklekv.replication.stream.metrics import LinkFigures
 from merklekv.replication.stream.mqtt import Lost, TakenOver
 from merklekv.replication.stream.outbox import Outbox
@@ -30,7 +30,7 @@ CROWDED: Final = (
     "connections do not last: another process may use the same client id; give each node its own replication.client_id"
 )
 
-Token = tuple[Conversation, tuple[int, int]]
+Token = tuple[BrokerSession, tuple[int, int]]
 
 
 class Link:
@@ -39,16 +39,16 @@ class Link:
     def __init__(self, outbox: Outbox, figures: LinkFigures, fatal: Callable[[BaseException], None]) -> None:
         self.enabled = True
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.bursts = BurstLog(log)
+        self.throttle = LogThrottle(log)
         self._outbox = outbox
         self._figures = figures
         self._fatal = fatal
-        self._converse: Callable[[], Conversation]
+        self._converse: Callable[[], BrokerSession]
         self._stopping = False
         self._drain_until = 0.0
         self._thread = threading.Thread(target=self._run, name="replication-link", daemon=True)
 
-    def start(self, converse: Callable[[], Conversation]) -> None:
+    def start(self, converse: Callable[[], BrokerSession]) -> None:
         """Starts the thread; `converse` makes a conversation that has not begun."""
         self._converse = converse
         self._outbox.tail.wake = self.wake
@@ -112,7 +112,7 @@ class Link:
         except Lost as loss:
             figures.state, figures.trouble["connection"] = "disconnected", str(loss)
             if not self._is_over():
-                self.bursts.warn(f"lost {loss}", f"{loss}; trying again")
+                self.throttle.warn(f"lost {loss}", f"{loss}; trying again")
             if conversation is not None and isinstance(loss, TakenOver):
                 conversation.duplicate_seen()
         except StorageFailed as error:

@@ -4,7 +4,7 @@
 
 Started after the engine and stopped before it.  What it notices and does not repair is told: `on_gap`, that events may
 have been missed, with the node (empty: anybody) and the reason; `on_news`, that a node came, went or moved.  Whose
-events are not taken is asked of `is_forgotten`, with a node's id and its birth as it last said it.
+events are not taken is asked of `is_removed`, with a node's id and its birth as it last said it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Final
 
 from merklekv import __version__
 from merklekv.engine.engine import Engine
-from merklekv.log_throttle import BurstLog
+from merklekv.log_throttle import LogThrottle
 from merklekv.output import counted
 from merklekv.replication.cluster.presence import Peer, Peers, Status
-from merklekv.replication.stream.broker_session import Conversation
+from merklekv.replication.stream.broker_session import BrokerSession
 from merklekv.replication.stream.inbox import Inbox
 from merklekv.replication.stream.metrics import LinkFigures, Topics
 from merklekv.replication.stream.mqtt import Broker
@@ -48,21 +48,21 @@ class Replicator:
         *,
         address: str = "",
         heartbeat_s: float = DEFAULT_HEARTBEAT_S,
-        birth: str = "",
+        store_id: str = "",
         on_gap: Callable[[str, str], None] = lambda node, reason: None,
         on_news: Callable[[Status], None] = lambda status: None,
-        is_forgotten: Callable[[str, str], bool] = lambda node, birth: False,
+        is_removed: Callable[[str, str], bool] = lambda node, store_id: False,
         had: Callable[[list[bytes]], int] = lambda events: 0,
     ) -> None:
         self.gaps: Counter[str] = Counter()  # reasons to think that events were missed, here or elsewhere
         self.address = address  # where peers reach this node
         self._engine = engine
         self._broker = broker
-        self._birth = birth
+        self._birth = store_id
         self._topics = Topics(broker.topic_prefix, broker.node_id)
         self._tell_gap = on_gap
         self._heartbeat_s = heartbeat_s
-        self._bursts = BurstLog(log)
+        self._throttle = LogThrottle(log)
         self._instance = secrets.token_hex(4)
         peers = Peers(broker.node_id, self._instance, on_news)
         self._figures = LinkFigures(peers)
@@ -74,7 +74,7 @@ class Replicator:
             self._link.acknowledge,
             self._on_gap,
             fatal,
-            lambda node: is_forgotten(node, peers.birth(node)),
+            lambda node: is_removed(node, peers.store_id(node)),
             had,
         )
         self._done = threading.Event()
@@ -174,8 +174,8 @@ class Replicator:
             )
         return shown
 
-    def _converse(self) -> Conversation:
-        return Conversation(
+    def _converse(self) -> BrokerSession:
+        return BrokerSession(
             self._broker,
             self._topics,
             self._outbox,
@@ -183,7 +183,7 @@ class Replicator:
             self._figures,
             self._describe,
             self._on_gap,
-            self._link.bursts,
+            self._link.throttle,
             self._heartbeat_s,
             self._link.wake_fd,
         )
@@ -210,4 +210,4 @@ class Replicator:
         while not self._done.wait(WATCH_S):
             silent_s = time.monotonic() - self._figures.alive_at
             if silent_s > UNRESPONSIVE_S or not self._link.is_alive:
-                self._bursts.warn("watchdog", f"the network thread has not been seen for {silent_s:.0f} s")
+                self._throttle.warn("watchdog", f"the network thread has not been seen for {silent_s:.0f} s")

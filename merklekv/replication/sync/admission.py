@@ -35,7 +35,7 @@ _NAMING: Final = tuple(cbor2.dumps("do") + cbor2.dumps(kind) for kind in ("hello
 Slices = Generator[Callable[[], bool] | None, None, bytes]
 
 
-class Reception:
+class Admission:
     """Answers, and knows whom."""
 
     def __init__(

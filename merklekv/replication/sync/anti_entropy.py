@@ -29,13 +29,13 @@ from typing import Final
 
 from merklekv.engine.engine import Engine
 from merklekv.errors import MerkleKVError, Stalled, StorageFailed
-from merklekv.log_throttle import BurstLog
+from merklekv.log_throttle import LogThrottle
 from merklekv.names import split_address
 from merklekv.output import counted
 from merklekv.replication.cluster.members import Identity, Members
 from merklekv.replication.cluster.membership import Membership
 from merklekv.replication.cluster.presence import ONLINE, Status
-from merklekv.replication.sync.admission import BUSY, ITSELF, Reception, Slices
+from merklekv.replication.sync.admission import BUSY, ITSELF, Admission, Slices
 from merklekv.replication.sync.initiator import ExchangeReport, Initiator
 from merklekv.replication.sync.messages import ExchangeRefused
 from merklekv.replication.sync.peers import Partner, Partners
@@ -91,7 +91,7 @@ class AntiEntropy:
         self._fatal = fatal
         self._share_percent = share_percent
         self._regular = regular
-        self._reception = Reception(engine, members, cluster, self._has_begun, self._have_served)
+        self._admission = Admission(engine, members, cluster, self._has_begun, self._have_served)
         self._partners = Partners(addresses if regular else ())
         self._timetable = Timetable(interval_s)
         self._changed = threading.Condition()  # guards all below, partners and timetable
@@ -99,7 +99,7 @@ class AntiEntropy:
         self._busy: dict[str, _Running] = {}  # exchanges begun here, by address
         self._served = 0  # exchanges that other nodes began and that came to their end
         self._unsettled = True  # the horizon may have moved
-        self._bursts = BurstLog(log)
+        self._throttle = LogThrottle(log)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="anti-entropy", daemon=True)
 
@@ -130,7 +130,7 @@ class AntiEntropy:
 
     def answer(self, message: bytes) -> Slices:
         """One step of an exchange that another node has begun, in slices: the answer to its message."""
-        return self._reception.answer(message)
+        return self._admission.answer(message)
 
     def wake(self, node: str, reason: str) -> None:
         """Events of this node (empty: of anybody) may have been missed: exchange soon."""
@@ -155,9 +155,9 @@ class AntiEntropy:
                 if refusal.why != BUSY or time.monotonic() > deadline or self._stopping.wait(BUSY_RETRY_S):
                     raise
 
-    def forget(self, node: str, birth: str = "") -> None:
+    def forget(self, node: str, store_id: str = "") -> None:
         """Takes a node out of the members, see `Membership.forget`."""
-        self.membership.forget(node, birth)
+        self.membership.forget(node, store_id)
         self._settle()
 
     def addresses(self) -> list[str]:
@@ -179,9 +179,9 @@ class AntiEntropy:
             running = len(self._busy)
         shown: dict[str, int | str] = {
             "members": len(self._members),
-            "members_forgotten": len(self._members.forgotten),
+            "members_removed": len(self._members.removed),
             "members_unreadable": len(self._members.aside),
-            "horizon_ns": self._engine.horizon,
+            "gc_horizon_ns": self._engine.gc_horizon,
             "exchange_peers": len(partners),
             "exchange_peers_in_sync": sum(one.in_sync for one in partners),
             "exchange_running": running,
@@ -218,7 +218,7 @@ class AntiEntropy:
         with self._changed:
             now = time.monotonic()
             address = self._timetable.next_due(now)
-            if address is not None and self._reception.is_serving(self._partners.at(address).node):
+            if address is not None and self._admission.is_serving(self._partners.at(address).node):
                 self._timetable.put_off(address, now)
                 return None
             if address is None and not self._news and not self._unsettled and not self._stopping.is_set():
@@ -245,7 +245,7 @@ class AntiEntropy:
 
     def _have_served(self, peer: Identity) -> None:
         """An exchange that this node began came to its end."""
-        self.membership.met(peer.node, peer.birth)
+        self.membership.met(peer.node, peer.store_id)
         with self._changed:
             self._served += 1
             for address in self._partners.addresses_of(peer.node):
@@ -275,9 +275,9 @@ class AntiEntropy:
             began = time.monotonic()
             try:
                 with engine.lock:
-                    before = engine.dead_count
+                    before = engine.tombstone_count
                     more = engine.collect()
-                    collected += before - engine.dead_count
+                    collected += before - engine.tombstone_count
                 engine.commit()
             except Stalled:
                 engine.wait_for_room(RETRY_S)
@@ -371,7 +371,7 @@ class AntiEntropy:
             partner.fail(f"{error}{elsewhere}")
             self._timetable.fail(partner.address, now)
         if partner.error != before:
-            self._bursts.warn(f"failed {partner.address}", f"exchange with {partner.address} failed: {partner.error}")
+            self._throttle.warn(f"failed {partner.address}", f"exchange with {partner.address} failed: {partner.error}")
 
     def _rest(self, began: float, share_percent: int) -> None:
         """Rests after work that began then (monotonic), if there is to be any rest.  Raises Stopped."""

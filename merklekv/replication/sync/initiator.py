@@ -36,7 +36,7 @@ from merklekv.errors import Stalled
 from merklekv.output import counted
 from merklekv.replication.cluster.members import Members, TooManyMembers
 from merklekv.replication.fields import Fields, Malformed
-from merklekv.replication.sync.local_endpoint import Moved, Refused, Side, Terms, terms_of
+from merklekv.replication.sync.local_endpoint import LocalEndpoint, Moved, Refused, Terms, terms_of
 from merklekv.replication.sync.messages import (
     FULL,
     MESSAGE_ROOM_BYTES,
@@ -89,7 +89,7 @@ class Initiator:
     ) -> None:
         self.report = ExchangeReport()  # of what was done so far
         self._engine = engine
-        self._side = Side(engine, members, cluster)
+        self._side = LocalEndpoint(engine, members, cluster)
         self._full = full
         self._verify = verify
         self._refused: Refused = []
@@ -153,19 +153,19 @@ class Initiator:
         self.report.node = theirs.node
         theirs = self._theirs = side.judge(theirs)
         self._origin = theirs.node.encode()
-        if theirs.floor > engine.floor:
-            self._write(lambda: engine.merge_floor(theirs.floor, self._origin))
+        if theirs.truncation > engine.truncation:
+            self._write(lambda: engine.merge_truncation(theirs.truncation, self._origin))
         side.meet(theirs)
         terms = self._terms = terms_of(mine, theirs)
         if equal and not full:
-            side.finish(theirs.table, terms.horizon)
+            side.finish(theirs.table, terms.gc_horizon)
             engine.commit()
             return True
-        adopted = side.is_current(theirs) and side.adopt(theirs.table, terms.horizon)
+        adopted = side.is_current(theirs) and side.adopt(theirs.table, terms.gc_horizon)
         if adopted:
             self._collect()
             equal = self._holds_what(theirs)
-        self._horizon = terms.horizon if adopted else mine.horizon
+        self._horizon = terms.gc_horizon if adopted else mine.gc_horizon
         if full or not equal:
             yield from self._union(full, mine)
         yield from self._done(mine)
@@ -174,7 +174,7 @@ class Initiator:
     def _holds_what(self, theirs: Hello) -> bool:
         engine = self._engine
         with engine.lock:
-            return engine.root_ready and (engine.root(), engine.floor) == (theirs.root, theirs.floor)
+            return engine.root_ready and (engine.root(), engine.truncation) == (theirs.root, theirs.truncation)
 
     def _union(self, full: bool, mine: Hello) -> Steps[None]:
         terms, theirs = self._terms, self._theirs.count
@@ -208,20 +208,20 @@ class Initiator:
     def _done(self, mine: Hello) -> Steps[None]:
         engine, terms, theirs = self._engine, self._terms, self._theirs
         engine.commit()
-        if engine.horizon != self._horizon:
+        if engine.gc_horizon != self._horizon:
             raise Moved
         if self._refused:
             return
-        self._side.finish(theirs.table, terms.horizon)
-        if self._horizon < terms.horizon:
+        self._side.finish(theirs.table, terms.gc_horizon)
+        if self._horizon < terms.gc_horizon:
             self._collect()  # the other has, too
         engine.flush()
         answer = yield from self._ask(
             "done",
             to=theirs.instance,
-            horizon=theirs.horizon,
+            gc_horizon=theirs.gc_horizon,
             hello=mine.plain(),
-            settled=terms.horizon,
+            settled=terms.gc_horizon,
         )
         self._side.hear(unpack(answer.binary("table"), mine.table))
         engine.commit()
@@ -369,7 +369,7 @@ class Initiator:
             "swap",
             **self._context(),
             **{"from": self._side.members.identity.node},
-            settled=self._terms.horizon,
+            settled=self._terms.gc_horizon,
             give=flat(pairs),
             dead=flat(dead),
             wants=list(wants),
@@ -384,7 +384,7 @@ class Initiator:
         for at in range(0, len(pairs), SLICE_MERGES):
             slice_ = pairs[at : at + SLICE_MERGES]
             applied, refused = self._write(
-                partial(self._side.take, slice_, self._origin, self._horizon, self._terms.horizon)
+                partial(self._side.take, slice_, self._origin, self._horizon, self._terms.gc_horizon)
             )
             self.report.keys_received += applied
             self._refused += refused
@@ -408,7 +408,7 @@ class Initiator:
                     ) from None
 
     def _context(self) -> dict[str, object]:
-        return {"to": self._theirs.instance, "horizon": self._theirs.horizon}
+        return {"to": self._theirs.instance, "gc_horizon": self._theirs.gc_horizon}
 
     def _ask(self, kind: str, **fields: object) -> Steps[Fields]:
         """One request and its answer.  Raises Moved, ExchangeRefused and Malformed."""

@@ -35,7 +35,7 @@ from dataclasses import replace
 from typing import Final, NamedTuple, NoReturn
 
 from merklekv.engine.base import Pair
-from merklekv.engine.clock import UNSET_BEFORE_NS, show_time, timestamp_of, writer_of
+from merklekv.engine.clock import UNSET_BEFORE_NS, show_time, store_id_of, timestamp_of
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import (
     FLAGS_AT,
@@ -50,17 +50,17 @@ from merklekv.engine.format import (
 )
 from merklekv.engine.layers import is_live
 from merklekv.errors import Shortage
-from merklekv.log_throttle import BurstLog
+from merklekv.log_throttle import LogThrottle
 from merklekv.replication.cluster.lost_writes import NO_LAPSES, Lapse, Lapses, account_for, was_away
 from merklekv.replication.cluster.members import NO_ROW, Identity, Members, MembersUnreadable, Table
 from merklekv.replication.sync.messages import ExchangeRefused, Hello
 
-NOTE_MEMBERS: Final = b"members"
-NOTE_UNREADABLE: Final = b"members-unreadable"  # a table that could not be read, as it was
+METADATA_MEMBERS: Final = b"members"
+METADATA_UNREADABLE: Final = b"members-unreadable"  # a table that could not be read, as it was
 
 log = logging.getLogger(__name__)
 
-_bursts = BurstLog(log)
+_throttle = LogThrottle(log)
 
 Refused = list[tuple[bytes, str]]  # keys with reasons
 
@@ -76,10 +76,10 @@ def load_members(engine: Engine, node: str) -> Members:
     the members is set aside and logged.  Raises FormatTooNew, TooManyMembers, Shortage.
     """
     with engine.lock:
-        stored = engine.notes.get(NOTE_MEMBERS)
+        stored = engine.metadata.get(METADATA_MEMBERS)
         members = Members(node) if stored is None else _restored(engine, stored, node)
         clock, own = engine.clock, members.identity
-        clock.write_as(own.birth)
+        clock.write_as(own.store_id)
         clock.keep_promise(members.promised)
         _tell_of_the_future(engine, members)
         before = members.lapses.get(own, NO_LAPSES)
@@ -91,14 +91,16 @@ def load_members(engine: Engine, node: str) -> Members:
         clock.observe(until.to_bytes(8, "big"))
         members.began(Lapse(end, until, clock.run))
         if before:
-            engine.note_first(NOTE_MEMBERS, members.encode())  # a node starts with a full disk, too
+            engine.put_metadata_first(METADATA_MEMBERS, members.encode())  # a node starts with a full disk, too
         else:
             try:
-                engine.note(NOTE_MEMBERS, members.encode())
+                engine.note(METADATA_MEMBERS, members.encode())
             except Shortage as error:
                 raise type(error)(f"{engine.directory.path}: {error}, so it cannot begin as node {node}") from error
         first = members.encode()
-        engine.when_taken_back = lambda: members.take_over(Members.restore(engine.noted(NOTE_MEMBERS) or first, node))
+        engine.when_taken_back = lambda: members.take_over(
+            Members.restore(engine.noted(METADATA_MEMBERS) or first, node)
+        )
     try:
         engine.flush()
     except Shortage:
@@ -112,7 +114,7 @@ def _restored(engine: Engine, stored: bytes, node: str) -> Members:
     try:
         members = Members.restore(stored, node)
     except MembersUnreadable as error:
-        engine.note(NOTE_UNREADABLE, stored)
+        engine.note(METADATA_UNREADABLE, stored)
         members = Members.after_damage(stored, node, error)
     for name, one in members.aside.items():
         log.error(
@@ -152,16 +154,16 @@ def store_members(engine: Engine, members: Members) -> None:
     """Notes the table in the log.  The caller commits."""
     with engine.lock:
         data = members.encode()
-        if engine.notes.get(NOTE_MEMBERS) != data:
-            engine.note(NOTE_MEMBERS, data)
+        if engine.metadata.get(METADATA_MEMBERS) != data:
+            engine.note(METADATA_MEMBERS, data)
 
 
 def settle(engine: Engine, members: Members) -> None:
     """Moves the horizon as far as the members' reports allow.  The caller stores the members and commits."""
     with engine.lock:
-        horizon = members.horizon()
-        if engine.raise_horizon(horizon):
-            members.count_on_all(horizon)
+        gc_horizon = members.gc_horizon()
+        if engine.raise_gc_horizon(gc_horizon):
+            members.count_on_all(gc_horizon)
 
 
 class Dead(NamedTuple):
@@ -179,7 +181,7 @@ class Dead(NamedTuple):
         """Whether this one is, a record or its head."""
         if not is_live(record):
             return False
-        writer = writer_of(record)
+        writer = store_id_of(record)
         behind, until = self.had.get(writer, (0, self.had_more))
         return behind < timestamp_of(record) <= until and account_for(self.lapses.get(writer, NO_LAPSES), record)
 
@@ -190,14 +192,14 @@ NOTHING_IS_DEAD: Final = Dead({}, 0, {})
 class Terms(NamedTuple):
     """What two nodes with these hellos do about the horizon."""
 
-    horizon: int  # of the one that is further; tombstones up to here are not handed over
+    gc_horizon: int  # of the one that is further; tombstones up to here are not handed over
     dead_here: Dead
     dead_there: Dead
 
 
 def terms_of(mine: Hello, theirs: Hello) -> Terms:
     """The rule above."""
-    return Terms(max(mine.horizon, theirs.horizon), _dead_of(mine, theirs), _dead_of(theirs, mine))
+    return Terms(max(mine.gc_horizon, theirs.gc_horizon), _dead_of(mine, theirs), _dead_of(theirs, mine))
 
 
 def _dead_of(holder: Hello, other: Hello) -> Dead:
@@ -209,24 +211,24 @@ def _dead_of(holder: Hello, other: Hello) -> Dead:
     seen = two.rows.get(who, NO_ROW).seen
     counted = two.counts_on(who)
     was_restored = was_away(one.lapses.get(who, NO_LAPSES), seen) or (
-        counted and two.counts_on(two.identity) and one.rows.get(two.identity, NO_ROW).seen < other.horizon
+        counted and two.counts_on(two.identity) and one.rows.get(two.identity, NO_ROW).seen < other.gc_horizon
     )
-    left_behind = was_restored or one.current < other.horizon
-    had_more = min(seen, other.horizon) if left_behind and (counted or was_restored) else 0
+    left_behind = was_restored or one.current < other.gc_horizon
+    had_more = min(seen, other.gc_horizon) if left_behind and (counted or was_restored) else 0
     had = dict.fromkeys(one.rows, 0) | two.had()
-    had |= {writer: max(had[writer], had_more) for writer in two.forgotten}
-    follows = not counted and holder.horizon == other.horizon and one.settled == two.settled
-    spared = other.horizon if (counted or follows) and not left_behind else 0
-    if spared and one.counts_on(who) and one.counts_on(two.identity) and two.current >= holder.horizon:
-        spared = max(spared, holder.horizon)  # `two` has got as far, and does not follow for other reasons
+    had |= {writer: max(had[writer], had_more) for writer in two.removed}
+    follows = not counted and holder.gc_horizon == other.gc_horizon and one.settled == two.settled
+    spared = other.gc_horizon if (counted or follows) and not left_behind else 0
+    if spared and one.counts_on(who) and one.counts_on(two.identity) and two.current >= holder.gc_horizon:
+        spared = max(spared, holder.gc_horizon)  # `two` has got as far, and does not follow for other reasons
 
     def is_common(writer: Identity) -> bool:
-        return follows or two.counts_on(writer) or one.counts_on(writer) or writer in two.forgotten
+        return follows or two.counts_on(writer) or one.counts_on(writer) or writer in two.removed
 
     return Dead(
-        {writer.birth: (spared if is_common(writer) else 0, min(until, two.reach)) for writer, until in had.items()},
+        {writer.store_id: (spared if is_common(writer) else 0, min(until, two.reach)) for writer, until in had.items()},
         had_more,
-        {writer.birth: lapses for writer, lapses in two.lapses.items()},
+        {writer.store_id: lapses for writer, lapses in two.lapses.items()},
     )
 
 
@@ -237,7 +239,7 @@ def _is_ahead(fast: Identity, slow: Identity, seconds: float) -> str:
     )
 
 
-class Side:
+class LocalEndpoint:
     """A node in its exchanges.  Thread-safe."""
 
     def __init__(self, engine: Engine, members: Members, cluster: str) -> None:
@@ -284,18 +286,18 @@ class Side:
             self._close(self._agreed(peer))
             self.members.shorten_lapses(engine.clock.closing(), engine.clock.latest_ns())
             root = engine.root() if engine.root_ready else b""
-            equal = root != b"" and (root, engine.floor) == (peer.root, peer.floor)
+            equal = root != b"" and (root, engine.truncation) == (peer.root, peer.truncation)
             if equal:
-                self._remember(peer.table, peer.horizon)
+                self._remember(peer.table, peer.gc_horizon)
             store_members(engine, self.members)
             return self._hello(0), equal
 
     def _hello(self, closed: int) -> Hello:
         engine = self.engine
         root = engine.root() if engine.root_ready else b""
-        count = engine.live_count + engine.dead_count
+        count = engine.live_count + engine.tombstone_count
         table = self.members.table(closed)
-        return Hello(self.cluster, self.instance, engine.floor, engine.horizon, root, count, table)
+        return Hello(self.cluster, self.instance, engine.truncation, engine.gc_horizon, root, count, table)
 
     def _close(self, closed: int) -> None:
         self.engine.clock.keep_promise(closed)
@@ -326,10 +328,10 @@ class Side:
             )
         if mine.node == theirs.node:
             raise ExchangeRefused("self", f"two nodes have the id {mine.node}: give each its own replication.client_id")
-        for gone, forgotten in ((theirs, self.members.forgotten), (mine, peer.table.forgotten)):
-            if gone in forgotten:
+        for gone, removed in ((theirs, self.members.removed), (mine, peer.table.removed)):
+            if gone in removed:
                 raise ExchangeRefused(
-                    "forgotten",
+                    "removed",
                     f"node {gone.node} was forgotten by its cluster: back up its data directory with merklekv-tool, "
                     "then start it with a new one",
                 )
@@ -342,17 +344,17 @@ class Side:
         hello brings again.  Raises ExchangeRefused if it is said of one of these two nodes.
         """
         clock = self.engine.clock
-        if clock.truncates_too_far_ahead(peer.floor) and peer.floor > self.engine.floor:
+        if clock.truncates_too_far_ahead(peer.truncation) and peer.truncation > self.engine.truncation:
             self.members.rows_refused += 1
-            time = timestamp_of(peer.floor)
-            _bursts.warn(
+            time = timestamp_of(peer.truncation)
+            _throttle.warn(
                 "truncation",
                 f"the truncation of node {peer.node} waits: it is of {show_time(time)}, {clock.ahead_s(time):.0f} s "
                 "ahead of this node's wall clock",
             )
-            peer = replace(peer, floor=ZERO_VERSION)
-        if peer.horizon > clock.latest_ns():
-            self._refuse(peer.table, "the horizon", peer.horizon)
+            peer = replace(peer, truncation=ZERO_VERSION)
+        if peer.gc_horizon > clock.latest_ns():
+            self._refuse(peer.table, "the horizon", peer.gc_horizon)
         return replace(peer, table=self.believe_table(peer.table))
 
     def believe_table(self, table: Table) -> Table:
@@ -370,8 +372,8 @@ class Side:
         far = table.beyond(latest)
         for who, time in far.items():
             self.members.rows_refused += 1
-            born = who.birth.hex() or "unknown"
-            _bursts.warn(
+            born = who.store_id.hex() or "unknown"
+            _throttle.warn(
                 "row",
                 f"what node {table.identity.node} tells of node {who.node}, birth {born}, is left out: it is of "
                 f"{show_time(time)}, {clock.ahead_s(time):.0f} s ahead of this node's wall clock",
@@ -398,7 +400,7 @@ class Side:
             f"{self.engine.clock.ahead_s(time):.0f} s ahead of the wall clock of node {self.members.identity.node}: "
             "one of these clocks is wrong or was, or the message is false"
         )
-        _bursts.warn(f"table {table.identity.node}", f"refused an exchange: {detail}")
+        _throttle.warn(f"table {table.identity.node}", f"refused an exchange: {detail}")
         raise ExchangeRefused("clock", detail)
 
     def meet(self, peer: Hello) -> None:
@@ -418,21 +420,21 @@ class Side:
     def is_current(self, peer: Hello) -> bool:
         """Whether the other is further, and this node holds nothing that is dead there: it may adopt that at once."""
         members, theirs = self.members, peer.table
-        behind = self.engine.horizon < peer.horizon <= members.current and theirs.counts_on(members.identity)
-        gone = members.forgotten.keys() | {members.identity}
+        behind = self.engine.gc_horizon < peer.gc_horizon <= members.current and theirs.counts_on(members.identity)
+        gone = members.removed.keys() | {members.identity}
         return behind and all(  # it may have been restored from before some were members
-            members.seen(who) >= peer.horizon for who in theirs.settled if theirs.counts_on(who) and who not in gone
+            members.seen(who) >= peer.gc_horizon for who in theirs.settled if theirs.counts_on(who) and who not in gone
         )
 
-    def take(self, pairs: list[Pair], origin: bytes, horizon: int, settled: int) -> tuple[int, Refused]:
+    def take(self, pairs: list[Pair], origin: bytes, gc_horizon: int, settled: int) -> tuple[int, Refused]:
         """Merges records of the other node, in one short call; how many were new, and what was refused.
 
-        `horizon` is the one that this node had when the exchange began, `settled` the one that both will have.  Raises
-        Moved, Stalled and Shortage; merging the same again is harmless.
+        `gc_horizon` is the one that this node had when the exchange began, `settled` the one that both will have.
+        Raises Moved, Stalled and Shortage; merging the same again is harmless.
         """
         engine = self.engine
         with engine.lock:
-            if engine.horizon != horizon:
+            if engine.gc_horizon != gc_horizon:
                 raise Moved
             items, refused, applied = [], [], 0
             for key, record in pairs:
@@ -453,35 +455,35 @@ class Side:
             return False
         return self.engine.delete(key)
 
-    def bury(self, pairs: list[Pair], origin: bytes, horizon: int) -> int:
+    def bury(self, pairs: list[Pair], origin: bytes, gc_horizon: int) -> int:
         """Puts tombstones above dead records (key, version) that stand here still; how many.
 
         Raises Moved, Stalled, Shortage.
         """
         engine = self.engine
         with engine.lock:
-            if engine.horizon != horizon:
+            if engine.gc_horizon != gc_horizon:
                 raise Moved
             items = []
             for key, version in pairs:
                 if (engine.record(key) or b"")[:VERSION_SIZE] != version:
                     continue
-                above = max(timestamp_of(version), horizon) + 1  # one at the horizon would go at once
+                above = max(timestamp_of(version), gc_horizon) + 1  # one at the horizon would go at once
                 items.append((OP_DEL, key, make_record(key, above.to_bytes(8, "big") + version[8:], TOMBSTONE, b"")))
             if items:
                 self.members.bury(engine.clock.closing())
                 store_members(engine, self.members)
             return engine.merge(items, origin, settled=True).applied
 
-    def finish(self, peer: Table, horizon: int) -> Table:
+    def finish(self, peer: Table, gc_horizon: int) -> Table:
         """This node holds all that the other held when it said `peer`; what it tells now, once that was flushed.
 
         Raises ExchangeRefused if the other was forgotten meanwhile.
         """
         with self.engine.lock:
-            if peer.identity in self.members.forgotten:
-                raise ExchangeRefused("forgotten", f"node {peer.identity.node} was forgotten meanwhile")
-            self._remember(peer, horizon)
+            if peer.identity in self.members.removed:
+                raise ExchangeRefused("removed", f"node {peer.identity.node} was forgotten meanwhile")
+            self._remember(peer, gc_horizon)
             store_members(self.engine, self.members)
             return self.members.table()
 
@@ -492,15 +494,15 @@ class Side:
             settle(self.engine, self.members)
             store_members(self.engine, self.members)
 
-    def adopt(self, peer: Table, horizon: int) -> bool:
+    def adopt(self, peer: Table, gc_horizon: int) -> bool:
         """Takes over the horizon of the other node, if that counts on all whom this node has met; whether it does."""
         with self.engine.lock:
             follows = self.members.follows(peer)
-            if follows and self.engine.raise_horizon(horizon):
+            if follows and self.engine.raise_gc_horizon(gc_horizon):
                 self.members.count_as(peer)
             return follows
 
-    def _remember(self, peer: Table, horizon: int) -> None:
-        self.adopt(peer, horizon)
-        self.members.learn(peer, horizon)
+    def _remember(self, peer: Table, gc_horizon: int) -> None:
+        self.adopt(peer, gc_horizon)
+        self.members.learn(peer, gc_horizon)
         settle(self.engine, self.members)

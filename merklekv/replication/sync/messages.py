@@ -30,10 +30,10 @@ from typing import Final
 import cbor2
 from xxhash import xxh3_64_digest
 
-from merklekv.engine.clock import INSTANCE_SIZE
+from merklekv.engine.clock import WRITER_SIZE
 from merklekv.engine.format import VERSION_SIZE
 from merklekv.errors import MerkleKVError
-from merklekv.replication.cluster.members import BIRTH_SIZE, NOTHING_SAID, TABLE_ITEMS_MAX, Identity, Table, table_of
+from merklekv.replication.cluster.members import NOTHING_SAID, STORE_ID_SIZE, TABLE_ITEMS_MAX, Identity, Table, table_of
 from merklekv.replication.fields import Fields, Malformed, decode_map
 
 MAGIC: Final = b"MKX"
@@ -45,7 +45,7 @@ FULL: Final = "full"  # why a node may refuse that has begun to take in what it 
 CLUSTER_SIZE_MAX: Final = 2048  # bytes of a topic prefix
 MESSAGE_ROOM_BYTES: Final = 4 << 20  # what a message may need beside the largest value
 TABLE_BYTES_MAX: Final = 16 << 20  # more than any table of members has
-_NOBODY: Final = Table(Identity("", bytes(BIRTH_SIZE)), NOTHING_SAID, 0)  # the words that all tables have
+_NOBODY: Final = Table(Identity("", bytes(STORE_ID_SIZE)), NOTHING_SAID, 0)  # the words that all tables have
 
 
 class ExchangeError(MerkleKVError):
@@ -70,8 +70,8 @@ class Hello:
 
     cluster: str
     instance: bytes  # the run of its process: it marks the versions that it issues
-    floor: bytes
-    horizon: int  # ns
+    truncation: bytes
+    gc_horizon: int  # ns
     root: bytes  # empty while it is not known
     count: int  # records, dead ones included
     table: Table
@@ -86,8 +86,8 @@ class Hello:
         return {
             "cluster": self.cluster,
             "instance": self.instance,
-            "floor": self.floor,
-            "horizon": self.horizon,
+            "truncation": self.truncation,
+            "gc_horizon": self.gc_horizon,
             "root": self.root,
             "count": self.count,
             "table": pack(self.table, known),
@@ -98,9 +98,9 @@ def hello_of(fields: Fields, known: Table | None = None) -> Hello:
     """The inverse of `Hello.plain`.  Raises Malformed."""
     return Hello(
         fields.text("cluster", CLUSTER_SIZE_MAX, 0),
-        fields.binary("instance", INSTANCE_SIZE),
-        fields.binary("floor", VERSION_SIZE),
-        fields.number("horizon"),
+        fields.binary("instance", WRITER_SIZE),
+        fields.binary("truncation", VERSION_SIZE),
+        fields.number("gc_horizon"),
         fields.binary("root", 0, ROOT_SIZE),
         fields.number("count"),
         unpack(fields.binary("table"), known),

@@ -18,13 +18,13 @@ from functools import partial
 from typing import Final, TypeVar
 
 from merklekv.engine.base import Pair
-from merklekv.engine.clock import INSTANCE_SIZE
+from merklekv.engine.clock import WRITER_SIZE
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import BUCKETS, DIGEST_AT, INNER_NODES, MAX_KEY_SIZE, VALUE_AT, VERSION_SIZE
 from merklekv.errors import Shortage, Stalled
 from merklekv.replication.cluster.members import Members, TooManyMembers
 from merklekv.replication.fields import Fields, Malformed
-from merklekv.replication.sync.local_endpoint import Moved, Refused, Side
+from merklekv.replication.sync.local_endpoint import LocalEndpoint, Moved, Refused
 from merklekv.replication.sync.messages import (
     FULL,
     MESSAGE_ROOM_BYTES,
@@ -58,7 +58,7 @@ class Responder:
 
     def __init__(self, engine: Engine, members: Members, cluster: str) -> None:
         self._engine = engine
-        self._side = Side(engine, members, cluster)
+        self._side = LocalEndpoint(engine, members, cluster)
         self._kinds: dict[str, Callable[[Fields], Slices[bytes]]] = {
             "hello": self._hello,
             "inner": self._inner,
@@ -91,11 +91,11 @@ class Responder:
         side, engine = self._side, self._engine
         known, peer = peer.table, side.judge(peer)
         side.judge_own_clock(peer)
-        if peer.floor > engine.floor:
-            yield from self._writing(partial(engine.merge_floor, peer.floor, peer.node.encode()))
+        if peer.truncation > engine.truncation:
+            yield from self._writing(partial(engine.merge_truncation, peer.truncation, peer.node.encode()))
         side.meet(peer)
         if side.is_current(peer):
-            side.adopt(peer.table, peer.horizon)
+            side.adopt(peer.table, peer.gc_horizon)
         yield from self._collect()
         for _ in engine.prepare_root():
             yield None
@@ -168,7 +168,7 @@ class Responder:
         return len(key) + (len(record) if small else VALUE_AT)
 
     def _swap(self, fields: Fields) -> Slices[bytes]:
-        horizon = yield from self._expected(fields)
+        gc_horizon = yield from self._expected(fields)
         origin = _origin(fields)
         settled = fields.number("settled", self._engine.clock.latest_ns())
         give, dead, wants = fields.pairs("give"), fields.pairs("dead"), fields.strings("wants")
@@ -177,7 +177,7 @@ class Responder:
         refused: Refused = []
         for at in range(0, len(give), SLICE_MERGES):
             slice_ = give[at : at + SLICE_MERGES]
-            taken = yield from self._writing(partial(side.take, slice_, origin, horizon, settled))
+            taken = yield from self._writing(partial(side.take, slice_, origin, gc_horizon, settled))
             applied += taken[0]
             refused += taken[1]
             yield None
@@ -187,7 +187,7 @@ class Responder:
                     raise Malformed("records to bury that are none")
             for at in range(0, len(dead), SLICE_MERGES):
                 slice_ = dead[at : at + SLICE_MERGES]
-                discarded += yield from self._writing(partial(side.bury, slice_, origin, horizon))
+                discarded += yield from self._writing(partial(side.bury, slice_, origin, gc_horizon))
                 yield None
         found, served = yield from self._read(wants)
         self._engine.commit()
@@ -226,9 +226,9 @@ class Responder:
         peer = hello_of(fields.map("hello"))
         side = self._side
         known, peer = peer.table, side.judge(peer)
-        horizon = side.believe_time(peer.table, fields.number("settled"))
-        table = side.finish(peer.table, horizon)
-        if before < horizon:
+        gc_horizon = side.believe_time(peer.table, fields.number("settled"))
+        table = side.finish(peer.table, gc_horizon)
+        if before < gc_horizon:
             yield from self._collect()  # the other has, too
         self._engine.flush()
         return encode("done", table=pack(table, known))
@@ -236,12 +236,12 @@ class Responder:
     def _expected(self, fields: Fields, done: bool = False) -> Slices[int]:
         """Raises Moved unless this node is as it was when the exchange began; the horizon since then."""
         yield None
-        horizon = fields.number("horizon")
-        if fields.binary("to", INSTANCE_SIZE) != self._side.instance:
+        gc_horizon = fields.number("gc_horizon")
+        if fields.binary("to", WRITER_SIZE) != self._side.instance:
             raise Moved
-        if horizon != self._engine.horizon and not done:
+        if gc_horizon != self._engine.gc_horizon and not done:
             raise Moved
-        return horizon
+        return gc_horizon
 
     def _collect(self) -> Slices[None]:
         while (yield from self._writing(self._engine.collect)):
