@@ -103,7 +103,7 @@ def test_a_forgotten_node_that_starts_empty_is_a_new_member(node_factory: NodeFa
     assert sync(a, b) == "OK"
     b.stop()
     store_id = rows(address(a))["b"]["store_id"]
-    verdict = json.loads(succeeds("forget", "b", "--at", address(a), "--birth", store_id, "--json"))
+    verdict = json.loads(succeeds("forget", "b", "--at", address(a), "--store-id", store_id, "--json"))
     assert verdict == {"at": address(a), "removed": "b", "store_id": store_id}
     again = node(node_factory, "b", directory=tmp_path / "empty")
     assert sync(again, a) == "OK"
@@ -118,7 +118,7 @@ def test_forgetting_who_cannot_be(node_factory: NodeFactory, tmp_path: Path) -> 
     for words, said in (
         (["nobody"], "nobody: no such member"),
         (["a"], "a is this node itself"),
-        (["nobody", "--birth", "xyz"], "a birth is 16 hex digits"),
+        (["nobody", "--store-id", "xyz"], "a birth is 16 hex digits"),
     ):
         fails(statuses.EXIT_NODE, said, done=run("forget", *words, "--at", address(a)))
     fails(EXIT_USAGE, "give HOST:PORT", done=run("forget", "a", "--at", tmp_path))

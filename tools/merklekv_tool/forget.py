@@ -19,7 +19,7 @@ EXAMPLES: Final = """
 Examples:
 
     merklekv-tool forget node-3 --at 127.0.0.1:7379
-    merklekv-tool forget node-3 --at 127.0.0.1:7379 --birth 9f86d081884c7d65
+    merklekv-tool forget node-3 --at 127.0.0.1:7379 --store-id 9f86d081884c7d65
 
 One node is told, and tells the others. `merklekv-tool members` shows who could be forgotten.
 """
@@ -29,7 +29,7 @@ def forget(
     node: Annotated[str, typer.Argument(metavar="NODE", help="The id of the node that is gone.")],
     at: Annotated[str, typer.Option("--at", metavar="HOST:PORT", help="A running node of its cluster.")],
     store_id: Annotated[
-        str, typer.Option("--birth", metavar="HEX", help="Which, if several had this id.", show_default=False)
+        str, typer.Option("--store-id", metavar="HEX", help="Which, if several had this id.", show_default=False)
     ] = "",
     as_json: AsJson = False,
 ) -> None:
