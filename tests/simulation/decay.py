@@ -117,7 +117,7 @@ class Decay(Cluster):
     def _fetch(self, node: Node, name: str, key: bytes, chance: random.Random | None) -> bytes | None:
         """What another node has; both go on with their own affairs until it answers."""
         if chance is not None and chance.random() < MEANWHILE:
-            self.do_absorb(node.name)
+            self.do_checkpoint(node.name)
         if chance is not None and chance.random() < MEANWHILE:
             self._write_meanwhile(name, chance)
         if not self.nodes[name].up:

@@ -197,7 +197,7 @@ class World:
             self.oracle.acknowledge(pairs)
         del node.uncommitted[: len(pairs)]
 
-    def do_absorb(self, name: str) -> None:
+    def do_checkpoint(self, name: str) -> None:
         node = self.nodes[name]
         if node.up:
             with self.as_node(node):
