@@ -10,10 +10,10 @@ DATA   ?= ./data
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check docs bench clean
+.PHONY: help run test check docs structure bench clean
 
 help:  ## Show what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	scripts/need $(PYTHON):ensurepip=python3-venv
@@ -43,6 +43,9 @@ check: $(VENV)/.test  ## Run the quick half of the gate: ruff and mypy
 docs: $(VENV)/.run  ## Write what the docs take from the code: docs/cli.md, the example in docs/format.md
 	$(BIN)/python scripts/write_cli_docs.py
 	$(BIN)/python scripts/write_format_example.py
+
+structure:  ## Report the code's structure: who knows a record's layout, private accesses, cycles, lines (ROOT=DIR)
+	$(PYTHON) scripts/structure.py $(ROOT)
 
 bench: $(VENV)/.test  ## Measure this machine: beside Redis, replication, exchanges; one report with plots
 	scripts/need redis-server=redis-server redis-benchmark=redis-tools mosquitto=mosquitto
