@@ -1,17 +1,11 @@
-"""The command `merklekv`, also as `python -m merklekv`.
+"""The command `merklekv`, also as `python -m merklekv`."""
 
-Ctrl-C is provided for before the imports, which take a while: Python alone would show a traceback.
-"""
-
-from merklekv.interrupt import leave_on_interrupt
+from merklekv.interrupt import run_program
 
 
 def main() -> None:
     """Entry point."""
-    leave_on_interrupt()
-    from merklekv import cli
-
-    cli.main()
+    run_program("merklekv.cli")
 
 
 if __name__ == "__main__":

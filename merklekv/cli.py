@@ -221,8 +221,6 @@ def _status_of_run() -> int:
         return int(app(standalone_mode=False, prog_name="merklekv") or 0)
     except typer.TyperException as error:
         return _fail(f"{error.format_message().rstrip('.')}; 'merklekv --help' shows what there is", EXIT_USAGE)
-    except config.ConfigError as error:
-        return _fail(str(error), EXIT_USAGE)
     except MerkleKVError as error:
         return _fail(str(error), status_of(error))
     except OutputClosed:  # as in `merklekv config | head -1`

@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from merklekv.errors import MerkleKVError, shown
+from merklekv.errors import InvalidArgument, shown
 from merklekv.settings import (
     ENVIRONMENT_PREFIX,
     SECTION_SEPARATOR,
@@ -43,7 +43,7 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 TLS_FILES = ("replication.tls_ca_file", "replication.tls_cert_file", "replication.tls_key_file")
 
 
-class ConfigError(MerkleKVError):
+class ConfigError(InvalidArgument):
     """A setting that does not exist, or a value that is not allowed."""
 
 

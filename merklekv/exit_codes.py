@@ -1,11 +1,14 @@
-"""Exit statuses of the command line: one for each way of failing that a script or supervisor may tell apart.
+"""Exit statuses: one for each kind of failure that a script or a supervisor may treat differently.
 
-Status 2 is what every command line uses for a mistake in its arguments, 1 is left to what nobody foresaw.
+Status 2 is what every command line uses for a mistake in its arguments, 1 is for errors without a status of their own.
+`merklekv-tool` gives them the same meaning, but for 1 and 4, and adds its own from 10 on.
 """
 
 from __future__ import annotations
 
 from merklekv import errors, interrupt
+
+StatusTable = tuple[tuple[type[errors.MerkleKVError], int], ...]
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -33,7 +36,7 @@ MEANINGS = {
     EXIT_INTERRUPTED: "interrupted from the keyboard before a node or a demo began",
 }
 
-_STATUS_OF: tuple[tuple[type[errors.MerkleKVError], int], ...] = (
+_STATUS_OF: StatusTable = (
     (errors.DirectoryLocked, EXIT_LOCKED),
     (errors.AddressInUse, EXIT_ADDRESS),
     (errors.AddressUnavailable, EXIT_ADDRESS),
@@ -48,5 +51,6 @@ _STATUS_OF: tuple[tuple[type[errors.MerkleKVError], int], ...] = (
 )
 
 
-def status_of(error: errors.MerkleKVError) -> int:
-    return next((status for kind, status in _STATUS_OF if isinstance(error, kind)), EXIT_FAILED)
+def status_of(error: errors.MerkleKVError, own: StatusTable = (), otherwise: int = EXIT_FAILED) -> int:
+    """The exit status for an error: by a program's `own` table, then by the common one, then `otherwise`."""
+    return next((status for kind, status in (*own, *_STATUS_OF) if isinstance(error, kind)), otherwise)

@@ -1,4 +1,7 @@
-"""Ctrl-C while a program starts.  It imports next to nothing: until it has run, Python answers with a traceback."""
+"""Starts a program. Until its imports are done, Ctrl-C ends it silently; Python alone would show a traceback.
+
+This module imports next to nothing, because it can only act once it is imported itself.
+"""
 
 import os
 import signal
@@ -6,10 +9,13 @@ import signal
 EXIT_INTERRUPTED = 130  # as shells have it
 
 
-def leave_on_interrupt() -> None:
-    """Lets Ctrl-C end the process at once and silently, for as long as there is nothing to clean up.
+def run_program(module: str) -> None:
+    """Imports a module and calls its `main`. Until `main` sets a handler, Ctrl-C ends the process at once.
 
-    A process that ignores it, as those that a script runs in the background, goes on ignoring it.
+    A process that ignores Ctrl-C, as one that a script runs in the background does, goes on ignoring it.
     """
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(EXIT_INTERRUPTED))
+    import importlib
+
+    importlib.import_module(module).main()

@@ -30,15 +30,16 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from merklekv import __version__
+from merklekv.address import format_address, is_address, parse_address
 from merklekv.engine.engine import Engine
 from merklekv.exit_codes import EXIT_OK, EXIT_SLOW_STOP, EXIT_STORAGE
 from merklekv.log_throttle import LogThrottle
 from merklekv.logging_setup import dropped_lines, flush_log, start_logging
-from merklekv.names import is_address, split_address, stored_node_id
 from merklekv.net.client import REPLY_BYTES_MAX, REPLY_ROOM_BYTES, Client
 from merklekv.net.commands import exchange, records
 from merklekv.net.limits import Limits
 from merklekv.net.server import Server
+from merklekv.node_id import stored_node_id
 from merklekv.output import counted
 from merklekv.replication.cluster.members import node_of
 from merklekv.replication.scrubber import Scrubber
@@ -89,7 +90,7 @@ class Carrier:
 
 def fetch_record(address: str, key: bytes, reply_bytes: int = REPLY_BYTES_MAX) -> bytes | None:
     """The record of a key as another node has it. Raises MerkleKVError when that cannot be asked."""
-    with Client(*split_address(address), FETCH_TIMEOUT_S, reply_bytes) as client:
+    with Client(*parse_address(address), FETCH_TIMEOUT_S, reply_bytes) as client:
         return records.fetch(client, key)
 
 
@@ -282,11 +283,6 @@ class Node:
         self.engine.close()
 
     @property
-    def shown_address(self) -> str:
-        host, port = self.address
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-    @property
     def advertised_address(self) -> str:
         """Where other nodes reach this one: what is configured, or where it listens, by its name if that is all.
 
@@ -294,12 +290,12 @@ class Node:
         """
         host, port = self.address
         everywhere = ipaddress.ip_address(host.partition("%")[0]).is_unspecified
-        listening = f"{socket.gethostname()}:{port}" if everywhere else self.shown_address
+        listening = f"{socket.gethostname()}:{port}" if everywhere else format_address(host, port)
         return self._settings.replication.advertise_address or (listening if is_address(listening) else "")
 
     def ready_line(self) -> str:
         return (
-            f"merklekv {__version__} ready on {self.shown_address}, data in {self._settings.storage_path}, "
+            f"merklekv {__version__} ready on {format_address(*self.address)}, data in {self._settings.storage_path}, "
             f"durability {self._settings.durability}, {counted(self.engine.live_count, 'key')}"
         )
 

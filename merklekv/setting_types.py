@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from merklekv.names import NODE_ID_RULE, is_address, is_host, is_ipv6, is_node_id
+from merklekv.address import is_address, is_host, is_ipv6
+from merklekv.node_id import NODE_ID_RULE, is_node_id
 
 T_co = TypeVar("T_co", covariant=True)
 

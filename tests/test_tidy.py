@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # What a part may import of the package, beside itself. The bottom is what everybody may.
-HELPERS = ("log_throttle", "interpreter", "interrupt", "names", "output", "private", "shortage")
+HELPERS = ("log_throttle", "interpreter", "interrupt", "address", "node_id", "output", "private", "shortage")
 BOTTOM = {"merklekv", "merklekv.errors", *(f"merklekv.{name}" for name in HELPERS)}
 LAYERS = {
     "merklekv/errors.py": set(),

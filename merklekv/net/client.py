@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Final, Self
 
+from merklekv.address import format_address
 from merklekv.errors import MerkleKVError
 from merklekv.net.protocol import replies
 from merklekv.net.protocol.replies import INCOMPLETE, BadReply, ErrorReply, ReplyParser
@@ -50,7 +51,7 @@ class Client:
         self, host: str, port: int, timeout_s: float = REPLY_TIMEOUT_S, reply_bytes: int = REPLY_BYTES_MAX
     ) -> None:
         """`timeout_s`: for a request to be taken and its reply to begin.  `reply_bytes`: the longest reply taken."""
-        self.name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.name = format_address(host, port)
         try:
             self._socket = socket.create_connection((host, port), CONNECT_TIMEOUT_S)
             set_up(self._socket)

@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from merklekv.address import format_address
 from merklekv.errors import AddressInUse, AddressUnavailable, InvalidArgument
 from merklekv.net.commands.scan import Cursors
 from merklekv.net.commands.table import commands
@@ -135,7 +136,7 @@ class Server:
             try:
                 self._admit(sock, peer)
             except OSError as problem:
-                log.info("%s was gone before it was served: %s", _show(peer), problem)
+                log.info("%s was gone before it was served: %s", format_address(*peer[:2]), problem)
                 sock.close()
             except BaseException:
                 sock.close()
@@ -148,7 +149,12 @@ class Server:
         sock.setblocking(False)
         set_up(sock)
         connection = Connection(
-            self._context, next(self._identities), sock, _show(peer), _show(sock.getsockname()), refusal
+            self._context,
+            next(self._identities),
+            sock,
+            format_address(*peer[:2]),
+            format_address(*sock.getsockname()[:2]),
+            refusal,
         )
         if not refusal:
             traffic.connections += 1
@@ -179,11 +185,6 @@ def is_loopback(host: str) -> bool:
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         return address.ipv4_mapped.is_loopback
     return address.is_loopback
-
-
-def _show(address: tuple[str, int]) -> str:
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _listen(host: str, port: int) -> list[socket.socket]:

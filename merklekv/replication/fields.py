@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from merklekv.names import NODE_ID_RULE, is_node_id
+from merklekv.node_id import NODE_ID_RULE, is_node_id
 from merklekv.replication.plain_cbor import ITEMS_MAX, decode_plain
 
 NUMBER_MAX: Final = (1 << 63) - 1

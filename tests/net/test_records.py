@@ -22,10 +22,10 @@ from merklekv.engine.format import (
     bucket_of,
     make_record,
 )
-from merklekv.names import NODE_ID_BYTES_MAX
 from merklekv.net.client import Client, NodeError, Reply, Unreachable
 from merklekv.net.commands.records import MERGE_SLICE_RECORDS, PAGE_BYTES, PAGE_RECORDS_MAX, fetch
 from merklekv.net.server import Server
+from merklekv.node_id import NODE_ID_BYTES_MAX
 
 OLD = (1_600_000_000 * 10**9).to_bytes(8, "big") + bytes(16)
 NEW = (1_700_000_000 * 10**9).to_bytes(8, "big") + bytes(16)

@@ -11,8 +11,8 @@ import pytest
 from fixtures.anti_entropy import LONG_S, Gone, Line, Net, Node
 from fixtures.support import run_out_of_room, wait_until
 
+from merklekv.address import parse_address
 from merklekv.errors import DiskFull, InvalidArgument, MerkleKVError, StorageFailed
-from merklekv.names import split_address
 from merklekv.replication.cluster.members import UnknownMember
 from merklekv.replication.cluster.presence import OFFLINE, ONLINE, Status
 from merklekv.replication.sync import anti_entropy as module
@@ -428,7 +428,7 @@ def test_a_mistake_does_not_end_the_thread(
     ],
 )
 def test_addresses(address: str, meant: tuple[str, int]) -> None:
-    assert split_address(address) == meant
+    assert parse_address(address) == meant
 
 
 NO_ADDRESSES = ["", "h", "h:", ":1", "h:0", "h:65536", "h:x", "h:-1", "h:1111111111111", "h:000001" + 5000 * "0"]
@@ -438,10 +438,10 @@ NO_ADDRESSES += ["::1:7379", "[::1]", "[::1:1", "[h]:1", "a b:1", "a/b:1", "h\0:
 @pytest.mark.parametrize("address", NO_ADDRESSES)
 def test_what_is_no_address(address: str) -> None:
     with pytest.raises(InvalidArgument, match="is no address: "):
-        split_address(address)
+        parse_address(address)
 
 
 @pytest.mark.parametrize("host", ["a..b", ".", ".a", "a" * 64, "\udcff"])
 def test_what_is_no_host_name(host: str) -> None:
     with pytest.raises(InvalidArgument, match=r"is no address: .* is not a host name"):
-        split_address(f"{host}:1")
+        parse_address(f"{host}:1")

@@ -22,7 +22,7 @@ from merklekv.engine.format import (
     make_record,
     record_is_sound,
 )
-from merklekv.names import NODE_ID_BYTES_MAX, is_node_id
+from merklekv.node_id import NODE_ID_BYTES_MAX, is_node_id
 from merklekv.replication import plain_cbor
 from merklekv.replication.stream import event
 from merklekv.replication.stream.event import (

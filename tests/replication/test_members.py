@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from merklekv.address import PORT_MAX
 from merklekv.engine.format import METADATA_SIZE_MAX
 from merklekv.errors import FormatTooNew
-from merklekv.names import NODE_ID_BYTES_MAX, PORT_MAX
+from merklekv.node_id import NODE_ID_BYTES_MAX
 from merklekv.replication.cluster import members as members_module
 from merklekv.replication.cluster.lost_writes import LAPSES_MAX, Lapse
 from merklekv.replication.cluster.members import (

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from merklekv.engine.engine import Engine
 from merklekv.errors import Corruption, DiskFull, FormatTooNew, InvalidArgument, Shortage
-from merklekv.names import is_node_id
+from merklekv.node_id import is_node_id
 from merklekv.replication.cluster.members import (
     STORE_ID_SIZE,
     Identity,

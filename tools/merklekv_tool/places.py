@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, TypeVar
 
+from merklekv.address import has_address_form, parse_address
 from merklekv.engine.clock import show_time, timestamp_of
 from merklekv.engine.directory import require_format
 from merklekv.engine.engine import Engine
@@ -35,7 +36,6 @@ from merklekv.engine.format import (
 )
 from merklekv.engine.merkle import LEAVES_PER_INNER
 from merklekv.errors import InvalidArgument, MerkleKVError, NotADataDirectory, Stalled
-from merklekv.names import ADDRESS, split_address
 from merklekv.net.client import REPLY_ROOM_BYTES, Client, Reply, Unreachable
 from merklekv.replication.cluster.member_rows import Row, rows, stored_members
 from merklekv.replication.sync.local_endpoint import METADATA_MEMBERS
@@ -97,9 +97,9 @@ class LogPosition(Protocol):
 
 def address_of(place: str) -> tuple[str, int] | None:
     """Host and port, or None when `place` means a directory. Raises InvalidArgument for an address that cannot be."""
-    if ADDRESS.fullmatch(place) is None or os.path.exists(place):
+    if not has_address_form(place) or os.path.exists(place):
         return None
-    return split_address(place)
+    return parse_address(place)
 
 
 @contextlib.contextmanager

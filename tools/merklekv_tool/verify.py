@@ -72,7 +72,7 @@ def verify_directory(place: str) -> Verdict:
     """Checks a closed directory."""
     from merklekv.engine.verify.check import check_directory
     from merklekv.errors import Corruption, DirectoryUnwritable
-    from merklekv.names import read_node_id
+    from merklekv.node_id import read_node_id
     from merklekv_tool.places import require_directory
 
     metadata: list[str] = []

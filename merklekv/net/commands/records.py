@@ -37,12 +37,12 @@ from merklekv.engine.format import (
 )
 from merklekv.engine.integers import strict_integer
 from merklekv.errors import Stalled
-from merklekv.names import NODE_ID_RULE, is_node_id
 from merklekv.net.client import Client, Unreachable
 from merklekv.net.errors import RequestError
 from merklekv.net.protocol import resp
 from merklekv.net.protocol.text import Request
 from merklekv.net.session import Long, Reply, Session, writable
+from merklekv.node_id import NODE_ID_RULE, is_node_id
 
 PAGE_RECORDS_MAX: Final = 1000  # in one reply of RECORDS
 PAGE_BYTES: Final = 1 << 20  # a page ends behind so many bytes, so it may pass this by one record

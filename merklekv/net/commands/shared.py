@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import NoReturn
 
+from merklekv.address import PORT_MAX
 from merklekv.engine.integers import strict_integer
-from merklekv.names import PORT_MAX
 from merklekv.net.errors import Goodbye, RequestError
 from merklekv.net.protocol.text import show
 from merklekv.net.session import Long, Pause, Session, in_thread

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from merklekv.names import is_address, is_node_id
+from merklekv.address import is_address
+from merklekv.node_id import is_node_id
 
 ONLINE: Final = "online"
 OFFLINE: Final = "offline"

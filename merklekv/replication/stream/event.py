@@ -36,7 +36,7 @@ from merklekv.engine.format import (
     VERSION_SIZE,
     make_record,
 )
-from merklekv.names import is_node_id
+from merklekv.node_id import is_node_id
 from merklekv.replication.plain_cbor import decode_plain
 
 SCHEMA_VERSION: Final = 1

@@ -27,10 +27,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from merklekv.address import format_address, parse_address
 from merklekv.engine.engine import Engine
 from merklekv.errors import MerkleKVError, Stalled, StorageFailed
 from merklekv.log_throttle import LogThrottle
-from merklekv.names import split_address
 from merklekv.output import counted
 from merklekv.replication.cluster.members import Identity, Members
 from merklekv.replication.cluster.membership import Membership
@@ -146,7 +146,7 @@ class AntiEntropy:
 
         Raises ExchangeError, and what the carrier and the engine raise.
         """
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        address = format_address(host, port)
         deadline = time.monotonic() + BUSY_PATIENCE_S
         while True:
             try:
@@ -329,7 +329,7 @@ class AntiEntropy:
                 self._changed.notify_all()
 
     def _converse(self, address: str, share_percent: int, full: bool, verify: bool) -> ExchangeReport:
-        carrier = self._connect(*split_address(address))
+        carrier = self._connect(*parse_address(address))
         initiator = Initiator(self._engine, self._members, self._cluster, full=full, verify=verify)
         steps = initiator.steps()
         try:

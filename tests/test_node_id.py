@@ -1,4 +1,4 @@
-"""What a node may be called and where it may be: one rule, the same for every way in."""
+"""One rule for a node id, the same for every way in, and the file that keeps it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,10 @@ from hypothesis import strategies as st
 
 from merklekv import config
 from merklekv.engine.engine import Engine
-from merklekv.errors import Corruption, DirectoryUnwritable, InvalidArgument
-from merklekv.names import (
-    ADDRESS,
-    ADDRESS_BYTES_MAX,
-    NODE_ID_BYTES_MAX,
-    NODE_ID_RULE,
-    is_address,
-    is_node_id,
-    read_node_id,
-    split_address,
-    stored_node_id,
-)
+from merklekv.errors import Corruption, DirectoryUnwritable
 from merklekv.net.commands.records import checked_origin
 from merklekv.net.errors import RequestError
+from merklekv.node_id import NODE_ID_BYTES_MAX, NODE_ID_RULE, is_node_id, read_node_id, stored_node_id
 from merklekv.replication.cluster.members import Members
 from merklekv.replication.cluster.membership import Membership
 from merklekv.replication.cluster.presence import ONLINE, Status, decode_status
@@ -140,49 +130,6 @@ def test_ids_that_look_alike_are_different(tmp_path: Path) -> None:
         membership.hear(Status(name, ONLINE))
     assert {str(row["node"]) for row in membership.rows()} == {"own", *names}
     engine.close()
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "a:1", "a.b.c:65535", "10.0.0.1:7379", "[::1]:1", "[fe80::1%eth0]:7379", "[fe80::1%eth0.100]:7379",
-        "bücher.example:1", "a_b:1", "a.:1",
-    ],
-)  # fmt: skip
-def test_an_address(address: str) -> None:
-    assert is_address(address)
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "", "a", ":1", "a:", "a:0", "a:65536", "a:1 ", " a:1", "a b:1", "a..b:7379", ".a:1", "a" * 64 + ":1",
-        ".".join(["a" * 60] * 5) + ":1", "::1:1", "[::1]", "[a]:1", "[::1%a b]:1", "[fe80::1%]:1", "a:\u0661",
-        "a:+1", "a:1\n", "a\n:1",
-        "\x1b[31m:1", "a\0:1", "\ud800:1", "a/b:1", "a:1,b:2", "a" * 100_000 + ":1",
-    ],
-    ids=lambda address: ascii(address)[:40],
-)  # fmt: skip
-def test_no_address(address: str) -> None:
-    assert not is_address(address)
-
-
-@given(st.text(max_size=20) | st.from_regex(ADDRESS) | st.from_regex(r"\[[0-9a-f:]{1,9}(%[a-z.]*)?\]:[0-9]{1,5}"))
-def test_what_is_an_address_can_be_split_and_nothing_else(text: str) -> None:
-    try:
-        host, port = split_address(text)
-    except InvalidArgument:
-        assert not is_address(text)
-    else:
-        assert is_address(text) == (len(text.encode()) <= ADDRESS_BYTES_MAX)
-        assert text.removesuffix(text.rpartition(":")[2]) == (f"[{host}]:" if ":" in host else f"{host}:")
-        assert int(text.rpartition(":")[2]) == port
-
-
-@given(st.text(max_size=20), st.integers(0, 70_000))
-def test_the_name_of_an_address_can_be_looked_up(host: str, port: int) -> None:
-    if is_address(f"{host}:{port}"):
-        host.strip("[]").partition("%")[0].encode("idna")  # what raises UnicodeError in a look-up
 
 
 # -- the file ----------------------------------------------------------------------------------------------------------
