@@ -33,7 +33,7 @@ from nodes import Node
 from report import RESULTS, WIDTH, machine, print_table
 from rich.console import Console
 
-from merklekv.net.client import Client
+from merklekv.net.client import Client, Reply
 from merklekv.replication.cluster.lost_writes import LAPSES_MAX
 
 VALUE_BYTES = 100
@@ -124,11 +124,13 @@ class Pair:
 
     def copy(self) -> Taken:
         """The naive way, and only one way: every record of the first is read and merged into the second."""
-        began, size, count, after = time.perf_counter(), 0, 0, b""
-        while after is not None:
+        began, size, count = time.perf_counter(), 0, 0
+        after: Reply = b""
+        while isinstance(after, bytes):
             reply = self.first.call(b"RECORDS", after, b"1000")
             assert isinstance(reply, list)
-            after, parts = reply
+            after, rows = reply
+            parts = [part for part in rows if isinstance(part, bytes)] if isinstance(rows, list) else []
             size += sum(map(len, parts))
             count += len(parts) // 3
             if parts:

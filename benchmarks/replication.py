@@ -215,7 +215,7 @@ def backlog(events: int) -> dict[str, float]:
         return {"events": count, "waiting": waiting, "seconds": time.perf_counter() - began}
 
 
-def idle(_: int, seconds: float = 20) -> dict[str, float]:
+def idle(__: int, seconds: float = 20) -> dict[str, float]:
     with cluster(3) as (_, nodes):
         time.sleep(2)
         processes = [psutil.Process(node.pid) for node in nodes]

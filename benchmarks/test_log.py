@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from merklekv.engine.durable import Durability
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import ENTRY, OP_SET, VERSION_SIZE, make_record
 from merklekv.engine.log import RESERVE_STEP, Log, Segment, segment_path
+from merklekv.engine.options import Durability
 
 KEY = b"key:000000000042"
 VALUE = b"x" * 100

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from conftest import VALUE, fill, key_of
+from data_sets import VALUE, fill, key_of
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from merklekv.engine.engine import Engine

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 
 import pytest
-from conftest import VALUE, fill, key_of
+from data_sets import VALUE, fill, key_of
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from merklekv.engine.clock import HybridClock

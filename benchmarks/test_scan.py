@@ -3,7 +3,7 @@
 from collections.abc import Generator
 
 import pytest
-from conftest import VALUE, key_of
+from data_sets import VALUE, key_of
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from merklekv.engine.engine import Engine

@@ -59,5 +59,5 @@ class _Remover(ast.NodeTransformer):
 
 
 if __name__ == "__main__":
-    State._put = _put_without_upkeep()
+    State._put = _put_without_upkeep()  # type: ignore[method-assign]
     main()

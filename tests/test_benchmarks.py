@@ -39,7 +39,7 @@ def test_the_comparison_runs_and_writes_its_results(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_latency_beside_merging_is_measured(tmp_path: Path) -> None:
-    only = ["--only", "merging-everysec", "--directory", tmp_path, "--results", tmp_path]
+    only = ["--only", "merging-everysec", "--directory", str(tmp_path), "--results", str(tmp_path)]
     run(BENCHMARKS / "compare.py", "--size", "tiny", *only)
     figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
     assert [figure["name"] for figure in figures] == ["merging-p99-everysec", "merging-worst-everysec"]
@@ -99,8 +99,8 @@ def test_the_report_joins_the_parts(tmp_path: Path) -> None:
 
 
 def test_a_part_that_does_not_work_is_named(tmp_path: Path) -> None:
-    command = [sys.executable, BENCHMARKS / "everything.py", "--part", "exchange", "--size", "tiny"]
-    command += ["--directory", tmp_path / "missing", "--results", tmp_path]
+    command = [sys.executable, str(BENCHMARKS / "everything.py"), "--part", "exchange", "--size", "tiny"]
+    command += ["--directory", str(tmp_path / "missing"), "--results", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 1
     assert done.stderr.endswith("did not work, see above: exchange\n")

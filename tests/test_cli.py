@@ -136,7 +136,7 @@ def test_a_wrong_variable_is_one_line_and_the_usage_status() -> None:
 
 
 def test_a_setting_that_is_no_text_is_one_line_and_the_usage_status() -> None:
-    command = [sys.executable, "-m", "merklekv", "run", "--node-id", b"a\xff"]
+    command: list[str | bytes] = [sys.executable, "-m", "merklekv", "run", "--node-id", b"a\xff"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=clean_environment())
     fails(exit_codes.EXIT_USAGE, r"replication.client_id = 'a\udcff' is not allowed", done=done)
 
@@ -196,7 +196,7 @@ def test_other_signals_leave_it_running(node: NodeProcess) -> None:
             os.kill(node.pid, signal.SIGCONT)  # some of them stop a process, as Ctrl-Z does
             assert client.ask("PING") == "PONG"
     for line in ("SIGHUP: nothing to reload", "SIGUSR1: ignored", f"signal {signal.SIGRTMIN + 1}: ignored"):
-        wait_until(lambda line=line: line in node.output(), what=line)  # type: ignore[misc]
+        wait_until(lambda line=line: line in node.output(), what=line)
     assert node.stop() == exit_codes.EXIT_OK
 
 

@@ -420,7 +420,7 @@ def test_files_for_tls_are_read_before_anything_else(tmp_path: Path) -> None:
     require("", "", "")
     require(cert, cert, key)
     missing = tmp_path / "missing"
-    for place, files, reason in [
+    wrong: list[tuple[int, tuple[Path | str, Path | str, Path | str], str]] = [
         (0, (missing, "", ""), "cannot be read: No such file or directory"),
         (0, (tmp_path, "", ""), "is not a file"),
         (0, (tmp_path / "empty", "", ""), "cannot be used: no certificate or crl found; give certificates in PEM"),
@@ -430,7 +430,8 @@ def test_files_for_tls_are_read_before_anything_else(tmp_path: Path) -> None:
         (1, ("", cert, other), "cannot be used: key values mismatch; give a certificate in PEM with its key"),
         (1, ("", locked_cert, locked), "cannot be used: "),
         (1, ("", tmp_path / "empty", key), "cannot be used: "),
-    ]:
+    ]
+    for place, files, reason in wrong:
         with pytest.raises(config.ConfigError) as caught:
             require(*files)
         assert str(caught.value).startswith(f"flag --set: {keys[place]} = '{files[place]}' {reason}")

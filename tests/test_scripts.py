@@ -16,7 +16,7 @@ NEED = SCRIPTS / "need"
 
 
 def need(*wanted: str, path: str = os.environ["PATH"]) -> subprocess.CompletedProcess[str]:
-    command = ["/bin/sh", NEED, *wanted]
+    command = ["/bin/sh", str(NEED), *wanted]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env={"PATH": path}, check=False)
 
 
@@ -41,7 +41,7 @@ def test_the_structure_report_finds_each_kind_of_place(tmp_path: Path) -> None:
     for name, source in sources.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(source)
-    command = [sys.executable, SCRIPTS / "structure.py", tmp_path]
+    command = [sys.executable, str(SCRIPTS / "structure.py"), str(tmp_path)]
     report = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     found = dict(line.rsplit(": ", 1) for line in report.splitlines() if not line.startswith(" "))
     assert found == {

@@ -9,6 +9,7 @@ story does not.  --small makes less of everything, to try it out.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import merkle_picture
@@ -18,7 +19,7 @@ from matplotlib.figure import Figure
 
 PICTURES = {"outbox": outbox_picture.draw, "skew": skew_picture.draw, "merkle": merkle_picture.draw}
 OUTPUT = Path(__file__).parent.parent.parent / "docs" / "learn"
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,

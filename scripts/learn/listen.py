@@ -41,7 +41,11 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=0, help="end after so many")
     given = parser.parse_args()
     client = paho.Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
-    client.on_connect = lambda *_: client.subscribe(f"{given.topic}/+/events", 1)
+
+    def subscribe(*_: object) -> None:
+        client.subscribe(f"{given.topic}/+/events", 1)
+
+    client.on_connect = subscribe
     client.on_subscribe = lambda *_: print("listening", flush=True)
     messages: queue.SimpleQueue[paho.MQTTMessage] = queue.SimpleQueue()
     client.on_message = lambda _, __, message: messages.put(message)
@@ -51,7 +55,7 @@ def main() -> None:
     with contextlib.suppress(KeyboardInterrupt):
         while not given.events or heard < given.events:
             message = messages.get()
-            for event in events(message.payload):
+            for event in events(bytes(message.payload)):
                 print(told(message.topic.split("/")[-2], event), flush=True)
                 heard += 1
     client.disconnect()

@@ -43,10 +43,15 @@ class Run:
         return time.time() - self.began
 
     def look(self, node: Node) -> Look:
-        _, records = node.ask(b"RECORDS", b"", b"1")  # type: ignore[misc]
+        reply = node.ask(b"RECORDS", b"", b"1")
+        assert isinstance(reply, list)
+        records = reply[1]
         if not records:
             return Look(self.now(), NOTHING, 0.0)
+        assert isinstance(records, list)
         _, head, value = records
+        assert isinstance(head, bytes)
+        assert isinstance(value, bytes)
         return Look(self.now(), value.decode(), int.from_bytes(head[:8], "big") / 1e9 - self.began)
 
 

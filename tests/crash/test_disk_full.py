@@ -12,13 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fixtures.crash_harness import SMALL_MEMTABLE, Victim
+from fixtures.crash_harness import SMALL_MEMTABLE, Victim, takes_writes
 from fixtures.node import NodeFactory
 from fixtures.support import wait_until
 
 from merklekv.exit_codes import EXIT_UNWRITABLE
-from merklekv.net.client import Client as Connection
-from merklekv.net.client import NodeError
 
 DISK_SIZE = 24 << 20
 FILLINGS_MAX = 30
@@ -70,7 +68,7 @@ def test_a_full_disk(durability: str, disk: Disk, node_factory: NodeFactory, tmp
     write_until_full(victim, disk)
     victim.check_keys()
     disk.free()
-    write_again(victim)
+    victim.write_again(WRITES)
 
     write_until_full(victim, disk)
     node.kill()
@@ -79,7 +77,7 @@ def test_a_full_disk(durability: str, disk: Disk, node_factory: NodeFactory, tmp
     write_until_full(victim, disk)
     victim.check_keys()
     disk.free()
-    write_again(victim)
+    victim.write_again(WRITES)
     victim.stop()
 
 
@@ -108,7 +106,7 @@ def test_a_start_without_room_for_a_note(
     assert f"{node.directory}: disk full, write not stored, so it cannot begin as node another" in renamed.output()
     victim.recover()
     disk.free()
-    write_again(victim)
+    victim.write_again(WRITES)
     victim.stop()
 
 
@@ -123,22 +121,3 @@ def write_until_full(victim: Victim, disk: Disk) -> None:
             return
         victim.check_keys()
     raise AssertionError(f"never full: {victim.node.output()}")
-
-
-def write_again(victim: Victim) -> None:
-    """Without a restart, as soon as the node has noticed that there is room."""
-    with victim.connect() as client:
-        wait_until(lambda: takes_writes(client), what="writes to be taken again")
-    victim.models[0][b"c0:text:0"] = b"x"
-    clients = victim.write(WRITES)
-    assert not any(client.refused for client in clients), victim.node.output()
-    victim.check_keys()
-
-
-def takes_writes(client: Connection) -> bool:
-    """Whether a write is stored now."""
-    try:
-        client.call(b"SET", b"c0:text:0", b"x")
-    except NodeError as refusal:
-        return "disk full" not in str(refusal)
-    return True

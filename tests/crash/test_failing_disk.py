@@ -19,7 +19,6 @@ import pytest
 from fixtures.crash_harness import SMALL_MEMTABLE, Victim
 from fixtures.node import NodeFactory, NodeProcess
 from fixtures.support import wait_until
-from test_disk_full import write_again
 
 from merklekv.exit_codes import EXIT_STORAGE
 
@@ -135,7 +134,7 @@ def test_no_room_where_room_was_reserved(
         assert refusals == {f"127.0.0.1:{node.port}: ERR disk full, write not stored"}
         victim.check_keys()  # reads go on
         victim.mend(node.pid, WRITE)
-        write_again(victim)
+        victim.write_again(WRITES)
         assert "there is room again, writes are stored" in node.output()
     victim.fail(node.pid, WRITE, 1, errno.ENOSPC)
     victim.write(1 << 30, refusals=REFUSALS)

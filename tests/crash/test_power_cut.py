@@ -21,8 +21,8 @@ from typing import Final
 import pytest
 from fixtures.crash_disk import PowerDisk
 
-from merklekv.engine.durable import Durability
 from merklekv.engine.engine import Engine
+from merklekv.engine.options import Durability
 from merklekv.engine.verify.check import check_directory
 from merklekv.errors import Stalled
 

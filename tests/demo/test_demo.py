@@ -13,6 +13,7 @@ import termios
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import psutil
 import pytest
@@ -114,6 +115,11 @@ def test_cut_short_it_ends_everything(place: Path, number: signal.Signals) -> No
     assert rest.endswith("interrupted\n")
 
 
+def output_of(process: subprocess.Popen[str]) -> IO[str]:
+    assert process.stdout is not None
+    return process.stdout
+
+
 @pytest.mark.parametrize("broker", BROKERS)
 def test_killed_it_leaves_nothing_either(place: Path, broker: str) -> None:
     with subprocess.Popen(
@@ -124,8 +130,8 @@ def test_killed_it_leaves_nothing_either(place: Path, broker: str) -> None:
         text=True,
         env=environment(place),
     ) as demo:
-        assert demo.stdout is not None
-        wait_until(lambda: "node-1 is up" in demo.stdout.readline(), seconds=LOOK_S)
+        shown = output_of(demo)
+        wait_until(lambda: "node-1 is up" in shown.readline(), seconds=LOOK_S)
         demo.kill()
     wait_until(lambda: workers(place) == [], what="the guard to have ended everything")
 
@@ -134,11 +140,11 @@ def test_without_its_guard_it_goes_on(place: Path) -> None:
     with subprocess.Popen(
         command("--seconds", "1"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=environment(place)
     ) as demo:
-        assert demo.stdout is not None
-        wait_until(lambda: "broker is up" in demo.stdout.readline(), seconds=LOOK_S)
+        shown = output_of(demo)
+        wait_until(lambda: "broker is up" in shown.readline(), seconds=LOOK_S)
         (guard,) = (one for one in psutil.Process(demo.pid).children() if "merklekv.demo.guard" in one.cmdline())
         guard.kill()
-        assert "converged" in demo.stdout.read()
+        assert "converged" in shown.read()
     assert demo.returncode == 0
 
 

@@ -113,7 +113,7 @@ def test_strangers_are_refused(harness: ReplicationTestHarness) -> None:
     anonymous = harness.create_node("node-2", start=False)
     for node in (wrong, anonymous):
         node.start()
-        wait_until(lambda node=node: "refuses us" in node.figures()["replication_detail"])  # type: ignore[misc]
+        wait_until(lambda node=node: "refuses us" in node.figures()["replication_detail"])
 
 
 def test_nobody_takes_over_the_session_of_another(harness: ReplicationTestHarness, broker: Broker) -> None:

@@ -164,10 +164,11 @@ def test_absorbing_what_is_absorbed_changes_nothing(tmp_path: Path) -> None:
 def test_a_floor_deletes_what_it_kills_and_spares_the_rest(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
     floored(engine)
-    assert not engine.root_ready
+    ready = [engine.root_ready]
     assert sorted(support.values(engine)) == [b"k%02d" % number for number in range(16, 30)] + [b"local"]
     support.checkpoint(engine)
-    assert engine.root_ready
+    ready.append(engine.root_ready)
+    assert ready == [False, True]
     assert engine.live_count == 15
     assert sorted(support.values(engine)) == [b"k%02d" % number for number in range(16, 30)] + [b"local"]
 

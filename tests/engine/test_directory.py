@@ -194,7 +194,7 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
     def flock(fd: int, operation: int) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(directory_module.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(DirectoryUnwritable, match="cannot be locked: No locks available; choose a directory"):
         support.open_engine(tmp_path / "data")
 
@@ -397,7 +397,7 @@ def test_a_base_without_pages_that_are_free_is_whole(tmp_path: Path) -> None:
         support.checkpoint(engine)
     whole = data.read_bytes()
     size = len(whole)
-    while not verify(str(data)):
+    while not verify(str(data)):  # type: ignore[no-untyped-call]
         size -= 4096
         os.truncate(data, size)
     data.write_bytes(whole[: size + 4096])

@@ -18,7 +18,7 @@ from merklekv.engine import log as log_module
 from merklekv.engine.durable import MIN_MEMTABLE_SIZE
 from merklekv.engine.engine import Engine
 from merklekv.engine.verify.check import check_directory, check_engine
-from merklekv.errors import DiskFull, Stalled
+from merklekv.errors import DiskFull, MerkleKVError, Stalled
 
 DISK_SIZE = 6 << 20
 
@@ -187,7 +187,7 @@ def test_a_note_that_goes_first_gives_way_to_a_later_one(disk: Disk) -> None:
 
 def test_a_disk_too_full_to_begin(disk: Disk) -> None:
     disk.fill()
-    with pytest.raises((DiskFull, support.MerkleKVError), match=str(disk.path)):
+    with pytest.raises((DiskFull, MerkleKVError), match=str(disk.path)):
         support.open_engine(disk.path / "data")
     disk.make_room()
     engine = support.open_engine(disk.path / "data")

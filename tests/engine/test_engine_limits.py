@@ -40,7 +40,7 @@ def test_keys(make_engine: Callable[..., Engine]) -> None:
     support.checkpoint(engine)
     assert support.values(engine) == {b"\x00": b"5", longest: b"5"}
     for key in (b"", longest + b"\xff"):
-        verbs: list[Callable[[], object]] = [
+        verbs: list[Callable[..., object]] = [
             lambda key=key: engine.set(key, b""),
             lambda key=key: engine.increment(key, 1),
             lambda key=key: engine.append(key, b""),

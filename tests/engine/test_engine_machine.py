@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from fixtures import engines as support
@@ -24,12 +25,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from merklekv.engine.clock import MAX_TRUNCATION_AHEAD_S
-from merklekv.engine.durable import Durability
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import OP_SET, TOMBSTONE, VALUE_AT
+from merklekv.engine.options import Durability
 from merklekv.engine.verify.check import check_directory, check_engine
 from merklekv.errors import DiskFull, NotANumber, NumberOverflow, Stalled
 
+T = TypeVar("T")
 Model = tuple[dict[bytes, bytes], bytes, int]  # records, floor, horizon
 
 KEYS = [b"a", b"b", b"ab", b"\x00", b"\xff" * 511]
@@ -65,7 +67,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     # -- the verbs -----------------------------------------------------------------------------------------------------
 
-    def write(self, verb: Callable[[], object]) -> object:
+    def write(self, verb: Callable[[], T]) -> T:
         """Does it; when writes are stalled, merges and does it again."""
         try:
             return verb()
@@ -164,7 +166,7 @@ class EngineMachine(RuleBasedStateMachine):
     def _merge(self, key: bytes, record: bytes, settled: bool = False) -> None:
         shown = self.records.get(key)
         result = self.write(lambda: self.engine.merge([(OP_SET, key, record)], b"elsewhere", settled=settled))
-        applied, superseded, refused = result  # type: ignore[misc]
+        applied, superseded, refused = result
         below = int.from_bytes(record[:8], "big") <= self.gc_horizon
         if int.from_bytes(record[:8], "big") > self.wall.now + DAY_NS:
             assert (applied, superseded, refused) == (0, 0, [(key, "clock")])
@@ -305,7 +307,7 @@ class EngineMachine(RuleBasedStateMachine):
         if self.engine.root_ready:
             assert self.engine.live_count == len(live)
             assert self.engine.tombstone_count == len(self.records) - len(live)
-            assert self.engine.random_key() in (live or [None])
+            assert self.engine.random_key() in (live or {None})
 
     @rule(prefix=st.sampled_from([b"", b"a", b"\xff"]), limit=st.integers(1, 6))
     def scan(self, prefix: bytes, limit: int) -> None:

@@ -6,11 +6,13 @@ import errno
 import os
 import resource
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import lmdb
 import pytest
 from fixtures import engines as support
 from fixtures.support import failing_writes, no_room, wait_until
@@ -21,7 +23,6 @@ from merklekv.engine import durable as durable_module
 from merklekv.engine import recovery as recovery_module
 from merklekv.engine.base import Base, BaseWriter
 from merklekv.engine.checkpoint import checkpointer as merger_module
-from merklekv.engine.checkpoint import child as child_module
 from merklekv.engine.durable import MIN_MEMTABLE_SIZE
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import METADATA_GC_HORIZON
@@ -134,7 +135,7 @@ def test_a_child_that_cannot_be_started_is_started_later(
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr(child_module.subprocess, "Popen", no_process)
+        patch.setattr(subprocess, "Popen", no_process)
         engine.set(b"k", VALUE)
         support.freeze(engine)
         wait_until(lambda: len(attempts) > 10, what="attempts")
@@ -417,7 +418,7 @@ def test_a_snapshot_stays_when_there_is_no_other(make_engine: Callable[..., Engi
     support.checkpoint(engine)
     base = engine._layers.base
     hogs = []
-    with suppress(store_module.lmdb.ReadersFullError):
+    with suppress(lmdb.ReadersFullError):
         while True:
             hogs.append(base._env.begin())
     with pytest.raises(Shortage, match="MDB_READERS_FULL"):
@@ -441,7 +442,7 @@ def test_a_base_that_outgrows_the_map_of_its_reader(tmp_path: Path, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(store_module, "MAP_SIZE", 8 << 20)
         base = Base(path)
-    subprocess.run([child_module.sys.executable, "-c", script, path], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script, path], check=True, timeout=60)
     base.refresh()
     assert len(base.metadata()) == 300
     base.refresh()
@@ -514,7 +515,7 @@ def same_process_id(base: Path, pid: int) -> Iterator[Callable[[], None]]:
         "print(flush=True)\n"
         "sys.stdin.read()\n"
     )
-    command = [child_module.sys.executable, "-c", script, str(base / "lock.mdb"), str(pid)]
+    command = [sys.executable, "-c", script, str(base / "lock.mdb"), str(pid)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()

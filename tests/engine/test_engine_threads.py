@@ -27,7 +27,7 @@ def together(*works: Callable[[], None]) -> None:
             future.result(60)
 
 
-def stored(engine: Engine, verb: Callable[[], object]) -> None:
+def stored(engine: Engine, verb: Callable[..., object]) -> None:
     """Does it, waiting while writes are stalled, and commits."""
     while True:
         try:

@@ -89,9 +89,9 @@ def test_a_segment_reads_back(frames: list[list[bytes]], lsn: int) -> None:
             assert [(f.position, f.end, f.synced, f.sequence, f.local_count, f.entry_count) for f in read] == [
                 frame[:6] for frame in expected
             ]
-            for frame, (*_, payload) in zip(read, expected, strict=True):
+            for found, (*_, payload) in zip(read, expected, strict=True):
                 plain = [(e.op | e.remote << 7, e.key, e.record) for e in reference.read_entries(payload)]
-                assert [(op, key, segment.data[at:end]) for op, key, at, end in segment.entries(frame)] == plain
+                assert [(op, key, segment.data[at:end]) for op, key, at, end in segment.entries(found)] == plain
             assert segment.is_zero_filled(position)
         with file.open("rb") as opened:
             assert reference.read_header(opened, lsn) == (1, 7)

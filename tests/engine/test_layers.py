@@ -130,7 +130,8 @@ def test_a_page_that_is_cut_by_its_size_goes_on_where_it_was_cut() -> None:
         for name in names:
             engine.set(name, b"")
         support.checkpoint(engine)
-        found, after = [], b""
+        found: list[bytes] = []
+        after: bytes | None = b""
         while after is not None:
             page, after = engine.records_page(b"", after, 1000, 2000)
             found += [key for key, _ in page]

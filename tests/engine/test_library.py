@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures import engines as support
 
 import merklekv
 from merklekv import errors
@@ -150,7 +149,7 @@ def test_a_database_that_is_closed_says_so(tmp_path: Path) -> None:
 
 def test_a_call_that_the_close_meets_fails_as_closed(tmp_path: Path) -> None:
     db = merklekv.open(tmp_path / "data", checkpoint="manual")
-    db.engine.get = lambda key: db.close() or 1 // 0  # type: ignore[method-assign,assignment,func-returns-value]
+    db.engine.get = lambda key: db.close() or 1 // 0  # type: ignore[method-assign,assignment,func-returns-value,return-value]
     with pytest.raises(merklekv.MerkleKVError, match=r"^the database is closed$"):
         db.get(b"k")
 
@@ -182,4 +181,4 @@ def test_importing_the_package_loads_no_engine() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         merklekv.nothing  # noqa: B018
     assert issubclass(InvalidArgument, merklekv.MerkleKVError)
-    assert support.MerkleKVError is merklekv.MerkleKVError
+    assert errors.MerkleKVError is merklekv.MerkleKVError

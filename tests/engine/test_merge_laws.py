@@ -38,7 +38,7 @@ records = st.builds(lambda key, ts, op: (key, record_at(key, ts, op)), names, st
 truncations = st.builds(lambda ts, op: (support.version(NOON + ts, op), None), st.integers(1, 12), st.integers(0, 2))
 arrivals = st.lists(records | records | records | truncations, max_size=16)
 chances = st.randoms(use_true_random=False)
-fewer = settings(max_examples=settings.default.max_examples // 2)  # where an example is several engines
+fewer = settings(max_examples=settings().max_examples // 2)  # where an example is several engines
 
 
 def arrive(engine: Engine, arrival: Arrival) -> None:

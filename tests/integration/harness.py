@@ -118,7 +118,7 @@ class MerkleKVServer:
         if self.process is not None:
             return self.process.pid
         listening = (one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN)
-        return next((one.pid for one in listening if one.laddr.port == self.port and self.is_here), None)
+        return next((one.pid for one in listening if one.laddr and one.laddr.port == self.port and self.is_here), None)
 
     @property
     def is_here(self) -> bool:

@@ -32,7 +32,7 @@ class Loop:
 
     def run(self) -> None:
         while True:
-            self._round([key.fileobj for key, _ in self._selector.select()])
+            self._round([key.fileobj for key, _ in self._selector.select() if isinstance(key.fileobj, socket.socket)])
 
     def _round(self, ready: list[socket.socket]) -> None:
         """Serve what is there now, with one sync for all of it."""

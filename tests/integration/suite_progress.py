@@ -19,6 +19,8 @@ import pytest
 EVERY_S = 5.0
 WIDTH = 110
 
+Status = tuple[str, str, str]  # category, letter, word
+
 
 class Progress:
     """What is shown of a run, in the process that collects the reports."""
@@ -40,7 +42,9 @@ class Progress:
         self._total = len(ids)
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_report_teststatus(self, report: pytest.TestReport) -> Generator[None, tuple[str, str, str]]:
+    def pytest_report_teststatus(
+        self, report: pytest.TestReport
+    ) -> Generator[None, tuple[str, str, str], tuple[str, str, str]]:
         """Keep pytest from writing its dots, and nothing else: not what it counts, nor the words of its summary."""
         category, letter, word = yield
         return (category, letter, word) if self._over else (category, "", "")

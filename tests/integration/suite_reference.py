@@ -89,7 +89,7 @@ class ReferenceCarrier:
         self._client.on_message = lambda *_: self._heard.release()
         self._client.connect(broker.host, broker.port)
         sock = self._client.socket()
-        assert sock is not None
+        assert isinstance(sock, socket.socket)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or it is TCP's timers that are measured
         self._client.loop_start()
         self._client.subscribe(topic, 1)

@@ -72,7 +72,7 @@ def read_cases(junit: Path) -> list[Case]:
         case = cases.setdefault((module, name), Case(module.rpartition(".")[2], name, 0.0))
         case.seconds += float(one.get("time", 0))
         for broken in (*one.findall("failure"), *one.findall("error")):
-            case.failure += broken.text or broken.get("message", "")
+            case.failure += broken.text or broken.get("message") or ""
     return list(cases.values())
 
 

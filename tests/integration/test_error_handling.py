@@ -249,11 +249,14 @@ class TestCrashRecovery:
             assert client.send_command("DBSIZE") == "DBSIZE 2"
 
 
-def open_files(pid: int) -> int:
+Count = Callable[[int | None], int]  # of a process, by its id
+
+
+def open_files(pid: int | None) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-def threads(pid: int) -> int:
+def threads(pid: int | None) -> int:
     return len(os.listdir(f"/proc/{pid}/task"))
 
 
@@ -271,7 +274,9 @@ class TestResourceCleanup:
     """What a client took is given back when it leaves, however it leaves."""
 
     @pytest.mark.parametrize("count", [open_files, threads])
-    def test_files_and_threads_are_given_back(self, own_server: MerkleKVServer, count: Callable[[int], int]) -> None:
+    def test_files_and_threads_are_given_back(
+        self, own_server: MerkleKVServer, count: Callable[[int | None], int]
+    ) -> None:
         with own_server.client() as client:
             client.send_command("PING")
             before = count(own_server.pid)

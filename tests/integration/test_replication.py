@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from fixtures.cluster import Outsider, ReplicationTestHarness, make_event
 from fixtures.support import wait_until
@@ -96,6 +98,12 @@ class TestDirections:
         self, harness: ReplicationTestHarness, outsider: Outsider
     ) -> None:
         node = harness.create_node()
-        listed = {"val": list(b"value"), "op_id": list(range(16)), "prev": list(bytes(32)), "ttl": None, "color": "red"}
+        listed: dict[str, Any] = {
+            "val": list(b"value"),
+            "op_id": list(range(16)),
+            "prev": list(bytes(32)),
+            "ttl": None,
+            "color": "red",
+        }
         outsider.publish(make_event("k", **listed))
         node.wait_for("k", "value")

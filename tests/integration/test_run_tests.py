@@ -17,6 +17,7 @@ import suite_figures
 from fixtures.support import wait_until
 from run_tests import HERE, MODES, Mode, TestRunner
 from suite_process import Ended, run_within
+from suite_report import Outcome, read_cases, write_html
 
 MODE_NAMES = {"quick", "basic", "replication", "chaos", "concurrency", "benchmark", "error", "ci", "all"}
 LIMITS_S = {"quick": 120, "replication": 300, "chaos": 900, "basic": 60}
@@ -112,7 +113,7 @@ class TestOptions:
         """A Python that has nothing but its own library."""
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "v"], check=True, timeout=60)
         for mode in ("basic", "quick"):
-            command = [tmp_path / "v/bin/python", "run_tests.py", "--mode", mode, "--report"]
+            command = [str(tmp_path / "v/bin/python"), "run_tests.py", "--mode", mode, "--report"]
             done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=60, check=False)
             assert (done.returncode, done.stdout) == (run_tests.EXIT_USAGE, "")
             said = r"not installed for \S+: merklekv, hypothesis, [^\n]*; pip install -r [^\n]*\n"
@@ -224,10 +225,10 @@ class TestReport:
         )
         coverage = tmp_path / "coverage.xml"
         coverage.write_text('<coverage line-rate="0.91"><package name="merklekv.net" line-rate="0.876"/></coverage>')
-        cases = run_tests.read_cases(junit)
-        outcome = run_tests.Outcome("ci", 1, 12.0, 1200, cases, [FIGURE], {"SET": 0.9}, ["something was slower"])
+        cases = read_cases(junit)
+        outcome = Outcome("ci", 1, 12.0, 1200, cases, [FIGURE], {"SET": 0.9}, ["something was slower"])
         page = tmp_path / "report.html"
-        run_tests.write_html(outcome, page, coverage)
+        write_html(outcome, page, coverage)
         text = page.read_text()
         assert "mode ci: failed, status 1; 1 test passed, 2 failed; 12 s of at most 1200 s" in text
         for part in ("TestX::bad", "log of &lt;node&gt;", "no server", "something was slower", "91 %", "88 %"):

@@ -157,7 +157,17 @@ def run_pytest(tmp_path: Path, text: str, *options: str, **environment: str) -> 
     (tmp_path / "test_written.py").write_text(text)
     shutil.copy(HERE / "conftest.py", tmp_path)
     plugins = [f"-p{name}" for name in ("fixtures.node", "fixtures.broker", "fixtures.cluster", "no:cacheprovider")]
-    command = [sys.executable, "-m", "pytest", "-c", ROOT / "pyproject.toml", "--rootdir", tmp_path, *plugins, *options]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-c",
+        str(ROOT / "pyproject.toml"),
+        "--rootdir",
+        str(tmp_path),
+        *plugins,
+        *options,
+    ]
     path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [*command, "-pno:benchmark", f"--basetemp={tmp_path / 'tests'}", tmp_path / "test_written.py"],

@@ -7,21 +7,21 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+from fixtures.servers import StartedServer
 from fixtures.wire import Wire
 
 from merklekv.engine.engine import Engine
-from merklekv.net.server import Server
 
 
 def encoded(*words: bytes) -> bytes:
     return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
 
 
-def test_a_pipeline_is_answered_as_its_requests_one_by_one(start: Callable[..., Server], engine: Engine) -> None:
-    address = start().address  # type: ignore[attr-defined]
+def test_a_pipeline_is_answered_as_its_requests_one_by_one(start: Callable[..., StartedServer], engine: Engine) -> None:
+    address = start().address
     draw = random.Random(7)
     keys = [b"a", b"b", b"c", b"", b"k" * 511, b"k" * 512]
-    choices = [
+    choices: list[Callable[[bytes], tuple[bytes, ...]]] = [
         lambda key: (b"SET", key, b"%d" % draw.randrange(100)),
         lambda key: (b"GET", key),
         lambda key: (b"set", key, b"1"),
@@ -52,22 +52,22 @@ def test_every_request_of_a_row_is_counted(resp: Wire) -> None:
     assert b"get_commands:3" in counted
 
 
-def test_a_row_of_large_replies_waits_for_a_slow_reader(start: Callable[..., Server], engine: Engine) -> None:
+def test_a_row_of_large_replies_waits_for_a_slow_reader(start: Callable[..., StartedServer], engine: Engine) -> None:
     engine.set(b"large", b"x" * 1_000_000)
     server = start()
-    with Wire(server.address) as slow:  # type: ignore[attr-defined]
+    with Wire(server.address) as slow:
         slow.send(encoded(b"GET", b"large") * 100)
         for _ in range(100):
             assert len(slow.resp()) == 1_000_000 + len(b"$1000000\r\n\r\n")
 
 
 def test_what_arrives_behind_a_long_command_waits_for_it(
-    start: Callable[..., Server], services: Any, engine: Engine
+    start: Callable[..., StartedServer], services: Any, engine: Engine
 ) -> None:
     """Also when a write of the same round made the worker look for input once more."""
     engine.durability = "always"
     services.exchange_slices = [None, None, None]
-    with Wire(start().address) as client:  # type: ignore[attr-defined]
+    with Wire(start().address) as client:
         echoes = [b"%d" % number for number in range(20_000)]  # several times what is read at once
         client.send(
             encoded(b"SET", b"k", b"v")
@@ -79,13 +79,13 @@ def test_what_arrives_behind_a_long_command_waits_for_it(
         assert [client.resp().split(b"\r\n")[1] for _ in echoes] == echoes
 
 
-def test_clients_that_ask_in_one_round_are_answered_each_by_itself(start: Callable[..., Server]) -> None:
+def test_clients_that_ask_in_one_round_are_answered_each_by_itself(start: Callable[..., StartedServer]) -> None:
     """One request of each is taken together; what the row does not take is run on its own."""
     server = start()
     draw = random.Random(3)
     keys = [b"a", b"b", b"k" * 512]
     with ExitStack() as stack:
-        clients = [stack.enter_context(Wire(server.address)) for _ in range(40)]  # type: ignore[attr-defined]
+        clients = [stack.enter_context(Wire(server.address)) for _ in range(40)]
         for client in clients[::3]:
             client.call("HELLO", "3")
         for _ in range(20):

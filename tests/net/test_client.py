@@ -12,6 +12,7 @@ from functools import partial
 
 import pytest
 from fixtures.node import NodeFactory
+from fixtures.servers import StartedServer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +21,6 @@ from merklekv.net.client import Client, NoAnswer, Unreachable
 from merklekv.net.commands import exchange, records
 from merklekv.net.protocol import replies
 from merklekv.net.protocol.replies import INCOMPLETE, BadReply, ErrorReply, ReplyParser
-from merklekv.net.server import Server
 
 MIB = 1 << 20
 Peer = Callable[[Iterable[bytes]], tuple[str, int]]
@@ -142,10 +142,10 @@ def test_a_host_name_that_is_none(host: str) -> None:
         Client(host, 7379)
 
 
-def test_the_longest_reply(server: Server) -> None:
-    address = server.address  # type: ignore[attr-defined]
+def test_the_longest_reply(server: StartedServer) -> None:
+    host, port = server.address
     value = b"x" * 1000
-    with Client(*address, reply_bytes=len(b"$1000\r\n\r\n") + 1000) as client:
+    with Client(host, port, reply_bytes=len(b"$1000\r\n\r\n") + 1000) as client:
         assert client.call(b"ECHO", value) == value
         with pytest.raises(Unreachable, match="a reply of more than 1009 bytes"):
             client.call(b"ECHO", value + b"x")

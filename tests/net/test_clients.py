@@ -10,31 +10,30 @@ from pathlib import Path
 
 import pytest
 import redis
+from fixtures.servers import StartedServer
 from fixtures.wire import encode
-
-from merklekv.net.server import Server
 
 RUN_S = 60
 
 
 @pytest.fixture(params=[2, 3])
-def client(request: pytest.FixtureRequest, server: Server) -> Iterator[redis.Redis]:
-    host, port = server.address  # type: ignore[attr-defined]
+def client(request: pytest.FixtureRequest, server: StartedServer) -> Iterator[redis.Redis]:
+    host, port = server.address
     with redis.Redis(host=host, port=port, protocol=request.param) as connection:
         yield connection
 
 
-def run(server: Server, program: str, *words: str, given: bytes = b"") -> str:
+def run(server: StartedServer, program: str, *words: str, given: bytes = b"") -> str:
     assert shutil.which(program), f"{program} is not installed: `make test` sees to that"
-    host, port = server.address  # type: ignore[attr-defined]
+    host, port = server.address
     command = [program, "-h", host, "-p", str(port), *words]
     done = subprocess.run(command, input=given, capture_output=True, timeout=RUN_S, check=False)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode()
 
 
-def test_redis_py_by_default(server: Server) -> None:
-    host, port = server.address  # type: ignore[attr-defined]
+def test_redis_py_by_default(server: StartedServer) -> None:
+    host, port = server.address
     with redis.Redis(host=host, port=port) as client:
         assert client.ping()
         assert client.set("k", "v")
@@ -92,14 +91,14 @@ def test_redis_py_administration(client: redis.Redis) -> None:
     assert client.select(0)
 
 
-def test_redis_cli(server: Server) -> None:
+def test_redis_cli(server: StartedServer) -> None:
     assert run(server, "redis-cli", "set", "k", "a b") == "OK\n"
     assert run(server, "redis-cli", "get", "k") == "a b\n"
     assert run(server, "redis-cli", "-3", "get", "none") == "\n"
     assert run(server, "redis-cli", given=b"incr n\nget n\nfoo\n").split("\n")[:2] == ["1", "1"]
 
 
-def test_redis_cli_mass_insertion(server: Server) -> None:
+def test_redis_cli_mass_insertion(server: StartedServer) -> None:
     requests = b"".join(encode("SET", f"key:{number}", "v") for number in range(3000))
     assert "errors: 0, replies: 3000" in run(server, "redis-cli", "--pipe", given=requests)
     assert run(server, "redis-cli", "dbsize") == "3000\n"
@@ -107,16 +106,16 @@ def test_redis_cli_mass_insertion(server: Server) -> None:
     assert len(scanned.split()) == 111
 
 
-def test_redis_cli_reports(server: Server) -> None:
+def test_redis_cli_reports(server: StartedServer) -> None:
     run(server, "redis-cli", "set", "k", "x" * 100)
     assert "Biggest string found '\"k\"' has 100 bytes" in run(server, "redis-cli", "--bigkeys")
     assert "redis_version:7." in run(server, "redis-cli", "info", "server")
 
 
-def test_redis_cli_watches_the_server(server: Server) -> None:
+def test_redis_cli_watches_the_server(server: StartedServer) -> None:
     """`--stat` never ends by itself."""
     run(server, "redis-cli", "mset", "a", "1", "b", "2")
-    host, port = server.address  # type: ignore[attr-defined]
+    host, port = server.address
     command = ["redis-cli", "-h", host, "-p", str(port), "--stat", "-i", "0.01"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -126,7 +125,7 @@ def test_redis_cli_watches_the_server(server: Server) -> None:
     assert lines[3][0] == b"2"
 
 
-def test_redis_benchmark(server: Server) -> None:
+def test_redis_benchmark(server: StartedServer) -> None:
     """The tests that the page names."""
     page = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
     named = re.findall(r"`redis-benchmark -t (\S+)`", page)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
-from conftest import FakeServices
+from fixtures.servers import FakeServices, Start, StartedServer
 from fixtures.support import wait_until
 from fixtures.wire import Wire
 
@@ -16,12 +16,11 @@ from merklekv.engine.engine import Engine
 from merklekv.net.client import Client, NodeError, Unreachable
 from merklekv.net.commands.exchange import PARTS_MAX, ask
 from merklekv.net.limits import BULK_BYTES_MIN
-from merklekv.net.server import Server
 
 
 @pytest.fixture
-def client(server: Server) -> Iterator[Client]:
-    with Client(*server.address) as connected:  # type: ignore[attr-defined]
+def client(server: StartedServer) -> Iterator[Client]:
+    with Client(*server.address) as connected:
         yield connected
 
 
@@ -32,20 +31,18 @@ def test_a_message_arrives_whole(client: Client, services: FakeServices, size: i
     assert services.asked == [message]
 
 
-def test_a_message_passes_where_only_small_values_do(
-    start: Callable[..., Server], engine: Engine, services: FakeServices
-) -> None:
+def test_a_message_passes_where_only_small_values_do(start: Start, engine: Engine, services: FakeServices) -> None:
     engine.max_value_size = 10
-    with Client(*start().address) as client:  # type: ignore[attr-defined]
+    with Client(*start().address) as client:
         assert ask(client, b"x" * 100_000) == b"x" * 100_000
         with pytest.raises(NodeError, match="value of 11 bytes: more than max_value_size"):
             client.call(b"SET", b"key", b"v" * 11)
         assert client.call(b"SET", b"k" * 511, b"v" * 10) == b"OK"
 
 
-def test_the_longest_argument_where_only_small_values_pass(start: Callable[..., Server], engine: Engine) -> None:
+def test_the_longest_argument_where_only_small_values_pass(start: Start, engine: Engine) -> None:
     engine.max_value_size = 10
-    address = start().address  # type: ignore[attr-defined]
+    address = start().address
     with Wire(address) as wire:
         assert wire.call("ECHO", b"x" * BULK_BYTES_MIN) == b"$%d\r\n%b\r\n" % (BULK_BYTES_MIN, b"x" * BULK_BYTES_MIN)
     with Wire(address) as wire:
@@ -103,8 +100,8 @@ def test_forgetting(resp: Wire, services: FakeServices) -> None:
     assert resp.call("FORGET", "b", "0", "1") == b"-ERR syntax error: FORGET node [birth]\r\n"
 
 
-def test_a_server_by_itself_takes_no_part(start: Callable[..., Server]) -> None:
-    with Client(*start(services=None).address) as client:  # type: ignore[attr-defined]
+def test_a_server_by_itself_takes_no_part(start: Start) -> None:
+    with Client(*start(services=None).address) as client:
         assert client.call(b"MEMBERS") == b""
         for command in ((b"EXCHANGE", b"x"), (b"FORGET", b"b"), (b"SYNC", b"other", b"1")):
             with pytest.raises(NodeError, match="this is a server by itself, not a node"):

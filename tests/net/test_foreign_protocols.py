@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from fixtures.servers import StartedServer
 from fixtures.support import wait_until
 from fixtures.wire import Wire, encode, feed, feed_every_way
 
 from merklekv.engine.engine import Engine
 from merklekv.net.limits import RECEIVE_BYTES_MAX
 from merklekv.net.protocol.text import FOREIGN, HTTP_METHODS, TextParser
-from merklekv.net.server import Server
 
 Connect = Callable[..., Wire]
 
@@ -42,7 +42,7 @@ HEADS = [
 
 
 @pytest.fixture
-def closed(server: Server) -> Callable[[], int]:
+def closed(server: StartedServer) -> Callable[[], int]:
     """How many connections were closed for their protocol."""
     return lambda: server._context.traffic.foreign_protocol_closed
 
@@ -209,10 +209,10 @@ def test_a_value_that_the_command_refuses_does_not_run(resp: Wire) -> None:
     ],
     ids=" ".join,
 )
-def test_curl(options: list[str], server: Server, engine: Engine, closed: Callable[[], int]) -> None:
+def test_curl(options: list[str], server: StartedServer, engine: Engine, closed: Callable[[], int]) -> None:
     program = shutil.which("curl")
     assert program, "curl is not installed: `make test` sees to that"
-    host, port = server.address  # type: ignore[attr-defined]
+    host, port = server.address
     body = BODY + b"SET k v\r\n" * 100_000
     command = [program, "--silent", "--max-time", "60", *options, f"http://{host}:{port}/SET"]
     done = subprocess.run(command, input=body, capture_output=True, timeout=90, check=False)
@@ -236,12 +236,12 @@ new WebSocket("ws://HOST/");
 TRIES = 6
 
 
-def test_a_page_in_a_browser(server: Server, engine: Engine, closed: Callable[[], int], tmp_path: Path) -> None:
+def test_a_page_in_a_browser(server: StartedServer, engine: Engine, closed: Callable[[], int], tmp_path: Path) -> None:
     """Chromium with a page that tries everything a page can send to a port."""
     program = shutil.which("chromium")
     assert program, "chromium is not installed: `make test` sees to that"
     engine.set(b"there", b"1")
-    host, port = server.address  # type: ignore[attr-defined]
+    host, port = server.address
     page = tmp_path / "attack.html"
     page.write_text(PAGE.replace("HOST", f"{host}:{port}"))
     command = [

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fixtures.servers import StartedServer
 from fixtures.support import wait_until
 
 from merklekv.engine.engine import Engine
@@ -14,12 +15,11 @@ from merklekv.engine.log import segment_path
 from merklekv.engine.merkle import LEAVES_PER_INNER
 from merklekv.net.client import Client, NodeError, Reply
 from merklekv.net.commands.inspection import READ_BYTES_MAX
-from merklekv.net.server import Server
 
 
 @pytest.fixture
-def client(server: Server) -> Iterator[Client]:
-    with Client(*server.address) as connected:  # type: ignore[attr-defined]
+def client(server: StartedServer) -> Iterator[Client]:
+    with Client(*server.address) as connected:
         yield connected
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
-from conftest import FakeServices, Start
+from fixtures.servers import FakeServices, Start, StartedServer
 from fixtures.support import wait_until
 from fixtures.wire import Wire, encode, readable, replace
 
@@ -48,7 +48,7 @@ def test_stop_answers_what_was_received(start: Start, connect: Connect) -> None:
 
 
 def test_shutdown_by_a_client_that_is_gone_before_the_reply(
-    server: Server, connect: Connect, services: FakeServices, monkeypatch: pytest.MonkeyPatch
+    server: StartedServer, connect: Connect, services: FakeServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken_pipe(data: bytes) -> int:
         raise BrokenPipeError(32, "Broken pipe")
@@ -63,7 +63,7 @@ def test_shutdown_by_a_client_that_is_gone_before_the_reply(
 
 def test_stop_does_not_wait_for_ever(start: Start, connect: Connect, services: FakeServices) -> None:
     never = threading.Event()
-    services.sync_with = lambda: never.wait(30) and None
+    services.sync_with = lambda: never.wait(30)
     server = start()
     wire = connect(server)
     wire.send(b"SYNC other 1\n")
@@ -101,7 +101,7 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[socket.Address
 def test_a_name_is_listened_on_at_each_of_its_addresses(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     resolve_to(monkeypatch, *BOTH)
     server = start(host="localhost", threads=2)
-    host, port = server.address  # type: ignore[attr-defined]
+    host, port = server.address
     monkeypatch.undo()
     assert host == "::1"
     for address in ("127.0.0.1", "::1"):
@@ -120,7 +120,7 @@ def test_an_address_of_another_machine_is_left_out_if_one_is_ours(
 ) -> None:
     elsewhere = (socket.AF_INET, ("192.0.2.1", 0))
     resolve_to(monkeypatch, elsewhere, BOTH[1])
-    assert start(host="name").address[0] == "127.0.0.1"  # type: ignore[attr-defined]
+    assert start(host="name").address[0] == "127.0.0.1"
     resolve_to(monkeypatch, elsewhere)
     with pytest.raises(AddressUnavailable, match="cannot listen on name:0: Cannot assign requested address"):
         start(host="name")
@@ -138,7 +138,7 @@ def test_a_name_of_which_one_address_is_in_use_is_refused(start: Start, monkeypa
 
 
 def test_an_address_in_use(start: Start) -> None:
-    taken = start().address  # type: ignore[attr-defined]
+    taken = start().address
     with pytest.raises(AddressInUse, match=f"port {taken[1]} of 127.0.0.1 is in use"):
         start(port=taken[1])
 
@@ -190,7 +190,7 @@ def test_loopback(address: str, loopback: bool) -> None:
 
 
 @pytest.mark.usefixtures("pretend_remote")
-def test_a_client_from_elsewhere_is_told_how_to_allow_it(server: Server, connect: Connect) -> None:
+def test_a_client_from_elsewhere_is_told_how_to_allow_it(server: StartedServer, connect: Connect) -> None:
     assert "--allow-remote" in PROTECTED
     wire = connect()
     wire.send(b"GET k\n")
@@ -211,7 +211,7 @@ def test_a_client_from_another_address_of_this_machine(start: Start) -> None:
     if address is None:
         pytest.skip("this machine has the loopback only")
     server = start(host="0.0.0.0")
-    with Wire((address, server.address[1])) as wire:  # type: ignore[attr-defined]
+    with Wire((address, server.address[1])) as wire:
         wire.send(b"PING\n")
         assert wire.rest() == b"ERROR %b\r\n" % PROTECTED.encode()
 
@@ -226,9 +226,9 @@ def outward_address() -> str | None:
     return None if is_loopback(address) else address
 
 
-def test_a_peer_that_vanished_is_noticed(server: Server, connect: Connect) -> None:
+def test_a_peer_that_vanished_is_noticed(server: StartedServer, connect: Connect) -> None:
     """Both ends probe a silent connection."""
-    with Client(*server.address) as client:  # type: ignore[attr-defined]
+    with Client(*server.address) as client:
         assert client.call(b"PING") == b"PONG"
         ends = [client._socket, server._workers[0].connections.copy().popitem()[1].socket]
         for end in ends:

@@ -7,11 +7,12 @@ import os
 import resource
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import redis
-from conftest import Start
 from fixtures.node import NodeFactory
+from fixtures.servers import Start, StartedServer
 from fixtures.support import wait_until
 from fixtures.wire import Wire, encode, readable
 
@@ -28,7 +29,7 @@ MIB = 1024 * 1024
 TOO_MANY = b"-ERR max number of clients reached\r\n"
 
 
-def traffic(server: Server) -> dict[str, int]:
+def traffic(server: StartedServer) -> dict[str, int]:
     counters = server._context.traffic
     return {name: getattr(counters, name) for name in counters.__slots__}
 
@@ -53,7 +54,7 @@ def test_redis_py_takes_the_limit_for_a_broken_connection(start: Start, connect:
     """Which it tries again later, as it does with a Redis."""
     server = start(limits=Limits(connections=1))
     assert connect(server).ask("PING") == "PONG"
-    host, port = server.address  # type: ignore[attr-defined]
+    host, port = server.address
     with redis.Redis(host=host, port=port) as client, pytest.raises(redis.ConnectionError):
         client.ping()
 
@@ -135,7 +136,7 @@ def test_the_limit_on_open_files_is_raised_as_far_as_needed(node_factory: NodeFa
     assert "open files" not in node.output()
 
 
-def test_line_length(server: Server, connect: Connect) -> None:
+def test_line_length(server: StartedServer, connect: Connect) -> None:
     wire = connect()
     head = b"SET k "
     wire.send(head + b"x" * (MIB - len(head)) + b"\r\n")
@@ -209,7 +210,7 @@ def test_a_slow_reader_is_not_run_ahead_of(start: Start, connect: Connect) -> No
     assert slow.resp() == b":1\r\n"
 
 
-def largest_output(server: Server) -> int:
+def largest_output(server: StartedServer) -> int:
     return max(len(one.unsent) for worker in server._workers for one in list(worker.connections.values()))
 
 
@@ -251,29 +252,47 @@ def test_half_a_request_costs_what_it_has_sent(start: Start, connect: Connect) -
     stalled, other = connect(server), connect(server)
     stalled.send(b"*2\r\n$3\r\nGET\r\n$16777216\r\nx")
     assert other.call("PING") == b"+PONG\r\n"
-    parsers = [one.feed.__self__ for worker in server._workers for one in worker.connections.values()]
+    parsers: list[Any] = [
+        one.feed.__self__  # type: ignore[attr-defined]
+        for worker in server._workers
+        for one in worker.connections.values()
+    ]
     assert sorted(len(parser._buffer) for parser in parsers) == [0, 1]
 
 
-def test_by_default_an_idle_connection_stays(server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_default_an_idle_connection_stays(
+    server: StartedServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(limits, "SWEEP_S", 0.01)
     wire = connect()
     assert wire.ask("PING") == "PONG"
     sweeps: list[float] = []
     sweep = server._workers[0]._sweep
-    monkeypatch.setattr(server._workers[0], "_sweep", lambda now: (sweeps.append(now), sweep(now)))
+
+    def counted(now: float) -> None:
+        sweeps.append(now)
+        sweep(now)
+
+    monkeypatch.setattr(server._workers[0], "_sweep", counted)
     wait_until(lambda: len(sweeps) > 3)
     assert wire.ask("PING") == "PONG"
 
 
-def test_a_flood_is_read_a_share_at_a_time(server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flood_is_read_a_share_at_a_time(
+    server: StartedServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """However much one client has sent, another waits for one share of it at most."""
     flooding, other = connect(), connect()
     assert flooding.ask("PING") == other.ask("PING") == "PONG"
     chunks: list[int] = []
-    connection = next(one for one in server._sessions() if one.id == 1)
+    connection: Any = next(one for one in server._sessions() if one.id == 1)
     feed = connection.feed
-    monkeypatch.setattr(connection, "feed", lambda data: (chunks.append(len(data)), feed(data))[1])
+
+    def measured(data: bytes) -> object:
+        chunks.append(len(data))
+        return feed(data)
+
+    monkeypatch.setattr(connection, "feed", measured)
     flooding.send(b"PING\n" * 100_000)
     assert other.ask("PING") == "PONG"
     for _ in range(100_000):
@@ -335,7 +354,7 @@ def test_no_file_left_for_a_connection(
     with socket.socket() as client:
         client.settimeout(20)
         let_go = no_file_left()
-        client.connect(server.address)  # type: ignore[attr-defined]
+        client.connect(server.address)
         client.sendall(b"PING\n")
         wait_until(lambda: "cannot accept connections for now: [Errno 24] Too many open files" in caplog.text)
         let_go()
@@ -343,7 +362,7 @@ def test_no_file_left_for_a_connection(
 
 
 def test_a_client_that_is_gone_before_it_is_served(
-    server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    server: StartedServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(sock: socket.socket, peer: tuple[str, int]) -> None:
         monkeypatch.undo()

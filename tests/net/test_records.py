@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fixtures.servers import Start, StartedServer
 from fixtures.support import wait_until
 from fixtures.wire import Wire
 
@@ -24,7 +25,6 @@ from merklekv.engine.format import (
 )
 from merklekv.net.client import Client, NodeError, Reply, Unreachable
 from merklekv.net.commands.records import MERGE_SLICE_RECORDS, PAGE_BYTES, PAGE_RECORDS_MAX, fetch
-from merklekv.net.server import Server
 from merklekv.node_id import NODE_ID_BYTES_MAX
 
 OLD = (1_600_000_000 * 10**9).to_bytes(8, "big") + bytes(16)
@@ -33,7 +33,7 @@ Pair = tuple[bytes, bytes]
 
 
 @pytest.fixture
-def client(server: Server) -> Iterator[Client]:
+def client(server: StartedServer) -> Iterator[Client]:
     host, port = server.address
     with Client(host, port) as connected:
         yield connected
@@ -139,7 +139,7 @@ def test_the_buckets_together_are_all_records(engine: Engine, client: Client) ->
         assert list(zip(parts[::2], parts[1::2], strict=True)) == expected
 
 
-def test_records_over_resp3(server: Server, engine: Engine) -> None:
+def test_records_over_resp3(server: StartedServer, engine: Engine) -> None:
     with Wire(server.address) as wire:
         assert wire.call("HELLO", "3").startswith(b"%")
         assert wire.call("RECORDS", "", "1") == b"*2\r\n_\r\n*0\r\n"
@@ -250,7 +250,12 @@ def test_many_records_in_one_merge(count: int, engine: Engine, client: Client) -
     assert everything(client, count=1000) == pairs
 
 
-def test_merge_waits_while_merging_is_behind(tmp_path: Path, start: Callable[..., Server]) -> None:
+def text_of(reply: Reply) -> str:
+    assert isinstance(reply, bytes)
+    return reply.decode()
+
+
+def test_merge_waits_while_merging_is_behind(tmp_path: Path, start: Start) -> None:
     engine = Engine(tmp_path / "full", memtable_size=64 << 10, checkpoint="manual", durability="never")
     while not engine.stalled:
         engine.set(b"filler:%d" % engine.live_count, bytes(1000))
@@ -260,7 +265,7 @@ def test_merge_waits_while_merging_is_behind(tmp_path: Path, start: Callable[...
     server = start(engine=engine)
     with Client(*server.address) as client, Client(*server.address) as other:
         client.send([[b"MERGE", b"n", *parts_of(*pairs)]])
-        wait_until(lambda: b"sync_commands:1\r\n" in bytes(other.call(b"STATS")), what="the request to be in")
+        wait_until(lambda: "sync_commands:1\r\n" in text_of(other.call(b"STATS")), what="the request to be in")
         assert other.call(b"DBSIZE") == fillers
         engine.checkpoint_now()
         assert client.receive() == [len(pairs), 0, []]

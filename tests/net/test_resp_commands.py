@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-from conftest import FakeServices, Start
+from fixtures.servers import FakeServices, Start, StartedServer
 from fixtures.wire import Wire
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from merklekv.net.commands.registry import Command
 from merklekv.net.commands.table import TABLE
-from merklekv.net.server import Server
 
 Words = Sequence[bytes | str]
 
@@ -30,8 +29,8 @@ class Pair:
 
 
 @pytest.fixture(params=[2, 3])
-def pair(request: pytest.FixtureRequest, server: Server, redis_address: tuple[str, int]) -> Iterator[Pair]:
-    with Wire(server.address) as ours, Wire(redis_address) as redis:  # type: ignore[attr-defined]
+def pair(request: pytest.FixtureRequest, server: StartedServer, redis_address: tuple[str, int]) -> Iterator[Pair]:
+    with Wire(server.address) as ours, Wire(redis_address) as redis:
         for wire in (ours, redis):
             wire.call("HELLO", str(request.param))
             wire.call("FLUSHALL")

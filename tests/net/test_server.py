@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import Start, StubEngine
+from fixtures.servers import Start, StartedServer, StubEngine
 from fixtures.support import wait_until
 from fixtures.wire import Wire, encode, readable, replace
 
 from merklekv.engine.engine import Engine
+from merklekv.engine.memtable import SLICE_KEYS
 from merklekv.errors import DiskFull, Stalled, StorageFailed
-from merklekv.net.commands.scan import SLICE_KEYS
-from merklekv.net.server import Server
 
 Connect = Callable[..., Wire]
 
@@ -78,7 +77,7 @@ def test_also_those_of_a_long_command(many_keys: int, connect: Connect) -> None:
     assert wire.rest().count(b"\r\n") == 1 + 2 * many_keys + 1
 
 
-def test_a_client_that_disappears_is_forgotten(server: Server, connect: Connect) -> None:
+def test_a_client_that_disappears_is_forgotten(server: StartedServer, connect: Connect) -> None:
     for _ in range(3):
         wire = connect()
         wire.send(b"SET k v\nGET k\n" + b"GET k\n" * 1000)
@@ -89,7 +88,9 @@ def test_a_client_that_disappears_is_forgotten(server: Server, connect: Connect)
     wait_until(lambda: len(server._sessions()) == 1)
 
 
-def test_a_client_that_disappears_in_a_long_command_ends_it(server: Server, engine: Engine, connect: Connect) -> None:
+def test_a_client_that_disappears_in_a_long_command_ends_it(
+    server: StartedServer, engine: Engine, connect: Connect
+) -> None:
     stages: list[str] = []
 
     def endless(session: Any, request: Any) -> Iterator[None]:
@@ -110,7 +111,7 @@ def test_a_client_that_disappears_in_a_long_command_ends_it(server: Server, engi
 
 
 def test_an_error_that_should_not_happen_ends_one_connection_only(
-    server: Server, connect: Connect, caplog: pytest.LogCaptureFixture
+    server: StartedServer, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(session: Any, request: Any) -> bytes:
         raise ZeroDivisionError("on purpose")
@@ -265,7 +266,7 @@ def test_a_connection_runs_nothing_else_during_its_long_command(many_keys: int, 
     assert wire.resp() == b":1\r\n"
 
 
-def test_many_long_commands_at_once(many_keys: int, server: Server, connect: Connect) -> None:
+def test_many_long_commands_at_once(many_keys: int, server: StartedServer, connect: Connect) -> None:
     wires = [connect() for _ in range(10)]
     for wire in wires:
         wire.send(encode("KEYS", "*9") + encode("PING"))

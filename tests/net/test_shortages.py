@@ -9,8 +9,8 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
-from conftest import FakeServices, Start, StubEngine
 from fixtures.node import NodeFactory
+from fixtures.servers import FakeServices, Start, StartedServer, StubEngine
 from fixtures.support import run_out_of_room, wait_until
 from fixtures.wire import Wire, encode, readable, replace
 
@@ -18,7 +18,6 @@ from merklekv.engine.engine import Engine
 from merklekv.errors import StorageFailed
 from merklekv.net import limits
 from merklekv.net.limits import COMMAND_THREADS_MAX
-from merklekv.net.server import Server
 
 Connect = Callable[..., Wire]
 
@@ -28,7 +27,7 @@ PROBLEMS = [(MemoryError(), OUT_OF_MEMORY), (ZeroDivisionError("on purpose"), IN
 names_of = pytest.mark.parametrize(("problem", "reply"), PROBLEMS, ids=["memory", "other"])
 
 
-def connection_of(server: Server, wire: Wire) -> Any:
+def connection_of(server: StartedServer, wire: Wire) -> Any:
     """The server's side of a connection."""
     port = wire.socket.getsockname()[1]
     return next(one for one in server._sessions() if one.address.endswith(f":{port}"))
@@ -43,7 +42,7 @@ def raising(problem: BaseException) -> Callable[..., Any]:
 
 @names_of
 def test_while_reading(
-    server: Server, connect: Connect, problem: Exception, reply: bytes, caplog: pytest.LogCaptureFixture
+    server: StartedServer, connect: Connect, problem: Exception, reply: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire, other = connect(), connect()
     assert wire.call("SET", "k", "v") == other.call("SET", "k", "v") == b"+OK\r\n"
@@ -56,7 +55,7 @@ def test_while_reading(
 
 @names_of
 def test_while_running_what_has_been_run_is_answered(
-    server: Server, connect: Connect, problem: Exception, reply: bytes
+    server: StartedServer, connect: Connect, problem: Exception, reply: bytes
 ) -> None:
     replace(server, b"ECHO", raising(problem))
     wire, other = connect(), connect()
@@ -66,7 +65,9 @@ def test_while_running_what_has_been_run_is_answered(
 
 
 @names_of
-def test_in_a_later_slice_or_while_waiting(server: Server, connect: Connect, problem: Exception, reply: bytes) -> None:
+def test_in_a_later_slice_or_while_waiting(
+    server: StartedServer, connect: Connect, problem: Exception, reply: bytes
+) -> None:
     def long(session: Any, request: Any) -> Generator[Any, None, bytes]:
         yield raising(problem) if request[1] == b"wait" else None
         raise problem
@@ -81,7 +82,7 @@ def test_in_a_later_slice_or_while_waiting(server: Server, connect: Connect, pro
 
 
 @names_of
-def test_in_a_row_of_equal_requests(server: Server, connect: Connect, problem: Exception, reply: bytes) -> None:
+def test_in_a_row_of_equal_requests(server: StartedServer, connect: Connect, problem: Exception, reply: bytes) -> None:
     """One request of each connection is run by itself then; of a pipeline nobody knows how much was done."""
     server._context.commands.resp[b"SET"].row = raising(problem)
     wire, other = connect(), connect()
@@ -92,7 +93,7 @@ def test_in_a_row_of_equal_requests(server: Server, connect: Connect, problem: E
 
 
 @names_of
-def test_while_sending(server: Server, connect: Connect, problem: Exception, reply: bytes) -> None:
+def test_while_sending(server: StartedServer, connect: Connect, problem: Exception, reply: bytes) -> None:
     wire, other = connect(), connect()
     assert wire.call("PING") == b"+PONG\r\n"
     connection_of(server, wire).send = raising(problem)
@@ -103,7 +104,7 @@ def test_while_sending(server: Server, connect: Connect, problem: Exception, rep
 
 @names_of
 def test_outside_of_any_connection(
-    server: Server, connect: Connect, problem: Exception, reply: bytes, monkeypatch: pytest.MonkeyPatch
+    server: StartedServer, connect: Connect, problem: Exception, reply: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wire = connect()
     assert wire.call("PING") == b"+PONG\r\n"
@@ -163,7 +164,7 @@ def test_an_error_in_the_commit_is_a_failure_of_storage(start: Start, connect: C
     assert "ZeroDivisionError('on purpose')" in str(fatal[0])
 
 
-def test_many_errors_are_logged_once(server: Server, connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
+def test_many_errors_are_logged_once(server: StartedServer, connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
     replace(server, b"ECHO", raising(ZeroDivisionError("on purpose")))
     for _ in range(50):
         with connect() as wire:
@@ -174,7 +175,7 @@ def test_many_errors_are_logged_once(server: Server, connect: Connect, caplog: p
 
 @names_of
 def test_while_taking_a_connection_in(
-    server: Server, connect: Connect, problem: Exception, reply: bytes, monkeypatch: pytest.MonkeyPatch
+    server: StartedServer, connect: Connect, problem: Exception, reply: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "SWEEP_S", 0.05)
     admit = server._admit
@@ -264,10 +265,10 @@ def test_what_another_thread_takes_back_after_a_commit_leaves_no_later_one_out(
 
 
 def test_so_many_syncs_at_once_and_no_more(
-    server: Server, connect: Connect, services: FakeServices, monkeypatch: pytest.MonkeyPatch
+    server: StartedServer, connect: Connect, services: FakeServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish = threading.Event()
-    services.sync_with = lambda: finish.wait(60) and None
+    services.sync_with = lambda: finish.wait(60)
     running = [connect() for _ in range(COMMAND_THREADS_MAX)]
     for wire in running:
         wire.send(b"SYNC other 1\n")
@@ -282,7 +283,7 @@ def test_so_many_syncs_at_once_and_no_more(
     wait_until(lambda: connect().ask("SYNC other 1") == "OK")
 
 
-def test_no_thread_is_to_be_had(server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_thread_is_to_be_had(server: StartedServer, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     wire = connect()
     monkeypatch.setattr(threading.Thread, "start", raising(RuntimeError("can't start new thread")))
     refused = "ERROR cannot start a thread for SYNC: can't start new thread; try again later"

@@ -9,13 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import FakeServices
+from fixtures.servers import FakeServices, Start, StartedServer
 from fixtures.support import wait_until
 from fixtures.wire import Wire
 
 import merklekv
 from merklekv.net.commands import status
-from merklekv.net.server import Server
 
 STATS_GROUPS = (
     "get set delete exists numeric string bulk scan dbsize flushdb hash sync management replicate ping echo memory "
@@ -248,7 +247,7 @@ def test_stats(text: Wire, resp: Wire) -> None:
 
 
 def test_stats_fit_into_one_read_whatever_they_count(
-    server: Server, text: Wire, monkeypatch: pytest.MonkeyPatch
+    server: StartedServer, text: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clients that were written for the original read a reply with one `recv(1024)`."""
     largest = 10**20 - 1
@@ -351,7 +350,7 @@ def test_a_failed_sync_tells_why(text: Wire, services: FakeServices) -> None:
     assert text.ask("PING") == "PONG"
 
 
-def test_without_replication(start: Callable[..., Server], connect: Callable[..., Wire]) -> None:
+def test_without_replication(start: Start, connect: Callable[..., Wire]) -> None:
     wire = connect(start(services=None))
     assert wire.ask("REPLICATE status") == "REPLICATION disabled"
     assert wire.ask("REPLICATE disable") == "OK"

@@ -65,7 +65,8 @@ def test_a_long_line_is_refused_before_its_end_comes() -> None:
 
 def test_no_client_can_send_the_name_of_a_broken_stream() -> None:
     assert bytes(BROKEN) != BROKEN
-    assert {BROKEN: 1}.get(bytes(BROKEN)) is None
+    names: dict[object, int] = {BROKEN: 1}
+    assert names.get(bytes(BROKEN)) is None
     assert {b"protocol error": 1}.get(BROKEN) is None
 
 

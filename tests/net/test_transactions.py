@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import redis
+from fixtures.servers import StartedServer
 from fixtures.wire import Wire, encode
-
-from merklekv.net.server import Server
 
 MULTI = b"-ERR transactions are not supported yet: all commands up to EXEC or DISCARD are refused\r\n"
 REFUSED = b"-ERR refused: transactions are not supported yet, and this one has not ended with EXEC or DISCARD\r\n"
@@ -104,9 +103,9 @@ def test_the_line_protocol_does_the_same(text: Wire) -> None:
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-def test_redis_py_by_default(server: Server, protocol: int) -> None:
+def test_redis_py_by_default(server: StartedServer, protocol: int) -> None:
     """Its pipelines are transactions unless it is told otherwise."""
-    host, port = server.address  # type: ignore[attr-defined]
+    host, port = server.address
     with redis.Redis(host=host, port=port, protocol=protocol) as client:
         for _ in range(2):
             pipeline = client.pipeline()

@@ -224,7 +224,7 @@ def test_an_exchange_with_who_is_at_one_here_waits_for_its_end(make: Make, net: 
 def test_two_syncs_with_one_address_take_turns(make: Make, net: Net) -> None:
     a, b = make("a"), make("b")
     go_on = threading.Event()
-    net.before = lambda asking, address: go_on.wait(10) and None
+    net.before = lambda asking, address: go_on.wait(10)
     threads = [threading.Thread(target=lambda: a.sync(b)) for _ in range(3)]
     for thread in threads:
         thread.start()

@@ -97,7 +97,7 @@ def receive_all(node: NodeHandle, wire: Wire, prefix: str) -> None:
 def user_session(broker: Broker, client_id: str, *filters: str) -> None:
     """Leave a session with these subscriptions at the broker, as another program with this client id would."""
     client = paho.Client(CallbackAPIVersion.VERSION2, client_id, protocol=MQTTProtocolVersion.MQTTv5)
-    properties = Properties(PacketTypes.CONNECT)
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
     properties.SessionExpiryInterval = 3600
     subscribed: list[object] = []
     client.on_subscribe = lambda *_: subscribed.append(_)
@@ -159,7 +159,7 @@ def test_two_processes_with_one_client_id_say_so_and_take_turns(
         node.start()
     name = f"another process uses the client id {harness_prefix(nodes[0])}:same at this broker"
     for node in nodes:
-        wait_until(lambda node=node: name in node.ask("REPLICATE status"), what=name)  # type: ignore[misc]
+        wait_until(lambda node=node: name in node.ask("REPLICATE status"), what=name)
         assert name in node.figures()["replication_detail"]
         assert name in node.process.output()
     reader = harness_at(broker).create_node("reader")
@@ -226,8 +226,8 @@ def test_a_status_of_an_older_run_is_no_duplicate(
     assert wire.publish(f"{topic_prefix}/{node.node_id}/status", older, retain=True)
     node.start()
     for count in range(1, 6):
-        wait_until(lambda count=count: node.figure("broker_connects") >= count)  # type: ignore[misc]
-        wait_until(lambda count=count: broker.log.read_text().count("d0, q0, r1") >= count)  # type: ignore[misc]
+        wait_until(lambda count=count: node.figure("broker_connects") >= count)
+        wait_until(lambda count=count: broker.log.read_text().count("d0, q0, r1") >= count)
         receive_all(node, wire, topic_prefix)
         assert node.figure("broker_duplicates") == 0
         proxy.cut()
@@ -296,7 +296,7 @@ def test_a_status_that_was_replaced_or_deleted_is_said_again(
     for payload in (json.dumps(said | {"state": "offline"}).encode(), b"", b"garbage", b'{"node":"b"}'):
         count = len(wire.heard(topic))
         assert wire.publish(topic, payload, retain=True)
-        wait_until(lambda count=count: len(wire.heard(topic)) >= count + 2, seconds=60)  # type: ignore[misc]
+        wait_until(lambda count=count: len(wire.heard(topic)) >= count + 2, seconds=60)
         assert json.loads(wire.heard(topic)[-1])["state"] == "online"
         b.wait_figure("replication_nodes", 2)
     c = harness.create_node("c")

@@ -285,6 +285,11 @@ def test_three_nodes_along_a_line(nodes: list[Node]) -> None:
 
 def test_the_other_side_may_wait_for_merging(tmp_path: Path) -> None:
     with cluster(tmp_path, "ab", memtable_size=64 << 10) as (a, b):
+
+        def checkpoint_instead(seconds: float) -> bool:
+            b.engine.checkpoint_now()
+            return True
+
         for number in range(800):
             a.engine.set(b"key:%d" % number, b"v" * 300)
             if number % 100 == 0:
@@ -296,12 +301,17 @@ def test_the_other_side_may_wait_for_merging(tmp_path: Path) -> None:
 
 def test_this_side_may_wait_for_merging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with cluster(tmp_path, "ab", memtable_size=64 << 10) as (a, b):
+
+        def checkpoint_instead(seconds: float) -> bool:
+            b.engine.checkpoint_now()
+            return True
+
         for number in range(800):
             a.engine.set(b"key:%d" % number, b"v" * 300)
             if number % 100 == 0:
                 a.engine.commit()
                 a.engine.checkpoint_now()
-        monkeypatch.setattr(b.engine, "wait_for_room", lambda seconds: b.engine.checkpoint_now() or True)
+        monkeypatch.setattr(b.engine, "wait_for_room", checkpoint_instead)
         exchange(b, a)
         assert agree(a, b)
         waits: list[float] = []
@@ -319,7 +329,12 @@ def test_answers_are_made_in_slices(nodes: list[Node]) -> None:
     fill(a)
     fill(b, KEYS, b"other")
     requests: list[bytes] = []
-    carry(a.initiate().steps(), b, before=lambda _, request: requests.append(request) or request)
+
+    def remember(_: object, request: bytes) -> bytes:
+        requests.append(request)
+        return request
+
+    carry(a.initiate().steps(), b, before=remember)
     b.reopen()
     assert max(sum(1 for _ in b.responder.answer(request)) for request in requests) >= 1
     assert answer(b, requests[0])

@@ -30,7 +30,7 @@ def members_of(node: NodeHandle) -> dict[str, dict[str, object]]:
 
 
 HOSTILE_NAMES = ("", " ", "a b", "\u202e", "n" * 129, "é" * 65)
-HOSTILE_FIELDS = (
+HOSTILE_FIELDS: tuple[dict[str, object], ...] = (
     {"store_id": "zz"},
     {"address": "a..b:7379"},
     {"address": "x\r\nEND:1"},
@@ -45,9 +45,11 @@ HOSTILE_FIELDS = (
 def test_no_status_stops_a_cluster(harness: ReplicationTestHarness, wire: Wire) -> None:
     a, b = harness.create_nodes(2, *HEALING)
     names = {name: name for name in HOSTILE_NAMES} | {f"field-{number}": "" for number in range(len(HOSTILE_FIELDS))}
-    fields = dict(zip([name for name in names if name.startswith("field-")], HOSTILE_FIELDS, strict=True))
+    fields: dict[str, dict[str, object]] = dict(
+        zip([name for name in names if name.startswith("field-")], HOSTILE_FIELDS, strict=True)
+    )
     for name in names:
-        said = {"node": name, "state": "online", "store_id": "1122334455667788"} | fields.get(name, {})
+        said = {"node": name, "state": "online", "store_id": "1122334455667788", **fields.get(name, {})}
         wire.publish(f"{harness.prefix}/{name}/status", json.dumps(said).encode())
         event = {"v": 1, "op": "del", "key": "k", "val": None, "ts": 5, "op_id": bytes(16), "src": name}
         wire.publish(f"{harness.prefix}/{name}/events", cbor2.dumps(event))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import cbor2
 import pytest
@@ -309,7 +310,7 @@ def test_tls_with_client_certificates(
     config = (tmp_path / "broker-0" / "mosquitto.conf").read_text()
     port = int(config.split("listener ")[2].split()[0])
     harness = harness_at(broker)
-    own = {"tls_cert_file": keys / "node.crt", "tls_key_file": keys / "node.key"}
+    own: dict[str, Any] = {"tls_cert_file": keys / "node.crt", "tls_key_file": keys / "node.key"}
     a = harness.create_node("a", mqtt_port=port, tls_ca_file=keys / "authority.crt", **own)
     plain = harness.create_node("b")
     a.set("large", "x" * 200_000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from merklekv.engine.engine import Engine
 from merklekv.engine.format import VALUE_AT, make_record
 from merklekv.engine.log import list_segments
 from merklekv.replication.stream import outbox as outbox_module
-from merklekv.replication.stream.event import decode_message
+from merklekv.replication.stream.event import ENVELOPE_SIZE, decode_message
 from merklekv.replication.stream.outbox import BATCH_BYTES, PACKET_OVERHEAD, Batch, Outbox
 
 TOPIC = "prefix/node-a/events"
@@ -51,7 +52,7 @@ class Station:
 
 
 @pytest.fixture
-def station(tmp_path: Path):
+def station(tmp_path: Path) -> Iterator[Station]:
     made = Station(tmp_path / "data")
     yield made
     made.close()
@@ -185,7 +186,7 @@ def test_an_event_larger_than_the_broker_takes_is_set_aside(station: Station, ca
 def test_events_up_to_the_packet_limit_are_published(station: Station) -> None:
     station.write(b"x" * 5000)
     payload = len(station.take_all()[0].payload)
-    for limit, count in ((payload + len(TOPIC) + PACKET_OVERHEAD + outbox_module.ENVELOPE_SIZE, 1), (payload, 0)):
+    for limit, count in ((payload + len(TOPIC) + PACKET_OVERHEAD + ENVELOPE_SIZE, 1), (payload, 0)):
         station.outbox.rewind()
         station.outbox.limit_packets(limit)
         assert len(station.take_all()) == count
@@ -245,7 +246,7 @@ def test_a_connection_lost_again_and_again_over_the_same_batch_makes_it_smaller(
         return size
 
     whole = lose(outbox_module.SUSPICIONS_MAX)
-    assert lose(1) <= whole // outbox_module.BATCH_CUT + outbox_module.ENVELOPE_SIZE
+    assert lose(1) <= whole // outbox_module.BATCH_CUT + ENVELOPE_SIZE
     batches = station.take_all()
     assert values(*batches) == many
     station.outbox.suspect()
@@ -297,7 +298,7 @@ def test_what_was_given_up_is_counted_and_told(tmp_path: Path, caplog: pytest.Lo
 def test_a_restart_goes_on_with_what_was_not_acknowledged(tmp_path: Path) -> None:
     station = Station(tmp_path / "data")
     station.write(b"1", b"2", b"3")
-    station.outbox.limit_packets(len(TOPIC) + PACKET_OVERHEAD + 100 + outbox_module.ENVELOPE_SIZE)
+    station.outbox.limit_packets(len(TOPIC) + PACKET_OVERHEAD + 100 + ENVELOPE_SIZE)
     first, second, _ = station.take_all()
     station.outbox.acknowledge(first)
     station.outbox.acknowledge(second)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from merklekv.replication.sync.schedule import (
@@ -32,7 +34,7 @@ def table(*peers: str, chance: float = 0.5, interval_s: float = INTERVAL_S) -> T
 
 def test_a_new_peer_is_due_at_once() -> None:
     for chance in (0, 1):
-        made = Timetable(INTERVAL_S, lambda chance=chance: chance)
+        made = Timetable(INTERVAL_S, partial(float, chance))
         assert (made.next_due(0), made.wait_s(0)) == (None, None)
         made.keep(["a"], 100)
         assert made.next_due(100 + START_SPREAD_S) == "a"

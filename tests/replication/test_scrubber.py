@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from merklekv.engine.format import make_record
 from merklekv.engine.verify.check import check_engine
 from merklekv.engine.verify.scrub import Damage, Scrub
 from merklekv.errors import DiskFull, MerkleKVError, Stalled, StorageFailed
-from merklekv.replication import scrubber as scrubber_module
 from merklekv.replication.scrubber import FIRST_REST_S, LINES_MAX, METADATA_SCRUBBED, Scrubber
 
 KEY = b"k"
@@ -218,7 +218,7 @@ def test_a_pass_is_noted_and_shown(engine: Engine, make: Make, caplog: pytest.Lo
 
 def test_when_the_next_pass_is_due(engine: Engine, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 2_000_000_000.0
-    monkeypatch.setattr(scrubber_module.time, "time", lambda: now_s)
+    monkeypatch.setattr(time, "time", lambda: now_s)
     one = make()
     assert one._due_s() == 0, "it has never run"
     for since_s, due_s in ((0.0, DAY_S), (1000.0, DAY_S - 1000), (DAY_S - 1, 1), (DAY_S, 0), (-1.0, 0)):

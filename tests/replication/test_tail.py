@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,11 +18,13 @@ from merklekv.engine.tail import LogFrame, LogGone, LogPosition, Tail
 from merklekv.errors import Corruption
 from merklekv.replication.stream.event import decode_message, encode_entries, encode_message
 
+Damage = Callable[[bytes], bytes]
+
 REMOTE_RECORD = make_record(b"r", bytes(24), 0, b"remote")
 
 
-def open_engine(path: Path, **options: object) -> Engine:
-    return Engine(path, durability="never", memtable_size=MIN_MEMTABLE_SIZE, checkpoint="manual", **options)  # type: ignore[arg-type]
+def open_engine(path: Path, **options: Any) -> Engine:
+    return Engine(path, durability="never", memtable_size=MIN_MEMTABLE_SIZE, checkpoint="manual", **options)
 
 
 def read_on(engine: Engine, at: int) -> tuple[list[bytes], int]:
@@ -190,7 +194,9 @@ def damage(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("broken", [b"", b"short", damage])
-def test_a_damaged_place_repeats_what_is_left(tmp_path: Path, broken: object, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_place_repeats_what_is_left(
+    tmp_path: Path, broken: bytes | Damage, caplog: pytest.LogCaptureFixture
+) -> None:
     engine = open_engine(tmp_path)
     written = write(engine, 0, 10)
     engine.tail.follow()

@@ -60,8 +60,8 @@ class _Writer(Rows):
         for name in names:
             self._begin(name)
         for _ in range(chance.randint(*(STAGES_RANGE if staged else STEPS_RANGE))):
-            kind = chance.choices(list(kinds), list(kinds.values()))[0]
-            getattr(self, f"_{kind}")()
+            step = chance.choices(list(kinds), list(kinds.values()))[0]
+            getattr(self, f"_{step}")()
 
     def _weights(self) -> dict[str, float]:
         """How often each kind of step comes; faults are there in about half of the histories."""

@@ -151,7 +151,8 @@ def test_the_node_goes_on_as_before(node_factory: NodeFactory, tmp_path: Path) -
         fill(engine)
     node = node_factory(directory=tmp_path / "data")
     before = root_of(node)
-    for number, source in enumerate((node.directory, address(node))):
+    sources: tuple[Path | str, ...] = (node.directory, address(node))
+    for number, source in enumerate(sources):
         succeeds("backup", source, tmp_path / f"backup-{number}")
     assert root_of(node) == before
     with node.connect() as client:

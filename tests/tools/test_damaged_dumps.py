@@ -36,7 +36,7 @@ def dump_of(form: str) -> bytes:
 
 
 def read(dump: bytes) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
-    reader = Reader(io.BufferedReader(io.BytesIO(dump)), "file")  # type: ignore[arg-type]
+    reader = Reader(io.BufferedReader(io.BytesIO(dump)), "file")
     return list(reader), reader.truncation
 
 

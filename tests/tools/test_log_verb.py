@@ -97,7 +97,7 @@ def test_without_values_only_their_sizes(data: Path) -> None:
     assert not any("value" in one or "value_base64" in one for one in told)
 
 
-FILTERS = (
+FILTERS: tuple[tuple[list[str], list[int]], ...] = (
     (["--key", "count"], [2, 3]),
     (["--key", "user"], []),
     (["--prefix", "user"], [0, 4, 5, 6]),

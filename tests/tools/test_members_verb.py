@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def row(node: str, **fields: Any) -> dict[str, Any]:
 
 
 def test_the_table_says_what_holds_collection_back() -> None:
-    found = [
+    found: list[Mapping[str, int | str]] = [
         row("self", state="self", address="", contact_ms=-1),
         row("b", holds="seen"),
         row("new", store_id="", holds="unmet", seen_ns=0, stable_ns=0),

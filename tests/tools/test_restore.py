@@ -37,27 +37,35 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+def copy_file(source: Path, target: Path) -> Path:
+    return Path(shutil.copy(source, target))
+
+
+def copy_tree(source: Path, target: Path) -> Path:
+    return Path(shutil.copytree(source, target))
+
+
 @pytest.fixture
 def data(made: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(made / "data", tmp_path / "data")
+    return copy_tree(made / "data", tmp_path / "data")
 
 
 @pytest.fixture(params=NAMES)
 def backup(request: pytest.FixtureRequest, made: Path, data: Path, tmp_path: Path) -> Path:
     """A backup of either kind."""
     if is_archive(request.param):
-        return shutil.copy(made / request.param, tmp_path / request.param)
-    return shutil.copytree(made / request.param, tmp_path / request.param)
+        return copy_file(made / request.param, tmp_path / request.param)
+    return copy_tree(made / request.param, tmp_path / request.param)
 
 
 @pytest.fixture
 def archive(made: Path, tmp_path: Path) -> Path:
-    return shutil.copy(made / "backup.tar.gz", tmp_path / "backup.tar.gz")
+    return copy_file(made / "backup.tar.gz", tmp_path / "backup.tar.gz")
 
 
 @pytest.fixture
 def directory(made: Path, data: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(made / "backup", tmp_path / "backup")
+    return copy_tree(made / "backup", tmp_path / "backup")
 
 
 def is_refused(backup: Path, tmp_path: Path, *words: str) -> None:

@@ -11,6 +11,7 @@ import lmdb
 import pytest
 from fixtures.tools import opened
 from merklekv_tool import copying, snapshots
+from merklekv_tool.output import Update
 from merklekv_tool.places import Node
 
 from merklekv.engine import failpoints
@@ -60,7 +61,7 @@ def write(engine: Engine, count: int = 10) -> None:
 
 def test_at_each_point_of_merging(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The base is in the middle of taking in what the log has, or has just done so and the log is going."""
-    seen = []
+    seen: list[str] = []
 
     def look(name: str) -> None:
         target = tmp_path / f"copy-{len(seen)}"
@@ -86,7 +87,7 @@ def test_a_segment_that_goes_while_the_base_is_copied(
     expected = held(engine)
     copy_base = copying.copy
 
-    def copy_and_go_on(source: Path, target: Path, update: snapshots.Update) -> None:
+    def copy_and_go_on(source: Path, target: Path, update: Update) -> None:
         copy_base(source, target, update)
         before = list_segments(engine.directory.log)
         engine.checkpoint_now()
@@ -105,9 +106,9 @@ def test_a_base_that_is_ahead_of_every_segment_is_copied_again(
 ) -> None:
     write(engine)
     copy_base = copying.copy
-    copies = []
+    copies: list[Path] = []
 
-    def go_on_and_copy(source: Path, target: Path, update: snapshots.Update) -> None:
+    def go_on_and_copy(source: Path, target: Path, update: Update) -> None:
         if not copies:
             engine.checkpoint_now()
             write(engine, 5)
@@ -209,7 +210,7 @@ def test_what_changes_between_two_pages(node: Node, engine: Engine, tmp_path: Pa
         engine.set(b"key:%04d" % number, b"old")
     engine.checkpoint_now()
     pages = node.pages
-    changes = []
+    changes: list[int] = []
 
     def pages_and_changes() -> Iterator[list[tuple[bytes, bytes]]]:
         for page in pages():
@@ -228,7 +229,7 @@ def test_what_changes_between_two_pages(node: Node, engine: Engine, tmp_path: Pa
             engine.commit()
             changes.append(number)
 
-    node.pages = pages_and_changes  # type: ignore[method-assign]
+    node.pages = pages_and_changes  # type: ignore[assignment,method-assign]
     (tmp_path / "copy").mkdir()
     snapshots.of_node(node, tmp_path / "copy", no_update)
     assert len(changes) >= 3
@@ -262,7 +263,7 @@ def test_a_node_whose_log_goes_too_fast(node: Node, engine: Engine, tmp_path: Pa
                 engine.set(b"more", b"%d more" % left)
                 engine.checkpoint_now()
 
-    node.pages = pages_and_merging  # type: ignore[method-assign]
+    node.pages = pages_and_merging  # type: ignore[assignment,method-assign]
     (tmp_path / "copy").mkdir()
     snapshots.of_node(node, tmp_path / "copy", no_update)
     with opened(tmp_path / "copy") as copy:

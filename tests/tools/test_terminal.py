@@ -98,6 +98,7 @@ class Stage:
         with lmdb.open(str(self.damaged / "base"), max_dbs=4) as base, base.begin(write=True) as transaction:
             records = base.open_db(b"records", transaction)
             record = transaction.get(EVIL, db=records)
+            assert record is not None
             transaction.put(EVIL, record[:-1] + b"\x00", db=records)
 
 
@@ -154,7 +155,7 @@ def stats(stage: Stage, scratch: Path) -> Case:
 
 
 def bench(stage: Stage, scratch: Path) -> Case:
-    arguments = ["bench", address(stage.node), "--seconds", "0.1", "--clients", "2", "--keys", "10"]
+    arguments: list[str | Path] = ["bench", address(stage.node), "--seconds", "0.1", "--clients", "2", "--keys", "10"]
     return Case(arguments, ["mixed, 2 clients", "requests a second", "latency p50"])
 
 
@@ -250,7 +251,7 @@ def run_command(where: Surroundings, scratch: Path) -> None:
     command = [*MAIN, "run", "--port", "0", "--data-dir", str(name)]
     with where.terminal(command) as terminal:
         terminal.wait_for(f"data in {name}, durability always, 0 keys")
-        terminal.type(CTRL_C)
+        terminal.press(CTRL_C)
         assert terminal.end() == EXIT_OK, terminal.text()
     shows(terminal.text(where.encoding), ["stopping: SIGINT", "stopped"], where.encoding)
     where.check(terminal)
@@ -276,11 +277,11 @@ def demo_command(where: Surroundings, scratch: Path) -> None:
     with Terminal([*MAIN, "demo"], {**where.environment, "TMPDIR": str(scratch)}, where.columns) as terminal:
         if where.environment.get("TERM") == "dumb":  # it has no cursor to move, so the script is run
             terminal.wait_for("broker is up")
-            terminal.type(CTRL_C)
+            terminal.press(CTRL_C)
             assert terminal.end() == EXIT_FAILED
         else:
             terminal.wait_for("kill -9")
-            terminal.type(b"q")
+            terminal.press(b"q")
             assert terminal.end() == EXIT_OK
     shows(terminal.text(where.encoding), ["broker"], where.encoding)
     where.check(terminal)
@@ -358,7 +359,7 @@ def test_ctrl_c_on_a_terminal(verb: str, stage: Stage, tmp_path: Path) -> None:
         node.waits_at = ANY
         with Terminal([*TOOL, *waiting(verb, node, stage, tmp_path)]) as terminal:
             wait_until(lambda: node.asked.total(), what="the verb to ask")
-            terminal.type(CTRL_C)
+            terminal.press(CTRL_C)
             assert terminal.end() == EXIT_INTERRUPTED, terminal.text()
         node.go_on.set()
     assert "Traceback" not in terminal.text()
@@ -379,7 +380,7 @@ def test_ctrl_c_within_a_restore(stage: Stage, tmp_path: Path) -> None:
     words = ["restore", str(stage.place / "backup"), str(tmp_path / "data")]
     with Terminal([sys.executable, "-c", RESTORE, *words]) as terminal:
         terminal.wait_for("unpacking")
-        terminal.type(CTRL_C)
+        terminal.press(CTRL_C)
         assert terminal.end() == EXIT_INTERRUPTED, terminal.text()
     assert "Traceback" not in terminal.text()
     assert list(tmp_path.iterdir()) == []

@@ -52,7 +52,7 @@ def test_every_problem_of_a_directory_is_named(sound: Path) -> None:
     with lmdb.open(str(sound / "base"), max_dbs=4) as base, base.begin(write=True) as txn:
         records = base.open_db(b"records", txn)
         for key in (b"plain", b"tab\t"):
-            record = bytearray(txn.get(key, db=records))
+            record = bytearray(txn.get(key, db=records) or b"")
             record[-1] ^= 1
             txn.put(key, bytes(record), db=records)
     done = run("verify", sound)
