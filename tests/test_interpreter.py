@@ -140,7 +140,7 @@ def test_a_node_and_its_tool_run_nothing_of_the_working_directory(node_factory: 
     with node.connect() as client:
         for number in range(200):
             assert client.ask(f"SET k{number} {'v' * 10_000}") == "OK"
-        checkpoint_lsn = "log_absorbed_lsn:"
+        checkpoint_lsn = "log_checkpoint_lsn:"
 
         def merged() -> bool:
             lines = client.ask_lines("STATS all")
@@ -151,7 +151,7 @@ def test_a_node_and_its_tool_run_nothing_of_the_working_directory(node_factory: 
     done = subprocess.run(backup, capture_output=True, text=True, timeout=60, cwd=tmp_path / "w")
     assert done.returncode == 0, done.stderr
     assert node.stop() == 0
-    assert "absorbing process died" not in node.output()
+    assert "process died" not in node.output()
     assert not traces.exists(), traces.read_text()
 
 

@@ -134,10 +134,10 @@ import sys
 from merklekv.engine.checkpoint import child
 from merklekv.logging_setup import start_logging
 start_logging("info", "text")
-child = child.AbsorbingChild("base", "log", 1)
-child._command = [sys.executable, "-c", "import sys; sys.stderr.write('x' * 1_000_000)"]
+process = child.CheckpointProcess("base", "log", 1)
+process._command = [sys.executable, "-c", "import sys; sys.stderr.write('x' * 1_000_000)"]
 try:
-    child.absorb(1, print)
+    process.checkpoint(1, print)
 except child.ChildDied as death:
     sys.exit(0 if str(death) in ("exit status 0", "[Errno 32] Broken pipe") else 3)
 """

@@ -221,7 +221,7 @@ def test_a_status_of_an_older_run_is_no_duplicate(
     proxy = proxy_factory(broker.host, broker.port)
     harness = harness_at(broker)
     node = harness.create_node("a", start=False, mqtt_port=proxy.port, mqtt_version=version)
-    wire = Wire(broker, topic_prefix, username="fixtures.wire")
+    wire = Wire(broker, topic_prefix, username="wire")
     older = Status(node.node_id, ONLINE, instance="older").encode()
     assert wire.publish(f"{topic_prefix}/{node.node_id}/status", older, retain=True)
     node.start()

@@ -356,7 +356,7 @@ def test_the_largest_table_can_be_kept_and_told() -> None:
         (lambda plain: plain.pop("node"), "node is missing"),
         (lambda plain: plain.update(node=b"x"), "node is bytes, not text"),
         (lambda plain: plain.update(node="a/b"), "node is 'a/b', not 1 to 128 bytes"),
-        (lambda plain: plain.update(store_id=b"short"), "birth has 5 bytes, not 8"),
+        (lambda plain: plain.update(store_id=b"short"), "store_id has 5 bytes, not 8"),
         (lambda plain: plain.update(clock=True), "clock is bool, not a number"),
         (lambda plain: plain.update(rows={}), "rows is a map, not a list"),
         (lambda plain: plain.update(rows=[[]] * 1001), "rows has 1001 items, more than 1000"),

@@ -1,0 +1,109 @@
+"""Background threads: each part that works by itself has one `WorkerThread`, and this is its loop.
+
+    start -> step, step, step, ... -> stop
+
+A step does one piece of work, or waits for some.  It waits by `WorkerThread.wait`, or by means of its own; then `wake`
+ends that wait.  What a step raises decides how the thread goes on:
+
+| raised | effect |
+|---|---|
+| StorageFailed | the thread ends, and `fatal` gets the error: what the disk holds is unknown |
+| Shortage, Stalled | wait `retry_s`, then step again: it passes by itself |
+| anything else | a defect: log it with its traceback, wait `retry_s`, then step again |
+| anything but StorageFailed, after `stop` | the thread ends: the step was cut |
+
+A part for which a defect is fatal raises StorageFailed itself.  This module knows nothing of what the threads do.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from merklekv.errors import Shortage, Stalled, StorageFailed
+
+log = logging.getLogger(__name__)
+
+RETRY_S: Final = 1.0
+
+Fatal = Callable[[BaseException], None]
+
+
+def _no_wake() -> None:
+    """The step waits by `WorkerThread.wait` only."""
+
+
+class WorkerThread:
+    """Calls `step` on a thread called `name`, from `start` until `stop`.
+
+    `fatal` is called on that thread.  `wake` is called by `stop`, and ends any wait of the step's own.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        step: Callable[[], None],
+        fatal: Fatal,
+        *,
+        wake: Callable[[], None] = _no_wake,
+        retry_s: float = RETRY_S,
+    ) -> None:
+        self.name = name
+        self.problem = ""  # what the last step ran into
+        self._step = step
+        self._fatal = fatal
+        self._wake = wake
+        self._retry_s = retry_s
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Start the thread.  Raises RuntimeError if the machine has none left."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float | None = None) -> None:
+        """Let the step in hand end, for at most `timeout_s` seconds, and begin no other.  Harmless before `start`."""
+        self._stopping.set()
+        self._wake()
+        if self.is_alive:
+            self._thread.join(timeout_s)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for so long, or until `stop`.  Returns whether the thread is to stop."""
+        return self._stopping.wait(seconds)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping.is_set()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def status(self) -> str:
+        """For people: `idle` before the start, `running`, `ended`, or `waiting: ` with the problem."""
+        if not self.is_alive:
+            return "ended" if self._thread.ident else "idle"
+        return f"waiting: {self.problem}" if self.problem else "running"
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._step()
+                self.problem = ""
+            except StorageFailed as error:
+                self.problem = str(error)
+                self._fatal(error)
+                return
+            except Exception as error:
+                if self._stopping.is_set():
+                    return
+                self.problem = str(error) or type(error).__name__
+                if not isinstance(error, (Shortage, Stalled)):
+                    log.exception("%s: a defect of this program; the thread goes on", self.name)
+                self.wait(self._retry_s)
