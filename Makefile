@@ -30,14 +30,14 @@ $(VENV)/.test: pyproject.toml | $(BIN)/python
 run: $(VENV)/.run  ## Serve ./data on 127.0.0.1:7379 (DATA=DIR and ARGS="--port 7380" change it)
 	$(BIN)/merklekv run --data-dir $(DATA) $(ARGS)
 
-test: $(VENV)/.test  ## Run the gate: ruff, mypy --strict and every test (ARGS="-k words" picks tests)
+test: check  ## Run the gate: what check runs, and every test (ARGS="-k words" picks tests)
 	scripts/need mosquitto=mosquitto redis-server=redis-server redis-benchmark=redis-tools fiu-run=fiu-utils faketime=faketime strace=strace nc=netcat-openbsd curl=curl chromium=chromium
-	$(BIN)/ruff check .
-	$(BIN)/mypy --strict
 	$(BIN)/pytest --no-skips -n auto --dist worksteal -p no:benchmark $(ARGS)
 
-check: $(VENV)/.test  ## Run the quick half of the gate: ruff and mypy
+check: $(VENV)/.test  ## Run the quick half of the gate: ruff, the layers, mypy --strict
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy --strict
 
 docs: $(VENV)/.run  ## Write what the docs take from the code: docs/cli.md, the example in docs/format.md
@@ -52,5 +52,5 @@ bench: $(VENV)/.test  ## Measure this machine: beside Redis, replication, exchan
 	$(BIN)/python benchmarks/everything.py $(ARGS)
 
 clean:  ## Remove the virtual environment and what tools left behind (never data)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks .coverage coverage.xml htmlcov
+	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis .benchmarks .coverage coverage.xml htmlcov
 	cd tests/integration && rm -rf coverage.xml htmlcov junit.xml report.html

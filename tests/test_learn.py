@@ -32,7 +32,7 @@ PROGRAMS = ("merklekv", "merklekv-tool", "python", "pytest", "strace", "make", "
 NOT_RUN = (
     "merklekv run --data-dir ... --port 7401",  # what `start` is
     "merklekv demo",  # with keys pressed; it is run by itself
-    'make test ARGS="-k test_tidy"',  # this is run by it
+    'make test ARGS="-k test_scripts"',  # this is run by it
     'make bench ARGS="--quick --part replication"',  # minutes
     "python run_tests.py --mode replication --verbose",  # minutes, and has tests of its own
     "python -m pytest test_replication_broker_outage.py -v -s",  # a minute, and is run with the other tests

@@ -20,7 +20,7 @@ LAB=$(mktemp -d)
 PATH=$PATH:/usr/sbin  # where Mosquitto is
 command -v merklekv > /dev/null || PATH=$LAB_ROOT/.venv/bin:$PATH
 for program in merklekv mosquitto redis-cli nc; do
-    command -v $program > /dev/null || echo "$program is missing: 'make test ARGS=\"-k test_tidy\"' installs it" >&2
+    command -v $program > /dev/null || echo "$program is missing: 'make test ARGS=\"-k test_scripts\"' installs it" >&2
 done
 declare -A LAB_PID=()
 printf '[pytest]\npythonpath = %s/tests\n' "$LAB_ROOT" > "$LAB/pytest.ini"  # for tests of your own, in $LAB
