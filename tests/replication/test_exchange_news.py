@@ -1,4 +1,4 @@
-"""What one node has and the other lacks, and what it means: lost by damage, news, or deleted."""
+"""What one node has and the other lacks, and what it means: damaged there, new, or deleted there."""
 
 from __future__ import annotations
 
@@ -229,6 +229,18 @@ def test_a_dump_is_loaded_on_a_node_that_others_were_told_of(nodes: list[Node]) 
     assert a.engine.get(b"dump") == b"dumped"
 
 
+def test_a_dump_that_was_loaded_before_a_backup_and_deleted_since(nodes: list[Node]) -> None:
+    a, b, c, _ = nodes
+    load(c, b"dump")
+    meet_all([a, b, c])
+    copy = c.backup()
+    a.delete(b"dump")
+    meet_all([a, b, c])
+    c.restore(copy)
+    assert exchange(c, a).discarded == 1
+    assert a.values() == c.values() == {}
+
+
 def test_what_was_deleted_stays_so_where_something_older_has_come_since(nodes: list[Node]) -> None:
     a, b, _, j = nodes
     a.set(b"k")
@@ -267,7 +279,7 @@ def test_what_a_forgotten_writer_had_stays_deleted(nodes: list[Node], monkeypatc
     assert set(a.values()) == set(b.values()) == set(j.values()) == {b"stays"}
 
 
-def test_what_another_group_takes_for_news_is_dead_for_those_that_had_it(tmp_path: Path) -> None:
+def test_what_another_group_takes_for_news_is_stale_for_those_that_had_it(tmp_path: Path) -> None:
     """Although these count on each other: their horizon says nothing of writers in the other group."""
     with cluster(tmp_path, "abcij") as (a, b, c, i, j):
         nodes = [a, b, c, i, j]

@@ -1,19 +1,41 @@
-"""The code, broken on purpose: what the simulator must find.
+"""Mistakes in the product that the simulator has to find.
 
-A mutation replaces a piece of one function's source, and `applied` compiles the function anew in its module.  A piece
-that is not there any more is an error: whoever changes the code finds here which mistakes it must not make.
+Each mistake replaces a method or a function for a while, by one that calls the sound one and spoils what it is given,
+does or returns.  It names what it replaces by attribute, so mypy and `test_every_mistake_can_still_be_made` notice
+when the code has moved away from it.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any, Final, NamedTuple
+from unittest import mock
+
+from merklekv.engine import format
+from merklekv.engine.base import BaseWriter
+from merklekv.engine.clock import HybridClock, epoch_of
+from merklekv.engine.engine import SUPERSEDED, Engine
+from merklekv.engine.format import VERSION_SIZE, ZERO_VERSION
+from merklekv.engine.log import Log
+from merklekv.engine.merkle import COUNT_MASK, MerkleTree
+from merklekv.engine.tail import LogPosition, Tail
+from merklekv.engine.verify import scrub
+from merklekv.replication.cluster import lost_writes
+from merklekv.replication.cluster.lost_writes import Lapses
+from merklekv.replication.cluster.members import Identity, Members, Table
+from merklekv.replication.stream.inbox import Delivery, Inbox
+from merklekv.replication.stream.outbox import Batch, Outbox
+from merklekv.replication.sync import deletion_rule
+from merklekv.replication.sync.initiator import Initiator
+from merklekv.replication.sync.local_endpoint import LocalEndpoint
+from merklekv.replication.sync.messages import Hello
 
 SEEDS_MAX: Final = 500  # histories in which a mistake has to show
+
+Change = AbstractContextManager[Any]
 
 
 class Mutation(NamedTuple):
@@ -21,254 +43,20 @@ class Mutation(NamedTuple):
 
     name: str
     kind: str  # of the histories in which it shows: see `history`
-    target: str  # module below merklekv, a colon, the function by its qualified name
-    old: str
-    new: str
-    rare: tuple[str, ...] = ()  # seeds of histories in which it shows, where few do
+    changes: Callable[[], tuple[Change, ...]]
+    rare: tuple[str, ...]  # seeds of histories in which it shows, where few do
 
 
-MUTATIONS: Final = (
-    # -- what is published
-    Mutation(
-        "the cursor moves over a hole",
-        "m",
-        "replication.stream.outbox:Outbox._finish",
-        "while self._in_flight and self._in_flight[0].done:\n        self.cursor = self._in_flight.popleft().end",
-        "self._in_flight.remove(batch)\n    self.cursor = batch.end",
-    ),
-    Mutation(
-        "the outbox is saved ahead of what is acknowledged",
-        "m",
-        "replication.stream.outbox:Outbox.save",
-        "self._engine.release_log(self.cursor)",
-        "self._engine.release_log(LogPosition(self._lsn, self._sequence))",
-    ),
-    Mutation(
-        "a lost connection takes what was in flight with it",
-        "m",
-        "replication.stream.outbox:Outbox.rewind",
-        "self._lsn, self._sequence = self.cursor",
-        "pass",
-    ),
-    Mutation(
-        "the log goes before the outbox has read it",
-        "m",
-        "engine.tail:Tail.deletable",
-        "self.held is not None and following > self._durable_lsn",
-        "False",
-    ),
-    Mutation(
-        "a place in the log that a crash takes back lets segments go",
-        "m",
-        "engine.tail:Tail.deletable",
-        "self._make_durable(self.held)",
-        "pass",
-    ),
-    # -- what is taken in
-    Mutation(
-        "messages are acknowledged before they are durable",
-        "m",
-        "replication.stream.inbox:Inbox.process",
-        "received = self.counters.received\n",
-        "received = self.counters.received\n    self._acknowledge([delivery.token for delivery in deliveries])\n",
-    ),
-    Mutation(
-        "what is late overwrites what is newer",
-        "m",
-        "engine.engine:Engine._verdict",
-        "record[:VERSION_SIZE] <= old[:VERSION_SIZE]",
-        "record[:VERSION_SIZE] == old[:VERSION_SIZE]",
-    ),
-    Mutation(
-        "a truncate elsewhere is not taken in",
-        "m",
-        "replication.stream.inbox:Inbox._merge_truncation",
-        "self._engine.merge_truncation(truncation, origin)",
-        "False",
-    ),
-    Mutation(
-        "what a new node has from elsewhere is taken for its own",
-        "x",
-        "replication.sync.local_endpoint:_dead_of",
-        "dict.fromkeys(one.rows, 0) | two.had()",
-        "dict.fromkeys(two.had(), 0)",
-    ),
-    Mutation(
-        "what a writer has removed is dead where it is not held",
-        "s",
-        "replication.cluster.lost_writes:account_for",
-        "if any(one.after < timestamp <= one.until or (one.run == run and timestamp <= one.missed) for one in lapses):",
-        "if False:",
-    ),
-    Mutation(
-        "a restored node that has settled with a new one passes for a member",
-        "s",
-        "replication.sync.local_endpoint:_dead_of",
-        "was_restored = was_away(one.lapses.get(who, NO_LAPSES), seen) or (",
-        "was_restored = False and (",
-    ),
-    Mutation(
-        "what a restored node writes is taken for what it had",
-        "s",
-        "replication.cluster.lost_writes:account_for",
-        "return runs == {run} or not all_are_known",
-        "return True",
-    ),
-    Mutation(
-        "the gc_horizon keeps nothing out",
-        "x",
-        "engine.engine:Engine._verdict",
-        "record <= bound",
-        "False",
-    ),
-    # -- one node
-    Mutation(
-        "a commit does not wait for the disk",
-        "m",
-        "engine.durable:Durable._flush",
-        "self._sync()",
-        "pass",
-    ),
-    Mutation(
-        "the clock does not see what is merged",
-        "m",
-        "engine.engine:Engine._take",
-        "self.clock.observe(max(record for _, _, record in accepted.values()))",
-        "pass",
-    ),
-    Mutation(
-        "the clock begins anew at a start",
-        "m",
-        "engine.state:State.__init__",
-        "clock.observe(newest)",
-        "pass",
-    ),
-    Mutation(
-        "a local write does not beat what the node shows",
-        "x",
-        "engine.state:State._put",
-        "version = self.clock.after(old)",
-        "pass",
-    ),
-    Mutation(
-        "a resumed absorption trusts what it finds indexed",
-        "m",
-        "engine.checkpoint.child:checkpoint",
-        "newest.places if resumed else added",
-        "added",
-    ),
-    Mutation(
-        "tombstones are collected above the gc_horizon",
-        "x",
-        "engine.settled:Settled.collect",
-        "record <= self._bound",
-        "record",
-    ),
-    # -- the tree
-    Mutation(
-        "leaves without versions",
-        "x",
-        "engine.merkle:MerkleTree.leaf_digests",
-        "(leaf >> 64 & COUNT_MASK)",
-        "(leaf & COUNT_MASK)",
-    ),
-    Mutation(
-        "the truncation is not in the root",
-        "x",
-        "engine.merkle:MerkleTree.root",
-        "+ truncation",
-        "",
-    ),
-    # -- damage at rest
-    Mutation(
-        "the scrub does not look at records",
-        "x",
-        "engine.verify.scrub:Scrub._page",
-        "if not record_is_sound(key, record):",
-        "if False:",
-    ),
-    Mutation(
-        "the scrub puts what is older in the place of what is damaged",
-        "x",
-        "engine.verify.scrub:fits",
-        "return is_same or",
-        "return True or is_same or",
-    ),
-    Mutation(
-        "what a merge goes by is not derived anew for a record that was replaced",
-        "x",
-        "engine.engine:Engine.replace",
-        "self.repair(bucket_of(key), key)",
-        "pass",
-    ),
-    Mutation(
-        "the tree is not taken from the base again after a repair",
-        "x",
-        "engine.durable:Durable._take_over_base",
-        "if repaired or not self.root_ready",
-        "if not self.root_ready",
-    ),
-    # -- clocks
-    Mutation(
-        "whatever is said of a node's own clock is believed",
-        "c",
-        "replication.sync.local_endpoint:LocalEndpoint.believe_table",
-        "if ours > latest:",
-        "if False:",
-    ),
-    Mutation(
-        "a closed timestamp holds for good before another node has accepted it",
-        "c",
-        "engine.clock:HybridClock.propose",
-        "self.proposed = closed",
-        "self._floor = closed",
-    ),
-    # -- exchanges and members
-    Mutation(
-        "what was seen moves before the merge",
-        "x",
-        "replication.sync.initiator:Initiator._pass",
-        "if full or not equal:",
-        "side.finish(theirs.table, terms.gc_horizon)\n    if full or not equal:",
-    ),
-    Mutation(
-        "a node that was left behind takes itself for current",
-        "x",
-        "replication.sync.local_endpoint:LocalEndpoint.is_current",
-        "return behind and all(",
-        "return self.engine.gc_horizon < peer.gc_horizon or all(",
-        ("s92001535",),
-    ),
-    Mutation(
-        "a tombstone in the past is collected by reports from before it",
-        "s",
-        "replication.cluster.members:Members.bury",
-        "self.buried[self.identity] = max(clock, self.buried.get(self.identity, 0) + 1)",
-        "pass",
-        ("s90001836",),
-    ),
-    Mutation(
-        "nobody is ever left behind",
-        "x",
-        "replication.sync.local_endpoint:_dead_of",
-        "left_behind = was_restored or one.current < other.gc_horizon",
-        "left_behind = False",
-    ),
-    Mutation(
-        "the slowest member is not waited for",
-        "x",
-        "replication.cluster.members:Members.stable",
-        "min((",
-        "max((",
-    ),
-    Mutation(
-        "what was seen counts on although a member was removed",
-        "s",
-        "replication.cluster.members:Members._forget",
-        "other.counted = min(other.counted, seen)",
-        "pass",
-    ),
-)
+MUTATIONS: Final[list[Mutation]] = []
+
+
+def mistake(name: str, kind: str, *rare: str) -> Callable[[Callable[[], tuple[Change, ...]]], None]:
+    """Declares one; the function gives the replacements that make it."""
+
+    def declare(changes: Callable[[], tuple[Change, ...]]) -> None:
+        MUTATIONS.append(Mutation(name, kind, changes, rare))
+
+    return declare
 
 
 def seeds_of(mutation: Mutation, first: int = 0) -> Iterator[str]:
@@ -280,19 +68,325 @@ def seeds_of(mutation: Mutation, first: int = 0) -> Iterator[str]:
 
 @contextmanager
 def applied(mutation: Mutation) -> Iterator[None]:
-    """The code with this mistake in it."""
-    module_name, _, path = mutation.target.partition(":")
-    module = importlib.import_module(f"merklekv.{module_name}")
-    function: Any = module
-    for step in path.split("."):
-        function = getattr(function, step)
-    source = textwrap.dedent(inspect.getsource(function))
-    if source.count(mutation.old) != 1:
-        raise LookupError(f"{mutation.target}: not once {mutation.old!r}; say anew what {mutation.name!r} means there")
-    namespace: dict[str, Any] = {}
-    exec(compile(source.replace(mutation.old, mutation.new), mutation.target, "exec"), module.__dict__, namespace)
-    sound, function.__code__ = function.__code__, namespace[function.__name__].__code__  # for all who have imported it
-    try:
+    """The product with this mistake in it."""
+    with ExitStack() as stack:
+        for change in mutation.changes():
+            stack.enter_context(change)
         yield
-    finally:
-        function.__code__ = sound
+
+
+def replaced(sound: Callable[..., Any], by: Callable[..., Any]) -> Change:
+    """`by` in the place of a function or method of the product, in every module of it that has the function."""
+    *owner, name = sound.__qualname__.split(".")
+    if owner:
+        found: Any = sys.modules[sound.__module__]
+        for part in owner:
+            found = getattr(found, part)
+        return mock.patch.object(found, name, by)
+    stack = ExitStack()
+    for module in [module for path, module in sys.modules.items() if path.startswith("merklekv.")]:
+        if vars(module).get(name) is sound:
+            stack.enter_context(mock.patch.object(module, name, by))
+    return stack
+
+
+def silenced(method: Callable[..., Any]) -> Change:
+    """A method that does nothing."""
+    return replaced(method, lambda *args, **options: None)
+
+
+def meanwhile(method: Callable[..., Any], change: Callable[[], Change]) -> Change:
+    """A method during which something else is replaced as well."""
+
+    def changed(*args: Any, **options: Any) -> Any:
+        with change():
+            return method(*args, **options)
+
+    return replaced(method, changed)
+
+
+# -- what is published -------------------------------------------------------------------------------------------------
+
+
+def _handed_out(outbox: Outbox) -> LogPosition:
+    """Behind the last event that a batch was made of."""
+    return LogPosition(outbox.tail.end.lsn - outbox.unread_bytes, outbox.next_sequence)
+
+
+@mistake("the cursor moves over a hole", "m")
+def _() -> tuple[Change, ...]:
+    def acknowledge(outbox: Outbox, batch: Batch, sound: Any = Outbox.acknowledge) -> None:
+        sound(outbox, batch)
+        outbox.cursor = max(outbox.cursor, batch.end)
+
+    return (replaced(Outbox.acknowledge, acknowledge),)
+
+
+@mistake("the outbox is saved ahead of what is acknowledged", "m")
+def _() -> tuple[Change, ...]:
+    def save(outbox: Outbox, sound: Any = Outbox.save) -> None:
+        cursor, outbox.cursor = outbox.cursor, _handed_out(outbox)
+        sound(outbox)
+        outbox.cursor = cursor
+
+    return (replaced(Outbox.save, save),)
+
+
+@mistake("a lost connection takes what was in flight with it", "m")
+def _() -> tuple[Change, ...]:
+    def rewind(outbox: Outbox, sound: Any = Outbox.rewind) -> None:
+        outbox.cursor = _handed_out(outbox)
+        sound(outbox)
+
+    return (replaced(Outbox.rewind, rewind),)
+
+
+@mistake("the log goes before the outbox has read it", "m")
+def _() -> tuple[Change, ...]:
+    def deletable(tail: Tail, checkpoint_lsn: int, sound: Any = Tail.deletable) -> list[int]:
+        held, tail.held = tail.held, None
+        lsns: list[int] = sound(tail, checkpoint_lsn)
+        tail.held = held
+        return lsns
+
+    return (replaced(Tail.deletable, deletable),)
+
+
+@mistake("a place in the log that a crash takes back lets segments go", "m")
+def _() -> tuple[Change, ...]:
+    return (meanwhile(Tail.deletable, partial(silenced, Tail._make_durable)),)
+
+
+# -- what is taken in --------------------------------------------------------------------------------------------------
+
+
+@mistake("messages are acknowledged before they are durable", "m")
+def _() -> tuple[Change, ...]:
+    def process(inbox: Inbox, deliveries: list[Delivery], sound: Any = Inbox.process) -> None:
+        inbox._acknowledge([delivery.token for delivery in deliveries])
+        sound(inbox, deliveries)
+
+    return (replaced(Inbox.process, process),)
+
+
+@mistake("what is late overwrites what is newer", "m")
+def _() -> tuple[Change, ...]:
+    def verdict(engine: Engine, key: bytes, record: bytes, *rest: Any, sound: Any = Engine._verdict) -> str:
+        is_late = record[:VERSION_SIZE] != (engine.record(key) or b"")[:VERSION_SIZE] and record > engine.truncation
+        found: str = sound(engine, key, record, *rest)
+        return "" if found == SUPERSEDED and is_late else found
+
+    return (replaced(Engine._verdict, verdict),)
+
+
+@mistake("a truncate elsewhere is not taken in", "m")
+def _() -> tuple[Change, ...]:
+    return (silenced(Engine.merge_truncation),)
+
+
+@mistake("the GC horizon keeps nothing out", "x")
+def _() -> tuple[Change, ...]:
+    def verdict(engine: Engine, key: bytes, record: bytes, _: bytes, *rest: Any, sound: Any = Engine._verdict) -> str:
+        found: str = sound(engine, key, record, ZERO_VERSION, *rest)
+        return found
+
+    return (replaced(Engine._verdict, verdict),)
+
+
+# -- one node ----------------------------------------------------------------------------------------------------------
+
+
+@mistake("a commit does not wait for the disk", "m")
+def _() -> tuple[Change, ...]:
+    return (silenced(Log.sync),)
+
+
+@mistake("the clock does not see what is merged", "m")
+def _() -> tuple[Change, ...]:
+    return (meanwhile(Engine.merge, partial(silenced, HybridClock.observe)),)
+
+
+@mistake("the clock begins anew at a start", "m")
+def _() -> tuple[Change, ...]:
+    return (meanwhile(Engine.__init__, partial(silenced, HybridClock.observe)),)
+
+
+@mistake("a local write does not beat what the node shows", "x")
+def _() -> tuple[Change, ...]:
+    return (replaced(HybridClock.after, lambda clock, version: clock.next()),)
+
+
+@mistake("a resumed checkpoint trusts what it finds indexed", "m")
+def _() -> tuple[Change, ...]:
+    def begin_checkpoint(base: BaseWriter, upto: int, sound: Any = BaseWriter.begin_checkpoint) -> bool:
+        sound(base, upto)
+        return False
+
+    return (replaced(BaseWriter.begin_checkpoint, begin_checkpoint),)
+
+
+@mistake("tombstones are collected above the GC horizon", "x")
+def _() -> tuple[Change, ...]:
+    def collect(engine: Engine, *args: Any, sound: Any = Engine.collect) -> bool:
+        bound, engine._bound = engine._bound, b"\xff" * VERSION_SIZE
+        more: bool = sound(engine, *args)
+        engine._bound = bound
+        return more
+
+    return (replaced(Engine.collect, collect),)
+
+
+# -- the tree ----------------------------------------------------------------------------------------------------------
+
+
+@mistake("leaves without versions", "x")
+def _() -> tuple[Change, ...]:
+    def leaf_digests(tree: MerkleTree, node: int) -> bytes:
+        return b"".join([(leaf & COUNT_MASK).to_bytes(8, "big") for leaf in tree.inner_leaves(node)])
+
+    return (replaced(MerkleTree.leaf_digests, leaf_digests),)
+
+
+@mistake("the truncation version is not in the root", "x")
+def _() -> tuple[Change, ...]:
+    def root(tree: MerkleTree, _: bytes, sound: Any = MerkleTree.root) -> bytes:
+        found: bytes = sound(tree, b"")
+        return found
+
+    return (replaced(MerkleTree.root, root),)
+
+
+# -- damage at rest ----------------------------------------------------------------------------------------------------
+
+
+@mistake("the scrub does not look at records", "x")
+def _() -> tuple[Change, ...]:
+    def record_is_sound(key: bytes, record: bytes) -> bool:
+        return True
+
+    return (mock.patch.object(scrub, format.record_is_sound.__name__, record_is_sound),)
+
+
+@mistake("the scrub puts what is older in the place of what is damaged", "x")
+def _() -> tuple[Change, ...]:
+    return (replaced(scrub.fits, lambda damage, record: True),)
+
+
+@mistake("what a merge goes by is not derived anew for a record that was replaced", "x")
+def _() -> tuple[Change, ...]:
+    return (meanwhile(Engine.replace, partial(silenced, Engine.repair)),)
+
+
+@mistake("the tree is not taken from the base again after a repair", "x")
+def _() -> tuple[Change, ...]:
+    def take_over_base(engine: Engine, sound: Any = Engine._take_over_base) -> None:
+        with silenced(Engine._rebuild_tree) if engine.root_ready else ExitStack():
+            sound(engine)
+
+    return (replaced(Engine._take_over_base, take_over_base),)
+
+
+# -- clocks ------------------------------------------------------------------------------------------------------------
+
+
+@mistake("whatever is said of a node's own clock is believed", "c")
+def _() -> tuple[Change, ...]:
+    def believe_table(endpoint: LocalEndpoint, table: Table, sound: Any = LocalEndpoint.believe_table) -> Table:
+        of_others = table.without_times_of({endpoint.members.identity})
+        believed: Table = sound(endpoint, of_others)
+        return table if believed == of_others else believed
+
+    return (replaced(LocalEndpoint.believe_table, believe_table),)
+
+
+@mistake("a closed timestamp holds for good before another node has accepted it", "c")
+def _() -> tuple[Change, ...]:
+    def propose(clock: HybridClock, sound: Any = HybridClock.propose) -> tuple[int, int]:
+        closed, before = sound(clock)
+        clock.keep_promise(closed)
+        return closed, before
+
+    return (replaced(HybridClock.propose, propose),)
+
+
+# -- exchanges and members ---------------------------------------------------------------------------------------------
+
+
+@mistake("what a writer has lost is stale where it is missing", "s")
+def _() -> tuple[Change, ...]:
+    def account_for(lapses: Lapses, version: bytes, sound: Any = lost_writes.account_for) -> bool:
+        found: bool = sound(frozenset(one._replace(after=one.until, missed=0) for one in lapses), version)
+        return found
+
+    return (replaced(lost_writes.account_for, account_for),)
+
+
+@mistake("what a restored node writes is taken for what it had", "s")
+def _() -> tuple[Change, ...]:
+    def account_for(lapses: Lapses, version: bytes, sound: Any = lost_writes.account_for) -> bool:
+        run = epoch_of(version)
+        same = (one._replace(run=run, missed=one.missed if one.run == run else 0) for one in lapses)
+        found: bool = sound(frozenset(same), version)
+        return found
+
+    return (replaced(lost_writes.account_for, account_for),)
+
+
+@mistake("what a new node has from elsewhere is taken for its own", "x")
+def _() -> tuple[Change, ...]:
+    def had(table: Table, sound: Any = Table.had) -> dict[Identity, int]:
+        return dict.fromkeys(sound(table), 0)
+
+    return (replaced(Table.had, had),)
+
+
+@mistake("a restored node that has settled with a new one passes for a member", "s")
+def _() -> tuple[Change, ...]:
+    return (replaced(deletion_rule.was_restored, lambda holder, lacking: False),)
+
+
+@mistake("no node is ever left behind", "x")
+def _() -> tuple[Change, ...]:
+    return (replaced(deletion_rule.was_left_behind, lambda holder, lacking: False),)
+
+
+@mistake("what was seen moves before the merge", "x")
+def _() -> tuple[Change, ...]:
+    def union(initiator: Initiator, *args: Any, sound: Any = Initiator._union) -> Generator[bytes, bytes, None]:
+        initiator._side.finish(initiator._theirs.table, initiator._gc_horizon_after)
+        yield from sound(initiator, *args)
+
+    return (replaced(Initiator._union, union),)
+
+
+@mistake("a node that was left behind takes itself for current", "x", "s92001535")
+def _() -> tuple[Change, ...]:
+    def is_current(endpoint: LocalEndpoint, peer: Hello, sound: Any = LocalEndpoint.is_current) -> bool:
+        return endpoint.engine.gc_horizon < peer.gc_horizon or sound(endpoint, peer)
+
+    return (replaced(LocalEndpoint.is_current, is_current),)
+
+
+@mistake("a tombstone in the past is collected by reports from before it", "s", "s90001836")
+def _() -> tuple[Change, ...]:
+    return (silenced(Members.bury),)
+
+
+@mistake("the slowest member is not waited for", "x")
+def _() -> tuple[Change, ...]:
+    def stable(members: Members, clock: int = 0) -> int:
+        counted = [member.counted for _, member in members]
+        return max(members.promised, clock, *counted) if counted and not members.aside else 0
+
+    return (replaced(Members.stable, stable),)
+
+
+@mistake("what was seen counts on although a member was removed", "s")
+def _() -> tuple[Change, ...]:
+    def forget(members: Members, gone: set[Identity], sound: Any = Members._forget) -> None:
+        counted = {who: member.counted for who, member in members}
+        sound(members, gone)
+        for who, member in members:
+            member.counted = counted[who]
+
+    return (replaced(Members._forget, forget),)

@@ -36,7 +36,8 @@ from merklekv.errors import Stalled
 from merklekv.output import counted
 from merklekv.replication.cluster.members import Members, TooManyMembers
 from merklekv.replication.fields import Fields, Malformed
-from merklekv.replication.sync.local_endpoint import LocalEndpoint, Moved, Refused, Terms, terms_of
+from merklekv.replication.sync.deletion_rule import NONE_STALE, stale_records
+from merklekv.replication.sync.local_endpoint import LocalEndpoint, Moved, Refused
 from merklekv.replication.sync.messages import (
     FULL,
     MESSAGE_ROOM_BYTES,
@@ -93,9 +94,10 @@ class Initiator:
         self._full = full
         self._verify = verify
         self._refused: Refused = []
-        self._horizon = 0  # of this node, as long as this pass goes on
+        self._gc_horizon = 0  # ns: of this node, as long as this pass goes on
+        self._gc_horizon_after = 0  # ns: of both, when this pass is complete; tombstones from below are not given
+        self._stale_here = self._stale_there = NONE_STALE  # what one node has, and the other lacks
         self._theirs: Hello
-        self._terms: Terms
 
     def steps(self) -> Steps[ExchangeReport]:
         """Yields requests, is sent the answers, returns the report.
@@ -156,16 +158,17 @@ class Initiator:
         if theirs.truncation > engine.truncation:
             self._write(lambda: engine.merge_truncation(theirs.truncation, self._origin))
         side.meet(theirs)
-        terms = self._terms = terms_of(mine, theirs)
+        self._gc_horizon_after = max(mine.gc_horizon, theirs.gc_horizon)
+        self._stale_here, self._stale_there = stale_records(mine, theirs), stale_records(theirs, mine)
         if equal and not full:
-            side.finish(theirs.table, terms.gc_horizon)
+            side.finish(theirs.table, self._gc_horizon_after)
             engine.commit()
             return True
-        adopted = side.is_current(theirs) and side.adopt(theirs.table, terms.gc_horizon)
+        adopted = side.is_current(theirs) and side.adopt(theirs.table, self._gc_horizon_after)
         if adopted:
             self._collect()
             equal = self._holds_what(theirs)
-        self._horizon = terms.gc_horizon if adopted else mine.gc_horizon
+        self._gc_horizon = self._gc_horizon_after if adopted else mine.gc_horizon
         if full or not equal:
             yield from self._union(full, mine)
         yield from self._done(mine)
@@ -177,10 +180,10 @@ class Initiator:
             return engine.root_ready and (engine.root(), engine.truncation) == (theirs.root, theirs.truncation)
 
     def _union(self, full: bool, mine: Hello) -> Steps[None]:
-        terms, theirs = self._terms, self._theirs.count
+        theirs, stale_here = self._theirs.count, self._stale_here.is_possible()
         few = min(mine.count, theirs) * PAGES_RATIO < max(mine.count, theirs)
-        joins = terms.dead_here.may_be() and mine.count < theirs
-        if full or not few or terms.dead_there.may_be() or (terms.dead_here.may_be() and not joins):
+        joins = stale_here and mine.count < theirs
+        if full or not few or self._stale_there.is_possible() or (stale_here and not joins):
             yield from self._compare((yield from self._differing(full)), PRINT_SIZES[full])
         elif mine.count > theirs:
             if theirs:
@@ -206,14 +209,14 @@ class Initiator:
         return held
 
     def _done(self, mine: Hello) -> Steps[None]:
-        engine, terms, theirs = self._engine, self._terms, self._theirs
+        engine, theirs = self._engine, self._theirs
         engine.commit()
-        if engine.gc_horizon != self._horizon:
+        if engine.gc_horizon != self._gc_horizon:
             raise Moved
         if self._refused:
             return
-        self._side.finish(theirs.table, terms.gc_horizon)
-        if self._horizon < terms.gc_horizon:
+        self._side.finish(theirs.table, self._gc_horizon_after)
+        if self._gc_horizon < self._gc_horizon_after:
             self._collect()  # the other has, too
         engine.flush()
         answer = yield from self._ask(
@@ -221,7 +224,7 @@ class Initiator:
             to=theirs.instance,
             gc_horizon=theirs.gc_horizon,
             hello=mine.plain(),
-            settled=terms.gc_horizon,
+            settled=self._gc_horizon_after,
         )
         self._side.hear(unpack(answer.binary("table"), mine.table))
         engine.commit()
@@ -281,15 +284,15 @@ class Initiator:
 
     def _settle(self, mine: list[Pair], answer: Fields) -> Steps[None]:
         """Moves records both ways, now that it is known which one side lacks or has older."""
-        engine, terms = self._engine, self._terms
+        engine = self._engine
         records, heads = answer.pairs("records"), answer.pairs("heads")
         theirs = dict(records) | dict(heads)
         if any(len(record) < VALUE_AT for record in theirs.values()):
             raise Malformed("it sent records that are cut")
         dead = [
             (key, record[:VERSION_SIZE])
-            for key, record in (theirs.items() if terms.dead_there.may_be() else ())
-            if terms.dead_there.covers(record) and record[:VERSION_SIZE] > (engine.record(key) or b"")[:VERSION_SIZE]
+            for key, record in (theirs.items() if self._stale_there.is_possible() else ())
+            if self._stale_there.contains(record) and record[:VERSION_SIZE] > (engine.record(key) or b"")[:VERSION_SIZE]
         ]
         gone = {key for key, _ in dead}
         self._take([pair for pair in records if pair[0] not in gone])
@@ -307,13 +310,13 @@ class Initiator:
             key, head = mine[index]
             if head[:VERSION_SIZE] <= theirs.get(key, b"")[:VERSION_SIZE]:
                 continue
-            if terms.dead_here.covers(head):
+            if self._stale_here.contains(head):
                 dead_here.append((key, head[:VERSION_SIZE]))
             else:
                 give.append(key)
         for at in range(0, len(dead_here), SLICE_MERGES):
             pairs = dead_here[at : at + SLICE_MERGES]
-            self.report.discarded += self._write(partial(self._side.bury, pairs, self._origin, self._horizon))
+            self.report.discarded += self._write(partial(self._side.bury, pairs, self._origin, self._gc_horizon))
         yield from self._swap(give, dead, wants)
 
     def _swap(self, give: list[bytes], dead: list[Pair], wants: list[bytes]) -> Steps[None]:
@@ -369,7 +372,7 @@ class Initiator:
             "swap",
             **self._context(),
             **{"from": self._side.members.identity.node},
-            settled=self._terms.gc_horizon,
+            settled=self._gc_horizon_after,
             give=flat(pairs),
             dead=flat(dead),
             wants=list(wants),
@@ -384,7 +387,7 @@ class Initiator:
         for at in range(0, len(pairs), SLICE_MERGES):
             slice_ = pairs[at : at + SLICE_MERGES]
             applied, refused = self._write(
-                partial(self._side.take, slice_, self._origin, self._horizon, self._terms.gc_horizon)
+                partial(self._side.take, slice_, self._origin, self._gc_horizon, self._gc_horizon_after)
             )
             self.report.keys_received += applied
             self._refused += refused

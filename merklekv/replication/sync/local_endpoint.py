@@ -1,41 +1,22 @@
-"""What both sides of an exchange do with their own node: say who it is, judge the other, merge, remember.
+"""One node in its exchanges: what it says of itself, what it believes of the other, what it merges and remembers.
 
-The rule for what was collected, where one node has deleted a key and forgotten that, and the other may still have it.
-Let `a` be a node with the horizon H, and r a record of the other, `b`, for which `a` holds nothing as new.  It is dead,
-that is `a` has had it and it was deleted since, if `a` has had all that the writer of r, whom every version names, had
-written up to r (`Table.had`), and r is from before `a`'s reach, the furthest horizon that whatever `a` holds has passed
-through: a later tombstone would be here still.  `b` has r from a broker that lost its deletion, say, from an exchange
-that was cut, or from an old backup.  But it is not dead, although that is so, if
+Initiator and responder both use this.  A node whose GC horizon waited for it, and that has merged everything below the
+peer's further horizon, is *current* and adopts that horizon at once; any other node adopts it when the exchange is
+complete.  A node keeps its own horizon if the peer's does not count all members that it has met: two groups have
+found their horizons without each other, and its tombstones wait for a horizon that counts all of them.
 
-- H counts on `b` and on the writer, r is from before H, and `b` was not left behind: so all had the same, and `a` has
-  lost r by damage (likewise if `b` has taken over H, or has a further one that counts on both, which `a` has reached);
-- its writer has forgotten r itself (lapses.py): `a` may have missed it with the writer;
-- its writer was restored, and has written it since, in a time of which `a` has seen what it wrote before (likewise).
-
-Left behind is who has not merged everything up to H, or has not seen `a` so far although H counts on both, or says that
-it was away when `a` has seen it (`was_away`): as after the restoration of an old backup.  Such a node's records that no
-member wrote (a dump was loaded) are dead as well, if they are from before H and older than what `a` has seen of `b`,
-unless `b` is new to H.
-
-All else is new to `a`, and joins the union: a node that joins loses nothing of its own.  What is dead is buried: `b`
-puts a tombstone just above r, so that r does not come back from a third node either, and what was written later stands.
-
-A node on which H counts, and that has merged everything up to H of all others on whom it does, is *current*, and adopts
-H at once, any other one when the exchange is complete.  (It goes on with its own if H does not count on all whom it has
-met: two groups that have settled without each other.  Then its tombstones wait here for a horizon that counts on all.)
-
-A tombstone from below the horizon cannot be kept (it would be collected at once, here and not there), so if it kills
-something, that is deleted anew.
+A tombstone from below the horizon cannot be kept: it would be collected here and not there.  If it deletes something,
+that key is deleted anew.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Final, NamedTuple, NoReturn
+from typing import Final, NoReturn
 
 from merklekv.engine.base import Pair
-from merklekv.engine.clock import UNSET_BEFORE_NS, show_time, store_id_of, timestamp_of
+from merklekv.engine.clock import UNSET_BEFORE_NS, show_time, timestamp_of
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import (
     FLAGS_AT,
@@ -51,7 +32,7 @@ from merklekv.engine.format import (
 from merklekv.engine.layers import is_live
 from merklekv.errors import Shortage
 from merklekv.log_throttle import LogThrottle
-from merklekv.replication.cluster.lost_writes import NO_LAPSES, Lapse, Lapses, account_for, was_away
+from merklekv.replication.cluster.lost_writes import NO_LAPSES, Lapse, was_away
 from merklekv.replication.cluster.members import NO_ROW, Identity, Members, MembersUnreadable, Table
 from merklekv.replication.sync.messages import ExchangeRefused, Hello
 
@@ -164,72 +145,6 @@ def settle(engine: Engine, members: Members) -> None:
         gc_horizon = members.gc_horizon()
         if engine.raise_gc_horizon(gc_horizon):
             members.count_on_all(gc_horizon)
-
-
-class Dead(NamedTuple):
-    """Which records of a node are dead where the other holds nothing as new under their keys: the rule above."""
-
-    had: dict[bytes, tuple[int, int]]  # ns: those of these writers, from behind the one time up to the other
-    had_more: int  # ns: and those of all others up to here
-    lapses: dict[bytes, Lapses]  # but for what writers have forgotten
-
-    def may_be(self) -> bool:
-        """Whether any can be."""
-        return bool(self.had_more) or any(behind < until for behind, until in self.had.values())
-
-    def covers(self, record: bytes) -> bool:
-        """Whether this one is, a record or its head."""
-        if not is_live(record):
-            return False
-        writer = store_id_of(record)
-        behind, until = self.had.get(writer, (0, self.had_more))
-        return behind < timestamp_of(record) <= until and account_for(self.lapses.get(writer, NO_LAPSES), record)
-
-
-NOTHING_IS_DEAD: Final = Dead({}, 0, {})
-
-
-class Terms(NamedTuple):
-    """What two nodes with these hellos do about the horizon."""
-
-    gc_horizon: int  # of the one that is further; tombstones up to here are not handed over
-    dead_here: Dead
-    dead_there: Dead
-
-
-def terms_of(mine: Hello, theirs: Hello) -> Terms:
-    """The rule above."""
-    return Terms(max(mine.gc_horizon, theirs.gc_horizon), _dead_of(mine, theirs), _dead_of(theirs, mine))
-
-
-def _dead_of(holder: Hello, other: Hello) -> Dead:
-    """Which records of the holder are dead at the other."""
-    if not holder.count:
-        return NOTHING_IS_DEAD
-    one, two = holder.table, other.table
-    who = one.identity
-    seen = two.rows.get(who, NO_ROW).seen
-    counted = two.counts_on(who)
-    was_restored = was_away(one.lapses.get(who, NO_LAPSES), seen) or (
-        counted and two.counts_on(two.identity) and one.rows.get(two.identity, NO_ROW).seen < other.gc_horizon
-    )
-    left_behind = was_restored or one.current < other.gc_horizon
-    had_more = min(seen, other.gc_horizon) if left_behind and (counted or was_restored) else 0
-    had = dict.fromkeys(one.rows, 0) | two.had()
-    had |= {writer: max(had[writer], had_more) for writer in two.removed}
-    follows = not counted and holder.gc_horizon == other.gc_horizon and one.settled == two.settled
-    spared = other.gc_horizon if (counted or follows) and not left_behind else 0
-    if spared and one.counts_on(who) and one.counts_on(two.identity) and two.current >= holder.gc_horizon:
-        spared = max(spared, holder.gc_horizon)  # `two` has got as far, and does not follow for other reasons
-
-    def is_common(writer: Identity) -> bool:
-        return follows or two.counts_on(writer) or one.counts_on(writer) or writer in two.removed
-
-    return Dead(
-        {writer.store_id: (spared if is_common(writer) else 0, min(until, two.reach)) for writer, until in had.items()},
-        had_more,
-        {writer.store_id: lapses for writer, lapses in two.lapses.items()},
-    )
 
 
 def _is_ahead(fast: Identity, slow: Identity, seconds: float) -> str:

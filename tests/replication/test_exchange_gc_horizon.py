@@ -1,4 +1,4 @@
-"""What lies below the horizon: tombstones go once everybody has them, and nothing that was deleted comes back."""
+"""Below the GC horizon: tombstones go once all members have them, and nothing that was deleted comes back."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_node_that_was_away_hears_of_deletions(nodes: list[Node]) -> None:
 
 
 @pytest.mark.parametrize("begins", ["restored", "other"])
-def test_a_restored_node_drops_what_was_settled_without_it(nodes: list[Node], begins: str) -> None:
+def test_a_restored_node_drops_what_was_deleted_without_it(nodes: list[Node], begins: str) -> None:
     a, b, c = nodes
     for number in range(20):
         a.set(b"k%02d" % number)
@@ -303,7 +303,7 @@ def test_two_clusters_become_one(tmp_path: Path) -> None:
         assert len(a.values()) == 5
 
 
-def test_forgetting_does_not_settle_what_only_some_have_of_the_forgotten(nodes: list[Node]) -> None:
+def test_removing_a_member_keeps_tombstones_that_only_some_have_from_it(nodes: list[Node]) -> None:
     a, b, c = nodes
     a.set(b"k")
     meet_all(nodes)

@@ -1,4 +1,4 @@
-"""Records that a node has from elsewhere, and that the cluster has deleted and forgotten: they stay deleted."""
+"""Stale records that a node has from elsewhere: the cluster has deleted them and collected the tombstones."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from pathlib import Path
 import pytest
 from fixtures.exchanges import NOON, SECOND, Cut, Node, agree, carry, cluster, cut_when, exchange, meet_all
 
-from merklekv.engine.format import TOMBSTONE, VALUE_AT
-from merklekv.replication.cluster.lost_writes import Lapse
 from merklekv.replication.sync import initiator as exchange_module
-from merklekv.replication.sync.local_endpoint import NOTHING_IS_DEAD, Dead
 from merklekv.replication.sync.messages import decode
 
 
@@ -128,7 +125,7 @@ def test_what_two_new_nodes_gave_each_other(nodes: list[Node]) -> None:
         joined([*nodes, i])
 
 
-def test_what_a_writer_lost_that_was_restored_is_not_dead(nodes: list[Node]) -> None:
+def test_what_a_writer_lost_that_was_restored_is_not_stale(nodes: list[Node]) -> None:
     """It comes back without knowing of those who have it, and settles everything with a new node first."""
     a, _, _, j = nodes
     with cluster(a.path.parent / "more", "xi") as (x, i):
@@ -264,7 +261,7 @@ def test_what_a_restored_node_has_from_one_that_is_new(nodes: list[Node]) -> Non
     joined(nodes)
 
 
-def test_a_newer_write_of_a_dead_record_stands(nodes: list[Node]) -> None:
+def test_a_newer_write_of_a_stale_record_stands(nodes: list[Node]) -> None:
     a, b, c, j = nodes
     j.take_event(b"k", a.records()[b"k"], "a")
     forget_deletion(a, b, c)
@@ -277,7 +274,7 @@ def test_a_newer_write_of_a_dead_record_stands(nodes: list[Node]) -> None:
         assert {node.engine.get(b"k") for node in (*nodes, i)} == {b"again"}
 
 
-def test_what_a_writer_outside_has_written_is_not_dead(nodes: list[Node]) -> None:
+def test_what_a_writer_outside_has_written_is_not_stale(nodes: list[Node]) -> None:
     """It comes by way of another, and its writer never does."""
     a, b, c, j = nodes
     with cluster(a.path.parent / "more", "i") as (i,):
@@ -306,23 +303,3 @@ def test_damage_on_a_member_deletes_nothing_elsewhere(nodes: list[Node]) -> None
     exchange(behind, ahead)
     meet_all([a, b, c])
     assert {node.engine.get(b"stays") for node in (a, b, c)} == {b"value"}
-
-
-def record(timestamp: int, writer: bytes = b"w" * 8, flags: int = 0) -> bytes:
-    return timestamp.to_bytes(8, "big") + writer + bytes(8) + bytes([flags]) + bytes(16)
-
-
-def test_what_is_dead() -> None:
-    dead = Dead({b"w" * 8: (3, 20)}, 10, {b"w" * 8: frozenset({Lapse(5, 7, bytes(4))})})
-    assert [time for time in (3, 4, 5, 6, 7, 8, 20, 21) if dead.covers(record(time))] == [4, 5, 8, 20]
-    assert [time for time in (3, 4, 5, 6, 7, 10, 11) if dead.covers(record(time, b"x" * 8))] == [3, 4, 5, 6, 7, 10]
-    assert not dead.covers(record(10, flags=TOMBSTONE)), "it hides what may still come"
-    assert not NOTHING_IS_DEAD.covers(record(1))
-    assert len(record(1)) == VALUE_AT
-
-
-def test_whether_anything_is_dead() -> None:
-    assert not NOTHING_IS_DEAD.may_be()
-    assert Dead({b"w" * 8: (0, 20)}, 0, {}).may_be()
-    assert Dead({}, 20, {}).may_be()
-    assert not Dead({b"w" * 8: (20, 20)}, 0, {}).may_be()

@@ -1,0 +1,222 @@
+"""The deletion rule, row by row, and its two examples with real nodes.
+
+Every row of the table in `deletion_rule` has one test here, named after its number.  SCENARIOS says which tests show
+the row with whole nodes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fixtures.exchanges import cluster, exchange, meet_all
+
+from merklekv.engine.format import TOMBSTONE
+from merklekv.replication.cluster.lost_writes import Lapse
+from merklekv.replication.cluster.members import Identity, Report, Row, Table
+from merklekv.replication.sync import deletion_rule
+from merklekv.replication.sync.deletion_rule import NONE_STALE, stale_records
+from merklekv.replication.sync.messages import Hello
+
+SCENARIOS = {
+    1: ("test_exchange_gc_horizon.test_what_a_joining_node_has_deleted_is_deleted_anew",),
+    2: (
+        "test_exchange_stale.test_what_a_writer_lost_that_was_restored_is_not_stale",
+        "test_exchange_news.test_a_restored_node_with_a_slow_clock_is_heard_of_before_it_writes",
+        "test_exchange_news.test_who_has_met_a_restored_node_hears_what_was_seen_of_it_before",
+    ),
+    3: ("test_exchange_news.test_a_dump_is_loaded_on_a_node_that_others_were_told_of",),
+    4: ("test_exchange_news.test_a_dump_is_loaded_on_a_node_whose_first_exchange_was_cut_at_its_end",),
+    5: ("test_exchange_news.test_a_dump_that_was_loaded_before_a_backup_and_deleted_since",),
+    6: ("test_exchange_stale.test_what_a_writer_outside_has_written_is_not_stale",),
+    7: ("test_exchange_news.test_what_another_group_takes_for_news_is_stale_for_those_that_had_it",),
+    8: ("test_exchange_gc_horizon.test_a_restored_node_drops_what_was_deleted_without_it",),
+    9: (
+        "test_exchange_stale.test_what_came_from_a_restored_node",
+        "test_exchange_stale.test_what_a_restored_node_settles_with_a_new_one_first",
+        "test_exchange_stale.test_a_restored_node_is_known_by_one_that_joined_later",
+    ),
+    10: (
+        "test_exchange_stale.test_an_old_event_whose_deletion_the_broker_lost",
+        "test_exchange_stale.test_what_two_new_nodes_gave_each_other",
+        "test_exchange_stale.test_what_came_in_an_exchange_that_was_cut",
+    ),
+    11: ("test_exchange_news.test_what_another_group_takes_for_news_is_stale_for_those_that_had_it",),
+    12: ("test_exchange_stale.test_what_a_restored_node_deletes_stays_deleted_where_others_have_it_from_before",),
+    13: (
+        "test_exchange_stale.test_damage_on_a_member_deletes_nothing_elsewhere",
+        "test_exchange_news.test_damage_deletes_nothing_on_a_node_that_has_joined_while_a_member_is_away",
+        "test_exchange_news.test_damage_deletes_nothing_below_a_horizon_that_is_not_followed",
+        "test_exchange_news.test_what_a_forgotten_writer_had_stays_deleted",
+    ),
+}
+
+PARIS, OSLO, ROME, LIMA, KYIV = (
+    Identity(name, name.encode().ljust(8)) for name in ["paris", "oslo", "rome", "lima", "kyiv"]
+)
+COUNTED = dict.fromkeys((PARIS, OSLO, ROME), 250)
+RESTORED = {ROME: frozenset({Lapse(290, 310, b"back")})}  # since paris applied its writes through 300
+
+
+def hello(who: Identity, gc_horizon: int = 250, stable: int = 300, **told: Any) -> Hello:
+    """By default of a member that is counted and has applied all that the others wrote through 300."""
+    rows = {other: Row(300) for other in COUNTED if other != who}
+    table: dict[str, Any] = {"reach": 400, "rows": rows, "settled": COUNTED} | told
+    return Hello("test", bytes(12), bytes(24), gc_horizon, b"", 1, Table(who, Report(320), stable, **table))
+
+
+def record(timestamp: int, writer: Identity = OSLO, flags: int = 0, process: bytes = bytes(4)) -> bytes:
+    return timestamp.to_bytes(8, "big") + writer.store_id + process + bytes(4) + bytes([flags]) + bytes(16)
+
+
+def is_stale(a_record: bytes, holder: Hello, lacking: Hello | None = None) -> bool:
+    """Whether paris, unless it is another node, finds this record of the holder stale."""
+    return stale_records(holder, lacking or hello(PARIS)).contains(a_record)
+
+
+def test_row_1_a_tombstone_is_new() -> None:
+    restored = hello(ROME, lapses=RESTORED)
+    assert is_stale(record(100), restored)
+    assert not is_stale(record(100, flags=TOMBSTONE), restored)
+
+
+def test_row_2_what_its_writer_may_have_lost_is_new() -> None:
+    restored = hello(ROME, lapses=RESTORED)
+    paris = hello(PARIS, lapses={OSLO: frozenset({Lapse(90, 110, b"2nd.")})})
+    assert [time for time in (90, 91, 110, 111) if not is_stale(record(time), restored, paris)] == [91, 110, 111]
+    assert is_stale(record(111, process=b"2nd."), restored, paris), "the process that began then has lost nothing"
+    missed = hello(PARIS, lapses={OSLO: frozenset({Lapse(90, 110, b"2nd.", missed=200)})})
+    assert not is_stale(record(200, process=b"2nd."), restored, missed), "its clock was slow: paris saw other writes"
+    assert is_stale(record(201, process=b"2nd."), restored, missed)
+
+
+def test_row_3_an_unknown_writer_whose_record_a_member_brings_is_new() -> None:
+    assert not is_stale(record(100, KYIV), hello(ROME))
+
+
+def test_row_4_an_unknown_writer_whose_record_a_joining_node_brings_is_new() -> None:
+    assert not is_stale(record(100, KYIV), hello(LIMA, stable=0, settled={}))
+
+
+@pytest.mark.parametrize(("applied_through", "stale_through"), [(300, 250), (200, 200)])
+def test_row_5_an_unknown_writer_whose_record_a_node_that_was_left_behind_brings_is_stale(
+    applied_through: int, stale_through: int
+) -> None:
+    paris = hello(PARIS, rows={OSLO: Row(300), ROME: Row(applied_through)})
+    assert is_stale(record(stale_through, KYIV), hello(ROME, stable=249), paris)
+    assert not is_stale(record(stale_through + 1, KYIV), hello(ROME, stable=249), paris)
+
+
+def test_row_6_what_is_later_than_applied_through_is_new() -> None:
+    restored = hello(ROME, lapses=RESTORED)
+    assert is_stale(record(300), restored)
+    assert not is_stale(record(301), restored)
+    assert not is_stale(record(120, LIMA), hello(LIMA, settled={})), "nothing of it was applied"
+
+
+def test_row_7_what_is_later_than_every_horizon_is_new() -> None:
+    restored, paris = hello(ROME, lapses=RESTORED), hello(PARIS, reach=280)
+    assert is_stale(record(280), restored, paris)
+    assert not is_stale(record(281), restored, paris)
+
+
+def test_row_8_what_a_node_brings_whose_stable_timestamp_is_below_the_horizon_is_stale() -> None:
+    assert is_stale(record(100), hello(ROME, stable=249))
+    assert not is_stale(record(100), hello(ROME, stable=250))
+
+
+def test_row_9_what_a_restored_node_brings_is_stale() -> None:
+    assert is_stale(record(100), hello(ROME, lapses=RESTORED))
+    assert is_stale(record(100), hello(ROME, rows={PARIS: Row(249), OSLO: Row(300)})), "it had seen paris through 250"
+    assert not is_stale(record(100), hello(ROME, rows={PARIS: Row(250), OSLO: Row(300)}))
+    assert is_stale(record(100), hello(LIMA, lapses={LIMA: RESTORED[ROME]}), hello(PARIS, rows={LIMA: Row(300)}))
+
+
+def test_row_10_what_a_node_brings_that_is_not_counted_is_stale() -> None:
+    assert is_stale(record(100), hello(LIMA, settled={}))
+
+
+def test_row_11_what_a_writer_wrote_that_is_not_counted_is_stale() -> None:
+    rows = {OSLO: Row(300), ROME: Row(300), KYIV: Row(300)}
+    assert is_stale(record(100, KYIV), hello(ROME), hello(PARIS, rows=rows))
+    assert not is_stale(record(100, KYIV), hello(ROME), hello(PARIS, removed={KYIV: 300}))
+    assert not is_stale(record(100, KYIV), hello(ROME, settled=COUNTED | {KYIV: 250}), hello(PARIS, rows=rows))
+
+
+def test_row_12_what_is_later_than_the_horizon_is_stale() -> None:
+    assert is_stale(record(251), hello(ROME))
+    further = hello(ROME, gc_horizon=280)
+    assert is_stale(record(281), further)
+    assert is_stale(record(251), further, hello(PARIS, stable=279)), "paris has not reached the further one"
+    assert is_stale(record(251), hello(ROME, gc_horizon=280, settled={ROME: 280})), "which does not count paris"
+
+
+def test_row_13_what_all_had_and_none_deleted_is_new() -> None:
+    assert not is_stale(record(250), hello(ROME))
+    assert not is_stale(record(280), hello(ROME, gc_horizon=280)), "the further horizon counts both"
+    assert not is_stale(record(250), hello(LIMA)), "lima has taken the horizon over"
+    assert not is_stale(record(250, KYIV), hello(LIMA), hello(PARIS, rows={KYIV: Row(300)})), "and all below it"
+
+
+def test_whether_any_record_can_be_stale() -> None:
+    assert not NONE_STALE.is_possible()
+    assert not NONE_STALE.contains(record(1))
+    assert stale_records(hello(ROME), hello(PARIS)).is_possible(), "those between horizon and applied-through"
+    assert not stale_records(replace(hello(ROME), count=0), hello(PARIS)).is_possible(), "it holds nothing"
+
+
+# -- the examples ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("begins", ["paris", "rome"])
+def test_example_of_a_stale_record(tmp_path: Path, begins: str) -> None:
+    with cluster(tmp_path, ("paris", "oslo", "rome")) as (paris, oslo, rome):
+        oslo.set(b"cart:17")
+        meet_all([paris, oslo, rome])
+        backup = rome.backup()
+        paris.delete(b"cart:17")
+        meet_all([paris, oslo, rome])
+        assert not any(node.engine.tombstone_count for node in (paris, oslo, rome))
+        rome.restore(backup)
+        assert set(rome.values()) == {b"cart:17"}
+        report = exchange(paris, rome) if begins == "paris" else exchange(rome, paris)
+        assert report.discarded == 1
+        assert paris.values() == rome.values() == {}
+        meet_all([paris, oslo, rome])
+        assert oslo.values() == {}
+
+
+@pytest.mark.parametrize("begins", ["paris", "lima"])
+def test_example_of_a_new_record(tmp_path: Path, begins: str) -> None:
+    with cluster(tmp_path, ("paris", "oslo", "lima")) as (paris, oslo, lima):
+        lima.set(b"user:9")
+        for node in (paris, oslo):
+            node.tick(100)
+        meet_all([paris, oslo])
+        assert lima.records()[b"user:9"] < paris.engine.gc_horizon.to_bytes(8, "big")
+        report = exchange(paris, lima) if begins == "paris" else exchange(lima, paris)
+        assert report.discarded == 0
+        assert set(paris.values()) == set(lima.values()) == {b"user:9"}
+
+
+# -- the index ---------------------------------------------------------------------------------------------------------
+
+
+def _rows(text: str) -> dict[int, str]:
+    """The rows of the decision table in a text, with what they decide."""
+    found = re.findall(r"^ +(\d+) +.*? {2,}(new|stale)$", text, re.MULTILINE)
+    return {int(number): decision for number, decision in found}
+
+
+def test_every_row_has_one_test() -> None:
+    rows = _rows(deletion_rule.__doc__ or "")
+    tests = [re.match(r"test_row_(\d+)_.*_is_(new|stale)$", name) for name in globals()]
+    assert sorted((int(test[1]), test[2]) for test in tests if test) == sorted(rows.items())
+    assert list(rows) == list(SCENARIOS)
+    for scenario in [scenario for scenarios in SCENARIOS.values() for scenario in scenarios]:
+        module, _, name = scenario.partition(".")
+        assert hasattr(importlib.import_module(module), name), scenario
