@@ -11,11 +11,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from merklekv.errors import MerkleKVError
-from merklekv.net.commands.resp_data import WRONG_COUNT
-from merklekv.net.errors import RequestError
 from merklekv.net.limits import BULK_BYTES_MIN
-from merklekv.net.protocol import resp, text
 from merklekv.net.protocol.resp import RespParser
 from merklekv.net.protocol.text import FOREIGN, REFUSED, Request, TextParser
 from merklekv.net.session import Context, Long, Pause, Session
@@ -35,7 +31,6 @@ class Connection(Session):
         "closing",
         "deadline",
         "end_of_input",
-        "explain",
         "feed",
         "lingering",
         "mask",
@@ -60,7 +55,6 @@ class Connection(Session):
         self.send = sock.send
         self.mask = 0  # the epoll events asked for
         self.feed: Callable[[bytes], Sequence[Request]] = self._greet
-        self.explain: Callable[[MerkleKVError], bytes] = text.error
         self.refusal = refusal  # why this client is not served, said once its protocol is known
         self.deadline = math.inf  # lingering or refused: closed by then in any case
 
@@ -81,10 +75,8 @@ class Connection(Session):
         """Takes the first bytes: they decide the protocol."""
         context = self.context
         if data[:1] == _RESP_FIRST:
-            self.protocol = 2
-            self.nil = resp.NIL[2]
+            self.speak(2)
             self.refuse(False)
-            self.explain = resp.error
             limits = context.limits
             bulk_bytes = max(self.engine.max_value_size, BULK_BYTES_MIN)
             self.feed = RespParser(bulk_bytes, limits.arguments, context.request_bytes).feed
@@ -99,7 +91,7 @@ class Connection(Session):
     def lookup(self, name: bytes) -> Entry:
         """The entry for a name that is not written all in one case, or is none of ours."""
         commands = self.context.commands
-        return self.find(name.upper()) or (commands.resp_unknown if self.protocol else commands.text_unknown)
+        return self.find(name.upper()) or (commands.resp if self.protocol else commands.line).unknown
 
     def close_when_sent(self) -> None:
         """Runs nothing more; what the client still sends is dropped."""
@@ -140,7 +132,3 @@ class Connection(Session):
 def discard(data: bytes) -> Sequence[Request]:
     """The parser of a connection that is about to close."""
     return ()
-
-
-def wrong_count(entry: Entry) -> RequestError:
-    return RequestError(WRONG_COUNT.format(entry.command.name.lower()))

@@ -27,3 +27,9 @@ class Goodbye(Exception):
         super().__init__(reply)
         self.reply = reply
         self.afterwards = afterwards
+
+
+def wrong_count(name: str | bytes) -> RequestError:
+    """The error for a command with too few or too many arguments."""
+    shown = name if isinstance(name, str) else name.decode(errors="surrogateescape")
+    return RequestError(f"wrong number of arguments for '{shown.lower()}' command")

@@ -31,8 +31,8 @@ from typing import TYPE_CHECKING, Any
 
 from merklekv.address import format_address
 from merklekv.errors import AddressInUse, AddressUnavailable, InvalidArgument
+from merklekv.net.commands.registry import Commands
 from merklekv.net.commands.scan import Cursors
-from merklekv.net.commands.table import commands
 from merklekv.net.connection import Connection
 from merklekv.net.limits import (
     ACCEPT_BATCH,
@@ -85,7 +85,7 @@ class Server:
         self._host = host
         self._port = port
         self._allow_remote = allow_remote
-        self._context = Context(engine, services or NoServices(), limits, commands(), Cursors())
+        self._context = Context(engine, services or NoServices(), limits, Commands(), Cursors())
         self._context.sessions = self._sessions
         self._threads = threads
         self._fatal = fatal or _log_fatal

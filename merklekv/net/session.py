@@ -24,6 +24,7 @@ from merklekv.errors import MerkleKVError
 from merklekv.log_throttle import LogThrottle
 from merklekv.net.errors import RequestError
 from merklekv.net.limits import COMMAND_THREADS_MAX, REQUEST_ROOM_BYTES, Limits
+from merklekv.net.protocol import resp, text
 from merklekv.net.protocol.text import Request
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Services(Protocol):
         """The nodes that this one knows, this one first."""
 
     def forget(self, node: str, store_id: str) -> None:
-        """Takes a node out of the members; the birth (hex, or empty) says which of several with this id."""
+        """Takes a node out of the members; the store id (hex, or empty) says which of several with this id."""
 
     def shutdown(self) -> None:
         """Asks the node to stop; returns at once."""
@@ -139,6 +140,7 @@ class Session:
         "address",
         "context",
         "engine",
+        "explain",
         "fd",
         "find",
         "id",
@@ -166,17 +168,21 @@ class Session:
         self.name = b""
         self.library = b""
         self.library_version = b""
+        self.explain: Callable[[MerkleKVError], bytes] = text.error
         self.find: Callable[[bytes], Entry | None]
         self.refuse(False)
 
     def refuse(self, refusing: bool) -> None:
         """Whether commands are refused, up to the end of a transaction (see `transactions`)."""
-        commands = self.context.commands
         self.refusing = refusing
-        if self.protocol:
-            self.find = (commands.resp_refusing if refusing else commands.resp).get
-        else:
-            self.find = (commands.text_refusing if refusing else commands.text).get
+        lookup = self.context.commands.resp if self.protocol else self.context.commands.line
+        self.find = (lookup.refusing if refusing else lookup.entries).get
+
+    def speak(self, protocol: int) -> None:
+        """Goes on in this version of RESP."""
+        self.protocol = protocol
+        self.nil = resp.NIL[protocol]
+        self.explain = resp.error
 
 
 def writable(session: Session) -> Callable[[], bool]:

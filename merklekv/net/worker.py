@@ -33,8 +33,8 @@ from collections.abc import Callable, Sequence
 from merklekv.errors import MerkleKVError, Shortage, Stalled, StorageFailed
 from merklekv.net import limits
 from merklekv.net.commands.registry import Entry
-from merklekv.net.connection import Connection, discard, wrong_count
-from merklekv.net.errors import Goodbye, RequestError
+from merklekv.net.connection import Connection, discard
+from merklekv.net.errors import Goodbye, RequestError, wrong_count
 from merklekv.net.protocol.text import Request
 from merklekv.net.session import Context, Long, writable
 
@@ -178,7 +178,7 @@ class Worker(threading.Thread):
                 if data:
                     connection.last_active = now
                     requests = connection.feed(data)
-                    if len(requests) == 1 and (entry := connection.find(requests[0][0])) and entry.row:
+                    if len(requests) == 1 and (entry := connection.find(requests[0][0])) and entry.batch:
                         row = rows.get((entry, connection.nil)) or rows.setdefault((entry, connection.nil), ([], []))
                         row[0].append(connection)
                         row[1].append(requests[0])
@@ -197,7 +197,7 @@ class Worker(threading.Thread):
     def _run_row(self, entry: Entry, connections: list[Connection], requests: list[Request]) -> None:
         """Runs plain requests of equal name, one of each connection, in one call."""
         try:
-            answers = entry.row(connections[0], requests, self._output_soft) if entry.row else []
+            answers = entry.batch(connections[0], requests, self._output_soft) if entry.batch else []
         except StorageFailed:
             raise
         except Exception:  # noqa: BLE001  the one that causes it is told when it is run by itself
@@ -232,9 +232,9 @@ class Worker(threading.Thread):
             self._answered.append(connection)
         before = self._output_soft - len(connection.unsent)
         room = before
-        if len(requests) > 1 and (entry := connection.find(requests[0][0])) and entry.row:
+        if len(requests) > 1 and (entry := connection.find(requests[0][0])) and entry.batch:
             # A pipeline that begins with a row of equal, plain requests: one call runs them.
-            answers = entry.row(connection, requests, room)
+            answers = entry.batch(connection, requests, room)
             entry.calls += len(answers)
             replies += answers
             room -= sum(map(len, answers))
@@ -249,7 +249,7 @@ class Worker(threading.Thread):
             entry.calls += 1
             try:
                 if not entry.low <= len(request) <= entry.high:
-                    raise wrong_count(entry)
+                    raise wrong_count(request[0])
                 answer = entry.handler(connection, request)
                 if isinstance(answer, bytes):
                     reply = answer

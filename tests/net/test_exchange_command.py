@@ -96,8 +96,8 @@ def test_forgetting(resp: Wire, services: FakeServices) -> None:
     assert resp.call("FORGET", "b", "0123") == b"+OK\r\n"
     assert services.asked == [("b", ""), ("b", "0123")]
     assert resp.call("FORGET", "a") == b"-ERR a is this node\r\n"
-    assert resp.call("FORGET", b"\xff") == b"-ERR a node id is UTF-8 text, a birth hex digits\r\n"
-    assert resp.call("FORGET", "b", "0", "1") == b"-ERR syntax error: FORGET node [birth]\r\n"
+    assert resp.call("FORGET", b"\xff") == b"-ERR a node id is UTF-8 text, a store id hex digits\r\n"
+    assert resp.call("FORGET", "b", "0", "1") == b"-ERR syntax error: FORGET node [store_id]\r\n"
 
 
 def test_a_server_by_itself_takes_no_part(start: Start) -> None:

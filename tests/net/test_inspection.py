@@ -84,9 +84,11 @@ def test_a_log_command_that_is_none(words: bytes, client: Client) -> None:
 
 @pytest.mark.parametrize("word", [b"-1", b"x", b"1" * 30])
 def test_numbers_that_are_none(word: bytes, client: Client) -> None:
-    with pytest.raises(NodeError, match="not an integer or out of range"):
+    with pytest.raises(NodeError, match="segment must be a number from 0 to"):
         client.call(b"LOG", b"READ", word, b"0", b"1")
-    with pytest.raises(NodeError, match="not an integer or out of range"):
+    with pytest.raises(NodeError, match="position must be a number from 0 to"):
+        client.call(b"LOG", b"READ", b"0", word, b"1")
+    with pytest.raises(NodeError, match="inner node must be a number from 0 to 255"):
         client.call(b"TREE", word)
 
 
@@ -105,7 +107,7 @@ def test_leaves(engine: Engine, client: Client) -> None:
         client.call(b"TREE", b"256")
 
 
-def test_leaves_after_a_floor_that_spares_something(engine: Engine, client: Client, tmp_path: Path) -> None:
+def test_leaves_after_a_truncation_that_spares_something(engine: Engine, client: Client, tmp_path: Path) -> None:
     """They wait until the base has taken it in."""
     engine.set(b"old", b"x")
     engine.memtable_size = 1

@@ -155,9 +155,9 @@ def test_records_over_resp3(server: StartedServer, engine: Engine) -> None:
         ([b"RECORDS", b"", b"1", b"PREFIX"], "syntax error"),
         ([b"RECORDS", b"", b"1", b"OTHER", b"x"], "syntax error"),
         ([b"RECORDS", b"", b"1", b"PREFIX", b"x", b"y"], "syntax error"),
-        ([b"BUCKET", b"-1"], "a bucket is a number from 0 to 65535"),
-        ([b"BUCKET", b"65536"], "a bucket is a number from 0 to 65535"),
-        ([b"BUCKET", b"x"], "a bucket is a number"),
+        ([b"BUCKET", b"-1"], "bucket must be a number from 0 to 65535"),
+        ([b"BUCKET", b"65536"], "bucket must be a number from 0 to 65535"),
+        ([b"BUCKET", b"x"], "bucket must be a number"),
         ([b"BUCKET"], "wrong number of arguments for 'bucket'"),
         ([b"TRUNCATION", b"x"], "wrong number of arguments for 'truncation'"),
         ([b"MERGE", b"n"], "wrong number of arguments for 'merge'"),
@@ -168,8 +168,8 @@ def test_records_over_resp3(server: StartedServer, engine: Engine) -> None:
         ([b"MERGE", b"a/b", b"k", bytes(41), b"v"], "origin b'a/b' is no node id"),
         ([b"MERGETRUNCATION", b"\xff", bytes(24)], r"origin b'\xff' is no node id"),
         ([b"MERGE", b"n" * 129, b"k", bytes(41), b"v"], "is no node id"),
-        ([b"MERGETRUNCATION", b"n", bytes(23)], "a floor has 24 bytes, not 23"),
-        ([b"MERGETRUNCATION", b"n", bytes(25)], "a floor has 24 bytes, not 25"),
+        ([b"MERGETRUNCATION", b"n", bytes(23)], "a truncation version has 24 bytes, not 23"),
+        ([b"MERGETRUNCATION", b"n", bytes(25)], "a truncation version has 24 bytes, not 25"),
         ([b"MERGETRUNCATION", b"", bytes(24)], "origin b'' is no node id"),
     ],
 )
@@ -187,7 +187,7 @@ def test_one_bad_head_among_good_ones_changes_nothing(engine: Engine, client: Cl
     assert engine.live_count == 0
 
 
-def test_the_floor(engine: Engine, client: Client) -> None:
+def test_the_truncation_version(engine: Engine, client: Client) -> None:
     assert client.call(b"TRUNCATION") == ZERO_VERSION
     engine.truncate()
     engine.commit()
@@ -273,7 +273,7 @@ def test_merge_waits_while_merging_is_behind(tmp_path: Path, start: Start) -> No
     engine.close()
 
 
-def test_a_floor_from_elsewhere(engine: Engine, client: Client) -> None:
+def test_a_truncation_version_from_elsewhere(engine: Engine, client: Client) -> None:
     client.call(b"MERGE", b"n", *parts_of(pair(b"old"), pair(b"new", version=NEW)))
     between = (1_650_000_000 * 10**9).to_bytes(8, "big") + bytes(16)
     assert client.call(b"MERGETRUNCATION", b"n", between) == 1
@@ -295,10 +295,11 @@ def test_all_records_of_one_node_make_another_equal(tmp_path: Path, engine: Engi
 
 
 @pytest.mark.parametrize("ahead_s", [MAX_TRUNCATION_AHEAD_S + 60, 10 * 365 * 86_400, None])
-def test_a_floor_that_is_too_far_ahead_is_refused(engine: Engine, client: Client, ahead_s: int | None) -> None:
+def test_a_truncation_too_far_ahead_is_refused(engine: Engine, client: Client, ahead_s: int | None) -> None:
     client.call(b"MERGE", b"n", *parts_of(pair(b"kept")))
     latest = (1 << 64) - 1 if ahead_s is None else time.time_ns() + ahead_s * 10**9
-    with pytest.raises(NodeError, match=r"a floor of 2\d{3}-.* UTC is too far ahead of this node's wall clock"):
+    refusal = r"a truncation version of 2\d{3}-.* UTC is too far ahead of this node's wall clock"
+    with pytest.raises(NodeError, match=refusal):
         client.call(b"MERGETRUNCATION", b"n", latest.to_bytes(8, "big") + bytes(16))
     assert client.call(b"TRUNCATION") == ZERO_VERSION
     assert [key for key, _ in everything(client)] == [b"kept"]

@@ -84,7 +84,7 @@ def test_in_a_later_slice_or_while_waiting(
 @names_of
 def test_in_a_row_of_equal_requests(server: StartedServer, connect: Connect, problem: Exception, reply: bytes) -> None:
     """One request of each connection is run by itself then; of a pipeline nobody knows how much was done."""
-    server._context.commands.resp[b"SET"].row = raising(problem)
+    server._context.commands.resp.entries[b"SET"].batch = raising(problem)
     wire, other = connect(), connect()
     assert wire.call("SET", "k", "v") == b"+OK\r\n"
     wire.send(encode("SET", "k", "w") * 2)

@@ -1,107 +1,151 @@
-"""How a command is described, and how a server finds the handler for a name.
+"""How a command is declared, and how a server finds the one for a name.
 
-`Command` is a row of the table in `commands`; it holds no state. `Commands` is what one server runs on: for each
-protocol a dictionary from a name to an `Entry` with the handler, the bounds on the number of arguments and a call
-counter, so that running a request costs one look-up and no branch on its name.
+A handler is declared where it is defined, once for each protocol in which the command exists:
+
+    @command("GETDEL key", arity=2, group="delete", flags=WRITE, summary="Deletes a key and returns its value.")
+    def getdel(session: Session, request: Request) -> Reply: ...
+
+    @line_command("DELETE key", group="delete")
+    def delete_line(session: Session, request: Request) -> Reply: ...
+
+`RESP` and `LINE` hold the declarations; `COMMAND` and a test of the documentation read them. They have no state: a
+server makes its own `Commands`, with the call counters, so that a request costs one look-up and no branch on its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
-from merklekv.errors import MerkleKVError
-from merklekv.net.protocol.text import BROKEN, FOREIGN, REFUSED
-from merklekv.net.session import BatchHandler, Handler
+from merklekv.net.protocol.text import REFUSED_TRANSACTION, UNKNOWN
 
-ARGUMENTS_ANY = 1 << 62
-TEXT_PARTS = 2  # the word and the rest of its line
-# What runs between a MULTI and its end; "" is what ends a broken stream.
-RUN_WHILE_REFUSING = frozenset(("MULTI", "EXEC", "DISCARD", "RESET", "QUIT", ""))
+if TYPE_CHECKING:
+    from merklekv.net.session import BatchHandler, Handler
+
+LINE_PARTS: Final = 2  # the word and the rest of its line
+ANY_NUMBER: Final = 1 << 62
+
+# Redis's words for what a command does.
+READ: Final = ("readonly", "fast")
+SLOW_READ: Final = ("readonly",)
+WRITE: Final = ("write", "fast")
+SLOW_WRITE: Final = ("write",)
+ADMIN: Final = ("admin",)
+FAST: Final = ("fast",)
+
+
+# The counters of STATS, in its order.
+GROUPS: Final = (
+    *("get", "set", "delete", "exists", "numeric", "string", "bulk", "scan", "dbsize", "flushdb", "hash", "sync"),
+    *("management", "replicate", "ping", "echo", "memory", "stat", "clientlist"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One name that clients may use, in either or both protocols.
-
-    `arity` counts the name, as Redis does: exactly that many parts, or at least its absolute value when negative.
-    `flags` are Redis's words: `write`, `readonly`, `fast`, `admin`; `long` marks what works in slices.
-    `keys` is (first, last, step): where the keys stand in a RESP request. `resp_row` is a faster way to run many
-    plain requests of this name that a pipeline begins with: it replies to as many of them as it likes.
-    """
+    """One name in one protocol. `name` and `syntax` are empty for what no client can name."""
 
     name: str
-    group: str  # the STATS counter it feeds, "" for none
-    summary: str
-    text: Handler | None = None
-    text_syntax: str = ""
-    resp: Handler | None = None
-    resp_syntax: str = ""
-    arity: int = 0
+    handler: Handler
+    syntax: str = ""
+    group: str = ""  # the STATS counter that it feeds, "" for none
+    summary: str = ""
+    arity: int = 0  # parts with the name: exactly so many, or at least so many when negative, as Redis counts
     flags: tuple[str, ...] = ()
-    keys: tuple[int, int, int] = (0, 0, 0)
-    resp_row: BatchHandler | None = None
+    batch: BatchHandler | None = None  # runs plain requests at the start of many, as many of them as it likes
+    always: bool = False  # runs also in a refused transaction, see `transactions`
+
+    @property
+    def keys(self) -> tuple[int, int, int]:
+        """Where the keys stand in a RESP request: first, last (-1: at the end), step. Zeros: nowhere."""
+        if self.syntax.split()[1:2] != ["key"]:
+            return 0, 0, 0
+        return (1, -1 if "[key" in self.syntax else 1, 2 if "[key value" in self.syntax else 1)
+
+
+RESP: Final[dict[bytes, Command]] = {}
+LINE: Final[dict[bytes, Command]] = {}
+
+
+def command(
+    syntax: str,
+    *,
+    arity: int,
+    group: str,
+    summary: str,
+    flags: tuple[str, ...] = (),
+    batch: BatchHandler | None = None,
+    always: bool = False,
+) -> Callable[[Handler], Handler]:
+    """Declares a RESP command: the first word of `syntax` is its name."""
+    name = syntax.split()[0]
+
+    def declare(handler: Handler) -> Handler:
+        RESP[name.encode()] = Command(name, handler, syntax, group, summary, arity, flags, batch, always)
+        return handler
+
+    return declare
+
+
+def line_command(syntax: str, *, group: str, always: bool = False) -> Callable[[Handler], Handler]:
+    """Declares a command of the line protocol: the first word of `syntax` is its name."""
+    name = syntax.split()[0]
+
+    def declare(handler: Handler) -> Handler:
+        LINE[name.encode()] = Command(name, handler, syntax, group, arity=LINE_PARTS, always=always)
+        return handler
+
+    return declare
+
+
+def unnamed(*names: bytes, protocols: Sequence[dict[bytes, Command]] = (RESP, LINE)) -> Callable[[Handler], Handler]:
+    """Declares what runs for requests that the parsers or the look-up name, see `protocol.text`."""
+
+    def declare(handler: Handler) -> Handler:
+        for commands in protocols:
+            commands |= dict.fromkeys(names, Command("", handler, arity=-1, always=True))
+        return handler
+
+    return declare
 
 
 class Entry:
-    """One name in one protocol, on one server."""
+    """A command on one server."""
 
-    __slots__ = ("calls", "command", "handler", "high", "low", "row")
+    __slots__ = ("batch", "calls", "command", "handler", "high", "low")
 
-    def __init__(self, command: Command, handler: Handler, low: int, high: int) -> None:
-        self.command = command
-        self.handler = handler
-        self.low = low
-        self.high = high
+    def __init__(self, declared: Command) -> None:
+        self.command = declared
+        self.handler = declared.handler
+        self.batch = declared.batch
+        self.low = abs(declared.arity)
+        self.high = declared.arity if declared.arity > 0 else ANY_NUMBER
         self.calls = 0
-        self.row: BatchHandler | None = None
+
+
+class Lookup:
+    """The commands of one protocol on one server, by name: as declared and in lower case."""
+
+    def __init__(self, declared: Mapping[bytes, Command]) -> None:
+        self.all = {name: Entry(one) for name, one in declared.items()}
+        self.unknown = self.all[UNKNOWN]
+        refused = self.all[REFUSED_TRANSACTION]
+        self.entries = dict(self.all)
+        self.entries |= {name.lower(): entry for name, entry in self.all.items() if entry.command.name}
+        self.refusing = {name: one if one.command.always else refused for name, one in self.entries.items()}
 
 
 class Commands:
-    """The command table made ready for one server."""
+    """What one server runs."""
 
-    def __init__(
-        self, table: Iterable[Command], broken: Command, foreign: Command, unknown: Command, refused: Command
-    ) -> None:
-        self.table = {command.name: command for command in table}
-        self.text: dict[bytes, Entry] = {}
-        self.resp: dict[bytes, Entry] = {}
-        self._entries: list[Entry] = []
-        for command in self.table.values():
-            name = command.name.encode()
-            self._enter(command, name, name.lower())
-        self._enter(broken, BROKEN, REFUSED)
-        self._enter(foreign, FOREIGN)
-        self.text_unknown, self.resp_unknown = self._enter(unknown)
-        text_refused, resp_refused = self._enter(refused)
-        self.text_refusing = _refusing(self.text, text_refused)
-        self.resp_refusing = _refusing(self.resp, resp_refused)
-
-    def _enter(self, command: Command, *names: bytes) -> tuple[Entry, Entry]:
-        low, high = abs(command.arity), command.arity if command.arity > 0 else ARGUMENTS_ANY
-        text = Entry(command, command.text or _absent, TEXT_PARTS, TEXT_PARTS)
-        resp = Entry(command, command.resp or _absent, low, high)
-        resp.row = command.resp_row
-        self._entries += (text, resp)
-        if command.text:
-            self.text |= dict.fromkeys(names, text)
-        if command.resp:
-            self.resp |= dict.fromkeys(names, resp)
-        return text, resp
+    def __init__(self) -> None:
+        self.resp = Lookup(RESP)
+        self.line = Lookup(LINE)
 
     def calls(self) -> dict[str, int]:
-        """Calls since the start, by the STATS group of the command."""
-        groups: dict[str, int] = {}
-        for entry in self._entries:
-            group = entry.command.group
-            groups[group] = groups.get(group, 0) + entry.calls
-        return groups
-
-
-def _refusing(entries: dict[bytes, Entry], refused: Entry) -> dict[bytes, Entry]:
-    """The table of a session that refuses its commands, see `transactions`."""
-    return {name: entry if entry.command.name in RUN_WHILE_REFUSING else refused for name, entry in entries.items()}
-
-
-def _absent(session: object, request: object) -> bytes:
-    raise MerkleKVError("this command has no handler in this protocol")
+        """Calls since the start, by the STATS group of the command; "" stands for those without one."""
+        calls = dict.fromkeys((*GROUPS, ""), 0)
+        for entry in {*self.resp.all.values(), *self.line.all.values()}:
+            calls[entry.command.group] += entry.calls
+        return calls

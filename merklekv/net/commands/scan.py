@@ -1,15 +1,15 @@
-"""RESP's SCAN and KEYS: keys in order, a page at a time.
+"""SCAN and KEYS: keys in the order of their bytes, over RESP a page at a time.
 
-A SCAN cursor must be a number, but what a scan in key order needs to go on is a key. So the server remembers the key
-behind each number it gave out, for `limits.CURSORS_MAX` of them; the least recently used is forgotten first, and a
-client that comes with a forgotten one is told to start again. A scan holds at most two entries: using a cursor drops
-the one before it, and keeps the used one, so that a client that lost a reply may ask again.
+A SCAN cursor must be a number, but a scan in key order continues from a key. So the server remembers the key behind
+each cursor, for `limits.CURSORS_MAX` of them. It drops the least recently used one first, and a client that uses a
+dropped cursor is told to start again. A scan holds at most two entries: using a cursor drops the one before it and
+keeps the used one, so that a client that lost a reply can ask again.
 
-Cursors are random numbers. So one from before a restart, or of another node behind the same address, is unknown here
-(but for one case in 2**39, with all cursors in use) and an error, where a counter would silently continue another scan
-and leave keys out. They have 53 bits, because some clients read a cursor as a double.
+Cursors are random numbers. So a cursor from before a restart, or of another node behind the same address, is unknown
+here (but for one case in 2**39, with all cursors in use) and an error, where a counter would silently continue another
+scan and leave keys out. They have 53 bits, because some clients read a cursor as a double.
 
-A pattern with literal text at its start is looked for under that prefix only: `SCAN 0 MATCH user:7:*` costs what it
+A pattern that begins with literal text is looked for under that prefix only: `SCAN 0 MATCH user:7:*` costs what it
 finds, not what the server holds.
 """
 
@@ -21,19 +21,18 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from merklekv.engine.integers import strict_integer
+from merklekv.net.commands.arguments import SYNTAX_ERROR, integer, optional_argument
+from merklekv.net.commands.registry import SLOW_READ, command, line_command
 from merklekv.net.errors import RequestError
 from merklekv.net.glob import compile_glob
 from merklekv.net.limits import CURSORS_MAX, SLICE_KEYS
 from merklekv.net.protocol import resp
 from merklekv.net.protocol.text import Request
-from merklekv.net.session import Long, Reply, Session, check_reply_size
+from merklekv.net.session import Long, Session, check_reply_size
 
 COUNT_DEFAULT = 10
-SYNTAX_ERROR = "syntax error"
-NOT_AN_INTEGER = "value is not an integer or out of range"
 CURSOR_BITS = 64
-CURSOR_DIGITS = 20  # of the largest number of so many bits; also of those that were never given out
+CURSOR_DIGITS = 20  # of the largest number of so many bits
 CURSOR_RANDOM_BITS = 53
 
 
@@ -74,7 +73,14 @@ class _Options:
     kind: bytes = b"string"
 
 
-def scan(session: Session, request: Request) -> Reply:
+@command(
+    "SCAN cursor [MATCH pattern] [COUNT count] [TYPE type]",
+    arity=-2,
+    group="scan",
+    flags=SLOW_READ,
+    summary="Keys in order, a page at a time.",
+)
+def scan(session: Session, request: Request) -> Long:
     cursor = request[1]
     if not cursor.isdigit() or len(cursor) > CURSOR_DIGITS or int(cursor) >> CURSOR_BITS:
         raise RequestError("invalid cursor")
@@ -89,12 +95,9 @@ def _read_options(words: Sequence[bytes]) -> _Options:
             raise RequestError(SYNTAX_ERROR)
         value = words[at + 1]
         if name == b"COUNT":
-            count = strict_integer(value)
-            if count is None:
-                raise RequestError(NOT_AN_INTEGER)
-            if count < 1:
+            options.count = integer(value)
+            if options.count < 1:
                 raise RequestError(SYNTAX_ERROR)
-            options.count = count
         elif name == b"MATCH":
             options.pattern = value
         else:
@@ -127,12 +130,9 @@ def _scan(session: Session, cursor: int, options: _Options) -> Long:
     return b"*2\r\n%b%b" % (resp.bulk(b"%d" % following), resp.bulk_array(found))
 
 
-def keys(session: Session, request: Request) -> Reply:
-    return _keys(session, request[1])
-
-
-def _keys(session: Session, pattern: bytes) -> Long:
-    prefix, matches = compile_glob(pattern)
+@command("KEYS pattern", arity=2, group="scan", flags=SLOW_READ, summary="All keys that match a pattern, in order.")
+def keys(session: Session, request: Request) -> Long:
+    prefix, matches = compile_glob(request[1])
     parts: list[bytes] = []
     count = size = 0
     after: bytes | None = None
@@ -145,4 +145,24 @@ def _keys(session: Session, pattern: bytes) -> Long:
         check_reply_size(session, size)
         if after is None:
             return b"*%d\r\n%b" % (count, b"".join(parts))
+        yield None
+
+
+@line_command("SCAN [prefix]", group="scan")
+def scan_line(session: Session, request: Request) -> Long:
+    prefix = optional_argument(request)
+    parts: list[bytes] = []
+    count = size = 0
+    after: bytes | None = None
+    while True:
+        page, after = session.engine.page(prefix, after, SLICE_KEYS)
+        part = b"".join([b"%b\r\n" % key for key in page])
+        if part.count(b"\n") != len(page) or part.count(b"\r") != len(page):
+            raise RequestError("a key holds a line break: list the keys over RESP")
+        count += len(page)
+        parts.append(part)
+        size += len(part)
+        check_reply_size(session, size)
+        if after is None:
+            return b"KEYS %d\r\n%b" % (count, b"".join(parts))
         yield None

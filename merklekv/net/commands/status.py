@@ -1,8 +1,4 @@
-"""What the server says about itself: STATS, INFO, MEMORY, VERSION and CLIENT LIST, in both protocols.
-
-The line protocol's STATS has fixed names only and stays below 1,024 bytes whatever they count, because existing clients
-read a reply with one call. `STATS all`, like STATS over RESP, adds what the server, the engine and the node count.
-"""
+"""What the server says about itself: the values of STATS, INFO and MEMORY."""
 
 from __future__ import annotations
 
@@ -13,10 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import merklekv
-from merklekv.net.errors import RequestError
-from merklekv.net.protocol import resp, text
-from merklekv.net.protocol.text import Request
-from merklekv.net.session import Context, Reply, Session
+from merklekv.net.protocol import text
+from merklekv.net.session import Context
 
 # The release whose replies are imitated: clients read it to decide which commands they may use.
 REDIS_VERSION = "7.0.15"
@@ -84,55 +78,8 @@ def lines_of(values: Mapping[str, int | str]) -> bytes:
     return b"".join(b"%b:%b\r\n" % (name.encode(), text.one_line(str(value))) for name, value in values.items())
 
 
-def text_stats(session: Session, request: Request) -> Reply:
-    if request[1] and request[1].lower() != b"all":
-        raise RequestError("STATS command accepts only the argument all")
-    values = statistics(session.context) if request[1] else basic_statistics(session.context)
-    return b"STATS\r\n%bEND\r\n" % lines_of(values)
-
-
-def text_info(session: Session, request: Request) -> Reply:
-    return b"INFO\r\n%bEND\r\n" % lines_of(information(session.context))
-
-
-def text_memory(session: Session, request: Request) -> Reply:
-    return b"MEMORY %d\r\n" % memory().own
-
-
-def text_version(session: Session, request: Request) -> Reply:
-    return b"VERSION %b\r\n" % merklekv.__version__.encode()
-
-
-def text_client(session: Session, request: Request) -> Reply:
-    if request[1].upper() != b"LIST":
-        raise RequestError("CLIENT command requires LIST: CLIENT LIST")
-    now = time.monotonic()
-    lines = [
-        b"id=%d addr=%b age=%d idle=%d\r\n" % (one.id, one.address.encode(), now - one.opened, now - one.last_active)
-        for one in session.context.sessions()
-    ]
-    return b"CLIENT LIST\r\n%bEND\r\n" % b"".join(lines)
-
-
-def resp_stats(session: Session, request: Request) -> Reply:
-    return resp.verbatim(lines_of(statistics(session.context)), session.protocol)
-
-
-def resp_version(session: Session, request: Request) -> Reply:
-    return resp.bulk(merklekv.__version__.encode())
-
-
-def resp_info(session: Session, request: Request) -> Reply:
-    """Redis's sections, as far as they mean something here; a section of our own holds the rest."""
-    sections = _sections(session.context)
-    wanted = {word.lower() for word in request[1:]} or {b"default"}
-    if not wanted & {b"all", b"default", b"everything"}:
-        sections = {name: values for name, values in sections.items() if name.lower().encode() in wanted}
-    body = b"\r\n".join(b"# %b\r\n%b" % (name.encode(), lines_of(values)) for name, values in sections.items())
-    return resp.verbatim(body, session.protocol)
-
-
-def _sections(context: Context) -> dict[str, Mapping[str, int | str]]:
+def sections(context: Context) -> dict[str, Mapping[str, int | str]]:
+    """The sections of INFO over RESP: Redis's, and one of our own with everything."""
     values = statistics(context)
     keys = context.engine.live_count
     used = memory()

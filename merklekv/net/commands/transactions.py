@@ -1,19 +1,29 @@
 """MULTI, EXEC and DISCARD: transactions are not supported yet, and a refused one runs nothing.
 
-A client sends the commands of a transaction behind MULTI without waiting for its reply. If they ran because MULTI is an
-error, the client would see a failure and yet have changed data. So the commands behind MULTI are refused as well, up to
-EXEC, DISCARD or, in RESP, RESET. QUIT works as anywhere.
+A client sends the commands of a transaction after MULTI without waiting for its reply. If they ran although MULTI is an
+error, the client would see a failure and yet have changed data. So the commands after MULTI are refused too, up to
+EXEC, DISCARD or, over RESP, RESET. QUIT works as always.
 
-A refusing session looks its commands up in another table (`Commands.refusing`), so that all others pay nothing.
+A refusing session finds its commands in another dictionary (`Lookup.refusing`), so all others pay nothing.
 """
 
 from __future__ import annotations
 
+from merklekv.net.commands.registry import FAST, command, line_command, unnamed
 from merklekv.net.errors import RequestError
-from merklekv.net.protocol.text import Request
+from merklekv.net.protocol.text import REFUSED_TRANSACTION, Request
 from merklekv.net.session import Reply, Session
 
 
+@command(
+    "MULTI",
+    arity=1,
+    group="management",
+    flags=FAST,
+    always=True,
+    summary="Refused, with what follows: transactions are not supported yet.",
+)
+@line_command("MULTI", group="management", always=True)
 def multi(session: Session, request: Request) -> Reply:
     if session.refusing:
         raise RequestError("MULTI calls can not be nested")
@@ -21,11 +31,15 @@ def multi(session: Session, request: Request) -> Reply:
     raise RequestError("transactions are not supported yet: all commands up to EXEC or DISCARD are refused")
 
 
+@command("EXEC", arity=1, group="management", flags=FAST, always=True, summary="Ends a refused transaction.")
+@line_command("EXEC", group="management", always=True)
 def exec_(session: Session, request: Request) -> Reply:
     _end(session, "EXEC")
     raise RequestError("Transaction discarded because of previous errors.", code="EXECABORT")
 
 
+@command("DISCARD", arity=1, group="management", flags=FAST, always=True, summary="Ends a refused transaction.")
+@line_command("DISCARD", group="management", always=True)
 def discard(session: Session, request: Request) -> Reply:
     _end(session, "DISCARD")
     raise RequestError("transactions are not supported yet: its commands were refused, so nothing has changed")
@@ -37,5 +51,6 @@ def _end(session: Session, name: str) -> None:
     session.refuse(False)
 
 
+@unnamed(REFUSED_TRANSACTION)
 def refused(session: Session, request: Request) -> Reply:
     raise RequestError("refused: transactions are not supported yet, and this one has not ended with EXEC or DISCARD")

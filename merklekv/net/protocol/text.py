@@ -44,6 +44,8 @@ class _Name(bytes):
 BROKEN = _Name(b"protocol error")  # followed by what is wrong with the stream
 REFUSED = _Name(b"refused")  # followed by why this connection is not served
 FOREIGN = _Name(b"foreign")  # followed by what shows that the client speaks another protocol
+UNKNOWN = _Name(b"unknown")  # what runs for a name that no command has
+REFUSED_TRANSACTION = _Name(b"refused transaction")  # what runs for a command of a transaction
 LINE_TOO_LONG = b"line too long"
 
 _HTTP = b"HTTP/"

@@ -1,0 +1,132 @@
+"""The node among others: the hash of its data, an exchange now, replication, and the members of the cluster.
+
+The rest of the node does the work, see `session.Services`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Sequence
+
+from merklekv.address import PORT_MAX
+from merklekv.net.commands.arguments import bounded, line_value, optional_argument, words
+from merklekv.net.commands.registry import ADMIN, SLOW_READ, command, line_command
+from merklekv.net.errors import RequestError
+from merklekv.net.protocol import resp, text
+from merklekv.net.protocol.text import Request, show
+from merklekv.net.session import Long, Pause, Reply, Session, in_thread
+
+
+@command(
+    "HASH [prefix]",
+    arity=-1,
+    group="hash",
+    flags=SLOW_READ,
+    summary="The hash over all records, or those under a prefix; equal on nodes that agree.",
+)
+def hash_(session: Session, request: Request) -> Long:
+    digest = yield from _digest(session, request[1] if len(request) > 1 else b"")
+    return resp.bulk(digest)
+
+
+@line_command("HASH [prefix]", group="hash")
+def hash_line(session: Session, request: Request) -> Long:
+    prefix = optional_argument(request)
+    digest = yield from _digest(session, prefix)
+    return b"HASH %b %b\r\n" % (line_value(prefix), digest) if prefix else b"HASH %b\r\n" % digest
+
+
+def _digest(session: Session, prefix: bytes) -> Generator[Pause, None, bytes]:
+    """The hash over all records under the prefix, as 64 hex digits; an empty prefix or `*` means all of them."""
+    engine = session.engine
+    if prefix in (b"", b"*"):
+        while not engine.root_ready:
+            yield lambda: engine.root_ready
+        value = engine.root()
+    else:
+        value = yield from engine.prefix_digest(prefix)
+    return value.hex().encode()
+
+
+@command(
+    "SYNC host port [--full] [--verify]",
+    arity=-3,
+    group="sync",
+    flags=ADMIN,
+    summary="Exchanges records with another node, both ways, now.",
+)
+def sync(session: Session, request: Request) -> Long:
+    yield from _sync(session, request[1:])
+    return resp.OK
+
+
+@line_command("SYNC host port [--full] [--verify]", group="sync")
+def sync_line(session: Session, request: Request) -> Long:
+    yield from _sync(session, words(request))
+    return text.OK
+
+
+def _sync(session: Session, given: Sequence[bytes]) -> Generator[Pause, None, None]:
+    """One exchange, in a thread, while this connection waits."""
+    if len(given) < 2:
+        raise RequestError("SYNC command requires a host and port")
+    flags = {word.lower() for word in given[2:]}
+    for flag in sorted(flags - {b"--full", b"--verify"}):
+        raise RequestError(f"SYNC command does not know the option {show(flag)}: it takes --full and --verify")
+    host = show(given[0])
+    port = bounded(given[1], 1, PORT_MAX, "SYNC command port")
+    services = session.context.services
+    yield from in_thread(session, "SYNC", lambda: services.sync(host, port, b"--full" in flags, b"--verify" in flags))
+
+
+@command(
+    "REPLICATE enable|disable|status",
+    arity=-2,
+    group="replicate",
+    flags=ADMIN,
+    summary="Switches replication on or off, or shows its state.",
+)
+def replicate(session: Session, request: Request) -> Reply:
+    answer = _replicate(session, request[1:])
+    return resp.OK if answer == "OK" else resp.bulk(answer.encode())
+
+
+@line_command("REPLICATE enable|disable|status", group="replicate")
+def replicate_line(session: Session, request: Request) -> Reply:
+    return b"%b\r\n" % text.one_line(_replicate(session, words(request)))
+
+
+def _replicate(session: Session, given: Sequence[bytes]) -> str:
+    if not given:
+        raise RequestError("REPLICATE command requires an action: enable, disable or status")
+    action = show(given[0]).lower()
+    if len(given) > 1 or action not in ("enable", "disable", "status"):
+        raise RequestError("REPLICATE command action must be enable, disable or status")
+    return session.context.services.replicate(action)
+
+
+@command(
+    "MEMBERS", arity=1, group="management", flags=ADMIN, summary="The nodes that this one knows, and how far each is."
+)
+def members(session: Session, request: Request) -> Reply:
+    """A JSON object on a line for each node."""
+    lines = [json.dumps(member) + "\n" for member in session.context.services.members()]
+    return resp.verbatim("".join(lines).encode(), session.protocol)
+
+
+@command(
+    "FORGET node [store_id]",
+    arity=-2,
+    group="management",
+    flags=ADMIN,
+    summary="Removes a node that is gone for good from the members.",
+)
+def forget(session: Session, request: Request) -> Reply:
+    if len(request) > 3:
+        raise RequestError("syntax error: FORGET node [store_id]")
+    try:
+        node, store_id = (word.decode() for word in (*request[1:], b"")[:2])
+    except UnicodeDecodeError:
+        raise RequestError("a node id is UTF-8 text, a store id hex digits") from None
+    session.context.services.forget(node, store_id)
+    return resp.OK

@@ -1,0 +1,120 @@
+"""Keys: deleted, tested, counted, and all of them deleted.
+
+A command over many keys works in slices, so it is not a snapshot. TRUNCATE and its other names delete every key of the
+cluster at once; FLUSHDB ASYNC is as immediate as SYNC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from merklekv.errors import Stalled
+from merklekv.net.commands.arguments import SYNTAX_ERROR, many_keys, no_arguments, one_key, slices
+from merklekv.net.commands.registry import (
+    READ,
+    SLOW_READ,
+    SLOW_WRITE,
+    command,
+    line_command,
+)
+from merklekv.net.commands.strings import bulk_or_nil
+from merklekv.net.errors import RequestError
+from merklekv.net.protocol import resp, text
+from merklekv.net.protocol.text import Request
+from merklekv.net.session import Long, Reply, Session, writable
+
+_DELETES_ALL = "Deletes every key of the cluster."
+
+
+@command("DEL key [key ...]", arity=-2, group="delete", flags=SLOW_WRITE, summary="Deletes keys.")
+@command("UNLINK key [key ...]", arity=-2, group="delete", flags=SLOW_WRITE, summary="Deletes keys.")
+def delete(session: Session, request: Request) -> Reply:
+    if len(request) == 2:
+        return resp.ONE if session.engine.delete(request[1]) else resp.ZERO
+    return _delete(session, request)
+
+
+def _delete(session: Session, request: Request) -> Long:
+    """Waits at each key by itself: a stall must not make the keys already deleted count as absent."""
+    count = 0
+    for keys in slices(request[1:]):
+        for key in keys:
+            while True:
+                try:
+                    count += session.engine.delete(key)
+                    break
+                except Stalled:
+                    yield writable(session)
+        yield None
+    return resp.integer(count)
+
+
+@line_command("DEL key", group="delete")
+@line_command("DELETE key", group="delete")
+def delete_line(session: Session, request: Request) -> Reply:
+    return text.DELETED if session.engine.delete(one_key(request)) else text.NOT_FOUND
+
+
+@command("EXISTS key [key ...]", arity=-2, group="exists", flags=SLOW_READ, summary="How many of the keys exist.")
+def exists(session: Session, request: Request) -> Reply:
+    if len(request) == 2:
+        return resp.ONE if session.engine.exists(request[1]) else resp.ZERO
+    return _exists(session, request[1:], b":%d\r\n")
+
+
+@line_command("EXISTS key [key ...]", group="exists")
+def exists_line(session: Session, request: Request) -> Reply:
+    return _exists(session, many_keys(request), b"EXISTS %d\r\n")
+
+
+def _exists(session: Session, given: Sequence[bytes], form: bytes) -> Long:
+    count = 0
+    for keys in slices(given):
+        count += sum(map(session.engine.exists, keys))
+        yield None
+    return form % count
+
+
+@command("TYPE key", arity=2, group="get", flags=READ, summary="`string` for a key that exists, else `none`.")
+def type_(session: Session, request: Request) -> Reply:
+    return b"+string\r\n" if session.engine.exists(request[1]) else b"+none\r\n"
+
+
+@command("RANDOMKEY", arity=1, group="scan", flags=READ, summary="Some key.")
+def randomkey(session: Session, request: Request) -> Reply:
+    return bulk_or_nil(session, session.engine.random_key())
+
+
+@command("DBSIZE", arity=1, group="dbsize", flags=READ, summary="How many keys there are.")
+def dbsize(session: Session, request: Request) -> Reply:
+    return resp.integer(session.engine.live_count)
+
+
+@line_command("DBSIZE", group="dbsize")
+def dbsize_line(session: Session, request: Request) -> Reply:
+    no_arguments(request)
+    return b"DBSIZE %d\r\n" % session.engine.live_count
+
+
+@command("FLUSHDB [ASYNC|SYNC]", arity=-1, group="flushdb", flags=SLOW_WRITE, summary=_DELETES_ALL)
+@command("FLUSHALL [ASYNC|SYNC]", arity=-1, group="flushdb", flags=SLOW_WRITE, summary=_DELETES_ALL)
+def flush(session: Session, request: Request) -> Reply:
+    if len(request) > 2 or (request[1:] and request[1].upper() not in (b"SYNC", b"ASYNC")):
+        raise RequestError(SYNTAX_ERROR)
+    session.engine.truncate()
+    return resp.OK
+
+
+@command("TRUNCATE", arity=1, group="flushdb", flags=SLOW_WRITE, summary=_DELETES_ALL)
+def truncate(session: Session, request: Request) -> Reply:
+    session.engine.truncate()
+    return resp.OK
+
+
+@line_command("TRUNCATE", group="flushdb")
+@line_command("FLUSHDB", group="flushdb")
+@line_command("FLUSH", group="flushdb")
+def truncate_line(session: Session, request: Request) -> Reply:
+    no_arguments(request)
+    session.engine.truncate()
+    return text.OK

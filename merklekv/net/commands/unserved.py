@@ -1,0 +1,69 @@
+"""Requests that no command answers: unknown names, broken streams, refused clients, and other protocols.
+
+A client of HTTP or TLS is closed without a reply, as Redis does. It may be a browser that a web page has sent here, so
+nothing that follows runs.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NoReturn
+
+from merklekv.net.commands.registry import LINE, RESP, unnamed
+from merklekv.net.errors import Goodbye, RequestError
+from merklekv.net.protocol import text
+from merklekv.net.protocol.text import Request, show
+from merklekv.net.session import Reply, Session
+
+ARGUMENTS_SHOWN_BYTES = 128
+_RESP_HEAD = re.compile(rb"\*[0-9-]+")
+
+
+@unnamed(text.BROKEN, text.REFUSED)
+def broken(session: Session, request: Request) -> Reply:
+    """The stream cannot be understood any more, or the client is refused: says so once, then closes."""
+    if request[0] is text.BROKEN:
+        session.context.traffic.protocol_errors += 1
+    raise Goodbye(session.explain(RequestError(request[1].decode(errors="surrogateescape"))))
+
+
+@unnamed(text.FOREIGN)
+def foreign(session: Session, request: Request) -> Reply:
+    _close_foreign(session, request[1])
+
+
+def _close_foreign(session: Session, shown: bytes) -> NoReturn:
+    context = session.context
+    context.traffic.foreign_protocol_closed += 1
+    context.throttle.warn(
+        "foreign protocol",
+        f"closed {session.address}: it sends another protocol, {shown[:60]!r}; nothing of that was run. "
+        "This may be an attack by a web page that is open on the client's machine",
+    )
+    raise Goodbye(b"")
+
+
+@unnamed(text.UNKNOWN, protocols=[RESP])
+def unknown(session: Session, request: Request) -> Reply:
+    if request[0].upper() in (b"POST", text.HTTP_HOST):
+        _close_foreign(session, request[0])
+    shown = ""
+    for argument in request[1:]:
+        if len(shown) >= ARGUMENTS_SHOWN_BYTES:
+            break
+        shown += f"'{show(argument, ARGUMENTS_SHOWN_BYTES - len(shown))}' "
+    raise RequestError(f"unknown command '{show(request[0])}', with args beginning with: {shown}")
+
+
+@unnamed(text.UNKNOWN, protocols=[LINE])
+def unknown_line(session: Session, request: Request) -> Reply:
+    if not request[0]:
+        raise RequestError("Empty command")
+    word = request[0].upper()
+    if word in text.HTTP_METHODS or word.startswith(text.HTTP_HOST):
+        _close_foreign(session, request[0])
+    if _RESP_HEAD.fullmatch(word):
+        # A value in what follows may hold lines that would run as commands.
+        session.context.traffic.protocol_errors += 1
+        raise Goodbye(b"ERROR RESP after the line protocol: use one connection for each\r\n")
+    raise RequestError(f"Unknown command: {show(request[0])}")
