@@ -75,8 +75,8 @@ IGNORED_SIGNALS = {
 log = logging.getLogger("merklekv.node")
 
 
-class Carrier:
-    """Carries the messages of an exchange to another node's port."""
+class NodeTransport:
+    """Sends messages of an exchange to another node's port."""
 
     def __init__(self, host: str, port: int, reply_bytes: int = REPLY_BYTES_MAX) -> None:
         self._client = Client(host, port, EXCHANGE_TIMEOUT_S, reply_bytes)
@@ -126,7 +126,7 @@ class NodeServices:
         return self._node.anti_entropy.membership.rows()
 
     def forget(self, node: str, store_id: str) -> None:
-        self._node.anti_entropy.forget(node, store_id)
+        self._node.anti_entropy.remove(node, store_id)
 
     def statistics(self) -> Mapping[str, int | str]:
         replicator = self._node.replicator
@@ -201,7 +201,7 @@ class Node:
                 self.engine,
                 self.members,
                 settings.replication.topic_prefix,
-                partial(Carrier, reply_bytes=reply_bytes),
+                partial(NodeTransport, reply_bytes=reply_bytes),
                 end_at_once,
                 interval_s=settings.anti_entropy.interval_seconds,
                 share_percent=settings.anti_entropy.share_percent,
@@ -266,7 +266,7 @@ class Node:
                 heartbeat_s=given.heartbeat_seconds,
                 store_id=self.members.identity.store_id.hex(),
                 on_gap=self.anti_entropy.wake,
-                on_news=self.anti_entropy.hear,
+                on_news=self.anti_entropy.on_status,
                 is_removed=self.anti_entropy.membership.refuses,
                 had=self.anti_entropy.membership.had,
             )

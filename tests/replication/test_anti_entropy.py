@@ -39,8 +39,7 @@ def make(net: Net, tmp_path: Path) -> Iterator[Make]:
     yield make_one
     net.before = lambda asking, address: None
     for node in made:
-        if node.anti_entropy._thread.is_alive():
-            node.anti_entropy.stop()
+        node.anti_entropy.stop()
         node.engine.close()
         assert not node.failures
 
@@ -71,7 +70,7 @@ def test_a_shortage_while_it_slept_is_no_refusal(make: Make) -> None:
     b.engine.set(b"k", b"v")
     wait_until(lambda: a.anti_entropy._changed._waiters, what="its thread to sleep")  # type: ignore[attr-defined]
     run_out_of_room(a.engine)
-    a.anti_entropy.hear(b.status())
+    a.anti_entropy.on_status(b.status())
     wait_until(lambda: a.figures()["exchange_exchanges"])
     assert a.engine.get(b"k") == b"v"
 
@@ -97,14 +96,14 @@ def test_a_shortage_before_a_sync_is_no_refusal(make: Make) -> None:
 def test_a_node_that_is_heard_is_a_member_and_a_peer(make: Make) -> None:
     a, b = make("a").start(), make("b").start()
     b.engine.set(b"k", b"v")
-    a.anti_entropy.hear(b.status(OFFLINE))
+    a.anti_entropy.on_status(b.status(OFFLINE))
     wait_until(lambda: a.figures()["members"] == 2)
     assert len(load_members(a.engine, "a")) == 2, "it is kept"
     assert a.figures()["exchange_peers"] == 0, "it is not there"
-    a.anti_entropy.hear(b.status())
+    a.anti_entropy.on_status(b.status())
     wait_until(lambda: a.figures()["exchange_exchanges"])
     assert a.engine.get(b"k") == b"v"
-    a.anti_entropy.hear(b.status(OFFLINE))
+    a.anti_entropy.on_status(b.status(OFFLINE))
     wait_until(lambda: a.figures()["exchange_peers"] == 0)
     assert a.figures()["members"] == 2, "it remains one"
 
@@ -140,7 +139,7 @@ def test_a_peer_that_is_away_is_found_again(make: Make, net: Net, caplog: pytest
     assert a.figures()["peer_b:1"].endswith(",error=b:1: cannot connect")
     assert caplog.text.count("exchange with b:1 failed: b:1: cannot connect") == 1, "told once"
     net.unreachable.clear()
-    a.anti_entropy.hear(b.status())
+    a.anti_entropy.on_status(b.status())
     wait_until(lambda: a.figures()["exchange_peers_in_sync"] == 1)
     assert "error" not in a.figures()["peer_b"]
 
@@ -149,8 +148,8 @@ def test_two_that_begin_at_once_do_it_once(make: Make, net: Net) -> None:
     """The one with the smaller id goes on."""
     a, b = make("a"), make("b")
     assert a.sync(b).node == "b"
-    a.anti_entropy.hear(b.status())
-    b.anti_entropy.hear(a.status())
+    a.anti_entropy.on_status(b.status())
+    b.anti_entropy.on_status(a.status())
     both = threading.Barrier(2, timeout=10)
     steps: list[str] = []
 
@@ -182,7 +181,7 @@ def test_sync_waits_for_who_is_busy(make: Make, net: Net) -> None:
     running = threading.Thread(target=lambda: a.sync(b))
     running.start()
     assert reached.wait(10)
-    a.anti_entropy._busy["b:1"].node = "b"
+    a.anti_entropy._running["b:1"].node = "b"
     waiting = threading.Thread(target=lambda: b.sync(a))
     waiting.start()
     wait_until(lambda: ("b", "a:1") in net.connects)
@@ -198,7 +197,7 @@ def test_an_exchange_with_who_is_at_one_here_waits_for_its_end(make: Make, net: 
     b.engine.set(b"k", b"v")
     a.sync(b)
     a.engine.set(b"k", b"newer")
-    a.anti_entropy.hear(b.status())
+    a.anti_entropy.on_status(b.status())
     steps: list[str] = []
     go_on = threading.Event()
 
@@ -214,7 +213,7 @@ def test_an_exchange_with_who_is_at_one_here_waits_for_its_end(make: Make, net: 
     a.anti_entropy._admission._note_step("b")  # however slow this machine is
     a.start()
     wait_until(lambda: a.figures()["exchange_peers"] == 1)
-    wait_until(lambda: a.anti_entropy._timetable._entries["b:1"].ended > 0, what="it to be put off")
+    wait_until(lambda: a.anti_entropy._timetable._slots["b:1"].ended > 0, what="it to be put off")
     assert "a" not in steps
     go_on.set()
     running.join(10)
@@ -252,7 +251,7 @@ def test_an_address_that_leads_back_here_is_told(make: Make, net: Net, caplog: p
     a.start()
     wait_until(lambda: a.figures()["exchange_peers"] == 0, what="the configured one to be known as its own")
     assert a.figures()["exchange_failures"] == 0
-    a.anti_entropy.hear(Status("b", ONLINE, "me:1", store_id=b.members.identity.store_id.hex()))
+    a.anti_entropy.on_status(Status("b", ONLINE, "me:1", store_id=b.members.identity.store_id.hex()))
     wait_until(lambda: a.figures()["exchange_failures"])
     assert "node b announces it" in a.figures()["peer_b"]
     assert "set replication.advertise_address there" in caplog.text
@@ -293,12 +292,12 @@ def test_a_forgotten_node_is_known_as_such(make: Make) -> None:
     store_id = b.members.identity.store_id.hex()
     assert not a.anti_entropy.membership.is_removed("b", store_id)
     with pytest.raises(UnknownMember):
-        a.anti_entropy.forget("nobody")
+        a.anti_entropy.remove("nobody")
     with pytest.raises(InvalidArgument, match="a birth is 16 hex digits"):
-        a.anti_entropy.forget("b", "xy")
+        a.anti_entropy.remove("b", "xy")
     with pytest.raises(InvalidArgument, match="this node itself"):
-        a.anti_entropy.forget("a")
-    a.anti_entropy.forget("b", store_id)
+        a.anti_entropy.remove("a")
+    a.anti_entropy.remove("b", store_id)
     assert load_members(a.engine, "a").is_removed("b", bytes.fromhex(store_id)), "it is kept"
     assert a.anti_entropy.membership.is_removed("b", store_id)
     assert a.anti_entropy.membership.is_removed("b", ""), "nothing was heard of another one"
@@ -306,8 +305,8 @@ def test_a_forgotten_node_is_known_as_such(make: Make) -> None:
     assert not a.anti_entropy.membership.is_removed("c", "")
     with pytest.raises(ExchangeRefused, match="then start it with a new one"):
         a.sync(b)
-    a.anti_entropy.hear(b.status())
-    a.anti_entropy.hear(Status("b", ONLINE, "b:1", store_id="00" * 8))
+    a.anti_entropy.on_status(b.status())
+    a.anti_entropy.on_status(Status("b", ONLINE, "b:1", store_id="00" * 8))
     wait_until(lambda: a.figures()["members"] == 2)
     assert not a.anti_entropy.membership.is_removed("b", "")
 
@@ -324,7 +323,7 @@ def test_names_and_addresses_that_make_no_sense_harm_nobody(make: Make) -> None:
         Status("", ONLINE),
         b.status(),
     ):
-        a.anti_entropy.hear(status)
+        a.anti_entropy.on_status(status)
     wait_until(lambda: a.figures().get("peer_b", "").startswith("address=b:1,in_sync=yes"))
     wait_until(lambda: a.figures()["exchange_failures"] >= 2)
     assert {row["node"] for row in a.anti_entropy.membership.rows()} == {"a", "b", "no-port", "long", "no-birth"}
@@ -333,7 +332,7 @@ def test_names_and_addresses_that_make_no_sense_harm_nobody(make: Make) -> None:
 
 def test_switched_off_it_exchanges_when_told_alone(make: Make, net: Net) -> None:
     a, b = make("a", addresses=["b:1"], regular=False).start(), make("b")
-    a.anti_entropy.hear(b.status())
+    a.anti_entropy.on_status(b.status())
     wait_until(lambda: a.figures()["members"] == 2)
     assert net.connects == []
     a.sync(b)
@@ -346,7 +345,7 @@ def test_a_stop_cuts_what_is_under_way(make: Make, net: Net) -> None:
     held: list[Line] = []
 
     def hold(asking: Node, address: str) -> None:
-        line = a.anti_entropy._busy[address].carrier
+        line = a.anti_entropy._running[address].transport
         assert isinstance(line, Line)
         held.append(line)
         line.closed.wait(10)
@@ -355,7 +354,7 @@ def test_a_stop_cuts_what_is_under_way(make: Make, net: Net) -> None:
     a.start()
     wait_until(lambda: held)
     a.anti_entropy.stop()
-    assert not a.anti_entropy._thread.is_alive()
+    assert not a.anti_entropy._thread.is_alive
     assert a.figures()["exchange_failures"] == 0, "that is nobody's failure"
     with pytest.raises(Stopped):
         a.sync(b)
@@ -375,7 +374,7 @@ def test_rest_after_each_step_in_proportion(make: Make, monkeypatch: pytest.Monk
     wait_until(lambda: a.figures()["exchange_exchanges"])
     assert set(asked) == {30}
     assert len(asked) >= a.figures()["exchange_rounds"] - 1
-    wait_until(lambda: not a.anti_entropy._unsettled)
+    wait_until(lambda: not a.anti_entropy._may_collect)
     asked.clear()
     b.engine.set(b"k", b"w")
     a.sync(b)
@@ -399,7 +398,7 @@ def test_a_full_disk_is_a_failure_and_a_failing_one_ends_the_node(make: Make, mo
     a.anti_entropy.wake("", "test")
     wait_until(lambda: a.failures)
     monkeypatch.undo()
-    assert not a.anti_entropy._thread.is_alive()
+    assert not a.anti_entropy._thread.is_alive
     a.failures.clear()
     assert b.failures == []
 
@@ -407,13 +406,13 @@ def test_a_full_disk_is_a_failure_and_a_failing_one_ends_the_node(make: Make, mo
 def test_a_mistake_does_not_end_the_thread(
     make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    a, b = make("a", addresses=["b:1"]), make("b")
     monkeypatch.setattr(module, "RETRY_S", 0.01)
+    a, b = make("a", addresses=["b:1"]), make("b")
     monkeypatch.setattr(a.engine, "flush", lambda: 1 / 0)
     a.start()
     wait_until(lambda: "ZeroDivisionError" in caplog.text)
     monkeypatch.undo()
-    a.anti_entropy.hear(b.status())
+    a.anti_entropy.on_status(b.status())
     wait_until(lambda: a.figures()["exchange_exchanges"])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from merklekv.replication.cluster.presence import OFFLINE, ONLINE, Status
 from merklekv.replication.sync.initiator import ExchangeReport
-from merklekv.replication.sync.peers import ERROR_SIZE_MAX, Partner, Partners
+from merklekv.replication.sync.peers import ERROR_SIZE_MAX, ExchangePeer, ExchangePeers
 
 
 def online(node: str, address: str) -> Status:
@@ -12,66 +12,66 @@ def online(node: str, address: str) -> Status:
 
 
 def test_configured_and_heard() -> None:
-    partners = Partners(["x:1"])
-    partners.hear(online("b", "b:1"))
-    assert partners.addresses() == ["x:1", "b:1"]
-    assert partners.addresses_of("b") == ["b:1"]
-    assert partners.addresses_of("") == ["x:1", "b:1"]
-    assert partners.addresses_of("c") == ["x:1"], "it may be the one that is not known yet"
+    peers = ExchangePeers(["x:1"])
+    peers.on_status(online("b", "b:1"))
+    assert peers.addresses() == ["x:1", "b:1"]
+    assert peers.addresses_of("b") == ["b:1"]
+    assert peers.addresses_of("") == ["x:1", "b:1"]
+    assert peers.addresses_of("c") == ["x:1"], "it may be the one that is not known yet"
 
 
 def test_a_node_that_is_reached_at_a_configured_address_is_not_reached_twice() -> None:
-    partners = Partners(["x:1"])
-    partners.hear(online("b", "b:1"))
-    partners.at("x:1").succeed(ExchangeReport(node="b"))
-    assert partners.addresses() == ["x:1"]
-    assert [partner.address for partner in partners.all()] == ["x:1"]
-    partners.hear(online("c", "x:1"))
-    assert partners.at("x:1").node == "c"
+    peers = ExchangePeers(["x:1"])
+    peers.on_status(online("b", "b:1"))
+    peers.at("x:1").succeed(ExchangeReport(node="b"))
+    assert peers.addresses() == ["x:1"]
+    assert [peer.address for peer in peers.all()] == ["x:1"]
+    peers.on_status(online("c", "x:1"))
+    assert peers.at("x:1").node == "c"
 
 
 def test_a_node_that_moves_or_goes() -> None:
-    partners = Partners(["x:1"])
-    partners.hear(online("b", "b:1"))
-    partners.at("b:1").succeed(ExchangeReport(node="b"))
-    partners.hear(online("b", "b:1"))
-    assert partners.at("b:1").exchanges == 1
-    partners.hear(online("b", "b:2"))
-    assert partners.addresses() == ["x:1", "b:2"]
-    assert (partners.at("b:2").exchanges, partners.at("b:2").in_sync) == (1, False)
-    partners.hear(online("b", "x:1"))
-    assert partners.addresses() == ["x:1"]
-    partners.hear(online("x", "x:1"))
-    partners.hear(Status("b", OFFLINE, "b:2"))
-    partners.hear(online("x", "x:1"))
-    partners.hear(Status("x", OFFLINE, "x:1"))
-    assert partners.addresses() == ["x:1"], "a configured one is tried all the same"
-    partners.hear(online("silent", ""))
-    assert partners.addresses() == ["x:1"]
-    partners.hear(online("b", "b:1"))
-    assert partners.at("b:1").exchanges == 1
-    assert partners.totals()["exchanges"] == 1
+    peers = ExchangePeers(["x:1"])
+    peers.on_status(online("b", "b:1"))
+    peers.at("b:1").succeed(ExchangeReport(node="b"))
+    peers.on_status(online("b", "b:1"))
+    assert peers.at("b:1").exchanges == 1
+    peers.on_status(online("b", "b:2"))
+    assert peers.addresses() == ["x:1", "b:2"]
+    assert (peers.at("b:2").exchanges, peers.at("b:2").in_sync) == (1, False)
+    peers.on_status(online("b", "x:1"))
+    assert peers.addresses() == ["x:1"]
+    peers.on_status(online("x", "x:1"))
+    peers.on_status(Status("b", OFFLINE, "b:2"))
+    peers.on_status(online("x", "x:1"))
+    peers.on_status(Status("x", OFFLINE, "x:1"))
+    assert peers.addresses() == ["x:1"], "a configured one is tried all the same"
+    peers.on_status(online("silent", ""))
+    assert peers.addresses() == ["x:1"]
+    peers.on_status(online("b", "b:1"))
+    assert peers.at("b:1").exchanges == 1
+    assert peers.totals()["exchanges"] == 1
     for number in range(100):
-        partners.hear(online("b", f"elsewhere:{number}"))
-    assert len(partners._partners) == 2
+        peers.on_status(online("b", f"elsewhere:{number}"))
+    assert len(peers._peers) == 2
 
 
 def test_who_is_dropped_and_who_never_was() -> None:
-    partners = Partners(["x:1"])
-    partners.drop("x:1")
-    partners.drop("nobody:1")
-    assert partners.addresses() == []
-    partners.at("y:1").fail("gone")
-    assert partners.at("y:1").failures == 0
+    peers = ExchangePeers(["x:1"])
+    peers.drop("x:1")
+    peers.drop("nobody:1")
+    assert peers.addresses() == []
+    peers.at("y:1").fail("gone")
+    assert peers.at("y:1").failures == 0
 
 
 def test_figures_add_up_and_an_error_is_one_short_line() -> None:
-    partner = Partner("b:1")
-    assert "last_success_ms=never" in partner.shown()
+    peer = ExchangePeer("b:1")
+    assert "last_success_ms=never" in peer.shown()
     for number in range(2):
-        partner.succeed(ExchangeReport("b", 3, 100, 200, 4, 5, 6, equal=bool(number), duration_s=0.25))
-    partner.fail("a line\nand another " + "x" * 1000)
-    shown = partner.shown()
+        peer.succeed(ExchangeReport("b", 3, 100, 200, 4, 5, 6, equal=bool(number), duration_s=0.25))
+    peer.fail("a line\nand another " + "x" * 1000)
+    shown = peer.shown()
     words = dict(word.split("=", 1) for word in shown.split(","))
     assert float(words.pop("last_success_ms")) < 60_000
     assert len(words["error"]) == ERROR_SIZE_MAX
@@ -81,6 +81,6 @@ def test_figures_add_up_and_an_error_is_one_short_line() -> None:
         "bytes_sent": "200", "bytes_received": "400", "keys_sent": "8", "keys_received": "10", "discarded": "12",
         "duration_ms": "250",
     }  # fmt: skip
-    partner.agree()
-    assert "in_sync=yes" in partner.shown()
-    assert "error" not in partner.shown()
+    peer.mark_in_sync()
+    assert "in_sync=yes" in peer.shown()
+    assert "error" not in peer.shown()

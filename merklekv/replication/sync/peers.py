@@ -1,8 +1,7 @@
-"""Whom this node exchanges with, and how it went: one partner for each address.
+"""The nodes that this node exchanges with, and how it went: one peer for each address.
 
-Addresses come from the configuration and, while a node is online, from its presence.  Which node is behind a configured
-address is known once there was an exchange; a node that is reached at a configured address is not reached a second time
-at the one it announces.
+Addresses come from the configuration and, while a node is online, from its presence.  The first exchange tells which
+node is at a configured address; after that the address which this node announces is not used.
 
 Not locked.
 """
@@ -23,14 +22,14 @@ ERROR_SIZE_MAX: Final = 200
 
 
 @dataclass(slots=True)
-class Partner:
-    """Another node as an exchange sees it.  Counters are of exchanges that this node began, since the start."""
+class ExchangePeer:
+    """Another node as an exchange sees it.  Counters are since the start, of exchanges that this node began."""
 
     address: str  # host:port
-    node: str = ""  # empty: not known yet
+    node: str = ""  # empty until it is known
     configured: bool = False
     online: bool = False  # as its presence says
-    exchanges: int = 0  # that came to their end
+    exchanges: int = 0  # complete ones
     equal: int = 0  # of these, with nothing to do
     failures: int = 0
     rounds: int = 0
@@ -39,13 +38,13 @@ class Partner:
     keys_sent: int = 0
     keys_received: int = 0
     discarded: int = 0
-    duration_s: float = 0.0  # of the last one that came to its end
+    duration_s: float = 0.0  # of the last complete one
     succeeded_at: float = 0.0  # wall clock, s; 0: never
     in_sync: bool = False  # as of the last exchange, with no reason since to think otherwise
     error: str = ""  # of the last one, if it failed
 
     def succeed(self, report: ExchangeReport) -> None:
-        """An exchange came to its end."""
+        """An exchange is complete."""
         self.node = report.node
         self.exchanges += 1
         self.equal += report.equal
@@ -56,15 +55,15 @@ class Partner:
         self.keys_received += report.keys_received
         self.discarded += report.discarded
         self.duration_s = report.duration_s
-        self.agree()
+        self.mark_in_sync()
 
-    def agree(self) -> None:
+    def mark_in_sync(self) -> None:
         """Both nodes hold the same, or did a moment ago."""
         self.succeeded_at = time.time()
         self.in_sync, self.error = True, ""
 
     def fail(self, error: str) -> None:
-        """An exchange could not be begun, was refused, or was cut."""
+        """An exchange did not begin, was refused, or was cut."""
         self.failures += 1
         self.in_sync, self.error = False, " ".join(error.split())[:ERROR_SIZE_MAX]
 
@@ -89,63 +88,63 @@ class Partner:
         return f"{text},error={self.error}" if self.error else text
 
 
-class Partners:
-    """All partners, by address."""
+class ExchangePeers:
+    """All peers, by address."""
 
     def __init__(self, configured: Iterable[str]) -> None:
-        self._partners = {address: Partner(address, configured=True) for address in configured}
+        self._peers = {address: ExchangePeer(address, configured=True) for address in configured}
 
-    def hear(self, status: Status) -> None:
-        """A node has said that it is there, and where, or that it goes."""
+    def on_status(self, status: Status) -> None:
+        """A node went online, at an address, or offline."""
         known = self._of(status.node)
-        for partner in known:
-            partner.online = False
+        for peer in known:
+            peer.online = False
         if status.state != ONLINE or not status.address:
             return
-        if status.address not in self._partners:
-            moved = next((partner for partner in known if not partner.configured), None)
-            if moved is not None:  # so there are never more partners than nodes
-                del self._partners[moved.address]
+        if status.address not in self._peers:
+            moved = next((peer for peer in known if not peer.configured), None)
+            if moved is not None:  # so that there are not more peers than nodes
+                del self._peers[moved.address]
                 moved.address, moved.in_sync = status.address, False
-            self._partners[status.address] = moved or Partner(status.address)
-        partner = self._partners[status.address]
-        partner.node, partner.online = status.node, True
+            self._peers[status.address] = moved or ExchangePeer(status.address)
+        peer = self._peers[status.address]
+        peer.node, peer.online = status.node, True
 
     def drop(self, address: str) -> None:
-        """Nobody else is there."""
-        self._partners.pop(address, None)
+        """No other node is at this address."""
+        self._peers.pop(address, None)
 
-    def at(self, address: str) -> Partner:
-        """The partner at an address; one that is not kept when it is nobody's."""
-        return self._partners.get(address) or Partner(address)
+    def at(self, address: str) -> ExchangePeer:
+        """The peer at `address`, or a temporary one if the address is unknown."""
+        return self._peers.get(address) or ExchangePeer(address)
 
     def addresses(self) -> list[str]:
-        """Where to exchange, each node once."""
-        reached = {partner.node for partner in self._partners.values() if partner.configured}
+        """The addresses to exchange with, each node once."""
+        reached = {peer.node for peer in self._peers.values() if peer.configured}
         return [
-            partner.address
-            for partner in self._partners.values()
-            if partner.configured or (partner.online and partner.node not in reached)
+            peer.address
+            for peer in self._peers.values()
+            if peer.configured or (peer.online and peer.node not in reached)
         ]
 
     def addresses_of(self, node: str) -> list[str]:
-        """Where a node is reached; wherever it may be when that is not known, and everywhere for an empty node id."""
+        """Those of a node, or those where it may be if none is known; all for an empty node id."""
         if not node:
             return self.addresses()
-        found = [partner.address for partner in self._of(node)]
-        return found or [partner.address for partner in self._partners.values() if not partner.node]
+        found = [peer.address for peer in self._of(node)]
+        return found or [peer.address for peer in self._peers.values() if not peer.node]
 
     def totals(self) -> dict[str, int]:
-        """The counters of all, those that are not exchanged with any more included."""
+        """The counters of all, also of former peers."""
         names = (
             "exchanges", "equal", "failures", "rounds", "bytes_sent", "bytes_received", "keys_sent", "keys_received",
             "discarded",
         )  # fmt: skip
-        return {name: sum(getattr(partner, name) for partner in self._partners.values()) for name in names}
+        return {name: sum(getattr(peer, name) for peer in self._peers.values()) for name in names}
 
-    def all(self) -> list[Partner]:
-        """The partners that are exchanged with."""
-        return [self._partners[address] for address in self.addresses()]
+    def all(self) -> list[ExchangePeer]:
+        """The present ones."""
+        return [self._peers[address] for address in self.addresses()]
 
-    def _of(self, node: str) -> list[Partner]:
-        return [partner for partner in self._partners.values() if partner.node == node]
+    def _of(self, node: str) -> list[ExchangePeer]:
+        return [peer for peer in self._peers.values() if peer.node == node]

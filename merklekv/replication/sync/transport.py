@@ -1,7 +1,4 @@
-"""What carries the messages of an exchange to another node and its answers back.
-
-An exchange is bytes there and bytes back, whoever carries them: a node's port (`node.py`), or a call in a test.
-"""
+"""How messages of an exchange reach another node: through its port (`node.py`), or by a call in tests."""
 
 from __future__ import annotations
 
@@ -9,14 +6,14 @@ from collections.abc import Callable
 from typing import Protocol
 
 
-class Carrier(Protocol):
+class Transport(Protocol):
     """A connection to another node."""
 
     def ask(self, message: bytes) -> bytes:
-        """Its answer.  Raises MerkleKVError when it does not answer, or is gone."""
+        """The answer.  Raises MerkleKVError if none comes."""
 
     def close(self) -> None:
-        """Ends the connection; from another thread, an `ask` under way as well."""
+        """End the connection, and an `ask` under way in another thread."""
 
 
-Connect = Callable[[str, int], Carrier]
+Connect = Callable[[str, int], Transport]
