@@ -33,6 +33,7 @@ from nodes import Node
 from report import RESULTS, WIDTH, machine, print_table
 from rich.console import Console
 
+from merklekv.metrics import total
 from merklekv.net.client import Client, Reply
 from merklekv.replication.cluster.lost_writes import LAPSES_MAX
 
@@ -80,7 +81,7 @@ class Pair:
 
     def _connect(self) -> None:
         self.first, self.second = (Client("127.0.0.1", node.port, timeout_s=600) for node in self.nodes)
-        wait_for(lambda: status(self.nodes[1])["exchange_exchanges"] == "1")  # the one that it begins itself
+        wait_for(lambda: total(status(self.nodes[1]), "exchange_completed") == 1)  # the one that it begins itself
 
     def restart(self) -> None:
         """Stops both, and starts them again."""
@@ -105,7 +106,7 @@ class Pair:
     def _counters(self) -> dict[str, int]:
         shown = status(self.nodes[1])
         names = ("rounds", "bytes_sent", "bytes_received", "keys_sent", "keys_received")
-        return {name: int(shown[f"exchange_{name}"]) for name in names}
+        return {name: total(shown, f"exchange_{name}") for name in names}
 
     def warm(self) -> None:
         """One exchange that finds a difference, and does what only the first of these does."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from load import load
 from nodes import Node, Server
 
+from merklekv.metrics import parse
 from merklekv.net.client import Client
 
 
@@ -74,7 +75,7 @@ def status(node: Node) -> dict[str, str]:
     with Client("127.0.0.1", node.port) as client:
         reply = client.call(b"STATS")
     assert isinstance(reply, bytes)
-    return dict(line.split(":", 1) for line in reply.decode().split("\r\n") if line)
+    return parse(reply.decode())
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:

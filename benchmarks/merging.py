@@ -91,7 +91,7 @@ def _watch(durability: str, memtable_size: str, settings: Settings) -> tuple[lis
 
 
 def _in_full_swing(figures: dict[str, str], merges: bool) -> bool:
-    return int(figures["log_checkpoint_lsn"]) > 0 if merges else int(figures["memtable_keys"]) > 1000
+    return int(figures["checkpoint_lsn"]) > 0 if merges else int(figures["memtable_keys"]) > 1000
 
 
 @contextmanager

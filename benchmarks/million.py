@@ -50,7 +50,7 @@ def measure(settings: Settings) -> list[Figure]:
     began = time.perf_counter()
     with Node(directory, durability="everysec") as node:
         seconds = time.perf_counter() - began
-        log_bytes = int(left["log_lsn"]) - int(left["log_checkpoint_lsn"])
+        log_bytes = int(left["log_lsn"]) - int(left["checkpoint_lsn"])
         detail = (
             f"{keys:,} keys, {log_bytes / 1e6:.0f} MB of log not merged with {int(left['memtable_keys']):,} keys, "
             f"{memory:.0f} MB of private memory at rest"

@@ -41,7 +41,7 @@ def test_absorb_a_memtable(
     benchmark.pedantic(engine.checkpoint_now, setup=fill_memtable, rounds=ROUNDS)
     benchmark.extra_info |= {"base_keys": size, "memtable_keys": writes}
     assert engine.live_count == size + highest - keys
-    assert engine.statistics()["memtable_keys"] == 0
+    assert engine.metrics().memtable_keys == 0
     assert engine.get(key_of(highest - 1)) == VALUE
 
 

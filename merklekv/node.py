@@ -35,6 +35,7 @@ from merklekv.engine.engine import Engine
 from merklekv.exit_codes import EXIT_OK, EXIT_SLOW_STOP, EXIT_STORAGE
 from merklekv.log_throttle import LogThrottle
 from merklekv.logging_setup import dropped_lines, flush_log, start_logging
+from merklekv.metrics import NodeMetrics
 from merklekv.net.client import REPLY_BYTES_MAX, REPLY_ROOM_BYTES, Client
 from merklekv.net.commands import exchange, records
 from merklekv.net.limits import Limits
@@ -128,11 +129,11 @@ class NodeServices:
     def forget(self, node: str, store_id: str) -> None:
         self._node.anti_entropy.remove(node, store_id)
 
-    def statistics(self) -> Mapping[str, int | str]:
-        replicator = self._node.replicator
-        shown: dict[str, int | str] = {"node_id": self._node.node_id, "log_lines_dropped": dropped_lines()}
-        shown |= dict(replicator.statistics() if replicator else {})
-        return shown | dict(self._node.anti_entropy.statistics()) | dict(self._node.scrubber.statistics())
+    def metrics(self) -> Sequence[object]:
+        node = self._node
+        replication = [node.replicator.metrics()] if node.replicator else []
+        own = NodeMetrics(node_id=node.node_id, log_lines_dropped=dropped_lines())
+        return [own, *replication, node.anti_entropy.metrics(), node.scrubber.metrics()]
 
 
 class StopRequests:

@@ -7,11 +7,10 @@ python scripts/write_cli_docs.py --check    exit 1 when it is not what would be 
 from __future__ import annotations
 
 import inspect
-import sys
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import get_args
 
+import generated
 import merklekv_tool.cli
 import merklekv_tool.statuses
 import typer
@@ -19,8 +18,6 @@ from typer.models import ArgumentInfo
 
 from merklekv import cli, exit_codes
 from merklekv.settings import declarations, environment_name
-
-PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
 
 HEAD = """\
 # Commands, flags and settings
@@ -38,12 +35,6 @@ shows what is in force and where it came from.
 """
 
 
-def table(*rows: Iterable[object]) -> str:
-    """A Markdown table; the first row is its head."""
-    lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * (lines[0].count(" | ") + 1), *lines[1:]])
-
-
 def program(name: str, app: typer.Typer) -> Iterator[str]:
     """A program's commands, each with what it does, its arguments and flags, and its examples."""
     first_rows: list[tuple[str, str]] = []
@@ -57,7 +48,7 @@ def program(name: str, app: typer.Typer) -> Iterator[str]:
             rows = [one for one in rows if one not in first_rows]
         first_rows = first_rows or rows
         if rows:
-            yield table(("argument or flag", "meaning"), *rows)
+            yield generated.table(("argument or flag", "meaning"), *rows)
         if command.epilog:
             yield command.epilog
 
@@ -78,7 +69,7 @@ def settings() -> str:
         (f"`{key}`", f"`{environment_name(key)}`", shown(declaration.kind.show(default)), declaration.meaning)
         for key, declaration, default in declarations()
     ]
-    return table(("key", "variable", "default", "meaning"), *rows)
+    return generated.table(("key", "variable", "default", "meaning"), *rows)
 
 
 def shown(default: str) -> str:
@@ -87,11 +78,11 @@ def shown(default: str) -> str:
 
 def allowed() -> str:
     rows = [(f"`{key}`", declaration.kind.allowed) for key, declaration, _ in declarations()]
-    return table(("key", "allowed"), *rows)
+    return generated.table(("key", "allowed"), *rows)
 
 
 def statuses(meanings: dict[int, str]) -> str:
-    return table(("status", "meaning"), *meanings.items())
+    return generated.table(("status", "meaning"), *meanings.items())
 
 
 def page() -> str:
@@ -111,15 +102,5 @@ def page() -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def main() -> int:
-    if "--check" in sys.argv[1:]:
-        if PAGE.exists() and PAGE.read_text() == page():
-            return 0
-        print(f"{PAGE.name} is not in step with the code: run 'make docs'", file=sys.stderr)
-        return 1
-    PAGE.write_text(page())
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    generated.write(generated.DOCS / "cli.md", page())

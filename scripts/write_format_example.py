@@ -7,21 +7,18 @@ An engine sets a key, deletes another, and commits, with a clock and a process i
 same each time.  What the log holds is cut into fields here; what merging makes of it is read back from LMDB.
 """
 
-import argparse
-import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from unittest import mock
 
+import generated
 import lmdb
 
 from merklekv.engine.base import DATABASES, LISTS
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import ENTRY, FRAME_HEADER, LEAF_SIZE, REMOTE, SEGMENT_HEADER, bucket_of
 
-PAGE = Path(__file__).parent.parent / "docs" / "format.md"
-BEGIN, END = "<!-- example: scripts/write_format_example.py -->\n", "<!-- end of example -->\n"
 NOW_NS = 1_800_000_000 * 10**9
 INSTANCE = bytes.fromhex("c0ffee00c0ffee000badcafe")  # data directory, run
 ONE_KEY = b"greeting"
@@ -152,20 +149,5 @@ def example() -> str:
     return "```\n" + "\n".join([f"log/{segment.name}", *log, "", "base/", *base, *tree]) + "\n```\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--check", action="store_true", help="change nothing; exit status 1 when the page is out of date"
-    )
-    options = parser.parse_args()
-    page = PAGE.read_text()
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    written = before + BEGIN + example() + END + after
-    if options.check and written != page:
-        sys.exit(f"{PAGE} is not what the code makes of it: run scripts/write_format_example.py")
-    PAGE.write_text(written)
-
-
 if __name__ == "__main__":
-    main()
+    generated.write(generated.DOCS / "format.md", example(), "example")

@@ -140,7 +140,7 @@ def test_a_node_and_its_tool_run_nothing_of_the_working_directory(node_factory: 
     with node.connect() as client:
         for number in range(200):
             assert client.ask(f"SET k{number} {'v' * 10_000}") == "OK"
-        checkpoint_lsn = "log_checkpoint_lsn:"
+        checkpoint_lsn = "checkpoint_lsn:"
 
         def merged() -> bool:
             lines = client.ask_lines("STATS all")

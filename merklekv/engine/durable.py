@@ -36,6 +36,7 @@ from merklekv.engine.recovery import replay
 from merklekv.engine.state import State, refusal
 from merklekv.engine.tail import DEFAULT_HOLD_MAX_BYTES, LogPosition, Tail
 from merklekv.errors import MerkleKVError, Shortage, StorageFailed
+from merklekv.metrics import EngineMetrics
 from merklekv.shortage import reason_of, shortage_of
 
 log = logging.getLogger(__name__)
@@ -452,23 +453,23 @@ class Durable(State):
             for lsn in self.tail.deletable(self._layers.base.checkpoint_lsn):
                 segment_path(self.directory.log, lsn).unlink(missing_ok=True)
 
-    def statistics(self) -> dict[str, int | str]:
-        """Figures for STATS and INFO; sizes in bytes."""
+    def metrics(self) -> EngineMetrics:
+        """What the engine reports of itself now."""
         with self.lock:
             layers, log_ = self._layers, self._log
-            return {
-                "durability": self.durability,
-                "db_keys": self.live_count,
-                "db_tombstones": self.tombstone_count,
-                "memtable_bytes": self._active.size,
-                "memtable_keys": len(self._records),
-                "frozen_memtables": len(layers.frozen),
-                "checkpoint_percent": int(100 * self._merged_share) if self._merging else 100,
-                "writes_stalled": int(self.stalled),
-                "log_lsn": log_.end_lsn,
-                "log_checkpoint_lsn": layers.base.checkpoint_lsn,
-                "log_next_sequence": log_.sequence,
-                "base_bytes": (self.directory.base / "data.mdb").stat().st_size,
-                "clock_ns": self.clock.last,
-                "clock_found_ahead_s": max(0, int(self.clock.ahead_s(self.clock.found))),
-            }
+            return EngineMetrics(
+                durability=self.durability,
+                db_keys=self.live_count,
+                db_tombstones=self.tombstone_count,
+                memtable_bytes=self._active.size,
+                memtable_keys=len(self._records),
+                frozen_memtables=len(layers.frozen),
+                checkpoint_percent=int(100 * self._merged_share) if self._merging else 100,
+                writes_stalled=int(self.stalled),
+                log_lsn=log_.end_lsn,
+                checkpoint_lsn=layers.base.checkpoint_lsn,
+                log_next_sequence=log_.sequence,
+                base_bytes=(self.directory.base / "data.mdb").stat().st_size,
+                clock_ns=self.clock.last,
+                clock_found_ahead_s=max(0, int(self.clock.ahead_s(self.clock.found))),
+            )

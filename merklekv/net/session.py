@@ -62,8 +62,8 @@ class Services(Protocol):
     def shutdown(self) -> None:
         """Asks the node to stop; returns at once."""
 
-    def statistics(self) -> Mapping[str, int | str]:
-        """More lines for STATS and INFO."""
+    def metrics(self) -> Sequence[object]:
+        """What the node reports beyond the server and the engine: parts of `merklekv.metrics`, filled in."""
 
 
 _ALONE = "this is a server by itself, not a node"
@@ -92,8 +92,8 @@ class NoServices:
     def shutdown(self) -> None:
         """Nobody to ask."""
 
-    def statistics(self) -> Mapping[str, int | str]:
-        return {}
+    def metrics(self) -> Sequence[object]:
+        return []
 
 
 class Traffic:

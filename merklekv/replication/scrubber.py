@@ -11,7 +11,7 @@ is started each morning is scrubbed all the same.
 Damage is an error in the log, LINES_MAX lines a pass, and counted.  What no peer has is told again in each pass: it may
 come back, or be written over, and is not given up here.
 
-Threads: one; `statistics` may be called from any.  `stop` waits for the slice in hand, and STOP_S for a peer.
+Threads: one; `metrics` may be called from any.  `stop` waits for the slice in hand, and STOP_S for a peer.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Final
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.verify.scrub import Damage, Scrub, fits
 from merklekv.errors import MerkleKVError, Stalled, StorageFailed
+from merklekv.metrics import ScrubMetrics
 from merklekv.output import counted
 from merklekv.replication.sync.schedule import rest_s
 
@@ -87,17 +88,17 @@ class Scrubber:
         if self._thread.is_alive():
             self._thread.join(STOP_S)
 
-    def statistics(self) -> Mapping[str, int | str]:
-        """Figures for STATS."""
-        return {
-            "scrub_running": int(self._running),
-            "scrub_passes": self.passes,
-            "scrub_records": self.records,
-            "scrub_damaged": self.damaged,
-            "scrub_repaired": self.repaired,
-            "scrub_left": self.left,
-            "scrub_last_pass": self._last_ns() // 10**9,
-        }
+    def metrics(self) -> ScrubMetrics:
+        """What the scrub reports of itself now."""
+        return ScrubMetrics(
+            scrub_running=int(self._running),
+            scrub_passes=self.passes,
+            scrub_records=self.records,
+            scrub_damaged=self.damaged,
+            scrub_repaired=self.repaired,
+            scrub_unrepaired=self.left,
+            scrub_last_pass_s=self._last_ns() // 10**9,
+        )
 
     def scrub(self) -> bool:
         """One pass; False when it was stopped.  Raises StorageFailed, Shortage."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from merklekv.demo.broker import HOST, free_port, make_broker
 from merklekv.demo.process import Child
+from merklekv.metrics import parse
 from merklekv.net.client import Client, Reply, Unreachable
 
 WAIT_S = 30.0
@@ -69,7 +70,7 @@ class Node:
         """STATS by name."""
         reply = self.ask(b"STATS")
         assert isinstance(reply, bytes)
-        return dict(line.split(":", 1) for line in reply.decode().split("\r\n") if ":" in line)
+        return parse(reply.decode())
 
     def leaves(self) -> list[bytes]:
         """The 65,536 leaves of its Merkle tree, 24 bytes each."""

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from merklekv.demo.broker import HOST
+from merklekv.metrics import total
 
 SIDE = 256  # 256 inner nodes with 256 leaves each
 VALUE = b"v" * 100
@@ -61,7 +62,7 @@ def _sync(a: Node, b: Node) -> int:
 
 def _sent_bytes(node: Node) -> int:
     figures = node.figures()
-    return int(figures["exchange_bytes_sent"]) + int(figures["exchange_bytes_received"])
+    return total(figures, "exchange_bytes_sent") + total(figures, "exchange_bytes_received")
 
 
 def _write(node: Node, prefix: bytes, count: int) -> None:

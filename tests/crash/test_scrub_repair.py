@@ -101,7 +101,7 @@ def test_a_damaged_record_is_reported_and_repaired_from_a_peer(
         assert client.call(b"DBSIZE") == FILLERS + 1
     assert "scrub: the base, key b'the" in node.output()
     assert statistic(node, "scrub_damaged") >= statistic(node, "scrub_repaired") >= 1
-    assert statistic(node, "scrub_left") == 0
+    assert statistic(node, "scrub_unrepaired") == 0
     assert statistic(node, "scrub_passes") >= 2
     assert statistic(node, "scrub_records") >= 2 * FILLERS
     assert node.stop() == 0
@@ -118,7 +118,7 @@ def test_damage_that_no_peer_can_repair_is_reported_in_each_pass(node: NodeProce
     wait_until(lambda: statistic(node, "scrub_passes") >= 2, what="two passes")
     assert node.output().count(report) >= 2
     assert "not repaired, none of 0 nodes asked has what was there" in node.output()
-    assert statistic(node, "scrub_left") == 1
+    assert statistic(node, "scrub_unrepaired") == 1
     with Client("127.0.0.1", node.port) as client:
         assert client.call(b"SET", KEY, b"written over") == b"OK"
         wait_until(lambda: f" 0{CLEAN}0 repaired" in last_pass(node), what="a pass without damage")

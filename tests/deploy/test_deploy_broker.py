@@ -78,10 +78,10 @@ def test_nodes_with_users_of_their_own_replicate(harness: ReplicationTestHarness
 def test_a_node_that_publishes_as_another_is_refused_and_says_so(harness: ReplicationTestHarness) -> None:
     witness = harness.create_node("node-2", client_password=password("node-2"))
     liar = harness.create_node("node-3", username="node-1", client_password=password("node-1"))
-    liar.wait_figure("publishes_refused_not_authorized")  # its presence
-    refused = liar.figure("publishes_refused_not_authorized")
+    liar.wait_figure('publishes_refused{reason="Not authorized"}')  # its presence
+    refused = liar.figure('publishes_refused{reason="Not authorized"}')
     liar.set("k", "v")
-    liar.wait_figure("publishes_refused_not_authorized", refused + 1)
+    liar.wait_figure('publishes_refused{reason="Not authorized"}', refused + 1)
     status = liar.ask("REPLICATE status")
     assert re.search(r" refused=[1-9]\d* ", status)
     assert re.search(r" outbox=1 ", status)
@@ -151,7 +151,7 @@ def test_the_largest_value_passes(harness: ReplicationTestHarness) -> None:
     with Client("127.0.0.1", writer.process.port) as there, Client("127.0.0.1", reader.process.port) as here:
         there.call(b"SET", b"large", value)
         wait_until(lambda: here.call(b"STRLEN", b"large") == len(value), seconds=30)
-    assert writer.figure("outbox_set_aside") == 0
+    assert writer.figure("outbox_dropped_too_large") == 0
 
 
 def test_the_packet_limit_leaves_room_beside_the_largest_value() -> None:

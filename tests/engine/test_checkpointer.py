@@ -54,7 +54,7 @@ def test_full_memtables_go_to_the_base(make_engine: Callable[..., Engine]) -> No
     assert engine._layers.base.checkpoint_lsn == engine._active.lsn
     wait_until(lambda: list_segments(engine.directory.log) == [engine._active.lsn], what="the old segments to go")
     assert len(support.values(engine)) == 500
-    assert engine.statistics()["frozen_memtables"] == 0
+    assert engine.metrics().frozen_memtables == 0
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])

@@ -464,7 +464,7 @@ def test_only_its_user_can_read_what_an_engine_makes(tmp_path: Path, mask: int) 
             engine.wait_for_room(10)
             engine.set(b"k%03d" % number, bytes(1000))
             engine.commit()
-        wait_until(lambda: engine.statistics()["log_checkpoint_lsn"], what="the first merge")
+        wait_until(lambda: engine.metrics().checkpoint_lsn, what="the first merge")
         engine.close()
     finally:
         os.umask(before)

@@ -106,7 +106,7 @@ class TestLostEvents:
         own_harness.broker.stop()
         a.wait_disconnected()
         a.set_many({f"k{number}": "x" * 1000 for number in range(4000)})
-        a.wait_figure("outbox_given_up")
+        a.wait_figure("outbox_dropped_overflow")
         own_harness.broker.start()
         wait_until(lambda: b.key_count() == 4000, seconds=60)
         own_harness.wait_converged()
@@ -216,8 +216,8 @@ class TestBeingAway:
         assert a.ask("TRUNCATE") == "OK"
         b.start()
         b.set("k1", "not wanted any more")
-        a.wait_figure("refused_forgotten")
-        wait_until(lambda: "then start it with a new one" in b.figures().get(f"peer_{a.node_id}", ""))
+        a.wait_figure('refused_events{reason="removed"}')
+        wait_until(lambda: "then start it with a new one" in b.figures().get(f'peer_error{{peer="{a.node_id}"}}', ""))
         assert "then start it with a new one" in b.process.output()
         assert a.key_count() == 0
         b.stop()

@@ -87,7 +87,7 @@ class TestBoundaries:
         node.wait_for("done", "v")
         assert node.get("zero") == "v"
         assert node.get("end") is None
-        assert node.figure("refused_clock") == 1
+        assert node.figure('refused_events{reason="clock"}') == 1
 
     def test_up_to_the_limit_a_clock_ahead_is_believed(
         self, harness: ReplicationTestHarness, outsider: Outsider
@@ -105,7 +105,7 @@ class TestExtremes:
     def test_a_node_days_ahead_is_refused_by_name_and_harms_nobody(self, harness: ReplicationTestHarness) -> None:
         straight, ahead = harness.create_node("straight"), skewed(harness, "ahead", 3 * DAY_S)
         ahead.set("k", "future")
-        straight.wait_figure("refused_clock")
+        straight.wait_figure('refused_events{reason="clock"}')
         assert "node ahead" in straight.process.output()
         assert straight.get("k") is None
         assert straight.figure("clock_ns") < time.time_ns() + 60 * SECOND_NS
@@ -120,7 +120,7 @@ class TestExtremes:
         behind.set("old", "1")
         straight.wait_for("old", "1")
         straight.set("new", "1")
-        behind.wait_figure("refused_clock")
+        behind.wait_figure('refused_events{reason="clock"}')
         assert behind.get("old") == "1"
 
     def test_a_clock_set_back_between_two_runs_does_not_lose_later_writes(
@@ -151,7 +151,7 @@ class TestWrongDates:
         node.stop()
         node.process.environment |= wall_clock_off_by(days * DAY_S)
         node.start()
-        wait_until(lambda: "clock is ahead" in node.figures().get(f"peer_{other.node_id}", ""))
+        wait_until(lambda: "clock is ahead" in node.figures().get(f'peer_error{{peer="{other.node_id}"}}', ""))
         node.stop()
         node.process.environment.clear()
         node.process.environment |= right
@@ -162,7 +162,7 @@ class TestWrongDates:
         assert node.figure("clock_found_ahead_s") == 0
         wait_until(lambda: node.figure("exchange_peers_in_sync") == other.figure("exchange_peers_in_sync") == 1)
         harness.wait_converged()
-        assert other.figure("refused_clock") == 0
+        assert other.figure('refused_events{reason="clock"}') == 0
 
     @pytest.mark.parametrize("restarts", [False, True])
     def test_a_jump_of_the_wall_clock_while_a_node_runs_leaves_nothing_behind(
@@ -195,7 +195,7 @@ class TestWrongDates:
         other.wait_for("after", "1")
         assert node.figure("clock_ns") < time.time_ns() + 60 * SECOND_NS
         harness.wait_converged()
-        assert other.figure("refused_clock") == 0
+        assert other.figure('refused_events{reason="clock"}') == 0
 
     def test_a_node_says_that_it_holds_records_from_the_future(self, harness: ReplicationTestHarness) -> None:
         other = harness.create_node("other", *HEALING)
@@ -216,4 +216,4 @@ class TestWrongDates:
 
 def told_of(node: NodeHandle, peer: NodeHandle) -> str:
     """What a node shows of an exchange with a peer."""
-    return node.figures().get(f"peer_{peer.node_id}", "")
+    return node.figures().get(f'peer_error{{peer="{peer.node_id}"}}', "")

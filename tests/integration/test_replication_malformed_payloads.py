@@ -30,31 +30,31 @@ class TestCorruptCbor:
         for _ in range(50):
             outsider.publish_raw(b"\xff" + chance.randbytes(chance.randrange(200)))
         expect_alive(node, outsider)
-        assert node.figure("refused_malformed") == 50
+        assert node.figure('refused_events{reason="malformed"}') == 50
 
     def test_a_valid_event_cut_anywhere(self, node: NodeHandle, outsider: Outsider) -> None:
         payload = cbor2.dumps(make_event("cut"))
         for length in range(len(payload)):
             outsider.publish_raw(payload[:length])
         expect_alive(node, outsider)
-        assert node.figure("refused_malformed") == len(payload)
+        assert node.figure('refused_events{reason="malformed"}') == len(payload)
         assert node.get("cut") is None
 
     def test_bytes_behind_a_valid_event(self, node: NodeHandle, outsider: Outsider) -> None:
         outsider.publish_raw(cbor2.dumps(make_event("k")) + b"\x00")
         expect_alive(node, outsider)
-        assert node.figure("refused_trailing") == 1
+        assert node.figure('refused_events{reason="trailing"}') == 1
         assert node.get("k") is None
 
     def test_an_empty_message(self, node: NodeHandle, outsider: Outsider) -> None:
         outsider.publish_raw(b"")
         expect_alive(node, outsider)
-        assert node.figure("refused_total") == 1
+        assert node.figure("refused_events") == 1
 
     def test_a_very_deep_one(self, node: NodeHandle, outsider: Outsider) -> None:
         outsider.publish_raw(b"\x81" * 1_000_000)
         expect_alive(node, outsider)
-        assert node.figure("refused_malformed") == 1
+        assert node.figure('refused_events{reason="malformed"}') == 1
 
 
 class TestInvalidStructure:
@@ -64,7 +64,7 @@ class TestInvalidStructure:
         del event[missing]
         outsider.publish(event)
         expect_alive(node, outsider)
-        assert node.figure("refused_missing") == 1
+        assert node.figure('refused_events{reason="missing"}') == 1
         assert node.get("k") is None
 
     @pytest.mark.parametrize(
@@ -84,13 +84,13 @@ class TestInvalidStructure:
     def test_a_field_is_wrong(self, node: NodeHandle, outsider: Outsider, wrong: dict[str, Any], reason: str) -> None:
         outsider.publish(make_event("k") | wrong)
         expect_alive(node, outsider)
-        assert node.figure(f"refused_{reason}") == 1
+        assert node.figure(f'refused_events{{reason="{reason}"}}') == 1
         assert node.get("k") is None
 
     def test_json_is_no_event(self, node: NodeHandle, outsider: Outsider) -> None:
         outsider.publish_raw(b'{"op": "set", "key": "k", "val": "v"}')
         expect_alive(node, outsider)
-        assert node.figure("refused_total") == 1
+        assert node.figure("refused_events") == 1
 
 
 class TestRecovery:
@@ -108,5 +108,5 @@ class TestRecovery:
         small = harness.create_node("small", "--max-value-size", "1KiB")
         outsider.publish(make_event("large", b"x" * 2000))
         expect_alive(small, outsider)
-        assert small.figure("refused_size") == 1
+        assert small.figure('refused_events{reason="size"}') == 1
         assert small.get("large") is None

@@ -91,7 +91,7 @@ class TestDuplicates:
         outsider.publish(make_event("done"))
         node.wait_for("done", "v")
         assert node.figure("applied_events") == 11
-        assert node.figure("gaps_gap") == 0
+        assert node.figure('replication_gaps{reason="gap"}') == 0
 
 
 class TestConflicts:

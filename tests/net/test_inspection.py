@@ -112,7 +112,7 @@ def test_leaves_after_a_truncation_that_spares_something(engine: Engine, client:
     engine.set(b"old", b"x")
     engine.memtable_size = 1
     engine.commit()
-    wait_until(lambda: engine.statistics()["log_checkpoint_lsn"], what="the base")
+    wait_until(lambda: engine.metrics().checkpoint_lsn, what="the base")
     truncation = (engine.clock.last + 1).to_bytes(8, "big") + bytes(16)
     engine.memtable_size = 1 << 20
     engine.set(b"new", b"x")

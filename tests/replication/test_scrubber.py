@@ -16,6 +16,7 @@ from merklekv.engine.format import make_record
 from merklekv.engine.verify.check import check_engine
 from merklekv.engine.verify.scrub import Damage, Scrub
 from merklekv.errors import DiskFull, MerkleKVError, Stalled, StorageFailed
+from merklekv.metrics import ScrubMetrics
 from merklekv.replication.scrubber import FIRST_REST_S, LINES_MAX, METADATA_SCRUBBED, Scrubber
 
 KEY = b"k"
@@ -208,12 +209,19 @@ def test_a_pass_is_noted_and_shown(engine: Engine, make: Make, caplog: pytest.Lo
     engine.set(KEY, b"value")
     engine.checkpoint_now()
     one = make()
-    assert one.statistics()["scrub_last_pass"] == 0
+    assert one.metrics().scrub_last_pass_s == 0
     one.scrub()
     assert "scrub: 1 records, 0 damages, 0 repaired" in caplog.text
     last = int.from_bytes(engine.metadata[METADATA_SCRUBBED], "big") // 10**9
-    expected = {"running": 0, "passes": 1, "records": 1, "damaged": 0, "repaired": 0, "left": 0, "last_pass": last}
-    assert one.statistics() == {f"scrub_{name}": value for name, value in expected.items()}
+    assert one.metrics() == ScrubMetrics(
+        scrub_running=0,
+        scrub_passes=1,
+        scrub_records=1,
+        scrub_damaged=0,
+        scrub_repaired=0,
+        scrub_unrepaired=0,
+        scrub_last_pass_s=last,
+    )
 
 
 def test_when_the_next_pass_is_due(engine: Engine, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,7 @@ def _held(engine: Engine) -> dict[str, Any]:
         "tombstones": engine.tombstone_count,
         "truncation": engine.truncation.hex(),
         "gc_horizon": engine.gc_horizon,
-        "lsn": engine.statistics()["log_lsn"],
+        "lsn": engine.metrics().log_lsn,
     }
 
 

@@ -36,6 +36,7 @@ from merklekv.engine.format import (
 )
 from merklekv.engine.merkle import LEAVES_PER_INNER
 from merklekv.errors import InvalidArgument, MerkleKVError, NotADataDirectory, Stalled
+from merklekv.metrics import parse
 from merklekv.net.client import REPLY_ROOM_BYTES, Client, Reply, Unreachable
 from merklekv.replication.cluster.member_rows import Row, rows, stored_members
 from merklekv.replication.sync.local_endpoint import METADATA_MEMBERS
@@ -221,8 +222,7 @@ class Node:
 
     def statistics(self) -> dict[str, str]:
         """All of STATS."""
-        lines = self._bytes(b"STATS").decode(errors="replace").split("\r\n")
-        figures = dict(line.split(":", 1) for line in lines if ":" in line)
+        figures = parse(self._bytes(b"STATS").decode(errors="replace"))
         if not figures:
             raise self._strange(b"STATS")
         return figures

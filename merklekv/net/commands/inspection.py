@@ -48,7 +48,7 @@ def log(session: Session, request: Request) -> Reply:
 
 def _list(session: Session) -> bytes:
     engine = session.engine
-    end, checkpoint_lsn = engine.tail.end.lsn, int(engine.statistics()["log_checkpoint_lsn"])
+    end, checkpoint_lsn = engine.tail.end.lsn, engine.metrics().checkpoint_lsn
     segments = [resp.integer(lsn) for lsn in list_segments(engine.directory.log) if lsn <= end]
     return resp.array([resp.integer(end), resp.integer(checkpoint_lsn), resp.array(segments)])
 

@@ -42,14 +42,14 @@ def memory_line(session: Session, request: Request) -> Reply:
 
 @command("STATS", arity=1, group="stat", summary="Counters since the start.")
 def stats(session: Session, request: Request) -> Reply:
-    return resp.verbatim(status.lines_of(status.statistics(session.context)), session.protocol)
+    return resp.verbatim(status.lines_of(status.all_metrics(session.context)), session.protocol)
 
 
 @line_command("STATS [all]", group="stat")
 def stats_line(session: Session, request: Request) -> Reply:
     if request[1] and request[1].lower() != b"all":
         raise RequestError("STATS command accepts only the argument all")
-    values = status.statistics(session.context) if request[1] else status.basic_statistics(session.context)
+    values = status.all_metrics(session.context) if request[1] else status.basic_metrics(session.context)
     return b"STATS\r\n%bEND\r\n" % status.lines_of(values)
 
 
@@ -66,7 +66,7 @@ def info(session: Session, request: Request) -> Reply:
 
 @line_command("INFO", group="stat")
 def info_line(session: Session, request: Request) -> Reply:
-    return b"INFO\r\n%bEND\r\n" % status.lines_of(status.information(session.context))
+    return b"INFO\r\n%bEND\r\n" % status.lines_of(status.info_metrics(session.context))
 
 
 @command("TIME", arity=1, group="management", flags=FAST, summary="The clock of the server: seconds and microseconds.")
@@ -115,7 +115,7 @@ def _config_get(session: Session, arguments: Sequence[bytes]) -> bytes:
     settings = {
         b"save": b"",
         b"appendonly": b"yes",
-        b"appendfsync": str(context.engine.statistics().get("durability", "always")).encode(),
+        b"appendfsync": context.engine.durability.encode(),
         b"databases": b"1",
         b"maxclients": b"%d" % context.limits.connections,
         b"maxmemory": b"0",

@@ -1,4 +1,4 @@
-"""What the server says about itself: the values of STATS, INFO and MEMORY."""
+"""What the server reports of itself: the metrics of STATS and INFO, and the memory of this process."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import merklekv
+from merklekv.metrics import ClientMetrics, ServerMetrics, Value, samples
 from merklekv.net.protocol import text
 from merklekv.net.session import Context
 
@@ -36,52 +37,55 @@ def uptime_words(seconds: int) -> str:
     return f"{days}d {hours}h {minutes}m {seconds}s"
 
 
-def _uptime(context: Context) -> dict[str, int | str]:
-    seconds = int(time.monotonic() - context.started)
-    return {"uptime_seconds": seconds, "uptime": uptime_words(seconds)}
-
-
-def basic_statistics(context: Context) -> dict[str, int | str]:
-    """The names of the line protocol's STATS."""
-    traffic = context.traffic
+def client_metrics(context: Context) -> ClientMetrics:
     calls = context.commands.calls()
-    lines = _uptime(context)
-    lines["total_connections"] = traffic.connections
-    lines["active_connections"] = len(context.sessions())
-    lines["total_commands"] = sum(calls.values())
-    lines |= {f"{group}_commands": count for group, count in calls.items() if group}
-    lines["used_memory_kb"] = memory().own // 1024
-    return lines
+    seconds = int(time.monotonic() - context.started)
+    return ClientMetrics(
+        uptime_seconds=seconds,
+        uptime=uptime_words(seconds),
+        total_connections=context.traffic.connections,
+        active_connections=len(context.sessions()),
+        total_commands=sum(calls.values()),
+        commands={group: count for group, count in calls.items() if group},
+        used_memory_kb=memory().own // 1024,
+    )
 
 
-def statistics(context: Context) -> dict[str, int | str]:
-    """The names of STATS, and after them what the server, the engine and the services add."""
+def all_metrics(context: Context) -> dict[str, Value]:
+    """Everything that the node reports, by name, those of the line protocol's STATS first."""
     traffic = context.traffic
-    lines = basic_statistics(context)
-    for name in traffic.__slots__[1:]:
-        lines[name] = getattr(traffic, name)
-    return lines | context.engine.statistics() | dict(context.services.statistics())
+    server = ServerMetrics(
+        version=merklekv.__version__,
+        server_time_unix=int(time.time()),
+        connections_refused=traffic.refused,
+        protocol_errors=traffic.protocol_errors,
+        output_limit_closed=traffic.output_limit_closed,
+        idle_closed=traffic.idle_closed,
+        foreign_protocol_closed=traffic.foreign_protocol_closed,
+    )
+    return dict(samples(client_metrics(context), server, context.engine.metrics(), *context.services.metrics()))
 
 
-def information(context: Context) -> dict[str, int | str]:
-    """The names of the text INFO."""
-    head: dict[str, int | str] = {"version": merklekv.__version__}
-    tail: dict[str, int | str] = {
-        "server_time_unix": int(time.time()),
-        "db_keys": context.engine.live_count,
-        "foreign_protocol_closed": context.traffic.foreign_protocol_closed,
-    }
-    return head | _uptime(context) | tail | context.engine.statistics() | dict(context.services.statistics())
+def basic_metrics(context: Context) -> dict[str, Value]:
+    """What the line protocol's STATS reports: below 1,024 bytes, because existing clients read it with one call."""
+    return dict(samples(client_metrics(context)))
 
 
-def lines_of(values: Mapping[str, int | str]) -> bytes:
+def info_metrics(context: Context) -> dict[str, Value]:
+    """All metrics, those that existing clients know from the line protocol's INFO first."""
+    values = all_metrics(context)
+    first = ("version", "uptime_seconds", "uptime", "server_time_unix", "db_keys")
+    return {name: values[name] for name in first} | values
+
+
+def lines_of(values: Mapping[str, Value]) -> bytes:
     return b"".join(b"%b:%b\r\n" % (name.encode(), text.one_line(str(value))) for name, value in values.items())
 
 
-def sections(context: Context) -> dict[str, Mapping[str, int | str]]:
+def sections(context: Context) -> dict[str, Mapping[str, Value]]:
     """The sections of INFO over RESP: Redis's, and one of our own with everything."""
-    values = statistics(context)
-    keys = context.engine.live_count
+    values = all_metrics(context)
+    keys = values["db_keys"]
     used = memory()
     seconds = values["uptime_seconds"]
     return {

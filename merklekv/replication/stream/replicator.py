@@ -20,6 +20,7 @@ from typing import Final
 from merklekv import __version__
 from merklekv.engine.engine import Engine
 from merklekv.log_throttle import LogThrottle
+from merklekv.metrics import ReplicationMetrics
 from merklekv.output import counted
 from merklekv.replication.cluster.presence import Peer, Peers, Status
 from merklekv.replication.stream.broker_session import BrokerSession
@@ -127,52 +128,46 @@ class Replicator:
         """Other nodes, as their presence shows them."""
         return self._figures.peers.all()
 
-    def statistics(self) -> Mapping[str, int | str]:
-        """Figures for STATS and INFO."""
+    def metrics(self) -> ReplicationMetrics:
+        """What replication reports of itself now."""
         figures, outbox, inbox = self._figures, self._outbox, self._inbox.counters
-        shown: dict[str, int | str] = {
-            "replication_state": figures.state,
-            "replication_detail": figures.detail,
-            "replication_nodes": figures.peers.online_count + 1,
-            "broker_connects": figures.connects,
-            "broker_losses": figures.losses,
-            "broker_sessions_lost": figures.sessions_lost,
-            "broker_deaf": figures.deaf,
-            "broker_duplicates": figures.duplicates,
-            "outbox_events": outbox.waiting_events,
-            "outbox_bytes": outbox.waiting_bytes,
-            "outbox_oldest_ms": self._oldest_ms(),
-            "outbox_in_flight": outbox.in_flight,
-            "outbox_given_up": outbox.counters.given_up,
-            "outbox_set_aside": outbox.counters.set_aside,
-            "published_events": outbox.counters.published,
-            "published_batches": outbox.counters.batches,
-            "published_bytes": outbox.counters.published_bytes,
-            "publishes_refused": figures.publishes_refused,
-            "inbox_waiting": self._inbox.waiting,
-            "inbox_waits": inbox.waits,
-            "received_messages": inbox.messages,
-            "received_own": inbox.own,
-            "received_bytes": figures.received_bytes,
-            "received_foreign": figures.foreign_messages,
-            "received_events": inbox.received,
-            "applied_events": inbox.applied,
-            "superseded_events": inbox.superseded,
-            "refused_total": sum(inbox.refused.values()),
-        }
-        for refusal, count in sorted(figures.refusals.items()):
-            shown[f"publishes_refused_{refusal.lower().replace(' ', '_')}"] = count
-        for reason, count in sorted(inbox.refused.items()):
-            shown[f"refused_{reason}"] = count
-        for kind, count in sorted(self.gaps.items()):
-            shown[f"gaps_{kind.replace(' ', '_')}"] = count
+        origins = sorted(self._inbox.origins.items())
         now = time.time()
-        for node, origin in sorted(self._inbox.origins.items()):
-            shown[f"node_{node}"] = (
-                f"last_contact_ms={1000 * (now - origin.last_contact):.0f},received={origin.received},"
-                f"gaps={origin.gaps},missed={origin.missed}"
-            )
-        return shown
+        return ReplicationMetrics(
+            replication_state=figures.state,
+            replication_detail=figures.detail,
+            replication_nodes=figures.peers.online_count + 1,
+            replication_gaps=dict(sorted(self.gaps.items())),
+            broker_connects=figures.connects,
+            broker_losses=figures.losses,
+            broker_sessions_lost=figures.sessions_lost,
+            broker_subscription_silent=figures.deaf,
+            broker_duplicate_client_ids=figures.duplicates,
+            outbox_events=outbox.waiting_events,
+            outbox_bytes=outbox.waiting_bytes,
+            outbox_oldest_ms=self._oldest_ms(),
+            outbox_in_flight=outbox.in_flight,
+            outbox_dropped_overflow=outbox.counters.given_up,
+            outbox_dropped_too_large=outbox.counters.set_aside,
+            published_events=outbox.counters.published,
+            published_batches=outbox.counters.batches,
+            published_bytes=outbox.counters.published_bytes,
+            publishes_refused=dict(sorted(figures.refusals.items())),
+            inbox_messages=self._inbox.waiting,
+            inbox_waits=inbox.waits,
+            received_messages=inbox.messages,
+            received_own=inbox.own,
+            received_bytes=figures.received_bytes,
+            received_foreign=figures.foreign_messages,
+            received_events=inbox.received,
+            applied_events=inbox.applied,
+            superseded_events=inbox.superseded,
+            refused_events=dict(sorted(inbox.refused.items())),
+            origin_last_contact_ms={node: round(1000 * (now - one.last_contact)) for node, one in origins},
+            origin_received_events={node: one.received for node, one in origins},
+            origin_gaps={node: one.gaps for node, one in origins},
+            origin_missed_events={node: one.missed for node, one in origins},
+        )
 
     def _converse(self) -> BrokerSession:
         return BrokerSession(

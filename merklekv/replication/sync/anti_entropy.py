@@ -32,6 +32,7 @@ from merklekv.address import format_address, parse_address
 from merklekv.engine.engine import Engine
 from merklekv.errors import MerkleKVError, Stalled, StorageFailed
 from merklekv.log_throttle import LogThrottle
+from merklekv.metrics import ExchangeMetrics, Value
 from merklekv.output import counted
 from merklekv.replication.cluster.members import Identity, Members
 from merklekv.replication.cluster.membership import Membership
@@ -172,25 +173,43 @@ class AntiEntropy:
             peers = self._peers.all()
         return {"peers": len(peers), "in_sync": sum(one.in_sync for one in peers)} if peers else {}
 
-    def statistics(self) -> Mapping[str, int | str]:
-        """Figures for STATS and INFO."""
+    def metrics(self) -> ExchangeMetrics:
+        """What anti-entropy reports of itself now."""
         with self._changed:
-            peers = self._peers.all()
-            totals = self._peers.totals()
+            peers = {one.node or one.address: one for one in self._peers.all()}
             running = len(self._running)
-        shown: dict[str, int | str] = {
-            "members": len(self._members),
-            "members_removed": len(self._members.removed),
-            "members_unreadable": len(self._members.aside),
-            "gc_horizon_ns": self._engine.gc_horizon,
-            "exchange_peers": len(peers),
-            "exchange_peers_in_sync": sum(one.in_sync for one in peers),
-            "exchange_running": running,
-            "exchange_served": self._served,
-            "exchange_rows_refused": self._members.rows_refused,
-        }
-        shown |= {f"exchange_{name}": count for name, count in totals.items()}
-        return shown | {f"peer_{one.node or one.address}": one.shown() for one in peers}
+        now = time.time()
+
+        def each(value: Callable[[ExchangePeer], Value]) -> dict[str, Value]:
+            return {name: value(peer) for name, peer in peers.items()}
+
+        return ExchangeMetrics(
+            members=len(self._members),
+            members_removed=len(self._members.removed),
+            members_unreadable=len(self._members.aside),
+            gc_horizon_ns=self._engine.gc_horizon,
+            exchange_peers=len(peers),
+            exchange_peers_in_sync=sum(one.in_sync for one in peers.values()),
+            exchange_running=running,
+            exchange_served=self._served,
+            exchange_rows_refused=self._members.rows_refused,
+            peer_address=each(lambda peer: peer.address),
+            peer_in_sync=each(lambda peer: int(peer.in_sync)),
+            peer_last_success_ms={
+                name: round(1000 * (now - peer.succeeded_at)) for name, peer in peers.items() if peer.succeeded_at
+            },
+            peer_duration_ms=each(lambda peer: round(1000 * peer.duration_s)),
+            peer_error={name: peer.error for name, peer in peers.items() if peer.error},
+            exchange_completed=each(lambda peer: peer.exchanges),
+            exchange_equal=each(lambda peer: peer.equal),
+            exchange_failures=each(lambda peer: peer.failures),
+            exchange_rounds=each(lambda peer: peer.rounds),
+            exchange_bytes_sent=each(lambda peer: peer.bytes_sent),
+            exchange_bytes_received=each(lambda peer: peer.bytes_received),
+            exchange_keys_sent=each(lambda peer: peer.keys_sent),
+            exchange_keys_received=each(lambda peer: peer.keys_received),
+            exchange_discarded=each(lambda peer: peer.discarded),
+        )
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 

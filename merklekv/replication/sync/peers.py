@@ -67,26 +67,6 @@ class ExchangePeer:
         self.failures += 1
         self.in_sync, self.error = False, " ".join(error.split())[:ERROR_SIZE_MAX]
 
-    def shown(self) -> str:
-        """The figures, for STATS."""
-        words: dict[str, object] = {
-            "address": self.address,
-            "in_sync": "yes" if self.in_sync else "no",
-            "last_success_ms": f"{1000 * (time.time() - self.succeeded_at):.0f}" if self.succeeded_at else "never",
-            "exchanges": self.exchanges,
-            "equal": self.equal,
-            "failures": self.failures,
-            "rounds": self.rounds,
-            "bytes_sent": self.bytes_sent,
-            "bytes_received": self.bytes_received,
-            "keys_sent": self.keys_sent,
-            "keys_received": self.keys_received,
-            "discarded": self.discarded,
-            "duration_ms": f"{1000 * self.duration_s:.0f}",
-        }
-        text = ",".join(f"{name}={value}" for name, value in words.items())
-        return f"{text},error={self.error}" if self.error else text
-
 
 class ExchangePeers:
     """All peers, by address."""
@@ -133,14 +113,6 @@ class ExchangePeers:
             return self.addresses()
         found = [peer.address for peer in self._of(node)]
         return found or [peer.address for peer in self._peers.values() if not peer.node]
-
-    def totals(self) -> dict[str, int]:
-        """The counters of all, also of former peers."""
-        names = (
-            "exchanges", "equal", "failures", "rounds", "bytes_sent", "bytes_received", "keys_sent", "keys_received",
-            "discarded",
-        )  # fmt: skip
-        return {name: sum(getattr(peer, name) for peer in self._peers.values()) for name in names}
 
     def all(self) -> list[ExchangePeer]:
         """The present ones."""

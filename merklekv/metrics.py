@@ -1,0 +1,244 @@
+"""Every metric that a node reports: its name, kind, unit, label and meaning.
+
+Each is declared once, as a field of a dataclass here. The part that measures it returns the dataclass filled in, so a
+metric without a value, or a value without a metric, is a type error. STATS, INFO and the table in docs/protocol.md are
+renderings of these declarations.
+
+Counters count since the start of the process.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal, NamedTuple, cast
+
+Kind = Literal["counter", "gauge", "info"]  # an info is text
+Value = int | str
+Labelled = Mapping[str, Value]  # values of one metric by the value of its label
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What a field says about itself.
+
+    `unit` is the end of the name, or empty for a plain count. `label` names what tells the values of one metric apart.
+    `pattern` is the name of a labelled metric in STATS where clients of older servers expect another one.
+    """
+
+    kind: Kind
+    meaning: str
+    unit: str = ""
+    label: str = ""
+    pattern: str = ""
+
+    def shown_name(self, name: str, label: str) -> str:
+        """The name in STATS; of a labelled metric `name{label="value"}`, with `\\` and `"` of the value escaped."""
+        if not self.label:
+            return name
+        if self.pattern:
+            return self.pattern.format(label)
+        escaped = label.replace("\\", r"\\").replace('"', r"\"")
+        return f'{name}{{{self.label}="{escaped}"}}'
+
+
+class Sample(NamedTuple):
+    """One value of one metric."""
+
+    name: str  # as STATS shows it
+    value: Value
+
+
+def counter(meaning: str, unit: str = "", label: str = "", pattern: str = "") -> Metric:
+    return Metric("counter", meaning, unit, label, pattern)
+
+
+def gauge(meaning: str, unit: str = "", label: str = "") -> Metric:
+    return Metric("gauge", meaning, unit, label)
+
+
+def info(meaning: str, label: str = "") -> Metric:
+    return Metric("info", meaning, "", label)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientMetrics:
+    """The line protocol's STATS, with the names that existing clients know."""
+
+    uptime_seconds: Annotated[int, gauge("since the start", "seconds")]
+    uptime: Annotated[str, info("the same for people: `0d 0h 1m 2s`")]
+    total_connections: Annotated[int, counter("connections accepted")]
+    active_connections: Annotated[int, gauge("connections open now")]
+    total_commands: Annotated[int, counter("commands run, also those that failed")]
+    commands: Annotated[Labelled, counter("commands run, by group", label="group", pattern="{}_commands")]
+    used_memory_kb: Annotated[int, gauge("memory of this process, without mapped files", "kb")]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerMetrics:
+    """The server and the process."""
+
+    version: Annotated[str, info("release of the software")]
+    server_time_unix: Annotated[int, gauge("wall clock, in seconds since the epoch")]
+    connections_refused: Annotated[int, counter("connections refused: too many, or from beyond this machine")]
+    protocol_errors: Annotated[int, counter("connections closed because a request could not be parsed")]
+    output_limit_closed: Annotated[int, counter("connections closed because the client did not read its replies")]
+    idle_closed: Annotated[int, counter("connections closed because the client was silent")]
+    foreign_protocol_closed: Annotated[int, counter("connections closed because the client spoke HTTP or TLS")]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineMetrics:
+    """The data of this node."""
+
+    durability: Annotated[str, info("the setting: `always`, `everysec` or `never`")]
+    db_keys: Annotated[int, gauge("keys that exist")]
+    db_tombstones: Annotated[int, gauge("deleted keys whose tombstone is kept")]
+    memtable_bytes: Annotated[int, gauge("size of the active memtable", "bytes")]
+    memtable_keys: Annotated[int, gauge("records in it")]
+    frozen_memtables: Annotated[int, gauge("full memtables that wait for their checkpoint")]
+    checkpoint_percent: Annotated[int, gauge("progress of the running checkpoint; 100: none is running", "percent")]
+    writes_stalled: Annotated[int, gauge("1 while writes wait for a checkpoint")]
+    log_lsn: Annotated[int, gauge("LSN of the end of the log")]
+    checkpoint_lsn: Annotated[int, gauge("LSN up to which the base holds the log")]
+    log_next_sequence: Annotated[int, gauge("sequence number of the next local event")]
+    base_bytes: Annotated[int, gauge("size of the base on disk", "bytes")]
+    clock_ns: Annotated[int, gauge("newest timestamp that the clock has issued or seen", "ns")]
+    clock_found_ahead_s: Annotated[int, gauge("how far the data was ahead of the wall clock at the start", "s")]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeMetrics:
+    """The node as a whole."""
+
+    node_id: Annotated[str, info("id of this node")]
+    log_lines_dropped: Annotated[int, counter("lines that the log could not take in time")]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicationMetrics:
+    """Replication over MQTT; reported once it has been switched on."""
+
+    replication_state: Annotated[str, info("`disabled`, `connecting`, `connected`, `disconnected` or `failed`")]
+    replication_detail: Annotated[str, info("what is wrong, if anything is")]
+    replication_nodes: Annotated[int, gauge("nodes online, this one included")]
+    replication_gaps: Annotated[
+        Labelled, counter("reasons to assume that a node missed events; an exchange looks after each", label="reason")
+    ]
+    broker_connects: Annotated[int, counter("connections made to the broker")]
+    broker_losses: Annotated[int, counter("connections to the broker lost")]
+    broker_sessions_lost: Annotated[int, counter("connections where the broker had kept no session for this node")]
+    broker_subscription_silent: Annotated[int, counter("reconnects because this node's own heartbeat did not return")]
+    broker_duplicate_client_ids: Annotated[int, counter("signs of another client with this node's client id")]
+    outbox_events: Annotated[int, gauge("local events that the broker has not acknowledged")]
+    outbox_bytes: Annotated[int, gauge("log that is retained for them", "bytes")]
+    outbox_oldest_ms: Annotated[int, gauge("age of the oldest of them", "ms")]
+    outbox_in_flight: Annotated[int, gauge("batches published and not acknowledged yet")]
+    outbox_dropped_overflow: Annotated[
+        int, counter("events dropped because `replication.outbox_max_bytes` was reached")
+    ]
+    outbox_dropped_too_large: Annotated[int, counter("events dropped because the broker takes no message of that size")]
+    published_events: Annotated[int, counter("events that the broker has acknowledged")]
+    published_batches: Annotated[int, counter("messages that held them")]
+    published_bytes: Annotated[int, counter("size of these messages", "bytes")]
+    publishes_refused: Annotated[Labelled, counter("messages that the broker refused", label="reason")]
+    inbox_messages: Annotated[int, gauge("received messages that wait to be merged")]
+    inbox_waits: Annotated[int, counter("times that merging had to wait for memory or disk space")]
+    received_messages: Annotated[int, counter("messages received, those of this node included")]
+    received_own: Annotated[int, counter("messages of this node itself, ignored")]
+    received_bytes: Annotated[int, counter("size of the received messages", "bytes")]
+    received_foreign: Annotated[int, counter("messages on topics outside of the cluster, ignored")]
+    received_events: Annotated[int, counter("events of other nodes received")]
+    applied_events: Annotated[int, counter("of these, events that changed something here")]
+    superseded_events: Annotated[int, counter("of these, events older than what was here")]
+    refused_events: Annotated[Labelled, counter("messages or events refused", label="reason")]
+    origin_last_contact_ms: Annotated[Labelled, gauge("time since the last event of a node", "ms", label="node")]
+    origin_received_events: Annotated[Labelled, counter("events received of a node", label="node")]
+    origin_gaps: Annotated[Labelled, counter("gaps in the sequence numbers of a node", label="node")]
+    origin_missed_events: Annotated[Labelled, counter("events that are missing in these gaps", label="node")]
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeMetrics:
+    """The members of the cluster, and Merkle exchanges with peers.
+
+    A `peer` is a node id, or an address while the node behind it is not known; offline peers are not listed.
+    """
+
+    members: Annotated[int, gauge("nodes of the cluster, this one included")]
+    members_removed: Annotated[int, gauge("nodes removed from the cluster")]
+    members_unreadable: Annotated[int, gauge("rows of the stored member table that cannot be read")]
+    gc_horizon_ns: Annotated[int, gauge("timestamp up to which tombstones have been collected", "ns")]
+    exchange_peers: Annotated[int, gauge("nodes that this node exchanges with")]
+    exchange_peers_in_sync: Annotated[int, gauge("of these, nodes that held the same data at the last exchange")]
+    exchange_running: Annotated[int, gauge("exchanges begun here that are running")]
+    exchange_served: Annotated[int, counter("exchanges begun by other nodes that completed")]
+    exchange_rows_refused: Annotated[
+        int, counter("timestamps refused because they are too far ahead of the wall clock")
+    ]
+    peer_address: Annotated[Labelled, info("address, host:port", label="peer")]
+    peer_in_sync: Annotated[Labelled, gauge("1 if the peer held the same data at the last exchange", label="peer")]
+    peer_last_success_ms: Annotated[Labelled, gauge("time since the last completed exchange", "ms", label="peer")]
+    peer_duration_ms: Annotated[Labelled, gauge("duration of that exchange", "ms", label="peer")]
+    peer_error: Annotated[Labelled, info("error of the last exchange, if it failed", label="peer")]
+    exchange_completed: Annotated[Labelled, counter("exchanges begun here that completed", label="peer")]
+    exchange_equal: Annotated[Labelled, counter("of these, exchanges that found no difference", label="peer")]
+    exchange_failures: Annotated[Labelled, counter("exchanges begun here that failed", label="peer")]
+    exchange_rounds: Annotated[Labelled, counter("requests in them, each with its answer", label="peer")]
+    exchange_bytes_sent: Annotated[Labelled, counter("size of the requests", "bytes", label="peer")]
+    exchange_bytes_received: Annotated[Labelled, counter("size of the answers", "bytes", label="peer")]
+    exchange_keys_sent: Annotated[Labelled, counter("records that the peer applied", label="peer")]
+    exchange_keys_received: Annotated[Labelled, counter("records that this node applied", label="peer")]
+    exchange_discarded: Annotated[
+        Labelled, counter("records dropped on either side because the cluster had deleted them", label="peer")
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubMetrics:
+    """The scrub, which reads all data and repairs damage."""
+
+    scrub_running: Annotated[int, gauge("1 during a pass over all records")]
+    scrub_passes: Annotated[int, counter("passes that completed")]
+    scrub_records: Annotated[int, counter("records read")]
+    scrub_damaged: Annotated[int, counter("damages found; a pass counts again what the last one could not repair")]
+    scrub_repaired: Annotated[int, counter("of these, damages repaired")]
+    scrub_unrepaired: Annotated[int, gauge("damages that the last pass could not repair")]
+    scrub_last_pass_s: Annotated[int, gauge("end of the last pass, in seconds since the epoch; 0: there was none", "s")]
+
+
+_LINE = re.compile(r'([^:{]+(?:\{\w+="(?:[^"\\]|\\.)*"\})?):(.*)', re.DOTALL)
+PARTS = (
+    ClientMetrics,
+    ServerMetrics,
+    EngineMetrics,
+    NodeMetrics,
+    ReplicationMetrics,
+    ExchangeMetrics,
+    ScrubMetrics,
+)
+
+
+def declared(part: type[Any]) -> Mapping[str, Metric]:
+    """The metrics of a part by the name of their field, in the order written above."""
+    return {field.name: cast(Any, field.type).__metadata__[0] for field in fields(part)}
+
+
+def parse(reply: str) -> dict[str, str]:
+    """Values by name, of the lines of STATS or INFO; other lines are skipped."""
+    return {found[1]: found[2] for line in reply.split("\r\n") if (found := _LINE.fullmatch(line))}
+
+
+def total(values: Mapping[str, object], name: str) -> int:
+    """The value of the metric of this name, or the total over its label; 0 when there is none."""
+    return sum(int(str(value)) for shown, value in values.items() if name in (shown, shown.partition("{")[0]))
+
+
+def samples(*parts: Any) -> Iterator[Sample]:
+    """The values of parts, in order: one for each metric, or for each value of its label."""
+    for part in parts:
+        for name, metric in declared(type(part)).items():
+            value = getattr(part, name)
+            if metric.label:
+                yield from (Sample(metric.shown_name(name, label), one) for label, one in value.items())
+            else:
+                yield Sample(name, value)
