@@ -206,17 +206,21 @@ def test_example_of_a_new_record(tmp_path: Path, begins: str) -> None:
 # -- the index ---------------------------------------------------------------------------------------------------------
 
 
-def _rows(text: str) -> dict[int, str]:
-    """The rows of the decision table in a text, with what they decide."""
-    found = re.findall(r"^ +(\d+) +.*? {2,}(new|stale)$", text, re.MULTILINE)
-    return {int(number): decision for number, decision in found}
+def _rows(text: str, row: str) -> dict[int, str]:
+    """The rows of a decision table, with what they decide."""
+    return {int(number): decision for number, decision in re.findall(row, text, re.MULTILINE)}
 
 
 def test_every_row_has_one_test() -> None:
-    rows = _rows(deletion_rule.__doc__ or "")
+    rows = _rows(deletion_rule.__doc__ or "", r"^ {4}(\d+) .* {2,}(new|stale)$")
+    page = (Path(__file__).parents[2] / "docs" / "replication.md").read_text()
+    assert _rows(page, r"^\| (\d+) .*\| (new|stale) \|$") == rows
     tests = [re.match(r"test_row_(\d+)_.*_is_(new|stale)$", name) for name in globals()]
     assert sorted((int(test[1]), test[2]) for test in tests if test) == sorted(rows.items())
     assert list(rows) == list(SCENARIOS)
+
+
+def test_every_row_has_scenarios() -> None:
     for scenario in [scenario for scenarios in SCENARIOS.values() for scenario in scenarios]:
         module, _, name = scenario.partition(".")
         assert hasattr(importlib.import_module(module), name), scenario
