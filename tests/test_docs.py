@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 PLACES = ("docs", "tests", "benchmarks", "deploy")
 PAGES = sorted([*ROOT.glob("*.md"), *(page for place in PLACES for page in ROOT.glob(f"{place}/**/*.md"))])
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
+BLOCK = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
 
 
@@ -91,9 +92,20 @@ def test_every_link_leads_somewhere(path: Path) -> None:
             assert anchor in anchors(file), f"{target}#{anchor} does not exist"
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_list_of_contents_has_every_section_in_order(path: Path) -> None:
+    text = BLOCK.sub("", path.read_text())
+    head, _, _ = text.partition("\n## ")
+    contents = re.findall(r"^- \[[^\]]*\]\(#([^)]*)\)$", head, re.MULTILINE)
+    assert contents in ([], [anchor_of(title) for title in re.findall(r"^## (.*)$", text, re.MULTILINE)])
+
+
 def anchors(file: Path) -> set[str]:
-    headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return {anchor_of(title) for title in re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)}
+
+
+def anchor_of(title: str) -> str:
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def test_the_changelog_has_this_version() -> None:
