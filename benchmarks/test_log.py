@@ -12,13 +12,14 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import ENTRY, OP_SET, VERSION_SIZE, make_record
+from merklekv.engine.format import ENTRY, OP_SET
 from merklekv.engine.log import RESERVE_STEP, Log, Segment, segment_path
 from merklekv.engine.options import Durability
+from merklekv.engine.record import VERSION_SIZE, make_record
 
 KEY = b"key:000000000042"
 VALUE = b"x" * 100
-RECORD = make_record(KEY, bytes(VERSION_SIZE), 0, VALUE)
+RECORD = make_record(KEY, bytes(VERSION_SIZE), VALUE)
 LOG_ENTRY = ENTRY.pack(OP_SET, len(KEY), len(RECORD)) + KEY + RECORD
 FRAME = bytes(200)
 REPLAYED = 10_000  # entries

@@ -12,7 +12,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from merklekv.engine.clock import HybridClock
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import OP_SET, make_record
+from merklekv.engine.format import OP_SET
+from merklekv.engine.record import make_record
 
 ROUNDS = 3
 MEMTABLE_SHARE = 20  # a memtable of a twentieth of the keys: 50,000 in a million
@@ -51,7 +52,7 @@ def test_merge_records(benchmark: BenchmarkFixture, small: Engine, known: bool) 
     clock = HybridClock()
 
     def records() -> list[tuple[int, bytes, bytes]]:
-        return [(OP_SET, key_of(n), make_record(key_of(n), clock.next(), 0, VALUE)) for n in range(1000)]
+        return [(OP_SET, key_of(n), make_record(key_of(n), clock.next(), VALUE)) for n in range(1000)]
 
     first = records()
     small.merge(first, b"elsewhere")

@@ -21,8 +21,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from treeless import TreelessNode, without_upkeep
 
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import BUCKETS, VERSION_SIZE, make_record
+from merklekv.engine.format import BUCKETS
 from merklekv.engine.merkle import EMPTY_ROOT, MerkleTree, pack_leaves, term_of, unpack_leaves
+from merklekv.engine.record import VERSION_SIZE, make_record
 from merklekv.net.client import Client
 
 BATCH = 1000
@@ -130,6 +131,6 @@ def test_root_when_all_is_new(benchmark: BenchmarkFixture, big: Engine) -> None:
 
 @pytest.mark.benchmark(group="merkle: leaves")
 def test_pack_and_unpack_all_leaves(benchmark: BenchmarkFixture) -> None:
-    term = term_of(make_record(b"key", TRUNCATION, 0, VALUE))
+    term = term_of(make_record(b"key", TRUNCATION, VALUE))
     leaves = [term + number for number in range(BUCKETS)]
     assert benchmark.pedantic(lambda: unpack_leaves(pack_leaves(leaves)), rounds=10) == leaves

@@ -33,22 +33,10 @@ import lmdb
 from xxhash import xxh3_64_intdigest
 
 from merklekv.engine.access import no_permission
-from merklekv.engine.format import (
-    BUCKETS,
-    DIGEST_AT,
-    FLAGS_AT,
-    INNER_NODES,
-    LEAF_SIZE,
-    MAX_KEY_SIZE,
-    PURGED,
-    TOMBSTONE,
-    VALUE_AT,
-    VERSION_SIZE,
-    ZERO_VERSION,
-    bucket_of,
-)
+from merklekv.engine.format import BUCKETS, INNER_NODES, LEAF_SIZE, MAX_KEY_SIZE, bucket_of
 from merklekv.engine.lmdb_file import require_whole
 from merklekv.engine.merkle import LEAF_MASK, LEAVES_PER_INNER, term_of, unpack_leaves
+from merklekv.engine.record import DIGEST_AT, FLAGS_AT, PURGED, TOMBSTONE, VALUE_AT, VERSION_SIZE, ZERO_VERSION
 from merklekv.errors import Corruption, DirectoryLocked, DiskFull, MerkleKVError, Shortage, StorageFailed
 from merklekv.private import FILE_MODE
 from merklekv.shortage import NO_ROOM, number_of

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from struct import Struct
 from typing import Final
 
-from merklekv.engine.format import VERSION_SIZE
+from merklekv.engine.record import EPOCH_SIZE, OP_ID_SIZE, STORE_ID_SIZE, make_version, timestamp_of
 
 log = logging.getLogger(__name__)
 
@@ -34,39 +34,15 @@ MAX_TRUNCATION_AHEAD_S: Final = 60  # a truncation deletes what is written until
 HELD_SLACK_NS: Final = 10**9  # above what holds the clock up, for as many versions, each a nanosecond later
 LATEST_NS: Final = 4_102_444_800 * 10**9  # 2100-01-01: no node is believed beyond, whatever the wall clock says
 
-STORE_ID_SIZE: Final = 8
-EPOCH_SIZE: Final = 4
 WRITER_SIZE: Final = STORE_ID_SIZE + EPOCH_SIZE
 _COUNTER_MASK: Final = (1 << 32) - 1
 
 _pack = Struct(">Q12sI").pack
-_unpack_timestamp = Struct(">Q").unpack_from
-
-
-def timestamp_of(record_or_version: bytes) -> int:
-    """Nanoseconds since the epoch, from the head of a version or a record."""
-    timestamp: int = _unpack_timestamp(record_or_version)[0]
-    return timestamp
-
-
-def store_id_of(record_or_version: bytes) -> bytes:
-    """The data directory that wrote it, 8 bytes."""
-    return record_or_version[8 : 8 + STORE_ID_SIZE]
-
-
-def epoch_of(record_or_version: bytes) -> bytes:
-    """Which process of that directory did, 4 bytes."""
-    return record_or_version[8 + STORE_ID_SIZE : 8 + WRITER_SIZE]
 
 
 def show_time(timestamp: int) -> str:
     """A timestamp, ns, as people read it: the date and time in UTC, to the second."""
     return datetime.fromtimestamp(timestamp // 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def show_version(version: bytes) -> str:
-    """A version as people read it: timestamp, a dash, the op id in hex."""
-    return f"{timestamp_of(version)}-{version[8:VERSION_SIZE].hex()}"
 
 
 class HybridClock:
@@ -186,7 +162,7 @@ class HybridClock:
 
     def latest(self) -> bytes:
         """No version or record that is not too far ahead compares as more than this."""
-        return self.latest_ns().to_bytes(8, "big") + b"\xff" * (VERSION_SIZE - 8 + 1)
+        return make_version(self.latest_ns(), b"\xff" * (OP_ID_SIZE + 1))
 
     def latest_ns(self) -> int:
         """No timestamp of another node is believed beyond this, ns.  A wall clock that was never set bounds nothing."""

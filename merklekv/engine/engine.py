@@ -23,8 +23,6 @@ from typing import Final, NamedTuple
 from merklekv.engine.base import Pair
 from merklekv.engine.format import (
     ENTRY,
-    FLAGS,
-    FLAGS_AT,
     MAX_KEY_SIZE,
     OP_APPEND,
     OP_DECR,
@@ -35,15 +33,22 @@ from merklekv.engine.format import (
     OP_SET,
     OP_TRUNCATE,
     REMOTE,
-    TOMBSTONE,
-    VALUE_AT,
-    VERSION_SIZE,
-    ZERO_VERSION,
     bucket_of,
-    record_is_sound,
 )
 from merklekv.engine.integers import INT64_MAX, INT64_MIN, strict_integer
-from merklekv.engine.layers import is_purge_marker
+from merklekv.engine.record import (
+    FLAGS,
+    HEAD_SIZE,
+    TOMBSTONE,
+    VERSION_SIZE,
+    ZERO_VERSION,
+    flags_of,
+    is_purge_marker,
+    is_sound,
+    is_tombstone,
+    value_size_of,
+    version_of,
+)
 from merklekv.engine.settled import Settled, bound_of
 from merklekv.errors import InvalidArgument, MerkleKVError, NotANumber, NumberOverflow
 
@@ -94,7 +99,7 @@ class Engine(Settled):
         size = 0
         for key, value in pairs:
             self._require_sizes(key, value)
-            size += ENTRY.size + len(key) + VALUE_AT + len(value)
+            size += ENTRY.size + len(key) + HEAD_SIZE + len(value)
         with self.lock:
             self._require_writable()
             self._make_room(size)
@@ -183,7 +188,7 @@ class Engine(Settled):
         for op, changes in groupby(accepted.values(), itemgetter(0)):
             self._put(op | REMOTE, changes, made=True)
         for _, key, record in accepted.values():
-            if record[FLAGS_AT] & TOMBSTONE:
+            if is_tombstone(record):
                 if record <= self._bound:
                     self._remove(key, record)
                 else:
@@ -201,10 +206,10 @@ class Engine(Settled):
             old = self._layers.older(key)
         if settled and old is not None and is_purge_marker(old):
             old = None  # it is there only until the base has forgotten its key, and must not decide anything
-        if old is not None and record[:VERSION_SIZE] <= old[:VERSION_SIZE]:
-            differ = record[:VERSION_SIZE] == old[:VERSION_SIZE] and record != old and not is_purge_marker(old)
+        if old is not None and version_of(record) <= version_of(old):
+            differ = version_of(record) == version_of(old) and record != old and not is_purge_marker(old)
             return "conflict" if differ else SUPERSEDED
-        if record[FLAGS_AT] & TOMBSTONE:
+        if is_tombstone(record):
             # Below the horizon it would be collected at once, and what it kills would come back from those who hold it.
             return "" if record > self._bound else SUPERSEDED if old is None or is_purge_marker(old) else "settled"
         # Was it here once?  What is held although it is older has come with a node that joined.
@@ -218,14 +223,14 @@ class Engine(Settled):
         """
         with self.lock:
             self._require_writable()
-            if self._layers.lookup(key) != stored or (stored is not None and len(stored) < VALUE_AT):
+            if self._layers.lookup(key) != stored or (stored is not None and len(stored) < HEAD_SIZE):
                 return False
             self.repair(bucket_of(key), key)
             if record is None:
                 if stored is not None:
                     self._remove(key, stored)
                 return True
-            op = OP_DEL if record[FLAGS_AT] & TOMBSTONE else OP_SET
+            op = OP_DEL if is_tombstone(record) else OP_SET
             if record < self._layers.truncation or self._reason_to_refuse(op, key, record, self.clock.latest()):
                 return False
             self._take({key: (op, key, record)}, origin)
@@ -254,12 +259,12 @@ class Engine(Settled):
             return "op"
         if not 0 < len(key) <= MAX_KEY_SIZE:
             return "key size"
-        if len(record) - VALUE_AT > self.max_value_size:
-            return "value size"
-        if not record_is_sound(key, record):
+        if not is_sound(key, record):
             return "digest"
-        if record[FLAGS_AT] not in (0, TOMBSTONE) or (record[FLAGS_AT] and len(record) > VALUE_AT):
+        if flags_of(record) & ~TOMBSTONE or (is_tombstone(record) and value_size_of(record)):
             return "flags"
+        if value_size_of(record) > self.max_value_size:
+            return "value size"
         return "clock" if record > latest else ""
 
 

@@ -9,18 +9,7 @@ A data directory
 
 Integers are big-endian, so that comparing bytes compares numbers.
 
-Record (what a key maps to, everywhere)
-    version   24    8 bytes of nanoseconds since the epoch, 16 bytes of op id; comparing the 24 bytes compares versions
-    flags      1    bit 0: tombstone; bit 1: an expiry follows (reserved); bit 2: collected, see below
-    digest    16    XXH3-128 over: key length (2), key, version, flags, [expiry], value
-    [expiry]   8    reserved, present with flag bit 1
-    value      n
-
-    The digest is the record's term in the Merkle tree and its checksum.  It covers exactly what a merge compares.
-
-    A record that is collected (a tombstone that every member has, or what the cluster has settled without) goes away
-    by a marker: its version, flags 5, sixteen zeros.  It hides what older layers hold, counts for nothing, and ends
-    in the base together with what it hides.
+Record: see record.py.
 
 Segment (log/<lsn>.log)
     header    48    magic 8, format 4, unused 4, LSN of this byte 8, sequence number of its first local event 8,
@@ -65,24 +54,13 @@ LMDB databases in base/
 from struct import Struct
 from typing import Final
 
-from xxhash import xxh3_64_intdigest, xxh3_128_digest
+from xxhash import xxh3_64_intdigest
 
 FORMAT_VERSION: Final = 1
 FORMAT_LINE: Final = "MerkleKV data format "
 
 MAX_KEY_SIZE: Final = 511  # LMDB's limit
 MAX_VALUE_SIZE_LIMIT: Final = 1 << 30  # what `max_value_size` may be set to: a record must fit an entry's 4-byte length
-
-VERSION_SIZE: Final = 24
-FLAGS_AT: Final = 24
-DIGEST_AT: Final = 25
-VALUE_AT: Final = 41
-TOMBSTONE: Final = 1
-EXPIRY: Final = 2
-PURGED: Final = 4
-FLAGS: Final = (b"\0", b"\1")  # the flag byte of a value and of a tombstone
-PURGE_MARKER_TAIL: Final = bytes((TOMBSTONE | PURGED,)) + bytes(16)  # behind the version: a collected record's marker
-ZERO_VERSION: Final = bytes(VERSION_SIZE)
 
 OPS: Final = ("set", "del", "incr", "decr", "append", "prepend", "truncate")
 OP_SET, OP_DEL, OP_INCR, OP_DECR, OP_APPEND, OP_PREPEND, OP_TRUNCATE = range(1, 8)
@@ -102,29 +80,11 @@ INNER_NODES: Final = 256
 
 assert (SEGMENT_HEADER.size, FRAME_HEADER.size, ENTRY.size) == (48, 40, 7)
 assert FRAME_CHECKED.size == 16 + FRAME_HEADER.size - 8
-assert (FLAGS_AT, DIGEST_AT, VALUE_AT) == (VERSION_SIZE, VERSION_SIZE + 1, VERSION_SIZE + 1 + 16)
 
 METADATA_NAME_SIZE_MAX: Final = 64
 METADATA_SIZE_MAX: Final = 16 << 20
 GC_HORIZON_SIZE: Final = 8
 METADATA_GC_HORIZON: Final = b"gc_horizon"  # 8 bytes, ns: what lies at or below it is settled, see engine.py
-
-KEY_LENGTHS: Final = tuple(length.to_bytes(2, "big") for length in range(MAX_KEY_SIZE + 1))
-
-
-def make_record(key: bytes, version: bytes, flags: int, value: bytes) -> bytes:
-    """The record that stores `value` under `key` at `version` (24 bytes)."""
-    head = version + FLAGS[flags]
-    return head + xxh3_128_digest(len(key).to_bytes(2, "big") + key + head + value) + value
-
-
-def record_is_sound(key: bytes, record: bytes) -> bool:
-    """Whether the record is whole and is the one that was made for this key."""
-    if len(record) < VALUE_AT:
-        return False
-    head = record[:DIGEST_AT]
-    expected = xxh3_128_digest(len(key).to_bytes(2, "big") + key + head + record[VALUE_AT:])
-    return expected == record[DIGEST_AT:VALUE_AT]
 
 
 def bucket_of(key: bytes) -> int:

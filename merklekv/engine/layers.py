@@ -14,22 +14,13 @@ from itertools import islice
 from typing import Final
 
 from merklekv.engine.base import Base, Pair
-from merklekv.engine.format import BUCKETS, FLAGS_AT, PURGED, TOMBSTONE, VALUE_AT, VERSION_SIZE
+from merklekv.engine.format import BUCKETS
 from merklekv.engine.memtable import Memtable, prefix_end
+from merklekv.engine.record import head_of, is_live, is_purge_marker, version_of
 
 RANDOM_TRIES: Final = 100
 RANDOM_MEMTABLE_SHARE: Final = 0.5
 HEADS_ONLY: Final = 0  # for `page`: versions, flags and digests instead of whole records
-
-
-def is_live(record: bytes) -> bool:
-    """Whether a record (or its head) is a value and no tombstone."""
-    return not record[FLAGS_AT] & TOMBSTONE
-
-
-def is_purge_marker(record: bytes) -> bool:
-    """Whether this is no record but what has taken the place of a collected one."""
-    return bool(record[FLAGS_AT] & PURGED)
 
 
 class Layers:
@@ -68,7 +59,7 @@ class Layers:
 
     def newest(self) -> bytes:
         """The largest version (24 bytes) of any record; below it a floor would spare something."""
-        return max(self.base.newest, max(self.overlay().values(), default=b"")[:VERSION_SIZE])
+        return max(self.base.newest, version_of(max(self.overlay().values(), default=b"")))
 
     def random_key(self) -> bytes | None:
         """Some live key; not evenly drawn, but any key may come."""
@@ -102,7 +93,7 @@ class Layers:
         for table in (self.active, *self.frozen):
             keys.update(table.bucket(bucket))
         found = ((key, self.lookup(key)) for key in sorted(keys))
-        return [(key, record[:VALUE_AT]) for key, record in found if record is not None and not is_purge_marker(record)]
+        return [(key, head_of(record)) for key, record in found if record is not None and not is_purge_marker(record)]
 
     def freeze(self, lsn: int) -> None:
         """Starts a new active memtable, for the segment at `lsn`."""
@@ -149,7 +140,7 @@ class Layers:
             for key in keys:
                 found[key] = records[key]
         bound = min(bounds) if bounds else None
-        shown = [key for key, record in found.items() if not record[FLAGS_AT] & PURGED]
+        shown = [key for key, record in found.items() if not is_purge_marker(record)]
         ordered = sorted(shown if bound is None else [key for key in shown if key <= bound])
         return self._cut(found, ordered, bound, limit, max_bytes)
 

@@ -19,7 +19,8 @@ Inner digests and the root are computed when somebody asks, for what has changed
 from hashlib import sha256
 from typing import Final
 
-from merklekv.engine.format import BUCKETS, DIGEST_AT, INNER_NODES, LEAF_SIZE, VALUE_AT, bucket_of
+from merklekv.engine.format import BUCKETS, INNER_NODES, LEAF_SIZE, bucket_of
+from merklekv.engine.record import digest_of
 
 LEAF_MASK: Final = (1 << 192) - 1
 COUNT_MASK: Final = (1 << 64) - 1
@@ -30,7 +31,7 @@ EMPTY_INNER: Final = sha256(bytes(LEAVES_PER_INNER * LEAF_SIZE)).digest()
 
 def term_of(record: bytes) -> int:
     """What a record adds to its leaf."""
-    return int.from_bytes(record[DIGEST_AT:VALUE_AT], "big") << 64 | 1
+    return int.from_bytes(digest_of(record), "big") << 64 | 1
 
 
 def pack_leaves(leaves: list[int]) -> bytes:
@@ -56,7 +57,7 @@ class MerkleTree:
     def add(self, key: bytes, record: bytes, sign: int = 1) -> None:
         """Counts a record in; with a `sign` of -1, out."""
         bucket = bucket_of(key)
-        self.sums[bucket] += sign * int.from_bytes(record[DIGEST_AT:VALUE_AT], "big")
+        self.sums[bucket] += sign * int.from_bytes(digest_of(record), "big")
         self.counts[bucket] += sign
         self.dirty.add(bucket // LEAVES_PER_INNER)
 

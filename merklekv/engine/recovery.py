@@ -11,19 +11,11 @@ from typing import NamedTuple
 from merklekv.engine.access import require_access, trouble
 from merklekv.engine.base import DATA_FILE, Base, BaseWriter
 from merklekv.engine.directory import DataDirectory
-from merklekv.engine.format import (
-    FLAGS_AT,
-    OP_METADATA,
-    OP_ORIGIN,
-    OP_REPAIR,
-    OP_TRUNCATE,
-    REMOTE,
-    TOMBSTONE,
-    VERSION_SIZE,
-)
+from merklekv.engine.format import OP_METADATA, OP_ORIGIN, OP_REPAIR, OP_TRUNCATE, REMOTE
 from merklekv.engine.layers import Layers
 from merklekv.engine.log import Log, Segment, list_segments, recover, segment_path, sync_directory
 from merklekv.engine.memtable import Memtable, charge
+from merklekv.engine.record import is_tombstone, version_of
 from merklekv.engine.verify.repairs import Repairs, repair
 from merklekv.errors import Corruption, Shortage
 
@@ -151,7 +143,7 @@ def _replay(segment: Segment, metadata: dict[bytes, bytes], repairs: Repairs) ->
                 truncation = max(truncation, record)
             elif op != OP_ORIGIN:
                 records[key] = record
-                if record[FLAGS_AT] & TOMBSTONE:
+                if is_tombstone(record):
                     table.tombstones.append(key)
     table.size = sum(charge(key, record) for key, record in records.items())
-    return table, truncation, newest[:VERSION_SIZE], sequence
+    return table, truncation, version_of(newest), sequence

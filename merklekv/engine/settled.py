@@ -19,15 +19,9 @@ from typing import Any, Final
 
 from merklekv.engine.base import Pair
 from merklekv.engine.durable import Durable
-from merklekv.engine.format import (
-    FLAGS_AT,
-    GC_HORIZON_SIZE,
-    INNER_NODES,
-    METADATA_GC_HORIZON,
-    TOMBSTONE,
-    ZERO_VERSION,
-)
+from merklekv.engine.format import GC_HORIZON_SIZE, INNER_NODES, METADATA_GC_HORIZON
 from merklekv.engine.merkle import pack_leaves
+from merklekv.engine.record import TOMBSTONE, ZERO_VERSION, flags_of
 from merklekv.errors import Corruption, Shortage
 
 COLLECT_KEYS: Final = 1000  # in one call of `collect`
@@ -94,7 +88,7 @@ class Settled(Durable):
             try:
                 for key in keys:
                     record = self._layers.lookup(key)
-                    if record is not None and record[FLAGS_AT] == TOMBSTONE and record <= self._bound:
+                    if record is not None and record <= self._bound and flags_of(record) == TOMBSTONE:
                         self._remove(key, record)
             except Shortage:
                 self._look_anew()  # what was not removed comes again

@@ -24,28 +24,35 @@ from merklekv.engine.base import Pair
 from merklekv.engine.clock import HybridClock
 from merklekv.engine.directory import DataDirectory
 from merklekv.engine.format import (
-    DIGEST_AT,
     ENTRY,
-    FLAGS,
-    FLAGS_AT,
-    KEY_LENGTHS,
     LEAF_SIZE,
     MAX_KEY_SIZE,
     METADATA_NAME_SIZE_MAX,
     METADATA_SIZE_MAX,
     OP_METADATA,
     OP_PURGE,
-    PURGE_MARKER_TAIL,
-    PURGED,
     REMOTE,
+)
+from merklekv.engine.memtable import KEY_OVERHEAD
+from merklekv.engine.merkle import COUNT_MASK, EMPTY_ROOT, LEAF_MASK, MerkleTree, term_of
+from merklekv.engine.record import (
+    DIGEST_AT,
+    FLAGS,
+    FLAGS_AT,
+    KEY_LENGTHS,
+    PURGED,
+    RECORD_OVERHEAD,
     TOMBSTONE,
     VALUE_AT,
     VERSION_SIZE,
-    record_is_sound,
+    is_live,
+    is_purge_marker,
+    is_sound,
+    is_tombstone,
+    purge_marker,
+    value_of,
+    version_of,
 )
-from merklekv.engine.layers import is_live
-from merklekv.engine.memtable import KEY_OVERHEAD
-from merklekv.engine.merkle import COUNT_MASK, EMPTY_ROOT, LEAF_MASK, MerkleTree, term_of
 from merklekv.engine.recovery import open_layers
 from merklekv.errors import DiskFull, InvalidArgument, MerkleKVError, Shortage, Stalled
 
@@ -97,7 +104,7 @@ class State:
                 return None
             with self.lock:
                 record = self._layers.lookup(key)
-        return None if record is None or record[FLAGS_AT] & PURGED else record
+        return None if record is None or is_purge_marker(record) else record
 
     def get(self, key: bytes) -> bytes | None:
         """The value of a key."""
@@ -107,7 +114,12 @@ class State:
                 return None
             with self.lock:
                 record = self._layers.lookup(key)
-        return record[VALUE_AT:] if record is not None and not record[FLAGS_AT] & TOMBSTONE else None
+        if record is None:
+            return None
+        flags = record[FLAGS_AT]
+        if not flags:
+            return record[VALUE_AT:]
+        return None if flags & TOMBSTONE else value_of(record)
 
     def exists(self, key: bytes) -> bool:
         """Whether a key has a value."""
@@ -171,7 +183,7 @@ class State:
         sums, counts, dirty = tree.sums, tree.counts, tree.dirty
         append, next_version = log_.pending.append, self.clock.next
         size, count, room, grown, live = log_.pending_size, 0, log_.room, 0, 0
-        size_max = self.max_value_size + (VALUE_AT if made else 0)
+        size_max = self.max_value_size + (RECORD_OVERHEAD if made else 0)
         try:
             for _, key, value in items:
                 if not 0 < len(key) <= MAX_KEY_SIZE or len(value) > size_max:
@@ -229,7 +241,7 @@ class State:
 
     def _is_made_up(self, key: bytes, record: bytes) -> bool:
         """Whether a record has its version from damage: none as new was ever here, and the clock must not follow it."""
-        return not record_is_sound(key, record) and record[:VERSION_SIZE] > self._layers.newest()
+        return not is_sound(key, record) and version_of(record) > self._layers.newest()
 
     def _require_sizes(self, key: bytes, value: bytes) -> None:
         if not 0 < len(key) <= MAX_KEY_SIZE:
@@ -241,7 +253,7 @@ class State:
 
     def _remove(self, key: bytes, old: bytes) -> None:
         """Takes a key's record away as if it had never been: a marker hides it until the base has forgotten it."""
-        marker = old[:VERSION_SIZE] + PURGE_MARKER_TAIL
+        marker = purge_marker(old)
         entry = _entry(OP_PURGE | REMOTE, len(key), len(marker)) + key + marker
         self._make_room(len(entry))
         self._log_entry(entry)
@@ -252,7 +264,7 @@ class State:
         self._count(old, -1)
 
     def _count(self, record: bytes, change: int) -> None:
-        if record[FLAGS_AT] & TOMBSTONE:
+        if is_tombstone(record):
             self.tombstone_count += change
         else:
             self.live_count += change
@@ -328,16 +340,16 @@ class State:
         live, dead = (0, 0) if base_is_dead else (base.live, base.dead)
         of_base = layers.base_record
         for key, record in layers.overlay().items():
-            if not record[FLAGS_AT] & PURGED:
+            if not is_purge_marker(record):
                 add(key, record)
-                if record[FLAGS_AT] & TOMBSTONE:
+                if is_tombstone(record):
                     dead += 1
                 else:
                     live += 1
             hidden = of_base(key)
             if hidden is not None:
                 add(key, hidden, -1)
-                if hidden[FLAGS_AT] & TOMBSTONE:
+                if is_tombstone(hidden):
                     dead -= 1
                 else:
                     live -= 1

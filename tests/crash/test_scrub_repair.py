@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from fixtures.node import NodeFactory, NodeProcess, clean_environment
+from fixtures.records import BODY_BYTE, DIGEST_BYTE
 from fixtures.support import wait_until
 
-from merklekv.engine.format import DIGEST_AT, VALUE_AT
+from merklekv.engine.record import digest_of
 from merklekv.net.client import Client
 
 SMALL_MEMTABLE = ("--memtable-size", "64KiB")
@@ -80,8 +81,8 @@ def last_pass(node: NodeProcess) -> str:
     "position",
     [
         pytest.param(len(VALUE) - 1, id="value"),
-        pytest.param(DIGEST_AT - VALUE_AT, id="digest"),
-        pytest.param(-VALUE_AT - 1, id="key"),
+        pytest.param(DIGEST_BYTE - BODY_BYTE, id="digest"),
+        pytest.param(-BODY_BYTE - 1, id="key"),
     ],
 )
 def test_a_damaged_record_is_reported_and_repaired_from_a_peer(
@@ -135,7 +136,7 @@ def test_a_wrong_leaf_is_put_right_without_a_peer(node: NodeProcess) -> None:
         head = reply[1][1]
         assert isinstance(head, bytes)
     assert node.stop() == 0
-    assert flip(node.directory / "base" / "data.mdb", head[DIGEST_AT:VALUE_AT] + bytes(7), 0), "alone in its bucket"
+    assert flip(node.directory / "base" / "data.mdb", digest_of(head) + bytes(7), 0), "alone in its bucket"
     assert "leaf " in problems(node.directory)
     node.flags = (*SMALL_MEMTABLE, *OFTEN)
     node.start()

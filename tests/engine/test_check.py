@@ -16,6 +16,7 @@ import lmdb
 import pytest
 from fixtures import engines as support
 from fixtures.engines import NOON
+from fixtures.records import with_flags
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import bucket_of
@@ -164,7 +165,7 @@ def test_a_record_that_is_too_short(path: Path) -> None:
 
 
 def test_flags_that_nobody_knows(path: Path) -> None:
-    change(path, b"records", KEY, lambda record: record[:24] + b"\x04" + record[25:])
+    change(path, b"records", KEY, lambda record: with_flags(KEY, record, 4))
     problems = check_directory(path)
     assert f"key {KEY!r}: the flags are 4, expected 0 or 1 (tombstone)" in problems[0]
 

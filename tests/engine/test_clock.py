@@ -10,14 +10,8 @@ from fixtures.engines import DAY_NS, NOON, Wall
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merklekv.engine.clock import (
-    LATEST_NS,
-    UNSET_BEFORE_NS,
-    HybridClock,
-    show_version,
-    store_id_of,
-    timestamp_of,
-)
+from merklekv.engine.clock import LATEST_NS, UNSET_BEFORE_NS, HybridClock
+from merklekv.engine.record import store_id_of, timestamp_of
 
 DRIFT = DAY_NS
 walls = st.integers(0, 3 * NOON) | st.integers(NOON - 3 * DRIFT, NOON + 3 * DRIFT) | st.just(NOON)
@@ -173,7 +167,3 @@ def test_the_counter_of_an_op_id_begins_again() -> None:
     versions = [clock.next() for _ in range(3)]
     assert [version[20:].hex() for version in versions] == ["ffffffff", "00000000", "00000001"]
     assert versions == sorted(versions)
-
-
-def test_a_version_as_people_read_it() -> None:
-    assert show_version(support.version(5, 255) + b"rest of a record") == "5-000000000000000000000000000000ff"

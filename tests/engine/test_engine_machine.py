@@ -26,10 +26,11 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from merklekv.engine.clock import MAX_TRUNCATION_AHEAD_S
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import OP_SET, TOMBSTONE, VALUE_AT
+from merklekv.engine.format import OP_SET
 from merklekv.engine.options import Durability
 from merklekv.engine.verify.check import check_directory, check_engine
 from merklekv.errors import DiskFull, NotANumber, NumberOverflow, Stalled
+from merklekv.engine.record import is_tombstone, value_of, version_of
 
 T = TypeVar("T")
 Model = tuple[dict[bytes, bytes], bytes, int]  # records, floor, horizon
@@ -82,15 +83,15 @@ class EngineMachine(RuleBasedStateMachine):
         """A local write has put this in place of what was there."""
         record = self.engine.record(key)
         assert record is not None
-        assert record[:24] > self.records.get(key, self.truncation)[:24]
+        assert version_of(record) > version_of(self.records.get(key, self.truncation))
         assert int.from_bytes(record[:8], "big") > self.gc_horizon
-        assert record[VALUE_AT:] == (value or b"")
-        assert (record[24] == TOMBSTONE) == (value is None)
+        assert value_of(record) == (value or b"")
+        assert is_tombstone(record) == (value is None)
         self.records[key] = record
 
     def value(self, key: bytes) -> bytes | None:
         record = self.records.get(key)
-        return None if record is None or record[24] & TOMBSTONE else record[VALUE_AT:]
+        return None if record is None or is_tombstone(record) else value_of(record)
 
     @rule(key=keys, value=values)
     def set(self, key: bytes, value: bytes) -> None:
@@ -144,7 +145,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule()
     def truncate(self) -> None:
-        newest = max([self.truncation, *(record[:24] for record in self.records.values())])
+        newest = max([self.truncation, *(version_of(record) for record in self.records.values())])
         self.write(self.engine.truncate)
         self.truncation = self.engine.truncation
         assert self.truncation > newest
@@ -170,10 +171,10 @@ class EngineMachine(RuleBasedStateMachine):
         below = int.from_bytes(record[:8], "big") <= self.gc_horizon
         if int.from_bytes(record[:8], "big") > self.wall.now + DAY_NS:
             assert (applied, superseded, refused) == (0, 0, [(key, "clock")])
-        elif record < self.truncation or (shown is not None and record[:24] <= shown[:24]):
-            conflict = shown is not None and record[:24] == shown[:24] and record != shown
+        elif record < self.truncation or (shown is not None and version_of(record) <= version_of(shown)):
+            conflict = shown is not None and version_of(record) == version_of(shown) and record != shown
             assert (applied, superseded, refused) == ((0, 0, [(key, "conflict")]) if conflict else (0, 1, []))
-        elif below and (record[24] & TOMBSTONE or not settled):  # no event from below the horizon changes anything
+        elif below and (is_tombstone(record) or not settled):  # no event from below the horizon changes anything
             kept_out = (0, 0, [(key, "settled")])
             assert (applied, superseded, refused) in ([kept_out] if shown else [kept_out, (0, 1, [])])
         elif shown is None and below and not applied:
@@ -194,7 +195,7 @@ class EngineMachine(RuleBasedStateMachine):
         while self.write(lambda: self.engine.collect(limit)) and enough:
             pass
         for key, record in list(self.records.items()):
-            if record[24] & TOMBSTONE and int.from_bytes(record[:8], "big") <= self.gc_horizon:
+            if is_tombstone(record) and int.from_bytes(record[:8], "big") <= self.gc_horizon:
                 assert not enough or self.engine.record(key) is None
                 if self.engine.record(key) is None:
                     del self.records[key]

@@ -9,20 +9,10 @@ from fixtures import engines as support
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merklekv.engine.format import (
-    DIGEST_AT,
-    FLAGS_AT,
-    MAX_KEY_SIZE,
-    TOMBSTONE,
-    VALUE_AT,
-    VERSION_SIZE,
-    bucket_of,
-    make_record,
-    record_is_sound,
-)
+from merklekv.engine.format import MAX_KEY_SIZE, bucket_of
 from merklekv.engine.log import Segment
+from merklekv.engine.record import VERSION_SIZE
 from merklekv.engine.verify import reference
-from merklekv.engine.verify.report import record_problems
 from merklekv.errors import Corruption, FormatTooNew
 
 keys = st.binary(min_size=1, max_size=40) | st.binary(min_size=MAX_KEY_SIZE, max_size=MAX_KEY_SIZE)
@@ -37,34 +27,6 @@ entries = st.lists(
     ),
     max_size=8,
 )
-
-
-@given(keys, versions, st.sampled_from([0, TOMBSTONE]), values)
-def test_a_record_reads_back(key: bytes, version: bytes, flags: int, value: bytes) -> None:
-    record = make_record(key, version, flags, value)
-    assert record[:VERSION_SIZE] == version
-    assert record[FLAGS_AT] == flags
-    assert record[VALUE_AT:] == value
-    assert record[DIGEST_AT:VALUE_AT] == reference.digest_of(key, record)
-    assert record_is_sound(key, record)
-    if not (flags and value):
-        assert list(record_problems(key, record, bytes(24))) == []
-
-
-@given(keys, versions, values)
-def test_a_record_that_is_cut_or_flipped_anywhere_is_found_out(key: bytes, version: bytes, value: bytes) -> None:
-    record = make_record(key, version, 0, value)
-    for size in range(len(record)):
-        assert not record_is_sound(key, record[:size])
-        assert list(record_problems(key, record[:size], bytes(24)))
-        broken = record[:size] + bytes((record[size] ^ 0x10,)) + record[size + 1 :]
-        assert not record_is_sound(key, broken)
-        assert list(record_problems(key, broken, bytes(24)))
-
-
-@given(keys, keys, versions, values)
-def test_a_record_belongs_to_its_key(key: bytes, other: bytes, version: bytes, value: bytes) -> None:
-    assert record_is_sound(other, make_record(key, version, 0, value)) == (key == other)
 
 
 @given(keys)

@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 from fixtures import engines as support
 from fixtures.engines import DAY_NS, NOON, Wall
+from fixtures.records import with_flags
 from fixtures.support import wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merklekv.engine.clock import MAX_TRUNCATION_AHEAD_S
 from merklekv.engine.engine import Engine, MergeResult
-from merklekv.engine.format import EXPIRY, MAX_KEY_SIZE, OP_PREPEND, OP_SET, OP_TRUNCATE, TOMBSTONE, make_record
-from merklekv.engine.verify.reference import digest_of
+from merklekv.engine.format import MAX_KEY_SIZE, OP_PREPEND, OP_SET, OP_TRUNCATE
+from merklekv.engine.record import make_record, version_of
 from merklekv.errors import InvalidArgument
 
 Arrival = tuple[bytes, bytes | None]  # key and record, or a floor and None
@@ -145,7 +146,7 @@ def test_a_local_write_beats_what_the_node_shows(history: list[Arrival], key: by
     with support.fresh_engine(wall_clock=wall) as engine:
         take_in(engine, history, chance)
         wall.now -= chance.choice([0, 5, 5 * DAY_NS])
-        newest = max([engine.truncation, *(record[:24] for record in support.everything(engine).values())])
+        newest = max([engine.truncation, *(version_of(record) for record in support.everything(engine).values())])
         shown = engine.record(key) or engine.truncation
         engine.set(key, b"local")
         record = engine.record(key)
@@ -206,17 +207,12 @@ def test_what_cannot_be_is_refused_with_a_reason(make_engine: Callable[..., Engi
     assert refused(b"k", b"") == "digest"
     assert refused(b"k", sound[:-1]) == "digest"
     assert refused(b"k", sound, OP_TRUNCATE) == refused(b"k", sound, 0) == refused(b"k", sound, OP_SET | 0x80) == "op"
-    assert refused(b"k", _with_flags(b"k", EXPIRY, b"12345678")) == "flags"
-    assert refused(b"k", make_record(b"k", support.version(NOON), TOMBSTONE, b"v")) == "flags"
+    assert refused(b"k", make_record(b"k", support.version(NOON), b"v", expiry=1)) == "flags"
+    assert refused(b"k", with_flags(b"k", sound, 8)) == "flags"
+    assert refused(b"k", make_record(b"k", support.version(NOON), b"v", tombstone=True)) == "flags"
     assert refused(b"k", support.record(b"k", b"v", NOON + DAY_NS + 1)) == "clock"
     assert refused(b"held", support.record(b"held", b"two", NOON)) == "conflict"
     assert engine.get(b"held") == b"one"
-
-
-def _with_flags(key: bytes, flags: int, value: bytes) -> bytes:
-    """A record as a later release may make it."""
-    head = support.version(NOON) + bytes((flags,))
-    return head + digest_of(key, head + bytes(16) + value) + value
 
 
 def test_what_is_just_within_the_limits_is_taken(make_engine: Callable[..., Engine]) -> None:

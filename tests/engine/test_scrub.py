@@ -11,10 +11,12 @@ import lmdb
 import pytest
 from fixtures import engines as support
 from fixtures.engines import NOON
+from fixtures.records import BODY_BYTE, DIGEST_BYTE, FLAGS_BYTE
 
 from merklekv.engine.base import Base
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import BUCKETS, DIGEST_AT, FLAGS_AT, TOMBSTONE, VALUE_AT, VERSION_SIZE, bucket_of
+from merklekv.engine.format import BUCKETS, bucket_of
+from merklekv.engine.record import TOMBSTONE, VERSION_SIZE, digest_of
 from merklekv.engine.verify.check import check_directory, check_engine
 from merklekv.engine.verify.scrub import Damage, Scrub, fits
 
@@ -107,7 +109,7 @@ def test_an_empty_node_has_nothing_to_report(make_engine: Make) -> None:
 
 
 @pytest.mark.parametrize("key", [KEY, DEAD])
-@pytest.mark.parametrize("position", [0, 8, VERSION_SIZE - 1, FLAGS_AT, DIGEST_AT, VALUE_AT - 1, -1])
+@pytest.mark.parametrize("position", [0, 8, VERSION_SIZE - 1, FLAGS_BYTE, DIGEST_BYTE, BODY_BYTE - 1, -1])
 @pytest.mark.parametrize("mask", [0x01, 0x04, 0x80])
 def test_a_flipped_bit_anywhere_in_a_record(engine: Engine, key: bytes, position: int, mask: int) -> None:
     """It is found, and a peer's copy takes its place; so does it when the node goes down before that is merged."""
@@ -171,7 +173,7 @@ def test_two_damaged_records_of_one_bucket(make_engine: Make) -> None:
     support.checkpoint(engine)
     peer, root = support.everything(engine), engine.root()
     for key in keys[:2]:
-        engine = reopened(engine, flip_record(key, DIGEST_AT))
+        engine = reopened(engine, flip_record(key, DIGEST_BYTE))
     first, second = found_in(engine)
     assert (first.original, second.original) == (b"", b"")
     assert engine.replace(first.key, first.stored, peer[first.key], PEER)
@@ -199,10 +201,10 @@ def test_what_may_take_the_place_of_a_lost_record() -> None:
     damage = damage._replace(stored=None, record=flipped(support.record(KEY, b"value", NOON), 0, 0x10))
     assert not fits(damage, support.record(KEY, b"older", NOON - 1)), "it seems to be older than the floor"
     seems_newer = flipped(support.record(KEY, b"value", NOON), 0, 0x20)
-    damage = damage._replace(stored=seems_newer, record=flipped(seems_newer, DIGEST_AT))
+    damage = damage._replace(stored=seems_newer, record=flipped(seems_newer, DIGEST_BYTE))
     assert not fits(damage, support.record(KEY, b"value", NOON))
     original = support.record(KEY, b"value", NOON)
-    assert fits(damage._replace(original=original[DIGEST_AT:VALUE_AT]), original), "the leaf says so"
+    assert fits(damage._replace(original=digest_of(original)), original), "the leaf says so"
     assert fits(damage._replace(record=b""), support.record(KEY, b"older", NOON - 1)), "there is nothing to lose"
 
 
@@ -210,15 +212,15 @@ def test_the_leaf_tells_what_a_record_was(engine: Engine) -> None:
     """Version and digest are both damaged: only the sum of the bucket still knows the record."""
     peer = support.everything(engine)
     engine = reopened(engine, flip_record(KEY, 0, 0x20))
-    engine = reopened(engine, flip_record(KEY, DIGEST_AT))
+    engine = reopened(engine, flip_record(KEY, DIGEST_BYTE))
     (damage,) = heal(engine, peer)
-    assert damage.original == peer[KEY][DIGEST_AT:VALUE_AT]
+    assert damage.original == digest_of(peer[KEY])
     assert engine.record(KEY) == peer[KEY]
     is_sound(engine)
 
 
 def test_damage_without_a_peer_is_reported_in_each_pass(engine: Engine) -> None:
-    engine = reopened(engine, flip_record(KEY, DIGEST_AT))
+    engine = reopened(engine, flip_record(KEY, DIGEST_BYTE))
     support.damaged(engine.directory.path)
     root = engine.root()
     for _ in range(2):
@@ -266,7 +268,7 @@ def test_what_the_floor_has_killed_takes_no_place(engine: Engine) -> None:
 
 def test_damage_behind_a_newer_record_needs_no_peer(engine: Engine) -> None:
     root = engine.root()
-    engine = reopened(engine, flip_record(b"k01", DIGEST_AT))
+    engine = reopened(engine, flip_record(b"k01", DIGEST_BYTE))
     (damage,) = heal(engine, {})
     assert not damage.lost
     assert "nobody reads it any more" in damage.problem
@@ -279,7 +281,7 @@ def test_flags_that_rotted_do_not_end_the_merging(make_engine: Make) -> None:
     engine = make_engine()
     engine.set(KEY, b"value")
     support.checkpoint(engine)
-    engine = reopened(engine, flip_record(KEY, FLAGS_AT, TOMBSTONE))
+    engine = reopened(engine, flip_record(KEY, FLAGS_BYTE, TOMBSTONE))
     engine.set(KEY, b"newer")
     support.checkpoint(engine)
     assert engine.get(KEY) == b"newer"
@@ -294,7 +296,7 @@ def test_a_list_of_tombstones_that_is_too_long_does_not_end_a_repair_elsewhere(m
     engine.set(KEY, b"value")
     engine.delete(KEY)
     support.checkpoint(engine)
-    engine = reopened(engine, flip_record(KEY, FLAGS_AT, TOMBSTONE))
+    engine = reopened(engine, flip_record(KEY, FLAGS_BYTE, TOMBSTONE))
     engine.set(KEY, b"newer")
     engine.delete(KEY)
     support.checkpoint(engine)
@@ -323,7 +325,7 @@ def test_a_record_that_is_gone(engine: Engine, is_told: bool) -> None:
     engine = reopened(engine, alter)
     found = heal(engine, peer)
     assert {damage.key for damage in found if damage.lost} == ({KEY} if is_told else {KEY, b"k\x105"})
-    assert next(damage for damage in found if damage.key == KEY).original == peer[KEY][DIGEST_AT:VALUE_AT]
+    assert next(damage for damage in found if damage.key == KEY).original == digest_of(peer[KEY])
     is_sound(engine)
     assert support.everything(engine) == peer
     assert engine.root() == root
@@ -383,7 +385,7 @@ def test_wrong_memory_over_a_sound_base(engine: Engine) -> None:
     engine._tree.dirty.add(bucket_of(KEY) // 256)
     engine.live_count += 1
     engine.tombstone_count -= 2
-    engine._records[b"active"] = flipped(engine._records[b"active"], DIGEST_AT)
+    engine._records[b"active"] = flipped(engine._records[b"active"], DIGEST_BYTE)
     problems = [damage.problem for damage in heal(engine, {})]
     for what in ("memory: leaf ", "memory, key b'active': ", "memory: the number of live", "memory: the number of tom"):
         assert any(problem.startswith(what) for problem in problems), problems
@@ -439,7 +441,7 @@ def test_a_repair_is_in_the_log_until_the_base_has_it(engine: Engine) -> None:
 
 def test_a_tombstone_of_a_peer_is_kept_as_one(engine: Engine) -> None:
     peer = support.everything(engine)
-    engine = reopened(engine, flip_record(DEAD, FLAGS_AT, TOMBSTONE))
+    engine = reopened(engine, flip_record(DEAD, FLAGS_BYTE, TOMBSTONE))
     assert engine.exists(DEAD)
     heal(engine, peer)
     assert not engine.exists(DEAD)

@@ -14,18 +14,11 @@ from fixtures.wire import Wire
 
 from merklekv.engine.clock import MAX_TRUNCATION_AHEAD_S
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import (
-    BUCKETS,
-    MAX_KEY_SIZE,
-    TOMBSTONE,
-    VALUE_AT,
-    ZERO_VERSION,
-    bucket_of,
-    make_record,
-)
+from merklekv.engine.format import BUCKETS, MAX_KEY_SIZE, bucket_of
 from merklekv.net.client import Client, NodeError, Reply, Unreachable
 from merklekv.net.commands.records import MERGE_SLICE_RECORDS, PAGE_BYTES, PAGE_RECORDS_MAX, fetch
 from merklekv.node_id import NODE_ID_BYTES_MAX
+from merklekv.engine.record import HEAD_SIZE, TOMBSTONE, ZERO_VERSION, body_of, flags_of, head_of, make_record
 
 OLD = (1_600_000_000 * 10**9).to_bytes(8, "big") + bytes(16)
 NEW = (1_700_000_000 * 10**9).to_bytes(8, "big") + bytes(16)
@@ -46,7 +39,7 @@ def page(client: Client, after: bytes, *options: bytes, count: int = 10) -> tupl
     following, parts = reply
     assert following is None or isinstance(following, bytes)
     assert isinstance(parts, list)
-    assert all(len(head) == VALUE_AT for head in parts[1::3])  # type: ignore[arg-type]
+    assert all(len(head) == HEAD_SIZE for head in parts[1::3])  # type: ignore[arg-type]
     pairs = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
     return following, [(key, head + value) for key, head, value in pairs]  # type: ignore[operator, misc]
 
@@ -63,11 +56,11 @@ def everything(client: Client, *options: bytes, count: int = 10) -> list[Pair]:
 
 
 def parts_of(*pairs: Pair) -> list[bytes]:
-    return [part for key, record in pairs for part in (key, record[:VALUE_AT], record[VALUE_AT:])]
+    return [part for key, record in pairs for part in (key, head_of(record), body_of(record))]
 
 
-def pair(key: bytes, value: bytes = b"v", version: bytes = OLD, flags: int = 0) -> Pair:
-    return key, make_record(key, version, flags, value)
+def pair(key: bytes, value: bytes = b"v", version: bytes = OLD, tombstone: bool = False) -> Pair:
+    return key, make_record(key, version, value, tombstone=tombstone)
 
 
 def fill(engine: Engine) -> None:
@@ -86,7 +79,7 @@ def test_records_in_key_order_with_the_dead(count: int, engine: Engine, client: 
     assert len(pairs) == 61
     assert [key for key, _ in pairs] == sorted(key for key, _ in pairs)
     assert all(record == engine.record(key) for key, record in pairs)
-    assert dict(pairs)[b"key:005"][VALUE_AT - 17] == TOMBSTONE
+    assert flags_of(dict(pairs)[b"key:005"]) == TOMBSTONE
 
 
 def test_records_under_a_prefix(engine: Engine, client: Client) -> None:
@@ -123,14 +116,14 @@ def test_a_page_is_bounded_in_bytes(engine: Engine, client: Client) -> None:
         engine.set(b"%d" % number, bytes(size))
     engine.commit()
     following, pairs = page(client, b"", count=1000)
-    assert sum(len(record) for _, record in pairs) <= PAGE_BYTES + size + VALUE_AT
+    assert sum(len(record) for _, record in pairs) <= PAGE_BYTES + size + HEAD_SIZE
     assert following is not None
     assert len(everything(client, count=1000)) == 9
 
 
 def test_the_buckets_together_are_all_records(engine: Engine, client: Client) -> None:
     fill(engine)
-    heads = [(key, engine.record(key)[:VALUE_AT]) for key, _ in everything(client)]  # type: ignore[index]
+    heads = [(key, head_of(engine.record(key))) for key, _ in everything(client)]  # type: ignore[index]
     wanted = {bucket_of(key) for key, _ in heads}
     for bucket in (*wanted, *({0, BUCKETS - 1} - wanted)):
         parts = client.call(b"BUCKET", b"%d" % bucket)
@@ -196,7 +189,7 @@ def test_the_truncation_version(engine: Engine, client: Client) -> None:
 
 def test_merge_takes_the_larger_version(engine: Engine, client: Client) -> None:
     assert client.call(b"MERGE", b"n" * NODE_ID_BYTES_MAX, *parts_of(pair(b"a"), pair(b"b"), pair(b"c"))) == [3, 0, []]
-    changes = [pair(b"a", b"w", NEW), pair(b"b", b"", NEW, TOMBSTONE), pair(b"c", b"w", ZERO_VERSION), pair(b"d")]
+    changes = [pair(b"a", b"w", NEW), pair(b"b", b"", NEW, tombstone=True), pair(b"c", b"w", ZERO_VERSION), pair(b"d")]
     assert client.call(b"MERGE", b"n", *parts_of(*changes)) == [3, 1, []]
     assert client.call(b"MERGE", b"n", *parts_of(*changes)) == [0, 4, []]
     assert [engine.get(key) for key in (b"a", b"b", b"c", b"d")] == [b"w", None, b"v", b"v"]
@@ -212,7 +205,7 @@ def test_bad_records_are_refused_one_by_one(engine: Engine, client: Client) -> N
         (b"digest", digest[:-1] + b"w"),
         pair(b"conflict", b"other"),
         pair(b"clock", version=far),
-        pair(b"flags", b"v", flags=TOMBSTONE),
+        pair(b"flags", b"v", tombstone=True),
         pair(b"k" * 512),
         pair(b""),
     ]

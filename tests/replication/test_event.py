@@ -9,19 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merklekv.engine.format import (
-    ENTRY,
-    MAX_KEY_SIZE,
-    OP_DEL,
-    OP_ORIGIN,
-    OP_SET,
-    OP_TRUNCATE,
-    REMOTE,
-    TOMBSTONE,
-    VALUE_AT,
-    make_record,
-    record_is_sound,
-)
+from merklekv.engine.format import ENTRY, MAX_KEY_SIZE, OP_DEL, OP_ORIGIN, OP_SET, OP_TRUNCATE, REMOTE
 from merklekv.node_id import NODE_ID_BYTES_MAX, is_node_id
 from merklekv.replication import plain_cbor
 from merklekv.replication.stream import event
@@ -33,6 +21,7 @@ from merklekv.replication.stream.event import (
     encode_entries,
     encode_message,
 )
+from merklekv.engine.record import is_sound, make_record, value_of, version_of
 
 VERSION = (1_790_000_000_000_000_000).to_bytes(8, "big") + bytes(range(16))
 PLAIN: dict[str, Any] = {"v": 1, "op": "set", "key": "k", "val": b"value", "ts": 5, "src": "a", "op_id": bytes(16)}
@@ -63,8 +52,8 @@ def changes(draw: st.DrawFn) -> event.Change:
         return op, b"", version
     key = draw(keys)
     if op == OP_DEL:
-        return op, key, make_record(key, version, TOMBSTONE, b"")
-    return op, key, make_record(key, version, 0, draw(st.binary(max_size=300)))
+        return op, key, make_record(key, version, b"", tombstone=True)
+    return op, key, make_record(key, version, draw(st.binary(max_size=300)))
 
 
 def entries_of(made: list[event.Change]) -> bytes:
@@ -100,7 +89,7 @@ def test_what_is_encoded_is_decoded(made: list[event.Change], source: str, seque
     message = decode_message(message_of(made, source, sequence))
     assert message == Message(source, sequence, *split(made))
     assert message.event_count == len(made)
-    assert message.newest() == max((record[:24] for _, _, record in made), default=b"")
+    assert message.newest() == max((version_of(record) for _, _, record in made), default=b"")
 
 
 @given(st.lists(changes(), min_size=1, max_size=3))
@@ -108,12 +97,12 @@ def test_messages_are_what_the_protocol_says(made: list[event.Change]) -> None:
     item = cbor2.loads(message_of(made, "node-a", 41))
     assert (item["v"], item["src"], item["seq"]) == (1, "node-a", 41)
     for said, (_op, key, record) in zip(item.get("events", [item]), made, strict=True):
-        assert said["ts"].to_bytes(8, "big") + said["op_id"] == record[:24]
+        assert said["ts"].to_bytes(8, "big") + said["op_id"] == version_of(record)
         if "key" not in said:
             assert (said["op"], said["val"]) == ("truncate", None)
             continue
         assert said["key"] == (key.decode() if event.is_utf8(key) else key)
-        assert said["val"] == (None if said["op"] == "del" else record[VALUE_AT:])
+        assert said["val"] == (None if said["op"] == "del" else value_of(record))
 
 
 @given(st.binary(max_size=200))
@@ -158,7 +147,7 @@ def decode_or_refuse(payload: bytes) -> None:
         message = decode_message(payload)
     except EventRefused:
         return
-    assert all(record_is_sound(key, record) and 0 < len(key) <= MAX_KEY_SIZE for _, key, record in message.changes)
+    assert all(is_sound(key, record) and 0 < len(key) <= MAX_KEY_SIZE for _, key, record in message.changes)
     assert all(len(truncation) == 24 for truncation in message.truncations)
 
 
@@ -288,7 +277,7 @@ def test_deep_nesting_is_refused() -> None:
 
 
 def test_events_of_other_nodes_are_never_encoded() -> None:
-    record = make_record(b"k", VERSION, 0, b"v")
+    record = make_record(b"k", VERSION, b"v")
     data = entries_of([(OP_ORIGIN, b"other", b""), (OP_SET | REMOTE, b"k", record), (OP_SET, b"k", record)])
     pieces, count, size, at = encode_entries(data, 0, len(data), 1 << 20)
     assert (count, size, at) == (1, len(b"".join(pieces)), len(data))
@@ -296,7 +285,7 @@ def test_events_of_other_nodes_are_never_encoded() -> None:
 
 
 def test_encoding_stops_where_the_room_ends_and_goes_on_there() -> None:
-    made = [(OP_SET, b"k%d" % number, make_record(b"k%d" % number, VERSION, 0, b"v" * 50)) for number in range(9)]
+    made = [(OP_SET, b"k%d" % number, make_record(b"k%d" % number, VERSION, b"v" * 50)) for number in range(9)]
     data = entries_of(made)
     whole = encode_entries(data, 0, len(data), 1 << 20)
     one = whole.size // len(made)
@@ -312,14 +301,14 @@ def test_encoding_stops_where_the_room_ends_and_goes_on_there() -> None:
 
 @pytest.mark.parametrize("size", [0, 23, 24, 255, 256, 4095, 4096, 65_535, 65_536])
 def test_values_of_every_length_of_head(size: int) -> None:
-    made: list[event.Change] = [(OP_SET, b"k" * 24, make_record(b"k" * 24, VERSION, 0, b"v" * size))]
+    made: list[event.Change] = [(OP_SET, b"k" * 24, make_record(b"k" * 24, VERSION, b"v" * size))]
     assert decode_message(message_of(made)).changes == made
 
 
 @pytest.mark.parametrize("count", [0, 2, 23, 24, 255, 256])
 def test_the_envelope_is_within_its_size(count: int) -> None:
     source = "s" * NODE_ID_BYTES_MAX
-    made: list[event.Change] = [(OP_SET, b"k", make_record(b"k", VERSION, 0, b""))] * count
+    made: list[event.Change] = [(OP_SET, b"k", make_record(b"k", VERSION, b""))] * count
     data = entries_of(made)
     encoded = encode_entries(data, 0, len(data), 1 << 20)
     message = encode_message(source, event.SEQUENCE_LIMIT - 1, encoded.pieces, count)

@@ -13,7 +13,8 @@ import cbor2
 import pytest
 from fixtures.exchanges import NOON, SECOND, Cut, Node, agree, answer, carry, cluster, exchange, meet_all
 
-from merklekv.engine.clock import MAX_TRUNCATION_AHEAD_S, UNSET_BEFORE_NS, timestamp_of
+from merklekv.engine.clock import MAX_TRUNCATION_AHEAD_S, UNSET_BEFORE_NS
+from merklekv.engine.record import timestamp_of
 from merklekv.log_throttle import LogThrottle
 from merklekv.replication.cluster.lost_writes import Lapse
 from merklekv.replication.cluster.members import NOTHING_SAID, Identity, Members, Report, Row, Table, table_of

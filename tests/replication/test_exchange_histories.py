@@ -14,6 +14,8 @@ from fixtures.exchanges import SECOND, Cut, Node, agree, carry, cluster, directo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from merklekv.engine.record import value_of, version_of
+
 KEYS = [b"k%d" % number for number in range(6)]
 SKEW_MAX_S = 50
 HISTORIES_MAX = 40
@@ -102,7 +104,9 @@ class History:
     def expected(self) -> dict[bytes, bytes]:
         newest = {key: max(records) for key, records in self.written.items() if records}
         return {
-            key: record[41:] for key, record in newest.items() if not is_dead(record) and record[:24] >= self.truncation
+            key: value_of(record)
+            for key, record in newest.items()
+            if not is_dead(record) and version_of(record) >= self.truncation
         }
 
     def sweep(self) -> None:

@@ -9,7 +9,8 @@ from shutil import copytree
 import pytest
 from fixtures.exchanges import NOON, SECOND, Cut, Node, agree, carry, cluster, cut_when, exchange, meet_all
 
-from merklekv.engine.format import OP_SET, make_record
+from merklekv.engine.format import OP_SET
+from merklekv.engine.record import make_record
 from merklekv.replication.sync import initiator as exchange_module
 
 
@@ -34,7 +35,7 @@ def lose(node: Node, key: bytes) -> None:
 def load(node: Node, key: bytes) -> None:
     """A record of a dump, that no member has written."""
     version = (NOON - 100 * SECOND).to_bytes(8, "big") + b"elsewhere".ljust(16)
-    node.engine.merge([(OP_SET, key, make_record(key, version, 0, b"dumped"))], b"load", settled=True)
+    node.engine.merge([(OP_SET, key, make_record(key, version, b"dumped"))], b"load", settled=True)
     node.engine.commit()
 
 

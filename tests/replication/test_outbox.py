@@ -13,8 +13,8 @@ import pytest
 from merklekv.engine import tail as tail_module
 from merklekv.engine.durable import MIN_MEMTABLE_SIZE
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import VALUE_AT, make_record
 from merklekv.engine.log import list_segments
+from merklekv.engine.record import make_record, value_of
 from merklekv.replication.stream import outbox as outbox_module
 from merklekv.replication.stream.event import ENVELOPE_SIZE, decode_message
 from merklekv.replication.stream.outbox import BATCH_BYTES, PACKET_OVERHEAD, Batch, Outbox
@@ -63,7 +63,7 @@ def values(*batches: Batch) -> list[bytes]:
     for batch in batches:
         message = decode_message(batch.payload)
         assert (message.source, message.sequence, message.event_count) == ("node-a", batch.sequence, batch.count)
-        found += [record[VALUE_AT:] for _, _, record in message.changes]
+        found += [value_of(record) for _, _, record in message.changes]
     return found
 
 
@@ -108,12 +108,12 @@ def test_a_frame_larger_than_a_batch_is_cut(station: Station) -> None:
 
 def test_events_of_other_nodes_are_not_published_and_do_not_hold_the_cursor(station: Station) -> None:
     before = station.outbox.cursor
-    station.engine.merge([(1, b"r", make_record(b"r", bytes(24), 0, b"remote"))], b"other")
+    station.engine.merge([(1, b"r", make_record(b"r", bytes(24), b"remote"))], b"other")
     station.write(b"own")
     (batch,) = station.take_all()
     assert values(batch) == [b"own"]
     station.outbox.acknowledge(batch)
-    station.engine.merge([(1, b"r", make_record(b"r", bytes(23) + b"\1", 0, b"remote"))], b"other")
+    station.engine.merge([(1, b"r", make_record(b"r", bytes(23) + b"\1", b"remote"))], b"other")
     station.engine.commit()
     assert station.outbox.next_batch() is None
     assert station.outbox.cursor == station.engine.tail.end != before

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merklekv.engine.format import VALUE_AT
+from merklekv.engine.record import HEAD_SIZE
 from merklekv.replication.cluster.members import Members
 from merklekv.replication.fields import Malformed, decode_map
 from merklekv.replication.plain_cbor import (
@@ -88,7 +88,7 @@ def test_the_walk_ends_whatever_the_bytes(data: bytes) -> None:
 def test_what_nodes_write_has_fewer_items() -> None:
     event = {"op": "del", "key": "k", "val": None, "ts": 1 << 60, "op_id": bytes(16)}
     assert BATCH_BYTES // len(cbor2.dumps(event)) * item_count(event) < ITEMS_MAX, "a batch of the smallest events"
-    smallest_record = 1 + VALUE_AT
+    smallest_record = 1 + HEAD_SIZE
     assert 2 * (REPLY_BYTES // smallest_record + REPLY_RECORDS) < ITEMS_MAX, "keys and records of an answer"
     assert 4 * BATCH_RECORDS + BATCH_RECORDS < ITEMS_MAX, "records to take, records to bury, keys to give"
 

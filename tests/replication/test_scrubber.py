@@ -12,7 +12,7 @@ import pytest
 from fixtures.support import run_out_of_room, wait_until
 
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import make_record
+from merklekv.engine.record import make_record
 from merklekv.engine.verify.check import check_engine
 from merklekv.engine.verify.scrub import Damage, Scrub
 from merklekv.errors import DiskFull, MerkleKVError, Stalled, StorageFailed
@@ -20,7 +20,7 @@ from merklekv.metrics import ScrubMetrics
 from merklekv.replication.scrubber import FIRST_REST_S, LINES_MAX, METADATA_SCRUBBED, Scrubber
 
 KEY = b"k"
-OLD, NEW, NEWER = (make_record(KEY, bytes(7) + bytes((ts,)) + bytes(16), 0, b"value %d" % ts) for ts in (1, 2, 3))
+OLD, NEW, NEWER = (make_record(KEY, bytes(7) + bytes((ts,)) + bytes(16), b"value %d" % ts) for ts in (1, 2, 3))
 BROKEN = NEW[:-1] + b"X"
 DAY_S = 86_400.0
 

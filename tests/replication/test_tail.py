@@ -12,15 +12,16 @@ import pytest
 from merklekv.engine import tail as tail_module
 from merklekv.engine.durable import MIN_MEMTABLE_SIZE
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import SEGMENT_HEADER, VALUE_AT, make_record
+from merklekv.engine.format import SEGMENT_HEADER
 from merklekv.engine.log import Log, list_segments
+from merklekv.engine.record import make_record, value_of, version_of
 from merklekv.engine.tail import LogFrame, LogGone, LogPosition, Tail
 from merklekv.errors import Corruption
 from merklekv.replication.stream.event import decode_message, encode_entries, encode_message
 
 Damage = Callable[[bytes], bytes]
 
-REMOTE_RECORD = make_record(b"r", bytes(24), 0, b"remote")
+REMOTE_RECORD = make_record(b"r", bytes(24), b"remote")
 
 
 def open_engine(path: Path, **options: Any) -> Engine:
@@ -40,7 +41,7 @@ def values_of(frame: LogFrame) -> list[bytes]:
     events = encode_entries(frame.data, frame.payload_at, len(frame.data), 1 << 30)
     assert events.event_count == frame.local_count
     message = decode_message(encode_message("a", frame.sequence, events.pieces, events.event_count))
-    return [record[VALUE_AT:] for _, _, record in message.changes]
+    return [value_of(record) for _, _, record in message.changes]
 
 
 def write(engine: Engine, first: int, last: int, step: int = 3) -> list[bytes]:
@@ -247,7 +248,7 @@ def test_what_is_being_written_is_not_read_ahead(tmp_path: Path) -> None:
     tail = Tail(tmp_path, log_)
     place = tail.follow()
     for part in range(3):
-        record = make_record(b"k", bytes(24), 0, b"%d" % part)
+        record = make_record(b"k", bytes(24), b"%d" % part)
         log_.pending.append(b"\1\0\1\0\0" + len(record).to_bytes(2, "big") + b"k" + record)
         log_.appended += 1
         log_.sequence += 1
@@ -275,7 +276,7 @@ def test_merging_while_a_floor_is_being_merged_leaves_no_empty_segment(tmp_path:
     assert truncation is not None
     engine.commit()
     engine.checkpoint_now()
-    engine.merge_truncation(truncation[:24], b"peer")
+    engine.merge_truncation(version_of(truncation), b"peer")
     engine.commit()  # seals the segment of the floor: the tree is not whole before it is merged
     engine.checkpoint_now()
     engine.set(b"k", b"1")

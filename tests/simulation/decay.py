@@ -13,8 +13,8 @@ from typing import Any, Final, Self
 from unittest import mock
 
 from merklekv.engine.base import Base, BaseWriter
-from merklekv.engine.format import VERSION_SIZE, record_is_sound
 from merklekv.engine.merkle import LEAVES_PER_INNER
+from merklekv.engine.record import is_sound, version_of
 from merklekv.engine.verify import scrub
 from merklekv.errors import MerkleKVError
 from merklekv.replication import scrubber
@@ -63,7 +63,7 @@ class Decay(Cluster):
             return
         layers, path = node.engine._layers, node.engine.directory.base
         stored = layers.base.records_from(b"", None, RECORDS_MAX, 1 << 30)
-        sound = [(key, record) for key, record in stored if record_is_sound(key, record)]
+        sound = [(key, record) for key, record in stored if is_sound(key, record)]
         if not sound:
             return
         key, record = chance.choice(sound)
@@ -100,9 +100,9 @@ class Decay(Cluster):
             one.scrub()
             for key, record in damaged.items() if node.up and node.lives == life else ():
                 now = node.engine.record(key)
-                is_older = now is not None and now < self._originals.get((key, record), record)[:VERSION_SIZE]
+                is_older = now is not None and now < version_of(self._originals.get((key, record), record))
                 is_new = now in node.made_since[made_before:]  # a client cannot beat a version that nobody can read
-                if now is not None and is_older and not is_new and record_is_sound(key, now):
+                if now is not None and is_older and not is_new and is_sound(key, now):
                     raise Failure(f"{node.name}: {show(key, now)} was put in the place of what was newer")
         return one
 
@@ -129,7 +129,7 @@ class Decay(Cluster):
         layers = node.engine._layers
         over = layers.overlay()
         stored = layers.base.records_from(b"", None, RECORDS_MAX, 1 << 30)
-        return {key: record for key, record in stored if key not in over and not record_is_sound(key, record)}
+        return {key: record for key, record in stored if key not in over and not is_sound(key, record)}
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
@@ -154,10 +154,10 @@ class Decay(Cluster):
 
     def _fit(self, node: Node, key: bytes, damaged: bytes) -> str:
         """Who has what a damaged record was, or something newer."""
-        before = self._originals.get((key, damaged), damaged)[:VERSION_SIZE]
+        before = version_of(self._originals.get((key, damaged), damaged))
         for other in self._reached(node):
             there = other.engine.record(key)
-            if there is not None and record_is_sound(key, there) and there >= before:
+            if there is not None and is_sound(key, there) and there >= before:
                 return other.name
         return ""
 

@@ -16,9 +16,8 @@ from unittest import mock
 
 from merklekv.engine import format
 from merklekv.engine.base import BaseWriter
-from merklekv.engine.clock import HybridClock, epoch_of
+from merklekv.engine.clock import HybridClock
 from merklekv.engine.engine import SUPERSEDED, Engine
-from merklekv.engine.format import VERSION_SIZE, ZERO_VERSION
 from merklekv.engine.log import Log
 from merklekv.engine.merkle import COUNT_MASK, MerkleTree
 from merklekv.engine.tail import LogPosition, Tail
@@ -32,6 +31,7 @@ from merklekv.replication.sync import deletion_rule
 from merklekv.replication.sync.initiator import Initiator
 from merklekv.replication.sync.local_endpoint import LocalEndpoint
 from merklekv.replication.sync.messages import Hello
+from merklekv.engine.record import VERSION_SIZE, ZERO_VERSION, epoch_of, is_sound, version_of
 
 SEEDS_MAX: Final = 500  # histories in which a mistake has to show
 
@@ -172,7 +172,7 @@ def _() -> tuple[Change, ...]:
 @mistake("what is late overwrites what is newer", "m")
 def _() -> tuple[Change, ...]:
     def verdict(engine: Engine, key: bytes, record: bytes, *rest: Any, sound: Any = Engine._verdict) -> str:
-        is_late = record[:VERSION_SIZE] != (engine.record(key) or b"")[:VERSION_SIZE] and record > engine.truncation
+        is_late = version_of(record) != version_of(engine.record(key) or b"") and record > engine.truncation
         found: str = sound(engine, key, record, *rest)
         return "" if found == SUPERSEDED and is_late else found
 
@@ -264,7 +264,7 @@ def _() -> tuple[Change, ...]:
     def record_is_sound(key: bytes, record: bytes) -> bool:
         return True
 
-    return (mock.patch.object(scrub, format.record_is_sound.__name__, record_is_sound),)
+    return (mock.patch.object(scrub, format.record_is_sound.__name__, is_sound),)
 
 
 @mistake("the scrub puts what is older in the place of what is damaged", "x")

@@ -21,15 +21,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from merklekv.engine.clock import store_id_of, timestamp_of
-from merklekv.engine.format import FLAGS_AT, TOMBSTONE, VALUE_AT, VERSION_SIZE, ZERO_VERSION, record_is_sound
+from merklekv.engine.record import ZERO_VERSION, is_sound, store_id_of, timestamp_of, value_of, version_of
 from merklekv.replication.cluster.lost_writes import NO_LAPSES, Lapses, account_for
 
 TRUNCATION = b""  # the "key" of a truncate; its record is the floor
 
 
 def is_tombstone(record: bytes) -> bool:
-    return bool(record[FLAGS_AT] & TOMBSTONE)
+    return is_tombstone(record)
 
 
 def show(key: bytes, record: bytes) -> str:
@@ -37,7 +36,7 @@ def show(key: bytes, record: bytes) -> str:
     version = f"@{timestamp_of(record) / 1e9 % 1e7:.6f}"
     if key == TRUNCATION:
         return f"truncate {version}"
-    return f"{key.decode()} {'deleted' if is_tombstone(record) else record[VALUE_AT:].decode()} {version}"
+    return f"{key.decode()} {'deleted' if is_tombstone(record) else value_of(record).decode()} {version}"
 
 
 @dataclass
@@ -51,7 +50,7 @@ class Holding:
 
 def sound(holding: Holding) -> Holding:
     """Without the records that the disk has damaged."""
-    records = {key: record for key, record in holding.records.items() if record_is_sound(key, record)}
+    records = {key: record for key, record in holding.records.items() if is_sound(key, record)}
     return Holding(records, holding.truncation, holding.gc_horizon)
 
 
@@ -79,7 +78,7 @@ class Oracle:
 
     def attempt(self, key: bytes, record: bytes) -> None:
         """A node has made this record; whether it lasts is open."""
-        self.written.setdefault(key, {})[record[:VERSION_SIZE]] = record
+        self.written.setdefault(key, {})[version_of(record)] = record
 
     def settles(self, counted: Counted, gc_horizon: int) -> None:
         """Some node has this horizon, and counts on writers so far."""
@@ -87,18 +86,18 @@ class Oracle:
 
     def hides(self, key: bytes, dead: bytes, tombstone: bytes) -> None:
         """A tombstone was put above a dead record (version), and maybe far above: also what was written in between."""
-        self.hidden.setdefault(key, []).append((dead, tombstone[:VERSION_SIZE]))
+        self.hidden.setdefault(key, []).append((dead, version_of(tombstone)))
 
     def brings(self, records: Iterable[bytes], gc_horizon: int) -> None:
         """A restored node has made these before it met anybody, and this is the largest horizon of all nodes."""
         for record in records:
-            version = record[:VERSION_SIZE]
+            version = version_of(record)
             self.late[version] = max(self.late.get(version, 0), gc_horizon)
 
     def acknowledge(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
         """The commit that covers these has returned."""
         for key, record in pairs:
-            self.sure.setdefault(key, set()).add(record[:VERSION_SIZE])
+            self.sure.setdefault(key, set()).add(version_of(record))
 
     def reconsider(self, holdings: list[Holding]) -> None:
         """These are all the nodes that are left: what none of them has is not owed any more."""
@@ -111,12 +110,12 @@ class Oracle:
             return True
         record = holding.records.get(key)
         if record is not None:
-            return record[:VERSION_SIZE] >= version
+            return version_of(record) >= version
         return key != TRUNCATION and self._collected(key, version, holding.gc_horizon)
 
     def _covers(self, holding: Holding, key: bytes, version: bytes) -> bool:
         record = holding.records.get(key)
-        is_late = record is not None and self._came_late(key, record[:VERSION_SIZE], version)
+        is_late = record is not None and self._came_late(key, version_of(record), version)
         return is_late or self._has(holding, key, version)
 
     def _collected(self, key: bytes, version: bytes, gc_horizon: int) -> bool:
@@ -142,7 +141,7 @@ class Oracle:
                     there = show(key, found) if found is not None else "nothing"
                     wrong.append(f"acknowledged and lost: {show(key, self.written[key][version])}; there is {there}")
         for key, record in sorted(final.records.items()):
-            if self.written.get(key, {}).get(record[:VERSION_SIZE]) != record:
+            if self.written.get(key, {}).get(version_of(record)) != record:
                 wrong.append(f"never written: {show(key, record)}")
             if record < final.truncation:
                 wrong.append(f"below the floor: {show(key, record)}")

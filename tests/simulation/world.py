@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 from unittest import mock
 
-from merklekv.engine.clock import timestamp_of
-from merklekv.engine.format import record_is_sound
+from merklekv.engine.record import is_sound, timestamp_of, version_of
 from merklekv.errors import Stalled
 from merklekv.replication.stream.outbox import Batch
 
@@ -174,7 +173,7 @@ class World:
         after = engine.truncation if command == "truncate" else engine.record(key)
         if after is None or after == before:
             return
-        if before is not None and after[:24] <= before[:24] and record_is_sound(key, before):
+        if before is not None and version_of(after) <= version_of(before) and is_sound(key, before):
             raise Failure(f"{node.name}: {show(key, after)} does not beat {show(key, before)}")
         self._require_near(node, after, before or newest)
         self.oracle.attempt(TRUNCATION if command == "truncate" else key, after)

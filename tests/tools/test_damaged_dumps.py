@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from merklekv_tool.dumps import Checksum, End, Format, Head, Reader, Writer, format_named
 from merklekv_tool.statuses import EXIT_DUMP, DumpError
 
-from merklekv.engine.format import TOMBSTONE, ZERO_VERSION, make_record
+from merklekv.engine.record import ZERO_VERSION, make_record
 
 FORMATS = ["jsonl", "cbor"]
 VERSIONS = [(1_700_000_000 + number).to_bytes(8, "big") + bytes((number,)) * 16 for number in range(4)]
 TRUNCATION = (1_600_000_000).to_bytes(8, "big") + bytes(16)
 PAIRS = [
-    (b"\xff", make_record(b"\xff", VERSIONS[0], 0, b"\x80")),
-    (b"gone", make_record(b"gone", VERSIONS[1], TOMBSTONE, b"")),
-    (b"text", make_record(b"text", VERSIONS[2], 0, b"v")),
+    (b"\xff", make_record(b"\xff", VERSIONS[0], b"\x80")),
+    (b"gone", make_record(b"gone", VERSIONS[1], b"", tombstone=True)),
+    (b"text", make_record(b"text", VERSIONS[2], b"v")),
 ]
 
 
@@ -265,7 +265,7 @@ def test_an_item_that_would_take_all_memory_is_refused(bomb: bytes, words: str) 
 
 @pytest.mark.parametrize("size", [0, 100, (1 << 16) - 1, 1 << 16, 3 << 20])
 def test_a_record_of_any_size_is_read(size: int) -> None:
-    pairs = [(b"k" * 511, make_record(b"k" * 511, VERSIONS[0], 0, b"v" * size))]
+    pairs = [(b"k" * 511, make_record(b"k" * 511, VERSIONS[0], b"v" * size))]
     file = io.BytesIO()
     writer = Writer(file, format_named("cbor"), b"p" * 511)
     writer.page(pairs)

@@ -15,8 +15,7 @@ from merklekv_tool.diff import DIFFERENCES, compare
 from merklekv_tool.output import moment
 from merklekv_tool.statuses import EXIT_NODE, EXIT_PROBLEMS, EXIT_UNREACHABLE
 
-from merklekv.engine.clock import show_version
-from merklekv.engine.format import VALUE_AT, make_record
+from merklekv.engine.record import head_of, is_tombstone, make_record, show_version
 from merklekv.exit_codes import EXIT_FORMAT, EXIT_LOCKED, EXIT_OK, EXIT_USAGE
 
 VERSION = (1_700_000_000 * 10**9).to_bytes(8, "big") + bytes(16)
@@ -75,7 +74,7 @@ def test_every_key_that_differs_and_no_other(alike: tuple[Path, Path]) -> None:
         for key, line in by_key.items():
             for engine, side in ((a, "a"), (b, "b")):
                 record = engine.record(key)
-                assert line[side] == (record and {"version": show_version(record), "deleted": record[24] == 1})
+                assert line[side] == (record and {"version": show_version(record), "deleted": is_tombstone(record)})
 
 
 def test_the_table_and_its_limit(alike: tuple[Path, Path]) -> None:
@@ -132,7 +131,7 @@ def test_floors_that_differ_alone(tmp_path: Path) -> None:
 
 
 def test_one_version_with_two_contents_is_a_conflict() -> None:
-    heads = [make_record(b"k", VERSION, 0, value)[:VALUE_AT] for value in (b"1", b"2")]
+    heads = [head_of(make_record(b"k", VERSION, value)) for value in (b"1", b"2")]
     (difference,) = compare([(b"k", heads[0])], [(b"k", heads[1])])
     assert difference.kind == "conflict"
     assert list(compare([(b"k", heads[0])], [(b"k", heads[0])])) == []

@@ -21,8 +21,9 @@ from merklekv_tool.log import nanoseconds
 from merklekv_tool.segments import READ_BYTES, DirectoryLog, LogReader, events
 
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import OP_SET, make_record
+from merklekv.engine.format import OP_SET
 from merklekv.engine.log import list_segments, segment_path
+from merklekv.engine.record import make_record
 from merklekv.errors import Corruption, InvalidArgument
 from merklekv.exit_codes import EXIT_CORRUPT, EXIT_FORMAT, EXIT_UNWRITABLE, EXIT_USAGE
 
@@ -44,7 +45,7 @@ def write(engine: Engine) -> None:
     engine.append(b"user:1", b" more")
     engine.prepend(b"user:1", b"the ")
     engine.delete(b"user:1")
-    old = make_record(b"old", version(OLD_NS), 0, b"from elsewhere")
+    old = make_record(b"old", version(OLD_NS), b"from elsewhere")
     engine.merge([(OP_SET, b"old", old)], b"node-2")
     engine.truncate()
     engine.note(b"fact", b"kept")

@@ -11,14 +11,14 @@ import cbor2
 import lmdb
 import pytest
 from fixtures.node import NodeFactory
+from fixtures.records import with_flags
 from fixtures.tools import FakeNode, address, filled, run, succeeds
 from merklekv_tool.statuses import EXIT_PROBLEMS
 from merklekv_tool.verify import ATTEMPTS
 
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import DIGEST_AT, FLAGS_AT, TOMBSTONE, VALUE_AT, ZERO_VERSION, make_record
 from merklekv.engine.merkle import MerkleTree
-from merklekv.engine.verify.reference import digest_of
+from merklekv.engine.record import ZERO_VERSION, make_record
 from merklekv.net.client import Client
 from merklekv.replication.cluster.members import Members
 
@@ -78,14 +78,8 @@ def test_a_torn_tail_is_noted_and_no_problem(sound: Path) -> None:
     assert json.loads(succeeds("verify", sound, "--json"))["metadata"]
 
 
-def record(key: bytes, value: bytes = b"v", version: bytes = b"\x17" * 24, flags: int = 0) -> bytes:
-    return make_record(key, version, flags, value)
-
-
-def flagged(one: bytes, flags: int) -> bytes:
-    """The record of key B with other flags, and a digest that fits."""
-    changed = one[:FLAGS_AT] + bytes((flags,)) + one[DIGEST_AT:]
-    return changed[:DIGEST_AT] + digest_of(B, changed) + changed[VALUE_AT:]
+def record(key: bytes, value: bytes = b"v", version: bytes = b"\x17" * 24, tombstone: bool = False) -> bytes:
+    return make_record(key, version, value, tombstone=tombstone)
 
 
 def root_of(records: dict[bytes, bytes], truncation: bytes = ZERO_VERSION) -> bytes:
@@ -119,8 +113,8 @@ def test_a_fake_node_that_is_sound(fake: FakeNode) -> None:
         (lambda node: node.records.insert(1, node.records[0]), ["key b'a': comes after b'a'"]),
         (lambda node: node.put(B, SOUND[B][:-1] + b"w"), ["key b'b': the digest is "]),
         (lambda node: node.put(B, SOUND[A]), ["key b'b': the digest is "]),
-        (lambda node: node.put(B, flagged(record(B), 2)), ["key b'b': the flags are 2"]),
-        (lambda node: node.put(B, record(B, flags=TOMBSTONE)), ["key b'b': the tombstone has a value of 1 bytes"]),
+        (lambda node: node.put(B, with_flags(B, record(B), 2)), ["key b'b': the flags are 2"]),
+        (lambda node: node.put(B, record(B, tombstone=True)), ["key b'b': the tombstone has a value of 1 bytes"]),
         (lambda node: node.put(B, record(B, version=bytes(24))), ["the root that it answers"]),
         (lambda node: node.records.pop(), ["the root that it answers", "the number of records that it counts"]),
         (lambda node: setattr(node, "truncation", b"\x18" * 24), ["expected none below the floor"]),

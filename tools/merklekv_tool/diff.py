@@ -114,13 +114,13 @@ def compare(pairs_a: list[Pair], pairs_b: list[Pair]) -> Iterator[Difference]:
 
 def kind_of(a: bytes | None, b: bytes | None) -> str:
     """Which of DIFFERENCES two heads make."""
-    from merklekv.engine.format import VERSION_SIZE
+    from merklekv.engine.record import version_of
 
     if b is None:
         return "only_a"
     if a is None:
         return "only_b"
-    if a[:VERSION_SIZE] == b[:VERSION_SIZE]:
+    if version_of(a) == version_of(b):
         return "conflict"
     return "newer_a" if a > b else "newer_b"
 
@@ -141,26 +141,24 @@ def show(difference: Difference, as_json: bool) -> None:
 
 def described(head: bytes | None) -> dict[str, object] | None:
     """A head for programs."""
-    from merklekv.engine.clock import show_version
-    from merklekv.engine.format import FLAGS_AT, TOMBSTONE
+    from merklekv.engine.record import is_tombstone, show_version
 
-    return None if head is None else {"version": show_version(head), "deleted": bool(head[FLAGS_AT] & TOMBSTONE)}
+    return None if head is None else {"version": show_version(head), "deleted": is_tombstone(head)}
 
 
 def cell(head: bytes | None) -> str:
     """A head for people: when it was written, and whether that was a delete."""
-    from merklekv.engine.clock import timestamp_of
-    from merklekv.engine.format import FLAGS_AT, TOMBSTONE
+    from merklekv.engine.record import is_tombstone, timestamp_of
     from merklekv_tool.output import moment
 
     if head is None:
         return "-"
-    return moment(timestamp_of(head)) + (" deleted" if head[FLAGS_AT] & TOMBSTONE else "")
+    return moment(timestamp_of(head)) + (" deleted" if is_tombstone(head) else "")
 
 
 def conclude(counts: Counter[str], truncations: tuple[bytes, bytes], equal: bool, as_json: bool) -> None:
     """The counts."""
-    from merklekv.engine.clock import show_version
+    from merklekv.engine.record import show_version
 
     if as_json:
         say_json(

@@ -20,8 +20,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Final
 
-from merklekv.engine.clock import show_version
-from merklekv.engine.format import DIGEST_AT, VALUE_AT, VERSION_SIZE
+from merklekv.engine.record import digest_of, make_version, show_version, value_of
 from merklekv.output import printable_json
 from merklekv_tool.dumps import DUMP_VERSION, MARK, End, Head, Item, Pair, build_record, check_flags
 
@@ -38,11 +37,12 @@ class JsonLines:
     def record(self, key: bytes, record: bytes) -> bytes:
         fields = field("key", key)
         fields["version"] = show_version(record)
-        fields["digest"] = record[DIGEST_AT:VALUE_AT].hex()
+        fields["digest"] = digest_of(record).hex()
         if check_flags(key, record):
             fields["tombstone"] = True
-        if len(record) > VALUE_AT or "tombstone" not in fields:
-            fields.update(field("value", record[VALUE_AT:]))
+        value = value_of(record)
+        if value or "tombstone" not in fields:
+            fields.update(field("value", value))
         return _line(fields)
 
     def end(self, end: End) -> bytes:
@@ -117,7 +117,7 @@ def _version(text: object) -> bytes:
     match = _VERSION.fullmatch(text) if isinstance(text, str) else None
     if match is None or int(match[1]) >> 64:
         raise ValueError(f"{text!r} is not a version")
-    return int(match[1]).to_bytes(VERSION_SIZE - 16, "big") + bytes.fromhex(match[2])
+    return make_version(int(match[1]), bytes.fromhex(match[2]))
 
 
 def _hex(text: object) -> bytes:

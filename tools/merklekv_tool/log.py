@@ -176,7 +176,7 @@ class Shown:
         entry = event.entry
         time_ns = time_of(event)
         when = "" if time_ns is None else moment(time_ns)
-        value = value_of(entry)
+        value = stored_value(entry)
         shown = "" if value is None else text_of(value) if self._values else counted(len(value), "byte")
         if len(shown) > SHOWN_VALUE_SIZE:
             shown = f"{shown[:SHOWN_VALUE_SIZE]}... ({counted(len(value or b''), 'byte')})"
@@ -185,7 +185,7 @@ class Shown:
         return f"{when:26}  {name_of(entry.op):8}  {origin:16}  {key:{KEY_WIDTH}}  {shown}".rstrip()
 
     def _fields(self, event: Event) -> dict[str, object]:
-        from merklekv.engine.clock import show_version
+        from merklekv.engine.record import show_version
         from merklekv_tool.jsonl import field
 
         entry = event.entry
@@ -195,7 +195,7 @@ class Shown:
             fields |= field("key", entry.key)
         if fields["time_ns"] is not None:
             fields["version"] = show_version(entry.record)
-        value = value_of(entry)
+        value = stored_value(entry)
         if value is not None:
             fields["value_size"] = len(value)
             if self._values:
@@ -203,13 +203,14 @@ class Shown:
         return fields
 
 
-def value_of(entry: Entry) -> bytes | None:
+def stored_value(entry: Entry) -> bytes | None:
     """What was stored; None where nothing was."""
-    from merklekv.engine.format import OP_DEL, OP_METADATA, OP_PURGE, OP_REPAIR, OP_TRUNCATE, VALUE_AT
+    from merklekv.engine.format import OP_DEL, OP_METADATA, OP_PURGE, OP_REPAIR, OP_TRUNCATE
+    from merklekv.engine.record import value_of
 
     if entry.op in (OP_DEL, OP_TRUNCATE, OP_PURGE):
         return None
-    return entry.record if entry.op in (OP_METADATA, OP_REPAIR) else entry.record[VALUE_AT:]
+    return entry.record if entry.op in (OP_METADATA, OP_REPAIR) else value_of(entry.record)
 
 
 def until_now(reader: LogReader, name: str) -> Iterator[Event]:

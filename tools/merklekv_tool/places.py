@@ -20,21 +20,12 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from merklekv.address import has_address_form, parse_address
-from merklekv.engine.clock import show_time, timestamp_of
+from merklekv.engine.clock import show_time
 from merklekv.engine.directory import require_format
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import (
-    FLAGS_AT,
-    INNER_NODES,
-    LEAF_SIZE,
-    MAX_VALUE_SIZE_LIMIT,
-    OP_DEL,
-    OP_SET,
-    TOMBSTONE,
-    VALUE_AT,
-    VERSION_SIZE,
-)
+from merklekv.engine.format import INNER_NODES, LEAF_SIZE, MAX_VALUE_SIZE_LIMIT, OP_DEL, OP_SET
 from merklekv.engine.merkle import LEAVES_PER_INNER
+from merklekv.engine.record import HEAD_SIZE, RECORD_OVERHEAD, VERSION_SIZE, body_of, head_of, is_tombstone, timestamp_of
 from merklekv.errors import InvalidArgument, MerkleKVError, NotADataDirectory, Stalled
 from merklekv.metrics import parse
 from merklekv.net.client import REPLY_ROOM_BYTES, Client, Reply, Unreachable
@@ -182,7 +173,7 @@ class Directory:
         return rows(stored_members(note), self._engine.gc_horizon, time.time()) if note else []
 
     def merge(self, pairs: list[Pair]) -> Merged:
-        items = [(OP_DEL if record[FLAGS_AT] & TOMBSTONE else OP_SET, key, record) for key, record in pairs]
+        items = [(OP_DEL if is_tombstone(record) else OP_SET, key, record) for key, record in pairs]
         return Merged(*self._when_there_is_room(lambda: self._engine.merge(items, ORIGIN)))
 
     def write(self, pairs: list[Pair]) -> Merged:
@@ -272,7 +263,7 @@ class Node:
                 with self._understood(b"BUCKET"):
                     parts = _all_bytes(self._client.receive())
                     pairs = list(zip(parts[::2], parts[1::2], strict=True))
-                if any(len(head) != VALUE_AT for _, head in pairs):
+                if any(len(head) != HEAD_SIZE for _, head in pairs):
                     raise self._strange(b"BUCKET")
                 yield pairs
 
@@ -311,7 +302,7 @@ class Node:
             return dict(zip(parts[::2], parts[1::2], strict=True))
 
     def merge(self, pairs: list[Pair]) -> Merged:
-        fit, refused = _sort_out(pairs, VALUE_AT + self._largest_value)
+        fit, refused = _sort_out(pairs, RECORD_OVERHEAD + self._largest_value)
         if not fit:
             return Merged(0, 0, refused)
         parts = [part for key, record in fit for part in (key, *_split(record))]
@@ -379,7 +370,7 @@ def _sort_out(pairs: list[Pair], size_max: int) -> tuple[list[Pair], list[tuple[
 
 
 def _split(record: bytes) -> tuple[bytes, bytes]:
-    return record[:VALUE_AT], record[VALUE_AT:]
+    return head_of(record), body_of(record)
 
 
 def _all_bytes(answer: Reply) -> list[bytes]:

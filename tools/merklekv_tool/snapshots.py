@@ -31,8 +31,9 @@ import lmdb
 
 from merklekv.engine.base import MAP_SIZE, TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter
 from merklekv.engine.directory import give_to_owner
-from merklekv.engine.format import FORMAT_LINE, FORMAT_VERSION, SEGMENT_HEADER, ZERO_VERSION, bucket_of
+from merklekv.engine.format import FORMAT_LINE, FORMAT_VERSION, SEGMENT_HEADER, bucket_of
 from merklekv.engine.log import Segment, segment_path
+from merklekv.engine.record import ZERO_VERSION
 from merklekv.errors import Corruption, MerkleKVError
 from merklekv_tool import copying
 from merklekv_tool.output import Update

@@ -29,18 +29,9 @@ from merklekv import interpreter
 from merklekv.engine import failpoints
 from merklekv.engine.access import trouble
 from merklekv.engine.base import DATA_FILE, TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter, Pair
-from merklekv.engine.format import (
-    ENTRY,
-    FLAGS_AT,
-    OP_METADATA,
-    OP_ORIGIN,
-    OP_REPAIR,
-    OP_TRUNCATE,
-    PURGED,
-    REMOTE,
-    ZERO_VERSION,
-)
+from merklekv.engine.format import ENTRY, OP_METADATA, OP_ORIGIN, OP_REPAIR, OP_TRUNCATE, REMOTE
 from merklekv.engine.log import Segment, list_segments, segment_path
+from merklekv.engine.record import ZERO_VERSION, is_purge_marker
 from merklekv.engine.verify.repairs import Repairs, repair
 from merklekv.errors import (
     Corruption,
@@ -146,7 +137,7 @@ def checkpoint(base: BaseWriter, log_directory: Path, upto: int, progress: Progr
 
 
 def _stays(record: bytes, truncation: bytes) -> bool:
-    return record >= truncation and not record[FLAGS_AT] & PURGED
+    return record >= truncation and not is_purge_marker(record)
 
 
 def _in_order(keys: Collection[bytes]) -> Iterator[bytes]:

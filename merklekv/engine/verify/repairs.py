@@ -15,16 +15,9 @@ from itertools import groupby
 import lmdb
 
 from merklekv.engine.base import NO_LEAVES, BaseWriter, Pair
-from merklekv.engine.format import (
-    FLAGS_AT,
-    LEAF_SIZE,
-    TOMBSTONE,
-    VERSION_SIZE,
-    ZERO_VERSION,
-    bucket_of,
-    record_is_sound,
-)
+from merklekv.engine.format import LEAF_SIZE, bucket_of
 from merklekv.engine.merkle import LEAF_MASK, LEAVES_PER_INNER, term_of
+from merklekv.engine.record import ZERO_VERSION, is_sound, is_tombstone, version_of
 
 
 class Repairs:
@@ -65,10 +58,10 @@ def repair(base: BaseWriter, repairs: Repairs) -> Iterator[None]:
                 at = bucket % LEAVES_PER_INNER * LEAF_SIZE
                 packed[at : at + LEAF_SIZE] = leaf.to_bytes(LEAF_SIZE, "big")
                 for key, record in records:
-                    if record[FLAGS_AT] & TOMBSTONE:
-                        tombstones.add((record[:VERSION_SIZE], key))
-                    if record > newest and record_is_sound(key, record):
-                        newest = record[:VERSION_SIZE]
+                    if is_tombstone(record):
+                        tombstones.add((version_of(record), key))
+                    if record > newest and is_sound(key, record):
+                        newest = version_of(record)
             txn.put(name, bytes(packed), db=base._leaves)
         yield
     if repairs:

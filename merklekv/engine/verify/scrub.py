@@ -30,21 +30,22 @@ import lmdb
 
 from merklekv.engine.base import NO_LEAVES, translate
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import (
-    DIGEST_AT,
-    FLAGS_AT,
-    INNER_NODES,
-    LEAF_SIZE,
+from merklekv.engine.format import INNER_NODES, LEAF_SIZE, bucket_of
+from merklekv.engine.merkle import COUNT_MASK, LEAF_MASK, LEAVES_PER_INNER, term_of, unpack_leaves
+from merklekv.engine.record import (
+    DIGEST_SIZE,
     PURGED,
     TOMBSTONE,
-    VALUE_AT,
     VERSION_SIZE,
     ZERO_VERSION,
-    bucket_of,
-    record_is_sound,
+    digest_of,
+    flags_of,
+    head_of,
+    is_purge_marker,
+    is_sound,
+    is_tombstone,
+    version_of,
 )
-from merklekv.engine.layers import is_purge_marker
-from merklekv.engine.merkle import COUNT_MASK, LEAF_MASK, LEAVES_PER_INNER, term_of, unpack_leaves
 from merklekv.engine.verify.report import record_problems, show, version_text
 
 PAGE_RECORDS: Final = 100
@@ -72,10 +73,10 @@ def fits(damage: Damage, record: bytes) -> bool:
     It has to be the same one, by its version or by the digest that it had, or a newer one.  An older one does not:
     what is damaged may be a write that has not reached the other node yet.
     """
-    if not record_is_sound(damage.key, record):
+    if not is_sound(damage.key, record):
         return False
-    digest = record[DIGEST_AT:VALUE_AT]
-    is_same = digest in (damage.original, damage.record[DIGEST_AT:VALUE_AT])
+    digest = digest_of(record)
+    is_same = digest in (damage.original, digest_of(damage.record))
     return is_same or record >= _version_before(damage.key, damage.record)
 
 
@@ -84,12 +85,13 @@ def _version_before(key: bytes, damaged: bytes) -> bytes:
 
     Empty for one that is gone.
     """
-    version, rest = int.from_bytes(damaged[:VERSION_SIZE], "big"), damaged[VERSION_SIZE:]
+    version = int.from_bytes(version_of(damaged), "big")
+    rest = damaged.removeprefix(version_of(damaged))
     for bit in range(8 * VERSION_SIZE):
         before = (version ^ 1 << bit).to_bytes(VERSION_SIZE, "big")
-        if record_is_sound(key, before + rest):
+        if is_sound(key, before + rest):
             return before
-    return damaged[:VERSION_SIZE]
+    return version_of(damaged)
 
 
 Steps = Generator[Damage | None, None, None]
@@ -158,7 +160,7 @@ class Scrub:
                 bucket = bucket_of(key)
                 listed = index.set_key_dup(bucket.to_bytes(2, "big"), key)
                 where = f"the base, key {show(key)}"
-                if not record_is_sound(key, record):
+                if not is_sound(key, record):
                     self._damaged.add(bucket)
                     if txn.get(key, db=base._records) == record:
                         unsound.append((key, record, listed or checkpointing))
@@ -168,9 +170,9 @@ class Scrub:
                     continue
                 if not listed and not checkpointing:
                     underived.append(Damage(f"{where}: is not listed in the index", bucket, key))
-                if record[FLAGS_AT] & TOMBSTONE and not tombstones.set_key_dup(record[:VERSION_SIZE], key):
+                if is_tombstone(record) and not tombstones.set_key_dup(version_of(record), key):
                     underived.append(Damage(f"{where}: is not in the list of tombstones", bucket, key))
-                if record > newest and record[:VERSION_SIZE] > newest:
+                if record > newest and version_of(record) > newest:
                     shown = version_text(newest), version_text(record)
                     problem = f"{where}: the newest version is said to be {shown[0]}, expected {shown[1]} or more"
                     underived.append(Damage(problem, bucket, key))
@@ -206,7 +208,7 @@ class Scrub:
         for other, _ in engine.bucket(bucket):
             if other != key:
                 record = engine._layers.lookup(other)
-                if record is None or not record_is_sound(other, record):
+                if record is None or not is_sound(other, record):
                     return b""
                 rest -= term_of(record)
         return _digest_of(rest) if engine.root_ready else b""
@@ -221,7 +223,7 @@ class Scrub:
                 pairs = base.tombstones_from(version, _LAST_VERSION, PAGE_RECORDS)
                 records = [base.get(key) for _, key in pairs]
             for (version, key), record in zip(pairs, records, strict=True):
-                listed = record is not None and record[:VERSION_SIZE] == version and record[FLAGS_AT] & TOMBSTONE
+                listed = record is not None and version_of(record) == version and is_tombstone(record)
                 if not listed and bucket_of(key) not in self._damaged:
                     problem = f"the base, key {show(key)}: is listed with a tombstone that is not there"
                     yield Damage(problem, bucket_of(key), key)
@@ -245,7 +247,7 @@ class Scrub:
                     found, recent = self._bucket(bucket) if self._is_swept else ([], [])
                 yield from found
                 for key, record in recent:
-                    if not is_purge_marker(record) and not record_is_sound(key, record):
+                    if not is_purge_marker(record) and not is_sound(key, record):
                         problem = next(record_problems(key, record, ZERO_VERSION))
                         yield Damage(f"memory, key {show(key)}: {problem}", bucket, key)
                 yield None
@@ -293,7 +295,7 @@ class Scrub:
             keys = {bytes(key) for key in cursor.iternext_dup()} if listed else set()
             for key in keys | recent.keys():
                 record = txn.get(key)
-                head = bytes(record[:VALUE_AT]) if record is not None else None
+                head = head_of(bytes(record)) if record is not None else None
                 if head is not None:
                     stored += term_of(head)
                 elif key in keys:
@@ -346,9 +348,9 @@ class Scrub:
                 while pairs := list(islice(rest, COUNTED_KEYS)):
                     for key, record in pairs:
                         if not any(key in newer for newer in tables[:at]):
-                            _count(counted, record[FLAGS_AT], 1)
+                            _count(counted, flags_of(record), 1)
                             hidden = txn.get(key)
-                            _count(counted, PURGED if hidden is None else hidden[FLAGS_AT], -1)
+                            _count(counted, PURGED if hidden is None else flags_of(bytes(hidden)), -1)
                     yield None
         finally:
             txn.abort()
@@ -365,7 +367,7 @@ def _count(counted: list[int], flags: int, change: int) -> None:
 def _digest_of(term: int) -> bytes:
     """The digest in a term; empty when it is not that of one record."""
     term &= LEAF_MASK
-    return (term >> 64).to_bytes(VALUE_AT - DIGEST_AT, "big") if term & COUNT_MASK == 1 else b""
+    return (term >> 64).to_bytes(DIGEST_SIZE, "big") if term & COUNT_MASK == 1 else b""
 
 
 def _leaf_of(packed: bytes | memoryview, bucket: int) -> int:

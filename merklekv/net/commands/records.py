@@ -18,16 +18,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from merklekv.engine.clock import show_time, timestamp_of
-from merklekv.engine.format import (
-    BUCKETS,
-    FLAGS_AT,
-    OP_DEL,
-    OP_SET,
-    TOMBSTONE,
-    VALUE_AT,
-    VERSION_SIZE,
-)
+from merklekv.engine.clock import show_time
+from merklekv.engine.format import BUCKETS, OP_DEL, OP_SET
 from merklekv.errors import Stalled
 from merklekv.net.client import Client, Unreachable
 from merklekv.net.commands.arguments import SYNTAX_ERROR, bounded
@@ -37,6 +29,7 @@ from merklekv.net.protocol import resp
 from merklekv.net.protocol.text import Request
 from merklekv.net.session import Long, Reply, Session, writable
 from merklekv.node_id import NODE_ID_RULE, is_node_id
+from merklekv.engine.record import HEAD_SIZE, VERSION_SIZE, body_of, head_of, is_tombstone, timestamp_of
 
 PAGE_RECORDS_MAX: Final = 1000  # in one reply of RECORDS
 PAGE_BYTES: Final = 1 << 20  # a page ends after so many bytes, so it may be longer by one record
@@ -65,7 +58,7 @@ def records(session: Session, request: Request) -> Long:
             break
         yield None
     cursor = session.nil if following is None else resp.bulk(following)
-    parts = [part for key, record in pairs for part in (key, record[:VALUE_AT], record[VALUE_AT:])]
+    parts = [part for key, record in pairs for part in (key, head_of(record), body_of(record))]
     return b"*2\r\n%b%b" % (cursor, resp.bulk_array(parts))
 
 
@@ -109,8 +102,8 @@ def merge(session: Session, request: Request) -> Reply:
     if len(request) % 3 != 2:
         raise wrong_count(request[0])
     for head in request[3::3]:
-        if len(head) != VALUE_AT:
-            raise RequestError(f"a head has {VALUE_AT} bytes (version, flags, digest), not {len(head)}")
+        if len(head) != HEAD_SIZE:
+            raise RequestError(f"a head has {HEAD_SIZE} bytes (version, flags, digest), not {len(head)}")
     return _merge(session, checked_origin(request[1]), request[2:])
 
 
@@ -135,8 +128,8 @@ def _merge(session: Session, origin: bytes, parts: Sequence[bytes]) -> Long:
 
 def _items(parts: Sequence[bytes]) -> list[Item]:
     return [
-        (OP_DEL if head[FLAGS_AT] == TOMBSTONE else OP_SET, key, head + value)
-        for key, head, value in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+        (OP_DEL if is_tombstone(head) else OP_SET, key, head + body)
+        for key, head, body in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
     ]
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, Final, NamedTuple
 
-from merklekv.engine.clock import EPOCH_SIZE, epoch_of, timestamp_of
+from merklekv.engine.record import EPOCH_SIZE, epoch_of, timestamp_of
 from merklekv.replication.fields import Malformed, a_list, binary, number
 
 NEWEST: Final = 4  # that are kept of a member

@@ -23,25 +23,22 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, NoReturn
 
-from merklekv.engine.format import (
-    ENTRY,
-    MAX_KEY_SIZE,
-    OP_DEL,
-    OP_ORIGIN,
-    OP_TRUNCATE,
-    OPS,
-    REMOTE,
-    TOMBSTONE,
-    VALUE_AT,
+from merklekv.engine.format import ENTRY, MAX_KEY_SIZE, OP_DEL, OP_ORIGIN, OP_TRUNCATE, OPS, REMOTE
+from merklekv.engine.record import (
+    OP_ID_SIZE,
+    TIMESTAMP_SIZE,
     VERSION_SIZE,
     make_record,
+    make_version,
+    op_id_of,
+    value_of,
+    version_of,
 )
 from merklekv.node_id import is_node_id
 from merklekv.replication.plain_cbor import decode_plain
 
 SCHEMA_VERSION: Final = 1
 MESSAGE_BYTES_MAX: Final = 20 << 20  # of any message; what is larger is left to anti-entropy
-OP_ID_SIZE: Final = 16
 PREVIOUS_SIZE: Final = 32
 TIMESTAMP_LIMIT: Final = 1 << 63
 SEQUENCE_LIMIT: Final = 1 << 63
@@ -96,7 +93,7 @@ class Message(NamedTuple):
     def newest(self) -> bytes:
         """The largest version in it, empty when it carries no events."""
         return max(
-            max((record for _, _, record in self.changes), default=b"")[:VERSION_SIZE],
+            version_of(max((record for _, _, record in self.changes), default=b"")),
             max(self.truncations, default=b""),
         )
 
@@ -160,15 +157,13 @@ def encode_entries(data: bytes, at: int, end: int, room: int) -> Encoded:
         record_at = key_at + key_length
         following = record_at + record_length
         if op < REMOTE and op != OP_ORIGIN:
-            key = data[key_at:record_at]
-            value = data[record_at + VALUE_AT : following]
+            key, record = data[key_at:record_at], data[record_at:following]
+            value = b"" if op in (OP_DEL, OP_TRUNCATE) else value_of(record)
             head, value_head = _heads(op, key, value)
             added = len(head) + key_length + len(value_head) + len(value) + _VERSION_ROOM
             if size + added > room:
                 break
-            op_id_at = record_at + 8
-            timestamp, op_id = data[record_at:op_id_at], data[op_id_at : record_at + VERSION_SIZE]
-            extend((head, key, value_head, value, _TIMESTAMP, timestamp, _OP_ID, op_id))
+            extend((head, key, value_head, value, _TIMESTAMP, record[:TIMESTAMP_SIZE], _OP_ID, op_id_of(record)))
             size += added
             count += 1
         at = following
@@ -197,7 +192,7 @@ def entry_end(data: bytes, at: int) -> int:
 def version_at(data: bytes, at: int) -> bytes:
     """The version of the event at `at`."""
     record_at = at + ENTRY.size + int(ENTRY.unpack_from(data, at)[1])
-    return data[record_at : record_at + VERSION_SIZE]
+    return version_of(data[record_at : entry_end(data, at)])
 
 
 def next_local(data: bytes, at: int, skip: int) -> int:
@@ -317,10 +312,10 @@ def _decode_event(event: Any) -> Change:
     if op == OP_DEL:
         if value is not None:
             _refuse(Reason.TYPE, f"val of a delete is {_kind(value)}, not null")
-        return op, key, make_record(key, version, TOMBSTONE, b"")
+        return op, key, make_record(key, version, b"", tombstone=True)
     if type(value) is not bytes:
         value = _bytes_from_list("val", value)
-    return op, key, make_record(key, version, 0, value)
+    return op, key, make_record(key, version, value)
 
 
 def _op_of(name: Any) -> int:
@@ -349,8 +344,7 @@ def _version_of(timestamp: Any, op_id: Any) -> bytes:
         op_id = _bytes_from_list("op_id", op_id)
     if len(op_id) != OP_ID_SIZE:
         _refuse(Reason.LENGTH, f"op_id has {len(op_id)} bytes, not {OP_ID_SIZE}")
-    version: bytes = timestamp.to_bytes(8, "big") + op_id
-    return version
+    return make_version(timestamp, op_id)
 
 
 def _key_of(key: Any) -> bytes:

@@ -21,8 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from merklekv.engine.clock import timestamp_of
 from merklekv.engine.engine import Engine
+from merklekv.engine.record import timestamp_of
 from merklekv.engine.tail import LogFrame, LogGone, LogPosition
 from merklekv.replication.stream.event import (
     ENVELOPE_SIZE,

@@ -30,8 +30,9 @@ from typing import Final, TypeVar
 
 from merklekv.engine.base import Pair
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import BUCKETS, DIGEST_AT, INNER_NODES, MAX_KEY_SIZE, VALUE_AT, VERSION_SIZE
+from merklekv.engine.format import BUCKETS, INNER_NODES, MAX_KEY_SIZE
 from merklekv.engine.merkle import LEAVES_PER_INNER
+from merklekv.engine.record import HEAD_SIZE, digest_of, version_of
 from merklekv.errors import Stalled
 from merklekv.output import counted
 from merklekv.replication.cluster.members import Members, TooManyMembers
@@ -274,7 +275,7 @@ class Initiator:
                 size=size,
                 buckets=b"".join([bucket.to_bytes(2, "big") for bucket in buckets[at : at + len(counts)]]),
                 counts=b"".join([count.to_bytes(4, "big") for count in counts]),
-                prints=b"".join([head[DIGEST_AT : DIGEST_AT + size] for _, head in mine]),
+                prints=b"".join([digest_of(head)[:size] for _, head in mine]),
             )
             done = answer.number("done", len(counts))
             if not done:
@@ -287,19 +288,17 @@ class Initiator:
         engine = self._engine
         records, heads = answer.pairs("records"), answer.pairs("heads")
         theirs = dict(records) | dict(heads)
-        if any(len(record) < VALUE_AT for record in theirs.values()):
+        if any(len(record) < HEAD_SIZE for record in theirs.values()):
             raise Malformed("it sent records that are cut")
         dead = [
-            (key, record[:VERSION_SIZE])
+            (key, version_of(record))
             for key, record in (theirs.items() if self._stale_there.is_possible() else ())
-            if self._stale_there.contains(record) and record[:VERSION_SIZE] > (engine.record(key) or b"")[:VERSION_SIZE]
+            if self._stale_there.contains(record) and version_of(record) > version_of(engine.record(key) or b"")
         ]
         gone = {key for key, _ in dead}
         self._take([pair for pair in records if pair[0] not in gone])
         wants = [
-            key
-            for key, head in heads
-            if key not in gone and head[:VERSION_SIZE] >= (engine.record(key) or b"")[:VERSION_SIZE]
+            key for key, head in heads if key not in gone and version_of(head) >= version_of(engine.record(key) or b"")
         ]
         packed = answer.binary("lacks")
         give, dead_here = [], []
@@ -308,10 +307,10 @@ class Initiator:
             if index >= len(mine):
                 raise Malformed("it lacks more than it was asked for")
             key, head = mine[index]
-            if head[:VERSION_SIZE] <= theirs.get(key, b"")[:VERSION_SIZE]:
+            if version_of(head) <= version_of(theirs.get(key, b"")):
                 continue
             if self._stale_here.contains(head):
-                dead_here.append((key, head[:VERSION_SIZE]))
+                dead_here.append((key, version_of(head)))
             else:
                 give.append(key)
         for at in range(0, len(dead_here), SLICE_MERGES):

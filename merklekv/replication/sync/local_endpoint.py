@@ -16,20 +16,10 @@ from dataclasses import replace
 from typing import Final, NoReturn
 
 from merklekv.engine.base import Pair
-from merklekv.engine.clock import UNSET_BEFORE_NS, show_time, timestamp_of
+from merklekv.engine.clock import UNSET_BEFORE_NS, show_time
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import (
-    FLAGS_AT,
-    MAX_KEY_SIZE,
-    OP_DEL,
-    OP_SET,
-    TOMBSTONE,
-    VERSION_SIZE,
-    ZERO_VERSION,
-    make_record,
-    record_is_sound,
-)
-from merklekv.engine.layers import is_live
+from merklekv.engine.format import MAX_KEY_SIZE, OP_DEL, OP_SET
+from merklekv.engine.record import HEAD_SIZE, TOMBSTONE, ZERO_VERSION, flags_of, is_live, is_sound, make_record, make_version, op_id_of, timestamp_of, version_of
 from merklekv.errors import Shortage
 from merklekv.log_throttle import LogThrottle
 from merklekv.replication.cluster.lost_writes import NO_LAPSES, Lapse, was_away
@@ -353,11 +343,11 @@ class LocalEndpoint:
                 raise Moved
             items, refused, applied = [], [], 0
             for key, record in pairs:
-                if record[FLAGS_AT : FLAGS_AT + 1] != b"\1":
+                if len(record) < HEAD_SIZE or flags_of(record) != TOMBSTONE:
                     items.append((OP_SET, key, record))
                 elif timestamp_of(record) > settled:
                     items.append((OP_DEL, key, record))
-                elif 0 < len(key) <= MAX_KEY_SIZE and record_is_sound(key, record):
+                elif 0 < len(key) <= MAX_KEY_SIZE and is_sound(key, record):
                     applied += self._delete_anew(key, record)
                 else:
                     refused.append((key, "digest"))
@@ -366,7 +356,7 @@ class LocalEndpoint:
 
     def _delete_anew(self, key: bytes, tombstone: bytes) -> bool:
         old = self.engine.record(key)
-        if old is None or not is_live(old) or old[:VERSION_SIZE] >= tombstone[:VERSION_SIZE]:
+        if old is None or not is_live(old) or version_of(old) >= version_of(tombstone):
             return False
         return self.engine.delete(key)
 
@@ -381,10 +371,11 @@ class LocalEndpoint:
                 raise Moved
             items = []
             for key, version in pairs:
-                if (engine.record(key) or b"")[:VERSION_SIZE] != version:
+                if version_of(engine.record(key) or b"") != version:
                     continue
                 above = max(timestamp_of(version), gc_horizon) + 1  # one at the horizon would go at once
-                items.append((OP_DEL, key, make_record(key, above.to_bytes(8, "big") + version[8:], TOMBSTONE, b"")))
+                tombstone = make_record(key, make_version(above, op_id_of(version)), b"", tombstone=True)
+                items.append((OP_DEL, key, tombstone))
             if items:
                 self.members.bury(engine.clock.closing())
                 store_members(engine, self.members)

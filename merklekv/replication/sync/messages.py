@@ -31,7 +31,7 @@ import cbor2
 from xxhash import xxh3_64_digest
 
 from merklekv.engine.clock import WRITER_SIZE
-from merklekv.engine.format import VERSION_SIZE
+from merklekv.engine.record import VERSION_SIZE
 from merklekv.errors import MerkleKVError
 from merklekv.replication.cluster.members import NOTHING_SAID, STORE_ID_SIZE, TABLE_ITEMS_MAX, Identity, Table, table_of
 from merklekv.replication.fields import Fields, Malformed, decode_map

@@ -20,7 +20,8 @@ from typing import Final, TypeVar
 from merklekv.engine.base import Pair
 from merklekv.engine.clock import WRITER_SIZE
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import BUCKETS, DIGEST_AT, INNER_NODES, MAX_KEY_SIZE, VALUE_AT, VERSION_SIZE
+from merklekv.engine.format import BUCKETS, INNER_NODES, MAX_KEY_SIZE
+from merklekv.engine.record import HEAD_SIZE, VERSION_SIZE, digest_of, head_of
 from merklekv.errors import Shortage, Stalled
 from merklekv.replication.cluster.members import Members, TooManyMembers
 from merklekv.replication.fields import Fields, Malformed
@@ -142,7 +143,7 @@ class Responder:
                     theirs = {prints[at + size * number :][:size] for number in range(count)} if count else set()
                     mine = set()
                     for key, head in self._engine.bucket(bucket):
-                        mark = head[DIGEST_AT:][:size]
+                        mark = digest_of(head)[:size]
                         mine.add(mark)
                         if mark not in theirs:
                             found += self._add(key, records, heads)
@@ -164,8 +165,8 @@ class Responder:
         if record is None:
             return 0
         small = len(record) <= INLINE_BYTES
-        (records if small else heads).extend((key, record if small else record[:VALUE_AT]))
-        return len(key) + (len(record) if small else VALUE_AT)
+        (records if small else heads).extend((key, record if small else head_of(record)))
+        return len(key) + (len(record) if small else HEAD_SIZE)
 
     def _swap(self, fields: Fields) -> Slices[bytes]:
         gc_horizon = yield from self._expected(fields)
