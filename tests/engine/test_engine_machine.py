@@ -28,9 +28,9 @@ from merklekv.engine.clock import MAX_TRUNCATION_AHEAD_S
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import OP_SET
 from merklekv.engine.options import Durability
+from merklekv.engine.record import is_tombstone, value_of, version_of
 from merklekv.engine.verify.check import check_directory, check_engine
 from merklekv.errors import DiskFull, NotANumber, NumberOverflow, Stalled
-from merklekv.engine.record import is_tombstone, value_of, version_of
 
 T = TypeVar("T")
 Model = tuple[dict[bytes, bytes], bytes, int]  # records, floor, horizon

@@ -15,10 +15,10 @@ from fixtures.wire import Wire
 from merklekv.engine.clock import MAX_TRUNCATION_AHEAD_S
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import BUCKETS, MAX_KEY_SIZE, bucket_of
+from merklekv.engine.record import HEAD_SIZE, TOMBSTONE, ZERO_VERSION, body_of, flags_of, head_of, make_record
 from merklekv.net.client import Client, NodeError, Reply, Unreachable
 from merklekv.net.commands.records import MERGE_SLICE_RECORDS, PAGE_BYTES, PAGE_RECORDS_MAX, fetch
 from merklekv.node_id import NODE_ID_BYTES_MAX
-from merklekv.engine.record import HEAD_SIZE, TOMBSTONE, ZERO_VERSION, body_of, flags_of, head_of, make_record
 
 OLD = (1_600_000_000 * 10**9).to_bytes(8, "big") + bytes(16)
 NEW = (1_700_000_000 * 10**9).to_bytes(8, "big") + bytes(16)
@@ -123,7 +123,7 @@ def test_a_page_is_bounded_in_bytes(engine: Engine, client: Client) -> None:
 
 def test_the_buckets_together_are_all_records(engine: Engine, client: Client) -> None:
     fill(engine)
-    heads = [(key, head_of(engine.record(key))) for key, _ in everything(client)]  # type: ignore[index]
+    heads = [(key, head_of(engine.record(key))) for key, _ in everything(client)]  # type: ignore[arg-type]
     wanted = {bucket_of(key) for key, _ in heads}
     for bucket in (*wanted, *({0, BUCKETS - 1} - wanted)):
         parts = client.call(b"BUCKET", b"%d" % bucket)

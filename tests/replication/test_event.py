@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merklekv.engine.format import ENTRY, MAX_KEY_SIZE, OP_DEL, OP_ORIGIN, OP_SET, OP_TRUNCATE, REMOTE
+from merklekv.engine.record import is_sound, make_record, value_of, version_of
 from merklekv.node_id import NODE_ID_BYTES_MAX, is_node_id
 from merklekv.replication import plain_cbor
 from merklekv.replication.stream import event
@@ -21,7 +22,6 @@ from merklekv.replication.stream.event import (
     encode_entries,
     encode_message,
 )
-from merklekv.engine.record import is_sound, make_record, value_of, version_of
 
 VERSION = (1_790_000_000_000_000_000).to_bytes(8, "big") + bytes(range(16))
 PLAIN: dict[str, Any] = {"v": 1, "op": "set", "key": "k", "val": b"value", "ts": 5, "src": "a", "op_id": bytes(16)}

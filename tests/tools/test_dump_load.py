@@ -94,7 +94,7 @@ def test_json_lines_are_for_people(tmp_path: Path) -> None:
         engine.set(b"\xff\x00", b"\x80")
         engine.set(b"gone", b"x")
         engine.delete(b"gone")
-        version = version_of(engine.record(b"gone"))  # type: ignore[index]
+        version = version_of(engine.record(b"gone"))  # type: ignore[arg-type]
     head, *records, end = [json.loads(line) for line in succeeds("dump", tmp_path / "data").splitlines()]
     assert head == {"merklekv_dump": 1, "prefix": ""}
     shown = [{name: value for name, value in one.items() if name not in ("version", "digest")} for one in records]

@@ -25,7 +25,15 @@ from merklekv.engine.directory import require_format
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import INNER_NODES, LEAF_SIZE, MAX_VALUE_SIZE_LIMIT, OP_DEL, OP_SET
 from merklekv.engine.merkle import LEAVES_PER_INNER
-from merklekv.engine.record import HEAD_SIZE, RECORD_OVERHEAD, VERSION_SIZE, body_of, head_of, is_tombstone, timestamp_of
+from merklekv.engine.record import (
+    HEAD_SIZE,
+    RECORD_OVERHEAD,
+    VERSION_SIZE,
+    body_of,
+    head_of,
+    is_tombstone,
+    timestamp_of,
+)
 from merklekv.errors import InvalidArgument, MerkleKVError, NotADataDirectory, Stalled
 from merklekv.metrics import parse
 from merklekv.net.client import REPLY_ROOM_BYTES, Client, Reply, Unreachable

@@ -57,6 +57,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import cbor2
 
 from merklekv.address import ADDRESS_BYTES_MAX, is_address
+from merklekv.engine.record import store_id_of, timestamp_of
 from merklekv.errors import FormatTooNew, MerkleKVError
 from merklekv.node_id import is_node_id
 from merklekv.replication.cluster.lost_writes import NO_LAPSES, Lapse, Lapses, account_for, joined, lapses_of, shared
@@ -70,7 +71,6 @@ from merklekv.replication.fields import (
     number,
     text,
 )
-from merklekv.engine.record import store_id_of, timestamp_of
 
 T = TypeVar("T")
 
