@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from fixtures.exchanges import cluster, exchange, meet_all
 
-from merklekv.engine.format import TOMBSTONE
+from merklekv.engine.record import TOMBSTONE
 from merklekv.replication.cluster.lost_writes import Lapse
 from merklekv.replication.cluster.members import Identity, Report, Row, Table
 from merklekv.replication.sync import deletion_rule

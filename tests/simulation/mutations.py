@@ -14,12 +14,12 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 from unittest import mock
 
-from merklekv.engine import format
 from merklekv.engine.base import BaseWriter
 from merklekv.engine.clock import HybridClock
 from merklekv.engine.engine import SUPERSEDED, Engine
 from merklekv.engine.log import Log
 from merklekv.engine.merkle import COUNT_MASK, MerkleTree
+from merklekv.engine.record import VERSION_SIZE, ZERO_VERSION, epoch_of, is_sound, version_of
 from merklekv.engine.tail import LogPosition, Tail
 from merklekv.engine.verify import scrub
 from merklekv.replication.cluster import lost_writes
@@ -31,7 +31,6 @@ from merklekv.replication.sync import deletion_rule
 from merklekv.replication.sync.initiator import Initiator
 from merklekv.replication.sync.local_endpoint import LocalEndpoint
 from merklekv.replication.sync.messages import Hello
-from merklekv.engine.record import VERSION_SIZE, ZERO_VERSION, epoch_of, is_sound, version_of
 
 SEEDS_MAX: Final = 500  # histories in which a mistake has to show
 
@@ -261,10 +260,10 @@ def _() -> tuple[Change, ...]:
 
 @mistake("the scrub does not look at records", "x")
 def _() -> tuple[Change, ...]:
-    def record_is_sound(key: bytes, record: bytes) -> bool:
+    def looks_sound(key: bytes, record: bytes) -> bool:
         return True
 
-    return (mock.patch.object(scrub, format.record_is_sound.__name__, is_sound),)
+    return (mock.patch.object(scrub, is_sound.__name__, looks_sound),)
 
 
 @mistake("the scrub puts what is older in the place of what is damaged", "x")

@@ -20,6 +20,7 @@ from typing import Final
 
 from merklekv.engine.clock import show_time
 from merklekv.engine.format import BUCKETS, OP_DEL, OP_SET
+from merklekv.engine.record import HEAD_SIZE, VERSION_SIZE, body_of, head_of, is_tombstone, timestamp_of
 from merklekv.errors import Stalled
 from merklekv.net.client import Client, Unreachable
 from merklekv.net.commands.arguments import SYNTAX_ERROR, bounded
@@ -29,7 +30,6 @@ from merklekv.net.protocol import resp
 from merklekv.net.protocol.text import Request
 from merklekv.net.session import Long, Reply, Session, writable
 from merklekv.node_id import NODE_ID_RULE, is_node_id
-from merklekv.engine.record import HEAD_SIZE, VERSION_SIZE, body_of, head_of, is_tombstone, timestamp_of
 
 PAGE_RECORDS_MAX: Final = 1000  # in one reply of RECORDS
 PAGE_BYTES: Final = 1 << 20  # a page ends after so many bytes, so it may be longer by one record

@@ -49,8 +49,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from merklekv.engine.clock import store_id_of, timestamp_of
-from merklekv.engine.layers import is_live
+from merklekv.engine.record import is_live, store_id_of, timestamp_of
 from merklekv.replication.cluster.lost_writes import NO_LAPSES, Lapses, account_for, was_away
 from merklekv.replication.cluster.members import NO_ROW, Identity
 from merklekv.replication.sync.messages import Hello

@@ -19,7 +19,19 @@ from merklekv.engine.base import Pair
 from merklekv.engine.clock import UNSET_BEFORE_NS, show_time
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import MAX_KEY_SIZE, OP_DEL, OP_SET
-from merklekv.engine.record import HEAD_SIZE, TOMBSTONE, ZERO_VERSION, flags_of, is_live, is_sound, make_record, make_version, op_id_of, timestamp_of, version_of
+from merklekv.engine.record import (
+    HEAD_SIZE,
+    TOMBSTONE,
+    ZERO_VERSION,
+    flags_of,
+    is_live,
+    is_sound,
+    make_record,
+    make_version,
+    op_id_of,
+    timestamp_of,
+    version_of,
+)
 from merklekv.errors import Shortage
 from merklekv.log_throttle import LogThrottle
 from merklekv.replication.cluster.lost_writes import NO_LAPSES, Lapse, was_away
