@@ -35,7 +35,7 @@ from rich.console import Console
 
 from merklekv.metrics import total
 from merklekv.net.client import Client, Reply
-from merklekv.replication.cluster.lost_writes import LAPSES_MAX
+from merklekv.replication.cluster.lost_writes import INTERVALS_MAX
 
 VALUE_BYTES = 100
 RECORD_BYTES = 16 + 41 + VALUE_BYTES  # key, head, value
@@ -212,12 +212,12 @@ def differences(size: Size, directory: Path) -> list[Figure]:
 def restarts(size: Size, directory: Path) -> list[Figure]:
     """Both are equal, and tell the most of themselves that nodes have to tell."""
     with pair(directory, BATCH) as nodes:
-        for _ in range(LAPSES_MAX):
+        for _ in range(INTERVALS_MAX):
             nodes.exchange()
             nodes.restart()
         nodes.exchange()
         equal = [nodes.exchange() for _ in range(size.repeats)]
-    work = f"equal, after {LAPSES_MAX} restarts of both"
+    work = f"equal, after {INTERVALS_MAX} restarts of both"
     return [_bytes("restarts-bytes", work, equal, 1 << 10)]
 
 

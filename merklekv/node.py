@@ -269,7 +269,7 @@ class Node:
                 on_gap=self.anti_entropy.wake,
                 on_news=self.anti_entropy.on_status,
                 is_removed=self.anti_entropy.membership.refuses,
-                had=self.anti_entropy.membership.had,
+                had=self.anti_entropy.membership.writer_applied_through,
             )
             replicator.start()
             self.replicator = replicator

@@ -127,7 +127,7 @@ def test_ids_that_look_alike_are_different(tmp_path: Path) -> None:
     membership = Membership(engine, Members("own"))
     names = {"Node", "node", "n\u00f6de", "no\u0308de"}
     for name in names:
-        membership.hear(Status(name, ONLINE))
+        membership.on_status(Status(name, ONLINE))
     assert {str(row["node"]) for row in membership.rows()} == {"own", *names}
     engine.close()
 

@@ -16,8 +16,8 @@ import pytest
 from fixtures.exchanges import cluster, exchange, meet_all
 
 from merklekv.engine.record import TOMBSTONE
-from merklekv.replication.cluster.lost_writes import Lapse
-from merklekv.replication.cluster.members import Identity, Report, Row, Table
+from merklekv.replication.cluster.lost_writes import LostWriteInterval
+from merklekv.replication.cluster.members import Identity, MemberRow, MemberTable, SelfReport
 from merklekv.replication.sync import deletion_rule
 from merklekv.replication.sync.deletion_rule import NONE_STALE, stale_records
 from merklekv.replication.sync.messages import Hello
@@ -59,14 +59,14 @@ PARIS, OSLO, ROME, LIMA, KYIV = (
     Identity(name, name.encode().ljust(8)) for name in ["paris", "oslo", "rome", "lima", "kyiv"]
 )
 COUNTED = dict.fromkeys((PARIS, OSLO, ROME), 250)
-RESTORED = {ROME: frozenset({Lapse(290, 310, b"back")})}  # since paris applied its writes through 300
+RESTORED = {ROME: frozenset({LostWriteInterval(290, 310, b"back")})}  # since paris applied its writes through 300
 
 
 def hello(who: Identity, gc_horizon: int = 250, stable: int = 300, **told: Any) -> Hello:
     """By default of a member that is counted and has applied all that the others wrote through 300."""
-    rows = {other: Row(300) for other in COUNTED if other != who}
-    table: dict[str, Any] = {"reach": 400, "rows": rows, "settled": COUNTED} | told
-    return Hello("test", bytes(12), bytes(24), gc_horizon, b"", 1, Table(who, Report(320), stable, **table))
+    rows = {other: MemberRow(300) for other in COUNTED if other != who}
+    table: dict[str, Any] = {"max_gc_horizon": 400, "rows": rows, "settled": COUNTED} | told
+    return Hello("test", bytes(12), bytes(24), gc_horizon, b"", 1, MemberTable(who, SelfReport(320), stable, **table))
 
 
 def record(timestamp: int, writer: Identity = OSLO, flags: int = 0, process: bytes = bytes(4)) -> bytes:
@@ -79,17 +79,17 @@ def is_stale(a_record: bytes, holder: Hello, lacking: Hello | None = None) -> bo
 
 
 def test_row_1_a_tombstone_is_new() -> None:
-    restored = hello(ROME, lapses=RESTORED)
+    restored = hello(ROME, lost_writes=RESTORED)
     assert is_stale(record(100), restored)
     assert not is_stale(record(100, flags=TOMBSTONE), restored)
 
 
 def test_row_2_what_its_writer_may_have_lost_is_new() -> None:
-    restored = hello(ROME, lapses=RESTORED)
-    paris = hello(PARIS, lapses={OSLO: frozenset({Lapse(90, 110, b"2nd.")})})
+    restored = hello(ROME, lost_writes=RESTORED)
+    paris = hello(PARIS, lost_writes={OSLO: frozenset({LostWriteInterval(90, 110, b"2nd.")})})
     assert [time for time in (90, 91, 110, 111) if not is_stale(record(time), restored, paris)] == [91, 110, 111]
     assert is_stale(record(111, process=b"2nd."), restored, paris), "the process that began then has lost nothing"
-    missed = hello(PARIS, lapses={OSLO: frozenset({Lapse(90, 110, b"2nd.", missed=200)})})
+    missed = hello(PARIS, lost_writes={OSLO: frozenset({LostWriteInterval(90, 110, b"2nd.", missed_through=200)})})
     assert not is_stale(record(200, process=b"2nd."), restored, missed), "its clock was slow: paris saw other writes"
     assert is_stale(record(201, process=b"2nd."), restored, missed)
 
@@ -106,20 +106,20 @@ def test_row_4_an_unknown_writer_whose_record_a_joining_node_brings_is_new() -> 
 def test_row_5_an_unknown_writer_whose_record_a_node_that_was_left_behind_brings_is_stale(
     applied_through: int, stale_through: int
 ) -> None:
-    paris = hello(PARIS, rows={OSLO: Row(300), ROME: Row(applied_through)})
+    paris = hello(PARIS, rows={OSLO: MemberRow(300), ROME: MemberRow(applied_through)})
     assert is_stale(record(stale_through, KYIV), hello(ROME, stable=249), paris)
     assert not is_stale(record(stale_through + 1, KYIV), hello(ROME, stable=249), paris)
 
 
 def test_row_6_what_is_later_than_applied_through_is_new() -> None:
-    restored = hello(ROME, lapses=RESTORED)
+    restored = hello(ROME, lost_writes=RESTORED)
     assert is_stale(record(300), restored)
     assert not is_stale(record(301), restored)
     assert not is_stale(record(120, LIMA), hello(LIMA, settled={})), "nothing of it was applied"
 
 
 def test_row_7_what_is_later_than_every_horizon_is_new() -> None:
-    restored, paris = hello(ROME, lapses=RESTORED), hello(PARIS, reach=280)
+    restored, paris = hello(ROME, lost_writes=RESTORED), hello(PARIS, max_gc_horizon=280)
     assert is_stale(record(280), restored, paris)
     assert not is_stale(record(281), restored, paris)
 
@@ -130,10 +130,14 @@ def test_row_8_what_a_node_brings_whose_stable_timestamp_is_below_the_horizon_is
 
 
 def test_row_9_what_a_restored_node_brings_is_stale() -> None:
-    assert is_stale(record(100), hello(ROME, lapses=RESTORED))
-    assert is_stale(record(100), hello(ROME, rows={PARIS: Row(249), OSLO: Row(300)})), "it had seen paris through 250"
-    assert not is_stale(record(100), hello(ROME, rows={PARIS: Row(250), OSLO: Row(300)}))
-    assert is_stale(record(100), hello(LIMA, lapses={LIMA: RESTORED[ROME]}), hello(PARIS, rows={LIMA: Row(300)}))
+    assert is_stale(record(100), hello(ROME, lost_writes=RESTORED))
+    assert is_stale(record(100), hello(ROME, rows={PARIS: MemberRow(249), OSLO: MemberRow(300)})), (
+        "it had seen paris through 250"
+    )
+    assert not is_stale(record(100), hello(ROME, rows={PARIS: MemberRow(250), OSLO: MemberRow(300)}))
+    assert is_stale(
+        record(100), hello(LIMA, lost_writes={LIMA: RESTORED[ROME]}), hello(PARIS, rows={LIMA: MemberRow(300)})
+    )
 
 
 def test_row_10_what_a_node_brings_that_is_not_counted_is_stale() -> None:
@@ -141,7 +145,7 @@ def test_row_10_what_a_node_brings_that_is_not_counted_is_stale() -> None:
 
 
 def test_row_11_what_a_writer_wrote_that_is_not_counted_is_stale() -> None:
-    rows = {OSLO: Row(300), ROME: Row(300), KYIV: Row(300)}
+    rows = {OSLO: MemberRow(300), ROME: MemberRow(300), KYIV: MemberRow(300)}
     assert is_stale(record(100, KYIV), hello(ROME), hello(PARIS, rows=rows))
     assert not is_stale(record(100, KYIV), hello(ROME), hello(PARIS, removed={KYIV: 300}))
     assert not is_stale(record(100, KYIV), hello(ROME, settled=COUNTED | {KYIV: 250}), hello(PARIS, rows=rows))
@@ -159,7 +163,7 @@ def test_row_13_what_all_had_and_none_deleted_is_new() -> None:
     assert not is_stale(record(250), hello(ROME))
     assert not is_stale(record(280), hello(ROME, gc_horizon=280)), "the further horizon counts both"
     assert not is_stale(record(250), hello(LIMA)), "lima has taken the horizon over"
-    assert not is_stale(record(250, KYIV), hello(LIMA), hello(PARIS, rows={KYIV: Row(300)})), "and all below it"
+    assert not is_stale(record(250, KYIV), hello(LIMA), hello(PARIS, rows={KYIV: MemberRow(300)})), "and all below it"
 
 
 def test_whether_any_record_can_be_stale() -> None:

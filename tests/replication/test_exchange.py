@@ -10,7 +10,7 @@ from fixtures.exchanges import Node, agree, answer, carry, cluster, exchange, me
 
 from merklekv.engine.format import MAX_KEY_SIZE
 from merklekv.engine.record import version_of
-from merklekv.replication.cluster.lost_writes import LAPSES_MAX
+from merklekv.replication.cluster.lost_writes import INTERVALS_MAX
 from merklekv.replication.sync import initiator as exchange_module
 from merklekv.replication.sync import responder as responder_module
 from merklekv.replication.sync.messages import ExchangeFailed
@@ -59,12 +59,12 @@ def test_nodes_that_were_started_often_do_so_too(tmp_path: Path) -> None:
     with cluster(tmp_path, "abcde") as nodes:
         nodes[0].set(b"key")
         meet_all(nodes)
-        for _ in range(LAPSES_MAX):
+        for _ in range(INTERVALS_MAX):
             for node in nodes:
                 node.tick(3)
                 node.reopen()
         meet_all(nodes)
-        assert {len(lapses) for lapses in nodes[0].members.lapses.values()} == {LAPSES_MAX}
+        assert {len(lapses) for lapses in nodes[0].members.lost_writes.values()} == {INTERVALS_MAX}
         report = exchange(nodes[0], nodes[1])
         assert (report.equal, report.rounds) == (True, 1)
         assert report.bytes_sent + report.bytes_received < 1024

@@ -16,8 +16,16 @@ from fixtures.exchanges import NOON, SECOND, Cut, Node, agree, answer, carry, cl
 from merklekv.engine.clock import MAX_TRUNCATION_AHEAD_S, UNSET_BEFORE_NS
 from merklekv.engine.record import timestamp_of
 from merklekv.log_throttle import LogThrottle
-from merklekv.replication.cluster.lost_writes import Lapse
-from merklekv.replication.cluster.members import NOTHING_SAID, Identity, Members, Report, Row, Table, table_of
+from merklekv.replication.cluster.lost_writes import LostWriteInterval
+from merklekv.replication.cluster.members import (
+    NO_REPORT,
+    Identity,
+    MemberRow,
+    Members,
+    MemberTable,
+    SelfReport,
+    decode_table,
+)
 from merklekv.replication.fields import Malformed, decode_map
 from merklekv.replication.sync import local_endpoint
 from merklekv.replication.sync.local_endpoint import METADATA_MEMBERS
@@ -44,7 +52,7 @@ def stamped(node: Node, key: bytes) -> int:
     return timestamp_of(record)
 
 
-def times_in(table: Table) -> int:
+def times_in(table: MemberTable) -> int:
     """The largest time in a table."""
     return max(max(table.own_times()), max(table.beyond(-1).values(), default=0))
 
@@ -54,7 +62,7 @@ def assert_unmoved(node: Node) -> None:
     latest = node.now + DRIFT
     members = node.members
     assert node.engine.clock.last <= latest
-    assert max(members.promised, members.proposed) <= latest
+    assert max(members.closed, members.proposed) <= latest
     assert node.engine.gc_horizon <= latest
     assert timestamp_of(node.engine.truncation) <= node.now + MAX_TRUNCATION_AHEAD_S * SECOND
     assert times_in(members.table()) <= latest
@@ -63,9 +71,9 @@ def assert_unmoved(node: Node) -> None:
     assert node.engine.clock.last <= node.now + DRIFT
 
 
-def forged(node: Node, told: Row) -> bytes:
+def forged(node: Node, told: MemberRow) -> bytes:
     """A hello of a stranger that says this of a node."""
-    table = Table(EVIL, Report(0, 0, b"x" * 8), 0, 0, {node.members.identity: told})
+    table = MemberTable(EVIL, SelfReport(0, 0, b"x" * 8), 0, 0, {node.members.identity: told})
     return encode("hello", **Hello("test", b"i" * 12, bytes(24), 0, b"", 1, table).plain())
 
 
@@ -77,7 +85,7 @@ def test_a_stranger_that_has_seen_the_future_moves_no_clock(
     monkeypatch.setattr(local_endpoint, "_throttle", LogThrottle(local_endpoint.log))
     exchange(a, b)
     before = a.members.encode(), a.engine.clock.last
-    kind, fields = decode(answer(a, forged(a, Row(NOON + far, 0, NOTHING_SAID))), 1 << 20)
+    kind, fields = decode(answer(a, forged(a, MemberRow(NOON + far, 0, NO_REPORT))), 1 << 20)
     assert (kind, fields.text("why", 20)) == ("refused", "clock")
     says = fields.text("text", 1000)
     assert says.startswith("what it says to have of node a in the table of node evil is of 2")
@@ -114,7 +122,7 @@ def replaced(item: Any, path: LogPosition, number: int) -> Any:
     return changed
 
 
-def plain_of(message: bytes, known: Table | None = None) -> dict[str, Any]:
+def plain_of(message: bytes, known: MemberTable | None = None) -> dict[str, Any]:
     """The map of a message, with its tables unpacked."""
     plain: dict[str, Any] = cbor2.loads(message[4:-8])
     for holder in (plain, plain.get("hello", {})):
@@ -123,7 +131,7 @@ def plain_of(message: bytes, known: Table | None = None) -> dict[str, Any]:
     return plain
 
 
-def message_of(plain: dict[str, Any], known: Table | None = None) -> bytes:
+def message_of(plain: dict[str, Any], known: MemberTable | None = None) -> bytes:
     """The inverse, whatever the numbers in it are."""
     plain = copy.deepcopy(plain)
     for holder in (plain, plain.get("hello", {})):
@@ -132,12 +140,12 @@ def message_of(plain: dict[str, Any], known: Table | None = None) -> bytes:
     return encode(plain.pop("do"), **plain)
 
 
-def packed(plain: dict[str, Any], known: Table | None) -> bytes:
-    class Told(Table):
+def packed(plain: dict[str, Any], known: MemberTable | None) -> bytes:
+    class Told(MemberTable):
         def plain(self) -> dict[str, object]:
             return plain
 
-    return pack(Told(EVIL, NOTHING_SAID, 0), known)
+    return pack(Told(EVIL, NO_REPORT, 0), known)
 
 
 def know_much(nodes: list[Node]) -> None:
@@ -148,12 +156,12 @@ def know_much(nodes: list[Node]) -> None:
     meet_all(nodes)
     gone = Identity("gone", b"gonegone")
     for node in nodes:
-        node.members.heard("other", b"otherone")
-        node.members.heard(*gone)
-        node.members.forget("gone")
-    b.members.lapses[Identity("other", b"otherone")] = frozenset({Lapse(1, 2, b"run1", 1)})
+        node.members.record_contact("other", b"otherone")
+        node.members.record_contact(*gone)
+        node.members.remove("gone")
+    b.members.lost_writes[Identity("other", b"otherone")] = frozenset({LostWriteInterval(1, 2, b"run1", 1)})
     for node in nodes:
-        node.members.bury(node.now)
+        node.members.record_redelete(node.now)
     b.set(b"only b has this")
     c.set(b"only c has this")
 
@@ -186,20 +194,20 @@ def test_no_number_in_a_request_moves_what_is_kept(nodes: list[Node], kind: str)
 def assert_unmoved_in_life(node: Node) -> None:
     latest = node.now + DRIFT
     assert node.engine.clock.last <= latest
-    assert max(node.members.promised, node.engine.gc_horizon, times_in(node.members.table())) <= latest
+    assert max(node.members.closed, node.engine.gc_horizon, times_in(node.members.table())) <= latest
 
 
 @pytest.mark.parametrize("kind", ["hello", "done"])
 def test_no_number_in_an_answer_moves_what_is_kept(nodes: list[Node], kind: str) -> None:
     a, b, c = nodes
     know_much(nodes)
-    known: list[Table] = []
+    known: list[MemberTable] = []
 
     def keep(_: int, request: bytes) -> bytes:
         plain = plain_of(request)
         holder = plain.get("hello", plain)
         if "table" in holder:
-            known[:] = [table_of(decode_map(cbor2.dumps(holder["table"])))]
+            known[:] = [decode_table(decode_map(cbor2.dumps(holder["table"])))]
         return request
 
     paths: list[LogPosition] = []
@@ -235,7 +243,7 @@ def lives_on(a: Node, b: Node, c: Node) -> None:
     """After all that, nodes that tell the truth take what the node writes."""
     for node in (a, b, c):
         node.now = max(a.now, b.now, c.now) + 60 * SECOND
-        node.members.heard("other", b"otherone")
+        node.members.record_contact("other", b"otherone")
     a.set(b"after")
     assert stamped(a, b"after") <= a.now + DRIFT
     exchange(c, a)
@@ -249,13 +257,13 @@ def test_a_time_of_another_member_is_left_out_and_told(
     a, b, c = nodes
     monkeypatch.setattr(local_endpoint, "_throttle", LogThrottle(local_endpoint.log))
     meet_all(nodes)
-    b.members._others[c.members.identity].seen = a.now + 2 * DRIFT
-    before = a.members.seen(c.members.identity)
+    b.members._others[c.members.identity].applied_through = a.now + 2 * DRIFT
+    before = a.members.applied_through(c.members.identity)
     b.set(b"k")
     with caplog.at_level(logging.WARNING):
         exchange(b, a)
     assert a.values() == {b"k": b"value"}
-    assert a.members.seen(c.members.identity) == before
+    assert a.members.applied_through(c.members.identity) == before
     assert a.members.rows_refused >= 1
     assert "what node b tells of node c, birth " in caplog.text
     assert "is left out: it is of 2033-05-18 " in caplog.text
@@ -289,7 +297,7 @@ def test_a_start_with_a_wrong_date_leaves_nothing_behind(nodes: list[Node], off:
     a, b, _ = nodes
     a.set(b"before")
     exchange(a, b)
-    promised = a.members.promised
+    promised = a.members.closed
     a.now += off
     a.reopen()
     a.reopen()
@@ -297,7 +305,7 @@ def test_a_start_with_a_wrong_date_leaves_nothing_behind(nodes: list[Node], off:
         exchange(a, b)
     with pytest.raises(ExchangeRefused, match="node a's clock is ahead of node b's by"):
         exchange(b, a)
-    assert (a.members.promised, a.members.proposed) == (promised, 0)
+    assert (a.members.closed, a.members.proposed) == (promised, 0)
     a.now -= off - 5 * SECOND
     a.reopen()
     a.set(b"after")
@@ -314,7 +322,7 @@ def test_a_jump_of_the_clock_while_it_runs_leaves_nothing_behind(nodes: list[Nod
     a, b, _ = nodes
     a.set(b"before")
     exchange(a, b)
-    promised = a.members.promised
+    promised = a.members.closed
     off = 2 * 86_400 * SECOND
     a.now += off
 
@@ -327,7 +335,7 @@ def test_a_jump_of_the_clock_while_it_runs_leaves_nothing_behind(nodes: list[Nod
     else:
         with pytest.raises(Cut):
             carry(a.initiate().steps(), b, **{"before" if ends == "cut" else "after": cut})
-    assert a.members.promised == promised
+    assert a.members.closed == promised
     a.now -= off - SECOND
     if restart:
         a.reopen()
@@ -343,18 +351,18 @@ def test_a_jump_of_the_clock_while_it_runs_leaves_nothing_behind(nodes: list[Nod
 def test_a_closed_timestamp_is_durable_once_it_is_accepted(nodes: list[Node]) -> None:
     a, b, _ = nodes
     a.tick(5)
-    assert kept(a).promised == 0
+    assert kept(a).closed == 0
 
     def look(number: int, request: bytes) -> bytes:
         if number == 0:
-            assert (kept(a).promised, kept(a).proposed) == (0, a.now)
+            assert (kept(a).closed, kept(a).proposed) == (0, a.now)
         return request
 
     a.engine.set(b"k", b"v")
     carry(a.initiate().steps(), b, before=look)
-    assert (kept(a).promised, kept(a).proposed) == (a.members.promised, 0)
-    assert a.members.promised >= a.now
-    assert b.members.seen(a.members.identity) == a.members.promised
+    assert (kept(a).closed, kept(a).proposed) == (a.members.closed, 0)
+    assert a.members.closed >= a.now
+    assert b.members.applied_through(a.members.identity) == a.members.closed
 
 
 def kept(node: Node) -> Members:
@@ -375,7 +383,7 @@ def test_what_was_accepted_holds_although_the_answer_was_lost(nodes: list[Node])
     b.now = a.now
     with pytest.raises(Cut):
         carry(a.initiate().steps(), b, after=lose)
-    closed = b.members.seen(a.members.identity)
+    closed = b.members.applied_through(a.members.identity)
     assert closed == a.members.proposed == a.now
     a.now -= DRIFT // 2
     for _ in range(2):
@@ -383,7 +391,7 @@ def test_what_was_accepted_holds_although_the_answer_was_lost(nodes: list[Node])
         assert stamped(a, b"later") > closed
         a.reopen()
     exchange(a, b)
-    assert a.members.promised >= closed
+    assert a.members.closed >= closed
     assert not a.members.proposed
     assert agree(a, b)
 
@@ -408,7 +416,7 @@ def test_a_wall_clock_that_was_never_set_is_not_led_to_the_end_of_time(tmp_path:
     with cluster(tmp_path, "ab", max_clock_drift_s=DRIFT_S) as (a, b):
         a.now = UNSET_BEFORE_NS // 2
         a.reopen()
-        answer(a, forged(a, Row((1 << 63) - 1, 0, NOTHING_SAID)))
+        answer(a, forged(a, MemberRow((1 << 63) - 1, 0, NO_REPORT)))
         exchange(a, b)
         a.set(b"k")
         exchange(a, b)

@@ -81,7 +81,7 @@ def test_cut_at_every_message(tmp_path: Path, where: str, restart: bool) -> None
             with pytest.raises(Cut):
                 carry(a.initiate().steps(), b, **{"before" if where == "request" else "after": cut})
             if where == "request" or place < rounds - 1:
-                assert b.members.seen(a.members.identity) == 0  # it was not whole
+                assert b.members.applied_through(a.members.identity) == 0  # it was not whole
             if restart:
                 a.reopen()
                 b.reopen()
@@ -195,7 +195,7 @@ def test_a_node_that_was_restarted_says_so_and_it_begins_anew(nodes: list[Node],
     report = carry(a.initiate().steps(), b, before=restart)
     assert agree(a, b)
     assert report.rounds > place + 1
-    assert b.members.seen(a.members.identity) > 0
+    assert b.members.applied_through(a.members.identity) > 0
 
 
 @pytest.mark.parametrize("whose", ["this", "that"])
@@ -224,7 +224,7 @@ def test_a_horizon_that_moves_for_ever_ends_it(nodes: list[Node]) -> None:
     def move(_: int, reply: bytes) -> bytes:
         nonlocal moved
         moved += 1
-        b.members.current = SECOND * moved
+        b.members.max_stable = SECOND * moved
         b.engine.raise_gc_horizon(SECOND * moved)
         return reply
 
@@ -318,7 +318,11 @@ def test_a_record_that_one_node_does_not_take(tmp_path: Path, begins: str) -> No
         with pytest.raises(ExchangeFailed, match="1 record refused, the first, of key b'large', for its value"):
             exchange(*(large, small) if begins == "large" else (small, large))
         assert set(small.values()) == {b"fits", b"own"}
-        assert small.members.seen(large.members.identity) == large.members.seen(small.members.identity) == 0
+        assert (
+            small.members.applied_through(large.members.identity)
+            == large.members.applied_through(small.members.identity)
+            == 0
+        )
 
 
 def test_a_version_with_two_contents_is_never_repaired(nodes: list[Node]) -> None:
@@ -398,7 +402,7 @@ def test_keys_of_sizes_that_are_none(nodes: list[Node], key: bytes) -> None:
         "give": [],
         "dead": [],
     }
-    settled = b.members.current + 1
+    settled = b.members.max_stable + 1
     tombstone = (1).to_bytes(8, "big") + bytes(16) + b"\1" + bytes(16)
     given = decode(answer(b, encode("swap", **fields | {"settled": settled, "give": [key, tombstone]})), 1 << 20)[1]
     assert given.pairs("refused") == [(key, b"digest")]

@@ -19,7 +19,7 @@ def nodes(tmp_path: Path) -> Iterator[list[Node]]:
     with cluster(tmp_path, "abc") as made:
         for node in made:
             for other in made:
-                node.members.heard(other.name, other.members.identity.store_id)
+                node.members.record_contact(other.name, other.members.identity.store_id)
         yield made
 
 
@@ -53,7 +53,7 @@ def test_a_tombstone_goes_when_all_have_it_and_not_before(nodes: list[Node]) -> 
 def test_the_horizon_never_passes_what_a_member_has_seen(nodes: list[Node]) -> None:
     a, b, c = nodes
     meet_all(nodes)
-    seen = min(c.members.seen(a.members.identity), c.members.seen(b.members.identity))
+    seen = min(c.members.applied_through(a.members.identity), c.members.applied_through(b.members.identity))
     for _ in range(5):
         a.tick(1000)
         exchange(a, b)
@@ -70,7 +70,7 @@ def test_a_member_that_was_only_heard_of_holds_everything_back(nodes: list[Node]
         exchange(b, a)
     assert a.engine.gc_horizon == b.engine.gc_horizon == 0
     for node in (a, b):
-        node.members.forget("c")
+        node.members.remove("c")
     for _ in range(3):
         exchange(a, b)
         exchange(b, a)
@@ -88,7 +88,7 @@ def test_forgetting_spreads(nodes: list[Node]) -> None:
     a, b, c = nodes
     meet_all(nodes)
     identity = c.members.identity
-    assert a.members.forget("c") == [identity]
+    assert a.members.remove("c") == [identity]
     exchange(b, a)
     assert b.members.is_removed(*identity)
     assert b.members.get(identity) is None
@@ -173,7 +173,7 @@ def test_what_a_restored_node_writes_under_a_slow_clock_stays(nodes: list[Node])
     assert b.engine.get(b"w") == b"value"
     assert agree(b, c)
     c.set(b"later")
-    assert c.records()[b"later"] > c.members.seen(c.members.identity).to_bytes(8, "big")
+    assert c.records()[b"later"] > c.members.applied_through(c.members.identity).to_bytes(8, "big")
 
 
 def test_a_restored_node_claims_nothing_of_what_it_drops(nodes: list[Node]) -> None:
@@ -276,7 +276,7 @@ def test_an_emptied_node_is_another_member(nodes: list[Node]) -> None:
     a.delete(b"k")
     meet_all(nodes)
     assert tombstones(*nodes) == 3  # the directory that was lost could return
-    a.members.forget("c", gone.store_id)
+    a.members.remove("c", gone.store_id)
     settle(nodes)
 
 
@@ -314,7 +314,7 @@ def test_removing_a_member_keeps_tombstones_that_only_some_have_from_it(nodes: l
     exchange(c, b)
     exchange(a, c)  # from here on c has the tombstone, which is older than all that b and c have seen of each other
     for node in (b, c):
-        node.members.forget("a")
+        node.members.remove("a")
     with pytest.raises(Cut):
         carry(b.initiate().steps(), c, before=lambda number, request: cut() if number else request)
     for node in (b, c):
@@ -336,7 +336,7 @@ def test_who_writes_is_a_member_even_if_its_presence_was_lost(tmp_path: Path) ->
     with cluster(tmp_path, "abcd") as nodes:
         a, b, c, d = nodes
         for first, second in ((a, b), (c, d)):
-            first.members.heard(second.name, second.members.identity.store_id)
+            first.members.record_contact(second.name, second.members.identity.store_id)
         c.set(b"k", b"older")
         exchange(c, d)
         event = c.records()[b"k"]
@@ -356,7 +356,7 @@ def test_who_writes_is_a_member_even_if_its_presence_was_lost(tmp_path: Path) ->
         meet_all(nodes, 4)
         assert agree(*nodes)
         assert a.values() == {}
-        a.members.forget("c")
+        a.members.remove("c")
         assert Membership(a.engine, a.members).refuses("c", c.members.identity.store_id.hex())
 
 

@@ -31,7 +31,7 @@ class History:
         self.copies: dict[str, Path] = {}
         for node in nodes:
             for other in nodes:
-                node.members.heard(other.name, other.members.identity.store_id)
+                node.members.record_contact(other.name, other.members.identity.store_id)
 
     def set(self, node: int, key: int) -> None:
         self.nodes[node].set(KEYS[key], b"%d" % len(self.written[KEYS[key]]))

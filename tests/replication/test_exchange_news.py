@@ -66,7 +66,7 @@ def test_damage_deletes_nothing_below_a_horizon_that_is_not_followed(nodes: list
     exchange(b, c)
     exchange(a, j)
     exchange(a, b)
-    assert a.members.reach > a.engine.gc_horizon
+    assert a.members.max_gc_horizon > a.engine.gc_horizon
     lose(a, b"stays")
     for other in (c, b):
         assert exchange(a, other).discarded == 0
@@ -88,7 +88,7 @@ def test_a_restored_node_with_a_slow_clock_is_heard_of_before_it_writes(tmp_path
         exchange(x, j)
         exchange(j, a)
         x.set(b"late")
-        assert x.records()[b"late"] < a.members.seen(x.members.identity).to_bytes(8, "big")
+        assert x.records()[b"late"] < a.members.applied_through(x.members.identity).to_bytes(8, "big")
         if way == "event":
             j.take_event(b"late", x.records()[b"late"], "x")
             exchange(j, a)
@@ -111,7 +111,7 @@ def test_who_has_met_a_restored_node_hears_what_was_seen_of_it_before(tmp_path: 
         exchange(x, j)
         exchange(a, j)
         x.set(b"late")
-        assert x.records()[b"late"] < j.members.seen(x.members.identity).to_bytes(8, "big")
+        assert x.records()[b"late"] < j.members.applied_through(x.members.identity).to_bytes(8, "big")
         assert exchange(x, j).discarded == 0
         meet_all([a, x, j])
         assert set(a.values()) == set(x.values()) == set(j.values()) == {b"k", b"late"}
@@ -137,13 +137,13 @@ def test_a_node_restored_from_before_another_joined_has_not_seen_what_that_had(t
         copy = a.backup()
         later()
         for node in (a, b):
-            node.members.heard("x", x.members.identity.store_id)
+            node.members.record_contact("x", x.members.identity.store_id)
         exchange(x, a)
         for _ in range(2):
             later()
             exchange(b, x)
         a.restore(copy)
-        assert a.members.current >= b.engine.gc_horizon
+        assert a.members.max_stable >= b.engine.gc_horizon
         with pytest.raises(Cut):
             carry(a.initiate().steps(), b, before=cut_when(lambda kind: kind != "hello"))
         with pytest.raises(Cut):
@@ -160,7 +160,7 @@ def test_a_third_node_has_what_was_buried_before_it_reported(tmp_path: Path) -> 
         tick(x, a)
         with pytest.raises(Cut):
             carry(x.initiate().steps(), a, before=cut_when(lambda kind: kind == "done"))
-        assert x.members.seen(a.members.identity)
+        assert x.members.applied_through(a.members.identity)
         copy = x.backup()
         x.delete(b"k")
         a.now = x.now
@@ -171,7 +171,7 @@ def test_a_third_node_has_what_was_buried_before_it_reported(tmp_path: Path) -> 
         for node, others in ((x, (a, c)), (a, (x, c)), (c, (x, a))):
             node.now = NOON + 100 * SECOND
             for other in others:
-                node.members.heard(other.name, other.members.identity.store_id)
+                node.members.record_contact(other.name, other.members.identity.store_id)
         exchange(x, c)
         assert exchange(x, a).discarded == 1
         exchange(c, x)
@@ -191,8 +191,8 @@ def test_what_a_node_wrote_between_its_restoration_and_being_forgotten_stands(tm
         x.now = j.now = NOON + 3 * SECOND
         x.restore(copy)
         exchange(x, j)
-        n.members.heard("x", x.members.identity.store_id)
-        n.members.forget("x")
+        n.members.record_contact("x", x.members.identity.store_id)
+        n.members.remove("x")
         for node in (n, p, q):
             node.now = NOON + 30 * SECOND
         exchange(p, n)
@@ -271,7 +271,7 @@ def test_what_a_forgotten_writer_had_stays_deleted(nodes: list[Node], monkeypatc
         carry(j.initiate().steps(), c, before=cut_when(lambda _: b"k" in j.records()))
     assert b"k" in j.values()
     for node in (a, b):
-        node.members.forget("c")
+        node.members.remove("c")
     a.delete(b"k")
     meet_all([a, b])
     meet_all([a, b])

@@ -43,7 +43,7 @@ def joined(nodes: list[Node]) -> None:
 def test_an_old_event_whose_deletion_the_broker_lost(nodes: list[Node], begins: str) -> None:
     a, b, c, j = nodes
     late = a.records()[b"k"]
-    j.members.heard("a", a.members.identity.store_id)  # it does not take events of nodes that it does not know
+    j.members.record_contact("a", a.members.identity.store_id)  # it does not take events of nodes that it does not know
     j.take_event(b"k", late, "a")
     forget_deletion(a, b, c)
     report = exchange(j, b) if begins == "joining" else exchange(b, j)
@@ -88,7 +88,7 @@ def test_what_came_in_an_exchange_that_was_cut(nodes: list[Node], monkeypatch: p
         carry(j.initiate().steps(), c, before=cut_when(lambda _: b"k" in j.records()))
     assert b"k" in j.values()
     for node in (a, b):
-        node.members.forget("c")
+        node.members.remove("c")
     a.delete(b"k")
     meet_all([a, b])
     meet_all([a, b])

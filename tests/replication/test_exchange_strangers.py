@@ -158,7 +158,7 @@ def test_what_was_decided_under_another_horizon_is_not_done(nodes: list[Node]) -
         with pytest.raises(Moved):
             call()
     told = b.members.table()
-    a.members.forget("b")
+    a.members.remove("b")
     with pytest.raises(ExchangeRefused, match="node b was forgotten meanwhile"):
         side.finish(told, 0)
 

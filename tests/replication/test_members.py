@@ -15,18 +15,18 @@ from merklekv.engine.format import METADATA_SIZE_MAX
 from merklekv.errors import FormatTooNew
 from merklekv.node_id import NODE_ID_BYTES_MAX
 from merklekv.replication.cluster import members as members_module
-from merklekv.replication.cluster.lost_writes import LAPSES_MAX, Lapse
+from merklekv.replication.cluster.lost_writes import INTERVALS_MAX, LostWriteInterval
 from merklekv.replication.cluster.members import (
     STORE_ID_SIZE,
     Identity,
+    MemberRow,
     Members,
     MembersUnreadable,
-    Report,
-    Row,
-    Table,
+    MemberTable,
+    SelfReport,
     TooManyMembers,
     UnknownMember,
-    table_of,
+    decode_table,
 )
 from merklekv.replication.fields import NUMBER_MAX, Malformed, decode_map
 from merklekv.replication.sync.messages import MESSAGE_ROOM_BYTES, pack, unpack
@@ -43,8 +43,8 @@ def who(name: str, number: int = 1) -> Identity:
     return Identity(name, store_id(number))
 
 
-def table(name: str, clock: int = 10, **fields: object) -> Table:
-    return Table(who(name), Report(clock, 0, VIEW), 0, 0, **fields)  # type: ignore[arg-type]
+def table(name: str, clock: int = 10, **fields: object) -> MemberTable:
+    return MemberTable(who(name), SelfReport(clock, 0, VIEW), 0, 0, **fields)  # type: ignore[arg-type]
 
 
 def new(name: str) -> Members:
@@ -56,22 +56,22 @@ def new(name: str) -> Members:
 
 def test_alone_nothing_is_stable() -> None:
     members = new("a")
-    members.promise(100)
-    assert (len(members), members.stable(), members.gc_horizon(), members.current) == (1, 0, 0, 0)
+    members.close_through(100)
+    assert (len(members), members.stable(), members.gc_horizon(), members.max_stable) == (1, 0, 0, 0)
 
 
 def meet(first: Members, second: Members, clock: int, whole: bool = True) -> None:
     """An exchange that the first begins, as far as the tables go."""
-    first.promise(clock)
+    first.close_through(clock)
     told = first.table()
-    second.meet(told)
-    second.promise(clock)
+    second.add_members_of(told)
+    second.close_through(clock)
     answer = second.table()
-    first.meet(answer)
+    first.add_members_of(answer)
     if whole:
-        first.learn(answer)
-        second.learn(told)
-        first.meet(second.table())
+        first.merge_table(answer)
+        second.merge_table(told)
+        first.add_members_of(second.table())
 
 
 def test_two_that_have_met_settle_what_was_before() -> None:
@@ -80,42 +80,42 @@ def test_two_that_have_met_settle_what_was_before() -> None:
     assert (a.stable(), b.stable(), a.gc_horizon(), b.gc_horizon()) == (10, 10, 10, 0)
     meet(b, a, 20)
     assert (a.gc_horizon(), b.gc_horizon()) == (10, 20)
-    assert (a.current, b.current) == (20, 20)
+    assert (a.max_stable, b.max_stable) == (20, 20)
 
 
 def test_a_third_holds_both_back_until_it_has_met_them() -> None:
     a, b, c = new("a"), new("b"), new("c")
     meet(a, b, 10)
-    assert a.heard("c", store_id(1))
+    assert a.record_contact("c", store_id(1))
     meet(a, b, 20)
-    assert (a.stable(), a.gc_horizon(), b.gc_horizon(), a.current) == (0, 0, 0, 10)
+    assert (a.stable(), a.gc_horizon(), b.gc_horizon(), a.max_stable) == (0, 0, 0, 10)
     for clock in (30, 40, 50):
         meet(a, c, clock)
         meet(b, c, clock)
         meet(a, b, clock)
     assert a.gc_horizon() == 50
-    assert a.seen(c.identity) == 50
+    assert a.applied_through(c.identity) == 50
 
 
 def test_what_others_have_seen_is_passed_on() -> None:
     a, b, c = new("a"), new("b"), new("c")
     meet(a, b, 10)
     meet(b, c, 20)
-    assert c.seen(a.identity) == 10
+    assert c.applied_through(a.identity) == 10
     assert c.stable() == 10
 
 
 def test_lapses_are_known_as_far_as_a_member_was_seen() -> None:
     a, b, c = new("a"), new("b"), new("c")
-    b.began(first := Lapse(3, 7, b"run1"))
-    c.meet(b.table())
-    assert c.lapses == {}
+    b.add_lost_writes(first := LostWriteInterval(3, 7, b"run1"))
+    c.add_members_of(b.table())
+    assert c.lost_writes == {}
     meet(b, c, 10)
     meet(a, c, 20)
-    b.began(Lapse(11, 30, b"run2"))
-    assert a.lapses == c.lapses == {b.identity: frozenset({first})}
-    a.forget("b")
-    assert a.lapses, "what it wrote may still come"
+    b.add_lost_writes(LostWriteInterval(11, 30, b"run2"))
+    assert a.lost_writes == c.lost_writes == {b.identity: frozenset({first})}
+    a.remove("b")
+    assert a.lost_writes, "what it wrote may still come"
 
 
 def test_what_a_writer_had_is_here_as_far_as_it_was_seen_and_something_may_be_gone() -> None:
@@ -123,51 +123,51 @@ def test_what_a_writer_had_is_here_as_far_as_it_was_seen_and_something_may_be_go
         return [time.to_bytes(8, "big") + store_id(by) + bytes(8) for time in times]
 
     a, b = Members("a", store_id(1)), Members("b", store_id(2))
-    b.began(Lapse(3, 7, b"run1"))
+    b.add_lost_writes(LostWriteInterval(3, 7, b"run1"))
     meet(a, b, 10)
-    assert a.had(written(1, 9)) == 0, "nobody has collected anything"
-    a.count_on_all(8)
-    assert a.had(written(1, 9)) == 8
-    assert a.had(written(1, 5)) == 0, "it may have forgotten one of them"
-    assert a.had(written(1, 9, by=3)) == 0
-    assert a.table().had() == {a.identity: 10, b.identity: 10}
-    a.forget("b")
-    assert a.table().had() == {a.identity: 10, b.identity: 10}, "it is forgotten, and what it had is not"
+    assert a.writer_applied_through(written(1, 9)) == 0, "nobody has collected anything"
+    a.record_horizon(8)
+    assert a.writer_applied_through(written(1, 9)) == 8
+    assert a.writer_applied_through(written(1, 5)) == 0, "it may have forgotten one of them"
+    assert a.writer_applied_through(written(1, 9, by=3)) == 0
+    assert a.table().applied_through() == {a.identity: 10, b.identity: 10}
+    a.remove("b")
+    assert a.table().applied_through() == {a.identity: 10, b.identity: 10}, "it is forgotten, and what it had is not"
 
 
 def test_on_whom_a_horizon_counts_and_counted() -> None:
     a, b, c, d = (new(name) for name in "abcd")
-    a.heard("b", store_id(1))
-    a.heard("c", store_id(1))
-    assert not a.table().counts_on(b.identity)
-    a.count_on_all(50)
-    a.forget("c")
-    a.heard("d", store_id(1))
-    assert [a.table().counts_on(one.identity) for one in (a, b, c, d)] == [True, True, True, False]
-    a.forget("d")
-    a.count_on_all(70)
+    a.record_contact("b", store_id(1))
+    a.record_contact("c", store_id(1))
+    assert not a.table().horizon_covers(b.identity)
+    a.record_horizon(50)
+    a.remove("c")
+    a.record_contact("d", store_id(1))
+    assert [a.table().horizon_covers(one.identity) for one in (a, b, c, d)] == [True, True, True, False]
+    a.remove("d")
+    a.record_horizon(70)
     told = a.table()
-    assert [told.counts_on(one.identity) for one in (a, b, c, d)] == [True, True, False, False]
-    assert told.settled == {a.identity: 70, b.identity: 70, c.identity: 50}
-    d.heard("b", store_id(1))
-    d.count_on_all(60)
-    d.count_as(told)
-    assert d.settled == {a.identity: 70, b.identity: 70, c.identity: 50, d.identity: 60}
-    assert not d.table().counts_on(d.identity)
+    assert [told.horizon_covers(one.identity) for one in (a, b, c, d)] == [True, True, False, False]
+    assert told.stable_through == {a.identity: 70, b.identity: 70, c.identity: 50}
+    d.record_contact("b", store_id(1))
+    d.record_horizon(60)
+    d.record_adopted_horizon(told)
+    assert d.stable_through == {a.identity: 70, b.identity: 70, c.identity: 50, d.identity: 60}
+    assert not d.table().horizon_covers(d.identity)
 
 
 def test_a_horizon_is_followed_if_it_counts_on_all_who_were_met() -> None:
     a = new("a")
-    a.heard("only heard", store_id(1))
+    a.record_contact("only heard", store_id(1))
     meet(a, new("b"), 10)
-    counts_on_b = table("c", settled={who("b"): 20, who("old"): 10})
-    assert a.follows(counts_on_b)
-    assert not a.follows(table("c", settled={who("b"): 20, who("later"): 30}))
-    assert not a.follows(table("c"))
-    assert a.follows(table("c", removed={who("b"): 0}))
-    a.count_on_all(15)
-    assert not a.follows(counts_on_b), "it counts on this node no more"
-    assert a.follows(table("c", settled={who("a"): 20, who("b"): 20}))
+    counts_on_b = table("c", stable_through={who("b"): 20, who("old"): 10})
+    assert a.may_adopt_horizon_of(counts_on_b)
+    assert not a.may_adopt_horizon_of(table("c", stable_through={who("b"): 20, who("later"): 30}))
+    assert not a.may_adopt_horizon_of(table("c"))
+    assert a.may_adopt_horizon_of(table("c", removed={who("b"): 0}))
+    a.record_horizon(15)
+    assert not a.may_adopt_horizon_of(counts_on_b), "it counts on this node no more"
+    assert a.may_adopt_horizon_of(table("c", stable_through={who("a"): 20, who("b"): 20}))
 
 
 # -- hearing and forgetting --------------------------------------------------------------------------------------------
@@ -175,11 +175,11 @@ def test_a_horizon_is_followed_if_it_counts_on_all_who_were_met() -> None:
 
 def test_a_node_without_birth_gives_way_to_the_one_it_turns_out_to_be() -> None:
     members = new("a")
-    assert members.heard("b", now=5.0)
-    assert not members.heard("b")
-    assert members.heard("b", store_id(1), "host:1", 7.0)
+    assert members.record_contact("b", now=5.0)
+    assert not members.record_contact("b")
+    assert members.record_contact("b", store_id(1), "host:1", 7.0)
     assert [identity for identity, _ in members] == [who("b")]
-    assert not members.heard("b", b"", "host:2", 6.0)
+    assert not members.record_contact("b", b"", "host:2", 6.0)
     member = members.get(who("b"))
     assert member is not None
     assert (member.address, member.contact) == ("host:2", 7.0)
@@ -187,46 +187,46 @@ def test_a_node_without_birth_gives_way_to_the_one_it_turns_out_to_be() -> None:
 
 def test_this_node_is_not_heard() -> None:
     members = new("a")
-    assert not members.heard("a")
-    assert not members.heard("a", store_id(2))
+    assert not members.record_contact("a")
+    assert not members.record_contact("a", store_id(2))
     assert len(members) == 1
 
 
 def test_forgotten_is_forgotten() -> None:
     members = new("a")
-    members.heard("b", store_id(1))
-    assert members.forget("b") == [who("b")]
-    assert not members.heard("b", store_id(1))
-    assert not members.heard("b")
+    members.record_contact("b", store_id(1))
+    assert members.remove("b") == [who("b")]
+    assert not members.record_contact("b", store_id(1))
+    assert not members.record_contact("b")
     assert members.is_removed("b", store_id(1))
-    members.meet(table("c", rows={who("b"): Row()}))
+    members.add_members_of(table("c", rows={who("b"): MemberRow()}))
     assert [name for (name, _), _ in members] == ["c"]
-    assert members.heard("b", store_id(2))
+    assert members.record_contact("b", store_id(2))
 
 
 def test_a_node_without_birth_goes_with_the_one_that_it_was() -> None:
     members = new("a")
-    members.heard("b")
-    members.meet(table("c", removed={who("b"): 0}))
-    members.meet(table("c", rows={Identity("b", b""): Row()}))
+    members.record_contact("b")
+    members.add_members_of(table("c", removed={who("b"): 0}))
+    members.add_members_of(table("c", rows={Identity("b", b""): MemberRow()}))
     assert [name for (name, _), _ in members] == ["c"]
 
 
 def test_forgetting_needs_to_know_whom() -> None:
     members = new("a")
     with pytest.raises(UnknownMember, match="b: no such member"):
-        members.forget("b")
-    members.heard("b", store_id(1))
-    members.heard("b", store_id(2))
-    with pytest.raises(UnknownMember, match=f"say which birth: {store_id(1).hex()}, {store_id(2).hex()}"):
-        members.forget("b")
-    assert members.forget("b", store_id(1)) == [who("b", 1)]
-    assert members.forget("b") == [who("b", 2)]
+        members.remove("b")
+    members.record_contact("b", store_id(1))
+    members.record_contact("b", store_id(2))
+    with pytest.raises(UnknownMember, match=f"say which store id: {store_id(1).hex()}, {store_id(2).hex()}"):
+        members.remove("b")
+    assert members.remove("b", store_id(1)) == [who("b", 1)]
+    assert members.remove("b") == [who("b", 2)]
 
 
 def test_one_is_not_forgotten_by_oneself() -> None:
     members = new("a")
-    members.meet(table("b", removed={who("a"): 0}))
+    members.add_members_of(table("b", removed={who("a"): 0}))
     assert members.removed == {}
 
 
@@ -234,15 +234,15 @@ def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(members_module, "MEMBERS_MAX", 3)
     monkeypatch.setattr(members_module, "REMOVED_MAX", 1)
     members = new("a")
-    members.heard("b", store_id(1))
-    members.heard("c", store_id(1))
-    for call in (lambda: members.heard("d", store_id(1)), lambda: members.meet(table("d"))):
+    members.record_contact("b", store_id(1))
+    members.record_contact("c", store_id(1))
+    for call in (lambda: members.record_contact("d", store_id(1)), lambda: members.add_members_of(table("d"))):
         with pytest.raises(TooManyMembers, match="more than 3 members: forget those that are gone"):
             call()
     assert len(members) == 3
-    members.forget("b")
-    with pytest.raises(TooManyMembers, match="more than 1 members forgotten"):
-        members.forget("c")
+    members.remove("b")
+    with pytest.raises(TooManyMembers, match="more than 1 members removed"):
+        members.remove("c")
     assert len(members) == 2
 
 
@@ -250,19 +250,19 @@ def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 times = st.integers(0, NUMBER_MAX)
 identities = st.builds(who, st.sampled_from("abcdef"), st.integers(1, 2))
-reports = st.builds(Report, times, times, st.sampled_from([b"", VIEW]))
+reports = st.builds(SelfReport, times, times, st.sampled_from([b"", VIEW]))
 tables = st.builds(
-    Table,
+    MemberTable,
     identities,
-    st.builds(Report, times, times, st.just(VIEW)),
+    st.builds(SelfReport, times, times, st.just(VIEW)),
     times,
     times,
-    st.dictionaries(identities, st.builds(Row, times, times, reports), max_size=4),
+    st.dictionaries(identities, st.builds(MemberRow, times, times, reports), max_size=4),
     st.dictionaries(identities, times, max_size=2),
     st.dictionaries(identities, times, max_size=4),
     st.dictionaries(
         identities,
-        st.frozensets(st.builds(Lapse, times, times, st.just(b"run1"), times), max_size=LAPSES_MAX),
+        st.frozensets(st.builds(LostWriteInterval, times, times, st.just(b"run1"), times), max_size=INTERVALS_MAX),
         max_size=2,
     ),
     st.dictionaries(identities, times, max_size=2),
@@ -271,15 +271,15 @@ tables = st.builds(
 
 @given(tables)
 @QUICK
-def test_a_table_survives_its_bytes(given_table: Table) -> None:
-    assert table_of(decode_map(cbor2.dumps(given_table.plain()))) == given_table
+def test_a_table_survives_its_bytes(given_table: MemberTable) -> None:
+    assert decode_table(decode_map(cbor2.dumps(given_table.plain()))) == given_table
 
 
 @given(tables, tables)
 @QUICK
-def test_a_table_is_told_to_who_has_another(given_table: Table, known: Table) -> None:
+def test_a_table_is_told_to_who_has_another(given_table: MemberTable, known: MemberTable) -> None:
     packed = pack(given_table, known)
-    assert unpack(packed, table_of(decode_map(cbor2.dumps(known.plain())))) == given_table
+    assert unpack(packed, decode_table(decode_map(cbor2.dumps(known.plain())))) == given_table
     assert len(pack(known, known)) <= len(pack(known))
     if known != given_table:
         with pytest.raises(Malformed, match="a table that cannot be unpacked"):
@@ -288,17 +288,17 @@ def test_a_table_is_told_to_who_has_another(given_table: Table, known: Table) ->
 
 @given(st.lists(tables, max_size=4))
 @QUICK
-def test_members_survive_their_bytes(heard: list[Table]) -> None:
+def test_members_survive_their_bytes(heard: list[MemberTable]) -> None:
     members = new("self")
-    members.heard("b", store_id(1), "host:1", 12.5)
+    members.record_contact("b", store_id(1), "host:1", 12.5)
     for one in heard:
-        members.meet(one)
-        members.learn(one)
-    members.promise(77)
+        members.add_members_of(one)
+        members.merge_table(one)
+    members.close_through(77)
     again = Members.restore(members.encode(), "self")
     assert again.table() == members.table()
     assert list(again) == list(members)
-    assert again.promised == 77
+    assert again.closed == 77
 
 
 def test_a_copy_under_another_name_is_another_member() -> None:
@@ -306,22 +306,22 @@ def test_a_copy_under_another_name_is_another_member() -> None:
     meet(members, new("b"), 10)
     copy = Members.restore(members.encode(), "copy")
     assert copy.identity != members.identity
-    assert (copy.seen(members.identity), copy.seen(who("b")), copy.current) == (10, 10, 10)
+    assert (copy.applied_through(members.identity), copy.applied_through(who("b")), copy.max_stable) == (10, 10, 10)
 
 
 def test_sizes_at_their_limits() -> None:
     members = new("n" * NODE_ID_BYTES_MAX)
-    members.heard("o" * NODE_ID_BYTES_MAX, store_id(1), f"{'h' * 63}:{PORT_MAX}")
+    members.record_contact("o" * NODE_ID_BYTES_MAX, store_id(1), f"{'h' * 63}:{PORT_MAX}")
     assert list(Members.restore(members.encode(), "a"))
     plain = members.table().plain()
     for name, value in (
         ("node", "n" * (NODE_ID_BYTES_MAX + 1)),
         ("node", ""),
-        ("clock", NUMBER_MAX + 1),
-        ("clock", -1),
+        ("closed", NUMBER_MAX + 1),
+        ("closed", -1),
     ):
         with pytest.raises(Malformed, match=f"{name} "):
-            table_of(decode_map(cbor2.dumps(plain | {name: value})))
+            decode_table(decode_map(cbor2.dumps(plain | {name: value})))
 
 
 def test_the_largest_table_can_be_kept_and_told() -> None:
@@ -334,13 +334,13 @@ def test_the_largest_table_can_be_kept_and_told() -> None:
         for _ in range(members_module.MEMBERS_MAX - 1 + members_module.REMOVED_MAX)
     ]
     present, gone = everyone[: members_module.MEMBERS_MAX - 1], everyone[members_module.MEMBERS_MAX - 1 :]
-    members.meet(table("peer", rows=dict.fromkeys(present[1:], Row())))
+    members.add_members_of(table("peer", rows=dict.fromkeys(present[1:], MemberRow())))
     members.removed |= dict.fromkeys(gone, 5)
     for one in everyone:
-        members.settled[one] = chance.randrange(NUMBER_MAX)
-        members.buried[one] = chance.randrange(NUMBER_MAX)
-        ends = (chance.randrange(NUMBER_MAX) for _ in range(LAPSES_MAX))
-        members.lapses[one] = frozenset(Lapse(end, end, chance.randbytes(4), end) for end in ends)
+        members.stable_through[one] = chance.randrange(NUMBER_MAX)
+        members.redeleted[one] = chance.randrange(NUMBER_MAX)
+        ends = (chance.randrange(NUMBER_MAX) for _ in range(INTERVALS_MAX))
+        members.lost_writes[one] = frozenset(LostWriteInterval(end, end, chance.randbytes(4), end) for end in ends)
     assert len(members) == members_module.MEMBERS_MAX
     assert len(members.encode()) <= METADATA_SIZE_MAX
     told = members.table()
@@ -357,14 +357,20 @@ def test_the_largest_table_can_be_kept_and_told() -> None:
         (lambda plain: plain.update(node=b"x"), "node is bytes, not text"),
         (lambda plain: plain.update(node="a/b"), "node is 'a/b', not 1 to 128 bytes"),
         (lambda plain: plain.update(store_id=b"short"), "store_id has 5 bytes, not 8"),
-        (lambda plain: plain.update(clock=True), "clock is bool, not a number"),
+        (lambda plain: plain.update(closed=True), "closed is bool, not a number"),
         (lambda plain: plain.update(rows={}), "rows is a map, not a list"),
         (lambda plain: plain.update(rows=[[]] * 1001), "rows has 1001 items, more than 1000"),
-        (lambda plain: plain.update(lapses=[["b", b"", [[1, 2]] * 9]]), "lapses are not a list of at most 8"),
-        (lambda plain: plain.update(lapses=[["b", b"", [[1]]]]), "a lapse is not a list of 4 items"),
-        (lambda plain: plain.update(removed=[["b", b"1", 1]]), "a birth has 1 bytes, not 0 or 8"),
-        (lambda plain: plain.update(aside=[["b", b""]]), "aside is not a list of 3 items"),
-        (lambda plain: plain.update(v=1), "it is of version 1, this release reads 2"),
+        (
+            lambda plain: plain.update(lost_writes=[["b", b"", [[1, 2]] * 9]]),
+            "lost writes are not a list of at most 8",
+        ),
+        (
+            lambda plain: plain.update(lost_writes=[["b", b"", [[1]]]]),
+            "an interval of lost writes is not a list of 4",
+        ),
+        (lambda plain: plain.update(removed=[["b", b"1", 1]]), "a store id has 1 bytes, not 0 or 8"),
+        (lambda plain: plain.update(unreadable=[["b", b""]]), "unreadable is not a list of 3 items"),
+        (lambda plain: plain.update(v=1), "it is of version 1, this release reads 3"),
     ],
 )
 def test_a_damaged_table_is_refused(change: Callable[[dict[str, object]], object], says: str) -> None:
@@ -376,18 +382,18 @@ def test_a_damaged_table_is_refused(change: Callable[[dict[str, object]], object
 
 def test_a_table_of_a_later_release_is_left_to_that() -> None:
     plain = cbor2.loads(new("a").encode())
-    with pytest.raises(FormatTooNew, match="the table of members is of version 3, from a later release"):
-        Members.restore(cbor2.dumps(plain | {"v": 3, "rows": "of another kind"}), "a")
+    with pytest.raises(FormatTooNew, match="the table of members is of version 4, from a later release"):
+        Members.restore(cbor2.dumps(plain | {"v": 4, "rows": "of another kind"}), "a")
 
 
 @pytest.mark.parametrize("local", [["b", b"", 1, 2.0], ["b", b"", "", 2], ["b", b"", "a..b:1", float("inf")], "x"])
 def test_where_a_member_was_may_be_lost(local: object) -> None:
     members = new("a")
-    members.heard("b")
+    members.record_contact("b")
     plain = cbor2.loads(members.encode())
-    again = Members.restore(cbor2.dumps(plain | {"local": [local]}), "a")
+    again = Members.restore(cbor2.dumps(plain | {"contacts": [local]}), "a")
     assert [(who.node, member.address, member.contact) for who, member in again] == [("b", "", 0.0)]
-    assert not again.aside
+    assert not again.unreadable
 
 
 # -- rows that cannot be read ------------------------------------------------------------------------------------------
@@ -420,7 +426,7 @@ def test_an_unreadable_row_is_set_aside_and_holds_the_horizon(row: object) -> No
     assert a.gc_horizon() == 10
     a = damaged(a, row)
     assert [who.node for who, _ in a] == ["b"], "the rows beside it are read"
-    ((name, one),) = a.aside.items()
+    ((name, one),) = a.unreadable.items()
     assert name.startswith("unreadable+")
     assert one.reason.isprintable()
     assert a.identity.store_id == store_id(1)
@@ -428,11 +434,11 @@ def test_an_unreadable_row_is_set_aside_and_holds_the_horizon(row: object) -> No
     meet(a, b, 20)
     meet(b, a, 30)
     assert a.gc_horizon() == b.gc_horizon() == 0, "nor does a horizon move at those who know it"
-    assert not a.follows(b.table())
+    assert not a.may_adopt_horizon_of(b.table())
     again = Members.restore(a.encode(), "a")
-    assert again.aside == a.aside, "until somebody has looked at it"
-    assert again.forget(name) == []
-    assert again.aside == {}
+    assert again.unreadable == a.unreadable, "until somebody has looked at it"
+    assert again.remove(name) == []
+    assert again.unreadable == {}
     meet(b, again, 40)
     meet(again, b, 40)
     meet(b, again, 50)
@@ -442,16 +448,16 @@ def test_an_unreadable_row_is_set_aside_and_holds_the_horizon(row: object) -> No
 
 def test_a_row_is_not_missed_any_more_when_its_member_is_met() -> None:
     a = damaged(new("a"), ["b", store_id(7), -1, 0, 0, 0, b""], ["?", store_id(8), -1, 0, 0, 0, b""])
-    assert {one.store_id for one in a.aside.values()} == {store_id(7), store_id(8)}
-    a.meet(table("peer", rows={Identity("b", store_id(7)): Row()}))
-    assert {one.store_id for one in a.aside.values()} == {store_id(8)}
+    assert {one.store_id for one in a.unreadable.values()} == {store_id(7), store_id(8)}
+    a.add_members_of(table("peer", rows={Identity("b", store_id(7)): MemberRow()}))
+    assert {one.store_id for one in a.unreadable.values()} == {store_id(8)}
 
 
 def test_no_more_is_set_aside_than_can_be_read_again() -> None:
     a = new("a")
     for attempt in range(3):
         a = damaged(a, *([attempt, number] for number in range(members_module.MEMBERS_MAX)))
-        assert len(a.aside) == members_module.MEMBERS_MAX
+        assert len(a.unreadable) == members_module.MEMBERS_MAX
 
 
 @given(st.binary(max_size=100))
@@ -464,16 +470,16 @@ def test_any_bytes_are_refused_or_a_table(data: bytes) -> None:
 # -- laws --------------------------------------------------------------------------------------------------------------
 
 
-def merged(*heard: Table) -> Members:
+def merged(*heard: MemberTable) -> Members:
     members = new("self")
     for one in heard:
-        members.meet(one)
+        members.add_members_of(one)
     return members
 
 
 @given(tables, tables, tables)
 @QUICK
-def test_meeting_commutes_and_repeats(first: Table, second: Table, third: Table) -> None:
+def test_meeting_commutes_and_repeats(first: MemberTable, second: MemberTable, third: MemberTable) -> None:
     plain = merged(first, second, third).table()
     assert merged(third, first, second).table() == plain
     assert merged(first, first, second, third, second, first).table() == plain

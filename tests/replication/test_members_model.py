@@ -23,7 +23,7 @@ class Model:
         self.gone: set[str] = set()
         for members in self.tables.values():
             for name in names:
-                members.heard(name, BIRTH)
+                members.record_contact(name, BIRTH)
 
     def write(self, name: str, ahead: int) -> None:
         self.clocks[name] += ahead
@@ -34,23 +34,23 @@ class Model:
         a, b = self.tables[first], self.tables[second]
         if first == second or a.identity in b.removed or b.identity in a.removed:
             return
-        a.promise(self.clocks[first])
+        a.close_through(self.clocks[first])
         told = a.table()
-        b.meet(told)
-        b.promise(self.clocks[second])
+        b.add_members_of(told)
+        b.close_through(self.clocks[second])
         answer = b.table()
         if stage == 0:
             return
-        a.meet(answer)
+        a.add_members_of(answer)
         if stage == 1:
             return
         self.writes[first] |= self.writes[second]
         self.writes[second] |= self.writes[first]
-        a.learn(answer)
+        a.merge_table(answer)
         if stage == 2:
             return
-        b.learn(told)
-        a.meet(b.table())
+        b.merge_table(told)
+        a.add_members_of(b.table())
 
     def tick(self, name: str, ahead: int) -> None:
         self.clocks[name] += ahead
@@ -67,7 +67,7 @@ class Model:
     def forget(self, by: str, name: str) -> None:
         if by not in self.gone and len(self.gone | {name}) < len(self.tables) - 1:
             if any(identity.node == name for identity, _ in self.tables[by]):
-                self.tables[by].forget(name)
+                self.tables[by].remove(name)
             self.gone.add(name)
 
     def is_sound(self) -> bool:

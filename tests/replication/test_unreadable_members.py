@@ -22,11 +22,11 @@ from merklekv.node_id import is_node_id
 from merklekv.replication.cluster.members import (
     STORE_ID_SIZE,
     Identity,
+    MemberRow,
     Members,
-    Row,
     TooManyMembers,
     UnknownMember,
-    table_of,
+    decode_table,
 )
 from merklekv.replication.cluster.membership import Membership
 from merklekv.replication.cluster.presence import ONLINE, STATUS_BYTES_MAX, Status, decode_status
@@ -62,10 +62,10 @@ BEYOND_REPAIR: dict[str, Damage | bytes] = {
     "cut": b"\xa3\x61v",
     "an earlier version": lambda plain: plain.update(v=1),
     "its node": lambda plain: plain.update(node=""),
-    "its birth": lambda plain: plain.pop("store_id"),
-    "its clock": lambda plain: plain.update(promised=-1),
-    "a forgotten member": lambda plain: plain["removed"].append(["a/b", b"birthday", 0]),
-    "a lapse": lambda plain: plain["lapses"].append(5),
+    "its store id": lambda plain: plain.pop("store_id"),
+    "its clock": lambda plain: plain.update(closed=-1),
+    "a removed member": lambda plain: plain["removed"].append(["a/b", b"birthday", 0]),
+    "lost writes": lambda plain: plain["lost_writes"].append(5),
     "too many": lambda plain: plain.update(rows=[BAD_ROW] * 1001),
     "a bomb": b"\xa1\x61x\x9a\x00\xa0\x00\x00" + b"\xa0" * (10 << 20),
 }
@@ -87,7 +87,7 @@ def test_a_node_whose_table_is_lost_serves_and_is_a_new_member(
     with caplog.at_level(logging.ERROR):
         a.open()
     assert a.engine.get(b"k") is not None
-    ((name, one),) = a.members.aside.items()
+    ((name, one),) = a.members.unreadable.items()
     assert f"members: {name}: {one.reason}" in caplog.text
     assert a.members.identity.node == "a"
     assert a.members.identity != old
@@ -99,7 +99,7 @@ def test_a_node_whose_table_is_lost_serves_and_is_a_new_member(
     assert {who.store_id for who, _ in a.members if who.node == "a"} == {old.store_id}, "learned from the other"
     a.engine.close()
     a.open()
-    assert a.members.aside.keys() == {name}, "until somebody has seen to it"
+    assert a.members.unreadable.keys() == {name}, "until somebody has seen to it"
 
 
 def test_a_deletion_is_not_undone_by_who_was_in_the_lost_table(tmp_path: Path) -> None:
@@ -121,16 +121,16 @@ def test_a_deletion_is_not_undone_by_who_was_in_the_lost_table(tmp_path: Path) -
     b.open()
     exchange(b, a)
     assert b.engine.get(b"k") is None
-    (name,) = a.members.aside
-    Membership(a.engine, a.members).forget(name)
+    (name,) = a.members.unreadable
+    Membership(a.engine, a.members).remove(name)
     for _ in range(4):
         for one, other in ((a, b), (b, c), (c, a)):
             exchange(one, other)
     assert a.engine.gc_horizon == before, "the member that a was is known by b, and in the way"
     with pytest.raises(UnknownMember):
-        Membership(a.engine, a.members).forget(name)
+        Membership(a.engine, a.members).remove(name)
     old = next(who for who, _ in c.members if who.node == "a" and who != a.members.identity)
-    Membership(c.engine, c.members).forget("a", old.store_id.hex())
+    Membership(c.engine, c.members).remove("a", old.store_id.hex())
     for _ in range(4):
         for one, other in ((a, b), (b, c), (c, a)):
             exchange(one, other)
@@ -149,7 +149,7 @@ def test_a_row_that_cannot_be_read_costs_no_identity(tmp_path: Path, caplog: pyt
         a.open()
     assert a.members.identity == old
     assert [who.node for who, _ in a.members] == ["b"]
-    (name,) = a.members.aside
+    (name,) = a.members.unreadable
     assert f"members: {name}: a node id is '', not 1 to 128 bytes" in caplog.text
     assert f"merklekv-tool forget {name}" in caplog.text
     a.delete(b"k")
@@ -159,7 +159,7 @@ def test_a_row_that_cannot_be_read_costs_no_identity(tmp_path: Path, caplog: pyt
     assert a.engine.tombstone_count == b.engine.tombstone_count == 1
     rows = Membership(a.engine, a.members).rows()
     assert [row["state"] for row in rows] == ["self", "member", "unreadable"]
-    Membership(a.engine, a.members).forget(name)
+    Membership(a.engine, a.members).remove(name)
     for _ in range(3):
         exchange(a, b)
         exchange(b, a)
@@ -204,9 +204,9 @@ def test_a_full_table_is_read_again_and_a_node_in_it_is_not_renamed(tmp_path: Pa
     engine = Engine(tmp_path, checkpoint="manual")
     members = load_members(engine, "a")
     for number in range(999):
-        assert members.heard(f"n{number}")
+        assert members.record_contact(f"n{number}")
     with pytest.raises(TooManyMembers):
-        members.heard("one-more")
+        members.record_contact("one-more")
     store_members(engine, members)
     assert len(load_members(engine, "a")) == len(members) == 1000
     renamed = load_members(engine, "b")
@@ -241,7 +241,7 @@ def told_tables(draw: st.DrawFn) -> bytes:
     plain["rows"] = draw(
         st.lists(st.tuples(names, store_id, time, time, time, time, st.just(b"")).map(list), max_size=3)
     )
-    for name in ("removed", "settled", "buried"):
+    for name in ("removed", "settled", "redeleted"):
         plain[name] = draw(st.lists(st.tuples(names, store_id, time).map(list), max_size=3))
     try:
         return cbor2.dumps(plain)
@@ -268,35 +268,35 @@ def test_whatever_comes_in_can_be_read_again(tmp_path_factory: pytest.TempPathFa
         if kind == "status":
             if (status := decode_status(*what)) is not None:
                 assert len(status.encode()) <= STATUS_BYTES_MAX
-                membership.hear(status)
+                membership.on_status(status)
         elif kind == "events":
             membership.refuses(*what)
         elif kind == "met":
-            membership.met(what[0], address=what[1])
+            membership.record_contact(what[0], address=what[1])
         elif kind == "forget":
             try:
-                membership.forget(*what)
+                membership.remove(*what)
             except (UnknownMember, InvalidArgument):
                 pass
         else:
             try:
-                table = table_of(decode_map(what))
+                table = decode_table(decode_map(what))
             except Malformed:
                 continue
-            members.meet(table)
-            members.learn(table)
-            members.count_as(table)
+            members.add_members_of(table)
+            members.merge_table(table)
+            members.record_adopted_horizon(table)
     store_members(engine, members)
     again = Members.restore(engine.metadata[METADATA_MEMBERS], "own")
     assert again.table() == members.table()
-    assert not again.aside
+    assert not again.unreadable
     assert all(is_node_id(who.node) for who, _ in again)
 
     hello, _ = LocalEndpoint(engine, members, "cluster").hello()
     read = hello_of(decode_map(cbor2.dumps(hello.plain())))
     assert read == hello
     new = Members("new")
-    new.meet(read.table)
+    new.add_members_of(read.table)
     assert Members.restore(new.encode(), "new").table() == new.table()
     engine.close()
 
@@ -308,15 +308,17 @@ def test_what_many_peers_tell_of_strangers_is_bounded() -> None:
         plain = Members(f"peer{peer}").table()
         times = dict.fromkeys(strangers, 5)
         table = plain.__class__(plain.identity, plain.report, 0, 0, {}, {}, times, {}, times)
-        members.meet(table)
-        members.learn(table)
-        members.count_as(table)
+        members.add_members_of(table)
+        members.merge_table(table)
+        members.record_adopted_horizon(table)
     again = Members.restore(members.encode(), "own")
     assert again.table() == members.table()
-    assert len(again.settled) <= 6000
+    assert len(again.stable_through) <= 6000
 
 
 def test_a_peers_row_of_a_member_is_taken_whole_or_not() -> None:
-    plain = Members("peer", b"p" * STORE_ID_SIZE).table().plain() | {"rows": [["", b"b" * 8, *Row()[:2], 0, 0, b""]]}
+    plain = Members("peer", b"p" * STORE_ID_SIZE).table().plain() | {
+        "rows": [["", b"b" * 8, *MemberRow()[:2], 0, 0, b""]]
+    }
     with pytest.raises(Malformed, match="a node id is ''"):
-        table_of(decode_map(cbor2.dumps(plain)))
+        decode_table(decode_map(cbor2.dumps(plain)))

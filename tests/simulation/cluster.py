@@ -17,8 +17,8 @@ from unittest import mock
 from merklekv.engine.base import Pair
 from merklekv.engine.engine import Engine
 from merklekv.errors import MerkleKVError
-from merklekv.replication.cluster.lost_writes import Lapse
-from merklekv.replication.cluster.members import Identity, Report, Row, Table
+from merklekv.replication.cluster.lost_writes import LostWriteInterval
+from merklekv.replication.cluster.members import Identity, MemberRow, MemberTable, SelfReport
 from merklekv.replication.sync import initiator, responder
 from merklekv.replication.sync.initiator import ExchangeReport, Initiator
 from merklekv.replication.sync.local_endpoint import LocalEndpoint
@@ -53,29 +53,29 @@ def forged_hello(node: Node, chance: random.Random) -> bytes:
     """
     far = chance.choice((node.wall() + DAY + SECOND, node.wall() + 365 * DAY, (1 << 63) - 1))
     who = Identity("forger", b"forgerrr")
-    told: dict[str, Any] = {"report": Report(0, 0, b"x" * 8), "current": 0, "reach": 0}
+    told: dict[str, Any] = {"report": SelfReport(0, 0, b"x" * 8), "max_stable": 0, "max_gc_horizon": 0}
     gc_horizon = 0
     about = chance.choice((who, node.members.identity))
     what = chance.randrange(1, 10)
     if what == 1:
         gc_horizon = far
     elif what == 2:
-        told["report"] = Report(far, 0, b"x" * 8)
+        told["report"] = SelfReport(far, 0, b"x" * 8)
     elif what == 3:
-        told["report"] = Report(0, far, b"x" * 8)
+        told["report"] = SelfReport(0, far, b"x" * 8)
     elif what == 4:
-        told[chance.choice(("current", "reach"))] = far
+        told[chance.choice(("max_stable", "max_gc_horizon"))] = far
     elif what == 5:
-        told["lapses"] = {about: frozenset({Lapse(*chance.choice(((0, far), (far, far))), b"run1")})}
+        told["lost_writes"] = {about: frozenset({LostWriteInterval(*chance.choice(((0, far), (far, far))), b"run1")})}
     elif what == 6:
-        told[chance.choice(("settled", "buried"))] = {about: far}
+        told[chance.choice(("stable_through", "redeleted"))] = {about: far}
     elif what == 7:
-        told["rows"] = {node.members.identity: Row(0, far)}
+        told["rows"] = {node.members.identity: MemberRow(0, far)}
     elif what == 8:
-        told["rows"] = {node.members.identity: Row(0, 0, Report(*chance.choice(((far, 0), (0, far)))))}
+        told["rows"] = {node.members.identity: MemberRow(0, 0, SelfReport(*chance.choice(((far, 0), (0, far)))))}
     else:
-        told["rows"] = {node.members.identity: Row(far, 0)}
-    hello = Hello(CLUSTER, b"f" * 12, bytes(24), gc_horizon, b"", 1, Table(who, **told))
+        told["rows"] = {node.members.identity: MemberRow(far, 0)}
+    hello = Hello(CLUSTER, b"f" * 12, bytes(24), gc_horizon, b"", 1, MemberTable(who, **told))
     return encode("hello", **hello.plain())
 
 
@@ -155,16 +155,16 @@ class Cluster(World):
         node = self.nodes[name]
         if not node.up or name in self.gone:
             return
-        before = node.members.promised, node.members.proposed
+        before = node.members.closed, node.members.proposed
         node.skew += int(ahead_s * SECOND)
         for other, requests, how, seed in talks:
             pair = (name, other) if seed % 2 else (other, name)
             self.do_exchange(*pair, requests, how, seed)
         node.skew -= int(ahead_s * SECOND)
         others = [other for other in self.nodes.values() if other is not node]
-        closed = [max(one.members.promised, one.members.proposed) for one in others if one.up]
-        if node.up and node.members.promised > max(*before, *closed, *(one.wall() + DAY for one in others)):
-            raise Failure(f"{name}: has closed {node.members.promised}, which no other node has agreed to")
+        closed = [max(one.members.closed, one.members.proposed) for one in others if one.up]
+        if node.up and node.members.closed > max(*before, *closed, *(one.wall() + DAY for one in others)):
+            raise Failure(f"{name}: has closed {node.members.closed}, which no other node has agreed to")
 
     def do_forge(self, name: str, seed: int) -> None:
         """Somebody says a time to a node that no clock has reached."""
@@ -341,7 +341,7 @@ class Cluster(World):
         with self.as_node(other):
             for identity in self._ghosts(other):
                 if identity[0] == node.name:
-                    other.membership.forget(identity[0], identity[1].hex())
+                    other.membership.remove(identity[0], identity[1].hex())
             other.settle()
 
     def _ghosts(self, node: Node) -> list[tuple[str, bytes]]:
@@ -427,4 +427,4 @@ class Cluster(World):
         """Whoever is gone for good is forgotten, by the first node that knows it."""
         for node in self.up():
             for identity in self._ghosts(node):
-                node.membership.forget(identity[0], identity[1].hex())
+                node.membership.remove(identity[0], identity[1].hex())

@@ -23,8 +23,8 @@ from merklekv.engine.record import VERSION_SIZE, ZERO_VERSION, epoch_of, is_soun
 from merklekv.engine.tail import LogPosition, Tail
 from merklekv.engine.verify import scrub
 from merklekv.replication.cluster import lost_writes
-from merklekv.replication.cluster.lost_writes import Lapses
-from merklekv.replication.cluster.members import Identity, Members, Table
+from merklekv.replication.cluster.lost_writes import LostWrites
+from merklekv.replication.cluster.members import Identity, Members, MemberTable
 from merklekv.replication.stream.inbox import Delivery, Inbox
 from merklekv.replication.stream.outbox import Batch, Outbox
 from merklekv.replication.sync import deletion_rule
@@ -290,9 +290,11 @@ def _() -> tuple[Change, ...]:
 
 @mistake("whatever is said of a node's own clock is believed", "c")
 def _() -> tuple[Change, ...]:
-    def believe_table(endpoint: LocalEndpoint, table: Table, sound: Any = LocalEndpoint.believe_table) -> Table:
+    def believe_table(
+        endpoint: LocalEndpoint, table: MemberTable, sound: Any = LocalEndpoint.believe_table
+    ) -> MemberTable:
         of_others = table.without_times_of({endpoint.members.identity})
-        believed: Table = sound(endpoint, of_others)
+        believed: MemberTable = sound(endpoint, of_others)
         return table if believed == of_others else believed
 
     return (replaced(LocalEndpoint.believe_table, believe_table),)
@@ -313,30 +315,32 @@ def _() -> tuple[Change, ...]:
 
 @mistake("what a writer has lost is stale where it is missing", "s")
 def _() -> tuple[Change, ...]:
-    def account_for(lapses: Lapses, version: bytes, sound: Any = lost_writes.account_for) -> bool:
-        found: bool = sound(frozenset(one._replace(after=one.until, missed=0) for one in lapses), version)
+    def retains(lost: LostWrites, version: bytes, sound: Any = lost_writes.retains) -> bool:
+        found: bool = sound(frozenset(one._replace(after=one.until, missed_through=0) for one in lost), version)
         return found
 
-    return (replaced(lost_writes.account_for, account_for),)
+    return (replaced(lost_writes.retains, retains),)
 
 
 @mistake("what a restored node writes is taken for what it had", "s")
 def _() -> tuple[Change, ...]:
-    def account_for(lapses: Lapses, version: bytes, sound: Any = lost_writes.account_for) -> bool:
-        run = epoch_of(version)
-        same = (one._replace(run=run, missed=one.missed if one.run == run else 0) for one in lapses)
+    def retains(lost: LostWrites, version: bytes, sound: Any = lost_writes.retains) -> bool:
+        epoch = epoch_of(version)
+        same = (
+            one._replace(epoch=epoch, missed_through=one.missed_through if one.epoch == epoch else 0) for one in lost
+        )
         found: bool = sound(frozenset(same), version)
         return found
 
-    return (replaced(lost_writes.account_for, account_for),)
+    return (replaced(lost_writes.retains, retains),)
 
 
 @mistake("what a new node has from elsewhere is taken for its own", "x")
 def _() -> tuple[Change, ...]:
-    def had(table: Table, sound: Any = Table.had) -> dict[Identity, int]:
+    def applied_through(table: MemberTable, sound: Any = MemberTable.applied_through) -> dict[Identity, int]:
         return dict.fromkeys(sound(table), 0)
 
-    return (replaced(Table.had, had),)
+    return (replaced(MemberTable.applied_through, applied_through),)
 
 
 @mistake("a restored node that has settled with a new one passes for a member", "s")
@@ -368,24 +372,24 @@ def _() -> tuple[Change, ...]:
 
 @mistake("a tombstone in the past is collected by reports from before it", "s", "s90001836")
 def _() -> tuple[Change, ...]:
-    return (silenced(Members.bury),)
+    return (silenced(Members.record_redelete),)
 
 
 @mistake("the slowest member is not waited for", "x")
 def _() -> tuple[Change, ...]:
     def stable(members: Members, clock: int = 0) -> int:
-        counted = [member.counted for _, member in members]
-        return max(members.promised, clock, *counted) if counted and not members.aside else 0
+        counted = [member.confirmed_through for _, member in members]
+        return max(members.closed, clock, *counted) if counted and not members.unreadable else 0
 
     return (replaced(Members.stable, stable),)
 
 
 @mistake("what was seen counts on although a member was removed", "s")
 def _() -> tuple[Change, ...]:
-    def forget(members: Members, gone: set[Identity], sound: Any = Members._forget) -> None:
-        counted = {who: member.counted for who, member in members}
+    def remove(members: Members, gone: set[Identity], sound: Any = Members._remove) -> None:
+        counted = {who: member.confirmed_through for who, member in members}
         sound(members, gone)
         for who, member in members:
-            member.counted = counted[who]
+            member.confirmed_through = counted[who]
 
-    return (replaced(Members._forget, forget),)
+    return (replaced(Members._remove, remove),)

@@ -94,7 +94,7 @@ class Node:
         self.outbox = Outbox(self.engine, self.name, f"{CLUSTER}/{self.name}/events", self._missed)
         self.membership = Membership(self.engine, self.members)
         self.responder = Responder(self.engine, self.members, CLUSTER)
-        self.peers = Peers(self.name, f"{self.name}.{self.lives}", self.membership.hear)
+        self.peers = Peers(self.name, f"{self.name}.{self.lives}", self.membership.on_status)
         self.inbox = Inbox(
             self.engine,
             self.name,
@@ -102,7 +102,7 @@ class Node:
             lambda node, reason: self._missed(reason),
             self._fatal,
             lambda node: self.membership.refuses(node, self.peers.store_id(node)),
-            self.membership.had,
+            self.membership.writer_applied_through,
         )
         self.up = True
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from merklekv.engine.record import ZERO_VERSION, is_sound, store_id_of, timestamp_of, value_of, version_of
-from merklekv.replication.cluster.lost_writes import NO_LAPSES, Lapses, account_for
+from merklekv.replication.cluster.lost_writes import NO_LOST_WRITES, LostWrites, retains
 
 TRUNCATION = b""  # the "key" of a truncate; its record is the floor
 
@@ -57,13 +57,13 @@ def sound(holding: Holding) -> Holding:
 class Counted(NamedTuple):
     """On whose writes a node counts: everybody has merged them."""
 
-    settled: frozenset[tuple[bytes, int]]  # writers, and up to when, ns
-    lapses: frozenset[tuple[bytes, Lapses]]  # but for what these have forgotten
+    stable_through: frozenset[tuple[bytes, int]]  # writers, and up to when, ns
+    lost_writes: frozenset[tuple[bytes, LostWrites]]  # but for what these have forgotten
 
     def covers(self, version: bytes) -> bool:
         writer = store_id_of(version)
-        in_time = timestamp_of(version) <= dict(self.settled).get(writer, 0)
-        return in_time and account_for(dict(self.lapses).get(writer, NO_LAPSES), version)
+        in_time = timestamp_of(version) <= dict(self.stable_through).get(writer, 0)
+        return in_time and retains(dict(self.lost_writes).get(writer, NO_LOST_WRITES), version)
 
 
 @dataclass

@@ -106,9 +106,11 @@ class World:
         """Tells the oracle what anybody takes for settled, and who was counted on."""
         for node in self.up():
             members = node.members
-            settled = {identity.store_id: until for identity, until in members.settled.items()}
+            settled = {identity.store_id: until for identity, until in members.stable_through.items()}
             lapses = {
-                identity.store_id: lapses for identity, lapses in members.lapses.items() if identity.store_id in settled
+                identity.store_id: lapses
+                for identity, lapses in members.lost_writes.items()
+                if identity.store_id in settled
             }
             self.oracle.settles(Counted(frozenset(settled.items()), frozenset(lapses.items())), node.engine.gc_horizon)
 
@@ -184,7 +186,7 @@ class World:
         """A write is stamped near the wall clock, unless what is there, or what others count on, is ahead of that."""
         engine, members = node.engine, node.members
         stored = timestamp_of(before), timestamp_of(engine.truncation)
-        held = (engine.gc_horizon, members.promised, members.proposed, *stored)
+        held = (engine.gc_horizon, members.closed, members.proposed, *stored)
         if timestamp_of(made) > max(node.wall() + DAY, *held) + 2 * SECOND:
             raise Failure(f"{node.name}: stamps {(timestamp_of(made) - node.wall()) / SECOND:.0f} s ahead")
 

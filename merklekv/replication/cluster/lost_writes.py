@@ -1,16 +1,17 @@
-"""The times from which a member may have forgotten what it wrote.
+"""Lost-write intervals: the times from which a member may have lost what it wrote.
 
-A node that starts notes where its data end and where its clock is: a lapse.  If it simply was down, it has written
-nothing in between.  If its directory was restored from a backup, or lost its last writes in a power failure, then all
-that it has forgotten lies in this lapse.  So a record with a timestamp in a lapse of its writer was written and lost;
-whoever has it, has it by right, although the writer and those that have met it since may hold nothing there.
+A node that starts records an interval from the end of its data to its clock.  If it was merely down, it wrote nothing
+in between.  If its directory was restored from a backup, or a power failure took its last writes, then all lost writes
+lie in the interval.  So a record whose timestamp is in an interval of its writer was written and lost.  A node that
+still has it keeps it, although the writer, and nodes that exchanged with the writer since, may not have it.
 
-Each lapse also names the process that began behind it, its run, as every version does.  If a restored node has a slow
-clock, then it writes in times in which it has written before; the run tells the one from the other.  And who has seen
-such a node before, further than where its run has begun, has not seen what that run has written up to there.
+An interval names the process epoch that began behind it; every version names its epoch, too.  If the clock of a
+restored node is slow, the node writes in times in which it has written before, and the epoch tells the two apart.  A
+node that had applied the writer's writes beyond the start of an epoch has not seen what that epoch wrote up to there
+(`missed_through`).
 
-The newest lapses are kept, and of the others the longest, since a backup is older than a restart takes.  Accounts of
-them merge by union and maxima, in any order.
+Of each member the newest NEWEST intervals are kept, and the longest LONGEST of the others: a backup is older than a
+restart takes.  Two accounts merge by union and maxima, in any order.  Pure functions.
 """
 
 from __future__ import annotations
@@ -21,74 +22,80 @@ from typing import Any, Final, NamedTuple
 from merklekv.engine.record import EPOCH_SIZE, epoch_of, timestamp_of
 from merklekv.replication.fields import Malformed, a_list, binary, number
 
-NEWEST: Final = 4  # that are kept of a member
+NEWEST: Final = 4
 LONGEST: Final = 4
-LAPSES_MAX: Final = LONGEST + NEWEST
+INTERVALS_MAX: Final = LONGEST + NEWEST
 
 
-class Lapse(NamedTuple):
-    """From behind `after` up to `until`, ns of the member's clock, which may stand still."""
+class LostWriteInterval(NamedTuple):
+    """Times behind `after` up to `until`, ns of the member's clock; it may be empty."""
 
     after: int
     until: int
-    run: bytes  # of the process that has noted it, 4 bytes: no other notes the same
-    missed: int = 0  # ns: what that run has written up to here, some may not have seen who have seen the member so far
+    epoch: bytes  # 4 bytes, of the process that recorded it; no other process records the same
+    missed_through: int = 0  # ns: nodes that knew the member before may lack writes of this epoch up to here
 
 
-Lapses = frozenset[Lapse]
-NO_LAPSES: Final[Lapses] = frozenset()
+LostWrites = frozenset[LostWriteInterval]
+NO_LOST_WRITES: Final[LostWrites] = frozenset()
 
 
-def lapses_of(found: Any) -> Lapses:
-    """The inverse of lists of their fields, as CBOR brings them.  Raises Malformed."""
-    if type(found) is not list or len(found) > LAPSES_MAX:
-        raise Malformed(f"lapses are not a list of at most {LAPSES_MAX}")
-    return frozenset(_lapse(*a_list(item, "a lapse", 4)) for item in found)
+def decode_lost_writes(item: Any) -> LostWrites:
+    """The intervals in a CBOR list of lists of their fields.  Raises Malformed."""
+    if type(item) is not list or len(item) > INTERVALS_MAX:
+        raise Malformed(f"lost writes are not a list of at most {INTERVALS_MAX} intervals")
+    return frozenset(_decode(*a_list(one, "an interval of lost writes", 4)) for one in item)
 
 
-def _lapse(after: Any, until: Any, run: Any, missed: Any) -> Lapse:
-    times = [number(time, "a lapse") for time in (after, until, missed)]
-    return Lapse(times[0], times[1], binary(run, "a run", EPOCH_SIZE), times[2])
+def _decode(after: Any, until: Any, epoch: Any, missed_through: Any) -> LostWriteInterval:
+    start, end, missed = (number(time, "a time of lost writes") for time in (after, until, missed_through))
+    return LostWriteInterval(start, end, binary(epoch, "an epoch", EPOCH_SIZE), missed)
 
 
-def joined(one: Lapses, other: Lapses) -> Lapses:
-    """The lapses of two accounts of a member, as many as are kept."""
-    lapses = {lapse[:3]: lapse for lapse in sorted(one | other)}  # of two that differ in what was missed, the larger
-    newest = sorted(lapses.values(), reverse=True)
-    longest = sorted(newest[NEWEST:], key=lambda lapse: lapse.after - lapse.until)
+def union(one: LostWrites, other: LostWrites) -> LostWrites:
+    """The intervals of two accounts of a member, as many as are kept."""
+    # Of two that differ only in `missed_through`, the larger wins.
+    distinct = {interval[:3]: interval for interval in sorted(one | other)}
+    newest = sorted(distinct.values(), reverse=True)
+    longest = sorted(newest[NEWEST:], key=lambda interval: interval.after - interval.until)
     return frozenset(newest[:NEWEST] + longest[:LONGEST])
 
 
-def shared(one: Lapses, one_seen: int, two: Lapses, two_seen: int) -> Lapses:
-    """What two nodes know together that have seen a member with its clock there, ns, and know these lapses of it.
+def merge_accounts(one: LostWrites, one_through: int, two: LostWrites, two_through: int) -> LostWrites:
+    """What two nodes know together of a member's lost writes.
 
-    One that has seen it further than where a run began, of which it has not heard, has seen it before it was restored,
-    or restored from before that run.
+    `one_through`, `two_through`: through which time, ns, each node has applied the member's writes.  If a node is
+    beyond the start of an epoch that it does not know, it applied them before the member was restored, or was itself
+    restored from before that epoch.
     """
-    both, missed = joined(one, two), Counter[bytes]()
-    for known, seen in ((one, one_seen), (two, two_seen)):
-        for run in {lapse.run for lapse in both} - {lapse.run for lapse in known}:
-            missed[run] = max(missed[run], seen)
+    both, missed = union(one, two), Counter[bytes]()
+    for known, through in ((one, one_through), (two, two_through)):
+        for epoch in {interval.epoch for interval in both} - {interval.epoch for interval in known}:
+            missed[epoch] = max(missed[epoch], through)
     return frozenset(
-        lapse._replace(missed=max(lapse.missed, missed[lapse.run])) if lapse.until < missed[lapse.run] else lapse
-        for lapse in both
+        interval._replace(missed_through=max(interval.missed_through, missed[interval.epoch]))
+        if interval.until < missed[interval.epoch]
+        else interval
+        for interval in both
     )
 
 
-def account_for(lapses: Lapses, version: bytes) -> bool:
-    """Whether what a member with these lapses has not forgotten includes this version of its own, or a record."""
-    timestamp, run = timestamp_of(version), epoch_of(version)
-    if any(one.after < timestamp <= one.until or (one.run == run and timestamp <= one.missed) for one in lapses):
-        return False
-    before = [lapse for lapse in lapses if lapse.until < timestamp]
+def retains(lost: LostWrites, version: bytes) -> bool:
+    """Predicate: does a member with these lost writes still have what it wrote with this version (or record)?"""
+    timestamp, epoch = timestamp_of(version), epoch_of(version)
+    for one in lost:
+        if one.after < timestamp <= one.until or (one.epoch == epoch and timestamp <= one.missed_through):
+            return False
+    before = [interval for interval in lost if interval.until < timestamp]
     if not before:
         return True
-    newest = max(lapse.until for lapse in before)
-    runs = {lapse.run for lapse in before if lapse.until == newest}
-    all_are_known = len(lapses) < LAPSES_MAX or any(lapse.until == newest for lapse in sorted(lapses)[-NEWEST:])
-    return runs == {run} or not all_are_known  # that came between it and this
+    newest = max(interval.until for interval in before)
+    epochs = {interval.epoch for interval in before if interval.until == newest}
+    # Between this interval and the version there may have been others that were not kept.
+    is_complete = len(lost) < INTERVALS_MAX or any(interval.until == newest for interval in sorted(lost)[-NEWEST:])
+    return epochs == {epoch} or not is_complete
 
 
-def was_away(lapses: Lapses, seen: int) -> bool:
-    """Whether a member with these lapses was restored since it was seen with its clock there, ns."""
-    return any(lapse.after < seen < lapse.until for lapse in lapses)
+def restored_since(lost: LostWrites, applied_through: int) -> bool:
+    """Predicate: was a member restored since its writes through this time, ns, were applied?"""
+    return any(interval.after < applied_through < interval.until for interval in lost)

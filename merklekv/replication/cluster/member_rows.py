@@ -31,12 +31,12 @@ def rows(members: Members, gc_horizon_ns: int, now: float) -> list[Row]:
 
     The caller holds the engine's lock.
     """
-    own = _row(members.identity, "self", seen_ns=members.promised, stable_ns=members.stable())
+    own = _row(members.identity, "self", seen_ns=members.closed, stable_ns=members.stable())
     others = [_member_row(members, identity, member, now) for identity, member in members]
     removed = [_row(identity, "removed") for identity in sorted(members.removed)]
     aside = [
         _row(Identity(name, one.store_id), "unreadable", holds="unreadable")
-        for name, one in sorted(members.aside.items())
+        for name, one in sorted(members.unreadable.items())
     ]
     return [own | {"gc_horizon_ns": gc_horizon_ns}, *others, *removed, *aside]
 
@@ -49,7 +49,7 @@ def stored_members(note: bytes) -> Members:
 def problems(note: bytes) -> list[str]:
     """What a start would find wrong with the table of members.  Raises FormatTooNew."""
     try:
-        aside = stored_members(note).aside
+        aside = stored_members(note).unreadable
     except MembersUnreadable as error:
         return [str(error)]
     return [f"the table of members has {name}, which cannot be read: {one.reason}" for name, one in aside.items()]
@@ -62,21 +62,21 @@ def _member_row(members: Members, identity: Identity, member: Member, now: float
         "member",
         address=member.address,
         contact_ms=contact_ms,
-        seen_ns=member.seen,
+        seen_ns=member.applied_through,
         stable_ns=member.report.stable,
         holds=_holds(members, member),
     )
 
 
 def _holds(members: Members, member: Member) -> str:
-    if not member.seen:
+    if not member.applied_through:
         return "unmet"
     if member.report.view != members.view():
         return "view"
     own = members.stable()
     slowest = min(other.report.stable for _, other in members)
     if own <= slowest:
-        return "seen" if member.seen == own else ""
+        return "seen" if member.applied_through == own else ""
     return "stable" if member.report.stable == slowest else ""
 
 

@@ -46,17 +46,19 @@ class Membership:
         if self.is_removed(node, store_id):
             return True
         if node not in self._writers:
-            self.hear(Status(node, ONLINE, store_id=store_id))
+            self.on_status(Status(node, ONLINE, store_id=store_id))
             if len(self._writers) >= WRITERS_MAX:
                 self._writers.clear()  # those that go on writing are noted again
             self._writers.add(node)
         return False
 
-    def hear(self, status: Status) -> None:
+    def on_status(self, status: Status) -> None:
         """Makes a member of a node that shows at the broker.  What cannot be one is left out, and logged."""
         try:
             with self._engine.lock:
-                if not self._members.heard(status.node, _store_id_of(status.store_id), status.address, time.time()):
+                if not self._members.record_contact(
+                    status.node, _store_id_of(status.store_id), status.address, time.time()
+                ):
                     return
                 store_members(self._engine, self._members)
         except (TooManyMembers, Shortage) as problem:
@@ -64,15 +66,15 @@ class Membership:
             return
         self._engine.commit()
 
-    def met(self, node: str, store_id: bytes = UNKNOWN_STORE_ID, address: str = "") -> None:
+    def record_contact(self, node: str, store_id: bytes = UNKNOWN_STORE_ID, address: str = "") -> None:
         """Notes that there was an exchange with a member just now."""
         with self._engine.lock:
-            self._members.heard(node, store_id, address, time.time())
+            self._members.record_contact(node, store_id, address, time.time())
 
-    def had(self, events: list[bytes]) -> int:
+    def writer_applied_through(self, events: list[bytes]) -> int:
         """Up to when, ns, whatever the writer of these records had has been merged here, so they tell nothing new."""
         with self._engine.lock:
-            return self._members.had(events)
+            return self._members.writer_applied_through(events)
 
     def is_removed(self, node: str, store_id: str) -> bool:
         """Whether a node, with its birth (hex) if it said one, was taken out of the cluster."""
@@ -84,7 +86,7 @@ class Membership:
             known = {identity.node for identity, _ in self._members}
             return node not in known and node in {identity.node for identity in self._members.removed}
 
-    def forget(self, node: str, store_id: str = "") -> None:
+    def remove(self, node: str, store_id: str = "") -> None:
         """Takes a node out, durably; its birth (hex) says which, if several have had this id.  What was set aside as
         unreadable goes by its name.
 
@@ -96,7 +98,7 @@ class Membership:
         with self._engine.lock:
             if node == self._members.identity.node and data in (UNKNOWN_STORE_ID, self._members.identity.store_id):
                 raise InvalidArgument(f"{node} is this node itself: ask another one to forget it")
-            gone = self._members.forget(node, data)
+            gone = self._members.remove(node, data)
             store_members(self._engine, self._members)
         self._engine.flush()
         for identity in gone:

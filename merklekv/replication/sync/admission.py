@@ -65,10 +65,10 @@ class Admission:
         hello = self.first_words(message)
         if hello is not None and (refusal := self._reason_to_refuse(hello)) is not None:
             return refusal
-        before = self._members.seen(hello.table.identity) if hello else 0
+        before = self._members.applied_through(hello.table.identity) if hello else 0
         answer = yield from self._responder.answer(message)
         self._note_step(hello.node if hello else None)
-        if hello is not None and self._members.seen(hello.table.identity) > before:
+        if hello is not None and self._members.applied_through(hello.table.identity) > before:
             self._on_served(hello.table.identity)
         return answer
 
@@ -84,8 +84,8 @@ class Admission:
 
     def _reason_to_refuse(self, hello: Hello) -> bytes | None:
         own = self._members.identity
-        closed = (self._members.promised, self._members.proposed)
-        if hello.table.identity == own and hello.table.report.clock in closed:
+        closed = (self._members.closed, self._members.proposed)
+        if hello.table.identity == own and hello.table.report.closed in closed:
             return encode_refusal(ITSELF, f"node {own.node} has reached itself at this address")
         if self._has_begun(hello.node) and own.node < hello.node and not self.is_serving(hello.node):
             return encode_refusal(BUSY, f"node {own.node} has just begun an exchange by itself")

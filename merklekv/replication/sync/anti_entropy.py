@@ -159,7 +159,7 @@ class AntiEntropy:
 
     def remove(self, node: str, store_id: str = "") -> None:
         """Remove a member, see `Membership`."""
-        self.membership.forget(node, store_id)
+        self.membership.remove(node, store_id)
         self._collect_soon()
 
     def addresses(self) -> list[str]:
@@ -186,7 +186,7 @@ class AntiEntropy:
         return ExchangeMetrics(
             members=len(self._members),
             members_removed=len(self._members.removed),
-            members_unreadable=len(self._members.aside),
+            members_unreadable=len(self._members.unreadable),
             gc_horizon_ns=self._engine.gc_horizon,
             exchange_peers=len(peers),
             exchange_peers_in_sync=sum(one.in_sync for one in peers.values()),
@@ -242,7 +242,7 @@ class AntiEntropy:
         """Add the nodes that have announced themselves to the members, and those online to the peers."""
         while self._statuses and not self._thread.is_stopping:
             status = self._statuses.popleft()
-            self.membership.hear(status)
+            self.membership.on_status(status)
             if self._regular:
                 with self._changed:
                     self._peers.on_status(status)
@@ -258,7 +258,7 @@ class AntiEntropy:
 
     def _on_served(self, peer: Identity) -> None:
         """An exchange that another node began is complete."""
-        self.membership.met(peer.node, peer.store_id)
+        self.membership.record_contact(peer.node, peer.store_id)
         with self._changed:
             self._served += 1
             for address in self._peers.addresses_of(peer.node):
@@ -316,7 +316,7 @@ class AntiEntropy:
             except Exception as error:
                 self._on_failure(peer, error)
                 raise
-            self.membership.met(report.node, address=address)
+            self.membership.record_contact(report.node, address=address)
             if not peer.in_sync:
                 log.info("in sync with node %s at %s: %s", report.node, address, _summary(report))
             with self._changed:

@@ -50,7 +50,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from merklekv.engine.record import is_live, store_id_of, timestamp_of
-from merklekv.replication.cluster.lost_writes import NO_LAPSES, Lapses, account_for, was_away
+from merklekv.replication.cluster.lost_writes import NO_LOST_WRITES, LostWrites, restored_since, retains
 from merklekv.replication.cluster.members import NO_ROW, Identity
 from merklekv.replication.sync.messages import Hello
 
@@ -60,12 +60,12 @@ class Limits(NamedTuple):
 
     damaged_through: int  # records that the lacking node lacks by damage alone: row 13
     applied_through: int  # records that the lacking node has applied
-    lost: Lapses  # but for these
+    lost: LostWrites  # but for these
 
     def is_stale(self, record: bytes) -> bool:
         """Whether a record, or its head, is stale."""
         was_here = self.damaged_through < timestamp_of(record) <= self.applied_through
-        return was_here and is_live(record) and account_for(self.lost, record)
+        return was_here and is_live(record) and retains(self.lost, record)
 
 
 class StaleRecords(NamedTuple):
@@ -84,7 +84,7 @@ class StaleRecords(NamedTuple):
         return self.by_writer.get(store_id_of(record), self.by_unknown_writers).is_stale(record)
 
 
-NONE_STALE: Final = StaleRecords({}, Limits(0, 0, NO_LAPSES))
+NONE_STALE: Final = StaleRecords({}, Limits(0, 0, NO_LOST_WRITES))
 
 
 def stale_records(holder: Hello, lacking: Hello) -> StaleRecords:
@@ -93,44 +93,45 @@ def stale_records(holder: Hello, lacking: Hello) -> StaleRecords:
         return NONE_STALE
     table = lacking.table
     unknown_through = _unknown_through(holder, lacking)
-    applied_through = dict.fromkeys(table.lapses, unknown_through) | dict.fromkeys(holder.table.rows, 0) | table.had()
+    applied_through = dict.fromkeys(table.lost_writes, unknown_through) | dict.fromkeys(holder.table.rows, 0)
+    applied_through |= table.applied_through()
     applied_through |= {writer: max(applied_through[writer], unknown_through) for writer in table.removed}
     damaged_through = _damaged_through(holder, lacking)
     has_taken_over = _has_taken_over(holder, lacking)
 
     def limits(writer: Identity) -> Limits:
-        is_counted = table.counts_on(writer) or holder.table.counts_on(writer) or writer in table.removed
+        is_counted = table.horizon_covers(writer) or holder.table.horizon_covers(writer) or writer in table.removed
         return Limits(
             damaged_through if has_taken_over or is_counted else 0,
-            min(applied_through[writer], table.reach),
-            table.lapses.get(writer, NO_LAPSES),
+            min(applied_through[writer], table.max_gc_horizon),
+            table.lost_writes.get(writer, NO_LOST_WRITES),
         )
 
     by_writer = {writer.store_id: limits(writer) for writer in applied_through}
-    return StaleRecords(by_writer, Limits(0, unknown_through, NO_LAPSES))
+    return StaleRecords(by_writer, Limits(0, unknown_through, NO_LOST_WRITES))
 
 
 def was_left_behind(holder: Hello, lacking: Hello) -> bool:
     """Whether the holder knows less than the lacking node's GC horizon says of it."""
-    return holder.table.current < lacking.gc_horizon or was_restored(holder, lacking)
+    return holder.table.max_stable < lacking.gc_horizon or was_restored(holder, lacking)
 
 
 def was_restored(holder: Hello, lacking: Hello) -> bool:
     """Whether the holder went back to a backup, since the lacking node applied its writes or had its GC horizon."""
     one, other = holder.table, lacking.table
-    if was_away(one.lapses.get(one.identity, NO_LAPSES), _applied_through_of(holder, lacking)):
+    if restored_since(one.lost_writes.get(one.identity, NO_LOST_WRITES), _applied_through_of(holder, lacking)):
         return True
-    both_counted = other.counts_on(one.identity) and other.counts_on(other.identity)
-    return both_counted and one.rows.get(other.identity, NO_ROW).seen < lacking.gc_horizon
+    both_counted = other.horizon_covers(one.identity) and other.horizon_covers(other.identity)
+    return both_counted and one.rows.get(other.identity, NO_ROW).applied_through < lacking.gc_horizon
 
 
 def _applied_through_of(holder: Hello, lacking: Hello) -> int:
-    return lacking.table.rows.get(holder.table.identity, NO_ROW).seen
+    return lacking.table.rows.get(holder.table.identity, NO_ROW).applied_through
 
 
 def _unknown_through(holder: Hello, lacking: Hello) -> int:
     """Records of writers that neither node knows (a dump was loaded) are stale through this timestamp: rows 3 to 5."""
-    is_counted = lacking.table.counts_on(holder.table.identity)
+    is_counted = lacking.table.horizon_covers(holder.table.identity)
     if was_left_behind(holder, lacking) and (is_counted or was_restored(holder, lacking)):
         return min(_applied_through_of(holder, lacking), lacking.gc_horizon)
     return 0
@@ -139,15 +140,15 @@ def _unknown_through(holder: Hello, lacking: Hello) -> int:
 def _damaged_through(holder: Hello, lacking: Hello) -> int:
     """Records of counted writers that the lacking node lacks are damaged there through this timestamp: rows 8 to 13."""
     one, other = holder.table, lacking.table
-    is_counted = other.counts_on(one.identity) or _has_taken_over(holder, lacking)
+    is_counted = other.horizon_covers(one.identity) or _has_taken_over(holder, lacking)
     if was_left_behind(holder, lacking) or not is_counted or not lacking.gc_horizon:
         return 0
-    both_counted = one.counts_on(one.identity) and one.counts_on(other.identity)
-    has_reached = both_counted and other.current >= holder.gc_horizon
+    both_counted = one.horizon_covers(one.identity) and one.horizon_covers(other.identity)
+    has_reached = both_counted and other.max_stable >= holder.gc_horizon
     return max(lacking.gc_horizon, holder.gc_horizon) if has_reached else lacking.gc_horizon
 
 
 def _has_taken_over(holder: Hello, lacking: Hello) -> bool:
     """Whether both have the same GC horizon, found without the holder."""
-    same = holder.gc_horizon == lacking.gc_horizon and holder.table.settled == lacking.table.settled
-    return same and not lacking.table.counts_on(holder.table.identity)
+    same = holder.gc_horizon == lacking.gc_horizon and holder.table.stable_through == lacking.table.stable_through
+    return same and not lacking.table.horizon_covers(holder.table.identity)

@@ -34,8 +34,8 @@ from merklekv.engine.record import (
 )
 from merklekv.errors import Shortage
 from merklekv.log_throttle import LogThrottle
-from merklekv.replication.cluster.lost_writes import NO_LAPSES, Lapse, was_away
-from merklekv.replication.cluster.members import NO_ROW, Identity, Members, MembersUnreadable, Table
+from merklekv.replication.cluster.lost_writes import NO_LOST_WRITES, LostWriteInterval, restored_since
+from merklekv.replication.cluster.members import NO_ROW, Identity, Members, MembersUnreadable, MemberTable
 from merklekv.replication.sync.messages import ExchangeRefused, Hello
 
 METADATA_MEMBERS: Final = b"members"
@@ -63,16 +63,18 @@ def load_members(engine: Engine, node: str) -> Members:
         members = Members(node) if stored is None else _restored(engine, stored, node)
         clock, own = engine.clock, members.identity
         clock.write_as(own.store_id)
-        clock.keep_promise(members.promised)
+        clock.keep_promise(members.closed)
         _tell_of_the_future(engine, members)
-        before = members.lapses.get(own, NO_LAPSES)
+        before = members.lost_writes.get(own, NO_LOST_WRITES)
         clock.follow()
         end = clock.last if before else 0
         now = clock.now()
-        members.shorten_lapses(now, now)
-        until = max((now, *(lapse.until + 1 for lapse in members.lapses.get(own, NO_LAPSES))))  # that tells runs apart
+        members.clamp_lost_writes(now, now)
+        until = max(
+            (now, *(lapse.until + 1 for lapse in members.lost_writes.get(own, NO_LOST_WRITES)))
+        )  # that tells runs apart
         clock.observe(until.to_bytes(8, "big"))
-        members.began(Lapse(end, until, clock.run))
+        members.add_lost_writes(LostWriteInterval(end, until, clock.run))
         if before:
             engine.put_metadata_first(METADATA_MEMBERS, members.encode())  # a node starts with a full disk, too
         else:
@@ -81,7 +83,7 @@ def load_members(engine: Engine, node: str) -> Members:
             except Shortage as error:
                 raise type(error)(f"{engine.directory.path}: {error}, so it cannot begin as node {node}") from error
         first = members.encode()
-        engine.when_taken_back = lambda: members.take_over(
+        engine.when_taken_back = lambda: members.replace_with(
             Members.restore(engine.noted(METADATA_MEMBERS) or first, node)
         )
     try:
@@ -99,7 +101,7 @@ def _restored(engine: Engine, stored: bytes, node: str) -> Members:
     except MembersUnreadable as error:
         engine.note(METADATA_UNREADABLE, stored)
         members = Members.after_damage(stored, node, error)
-    for name, one in members.aside.items():
+    for name, one in members.unreadable.items():
         log.error(
             "members: %s: %s. This node serves its data, and no node of its cluster collects deleted keys until the "
             "nodes have met again and 'merklekv-tool forget %s' takes this out; see docs/operations.md",
@@ -146,7 +148,7 @@ def settle(engine: Engine, members: Members) -> None:
     with engine.lock:
         gc_horizon = members.gc_horizon()
         if engine.raise_gc_horizon(gc_horizon):
-            members.count_on_all(gc_horizon)
+            members.record_horizon(gc_horizon)
 
 
 def _is_ahead(fast: Identity, slow: Identity, seconds: float) -> str:
@@ -176,20 +178,20 @@ class LocalEndpoint:
         with engine.lock:
             closed, before = engine.clock.propose()
             self.members.proposed = engine.clock.proposed
-            self.members.shorten_lapses(closed, engine.clock.latest_ns())
+            self.members.clamp_lost_writes(closed, engine.clock.latest_ns())
             store_members(engine, self.members)
             return self._hello(closed), before
 
     def accepted(self, mine: Hello) -> None:
         """The other node has accepted what this one proposed, so it holds for good.  The caller commits."""
         with self.engine.lock:
-            self._close(mine.table.report.clock)
+            self._close(mine.table.report.closed)
             store_members(self.engine, self.members)
 
     def refused(self, mine: Hello, before: int) -> None:
         """The other node has refused it.  The caller commits."""
         with self.engine.lock:
-            self.engine.clock.withdraw(mine.table.report.clock, before)
+            self.engine.clock.withdraw(mine.table.report.closed, before)
             self.members.proposed = self.engine.clock.proposed
             store_members(self.engine, self.members)
 
@@ -201,7 +203,7 @@ class LocalEndpoint:
         engine = self.engine
         with engine.lock:
             self._close(self._agreed(peer))
-            self.members.shorten_lapses(engine.clock.closing(), engine.clock.latest_ns())
+            self.members.clamp_lost_writes(engine.clock.closing(), engine.clock.latest_ns())
             root = engine.root() if engine.root_ready else b""
             equal = root != b"" and (root, engine.truncation) == (peer.root, peer.truncation)
             if equal:
@@ -218,7 +220,7 @@ class LocalEndpoint:
 
     def _close(self, closed: int) -> None:
         self.engine.clock.keep_promise(closed)
-        self.members.promise(closed)
+        self.members.close_through(closed)
         self.members.proposed = self.engine.clock.proposed
 
     def _agreed(self, peer: Hello) -> int:
@@ -226,9 +228,9 @@ class LocalEndpoint:
 
         It may be in the time between the data of this node and its start.  There it would tell of a restored backup.
         """
-        closed, promised = min(self.engine.clock.closing(), peer.table.report.clock), self.members.promised
-        own = self.members.lapses.get(self.members.identity, NO_LAPSES)
-        return promised if closed < promised or was_away(own, closed) else closed
+        closed, promised = min(self.engine.clock.closing(), peer.table.report.closed), self.members.closed
+        own = self.members.lost_writes.get(self.members.identity, NO_LOST_WRITES)
+        return promised if closed < promised or restored_since(own, closed) else closed
 
     def judge(self, peer: Hello) -> Hello:
         """What this node believes of a hello.  Raises ExchangeRefused if it does not exchange with that node."""
@@ -274,14 +276,14 @@ class LocalEndpoint:
             self._refuse(peer.table, "the horizon", peer.gc_horizon)
         return replace(peer, table=self.believe_table(peer.table))
 
-    def believe_table(self, table: Table) -> Table:
+    def believe_table(self, table: MemberTable) -> MemberTable:
         """What this node believes of a table, see `believe`."""
         clock, mine = self.engine.clock, self.members.identity
         latest = clock.latest_ns()
         theirs, ours = max(table.own_times()), max(table.times_of(mine), default=0)
-        if table.report.clock > latest:
+        if table.report.closed > latest:
             self.members.rows_refused += 1
-            raise ExchangeRefused("clock", _is_ahead(table.identity, mine, clock.ahead_s(table.report.clock)))
+            raise ExchangeRefused("clock", _is_ahead(table.identity, mine, clock.ahead_s(table.report.closed)))
         if theirs > latest:
             self._refuse(table, "a time that it says of itself", theirs)
         if ours > latest:
@@ -299,18 +301,18 @@ class LocalEndpoint:
 
     def judge_own_clock(self, peer: Hello) -> None:
         """Raises ExchangeRefused if this node's clock is too far ahead for the other, which would not accept it."""
-        clock, theirs = self.engine.clock, peer.table.report.clock
+        clock, theirs = self.engine.clock, peer.table.report.closed
         ahead = clock.closing() - theirs
         if theirs >= UNSET_BEFORE_NS and ahead > clock.max_drift_ns:
             raise ExchangeRefused("clock", _is_ahead(self.members.identity, peer.table.identity, ahead / 10**9))
 
-    def believe_time(self, table: Table, time: int) -> int:
+    def believe_time(self, table: MemberTable, time: int) -> int:
         """A time, ns, that a node says.  Raises ExchangeRefused if it is beyond."""
         if time > self.engine.clock.latest_ns():
             self._refuse(table, "a horizon", time)
         return time
 
-    def _refuse(self, table: Table, what: str, time: int) -> NoReturn:
+    def _refuse(self, table: MemberTable, what: str, time: int) -> NoReturn:
         self.members.rows_refused += 1
         detail = (
             f"{what} in the table of node {table.identity.node} is of {show_time(time)}, "
@@ -323,24 +325,28 @@ class LocalEndpoint:
     def meet(self, peer: Hello) -> None:
         """Takes in whom the other knows, and its clock.  The caller commits.  Raises ExchangeRefused."""
         with self.engine.lock:
-            self.members.meet(peer.table)
+            self.members.add_members_of(peer.table)
             clock = self.engine.clock
-            seen = peer.table.rows.get(self.members.identity, NO_ROW).seen
-            if seen > max(self.members.promised, clock.proposed):  # it was restored from before it made that promise
-                self.members.began(Lapse(clock.last, seen + 1, clock.run))
+            seen = peer.table.rows.get(self.members.identity, NO_ROW).applied_through
+            if seen > max(self.members.closed, clock.proposed):  # it was restored from before it made that promise
+                self.members.add_lost_writes(LostWriteInterval(clock.last, seen + 1, clock.run))
                 clock.keep_promise(seen + 1)
-            elif seen > self.members.promised:  # some node has accepted that, and the answer was lost
+            elif seen > self.members.closed:  # some node has accepted that, and the answer was lost
                 self._close(seen)
-            clock.observe(peer.table.report.clock.to_bytes(8, "big"))
+            clock.observe(peer.table.report.closed.to_bytes(8, "big"))
             store_members(self.engine, self.members)
 
     def is_current(self, peer: Hello) -> bool:
         """Whether the other is further, and this node holds nothing that is dead there: it may adopt that at once."""
         members, theirs = self.members, peer.table
-        behind = self.engine.gc_horizon < peer.gc_horizon <= members.current and theirs.counts_on(members.identity)
+        behind = self.engine.gc_horizon < peer.gc_horizon <= members.max_stable and theirs.horizon_covers(
+            members.identity
+        )
         gone = members.removed.keys() | {members.identity}
         return behind and all(  # it may have been restored from before some were members
-            members.seen(who) >= peer.gc_horizon for who in theirs.settled if theirs.counts_on(who) and who not in gone
+            members.applied_through(who) >= peer.gc_horizon
+            for who in theirs.stable_through
+            if theirs.horizon_covers(who) and who not in gone
         )
 
     def take(self, pairs: list[Pair], origin: bytes, gc_horizon: int, settled: int) -> tuple[int, Refused]:
@@ -389,11 +395,11 @@ class LocalEndpoint:
                 tombstone = make_record(key, make_version(above, op_id_of(version)), b"", tombstone=True)
                 items.append((OP_DEL, key, tombstone))
             if items:
-                self.members.bury(engine.clock.closing())
+                self.members.record_redelete(engine.clock.closing())
                 store_members(engine, self.members)
             return engine.merge(items, origin, settled=True).applied
 
-    def finish(self, peer: Table, gc_horizon: int) -> Table:
+    def finish(self, peer: MemberTable, gc_horizon: int) -> MemberTable:
         """This node holds all that the other held when it said `peer`; what it tells now, once that was flushed.
 
         Raises ExchangeRefused if the other was forgotten meanwhile.
@@ -405,22 +411,22 @@ class LocalEndpoint:
             store_members(self.engine, self.members)
             return self.members.table()
 
-    def hear(self, peer: Table) -> None:
+    def hear(self, peer: MemberTable) -> None:
         """Takes in what the other reports after it has finished, which may move the horizon.  The caller commits."""
         with self.engine.lock:
-            self.members.meet(self.believe_table(peer))
+            self.members.add_members_of(self.believe_table(peer))
             settle(self.engine, self.members)
             store_members(self.engine, self.members)
 
-    def adopt(self, peer: Table, gc_horizon: int) -> bool:
+    def adopt(self, peer: MemberTable, gc_horizon: int) -> bool:
         """Takes over the horizon of the other node, if that counts on all whom this node has met; whether it does."""
         with self.engine.lock:
-            follows = self.members.follows(peer)
+            follows = self.members.may_adopt_horizon_of(peer)
             if follows and self.engine.raise_gc_horizon(gc_horizon):
-                self.members.count_as(peer)
+                self.members.record_adopted_horizon(peer)
             return follows
 
-    def _remember(self, peer: Table, gc_horizon: int) -> None:
+    def _remember(self, peer: MemberTable, gc_horizon: int) -> None:
         self.adopt(peer, gc_horizon)
-        self.members.learn(peer, gc_horizon)
+        self.members.merge_table(peer, gc_horizon)
         settle(self.engine, self.members)

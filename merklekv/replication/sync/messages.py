@@ -33,7 +33,14 @@ from xxhash import xxh3_64_digest
 from merklekv.engine.clock import WRITER_SIZE
 from merklekv.engine.record import VERSION_SIZE
 from merklekv.errors import MerkleKVError
-from merklekv.replication.cluster.members import NOTHING_SAID, STORE_ID_SIZE, TABLE_ITEMS_MAX, Identity, Table, table_of
+from merklekv.replication.cluster.members import (
+    NO_REPORT,
+    STORE_ID_SIZE,
+    TABLE_ITEMS_MAX,
+    Identity,
+    MemberTable,
+    decode_table,
+)
 from merklekv.replication.fields import Fields, Malformed, decode_map
 
 MAGIC: Final = b"MKX"
@@ -45,7 +52,7 @@ FULL: Final = "full"  # why a node may refuse that has begun to take in what it 
 CLUSTER_SIZE_MAX: Final = 2048  # bytes of a topic prefix
 MESSAGE_ROOM_BYTES: Final = 4 << 20  # what a message may need beside the largest value
 TABLE_BYTES_MAX: Final = 16 << 20  # more than any table of members has
-_NOBODY: Final = Table(Identity("", bytes(STORE_ID_SIZE)), NOTHING_SAID, 0)  # the words that all tables have
+_NOBODY: Final = MemberTable(Identity("", bytes(STORE_ID_SIZE)), NO_REPORT, 0)  # the words that all tables have
 
 
 class ExchangeError(MerkleKVError):
@@ -74,14 +81,14 @@ class Hello:
     gc_horizon: int  # ns
     root: bytes  # empty while it is not known
     count: int  # records, dead ones included
-    table: Table
+    table: MemberTable
 
     @property
     def node(self) -> str:
         """The node's id."""
         return self.table.identity.node
 
-    def plain(self, known: Table | None = None) -> dict[str, object]:
+    def plain(self, known: MemberTable | None = None) -> dict[str, object]:
         """For CBOR, for a reader that has the known table."""
         return {
             "cluster": self.cluster,
@@ -94,7 +101,7 @@ class Hello:
         }
 
 
-def hello_of(fields: Fields, known: Table | None = None) -> Hello:
+def hello_of(fields: Fields, known: MemberTable | None = None) -> Hello:
     """The inverse of `Hello.plain`.  Raises Malformed."""
     return Hello(
         fields.text("cluster", CLUSTER_SIZE_MAX, 0),
@@ -107,13 +114,13 @@ def hello_of(fields: Fields, known: Table | None = None) -> Hello:
     )
 
 
-def pack(table: Table, known: Table | None = None) -> bytes:
+def pack(table: MemberTable, known: MemberTable | None = None) -> bytes:
     """A table of members.  Much in it comes several times, or stands in a known table that the reader has, too."""
     deflate = zlib.compressobj(zdict=_dictionary(known))
     return deflate.compress(cbor2.dumps(table.plain())) + deflate.flush()
 
 
-def unpack(data: bytes, known: Table | None = None) -> Table:
+def unpack(data: bytes, known: MemberTable | None = None) -> MemberTable:
     """The inverse of `pack`.  Raises Malformed."""
     inflate = zlib.decompressobj(zdict=_dictionary(known))
     try:
@@ -124,10 +131,10 @@ def unpack(data: bytes, known: Table | None = None) -> Table:
         raise Malformed(f"a table that is cut, or has more than {TABLE_BYTES_MAX} bytes")
     if inflate.unused_data:
         raise Malformed(f"{len(inflate.unused_data)} bytes behind a table")
-    return table_of(decode_map(plain, TABLE_ITEMS_MAX))
+    return decode_table(decode_map(plain, TABLE_ITEMS_MAX))
 
 
-def _dictionary(known: Table | None) -> bytes:
+def _dictionary(known: MemberTable | None) -> bytes:
     """What a packed table may refer to (RFC 1950, FDICT), of which zlib takes the last 32 KiB."""
     return cbor2.dumps((known or _NOBODY).plain())
 
