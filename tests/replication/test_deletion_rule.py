@@ -65,7 +65,7 @@ RESTORED = {ROME: frozenset({LostWriteInterval(290, 310, b"back")})}  # since pa
 def hello(who: Identity, gc_horizon: int = 250, stable: int = 300, **told: Any) -> Hello:
     """By default of a member that is counted and has applied all that the others wrote through 300."""
     rows = {other: MemberRow(300) for other in COUNTED if other != who}
-    table: dict[str, Any] = {"max_gc_horizon": 400, "rows": rows, "settled": COUNTED} | told
+    table: dict[str, Any] = {"max_gc_horizon": 400, "rows": rows, "stable_through": COUNTED} | told
     return Hello("test", bytes(12), bytes(24), gc_horizon, b"", 1, MemberTable(who, SelfReport(320), stable, **table))
 
 
@@ -99,7 +99,7 @@ def test_row_3_an_unknown_writer_whose_record_a_member_brings_is_new() -> None:
 
 
 def test_row_4_an_unknown_writer_whose_record_a_joining_node_brings_is_new() -> None:
-    assert not is_stale(record(100, KYIV), hello(LIMA, stable=0, settled={}))
+    assert not is_stale(record(100, KYIV), hello(LIMA, stable=0, stable_through={}))
 
 
 @pytest.mark.parametrize(("applied_through", "stale_through"), [(300, 250), (200, 200)])
@@ -115,7 +115,7 @@ def test_row_6_what_is_later_than_applied_through_is_new() -> None:
     restored = hello(ROME, lost_writes=RESTORED)
     assert is_stale(record(300), restored)
     assert not is_stale(record(301), restored)
-    assert not is_stale(record(120, LIMA), hello(LIMA, settled={})), "nothing of it was applied"
+    assert not is_stale(record(120, LIMA), hello(LIMA, stable_through={})), "nothing of it was applied"
 
 
 def test_row_7_what_is_later_than_every_horizon_is_new() -> None:
@@ -141,14 +141,14 @@ def test_row_9_what_a_restored_node_brings_is_stale() -> None:
 
 
 def test_row_10_what_a_node_brings_that_is_not_counted_is_stale() -> None:
-    assert is_stale(record(100), hello(LIMA, settled={}))
+    assert is_stale(record(100), hello(LIMA, stable_through={}))
 
 
 def test_row_11_what_a_writer_wrote_that_is_not_counted_is_stale() -> None:
     rows = {OSLO: MemberRow(300), ROME: MemberRow(300), KYIV: MemberRow(300)}
     assert is_stale(record(100, KYIV), hello(ROME), hello(PARIS, rows=rows))
     assert not is_stale(record(100, KYIV), hello(ROME), hello(PARIS, removed={KYIV: 300}))
-    assert not is_stale(record(100, KYIV), hello(ROME, settled=COUNTED | {KYIV: 250}), hello(PARIS, rows=rows))
+    assert not is_stale(record(100, KYIV), hello(ROME, stable_through=COUNTED | {KYIV: 250}), hello(PARIS, rows=rows))
 
 
 def test_row_12_what_is_later_than_the_horizon_is_stale() -> None:
@@ -156,7 +156,7 @@ def test_row_12_what_is_later_than_the_horizon_is_stale() -> None:
     further = hello(ROME, gc_horizon=280)
     assert is_stale(record(281), further)
     assert is_stale(record(251), further, hello(PARIS, stable=279)), "paris has not reached the further one"
-    assert is_stale(record(251), hello(ROME, gc_horizon=280, settled={ROME: 280})), "which does not count paris"
+    assert is_stale(record(251), hello(ROME, gc_horizon=280, stable_through={ROME: 280})), "which does not count paris"
 
 
 def test_row_13_what_all_had_and_none_deleted_is_new() -> None:

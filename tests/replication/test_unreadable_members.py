@@ -241,7 +241,7 @@ def told_tables(draw: st.DrawFn) -> bytes:
     plain["rows"] = draw(
         st.lists(st.tuples(names, store_id, time, time, time, time, st.just(b"")).map(list), max_size=3)
     )
-    for name in ("removed", "settled", "redeleted"):
+    for name in ("removed", "stable_through", "redeleted"):
         plain[name] = draw(st.lists(st.tuples(names, store_id, time).map(list), max_size=3))
     try:
         return cbor2.dumps(plain)
