@@ -1,4 +1,4 @@
-"""Where exchanges that others begin come in: who is refused before the responder is asked, and who is at it."""
+"""Admission of exchanges that other nodes begin: which are refused, and which go on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from merklekv.replication.sync import admission as module
 from merklekv.replication.sync.admission import BUSY, ITSELF, Admission
 from merklekv.replication.sync.initiator import Initiator
 from merklekv.replication.sync.local_endpoint import LocalEndpoint
-from merklekv.replication.sync.messages import ExchangeRefused, encode
+from merklekv.replication.sync.messages import ExchangeRefused, decode, encode
 
 Open = Callable[[str], Node]
 
@@ -33,7 +33,7 @@ def node(tmp_path: Path) -> Iterator[Open]:
 
 
 class Desk:
-    """A reception that can be told what this node has begun, and says whom it has served."""
+    """An admission with what its node has begun and served."""
 
     def __init__(self, node: Node) -> None:
         self.begun: set[str] = set()
@@ -127,7 +127,6 @@ def test_an_exchange_goes_on_as_long_as_there_are_steps(node: Open, monkeypatch:
 
 
 @pytest.mark.parametrize("message", [b"", b"x" * 100, encode("hello"), encode("done", hello=5), encode("inner")])
-def test_what_is_no_hello_is_left_to_the_responder(node: Open, message: bytes) -> None:
-    desk = Desk(node("a"))
-    assert desk.admission.first_words(message) is None
-    assert desk.answer(message)
+def test_what_makes_no_sense_is_refused(node: Open, message: bytes) -> None:
+    kind, fields = decode(Desk(node("a")).answer(message), 1 << 20)
+    assert (kind, fields.text("why", 20)) == ("refused", "damaged")

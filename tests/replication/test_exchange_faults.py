@@ -17,7 +17,7 @@ from xxhash import xxh3_64_digest
 from merklekv.engine.record import make_record, version_of
 from merklekv.errors import DiskFull
 from merklekv.replication.cluster import members as members_module
-from merklekv.replication.fields import Malformed
+from merklekv.replication.fields import Fields, Malformed
 from merklekv.replication.sync.initiator import PASSES_MAX
 from merklekv.replication.sync.messages import (
     EXCHANGE_VERSION,
@@ -90,12 +90,12 @@ def test_cut_at_every_message(tmp_path: Path, where: str, restart: bool) -> None
             assert len(a.values()) == 60 * 3 - 2 + 2
 
 
-@pytest.mark.parametrize("message", ["hello", "inner", "buckets", "swap", "pull", "done"])
+@pytest.mark.parametrize("message", ["hello", "inner", "buckets", "transfer", "scan", "done"])
 def test_every_damaged_byte_is_noticed(nodes: list[Node], message: str) -> None:
     """A request that was damaged or cut anywhere is refused, and nothing has changed."""
     a, b = nodes
     differ(a, b, 3)
-    if message == "pull":
+    if message == "scan":
         a.empty()
     requests: dict[str, bytes] = {}
 
@@ -377,7 +377,7 @@ def test_any_message_gets_an_answer(tmp_path: Path) -> None:
             else:
                 del changed[name]
             kind, _ = decode(answer(b, sealed(cbor2.dumps(changed))), 1 << 20)
-            assert kind in ("refused", "moved", message["do"])
+            assert kind in ("refused", "outdated", message["do"])
 
         @given(st.binary(max_size=60))
         @settings(max_examples=100, deadline=None)
@@ -394,26 +394,23 @@ def test_any_message_gets_an_answer(tmp_path: Path) -> None:
 def test_keys_of_sizes_that_are_none(nodes: list[Node], key: bytes) -> None:
     a, b = nodes
     exchange(a, b)
-    fields = {
+    fields: dict[str, object] = {
         "to": b.engine.clock.instance,
         "gc_horizon": b.engine.gc_horizon,
+        "new_gc_horizon": b.members.max_stable + 1,
         "from": "a",
         "wants": [],
-        "give": [],
-        "dead": [],
+        "records": [],
+        "stale": [],
     }
-    settled = b.members.max_stable + 1
+
+    def transfer(**some: list[bytes]) -> Fields:
+        return decode(answer(b, encode("transfer", **fields | some)), 1 << 20)[1]
+
     tombstone = (1).to_bytes(8, "big") + bytes(16) + b"\1" + bytes(16)
-    given = decode(answer(b, encode("swap", **fields | {"settled": settled, "give": [key, tombstone]})), 1 << 20)[1]
-    assert given.pairs("refused") == [(key, b"digest")]
-    assert (
-        decode(answer(b, encode("swap", **fields | {"settled": settled, "dead": [key, bytes(24)]})), 1 << 20)[1].text(
-            "why", 20
-        )
-        == "damaged"
-    )
-    wanted = decode(answer(b, encode("swap", **fields | {"settled": settled, "wants": [key]})), 1 << 20)[1]
-    assert wanted.pairs("records") == []
+    assert transfer(records=[key, tombstone]).pairs("refused") == [(key, b"digest")]
+    assert transfer(stale=[key, bytes(24)]).text("why", 20) == "damaged"
+    assert transfer(wants=[key]).pairs("records") == []
 
 
 def test_a_message_at_the_largest_size_and_one_past_it() -> None:

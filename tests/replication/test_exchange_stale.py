@@ -70,9 +70,9 @@ def test_a_new_node_that_holds_little_takes_the_rest_page_by_page(
 
     carry(*((j.initiate().steps(), b) if begins == "joining" else (b.initiate().steps(), j)), before=listen)
     assert asked == (
-        ["hello", "buckets", "swap", "pull", "done"]
+        ["hello", "buckets", "transfer", "scan", "done"]
         if begins == "joining"
-        else ["hello", "inner", "buckets", "swap", "done"]
+        else ["hello", "inner", "buckets", "transfer", "done"]
     )
     assert agree(b, j)
     assert b"k" not in j.values()

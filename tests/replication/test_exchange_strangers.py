@@ -14,7 +14,7 @@ from fixtures.exchanges import SECOND, Cut, Node, agree, answer, carry, cluster,
 from merklekv.replication.cluster.members import Members
 from merklekv.replication.fields import Malformed
 from merklekv.replication.sync import messages
-from merklekv.replication.sync.local_endpoint import LocalEndpoint, Moved
+from merklekv.replication.sync.local_endpoint import LocalEndpoint, Outdated
 from merklekv.replication.sync.messages import ExchangeFailed, ExchangeRefused, decode, encode, pack, unpack
 
 Answer = dict[str, Any]
@@ -49,8 +49,8 @@ def changed(message: bytes, change: Callable[[Answer], object]) -> bytes:
         ("buckets", lambda it: it.update(records=[b"k"]), "records has 1 items, an odd number of them"),
         ("buckets", lambda it: it.update(heads=[1, 2]), "heads holds something else than bytes"),
         ("buckets", lambda it: it.update(lacks=b"\xff" * 4), "it lacks more than it was asked for"),
-        ("swap", lambda it: it.update(served=0), "it does not send what it was asked for"),
-        ("swap", lambda it: it.update(do="pull"), "it answered 'pull' to 'swap'"),
+        ("transfer", lambda it: it.update(served=0), "it does not send what it was asked for"),
+        ("transfer", lambda it: it.update(do="scan"), "it answered 'scan' to 'transfer'"),
         ("done", lambda it: it.update(table=1), "table is int, not bytes"),
         ("done", lambda it: it.update(table=b"xx"), "a table that cannot be unpacked: "),
         ("done", lambda it: it.update(table=it["table"][:-1]), "a table that is cut, or has more than 16777216 bytes"),
@@ -107,10 +107,10 @@ def test_a_tree_that_is_unknown_on_the_other_side(nodes: list[Node]) -> None:
         ("buckets", lambda it: it.update(counts=b"123"), "damaged", "counts has 3 bytes"),
         ("buckets", lambda it: it.update(buckets=bytes(2 * 65_537)), "damaged", "buckets has 131074 bytes"),
         (
-            "swap",
-            lambda it: it.update(dead=[b"k", bytes(23)]),
+            "transfer",
+            lambda it: it.update(stale=[b"k", bytes(23)]),
             "damaged",
-            "records to bury that are none",
+            "stale records that are none",
         ),
     ],
 )
@@ -152,15 +152,15 @@ def test_what_was_decided_under_another_horizon_is_not_done(nodes: list[Node]) -
     a, b = nodes
     side = LocalEndpoint(a.engine, a.members, "test")
     for call in (
-        lambda: side.take([], b"b", a.engine.gc_horizon + SECOND, 0),
-        lambda: side.bury([], b"b", a.engine.gc_horizon + SECOND),
+        lambda: side.merge([], b"b", a.engine.gc_horizon + SECOND, 0),
+        lambda: side.redelete([], b"b", a.engine.gc_horizon + SECOND),
     ):
-        with pytest.raises(Moved):
+        with pytest.raises(Outdated):
             call()
     told = b.members.table()
     a.members.remove("b")
     with pytest.raises(ExchangeRefused, match="node b was forgotten meanwhile"):
-        side.finish(told, 0)
+        side.complete(told, 0)
 
 
 def test_a_table_of_members_as_large_as_they_may_be(monkeypatch: pytest.MonkeyPatch) -> None:

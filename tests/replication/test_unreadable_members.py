@@ -38,7 +38,7 @@ from merklekv.replication.sync.local_endpoint import (
     load_members,
     store_members,
 )
-from merklekv.replication.sync.messages import hello_of
+from merklekv.replication.sync.messages import decode_hello
 
 Damage = Callable[[dict[str, Any]], object]
 
@@ -293,7 +293,7 @@ def test_whatever_comes_in_can_be_read_again(tmp_path_factory: pytest.TempPathFa
     assert all(is_node_id(who.node) for who, _ in again)
 
     hello, _ = LocalEndpoint(engine, members, "cluster").hello()
-    read = hello_of(decode_map(cbor2.dumps(hello.plain())))
+    read = decode_hello(decode_map(cbor2.dumps(hello.plain())))
     assert read == hello
     new = Members("new")
     new.add_members_of(read.table)

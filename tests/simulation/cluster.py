@@ -117,16 +117,16 @@ class Cluster(World):
             return deleted
 
         self._stack.enter_context(mock.patch.object(LocalEndpoint, "_delete_anew", noted))
-        bury = LocalEndpoint.bury
+        redelete = LocalEndpoint.redelete
 
-        def watched(side: LocalEndpoint, pairs: list[Pair], origin: bytes, gc_horizon: int) -> int:
-            buried = bury(side, pairs, origin, gc_horizon)
+        def watched(endpoint: LocalEndpoint, pairs: list[Pair], origin: bytes, gc_horizon: int) -> int:
+            count = redelete(endpoint, pairs, origin, gc_horizon)
             for key, version in pairs:
-                if (record := side.engine.record(key)) is not None and is_tombstone(record):
+                if (record := endpoint.engine.record(key)) is not None and is_tombstone(record):
                     self.oracle.hides(key, version, record)
-            return buried
+            return count
 
-        self._stack.enter_context(mock.patch.object(LocalEndpoint, "bury", watched))
+        self._stack.enter_context(mock.patch.object(LocalEndpoint, "redelete", watched))
         return self
 
     # -- exchanges -----------------------------------------------------------------------------------------------------

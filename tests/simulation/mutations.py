@@ -356,7 +356,7 @@ def _() -> tuple[Change, ...]:
 @mistake("what was seen moves before the merge", "x")
 def _() -> tuple[Change, ...]:
     def union(initiator: Initiator, *args: Any, sound: Any = Initiator._union) -> Generator[bytes, bytes, None]:
-        initiator._side.finish(initiator._theirs.table, initiator._gc_horizon_after)
+        initiator._endpoint.complete(initiator._theirs.table, initiator._new_gc_horizon)
         yield from sound(initiator, *args)
 
     return (replaced(Initiator._union, union),)

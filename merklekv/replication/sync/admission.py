@@ -1,8 +1,7 @@
-"""Where exchanges that other nodes begin come in, before the responder answers them.
+"""Admission of exchanges that other nodes begin, before the responder answers them.
 
-Two things are refused here, because only who begins exchanges as well can tell: the node itself, when it has reached
-its own address, and a node with which this one has begun an exchange just now.  In the latter case one of the two has
-to give way, the one with the larger id.
+It refuses what only the part that begins exchanges can tell: the node itself, which has reached its own address, and a
+node with which this one has just begun an exchange.  Then the node with the larger id gives way.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ import time
 from collections.abc import Callable, Generator
 from typing import Final
 
-import cbor2
-
 from merklekv.engine.engine import Engine
 from merklekv.replication.cluster.members import Identity, Members
 from merklekv.replication.fields import Malformed
@@ -20,23 +17,20 @@ from merklekv.replication.sync.messages import (
     MESSAGE_ROOM_BYTES,
     ExchangeRefused,
     Hello,
-    decode,
+    decode_request,
     encode_refusal,
-    hello_of,
 )
 from merklekv.replication.sync.responder import Responder
 
-SERVING_S: Final = 1.0  # an exchange goes on if there was a step so recently
+SERVING_S: Final = 1.0  # an exchange goes on if it had a step so recently
 BUSY: Final = "busy"
 ITSELF: Final = "itself"
-_KIND_AT: Final = 5  # in a message, behind its head and the size of its map
-_NAMING: Final = tuple(cbor2.dumps("do") + cbor2.dumps(kind) for kind in ("hello", "done"))
 
 Slices = Generator[Callable[[], bool] | None, None, bytes]
 
 
 class Admission:
-    """Answers, and knows whom."""
+    """Answers the exchanges of other nodes, and knows which go on."""
 
     def __init__(
         self,
@@ -46,9 +40,7 @@ class Admission:
         has_begun: Callable[[str], bool],
         on_served: Callable[[Identity], None],
     ) -> None:
-        """`has_begun`: whether this node is in an exchange with that one, begun here.  `on_served`: one with that node,
-        begun there, came to its end.
-        """
+        """`has_begun`: has this node begun one with that node?  `on_served`: one that that node began is complete."""
         self._engine = engine
         self._members = members
         self._responder = Responder(engine, members, cluster)
@@ -57,42 +49,35 @@ class Admission:
         self._serving: dict[str, float] = {}  # nodes, with the time of the last step of any (monotonic)
 
     def is_serving(self, node: str) -> bool:
-        """Whether an exchange that this node has begun goes on."""
+        """Predicate: does an exchange that this node has begun go on?"""
         return time.monotonic() - self._serving.get(node, float("-inf")) < SERVING_S
 
     def answer(self, message: bytes) -> Slices:
         """The answer to a message of another node, in slices."""
-        hello = self.first_words(message)
-        if hello is not None and (refusal := self._reason_to_refuse(hello)) is not None:
-            return refusal
-        before = self._members.applied_through(hello.table.identity) if hello else 0
-        answer = yield from self._responder.answer(message)
-        self._note_step(hello.node if hello else None)
-        if hello is not None and self._members.applied_through(hello.table.identity) > before:
-            self._on_served(hello.table.identity)
+        try:
+            request = decode_request(message, self._engine.max_value_size + MESSAGE_ROOM_BYTES)
+            if request.hello is not None:
+                self._require_admissible(request.hello)
+        except (Malformed, ExchangeRefused) as problem:
+            return encode_refusal(problem)
+        identity = request.hello.table.identity if request.hello else None
+        before = self._members.applied_through(identity) if identity else 0
+        answer = yield from self._responder.serve(request)
+        self._note_step(identity.node if identity else None)
+        if identity is not None and self._members.applied_through(identity) > before:
+            self._on_served(identity)
         return answer
 
-    def first_words(self, message: bytes) -> Hello | None:
-        """What the asking node says of itself, if this is the first message of an exchange, or the last."""
-        if not message.startswith(_NAMING, _KIND_AT):
-            return None
-        try:
-            kind, fields = decode(message, self._engine.max_value_size + MESSAGE_ROOM_BYTES)
-            return hello_of(fields if kind == "hello" else fields.map("hello"))
-        except (Malformed, ExchangeRefused):
-            return None  # which the responder will say
-
-    def _reason_to_refuse(self, hello: Hello) -> bytes | None:
+    def _require_admissible(self, hello: Hello) -> None:
         own = self._members.identity
         closed = (self._members.closed, self._members.proposed)
         if hello.table.identity == own and hello.table.report.closed in closed:
-            return encode_refusal(ITSELF, f"node {own.node} has reached itself at this address")
+            raise ExchangeRefused(ITSELF, f"node {own.node} has reached itself at this address")
         if self._has_begun(hello.node) and own.node < hello.node and not self.is_serving(hello.node):
-            return encode_refusal(BUSY, f"node {own.node} has just begun an exchange by itself")
-        return None
+            raise ExchangeRefused(BUSY, f"node {own.node} has just begun an exchange by itself")
 
     def _note_step(self, node: str | None) -> None:
-        """Which of several nodes asks is not known but for the first and the last message: all of them are alive."""
+        """A node has made a step.  Only the first and the last message name it; any other keeps all of them alive."""
         now = time.monotonic()
         alive = [other for other, at in self._serving.items() if now - at < SERVING_S]
         self._serving = dict.fromkeys([*alive, node] if node else alive, now)

@@ -1,20 +1,19 @@
-"""One exchange with one other node: afterwards both hold the union of what they held when it began.
+"""The initiator: one exchange with another node, after which both hold the union of what they held when it began.
 
-The data are compared as trees, so the cost follows the difference and not the size:
+The nodes compare their data as trees, so the cost follows the difference and not the size:
 
-    hello      floors, members, horizons, roots; equal roots end it here, after one round
+    hello      truncation versions, members, GC horizons, roots; equal roots end it here, after one round
     inner      the 256 inner digests, for the leaves of those that differ
-    buckets    fingerprints of the records in the leaves that differ, for those that the other lacks
-    swap       those records, both ways
-    done       both remember that they have met
+    buckets    fingerprints of the records in the leaves that differ, for those that the other node lacks
+    transfer   those records, both ways
+    done       both note what they have applied
 
-Where one side holds next to nothing, whole pages of records in key order take the place of comparing (`pull`).  Records
-are merged as they come, in bounded batches both ways; a larger version stands, whatever is written meanwhile.
+If one node holds next to nothing, whole pages of records in key order take the place of comparing (`scan`).  Both merge
+records as they come, in bounded batches.  The larger version stands, whatever is written meanwhile.
 
-`Initiator.steps` says what to send and is sent the answers; who carries them, and how long it rests in between, is not
-its business.  It may be left at any step: what was merged stays, nothing else has changed, and the next exchange finds
-what is still missing.  Only a whole one moves what this node has seen of the other, and with it, in the end, the
-horizon; exchange_side.py has the rule for what lies below that.
+`Initiator.steps` yields requests and is sent the answers; the caller transports them, and rests in between.  It may end
+at any step: what was merged stays, nothing else has changed, and the next exchange finds what is still missing.  Only a
+complete exchange moves applied-through, and with it the GC horizon.
 
 Memory: two batches.  Cost: one differing record among a million takes four rounds and 8 KiB; a million records into an
 empty node, 8 us each.
@@ -38,28 +37,29 @@ from merklekv.output import counted
 from merklekv.replication.cluster.members import Members, TooManyMembers
 from merklekv.replication.fields import Fields, Malformed
 from merklekv.replication.sync.deletion_rule import NONE_STALE, stale_records
-from merklekv.replication.sync.local_endpoint import LocalEndpoint, Moved, Refused
+from merklekv.replication.sync.local_endpoint import LocalEndpoint, Outdated, Refused
 from merklekv.replication.sync.messages import (
+    DAMAGED,
     FULL,
     MESSAGE_ROOM_BYTES,
     ExchangeFailed,
     ExchangeRefused,
     Hello,
     decode,
+    decode_hello,
     encode,
     flat,
-    hello_of,
     unpack,
 )
 from merklekv.replication.sync.responder import INNER_DIGEST_SIZE, LEAF_DIGEST_SIZE, PRINT_SIZES, SLICE_MERGES
 
-PASSES_MAX: Final = 5  # in one exchange: it begins anew when a horizon moves, and to verify
+PASSES_MAX: Final = 5  # in one exchange: it begins again when a GC horizon moves, and to verify
 STALL_WAIT_S: Final = 60.0
 BATCH_BYTES: Final = 512 << 10  # of records in one request
 BATCH_RECORDS: Final = 4000
 BATCH_PRINTS: Final = 8192  # fingerprints in one request, but for those of its last bucket
 BATCH_BUCKETS: Final = 1024
-PAGES_RATIO: Final = 8  # where one side holds so many times more records than the other, they go page by page
+PAGES_RATIO: Final = 8  # if one node holds so many times more records than the other, they go page by page
 
 T = TypeVar("T")
 Steps = Generator[bytes, bytes, T]
@@ -67,23 +67,24 @@ Steps = Generator[bytes, bytes, T]
 
 @dataclass
 class ExchangeReport:
-    """What an exchange came to."""
+    """What an exchange has done."""
 
-    node: str = ""  # the other one
+    node: str = ""  # the other node
     rounds: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
     keys_sent: int = 0
     keys_received: int = 0  # that were new here
-    discarded: int = 0  # here or there: settled by the cluster while that node was away
-    equal: bool = False  # they were, before
-    verified: bool = False  # they are, after
+    discarded: int = 0  # stale records that were re-deleted, here or there
+    equal: bool = False  # both nodes held the same before
+    verified: bool = False  # both hold the same afterwards, by their roots
     duration_s: float = 0.0
 
 
 class Initiator:
-    """An exchange that this node begins.  `full` compares every record and does not trust the trees; `verify` demands
-    equal roots in the end.
+    """An exchange that this node begins.
+
+    `full`: compare every record, without the trees.  `verify`: repeat until the roots are equal.
     """
 
     def __init__(
@@ -91,17 +92,17 @@ class Initiator:
     ) -> None:
         self.report = ExchangeReport()  # of what was done so far
         self._engine = engine
-        self._side = LocalEndpoint(engine, members, cluster)
+        self._endpoint = LocalEndpoint(engine, members, cluster)
         self._full = full
         self._verify = verify
         self._refused: Refused = []
         self._gc_horizon = 0  # ns: of this node, as long as this pass goes on
-        self._gc_horizon_after = 0  # ns: of both, when this pass is complete; tombstones from below are not given
+        self._new_gc_horizon = 0  # ns: of both, when this pass is complete; tombstones from below are not given
         self._stale_here = self._stale_there = NONE_STALE  # what one node has, and the other lacks
         self._theirs: Hello
 
     def steps(self) -> Steps[ExchangeReport]:
-        """Yields requests, is sent the answers, returns the report.
+        """Yield requests, be sent the answers, return the report.
 
         Raises ExchangeRefused, ExchangeFailed, Shortage, StorageFailed.
         """
@@ -109,7 +110,7 @@ class Initiator:
         for number in range(PASSES_MAX):
             try:
                 equal = yield from self._pass(self._full)
-            except Moved:
+            except Outdated:
                 continue
             except Malformed as problem:
                 raise ExchangeFailed(f"node {report.node or 'at that address'}: {problem}") from problem
@@ -126,7 +127,7 @@ class Initiator:
             if equal or not self._verify:
                 report.verified = equal
                 return report
-            self._full = False  # once is enough: from here on the roots are the judge
+            self._full = False  # once is enough: the roots tell from here on
         raise ExchangeFailed(
             f"node {report.node}: the data of both moved during {PASSES_MAX} attempts: try again when less is written"
             if not self._verify
@@ -135,41 +136,41 @@ class Initiator:
         )
 
     def _pass(self, full: bool) -> Steps[bool]:
-        """One whole exchange; whether both held the same from the start."""
-        engine, side = self._engine, self._side
+        """One whole exchange.  Returns whether both held the same from the start."""
+        engine, endpoint = self._engine, self._endpoint
         self._refused.clear()
         self._collect()
         for _ in engine.prepare_root():
             pass  # others get at the engine in between
-        mine, before = side.hello()
+        mine, before = endpoint.hello()
         engine.flush()
         try:
             answer = yield from self._ask("hello", **mine.plain())
         except ExchangeRefused as refusal:
-            if refusal.why != FULL:  # a node that refuses for another reason has not taken in anything
-                side.refused(mine, before)
+            if refusal.why != FULL:  # a node that refuses for another reason relies on nothing that it was told
+                endpoint.refused(mine, before)
                 engine.commit()
             raise
-        theirs = hello_of(answer, mine.table)
-        side.accepted(mine)
+        theirs = decode_hello(answer, mine.table)
+        endpoint.accepted(mine)
         equal = bool(answer.number("equal", 1))
         self.report.node = theirs.node
-        theirs = self._theirs = side.judge(theirs)
+        theirs = self._theirs = endpoint.judge(theirs)
         self._origin = theirs.node.encode()
         if theirs.truncation > engine.truncation:
             self._write(lambda: engine.merge_truncation(theirs.truncation, self._origin))
-        side.meet(theirs)
-        self._gc_horizon_after = max(mine.gc_horizon, theirs.gc_horizon)
+        endpoint.meet(theirs)
+        self._new_gc_horizon = max(mine.gc_horizon, theirs.gc_horizon)
         self._stale_here, self._stale_there = stale_records(mine, theirs), stale_records(theirs, mine)
         if equal and not full:
-            side.finish(theirs.table, self._gc_horizon_after)
+            endpoint.complete(theirs.table, self._new_gc_horizon)
             engine.commit()
             return True
-        adopted = side.is_current(theirs) and side.adopt(theirs.table, self._gc_horizon_after)
+        adopted = endpoint.is_current(theirs) and endpoint.adopt(theirs.table, self._new_gc_horizon)
         if adopted:
             self._collect()
             equal = self._holds_what(theirs)
-        self._gc_horizon = self._gc_horizon_after if adopted else mine.gc_horizon
+        self._gc_horizon = self._new_gc_horizon if adopted else mine.gc_horizon
         if full or not equal:
             yield from self._union(full, mine)
         yield from self._done(mine)
@@ -188,17 +189,17 @@ class Initiator:
             yield from self._compare((yield from self._differing(full)), PRINT_SIZES[full])
         elif mine.count > theirs:
             if theirs:
-                yield from self._pull()
+                yield from self._scan()
             yield from self._push()
-        else:  # what the smaller side holds goes first, or all of its own would come back
+        else:  # what the smaller node holds goes first, or all of its own would come back
             if joins:
                 yield from self._compare(self._held(), PRINT_SIZES[full])
             elif mine.count:
                 yield from self._push()
-            yield from self._pull()
+            yield from self._scan()
 
     def _held(self) -> Sequence[int]:
-        """The buckets that hold anything here."""
+        """The buckets that are not empty here."""
         if not self._engine.root_ready:
             return range(BUCKETS)
         held: list[int] = []
@@ -213,27 +214,27 @@ class Initiator:
         engine, theirs = self._engine, self._theirs
         engine.commit()
         if engine.gc_horizon != self._gc_horizon:
-            raise Moved
+            raise Outdated
         if self._refused:
             return
-        self._side.finish(theirs.table, self._gc_horizon_after)
-        if self._gc_horizon < self._gc_horizon_after:
-            self._collect()  # the other has, too
+        self._endpoint.complete(theirs.table, self._new_gc_horizon)
+        if self._gc_horizon < self._new_gc_horizon:
+            self._collect()  # as the responder has
         engine.flush()
         answer = yield from self._ask(
             "done",
             to=theirs.instance,
             gc_horizon=theirs.gc_horizon,
             hello=mine.plain(),
-            settled=self._gc_horizon_after,
+            new_gc_horizon=self._new_gc_horizon,
         )
-        self._side.hear(unpack(answer.binary("table"), mine.table))
+        self._endpoint.merge_report(unpack(answer.binary("table"), mine.table))
         engine.commit()
 
     # -- comparing -----------------------------------------------------------------------------------------------------
 
     def _differing(self, full: bool) -> Steps[Sequence[int]]:
-        """The buckets that differ; all of them when that cannot be told."""
+        """The buckets that differ; all of them if that cannot be told."""
         engine = self._engine
         if full or not engine.root_ready:
             return range(BUCKETS)
@@ -256,7 +257,7 @@ class Initiator:
         return found
 
     def _compare(self, buckets: Sequence[int], size: int) -> Steps[None]:
-        """Makes the buckets equal, a batch at a time."""
+        """Make the buckets equal, a batch at a time."""
         at = 0
         while at < len(buckets):
             while not self._engine.prepare_buckets():
@@ -280,28 +281,30 @@ class Initiator:
             done = answer.number("done", len(counts))
             if not done:
                 raise Malformed("it does not go on")
-            yield from self._settle(mine, answer)
+            yield from self._resolve(mine, answer)
             at += done
 
-    def _settle(self, mine: list[Pair], answer: Fields) -> Steps[None]:
-        """Moves records both ways, now that it is known which one side lacks or has older."""
+    def _resolve(self, mine: list[Pair], answer: Fields) -> Steps[None]:
+        """Transfer what one node lacks or has older, and re-delete what is stale."""
         engine = self._engine
         records, heads = answer.pairs("records"), answer.pairs("heads")
         theirs = dict(records) | dict(heads)
         if any(len(record) < HEAD_SIZE for record in theirs.values()):
             raise Malformed("it sent records that are cut")
-        dead = [
+        stale_there = [
             (key, version_of(record))
             for key, record in (theirs.items() if self._stale_there.is_possible() else ())
             if self._stale_there.contains(record) and version_of(record) > version_of(engine.record(key) or b"")
         ]
-        gone = {key for key, _ in dead}
-        self._take([pair for pair in records if pair[0] not in gone])
+        stale_keys = {key for key, _ in stale_there}
+        self._merge([pair for pair in records if pair[0] not in stale_keys])
         wants = [
-            key for key, head in heads if key not in gone and version_of(head) >= version_of(engine.record(key) or b"")
+            key
+            for key, head in heads
+            if key not in stale_keys and version_of(head) >= version_of(engine.record(key) or b"")
         ]
         packed = answer.binary("lacks")
-        give, dead_here = [], []
+        given, stale_here = [], []
         for number in range(0, len(packed), 4):
             index = int.from_bytes(packed[number : number + 4], "big")
             if index >= len(mine):
@@ -310,27 +313,24 @@ class Initiator:
             if version_of(head) <= version_of(theirs.get(key, b"")):
                 continue
             if self._stale_here.contains(head):
-                dead_here.append((key, version_of(head)))
+                stale_here.append((key, version_of(head)))
             else:
-                give.append(key)
-        for at in range(0, len(dead_here), SLICE_MERGES):
-            pairs = dead_here[at : at + SLICE_MERGES]
-            self.report.discarded += self._write(partial(self._side.bury, pairs, self._origin, self._gc_horizon))
-        yield from self._swap(give, dead, wants)
-
-    def _swap(self, give: list[bytes], dead: list[Pair], wants: list[bytes]) -> Steps[None]:
-        """Sends the records of these keys and asks for those of others, in as many requests as it takes."""
-        while give or dead or wants:
-            pairs, tried = self._read(give)
-            answer = yield from self._give(pairs, dead[:BATCH_RECORDS], wants[:BATCH_RECORDS])
+                given.append(key)
+        for at in range(0, len(stale_here), SLICE_MERGES):
+            slice_ = stale_here[at : at + SLICE_MERGES]
+            redelete = partial(self._endpoint.redelete, slice_, self._origin, self._gc_horizon)
+            self.report.discarded += self._write(redelete)
+        while given or stale_there or wants:
+            pairs, tried = self._read(given)
+            answer = yield from self._transfer(pairs, stale_there[:BATCH_RECORDS], wants[:BATCH_RECORDS])
             served = answer.number("served", len(wants))
             if wants and not served:
                 raise Malformed("it does not send what it was asked for")
-            self._take(answer.pairs("records"))
-            give, dead, wants = give[tried:], dead[BATCH_RECORDS:], wants[served:]
+            self._merge(answer.pairs("records"))
+            given, stale_there, wants = given[tried:], stale_there[BATCH_RECORDS:], wants[served:]
 
     def _read(self, keys: list[bytes]) -> tuple[list[Pair], int]:
-        """As many of the records as one request takes; how many keys that are."""
+        """As many of the records as fit in one request.  Returns them, and for how many keys that is."""
         pairs: list[Pair] = []
         size = tried = 0
         for key in keys[:BATCH_RECORDS]:
@@ -344,36 +344,35 @@ class Initiator:
 
     # -- page by page --------------------------------------------------------------------------------------------------
 
-    def _pull(self) -> Steps[None]:
-        """Takes all that the other holds."""
+    def _scan(self) -> Steps[None]:
+        """Merge all that the responder holds."""
         after: bytes | None = b""
         while after is not None:
-            answer = yield from self._ask("pull", **self._context(), after=after)
-            self._take(answer.pairs("records"))
-            self._engine.commit()
+            answer = yield from self._ask("scan", **self._context(), after=after)
+            self._merge(answer.pairs("records"))
             following = answer.optional("following", *range(MAX_KEY_SIZE + 1))
             if following is not None and following <= after:
                 raise Malformed("it does not go on")
             after = following
 
     def _push(self) -> Steps[None]:
-        """Sends all that this node holds."""
+        """Give all that this node holds."""
         after: bytes | None = b""
         while after is not None:
             pairs, after = self._engine.records_page(b"", after, BATCH_RECORDS, BATCH_BYTES)
             if pairs:
-                yield from self._give(pairs)
+                yield from self._transfer(pairs)
 
     # -- what all of these need ----------------------------------------------------------------------------------------
 
-    def _give(self, pairs: list[Pair], dead: Iterable[Pair] = (), wants: Iterable[bytes] = ()) -> Steps[Fields]:
+    def _transfer(self, pairs: list[Pair], stale: Iterable[Pair] = (), wants: Iterable[bytes] = ()) -> Steps[Fields]:
         answer = yield from self._ask(
-            "swap",
+            "transfer",
             **self._context(),
-            **{"from": self._side.members.identity.node},
-            settled=self._gc_horizon_after,
-            give=flat(pairs),
-            dead=flat(dead),
+            **{"from": self._endpoint.members.identity.node},
+            new_gc_horizon=self._new_gc_horizon,
+            records=flat(pairs),
+            stale=flat(stale),
             wants=list(wants),
         )
         self.report.keys_sent += len(pairs)
@@ -381,12 +380,12 @@ class Initiator:
         self._refused += [(key, reason.decode(errors="replace")) for key, reason in answer.pairs("refused")]
         return answer
 
-    def _take(self, pairs: list[Pair]) -> None:
-        """Merges records of the other node.  Raises Moved."""
+    def _merge(self, pairs: list[Pair]) -> None:
+        """Merge records of the responder.  Raises Outdated."""
         for at in range(0, len(pairs), SLICE_MERGES):
             slice_ = pairs[at : at + SLICE_MERGES]
             applied, refused = self._write(
-                partial(self._side.take, slice_, self._origin, self._gc_horizon, self._gc_horizon_after)
+                partial(self._endpoint.merge, slice_, self._origin, self._gc_horizon, self._new_gc_horizon)
             )
             self.report.keys_received += applied
             self._refused += refused
@@ -398,7 +397,7 @@ class Initiator:
         self._engine.commit()
 
     def _write(self, call: Callable[[], T]) -> T:
-        """Makes a call that may find merging behind, again when there is room."""
+        """Make a call; if the engine is stalled, again when there is room."""
         while True:
             try:
                 return call()
@@ -413,18 +412,18 @@ class Initiator:
         return {"to": self._theirs.instance, "gc_horizon": self._theirs.gc_horizon}
 
     def _ask(self, kind: str, **fields: object) -> Steps[Fields]:
-        """One request and its answer.  Raises Moved, ExchangeRefused and Malformed."""
+        """One request and its answer.  Raises Outdated, ExchangeRefused and Malformed."""
         request = encode(kind, **fields)
         self.report.rounds += 1
         self.report.bytes_sent += len(request)
         answer = yield request
         self.report.bytes_received += len(answer)
         answered, found = decode(answer, self._engine.max_value_size + MESSAGE_ROOM_BYTES)
-        if answered == "moved":
-            raise Moved
+        if answered == "outdated":
+            raise Outdated
         if answered == "refused":
             why, detail = found.text("why", 20), found.text("text", 4000)
-            if why == "damaged":
+            if why == DAMAGED:
                 raise ExchangeFailed(f"node {self.report.node}: a request arrived damaged: {detail}")
             raise ExchangeRefused(why, detail)
         if answered != kind:

@@ -48,8 +48,8 @@ _throttle = LogThrottle(log)
 Refused = list[tuple[bytes, str]]  # keys with reasons
 
 
-class Moved(Exception):
-    """The horizon is not what it was when the exchange began."""
+class Outdated(Exception):
+    """A node was restarted, or has another GC horizon than when the exchange began."""
 
 
 def load_members(engine: Engine, node: str) -> Members:
@@ -349,16 +349,16 @@ class LocalEndpoint:
             if theirs.horizon_covers(who) and who not in gone
         )
 
-    def take(self, pairs: list[Pair], origin: bytes, gc_horizon: int, settled: int) -> tuple[int, Refused]:
+    def merge(self, pairs: list[Pair], origin: bytes, gc_horizon: int, settled: int) -> tuple[int, Refused]:
         """Merges records of the other node, in one short call; how many were new, and what was refused.
 
         `gc_horizon` is the one that this node had when the exchange began, `settled` the one that both will have.
-        Raises Moved, Stalled and Shortage; merging the same again is harmless.
+        Raises Outdated, Stalled and Shortage; merging the same again is harmless.
         """
         engine = self.engine
         with engine.lock:
             if engine.gc_horizon != gc_horizon:
-                raise Moved
+                raise Outdated
             items, refused, applied = [], [], 0
             for key, record in pairs:
                 if len(record) < HEAD_SIZE or flags_of(record) != TOMBSTONE:
@@ -378,15 +378,15 @@ class LocalEndpoint:
             return False
         return self.engine.delete(key)
 
-    def bury(self, pairs: list[Pair], origin: bytes, gc_horizon: int) -> int:
+    def redelete(self, pairs: list[Pair], origin: bytes, gc_horizon: int) -> int:
         """Puts tombstones above dead records (key, version) that stand here still; how many.
 
-        Raises Moved, Stalled, Shortage.
+        Raises Outdated, Stalled, Shortage.
         """
         engine = self.engine
         with engine.lock:
             if engine.gc_horizon != gc_horizon:
-                raise Moved
+                raise Outdated
             items = []
             for key, version in pairs:
                 if version_of(engine.record(key) or b"") != version:
@@ -399,7 +399,7 @@ class LocalEndpoint:
                 store_members(engine, self.members)
             return engine.merge(items, origin, settled=True).applied
 
-    def finish(self, peer: MemberTable, gc_horizon: int) -> MemberTable:
+    def complete(self, peer: MemberTable, gc_horizon: int) -> MemberTable:
         """This node holds all that the other held when it said `peer`; what it tells now, once that was flushed.
 
         Raises ExchangeRefused if the other was forgotten meanwhile.
@@ -411,7 +411,7 @@ class LocalEndpoint:
             store_members(self.engine, self.members)
             return self.members.table()
 
-    def hear(self, peer: MemberTable) -> None:
+    def merge_report(self, peer: MemberTable) -> None:
         """Takes in what the other reports after it has finished, which may move the horizon.  The caller commits."""
         with self.engine.lock:
             self.members.add_members_of(self.believe_table(peer))

@@ -2,22 +2,22 @@
 
     MKX | version (1 byte) | CBOR map | XXH3-64 of all before (8 bytes)
 
-Whatever happens to a message on its way, the reader gets it whole or not at all, and the first four bytes say to every
-release, past and future, what it is.  Every request has the answer that stands beside it, or `moved` or `refused`:
+The reader gets a message whole or not at all, and the first four bytes tell every release what it is.  The answer to a
+request is of the same kind, or `outdated` or `refused`:
 
-    hello     who I am, what I hold, whom I know    the same of the other; whether the data are equal
+    hello     who I am, what I hold, whom I know    the same of the responder; whether the data are equal
     inner     the 256 inner digests                 the inner nodes that differ, with their leaves
-    buckets   fingerprints of records, by bucket    which of them are not there; the records that they lack
-    swap      records; keys that are wanted;        which were refused; the records that were wanted
-              records that the cluster has settled
-    pull      a key                                 the records behind it, in key order, and where to go on
-    done      my hello again                        the other's table
+    buckets   fingerprints of records, by bucket    which of them are missing; the records that the initiator lacks
+    transfer  records; stale records; keys that     which records were refused; the records that are wanted
+              are wanted
+    scan      a key                                 the records behind it, in key order, and where to go on
+    done      my hello again                        the table of the responder
 
-A table of members is deflated; the one in an answer refers to the one in its request, which says nearly the same.
+A table of members is deflated.  The one in an answer refers to the one in its request, which says nearly the same.
 
-All but `hello` name the run of the process that they are meant for and the horizon it had, so that a node that has been
-started again, or has moved on, says so (`moved`) instead of mixing two exchanges.  Beyond that each is understood by
-itself: a request may be lost, or come twice, at any point.
+All but `hello` name the process that they are meant for and its GC horizon.  A node that was restarted since, or has
+another horizon now, answers `outdated`, so two exchanges do not mix.  Beyond that each request is understood by itself:
+it may be lost, or come twice, at any point.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import cbor2
 from xxhash import xxh3_64_digest
@@ -44,11 +44,12 @@ from merklekv.replication.cluster.members import (
 from merklekv.replication.fields import Fields, Malformed, decode_map
 
 MAGIC: Final = b"MKX"
-EXCHANGE_VERSION: Final = 2
+EXCHANGE_VERSION: Final = 3
 _HEAD: Final = MAGIC + bytes((EXCHANGE_VERSION,))
 _CHECKSUM_SIZE: Final = 8
 ROOT_SIZE: Final = 32
-FULL: Final = "full"  # why a node may refuse that has begun to take in what it was told
+FULL: Final = "full"  # why a node refuses after it has begun to take in what it was told
+DAMAGED: Final = "damaged"
 CLUSTER_SIZE_MAX: Final = 2048  # bytes of a topic prefix
 MESSAGE_ROOM_BYTES: Final = 4 << 20  # what a message may need beside the largest value
 TABLE_BYTES_MAX: Final = 16 << 20  # more than any table of members has
@@ -56,11 +57,11 @@ _NOBODY: Final = MemberTable(Identity("", bytes(STORE_ID_SIZE)), NO_REPORT, 0)  
 
 
 class ExchangeError(MerkleKVError):
-    """An exchange did not come to its end.  What was merged so far stays; a later exchange does the rest."""
+    """An exchange is not complete.  What was merged so far stays; a later exchange does the rest."""
 
 
 class ExchangeRefused(ExchangeError):
-    """One of the two nodes will not exchange with the other; `why` is one word, the text says what to do."""
+    """One of the two nodes refuses to exchange with the other; `why` is one word, the text says what to do."""
 
     def __init__(self, why: str, detail: str) -> None:
         super().__init__(detail)
@@ -68,28 +69,28 @@ class ExchangeRefused(ExchangeError):
 
 
 class ExchangeFailed(ExchangeError):
-    """The exchange was disturbed: damaged messages, data that moves too fast, records that were refused."""
+    """The exchange was disturbed: by damaged messages, fast writers, or records that were refused."""
 
 
 @dataclass(frozen=True)
 class Hello:
-    """What a node says of itself when an exchange begins, all of one moment."""
+    """What a node says of itself when an exchange begins, as of one moment."""
 
     cluster: str
-    instance: bytes  # the run of its process: it marks the versions that it issues
+    instance: bytes  # names its process, as its versions do
     truncation: bytes
     gc_horizon: int  # ns
-    root: bytes  # empty while it is not known
-    count: int  # records, dead ones included
+    root: bytes  # empty while it is unknown
+    count: int  # records, tombstones included
     table: MemberTable
 
     @property
     def node(self) -> str:
-        """The node's id."""
+        """The node id."""
         return self.table.identity.node
 
     def plain(self, known: MemberTable | None = None) -> dict[str, object]:
-        """For CBOR, for a reader that has the known table."""
+        """For CBOR.  `known`: a table that the reader has."""
         return {
             "cluster": self.cluster,
             "instance": self.instance,
@@ -101,7 +102,7 @@ class Hello:
         }
 
 
-def hello_of(fields: Fields, known: MemberTable | None = None) -> Hello:
+def decode_hello(fields: Fields, known: MemberTable | None = None) -> Hello:
     """The inverse of `Hello.plain`.  Raises Malformed."""
     return Hello(
         fields.text("cluster", CLUSTER_SIZE_MAX, 0),
@@ -115,7 +116,7 @@ def hello_of(fields: Fields, known: MemberTable | None = None) -> Hello:
 
 
 def pack(table: MemberTable, known: MemberTable | None = None) -> bytes:
-    """A table of members.  Much in it comes several times, or stands in a known table that the reader has, too."""
+    """A table of members, deflated: much in it comes several times, or is in a table that the reader has."""
     deflate = zlib.compressobj(zdict=_dictionary(known))
     return deflate.compress(cbor2.dumps(table.plain())) + deflate.flush()
 
@@ -146,7 +147,7 @@ def encode(kind: str, **fields: object) -> bytes:
 
 
 def decode(message: bytes, size_max: int) -> tuple[str, Fields]:
-    """What kind of message these bytes are, and its fields.  Raises Malformed and ExchangeRefused, nothing else."""
+    """The kind of a message, and its fields.  Raises Malformed and ExchangeRefused, nothing else."""
     if len(message) > size_max:
         raise Malformed(f"a message of {len(message)} bytes, more than {size_max}")
     if message[: len(MAGIC)] != MAGIC or len(message) < len(_HEAD) + _CHECKSUM_SIZE:
@@ -165,11 +166,28 @@ def decode(message: bytes, size_max: int) -> tuple[str, Fields]:
     return fields.text("do", 20), fields
 
 
-def encode_refusal(why: str, detail: str) -> bytes:
-    """The answer of a node that will not."""
-    return encode("refused", why=why, text=detail[:1000])
+class Request(NamedTuple):
+    """A message to a responder."""
+
+    kind: str
+    fields: Fields
+    hello: Hello | None  # of the initiator, in `hello` and `done`
+
+
+def decode_request(message: bytes, size_max: int) -> Request:
+    """Raises Malformed and ExchangeRefused, nothing else."""
+    kind, fields = decode(message, size_max)
+    if kind == "hello":
+        return Request(kind, fields, decode_hello(fields))
+    return Request(kind, fields, decode_hello(fields.map("hello")) if kind == "done" else None)
+
+
+def encode_refusal(problem: Exception) -> bytes:
+    """The answer of a node that refuses, or cannot."""
+    why = problem.why if isinstance(problem, ExchangeRefused) else DAMAGED if isinstance(problem, Malformed) else FULL
+    return encode("refused", why=why, text=str(problem)[:1000])
 
 
 def flat(pairs: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
-    """Pairs one after the other, as `Fields.pairs` reads them."""
+    """Pairs in one list, as `Fields.pairs` reads them."""
     return [part for pair in pairs for part in pair]

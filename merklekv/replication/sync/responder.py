@@ -1,14 +1,13 @@
-"""The side of an exchange that is asked.
+"""The responder: the node of an exchange that is asked.
 
-`Responder.answer` makes one answer to one request, in slices of a few milliseconds, and keeps nothing between two
-requests: a request that is lost, cut, repeated or the last one ever does no harm, and any number of exchanges may go on
-at the same time.  It carries no bytes itself; see exchange_wire.py for the messages and exchange.py for the other side.
+`Responder.answer` makes one answer to one request, in slices of a few milliseconds.  It keeps nothing between two
+requests, so a request may be lost, cut, repeated, or the last one, and any number of exchanges may go on at once.
 
-Nothing is promised before it is durable: what an answer says was merged has been committed, and what is told to be
-remembered (the clock, what was seen) has been flushed.
+An answer says nothing that is not durable: what it says was merged is committed, and what the initiator may rely on
+(closed timestamps, what was applied) is flushed.
 
-Memory: one answer, about REPLY_BYTES and the largest record.  Cost: 1 us a record that is read, 8 us one that is
-merged, 2 us one that is compared.
+Memory: one answer, about REPLY_BYTES and the largest record.  Cost: 1 us to read a record, 8 us to merge one, 2 us to
+compare one.
 """
 
 from __future__ import annotations
@@ -25,25 +24,25 @@ from merklekv.engine.record import HEAD_SIZE, VERSION_SIZE, digest_of, head_of
 from merklekv.errors import Shortage, Stalled
 from merklekv.replication.cluster.members import Members, TooManyMembers
 from merklekv.replication.fields import Fields, Malformed
-from merklekv.replication.sync.local_endpoint import LocalEndpoint, Moved, Refused
+from merklekv.replication.sync.local_endpoint import LocalEndpoint, Outdated, Refused
 from merklekv.replication.sync.messages import (
-    FULL,
     MESSAGE_ROOM_BYTES,
     ExchangeRefused,
-    decode,
+    Hello,
+    Request,
+    decode_request,
     encode,
     encode_refusal,
     flat,
-    hello_of,
     pack,
 )
 
 INNER_DIGEST_SIZE: Final = 16  # of the 32 bytes
 LEAF_DIGEST_SIZE: Final = 8
 PRINT_SIZES: Final = (8, 16)  # of a record's digest: enough to tell records apart; all of it
-REPLY_BYTES: Final = 512 << 10  # an answer ends behind so many bytes of records
+REPLY_BYTES: Final = 512 << 10  # an answer ends when it has so many bytes of records
 REPLY_RECORDS: Final = 4000
-INLINE_BYTES: Final = 1024  # a record up to this size goes out at once, a larger one only when it is asked for
+INLINE_BYTES: Final = 1024  # a record up to this size goes out at once, a larger one when it is wanted
 SLICE_INNER: Final = 32
 SLICE_BUCKETS: Final = 64
 SLICE_MERGES: Final = 250
@@ -55,57 +54,63 @@ Slices = Generator[Pause, None, T]
 
 
 class Responder:
-    """A node that answers.  Thread-safe, as its engine is."""
+    """Answers requests.  Thread-safe, as its engine is."""
 
     def __init__(self, engine: Engine, members: Members, cluster: str) -> None:
         self._engine = engine
-        self._side = LocalEndpoint(engine, members, cluster)
-        self._kinds: dict[str, Callable[[Fields], Slices[bytes]]] = {
-            "hello": self._hello,
+        self._endpoint = LocalEndpoint(engine, members, cluster)
+        self._handlers: dict[str, Callable[[Fields], Slices[bytes]]] = {
             "inner": self._inner,
             "buckets": self._buckets,
-            "swap": self._swap,
-            "pull": self._pull,
-            "done": self._done,
+            "transfer": self._transfer,
+            "scan": self._scan,
         }
 
-    def answer(self, payload: bytes) -> Slices[bytes]:
-        """The answer to a request.  Yields None to let others run, or a function that says when it can go on.
+    def answer(self, message: bytes) -> Slices[bytes]:
+        """The answer to a message.  Yields None to let others run, or a function that says when it can go on.
 
-        A request that cannot be served is answered too, with what is wrong.  Raises StorageFailed.
+        If a request cannot be served, the answer says why.  Raises StorageFailed.
         """
         try:
-            kind, fields = decode(payload, self._engine.max_value_size + MESSAGE_ROOM_BYTES)
-            handler = self._kinds.get(kind)
-            if handler is None:
-                raise Malformed(f"no request is called '{kind}'")
-            return (yield from handler(fields))
-        except Malformed as problem:
-            return encode_refusal("damaged", str(problem))
-        except (ExchangeRefused, TooManyMembers, Shortage) as problem:
-            return encode_refusal(getattr(problem, "why", FULL), str(problem))
-        except Moved:
-            return encode("moved")
+            request = decode_request(message, self._engine.max_value_size + MESSAGE_ROOM_BYTES)
+        except (Malformed, ExchangeRefused) as problem:
+            return encode_refusal(problem)
+        return (yield from self.serve(request))
 
-    def _hello(self, fields: Fields) -> Slices[bytes]:
-        peer = hello_of(fields)
-        side, engine = self._side, self._engine
-        known, peer = peer.table, side.judge(peer)
-        side.judge_own_clock(peer)
+    def serve(self, request: Request) -> Slices[bytes]:
+        """The answer to a request, like `answer`."""
+        try:
+            if request.hello is not None:
+                if request.kind == "hello":
+                    return (yield from self._hello(request.hello))
+                return (yield from self._done(request.fields, request.hello))
+            handler = self._handlers.get(request.kind)
+            if handler is None:
+                raise Malformed(f"no request is called '{request.kind}'")
+            return (yield from handler(request.fields))
+        except (Malformed, ExchangeRefused, TooManyMembers, Shortage) as problem:
+            return encode_refusal(problem)
+        except Outdated:
+            return encode("outdated")
+
+    def _hello(self, peer: Hello) -> Slices[bytes]:
+        endpoint, engine = self._endpoint, self._engine
+        known, peer = peer.table, endpoint.judge(peer)
+        endpoint.judge_own_clock(peer)
         if peer.truncation > engine.truncation:
             yield from self._writing(partial(engine.merge_truncation, peer.truncation, peer.node.encode()))
-        side.meet(peer)
-        if side.is_current(peer):
-            side.adopt(peer.table, peer.gc_horizon)
+        endpoint.meet(peer)
+        if endpoint.is_current(peer):
+            endpoint.adopt(peer.table, peer.gc_horizon)
         yield from self._collect()
         for _ in engine.prepare_root():
             yield None
-        hello, equal = side.answer(peer)
+        hello, equal = endpoint.answer(peer)
         engine.flush()
         return encode("hello", equal=int(equal), **hello.plain(known))
 
     def _inner(self, fields: Fields) -> Slices[bytes]:
-        yield from self._expected(fields)
+        yield from self._require_current(fields)
         theirs = fields.binary("digests", INNER_NODES * INNER_DIGEST_SIZE)
         with self._engine.lock:
             if not self._engine.root_ready:
@@ -124,7 +129,7 @@ class Responder:
         return encode("inner", ready=1, nodes=nodes, leaves=b"".join(leaves))
 
     def _buckets(self, fields: Fields) -> Slices[bytes]:
-        yield from self._expected(fields)
+        yield from self._require_current(fields)
         size = fields.number("size", max(PRINT_SIZES))
         prints = fields.binary("prints")
         counts = [int.from_bytes(count, "big") for count in _pieces(fields.binary("counts"), 4, "counts")]
@@ -160,7 +165,7 @@ class Responder:
         return encode("buckets", done=done, lacks=packed, records=records, heads=heads)
 
     def _add(self, key: bytes, records: list[bytes], heads: list[bytes]) -> int:
-        """Adds what is stored under a key to an answer, without its value if that is large; how many bytes that is."""
+        """Add a record to an answer, without its value if that is large.  Returns the bytes added."""
         record = self._engine.record(key)
         if record is None:
             return 0
@@ -168,32 +173,32 @@ class Responder:
         (records if small else heads).extend((key, record if small else head_of(record)))
         return len(key) + (len(record) if small else HEAD_SIZE)
 
-    def _swap(self, fields: Fields) -> Slices[bytes]:
-        gc_horizon = yield from self._expected(fields)
+    def _transfer(self, fields: Fields) -> Slices[bytes]:
+        gc_horizon = yield from self._require_current(fields)
         origin = _origin(fields)
-        settled = fields.number("settled", self._engine.clock.latest_ns())
-        give, dead, wants = fields.pairs("give"), fields.pairs("dead"), fields.strings("wants")
-        side = self._side
+        new_gc_horizon = fields.number("new_gc_horizon", self._engine.clock.latest_ns())
+        given, stale, wants = fields.pairs("records"), fields.pairs("stale"), fields.strings("wants")
+        endpoint = self._endpoint
         applied = discarded = 0
         refused: Refused = []
-        for at in range(0, len(give), SLICE_MERGES):
-            slice_ = give[at : at + SLICE_MERGES]
-            taken = yield from self._writing(partial(side.take, slice_, origin, gc_horizon, settled))
-            applied += taken[0]
-            refused += taken[1]
+        for at in range(0, len(given), SLICE_MERGES):
+            slice_ = given[at : at + SLICE_MERGES]
+            merged = yield from self._writing(partial(endpoint.merge, slice_, origin, gc_horizon, new_gc_horizon))
+            applied += merged[0]
+            refused += merged[1]
             yield None
-        if dead:
-            for key, version in dead:
-                if not 0 < len(key) <= MAX_KEY_SIZE or len(version) != VERSION_SIZE:
-                    raise Malformed("records to bury that are none")
-            for at in range(0, len(dead), SLICE_MERGES):
-                slice_ = dead[at : at + SLICE_MERGES]
-                discarded += yield from self._writing(partial(side.bury, slice_, origin, gc_horizon))
-                yield None
+        for key, version in stale:
+            if not 0 < len(key) <= MAX_KEY_SIZE or len(version) != VERSION_SIZE:
+                raise Malformed("stale records that are none")
+        for at in range(0, len(stale), SLICE_MERGES):
+            slice_ = stale[at : at + SLICE_MERGES]
+            discarded += yield from self._writing(partial(endpoint.redelete, slice_, origin, gc_horizon))
+            yield None
         found, served = yield from self._read(wants)
         self._engine.commit()
         reasons = [word for key, reason in refused for word in (key, reason.encode())]
-        return encode("swap", applied=applied, discarded=discarded, refused=reasons, served=served, records=flat(found))
+        counts = {"applied": applied, "discarded": discarded, "served": served}
+        return encode("transfer", **counts, refused=reasons, records=flat(found))
 
     def _read(self, keys: list[bytes]) -> Slices[tuple[list[Pair], int]]:
         found: list[Pair] = []
@@ -210,8 +215,8 @@ class Responder:
                 yield None
         return found, served
 
-    def _pull(self, fields: Fields) -> Slices[bytes]:
-        yield from self._expected(fields)
+    def _scan(self, fields: Fields) -> Slices[bytes]:
+        yield from self._require_current(fields)
         following: bytes | None = fields.binary("after", *range(MAX_KEY_SIZE + 1))
         found: list[Pair] = []
         size = 0
@@ -220,28 +225,31 @@ class Responder:
             found += pairs
             size += sum(len(record) for _, record in pairs)
             yield None
-        return encode("pull", records=flat(found), following=following)
+        return encode("scan", records=flat(found), following=following)
 
-    def _done(self, fields: Fields) -> Slices[bytes]:
-        before = yield from self._expected(fields, done=True)
-        peer = hello_of(fields.map("hello"))
-        side = self._side
-        known, peer = peer.table, side.judge(peer)
-        gc_horizon = side.believe_time(peer.table, fields.number("settled"))
-        table = side.finish(peer.table, gc_horizon)
+    def _done(self, fields: Fields, peer: Hello) -> Slices[bytes]:
+        before = yield from self._gc_horizon_of(fields)
+        endpoint = self._endpoint
+        known, peer = peer.table, endpoint.judge(peer)
+        gc_horizon = endpoint.believe_time(peer.table, fields.number("new_gc_horizon"))
+        table = endpoint.complete(peer.table, gc_horizon)
         if before < gc_horizon:
-            yield from self._collect()  # the other has, too
+            yield from self._collect()  # as the initiator has
         self._engine.flush()
         return encode("done", table=pack(table, known))
 
-    def _expected(self, fields: Fields, done: bool = False) -> Slices[int]:
-        """Raises Moved unless this node is as it was when the exchange began; the horizon since then."""
+    def _require_current(self, fields: Fields) -> Slices[int]:
+        """The GC horizon since the exchange began.  Raises Outdated if it has moved, or this node was restarted."""
+        gc_horizon = yield from self._gc_horizon_of(fields)
+        if gc_horizon != self._engine.gc_horizon:
+            raise Outdated
+        return gc_horizon
+
+    def _gc_horizon_of(self, fields: Fields) -> Slices[int]:
         yield None
         gc_horizon = fields.number("gc_horizon")
-        if fields.binary("to", WRITER_SIZE) != self._side.instance:
-            raise Moved
-        if gc_horizon != self._engine.gc_horizon and not done:
-            raise Moved
+        if fields.binary("to", WRITER_SIZE) != self._endpoint.instance:
+            raise Outdated
         return gc_horizon
 
     def _collect(self) -> Slices[None]:
@@ -249,7 +257,7 @@ class Responder:
             yield None
 
     def _writing(self, call: Callable[[], T]) -> Slices[T]:
-        """Makes a call that may find merging behind, again when there is room."""
+        """Make a call; if the engine is stalled, again when there is room."""
         engine = self._engine
         while True:
             try:
