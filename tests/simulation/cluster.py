@@ -16,6 +16,7 @@ from unittest import mock
 
 from merklekv.engine.base import Pair
 from merklekv.engine.engine import Engine
+from merklekv.engine.record import is_tombstone
 from merklekv.errors import MerkleKVError
 from merklekv.replication.cluster.lost_writes import LostWriteInterval
 from merklekv.replication.cluster.members import Identity, MemberRow, MemberTable, SelfReport
@@ -26,7 +27,7 @@ from merklekv.replication.sync.messages import Hello, encode
 
 from .disk import Image
 from .node import CLUSTER, MEMTABLE_SIZE, Failure, Node
-from .oracle import TRUNCATION, Holding, is_tombstone, sound
+from .oracle import TRUNCATION, Holding, sound
 from .world import DAY, SECOND, World
 
 LEAVES: Final = 512  # keys are in these, so that comparing all leaves is soon done
@@ -110,9 +111,9 @@ class Cluster(World):
             self._stack.enter_context(mock.patch.object(module, name, value))
         delete_anew = LocalEndpoint._delete_anew
 
-        def noted(side: LocalEndpoint, key: bytes, tombstone: bytes) -> bool:
-            deleted = delete_anew(side, key, tombstone)
-            if deleted and (record := side.engine.record(key)) is not None:
+        def noted(endpoint: LocalEndpoint, key: bytes, tombstone: bytes) -> bool:
+            deleted = delete_anew(endpoint, key, tombstone)
+            if deleted and (record := endpoint.engine.record(key)) is not None:
                 self.oracle.attempt(key, record)  # it hides what was written since, as any delete does
             return deleted
 

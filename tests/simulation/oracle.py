@@ -21,14 +21,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from merklekv.engine.record import ZERO_VERSION, is_sound, store_id_of, timestamp_of, value_of, version_of
+from merklekv.engine.record import ZERO_VERSION, is_sound, is_tombstone, store_id_of, timestamp_of, value_of, version_of
 from merklekv.replication.cluster.lost_writes import NO_LOST_WRITES, LostWrites, retains
 
 TRUNCATION = b""  # the "key" of a truncate; its record is the floor
-
-
-def is_tombstone(record: bytes) -> bool:
-    return is_tombstone(record)
 
 
 def show(key: bytes, record: bytes) -> str:
