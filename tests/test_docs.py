@@ -100,6 +100,14 @@ def test_a_list_of_contents_has_every_section_in_order(path: Path) -> None:
     assert contents in ([], [anchor_of(title) for title in re.findall(r"^## (.*)$", text, re.MULTILINE)])
 
 
+def test_the_pages_link_every_term_of_the_glossary() -> None:
+    """A term without a link is one that no reader of these pages meets."""
+    pages = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("operations", "replication", "protocol"))]
+    linked = {anchor for path in pages for target, anchor in LINK.findall(path.read_text()) if "glossary" in target}
+    terms = re.findall(r"^### (.*)$", page("glossary.md"), re.MULTILINE)
+    assert [term for term in terms if anchor_of(term) not in linked] == []
+
+
 def anchors(file: Path) -> set[str]:
     return {anchor_of(title) for title in re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)}
 
