@@ -10,7 +10,7 @@ from fixtures.exchanges import SECOND, Cut, Node, agree, carry, cluster, exchang
 
 from merklekv.replication.cluster import membership as membership_module
 from merklekv.replication.cluster.membership import Membership
-from merklekv.replication.sync.local_endpoint import settle as raise_gc_horizon
+from merklekv.replication.sync.local_endpoint import raise_gc_horizon
 from merklekv.replication.sync.messages import ExchangeRefused
 
 

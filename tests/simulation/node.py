@@ -22,7 +22,7 @@ from merklekv.replication.cluster.presence import ONLINE, Peers, Status
 from merklekv.replication.stream.event import encode_message
 from merklekv.replication.stream.inbox import Delivery, Inbox
 from merklekv.replication.stream.outbox import Batch, Outbox
-from merklekv.replication.sync.local_endpoint import load_members, settle
+from merklekv.replication.sync.local_endpoint import load_members, raise_gc_horizon
 from merklekv.replication.sync.responder import Responder
 
 from .broker import Message
@@ -177,7 +177,7 @@ class Node:
     def settle(self) -> None:
         """Moves the horizon as far as the members' reports allow, and collects, as anti-entropy does by itself."""
         engine = self.engine
-        settle(engine, self.members)
+        raise_gc_horizon(engine, self.members)
         more = True
         while more:
             try:

@@ -7,8 +7,8 @@ A stale one is re-deleted where it is, so that it does not come back.
     lacking node      the other node: it holds nothing as new under the key
     writer            the data directory that the record's version names
     applied-through   timestamp through which the lacking node has applied every write of a member, but for lost writes
-    counted           a member is counted if the GC horizon waited for it: all counted members have applied, through the
-                      horizon, every write of every counted member
+    covered           the GC horizon covers a member if it waited for it: all covered members have applied, through the
+                      horizon, every write of every covered member
     left behind       the holder knows less than the GC horizon of the lacking node says of it: its stable timestamp is
                       smaller, or it was restored from a backup since
     lost write        a write from the time between the end of a writer's data and its next start: a crash or a restored
@@ -20,23 +20,23 @@ The first row that matches decides:
     1   the record is a tombstone                                                           new
     2   its writer may have lost it                                                         new
     3   neither node knows its writer, and the holder was not left behind                   new
-    4   neither node knows its writer, and the holder is not counted and was not restored   new
+    4   neither node knows its writer, and the holder is not covered and was not restored   new
     5   neither node knows its writer, and it is not later than the GC horizon and the      stale
         applied-through timestamp of the holder
     6   it is later than the applied-through timestamp of its writer                        new
     7   it is later than every GC horizon that has reached the lacking node                 new
     8   the holder was left behind: its stable timestamp is below the GC horizon            stale
     9   the holder was left behind: it was restored                                         stale
-    10  the holder is not counted, and has another GC horizon                               stale
-    11  its writer is neither counted nor removed                                           stale
+    10  the holder is not covered, and has another GC horizon                               stale
+    11  its writer is neither covered nor removed                                           stale
     12  it is later than the GC horizon                                                     stale
-    13  none of these: all had it, nobody deleted it, the lacking node lost it by damage    new
+    13  none of these: all had it, no node deleted it, the lacking node lost it by damage   new
 
-The GC horizon is that of the lacking node.  In rows 12 and 13 it is that of the holder if that is further, both are
-counted there, and the lacking node has reached it.  A holder that is not counted, but has the same GC horizon, has
-taken it over together with all writes below it: then every writer is as good as counted.
+The GC horizon is that of the lacking node.  In rows 12 and 13 it is that of the holder if that is larger, covers both,
+and the lacking node has reached it.  A holder that is not covered, but has the same GC horizon, has adopted it together
+with all writes below it: then every writer is as good as covered.
 
-Example: paris, oslo and rome count each other.  oslo writes cart:17 at 100, and all apply it.  rome is backed up.
+Example: The GC horizon covers paris, oslo and rome.  oslo writes cart:17 at 100, and all apply it.  rome is backed up.
 paris deletes cart:17 at 200, all apply that, the GC horizon becomes 250, and the tombstone goes.  rome is restored, and
 brings cart:17 to paris.  paris has applied every write of oslo through 250, this one included, and rome was restored:
 row 9, stale.  rome re-deletes cart:17.
@@ -97,12 +97,12 @@ def stale_records(holder: Hello, lacking: Hello) -> StaleRecords:
     applied_through |= table.applied_through()
     applied_through |= {writer: max(applied_through[writer], unknown_through) for writer in table.removed}
     damaged_through = _damaged_through(holder, lacking)
-    has_taken_over = _has_taken_over(holder, lacking)
+    has_adopted = _has_adopted(holder, lacking)
 
     def limits(writer: Identity) -> Limits:
-        is_counted = table.horizon_covers(writer) or holder.table.horizon_covers(writer) or writer in table.removed
+        is_covered = table.horizon_covers(writer) or holder.table.horizon_covers(writer) or writer in table.removed
         return Limits(
-            damaged_through if has_taken_over or is_counted else 0,
+            damaged_through if has_adopted or is_covered else 0,
             min(applied_through[writer], table.max_gc_horizon),
             table.lost_writes.get(writer, NO_LOST_WRITES),
         )
@@ -121,8 +121,8 @@ def was_restored(holder: Hello, lacking: Hello) -> bool:
     one, other = holder.table, lacking.table
     if restored_since(one.lost_writes.get(one.identity, NO_LOST_WRITES), _applied_through_of(holder, lacking)):
         return True
-    both_counted = other.horizon_covers(one.identity) and other.horizon_covers(other.identity)
-    return both_counted and one.rows.get(other.identity, NO_ROW).applied_through < lacking.gc_horizon
+    both_covered = other.horizon_covers(one.identity) and other.horizon_covers(other.identity)
+    return both_covered and one.rows.get(other.identity, NO_ROW).applied_through < lacking.gc_horizon
 
 
 def _applied_through_of(holder: Hello, lacking: Hello) -> int:
@@ -131,24 +131,24 @@ def _applied_through_of(holder: Hello, lacking: Hello) -> int:
 
 def _unknown_through(holder: Hello, lacking: Hello) -> int:
     """Records of writers that neither node knows (a dump was loaded) are stale through this timestamp: rows 3 to 5."""
-    is_counted = lacking.table.horizon_covers(holder.table.identity)
-    if was_left_behind(holder, lacking) and (is_counted or was_restored(holder, lacking)):
+    is_covered = lacking.table.horizon_covers(holder.table.identity)
+    if was_left_behind(holder, lacking) and (is_covered or was_restored(holder, lacking)):
         return min(_applied_through_of(holder, lacking), lacking.gc_horizon)
     return 0
 
 
 def _damaged_through(holder: Hello, lacking: Hello) -> int:
-    """Records of counted writers that the lacking node lacks are damaged there through this timestamp: rows 8 to 13."""
+    """Records of covered writers that the lacking node lacks are damaged there through this timestamp: rows 8 to 13."""
     one, other = holder.table, lacking.table
-    is_counted = other.horizon_covers(one.identity) or _has_taken_over(holder, lacking)
-    if was_left_behind(holder, lacking) or not is_counted or not lacking.gc_horizon:
+    is_covered = other.horizon_covers(one.identity) or _has_adopted(holder, lacking)
+    if was_left_behind(holder, lacking) or not is_covered or not lacking.gc_horizon:
         return 0
-    both_counted = one.horizon_covers(one.identity) and one.horizon_covers(other.identity)
-    has_reached = both_counted and other.max_stable >= holder.gc_horizon
+    both_covered = one.horizon_covers(one.identity) and one.horizon_covers(other.identity)
+    has_reached = both_covered and other.max_stable >= holder.gc_horizon
     return max(lacking.gc_horizon, holder.gc_horizon) if has_reached else lacking.gc_horizon
 
 
-def _has_taken_over(holder: Hello, lacking: Hello) -> bool:
-    """Whether both have the same GC horizon, found without the holder."""
+def _has_adopted(holder: Hello, lacking: Hello) -> bool:
+    """Whether one of the two has adopted the GC horizon of the other, which does not cover the holder."""
     same = holder.gc_horizon == lacking.gc_horizon and holder.table.stable_through == lacking.table.stable_through
     return same and not lacking.table.horizon_covers(holder.table.identity)

@@ -148,18 +148,18 @@ class Initiator:
             answer = yield from self._ask("hello", **mine.plain())
         except ExchangeRefused as refusal:
             if refusal.why != FULL:  # a node that refuses for another reason relies on nothing that it was told
-                endpoint.refused(mine, before)
+                endpoint.on_refused(mine, before)
                 engine.commit()
             raise
         theirs = decode_hello(answer, mine.table)
-        endpoint.accepted(mine)
+        endpoint.on_accepted(mine)
         equal = bool(answer.number("equal", 1))
         self.report.node = theirs.node
-        theirs = self._theirs = endpoint.judge(theirs)
+        theirs = self._theirs = endpoint.accept(theirs)
         self._origin = theirs.node.encode()
         if theirs.truncation > engine.truncation:
             self._write(lambda: engine.merge_truncation(theirs.truncation, self._origin))
-        endpoint.meet(theirs)
+        endpoint.learn_members(theirs)
         self._new_gc_horizon = max(mine.gc_horizon, theirs.gc_horizon)
         self._stale_here, self._stale_there = stale_records(mine, theirs), stale_records(theirs, mine)
         if equal and not full:

@@ -1,12 +1,12 @@
-"""One node in its exchanges: what it says of itself, what it believes of the other, what it merges and remembers.
+"""The local endpoint of an exchange: what this node says of itself, believes of the peer, merges and notes.
 
-Initiator and responder both use this.  A node whose GC horizon waited for it, and that has merged everything below the
-peer's further horizon, is *current* and adopts that horizon at once; any other node adopts it when the exchange is
-complete.  A node keeps its own horizon if the peer's does not count all members that it has met: two groups have
-found their horizons without each other, and its tombstones wait for a horizon that counts all of them.
+Initiator and responder both use it.  A node that the peer's larger GC horizon covers, and that has applied every write
+below, is *current* and adopts the horizon at once.  Any other node adopts it when the exchange is complete.  A node
+keeps its own horizon if the peer's does not cover all members that it has exchanged with: two groups have found their
+horizons without each other, and its tombstones wait for a horizon that covers all members of both.
 
 A tombstone from below the horizon cannot be kept: it would be collected here and not there.  If it deletes something,
-that key is deleted anew.
+the key is deleted anew.
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ def store_members(engine: Engine, members: Members) -> None:
             engine.note(METADATA_MEMBERS, data)
 
 
-def settle(engine: Engine, members: Members) -> None:
-    """Moves the horizon as far as the members' reports allow.  The caller stores the members and commits."""
+def raise_gc_horizon(engine: Engine, members: Members) -> None:
+    """Raise the GC horizon as far as the members' reports allow.  The caller stores the members and commits."""
     with engine.lock:
         gc_horizon = members.gc_horizon()
         if engine.raise_gc_horizon(gc_horizon):
@@ -159,7 +159,7 @@ def _is_ahead(fast: Identity, slow: Identity, seconds: float) -> str:
 
 
 class LocalEndpoint:
-    """A node in its exchanges.  Thread-safe."""
+    """One of the two nodes, as itself.  Thread-safe."""
 
     def __init__(self, engine: Engine, members: Members, cluster: str) -> None:
         self.engine = engine
@@ -168,11 +168,10 @@ class LocalEndpoint:
         self.instance = engine.clock.instance
 
     def hello(self) -> tuple[Hello, int]:
-        """What this node says of itself when it begins an exchange, and what `refused` needs.
+        """The hello of an initiator, and what `on_refused` needs.
 
-        It proposes to close a timestamp, and stamps nothing at or below until the other node has answered; what it
-        proposes is noted, since that one may have accepted it although no answer comes.  The caller flushes before it
-        tells anyone.
+        It proposes a closed timestamp, and stamps nothing at or below it until the peer has answered.  The proposal is
+        stored, since the peer may accept it although no answer comes.  The caller flushes before it sends the hello.
         """
         engine = self.engine
         with engine.lock:
@@ -182,23 +181,23 @@ class LocalEndpoint:
             store_members(engine, self.members)
             return self._hello(closed), before
 
-    def accepted(self, mine: Hello) -> None:
-        """The other node has accepted what this one proposed, so it holds for good.  The caller commits."""
+    def on_accepted(self, mine: Hello) -> None:
+        """The peer has accepted the proposed closed timestamp, so it holds for good.  The caller commits."""
         with self.engine.lock:
             self._close(mine.table.report.closed)
             store_members(self.engine, self.members)
 
-    def refused(self, mine: Hello, before: int) -> None:
-        """The other node has refused it.  The caller commits."""
+    def on_refused(self, mine: Hello, before: int) -> None:
+        """The peer has refused it.  The caller commits."""
         with self.engine.lock:
             self.engine.clock.withdraw(mine.table.report.closed, before)
             self.members.proposed = self.engine.clock.proposed
             store_members(self.engine, self.members)
 
     def answer(self, peer: Hello) -> tuple[Hello, bool]:
-        """What this node answers to a hello; and whether it holds the same as the other, which is remembered at once.
+        """The hello of a responder, and whether both nodes hold the same; then the exchange is complete here.
 
-        It closes no more than the other node proposes to close.  The caller flushes before it tells anyone.
+        It closes no more than the initiator proposes to close.  The caller flushes before it sends the hello.
         """
         engine = self.engine
         with engine.lock:
@@ -207,7 +206,7 @@ class LocalEndpoint:
             root = engine.root() if engine.root_ready else b""
             equal = root != b"" and (root, engine.truncation) == (peer.root, peer.truncation)
             if equal:
-                self._remember(peer.table, peer.gc_horizon)
+                self._apply(peer.table, peer.gc_horizon)
             store_members(engine, self.members)
             return self._hello(0), equal
 
@@ -224,16 +223,16 @@ class LocalEndpoint:
         self.members.proposed = self.engine.clock.proposed
 
     def _agreed(self, peer: Hello) -> int:
-        """What may be closed for a node, ns: what that one closes itself, so that both clocks have got there.
+        """The timestamp, ns, that a responder may close: both clocks have got there.
 
-        It may be in the time between the data of this node and its start.  There it would tell of a restored backup.
+        A time inside one of this node's lost-write intervals would look as if it was restored since.
         """
-        closed, promised = min(self.engine.clock.closing(), peer.table.report.closed), self.members.closed
+        closed, before = min(self.engine.clock.closing(), peer.table.report.closed), self.members.closed
         own = self.members.lost_writes.get(self.members.identity, NO_LOST_WRITES)
-        return promised if closed < promised or restored_since(own, closed) else closed
+        return before if closed < before or restored_since(own, closed) else closed
 
-    def judge(self, peer: Hello) -> Hello:
-        """What this node believes of a hello.  Raises ExchangeRefused if it does not exchange with that node."""
+    def accept(self, peer: Hello) -> Hello:
+        """What this node believes of a hello.  Raises ExchangeRefused if it does not exchange with the peer."""
         mine, theirs = self.members.identity, peer.table.identity
         if peer.cluster != self.cluster:
             raise ExchangeRefused(
@@ -254,13 +253,13 @@ class LocalEndpoint:
                     f"node {gone.node} was forgotten by its cluster: back up its data directory with merklekv-tool, "
                     "then start it with a new one",
                 )
-        return self.believe(peer)
+        return self._believe(peer)
 
-    def believe(self, peer: Hello) -> Hello:
-        """What of a hello this node believes: no time in it may be later than its wall clock and max_clock_drift.
+    def _believe(self, peer: Hello) -> Hello:
+        """A hello without times later than this node's wall clock and max_clock_drift.
 
-        What is said of a third member is left out then, and told in the log, and so is a truncation, which a later
-        hello brings again.  Raises ExchangeRefused if it is said of one of these two nodes.
+        If there is one of a third member, all times of that member are left out, and the log says so.  A truncation is
+        left out, too: a later hello brings it again.  Raises ExchangeRefused if there is one of these two nodes.
         """
         clock = self.engine.clock
         if clock.truncates_too_far_ahead(peer.truncation) and peer.truncation > self.engine.truncation:
@@ -277,7 +276,7 @@ class LocalEndpoint:
         return replace(peer, table=self.believe_table(peer.table))
 
     def believe_table(self, table: MemberTable) -> MemberTable:
-        """What this node believes of a table, see `believe`."""
+        """A table without times that are too far ahead, see `_believe`."""
         clock, mine = self.engine.clock, self.members.identity
         latest = clock.latest_ns()
         theirs, ours = max(table.own_times()), max(table.times_of(mine), default=0)
@@ -299,15 +298,15 @@ class LocalEndpoint:
             )
         return table.without_times_of(far.keys()) if far else table
 
-    def judge_own_clock(self, peer: Hello) -> None:
-        """Raises ExchangeRefused if this node's clock is too far ahead for the other, which would not accept it."""
+    def require_own_clock_near(self, peer: Hello) -> None:
+        """Raises ExchangeRefused if this node's clock is too far ahead of the peer's, which would not accept it."""
         clock, theirs = self.engine.clock, peer.table.report.closed
         ahead = clock.closing() - theirs
         if theirs >= UNSET_BEFORE_NS and ahead > clock.max_drift_ns:
             raise ExchangeRefused("clock", _is_ahead(self.members.identity, peer.table.identity, ahead / 10**9))
 
     def believe_time(self, table: MemberTable, time: int) -> int:
-        """A time, ns, that a node says.  Raises ExchangeRefused if it is beyond."""
+        """A GC horizon, ns, from a peer.  Raises ExchangeRefused if it is too far ahead."""
         if time > self.engine.clock.latest_ns():
             self._refuse(table, "a horizon", time)
         return time
@@ -322,38 +321,37 @@ class LocalEndpoint:
         _throttle.warn(f"table {table.identity.node}", f"refused an exchange: {detail}")
         raise ExchangeRefused("clock", detail)
 
-    def meet(self, peer: Hello) -> None:
-        """Takes in whom the other knows, and its clock.  The caller commits.  Raises ExchangeRefused."""
+    def learn_members(self, peer: Hello) -> None:
+        """Add the members that the peer knows, and observe its clock.  The caller commits.  Raises TooManyMembers."""
         with self.engine.lock:
             self.members.add_members_of(peer.table)
             clock = self.engine.clock
-            seen = peer.table.rows.get(self.members.identity, NO_ROW).applied_through
-            if seen > max(self.members.closed, clock.proposed):  # it was restored from before it made that promise
-                self.members.add_lost_writes(LostWriteInterval(clock.last, seen + 1, clock.run))
-                clock.keep_promise(seen + 1)
-            elif seen > self.members.closed:  # some node has accepted that, and the answer was lost
-                self._close(seen)
+            closed = peer.table.rows.get(self.members.identity, NO_ROW).applied_through
+            if closed > max(self.members.closed, clock.proposed):  # this node was restored from before it closed that
+                self.members.add_lost_writes(LostWriteInterval(clock.last, closed + 1, clock.run))
+                clock.keep_promise(closed + 1)
+            elif closed > self.members.closed:  # some node has accepted the proposal, and its answer was lost
+                self._close(closed)
             clock.observe(peer.table.report.closed.to_bytes(8, "big"))
             store_members(self.engine, self.members)
 
     def is_current(self, peer: Hello) -> bool:
-        """Whether the other is further, and this node holds nothing that is dead there: it may adopt that at once."""
+        """Predicate: may this node adopt the peer's larger GC horizon at once, as it holds nothing stale below it?"""
         members, theirs = self.members, peer.table
-        behind = self.engine.gc_horizon < peer.gc_horizon <= members.max_stable and theirs.horizon_covers(
-            members.identity
-        )
-        gone = members.removed.keys() | {members.identity}
-        return behind and all(  # it may have been restored from before some were members
-            members.applied_through(who) >= peer.gc_horizon
-            for who in theirs.stable_through
-            if theirs.horizon_covers(who) and who not in gone
+        if not self.engine.gc_horizon < peer.gc_horizon <= members.max_stable:
+            return False
+        others = theirs.stable_through.keys() - members.removed.keys() - {members.identity}
+        return theirs.horizon_covers(members.identity) and all(
+            members.applied_through(who) >= peer.gc_horizon  # not so if it was restored from before `who` was a member
+            for who in others
+            if theirs.horizon_covers(who)
         )
 
-    def merge(self, pairs: list[Pair], origin: bytes, gc_horizon: int, settled: int) -> tuple[int, Refused]:
-        """Merges records of the other node, in one short call; how many were new, and what was refused.
+    def merge(self, pairs: list[Pair], origin: bytes, gc_horizon: int, new_gc_horizon: int) -> tuple[int, Refused]:
+        """Merge records of the peer in one short call.  Returns how many were new, and which were refused.
 
-        `gc_horizon` is the one that this node had when the exchange began, `settled` the one that both will have.
-        Raises Outdated, Stalled and Shortage; merging the same again is harmless.
+        `gc_horizon`, ns: that of this node when the exchange began; `new_gc_horizon`: that of both when it is complete.
+        Raises Outdated, Stalled and Shortage; to merge the same again is harmless.
         """
         engine = self.engine
         with engine.lock:
@@ -363,7 +361,7 @@ class LocalEndpoint:
             for key, record in pairs:
                 if len(record) < HEAD_SIZE or flags_of(record) != TOMBSTONE:
                     items.append((OP_SET, key, record))
-                elif timestamp_of(record) > settled:
+                elif timestamp_of(record) > new_gc_horizon:
                     items.append((OP_DEL, key, record))
                 elif 0 < len(key) <= MAX_KEY_SIZE and is_sound(key, record):
                     applied += self._delete_anew(key, record)
@@ -379,7 +377,7 @@ class LocalEndpoint:
         return self.engine.delete(key)
 
     def redelete(self, pairs: list[Pair], origin: bytes, gc_horizon: int) -> int:
-        """Puts tombstones above dead records (key, version) that stand here still; how many.
+        """Put tombstones just above stale records (key, version), if these still stand.  Returns how many.
 
         Raises Outdated, Stalled, Shortage.
         """
@@ -391,7 +389,7 @@ class LocalEndpoint:
             for key, version in pairs:
                 if version_of(engine.record(key) or b"") != version:
                     continue
-                above = max(timestamp_of(version), gc_horizon) + 1  # one at the horizon would go at once
+                above = max(timestamp_of(version), gc_horizon) + 1  # at the horizon it would be collected at once
                 tombstone = make_record(key, make_version(above, op_id_of(version)), b"", tombstone=True)
                 items.append((OP_DEL, key, tombstone))
             if items:
@@ -400,33 +398,34 @@ class LocalEndpoint:
             return engine.merge(items, origin, settled=True).applied
 
     def complete(self, peer: MemberTable, gc_horizon: int) -> MemberTable:
-        """This node holds all that the other held when it said `peer`; what it tells now, once that was flushed.
+        """This node holds all that the peer held when it sent its table.  Returns the new table of this node, which it
+        may send once that is flushed.
 
-        Raises ExchangeRefused if the other was forgotten meanwhile.
+        Raises ExchangeRefused if the peer was removed meanwhile.
         """
         with self.engine.lock:
             if peer.identity in self.members.removed:
                 raise ExchangeRefused("removed", f"node {peer.identity.node} was forgotten meanwhile")
-            self._remember(peer, gc_horizon)
+            self._apply(peer, gc_horizon)
             store_members(self.engine, self.members)
             return self.members.table()
 
     def merge_report(self, peer: MemberTable) -> None:
-        """Takes in what the other reports after it has finished, which may move the horizon.  The caller commits."""
+        """Take over what the peer reports at the end, which may raise the GC horizon.  The caller commits."""
         with self.engine.lock:
             self.members.add_members_of(self.believe_table(peer))
-            settle(self.engine, self.members)
+            raise_gc_horizon(self.engine, self.members)
             store_members(self.engine, self.members)
 
     def adopt(self, peer: MemberTable, gc_horizon: int) -> bool:
-        """Takes over the horizon of the other node, if that counts on all whom this node has met; whether it does."""
+        """Adopt the peer's GC horizon, if it covers all members that this node has exchanged with.  Returns whether."""
         with self.engine.lock:
-            follows = self.members.may_adopt_horizon_of(peer)
-            if follows and self.engine.raise_gc_horizon(gc_horizon):
+            may_adopt = self.members.may_adopt_horizon_of(peer)
+            if may_adopt and self.engine.raise_gc_horizon(gc_horizon):
                 self.members.record_adopted_horizon(peer)
-            return follows
+            return may_adopt
 
-    def _remember(self, peer: MemberTable, gc_horizon: int) -> None:
+    def _apply(self, peer: MemberTable, gc_horizon: int) -> None:
         self.adopt(peer, gc_horizon)
         self.members.merge_table(peer, gc_horizon)
-        settle(self.engine, self.members)
+        raise_gc_horizon(self.engine, self.members)

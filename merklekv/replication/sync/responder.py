@@ -95,11 +95,11 @@ class Responder:
 
     def _hello(self, peer: Hello) -> Slices[bytes]:
         endpoint, engine = self._endpoint, self._engine
-        known, peer = peer.table, endpoint.judge(peer)
-        endpoint.judge_own_clock(peer)
+        known, peer = peer.table, endpoint.accept(peer)
+        endpoint.require_own_clock_near(peer)
         if peer.truncation > engine.truncation:
             yield from self._writing(partial(engine.merge_truncation, peer.truncation, peer.node.encode()))
-        endpoint.meet(peer)
+        endpoint.learn_members(peer)
         if endpoint.is_current(peer):
             endpoint.adopt(peer.table, peer.gc_horizon)
         yield from self._collect()
@@ -230,7 +230,7 @@ class Responder:
     def _done(self, fields: Fields, peer: Hello) -> Slices[bytes]:
         before = yield from self._gc_horizon_of(fields)
         endpoint = self._endpoint
-        known, peer = peer.table, endpoint.judge(peer)
+        known, peer = peer.table, endpoint.accept(peer)
         gc_horizon = endpoint.believe_time(peer.table, fields.number("new_gc_horizon"))
         table = endpoint.complete(peer.table, gc_horizon)
         if before < gc_horizon:
