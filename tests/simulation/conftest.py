@@ -1,4 +1,4 @@
-"""What is collected here, by the options in fix_simulation.py."""
+"""What is collected here, by the options in fixtures/simulation_runs.py."""
 
 from __future__ import annotations
 
