@@ -12,7 +12,7 @@ from typing import get_args
 
 import generated
 import merklekv_tool.cli
-import merklekv_tool.statuses
+import merklekv_tool.exit_codes
 import typer
 from typer.models import ArgumentInfo
 
@@ -93,7 +93,7 @@ def page() -> str:
         statuses(exit_codes.MEANINGS),
         *program("merklekv-tool", merklekv_tool.cli.app),
         "## Exit statuses of merklekv-tool",
-        statuses(merklekv_tool.statuses.MEANINGS),
+        statuses(merklekv_tool.exit_codes.MEANINGS),
         SETTINGS_HEAD,
         settings(),
         "What each may be:",

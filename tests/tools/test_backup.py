@@ -15,7 +15,7 @@ import pytest
 from fixtures.node import NodeFactory, NodeProcess
 from fixtures.support import wait_until
 from fixtures.tools import TOOL, address, contents, fails, fill, filled, opened, root_of, run, succeeds
-from merklekv_tool import statuses
+from merklekv_tool import exit_codes
 
 from merklekv.engine.format import OP_SET
 from merklekv.engine.verify.check import check_directory
@@ -216,7 +216,7 @@ def test_nothing_is_overwritten(there: str, name: str, tmp_path: Path) -> None:
     else:
         target.symlink_to("nowhere")
     done = run("backup", tmp_path / "data", target)
-    fails(statuses.EXIT_EXISTS, str(target), "nothing is ever overwritten", done=done)
+    fails(exit_codes.EXIT_EXISTS, str(target), "nothing is ever overwritten", done=done)
     assert there != "file" or target.read_bytes() == b"mine"
     assert left_behind(tmp_path) == []
 
@@ -224,10 +224,10 @@ def test_nothing_is_overwritten(there: str, name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "number", "status"),
     [
-        ("backup", signal.SIGINT, statuses.EXIT_INTERRUPTED),
-        ("backup.tar.gz", signal.SIGINT, statuses.EXIT_INTERRUPTED),
-        ("backup", signal.SIGTERM, statuses.EXIT_TERMINATED),
-        ("backup", signal.SIGHUP, statuses.EXIT_TERMINATED),
+        ("backup", signal.SIGINT, exit_codes.EXIT_INTERRUPTED),
+        ("backup.tar.gz", signal.SIGINT, exit_codes.EXIT_INTERRUPTED),
+        ("backup", signal.SIGTERM, exit_codes.EXIT_TERMINATED),
+        ("backup", signal.SIGHUP, exit_codes.EXIT_TERMINATED),
     ],
 )
 def test_interrupted_it_leaves_nothing(name: str, number: signal.Signals, status: int, tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_wrong_places(tmp_path: Path) -> None:
     filled(tmp_path / "data")
     fails(EXIT_UNWRITABLE, "no such directory", done=run("backup", tmp_path / "data", tmp_path / "no" / "backup"))
     fails(EXIT_FORMAT, "neither a data directory nor", done=run("backup", tmp_path / "missing", tmp_path / "backup"))
-    fails(statuses.EXIT_UNREACHABLE, "refused", done=run("backup", "127.0.0.1:1", tmp_path / "backup"))
+    fails(exit_codes.EXIT_UNREACHABLE, "refused", done=run("backup", "127.0.0.1:1", tmp_path / "backup"))
     assert os.listdir(tmp_path) == ["data"]
 
 

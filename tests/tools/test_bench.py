@@ -11,7 +11,8 @@ import pytest
 from fixtures.node import NodeFactory, NodeProcess
 from fixtures.support import wait_until
 from fixtures.tools import TOOL, address, fails, run, succeeds
-from merklekv_tool import bench, statuses
+from merklekv_tool import exit_codes, load_generator
+from merklekv_tool.verbs import bench
 
 from merklekv.exit_codes import EXIT_USAGE
 from merklekv.net.client import Client
@@ -55,7 +56,7 @@ def test_again_it_uses_the_same_keys(node: NodeProcess) -> None:
 
 @pytest.mark.parametrize(
     ("number", "status"),
-    [(signal.SIGINT, statuses.EXIT_INTERRUPTED), (signal.SIGTERM, statuses.EXIT_TERMINATED)],
+    [(signal.SIGINT, exit_codes.EXIT_INTERRUPTED), (signal.SIGTERM, exit_codes.EXIT_TERMINATED)],
 )
 def test_interrupted_it_cleans_up(number: signal.Signals, status: int, node: NodeProcess) -> None:
     command = [*TOOL, "bench", address(node), "--seconds", "60", "--keys", "50"]
@@ -69,7 +70,7 @@ def test_interrupted_it_cleans_up(number: signal.Signals, status: int, node: Nod
 def test_a_node_that_refuses_a_value(node_factory: NodeFactory) -> None:
     node = node_factory("--set", "max_value_size=1000")
     done = run("bench", address(node), "--value-size", "1001", "--seconds", "0.1", "--keys", "10")
-    assert done.returncode in (statuses.EXIT_NODE, statuses.EXIT_UNREACHABLE)
+    assert done.returncode in (exit_codes.EXIT_NODE, exit_codes.EXIT_UNREACHABLE)
     assert address(node) in done.stderr.decode()
     succeeds("bench", address(node), "--value-size", "1000", "--seconds", "0.1", "--keys", "10")
 
@@ -87,16 +88,16 @@ def test_limits(option: str, least: int, most: int) -> None:
     """What is within them only fails to find a node."""
     place = "127.0.0.1:1"
     for value in (least, most):
-        fails(statuses.EXIT_UNREACHABLE, "refused", done=run("bench", place, option, str(value)))
+        fails(exit_codes.EXIT_UNREACHABLE, "refused", done=run("bench", place, option, str(value)))
     for value in (least - 1, most + 1):
         fails(EXIT_USAGE, option, done=run("bench", place, option, str(value)))
 
 
 def test_the_largest_batch() -> None:
-    pipeline, size = 1000, bench.BATCH_BYTES_MAX // 1000
+    pipeline, size = 1000, load_generator.BATCH_BYTES_MAX // 1000
     words = ("bench", "127.0.0.1:1", "--pipeline", str(pipeline), "--value-size")
-    fails(statuses.EXIT_UNREACHABLE, "refused", done=run(*words, str(size)))
-    fails(EXIT_USAGE, f"more than {bench.BATCH_BYTES_MAX} bytes at once", done=run(*words, str(size + 1)))
+    fails(exit_codes.EXIT_UNREACHABLE, "refused", done=run(*words, str(size)))
+    fails(EXIT_USAGE, f"more than {load_generator.BATCH_BYTES_MAX} bytes at once", done=run(*words, str(size + 1)))
 
 
 def test_only_a_running_node(tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_only_a_running_node(tmp_path: Path) -> None:
 
 
 def test_percentiles() -> None:
-    latencies = bench.Latencies()
+    latencies = load_generator.Latencies()
     assert latencies.percentile(50) == 0
     for milliseconds in range(1, 101):
         latencies.add(milliseconds / 1000, 2)

@@ -12,8 +12,9 @@ import pytest
 from fixtures.tools import contents, fails, opened, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from merklekv_tool.dumps import Checksum, End, Format, Head, Reader, Writer, format_named
-from merklekv_tool.statuses import EXIT_DUMP, DumpError
+from merklekv_tool.errors import DumpError
+from merklekv_tool.exit_codes import EXIT_DUMP
+from merklekv_tool.formats.dump import Checksum, End, Format, Head, Reader, Writer, format_named
 
 from merklekv.engine.record import ZERO_VERSION, make_record
 
@@ -144,10 +145,10 @@ def test_two_dumps_in_a_row(name: str) -> None:
 
 
 def test_a_later_format_is_named() -> None:
-    with pytest.raises(DumpError, match="line 1: a dump of version 2: this release reads 1"):
-        read(b'{"merklekv_dump":2,"prefix":""}\n')
-    with pytest.raises(DumpError, match="byte 0: a dump of version 2: this release reads 1"):
-        read(cbor2.dumps({"merklekv_dump": 2, "prefix": b""}))
+    with pytest.raises(DumpError, match="line 1: a dump of version 3: this release reads 2"):
+        read(b'{"merklekv_dump":3,"prefix":""}\n')
+    with pytest.raises(DumpError, match="byte 0: a dump of version 3: this release reads 2"):
+        read(cbor2.dumps({"merklekv_dump": 3, "prefix": b""}))
 
 
 def line(**changes: object) -> bytes:
@@ -202,7 +203,7 @@ def test_what_is_wrong_with_a_line(changed: bytes, words: str) -> None:
         (7, "neither a record nor the head nor the end"),
         ({"other": 1}, "the field 'end' is missing"),
         ({"end": True, "records": "3", "truncation": None, "checksum": b""}, "an end that is none"),
-        ({"end": True, "records": 3, "truncation": b"", "checksum": b""}, "a floor that has not 24 bytes"),
+        ({"end": True, "records": 3, "truncation": b"", "checksum": b""}, "a truncation version that has not 24 bytes"),
     ],
 )
 def test_what_is_wrong_with_an_item(item: object, words: str) -> None:
@@ -216,7 +217,7 @@ def test_what_is_wrong_with_an_item(item: object, words: str) -> None:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_loading_a_damaged_dump(form: str, tmp_path: Path) -> None:
-    """What was read before the damage is in, the floor is not, and the message says both where and how much."""
+    """What was read before the damage is in, the truncation version is not; the message says where and how much."""
     dump = tmp_path / "dump"
     dump.write_bytes(dump_of(form)[:-3])
     done = run("load", dump, tmp_path / "target")
@@ -236,7 +237,7 @@ def test_loading_what_is_no_dump_changes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "target").exists()
 
 
-HEAD = cbor2.dumps(cbor2.CBORTag(55799, {"merklekv_dump": 1, "prefix": b""}))
+HEAD = cbor2.dumps(cbor2.CBORTag(55799, {"merklekv_dump": 2, "prefix": b""}))
 
 
 @pytest.mark.parametrize(

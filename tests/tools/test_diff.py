@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from fixtures.node import NodeFactory
 from fixtures.tools import FakeNode, address, fails, fill, filled, opened, run, succeeds
-from merklekv_tool.diff import DIFFERENCES, compare
-from merklekv_tool.output import moment
-from merklekv_tool.statuses import EXIT_NODE, EXIT_PROBLEMS, EXIT_UNREACHABLE
+from merklekv_tool.comparison import compare
+from merklekv_tool.exit_codes import EXIT_NODE, EXIT_PROBLEMS, EXIT_UNREACHABLE
+from merklekv_tool.output import time_text
+from merklekv_tool.verbs.diff import DIFFERENCES
 
 from merklekv.engine.record import head_of, is_tombstone, make_record, show_version
 from merklekv.exit_codes import EXIT_FORMAT, EXIT_LOCKED, EXIT_OK, EXIT_USAGE
@@ -117,7 +118,7 @@ def test_an_empty_place_and_a_full_one(tmp_path: Path, node_factory: NodeFactory
     assert not counts["truncations_equal"]
 
 
-def test_floors_that_differ_alone(tmp_path: Path) -> None:
+def test_truncation_versions_that_differ_alone(tmp_path: Path) -> None:
     for name in ("a", "b"):
         with opened(tmp_path / name) as engine:
             fill(engine, truncation=False)
@@ -126,7 +127,7 @@ def test_floors_that_differ_alone(tmp_path: Path) -> None:
     (counts,) = lines(tmp_path / "a", tmp_path / "b")
     assert (counts["equal"], counts["truncations_equal"]) == (False, False)
     text = run("diff", tmp_path / "a", tmp_path / "b").stdout.decode()
-    assert "the floors differ: A was truncated at " in text
+    assert "the truncation versions differ: A was truncated at " in text
     assert text.endswith("no key differs\n")
 
 
@@ -138,9 +139,9 @@ def test_one_version_with_two_contents_is_a_conflict() -> None:
 
 
 def test_times_for_people() -> None:
-    assert moment(1_700_000_000_123_456_789).endswith(".123456")
-    assert moment((1 << 64) - 1).startswith("2554-07-")
-    assert moment(10**30) == str(10**30)
+    assert time_text(1_700_000_000_123_456_789).endswith(".123456")
+    assert time_text((1 << 64) - 1).startswith("2554-07-")
+    assert time_text(10**30) == str(10**30)
 
 
 def test_a_directory_and_itself(alike: tuple[Path, Path]) -> None:

@@ -23,8 +23,8 @@ from fixtures.tools import (
     run,
     succeeds,
 )
-from merklekv_tool.places import PAGE_RECORDS
-from merklekv_tool.statuses import EXIT_PIPE, EXIT_REFUSED
+from merklekv_tool.exit_codes import EXIT_PIPE, EXIT_REFUSED
+from merklekv_tool.source.source import PAGE_RECORDS
 
 from merklekv.engine.format import OP_SET
 from merklekv.engine.record import ZERO_VERSION, make_record, timestamp_of, version_of
@@ -96,7 +96,7 @@ def test_json_lines_are_for_people(tmp_path: Path) -> None:
         engine.delete(b"gone")
         version = version_of(engine.record(b"gone"))  # type: ignore[arg-type]
     head, *records, end = [json.loads(line) for line in succeeds("dump", tmp_path / "data").splitlines()]
-    assert head == {"merklekv_dump": 1, "prefix": ""}
+    assert head == {"merklekv_dump": 2, "prefix": ""}
     shown = [{name: value for name, value in one.items() if name not in ("version", "digest")} for one in records]
     assert shown == [
         {"key": "gone", "tombstone": True},
@@ -190,7 +190,7 @@ def test_a_record_from_the_far_future_is_refused_by_name(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("online", [False, True], ids=["directory", "node"])
 def test_values_are_written_anew(online: bool, source: Path, tmp_path: Path, node_factory: NodeFactory) -> None:
-    """Over what is newer, and where the key was deleted since; what is dead in the dump is left out, its floor too."""
+    """Over newer and deleted records; tombstones of the dump and its truncation version are left out."""
     dump, target = tmp_path / "dump", tmp_path / "target"
     succeeds("dump", source, "--output", dump)
     _, _, live, dead = contents(source)
@@ -208,7 +208,7 @@ def test_values_are_written_anew(online: bool, source: Path, tmp_path: Path, nod
     refused = run("load", dump, tmp_path / "copy")
     assert refused.returncode == EXIT_REFUSED
     assert b"refused empty: settled" in refused.stderr
-    assert b"settled: older than what the cluster has settled, so deleted there since; --anew" in refused.stderr
+    assert b"settled: the cluster has deleted and collected the record since; --anew" in refused.stderr
     node = node_factory(directory=target) if online else None
     place = address(node) if node else target
     summary = succeeds("load", "--anew", dump, place).decode()
@@ -301,7 +301,7 @@ def test_the_summary_as_json(source: Path, tmp_path: Path) -> None:
     summary = json.loads(succeeds("dump", source, "--output", dump, "--json"))
     size = dump.stat().st_size
     assert summary | {"seconds": 0} == {
-        "place": str(source),
+        "source": str(source),
         "records": 2500 + len(SAMPLES),
         "tombstones": 500,
         "bytes": size,

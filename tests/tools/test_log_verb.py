@@ -16,9 +16,9 @@ import pytest
 from fixtures.node import NodeFactory
 from fixtures.support import wait_until
 from fixtures.tools import TOOL, address, fails, opened, run, succeeds
-from merklekv_tool import statuses
-from merklekv_tool.log import nanoseconds
-from merklekv_tool.segments import READ_BYTES, DirectoryLog, LogReader, events
+from merklekv_tool import exit_codes
+from merklekv_tool.source.log import READ_BYTES, DirectoryLog, LogReader, events
+from merklekv_tool.verbs.log import nanoseconds
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import OP_SET
@@ -52,7 +52,7 @@ def write(engine: Engine) -> None:
     engine.commit()
 
 
-OPS = ["set", "set", "incr", "decr", "append", "prepend", "del", "set", "truncate", "note"]
+OPS = ["set", "set", "incr", "decr", "append", "prepend", "del", "set", "truncate", "metadata"]
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def following(place: str, output: Path) -> Iterator[subprocess.Popen[bytes]]:
 def shown(output: Path) -> list[dict[str, Any]]:
     """What clients have written, as far as whole lines tell of it."""
     told = [json.loads(line) for line in output.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-    return [one for one in told if one["op"] != "note"]
+    return [one for one in told if one["op"] != "metadata"]
 
 
 @pytest.mark.parametrize("kind", ["open", "port"])
@@ -280,4 +280,4 @@ def test_wrong_arguments(data: Path, tmp_path: Path) -> None:
     fails(EXIT_USAGE, "--op nothing", done=run("log", data, "--op", "nothing"))
     fails(EXIT_USAGE, "soon: not a time", done=run("log", data, "--since", "soon"))
     fails(EXIT_FORMAT, "neither a data directory nor HOST:PORT", done=run("log", tmp_path / "missing"))
-    fails(statuses.EXIT_UNREACHABLE, "refused", done=run("log", "127.0.0.1:1"))
+    fails(exit_codes.EXIT_UNREACHABLE, "refused", done=run("log", "127.0.0.1:1"))

@@ -11,8 +11,8 @@ import pytest
 from fixtures.node import NodeFactory, NodeProcess
 from fixtures.support import wait_until
 from fixtures.tools import address, fails, filled, run, succeeds
-from merklekv_tool import statuses
-from merklekv_tool.members import age, conclusion, table
+from merklekv_tool import exit_codes
+from merklekv_tool.verbs.members import age, conclusion, table
 
 from merklekv.exit_codes import EXIT_USAGE
 
@@ -68,13 +68,13 @@ def test_members_who_holds_back_and_the_way_out(node_factory: NodeFactory) -> No
         assert sync(a, b) == "OK"
     found = rows(address(a))
     assert found["b"]["address"] == address(b)
-    assert found["c"]["holds"] in ("seen", "stable", "view")
-    assert found["b"]["seen_ns"] > found["c"]["seen_ns"] > 0
+    assert found["c"]["holds_back"] in ("applied_through", "stable", "view")
+    assert found["b"]["applied_through_ns"] > found["c"]["applied_through_ns"] > 0
     assert 0 <= found["c"]["contact_ms"] < 60_000
     assert figure(a, "db_tombstones") == 1, "c does not have it yet"
 
     text = succeeds("forget", "c", "--at", address(a)).decode()
-    assert text == "c is forgotten: should it return, back up its data directory, and start it with a new one\n"
+    assert text == "c is removed: if it returns, back up its data directory, and start it with a new one\n"
     for _ in range(3):
         assert sync(a, b) == "OK"
     assert {name: row["state"] for name, row in rows(address(b)).items()} == {
@@ -121,29 +121,29 @@ def test_forgetting_who_cannot_be(node_factory: NodeFactory, tmp_path: Path) -> 
         (["a"], "a is this node itself"),
         (["nobody", "--store-id", "xyz"], "a birth is 16 hex digits"),
     ):
-        fails(statuses.EXIT_NODE, said, done=run("forget", *words, "--at", address(a)))
+        fails(exit_codes.EXIT_NODE, said, done=run("forget", *words, "--at", address(a)))
     fails(EXIT_USAGE, "give HOST:PORT", done=run("forget", "a", "--at", tmp_path))
     fails(EXIT_USAGE, "--at", done=run("forget", "a"))
-    fails(statuses.EXIT_UNREACHABLE, "refused", done=run("forget", "a", "--at", "127.0.0.1:1"))
+    fails(exit_codes.EXIT_UNREACHABLE, "refused", done=run("forget", "a", "--at", "127.0.0.1:1"))
 
 
 def row(node: str, **fields: Any) -> dict[str, Any]:
-    whole = {"node": node, "store_id": "00" * 8, "state": "member", "address": "h:1", "contact_ms": 5000, "holds": ""}
-    return whole | {"seen_ns": DAY_NS, "stable_ns": DAY_NS} | fields
+    whole = {"node": node, "store_id": "00" * 8, "state": "member", "address": "h:1", "contact_ms": 5000}
+    return whole | {"applied_through_ns": DAY_NS, "stable_ns": DAY_NS, "holds_back": ""} | fields
 
 
 def test_the_table_says_what_holds_collection_back() -> None:
     found: list[Mapping[str, int | str]] = [
         row("self", state="self", address="", contact_ms=-1),
-        row("b", holds="seen"),
-        row("new", store_id="", holds="unmet", seen_ns=0, stable_ns=0),
-        row("c", holds="of a later release"),
+        row("b", holds_back="applied_through"),
+        row("new", store_id="", holds_back="unmet", applied_through_ns=0, stable_ns=0),
+        row("c", holds_back="of a later release"),
     ]
     lines = table(found, 3 * DAY_NS)
     assert lines[1].split() == ["self", "00" * 8, "self", "-", "-", "2", "d", "ago", "2", "d", "ago"]
-    assert lines[2].endswith("5 s ago  2 d ago  2 d ago  what it has written since then is not here yet")
+    assert lines[2].endswith("5 s ago  2 d ago  2 d ago  its later writes are not applied here yet")
     assert "unknown" in lines[3]
-    assert lines[3].endswith("-        -        there was no exchange with it yet")
+    assert lines[3].endswith("-                -        no exchange with it yet")
     assert lines[4].endswith("of a later release")
     assert conclusion(found, DAY_NS, 3 * DAY_NS) == "deleted keys are collected when they are older than 2 d"
     assert conclusion(found, 0, 3 * DAY_NS) == "no deleted key was collected yet"

@@ -17,8 +17,8 @@ import pytest
 from fixtures.node import NodeFactory, NodeProcess
 from fixtures.support import wait_until
 from fixtures.tools import TOOL, address, contents, fails, filled, opened, root_of, run, succeeds
-from merklekv_tool import statuses
-from merklekv_tool.backups import is_archive
+from merklekv_tool import exit_codes
+from merklekv_tool.formats.backup import is_archive
 
 from merklekv.engine.verify.check import check_directory
 from merklekv.exit_codes import EXIT_UNWRITABLE
@@ -71,7 +71,7 @@ def directory(made: Path, data: Path, tmp_path: Path) -> Path:
 def is_refused(backup: Path, tmp_path: Path, *words: str) -> None:
     """Nothing is there afterwards, and one line says why."""
     before = sorted(os.listdir(tmp_path))
-    fails(statuses.EXIT_DUMP, str(backup), *words, done=run("restore", backup, tmp_path / "restored"))
+    fails(exit_codes.EXIT_DUMP, str(backup), *words, done=run("restore", backup, tmp_path / "restored"))
     assert sorted(os.listdir(tmp_path)) == before
 
 
@@ -102,7 +102,7 @@ def test_nothing_is_overwritten(backup: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name in ("data", "full", "file", "link"):
         done = run("restore", backup, tmp_path / name)
-        fails(statuses.EXIT_EXISTS, str(tmp_path / name), "nothing is ever overwritten", done=done)
+        fails(exit_codes.EXIT_EXISTS, str(tmp_path / name), "nothing is ever overwritten", done=done)
     assert os.listdir(tmp_path / "full") == ["mine"]
 
 
@@ -182,8 +182,8 @@ def test_descriptions_that_are_none(archive: Path, tmp_path: Path) -> None:
         (b"no JSON", "description BACKUP is damaged"),
         (b"[]", "description BACKUP is damaged"),
         (b"[" * 50_000, "description BACKUP is damaged"),
-        (b'{"merklekv_backup": 1}', "description BACKUP is damaged"),
-        (b'{"merklekv_backup": 2, "root": ""}', "a backup of version 2: this release reads 1"),
+        (b'{"merklekv_backup": 2}', "description BACKUP is damaged"),
+        (b'{"merklekv_backup": 3, "root": ""}', "a backup of version 3: this release reads 2"),
     ):
         archive.write_bytes(whole)
         repacked(archive, BACKUP=description)
@@ -215,7 +215,7 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
     with subprocess.Popen([*TOOL, "restore", str(tmp_path / "backup"), str(tmp_path / "restored")]) as process:
         wait_until(lambda: len(os.listdir(tmp_path)) > 1, what="the beginnings of a directory")
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == statuses.EXIT_INTERRUPTED
+        assert process.wait(30) == exit_codes.EXIT_INTERRUPTED
     assert os.listdir(tmp_path) == ["backup"]
 
 

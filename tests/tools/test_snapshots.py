@@ -10,9 +10,14 @@ from types import SimpleNamespace
 import lmdb
 import pytest
 from fixtures.tools import opened
-from merklekv_tool import copying, snapshots
+from merklekv_tool.errors import LogMoved
 from merklekv_tool.output import Update
-from merklekv_tool.places import Node
+from merklekv_tool.snapshot import directory as directory_snapshot
+from merklekv_tool.snapshot import lmdb_copy
+from merklekv_tool.snapshot import node as node_snapshot
+from merklekv_tool.snapshot.directory import copy_directory
+from merklekv_tool.snapshot.node import copy_node
+from merklekv_tool.source.node import Node
 
 from merklekv.engine import failpoints
 from merklekv.engine.base import BaseWriter
@@ -36,7 +41,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 def copied(directory: Path, target: Path) -> dict[bytes, bytes]:
     """Copies a directory that is open; what a start makes of it."""
     target.mkdir()
-    snapshots.of_directory(directory, target, no_update)
+    copy_directory(directory, target, no_update)
     with opened(target) as copy:
         found = dict(copy.records_page(limit=100_000, max_bytes=1 << 30)[0])
     assert check_directory(target) == []
@@ -85,7 +90,7 @@ def test_a_segment_that_goes_while_the_base_is_copied(
     """It was opened before, so it is still read; the base of before needs it."""
     write(engine)
     expected = held(engine)
-    copy_base = copying.copy
+    copy_base = lmdb_copy.copy
 
     def copy_and_go_on(source: Path, target: Path, update: Update) -> None:
         copy_base(source, target, update)
@@ -97,7 +102,7 @@ def test_a_segment_that_goes_while_the_base_is_copied(
         engine.commit()
         assert not set(before) & set(list_segments(engine.directory.log))
 
-    monkeypatch.setattr(copying, "copy", copy_and_go_on)
+    monkeypatch.setattr(lmdb_copy, "copy", copy_and_go_on)
     assert copied(engine.directory.path, tmp_path / "copy") == expected
 
 
@@ -105,7 +110,7 @@ def test_a_base_that_is_ahead_of_every_segment_is_copied_again(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(engine)
-    copy_base = copying.copy
+    copy_base = lmdb_copy.copy
     copies: list[Path] = []
 
     def go_on_and_copy(source: Path, target: Path, update: Update) -> None:
@@ -123,9 +128,9 @@ def test_a_base_that_is_ahead_of_every_segment_is_copied_again(
         for kept in tmp_path.glob("*.kept"):
             kept.rename(segment_path(engine.directory.log, int(kept.stem)))
 
-    empty = snapshots._empty
-    monkeypatch.setattr(copying, "copy", go_on_and_copy)
-    monkeypatch.setattr(snapshots, "_empty", back)
+    empty = directory_snapshot.empty
+    monkeypatch.setattr(lmdb_copy, "copy", go_on_and_copy)
+    monkeypatch.setattr(directory_snapshot, "empty", back)
     assert copied(engine.directory.path, tmp_path / "copy") == held(engine)
     assert len(copies) == 2
 
@@ -140,7 +145,7 @@ def test_a_base_that_needs_more_of_the_log_than_there_is(tmp_path: Path) -> None
         base.begin_checkpoint(end + 1000)
     (tmp_path / "copy").mkdir()
     with pytest.raises(Corruption, match="which the base needs, is not there"):
-        snapshots.of_directory(tmp_path / "data", tmp_path / "copy", no_update)
+        copy_directory(tmp_path / "data", tmp_path / "copy", no_update)
 
 
 def test_a_frame_that_is_being_written(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +165,7 @@ def test_a_frame_that_is_being_written(engine: Engine, tmp_path: Path, monkeypat
         if len(waits) == 3:
             segment.write_bytes(whole)
 
-    monkeypatch.setattr(snapshots, "time", SimpleNamespace(sleep=wait))
+    monkeypatch.setattr(directory_snapshot, "time", SimpleNamespace(sleep=wait))
     assert copied(engine.directory.path, tmp_path / "copy") == expected
     assert len(waits) == 3
 
@@ -189,7 +194,7 @@ def test_an_lmdb_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "data" / "base" / "data.mdb").write_bytes(b"no LMDB" * 1000)
     (tmp_path / "copy").mkdir()
     with pytest.raises(Corruption, match="LMDB"):
-        snapshots.of_directory(tmp_path / "data", tmp_path / "copy", no_update)
+        copy_directory(tmp_path / "data", tmp_path / "copy", no_update)
 
 
 # -- through the port --------------------------------------------------------------------------------------------------
@@ -231,7 +236,7 @@ def test_what_changes_between_two_pages(node: Node, engine: Engine, tmp_path: Pa
 
     node.pages = pages_and_changes  # type: ignore[assignment,method-assign]
     (tmp_path / "copy").mkdir()
-    snapshots.of_node(node, tmp_path / "copy", no_update)
+    copy_node(node, tmp_path / "copy", no_update)
     assert len(changes) >= 3
     with opened(tmp_path / "copy") as copy:
         assert held(copy) == held(engine)
@@ -265,25 +270,25 @@ def test_a_node_whose_log_goes_too_fast(node: Node, engine: Engine, tmp_path: Pa
 
     node.pages = pages_and_merging  # type: ignore[assignment,method-assign]
     (tmp_path / "copy").mkdir()
-    snapshots.of_node(node, tmp_path / "copy", no_update)
+    copy_node(node, tmp_path / "copy", no_update)
     with opened(tmp_path / "copy") as copy:
         assert held(copy) == held(engine)
     left = 1 << 30
     (tmp_path / "other").mkdir()
-    with pytest.raises(snapshots.LogMoved, match="deletes its log faster than it can be copied"):
-        snapshots.of_node(node, tmp_path / "other", no_update)
+    with pytest.raises(LogMoved, match="deletes its log faster than it can be copied"):
+        copy_node(node, tmp_path / "other", no_update)
 
 
 def test_the_index_is_filled_in_parts(
     node: Node, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(snapshots, "INDEX_KEYS", 1000)
-    monkeypatch.setattr(snapshots, "TRANSACTION_KEYS", 300)
+    monkeypatch.setattr(node_snapshot, "INDEX_KEYS", 1000)
+    monkeypatch.setattr(node_snapshot, "TRANSACTION_KEYS", 300)
     for number in range(5000):
         engine.set(b"key:%04d" % number, b"x")
     engine.commit()
     (tmp_path / "copy").mkdir()
-    snapshots.of_node(node, tmp_path / "copy", no_update)
+    copy_node(node, tmp_path / "copy", no_update)
     with opened(tmp_path / "copy") as copy:
         assert held(copy) == held(engine)
     assert check_directory(tmp_path / "copy") == []

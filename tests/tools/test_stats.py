@@ -12,7 +12,8 @@ from pathlib import Path
 from fixtures.node import NodeProcess
 from fixtures.support import wait_until
 from fixtures.tools import TOOL, FakeNode, address, fails, run, succeeds
-from merklekv_tool import stats, statuses
+from merklekv_tool import exit_codes
+from merklekv_tool.verbs import stats
 
 from merklekv.exit_codes import EXIT_USAGE
 from merklekv.net.client import Client
@@ -88,10 +89,10 @@ def test_a_watch_on_a_terminal_is_drawn_as_a_table(node: NodeProcess) -> None:
 
 def test_only_a_running_node_has_them(tmp_path: Path) -> None:
     fails(EXIT_USAGE, "give HOST:PORT", done=run("stats", tmp_path))
-    fails(statuses.EXIT_UNREACHABLE, "refused", done=run("stats", "127.0.0.1:1"))
+    fails(exit_codes.EXIT_UNREACHABLE, "refused", done=run("stats", "127.0.0.1:1"))
 
 
 def test_a_node_that_goes_away() -> None:
     with FakeNode() as node:
         node.closes_at = b"STATS"
-        fails(statuses.EXIT_UNREACHABLE, node.address, "closed", done=run("stats", node.address))
+        fails(exit_codes.EXIT_UNREACHABLE, node.address, "closed", done=run("stats", node.address))

@@ -21,7 +21,7 @@ from fixtures.support import free_port, wait_until
 from fixtures.terminal import COLOUR, CTRL_C, Terminal, surroundings
 from fixtures.tools import ANY, TOOL, FakeNode, address, opened
 from merklekv_tool.cli import app as tool_app
-from merklekv_tool.statuses import EXIT_INTERRUPTED, EXIT_NODE, EXIT_PIPE, EXIT_PROBLEMS
+from merklekv_tool.exit_codes import EXIT_INTERRUPTED, EXIT_NODE, EXIT_PIPE, EXIT_PROBLEMS
 
 from merklekv import __version__
 from merklekv.cli import app
@@ -165,7 +165,7 @@ def diff(stage: Stage, scratch: Path) -> Case:
 
 
 def members(stage: Stage, scratch: Path) -> Case:
-    return Case(["members", address(stage.node)], ["holds collection back", "node-1", "self", "no other member"])
+    return Case(["members", address(stage.node)], ["holds back GC because", "node-1", "self", "no other member"])
 
 
 def forget(stage: Stage, scratch: Path) -> Case:
@@ -303,7 +303,7 @@ SHOWN = r"x\x1b[31m\nEND\u202e"
 def foreign(node: FakeNode, verb: str) -> list[str]:
     """The verb against a node that passes the forged name on."""
     row = {"node": FORGED, "store_id": "00" * 8, "state": "member", "address": f"{FORGED}:1", "contact_ms": 1}
-    row |= {"seen_ns": 0, "stable_ns": 0, "holds": FORGED, "gc_horizon_ns": 0}
+    row |= {"applied_through_ns": 0, "stable_ns": 0, "holds_back": FORGED, "gc_horizon_ns": 0}
     node.replies[b"MEMBERS"] = bulk(json.dumps(row).encode())
     node.replies[b"STATS"] = bulk(f"peer_{FORGED}:{FORGED}\r\n".encode())
     node.replies[b"FORGET"] = f"-ERR {FORGED.replace(chr(10), ' ')}\r\n".encode()
@@ -369,8 +369,8 @@ def test_ctrl_c_on_a_terminal(verb: str, stage: Stage, tmp_path: Path) -> None:
 
 RESTORE = """
 import threading
-import merklekv_tool.backups
-merklekv_tool.backups.unpack = lambda *_: (print("unpacking"), threading.Event().wait())
+import merklekv_tool.formats.backup
+merklekv_tool.formats.backup.unpack = lambda *_: (print("unpacking"), threading.Event().wait())
 from merklekv_tool.__main__ import main
 main()
 """
@@ -402,7 +402,7 @@ def interrupted(module: str, program: str, *words: str) -> subprocess.CompletedP
     return subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, env=surroundings({}), check=False)
 
 
-@pytest.mark.parametrize("module", ["typer", "merklekv_tool.cli", "rich.progress", "merklekv_tool.places"])
+@pytest.mark.parametrize("module", ["typer", "merklekv_tool.cli", "rich.progress", "merklekv_tool.source.open"])
 def test_ctrl_c_while_the_tool_starts(module: str, stage: Stage) -> None:
     """While it imports what it needs, which is most of its first 0.2 s."""
     done = interrupted(module, "merklekv_tool", "dump", str(stage.a))

@@ -15,9 +15,9 @@ import pytest
 from fixtures.node import NodeFactory
 from fixtures.support import wait_until
 from fixtures.tools import TOOL, FakeNode, address, fails, filled, opened, run, succeeds
-from merklekv_tool import statuses
+from merklekv_tool import exit_codes
 from merklekv_tool.cli import app
-from merklekv_tool.places import address_of
+from merklekv_tool.source.open import address_of
 
 from merklekv.errors import InvalidArgument
 from merklekv.exit_codes import EXIT_CORRUPT, EXIT_FORMAT, EXIT_LOCKED, EXIT_UNWRITABLE, EXIT_USAGE
@@ -29,7 +29,7 @@ import os
 import signal
 import sys
 
-import merklekv_tool.bench
+import merklekv_tool.load_generator
 import merklekv_tool.cli
 import typer.main
 
@@ -78,14 +78,14 @@ def test_help_has_every_verb_and_status() -> None:
     text = succeeds("--help").decode()
     for verb in EVERY_VERB:
         assert re.search(rf"\b{verb}\b", text)
-    for status, meaning in statuses.MEANINGS.items():
+    for status, meaning in exit_codes.MEANINGS.items():
         assert re.search(rf"\b{status}  {re.escape(meaning)}", text), status
 
 
 def test_statuses_are_distinct() -> None:
-    named = {name: value for name, value in vars(statuses).items() if name.startswith("EXIT_")}
+    named = {name: value for name, value in vars(exit_codes).items() if name.startswith("EXIT_")}
     assert len(set(named.values())) == len(named)
-    assert set(named.values()) <= set(statuses.MEANINGS)
+    assert set(named.values()) <= set(exit_codes.MEANINGS)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -179,7 +179,7 @@ def test_output_that_nobody_reads(arguments: list[str], data: Path) -> None:
     os.close(reading)
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False)
     os.close(writing)
-    assert (done.returncode, done.stderr) == (statuses.EXIT_PIPE, b"")
+    assert (done.returncode, done.stderr) == (exit_codes.EXIT_PIPE, b"")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_what_is_no_place(verb: str, dump: Path, tmp_path: Path, monkeypatch: py
     for place in NO_PLACES:
         done = run(*with_place(verb, place, dump))
         said = done.stderr.decode()
-        expected = {EXIT_USAGE, EXIT_FORMAT, EXIT_UNWRITABLE, statuses.EXIT_UNREACHABLE, statuses.EXIT_DUMP}
+        expected = {EXIT_USAGE, EXIT_FORMAT, EXIT_UNWRITABLE, exit_codes.EXIT_UNREACHABLE, exit_codes.EXIT_DUMP}
         assert done.returncode in expected, (place, said)
         assert re.fullmatch(r"merklekv-tool: [^\n\x1b]+\n", said), place
     assert sorted(tmp_path.iterdir()) == before
@@ -271,7 +271,7 @@ def test_a_stranger_at_the_port(verb: str, dump: Path) -> None:
         with FakeNode(greeting=answer) as stranger:
             done = run(*with_place(verb, stranger.address, dump))
         said = done.stderr.decode()
-        assert done.returncode in (statuses.EXIT_UNREACHABLE, statuses.EXIT_NODE), (name, said)
+        assert done.returncode in (exit_codes.EXIT_UNREACHABLE, exit_codes.EXIT_NODE), (name, said)
         assert re.fullmatch(r"merklekv-tool: [^\n\x1b]+\n", said), name
 
 
@@ -286,20 +286,20 @@ def test_a_directory_that_a_node_holds(verb: str, data: Path, dump: Path, node_f
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_node_that_is_not_there(verb: str, dump: Path) -> None:
     place = "127.0.0.1:1"  # below what a test's node may be given
-    fails(statuses.EXIT_UNREACHABLE, place, "refused", done=run(*words(verb, place, dump)))
+    fails(exit_codes.EXIT_UNREACHABLE, place, "refused", done=run(*words(verb, place, dump)))
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_host_that_is_not_there(verb: str, dump: Path) -> None:
     place = "no.such.host.invalid:7379"
-    fails(statuses.EXIT_UNREACHABLE, place, "cannot connect", done=run(*words(verb, place, dump)))
+    fails(exit_codes.EXIT_UNREACHABLE, place, "cannot connect", done=run(*words(verb, place, dump)))
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_something_else_on_the_port(verb: str, dump: Path) -> None:
     with FakeNode(greeting=b"SSH-2.0-OpenSSH_9.2\r\n") as other:
         done = run(*words(verb, other.address, dump))
-    fails(statuses.EXIT_UNREACHABLE, other.address, "does not answer as a MerkleKV node", done=done)
+    fails(exit_codes.EXIT_UNREACHABLE, other.address, "does not answer as a MerkleKV node", done=done)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -307,15 +307,15 @@ def test_a_server_without_these_commands(verb: str, dump: Path) -> None:
     with FakeNode() as other:
         other.knows_nothing = True
         done = run(*words(verb, other.address, dump))
-    fails(statuses.EXIT_NODE, other.address, "unknown command", "is it a MerkleKV node", done=done)
+    fails(exit_codes.EXIT_NODE, other.address, "unknown command", "is it a MerkleKV node", done=done)
     assert b"beginning with" not in done.stderr
 
 
 def test_a_node_that_goes_away(data: Path, node_factory: NodeFactory) -> None:
     with FakeNode() as node:
         node.closes_at = b"RECORDS"
-        fails(statuses.EXIT_UNREACHABLE, node.address, "closed", done=run("dump", node.address))
-        fails(statuses.EXIT_UNREACHABLE, node.address, "closed", done=run("verify", node.address))
+        fails(exit_codes.EXIT_UNREACHABLE, node.address, "closed", done=run("dump", node.address))
+        fails(exit_codes.EXIT_UNREACHABLE, node.address, "closed", done=run("verify", node.address))
 
 
 @pytest.mark.parametrize("verb", ["verify", "dump"])
@@ -355,7 +355,7 @@ def test_a_damaged_directory(verb: str, data: Path, dump: Path) -> None:
     segment.write_bytes(b"X" + segment.read_bytes()[1:])
     done = run(*words(verb, data, dump))
     fails(EXIT_CORRUPT, str(segment), "damaged at byte 0", "merklekv-tool verify", done=done)
-    assert run("verify", data).returncode == statuses.EXIT_PROBLEMS
+    assert run("verify", data).returncode == exit_codes.EXIT_PROBLEMS
 
 
 def test_interrupted_from_the_keyboard(data: Path, tmp_path: Path) -> None:
@@ -370,18 +370,18 @@ def test_interrupted_from_the_keyboard(data: Path, tmp_path: Path) -> None:
             process.send_signal(signal.SIGINT)
             _, said = process.communicate(timeout=30)
             node.go_on.set()
-    assert process.returncode == statuses.EXIT_INTERRUPTED
+    assert process.returncode == exit_codes.EXIT_INTERRUPTED
     assert b"Traceback" not in said
     assert list(tmp_path.glob("*out*")) == []
 
 
-@pytest.mark.parametrize("place", ["merklekv_tool.bench.run", "typer.main.get_command"])
+@pytest.mark.parametrize("place", ["merklekv_tool.load_generator.run", "typer.main.get_command"])
 def test_interrupted_within_an_import(place: str, tmp_path: Path) -> None:
     """Dataclasses are made by `exec`: where the interrupt passes through it, Python would kill itself in the end."""
     (tmp_path / "interrupted.py").write_text(INTERRUPTED)
     command = [sys.executable, "-m", "interrupted", place]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=30, check=False)
-    assert (done.returncode, done.stderr) == (statuses.EXIT_INTERRUPTED, b"")
+    assert (done.returncode, done.stderr) == (exit_codes.EXIT_INTERRUPTED, b"")
     ignores = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]  # as what runs in the background does
     done = subprocess.run(ignores, cwd=tmp_path, capture_output=True, timeout=30, check=False)
     assert (done.returncode, done.stderr) == (7, b"")

@@ -15,8 +15,8 @@ from xml.etree import ElementTree
 import pytest
 from fixtures.node import NodeFactory
 from fixtures.tools import TOOL, FakeNode, address, contents, fails, filled, opened, run, succeeds
-from merklekv_tool import statuses
-from merklekv_tool.tree import abbreviated
+from merklekv_tool import exit_codes
+from merklekv_tool.verbs.tree import abbreviated
 
 from merklekv.engine.format import BUCKETS, bucket_of
 from merklekv.exit_codes import EXIT_FORMAT, EXIT_LOCKED, EXIT_UNWRITABLE, EXIT_USAGE
@@ -85,7 +85,7 @@ def test_a_tree_that_waits_for_the_base_to_take_in_a_floor(tmp_path: Path) -> No
 @pytest.mark.parametrize("kind", ["directory", "port"])
 def test_where_two_differ(kind: str, data: Path, other: Path, node_factory: NodeFactory) -> None:
     places = [data, other] if kind == "directory" else [address(node_factory(directory=path)) for path in (data, other)]
-    told = tree(*places, status=statuses.EXIT_PROBLEMS)
+    told = tree(*places, status=exit_codes.EXIT_PROBLEMS)
     buckets = [bucket_of(key) for key in (b"more", b"number:0001", b"number:0002")]
     assert told["equal"] is False
     assert told["differing_leaves"] == 3
@@ -102,8 +102,8 @@ def test_a_floor_alone_makes_a_difference(tmp_path: Path) -> None:
         engine.set(b"key", b"x")
     succeeds("load", "-", tmp_path / "other", stdin=succeeds("dump", tmp_path / "one"))
     done = run("tree", tmp_path / "one", tmp_path / "other")
-    assert "the leaves are equal, the floors differ" in done.stdout.decode()
-    assert done.returncode == statuses.EXIT_PROBLEMS
+    assert "the leaves are equal, the truncation versions differ" in done.stdout.decode()
+    assert done.returncode == exit_codes.EXIT_PROBLEMS
 
 
 def test_drawn_without_a_terminal(data: Path, other: Path) -> None:
@@ -138,7 +138,7 @@ def test_pictures(data: Path, other: Path, tmp_path: Path) -> None:
     assert (tmp_path / "one.png").read_bytes().startswith(PNG)
     for name in ("two.svg", "again.svg"):
         done = run("tree", data, other, "--output", tmp_path / name)
-        assert done.returncode == statuses.EXIT_PROBLEMS
+        assert done.returncode == exit_codes.EXIT_PROBLEMS
     drawn = (tmp_path / "two.svg").read_bytes()
     assert ElementTree.fromstring(drawn).tag.endswith("svg")
     assert drawn == (tmp_path / "again.svg").read_bytes()
@@ -166,7 +166,7 @@ def test_without_matplotlib_only_pictures_fail(data: Path, tmp_path: Path) -> No
     done = subprocess.run(
         [*command, "--output", str(tmp_path / "tree.png")], capture_output=True, timeout=60, check=False
     )
-    fails(statuses.EXIT_OTHER, "pip install 'merklekv[bench]'", done=done)
+    fails(exit_codes.EXIT_OTHER, "pip install 'merklekv[bench]'", done=done)
     assert not (tmp_path / "tree.png").exists()
 
 
@@ -179,9 +179,9 @@ def test_short_numbers() -> None:
 
 def test_wrong_places(data: Path, tmp_path: Path, node_factory: NodeFactory) -> None:
     fails(EXIT_FORMAT, "neither a data directory nor HOST:PORT", done=run("tree", tmp_path / "missing"))
-    fails(statuses.EXIT_UNREACHABLE, "refused", done=run("tree", "127.0.0.1:1"))
+    fails(exit_codes.EXIT_UNREACHABLE, "refused", done=run("tree", "127.0.0.1:1"))
     node = node_factory(directory=data)
     fails(EXIT_LOCKED, f"in use by process {node.pid}", "HOST:PORT", done=run("tree", data))
     with FakeNode() as fake:
         fake.knows_nothing = True
-        fails(statuses.EXIT_NODE, fake.address, "unknown command", done=run("tree", fake.address))
+        fails(exit_codes.EXIT_NODE, fake.address, "unknown command", done=run("tree", fake.address))

@@ -13,8 +13,8 @@ import pytest
 from fixtures.node import NodeFactory
 from fixtures.records import with_flags
 from fixtures.tools import FakeNode, address, filled, run, succeeds
-from merklekv_tool.statuses import EXIT_PROBLEMS
-from merklekv_tool.verify import ATTEMPTS
+from merklekv_tool.exit_codes import EXIT_PROBLEMS
+from merklekv_tool.verbs.verify import ATTEMPTS
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.merkle import MerkleTree
@@ -32,7 +32,7 @@ def sound(tmp_path: Path) -> Path:
 def test_a_sound_directory(sound: Path) -> None:
     assert succeeds("verify", sound).decode() == f"{sound}: no problems found\n"
     verdict = json.loads(succeeds("verify", sound, "--json"))
-    assert verdict == {"place": str(sound), "ok": True, "problems": [], "metadata": []}
+    assert verdict == {"source": str(sound), "ok": True, "problems": [], "notes": []}
 
 
 def test_verifying_changes_nothing(sound: Path) -> None:

@@ -1,4 +1,7 @@
-"""`merklekv-tool`: looks after data, in a directory or behind the port of a running node.
+"""`merklekv-tool`: inspects, copies and repairs data, in a data directory or through the port of a running node.
 
-One module for each verb, thin over `places` (where data is), `dumps` (what a dump file is) and the engine's own checks.
+verbs/       one module each: options, output, exit status
+source/      where data is: a directory or a node
+snapshot/    exact copies of a source, for backups
+formats/     dumps, backups, pictures
 """

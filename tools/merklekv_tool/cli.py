@@ -1,7 +1,7 @@
-"""The command line of `merklekv-tool`: its verbs, and errors turned into one line and an exit status each.
+"""The command line of `merklekv-tool`: its verbs, and for each error one line and an exit status.
 
-A verb is a function in a module of its own; what it needs beyond typer is imported when it runs, so that `--help` and
-completion answer at once. Results go to stdout; progress, notes and errors to stderr.
+A verb imports what it needs beyond typer when it runs, so that `--help` and completion answer at once. Results go to
+stdout; progress, notes and errors to stderr.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import typer
 from merklekv.errors import DirectoryLocked, MerkleKVError
 from merklekv.exit_codes import EXIT_LOCKED, EXIT_UNWRITABLE, EXIT_USAGE
 from merklekv.output import OutputClosed, take_over_output
-from merklekv_tool import backup, bench, diff, dump, forget, load, log, members, restore, stats, statuses, tree, verify
+from merklekv_tool import exit_codes
 from merklekv_tool.output import note
+from merklekv_tool.verbs import backup, bench, diff, dump, forget, load, log, members, restore, stats, tree, verify
 
 NAME: Final = "merklekv-tool"
 STATUS_TABLE: Final = "\nExit statuses:\n\n" + "\n".join(
-    f"    {status:3}  {meaning}" for status, meaning in statuses.MEANINGS.items()
+    f"    {status:3}  {meaning}" for status, meaning in exit_codes.MEANINGS.items()
 )
 
 app = typer.Typer(
@@ -49,28 +50,28 @@ app.command("forget", epilog=forget.EXAMPLES)(forget.forget)
 
 def main() -> None:
     """Entry point."""
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # a terminal that closes; not under nohup
-        signal.signal(signal.SIGHUP, _end)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for what a script runs in the background
+        signal.signal(signal.SIGHUP, _terminate)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored in what a script runs in the background
         signal.signal(signal.SIGINT, _interrupt)
     take_over_output()
     try:
         status = _status_of_run()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left to do takes no time
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the rest takes no time
     except KeyboardInterrupt:
-        status = statuses.EXIT_INTERRUPTED
+        status = exit_codes.EXIT_INTERRUPTED
     sys.exit(status)
 
 
-def _end(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(statuses.EXIT_TERMINATED)  # on the way out what is half done is removed, as after Ctrl-C
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(exit_codes.EXIT_TERMINATED)  # unfinished files are removed on the way out, as after Ctrl-C
 
 
 class _Interrupt(KeyboardInterrupt):
-    """Python kills itself at the end, whatever the exit status, if a plain KeyboardInterrupt passed through `exec`.
+    """Ctrl-C. After a plain KeyboardInterrupt in `exec` Python kills itself at the end, whatever the exit status.
 
-    Most likely that is an import: dataclasses and named tuples are made so.
+    Imports use `exec`: dataclasses and named tuples are made with it.
     """
 
 
@@ -86,29 +87,29 @@ def _status_of_run() -> int:
         verb = context.command_path if context else NAME
         return _fail(f"{error.format_message().rstrip('.')}; '{verb} --help' shows what there is", EXIT_USAGE)
     except (typer.Abort, KeyboardInterrupt):
-        return statuses.EXIT_INTERRUPTED
+        return exit_codes.EXIT_INTERRUPTED
     except DirectoryLocked as error:
         return _fail(f"{error}; a running node is reached through its port: give HOST:PORT", EXIT_LOCKED)
     except MerkleKVError as error:
-        return _fail(statuses.explained(error), statuses.status_of(error))
+        return _fail(exit_codes.explained(error), exit_codes.status_of(error))
     except OutputClosed:  # as in `merklekv-tool dump data | head -1`
-        return statuses.EXIT_PIPE
-    except SystemExit as left:  # as SIGTERM does
+        return exit_codes.EXIT_PIPE
+    except SystemExit as left:  # SIGTERM
         return left.code  # type: ignore[return-value]
     except OSError as error:
-        if error.filename is not None:  # a path that was given, or leads where one was given
+        if error.filename is not None:  # a path that the user gave, or one below it
             return _fail(f"{os.fsdecode(error.filename)}: {error.strerror}", EXIT_UNWRITABLE)
         return _fault()
-    except Exception:  # noqa: BLE001 - shown whole; Python alone would end with 1, which means something else here
+    except Exception:  # noqa: BLE001 - shown whole; Python would exit with 1, which has another meaning here
         return _fault()
 
 
 def _fault() -> int:
     sys.excepthook(*sys.exc_info())
-    return statuses.EXIT_FAULT
+    return exit_codes.EXIT_FAULT
 
 
 def _fail(message: str, status: int) -> int:
-    with contextlib.suppress(MerkleKVError, OutputClosed):  # of a stderr that takes nothing
+    with contextlib.suppress(MerkleKVError, OutputClosed):  # stderr accepts nothing
         note(message)
     return status

@@ -1,81 +1,54 @@
-"""What the verbs say and show: results on stdout, everything else on stderr, a progress bar only to a terminal."""
+"""What the verbs print: results on stdout, everything else on stderr, a progress bar only on a terminal."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import stat
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
-from typing import Annotated, BinaryIO, Final, TextIO
+from typing import TextIO
 
-import typer
-
-from merklekv.errors import DiskFull
-from merklekv.output import OutputClosed, printable, printable_json
-from merklekv.private import Opener, private
-from merklekv.shortage import NO_ROOM
-from merklekv_tool.statuses import FileError
-
-STDIO: Final = "-"
-
-PlaceName = Annotated[str, typer.Argument(metavar="DIR|HOST:PORT", help="A data directory or a running node.")]
-NodeName = Annotated[str, typer.Argument(metavar="HOST:PORT", help="A running node.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of words.")]
+from merklekv.output import printable, printable_json
+from merklekv_tool.files import STDIO, output_errors
 
 Update = Callable[[int, int], None]
 
 
 def say(text: str) -> None:
-    """Lines of the result. What a terminal would obey in names and values of others is escaped."""
+    """Prints lines of the result. Control characters in them are escaped."""
     say_styled("\n".join(map(printable, text.split("\n"))))
 
 
 def say_styled(text: str) -> None:
-    """A line with our own escape sequences for a terminal."""
+    """Prints a line with escape sequences for a terminal."""
     _write(text, sys.stdout)
 
 
-def moment(timestamp_ns: int) -> str:
-    """A time in nanoseconds as a person reads it, by this machine's zone, or as a number where that has no end."""
-    try:
-        return datetime.fromtimestamp(timestamp_ns // 1000 / 10**6).isoformat(" ", "microseconds")
-    except (ValueError, OverflowError, OSError):
-        return str(timestamp_ns)
-
-
-def note(text: str) -> None:
-    """A line beside the result."""
-    _write(printable(f"merklekv-tool: {text}"), sys.stderr)
-
-
 def say_json(values: dict[str, object], to_stderr: bool = False) -> None:
-    """The whole result as one JSON object."""
+    """Prints the result as one JSON object."""
     file = sys.stderr if to_stderr else sys.stdout
     is_unicode = file is None or file.encoding.lower() == "utf-8"
     _write(printable_json(json.dumps(values, ensure_ascii=not is_unicode)), file)
 
 
+def note(text: str) -> None:
+    """Prints a line that is not part of the result."""
+    _write(printable(f"merklekv-tool: {text}"), sys.stderr)
+
+
 def _write(text: str, file: TextIO | None) -> None:
-    if file is not None:  # else the caller has closed it
-        with writing(STDIO):
+    if file is not None:  # the caller has closed it
+        with output_errors(STDIO):
             file.write(f"{text}\n")
 
 
-@contextlib.contextmanager
-def writing(name: str) -> Iterator[None]:
-    """Says what an error of the file system in the block means for the output of that name."""
+def time_text(timestamp_ns: int) -> str:
+    """A time in this machine's zone, or the number if there is no such date."""
     try:
-        yield
-    except BrokenPipeError as error:
-        raise OutputClosed from error
-    except OSError as error:
-        problem = DiskFull if error.errno in NO_ROOM else FileError
-        shown = "the output" if name == STDIO else name
-        raise problem(f"{shown}: cannot write: {error.strerror}") from error
+        return datetime.fromtimestamp(timestamp_ns // 1000 / 10**6).isoformat(" ", "microseconds")
+    except (ValueError, OverflowError, OSError):
+        return str(timestamp_ns)
 
 
 def text_of(data: bytes) -> str:
@@ -84,11 +57,11 @@ def text_of(data: bytes) -> str:
     return text if text.isprintable() else repr(text)[1:-1]
 
 
-@contextlib.contextmanager
+@contextmanager
 def progress(what: str, of_bytes: bool = False, prints: bool = False) -> Iterator[Update]:
-    """A bar on stderr while the block runs; it is moved by `update(done, total)`, total 0 when nobody knows.
+    """A bar on stderr while the block runs; `update(done, total)` moves it, with total 0 if unknown.
 
-    `prints`: the block writes to stdout. Where that is a terminal, there is no bar, which would be among the lines.
+    `prints`: the block prints to stdout. If that is a terminal, there is no bar, which would mix with the lines.
     """
     from rich.console import Console
     from rich.progress import (
@@ -111,50 +84,3 @@ def progress(what: str, of_bytes: bool = False, prints: bool = False) -> Iterato
     ) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=max(done, total) if total else None)
-
-
-@contextlib.contextmanager
-def written(name: str, opener: Opener | None = private) -> Iterator[BinaryIO]:
-    """The file to write a result to, `-` for stdout. It gets its name when it is whole and on disk, or not at all.
-
-    Only its user can read it; with `opener` None whoever the umask lets.
-    """
-    with writing(name), _target(name, opener) as file:
-        yield file
-
-
-@contextlib.contextmanager
-def _target(name: str, opener: Opener | None) -> Iterator[BinaryIO]:
-    path = Path(name)
-    if name == STDIO:
-        if sys.stdout is None:
-            raise FileError("the output: cannot write: stdout is closed")
-        with open(sys.stdout.fileno(), "wb", closefd=False) as stream:  # written whole, or fails, when it is closed
-            yield stream
-    elif path.exists() and not stat.S_ISREG(path.stat().st_mode):
-        with path.open("wb") as stream:
-            yield stream
-    else:
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with open(draft, "wb", opener=opener) as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def readable(name: str) -> Iterator[tuple[BinaryIO, int]]:
-    """The file to read from, `-` for stdin, and its size (0 where that is not known)."""
-    if name == STDIO:
-        yield sys.stdin.buffer, 0
-        return
-    try:
-        file = Path(name).open("rb")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise FileError(f"{name}: cannot read: {error.strerror}") from error
-    with file:
-        yield file, os.fstat(file.fileno()).st_size

@@ -1,18 +1,18 @@
-"""The table of members as people and programs read it: who they are, how far each is, and what holds the horizon back.
+"""The member table as people and programs read it: the members, how far each is, and which hold back the GC horizon.
 
-A row is a mapping of words, for `MEMBERS` and `merklekv-tool members`:
+A row is a mapping, for `MEMBERS` and `merklekv-tool members`:
 
-    node, birth     who it is; the birth (hex) is empty until it is known
-    state           self, member, forgotten; unreadable: something in the stored table that cannot be read, under a name
-                    for `FORGET`
-    address         where it was last reached
-    contact_ms      how long ago that was, -1 for never
-    seen_ns         this node has merged all that it had when its clock was there; for this node its own clock
-    stable_ns       it has merged all that anybody had when clocks were there, as it last reported
-    holds           why the horizon is no further: `view`, it reported other members than this node knows; `unmet`,
-                    there was no exchange with it yet; `seen`, `stable`, its time is the smallest; `unreadable`, whoever
-                    it was is not known any more; empty for others
-    horizon_ns      this node's row alone: tombstones up to here are collected
+    node, store_id      the member; the store id (hex) is empty until it is known
+    state               self, member, removed; unreadable: a row of the stored table that cannot be decoded, under a
+                        name for `FORGET`
+    address             where it was last reached
+    contact_ms          how long ago that was, -1 for never
+    applied_through_ns  every write that it had when its clock showed this is applied here; for this node its own clock
+    stable_ns           as it last reported, it has applied every write that any member had when its clock showed this
+    holds_back          why it holds back the GC horizon: `view`, it reported other members than this node knows;
+                        `unmet`, there was no exchange with it yet; `applied_through`, `stable`, its time is the
+                        smallest; `unreadable`, the member is unknown; empty if it does not
+    gc_horizon_ns       only in this node's row: tombstones up to here are collected
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ Row = Mapping[str, int | str]
 
 
 def rows(members: Members, gc_horizon_ns: int, now: float) -> list[Row]:
-    """This node's row, the others' in the order of their ids, those of forgotten nodes and of what cannot be read.
+    """This node's row, the members' in the order of their ids, the removed members', the unreadable ones'.
 
     `now`: wall clock, s.
 
     The caller holds the engine's lock.
     """
-    own = _row(members.identity, "self", seen_ns=members.closed, stable_ns=members.stable())
+    own = _row(members.identity, "self", applied_through_ns=members.closed, stable_ns=members.stable())
     others = [_member_row(members, identity, member, now) for identity, member in members]
     removed = [_row(identity, "removed") for identity in sorted(members.removed)]
     aside = [
-        _row(Identity(name, one.store_id), "unreadable", holds="unreadable")
+        _row(Identity(name, one.store_id), "unreadable", holds_back="unreadable")
         for name, one in sorted(members.unreadable.items())
     ]
     return [own | {"gc_horizon_ns": gc_horizon_ns}, *others, *removed, *aside]
@@ -62,13 +62,13 @@ def _member_row(members: Members, identity: Identity, member: Member, now: float
         "member",
         address=member.address,
         contact_ms=contact_ms,
-        seen_ns=member.applied_through,
+        applied_through_ns=member.applied_through,
         stable_ns=member.report.stable,
-        holds=_holds(members, member),
+        holds_back=_holds_back(members, member),
     )
 
 
-def _holds(members: Members, member: Member) -> str:
+def _holds_back(members: Members, member: Member) -> str:
     if not member.applied_through:
         return "unmet"
     if member.report.view != members.view():
@@ -76,11 +76,17 @@ def _holds(members: Members, member: Member) -> str:
     own = members.stable()
     slowest = min(other.report.stable for _, other in members)
     if own <= slowest:
-        return "seen" if member.applied_through == own else ""
+        return "applied_through" if member.applied_through == own else ""
     return "stable" if member.report.stable == slowest else ""
 
 
 def _row(identity: Identity, state: str, **words: int | str) -> dict[str, int | str]:
     head: dict[str, int | str] = {"node": identity.node, "store_id": identity.store_id.hex(), "state": state}
-    unset: dict[str, int | str] = {"address": "", "contact_ms": -1, "seen_ns": 0, "stable_ns": 0, "holds": ""}
+    unset: dict[str, int | str] = {
+        "address": "",
+        "contact_ms": -1,
+        "applied_through_ns": 0,
+        "stable_ns": 0,
+        "holds_back": "",
+    }
     return head | unset | words

@@ -1,6 +1,6 @@
-"""Merkle trees as pictures: a panel for each tree, in which every leaf is a dot and every inner node a square of them.
+"""Pictures of Merkle trees: a panel for each tree, a dot for each leaf, a square of dots for each inner node.
 
-matplotlib draws them. It is an extra, imported when a picture is asked for. The same panels give the same bytes.
+matplotlib draws them. It is an extra dependency, imported only for a picture. Equal panels give equal bytes.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from merklekv.errors import MerkleKVError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Panel = tuple[str, list[int], str]  # title, a number for each leaf, what it counts
+Panel = tuple[str, list[int], str]  # title, a number for each leaf, what the numbers count
 
 SIDE: Final = 256  # dots of a panel: 16 squares of 16
 SQUARE: Final = 16
 INCHES: Final = 5.0
 DOTS_PER_INCH: Final = 130
-DIFFERENT: Final = "different"  # counts nothing, but marks leaves that do
-TINT: Final = 0.2  # of the square around a mark, which alone is easily overlooked
-FEW: Final = 12  # numbers up to which the scale shows each
+DIFFERENT: Final = "different"  # the numbers are marks
+TINT: Final = 0.2  # of the square around a mark, which alone is easily missed
+FEW: Final = 12  # up to this number the scale shows each integer
 
 
 def picture(panels: list[Panel], form: str) -> bytes:

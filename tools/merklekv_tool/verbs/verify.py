@@ -1,11 +1,11 @@
-"""`merklekv-tool verify`: holds a place to every invariant, and names each one that does not hold.
+"""`merklekv-tool verify`: checks every invariant of a source, and names each one that does not hold.
 
-A closed directory is checked by the engine's checker, which reads it without changing anything. A running node is read
-through its port: key order, sizes, digests, versions and the floor of every record, and the root and counters that the
-node answers against those of the records, computed by naive code. The latter needs a moment in which nobody writes:
-while the root moves, it is tried again, ATTEMPTS times in all, and then left out, with a note.
+The engine's checker reads a closed directory without changing anything. A running node is checked through its port: key
+order, sizes, digests, versions and truncation version of every record, and the node's root and counters against those
+that the reference code computes from the records. The root can only be compared when no write comes meanwhile: if it
+changes, the check is repeated, ATTEMPTS times in all, and then left out, with a note.
 
-What a node keeps beside its records, the table of members and its id, is decoded as a start decodes it.
+The metadata entries, such as the member table, and the node id are decoded as a start decodes them.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import typer
 
 from merklekv.output import counted
-from merklekv_tool.output import AsJson, PlaceName, Update, note, progress, say, say_json
-from merklekv_tool.statuses import EXIT_PROBLEMS
+from merklekv_tool.arguments import AsJson, SourceName
+from merklekv_tool.exit_codes import EXIT_PROBLEMS
+from merklekv_tool.output import Update, note, progress, say, say_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from merklekv.engine.verify.reference import Tree
     from merklekv.engine.verify.report import Report
-    from merklekv_tool.places import Node
+    from merklekv_tool.source.node import Node
 
 EXAMPLES: Final = """
 Examples:
@@ -36,58 +37,53 @@ ATTEMPTS: Final = 3
 
 
 class Verdict(NamedTuple):
-    """What was found."""
+    """The result of a check."""
 
     problems: list[str]
-    metadata: list[str]
+    notes: list[str]
 
 
-def verify(place: PlaceName, as_json: AsJson = False) -> None:
+def verify(source: SourceName, as_json: AsJson = False) -> None:
     """Check every invariant of the data; exit status 1 when one does not hold."""
-    from merklekv_tool import places
+    from merklekv_tool.source.open import address_of, open_node
 
-    address = places.address_of(place)
-    if address is None:
-        verdict = verify_directory(place)
+    if address_of(source) is None:
+        verdict = _verify_directory(source)
     else:
-        node = places.Node(*address)
-        try:
-            verdict = verify_node(node)
-        finally:
-            node.close()
+        with open_node(source) as node:
+            verdict = _verify_node(node)
     if as_json:
-        say_json({"place": place, "ok": not verdict.problems, **verdict._asdict()})
+        say_json({"source": source, "ok": not verdict.problems, **verdict._asdict()})
     else:
-        for line in verdict.metadata:
+        for line in verdict.notes:
             note(line)
         for problem in verdict.problems:
             say(problem)
         found = counted(len(verdict.problems), "problem") if verdict.problems else "no problems"
-        say(f"{place}: {found} found")
+        say(f"{source}: {found} found")
     if verdict.problems:
         raise typer.Exit(EXIT_PROBLEMS)
 
 
-def verify_directory(place: str) -> Verdict:
-    """Checks a closed directory."""
+def _verify_directory(name: str) -> Verdict:
     from merklekv.engine.verify.check import check_directory
     from merklekv.errors import Corruption, DirectoryUnwritable
     from merklekv.node_id import read_node_id
-    from merklekv_tool.places import require_directory
+    from merklekv_tool.source.open import require_directory
 
-    metadata: list[str] = []
-    path = require_directory(place)
-    with progress(f"verify {place}", of_bytes=True) as update:
-        problems = check_directory(path, update, metadata.append, note_problems)
+    notes: list[str] = []
+    path = require_directory(name)
+    with progress(f"verify {name}", of_bytes=True) as update:
+        problems = check_directory(path, update, notes.append, metadata_problems)
     try:
         read_node_id(path)
     except (Corruption, DirectoryUnwritable) as error:
         problems.append(str(error))
-    return Verdict(problems, metadata)
+    return Verdict(problems, notes)
 
 
-def note_problems(metadata: Mapping[bytes, bytes]) -> Iterator[str]:
-    """What a start would find wrong with what a node keeps with its data."""
+def metadata_problems(metadata: Mapping[bytes, bytes]) -> Iterator[str]:
+    """What a start would find wrong with the metadata entries."""
     from merklekv.engine.format import GC_HORIZON_SIZE, METADATA_GC_HORIZON
     from merklekv.errors import FormatTooNew
     from merklekv.replication.cluster.member_rows import problems
@@ -95,7 +91,7 @@ def note_problems(metadata: Mapping[bytes, bytes]) -> Iterator[str]:
 
     gc_horizon = metadata.get(METADATA_GC_HORIZON, bytes(GC_HORIZON_SIZE))
     if len(gc_horizon) != GC_HORIZON_SIZE:
-        yield f"the horizon in the log has {len(gc_horizon)} bytes, not {GC_HORIZON_SIZE}"
+        yield f"the GC horizon in the log has {len(gc_horizon)} bytes, not {GC_HORIZON_SIZE}"
     if METADATA_MEMBERS in metadata:
         try:
             yield from problems(metadata[METADATA_MEMBERS])
@@ -103,30 +99,29 @@ def note_problems(metadata: Mapping[bytes, bytes]) -> Iterator[str]:
             yield str(error)
 
 
-def verify_node(node: Node) -> Verdict:
-    """Checks a running node."""
+def _verify_node(node: Node) -> Verdict:
     from merklekv.engine.verify.report import Report
 
-    metadata: list[str] = []
+    notes: list[str] = []
     with progress(f"verify {node.name}") as update:
         for attempt in range(1, ATTEMPTS + 1):
-            report = Report(metadata.append)
+            report = Report(notes.append)
             before = node.root()
-            tree, truncation = walk(node, report, update)
+            tree, truncation = _read_all(node, report, update)
             count = node.count()
             if node.root() == before:
                 report.expect(node.name, "the root that it answers", before, tree.root(truncation))
                 report.expect(node.name, "the number of records that it counts", count, tree.live + tree.dead)
                 break
             if attempt == ATTEMPTS:
-                metadata.append(f"{node.name}: written to all the time, so its root was not compared")
-    for problem in note_problems(node.metadata()):
+                notes.append(f"{node.name}: written to all the time, so its root was not compared")
+    for problem in metadata_problems(node.metadata()):
         report.add(node.name, problem)
-    return Verdict(report.sentences(), metadata)
+    return Verdict(report.sentences(), notes)
 
 
-def walk(node: Node, report: Report, update: Update) -> tuple[Tree, bytes]:
-    """Looks at every record; the tree that they make, and the floor."""
+def _read_all(node: Node, report: Report, update: Update) -> tuple[Tree, bytes]:
+    """Checks every record. Returns the tree of the records, and the truncation version."""
     from merklekv.engine.verify.reference import Tree
     from merklekv.engine.verify.report import record_problems, show
 

@@ -1,13 +1,13 @@
-"""`merklekv-tool tree`: the Merkle tree of a place drawn, or where the trees of two places differ.
+"""`merklekv-tool tree`: draws the Merkle tree of a source, or shows where the trees of two sources differ.
 
 A cell stands for one of the 256 inner nodes, in rows of sixteen: the number of records below it, or of its leaves that
-differ. Keys are spread by their hash, so a tree fills evenly, whatever the keys are; a write touches one leaf. What two
-trees show as different is what an exchange between these nodes would look at. Which keys these are: `diff`.
+differ. Keys are spread by their hash, so a tree fills evenly; a write changes one leaf. An exchange between two nodes
+looks at the leaves that differ here. `diff` names their keys.
 
-A picture (PNG or SVG) shows the 65,536 leaves as well, each inner node as a square of sixteen by sixteen.
+A picture (PNG or SVG) shows the 65,536 leaves too, each inner node as a square of sixteen by sixteen.
 
-Cost: 1.5 MiB from each place, whatever it holds. A node may be written to meanwhile: then its leaves are of several
-moments, and what is on its way between two nodes shows as a difference.
+Cost: 1.5 MiB from each source. A node may be written to meanwhile: then its leaves are from several moments, and writes
+on their way between two nodes show as differences.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ import typer
 
 from merklekv.errors import InvalidArgument
 from merklekv.output import counted, printable
-from merklekv_tool.output import STDIO, AsJson, PlaceName, progress, say_json, say_styled, writing, written
-from merklekv_tool.statuses import EXIT_PROBLEMS
+from merklekv_tool.arguments import AsJson, SourceName
+from merklekv_tool.exit_codes import EXIT_PROBLEMS
+from merklekv_tool.files import STDIO, open_output, output_errors
+from merklekv_tool.output import progress, say_json, say_styled
 
 if TYPE_CHECKING:
-    from merklekv_tool.places import LogPosition
+    pass
 
 EXAMPLES: Final = """
 Examples:
@@ -54,7 +56,7 @@ Colour = tuple[int, int, int] | None  # red, green, blue up to 255
 
 @dataclass(frozen=True)
 class Tree:
-    """The leaves of a place, and what follows from them."""
+    """The leaves of a source, and its root."""
 
     name: str
     leaves: tuple[tuple[bytes, int], ...]  # of each: sum of digests, count of records
@@ -67,77 +69,72 @@ class Tree:
     @property
     def inner(self) -> list[int]:
         """Records below each inner node."""
-        return summed([count for _, count in self.leaves])
+        return _sums([count for _, count in self.leaves])
 
 
-def summed(leaves: Sequence[int]) -> list[int]:
-    """A number for each leaf added up below each inner node."""
+def _sums(leaves: Sequence[int]) -> list[int]:
+    """Adds up the numbers of the leaves below each inner node."""
     from merklekv.engine.merkle import LEAVES_PER_INNER
 
     return [sum(leaves[at : at + LEAVES_PER_INNER]) for at in range(0, len(leaves), LEAVES_PER_INNER)]
 
 
 def tree(
-    place: PlaceName,
+    source: SourceName,
     other: Annotated[
-        str | None, typer.Argument(metavar="[OTHER]", help="Another place, to see where they differ.")
+        str | None, typer.Argument(metavar="[OTHER]", help="Another source, to see where they differ.")
     ] = None,
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="FILE", help="Draw a picture there, .png or .svg.")
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Draw the Merkle tree's fill, or where two places differ; exit status 1 when they do."""
+    """Draw the Merkle tree's fill, or where two sources differ; exit status 1 when they do."""
     if output and Path(output).suffix not in PICTURES:
         raise InvalidArgument(f"{output}: a picture's name ends in {' or '.join(PICTURES)}")
-    trees = [tree_of(name) for name in (place, other) if name is not None]
-    different = differing(*trees) if other is not None else []
+    trees = [_read(name) for name in (source, other) if name is not None]
+    different = _differing(*trees) if other is not None else []
     if output:
-        draw(trees, different, output)
+        _draw(trees, different, output)
     if as_json:
-        say_json(described(trees, different))
+        say_json(_fields(trees, different))
     else:
-        for line in shown(trees, different):
+        for line in _lines(trees, different):
             say_styled(line)
     if len({one.root for one in trees}) > 1:
         raise typer.Exit(EXIT_PROBLEMS)
 
 
-def tree_of(name: str) -> Tree:
-    """The tree of a place."""
-    from merklekv_tool import places
-
-    with progress(f"read {name}"), places.opened(name) as there:
-        return read(there)
-
-
-def read(there: LogPosition) -> Tree:
-    """The tree of an open place, with its root computed from the leaves."""
+def _read(name: str) -> Tree:
+    """The tree of a source, with its root computed from the leaves."""
     from merklekv.engine.merkle import EMPTY_ROOT
+    from merklekv_tool.source.open import open_source
 
-    inner = there.leaves()
+    with progress(f"read {name}"), open_source(name) as source:
+        inner = source.leaves()
+        truncation = source.truncation()
     leaves = tuple(leaf for packed in inner for leaf in _LEAF.iter_unpack(packed))
     filled = any(count for _, count in leaves)
-    root = sha256(b"".join(sha256(packed).digest() for packed in inner) + there.truncation()).digest()
-    return Tree(there.name, leaves, root if filled else EMPTY_ROOT)
+    root = sha256(b"".join(sha256(packed).digest() for packed in inner) + truncation).digest()
+    return Tree(source.name, leaves, root if filled else EMPTY_ROOT)
 
 
-def differing(one: Tree, other: Tree) -> list[int]:
-    """1 for each leaf that differs, else 0."""
+def _differing(one: Tree, other: Tree) -> list[int]:
+    """For each leaf 1 if it differs, else 0."""
     return [int(mine != theirs) for mine, theirs in zip(one.leaves, other.leaves, strict=True)]
 
 
-def differ(different: list[int]) -> str:
-    """How many leaves do, in words."""
+def _differ_text(different: list[int]) -> str:
+    """How many leaves differ, in words."""
     leaves = sum(different)
     return f"{counted(leaves, 'leaf', 'leaves')} differ{'s' if leaves == 1 else ''}"
 
 
-def described(trees: list[Tree], different: list[int]) -> dict[str, object]:
+def _fields(trees: list[Tree], different: list[int]) -> dict[str, object]:
     """The result for programs."""
-    told = [
+    fields = [
         {
-            "place": one.name,
+            "source": one.name,
             "root": one.root.hex(),
             "records": one.records,
             "leaves": sum(count > 0 for _, count in one.leaves),
@@ -146,18 +143,18 @@ def described(trees: list[Tree], different: list[int]) -> dict[str, object]:
         }
         for one in trees
     ]
-    if len(told) == 1:
-        return told[0]
+    if len(fields) == 1:
+        return fields[0]
     return {
         "equal": trees[0].root == trees[1].root,
         "differing_leaves": sum(different),
-        "differing": summed(different),
-        "a": told[0],
-        "b": told[1],
+        "differing": _sums(different),
+        "a": fields[0],
+        "b": fields[1],
     }
 
 
-def shown(trees: list[Tree], different: list[int]) -> list[str]:
+def _lines(trees: list[Tree], different: list[int]) -> list[str]:
     """The result for people."""
     lines = []
     for one in trees:
@@ -168,18 +165,18 @@ def shown(trees: list[Tree], different: list[int]) -> list[str]:
         lines.append(f"  at most {fullest:,} in a leaf; root {one.root.hex()}")
     if len(trees) == 1:
         inner = trees[0].inner
-        return [*lines, "", *grid(inner, shade(min(inner), max(inner)), abbreviated)]
-    inner = summed(different)
+        return [*lines, "", *_grid(inner, _shade(min(inner), max(inner)), abbreviated)]
+    inner = _sums(different)
     nodes = sum(count > 0 for count in inner)
     if not nodes:
         alike = trees[0].root == trees[1].root
-        return [*lines, "the trees are equal" if alike else "the leaves are equal, the floors differ"]
-    lines.append(f"{differ(different)}, below {nodes} of {len(inner)} inner nodes:")
-    return [*lines, "", *grid(inner, lambda count: DIFFERENT if count else None, lambda count: str(count or "."))]
+        return [*lines, "the trees are equal" if alike else "the leaves are equal, the truncation versions differ"]
+    lines.append(f"{_differ_text(different)}, below {nodes} of {len(inner)} inner nodes:")
+    return [*lines, "", *_grid(inner, lambda count: DIFFERENT if count else None, lambda count: str(count or "."))]
 
 
-def shade(least: int, most: int) -> Callable[[int], Colour]:
-    """From cold to hot, as the count lies between the least and the most."""
+def _shade(least: int, most: int) -> Callable[[int], Colour]:
+    """A colour from cold to hot for a count from the least to the most."""
 
     def colour(count: int) -> Colour:
         share = (count - least) / (most - least) if most > least else 0.5
@@ -199,25 +196,25 @@ def abbreviated(count: float) -> str:
     return f".{int(10 * count)}{unit}" if 0 < count < 1 else f"{int(count)}{unit}"
 
 
-def grid(counts: list[int], colour: Callable[[int], Colour], text: Callable[[int], str]) -> list[str]:
+def _grid(counts: list[int], colour: Callable[[int], Colour], text: Callable[[int], str]) -> list[str]:
     """A cell for each inner node, coloured on a terminal."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
-    with writing(STDIO), console.capture() as drawn:
+    with output_errors(STDIO), console.capture() as drawn:
         console.print("   " + "".join(f"{column:>{CELL}x}" for column in range(ROW)), style="dim")
         for first in range(0, len(counts), ROW):
             line = Text()
             line.append(f"{first:02x} ", "dim")
             for count in counts[first : first + ROW]:
-                line.append(f"{text(count):>{CELL}}", style_of(colour(count)))
+                line.append(f"{text(count):>{CELL}}", _style(colour(count)))
             console.print(line)
     return drawn.get().splitlines()
 
 
-def style_of(colour: Colour) -> str:
-    """Of rich: a background, and a foreground that can be read on it."""
+def _style(colour: Colour) -> str:
+    """A style of rich: a background, and a readable foreground."""
     if colour is None:
         return "dim"
     red, green, blue = colour
@@ -225,17 +222,17 @@ def style_of(colour: Colour) -> str:
     return f"{'white' if dark else 'black'} on rgb({red},{green},{blue})"
 
 
-def draw(trees: list[Tree], different: list[int], output: str) -> None:
-    """A picture in a file. Raises MerkleKVError without matplotlib, FileError, DiskFull."""
-    from merklekv_tool.pictures import DIFFERENT as MARKS
-    from merklekv_tool.pictures import picture
+def _draw(trees: list[Tree], different: list[int], output: str) -> None:
+    """Draws a picture into a file. Raises MerkleKVError without matplotlib, FileError, DiskFull."""
+    from merklekv_tool.formats.picture import DIFFERENT as MARKS
+    from merklekv_tool.formats.picture import picture
 
     panels = [
         (f"{one.name}: {counted(one.records, 'record')}", [count for _, count in one.leaves], "records")
         for one in trees
     ]
     if different:
-        panels.append((differ(different), different, MARKS))
+        panels.append((_differ_text(different), different, MARKS))
     drawn = picture(panels, Path(output).suffix[1:])
-    with written(output, opener=None) as file:
+    with open_output(output, opener=None) as file:
         file.write(drawn)

@@ -1,9 +1,4 @@
-"""Exit statuses of `merklekv-tool`, and the errors that only it knows.
-
-Up to 9 a status means what it means for `merklekv` (`merklekv/exit_codes.py`), but for 1 and 4, which a node
-cannot meet.
-Whatever has no name here is a fault of ours: Python shows it, and the status is 70 as for any program (sysexits.h).
-"""
+"""Exit statuses of `merklekv-tool`. Up to 9, but for 1 and 4, they mean what they mean for `merklekv`."""
 
 from __future__ import annotations
 
@@ -12,6 +7,7 @@ from typing import Final
 
 from merklekv import exit_codes
 from merklekv.errors import MerkleKVError
+from merklekv_tool.errors import BackupError, DumpError, Exists, FileError
 
 EXIT_PROBLEMS: Final = 1
 EXIT_UNREACHABLE: Final = 4
@@ -20,7 +16,7 @@ EXIT_REFUSED: Final = 11
 EXIT_NODE: Final = 12
 EXIT_OTHER: Final = 13
 EXIT_EXISTS: Final = 14
-EXIT_FAULT: Final = 70
+EXIT_FAULT: Final = 70  # as in sysexits.h
 EXIT_INTERRUPTED: Final = exit_codes.EXIT_INTERRUPTED
 EXIT_PIPE: Final = 141
 EXIT_TERMINATED: Final = 143
@@ -32,41 +28,25 @@ MEANINGS: Final = {
     exit_codes.EXIT_LOCKED: "a process, most likely a node, has the directory open",
     EXIT_UNREACHABLE: "the node cannot be reached, or the connection broke",
     exit_codes.EXIT_UNWRITABLE: "a file or directory cannot be read or written, or its disk is full",
-    exit_codes.EXIT_FORMAT: "the directory is not MerkleKV's, or its format is of a later release",
-    exit_codes.EXIT_CORRUPT: "the data is damaged; the message names the file and the way out",
+    exit_codes.EXIT_FORMAT: exit_codes.MEANINGS[exit_codes.EXIT_FORMAT],
+    exit_codes.EXIT_CORRUPT: exit_codes.MEANINGS[exit_codes.EXIT_CORRUPT],
     exit_codes.EXIT_STORAGE: "the disk failed a write or a sync",
     EXIT_DUMP: "the dump or backup is damaged or cut short; the message says where",
     EXIT_REFUSED: "load left records out; each is named",
     EXIT_NODE: "the node answered with an error",
     EXIT_OTHER: "an error not named here",
-    EXIT_EXISTS: "what should be written is there already; nothing was changed",
+    EXIT_EXISTS: "the target exists already; nothing was changed",
     EXIT_FAULT: "a fault in the tool itself",
     EXIT_INTERRUPTED: "interrupted from the keyboard",
-    EXIT_PIPE: "whoever read the output stopped reading",
+    EXIT_PIPE: "the reader of the output stopped reading",
     EXIT_TERMINATED: "ended by SIGTERM, or by SIGHUP from a terminal that closes",
 }
 
 _UNKNOWN: Final = re.compile(r"(.*: ERR unknown command[^,]*).*", re.DOTALL)
 
 
-class DumpError(MerkleKVError):
-    """A dump is damaged or ends too early.  The message has the file and the line or byte."""
-
-
-class BackupError(MerkleKVError):
-    """A backup is damaged, or is none.  The message has its name."""
-
-
-class Exists(MerkleKVError):
-    """What should be written is there already."""
-
-
-class FileError(MerkleKVError):
-    """A file that was named cannot be read or written."""
-
-
 def explained(error: MerkleKVError) -> str:
-    """The error's message; what some other server says of our commands, in our words."""
+    """The error's message. What another server says about an unknown command is put into our words."""
     unknown = _UNKNOWN.fullmatch(str(error))
     return f"{unknown[1]}; is it a MerkleKV node, of this release?" if unknown else str(error)
 
@@ -75,7 +55,7 @@ def status_of(error: MerkleKVError) -> int:
     """The exit status for an error."""
     from merklekv.net.client import NodeError, Unreachable
 
-    own: tuple[tuple[type[MerkleKVError], int], ...] = (
+    own: exit_codes.StatusTable = (
         (DumpError, EXIT_DUMP),
         (BackupError, EXIT_DUMP),
         (Exists, EXIT_EXISTS),
@@ -83,8 +63,4 @@ def status_of(error: MerkleKVError) -> int:
         (Unreachable, EXIT_UNREACHABLE),
         (NodeError, EXIT_NODE),
     )
-    for kind, status in own:
-        if isinstance(error, kind):
-            return status
-    status = exit_codes.status_of(error)
-    return EXIT_OTHER if status == exit_codes.EXIT_FAILED else status
+    return exit_codes.status_of(error, own, otherwise=EXIT_OTHER)

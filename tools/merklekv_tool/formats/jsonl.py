@@ -1,14 +1,14 @@
-"""Dumps as JSON lines: one object a line, for people, `jq` and `diff`.
+"""Dumps as JSON lines: an object a line, for people, `jq` and `diff`.
 
-    {"merklekv_dump":1,"prefix":""}
+    {"merklekv_dump":2,"prefix":""}
     {"key":"user:1","version":"1700000000000000000-4f6c...","digest":"9a3e...","value":"text"}
     {"key_base64":"/wA=","version":"...","digest":"...","value_base64":"AAEC"}
     {"key":"gone","version":"...","digest":"...","tombstone":true}
-    {"end":true,"records":3,"floor":"0-00000000000000000000000000000000","checksum":"5b1f..."}
+    {"end":true,"records":3,"truncation":"0-00000000000000000000000000000000","checksum":"5b1f..."}
 
-Bytes that are valid UTF-8 are text; others are base64 in a field with that ending.  Versions are the timestamp in
-nanoseconds and the op id in hex.  A tombstone has no value.  Text is UTF-8; what JSON demands is escaped,
-and what a terminal would obey.
+Bytes that are valid UTF-8 are text; others are base64, in a field whose name ends in `_base64`. A version is the
+timestamp in nanoseconds and the op id in hex. A tombstone has no value. The text is UTF-8; JSON's own escapes are used
+for what JSON requires and for characters that a terminal would obey.
 """
 
 from __future__ import annotations
@@ -22,14 +22,24 @@ from typing import Any, BinaryIO, Final
 
 from merklekv.engine.record import digest_of, make_version, show_version, value_of
 from merklekv.output import printable_json
-from merklekv_tool.dumps import DUMP_VERSION, MARK, End, Head, Item, Pair, build_record, check_flags
+from merklekv_tool.formats.dump import (
+    DUMP_VERSION,
+    MARK,
+    End,
+    Head,
+    Item,
+    Pair,
+    build_record,
+    check_flags,
+    require_dump_version,
+)
 
 _VERSION: Final = re.compile(r"([0-9]{1,20})-([0-9a-f]{32})", re.ASCII)
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class JsonLines:
-    """See `dumps.Format`."""
+    """See `dump.Format`."""
 
     def head(self, head: Head) -> bytes:
         return _line({MARK: DUMP_VERSION, **field("prefix", head.prefix)})
@@ -59,7 +69,7 @@ class JsonLines:
             except RecursionError as error:
                 raise ValueError(f"{where}: nested too deeply") from error
             except ValueError as error:
-                raise ValueError(f"{where}: {_said(error)}") from error
+                raise ValueError(f"{where}: {_reason(error)}") from error
 
 
 def _line(fields: dict[str, object]) -> bytes:
@@ -67,6 +77,7 @@ def _line(fields: dict[str, object]) -> bytes:
 
 
 def field(name: str, data: bytes) -> dict[str, object]:
+    """A field for bytes: as text, or base64."""
     try:
         return {name: data.decode()}
     except UnicodeDecodeError:
@@ -80,14 +91,14 @@ def _item(line: bytes) -> Item:
     if not isinstance(fields, dict):
         raise ValueError("not a JSON object")
     if MARK in fields:
-        if fields[MARK] != DUMP_VERSION:
-            raise ValueError(f"a dump of version {fields[MARK]!r}: this release reads {DUMP_VERSION}")
+        require_dump_version(fields[MARK])
         return Head(_data(fields, "prefix"))
     if "end" in fields:
         records = fields["records"]
         if not isinstance(records, int):
             raise ValueError("`records` is not a number")
-        return End(records, _floor(fields), _hex(fields["checksum"]))
+        truncation = None if fields["truncation"] is None else _version(fields["truncation"])
+        return End(records, truncation, _hex(fields["checksum"]))
     return _pair(fields)
 
 
@@ -109,10 +120,6 @@ def _data(fields: dict[str, Any], name: str) -> bytes:
     return base64.b64decode(encoded, validate=True)
 
 
-def _floor(fields: dict[str, Any]) -> bytes | None:
-    return None if fields["truncation"] is None else _version(fields["truncation"])
-
-
 def _version(text: object) -> bytes:
     match = _VERSION.fullmatch(text) if isinstance(text, str) else None
     if match is None or int(match[1]) >> 64:
@@ -126,7 +133,7 @@ def _hex(text: object) -> bytes:
     return bytes.fromhex(text)
 
 
-def _said(error: ValueError) -> str:
+def _reason(error: ValueError) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON: {error.msg} at column {error.colno}"
     if isinstance(error, binascii.Error):

@@ -1,11 +1,11 @@
 """Dumps as CBOR (RFC 8949), for programs: a sequence of data items (RFC 8742), compact and binary-safe.
 
-    55799({"merklekv_dump": 1, "prefix": bytes})
+    55799({"merklekv_dump": 2, "prefix": bytes})
     [key, version, tombstone, digest, value]
-    {"end": true, "records": count, "floor": bytes or null, "checksum": bytes}
+    {"end": true, "records": count, "truncation": bytes or null, "checksum": bytes}
 
-The tag makes the file begin with d9 d9 f7. Version and floor are 24 bytes, digest and checksum 16, the tombstone
-is a truth value.
+Through the tag the file begins with d9 d9 f7. Version and truncation version are 24 bytes, digest and checksum 16, the
+tombstone is a boolean.
 """
 
 from __future__ import annotations
@@ -15,37 +15,45 @@ from typing import Any, BinaryIO, Final, NoReturn, cast
 
 import cbor2
 
-from merklekv.engine.record import DIGEST_SIZE, VERSION_SIZE, digest_of, value_of, version_of
-from merklekv_tool.dumps import DUMP_VERSION, MARK, End, Head, Item, Pair, build_record, check_flags
+from merklekv.engine.format import DIGEST_AT, VALUE_AT, VERSION_SIZE
+from merklekv_tool.formats.dump import (
+    DIGEST_SIZE,
+    DUMP_VERSION,
+    MARK,
+    End,
+    Head,
+    Item,
+    Pair,
+    build_record,
+    check_flags,
+    require_dump_version,
+)
 
 SELF_DESCRIBED: Final = 55799
 RECORD_FIELDS: Final = 5
 NESTING_MAX: Final = 4
-READS_MAX: Final = 100  # of one item, beside those of a long string: it is read head by head
-READ_BYTES: Final = 1 << 15  # a long string is read in pieces of at least so many bytes
+READS_MAX: Final = 100  # of one item, without those of a long string
+READ_BYTES: Final = 1 << 15  # a long string is read in pieces of at least this size
 
 
 class Cbor:
-    """See `dumps.Format`."""
+    """See `dump.Format`."""
 
     def head(self, head: Head) -> bytes:
-        fields = {MARK: DUMP_VERSION, "prefix": head.prefix}
-        return cbor2.dumps(cbor2.CBORTag(SELF_DESCRIBED, fields))
+        return cbor2.dumps(cbor2.CBORTag(SELF_DESCRIBED, {MARK: DUMP_VERSION, "prefix": head.prefix}))
 
     def record(self, key: bytes, record: bytes) -> bytes:
         tombstone = check_flags(key, record)
-        return cbor2.dumps(
-            [key, version_of(record), tombstone, digest_of(record), value_of(record)],
-        )
+        return cbor2.dumps([key, record[:VERSION_SIZE], tombstone, record[DIGEST_AT:VALUE_AT], record[VALUE_AT:]])
 
     def end(self, end: End) -> bytes:
         return cbor2.dumps(
-            {"end": True, "records": end.records, "truncation": end.truncation, "checksum": end.checksum},
+            {"end": True, "records": end.records, "truncation": end.truncation, "checksum": end.checksum}
         )
 
     def read(self, file: BinaryIO) -> Iterator[tuple[str, Item]]:
         counted = _Counted(file)
-        # Reading ahead would hide where an item begins, and a buffered file is read as fast without.
+        # Without reading ahead the position of an item is known; the file is buffered, so this is as fast.
         decoder = cbor2.CBORDecoder(
             cast(BinaryIO, counted), read_size=1, semantic_decoders=_OneTag(), max_depth=NESTING_MAX
         )
@@ -65,9 +73,9 @@ class Cbor:
 
 
 class _Counted:
-    """A binary file that knows how much was read of it, seekable or not, and ends an item of too many parts.
+    """A binary file that counts what was read of it, and refuses an item of too many parts.
 
-    One byte can be an empty list of 60 bytes, so a small file could take all memory.
+    One byte can decode to an empty list of 60 bytes, so a small file could take all memory.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -76,7 +84,7 @@ class _Counted:
         self.begin()
 
     def begin(self) -> None:
-        """The next item begins here."""
+        """Starts the next item."""
         self._began = self.position
         self._reads = 0
 
@@ -96,7 +104,7 @@ class _Counted:
 
 
 class _OneTag(dict[int, Any]):
-    """What the decoder looks tags up in: the head has one, and no other is used."""
+    """The decoder's table of tags: only the tag of the head is allowed."""
 
     def __missing__(self, tag: int) -> Any:
         return _tagged if tag == SELF_DESCRIBED else _refuse
@@ -113,15 +121,14 @@ def _refuse(item: Any, frozen: bool) -> NoReturn:
 def _item(item: Any) -> Item:
     if isinstance(item, list):
         return _pair(item)
-    if not isinstance(item, Mapping):  # not always a dict: what is inside of a tag is frozen
+    if not isinstance(item, Mapping):  # not always a dict: inside a tag it is frozen
         raise ValueError("neither a record nor the head nor the end of a dump")
     if MARK in item:
-        if item[MARK] != DUMP_VERSION:
-            raise ValueError(f"a dump of version {item[MARK]!r}: this release reads {DUMP_VERSION}")
+        require_dump_version(item[MARK])
         return Head(_bytes(item["prefix"]))
     if item["end"] is not True or not isinstance(item["records"], int):
         raise ValueError("an end that is none")
-    return End(item["records"], _floor(item["truncation"]), _bytes(item["checksum"]))
+    return End(item["records"], _truncation(item["truncation"]), _bytes(item["checksum"]))
 
 
 def _pair(item: list[Any]) -> Pair:
@@ -133,9 +140,9 @@ def _pair(item: list[Any]) -> Pair:
     return _bytes(key), build_record(_bytes(key), _bytes(version), tombstone, digest, _bytes(value))
 
 
-def _floor(truncation: object) -> bytes | None:
+def _truncation(truncation: object) -> bytes | None:
     if truncation is not None and len(_bytes(truncation)) != VERSION_SIZE:
-        raise ValueError(f"a floor that has not {VERSION_SIZE} bytes")
+        raise ValueError(f"a truncation version that has not {VERSION_SIZE} bytes")
     return None if truncation is None else _bytes(truncation)
 
 

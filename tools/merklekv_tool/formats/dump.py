@@ -1,18 +1,18 @@
-"""What a dump is: a head, a record for each key in key order (deleted keys too), and an end.
+"""A dump: a head, a record for each key in key order (deleted keys too), and an end.
 
-    head     version of the dump's format, prefix
+    head     version of the dump format, prefix
     record   key, version, tombstone, digest, value
-    end      count of records, floor, checksum
+    end      number of records, truncation version, checksum
 
-It comes as JSON lines (`jsonl`) and as CBOR (`cbor`), which hold the same and are told apart by their first byte.
-Nothing in it depends on when or where it was made, so nodes that agree give dumps that are equal byte by byte.
+It is written as JSON lines (`jsonl`) or as CBOR (`cbor`). Both hold the same; the first byte tells them apart. A dump
+does not depend on when or where it is made, so nodes that agree give equal bytes.
 
-A dump that was cut short lacks its end; one that was damaged or edited fails a record's digest, or the checksum:
-XXH3-128 over prefix, the records' digests in order, and floor.  The floor, the version below which every record is
-dead, stands at the end because a running node may be truncated while it is dumped, and because a loader may act on it
-only when the checksum has held.  A dump under a prefix has none, since loading it would reach beyond the prefix.
+A dump that was cut short lacks its end; one that was damaged or edited fails a record's digest or the checksum:
+XXH3-128 over the prefix, the records' digests in order, and the truncation version. The truncation version is in the
+end, because a node may be truncated while it is dumped, and because a loader may only apply it if the checksum is
+right. A dump under a prefix has none, since loading it would delete keys outside the prefix.
 
-Reading and writing stream: in memory are one page of records, or one record.
+Memory: one page of records while writing, one record while reading.
 """
 
 from __future__ import annotations
@@ -23,12 +23,20 @@ from typing import BinaryIO, Final, Literal, Protocol
 
 from xxhash import xxh3_128
 
-from merklekv.engine.format import MAX_KEY_SIZE
-from merklekv.engine.record import TOMBSTONE, VERSION_SIZE, digest_of, flags_of, make_record
-from merklekv_tool.statuses import DumpError
+from merklekv.engine.format import (
+    DIGEST_AT,
+    FLAGS_AT,
+    MAX_KEY_SIZE,
+    TOMBSTONE,
+    VALUE_AT,
+    VERSION_SIZE,
+    make_record,
+)
+from merklekv_tool.errors import DumpError
 
-DUMP_VERSION: Final = 1
-MARK: Final = "merklekv_dump"  # the name of the head's first field, in both formats
+DUMP_VERSION: Final = 2
+DIGEST_SIZE: Final = VALUE_AT - DIGEST_AT
+MARK: Final = "merklekv_dump"  # the first field of the head, in both formats
 
 FormatName = Literal["jsonl", "cbor"]
 Pair = tuple[bytes, bytes]
@@ -36,14 +44,14 @@ Pair = tuple[bytes, bytes]
 
 @dataclass(frozen=True)
 class Head:
-    """How a dump begins."""
+    """The beginning of a dump."""
 
     prefix: bytes
 
 
 @dataclass(frozen=True)
 class End:
-    """How a dump ends.  `truncation` is 24 bytes, None under a prefix."""
+    """The end of a dump. `truncation`: 24 bytes, None under a prefix."""
 
     records: int
     truncation: bytes | None
@@ -54,7 +62,7 @@ Item = Head | Pair | End
 
 
 class Format(Protocol):
-    """One way of writing a dump down."""
+    """An encoding of dumps."""
 
     def head(self, head: Head) -> bytes:
         """The bytes of the head."""
@@ -66,48 +74,54 @@ class Format(Protocol):
         """The bytes of the end."""
 
     def read(self, file: BinaryIO) -> Iterator[tuple[str, Item]]:
-        """Everything in a file, and where each stands, as in ``line 3``.  Raises ValueError with `where` in front."""
+        """Each item of a file with its position, as in ``line 3``. Raises ValueError with the position in front."""
 
 
 def format_named(name: FormatName) -> Format:
     """The format of that name."""
     if name == "jsonl":
-        from merklekv_tool.jsonl import JsonLines
+        from merklekv_tool.formats.jsonl import JsonLines
 
         return JsonLines()
-    from merklekv_tool.cbor import Cbor
+    from merklekv_tool.formats.cbor import Cbor
 
     return Cbor()
 
 
+def require_dump_version(version: object) -> None:
+    """Raises ValueError for a dump of another release."""
+    if version != DUMP_VERSION:
+        raise ValueError(f"a dump of version {version!r}: this release reads {DUMP_VERSION}")
+
+
 def check_flags(key: bytes, record: bytes) -> bool:
-    """Whether a record is a tombstone.  Raises DumpError for flags of a later release: a dump would lose them."""
-    flags = flags_of(record)
+    """Whether a record is a tombstone. Raises DumpError for flags of a later release: a dump would lose them."""
+    flags = record[FLAGS_AT]
     if flags & ~TOMBSTONE:
         raise DumpError(f"the record of {key!r} has flags {flags:#x} of a later release: dump it with that release")
     return flags == TOMBSTONE
 
 
 def build_record(key: bytes, version: bytes, tombstone: bool, digest: bytes, value: bytes) -> bytes:
-    """The record as the engine keeps it.  Raises ValueError for what cannot be one."""
+    """The record as the engine stores it. Raises ValueError for fields that no record has."""
     if not 0 < len(key) <= MAX_KEY_SIZE:
         raise ValueError(f"a key of {len(key)} bytes: keys have 1 to {MAX_KEY_SIZE}")
     if len(version) != VERSION_SIZE:
         raise ValueError(f"a version of {len(version)} bytes: versions have {VERSION_SIZE}")
-    record = make_record(key, version, value, tombstone=tombstone)
-    if digest_of(record) != digest:
+    record = make_record(key, version, TOMBSTONE if tombstone else 0, value)
+    if record[DIGEST_AT:VALUE_AT] != digest:
         raise ValueError(f"the record of {key!r} does not match its digest: it was damaged or edited")
     return record
 
 
 class Checksum:
-    """Of a dump, whatever its format."""
+    """The checksum of a dump, the same in both formats."""
 
     def __init__(self, head: Head) -> None:
         self._hash = xxh3_128(len(head.prefix).to_bytes(8, "big") + head.prefix)
 
     def add(self, record: bytes) -> None:
-        self._hash.update(digest_of(record))
+        self._hash.update(record[DIGEST_AT:VALUE_AT])
 
     def end(self, truncation: bytes | None) -> bytes:
         self._hash.update(truncation or b"")
@@ -115,7 +129,7 @@ class Checksum:
 
 
 class Writer:
-    """Writes one dump: `page` after page, then `end`.  `size` and `records` count what was written."""
+    """Writes one dump: call `page` for each page, then `end`. `size` counts bytes."""
 
     def __init__(self, file: BinaryIO, form: Format, prefix: bytes) -> None:
         self.records = 0
@@ -132,7 +146,7 @@ class Writer:
         encoded = [encode(key, record) for key, record in pairs]
         for _, record in pairs:
             self._checksum.add(record)
-            self.tombstones += flags_of(record)
+            self.tombstones += record[FLAGS_AT]
         self.records += len(encoded)
         self._write(b"".join(encoded))
 
@@ -146,18 +160,14 @@ class Writer:
 
 
 class Reader:
-    """Reads one dump: its records by iterating, then `truncation`, which is known when they are read.
-
-    Raises DumpError with file and position.
-    """
+    """Reads one dump: iterate over its records, then use `truncation`. Raises DumpError with file and position."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._name = name
-        first = file.peek(1)[:1]  # type: ignore[attr-defined]  # every binary reader that open() makes has it
+        first = file.peek(1)[:1]  # type: ignore[attr-defined]  # every binary reader that open() returns has it
         if not first:
             raise DumpError(f"{name}: empty, not a dump")
-        form = format_named("jsonl" if first == b"{" else "cbor")
-        self._items = form.read(file)
+        self._items = format_named("jsonl" if first == b"{" else "cbor").read(file)
         self._where, head = self._next()
         if not isinstance(head, Head):
             raise self._problem("not a dump of merklekv-tool: it does not begin with a head")
@@ -192,7 +202,7 @@ class Reader:
         except StopIteration:
             return False
         except ValueError:
-            pass  # whatever it is
+            pass  # bytes that are no item are too much, too
         return True
 
     def _next(self) -> tuple[str, Item]:

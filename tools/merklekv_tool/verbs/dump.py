@@ -1,4 +1,4 @@
-"""`merklekv-tool dump`: everything that a place holds, as one stream."""
+"""`merklekv-tool dump`: writes every record of a source as one stream."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import typer
 
 from merklekv.errors import InvalidArgument
 from merklekv.output import counted
-from merklekv_tool.output import STDIO, AsJson, PlaceName, note, progress, say_json, written
+from merklekv_tool.arguments import AsJson, Prefix, SourceName
+from merklekv_tool.files import STDIO, open_output
+from merklekv_tool.output import note, progress, say_json
 
 EXAMPLES: Final = """
 Examples:
@@ -21,41 +23,42 @@ Examples:
     merklekv-tool dump ./data --prefix user: | jq -r '.key // empty'
     merklekv-tool dump 127.0.0.1:7379 | gzip > data.jsonl.gz
 
-A directory is dumped as it stands. A node may be written to meanwhile: then each record is as it was when the dump came
-to it. Nodes that hold the same give the same bytes.
+A dump of a directory has the data of one moment. A node may be written to meanwhile: then each record is as it was when
+the dump read it. Nodes that hold the same give the same bytes.
 """
 
 
 def dump(
-    place: PlaceName,
+    source: SourceName,
     form: Annotated[
         Literal["jsonl", "cbor"],
         typer.Option("--format", metavar="jsonl|cbor", help="JSON lines, or CBOR: smaller and faster."),
     ] = "jsonl",
     output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="Where to; - for stdout.")] = STDIO,
-    prefix: Annotated[str, typer.Option("--prefix", help="Only keys that begin so.", show_default=False)] = "",
+    prefix: Prefix = "",
     as_json: AsJson = False,
 ) -> None:
-    """Write out keys, values, versions, deleted keys and the floor."""
-    from merklekv_tool import dumps, places
+    """Write out keys, values, versions, deleted keys and the truncation version."""
+    from merklekv_tool.formats.dump import Writer, format_named
+    from merklekv_tool.source.open import open_source
 
     if form == "cbor" and output == STDIO and sys.stdout.isatty():
         raise InvalidArgument("CBOR is not for a terminal: give --output FILE, or pipe it somewhere")
     began = time.monotonic()
     with (
-        places.opened(place) as there,
-        written(output) as file,
-        progress(f"dump {there.name}", prints=output == STDIO) as update,
+        open_source(source) as records,
+        open_output(output) as file,
+        progress(f"dump {records.name}", prints=output == STDIO) as update,
     ):
         start = os.fsencode(prefix)
-        writer = dumps.Writer(file, dumps.format_named(form), start)
-        total = 0 if prefix else there.count()
-        for page in there.pages(start):
+        writer = Writer(file, format_named(form), start)
+        total = 0 if prefix else records.count()
+        for page in records.pages(start):
             writer.page(page)
             update(writer.records, total)
-        writer.end(None if prefix else there.truncation())
+        writer.end(None if prefix else records.truncation())
     summary = {
-        "place": there.name,
+        "source": records.name,
         "records": writer.records,
         "tombstones": writer.tombstones,
         "bytes": writer.size,

@@ -1,11 +1,11 @@
-"""The commit log of a directory or of a running node, read forwards, frame by frame, without changing anything.
+"""The commit log of a data directory or of a running node, read forwards, frame by frame, without changing anything.
 
-A directory may be read while a node has it open: the log is only ever added to, whole frames are told from half-written
-ones by their checksums, and an open segment can be read to its end also after it was deleted. What is read this way may
-not be on disk yet. A node hands out over its port only what it has committed.
+A directory may be read while a node has it open: the node only appends to its log, a checksum tells a whole frame from
+a partly written one, and an open segment can be read to its end after it was deleted. Frames read this way may not be
+on disk yet. A node returns over its port only what it has committed.
 
-What this promises: frames come in order and each once; where the log goes on further along, because the segments
-between were deleted meanwhile, `skipped` says so; a bad frame with more of the log behind it is Corruption.
+The reader returns each frame once, in order. If segments were deleted before they were read, it goes on at the next
+one and counts the bytes in `skipped`. A bad frame with more of the log behind it is Corruption.
 
 Memory: one frame, or READ_BYTES.
 """
@@ -20,36 +20,39 @@ from typing import Final, NamedTuple, Protocol
 from merklekv.engine.format import (
     FRAME_HEADER,
     FRAME_MAGIC,
+    OP_DEL,
     OP_METADATA,
     OP_ORIGIN,
     OP_PURGE,
     OP_REPAIR,
+    OP_TRUNCATE,
     SEGMENT_HEADER,
+    VALUE_AT,
     frame_checksum,
 )
 from merklekv.engine.log import list_segments, segment_path
 from merklekv.engine.verify.reference import Entry, read_entries
 from merklekv.errors import Corruption
-from merklekv_tool.places import Node
-from merklekv_tool.statuses import FileError
+from merklekv_tool.errors import FileError
+from merklekv_tool.source.node import Node
 
 READ_BYTES: Final = 1 << 20
 
 
-class Source(Protocol):
-    """Where the bytes of segments are."""
+class LogSource(Protocol):
+    """A source of the bytes of segments."""
 
     name: str
 
     def segments(self) -> list[int]:
-        """LSNs of the segments that are there, in order."""
+        """LSNs of the segments, in order."""
 
     def read(self, segment: int, position: int, size: int) -> bytes | None:
-        """At most `size` bytes; fewer, or none, at the end; None when the segment is gone."""
+        """At most `size` bytes; fewer, or none, at the end; None if the segment was deleted."""
 
 
 def readable_segments(directory: Path) -> list[int]:
-    """LSNs of the segments in a log directory, in order. Raises FileError, where a directory would look empty."""
+    """LSNs of the segments in a log directory, in order. Raises FileError if it cannot be read."""
     try:
         os.scandir(directory).close()
     except OSError as error:
@@ -58,7 +61,7 @@ def readable_segments(directory: Path) -> list[int]:
 
 
 class DirectoryLog:
-    """The log of a data directory. The segment that was read last stays open, so that it can be read to its end."""
+    """The log of a data directory. The last segment read stays open, so that it can be read to its end."""
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -83,7 +86,7 @@ class DirectoryLog:
             raise FileError(f"{path}: cannot read: {error.strerror}") from error
 
     def close(self) -> None:
-        """Lets the file go."""
+        """Closes the file."""
         if self._fd >= 0:
             os.close(self._fd)
         self._segment = self._fd = -1
@@ -112,19 +115,32 @@ class Frame(NamedTuple):
 
 
 class Event(NamedTuple):
-    """An entry of the log, and what stands around it."""
+    """An entry of the log with its surroundings."""
 
     lsn: int  # of its frame
     sequence: int | None  # of a local event
     origin: str | None  # the node that it came from, None for this one
     entry: Entry
 
+    @property
+    def time_ns(self) -> int | None:
+        """The timestamp of its version, ns since the epoch; None without a version."""
+        return None if self.entry.op in (OP_METADATA, OP_REPAIR) else int.from_bytes(self.entry.record[:8], "big")
+
+    @property
+    def value(self) -> bytes | None:
+        """The stored value, None if the entry stores none."""
+        if self.entry.op in (OP_DEL, OP_TRUNCATE, OP_PURGE):
+            return None
+        record = self.entry.record
+        return record if self.entry.op in (OP_METADATA, OP_REPAIR) else record[VALUE_AT:]
+
 
 class LogReader:
-    """Reads from the oldest segment on. `next_frame` is None where the log ends for now; it may be called again."""
+    """Reads from the oldest segment on. `next_frame` is None at the present end of the log; call it again later."""
 
-    def __init__(self, source: Source) -> None:
-        self.skipped = 0  # bytes of log that were deleted before they could be read
+    def __init__(self, source: LogSource) -> None:
+        self.skipped = 0  # bytes of the log that were deleted before they were read
         self._source = source
         self._segment = -1
         self._position = 0
@@ -155,7 +171,7 @@ class LogReader:
         return frame
 
     def unread(self) -> bool:
-        """Whether something other than reserved room lies behind the last whole frame."""
+        """Whether something other than zero-filled room is behind the last whole frame."""
         return any(self._bytes(FRAME_HEADER.size, anew=True)) if self._segment >= 0 else False
 
     def _begin(self) -> bool:
@@ -184,7 +200,7 @@ class LogReader:
         return Frame(self._segment + start, sequence, payload)
 
     def _bytes(self, size: int, anew: bool = False) -> bytes:
-        """`size` bytes from here on, or what there is; `anew`: not what was read before."""
+        """At most `size` bytes from here on; `anew`: not from the buffer."""
         offset = self._position - self._buffer_at
         if anew or offset < 0 or offset + size > len(self._buffer):
             self._buffer, self._buffer_at, offset = b"", self._position, 0
@@ -198,7 +214,7 @@ class LogReader:
 
 
 def events(frame: Frame, name: str) -> Iterator[Event]:
-    """The entries of a frame but for those that only name an origin. Raises Corruption."""
+    """The entries of a frame, without those that only name an origin. Raises Corruption."""
     origin: str | None = None
     sequence = frame.sequence
     try:
@@ -206,11 +222,7 @@ def events(frame: Frame, name: str) -> Iterator[Event]:
             if entry.op == OP_ORIGIN:
                 origin = entry.key.decode(errors="replace")
             elif entry.remote:
-                own = entry.op in (
-                    OP_METADATA,
-                    OP_PURGE,
-                    OP_REPAIR,
-                )  # not for publishing, but not from elsewhere either
+                own = entry.op in (OP_METADATA, OP_PURGE, OP_REPAIR)  # not published, but not from another node either
                 yield Event(frame.lsn, None, None if own else origin, entry)
             else:
                 yield Event(frame.lsn, sequence, None, entry)

@@ -1,15 +1,15 @@
-"""What a backup is: a data directory with a description, as a directory or as one compressed file.
+"""A backup: a data directory with a description, as a directory or as one compressed file.
 
     FORMAT, base/data.mdb, log/*.log, node-id     as in any data directory (merklekv/engine/format.py)
-    BACKUP                                        a JSON object: what it was made of, when, and what it holds
+    BACKUP                                        a JSON object: what was backed up, when, and what it holds
 
-A compressed file (.tar.gz, .tgz) has the same files, the description first. What belongs to a running process (LOCK,
-LMDB's lock file) or to its publishing (`outbox`) is left out: whoever starts on a restored directory publishes from the
-end of its log on, and leaves what came before to the exchange with other nodes.
+A compressed file (.tar.gz, .tgz) has the same files, the description first. Files of a running process (LOCK, LMDB's
+lock file) and its published position (`outbox`) are left out: a node that starts on a restored directory publishes from
+the end of its log on, and leaves older writes to the exchange with other nodes.
 
-A backup is finished by `settle`, which opens it as a start would, so that the log is merged into the base, and then
-holds it to every invariant. `examine` does the same again before something is restored, and compares the Merkle root
-with the one in the description. Both kinds of place appear under their name whole and on disk, or not at all.
+`complete` finishes a backup: it opens the copy as a start would, merges the log into the base, and checks every
+invariant. `examine` checks again before a restore, and compares the Merkle root with the description. A backup and a
+restored directory appear under their names whole and on disk, or not at all.
 """
 
 from __future__ import annotations
@@ -34,27 +34,28 @@ from merklekv.engine.directory import give_to_owner
 from merklekv.engine.engine import Engine
 from merklekv.engine.verify.check import check_directory
 from merklekv.errors import Corruption, DiskFull, InvalidArgument
+from merklekv.node_id import NODE_ID_FILE
 from merklekv.output import counted
 from merklekv.shortage import NO_ROOM
+from merklekv_tool.errors import BackupError, Exists, FileError
 from merklekv_tool.output import Update
-from merklekv_tool.statuses import BackupError, Exists, FileError
 
-BACKUP_VERSION: Final = 1
+BACKUP_VERSION: Final = 2
 DESCRIPTION: Final = "BACKUP"
 MARK: Final = "merklekv_backup"
 ARCHIVES: Final = (".tar.gz", ".tgz")
-NOT_OURS: Final = (".tar", ".gz", ".bz2", ".xz", ".zst", ".zip", ".7z")  # of a file that somebody expects
+NOT_OURS: Final = (".tar", ".gz", ".bz2", ".xz", ".zst", ".zip", ".7z")  # of a file that a user expects
 DESCRIPTION_SIZE_MAX: Final = 1 << 16
 PRIVATE_UMASK: Final = 0o077
 LEVEL: Final = 1  # of gzip: half as large, and three times as fast as the usual 6
 COPY_BYTES: Final = 1 << 20
 
-_PARTS: Final = ("FORMAT", "node-id", "base/data.mdb", "log/*.log")
+_PARTS: Final = ("FORMAT", NODE_ID_FILE, "base/data.mdb", "log/*.log")
 _NAME: Final = re.compile(r"BACKUP|FORMAT|node-id|base/data\.mdb|log/[0-9]{20}\.log")
 
 
 def contents(description: dict[str, Any]) -> str:
-    """What a backup holds, in words."""
+    """The size of a backup, in words."""
     return f"{counted(description['keys'], 'key')} and {counted(description['tombstones'], 'deleted one')}"
 
 
@@ -64,7 +65,7 @@ def is_archive(name: str) -> bool:
 
 
 def require_name(destination: str, source: str) -> None:
-    """Refuses a name that a backup must not have. Raises InvalidArgument."""
+    """Raises InvalidArgument for a name that a backup must not have."""
     if destination.endswith(NOT_OURS) and not is_archive(destination):
         raise InvalidArgument(f"{destination}: a compressed backup ends in {' or '.join(ARCHIVES)}, and no other does")
     if Path(source).is_dir() and Path(source).resolve() in Path(destination).resolve().parents:
@@ -72,8 +73,8 @@ def require_name(destination: str, source: str) -> None:
 
 
 @contextlib.contextmanager
-def files_of(name: str) -> Iterator[None]:
-    """Says what an error of the file system in the block means for the place of that name."""
+def path_errors(name: str) -> Iterator[None]:
+    """Turns an OSError in the block into DiskFull or FileError for the path `name`."""
     try:
         yield
     except OSError as error:
@@ -83,17 +84,14 @@ def files_of(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def drafted(target: Path) -> Iterator[Path]:
-    """An empty directory beside `target`, for what is to stand there; gone when the block has ended.
-
-    Only the user can read what is made in the block.
-    """
+    """An empty directory beside `target`, removed when the block ends. Only the user can read files made in it."""
     umask = os.umask(PRIVATE_UMASK)
     draft = target.absolute().with_name(f".{target.name}.{os.getpid()}")
     try:
         try:
-            draft.mkdir()  # in here, or a signal right behind it would leave it
+            draft.mkdir()  # within the try, or a signal right after it would leave the directory
         except OSError as error:
-            error.filename = str(target)  # which is the name that was asked for
+            error.filename = str(target)  # the name that the user gave
             raise
         yield draft
     finally:
@@ -102,7 +100,7 @@ def drafted(target: Path) -> Iterator[Path]:
 
 
 def require_absent(target: Path, empty: bool = False) -> None:
-    """Refuses to overwrite; `empty`: a directory without anything in it is no matter. Raises Exists."""
+    """Raises Exists if `target` exists; with `empty`, an empty directory may."""
     if not os.path.lexists(target):
         return
     if not (empty and target.is_dir() and not target.is_symlink() and not any(target.iterdir())):
@@ -111,11 +109,11 @@ def require_absent(target: Path, empty: bool = False) -> None:
         )
 
 
-def settle(draft: Path, update: Update) -> dict[str, Any]:
-    """Makes a copy whole, checks it, and says what it holds. Raises Corruption."""
+def complete(draft: Path, update: Update) -> dict[str, Any]:
+    """Merges a copy's log into its base, checks the copy, and returns what it holds. Raises Corruption."""
     engine = Engine(draft, checkpoint="manual", durability="never")
     try:
-        for _ in range(2):  # the first leaves the last memtable, if there are too many frozen ones
+        for _ in range(2):  # the first call leaves the last memtable if too many are frozen
             engine.checkpoint_now()
         held = _held(engine)
     finally:
@@ -133,20 +131,20 @@ def _held(engine: Engine) -> dict[str, Any]:
         "keys": engine.live_count,
         "tombstones": engine.tombstone_count,
         "truncation": engine.truncation.hex(),
-        "gc_horizon": engine.gc_horizon,
+        "gc_horizon_ns": engine.gc_horizon,
         "lsn": engine.metrics().log_lsn,
     }
 
 
 def _tidy(directory: Path) -> None:
-    """Removes what belonged to the process that had it open."""
+    """Removes the files of the process that had the directory open."""
     for name in ("LOCK", "base/lock.mdb"):
         (directory / name).unlink(missing_ok=True)
 
 
 def describe(draft: Path, source: str, held: dict[str, Any]) -> dict[str, Any]:
-    """Puts the description in, and returns it."""
-    node_id = draft / "node-id"
+    """Writes the description, and returns it."""
+    node_id = draft / NODE_ID_FILE
     description = {
         MARK: BACKUP_VERSION,
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -160,7 +158,7 @@ def describe(draft: Path, source: str, held: dict[str, Any]) -> dict[str, Any]:
 
 
 def description_of(data: bytes, name: str) -> dict[str, Any]:
-    """What a description says. Raises BackupError."""
+    """A description from its bytes. Raises BackupError."""
     try:
         description = json.loads(data)
         version, root = description[MARK], description["root"]
@@ -172,7 +170,7 @@ def description_of(data: bytes, name: str) -> dict[str, Any]:
 
 
 def examine(draft: Path, description: dict[str, Any], name: str, update: Update) -> None:
-    """Holds what is to be restored to every invariant, and to its description. Raises BackupError."""
+    """Checks a copy of a backup, and compares it with its description. Raises BackupError."""
     problems = check_directory(draft, update)
     if problems:
         raise BackupError(f"{name}: damaged: {problems[0]}")
@@ -187,7 +185,7 @@ def examine(draft: Path, description: dict[str, Any], name: str, update: Update)
 
 
 def files(directory: Path) -> list[str]:
-    """The names of a backup's files below its directory, the description first."""
+    """The names of a backup's files, relative to its directory, the description first."""
     found = [str(path.relative_to(directory)) for part in _PARTS for path in sorted(directory.glob(part))]
     return [DESCRIPTION, *found]
 
@@ -198,7 +196,7 @@ def size_of(directory: Path) -> int:
 
 
 def publish(draft: Path, target: Path) -> None:
-    """Gives a finished directory its name, when all of it is on disk, and the owner of an empty one that is there.
+    """Syncs a finished directory and gives it its name, and the owner of an empty directory of that name.
 
     Raises Exists.
     """
@@ -208,7 +206,7 @@ def publish(draft: Path, target: Path) -> None:
         _sync(path)
     _sync(draft)
     require_absent(target, empty=True)
-    draft.rename(target)  # fails where something was put in the meantime, but for an empty directory
+    draft.rename(target)  # fails if the target exists by now, unless it is an empty directory
     _sync(target.absolute().parent)
 
 
@@ -221,7 +219,7 @@ def _sync(path: Path) -> None:
 
 
 def pack(directory: Path, draft: Path, target: Path, update: Update) -> None:
-    """Writes a backup as a compressed file, reads it again, and gives it its name. Raises Exists, BackupError."""
+    """Writes a backup as a compressed file, reads it back, and gives it its name. Raises Exists, BackupError."""
     total = 2 * size_of(directory)
     done = 0
 
@@ -248,7 +246,7 @@ def pack(directory: Path, draft: Path, target: Path, update: Update) -> None:
         os.fsync(raw.fileno())
     each_member(draft, str(target), compare)
     try:
-        os.link(draft, target)  # unlike a rename it never replaces anything
+        os.link(draft, target)  # unlike a rename, it replaces nothing
     except FileExistsError:
         require_absent(target)
     except OSError:  # a file system without links
@@ -258,7 +256,7 @@ def pack(directory: Path, draft: Path, target: Path, update: Update) -> None:
 
 
 class _Counted:
-    """A file that tells how much is read of it."""
+    """A file that reports the size of each read."""
 
     def __init__(self, file: IO[bytes], count: Callable[[int], None]) -> None:
         self._file = file
@@ -278,9 +276,9 @@ def _digest(file: IO[bytes] | _Counted) -> bytes:
 
 
 def each_member(archive: Path, name: str, take: Callable[[str, IO[bytes]], None]) -> None:
-    """Gives `take` each file of a compressed backup, to read before it returns. Raises BackupError."""
+    """Calls `take` with each file of a compressed backup, which it reads before it returns. Raises BackupError."""
     try:
-        with gzip.open(archive) as unpacked:  # which checks a checksum at the end; tarfile alone would not
+        with gzip.open(archive) as unpacked:  # checks a checksum at the end; tarfile alone would not
             with tarfile.open(fileobj=unpacked, mode="r|") as packed:
                 for member in packed:
                     file = packed.extractfile(member) if member.isreg() else None
@@ -296,7 +294,7 @@ def each_member(archive: Path, name: str, take: Callable[[str, IO[bytes]], None]
 
 
 def unpack(source: Path, draft: Path, update: Update) -> dict[str, Any]:
-    """Copies a backup of either kind into the empty directory `draft`; its description. Raises BackupError."""
+    """Copies a backup of either kind into the empty directory `draft`. Returns its description. Raises BackupError."""
     (draft / "base").mkdir()
     (draft / "log").mkdir()
     description = b""

@@ -1,7 +1,7 @@
-"""Copying an LMDB environment, compacted, as it is at one moment: `python -m merklekv_tool.copying SOURCE TARGET`.
+"""Copies an LMDB environment, compacted, as it is at one moment: `python -m merklekv_tool.snapshot.lmdb_copy FROM TO`.
 
-It is one call that may take minutes and hears nothing meanwhile, so it is made in a process of its own, which can be
-ended. What goes wrong there is told in one line: the class of LMDB's error and its message.
+LMDB's copy is one call that may take minutes and cannot be interrupted, so it runs in a process of its own, which can
+be killed. That process reports an error in one line: the class of LMDB's error and its message.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from merklekv import interpreter
 from merklekv.engine.base import DATA_FILE, MAP_SIZE, is_full, translate
 from merklekv.engine.lmdb_file import require_whole
 from merklekv.errors import DiskFull, StorageFailed
+from merklekv_tool.errors import FileError
 from merklekv_tool.output import Update
-from merklekv_tool.statuses import FileError
 
 POLL_S: Final = 0.1
 ATTEMPTS: Final = 10
 
 
 def copy(source: Path, target: Path, update: Update) -> None:
-    """Copies the environment in `source`, which others may write to, into the directory `target`.
+    """Copies the environment in `source`, which other processes may write to, into the directory `target`.
 
-    `update` gets bytes. Raises Corruption, StorageFailed, DiskFull.
+    `update` gets bytes. Raises Corruption, StorageFailed, DiskFull, FileError.
     """
     require_whole(source / DATA_FILE)
     for _ in range(ATTEMPTS):
@@ -38,9 +38,9 @@ def copy(source: Path, target: Path, update: Update) -> None:
         if not status:
             return
         name, message = said.partition(" ")[::2]
-        if name != lmdb.LockError.__name__:  # else the next child has another process id, see `translate`
+        if name != lmdb.LockError.__name__:  # it may be of the process id, see `translate`
             break
-    if is_full(target):  # which LMDB puts in many ways
+    if is_full(target):  # LMDB has several errors for it
         raise DiskFull(f"{target.parent}: disk full, no room for the copy")
     if os.strerror(errno.EACCES) in message:
         raise FileError(
@@ -53,7 +53,7 @@ def copy(source: Path, target: Path, update: Update) -> None:
 
 
 def _try(source: Path, target: Path, update: Update) -> tuple[int, str]:
-    """One child; its exit status and what it said."""
+    """Runs one child process. Returns its exit status and what it printed."""
     total = (source / DATA_FILE).stat().st_size
     with subprocess.Popen(
         interpreter.command(__name__, str(source), str(target)),
@@ -80,9 +80,9 @@ def _runs(child: subprocess.Popen[str]) -> bool:
 
 
 def main(source: str, target: str) -> None:
-    """The child."""
+    """The child process."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.umask(0o077)  # LMDB gives its copy the mode 0666
+    os.umask(0o077)  # LMDB creates the copy with mode 0666
     size = max(MAP_SIZE, 2 * (Path(source) / DATA_FILE).stat().st_size)
     try:
         with lmdb.open(source, readonly=True, max_dbs=0, map_size=size) as environment:

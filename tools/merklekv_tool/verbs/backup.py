@@ -1,7 +1,7 @@
-"""`merklekv-tool backup`: all that a node or a directory holds at one moment, checked, to a directory or one file.
+"""`merklekv-tool backup`: copies all data of a node or a directory at one moment to a directory or one file.
 
-It is hot: the node goes on serving and writing. It is exact: the data of one moment after the command began, with
-everything that was acknowledged before, the tombstones, and what the node knows of its cluster (snapshots.py says how).
+The node goes on serving and writing meanwhile. The copy has the data of one moment after the command began, with every
+write acknowledged before, the tombstones, and the node's metadata; see `snapshot`. It is checked before it appears.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Annotated, Final
 import typer
 
 from merklekv.output import counted
-from merklekv_tool.output import AsJson, PlaceName, progress, say, say_json
-from merklekv_tool.statuses import FileError
+from merklekv_tool.arguments import AsJson, SourceName
+from merklekv_tool.errors import FileError
+from merklekv_tool.output import progress, say, say_json
 
 EXAMPLES: Final = """
 Examples:
@@ -24,20 +25,23 @@ Examples:
     merklekv-tool backup 10.0.0.5:7379 node-5.tar.gz
     merklekv-tool backup /var/lib/merklekv "/backups/$(date +%F).tar.gz" --json >> /backups/log.jsonl
 
-A directory may be backed up while a node has it open, which is faster than through the node's port. There has to be
-room beside the backup for its data, uncompressed. What is there already is never overwritten.
+A directory may be backed up while a node has it open, which is faster than through the node's port. The backup needs
+room beside it for its data, uncompressed. Nothing is ever overwritten.
 """
 
 
 def backup(
-    source: PlaceName,
+    source: SourceName,
     destination: Annotated[
         str, typer.Argument(metavar="DEST", help="A new directory; a new file when it ends in .tar.gz or .tgz.")
     ],
     as_json: AsJson = False,
 ) -> None:
     """Back up a node or a directory, while it runs, to a directory or a compressed file."""
-    from merklekv_tool import backups, places, snapshots
+    from merklekv_tool.formats import backup as backups
+    from merklekv_tool.snapshot.directory import copy_directory
+    from merklekv_tool.snapshot.node import copy_node
+    from merklekv_tool.source.open import address_of, open_node, require_directory
 
     target = Path(destination)
     backups.require_name(destination, source)
@@ -45,15 +49,15 @@ def backup(
     if not target.absolute().parent.is_dir():
         raise FileError(f"{target.absolute().parent}: no such directory, make it first")
     began = time.monotonic()
-    with backups.files_of(destination), backups.drafted(target) as draft:
-        if places.address_of(source) is None:
+    with backups.path_errors(destination), backups.drafted(target) as draft:
+        if address_of(source) is None:
             with progress(f"copy {source}", of_bytes=True) as update:
-                snapshots.of_directory(places.require_directory(source), draft, update)
+                copy_directory(require_directory(source), draft, update)
         else:
-            with places.node_at(source) as node, progress(f"copy {source}") as update:
-                snapshots.of_node(node, draft, update)
+            with open_node(source) as node, progress(f"copy {source}") as update:
+                copy_node(node, draft, update)
         with progress("check the copy", of_bytes=True) as update:
-            description = backups.describe(draft, source, backups.settle(draft, update))
+            description = backups.describe(draft, source, backups.complete(draft, update))
         if backups.is_archive(destination):
             with progress(f"write {target.name}", of_bytes=True) as update:
                 backups.pack(draft, draft / "packed", target, update)

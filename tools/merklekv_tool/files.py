@@ -1,0 +1,78 @@
+"""Files that the user names for input or output, `-` for stdin or stdout."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from merklekv.errors import DiskFull
+from merklekv.output import OutputClosed
+from merklekv.private import Opener, private
+from merklekv.shortage import NO_ROOM
+from merklekv_tool.errors import FileError
+
+STDIO: Final = "-"
+
+
+@contextmanager
+def output_errors(name: str) -> Iterator[None]:
+    """Turns an OSError in the block into OutputClosed, DiskFull or FileError for the output `name`."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise OutputClosed from error
+    except OSError as error:
+        problem = DiskFull if error.errno in NO_ROOM else FileError
+        raise problem(f"{'the output' if name == STDIO else name}: cannot write: {error.strerror}") from error
+
+
+@contextmanager
+def open_output(name: str, opener: Opener | None = private) -> Iterator[BinaryIO]:
+    """A file to write to. A regular file appears whole and on disk, or not at all.
+
+    Only its user can read it; with `opener` None the umask decides.
+    """
+    with output_errors(name), _output(name, opener) as file:
+        yield file
+
+
+@contextmanager
+def _output(name: str, opener: Opener | None) -> Iterator[BinaryIO]:
+    path = Path(name)
+    if name == STDIO:
+        if sys.stdout is None:
+            raise FileError("the output: cannot write: stdout is closed")
+        with open(sys.stdout.fileno(), "wb", closefd=False) as stream:  # its close writes the rest, or fails
+            yield stream
+    elif path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        with path.open("wb") as stream:
+            yield stream
+    else:
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with open(draft, "wb", opener=opener) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def open_input(name: str) -> Iterator[tuple[BinaryIO, int]]:
+    """A file to read from, and its size, 0 if unknown. Raises FileError."""
+    if name == STDIO:
+        yield sys.stdin.buffer, 0
+        return
+    try:
+        file = Path(name).open("rb")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise FileError(f"{name}: cannot read: {error.strerror}") from error
+    with file:
+        yield file, os.fstat(file.fileno()).st_size

@@ -1,0 +1,84 @@
+"""A data directory that no process has open, as a source of records. Opening it repairs what a node's start repairs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, TypeVar
+
+from merklekv.engine.clock import show_time, timestamp_of
+from merklekv.engine.engine import Engine
+from merklekv.engine.format import FLAGS_AT, INNER_NODES, OP_DEL, OP_SET, TOMBSTONE
+from merklekv.errors import InvalidArgument, Stalled
+from merklekv.replication.cluster.member_rows import Row, rows, stored_members
+from merklekv.replication.sync.local_endpoint import METADATA_MEMBERS
+from merklekv_tool.source.source import ORIGIN, PAGE_BYTES, PAGE_RECORDS, Merged, Pair, split_by_size
+
+WAIT_S: Final = 1.0
+
+T = TypeVar("T")
+
+
+class Directory:
+    """See `source.Source`."""
+
+    def __init__(self, path: Path, to_load: bool) -> None:
+        self.name = str(path)
+        # Loaded records are made durable once, by `close`.
+        self._engine = Engine(path, durability="never", checkpoint="process" if to_load else "manual")
+
+    def count(self) -> int:
+        return self._engine.live_count + self._engine.tombstone_count
+
+    def truncation(self) -> bytes:
+        return self._engine.truncation
+
+    def pages(self, prefix: bytes = b"") -> Iterator[list[Pair]]:
+        after: bytes | None = b""
+        while after is not None:
+            pairs, after = self._engine.records_page(prefix, after, PAGE_RECORDS, PAGE_BYTES)
+            yield pairs
+
+    def leaves(self) -> list[bytes]:
+        while not self._engine.root_ready:
+            self._engine.checkpoint_now()
+        return [self._engine.inner_leaves(inner) for inner in range(INNER_NODES)]
+
+    def heads(self, buckets: Sequence[int]) -> Iterator[list[Pair]]:
+        while not self._engine.prepare_buckets():
+            pass
+        return map(self._engine.bucket, buckets)
+
+    def members(self) -> list[Row]:
+        table = self._engine.metadata.get(METADATA_MEMBERS)
+        return rows(stored_members(table), self._engine.gc_horizon, time.time()) if table else []
+
+    def merge(self, pairs: list[Pair]) -> Merged:
+        items = [(OP_DEL if record[FLAGS_AT] & TOMBSTONE else OP_SET, key, record) for key, record in pairs]
+        return Merged(*self._when_there_is_room(lambda: self._engine.merge(items, ORIGIN)))
+
+    def write(self, pairs: list[Pair]) -> Merged:
+        fit, refused = split_by_size(pairs, self._engine.max_value_size)
+        self._when_there_is_room(lambda: self._engine.mset(fit))
+        return Merged(len(fit), 0, refused)
+
+    def _when_there_is_room(self, call: Callable[[], T]) -> T:
+        while True:
+            try:
+                result = call()
+            except Stalled:
+                self._engine.wait_for_room(WAIT_S)
+            else:
+                self._engine.commit()
+                return result
+
+    def merge_truncation(self, truncation: bytes) -> None:
+        if self._engine.clock.truncates_too_far_ahead(truncation):
+            time_text = show_time(timestamp_of(truncation))
+            raise InvalidArgument(f"a truncation version of {time_text} is too far ahead of the wall clock")
+        self._engine.merge_truncation(truncation, ORIGIN)
+        self._engine.commit()
+
+    def close(self) -> None:
+        self._engine.close()

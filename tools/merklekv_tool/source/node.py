@@ -1,0 +1,202 @@
+"""A running node behind its port, as a source of records, and the commands that only a node has.
+
+Another server may listen there: a reply that no node gives raises Unreachable.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from merklekv.engine.format import INNER_NODES, LEAF_SIZE, MAX_VALUE_SIZE_LIMIT, VALUE_AT, VERSION_SIZE
+from merklekv.engine.merkle import LEAVES_PER_INNER
+from merklekv.errors import MerkleKVError
+from merklekv.metrics import parse
+from merklekv.net.client import REPLY_ROOM_BYTES, Client, Reply, Unreachable
+from merklekv.replication.cluster.member_rows import Row
+from merklekv_tool.source.source import ORIGIN, PAGE_RECORDS, Merged, Pair, split_by_size
+
+BUCKETS_ASKED: Final = 100  # at once
+ROW_TYPES: Final = dict.fromkeys(("node", "store_id", "state", "address", "holds_back"), str) | dict.fromkeys(
+    ("contact_ms", "applied_through_ns", "stable_ns"), int
+)
+
+
+class Node:
+    """See `source.Source`."""
+
+    def __init__(self, host: str, port: int) -> None:
+        # A dump has to take the largest value that any node may be configured to store.
+        self._client = Client(host, port, reply_bytes=MAX_VALUE_SIZE_LIMIT + REPLY_ROOM_BYTES)
+        self.name = self._client.name
+
+    def statistics(self) -> dict[str, str]:
+        """All of STATS."""
+        metrics = parse(self._bytes(b"STATS").decode(errors="replace"))
+        if not metrics:
+            raise self._strange(b"STATS")
+        return metrics
+
+    def count(self) -> int:
+        metrics = self.statistics()
+        with self._understood(b"STATS"):
+            return int(metrics["db_keys"]) + int(metrics["db_tombstones"])
+
+    def truncation(self) -> bytes:
+        truncation = self._bytes(b"TRUNCATION")
+        if len(truncation) != VERSION_SIZE:
+            raise self._strange(b"TRUNCATION")
+        return truncation
+
+    def root(self) -> bytes:
+        """The Merkle root, 32 bytes."""
+        reply = self._bytes(b"HASH")
+        with self._understood(b"HASH"):
+            return bytes.fromhex(reply.decode())
+
+    def pages(self, prefix: bytes = b"") -> Iterator[list[Pair]]:
+        after: Reply = b""
+        while isinstance(after, bytes):
+            before = after
+            reply = self._list(b"RECORDS", after, b"%d" % PAGE_RECORDS, b"PREFIX", prefix)
+            with self._understood(b"RECORDS"):
+                after, parts = reply
+                records = zip(*(_all_bytes(parts)[at::3] for at in range(3)), strict=True)
+                page = [(key, head + value) for key, head, value in records]
+            if isinstance(after, bytes) and after <= before:
+                raise self._strange(b"RECORDS")  # it would never end
+            yield page
+
+    def leaves(self) -> list[bytes]:
+        self._client.send([(b"TREE", b"%d" % inner) for inner in range(INNER_NODES)])
+        replies = [self._client.receive() for _ in range(INNER_NODES)]
+        if not all(isinstance(reply, bytes) and len(reply) == LEAVES_PER_INNER * LEAF_SIZE for reply in replies):
+            raise self._strange(b"TREE")
+        return replies  # type: ignore[return-value]
+
+    def heads(self, buckets: Sequence[int]) -> Iterator[list[Pair]]:
+        for start in range(0, len(buckets), BUCKETS_ASKED):
+            asked = buckets[start : start + BUCKETS_ASKED]
+            self._client.send([(b"BUCKET", b"%d" % bucket) for bucket in asked])
+            for _ in asked:
+                with self._understood(b"BUCKET"):
+                    pairs = _pairs(self._client.receive())
+                if any(len(head) != VALUE_AT for _, head in pairs):
+                    raise self._strange(b"BUCKET")
+                yield pairs
+
+    def members(self) -> list[Row]:
+        lines = self._bytes(b"MEMBERS").split(b"\n")
+        with self._understood(b"MEMBERS"):
+            return [_checked_row(json.loads(line)) for line in lines if line.strip()]
+
+    def forget(self, node: str, store_id: str) -> None:
+        """Makes the node remove a member from its cluster for good."""
+        self._expect_ok(b"FORGET", node.encode(), *([store_id.encode()] if store_id else []))
+
+    def log_list(self) -> tuple[int, int, list[int]]:
+        """LSNs: the end of the committed log, the checkpoint, and where each segment begins."""
+        reply = self._list(b"LOG", b"LIST")
+        with self._understood(b"LOG"):
+            end, checkpoint_lsn, segments = reply
+            if not isinstance(segments, list) or not all(
+                isinstance(lsn, int) for lsn in (end, checkpoint_lsn, *segments)
+            ):
+                raise self._strange(b"LOG")
+        return end, checkpoint_lsn, segments  # type: ignore[return-value]
+
+    def log_read(self, segment: int, position: int, size: int) -> bytes | None:
+        """Committed bytes of a segment, fewer than `size` at its end; None if it was deleted."""
+        reply = self._client.call(b"LOG", b"READ", b"%d" % segment, b"%d" % position, b"%d" % size)
+        if reply is not None and not isinstance(reply, bytes):
+            raise self._strange(b"LOG")
+        return reply
+
+    def metadata(self) -> dict[bytes, bytes]:
+        """The metadata entries."""
+        reply = self._list(b"METADATA")
+        with self._understood(b"METADATA"):
+            return dict(_pairs(reply))
+
+    def merge(self, pairs: list[Pair]) -> Merged:
+        fit, refused = split_by_size(pairs, VALUE_AT + self._largest_value)
+        if not fit:
+            return Merged(0, 0, refused)
+        parts = [part for key, record in fit for part in (key, record[:VALUE_AT], record[VALUE_AT:])]
+        reply = self._list(b"MERGE", ORIGIN, *parts)
+        with self._understood(b"MERGE"):
+            applied, superseded, named = reply
+            if not isinstance(applied, int) or not isinstance(superseded, int):
+                raise self._strange(b"MERGE")
+            reasons = [(key, reason.decode()) for key, reason in _pairs(named)]
+        return Merged(applied, superseded, refused + reasons)
+
+    def write(self, pairs: list[Pair]) -> Merged:
+        fit, refused = split_by_size(pairs, self._largest_value)
+        if fit:
+            self._expect_ok(b"MSET", *(part for pair in fit for part in pair))
+        return Merged(len(fit), 0, refused)
+
+    @functools.cached_property
+    def _largest_value(self) -> int:
+        reply = self._list(b"CONFIG", b"GET", b"proto-max-bulk-len")
+        with self._understood(b"CONFIG"):
+            return int(_all_bytes(reply)[1])
+
+    def merge_truncation(self, truncation: bytes) -> None:
+        if self._client.call(b"MERGETRUNCATION", ORIGIN, truncation) not in (0, 1):
+            raise self._strange(b"MERGETRUNCATION")
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _bytes(self, *parts: bytes) -> bytes:
+        reply = self._client.call(*parts)
+        if not isinstance(reply, bytes):
+            raise self._strange(parts[0])
+        return reply
+
+    def _list(self, *parts: bytes) -> list[Reply]:
+        reply = self._client.call(*parts)
+        if not isinstance(reply, list):
+            raise self._strange(parts[0])
+        return reply
+
+    def _expect_ok(self, *parts: bytes) -> None:
+        if self._client.call(*parts) != b"OK":
+            raise self._strange(parts[0])
+
+    @contextmanager
+    def _understood(self, command: bytes) -> Iterator[None]:
+        """The block decodes a reply to a command: an error there means that the reply is wrong."""
+        try:
+            yield
+        except (ValueError, LookupError, TypeError) as error:
+            raise self._strange(command) from error
+
+    def _strange(self, command: bytes) -> MerkleKVError:
+        return Unreachable(f"{self.name}: answers {command.decode()} strangely: is it a MerkleKV node?")
+
+
+def _all_bytes(reply: Reply) -> list[bytes]:
+    """Raises TypeError for a reply of another type."""
+    if not isinstance(reply, list) or not all(isinstance(part, bytes) for part in reply):
+        raise TypeError
+    return reply  # type: ignore[return-value]
+
+
+def _pairs(reply: Reply) -> list[Pair]:
+    """Raises TypeError and ValueError for a reply of another shape."""
+    parts = _all_bytes(reply)
+    return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+def _checked_row(row: Row) -> Row:
+    """Raises LookupError or TypeError unless it has the fields of a row; a later release may add others."""
+    for name, kind in ROW_TYPES.items():
+        if not isinstance(row[name], kind):
+            raise TypeError(name)
+    return row

@@ -1,0 +1,65 @@
+"""Opens what the user named: DIR, a data directory, or HOST:PORT, a running node.
+
+A directory that another process has open is refused, with that process's number: its data is safe to read only through
+the node's port.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, closing
+from pathlib import Path
+
+from merklekv.address import has_address_form, parse_address
+from merklekv.engine.directory import require_format
+from merklekv.errors import InvalidArgument, NotADataDirectory
+from merklekv_tool.errors import FileError
+from merklekv_tool.source.directory import Directory
+from merklekv_tool.source.node import Node
+from merklekv_tool.source.source import Source
+
+
+def address_of(name: str) -> tuple[str, int] | None:
+    """Host and port, or None if `name` means a directory. Raises InvalidArgument for an impossible address."""
+    if not has_address_form(name) or os.path.exists(name):
+        return None
+    return parse_address(name)
+
+
+def node_address(name: str) -> tuple[str, int]:
+    """Host and port. Raises InvalidArgument."""
+    address = address_of(name)
+    if address is None:
+        raise InvalidArgument(f"{name}: not a running node: give HOST:PORT")
+    return address
+
+
+def open_node(name: str) -> closing[Node]:
+    """The running node at HOST:PORT."""
+    return closing(Node(*node_address(name)))
+
+
+def open_source(name: str, to_load: bool = False) -> AbstractContextManager[Source]:
+    """The source that DIR or HOST:PORT names. `to_load`: a missing directory is created."""
+    address = address_of(name)
+    return closing(Node(*address)) if address else closing(Directory(require_directory(name, to_load), to_load))
+
+
+def require_directory(name: str, may_be_new: bool = False) -> Path:
+    """The path of a data directory; creates nothing. Raises NotADataDirectory, FormatTooNew, FileError."""
+    path = Path(name)
+    if may_be_new and ":" in name and os.sep not in name and not os.path.exists(name):
+        raise InvalidArgument(f"{name}: not HOST:PORT; a new directory that is called so is ./{name}")
+    if os.path.isdir(path):  # unlike Path.is_dir it does not raise for a name that is too long
+        try:
+            require_format(path, may_be_new)
+        except NotADataDirectory as error:
+            raise error if may_be_new else NotADataDirectory(str(error).partition("; ")[0]) from error
+        except OSError as error:
+            raise FileError(f"{name}: cannot be read: {error.strerror}") from error
+    elif not may_be_new or os.path.exists(path):
+        from merklekv_tool.formats.backup import is_archive
+
+        hint = "; a backup in one file has to be restored first" if is_archive(name) and os.path.exists(path) else ""
+        raise NotADataDirectory(f"{name}: neither a data directory nor HOST:PORT{hint}")
+    return path

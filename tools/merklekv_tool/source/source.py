@@ -1,0 +1,70 @@
+"""A source of records: what a verb needs of a data directory or of a running node.
+
+Records are read in pages of at most PAGE_RECORDS or about PAGE_BYTES, and merged in batches of the same size.
+
+A directory is a snapshot. A node that is written to meanwhile is not: each record is the newest one at the moment when
+its page was read, and every record that exists all the time is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple, Protocol
+
+from merklekv.replication.cluster.member_rows import Row
+
+PAGE_RECORDS: Final = 1000
+PAGE_BYTES: Final = 1 << 20
+ORIGIN: Final = b"merklekv-tool"  # of merged records, in the log
+
+Pair = tuple[bytes, bytes]
+
+
+class Merged(NamedTuple):
+    """The result of a batch: counts, and (key, reason) of each refused record."""
+
+    applied: int
+    superseded: int
+    refused: list[tuple[bytes, str]]
+
+
+class Source(Protocol):
+    """A data directory or a running node."""
+
+    name: str
+
+    def count(self) -> int:
+        """Records, tombstones included; approximate while a node is written to."""
+
+    def truncation(self) -> bytes:
+        """The truncation version, 24 bytes."""
+
+    def pages(self, prefix: bytes = b"") -> Iterator[list[Pair]]:
+        """All (key, record) with a prefix, in key order, tombstones included."""
+
+    def leaves(self) -> list[bytes]:
+        """The leaves below each of the 256 inner nodes of the Merkle tree: sum (16 bytes) and count (8) of each."""
+
+    def heads(self, buckets: Sequence[int]) -> Iterator[list[Pair]]:
+        """(key, head) of each record, 41 bytes a head, one list for each bucket, tombstones included."""
+
+    def members(self) -> list[Row]:
+        """The rows of the member table, see replication/cluster/member_rows.py; empty if this never was a node."""
+
+    def merge(self, pairs: list[Pair]) -> Merged:
+        """Merges (key, record) pairs; returns when they are as durable as the source makes them."""
+
+    def write(self, pairs: list[Pair]) -> Merged:
+        """Writes (key, value) pairs as clients do; returns as `merge` does."""
+
+    def merge_truncation(self, truncation: bytes) -> None:
+        """Merges a truncation version."""
+
+    def close(self) -> None:
+        """Closes the source, with everything durable."""
+
+
+def split_by_size(pairs: list[Pair], size_max: int) -> tuple[list[Pair], list[tuple[bytes, str]]]:
+    """The pairs that fit, and the others as refused: a node would close the connection on too large an argument."""
+    fit = [pair for pair in pairs if len(pair[1]) <= size_max]
+    return fit, [(key, "value size") for key, value in pairs if len(value) > size_max]

@@ -1,0 +1,139 @@
+"""`merklekv-tool load`: reads a dump back, through the same merge that replication uses."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Final
+
+import typer
+
+from merklekv.errors import DiskFull
+from merklekv.output import counted
+from merklekv_tool.arguments import AsJson, SourceName
+from merklekv_tool.errors import DumpError
+from merklekv_tool.exit_codes import EXIT_REFUSED
+from merklekv_tool.files import open_input
+from merklekv_tool.output import Update, note, progress, say, say_json, text_of
+
+if TYPE_CHECKING:
+    from merklekv_tool.formats.dump import Reader
+    from merklekv_tool.source.source import Pair, Source
+
+EXAMPLES: Final = """
+Examples:
+
+    merklekv-tool load data.jsonl ./data
+    merklekv-tool load data.cbor 127.0.0.1:7379
+    gunzip < data.jsonl.gz | merklekv-tool load - ./data
+    merklekv-tool load --anew data.jsonl 127.0.0.1:7379
+
+Versions are kept: of two records of a key the newer one stands, so loading twice, or beside writers, does no harm. Keys
+that were deleted since stay deleted. A missing directory is created. Loaded records reach other nodes by anti-entropy,
+not as events.
+
+With --anew the values are written as a client would write them now: they replace what is there.
+"""
+STALE: Final = "settled"  # the engine's reason for a record that the cluster has deleted and collected
+REFUSED_SHOWN_MAX: Final = 100
+
+
+class Loader:
+    """Merges batches into a source and counts the results."""
+
+    def __init__(self, target: Source, anew: bool) -> None:
+        self.applied = self.superseded = self.refused = 0
+        self.reasons: list[tuple[bytes, str]] = []  # of the first refused records
+        self._target = target
+        self._anew = anew
+
+    def load(self, pairs: list[Pair]) -> None:
+        if self._anew:
+            from merklekv.engine.format import FLAGS_AT, TOMBSTONE, VALUE_AT
+
+            live = [(key, record[VALUE_AT:]) for key, record in pairs if not record[FLAGS_AT] & TOMBSTONE]
+            result = self._target.write(live)
+        else:
+            result = self._target.merge(pairs)
+        self.applied += result.applied
+        self.superseded += result.superseded
+        self.refused += len(result.refused)
+        self.reasons += result.refused[: REFUSED_SHOWN_MAX - len(self.reasons)]
+
+    def applied_before(self) -> str:
+        """What stays of a load that fails, in words."""
+        return f"taken in before that: {counted(self.applied, 'record')}"
+
+
+def load(
+    dump_file: Annotated[str, typer.Argument(metavar="FILE", help="A dump in either format; - for stdin.")],
+    target: SourceName,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Write the values as new, also over what is newer there.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read a dump back, keeping versions; the newer record of each key stands."""
+    from merklekv_tool.formats.dump import Reader
+    from merklekv_tool.formats.jsonl import field
+    from merklekv_tool.source.open import open_source
+
+    began = time.monotonic()
+    with open_input(dump_file) as (file, size):
+        reader = Reader(file, dump_file)
+        with open_source(target, to_load=True) as records, progress(f"load {records.name}", of_bytes=True) as update:
+            loader = Loader(records, anew)
+            try:
+                _load_all(reader, loader, file, size, update)
+                if reader.truncation is not None and not anew:
+                    records.merge_truncation(reader.truncation)
+            except DumpError as error:
+                raise DumpError(f"{error}; {loader.applied_before()}") from error
+            except DiskFull as error:
+                raise DiskFull(f"{records.name}: {error}; {loader.applied_before()}") from error
+    if as_json:
+        say_json(
+            {
+                "target": records.name,
+                "records": reader.records,
+                "applied": loader.applied,
+                "superseded": loader.superseded,
+                "refused": loader.refused,
+                "reasons": [field("key", key) | {"reason": reason} for key, reason in loader.reasons],
+                "seconds": round(time.monotonic() - began, 3),
+            }
+        )
+    else:
+        _show(loader, reader.records, anew)
+    if loader.refused:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+def _load_all(reader: Reader, loader: Loader, file: BinaryIO, size: int, update: Update) -> None:
+    from merklekv_tool.source.source import PAGE_BYTES, PAGE_RECORDS
+
+    batch: list[Pair] = []
+    batch_bytes = 0
+    try:
+        for key, record in reader:
+            batch.append((key, record))
+            batch_bytes += len(key) + len(record)
+            if len(batch) == PAGE_RECORDS or batch_bytes >= PAGE_BYTES:
+                loader.load(batch)
+                update(file.tell() if size else 0, size)
+                batch, batch_bytes = [], 0
+    finally:
+        loader.load(batch)  # also before an error of the dump is reported
+
+
+def _show(loader: Loader, records: int, anew: bool) -> None:
+    for key, reason in loader.reasons:
+        note(f"refused {text_of(key)}: {reason}")
+    if loader.refused > len(loader.reasons):
+        note(f"refused {loader.refused - len(loader.reasons)} more")
+    if any(reason == STALE for _, reason in loader.reasons):
+        note(f"{STALE}: the cluster has deleted and collected the record since; --anew writes it again")
+    rest = records - loader.applied - loader.refused
+    say(
+        f"{counted(records, 'record')} read: {loader.applied} {'written anew' if anew else 'taken in'}, "
+        f"{rest} {'of deleted keys left out' if anew else 'not newer than what is there'}, {loader.refused} refused"
+    )

@@ -1,0 +1,102 @@
+"""`merklekv-tool members`: the members of a cluster, how far each is, and which of them hold back the GC horizon.
+
+A deleted key leaves a tombstone, which is collected when all members have applied everything up to it. One member that
+is away therefore holds all tombstones back: it is shown, and either comes back or is removed (`merklekv-tool forget`).
+
+Each node has its own member table. Exchanges merge the tables, so nodes that exchange have the same members.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from merklekv.output import printable
+from merklekv_tool.arguments import AsJson, SourceName
+from merklekv_tool.output import say, say_json
+
+if TYPE_CHECKING:
+    from merklekv.replication.cluster.member_rows import Row
+
+EXAMPLES: Final = """
+Examples:
+
+    merklekv-tool members 127.0.0.1:7379
+    merklekv-tool members ./data
+    merklekv-tool members 127.0.0.1:7379 --json | jq -r '.members[] | select(.holds_back != "") | .node'
+
+`applied through`: every write that the member had so long ago is applied here. `stable`: the member reported that it
+has applied every write that any member had so long ago.
+"""
+HOLDS_BACK: Final = {
+    "": "",
+    "unmet": "no exchange with it yet",
+    "view": "last reported other members than this node knows",
+    "applied_through": "its later writes are not applied here yet",
+    "stable": "has not yet applied later writes of other members",
+    "unreadable": "its row cannot be read, so a member may be missing here",
+}
+COLUMNS: Final = (
+    *("node", "store id", "state", "address", "contact"),
+    *("applied through", "stable", "holds back GC because"),
+)
+UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+def members(source: SourceName, as_json: AsJson = False) -> None:
+    """Show the members of a cluster as one node knows them."""
+    from merklekv_tool.source.open import open_source
+
+    with open_source(source) as node:
+        rows = node.members()
+    gc_horizon_ns = int(rows[0]["gc_horizon_ns"]) if rows else 0
+    if as_json:
+        say_json({"source": node.name, "gc_horizon_ns": gc_horizon_ns, "members": rows})
+        return
+    now_ns = time.time_ns()
+    if rows:
+        for line in table(rows, now_ns):
+            say(line)
+        say("")
+    say(conclusion(rows, gc_horizon_ns, now_ns))
+
+
+def table(rows: list[Row], now_ns: int) -> list[str]:
+    """The rows in columns."""
+    cells: list[tuple[str, ...]] = [COLUMNS]
+    for row in rows:
+        shown = (
+            str(row["node"]),
+            str(row["store_id"]) or "unknown",
+            str(row["state"]),
+            str(row["address"]) or "-",
+            f"{age(int(row['contact_ms']) // 1000)} ago" if int(row["contact_ms"]) >= 0 else "-",
+            _ago(int(row["applied_through_ns"]), now_ns),
+            _ago(int(row["stable_ns"]), now_ns),
+            HOLDS_BACK.get(str(row["holds_back"]), str(row["holds_back"])),
+        )
+        cells.append(tuple(map(printable, shown)))
+    widths = [max(len(line[column]) for line in cells) for column in range(len(COLUMNS))]
+    return ["  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+
+
+def conclusion(rows: list[Row], gc_horizon_ns: int, now_ns: int) -> str:
+    """What the rows mean for deleted keys."""
+    if not rows:
+        return "no members are known here: no node has run on this directory yet"
+    if not any(row["state"] in ("member", "unreadable") for row in rows):
+        return "no other member is known here: deleted keys are kept as tombstones"
+    if not gc_horizon_ns:
+        return "no deleted key was collected yet"
+    return f"deleted keys are collected when they are older than {age((now_ns - gc_horizon_ns) // 10**9)}"
+
+
+def _ago(timestamp_ns: int, now_ns: int) -> str:
+    return f"{age((now_ns - timestamp_ns) // 10**9)} ago" if timestamp_ns else "-"
+
+
+def age(seconds: int) -> str:
+    """A duration in its largest unit."""
+    seconds = max(0, seconds)
+    size, unit = next((size, unit) for size, unit in UNITS if seconds >= 2 * size or size == 1)
+    return f"{seconds // size} {unit}"
