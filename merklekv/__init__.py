@@ -4,8 +4,8 @@
     with merklekv.open("data") as db:
         db.set(b"key", b"value")
 
-Importing this package costs next to nothing: the engine and what it needs are loaded when `open`, `Database`
-or an error class is first asked for. This file is the one place that says the version.
+Importing this package costs next to nothing: the engine is loaded when `open`, `Database` or an error class is first
+used. The version is declared here and nowhere else.
 """
 
 from __future__ import annotations

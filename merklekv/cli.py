@@ -1,8 +1,8 @@
 """The command line: `merklekv run`, `merklekv config`, `merklekv demo`, `merklekv version`.
 
-A thin shell. Flags become settings (`config`), `run` hands them to a node (`node`), and every error a user
-can meet ends as one line on stderr and an exit status of its own (`exits`). What a command needs is imported
-when it runs, so that `--help` and `version` answer at once.
+Flags become settings (`config`), `run` starts a node with them (`node`), and every error ends as one line on stderr and
+an exit status (`exit_codes`). A command imports what it needs when it runs, so that `--help` and `version` answer at
+once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-# The settings people give by flag. Every other one is reached by `--set KEY=VALUE`.
+# The settings with a flag. `--set KEY=VALUE` reaches every one.
 FLAGS = {
     "storage_path": ("--data-dir", "DIR"),
     "host": ("--host", "HOST"),
@@ -80,7 +80,7 @@ DEMO_SECONDS_MAX = 86_400
 
 
 def _takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the flags of FLAGS and SWITCHES, `--config` and `--set`; it gets the settings."""
+    """Gives a command the flags of FLAGS and SWITCHES, `--config` and `--set`, and calls it with the settings."""
 
     @functools.wraps(command)
     def wrapper(**given: Any) -> None:
@@ -103,7 +103,7 @@ def _takes_settings(command: Callable[..., None]) -> Callable[..., None]:
 
     own = [one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name != "loaded"]
     wrapper.__signature__ = inspect.Signature(_flag_parameters() + own)  # type: ignore[attr-defined]
-    del wrapper.__wrapped__  # or the signature of the command itself would be taken
+    del wrapper.__wrapped__  # or typer would use the signature of the command itself
     return wrapper
 
 
@@ -144,7 +144,7 @@ def run_command(loaded: config.Loaded) -> None:
 
 
 def _announce(line: str) -> None:
-    """Prints the line of a node that is ready. A node that cannot print it serves all the same."""
+    """Prints the ready line. A node that cannot print it serves nevertheless."""
     from merklekv.logging_setup import print_soon
 
     if (error := print_soon(sys.stdout, line)) is not None:
@@ -159,7 +159,7 @@ def config_command(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:
-    """Show every setting, its effective value and where that came from; secrets are masked."""
+    """Show every setting, its value and its source; secrets are masked."""
     if as_json:
         import json
 
@@ -211,7 +211,7 @@ def version_command() -> None:
 
 
 def main() -> None:
-    """Entry point: run the command, turn whatever a user can meet into one line and its status."""
+    """Entry point: runs the command, and turns each error into one line and an exit status."""
     take_over_output()
     sys.exit(_status_of_run())
 
@@ -230,6 +230,6 @@ def _status_of_run() -> int:
 def _fail(message: str, status: int) -> int:
     from merklekv.logging_setup import print_soon
 
-    # A reader that does not read must not keep a failed start alive.
+    # A reader that does not read must not keep the process alive.
     print_soon(sys.stderr, f"merklekv: {printable(message)}")
     return status

@@ -1,13 +1,10 @@
-"""Where settings come from, and what is refused.
+"""Reads the settings: from a flag of the command line, the environment (`MERKLEKV_PORT`,
+`MERKLEKV_REPLICATION__MQTT_BROKER`), a TOML file, or the default in `settings`. The first that has a value wins.
 
-A setting is read from four places, the first that has it wins: a flag of the command line, the environment
-(`MERKLEKV_PORT`, `MERKLEKV_REPLICATION__MQTT_BROKER`), a TOML file, the default that `settings` declares.
+An unknown key or a value that is not allowed raises ConfigError: one line with the key, the value, its source and what
+is allowed. A secret may also be in a file, `client_password_file` for `client_password`, and is never shown.
 
-A key that does not exist and a value that is not allowed are refused with one line that names the key, the
-value, where it stood and what is allowed. A secret may also be given as a file, `client_password_file` for
-`client_password`, and is never shown.
-
-What this does not do: it opens nothing but the files named, resolves no host, and touches no data directory.
+It opens only the files named, resolves no host name, and touches no data directory.
 """
 
 from __future__ import annotations
@@ -32,7 +29,7 @@ T = TypeVar("T")
 
 # Variables of the test suite, and of the command line itself, which share the prefix.
 NOT_SETTINGS = ("MERKLEKV_TEST_", "MERKLEKV_CONFIG")
-# Keys of older files that mean nothing here: there is one engine.
+# Keys of older files without a meaning: there is one engine.
 IGNORED_KEYS = frozenset({"engine"})
 ALIASES = {"data_dir": "storage_path"}
 SECRET_FILE_SUFFIX = "_file"
@@ -49,7 +46,7 @@ class ConfigError(InvalidArgument):
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A value as somebody wrote it, and the words that say where."""
+    """A value as the user wrote it, and its source in words."""
 
     value: object
     source: str
@@ -60,7 +57,7 @@ Layer = dict[str, Given]
 
 @dataclass(frozen=True, slots=True)
 class Effective:
-    """One setting as it stands: for `merklekv config`."""
+    """A setting in force, for `merklekv config`."""
 
     key: str
     value: object
@@ -68,26 +65,26 @@ class Effective:
     declaration: Declaration
 
     def shown(self) -> str:
-        """The value the way a person writes it; a secret only as being there."""
+        """The value as people write it; a secret is masked."""
         if self.declaration.secret and self.value:
             return SECRET_MASK
         return self.declaration.kind.show(self.value)
 
     def plain(self) -> object:
-        """The value as JSON has it: sizes and numbers as numbers, the rest as people write it."""
+        """The value for JSON: sizes and numbers as numbers, the rest as people write it."""
         return self.value if isinstance(self.value, int) and not self.declaration.secret else self.shown()
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The settings, and where each came from."""
+    """The settings, and the source of each."""
 
     settings: Settings
     effective: tuple[Effective, ...]
 
 
 def load(flags: Mapping[str, tuple[str, object]], environment: Mapping[str, str], file: Path | None) -> Loaded:
-    """Read every setting. `flags` maps a key to the flag's spelling and its value. Raises ConfigError."""
+    """Reads every setting. `flags` maps a key to the flag's spelling and value. Raises ConfigError."""
     layers = [_from_flags(flags), _from_environment(environment), _from_file(file) if file else {}]
     values: dict[str, Effective] = {}
     for key, declaration, default in declarations():
@@ -138,7 +135,7 @@ def _check_together(values: Mapping[str, Effective]) -> None:
 
 
 def require_tls_files(loaded: Loaded) -> None:
-    """Reads the files that TLS needs, which would otherwise fail at each connect. Raises ConfigError."""
+    """Checks the files for TLS; later, a wrong one would fail at each connect. Raises ConfigError."""
     given = {one.key: one for one in loaded.effective if one.key in TLS_FILES and one.value}
     for one in given.values():
         path = Path(str(one.value))
@@ -150,7 +147,7 @@ def require_tls_files(loaded: Loaded) -> None:
             raise ConfigError(f"{one.source}: {one.key} = {one.value!r} cannot be read: {error.strerror}") from None
     if not given:
         return
-    import ssl  # takes a while, and few need it
+    import ssl  # slow to import, and few need it
 
     authority, certificate, key = (given.get(name) for name in TLS_FILES)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -212,7 +209,7 @@ def _from_file(file: Path) -> Layer:
 
 
 def _place(layer: Layer, key: str, given: Given) -> None:
-    """Put a value under its key, an alias or the file of a secret resolved; refuse what does not exist."""
+    """Puts a value under its key. Resolves aliases and files of secrets. Raises ConfigError for an unknown key."""
     known = {name: declaration for name, declaration, _ in declarations()}
     key = ALIASES.get(key, key)
     if key in IGNORED_KEYS:

@@ -1,7 +1,6 @@
-"""Every error a user can meet.
+"""Every error that a user can meet. Each message is one line: what is wrong, where, and what to do about it.
 
-This module is the bottom of the house: it imports nothing and everything may import it.  Each message is one line that
-says what is wrong, where, and what to do, so that it can be printed as it is.
+Every module may import this one, which imports nothing.
 """
 
 SHOWN_SIZE_MAX = 400
@@ -21,11 +20,11 @@ class MerkleKVError(Exception):
 
 
 class InvalidArgument(MerkleKVError):
-    """A key, value or amount outside what the engine stores.  Nothing was changed."""
+    """An argument or setting that is not allowed. Nothing was changed."""
 
 
 class NotANumber(MerkleKVError):
-    """An increment met a value that is not a signed 64-bit decimal number.  Nothing was changed."""
+    """The value to increment is not a signed 64-bit decimal number. Nothing was changed."""
 
     def __init__(self, key: bytes) -> None:
         super().__init__(f"Value for key '{key.decode(errors='replace')}' is not a valid number")
@@ -33,7 +32,7 @@ class NotANumber(MerkleKVError):
 
 
 class NumberOverflow(MerkleKVError):
-    """An increment would leave the signed 64-bit range.  Nothing was changed."""
+    """The increment would exceed the signed 64-bit range. Nothing was changed."""
 
     def __init__(self, key: bytes) -> None:
         super().__init__(f"increment of key '{key.decode(errors='replace')}' would overflow 64 bits, not stored")
@@ -41,23 +40,23 @@ class NumberOverflow(MerkleKVError):
 
 
 class Shortage(MerkleKVError):
-    """The machine is short of something for now: room, memory, descriptors.  Nothing was changed; ask again later."""
+    """The machine lacks room, memory or descriptors for a while. Nothing was changed; try again later."""
 
 
 class DiskFull(Shortage):
-    """There is no room on disk for this write.  Nothing was changed; reads go on, and writes once there is room."""
+    """There is no room on disk for this write. Nothing was changed; reads work, and writes once there is room."""
 
 
 class Stalled(MerkleKVError):
-    """Merging is behind and memory is bounded, so writes wait.  Nothing was changed; ask again."""
+    """A write stall: checkpoints are behind and memory is bounded. Nothing was changed; try again."""
 
 
 class StorageFailed(MerkleKVError):
-    """The disk refused a write or a sync.  What it holds is unknown, so the process has to stop."""
+    """The disk failed a write or a sync. Its content is unknown now, so the process has to stop."""
 
 
 class Corruption(MerkleKVError):
-    """A file holds what it cannot hold.  The message names the file, the position and the way out."""
+    """A file is damaged. The message names the file, the position and the way out."""
 
 
 class DirectoryLocked(MerkleKVError):
@@ -69,15 +68,15 @@ class DirectoryUnwritable(MerkleKVError):
 
 
 class NotADataDirectory(MerkleKVError):
-    """The directory holds something, but not MerkleKV's data."""
+    """The directory has files, but not MerkleKV's."""
 
 
 class FormatTooNew(MerkleKVError):
-    """The data was written by a later release, in a format that this one does not know."""
+    """A later release wrote the data, in a format that this one does not know."""
 
 
 class OutputFailed(MerkleKVError):
-    """What was to be printed cannot be written to stdout."""
+    """The output cannot be written to stdout."""
 
 
 class AddressInUse(MerkleKVError):
@@ -85,4 +84,4 @@ class AddressInUse(MerkleKVError):
 
 
 class AddressUnavailable(MerkleKVError):
-    """The address is not one of this machine's, or may not be bound."""
+    """The address is not this machine's, or binding it is not permitted."""

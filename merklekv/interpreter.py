@@ -1,9 +1,9 @@
-"""Python processes that import what this one imports: the same `sys.path`, options and warnings.
+"""Starts Python processes that import what this one imports: the same `sys.path`, options and warnings.
 
     subprocess.Popen(command("merklekv.engine.checkpoint.child", "argument"), env=environment())
 
-Python puts the working directory first when it starts with `-m` or `-c`, so any `logging.py` there would run; `-P`
-keeps it out.  The child gets the parent's `sys.path` as it is now, with the working directory where the parent has it.
+With `-m` or `-c` Python puts the working directory first in `sys.path`, and would import any `logging.py` there; `-P`
+prevents that. The child gets the parent's present `sys.path` instead.
 """
 
 import os
@@ -30,7 +30,7 @@ _STARTED_IN: Final = _working_directory()
 
 
 def command(module: str, *arguments: str) -> list[str]:
-    """The command that runs a module as `python -m` does, with these arguments."""
+    """The command that runs a module with arguments, as `python -m` does."""
     options = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as `multiprocessing` does
     for name, value in sys._xoptions.items():
         options += ["-X", name if value is True else f"{name}={value}"]
@@ -39,7 +39,7 @@ def command(module: str, *arguments: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """The environment for such a process: relative parts of PYTHONPATH mean what they meant when this process began."""
+    """The environment for such a process. Relative parts of PYTHONPATH refer to where this one started."""
     variables = dict(os.environ)
     if variables.get("PYTHONPATH"):
         parts = variables["PYTHONPATH"].split(os.pathsep)

@@ -1,4 +1,4 @@
-"""Log lines that come in floods, told once per burst: the first at once, then how many more there were."""
+"""A throttle for log lines that come in floods: of each kind one in THROTTLE_S, with the number of those left out."""
 
 import logging
 import time
@@ -6,27 +6,27 @@ from collections.abc import Callable
 from typing import Final
 
 THROTTLE_S: Final = 10.0
-KINDS_MAX: Final = 100  # told apart; what is received may name as many as it likes
-OTHERS: Final = "others"  # the kind of what comes when there are as many
+KINDS_MAX: Final = 100  # a peer may cause any number of kinds
+OTHERS: Final = "others"  # the kind of all that exceed KINDS_MAX
 
 
 class LogThrottle:
-    """Warnings of a logger, at most one of a kind in BURST_S seconds."""
+    """Logs warnings, at most one of a kind in THROTTLE_S seconds."""
 
     def __init__(self, logger: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
         self._logger = logger
         self._clock = clock
-        self._kinds: dict[str, tuple[float, int]] = {}  # when it was last told, how many were not
+        self._kinds: dict[str, tuple[float, int]] = {}  # when the last one was logged, how many were not
 
     def warn(self, kind: str, text: str, problem: BaseException | None = None) -> None:
-        """Logs `text`, or counts it when one of its kind has just been logged.  With the traceback of `problem`."""
+        """Logs `text` with the traceback of `problem`, or counts it if one of its kind was logged just before."""
         now = self._clock()
         if kind not in self._kinds and len(self._kinds) >= KINDS_MAX - 1:
             self._kinds = {one: when for one, when in self._kinds.items() if now - when[0] < THROTTLE_S}
             kind = kind if len(self._kinds) < KINDS_MAX - 1 else OTHERS
-        told, untold = self._kinds.get(kind, (-THROTTLE_S, 0))
-        if now - told < THROTTLE_S:
-            self._kinds[kind] = told, untold + 1
+        logged_at, left_out = self._kinds.get(kind, (-THROTTLE_S, 0))
+        if now - logged_at < THROTTLE_S:
+            self._kinds[kind] = logged_at, left_out + 1
             return
         self._kinds[kind] = now, 0
-        self._logger.warning("%s%s", text, f" (and {untold} more before)" if untold else "", exc_info=problem)
+        self._logger.warning("%s%s", text, f" (and {left_out} more before)" if left_out else "", exc_info=problem)

@@ -1,15 +1,14 @@
-"""Log lines on stderr: text for people, JSON (one object a line) for collectors.
+"""The log on stderr: text for people, or JSON, one object a line, for collectors.
 
-Both say when (UTC, milliseconds), how grave, which part of the program, and what. A traceback is kept in the
-record it belongs to: in JSON as a field, in text as indented lines.
+Each line has the time (UTC, milliseconds), the level, the logger and the message. A traceback is part of its record: a
+field in JSON, indented lines in text.
 
-No thread waits for the reader of the log. A line goes into a queue of QUEUE_LINES, and a thread of its own writes it.
-When the reader is slower than the program for so long that the queue is full, lines are dropped and counted until half
-of the queue is free; a line then says how many. What a process has logged before it ends is written if the reader
-takes it within FLUSH_S.
+No thread waits for the reader of the log. Lines go into a queue of QUEUE_LINES, and a thread of its own writes them.
+When the queue is full because the reader is too slow, lines are dropped and counted until half of the queue is free; a
+line then says how many. At exit, queued lines are written if the reader takes them within FLUSH_S.
 
-Text of others (a node id, an address, an error of a peer) is a part of many lines. So a character that does not print
-is escaped: it can neither begin a line nor command a terminal. A long line is cut.
+Many lines contain text from others (a node id, an address, an error of a peer). Characters that do not print are
+escaped, so that such text can neither begin a line nor control a terminal. A long line is cut.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ FLUSH_S: Final = 1.0
 
 
 class TextFormatter(logging.Formatter):
-    """A line a person reads, its time in UTC."""
+    """A line for people, its time in UTC."""
 
     def __init__(self) -> None:
         super().__init__(TEXT_FORMAT, TIME_FORMAT)
@@ -75,32 +74,34 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _traceback(text: str) -> list[str]:
-    """Its lines; of a long one the end, which says what happened."""
+    """The lines of a traceback; of a long one only the end, which has the error."""
     return (text if len(text) <= TRACEBACK_CHARS_MAX else CUT + text[-TRACEBACK_CHARS_MAX:]).split("\n")
 
 
 class QueuedHandler(logging.Handler):
-    """Writes lines from a thread of its own. `dropped` counts the lines that the queue had no room for."""
+    """Writes lines in a thread of its own. `dropped` counts the lines that found the queue full."""
 
     def __init__(self, fd: int) -> None:
         super().__init__()
         self.dropped = 0
         self._fd = fd
-        self._untold = 0  # of those dropped, how many no line has told of yet
-        self._queue: SimpleQueue[str | threading.Event] = SimpleQueue()  # its `put` may interrupt itself in a signal
+        self._unreported = 0  # dropped lines that no line has reported yet
+        self._queue: SimpleQueue[str | threading.Event] = (
+            SimpleQueue()
+        )  # its `put` may be interrupted by itself, in a signal handler
         threading.Thread(target=self._write_lines, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queues the line, or counts it. Never blocks and never raises."""
-        if self._queue.qsize() >= (QUEUE_LINES // 2 if self._untold else QUEUE_LINES):
+        if self._queue.qsize() >= (QUEUE_LINES // 2 if self._unreported else QUEUE_LINES):
             self.dropped += 1
-            self._untold += 1
+            self._unreported += 1
             return
         try:
             line = self.format(record)
-        except Exception as error:  # noqa: BLE001  a wrong call of a logger must not fail the work that it tells of
+        except Exception as error:  # noqa: BLE001  a wrong call of a logger must not fail its caller
             line = f"{record.name}: {printable(repr(error))} in a log line: {printable(repr(record.msg))}"
-        self._tell_dropped()
+        self._report_dropped()
         self._queue.put(line)
 
     def flush(self) -> None:
@@ -109,9 +110,9 @@ class QueuedHandler(logging.Handler):
         self._queue.put(written)
         written.wait(FLUSH_S)
 
-    def _tell_dropped(self) -> None:
-        if self._untold:
-            count, self._untold = self._untold, 0
+    def _report_dropped(self) -> None:
+        if self._unreported:
+            count, self._unreported = self._unreported, 0
             lines = "line was" if count == 1 else "lines were"
             text = f"{count} log {lines} dropped: the log was not read fast enough"
             self._queue.put(self.format(logging.makeLogRecord({"name": __name__, "levelname": "WARNING", "msg": text})))
@@ -122,7 +123,7 @@ class QueuedHandler(logging.Handler):
                 line = self._queue.get_nowait()
             except Empty:
                 self.acquire()
-                self._tell_dropped()
+                self._report_dropped()
                 self.release()
                 line = self._queue.get()
             if isinstance(line, threading.Event):
@@ -132,10 +133,10 @@ class QueuedHandler(logging.Handler):
 
 
 def start_logging(level: str, style: str) -> None:
-    """Send the log of the whole process to stderr. Called once, before anything else starts."""
+    """Sends the log of the whole process to stderr. Call it once, before anything else starts."""
     root = logging.getLogger()
     root.setLevel(level.upper())
-    if sys.stderr is None:  # the process was started without one, and its number may be another file's by now
+    if sys.stderr is None:  # closed at the start: its descriptor may be another file by now
         root.handlers[:] = [logging.NullHandler()]
         return
     handler = QueuedHandler(sys.stderr.fileno())
@@ -145,20 +146,20 @@ def start_logging(level: str, style: str) -> None:
 
 
 def flush_log() -> None:
-    """Returns when everything logged so far is written, or after FLUSH_S."""
+    """Returns when all lines so far are written, after FLUSH_S at the latest."""
     for handler in logging.getLogger().handlers:
         handler.flush()
 
 
 def dropped_lines() -> int:
-    """Log lines since the start of the process that were not written, because the log was not read fast enough."""
+    """Lines that were dropped since the start because the reader of the log was too slow."""
     return sum(handler.dropped for handler in logging.getLogger().handlers if isinstance(handler, QueuedHandler))
 
 
 def print_soon(stream: TextIO | None, line: str) -> OSError | None:
-    """Prints a line; if the reader does not take it within FLUSH_S, a thread waits for that, and the caller goes on.
+    """Prints a line. If the reader does not take it within FLUSH_S, a thread goes on waiting for that.
 
-    Returns the error of a stream that does not take it.
+    Returns the error of the stream, if it had one.
     """
     if stream is None:
         return None
@@ -177,12 +178,12 @@ def _log_exception(failed: threading.ExceptHookArgs) -> None:
 
 
 def _write(fd: int, line: str) -> OSError | None:
-    """Writes a line whole, or what its reader takes of it before it goes, and returns the error then."""
+    """Writes a line. Returns the error if the reader has gone."""
     data = (line + "\n").encode(errors="surrogateescape")
     while data:
         try:
             data = data[os.write(fd, data) :]
-        except BlockingIOError:  # somebody else who has this pipe does not want to wait
+        except BlockingIOError:  # another process has made this pipe non-blocking
             poll = select.poll()
             poll.register(fd, select.POLLOUT)
             poll.poll()

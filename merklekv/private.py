@@ -1,4 +1,4 @@
-"""Files and directories that only the user who runs the process can read, whatever the umask.
+"""Files and directories that only the user of the process can read, whatever the umask.
 
 os.mkdir(path, DIRECTORY_MODE)
 open(path, "wb", opener=private)
@@ -11,10 +11,9 @@ from typing import Final
 DIRECTORY_MODE: Final = 0o700
 FILE_MODE: Final = 0o600
 
-
 Opener = Callable[[str, int], int]
 
 
 def private(name: str, flags: int) -> int:
-    """An `opener` for `open`: a file that it creates has FILE_MODE."""
+    """An `opener` for `open`: the file that it creates has FILE_MODE."""
     return os.open(name, flags, FILE_MODE)

@@ -1,7 +1,7 @@
-"""The kinds of value a setting can have: how each is read, and the words that say what is allowed.
+"""The types of settings: how a value is parsed and shown, and the words that say what is allowed.
 
-A kind takes what a person wrote, which is a string from a flag or the environment and a TOML value from a
-file, and gives the value or raises ValueError. It knows no key and no source; `config` adds those.
+A type gets a string from a flag or the environment, or a TOML value from a file, and returns the value or raises
+ValueError. It knows no key and no source; `config` adds those to the message.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ def size(lowest: int, highest: int) -> Kind[int]:
 
 
 def _within(given: object, lowest: int, highest: int) -> int:
-    # TOML's true is a Python int as well, but it is no number that anybody meant.
+    # TOML's true is an int in Python.
     if not isinstance(given, int) or isinstance(given, bool) or not lowest <= given <= highest:
         raise ValueError(given)
     return given
 
 
 def show_size(count: int) -> str:
-    """A size the way a person writes it, exact: 64MiB, 1000."""
+    """An exact size as people write it: 64MiB, 1000."""
     for unit, name in ((GiB, "GiB"), (MiB, "MiB"), (KiB, "KiB")):
         if count and count % unit == 0:
             return f"{count // unit}{name}"
@@ -88,15 +88,14 @@ def choice(*names: str) -> Kind[Any]:
 
 
 def _text(given: object, pattern: re.Pattern[str], size_max: int) -> str:
-    """A string that matches, of at most so many bytes in UTF-8."""
-    # What is no UTF-8 in the arguments of a program is a UnicodeEncodeError here, which is a ValueError.
+    """A string that matches, of at most `size_max` bytes. `encode` raises a ValueError for what is no UTF-8."""
     if not isinstance(given, str) or len(given.encode()) > size_max or not pattern.fullmatch(given):
         raise ValueError(given)
     return given
 
 
 def _matching(pattern: re.Pattern[str], allowed: str, *, size_max: int, empty: bool) -> Kind[str]:
-    """Text for a broker, which disconnects clients that send control characters."""
+    """Text for a broker; brokers disconnect clients that send control characters."""
 
     def parse(given: object) -> str:
         if empty and given == "":
@@ -123,7 +122,7 @@ def _parse_path(given: object) -> Path:
         raise ValueError(given)
     try:
         return Path(given).expanduser()
-    except RuntimeError as error:  # ~somebody who is not there
+    except RuntimeError as error:  # ~user, without such a user
         raise ValueError(given) from error
 
 

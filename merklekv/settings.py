@@ -1,8 +1,7 @@
-"""Every setting the server has: its default, its kind, what it means.
+"""Every setting of the server: its default, its type, its meaning.
 
-Each is declared once, as a field of a dataclass here. `config` reads them from flags, environment and file;
-`merklekv config` shows them; the documentation's table is made from them. A setting added here exists
-everywhere at once.
+Each setting is declared once, as a field of a dataclass. `config` reads them from flags, environment and file, and
+`merklekv config` and the documentation show them, so a new field is a complete new setting.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ DEFAULT_STORAGE_PATH = Path("data")
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """What a field of the settings says about itself."""
+    """The declaration of a setting, in the metadata of its field."""
 
     kind: Kind[Any]
     meaning: str
     secret: bool = False
-    inherits: str = ""  # the key whose value stands in when this one is given nowhere
+    inherits: str = ""  # the key whose value is the default of this one
 
 
 def setting(default: T, kind: Kind[T], meaning: str, *, secret: bool = False, inherits: str = "") -> T:
@@ -41,7 +40,7 @@ def setting(default: T, kind: Kind[T], meaning: str, *, secret: bool = False, in
 
 @dataclass(frozen=True, slots=True)
 class LimitSettings:
-    """What one client, and all together, may take."""
+    """The limits for each client and for all together."""
 
     max_connections: int = setting(10_000, setting_types.integer(1, 1_000_000), "clients connected at once")
     max_request_bytes: int = setting(
@@ -53,20 +52,18 @@ class LimitSettings:
         256 * MiB, setting_types.size(1 * MiB, 64 * GiB), "unread replies kept for one client before it is cut off"
     )
     idle_timeout_seconds: int = setting(
-        0, setting_types.integer(0, 31_536_000), "disconnect a client that is silent for so long; 0 is never"
+        0, setting_types.integer(0, 31_536_000), "disconnect a client after this silence; 0 is never"
     )
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicationSettings:
-    """How this node tells the others over MQTT."""
+    """How this node publishes and receives writes over MQTT."""
 
-    enabled: bool = setting(False, setting_types.FLAG, "publish local writes and take those of other nodes")
+    enabled: bool = setting(False, setting_types.FLAG, "publish local writes and apply those of other nodes")
     mqtt_broker: str = setting("localhost", setting_types.BROKER_HOST, "host of the MQTT broker")
     mqtt_port: int = setting(1883, setting_types.integer(1, 65_535), "port of the MQTT broker")
-    mqtt_version: str = setting(
-        "5", setting_types.choice("5", "3.1.1"), "MQTT protocol; 5 tells when a publish was refused"
-    )
+    mqtt_version: str = setting("5", setting_types.choice("5", "3.1.1"), "MQTT protocol; 5 reports refused publishes")
     topic_prefix: str = setting("merkle_kv", setting_types.TOPIC, "first levels of every topic; one per cluster")
     client_id: str = setting(
         "", setting_types.NODE_ID, "node id; empty: made at the first start and kept in the data directory"
@@ -82,15 +79,17 @@ class ReplicationSettings:
     session_expiry_seconds: int = setting(
         86_400,
         setting_types.integer(0, 0xFFFF_FFFE),
-        "how long the broker keeps events for this node while it is away",
+        "how long the broker keeps events for this node while it is offline",
     )
     heartbeat_seconds: int = setting(
-        10, setting_types.integer(1, 3600), "how often this node shows the others, and itself, that it is heard"
+        10,
+        setting_types.integer(1, 3600),
+        "time between heartbeats, by which nodes see that they are heard",
     )
     outbox_max_bytes: int = setting(
         1 * GiB,
         setting_types.size(1 * MiB, 1024 * GiB),
-        "log kept for the broker while it is away; the oldest is given up past it",
+        "log retained for the broker while it is away; beyond it, the oldest events are dropped",
     )
     advertise_address: str = setting(
         "",
@@ -102,7 +101,7 @@ class ReplicationSettings:
 
 @dataclass(frozen=True, slots=True)
 class AntiEntropySettings:
-    """When this node compares its Merkle tree with those of others."""
+    """When this node compares its Merkle tree with those of its peers."""
 
     enabled: bool = setting(True, setting_types.FLAG, "exchange with peers regularly")
     interval_seconds: int = setting(
@@ -112,18 +111,18 @@ class AntiEntropySettings:
         (), setting_types.ADDRESSES, "nodes to exchange with, host:port", inherits="replication.peer_list"
     )
     share_percent: int = setting(
-        50, setting_types.integer(1, 100), "how much of the time regular exchanges may be at work, SYNC apart"
+        50, setting_types.integer(1, 100), "share of the time that regular exchanges may use, SYNC not counted"
     )
 
 
 @dataclass(frozen=True, slots=True)
 class ScrubSettings:
-    """When this node looks for damage in what it holds."""
+    """When this node checks its records for damage."""
 
     interval_seconds: int = setting(
         86_400, setting_types.integer(0, 31_536_000), "time from one pass over all records to the next; 0 is never"
     )
-    share_percent: int = setting(5, setting_types.integer(1, 100), "how much of the time a pass may be at work")
+    share_percent: int = setting(5, setting_types.integer(1, 100), "share of the time that a pass may use")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,14 +141,16 @@ class Settings:
     memtable_size: int = setting(
         64 * MiB,
         setting_types.size(64 * KiB, 4 * GiB),
-        "recent writes kept in memory before they are merged into the base",
+        "recent writes in memory before a checkpoint moves them into the base",
     )
     max_value_size: int = setting(16 * MiB, setting_types.size(1, 512 * MiB), "largest value")
     max_clock_drift_seconds: int = setting(
-        86_400, setting_types.integer(1, 315_360_000), "how far ahead a write of another node may be stamped"
+        86_400,
+        setting_types.integer(1, 315_360_000),
+        "how far ahead of the clock a write of another node may be",
     )
     log_level: str = setting(
-        "info", setting_types.choice("debug", "info", "warning", "error"), "least level that is logged"
+        "info", setting_types.choice("debug", "info", "warning", "error"), "lowest level that is logged"
     )
     log_format: str = setting("text", setting_types.choice("text", "json"), "how log lines look")
     allow_remote: bool = setting(
@@ -158,7 +159,7 @@ class Settings:
     sync_interval_seconds: int = setting(
         60,
         setting_types.integer(1, 86_400),
-        "anti-entropy interval of older files, where [anti_entropy] does not say",
+        "anti-entropy interval in older files, if [anti_entropy] has none",
     )
     limits: LimitSettings = LimitSettings()
     replication: ReplicationSettings = ReplicationSettings()

@@ -1,8 +1,8 @@
-"""What tells a shortage from a failure: the one list of errors that harm nothing that is stored.
+"""Tells a shortage from a failure of the disk.
 
-A shortage (no descriptor, no memory, no process, no room on disk, no permission) passes by itself or by what somebody
-does about it.  Who meets one waits, refuses or tries again, and goes on when it is over.  Every other error of reading,
-writing or syncing data is a failed disk: what the disk holds is unknown then.
+A shortage (of descriptors, memory, processes, room on disk, or permission) harms no stored data. It ends by itself or
+when the administrator acts; until then the caller waits, refuses, or tries again. Any other error of reading, writing
+or syncing data is a failed disk: its content is unknown afterwards.
 """
 
 import errno
@@ -25,7 +25,7 @@ SHORTAGES: Final = NO_ROOM | {
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether this passes by itself; also where Python has a class of its own for it."""
+    """Whether this error is a shortage, also one that is no OSError."""
     if isinstance(error, OSError):
         return error.errno in SHORTAGES
     no_thread = isinstance(error, RuntimeError) and str(error).startswith("can't start new thread")
@@ -33,7 +33,7 @@ def is_shortage(error: BaseException) -> bool:
 
 
 def shortage_of(error: BaseException, what: str) -> Shortage:
-    """A shortage in words; `what` says what it has kept from being done."""
+    """The error as a Shortage; `what` names the work that it stopped."""
     if isinstance(error, Shortage):
         return error
     if isinstance(error, OSError) and error.errno in NO_ROOM:
@@ -42,12 +42,12 @@ def shortage_of(error: BaseException, what: str) -> Shortage:
 
 
 def number_of(text: str) -> int:
-    """The number of the error that a library has put in words at the end of a sentence; 0 if it is no shortage."""
+    """The errno of a shortage whose text ends a library's message; 0 without one."""
     return next((number for number in SHORTAGES if text.endswith(os.strerror(number))), 0)
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error says, or its name if it says nothing."""
+    """The text of an error, or its name if it has none."""
     if isinstance(error, MemoryError):
         return "out of memory"
     return (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
