@@ -141,7 +141,7 @@ def test_the_table_says_what_holds_collection_back() -> None:
     ]
     lines = table(found, 3 * DAY_NS)
     assert lines[1].split() == ["self", "00" * 8, "self", "-", "-", "2", "d", "ago", "2", "d", "ago"]
-    assert lines[2].endswith("5 s ago  2 d ago  2 d ago  its later writes are not applied here yet")
+    assert lines[2].endswith("5 s ago  2 d ago          2 d ago  its later writes are not applied here yet")
     assert "unknown" in lines[3]
     assert lines[3].endswith("-                -        no exchange with it yet")
     assert lines[4].endswith("of a later release")
