@@ -27,8 +27,12 @@ def output_errors(name: str) -> Iterator[None]:
     except BrokenPipeError as error:
         raise OutputClosed from error
     except OSError as error:
-        problem = DiskFull if error.errno in NO_ROOM else FileError
-        raise problem(f"{'the output' if name == STDIO else name}: cannot write: {error.strerror}") from error
+        raise file_error(error, f"{'the output' if name == STDIO else name}: cannot write") from error
+
+
+def file_error(error: OSError, what: str) -> DiskFull | FileError:
+    """The error for an OSError; `what` names the file and the failed action."""
+    return (DiskFull if error.errno in NO_ROOM else FileError)(f"{what}: {error.strerror or error}")
 
 
 @contextmanager

@@ -63,24 +63,20 @@ def progress(what: str, of_bytes: bool = False, prints: bool = False) -> Iterato
 
     `prints`: the block prints to stdout. If that is a terminal, there is no bar, which would mix with the lines.
     """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        TaskProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich import console as consoles
+    from rich import progress as bars
 
-    console = Console(stderr=True)
-    amount: ProgressColumn = DownloadColumn() if of_bytes else MofNCompleteColumn()
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), amount, TimeRemainingColumn())
+    console = consoles.Console(stderr=True)
     hidden = not console.is_terminal or (prints and sys.stdout is not None and sys.stdout.isatty())
-    with Progress(
-        *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False, disable=hidden
+    with bars.Progress(
+        *bars.Progress.get_default_columns()[:-1],
+        bars.DownloadColumn() if of_bytes else bars.MofNCompleteColumn(),
+        bars.TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=hidden,
     ) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=max(done, total) if total else None)

@@ -33,11 +33,11 @@ import merklekv
 from merklekv.engine.directory import give_to_owner
 from merklekv.engine.engine import Engine
 from merklekv.engine.verify.check import check_directory
-from merklekv.errors import Corruption, DiskFull, InvalidArgument
+from merklekv.errors import Corruption, InvalidArgument
 from merklekv.node_id import NODE_ID_FILE
 from merklekv.output import counted
-from merklekv.shortage import NO_ROOM
-from merklekv_tool.errors import BackupError, Exists, FileError
+from merklekv_tool.errors import BackupError, Exists
+from merklekv_tool.files import file_error
 from merklekv_tool.output import Update
 
 BACKUP_VERSION: Final = 2
@@ -78,8 +78,7 @@ def path_errors(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        problem = DiskFull if error.errno in NO_ROOM else FileError
-        raise problem(f"{error.filename or name}: {error.strerror or error}") from error
+        raise file_error(error, error.filename or name) from error
 
 
 @contextlib.contextmanager
@@ -111,33 +110,28 @@ def require_absent(target: Path, empty: bool = False) -> None:
 
 def complete(draft: Path, update: Update) -> dict[str, Any]:
     """Merges a copy's log into its base, checks the copy, and returns what it holds. Raises Corruption."""
-    engine = Engine(draft, checkpoint="manual", durability="never")
-    try:
+    with _opened(draft) as engine:
         for _ in range(2):  # the first call leaves the last memtable if too many are frozen
             engine.checkpoint_now()
-        held = _held(engine)
-    finally:
-        engine.close()
-    _tidy(draft)
+        held = {
+            "root": engine.root().hex(),
+            "keys": engine.live_count,
+            "tombstones": engine.tombstone_count,
+            "truncation": engine.truncation.hex(),
+            "gc_horizon_ns": engine.gc_horizon,
+            "lsn": engine.metrics().log_lsn,
+        }
     problems = check_directory(draft, update)
     if problems:
         raise Corruption(f"the copy does not hold together, so there is no backup: {problems[0]}")
     return held
 
 
-def _held(engine: Engine) -> dict[str, Any]:
-    return {
-        "root": engine.root().hex(),
-        "keys": engine.live_count,
-        "tombstones": engine.tombstone_count,
-        "truncation": engine.truncation.hex(),
-        "gc_horizon_ns": engine.gc_horizon,
-        "lsn": engine.metrics().log_lsn,
-    }
-
-
-def _tidy(directory: Path) -> None:
-    """Removes the files of the process that had the directory open."""
+@contextlib.contextmanager
+def _opened(directory: Path) -> Iterator[Engine]:
+    """An engine on a copy, which leaves none of its process's files behind."""
+    with contextlib.closing(Engine(directory, checkpoint="manual", durability="never")) as engine:
+        yield engine
     for name in ("LOCK", "base/lock.mdb"):
         (directory / name).unlink(missing_ok=True)
 
@@ -174,12 +168,8 @@ def examine(draft: Path, description: dict[str, Any], name: str, update: Update)
     problems = check_directory(draft, update)
     if problems:
         raise BackupError(f"{name}: damaged: {problems[0]}")
-    engine = Engine(draft, checkpoint="manual", durability="never")
-    try:
+    with _opened(draft) as engine:
         found = engine.root().hex()
-    finally:
-        engine.close()
-    _tidy(draft)
     if found != description["root"]:
         raise BackupError(f"{name}: holds other data than its description says: its root is {found}")
 
