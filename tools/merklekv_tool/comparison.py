@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from merklekv.engine.format import BUCKETS, LEAF_SIZE, VERSION_SIZE
+from merklekv.engine.format import BUCKETS, LEAF_SIZE
+from merklekv.engine.record import version_of
 from merklekv_tool.output import progress
 from merklekv_tool.source.source import Pair, Source
 
@@ -51,6 +52,6 @@ def _kind(a: bytes | None, b: bytes | None) -> str:
         return "only_a"
     if a is None:
         return "only_b"
-    if a[:VERSION_SIZE] == b[:VERSION_SIZE]:
+    if version_of(a) == version_of(b):
         return "conflict"
     return "newer_a" if a > b else "newer_b"

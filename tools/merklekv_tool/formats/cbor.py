@@ -15,9 +15,8 @@ from typing import Any, BinaryIO, Final, NoReturn, cast
 
 import cbor2
 
-from merklekv.engine.format import DIGEST_AT, VALUE_AT, VERSION_SIZE
+from merklekv.engine.record import DIGEST_SIZE, VERSION_SIZE, digest_of, value_of, version_of
 from merklekv_tool.formats.dump import (
-    DIGEST_SIZE,
     DUMP_VERSION,
     MARK,
     End,
@@ -44,7 +43,7 @@ class Cbor:
 
     def record(self, key: bytes, record: bytes) -> bytes:
         tombstone = check_flags(key, record)
-        return cbor2.dumps([key, record[:VERSION_SIZE], tombstone, record[DIGEST_AT:VALUE_AT], record[VALUE_AT:]])
+        return cbor2.dumps([key, version_of(record), tombstone, digest_of(record), value_of(record)])
 
     def end(self, end: End) -> bytes:
         return cbor2.dumps(

@@ -23,19 +23,11 @@ from typing import BinaryIO, Final, Literal, Protocol
 
 from xxhash import xxh3_128
 
-from merklekv.engine.format import (
-    DIGEST_AT,
-    FLAGS_AT,
-    MAX_KEY_SIZE,
-    TOMBSTONE,
-    VALUE_AT,
-    VERSION_SIZE,
-    make_record,
-)
+from merklekv.engine.format import MAX_KEY_SIZE
+from merklekv.engine.record import TOMBSTONE, VERSION_SIZE, digest_of, flags_of, make_record
 from merklekv_tool.errors import DumpError
 
 DUMP_VERSION: Final = 2
-DIGEST_SIZE: Final = VALUE_AT - DIGEST_AT
 MARK: Final = "merklekv_dump"  # the first field of the head, in both formats
 
 FormatName = Literal["jsonl", "cbor"]
@@ -96,7 +88,7 @@ def require_dump_version(version: object) -> None:
 
 def check_flags(key: bytes, record: bytes) -> bool:
     """Whether a record is a tombstone. Raises DumpError for flags of a later release: a dump would lose them."""
-    flags = record[FLAGS_AT]
+    flags = flags_of(record)
     if flags & ~TOMBSTONE:
         raise DumpError(f"the record of {key!r} has flags {flags:#x} of a later release: dump it with that release")
     return flags == TOMBSTONE
@@ -108,8 +100,8 @@ def build_record(key: bytes, version: bytes, tombstone: bool, digest: bytes, val
         raise ValueError(f"a key of {len(key)} bytes: keys have 1 to {MAX_KEY_SIZE}")
     if len(version) != VERSION_SIZE:
         raise ValueError(f"a version of {len(version)} bytes: versions have {VERSION_SIZE}")
-    record = make_record(key, version, TOMBSTONE if tombstone else 0, value)
-    if record[DIGEST_AT:VALUE_AT] != digest:
+    record = make_record(key, version, value, tombstone=tombstone)
+    if digest_of(record) != digest:
         raise ValueError(f"the record of {key!r} does not match its digest: it was damaged or edited")
     return record
 
@@ -121,7 +113,7 @@ class Checksum:
         self._hash = xxh3_128(len(head.prefix).to_bytes(8, "big") + head.prefix)
 
     def add(self, record: bytes) -> None:
-        self._hash.update(record[DIGEST_AT:VALUE_AT])
+        self._hash.update(digest_of(record))
 
     def end(self, truncation: bytes | None) -> bytes:
         self._hash.update(truncation or b"")
@@ -146,7 +138,7 @@ class Writer:
         encoded = [encode(key, record) for key, record in pairs]
         for _, record in pairs:
             self._checksum.add(record)
-            self.tombstones += record[FLAGS_AT]
+            self.tombstones += flags_of(record)
         self.records += len(encoded)
         self._write(b"".join(encoded))
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
-from merklekv.engine.clock import show_time, timestamp_of
+from merklekv.engine.clock import show_time
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import FLAGS_AT, INNER_NODES, OP_DEL, OP_SET, TOMBSTONE
+from merklekv.engine.format import INNER_NODES, OP_DEL, OP_SET
+from merklekv.engine.record import is_tombstone, timestamp_of
 from merklekv.errors import InvalidArgument, Stalled
 from merklekv.replication.cluster.member_rows import Row, rows, stored_members
 from merklekv.replication.sync.local_endpoint import METADATA_MEMBERS
@@ -55,7 +56,7 @@ class Directory:
         return rows(stored_members(table), self._engine.gc_horizon, time.time()) if table else []
 
     def merge(self, pairs: list[Pair]) -> Merged:
-        items = [(OP_DEL if record[FLAGS_AT] & TOMBSTONE else OP_SET, key, record) for key, record in pairs]
+        items = [(OP_DEL if is_tombstone(record) else OP_SET, key, record) for key, record in pairs]
         return Merged(*self._when_there_is_room(lambda: self._engine.merge(items, ORIGIN)))
 
     def write(self, pairs: list[Pair]) -> Merged:

@@ -27,10 +27,10 @@ from merklekv.engine.format import (
     OP_REPAIR,
     OP_TRUNCATE,
     SEGMENT_HEADER,
-    VALUE_AT,
     frame_checksum,
 )
 from merklekv.engine.log import list_segments, segment_path
+from merklekv.engine.record import timestamp_of, value_of
 from merklekv.engine.verify.reference import Entry, read_entries
 from merklekv.errors import Corruption
 from merklekv_tool.errors import FileError
@@ -125,7 +125,7 @@ class Event(NamedTuple):
     @property
     def time_ns(self) -> int | None:
         """The timestamp of its version, ns since the epoch; None without a version."""
-        return None if self.entry.op in (OP_METADATA, OP_REPAIR) else int.from_bytes(self.entry.record[:8], "big")
+        return None if self.entry.op in (OP_METADATA, OP_REPAIR) else timestamp_of(self.entry.record)
 
     @property
     def value(self) -> bytes | None:
@@ -133,7 +133,7 @@ class Event(NamedTuple):
         if self.entry.op in (OP_DEL, OP_TRUNCATE, OP_PURGE):
             return None
         record = self.entry.record
-        return record if self.entry.op in (OP_METADATA, OP_REPAIR) else record[VALUE_AT:]
+        return record if self.entry.op in (OP_METADATA, OP_REPAIR) else value_of(record)
 
 
 class LogReader:

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from merklekv.engine.format import INNER_NODES, LEAF_SIZE, MAX_VALUE_SIZE_LIMIT, VALUE_AT, VERSION_SIZE
+from merklekv.engine.format import INNER_NODES, LEAF_SIZE, MAX_VALUE_SIZE_LIMIT
 from merklekv.engine.merkle import LEAVES_PER_INNER
+from merklekv.engine.record import HEAD_SIZE, RECORD_OVERHEAD, VERSION_SIZE, body_of, head_of
 from merklekv.errors import MerkleKVError
 from merklekv.metrics import parse
 from merklekv.net.client import REPLY_ROOM_BYTES, Client, Reply, Unreachable
@@ -84,7 +85,7 @@ class Node:
             for _ in asked:
                 with self._understood(b"BUCKET"):
                     pairs = _pairs(self._client.receive())
-                if any(len(head) != VALUE_AT for _, head in pairs):
+                if any(len(head) != HEAD_SIZE for _, head in pairs):
                     raise self._strange(b"BUCKET")
                 yield pairs
 
@@ -122,10 +123,10 @@ class Node:
             return dict(_pairs(reply))
 
     def merge(self, pairs: list[Pair]) -> Merged:
-        fit, refused = split_by_size(pairs, VALUE_AT + self._largest_value)
+        fit, refused = split_by_size(pairs, RECORD_OVERHEAD + self._largest_value)
         if not fit:
             return Merged(0, 0, refused)
-        parts = [part for key, record in fit for part in (key, record[:VALUE_AT], record[VALUE_AT:])]
+        parts = [part for key, record in fit for part in (key, head_of(record), body_of(record))]
         reply = self._list(b"MERGE", ORIGIN, *parts)
         with self._understood(b"MERGE"):
             applied, superseded, named = reply

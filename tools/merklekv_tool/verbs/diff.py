@@ -87,24 +87,22 @@ def _show(difference: Difference, as_json: bool) -> None:
 
 
 def _fields(head: bytes | None) -> dict[str, object] | None:
-    from merklekv.engine.clock import show_version
-    from merklekv.engine.format import FLAGS_AT, TOMBSTONE
+    from merklekv.engine.record import is_tombstone, show_version
 
-    return None if head is None else {"version": show_version(head), "deleted": bool(head[FLAGS_AT] & TOMBSTONE)}
+    return None if head is None else {"version": show_version(head), "deleted": is_tombstone(head)}
 
 
 def _cell(head: bytes | None) -> str:
     """The time of the write, and whether it was a delete."""
-    from merklekv.engine.clock import timestamp_of
-    from merklekv.engine.format import FLAGS_AT, TOMBSTONE
+    from merklekv.engine.record import is_tombstone, timestamp_of
 
     if head is None:
         return "-"
-    return time_text(timestamp_of(head)) + (" deleted" if head[FLAGS_AT] & TOMBSTONE else "")
+    return time_text(timestamp_of(head)) + (" deleted" if is_tombstone(head) else "")
 
 
 def _conclude(counts: Counter[str], truncations: tuple[bytes, bytes], equal: bool, as_json: bool) -> None:
-    from merklekv.engine.clock import show_version
+    from merklekv.engine.record import show_version
 
     truncations_equal = truncations[0] == truncations[1]
     if as_json:

@@ -48,9 +48,9 @@ class Loader:
 
     def load(self, pairs: list[Pair]) -> None:
         if self._anew:
-            from merklekv.engine.format import FLAGS_AT, TOMBSTONE, VALUE_AT
+            from merklekv.engine.record import is_live, value_of
 
-            live = [(key, record[VALUE_AT:]) for key, record in pairs if not record[FLAGS_AT] & TOMBSTONE]
+            live = [(key, value_of(record)) for key, record in pairs if is_live(record)]
             result = self._target.write(live)
         else:
             result = self._target.merge(pairs)

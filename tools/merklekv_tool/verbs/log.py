@@ -198,7 +198,7 @@ class Printer:
         return f"{when:26}  {_operation(event):8}  {origin:16}  {key:{KEY_WIDTH}}  {shown}".rstrip()
 
     def _fields(self, event: Event) -> dict[str, object]:
-        from merklekv.engine.clock import show_version
+        from merklekv.engine.record import show_version
         from merklekv_tool.formats.jsonl import field
 
         fields: dict[str, object] = {"lsn": event.lsn, "sequence": event.sequence, "origin": event.origin}
