@@ -75,7 +75,7 @@ def test_a_torn_tail_is_noted_and_no_problem(sound: Path) -> None:
     assert done.returncode == 0
     assert done.stdout.decode() == f"{sound}: no problems found\n"
     assert str(newest) in done.stderr.decode()
-    assert json.loads(succeeds("verify", sound, "--json"))["metadata"]
+    assert json.loads(succeeds("verify", sound, "--json"))["notes"]
 
 
 def record(key: bytes, value: bytes = b"v", version: bytes = b"\x17" * 24, tombstone: bool = False) -> bytes:
@@ -144,7 +144,7 @@ def test_a_node_that_is_written_to_all_the_time(fake: FakeNode) -> None:
 
 def test_a_node_that_is_written_to_for_a_while(fake: FakeNode) -> None:
     fake.root_moves_for = 1
-    assert json.loads(succeeds("verify", fake.address, "--json"))["metadata"] == []
+    assert json.loads(succeeds("verify", fake.address, "--json"))["notes"] == []
     assert fake.asked[b"HASH"] == 4
 
 
@@ -167,7 +167,7 @@ def test_a_busy_node(sound: Path, node_factory: NodeFactory) -> None:
     finally:
         stop.set()
         writer.join()
-    assert json.loads(succeeds("verify", address(node), "--json"))["metadata"] == []
+    assert json.loads(succeeds("verify", address(node), "--json"))["notes"] == []
 
 
 # -- what a node keeps beside its records ------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ def test_a_damaged_place_in_the_log_is_noted(sound: Path) -> None:
     (sound / "outbox").write_bytes(b"damaged")
     verdict = json.loads(succeeds("verify", sound, "--json"))
     assert verdict["problems"] == []
-    assert verdict["metadata"] == [f"{sound / 'outbox'}: damaged, a start publishes again what is left of the log"]
+    assert verdict["notes"] == [f"{sound / 'outbox'}: damaged, a start publishes again what is left of the log"]
 
 
 def test_a_directory_with_an_unreadable_table_is_served_backed_up_and_restored(
