@@ -1,10 +1,10 @@
 """Writes the worked example in docs/format.md: a real log segment and a real base, byte by byte.
 
-    python scripts/write_format_example.py            writes it anew
-    python scripts/write_format_example.py --check    only says whether it is what the code makes
+    python scripts/write_format_example.py            writes it
+    python scripts/write_format_example.py --check    checks that it is what the code makes
 
-An engine sets a key, deletes another, and commits, with a clock and a process id of its own so that the bytes are the
-same each time.  What the log holds is cut into fields here; what merging makes of it is read back from LMDB.
+An engine sets a key, deletes another, and commits, with a fixed clock, store id and process epoch, so the bytes are the
+same each time. The log is cut into fields here; the result of a checkpoint is read back from LMDB.
 """
 
 import tempfile
@@ -20,7 +20,7 @@ from merklekv.engine.engine import Engine
 from merklekv.engine.format import ENTRY, FRAME_HEADER, LEAF_SIZE, REMOTE, SEGMENT_HEADER, bucket_of
 
 NOW_NS = 1_800_000_000 * 10**9
-INSTANCE = bytes.fromhex("c0ffee00c0ffee000badcafe")  # data directory, run
+INSTANCE = bytes.fromhex("c0ffee00c0ffee000badcafe")  # store id, process epoch
 ONE_KEY = b"greeting"
 OTHER_KEY = b"gone"
 

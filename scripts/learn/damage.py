@@ -1,4 +1,4 @@
-"""Damages the newest log segment of a data directory that no node has open, to see what a start makes of it.
+"""Damages the newest log segment of a data directory that no node has open, to see how a start handles it.
 
 python scripts/learn/damage.py tear DIR     cut into the last frame: what a power cut leaves of a write in progress
 python scripts/learn/damage.py rot DIR      flip a bit of a frame in the middle: what a failing disk does
@@ -13,12 +13,12 @@ TORN_BYTES = 5
 
 
 def tear(data: bytearray) -> bytearray:
-    """Without its last bytes.  The zeros behind them are room that was reserved for what was to come."""
+    """Cuts off the last bytes. The zeros behind them are room reserved for later frames."""
     return data.rstrip(b"\0")[:-TORN_BYTES]
 
 
 def rot(data: bytearray) -> bytearray:
-    """With one bit of the frames flipped, halfway through them."""
+    """Flips one bit in the middle of the frames."""
     data[(SEGMENT_HEADER.size + len(data.rstrip(b"\0"))) // 2] ^= 1
     return data
 

@@ -1,10 +1,10 @@
 """Draws the pictures of docs/learn from runs of real nodes with a real Mosquitto; a minute for all.
 
-    python scripts/learn/draw.py outbox skew merkle       # those that are named
+    python scripts/learn/draw.py outbox skew merkle       # only these
     python scripts/learn/draw.py merkle --small --output /tmp
 
-Each run is started, measured while it goes, and drawn as it was: the numbers in a picture differ from run to run, the
-story does not.  --small makes less of everything, to try it out.
+Each picture is drawn from a measured run: its numbers differ from run to run, its story does not. --small makes a short
+run, to try it out.
 """
 
 import argparse
@@ -30,7 +30,7 @@ STYLE: Any = {
 
 
 def save(drawing: Figure, path: Path) -> None:
-    """As SVG, without the time at which it was made."""
+    """As SVG, without a date."""
     drawing.savefig(path, metadata={"Date": None})
 
 

@@ -1,10 +1,10 @@
-"""Listens at the broker and prints what nodes tell each other, one line an event.
+"""Listens at the broker and prints the events of the nodes, one line each.
 
     python scripts/learn/listen.py --port 7400 --topic lab              until Ctrl-C
-    python scripts/learn/listen.py --port 7400 --topic lab --events 5   until it has heard five
+    python scripts/learn/listen.py --port 7400 --topic lab --events 5   until five have come
 
-A line is the node, the number of the event among that node's, what it does, the key, the value, and the version that
-decides: its stamp in seconds before now (negative: ahead), and its op id.
+A line is the node, the sequence number of the event, the operation, the key, the value, and the version: its timestamp
+in seconds before now (negative: ahead), and its op id.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 
 def events(payload: bytes) -> list[dict[str, Any]]:
-    """The events of a message: one, or a batch that says once what they share."""
+    """The events of a message: one, or a batch with its common fields once."""
     message = cbor2.loads(payload)
     if "events" not in message:
         return [message]
@@ -27,7 +27,7 @@ def events(payload: bytes) -> list[dict[str, Any]]:
 
 
 def told(node: str, event: dict[str, Any]) -> str:
-    """One event as a line."""
+    """An event as a line."""
     value = event["val"].decode(errors="replace") if event["val"] is not None else "-"
     what = f"{event['op']} {event.get('key', '')} {value!r}"
     ago_s = time.time() - event["ts"] / 1e9

@@ -1,13 +1,13 @@
-"""Publishes an event of its own making at the broker, as a node would, but with any version it likes.
+"""Publishes an event at the broker, as a node would, but with any version.
 
     python scripts/learn/say.py --port 7400 --topic lab k hello                     stamped now
     python scripts/learn/say.py --port 7400 --topic lab k old --at 1700000000       stamped then: seconds since 1970
     python scripts/learn/say.py --port 7400 --topic lab k later --at +30            stamped 30 s ahead of now
     python scripts/learn/say.py --port 7400 --topic lab k tie --at 1700000000 --op-id 2
     python scripts/learn/say.py --port 7400 --topic lab k --delete --times 3        the same event three times
-    python scripts/learn/say.py --port 7400 --topic lab --raw junk                  this, which is no event
+    python scripts/learn/say.py --port 7400 --topic lab --raw junk                  a message that is no event
 
-It speaks for a node called `stranger`.
+The event comes from a node called `stranger`.
 """
 
 import argparse

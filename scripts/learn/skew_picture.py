@@ -1,7 +1,7 @@
 """A conflict resolved under clock skew: two nodes write the same key without hearing each other, b a minute ahead.
 
-The write that came later in truth loses, since it has the smaller stamp; both nodes agree on that.  What a writes after
-having heard of it wins, though a's own clock is a minute behind: its stamps follow what it has seen.
+The write that really came later loses, because it has the smaller timestamp; both nodes agree on that. The next write
+of a wins, although a's clock is a minute behind: its timestamps follow those that it has received.
 """
 
 import threading
