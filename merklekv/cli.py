@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from merklekv import __version__, config
+from merklekv import __version__, config, setting_types
 from merklekv.errors import MerkleKVError
 from merklekv.exit_codes import EXIT_FAILED, EXIT_USAGE, status_of
 from merklekv.output import OutputClosed, printable, take_over_output
@@ -43,8 +43,8 @@ FLAGS = {
     "replication.client_id": ("--node-id", "NAME"),
     "log_level": ("--log-level", "debug|info|warning|error"),
     "log_format": ("--log-format", "text|json"),
+    "allow_remote": ("--allow-remote", ""),
 }
-SWITCHES = {"allow_remote": "--allow-remote"}
 
 
 class DemoBroker(enum.Enum):
@@ -80,7 +80,7 @@ DEMO_SECONDS_MAX = 86_400
 
 
 def _takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the flags of FLAGS and SWITCHES, `--config` and `--set`, and calls it with the settings."""
+    """Gives a command the flags of FLAGS, `--config` and `--set`, and calls it with the settings."""
 
     @functools.wraps(command)
     def wrapper(**given: Any) -> None:
@@ -88,9 +88,6 @@ def _takes_settings(command: Callable[..., None]) -> Callable[..., None]:
         for key, (spelling, _) in FLAGS.items():
             if (value := given.pop(_parameter(key))) is not None:
                 flags[key] = (spelling, value)
-        for key, spelling in SWITCHES.items():
-            if (switched := given.pop(_parameter(key))) is not None:
-                flags[key] = (spelling, switched)
         for pair in given.pop("set_pairs") or []:
             key, equals, value = pair.partition("=")
             if not equals:
@@ -120,12 +117,10 @@ def _flag_parameters() -> list[inspect.Parameter]:
     parameters = []
     for key, (spelling, metavar) in FLAGS.items():
         declaration, default = table[key]
-        shown = f" [default: {declaration.kind.show(default)}]" if default != "" else ""
+        is_switch = declaration.kind is setting_types.FLAG
+        shown = "" if is_switch or default == "" else f" [default: {declaration.kind.show(default)}]"
         option = typer.Option(spelling, metavar=metavar, help=declaration.meaning + shown, show_default=False)
-        parameters.append(parameter(_parameter(key), Annotated[str | None, option]))
-    for key, spelling in SWITCHES.items():
-        switch = typer.Option(spelling, metavar="", help=table[key][0].meaning, show_default=False)
-        parameters.append(parameter(_parameter(key), Annotated[bool | None, switch]))
+        parameters.append(parameter(_parameter(key), Annotated[bool | None if is_switch else str | None, option]))
     file = typer.Option("--config", metavar="FILE", help="TOML file with settings", show_default=False)
     pairs = typer.Option("--set", metavar="KEY=VALUE", help="any setting; repeatable", show_default=False)
     parameters.append(parameter("config_file", Annotated[str | None, file]))
