@@ -1,17 +1,27 @@
-"""One client's connection: its socket, its protocol, and what is under way for it.
+"""One client's connection: its socket, its protocol, its state, and the requests and replies that wait.
 
-A connection is a session with a socket. It decides the protocol by the first byte it receives and knows how its
-errors look; when to read, run and send is the worker's business. All its fields belong to the worker's thread.
+A connection is a session with a socket. The first byte that it receives decides the protocol. The worker decides when
+to read, run and send; a connection knows in which state that leaves it:
+
+    OPEN --hold--> PAUSED --resume--> OPEN     a request waits, or the client does not read its replies
+    OPEN, PAUSED --close_when_sent--> CLOSING --linger--> LINGERING
+    any --close--> CLOSED
+
+What is unusual sets `needs_attention`: another state than OPEN, unsent replies, the end of input. The worker looks at
+such a connection after sending; all others pass by on this one attribute. All fields belong to the worker's thread.
 """
 
 from __future__ import annotations
 
+import enum
 import math
+import select
 import socket
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
-from merklekv.net.limits import BULK_BYTES_MIN
+from merklekv.net.limits import BULK_BYTES_MIN, LINGER_S
 from merklekv.net.protocol.resp import RespParser
 from merklekv.net.protocol.text import FOREIGN, REFUSED, Request, TextParser
 from merklekv.net.session import Context, Long, Pause, Session
@@ -19,31 +29,42 @@ from merklekv.net.session import Context, Long, Pause, Session
 if TYPE_CHECKING:
     from merklekv.net.commands.registry import Entry
 
+READABLE = select.EPOLLIN
+WRITABLE = select.EPOLLOUT
+
 _RESP_FIRST = b"*"
 _TLS_FIRST = b"\x16"  # a handshake record; what a server chose, such as a ticket, may hold lines that are commands
 
 
+class State(enum.Enum):
+    OPEN = enum.auto()  # reads and runs requests
+    PAUSED = enum.auto()  # holds requests and reads no more of them
+    CLOSING = enum.auto()  # runs nothing more, drops what it reads, and sends the replies that are left
+    LINGERING = enum.auto()  # has sent all and told the client that no more will come; drops what it reads
+    CLOSED = enum.auto()
+
+
+OPEN, PAUSED, CLOSING, LINGERING, CLOSED = State  # looked up faster than attributes of the enum
+
+
 class Connection(Session):
     __slots__ = (
-        "afterwards",
         "backlog",
-        "closed",
-        "closing",
         "deadline",
         "end_of_input",
         "feed",
-        "lingering",
-        "mask",
-        "pause",
+        "interest",
+        "needs_attention",
         "receive",
         "refusal",
         "replies",
-        "scheduled",
         "send",
         "socket",
-        "special",
+        "state",
         "task",
         "unsent",
+        "waits_for",
+        "when_sent",
     )
 
     def __init__(
@@ -53,25 +74,21 @@ class Connection(Session):
         self.socket = sock
         self.receive = sock.recv
         self.send = sock.send
-        self.mask = 0  # the epoll events asked for
-        self.feed: Callable[[bytes], Sequence[Request]] = self._greet
-        self.refusal = refusal  # why this client is not served, said once its protocol is known
+        self.feed: Callable[[bytes], list[Request]] = self._greet
+        self.state = OPEN
+        self.needs_attention = False
+        self.interest = 0  # the epoll events that the worker has registered
+        self.refusal = refusal  # why this client is not served, told once its protocol is known
         self.deadline = math.inf  # lingering or refused: closed by then in any case
-
-        self.replies: list[bytes] = []  # of this round: they leave after its commit
-        self.unsent: bytes | memoryview = b""  # what the socket did not take
-        self.backlog: Sequence[Request] = ()  # received, to be run when what comes before is done
-        self.task: Long | None = None  # a long command under way
-        self.pause: Pause = None  # what the connection waits for
-        self.scheduled = False  # stands in the worker's queue of runnable or of parked connections
         self.end_of_input = False  # nothing more will be read
-        self.closing = False  # closes as soon as the replies are sent
-        self.afterwards: Callable[[], None] | None = None  # called when they are
-        self.lingering = False  # all is sent, and the client knows that nothing more will come
-        self.closed = False
-        self.special = False  # any of the above needs a look after sending; False on the fast way
+        self.replies: list[bytes] = []  # of this tick: they leave after its commit
+        self.unsent: bytes | memoryview = b""  # what the socket did not take
+        self.backlog: list[Request] = []  # held requests, oldest first
+        self.task: Long | None = None  # the oldest of them, when it is a long command under way
+        self.waits_for: Pause = None  # what must become true before it goes on
+        self.when_sent: Callable[[], None] | None = None  # called when the last reply is sent
 
-    def _greet(self, data: bytes) -> Sequence[Request]:
+    def _greet(self, data: bytes) -> list[Request]:
         """Takes the first bytes: they decide the protocol."""
         context = self.context
         if data[:1] == _RESP_FIRST:
@@ -89,46 +106,100 @@ class Connection(Session):
         return self.feed(data)
 
     def lookup(self, name: bytes) -> Entry:
-        """The entry for a name that is not written all in one case, or is none of ours."""
+        """The entry for a name in mixed case, or for one that no command has."""
         commands = self.context.commands
         return self.find(name.upper()) or (commands.resp if self.protocol else commands.line).unknown
 
-    def close_when_sent(self) -> None:
-        """Runs nothing more; what the client still sends is dropped."""
-        self.closing = self.special = True
-        self.feed = discard
-        self.backlog = ()
+    # -- states ------------------------------------------------------------------------------------------------------
 
-    def turn_away(self) -> None:
-        """Says at once why this client is not served, as Redis does. For one that no worker has yet; raises OSError."""
-        self.close_when_sent()
-        self.lingering = True
-        self.send(b"-ERR %b\r\n" % self.refusal.encode())
+    def hold(self, requests: list[Request]) -> None:
+        """Keeps requests until `resume`: the first one waits, or there are replies enough to send before it."""
+        self.backlog = requests
+        self.state = PAUSED
+        self.needs_attention = True
+
+    def resume(self) -> list[Request]:
+        """The held requests, which run now."""
+        backlog, self.backlog = self.backlog, []
+        self.state = OPEN
+        return backlog
+
+    def end_input(self) -> None:
+        """Reads nothing more; closes once the requests received are answered."""
+        self.end_of_input = self.needs_attention = True
+
+    def close_when_sent(self, when_sent: Callable[[], None] | None = None) -> None:
+        """Runs nothing more, sends the replies that are left, then calls `when_sent` and lingers."""
+        self._drop_requests()
+        self.when_sent = when_sent
+        self.state = CLOSING
+        self.needs_attention = True
+
+    def linger(self) -> None:
+        """Tells the client that no more will come, and leaves it LINGER_S to read. Raises OSError."""
+        self.state = LINGERING
+        self.deadline = time.monotonic() + LINGER_S
+        self._call_when_sent()
         self.socket.shutdown(socket.SHUT_WR)
 
-    def drop_task(self) -> None:
-        """Ends a long command where it is."""
-        task, self.task, self.pause = self.task, None, None
+    def close(self) -> None:
+        """Closes at once; unsent replies are lost."""
+        self.state = CLOSED
+        self._call_when_sent()
+        self.replies.clear()
+        self.unsent = b""
+        self._drop_requests()
+        self.socket.close()  # this also takes it out of the epoll set
+
+    def turn_away(self) -> None:
+        """Tells a client that no worker has yet why it is not served, as Redis does. Raises OSError."""
+        self.send(b"-ERR %b\r\n" % self.refusal.encode())
+        self.close_when_sent()
+        self.linger()
+
+    def fail_task(self, problem: Exception) -> None:
+        """Lets the long command under way end with this error when it goes on."""
+        if self.task is not None:
+            self.task.close()
+            self.task, self.waits_for = _failed(problem), None
+
+    def _drop_requests(self) -> None:
+        self.feed = _discard
+        self.backlog = []
+        task, self.task, self.waits_for = self.task, None, None
         if task is not None:
             task.close()
 
-    def say_afterwards(self) -> None:
-        """Does what a Goodbye asked for, once. Also when its client did not wait for the reply."""
-        afterwards, self.afterwards = self.afterwards, None
-        if afterwards:
-            afterwards()
+    def _call_when_sent(self) -> None:
+        """Also when the client did not wait for the reply."""
+        when_sent, self.when_sent = self.when_sent, None
+        if when_sent:
+            when_sent()
+
+    # -- what comes next ---------------------------------------------------------------------------------------------
+
+    @property
+    def reads_replies(self) -> bool:
+        """Whether the client has read enough of its replies for further requests to run."""
+        return len(self.unsent) <= self.context.limits.output_soft_bytes
+
+    @property
+    def events(self) -> int:
+        """The epoll events that it waits for."""
+        reading = not self.end_of_input and self.state is not PAUSED and self.reads_replies
+        return (READABLE if reading else 0) | (WRITABLE if self.unsent else 0)
 
     def is_overdue(self, now: float, idle_limit_s: float) -> bool:
         """Whether it was silent, or lingered, for longer than it may."""
-        idle = idle_limit_s and now - self.last_active > idle_limit_s and not self.busy
+        idle = idle_limit_s and now - self.last_active > idle_limit_s and self.state is not PAUSED
         return bool(idle) or self.deadline <= now
 
-    @property
-    def busy(self) -> bool:
-        """Something received earlier is not finished, so nothing more is read or run."""
-        return self.task is not None or self.pause is not None or bool(self.backlog)
 
-
-def discard(data: bytes) -> Sequence[Request]:
+def _discard(data: bytes) -> list[Request]:
     """The parser of a connection that is about to close."""
-    return ()
+    return []
+
+
+def _failed(problem: Exception) -> Generator[Pause, None, bytes]:
+    raise problem
+    yield None  # type: ignore[unreachable]  # it makes this a generator

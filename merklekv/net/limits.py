@@ -12,13 +12,13 @@ from dataclasses import dataclass
 KIB = 1024
 MIB = 1024 * 1024
 
-# How a worker shares its time. A round reads each ready connection once, and together at most ROUND_BYTES (but
+# How a worker shares its time. A round reads each ready connection once, and together at most TICK_BYTES (but
 # never less than RECEIVE_BYTES_MIN each), so that a round of full pipelines stays in the tens of milliseconds.
 RECEIVE_BYTES_MAX = 64 * KIB
 RECEIVE_BYTES_MIN = 4 * KIB
-ROUND_BYTES = MIB
+TICK_BYTES = MIB
 # Replies wait in memory for the commit; a round that has gathered this much commits and sends early.
-ROUND_OUTPUT_BYTES = 8 * MIB
+TICK_OUTPUT_BYTES = 8 * MIB
 # Before a commit that waits for the disk, a round asks this many times for what has arrived meanwhile.
 GATHERINGS_MAX = 4
 # Long commands and paused connections together get this much of every round.

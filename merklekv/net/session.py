@@ -38,7 +38,8 @@ Pause = Callable[[], bool] | None
 Long = Generator[Pause, None, bytes]
 Reply = bytes | Long
 Handler = Callable[["Session", Request], Reply]
-BatchHandler = Callable[["Session", Sequence[Request], int], list[bytes]]  # the int: bytes of replies that suffice
+# Sessions, the request of each, and how many bytes of replies suffice: the replies to as many as it runs.
+BatchHandler = Callable[[Sequence["Session"], Sequence[Request], int], list[bytes]]
 
 
 class Services(Protocol):
@@ -131,6 +132,13 @@ class Context:
         self.sessions: Callable[[], list[Session]] = list
         self.started = time.monotonic()
         self.request_bytes = max(limits.request_bytes, engine.max_value_size + REQUEST_ROOM_BYTES)
+
+    def report(self, kind: str, text: str, problem: Exception | None = None) -> None:
+        """Logs an error, many of one kind as one."""
+        try:
+            self.throttle.warn(kind, text, problem)
+        except MemoryError:
+            pass  # too little is left even for this
 
 
 class Session:

@@ -50,17 +50,16 @@ def bulk_or_nil(session: Session, value: bytes | None) -> bytes:
 # -- GET and SET -------------------------------------------------------------------------------------------------------
 
 
-def _get_batch(session: Session, requests: Sequence[Request], room: int) -> list[bytes]:
-    get_value = session.engine.get
-    nil = session.nil
-    replies = []
+def _get_batch(sessions: Sequence[Session], requests: Sequence[Request], room: int) -> list[bytes]:
+    get_value = sessions[0].engine.get
+    replies: list[bytes] = []
     name = requests[0][0]
     for request in requests:
         if request[0] != name or len(request) != 2 or room < 0:
             break
         value = get_value(request[1])
         if value is None:
-            replies.append(nil)
+            replies.append(sessions[len(replies)].nil)
         else:
             replies.append(b"$%d\r\n%b\r\n" % (len(value), value))
             room -= len(value)
@@ -78,10 +77,10 @@ def get_line(session: Session, request: Request) -> Reply:
     return text.NOT_FOUND if value is None else _value_line(value)
 
 
-def _set_batch(session: Session, requests: Sequence[Request], room: int) -> list[bytes]:
+def _set_batch(sessions: Sequence[Session], requests: Sequence[Request], room: int) -> list[bytes]:
     name = requests[0][0]
     plain = takewhile(lambda request: request[0] == name and len(request) == 3, requests)
-    return [resp.OK] * session.engine.set_batch(plain)
+    return [resp.OK] * sessions[0].engine.set_batch(plain)
 
 
 @command(
