@@ -43,9 +43,9 @@ from merklekv.net.server import Server
 from merklekv.node_id import stored_node_id
 from merklekv.output import counted
 from merklekv.replication.cluster.members import node_of
+from merklekv.replication.cluster.storage import METADATA_MEMBERS, load_members
 from merklekv.replication.scrubber import Scrubber
 from merklekv.replication.sync.anti_entropy import AntiEntropy
-from merklekv.replication.sync.local_endpoint import METADATA_MEMBERS, load_members
 from merklekv.settings import Settings
 from merklekv.shortage import reason_of
 
@@ -93,6 +93,19 @@ def fetch_record(address: str, key: bytes, reply_bytes: int = REPLY_BYTES_MAX) -
     """The record of a key as another node has it. Raises MerkleKVError when that cannot be asked."""
     with Client(*parse_address(address), FETCH_TIMEOUT_S, reply_bytes) as client:
         return records.fetch(client, key)
+
+
+class StreamSurroundings:
+    """The node around the stream, see `StreamContext`: the members, and anti-entropy, which repairs gaps."""
+
+    def __init__(self, anti_entropy: AntiEntropy) -> None:
+        membership = anti_entropy.membership
+        self.is_removed = membership.is_removed
+        self.applied_through = membership.applied_through
+        self.on_events_from = membership.on_events_from
+        self.on_status = anti_entropy.on_status
+        self.on_gap = anti_entropy.wake
+        self.on_storage_failed = end_at_once
 
 
 class NodeServices:
@@ -241,11 +254,11 @@ class Node:
     def replicate(self) -> None:
         """Switch replication on. What it needs (paho) is imported only then."""
         if self.replicator is None:
-            from merklekv.replication.stream.mqtt import Broker
+            from merklekv.replication.stream.mqtt import BrokerSettings
             from merklekv.replication.stream.replicator import Replicator
 
             given = self._settings.replication
-            broker = Broker(
+            broker = BrokerSettings(
                 host=given.mqtt_broker,
                 port=given.mqtt_port,
                 topic_prefix=given.topic_prefix,
@@ -262,14 +275,10 @@ class Node:
             replicator = Replicator(
                 self.engine,
                 broker,
-                end_at_once,
+                StreamSurroundings(self.anti_entropy),
                 address=self.advertised_address,
                 heartbeat_s=given.heartbeat_seconds,
                 store_id=self.members.identity.store_id.hex(),
-                on_gap=self.anti_entropy.wake,
-                on_news=self.anti_entropy.on_status,
-                is_removed=self.anti_entropy.membership.refuses,
-                had=self.anti_entropy.membership.writer_applied_through,
             )
             replicator.start()
             self.replicator = replicator

@@ -15,9 +15,9 @@ from merklekv.address import parse_address
 from merklekv.errors import DiskFull, InvalidArgument, MerkleKVError, StorageFailed
 from merklekv.replication.cluster.members import UnknownMember
 from merklekv.replication.cluster.presence import OFFLINE, ONLINE, Status
+from merklekv.replication.cluster.storage import load_members
 from merklekv.replication.sync import anti_entropy as module
 from merklekv.replication.sync.anti_entropy import Stopped
-from merklekv.replication.sync.local_endpoint import load_members
 from merklekv.replication.sync.messages import ExchangeRefused
 
 Make = Callable[..., Node]
@@ -293,7 +293,7 @@ def test_a_forgotten_node_is_known_as_such(make: Make) -> None:
     assert not a.anti_entropy.membership.is_removed("b", store_id)
     with pytest.raises(UnknownMember):
         a.anti_entropy.remove("nobody")
-    with pytest.raises(InvalidArgument, match="a birth is 16 hex digits"):
+    with pytest.raises(InvalidArgument, match="a store id is 16 hex digits"):
         a.anti_entropy.remove("b", "xy")
     with pytest.raises(InvalidArgument, match="this node itself"):
         a.anti_entropy.remove("a")
@@ -318,7 +318,7 @@ def test_names_and_addresses_that_make_no_sense_harm_nobody(make: Make) -> None:
         Status("n" * 600, ONLINE, "n:1"),
         Status("no-port", ONLINE, "host"),
         Status("long", ONLINE, "h" * 1000 + ":1"),
-        Status("no-birth", ONLINE, "", store_id="zz"),
+        Status("no-store-id", ONLINE, "", store_id="zz"),
         Status("a/b", ONLINE),
         Status("", ONLINE),
         b.status(),
@@ -326,7 +326,7 @@ def test_names_and_addresses_that_make_no_sense_harm_nobody(make: Make) -> None:
         a.anti_entropy.on_status(status)
     wait_until(lambda: a.figures().get('peer_in_sync{peer="b"}') == 1)
     wait_until(lambda: a.figure("exchange_failures") >= 2)
-    assert {row["node"] for row in a.anti_entropy.membership.rows()} == {"a", "b", "no-port", "long", "no-birth"}
+    assert {row["node"] for row in a.anti_entropy.membership.rows()} == {"a", "b", "no-port", "long", "no-store-id"}
     assert a.figures()['peer_error{peer="no-port"}'] == "'host' is no address: give host:port"
 
 

@@ -222,7 +222,7 @@ def test_a_status_of_an_older_run_is_no_duplicate(
     harness = harness_at(broker)
     node = harness.create_node("a", start=False, mqtt_port=proxy.port, mqtt_version=version)
     wire = Wire(broker, topic_prefix, username="wire")
-    older = Status(node.node_id, ONLINE, instance="older").encode()
+    older = Status(node.node_id, ONLINE, epoch="older").encode()
     assert wire.publish(f"{topic_prefix}/{node.node_id}/status", older, retain=True)
     node.start()
     for count in range(1, 6):

@@ -26,9 +26,9 @@ from merklekv.replication.cluster.members import (
     SelfReport,
     decode_table,
 )
+from merklekv.replication.cluster.storage import METADATA_MEMBERS
 from merklekv.replication.fields import Malformed, decode_map
 from merklekv.replication.sync import local_endpoint
-from merklekv.replication.sync.local_endpoint import METADATA_MEMBERS
 from merklekv.replication.sync.messages import ExchangeFailed, ExchangeRefused, Hello, decode, encode, pack, unpack
 
 YEAR = 365 * 86_400 * SECOND

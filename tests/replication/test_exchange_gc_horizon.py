@@ -103,7 +103,7 @@ def test_writers_are_remembered_up_to_a_bound(nodes: list[Node], monkeypatch: py
     membership = Membership(engine, members)
     for _ in range(2):
         for number in range(10):
-            assert not membership.refuses(f"n{number}", "")
+            membership.on_events_from(f"n{number}", "")
             assert len(membership._writers) <= 3
     assert {f"n{number}" for number in range(10)} <= {identity.node for identity, _ in members}
 
@@ -345,7 +345,8 @@ def test_who_writes_is_a_member_even_if_its_presence_was_lost(tmp_path: Path) ->
         a.delete(b"k")
         for node in (a, b):
             membership = Membership(node.engine, node.members)
-            assert not membership.refuses("c", "")
+            assert not membership.is_removed("c", "")
+            membership.on_events_from("c", "")
             node.take_event(b"k", event, "c")
             assert len(node.members) >= 2
         for _ in range(3):
@@ -357,7 +358,7 @@ def test_who_writes_is_a_member_even_if_its_presence_was_lost(tmp_path: Path) ->
         assert agree(*nodes)
         assert a.values() == {}
         a.members.remove("c")
-        assert Membership(a.engine, a.members).refuses("c", c.members.identity.store_id.hex())
+        assert Membership(a.engine, a.members).is_removed("c", c.members.identity.store_id.hex())
 
 
 def cut() -> bytes:

@@ -53,7 +53,7 @@ def test_no_status_stops_a_cluster(harness: ReplicationTestHarness, wire: Wire) 
         wire.publish(f"{harness.prefix}/{name}/status", json.dumps(said).encode())
         event = {"v": 1, "op": "del", "key": "k", "val": None, "ts": 5, "op_id": bytes(16), "src": name}
         wire.publish(f"{harness.prefix}/{name}/events", cbor2.dumps(event))
-    wire.publish(f"{harness.prefix}/last/status", b'{"node":"last","state":"online","birth":"2122334455667788"}')
+    wire.publish(f"{harness.prefix}/last/status", b'{"node":"last","state":"online","store_id":"2122334455667788"}')
     for node in (a, b):
         wait_until(lambda node=node: "last" in members_of(node), what="the last status to be taken")
         assert not members_of(node).keys() & set(HOSTILE_NAMES)

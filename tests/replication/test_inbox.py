@@ -19,6 +19,7 @@ from merklekv.engine.clock import MAX_TRUNCATION_AHEAD_S
 from merklekv.engine.durable import MIN_MEMTABLE_SIZE
 from merklekv.engine.engine import Engine
 from merklekv.errors import DiskFull, StorageFailed
+from merklekv.replication.cluster.presence import Presence, Status
 from merklekv.replication.stream import inbox as inbox_module
 from merklekv.replication.stream.event import Reason
 from merklekv.replication.stream.inbox import Delivery, Inbox
@@ -44,17 +45,30 @@ class Desk:
         self.gaps: list[tuple[str, str]] = []
         self.failures: list[BaseException] = []
         self.removed: set[str] = set()
-        self.had = 0
-        self.inbox = Inbox(
-            self.engine,
-            "node-a",
-            self.acknowledge,
-            lambda *gap: self.gaps.append(gap),
-            self.failures.append,
-            self.removed.__contains__,
-            lambda events: self.had,
-        )
+        self.writers: list[str] = []
+        self.through = 0
+        self.inbox = Inbox(self.engine, "node-a", Presence("node-a", "", self.on_status), self, self.acknowledge)
         self._tokens = itertools.count(1)
+
+    # -- what the inbox asks and tells ---------------------------------------------------------------------------------
+
+    def is_removed(self, node: str, store_id: str) -> bool:
+        return node in self.removed
+
+    def applied_through(self, records: list[bytes]) -> int:
+        return self.through
+
+    def on_events_from(self, node: str, store_id: str) -> None:
+        self.writers.append(node)
+
+    def on_status(self, status: Status) -> None:
+        raise AssertionError(status)
+
+    def on_gap(self, node: str, reason: str) -> None:
+        self.gaps.append((node, reason))
+
+    def on_storage_failed(self, error: BaseException) -> None:
+        self.failures.append(error)
 
     def acknowledge(self, tokens: list[Any]) -> None:
         self.committed.append(self.engine.get(b"k"))
@@ -192,7 +206,9 @@ def test_the_same_version_with_other_contents_is_a_conflict(desk: Desk) -> None:
     assert desk.inbox.counters.refused[Reason.CONFLICT] == 1
 
 
-def test_a_forgotten_node_is_not_heard_and_told_why(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+def test_events_of_a_removed_node_are_refused_and_the_log_says_why(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
     desk.removed.add("node-b")
     desk.receive(one(), batch(7), batch(9))
     desk.receive(one("node-c", key="other"), node="node-c")
@@ -200,7 +216,8 @@ def test_a_forgotten_node_is_not_heard_and_told_why(desk: Desk, caplog: pytest.L
     assert desk.acknowledged == [1, 2, 3, 4]
     assert desk.inbox.counters.refused == {Reason.REMOVED: 3}
     assert desk.gaps == [], "nothing of it is missed"
-    assert "forgotten this node: it needs a new data directory" in caplog.text
+    assert desk.writers == ["node-c"], "it does not become a member again"
+    assert "removed this node: it needs a new data directory" in caplog.text
     desk.removed.clear()
     desk.receive(one())
     assert desk.engine.get(b"k") == b"v"
@@ -212,19 +229,19 @@ def test_what_the_horizon_keeps_out_is_left_to_an_exchange(desk: Desk, caplog: p
     desk.receive(one(key="held", ts=NOW_NS - 5, val=b"newer"), one(key="gone", ts=NOW_NS))
     desk.receive(one(key="new", ts=NOW_NS + 1))
     assert [desk.engine.get(key) for key in (b"held", b"gone", b"new")] == [b"v", None, b"v"]
-    assert desk.inbox.counters.refused == {Reason.SETTLED: 2}
-    assert desk.gaps == [("node-b", "settled")] * 2
+    assert desk.inbox.counters.refused == {Reason.STABLE: 2}
+    assert desk.gaps == [("node-b", "stable")] * 2
     assert caplog.text == "", "redelivery of what was settled is no trouble"
 
 
 def test_an_event_that_was_here_long_ago_is_left_to_an_exchange(desk: Desk) -> None:
     desk.receive(one(key="held"), one(key="gone"))
-    desk.had = NOW_NS + 5
+    desk.through = NOW_NS + 5
     desk.receive(one(key="held"), one(key="new", ts=NOW_NS + 6))
     assert desk.gaps == []
     desk.receive(one(key="held", ts=NOW_NS + 5), one(key="away", ts=NOW_NS + 5))
-    assert desk.gaps == [("node-b", "settled")] * 2
-    assert desk.inbox.counters.refused == {Reason.SETTLED: 2}
+    assert desk.gaps == [("node-b", "stable")] * 2
+    assert desk.inbox.counters.refused == {Reason.STABLE: 2}
     assert [desk.engine.get(key) for key in (b"held", b"gone", b"new", b"away")] == [b"v", b"v", b"v", None]
     assert desk.engine.record(b"held")[:8] == NOW_NS.to_bytes(8, "big")  # type: ignore[index]
     desk.receive(one(key="held", value=None, ts=NOW_NS + 5))

@@ -173,7 +173,7 @@ def test_a_horizon_is_followed_if_it_counts_on_all_who_were_met() -> None:
 # -- hearing and forgetting --------------------------------------------------------------------------------------------
 
 
-def test_a_node_without_birth_gives_way_to_the_one_it_turns_out_to_be() -> None:
+def test_a_node_without_a_store_id_gives_way_to_the_one_it_turns_out_to_be() -> None:
     members = new("a")
     assert members.record_contact("b", now=5.0)
     assert not members.record_contact("b")
@@ -204,7 +204,7 @@ def test_forgotten_is_forgotten() -> None:
     assert members.record_contact("b", store_id(2))
 
 
-def test_a_node_without_birth_goes_with_the_one_that_it_was() -> None:
+def test_a_node_without_a_store_id_goes_with_the_one_that_it_was() -> None:
     members = new("a")
     members.record_contact("b")
     members.add_members_of(table("c", removed={who("b"): 0}))

@@ -174,9 +174,9 @@ def test_an_event_larger_than_the_broker_takes_is_set_aside(station: Station, ca
     batches = station.take_all()
     assert values(*batches) == [b"before", b"after"]
     assert batches[1].sequence == batches[0].sequence + 2, "the others see from the sequence that one is missing"
-    assert station.outbox.counters.set_aside == 2
+    assert station.outbox.counters.dropped_too_large == 2
     assert "2000" not in station.gaps
-    assert station.gaps == ["set aside", "set aside"]
+    assert station.gaps == ["too large", "too large"]
     assert "is not published" in caplog.text
     for batch in batches:
         station.outbox.acknowledge(batch)
@@ -199,7 +199,7 @@ def test_an_event_larger_than_any_node_takes_is_set_aside(station: Station, monk
     batches = station.take_all()
     assert [len(value) for value in values(*batches)] == [99_800, 5]
     assert all(len(batch.payload) <= 100_000 for batch in batches)
-    assert station.outbox.counters.set_aside == 1
+    assert station.outbox.counters.dropped_too_large == 1
 
 
 def test_no_packet_is_larger_than_the_broker_takes(station: Station) -> None:
@@ -226,7 +226,7 @@ def test_a_batch_refused_for_its_size_is_cut_down_to_the_event_that_is_too_large
             published += values(batch)
             station.outbox.acknowledge(batch)
     assert published == many[:40] + many[41:]
-    assert station.outbox.counters.set_aside == 1
+    assert station.outbox.counters.dropped_too_large == 1
     assert station.outbox.waiting_events == 0
 
 
@@ -253,25 +253,25 @@ def test_a_connection_lost_again_and_again_over_the_same_batch_makes_it_smaller(
     station.outbox.acknowledge(batches[0])
     station.outbox.suspect()
     station.outbox.suspect()
-    assert station.outbox.counters.set_aside == 0, "a different one each time means nothing"
+    assert station.outbox.counters.dropped_too_large == 0, "a different one each time means nothing"
 
 
 def test_an_event_suspected_again_and_again_is_set_aside_unless_it_is_small(station: Station) -> None:
     station.write(b"L" * 3000)
     station.write(b"small")
     for _ in range(outbox_module.SUSPICIONS_MAX):
-        assert station.outbox.counters.set_aside == 0
+        assert station.outbox.counters.dropped_too_large == 0
         station.outbox.limit_packets(3200)  # so that each goes alone
         assert station.outbox.next_batch() is not None
         station.outbox.suspect()
         station.outbox.rewind()
-    assert station.outbox.counters.set_aside == 1
+    assert station.outbox.counters.dropped_too_large == 1
     for _ in range(2 * outbox_module.SUSPICIONS_MAX):
         (batch,) = station.take_all()
         assert values(batch) == [b"small"]
         station.outbox.suspect()
         station.outbox.rewind()
-    assert station.outbox.counters.set_aside == 1
+    assert station.outbox.counters.dropped_too_large == 1
     station.outbox.suspect()
 
 
@@ -283,9 +283,9 @@ def test_what_was_given_up_is_counted_and_told(tmp_path: Path, caplog: pytest.Lo
             station.write(value)
         station.engine.checkpoint_now()
     station.outbox.oldest_timestamp()
-    lost = station.outbox.counters.given_up
+    lost = station.outbox.counters.dropped_overflow
     assert lost > 0
-    assert station.gaps == ["given up"]
+    assert station.gaps == ["overflow"]
     assert f"{lost} of them are not published" in caplog.text
     batches = station.take_all()
     assert values(*batches) == many[lost:]

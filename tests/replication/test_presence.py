@@ -10,11 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merklekv.replication.cluster import presence
-from merklekv.replication.cluster.presence import OFFLINE, ONLINE, Peers, Status, decode_status
-from merklekv.replication.stream.metrics import Topics
-from merklekv.replication.stream.mqtt import Broker
+from merklekv.replication.cluster.presence import OFFLINE, ONLINE, Presence, Status, decode_status
+from merklekv.replication.stream.mqtt import BrokerSettings
+from merklekv.replication.stream.topics import Topics
 
 STATUS = Status("b", ONLINE, "10.0.0.1:7379", "ab" * 32, 17, "1.2.3", "0123", "cd" * 8)
+
+
+def ignore(status: Status) -> None:
+    """No one asks for changes."""
 
 
 def changed(**fields: object) -> bytes:
@@ -46,72 +50,72 @@ def test_what_is_no_status_is_ignored(payload: bytes) -> None:
 
 def test_a_field_that_is_wrong_is_left_out() -> None:
     wrong = changed(address=5, root=None, version=["1"], sequence="many", store_id=7, unknown=1)
-    assert decode_status("b", wrong) == Status("b", ONLINE, instance="0123")
+    assert decode_status("b", wrong) == Status("b", ONLINE, epoch="0123")
     read = decode_status("b", changed(sequence=True))
     assert read is not None
     assert read.sequence == 0
 
 
 def test_peers_come_and_go() -> None:
-    peers = Peers("a", "own")
-    peers.hear("b", STATUS.encode())
-    assert (peers.online_count, peers.online()) == (1, {"b"})
-    peers.hear("b", b"garbage")
-    assert peers.online() == {"b"}
-    peers.hear("b", changed(state=OFFLINE))
-    assert (peers.online_count, list(peers.all())) == (0, ["b"])
-    peers.hear("b", b"")
-    assert peers.all() == {}
+    others = Presence("a", "own", ignore)
+    others.on_status("b", STATUS.encode())
+    assert (len(others.online()), others.online()) == (1, {"b"})
+    others.on_status("b", b"garbage")
+    assert others.online() == {"b"}
+    others.on_status("b", changed(state=OFFLINE))
+    assert (len(others.online()), list(others.all())) == (0, ["b"])
+    others.on_status("b", b"")
+    assert others.all() == {}
 
 
 def test_news_of_a_peer_is_told_once() -> None:
     news: list[Status] = []
-    peers = Peers("a", "own", news.append)
+    others = Presence("a", "own", news.append)
     for payload in (
         STATUS.encode(),
         changed(root="00" * 32, sequence=99),  # what changes all the time is no news
         changed(state=OFFLINE),
         changed(state=OFFLINE, sequence=100),
-        changed(instance="another process"),
-        changed(instance="another process", address="10.0.0.2:7379"),
-        changed(instance="another process", address="10.0.0.2:7379", store_id="00" * 8),
+        changed(epoch="another process"),
+        changed(epoch="another process", address="10.0.0.2:7379"),
+        changed(epoch="another process", address="10.0.0.2:7379", store_id="00" * 8),
     ):
-        peers.hear("b", payload)
-    assert [(status.state, status.instance, status.address[-6:], status.store_id[:2]) for status in news] == [
+        others.on_status("b", payload)
+    assert [(status.state, status.epoch, status.address[-6:], status.store_id[:2]) for status in news] == [
         (ONLINE, "0123", "1:7379", "cd"),
         (OFFLINE, "0123", "1:7379", "cd"),
         (ONLINE, "another process", "1:7379", "cd"),
         (ONLINE, "another process", "2:7379", "cd"),
         (ONLINE, "another process", "2:7379", "00"),
     ]
-    peers.hear("a", Status("a", ONLINE, instance="own").encode())
+    others.on_status("a", Status("a", ONLINE, epoch="own").encode())
     assert len(news) == 5
-    assert (peers.store_id("b"), peers.store_id("nobody")) == ("00" * 8, "")
+    assert (others.store_id("b"), others.store_id("nobody")) == ("00" * 8, "")
 
 
 def test_this_node_is_no_peer_of_its_own_but_a_twin_is_counted() -> None:
-    peers = Peers("a", "own")
-    peers.hear("a", Status("a", ONLINE, instance="own").encode())
-    assert (peers.twins, peers.has_own) == (0, True)
-    peers.hear("a", Status("a", ONLINE, instance="other").encode())
-    assert (peers.twins, peers.all()) == (1, {})
+    others = Presence("a", "own", ignore)
+    others.on_status("a", Status("a", ONLINE, epoch="own").encode())
+    assert (others.duplicates, others.has_own) == (0, True)
+    others.on_status("a", Status("a", ONLINE, epoch="other").encode())
+    assert (others.duplicates, others.all()) == (1, {})
 
 
 def test_a_status_of_another_process_is_not_its_own() -> None:
-    peers = Peers("a", "own")
-    for payload in (Status("a", ONLINE, instance="other").encode(), b"", b"garbage"):
-        peers.hear("a", payload)
-    assert (peers.twins, peers.has_own) == (1, False)
+    others = Presence("a", "own", ignore)
+    for payload in (Status("a", ONLINE, epoch="other").encode(), b"", b"garbage"):
+        others.on_status("a", payload)
+    assert (others.duplicates, others.has_own) == (1, False)
 
 
 def test_peers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(presence, "PEERS_MAX", 2)
-    peers = Peers("a", "own")
+    monkeypatch.setattr(presence, "NODES_MAX", 2)
+    others = Presence("a", "own", ignore)
     for number in range(5):
-        peers.hear(f"n{number}", Status(f"n{number}", ONLINE).encode())
-    assert peers.online() == {"n0", "n1"}
-    peers.hear("n0", Status("n0", OFFLINE).encode())
-    assert peers.online() == {"n1"}
+        others.on_status(f"n{number}", Status(f"n{number}", ONLINE).encode())
+    assert others.online() == {"n0", "n1"}
+    others.on_status("n0", Status("n0", OFFLINE).encode())
+    assert others.online() == {"n1"}
 
 
 def test_topics_say_whose_they_are() -> None:
@@ -130,8 +134,8 @@ HOSTILE = [
     {"version": "1\r\nEND"},
     {"version": "\x1b[31m"},
     {"version": "v" * 65},
-    {"instance": "\ud800"},
-    {"instance": "ü"},
+    {"epoch": "\ud800"},
+    {"epoch": "ü"},
     {"store_id": ""},
     {"store_id": "0" * 15},
     {"store_id": "Z" * 16},
@@ -174,7 +178,7 @@ def test_a_status_that_cannot_be_read_is_ignored(payload: bytes) -> None:
 words = st.text(max_size=70) | st.sampled_from(["a:1", "ab" * 32, "cd" * 8])
 
 
-@given(st.dictionaries(st.sampled_from(["address", "root", "version", "instance", "store_id"]), words), st.integers())
+@given(st.dictionaries(st.sampled_from(["address", "root", "version", "epoch", "store_id"]), words), st.integers())
 def test_what_was_read_can_be_said_again(fields: dict[str, str], sequence: int) -> None:
     read = decode_status("b", json.dumps({"node": "b", "state": ONLINE, "sequence": sequence, **fields}).encode())
     assert read is not None
@@ -222,11 +226,11 @@ def test_a_foreign_topic_tells_the_subscriptions_it_came_by(topic: str, filters:
 def test_no_two_nodes_of_any_clusters_share_a_client_id() -> None:
     levels = ["a", "b", "a:b", ":", "a%3Ab", "%", "a-b", "b-c", "$b", "%24b"]
     prefixes = [*levels, *(f"{first}/{second}" for first in levels for second in levels)]
-    ids = {Broker("host", 1883, prefix, node).client_id for prefix in prefixes for node in levels}
+    ids = {BrokerSettings("host", 1883, prefix, node).client_id for prefix in prefixes for node in levels}
     assert len(ids) == len(prefixes) * len(levels)
     assert not any(char in name for name in ids for char in "/$+# ")
 
 
 def test_a_client_id_is_readable() -> None:
-    assert Broker("host", 1883, "merkle_kv", "node-1").client_id == "merkle_kv:node-1"
-    assert Broker("host", 1883, "test/kv", "nœud:1").client_id == "test:kv:nœud%3A1"
+    assert BrokerSettings("host", 1883, "merkle_kv", "node-1").client_id == "merkle_kv:node-1"
+    assert BrokerSettings("host", 1883, "test/kv", "nœud:1").client_id == "test:kv:nœud%3A1"

@@ -30,14 +30,9 @@ from merklekv.replication.cluster.members import (
 )
 from merklekv.replication.cluster.membership import Membership
 from merklekv.replication.cluster.presence import ONLINE, STATUS_BYTES_MAX, Status, decode_status
+from merklekv.replication.cluster.storage import METADATA_MEMBERS, METADATA_UNREADABLE, load_members, store_members
 from merklekv.replication.fields import Malformed, decode_map
-from merklekv.replication.sync.local_endpoint import (
-    METADATA_MEMBERS,
-    METADATA_UNREADABLE,
-    LocalEndpoint,
-    load_members,
-    store_members,
-)
+from merklekv.replication.sync.local_endpoint import LocalEndpoint
 from merklekv.replication.sync.messages import decode_hello
 
 Damage = Callable[[dict[str, Any]], object]
@@ -270,7 +265,8 @@ def test_whatever_comes_in_can_be_read_again(tmp_path_factory: pytest.TempPathFa
                 assert len(status.encode()) <= STATUS_BYTES_MAX
                 membership.on_status(status)
         elif kind == "events":
-            membership.refuses(*what)
+            if not membership.is_removed(*what):
+                membership.on_events_from(*what)
         elif kind == "met":
             membership.record_contact(what[0], address=what[1])
         elif kind == "forget":

@@ -18,11 +18,12 @@ from merklekv.engine.tail import LogPosition
 from merklekv.errors import MerkleKVError, Stalled
 from merklekv.replication.cluster.members import Identity
 from merklekv.replication.cluster.membership import Membership
-from merklekv.replication.cluster.presence import ONLINE, Peers, Status
+from merklekv.replication.cluster.presence import ONLINE, Presence, Status
+from merklekv.replication.cluster.storage import load_members
 from merklekv.replication.stream.event import encode_message
 from merklekv.replication.stream.inbox import Delivery, Inbox
 from merklekv.replication.stream.outbox import Batch, Outbox
-from merklekv.replication.sync.local_endpoint import load_members, raise_gc_horizon
+from merklekv.replication.sync.local_endpoint import raise_gc_horizon
 from merklekv.replication.sync.responder import Responder
 
 from .broker import Message
@@ -44,6 +45,22 @@ class Armed:
     moment: str  # its name, or empty: any
     countdown: int
     chance: random.Random | None  # of what the disk keeps; None: all of it, for only the process dies
+
+
+class _Surroundings:
+    """What the inbox of a node asks and tells, see `StreamContext`."""
+
+    def __init__(self, node: Node) -> None:
+        membership = node.membership
+        self.is_removed = membership.is_removed
+        self.applied_through = membership.applied_through
+        self.on_events_from = membership.on_events_from
+        self.on_status = membership.on_status
+        self.on_storage_failed = node._fatal
+        self._missed = node._missed
+
+    def on_gap(self, node: str, reason: str) -> None:
+        self._missed(reason)
 
 
 class Node:
@@ -94,16 +111,8 @@ class Node:
         self.outbox = Outbox(self.engine, self.name, f"{CLUSTER}/{self.name}/events", self._missed)
         self.membership = Membership(self.engine, self.members)
         self.responder = Responder(self.engine, self.members, CLUSTER)
-        self.peers = Peers(self.name, f"{self.name}.{self.lives}", self.membership.on_status)
-        self.inbox = Inbox(
-            self.engine,
-            self.name,
-            self._acknowledge,
-            lambda node, reason: self._missed(reason),
-            self._fatal,
-            lambda node: self.membership.refuses(node, self.peers.store_id(node)),
-            self.membership.writer_applied_through,
-        )
+        self.others = Presence(self.name, f"{self.name}.{self.lives}", self.membership.on_status)
+        self.inbox = Inbox(self.engine, self.name, self.others, _Surroundings(self), self._acknowledge)
         self.up = True
 
     def stop(self) -> None:
@@ -152,7 +161,7 @@ class Node:
         """Takes in what the broker sends; `acknowledging` is called as it is dealt with."""
         for message in messages:
             if message.is_presence:
-                self.peers.hear(message.source, message.payload)
+                self.others.on_status(message.source, message.payload)
         events = [Delivery(one.source, one.payload, one.number) for one in messages if not one.is_presence]
         self.inbox.process(events)
         self._acknowledge([one.number for one in messages if one.is_presence])

@@ -119,7 +119,7 @@ def test_forgetting_who_cannot_be(node_factory: NodeFactory, tmp_path: Path) -> 
     for words, said in (
         (["nobody"], "nobody: no such member"),
         (["a"], "a is this node itself"),
-        (["nobody", "--store-id", "xyz"], "a birth is 16 hex digits"),
+        (["nobody", "--store-id", "xyz"], "a store id is 16 hex digits"),
     ):
         fails(exit_codes.EXIT_NODE, said, done=run("forget", *words, "--at", address(a)))
     fails(EXIT_USAGE, "give HOST:PORT", done=run("forget", "a", "--at", tmp_path))

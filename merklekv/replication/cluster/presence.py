@@ -1,10 +1,9 @@
-"""Presence: who is there.  Each node keeps one retained message, its status, at the broker, and leaves a last will.
+"""Presence: which nodes are there.  Each node keeps one retained message, its status, at the broker, and a last will.
 
-A status is a JSON object: `node`, `state` (online or offline), `address` (host:port for peers), `root` (Merkle root
-in hex, when it was last said), `sequence` (of its next event), `version` (of the software), `instance` (random, of
-the running process), `store_id` (in hex, of its data: a new directory has another one).  Others' statuses
-are believed only as far as finding peers goes: a field that is wrong is left out, a message that is no status, or one
-of a node whose id cannot be one, is ignored.
+A status is a JSON object: `node`, `state` (online or offline), `address` (host:port for peers), `root` (Merkle root in
+hex, as last known), `sequence` (of its next event), `version` (of the software), `epoch` (hex, of the running process)
+and `store_id` (hex, of its data directory).  A status serves to find peers only, so it is read leniently: a wrong field
+is left out; a message that is no status, or whose node id is invalid, is ignored.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from merklekv.node_id import is_node_id
 ONLINE: Final = "online"
 OFFLINE: Final = "offline"
 STATUS_BYTES_MAX: Final = 4096
-PEERS_MAX: Final = 10_000
+NODES_MAX: Final = 10_000
 WORD_SIZE_MAX: Final = 64
 SEQUENCE_LIMIT: Final = 1 << 63
 
@@ -37,7 +36,7 @@ class Status:
     root: str = ""
     sequence: int = 0
     version: str = ""
-    instance: str = ""
+    epoch: str = ""
     store_id: str = ""
 
     def encode(self) -> bytes:
@@ -46,8 +45,8 @@ class Status:
         return json.dumps(fields, separators=(",", ":")).encode()
 
     def is_same_presence(self, other: Status) -> bool:
-        """Whether the same process is there, with the same data and at the same address."""
-        return all(getattr(self, name) == getattr(other, name) for name in ("state", "address", "instance", "store_id"))
+        """Predicate: is it the same process, with the same data and address, in the same state?"""
+        return all(getattr(self, name) == getattr(other, name) for name in ("state", "address", "epoch", "store_id"))
 
 
 def _is_word(text: str) -> bool:
@@ -58,13 +57,13 @@ _WORDS: Final[dict[str, Callable[[str], object]]] = {
     "address": is_address,
     "root": re.compile("[0-9a-f]{64}").fullmatch,
     "version": _is_word,
-    "instance": _is_word,
+    "epoch": _is_word,
     "store_id": re.compile("[0-9a-f]{16}").fullmatch,
 }
 
 
 def decode_status(node: str, payload: bytes) -> Status | None:
-    """The status of a node as its message says it; None when it is none."""
+    """The status in a message on the topic of a node, None if it is none."""
     if not is_node_id(node) or not 0 < len(payload) <= STATUS_BYTES_MAX:
         return None
     try:
@@ -81,58 +80,53 @@ def decode_status(node: str, payload: bytes) -> Status | None:
 
 
 @dataclass(slots=True)
-class Peer:
-    """Another node, as far as the broker tells."""
+class PresentNode:
+    """Another node, as its last status shows it."""
 
     status: Status
-    heard: float  # wall clock, s
+    received_at: float  # wall clock, s
 
 
-class Peers:
-    """The other nodes.  Changed by one thread, read by any.
+class Presence:
+    """The other nodes.  One thread changes it, any may read it.
 
-    `on_news` is called with the status of a node that is new, has come or gone, or has moved.
+    `on_change` gets the status of a node that is new, came or went, or moved.
     """
 
-    def __init__(self, own: str, instance: str, on_news: Callable[[Status], None] = lambda status: None) -> None:
-        self.twins = 0  # statuses in this node's name that other processes have published
-        self.has_own = False  # whether the broker has sent this process's own status back
+    def __init__(self, own: str, epoch: str, on_change: Callable[[Status], None]) -> None:
+        self.duplicates = 0  # statuses under this node's id that other processes have published
+        self.has_own = False  # whether the broker has sent back the status of this process
         self._own = own
-        self._instance = instance
-        self._on_news = on_news
-        self._peers: dict[str, Peer] = {}
+        self._epoch = epoch
+        self._on_change = on_change
+        self._nodes: dict[str, PresentNode] = {}
 
-    def hear(self, node: str, payload: bytes) -> None:
-        """Takes in a message on a node's status topic; an empty one means that the node was forgotten."""
+    def on_status(self, node: str, payload: bytes) -> None:
+        """A message came on a node's status topic; an empty one says that the node was removed."""
         status = decode_status(node, payload)
         if node == self._own:
-            if status is not None and status.instance == self._instance:
+            if status is not None and status.epoch == self._epoch:
                 self.has_own = True
             else:
-                self.twins += status is not None
+                self.duplicates += status is not None
             return
-        known = self._peers.get(node)
-        if status is not None and (known or len(self._peers) < PEERS_MAX):
-            self._peers[node] = Peer(status, time.time())
+        known = self._nodes.get(node)
+        if status is not None and (known or len(self._nodes) < NODES_MAX):
+            self._nodes[node] = PresentNode(status, time.time())
             if known is None or not known.status.is_same_presence(status):
-                self._on_news(status)
+                self._on_change(status)
         elif not payload:
-            self._peers.pop(node, None)
+            self._nodes.pop(node, None)
 
     def store_id(self, node: str) -> str:
-        """The birth of a node as it last said it, empty when it said none."""
-        peer = self._peers.get(node)
-        return peer.status.store_id if peer else ""
+        """The store id of a node as it last said it, or empty."""
+        known = self._nodes.get(node)
+        return known.status.store_id if known else ""
 
-    def all(self) -> dict[str, Peer]:
-        """Everyone who was heard of."""
-        return dict(self._peers)
+    def all(self) -> dict[str, PresentNode]:
+        """Every known node, by its id."""
+        return dict(self._nodes)
 
     def online(self) -> set[str]:
-        """The nodes that are there, as far as was heard."""
-        return {node for node, peer in self._peers.items() if peer.status.state == ONLINE}
-
-    @property
-    def online_count(self) -> int:
-        """Nodes that are there, this one not counted."""
-        return sum(peer.status.state == ONLINE for peer in list(self._peers.values()))
+        """The nodes that are online, without this one."""
+        return {node for node, known in list(self._nodes.items()) if known.status.state == ONLINE}

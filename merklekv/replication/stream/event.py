@@ -64,8 +64,8 @@ class Reason(StrEnum):
     CLOCK = "clock"  # further in the future than any clock is believed
     CONFLICT = "conflict"  # the version of a stored record with other contents
     SIZE = "size"  # more than this node stores
-    REMOVED = "removed"  # of a node that was taken out of the cluster
-    SETTLED = "settled"  # as old as the horizon, and not here: it was deleted, or an exchange will bring it
+    REMOVED = "removed"  # of a node that was removed from the cluster
+    STABLE = "stable"  # from below the GC horizon, and not here: it was deleted, or an exchange will bring it
 
 
 class EventRefused(Exception):

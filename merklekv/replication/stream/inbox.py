@@ -1,16 +1,16 @@
-"""The inbox: what other nodes publish, taken in and only then acknowledged.
+"""The inbox: takes in what other nodes publish, and only then acknowledges it.
 
-    network thread --put--> bounded queue --> worker: decode, validate, merge, commit, acknowledge
+    network thread --put--> bounded queue --> worker: decode, check, merge, commit, acknowledge
 
-A crash before the acknowledgement means that the broker delivers again, and merging twice is harmless.  A message that
-is not valid is counted by reason, logged once per burst with its topic, acknowledged and dropped; the next one goes on.
-When the engine cannot take more (merging behind, disk full) the worker waits and tries again: nothing valid is dropped.
+After a crash before the acknowledgement the broker delivers again; merging twice is harmless.  An invalid message is
+counted by reason, logged (throttled) with its topic, acknowledged and dropped; the next one goes on.  When the engine
+cannot take more (stalled, disk full), the worker waits and tries again: no valid message is dropped.
 
-Each origin numbers its events.  A number that is missing, or that goes back, is told to `on_gap`, for an exchange to
-repair it.  So is an event that the horizon keeps out: an exchange knows whether it is old news.
+Each origin numbers its events.  A number that is missing, or that goes back, is reported as a gap, for an exchange to
+repair.  So is an event from below the GC horizon: an exchange knows whether it is stale.
 
-Threads: `put` belongs to the network thread, everything else to the worker.  Messages are merged in slices, between
-which clients get their turn at the interpreter.  Cost: 7 us an event of 100 bytes, and one commit for up to BATCH_MAX
+Threads: `put` belongs to the network thread, everything else to the worker.  The worker merges in slices, between which
+clients get their turn at the interpreter.  Cost: 7 us an event of 100 bytes, and one commit for up to BATCH_MAX
 messages.
 """
 
@@ -19,7 +19,6 @@ from __future__ import annotations
 import logging
 import queue
 import select
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -28,10 +27,14 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from merklekv.engine.engine import Engine
+from merklekv.engine.stall import retry_stalled
 from merklekv.errors import Shortage, Stalled, StorageFailed
 from merklekv.log_throttle import LogThrottle
 from merklekv.output import counted
+from merklekv.replication.cluster.presence import Presence
+from merklekv.replication.stream.context import StreamContext
 from merklekv.replication.stream.event import EventRefused, Message, Reason, decode_message
+from merklekv.worker_thread import WorkerThread
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +44,18 @@ QUEUE_BYTES: Final = 64 << 20
 SLICE_EVENTS: Final = 50  # merged without a pause, about 0.3 ms
 RETRY_S: Final = 0.5
 ORIGINS_MAX: Final = 10_000
-_REASONS: Final = {"clock": Reason.CLOCK, "conflict": Reason.CONFLICT, "value size": Reason.SIZE}
+_REASONS: Final = {
+    "clock": Reason.CLOCK,
+    "conflict": Reason.CONFLICT,
+    "value size": Reason.SIZE,
+    "settled": Reason.STABLE,
+}
 
 
 class Delivery(NamedTuple):
     """A message as it arrived."""
 
-    node: str  # whose topic it came on
+    node: str  # the topic it came on is of this node
     payload: bytes
     token: Any  # what to acknowledge it with
 
@@ -74,54 +82,57 @@ class InboxCounters:
         self.applied = 0
         self.superseded = 0
         self.gaps = 0
-        self.defects = 0  # messages that ran into a mistake of this program
+        self.defects = 0  # messages that ran into a defect of this program
         self.waits = 0  # times that the engine could not take more
-        self.refused: Counter[Reason] = Counter()  # messages; events for CLOCK, CONFLICT, SIZE and SETTLED
+        self.refused: Counter[Reason] = Counter()  # messages; events for CLOCK, CONFLICT, SIZE and STABLE
 
 
 class Inbox:
-    """Takes in deliveries from `start` to `stop`."""
+    """Takes in deliveries from `start` to `stop`.
+
+    `acknowledge` gets the tokens of messages that are committed, or dropped for good.
+    """
 
     def __init__(
         self,
         engine: Engine,
         node_id: str,
+        presence: Presence,
+        context: StreamContext,
         acknowledge: Callable[[list[Any]], None],
-        on_gap: Callable[[str, str], None],
-        fatal: Callable[[BaseException], None],
-        is_removed: Callable[[str], bool] = lambda node: False,
-        had: Callable[[list[bytes]], int] = lambda events: 0,
     ) -> None:
         self.counters = InboxCounters()
         self.origins: dict[str, Origin] = {}
         self._engine = engine
         self._node_id = node_id
+        self._presence = presence
+        self._context = context
         self._acknowledge = acknowledge
-        self._on_gap = on_gap
-        self._fatal = fatal
-        self._is_forgotten = is_removed
-        self._had = had
         self._queue: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
         self._put_bytes = self._taken_bytes = 0
         self._put = self._done = 0  # messages
-        self._stopping = threading.Event()
+        self._in_hand: list[Delivery] = []
         self._breather = select.poll()  # polling nothing lets other threads run, also where sleep(0) is refused
         self._throttle = LogThrottle(log)
-        self._thread = threading.Thread(target=self._run, name="replication-inbox", daemon=True)
+        self.worker = WorkerThread(
+            "replication-inbox",
+            self._step,
+            context.on_storage_failed,
+            wake=lambda: self._queue.put(None),
+            retry_s=RETRY_S,
+        )
 
     def start(self) -> None:
-        """Starts the worker."""
-        self._thread.start()
+        """Start the worker."""
+        self.worker.start()
 
     def stop(self) -> None:
-        """Finishes what is in hand.  What is queued is not acknowledged, so it will be delivered again."""
-        self._stopping.set()
-        self._queue.put(None)
-        self._thread.join()
+        """Finish the message in hand.  What is queued is not acknowledged, so the broker delivers it again."""
+        self.worker.stop()
 
     @property
     def is_full(self) -> bool:
-        """Whether the network thread should read no more for now."""
+        """Predicate: should the network thread read no more for now?"""
         return self._queue.qsize() >= QUEUE_MESSAGES or self._put_bytes - self._taken_bytes >= QUEUE_BYTES
 
     @property
@@ -131,57 +142,49 @@ class Inbox:
 
     @property
     def is_idle(self) -> bool:
-        """Whether everything that was put is acknowledged."""
+        """Predicate: is everything that was put acknowledged?"""
         return self._put == self._done
 
     def put(self, delivery: Delivery) -> None:
-        """Queues a message; never blocks."""
+        """Queue a message.  Never blocks."""
         self._put += 1
         self._put_bytes += len(delivery.payload)
         self._queue.put(delivery)
 
     # -- the worker ----------------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        while (deliveries := self._take()) is not None:
-            try:
-                while not self._stopping.is_set() and not self._process_or_wait(deliveries):
-                    pass
-                self._done += len(deliveries)
-            except StorageFailed as error:
-                self._fatal(error)
-                return
+    def _step(self) -> None:
+        if not self._in_hand:
+            self._in_hand = self._take()
+        self._engine.begin()
+        try:
+            self.process(self._in_hand)
+        except Shortage as error:
+            self._on_shortage(error)
+            raise  # what was merged of them was taken back: all of them again
+        self._done += len(self._in_hand)
+        self._in_hand = []
 
-    def _take(self) -> list[Delivery] | None:
+    def _take(self) -> list[Delivery]:
+        """The next messages; waits for the first one, or for a stop."""
         deliveries: list[Delivery] = []
         while len(deliveries) < BATCH_MAX:
             try:
                 delivery = self._queue.get(block=not deliveries)
             except queue.Empty:
                 break
-            if delivery is None or self._stopping.is_set():
-                return None
+            if delivery is None or self.worker.is_stopping:
+                return []
             self._taken_bytes += len(delivery.payload)
             deliveries.append(delivery)
         return deliveries
 
-    def _process_or_wait(self, deliveries: list[Delivery]) -> bool:
-        """Takes messages in; False, after a while, when what was merged of them had to be taken back."""
-        self._engine.begin()
-        try:
-            self.process(deliveries)
-        except Shortage as error:
-            self._wait_for_better_times(error)
-            return False
-        return True
-
-    def _wait_for_better_times(self, error: Shortage) -> None:
+    def _on_shortage(self, error: Shortage) -> None:
         self.counters.waits += 1
         self._throttle.warn("shortage", f"{error}; events of other nodes wait until that is over")
-        self._stopping.wait(RETRY_S)
 
     def process(self, deliveries: list[Delivery]) -> None:
-        """Takes in messages, makes that durable, acknowledges.  Raises StorageFailed; Shortage, with nothing done."""
+        """Merge messages, commit, acknowledge.  Raises StorageFailed; Shortage, with nothing done."""
         received = self.counters.received
         for delivery in deliveries:
             self.counters.messages += 1
@@ -194,16 +197,19 @@ class Inbox:
         self._acknowledge([delivery.token for delivery in deliveries])
 
     def _take_in(self, delivery: Delivery) -> bool:
-        """Merges what a delivery holds, if it is valid; False when a stop came first."""
+        """Merge a message, if it is valid.  Returns False when a stop came first."""
         try:
             message = self._decode(delivery)
-            return message is None or self._merge_message(message)
+            if message is None:
+                return True
+            self._context.on_events_from(message.source, self._presence.store_id(message.source))
+            return self._merge_message(message)
         except (StorageFailed, Shortage):
             raise
         except Exception:  # a defect of ours must not stop the messages behind this one
             self.counters.defects += 1
             log.exception("a message on the topic of %s could not be taken in", delivery.node)
-            self._on_gap(delivery.node, "defect")
+            self._context.on_gap(delivery.node, "defect")
             return True
 
     def _decode(self, delivery: Delivery) -> Message | None:
@@ -211,8 +217,8 @@ class Inbox:
             message = decode_message(delivery.payload)
             if message.source != delivery.node:
                 raise EventRefused(Reason.SOURCE, f"src is {message.source!r}")
-            if self._is_forgotten(message.source):
-                raise EventRefused(Reason.REMOVED, "the cluster has forgotten this node: it needs a new data directory")
+            if self._context.is_removed(message.source, self._presence.store_id(message.source)):
+                raise EventRefused(Reason.REMOVED, "the cluster has removed this node: it needs a new data directory")
         except EventRefused as refusal:
             self.counters.refused[refusal.reason] += 1
             size = counted(len(delivery.payload), "byte")
@@ -236,30 +242,35 @@ class Inbox:
         return True
 
     def _patiently(self, work: Callable[[], None]) -> bool:
-        """Does it as soon as the engine can; False when a stop came first."""
-        while not self._stopping.is_set():
+        """Do it as soon as the engine can.  Returns False when a stop came first."""
+        while not self.worker.is_stopping:
             try:
-                work()
-            except Stalled:
-                self.counters.waits += 1
-                self._engine.wait_for_room(RETRY_S)
-            except Shortage as error:
-                self._wait_for_better_times(error)
-                self._engine.commit()  # so that the next try finds out whether there is room by then
-            else:
+                retry_stalled(self._engine, work, self._wait_for_room)
                 return True
+            except Stalled:
+                break
+            except Shortage as error:
+                self._on_shortage(error)
+                self.worker.wait(RETRY_S)
+                self._engine.commit()  # so that the next try finds out whether there is room by then
         return False
 
+    def _wait_for_room(self) -> bool:
+        self.counters.waits += 1
+        return not self.worker.is_stopping
+
     def _merge(self, source: str, origin: bytes, changes: list[tuple[int, bytes, bytes]]) -> None:
-        result = self._engine.merge(changes, origin, had=self._had([record for _, _, record in changes]))
+        applied_through = self._context.applied_through([record for _, _, record in changes])
+        result = self._engine.merge(changes, origin, had=applied_through)
         self.counters.applied += result.applied
         self.counters.superseded += result.superseded
         for key, reason in result.refused:
-            if reason == Reason.SETTLED:
-                self.counters.refused[Reason.SETTLED] += 1
-                self._on_gap(source, "settled")
+            refusal = _REASONS.get(reason, Reason.RANGE)
+            if refusal is Reason.STABLE:
+                self.counters.refused[Reason.STABLE] += 1
+                self._context.on_gap(source, "stable")
             else:
-                self._refuse(source, _REASONS.get(reason, Reason.RANGE), f"key {key[:60]!r}: {reason}")
+                self._refuse(source, refusal, f"key {key[:60]!r}: {reason}")
 
     def _merge_truncation(self, source: str, origin: bytes, truncation: bytes) -> None:
         if self._engine.clock.truncates_too_far_ahead(truncation):
@@ -277,7 +288,7 @@ class Inbox:
     # -- sequences -----------------------------------------------------------------------------------------------------
 
     def _track(self, message: Message) -> None:
-        """Notices events that never came."""
+        """Notice events that never came."""
         origin = self._origin(message.source)
         origin.last_contact = time.time()
         origin.received += message.event_count
@@ -293,7 +304,7 @@ class Inbox:
             self._gap(source, origin, first - expected, f"{first - expected} events before {first} did not come")
         elif expected is not None and behind <= expected:
             if newest <= origin.newest:
-                return  # a repetition
+                return  # delivered again
             # A node whose log was lost or cut back counts anew; its versions go on rising.
             self._gap(source, origin, 0, f"its numbering went back from {expected} to {first}")
         origin.expected = behind
@@ -303,7 +314,7 @@ class Inbox:
         origin.missed += missed
         self.counters.gaps += 1
         self._throttle.warn(f"gap {source}", f"a gap in the events of node {source}: {what}")
-        self._on_gap(source, "gap")
+        self._context.on_gap(source, "gap")
 
     def _origin(self, source: str) -> Origin:
         origin = self.origins.get(source)

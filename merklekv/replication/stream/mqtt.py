@@ -1,20 +1,20 @@
 """One connection to an MQTT broker: a shell on paho-mqtt that decides nothing.
 
-A `Session` lives from one connect to the loss of that connection and belongs to one thread. paho runs inside it
-without a thread of its own: `wait` sleeps until there is something to read, write or hear, and lets paho do its part.
-paho's callbacks only append to a queue (an exception in one would end the loop, a lock taken in one can deadlock);
-`happened` hands out what they appended.  A lost connection is a lost session: nothing of paho's memory outlives it,
-so nothing is ever published twice by it, and message ids mean something only within their session.
+An `MqttConnection` lives from one connect to the loss of that connection and belongs to one thread. paho runs inside it
+without a thread of its own: `wait` sleeps until there is something to read or write, or a wake-up, and lets paho do its
+part. paho's callbacks only append to a queue (an exception in one would end the loop, a lock taken in one can
+deadlock); `incoming` returns that queue.  Nothing of paho's memory outlives the connection, so it never publishes
+anything twice, and message ids mean something only within their connection.
 
-Sessions at the broker are kept (clean start off, with an expiry, which MQTT 5 needs said), so that the broker queues
-what others publish while this node is away.  A session belongs to a client id, so that names cluster and node.
+The broker keeps a session (clean start off, with an expiry, which MQTT 5 needs said) and queues there what others
+publish while this node is away.  A session belongs to a client id, so the client id names cluster and node.
 
 Packets larger than PACKET_BYTES_MAX: MQTT 5 asks the broker to drop them.  If one comes nevertheless (MQTT 3.1.1 cannot
 ask), its first PACKET_BYTES_MAX bytes are kept and the others skipped while they arrive.  So it costs bounded memory,
-reaches the inbox as a message that is too large, and is acknowledged: refused otherwise, it would come again forever.
+reaches the inbox as a message that is too large, and is acknowledged; otherwise it would come again for ever.
 
-Looking up the broker's name cannot be interrupted, so connecting happens in a thread of its own (`_Client`).  When the
-caller does not want to wait any longer, that thread goes on alone, and closes what it may still open.
+A look-up of the broker's name cannot be interrupted, so connecting has a thread of its own (`_Client`).  When the
+caller stops waiting, that thread goes on alone, and closes the connection that it may still open.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ READ_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True)
-class Broker:
-    """Where the broker is and how this node shows itself to it."""
+class BrokerSettings:
+    """Where the broker is, and the credentials of this node."""
 
     host: str
     port: int
@@ -83,24 +83,24 @@ def _escaped(level: str) -> str:
     return "".join(f"%{ord(char):02X}" if char in "%:$" else char for char in level)
 
 
-class Lost(Exception):
-    """The connection is gone, or never came; the text says why."""
+class ConnectionLost(Exception):
+    """The connection is gone, or could not be made; the text says why."""
 
 
-class TakenOver(Lost):
-    """The broker has given our session to another client with our client id."""
+class TakenOver(ConnectionLost):
+    """The broker has given our session to another client with the same client id."""
 
 
 class Connected(NamedTuple):
-    """The broker let us in."""
+    """The broker accepted the connection."""
 
-    session_present: bool  # it knew us: what it queued will come
+    session_present: bool  # the broker kept one: what it queued will come
     packet_limit: int | None
     receive_max: int  # publishes it takes before it waits
 
 
 class Published(NamedTuple):
-    """A publish was answered.  An empty `refusal`: the broker has it."""
+    """The answer to a publish.  An empty `refusal`: the broker has the message."""
 
     mid: int
     refusal: str
@@ -108,13 +108,13 @@ class Published(NamedTuple):
 
 
 class Subscribed(NamedTuple):
-    """A subscription was answered."""
+    """The answer to a subscription."""
 
     refusals: list[str]
 
 
 class Received(NamedTuple):
-    """A message came; `token` is for `acknowledge`."""
+    """A message; `token` is for `acknowledge`."""
 
     topic: str
     payload: bytes
@@ -124,15 +124,15 @@ class Received(NamedTuple):
 
 TAKEN_OVER: Final = ReasonCode(PacketTypes.DISCONNECT, "Session taken over")
 
-Happening = Connected | Published | Subscribed | Received
+Incoming = Connected | Published | Subscribed | Received
 
 
-class Session:
-    """One connection.  All of it raises Lost once the connection is gone."""
+class MqttConnection:
+    """One connection.  Every method raises ConnectionLost once the connection is gone."""
 
-    def __init__(self, broker: Broker, will_topic: str, will: bytes) -> None:
+    def __init__(self, broker: BrokerSettings, will_topic: str, will: bytes) -> None:
         self._broker = broker
-        self._happened: deque[Happening] = deque()
+        self._incoming: deque[Incoming] = deque()
         self._lost = ""
         self._taken_over = False
         self._client = self._make_client()
@@ -142,9 +142,9 @@ class Session:
         self._polled = 0
 
     def open(self, leave: Callable[[], bool]) -> None:
-        """Connects and says hello; `Connected` happens when the broker agrees.
+        """Connect and send CONNECT; `Connected` comes when the broker accepts.
 
-        `leave` is asked every DIAL_POLL_S whether to give up.
+        `leave` is asked every DIAL_POLL_S whether to stop trying.
         """
         self._client.leave = leave
         properties = None
@@ -162,14 +162,14 @@ class Session:
                 properties=properties,
             )
         except (OSError, ValueError) as error:
-            raise Lost(f"cannot connect to {self._broker.address}: {error}") from error
+            raise ConnectionLost(f"cannot connect to {self._broker.address}: {error}") from error
         sock = cast(socket.socket, self._client.socket())
         # A lone event, or an acknowledgement, must not wait 40 ms for the one before it to be acknowledged by TCP.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._fd = sock.fileno()
 
     def wait(self, timeout_s: float, wake_fd: int, reading: bool = True) -> None:
-        """Sleeps until something happened, `wake_fd` is readable (it is read), or the time is over."""
+        """Sleep until something comes in, `wake_fd` is readable (it is read), or the time is over."""
         self._require_connection()
         wanted = (select.POLLIN if reading else 0) | (select.POLLOUT if self._client.want_write() else 0)
         if wanted != self._polled:
@@ -189,39 +189,39 @@ class Session:
         self._require_connection()
 
     def keep_alive(self) -> None:
-        """To be called every second or so: pings, and notices that nothing answers."""
+        """Ping, and notice that nothing answers; called about once a second."""
         self._client.loop_misc()
         self._require_connection()
 
-    def happened(self) -> deque[Happening]:
-        """What has happened, to be taken from the left."""
-        return self._happened
+    def incoming(self) -> deque[Incoming]:
+        """Answers and messages, to be taken from the left."""
+        return self._incoming
 
     def subscribe(self, *filters: tuple[str, int]) -> None:
-        """Asks for topics, as (filter, QoS)."""
+        """Subscribe to (topic filter, QoS)."""
         self._check(self._client.subscribe(list(filters))[0])
 
     def unsubscribe(self, *filters: str) -> None:
-        """Asks for these topics no more."""
+        """Unsubscribe from these topic filters."""
         self._check(self._client.unsubscribe(list(filters))[0])
 
     def publish(self, topic: str, payload: bytes, retain: bool = False) -> int:
-        """Publishes with QoS 1; returns the id that `Published` will name."""
+        """Publish with QoS 1.  Returns the id that `Published` will name."""
         info = self._client.publish(topic, payload, qos=1, retain=retain)
         self._check(info.rc)
         return info.mid
 
     def acknowledge(self, token: tuple[int, int]) -> None:
-        """Lets the broker forget a message."""
+        """Acknowledge a message, so that the broker drops it."""
         self._check(self._client.ack(*token))
 
     def close(self) -> None:
-        """Says goodbye; the broker does not publish the will then."""
+        """Disconnect in good order: the broker does not publish the will."""
         self._client.disconnect()
         self.drop()
 
     def drop(self) -> None:
-        """Lets the connection go without a word."""
+        """Close the socket, without DISCONNECT."""
         sock = self._client.socket()
         if sock is not None:
             sock.close()
@@ -253,7 +253,7 @@ class Session:
                 if broker.tls_cert_file:
                     context.load_cert_chain(broker.tls_cert_file, broker.tls_key_file or None)
             except OSError as error:
-                raise Lost(f"TLS files cannot be used: {error}") from error
+                raise ConnectionLost(f"TLS files cannot be used: {error}") from error
             client.tls_set_context(context)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
@@ -263,7 +263,7 @@ class Session:
         return client
 
     def _pending(self) -> bool:
-        """Whether TLS has already decrypted more than was read: poll does not see that."""
+        """Predicate: has TLS decrypted more than was read?  poll does not see that."""
         sock = self._client.socket()
         return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
 
@@ -275,10 +275,10 @@ class Session:
         if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
             raise self._loss(paho.error_string(code))
 
-    def _loss(self, reason: str) -> Lost:
-        """The error to raise; `reason` is for when nothing else is known."""
+    def _loss(self, reason: str) -> ConnectionLost:
+        """The error to raise; `reason` if no other is known."""
         self._lost = self._lost or reason
-        return TakenOver(self._lost) if self._taken_over else Lost(self._lost)
+        return TakenOver(self._lost) if self._taken_over else ConnectionLost(self._lost)
 
     def _on_connect(
         self, client: paho.Client, _: Any, flags: paho.ConnectFlags, reason: ReasonCode, given: Properties | None
@@ -288,7 +288,7 @@ class Session:
             return
         limit = cast("int | None", getattr(given, "MaximumPacketSize", None))
         receive_max = cast(int, getattr(given, "ReceiveMaximum", 65_535))
-        self._happened.append(Connected(flags.session_present, limit, receive_max))
+        self._incoming.append(Connected(flags.session_present, limit, receive_max))
 
     def _on_disconnect(
         self, client: paho.Client, _: Any, flags: paho.DisconnectFlags, reason: ReasonCode, given: Properties | None
@@ -299,16 +299,16 @@ class Session:
 
     def _on_publish(self, client: paho.Client, _: Any, mid: int, reason: ReasonCode, given: Properties | None) -> None:
         refusal = str(reason) if reason.is_failure else ""
-        self._happened.append(Published(mid, refusal, refusal == "Packet too large"))
+        self._incoming.append(Published(mid, refusal, refusal == "Packet too large"))
 
     def _on_subscribe(
         self, client: paho.Client, _: Any, mid: int, reasons: list[ReasonCode], given: Properties | None
     ) -> None:
-        self._happened.append(Subscribed([str(reason) for reason in reasons if reason.is_failure]))
+        self._incoming.append(Subscribed([str(reason) for reason in reasons if reason.is_failure]))
 
     def _on_message(self, client: paho.Client, _: Any, message: paho.MQTTMessage) -> None:
         token = (message.mid, message.qos)
-        self._happened.append(Received(_text(message), bytes(message.payload), bool(message.retain), token))
+        self._incoming.append(Received(_text(message), bytes(message.payload), bool(message.retain), token))
 
 
 def _text(message: paho.MQTTMessage) -> str:
@@ -320,12 +320,12 @@ def _text(message: paho.MQTTMessage) -> str:
 
 
 class _Client(paho.Client):
-    """paho's client, with bounds on what it waits for and on what it keeps of a packet."""
+    """paho's client, with bounds on its waits and on what it keeps of a packet."""
 
     leave: Callable[[], bool]  # asked whether to give up connecting
 
     def _create_socket(self) -> Any:
-        """The socket, connected and secured, from a thread that is left behind if it takes too long."""
+        """The socket, connected and secured by a thread that is left alone if it takes too long."""
         create = super()._create_socket
         dialed: Future[Any] = Future()
 

@@ -1,15 +1,15 @@
 """The outbox: what this node has written and the broker has not acknowledged yet.
 
-It is a cursor over the commit log, not a second copy.  Local events behind the cursor are published in order, as
-batches that form by themselves: whatever is waiting, up to BATCH_BYTES and to what the broker takes in one packet.  So
-a lone write leaves at once and a flood leaves in bulk.  Acknowledgements may come in any order; the cursor moves only
-over what is acknowledged without a gap, and is saved now and then.  A crash repeats events, and skips none.
+It is a cursor over the commit log, not a second copy.  Local events behind the cursor are published in order.  A batch
+is whatever waits, up to BATCH_BYTES and to what the broker takes in one packet, so a single write leaves at once and a
+flood leaves in bulk.  Acknowledgements may come in any order; the cursor moves only over what is acknowledged without a
+gap, and is saved now and then.  A crash repeats events, and skips none.
 
-An event is left out in two cases, both counted and logged, and left to anti-entropy: it is larger than the broker or
-any node takes (`set_aside`), or the log has grown past its limit while nobody took it (`given_up`).  Its sequence
-number is never used for another event, so that the others notice.
+An event is dropped in two cases, both counted, logged and left to anti-entropy: it is larger than the broker or any
+node takes, or the log grew past its limit before the broker took it (overflow).  Its sequence number is never used for
+another event, so the others notice.
 
-A state machine without threads, sockets and clocks: the caller publishes what `next_batch` gives, and reports back.
+A state machine without threads, sockets and clocks: the caller publishes what `next_batch` returns, and reports back.
 Cost: 0.7 us an event of 100 bytes, most of it the encoding.
 """
 
@@ -54,7 +54,7 @@ class Batch:
     count: int
     end: LogPosition  # behind its last event
     timestamp_ns: int  # of its first event
-    done: bool = False  # acknowledged, or set aside
+    done: bool = False  # acknowledged, or dropped
 
 
 @dataclass(slots=True)
@@ -64,12 +64,13 @@ class OutboxCounters:
     published: int = 0  # acknowledged by the broker
     batches: int = 0
     published_bytes: int = 0
-    set_aside: int = 0  # too large for the broker
-    given_up: int = 0  # the log could not be kept any longer
+    dropped_too_large: int = 0
+    dropped_overflow: int = 0  # the log could not be kept any longer
+    overflows: int = 0  # times that this happened
 
 
 class Outbox:
-    """Batches to publish, in order.  Called by one thread; the figures may be read by any."""
+    """Batches to publish, in order.  One thread calls this; any may read the metrics.  `on_gap` gets a reason."""
 
     def __init__(self, engine: Engine, source: str, topic: str, on_gap: Callable[[str], None] = lambda reason: None):
         self.counters = OutboxCounters()
@@ -88,7 +89,7 @@ class Outbox:
         self._suspected = self._suspicions = 0
         self.limit_packets(None)
 
-    # -- figures -------------------------------------------------------------------------------------------------------
+    # -- metrics -------------------------------------------------------------------------------------------------------
 
     @property
     def waiting_events(self) -> int:
@@ -102,7 +103,7 @@ class Outbox:
 
     @property
     def in_flight(self) -> int:
-        """Batches that were handed out and not acknowledged."""
+        """Batches that were returned by `next_batch` and are not acknowledged."""
         return len(self._in_flight)
 
     def oldest_timestamp(self) -> int | None:
@@ -116,16 +117,16 @@ class Outbox:
 
     @property
     def unread_bytes(self) -> int:
-        """Bytes of the log that no batch was made of yet; 0 when everything was handed out."""
+        """Bytes of the log that are in no batch yet."""
         return self.tail.end.lsn - self._lsn
 
     @property
     def next_sequence(self) -> int:
-        """Of the first event that was not handed out yet."""
+        """Of the first event that is in no batch yet."""
         return self._sequence
 
     def next_batch(self) -> Batch | None:
-        """The next batch to publish, None when everything was handed out.  Raises Corruption."""
+        """The next batch to publish, None if no event waits.  Raises Corruption."""
         pieces: list[bytes] = []
         count = size = timestamp = 0
         while size < self._room and (frame := self._current()) is not None:
@@ -153,28 +154,28 @@ class Outbox:
         return batch
 
     def acknowledge(self, batch: Batch) -> None:
-        """The broker has it."""
+        """The broker has this batch."""
         self.counters.published += batch.count
         self.counters.batches += 1
         self.counters.published_bytes += len(batch.payload)
         self._finish(batch)
 
     def rewind(self) -> None:
-        """Nothing that was handed out will be acknowledged any more: the connection is gone."""
+        """The connection is gone, so no batch in flight will be acknowledged: begin again at the cursor."""
         self._in_flight.clear()
         self._lsn, self._sequence = self.cursor
         self._frame = None
 
     def limit_packets(self, limit: int | None) -> None:
-        """The broker takes packets of `limit` bytes; None: it does not say.  For batches not yet handed out."""
+        """The broker takes packets of `limit` bytes; None: it does not say.  For later batches."""
         of_message = len(self._source.encode()) + ENVELOPE_SIZE
         self._packet_room = min((limit or PACKET_LIMIT_MAX) - self._overhead, MESSAGE_BYTES_MAX - of_message)
         self._room = min(self._room_max, self._packet_room)
 
     def too_large(self, batch: Batch) -> None:
-        """The broker does not take this batch for its size: smaller ones from now on, or without its only event."""
+        """The batch is too large for the broker: later ones are smaller.  A batch of one event is dropped."""
         if batch.count == 1:
-            self._set_aside(batch.sequence, len(batch.payload), "the broker does not take it")
+            self._drop_too_large(batch.sequence, len(batch.payload), "the broker does not take it")
             self._finish(batch)
             return
         self._room_max = max(BATCH_BYTES_MIN, min(self._room, len(batch.payload)) // BATCH_CUT)
@@ -182,10 +183,10 @@ class Outbox:
         self.rewind()
 
     def suspect(self) -> bool:
-        """The connection was lost although the broker answered other publishes: what was first in flight may be why.
+        """The connection was lost although the broker answered other publishes: the first batch in flight may be why.
 
-        Brokers that find a message too large do not all say so.  The same one several times in a row counts as told.
-        False: nothing was in flight.
+        Not every broker says that a message is too large.  The same batch several times in a row counts as said.
+        Returns False if nothing was in flight.
         """
         if not self._in_flight:
             return False
@@ -198,7 +199,7 @@ class Outbox:
         return True
 
     def save(self) -> None:
-        """Saves the cursor, if it has moved, and lets the log before it go."""
+        """Save the cursor, if it has moved, and release the log before it."""
         if self.cursor != self._saved:
             self._engine.release_log(self.cursor)
             self._saved = self.cursor
@@ -206,7 +207,7 @@ class Outbox:
     # -- reading the log -----------------------------------------------------------------------------------------------
 
     def _current(self) -> LogFrame | None:
-        """The frame in hand with local events left in it, None when everything was read."""
+        """The frame in hand, with local events left in it; None if everything is read."""
         if self._frame is not None and self._lsn >= self.tail.given_up_lsn:
             return self._frame
         self._frame = None
@@ -214,7 +215,7 @@ class Outbox:
             try:
                 frame = self.tail.next_frame(self._lsn)
             except LogGone as gone:
-                self._give_up(gone.oldest)
+                self._drop_overflow(gone.oldest)
                 continue
             if frame is None:
                 return None
@@ -227,13 +228,13 @@ class Outbox:
             self._lsn = frame.end
 
     def _take_large(self, frame: LogFrame) -> Encoded:
-        """The event here, which is larger than a batch; nothing if it is larger than a packet."""
+        """The event here, which is larger than a batch; empty if it is larger than a packet."""
         end = entry_end(frame.data, self._offset)
         large = encode_entries(frame.data, self._offset, end, PACKET_LIMIT_MAX)
         following = next_local(frame.data, end, 0)
         if large.size <= self._packet_room:
             return large._replace(at=following)
-        self._set_aside(self._sequence, large.size, f"at most {self._packet_room} bytes pass")
+        self._drop_too_large(self._sequence, large.size, f"at most {self._packet_room} bytes pass")
         self._sequence += 1
         return Encoded([], 0, 0, following)
 
@@ -244,18 +245,19 @@ class Outbox:
         self._pass_over()
 
     def _pass_over(self) -> None:
-        """With nothing in flight the cursor is where the reading is: behind events of others, and those left out."""
+        """With nothing in flight, move the cursor to the read position, over events of other nodes and dropped ones."""
         if not self._in_flight:
             self.cursor = LogPosition(self._lsn, self._sequence)
 
-    def _set_aside(self, sequence: int, size: int, why: str) -> None:
-        self.counters.set_aside += 1
+    def _drop_too_large(self, sequence: int, size: int, why: str) -> None:
+        self.counters.dropped_too_large += 1
         log.error("event %d of %d bytes is not published: %s; anti-entropy will bring it", sequence, size, why)
-        self._on_gap("set aside")
+        self._on_gap("too large")
 
-    def _give_up(self, oldest: LogPosition) -> None:
+    def _drop_overflow(self, oldest: LogPosition) -> None:
         lost = max(0, oldest.sequence - self._sequence)
-        self.counters.given_up += lost
+        self.counters.dropped_overflow += lost
+        self.counters.overflows += 1
         log.error(
             "the broker did not take events for so long that the log passed outbox_max_bytes: "
             "%d of them are not published; anti-entropy will bring them",
@@ -263,4 +265,4 @@ class Outbox:
         )
         self._lsn, self._sequence = oldest.lsn, max(self._sequence, oldest.sequence)
         self._pass_over()
-        self._on_gap("given up")
+        self._on_gap("overflow")

@@ -1,8 +1,8 @@
-"""The link to the broker: one thread that keeps a conversation going, and starts it again whenever it is lost.
+"""The reconnect loop: one thread that keeps a session with the broker, and begins another one when it is lost.
 
-It never gives up: the wait between attempts grows (backoff.py), with jitter, so that many nodes do not come back
-at once.  While there is no broker the node works on and the outbox grows.  Whatever goes wrong in a conversation (a
-mistake of this program too) costs the connection and is logged; the thread goes on.
+It never stops trying: the wait between attempts grows (backoff.py), with jitter, so that many nodes do not come back at
+once.  Without a broker the node works on, and the outbox grows.  Whatever goes wrong in a session (a defect of this
+program, too) costs the connection and is logged; the thread goes on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 import os
 import random
 import select
-import threading
 import time
 from collections.abc import Callable
 from typing import Final
@@ -20,9 +19,10 @@ from merklekv.errors import StorageFailed
 from merklekv.log_throttle import LogThrottle
 from merklekv.replication.stream.backoff import Backoff
 from merklekv.replication.stream.broker_session import DUPLICATE, TICK_S, BrokerSession
-from merklekv.replication.stream.metrics import LinkFigures
-from merklekv.replication.stream.mqtt import Lost, TakenOver
+from merklekv.replication.stream.metrics import StreamMetrics
+from merklekv.replication.stream.mqtt import ConnectionLost, TakenOver
 from merklekv.replication.stream.outbox import Outbox
+from merklekv.worker_thread import Fatal, WorkerThread
 
 log = logging.getLogger(__name__)
 
@@ -33,122 +33,109 @@ CROWDED: Final = (
 Token = tuple[BrokerSession, tuple[int, int]]
 
 
-class Link:
-    """Runs from `start` to `stop`.  Its methods may be called from any thread."""
+class ReconnectLoop:
+    """Runs from `start` to `stop`.  Any thread may call its methods."""
 
-    def __init__(self, outbox: Outbox, figures: LinkFigures, fatal: Callable[[BaseException], None]) -> None:
+    def __init__(self, outbox: Outbox, metrics: StreamMetrics, fatal: Fatal) -> None:
         self.enabled = True
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.throttle = LogThrottle(log)
+        self.worker = WorkerThread("replication-reconnect", self._step, fatal, wake=self.wake)
         self._outbox = outbox
-        self._figures = figures
-        self._fatal = fatal
-        self._converse: Callable[[], BrokerSession]
-        self._stopping = False
+        self._metrics = metrics
+        self._backoff = Backoff()
+        self._make_session: Callable[[], BrokerSession]
         self._drain_until = 0.0
-        self._thread = threading.Thread(target=self._run, name="replication-link", daemon=True)
 
-    def start(self, converse: Callable[[], BrokerSession]) -> None:
-        """Starts the thread; `converse` makes a conversation that has not begun."""
-        self._converse = converse
+    def start(self, make_session: Callable[[], BrokerSession]) -> None:
+        """Start the thread.  `make_session` returns a session that has not begun."""
+        self._make_session = make_session
         self._outbox.tail.wake = self.wake
-        self._thread.start()
+        self.worker.start()
 
     def stop(self, drain_s: float) -> None:
-        """Publishes what is waiting, for at most `drain_s`, says goodbye and ends."""
+        """Publish what is in the outbox, for at most `drain_s` seconds, disconnect, and end."""
         self._drain_until = time.monotonic() + drain_s
-        self._stopping = True
-        self.wake()
-        self._thread.join()
+        self.worker.stop()
         self._outbox.tail.wake = lambda: None
 
     def close(self) -> None:
-        """After `stop`, once nobody acknowledges any more."""
+        """After `stop`, when no thread acknowledges any more."""
         os.close(self.wake_fd)
 
     def wake(self) -> None:
-        """Makes the thread look around."""
+        """End the thread's wait."""
         os.eventfd_write(self.wake_fd, 1)
 
     def enable(self, enabled: bool) -> None:
-        """Connects or disconnects; what is written meanwhile waits in the outbox."""
+        """Connect or disconnect; events wait in the outbox meanwhile."""
         self.enabled = enabled
         self.wake()
 
     def acknowledge(self, tokens: list[Token]) -> None:
-        """Lets the broker forget what the inbox has dealt with."""
-        for conversation, token in tokens:
-            conversation.acknowledge_later(token)
+        """Acknowledge messages to the broker, in the sessions that they came in."""
+        for session, token in tokens:
+            session.acknowledge_later(token)
         self.wake()
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+    def _step(self) -> None:
+        if not self.enabled:
+            self._metrics.state = "disabled"
+            self._metrics.problems.clear()
+            self._sleep(TICK_S)
+            return
+        wait_s = self._run_session()
+        if self._backoff.is_crowded:
+            self._metrics.problems.setdefault(DUPLICATE, CROWDED)
+        self._sleep(random.uniform(0.5, 1.0) * wait_s)
 
-    def _run(self) -> None:
-        backoff = Backoff()
-        while not self._stopping:
-            if not self.enabled:
-                self._figures.state = "disabled"
-                self._figures.trouble.clear()
-                self._sleep(TICK_S)
-                continue
-            wait_s = self._talk(backoff)
-            if backoff.is_crowded:
-                self._figures.trouble.setdefault(DUPLICATE, CROWDED)
-            self._sleep(random.uniform(0.5, 1.0) * wait_s)
-        self._look_around()
-
-    def _talk(self, backoff: Backoff) -> float:
-        """One conversation from its start to its end; how long to wait before the next."""
-        figures = self._figures
-        if figures.state == "disabled":
-            figures.state = "connecting"
-        conversation = None
+    def _run_session(self) -> float:
+        """One session from its start to its end.  Returns the seconds to wait before the next."""
+        metrics, backoff = self._metrics, self._backoff
+        if metrics.state == "disabled":
+            metrics.state = "connecting"
+        session = None
         try:
-            conversation = self._converse()
-            conversation.run(self._is_over, self._look_around)
-        except Lost as loss:
-            figures.state, figures.trouble["connection"] = "disconnected", str(loss)
+            session = self._make_session()
+            session.run(self._is_over, self._housekeep)
+        except ConnectionLost as loss:
+            metrics.state, metrics.problems["connection"] = "disconnected", str(loss)
             if not self._is_over():
                 self.throttle.warn(f"lost {loss}", f"{loss}; trying again")
-            if conversation is not None and isinstance(loss, TakenOver):
-                conversation.duplicate_seen()
-        except StorageFailed as error:
-            self._fatal(error)
-        except Exception as error:  # a mistake of ours costs the connection, never the thread
-            figures.state, figures.trouble["connection"] = "failed", repr(error)
-            log.exception("the connection to the broker is given up")
+            if session is not None and isinstance(loss, TakenOver):
+                session.on_duplicate()
+        except StorageFailed:
+            raise
+        except Exception as error:  # a defect of ours costs the connection, never the thread
+            metrics.state, metrics.problems["connection"] = "failed", repr(error)
+            log.exception("the connection to the broker is dropped")
         finally:
-            if conversation is not None:
-                conversation.end()
+            if session is not None:
+                session.end()
             self._outbox.rewind()
-        if conversation is None:
+        if session is None:
             return backoff.next_wait_s(None)
-        if conversation.has_helped:
+        if session.has_helped:
             return backoff.restart_s()
-        return backoff.next_wait_s(conversation.stood_s, conversation.has_duplicate)
+        return backoff.next_wait_s(session.stood_s, session.has_duplicate)
 
     def _is_over(self) -> bool:
-        if self._stopping:
+        if self.worker.is_stopping:
             return not self._outbox.waiting_events or time.monotonic() >= self._drain_until
         return not self.enabled
 
-    def _look_around(self) -> None:
-        """What has to be done with a broker and without."""
-        self._figures.alive_at = time.monotonic()
-        try:
-            self._figures.oldest_timestamp_ns = self._outbox.oldest_timestamp()
-            self._outbox.save()
-        except StorageFailed as error:
-            self._fatal(error)
+    def _housekeep(self) -> None:
+        """What is due about once a second, with a broker and without."""
+        self._metrics.alive_at = time.monotonic()
+        self._metrics.oldest_timestamp_ns = self._outbox.oldest_timestamp()
+        self._outbox.save()
 
     def _sleep(self, seconds: float) -> None:
-        """Waits, unless there is to be a stop or a change."""
+        """Wait for so long, or until a stop or a change of `enabled`."""
         enabled = self.enabled
         until = time.monotonic() + seconds
-        while not self._stopping and self.enabled == enabled and (left := until - time.monotonic()) > 0:
+        while not self.worker.is_stopping and self.enabled == enabled and (left := until - time.monotonic()) > 0:
             if select.select([self.wake_fd], [], [], min(left, TICK_S))[0]:
                 os.eventfd_read(self.wake_fd)
-            self._look_around()
+            self._housekeep()
+        self._housekeep()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Final, NoReturn
+from typing import NoReturn
 
 from merklekv.engine.base import Pair
 from merklekv.engine.clock import UNSET_BEFORE_NS, show_time
@@ -32,14 +32,11 @@ from merklekv.engine.record import (
     timestamp_of,
     version_of,
 )
-from merklekv.errors import Shortage
 from merklekv.log_throttle import LogThrottle
 from merklekv.replication.cluster.lost_writes import NO_LOST_WRITES, LostWriteInterval, restored_since
-from merklekv.replication.cluster.members import NO_ROW, Identity, Members, MembersUnreadable, MemberTable
+from merklekv.replication.cluster.members import NO_ROW, Identity, Members, MemberTable
+from merklekv.replication.cluster.storage import store_members
 from merklekv.replication.sync.messages import ExchangeRefused, Hello
-
-METADATA_MEMBERS: Final = b"members"
-METADATA_UNREADABLE: Final = b"members-unreadable"  # a table that could not be read, as it was
 
 log = logging.getLogger(__name__)
 
@@ -50,97 +47,6 @@ Refused = list[tuple[bytes, str]]  # keys with reasons
 
 class Outdated(Exception):
     """A node was restarted, or has another GC horizon than when the exchange began."""
-
-
-def load_members(engine: Engine, node: str) -> Members:
-    """The node's members as its engine keeps them, and its promise kept.
-
-    A start closes no timestamp: the wall clock may be wrong, and nobody has agreed with it yet.  What cannot be read of
-    the members is set aside and logged.  Raises FormatTooNew, TooManyMembers, Shortage.
-    """
-    with engine.lock:
-        stored = engine.metadata.get(METADATA_MEMBERS)
-        members = Members(node) if stored is None else _restored(engine, stored, node)
-        clock, own = engine.clock, members.identity
-        clock.write_as(own.store_id)
-        clock.keep_promise(members.closed)
-        _tell_of_the_future(engine, members)
-        before = members.lost_writes.get(own, NO_LOST_WRITES)
-        clock.follow()
-        end = clock.last if before else 0
-        now = clock.now()
-        members.clamp_lost_writes(now, now)
-        until = max(
-            (now, *(lapse.until + 1 for lapse in members.lost_writes.get(own, NO_LOST_WRITES)))
-        )  # that tells runs apart
-        clock.observe(until.to_bytes(8, "big"))
-        members.add_lost_writes(LostWriteInterval(end, until, clock.run))
-        if before:
-            engine.put_metadata_first(METADATA_MEMBERS, members.encode())  # a node starts with a full disk, too
-        else:
-            try:
-                engine.note(METADATA_MEMBERS, members.encode())
-            except Shortage as error:
-                raise type(error)(f"{engine.directory.path}: {error}, so it cannot begin as node {node}") from error
-        first = members.encode()
-        engine.when_taken_back = lambda: members.replace_with(
-            Members.restore(engine.noted(METADATA_MEMBERS) or first, node)
-        )
-    try:
-        engine.flush()
-    except Shortage:
-        if not before:
-            raise
-    return members
-
-
-def _restored(engine: Engine, stored: bytes, node: str) -> Members:
-    """The members of a stored table; whatever stands in it, the node can serve its data."""
-    try:
-        members = Members.restore(stored, node)
-    except MembersUnreadable as error:
-        engine.note(METADATA_UNREADABLE, stored)
-        members = Members.after_damage(stored, node, error)
-    for name, one in members.unreadable.items():
-        log.error(
-            "members: %s: %s. This node serves its data, and no node of its cluster collects deleted keys until the "
-            "nodes have met again and 'merklekv-tool forget %s' takes this out; see docs/operations.md",
-            name,
-            one.reason,
-            name,
-        )
-    return members
-
-
-def _tell_of_the_future(engine: Engine, members: Members) -> None:
-    """Says what in the directory is from a time that the wall clock has not reached, and drops what nobody accepted."""
-    clock, node = engine.clock, members.identity.node
-    if not clock.resume(members.proposed):
-        log.warning(
-            "node %s: its clock was at %s before this start, %.0f s ahead of its wall clock now, and no node had "
-            "agreed: it goes on from the wall clock",
-            node,
-            show_time(members.proposed),
-            clock.ahead_s(members.proposed),
-        )
-        members.proposed = 0
-    if clock.found > clock.latest_ns():
-        log.warning(
-            "node %s holds versions up to %s, %.0f s ahead of its wall clock, more than max_clock_drift: the wall "
-            "clock of this machine is slow now, or was fast when they were written; other nodes refuse these records "
-            "until then, and take all others",
-            node,
-            show_time(clock.found),
-            clock.ahead_s(clock.found),
-        )
-
-
-def store_members(engine: Engine, members: Members) -> None:
-    """Notes the table in the log.  The caller commits."""
-    with engine.lock:
-        data = members.encode()
-        if engine.metadata.get(METADATA_MEMBERS) != data:
-            engine.note(METADATA_MEMBERS, data)
 
 
 def raise_gc_horizon(engine: Engine, members: Members) -> None:

@@ -12,8 +12,8 @@ from merklekv.engine.engine import Engine
 from merklekv.engine.format import INNER_NODES, OP_DEL, OP_SET
 from merklekv.engine.record import is_tombstone, timestamp_of
 from merklekv.errors import InvalidArgument, Stalled
-from merklekv.replication.cluster.member_rows import Row, rows, stored_members
-from merklekv.replication.sync.local_endpoint import METADATA_MEMBERS
+from merklekv.replication.cluster.display import DisplayRow, display_rows, stored_members
+from merklekv.replication.cluster.storage import METADATA_MEMBERS
 from merklekv_tool.source.source import ORIGIN, PAGE_BYTES, PAGE_RECORDS, Merged, Pair, split_by_size
 
 WAIT_S: Final = 1.0
@@ -51,9 +51,9 @@ class Directory:
             pass
         return map(self._engine.bucket, buckets)
 
-    def members(self) -> list[Row]:
+    def members(self) -> list[DisplayRow]:
         table = self._engine.metadata.get(METADATA_MEMBERS)
-        return rows(stored_members(table), self._engine.gc_horizon, time.time()) if table else []
+        return display_rows(stored_members(table), self._engine.gc_horizon, time.time()) if table else []
 
     def merge(self, pairs: list[Pair]) -> Merged:
         items = [(OP_DEL if is_tombstone(record) else OP_SET, key, record) for key, record in pairs]

@@ -17,7 +17,7 @@ from merklekv.engine.record import HEAD_SIZE, RECORD_OVERHEAD, VERSION_SIZE, bod
 from merklekv.errors import MerkleKVError
 from merklekv.metrics import parse
 from merklekv.net.client import REPLY_ROOM_BYTES, Client, Reply, Unreachable
-from merklekv.replication.cluster.member_rows import Row
+from merklekv.replication.cluster.display import DisplayRow
 from merklekv_tool.source.source import ORIGIN, PAGE_RECORDS, Merged, Pair, split_by_size
 
 BUCKETS_ASKED: Final = 100  # at once
@@ -89,7 +89,7 @@ class Node:
                     raise self._strange(b"BUCKET")
                 yield pairs
 
-    def members(self) -> list[Row]:
+    def members(self) -> list[DisplayRow]:
         lines = self._bytes(b"MEMBERS").split(b"\n")
         with self._understood(b"MEMBERS"):
             return [_checked_row(json.loads(line)) for line in lines if line.strip()]
@@ -195,7 +195,7 @@ def _pairs(reply: Reply) -> list[Pair]:
     return list(zip(parts[::2], parts[1::2], strict=True))
 
 
-def _checked_row(row: Row) -> Row:
+def _checked_row(row: DisplayRow) -> DisplayRow:
     """Raises LookupError or TypeError unless it has the fields of a row; a later release may add others."""
     for name, kind in ROW_TYPES.items():
         if not isinstance(row[name], kind):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from merklekv.replication.cluster.member_rows import Row
+from merklekv.replication.cluster.display import DisplayRow
 
 PAGE_RECORDS: Final = 1000
 PAGE_BYTES: Final = 1 << 20
@@ -48,8 +48,8 @@ class Source(Protocol):
     def heads(self, buckets: Sequence[int]) -> Iterator[list[Pair]]:
         """(key, head) of each record, 41 bytes a head, one list for each bucket, tombstones included."""
 
-    def members(self) -> list[Row]:
-        """The rows of the member table, see replication/cluster/member_rows.py; empty if this never was a node."""
+    def members(self) -> list[DisplayRow]:
+        """The rows of the member table, see replication/cluster/display.py; empty if this never was a node."""
 
     def merge(self, pairs: list[Pair]) -> Merged:
         """Merges (key, record) pairs; returns when they are as durable as the source makes them."""

@@ -16,7 +16,7 @@ from merklekv_tool.arguments import AsJson, SourceName
 from merklekv_tool.output import say, say_json
 
 if TYPE_CHECKING:
-    from merklekv.replication.cluster.member_rows import Row
+    from merklekv.replication.cluster.display import DisplayRow
 
 EXAMPLES: Final = """
 Examples:
@@ -61,7 +61,7 @@ def members(source: SourceName, as_json: AsJson = False) -> None:
     say(conclusion(rows, gc_horizon_ns, now_ns))
 
 
-def table(rows: list[Row], now_ns: int) -> list[str]:
+def table(rows: list[DisplayRow], now_ns: int) -> list[str]:
     """The rows in columns."""
     cells: list[tuple[str, ...]] = [COLUMNS]
     for row in rows:
@@ -80,7 +80,7 @@ def table(rows: list[Row], now_ns: int) -> list[str]:
     return ["  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
 
 
-def conclusion(rows: list[Row], gc_horizon_ns: int, now_ns: int) -> str:
+def conclusion(rows: list[DisplayRow], gc_horizon_ns: int, now_ns: int) -> str:
     """What the rows mean for deleted keys."""
     if not rows:
         return "no members are known here: no node has run on this directory yet"

@@ -86,15 +86,15 @@ def metadata_problems(metadata: Mapping[bytes, bytes]) -> Iterator[str]:
     """What a start would find wrong with the metadata entries."""
     from merklekv.engine.format import GC_HORIZON_SIZE, METADATA_GC_HORIZON
     from merklekv.errors import FormatTooNew
-    from merklekv.replication.cluster.member_rows import problems
-    from merklekv.replication.sync.local_endpoint import METADATA_MEMBERS
+    from merklekv.replication.cluster.display import violations
+    from merklekv.replication.cluster.storage import METADATA_MEMBERS
 
     gc_horizon = metadata.get(METADATA_GC_HORIZON, bytes(GC_HORIZON_SIZE))
     if len(gc_horizon) != GC_HORIZON_SIZE:
         yield f"the GC horizon in the log has {len(gc_horizon)} bytes, not {GC_HORIZON_SIZE}"
     if METADATA_MEMBERS in metadata:
         try:
-            yield from problems(metadata[METADATA_MEMBERS])
+            yield from violations(metadata[METADATA_MEMBERS])
         except FormatTooNew as error:
             yield str(error)
 

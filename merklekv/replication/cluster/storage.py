@@ -1,0 +1,110 @@
+"""The table of members in the engine's metadata: loaded when a node starts, stored after each change.
+
+The table travels through the log like a write, so it is as durable as the records that it speaks of, and a recovery
+that takes writes back takes the table back, too.  A table that cannot be read does not keep a node from its data.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from merklekv.engine.clock import show_time
+from merklekv.engine.engine import Engine
+from merklekv.errors import Shortage
+from merklekv.replication.cluster.lost_writes import NO_LOST_WRITES, LostWriteInterval
+from merklekv.replication.cluster.members import Members, MembersUnreadable
+
+METADATA_MEMBERS: Final = b"members"
+METADATA_UNREADABLE: Final = b"members-unreadable"  # a table that could not be read, as it was
+
+log = logging.getLogger(__name__)
+
+
+def load_members(engine: Engine, node: str) -> Members:
+    """The stored members of a node, with the lost-write interval of this start.  The clock keeps the closed timestamp.
+
+    A start closes no timestamp: the wall clock may be wrong, and no other node has accepted it yet.  Rows that cannot
+    be read are logged.  Raises FormatTooNew, TooManyMembers, Shortage.
+    """
+    with engine.lock:
+        stored = engine.metadata.get(METADATA_MEMBERS)
+        members = Members(node) if stored is None else _restored(engine, stored, node)
+        clock, own = engine.clock, members.identity
+        clock.write_as(own.store_id)
+        clock.keep_promise(members.closed)
+        _check_clock(engine, members)
+        before = members.lost_writes.get(own, NO_LOST_WRITES)
+        clock.follow()
+        end = clock.last if before else 0
+        now = clock.now()
+        members.clamp_lost_writes(now, now)
+        clamped = members.lost_writes.get(own, NO_LOST_WRITES)
+        until = max((now, *(interval.until + 1 for interval in clamped)))  # so that no two epochs begin at once
+        clock.observe(until.to_bytes(8, "big"))
+        members.add_lost_writes(LostWriteInterval(end, until, clock.run))
+        if before:
+            engine.put_metadata_first(METADATA_MEMBERS, members.encode())  # a node starts with a full disk, too
+        else:
+            try:
+                engine.note(METADATA_MEMBERS, members.encode())
+            except Shortage as error:
+                raise type(error)(f"{engine.directory.path}: {error}, so it cannot begin as node {node}") from error
+        first = members.encode()
+        engine.when_taken_back = lambda: members.replace_with(
+            Members.restore(engine.noted(METADATA_MEMBERS) or first, node)
+        )
+    try:
+        engine.flush()
+    except Shortage:
+        if not before:
+            raise
+    return members
+
+
+def store_members(engine: Engine, members: Members) -> None:
+    """Store the table if it has changed.  The caller commits.  Raises Shortage, Stalled."""
+    with engine.lock:
+        data = members.encode()
+        if engine.metadata.get(METADATA_MEMBERS) != data:
+            engine.note(METADATA_MEMBERS, data)
+
+
+def _restored(engine: Engine, stored: bytes, node: str) -> Members:
+    try:
+        members = Members.restore(stored, node)
+    except MembersUnreadable as error:
+        engine.note(METADATA_UNREADABLE, stored)
+        members = Members.after_damage(stored, node, error)
+    for name, one in members.unreadable.items():
+        log.error(
+            "members: %s: %s. This node serves its data, and no node of its cluster collects deleted keys until the "
+            "nodes have met again and 'merklekv-tool forget %s' takes this out; see docs/operations.md",
+            name,
+            one.reason,
+            name,
+        )
+    return members
+
+
+def _check_clock(engine: Engine, members: Members) -> None:
+    """Log what in the directory is ahead of the wall clock, and drop a proposed timestamp that is too far ahead."""
+    clock, node = engine.clock, members.identity.node
+    if not clock.resume(members.proposed):
+        log.warning(
+            "node %s: its clock was at %s before this start, %.0f s ahead of its wall clock now, and no node had "
+            "agreed: it goes on from the wall clock",
+            node,
+            show_time(members.proposed),
+            clock.ahead_s(members.proposed),
+        )
+        members.proposed = 0
+    if clock.found > clock.latest_ns():
+        log.warning(
+            "node %s holds versions up to %s, %.0f s ahead of its wall clock, more than max_clock_drift: the wall "
+            "clock of this machine is slow now, or was fast when they were written; other nodes refuse these records "
+            "until then, and take all others",
+            node,
+            show_time(clock.found),
+            clock.ahead_s(clock.found),
+        )
