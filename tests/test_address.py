@@ -57,3 +57,33 @@ def test_what_is_an_address_can_be_split_and_nothing_else(text: str) -> None:
 def test_the_name_of_an_address_can_be_looked_up(host: str, port: int) -> None:
     if is_address(f"{host}:{port}"):
         host.strip("[]").partition("%")[0].encode("idna")  # what raises UnicodeError in a look-up
+
+
+@pytest.mark.parametrize(
+    ("address", "meant"),
+    [
+        ("h:1", ("h", 1)),
+        ("[::1]:65535", ("::1", 65535)),
+        ("10.0.0.1:7379", ("10.0.0.1", 7379)),
+        ("[fe80::1%eth0]:1", ("fe80::1%eth0", 1)),
+        ("under_score.:1", ("under_score.", 1)),
+    ],
+)
+def test_an_address_has_two_parts(address: str, meant: tuple[str, int]) -> None:
+    assert parse_address(address) == meant
+
+
+NO_ADDRESSES = ["", "h", "h:", ":1", "h:0", "h:65536", "h:x", "h:-1", "h:1111111111111", "h:000001" + 5000 * "0"]
+NO_ADDRESSES += ["::1:7379", "[::1]", "[::1:1", "[h]:1", "a b:1", "a/b:1", "h\0:1", "h:\u0663"]
+
+
+@pytest.mark.parametrize("address", NO_ADDRESSES)
+def test_no_address_is_read(address: str) -> None:
+    with pytest.raises(InvalidArgument, match="is no address: "):
+        parse_address(address)
+
+
+@pytest.mark.parametrize("host", ["a..b", ".", ".a", "a" * 64, "\udcff"])
+def test_what_is_no_host_name(host: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"is no address: .* is not a host name"):
+        parse_address(f"{host}:1")

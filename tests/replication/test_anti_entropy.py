@@ -11,7 +11,6 @@ import pytest
 from fixtures.anti_entropy import LONG_S, Gone, Line, Net, Node
 from fixtures.support import run_out_of_room, wait_until
 
-from merklekv.address import parse_address
 from merklekv.errors import DiskFull, InvalidArgument, MerkleKVError, StorageFailed
 from merklekv.replication.cluster.members import UnknownMember
 from merklekv.replication.cluster.presence import OFFLINE, ONLINE, Status
@@ -414,33 +413,3 @@ def test_a_mistake_does_not_end_the_thread(
     monkeypatch.undo()
     a.anti_entropy.on_status(b.status())
     wait_until(lambda: a.figure("exchange_completed"))
-
-
-@pytest.mark.parametrize(
-    ("address", "meant"),
-    [
-        ("h:1", ("h", 1)),
-        ("[::1]:65535", ("::1", 65535)),
-        ("10.0.0.1:7379", ("10.0.0.1", 7379)),
-        ("[fe80::1%eth0]:1", ("fe80::1%eth0", 1)),
-        ("under_score.:1", ("under_score.", 1)),
-    ],
-)
-def test_addresses(address: str, meant: tuple[str, int]) -> None:
-    assert parse_address(address) == meant
-
-
-NO_ADDRESSES = ["", "h", "h:", ":1", "h:0", "h:65536", "h:x", "h:-1", "h:1111111111111", "h:000001" + 5000 * "0"]
-NO_ADDRESSES += ["::1:7379", "[::1]", "[::1:1", "[h]:1", "a b:1", "a/b:1", "h\0:1", "h:\u0663"]
-
-
-@pytest.mark.parametrize("address", NO_ADDRESSES)
-def test_what_is_no_address(address: str) -> None:
-    with pytest.raises(InvalidArgument, match="is no address: "):
-        parse_address(address)
-
-
-@pytest.mark.parametrize("host", ["a..b", ".", ".a", "a" * 64, "\udcff"])
-def test_what_is_no_host_name(host: str) -> None:
-    with pytest.raises(InvalidArgument, match=r"is no address: .* is not a host name"):
-        parse_address(f"{host}:1")

@@ -1,8 +1,8 @@
 """The simulated broker: sessions with bounded queues, as MQTT's QoS 1 allows and no better.
 
-A message stays in the queue of a session until it is acknowledged, so it may come again; a full queue drops in silence,
-as Mosquitto does; a broker that is killed forgets sessions, queues and retained messages.  Presence is retained: who
-connects hears of everybody who ever said something.
+A message stays in the queue of a session until it is acknowledged, so it may come again.  A full queue drops in
+silence, as Mosquitto does.  A broker that is killed loses sessions, queues and retained messages.  Presence is
+retained: a node that connects gets the last presence of every node.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Message(NamedTuple):
 
 
 class Broker:
-    """One broker.  Who may reach it is the network's affair."""
+    """One broker.  The world decides which nodes reach it."""
 
     def __init__(self, queue_max: int) -> None:
         self.queue_max = queue_max
@@ -34,7 +34,7 @@ class Broker:
         self._count = 0
 
     def connect(self, node: str) -> bool:
-        """Begins or goes on with a session; whether it was still there."""
+        """Begin a session or go on with it.  Returns whether it was still there."""
         if node in self._queues:
             return True
         self._queues[node] = []
@@ -74,7 +74,7 @@ class Broker:
         return taken
 
     def acknowledge(self, node: str, numbers: list[int]) -> None:
-        """The node has dealt with these."""
+        """The node has processed these."""
         if node in self._queues:
             self._queues[node] = [one for one in self._queues[node] if one.number not in numbers]
 
@@ -91,7 +91,7 @@ class Broker:
         return len(self._queues.get(node, ()))
 
     def kill(self) -> None:
-        """Everything is forgotten."""
+        """Lose everything."""
         self.up = False
         self.dropped += sum(map(len, self._queues.values()))
         self._queues.clear()

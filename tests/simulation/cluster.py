@@ -1,8 +1,8 @@
 """The part of the world in which everything may be lost: exchanges, members that come and go, restored backups.
 
-An exchange is two state machines, and here the wire between them: requests and answers go one by one, other things
-happen in between and in the pauses of the one that answers, and it can be cut before or behind any of them.  A request
-that was cut off may still arrive late.
+Here is the wire between initiator and responder: requests and answers go one by one, other things happen in between and
+in the pauses of the responder, and an exchange can be cut before or behind any of them.  A request that was cut off may
+still arrive late.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ SMALL_BATCHES: Final = (  # so that small exchanges have as many parts as large 
     (responder, "SLICE_READS", 2),
 )
 MEANWHILE: Final = 0.05  # of the pauses in an exchange see a write
-SETTLES: Final = 0.5  # of the answers are followed by the collection, which may as well come later
+COLLECTS: Final = 0.5  # of the answers are followed by the collection, which may also come later
 REQUESTS_MAX: Final = 5000
 
 
 def forged_hello(node: Node, chance: random.Random) -> bytes:
-    """A hello with one time that is beyond what the node can believe, about itself or about the one that asks.
+    """A hello with one time that is too far ahead, about the node itself or about the initiator.
 
-    Not of a truncation, without which the exchange would go on.
+    Not that of a truncation: without it the exchange would go on.
     """
     far = chance.choice((node.wall() + DAY + SECOND, node.wall() + 365 * DAY, (1 << 63) - 1))
     who = Identity("forger", b"forgerrr")
@@ -168,7 +168,7 @@ class Cluster(World):
             raise Failure(f"{name}: has closed {node.members.closed}, which no other node has agreed to")
 
     def do_forge(self, name: str, seed: int) -> None:
-        """Somebody says a time to a node that no clock has reached."""
+        """A forged hello tells a node a time that no clock has reached."""
         node, chance = self.nodes[name], random.Random(seed)
         if not node.up:
             return
@@ -185,7 +185,7 @@ class Cluster(World):
             self._answer_to(name, waiting.pop(seed % len(waiting)), random.Random(seed))
 
     def do_partition(self, groups: tuple[tuple[str, int], ...]) -> None:
-        """Who reaches whom from now on; the broker is in group 0."""
+        """From now on nodes of one group reach each other; the broker is in group 0."""
         self.groups = dict(groups)
         for name, group in groups:
             if group:
@@ -245,8 +245,8 @@ class Cluster(World):
                 try:
                     ready = next(slices)
                 except StopIteration as end:
-                    if chance.random() < SETTLES:
-                        node.settle()
+                    if chance.random() < COLLECTS:
+                        node.collect()
                     answer: bytes = end.value
                     return answer
                 if ready is not None and not ready():
@@ -271,7 +271,7 @@ class Cluster(World):
             for node, other in (pair, pair[::-1]):
                 node.joined = node.joined or not other.relapsed
                 node.relapsed = node.relapsed and not other.joined
-        self.nodes[talk.initiator].settle()
+        self.nodes[talk.initiator].collect()
 
     @contextmanager
     def _ends_quietly(self, node: Node) -> Iterator[None]:
@@ -284,7 +284,7 @@ class Cluster(World):
             self.note(f"{node.name} failed: {error}")
 
     def _join(self, pair: list[Node]) -> None:
-        """Notes what restored nodes have made before they met the cluster again, not knowing of deletes they missed."""
+        """Note what restored nodes wrote before they met the cluster again: they did not know the deletes since."""
         gc_horizon = max((one.engine.gc_horizon for one in self.up()), default=0)
         for node in pair:
             if node.relapsed:
@@ -313,7 +313,7 @@ class Cluster(World):
             self._begin_anew(node, image)
 
     def do_wipe(self, name: str) -> None:
-        """The node loses its disk, and begins anew; what it was is forgotten by the others, sooner or later."""
+        """The node loses its disk, and begins with an empty one; others remove the former member sooner or later."""
         node = self.nodes[name]
         if name not in self.gone:
             node.joined, node.relapsed, node.backups = False, False, []
@@ -334,19 +334,19 @@ class Cluster(World):
             with self.as_node(node):
                 node.start()
 
-    def do_forget(self, name: str, by: str) -> None:
-        """A member that is gone is forgotten by another node: one that has left, or what this one was before."""
+    def do_remove(self, name: str, by: str) -> None:
+        """Another node removes a member that is gone: one that has left, or the former one of a wiped node."""
         node, other = self.nodes[name], self.nodes[by]
         if not other.up or by in self.gone:
             return
         with self.as_node(other):
-            for identity in self._ghosts(other):
+            for identity in self._gone_members(other):
                 if identity[0] == node.name:
                     other.membership.remove(identity[0], identity[1].hex())
-            other.settle()
+            other.collect()
 
-    def _ghosts(self, node: Node) -> list[tuple[str, bytes]]:
-        """The members that this node knows and that are no more.  One whose birth nobody has heard is known by name."""
+    def _gone_members(self, node: Node) -> list[tuple[str, bytes]]:
+        """The members that this node knows and that are gone.  One without a store id goes by its name."""
         alive = {one.identity for one in self.nodes.values() if one.name not in self.gone}
         known = [identity for identity, _ in node.members if identity.store_id or identity.node in self.gone]
         return [identity for identity in known if identity not in alive]
@@ -402,7 +402,7 @@ class Cluster(World):
         super().heal()
 
     def exchange_all(self) -> None:
-        """Everybody exchanges with everybody."""
+        """Each node exchanges with each other one."""
         names = [node.name for node in self.up()]
         for one in names:
             for other in names:
@@ -410,9 +410,9 @@ class Cluster(World):
                     self._exchange_whole(one, other)
         self.now += SECOND
         for node in self.up():
-            node.settle()
+            node.collect()
             if not node.engine.root_ready:
-                node.engine.checkpoint_now()  # as the merger does by itself
+                node.engine.checkpoint_now()  # as the checkpointer does by itself
 
     def _exchange_whole(self, one: str, other: str) -> None:
         before = self.exchanged
@@ -424,8 +424,8 @@ class Cluster(World):
         if self.exchanged == before:
             raise Failure(f"{one} and {other} do not come to the end of an exchange")
 
-    def forget_ghosts(self) -> None:
-        """Whoever is gone for good is forgotten, by the first node that knows it."""
+    def remove_gone(self) -> None:
+        """The first node that knows a member that is gone removes it."""
         for node in self.up():
-            for identity in self._ghosts(node):
+            for identity in self._gone_members(node):
                 node.membership.remove(identity[0], identity[1].hex())

@@ -27,7 +27,7 @@ from .oracle import show
 MEANWHILE: Final = 0.1  # of the pauses of a scrub see something
 RECORDS_MAX: Final = 100  # more than a base has here
 SCRUBS_TO_MEND: Final = 2  # what one node has lost, another may have to mend first
-ABSORPTIONS_TO_MEND: Final = 2  # of a segment with repairs, and of one that was begun when it was sealed
+CHECKPOINTS_TO_MEND: Final = 2  # of a segment with repairs, and of one that was begun when it was sealed
 
 
 class _Rests:
@@ -69,7 +69,7 @@ class Decay(Cluster):
         key, record = chance.choice(sound)
         at = chance.randrange(len(record))
         damaged = record[:at] + bytes((record[at] ^ 1 << chance.randrange(8),)) + record[at + 1 :]
-        layers.base.close()  # nobody can have it open twice
+        layers.base.close()  # it cannot be open twice
         with BaseWriter(path) as writer, writer._env.begin(write=True) as txn:
             txn.put(key, damaged, db=writer._records)
         layers.base = Base(path)
@@ -101,7 +101,7 @@ class Decay(Cluster):
             for key, record in damaged.items() if node.up and node.lives == life else ():
                 now = node.engine.record(key)
                 is_older = now is not None and now < version_of(self._originals.get((key, record), record))
-                is_new = now in node.made_since[made_before:]  # a client cannot beat a version that nobody can read
+                is_new = now in node.made_since[made_before:]  # a client cannot beat a version that no node can read
                 if now is not None and is_older and not is_new and is_sound(key, now):
                     raise Failure(f"{node.name}: {show(key, now)} was put in the place of what was newer")
         return one
@@ -125,7 +125,7 @@ class Decay(Cluster):
         return self.nodes[name].engine.record(key)
 
     def _unsound(self, node: Node) -> dict[bytes, bytes]:
-        """Also what seems to be below the floor, as no client sees it any more."""
+        """Also what seems to be below the truncation version, which no client sees."""
         layers = node.engine._layers
         over = layers.overlay()
         stored = layers.base.records_from(b"", None, RECORDS_MAX, 1 << 30)
@@ -166,7 +166,7 @@ class Decay(Cluster):
         layers = node.engine._layers
         swept = layers.base.truncation == layers.truncation  # until then it does not look at leaves
         left = self._scrub(node, None).left
-        for _ in range(ABSORPTIONS_TO_MEND):
+        for _ in range(CHECKPOINTS_TO_MEND):
             node.engine.checkpoint_now()
         if swept and not left and (found := self._scrub(node, None).damaged):
             raise Failure(f"{node.name}: a scrub finds {found} damages behind one that has put all right")

@@ -8,7 +8,7 @@ its own promise and stands at its last commit.
 Before and after each thing that is done, `happen` is called with a word for it, and at the engine's own crash points:
 there the world may let a node crash.
 
-Real syncs are left out, because nobody pulls the plug of this machine.
+Real syncs are left out: this machine keeps its power.
 """
 
 from __future__ import annotations

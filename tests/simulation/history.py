@@ -86,7 +86,7 @@ class _Writer(Rows):
             weights |= {"exchange": 10.0, "round": some(3), "arrive": some(2), "partition": some(1)}
             weights |= {"backup": (backups := some(3)), "restore": backups, "relapse": some(1.5)}
             weights |= {"backwards": some(1), "early": some(0.3), "echo": some(0.3)}
-            weights |= {"wipe": some(0.5), "leave": some(0.5), "haunt": some(1), "forget": some(2)}
+            weights |= {"wipe": some(0.5), "leave": some(0.5), "haunt": some(1), "remove": some(2)}
             weights |= {"rot": some(1), "decay": some(3), "scrub": some(0.5)}
             weights |= {"kill_broker": some(1), "lose": some(1), "expire": some(1)}
         weights["start_broker"] = 3 if weights.get("kill_broker") else 0

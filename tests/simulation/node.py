@@ -153,7 +153,7 @@ class Node:
         self.outbox.rewind()
 
     def presence(self) -> bytes:
-        """What it tells everybody of itself."""
+        """What it announces of itself."""
         assert self.identity is not None
         return Status(self.name, ONLINE, f"{self.name}:1", store_id=self.identity.store_id.hex()).encode()
 
@@ -183,8 +183,8 @@ class Node:
     def _fatal(self, error: BaseException) -> None:
         raise Failure(f"{self.name}: {error}") from error
 
-    def settle(self) -> None:
-        """Moves the horizon as far as the members' reports allow, and collects, as anti-entropy does by itself."""
+    def collect(self) -> None:
+        """Raise the GC horizon as far as the members' reports allow, and collect, as anti-entropy does by itself."""
         engine = self.engine
         raise_gc_horizon(engine, self.members)
         more = True

@@ -1,15 +1,15 @@
 """What the cluster owes its clients.
 
-Every write that any node was asked for is remembered with the record that it made; it is *sure* once its commit has
-returned.  `judge` holds what all nodes agree on in the end to that:
+The oracle knows every write that a client asked for, with the record that it made.  A write is *sure* once its commit
+has returned.  `judge` checks what all nodes agree on in the end:
 
-- a sure write is there, or something newer, or it is below the floor that somebody has set, or a newer delete of the
-  same key has been collected below the horizon;
-- a record may be there although a delete of it was sure, if that was collected below a horizon that did not count on
-  the record's writer, or only on what that had not forgotten: a node that joins loses nothing; or if a restored node
-  wrote it without knowing of the delete;
-- nothing is there that nobody has written;
-- every sure truncate is in the floor.
+- a sure write is there, or something newer, or it is below the truncation version, or a newer delete of the same key
+  was collected below the GC horizon;
+- a record may be there although a delete of it was sure, if that was collected below a horizon that did not cover the
+  record's writer, or the writer had lost the record: a node that joins loses nothing; or if a restored node wrote it
+  without knowing the delete;
+- every record was written by a client;
+- every sure truncate is in the truncation version.
 
 What only lived on a node that left, was restored from a backup, or whose disk has damaged it, is sure no more
 (`reconsider`).
@@ -24,7 +24,7 @@ from typing import NamedTuple
 from merklekv.engine.record import ZERO_VERSION, is_sound, is_tombstone, store_id_of, timestamp_of, value_of, version_of
 from merklekv.replication.cluster.lost_writes import NO_LOST_WRITES, LostWrites, retains
 
-TRUNCATION = b""  # the "key" of a truncate; its record is the floor
+TRUNCATION = b""  # the "key" of a truncate; its record is the truncation version
 
 
 def show(key: bytes, record: bytes) -> str:
@@ -37,7 +37,7 @@ def show(key: bytes, record: bytes) -> str:
 
 @dataclass
 class Holding:
-    """What a node has: records, floor, horizon."""
+    """What a node has: records, truncation version, GC horizon."""
 
     records: Mapping[bytes, bytes]
     truncation: bytes
@@ -50,11 +50,11 @@ def sound(holding: Holding) -> Holding:
     return Holding(records, holding.truncation, holding.gc_horizon)
 
 
-class Counted(NamedTuple):
-    """On whose writes a node counts: everybody has merged them."""
+class Covered(NamedTuple):
+    """The writers that a horizon covers: all members have applied their writes."""
 
     stable_through: frozenset[tuple[bytes, int]]  # writers, and up to when, ns
-    lost_writes: frozenset[tuple[bytes, LostWrites]]  # but for what these have forgotten
+    lost_writes: frozenset[tuple[bytes, LostWrites]]  # but for what these have lost
 
     def covers(self, version: bytes) -> bool:
         writer = store_id_of(version)
@@ -68,7 +68,7 @@ class Oracle:
 
     written: dict[bytes, dict[bytes, bytes]] = field(default_factory=dict)  # key, version -> record
     sure: dict[bytes, set[bytes]] = field(default_factory=dict)  # key -> versions
-    horizons: dict[Counted, int] = field(default_factory=dict)  # see `settles`
+    horizons: dict[Covered, int] = field(default_factory=dict)  # see `reaches`
     hidden: dict[bytes, list[tuple[bytes, bytes]]] = field(default_factory=dict)  # key -> behind, up to
     late: dict[bytes, int] = field(default_factory=dict)  # version -> horizon when a restored node brought it
 
@@ -76,16 +76,16 @@ class Oracle:
         """A node has made this record; whether it lasts is open."""
         self.written.setdefault(key, {})[version_of(record)] = record
 
-    def settles(self, counted: Counted, gc_horizon: int) -> None:
-        """Some node has this horizon, and counts on writers so far."""
-        self.horizons[counted] = max(self.horizons.get(counted, 0), gc_horizon)
+    def reaches(self, covered: Covered, gc_horizon: int) -> None:
+        """Some node has this GC horizon, which covers these writers."""
+        self.horizons[covered] = max(self.horizons.get(covered, 0), gc_horizon)
 
     def hides(self, key: bytes, dead: bytes, tombstone: bytes) -> None:
         """A tombstone was put above a dead record (version), and maybe far above: also what was written in between."""
         self.hidden.setdefault(key, []).append((dead, version_of(tombstone)))
 
     def brings(self, records: Iterable[bytes], gc_horizon: int) -> None:
-        """A restored node has made these before it met anybody, and this is the largest horizon of all nodes."""
+        """A restored node wrote these before its first exchange; the largest horizon of all nodes."""
         for record in records:
             version = version_of(record)
             self.late[version] = max(self.late.get(version, 0), gc_horizon)
@@ -124,7 +124,7 @@ class Oracle:
 
     def _came_late(self, key: bytes, found: bytes, version: bytes) -> bool:
         """Whether a delete of it can have been collected by those who knew nothing of what is there."""
-        unknown = [gc_horizon for counted, gc_horizon in self.horizons.items() if not counted.covers(found)]
+        unknown = [gc_horizon for covered, gc_horizon in self.horizons.items() if not covered.covers(found)]
         return self._collected(key, version, max((self.late.get(found, 0), *unknown)))
 
     def judge(self, final: Holding) -> list[str]:
@@ -140,7 +140,7 @@ class Oracle:
             if self.written.get(key, {}).get(version_of(record)) != record:
                 wrong.append(f"never written: {show(key, record)}")
             if record < final.truncation:
-                wrong.append(f"below the floor: {show(key, record)}")
+                wrong.append(f"below the truncation: {show(key, record)}")
         if final.truncation != ZERO_VERSION and final.truncation not in self.written.get(TRUNCATION, {}):
-            wrong.append(f"a floor that nobody has set: {final.truncation.hex()}")
+            wrong.append(f"a truncation that no client asked for: {final.truncation.hex()}")
         return wrong

@@ -30,7 +30,7 @@ class Rows(Steps):
             self._add("exchange", *pair, WHOLE, "rests", self._seed())
 
     def _amnesia(self) -> None:
-        """A node goes back to where it knew nobody, and settles what it has with one that is new."""
+        """A node goes back to where it knew no other, and makes what it has stable with one that is new."""
         names = self.chance.sample(self.history.names, len(self.history.names))
         if len(names) < 3:
             return
@@ -39,7 +39,7 @@ class Rows(Steps):
         for name in (lost, new):
             self._add("wipe", name)
             for by in others:
-                self._add("forget", name, by)
+                self._add("remove", name, by)
         self._writes(self.chance.choice((lost, lost, new)), "set")
         if self.chance.random() < 0.3:
             self._add(
@@ -100,7 +100,7 @@ class Rows(Steps):
         self._whole(*self.chance.sample((heir, other), 2))
         self._whole(gone, heir)
         self._add("leave", gone)
-        self._add("forget", gone, heir)
+        self._add("remove", gone, heir)
         self._greet(heir, other)
 
     def _stranger(self) -> None:
@@ -126,7 +126,7 @@ class Rows(Steps):
         self._add("wipe", name)
         for by in (heir, other):
             self._add("connect", by)
-            self._add("forget", name, by)
+            self._add("remove", name, by)
         self._add("connect", name)
         self._add("lose", heir, 0)
         self._add("lose", other, 0)

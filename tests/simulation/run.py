@@ -98,7 +98,7 @@ def _come_together(world: Decay) -> list[str]:
     """With exchanges: equal contents after a few rounds, equal horizons and no tombstones after a few more."""
     for _ in range(ROUNDS_TO_AGREE):
         world.drain()
-        world.forget_ghosts()
+        world.remove_gone()
         world.exchange_all()
     world.drain()
     if problems := _disagreements(world):
@@ -142,7 +142,7 @@ def _judge(world: Decay) -> list[str]:
 
 def _difference(one: Holding, other: Holding) -> str:
     if one.truncation != other.truncation:
-        return f"floors {one.truncation.hex()}, {other.truncation.hex()}"
+        return f"truncation versions {one.truncation.hex()}, {other.truncation.hex()}"
     parts = []
     for key in sorted(one.records.keys() | other.records.keys()):
         mine, theirs = (show(key, held.records[key]) if key in held.records else "nothing" for held in (one, other))

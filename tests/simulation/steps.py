@@ -158,7 +158,7 @@ class Steps:
         self._add("exchange", one, other, requests, how, self._seed())
 
     def _round(self, names: Sequence[str] = ()) -> None:
-        """Everybody exchanges with everybody, so that the horizon moves."""
+        """Each node exchanges with each other one, so that the GC horizon rises."""
         names = names or self.history.names
         pairs = [(one, other) for one in names for other in names if one != other]
         for one, other in self.chance.sample(pairs, len(pairs)):
@@ -197,8 +197,8 @@ class Steps:
     def _haunt(self) -> None:
         self._add("haunt", self._node())
 
-    def _forget(self) -> None:
-        self._add("forget", *self._two())
+    def _remove(self) -> None:
+        self._add("remove", *self._two())
 
     def _rot(self) -> None:
         self._add("rot", self._node(), self._seed())

@@ -1,5 +1,5 @@
-"""Histories from seeds, and whether the simulator itself can be relied on: that a seed means one history, whoever runs
-it, and that one that fails shrinks to what matters.
+"""Histories from seeds, and the simulator itself: a seed means one history in every process, and a history that fails
+shrinks to what matters.
 """
 
 from __future__ import annotations

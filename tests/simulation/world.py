@@ -1,6 +1,6 @@
 """The simulated world: nodes, a broker, a network and a clock, moved by steps.
 
-A step names what happens and to whom, `Step("write", ("n1", ...))`, and means `World.do_write("n1", ...)`.  Steps draw
+A step names what happens at which node: `Step("write", ("n1", ...))` means `World.do_write("n1", ...)`.  Steps draw
 nothing from chance but what their own arguments seed, and a step that makes no sense now (the node is down, say) does
 nothing.  So any part of a history is a history, which is what lets a failing one shrink.
 
@@ -25,7 +25,7 @@ from merklekv.replication.stream.outbox import Batch
 from .broker import Broker
 from .disk import Crash, Disk, Image
 from .node import Armed, Failure, Node
-from .oracle import TRUNCATION, Counted, Holding, Oracle, show
+from .oracle import TRUNCATION, Covered, Holding, Oracle, show
 
 NOON: Final = 2 * 10**18  # when it begins: a wall clock that was set
 SECOND: Final = 10**9
@@ -103,16 +103,17 @@ class World:
         self.trace.update(f"{what} {state}\n".encode())
 
     def note_horizons(self) -> None:
-        """Tells the oracle what anybody takes for settled, and who was counted on."""
+        """Tell the oracle the GC horizon of each node, and which writers it covers."""
         for node in self.up():
             members = node.members
-            settled = {identity.store_id: until for identity, until in members.stable_through.items()}
-            lapses = {
-                identity.store_id: lapses
-                for identity, lapses in members.lost_writes.items()
-                if identity.store_id in settled
+            stable_through = {identity.store_id: until for identity, until in members.stable_through.items()}
+            lost = {
+                identity.store_id: intervals
+                for identity, intervals in members.lost_writes.items()
+                if identity.store_id in stable_through
             }
-            self.oracle.settles(Counted(frozenset(settled.items()), frozenset(lapses.items())), node.engine.gc_horizon)
+            covered = Covered(frozenset(stable_through.items()), frozenset(lost.items()))
+            self.oracle.reaches(covered, node.engine.gc_horizon)
 
     def up(self) -> list[Node]:
         return [node for node in self.nodes.values() if node.up]
@@ -221,7 +222,7 @@ class World:
             self.nodes[name].disconnect()
 
     def do_expire(self, name: str) -> None:
-        """The broker forgets a session that nobody uses."""
+        """The session of a node that is not connected expires."""
         if not self.nodes[name].connected:
             self.broker.drop_session(name)
 
@@ -349,7 +350,7 @@ class World:
         """No more faults: all nodes run, with right clocks, and reach the broker."""
         self.acting = None
         newest = max((self._newest(node) for node in self.up()), default=self.now)
-        self.now = max(self.now, newest) + 4 * DAY  # so that nothing lies too far in the future for anybody
+        self.now = max(self.now, newest) + 4 * DAY  # so that nothing is too far ahead for any node
         self.do_start_broker()
         nodes = [node for node in self.nodes.values() if node.name not in self.gone]
         for node in nodes:
