@@ -1,10 +1,10 @@
-"""A small blocking client: RESP over one connection, a request and its reply at a time.
+"""A small blocking client: RESP over one connection.
 
-For the tools, for SYNC and for tests; not for applications, which have Redis clients to choose from. It does not
-reconnect: the caller knows best whether a request may be sent twice.
+For the tools, SYNC and tests. Applications have Redis clients to choose from. It does not reconnect: only the caller
+knows whether a request may be sent twice.
 
-It trusts no peer: a reply is bounded in size (see `replies`) and in time. A peer that is silent, or that sends less
-than PROGRESS_BYTES_S on average, is given up.
+It trusts no peer: a reply is bounded in size (see `replies`) and in time. It gives a peer up that is silent, or sends
+less than PROGRESS_BYTES_S on average.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from merklekv.net.sockets import set_up
 
 CONNECT_TIMEOUT_S: Final = 5.0
 REPLY_TIMEOUT_S: Final = 60.0
-PROGRESS_BYTES_S: Final = 1 << 15  # at which a long reply has to come, once the time for its beginning has passed
+PROGRESS_BYTES_S: Final = 1 << 15  # the rate of a long reply, once the time for its beginning has passed
 REPLY_BYTES_MAX: Final = 64 << 20  # a value of the usual size in any message, and a few times more
-REPLY_ROOM_BYTES: Final = 8 << 20  # what a reply may have beside the largest value
+REPLY_ROOM_BYTES: Final = 8 << 20  # for a reply beside the largest value
 RECEIVE_BYTES: Final = 1 << 16  # of a larger buffer the memory would be mapped anew for each reply: 30 us
 
 Reply = replies.Reply
@@ -50,7 +50,7 @@ class Client:
     def __init__(
         self, host: str, port: int, timeout_s: float = REPLY_TIMEOUT_S, reply_bytes: int = REPLY_BYTES_MAX
     ) -> None:
-        """`timeout_s`: for a request to be taken and its reply to begin.  `reply_bytes`: the longest reply taken."""
+        """`timeout_s`: for the peer to take a request and begin its reply. `reply_bytes`: the longest reply taken."""
         self.name = format_address(host, port)
         try:
             self._socket = socket.create_connection((host, port), CONNECT_TIMEOUT_S)
@@ -68,7 +68,7 @@ class Client:
         return self.receive()
 
     def send(self, requests: Iterable[Sequence[bytes]]) -> None:
-        """Sends commands without waiting; each one's reply is to be received, in order."""
+        """Sends commands without waiting; `receive` then gives their replies in order."""
         self.send_encoded(b"".join([_pack(parts) for parts in requests]))
 
     def send_encoded(self, requests: bytes) -> None:
@@ -80,7 +80,7 @@ class Client:
             raise self._broken(error) from error
 
     def receive(self) -> Reply:
-        """The next reply. NodeError, when it is one, leaves the connection usable."""
+        """The next reply. NodeError leaves the connection usable."""
         deadline = time.monotonic() + self._timeout_s
         try:
             while (reply := self._parser.next()) is INCOMPLETE:
@@ -94,7 +94,7 @@ class Client:
         return reply  # type: ignore[return-value]
 
     def _receive_some(self, wait_s: float) -> bytes:
-        """What has come; waits so long if that is nothing."""
+        """The bytes that have come; waits so long for the first."""
         if wait_s <= 0:
             raise NoAnswer(f"{self.name}: the answer comes too slowly, or not to its end")
         try:
@@ -112,7 +112,7 @@ class Client:
         return Unreachable(f"{self.name}: the connection broke: {error.strerror or error}")
 
     def close(self) -> None:
-        """Closes the connection; who waits for a reply in another thread is told that it is gone."""
+        """Closes the connection; a thread that waits for a reply gets Unreachable."""
         with contextlib.suppress(OSError):  # of a connection that is gone already
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()

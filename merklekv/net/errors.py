@@ -1,8 +1,8 @@
 """How a handler ends a request other than by a reply.
 
-`RequestError` is the client's mistake: it is told, and the connection goes on. `Goodbye` ends the connection after a
-last reply. A broken protocol is neither: the parsers queue it as a request of its own (`text.BROKEN`), so that what
-came before it is answered first.
+`RequestError` is the client's mistake: the client is told, and the connection goes on. `Goodbye` ends the connection
+after a last reply. A broken protocol is neither: the parsers queue it as a request of its own (`text.BROKEN`), so that
+the requests before it are answered first.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Redis's glob patterns (`h?llo*`, `h[ae]llo`, `h[^e]llo`, `\\` escapes) as regular expressions over bytes.
 
-`compile_glob` also gives the literal text a pattern starts with, so that a scan can begin there and end after it.
+`compile_glob` also gives the literal text that a pattern starts with, so that a scan can begin there and end after it.
 Each `*` with the plain text up to the next one becomes an atomic group, as in the standard library's `fnmatch`:
-matching never goes back over it, so no pattern takes exponential time. Odd patterns (an unclosed bracket, a reversed
+matching never backtracks over it, so no pattern takes exponential time. Odd patterns (an unclosed bracket, a reversed
 range, a lone backslash at the end) mean what they mean to Redis.
 """
 
@@ -77,7 +77,7 @@ def _translate_class(pattern: bytes, at: int) -> tuple[bytes, int]:
 
 
 def _join(pieces: list[bytes]) -> bytes:
-    """Puts each `*` and the elements up to the next one into an atomic group; the last `*` needs none."""
+    """Puts each `*` and the elements up to the next one into an atomic group; the last `*` does not need one."""
     runs: list[list[bytes]] = [[]]
     for piece in pieces:
         if piece == ANY:

@@ -1,8 +1,8 @@
-"""Every bound on what a client may make the server hold, in one place.
+"""Every bound on what a client can make the server hold, in one place.
 
-The rule behind them: no client, honest or not, makes the server's memory or another client's waiting time grow
-without end. `Limits` is what an operator may set; the constants below it are how the server shares itself out,
-and are not settings because no other value was found to be better.
+Their purpose: no client, honest or not, makes the server's memory or another client's waiting time grow without end.
+An operator can set those in `Limits`. The constants say how the server shares itself out; they are not settings because
+no other value was found to be better.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from dataclasses import dataclass
 KIB = 1024
 MIB = 1024 * 1024
 
-# How a worker shares its time. A round reads each ready connection once, and together at most TICK_BYTES (but
-# never less than RECEIVE_BYTES_MIN each), so that a round of full pipelines stays in the tens of milliseconds.
+# How a worker shares its time. A tick reads each ready connection once, and together at most TICK_BYTES (but
+# never less than RECEIVE_BYTES_MIN each), so that a tick of full pipelines stays in the tens of milliseconds.
 RECEIVE_BYTES_MAX = 64 * KIB
 RECEIVE_BYTES_MIN = 4 * KIB
 TICK_BYTES = MIB
-# Replies wait in memory for the commit; a round that has gathered this much commits and sends early.
+# Replies wait in memory for the commit; a tick that has gathered this much commits and sends early.
 TICK_OUTPUT_BYTES = 8 * MIB
-# Before a commit that waits for the disk, a round asks this many times for what has arrived meanwhile.
+# Before a commit that waits for the disk, a tick reads again this many times what has arrived meanwhile.
 GATHERINGS_MAX = 4
-# Long commands and paused connections together get this much of every round.
+# Long commands and paused connections together get this much of every tick.
 SLICE_S = 0.005
 # A command over many keys looks at this many before it lets others run.
 SLICE_KEYS = 1000
-# How often a parked connection asks whether it may go on.
+# How often the worker asks whether a parked connection can go on.
 PARKED_POLL_S = 0.005
-# How often idle, lingering and refused connections are looked through.
+# How often the worker looks for idle, lingering and refused connections.
 SWEEP_S = 1.0
-# After an error that ends a connection, what the client still sends is read and dropped for this long: closing with
-# unread input would make the kernel reset the connection, and the client would lose the error it should read.
+# After an error that ends a connection, the server reads and drops input for this long: closing with unread input makes
+# the kernel reset the connection, and the client would lose the error that it should read.
 LINGER_S = 2.0
 ACCEPT_BATCH = 256
 BACKLOG = 4096
-# A connection that is refused stays open for a moment: for the client's first byte, which tells the protocol to refuse
-# it in, or for the client to read why. No more than this many stay; the next ones are told and closed at once.
+# A refused connection stays open for a moment: for the client's first byte, which decides the protocol of the refusal,
+# or for the client to read it. No more than this many stay; the next ones are told and closed at once.
 REFUSED_WAITING_MAX = 16
 # Files that the process needs besides its connections. A node that replicates and exchanges under load has 22 open: the
-# standard streams, lock, log segments and their syncs, LMDB, the pipes of the child that merges, listener, epoll and
+# standard streams, lock, log segments and their syncs, LMDB, the pipes of the checkpoint process, listener, epoll and
 # wake-ups, the pipe of signals, the broker. The rest is for what comes and goes: COMMAND_THREADS_MAX exchanges that
 # clients ask for, the node's own, look-ups of names, a new child, files that Python imports.
 FILES_RESERVED = 64

@@ -1,19 +1,19 @@
-"""The server: owns the port, takes connections in, and hands them to its workers.
+"""The server: owns the port, accepts connections, and hands them to its workers.
 
     server = Server(engine, host="127.0.0.1", port=7379)
     host, port = server.start()
     ...
     server.stop()
 
-With one worker, the default, the whole server is a single thread: it also takes new connections in, and there is no
-lock and no hand-over on any request's way. More workers share the connections by number; they help only where a
-request spends its time outside the interpreter.
+With one worker, the default, the whole server is a single thread: it also accepts connections, and no request meets a
+lock or a hand-over. More workers share the connections; they help only where a request spends its time outside the
+interpreter.
 
-Whom the server does not take: a client beyond the connection limit, and, unless `allow_remote`, a client that is not
-on this machine, because there is no authentication. The first is told at once, in Redis's words, the second in its own
-protocol; then they are closed.
+Connections are refused beyond the connection limit, and, unless `allow_remote`, from other machines, because there is
+no authentication. A client beyond the limit is told at once, in Redis's words; one from another machine in its own
+protocol. Then they are closed.
 
-The limit is what is configured, or what the system's limit on open files leaves beside the needs of the node itself.
+The connection limit is the configured one, or what the system's limit on open files leaves beside the node's own needs.
 """
 
 from __future__ import annotations
@@ -94,9 +94,9 @@ class Server:
         self._listeners: list[socket.socket] = []
 
     def start(self) -> tuple[str, int]:
-        """Binds and serves; the first address bound, with the port chosen where 0 was asked for.
+        """Binds and serves. Returns the first address bound, with the port that the system chose for port 0.
 
-        A name is listened on at every address of this machine that it has, so `localhost` is 127.0.0.1 and ::1.
+        It listens on every address of this machine that a name has: `localhost` is 127.0.0.1 and ::1.
         """
         limits = self._context.limits
         more = FILES_PER_WORKER * (self._threads - 1)
@@ -111,7 +111,7 @@ class Server:
         return host, port
 
     def stop(self, deadline_s: float = STOP_DEADLINE_S) -> None:
-        """Takes nothing new, answers what was received, closes; returns when all of it is done, or by the deadline."""
+        """Accepts nothing more, answers the requests received, closes. Returns then, or by the deadline."""
         deadline = time.monotonic() + deadline_s
         for worker in self._workers:
             worker.stop(deadline)
@@ -127,7 +127,7 @@ class Server:
         return [one for worker in self._workers for one in list(worker.connections.values()) if not one.refusal]
 
     def _accept(self, listener: socket.socket) -> None:
-        """Takes in what waits at an address. Runs in the first worker's thread."""
+        """Accepts the clients that wait at a listener. Runs in the first worker's thread."""
         for _ in range(ACCEPT_BATCH):
             try:
                 sock, peer = listener.accept()
@@ -170,17 +170,17 @@ class Server:
         min(self._workers, key=lambda worker: len(worker.connections)).adopt(connection)
 
     def _refusal(self, host: str, present: int) -> str:
-        """Why a client from there is not served, or nothing."""
+        """Why a client from this host is refused, or nothing."""
         if not self._allow_remote and not is_loopback(host):
             return PROTECTED
         limit = self._context.limits.connections
-        if present >= limit and len(self._sessions()) >= limit:  # those that are being refused do not count
+        if present >= limit and len(self._sessions()) >= limit:  # refused ones do not count
             return TOO_MANY
         return ""
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is this machine talking to itself."""
+    """Whether the address is a loopback one."""
     address = ipaddress.ip_address(host.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         return address.ipv4_mapped.is_loopback
@@ -188,7 +188,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _listen(host: str, port: int) -> list[socket.socket]:
-    """Listeners on every address of the name that is one of this machine, all on one port."""
+    """Listeners on every address of this machine that the name has, all on one port."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as problem:
@@ -216,7 +216,7 @@ def _listen_on(addresses: Iterable[tuple[socket.AddressFamily, tuple[Any, ...]]]
             listeners.append(_listener(family, (host, port, *rest)))
         except OSError as problem:
             if problem.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                absent = problem  # of another machine, or IPv6 is off
+                absent = problem  # another machine has it, or IPv6 is off
                 continue
             for listener in listeners:
                 listener.close()
@@ -241,7 +241,7 @@ def _listener(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.
 
 
 def _room_for(connections: int, own_files: int) -> int:
-    """How many connections, at most this many, the limit on open files leaves; raises that limit as far as it may."""
+    """How many of these connections the limit on open files leaves room for; raises that limit as far as allowed."""
     own_files += REFUSED_WAITING_MAX
     wanted = connections + own_files
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

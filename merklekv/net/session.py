@@ -1,15 +1,14 @@
 """What a handler sees: the session of the client that asks, and through it the node.
 
-A handler is `handler(session, request) -> reply`. The request is the list the parser made: for RESP the name and the
-arguments, for text the word and the rest of the line. The reply is bytes, or, for a command that may take long, a
-generator that does a slice of a few milliseconds between two yields and returns the bytes at its end. It yields
+A handler is `handler(session, request) -> reply`. The request is the list that the parser made: for RESP the name and
+the arguments, for the line protocol the word and the rest of the line. The reply is bytes, or for a command that may
+take long a generator, which works for a few milliseconds between two yields and returns the bytes at its end. It yields
 
-- None: others may run now, come back in the next round;
-- a function: do not come back before it returns True (it is asked every few milliseconds).
+- None: others run now, and it goes on in the next tick;
+- a function: it goes on once this returns True (the worker asks every few milliseconds).
 
 A handler raises `RequestError` or an error of the engine to refuse the request, and `Goodbye` to end the connection.
-`Stalled` makes the server put the same request to the handler again later, so a handler may let it pass only while
-nothing is changed yet.
+After `Stalled` the server runs the same request again later, so a handler lets it pass only while nothing has changed.
 """
 
 from __future__ import annotations
@@ -43,22 +42,22 @@ BatchHandler = Callable[[Sequence["Session"], Sequence[Request], int], list[byte
 
 
 class Services(Protocol):
-    """What the rest of the node does for a command. Errors are MerkleKVError, and their text is the reply."""
+    """What the rest of the node does for a command. It raises MerkleKVError, and the text is the reply."""
 
     def replicate(self, action: str) -> str:
-        """Does `enable`, `disable` or `status`; the words of the reply."""
+        """Does `enable`, `disable` or `status`. Returns the words of the reply."""
 
     def sync(self, host: str, port: int, full: bool, verify: bool) -> None:
-        """One exchange with that node. May take long: it is called in a thread of its own."""
+        """Runs one exchange with that node. It may take long, so it runs in a thread of its own."""
 
     def exchange(self, message: bytes) -> Long:
-        """One step of an exchange that another node has begun: the answer to its message, in slices."""
+        """Answers a message of an exchange that another node has begun, in slices."""
 
     def members(self) -> Sequence[Mapping[str, int | str]]:
         """The nodes that this one knows, this one first."""
 
     def forget(self, node: str, store_id: str) -> None:
-        """Takes a node out of the members; the store id (hex, or empty) says which of several with this id."""
+        """Removes a node from the members; the store id (hex, or empty) says which of several with this id."""
 
     def shutdown(self) -> None:
         """Asks the node to stop; returns at once."""
@@ -91,15 +90,14 @@ class NoServices:
         raise RequestError(f"cannot forget {node}: {_ALONE}")
 
     def shutdown(self) -> None:
-        """Nobody to ask."""
+        """There is no node to stop."""
 
     def metrics(self) -> Sequence[object]:
         return []
 
 
 class Traffic:
-    """Counters of the server, for STATS and INFO. Plain integers without a lock: two workers that count in the same
-    instant may count once."""
+    """Counters of the server. They have no lock: two workers that count in the same instant may count once."""
 
     __slots__ = (
         "connections", "foreign_protocol_closed", "idle_closed", "output_limit_closed", "protocol_errors", "refused"
@@ -126,7 +124,7 @@ class Context:
         self.commands = commands
         self.cursors = cursors
         self.traffic = Traffic()
-        self.throttle = LogThrottle(log)  # for warnings that a client could cause as often as it likes
+        self.throttle = LogThrottle(log)  # for warnings that a client can cause at will
         self.command_threads = threading.BoundedSemaphore(COMMAND_THREADS_MAX)
         self.port = 0
         self.sessions: Callable[[], list[Session]] = list
@@ -142,7 +140,7 @@ class Context:
 
 
 class Session:
-    """One client: who it is and what it has chosen. The server's connections are sessions."""
+    """One client: who it is and what it has chosen. Connections are sessions."""
 
     __slots__ = (
         "address",
@@ -172,7 +170,7 @@ class Session:
         self.fd = fd
         self.opened = self.last_active = time.monotonic()
         self.protocol = 0  # 0: text; 2, 3: RESP
-        self.nil = b""  # RESP's "nothing", which depends on its version
+        self.nil = b""  # RESP's nil, which depends on its version
         self.name = b""
         self.library = b""
         self.library_version = b""
@@ -181,7 +179,7 @@ class Session:
         self.refuse(False)
 
     def refuse(self, refusing: bool) -> None:
-        """Whether commands are refused, up to the end of a transaction (see `transactions`)."""
+        """Sets whether commands are refused, up to the end of a transaction, see `transactions`."""
         self.refusing = refusing
         lookup = self.context.commands.resp if self.protocol else self.context.commands.line
         self.find = (lookup.refusing if refusing else lookup.entries).get
@@ -194,22 +192,22 @@ class Session:
 
 
 def writable(session: Session) -> Callable[[], bool]:
-    """A pause until the engine takes writes again, or refuses them."""
+    """Waits until the engine takes writes again, or refuses them."""
     engine = session.engine
     return lambda: not engine.makes_wait
 
 
 def check_reply_size(session: Session, size: int) -> None:
-    """Stops a handler that gathers a reply before the reply is larger than a connection may hold."""
+    """Raises RequestError before a reply grows larger than a connection may hold."""
     limit = session.context.limits.output_hard_bytes
     if size > limit:
         raise RequestError(f"reply larger than {limit} bytes: ask for less at a time")
 
 
 def in_thread(session: Session, name: str, work: Callable[[], None]) -> Iterator[Callable[[], bool]]:
-    """Runs `work` in a thread of its own and pauses until it has ended; raises what it raised.
+    """Runs `work` in a thread of its own and waits until it has ended; raises what it raised.
 
-    RequestError, at once, when COMMAND_THREADS_MAX of them run or the system gives no thread.
+    Raises RequestError at once when COMMAND_THREADS_MAX of them run or the system gives no thread.
     """
     free = session.context.command_threads
     problems: list[Exception] = []
@@ -217,7 +215,7 @@ def in_thread(session: Session, name: str, work: Callable[[], None]) -> Iterator
     def run() -> None:
         try:
             work()
-        except Exception as problem:  # noqa: BLE001  it is raised in the thread that waits
+        except Exception as problem:  # noqa: BLE001  raised in the thread that waits
             problems.append(problem)
         finally:
             free.release()

@@ -86,7 +86,7 @@ def bucket(session: Session, request: Request) -> Long:
     return resp.bulk_array([part for pair in session.engine.bucket(number) for part in pair])
 
 
-@command("TRUNCATION", arity=1, group="sync", flags=READ, summary="The version below which every record is dead.")
+@command("TRUNCATION", arity=1, group="sync", flags=READ, summary="The version below which records are deleted.")
 def truncation(session: Session, request: Request) -> Reply:
     return resp.bulk(session.engine.truncation)
 

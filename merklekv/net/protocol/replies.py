@@ -1,10 +1,11 @@
-"""Replies of a node: bytes to values, with a bound on everything that the peer may make the reader hold.
+"""Replies of a node: bytes to values, with a bound on everything that the peer can make the reader hold.
 
 The peer may be any program: its address may have come from a message. So a reply that is too long is refused at the
-header that says so, before its bytes come, and one that never ends is refused when it has passed a bound: on the bytes
-of the whole reply, on a line, on the values in it, on lists within lists.
+header that says so, before its bytes come, and one that never ends is refused when it passes a bound: on the bytes of
+the whole reply, on a line, on the values in it, on lists within lists.
 
-RESP2 as MerkleKV speaks it: simple strings, errors, integers, bulk strings and arrays. Cost: 1 us a value.
+RESP2 as MerkleKV speaks it: simple strings, errors, integers, bulk strings and arrays. Cost: 1 us a value, 0.3 us a
+bulk string in a list.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class ReplyParser:
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
         self._buffer = bytearray()
-        self._at = 0  # what stands before is understood
+        self._at = 0  # where the next value begins
         self._gone = 0  # bytes of the unfinished reply that have left the buffer
         self._values = 0  # of the unfinished reply
         self._lists: list[tuple[list[Reply], int]] = []  # the unfinished ones, each with its full length
@@ -78,9 +79,9 @@ class ReplyParser:
         return self._value()
 
     def _take_bulks(self, items: list[Reply], size: int) -> None:
-        """Takes the bulk strings that come next in the innermost list, but for its last, at a third of the cost.
+        """Takes bulk strings that come next in the innermost list, except its last, at a third of the cost.
 
-        Of what most replies consist.  It stops at whatever is not as usual, which `_value` looks at.
+        It stops at anything unusual, which `_value` looks at.
         """
         buffer, at, find = self._buffer, self._at, self._buffer.find
         first, behind = len(items), min(len(buffer), self._bytes_max - self._gone)

@@ -2,16 +2,16 @@
 
 A request is a flat array of bulk strings, here a list of bytes: the command's name, then its arguments.
 
-`RespParser.feed` may be called with any cut of the stream and gives the same requests. It takes two ways:
+`RespParser.feed` takes any cut of the stream and gives the same requests. It has two ways:
 
 - Fast: split the whole chunk at CRLF and check that the pieces are what their headers announce. Splitting is one
-  call into C for a chunk of many requests, and joining the pieces not used gives back exactly the bytes not used.
-- Exact: header by header, for what the fast way does not take: a request still incomplete, a value that holds
-  CRLF, long values, many arguments, and anything wrong. This one decides what is an error, and at the first byte
-  that shows it: a bulk is refused when its header arrives, not when its bytes have.
+  call into C for a chunk of many requests, and joining the pieces that are left gives back exactly their bytes.
+- Exact: header by header, for what the fast way leaves: a request still incomplete, a value that holds CRLF, long
+  values, many arguments, and anything wrong. Only this way finds errors, each at the first byte that shows it: it
+  refuses a bulk when the header arrives, before the bytes.
 
-Errors have Redis's words. One ends the stream: it becomes a last request named `text.BROKEN`, and what follows is
-ignored. Memory is bounded by `request_bytes`, the whole size of an incomplete request, whatever its headers claim.
+Errors have Redis's words. One ends the stream: it becomes a last request named `text.BROKEN`, and the parser ignores
+what follows. `request_bytes`, the whole size of an incomplete request, bounds memory, whatever the headers claim.
 
 Cost of a SET with 100 bytes: 0.5 us in a pipeline, 0.7 us alone.
 """
@@ -32,8 +32,8 @@ ONE = b":1\r\n"
 EMPTY_ARRAY = b"*0\r\n"
 NIL = {2: b"$-1\r\n", 3: b"_\r\n"}
 
-# The fast way takes requests of this many arguments and values of this size: together well under any limit on a
-# whole request, so that it needs not check that one.
+# The fast way takes requests of this many arguments and values of this size: together far below any limit on a whole
+# request, so it does not check that one.
 FAST_ARGUMENTS = 128
 FAST_BULK_BYTES = 4096
 REQUEST_BYTES_MIN = 1024 * 1024
@@ -68,7 +68,7 @@ class RespParser:
         self._request_max = request_bytes
         self._headers = _BULK_HEADERS[: bulk_bytes + 1]
         self._broken = False
-        self._buffer = bytearray()  # received, not yet understood
+        self._buffer = bytearray()  # received, not parsed yet
         self._request: list[bytes] = []  # the arguments of the incomplete request so far
         self._missing = 0  # how many it still lacks; 0: a new request starts
         self._size = -1  # of the argument being received; -1: its header is not here yet
@@ -94,7 +94,7 @@ class RespParser:
     def _fast(self, data: bytes, requests: list[Request]) -> bytes:
         """Takes the requests at the start that are plain and complete; returns the rest.
 
-        The two shapes that make up nearly all traffic are written out, because they are 0.3 us faster so.
+        The two shapes of nearly all traffic are written out, which saves 0.3 us.
         """
         headers = self._headers
         parts = data.split(CRLF)
@@ -128,14 +128,14 @@ class RespParser:
                     requests.append(request)
                     position = after
         except (KeyError, IndexError, ValueError):
-            pass  # not plain (an odd header, a long value) or not complete: for the exact way to tell
+            pass  # not plain (an odd header, a long value) or not complete: the exact way finds out
         if position == end:
             return last
         parts.append(last)
         return CRLF.join(parts[position:])
 
     def _exact(self, requests: list[Request], wanted: int) -> bool:
-        """Takes `wanted` requests from the buffer (-1: all). False: the buffer does not hold so many."""
+        """Takes `wanted` requests from the buffer (-1: all). Returns False when it does not hold so many."""
         while wanted != 0 and not self._broken:
             if self._missing == 0:
                 if not self._start(requests):
@@ -153,7 +153,7 @@ class RespParser:
         return not self._broken
 
     def _start(self, requests: list[Request]) -> bool:
-        """Reads the header of a request. Blank lines between requests are skipped, and so are empty requests."""
+        """Reads the header of a request. Skips blank lines and empty requests."""
         buffer = self._buffer
         if buffer[:1] == b"\r" or buffer[:1] == b"\n":
             self._buffer = buffer = buffer.lstrip(CRLF)
@@ -212,7 +212,7 @@ class RespParser:
         return line
 
     def _break(self, requests: list[Request], reason: str) -> bool:
-        """Ends the stream. Always False, for the caller to pass on."""
+        """Ends the stream. Returns False, for the caller to return."""
         requests.append((BROKEN, b"Protocol error: " + one_line(reason)))
         self._broken = True
         self._buffer.clear()
@@ -242,7 +242,7 @@ def bulk_array(values: Sequence[bytes]) -> bytes:
 
 
 def bulks(values: Iterable[bytes]) -> bytes:
-    """Bulk strings one after the other, for an array whose header is written later."""
+    """Bulk strings in a row, for an array whose header is written later."""
     return b"".join([b"$%d\r\n%b\r\n" % (len(value), value) for value in values])
 
 

@@ -1,16 +1,16 @@
 """The line protocol: bytes to requests, replies to bytes. No socket, no engine.
 
-A request is one line ended by LF or CRLF. White space around it is dropped, the command word runs to the first
-space, and what follows is handed on untouched, because only the command knows whether it is a list of words or a
-value with spaces. So a request is a pair: the word as the client wrote it, and the rest.
+A request is one line ended by LF or CRLF. White space around it is dropped, the command word runs to the first space,
+and the rest is passed on untouched: only the command knows whether it is a list of words or a value with spaces. So a
+request is a pair: the word as the client wrote it, and the rest.
 
-`TextParser.feed` may be called with any cut of the stream and gives the same requests. It holds at most one line
-and one received chunk. Two kinds of line end the stream: each becomes a last request, so that it is answered in its
-turn, and everything after it is ignored. A line over the limit is named `BROKEN`. A line that ends in `HTTP/1.1` or
-the like is named `FOREIGN`: it is the head of a request that a web page had its browser send here, and the lines of its
-body must not run as commands.
+`TextParser.feed` takes any cut of the stream and gives the same requests. It holds at most one line and one received
+chunk. Two kinds of line end the stream: each becomes a last request, which is answered in its turn, and the parser
+ignores what follows. A line over the limit becomes `BROKEN`. A line that ends in `HTTP/1.1` or another version becomes
+`FOREIGN`: it is the head of a request that a web page had its browser send here, and the lines of its body must not run
+as commands.
 
-Replies are lines ended by CRLF. `line_safe` guards the framing: what holds CR or LF is never put into a reply.
+Replies are lines ended by CRLF. `line_safe` guards the framing: nothing that holds CR or LF goes into a reply.
 Cost: 0.3 us for a short line.
 """
 
@@ -93,7 +93,7 @@ class TextParser:
         return requests
 
     def _cut_long_line(self, lines: list[bytes], last: bytes) -> tuple[list[bytes], bytes]:
-        """Lets a line over the limit be the last thing that counts."""
+        """Drops what follows a line over the limit."""
         for position, line in enumerate(lines):
             if len(line.removesuffix(b"\r")) > self._limit:
                 return lines[:position], line
@@ -114,12 +114,12 @@ def _http_head(lines: Sequence[bytes]) -> bytes | None:
 
 
 def line_safe(data: bytes) -> bool:
-    """Whether `data` can stand in a reply line without looking like its end."""
+    """Whether a reply line can hold `data`."""
     return b"\n" not in data and b"\r" not in data
 
 
 def one_line(message: str) -> bytes:
-    """An error message as bytes that cannot break the framing of either protocol."""
+    """An error message as bytes that keep the framing of both protocols intact."""
     return message.replace("\r", " ").replace("\n", " ").encode(errors="surrogateescape")
 
 
@@ -129,5 +129,5 @@ def error(problem: MerkleKVError) -> bytes:
 
 
 def show(data: bytes, limit: int = 128) -> str:
-    """Client bytes for use inside a message: shortened, and given back unchanged by `one_line`."""
+    """Client bytes inside a message: shortened; `one_line` turns them back into the same bytes."""
     return data[:limit].decode(errors="surrogateescape")
