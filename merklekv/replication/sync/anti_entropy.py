@@ -30,7 +30,8 @@ from typing import Final
 
 from merklekv.address import format_address, parse_address
 from merklekv.engine.engine import Engine
-from merklekv.errors import MerkleKVError, Stalled, StorageFailed
+from merklekv.engine.stall import retry_stalled
+from merklekv.errors import MerkleKVError, StorageFailed
 from merklekv.log_throttle import LogThrottle
 from merklekv.metrics import ExchangeMetrics, Value
 from merklekv.output import counted
@@ -286,17 +287,20 @@ class AntiEntropy:
         self._may_collect = False
         engine = self._engine
         collected = 0
+
+        def collect_slice() -> bool:
+            nonlocal collected
+            with engine.lock:
+                before = engine.tombstone_count
+                more = engine.collect()
+                collected += before - engine.tombstone_count
+            return more
+
         more = True
         while more:
             began = time.monotonic()
-            try:
-                with engine.lock:
-                    before = engine.tombstone_count
-                    more = engine.collect()
-                    collected += before - engine.tombstone_count
-                engine.commit()
-            except Stalled:
-                engine.wait_for_room(RETRY_S)
+            more = retry_stalled(engine, collect_slice, lambda: not self._thread.is_stopping)
+            engine.commit()
             self._rest(began, self._share_percent)
         if collected:
             with self._changed:

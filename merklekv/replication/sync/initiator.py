@@ -32,6 +32,7 @@ from merklekv.engine.engine import Engine
 from merklekv.engine.format import BUCKETS, INNER_NODES, MAX_KEY_SIZE
 from merklekv.engine.merkle import LEAVES_PER_INNER
 from merklekv.engine.record import HEAD_SIZE, digest_of, version_of
+from merklekv.engine.stall import retry_stalled
 from merklekv.errors import Stalled
 from merklekv.output import counted
 from merklekv.replication.cluster.members import Members, TooManyMembers
@@ -398,15 +399,18 @@ class Initiator:
 
     def _write(self, call: Callable[[], T]) -> T:
         """Make a call; if the engine is stalled, again when there is room."""
-        while True:
-            try:
-                return call()
-            except Stalled:
-                self._engine.commit()
-                if not self._engine.wait_for_room(STALL_WAIT_S):
-                    raise ExchangeFailed(
-                        f"node {self.report.node}: merging here is {STALL_WAIT_S:.0f} s behind, try again later"
-                    ) from None
+        deadline = time.monotonic() + STALL_WAIT_S
+
+        def go_on() -> bool:
+            self._engine.commit()
+            return time.monotonic() < deadline
+
+        try:
+            return retry_stalled(self._engine, call, go_on)
+        except Stalled:
+            raise ExchangeFailed(
+                f"node {self.report.node}: checkpoints here are {STALL_WAIT_S:.0f} s behind, try again later"
+            ) from None
 
     def _context(self) -> dict[str, object]:
         return {"to": self._theirs.instance, "gc_horizon": self._theirs.gc_horizon}
