@@ -4,12 +4,13 @@ The peer may be any program: its address may have come from a message. So a repl
 header that says so, before its bytes come, and one that never ends is refused when it passes a bound: on the bytes of
 the whole reply, on a line, on the values in it, on lists within lists.
 
-RESP2 as MerkleKV speaks it: simple strings, errors, integers, bulk strings and arrays. Cost: 1 us a value, 0.3 us a
-bulk string in a list.
+RESP2 as MerkleKV speaks it: simple strings, errors, integers, bulk strings and arrays. Cost: 1 us a value, 0.7 us a
+bulk string in a list, 0.2 us a short one.
 """
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Final
 
 from merklekv.engine.integers import strict_integer
@@ -19,6 +20,7 @@ LINE_BYTES_MAX: Final = 1 << 16
 VALUES_MAX: Final = 1 << 18  # in one reply: a bucket of the Merkle tree has two for each of its keys
 DEPTH_MAX: Final = 4
 COMPACT_BYTES: Final = 1 << 16
+WINDOW_BYTES: Final = 1 << 12  # in which short bulk strings are cut together
 HEADER_BYTES_MAX: Final = 24  # of a bulk string: more digits than any length has
 
 Reply = bytes | int | None | list["Reply"]
@@ -92,6 +94,9 @@ class ReplyParser:
                 digits = buffer[at + 1 : end]
                 if end < 0 or not digits.isdigit():
                     break
+                if len(digits) < 3 and (taken := _cut(view[at : min(at + WINDOW_BYTES, behind)], items, room)):
+                    at += taken
+                    continue
                 last = end + 2 + int(digits)
                 if last + 2 > behind:
                     break
@@ -159,3 +164,17 @@ class ReplyParser:
         if size is None or not -1 <= size <= most:
             raise BadReply(f"a length of {digits[:40]!r}: at most {most} is taken")
         return size
+
+
+def _cut(window: memoryview, items: list[Reply], room: int) -> int:
+    """Takes the bulk strings at the start of `window` in few calls into C. Returns how many bytes they have."""
+    parts = bytes(window).split(b"\r\n")
+    lengths = list(map(len, parts[1:-1:2]))
+    del lengths[room - len(items) :]
+    headers = [b"$%d" % length for length in lengths]
+    if headers != parts[: 2 * len(headers) : 2]:
+        pairs = zip(headers, parts[::2], strict=False)
+        headers = [header for header, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+    count = len(headers)
+    items += parts[1 : 2 * count : 2]
+    return sum(map(len, headers)) + sum(lengths[:count]) + 4 * count

@@ -42,7 +42,7 @@ REQUEST_BYTES_MIN = 1024 * 1024
 HEADER_BYTES_MAX = 64 * 1024
 
 _COUNTS = {b"*%d" % count: count for count in range(1, FAST_ARGUMENTS + 1)}
-_BULK_HEADERS = tuple(b"$%d" % size for size in range(FAST_BULK_BYTES + 1))
+BULK_HEADERS = tuple(b"$%d" % size for size in range(FAST_BULK_BYTES + 1))
 
 
 class RespParser:
@@ -66,7 +66,7 @@ class RespParser:
         self._bulk_max = bulk_bytes
         self._arguments_max = arguments
         self._request_max = request_bytes
-        self._headers = _BULK_HEADERS[: bulk_bytes + 1]
+        self._headers = BULK_HEADERS[: bulk_bytes + 1]
         self._broken = False
         self._buffer = bytearray()  # received, not parsed yet
         self._request: list[bytes] = []  # the arguments of the incomplete request so far
