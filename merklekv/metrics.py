@@ -112,6 +112,10 @@ class NodeMetrics:
 
     node_id: Annotated[str, info("id of this node")]
     log_lines_dropped: Annotated[int, counter("lines that the log could not take in time")]
+    thread_status: Annotated[
+        Labelled,
+        info("a background thread: `idle`, `running`, `waiting: ` and the problem, or `ended`", label="thread"),
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,16 @@
-"""A running node: its parts started, wired and stopped in order.
+"""A running node: its parts are started, wired and stopped in order.
 
     engine (opens, recovers)  ->  server (listens)  ->  anti-entropy (exchanges with peers)
-        ->  replication (connects when it can)  ->  scrub (reads everything, now and then)  ->  the ready line
-    scrub  ->  anti-entropy (cuts its exchanges)  ->  server (answers what is in hand, closes)
-        ->  replication (publishes what is left, for a while)  ->  engine (commits, syncs, closes)  ->  exit status 0
+        ->  replication (connects when it can)  ->  scrubber (reads everything, now and then)  ->  the ready line
+    scrubber  ->  anti-entropy (cuts its exchanges)  ->  server (answers the requests in hand, closes)
+        ->  replication (publishes the rest of the outbox, for a while)  ->  engine (commits, syncs, closes)
 
-Promises: the node is announced once, when the first client can be served; a stop asked for by a signal of
-STOP_SIGNALS or by SHUTDOWN ends within ten seconds; other signals do not end it; a disk that failed ends
-the process at once, because what the kernel still holds can no longer be trusted. Nothing acknowledged is
-lost by any of these: replies leave after their commit.
+Promises: the node announces itself once, when it can serve the first client. A signal of STOP_SIGNALS or SHUTDOWN stops
+it within ten seconds, with exit status 0; other signals do not end it. A failed disk ends the process at once, because
+what the kernel still holds can no longer be trusted. None of these loses an acknowledged write: replies leave after
+their commit. If a part cannot start, those before it are stopped again.
 
-What this does not do: it knows neither a byte of the protocol nor one on disk.
+This module knows neither a byte of the protocol nor one on disk.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -48,6 +48,7 @@ from merklekv.replication.scrubber import Scrubber
 from merklekv.replication.sync.anti_entropy import AntiEntropy
 from merklekv.settings import Settings
 from merklekv.shortage import reason_of
+from merklekv.worker_thread import WorkerThread
 
 if TYPE_CHECKING:
     from merklekv.replication.stream.replicator import Replicator
@@ -145,7 +146,8 @@ class NodeServices:
     def metrics(self) -> Sequence[object]:
         node = self._node
         replication = [node.replicator.metrics()] if node.replicator else []
-        own = NodeMetrics(node_id=node.node_id, log_lines_dropped=dropped_lines())
+        threads = {worker.name: worker.status for worker in node.workers}
+        own = NodeMetrics(node_id=node.node_id, log_lines_dropped=dropped_lines(), thread_status=threads)
         return [own, *replication, node.anti_entropy.metrics(), node.scrubber.metrics()]
 
 
@@ -195,6 +197,21 @@ class Node:
 
     def start(self) -> None:
         """Open the data and listen. Raises the errors of the engine and of the server."""
+        with ExitStack() as parts:
+            self._start_parts(parts)
+            self._parts = parts.pop_all()
+
+    def stop(self) -> None:
+        """Stop the parts, in the reverse order of their start."""
+        self._parts.close()
+
+    @property
+    def workers(self) -> list[WorkerThread]:
+        """The background threads; docs/design.md has a table of them."""
+        replication = self.replicator.workers if self.replicator is not None else []
+        return [*replication, self.anti_entropy.worker, self.scrubber.worker]
+
+    def _start_parts(self, parts: ExitStack) -> None:
         settings = self._settings
         self.engine = Engine(
             settings.storage_path,
@@ -204,52 +221,53 @@ class Node:
             max_clock_drift_s=settings.max_clock_drift_seconds,
             retain_max_bytes=settings.replication.outbox_max_bytes,
         )
+        parts.callback(self.engine.close)
         reply_bytes = max(REPLY_BYTES_MAX, settings.max_value_size + REPLY_ROOM_BYTES)  # no longer one is taken
-        try:
-            self.engine.directory.warn_of_readers()
-            self.node_id = settings.replication.client_id or stored_node_id(
-                settings.storage_path, node_of(self.engine.metadata.get(METADATA_MEMBERS, b""))
-            )
-            self.members = load_members(self.engine, self.node_id)
-            self.anti_entropy = AntiEntropy(
-                self.engine,
-                self.members,
-                settings.replication.topic_prefix,
-                partial(NodeTransport, reply_bytes=reply_bytes),
-                end_at_once,
-                interval_s=settings.anti_entropy.interval_seconds,
-                share_percent=settings.anti_entropy.share_percent,
-                regular=settings.anti_entropy.enabled,
-                addresses=settings.anti_entropy.peer_list,
-            )
-            self.scrubber = Scrubber(
-                self.engine,
-                self.anti_entropy.addresses,
-                partial(fetch_record, reply_bytes=reply_bytes),
-                end_at_once,
-                interval_s=settings.scrub.interval_seconds,
-                share_percent=settings.scrub.share_percent,
-            )
-            self.server = Server(
-                self.engine,
-                host=settings.host,
-                port=settings.port,
-                threads=settings.threads,
-                limits=limits_of(settings),
-                services=NodeServices(self),
-                allow_remote=settings.allow_remote,
-                fatal=end_at_once,
-            )
-            if settings.replication.enabled:
-                self.engine.tail.follow()  # or what clients write before the replicator is there would not be published
-            self.address = self.server.start()
-            self.anti_entropy.start(self.advertised_address)
-            if settings.replication.enabled:
-                self.replicate()
-            self.scrubber.start()
-        except BaseException:
-            self.engine.close()
-            raise
+        self.engine.directory.warn_of_readers()
+        self.node_id = settings.replication.client_id or stored_node_id(
+            settings.storage_path, node_of(self.engine.metadata.get(METADATA_MEMBERS, b""))
+        )
+        self.members = load_members(self.engine, self.node_id)
+        self.anti_entropy = AntiEntropy(
+            self.engine,
+            self.members,
+            settings.replication.topic_prefix,
+            partial(NodeTransport, reply_bytes=reply_bytes),
+            end_at_once,
+            interval_s=settings.anti_entropy.interval_seconds,
+            share_percent=settings.anti_entropy.share_percent,
+            regular=settings.anti_entropy.enabled,
+            addresses=settings.anti_entropy.peer_list,
+        )
+        self.scrubber = Scrubber(
+            self.engine,
+            self.anti_entropy.addresses,
+            partial(fetch_record, reply_bytes=reply_bytes),
+            end_at_once,
+            interval_s=settings.scrub.interval_seconds,
+            share_percent=settings.scrub.share_percent,
+        )
+        self.server = Server(
+            self.engine,
+            host=settings.host,
+            port=settings.port,
+            threads=settings.threads,
+            limits=limits_of(settings),
+            services=NodeServices(self),
+            allow_remote=settings.allow_remote,
+            fatal=end_at_once,
+        )
+        if settings.replication.enabled:
+            self.engine.tail.follow()  # or what clients write before the replicator is there would not be published
+        parts.callback(self._stop_replication)  # after the server, whose clients may have switched it on
+        self.address = self.server.start()
+        parts.callback(self.server.stop, SERVER_STOP_S)
+        self.anti_entropy.start(self.advertised_address)
+        parts.callback(self.anti_entropy.stop)
+        if settings.replication.enabled:
+            self.replicate()
+        self.scrubber.start()
+        parts.callback(self.scrubber.stop)
 
     def replicate(self) -> None:
         """Switch replication on. What it needs (paho) is imported only then."""
@@ -284,13 +302,9 @@ class Node:
             self.replicator = replicator
         self.replicator.enable()
 
-    def stop(self) -> None:
-        self.scrubber.stop()
-        self.anti_entropy.stop()
-        self.server.stop(SERVER_STOP_S)
+    def _stop_replication(self) -> None:
         if self.replicator is not None:
             self.replicator.stop(PUBLISH_REST_S)
-        self.engine.close()
 
     @property
     def advertised_address(self) -> str:

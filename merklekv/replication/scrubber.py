@@ -1,23 +1,22 @@
-"""The scrubber: runs the scrub in the background, slowly, and puts right what it finds.
+"""The scrubber: scrubs the data in the background, slowly, and repairs what it finds.
 
-    every interval -> a pass of slices, with rests between them   (engine/scrub.py)
-        derived from the records -> derived anew, here
-        a record that is lost    -> asked of every peer; the newest that fits takes its place, by way of the log
+    every interval -> a pass of slices, with rests between them   (engine/verify/scrub.py)
+        derived data that is wrong -> derived anew, here
+        a record that is lost      -> fetched from the peers; the newest that fits takes its place, by way of the log
 
-A pass takes at most the set share of the time, so clients do not notice it, whatever the size of the data.  When the
-last one ended is noted in the data directory: a restart does not begin anew before the time has come, and a node that
-is started each morning is scrubbed all the same.
+A pass takes at most the set share of the time, whatever the size of the data, so clients do not notice it.  The data
+directory records when the last pass ended: a restart does not begin a pass early, and a node that starts each morning
+is scrubbed all the same.
 
-Damage is an error in the log, LINES_MAX lines a pass, and counted.  What no peer has is told again in each pass: it may
-come back, or be written over, and is not given up here.
+Damage is logged as an error, LINES_MAX lines a pass, and counted.  A record that no peer has is reported again in each
+pass, until it comes back or is overwritten.
 
-Threads: one; `metrics` may be called from any.  `stop` waits for the slice in hand, and STOP_S for a peer.
+`stop` waits for the slice in hand, and STOP_S for a peer.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -29,6 +28,7 @@ from merklekv.errors import MerkleKVError, Stalled, StorageFailed
 from merklekv.metrics import ScrubMetrics
 from merklekv.output import counted
 from merklekv.replication.sync.schedule import rest_s
+from merklekv.worker_thread import Fatal, WorkerThread
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +45,8 @@ Fetch = Callable[[str, bytes], bytes | None]
 class Scrubber:
     """Scrubs an engine from `start` to `stop`.
 
-    `interval_s`: from the end of a pass to the next one; 0: never.  `peers` are addresses, and `fetch(address, key)` is
-    the record of a key there, None when there is none; it raises MerkleKVError when that node cannot be asked.
-    `fatal` is told that the disk failed.
+    `interval_s`: from the end of a pass to the next one; 0: never.  `peers()` returns addresses, and `fetch(address,
+    key)` the record of a key there, or None; it raises MerkleKVError if the node does not answer.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class Scrubber:
         engine: Engine,
         peers: Callable[[], Sequence[str]],
         fetch: Fetch,
-        fatal: Callable[[BaseException], None],
+        fatal: Fatal,
         *,
         interval_s: float,
         share_percent: int,
@@ -68,25 +67,23 @@ class Scrubber:
         self._engine = engine
         self._peers = peers
         self._fetch = fetch
-        self._fatal = fatal
         self._interval_s = interval_s
         self._share_percent = share_percent
         self._running = False
-        self._silent: set[str] = set()  # peers that could not be asked in this pass
-        self._found = self._mended = 0  # in this pass
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="scrub", daemon=True)
+        self._silent: set[str] = set()  # peers that did not answer in this pass
+        self._found = self._repaired = 0  # in this pass
+        self._wait_s = 0.0  # until the next pass
+        self.worker = WorkerThread("scrub", self._step, fatal)
 
     def start(self) -> None:
-        """Begins with the first pass when its time has come."""
+        """Begin the first pass when its time has come."""
         if self._interval_s:
-            self._thread.start()
+            self._wait_s = max(self._due_s(), min(FIRST_REST_S, self._interval_s))
+            self.worker.start()
 
     def stop(self) -> None:
-        """Ends a pass wherever it is."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(STOP_S)
+        """End a pass wherever it is."""
+        self.worker.stop(STOP_S)
 
     def metrics(self) -> ScrubMetrics:
         """What the scrub reports of itself now."""
@@ -101,77 +98,75 @@ class Scrubber:
         )
 
     def scrub(self) -> bool:
-        """One pass; False when it was stopped.  Raises StorageFailed, Shortage."""
+        """Make one pass.  Returns False if it was stopped.  Raises StorageFailed, Shortage."""
         self._silent.clear()
-        self._found = self._mended = 0
+        self._found = self._repaired = 0
         before = self.records
         one = Scrub(self._engine)
         with closing(one.steps()) as steps:
             began = time.perf_counter()
             for damage in steps:
                 if damage is not None:
-                    self._meet(damage)
+                    self._handle(damage)
                 elif (worked := time.perf_counter() - began) >= SLICE_S:
                     self.records = before + one.read
-                    self._stopping.wait(rest_s(worked, self._share_percent))
+                    self.worker.wait(rest_s(worked, self._share_percent))
                     began = time.perf_counter()
-                if self._stopping.is_set():
+                if self.worker.is_stopping:
                     return False
         self.records = before + one.read
         self._engine.note(METADATA_SCRUBBED, time.time_ns().to_bytes(8, "big"))
         self._engine.commit()
         self.passes += 1
-        self.left = self._found - self._mended
+        self.left = self._found - self._repaired
         log.log(
             logging.WARNING if self._found else logging.INFO,
             "scrub: %d records, %d damages, %d repaired",
             one.read,
             self._found,
-            self._mended,
+            self._repaired,
         )
         return True
 
     def _last_ns(self) -> int:
         return int.from_bytes(self._engine.metadata.get(METADATA_SCRUBBED, b""), "big")
 
-    def _run(self) -> None:
-        wait_s = max(self._due_s(), min(FIRST_REST_S, self._interval_s))
-        while not self._stopping.wait(wait_s):
-            self._running = True
-            self._engine.begin()
-            try:
-                self.scrub()
-            except StorageFailed as error:
-                self._fatal(error)
-                return
-            except MerkleKVError as error:
-                log.warning("scrub: the pass was not finished: %s", error)
-            except Exception:
-                log.exception("scrub: the pass was not finished")
+    def _step(self) -> None:
+        if self.worker.wait(self._wait_s):
+            return
+        self._wait_s = self._interval_s
+        self._running = True
+        self._engine.begin()
+        try:
+            self.scrub()
+        except StorageFailed:
+            raise
+        except MerkleKVError as error:
+            log.warning("scrub: the pass was not finished: %s", error)
+        finally:
             self._running = False
-            wait_s = self._interval_s
 
     def _due_s(self) -> float:
-        """How long until the interval since the last pass is over; never longer, whatever became of the clock."""
+        """Seconds until the interval since the last pass is over; at most one interval, also if the clock was set."""
         since_s = time.time() - self._last_ns() / 1e9
         return self._interval_s - since_s if 0 <= since_s < self._interval_s else 0.0
 
-    def _meet(self, damage: Damage) -> None:
-        """Tells of it, and puts it right if that is possible."""
+    def _handle(self, damage: Damage) -> None:
+        """Log it, and repair it if that is possible."""
         self._found += 1
         self.damaged += 1
-        self._tell(damage.problem)
+        self._report(damage.problem)
         try:
-            done = self._mend(damage)
+            done = self._repair(damage)
         except Stalled:
             self._engine.wait_for_room(WAIT_FOR_ROOM_S)  # the next pass finds it again
             done = False
         if done:
             self._engine.commit()
-            self._mended += 1
+            self._repaired += 1
             self.repaired += 1
 
-    def _mend(self, damage: Damage) -> bool:
+    def _repair(self, damage: Damage) -> bool:
         if not damage.lost:
             if damage.bucket is not None:
                 self._engine.repair(damage.bucket, damage.key)
@@ -179,7 +174,7 @@ class Scrubber:
         asked = absent = 0
         best, origin = None, ""
         for address in self._peers():
-            if address in self._silent or self._stopping.is_set():
+            if address in self._silent or self.worker.is_stopping:
                 continue
             try:
                 record = self._fetch(address, damage.key)
@@ -191,11 +186,11 @@ class Scrubber:
             absent += record is None
             if record is not None and fits(damage, record) and (best is None or record > best):
                 best, origin = record, address
-        if self._stopping.is_set() or (best is None and not (damage.stray and absent)):
-            self._tell(f"key {damage.key!r}: not repaired, none of {counted(asked, 'node')} asked has what was there")
+        if self.worker.is_stopping or (best is None and not (damage.stray and absent)):
+            self._report(f"key {damage.key!r}: not repaired, none of {counted(asked, 'node')} asked has what was there")
             return False
         return self._engine.replace(damage.key, damage.stored, best, (origin or "scrub").encode())
 
-    def _tell(self, problem: str) -> None:
+    def _report(self, problem: str) -> None:
         if self._found <= LINES_MAX:
             log.error("scrub: %s", problem)

@@ -353,7 +353,7 @@ def test_a_stop_cuts_what_is_under_way(make: Make, net: Net) -> None:
     a.start()
     wait_until(lambda: held)
     a.anti_entropy.stop()
-    assert not a.anti_entropy._thread.is_alive
+    assert not a.anti_entropy.worker.is_alive
     assert a.figure("exchange_failures") == 0, "that is nobody's failure"
     with pytest.raises(Stopped):
         a.sync(b)
@@ -397,7 +397,7 @@ def test_a_full_disk_is_a_failure_and_a_failing_one_ends_the_node(make: Make, mo
     a.anti_entropy.wake("", "test")
     wait_until(lambda: a.failures)
     monkeypatch.undo()
-    assert not a.anti_entropy._thread.is_alive
+    assert not a.anti_entropy.worker.is_alive
     a.failures.clear()
     assert b.failures == []
 

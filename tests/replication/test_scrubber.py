@@ -239,19 +239,22 @@ def test_a_node_that_was_just_started_has_other_things_to_do(make: Make, monkeyp
     for interval_s in (DAY_S, FIRST_REST_S, 5.0):
         one = make(interval_s=interval_s)
 
-        def wait(timeout_s: float) -> bool:
+        def wait(timeout_s: float, block: Callable[[float], bool] = one.worker.wait) -> bool:
             waits.append(timeout_s)
-            return True
+            return block(1000)
 
-        monkeypatch.setattr(one._stopping, "wait", wait)
-        one._run()
+        monkeypatch.setattr(one.worker, "wait", wait)
+        before = len(waits)
+        one.start()
+        wait_until(lambda before=before: len(waits) > before)
+        one.stop()
     assert waits == [FIRST_REST_S, FIRST_REST_S, 5.0]
 
 
 def test_an_interval_of_nothing_is_never(make: Make) -> None:
     one = make(interval_s=0)
     one.start()
-    assert not one._thread.is_alive()
+    assert not one.worker.is_alive
 
 
 def test_passes_follow_each_other_whatever_happens_in_one(
@@ -270,7 +273,7 @@ def test_passes_follow_each_other_whatever_happens_in_one(
     one.start()
     wait_until(lambda: one.passes >= 2, what="two passes")
     one.stop()
-    assert not one._thread.is_alive()
+    assert not one.worker.is_alive
     assert "the pass was not finished: disk full" in caplog.text
     assert "ValueError: a mistake" in caplog.text
 
@@ -278,7 +281,7 @@ def test_passes_follow_each_other_whatever_happens_in_one(
 def test_a_shortage_while_it_slept_is_no_refusal(engine: Engine, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     one = make()
     asleep, wake = threading.Event(), threading.Event()
-    wait = one._stopping.wait
+    wait = one.worker.wait
 
     def wait_or_sleep(timeout_s: float) -> bool:
         if timeout_s < FIRST_REST_S:
@@ -286,15 +289,15 @@ def test_a_shortage_while_it_slept_is_no_refusal(engine: Engine, make: Make, mon
         asleep.set()
         assert wake.wait(20)
         wake.clear()
-        return one._stopping.is_set()
+        return one.worker.is_stopping
 
-    monkeypatch.setattr(one._stopping, "wait", wait_or_sleep)
+    monkeypatch.setattr(one.worker, "wait", wait_or_sleep)
     one.start()
     assert asleep.wait(20)
     run_out_of_room(engine)
     wake.set()
     wait_until(lambda: one.passes, what="a pass")
-    one._stopping.set()
+    one.stop()
     wake.set()
 
 
@@ -318,7 +321,7 @@ def test_a_stop_ends_a_pass_at_once(engine: Engine, make: Make, monkeypatch: pyt
     fetch = peers.fetch
 
     def stopped(address: str, key: bytes) -> bytes | None:
-        one._stopping.set()
+        one.stop()
         return fetch(address, key)
 
     monkeypatch.setattr(one, "_fetch", stopped)

@@ -31,7 +31,7 @@ CHECKPOINTS_TO_MEND: Final = 2  # of a segment with repairs, and of one that was
 
 
 class _Rests:
-    """In the place of the event that ends a scrub: it rests after every slice, and ends with its node."""
+    """In the place of the scrubber's thread: it rests after every slice, and stops with its node."""
 
     def __init__(self, alive: Callable[[], bool], meanwhile: Callable[[], None]) -> None:
         self._alive, self._meanwhile = alive, meanwhile
@@ -39,7 +39,8 @@ class _Rests:
     def wait(self, timeout_s: float) -> None:
         self._meanwhile()
 
-    def is_set(self) -> bool:
+    @property
+    def is_stopping(self) -> bool:
         return not self._alive()
 
 
@@ -93,7 +94,7 @@ class Decay(Cluster):
             interval_s=0.0,
             share_percent=100,
         )
-        one._stopping = _Rests(  # type: ignore[assignment]
+        one.worker = _Rests(  # type: ignore[assignment]
             lambda: node.up and node.lives == life, lambda: self._between_slices(node, chance)
         )
         with self.as_node(node):

@@ -105,23 +105,23 @@ class AntiEntropy:
         self._served = 0  # complete exchanges that other nodes began
         self._may_collect = True  # the GC horizon may have moved
         self._throttle = LogThrottle(log)
-        self._thread = WorkerThread("anti-entropy", self._step, fatal, wake=self._notify, retry_s=RETRY_S)
+        self.worker = WorkerThread("anti-entropy", self._step, fatal, wake=self._notify, retry_s=RETRY_S)
 
     def start(self, own_address: str) -> None:
         """Start the thread.  The node does not exchange with `own_address`."""
         with self._changed:
             self._peers.drop(own_address)
             self._timetable.keep(self._peers.addresses(), time.monotonic())
-        self._thread.start()
+        self.worker.start()
 
     def stop(self) -> None:
         """Cut the exchanges under way and begin no other; returns within STOP_S."""
-        self._thread.stop(0)
+        self.worker.stop(0)
         with self._changed:
             transports = [one.transport for one in self._running.values() if one.transport is not None]
         for transport in transports:
             transport.close()
-        self._thread.stop(STOP_S)
+        self.worker.stop(STOP_S)
 
     # -- from any thread -----------------------------------------------------------------------------------------------
 
@@ -155,7 +155,7 @@ class AntiEntropy:
             try:
                 return self._exchange(address, 100, full, verify)
             except ExchangeRefused as refusal:
-                if refusal.why != BUSY or time.monotonic() > deadline or self._thread.wait(BUSY_RETRY_S):
+                if refusal.why != BUSY or time.monotonic() > deadline or self.worker.wait(BUSY_RETRY_S):
                     raise
 
     def remove(self, node: str, store_id: str = "") -> None:
@@ -235,13 +235,13 @@ class AntiEntropy:
                 self._timetable.put_off(address, now)
                 return None
             is_idle = address is None and not self._statuses and not self._may_collect
-            if is_idle and not self._thread.is_stopping:
+            if is_idle and not self.worker.is_stopping:
                 self._changed.wait(self._timetable.wait_s(now))
             return address
 
     def _take_statuses(self) -> None:
         """Add the nodes that have announced themselves to the members, and those online to the peers."""
-        while self._statuses and not self._thread.is_stopping:
+        while self._statuses and not self.worker.is_stopping:
             status = self._statuses.popleft()
             self.membership.on_status(status)
             if self._regular:
@@ -335,7 +335,7 @@ class AntiEntropy:
     def _turn(self, address: str) -> Iterator[ExchangePeer]:
         """Wait until no other exchange goes on with that address, and let none begin meanwhile."""
         with self._changed:
-            while address in self._running and not self._thread.is_stopping:
+            while address in self._running and not self.worker.is_stopping:
                 self._changed.wait()
             self._require_running()
             peer = self._peers.at(address)
@@ -397,11 +397,11 @@ class AntiEntropy:
         """Rest after work that began at `began` (monotonic).  Raises Stopped."""
         rest = rest_s(time.monotonic() - began, share_percent)
         if rest > 0:
-            self._thread.wait(rest)
+            self.worker.wait(rest)
         self._require_running()
 
     def _require_running(self) -> None:
-        if self._thread.is_stopping:
+        if self.worker.is_stopping:
             raise Stopped
 
 
