@@ -299,7 +299,7 @@ class AntiEntropy:
         more = True
         while more:
             began = time.monotonic()
-            more = retry_stalled(engine, collect_slice, lambda: not self._thread.is_stopping)
+            more = retry_stalled(engine, collect_slice, lambda: not self.worker.is_stopping)
             engine.commit()
             self._rest(began, self._share_percent)
         if collected:
