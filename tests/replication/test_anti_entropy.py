@@ -1,4 +1,4 @@
-"""Anti-entropy of several nodes in one process: who exchanges with whom, when, and what becomes of it."""
+"""Anti-entropy of several nodes in one process: which nodes exchange, when, and what becomes of it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_configured_peers_exchange_at_the_start(make: Make, net: Net) -> None:
     wait_until(lambda: a.figure("exchange_completed"))
     assert alike(a, b)
     figures = a.figures()
-    assert figures["exchange_peers"] == 1, "its own address is nobody's"
+    assert figures["exchange_peers"] == 1, "no peer is at its own address"
     assert net.connects == [("a", "b:1")]
     assert (figures['exchange_keys_sent{peer="b"}'], figures['exchange_keys_received{peer="b"}']) == (1, 1)
     assert (figures['peer_address{peer="b"}'], figures['peer_in_sync{peer="b"}']) == ("b:1", 1)
@@ -354,7 +354,7 @@ def test_a_stop_cuts_what_is_under_way(make: Make, net: Net) -> None:
     wait_until(lambda: held)
     a.anti_entropy.stop()
     assert not a.anti_entropy.worker.is_alive
-    assert a.figure("exchange_failures") == 0, "that is nobody's failure"
+    assert a.figure("exchange_failures") == 0, "the peer has not failed"
     with pytest.raises(Stopped):
         a.sync(b)
 

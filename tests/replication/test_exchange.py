@@ -65,7 +65,7 @@ def test_nodes_that_were_started_often_do_so_too(tmp_path: Path) -> None:
                 node.tick(3)
                 node.reopen()
         meet_all(nodes)
-        assert {len(lapses) for lapses in nodes[0].members.lost_writes.values()} == {INTERVALS_MAX}
+        assert {len(intervals) for intervals in nodes[0].members.lost_writes.values()} == {INTERVALS_MAX}
         report = exchange(nodes[0], nodes[1])
         assert (report.equal, report.rounds) == (True, 1)
         assert report.bytes_sent + report.bytes_received < 1024

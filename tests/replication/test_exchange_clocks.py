@@ -1,4 +1,4 @@
-"""Times that another node says, and times of a wall clock that was wrong: none becomes a lasting floor of the clock."""
+"""Times in messages, and times of a wall clock that was wrong: none holds a clock for good."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ def test_a_time_of_another_member_is_left_out_and_told(
     assert a.values() == {b"k": b"value"}
     assert a.members.applied_through(c.members.identity) == before
     assert a.members.rows_refused >= 1
-    assert "what node b tells of node c, birth " in caplog.text
+    assert "what node b tells of node c, store id " in caplog.text
     assert "is left out: it is of 2033-05-18 " in caplog.text
     exchange(c, a)
     assert agree(a, c)

@@ -53,7 +53,7 @@ def test_damage_deletes_nothing_on_a_node_that_has_joined_while_a_member_is_away
     assert a.engine.get(b"stays") == b"value"
 
 
-def test_damage_deletes_nothing_below_a_horizon_that_is_not_followed(nodes: list[Node]) -> None:
+def test_damage_deletes_nothing_below_a_horizon_that_is_not_adopted(nodes: list[Node]) -> None:
     a, b, c, j = nodes
     a.set(b"0")
     meet_all([a, b, c])
@@ -153,7 +153,7 @@ def test_a_node_restored_from_before_another_joined_has_not_seen_what_that_had(t
         assert all(set(node.values()) == {b"0", b"kept"} for node in nodes)
 
 
-def test_a_third_node_has_what_was_buried_before_it_reported(tmp_path: Path) -> None:
+def test_a_third_node_has_what_was_redeleted_before_it_reported(tmp_path: Path) -> None:
     """It has said that it had merged everything up to a later time: that does not cover the new tombstone."""
     with cluster(tmp_path, "xac") as (x, a, c):
         x.set(b"k")
@@ -179,8 +179,8 @@ def test_a_third_node_has_what_was_buried_before_it_reported(tmp_path: Path) -> 
         assert x.values() == a.values() == c.values() == {}
 
 
-def test_what_a_node_wrote_between_its_restoration_and_being_forgotten_stands(tmp_path: Path) -> None:
-    """Where it was forgotten by one that had not met it, and heard only later how far others had seen it."""
+def test_what_a_node_wrote_between_its_restoration_and_its_removal_stands(tmp_path: Path) -> None:
+    """A node removed it without an exchange with it, and heard only later what others had applied of it."""
     with cluster(tmp_path, "npjqx") as (n, p, j, q, x):
         x.set(b"k")
         x.engine.flush()
@@ -256,8 +256,8 @@ def test_what_was_deleted_stays_so_where_something_older_has_come_since(nodes: l
     assert a.values() == b.values() == j.values() == {b"k": b"dumped"}
 
 
-def test_what_a_forgotten_writer_had_stays_deleted(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also what it wrote behind the last horizon that counted on it."""
+def test_what_a_removed_writer_had_stays_deleted(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what it wrote after the last horizon that covered it."""
     monkeypatch.setattr(exchange_module, "PAGES_RATIO", 1)
     a, b, c, j = nodes
     a.set(b"stays")

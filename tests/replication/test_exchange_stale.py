@@ -24,7 +24,7 @@ def nodes(tmp_path: Path) -> Iterator[list[Node]]:
         yield [a, b, c, j]
 
 
-def forget_deletion(a: Node, b: Node, c: Node) -> None:
+def delete_and_collect(a: Node, b: Node, c: Node) -> None:
     a.delete(b"k")
     meet_all([a, b, c])
     meet_all([a, b, c])
@@ -45,7 +45,7 @@ def test_an_old_event_whose_deletion_the_broker_lost(nodes: list[Node], begins: 
     late = a.records()[b"k"]
     j.members.record_contact("a", a.members.identity.store_id)  # it does not take events of nodes that it does not know
     j.take_event(b"k", late, "a")
-    forget_deletion(a, b, c)
+    delete_and_collect(a, b, c)
     report = exchange(j, b) if begins == "joining" else exchange(b, j)
     assert report.discarded == 1
     assert set(b.values()) == set(j.values()) == {b"stays", b"own"}
@@ -61,7 +61,7 @@ def test_a_new_node_that_holds_little_takes_the_rest_page_by_page(
     j.take_event(b"k", late, "a")
     for number in range(100):
         a.engine.set(b"more:%d" % number, b"value")
-    forget_deletion(a, b, c)
+    delete_and_collect(a, b, c)
     asked: list[str] = []
 
     def listen(_: int, request: bytes) -> bytes:
@@ -80,7 +80,7 @@ def test_a_new_node_that_holds_little_takes_the_rest_page_by_page(
 
 
 def test_what_came_in_an_exchange_that_was_cut(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a node that was then gone, so that nobody knows where it came from."""
+    """With a node that was gone then, so no node knows where the record came from."""
     monkeypatch.setattr(exchange_module, "PAGES_RATIO", 1)
     a, b, c, j = nodes
 
@@ -100,7 +100,7 @@ def test_what_came_in_an_exchange_that_was_cut(nodes: list[Node], monkeypatch: p
 def test_what_came_from_a_restored_node(nodes: list[Node]) -> None:
     a, b, c, j = nodes
     copy = c.backup()
-    forget_deletion(a, b, c)
+    delete_and_collect(a, b, c)
     c.restore(copy)
     exchange(j, c)
     assert b"k" in j.values()
@@ -117,7 +117,7 @@ def test_what_two_new_nodes_gave_each_other(nodes: list[Node]) -> None:
     with cluster(a.path.parent / "more", "i") as (i,):
         i.take_event(b"k", late, "a")
         exchange(i, j)
-        forget_deletion(a, b, c)
+        delete_and_collect(a, b, c)
         exchange(i, a)
         exchange(i, j)
         assert b"k" not in i.values()
@@ -148,7 +148,7 @@ def test_what_a_writer_lost_that_was_restored_is_not_stale(nodes: list[Node]) ->
 @pytest.mark.parametrize("first", ["restored", "new"])
 @pytest.mark.parametrize("begins", ["member", "other"])
 def test_what_a_restored_node_settles_with_a_new_one_first(tmp_path: Path, first: str, begins: str) -> None:
-    """It has been restored to where it knew nobody, so the two have a horizon of their own, above the others'."""
+    """It was restored to where it knew no other node, so the two have a horizon of their own, above the others'."""
     with cluster(tmp_path, "axj") as (a, x, j):
         x.set(b"k")
         copy = x.backup()
@@ -252,7 +252,7 @@ def test_a_restored_node_is_known_by_one_that_joined_later(tmp_path: Path) -> No
 def test_what_a_restored_node_has_from_one_that_is_new(nodes: list[Node]) -> None:
     a, b, c, j = nodes
     copy = c.backup()
-    forget_deletion(a, b, c)
+    delete_and_collect(a, b, c)
     c.restore(copy)
     assert j.records()[b"own"] < a.engine.gc_horizon.to_bytes(8, "big")
     exchange(j, c)
@@ -264,7 +264,7 @@ def test_what_a_restored_node_has_from_one_that_is_new(nodes: list[Node]) -> Non
 def test_a_newer_write_of_a_stale_record_stands(nodes: list[Node]) -> None:
     a, b, c, j = nodes
     j.take_event(b"k", a.records()[b"k"], "a")
-    forget_deletion(a, b, c)
+    delete_and_collect(a, b, c)
     with cluster(a.path.parent / "more", "i") as (i,):
         i.now = a.now + 1
         i.set(b"k", b"again")
@@ -282,14 +282,14 @@ def test_what_a_writer_outside_has_written_is_not_stale(nodes: list[Node]) -> No
         i.set(b"from outside")
         assert i.records()[b"from outside"] < a.records()[b"stays"]
         exchange(i, j)
-        forget_deletion(a, b, c)
+        delete_and_collect(a, b, c)
         report = exchange(j, a)
         assert report.discarded == 0
         assert a.engine.get(b"from outside") == b"value"
 
 
 def test_damage_on_a_member_deletes_nothing_elsewhere(nodes: list[Node]) -> None:
-    """A member that lost a record, whatever its horizon, gets it back from those on whom that counts."""
+    """A member that lost a record, whatever its horizon, gets it back from those that the horizon covers."""
     a, b, c, _ = nodes
     lost = a.records()[b"stays"]
     a.tick(100)

@@ -1,4 +1,4 @@
-"""A node that answers, or asks, what makes no sense: it is told so, or left, and nothing comes of it."""
+"""Requests and answers that make no sense are refused, or end the exchange, and change nothing."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_what_was_decided_under_another_horizon_is_not_done(nodes: list[Node]) -
             call()
     told = b.members.table()
     a.members.remove("b")
-    with pytest.raises(ExchangeRefused, match="node b was forgotten meanwhile"):
+    with pytest.raises(ExchangeRefused, match="node b was removed meanwhile"):
         side.complete(told, 0)
 
 

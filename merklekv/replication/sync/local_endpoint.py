@@ -156,7 +156,7 @@ class LocalEndpoint:
             if gone in removed:
                 raise ExchangeRefused(
                     "removed",
-                    f"node {gone.node} was forgotten by its cluster: back up its data directory with merklekv-tool, "
+                    f"node {gone.node} was removed from its cluster: back up its data directory with merklekv-tool, "
                     "then start it with a new one",
                 )
         return self._believe(peer)
@@ -196,10 +196,10 @@ class LocalEndpoint:
         far = table.beyond(latest)
         for who, time in far.items():
             self.members.rows_refused += 1
-            born = who.store_id.hex() or "unknown"
+            store_id = who.store_id.hex() or "unknown"
             _throttle.warn(
                 "row",
-                f"what node {table.identity.node} tells of node {who.node}, birth {born}, is left out: it is of "
+                f"what node {table.identity.node} tells of node {who.node}, store id {store_id}, is left out: it is of "
                 f"{show_time(time)}, {clock.ahead_s(time):.0f} s ahead of this node's wall clock",
             )
         return table.without_times_of(far.keys()) if far else table
@@ -311,7 +311,7 @@ class LocalEndpoint:
         """
         with self.engine.lock:
             if peer.identity in self.members.removed:
-                raise ExchangeRefused("removed", f"node {peer.identity.node} was forgotten meanwhile")
+                raise ExchangeRefused("removed", f"node {peer.identity.node} was removed meanwhile")
             self._apply(peer, gc_horizon)
             store_members(self.engine, self.members)
             return self.members.table()

@@ -5,7 +5,7 @@
 The reader gets a message whole or not at all, and the first four bytes tell every release what it is.  The answer to a
 request is of the same kind, or `outdated` or `refused`:
 
-    hello     who I am, what I hold, whom I know    the same of the responder; whether the data are equal
+    hello     who I am, what I hold, my members     the same of the responder; whether the data are equal
     inner     the 256 inner digests                 the inner nodes that differ, with their leaves
     buckets   fingerprints of records, by bucket    which of them are missing; the records that the initiator lacks
     transfer  records; stale records; keys that     which records were refused; the records that are wanted
