@@ -16,17 +16,17 @@ class LogThrottle:
     def __init__(self, logger: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
         self._logger = logger
         self._clock = clock
-        self._kinds: dict[str, tuple[float, int]] = {}  # when the last one was logged, how many were not
+        self.kinds: dict[str, tuple[float, int]] = {}  # when the last one was logged, how many were not
 
     def warn(self, kind: str, text: str, problem: BaseException | None = None) -> None:
         """Logs `text` with the traceback of `problem`, or counts it if one of its kind was logged just before."""
         now = self._clock()
-        if kind not in self._kinds and len(self._kinds) >= KINDS_MAX - 1:
-            self._kinds = {one: when for one, when in self._kinds.items() if now - when[0] < THROTTLE_S}
-            kind = kind if len(self._kinds) < KINDS_MAX - 1 else OTHERS
-        logged_at, left_out = self._kinds.get(kind, (-THROTTLE_S, 0))
+        if kind not in self.kinds and len(self.kinds) >= KINDS_MAX - 1:
+            self.kinds = {one: when for one, when in self.kinds.items() if now - when[0] < THROTTLE_S}
+            kind = kind if len(self.kinds) < KINDS_MAX - 1 else OTHERS
+        logged_at, left_out = self.kinds.get(kind, (-THROTTLE_S, 0))
         if now - logged_at < THROTTLE_S:
-            self._kinds[kind] = logged_at, left_out + 1
+            self.kinds[kind] = logged_at, left_out + 1
             return
-        self._kinds[kind] = now, 0
+        self.kinds[kind] = now, 0
         self._logger.warning("%s%s", text, f" (and {left_out} more before)" if left_out else "", exc_info=problem)

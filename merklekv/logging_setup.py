@@ -91,9 +91,14 @@ class QueuedHandler(logging.Handler):
         )  # its `put` may be interrupted by itself, in a signal handler
         threading.Thread(target=self._write_lines, name="log", daemon=True).start()
 
+    @property
+    def queued(self) -> int:
+        """Lines that wait for the writing thread."""
+        return self._queue.qsize()
+
     def emit(self, record: logging.LogRecord) -> None:
         """Queues the line, or counts it. Never blocks and never raises."""
-        if self._queue.qsize() >= (QUEUE_LINES // 2 if self._unreported else QUEUE_LINES):
+        if self.queued >= (QUEUE_LINES // 2 if self._unreported else QUEUE_LINES):
             self.dropped += 1
             self._unreported += 1
             return

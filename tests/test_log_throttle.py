@@ -46,7 +46,7 @@ def test_kinds_that_differ_each_time_are_no_flood(
     for number in range(20_000):
         clock.now += step_s
         throttle.warn(f"kind {number}", "it happened")
-    assert len(throttle._kinds) <= KINDS_MAX + 1
+    assert len(throttle.kinds) <= KINDS_MAX + 1
     assert len(caplog.messages) <= (KINDS_MAX + 1) * (1 + clock.now / THROTTLE_S)
 
 

@@ -162,7 +162,7 @@ def logger(pipe: Pipe) -> Iterator[logging.Logger]:
     handler.setFormatter(logging_setup.TextFormatter())
     made.addHandler(handler)
     yield made
-    wait_until(lambda: not pipe.read() and handler._queue.empty())  # or its thread would write into the next file
+    wait_until(lambda: not pipe.read() and not handler.queued)  # or its thread would write into the next file
     handler.flush()
 
 
@@ -197,7 +197,7 @@ def test_lines_beyond_the_queue_are_dropped_counted_and_told(logger: logging.Log
     handler = handler_of(logger)
     pipe.fill()
     logger.warning("first")
-    wait_until(handler._queue.empty, what="the thread that writes to have a line in hand")
+    wait_until(lambda: not handler.queued, what="the thread that writes to have a line in hand")
     for number in range(logging_setup.QUEUE_LINES):
         logger.warning("%d", number)
     assert handler.dropped == 0
