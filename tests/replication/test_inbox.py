@@ -419,4 +419,4 @@ def test_a_burst_is_told_once_and_its_size_later(caplog: pytest.LogCaptureFixtur
     ]
     for number in range(log_throttle.KINDS_MAX * 2):
         log.warn(str(number), "x")
-    assert len(log._kinds) <= log_throttle.KINDS_MAX
+    assert len(log.kinds) <= log_throttle.KINDS_MAX
