@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
 
 from merklekv.engine.clock import show_time
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import INNER_NODES, OP_DEL, OP_SET
 from merklekv.engine.record import is_tombstone, timestamp_of
-from merklekv.errors import InvalidArgument, Stalled
+from merklekv.engine.stall import retry_stalled
+from merklekv.errors import InvalidArgument
 from merklekv.replication.cluster.display import DisplayRow, display_rows, stored_members
 from merklekv.replication.cluster.storage import METADATA_MEMBERS
 from merklekv_tool.source.source import ORIGIN, PAGE_BYTES, PAGE_RECORDS, Merged, Pair, split_by_size
-
-WAIT_S: Final = 1.0
-
-T = TypeVar("T")
 
 
 class Directory:
@@ -57,22 +53,15 @@ class Directory:
 
     def merge(self, pairs: list[Pair]) -> Merged:
         items = [(OP_DEL if is_tombstone(record) else OP_SET, key, record) for key, record in pairs]
-        return Merged(*self._when_there_is_room(lambda: self._engine.merge(items, ORIGIN)))
+        result = retry_stalled(self._engine, lambda: self._engine.merge(items, ORIGIN))
+        self._engine.commit()
+        return Merged(*result)
 
     def write(self, pairs: list[Pair]) -> Merged:
         fit, refused = split_by_size(pairs, self._engine.max_value_size)
-        self._when_there_is_room(lambda: self._engine.mset(fit))
+        retry_stalled(self._engine, lambda: self._engine.mset(fit))
+        self._engine.commit()
         return Merged(len(fit), 0, refused)
-
-    def _when_there_is_room(self, call: Callable[[], T]) -> T:
-        while True:
-            try:
-                result = call()
-            except Stalled:
-                self._engine.wait_for_room(WAIT_S)
-            else:
-                self._engine.commit()
-                return result
 
     def merge_truncation(self, truncation: bytes) -> None:
         if self._engine.clock.truncates_too_far_ahead(truncation):
