@@ -20,7 +20,7 @@ LINE_BYTES_MAX: Final = 1 << 16
 VALUES_MAX: Final = 1 << 18  # in one reply: a bucket of the Merkle tree has two for each of its keys
 DEPTH_MAX: Final = 4
 COMPACT_BYTES: Final = 1 << 16
-WINDOW_BYTES: Final = 1 << 12  # in which short bulk strings are cut together
+WINDOW_BYTES: Final = 1 << 14  # in which short bulk strings are cut together
 HEADER_BYTES_MAX: Final = 24  # of a bulk string: more digits than any length has
 
 Reply = bytes | int | None | list["Reply"]
@@ -88,15 +88,19 @@ class ReplyParser:
         buffer, at, find = self._buffer, self._at, self._buffer.find
         first, behind = len(items), min(len(buffer), self._bytes_max - self._gone)
         room = min(size - 1, first + VALUES_MAX - self._values)
+        cutting = True
         with memoryview(buffer) as view:
             while len(items) < room and buffer.startswith(b"$", at):
                 end = find(b"\r\n", at, at + HEADER_BYTES_MAX)
                 digits = buffer[at + 1 : end]
                 if end < 0 or not digits.isdigit():
                     break
-                if len(digits) < 3 and (taken := _cut(view[at : min(at + WINDOW_BYTES, behind)], items, room)):
+                if cutting and len(digits) < 3:
+                    taken = _cut(view[at : min(at + WINDOW_BYTES, behind)], items, room)
+                    cutting = taken > WINDOW_BYTES // 2  # else some value holds CRLF, or the buffer ends
                     at += taken
-                    continue
+                    if taken:
+                        continue
                 last = end + 2 + int(digits)
                 if last + 2 > behind:
                     break
