@@ -23,7 +23,7 @@ import report
 import versus
 from figure import SIZES, Figure, Settings
 from load import load, summarize
-from nodes import Node
+from nodes import make_node
 from rich.console import Console
 
 SLOWEST_WINDOW_MIN = 0.5
@@ -33,7 +33,9 @@ LOAD_MEMORY_MAX_MB = {"64MiB": 500.0, "16MiB": 200.0}
 def long_load(memtable_size: str, settings: Settings) -> list[Figure]:
     """Millions of keys in random order: does the pace last, and what memory does it take?"""
     keys = settings.size.loaded
-    with Node(settings.directory / f"load-{memtable_size}", durability="everysec", memtable_size=memtable_size) as node:
+    with make_node(
+        settings.directory / f"load-{memtable_size}", durability="everysec", memtable_size=memtable_size
+    ) as node:
         summary = summarize(load(node, keys, seed=1, show=lambda line: None))
     commands = [f"python benchmarks/load.py --keys {keys} --memtable-size {memtable_size}"]
     memory = summary["peak_private_bytes"] / 1e6

@@ -29,10 +29,12 @@ from pathlib import Path
 
 from exchange_plots import plot
 from figure import Figure, fill, median, percentile, status
-from nodes import Node
+from nodes import make_node
 from report import RESULTS, WIDTH, machine, print_table
 from rich.console import Console
 
+from merklekv.harness.node import Node
+from merklekv.harness.process import wait_until
 from merklekv.metrics import total
 from merklekv.net.client import Client, Reply
 from merklekv.replication.cluster.lost_writes import INTERVALS_MAX
@@ -81,7 +83,9 @@ class Pair:
 
     def _connect(self) -> None:
         self.first, self.second = (Client("127.0.0.1", node.port, timeout_s=600) for node in self.nodes)
-        wait_for(lambda: total(status(self.nodes[1]), "exchange_completed") == 1)  # the one that it begins itself
+        wait_until(
+            lambda: total(status(self.nodes[1]), "exchange_completed") == 1, seconds=120
+        )  # the one that it begins itself
 
     def restart(self) -> None:
         """Stops both, and starts them again."""
@@ -151,7 +155,7 @@ def pair(directory: Path, keys: int) -> Iterator[Pair]:
         nodes: list[Node] = []
         for number in range(2):
             options["replication__client_id"] = f"n{number}"
-            nodes.append(stack.enter_context(Node(Path(name) / f"n{number}", **options)))
+            nodes.append(stack.enter_context(make_node(Path(name) / f"n{number}", **options)))
             options["anti_entropy__peer_list"] = f"127.0.0.1:{nodes[0].port}"
         made = Pair(*nodes)
         stack.callback(made.close)
@@ -162,15 +166,7 @@ def pair(directory: Path, keys: int) -> Iterator[Pair]:
 
 def settle(node: Node) -> None:
     """Waits until the node has merged what it can merge, which would otherwise be measured too."""
-    wait_for(lambda: status(node)["frozen_memtables"] == "0")
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        if time.monotonic() > deadline:
-            raise SystemExit("waited 120 s in vain for the nodes")
-        time.sleep(0.05)
+    wait_until(lambda: status(node)["frozen_memtables"] == "0", seconds=120)
 
 
 def chosen(count: int, keys: int, seed: int) -> list[int]:

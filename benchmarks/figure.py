@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from load import load
-from nodes import Node, Server
 
+from merklekv.harness.node import Node
+from merklekv.harness.process import Server
 from merklekv.metrics import parse
 from merklekv.net.client import Client
 

@@ -17,7 +17,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from nodes import Node, Server, private_memory
+from nodes import make_node, private_memory
+
+from merklekv.harness.process import Server
 
 WINDOW = 100_000
 BATCH = 250  # requests in flight on a connection
@@ -48,7 +50,7 @@ def receive_replies(connection: socket.socket) -> None:
 
 def load(node: Server, keys: int, seed: int, show: Callable[[str], None] = print) -> list[tuple[float, int]]:
     """Loads and returns (seconds, bytes of private memory) for each window."""
-    connections = [node.connect() for _ in range(CONNECTIONS)]
+    connections = [node.dial() for _ in range(CONNECTIONS)]
     waiting: list[socket.socket] = []
     windows = []
     done, started = 0, time.perf_counter()
@@ -97,7 +99,7 @@ def main() -> None:
     options = parser.parse_args()
     with (
         tempfile.TemporaryDirectory(dir=options.directory) as directory,
-        Node(directory, durability=options.durability, memtable_size=options.memtable_size) as node,
+        make_node(directory, durability=options.durability, memtable_size=options.memtable_size) as node,
     ):
         idle = private_memory(node.pid)
         windows = load(node, options.keys, options.seed, functools.partial(print, flush=True))

@@ -17,7 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from figure import Figure, Settings, percentile, status
-from nodes import Node
+from nodes import make_node
+
+from merklekv.harness.node import Node
 
 PROBES = 4
 INTERVAL_S = 0.01
@@ -69,7 +71,7 @@ def measure(durability: str, settings: Settings) -> list[Figure]:
 def _watch(durability: str, memtable_size: str, settings: Settings) -> tuple[list[float], float]:
     """The seconds of each probe, and the share of the time in which something was being merged."""
     directory = settings.directory / f"merging-{durability}-{memtable_size}"
-    with Node(directory, durability=durability, memtable_size=memtable_size) as node, _flood(node):
+    with make_node(directory, durability=durability, memtable_size=memtable_size) as node, _flood(node):
         merges = memtable_size != NEVER_MERGES
         deadline = time.monotonic() + START_TIMEOUT_S
         while not _in_full_swing(status(node), merges):
@@ -109,7 +111,7 @@ def _flood(node: Node) -> Iterator[None]:
 def _probe(node: Node, end: float, times: list[float]) -> None:
     value = b"x" * 100
     appointed = time.perf_counter() + INTERVAL_S * int.from_bytes(os.urandom(2), "big") / 65536
-    with node.connect() as connection:
+    with node.dial() as connection:
         while appointed < end:
             wait = appointed - time.perf_counter()
             if wait > 0:

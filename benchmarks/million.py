@@ -11,8 +11,9 @@ import time
 
 from figure import Figure, Settings, fill, median, percentile, status
 from load import VALUE
-from nodes import Node, private_memory
+from nodes import make_node, private_memory
 
+from merklekv.harness.node import Node
 from merklekv.net.client import Client
 
 MEMTABLE_BYTES = 64 << 20
@@ -29,7 +30,7 @@ IDLE_MAX_MB = 60.0
 
 def idle(settings: Settings) -> list[Figure]:
     """Memory of a node that has just started."""
-    with Node(settings.directory / "idle") as node:
+    with make_node(settings.directory / "idle") as node:
         status(node)
         memory = private_memory(node.pid) / 1e6
     return [Figure("memory-idle", "private memory, idle", memory, IDLE_MAX_MB, False, "MB", commands=["merklekv run"])]
@@ -39,7 +40,7 @@ def measure(settings: Settings) -> list[Figure]:
     """All figures of this module but `idle`."""
     keys = settings.size.keys
     directory = settings.directory / "million"
-    with Node(directory, durability="everysec") as node:
+    with make_node(directory, durability="everysec") as node:
         fill(node, keys)
         _wait_until_merged(node)
         wanted = min(MEMTABLE_BYTES * FULL, 300.0 * keys)  # smaller data cannot fill it
@@ -48,7 +49,7 @@ def measure(settings: Settings) -> list[Figure]:
         memory = private_memory(node.pid) / 1e6
         node.kill()
     began = time.perf_counter()
-    with Node(directory, durability="everysec") as node:
+    with make_node(directory, durability="everysec") as node:
         seconds = time.perf_counter() - began
         log_bytes = int(left["log_lsn"]) - int(left["checkpoint_lsn"])
         detail = (
@@ -106,7 +107,7 @@ def _hashes(client: Client) -> list[float]:
 def _scans(node: Node) -> list[float]:
     times = []
     expected = b"".join([b"KEYS %d\r\n" % HITS, *(b"%b%02d\r\n" % (PREFIX, number) for number in range(HITS))])
-    with node.connect() as connection:
+    with node.dial() as connection:
         for _ in range(TIMES):
             began = time.perf_counter()
             connection.sendall(b"SCAN %b\r\n" % PREFIX)

@@ -1,27 +1,13 @@
 """Servers for the benchmarks: a MerkleKV node or a Redis, as a process of its own, on a free port, on disk."""
 
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import psutil
 
-START_TIMEOUT_S = 30
-
-
-def free_port() -> int:
-    """A port that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+from merklekv.harness.node import Node
+from merklekv.harness.process import HOST, Server, free_port
 
 
 def private_memory(pid: int) -> int:
@@ -37,86 +23,44 @@ def private_memory(pid: int) -> int:
     return total
 
 
-class Server:
-    """A server process.  `with` starts it, waits until it answers PING, and stops it."""
-
-    def __init__(self, command: list[str], port: int) -> None:
-        self._command = command
-        self.port = port
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def start(self) -> None:
-        """Returns when it answers."""
-        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        self.pid = self._process.pid
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"did not start: {' '.join(self._command)}")
-            time.sleep(0.02)
-
-    def stop(self) -> None:
-        """SIGTERM; returns when it has ended."""
-        self._process.terminate()
-        self._process.wait()
-
-    def connect(self) -> socket.socket:
-        """A connection to it."""
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=60)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return connection
-
-    def kill(self) -> None:
-        """kill -9."""
-        self._process.kill()
-        self._process.wait()
-
-    def _answers(self) -> bool:
-        try:
-            with self.connect() as connection:
-                connection.sendall(b"*1\r\n$4\r\nPING\r\n")
-                return connection.recv(64).startswith(b"+PONG")
-        except OSError:
-            return False
-
-
-class Node(Server):
-    """A MerkleKV node.  Options are settings of `merklekv run`, as its environment takes them."""
-
-    program: tuple[str, ...] = ("-m", "merklekv")
-
-    def __init__(self, directory: str | Path, **options: str) -> None:
-        port = free_port()
-        self._environment = {f"MERKLEKV_{name.upper()}": value for name, value in options.items()}
-        command = ["env", *(f"{name}={value}" for name, value in self._environment.items())]
-        command += [sys.executable, *self.program, "run"]
-        super().__init__([*command, "--data-dir", str(directory), "--port", str(port), "--log-level", "warning"], port)
+def make_node(directory: Path, **settings: str) -> Node:
+    """A node with these settings of `merklekv run`, named as its environment names them. Not started."""
+    environment = {f"MERKLEKV_{name.upper()}": value for name, value in settings.items()}
+    return Node(directory, Path(f"{directory}.log"), "--log-level", "warning", environment=environment)
 
 
 class Redis(Server):
     """Debian's redis-server with an append-only file, as durable as `appendfsync` (always, everysec, no) says."""
 
-    def __init__(self, directory: str | Path, appendfsync: str) -> None:
+    def __init__(self, directory: Path, appendfsync: str) -> None:
+        super().__init__(Path(f"{directory}.log"))
+        self.port = free_port()
+        self._directory = directory
+        self._appendfsync = appendfsync
+
+    def command(self) -> list[str]:
         program = shutil.which("redis-server")
         if program is None:
             raise SystemExit("redis-server is not installed: apt-get install redis-server")
-        os.makedirs(directory, exist_ok=True)
-        port = free_port()
+        self._directory.mkdir(parents=True, exist_ok=True)
         settings = {
-            "port": str(port),
-            "dir": str(directory),
+            "bind": HOST,
+            "port": str(self.port),
+            "dir": str(self._directory),
             "save": "",
             "appendonly": "yes",
-            "appendfsync": appendfsync,
+            "appendfsync": self._appendfsync,
             "auto-aof-rewrite-percentage": "0",
             "loglevel": "warning",
         }
-        super().__init__([program, *(word for name, value in settings.items() for word in (f"--{name}", value))], port)
+        return [program, *(word for name, value in settings.items() for word in (f"--{name}", value))]
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it answers: it listens before its data is loaded."""
+        try:
+            with self.dial() as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(64).startswith(b"+PONG")
+        except OSError:
+            return False

@@ -14,10 +14,7 @@ Everything (clients, nodes, broker) shares the machine's cores, so rates are tho
 import argparse
 import contextlib
 import json
-import shutil
-import socket
 import statistics
-import subprocess
 import tempfile
 import threading
 import time
@@ -25,52 +22,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
-from nodes import Node, free_port
+from nodes import make_node
+
+from merklekv.harness.broker import OPEN, Mosquitto
+from merklekv.harness.node import Node
+from merklekv.harness.process import wait_until
 
 PIPELINE = 100
 CONNECTIONS = 4
 VALUE = b"x" * 100
-DEADLINE_S = 120
-
-
-class Mosquitto:
-    """A broker on a free port of the loopback.  `with` starts and ends it; `stop` and `start` in between."""
-
-    def __init__(self, directory: Path) -> None:
-        self.port = free_port()
-        self._config = directory / "mosquitto.conf"
-        self._config.write_text(
-            f"listener {self.port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 100000\nset_tcp_nodelay true\n"
-        )
-        self._program = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
-
-    def start(self) -> None:
-        self._process = subprocess.Popen([self._program, "-c", str(self._config)], stderr=subprocess.DEVNULL)
-        wait_for(self._answers, "the broker")
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait()
-
-    def __enter__(self) -> "Mosquitto":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def _answers(self) -> bool:
-        with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", self.port)).close()
-            return True
-        return False
 
 
 class Client:
     """RESP, as little of it as is needed here."""
 
     def __init__(self, node: Node) -> None:
-        self.socket = node.connect()
+        self.socket = node.dial()
         self._reader = self.socket.makefile("rb")
 
     def ask(self, *words: bytes) -> bytes:
@@ -89,12 +56,8 @@ class Client:
         return dict(line.split(":", 1) for line in lines if ":" in line)
 
 
-def wait_for(condition: Callable[[], bool], what: str, every_s: float = 0.01) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise SystemExit(f"waited {DEADLINE_S} s in vain for {what}")
-        time.sleep(every_s)
+def wait_for(condition: Callable[..., bool], what: str) -> None:
+    wait_until(condition, seconds=120, what=what)
 
 
 def write(node: Node, first: int, count: int) -> float:
@@ -119,7 +82,7 @@ def _write_part(node: Node, first: int, count: int) -> None:
         )
         for at in range(first, first + count, PIPELINE)
     ]
-    with node.connect() as connection:
+    with node.dial() as connection:
         for request in requests:
             connection.sendall(request)
             missing = request.count(b"SET") * len(b"+OK\r\n")
@@ -132,7 +95,7 @@ def cluster(count: int, **options: str) -> Iterator[tuple[Mosquitto, list[Node]]
     """A broker and nodes that have found each other."""
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         directory = Path(name)
-        broker = stack.enter_context(Mosquitto(directory))
+        broker = stack.enter_context(Mosquitto(directory, *OPEN, "set_tcp_nodelay true"))
         nodes = []
         for number in range(count):
             settings = {
@@ -142,9 +105,9 @@ def cluster(count: int, **options: str) -> Iterator[tuple[Mosquitto, list[Node]]
                 "replication__client_id": f"n{number}",
                 **options,
             }
-            nodes.append(stack.enter_context(Node(directory / f"n{number}", **settings)))
+            nodes.append(stack.enter_context(make_node(directory / f"n{number}", **settings)))
         for node in nodes:
-            wait_for(lambda node=node: Client(node).figures().get("replication_nodes") == str(count), "the nodes")  # type: ignore[misc]
+            wait_for(lambda node=node: Client(node).figures().get("replication_nodes") == str(count), "the nodes")
         yield broker, nodes
 
 
@@ -191,12 +154,12 @@ def sustained(events: int) -> dict[str, float]:
 def slowdown(events: int) -> dict[str, float]:
     rates: dict[str, list[float]] = {"off": [], "on": []}
     for _ in range(3):
-        with tempfile.TemporaryDirectory() as name, Node(Path(name) / "alone") as node:
+        with tempfile.TemporaryDirectory() as name, make_node(Path(name) / "alone") as node:
             rates["off"].append(events / write(node, 0, events))
         with cluster(2) as (_, (a, b)):
             rates["on"].append(events / write(a, 0, events))
             reader = Client(b)
-            wait_for(lambda reader=reader: reader.key_count() >= events, "B")  # type: ignore[misc]
+            wait_for(lambda reader=reader: reader.key_count() >= events, "B")
     off, on = statistics.median(rates["off"]), statistics.median(rates["on"])
     return {"off_per_s": off, "on_per_s": on, "slower_percent": 100 * (1 - on / off)}
 
@@ -205,7 +168,7 @@ def backlog(events: int) -> dict[str, float]:
     count = min(events, 200_000)
     with cluster(2) as (broker, (a, b)):
         broker.stop()
-        wait_for(lambda: Client(a).figures()["replication_state"] != "connected", "A to notice")
+        wait_until(lambda: Client(a).figures()["replication_state"] != "connected", what="A to notice")
         write(a, 0, count)
         waiting = int(Client(a).figures()["outbox_events"])
         began = time.perf_counter()

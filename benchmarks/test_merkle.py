@@ -16,14 +16,15 @@ from pathlib import Path
 import psutil
 import pytest
 from data_sets import ROOMY, VALUE, fill, key_of
-from nodes import Node
+from nodes import make_node
 from pytest_benchmark.fixture import BenchmarkFixture
-from treeless import TreelessNode, without_upkeep
+from treeless import make_treeless_node, without_upkeep
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import BUCKETS
 from merklekv.engine.merkle import EMPTY_ROOT, MerkleTree, pack_leaves, term_of, unpack_leaves
 from merklekv.engine.record import VERSION_SIZE, make_record
+from merklekv.harness.node import Node
 from merklekv.net.client import Client
 
 BATCH = 1000
@@ -79,8 +80,8 @@ def test_share_of_upkeep_over_tcp(
         pytest.fail("redis-benchmark is not installed: apt-get install redis-tools")
     requests = max(keys // 20, BATCH)
     with (
-        Node(disk / f"with-{durability}", durability=durability) as node,
-        TreelessNode(disk / f"without-{durability}", durability=durability) as bare,
+        make_node(disk / f"with-{durability}", durability=durability) as node,
+        make_treeless_node(disk / f"without-{durability}", durability=durability) as bare,
     ):
         spent: dict[Node, list[float]] = {node: [], bare: []}
         words = ["-h", "127.0.0.1", "-c", "50", "-r", str(SPREAD), "-d", str(len(VALUE)), "-n", str(requests), "-q"]

@@ -2,21 +2,25 @@
 
 import ast
 import inspect
+import sys
 import textwrap
+from pathlib import Path
 from types import FunctionType
 
-from nodes import Node
+from nodes import make_node
 
 from merklekv.cli import main
 from merklekv.engine import state as state_module
 from merklekv.engine.engine import Engine
 from merklekv.engine.state import State
+from merklekv.harness.node import Node
 
 
-class TreelessNode(Node):
+def make_treeless_node(directory: Path, **settings: str) -> Node:
     """A node of such engines; its HASH says that it is empty."""
-
-    program = (__file__,)
+    node = make_node(directory, **settings)
+    node.program = [sys.executable, __file__]
+    return node
 
 
 def without_upkeep() -> type[Engine]:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from figure import Figure, Settings, fill, median
-from nodes import Node, Redis, Server
+from nodes import Redis, make_node
 
+from merklekv.harness.process import Server
 from merklekv.net.client import Client
 
 RANDOM_KEYS = 100_000
@@ -66,7 +67,7 @@ def servers(durability: str, settings: Settings) -> Iterator[tuple[Server, Serve
     """A Redis and a node, filled."""
     with ExitStack() as stack:
         redis = stack.enter_context(Redis(settings.directory / f"redis-{durability}", durability))
-        node = stack.enter_context(Node(settings.directory / f"node-{durability}", durability=durability))
+        node = stack.enter_context(make_node(settings.directory / f"node-{durability}", durability=durability))
         for server in (redis, node):
             fill(server, RANDOM_KEYS)
         yield redis, node

@@ -15,12 +15,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from fixtures.node import READY, NodeFactory, NodeProcess, clean_environment
+from fixtures.node import NodeFactory, NodeProcess, clean_environment
 from fixtures.support import free_port, wait_until
 
 import merklekv
 from merklekv import __version__, exit_codes
 from merklekv import node as node_module
+from merklekv.harness.node import READY
 
 
 def run(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

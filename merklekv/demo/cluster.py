@@ -14,10 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from merklekv.demo.broker import Broker, make_broker
 from merklekv.demo.guard import Guard, remove
-from merklekv.demo.node import Node, Request
-from merklekv.demo.process import DemoFailed
+from merklekv.demo.node import NodePart, Request
+from merklekv.demo.part import BrokerPart
+from merklekv.harness.broker import make_broker
+from merklekv.harness.process import HarnessError
 from merklekv.output import counted
 
 NODES: Final = 3
@@ -46,11 +47,13 @@ class Cluster:
         self._changed_at = time.monotonic()
         self._guard = Guard(self._directory)
         try:
-            self.broker = make_broker(broker_kind, self._directory)
+            self.broker = BrokerPart(BROKER, make_broker(broker_kind, self._directory))
         except BaseException:
             self._remove()
             raise
-        self.nodes = [Node(f"node-{number}", self._directory, self.broker.port) for number in range(1, NODES + 1)]
+        self.nodes = [
+            NodePart(f"node-{number}", self._directory, self.broker.process.port) for number in range(1, NODES + 1)
+        ]
 
     def __enter__(self) -> Cluster:
         try:
@@ -68,7 +71,7 @@ class Cluster:
         self._end()
 
     def step(self) -> None:
-        """One round. Raises DemoFailed when something ended that never got going."""
+        """One round. Raises HarnessError when something ended that never got going."""
         for node in self.nodes:
             node.observe()
         self._tell_changes()
@@ -83,9 +86,9 @@ class Cluster:
 
     # -- what the viewer or the script does ----------------------------------------------------------------------------
 
-    def toggle_node(self, node: Node) -> None:
-        if node.child.is_running:
-            self.tell(f"kill -9 {node.child.pid}: {node.name}, while others write")
+    def toggle_node(self, node: NodePart) -> None:
+        if node.process.is_running:
+            self.tell(f"kill -9 {node.process.pid}: {node.name}, while others write")
             node.kill()
         else:
             self.tell(f"starting {node.name} on what it has on disk")
@@ -93,8 +96,8 @@ class Cluster:
 
     def toggle_broker(self) -> None:
         broker = self.broker
-        if broker.is_wanted and broker.child.is_running:
-            self.tell(f"stopping the broker ({broker.stop_word}): what is written waits in the outboxes")
+        if broker.is_wanted and broker.process.is_running:
+            self.tell(f"stopping the broker ({broker.process.pause_word}): what is written waits in the outboxes")
             broker.stop()
         else:
             self.tell("starting the broker")
@@ -135,16 +138,16 @@ class Cluster:
         return " | ".join(shown)
 
     def _tell_changes(self) -> None:
-        for name, child, state in [
-            *((node.name, node.child, node.state) for node in self.nodes),
-            (BROKER, self.broker.child, self.broker.state),
-        ]:
-            if self.states.get(name) == state:
+        parts: list[NodePart | BrokerPart] = [*self.nodes, self.broker]
+        for part in parts:
+            state = part.state
+            if self.states.get(part.name) == state:
                 continue
-            if state == "dead" and not self.met:
-                raise DemoFailed(f"{name} did not start: {child.last_words()}")
-            self.states[name] = state
-            self.tell(f"{name} is {state}" + (f": {child.last_words()}" if state == "dead" else ""))
+            last_words = part.process.last_words() if state == "dead" else ""
+            if last_words and not self.met:
+                raise HarnessError(f"{part.name} did not start: {last_words}")
+            self.states[part.name] = state
+            self.tell(f"{part.name} is {state}" + (f": {last_words}" if last_words else ""))
 
     def _traffic(self) -> list[Request]:
         """Some writes; keys are few, so that nodes overwrite each other's."""
@@ -160,18 +163,18 @@ class Cluster:
                 requests.append((b"SET", key, draw.randbytes(VALUE_BYTES // 2).hex().encode()))
         return requests
 
-    def _start(self, part: Node | Broker) -> None:
+    def _start(self, part: NodePart | BrokerPart) -> None:
         part.start()
-        self._guard.watch(part.child.pid)
+        self._guard.watch(part.process.pid)
 
     def _end(self) -> None:
         for node in self.nodes:
             node.kill()
-        self.broker.child.kill()
+        self.broker.process.kill()
         self._remove()
 
     def _remove(self) -> None:
         removed = remove(self._directory)
         self._guard.dismiss()
         if not removed:
-            raise DemoFailed(f"{self._directory} could not be removed; nothing uses it any more, so remove it")
+            raise HarnessError(f"{self._directory} could not be removed; nothing uses it any more, so remove it")

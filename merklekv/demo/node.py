@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from merklekv import interpreter
-from merklekv.demo.broker import HOST
-from merklekv.demo.process import Child
+from merklekv.demo.part import Part
+from merklekv.harness.node import Node
+from merklekv.harness.process import HOST
 from merklekv.net.client import Client, NodeError, Reply, Unreachable
 
 REPLY_S: Final = 2.0
@@ -20,7 +19,6 @@ SETTINGS: Final[dict[str, str]] = {
     "replication.topic_prefix": "demo",
     "anti_entropy.interval_seconds": "2",
 }
-READY: Final = re.compile(r"^merklekv \S+ ready on \S+:(\d+),", re.MULTILINE)
 
 Request = tuple[bytes, ...]
 
@@ -36,41 +34,29 @@ class Look:
     outbox: int
 
 
-class Node:
+class NodePart(Part[Node]):
     """A node that can be killed and started again, on the same directory and port."""
 
     def __init__(self, name: str, directory: Path, broker_port: int) -> None:
-        self.name = name
-        self.port = 0
+        settings = SETTINGS | {"replication.mqtt_port": str(broker_port)}
+        flags = [word for setting, value in settings.items() for word in ("--set", f"{setting}={value}")]
+        flags += ["--node-id", name, "--log-level", "warning"]
+        log = directory / f"{name}.log"
+        super().__init__(name, Node(directory / f"{name}.data", log, *flags, own_session=True))
         self.look: Look | None = None  # None while it cannot be asked
-        self.child = Child(name, directory)
-        self._data = directory / f"{name}.data"
-        self._broker_port = broker_port
-        self._wanted = False
         self._client: Client | None = None
-
-    def start(self) -> None:
-        self._wanted = True
-        command = interpreter.command("merklekv", "run", "--data-dir", str(self._data))
-        command += ["--port", str(self.port), "--node-id", self.name, "--log-level", "warning"]
-        for name, value in (SETTINGS | {"replication.mqtt_port": str(self._broker_port)}).items():
-            command += ["--set", f"{name}={value}"]
-        self.child.launch(command)
 
     def kill(self) -> None:
         """kill -9."""
-        self._wanted = False
-        self.child.kill()
-        self._forget()
+        self.is_wanted = False
+        self.process.kill()
+        self._disconnect()
 
-    @property
-    def state(self) -> str:
-        """up, starting, down (as asked to), dead (it ended by itself) or silent (it does not answer)."""
-        if not self.child.is_running:
-            return "dead" if self._wanted else "down"
+    def running_state(self) -> str:
+        """up, starting or silent (it does not answer)."""
         if self.look is not None:
             return "up"
-        return "silent" if READY.search(self.child.output()) else "starting"
+        return "silent" if self.process.is_up else "starting"
 
     def observe(self) -> None:
         """Asks how it is."""
@@ -91,19 +77,18 @@ class Node:
                 except NodeError:
                     continue
         except Unreachable:
-            self._forget()
+            self._disconnect()
             return []
         return replies
 
     def _connected(self) -> Client | None:
-        if not self.child.is_running:
-            self._forget()
-        elif self._client is None and (ready := READY.search(self.child.output())):
-            self.port = int(ready[1])
-            self._client = Client(HOST, self.port, REPLY_S)
+        if not self.process.is_running:
+            self._disconnect()
+        elif self._client is None and self.process.is_up:
+            self._client = Client(HOST, self.process.port, REPLY_S)
         return self._client
 
-    def _forget(self) -> None:
+    def _disconnect(self) -> None:
         self.look = None
         if self._client is not None:
             self._client.close()

@@ -17,9 +17,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from merklekv.demo.broker import HOST
 from merklekv.demo.cluster import BROKER, Cluster
-from merklekv.demo.node import Node
+from merklekv.demo.node import NodePart
+from merklekv.harness.process import HOST
 from merklekv.output import counted
 
 ROOT_DIGITS: Final = 12
@@ -69,7 +69,9 @@ def picture(cluster: Cluster, happened: Iterable[str]) -> RenderableType:
     common = roots.most_common(1)[0][0] if roots else ""
     for node in cluster.nodes:
         table.add_row(*_row(node, cluster.states.get(node.name, ""), common))
-    broker = Text.assemble(f"broker {cluster.broker.kind} on {HOST}:{cluster.broker.port} ", _state(cluster, BROKER))
+    broker = Text.assemble(
+        f"broker {cluster.broker.process.kind} on {HOST}:{cluster.broker.process.port} ", _state(cluster, BROKER)
+    )
     traffic = f"{'writing' if cluster.writing else 'paused'}, {counted(cluster.written, 'write')} acknowledged"
     verdict = Text(cluster.verdict(), style="bold green" if cluster.is_converged else "bold yellow")
     lines = [broker, Text(traffic), verdict, Text(), Text(HELP, style="bold"), Text()]
@@ -81,8 +83,8 @@ def _state(cluster: Cluster, name: str) -> Text:
     return Text(state, style=STYLES.get(state, "red"))
 
 
-def _row(node: Node, state: str, common_root: str) -> list[RenderableType]:
-    shown: list[RenderableType] = [node.name, str(node.port), Text(state, style=STYLES.get(state, "red"))]
+def _row(node: NodePart, state: str, common_root: str) -> list[RenderableType]:
+    shown: list[RenderableType] = [node.name, str(node.process.port), Text(state, style=STYLES.get(state, "red"))]
     if node.look is None:
         return shown
     look = node.look

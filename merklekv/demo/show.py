@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.live import Live
 
 from merklekv.demo.cluster import NODES, Cluster
-from merklekv.demo.process import DemoFailed
 from merklekv.demo.screen import Keys, picture
 from merklekv.exit_codes import EXIT_FAILED, EXIT_OK
+from merklekv.harness.process import HarnessError
 from merklekv.output import counted
 
 TICK_S: Final = 0.1
@@ -45,7 +45,7 @@ SCRIPT: Final[tuple[Step, ...]] = (
 
 
 def show(seconds: float | None, broker_kind: str) -> int:
-    """Runs the demo; the exit status. Raises DemoFailed."""
+    """Runs the demo; the exit status. Raises HarnessError."""
     console = Console(highlight=False, soft_wrap=True)
     with _asked_to_stop() as stopped:
         if seconds is None and sys.stdin.isatty() and sys.stdout.isatty() and not console.is_dumb_terminal:
@@ -105,7 +105,7 @@ def _as_script(seconds: float, broker_kind: str, stopped: Callable[[], bool], co
 
     with Cluster(broker_kind, tell) as cluster:
         if not until(began + START_S, lambda: cluster.met) and not stopped():
-            raise DemoFailed(f"the nodes do not hear each other after {START_S:.0f} s: {cluster.differences()}")
+            raise HarnessError(f"the nodes do not hear each other after {START_S:.0f} s: {cluster.differences()}")
         met = time.monotonic()
         for share, act in SCRIPT:
             until(met + share * seconds)

@@ -7,11 +7,11 @@ many, and SYNC does it again.  What an exchange sent, both ways, is counted by t
 from dataclasses import dataclass, field
 
 import numpy as np
-from cluster import Cluster, Node, wait_until
+from cluster import Cluster, LearnNode
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from merklekv.demo.broker import HOST
+from merklekv.harness.process import HOST, wait_until
 from merklekv.metrics import total
 
 SIDE = 256  # 256 inner nodes with 256 leaves each
@@ -25,7 +25,7 @@ class Run:
     looks: list[tuple[str, np.ndarray]] = field(default_factory=list)
     keys: int = 0
 
-    def look(self, title: str, a: Node, b: Node) -> None:
+    def look(self, title: str, a: LearnNode, b: LearnNode) -> None:
         """One more panel."""
         pairs = zip(a.leaves(), b.leaves(), strict=True)
         self.looks.append((title, np.array([left != right for left, right in pairs]).reshape(SIDE, SIDE)))
@@ -38,7 +38,7 @@ def measure(small: bool) -> Run:
     with Cluster({"a": 0, "b": 0}, exchanges=True) as cluster:
         a, b = cluster.nodes.values()
         _write(a, b"shared", shared)
-        wait_until(cluster.is_equal, "equal roots")
+        wait_until(cluster.is_equal, what="equal roots")
         run.look(f"{shared:,} keys on both", a, b)
         cluster.stop_broker()
         _write(a, b"few", few)
@@ -53,19 +53,19 @@ def measure(small: bool) -> Run:
     return run
 
 
-def _sync(a: Node, b: Node) -> int:
+def _sync(a: LearnNode, b: LearnNode) -> int:
     """One exchange, begun by a; how many bytes it sent."""
     before = _sent_bytes(a)
     assert a.ask(b"SYNC", HOST.encode(), b"%d" % b.port) == b"OK"
     return _sent_bytes(a) - before
 
 
-def _sent_bytes(node: Node) -> int:
+def _sent_bytes(node: LearnNode) -> int:
     figures = node.figures()
     return total(figures, "exchange_bytes_sent") + total(figures, "exchange_bytes_received")
 
 
-def _write(node: Node, prefix: bytes, count: int) -> None:
+def _write(node: LearnNode, prefix: bytes, count: int) -> None:
     for start in range(0, count, 1000):
         numbers = range(start, min(start + 1000, count))
         node.ask_all([(b"SET", b"%b:%d" % (prefix, number), VALUE) for number in numbers])

@@ -4,8 +4,10 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from cluster import Cluster, Node, wait_until
+from cluster import Cluster, LearnNode
 from matplotlib.figure import Figure
+
+from merklekv.harness.process import wait_until
 
 LOOK_EVERY_S = 0.05
 
@@ -50,11 +52,11 @@ def measure(small: bool) -> Run:
         run.outage.append(run.now())
         cluster.broker.start()
         write_until(5 * part_s)
-        wait_until(look, "b to have everything")
+        wait_until(look, what="b to have everything")
     return run
 
 
-def _keys(node: Node) -> int:
+def _keys(node: LearnNode) -> int:
     reply = node.ask(b"DBSIZE")
     assert isinstance(reply, int)
     return reply

@@ -9,9 +9,11 @@ import time
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from cluster import Cluster, Node, wait_until
+from cluster import Cluster, LearnNode
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from merklekv.harness.process import wait_until
 
 SKEW_S = 60
 KEY = b"k"
@@ -42,7 +44,7 @@ class Run:
     def now(self) -> float:
         return time.time() - self.began
 
-    def look(self, node: Node) -> Look:
+    def look(self, node: LearnNode) -> Look:
         reply = node.ask(b"RECORDS", b"", b"1")
         assert isinstance(reply, list)
         records = reply[1]
@@ -69,7 +71,7 @@ def measure(small: bool) -> Run:
                     run.looks.setdefault(node.name, []).append(run.look(node))
                 pause.wait(LOOK_EVERY_S)
 
-        def write(node: Node, value: str) -> None:
+        def write(node: LearnNode, value: str) -> None:
             node.ask(b"SET", KEY, value.encode())
             run.writes.append((node.name, value, run.now()))
             watch(run.now() + pause_s)
@@ -79,7 +81,7 @@ def measure(small: bool) -> Run:
                 watch(run.now() + LOOK_EVERY_S)
                 return all(looks[-1].value == value for looks in run.looks.values())
 
-            wait_until(both_show, f"both to show {value}")
+            wait_until(both_show, what=f"both to show {value}")
             watch(run.now() + pause_s)
 
         run.outage.append(run.now())

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 from fixtures.crash_harness import SMALL_MEMTABLE, Victim
-from fixtures.node import READY, NodeFactory
+from fixtures.node import NodeFactory
 from fixtures.support import wait_until
 
 from merklekv.engine.failpoints import POINTS
+from merklekv.harness.node import READY
 from merklekv.net.client import Unreachable
 
 WRITES = 10  # few enough, with few clients, that memory does not fill while the child is dead: then writers would wait

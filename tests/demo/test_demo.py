@@ -21,11 +21,10 @@ from fixtures.node import clean_environment
 from fixtures.support import wait_until
 
 from merklekv import exit_codes
-from merklekv.demo import broker as demo_broker
 from merklekv.demo import cluster as demo_cluster
 from merklekv.demo import node as demo_node
 from merklekv.demo import show as demo_show
-from merklekv.demo.process import DemoFailed
+from merklekv.harness.process import HarnessError
 
 BROKERS = ("mosquitto", "iotcore")
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -291,13 +290,13 @@ def test_all_that_the_script_does_is_seen(short: pytest.MonkeyPatch, capsys: pyt
 
 def test_a_node_that_does_not_start_is_told_with_its_reason(short: pytest.MonkeyPatch) -> None:
     short.setitem(demo_node.SETTINGS, "replication.topic_prefix", "+")
-    with pytest.raises(DemoFailed, match=r"node-\d did not start: .*topic_prefix"):
+    with pytest.raises(HarnessError, match=r"node-\d did not start: .*topic_prefix"):
         demo_show.show(1.0, "auto")
 
 
 def test_a_broker_that_does_not_start_is_told_with_its_reason(short: pytest.MonkeyPatch) -> None:
-    short.setattr(demo_broker, "MOSQUITTO_CONFIG", "nonsense true\n")
-    with pytest.raises(DemoFailed, match=r"broker did not start: .*nonsense"):
+    short.setattr("merklekv.harness.broker.OPEN", ("nonsense true",))
+    with pytest.raises(HarnessError, match=r"broker did not start: .*nonsense"):
         demo_show.show(1.0, "mosquitto")
 
 
@@ -305,5 +304,5 @@ def test_a_broker_that_does_not_start_is_told_with_its_reason(short: pytest.Monk
 def test_without_a_broker_it_says_what_to_install(short: pytest.MonkeyPatch, kind: str) -> None:
     short.setattr("shutil.which", lambda name, path: None)
     short.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(DemoFailed, match=r"^no .* found: install .*apt-get install mosquitto.*pip install iotcore"):
+    with pytest.raises(HarnessError, match=r"^no .* found: install .*apt-get install mosquitto.*pip install iotcore"):
         demo_show.show(1.0, kind)

@@ -140,7 +140,7 @@ class MerkleKVServer:
         self.start()
 
     def is_running(self) -> bool:
-        return self.process is None or (self.process.process is not None and self.process.process.poll() is None)
+        return self.process is None or self.process.is_running
 
     def logged(self) -> str:
         return "" if self.process is None else self.process.output()

@@ -1,0 +1,190 @@
+"""A child process that can be ended and started again. What it writes is in a file, start after start."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+from merklekv import interpreter
+from merklekv.errors import MerkleKVError
+
+HOST: Final = "127.0.0.1"
+WAIT_S: Final = 30.0
+STOP_S: Final = 15.0
+POLL_S: Final = 0.01
+CONNECT_S: Final = 0.2
+LAST_LINES: Final = 2
+SETTING_PREFIX: Final = "MERKLEKV_"
+
+T = TypeVar("T")
+
+
+class HarnessError(MerkleKVError):
+    """A process cannot be started, or something that was waited for did not come; the text says what."""
+
+
+def wait_until(condition: Callable[..., T], *, seconds: float = WAIT_S, what: str = "") -> T:
+    """Ask again and again until the condition gives something true, and return that."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        if time.monotonic() > deadline:
+            raise HarnessError(f"waited {seconds} s in vain for {what or condition}")
+        time.sleep(POLL_S)
+    return result
+
+
+def free_port() -> int:
+    """A TCP port of the loopback on which no process listens just now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+class Process:
+    """One command as a process: start, stop, kill, and what it wrote. `with` starts it and ends it.
+
+    Its environment is this one without the settings of a node, and with `environment`. In a session of its own, a
+    Ctrl-C in the terminal does not reach it, and `kill` ends what it has started as well.
+    """
+
+    def __init__(
+        self,
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        *,
+        own_session: bool = False,
+        working_directory: Path | None = None,
+    ) -> None:
+        inherited = interpreter.environment().items()
+        self.environment = {name: value for name, value in inherited if not name.startswith(SETTING_PREFIX)}
+        self.environment |= environment or {}
+        self.log = log
+        self.process: subprocess.Popen[bytes] | None = None
+        self._own_session = own_session
+        self._working_directory = working_directory
+        self._log_start = 0
+
+    def command(self) -> list[str]:
+        """What is run."""
+        raise NotImplementedError
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it runs and serves."""
+        raise NotImplementedError
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        """Start it without waiting until it serves. A run that was asked to stop ends first."""
+        self._await_end()
+        with self.log.open("ab") as log:
+            self._log_start = log.tell()
+            self.process = subprocess.Popen(
+                self.command(),
+                cwd=self._working_directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+                start_new_session=self._own_session,
+            )
+        return self.process
+
+    def start(self) -> Self:
+        """Start it and wait until it serves."""
+        process = self.launch()
+        try:
+            wait_until(lambda: self.is_up or process.poll() is not None, what="the start")
+        except HarnessError as error:
+            raise HarnessError(f"{error}:\n{self.output()}") from None
+        if process.poll() is not None:
+            raise HarnessError(f"exit status {process.returncode}:\n{self.output()}")
+        return self
+
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Of the latest start; 0 before the first."""
+        return self.process.pid if self.process else 0
+
+    def output(self) -> str:
+        """What it has written since its latest start."""
+        return self.log.read_bytes()[self._log_start :].decode(errors="replace") if self.log.exists() else ""
+
+    def last_words(self) -> str:
+        """The last lines of its output as one, for an error."""
+        return " | ".join(self.output().strip().splitlines()[-LAST_LINES:]) or "it said nothing"
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, if the process is there to take it."""
+        if self.process is not None:
+            self.process.send_signal(number)
+
+    def wait(self, seconds: float = STOP_S) -> int:
+        """The exit status, negative for a signal; subprocess.TimeoutExpired if it goes on running."""
+        assert self.process is not None, "it was not started"
+        return self.process.wait(seconds)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Ask it to stop and wait for that; the exit status."""
+        self.send_signal(number)
+        return self.wait()
+
+    def kill(self) -> None:
+        """End it the hard way, as a power cut would."""
+        if self.process is not None and self.process.returncode is None:
+            # Not waited for yet, so the id is still its own, also when it has ended.
+            if self._own_session:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            else:
+                self.process.kill()
+            self.process.wait()
+
+    def end(self) -> None:
+        """Have it ended: ask it to stop, and kill it if it does not."""
+        self.send_signal(signal.SIGTERM)
+        self._await_end()
+
+    def _await_end(self) -> None:
+        if self.process is not None:
+            try:
+                self.process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+
+class Server(Process):
+    """A process that listens on a port of the loopback."""
+
+    port = 0
+
+    def dial(self, timeout_s: float = 60.0) -> socket.socket:
+        """A connection to it."""
+        connection = socket.create_connection((HOST, self.port), timeout_s)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
+
+    def accepts(self) -> bool:
+        """Whether it takes a connection."""
+        try:
+            self.dial(CONNECT_S).close()
+        except OSError:
+            return False
+        return True
