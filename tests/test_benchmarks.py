@@ -27,22 +27,17 @@ def test_the_benchmarks_of_the_parts_run(tmp_path: Path) -> None:
 
 
 def test_the_comparison_runs_and_writes_its_results(tmp_path: Path) -> None:
-    rows = ["--only", "get-50", "--only", "million", "--only", "idle"]
+    names = ("get-50", "million", "idle", "merging-everysec")
+    rows = [word for name in names for word in ("--only", name)]
     output = run(BENCHMARKS / "compare.py", "--size", "tiny", *rows, "--directory", tmp_path, "--results", tmp_path)
     figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
-    names = {figure["name"] for figure in figures}
-    assert names == {"get-50", "start", "hash", "scan", "memory-idle"}
+    assert {figure["name"] for figure in figures} == {
+        *("get-50", "start", "hash", "scan", "memory-idle"),
+        *("merging-p99-everysec", "merging-worst-everysec"),
+    }
     assert all(figure["value"] > 0 for figure in figures)
     assert "redis-benchmark -p PORT -t get -c 50" in output
     assert (tmp_path / "figures.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.slow
-def test_latency_beside_merging_is_measured(tmp_path: Path) -> None:
-    only = ["--only", "merging-everysec", "--directory", str(tmp_path), "--results", str(tmp_path)]
-    run(BENCHMARKS / "compare.py", "--size", "tiny", *only)
-    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
-    assert [figure["name"] for figure in figures] == ["merging-p99-everysec", "merging-worst-everysec"]
 
 
 @pytest.mark.slow
@@ -61,34 +56,25 @@ def test_the_rows_are_listed(tmp_path: Path) -> None:
 
 
 @pytest.mark.replication
-def test_replication_is_measured(tmp_path: Path) -> None:
-    figures = tmp_path / "figures.json"
-    run(BENCHMARKS / "replication.py", "sustained", "backlog", "latency", "--events", "2000", "--json", figures)
-    measured = json.loads(figures.read_text())
+def test_replication_and_exchanges_are_measured_and_reported(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    parts = ["--part", "replication", "--part", "exchange"]
+    run(BENCHMARKS / "everything.py", *parts, "--size", "tiny", "--directory", tmp_path, "--results", results)
+
+    measured = json.loads((results / "replication.json").read_text())
     assert measured["sustained"]["events_per_s"] > 0
-    assert measured["backlog"]["waiting"] == 2000
+    assert measured["backlog"]["waiting"] == measured["backlog"]["events"] == 400
     assert measured["latency"]["p50_ms"] > 0
 
-
-def test_exchanges_are_measured(tmp_path: Path) -> None:
-    run(BENCHMARKS / "exchange.py", "--size", "tiny", "--directory", tmp_path, "--results", tmp_path)
-    measured = json.loads((tmp_path / "exchange.json").read_text())
+    measured = json.loads((results / "exchange.json").read_text())
     figures = {figure["name"]: figure["value"] for figure in measured["figures"]}
     assert figures["equal-rounds"] == 1
     assert 0 < figures["equal-bytes"] <= figures["restarts-bytes"]
     assert figures["equal-bytes"] < figures["one-bytes"] < figures["thousand-bytes"]
     assert [point["differing"] for point in measured["curves"]["differing"]] == [1, 10, 100, 1000]
-    assert (tmp_path / "exchange.png").read_bytes().startswith(b"\x89PNG")
     page = (BENCHMARKS / "README.md").read_text()
     assert [name for name in figures if f"`{name}`" not in page] == []
 
-
-@pytest.mark.replication
-def test_the_report_joins_the_parts(tmp_path: Path) -> None:
-    results = tmp_path / "results"
-    parts = ["--part", "replication", "--part", "exchange"]
-    options = ["--size", "tiny", "--directory", tmp_path, "--results", results]
-    run(BENCHMARKS / "everything.py", *parts, *map(str, options))
     page = (results / "report.md").read_text()
     assert "## Replication" in page
     assert "`bootstrap`" in page

@@ -35,12 +35,12 @@ SENSITIVE = [
     "tests/test_cli.py::test_a_signal_stops_it_with_status_0_and_keeps_the_data",
 ]
 BLOCKING = "import os, signal, sys; signal.pthread_sigmask(0, [2, 15]); os.execvp(sys.argv[1], sys.argv[1:])"
-# Lines of a shell in which "$@" is the command.
+# Lines of a shell in which "$@" is the command. The first ignores SIGHUP (nohup), SIGINT and SIGQUIT (a shell's
+# background), and blocks two signals.
+IN_THE_BACKGROUND = f"""nohup '{sys.executable}' -c '{BLOCKING}' "$@" < /dev/null"""
 STARTS = {
-    "nohup": 'nohup "$@" < /dev/null',
-    "background": 'umask 077; unset TERM; TZ=Asia/Kathmandu LC_ALL=C PYTHONUNBUFFERED=1 "$@" & wait $!',
+    "background": f"umask 077; unset TERM; TZ=Asia/Kathmandu LC_ALL=C PYTHONUNBUFFERED=1 {IN_THE_BACKGROUND} & wait $!",
     "cron": 'umask 000; exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME="$HOME" "$@" <&-',
-    "blocked": f"exec '{sys.executable}' -c '{BLOCKING}' \"$@\"",
 }
 
 
