@@ -1,8 +1,8 @@
-"""Strict reading of CBOR maps and lists that another node, or an earlier run of this one, has written.
+"""Strict decoding of CBOR maps and lists that another node, or an earlier process of this one, has written.
 
-Bytes become one item of plain types, whole and with nothing behind it, or `Malformed`.  A field is asked for by name
-together with its type and bounds, so nobody holds a value that was not checked.  Fields that nobody asks for are
-ignored: later releases may add some.
+Bytes become one item of plain types, whole and with nothing behind it, or raise `Malformed`.  A caller asks for a field
+by name together with its type and bounds, so no unchecked value gets further.  Unknown fields are ignored: later
+releases may add some.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ NUMBER_MAX: Final = (1 << 63) - 1
 
 
 class Malformed(Exception):
-    """The bytes are not what they should be; the text says what is wrong."""
+    """The bytes are not what was expected; the text says what is wrong."""
 
 
 def decode_map(data: bytes, items_max: int = ITEMS_MAX) -> Fields:
-    """The map that these bytes are.  Raises Malformed, and nothing else whatever they are."""
+    """The map in these bytes.  Raises Malformed, and nothing else whatever they are."""
     try:
         item, left = decode_plain(data, items_max)
     except Exception as error:  # whatever a decoder trips over
@@ -31,7 +31,7 @@ def decode_map(data: bytes, items_max: int = ITEMS_MAX) -> Fields:
 
 
 class Fields:
-    """A map with what may be asked of it.  All methods raise Malformed."""
+    """A map, whose fields are read by type.  All methods raise Malformed."""
 
     def __init__(self, item: Any, name: str) -> None:
         if type(item) is not dict:

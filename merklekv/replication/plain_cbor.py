@@ -1,10 +1,10 @@
-"""CBOR (RFC 8949) from strangers: one item of plain types, at a cost that is bounded before anything is built.
+"""CBOR (RFC 8949) from untrusted senders: one item of plain types, at a cost that is bounded before anything is built.
 
 One byte can be an empty map, which takes 72 bytes of memory, and a tag can be a number of a million digits.  So tags
-are refused, containers nest NESTING_MAX deep, and a message of more bytes than it may have items is walked through
-first, head by head, without building anything: numbers, strings, maps and lists count one each.  Lengths need no check
-of their own: the decoder reads a string in pieces and a list item by item, so one that ends too early costs what is
-there.
+are refused, containers nest at most NESTING_MAX deep, and a message of more bytes than it may have items is scanned
+first, head by head, without building anything: each number, string, map and list counts as one item.  Lengths need no
+check of their own: the decoder reads a string in pieces and a list item by item, so one that ends early costs no more
+than what is there.
 
 Cost: 5 us a message; for one of more than ITEMS_MAX bytes also 0.1 us an item.  Memory: ITEMS_MAX items are 10 MB.
 """
@@ -26,9 +26,9 @@ class TooManyItems(ValueError):
 
 
 def decode_plain(data: bytes, items_max: int = ITEMS_MAX, *, allow_indefinite: bool = False) -> tuple[Any, int]:
-    """The item that these bytes begin with, and how many bytes are behind it.
+    """The item at the start of these bytes, and the number of bytes behind it.
 
-    Raises TooManyItems, and whatever the decoder finds wrong: a ValueError, an EOFError or another exception.
+    Raises TooManyItems, and what the decoder raises: a ValueError, an EOFError or another exception.
     """
     if len(data) > items_max:
         require_few_items(data, items_max)

@@ -63,7 +63,7 @@ class Membership:
                     return
                 store_members(self._engine, self._members)
         except (TooManyMembers, Shortage) as problem:
-            self._throttle.warn("members", f"node {status.node} was heard and is no member: {problem}")
+            self._throttle.warn("members", f"node {status.node} announced itself and is no member: {problem}")
             return
         self._engine.commit()
 

@@ -7,12 +7,12 @@ A message is one event, or a batch of them with what they share said once:
 
 `op` names the command, `key` is text if it is valid UTF-8 and bytes if not, `val` is the value that the command left
 (null for a delete), `ts` and `op_id` are the version, `src` is the node that wrote it, and `seq` counts that node's
-events without a gap.  A truncate has no key; its version is the new floor.  A batch without events only says how far
-`seq` is.
+events without a gap.  A truncate has no key; its version is the new truncation version.  A batch without events only
+says how far `seq` is.
 
-Decoding believes nothing: bytes become a whole valid message or EventRefused with a reason.  It also takes `val` and
-`op_id` as lists of integers, and ignores fields that it does not know, because other implementations write them.  What
-a message may cost is bounded by its size, MESSAGE_BYTES_MAX, and by the number of items in it (plain_cbor.py).
+Decoding trusts nothing: bytes become a whole valid message, or raise EventRefused with a reason.  It also accepts `val`
+and `op_id` as lists of integers, and ignores unknown fields, because other implementations write them.  The cost of a
+message is bounded by its size, MESSAGE_BYTES_MAX, and by the number of its items (plain_cbor.py).
 
 Not here: whether a version is too far in the future, or older than what is stored (the engine); whether `src` may write
 to the topic (inbox.py).  Cost: 0.6 us to encode an event of 100 bytes, 2.5 us to decode one, digest included.
@@ -229,7 +229,7 @@ def is_utf8(key: bytes) -> bool:
 
 
 def decode_message(payload: bytes) -> Message:
-    """The message that these bytes are.  Raises EventRefused, and nothing else whatever they are."""
+    """The message in these bytes.  Raises EventRefused, and nothing else whatever they are."""
     try:
         item = _decode_cbor(payload)
         if type(item) is not dict:
