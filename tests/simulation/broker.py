@@ -33,14 +33,12 @@ class Broker:
         self._retained: dict[str, bytes] = {}
         self._count = 0
 
-    def connect(self, node: str) -> bool:
-        """Begin a session or go on with it.  Returns whether it was still there."""
-        if node in self._queues:
-            return True
-        self._queues[node] = []
-        for source in sorted(self._retained):
-            self._put(node, source, self._retained[source], True)
-        return False
+    def connect(self, node: str) -> None:
+        """Begin a session, or go on with one."""
+        if node not in self._queues:
+            self._queues[node] = []
+            for source in sorted(self._retained):
+                self._put(node, source, self._retained[source], True)
 
     def publish(self, source: str, payload: bytes) -> None:
         """Takes a message of events."""

@@ -57,10 +57,9 @@ class _Surroundings:
         self.on_events_from = membership.on_events_from
         self.on_status = membership.on_status
         self.on_storage_failed = node._fatal
-        self._missed = node._missed
 
     def on_gap(self, node: str, reason: str) -> None:
-        self._missed(reason)
+        """Events were missed: the simulated exchanges come without a reason."""
 
 
 class Node:
@@ -75,7 +74,6 @@ class Node:
         self.unanswered: list[Batch] = []  # the broker has them, and we do not know
         self.uncommitted: list[tuple[bytes, bytes]] = []  # (key, record) written since the last commit
         self.acknowledging: Callable[[list[int]], None] = lambda numbers: None
-        self.wake: set[str] = set()  # reasons to think that events were missed
         self._root, self._disk, self._now = root, disk, now
         self.lives = 0
         self.directory = root / name
@@ -108,7 +106,7 @@ class Node:
         self.engine.wait_for_room = self._make_room  # type: ignore[method-assign]
         self.members = load_members(self.engine, self.name)
         self.identity = self.members.identity
-        self.outbox = Outbox(self.engine, self.name, f"{CLUSTER}/{self.name}/events", self._missed)
+        self.outbox = Outbox(self.engine, self.name, f"{CLUSTER}/{self.name}/events", self._dropped)
         self.membership = Membership(self.engine, self.members)
         self.responder = Responder(self.engine, self.members, CLUSTER)
         self.others = Presence(self.name, f"{self.name}.{self.lives}", self.membership.on_status)
@@ -171,10 +169,8 @@ class Node:
     def _acknowledge(self, tokens: list[Any]) -> None:
         self.acknowledging(tokens)
 
-    def _missed(self, reason: str) -> None:
-        if reason in ("given up", "set aside"):
-            raise Failure(f"{self.name}: an event is {reason}, although there is room for all")
-        self.wake.add(reason)
+    def _dropped(self, reason: str) -> None:
+        raise Failure(f"{self.name}: the outbox drops an event ({reason}), although there is room for all")
 
     def _make_room(self, timeout_s: float) -> bool:
         self.engine.checkpoint_now()

@@ -212,8 +212,7 @@ class World:
         node = self.nodes[name]
         if node.up and self.broker.up and not node.connected:
             node.connected = True
-            if not self.broker.connect(name):
-                node.wake.add("session lost")
+            self.broker.connect(name)
             self.broker.announce(name, node.presence())
             self.heartbeat(node)
 
