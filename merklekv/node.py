@@ -110,7 +110,7 @@ class StreamSurroundings:
 
 
 class NodeServices:
-    """What commands reach of the node beyond its data."""
+    """What commands use of the node beyond its data."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -152,31 +152,31 @@ class NodeServices:
 
 
 class StopRequests:
-    """Who wants the process to stop: a signal of STOP_SIGNALS, or the command SHUTDOWN.
+    """Requests to stop the process: a signal of STOP_SIGNALS, or the command SHUTDOWN.
 
-    A pipe, because the interpreter itself writes a signal's number into one, at once and in whatever thread it arrives.
-    Python's handlers run when the main thread comes by, and one that waits for a lock does not, if the signal came to
-    another thread or just before the wait.
+    They come through a pipe, because the interpreter writes a signal's number into one at once, in whatever thread the
+    signal arrives. Python's handlers run in the main thread only, and not while it waits for a lock, if the signal came
+    to another thread or just before the wait.
     """
 
     def __init__(self) -> None:
         self._out, self._in = os.pipe()
         self._throttle = LogThrottle(log)
-        os.set_blocking(self._in, False)  # as `set_wakeup_fd` demands; when it is full, it has been asked often enough
+        os.set_blocking(self._in, False)  # as `set_wakeup_fd` demands; a full pipe holds enough requests
 
-    def hear_signals(self) -> None:
-        """From here on, signals that have a handler. In the main thread."""
+    def receive_signals(self) -> None:
+        """From here on, receive signals that have a handler. In the main thread."""
         signal.set_wakeup_fd(self._in, warn_on_full_buffer=False)
 
     def shut_down(self) -> None:
-        """From any thread."""
+        """Request a stop; from any thread."""
         with suppress(BlockingIOError):
             os.write(self._in, NO_SIGNAL)
 
     def wait(self) -> str:
-        """Waits for the first of them; its name. Logs the other signals meanwhile."""
-        while (heard := os.read(self._out, 1)) != NO_SIGNAL:
-            number = heard[0]
+        """Wait for the first request and return its name. Log other signals meanwhile."""
+        while (received := os.read(self._out, 1)) != NO_SIGNAL:
+            number = received[0]
             name = signal.Signals(number).name if number < signal.SIGRTMIN else f"signal {number}"
             if number in STOP_SIGNALS:
                 return name
@@ -270,7 +270,7 @@ class Node:
         parts.callback(self.scrubber.stop)
 
     def replicate(self) -> None:
-        """Switch replication on. What it needs (paho) is imported only then."""
+        """Switch replication on. Only then is paho imported."""
         if self.replicator is None:
             from merklekv.replication.stream.mqtt import BrokerSettings
             from merklekv.replication.stream.replicator import Replicator
@@ -308,9 +308,9 @@ class Node:
 
     @property
     def advertised_address(self) -> str:
-        """Where other nodes reach this one: what is configured, or where it listens, by its name if that is all.
+        """Where other nodes reach this one: the setting, or where it listens, by the host's name if that is everywhere.
 
-        Empty where that name is none that can be looked up.
+        Empty if that name is no valid address.
         """
         host, port = self.address
         everywhere = ipaddress.ip_address(host.partition("%")[0]).is_unspecified
@@ -325,7 +325,7 @@ class Node:
 
 
 class StopDeadline:
-    """Ends the process STOP_DEADLINE_S after `begin`.  Its thread waits from the start on: a stop may find no other."""
+    """Ends the process STOP_DEADLINE_S after `begin`.  Its thread exists from the start: a stop may find none left."""
 
     def __init__(self) -> None:
         self._began = threading.Event()
@@ -336,7 +336,7 @@ class StopDeadline:
         self._began.set()
 
     def cancel(self) -> None:
-        """The stop has come to its end in time."""
+        """The stop is complete."""
         self._is_over.set()
 
     def _run(self) -> None:
@@ -349,11 +349,11 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> int:
     """Run a node until it is told to stop; the exit status. Raises what starting it raises."""
     start_logging(settings.log_level, settings.log_format)
     node = Node(settings)
-    node.stop_requests.hear_signals()  # first: one that comes while the handler changes is not missed
+    node.stop_requests.receive_signals()  # first: so none is missed while the handler changes
     _on_signals(IGNORED_SIGNALS, _go_on)
     _on_signals(STOP_SIGNALS, _leave_while_starting)
-    # A thread that comes back from the kernel waits this long for the interpreter while another one computes. With
-    # Python's own 5 ms clients would wait so long for each sync and send while events of other nodes are merged.
+    # A thread that returns from the kernel waits this long for the interpreter while another one computes. With 5 ms,
+    # Python's default, clients would wait so long for each sync and send while events of other nodes are merged.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
         deadline = StopDeadline()
@@ -361,8 +361,8 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> int:
     finally:
         flush_log()  # before the line that says why it cannot start, or that it has
     gc.collect()
-    gc.freeze()  # what stands by now stays: a full collection need not look at it, which saves clients 5 ms each time
-    _on_signals(STOP_SIGNALS, _go_on)  # `stop_requests` has heard it
+    gc.freeze()  # a full collection need not look at what exists now, which saves clients 5 ms each time
+    _on_signals(STOP_SIGNALS, _go_on)  # `stop_requests` receives it
     log.info("node %s, process %d", node.node_id, os.getpid())
     announce(node.ready_line())
     reason = node.stop_requests.wait()
@@ -371,7 +371,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> int:
     node.stop()
     deadline.cancel()
     log.info("stopped")
-    _on_signals(STOP_SIGNALS | IGNORED_SIGNALS, signal.SIG_IGN)  # as it ends, Python would restore what kills
+    _on_signals(STOP_SIGNALS | IGNORED_SIGNALS, signal.SIG_IGN)  # at its end Python would restore handlers that kill
     return EXIT_OK
 
 
@@ -381,11 +381,11 @@ def _on_signals(numbers: Iterable[int], handler: signal._HANDLER) -> None:
 
 
 def _go_on(number: int, frame: FrameType | None) -> None:
-    """Nothing: `StopRequests` reads the signal from its pipe."""
+    """Do nothing: `StopRequests` reads the signal from its pipe."""
 
 
 def _leave_while_starting(number: int, frame: FrameType | None) -> NoReturn:
-    # Nobody was served yet and recovery can be cut anywhere, so there is nothing to wait for.
+    # No client was served yet and recovery can be cut anywhere, so there is nothing to wait for.
     _leave(EXIT_OK)
 
 
@@ -395,7 +395,7 @@ def _cut_short() -> NoReturn:
 
 
 def end_at_once(error: BaseException) -> NoReturn:
-    """The disk failed: say so and end, from whatever thread, before anything can be answered."""
+    """The disk failed: log it and end, from any thread, before anything can be answered."""
     log.critical("%s; stopping, because what was written since is not certain", reason_of(error))
     _leave(EXIT_STORAGE)
 
@@ -406,7 +406,7 @@ def _leave(status: int) -> NoReturn:
 
 
 def limits_of(settings: Settings) -> Limits:
-    """The server's limits as the settings have them; what no setting names is the protocol's own."""
+    """The server's limits from the settings; all others are the protocol's own."""
     return Limits(
         connections=settings.limits.max_connections,
         request_bytes=settings.limits.max_request_bytes,
