@@ -1,7 +1,7 @@
-"""The demo's broker and nodes, in a directory that goes when they go, with traffic that the demo makes itself.
+"""The demo's broker and nodes in a temporary directory, with traffic from the demo itself.
 
-`step` is one round: look at every node, then let each that is up take some writes.  In that order, so that the writes
-of a round have until the next to reach everybody.
+`step` observes every node, then sends some writes to each that is up. In this order, the writes have the time until the
+next step to reach all nodes.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ COUNTERS: Final = 20
 VALUE_BYTES: Final = 40
 DELETES_SHARE: Final = 0.1
 INCREMENTS_SHARE: Final = 0.1
-STUCK_S: Final = 5.0  # with nothing on its way any more
+STUCK_S: Final = 5.0  # without a change
 
 
 class Cluster:
-    """Everything the demo runs, from `with` to its end."""
+    """The processes of the demo, for a `with` block."""
 
-    def __init__(self, broker_kind: str, tell: Callable[[str], None]) -> None:
-        self.tell = tell  # what happens, for people
+    def __init__(self, broker_kind: str, report: Callable[[str], None]) -> None:
+        self._report = report  # prints an event
         self.writing = True
         self.written = 0  # writes that were acknowledged
-        self.met = False  # whether each node has heard of each other: from then on nothing is missed
+        self.met = False  # each node knows each other: from then on no event is missed
         self._directory = Path(tempfile.mkdtemp(prefix="merklekv-demo-"))
         self._random = random.Random()
         self.states: dict[str, str] = {}  # of the broker and the nodes, by name
@@ -71,10 +71,10 @@ class Cluster:
         self._end()
 
     def step(self) -> None:
-        """One round. Raises HarnessError when something ended that never got going."""
+        """Observes, then writes. Raises HarnessError if a process ended before the nodes met."""
         for node in self.nodes:
             node.observe()
-        self._tell_changes()
+        self._report_changes()
         looks = [node.look for node in self.nodes]
         self.met = self.met or all(look is not None and look.nodes == NODES for look in looks)
         if self.met and self.writing:
@@ -84,52 +84,52 @@ class Cluster:
         if picture != self._picture:
             self._picture, self._changed_at = picture, time.monotonic()
 
-    # -- what the viewer or the script does ----------------------------------------------------------------------------
+    # -- actions of the viewer or the script ---------------------------------------------------------------------------
 
     def toggle_node(self, node: NodePart) -> None:
         if node.process.is_running:
-            self.tell(f"kill -9 {node.process.pid}: {node.name}, while others write")
+            self._report(f"kill -9 {node.process.pid}: {node.name}, while others write")
             node.kill()
         else:
-            self.tell(f"starting {node.name} on what it has on disk")
+            self._report(f"starting {node.name} on what it has on disk")
             self._start(node)
 
     def toggle_broker(self) -> None:
         broker = self.broker
         if broker.is_wanted and broker.process.is_running:
-            self.tell(f"stopping the broker ({broker.process.pause_word}): what is written waits in the outboxes")
+            self._report(f"stopping the broker ({broker.process.pause_word}): what is written waits in the outboxes")
             broker.stop()
         else:
-            self.tell("starting the broker")
+            self._report("starting the broker")
             self._start(broker)
 
     def toggle_traffic(self) -> None:
         self.writing = not self.writing
-        self.tell("writing goes on" if self.writing else "writing is paused")
+        self._report("writing goes on" if self.writing else "writing is paused")
 
-    # -- how it is -----------------------------------------------------------------------------------------------------
+    # -- state --------------------------------------------------------------------------------------------------------
 
     @property
     def is_converged(self) -> bool:
-        """Whether all nodes are there and hold the same."""
+        """Whether all nodes are up and hold the same."""
         looks = [node.look for node in self.nodes]
         return self.met and len({look and (look.root, look.keys) for look in looks}) == 1 and None not in looks
 
     def verdict(self) -> str:
-        """How it is, in one line."""
+        """The state in one line."""
         missing = [f"{name} is {state}" for name, state in self.states.items() if state != "up"]
         if self.is_converged:
             return "converged: all nodes hold the same"
         if missing:
             return f"not converged: {', '.join(missing)}"
         if not self.met:
-            return "starting: the nodes have not heard of each other yet"
+            return "starting: the nodes do not know each other yet"
         if time.monotonic() - self._changed_at > STUCK_S:
             return f"diverged: {self.differences()}"
         return "converging"
 
     def differences(self) -> str:
-        """What each node holds."""
+        """The content of each node in short."""
         shown = []
         for node in self.nodes:
             look = node.look
@@ -137,7 +137,7 @@ class Cluster:
             shown.append(f"{node.name}: {held}")
         return " | ".join(shown)
 
-    def _tell_changes(self) -> None:
+    def _report_changes(self) -> None:
         parts: list[NodePart | BrokerPart] = [*self.nodes, self.broker]
         for part in parts:
             state = part.state
@@ -147,10 +147,10 @@ class Cluster:
             if last_words and not self.met:
                 raise HarnessError(f"{part.name} did not start: {last_words}")
             self.states[part.name] = state
-            self.tell(f"{part.name} is {state}" + (f": {last_words}" if last_words else ""))
+            self._report(f"{part.name} is {state}" + (f": {last_words}" if last_words else ""))
 
     def _traffic(self) -> list[Request]:
-        """Some writes; keys are few, so that nodes overwrite each other's."""
+        """Some writes; with few keys, so that nodes overwrite each other's values."""
         draw = self._random
         requests: list[Request] = []
         for _ in range(WRITES_PER_STEP):

@@ -1,10 +1,10 @@
-"""The demo's guard: a process that ends what the demo has started when the demo itself was killed.
+"""The demo's guard: a process that cleans up if the demo itself was killed.
 
     python -m merklekv.demo.guard DIRECTORY
 
-It reads process ids, a line each, from a pipe that the demo alone holds.  However the demo ends, the pipe ends with it:
-then whatever of those processes still runs is killed, and the directory removed.  After an end in good order nothing is
-left to do.  Processes are held by descriptors (pidfd), so that no other one that was given the same number is hit.
+It reads process ids, a line each, from a pipe that only the demo holds. When the demo ends, the pipe ends: the guard
+kills those of the processes that still run, and removes the directory. After a normal end nothing is left to do.
+Processes are held by descriptors (pidfd), so a process that got the same id later is not hit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ REMOVE_PAUSE_S: Final = 0.1
 
 
 class Guard:
-    """The demo's side: a guard that runs until `dismiss`."""
+    """A guard that runs until `dismiss`."""
 
     def __init__(self, directory: Path) -> None:
         self._process = subprocess.Popen(
@@ -39,21 +39,21 @@ class Guard:
         )
 
     def watch(self, pid: int) -> None:
-        """Ends this process too, should it come to that."""
+        """Adds a process to kill."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # somebody has killed it: the demo goes on without
+        with contextlib.suppress(BrokenPipeError):  # the guard was killed: the demo goes on without it
             self._process.stdin.write(f"{pid}\n")
             self._process.stdin.flush()
 
     def dismiss(self) -> None:
-        """Lets it end, when nothing is left that it would have to do."""
+        """Ends the guard, when everything is cleaned up."""
         self._process.communicate()
 
 
 def remove(directory: Path) -> bool:
-    """Removes the demo's directory; whether it is gone.
+    """Removes the demo's directory. Returns whether it is gone.
 
-    A node that was killed leaves a child, which ends by itself but may still write for a moment.
+    The checkpoint process of a killed node ends by itself, but may write for a moment.
     """
     for _ in range(REMOVE_ATTEMPTS):
         shutil.rmtree(directory, ignore_errors=True)
@@ -64,7 +64,7 @@ def remove(directory: Path) -> bool:
 
 
 def watch(pids: Iterable[str]) -> None:
-    """Kills these processes when the last id was read."""
+    """Kills these processes when the input ends."""
     held: list[int] = []
     for pid in pids:
         for fd in [fd for fd in held if not _signal(fd, 0)]:  # it has ended
@@ -77,7 +77,7 @@ def watch(pids: Iterable[str]) -> None:
 
 
 def _signal(fd: int, number: int) -> bool:
-    """Whether there was a process to take it."""
+    """Whether the process existed."""
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(fd, number)
         return True

@@ -1,4 +1,4 @@
-"""A node of the demo: one `merklekv run`, and what it shows of itself to any client."""
+"""A node of the demo: one `merklekv run`, observed through its port."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Request = tuple[bytes, ...]
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a node showed when it was last asked."""
+    """The last observation of a node."""
 
     keys: int
     root: str
-    nodes: int  # that it knows to be online, itself counted
+    nodes: int  # online, itself included
     link: str  # to the broker
     outbox: int
 
@@ -43,7 +43,7 @@ class NodePart(Part[Node]):
         flags += ["--node-id", name, "--log-level", "warning"]
         log = directory / f"{name}.log"
         super().__init__(name, Node(directory / f"{name}.data", log, *flags, own_session=True))
-        self.look: Look | None = None  # None while it cannot be asked
+        self.look: Look | None = None  # None while it does not answer
         self._client: Client | None = None
 
     def kill(self) -> None:
@@ -53,18 +53,18 @@ class NodePart(Part[Node]):
         self._disconnect()
 
     def running_state(self) -> str:
-        """up, starting or silent (it does not answer)."""
+        """up, starting or silent (does not answer)."""
         if self.look is not None:
             return "up"
         return "silent" if self.process.is_up else "starting"
 
     def observe(self) -> None:
-        """Asks how it is."""
+        """Updates `look`."""
         replies = self.ask([(b"DBSIZE",), (b"HASH",), (b"REPLICATE", b"status")])
         self.look = _look(replies) if len(replies) == 3 else None
 
     def ask(self, requests: Sequence[Request]) -> list[Reply]:
-        """Sends requests; the replies that are no errors. Empty when it cannot be reached."""
+        """Sends requests. Returns the replies without the errors; none if the node cannot be reached."""
         replies: list[Reply] = []
         try:
             client = self._connected()

@@ -1,4 +1,4 @@
-"""A process of the demo, and whether the viewer wants it to run."""
+"""A process of the demo, and whether it should run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ P = TypeVar("P", bound=Process)
 
 
 class Part(Generic[P]):
-    """A broker or a node that is started and ended by the viewer, or by the demo's script."""
+    """A broker or a node. The viewer or the demo's script starts and stops it."""
 
     def __init__(self, name: str, process: P) -> None:
         self.name = name
         self.process = process
-        self.is_wanted = False  # whether it was started last, or stopped
+        self.is_wanted = False  # it was started after it was last stopped
 
     def start(self) -> None:
         self.is_wanted = True
@@ -24,13 +24,13 @@ class Part(Generic[P]):
 
     @property
     def state(self) -> str:
-        """down (as asked to) or dead (it ended by itself), or a state in which it runs."""
+        """down (stopped by the demo), dead (ended by itself), or the state in which it runs."""
         if not self.process.is_running:
             return "dead" if self.is_wanted else "down"
         return self.running_state()
 
     def running_state(self) -> str:
-        """up, starting, or another word of the subclass."""
+        """up, starting, or another state of the subclass."""
         raise NotImplementedError
 
 

@@ -29,7 +29,7 @@ END_OF_INPUT: Final = "q"
 
 
 class Keys:
-    """What is typed, a key at a time and not shown. Gives the terminal back as it was."""
+    """Reads keys one at a time, without an echo. Restores the terminal at the end."""
 
     def __enter__(self) -> Keys:
         self._terminal = sys.stdin.fileno()
@@ -43,7 +43,7 @@ class Keys:
         termios.tcsetattr(self._terminal, termios.TCSADRAIN, self._saved)
 
     def wait(self, seconds: float) -> str:
-        """What was typed meanwhile, if anything; returns at once when there is something."""
+        """The keys typed within `seconds`; returns at the first."""
         if not select.select([self._terminal], [], [], seconds)[0]:
             return ""
         try:
@@ -53,7 +53,7 @@ class Keys:
 
 
 def picture(cluster: Cluster, happened: Iterable[str]) -> RenderableType:
-    """How things stand, and what happened before."""
+    """The state of the cluster and the last events."""
     table = Table(box=box.SIMPLE)
     for title, align in (
         ("node", "left"),

@@ -1,9 +1,9 @@
 """The two ways to run the demo: with keys in a terminal, and as a script that ends by itself.
 
-The script kills a node and starts it again, then stops the broker and starts it again, all under traffic; then traffic
-ends, and within SETTLE_S all nodes have to hold the same.
+Under traffic, the script kills a node and starts it again, then stops the broker and starts it again. Then the traffic
+ends, and within CONVERGE_S all nodes have to hold the same.
 
-Signals only ask for the end: whatever is being done is done, and then everything that was started is ended.
+A signal only requests the end: the present action is completed, then all processes are ended.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from merklekv.output import counted
 TICK_S: Final = 0.1
 DEFAULT_SECONDS: Final = 10.0
 START_S: Final = 30.0
-SETTLE_S: Final = 30.0
+CONVERGE_S: Final = 30.0
 REPORT_S: Final = 1.0
-HAPPENED_MAX: Final = 6  # lines of the past on the screen
+EVENTS_MAX: Final = 6  # shown on the screen
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Step = tuple[float, Callable[[Cluster], None]]
 
-# When, as a share of the time, and what.
+# The actions, each with its time as a share of the whole.
 SCRIPT: Final[tuple[Step, ...]] = (
     (0.15, lambda cluster: cluster.toggle_node(cluster.nodes[1])),
     (0.40, lambda cluster: cluster.toggle_node(cluster.nodes[1])),
@@ -45,7 +45,7 @@ SCRIPT: Final[tuple[Step, ...]] = (
 
 
 def show(seconds: float | None, broker_kind: str) -> int:
-    """Runs the demo; the exit status. Raises HarnessError."""
+    """Runs the demo. Returns the exit status. Raises HarnessError."""
     console = Console(highlight=False, soft_wrap=True)
     with _asked_to_stop() as stopped:
         if seconds is None and sys.stdin.isatty() and sys.stdout.isatty() and not console.is_dumb_terminal:
@@ -54,13 +54,13 @@ def show(seconds: float | None, broker_kind: str) -> int:
 
 
 def _with_keys(broker_kind: str, stopped: Callable[[], bool]) -> int:
-    happened: deque[str] = deque(maxlen=HAPPENED_MAX)
+    happened: deque[str] = deque(maxlen=EVENTS_MAX)
     began = time.monotonic()
 
-    def tell(text: str) -> None:
+    def report(text: str) -> None:
         happened.append(f"{time.monotonic() - began:6.1f} s  {text}")
 
-    with Cluster(broker_kind, tell) as cluster, Keys() as keys, Live(auto_refresh=False) as live:
+    with Cluster(broker_kind, report) as cluster, Keys() as keys, Live(auto_refresh=False) as live:
         while not stopped():
             cluster.step()
             live.update(picture(cluster, happened), refresh=True)
@@ -83,13 +83,13 @@ def _press(cluster: Cluster, key: str) -> None:
 def _as_script(seconds: float, broker_kind: str, stopped: Callable[[], bool], console: Console) -> int:
     began = time.monotonic()
 
-    def tell(text: str) -> None:
+    def report(text: str) -> None:
         console.print(f"{time.monotonic() - began:6.1f} s  {text}", markup=False)
 
     def until(deadline: float, done: Callable[[], bool] = lambda: False) -> bool:
-        """Goes on until something is so, or the time has come, or a stop was asked for: whether it is so.
+        """Steps until `done`, the deadline, or a stop. Returns `done()`.
 
-        Goes on by one round at least: what was done before is seen, and told, before something else is done.
+        Steps at least once, so that the effect of the previous action is observed and printed before the next.
         """
         reported = time.monotonic()
         while not done() and not stopped():
@@ -98,12 +98,12 @@ def _as_script(seconds: float, broker_kind: str, stopped: Callable[[], bool], co
             now = time.monotonic()
             if now - reported >= REPORT_S:
                 reported = now
-                tell(f"{cluster.verdict()} ({cluster.differences()})" if cluster.met else cluster.verdict())
+                report(f"{cluster.verdict()} ({cluster.differences()})" if cluster.met else cluster.verdict())
             if now >= deadline:
                 break
         return done()
 
-    with Cluster(broker_kind, tell) as cluster:
+    with Cluster(broker_kind, report) as cluster:
         if not until(began + START_S, lambda: cluster.met) and not stopped():
             raise HarnessError(f"the nodes do not hear each other after {START_S:.0f} s: {cluster.differences()}")
         met = time.monotonic()
@@ -114,18 +114,18 @@ def _as_script(seconds: float, broker_kind: str, stopped: Callable[[], bool], co
             act(cluster)
         until(met + seconds)
         if stopped():
-            tell("interrupted")
+            report("interrupted")
             return EXIT_FAILED
         cluster.toggle_traffic()
-        cluster.step()  # or the look would be older than the last writes
-        healed = until(time.monotonic() + SETTLE_S, lambda: cluster.is_converged)
-        tell(f"{counted(cluster.written, 'write')}; {cluster.verdict()} ({cluster.differences()})")
+        cluster.step()  # or the observation would be older than the last writes
+        healed = until(time.monotonic() + CONVERGE_S, lambda: cluster.is_converged)
+        report(f"{counted(cluster.written, 'write')}; {cluster.verdict()} ({cluster.differences()})")
     return EXIT_OK if healed else EXIT_FAILED
 
 
 @contextmanager
 def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether a signal has asked for the end."""
+    """A function that returns whether a signal has requested the end."""
     asked: list[int] = []
     before = {number: signal.signal(number, lambda number, frame: asked.append(number)) for number in STOP_SIGNALS}
     try:

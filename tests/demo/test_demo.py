@@ -260,7 +260,7 @@ def test_a_terminal_that_is_closed_ends_it(terminal: Terminal) -> None:
 def short(place: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The demo in this process, in its place, with little patience."""
     monkeypatch.setattr("tempfile.tempdir", str(place))
-    monkeypatch.setattr(demo_show, "SETTLE_S", 5.0)
+    monkeypatch.setattr(demo_show, "CONVERGE_S", 5.0)
     monkeypatch.setattr(demo_cluster, "STUCK_S", 0.5)
     return monkeypatch
 
@@ -281,7 +281,7 @@ def test_all_that_the_script_does_is_seen(short: pytest.MonkeyPatch, capsys: pyt
     """However late the script is: a look at the nodes may take longer than there is time between two of its steps."""
     kill, start = (step for share, step in demo_show.SCRIPT[:2])
     short.setattr(demo_show, "SCRIPT", ((0.2, kill), (0.2, start)))
-    short.setattr(demo_show, "SETTLE_S", RUN_S)
+    short.setattr(demo_show, "CONVERGE_S", RUN_S)
     assert demo_show.show(1.0, "auto") == exit_codes.EXIT_OK
     told = capsys.readouterr().out
     assert told.count("node-2 is down") == 1
