@@ -300,7 +300,10 @@ def _decode_event(event: Any) -> Change:
     if type(event) is not dict:
         _refuse(Reason.TYPE, f"an event is {_kind(event)}, not a map")
     try:
-        op = _op_of(event["op"])
+        name = event["op"]
+        op = _OP_CODES.get(name) if type(name) is str else None
+        if op is None:
+            _refuse_op(name)
         version = _version_of(event["ts"], event["op_id"])
         if len(event) > PLAIN_FIELDS:
             _require_optional(event)
@@ -318,13 +321,10 @@ def _decode_event(event: Any) -> Change:
     return op, key, make_record(key, version, value)
 
 
-def _op_of(name: Any) -> int:
+def _refuse_op(name: Any) -> NoReturn:
     if type(name) is not str:
         _refuse(Reason.TYPE, f"op is {_kind(name)}, not text")
-    op = _OP_CODES.get(name)
-    if op is None:
-        _refuse(Reason.OPERATION, f"op is {name[:40]!r}")
-    return op
+    _refuse(Reason.OPERATION, f"op is {name[:40]!r}")
 
 
 def _truncate(event: dict[str, Any], version: bytes) -> Change:
