@@ -134,7 +134,7 @@ def test_a_session_with_foreign_subscriptions_is_cleaned(harness: ReplicationTes
     assert node.figure("received_foreign") == 0, "it has acknowledged them"
 
 
-def test_a_message_under_an_empty_name_does_not_make_it_deaf(
+def test_a_message_under_an_empty_name_does_not_silence_the_subscription(
     harness: ReplicationTestHarness, wire: Wire, outsider: Outsider
 ) -> None:
     node = harness.create_node()

@@ -231,7 +231,7 @@ def test_what_the_horizon_keeps_out_is_left_to_an_exchange(desk: Desk, caplog: p
     assert [desk.engine.get(key) for key in (b"held", b"gone", b"new")] == [b"v", None, b"v"]
     assert desk.inbox.counters.refused == {Reason.STABLE: 2}
     assert desk.gaps == [("node-b", "stable")] * 2
-    assert caplog.text == "", "redelivery of what was settled is no trouble"
+    assert caplog.text == "", "a stable event delivered again is no problem"
 
 
 def test_an_event_that_was_here_long_ago_is_left_to_an_exchange(desk: Desk) -> None:

@@ -74,7 +74,7 @@ def meet(first: Members, second: Members, clock: int, whole: bool = True) -> Non
         first.add_members_of(second.table())
 
 
-def test_two_that_have_met_settle_what_was_before() -> None:
+def test_what_two_nodes_exchanged_is_stable() -> None:
     a, b = new("a"), new("b")
     meet(a, b, 10)
     assert (a.stable(), b.stable(), a.gc_horizon(), b.gc_horizon()) == (10, 10, 10, 0)
@@ -97,7 +97,7 @@ def test_a_third_holds_both_back_until_it_has_met_them() -> None:
     assert a.applied_through(c.identity) == 50
 
 
-def test_what_others_have_seen_is_passed_on() -> None:
+def test_applied_through_of_others_is_passed_on() -> None:
     a, b, c = new("a"), new("b"), new("c")
     meet(a, b, 10)
     meet(b, c, 20)
@@ -105,7 +105,7 @@ def test_what_others_have_seen_is_passed_on() -> None:
     assert c.stable() == 10
 
 
-def test_lapses_are_known_as_far_as_a_member_was_seen() -> None:
+def test_lost_writes_are_known_as_far_as_the_member_is_applied() -> None:
     a, b, c = new("a"), new("b"), new("c")
     b.add_lost_writes(first := LostWriteInterval(3, 7, b"run1"))
     c.add_members_of(b.table())
@@ -118,7 +118,7 @@ def test_lapses_are_known_as_far_as_a_member_was_seen() -> None:
     assert a.lost_writes, "what it wrote may still come"
 
 
-def test_what_a_writer_had_is_here_as_far_as_it_was_seen_and_something_may_be_gone() -> None:
+def test_the_applied_through_timestamp_of_a_writer_does_not_cover_lost_writes() -> None:
     def written(*times: int, by: int = 2) -> list[bytes]:
         return [time.to_bytes(8, "big") + store_id(by) + bytes(8) for time in times]
 
@@ -128,11 +128,11 @@ def test_what_a_writer_had_is_here_as_far_as_it_was_seen_and_something_may_be_go
     assert a.writer_applied_through(written(1, 9)) == 0, "nobody has collected anything"
     a.record_horizon(8)
     assert a.writer_applied_through(written(1, 9)) == 8
-    assert a.writer_applied_through(written(1, 5)) == 0, "it may have forgotten one of them"
+    assert a.writer_applied_through(written(1, 5)) == 0, "it may have lost one of them"
     assert a.writer_applied_through(written(1, 9, by=3)) == 0
     assert a.table().applied_through() == {a.identity: 10, b.identity: 10}
     a.remove("b")
-    assert a.table().applied_through() == {a.identity: 10, b.identity: 10}, "it is forgotten, and what it had is not"
+    assert a.table().applied_through() == {a.identity: 10, b.identity: 10}, "it is removed, its timestamp is not"
 
 
 def test_on_whom_a_horizon_counts_and_counted() -> None:
@@ -156,9 +156,9 @@ def test_on_whom_a_horizon_counts_and_counted() -> None:
     assert not d.table().horizon_covers(d.identity)
 
 
-def test_a_horizon_is_followed_if_it_counts_on_all_who_were_met() -> None:
+def test_a_horizon_is_adopted_if_it_covers_all_members_with_an_exchange() -> None:
     a = new("a")
-    a.record_contact("only heard", store_id(1))
+    a.record_contact("no exchange", store_id(1))
     meet(a, new("b"), 10)
     counts_on_b = table("c", stable_through={who("b"): 20, who("old"): 10})
     assert a.may_adopt_horizon_of(counts_on_b)
@@ -185,14 +185,14 @@ def test_a_node_without_a_store_id_gives_way_to_the_one_it_turns_out_to_be() -> 
     assert (member.address, member.contact) == ("host:2", 7.0)
 
 
-def test_this_node_is_not_heard() -> None:
+def test_this_node_is_no_other_member() -> None:
     members = new("a")
     assert not members.record_contact("a")
     assert not members.record_contact("a", store_id(2))
     assert len(members) == 1
 
 
-def test_forgotten_is_forgotten() -> None:
+def test_a_removed_member_stays_removed() -> None:
     members = new("a")
     members.record_contact("b", store_id(1))
     assert members.remove("b") == [who("b")]
@@ -224,7 +224,7 @@ def test_forgetting_needs_to_know_whom() -> None:
     assert members.remove("b") == [who("b", 2)]
 
 
-def test_one_is_not_forgotten_by_oneself() -> None:
+def test_a_node_does_not_remove_itself() -> None:
     members = new("a")
     members.add_members_of(table("b", removed={who("a"): 0}))
     assert members.removed == {}
@@ -288,10 +288,10 @@ def test_a_table_is_told_to_who_has_another(given_table: MemberTable, known: Mem
 
 @given(st.lists(tables, max_size=4))
 @QUICK
-def test_members_survive_their_bytes(heard: list[MemberTable]) -> None:
+def test_members_survive_their_bytes(tables: list[MemberTable]) -> None:
     members = new("self")
     members.record_contact("b", store_id(1), "host:1", 12.5)
-    for one in heard:
+    for one in tables:
         members.add_members_of(one)
         members.merge_table(one)
     members.close_through(77)
@@ -418,7 +418,7 @@ BAD_ROWS = (
 
 
 @pytest.mark.parametrize("row", BAD_ROWS)
-def test_an_unreadable_row_is_set_aside_and_holds_the_horizon(row: object) -> None:
+def test_an_unreadable_row_is_kept_and_holds_the_horizon(row: object) -> None:
     a, b = new("a"), new("b")
     for _ in range(2):
         meet(a, b, 10)
@@ -446,14 +446,14 @@ def test_an_unreadable_row_is_set_aside_and_holds_the_horizon(row: object) -> No
     assert again.gc_horizon() > 0
 
 
-def test_a_row_is_not_missed_any_more_when_its_member_is_met() -> None:
+def test_an_unreadable_row_goes_when_its_member_is_known_again() -> None:
     a = damaged(new("a"), ["b", store_id(7), -1, 0, 0, 0, b""], ["?", store_id(8), -1, 0, 0, 0, b""])
     assert {one.store_id for one in a.unreadable.values()} == {store_id(7), store_id(8)}
     a.add_members_of(table("peer", rows={Identity("b", store_id(7)): MemberRow()}))
     assert {one.store_id for one in a.unreadable.values()} == {store_id(8)}
 
 
-def test_no_more_is_set_aside_than_can_be_read_again() -> None:
+def test_no_more_unreadable_rows_are_kept_than_can_be_read_again() -> None:
     a = new("a")
     for attempt in range(3):
         a = damaged(a, *([attempt, number] for number in range(members_module.MEMBERS_MAX)))
@@ -470,9 +470,9 @@ def test_any_bytes_are_refused_or_a_table(data: bytes) -> None:
 # -- laws --------------------------------------------------------------------------------------------------------------
 
 
-def merged(*heard: MemberTable) -> Members:
+def merged(*tables: MemberTable) -> Members:
     members = new("self")
-    for one in heard:
+    for one in tables:
         members.add_members_of(one)
     return members
 

@@ -1,4 +1,4 @@
-"""Tables of members against a model: what a table takes for settled, everybody has."""
+"""Tables of members against a model: what a table takes for stable, all nodes have applied."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ class Model:
             if name in self.gone:
                 continue
             everyone = [name, *(identity.node for identity, _ in members)]
-            settled = [{w for w in self.writes[node] if w[0] <= members.gc_horizon()} for node in everyone]
-            if any(one != settled[0] for one in settled) or members.gc_horizon() > members.stable():
+            stable = [{w for w in self.writes[node] if w[0] <= members.gc_horizon()} for node in everyone]
+            if any(one != stable[0] for one in stable) or members.gc_horizon() > members.stable():
                 return False
         return True
 
 
 def history(seed: int) -> Iterator[tuple[Any, ...]]:
-    """What three nodes do, one of which may be forgotten."""
+    """What three nodes do, one of which may be removed."""
     chance = random.Random(seed)
     for _ in range(40):
         kind = chance.choices(["write", "tick", "exchange", "round", "forget"], [25, 20, 43, 2, 10])[0]

@@ -91,7 +91,7 @@ def test_a_broker_that_is_killed_is_found_again(own_harness: ReplicationTestHarn
         wait_until(lambda: a.figure("outbox_events") == 0, seconds=30)
         b.wait_connected()
     assert a.figure("broker_losses") >= 3
-    assert b.figure("broker_sessions_lost") >= 3, "a broker without persistence forgets, which has to be noticed"
+    assert b.figure("broker_sessions_lost") >= 3, "a broker without persistence loses sessions, which nodes notice"
     assert b.figure('replication_gaps{reason="session lost"}') >= 3
 
 
@@ -368,7 +368,7 @@ def test_every_message_is_the_protocols_cbor(harness: ReplicationTestHarness, wi
     assert all(event["src"] == node.node_id and event["v"] == 1 for event in events)
 
 
-def test_nodes_of_other_clusters_are_not_heard(harness: ReplicationTestHarness, wire: Wire) -> None:
+def test_events_of_other_clusters_are_ignored(harness: ReplicationTestHarness, wire: Wire) -> None:
     node = harness.create_node()
     assert wire.publish("another_prefix/outsider/events", cbor2.dumps(make_event("k", b"v")))
     node.set("own", "1")

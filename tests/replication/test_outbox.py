@@ -167,7 +167,7 @@ def test_an_event_larger_than_a_batch_goes_alone(station: Station) -> None:
     assert values(*batches) == [b"before", large, b"after"]
 
 
-def test_an_event_larger_than_the_broker_takes_is_set_aside(station: Station, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_event_larger_than_the_broker_takes_is_dropped(station: Station, caplog: pytest.LogCaptureFixture) -> None:
     station.outbox.limit_packets(2000)
     station.write(b"before", b"L" * 2000, b"after")
     station.write(b"L" * 2000)
@@ -192,7 +192,7 @@ def test_events_up_to_the_packet_limit_are_published(station: Station) -> None:
         assert len(station.take_all()) == count
 
 
-def test_an_event_larger_than_any_node_takes_is_set_aside(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_event_larger_than_any_node_takes_is_dropped(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox_module, "MESSAGE_BYTES_MAX", 100_000)
     station.outbox.limit_packets(None)
     station.write(b"x" * 99_800, b"L" * 100_000, b"after")
@@ -256,7 +256,7 @@ def test_a_connection_lost_again_and_again_over_the_same_batch_makes_it_smaller(
     assert station.outbox.counters.dropped_too_large == 0, "a different one each time means nothing"
 
 
-def test_an_event_suspected_again_and_again_is_set_aside_unless_it_is_small(station: Station) -> None:
+def test_an_event_suspected_again_and_again_is_dropped_unless_it_is_small(station: Station) -> None:
     station.write(b"L" * 3000)
     station.write(b"small")
     for _ in range(outbox_module.SUSPICIONS_MAX):

@@ -93,7 +93,7 @@ def test_news_of_a_peer_is_told_once() -> None:
     assert (others.store_id("b"), others.store_id("nobody")) == ("00" * 8, "")
 
 
-def test_this_node_is_no_peer_of_its_own_but_a_twin_is_counted() -> None:
+def test_this_node_is_no_other_node_and_a_duplicate_is_counted() -> None:
     others = Presence("a", "own", ignore)
     others.on_status("a", Status("a", ONLINE, epoch="own").encode())
     assert (others.duplicates, others.has_own) == (0, True)
