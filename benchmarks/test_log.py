@@ -40,7 +40,7 @@ def log(directory: Path) -> Iterator[Log]:
 
 
 def append(log: Log) -> None:
-    """Takes in one entry, as `State._put` does."""
+    """Takes in one entry, as `Table.put` does."""
     size = log.pending_size + len(LOG_ENTRY)
     if size > log.room:
         log.reserve(size)

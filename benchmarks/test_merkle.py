@@ -40,7 +40,8 @@ def test_share_of_upkeep(
     row: int, benchmark: BenchmarkFixture, small: Engine, disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same writes with and without the tree, in pairs: a machine that is slow for a while is so for both."""
-    bare = without_upkeep()(disk / f"bare-{row}", durability="never", memtable_size=ROOMY, checkpoint="manual")
+    with without_upkeep():
+        bare = Engine(disk / f"bare-{row}", durability="never", memtable_size=ROOMY, checkpoint="manual")
     for engine in (small, bare):
         fill(engine, list(range(SPREAD)))
     spent: dict[Engine, list[float]] = {small: [], bare: []}

@@ -1,26 +1,32 @@
-"""The engine: one node's data, behind one door.
+"""The engine: one node's data.
 
-Writes change memory and append to the log's pending entries under one lock, and are durable when a `commit` that began
-after them returns.  Callers answer nobody before that: what anybody can see has survived a crash.  Several threads may
-commit at once; one leads, the others find their entries on disk.
+    set, delete, ...     change the table: memtable, Merkle leaf, counters, and an entry that waits for the log
+    commit               one write and one fdatasync for everything since the last; a full memtable is frozen here
+    checkpoint process   puts sealed segments into the base
 
-    set, delete, ... -> memtable + Merkle leaves + log entry (in memory)
-    commit           -> one write and one fdatasync for everything since the last; a full memtable is frozen here
-    merger           -> sealed segments into LMDB, in a child process
+The parts, each with its own contract: table.py (what the node holds), commit.py (when it is durable), write_gate.py
+(whether writes are taken), checkpoint/checkpointer.py (memory to base, back-pressure) and tombstone_gc.py (the end of
+deleted keys).  This module has the verbs: what a command means, and which of two records stands.
 
-Promises: a write that raises has changed nothing.  A local write gets a version above what this node shows for its
-key.  `merge` is commutative, associative and idempotent: a record stands if its version is the larger one.
+A caller sends no reply before its `commit` has returned: what a client can see has survived a crash.
 
 Costs: a write of 100 bytes about 4 us, a read 0.3 us (memtable) to 2 us (base), beside the commit.
 """
 
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 from typing import Final, NamedTuple
 
-from merklekv.engine.base import Pair
+from merklekv.engine.base import DATA_FILE, Pair
+from merklekv.engine.checkpoint.checkpointer import Checkpointer
+from merklekv.engine.clock import DEFAULT_MAX_DRIFT_S, HybridClock
+from merklekv.engine.commit import GroupCommit
+from merklekv.engine.directory import DataDirectory
 from merklekv.engine.format import (
     ENTRY,
     MAX_KEY_SIZE,
@@ -36,6 +42,14 @@ from merklekv.engine.format import (
     bucket_of,
 )
 from merklekv.engine.integers import INT64_MAX, INT64_MIN, strict_integer
+from merklekv.engine.options import (
+    DEFAULT_MAX_VALUE_SIZE,
+    DEFAULT_MEMTABLE_SIZE,
+    CheckpointMode,
+    Durability,
+    require_options,
+    require_path,
+)
 from merklekv.engine.record import (
     FLAGS,
     HEAD_SIZE,
@@ -49,34 +63,129 @@ from merklekv.engine.record import (
     value_size_of,
     version_of,
 )
-from merklekv.engine.settled import Settled, bound_of
+from merklekv.engine.recovery import open_data
+from merklekv.engine.table import Table
+from merklekv.engine.tail import DEFAULT_HOLD_MAX_BYTES, Tail
+from merklekv.engine.tombstone_gc import GC_KEYS, TombstoneGC, bound_of
+from merklekv.engine.write_gate import WriteGate
 from merklekv.errors import InvalidArgument, MerkleKVError, NotANumber, NumberOverflow
+from merklekv.metrics import EngineMetrics
 
 SUPERSEDED: Final = "superseded"
 
 Change = tuple[int, bytes, bytes]  # op, key, record
-
-_entry = ENTRY.pack
 
 
 class MergeResult(NamedTuple):
     """What became of the records given to `merge`."""
 
     applied: int
-    superseded: int  # not above what is here: duplicates, older versions, below the floor
+    superseded: int  # not above what is here: duplicates, older versions, below the truncation version
     refused: list[tuple[bytes, str]]  # key and reason
 
 
-class Engine(Settled):
+class Engine:
     """An open data directory.  Thread-safe.  Keys are 1 to 511 bytes, values 0 to `max_value_size` bytes.
 
-    `durability`: when `commit` returns, what was written is on disk (``always``), in the kernel and on disk within a
-    second (``everysec``), or in the kernel (``never``).  `checkpoint`: ``process`` makes checkpoints in a child as
-    needed; ``manual`` leaves them to calls of `checkpoint_now`, for tests.  `retain_max_bytes`: how much of the
-    log is kept for the outbox (see tail.py).
+    Options: see `merklekv.open`.
+
+    Contract: a write that raises has changed nothing.  A local write gets a version above what this node shows for its
+    key.  `merge` is commutative, associative and idempotent: a record stands if its version is the larger one.
+
+    `lock` guards the parts: a caller may hold it to do several things at one moment.  Who holds the commit lock may
+    take it, never the other way round.  The methods of the parts are bound once, so composition costs a read or write
+    no call.
 
     Raises DirectoryLocked, DirectoryUnwritable, NotADataDirectory, FormatTooNew, Corruption, StorageFailed, Shortage.
     """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        durability: Durability = "always",
+        memtable_size: int = DEFAULT_MEMTABLE_SIZE,
+        max_value_size: int = DEFAULT_MAX_VALUE_SIZE,
+        max_clock_drift_s: float = DEFAULT_MAX_DRIFT_S,
+        wall_clock: Callable[[], int] = time.time_ns,
+        checkpoint: CheckpointMode = "process",
+        retain_max_bytes: int = DEFAULT_HOLD_MAX_BYTES,
+    ) -> None:
+        place = require_path(path)
+        require_options(durability, memtable_size, max_value_size, max_clock_drift_s, checkpoint)
+        self.lock = lock = threading.RLock()
+        self.durability = durability
+        self.clock = clock = HybridClock(int(max_clock_drift_s * 10**9), wall_clock)
+        self.directory = directory = DataDirectory(place)
+        with ExitStack() as stack:
+            stack.callback(directory.release)
+            base, log, replayed = open_data(directory)
+            self.log = log
+            stack.callback(log.close)
+            self.gate = gate = WriteGate(place, lock, log.probe)
+            self.table = table = Table(base, log, clock, gate, lock, max_value_size)
+            stack.callback(table.close)
+            self._start_clock(max(replayed.newest, replayed.truncation), replayed.truncation)
+            table.restore(replayed)
+            self.tombstone_gc = TombstoneGC(place, table, clock, gate)
+            self.tail = Tail(place, log, retain_max_bytes)
+            stack.callback(self.tail.close)
+            self.commits = commits = GroupCommit(place, table, log, self.tail, gate, lock, durability)
+            commits.after_roll_back.append(self.tombstone_gc.start_over)
+            self.checkpointer = Checkpointer(
+                directory, table, log, self.tail, gate, commits, lock, memtable_size, checkpoint
+            )
+            stack.callback(commits.finish)
+            stack.callback(self.checkpointer.stop)
+            stack.callback(commits.stop)
+            commits.start()
+            self.checkpointer.start()
+            self._closing = stack.pop_all()
+        self.is_closed = False
+
+        self.record = table.record
+        self.get = table.get
+        self.exists = table.exists
+        self.page = table.page
+        self.records_page = table.records_page
+        self.random_key = table.random_key
+        self.root = table.root
+        self.prefix_digest = table.prefix_digest
+        self.prepare_root = table.prepare_root
+        self.inner_digests = table.inner_digests
+        self.leaf_digests = table.leaf_digests
+        self.inner_leaves = table.inner_leaves
+        self.prepare_buckets = table.prepare_buckets
+        self.bucket = table.bucket
+        self.commit = commits.commit
+        self.begin = commits.begin
+        self.flush = commits.flush
+        self.put_metadata = commits.put_metadata
+        self.put_metadata_first = commits.put_metadata_first
+        self.metadata_or_pending = commits.metadata_or_pending
+        self.wait_for_room = gate.wait
+        self.checkpoint_now = self.checkpointer.checkpoint_now
+        self.release_log = self.checkpointer.release_log
+        self._put = table.put
+
+    def _start_clock(self, newest: bytes, truncation: bytes) -> None:
+        """Moves the clock above every version in the directory."""
+        self.clock.observe(newest)
+        self.clock.observe_truncation(truncation)
+        self.clock.found = self.clock.last
+
+    def close(self) -> None:
+        """Commits, syncs, and lets the directory go.  A start reads what is not in the base yet from the log."""
+        self.is_closed = True
+        self._closing.close()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keeps commits and everything else out: for a look at all parts at one moment."""
+        with self.commits.lock, self.lock:
+            yield
+
+    # -- writing -------------------------------------------------------------------------------------------------------
 
     def set(self, key: bytes, value: bytes) -> None:
         """Stores a value."""
@@ -89,20 +198,20 @@ class Engine(Settled):
         A pipeline of writes costs a good part less this way.
         """
         with self.lock:
-            before = self._log.appended
-            with suppress(MerkleKVError):  # whoever stores the refused one by itself is told why
+            before = self.log.appended
+            with suppress(MerkleKVError):  # a caller that stores the refused one by itself is told why
                 self._put(OP_SET, requests)
-            return self._log.appended - before
+            return self.log.appended - before
 
     def mset(self, pairs: list[Pair]) -> None:
         """Stores all values or none, also across a crash: they share a frame of the log."""
         size = 0
         for key, value in pairs:
-            self._require_sizes(key, value)
+            self.table.require_sizes(key, value)
             size += ENTRY.size + len(key) + HEAD_SIZE + len(value)
         with self.lock:
-            self._require_writable()
-            self._make_room(size)
+            self._require_open()
+            self.table.reserve(size)
             self._put(OP_SET, [(None, *pair) for pair in pairs])
 
     def delete(self, key: bytes) -> bool:
@@ -113,12 +222,12 @@ class Engine(Settled):
             if not self.exists(key):
                 return False
             self._put(OP_DEL, ((None, key, b""),), FLAGS[TOMBSTONE])
-            self._active.tombstones.append(key)
+            self.table.list_tombstone(key)
             return True
 
     def increment(self, key: bytes, amount: int) -> int:
         """Adds to a decimal number (missing: 0) and returns the sum.  Raises NotANumber, NumberOverflow."""
-        self._require_sizes(key, b"")
+        self.table.require_sizes(key, b"")
         with self.lock:
             text = self.get(key)
             total = (0 if text is None else _parse_number(key, text)) + amount
@@ -137,33 +246,43 @@ class Engine(Settled):
         with self.lock:
             return self._replace(OP_PREPEND, key, value + (self.get(key) or b""))
 
+    def _replace(self, op: int, key: bytes, value: bytes) -> bytes:
+        self._put(op, ((None, key, value),))
+        return value
+
     def truncate(self) -> None:
-        """Removes every key that any node holds now, by raising the floor."""
+        """Removes every key that any node holds now, by raising the truncation version."""
         with self.lock:
-            self._require_writable()
+            self._require_open()
             truncation = self.clock.next()
-            newest = max(self._layers.newest(), self._layers.truncation)
+            newest = max(self.table.newest(), self.table.truncation)
             if truncation <= newest:
                 truncation = self.clock.after(newest)
-            self._raise_truncation(OP_TRUNCATE, truncation)
+            self.table.raise_truncation(OP_TRUNCATE, truncation)
+
+    def _require_open(self) -> None:
+        if self.gate.closed:
+            self.gate.require_open()
+
+    # -- records of other nodes ----------------------------------------------------------------------------------------
 
     def merge(self, items: Iterable[Change], origin: bytes, *, settled: bool = False, had: int = 0) -> MergeResult:
         """Takes in records made elsewhere, as (op, key, record), from the node `origin` (1 to 511 bytes).
 
-        `settled`: the sender is known to hold nothing that has been collected, so a record at or below the horizon
-        is taken as well.  `had`: all that the sender wrote up to this time, ns, has been here, so what would change
-        anything now is refused, as if it were below the horizon.
+        `settled`: the sender is known to hold nothing that has been collected, so a record at or below the GC horizon
+        is taken as well.  `had`: every write of the sender up to this time, ns, was applied here, so a record from
+        before that would change something only if it is stale, and is refused as if it were below the horizon.
 
         Raises Shortage and Stalled, maybe with some of them applied: merging all of them again is harmless.
         """
         superseded = 0
         refused: list[tuple[bytes, str]] = []
         with self.lock:
-            self._require_writable()
+            self._require_open()
             accepted: dict[bytes, Change] = {}
             applied = 0
             latest = self.clock.latest()
-            bound = ZERO_VERSION if settled else max(self._bound, bound_of(had))
+            bound = ZERO_VERSION if settled else max(self.tombstone_gc.bound, bound_of(had))
             for item in items:
                 op, key, record = item
                 if key in accepted:
@@ -182,77 +301,37 @@ class Engine(Settled):
         """Stores records that stand, of different keys, and empties the dictionary; how many."""
         if not accepted:
             return 0
-        self._make_room(ENTRY.size + len(origin))
-        self._log_entry(_entry(OP_ORIGIN, len(origin), 0) + origin)
+        self.table.append(OP_ORIGIN, origin, b"")
         self.clock.observe(max(record for _, _, record in accepted.values()))
         for op, changes in groupby(accepted.values(), itemgetter(0)):
             self._put(op | REMOTE, changes, made=True)
         for _, key, record in accepted.values():
             if is_tombstone(record):
-                if record <= self._bound:
-                    self._remove(key, record)
+                if record <= self.tombstone_gc.bound:
+                    self.table.purge(key, record)
                 else:
-                    self._active.tombstones.append(key)
+                    self.table.list_tombstone(key)
         count = len(accepted)
         accepted.clear()
         return count
 
     def _verdict(self, key: bytes, record: bytes, bound: bytes, settled: bool) -> str:
-        """Why a sound record does not stand, given what is here; nothing when it does."""
-        if record < self._layers.truncation:
+        """Why a sound record does not stand, given what is here; empty when it does."""
+        if record < self.table.truncation:
             return SUPERSEDED
-        old = self._records.get(key)
-        if old is None:
-            old = self._layers.older(key)
+        old = self.table.lookup(key)
         if settled and old is not None and is_purge_marker(old):
-            old = None  # it is there only until the base has forgotten its key, and must not decide anything
+            old = None  # it is there only until the base has dropped its key, and must not decide anything
         if old is not None and version_of(record) <= version_of(old):
             differ = version_of(record) == version_of(old) and record != old and not is_purge_marker(old)
             return "conflict" if differ else SUPERSEDED
         if is_tombstone(record):
-            # Below the horizon it would be collected at once, and what it kills would come back from those who hold it.
-            return "" if record > self._bound else SUPERSEDED if old is None or is_purge_marker(old) else "settled"
-        # Was it here once?  What is held although it is older has come with a node that joined.
+            # Below the horizon it would be collected at once, and the peers would return what it deletes.
+            if record > self.tombstone_gc.bound:
+                return ""
+            return SUPERSEDED if old is None or is_purge_marker(old) else "settled"
+        # Was it here once?  A record that is held although it is older has come with a node that joined.
         return "settled" if record <= bound else ""
-
-    def replace(self, key: bytes, stored: bytes | None, record: bytes | None, origin: bytes) -> bool:
-        """Puts a sound record, from the node `origin`, in the place of a damaged one, whatever its version.
-
-        `stored`: the damaged record as it is, None when it was lost; nothing is done when it has changed since.  A
-        `record` of None takes the damaged one away.  Whether it was done.  Raises Shortage, Stalled.
-        """
-        with self.lock:
-            self._require_writable()
-            if self._layers.lookup(key) != stored or (stored is not None and len(stored) < HEAD_SIZE):
-                return False
-            self.repair(bucket_of(key), key)
-            if record is None:
-                if stored is not None:
-                    self._remove(key, stored)
-                return True
-            op = OP_DEL if is_tombstone(record) else OP_SET
-            if record < self._layers.truncation or self._reason_to_refuse(op, key, record, self.clock.latest()):
-                return False
-            self._take({key: (op, key, record)}, origin)
-            return True
-
-    def merge_truncation(self, truncation: bytes, origin: bytes) -> bool:
-        """Takes in a floor (24 bytes) that another node has set; whether it was above ours."""
-        if len(truncation) != VERSION_SIZE:
-            raise InvalidArgument(f"floor of {len(truncation)} bytes: a floor is a version of {VERSION_SIZE} bytes")
-        with self.lock:
-            self._require_writable()
-            if truncation <= self._layers.truncation or self.clock.truncates_too_far_ahead(truncation):
-                return False
-            self._make_room(2 * ENTRY.size + len(origin) + VERSION_SIZE)
-            self._log_entry(_entry(OP_ORIGIN, len(origin), 0) + origin)
-            self.clock.observe(truncation)
-            self._raise_truncation(OP_TRUNCATE | REMOTE, truncation)
-            return True
-
-    def _replace(self, op: int, key: bytes, value: bytes) -> bytes:
-        self._put(op, ((None, key, value),))
-        return value
 
     def _reason_to_refuse(self, op: int, key: bytes, record: bytes, latest: bytes) -> str:
         if not OP_SET <= op <= OP_PREPEND:
@@ -266,6 +345,151 @@ class Engine(Settled):
         if value_size_of(record) > self.max_value_size:
             return "value size"
         return "clock" if record > latest else ""
+
+    def merge_truncation(self, truncation: bytes, origin: bytes) -> bool:
+        """Takes in a truncation version (24 bytes) of another node; whether it was above ours."""
+        if len(truncation) != VERSION_SIZE:
+            raise InvalidArgument(f"truncation version of {len(truncation)} bytes: it has {VERSION_SIZE} bytes")
+        with self.lock:
+            self._require_open()
+            if truncation <= self.table.truncation or self.clock.truncates_too_far_ahead(truncation):
+                return False
+            self.table.reserve(2 * ENTRY.size + len(origin) + VERSION_SIZE)
+            self.table.append(OP_ORIGIN, origin, b"")
+            self.clock.observe(truncation)
+            self.table.raise_truncation(OP_TRUNCATE | REMOTE, truncation)
+            return True
+
+    def raise_gc_horizon(self, gc_horizon: int) -> bool:
+        """Moves the GC horizon up, in ns; whether it was below.  Every member has applied everything up to there."""
+        with self.lock:
+            return self.tombstone_gc.raise_gc_horizon(gc_horizon)
+
+    def collect_tombstones(self, limit: int = GC_KEYS) -> bool:
+        """Looks at up to `limit` tombstones and removes those below the GC horizon; whether there may be more to do.
+
+        Raises Shortage, Stalled, StorageFailed.
+        """
+        with self.lock:
+            return self.tombstone_gc.collect_tombstones(limit)
+
+    # -- repairs -------------------------------------------------------------------------------------------------------
+
+    def replace(self, key: bytes, stored: bytes | None, record: bytes | None, origin: bytes) -> bool:
+        """Puts a sound record, from the node `origin`, in the place of a damaged one, whatever its version.
+
+        `stored`: the damaged record as it is, None when it was lost; nothing is done when it has changed since.  A
+        `record` of None takes the damaged one away.  Whether it was done.  Raises Shortage, Stalled.
+        """
+        with self.lock:
+            self._require_open()
+            if self.table.lookup(key) != stored or (stored is not None and len(stored) < HEAD_SIZE):
+                return False
+            self.repair(bucket_of(key), key)
+            if record is None:
+                if stored is not None:
+                    self.table.purge(key, stored)
+                return True
+            op = OP_DEL if is_tombstone(record) else OP_SET
+            if record < self.table.truncation or self._reason_to_refuse(op, key, record, self.clock.latest()):
+                return False
+            self._take({key: (op, key, record)}, origin)
+            return True
+
+    def repair(self, bucket: int, key: bytes = b"") -> None:
+        """Derives anew what is kept beside the records of a bucket, here and in the base: index, leaf, counters.
+
+        `key`: one of the bucket, or of what may be in its index.  The next commit has it done, by a checkpoint.
+        """
+        with self.lock:
+            self.table.mark_repair(bucket, key)
+
+    # -- what the parts say --------------------------------------------------------------------------------------------
+
+    @property
+    def metadata(self) -> dict[bytes, bytes]:
+        """The metadata entries, to read."""
+        return self.table.metadata
+
+    @property
+    def max_value_size(self) -> int:
+        """Bytes of the largest value."""
+        return self.table.max_value_size
+
+    @property
+    def truncation(self) -> bytes:
+        """The version (24 bytes) below which every record is dead."""
+        return self.table.truncation
+
+    @property
+    def gc_horizon(self) -> int:
+        """Nanoseconds since the epoch; records at or below it are stable.  0: none are."""
+        return self.tombstone_gc.gc_horizon
+
+    @property
+    def root_ready(self) -> bool:
+        """Whether root and counters are known."""
+        return self.table.root_ready
+
+    @property
+    def live_count(self) -> int:
+        """Keys with a value.  Meaningless unless `root_ready`."""
+        return self.table.live_count
+
+    @property
+    def tombstone_count(self) -> int:
+        """Deleted keys whose tombstone is here.  Meaningless unless `root_ready`."""
+        return self.table.tombstone_count
+
+    @property
+    def stalled(self) -> bool:
+        """Whether writes raise, for whatever reason."""
+        return self.gate.stalled
+
+    @property
+    def makes_wait(self) -> bool:
+        """Whether a write would raise Stalled now; stalled for lack of something, it raises Shortage instead."""
+        return self.gate.makes_wait
+
+    @property
+    def sync_is_due(self) -> bool:
+        """Whether the next commit will wait for the disk; what is done before it shares the wait."""
+        return self.commits.sync_is_due
+
+    @property
+    def roll_backs(self) -> int:
+        """How often changes were rolled back."""
+        return self.commits.roll_backs
+
+    @property
+    def rolled_back(self) -> MerkleKVError:
+        """What clients are told of the last roll-back."""
+        return self.gate.rolled_back
+
+    def on_roll_back(self, call: Callable[[], None]) -> None:
+        """Has `call` called, with the lock held, whenever changes were rolled back."""
+        self.commits.after_roll_back.append(call)
+
+    def metrics(self) -> EngineMetrics:
+        """What the engine reports of itself now."""
+        with self.lock:
+            table = self.table
+            return EngineMetrics(
+                durability=self.durability,
+                db_keys=table.live_count,
+                db_tombstones=table.tombstone_count,
+                memtable_bytes=table.active.size,
+                memtable_keys=len(table.active.records),
+                frozen_memtables=len(table.frozen),
+                checkpoint_percent=int(100 * self.checkpointer.progress),
+                writes_stalled=int(self.stalled),
+                log_lsn=self.log.end_lsn,
+                checkpoint_lsn=table.base.checkpoint_lsn,
+                log_next_sequence=self.log.sequence,
+                base_bytes=(self.directory.base / DATA_FILE).stat().st_size,
+                clock_ns=self.clock.last,
+                clock_found_ahead_s=max(0, int(self.clock.ahead_s(self.clock.found))),
+            )
 
 
 def _parse_number(key: bytes, text: bytes) -> int:

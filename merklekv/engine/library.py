@@ -1,61 +1,51 @@
 """The engine as a library: `with merklekv.open("data") as db: db.set(b"k", b"v")`.
 
-Each call that writes returns when the write is durable, and waits while merging is behind.  For many small writes at
-once use `mset`, or several threads: they share a sync.
+Each call that writes returns when the write is durable, and waits while checkpoints are behind.  For many small writes
+at once use `mset`, or several threads: they share a sync.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 from merklekv.engine.base import Pair
-from merklekv.engine.clock import DEFAULT_MAX_DRIFT_S
-from merklekv.engine.durable import DEFAULT_MAX_VALUE_SIZE, DEFAULT_MEMTABLE_SIZE
 from merklekv.engine.engine import Engine
-from merklekv.engine.options import CheckpointMode, Durability
 from merklekv.errors import MerkleKVError, Shortage, Stalled
 
 WAIT_S: Final = 1.0
 
 Result = TypeVar("Result")
+Options = ParamSpec("Options")
 
 
-def open(
-    path: str | Path,
-    *,
-    durability: Durability = "always",
-    memtable_size: int = DEFAULT_MEMTABLE_SIZE,
-    max_value_size: int = DEFAULT_MAX_VALUE_SIZE,
-    max_clock_drift_s: float = DEFAULT_MAX_DRIFT_S,
-    wall_clock: Callable[[], int] = time.time_ns,
-    checkpoint: CheckpointMode = "process",
-) -> "Database":
+def _with_options_of(engine: Callable[Options, Engine]) -> Callable[[Callable[..., Result]], Callable[Options, Result]]:
+    """Gives a function the parameters of the engine, for editors, type checkers and `help`."""
+
+    def decorate(function: Callable[..., Result]) -> Callable[Options, Result]:
+        vars(function)["__wrapped__"] = engine  # where `help` finds them
+        return function
+
+    return decorate
+
+
+@_with_options_of(Engine)
+def open(path: str | Path, **options: Any) -> "Database":
     """Opens a data directory, making it if need be.
 
     durability         when a call that writes returns: the write is on disk ("always"), in the kernel and on disk
                        within a second ("everysec"), or in the kernel ("never")
-    memtable_size      bytes of recent writes kept in memory before they are merged into the base, from 64 KiB on
+    memtable_size      bytes of recent writes kept in memory before a checkpoint moves them to the base, from 64 KiB on
     max_value_size     bytes of the largest value
     max_clock_drift_s  seconds that a record of another node may be ahead of the wall clock
     wall_clock         returns nanoseconds since 1970
-    absorb             "process" merges in a child process, "manual" only when the engine is told to
+    checkpoint         "process" makes checkpoints in a child process, "manual" only when the engine is told to
+    retain_max_bytes   bytes of the log that are kept for a program that publishes it
 
     Raises InvalidArgument, DirectoryLocked, DirectoryUnwritable, NotADataDirectory, FormatTooNew, Corruption,
     StorageFailed, Shortage.
     """
-    return Database(
-        Engine(
-            path,
-            durability=durability,
-            memtable_size=memtable_size,
-            max_value_size=max_value_size,
-            max_clock_drift_s=max_clock_drift_s,
-            wall_clock=wall_clock,
-            checkpoint=checkpoint,
-        )
-    )
+    return Database(Engine(path, **options))
 
 
 class Database:

@@ -16,8 +16,11 @@ sums and counts are apart: most writes change no count, and small integers add u
 Inner digests and the root are computed when somebody asks, for what has changed since.  Cost: 8 us an inner node.
 """
 
+from collections.abc import Callable
 from hashlib import sha256
 from typing import Final
+
+from xxhash import xxh3_64_intdigest
 
 from merklekv.engine.format import BUCKETS, INNER_NODES, LEAF_SIZE, bucket_of
 from merklekv.engine.record import digest_of
@@ -45,7 +48,12 @@ def unpack_leaves(data: bytes) -> list[int]:
 
 
 class MerkleTree:
-    """All leaves in memory (about 4 MiB), inner digests on demand.  Not locked."""
+    """All leaves in memory (about 4 MiB), inner digests on demand.  Not locked.
+
+    The table's write function moves `sums`, `counts` and `dirty` in place, for the bucket that `hash_of` names.
+    """
+
+    hash_of: Callable[[bytes], int] = staticmethod(xxh3_64_intdigest)  # its top 16 bits are the bucket
 
     def __init__(self, leaves: list[int] | None = None) -> None:
         leaves = leaves or [0] * BUCKETS

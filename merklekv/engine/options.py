@@ -10,6 +10,8 @@ from merklekv.errors import InvalidArgument, shown
 
 Durability = Literal["always", "everysec", "never"]
 CheckpointMode = Literal["process", "manual"]
+DEFAULT_MEMTABLE_SIZE: Final = 64 << 20
+DEFAULT_MAX_VALUE_SIZE: Final = 16 << 20
 MIN_MEMTABLE_SIZE: Final = 64 << 10
 MAX_MEMTABLE_SIZE: Final = 4 << 30
 MAX_DRIFT_S: Final = 315_360_000  # ten years: with it, timestamps of today fit into their 63 bits

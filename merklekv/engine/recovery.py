@@ -12,7 +12,6 @@ from merklekv.engine.access import require_access, trouble
 from merklekv.engine.base import DATA_FILE, Base, BaseWriter
 from merklekv.engine.directory import DataDirectory
 from merklekv.engine.format import OP_METADATA, OP_ORIGIN, OP_REPAIR, OP_TRUNCATE, REMOTE
-from merklekv.engine.layers import Layers
 from merklekv.engine.log import Log, Segment, list_segments, recover, segment_path, sync_directory
 from merklekv.engine.memtable import Memtable, charge
 from merklekv.engine.record import is_tombstone, version_of
@@ -20,16 +19,6 @@ from merklekv.engine.verify.repairs import Repairs, repair
 from merklekv.errors import Corruption, Shortage
 
 log = logging.getLogger(__name__)
-
-
-class Opened(NamedTuple):
-    """A data directory as it was found."""
-
-    layers: Layers
-    log: Log  # open for writing
-    newest: bytes  # the newest version (24 bytes) that was seen
-    metadata: dict[bytes, bytes]
-    repair_lsn: int | None  # of the last segment with a repair that the base has to take in
 
 
 class Replayed(NamedTuple):
@@ -43,26 +32,17 @@ class Replayed(NamedTuple):
     repair_lsn: int | None  # of the last segment with a repair
     sequence: int  # of the next local event
 
-    def layers(self, base: Base) -> Layers:
-        """The memtables over the base."""
-        layers = Layers(base, self.tables, self.truncation)
-        if (
-            self.truncation > base.truncation or base.checkpointing
-        ):  # an absorption that goes on may be ahead with the floor
-            layers.raise_truncation(self.truncation)
-        return layers
 
-
-def open_layers(directory: DataDirectory) -> Opened:
-    """Opens base and log."""
+def open_data(directory: DataDirectory) -> tuple[Base, Log, Replayed]:
+    """Opens the base and the log, and reads what the base has not taken in."""
     require_access(directory.path)
     try:
-        return _open_layers(directory)
+        return _open_data(directory)
     except OSError as error:
         raise trouble(error, directory.path) from error
 
 
-def _open_layers(directory: DataDirectory) -> Opened:
+def _open_data(directory: DataDirectory) -> tuple[Base, Log, Replayed]:
     data = directory.base / DATA_FILE
     is_new = not data.exists() or not data.stat().st_size
     lsns = list_segments(directory.log)
@@ -84,13 +64,12 @@ def _open_layers(directory: DataDirectory) -> Opened:
             base.close()
             _repair(directory, replayed.repairs, replayed.tables)
             base = Base(directory.base)
-        layers = replayed.layers(base)
     except BaseException:
         base.close()
         if log is not None:
             log.close()
         raise
-    return Opened(layers, log, max(replayed.newest, replayed.truncation), replayed.metadata, replayed.repair_lsn)
+    return base, log, replayed
 
 
 def replay(log_directory: Path, base: Base, lsns: list[int]) -> Replayed:

@@ -59,7 +59,7 @@ class Worker(threading.Thread):
         self._epoll.register(self._wakeup, READABLE)
         self._listeners: dict[int, socket.socket] = {}  # of the worker that accepts
         self._accept: Callable[[socket.socket], None] = socket.socket.close
-        self._taken_back = context.engine.taken_back  # how often it has taken changes back, as far as clients know
+        self._roll_backs = context.engine.roll_backs  # how often it has rolled changes back, as far as clients know
         self._runnable: dict[Connection, None] = {}  # paused connections that go on next, in this order
         self._parked: dict[Connection, None] = {}  # paused connections that wait for a condition
         self._next_sweep = time.monotonic() + limits.SWEEP_S
@@ -243,7 +243,7 @@ class Worker(threading.Thread):
         except Exception as problem:
             raise StorageFailed(f"a commit was cut short by an unforeseen error: {problem!r}") from problem
         answered = self._executor.take_answered()
-        if self._taken_back != self._engine.taken_back:
+        if self._roll_backs != self._engine.roll_backs:
             self._withdraw(answered)
         for connection in answered:
             try:
@@ -272,7 +272,7 @@ class Worker(threading.Thread):
 
     def _withdraw(self, answered: list[Connection]) -> None:
         """Turns replies into errors: what these requests and the commands under way did or saw may be taken back."""
-        self._taken_back, problem = self._engine.taken_back, self._engine.why_taken_back
+        self._roll_backs, problem = self._engine.roll_backs, self._engine.rolled_back
         self._engine.begin()  # after that look: what is taken back from here on is withdrawn the next time
         for connection in answered:
             connection.replies[:] = [reply and connection.explain(problem) for reply in connection.replies]

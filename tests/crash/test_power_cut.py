@@ -20,6 +20,7 @@ from typing import Final
 
 import pytest
 from fixtures.crash_disk import PowerDisk
+from fixtures.engines import abandon
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.options import Durability
@@ -69,15 +70,8 @@ class Outlet:
         self._running = False
         self.resume()
         engine = self.engine
-        engine._closing.set()
-        if engine._syncer.is_alive():
-            engine._syncer.join()
-        if engine._checkpointer is not None:
-            engine._checkpointer.stop()
-        os.close(engine._log._fd)
-        engine.tail.close()
-        engine._layers.base.close()
-        engine.directory.release()
+        abandon(engine)
+        os.close(engine.log._fd)
         self.start()
         found = everything(self.engine)
         assert found in self.history[self.committed :], f"seed {self.seed}"
@@ -106,7 +100,7 @@ class Outlet:
         for part in ("log", "base"):
             (left / part).mkdir(parents=True)
         shutil.copy(self._directory / "FORMAT", left)
-        self.engine._layers.base._env.copy(str(left / "base"))  # a snapshot: LMDB keeps its own promise
+        self.engine.table.base._env.copy(str(left / "base"))  # a snapshot: LMDB keeps its own promise
         self._disk.after_power_cut(left / "log", self.chance)
         where = f"seed {self.seed}, cut {self.cuts}, after write {len(self.history) - 1}, directory {left}"
         assert check_directory(left) == [], where
@@ -155,8 +149,8 @@ class Outlet:
 
     def stall(self) -> None:
         """The child stands still."""
-        checkpointer = self.engine._checkpointer
-        if checkpointer is not None and (child := checkpointer.child.pid) is not None:
+        process = self.engine.checkpointer.child
+        if process is not None and (child := process.pid) is not None:
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGSTOP)
                 self._stalled = child

@@ -31,7 +31,7 @@ def broken(engine: Engine) -> list[str]:
 
 def test_an_engine_with_a_wrong_leaf(make_engine: Callable[..., Engine]) -> None:
     engine = support.filled(make_engine())
-    engine._tree.sums[BUCKET] += 1
+    engine.table.tree.sums[BUCKET] += 1
     problems = broken(engine)
     assert f"tree: leaf {BUCKET} (sum, count) is " in problems[0]
 
@@ -40,27 +40,27 @@ def test_an_engine_with_an_inner_digest_out_of_date(make_engine: Callable[..., E
     engine = support.filled(make_engine())
     engine.root()
     engine.set(KEY, b"changed")
-    engine._tree.dirty.clear()
+    engine.table.tree.dirty.clear()
     only(broken(engine), "tree: the root is ", "expected ")
 
 
 @pytest.mark.parametrize(("name", "what"), [("live_count", "live keys"), ("tombstone_count", "tombstones")])
 def test_an_engine_with_a_wrong_counter(make_engine: Callable[..., Engine], name: str, what: str) -> None:
     engine = support.filled(make_engine())
-    setattr(engine, name, getattr(engine, name) + 1)
+    setattr(engine.table, name, getattr(engine, name) + 1)
     only(broken(engine), f"engine: the number of {what} is ")
 
 
 def test_an_engine_with_a_wrong_charge(make_engine: Callable[..., Engine]) -> None:
     engine = support.filled(make_engine())
-    engine._active.size -= 1
+    engine.table.active.size -= 1
     only(broken(engine), "memtable ", "the charged size is ")
 
 
 def test_an_engine_whose_memtable_is_not_what_its_segment_says(make_engine: Callable[..., Engine]) -> None:
     engine = support.filled(make_engine())
-    del engine._layers.frozen[0].records[b"frozen"]
-    engine._records[b"active"] = support.record(b"active", b"", NOON + 100)
+    del engine.table.frozen[0].records[b"frozen"]
+    engine.table.records[b"active"] = support.record(b"active", b"", NOON + 100)
     problems = broken(engine)
     assert any("key b'frozen': holds nothing, expected 2" in problem for problem in problems)
     assert any("key b'active': holds 2000000000000000100-" in problem for problem in problems)
@@ -68,8 +68,8 @@ def test_an_engine_whose_memtable_is_not_what_its_segment_says(make_engine: Call
 
 def test_an_engine_whose_layers_are_upside_down(make_engine: Callable[..., Engine]) -> None:
     engine = support.filled(make_engine())
-    engine._layers.frozen[0].records[b"active"] = support.record(b"active", b"", NOON + 100)
-    engine._records[b"k10"] = support.record(b"k10", b"", NOON - 100)
+    engine.table.frozen[0].records[b"active"] = support.record(b"active", b"", NOON + 100)
+    engine.table.records[b"k10"] = support.record(b"k10", b"", NOON - 100)
     problems = broken(engine)
     assert any("key b'active': is newer than in a memtable above it" in problem for problem in problems)
     assert any("base, key b'k10': is newer than in a memtable" in problem for problem in problems)
@@ -83,13 +83,13 @@ def test_an_engine_whose_clock_is_behind_its_data(make_engine: Callable[..., Eng
 
 def test_an_engine_with_a_record_below_its_floor(make_engine: Callable[..., Engine]) -> None:
     engine = support.filled(make_engine())
-    engine._layers.truncation = support.version(NOON + 100)
+    engine.table.truncation = support.version(NOON + 100)
     assert any("below the floor" in problem for problem in broken(engine))
 
 
 def test_an_engine_that_has_lost_a_segment(make_engine: Callable[..., Engine]) -> None:
     engine = support.filled(make_engine())
-    shutil.copy(engine._log._path, engine.directory.log / f"{10**9:020d}.log")
+    shutil.copy(engine.log._path, engine.directory.log / f"{10**9:020d}.log")
     assert any("log: the row of segments is " in problem for problem in broken(engine))
 
 
@@ -97,5 +97,5 @@ def test_an_engine_that_miscounts_what_is_pending(make_engine: Callable[..., Eng
     engine = support.filled(make_engine())
     engine.set(b"pending", b"")
     assert check_engine(engine) == []
-    engine._log.pending_size += 1
+    engine.log.pending_size += 1
     only(broken(engine), "log: the size of what is pending is ")

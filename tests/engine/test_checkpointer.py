@@ -16,8 +16,8 @@ from fixtures import engines as support
 from fixtures.support import wait_until
 
 from merklekv.engine.checkpoint import checkpointer as merger_module
+from merklekv.engine.checkpoint.checkpointer import FROZEN_TABLES_MAX
 from merklekv.engine.checkpoint.child import CheckpointProcess, Progress
-from merklekv.engine.durable import FROZEN_TABLES_MAX
 from merklekv.engine.engine import Engine
 from merklekv.engine.log import list_segments
 from merklekv.engine.verify.check import check_directory
@@ -25,10 +25,10 @@ from merklekv.errors import DirectoryLocked, Stalled, StorageFailed
 
 
 def child_pid(engine: Engine) -> int:
-    """The absorbing process; there is one once there was something to absorb."""
-    checkpointer = engine._checkpointer
-    assert checkpointer is not None
-    return wait_until(lambda: checkpointer.child.pid, what="the child") or 0
+    """The checkpoint process; there is one once there was something to move into the base."""
+    child = engine.checkpointer.child
+    assert child is not None
+    return wait_until(lambda: child.pid, what="the child") or 0
 
 
 def write(engine: Engine, count: int, first: int = 0) -> None:
@@ -42,7 +42,7 @@ def write(engine: Engine, count: int, first: int = 0) -> None:
 
 
 def wait_until_merged(engine: Engine) -> None:
-    wait_until(lambda: not engine._layers.frozen, what="the merge", seconds=20)
+    wait_until(lambda: not engine.table.frozen, what="the merge", seconds=20)
 
 
 def test_full_memtables_go_to_the_base(make_engine: Callable[..., Engine]) -> None:
@@ -50,9 +50,9 @@ def test_full_memtables_go_to_the_base(make_engine: Callable[..., Engine]) -> No
     write(engine, 500)
     wait_until_merged(engine)
     assert engine.live_count == 500
-    assert engine._layers.base.live > 300
-    assert engine._layers.base.checkpoint_lsn == engine._active.lsn
-    wait_until(lambda: list_segments(engine.directory.log) == [engine._active.lsn], what="the old segments to go")
+    assert engine.table.base.live > 300
+    assert engine.table.base.checkpoint_lsn == engine.table.active.lsn
+    wait_until(lambda: list_segments(engine.directory.log) == [engine.table.active.lsn], what="the old segments to go")
     assert len(support.values(engine)) == 500
     assert engine.metrics().frozen_memtables == 0
 
@@ -94,14 +94,14 @@ def test_a_child_that_cannot_live_stops_the_node(
 ) -> None:
     monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
     engine = make_engine(checkpoint="process")
-    checkpointer = engine._checkpointer
-    assert checkpointer is not None
-    checkpointer.child._command = [sys.executable, "-c", "raise SystemExit(3)"]
+    child = engine.checkpointer.child
+    assert child is not None
+    child._command = [sys.executable, "-c", "raise SystemExit(3)"]
     for number in range(100):
         engine.set(b"k%d" % number, b"v" * 1000)
     engine.commit()
-    wait_until(lambda: engine._failure is not None, what="the failure")
-    with pytest.raises(StorageFailed, match="the absorbing process died 5 times in a row, last: "):
+    wait_until(lambda: engine.gate.failure is not None, what="the failure")
+    with pytest.raises(StorageFailed, match="the checkpoint process died 5 times in a row, last: "):
         engine.commit()
 
 
@@ -114,7 +114,7 @@ def test_what_is_damaged_under_the_child_stops_the_node(make_engine: Callable[..
             engine.set(b"k%d" % number, b"v" * 1000)
         support.flip(tmp_path / "data" / "log" / f"{0:020d}.log", 3)
     engine.commit()
-    wait_until(lambda: engine._failure is not None, what="the failure")
+    wait_until(lambda: engine.gate.failure is not None, what="the failure")
     with pytest.raises(StorageFailed, match=r"00000.log: damaged at byte 0: the segment's header"):
         engine.commit()
 
@@ -124,20 +124,20 @@ def test_an_error_while_progress_is_told_leaves_no_answer_for_the_next_job(
 ) -> None:
     monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
     engine = make_engine(checkpoint="process")
-    real = engine.checkpoint_progressed
+    real = engine.table.base.refresh
     errors = [MemoryError()]
 
-    def progressed(share: float) -> None:
+    def refresh() -> None:  # at the first progress that is told
         if errors:
             raise errors.pop()
-        real(share)
+        real()
 
-    engine.checkpoint_progressed = progressed  # type: ignore[method-assign]
+    monkeypatch.setattr(engine.table.base, "refresh", refresh)
     for number in range(3):
         engine.set(b"k%d" % number, b"v")
         support.freeze(engine)
         wait_until_merged(engine)
-        assert engine._layers.base.checkpoint_lsn == engine._active.lsn
+        assert engine.table.base.checkpoint_lsn == engine.table.active.lsn
     assert not errors
 
 
@@ -160,7 +160,7 @@ def test_writers_that_outran_a_merge_are_let_go_on(
     for first in range(0, 192, 64):
         engine.mset([(b"k%06d" % number, b"v" * 1000) for number in range(first, first + 64)])
         engine.commit()
-    assert len(engine._layers.frozen) == FROZEN_TABLES_MAX
+    assert len(engine.table.frozen) == FROZEN_TABLES_MAX
     engine.close()
     checkpoint = CheckpointProcess.checkpoint
     checkpoint_lsn, outrun = threading.Event(), threading.Event()
@@ -194,9 +194,9 @@ engine = Engine({str(tmp_path / "data")!r}, memtable_size=1 << 16)
 for number in range(100):
     engine.set(b"k%d" % number, b"v" * 1000)
 engine.commit()
-while engine._checkpointer.child.pid is None:
+while engine.checkpointer.child.pid is None:
     time.sleep(0.001)
-print(engine._checkpointer.child.pid, flush=True)
+print(engine.checkpointer.child.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -224,29 +224,29 @@ def test_two_processes_never_share_a_directory(make_engine: Callable[..., Engine
 def test_a_start_merges_what_the_last_one_left(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
     write_count = 0
-    while len(engine._layers.frozen) < 2:
+    while len(engine.table.frozen) < 2:
         engine.set(b"k%d" % write_count, b"v" * 1000)
         engine.commit()
         write_count += 1
     engine.close()
     engine = make_engine(checkpoint="process")
     wait_until_merged(engine)
-    assert engine._layers.base.live > 100
+    assert engine.table.base.live > 100
     assert len(support.values(engine)) == write_count
 
 
 def test_waiting_for_room_ends_when_there_is_some(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine(checkpoint="process")
-    checkpointer = engine._checkpointer
-    assert checkpointer is not None
+    child = engine.checkpointer.child
+    assert child is not None
     go_on = threading.Event()
-    real = checkpointer.child.checkpoint
+    real = child.checkpoint
 
     def checkpoint(upto: int, progress: Callable[[float], None]) -> None:
         assert go_on.wait(20)
         real(upto, progress)
 
-    checkpointer.child.checkpoint = checkpoint  # type: ignore[method-assign]
+    child.checkpoint = checkpoint  # type: ignore[method-assign]
     number = 0
     while not engine.stalled:
         engine.set(b"k%d" % number, b"v" * 1000)

@@ -436,13 +436,13 @@ def test_the_segment_where_the_base_ends_is_not_taken_for_a_new_one(tmp_path: Pa
 def test_a_child_that_the_base_kills_is_told_at_once(tmp_path: Path) -> None:
     """SIGBUS: the file is shorter than it was when the child began, or the disk cannot read it."""
     engine = support.open_engine(tmp_path / "data", checkpoint="process")
-    checkpointer = engine._checkpointer
-    assert checkpointer is not None
+    child = engine.checkpointer.child
+    assert child is not None
     # Nobody can send it this signal, which the kernel delivers all the same.
     die = "import os, signal; signal.pthread_sigmask(signal.SIG_SETMASK, ()); os.kill(os.getpid(), signal.SIGBUS)"
-    checkpointer.child._command = [sys.executable, "-c", die]
+    child._command = [sys.executable, "-c", die]
     with pytest.raises(Corruption, match=r"data.mdb: could not be read \(SIGBUS\): it was cut off, or the disk fails"):
-        checkpointer.child.checkpoint(1, lambda share: None)
+        child.checkpoint(1, lambda share: None)
     engine.close()
 
 

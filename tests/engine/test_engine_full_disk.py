@@ -15,8 +15,8 @@ from fixtures import engines as support
 from fixtures.support import wait_until
 
 from merklekv.engine import log as log_module
-from merklekv.engine.durable import MIN_MEMTABLE_SIZE
 from merklekv.engine.engine import Engine
+from merklekv.engine.options import MIN_MEMTABLE_SIZE
 from merklekv.engine.verify.check import check_directory, check_engine
 from merklekv.errors import DiskFull, MerkleKVError, Stalled
 
@@ -68,11 +68,11 @@ def fill_memory(engine: Engine, error: type[Exception]) -> dict[bytes, bytes]:
     stored: dict[bytes, bytes] = {}
     while True:
         key, value = b"k%d" % len(stored), b"v" * 1000
-        before = engine._log.appended, engine.live_count
+        before = engine.log.appended, engine.live_count
         try:
             engine.set(key, value)
         except error:
-            assert (engine._log.appended, engine.live_count) == before
+            assert (engine.log.appended, engine.live_count) == before
             assert engine.get(key) is None
             return stored
         engine.commit()
@@ -176,7 +176,7 @@ def test_a_note_that_goes_first_gives_way_to_a_later_one(disk: Disk) -> None:
     engine = support.open_engine(disk.path / "data", durability="always")
     disk.fill()
     engine.put_metadata_first(b"one", b"1" * 10_000)
-    engine.note(b"one", b"")
+    engine.put_metadata(b"one", b"")
     engine.commit()
     engine.set(b"k", b"")
     engine.close()
@@ -198,15 +198,15 @@ def test_a_disk_too_full_to_begin(disk: Disk) -> None:
 def test_no_room_for_a_new_segment(disk: Disk) -> None:
     """The full one goes on being used, as long as there is room in it; then it is DiskFull, not Stalled."""
     engine = support.open_engine(disk.path / "data")
-    engine._log.reserve(300_000)
+    engine.log.reserve(300_000)
     disk.fill()
     stored = fill_memory(engine, DiskFull)
     assert sum(map(len, stored.values())) > MIN_MEMTABLE_SIZE
-    assert not engine._layers.frozen
+    assert not engine.table.frozen
     assert support.values(engine) == stored
     disk.make_room()
     engine.commit()
-    assert engine._layers.frozen
+    assert engine.table.frozen
     support.checkpoint(engine)
     engine.set(b"after", b"")
     assert support.values(engine) == stored | {b"after": b""}
@@ -214,20 +214,26 @@ def test_no_room_for_a_new_segment(disk: Disk) -> None:
     assert check_directory(disk.path / "data") == []
 
 
-def test_no_room_for_a_new_segment_but_for_a_note(disk: Disk) -> None:
-    """That the note got in does not make writers wait for a merge that cannot begin."""
+def _no_room(*_: object) -> None:
+    raise DiskFull("disk full")
+
+
+def test_no_room_for_a_new_segment_but_for_metadata(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That the metadata got in does not make writers wait for a checkpoint that cannot begin."""
     engine = support.open_engine(disk.path / "data")
-    engine._log.reserve(300_000)
+    engine.log.reserve(300_000)
     disk.fill()
     fill_memory(engine, DiskFull)
-    engine._owed[b"one"] = b"1"  # as a start leaves it that found not a byte of room
+    with monkeypatch.context() as patch:  # as a start leaves it that found not a byte of room
+        patch.setattr(engine.table, "put_metadata", _no_room)
+        engine.put_metadata_first(b"one", b"1")
     engine.commit()
     with pytest.raises(DiskFull):
         engine.set(b"k", b"")
     assert engine.metadata == {b"one": b"1"}
     disk.make_room()
     engine.commit()
-    assert engine._layers.frozen
+    assert engine.table.frozen
     engine.close()
 
 
@@ -262,7 +268,7 @@ def test_merging_in_the_child_waits_for_room(
     monkeypatch.setattr("merklekv.engine.checkpoint.checkpointer.RETRY_S", 0.01)
     engine = support.open_engine(disk.path / "data", checkpoint="process")
     try:
-        engine._log.reserve(4 * MIN_MEMTABLE_SIZE)
+        engine.log.reserve(4 * MIN_MEMTABLE_SIZE)
         disk.fill(leave=100_000)
         stored: dict[bytes, bytes] = {}
 
@@ -292,7 +298,7 @@ def test_merging_in_the_child_waits_for_room(
             return True
 
         wait_until(written, what="room")
-        wait_until(lambda: not engine._layers.frozen, what="the merge")
+        wait_until(lambda: not engine.table.frozen, what="the merge")
         assert support.values(engine) == stored | {b"after": b""}
     finally:
         engine.close()

@@ -10,20 +10,21 @@ import pytest
 from fixtures import engines as support
 
 from merklekv.engine import log as log_module
-from merklekv.engine.durable import FROZEN_TABLES_MAX, MIN_MEMTABLE_SIZE
+from merklekv.engine.checkpoint.checkpointer import FROZEN_TABLES_MAX
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import MAX_KEY_SIZE, MAX_VALUE_SIZE_LIMIT
 from merklekv.engine.integers import INT64_MAX, INT64_MIN
 from merklekv.engine.memtable import KEY_OVERHEAD
+from merklekv.engine.options import MIN_MEMTABLE_SIZE
 from merklekv.errors import InvalidArgument, NotANumber, NumberOverflow, Stalled, StorageFailed
 
 
 def unchanged(engine: Engine, error: type[Exception], verb: Callable[[], object], match: str = ".") -> None:
     """The verb raises, and neither data nor log are other than before."""
-    before = support.everything(engine), engine._log.appended, engine._log.pending_size, engine.root()
+    before = support.everything(engine), engine.log.appended, engine.log.pending_size, engine.root()
     with pytest.raises(error, match=match):
         verb()
-    assert (support.everything(engine), engine._log.appended, engine._log.pending_size, engine.root()) == before
+    assert (support.everything(engine), engine.log.appended, engine.log.pending_size, engine.root()) == before
 
 
 def test_keys(make_engine: Callable[..., Engine]) -> None:
@@ -199,21 +200,21 @@ def test_a_memtable_is_frozen_when_it_is_full(make_engine: Callable[..., Engine]
     value = b"v" * (MIN_MEMTABLE_SIZE - KEY_OVERHEAD - 41 - 1 - 1)
     engine.set(b"k", value)
     engine.commit()
-    assert engine._active.size == MIN_MEMTABLE_SIZE - 1
-    assert not engine._layers.frozen
+    assert engine.table.active.size == MIN_MEMTABLE_SIZE - 1
+    assert not engine.table.frozen
     engine.set(b"k", value + b"v")
     engine.commit()
-    assert len(engine._layers.frozen) == 1
+    assert len(engine.table.frozen) == 1
 
 
 def test_a_segment_is_sealed_when_it_is_full(make_engine: Callable[..., Engine]) -> None:
     """Writing one key again and again fills the log, not the memtable."""
     engine = make_engine()
-    while not engine._layers.frozen:
-        assert engine._log.position < MIN_MEMTABLE_SIZE
+    while not engine.table.frozen:
+        assert engine.log.position < MIN_MEMTABLE_SIZE
         engine.set(b"k", b"v" * 1000)
         engine.commit()
-    assert engine._layers.frozen[0].size < 2000
+    assert engine.table.frozen[0].size < 2000
 
 
 def fill_until_stalled(engine: Engine) -> int:
@@ -240,7 +241,7 @@ def test_writes_wait_while_merging_is_behind(make_engine: Callable[..., Engine])
         lambda: engine.merge([(1, b"m", support.record(b"m", b"", support.NOON))], b"x"),
         lambda: engine.merge_truncation(support.version(support.NOON), b"x"),
     ):
-        unchanged(engine, Stalled, verb, "merging is behind")
+        unchanged(engine, Stalled, verb, "checkpoints are behind")
     assert not engine.delete(b"missing")
     assert engine.get(b"k0") is not None
     assert not engine.wait_for_room(0.001)

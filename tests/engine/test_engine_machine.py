@@ -61,7 +61,7 @@ class EngineMachine(RuleBasedStateMachine):
         path = self.root_directory / str(self.generation)
         self.engine: Engine = support.open_engine(path, durability=self.durability, wall_clock=self.wall)
         self.since_segment = [self._state()]  # states that a crash may go back to
-        self.segment = self.engine._log.lsn
+        self.segment = self.engine.log.lsn
 
     def _state(self) -> Model:
         return dict(self.records), self.truncation, self.gc_horizon
@@ -73,9 +73,9 @@ class EngineMachine(RuleBasedStateMachine):
         try:
             return verb()
         except Stalled:
-            before = self.engine._log.appended
+            before = self.engine.log.appended
             self.engine.checkpoint_now()
-            assert self.engine._log.appended == before
+            assert self.engine.log.appended == before
             self._committed()
             return verb()
 
@@ -108,16 +108,16 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(key=keys, amount=numbers)
     def increment(self, key: bytes, amount: int) -> None:
         text = self.value(key)
-        before = self.engine._log.appended
+        before = self.engine.log.appended
         try:
             found = self.write(lambda: self.engine.increment(key, amount))
         except NotANumber:
             assert text is not None
             assert not _is_number(text)
-            assert self.engine._log.appended == before
+            assert self.engine.log.appended == before
         except NumberOverflow:
             assert not -(2**63) <= int(text or b"0") + amount < 2**63
-            assert self.engine._log.appended == before
+            assert self.engine.log.appended == before
         else:
             assert found == int(b"0" if text is None else text) + amount
             self.took(key, b"%d" % found)
@@ -192,7 +192,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(limit=st.integers(1, 4), enough=st.booleans())
     def collect(self, limit: int, enough: bool) -> None:
-        while self.write(lambda: self.engine.collect(limit)) and enough:
+        while self.write(lambda: self.engine.collect_tombstones(limit)) and enough:
             pass
         for key, record in list(self.records.items()):
             if is_tombstone(record) and int.from_bytes(record[:8], "big") <= self.gc_horizon:
@@ -223,8 +223,8 @@ class EngineMachine(RuleBasedStateMachine):
         self._committed()
 
     def _committed(self) -> None:
-        if self.engine._log.lsn != self.segment:  # what is sealed is synced
-            self.segment = self.engine._log.lsn
+        if self.engine.log.lsn != self.segment:  # what is sealed is synced
+            self.segment = self.engine.log.lsn
             self.since_segment = []
         self.since_segment.append(self._state())
 
@@ -241,7 +241,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(part=st.floats(0, 1))
     def no_room(self, part: float) -> None:
         """The disk takes only a part of the next frame, so what was not committed is gone; then there is room again."""
-        if self.engine._log.appended == self.engine._committed:
+        if self.engine.log.appended == self.engine.commits.committed:
             return
         with no_room(part):
             with pytest.raises(DiskFull, match="disk full, write not stored"):
@@ -263,7 +263,7 @@ class EngineMachine(RuleBasedStateMachine):
         """The process dies, and with it what the kernel had not put on disk; its child so many commits later."""
         if commits:
             self.freeze()  # so that there is something to merge
-        log = self.engine._log
+        log = self.engine.log
         written, synced = log.position, max(48, log.synced_lsn - log.lsn)
         self.generation += 1
         copy = self.root_directory / str(self.generation)
@@ -284,7 +284,7 @@ class EngineMachine(RuleBasedStateMachine):
         assert found in allowed
         self.records, self.truncation, self.gc_horizon = dict(found[0]), found[1], found[2]
         self.since_segment = [found]
-        self.segment = self.engine._log.lsn
+        self.segment = self.engine.log.lsn
 
     def _discard(self) -> None:
         """Closes the engine that was killed; nobody opens its directory again."""

@@ -19,14 +19,15 @@ from fixtures.support import failing_writes, no_room, wait_until
 
 import merklekv
 from merklekv.engine import base as store_module
-from merklekv.engine import durable as durable_module
+from merklekv.engine import commit as commit_module
+from merklekv.engine import failpoints
 from merklekv.engine import recovery as recovery_module
 from merklekv.engine.base import Base, BaseWriter
 from merklekv.engine.checkpoint import checkpointer as merger_module
-from merklekv.engine.durable import MIN_MEMTABLE_SIZE
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import METADATA_GC_HORIZON
 from merklekv.engine.log import list_segments
+from merklekv.engine.options import MIN_MEMTABLE_SIZE
 from merklekv.errors import DirectoryLocked, DiskFull, Shortage, Stalled, StorageFailed
 
 VALUE = b"v" * 1000
@@ -72,7 +73,7 @@ def test_commits_need_no_descriptor(make_engine: Callable[..., Engine], durabili
             engine.set(b"k%d" % number, b"v")
             engine.commit()
         engine.flush()
-        assert engine._log.synced_lsn == engine._log.end_lsn
+        assert engine.log.synced_lsn == engine.log.end_lsn
 
 
 def test_a_rotation_needs_no_descriptor(make_engine: Callable[..., Engine]) -> None:
@@ -80,10 +81,10 @@ def test_a_rotation_needs_no_descriptor(make_engine: Callable[..., Engine]) -> N
     with no_descriptors():
         engine.set(b"k", b"v")
         support.freeze(engine)
-        assert len(engine._layers.frozen) == 1
+        assert len(engine.table.frozen) == 1
         engine.set(b"l", b"w")
         support.freeze(engine)
-        assert len(engine._layers.frozen) == 2
+        assert len(engine.table.frozen) == 2
         engine.set(b"m", b"x")
         engine.commit()
     assert support.values(engine) == {b"k": b"v", b"l": b"w", b"m": b"x"}
@@ -110,7 +111,7 @@ def test_without_descriptors_writes_go_on_while_memory_lasts(
     wait_until(has_room, what="room")
     engine.set(b"after", b"")
     engine.commit()
-    wait_until(lambda: not engine._layers.frozen, what="the merge")
+    wait_until(lambda: not engine.table.frozen, what="the merge")
     assert len(support.values(engine)) == count + 1
 
 
@@ -139,7 +140,7 @@ def test_a_child_that_cannot_be_started_is_started_later(
         engine.set(b"k", VALUE)
         support.freeze(engine)
         wait_until(lambda: len(attempts) > 10, what="attempts")
-    wait_until(lambda: not engine._layers.frozen, what="the merge")
+    wait_until(lambda: not engine.table.frozen, what="the merge")
     assert engine.get(b"k") == VALUE
 
 
@@ -149,14 +150,14 @@ def test_a_child_that_is_killed_each_time_is_a_shortage(
     """As the kernel does when there is no memory."""
     monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
     engine = make_engine(checkpoint="process")
-    assert engine._checkpointer is not None
-    child = engine._checkpointer.child
+    child = engine.checkpointer.child
+    assert child is not None
     command, child._command = child._command, ["sh", "-c", "kill -9 $$"]
     engine.set(b"k", VALUE)
     support.freeze(engine)
     wait_until(lambda: "most likely memory is short" in caplog.text, what="the shortage")
     child._command = command
-    wait_until(lambda: not engine._layers.frozen, what="the merge")
+    wait_until(lambda: not engine.table.frozen, what="the merge")
     assert engine.get(b"k") == VALUE
 
 
@@ -166,11 +167,11 @@ def test_memory_that_is_short_in_the_merger_passes(
     monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
     engine = make_engine(checkpoint="process")
     with monkeypatch.context() as patch:
-        patch.setattr(engine._layers, "drop_checkpointed", _no_memory)
+        patch.setattr(engine.table, "take_over_base", _no_memory)
         engine.set(b"k", VALUE)
         support.freeze(engine)
         wait_until(lambda: "cannot merge: out of memory" in caplog.text, what="the shortage")
-    wait_until(lambda: not engine._layers.frozen, what="the merge")
+    wait_until(lambda: not engine.table.frozen, what="the merge")
 
 
 def _no_memory() -> None:
@@ -182,7 +183,7 @@ def _no_memory() -> None:
 
 def test_all_kinds_of_changes_are_taken_back(make_engine: Callable[..., Engine]) -> None:
     engine = support.filled(make_engine())
-    engine.note(b"kept", b"1")
+    engine.put_metadata(b"kept", b"1")
     engine.commit()
 
     def state() -> object:
@@ -193,8 +194,8 @@ def test_all_kinds_of_changes_are_taken_back(make_engine: Callable[..., Engine])
             engine.gc_horizon,
             dict(engine.metadata),
             (engine.live_count, engine.tombstone_count),
-            engine._log.sequence,
-            engine._log.end_lsn,
+            engine.log.sequence,
+            engine.log.end_lsn,
         )
 
     def recover() -> None:
@@ -211,9 +212,9 @@ def test_all_kinds_of_changes_are_taken_back(make_engine: Callable[..., Engine])
         engine.truncate,
         lambda: engine.merge([(1, b"m", support.record(b"m", b"v", support.NOON))], b"elsewhere"),
         lambda: engine.merge_truncation(support.version(support.NOON - 1), b"elsewhere"),
-        lambda: engine.note(b"kept", b"2"),
-        lambda: engine.note(b"other", b"3"),
-        lambda: engine.raise_gc_horizon(support.NOON + 10**12) and engine.collect(),
+        lambda: engine.put_metadata(b"kept", b"2"),
+        lambda: engine.put_metadata(b"other", b"3"),
+        lambda: engine.raise_gc_horizon(support.NOON + 10**12) and engine.collect_tombstones(),
     ]
     for part in (0.0, 0.5, 1.0):
         for change in changes:
@@ -317,7 +318,7 @@ def test_a_note_that_goes_first_is_not_lost(make_engine: Callable[..., Engine]) 
     engine.put_metadata_first(b"one", b"1")
     with no_room(), pytest.raises(DiskFull):
         engine.flush()
-    assert engine.noted(b"one") == b"1"
+    assert engine.metadata_or_pending(b"one") == b"1"
     assert b"one" not in engine.metadata
     engine.commit()
     assert engine.metadata == {b"one": b"1"}
@@ -339,41 +340,44 @@ def test_a_close_without_room_stores_what_was_committed(make_engine: Callable[..
 def test_a_close_without_room_syncs_what_was_committed(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(durable_module, "SYNC_INTERVAL_S", 3600.0)
+    monkeypatch.setattr(commit_module, "SYNC_INTERVAL_S", 3600.0)
     engine = make_engine(durability="everysec")
     engine.set(b"k", b"v")
     engine.commit()
-    assert engine._log.synced_lsn < engine._log.written_lsn
+    assert engine.log.synced_lsn < engine.log.written_lsn
     engine.set(b"l", b"w")
     with no_room():
         engine.close()
-    assert engine._log.synced_lsn == engine._log.written_lsn
+    assert engine.log.synced_lsn == engine.log.written_lsn
 
 
-def test_taking_back_reads_no_segment_that_the_base_has_taken_in(make_engine: Callable[..., Engine]) -> None:
+def test_a_roll_back_reads_no_segment_that_the_base_has_taken_in(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its memtable is still there, but the segment is gone."""
     engine = make_engine(checkpoint="process")
-    finish, checkpoint_lsn, go_on = engine.checkpoint_finished, threading.Event(), threading.Event()
+    done, go_on = threading.Event(), threading.Event()
 
-    def finish_later() -> None:
-        engine.checkpoint_progressed(1.0)
-        checkpoint_lsn.set()
-        assert go_on.wait(20)
-        finish()
+    def reached(point: str) -> None:
+        if point == "checkpointer.told":
+            with engine.lock:
+                engine.table.base.refresh()
+            done.set()
+            assert go_on.wait(20)
 
-    engine.checkpoint_finished = finish_later  # type: ignore[method-assign]
+    monkeypatch.setattr(failpoints, "reached", reached)
     engine.set(b"k", b"v")
     support.freeze(engine)
-    assert checkpoint_lsn.wait(20)
-    engine._delete_segments()  # as when the outbox lets go of the log
-    assert list_segments(engine.directory.log) == [engine._active.lsn]
-    assert engine._layers.frozen
+    assert done.wait(20)
+    engine.checkpointer.delete_segments()  # as when the outbox lets go of the log
+    assert list_segments(engine.directory.log) == [engine.table.active.lsn]
+    assert engine.table.frozen
     engine.set(b"l", b"w")
     with no_room(), pytest.raises(DiskFull):
         engine.commit()
     assert support.values(engine) == {b"k": b"v"}
     go_on.set()
-    wait_until(lambda: not engine._merging, what="the merge")
+    wait_until(lambda: not engine.table.frozen, what="the merge")
     engine.commit()
     engine.set(b"l", b"w")
     engine.commit()
@@ -416,7 +420,7 @@ def test_a_snapshot_stays_when_there_is_no_other(make_engine: Callable[..., Engi
     engine = make_engine()
     engine.set(b"k", b"v")
     support.checkpoint(engine)
-    base = engine._layers.base
+    base = engine.table.base
     hogs = []
     with suppress(lmdb.ReadersFullError):
         while True:
@@ -558,17 +562,17 @@ def test_a_child_of_the_same_id_is_replaced(
 ) -> None:
     monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
     engine = make_engine(checkpoint="process")
-    assert engine._checkpointer is not None
-    child = engine._checkpointer.child
+    child = engine.checkpointer.child
+    assert child is not None
     engine.set(b"k", b"v")
     support.freeze(engine)
-    wait_until(lambda: not engine._layers.frozen, what="the merge")
+    wait_until(lambda: not engine.table.frozen, what="the merge")
     first = child.pid
     assert first is not None
     with same_process_id(tmp_path / "data" / "base", first) as end:
         engine.set(b"k", b"w")
         support.freeze(engine)
-        wait_until(lambda: not engine._layers.frozen, what="the merge")
+        wait_until(lambda: not engine.table.frozen, what="the merge")
         assert child.pid != first
         end()
     assert engine.get(b"k") == b"w"

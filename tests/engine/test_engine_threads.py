@@ -12,7 +12,7 @@ import pytest
 from fixtures import engines as support
 from fixtures.support import wait_until
 
-from merklekv.engine import durable
+from merklekv.engine import commit
 from merklekv.engine.engine import Engine
 from merklekv.engine.log import Sealed
 from merklekv.errors import Stalled, StorageFailed
@@ -74,17 +74,17 @@ def test_what_a_commit_returns_from_is_on_disk(
             for number in range(100):
                 engine.set(name, b"%d" % number)
                 with engine.lock:
-                    mark = engine._log.appended
+                    mark = engine.log.appended
                 engine.commit()
-                assert engine._committed >= mark
-                assert engine._log.synced_lsn > 0
+                assert engine.commits.committed >= mark
+                assert engine.log.synced_lsn > 0
 
         return work
 
     together(*[write(b"k%d" % number) for number in range(THREADS)])
     assert syncs[0] <= 100 * THREADS
-    assert engine._committed == engine._log.appended
-    assert engine._log.synced_lsn == engine._log.end_lsn
+    assert engine.commits.committed == engine.log.appended
+    assert engine.log.synced_lsn == engine.log.end_lsn
 
 
 def test_a_commit_waits_for_what_others_have_written(
@@ -163,16 +163,16 @@ def test_writes_and_scans_beside_merging(make_engine: Callable[..., Engine]) -> 
             assert set(lasting) <= set(found)
 
     together(write, scan, scan)
-    wait_until(lambda: not engine._layers.frozen, what="the merge")
-    assert engine._layers.base.checkpoint_lsn > 0
+    wait_until(lambda: not engine.table.frozen, what="the merge")
+    assert engine.table.base.checkpoint_lsn > 0
 
 
 def test_everysec_syncs_by_itself(make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(durable, "SYNC_INTERVAL_S", 0.01)
+    monkeypatch.setattr(commit, "SYNC_INTERVAL_S", 0.01)
     engine = make_engine(durability="everysec")
     engine.set(b"k", b"v")
     engine.commit()
-    wait_until(lambda: engine._log.synced_lsn == engine._log.end_lsn, what="the sync")
+    wait_until(lambda: engine.log.synced_lsn == engine.log.end_lsn, what="the sync")
 
 
 def test_a_sync_that_fails_stops_everything(
@@ -197,13 +197,13 @@ def test_a_sync_that_fails_stops_everything(
 def test_a_sync_in_the_background_that_fails_stops_everything(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(durable, "SYNC_INTERVAL_S", 0.01)
+    monkeypatch.setattr(commit, "SYNC_INTERVAL_S", 0.01)
     engine = make_engine(durability="everysec")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fdatasync", _failing)
         engine.set(b"k", b"v")
         engine.commit()
-        wait_until(lambda: engine._failure is not None, what="the failure")
+        wait_until(lambda: engine.gate.failure is not None, what="the failure")
     with pytest.raises(StorageFailed):
         engine.commit()
 
@@ -216,10 +216,9 @@ def rotate(engine: Engine) -> Sealed:
     """A rotation as far as the commit path goes; the rest is the merger's."""
     engine.set(b"k", b"v")
     engine.commit()
-    engine._log.seal()
-    engine._layers.freeze(engine._log.lsn)
-    engine._adopt_active()
-    return engine._log._sealed[-1]
+    engine.log.seal()
+    engine.table.freeze(engine.log.lsn)
+    return engine.log._sealed[-1]
 
 
 def synced_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -238,7 +237,7 @@ def synced_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_sync_covers_full_segments_first(make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
     """However long the merger takes to finish them; and only once."""
     engine = make_engine(durability="never")
-    log = engine._log
+    log = engine.log
     first, second = rotate(engine), rotate(engine)
     names = synced_files(monkeypatch)
     log.sync()
@@ -263,10 +262,10 @@ def test_what_was_synced_before_it_was_sealed_is_not_synced_again(
     names = synced_files(monkeypatch)
     engine.set(b"k", b"w")
     engine.commit()
-    assert names == [f"{engine._log.lsn:020d}.log"]
-    assert engine._log.synced_lsn == engine._log.end_lsn
-    engine._log.finish_sealing()
-    assert engine._log.synced_lsn == engine._log.end_lsn
+    assert names == [f"{engine.log.lsn:020d}.log"]
+    assert engine.log.synced_lsn == engine.log.end_lsn
+    engine.log.finish_sealing()
+    assert engine.log.synced_lsn == engine.log.end_lsn
 
 
 def test_closing_lets_the_directory_go_when_the_last_sync_fails(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from merklekv.engine import memtable as memtable_module
 from merklekv.engine.engine import Engine
 from merklekv.engine.record import HEAD_SIZE, is_live
+from merklekv.engine.table import HEADS_ONLY
 
 LONG = b"\xff" * 511  # the last key there can be
 keys = st.sampled_from(
@@ -118,7 +119,7 @@ def test_a_page_of_heads_carries_no_values() -> None:
     with support.fresh_engine() as engine:
         engine.set(b"k", b"x" * 1000)
         support.checkpoint(engine)
-        pairs, _ = engine._layers.page(b"", b"", 10)
+        pairs, _ = engine.records_page(b"", b"", 10, max_bytes=HEADS_ONLY)
         assert [(key, len(head)) for key, head in pairs] == [(b"k", HEAD_SIZE)]
 
 

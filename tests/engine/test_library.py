@@ -65,8 +65,8 @@ def test_every_call_is_durable_when_it_returns(tmp_path: Path) -> None:
             1,
         ):
             verb()
-            assert db.engine._committed == db.engine._log.appended == number
-            assert db.engine._log.synced_lsn == db.engine._log.end_lsn
+            assert db.engine.commits.committed == db.engine.log.appended == number
+            assert db.engine.log.synced_lsn == db.engine.log.end_lsn
 
 
 def test_a_write_waits_while_merging_is_behind(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_database_that_is_closed_says_so(tmp_path: Path) -> None:
 
 def test_a_call_that_the_close_meets_fails_as_closed(tmp_path: Path) -> None:
     db = merklekv.open(tmp_path / "data", checkpoint="manual")
-    db.engine.get = lambda key: db.close() or 1 // 0  # type: ignore[method-assign,assignment,func-returns-value,return-value]
+    db.engine.get = lambda key: db.close() or 1 // 0  # type: ignore[assignment,func-returns-value,return-value]
     with pytest.raises(merklekv.MerkleKVError, match=r"^the database is closed$"):
         db.get(b"k")
 

@@ -252,7 +252,7 @@ def test_an_engine_goes_on_behind_a_torn_tail(make_engine: Callable[..., Engine]
     for number in range(3):
         engine.set(b"k", b"%d" % number)
         engine.commit()
-    end = engine._log.position
+    end = engine.log.position
     engine.close()
     file = segment_path(tmp_path / "data" / "log", 0)
     with file.open("r+b") as opened:
@@ -305,8 +305,8 @@ def test_opening_and_closing_alone_writes_nothing(tmp_path: Path) -> None:
     engine = support.open_engine(tmp_path / "data")
     engine.set(b"k", b"v")
     engine.close()
-    end = engine._log.end_lsn
+    end = engine.log.end_lsn
     for _ in range(3):
         engine = support.open_engine(tmp_path / "data")
         engine.close()
-    assert engine._log.end_lsn == end
+    assert engine.log.end_lsn == end

@@ -61,7 +61,7 @@ def take_in(engine: Engine, history: Sequence[Arrival], chance: random.Random) -
             engine.checkpoint_now()
         elif act < 0.4:
             engine.commit()
-        if len(engine._layers.frozen) >= 3:
+        if len(engine.table.frozen) >= 3:
             engine.checkpoint_now()
 
 
@@ -115,9 +115,9 @@ def test_nodes_that_tell_each_other_everything_agree(histories: list[list[Arriva
             support.checkpoint(engine)
             assert state(engine) == outcome(everybody)
         assert len({engine.root() for engine in engines}) == 1
-        before = engines[0]._log.appended
+        before = engines[0].log.appended
         tell(engines[1], engines[0])
-        assert engines[0]._log.appended == before
+        assert engines[0].log.appended == before
 
 
 def tell(giver: Engine, taker: Engine) -> None:
@@ -130,13 +130,13 @@ def tell(giver: Engine, taker: Engine) -> None:
 def test_merging_again_changes_nothing(history: list[Arrival], chance: random.Random) -> None:
     with support.fresh_engine() as engine:
         take_in(engine, history, chance)
-        before = state(engine), engine._log.appended, engine.clock.last
+        before = state(engine), engine.log.appended, engine.clock.last
         for key, record in history:
             if record is None:
                 assert not engine.merge_truncation(key, b"again")
             else:
                 assert engine.merge([(OP_SET, key, record)], b"again") == MergeResult(0, 1, [])
-        assert (state(engine), engine._log.appended, engine.clock.last) == before
+        assert (state(engine), engine.log.appended, engine.clock.last) == before
 
 
 @given(arrivals, names, chances)
@@ -184,10 +184,10 @@ def test_a_truncate_spares_a_later_write_elsewhere(make_engine: Callable[..., En
 
 def refusals(engine: Engine, *items: tuple[int, bytes, bytes]) -> list[str]:
     """The reasons, with nothing changed."""
-    before = state(engine), engine._log.appended, engine.clock.last
+    before = state(engine), engine.log.appended, engine.clock.last
     result = engine.merge(items, b"elsewhere")
     assert result.applied == result.superseded == 0
-    assert (state(engine), engine._log.appended, engine.clock.last) == before
+    assert (state(engine), engine.log.appended, engine.clock.last) == before
     assert [key for key, _ in result.refused] == [key for _, key, _ in items]
     return [reason for _, reason in result.refused]
 
@@ -234,9 +234,9 @@ def test_one_bad_record_does_not_hold_up_the_others(make_engine: Callable[..., E
 
 
 @pytest.mark.parametrize("size", [0, 23, 25])
-def test_a_floor_is_a_version(make_engine: Callable[..., Engine], size: int) -> None:
+def test_a_truncation_version_is_a_version(make_engine: Callable[..., Engine], size: int) -> None:
     engine = make_engine()
-    with pytest.raises(InvalidArgument, match=f"floor of {size} bytes"):
+    with pytest.raises(InvalidArgument, match=f"truncation version of {size} bytes"):
         engine.merge_truncation(b"\x01" * size, b"x")
     assert engine.truncation == bytes(24)
 
@@ -259,8 +259,8 @@ def test_the_root_is_ready_again_by_itself(make_engine: Callable[..., Any]) -> N
     support.checkpoint(engine)
     engine.merge_truncation(support.version(NOON + 5), b"x")
     assert not engine.root_ready
-    with engine._commit_lock:
-        engine._flush()  # a crash right behind this leaves the floor in the open segment
+    with engine.commits.lock:
+        engine.commits.write()  # a crash right behind this leaves the floor in the open segment
     engine.close()
     engine = make_engine(checkpoint="process")
     wait_until(lambda: engine.root_ready, what="the root")

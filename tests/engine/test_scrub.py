@@ -152,10 +152,10 @@ def test_a_write_over_a_damaged_value_beats_it_whatever_the_clock_says(tmp_path:
     engine = support.open_engine(tmp_path / "data", wall_clock=lambda: now)
     engine.set(KEY, b"value")
     support.checkpoint(engine)
-    engine._layers.base.close()  # nobody can have it open twice
+    engine.table.base.close()  # nobody can have it open twice
     with base_of(tmp_path / "data") as database:
         flip_record(KEY, -1)(database)
-    engine._layers.base = Base(engine.directory.base)
+    engine.table.base = Base(engine.directory.base)
     before = engine.record(KEY) or b""
     now = NOON
     engine.set(KEY, b"anew")
@@ -240,7 +240,7 @@ def test_a_newer_record_of_a_peer_takes_the_place_as_in_a_merge(engine: Engine) 
     is_sound(engine)
     assert engine.tombstone_count == dead + 1
     engine.raise_gc_horizon(engine.clock.now())
-    while engine.collect():
+    while engine.collect_tombstones():
         pass
     assert engine.record(KEY) is None
 
@@ -381,11 +381,11 @@ def test_what_is_derived_is_derived_anew(engine: Engine, name: str) -> None:
 
 def test_wrong_memory_over_a_sound_base(engine: Engine) -> None:
     root = engine.root()
-    engine._tree.sums[bucket_of(KEY)] += 1 << 6
-    engine._tree.dirty.add(bucket_of(KEY) // 256)
-    engine.live_count += 1
-    engine.tombstone_count -= 2
-    engine._records[b"active"] = flipped(engine._records[b"active"], DIGEST_BYTE)
+    engine.table.tree.sums[bucket_of(KEY)] += 1 << 6
+    engine.table.tree.dirty.add(bucket_of(KEY) // 256)
+    engine.table.live_count += 1
+    engine.table.tombstone_count -= 2
+    engine.table.records[b"active"] = flipped(engine.table.records[b"active"], DIGEST_BYTE)
     problems = [damage.problem for damage in heal(engine, {})]
     for what in ("memory: leaf ", "memory, key b'active': ", "memory: the number of live", "memory: the number of tom"):
         assert any(problem.startswith(what) for problem in problems), problems
@@ -398,12 +398,12 @@ def test_what_lmdb_reports_is_reported_and_the_rest_looked_at(engine: Engine, mo
         raise lmdb.CorruptedError("mdb_get: MDB_CORRUPTED")
 
     monkeypatch.setattr(Scrub, "_page", page)
-    engine.live_count += 1
+    engine.table.live_count += 1
     pages, count = found_in(engine)
     assert "LMDB reports damage: mdb_get: MDB_CORRUPTED" in pages.problem
     assert pages.bucket is None
     assert "live keys" in count.problem
-    engine.live_count -= 1
+    engine.table.live_count -= 1
 
 
 def test_a_key_that_is_not_in_order_is_reported(engine: Engine) -> None:

@@ -10,9 +10,9 @@ from contextlib import suppress
 import pytest
 from fixtures import engines as support
 
-from merklekv.engine.durable import MIN_MEMTABLE_SIZE
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import bucket_of
+from merklekv.engine.options import MIN_MEMTABLE_SIZE
 from merklekv.engine.verify import scrub as scrub_module
 from merklekv.engine.verify.check import check_engine
 from merklekv.engine.verify.scrub import Damage, Scrub
@@ -37,7 +37,7 @@ def test_writes_between_the_slices_are_no_damage(make_engine: Make, monkeypatch:
         (0.05, lambda: support.freeze(engine)),
         (0.05, engine.checkpoint_now),
         (0.05, lambda: engine.raise_gc_horizon(engine.clock.now())),
-        (0.05, lambda: engine.collect(5)),
+        (0.05, lambda: engine.collect_tombstones(5)),
         (0.01, lambda: engine.repair(chance.randrange(65536))),
         (0.003, engine.truncate),
     ]

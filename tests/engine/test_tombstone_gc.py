@@ -17,7 +17,7 @@ Make = Callable[..., Engine]
 
 
 def collect_all(engine: Engine) -> None:
-    while engine.collect(3):
+    while engine.collect_tombstones(3):
         pass
     engine.commit()
 
@@ -57,7 +57,7 @@ def test_tombstones_above_the_horizon_stay(make_engine: Make) -> None:
     collect_all(engine)
     assert engine.record(b"old") is None
     assert engine.record(b"new") is not None
-    assert not engine.collect()
+    assert not engine.collect_tombstones()
 
 
 def test_a_tombstone_on_a_tombstone_is_found_wherever_it_is(make_engine: Make) -> None:
@@ -143,26 +143,26 @@ def test_the_horizon_only_rises_and_is_kept(make_engine: Make) -> None:
 
 def test_notes_are_kept_like_records(make_engine: Make) -> None:
     engine = make_engine()
-    engine.note(b"a", b"1")
-    engine.note(b"b", b"")
-    engine.note(b"a", b"2")
+    engine.put_metadata(b"a", b"1")
+    engine.put_metadata(b"b", b"")
+    engine.put_metadata(b"a", b"2")
     engine.commit()
     engine.close()
     engine = make_engine()
     assert engine.metadata == {b"a": b"2", b"b": b""}
     engine.set(b"k", b"v")
     engine.checkpoint_now()
-    engine.note(b"b", b"3")
+    engine.put_metadata(b"b", b"3")
     engine.close()
     assert make_engine().metadata == {b"a": b"2", b"b": b"3"}
 
 
 def test_limits_of_notes(make_engine: Make) -> None:
     engine = make_engine()
-    engine.note(b"n" * METADATA_NAME_SIZE_MAX, b"v" * METADATA_SIZE_MAX)
+    engine.put_metadata(b"n" * METADATA_NAME_SIZE_MAX, b"v" * METADATA_SIZE_MAX)
     for name, value in ((b"n" * (METADATA_NAME_SIZE_MAX + 1), b""), (b"n", b"v" * (METADATA_SIZE_MAX + 1)), (b"", b"")):
         with pytest.raises(InvalidArgument, match="metadata entry of"):
-            engine.note(name, value)
+            engine.put_metadata(name, value)
     assert engine.metadata == {b"n" * METADATA_NAME_SIZE_MAX: b"v" * METADATA_SIZE_MAX}
 
 

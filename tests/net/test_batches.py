@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+from fixtures.engines import let_go_on, stall
 from fixtures.servers import StartedServer
 from fixtures.wire import Wire
 
@@ -114,7 +115,7 @@ def test_clients_that_ask_in_one_round_are_answered_each_by_itself(start: Callab
 
 
 def test_a_row_stops_before_what_set_refuses(engine: Engine) -> None:
-    engine.max_value_size = 100
+    engine.table.max_value_size = 100
     row = [(b"SET", b"a", b"1"), (b"SET", b"b", b"x" * 100), (b"SET", b"", b"3"), (b"SET", b"c", b"4")]
     assert engine.set_batch(row) == 2
     assert (engine.get(b"b"), engine.get(b"c")) == (b"x" * 100, None)
@@ -122,7 +123,7 @@ def test_a_row_stops_before_what_set_refuses(engine: Engine) -> None:
 
 
 def test_a_row_stops_where_writes_are_stalled(engine: Engine) -> None:
-    engine.stalled = True
+    stall(engine)
     assert engine.set_batch([(b"SET", b"a", b"1")]) == 0
-    engine.stalled = False
+    let_go_on(engine)
     assert engine.set_batch([(b"SET", b"a", b"1")]) == 1

@@ -32,7 +32,7 @@ def test_a_message_arrives_whole(client: Client, services: FakeServices, size: i
 
 
 def test_a_message_passes_where_only_small_values_do(start: Start, engine: Engine, services: FakeServices) -> None:
-    engine.max_value_size = 10
+    engine.table.max_value_size = 10
     with Client(*start().address) as client:
         assert ask(client, b"x" * 100_000) == b"x" * 100_000
         with pytest.raises(NodeError, match="value of 11 bytes: more than max_value_size"):
@@ -41,7 +41,7 @@ def test_a_message_passes_where_only_small_values_do(start: Start, engine: Engin
 
 
 def test_the_longest_argument_where_only_small_values_pass(start: Start, engine: Engine) -> None:
-    engine.max_value_size = 10
+    engine.table.max_value_size = 10
     address = start().address
     with Wire(address) as wire:
         assert wire.call("ECHO", b"x" * BULK_BYTES_MIN) == b"$%d\r\n%b\r\n" % (BULK_BYTES_MIN, b"x" * BULK_BYTES_MIN)

@@ -55,7 +55,7 @@ def test_what_is_not_committed_is_kept_back(engine: Engine, client: Client) -> N
 
 
 def test_a_segment_that_is_gone(engine: Engine, client: Client) -> None:
-    engine.memtable_size = 1000
+    engine.checkpointer.memtable_size = 1000
     engine.set(b"key", b"x" * 1000)
     engine.commit()
     wait_until(lambda: numbers(client)[2][0] > 0, what="the first segment to be absorbed")
@@ -110,11 +110,11 @@ def test_leaves(engine: Engine, client: Client) -> None:
 def test_leaves_after_a_truncation_that_spares_something(engine: Engine, client: Client, tmp_path: Path) -> None:
     """They wait until the base has taken it in."""
     engine.set(b"old", b"x")
-    engine.memtable_size = 1
+    engine.checkpointer.memtable_size = 1
     engine.commit()
     wait_until(lambda: engine.metrics().checkpoint_lsn, what="the base")
     truncation = (engine.clock.last + 1).to_bytes(8, "big") + bytes(16)
-    engine.memtable_size = 1 << 20
+    engine.checkpointer.memtable_size = 1 << 20
     engine.set(b"new", b"x")
     engine.merge_truncation(truncation, b"elsewhere")
     replies = [client.call(b"TREE", b"%d" % inner) for inner in range(INNER_NODES)]
@@ -124,8 +124,8 @@ def test_leaves_after_a_truncation_that_spares_something(engine: Engine, client:
 
 def test_notes(engine: Engine, client: Client) -> None:
     assert client.call(b"METADATA") == []
-    engine.note(b"members", b"\x00\xff")
-    engine.note(b"store_id", b"")
+    engine.put_metadata(b"members", b"\x00\xff")
+    engine.put_metadata(b"store_id", b"")
     engine.raise_gc_horizon(5)
     engine.commit()
     assert client.call(b"METADATA") == [b"gc_horizon", bytes(7) + b"\5", b"members", b"\x00\xff", b"store_id", b""]

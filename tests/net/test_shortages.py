@@ -258,7 +258,7 @@ def test_what_another_thread_takes_back_after_a_commit_leaves_no_later_one_out(
     assert wire.call("GET", "k") == b"-ERR disk full, write not stored\r\n"
     for number in range(3):
         assert wire.call("SET", f"k{number}", "v") == b"+OK\r\n"
-        assert engine._committed == engine._log.appended
+        assert engine.commits.committed == engine.log.appended
 
 
 # -- threads -----------------------------------------------------------------------------------------------------------

@@ -278,7 +278,7 @@ def test_who_still_has_what_was_collected_is_told(make: Make, monkeypatch: pytes
     for other in (b, c, b):
         a.sync(other)
     wait_until(lambda: a.engine.tombstone_count == 0)
-    wait_until(lambda: not a.engine._log.pending, what="that to be committed")
+    wait_until(lambda: not a.engine.log.pending, what="that to be committed")
     if nudged:
         wait_until(lambda: alike(a, b, c) and c.engine.tombstone_count == 0)
     else:

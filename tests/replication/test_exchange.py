@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fixtures.engines import let_go_on, stall
 from fixtures.exchanges import Node, agree, answer, carry, cluster, exchange, meet_all
 
 from merklekv.engine.format import MAX_KEY_SIZE
@@ -316,15 +317,17 @@ def test_the_initiator_may_wait_for_a_checkpoint(tmp_path: Path, monkeypatch: py
         def wait_in_vain(seconds: float) -> bool:
             nonlocal now
             now += seconds
+            stall(b.engine)
             return False
 
         monkeypatch.setattr(b.engine, "wait_for_room", wait_in_vain)
         with monkeypatch.context() as patch:
             patch.setattr(time, "monotonic", lambda: now)
-            patch.setattr(b.engine, "stalled", True)
+            stall(b.engine)
             a.set(b"more")
             with pytest.raises(ExchangeFailed, match="checkpoints here are 60 s behind"):
                 exchange(b, a)
+        let_go_on(b.engine)
         assert exchange_module.STALL_WAIT_S <= now < exchange_module.STALL_WAIT_S + 1
 
 

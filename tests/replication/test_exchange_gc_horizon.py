@@ -30,7 +30,7 @@ def tombstones(*nodes: Node) -> int:
 def settle(nodes: list[Node]) -> None:
     meet_all(nodes)
     for node in nodes:
-        while node.engine.collect():
+        while node.engine.collect_tombstones():
             pass
         node.engine.commit()
     assert tombstones(*nodes) == 0
@@ -257,7 +257,7 @@ def test_a_node_that_knows_everything_follows_the_horizon_at_once(nodes: list[No
         exchange(first, second)
     ahead, behind = (a, c) if a.engine.gc_horizon > c.engine.gc_horizon else (c, a)
     assert ahead.engine.gc_horizon > behind.engine.gc_horizon
-    while ahead.engine.collect():
+    while ahead.engine.collect_tombstones():
         pass
     report = exchange(behind, ahead)
     assert report.rounds <= 2
@@ -319,7 +319,7 @@ def test_removing_a_member_keeps_tombstones_that_only_some_have_from_it(nodes: l
         carry(b.initiate().steps(), c, before=lambda number, request: cut() if number else request)
     for node in (b, c):
         raise_gc_horizon(node.engine, node.members)
-        while node.engine.collect():
+        while node.engine.collect_tombstones():
             pass
     exchange(b, c)
     assert agree(b, c)

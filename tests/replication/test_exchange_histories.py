@@ -77,7 +77,7 @@ class History:
             self.nodes[node].take_event(KEYS[key], records[len(records) // 2])
 
     def collect(self, node: int, _: int) -> None:
-        while self.nodes[node].engine.collect():
+        while self.nodes[node].engine.collect_tombstones():
             pass
         self.nodes[node].engine.commit()
 

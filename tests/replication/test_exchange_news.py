@@ -28,7 +28,7 @@ def tick(*nodes: Node, seconds: int = 10) -> None:
 def lose(node: Node, key: bytes) -> None:
     """As damage does it."""
     with node.engine.lock:
-        node.engine._remove(key, node.records()[key])
+        node.engine.table.purge(key, node.records()[key])
     node.engine.commit()
 
 

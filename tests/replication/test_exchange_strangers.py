@@ -139,7 +139,7 @@ def test_both_sides_may_lack_what_they_speak_of(nodes: list[Node]) -> None:
         if number == 2:
             for node, key in ((a, b"a"), (b, b"large")):
                 with node.engine.lock:
-                    node.engine._remove(key, node.records()[key])
+                    node.engine.table.purge(key, node.records()[key])
                 node.engine.commit()
         return message
 

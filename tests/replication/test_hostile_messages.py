@@ -168,7 +168,7 @@ def test_a_table_that_cannot_be_read_stops_no_start(node_factory: NodeFactory, t
     engine = Engine(tmp_path / "data", checkpoint="manual")
     engine.set(b"k", b"v")
     plain = cbor2.loads(Members("n1").encode())
-    engine.note(b"members", cbor2.dumps(plain | {"rows": [["", b"b" * 8, 0, 0, 0, 0, b""]]}))
+    engine.put_metadata(b"members", cbor2.dumps(plain | {"rows": [["", b"b" * 8, 0, 0, 0, 0, b""]]}))
     engine.close()
     flags = ("--node-id", "n1", "--set", f"replication.enabled={replicated}", "--set", "replication.mqtt_port=1")
     node = node_factory(*flags, directory=tmp_path / "data")

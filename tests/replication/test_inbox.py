@@ -12,12 +12,13 @@ from typing import Any
 
 import cbor2
 import pytest
+from fixtures.engines import let_go_on, stall
 from fixtures.support import wait_until
 
 from merklekv import log_throttle
 from merklekv.engine.clock import MAX_TRUNCATION_AHEAD_S
-from merklekv.engine.durable import MIN_MEMTABLE_SIZE
 from merklekv.engine.engine import Engine
+from merklekv.engine.options import MIN_MEMTABLE_SIZE
 from merklekv.errors import DiskFull, StorageFailed
 from merklekv.replication.cluster.presence import Presence, Status
 from merklekv.replication.stream import inbox as inbox_module
@@ -72,7 +73,7 @@ class Desk:
 
     def acknowledge(self, tokens: list[Any]) -> None:
         self.committed.append(self.engine.get(b"k"))
-        assert not self.engine._log.pending, "acknowledged before it was committed"
+        assert not self.engine.log.pending, "acknowledged before it was committed"
         self.acknowledged += tokens
 
     def receive(self, *payloads: bytes, node: str = "node-b") -> None:
@@ -290,14 +291,12 @@ def test_origins_are_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_stalled_engine_is_waited_for(desk: Desk) -> None:
-    desk.engine.stalled = True
+    stall(desk.engine)
     desk.inbox.start()
     desk.inbox.put(Delivery("node-b", one(), "token"))
     wait_until(lambda: desk.inbox.counters.waits)
     assert not desk.acknowledged
-    with desk.engine.lock:
-        desk.engine.stalled = False
-        desk.engine._unstalled.notify_all()
+    let_go_on(desk.engine)
     wait_until(lambda: desk.acknowledged == ["token"])
     assert desk.engine.get(b"k") == b"v"
     desk.inbox.stop()
@@ -335,14 +334,14 @@ def test_a_full_disk_is_waited_for_and_nothing_is_dropped(
 
 
 def test_a_stop_while_waiting_acknowledges_nothing(desk: Desk) -> None:
-    desk.engine.stalled = True
+    stall(desk.engine)
     desk.inbox.start()
     desk.inbox.put(Delivery("node-b", one(), "token"))
     desk.inbox.put(Delivery("node-b", one(), "another"))
     wait_until(lambda: desk.inbox.counters.waits)
     desk.inbox.stop()
     assert not desk.acknowledged
-    desk.engine.stalled = False
+    let_go_on(desk.engine)
 
 
 def test_a_failing_disk_ends_the_worker_and_is_told(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from merklekv.engine import tail as tail_module
-from merklekv.engine.durable import MIN_MEMTABLE_SIZE
 from merklekv.engine.engine import Engine
 from merklekv.engine.log import list_segments
+from merklekv.engine.options import MIN_MEMTABLE_SIZE
 from merklekv.engine.record import make_record, value_of
 from merklekv.replication.stream import outbox as outbox_module
 from merklekv.replication.stream.event import ENVELOPE_SIZE, decode_message
@@ -384,7 +384,7 @@ def test_nothing_is_skipped_wherever_it_is_interrupted(
 
 def test_a_damaged_place_in_a_log_that_begins_without_local_events(tmp_path: Path) -> None:
     station = Station(tmp_path / "data")
-    station.engine.note(b"name", b"fact")
+    station.engine.put_metadata(b"name", b"fact")
     station.engine.commit()
     station.close()
     (tmp_path / "data" / "outbox").write_bytes(b"")

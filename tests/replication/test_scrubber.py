@@ -84,7 +84,7 @@ def find(monkeypatch: pytest.MonkeyPatch, *found: Damage) -> None:
 def hold(engine: Engine, record: bytes) -> None:
     """Stores a record, damaged or not, past every check."""
     with engine.lock:
-        engine._put(0x81, ((None, KEY, record),), made=True)
+        engine.table.put(0x81, ((None, KEY, record),), made=True)
 
 
 def lost(stored: bytes | None) -> Damage:
@@ -170,8 +170,8 @@ def test_what_is_derived_is_asked_of_nobody(engine: Engine, make: Make, monkeypa
     one.scrub()
     assert peers.asked == []
     assert (one.damaged, one.repaired, one.left) == (2, 1, 1)
-    assert engine._base_is_due is False, "the commit has sealed the segment with the repair"
-    assert len(engine._layers.frozen) == 1
+    assert engine.table.needs_checkpoint is False, "the commit has sealed the segment with the repair"
+    assert len(engine.table.frozen) == 1
 
 
 @pytest.mark.parametrize("more", [0, 1])
@@ -230,7 +230,7 @@ def test_when_the_next_pass_is_due(engine: Engine, make: Make, monkeypatch: pyte
     one = make()
     assert one._due_s() == 0, "it has never run"
     for since_s, due_s in ((0.0, DAY_S), (1000.0, DAY_S - 1000), (DAY_S - 1, 1), (DAY_S, 0), (-1.0, 0)):
-        engine.note(METADATA_SCRUBBED, int((now_s - since_s) * 10**9).to_bytes(8, "big"))
+        engine.put_metadata(METADATA_SCRUBBED, int((now_s - since_s) * 10**9).to_bytes(8, "big"))
         assert one._due_s() == pytest.approx(due_s), "a clock that was set back does not put it off"
 
 

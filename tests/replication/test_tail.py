@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from merklekv.engine import tail as tail_module
-from merklekv.engine.durable import MIN_MEMTABLE_SIZE
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import SEGMENT_HEADER
 from merklekv.engine.log import Log, list_segments
+from merklekv.engine.options import MIN_MEMTABLE_SIZE
 from merklekv.engine.record import make_record, value_of, version_of
 from merklekv.engine.tail import LogFrame, LogGone, LogPosition, Tail
 from merklekv.errors import Corruption

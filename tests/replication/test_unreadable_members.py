@@ -42,11 +42,11 @@ def damage(directory: Path, change: Damage | bytes) -> None:
     """Stores another table of members."""
     engine = Engine(directory, checkpoint="manual")
     if isinstance(change, bytes):
-        engine.note(METADATA_MEMBERS, change)
+        engine.put_metadata(METADATA_MEMBERS, change)
     else:
         plain = cbor2.loads(engine.metadata[METADATA_MEMBERS])
         change(plain)
-        engine.note(METADATA_MEMBERS, cbor2.dumps(plain))
+        engine.put_metadata(METADATA_MEMBERS, cbor2.dumps(plain))
     engine.close()
 
 
@@ -188,7 +188,7 @@ def test_a_node_that_cannot_be_noted_does_not_start(
 
 def test_a_horizon_that_is_none_is_named(tmp_path: Path) -> None:
     engine = Engine(tmp_path, checkpoint="manual")
-    engine.note(b"gc_horizon", bytes(9))
+    engine.put_metadata(b"gc_horizon", bytes(9))
     engine.close()
     for _ in range(2):  # the directory is let go of
         with pytest.raises(Corruption, match="the horizon in the log has 9 bytes, not 8"):

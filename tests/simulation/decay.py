@@ -62,7 +62,7 @@ class Decay(Cluster):
         node, chance = self.nodes[name], random.Random(seed)
         if not node.up:
             return
-        layers, path = node.engine._layers, node.engine.directory.base
+        layers, path = node.engine.table, node.engine.directory.base
         stored = layers.base.records_from(b"", None, RECORDS_MAX, 1 << 30)
         sound = [(key, record) for key, record in stored if is_sound(key, record)]
         if not sound:
@@ -127,7 +127,7 @@ class Decay(Cluster):
 
     def _unsound(self, node: Node) -> dict[bytes, bytes]:
         """Also what seems to be below the truncation version, which no client sees."""
-        layers = node.engine._layers
+        layers = node.engine.table
         over = layers.overlay()
         stored = layers.base.records_from(b"", None, RECORDS_MAX, 1 << 30)
         return {key: record for key, record in stored if key not in over and not is_sound(key, record)}
@@ -164,7 +164,7 @@ class Decay(Cluster):
 
     def _sweep(self, node: Node) -> int:
         """A scrub, and the merging that it asks for; what it could not put right.  All else must be right then."""
-        layers = node.engine._layers
+        layers = node.engine.table
         swept = layers.base.truncation == layers.truncation  # until then it does not look at leaves
         left = self._scrub(node, None).left
         for _ in range(CHECKPOINTS_TO_MEND):

@@ -20,7 +20,9 @@ from merklekv.engine.engine import SUPERSEDED, Engine
 from merklekv.engine.log import Log
 from merklekv.engine.merkle import COUNT_MASK, MerkleTree
 from merklekv.engine.record import VERSION_SIZE, ZERO_VERSION, epoch_of, is_sound, version_of
+from merklekv.engine.table import Table
 from merklekv.engine.tail import LogPosition, Tail
+from merklekv.engine.tombstone_gc import TombstoneGC
 from merklekv.engine.verify import scrub
 from merklekv.replication.cluster import lost_writes
 from merklekv.replication.cluster.lost_writes import LostWrites
@@ -226,13 +228,13 @@ def _() -> tuple[Change, ...]:
 
 @mistake("tombstones are collected above the GC horizon", "x")
 def _() -> tuple[Change, ...]:
-    def collect(engine: Engine, *args: Any, sound: Any = Engine.collect) -> bool:
-        bound, engine._bound = engine._bound, b"\xff" * VERSION_SIZE
-        more: bool = sound(engine, *args)
-        engine._bound = bound
+    def collect(gc: TombstoneGC, *args: Any, sound: Any = TombstoneGC.collect_tombstones) -> bool:
+        bound, gc.bound = gc.bound, b"\xff" * VERSION_SIZE
+        more: bool = sound(gc, *args)
+        gc.bound = bound
         return more
 
-    return (replaced(Engine.collect, collect),)
+    return (replaced(TombstoneGC.collect_tombstones, collect),)
 
 
 # -- the tree ----------------------------------------------------------------------------------------------------------
@@ -278,11 +280,11 @@ def _() -> tuple[Change, ...]:
 
 @mistake("the tree is not taken from the base again after a repair", "x")
 def _() -> tuple[Change, ...]:
-    def take_over_base(engine: Engine, sound: Any = Engine._take_over_base) -> None:
-        with silenced(Engine._rebuild_tree) if engine.root_ready else ExitStack():
-            sound(engine)
+    def take_over_base(table: Table, sound: Any = Table.take_over_base) -> None:
+        with silenced(Table.rebuild) if table.root_ready else ExitStack():
+            sound(table)
 
-    return (replaced(Engine._take_over_base, take_over_base),)
+    return (replaced(Table.take_over_base, take_over_base),)
 
 
 # -- clocks ------------------------------------------------------------------------------------------------------------

@@ -102,8 +102,8 @@ class Node:
             max_clock_drift_s=86_400,
             wall_clock=self.wall,
         )
-        self.engine.memtable_size = SMALL_MEMTABLE
-        self.engine.wait_for_room = self._make_room  # type: ignore[method-assign]
+        self.engine.checkpointer.memtable_size = SMALL_MEMTABLE
+        self.engine.wait_for_room = self._make_room
         self.members = load_members(self.engine, self.name)
         self.identity = self.members.identity
         self.outbox = Outbox(self.engine, self.name, f"{CLUSTER}/{self.name}/events", self._dropped)
@@ -124,11 +124,11 @@ class Node:
         """Ends at once; `image` is what is left."""
         self.image = image
         engine = self.engine if self.up else None
-        if engine is not None and not engine._closing.is_set():  # else it crashed while it let these go by itself
-            engine._closing.set()
+        if engine is not None and not engine.is_closed:  # else it crashed while it let these go by itself
+            engine.is_closed = True
             engine.tail.close()
             with suppress(MerkleKVError):
-                engine._layers.base.close()
+                engine.table.close()
             engine.directory.release()
         self._let_go()
 
@@ -186,7 +186,7 @@ class Node:
         more = True
         while more:
             try:
-                more = engine.collect()
+                more = engine.collect_tombstones()
             except Stalled:
                 engine.checkpoint_now()
         engine.commit()

@@ -166,7 +166,7 @@ class World:
             "truncate": engine.truncate,
         }
         before = engine.record(key) if key else None
-        newest = engine._layers.newest() if command == "truncate" else bytes(24)
+        newest = engine.table.newest() if command == "truncate" else bytes(24)
         for _ in range(2):
             try:
                 calls[command]()
@@ -364,7 +364,7 @@ class World:
 
     def _newest(self, node: Node) -> int:
         """The largest time that a node has seen, ns; its clock may have come down from there."""
-        return max(node.engine.clock.last, timestamp_of(node.engine._layers.newest()))
+        return max(node.engine.clock.last, timestamp_of(node.engine.table.newest()))
 
     def holding(self, node: Node) -> Holding:
         return Holding(node.records(), node.engine.truncation, node.engine.gc_horizon)

@@ -48,7 +48,7 @@ def write(engine: Engine) -> None:
     old = make_record(b"old", version(OLD_NS), b"from elsewhere")
     engine.merge([(OP_SET, b"old", old)], b"node-2")
     engine.truncate()
-    engine.note(b"fact", b"kept")
+    engine.put_metadata(b"fact", b"kept")
     engine.commit()
 
 

@@ -140,7 +140,7 @@ def test_a_base_that_needs_more_of_the_log_than_there_is(tmp_path: Path) -> None
     with opened(tmp_path / "data") as engine:
         write(engine)
         engine.checkpoint_now()
-        end = engine._log.end_lsn
+        end = engine.log.end_lsn
     with BaseWriter(tmp_path / "data" / "base") as base:
         base.begin_checkpoint(end + 1000)
     (tmp_path / "copy").mkdir()
@@ -154,7 +154,7 @@ def test_a_frame_that_is_being_written(engine: Engine, tmp_path: Path, monkeypat
     expected = held(engine)
     segment = segment_path(engine.directory.log, 0)
     whole = segment.read_bytes()
-    end = engine._log.position
+    end = engine.log.position
     with segment.open("r+b") as file:
         file.seek(end - 5)
         file.write(bytes(5))
@@ -172,7 +172,7 @@ def test_a_frame_that_is_being_written(engine: Engine, tmp_path: Path, monkeypat
 
 def test_a_segment_that_is_being_made(engine: Engine, tmp_path: Path) -> None:
     write(engine)
-    made = segment_path(engine.directory.log, engine._log.end_lsn)
+    made = segment_path(engine.directory.log, engine.log.end_lsn)
     made.write_bytes(b"")
     assert copied(engine.directory.path, tmp_path / "copy") == held(engine)
     made.unlink()
@@ -226,8 +226,8 @@ def test_what_changes_between_two_pages(node: Node, engine: Engine, tmp_path: Pa
             engine.delete(b"key:%04d" % (20 + number))
             engine.delete(b"key:%04d" % (2950 + number))
             engine.raise_gc_horizon(engine.clock.last)
-            engine.collect()
-            engine.note(b"fact", b"%d" % number)
+            engine.collect_tombstones()
+            engine.put_metadata(b"fact", b"%d" % number)
             if number == 1:
                 engine.truncate()
                 engine.set(b"key:0000", b"after the floor")
@@ -245,7 +245,7 @@ def test_what_changes_between_two_pages(node: Node, engine: Engine, tmp_path: Pa
             engine.metadata,
             engine.gc_horizon,
         )
-        assert (copy._log.end_lsn, copy._log.sequence) == (engine._log.end_lsn, engine._log.sequence)
+        assert (copy.log.end_lsn, copy.log.sequence) == (engine.log.end_lsn, engine.log.sequence)
     assert check_directory(tmp_path / "copy") == []
 
 

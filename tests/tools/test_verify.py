@@ -175,7 +175,7 @@ def test_a_busy_node(sound: Path, node_factory: NodeFactory) -> None:
 
 def note(directory: Path, name: bytes, value: bytes, checkpoint: bool = False) -> None:
     engine = Engine(directory, checkpoint="manual")
-    engine.note(name, value)
+    engine.put_metadata(name, value)
     engine.commit()
     if checkpoint:
         engine.truncate()  # so that the base takes in all that is in the log

@@ -1,74 +1,214 @@
-"""The merger: a thread that takes sealed segments to the base and lets their memtables go.
+"""The checkpointer: when a memtable is frozen, what moves it into the base, and how far writers may run ahead of that.
 
-For each job it finishes the sealing (the sync that the commit path did not wait for), has the child absorb everything
-sealed so far, reports how far it got, so that writers are slowed to the pace of merging and not stopped by turns, and
-then tells the engine.  A child that dies is started again; whatever fails for lack of something (room, descriptors,
-memory, a process) is tried again until it works.
+    freeze       the full memtable and its log segment end at the same moment, and a new pair begins
+    checkpoint   the base takes in all sealed segments; their memtables go, and then the segments
+    backlog      bytes of memtables that the base has not taken in, less what the running checkpoint has done of them
+
+Writers wait while the backlog is more than BACKLOG_TABLES memtables, so memory is bounded.  The backlog falls as the
+checkpoint process reports progress, so writers go on at its pace, in small steps.
 """
 
 import logging
 import threading
-from typing import Final, Protocol
+from contextlib import suppress
+from typing import Final
 
-from merklekv.engine.checkpoint.child import CheckpointProcess, ChildDied
-from merklekv.engine.log import Log
+from merklekv.engine import failpoints
+from merklekv.engine.base import Base, BaseWriter
+from merklekv.engine.checkpoint.child import CheckpointProcess, ChildDied, checkpoint
+from merklekv.engine.commit import GroupCommit
+from merklekv.engine.directory import DataDirectory
+from merklekv.engine.log import Log, segment_path, suppress_shortage
+from merklekv.engine.memtable import Memtable
+from merklekv.engine.options import CheckpointMode
+from merklekv.engine.table import Table
+from merklekv.engine.tail import LogPosition, Tail
+from merklekv.engine.write_gate import WriteGate
 from merklekv.errors import MerkleKVError, Shortage, StorageFailed
 from merklekv.shortage import is_shortage, shortage_of
 
 log = logging.getLogger(__name__)
 
+BACKLOG_TABLES: Final = 2.5  # memtables that are not in the base, the active one included, above which writers wait
+FROZEN_TABLES_MAX: Final = 3
 RETRY_S: Final = 1.0
 CHILD_DEATHS_MAX: Final = 5  # in a row; then something is wrong that starting again does not cure
 
 
-class Owner(Protocol):
-    """What the merger tells the engine.  All are called on the merger's thread."""
-
-    def checkpoint_progressed(self, share: float) -> None:
-        """Part of the absorption in hand that is done, 0 to 1."""
-
-    def checkpoint_finished(self) -> None:
-        """The base has taken in everything up to the LSN asked for."""
-
-    def checkpoint_blocked(self, error: Shortage) -> None:
-        """Merging lacks something, until the next progress."""
-
-    def checkpoint_failed(self, error: MerkleKVError) -> None:
-        """Merging cannot go on; the process should stop."""
-
-
 class Checkpointer:
-    """Runs from `start` to `stop`."""
+    """Freezes memtables, has the checkpoint process put them into the base, and deletes the segments.
 
-    def __init__(self, owner: Owner, log_: Log, child: CheckpointProcess) -> None:
-        self._owner = owner
+    Contract: while it runs, the backlog becomes smaller whatever clients do; no segment is deleted that the base or the
+    outbox still needs.  A checkpoint process that dies is started again; what fails for a shortage is tried again until
+    it works; anything else is a failure of the engine.
+
+    It has a thread, checkpointer, which takes the engine's lock, and after a checkpoint also that of commits before it.
+    In the mode `manual` it has neither thread nor process, and `checkpoint_now` does the work.  It does not read or
+    write records: checkpoint/child.py does.
+
+    Costs: freezing syncs a directory and a header, 1 to 10 ms, for each memtable.
+    """
+
+    def __init__(
+        self,
+        directory: DataDirectory,
+        table: Table,
+        log_: Log,
+        tail: Tail,
+        gate: WriteGate,
+        commits: GroupCommit,
+        lock: "threading.RLock",
+        memtable_size: int,
+        mode: CheckpointMode,
+    ) -> None:
+        self.memtable_size = memtable_size
+        self.child: CheckpointProcess | None = None
+        if mode == "process":
+            self.child = CheckpointProcess(directory.base, directory.log, directory.lock_fd)
+        self._directory = directory
+        self._table = table
         self._log = log_
-        self.child = child
-        self._wake = threading.Condition()
-        self._upto = 0
-        self._done = 0
+        self._tail = tail
+        self._gate = gate
+        self._commits = commits
+        self._lock = lock
+        self._running: list[Memtable] = []  # the frozen memtables that the checkpoint under way takes in
+        self._share = 0.0  # of those, done
+        self._upto = self._done = 0  # LSNs: the checkpoint that was asked for, and the last that was finished
         self._stopping = False
+        self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="checkpointer", daemon=True)
+        commits.after_commit = self._after_commit
+        commits.after_roll_back.append(self._update_backlog)
 
     def start(self) -> None:
-        """Starts the thread."""
-        self._thread.start()
-
-    def submit(self, upto: int) -> None:
-        """Asks for everything before LSN `upto` to be absorbed."""
-        with self._wake:
-            self._upto = max(self._upto, upto)
-            self._wake.notify()
+        """Starts the thread and takes up what the last process has left."""
+        if self.child is not None:
+            self._thread.start()
+        self.delete_segments()
+        if self.child is not None:
+            with self._lock:
+                self._submit()
+            self._freeze_due()
 
     def stop(self) -> None:
-        """Ends the child after the transaction it is in, and the thread; finishes what was sealed."""
+        """Ends the process after the transaction it is in, and the thread; finishes what was sealed."""
+        if self.child is None:
+            return
         with self._wake:
             self._stopping = True
             self._wake.notify()
         self.child.stop()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         self.child.close()
         self._log.finish_sealing()
+
+    @property
+    def progress(self) -> float:
+        """The share of the running checkpoint that is done; 1 without one."""
+        return self._share if self._running else 1.0
+
+    def release_log(self, position: LogPosition) -> None:
+        """The outbox has dealt with everything before `position`: the log may go, once it is in the base too."""
+        self._tail.hold(position)
+        self.delete_segments()
+
+    def delete_segments(self) -> None:
+        """Deletes the segments that neither the base nor the outbox needs."""
+        with suppress_shortage():  # after the next checkpoint it tries again
+            for lsn in self._tail.deletable(self._table.base.checkpoint_lsn):
+                segment_path(self._directory.log, lsn).unlink(missing_ok=True)
+
+    def checkpoint_now(self) -> None:
+        """Freezes the memtable and puts everything into the base, in this thread; in the mode `manual` only."""
+        assert self.child is None
+        with self._commits.lock, self._lock:
+            self._commits.write()
+            if self._table.active.records or self._table.needs_checkpoint:  # no segment without a frame
+                self.freeze()
+            self._table.base.close()
+            try:
+                with BaseWriter(self._directory.base) as writer:
+                    checkpoint(writer, self._directory.log, self._log.lsn)
+            finally:
+                self._table.base = Base(self._directory.base)
+            self._take_over_base()
+
+    # -- freezing: with the commit lock held ---------------------------------------------------------------------------
+
+    def _after_commit(self) -> None:
+        with self._lock:
+            self._update_backlog()
+        self._freeze_if_due()
+
+    def _freeze_if_due(self) -> None:
+        """Freezes the memtable if it is full, or if the base needs it."""
+        if self._gate.log_shortage is not None:
+            return
+        is_full = self._table.active.size >= self.memtable_size or self._log.position >= self.memtable_size
+        if is_full or self._table.needs_checkpoint:
+            self.freeze()
+
+    def freeze(self) -> None:
+        """Freezes the memtable with its segment and starts both anew, unless FROZEN_TABLES_MAX are frozen."""
+        if len(self._table.frozen) >= FROZEN_TABLES_MAX:
+            return
+        with self._lock:
+            try:
+                self._commits.write()  # what others have added since is in the memtable, so it has to be in the segment
+                self._directory.require_in_place()
+                self._log.seal()
+            except Shortage as error:
+                if self._gate.log_shortage is None:  # else others are told; what this thread did is durable
+                    self._blocked(error)
+                return
+            except StorageFailed as error:
+                self._gate.fail(error)
+                raise
+            self._unblocked()
+            failpoints.reached("freeze.sealed")
+            self._table.freeze(self._log.lsn)
+            if self.child is None:
+                self._log.finish_sealing()
+            else:
+                self._submit()
+
+    def _freeze_due(self) -> None:
+        """Freezes what is due although no commit may come: writers may wait for room, which only a checkpoint makes."""
+        with self._commits.lock, self._lock:
+            # A thread with pending changes commits them soon and freezes then, unless it waits for room.  To commit
+            # them here would split what it does between two commits, of which the second may be rolled back.
+            if self._gate.failure is None and (self._gate.stalled or not self._commits.is_pending):
+                self._freeze_if_due()
+
+    # -- back-pressure: with the engine's lock held --------------------------------------------------------------------
+
+    def _update_backlog(self) -> None:
+        done = self._share * sum(table.size for table in self._running)
+        backlog = sum(table.size for table in self._table.tables) - done
+        self._gate.is_behind = backlog > BACKLOG_TABLES * self.memtable_size
+        self._gate.update()
+
+    def _blocked(self, error: Shortage) -> None:
+        if self._gate.checkpoint_shortage is None:
+            log.error("%s; writes go on while memory lasts", error)
+        self._gate.checkpoint_shortage = error
+
+    def _unblocked(self) -> None:
+        if self._gate.checkpoint_shortage is not None:
+            self._gate.checkpoint_shortage = None
+            log.warning("%s: checkpoints go on", self._directory.path)
+
+    # -- a checkpoint --------------------------------------------------------------------------------------------------
+
+    def _submit(self) -> None:
+        """Asks for a checkpoint of everything that is frozen, unless one is running."""
+        if self.child is not None and self._table.frozen and not self._running:
+            self._running, self._share = list(self._table.frozen), 0.0
+            with self._wake:
+                self._upto = self._log.lsn
+                self._wake.notify()
 
     def _run(self) -> None:
         try:
@@ -77,10 +217,10 @@ class Checkpointer:
                 self._checkpoint(self._upto)
         except MerkleKVError as error:
             if not self._stopping:
-                self._owner.checkpoint_failed(error)
+                self._gate.fail(error if isinstance(error, StorageFailed) else StorageFailed(str(error)))
         except Exception as error:
-            log.exception("the merger failed")
-            self._owner.checkpoint_failed(StorageFailed(f"the merger failed: {error!r}"))
+            log.exception("the checkpointer failed")
+            self._gate.fail(StorageFailed(f"the checkpointer failed: {error!r}"))
 
     def _wait_for_work(self) -> bool:
         with self._wake:
@@ -88,29 +228,60 @@ class Checkpointer:
             return not self._stopping
 
     def _checkpoint(self, upto: int) -> None:
+        """Has the base take in everything before LSN `upto`, however often it takes."""
+        assert self.child is not None
         deaths = 0
         while not self._stopping:
             try:
-                self.child.checkpoint(upto, self._owner.checkpoint_progressed)
-                self._owner.checkpoint_finished()
+                self.child.checkpoint(upto, self._progressed)
+                self._finished()
             except ChildDied as death:
                 deaths += 1
                 if deaths >= CHILD_DEATHS_MAX:
-                    problem = f"the absorbing process died {deaths} times in a row, last: {death}"
+                    problem = f"the checkpoint process died {deaths} times in a row, last: {death}"
                     if not death.killed:
                         raise StorageFailed(problem) from death
-                    self._owner.checkpoint_blocked(Shortage(f"{problem}: most likely memory is short"))
+                    self._blocked_for_now(Shortage(f"{problem}: most likely memory is short"))
                 self._pause()
                 if not self._stopping:
-                    log.warning("the absorbing process died (%s), starting it again", death)
+                    log.warning("the checkpoint process died (%s), starting it again", death)
             except Exception as error:
                 if not is_shortage(error):
                     raise
-                self._owner.checkpoint_blocked(shortage_of(error, "cannot merge"))
+                self._blocked_for_now(shortage_of(error, "cannot merge"))
                 self._pause()
             else:
                 self._done = upto
                 return
+
+    def _progressed(self, share: float) -> None:
+        with self._lock:
+            if share > self._share:  # less or the same where it was cut off and begun again
+                self._share = share
+                self._unblocked()
+            with suppress(Shortage):  # a snapshot that stays behind only keeps the writer from reusing pages
+                self._table.base.refresh()
+            self._update_backlog()
+
+    def _finished(self) -> None:
+        self._take_over_base()
+        self._freeze_due()
+
+    def _take_over_base(self) -> None:
+        """Goes on from what the base has taken in."""
+        failpoints.reached("checkpointer.told")
+        with self._lock:
+            self._table.take_over_base()
+            self._unblocked()
+            self._running = []
+            self._submit()
+            self._update_backlog()
+        failpoints.reached("checkpointer.before_delete")
+        self.delete_segments()
+
+    def _blocked_for_now(self, error: Shortage) -> None:
+        with self._lock:
+            self._blocked(error)
 
     def _pause(self) -> None:
         with self._wake:

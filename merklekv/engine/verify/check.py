@@ -90,15 +90,15 @@ def _no_base(data: Path, report: Report) -> BaseFacts:
 def check_engine(engine: Engine) -> list[str]:
     """Every problem of an open engine.  Holds its locks for as long as it takes: for tests, and for small data."""
     report = Report(log.info)
-    with engine._commit_lock, engine.lock:  # the one caller from outside: what it checks is what no method shows
-        layers = engine._layers
+    with engine.exclusive():
+        layers = engine.table
         base = layers.base
         facts = check_base(_view(base), report)
         for name in ("checkpoint_lsn", "truncation", "newest"):
             report.expect("base", name, getattr(base, name), getattr(facts, name))
         _check_tables(engine, report)
         _check_clock(engine, report)
-        if engine._failure is None:
+        if engine.gate.failure is None:
             _check_segments(engine, facts, report)
         if engine.root_ready:
             _check_tree(engine, report)
@@ -113,7 +113,7 @@ def _view(base: Base) -> View:
 
 def _check_tables(engine: Engine, report: Report) -> None:
     """Memtables by themselves, and against what lies below them."""
-    layers = engine._layers
+    layers = engine.table
     for table in (layers.active, *layers.frozen):
         where = f"memtable {table.lsn}"
         size = 0
@@ -136,12 +136,12 @@ def _check_tables(engine: Engine, report: Report) -> None:
         stored = layers.base.get(key)
         if stored is not None and record[:24] < stored[:24] and record[:8] > gc_horizon:
             report.add(f"base, key {show(key)}", "is newer than in a memtable")
-    report.expect("engine", "the table it writes to", id(engine._records), id(layers.active.records))
+    report.expect("engine", "the table it writes to", id(engine.table.records), id(layers.active.records))
 
 
 def _check_clock(engine: Engine, report: Report) -> None:
     """The clock has seen every version, so that a local write beats it; unless it had to follow a wall set back."""
-    layers, clock = engine._layers, engine.clock
+    layers, clock = engine.table, engine.clock
     if clock.set_back:
         return
     newest = layers.truncation
@@ -154,7 +154,7 @@ def _check_clock(engine: Engine, report: Report) -> None:
 
 def _check_segments(engine: Engine, facts: BaseFacts, report: Report) -> None:
     """The log on disk with its pending entries, against the memtables that stand for it."""
-    layers, log_ = engine._layers, engine._log
+    layers, log_ = engine.table, engine.log
     tables = [*reversed(layers.frozen), layers.active]
     walk = LogWalk(engine.directory.log, facts, report)
     row = [table.lsn for table in tables]
@@ -199,7 +199,7 @@ def _compare(report: Report, table: Memtable, expected: dict[bytes, bytes]) -> N
 
 def _check_tree(engine: Engine, report: Report) -> None:
     """Leaves, counters and root of the newest records above the floor."""
-    layers = engine._layers
+    layers = engine.table
     tree = Tree()
     newest: dict[bytes, bytes] = {}
     for table in (*reversed(layers.frozen), layers.active):
@@ -212,7 +212,7 @@ def _check_tree(engine: Engine, report: Report) -> None:
         for key, record in cursor:
             if key not in newest and record >= layers.truncation:
                 tree.add(key, record)
-    leaves = {bucket: leaf for bucket in range(len(engine._tree.sums)) if (leaf := engine._tree.leaf(bucket))}
+    leaves = {bucket: leaf for bucket in range(len(engine.table.tree.sums)) if (leaf := engine.table.tree.leaf(bucket))}
     for bucket in leaves.keys() | tree.counts.keys():
         found = reference.number_bytes(leaves.get(bucket, 0), 24)
         report.expect("tree", f"leaf {bucket} (sum, count)", found, tree.leaf(bucket))

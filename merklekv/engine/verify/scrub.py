@@ -132,7 +132,7 @@ class Scrub:
 
         In a transaction of its own, without the engine's lock: what it compares belongs to one moment.
         """
-        base = self._engine._layers.base
+        base = self._engine.table.base
         unsound: list[tuple[bytes, bytes, bool]] = []
         underived: list[Damage] = []
         count = size = 0
@@ -186,7 +186,7 @@ class Scrub:
         problem = f"the base, key {show(key)}: {next(record_problems(key, record, ZERO_VERSION))}"
         self._prepare()
         with engine.lock:
-            stored = engine._layers.lookup(key)
+            stored = engine.table.lookup(key)
             is_below = stored is None and record < engine.truncation  # not seen, so what is damaged may be the version
             if stored != record and not (is_below and self._is_swept):
                 return Damage(f"{problem}; nobody reads it any more", bucket, key)
@@ -198,16 +198,16 @@ class Scrub:
 
         Otherwise memtables have forgotten keys that a merge may have put into the base and not into the index yet.
         """
-        layers = self._engine._layers
+        layers = self._engine.table
         return layers.base.truncation == layers.truncation
 
     def _digest_lost(self, bucket: int, key: bytes) -> bytes:
         """The digest that a record had when the leaf was summed; empty when that cannot be told."""
         engine = self._engine
-        rest = engine._tree.leaf(bucket)
+        rest = engine.table.tree.leaf(bucket)
         for other, _ in engine.bucket(bucket):
             if other != key:
-                record = engine._layers.lookup(other)
+                record = engine.table.lookup(other)
                 if record is None or not is_sound(other, record):
                     return b""
                 rest -= term_of(record)
@@ -219,7 +219,7 @@ class Scrub:
         version = ZERO_VERSION
         while True:
             with engine.lock:
-                base = engine._layers.base
+                base = engine.table.base
                 pairs = base.tombstones_from(version, _LAST_VERSION, PAGE_RECORDS)
                 records = [base.get(key) for _, key in pairs]
             for (version, key), record in zip(pairs, records, strict=True):
@@ -254,11 +254,11 @@ class Scrub:
 
     def _inhabited(self, node: int) -> list[int]:
         """The buckets below an inner node of which anything says that something is in them.  Under the lock."""
-        base = self._engine._layers.base
+        base = self._engine.table.base
         with base._env.begin() as txn, txn.cursor(db=base._index) as cursor:
             stored = unpack_leaves(txn.get(bytes((node,)), NO_LEAVES, db=base._leaves))
             first = node * LEAVES_PER_INNER
-            held = self._engine._tree.inner_leaves(node)
+            held = self._engine.table.tree.inner_leaves(node)
             found = {first + at for at, leaves in enumerate(zip(stored, held, strict=True)) if any(leaves)}
             ahead = cursor.set_range(bytes((node, 0)))
             while ahead and cursor.key()[0] == node:
@@ -273,7 +273,7 @@ class Scrub:
 
     def _touch(self, bucket: int) -> None:
         """Reads a bucket of the base, so that nobody has to wait for the disk while the lock is held."""
-        base = self._engine._layers.base
+        base = self._engine.table.base
         with base._env.begin(db=base._records, buffers=True) as txn, txn.cursor(db=base._index) as cursor:
             if cursor.set_key(bucket.to_bytes(2, "big")):
                 for key in cursor.iternext_dup():
@@ -281,9 +281,9 @@ class Scrub:
 
     def _bucket(self, bucket: int) -> tuple[list[Damage], list[tuple[bytes, bytes]]]:
         """What is wrong with a bucket, and its records in memtables.  Under the lock, in one moment."""
-        layers = self._engine._layers
+        layers = self._engine.table
         base = layers.base
-        while not layers.group():
+        while not layers.prepare_buckets():
             pass  # only what has come since `_prepare`
         tables = (layers.active, *layers.frozen)
         recent = {key: table.records[key] for table in reversed(tables) for key in table.bucket(bucket)}
@@ -309,7 +309,7 @@ class Scrub:
         elif bucket not in self._damaged:
             for where, is_, expected in (
                 ("the base", leaf, stored),
-                ("memory", self._engine._tree.leaf(bucket), held),
+                ("memory", self._engine.table.tree.leaf(bucket), held),
             ):
                 if (is_ - expected) & LEAF_MASK:
                     problem = f"{where}: leaf {bucket} is {_show_leaf(is_)}, expected {_show_leaf(expected)}"
@@ -331,7 +331,7 @@ class Scrub:
         with engine.lock:
             if not self._is_swept:
                 return
-            layers = engine._layers
+            layers = engine.table
             base = layers.base
             tables = [dict(layers.active.records), *(table.records for table in layers.frozen)]
             said = [engine.live_count, engine.tombstone_count]

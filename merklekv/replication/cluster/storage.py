@@ -47,12 +47,12 @@ def load_members(engine: Engine, node: str) -> Members:
             engine.put_metadata_first(METADATA_MEMBERS, members.encode())  # a node starts with a full disk, too
         else:
             try:
-                engine.note(METADATA_MEMBERS, members.encode())
+                engine.put_metadata(METADATA_MEMBERS, members.encode())
             except Shortage as error:
                 raise type(error)(f"{engine.directory.path}: {error}, so it cannot begin as node {node}") from error
         first = members.encode()
-        engine.when_taken_back = lambda: members.replace_with(
-            Members.restore(engine.noted(METADATA_MEMBERS) or first, node)
+        engine.on_roll_back(
+            lambda: members.replace_with(Members.restore(engine.metadata_or_pending(METADATA_MEMBERS) or first, node))
         )
     try:
         engine.flush()
@@ -67,14 +67,14 @@ def store_members(engine: Engine, members: Members) -> None:
     with engine.lock:
         data = members.encode()
         if engine.metadata.get(METADATA_MEMBERS) != data:
-            engine.note(METADATA_MEMBERS, data)
+            engine.put_metadata(METADATA_MEMBERS, data)
 
 
 def _restored(engine: Engine, stored: bytes, node: str) -> Members:
     try:
         members = Members.restore(stored, node)
     except MembersUnreadable as error:
-        engine.note(METADATA_UNREADABLE, stored)
+        engine.put_metadata(METADATA_UNREADABLE, stored)
         members = Members.after_damage(stored, node, error)
     for name, one in members.unreadable.items():
         log.error(

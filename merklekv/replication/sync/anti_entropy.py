@@ -292,7 +292,7 @@ class AntiEntropy:
             nonlocal collected
             with engine.lock:
                 before = engine.tombstone_count
-                more = engine.collect()
+                more = engine.collect_tombstones()
                 collected += before - engine.tombstone_count
             return more
 

@@ -393,7 +393,7 @@ class Initiator:
         self._engine.commit()
 
     def _collect(self) -> None:
-        while self._write(self._engine.collect):
+        while self._write(self._engine.collect_tombstones):
             pass
         self._engine.commit()
 

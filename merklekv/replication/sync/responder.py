@@ -253,7 +253,7 @@ class Responder:
         return gc_horizon
 
     def _collect(self) -> Slices[None]:
-        while (yield from self._writing(self._engine.collect)):
+        while (yield from self._writing(self._engine.collect_tombstones)):
             yield None
 
     def _writing(self, call: Callable[[], T]) -> Slices[T]:

@@ -1,0 +1,257 @@
+"""Group commit: when what was written becomes durable.
+
+    pending entries    what the table has appended to the log since the last frame, in memory
+    frame              all pending entries of a moment, of all threads, as one write to the disk
+
+`commit` cuts the pending entries into a frame, writes and syncs it.  Several threads may commit at once: one leads, the
+others find, once they hold the commit lock, that their entries are on disk.
+
+A frame that finds no room on disk, or another shortage, is rolled back: the log is cut to its last good frame, the
+table is made anew from it, and each thread is told by its next `commit`.  Then writes are refused until the disk takes
+some.
+
+A failed write or sync ends it: nobody knows what the disk holds, everything afterwards raises, and the process has to
+stop.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from merklekv.engine.log import Log
+from merklekv.engine.options import Durability
+from merklekv.engine.recovery import replay
+from merklekv.engine.table import Table
+from merklekv.engine.tail import Tail
+from merklekv.engine.write_gate import WriteGate
+from merklekv.errors import Shortage, StorageFailed
+from merklekv.shortage import reason_of, shortage_of
+
+log = logging.getLogger(__name__)
+
+SYNC_INTERVAL_S: Final = 0.5  # from start to start: the other half of the second is for the sync itself
+
+
+class GroupCommit:
+    """Makes the pending entries of a table durable, and rolls them back where that cannot be.
+
+    Contract: when `commit` returns, everything that any thread did before the call is on disk (`always`), in the kernel
+    and on disk within a second (`everysec`), or in the kernel (`never`); and nothing that this thread did since its
+    last `commit` was rolled back.
+
+    It takes `lock` (of commits; public, for what must not run beside one) and then the engine's.  With `everysec` it
+    has a thread, log-sync.  It does not decide when a memtable is full: `after_commit` does, with the commit lock held.
+
+    Costs: one write and, with `always`, one fdatasync for all entries; a roll-back as much as a start.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        table: Table,
+        log_: Log,
+        tail: Tail,
+        gate: WriteGate,
+        lock: "threading.RLock",
+        durability: Durability,
+    ) -> None:
+        self.durability = durability
+        self.lock = threading.Lock()
+        self.roll_backs = 0  # how often changes were rolled back
+        self.after_commit: Callable[[], None] = lambda: None
+        self.after_roll_back: list[Callable[[], None]] = []  # called with both locks held
+        self._path = path
+        self._table = table
+        self._log = log_
+        self._tail = tail
+        self._gate = gate
+        self._engine_lock = lock
+        self.committed = log_.appended  # entries that frames hold, of all that were ever appended
+        self._first: dict[bytes, bytes] = {}  # metadata entries of `put_metadata_first` that no frame has yet
+        self._pending: dict[bytes, bytes] = {}  # those that found no room: they come before any write
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._sync_regularly, name="log-sync", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread, if the durability needs one."""
+        if self.durability == "everysec":
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def finish(self) -> None:
+        """Commits and syncs at the end, with an empty frame that says so.  Raises StorageFailed."""
+        if self._gate.failure is not None:
+            return
+        with self.lock:
+            try:
+                self.write()
+            except Shortage as error:
+                log.error("%s: %s; what was not acknowledged is not stored", self._path, error)
+            self._log.sync()
+            self._claim_synced()
+
+    def commit(self) -> None:
+        """Returns when everything done before the call, by any thread, is durable.
+
+        Raises Shortage when changes since this thread's last `commit` may have been rolled back, whichever thread met
+        the shortage: then no reply may go out that has seen them.  Raises StorageFailed.
+        """
+        mark = self._log.appended
+        gate = self._gate
+        if mark == self.committed and (not gate.closed or gate.is_open):
+            return
+        with self.lock:
+            if gate.failure is not None:
+                raise gate.failure
+            if gate.is_untold:
+                gate.tell()
+                raise gate.rolled_back
+            if self.committed < mark or gate.stalled:  # stalled: what found no room is tried again
+                self.write()
+                with self._engine_lock:  # not beside an `mset`, which would then store half
+                    gate.probe()
+                    if gate.metadata_shortage is not None:
+                        self._put_pending_metadata()
+                self.after_commit()
+
+    def begin(self) -> None:
+        """Call this when this thread has no uncommitted changes: its next `commit` then ignores earlier roll-backs."""
+        if self._gate.is_untold:
+            with self.lock:
+                self._gate.tell()
+
+    def flush(self) -> None:
+        """Commits, and returns when it is on disk whatever the durability.  Raises what `commit` raises."""
+        self.commit()
+        if self._log.written_lsn > self._log.synced_lsn:
+            self._sync()
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether a commit has something to write."""
+        return self._log.appended != self.committed
+
+    @property
+    def sync_is_due(self) -> bool:
+        """Whether the next commit will wait for the disk; what is done before it shares the wait."""
+        return self._log.appended != self.committed and self.durability == "always"
+
+    def write(self) -> None:
+        """Writes the pending entries, with `always` onto the disk.  The caller holds the commit lock."""
+        log_ = self._log
+        try:
+            with self._engine_lock:
+                mark = log_.appended
+                if mark == self.committed:
+                    return
+                position, frame = log_.take()
+            log_.write(position, frame)
+        except (Shortage, MemoryError) as error:
+            self._roll_back(error)
+            raise self._gate.rolled_back from error
+        except StorageFailed as error:
+            self._gate.fail(error)
+            raise
+        except BaseException:  # Ctrl-C in a program that uses the library: no frame, or part of one, is there
+            self._gate.fail(StorageFailed(f"{self._path}: interrupted while it was written to: open it again"))
+            raise
+        if self.durability == "always":
+            self._sync()
+        self.committed = mark
+        if self._first:
+            self._first.clear()
+        self._tail.committed(log_.lsn, position, frame)
+
+    def _roll_back(self, cause: Exception) -> None:
+        """Makes memory what the log holds, whose last frame could not be written.  With the commit lock held.
+
+        It reads all segments that the base has not taken in, so it takes about as long as a start.
+        """
+        shortage = shortage_of(cause, str(self._path))
+        log.error("%s; writes that were not acknowledged are rolled back, reads go on", shortage)
+        with self._engine_lock:
+            try:
+                self._log.take_back()
+                replayed = replay(self._log.directory, self._table.base, self._table.segments_to_replay())
+                self._log.resume(replayed.sequence)
+                self._table.restore(replayed)
+            except Exception as error:
+                failure = StorageFailed(f"{self._path}: cannot roll writes back: {reason_of(error)}")
+                self._gate.fail(failure)
+                raise failure from error
+            self._gate.roll_back(shortage)
+            self._pending.update(self._first)
+            self._put_pending_metadata()
+            self.roll_backs += 1
+            for call in self.after_roll_back:
+                call()
+            self.committed = self._log.appended  # last: a thread that sees it finds the rest in place
+
+    # -- metadata entries that come before any write -------------------------------------------------------------------
+
+    def put_metadata_first(self, name: bytes, value: bytes) -> None:
+        """Stores a metadata entry before anything else is written: while it finds no room, writes are refused."""
+        with self._engine_lock:
+            self._first[name] = self._pending[name] = value
+            self._put_pending_metadata()
+            if self._pending:
+                log.error("%s: %s; reads go on, make room", self._path, self._gate.metadata_shortage)
+
+    def put_metadata(self, name: bytes, value: bytes) -> None:
+        """Stores a metadata entry, also in the place of a pending one.  Raises InvalidArgument, Shortage."""
+        with self._engine_lock:
+            self._table.put_metadata(name, value)
+            self._pending.pop(name, None)
+
+    def metadata_or_pending(self, name: bytes) -> bytes | None:
+        """The metadata entry of this name, or what it will be once there is room."""
+        return self._pending.get(name, self._table.metadata.get(name))
+
+    def _put_pending_metadata(self) -> None:
+        gate = self._gate
+        gate.metadata_shortage = gate.log_shortage if self._pending else None
+        if gate.log_shortage is None:
+            for name, value in list(self._pending.items()):
+                try:
+                    self.put_metadata(name, value)
+                except Shortage as error:
+                    gate.metadata_shortage = error
+        gate.update()
+
+    # -- syncing -------------------------------------------------------------------------------------------------------
+
+    def _sync(self) -> None:
+        try:
+            self._log.sync()
+        except StorageFailed as error:
+            self._gate.fail(error)
+            raise
+
+    def _sync_regularly(self) -> None:
+        log_ = self._log
+        due = time.monotonic() + SYNC_INTERVAL_S
+        while not self._stopping.wait(max(0.0, due - time.monotonic())):
+            due = time.monotonic() + SYNC_INTERVAL_S
+            if log_.written_lsn > log_.synced_lsn:
+                try:
+                    self._sync()
+                except StorageFailed:
+                    return
+
+    def _claim_synced(self) -> None:
+        """Appends an empty frame with the synced LSN, so that damage of the last data frame is no torn write."""
+        log_ = self._log
+        if log_.appended and log_.synced_lsn == log_.end_lsn:
+            with suppress(Shortage):  # then the last frame stays without
+                self._table.reserve(0)
+                log_.write(*log_.take())
+                log_.sync()
