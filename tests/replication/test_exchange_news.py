@@ -25,13 +25,6 @@ def tick(*nodes: Node, seconds: int = 10) -> None:
         node.tick(seconds)
 
 
-def lose(node: Node, key: bytes) -> None:
-    """As damage does it."""
-    with node.engine.lock:
-        node.engine.table.purge(key, node.records()[key])
-    node.engine.commit()
-
-
 def load(node: Node, key: bytes) -> None:
     """A record of a dump, that no member has written."""
     version = (NOON - 100 * SECOND).to_bytes(8, "big") + b"elsewhere".ljust(16)
@@ -48,7 +41,7 @@ def test_damage_deletes_nothing_on_a_node_that_has_joined_while_a_member_is_away
     exchange(j, a)
     exchange(j, b)
     exchange(a, b)
-    lose(a, b"stays")
+    a.lose(b"stays")
     assert exchange(a, j).discarded == 0
     assert a.engine.get(b"stays") == b"value"
 
@@ -67,7 +60,7 @@ def test_damage_deletes_nothing_below_a_horizon_that_is_not_adopted(nodes: list[
     exchange(a, j)
     exchange(a, b)
     assert a.members.max_gc_horizon > a.engine.gc_horizon
-    lose(a, b"stays")
+    a.lose(b"stays")
     for other in (c, b):
         assert exchange(a, other).discarded == 0
         assert a.engine.get(b"stays") == b"value"
