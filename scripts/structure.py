@@ -110,16 +110,16 @@ def resolved(target: str, modules: Iterable[str]) -> str:
     return next((name for name in (target, target.rpartition(".")[0]) if name in modules), "")
 
 
-def accounting_places(trees: dict[str, ast.Module]) -> list[str]:
-    """Functions that count calls of commands."""
-    return [
+def accounting_places(trees: dict[str, ast.Module]) -> Counter[str]:
+    """Functions that count calls of commands, with the number of statements that do."""
+    return Counter(
         f"{path}:{function.name}"
         for path, tree in trees.items()
         for function in ast.walk(tree)
         if isinstance(function, ast.FunctionDef)
         for node in ast.walk(function)
         if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Attribute) and node.target.attr == "calls"
-    ]
+    )
 
 
 def lines(root: Path, part: str) -> int:
@@ -139,7 +139,8 @@ def main() -> None:
     report("import cycles", [" -> ".join(cycle) for cycle in import_cycles(product, deferred=False)])
     cycles = [" -> ".join(cycle) for cycle in import_cycles(product, deferred=True)]
     report("import cycles, with imports in functions and for type checking", cycles)
-    report("places that keep request accounting", accounting_places(product))
+    places = accounting_places(product)
+    report("places that keep request accounting", [f"{place} {count}" for place, count in places.items()])
     report("lines", [f"{part}/ {lines(root, part)}" for part in PRODUCT], sum(lines(root, part) for part in PRODUCT))
 
 
