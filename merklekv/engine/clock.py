@@ -96,9 +96,9 @@ class HybridClock:
 
     def observe_truncation(self, truncation: bytes) -> None:
         """Moves the clock to a floor, for good: it stays above even when it follows a wall that was set back."""
-        self.keep_promise(timestamp_of(truncation))
+        self.close_through(timestamp_of(truncation))
 
-    def keep_promise(self, timestamp: int) -> None:
+    def close_through(self, timestamp: int) -> None:
         """Nothing is stamped at or below `timestamp`, ns, from now on."""
         self.last = max(self.last, timestamp)
         self._floor = max(self._floor, timestamp)

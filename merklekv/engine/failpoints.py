@@ -9,16 +9,16 @@ import signal
 from typing import Final
 
 POINTS: Final = (
-    "rotate.sealed",  # the new segment is there, the full one is not yet frozen
-    "absorb.marked",  # the base says that an absorption is in progress
-    "absorb.floor_raised",  # what is below the new floor is gone from the base
-    "absorb.records_part",  # one transaction of records is in, more to come
-    "absorb.records_done",  # all records are in, the index lacks the new keys
-    "absorb.index_part",  # part of the index is in
-    "absorb.index_done",  # everything is in, the base does not say so yet
-    "absorb.finished",  # the base says so, the server does not know
-    "merge.finished",  # the server has been told
-    "merge.before_delete",  # memtables are dropped, the segments still there
+    "freeze.sealed",  # the new segment is there, the memtable of the full one is not frozen yet
+    "checkpoint.marked",  # the base says that a checkpoint is in progress
+    "checkpoint.truncation_raised",  # the base holds nothing below the new truncation version
+    "checkpoint.records_part",  # one transaction of records is in, more to come
+    "checkpoint.records_done",  # all records are in, the index lacks the new keys
+    "checkpoint.index_part",  # part of the index is in
+    "checkpoint.index_done",  # everything is in, the base does not say so yet
+    "checkpoint.finished",  # the base says so, the server does not know
+    "checkpointer.told",  # the server has been told
+    "checkpointer.before_delete",  # memtables are dropped, the segments still there
 )
 
 _armed = os.environ.get("MERKLEKV_TEST_CRASH_AT")

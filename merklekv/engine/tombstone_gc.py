@@ -53,7 +53,7 @@ class TombstoneGC:
                 f"{path}: the GC horizon in the log has {size} bytes, not {GC_HORIZON_SIZE}; "
                 "keep a copy of the directory and restore a backup of it"
             )
-        clock.keep_promise(self.gc_horizon)
+        clock.close_through(self.gc_horizon)
         self.start_over()
 
     @property
@@ -73,7 +73,7 @@ class TombstoneGC:
             return False
         self._table.put_metadata(METADATA_GC_HORIZON, gc_horizon.to_bytes(GC_HORIZON_SIZE, "big"))
         self.bound = bound_of(gc_horizon)
-        self._clock.keep_promise(gc_horizon)
+        self._clock.close_through(gc_horizon)
         self._due = self._due_tombstones()
         return True
 

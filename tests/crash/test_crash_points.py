@@ -41,7 +41,7 @@ def run_into(victim: Victim, point: str, before_writing: Callable[[], None]) -> 
     except Unreachable:
         pass  # it died while keys were looked at, in what it still had to do after the start
     assert mark in node.output()
-    if point.startswith("absorb."):
+    if point.startswith("checkpoint."):
         node.kill()
     assert victim.gone() == -signal.SIGKILL
 
@@ -49,9 +49,9 @@ def run_into(victim: Victim, point: str, before_writing: Callable[[], None]) -> 
 @pytest.mark.parametrize(
     ("point", "before_writing"),
     [
-        *((point, lambda victim: None) for point in POINTS if point != "absorb.floor_raised"),
-        pytest.param("absorb.floor_raised", Victim.truncate, id="absorb.floor_raised-all"),
-        pytest.param("absorb.floor_raised", Victim.raise_truncation, id="absorb.floor_raised-half"),
+        *((point, lambda victim: None) for point in POINTS if point != "checkpoint.truncation_raised"),
+        pytest.param("checkpoint.truncation_raised", Victim.truncate, id="checkpoint.truncation_raised-all"),
+        pytest.param("checkpoint.truncation_raised", Victim.raise_truncation, id="checkpoint.truncation_raised-half"),
     ],
 )
 def test_nothing_is_lost_at(
@@ -75,7 +75,7 @@ def test_nothing_is_lost_at(
 
 def test_a_child_that_is_always_killed_loses_nothing(node_factory: NodeFactory, tmp_path: Path) -> None:
     """As the kernel does when memory is short: the node serves what it can, and refuses writes when memory is full."""
-    node = node_factory(*SMALL_MEMTABLE, start=False, environment={"MERKLEKV_TEST_CRASH_AT": "absorb.records_done"})
+    node = node_factory(*SMALL_MEMTABLE, start=False, environment={"MERKLEKV_TEST_CRASH_AT": "checkpoint.records_done"})
     victim = Victim(node, "child", tmp_path)
     victim.start()
     clients = victim.write(1 << 30, refusals=50)

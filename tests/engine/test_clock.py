@@ -117,7 +117,7 @@ def test_an_accepted_proposal_holds_the_clock() -> None:
     wall = Wall()
     clock = HybridClock(DRIFT, wall)
     closed, _ = clock.propose()
-    clock.keep_promise(closed)
+    clock.close_through(closed)
     assert not clock.proposed
     clock.withdraw(closed, 0)
     wall.now -= 5 * DRIFT

@@ -286,6 +286,41 @@ def test_every_thread_with_changes_is_told_once(make_engine: Callable[..., Engin
     engine.commit()
 
 
+def test_a_thread_writes_nothing_before_it_is_told(make_engine: Callable[..., Engine]) -> None:
+    """Also when another thread has found room by then: what is refused for it must not be stored."""
+    engine = make_engine()
+    written, room, gone = threading.Barrier(2), threading.Event(), threading.Event()
+    refused: list[str] = []
+
+    def other() -> None:
+        engine.set(b"theirs", b"v")
+        written.wait(10)
+        assert room.wait(10)
+        verbs: list[Callable[[], None]] = [lambda: engine.set(b"later", b"v"), engine.commit]
+        for verb in verbs:
+            try:
+                verb()
+            except DiskFull as error:
+                refused.append(str(error))
+        engine.set(b"told", b"v")
+        engine.commit()
+        gone.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    written.wait(10)
+    with no_room(), pytest.raises(DiskFull):
+        engine.commit()
+    engine.commit()
+    engine.set(b"mine", b"v")
+    engine.commit()
+    room.set()
+    assert gone.wait(10)
+    thread.join(10)
+    assert refused == ["disk full, write not stored"] * 2
+    assert support.values(engine) == {b"mine": b"v", b"told": b"v"}
+
+
 def test_a_thread_that_had_changed_nothing_is_not_told(tmp_path: Path) -> None:
     """In the library, where the next call may come much later."""
     with merklekv.open(tmp_path / "data", checkpoint="manual") as database:

@@ -176,7 +176,7 @@ def test_a_closed_timestamp_binds_the_clock_even_when_the_wall_is_set_back(make_
     record = engine.record(b"k")
     assert record is not None
     assert timestamp_of(record) > promised
-    engine.clock.keep_promise(NOON + 7)
+    engine.clock.close_through(NOON + 7)
     engine.set(b"k", b"v")
     record = engine.record(b"k")
     assert record is not None

@@ -306,7 +306,7 @@ def _() -> tuple[Change, ...]:
 def _() -> tuple[Change, ...]:
     def propose(clock: HybridClock, sound: Any = HybridClock.propose) -> tuple[int, int]:
         closed, before = sound(clock)
-        clock.keep_promise(closed)
+        clock.close_through(closed)
         return closed, before
 
     return (replaced(HybridClock.propose, propose),)

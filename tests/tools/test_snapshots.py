@@ -81,7 +81,12 @@ def test_at_each_point_of_merging(engine: Engine, tmp_path: Path, monkeypatch: p
     expected = held(engine)
     monkeypatch.setattr(failpoints, "reached", look)
     engine.checkpoint_now()
-    assert {"absorb.marked", "absorb.records_part", "absorb.index_part", "merge.before_delete"} <= set(seen)
+    assert {
+        "checkpoint.marked",
+        "checkpoint.records_part",
+        "checkpoint.index_part",
+        "checkpointer.before_delete",
+    } <= set(seen)
 
 
 def test_a_segment_that_goes_while_the_base_is_copied(

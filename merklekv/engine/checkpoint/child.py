@@ -106,11 +106,11 @@ def checkpoint(base: BaseWriter, log_directory: Path, upto: int, progress: Progr
         segments = [stack.enter_context(Segment(segment_path(log_directory, lsn))) for lsn in lsns]
         newest = _Newest(segments, lambda share: progress(READ_SHARE * share))
         resumed = base.begin_checkpoint(upto)
-        failpoints.reached("absorb.marked")
+        failpoints.reached("checkpoint.marked")
         if newest.truncation > base.truncation:
             for _ in base.raise_truncation(newest.truncation):
                 progress(READ_SHARE)
-            failpoints.reached("absorb.floor_raised")
+            failpoints.reached("checkpoint.truncation_raised")
         newest.repairs.complete(newest.places)
         for _ in repair(base, newest.repairs):  # first: what follows goes by what is derived
             progress(READ_SHARE)
@@ -120,8 +120,8 @@ def checkpoint(base: BaseWriter, log_directory: Path, upto: int, progress: Progr
             added += base.put(pairs)
             done += len(pairs)
             progress(READ_SHARE + (1 - READ_SHARE - INDEX_SHARE) * done / len(newest.places))
-            failpoints.reached("absorb.records_part")
-        failpoints.reached("absorb.records_done")
+            failpoints.reached("checkpoint.records_part")
+        failpoints.reached("checkpoint.records_done")
         # A resumed absorption finds its own records in the base and cannot tell which of them are not in the index yet.
         unlisted = [xxh3_64_digest(key)[:2] + key for key in (newest.places if resumed else added)]
         entries = _in_order(unlisted)
@@ -130,10 +130,10 @@ def checkpoint(base: BaseWriter, log_directory: Path, upto: int, progress: Progr
             base.index([pair for pair in batch if not resumed or _stays(newest.record(pair[1]), base.truncation)])
             done += len(batch)
             progress(1 - INDEX_SHARE * (1 - done / len(unlisted)))
-            failpoints.reached("absorb.index_part")
-        failpoints.reached("absorb.index_done")
+            failpoints.reached("checkpoint.index_part")
+        failpoints.reached("checkpoint.index_done")
         base.finish(upto, newest.metadata)
-        failpoints.reached("absorb.finished")
+        failpoints.reached("checkpoint.finished")
 
 
 def _stays(record: bytes, truncation: bytes) -> bool:

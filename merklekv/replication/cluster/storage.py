@@ -32,7 +32,7 @@ def load_members(engine: Engine, node: str) -> Members:
         members = Members(node) if stored is None else _restored(engine, stored, node)
         clock, own = engine.clock, members.identity
         clock.write_as(own.store_id)
-        clock.keep_promise(members.closed)
+        clock.close_through(members.closed)
         _check_clock(engine, members)
         before = members.lost_writes.get(own, NO_LOST_WRITES)
         clock.follow()

@@ -124,7 +124,7 @@ class LocalEndpoint:
         return Hello(self.cluster, self.instance, engine.truncation, engine.gc_horizon, root, count, table)
 
     def _close(self, closed: int) -> None:
-        self.engine.clock.keep_promise(closed)
+        self.engine.clock.close_through(closed)
         self.members.close_through(closed)
         self.members.proposed = self.engine.clock.proposed
 
@@ -235,7 +235,7 @@ class LocalEndpoint:
             closed = peer.table.rows.get(self.members.identity, NO_ROW).applied_through
             if closed > max(self.members.closed, clock.proposed):  # this node was restored from before it closed that
                 self.members.add_lost_writes(LostWriteInterval(clock.last, closed + 1, clock.run))
-                clock.keep_promise(closed + 1)
+                clock.close_through(closed + 1)
             elif closed > self.members.closed:  # some node has accepted the proposal, and its answer was lost
                 self._close(closed)
             clock.observe(peer.table.report.closed.to_bytes(8, "big"))
