@@ -209,7 +209,7 @@ class Node:
     def workers(self) -> list[WorkerThread]:
         """The background threads; docs/design.md has a table of them."""
         replication = self.replicator.workers if self.replicator is not None else []
-        return [*replication, self.anti_entropy.worker, self.scrubber.worker]
+        return [*self.engine.workers, *replication, self.anti_entropy.worker, self.scrubber.worker]
 
     def _start_parts(self, parts: ExitStack) -> None:
         settings = self._settings

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 RETRY_S: Final = 1.0
 
-Fatal = Callable[[BaseException], None]
+Fatal = Callable[[StorageFailed], None]
 
 
 def _no_wake() -> None:

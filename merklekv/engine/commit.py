@@ -30,6 +30,7 @@ from merklekv.engine.tail import Tail
 from merklekv.engine.write_gate import WriteGate
 from merklekv.errors import Shortage, StorageFailed
 from merklekv.shortage import reason_of, shortage_of
+from merklekv.worker_thread import WorkerThread
 
 log = logging.getLogger(__name__)
 
@@ -73,19 +74,18 @@ class GroupCommit:
         self.committed = log_.appended  # entries that frames hold, of all that were ever appended
         self._first: dict[bytes, bytes] = {}  # metadata entries of `put_metadata_first` that no frame has yet
         self._pending: dict[bytes, bytes] = {}  # those that found no room: they come before any write
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._sync_regularly, name="log-sync", daemon=True)
+        self._sync_due = 0.0  # monotonic clock
+        self.worker = WorkerThread("log-sync", self._sync_regularly, gate.fail)
 
     def start(self) -> None:
         """Starts the thread, if the durability needs one."""
         if self.durability == "everysec":
-            self._thread.start()
+            self._sync_due = time.monotonic() + SYNC_INTERVAL_S
+            self.worker.start()
 
     def stop(self) -> None:
         """Ends the thread."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self.worker.stop()
 
     def finish(self) -> None:
         """Commits and syncs at the end, with an empty frame that says so.  Raises StorageFailed."""
@@ -237,15 +237,11 @@ class GroupCommit:
             raise
 
     def _sync_regularly(self) -> None:
-        log_ = self._log
-        due = time.monotonic() + SYNC_INTERVAL_S
-        while not self._stopping.wait(max(0.0, due - time.monotonic())):
-            due = time.monotonic() + SYNC_INTERVAL_S
-            if log_.written_lsn > log_.synced_lsn:
-                try:
-                    self._sync()
-                except StorageFailed:
-                    return
+        if self.worker.wait(max(0.0, self._sync_due - time.monotonic())):
+            return
+        self._sync_due = time.monotonic() + SYNC_INTERVAL_S
+        if self._log.written_lsn > self._log.synced_lsn:
+            self._log.sync()
 
     def _claim_synced(self) -> None:
         """Appends an empty frame with the synced LSN, so that damage of the last data frame is no torn write."""

@@ -70,6 +70,7 @@ from merklekv.engine.tombstone_gc import GC_KEYS, TombstoneGC, bound_of
 from merklekv.engine.write_gate import WriteGate
 from merklekv.errors import InvalidArgument, MerkleKVError, NotANumber, NumberOverflow
 from merklekv.metrics import EngineMetrics
+from merklekv.worker_thread import WorkerThread
 
 SUPERSEDED: Final = "superseded"
 
@@ -178,6 +179,11 @@ class Engine:
         """Commits, syncs, and lets the directory go.  A start reads what is not in the base yet from the log."""
         self.is_closed = True
         self._closing.close()
+
+    @property
+    def workers(self) -> list[WorkerThread]:
+        """Its background threads."""
+        return [self.commits.worker, self.checkpointer.worker]
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:

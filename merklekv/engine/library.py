@@ -7,13 +7,12 @@ at once use `mset`, or several threads: they share a sync.
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from merklekv.engine.base import Pair
 from merklekv.engine.engine import Engine
-from merklekv.errors import MerkleKVError, Shortage, Stalled
-
-WAIT_S: Final = 1.0
+from merklekv.engine.stall import retry_stalled
+from merklekv.errors import MerkleKVError, Shortage
 
 Result = TypeVar("Result")
 Options = ParamSpec("Options")
@@ -159,18 +158,17 @@ class Database:
 
     def _commit(self, call: Callable[[], Result]) -> Result:
         self.engine.begin()
-        while True:
-            try:
-                result = call()
-            except Stalled:
-                self._require_open()
-                self.engine.wait_for_room(WAIT_S)
-            except Shortage:
-                self.engine.commit()  # so that the next call finds out whether there is room by then
-                raise
-            else:
-                self.engine.commit()
-                return result
+        try:
+            result = retry_stalled(self.engine, call, self._go_on)
+        except Shortage:
+            self.engine.commit()  # so that the next call finds out whether there is room by then
+            raise
+        self.engine.commit()
+        return result
+
+    def _go_on(self) -> bool:
+        self._require_open()
+        return True
 
 
 def _require_bytes(*parts: bytes) -> None:

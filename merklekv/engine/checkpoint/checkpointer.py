@@ -26,6 +26,7 @@ from merklekv.engine.tail import LogPosition, Tail
 from merklekv.engine.write_gate import WriteGate
 from merklekv.errors import MerkleKVError, Shortage, StorageFailed
 from merklekv.shortage import is_shortage, shortage_of
+from merklekv.worker_thread import WorkerThread
 
 log = logging.getLogger(__name__)
 
@@ -75,16 +76,16 @@ class Checkpointer:
         self._running: list[Memtable] = []  # the frozen memtables that the checkpoint under way takes in
         self._share = 0.0  # of those, done
         self._upto = self._done = 0  # LSNs: the checkpoint that was asked for, and the last that was finished
-        self._stopping = False
+        self._deaths = 0  # of the checkpoint process, in a row
         self._wake = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="checkpointer", daemon=True)
+        self.worker = WorkerThread("checkpointer", self._step, self._fail, wake=self._notify, retry_s=RETRY_S)
         commits.after_commit = self._after_commit
         commits.after_roll_back.append(self._update_backlog)
 
     def start(self) -> None:
         """Starts the thread and takes up what the last process has left."""
         if self.child is not None:
-            self._thread.start()
+            self.worker.start()
         self.delete_segments()
         if self.child is not None:
             with self._lock:
@@ -95,12 +96,9 @@ class Checkpointer:
         """Ends the process after the transaction it is in, and the thread; finishes what was sealed."""
         if self.child is None:
             return
-        with self._wake:
-            self._stopping = True
-            self._wake.notify()
+        self.worker.stop(0)
         self.child.stop()
-        if self._thread.is_alive():
-            self._thread.join()
+        self.worker.stop()
         self.child.close()
         self._log.finish_sealing()
 
@@ -210,49 +208,53 @@ class Checkpointer:
                 self._upto = self._log.lsn
                 self._wake.notify()
 
-    def _run(self) -> None:
-        try:
-            while self._wait_for_work():
-                self._log.finish_sealing()
-                self._checkpoint(self._upto)
-        except MerkleKVError as error:
-            if not self._stopping:
-                self._gate.fail(error if isinstance(error, StorageFailed) else StorageFailed(str(error)))
-        except Exception as error:
-            log.exception("the checkpointer failed")
-            self._gate.fail(StorageFailed(f"the checkpointer failed: {error!r}"))
-
-    def _wait_for_work(self) -> bool:
+    def _notify(self) -> None:
         with self._wake:
-            self._wake.wait_for(lambda: self._stopping or self._upto > self._done)
-            return not self._stopping
+            self._wake.notify()
 
-    def _checkpoint(self, upto: int) -> None:
-        """Has the base take in everything before LSN `upto`, however often it takes."""
+    def _fail(self, error: StorageFailed) -> None:
+        if not self.worker.is_stopping:
+            self._gate.fail(error)
+
+    def _step(self) -> None:
+        """Wait until a checkpoint is asked for, and try it once."""
         assert self.child is not None
-        deaths = 0
-        while not self._stopping:
-            try:
-                self.child.checkpoint(upto, self._progressed)
-                self._finished()
-            except ChildDied as death:
-                deaths += 1
-                if deaths >= CHILD_DEATHS_MAX:
-                    problem = f"the checkpoint process died {deaths} times in a row, last: {death}"
-                    if not death.killed:
-                        raise StorageFailed(problem) from death
-                    self._blocked_for_now(Shortage(f"{problem}: most likely memory is short"))
-                self._pause()
-                if not self._stopping:
-                    log.warning("the checkpoint process died (%s), starting it again", death)
-            except Exception as error:
-                if not is_shortage(error):
-                    raise
-                self._blocked_for_now(shortage_of(error, "cannot merge"))
-                self._pause()
-            else:
-                self._done = upto
-                return
+        with self._wake:
+            self._wake.wait_for(lambda: self.worker.is_stopping or self._upto > self._done)
+        if self.worker.is_stopping:
+            return
+        upto = self._upto
+        try:
+            self._log.finish_sealing()
+        except Shortage as error:  # of the sync of a sealed segment: what the disk holds is unknown
+            raise StorageFailed(str(error)) from error
+        try:
+            self.child.checkpoint(upto, self._progressed)
+            self._finished()
+        except ChildDied as death:
+            self._on_death(death)
+        except Exception as error:
+            if is_shortage(error):
+                shortage = shortage_of(error, "cannot merge")
+                self._blocked_for_now(shortage)
+                raise shortage from error
+            if isinstance(error, MerkleKVError):
+                raise StorageFailed(str(error)) from error
+            log.exception("the checkpointer failed")
+            raise StorageFailed(f"the checkpointer failed: {error!r}") from error
+        else:
+            self._deaths, self._done = 0, upto
+
+    def _on_death(self, death: ChildDied) -> None:
+        """Wait before the checkpoint process is started again."""
+        self._deaths += 1
+        if self._deaths >= CHILD_DEATHS_MAX:
+            problem = f"the checkpoint process died {self._deaths} times in a row, last: {death}"
+            if not death.killed:
+                raise StorageFailed(problem) from death
+            self._blocked_for_now(Shortage(f"{problem}: most likely memory is short"))
+        if not self.worker.wait(RETRY_S):
+            log.warning("the checkpoint process died (%s), starting it again", death)
 
     def _progressed(self, share: float) -> None:
         with self._lock:
@@ -282,7 +284,3 @@ class Checkpointer:
     def _blocked_for_now(self, error: Shortage) -> None:
         with self._lock:
             self._blocked(error)
-
-    def _pause(self) -> None:
-        with self._wake:
-            self._wake.wait_for(lambda: self._stopping, RETRY_S)
