@@ -13,7 +13,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import ENTRY, OP_SET
-from merklekv.engine.log import RESERVE_STEP, Log, Segment, segment_path
+from merklekv.engine.log.segment import Segment, segment_path
+from merklekv.engine.log.writer import RESERVE_STEP, Log
 from merklekv.engine.options import Durability
 from merklekv.engine.record import VERSION_SIZE, make_record
 

@@ -258,7 +258,7 @@ class Node:
             fatal=end_at_once,
         )
         if settings.replication.enabled:
-            self.engine.tail.follow()  # or what clients write before the replicator is there would not be published
+            self.engine.retention.subscribe()  # so that what clients write before the replicator runs is published
         parts.callback(self._stop_replication)  # after the server, whose clients may have switched it on
         self.address = self.server.start()
         parts.callback(self.server.stop, SERVER_STOP_S)

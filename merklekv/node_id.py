@@ -10,7 +10,6 @@ Ids are compared byte by byte: two ids that differ in case, or in how Unicode co
 from __future__ import annotations
 
 import functools
-import os
 import secrets
 import socket
 import stat
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from merklekv.errors import Corruption, DirectoryUnwritable
-from merklekv.private import private
+from merklekv.files import replace_file
 
 NODE_ID_BYTES_MAX: Final = 128
 NODE_ID_RULE: Final = "1 to 128 bytes of UTF-8 without white space, control characters, '/', '+' and '#'"
@@ -83,13 +82,8 @@ def stored_node_id(directory: Path, known: str = "") -> str:
         return node_id
     file = directory / NODE_ID_FILE
     node_id = f"{_host_name()}-{secrets.token_hex(_RANDOM_BYTES)}"
-    draft = file.with_suffix(".new")
     try:
-        with open(draft, "w", opener=private) as out:
-            out.write(node_id + "\n")
-            out.flush()
-            os.fsync(out.fileno())
-        draft.replace(file)
+        replace_file(file, f"{node_id}\n".encode())
     except OSError as error:
         raise DirectoryUnwritable(f"{file}: cannot keep the node id: {error.strerror}") from error
     return node_id

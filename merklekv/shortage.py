@@ -7,6 +7,8 @@ or syncing data is a failed disk: its content is unknown afterwards.
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from merklekv.errors import DirectoryLocked, DirectoryUnwritable, DiskFull, Shortage
@@ -30,6 +32,16 @@ def is_shortage(error: BaseException) -> bool:
         return error.errno in SHORTAGES
     no_thread = isinstance(error, RuntimeError) and str(error).startswith("can't start new thread")
     return no_thread or isinstance(error, (Shortage, MemoryError, DirectoryLocked, DirectoryUnwritable))
+
+
+@contextmanager
+def suppress_shortage() -> Iterator[None]:
+    """For what may be left undone when it fails for lack of something."""
+    try:
+        yield
+    except OSError as error:
+        if not is_shortage(error):
+            raise
 
 
 def shortage_of(error: BaseException, what: str) -> Shortage:

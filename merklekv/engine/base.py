@@ -14,20 +14,20 @@ meta
     newest     24    no record has a larger version
     live        8    keys whose record is no tombstone
     dead        8    tombstones
-    note:*      n    the engine's notes
+    metadata:*  n    metadata entries
 """
 
 import errno
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import lmdb
 from xxhash import xxh3_64_intdigest
@@ -36,9 +36,18 @@ from merklekv.engine.access import no_permission
 from merklekv.engine.format import BUCKETS, INNER_NODES, LEAF_SIZE, MAX_KEY_SIZE, bucket_of
 from merklekv.engine.lmdb_file import require_whole
 from merklekv.engine.merkle import LEAF_MASK, LEAVES_PER_INNER, term_of, unpack_leaves
-from merklekv.engine.record import DIGEST_AT, FLAGS_AT, PURGED, TOMBSTONE, VALUE_AT, VERSION_SIZE, ZERO_VERSION
+from merklekv.engine.record import (
+    DIGEST_AT,
+    FLAGS_AT,
+    PURGED,
+    TOMBSTONE,
+    VALUE_AT,
+    VERSION_SIZE,
+    ZERO_VERSION,
+    is_sound,
+)
 from merklekv.errors import Corruption, DirectoryLocked, DiskFull, MerkleKVError, Shortage, StorageFailed
-from merklekv.private import FILE_MODE
+from merklekv.files import FILE_MODE
 from merklekv.shortage import NO_ROOM, number_of
 
 FULL_BELOW: Final = 1 << 20  # bytes: a disk with less room than this is taken for full when a write has failed
@@ -50,7 +59,7 @@ MAP_SIZE: Final = 1 << 38 if sys.maxsize > 2**32 else 1 << 30
 DATA_FILE: Final = "data.mdb"
 DATABASES: Final = (b"records", b"index", b"tombstones", b"leaves", b"meta")
 LISTS: Final = (b"index", b"tombstones")  # several sorted values to a key
-METADATA_PREFIX: Final = b"note:"
+METADATA_PREFIX: Final = b"metadata:"
 
 NO_LEAVES: Final = bytes(LEAVES_PER_INNER * LEAF_SIZE)  # of an inner node
 
@@ -130,6 +139,35 @@ def _open(path: Path, patience_s: float, **options: Any) -> lmdb.Environment:
             if time.monotonic() >= deadline:
                 raise
             time.sleep(OPEN_POLL_S)
+
+
+class BaseSnapshot(NamedTuple):
+    """One moment of the base, for verification: a read transaction, and the handles of the databases in it."""
+
+    txn: Any
+    records: Any
+    index: Any
+    tombstones: Any
+    leaves: Any
+    meta: Any
+
+    def size(self, database: Any) -> int:
+        """How many entries a database has."""
+        return int(self.txn.stat(database)["entries"])
+
+    def head(self, key: bytes) -> bytes | None:
+        """The head of a key's record, or what there is of it."""
+        record = self.txn.get(key)
+        return None if record is None else bytes(record[:VALUE_AT])
+
+    def leaf_bytes(self, node: int) -> bytes:
+        """The 256 leaves below an inner node, as they are stored."""
+        return bytes(self.txn.get(bytes((node,)), NO_LEAVES, db=self.leaves))
+
+    def keys(self, bucket: int) -> list[bytes]:
+        """The keys that the index lists in a bucket, in order."""
+        with self.txn.cursor(db=self.index) as cursor:
+            return [bytes(key) for key in cursor.iternext_dup()] if cursor.set_key(bucket.to_bytes(2, "big")) else []
 
 
 class Base:
@@ -217,15 +255,22 @@ class Base:
                     found[name[len(METADATA_PREFIX) :]] = value
             return found
 
-    def index_pairs(self) -> Iterator[Pair]:
-        """Every (bucket, key) of the index, for `check`."""
-        with self._txn.cursor(db=self._index) as cursor:
-            yield from cursor.iternext()
-
     def index_key_from(self, bucket: int) -> bytes | None:
         """Some key of this bucket or of the next one that has any."""
         with self._txn.cursor(db=self._index) as cursor:
             return cursor.value() if cursor.set_range(bucket.to_bytes(2, "big")) else None
+
+    @property
+    def current(self) -> BaseSnapshot:
+        """The moment that this object shows; valid until `refresh`."""
+        return BaseSnapshot(self._txn, self._records, self._index, self._tombstones, self._leaves, self._meta)
+
+    @contextmanager
+    def snapshot(self, buffers: bool = False) -> Iterator[BaseSnapshot]:
+        """What the writer has committed by now.  `buffers`: values are views that end with the block."""
+        begin: Any = self._env.begin  # its type stubs want a literal for `buffers`
+        with begin(db=self._records, buffers=buffers) as txn:
+            yield BaseSnapshot(txn, self._records, self._index, self._tombstones, self._leaves, self._meta)
 
     def close(self) -> None:
         """Ends the snapshot and the map."""
@@ -278,6 +323,12 @@ class BaseWriter:
         except lmdb.Error as error:
             raise translate(error, self._path) from error
 
+    @contextmanager
+    def snapshot(self) -> Iterator[BaseSnapshot]:
+        """What was committed last, for verification."""
+        with self._env.begin(db=self._records) as txn:
+            yield BaseSnapshot(txn, self._records, self._index, self._tombstones, self._leaves, self._meta)
+
     def begin_checkpoint(self, upto: int) -> bool:
         """Sets the mark; True when one stood already: an absorption was cut short, and the index may lack keys."""
         with self._transaction() as txn:
@@ -318,6 +369,66 @@ class BaseWriter:
         """Lists (bucket, key) pairs in the index, in order; those that are there stay."""
         with self._transaction() as txn:
             txn.cursor(db=self._index).putmulti(pairs, dupdata=False)
+
+    def rebuild(self, buckets: Mapping[int, Collection[bytes]]) -> Iterator[None]:
+        """Derives index, leaves, list of tombstones and counters of these buckets from their records, as they are
+        stored, damaged or not.  Each bucket comes with keys that the index may lack.
+
+        Yields between transactions; may be left at any and done again.  Costs 2 us a record of these buckets, and a
+        look at every tombstone of the base.
+        """
+        tombstones: set[Pair] = set()
+        newest = ZERO_VERSION
+        for node, numbers in groupby(sorted(buckets), lambda bucket: bucket // LEAVES_PER_INNER):
+            with self._transaction() as txn:
+                name = bytes((node,))
+                packed = bytearray(txn.get(name, NO_LEAVES, db=self._leaves))
+                for bucket in numbers:
+                    records = self._rebuild_index(txn, bucket, buckets[bucket])
+                    leaf = sum(term_of(record) for _, record in records) & LEAF_MASK
+                    at = bucket % LEAVES_PER_INNER * LEAF_SIZE
+                    packed[at : at + LEAF_SIZE] = leaf.to_bytes(LEAF_SIZE, "big")
+                    for key, record in records:
+                        if record[FLAGS_AT] & TOMBSTONE:
+                            tombstones.add((record[:VERSION_SIZE], key))
+                        if record > newest and is_sound(key, record):
+                            newest = record[:VERSION_SIZE]
+                txn.put(name, bytes(packed), db=self._leaves)
+            yield
+        if buckets:
+            with self._transaction() as txn:
+                self._recount(txn, buckets, tombstones, newest)
+
+    def _rebuild_index(self, txn: "lmdb.Transaction[bytes]", bucket: int, more: Collection[bytes]) -> list[Pair]:
+        """Makes the index list the keys of a bucket that have a record; these records."""
+        name = bucket.to_bytes(2, "big")
+        with txn.cursor(db=self._index) as cursor:
+            listed = set(cursor.iternext_dup()) if cursor.set_key(name) else set()
+        found: list[Pair] = []
+        for key in sorted(listed.union(more)):
+            record = txn.get(key, db=self._records) if bucket_of(key) == bucket else None
+            if record is None:
+                txn.delete(name, key, db=self._index)
+                continue
+            if key not in listed:
+                txn.put(name, key, db=self._index)
+            found.append((key, record))
+        return found
+
+    def _recount(
+        self, txn: "lmdb.Transaction[bytes]", buckets: Collection[int], tombstones: set[Pair], newest: bytes
+    ) -> None:
+        with txn.cursor(db=self._tombstones) as cursor:
+            stale = [pair for pair in cursor if bucket_of(pair[1]) in buckets and pair not in tombstones]
+        for version, key in stale:
+            txn.delete(version, key, db=self._tombstones)
+        for version, key in tombstones:
+            txn.put(version, key, db=self._tombstones)
+        dead = txn.stat(self._tombstones)["entries"]
+        live = max(0, txn.stat(self._records)["entries"] - dead)  # buckets not rebuilt yet may list too much
+        for name, count in ((b"dead", dead), (b"live", live)):
+            txn.put(name, count.to_bytes(8, "big"), db=self._meta)
+        txn.put(b"newest", max(newest, txn.get(b"newest", ZERO_VERSION, db=self._meta)), db=self._meta)
 
     def raise_truncation(self, truncation: bytes) -> Iterator[None]:
         """Removes every record below `truncation`; yields between transactions, and may be left at any."""

@@ -22,11 +22,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from merklekv.engine.log import Log
+from merklekv.engine.log.retention import Retention
+from merklekv.engine.log.writer import Log
 from merklekv.engine.options import Durability
 from merklekv.engine.recovery import replay
 from merklekv.engine.table import Table
-from merklekv.engine.tail import Tail
 from merklekv.engine.write_gate import WriteGate
 from merklekv.errors import Shortage, StorageFailed
 from merklekv.shortage import reason_of, shortage_of
@@ -55,7 +55,7 @@ class GroupCommit:
         path: Path,
         table: Table,
         log_: Log,
-        tail: Tail,
+        retention: Retention,
         gate: WriteGate,
         lock: "threading.RLock",
         durability: Durability,
@@ -68,7 +68,7 @@ class GroupCommit:
         self._path = path
         self._table = table
         self._log = log_
-        self._tail = tail
+        self._retention = retention
         self._gate = gate
         self._engine_lock = lock
         self.committed = log_.appended  # entries that frames hold, of all that were ever appended
@@ -169,7 +169,7 @@ class GroupCommit:
         self.committed = mark
         if self._first:
             self._first.clear()
-        self._tail.committed(log_.lsn, position, frame)
+        self._retention.committed(log_.lsn, position, frame)
 
     def _roll_back(self, cause: Exception) -> None:
         """Makes memory what the log holds, whose last frame could not be written.  With the commit lock held.

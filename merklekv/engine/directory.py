@@ -18,7 +18,7 @@ from typing import Final
 
 from merklekv.engine.access import no_permission, trouble
 from merklekv.engine.format import FORMAT_LINE, FORMAT_VERSION
-from merklekv.engine.log import sync_directory
+from merklekv.engine.log.disk import sync_directory
 from merklekv.errors import (
     Corruption,
     DirectoryLocked,
@@ -28,7 +28,7 @@ from merklekv.errors import (
     NotADataDirectory,
     StorageFailed,
 )
-from merklekv.private import DIRECTORY_MODE, FILE_MODE, private
+from merklekv.files import DIRECTORY_MODE, FILE_MODE, replace_file
 
 ORPHAN_TIMEOUT_S: Final = 10.0  # how long the absorbing child of a killed server may need to notice
 ORPHAN_POLL_S: Final = 0.02
@@ -120,13 +120,7 @@ class DataDirectory:
         self.log.mkdir(DIRECTORY_MODE, exist_ok=True)
         mark = self.path / "FORMAT"
         if not mark.exists():
-            draft = self.path / "FORMAT.new"
-            with open(draft, "w", opener=private) as file:
-                file.write(f"{FORMAT_LINE}{FORMAT_VERSION}\n")
-                file.flush()
-                os.fsync(file.fileno())
-            draft.rename(mark)
-            sync_directory(self.path)
+            replace_file(mark, f"{FORMAT_LINE}{FORMAT_VERSION}\n".encode())
             sync_directory(self.path.absolute().parent)
 
 
@@ -218,6 +212,10 @@ def require_format(path: Path, may_be_new: bool = False) -> None:
         raise NotADataDirectory(
             f"{mark}: holds {line[:60]!r}, not '{FORMAT_LINE}{FORMAT_VERSION}'; choose another directory, or restore "
             "it from a backup"
+        )
+    if int(number) < FORMAT_VERSION:
+        raise NotADataDirectory(
+            f"{path}: data format {number} is from before the first release; dump it with the version that wrote it"
         )
     if int(number) > FORMAT_VERSION:
         raise FormatTooNew(

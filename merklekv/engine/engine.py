@@ -42,6 +42,7 @@ from merklekv.engine.format import (
     bucket_of,
 )
 from merklekv.engine.integers import INT64_MAX, INT64_MIN, strict_integer
+from merklekv.engine.log.retention import DEFAULT_RETAIN_MAX_BYTES, Retention
 from merklekv.engine.options import (
     DEFAULT_MAX_VALUE_SIZE,
     DEFAULT_MEMTABLE_SIZE,
@@ -65,7 +66,6 @@ from merklekv.engine.record import (
 )
 from merklekv.engine.recovery import open_data
 from merklekv.engine.table import Table
-from merklekv.engine.tail import DEFAULT_HOLD_MAX_BYTES, Tail
 from merklekv.engine.tombstone_gc import GC_KEYS, TombstoneGC, bound_of
 from merklekv.engine.write_gate import WriteGate
 from merklekv.errors import InvalidArgument, MerkleKVError, NotANumber, NumberOverflow
@@ -110,7 +110,7 @@ class Engine:
         max_clock_drift_s: float = DEFAULT_MAX_DRIFT_S,
         wall_clock: Callable[[], int] = time.time_ns,
         checkpoint: CheckpointMode = "process",
-        retain_max_bytes: int = DEFAULT_HOLD_MAX_BYTES,
+        retain_max_bytes: int = DEFAULT_RETAIN_MAX_BYTES,
     ) -> None:
         place = require_path(path)
         require_options(durability, memtable_size, max_value_size, max_clock_drift_s, checkpoint)
@@ -129,12 +129,12 @@ class Engine:
             self._start_clock(max(replayed.newest, replayed.truncation), replayed.truncation)
             table.restore(replayed)
             self.tombstone_gc = TombstoneGC(place, table, clock, gate)
-            self.tail = Tail(place, log, retain_max_bytes)
-            stack.callback(self.tail.close)
-            self.commits = commits = GroupCommit(place, table, log, self.tail, gate, lock, durability)
+            self.retention = Retention(place, log, retain_max_bytes)
+            stack.callback(self.retention.close)
+            self.commits = commits = GroupCommit(place, table, log, self.retention, gate, lock, durability)
             commits.after_roll_back.append(self.tombstone_gc.start_over)
             self.checkpointer = Checkpointer(
-                directory, table, log, self.tail, gate, commits, lock, memtable_size, checkpoint
+                directory, table, log, self.retention, gate, commits, lock, memtable_size, checkpoint
             )
             stack.callback(commits.finish)
             stack.callback(self.checkpointer.stop)

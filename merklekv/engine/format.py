@@ -1,15 +1,13 @@
-"""Every byte that MerkleKV keeps on disk, in prose, then as structs.
+"""Every byte that MerkleKV keeps on disk, in prose, then as structs.  The record: record.py.
 
 A data directory
-    FORMAT          one line of text, ``MerkleKV data format 1``
+    FORMAT          one line of text, ``MerkleKV data format 2``
     LOCK            the pid of the process that has the directory open; the lock (flock) is on the directory itself
     base/           an LMDB environment: the sorted base
     log/            the commit log: one file a segment, named by the log position (LSN) of its first byte, 20 digits
-    outbox          how far the local events of the log have been published, see tail.py; only where they are
+    outbox          the replication cursor, see log/retention.py; only on nodes that replicate
 
 Integers are big-endian, so that comparing bytes compares numbers.
-
-Record: see record.py.
 
 Segment (log/<lsn>.log)
     header    48    magic 8, format 4, unused 4, LSN of this byte 8, sequence number of its first local event 8,
@@ -29,26 +27,26 @@ Frame
     checksum   8    XXH3-64 over segment LSN (8), position in the segment (8), the 32 bytes before, payload
     payload    n    entries, back to back
 
-    Only frames past what was synced can be torn by a crash.  So a bad frame is a torn tail that may be cut off,
+    Only frames behind the synced LSN can be torn by a crash.  So a bad frame is a torn tail that may be cut off,
     unless a later frame claims an LSN behind it as synced: then it is damage.
 
 Entry
-    op         1    one of OPS; bit 7 is set when the entry came from another node
+    op         1    one of OPS; bit 7 is set if the entry came from another node
     key        2    length
     record     4    length
-    key, record     for `truncate` the key is empty and the record is the floor, 24 bytes;
-                    for `origin` the key is the id of the node that the remote entries behind it came from, no record;
-                    for `note` (always with bit 7) the key is a name and the record its value, the newest stands;
-                    for `collect` (always with bit 7) the record is the marker;
-                    for `repair` (always with bit 7) the key is a bucket (2 bytes), and the record one of its keys that
-                    the index may lack, or nothing: the base derives anew what it keeps beside the bucket's records
+    key, record     `truncate`: no key; the record is the truncation version, 24 bytes
+                    `origin`: the key is the id of the node that the remote entries behind it came from; no record
+                    `metadata` (always with bit 7): the key is a name, the record its value; the newest stands
+                    `purge` (always with bit 7): the record is a purge marker
+                    `repair` (always with bit 7): the key is a bucket (2 bytes), the record one of its keys that the
+                    index may lack, or nothing: the base derives anew what it keeps beside the bucket's records
 
 LMDB databases in base/
     records         key -> record
     index           bucket (2 bytes) -> keys of that bucket (sorted duplicates)
     tombstones      version of a tombstone -> its key (sorted duplicates)
     leaves          inner node (1 byte) -> its 256 leaves of 24 bytes: sum of record digests mod 2^128 (16), count (8)
-    meta            name -> value, see store.py
+    meta            name -> value, see base.py
 """
 
 from struct import Struct
@@ -56,7 +54,7 @@ from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 FORMAT_LINE: Final = "MerkleKV data format "
 
 MAX_KEY_SIZE: Final = 511  # LMDB's limit
@@ -84,7 +82,7 @@ assert FRAME_CHECKED.size == 16 + FRAME_HEADER.size - 8
 METADATA_NAME_SIZE_MAX: Final = 64
 METADATA_SIZE_MAX: Final = 16 << 20
 GC_HORIZON_SIZE: Final = 8
-METADATA_GC_HORIZON: Final = b"gc_horizon"  # 8 bytes, ns: what lies at or below it is settled, see engine.py
+METADATA_GC_HORIZON: Final = b"gc_horizon"  # 8 bytes, ns: records at or below it are stable
 
 
 def bucket_of(key: bytes) -> int:

@@ -12,10 +12,13 @@ from merklekv.engine.access import require_access, trouble
 from merklekv.engine.base import DATA_FILE, Base, BaseWriter
 from merklekv.engine.directory import DataDirectory
 from merklekv.engine.format import OP_METADATA, OP_ORIGIN, OP_REPAIR, OP_TRUNCATE, REMOTE
-from merklekv.engine.log import Log, Segment, list_segments, recover, segment_path, sync_directory
+from merklekv.engine.log.disk import sync_directory
+from merklekv.engine.log.recovery import recover
+from merklekv.engine.log.segment import Segment, list_segments, segment_path
+from merklekv.engine.log.writer import Log
 from merklekv.engine.memtable import Memtable, charge
 from merklekv.engine.record import is_tombstone, version_of
-from merklekv.engine.verify.repairs import Repairs, repair
+from merklekv.engine.repairs import Repairs
 from merklekv.errors import Corruption, Shortage
 
 log = logging.getLogger(__name__)
@@ -93,7 +96,7 @@ def _repair(directory: DataDirectory, repairs: Repairs, tables: list[Memtable]) 
         repairs.complete(table)
     try:
         with BaseWriter(directory.base) as writer:
-            for _ in repair(writer, repairs):
+            for _ in writer.rebuild(repairs.buckets):
                 pass
     except Shortage as error:
         log.warning("%s; what the scrub has found is not repaired before that is over", error)

@@ -44,7 +44,7 @@ from merklekv.engine.format import (
     OP_REPAIR,
     REMOTE,
 )
-from merklekv.engine.log import Log
+from merklekv.engine.log.writer import Log
 from merklekv.engine.memtable import KEY_OVERHEAD, Memtable, prefix_end
 from merklekv.engine.merkle import COUNT_MASK, EMPTY_ROOT, LEAF_MASK, MerkleTree, pack_leaves, term_of
 from merklekv.engine.record import (

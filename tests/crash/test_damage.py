@@ -20,7 +20,7 @@ from fixtures.support import wait_until
 
 from merklekv.engine.base import DATA_FILE
 from merklekv.engine.engine import Engine
-from merklekv.engine.log import Segment, list_segments, segment_path
+from merklekv.engine.log.segment import Segment, list_segments, segment_path
 from merklekv.engine.verify.check import check_directory
 from merklekv.errors import Corruption
 from merklekv.exit_codes import EXIT_CORRUPT, EXIT_STORAGE

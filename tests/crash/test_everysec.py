@@ -15,7 +15,7 @@ import psutil
 from fixtures.node import NodeFactory
 from fixtures.support import wait_until
 
-from merklekv.engine.log import list_segments
+from merklekv.engine.log.segment import list_segments
 from merklekv.net.client import Client as Connection
 
 MEMTABLE = 1 << 20

@@ -15,7 +15,7 @@ from merklekv.engine import base as store_module
 from merklekv.engine.base import Base, BaseWriter, translate
 from merklekv.engine.format import bucket_of
 from merklekv.engine.record import head_of
-from merklekv.engine.verify.check_base import View, check_base
+from merklekv.engine.verify.check_base import check_base
 from merklekv.engine.verify.report import Report
 from merklekv.errors import Corruption, DiskFull, StorageFailed
 
@@ -28,11 +28,8 @@ batches = st.lists(
 def problems(writer: BaseWriter) -> list[str]:
     """What the checker finds in the newest commit."""
     report = Report(print)
-    with writer._env.begin() as txn:
-        check_base(
-            View(Path("base"), txn, writer._records, writer._index, writer._tombstones, writer._leaves, writer._meta),
-            report,
-        )
+    with writer.snapshot() as view:
+        check_base(Path("base"), view, report)
     return report.sentences()
 
 
@@ -81,8 +78,10 @@ def _read_back(path: Path, model: dict[bytes, bytes]) -> None:
     for key, record in ordered:
         assert base.get(key) == record
         assert key in base.bucket_keys(bucket_of(key))
-    assert sorted(key for _, key in base.index_pairs()) == sorted(model)
-    assert [name for name, _ in base.index_pairs()] == sorted(bucket_of(key).to_bytes(2, "big") for key in model)
+    with base.snapshot() as view, view.txn.cursor(db=view.index) as cursor:
+        listed = list(cursor)
+    assert sorted(key for _, key in listed) == sorted(model)
+    assert [name for name, _ in listed] == sorted(bucket_of(key).to_bytes(2, "big") for key in model)
     buckets = sorted((bucket_of(key), key) for key in model)
     assert base.index_key_from(0) == (buckets[0][1] if buckets else None)
     assert base.bucket_keys((buckets[-1][0] if buckets else 0) - 1 & 0xFFFF) == [

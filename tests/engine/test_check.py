@@ -20,7 +20,7 @@ from fixtures.records import with_flags
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import bucket_of
-from merklekv.engine.log import list_segments, segment_path
+from merklekv.engine.log.segment import list_segments, segment_path
 from merklekv.engine.verify import reference
 from merklekv.engine.verify.check import check_directory
 from merklekv.engine.verify.check_log import check_log
@@ -338,8 +338,8 @@ def test_what_is_no_data_directory(tmp_path: Path) -> None:
     (tmp_path / "FORMAT").write_text("something else 1\n")
     with pytest.raises(NotADataDirectory, match="holds 'something else 1'"):
         check_directory(tmp_path)
-    (tmp_path / "FORMAT").write_text("MerkleKV data format 2\n")
-    with pytest.raises(FormatTooNew, match="format 2 is from a later release"):
+    (tmp_path / "FORMAT").write_text("MerkleKV data format 3\n")
+    with pytest.raises(FormatTooNew, match="format 3 is from a later release"):
         check_directory(tmp_path)
 
 

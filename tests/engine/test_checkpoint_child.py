@@ -15,7 +15,7 @@ from fixtures.engines import NOON
 from merklekv.engine.base import BaseWriter
 from merklekv.engine.checkpoint.child import SAMPLE_EVERY, SORT_KEYS, _in_order, checkpoint
 from merklekv.engine.engine import Engine
-from merklekv.engine.log import list_segments
+from merklekv.engine.log.segment import list_segments
 from merklekv.engine.verify.check import check_directory
 
 Prepare = Callable[[Engine], None]

@@ -19,7 +19,7 @@ from merklekv.engine.checkpoint import checkpointer as merger_module
 from merklekv.engine.checkpoint.checkpointer import FROZEN_TABLES_MAX
 from merklekv.engine.checkpoint.child import CheckpointProcess, Progress
 from merklekv.engine.engine import Engine
-from merklekv.engine.log import list_segments
+from merklekv.engine.log.segment import list_segments
 from merklekv.engine.verify.check import check_directory
 from merklekv.errors import DirectoryLocked, Stalled, StorageFailed
 

@@ -20,7 +20,7 @@ from lmdb.verify import verify
 
 from merklekv.engine import directory as directory_module
 from merklekv.engine.directory import DataDirectory, give_to_owner, require_format
-from merklekv.engine.log import list_segments, segment_path
+from merklekv.engine.log.segment import list_segments, segment_path
 from merklekv.engine.verify.check import check_directory
 from merklekv.errors import (
     Corruption,
@@ -37,7 +37,7 @@ GONE = 2**22 + 1  # no process has this id
 
 def test_a_new_directory_says_what_it_is(tmp_path: Path) -> None:
     support.open_engine(tmp_path / "deep" / "down").close()
-    assert (tmp_path / "deep" / "down" / "FORMAT").read_text() == "MerkleKV data format 1\n"
+    assert (tmp_path / "deep" / "down" / "FORMAT").read_text() == "MerkleKV data format 2\n"
 
 
 @pytest.mark.parametrize("kept", [(), ("lost+found",), ("LOCK",), ("FORMAT.new", "base", "log")])
@@ -58,14 +58,21 @@ def test_somebody_elses_directory_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "MerkleKV data format", "MerkleKV data format one", "Something 1", "\xff" * 200])
 def test_a_mark_that_is_not_ours(tmp_path: Path, text: str) -> None:
     (tmp_path / "FORMAT").write_text(text, encoding="latin-1")
-    with pytest.raises(NotADataDirectory, match="not 'MerkleKV data format 1'"):
+    with pytest.raises(NotADataDirectory, match="not 'MerkleKV data format 2'"):
         support.open_engine(tmp_path)
 
 
 def test_a_directory_of_a_later_release(tmp_path: Path) -> None:
-    (tmp_path / "FORMAT").write_text("MerkleKV data format 2\n")
-    with pytest.raises(FormatTooNew, match="data format 2 is from a later release; this one reads 1: upgrade MerkleKV"):
+    (tmp_path / "FORMAT").write_text("MerkleKV data format 3\n")
+    with pytest.raises(FormatTooNew, match="data format 3 is from a later release; this one reads 2: upgrade MerkleKV"):
         support.open_engine(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["FORMAT"]
+
+
+def test_a_directory_from_before_the_first_release_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "FORMAT").write_text("MerkleKV data format 1\n")
+    with pytest.raises(NotADataDirectory, match="data format 1 is from before the first release"):
+        DataDirectory(tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["FORMAT"]
 
 
@@ -459,7 +466,7 @@ def test_only_its_user_can_read_what_an_engine_makes(tmp_path: Path, mask: int) 
     before = os.umask(mask)
     try:
         engine = support.open_engine(tmp_path / "data", checkpoint="process")
-        engine.tail.follow()
+        engine.retention.subscribe()
         for number in range(200):
             engine.wait_for_room(10)
             engine.set(b"k%03d" % number, bytes(1000))

@@ -14,8 +14,8 @@ import pytest
 from fixtures import engines as support
 from fixtures.support import wait_until
 
-from merklekv.engine import log as log_module
 from merklekv.engine.engine import Engine
+from merklekv.engine.log import writer as log_module
 from merklekv.engine.options import MIN_MEMTABLE_SIZE
 from merklekv.engine.verify.check import check_directory, check_engine
 from merklekv.errors import DiskFull, MerkleKVError, Stalled

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from fixtures import engines as support
 
-from merklekv.engine import log as log_module
 from merklekv.engine.checkpoint.checkpointer import FROZEN_TABLES_MAX
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import MAX_KEY_SIZE, MAX_VALUE_SIZE_LIMIT
 from merklekv.engine.integers import INT64_MAX, INT64_MIN
+from merklekv.engine.log import writer as log_module
 from merklekv.engine.memtable import KEY_OVERHEAD
 from merklekv.engine.options import MIN_MEMTABLE_SIZE
 from merklekv.errors import InvalidArgument, NotANumber, NumberOverflow, Stalled, StorageFailed

@@ -26,7 +26,7 @@ from merklekv.engine.base import Base, BaseWriter
 from merklekv.engine.checkpoint import checkpointer as merger_module
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import METADATA_GC_HORIZON
-from merklekv.engine.log import list_segments
+from merklekv.engine.log.segment import list_segments
 from merklekv.engine.options import MIN_MEMTABLE_SIZE
 from merklekv.errors import DirectoryLocked, DiskFull, Shortage, Stalled, StorageFailed
 
@@ -476,7 +476,7 @@ def test_a_base_that_outgrows_the_map_of_its_reader(tmp_path: Path, monkeypatch:
         "import sys; from pathlib import Path; from merklekv.engine.base import BaseWriter\n"
         "with BaseWriter(Path(sys.argv[1])) as writer:\n"
         "    with writer._transaction() as txn:\n"
-        "        for number in range(300): txn.put(b'note:%d' % number, bytes(100_000), db=writer._meta)\n"
+        "        for number in range(300): txn.put(b'metadata:%d' % number, bytes(100_000), db=writer._meta)\n"
     )
     with monkeypatch.context() as patch:
         patch.setattr(store_module, "MAP_SIZE", 8 << 20)
@@ -490,16 +490,16 @@ def test_a_base_that_outgrows_the_map_of_its_reader(tmp_path: Path, monkeypatch:
 
 def test_segments_are_deleted_when_there_are_descriptors_again(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
-    engine.tail.follow()
+    engine.retention.subscribe()
     for number in range(3):
         engine.set(b"k%d" % number, b"v")
         support.freeze(engine)
     support.checkpoint(engine)
     assert len(list_segments(engine.directory.log)) > 1
     with no_descriptors():
-        engine.release_log(engine.tail.end)
+        engine.release_log(engine.retention.end)
     assert len(list_segments(engine.directory.log)) > 1
-    engine.release_log(engine.tail.end)
+    engine.release_log(engine.retention.end)
     assert len(list_segments(engine.directory.log)) == 1
 
 

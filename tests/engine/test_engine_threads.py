@@ -14,7 +14,7 @@ from fixtures.support import wait_until
 
 from merklekv.engine import commit
 from merklekv.engine.engine import Engine
-from merklekv.engine.log import Sealed
+from merklekv.engine.log.writer import Sealed
 from merklekv.errors import Stalled, StorageFailed
 
 THREADS = 4

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merklekv.engine.format import MAX_KEY_SIZE, bucket_of
-from merklekv.engine.log import Segment
+from merklekv.engine.log.segment import Segment
 from merklekv.engine.record import VERSION_SIZE
 from merklekv.engine.verify import reference
 from merklekv.errors import Corruption, FormatTooNew
@@ -56,7 +56,7 @@ def test_a_segment_reads_back(frames: list[list[bytes]], lsn: int) -> None:
                 assert [(op, key, segment.data[at:end]) for op, key, at, end in segment.entries(found)] == plain
             assert segment.is_zero_filled(position)
         with file.open("rb") as opened:
-            assert reference.read_header(opened, lsn) == (1, 7)
+            assert reference.read_header(opened, lsn) == (2, 7)
             for frame_ in expected:
                 assert reference.read_frame(opened, lsn, frame_[0]) == frame_
             assert reference.read_frame(opened, lsn, position) is None
@@ -101,8 +101,8 @@ def test_a_header_that_is_cut_or_flipped_anywhere_is_damage(tmp_path: Path) -> N
 
 def test_a_log_of_a_later_release_is_refused(tmp_path: Path) -> None:
     file = tmp_path / f"{0:020d}.log"
-    file.write_bytes(support.header(0, format_version=2))
-    with pytest.raises(FormatTooNew, match="log format 2 is from a later release"):
+    file.write_bytes(support.header(0, format_version=3))
+    with pytest.raises(FormatTooNew, match="log format 3 is from a later release"):
         Segment(file)
 
 

@@ -13,9 +13,10 @@ from fixtures.engines import LogWriter, set_entry
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merklekv.engine import log as log_module
 from merklekv.engine.engine import Engine
-from merklekv.engine.log import Segment, list_segments, recover, segment_path
+from merklekv.engine.log import recovery as log_module
+from merklekv.engine.log.recovery import recover
+from merklekv.engine.log.segment import Segment, list_segments, segment_path
 from merklekv.engine.verify.check_log import check_log
 from merklekv.engine.verify.report import BaseFacts, Report
 from merklekv.errors import Corruption

@@ -11,7 +11,7 @@ from fixtures.support import wait_until
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import INNER_NODES, LEAF_SIZE, SEGMENT_HEADER, bucket_of
-from merklekv.engine.log import segment_path
+from merklekv.engine.log.segment import segment_path
 from merklekv.engine.merkle import LEAVES_PER_INNER
 from merklekv.net.client import Client, NodeError, Reply
 from merklekv.net.commands.inspection import READ_BYTES_MAX

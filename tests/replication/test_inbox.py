@@ -117,10 +117,10 @@ def test_what_comes_from_this_node_itself_is_acknowledged_and_left(desk: Desk) -
 
 
 def test_remote_events_are_never_published_from_here(desk: Desk) -> None:
-    desk.engine.tail.follow()
-    before = desk.engine.tail.end.sequence
+    desk.engine.retention.subscribe()
+    before = desk.engine.retention.end.sequence
     desk.receive(one(), batch(5, event("x"), {"op": "truncate", "ts": NOW_NS + 1, "op_id": bytes(16)}))
-    assert desk.engine.tail.end.sequence == before
+    assert desk.engine.retention.end.sequence == before
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from merklekv.engine import tail as tail_module
 from merklekv.engine.engine import Engine
-from merklekv.engine.log import list_segments
+from merklekv.engine.log import reader as reader_module
+from merklekv.engine.log import retention as retention_module
+from merklekv.engine.log.segment import list_segments
 from merklekv.engine.options import MIN_MEMTABLE_SIZE
 from merklekv.engine.record import make_record, value_of
 from merklekv.replication.stream import outbox as outbox_module
@@ -116,7 +117,7 @@ def test_events_of_other_nodes_are_not_published_and_do_not_hold_the_cursor(stat
     station.engine.merge([(1, b"r", make_record(b"r", bytes(23) + b"\1", b"remote"))], b"other")
     station.engine.commit()
     assert station.outbox.next_batch() is None
-    assert station.outbox.cursor == station.engine.tail.end != before
+    assert station.outbox.cursor == station.engine.retention.end != before
 
 
 def test_the_cursor_moves_over_what_is_acknowledged_without_a_gap(station: Station) -> None:
@@ -135,7 +136,7 @@ def test_the_cursor_moves_over_what_is_acknowledged_without_a_gap(station: Stati
     assert station.outbox.waiting_events == 1
     assert station.outbox.oldest_timestamp() == fourth.timestamp_ns
     station.outbox.acknowledge(fourth)
-    assert station.outbox.cursor == station.engine.tail.end
+    assert station.outbox.cursor == station.engine.retention.end
     assert station.outbox.counters.published == station.outbox.counters.batches == 4
 
 
@@ -180,7 +181,7 @@ def test_an_event_larger_than_the_broker_takes_is_dropped(station: Station, capl
     assert "is not published" in caplog.text
     for batch in batches:
         station.outbox.acknowledge(batch)
-    assert station.outbox.cursor == station.engine.tail.end
+    assert station.outbox.cursor == station.engine.retention.end
 
 
 def test_events_up_to_the_packet_limit_are_published(station: Station) -> None:
@@ -319,8 +320,8 @@ def test_nothing_is_skipped_wherever_it_is_interrupted(
 ) -> None:
     """Writes, merges, batches, acknowledgements in any order, lost connections, kills: each event arrives."""
     chance = random.Random(seed)
-    monkeypatch.setattr(tail_module, "RECENT_BYTES", chance.choice([0, 500, 1 << 20]))
-    monkeypatch.setattr(tail_module, "READ_BYTES", chance.choice([100, 5000, 1 << 20]))
+    monkeypatch.setattr(retention_module, "RECENT_BYTES", chance.choice([0, 500, 1 << 20]))
+    monkeypatch.setattr(reader_module, "READ_BYTES", chance.choice([100, 5000, 1 << 20]))
     monkeypatch.setattr(outbox_module, "BATCH_BYTES", chance.choice([300, 2000, BATCH_BYTES]))
     station = Station(tmp_path / "0")
     flight: list[Batch] = []

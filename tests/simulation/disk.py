@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from unittest import mock
 
-from merklekv.engine import base, failpoints, log
+from merklekv.engine import base, failpoints
 from merklekv.engine.checkpoint import child
-from merklekv.engine.tail import Tail
+from merklekv.engine.log import disk, recovery, writer
+from merklekv.engine.log.retention import Retention
 
 SECTOR: Final = 512
 NO_SECTOR_SURVIVES: Final = 0.4
@@ -184,12 +185,12 @@ class Disk:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """The engine works on this disk."""
-        saved, committing = Tail._save, base.BaseWriter._transaction
+        saved, committing = Retention._save, base.BaseWriter._transaction
 
-        def save(tail: Tail, place: Any) -> None:
+        def save(retention: Retention, cursor: Any) -> None:
             self._happen("place")
-            saved(tail, place)
-            path = tail._path
+            saved(retention, cursor)
+            path = retention._path
             folder = self._folders.get(str(path.parent))
             if folder is not None:
                 file = _File()
@@ -205,9 +206,11 @@ class Disk:
 
         with ExitStack() as stack:
             for target, name, own in (
-                (log, "os", self),
-                (log, "RESERVE_STEP", 8192),
-                (Tail, "_save", save),
+                (disk, "os", self),
+                (recovery, "os", self),
+                (writer, "os", self),
+                (writer, "RESERVE_STEP", 8192),
+                (Retention, "_save", save),
                 (base.BaseWriter, "_transaction", transaction),
                 (failpoints, "reached", self._happen),
                 (child, "TRANSACTION_KEYS", 4),

@@ -17,11 +17,12 @@ from unittest import mock
 from merklekv.engine.base import BaseWriter
 from merklekv.engine.clock import HybridClock
 from merklekv.engine.engine import SUPERSEDED, Engine
-from merklekv.engine.log import Log
+from merklekv.engine.log.reader import LogPosition
+from merklekv.engine.log.retention import Retention
+from merklekv.engine.log.writer import Log
 from merklekv.engine.merkle import COUNT_MASK, MerkleTree
 from merklekv.engine.record import VERSION_SIZE, ZERO_VERSION, epoch_of, is_sound, version_of
 from merklekv.engine.table import Table
-from merklekv.engine.tail import LogPosition, Tail
 from merklekv.engine.tombstone_gc import TombstoneGC
 from merklekv.engine.verify import scrub
 from merklekv.replication.cluster import lost_writes
@@ -111,7 +112,7 @@ def meanwhile(method: Callable[..., Any], change: Callable[[], Change]) -> Chang
 
 def _handed_out(outbox: Outbox) -> LogPosition:
     """Behind the last event that a batch was made of."""
-    return LogPosition(outbox.tail.end.lsn - outbox.unread_bytes, outbox.next_sequence)
+    return LogPosition(outbox.retention.end.lsn - outbox.unread_bytes, outbox.next_sequence)
 
 
 @mistake("the cursor moves over a hole", "m")
@@ -144,18 +145,18 @@ def _() -> tuple[Change, ...]:
 
 @mistake("the log goes before the outbox has read it", "m")
 def _() -> tuple[Change, ...]:
-    def deletable(tail: Tail, checkpoint_lsn: int, sound: Any = Tail.deletable) -> list[int]:
-        held, tail.held = tail.held, None
-        lsns: list[int] = sound(tail, checkpoint_lsn)
-        tail.held = held
+    def deletable(retention: Retention, checkpoint_lsn: int, sound: Any = Retention.deletable) -> list[int]:
+        cursor, retention.cursor = retention.cursor, None
+        lsns: list[int] = sound(retention, checkpoint_lsn)
+        retention.cursor = cursor
         return lsns
 
-    return (replaced(Tail.deletable, deletable),)
+    return (replaced(Retention.deletable, deletable),)
 
 
 @mistake("a place in the log that a crash takes back lets segments go", "m")
 def _() -> tuple[Change, ...]:
-    return (meanwhile(Tail.deletable, partial(silenced, Tail._make_durable)),)
+    return (meanwhile(Retention.deletable, partial(silenced, Retention._make_durable)),)
 
 
 # -- what is taken in --------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from merklekv.engine.engine import Engine
-from merklekv.engine.tail import LogPosition
+from merklekv.engine.log.reader import LogPosition
 from merklekv.errors import MerkleKVError, Stalled
 from merklekv.replication.cluster.members import Identity
 from merklekv.replication.cluster.membership import Membership
@@ -126,7 +126,7 @@ class Node:
         engine = self.engine if self.up else None
         if engine is not None and not engine.is_closed:  # else it crashed while it let these go by itself
             engine.is_closed = True
-            engine.tail.close()
+            engine.retention.close()
             with suppress(MerkleKVError):
                 engine.table.close()
             engine.directory.release()

@@ -99,7 +99,7 @@ class World:
 
     def note(self, what: str) -> None:
         """Puts something into the digest of all that has happened."""
-        state = "".join(f"{node.engine.clock.last}/{node.engine.tail.end}" for node in self.up())
+        state = "".join(f"{node.engine.clock.last}/{node.engine.retention.end}" for node in self.up())
         self.trace.update(f"{what} {state}\n".encode())
 
     def note_horizons(self) -> None:

@@ -130,7 +130,7 @@ def test_under_load_it_is_one_moment(kind: str, memtable_size: str, node_factory
     """All that was acknowledged before; and of each client everything up to some write and nothing after it."""
     with opened(tmp_path / "data") as engine:
         fill(engine)
-        engine.tail.follow()  # so that the log stays for a while, as where it is published
+        engine.retention.subscribe()  # so that the log stays for a while, as where it is published
     node = node_factory("--set", f"memtable_size={memtable_size}", directory=tmp_path / "data")
     with Writers(node.port) as writers:
         wait_until(lambda: min(writers.acknowledged) > 50, what="writes")
@@ -187,7 +187,7 @@ def test_a_damaged_directory_gives_no_backup(tmp_path: Path) -> None:
 
 def test_a_segment_that_is_missing(tmp_path: Path) -> None:
     with opened(tmp_path / "data") as engine:
-        engine.tail.follow()
+        engine.retention.subscribe()
         for key in (b"a", b"b", b"c"):
             engine.merge([(OP_SET, key, b"")], b"x")
             engine.set(key, b"x")

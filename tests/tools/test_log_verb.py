@@ -22,7 +22,7 @@ from merklekv_tool.verbs.log import nanoseconds
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import OP_SET
-from merklekv.engine.log import list_segments, segment_path
+from merklekv.engine.log.segment import list_segments, segment_path
 from merklekv.engine.record import make_record
 from merklekv.errors import Corruption, InvalidArgument
 from merklekv.exit_codes import EXIT_CORRUPT, EXIT_FORMAT, EXIT_UNWRITABLE, EXIT_USAGE
@@ -172,7 +172,7 @@ def shown(output: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("kind", ["open", "port"])
 def test_following_over_many_segments(kind: str, node_factory: NodeFactory, tmp_path: Path) -> None:
     with opened(tmp_path / "data") as engine:
-        engine.tail.follow()  # a node that may have to publish its log keeps it
+        engine.retention.subscribe()  # a node that may have to publish its log keeps it
     node = node_factory("--set", "memtable_size=64KiB", directory=tmp_path / "data")
     output = tmp_path / "out"
     with node.connect() as client, following(str(node.directory) if kind == "open" else address(node), output):
@@ -207,7 +207,7 @@ class Fake:
 def segments(tmp_path: Path) -> list[int]:
     """A log of three segments with a key each."""
     with opened(tmp_path / "three") as engine:
-        engine.tail.follow()  # keeps them
+        engine.retention.subscribe()  # keeps them
         for key in (b"a", b"b", b"c"):
             engine.set(key, b"x")
             engine.commit()

@@ -314,10 +314,10 @@ def test_with_a_new_node_id(node_factory: NodeFactory, tmp_path: Path) -> None:
 def test_what_was_published_is_left_to_the_exchange(node_factory: NodeFactory, tmp_path: Path) -> None:
     with opened(tmp_path / "data") as engine:
         engine.set(b"key", b"x")
-        engine.tail.follow()
+        engine.retention.subscribe()
         engine.set(b"not published", b"x")
     succeeds("backup", tmp_path / "data", tmp_path / "backup")
     succeeds("restore", tmp_path / "backup", tmp_path / "restored")
     with opened(tmp_path / "restored") as engine:
-        assert engine.tail.held is None
-        assert engine.tail.follow() == engine.tail.end
+        assert engine.retention.cursor is None
+        assert engine.retention.subscribe() == engine.retention.end

@@ -22,7 +22,7 @@ from merklekv_tool.source.node import Node
 from merklekv.engine import failpoints
 from merklekv.engine.base import BaseWriter
 from merklekv.engine.engine import Engine
-from merklekv.engine.log import list_segments, segment_path
+from merklekv.engine.log.segment import list_segments, segment_path
 from merklekv.engine.verify.check import check_directory
 from merklekv.errors import Corruption
 from merklekv.net.server import Server

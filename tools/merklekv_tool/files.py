@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from merklekv.errors import DiskFull
+from merklekv.files import Opener, private
 from merklekv.output import OutputClosed
-from merklekv.private import Opener, private
 from merklekv.shortage import NO_ROOM
 from merklekv_tool.errors import FileError
 

@@ -18,14 +18,16 @@ from merklekv.engine.base import Base, BaseWriter
 from merklekv.engine.checkpoint.child import CheckpointProcess, ChildDied, checkpoint
 from merklekv.engine.commit import GroupCommit
 from merklekv.engine.directory import DataDirectory
-from merklekv.engine.log import Log, segment_path, suppress_shortage
+from merklekv.engine.log.reader import LogPosition
+from merklekv.engine.log.retention import Retention
+from merklekv.engine.log.segment import segment_path
+from merklekv.engine.log.writer import Log
 from merklekv.engine.memtable import Memtable
 from merklekv.engine.options import CheckpointMode
 from merklekv.engine.table import Table
-from merklekv.engine.tail import LogPosition, Tail
 from merklekv.engine.write_gate import WriteGate
 from merklekv.errors import MerkleKVError, Shortage, StorageFailed
-from merklekv.shortage import is_shortage, shortage_of
+from merklekv.shortage import is_shortage, shortage_of, suppress_shortage
 from merklekv.worker_thread import WorkerThread
 
 log = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ class Checkpointer:
         directory: DataDirectory,
         table: Table,
         log_: Log,
-        tail: Tail,
+        retention: Retention,
         gate: WriteGate,
         commits: GroupCommit,
         lock: "threading.RLock",
@@ -69,7 +71,7 @@ class Checkpointer:
         self._directory = directory
         self._table = table
         self._log = log_
-        self._tail = tail
+        self._retention = retention
         self._gate = gate
         self._commits = commits
         self._lock = lock
@@ -109,13 +111,13 @@ class Checkpointer:
 
     def release_log(self, position: LogPosition) -> None:
         """The outbox has dealt with everything before `position`: the log may go, once it is in the base too."""
-        self._tail.hold(position)
+        self._retention.advance(position)
         self.delete_segments()
 
     def delete_segments(self) -> None:
         """Deletes the segments that neither the base nor the outbox needs."""
         with suppress_shortage():  # after the next checkpoint it tries again
-            for lsn in self._tail.deletable(self._table.base.checkpoint_lsn):
+            for lsn in self._retention.deletable(self._table.base.checkpoint_lsn):
                 segment_path(self._directory.log, lsn).unlink(missing_ok=True)
 
     def checkpoint_now(self) -> None:

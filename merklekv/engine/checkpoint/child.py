@@ -30,9 +30,9 @@ from merklekv.engine import failpoints
 from merklekv.engine.access import trouble
 from merklekv.engine.base import DATA_FILE, TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter, Pair
 from merklekv.engine.format import ENTRY, OP_METADATA, OP_ORIGIN, OP_REPAIR, OP_TRUNCATE, REMOTE
-from merklekv.engine.log import Segment, list_segments, segment_path
+from merklekv.engine.log.segment import Segment, list_segments, segment_path
 from merklekv.engine.record import ZERO_VERSION, is_purge_marker
-from merklekv.engine.verify.repairs import Repairs, repair
+from merklekv.engine.repairs import Repairs
 from merklekv.errors import (
     Corruption,
     DirectoryLocked,
@@ -112,7 +112,7 @@ def checkpoint(base: BaseWriter, log_directory: Path, upto: int, progress: Progr
                 progress(READ_SHARE)
             failpoints.reached("checkpoint.truncation_raised")
         newest.repairs.complete(newest.places)
-        for _ in repair(base, newest.repairs):  # first: what follows goes by what is derived
+        for _ in base.rebuild(newest.repairs.buckets):  # first: what follows goes by what is derived
             progress(READ_SHARE)
         added: list[bytes] = []
         done = 0

@@ -16,13 +16,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from merklekv.engine.base import Base
 from merklekv.engine.directory import held, require_format
 from merklekv.engine.engine import Engine
+from merklekv.engine.log.retention import CURSOR_FILE, read_cursor
 from merklekv.engine.memtable import KEY_OVERHEAD, Memtable
-from merklekv.engine.tail import POSITION_FILE, position_of
 from merklekv.engine.verify import reference
-from merklekv.engine.verify.check_base import View, check_base, check_base_file
+from merklekv.engine.verify.check_base import check_base, check_base_file
 from merklekv.engine.verify.check_log import LogWalk, check_log, segment_lsns
 from merklekv.engine.verify.reference import Tree
 from merklekv.engine.verify.report import (
@@ -72,8 +71,8 @@ def check_directory(
         if facts.known:
             for problem in check_notes(facts.metadata):
                 report.add(path, problem)
-        place = path / POSITION_FILE
-        if place.exists() and position_of(place.read_bytes()) is None:
+        place = path / CURSOR_FILE
+        if place.exists() and read_cursor(place.read_bytes()) is None:
             note(f"{place}: damaged, a start publishes again what is left of the log")
     return report.sentences()
 
@@ -93,7 +92,7 @@ def check_engine(engine: Engine) -> list[str]:
     with engine.exclusive():
         layers = engine.table
         base = layers.base
-        facts = check_base(_view(base), report)
+        facts = check_base(Path("base"), base.current, report)
         for name in ("checkpoint_lsn", "truncation", "newest"):
             report.expect("base", name, getattr(base, name), getattr(facts, name))
         _check_tables(engine, report)
@@ -105,10 +104,6 @@ def check_engine(engine: Engine) -> list[str]:
         elif facts.truncation == layers.truncation:
             report.add("tree", "the root is not ready although the base has taken in the floor")
     return report.sentences()
-
-
-def _view(base: Base) -> View:
-    return View(Path("base"), base._txn, base._records, base._index, base._tombstones, base._leaves, base._meta)
 
 
 def _check_tables(engine: Engine, report: Report) -> None:
@@ -208,7 +203,7 @@ def _check_tree(engine: Engine, report: Report) -> None:
         if not reference.is_purge_marker(record):
             tree.add(key, record)
     base = layers.base
-    with base._txn.cursor() as cursor:
+    with base.current.txn.cursor(db=base.current.records) as cursor:
         for key, record in cursor:
             if key not in newest and record >= layers.truncation:
                 tree.add(key, record)

@@ -1,44 +1,27 @@
 """The checker's look at the base: LMDB's pages, then the four databases against each other."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import lmdb
 from lmdb.verify import VerifyError, verify
 
+from merklekv.engine.base import BaseSnapshot
 from merklekv.engine.lmdb_file import shortfall
 from merklekv.engine.verify.reference import (
     RECORD_SIZE_MIN,
-    VERSION_SIZE,
     Tree,
     bucket_of,
     is_tombstone,
     number,
     number_bytes,
+    version_of,
 )
 from merklekv.engine.verify.report import BaseFacts, Report, record_problems, show, version_text
 
 NODE_SIZE: Final = 256 * 24
-NOTE: Final = b"note:"
+METADATA: Final = b"metadata:"
 META_SIZES: Final = {"checkpoint_lsn": 8, "checkpointing": 8, "truncation": 24, "newest": 24, "live": 8, "dead": 8}
-
-
-@dataclass
-class View:
-    """A read transaction and the handles of the databases in it."""
-
-    where: Path
-    txn: Any
-    records: Any
-    index: Any
-    tombstones: Any
-    leaves: Any
-    meta: Any
-
-    def size(self, database: Any) -> int:
-        """How many entries a database has."""
-        return int(self.txn.stat(database)["entries"])
 
 
 def check_base_file(data: Path, report: Report) -> BaseFacts:
@@ -72,51 +55,51 @@ def check_base_file(data: Path, report: Report) -> BaseFacts:
             report.note(f"{data}: was being created when the process ended")
             return BaseFacts()
         with env.begin() as txn:
-            view = View(data, txn, *handles)
+            view = BaseSnapshot(txn, *handles)
             report.stages.begin(weight, view.size(view.records) + view.size(view.index))
-            return check_base(view, report)
+            return check_base(data, view, report)
 
 
-def check_base(view: View, report: Report) -> BaseFacts:
+def check_base(where: Path, view: BaseSnapshot, report: Report) -> BaseFacts:
     """Checks what one transaction of the base shows."""
-    facts = _check_meta(view, report)
+    facts = _check_meta(where, view, report)
     facts.metadata = _notes(view)
-    index_is_off = _check_index(view, facts, report)
+    index_is_off = _check_index(where, view, facts, report)
     tree = Tree()
     with view.txn.cursor(db=view.records) as cursor, view.txn.cursor(db=view.index) as listed:
         for key, record in cursor:
             report.stages.step()
             for problem in record_problems(key, record, facts.truncation):
-                report.add(f"{view.where}, key {show(key)}", problem)
+                report.add(f"{where}, key {show(key)}", problem)
             if len(record) >= RECORD_SIZE_MIN:
                 tree.add(key, record)
             if is_tombstone(record):
-                _check_listed(view, key, record, report)
+                _check_listed(where, view, key, record, report)
             bucket = bucket_of(key)
             if index_is_off and not listed.set_key_dup(number_bytes(bucket, 2), key):
-                report.add(view.where, f"the index lacks the key {show(key)}, expected in bucket {bucket}")
-    _check_derived(view, tree, facts, report)
+                report.add(where, f"the index lacks the key {show(key)}, expected in bucket {bucket}")
+    _check_derived(where, view, tree, facts, report)
     return facts
 
 
-def _check_listed(view: View, key: bytes, record: bytes, report: Report) -> None:
+def _check_listed(where: Path, view: BaseSnapshot, key: bytes, record: bytes, report: Report) -> None:
     with view.txn.cursor(db=view.tombstones) as cursor:
-        if not cursor.set_key_dup(record[:VERSION_SIZE], key):
-            report.add(view.where, f"the list of tombstones lacks the one of key {show(key)}")
+        if not cursor.set_key_dup(version_of(record), key):
+            report.add(where, f"the list of tombstones lacks the one of key {show(key)}")
 
 
-def _check_meta(view: View, report: Report) -> BaseFacts:
+def _check_meta(where: Path, view: BaseSnapshot, report: Report) -> BaseFacts:
     values: dict[str, bytes] = {}
     for name, size in META_SIZES.items():
         value = view.txn.get(name.encode(), db=view.meta)
         if value is not None:
-            report.expect(view.where, f"the size of {name} in meta", len(value), size)
+            report.expect(where, f"the size of {name} in meta", len(value), size)
             values[name] = value
     checkpoint_lsn = number(values.get("checkpoint_lsn", b""))
     checkpointing = number(values["checkpointing"]) if "checkpointing" in values else None
     if checkpointing is not None and checkpointing <= checkpoint_lsn:
         report.add(
-            view.where, f"absorbing up to LSN {checkpointing}, expected more than {checkpoint_lsn}, which is absorbed"
+            where, f"absorbing up to LSN {checkpointing}, expected more than {checkpoint_lsn}, which is absorbed"
         )
     none = BaseFacts()
     return BaseFacts(
@@ -124,12 +107,12 @@ def _check_meta(view: View, report: Report) -> BaseFacts:
     )
 
 
-def _notes(view: View) -> dict[bytes, bytes]:
+def _notes(view: BaseSnapshot) -> dict[bytes, bytes]:
     with view.txn.cursor(db=view.meta) as cursor:
-        return {name.removeprefix(NOTE): value for name, value in cursor if name.startswith(NOTE)}
+        return {name.removeprefix(METADATA): value for name, value in cursor if name.startswith(METADATA)}
 
 
-def _check_index(view: View, facts: BaseFacts, report: Report) -> bool:
+def _check_index(where: Path, view: BaseSnapshot, facts: BaseFacts, report: Report) -> bool:
     """Checks that the index lists only what is there; True when it does not list exactly that, and should."""
     sound = True
     with view.txn.cursor(db=view.index) as cursor:
@@ -137,31 +120,31 @@ def _check_index(view: View, facts: BaseFacts, report: Report) -> bool:
             report.stages.step()
             bucket, expected = number(name), bucket_of(key)
             if bucket != expected:
-                report.add(view.where, f"the index has the key {show(key)} in bucket {bucket}, expected {expected}")
+                report.add(where, f"the index has the key {show(key)} in bucket {bucket}, expected {expected}")
                 sound = False
             elif view.txn.get(key, db=view.records) is None:
-                report.add(view.where, f"the index has the key {show(key)}, expected only keys that have a record")
+                report.add(where, f"the index has the key {show(key)}, expected only keys that have a record")
                 sound = False
     return facts.checkpointing is None and not (sound and view.size(view.index) == view.size(view.records))
 
 
-def _check_derived(view: View, tree: Tree, facts: BaseFacts, report: Report) -> None:
+def _check_derived(where: Path, view: BaseSnapshot, tree: Tree, facts: BaseFacts, report: Report) -> None:
     """Counters, the newest version and the leaves, against those of the records."""
     for name, expected in (("live", tree.live), ("dead", tree.dead)):
         found = number(view.txn.get(name.encode(), b"", db=view.meta))
-        report.expect(view.where, f"the counter {name}", found, expected)
+        report.expect(where, f"the counter {name}", found, expected)
     if tree.newest > facts.newest:
         shown = version_text(facts.newest), version_text(tree.newest)
-        report.add(view.where, f"the newest version in meta is {shown[0]}, expected {shown[1]} or more")
-    report.expect(view.where, "the length of the list of tombstones", view.size(view.tombstones), tree.dead)
+        report.add(where, f"the newest version in meta is {shown[0]}, expected {shown[1]} or more")
+    report.expect(where, "the length of the list of tombstones", view.size(view.tombstones), tree.dead)
     with view.txn.cursor(db=view.leaves) as cursor:
         for name in cursor.iternext(values=False):
-            report.expect(view.where, "the size of a name in leaves", len(name), 1)
+            report.expect(where, "the size of a name in leaves", len(name), 1)
     for node in range(256):
         stored = view.txn.get(bytes((node,)), bytes(NODE_SIZE), db=view.leaves)
-        report.expect(view.where, f"the size of the leaves of inner node {node}", len(stored), NODE_SIZE)
+        report.expect(where, f"the size of the leaves of inner node {node}", len(stored), NODE_SIZE)
         if stored == tree.leaves(node):
             continue
         for bucket in range(node * 256, node * 256 + 256):
             leaf = stored[bucket % 256 * 24 :][:24]
-            report.expect(view.where, f"leaf {bucket} (sum, count)", leaf, tree.leaf(bucket))
+            report.expect(where, f"leaf {bucket} (sum, count)", leaf, tree.leaf(bucket))

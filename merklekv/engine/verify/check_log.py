@@ -21,7 +21,7 @@ OP_PURGE: Final = 10
 OP_REPAIR: Final = 11
 NAME_SIZE_MAX: Final = 64
 BUCKET_SIZE: Final = 2
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 
 
 def segment_lsns(directory: Path) -> list[int]:

@@ -40,6 +40,11 @@ def digest_of(key: bytes, record: bytes) -> bytes:
     return xxh3_128_digest(number_bytes(len(key), 2) + key + record[:HEAD_SIZE] + record[RECORD_SIZE_MIN:])
 
 
+def version_of(record: bytes) -> bytes:
+    """The first 24 bytes."""
+    return record[:VERSION_SIZE]
+
+
 def number_bytes(value: int, size: int) -> bytes:
     """An unsigned integer, big-endian."""
     return value.to_bytes(size, "big")

@@ -15,6 +15,7 @@ from merklekv.engine.verify.reference import (
     digest_of,
     is_tombstone,
     number,
+    version_of,
 )
 from merklekv.output import counted
 
@@ -108,7 +109,7 @@ def record_problems(key: bytes, record: bytes, truncation: bytes) -> Iterator[st
     found, expected = record[25:41], digest_of(key, record)
     if found != expected:
         yield f"the digest is {found.hex()}, expected {expected.hex()}"
-    if record[:VERSION_SIZE] < truncation:
+    if version_of(record) < truncation:
         yield f"the version is {version_text(record)}, expected none below the floor {version_text(truncation)}"
 
 
@@ -116,9 +117,9 @@ def marker_problems(key: bytes, record: bytes, truncation: bytes) -> Iterator[st
     """What is wrong with the marker of a collected record."""
     if not 1 <= len(key) <= KEY_SIZE_MAX:
         yield f"the key has {len(key)} bytes, expected 1 to {KEY_SIZE_MAX}"
-    if record[VERSION_SIZE:] != PURGE_MARKER_TAIL:
-        yield f"the marker ends in {record[VERSION_SIZE:].hex()}, expected {PURGE_MARKER_TAIL.hex()}"
-    if record[:VERSION_SIZE] < truncation:
+    if (rest := record.removeprefix(version_of(record))) != PURGE_MARKER_TAIL:
+        yield f"the marker ends in {rest.hex()}, expected {PURGE_MARKER_TAIL.hex()}"
+    if version_of(record) < truncation:
         yield f"the version is {version_text(record)}, expected none below the floor {version_text(truncation)}"
 
 
@@ -129,7 +130,7 @@ def show(key: bytes) -> str:
 
 def version_text(version: bytes) -> str:
     """A version as it stands in a sentence."""
-    return f"{number(version[:8])}-{version[8:VERSION_SIZE].hex()}"
+    return f"{number(version[:8])}-{version_of(version)[8:].hex()}"
 
 
 def _shown(value: object) -> str:

@@ -23,12 +23,13 @@ Cost: 6 us a record and 15 us a bucket that is not empty; each record's page of 
 """
 
 from collections.abc import Collection, Generator, Iterator
+from contextlib import ExitStack
 from itertools import islice
 from typing import Final, NamedTuple
 
 import lmdb
 
-from merklekv.engine.base import NO_LEAVES, translate
+from merklekv.engine.base import translate
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import INNER_NODES, LEAF_SIZE, bucket_of
 from merklekv.engine.merkle import COUNT_MASK, LEAF_MASK, LEAVES_PER_INNER, term_of, unpack_leaves
@@ -40,7 +41,6 @@ from merklekv.engine.record import (
     ZERO_VERSION,
     digest_of,
     flags_of,
-    head_of,
     is_purge_marker,
     is_sound,
     is_tombstone,
@@ -138,13 +138,13 @@ class Scrub:
         count = size = 0
         begin = after
         with (
-            base._env.begin() as txn,
-            txn.cursor(db=base._records) as cursor,
-            txn.cursor(db=base._index) as index,
-            txn.cursor(db=base._tombstones) as tombstones,
+            base.snapshot() as view,
+            view.txn.cursor(db=view.records) as cursor,
+            view.txn.cursor(db=view.index) as index,
+            view.txn.cursor(db=view.tombstones) as tombstones,
         ):
-            checkpointing = txn.get(b"checkpointing", db=base._meta) is not None  # then the index may lack keys
-            newest = txn.get(b"newest", ZERO_VERSION, db=base._meta)
+            checkpointing = view.txn.get(b"checkpointing", db=view.meta) is not None  # then the index may lack keys
+            newest = view.txn.get(b"newest", ZERO_VERSION, db=view.meta)
             if not cursor.set_range(after):
                 return unsound, underived, None
             for key, record in cursor.iternext():
@@ -162,7 +162,7 @@ class Scrub:
                 where = f"the base, key {show(key)}"
                 if not is_sound(key, record):
                     self._damaged.add(bucket)
-                    if txn.get(key, db=base._records) == record:
+                    if view.txn.get(key) == record:
                         unsound.append((key, record, listed or checkpointing))
                     else:
                         problem = f"{where}: the key is damaged and not in order, so that LMDB does not find it"
@@ -255,8 +255,8 @@ class Scrub:
     def _inhabited(self, node: int) -> list[int]:
         """The buckets below an inner node of which anything says that something is in them.  Under the lock."""
         base = self._engine.table.base
-        with base._env.begin() as txn, txn.cursor(db=base._index) as cursor:
-            stored = unpack_leaves(txn.get(bytes((node,)), NO_LEAVES, db=base._leaves))
+        with base.snapshot() as view, view.txn.cursor(db=view.index) as cursor:
+            stored = unpack_leaves(view.leaf_bytes(node))
             first = node * LEAVES_PER_INNER
             held = self._engine.table.tree.inner_leaves(node)
             found = {first + at for at, leaves in enumerate(zip(stored, held, strict=True)) if any(leaves)}
@@ -273,11 +273,9 @@ class Scrub:
 
     def _touch(self, bucket: int) -> None:
         """Reads a bucket of the base, so that nobody has to wait for the disk while the lock is held."""
-        base = self._engine.table.base
-        with base._env.begin(db=base._records, buffers=True) as txn, txn.cursor(db=base._index) as cursor:
-            if cursor.set_key(bucket.to_bytes(2, "big")):
-                for key in cursor.iternext_dup():
-                    txn.get(key)
+        with self._engine.table.base.snapshot(buffers=True) as view:
+            for key in view.keys(bucket):
+                view.head(key)
 
     def _bucket(self, bucket: int) -> tuple[list[Damage], list[tuple[bytes, bytes]]]:
         """What is wrong with a bucket, and its records in memtables.  Under the lock, in one moment."""
@@ -289,13 +287,11 @@ class Scrub:
         recent = {key: table.records[key] for table in reversed(tables) for key in table.bucket(bucket)}
         missing: list[bytes] = []
         stored = held = 0
-        with base._env.begin(db=base._records, buffers=True) as txn, txn.cursor(db=base._index) as cursor:
-            leaf = _leaf_of(txn.get(bytes((bucket // LEAVES_PER_INNER,)), NO_LEAVES, db=base._leaves), bucket)
-            listed = cursor.set_key(bucket.to_bytes(2, "big"))
-            keys = {bytes(key) for key in cursor.iternext_dup()} if listed else set()
+        with base.snapshot(buffers=True) as view:
+            leaf = _leaf_of(view.leaf_bytes(bucket // LEAVES_PER_INNER), bucket)
+            keys = set(view.keys(bucket))
             for key in keys | recent.keys():
-                record = txn.get(key)
-                head = head_of(bytes(record)) if record is not None else None
+                head = view.head(key)
                 if head is not None:
                     stored += term_of(head)
                 elif key in keys:
@@ -328,19 +324,18 @@ class Scrub:
     def _counters(self) -> Steps:
         """The numbers of live keys and of tombstones, as of one moment, counted a slice at a time."""
         engine = self._engine
-        with engine.lock:
-            if not self._is_swept:
-                return
-            layers = engine.table
-            base = layers.base
-            tables = [dict(layers.active.records), *(table.records for table in layers.frozen)]
-            said = [engine.live_count, engine.tombstone_count]
-            txn = base._env.begin(db=base._records, buffers=True)
-        try:
-            dead = txn.stat(base._tombstones)["entries"]
-            counted = [txn.stat(base._records)["entries"] - dead, dead]
+        with ExitStack() as stack:
+            with engine.lock:
+                if not self._is_swept:
+                    return
+                active, *frozen = (table.records for table in engine.table.tables)
+                tables = [dict(active), *frozen]
+                said = [engine.live_count, engine.tombstone_count]
+                view = stack.enter_context(engine.table.base.snapshot(buffers=True))
+            dead = view.size(view.tombstones)
+            counted = [view.size(view.records) - dead, dead]
             for name, expected in zip(("live", "dead"), counted, strict=True):
-                stored = int.from_bytes(txn.get(name.encode(), b"", db=base._meta), "big")
+                stored = int.from_bytes(view.txn.get(name.encode(), b"", db=view.meta), "big")
                 if stored != expected:
                     yield Damage(f"the base: the counter {name} is {stored}, expected {expected}", 0)
             for at, table in enumerate(tables):
@@ -349,11 +344,9 @@ class Scrub:
                     for key, record in pairs:
                         if not any(key in newer for newer in tables[:at]):
                             _count(counted, flags_of(record), 1)
-                            hidden = txn.get(key)
-                            _count(counted, PURGED if hidden is None else flags_of(bytes(hidden)), -1)
+                            hidden = view.head(key)
+                            _count(counted, PURGED if hidden is None else flags_of(hidden), -1)
                     yield None
-        finally:
-            txn.abort()
         for what, is_, expected in zip(("live keys", "tombstones"), said, counted, strict=True):
             if is_ != expected:
                 yield Damage(f"memory: the number of {what} is {is_}, expected {expected}", 0)
@@ -370,7 +363,7 @@ def _digest_of(term: int) -> bytes:
     return (term >> 64).to_bytes(DIGEST_SIZE, "big") if term & COUNT_MASK == 1 else b""
 
 
-def _leaf_of(packed: bytes | memoryview, bucket: int) -> int:
+def _leaf_of(packed: bytes, bucket: int) -> int:
     at = bucket % LEAVES_PER_INNER * LEAF_SIZE
     return int.from_bytes(packed[at : at + LEAF_SIZE], "big")
 

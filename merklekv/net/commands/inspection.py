@@ -17,7 +17,7 @@ from typing import Final
 
 from merklekv.engine.format import INNER_NODES, SEGMENT_HEADER
 from merklekv.engine.integers import INT64_MAX
-from merklekv.engine.log import list_segments, segment_path
+from merklekv.engine.log.segment import list_segments, segment_path
 from merklekv.net.commands.arguments import bounded
 from merklekv.net.commands.registry import SLOW_READ, command
 from merklekv.net.errors import RequestError
@@ -48,13 +48,13 @@ def log(session: Session, request: Request) -> Reply:
 
 def _list(session: Session) -> bytes:
     engine = session.engine
-    end, checkpoint_lsn = engine.tail.end.lsn, engine.metrics().checkpoint_lsn
+    end, checkpoint_lsn = engine.retention.end.lsn, engine.metrics().checkpoint_lsn
     segments = [resp.integer(lsn) for lsn in list_segments(engine.directory.log) if lsn <= end]
     return resp.array([resp.integer(end), resp.integer(checkpoint_lsn), resp.array(segments)])
 
 
 def _read(session: Session, segment: int, position: int, size: int) -> bytes:
-    committed = max(session.engine.tail.end.lsn - segment, SEGMENT_HEADER.size)
+    committed = max(session.engine.retention.end.lsn - segment, SEGMENT_HEADER.size)
     try:
         fd = os.open(segment_path(session.engine.directory.log, segment), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -193,17 +193,17 @@ class BrokerSession:
         self._flight[self._connection.publish(topic, payload, retain)] = batch
 
     def _sleep(self) -> None:
-        tail = self._outbox.tail
+        retention = self._outbox.retention
         now = time.monotonic()
         until = self._ticked + TICK_S
         free = len(self._flight) < self._window and self._publishing
         if free and now < self._linger_until:
             until = min(until, self._linger_until)
         else:
-            tail.wanted = free
+            retention.notify_next = free
         timeout_s = 0.0 if self._may_publish() else max(0.0, until - now)
         self._connection.wait(timeout_s, self._wake_fd, reading=not self._inbox.is_full)
-        tail.wanted = False
+        retention.notify_next = False
 
     def _handle_all(self) -> None:
         incoming = self._connection.incoming()

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from merklekv.engine.engine import Engine
+from merklekv.engine.log.reader import LogFrame, LogGone, LogPosition
 from merklekv.engine.record import timestamp_of
-from merklekv.engine.tail import LogFrame, LogGone, LogPosition
 from merklekv.replication.stream.event import (
     ENVELOPE_SIZE,
     MESSAGE_BYTES_MAX,
@@ -74,9 +74,9 @@ class Outbox:
 
     def __init__(self, engine: Engine, source: str, topic: str, on_gap: Callable[[str], None] = lambda reason: None):
         self.counters = OutboxCounters()
-        self.cursor = engine.tail.follow()
+        self.cursor = engine.retention.subscribe()
         self._engine = engine
-        self.tail = engine.tail
+        self.retention = engine.retention
         self._source = source
         self._overhead = len(topic.encode()) + PACKET_OVERHEAD + len(source.encode()) + ENVELOPE_SIZE
         self._on_gap = on_gap
@@ -94,12 +94,12 @@ class Outbox:
     @property
     def waiting_events(self) -> int:
         """Committed local events that the broker has not acknowledged."""
-        return self.tail.end.sequence - self.cursor.sequence
+        return self.retention.end.sequence - self.cursor.sequence
 
     @property
     def waiting_bytes(self) -> int:
         """Bytes of the log that they span."""
-        return self.tail.end.lsn - self.cursor.lsn
+        return self.retention.end.lsn - self.cursor.lsn
 
     @property
     def in_flight(self) -> int:
@@ -118,7 +118,7 @@ class Outbox:
     @property
     def unread_bytes(self) -> int:
         """Bytes of the log that are in no batch yet."""
-        return self.tail.end.lsn - self._lsn
+        return self.retention.end.lsn - self._lsn
 
     @property
     def next_sequence(self) -> int:
@@ -208,12 +208,12 @@ class Outbox:
 
     def _current(self) -> LogFrame | None:
         """The frame in hand, with local events left in it; None if everything is read."""
-        if self._frame is not None and self._lsn >= self.tail.given_up_lsn:
+        if self._frame is not None and self._lsn >= self.retention.dropped_lsn:
             return self._frame
         self._frame = None
         while True:
             try:
-                frame = self.tail.next_frame(self._lsn)
+                frame = self.retention.next_frame(self._lsn)
             except LogGone as gone:
                 self._drop_overflow(gone.oldest)
                 continue

@@ -50,14 +50,14 @@ class ReconnectLoop:
     def start(self, make_session: Callable[[], BrokerSession]) -> None:
         """Start the thread.  `make_session` returns a session that has not begun."""
         self._make_session = make_session
-        self._outbox.tail.wake = self.wake
+        self._outbox.retention.notify = self.wake
         self.worker.start()
 
     def stop(self, drain_s: float) -> None:
         """Publish what is in the outbox, for at most `drain_s` seconds, disconnect, and end."""
         self._drain_until = time.monotonic() + drain_s
         self.worker.stop()
-        self._outbox.tail.wake = lambda: None
+        self._outbox.retention.notify = lambda: None
 
     def close(self) -> None:
         """After `stop`, when no thread acknowledges any more."""

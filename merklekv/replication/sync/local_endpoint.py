@@ -301,7 +301,7 @@ class LocalEndpoint:
             if items:
                 self.members.record_redelete(engine.clock.closing())
                 store_members(engine, self.members)
-            return engine.merge(items, origin, settled=True).applied
+            return engine.merge(items, origin, settled=True, sound=True).applied
 
     def complete(self, peer: MemberTable, gc_horizon: int) -> MemberTable:
         """This node holds all that the peer held when it sent its table.  Returns the new table of this node, which it

@@ -25,7 +25,7 @@ import lmdb
 from merklekv.engine.base import DATA_FILE, MAP_SIZE
 from merklekv.engine.directory import give_to_owner
 from merklekv.engine.format import SEGMENT_HEADER
-from merklekv.engine.log import Segment, segment_path
+from merklekv.engine.log.segment import Segment, segment_path
 from merklekv.errors import Corruption
 from merklekv.node_id import NODE_ID_FILE
 from merklekv_tool.output import Update

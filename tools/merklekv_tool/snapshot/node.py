@@ -14,7 +14,7 @@ from typing import Final
 
 from merklekv.engine.base import TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter
 from merklekv.engine.format import FORMAT_LINE, FORMAT_VERSION, SEGMENT_HEADER, bucket_of
-from merklekv.engine.log import segment_path
+from merklekv.engine.log.segment import segment_path
 from merklekv.engine.record import ZERO_VERSION
 from merklekv.node_id import NODE_ID_FILE
 from merklekv_tool.errors import LogMoved

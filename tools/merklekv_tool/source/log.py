@@ -29,7 +29,7 @@ from merklekv.engine.format import (
     SEGMENT_HEADER,
     frame_checksum,
 )
-from merklekv.engine.log import list_segments, segment_path
+from merklekv.engine.log.segment import list_segments, segment_path
 from merklekv.engine.record import timestamp_of, value_of
 from merklekv.engine.verify.reference import Entry, read_entries
 from merklekv.errors import Corruption

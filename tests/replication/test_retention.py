@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from merklekv.engine import tail as tail_module
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import SEGMENT_HEADER
-from merklekv.engine.log import Log, list_segments
+from merklekv.engine.log import retention as retention_module
+from merklekv.engine.log.reader import LogFrame, LogGone, LogPosition
+from merklekv.engine.log.retention import Retention
+from merklekv.engine.log.segment import list_segments
+from merklekv.engine.log.writer import Log
 from merklekv.engine.options import MIN_MEMTABLE_SIZE
 from merklekv.engine.record import make_record, value_of, version_of
-from merklekv.engine.tail import LogFrame, LogGone, LogPosition, Tail
 from merklekv.errors import Corruption
 from merklekv.replication.stream.event import decode_message, encode_entries, encode_message
 
@@ -31,7 +33,7 @@ def open_engine(path: Path, **options: Any) -> Engine:
 def read_on(engine: Engine, at: int) -> tuple[list[bytes], int]:
     """The values of the local events from a place on, and where that ends."""
     values = []
-    while (frame := engine.tail.next_frame(at)) is not None:
+    while (frame := engine.retention.next_frame(at)) is not None:
         values += values_of(frame)
         at = frame.end
     return values, at
@@ -57,20 +59,20 @@ def write(engine: Engine, first: int, last: int, step: int = 3) -> list[bytes]:
 def test_nothing_is_held_until_somebody_follows(tmp_path: Path) -> None:
     engine = open_engine(tmp_path)
     write(engine, 0, 10)
-    assert engine.tail.held is None
-    place = engine.tail.follow()
-    assert place == engine.tail.end == LogPosition(place.lsn, 11)
+    assert engine.retention.cursor is None
+    place = engine.retention.subscribe()
+    assert place == engine.retention.end == LogPosition(place.lsn, 11)
     engine.close()
-    assert open_engine(tmp_path).tail.held == place
+    assert open_engine(tmp_path).retention.cursor == place
 
 
-@pytest.mark.parametrize("recent_bytes", [0, 1000, tail_module.RECENT_BYTES])
+@pytest.mark.parametrize("recent_bytes", [0, 1000, retention_module.RECENT_BYTES])
 def test_every_event_comes_once_and_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recent_bytes: int
 ) -> None:
-    monkeypatch.setattr(tail_module, "RECENT_BYTES", recent_bytes)
+    monkeypatch.setattr(retention_module, "RECENT_BYTES", recent_bytes)
     engine = open_engine(tmp_path)
-    at = engine.tail.follow().lsn
+    at = engine.retention.subscribe().lsn
     written: list[bytes] = []
     read: list[bytes] = []
     for part in range(30):
@@ -81,57 +83,57 @@ def test_every_event_comes_once_and_in_order(
     assert len(list_segments(tmp_path / "log")) > 2, "the test is to see rotations"
     values, at = read_on(engine, at)
     assert read + values == written
-    assert at == engine.tail.end.lsn
+    assert at == engine.retention.end.lsn
     engine.close()
 
 
 def test_after_a_restart_it_goes_on_at_the_held_place(tmp_path: Path) -> None:
     engine = open_engine(tmp_path)
-    at = engine.tail.follow().lsn
+    at = engine.retention.subscribe().lsn
     first = write(engine, 0, 1000)
     assert read_on(engine, at)[0] == first
-    middle = engine.tail.end
+    middle = engine.retention.end
     engine.release_log(middle)
     second = write(engine, 1000, 3000)
     engine.checkpoint_now()
     engine.close()
     engine = open_engine(tmp_path)
-    assert engine.tail.held == middle
+    assert engine.retention.cursor == middle
     assert read_on(engine, middle.lsn)[0] == second
     engine.close()
 
 
 def test_uncommitted_entries_are_not_handed_out(tmp_path: Path) -> None:
     engine = open_engine(tmp_path)
-    at = engine.tail.follow().lsn
+    at = engine.retention.subscribe().lsn
     engine.set(b"k", b"v")
-    assert engine.tail.next_frame(at) is None
+    assert engine.retention.next_frame(at) is None
     engine.commit()
     assert read_on(engine, at)[0] == [b"v"]
     engine.close()
 
 
 def test_events_of_other_nodes_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for recent_bytes in (tail_module.RECENT_BYTES, -1):
-        monkeypatch.setattr(tail_module, "RECENT_BYTES", recent_bytes)
+    for recent_bytes in (retention_module.RECENT_BYTES, -1):
+        monkeypatch.setattr(retention_module, "RECENT_BYTES", recent_bytes)
         engine = open_engine(tmp_path / str(recent_bytes))
-        at = engine.tail.follow().lsn
+        at = engine.retention.subscribe().lsn
         engine.merge([(1, b"r", REMOTE_RECORD)], b"other")
         engine.commit()
         engine.set(b"k", b"v")
         engine.commit()
-        assert read_on(engine, at) == ([b"v"], engine.tail.end.lsn)
+        assert read_on(engine, at) == ([b"v"], engine.retention.end.lsn)
         engine.close()
 
 
 def test_the_follower_is_woken_by_local_events_alone(tmp_path: Path) -> None:
     engine = open_engine(tmp_path)
-    engine.tail.follow()
+    engine.retention.subscribe()
     woken: list[int] = []
-    engine.tail.wake = lambda: woken.append(1)
+    engine.retention.notify = lambda: woken.append(1)
     write(engine, 0, 10)
     assert not woken
-    engine.tail.wanted = True
+    engine.retention.notify_next = True
     engine.merge([(1, b"r", REMOTE_RECORD)], b"other")
     engine.commit()
     assert not woken
@@ -142,7 +144,7 @@ def test_the_follower_is_woken_by_local_events_alone(tmp_path: Path) -> None:
 
 def test_segments_are_kept_for_the_follower_and_go_when_it_has_passed(tmp_path: Path) -> None:
     engine = open_engine(tmp_path)
-    engine.tail.follow()
+    engine.retention.subscribe()
     write(engine, 0, 3000)
     engine.checkpoint_now()
     kept = list_segments(tmp_path / "log")
@@ -153,26 +155,24 @@ def test_segments_are_kept_for_the_follower_and_go_when_it_has_passed(tmp_path: 
     assert list_segments(tmp_path / "log") == kept, "opening must not delete what is held"
     engine.release_log(LogPosition(kept[2] + SEGMENT_HEADER.size, 5))
     assert list_segments(tmp_path / "log") == kept[2:]
-    engine.release_log(engine.tail.end)
+    engine.release_log(engine.retention.end)
     assert list_segments(tmp_path / "log") == kept[-1:]
     engine.close()
 
 
 def test_without_a_follower_segments_go_at_once(tmp_path: Path) -> None:
     engine = open_engine(tmp_path)
-    engine.tail.follow()
-    engine.tail.unfollow()
     write(engine, 0, 3000)
     engine.checkpoint_now()
     assert len(list_segments(tmp_path / "log")) == 1
     engine.close()
-    assert open_engine(tmp_path).tail.held is None
+    assert open_engine(tmp_path).retention.cursor is None
 
 
 def test_past_the_limit_the_oldest_are_given_up(tmp_path: Path) -> None:
     limit = 3 * MIN_MEMTABLE_SIZE
     engine = open_engine(tmp_path, retain_max_bytes=limit)
-    at = engine.tail.follow().lsn
+    at = engine.retention.subscribe().lsn
     written = []
     for part in range(6):
         written += write(engine, part * 1000, part * 1000 + 1000)
@@ -180,10 +180,10 @@ def test_past_the_limit_the_oldest_are_given_up(tmp_path: Path) -> None:
     lsns = list_segments(tmp_path / "log")
     assert len(lsns) > 2
     assert lsns[0] > 0
-    assert engine.tail.end.lsn - lsns[0] <= limit
-    engine.tail._recent.clear()
+    assert engine.retention.end.lsn - lsns[0] <= limit
+    engine.retention._recent.clear()
     with pytest.raises(LogGone) as gone:
-        engine.tail.next_frame(at)
+        engine.retention.next_frame(at)
     assert gone.value.oldest.lsn == lsns[0]
     rest, _ = read_on(engine, lsns[0])
     assert rest == written[gone.value.oldest.sequence - 1 :], "the sequence says how many are lost"
@@ -200,13 +200,13 @@ def test_a_damaged_place_repeats_what_is_left(
 ) -> None:
     engine = open_engine(tmp_path)
     written = write(engine, 0, 10)
-    engine.tail.follow()
+    engine.retention.subscribe()
     engine.close()
     file = tmp_path / "outbox"
     file.write_bytes(broken(file.read_bytes()) if callable(broken) else broken)
     engine = open_engine(tmp_path)
-    assert engine.tail.held is not None
-    assert read_on(engine, engine.tail.held.lsn)[0] == written
+    assert engine.retention.cursor is not None
+    assert read_on(engine, engine.retention.cursor.lsn)[0] == written
     assert "damaged" in caplog.text
     engine.close()
 
@@ -214,12 +214,12 @@ def test_a_damaged_place_repeats_what_is_left(
 def test_a_place_behind_the_end_of_a_log_that_was_cut_back_is_the_end(tmp_path: Path) -> None:
     engine = open_engine(tmp_path)
     write(engine, 0, 10)
-    engine.tail.follow()
-    engine.release_log(LogPosition(engine.tail.end.lsn + 1000, 500))
+    engine.retention.subscribe()
+    engine.release_log(LogPosition(engine.retention.end.lsn + 1000, 500))
     engine.close()
     engine = open_engine(tmp_path)
-    end = engine.tail.end
-    assert engine.tail.held == end
+    end = engine.retention.end
+    assert engine.retention.cursor == end
     assert read_on(engine, end.lsn) == ([], end.lsn)
     written = write(engine, 0, 5)
     assert read_on(engine, end.lsn)[0] == written
@@ -227,26 +227,25 @@ def test_a_place_behind_the_end_of_a_log_that_was_cut_back_is_the_end(tmp_path: 
 
 
 def test_a_damaged_frame_is_said_and_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tail_module, "RECENT_BYTES", 0)
+    monkeypatch.setattr(retention_module, "RECENT_BYTES", 0)
     engine = open_engine(tmp_path)
-    at = engine.tail.follow().lsn
+    at = engine.retention.subscribe().lsn
     write(engine, 0, 1)
     fd = os.open(tmp_path / "log" / f"{0:020d}.log", os.O_RDWR)
-    os.pwrite(fd, b"\xff", engine.tail.end.lsn - 1)
+    os.pwrite(fd, b"\xff", engine.retention.end.lsn - 1)
     with pytest.raises(Corruption, match="damaged at byte 48"):
-        engine.tail.next_frame(at)
+        engine.retention.next_frame(at)
     os.pwrite(fd, b"\xff", at)
-    engine.tail._reader.close()
     with pytest.raises(Corruption, match="damaged at byte"):
-        engine.tail.next_frame(at)
+        engine.retention.next_frame(at)
     os.close(fd)
     engine.close()
 
 
 def test_what_is_being_written_is_not_read_ahead(tmp_path: Path) -> None:
     log_ = Log(tmp_path, None)
-    tail = Tail(tmp_path, log_)
-    place = tail.follow()
+    retention = Retention(tmp_path, log_)
+    place = retention.subscribe()
     for part in range(3):
         record = make_record(b"k", bytes(24), b"%d" % part)
         log_.pending.append(b"\1\0\1\0\0" + len(record).to_bytes(2, "big") + b"k" + record)
@@ -258,19 +257,19 @@ def test_what_is_being_written_is_not_read_ahead(tmp_path: Path) -> None:
             frame = frame[:60]  # as if the writer were in the middle of it
         log_.write(position, frame)
         if part < 2:
-            tail.end = LogPosition(log_.written_lsn, log_.sequence)
+            retention.end = LogPosition(log_.written_lsn, log_.sequence)
     values, at = [], place.lsn
-    while (found := tail.next_frame(at)) is not None:
+    while (found := retention.next_frame(at)) is not None:
         values += values_of(found)
         at = found.end
     assert values == [b"0", b"1"]
-    tail.close()
+    retention.close()
     log_.close()
 
 
 def test_merging_while_a_floor_is_being_merged_leaves_no_empty_segment(tmp_path: Path) -> None:
     engine = open_engine(tmp_path)
-    at = engine.tail.follow().lsn
+    at = engine.retention.subscribe().lsn
     engine.set(b"spared", b"0")
     truncation = engine.record(b"spared")
     assert truncation is not None
@@ -281,6 +280,6 @@ def test_merging_while_a_floor_is_being_merged_leaves_no_empty_segment(tmp_path:
     engine.checkpoint_now()
     engine.set(b"k", b"1")
     engine.commit()
-    engine.tail._recent.clear()
+    engine.retention._recent.clear()
     assert read_on(engine, at)[0] == [b"0", b"1"]
     engine.close()

@@ -1,0 +1,197 @@
+"""Reads committed frames forwards, one after the other, without changing anything.
+
+The bytes come from a `LogSource`: the files of a directory, or a node that hands them out.  The log is only ever added
+to, and a checksum tells a whole frame from one that is being written, so a directory may be read while a process writes
+to it.  `DirectorySource` keeps the file that it read last open, so that a segment can be read to its end after it was
+deleted.
+
+Memory: one frame, or READ_BYTES.
+"""
+
+import os
+from pathlib import Path
+from typing import Final, NamedTuple, Protocol
+
+from merklekv.engine.format import FRAME_HEADER, FRAME_MAGIC, SEGMENT_HEADER, frame_checksum
+from merklekv.engine.log.segment import list_segments, segment_path
+from merklekv.errors import Corruption
+
+READ_BYTES: Final = 1 << 20  # one read of a segment
+_HEADER: Final = FRAME_HEADER.size
+
+
+class LogPosition(NamedTuple):
+    """A position in the log: between two local events."""
+
+    lsn: int  # of the frame that holds the next event, or of the end of the frame before
+    sequence: int  # of the next local event
+
+
+class LogFrame(NamedTuple):
+    """A committed frame.  Its entries are `data[payload_at:]`."""
+
+    start: int  # LSN; for the first frame of a segment, the LSN of the segment
+    end: int  # LSN behind it
+    sequence: int  # of its first local event
+    local_count: int
+    data: bytes
+    payload_at: int
+
+
+class LogSource(Protocol):
+    """The bytes of a log."""
+
+    name: str
+
+    def segments(self) -> list[int]:
+        """LSNs of the segments that are there, in order."""
+
+    def read(self, segment: int, position: int, size: int) -> bytes | None:
+        """At most `size` bytes; fewer, or none, at the end; None when the segment is gone."""
+
+
+class DirectorySource:
+    """The segment files of a log directory.  Raises OSError."""
+
+    def __init__(self, directory: Path) -> None:
+        self.name = str(directory)
+        self._directory = directory
+        self._segment = self._fd = -1
+
+    def segments(self) -> list[int]:
+        return list_segments(self._directory)
+
+    def read(self, segment: int, position: int, size: int) -> bytes | None:
+        if segment != self._segment:
+            try:
+                fd = os.open(segment_path(self._directory, segment), os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return None
+            self.close()
+            self._segment, self._fd = segment, fd
+        return os.pread(self._fd, size, position)
+
+    def close(self) -> None:
+        """Closes the open file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._segment = self._fd = -1
+
+
+class LogGone(Exception):
+    """The log does not reach back that far any more; it goes on at `oldest`."""
+
+    def __init__(self, oldest: LogPosition) -> None:
+        super().__init__(f"the log goes on at LSN {oldest.lsn}")
+        self.oldest = oldest
+
+
+class LogReader:
+    """Reads frame after frame from `lsn` on.  Not thread-safe.
+
+    `local_only`: the payload of a frame without local events is neither read nor checked; `data` is empty then.
+    """
+
+    def __init__(self, source: LogSource, local_only: bool = False) -> None:
+        self.source = source
+        self.lsn = -1  # of the next frame; -1 is the oldest there is
+        self._local_only = local_only
+        self._segment = -1
+        self._buffer, self._buffer_at = b"", 0
+
+    def seek(self, lsn: int) -> None:
+        """Goes on with the frame at `lsn`, or of the first one with -1."""
+        if lsn != self.lsn:
+            self.lsn, self._segment = lsn, -1
+
+    def next_frame(self, end: int | None = None) -> LogFrame | None:
+        """The next whole frame; None where the log ends for now.
+
+        `end`: the LSN up to which the log is committed, when that is known; nothing behind it is read.  Raises
+        LogGone, after which `seek` helps, and Corruption.
+        """
+        if self._segment < 0 and not self._find():
+            return None
+        while (frame := self._frame(end)) is None:
+            segments = self.source.segments()
+            later = [segment for segment in segments if segment > self._segment]
+            if later:
+                frame = self._frame(end)  # the writer may have finished it since
+                if frame is not None:
+                    break
+            elif end is None or self.lsn >= end:
+                return None
+            if not later or (later[0] != self.lsn and self._segment in segments):
+                raise Corruption(
+                    f"{self.source.name}: the log segment {self._segment} is damaged at byte {self._position}: no "
+                    "whole frame there, and more of the log behind it; `merklekv-tool verify` lists the damage"
+                )
+            if later[0] != self.lsn:
+                raise LogGone(self._beginning(later[0]))
+            self._turn_to(later[0])
+        self.lsn = frame.end
+        return frame
+
+    def unread(self) -> bool:
+        """Whether something other than reserved room lies behind the last whole frame."""
+        return any(self._bytes(_HEADER, None, anew=True)) if self._segment >= 0 else False
+
+    def _find(self) -> bool:
+        """Turns to the segment that holds the next frame; False when there is no segment."""
+        segments = self.source.segments()
+        if not segments:
+            return False
+        if self.lsn < 0:
+            self.lsn = segments[0]
+        holding = [segment for segment in segments if segment <= self.lsn]
+        if not holding:
+            raise LogGone(self._beginning(segments[0]))
+        self._turn_to(holding[-1])
+        return True
+
+    def _beginning(self, segment: int) -> LogPosition:
+        head = self.source.read(segment, 0, SEGMENT_HEADER.size) or b""
+        return LogPosition(segment, SEGMENT_HEADER.unpack(head)[4] if len(head) == SEGMENT_HEADER.size else 0)
+
+    def _turn_to(self, segment: int) -> None:
+        self._segment = segment
+        self._buffer, self._buffer_at = b"", 0
+
+    @property
+    def _position(self) -> int:
+        """Where the next frame begins in its segment."""
+        return self.lsn - self._segment or SEGMENT_HEADER.size
+
+    def _frame(self, end: int | None) -> LogFrame | None:
+        return self._frame_in_buffer(end, anew=False) or self._frame_in_buffer(end, anew=True)
+
+    def _frame_in_buffer(self, end: int | None, anew: bool) -> LogFrame | None:
+        head = self._bytes(_HEADER, end, anew)
+        if len(head) < _HEADER or head[:4] != FRAME_MAGIC:
+            return None
+        _, length, synced, sequence, local_count, entry_count, checksum = FRAME_HEADER.unpack(head)
+        position = self._position
+        frame_end = self._segment + position + _HEADER + length
+        if self._local_only and not local_count:
+            return LogFrame(self.lsn, frame_end, sequence, 0, b"", 0)
+        data = self._bytes(_HEADER + length, end)
+        fields = (length, synced, sequence, local_count, entry_count)
+        payload = data[_HEADER:]
+        if len(payload) < length or checksum != frame_checksum(self._segment, position, fields, payload):
+            return None
+        return LogFrame(self.lsn, frame_end, sequence, local_count, payload, 0)
+
+    def _bytes(self, size: int, end: int | None, anew: bool = False) -> bytes:
+        """`size` bytes from here on, or what there is; `anew`: not what was read before."""
+        position = self._position
+        offset = position - self._buffer_at
+        if anew or offset < 0 or offset + size > len(self._buffer):
+            self._buffer, self._buffer_at, offset = b"", position, 0
+            while len(self._buffer) < size:
+                at = position + len(self._buffer)
+                left = READ_BYTES if end is None else min(READ_BYTES, end - self._segment - at)
+                part = self.source.read(self._segment, at, left) if left > 0 else b""
+                if not part:
+                    break
+                self._buffer += part
+        return self._buffer[offset : offset + size]

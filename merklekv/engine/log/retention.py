@@ -1,0 +1,177 @@
+"""What of the log is retained for the outbox, and how the outbox follows what is committed.
+
+One subscriber (the outbox) reads committed frames from its replication cursor on.  It sees a frame only once the frame
+is durable in the sense of the setting `durability`.  Frames just committed come from memory, up to RECENT_BYTES of
+them; a subscriber that is further behind reads the files.  A commit pays one append to a deque, and one `notify` when
+the subscriber asked for it.
+
+The replication cursor is the position before which every event is published.  The file `outbox` in the data directory
+keeps it.  Segments at or behind the cursor are retained, also by a process without a subscriber, until they are more
+than `retain_max_bytes`; then the oldest are dropped, and the subscriber gets LogGone.  The file is written lazily: an
+old cursor, or a damaged file, makes the subscriber repeat, never skip.
+
+Invariants: the cursor is never behind the end of the log; no segment is deleted because of a cursor that a crash could
+take back.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from struct import Struct
+from typing import Final
+
+from xxhash import xxh3_64_intdigest
+
+from merklekv.engine.format import FRAME_HEADER, SEGMENT_HEADER
+from merklekv.engine.log.disk import sync_directory, sync_file
+from merklekv.engine.log.reader import DirectorySource, LogFrame, LogPosition, LogReader
+from merklekv.engine.log.segment import list_segments
+from merklekv.engine.log.writer import Log
+from merklekv.errors import DirectoryUnwritable
+from merklekv.files import replace_file
+
+log = logging.getLogger(__name__)
+
+DEFAULT_RETAIN_MAX_BYTES: Final = 1 << 30
+RECENT_BYTES: Final = 4 << 20  # of frames kept in memory for the subscriber
+RECENT_FRAMES: Final = 20_000
+CURSOR_FILE: Final = "outbox"
+CURSOR_MAGIC: Final = b"MKVCURSR"
+
+_CURSOR: Final = Struct(">8sQQQ")
+
+
+def read_cursor(data: bytes) -> LogPosition | None:
+    """The replication cursor in the bytes of its file; None when they are damaged."""
+    if len(data) != _CURSOR.size or data[:8] != CURSOR_MAGIC:
+        return None
+    _, lsn, sequence, checksum = _CURSOR.unpack(data)
+    return LogPosition(lsn, sequence) if checksum == xxh3_64_intdigest(data[:-8]) else None
+
+
+class Retention:
+    """The committed end of the log, and the replication cursor.
+
+    `committed` is called by the committing thread, one at a time; `next_frame` by the subscriber's thread.
+    """
+
+    def __init__(self, directory: Path, log_: Log, retain_max_bytes: int = DEFAULT_RETAIN_MAX_BYTES) -> None:
+        self.retain_max_bytes = retain_max_bytes
+        in_segment = log_.position if log_.position > SEGMENT_HEADER.size else 0
+        self.end = LogPosition(log_.lsn + in_segment, log_.sequence)  # everything before it is committed
+        self.notify: Callable[[], None] = lambda: None
+        self.notify_next = False  # set by the subscriber before it sleeps: call `notify` at the next local event
+        self.dropped_lsn = 0  # where the log begins since it grew past `retain_max_bytes`
+        self._log_directory = log_.directory
+        self._path = directory / CURSOR_FILE
+        self._recent: deque[tuple[int, int, bytes]] = deque()  # LSN of start and end, the frame or nothing
+        self._given = self._taken = 0  # bytes that ever went into and out of `_recent`
+        self._source = DirectorySource(log_.directory)
+        self._reader = LogReader(self._source, local_only=True)
+        self.cursor = self._load()  # None: nobody has ever subscribed
+        self._durable_lsn = self.cursor.lsn if self.cursor else 0
+
+    def subscribe(self) -> LogPosition:
+        """Where the subscriber goes on.  The first time it is the end of the log, which is retained from now on."""
+        if self.cursor is None:
+            try:
+                self._save(self.end)
+            except OSError as error:
+                raise DirectoryUnwritable(f"{self._path}: cannot be written: {error.strerror}") from error
+            self.cursor = self.end
+            self._make_durable(self.cursor)
+        return self.cursor
+
+    def advance(self, cursor: LogPosition) -> None:
+        """Every event before `cursor` is published.  A crash may take this back; then they are published again."""
+        self.cursor = cursor
+        try:
+            self._save(cursor)
+        except OSError as error:
+            log.warning("%s: cannot be written: %s; events will be published again after a crash", self._path, error)
+
+    def committed(self, segment_lsn: int, position: int, frame: bytes) -> None:
+        """A frame has become durable."""
+        _, _, _, sequence, local_count, _, _ = FRAME_HEADER.unpack_from(frame)
+        start = segment_lsn + (position if position != SEGMENT_HEADER.size else 0)
+        end = segment_lsn + position + len(frame)
+        if self.cursor is not None:
+            kept = frame if local_count else b""
+            if self._given - self._taken + len(kept) <= RECENT_BYTES and len(self._recent) < RECENT_FRAMES:
+                self._given += len(kept)
+                self._recent.append((start, end, kept))
+        self.end = LogPosition(end, sequence + local_count)
+        if self.notify_next and local_count:
+            self.notify_next = False
+            self.notify()
+
+    def next_frame(self, at: int) -> LogFrame | None:
+        """The committed frame at this LSN; None when there is none yet.  Raises LogGone, Corruption."""
+        recent = self._recent
+        is_dropped = at < self.dropped_lsn
+        if is_dropped:
+            self._source.close()  # an open file would outlive its name
+            self._reader = LogReader(self._source, local_only=True)
+        while recent and (recent[0][1] <= at or is_dropped):
+            self._taken += len(recent.popleft()[2])
+        if recent and recent[0][0] == at:
+            start, end, frame = recent.popleft()
+            self._taken += len(frame)
+            if not frame:
+                return LogFrame(start, end, 0, 0, b"", 0)
+            _, _, _, sequence, local_count, _, _ = FRAME_HEADER.unpack_from(frame)
+            return LogFrame(start, end, sequence, local_count, frame, FRAME_HEADER.size)
+        end = self.end.lsn
+        if at >= end:
+            return None
+        self._reader.seek(at)
+        return self._reader.next_frame(end)
+
+    def deletable(self, checkpoint_lsn: int) -> list[int]:
+        """LSNs of the segments that nothing needs: in the base up to `checkpoint_lsn`, and published or dropped."""
+        lsns = []
+        for lsn, following in pairwise(list_segments(self._log_directory)):
+            if following > checkpoint_lsn:
+                break
+            if self.cursor is not None and following > self._durable_lsn:
+                if following <= self.cursor.lsn:
+                    self._make_durable(self.cursor)  # or a crash could bring back a cursor in a segment that is gone
+                elif self.end.lsn - lsn > self.retain_max_bytes:
+                    self.dropped_lsn = following
+                else:
+                    break
+            lsns.append(lsn)
+        return lsns
+
+    def close(self) -> None:
+        """Closes the file that was read last."""
+        self._source.close()
+
+    def _load(self) -> LogPosition | None:
+        try:
+            with self._path.open("rb") as file:
+                data = file.read(_CURSOR.size + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise DirectoryUnwritable(f"{self._path}: cannot be read: {error.strerror}") from error
+        cursor = read_cursor(data)
+        if cursor is None:
+            log.warning("%s: damaged; everything that is left of the log will be published again", self._path)
+            return LogPosition(list_segments(self._log_directory)[0], 0)
+        if cursor.lsn > self.end.lsn:
+            log.warning("%s: ahead of the log, which a crash has cut back; going on from its end", self._path)
+            self._save(self.end)
+            return self.end
+        return cursor
+
+    def _save(self, cursor: LogPosition) -> None:
+        body = _CURSOR.pack(CURSOR_MAGIC, *cursor, 0)[:-8]
+        replace_file(self._path, body + xxh3_64_intdigest(body).to_bytes(8, "big"), durable=False)
+
+    def _make_durable(self, cursor: LogPosition) -> None:
+        sync_file(self._path)
+        sync_directory(self._path.parent)
+        self._durable_lsn = cursor.lsn

@@ -1,0 +1,132 @@
+"""The files of the log: their names, and reading one of them.
+
+A frame is whole when its checksum fits its bytes and its place (layout: format.py).  A crash can leave a torn tail
+behind the last whole frame.  Zeros behind it are room that the writer had reserved.
+"""
+
+import mmap
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from xxhash import xxh3_64_intdigest
+
+from merklekv.engine.format import (
+    ENTRY,
+    FORMAT_VERSION,
+    FRAME_HEADER,
+    FRAME_MAGIC,
+    SEGMENT_HEADER,
+    SEGMENT_MAGIC,
+    frame_checksum,
+)
+from merklekv.errors import Corruption, FormatTooNew
+
+_ENTRY_SIZE: Final = ENTRY.size
+_NAME: Final = re.compile(r"[0-9]{20}")
+
+
+class Frame(NamedTuple):
+    """One commit as read back; `payload` spans `start` to `end` of the segment's bytes."""
+
+    position: int
+    start: int
+    end: int
+    synced: int
+    sequence: int
+    local_count: int
+    entry_count: int
+
+
+def segment_path(directory: Path, lsn: int) -> Path:
+    """The file of the segment whose first byte is at `lsn`."""
+    return directory / f"{lsn:020d}.log"
+
+
+def list_segments(directory: Path) -> list[int]:
+    """LSNs of the segments in a log directory, in order."""
+    return sorted(int(path.stem) for path in directory.glob("*.log") if _NAME.fullmatch(path.stem))
+
+
+class Segment:
+    """One segment file, read through a memory map.  `with Segment(path) as segment: ...`"""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lsn = int(path.stem)
+        self.size = path.stat().st_size
+        if self.size < SEGMENT_HEADER.size:
+            raise corrupt(path, 0, "the file is shorter than a segment's header")
+        with path.open("rb") as file:
+            self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        head = self.data[: SEGMENT_HEADER.size]
+        magic, version, _, lsn, self.sequence, self.created_ns, checksum = SEGMENT_HEADER.unpack(head)
+        whole = magic == SEGMENT_MAGIC and checksum == xxh3_64_intdigest(head[:-8])
+        if whole and version > FORMAT_VERSION:
+            self.data.close()
+            raise FormatTooNew(f"{path}: log format {version} is from a later release; this one reads {FORMAT_VERSION}")
+        if not whole or lsn != self.lsn:
+            self.data.close()
+            raise corrupt(path, 0, "the segment's header does not match its checksum")
+
+    def __enter__(self) -> "Segment":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.data.close()
+
+    def frame_at(self, position: int) -> Frame | None:
+        """The frame at a position of the file, or None where there is no whole one."""
+        if position + FRAME_HEADER.size > self.size:
+            return None
+        magic, length, synced, sequence, local_count, entry_count, checksum = FRAME_HEADER.unpack_from(
+            self.data, position
+        )
+        start = position + FRAME_HEADER.size
+        end = start + length
+        if magic != FRAME_MAGIC or end > self.size:
+            return None
+        fields = (length, synced, sequence, local_count, entry_count)
+        if checksum != frame_checksum(self.lsn, position, fields, self.data[start:end]):
+            return None
+        return Frame(position, start, end, synced, sequence, local_count, entry_count)
+
+    def frames(self, position: int = SEGMENT_HEADER.size) -> Iterator[Frame]:
+        """The whole frames from `position` on, up to the first that is not."""
+        while (frame := self.frame_at(position)) is not None:
+            yield frame
+            position = frame.end
+
+    def entries(self, frame: Frame) -> Iterator[tuple[int, bytes, int, int]]:
+        """The entries of a frame, in the order in which they were made: (op, key, start and end of the record)."""
+        data, at, end = self.data, frame.start, frame.end
+        unpack = ENTRY.unpack_from
+        while at < end:
+            op, key_length, record_length = unpack(data, at)
+            key_at = at + _ENTRY_SIZE
+            record_at = key_at + key_length
+            at = record_at + record_length
+            yield op, data[key_at:record_at], record_at, at
+
+    def is_zero_filled(self, position: int) -> bool:
+        """Whether only reserved room (zeros) lies behind `position`."""
+        data, step = self.data, 1 << 20
+        return not any(data[at : at + step].strip(b"\0") for at in range(position, self.size, step))
+
+    def synced_claim(self, position: int) -> int:
+        """The largest LSN that any whole frame behind `position` claims as synced, 0 without such a frame."""
+        claimed = 0
+        while (position := self.data.find(FRAME_MAGIC, position)) >= 0:
+            frame = self.frame_at(position)
+            if frame is not None:
+                claimed = max(claimed, frame.synced)
+            position += 1
+        return claimed
+
+
+def corrupt(path: Path, position: int, what: str) -> Corruption:
+    return Corruption(
+        f"{path}: damaged at byte {position}: {what}; nothing was changed. `merklekv-tool verify` lists the damage; "
+        "keep the directory, and restore a backup or let the other nodes fill a new one"
+    )

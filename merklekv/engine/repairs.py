@@ -1,0 +1,33 @@
+"""The `repair` entries of the log: what the base has to derive anew beside its records.
+
+Every transaction of the base keeps index, leaves, list of tombstones and counters in step with the records.  So they
+are wrong only where the disk, the memory or this program was.  When the scrub finds that, or replaces a damaged record,
+the log gets a `repair` entry for the bucket.  The checkpoint or the start that takes the segment into the base calls
+`BaseWriter.rebuild` first, because a checkpoint relies on what is derived.
+"""
+
+from collections.abc import Iterable
+
+from merklekv.engine.format import bucket_of
+
+
+class Repairs:
+    """The buckets to rebuild, each with keys that the index may lack."""
+
+    def __init__(self) -> None:
+        self.buckets: dict[int, set[bytes]] = {}
+        self._entries = 0
+
+    def __len__(self) -> int:
+        return self._entries
+
+    def add(self, bucket: bytes, key: bytes) -> None:
+        """Takes in a `repair` entry; the key may be empty."""
+        self._entries += 1
+        self.buckets.setdefault(int.from_bytes(bucket, "big"), set()).update((key,) if key else ())
+
+    def complete(self, keys: Iterable[bytes]) -> None:
+        """Adds those of the log's keys that are in these buckets: a cut checkpoint may not have listed them."""
+        for key in keys if self else ():
+            if (bucket := bucket_of(key)) in self.buckets:
+                self.buckets[bucket].add(key)

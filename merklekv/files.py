@@ -1,0 +1,41 @@
+"""Files and directories that only the user who runs the process can read, whatever the umask.
+
+os.mkdir(path, DIRECTORY_MODE)
+open(path, "wb", opener=private)
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+DIRECTORY_MODE: Final = 0o700
+FILE_MODE: Final = 0o600
+
+
+Opener = Callable[[str, int], int]
+
+
+def private(name: str, flags: int) -> int:
+    """An `opener` for `open`: a file that it creates has FILE_MODE."""
+    return os.open(name, flags, FILE_MODE)
+
+
+def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Puts `data` into a private file, whole or not at all, also across a crash.  Raises OSError.
+
+    The draft is `path` with `.new` behind it.  Without `durable` a crash may bring the old contents back.
+    """
+    draft = path.with_name(f"{path.name}.new")
+    with open(draft, "wb", opener=private) as file:
+        file.write(data)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    draft.replace(path)
+    if durable:
+        fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
