@@ -55,3 +55,9 @@ def test_the_structure_report_finds_each_kind_of_place(tmp_path: Path) -> None:
         "lines": "10",
     }
     assert "    merklekv/two.py 2\n" in report
+
+
+def test_no_modules_import_each_other() -> None:
+    command = [sys.executable, str(SCRIPTS / "structure.py")]
+    report = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "import cycles: 0" in report.splitlines()
