@@ -1,4 +1,4 @@
 """One node's data: versions, commit log, memtables, LMDB base and Merkle tree behind one door, `engine.Engine`.
 
-Knows no socket, no MQTT, and no process but its own absorbing child.
+Knows no socket, no MQTT, and no process but its own checkpoint process.
 """

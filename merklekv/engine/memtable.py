@@ -1,8 +1,8 @@
-"""Recent writes in memory: newest record of each key, and the keys in order when somebody scans.
+"""Recent writes in memory: newest record of each key, and the keys in order for a scan.
 
 The records are a plain dict, which the engine's write path fills directly.  Nothing is ever removed from it, so its
-last `n` keys are its newest, and neither order nor buckets cost a write anything: who needs them first goes through
-what has come since, a slice at a time.
+last `n` keys are its newest, and neither order nor buckets cost a write anything: a reader that needs them first goes
+through what has come since, a slice at a time.
 
 In order means in blocks: each holds the keys of a range, and is sorted when it is read, or when it has grown so large
 that it is halved.  So there is no moment at which many keys are sorted or merged.  Buckets are kept in groups: asking

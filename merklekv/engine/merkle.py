@@ -98,7 +98,7 @@ class MerkleTree:
         return b"".join([(leaf >> 64 & COUNT_MASK).to_bytes(8, "big") for leaf in self.inner_leaves(node)])
 
     def root(self, truncation: bytes) -> bytes:
-        """The root, 32 bytes; zeros without records.  The floor is part of it: it decides what a merge takes."""
+        """The root, 32 bytes; zeros without records.  The truncation version is part of it: a merge goes by it."""
         inner = self.inner_digests()
         if all(digest == EMPTY_INNER for digest in inner):
             return EMPTY_ROOT

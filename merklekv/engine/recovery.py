@@ -83,9 +83,9 @@ def replay(log_directory: Path, base: Base, lsns: list[int]) -> Replayed:
     for lsn in lsns:
         known = len(repairs)
         with Segment(segment_path(log_directory, lsn)) as segment:
-            table, segment_floor, segment_newest, sequence = _replay(segment, metadata, repairs)
+            table, segment_truncation, segment_newest, sequence = _replay(segment, metadata, repairs)
         tables.append(table)
-        truncation, newest = max(truncation, segment_floor), max(newest, segment_newest)
+        truncation, newest = max(truncation, segment_truncation), max(newest, segment_newest)
         repair_lsn = lsn if len(repairs) > known else repair_lsn
     return Replayed(tables, truncation, newest, metadata, repairs, repair_lsn, sequence)
 
@@ -103,7 +103,7 @@ def _repair(directory: DataDirectory, repairs: Repairs, tables: list[Memtable]) 
 
 
 def _replay(segment: Segment, metadata: dict[bytes, bytes], repairs: Repairs) -> tuple[Memtable, bytes, bytes, int]:
-    """The memtable that a segment stands for, the largest floor and the newest version in it, and the next sequence."""
+    """What a segment holds: its memtable, the largest truncation version, the newest version, and the next sequence."""
     table = Memtable(segment.lsn)
     records = table.records
     data = segment.data

@@ -1,4 +1,4 @@
-"""Absorbing: moving sealed log segments into the base.
+"""The checkpoint: moving sealed log segments into the base.
 
 `checkpoint` needs nothing from the serving process: it reads the segments, keeps the newest record of each key, and
 puts them into LMDB in key order.  It may be cut off anywhere and called again; recovery is the same call.
@@ -122,7 +122,7 @@ def checkpoint(base: BaseWriter, log_directory: Path, upto: int, progress: Progr
             progress(READ_SHARE + (1 - READ_SHARE - INDEX_SHARE) * done / len(newest.places))
             failpoints.reached("checkpoint.records_part")
         failpoints.reached("checkpoint.records_done")
-        # A resumed absorption finds its own records in the base and cannot tell which of them are not in the index yet.
+        # A resumed checkpoint finds its own records in the base and cannot tell which of them are not in the index yet.
         unlisted = [xxh3_64_digest(key)[:2] + key for key in (newest.places if resumed else added)]
         entries = _in_order(unlisted)
         done = 0
@@ -169,7 +169,7 @@ def _transactions(newest: _Newest, keys: Iterable[bytes], truncation: bytes) -> 
 
 
 class ChildDied(Exception):
-    """The absorbing child ended in the middle of its work; start it again and ask again."""
+    """The checkpoint process ended in the middle of its work; start it again and ask again."""
 
     def __init__(self, how: str, killed: bool = False) -> None:
         super().__init__(how)
@@ -231,7 +231,7 @@ class CheckpointProcess:
             self._process.wait()
 
     def close(self) -> None:
-        """Closes the pipes, once nobody calls `checkpoint` any more."""
+        """Closes the pipes, when `checkpoint` is not called any more."""
         for pipe in (self._process.stdin, self._process.stdout) if self._process else ():
             if pipe is not None:
                 with suppress(BrokenPipeError):  # a job that the child did not live to read
@@ -291,7 +291,7 @@ _ERRORS: Final[dict[str, type[MerkleKVError]]] = {
 
 
 def main(base_path: str, log_directory: str) -> None:
-    """The child: absorbs when told to, until its input or its parent ends."""
+    """The process: makes a checkpoint when told to, until its input or its parent ends."""
     parent = os.getppid()
     stopping = False
 
