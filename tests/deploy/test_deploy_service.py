@@ -49,7 +49,7 @@ def test_it_is_restarted_after_what_may_pass_by_itself(unit: configparser.Config
     kept_down = {int(word) for word in service["RestartPreventExitStatus"].split()}
     assert kept_down == set(exit_codes.MEANINGS) - MAY_PASS - {exit_codes.EXIT_OK, exit_codes.EXIT_INTERRUPTED}
     text = (DEPLOY.parent / "docs" / "operations.md").read_text()
-    said = re.search(r"^Restart on ([\d, and]+) and on death by a signal", text, re.MULTILINE)
+    said = re.search(r"^Restart after ([\d, and]+) and after death by a signal", text, re.MULTILINE)
     assert said is not None
     assert {int(number) for number in re.findall(r"\d", said[1])} == MAY_PASS
 
