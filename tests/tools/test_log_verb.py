@@ -17,11 +17,12 @@ from fixtures.node import NodeFactory
 from fixtures.support import wait_until
 from fixtures.tools import TOOL, address, fails, opened, run, succeeds
 from merklekv_tool import exit_codes
-from merklekv_tool.source.log import READ_BYTES, DirectoryLog, LogReader, events
+from merklekv_tool.source.log import DirectoryLog, EventReader
 from merklekv_tool.verbs.log import nanoseconds
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import OP_SET
+from merklekv.engine.log.reader import READ_BYTES
 from merklekv.engine.log.segment import list_segments, segment_path
 from merklekv.engine.record import make_record
 from merklekv.errors import Corruption, InvalidArgument
@@ -216,14 +217,13 @@ def segments(tmp_path: Path) -> list[int]:
         return list_segments(engine.directory.log)
 
 
-def keys(reader: LogReader) -> Iterator[bytes]:
-    while (frame := reader.next_frame()) is not None:
-        yield from (event.entry.key for event in events(frame, "fake"))
+def keys(reader: EventReader) -> Iterator[bytes]:
+    return (event.entry.key for event in reader.until_now())
 
 
 def test_segments_are_joined(segments: list[int], tmp_path: Path) -> None:
     assert len(segments) == 3
-    reader = LogReader(Fake(tmp_path / "three"))
+    reader = EventReader(Fake(tmp_path / "three"))
     assert list(keys(reader)) == [b"a", b"b", b"c"]
     assert reader.skipped == 0
     assert not reader.unread()
@@ -231,7 +231,7 @@ def test_segments_are_joined(segments: list[int], tmp_path: Path) -> None:
 
 def test_segments_that_go_while_they_are_read(segments: list[int], tmp_path: Path) -> None:
     source = Fake(tmp_path / "three")
-    reader = LogReader(source)
+    reader = EventReader(source)
     row = keys(reader)
     assert next(row) == b"a"
     source.gone = set(segments[:2])
@@ -242,7 +242,7 @@ def test_segments_that_go_while_they_are_read(segments: list[int], tmp_path: Pat
 def test_a_missing_segment_is_damage(segments: list[int], tmp_path: Path) -> None:
     segment_path(tmp_path / "three" / "log", segments[1]).unlink()
     with pytest.raises(Corruption, match="no whole frame there, and more of the log behind it"):
-        list(keys(LogReader(Fake(tmp_path / "three"))))
+        list(keys(EventReader(Fake(tmp_path / "three"))))
 
 
 @pytest.mark.parametrize("size", [READ_BYTES - 200, READ_BYTES, 3 * READ_BYTES])

@@ -13,7 +13,6 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
@@ -25,7 +24,8 @@ from merklekv_tool.arguments import AsJsonLines, Prefix, SourceName
 from merklekv_tool.output import note, say, say_json, text_of, time_text
 
 if TYPE_CHECKING:
-    from merklekv_tool.source.log import Event, LogReader, LogSource
+    from merklekv.engine.log.reader import LogSource
+    from merklekv_tool.source.log import Event
 
 EXAMPLES: Final = """
 Examples:
@@ -137,32 +137,24 @@ def nanoseconds(text: str, now_ns: int) -> int:
 
 
 def _read(source: LogSource, selected: Filter, last: int, follow: bool, printer: Printer) -> None:
-    from merklekv_tool.source.log import LogReader
+    from merklekv_tool.source.log import EventReader
 
-    reader = LogReader(source)
+    reader = EventReader(source)
     try:
-        events = filter(selected.selects, _until_now(reader, source.name))
+        events = filter(selected.selects, reader.until_now())
         for event in deque(events, last) if last else events:
             printer.event(event)
         if reader.unread() and not follow:
             note(f"{source.name}: behind the last whole entry something is being written, torn or damaged")
         while follow:
             time.sleep(POLL_S)
-            for event in filter(selected.selects, _until_now(reader, source.name)):
+            for event in filter(selected.selects, reader.until_now()):
                 printer.event(event)
     except KeyboardInterrupt:
         if not follow:  # with --follow it is the way to end
             raise
     if reader.skipped:
         note(f"{source.name}: {counted(reader.skipped, 'byte')} of the log deleted before they could be read")
-
-
-def _until_now(reader: LogReader, name: str) -> Iterator[Event]:
-    """The entries up to the present end of the log."""
-    from merklekv_tool.source.log import events
-
-    while (frame := reader.next_frame()) is not None:
-        yield from events(frame, name)
 
 
 def _operation(event: Event) -> str:
