@@ -122,10 +122,10 @@ class Engine:
             stack.callback(directory.release)
             base, log, replayed = open_data(directory)
             self.log = log
-            stack.callback(log.close)
             self.gate = gate = WriteGate(place, lock, log.probe)
             self.table = table = Table(base, log, clock, gate, lock, max_value_size)
             stack.callback(table.close)
+            stack.callback(log.close)
             self._start_clock(max(replayed.newest, replayed.truncation), replayed.truncation)
             table.restore(replayed)
             self.tombstone_gc = TombstoneGC(place, table, clock, gate)
