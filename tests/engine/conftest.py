@@ -1,7 +1,7 @@
 """Whatever a test here does with an engine: when it has passed, the one checker has to find nothing.
 
 Every engine that the test opened and left open is checked and closed, then every directory that is still there.  A test
-that damages a directory on purpose says so with `engine_support.damaged`.
+that damages a directory on purpose says so with `engines.damaged`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
-from fixtures import engines as engine_support
+from fixtures import engines
 
 from merklekv.engine.engine import Engine
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    with engine_support.watching() as watched:
+    with engines.watching() as watched:
         result = yield  # what the test raises passes through here, and nothing is checked then
         watched.check()
     return result
@@ -28,6 +28,6 @@ def make_engine(tmp_path: Path) -> Callable[..., Engine]:
     """Opens an engine in `tmp_path / name`; it is checked and closed when the test ends."""
 
     def make(name: str = "data", **options: object) -> Engine:
-        return engine_support.open_engine(tmp_path / name, **options)
+        return engines.open_engine(tmp_path / name, **options)
 
     return make

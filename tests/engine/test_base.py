@@ -7,7 +7,7 @@ from pathlib import Path
 
 import lmdb
 import pytest
-from fixtures import engines as support
+from fixtures import engines
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,15 +43,15 @@ def writer(tmp_path: Path) -> Iterator[BaseWriter]:
 @given(batches)
 def test_every_commit_is_sound(drawn: list[tuple[dict[bytes, bytes | None], int]]) -> None:
     """Batches of records, each followed by their index and, now and then, a floor."""
-    with pytest.MonkeyPatch.context() as patch, support.directory() as path:
+    with pytest.MonkeyPatch.context() as patch, engines.directory() as path:
         patch.setattr(store_module, "TRANSACTION_KEYS", 3)
         path.mkdir()
         model: dict[bytes, bytes] = {}
         with BaseWriter(path) as writer:
             for number, (batch, floor_ts) in enumerate(drawn, 1):
-                pairs = [(key, support.record(key, batch[key], 10 * number)) for key in sorted(batch)]
+                pairs = [(key, engines.record(key, batch[key], 10 * number)) for key in sorted(batch)]
                 writer.begin_checkpoint(number)
-                truncation = support.version(floor_ts)
+                truncation = engines.version(floor_ts)
                 if truncation > writer.truncation:
                     for _ in writer.raise_truncation(truncation):
                         assert problems(writer) == []
@@ -92,12 +92,12 @@ def _read_back(path: Path, model: dict[bytes, bytes]) -> None:
 
 def test_a_reader_sees_one_moment_until_it_refreshes(writer: BaseWriter, tmp_path: Path) -> None:
     """The writer of a base is another process; here it is the same data, copied."""
-    writer.put([(b"k", support.record(b"k", b"1", 5))])
+    writer.put([(b"k", engines.record(b"k", b"1", 5))])
     writer._env.copy(str(_made(tmp_path / "copy")))
     base = Base(tmp_path / "copy")
-    assert (base.live, base.dead, base.newest) == (1, 0, support.version(5))
+    assert (base.live, base.dead, base.newest) == (1, 0, engines.version(5))
     base.refresh()
-    assert base.get(b"k") == support.record(b"k", b"1", 5)
+    assert base.get(b"k") == engines.record(b"k", b"1", 5)
     base.close()
 
 
@@ -117,12 +117,12 @@ def test_the_mark_of_an_absorption_stands_until_it_is_finished(writer: BaseWrite
 def test_a_large_base_is_swept_in_parts(writer: BaseWriter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "TRANSACTION_KEYS", 10)
     keys = sorted([b"k%02d" % number for number in range(99)] + [b"\xff" * 511])
-    writer.put([(key, support.record(key, b"", number)) for number, key in enumerate(keys)])
+    writer.put([(key, engines.record(key, b"", number)) for number, key in enumerate(keys)])
     writer.begin_checkpoint(1)
-    steps = sum(1 for _ in writer.raise_truncation(support.version(40)))
+    steps = sum(1 for _ in writer.raise_truncation(engines.version(40)))
     assert steps == 11
     assert problems(writer) == []
-    assert writer.truncation == support.version(40)
+    assert writer.truncation == engines.version(40)
 
 
 def test_what_lmdb_reports_becomes_what_a_person_can_act_on(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from fixtures import engines as support
+from fixtures import engines
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +16,7 @@ TRUNCATION = bytes(24)
 names = st.integers(0, 12).map(lambda number: b"k%d" % number)
 records = st.dictionaries(
     names, st.tuples(st.none() | st.binary(max_size=4), st.integers(1, 2**60)), min_size=0, max_size=10
-).map(lambda drawn: {key: support.record(key, value, ts) for key, (value, ts) in drawn.items()})
+).map(lambda drawn: {key: engines.record(key, value, ts) for key, (value, ts) in drawn.items()})
 
 
 def plain(of: dict[bytes, bytes]) -> reference.Tree:
@@ -57,9 +57,9 @@ def test_the_root_tells_sets_and_floors_apart(one: dict[bytes, bytes]) -> None:
     for key in one:
         less = {other: record for other, record in one.items() if other != key}
         assert plain(less).root(TRUNCATION) != root
-        assert plain(one | {key: support.record(key, b"another", 7)}).root(TRUNCATION) != root
+        assert plain(one | {key: engines.record(key, b"another", 7)}).root(TRUNCATION) != root
     if one:
-        assert plain(one).root(support.version(1)) != root
+        assert plain(one).root(engines.version(1)) != root
 
 
 @given(records, records, st.integers(0, 256))
@@ -91,5 +91,5 @@ def test_a_sum_wraps_without_touching_the_count() -> None:
 
 
 def test_an_empty_tree_is_zeros() -> None:
-    assert MerkleTree().root(support.version(5)) == EMPTY_ROOT == bytes(32)
+    assert MerkleTree().root(engines.version(5)) == EMPTY_ROOT == bytes(32)
     assert len(MerkleTree().sums) == len(MerkleTree().counts) == BUCKETS

@@ -14,7 +14,7 @@ from typing import Any
 
 import lmdb
 import pytest
-from fixtures import engines as support
+from fixtures import engines
 from fixtures.engines import NOON
 from fixtures.records import with_flags
 
@@ -34,9 +34,9 @@ BUCKET = bucket_of(KEY)
 @pytest.fixture
 def path(tmp_path: Path, make_engine: Callable[..., Engine]) -> Path:
     """A closed directory, about to be damaged."""
-    support.filled(make_engine(durability="always")).close()
+    engines.filled(make_engine(durability="always")).close()
     assert check_directory(tmp_path / "data") == []
-    return support.damaged(tmp_path / "data")
+    return engines.damaged(tmp_path / "data")
 
 
 @contextmanager
@@ -171,7 +171,7 @@ def test_flags_that_nobody_knows(path: Path) -> None:
 
 
 def test_a_record_below_the_floor(path: Path) -> None:
-    change(path, b"meta", b"truncation", lambda _: support.version(NOON + 3))
+    change(path, b"meta", b"truncation", lambda _: engines.version(NOON + 3))
     problems = check_directory(path)
     assert len(problems) == 3  # noon, and the two versions behind it
     for number, problem in enumerate(problems):
@@ -190,7 +190,7 @@ def test_meta_of_a_wrong_size(path: Path) -> None:
 def test_damaged_pages_are_found_without_opening_them(path: Path) -> None:
     data = path / "base" / "data.mdb"
     for page in range(2, data.stat().st_size // 4096):
-        support.flip(data, page * 4096 + 10, 0xFF)  # its flags
+        engines.flip(data, page * 4096 + 10, 0xFF)  # its flags
     problems = check_directory(path)
     assert any(f"{data}: LMDB's pages are damaged: " in problem for problem in problems)
     assert f"{data}: records, leaves and index are not checked, since reading damaged pages may crash" in problems
@@ -202,7 +202,7 @@ def test_a_base_that_is_no_lmdb_file(path: Path) -> None:
     said = f"{data}: is 14000 bytes long and does not begin with the two meta pages of LMDB"
     assert check_directory(path) == [f"{said}, so nothing in it is checked"]
     with pytest.raises(Corruption, match=said):
-        support.open_engine(path)
+        engines.open_engine(path)
 
 
 @pytest.mark.parametrize("size", [0, 5000])
@@ -212,13 +212,13 @@ def test_a_base_that_was_cut(path: Path, size: int) -> None:
 
 
 def test_a_base_that_was_being_created_is_no_problem(tmp_path: Path) -> None:
-    support.open_engine(tmp_path / "data").close()
+    engines.open_engine(tmp_path / "data").close()
     (tmp_path / "data" / "base" / "data.mdb").unlink()
     lmdb.open(str(tmp_path / "data" / "base"), max_dbs=4).close()
     metadata: list[str] = []
     assert check_directory(tmp_path / "data", note=metadata.append) == []
     assert "was being created when the process ended" in metadata[0]
-    support.open_engine(tmp_path / "data").set(b"k", b"v")
+    engines.open_engine(tmp_path / "data").set(b"k", b"v")
 
 
 # -- the log -----------------------------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def test_a_base_that_was_being_created_is_no_problem(tmp_path: Path) -> None:
 
 def test_a_flipped_byte_in_a_sealed_segment(path: Path) -> None:
     sealed = segment_path(path / "log", list_segments(path / "log")[0])
-    support.flip(sealed, 70)
+    engines.flip(sealed, 70)
     assert f"{sealed}: no whole frame at byte 48, expected one, since what follows had been synced" in check_directory(
         path
     )
@@ -249,9 +249,9 @@ def test_a_torn_tail_is_a_note(path: Path) -> None:
 
 def _log_problems(tmp_path: Path, *frames: tuple[list[bytes], int, int]) -> list[str]:
     """What is wrong with a log of these frames, each (entries, sequence, synced)."""
-    data = support.header(0)
+    data = engines.header(0)
     for entries, sequence, synced in frames:
-        data += support.frame(0, len(data), entries, sequence, synced)
+        data += engines.frame(0, len(data), entries, sequence, synced)
     tmp_path.mkdir(exist_ok=True)
     (tmp_path / f"{0:020d}.log").write_bytes(data)
     report = Report(pytest.fail)
@@ -260,7 +260,7 @@ def _log_problems(tmp_path: Path, *frames: tuple[list[bytes], int, int]) -> list
 
 
 def test_what_frames_cannot_say(tmp_path: Path) -> None:
-    one, two = support.set_entry(1), support.set_entry(2)
+    one, two = engines.set_entry(1), engines.set_entry(2)
     assert _log_problems(tmp_path, ([one], 1, 0), ([two], 2, 48)) == []
     only(
         _log_problems(tmp_path, ([one], 1, 0), ([two], 3, 0)), "frame at byte ", "the sequence number is 3, expected 2"
@@ -281,17 +281,17 @@ def test_what_entries_cannot_say(tmp_path: Path) -> None:
         assert len(problems) == 1, problems
         return problems[0]
 
-    truncation = support.version(NOON + 9)
-    live, dead = support.record(b"k", b"v", NOON), support.record(b"k", None, NOON)
-    assert "key b'k': the flags are 01, expected others for op 1" in problem(support.entry(1, b"k", dead))
-    assert "key b'k': the flags are 00, expected others for op 2" in problem(support.entry(2, b"k", live))
-    assert "key b'x': the digest is " in problem(support.entry(1, b"x", live))
-    assert "unknown op 12, expected 1 to 11" in problem(support.entry(12, b"k", live))
-    assert "a floor in 1 bytes of key and 24 of record" in problem(support.entry(7, b"k", truncation))
-    assert "a floor in 0 bytes of key and 23 of record" in problem(support.entry(7, b"", truncation[1:]))
-    assert "the floor is 2000000000000000009-" in problem(*[support.entry(7, b"", truncation)] * 2)
+    truncation = engines.version(NOON + 9)
+    live, dead = engines.record(b"k", b"v", NOON), engines.record(b"k", None, NOON)
+    assert "key b'k': the flags are 01, expected others for op 1" in problem(engines.entry(1, b"k", dead))
+    assert "key b'k': the flags are 00, expected others for op 2" in problem(engines.entry(2, b"k", live))
+    assert "key b'x': the digest is " in problem(engines.entry(1, b"x", live))
+    assert "unknown op 12, expected 1 to 11" in problem(engines.entry(12, b"k", live))
+    assert "a floor in 1 bytes of key and 24 of record" in problem(engines.entry(7, b"k", truncation))
+    assert "a floor in 0 bytes of key and 23 of record" in problem(engines.entry(7, b"", truncation[1:]))
+    assert "the floor is 2000000000000000009-" in problem(*[engines.entry(7, b"", truncation)] * 2)
     assert "below the floor 2000000000000000009-" in problem(
-        support.entry(7, b"", truncation), support.entry(1, b"k", live)
+        engines.entry(7, b"", truncation), engines.entry(1, b"k", live)
     )
 
 
@@ -300,7 +300,7 @@ def test_what_entries_cannot_say(tmp_path: Path) -> None:
 
 def test_nothing_is_changed(path: Path) -> None:
     def state() -> dict[str, tuple[bytes, int]]:
-        return {name: (data, (path / name).stat().st_mtime_ns) for name, data in support.snapshot(path).items()}
+        return {name: (data, (path / name).stat().st_mtime_ns) for name, data in engines.snapshot(path).items()}
 
     before = state()
     assert check_directory(path) == []
@@ -322,12 +322,12 @@ def test_nobody_opens_a_directory_that_is_being_checked(path: Path) -> None:
 
     def progress(done: int, total: int) -> None:
         with pytest.raises(DirectoryLocked):
-            support.open_engine(path)
+            engines.open_engine(path)
         seen.append(done)
 
     assert check_directory(path, progress) == []
     assert seen
-    support.open_engine(path).close()
+    engines.open_engine(path).close()
 
 
 def test_what_is_no_data_directory(tmp_path: Path) -> None:

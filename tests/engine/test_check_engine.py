@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 
 import pytest
-from fixtures import engines as support
+from fixtures import engines
 from fixtures.engines import NOON
 
 from merklekv.engine.engine import Engine
@@ -25,19 +25,19 @@ def only(problems: list[str], *words: object) -> None:
 
 
 def broken(engine: Engine) -> list[str]:
-    support.damaged(engine.directory.path)
+    engines.damaged(engine.directory.path)
     return check_engine(engine)
 
 
 def test_an_engine_with_a_wrong_leaf(make_engine: Callable[..., Engine]) -> None:
-    engine = support.filled(make_engine())
+    engine = engines.filled(make_engine())
     engine.table.tree.sums[BUCKET] += 1
     problems = broken(engine)
     assert f"tree: leaf {BUCKET} (sum, count) is " in problems[0]
 
 
 def test_an_engine_with_an_inner_digest_out_of_date(make_engine: Callable[..., Engine]) -> None:
-    engine = support.filled(make_engine())
+    engine = engines.filled(make_engine())
     engine.root()
     engine.set(KEY, b"changed")
     engine.table.tree.dirty.clear()
@@ -46,55 +46,55 @@ def test_an_engine_with_an_inner_digest_out_of_date(make_engine: Callable[..., E
 
 @pytest.mark.parametrize(("name", "what"), [("live_count", "live keys"), ("tombstone_count", "tombstones")])
 def test_an_engine_with_a_wrong_counter(make_engine: Callable[..., Engine], name: str, what: str) -> None:
-    engine = support.filled(make_engine())
+    engine = engines.filled(make_engine())
     setattr(engine.table, name, getattr(engine, name) + 1)
     only(broken(engine), f"engine: the number of {what} is ")
 
 
 def test_an_engine_with_a_wrong_charge(make_engine: Callable[..., Engine]) -> None:
-    engine = support.filled(make_engine())
+    engine = engines.filled(make_engine())
     engine.table.active.size -= 1
     only(broken(engine), "memtable ", "the charged size is ")
 
 
 def test_an_engine_whose_memtable_is_not_what_its_segment_says(make_engine: Callable[..., Engine]) -> None:
-    engine = support.filled(make_engine())
+    engine = engines.filled(make_engine())
     del engine.table.frozen[0].records[b"frozen"]
-    engine.table.records[b"active"] = support.record(b"active", b"", NOON + 100)
+    engine.table.records[b"active"] = engines.record(b"active", b"", NOON + 100)
     problems = broken(engine)
     assert any("key b'frozen': holds nothing, expected 2" in problem for problem in problems)
     assert any("key b'active': holds 2000000000000000100-" in problem for problem in problems)
 
 
 def test_an_engine_whose_layers_are_upside_down(make_engine: Callable[..., Engine]) -> None:
-    engine = support.filled(make_engine())
-    engine.table.frozen[0].records[b"active"] = support.record(b"active", b"", NOON + 100)
-    engine.table.records[b"k10"] = support.record(b"k10", b"", NOON - 100)
+    engine = engines.filled(make_engine())
+    engine.table.frozen[0].records[b"active"] = engines.record(b"active", b"", NOON + 100)
+    engine.table.records[b"k10"] = engines.record(b"k10", b"", NOON - 100)
     problems = broken(engine)
     assert any("key b'active': is newer than in a memtable above it" in problem for problem in problems)
     assert any("base, key b'k10': is newer than in a memtable" in problem for problem in problems)
 
 
 def test_an_engine_whose_clock_is_behind_its_data(make_engine: Callable[..., Engine]) -> None:
-    engine = support.filled(make_engine())
+    engine = engines.filled(make_engine())
     engine.clock.last = NOON
     only(broken(engine), f"clock: is at {NOON}, expected at least 20000000000000000")
 
 
 def test_an_engine_with_a_record_below_its_floor(make_engine: Callable[..., Engine]) -> None:
-    engine = support.filled(make_engine())
-    engine.table.truncation = support.version(NOON + 100)
+    engine = engines.filled(make_engine())
+    engine.table.truncation = engines.version(NOON + 100)
     assert any("below the floor" in problem for problem in broken(engine))
 
 
 def test_an_engine_that_has_lost_a_segment(make_engine: Callable[..., Engine]) -> None:
-    engine = support.filled(make_engine())
+    engine = engines.filled(make_engine())
     shutil.copy(engine.log._path, engine.directory.log / f"{10**9:020d}.log")
     assert any("log: the row of segments is " in problem for problem in broken(engine))
 
 
 def test_an_engine_that_miscounts_what_is_pending(make_engine: Callable[..., Engine]) -> None:
-    engine = support.filled(make_engine())
+    engine = engines.filled(make_engine())
     engine.set(b"pending", b"")
     assert check_engine(engine) == []
     engine.log.pending_size += 1

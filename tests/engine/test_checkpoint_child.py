@@ -9,7 +9,7 @@ from pathlib import Path
 
 import lmdb
 import pytest
-from fixtures import engines as support
+from fixtures import engines
 from fixtures.engines import NOON
 
 from merklekv.engine.base import BaseWriter
@@ -23,7 +23,7 @@ Prepare = Callable[[Engine], None]
 
 @pytest.fixture(autouse=True)
 def small_transactions() -> Iterator[None]:
-    with support.small_transactions(4):
+    with engines.small_transactions(4):
         yield
 
 
@@ -35,7 +35,7 @@ def plain(engine: Engine) -> None:
 def over_a_base(engine: Engine) -> None:
     """Newer values, deletes and new keys over what the base has."""
     plain(engine)
-    support.checkpoint(engine)
+    engines.checkpoint(engine)
     for number in range(0, 30, 3):
         engine.set(b"k%02d" % number, b"newer")
     for number in range(0, 20, 4):
@@ -44,7 +44,7 @@ def over_a_base(engine: Engine) -> None:
 
 def two_segments(engine: Engine) -> None:
     over_a_base(engine)
-    support.freeze(engine)
+    engines.freeze(engine)
     for number in range(5, 40, 5):
         engine.set(b"k%02d" % number, b"newest")
 
@@ -60,22 +60,22 @@ def truncated(engine: Engine) -> None:
 def floored(engine: Engine) -> None:
     """A floor that spares part of the base and part of the log."""
     for number in range(20):
-        engine.merge([(1, b"k%02d" % number, support.record(b"k%02d" % number, b"", NOON + number))], b"x")
-    support.checkpoint(engine)
+        engine.merge([(1, b"k%02d" % number, engines.record(b"k%02d" % number, b"", NOON + number))], b"x")
+    engines.checkpoint(engine)
     for number in range(15, 30):
-        engine.merge([(1, b"k%02d" % number, support.record(b"k%02d" % number, b"2", NOON + number + 1))], b"x")
-    engine.merge_truncation(support.version(NOON + 17), b"x")
+        engine.merge([(1, b"k%02d" % number, engines.record(b"k%02d" % number, b"2", NOON + number + 1))], b"x")
+    engine.merge_truncation(engines.version(NOON + 17), b"x")
     engine.set(b"local", b"")
 
 
 def made(path: Path, prepare: Prepare) -> tuple[Path, bytes]:
     """A closed directory with sealed segments to absorb, and the root that it has in the end."""
-    engine = support.open_engine(path)
+    engine = engines.open_engine(path)
     prepare(engine)
-    support.freeze(engine)
+    engines.freeze(engine)
     engine.close()
-    support.checkpoint_all(shutil.copytree(path, path.with_name("whole")))
-    engine = support.open_engine(path.with_name("whole"))
+    engines.checkpoint_all(shutil.copytree(path, path.with_name("whole")))
+    engine = engines.open_engine(path.with_name("whole"))
     root = engine.root()
     engine.close()
     return path, root
@@ -100,19 +100,19 @@ def test_cut_behind_any_commit_it_goes_on(tmp_path: Path, prepare: Prepare) -> N
     while True:
         commits += 1
         copy = shutil.copytree(path, tmp_path / "copy")
-        with support.cut_after(commits) as count:
+        with engines.cut_after(commits) as count:
             try:
-                support.checkpoint_all(copy)
+                engines.checkpoint_all(copy)
                 assert count[0] == commits - 1
                 break
-            except support.Cut:
+            except engines.Cut:
                 pass
         assert check_directory(copy) == []
-        with support.engine_in(shutil.copytree(copy, tmp_path / "opened")) as engine:
+        with engines.engine_in(shutil.copytree(copy, tmp_path / "opened")) as engine:
             assert not engine.root_ready or engine.root() == root
-            support.checkpoint(engine)
+            engines.checkpoint(engine)
             assert engine.root() == root
-        support.checkpoint_all(copy)
+        engines.checkpoint_all(copy)
         assert check_directory(copy) == []
         assert dump(copy) == whole
         shutil.rmtree(copy)
@@ -124,29 +124,29 @@ def test_cut_behind_any_commit_it_goes_on(tmp_path: Path, prepare: Prepare) -> N
 def test_cut_it_goes_on_with_what_was_sealed_since(tmp_path: Path, commits: int) -> None:
     """What came meanwhile hides, deletes or truncates what was half absorbed."""
     path, _ = made(tmp_path / "data", over_a_base)
-    with support.cut_after(commits), pytest.raises(support.Cut):
-        support.checkpoint_all(path)
-    engine = support.open_engine(path)
+    with engines.cut_after(commits), pytest.raises(engines.Cut):
+        engines.checkpoint_all(path)
+    engine = engines.open_engine(path)
     engine.set(b"k00", b"since")
     engine.delete(b"k03")
     if commits % 2:
         engine.truncate()
     engine.set(b"k04", b"since")
-    support.freeze(engine)
-    expected = support.everything(engine)
+    engines.freeze(engine)
+    expected = engines.everything(engine)
     root = engine.root()
     engine.close()
-    support.checkpoint_all(path)
+    engines.checkpoint_all(path)
     assert check_directory(path) == []
-    engine = support.open_engine(path)
-    assert support.everything(engine) == expected
+    engine = engines.open_engine(path)
+    assert engines.everything(engine) == expected
     assert engine.root() == root
 
 
 def test_progress_is_told_after_every_commit_and_grows(tmp_path: Path) -> None:
     path, _ = made(tmp_path / "data", two_segments)
     told: list[float] = []
-    with BaseWriter(path / "base") as writer, support.cut_after(0) as count:
+    with BaseWriter(path / "base") as writer, engines.cut_after(0) as count:
         checkpoint(writer, path / "log", list_segments(path / "log")[-1], told.append)
     assert told == sorted(told)
     assert 0 < told[0] <= told[-1] <= 1
@@ -155,22 +155,22 @@ def test_progress_is_told_after_every_commit_and_grows(tmp_path: Path) -> None:
 
 def test_absorbing_what_is_absorbed_changes_nothing(tmp_path: Path) -> None:
     path, _ = made(tmp_path / "data", two_segments)
-    support.checkpoint_all(path)
-    before = support.snapshot(path / "base")
-    support.checkpoint_all(path)
-    assert support.snapshot(path / "base")["data.mdb"] == before["data.mdb"]
+    engines.checkpoint_all(path)
+    before = engines.snapshot(path / "base")
+    engines.checkpoint_all(path)
+    assert engines.snapshot(path / "base")["data.mdb"] == before["data.mdb"]
 
 
 def test_a_floor_deletes_what_it_kills_and_spares_the_rest(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
     floored(engine)
     ready = [engine.root_ready]
-    assert sorted(support.values(engine)) == [b"k%02d" % number for number in range(16, 30)] + [b"local"]
-    support.checkpoint(engine)
+    assert sorted(engines.values(engine)) == [b"k%02d" % number for number in range(16, 30)] + [b"local"]
+    engines.checkpoint(engine)
     ready.append(engine.root_ready)
     assert ready == [False, True]
     assert engine.live_count == 15
-    assert sorted(support.values(engine)) == [b"k%02d" % number for number in range(16, 30)] + [b"local"]
+    assert sorted(engines.values(engine)) == [b"k%02d" % number for number in range(16, 30)] + [b"local"]
 
 
 @pytest.mark.parametrize("count", [0, 1, SAMPLE_EVERY, SAMPLE_EVERY + 1, SORT_KEYS, SORT_KEYS + 1, 5 * SORT_KEYS])

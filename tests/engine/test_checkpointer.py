@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fixtures import engines as support
+from fixtures import engines
 from fixtures.support import wait_until
 
 from merklekv.engine.checkpoint import checkpointer as merger_module
@@ -53,7 +53,7 @@ def test_full_memtables_go_to_the_base(make_engine: Callable[..., Engine]) -> No
     assert engine.table.base.live > 300
     assert engine.table.base.checkpoint_lsn == engine.table.active.lsn
     wait_until(lambda: list_segments(engine.directory.log) == [engine.table.active.lsn], what="the old segments to go")
-    assert len(support.values(engine)) == 500
+    assert len(engines.values(engine)) == 500
     assert engine.metrics().frozen_memtables == 0
 
 
@@ -72,7 +72,7 @@ def test_a_child_that_dies_is_started_again(
         write(engine, 150, 100 + 150 * number)
         wait_until(lambda: child_pid(engine) not in killed, what="another child")
     wait_until_merged(engine)
-    assert len(support.values(engine)) == 550
+    assert len(engines.values(engine)) == 550
 
 
 def test_a_signal_to_the_whole_group_leaves_the_child_at_work(make_engine: Callable[..., Engine]) -> None:
@@ -108,11 +108,11 @@ def test_a_child_that_cannot_live_stops_the_node(
 def test_what_is_damaged_under_the_child_stops_the_node(make_engine: Callable[..., Engine], tmp_path: Path) -> None:
     """Its error arrives with its class and its words."""
     engine = make_engine(checkpoint="process")
-    support.damaged(tmp_path / "data")
+    engines.damaged(tmp_path / "data")
     with engine.lock:  # the child is asked by the merger, which waits for this lock before it asks again
         for number in range(100):
             engine.set(b"k%d" % number, b"v" * 1000)
-        support.flip(tmp_path / "data" / "log" / f"{0:020d}.log", 3)
+        engines.flip(tmp_path / "data" / "log" / f"{0:020d}.log", 3)
     engine.commit()
     wait_until(lambda: engine.gate.failure is not None, what="the failure")
     with pytest.raises(StorageFailed, match=r"00000.log: damaged at byte 0: the segment's header"):
@@ -135,7 +135,7 @@ def test_an_error_while_progress_is_told_leaves_no_answer_for_the_next_job(
     monkeypatch.setattr(engine.table.base, "refresh", refresh)
     for number in range(3):
         engine.set(b"k%d" % number, b"v")
-        support.freeze(engine)
+        engines.freeze(engine)
         wait_until_merged(engine)
         assert engine.table.base.checkpoint_lsn == engine.table.active.lsn
     assert not errors
@@ -149,7 +149,7 @@ def test_closing_while_merging_loses_nothing(make_engine: Callable[..., Engine],
         engine.close()
         assert not any(psutil.pid_exists(pid) for pid in pids)
         assert check_directory(tmp_path / "data") == []
-    assert len(support.values(make_engine())) == 800
+    assert len(engines.values(make_engine())) == 800
 
 
 def test_writers_that_outran_a_merge_are_let_go_on(
@@ -204,8 +204,8 @@ os.kill(os.getpid(), signal.SIGKILL)
         [sys.executable, "-c", code], stdout=subprocess.PIPE, check=False, env=os.environ | paths, timeout=30
     )
     assert server.returncode == -signal.SIGKILL
-    engine = make_engine(wall_clock=lambda: support.NOON)
-    assert len(support.values(engine)) == 100
+    engine = make_engine(wall_clock=lambda: engines.NOON)
+    assert len(engines.values(engine)) == 100
     assert not psutil.pid_exists(int(server.stdout)) or psutil.Process(int(server.stdout)).status() == "zombie"
 
 
@@ -232,7 +232,7 @@ def test_a_start_merges_what_the_last_one_left(make_engine: Callable[..., Engine
     engine = make_engine(checkpoint="process")
     wait_until_merged(engine)
     assert engine.table.base.live > 100
-    assert len(support.values(engine)) == write_count
+    assert len(engines.values(engine)) == write_count
 
 
 def test_waiting_for_room_ends_when_there_is_some(make_engine: Callable[..., Engine]) -> None:

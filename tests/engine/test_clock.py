@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
-from fixtures import engines as support
+from fixtures import engines
 from fixtures.engines import DAY_NS, NOON, Wall
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,11 +33,11 @@ def test_the_clock_keeps_its_laws(history: list[tuple[str, int]]) -> None:
         if step == "wall":
             wall.now = number
         elif step == "observe":
-            clock.observe(support.version(number))
-            newest = max(newest, support.version(number))
+            clock.observe(engines.version(number))
+            newest = max(newest, engines.version(number))
         elif step == "truncation":
-            clock.observe_truncation(support.version(number))
-            truncation = max(truncation, support.version(number))
+            clock.observe_truncation(engines.version(number))
+            truncation = max(truncation, engines.version(number))
             newest = max(newest, truncation)
         else:
             followed = clock.set_back
@@ -90,7 +90,7 @@ def test_a_wall_that_was_never_set_is_not_followed() -> None:
 def test_a_floor_in_the_future_holds_the_clock_for_good(caplog: pytest.LogCaptureFixture) -> None:
     wall = Wall()
     clock = HybridClock(DRIFT, wall)
-    clock.observe_truncation(support.version(NOON + 5 * DRIFT))
+    clock.observe_truncation(engines.version(NOON + 5 * DRIFT))
     with caplog.at_level(logging.WARNING):
         assert [timestamp_of(clock.next()) - NOON - 5 * DRIFT for _ in range(3)] == [1, 2, 3]
     assert not caplog.records
@@ -134,20 +134,20 @@ def test_a_proposal_outlives_a_restart_as_long_as_the_wall_agrees() -> None:
 
 def test_what_is_seen_is_closed_up_to_half_of_the_drift() -> None:
     clock = HybridClock(DRIFT, Wall())
-    clock.observe(support.version(NOON + DRIFT // 4))
+    clock.observe(engines.version(NOON + DRIFT // 4))
     assert clock.closing() == NOON + DRIFT // 4
-    clock.observe(support.version(NOON + DRIFT))
+    clock.observe(engines.version(NOON + DRIFT))
     assert clock.closing() == NOON + DRIFT // 2
 
 
 def test_what_is_too_far_ahead() -> None:
     wall = Wall()
     clock = HybridClock(DRIFT, wall)
-    assert not clock.too_far_ahead(support.version(NOON + DRIFT))
-    assert clock.too_far_ahead(support.version(NOON + DRIFT + 1))
+    assert not clock.too_far_ahead(engines.version(NOON + DRIFT))
+    assert clock.too_far_ahead(engines.version(NOON + DRIFT + 1))
     wall.now = UNSET_BEFORE_NS - 1
-    assert not clock.too_far_ahead(support.version(LATEST_NS))
-    assert clock.too_far_ahead(support.version(LATEST_NS + 1))
+    assert not clock.too_far_ahead(engines.version(LATEST_NS))
+    assert clock.too_far_ahead(engines.version(LATEST_NS + 1))
 
 
 def test_two_starts_never_issue_one_version() -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fixtures import engines as support
+from fixtures import engines
 from fixtures.support import wait_until
 from lmdb.verify import verify
 
@@ -36,7 +36,7 @@ GONE = 2**22 + 1  # no process has this id
 
 
 def test_a_new_directory_says_what_it_is(tmp_path: Path) -> None:
-    support.open_engine(tmp_path / "deep" / "down").close()
+    engines.open_engine(tmp_path / "deep" / "down").close()
     assert (tmp_path / "deep" / "down" / "FORMAT").read_text() == "MerkleKV data format 2\n"
 
 
@@ -45,13 +45,13 @@ def test_an_empty_directory_becomes_one(tmp_path: Path, kept: tuple[str, ...]) -
     """Also one that a crash has left half made, or that is a disk of its own."""
     for name in kept:
         (tmp_path / name).touch() if name in ("LOCK", "FORMAT.new") else (tmp_path / name).mkdir()
-    support.open_engine(tmp_path).set(b"k", b"v")
+    engines.open_engine(tmp_path).set(b"k", b"v")
 
 
 def test_somebody_elses_directory_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("Dear Bob")
     with pytest.raises(NotADataDirectory, match=f"{tmp_path}: not a MerkleKV data directory"):
-        support.open_engine(tmp_path)
+        engines.open_engine(tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["letter.txt"]
 
 
@@ -59,13 +59,13 @@ def test_somebody_elses_directory_is_left_alone(tmp_path: Path) -> None:
 def test_a_mark_that_is_not_ours(tmp_path: Path, text: str) -> None:
     (tmp_path / "FORMAT").write_text(text, encoding="latin-1")
     with pytest.raises(NotADataDirectory, match="not 'MerkleKV data format 2'"):
-        support.open_engine(tmp_path)
+        engines.open_engine(tmp_path)
 
 
 def test_a_directory_of_a_later_release(tmp_path: Path) -> None:
     (tmp_path / "FORMAT").write_text("MerkleKV data format 3\n")
     with pytest.raises(FormatTooNew, match="data format 3 is from a later release; this one reads 2: upgrade MerkleKV"):
-        support.open_engine(tmp_path)
+        engines.open_engine(tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["FORMAT"]
 
 
@@ -80,7 +80,7 @@ def test_a_file_is_no_directory(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(DirectoryUnwritable, match=f"{path}: cannot use this as data directory"):
-            support.open_engine(path)
+            engines.open_engine(path)
 
 
 def lock(path: Path) -> int:
@@ -92,12 +92,12 @@ def lock(path: Path) -> int:
 
 def test_the_lock_of_a_process_that_is_gone_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The absorbing child of a killed server holds it a moment longer."""
-    support.open_engine(tmp_path / "data").close()
+    engines.open_engine(tmp_path / "data").close()
     monkeypatch.setattr(directory_module, "_holder", lambda fd, path: str(GONE))
     held = lock(tmp_path / "data")
     release = threading.Timer(0.1, os.close, (held,))
     release.start()
-    support.open_engine(tmp_path / "data")
+    engines.open_engine(tmp_path / "data")
     release.join()
 
 
@@ -108,11 +108,11 @@ def test_a_holder_that_the_kernel_does_not_list_is_named_by_its_file(
     """It may be in another container."""
     monkeypatch.setattr(directory_module, "ORPHAN_TIMEOUT_S", 0.05)
     monkeypatch.setattr(directory_module, "LOCK_LIST", tmp_path / "nothing")
-    support.open_engine(tmp_path / "data").close()
+    engines.open_engine(tmp_path / "data").close()
     held = lock(tmp_path / "data")
     (tmp_path / "data" / "LOCK").write_text(text)
     with pytest.raises(DirectoryLocked, match=rf"in use by process {named}; stop it first"):
-        support.open_engine(tmp_path / "data")
+        engines.open_engine(tmp_path / "data")
     os.close(held)
     DataDirectory(tmp_path / "data").release()
 
@@ -164,13 +164,13 @@ SPOILED: list[Callable[[Path], None]] = [
 def test_a_directory_that_is_held_is_refused_whatever_became_of_its_lock_file(
     tmp_path: Path, spoil: Callable[[Path], None]
 ) -> None:
-    engine = support.open_engine(tmp_path / "data")
+    engine = engines.open_engine(tmp_path / "data")
     engine.set(b"k", b"v")
-    spoil(support.damaged(tmp_path / "data") / "LOCK")
+    spoil(engines.damaged(tmp_path / "data") / "LOCK")
     (tmp_path / "link").symlink_to(tmp_path / "data")
     for path in (tmp_path / "data", tmp_path / "link"):
         with pytest.raises(DirectoryLocked, match=f"{path}: in use by process {os.getpid()}; stop it first"):
-            support.open_engine(path)
+            engines.open_engine(path)
     engine.close()
     assert engine.directory.path == tmp_path / "data"
 
@@ -190,11 +190,11 @@ def test_a_directory_that_another_process_holds_is_refused_without_its_lock_file
         assert holder.stdout is not None
         assert holder.stdout.readline() == "open\n"
         (tmp_path / "data" / "LOCK").unlink()
-        for opened in (support.open_engine, check_directory):
+        for opened in (engines.open_engine, check_directory):
             with pytest.raises(DirectoryLocked, match=f"in use by process {holder.pid}; stop it first"):
                 opened(tmp_path / "data")
         holder.kill()
-    support.open_engine(tmp_path / "data").close()
+    engines.open_engine(tmp_path / "data").close()
 
 
 def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,13 +203,13 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(DirectoryUnwritable, match="cannot be locked: No locks available; choose a directory"):
-        support.open_engine(tmp_path / "data")
+        engines.open_engine(tmp_path / "data")
 
 
 @pytest.mark.parametrize("part", [".", "base", "log"])
 def test_a_directory_that_is_replaced_while_it_is_open_stops_the_writer(tmp_path: Path, part: str) -> None:
     """Or it would write its next segment into the directory of whoever has the name now."""
-    engine = support.open_engine(tmp_path / "data")
+    engine = engines.open_engine(tmp_path / "data")
     engine.set(b"k", b"v")
     engine.commit()
     place = tmp_path / "data" / part
@@ -221,19 +221,19 @@ def test_a_directory_that_is_replaced_while_it_is_open_stops_the_writer(tmp_path
     engine.close()
     place.rmdir()
     (tmp_path / "moved").rename(place)
-    with support.engine_in(tmp_path / "data") as engine:
+    with engines.engine_in(tmp_path / "data") as engine:
         assert engine.get(b"k") == b"v"
 
 
 def test_a_start_that_fails_lets_the_directory_go(tmp_path: Path) -> None:
-    support.open_engine(tmp_path / "data").close()
+    engines.open_engine(tmp_path / "data").close()
     (tmp_path / "data" / "base" / "data.mdb").rename(tmp_path / "kept")
     (tmp_path / "data" / "base" / "data.mdb").mkdir()
     with pytest.raises(Corruption, match=r"data\.mdb: is a directory, not a file"):
-        support.open_engine(tmp_path / "data")
+        engines.open_engine(tmp_path / "data")
     (tmp_path / "data" / "base" / "data.mdb").rmdir()
     (tmp_path / "kept").rename(tmp_path / "data" / "base" / "data.mdb")
-    support.open_engine(tmp_path / "data").close()
+    engines.open_engine(tmp_path / "data").close()
 
 
 # -- files that are none, or not whole ---------------------------------------------------------------------------------
@@ -290,12 +290,12 @@ def test_what_is_no_file_is_refused_by_its_name(
     tmp_path: Path, name: str, make: Callable[[Path], None], kind: str
 ) -> None:
     """At once: opening a pipe would wait for ever, and a link leads elsewhere."""
-    support.open_engine(tmp_path / "data").close()
-    file = support.damaged(tmp_path / "data") / name
+    engines.open_engine(tmp_path / "data").close()
+    file = engines.damaged(tmp_path / "data") / name
     file.unlink(missing_ok=True)
     make(file)
     with pytest.raises(Corruption, match=f"{file}: is {kind}, not a file; move it away"):
-        support.open_engine(tmp_path / "data")
+        engines.open_engine(tmp_path / "data")
     with pytest.raises(Corruption, match=f"{file}: is {kind}, not a file; move it away"):
         check_directory(tmp_path / "data")
     assert not (file.parent / "nowhere").exists()
@@ -303,18 +303,18 @@ def test_what_is_no_file_is_refused_by_its_name(
 
 @pytest.mark.parametrize("name", ["base", "log"])
 def test_a_part_that_is_no_directory_is_refused_by_its_name(tmp_path: Path, name: str) -> None:
-    support.open_engine(tmp_path / "data").close()
-    shutil.rmtree(support.damaged(tmp_path / "data") / name)
+    engines.open_engine(tmp_path / "data").close()
+    shutil.rmtree(engines.damaged(tmp_path / "data") / name)
     (tmp_path / "data" / name).touch()
     with pytest.raises(Corruption, match=f"{tmp_path / 'data' / name}: is a file, not a directory"):
-        support.open_engine(tmp_path / "data")
+        engines.open_engine(tmp_path / "data")
 
 
 @pytest.mark.parametrize("name", ["5.log", "\u00b2.log", "x.log", f"{7:021d}.log", "00000000000000000000.log.old"])
 def test_a_file_that_is_no_segment_is_left_alone(tmp_path: Path, name: str) -> None:
-    support.open_engine(tmp_path / "data").close()
+    engines.open_engine(tmp_path / "data").close()
     (tmp_path / "data" / "log" / name).write_text("mine")
-    with support.engine_in(tmp_path / "data"):
+    with engines.engine_in(tmp_path / "data"):
         pass
     assert (tmp_path / "data" / "log" / name).read_text() == "mine"
 
@@ -322,10 +322,10 @@ def test_a_file_that_is_no_segment_is_left_alone(tmp_path: Path, name: str) -> N
 @pytest.mark.parametrize("name", ["LOCK", "base/lock.mdb"])
 @pytest.mark.parametrize("content", [b"", b"x", b"\xff" * 100_000])
 def test_a_file_of_which_nothing_depends_may_hold_anything(tmp_path: Path, name: str, content: bytes) -> None:
-    with support.engine_in(tmp_path / "data") as engine:
+    with engines.engine_in(tmp_path / "data") as engine:
         engine.set(b"k", b"v")
     (tmp_path / "data" / name).write_bytes(content)
-    with support.engine_in(tmp_path / "data") as engine:
+    with engines.engine_in(tmp_path / "data") as engine:
         assert engine.get(b"k") == b"v"
     assert (tmp_path / "data" / "LOCK").read_text() == f"{os.getpid()}\n"
 
@@ -334,16 +334,16 @@ def test_a_huge_mark_is_not_read_whole(tmp_path: Path) -> None:
     with (tmp_path / "FORMAT").open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(NotADataDirectory, match="holds '"):
-        support.open_engine(tmp_path)
+        engines.open_engine(tmp_path)
 
 
 def filled(path: Path) -> Path:
     """A directory whose base has many pages; the base's file."""
-    with support.engine_in(path) as engine:
+    with engines.engine_in(path) as engine:
         for number in range(500):
             engine.set(b"k%03d" % number, bytes(200))
         engine.commit()
-        support.checkpoint(engine)
+        engines.checkpoint(engine)
         engine.set(b"not merged", b"")
     return path / "base" / "data.mdb"
 
@@ -352,7 +352,7 @@ def refused_as(data: Path, said: str) -> None:
     """A start and a check refuse this base in one line."""
     path = data.parent.parent
     with pytest.raises(Corruption, match=f"{data}: {said}; keep the directory, and restore a backup"):
-        support.open_engine(path)
+        engines.open_engine(path)
     assert check_directory(path) == [f"{data}: {said}, so nothing in it is checked"]
 
 
@@ -360,7 +360,7 @@ def refused_as(data: Path, said: str) -> None:
 def test_a_base_that_was_cut_off_is_told_from_its_length(tmp_path: Path, pages: float) -> None:
     data = filled(tmp_path / "data")
     whole, size = data.stat().st_size, int(pages * 4096)
-    support.damaged(tmp_path / "data")
+    engines.damaged(tmp_path / "data")
     os.truncate(data, size)
     refused_as(data, f"is {size} bytes long, expected {whole}: it was cut off")
 
@@ -368,7 +368,7 @@ def test_a_base_that_was_cut_off_is_told_from_its_length(tmp_path: Path, pages: 
 @pytest.mark.parametrize("size", [1, 100, 200, 4096, 4200])
 def test_a_base_without_its_meta_pages_is_told_from_its_length(tmp_path: Path, size: int) -> None:
     data = filled(tmp_path / "data")
-    support.damaged(tmp_path / "data")
+    engines.damaged(tmp_path / "data")
     os.truncate(data, size)
     refused_as(data, f"is {size} bytes long and does not begin with the two meta pages of LMDB")
 
@@ -376,20 +376,20 @@ def test_a_base_without_its_meta_pages_is_told_from_its_length(tmp_path: Path, s
 @pytest.mark.parametrize("missing", [True, False])
 def test_a_base_that_is_missing_or_empty_is_refused_when_the_log_needs_it(tmp_path: Path, missing: bool) -> None:
     data = filled(tmp_path / "data")
-    support.damaged(tmp_path / "data")
+    engines.damaged(tmp_path / "data")
     data.unlink() if missing else os.truncate(data, 0)
     begin = list_segments(tmp_path / "data" / "log")[0]
     said = f"{data}: is missing or empty, and the log begins at LSN {begin}, not at 0; restore the directory"
     for _ in range(2):
         with pytest.raises(Corruption, match=said):
-            support.open_engine(tmp_path / "data")
+            engines.open_engine(tmp_path / "data")
     said = f"{data}: is missing or empty, and the log begins at LSN {begin}, not at 0"
     assert check_directory(tmp_path / "data") == [said]
 
 
 def test_zeros_in_place_of_the_meta_pages_are_damage(tmp_path: Path) -> None:
     data = filled(tmp_path / "data")
-    support.damaged(tmp_path / "data")
+    engines.damaged(tmp_path / "data")
     with data.open("r+b") as file:
         file.write(bytes(8192))
     refused_as(data, f"is {data.stat().st_size} bytes long and does not begin with the two meta pages of LMDB")
@@ -398,10 +398,10 @@ def test_zeros_in_place_of_the_meta_pages_are_damage(tmp_path: Path) -> None:
 def test_a_base_without_pages_that_are_free_is_whole(tmp_path: Path) -> None:
     """LMDB does not write pages that a transaction takes and gives back; what it needs is there."""
     data = filled(tmp_path / "data")
-    with support.engine_in(tmp_path / "data") as engine:
+    with engines.engine_in(tmp_path / "data") as engine:
         engine.truncate()
         engine.commit()
-        support.checkpoint(engine)
+        engines.checkpoint(engine)
     whole = data.read_bytes()
     size = len(whole)
     while not verify(str(data)):  # type: ignore[no-untyped-call]
@@ -410,39 +410,39 @@ def test_a_base_without_pages_that_are_free_is_whole(tmp_path: Path) -> None:
     data.write_bytes(whole[: size + 4096])
     assert size + 4096 < len(whole)
     assert check_directory(tmp_path / "data") == []
-    with support.engine_in(tmp_path / "data") as engine:
+    with engines.engine_in(tmp_path / "data") as engine:
         assert data.stat().st_size == len(whole)
         assert engine.live_count == 0
         engine.set(b"k", b"v")
-        support.checkpoint(engine)
+        engines.checkpoint(engine)
 
 
 @pytest.mark.parametrize("size", [0, 1, 47])
 def test_a_segment_that_was_cut_off_is_refused_by_its_name(tmp_path: Path, size: int) -> None:
-    with support.engine_in(tmp_path / "data") as engine:
+    with engines.engine_in(tmp_path / "data") as engine:
         engine.set(b"1", b"")
-        support.freeze(engine)
+        engines.freeze(engine)
         engine.set(b"2", b"")
         engine.commit()
-    first = segment_path(support.damaged(tmp_path / "data") / "log", 0)
+    first = segment_path(engines.damaged(tmp_path / "data") / "log", 0)
     os.truncate(first, size)
     with pytest.raises(Corruption, match=f"{first}: damaged at byte 0: the file is shorter than a segment's header"):
-        support.open_engine(tmp_path / "data")
+        engines.open_engine(tmp_path / "data")
 
 
 def test_the_segment_where_the_base_ends_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
     filled(tmp_path / "data")
-    last = segment_path(tmp_path / "data" / "log", list_segments(support.damaged(tmp_path / "data") / "log")[-1])
+    last = segment_path(tmp_path / "data" / "log", list_segments(engines.damaged(tmp_path / "data") / "log")[-1])
     os.truncate(last, 0)
     with pytest.raises(Corruption, match=f"{last}: damaged at byte 0: the file is shorter than a segment's header"):
-        support.open_engine(tmp_path / "data")
+        engines.open_engine(tmp_path / "data")
     assert last.exists()
     assert check_directory(tmp_path / "data") == [f"{last}: the segment where the base ends is missing"]
 
 
 def test_a_child_that_the_base_kills_is_told_at_once(tmp_path: Path) -> None:
     """SIGBUS: the file is shorter than it was when the child began, or the disk cannot read it."""
-    engine = support.open_engine(tmp_path / "data", checkpoint="process")
+    engine = engines.open_engine(tmp_path / "data", checkpoint="process")
     child = engine.checkpointer.child
     assert child is not None
     # Nobody can send it this signal, which the kernel delivers all the same.
@@ -465,7 +465,7 @@ def modes(path: Path) -> dict[str, int]:
 def test_only_its_user_can_read_what_an_engine_makes(tmp_path: Path, mask: int) -> None:
     before = os.umask(mask)
     try:
-        engine = support.open_engine(tmp_path / "data", checkpoint="process")
+        engine = engines.open_engine(tmp_path / "data", checkpoint="process")
         engine.retention.subscribe()
         for number in range(200):
             engine.wait_for_room(10)
@@ -504,14 +504,14 @@ def test_what_root_makes_belongs_to_the_owner_of_the_directory(tmp_path: Path) -
     if os.geteuid() != 0:
         return
     path = tmp_path / "data"
-    support.open_engine(path).close()
+    engines.open_engine(path).close()
     (tmp_path / "elsewhere").touch()
     os.link(tmp_path / "elsewhere", path / "log" / "link")  # may be a trap
     (path / "log" / "symbolic").symlink_to(tmp_path / "elsewhere")
     os.chown(path, OTHER, OTHER)
-    with support.engine_in(path) as engine:
+    with engines.engine_in(path) as engine:
         engine.set(b"k", b"v")
-        support.checkpoint(engine)
+        engines.checkpoint(engine)
     owners = {str(one.relative_to(path)): (one.lstat().st_uid, one.lstat().st_gid) for one in (path, *path.rglob("*"))}
     assert owners.pop("log/link") == owners.pop("log/symbolic") == (0, 0)
     assert set(owners.values()) == {(OTHER, OTHER)}

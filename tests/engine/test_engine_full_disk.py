@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fixtures import engines as support
+from fixtures import engines
 from fixtures.support import wait_until
 
 from merklekv.engine.engine import Engine
@@ -87,18 +87,18 @@ def fill_log(engine: Engine) -> None:
 
 
 def test_a_write_that_finds_no_room_changes_nothing(disk: Disk) -> None:
-    engine = support.open_engine(disk.path / "data", memtable_size=1 << 30, durability="always")
+    engine = engines.open_engine(disk.path / "data", memtable_size=1 << 30, durability="always")
     disk.fill(leave=150_000)
     stored = fill_memory(engine, DiskFull)
     assert len(stored) > 50
     for verb in (
         lambda: engine.append(b"k0", b"v" * 1000),
         lambda: engine.mset([(b"small", b""), (b"large", b"v" * 10_000)]),
-        lambda: engine.merge([(1, b"m", support.record(b"m", b"v" * 2000, support.NOON))], b"x"),
+        lambda: engine.merge([(1, b"m", engines.record(b"m", b"v" * 2000, engines.NOON))], b"x"),
     ):
         with pytest.raises(DiskFull, match="disk full, write not stored"):
             verb()
-    assert support.values(engine) == stored
+    assert engines.values(engine) == stored
     assert check_engine(engine) == []
     engine.commit()
     disk.make_room()
@@ -106,14 +106,14 @@ def test_a_write_that_finds_no_room_changes_nothing(disk: Disk) -> None:
     engine.commit()
     engine.close()
     assert check_directory(disk.path / "data") == []
-    engine = support.open_engine(disk.path / "data")
-    assert support.values(engine) == stored | {b"small": b"", b"large": b"v" * 10_000}
+    engine = engines.open_engine(disk.path / "data")
+    assert engines.values(engine) == stored | {b"small": b"", b"large": b"v" * 10_000}
     engine.close()
 
 
 def test_what_was_accepted_has_its_place(disk: Disk) -> None:
     """A write is refused when it is made, never when it is committed."""
-    engine = support.open_engine(disk.path / "data", memtable_size=1 << 30, durability="always")
+    engine = engines.open_engine(disk.path / "data", memtable_size=1 << 30, durability="always")
     disk.fill(leave=100_000)
     accepted = engine.set_batch((b"SET", b"k%d" % number, b"v" * 500) for number in range(10_000))
     assert 50 < accepted < 10_000
@@ -123,17 +123,17 @@ def test_what_was_accepted_has_its_place(disk: Disk) -> None:
     engine.commit()
     assert engine.live_count == accepted
     engine.close()
-    engine = support.open_engine(disk.path / "data")
+    engine = engines.open_engine(disk.path / "data")
     assert engine.live_count == accepted
     engine.close()
 
 
 def test_a_start_on_a_full_disk_still_reads(disk: Disk) -> None:
-    engine = support.open_engine(disk.path / "data", durability="always")
+    engine = engines.open_engine(disk.path / "data", durability="always")
     engine.set(b"k", b"v")
     engine.close()
     disk.fill()
-    engine = support.open_engine(disk.path / "data")
+    engine = engines.open_engine(disk.path / "data")
     assert engine.get(b"k") == b"v"
     with pytest.raises(DiskFull):
         engine.set(b"l", b"v" * 10_000)
@@ -144,7 +144,7 @@ def test_a_start_on_a_full_disk_still_reads(disk: Disk) -> None:
 
 def test_a_note_that_goes_first(disk: Disk) -> None:
     """Without room for it, nothing is written before it; once there is room, it is."""
-    engine = support.open_engine(disk.path / "data", durability="always")
+    engine = engines.open_engine(disk.path / "data", durability="always")
     disk.fill()
     fill_log(engine)
     engine.put_metadata_first(b"one", b"1" * 5000)
@@ -153,7 +153,7 @@ def test_a_note_that_goes_first(disk: Disk) -> None:
     for verb in (
         lambda: engine.set(b"k", b""),
         lambda: engine.delete(b"k"),
-        lambda: engine.merge([(1, b"m", support.record(b"m", b"", support.NOON))], b"x"),
+        lambda: engine.merge([(1, b"m", engines.record(b"m", b"", engines.NOON))], b"x"),
     ):
         with pytest.raises(DiskFull):
             verb()
@@ -167,20 +167,20 @@ def test_a_note_that_goes_first(disk: Disk) -> None:
     engine.set(b"k", b"v")
     engine.close()
     assert check_directory(disk.path / "data") == []
-    engine = support.open_engine(disk.path / "data")
+    engine = engines.open_engine(disk.path / "data")
     assert (engine.metadata, engine.get(b"k")) == ({b"one": b"1" * 5000, b"two": b"2"}, b"v")
     engine.close()
 
 
 def test_a_note_that_goes_first_gives_way_to_a_later_one(disk: Disk) -> None:
-    engine = support.open_engine(disk.path / "data", durability="always")
+    engine = engines.open_engine(disk.path / "data", durability="always")
     disk.fill()
     engine.put_metadata_first(b"one", b"1" * 10_000)
     engine.put_metadata(b"one", b"")
     engine.commit()
     engine.set(b"k", b"")
     engine.close()
-    engine = support.open_engine(disk.path / "data")
+    engine = engines.open_engine(disk.path / "data")
     assert engine.metadata == {b"one": b""}
     engine.close()
 
@@ -188,28 +188,28 @@ def test_a_note_that_goes_first_gives_way_to_a_later_one(disk: Disk) -> None:
 def test_a_disk_too_full_to_begin(disk: Disk) -> None:
     disk.fill()
     with pytest.raises((DiskFull, MerkleKVError), match=str(disk.path)):
-        support.open_engine(disk.path / "data")
+        engines.open_engine(disk.path / "data")
     disk.make_room()
-    engine = support.open_engine(disk.path / "data")
+    engine = engines.open_engine(disk.path / "data")
     engine.set(b"k", b"v")
     engine.close()
 
 
 def test_no_room_for_a_new_segment(disk: Disk) -> None:
     """The full one goes on being used, as long as there is room in it; then it is DiskFull, not Stalled."""
-    engine = support.open_engine(disk.path / "data")
+    engine = engines.open_engine(disk.path / "data")
     engine.log.reserve(300_000)
     disk.fill()
     stored = fill_memory(engine, DiskFull)
     assert sum(map(len, stored.values())) > MIN_MEMTABLE_SIZE
     assert not engine.table.frozen
-    assert support.values(engine) == stored
+    assert engines.values(engine) == stored
     disk.make_room()
     engine.commit()
     assert engine.table.frozen
-    support.checkpoint(engine)
+    engines.checkpoint(engine)
     engine.set(b"after", b"")
-    assert support.values(engine) == stored | {b"after": b""}
+    assert engines.values(engine) == stored | {b"after": b""}
     engine.close()
     assert check_directory(disk.path / "data") == []
 
@@ -220,7 +220,7 @@ def _no_room(*_: object) -> None:
 
 def test_no_room_for_a_new_segment_but_for_metadata(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     """That the metadata got in does not make writers wait for a checkpoint that cannot begin."""
-    engine = support.open_engine(disk.path / "data")
+    engine = engines.open_engine(disk.path / "data")
     engine.log.reserve(300_000)
     disk.fill()
     fill_memory(engine, DiskFull)
@@ -239,7 +239,7 @@ def test_no_room_for_a_new_segment_but_for_metadata(disk: Disk, monkeypatch: pyt
 
 @pytest.mark.parametrize("leave", range(0, 200_000, 25_000))
 def test_merging_that_finds_no_room_goes_on_later(disk: Disk, leave: int) -> None:
-    engine = support.open_engine(disk.path / "data")
+    engine = engines.open_engine(disk.path / "data")
     try:
         stored = fill_memory(engine, Stalled)
         for number in range(0, len(stored), 3):
@@ -249,11 +249,11 @@ def test_merging_that_finds_no_room_goes_on_later(disk: Disk, leave: int) -> Non
         disk.fill(leave)
         with pytest.raises(DiskFull, match="disk full, cannot merge"):
             engine.checkpoint_now()
-        assert support.values(engine) == stored
+        assert engines.values(engine) == stored
         assert check_engine(engine) == []
         disk.make_room()
         engine.checkpoint_now()
-        assert support.values(engine) == stored
+        assert engines.values(engine) == stored
         assert engine.root() == root
         assert check_engine(engine) == []
     finally:
@@ -266,7 +266,7 @@ def test_merging_in_the_child_waits_for_room(
 ) -> None:
     """Meanwhile reads go on, writes do until memory is full, and then the disk is what they complain about."""
     monkeypatch.setattr("merklekv.engine.checkpoint.checkpointer.RETRY_S", 0.01)
-    engine = support.open_engine(disk.path / "data", checkpoint="process")
+    engine = engines.open_engine(disk.path / "data", checkpoint="process")
     try:
         engine.log.reserve(4 * MIN_MEMTABLE_SIZE)
         disk.fill(leave=100_000)
@@ -285,7 +285,7 @@ def test_merging_in_the_child_waits_for_room(
             return False
 
         wait_until(write_on, what="a full disk")
-        assert support.values(engine) == stored
+        assert engines.values(engine) == stored
         assert check_engine(engine) == []
         disk.make_room()
 
@@ -299,7 +299,7 @@ def test_merging_in_the_child_waits_for_room(
 
         wait_until(written, what="room")
         wait_until(lambda: not engine.table.frozen, what="the merge")
-        assert support.values(engine) == stored | {b"after": b""}
+        assert engines.values(engine) == stored | {b"after": b""}
     finally:
         engine.close()
     assert check_directory(disk.path / "data") == []

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures import engines as support
+from fixtures import engines
 
 from merklekv.engine.checkpoint.checkpointer import FROZEN_TABLES_MAX
 from merklekv.engine.engine import Engine
@@ -21,10 +21,10 @@ from merklekv.errors import InvalidArgument, NotANumber, NumberOverflow, Stalled
 
 def unchanged(engine: Engine, error: type[Exception], verb: Callable[[], object], match: str = ".") -> None:
     """The verb raises, and neither data nor log are other than before."""
-    before = support.everything(engine), engine.log.appended, engine.log.pending_size, engine.root()
+    before = engines.everything(engine), engine.log.appended, engine.log.pending_size, engine.root()
     with pytest.raises(error, match=match):
         verb()
-    assert (support.everything(engine), engine.log.appended, engine.log.pending_size, engine.root()) == before
+    assert (engines.everything(engine), engine.log.appended, engine.log.pending_size, engine.root()) == before
 
 
 def test_keys(make_engine: Callable[..., Engine]) -> None:
@@ -38,8 +38,8 @@ def test_keys(make_engine: Callable[..., Engine]) -> None:
         engine.mset([(key, b"5")])
         assert engine.get(key) == b"5"
         assert engine.exists(key)
-    support.checkpoint(engine)
-    assert support.values(engine) == {b"\x00": b"5", longest: b"5"}
+    engines.checkpoint(engine)
+    assert engines.values(engine) == {b"\x00": b"5", longest: b"5"}
     for key in (b"", longest + b"\xff"):
         verbs: list[Callable[..., object]] = [
             lambda key=key: engine.set(key, b""),
@@ -87,8 +87,8 @@ def test_a_value_larger_than_a_memtable(make_engine: Callable[..., Engine]) -> N
         engine.set(b"l", value)
     engine.checkpoint_now()
     engine.set(b"l", value)
-    support.checkpoint(engine)
-    assert support.values(engine) == {b"k": value, b"l": value}
+    engines.checkpoint(engine)
+    assert engines.values(engine) == {b"k": value, b"l": value}
 
 
 @pytest.mark.parametrize(
@@ -238,8 +238,8 @@ def test_writes_wait_while_merging_is_behind(make_engine: Callable[..., Engine])
         lambda: engine.mset([(b"k", b"")]),
         lambda: engine.delete(b"k0"),
         engine.truncate,
-        lambda: engine.merge([(1, b"m", support.record(b"m", b"", support.NOON))], b"x"),
-        lambda: engine.merge_truncation(support.version(support.NOON), b"x"),
+        lambda: engine.merge([(1, b"m", engines.record(b"m", b"", engines.NOON))], b"x"),
+        lambda: engine.merge_truncation(engines.version(engines.NOON), b"x"),
     ):
         unchanged(engine, Stalled, verb, "checkpoints are behind")
     assert not engine.delete(b"missing")
@@ -257,7 +257,7 @@ def test_a_row_stops_before_the_first_that_is_refused(make_engine: Callable[...,
     assert engine.set_batch(row) == 2
     assert engine.set_batch([(b"SET", b"", b"1")]) == 0
     assert engine.set_batch([]) == 0
-    assert support.values(engine) == {b"a": b"1", b"b": b"22"}
+    assert engines.values(engine) == {b"a": b"1", b"b": b"22"}
 
 
 def test_what_one_commit_can_hold(make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:

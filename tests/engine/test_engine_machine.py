@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from fixtures import engines as support
+from fixtures import engines
 from fixtures.engines import DAY_NS, Wall
 from fixtures.support import no_room
 from hypothesis import strategies as st
@@ -48,7 +48,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @initialize(durability=st.sampled_from(["always", "everysec", "never"]))
     def open(self, durability: Durability) -> None:
-        self.root_directory = Path(tempfile.mkdtemp(dir=support.MEMORY, prefix="merklekv-test-"))
+        self.root_directory = Path(tempfile.mkdtemp(dir=engines.MEMORY, prefix="merklekv-test-"))
         self.generation = 0
         self.durability = durability
         self.wall = Wall()
@@ -59,7 +59,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     def _open(self) -> None:
         path = self.root_directory / str(self.generation)
-        self.engine: Engine = support.open_engine(path, durability=self.durability, wall_clock=self.wall)
+        self.engine: Engine = engines.open_engine(path, durability=self.durability, wall_clock=self.wall)
         self.since_segment = [self._state()]  # states that a crash may go back to
         self.segment = self.engine.log.lsn
 
@@ -156,7 +156,7 @@ class EngineMachine(RuleBasedStateMachine):
         """A record from elsewhere, a little older or newer than ours."""
         shown = self.records.get(key, self.truncation)
         ts = max(1, int.from_bytes(shown[:8], "big") + offset if any(shown[:8]) else self.wall.now + offset)
-        record = support.record(key, value, ts, op << 96 | offset + 5)
+        record = engines.record(key, value, ts, op << 96 | offset + 5)
         self._merge(key, record)
         return key, record
 
@@ -204,7 +204,7 @@ class EngineMachine(RuleBasedStateMachine):
     def merge_truncation(self, key: bytes, offset: int) -> None:
         """A floor from elsewhere, that spares what is newer."""
         ts = int.from_bytes(self.records.get(key, self.truncation)[:8], "big") + offset
-        truncation = support.version(max(ts, 0))
+        truncation = engines.version(max(ts, 0))
         raised = self.write(lambda: self.engine.merge_truncation(truncation, b"elsewhere"))
         assert raised == (truncation > self.truncation and ts <= self.wall.now + MAX_TRUNCATION_AHEAD_S * 10**9)
         if raised:
@@ -230,7 +230,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule()
     def freeze(self) -> None:
-        support.freeze(self.engine)
+        engines.freeze(self.engine)
         self._committed()
 
     @rule()
@@ -248,7 +248,7 @@ class EngineMachine(RuleBasedStateMachine):
                 self.engine.commit()
             with pytest.raises(DiskFull):
                 self.engine.set(b"a", b"")
-        found = support.everything(self.engine), self.engine.truncation, self.engine.gc_horizon
+        found = engines.everything(self.engine), self.engine.truncation, self.engine.gc_horizon
         assert found == self.since_segment[-1]
         self.records, self.truncation, self.gc_horizon = dict(found[0]), found[1], found[2]
         self.engine.commit()
@@ -275,12 +275,12 @@ class EngineMachine(RuleBasedStateMachine):
             with (copy / "log" / f"{self.segment:020d}.log").open("r+b") as file:
                 file.truncate(synced + int(chance * (written - synced)))
             allowed = self.since_segment
-        with support.small_transactions(2), support.cut_after(commits), suppress(support.Cut):
+        with engines.small_transactions(2), engines.cut_after(commits), suppress(engines.Cut):
             if commits:
-                support.checkpoint_all(copy)
+                engines.checkpoint_all(copy)
         assert check_directory(copy) == []
-        self.engine = support.open_engine(copy, durability=self.durability, wall_clock=self.wall)
-        found: Model = support.everything(self.engine), self.engine.truncation, self.engine.gc_horizon
+        self.engine = engines.open_engine(copy, durability=self.durability, wall_clock=self.wall)
+        found: Model = engines.everything(self.engine), self.engine.truncation, self.engine.gc_horizon
         assert found in allowed
         self.records, self.truncation, self.gc_horizon = dict(found[0]), found[1], found[2]
         self.since_segment = [found]
@@ -318,7 +318,7 @@ class EngineMachine(RuleBasedStateMachine):
             page, after = self.engine.page(prefix, after, limit)
             found += page
         assert found == [key for key in sorted(self.records) if key.startswith(prefix) and self.value(key) is not None]
-        assert support.everything(self.engine) == self.records
+        assert engines.everything(self.engine) == self.records
 
     def teardown(self) -> None:
         if not hasattr(self, "engine"):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import lmdb
 import pytest
-from fixtures import engines as support
+from fixtures import engines
 from fixtures.support import failing_writes, no_room, wait_until
 
 import merklekv
@@ -80,14 +80,14 @@ def test_a_rotation_needs_no_descriptor(make_engine: Callable[..., Engine]) -> N
     engine = make_engine(durability="always")
     with no_descriptors():
         engine.set(b"k", b"v")
-        support.freeze(engine)
+        engines.freeze(engine)
         assert len(engine.table.frozen) == 1
         engine.set(b"l", b"w")
-        support.freeze(engine)
+        engines.freeze(engine)
         assert len(engine.table.frozen) == 2
         engine.set(b"m", b"x")
         engine.commit()
-    assert support.values(engine) == {b"k": b"v", b"l": b"w", b"m": b"x"}
+    assert engines.values(engine) == {b"k": b"v", b"l": b"w", b"m": b"x"}
 
 
 def test_without_descriptors_writes_go_on_while_memory_lasts(
@@ -102,7 +102,7 @@ def test_without_descriptors_writes_go_on_while_memory_lasts(
         with pytest.raises(Shortage, match="resource shortage, write not stored"):
             engine.set(b"k", b"")
         assert engine.get(b"k0") == VALUE
-        assert len(support.values(engine)) == count
+        assert len(engines.values(engine)) == count
 
     def has_room() -> bool:
         engine.commit()
@@ -112,7 +112,7 @@ def test_without_descriptors_writes_go_on_while_memory_lasts(
     engine.set(b"after", b"")
     engine.commit()
     wait_until(lambda: not engine.table.frozen, what="the merge")
-    assert len(support.values(engine)) == count + 1
+    assert len(engines.values(engine)) == count + 1
 
 
 def test_an_engine_closes_without_descriptors(make_engine: Callable[..., Engine]) -> None:
@@ -138,7 +138,7 @@ def test_a_child_that_cannot_be_started_is_started_later(
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "Popen", no_process)
         engine.set(b"k", VALUE)
-        support.freeze(engine)
+        engines.freeze(engine)
         wait_until(lambda: len(attempts) > 10, what="attempts")
     wait_until(lambda: not engine.table.frozen, what="the merge")
     assert engine.get(b"k") == VALUE
@@ -154,7 +154,7 @@ def test_a_child_that_is_killed_each_time_is_a_shortage(
     assert child is not None
     command, child._command = child._command, ["sh", "-c", "kill -9 $$"]
     engine.set(b"k", VALUE)
-    support.freeze(engine)
+    engines.freeze(engine)
     wait_until(lambda: "most likely memory is short" in caplog.text, what="the shortage")
     child._command = command
     wait_until(lambda: not engine.table.frozen, what="the merge")
@@ -169,7 +169,7 @@ def test_memory_that_is_short_in_the_merger_passes(
     with monkeypatch.context() as patch:
         patch.setattr(engine.table, "take_over_base", _no_memory)
         engine.set(b"k", VALUE)
-        support.freeze(engine)
+        engines.freeze(engine)
         wait_until(lambda: "cannot merge: out of memory" in caplog.text, what="the shortage")
     wait_until(lambda: not engine.table.frozen, what="the merge")
 
@@ -182,13 +182,13 @@ def _no_memory() -> None:
 
 
 def test_all_kinds_of_changes_are_taken_back(make_engine: Callable[..., Engine]) -> None:
-    engine = support.filled(make_engine())
+    engine = engines.filled(make_engine())
     engine.put_metadata(b"kept", b"1")
     engine.commit()
 
     def state() -> object:
         return (
-            support.everything(engine),
+            engines.everything(engine),
             engine.root(),
             engine.truncation,
             engine.gc_horizon,
@@ -210,11 +210,11 @@ def test_all_kinds_of_changes_are_taken_back(make_engine: Callable[..., Engine])
         lambda: engine.increment(b"n", 5),
         lambda: engine.mset([(b"k05", b"x"), (b"new", b"y")]),
         engine.truncate,
-        lambda: engine.merge([(1, b"m", support.record(b"m", b"v", support.NOON))], b"elsewhere"),
-        lambda: engine.merge_truncation(support.version(support.NOON - 1), b"elsewhere"),
+        lambda: engine.merge([(1, b"m", engines.record(b"m", b"v", engines.NOON))], b"elsewhere"),
+        lambda: engine.merge_truncation(engines.version(engines.NOON - 1), b"elsewhere"),
         lambda: engine.put_metadata(b"kept", b"2"),
         lambda: engine.put_metadata(b"other", b"3"),
-        lambda: engine.raise_gc_horizon(support.NOON + 10**12) and engine.collect_tombstones(),
+        lambda: engine.raise_gc_horizon(engines.NOON + 10**12) and engine.collect_tombstones(),
     ]
     for part in (0.0, 0.5, 1.0):
         for change in changes:
@@ -253,7 +253,7 @@ def test_reads_go_on_and_writes_are_refused_until_there_is_room(
     assert "there is room again" in caplog.text
     engine.set(b"l", b"x")
     engine.commit()
-    assert support.values(engine) == {b"k": b"v", b"l": b"x"}
+    assert engines.values(engine) == {b"k": b"v", b"l": b"x"}
 
 
 def test_every_thread_with_changes_is_told_once(make_engine: Callable[..., Engine]) -> None:
@@ -282,7 +282,7 @@ def test_every_thread_with_changes_is_told_once(make_engine: Callable[..., Engin
     failed.set()
     thread.join(10)
     assert told == ["disk full, write not stored", None]
-    assert support.values(engine) == {}
+    assert engines.values(engine) == {}
     engine.commit()
 
 
@@ -318,7 +318,7 @@ def test_a_thread_writes_nothing_before_it_is_told(make_engine: Callable[..., En
     assert gone.wait(10)
     thread.join(10)
     assert refused == ["disk full, write not stored"] * 2
-    assert support.values(engine) == {b"mine": b"v", b"told": b"v"}
+    assert engines.values(engine) == {b"mine": b"v", b"told": b"v"}
 
 
 def test_a_thread_that_had_changed_nothing_is_not_told(tmp_path: Path) -> None:
@@ -369,7 +369,7 @@ def test_a_close_without_room_stores_what_was_committed(make_engine: Callable[..
     engine.set(b"l", b"w")
     with no_room(0.5):
         engine.close()
-    assert support.values(make_engine()) == {b"k": b"v"}
+    assert engines.values(make_engine()) == {b"k": b"v"}
 
 
 def test_a_close_without_room_syncs_what_was_committed(
@@ -402,7 +402,7 @@ def test_a_roll_back_reads_no_segment_that_the_base_has_taken_in(
 
     monkeypatch.setattr(failpoints, "reached", reached)
     engine.set(b"k", b"v")
-    support.freeze(engine)
+    engines.freeze(engine)
     assert done.wait(20)
     engine.checkpointer.delete_segments()  # as when the outbox lets go of the log
     assert list_segments(engine.directory.log) == [engine.table.active.lsn]
@@ -410,13 +410,13 @@ def test_a_roll_back_reads_no_segment_that_the_base_has_taken_in(
     engine.set(b"l", b"w")
     with no_room(), pytest.raises(DiskFull):
         engine.commit()
-    assert support.values(engine) == {b"k": b"v"}
+    assert engines.values(engine) == {b"k": b"v"}
     go_on.set()
     wait_until(lambda: not engine.table.frozen, what="the merge")
     engine.commit()
     engine.set(b"l", b"w")
     engine.commit()
-    assert support.values(engine) == {b"k": b"v", b"l": b"w"}
+    assert engines.values(engine) == {b"k": b"v", b"l": b"w"}
 
 
 @pytest.mark.parametrize("part", [0.0, 0.5])
@@ -454,7 +454,7 @@ def test_a_snapshot_stays_when_there_is_no_other(make_engine: Callable[..., Engi
     """All of LMDB's slots for readers are taken."""
     engine = make_engine()
     engine.set(b"k", b"v")
-    support.checkpoint(engine)
+    engines.checkpoint(engine)
     base = engine.table.base
     hogs = []
     with suppress(lmdb.ReadersFullError):
@@ -493,8 +493,8 @@ def test_segments_are_deleted_when_there_are_descriptors_again(make_engine: Call
     engine.retention.subscribe()
     for number in range(3):
         engine.set(b"k%d" % number, b"v")
-        support.freeze(engine)
-    support.checkpoint(engine)
+        engines.freeze(engine)
+    engines.checkpoint(engine)
     assert len(list_segments(engine.directory.log)) > 1
     with no_descriptors():
         engine.release_log(engine.retention.end)
@@ -600,13 +600,13 @@ def test_a_child_of_the_same_id_is_replaced(
     child = engine.checkpointer.child
     assert child is not None
     engine.set(b"k", b"v")
-    support.freeze(engine)
+    engines.freeze(engine)
     wait_until(lambda: not engine.table.frozen, what="the merge")
     first = child.pid
     assert first is not None
     with same_process_id(tmp_path / "data" / "base", first) as end:
         engine.set(b"k", b"w")
-        support.freeze(engine)
+        engines.freeze(engine)
         wait_until(lambda: not engine.table.frozen, what="the merge")
         assert child.pid != first
         end()

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from fixtures import engines as support
+from fixtures import engines
 from fixtures.support import wait_until
 
 from merklekv.engine import commit
@@ -251,7 +251,7 @@ def test_a_sync_covers_full_segments_first(make_engine: Callable[..., Engine], m
     engine.commit()
     log.sync()
     assert log.synced_lsn == log.end_lsn
-    assert support.values(engine) == {b"k": b"w"}
+    assert engines.values(engine) == {b"k": b"w"}
 
 
 def test_what_was_synced_before_it_was_sealed_is_not_synced_again(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fixtures import engines as support
+from fixtures import engines
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +20,7 @@ versions = st.binary(min_size=VERSION_SIZE, max_size=VERSION_SIZE)
 values = st.binary(max_size=60)
 entries = st.lists(
     st.builds(
-        support.entry,
+        engines.entry,
         st.integers(1, 8) | st.integers(129, 135),
         st.binary(max_size=20),
         st.binary(max_size=50) | st.just(b"MKVF" * 12),
@@ -36,12 +36,12 @@ def test_the_bucket_is_the_top_of_the_hash(key: bytes) -> None:
 
 @given(st.lists(entries, max_size=4), st.integers(0, 2**40))
 def test_a_segment_reads_back(frames: list[list[bytes]], lsn: int) -> None:
-    with support.directory() as path:
+    with engines.directory() as path:
         path.mkdir()
         file = path / f"{lsn:020d}.log"
-        data, position, expected = support.header(lsn, 7), 48, []
+        data, position, expected = engines.header(lsn, 7), 48, []
         for number, frame in enumerate(frames):
-            data += support.frame(lsn, position, frame, 7 + number, synced=lsn + number)
+            data += engines.frame(lsn, position, frame, 7 + number, synced=lsn + number)
             expected.append((position, len(data), lsn + number, 7 + number, len(frame), len(frame), b"".join(frame)))
             position = len(data)
         file.write_bytes(data + bytes(100))
@@ -64,7 +64,7 @@ def test_a_segment_reads_back(frames: list[list[bytes]], lsn: int) -> None:
 
 def test_a_frame_that_is_cut_or_flipped_anywhere_is_none(tmp_path: Path) -> None:
     file = tmp_path / f"{0:020d}.log"
-    whole = support.header(0) + support.frame(0, 48, [support.set_entry(1), support.set_entry(2)])
+    whole = engines.header(0) + engines.frame(0, 48, [engines.set_entry(1), engines.set_entry(2)])
     for at in range(48, len(whole)):
         for broken in (whole[:at], whole[:at] + bytes((whole[at] ^ 4,)) + whole[at + 1 :]):
             file.write_bytes(broken)
@@ -75,23 +75,23 @@ def test_a_frame_that_is_cut_or_flipped_anywhere_is_none(tmp_path: Path) -> None
 
 def test_a_frame_counts_only_at_its_own_place(tmp_path: Path) -> None:
     """Bytes of an old file that a new one got with its blocks are no frames of it."""
-    frame = support.frame(0, 48, [support.set_entry(1)])
+    frame = engines.frame(0, 48, [engines.set_entry(1)])
     for lsn, position in ((0, 49), (0, 148), (4096, 48)):
         file = tmp_path / f"{lsn:020d}.log"
-        file.write_bytes(support.header(lsn) + bytes(position - 48) + frame)
+        file.write_bytes(engines.header(lsn) + bytes(position - 48) + frame)
         with Segment(file) as segment:
             assert segment.frame_at(position) is None
 
 
 def test_a_header_that_is_cut_or_flipped_anywhere_is_damage(tmp_path: Path) -> None:
     file = tmp_path / f"{0:020d}.log"
-    whole = support.header(0) + support.frame(0, 48, [support.set_entry(1)])
+    whole = engines.header(0) + engines.frame(0, 48, [engines.set_entry(1)])
     for at in range(48):
         file.write_bytes(whole[:at])
         with pytest.raises(Corruption, match=f"{file}: damaged at byte 0"):
             Segment(file)
         file.write_bytes(whole)
-        support.flip(file, at)
+        engines.flip(file, at)
         with pytest.raises(Corruption, match=f"{file}: damaged at byte 0"):
             Segment(file)
     file.rename(tmp_path / f"{1:020d}.log")
@@ -101,7 +101,7 @@ def test_a_header_that_is_cut_or_flipped_anywhere_is_damage(tmp_path: Path) -> N
 
 def test_a_log_of_a_later_release_is_refused(tmp_path: Path) -> None:
     file = tmp_path / f"{0:020d}.log"
-    file.write_bytes(support.header(0, format_version=3))
+    file.write_bytes(engines.header(0, format_version=3))
     with pytest.raises(FormatTooNew, match="log format 3 is from a later release"):
         Segment(file)
 
@@ -112,4 +112,4 @@ def test_entries_that_do_not_fill_their_frame_are_found_out(payload: bytes) -> N
         entries = list(reference.read_entries(payload))
     except ValueError:
         return
-    assert b"".join(support.entry(e.op | e.remote << 7, e.key, e.record) for e in entries) == payload
+    assert b"".join(engines.entry(e.op | e.remote << 7, e.key, e.record) for e in entries) == payload

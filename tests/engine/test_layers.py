@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fixtures import engines as support
+from fixtures import engines
 from fixtures.engines import NOON
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,15 +30,15 @@ def fill(
     wall = NOON
     for depth, layer in enumerate(drawn):
         if depth:
-            support.freeze(engine)
+            engines.freeze(engine)
         if depth == 1 and base:
             engine.checkpoint_now()
         for key, value in layer.items():
             wall += 1
-            record = support.record(key, value, wall)
+            record = engines.record(key, value, wall)
             engine.merge([(1, key, record)], b"elsewhere")
             model[key] = record
-        if floor_at == depth and engine.merge_truncation(support.version(wall - 1), b"elsewhere"):
+        if floor_at == depth and engine.merge_truncation(engines.version(wall - 1), b"elsewhere"):
             model = {key: record for key, record in model.items() if record >= engine.truncation}
     engine.commit()
     return model
@@ -51,7 +51,7 @@ def test_pages_are_slices_of_the_sorted_whole(
     floor_at: int | None,
     queries: list[tuple[bytes, bytes | None, int]],
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch, support.fresh_engine() as engine:
+    with pytest.MonkeyPatch.context() as patch, engines.fresh_engine() as engine:
         patch.setattr(memtable_module, "SLICE_KEYS", 3)
         model = fill(engine, drawn, base, floor_at)
         assert {key: engine.record(key) for key in model} == model
@@ -91,7 +91,7 @@ def _follow_records(engine: Engine, model: dict[bytes, bytes], prefix: bytes, af
 
 @given(layers, st.booleans())
 def test_a_digest_of_a_prefix_sums_up_what_is_under_it(drawn: list[dict[bytes, bytes | None]], base: bool) -> None:
-    with support.fresh_engine() as engine, support.fresh_engine() as other:
+    with engines.fresh_engine() as engine, engines.fresh_engine() as other:
         model = fill(engine, drawn, base, None)
         other.merge([(1, key, record) for key, record in model.items()], b"x")  # all in one memtable
         for prefix in (b"", b"a", b"\xff", b"zz"):
@@ -116,19 +116,19 @@ def _digest(engine: Engine, prefix: bytes) -> bytes:
 
 
 def test_a_page_of_heads_carries_no_values() -> None:
-    with support.fresh_engine() as engine:
+    with engines.fresh_engine() as engine:
         engine.set(b"k", b"x" * 1000)
-        support.checkpoint(engine)
+        engines.checkpoint(engine)
         pairs, _ = engine.records_page(b"", b"", 10, max_bytes=HEADS_ONLY)
         assert [(key, len(head)) for key, head in pairs] == [(b"k", HEAD_SIZE)]
 
 
 def test_a_page_that_is_cut_by_its_size_goes_on_where_it_was_cut() -> None:
-    with support.fresh_engine() as engine:
+    with engines.fresh_engine() as engine:
         names = [b"%0500d" % number for number in range(50)]
         for name in names:
             engine.set(name, b"")
-        support.checkpoint(engine)
+        engines.checkpoint(engine)
         found: list[bytes] = []
         after: bytes | None = b""
         while after is not None:
@@ -138,16 +138,16 @@ def test_a_page_that_is_cut_by_its_size_goes_on_where_it_was_cut() -> None:
 
 
 def test_any_live_key_may_be_the_random_one() -> None:
-    with support.fresh_engine() as engine:
+    with engines.fresh_engine() as engine:
         assert engine.random_key() is None
         for number in range(6):
             engine.set(b"k%d" % number, b"")
             if number % 2:
-                support.freeze(engine)
+                engines.freeze(engine)
                 engine.delete(b"k%d" % (number - 1))
             if number == 2:
-                support.checkpoint(engine)
-        left = set(support.values(engine))
+                engines.checkpoint(engine)
+        left = set(engines.values(engine))
         assert {engine.random_key() for _ in range(500)} == left
         engine.truncate()
         assert engine.random_key() is None
@@ -156,10 +156,10 @@ def test_any_live_key_may_be_the_random_one() -> None:
 
 
 def test_the_one_live_key_among_dead_ones_is_found() -> None:
-    with support.fresh_engine() as engine:
+    with engines.fresh_engine() as engine:
         for number in range(1000):
             engine.set(b"k%03d" % number, b"")
             engine.delete(b"k%03d" % number)
         engine.set(b"k500", b"")
-        support.checkpoint(engine)
+        engines.checkpoint(engine)
         assert {engine.random_key() for _ in range(20)} == {b"k500"}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fixtures import engines as support
+from fixtures import engines
 from fixtures.engines import LogWriter, set_entry
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,7 +71,7 @@ def test_the_last_frame_cut_at_every_byte(tmp_path: Path) -> None:
 
 def test_a_torn_tail_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = three_frames(tmp_path / "log")
-    support.flip(log.file, log.frames[2][2] - 1)
+    engines.flip(log.file, log.frames[2][2] - 1)
     with caplog.at_level(logging.WARNING):
         recover(log.path, 0)
     assert f"{log.file}: cut off a torn tail" in caplog.text
@@ -80,22 +80,22 @@ def test_a_torn_tail_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 
 def test_a_flipped_byte_in_a_middle_frame_is_damage(tmp_path: Path) -> None:
     log = three_frames(tmp_path / "log")
-    before = support.snapshot(log.path)
+    before = engines.snapshot(log.path)
     _, start, end = log.frames[1]
     for position in range(start, end):
-        support.flip(log.file, position)
-        flipped = support.snapshot(log.path)
+        engines.flip(log.file, position)
+        flipped = engines.snapshot(log.path)
         with pytest.raises(Corruption) as caught:
             recover(log.path, 0)
         assert str(caught.value).startswith(f"{log.file}: damaged at byte {start}: ")
         assert "merklekv-tool verify" in str(caught.value)
-        assert support.snapshot(log.path) == flipped
+        assert engines.snapshot(log.path) == flipped
         problems, metadata = opinion(log.path)
         assert len(problems) == 1
         assert f"{log.file}: no whole frame at byte {start}" in problems[0]
         assert metadata == []
-        support.flip(log.file, position)
-    assert support.snapshot(log.path) == before
+        engines.flip(log.file, position)
+    assert engines.snapshot(log.path) == before
 
 
 def test_a_sealed_segment_that_is_torn_before_the_next_one_was_synced(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_sealed_segment_that_is_torn_before_the_next_one_was_synced(tmp_path: 
     first, frames = log.file, log.frames[:]
     log.next_segment()
     log.frame([set_entry(7)], synced=False)
-    support.flip(first, frames[1][1] + 50)
+    engines.flip(first, frames[1][1] + 50)
     problems, metadata = opinion(log.path)
     assert problems == []
     assert len(metadata) == 1
@@ -133,7 +133,7 @@ def test_a_later_segment_testifies_for_an_earlier_one(tmp_path: Path) -> None:
     first = log.file
     log.next_segment()
     log.frame([set_entry(7)])
-    support.flip(first, log.frames[2][1])
+    engines.flip(first, log.frames[2][1])
     with pytest.raises(Corruption, match=f"{first}: damaged at byte {log.frames[2][1]}"):
         recover(log.path, 0)
     assert len(opinion(log.path)[0]) == 1
@@ -207,7 +207,7 @@ def test_the_checker_and_a_start_are_of_one_opinion(
     shape: list[tuple[int, bool, bool]], blows: list[tuple[str, int]]
 ) -> None:
     """Whatever is flipped or cut: a start refuses what the checker calls a problem, else it keeps a whole beginning."""
-    with support.directory() as path:
+    with engines.directory() as path:
         log = LogWriter(path / "log")
         written: list[bytes] = []
         for count, synced, rotate in shape:
@@ -240,7 +240,7 @@ def _strike(directory: Path, kind: str, where: int) -> None:
         size = file.stat().st_size
         if where < size:
             if kind == "flip":
-                support.flip(file, where)
+                engines.flip(file, where)
             else:
                 with file.open("r+b") as opened:
                     opened.truncate(where)
@@ -272,19 +272,19 @@ def test_an_engine_refuses_damage_and_lets_the_directory_go(make_engine: Callabl
         engine.set(b"k", b"%d" % number)
         engine.commit()
     engine.close()
-    support.damaged(tmp_path / "data")
+    engines.damaged(tmp_path / "data")
     file = segment_path(tmp_path / "data" / "log", 0)
-    support.flip(file, 100)
+    engines.flip(file, 100)
     for _ in range(2):  # the second time too: nothing is held
         with pytest.raises(Corruption, match=f"{file}: damaged at byte 48"):
             make_engine()
-    support.flip(file, 100)
+    engines.flip(file, 100)
     assert make_engine().get(b"k") == b"2"
 
 
 def test_rot_in_the_last_frame_of_a_closed_log_is_no_torn_tail(tmp_path: Path) -> None:
     """At every byte of it: closing leaves an empty frame behind, which says that the last one was whole."""
-    engine = support.open_engine(tmp_path / "data", durability="never")
+    engine = engines.open_engine(tmp_path / "data", durability="never")
     engine.set(b"first", b"v")
     engine.commit()
     engine.set(b"last", b"v")
@@ -293,21 +293,21 @@ def test_rot_in_the_last_frame_of_a_closed_log_is_no_torn_tail(tmp_path: Path) -
     whole = segment.read_bytes()
     with Segment(segment) as read:
         last = [frame for frame in read.frames() if frame.entry_count][-1]
-    support.damaged(tmp_path / "data")
+    engines.damaged(tmp_path / "data")
     for at in range(last.position, last.end):
         segment.write_bytes(whole[:at] + bytes((whole[at] ^ 1,)) + whole[at + 1 :])
         with pytest.raises(Corruption, match=f"damaged at byte {last.position}"):
-            support.open_engine(tmp_path / "data")
+            engines.open_engine(tmp_path / "data")
     segment.write_bytes(whole)
-    assert support.open_engine(tmp_path / "data").get(b"last") == b"v"
+    assert engines.open_engine(tmp_path / "data").get(b"last") == b"v"
 
 
 def test_opening_and_closing_alone_writes_nothing(tmp_path: Path) -> None:
-    engine = support.open_engine(tmp_path / "data")
+    engine = engines.open_engine(tmp_path / "data")
     engine.set(b"k", b"v")
     engine.close()
     end = engine.log.end_lsn
     for _ in range(3):
-        engine = support.open_engine(tmp_path / "data")
+        engine = engines.open_engine(tmp_path / "data")
         engine.close()
     assert engine.log.end_lsn == end

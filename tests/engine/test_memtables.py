@@ -6,7 +6,7 @@ import random
 from itertools import pairwise
 
 import pytest
-from fixtures import engines as support
+from fixtures import engines
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -101,10 +101,10 @@ def test_a_floor_takes_what_is_below_it_and_its_charge() -> None:
     table = Memtable(0)
     for number in range(20):
         key = b"k%d" % number
-        table.records[key] = support.record(key, b"v", number)
+        table.records[key] = engines.record(key, b"v", number)
         table.size += charge(key, table.records[key])
     table.prepare()
-    table.drop_below(support.version(15))
+    table.drop_below(engines.version(15))
     assert sorted(table) == [b"k15", b"k16", b"k17", b"k18", b"k19"]
     assert table.size == 5 * (3 + 42 + KEY_OVERHEAD)
     assert table.prepare()

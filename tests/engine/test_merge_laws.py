@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from fixtures import engines as support
+from fixtures import engines
 from fixtures.engines import DAY_NS, NOON, Wall
 from fixtures.records import with_flags
 from fixtures.support import wait_until
@@ -32,11 +32,11 @@ names = st.integers(0, 5).map(lambda number: b"k%d" % number)
 
 def record_at(key: bytes, ts: int, op: int) -> bytes:
     """One version has one content, as with real nodes."""
-    return support.record(key, None if (ts + op) % 4 == 0 else b"%d.%d" % (ts, op), NOON + ts, op)
+    return engines.record(key, None if (ts + op) % 4 == 0 else b"%d.%d" % (ts, op), NOON + ts, op)
 
 
 records = st.builds(lambda key, ts, op: (key, record_at(key, ts, op)), names, st.integers(1, 12), st.integers(0, 2))
-truncations = st.builds(lambda ts, op: (support.version(NOON + ts, op), None), st.integers(1, 12), st.integers(0, 2))
+truncations = st.builds(lambda ts, op: (engines.version(NOON + ts, op), None), st.integers(1, 12), st.integers(0, 2))
 arrivals = st.lists(records | records | records | truncations, max_size=16)
 chances = st.randoms(use_true_random=False)
 fewer = settings(max_examples=settings().max_examples // 2)  # where an example is several engines
@@ -56,7 +56,7 @@ def take_in(engine: Engine, history: Sequence[Arrival], chance: random.Random) -
         arrive(engine, arrival)
         act = chance.random()
         if act < 0.1:
-            support.freeze(engine)
+            engines.freeze(engine)
         elif act < 0.2:
             engine.checkpoint_now()
         elif act < 0.4:
@@ -76,7 +76,7 @@ def outcome(history: Sequence[Arrival]) -> tuple[dict[bytes, bytes], bytes]:
 
 
 def state(engine: Engine) -> tuple[dict[bytes, bytes], bytes]:
-    return support.everything(engine), engine.truncation
+    return engines.everything(engine), engine.truncation
 
 
 @fewer
@@ -86,12 +86,12 @@ def test_any_order_of_arrival_ends_the_same(history: list[Arrival], drawn: list[
     with ExitStack() as stack:
         roots = set()
         for chance in drawn:
-            engine = stack.enter_context(support.fresh_engine())
+            engine = stack.enter_context(engines.fresh_engine())
             order = history + chance.choices(history, k=3) if history else []
             chance.shuffle(order)
             take_in(engine, order, chance)
             assert state(engine) == outcome(history)
-            support.checkpoint(engine)
+            engines.checkpoint(engine)
             roots.add((engine.root(), engine.live_count, engine.tombstone_count))
             assert state(engine) == outcome(history)
         assert len(roots) == 1
@@ -102,33 +102,33 @@ def test_any_order_of_arrival_ends_the_same(history: list[Arrival], drawn: list[
 def test_nodes_that_tell_each_other_everything_agree(histories: list[list[Arrival]], chance: random.Random) -> None:
     """Three nodes with changes of their own, exchanging in any order, twice; a third round changes nothing."""
     with ExitStack() as stack:
-        engines = [stack.enter_context(support.fresh_engine()) for _ in histories]
-        for engine, history in zip(engines, histories, strict=True):
+        opened = [stack.enter_context(engines.fresh_engine()) for _ in histories]
+        for engine, history in zip(opened, histories, strict=True):
             take_in(engine, history, chance)
         everybody = [arrival for history in histories for arrival in history]
         for _ in range(2):
-            pairs = [(giver, taker) for giver in engines for taker in engines if giver is not taker]
+            pairs = [(giver, taker) for giver in opened for taker in opened if giver is not taker]
             chance.shuffle(pairs)
             for giver, taker in pairs:
                 tell(giver, taker)
-        for engine in engines:
-            support.checkpoint(engine)
+        for engine in opened:
+            engines.checkpoint(engine)
             assert state(engine) == outcome(everybody)
-        assert len({engine.root() for engine in engines}) == 1
-        before = engines[0].log.appended
-        tell(engines[1], engines[0])
-        assert engines[0].log.appended == before
+        assert len({engine.root() for engine in opened}) == 1
+        before = opened[0].log.appended
+        tell(opened[1], opened[0])
+        assert opened[0].log.appended == before
 
 
 def tell(giver: Engine, taker: Engine) -> None:
     """Everything that one node holds."""
     taker.merge_truncation(giver.truncation, b"giver")
-    taker.merge([(OP_SET, key, record) for key, record in support.everything(giver).items()], b"giver")
+    taker.merge([(OP_SET, key, record) for key, record in engines.everything(giver).items()], b"giver")
 
 
 @given(arrivals, chances)
 def test_merging_again_changes_nothing(history: list[Arrival], chance: random.Random) -> None:
-    with support.fresh_engine() as engine:
+    with engines.fresh_engine() as engine:
         take_in(engine, history, chance)
         before = state(engine), engine.log.appended, engine.clock.last
         for key, record in history:
@@ -143,10 +143,10 @@ def test_merging_again_changes_nothing(history: list[Arrival], chance: random.Ra
 def test_a_local_write_beats_what_the_node_shows(history: list[Arrival], key: bytes, chance: random.Random) -> None:
     """Whatever came from nodes with a clock ahead, and wherever the own wall stands."""
     wall = Wall()
-    with support.fresh_engine(wall_clock=wall) as engine:
+    with engines.fresh_engine(wall_clock=wall) as engine:
         take_in(engine, history, chance)
         wall.now -= chance.choice([0, 5, 5 * DAY_NS])
-        newest = max([engine.truncation, *(version_of(record) for record in support.everything(engine).values())])
+        newest = max([engine.truncation, *(version_of(record) for record in engines.everything(engine).values())])
         shown = engine.record(key) or engine.truncation
         engine.set(key, b"local")
         record = engine.record(key)
@@ -157,8 +157,8 @@ def test_a_local_write_beats_what_the_node_shows(history: list[Arrival], key: by
         assert engine.truncation > newest
         assert state(engine)[0] == {}
         engine.set(key, b"after")
-        support.checkpoint(engine)
-        assert support.values(engine) == {key: b"after"}
+        engines.checkpoint(engine)
+        assert engines.values(engine) == {key: b"after"}
 
 
 def test_a_truncate_spares_a_later_write_elsewhere(make_engine: Callable[..., Engine]) -> None:
@@ -175,9 +175,9 @@ def test_a_truncate_spares_a_later_write_elsewhere(make_engine: Callable[..., En
     tell(here, there)
     tell(there, here)
     for engine in (here, there):
-        support.checkpoint(engine)
+        engines.checkpoint(engine)
     assert here.root() == there.root()
-    assert support.values(here) == support.values(there)
+    assert engines.values(here) == engines.values(there)
     assert here.get(b"k7") == b"later"
     assert here.live_count <= 2
 
@@ -194,40 +194,40 @@ def refusals(engine: Engine, *items: tuple[int, bytes, bytes]) -> list[str]:
 
 def test_what_cannot_be_is_refused_with_a_reason(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine(max_value_size=1000)
-    engine.merge([(OP_SET, b"held", support.record(b"held", b"one", NOON))], b"x")
-    sound = support.record(b"k", b"v", NOON)
+    engine.merge([(OP_SET, b"held", engines.record(b"held", b"one", NOON))], b"x")
+    sound = engines.record(b"k", b"v", NOON)
 
     def refused(key: bytes, record: bytes, op: int = OP_SET) -> str:
         return refusals(engine, (op, key, record))[0]
 
-    assert refused(b"", support.record(b"", b"v", NOON)) == "key size"
+    assert refused(b"", engines.record(b"", b"v", NOON)) == "key size"
     assert refused(b"x" * (MAX_KEY_SIZE + 1), sound) == "key size"
-    assert refused(b"k", support.record(b"k", b"x" * 1001, NOON)) == "value size"
+    assert refused(b"k", engines.record(b"k", b"x" * 1001, NOON)) == "value size"
     assert refused(b"other", sound) == "digest"
     assert refused(b"k", b"") == "digest"
     assert refused(b"k", sound[:-1]) == "digest"
     assert refused(b"k", sound, OP_TRUNCATE) == refused(b"k", sound, 0) == refused(b"k", sound, OP_SET | 0x80) == "op"
-    assert refused(b"k", make_record(b"k", support.version(NOON), b"v", expiry=1)) == "flags"
+    assert refused(b"k", make_record(b"k", engines.version(NOON), b"v", expiry=1)) == "flags"
     assert refused(b"k", with_flags(b"k", sound, 8)) == "flags"
-    assert refused(b"k", make_record(b"k", support.version(NOON), b"v", tombstone=True)) == "flags"
-    assert refused(b"k", support.record(b"k", b"v", NOON + DAY_NS + 1)) == "clock"
-    assert refused(b"held", support.record(b"held", b"two", NOON)) == "conflict"
+    assert refused(b"k", make_record(b"k", engines.version(NOON), b"v", tombstone=True)) == "flags"
+    assert refused(b"k", engines.record(b"k", b"v", NOON + DAY_NS + 1)) == "clock"
+    assert refused(b"held", engines.record(b"held", b"two", NOON)) == "conflict"
     assert engine.get(b"held") == b"one"
 
 
 def test_what_is_just_within_the_limits_is_taken(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine(max_value_size=1000)
     items = [
-        (OP_PREPEND, b"x" * MAX_KEY_SIZE, support.record(b"x" * MAX_KEY_SIZE, b"v", NOON)),
-        (OP_SET, b"k", support.record(b"k", b"x" * 1000, NOON + DAY_NS)),
-        (OP_SET, b"\x00", support.record(b"\x00", b"", 0)),
+        (OP_PREPEND, b"x" * MAX_KEY_SIZE, engines.record(b"x" * MAX_KEY_SIZE, b"v", NOON)),
+        (OP_SET, b"k", engines.record(b"k", b"x" * 1000, NOON + DAY_NS)),
+        (OP_SET, b"\x00", engines.record(b"\x00", b"", 0)),
     ]
     assert engine.merge(items, b"e" * MAX_KEY_SIZE) == MergeResult(3, 0, [])
 
 
 def test_one_bad_record_does_not_hold_up_the_others(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
-    good = support.record(b"good", b"v", NOON)
+    good = engines.record(b"good", b"v", NOON)
     items = [(OP_SET, b"bad", good), (OP_SET, b"good", good), (OP_SET, b"good", good)]
     assert engine.merge(items, b"x") == MergeResult(1, 1, [(b"bad", "digest")])
     assert engine.get(b"good") == b"v"
@@ -245,9 +245,9 @@ def test_a_floor_too_far_ahead_is_refused(make_engine: Callable[..., Engine]) ->
     engine = make_engine()
     engine.set(b"k", b"v")
     minute_ns = MAX_TRUNCATION_AHEAD_S * 10**9
-    assert not engine.merge_truncation(support.version(NOON + minute_ns + 1), b"x")
+    assert not engine.merge_truncation(engines.version(NOON + minute_ns + 1), b"x")
     assert engine.get(b"k") == b"v"
-    assert engine.merge_truncation(support.version(NOON + minute_ns), b"x")
+    assert engine.merge_truncation(engines.version(NOON + minute_ns), b"x")
     assert engine.get(b"k") is None
 
 
@@ -256,8 +256,8 @@ def test_the_root_is_ready_again_by_itself(make_engine: Callable[..., Any]) -> N
     engine = make_engine()
     for number in range(10):
         arrive(engine, (b"k%d" % number, record_at(b"k%d" % number, number, 1)))
-    support.checkpoint(engine)
-    engine.merge_truncation(support.version(NOON + 5), b"x")
+    engines.checkpoint(engine)
+    engine.merge_truncation(engines.version(NOON + 5), b"x")
     assert not engine.root_ready
     with engine.commits.lock:
         engine.commits.write()  # a crash right behind this leaves the floor in the open segment

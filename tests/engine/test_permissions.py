@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from fixtures import engines as support
+from fixtures import engines
 
 from merklekv.engine.engine import Engine
 from merklekv.errors import DirectoryUnwritable
@@ -23,9 +23,9 @@ FILES = ["log/00000000000000000000.log", "log", "base/data.mdb", "base/lock.mdb"
 @pytest.fixture
 def data() -> Iterator[Path]:
     """A data directory of the user nobody; of the user who runs the tests, unless that is root."""
-    with support.directory() as path:
+    with engines.directory() as path:
         path.parent.chmod(0o755)
-        engine = support.open_engine(path)
+        engine = engines.open_engine(path)
         engine.set(b"k", b"v")
         engine.commit()
         engine.close()
@@ -62,14 +62,14 @@ def test_what_belongs_to_root_is_named(data: Path, name: str, mode: int) -> None
     nobody = pwd.getpwuid(NOBODY).pw_name
     with user(NOBODY):
         with pytest.raises(DirectoryUnwritable) as caught:
-            support.open_engine(data)
+            engines.open_engine(data)
         assert str(caught.value) == f"{file}: belongs to root, this process to {nobody}; chown -R {nobody} {data}"
     assert status_of(caught.value) == EXIT_UNWRITABLE
     for path in data.rglob("*"):
         os.chown(path, NOBODY, NOBODY)
         path.chmod(0o755 if path.is_dir() else 0o644)
     with user(NOBODY):
-        engine: Engine = support.open_engine(data)
+        engine: Engine = engines.open_engine(data)
         assert engine.get(b"k") == b"v"
         engine.close()
 
@@ -78,4 +78,4 @@ def test_what_its_own_user_may_not_use_is_named(data: Path) -> None:
     file = data / FILES[0]
     file.chmod(0)
     with user(NOBODY), pytest.raises(DirectoryUnwritable, match=f"{file}: no permission to use it; chmod -R u.rwX"):
-        support.open_engine(data)
+        engines.open_engine(data)

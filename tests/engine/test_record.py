@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from fixtures import engines as support
+from fixtures import engines
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,7 +94,7 @@ def test_a_version_reads_back(timestamp: int, op_id: bytes, key: bytes, value: b
 
 
 def test_a_version_as_people_read_it() -> None:
-    assert show_version(support.version(5, 255) + b"rest of a record") == "5-000000000000000000000000000000ff"
+    assert show_version(engines.version(5, 255) + b"rest of a record") == "5-000000000000000000000000000000ff"
 
 
 # -- who knows the offsets ---------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 import lmdb
 import pytest
-from fixtures import engines as support
+from fixtures import engines
 from fixtures.engines import NOON
 from fixtures.records import BODY_BYTE, DIGEST_BYTE, FLAGS_BYTE
 
@@ -29,8 +29,8 @@ PEER = b"peer"
 @pytest.fixture
 def engine() -> Iterator[Engine]:
     """Records in the base, live and dead, and more in memtables."""
-    with support.directory() as path:
-        engine = support.filled(support.open_engine(path))
+    with engines.directory() as path:
+        engine = engines.filled(engines.open_engine(path))
         yield engine
         engine.close()
 
@@ -54,7 +54,7 @@ def reopened(engine: Engine, alter: Callable[[Callable[[bytes], Any]], None], **
     engine.close()
     with base_of(path) as database:
         alter(database)
-    return support.open_engine(path, **options)
+    return engines.open_engine(path, **options)
 
 
 def flipped(data: bytes, position: int, mask: int = 0x10) -> bytes:
@@ -92,8 +92,8 @@ def heal(engine: Engine, peer: dict[bytes, bytes]) -> list[Damage]:
 
 
 def is_sound(engine: Engine) -> None:
-    support.checkpoint(engine)
-    support.checkpoint(engine)
+    engines.checkpoint(engine)
+    engines.checkpoint(engine)
     assert found_in(engine) == []
     assert check_engine(engine) == []
 
@@ -113,7 +113,7 @@ def test_an_empty_node_has_nothing_to_report(make_engine: Make) -> None:
 @pytest.mark.parametrize("mask", [0x01, 0x04, 0x80])
 def test_a_flipped_bit_anywhere_in_a_record(engine: Engine, key: bytes, position: int, mask: int) -> None:
     """It is found, and a peer's copy takes its place; so does it when the node goes down before that is merged."""
-    peer, root = support.everything(engine), engine.root()
+    peer, root = engines.everything(engine), engine.root()
     counts = engine.live_count, engine.tombstone_count
     for is_cut_short in (False, True):
         engine = reopened(engine, flip_record(key, position, mask))
@@ -123,11 +123,11 @@ def test_a_flipped_bit_anywhere_in_a_record(engine: Engine, key: bytes, position
         assert engine.record(key) == peer[key]
         if is_cut_short:
             engine.close()
-            engine = support.open_engine(engine.directory.path)
+            engine = engines.open_engine(engine.directory.path)
             assert (engine.live_count, engine.tombstone_count) == counts
             assert engine.root() == root
         is_sound(engine)
-        assert support.everything(engine) == peer
+        assert engines.everything(engine) == peer
         assert engine.root() == root
         assert (engine.live_count, engine.tombstone_count) == counts
 
@@ -148,10 +148,10 @@ def test_a_write_over_a_record_that_seems_to_be_from_far_away(engine: Engine, ma
 
 def test_a_write_over_a_damaged_value_beats_it_whatever_the_clock_says(tmp_path: Path) -> None:
     """Also if the wall has been set back: other nodes have that value, and its version."""
-    now = NOON + 2 * support.DAY_NS
-    engine = support.open_engine(tmp_path / "data", wall_clock=lambda: now)
+    now = NOON + 2 * engines.DAY_NS
+    engine = engines.open_engine(tmp_path / "data", wall_clock=lambda: now)
     engine.set(KEY, b"value")
-    support.checkpoint(engine)
+    engines.checkpoint(engine)
     engine.table.base.close()  # nobody can have it open twice
     with base_of(tmp_path / "data") as database:
         flip_record(KEY, -1)(database)
@@ -170,47 +170,47 @@ def test_two_damaged_records_of_one_bucket(make_engine: Make) -> None:
     keys = [key for key in (b"%d" % number for number in numbers if number < 300_000) if bucket_of(key) == 7][:3]
     for key in keys:
         engine.set(key, b"v")
-    support.checkpoint(engine)
-    peer, root = support.everything(engine), engine.root()
+    engines.checkpoint(engine)
+    peer, root = engines.everything(engine), engine.root()
     for key in keys[:2]:
         engine = reopened(engine, flip_record(key, DIGEST_BYTE))
     first, second = found_in(engine)
     assert (first.original, second.original) == (b"", b"")
     assert engine.replace(first.key, first.stored, peer[first.key], PEER)
-    support.checkpoint(engine)  # the leaf goes by what is stored now: one record is damaged still
+    engines.checkpoint(engine)  # the leaf goes by what is stored now: one record is damaged still
     heal(engine, peer)
     is_sound(engine)
     assert engine.root() == root
 
 
 def test_what_may_take_the_place_of_a_lost_record() -> None:
-    damaged = flipped(support.record(KEY, b"value", NOON), -1)
+    damaged = flipped(engines.record(KEY, b"value", NOON), -1)
     damage = Damage("", bucket_of(KEY), KEY, True, damaged, record=damaged)
-    assert fits(damage, support.record(KEY, b"value", NOON)), "the same version"
-    assert fits(damage, support.record(KEY, b"newer", NOON + 1))
-    assert not fits(damage, support.record(KEY, b"older", NOON - 1)), "what is damaged may be here alone"
+    assert fits(damage, engines.record(KEY, b"value", NOON)), "the same version"
+    assert fits(damage, engines.record(KEY, b"newer", NOON + 1))
+    assert not fits(damage, engines.record(KEY, b"older", NOON - 1)), "what is damaged may be here alone"
     assert not fits(damage, damaged)
-    assert not fits(damage, support.record(b"other", b"value", NOON))
-    damage = damage._replace(record=flipped(support.record(KEY, b"value", NOON), 0, 0x20))  # seems newer than it is
-    assert fits(damage, support.record(KEY, b"value", NOON)), "its own digest says so"
-    assert not fits(damage, support.record(KEY, b"older", NOON - 1))
-    assert fits(damage, support.record(KEY, b"newer", NOON + 1)), "newer than it was"
-    damage = damage._replace(record=flipped(support.record(KEY, b"value", NOON | 0x80), 7, 0x80))
-    assert not fits(damage, support.record(KEY, b"between", NOON | 0x40)), "newer than it seems, older than it was"
-    assert fits(damage, support.record(KEY, b"newer", NOON | 0x81))
-    damage = damage._replace(stored=None, record=flipped(support.record(KEY, b"value", NOON), 0, 0x10))
-    assert not fits(damage, support.record(KEY, b"older", NOON - 1)), "it seems to be older than the floor"
-    seems_newer = flipped(support.record(KEY, b"value", NOON), 0, 0x20)
+    assert not fits(damage, engines.record(b"other", b"value", NOON))
+    damage = damage._replace(record=flipped(engines.record(KEY, b"value", NOON), 0, 0x20))  # seems newer than it is
+    assert fits(damage, engines.record(KEY, b"value", NOON)), "its own digest says so"
+    assert not fits(damage, engines.record(KEY, b"older", NOON - 1))
+    assert fits(damage, engines.record(KEY, b"newer", NOON + 1)), "newer than it was"
+    damage = damage._replace(record=flipped(engines.record(KEY, b"value", NOON | 0x80), 7, 0x80))
+    assert not fits(damage, engines.record(KEY, b"between", NOON | 0x40)), "newer than it seems, older than it was"
+    assert fits(damage, engines.record(KEY, b"newer", NOON | 0x81))
+    damage = damage._replace(stored=None, record=flipped(engines.record(KEY, b"value", NOON), 0, 0x10))
+    assert not fits(damage, engines.record(KEY, b"older", NOON - 1)), "it seems to be older than the floor"
+    seems_newer = flipped(engines.record(KEY, b"value", NOON), 0, 0x20)
     damage = damage._replace(stored=seems_newer, record=flipped(seems_newer, DIGEST_BYTE))
-    assert not fits(damage, support.record(KEY, b"value", NOON))
-    original = support.record(KEY, b"value", NOON)
+    assert not fits(damage, engines.record(KEY, b"value", NOON))
+    original = engines.record(KEY, b"value", NOON)
     assert fits(damage._replace(original=digest_of(original)), original), "the leaf says so"
-    assert fits(damage._replace(record=b""), support.record(KEY, b"older", NOON - 1)), "there is nothing to lose"
+    assert fits(damage._replace(record=b""), engines.record(KEY, b"older", NOON - 1)), "there is nothing to lose"
 
 
 def test_the_leaf_tells_what_a_record_was(engine: Engine) -> None:
     """Version and digest are both damaged: only the sum of the bucket still knows the record."""
-    peer = support.everything(engine)
+    peer = engines.everything(engine)
     engine = reopened(engine, flip_record(KEY, 0, 0x20))
     engine = reopened(engine, flip_record(KEY, DIGEST_BYTE))
     (damage,) = heal(engine, peer)
@@ -221,18 +221,18 @@ def test_the_leaf_tells_what_a_record_was(engine: Engine) -> None:
 
 def test_damage_without_a_peer_is_reported_in_each_pass(engine: Engine) -> None:
     engine = reopened(engine, flip_record(KEY, DIGEST_BYTE))
-    support.damaged(engine.directory.path)
+    engines.damaged(engine.directory.path)
     root = engine.root()
     for _ in range(2):
         (damage,) = heal(engine, {})
         assert damage.lost
-        support.checkpoint(engine)
+        engines.checkpoint(engine)
     assert engine.root() == root, "the leaf bears witness of what was there"
 
 
 def test_a_newer_record_of_a_peer_takes_the_place_as_in_a_merge(engine: Engine) -> None:
-    peer = support.everything(engine)
-    peer[KEY] = support.record(KEY, None, NOON + 10**9)
+    peer = engines.everything(engine)
+    peer[KEY] = engines.record(KEY, None, NOON + 10**9)
     engine = reopened(engine, flip_record(KEY, -1))
     dead = engine.tombstone_count
     heal(engine, peer)
@@ -246,7 +246,7 @@ def test_a_newer_record_of_a_peer_takes_the_place_as_in_a_merge(engine: Engine) 
 
 
 def test_nothing_is_replaced_that_has_changed_since(engine: Engine) -> None:
-    peer = support.everything(engine)
+    peer = engines.everything(engine)
     engine = reopened(engine, flip_record(KEY, -1))
     (damage,) = found_in(engine)
     engine.set(KEY, b"newer")
@@ -258,9 +258,9 @@ def test_nothing_is_replaced_that_has_changed_since(engine: Engine) -> None:
 
 
 def test_what_the_floor_has_killed_takes_no_place(engine: Engine) -> None:
-    peer = support.everything(engine)
+    peer = engines.everything(engine)
     engine.truncate()
-    support.checkpoint(engine)
+    engines.checkpoint(engine)
     assert not engine.replace(KEY, None, peer[KEY], PEER)
     assert not engine.replace(KEY, None, flipped(peer[KEY], -1), PEER), "nor does what is not sound"
     assert engine.live_count == 0
@@ -280,10 +280,10 @@ def test_flags_that_rotted_do_not_end_the_merging(make_engine: Make) -> None:
     """A live record that looks deleted is written over: there is one tombstone less than none."""
     engine = make_engine()
     engine.set(KEY, b"value")
-    support.checkpoint(engine)
+    engines.checkpoint(engine)
     engine = reopened(engine, flip_record(KEY, FLAGS_BYTE, TOMBSTONE))
     engine.set(KEY, b"newer")
-    support.checkpoint(engine)
+    engines.checkpoint(engine)
     assert engine.get(KEY) == b"newer"
     heal(engine, {})
     is_sound(engine)
@@ -295,15 +295,15 @@ def test_a_list_of_tombstones_that_is_too_long_does_not_end_a_repair_elsewhere(m
     engine = make_engine()
     engine.set(KEY, b"value")
     engine.delete(KEY)
-    support.checkpoint(engine)
+    engines.checkpoint(engine)
     engine = reopened(engine, flip_record(KEY, FLAGS_BYTE, TOMBSTONE))
     engine.set(KEY, b"newer")
     engine.delete(KEY)
-    support.checkpoint(engine)
+    engines.checkpoint(engine)
     elsewhere = next(bucket for bucket in range(BUCKETS) if bucket != bucket_of(KEY))
     engine.repair(elsewhere)
     engine.commit()
-    support.checkpoint(engine)
+    engines.checkpoint(engine)
     heal(engine, {})
     is_sound(engine)
     assert (engine.live_count, engine.tombstone_count) == (0, 1)
@@ -313,7 +313,7 @@ def test_a_list_of_tombstones_that_is_too_long_does_not_end_a_repair_elsewhere(m
 @pytest.mark.parametrize("is_told", [True, False], ids=["gone", "under another key"])
 def test_a_record_that_is_gone(engine: Engine, is_told: bool) -> None:
     """Its key is listed still.  A bit flipped in the key itself leaves a record that nothing knows of."""
-    peer, root = support.everything(engine), engine.root()
+    peer, root = engines.everything(engine), engine.root()
 
     def alter(database: Callable[[bytes], Any]) -> None:
         cursor = database(b"records")
@@ -327,7 +327,7 @@ def test_a_record_that_is_gone(engine: Engine, is_told: bool) -> None:
     assert {damage.key for damage in found if damage.lost} == ({KEY} if is_told else {KEY, b"k\x105"})
     assert next(damage for damage in found if damage.key == KEY).original == digest_of(peer[KEY])
     is_sound(engine)
-    assert support.everything(engine) == peer
+    assert engines.everything(engine) == peer
     assert engine.root() == root
 
 
@@ -365,7 +365,7 @@ def alterations() -> dict[str, tuple[str, str, Callable[[Any], None]]]:
 
 @pytest.mark.parametrize("name", alterations())
 def test_what_is_derived_is_derived_anew(engine: Engine, name: str) -> None:
-    peer, root = support.everything(engine), engine.root()
+    peer, root = engines.everything(engine), engine.root()
     counts = engine.live_count, engine.tombstone_count
     database, problem, change = alterations()[name]
     engine = reopened(engine, lambda open_database: change(open_database(database.encode())))
@@ -374,7 +374,7 @@ def test_what_is_derived_is_derived_anew(engine: Engine, name: str) -> None:
     assert not any(damage.lost for damage in found)
     assert any(problem in damage.problem for damage in found), found
     is_sound(engine)
-    assert support.everything(engine) == peer
+    assert engines.everything(engine) == peer
     assert engine.root() == root
     assert (engine.live_count, engine.tombstone_count) == counts
 
@@ -408,16 +408,16 @@ def test_what_lmdb_reports_is_reported_and_the_rest_looked_at(engine: Engine, mo
 
 def test_a_key_that_is_not_in_order_is_reported(engine: Engine) -> None:
     """A bit that flips in a key moves it, for LMDB, where nobody looks; what follows it is looked at all the same."""
-    peer = support.everything(engine)
-    path = support.damaged(engine.directory.path)
+    peer = engines.everything(engine)
+    path = engines.damaged(engine.directory.path)
     engine.close()
     data = path / "base" / "data.mdb"
     contents = data.read_bytes()
     at = contents.find(KEY + peer[KEY])
     while at >= 0:
-        support.flip(data, at, 0x10)
+        engines.flip(data, at, 0x10)
         at = contents.find(KEY + peer[KEY], at + 1)
-    engine = support.open_engine(path)
+    engine = engines.open_engine(path)
     stray, gone = found_in(engine)
     assert "key b'{05': the key is damaged and not in order" in stray.problem
     assert stray.bucket is None
@@ -434,13 +434,13 @@ def test_a_repair_is_in_the_log_until_the_base_has_it(engine: Engine) -> None:
     heal(engine, {})
     engine.close()
     assert check_directory(path) != []
-    engine = support.open_engine(path)
+    engine = engines.open_engine(path)
     assert engine.root() == root
     is_sound(engine)
 
 
 def test_a_tombstone_of_a_peer_is_kept_as_one(engine: Engine) -> None:
-    peer = support.everything(engine)
+    peer = engines.everything(engine)
     engine = reopened(engine, flip_record(DEAD, FLAGS_BYTE, TOMBSTONE))
     assert engine.exists(DEAD)
     heal(engine, peer)

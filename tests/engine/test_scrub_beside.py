@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from fixtures import engines as support
+from fixtures import engines
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import bucket_of
@@ -34,7 +34,7 @@ def test_writes_between_the_slices_are_no_damage(make_engine: Make, monkeypatch:
         (1, lambda: engine.set(b"%d" % chance.randrange(300), b"v" * chance.randrange(20))),
         (1, lambda: engine.delete(b"%d" % chance.randrange(300))),
         (0.1, engine.commit),
-        (0.05, lambda: support.freeze(engine)),
+        (0.05, lambda: engines.freeze(engine)),
         (0.05, engine.checkpoint_now),
         (0.05, lambda: engine.raise_gc_horizon(engine.clock.now())),
         (0.05, lambda: engine.collect_tombstones(5)),
@@ -48,12 +48,12 @@ def test_writes_between_the_slices_are_no_damage(make_engine: Make, monkeypatch:
             if chance.random() < 0.03:
                 for _, act in chance.choices(acts, weights, k=3):
                     act()
-        support.checkpoint(engine)
+        engines.checkpoint(engine)
 
 
 def test_writers_and_merges_beside_it_are_no_damage() -> None:
-    with support.directory() as path:
-        engine = support.open_engine(path, checkpoint="process", memtable_size=MIN_MEMTABLE_SIZE)
+    with engines.directory() as path:
+        engine = engines.open_engine(path, checkpoint="process", memtable_size=MIN_MEMTABLE_SIZE)
         chance = random.Random(21)
         ended = threading.Event()
 
@@ -85,19 +85,19 @@ def test_a_merge_cut_short_is_no_damage(make_engine: Make) -> None:
     engine = make_engine()
     for number in range(50):
         engine.set(b"k%d" % number, b"v")
-    support.checkpoint(engine)
+    engines.checkpoint(engine)
     path = engine.directory.path
     for commits in range(1, 25):
         for number in range(30, 90):
             engine.set(b"k%d" % number, b"w%d" % commits)
         engine.delete(b"k%d" % commits)
         engine.repair(bucket_of(b"k%d" % commits))
-        support.freeze(engine)
+        engines.freeze(engine)
         engine.close()
-        with support.small_transactions(10), support.cut_after(commits), suppress(support.Cut):
-            support.checkpoint_all(path)
-        engine = support.open_engine(path)
+        with engines.small_transactions(10), engines.cut_after(commits), suppress(engines.Cut):
+            engines.checkpoint_all(path)
+        engine = engines.open_engine(path)
         assert found_in(engine) == []
         assert check_engine(engine) == []
         if commits % 3 == 0:
-            support.checkpoint(engine)
+            engines.checkpoint(engine)

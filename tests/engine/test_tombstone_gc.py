@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from fixtures import engines as support
+from fixtures import engines
 from fixtures.engines import NOON, Wall
 
 from merklekv.engine.engine import Engine
@@ -38,9 +38,9 @@ def test_collected_tombstones_leave_nothing_behind(make_engine: Make) -> None:
     engine.raise_gc_horizon(engine.clock.now())
     collect_all(engine)
     assert (engine.tombstone_count, engine.live_count, engine.root()) == (0, 0, empty.root())
-    assert support.everything(engine) == {}
+    assert engines.everything(engine) == {}
     engine.checkpoint_now()
-    assert support.everything(engine) == {}
+    assert engines.everything(engine) == {}
     engine.close()
     again = make_engine()
     assert (again.tombstone_count, again.root()) == (0, empty.root())
@@ -62,11 +62,11 @@ def test_tombstones_above_the_horizon_stay(make_engine: Make) -> None:
 
 def test_a_tombstone_on_a_tombstone_is_found_wherever_it_is(make_engine: Make) -> None:
     engine = make_engine(wall_clock=Wall())
-    engine.merge([(OP_DEL, b"k", support.record(b"k", None, NOON))], b"a")
+    engine.merge([(OP_DEL, b"k", engines.record(b"k", None, NOON))], b"a")
     engine.checkpoint_now()
     engine.raise_gc_horizon(NOON - 1)
     collect_all(engine)
-    engine.merge([(OP_DEL, b"k", support.record(b"k", None, NOON + 5))], b"a")
+    engine.merge([(OP_DEL, b"k", engines.record(b"k", None, NOON + 5))], b"a")
     engine.raise_gc_horizon(NOON + 1)
     collect_all(engine)
     assert engine.tombstone_count == 1
@@ -77,24 +77,24 @@ def test_a_tombstone_on_a_tombstone_is_found_wherever_it_is(make_engine: Make) -
 
 def test_nothing_comes_back_from_below_the_horizon(make_engine: Make) -> None:
     engine = make_engine(wall_clock=Wall())
-    old = (OP_SET, b"k", support.record(b"k", b"old", NOON))
+    old = (OP_SET, b"k", engines.record(b"k", b"old", NOON))
     engine.merge([old], b"a")
-    engine.merge([(OP_DEL, b"k", support.record(b"k", None, NOON + 1))], b"a")
+    engine.merge([(OP_DEL, b"k", engines.record(b"k", None, NOON + 1))], b"a")
     engine.raise_gc_horizon(NOON + 1)
     collect_all(engine)
     assert engine.merge([old], b"a").applied == 0
     engine.checkpoint_now()  # the marker has gone with what it hid
     assert engine.merge([old], b"a").refused == [(b"k", "settled")]
-    assert engine.merge([(OP_DEL, b"k", support.record(b"k", None, NOON + 1))], b"a").superseded == 1
-    assert engine.merge([(OP_SET, b"k", support.record(b"k", b"new", NOON + 2))], b"a").applied == 1
+    assert engine.merge([(OP_DEL, b"k", engines.record(b"k", None, NOON + 1))], b"a").superseded == 1
+    assert engine.merge([(OP_SET, b"k", engines.record(b"k", b"new", NOON + 2))], b"a").applied == 1
 
 
 def test_what_is_held_below_the_horizon_is_updated_by_who_is_trusted_and_not_deleted(make_engine: Make) -> None:
     """A deletion from there is for an exchange to make anew, or only this node would hear of it."""
     engine = make_engine(wall_clock=Wall())
-    engine.merge([(OP_SET, key, support.record(key, b"1", NOON)) for key in (b"a", b"b")], b"x")
+    engine.merge([(OP_SET, key, engines.record(key, b"1", NOON)) for key in (b"a", b"b")], b"x")
     engine.raise_gc_horizon(NOON + 9)
-    newer = [(OP_SET, b"a", support.record(b"a", b"2", NOON + 1)), (OP_DEL, b"b", support.record(b"b", None, NOON + 1))]
+    newer = [(OP_SET, b"a", engines.record(b"a", b"2", NOON + 1)), (OP_DEL, b"b", engines.record(b"b", None, NOON + 1))]
     assert engine.merge(newer, b"x") == (0, 0, [(b"a", "settled"), (b"b", "settled")])
     assert engine.merge(newer, b"x", settled=True) == (1, 0, [(b"b", "settled")])
     assert (engine.get(b"a"), engine.get(b"b"), engine.tombstone_count) == (b"2", b"1", 0)
@@ -103,7 +103,7 @@ def test_what_is_held_below_the_horizon_is_updated_by_who_is_trusted_and_not_del
 def test_who_is_trusted_may_bring_what_is_settled(make_engine: Make) -> None:
     engine = make_engine(wall_clock=Wall())
     engine.raise_gc_horizon(NOON + 9)
-    items = [(OP_SET, b"k", support.record(b"k", b"v", NOON))]
+    items = [(OP_SET, b"k", engines.record(b"k", b"v", NOON))]
     assert engine.merge(items, b"x").refused == [(b"k", "settled")]
     assert engine.merge(items, b"x", settled=True).applied == 1
 
@@ -171,7 +171,7 @@ def test_a_closed_timestamp_binds_the_clock_even_when_the_wall_is_set_back(make_
     engine = make_engine(wall_clock=wall)
     promised, _ = engine.clock.propose()
     assert promised == NOON
-    wall.now -= 3 * support.DAY_NS
+    wall.now -= 3 * engines.DAY_NS
     engine.set(b"k", b"v")
     record = engine.record(b"k")
     assert record is not None
@@ -196,7 +196,7 @@ def test_a_bucket_lists_what_a_scan_finds(make_engine: Make) -> None:
     for number in range(300, 320):
         engine.set(b"k%d" % number, b"v")  # after the preparation
     expected: dict[int, list[tuple[bytes, bytes]]] = {}
-    for key, record in sorted(support.everything(engine).items()):
+    for key, record in sorted(engines.everything(engine).items()):
         expected.setdefault(bucket_of(key), []).append((key, head_of(record)))
     assert {bucket: engine.bucket(bucket) for bucket in expected} == expected
     assert engine.bucket(next(bucket for bucket in range(65536) if bucket not in expected)) == []
