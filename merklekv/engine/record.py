@@ -132,6 +132,15 @@ def value_of(record: bytes) -> bytes:
     return record[RECORD_OVERHEAD:] if record[FLAGS_AT] & EXPIRY else record[HEAD_SIZE:]
 
 
+def parts_at(data: bytes, at: int, end: int) -> tuple[bytes, bytes, bytes]:
+    """Timestamp (8 bytes), op id and value of the record, or of the version, that is `data[at:end]`."""
+    value_at = at + HEAD_SIZE
+    if end > value_at and data[at + FLAGS_AT] & EXPIRY:
+        value_at += EXPIRY_SIZE
+    op_id_at = at + TIMESTAMP_SIZE
+    return data[at:op_id_at], data[op_id_at : at + VERSION_SIZE], data[value_at:end]
+
+
 def value_size_of(record: bytes) -> int:
     """The size of the value."""
     return len(record) - (RECORD_OVERHEAD if record[FLAGS_AT] & EXPIRY else HEAD_SIZE)

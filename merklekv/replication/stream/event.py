@@ -24,16 +24,7 @@ from enum import StrEnum
 from typing import Any, Final, NamedTuple, NoReturn
 
 from merklekv.engine.format import ENTRY, MAX_KEY_SIZE, OP_DEL, OP_ORIGIN, OP_TRUNCATE, OPS, REMOTE
-from merklekv.engine.record import (
-    OP_ID_SIZE,
-    TIMESTAMP_SIZE,
-    VERSION_SIZE,
-    make_record,
-    make_version,
-    op_id_of,
-    value_of,
-    version_of,
-)
+from merklekv.engine.record import OP_ID_SIZE, VERSION_SIZE, make_record, make_version, parts_at, version_of
 from merklekv.node_id import is_node_id
 from merklekv.replication.plain_cbor import decode_plain
 
@@ -157,13 +148,13 @@ def encode_entries(data: bytes, at: int, end: int, room: int) -> Encoded:
         record_at = key_at + key_length
         following = record_at + record_length
         if op < REMOTE and op != OP_ORIGIN:
-            key, record = data[key_at:record_at], data[record_at:following]
-            value = b"" if op in (OP_DEL, OP_TRUNCATE) else value_of(record)
+            key = data[key_at:record_at]
+            timestamp, op_id, value = parts_at(data, record_at, following)
             head, value_head = _heads(op, key, value)
             added = len(head) + key_length + len(value_head) + len(value) + _VERSION_ROOM
             if size + added > room:
                 break
-            extend((head, key, value_head, value, _TIMESTAMP, record[:TIMESTAMP_SIZE], _OP_ID, op_id_of(record)))
+            extend((head, key, value_head, value, _TIMESTAMP, timestamp, _OP_ID, op_id))
             size += added
             count += 1
         at = following
