@@ -177,6 +177,8 @@ class Engine:
 
     def close(self) -> None:
         """Commits, syncs, and lets the directory go.  A start reads what is not in the base yet from the log."""
+        if self.is_closed:
+            return
         self.is_closed = True
         self._closing.close()
 
@@ -333,9 +335,10 @@ class Engine:
         old = self.table.lookup(key)
         if settled and old is not None and is_purge_marker(old):
             old = None  # it is there only until the base has dropped its key, and must not decide anything
-        if old is not None and version_of(record) <= version_of(old):
-            differ = version_of(record) == version_of(old) and record != old and not is_purge_marker(old)
-            return "conflict" if differ else SUPERSEDED
+        if old is not None and version_of(record) == version_of(old):
+            return SUPERSEDED if record == old or is_purge_marker(old) else "conflict"
+        if old is not None and record < old:
+            return SUPERSEDED
         if is_tombstone(record):
             # Below the horizon it would be collected at once, and the peers would return what it deletes.
             if record > self.tombstone_gc.bound:
@@ -351,9 +354,10 @@ class Engine:
             return "key size"
         if not sound and not is_sound(key, record):
             return "digest"
-        if flags_of(record) & ~TOMBSTONE or (is_tombstone(record) and value_size_of(record)):
+        flags, size = flags_of(record), value_size_of(record)
+        if flags & ~TOMBSTONE or (flags and size):
             return "flags"
-        if value_size_of(record) > self.max_value_size:
+        if size > self.max_value_size:
             return "value size"
         return "clock" if record > latest else ""
 

@@ -105,7 +105,7 @@ class Table:
         self.truncation = base.truncation  # the version (24 bytes) below which every record is dead
         self.metadata: dict[bytes, bytes] = {}
         self.repair_lsn: int | None = None  # of the last segment with a repair that the base has not taken in
-        self.tree = self.tree_type()
+        self.tree: MerkleTree  # of `restore`
         self.live_count = self.tombstone_count = 0
         self.root_ready = False  # whether tree and counters are known
         self.max_value_size = max_value_size
@@ -515,15 +515,16 @@ class Table:
         is_ready = base_is_dead or base.truncation == self.truncation
         self.root_ready = self.root_ready and is_ready
         self.tree = self.tree_type(None if base_is_dead else base.leaves())
-        self.live_count, self.tombstone_count = (0, 0) if base_is_dead else (base.live, base.dead)
+        counts = [0, 0] if base_is_dead else [base.live, base.dead]
         for key, record in self.overlay().items():
             if not is_purge_marker(record):
                 self.tree.add(key, record)
-                self._count(record, 1)
+                counts[is_tombstone(record)] += 1
             hidden = self._base_record(key)
             if hidden is not None:
                 self.tree.add(key, hidden, -1)
-                self._count(hidden, -1)
+                counts[is_tombstone(hidden)] -= 1
+        self.live_count, self.tombstone_count = counts
         self._adopt_active(self.active)
         self.root_ready = is_ready  # last: a reader without the lock that sees it set may read the counters
 

@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 class WriteGate:
     """Says whether writes are taken.  The caller holds the engine's lock, but to read an attribute.
 
-    It knows nothing of what is written.  Cost: a write reads `closed`.  After a roll-back that stays set until every
-    thread of that moment has committed, and a write costs 0.2 us more.
+    It knows nothing of what is written.  Cost: a write reads `closed`.  After a roll-back that stays set while any
+    thread of that moment has not committed since, and a write costs 0.2 us more.
     """
 
     def __init__(self, path: Path, lock: "threading.RLock", probe: Callable[[], None]) -> None:

@@ -15,7 +15,7 @@ from fixtures.support import wait_until
 from merklekv.engine import commit
 from merklekv.engine.engine import Engine
 from merklekv.engine.log.writer import Sealed
-from merklekv.errors import Stalled, StorageFailed
+from merklekv.errors import DirectoryLocked, Stalled, StorageFailed
 
 THREADS = 4
 
@@ -278,3 +278,65 @@ def test_closing_lets_the_directory_go_when_the_last_sync_fails(
         with pytest.raises(StorageFailed, match="cannot sync"):
             engine.close()
     assert make_engine().get(b"k") == b"v"
+
+
+def test_a_segment_that_cannot_be_finished_ends_in_no_claim_that_it_is_synced(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(durability="never", checkpoint="process")
+    rotate(engine)
+    synced = engine.log.synced_lsn
+    with monkeypatch.context() as patch:
+        failures = iter([OSError(5, os.strerror(5))])
+
+        def fsync(_: int) -> None:
+            for failure in failures:  # only the first one fails, as the kernel does it
+                raise failure
+
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(StorageFailed, match="cannot sync"):
+            engine.close()
+    assert engine.log.synced_lsn == synced
+    assert make_engine().get(b"k") == b"v"
+
+
+def test_the_second_of_two_closes_does_nothing(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    stopping, go_on = threading.Event(), threading.Event()
+    stop = engine.commits.worker.stop
+
+    def wait_and_stop() -> None:
+        stopping.set()
+        go_on.wait()
+        stop()
+
+    monkeypatch.setattr(engine.commits.worker, "stop", wait_and_stop)
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    stopping.wait()
+    engine.close()
+    with pytest.raises(DirectoryLocked):
+        Engine(engine.directory.path)
+    go_on.set()
+    closing.join()
+
+
+def test_counters_are_never_half_rebuilt(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(durability="never")
+    engine.set_batch([(None, b"k%d" % number, b"v") for number in range(20_000)])
+    engine.commit()
+    counts, done = set(), threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            counts.add(engine.live_count)
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    with engine.lock:
+        engine.table.rebuild()
+    done.set()
+    reader.join()
+    assert counts <= {20_000}

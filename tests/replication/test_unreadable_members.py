@@ -180,7 +180,7 @@ def test_a_node_that_cannot_be_noted_does_not_start(
         raise problem
 
     engine = Engine(tmp_path, checkpoint="manual")
-    monkeypatch.setattr(engine, "note", refuse)
+    monkeypatch.setattr(engine, "put_metadata", refuse)
     with pytest.raises(type(problem), match=f"^{tmp_path}: {problem}, so it cannot begin as node a$"):
         load_members(engine, "a")
     engine.close()
@@ -191,7 +191,7 @@ def test_a_horizon_that_is_none_is_named(tmp_path: Path) -> None:
     engine.put_metadata(b"gc_horizon", bytes(9))
     engine.close()
     for _ in range(2):  # the directory is let go of
-        with pytest.raises(Corruption, match="the horizon in the log has 9 bytes, not 8"):
+        with pytest.raises(Corruption, match="the GC horizon in the log has 9 bytes, not 8"):
             Engine(tmp_path, checkpoint="manual")
 
 

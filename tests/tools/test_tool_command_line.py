@@ -345,8 +345,8 @@ def test_loading_where_something_else_is(dump: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_directory_of_a_later_release(verb: str, data: Path, dump: Path) -> None:
-    (data / "FORMAT").write_text("MerkleKV data format 2\n")
-    fails(EXIT_FORMAT, str(data), "data format 2 is from a later release", done=run(*words(verb, data, dump)))
+    (data / "FORMAT").write_text("MerkleKV data format 3\n")
+    fails(EXIT_FORMAT, str(data), "data format 3 is from a later release", done=run(*words(verb, data, dump)))
 
 
 @pytest.mark.parametrize("verb", ["dump", "load"])

@@ -102,7 +102,11 @@ class Checkpointer:
         self.child.stop()
         self.worker.stop()
         self.child.close()
-        self._log.finish_sealing()
+        try:
+            self._log.finish_sealing()
+        except StorageFailed as error:
+            self._gate.fail(error)  # or the last commit would claim as synced what is not
+            raise
 
     @property
     def progress(self) -> float:

@@ -186,12 +186,13 @@ class LogReader:
         position = self._position
         offset = position - self._buffer_at
         if anew or offset < 0 or offset + size > len(self._buffer):
-            self._buffer, self._buffer_at, offset = b"", position, 0
-            while len(self._buffer) < size:
-                at = position + len(self._buffer)
+            parts, at = [], position
+            while at < position + size:
                 left = READ_BYTES if end is None else min(READ_BYTES, end - self._segment - at)
                 part = self.source.read(self._segment, at, left) if left > 0 else b""
                 if not part:
                     break
-                self._buffer += part
+                parts.append(part)
+                at += len(part)
+            self._buffer, self._buffer_at, offset = b"".join(parts), position, 0
         return self._buffer[offset : offset + size]
