@@ -9,7 +9,8 @@ ends that wait.  What a step raises decides how the thread goes on:
 |---|---|
 | StorageFailed | the thread ends, and `fatal` gets the error: what the disk holds is unknown |
 | Shortage, Stalled | wait `retry_s`, then step again: it passes by itself |
-| anything else | a defect: log it with its traceback, wait `retry_s`, then step again |
+| another MerkleKVError | log it, once while it comes again and again, wait `retry_s`, then step again |
+| anything else | a defect: likewise, with its traceback |
 | anything but StorageFailed, after `stop` | the thread ends: the step was cut |
 
 A part for which a defect is fatal raises StorageFailed itself.  This module knows nothing of what the threads do.
@@ -22,7 +23,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from merklekv.errors import Shortage, Stalled, StorageFailed
+from merklekv.errors import MerkleKVError, Shortage, Stalled, StorageFailed
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,12 @@ class WorkerThread:
             except Exception as error:
                 if self._stopping.is_set():
                     return
-                self.problem = str(error) or type(error).__name__
-                if not isinstance(error, (Shortage, Stalled)):
+                problem = str(error) or type(error).__name__
+                if isinstance(error, (Shortage, Stalled)) or problem == self.problem:
+                    pass  # reported where it is met, or the last time
+                elif isinstance(error, MerkleKVError):
+                    log.warning("%s: %s; the thread goes on", self.name, problem)
+                else:
                     log.exception("%s: a defect of this program; the thread goes on", self.name)
+                self.problem = problem
                 self.wait(self._retry_s)

@@ -8,7 +8,7 @@ import threading
 import pytest
 from fixtures.support import wait_until
 
-from merklekv.errors import MerkleKVError, Shortage, Stalled, StorageFailed
+from merklekv.errors import Corruption, MerkleKVError, Shortage, Stalled, StorageFailed
 from merklekv.worker_thread import WorkerThread
 
 
@@ -126,6 +126,21 @@ def test_a_defect_is_logged_and_the_thread_goes_on(caplog: pytest.LogCaptureFixt
         worker.stop()
     assert "test: a defect of this program; the thread goes on" in caplog.text
     assert "KeyError" in caplog.text
+
+
+def test_damage_is_logged_once_and_is_no_defect(caplog: pytest.LogCaptureFixture) -> None:
+    tried = threading.Semaphore(0)
+
+    def step() -> None:
+        tried.release()
+        raise Corruption("damaged at byte 7")
+
+    worker = WorkerThread("test", step, no_fatal, retry_s=0)
+    worker.start()
+    for _ in range(20):
+        assert tried.acquire(timeout=10)
+    worker.stop()
+    assert [record.getMessage() for record in caplog.records] == ["test: damaged at byte 7; the thread goes on"]
 
 
 def test_what_a_cut_step_raises_ends_the_thread_in_silence(caplog: pytest.LogCaptureFixture) -> None:

@@ -325,7 +325,7 @@ def test_the_second_of_two_closes_does_nothing(
 
 def test_counters_are_never_half_rebuilt(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine(durability="never")
-    engine.set_batch([(None, b"k%d" % number, b"v") for number in range(20_000)])
+    engine.set_batch([(b"", b"k%d" % number, b"v") for number in range(20_000)])
     engine.commit()
     counts, done = set(), threading.Event()
 

@@ -12,6 +12,7 @@ from fixtures.servers import StartedServer
 from fixtures.wire import Wire
 
 from merklekv.engine.engine import Engine
+from merklekv.engine.log.segment import Segment, segment_path
 
 
 def encoded(*words: bytes) -> bytes:
@@ -127,3 +128,16 @@ def test_a_row_stops_where_writes_are_stalled(engine: Engine) -> None:
     assert engine.set_batch([(b"SET", b"a", b"1")]) == 0
     let_go_on(engine)
     assert engine.set_batch([(b"SET", b"a", b"1")]) == 1
+
+
+def test_a_pipeline_of_deletes_of_several_keys_shares_its_commits(resp: Wire, engine: Engine) -> None:
+    """Each of a few keys is done in the tick in which it was read."""
+    engine.mset([(b"k%d" % number, b"v") for number in range(200)])
+    engine.commit()
+    before, position = engine.log.appended, engine.log.written_lsn
+    resp.send(b"".join(encoded(b"DEL", b"k%d" % number, b"k%d" % (number + 100)) for number in range(100)))
+    assert [resp.resp() for _ in range(100)] == [b":2\r\n"] * 100
+    assert engine.log.appended - before == 200
+    with Segment(segment_path(engine.log.directory, engine.log.lsn)) as segment:
+        frames = [frame for frame in segment.frames() if segment.lsn + frame.position >= position]
+    assert len(frames) < 10

@@ -37,7 +37,9 @@ def delete(session: Session, request: Request) -> Reply:
 def _delete(session: Session, request: Request) -> Long:
     """Waits at each key by itself: a stall must not make the keys already deleted count as absent."""
     count = 0
-    for keys in slices(request[1:]):
+    for number, keys in enumerate(slices(request[1:])):
+        if number:
+            yield None
         for key in keys:
             while True:
                 try:
@@ -45,7 +47,6 @@ def _delete(session: Session, request: Request) -> Long:
                     break
                 except Stalled:
                     yield writable(session)
-        yield None
     return resp.integer(count)
 
 
@@ -69,9 +70,10 @@ def exists_line(session: Session, request: Request) -> Reply:
 
 def _exists(session: Session, given: Sequence[bytes], form: bytes) -> Long:
     count = 0
-    for keys in slices(given):
+    for number, keys in enumerate(slices(given)):
+        if number:
+            yield None
         count += sum(map(session.engine.exists, keys))
-        yield None
     return form % count
 
 

@@ -177,7 +177,9 @@ class AntiEntropy:
     def metrics(self) -> ExchangeMetrics:
         """What anti-entropy reports of itself now."""
         with self._changed:
-            peers = {one.node or one.address: one for one in self._peers.all()}
+            peers: dict[str, ExchangePeer] = {}
+            for one in self._peers.all():  # a node with two addresses is two peers
+                peers[one.address if not one.node or one.node in peers else one.node] = one
             running = len(self._running)
         now = time.time()
 
