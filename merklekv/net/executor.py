@@ -1,9 +1,7 @@
 """The executor: runs requests, counts them, and gathers the replies that wait for the commit.
 
-Every request passes through `Executor.run`, in a batch: a list of requests and a list with the connection of each.
-Either all of a batch are of one connection, in its order, or each is of another one. So there is one place for what
-concerns every request: finding its command, counters, limits on output, errors, waiting. Where a command offers it,
-one call runs several plain requests that follow each other.
+Every request passes through `Executor._run_next`: the one place that finds the command, counts the call, runs it, and
+turns an error into a reply. `run` gives it the requests of one connection, `run_each` one request of each of many.
 
 An error that is not the client's mistake, also a shortage of memory, ends the connection with a last reply. Only a
 failure of storage leaves this module, as StorageFailed.
@@ -20,14 +18,14 @@ from merklekv.net import limits
 from merklekv.net.connection import CLOSED, OPEN, Connection
 from merklekv.net.errors import Goodbye, RequestError, wrong_count
 from merklekv.net.protocol.text import Request
-from merklekv.net.session import BatchHandler, Context, Long, Reply, writable
+from merklekv.net.session import BatchHandler, Context, Long, writable
 
 OUT_OF_MEMORY = "out of memory, closing this connection"
 INTERNAL_ERROR = "internal error, see the server's log"
 
 
 class Executor:
-    """Runs batches, and knows the connections that have something to send after the commit."""
+    """Runs requests, and knows the connections that have something to send after the commit."""
 
     def __init__(self, context: Context) -> None:
         self.output = 0  # bytes of replies that wait for the commit
@@ -41,97 +39,71 @@ class Executor:
         self.output = 0
         return answered
 
-    def run(self, connections: list[Connection], requests: list[Request]) -> None:
-        """Runs a batch in its order. A request that has to wait is held, with what follows it on its connection.
-
-        The hot loop: a request costs a look-up, the handler, and the accounting in one place at the end.
-        """
-        connection = connections[0]
+    def run(self, connection: Connection, requests: list[Request]) -> None:
+        """Runs requests of one connection in their order. Holds one that has to wait, with all that follow it."""
         replies = connection.replies
-        pipeline = connection is connections[-1]
-        if not pipeline:
-            self.answered += [one for one in connections if not one.replies]
-            room = before = limits.TICK_OUTPUT_BYTES
-        else:
-            if not replies:
-                self.answered.append(connection)
-            room = before = self._output_soft - len(connection.unsent)
-        task = connection.task
-        several: Sequence[bytes] = ()
-        count = 1
+        if not replies:
+            self.answered.append(connection)
+        connections = [connection] * len(requests)
+        output_max = self.output + self._output_soft - len(connection.unsent)
         at, end = 0, len(requests)
-        previous = connection.find(requests[0][0]) if end > 1 and requests[0][0] == requests[1][0] else None
-        while at < end:
-            if not pipeline:
-                connection = connections[at]
-                replies = connection.replies
-            request = requests[at]
-            entry = connection.find(request[0]) or connection.lookup(request[0])  # each time: MULTI changes `find`
-            answer: Reply
-            reply: bytes | None
-            try:
-                if entry is previous and entry.batch and task is None:
-                    several = self._run_together(entry.batch, connections, requests, at, room)
-                    count = len(several) or 1
-                previous = entry
-                entry.calls += count  # before it runs, so that STATS counts itself
-                if not several:
-                    if task is not None:
-                        answer, task = task, None
-                        entry.calls -= 1  # it was counted when it began
-                    elif entry.low <= len(request) <= entry.high:
-                        answer = entry.handler(connection, request)
-                    else:
-                        raise wrong_count(request[0])
-                    reply = answer if isinstance(answer, bytes) else _advance(connection, answer)
-            except Stalled:
-                connection.waits_for = writable(connection)
-                reply = None
-            except Exception as problem:  # noqa: BLE001  all of them, logged by `_explain`
-                reply = self._explain(connection, problem)
-                if pipeline and connection.state is not OPEN:
-                    end = at  # nothing that follows runs
-            if several:
-                if pipeline:
-                    replies += several
-                else:
-                    for one, its_reply in zip(connections[at:], several, strict=False):
-                        one.replies.append(its_reply)
-                room -= sum(map(len, several))
-                at += count
-                several, count = (), 1
-            elif reply is not None:
-                replies.append(reply)
-                room -= len(reply)
-                at += 1
-            else:
-                if connection.task is None:
-                    entry.calls -= 1  # it begins again
-                connection.hold(requests[at:] if pipeline else [request])
-                if pipeline:
-                    break
-                at += 1
-            if room < 0 and at < end:
-                if pipeline:
-                    connection.hold(requests[at:])
-                else:
-                    for one, its_request in zip(connections[at:], requests[at:], strict=True):
-                        one.hold([its_request])
+        while True:
+            more = self._run_next(connections, requests, at, output_max)
+            replies += more
+            at += len(more)
+            if at == end or not more or self.output > output_max or connection.state is not OPEN:
                 break
-        self.output += before - room
+        if at < end and connection.state is OPEN:
+            connection.hold(requests[at:])
 
-    def _run_together(
-        self, run: BatchHandler, connections: list[Connection], requests: list[Request], at: int, room: int
+    def run_each(self, connections: list[Connection], requests: list[Request]) -> None:
+        """Runs one request of each connection, all of one command. Holds those that have to wait."""
+        self.answered += [one for one in connections if not one.replies]
+        output_max = self.output + limits.TICK_OUTPUT_BYTES
+        at = 0
+        while at < len(requests):
+            replies = self._run_next(connections, requests, at, output_max) if self.output <= output_max else ()
+            for connection, reply in zip(connections[at:], replies, strict=False):
+                connection.replies.append(reply)
+            if not replies:
+                connections[at].hold([requests[at]])
+            at += len(replies) or 1
+
+    def _run_next(
+        self, connections: list[Connection], requests: list[Request], at: int, output_max: int
     ) -> Sequence[bytes]:
-        """Lets the first of the requests from `at` on run in one call: the replies to as many as it takes."""
+        """Runs the request at `at`, or several from there on in one call. Returns their replies; none: it has to wait.
+
+        `connections` has the connection of each request: all of them one, or each another one.
+        """
+        connection, request = connections[at], requests[at]
+        name = request[0]
+        entry = connection.find(name) or connection.lookup(name)  # each time: MULTI changes `find`
         try:
-            return run(connections[at:], requests[at:], room) if at else run(connections, requests, room)
-        except StorageFailed:
-            raise
-        except Exception:
-            if connections[0] is connections[-1]:
-                raise  # how many of them are done is unknown
-            return ()  # each runs by itself then, and the one that fails is told
+            if connection.task is None:
+                entry.calls += 1  # before it runs, so that STATS counts itself
+                if entry.batch and at + 1 < len(requests) and requests[at + 1][0] == name:
+                    replies = _run_together(entry.batch, connections, requests, at, output_max - self.output)
+                    if replies:
+                        entry.calls += len(replies) - 1
+                        self.output += sum(map(len, replies))
+                        return replies
+                if not entry.low <= len(request) <= entry.high:
+                    raise wrong_count(name)
+                answer = entry.handler(connection, request)
+            else:
+                answer = connection.task
+            reply = answer if isinstance(answer, bytes) else _advance(connection, answer)
+            if reply is None:
+                return ()
+        except Stalled:
+            entry.calls -= 1  # it begins again later
+            connection.waits_for = writable(connection)
+            return ()
+        except Exception as problem:  # noqa: BLE001  all of them, logged by `_explain`
+            reply = self._explain(connection, problem)
+        self.output += len(reply)
+        return (reply,)
 
     def fail(self, connection: Connection, problem: Exception) -> None:
         """Ends a connection after an error outside of its requests; the replies before it are still sent."""
@@ -161,6 +133,20 @@ class Executor:
 
     def _log(self, connection: Connection, problem: Exception) -> None:
         self._context.report(type(problem).__name__, f"request of {connection.address} failed", problem)
+
+
+def _run_together(
+    batch: BatchHandler, connections: list[Connection], requests: list[Request], at: int, room: int
+) -> Sequence[bytes]:
+    """Lets the first of the requests from `at` on run in one call: the replies to as many as it takes."""
+    try:
+        return batch(connections[at:], requests[at:], room) if at else batch(connections, requests, room)
+    except StorageFailed:
+        raise
+    except Exception:
+        if connections[0] is connections[-1]:
+            raise  # how many of them are done is unknown
+        return ()  # each runs by itself then, and the one that fails is told
 
 
 def _advance(connection: Connection, task: Long) -> bytes | None:

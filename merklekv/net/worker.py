@@ -182,21 +182,27 @@ class Worker(threading.Thread):
                     batch[0].append(connection)
                     batch[1].append(requests[0])
                 elif requests:
-                    executor.run([connection] * len(requests), requests)
-                    if executor.output > limits.TICK_OUTPUT_BYTES:
-                        self._flush()
+                    executor.run(connection, requests)
+                    self._flush_early()
             except Exception as problem:  # noqa: BLE001  logged by `fail`
                 executor.fail(connection, problem)
         for connections, same in singles.values():
-            self._run(connections, same)
+            try:
+                executor.run_each(connections, same)
+            except Exception as problem:  # noqa: BLE001  logged by `fail`
+                for connection in connections:
+                    executor.fail(connection, problem)
+            self._flush_early()
 
-    def _run(self, connections: list[Connection], requests: list[Request]) -> None:
-        """Runs a batch, and sends early when there are too many replies."""
+    def _run(self, connection: Connection, requests: list[Request]) -> None:
         try:
-            self._executor.run(connections, requests)
+            self._executor.run(connection, requests)
         except Exception as problem:  # noqa: BLE001  logged by `fail`
-            for connection in dict.fromkeys(connections):
-                self._executor.fail(connection, problem)
+            self._executor.fail(connection, problem)
+        self._flush_early()
+
+    def _flush_early(self) -> None:
+        """Sends before the end of the tick when there are too many replies."""
         if self._executor.output > limits.TICK_OUTPUT_BYTES:
             self._flush()
 
@@ -219,7 +225,7 @@ class Worker(threading.Thread):
             if connection.state is PAUSED:
                 connection.last_active = now
                 requests = connection.resume()
-                self._run([connection] * len(requests), requests)
+                self._run(connection, requests)
             if time.monotonic() - now > limits.SLICE_S:
                 break
 
@@ -344,7 +350,7 @@ class Worker(threading.Thread):
             try:
                 if connection.refusal and connection.state is OPEN:
                     requests = connection.feed(b"\n")
-                    self._run([connection] * len(requests), requests)
+                    self._run(connection, requests)
                     continue
                 if connection.deadline > now:
                     self._context.traffic.idle_closed += 1
