@@ -1,31 +1,7 @@
 """The commands, in modules by group. Importing this package declares them all."""
 
-from merklekv.net.commands import (
-    cluster,
-    connection,
-    exchange,
-    inspection,
-    keys,
-    numbers,
-    records,
-    scan,
-    server,
-    strings,
-    transactions,
-    unserved,
-)
+import importlib
+import pkgutil
 
-__all__ = [
-    "cluster",
-    "connection",
-    "exchange",
-    "inspection",
-    "keys",
-    "numbers",
-    "records",
-    "scan",
-    "server",
-    "strings",
-    "transactions",
-    "unserved",
-]
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)

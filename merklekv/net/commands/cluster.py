@@ -19,10 +19,9 @@ from merklekv.net.session import Long, Pause, Reply, Session, in_thread
 
 @command(
     "HASH [prefix]",
-    arity=-1,
+    "The hash over all records, or those under a prefix; equal on nodes that agree.",
     group="hash",
     flags=SLOW_READ,
-    summary="The hash over all records, or those under a prefix; equal on nodes that agree.",
 )
 def hash_(session: Session, request: Request) -> Long:
     digest = yield from _digest(session, request[1] if len(request) > 1 else b"")
@@ -50,10 +49,9 @@ def _digest(session: Session, prefix: bytes) -> Generator[Pause, None, bytes]:
 
 @command(
     "SYNC host port [--full] [--verify]",
-    arity=-3,
+    "Exchanges records with another node, both ways, now.",
     group="sync",
     flags=ADMIN,
-    summary="Exchanges records with another node, both ways, now.",
 )
 def sync(session: Session, request: Request) -> Long:
     yield from _sync(session, request[1:])
@@ -81,10 +79,9 @@ def _sync(session: Session, given: Sequence[bytes]) -> Generator[Pause, None, No
 
 @command(
     "REPLICATE enable|disable|status",
-    arity=-2,
+    "Switches replication on or off, or shows its state.",
     group="replicate",
     flags=ADMIN,
-    summary="Switches replication on or off, or shows its state.",
 )
 def replicate(session: Session, request: Request) -> Reply:
     answer = _replicate(session, request[1:])
@@ -105,22 +102,14 @@ def _replicate(session: Session, given: Sequence[bytes]) -> str:
     return session.context.services.replicate(action)
 
 
-@command(
-    "MEMBERS", arity=1, group="management", flags=ADMIN, summary="The nodes that this one knows, and how far each is."
-)
+@command("MEMBERS", "The nodes that this one knows, and how far each is.", flags=ADMIN)
 def members(session: Session, request: Request) -> Reply:
     """A JSON object on a line for each node."""
     lines = [json.dumps(member) + "\n" for member in session.context.services.members()]
     return resp.verbatim("".join(lines).encode(), session.protocol)
 
 
-@command(
-    "FORGET node [store_id]",
-    arity=-2,
-    group="management",
-    flags=ADMIN,
-    summary="Removes a node that is gone for good from the members.",
-)
+@command("FORGET node [store_id]", "Removes a node that is gone for good from the members.", flags=ADMIN)
 def forget(session: Session, request: Request) -> Reply:
     if len(request) > 3:
         raise RequestError("syntax error: FORGET node [store_id]")

@@ -24,7 +24,7 @@ DEFAULT_USER = b"default"  # the only one, without a password
 CLIENT_TYPES = (b"normal", b"replica", b"slave", b"master", b"pubsub")
 
 
-@command("PING [message]", arity=-1, group="ping", flags=FAST, summary="Shows that the server answers.")
+@command("PING [message]", "Shows that the server answers.", group="ping", flags=FAST)
 def ping(session: Session, request: Request) -> Reply:
     if len(request) > 2:
         raise wrong_count(request[0])
@@ -36,7 +36,7 @@ def ping_line(session: Session, request: Request) -> Reply:
     return b"PONG %b\r\n" % line_value(request[1]) if request[1] else text.PONG
 
 
-@command("ECHO message", arity=2, group="echo", flags=FAST, summary="Returns its argument.")
+@command("ECHO message", "Returns its argument.", group="echo", flags=FAST)
 def echo(session: Session, request: Request) -> Reply:
     return bulk(request[1])
 
@@ -48,13 +48,7 @@ def echo_line(session: Session, request: Request) -> Reply:
     return b"ECHO %b\r\n" % line_value(request[1])
 
 
-@command(
-    "HELLO [2|3] [AUTH default password] [SETNAME name]",
-    arity=-1,
-    group="management",
-    flags=FAST,
-    summary="Chooses the version of RESP.",
-)
+@command("HELLO [2|3] [AUTH default password] [SETNAME name]", "Chooses the version of RESP.", flags=FAST)
 def hello(session: Session, request: Request) -> Reply:
     protocol = session.protocol
     if len(request) > 1:
@@ -89,13 +83,7 @@ def hello(session: Session, request: Request) -> Reply:
     return resp.mapping([(bulk(field), value) for field, value in pairs], protocol)
 
 
-@command(
-    "AUTH default password",
-    arity=-2,
-    group="management",
-    flags=FAST,
-    summary="Accepts the user `default` with any password: none is set.",
-)
+@command("AUTH default password", "Accepts the user `default` with any password: none is set.", arity=-2, flags=FAST)
 def auth(session: Session, request: Request) -> Reply:
     """As on a Redis where no password is set: the default user may come with any, and there is no other user."""
     if len(request) > 3:
@@ -118,16 +106,14 @@ def _client_name(name: bytes) -> bytes:
     return printable(name, "Client names")
 
 
-@command("SELECT 0", arity=2, group="management", flags=FAST, summary="Database 0 is the only one.")
+@command("SELECT 0", "Database 0 is the only one.", flags=FAST)
 def select(session: Session, request: Request) -> Reply:
     if integer(request[1]) != 0:
         raise RequestError("DB index is out of range")
     return resp.OK
 
 
-@command(
-    "RESET", arity=1, group="management", flags=FAST, always=True, summary="Undoes what the connection has chosen."
-)
+@command("RESET", "Undoes what the connection has chosen.", flags=FAST, always=True)
 def reset(session: Session, request: Request) -> Reply:
     session.speak(2)
     session.refuse(False)
@@ -135,7 +121,7 @@ def reset(session: Session, request: Request) -> Reply:
     return resp.simple("RESET")
 
 
-@command("QUIT", arity=-1, group="management", flags=FAST, always=True, summary="Ends the connection.")
+@command("QUIT", "Ends the connection.", arity=-1, flags=FAST, always=True)
 def quit_(session: Session, request: Request) -> Reply:
     raise Goodbye(resp.OK)
 
@@ -147,9 +133,8 @@ _client = Subcommands("CLIENT")
 
 @command(
     "CLIENT ID|LIST|INFO|SETNAME name|GETNAME|SETINFO field value|NO-EVICT ON|OFF|HELP",
-    arity=-2,
+    "The connected clients, and what this one says of itself.",
     group="clientlist",
-    summary="The connected clients, and what this one says of itself.",
 )
 def client(session: Session, request: Request) -> Reply:
     return _client.run(session, request)

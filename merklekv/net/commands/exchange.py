@@ -22,11 +22,7 @@ PARTS_MAX: Final = 10_000
 
 
 @command(
-    "EXCHANGE part [part ...]",
-    arity=-2,
-    group="sync",
-    flags=("write", "admin"),
-    summary="One step of an exchange with another node.",
+    "EXCHANGE part [part ...]", "One step of an exchange with another node.", group="sync", flags=("write", "admin")
 )
 def exchange(session: Session, request: Request) -> Long:
     message = request[1] if len(request) == 2 else b"".join(request[1:])

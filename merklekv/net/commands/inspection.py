@@ -30,10 +30,9 @@ READ_BYTES_MAX: Final = 1 << 20  # in one reply of LOG READ
 
 @command(
     "LOG LIST|READ segment position size",
-    arity=-2,
+    "The commit log as it is on disk: its segments, and bytes of one.",
     group="sync",
     flags=("readonly", "admin"),
-    summary="The commit log as it is on disk: its segments, and bytes of one.",
 )
 def log(session: Session, request: Request) -> Reply:
     action = request[1].upper()
@@ -65,9 +64,7 @@ def _read(session: Session, segment: int, position: int, size: int) -> bytes:
         os.close(fd)
 
 
-@command(
-    "TREE inner", arity=2, group="sync", flags=SLOW_READ, summary="The leaves below an inner node of the Merkle tree."
-)
+@command("TREE inner", "The leaves below an inner node of the Merkle tree.", group="sync", flags=SLOW_READ)
 def tree(session: Session, request: Request) -> Long:
     inner = bounded(request[1], 0, INNER_NODES - 1, "inner node")
     engine = session.engine
@@ -76,12 +73,6 @@ def tree(session: Session, request: Request) -> Long:
     return resp.bulk(engine.inner_leaves(inner))
 
 
-@command(
-    "METADATA",
-    arity=1,
-    group="sync",
-    flags=SLOW_READ,
-    summary="The metadata entries that the node keeps with its data.",
-)
+@command("METADATA", "The metadata entries that the node keeps with its data.", group="sync", flags=SLOW_READ)
 def metadata(session: Session, request: Request) -> Reply:
     return resp.bulk_array([part for pair in sorted(session.engine.metadata.items()) for part in pair])

@@ -26,8 +26,8 @@ from merklekv.net.session import Long, Reply, Session, writable
 _DELETES_ALL = "Deletes every key of the cluster."
 
 
-@command("DEL key [key ...]", arity=-2, group="delete", flags=SLOW_WRITE, summary="Deletes keys.")
-@command("UNLINK key [key ...]", arity=-2, group="delete", flags=SLOW_WRITE, summary="Deletes keys.")
+@command("DEL key [key ...]", "Deletes keys.", group="delete", flags=SLOW_WRITE)
+@command("UNLINK key [key ...]", "Deletes keys.", group="delete", flags=SLOW_WRITE)
 def delete(session: Session, request: Request) -> Reply:
     if len(request) == 2:
         return resp.ONE if session.engine.delete(request[1]) else resp.ZERO
@@ -56,7 +56,7 @@ def delete_line(session: Session, request: Request) -> Reply:
     return text.DELETED if session.engine.delete(one_key(request)) else text.NOT_FOUND
 
 
-@command("EXISTS key [key ...]", arity=-2, group="exists", flags=SLOW_READ, summary="How many of the keys exist.")
+@command("EXISTS key [key ...]", "How many of the keys exist.", group="exists", flags=SLOW_READ)
 def exists(session: Session, request: Request) -> Reply:
     if len(request) == 2:
         return resp.ONE if session.engine.exists(request[1]) else resp.ZERO
@@ -77,17 +77,17 @@ def _exists(session: Session, given: Sequence[bytes], form: bytes) -> Long:
     return form % count
 
 
-@command("TYPE key", arity=2, group="get", flags=READ, summary="`string` for a key that exists, else `none`.")
+@command("TYPE key", "`string` for a key that exists, else `none`.", group="get", flags=READ)
 def type_(session: Session, request: Request) -> Reply:
     return b"+string\r\n" if session.engine.exists(request[1]) else b"+none\r\n"
 
 
-@command("RANDOMKEY", arity=1, group="scan", flags=READ, summary="Some key.")
+@command("RANDOMKEY", "Some key.", group="scan", flags=READ)
 def randomkey(session: Session, request: Request) -> Reply:
     return bulk_or_nil(session, session.engine.random_key())
 
 
-@command("DBSIZE", arity=1, group="dbsize", flags=READ, summary="How many keys there are.")
+@command("DBSIZE", "How many keys there are.", group="dbsize", flags=READ)
 def dbsize(session: Session, request: Request) -> Reply:
     return resp.integer(session.engine.live_count)
 
@@ -98,8 +98,8 @@ def dbsize_line(session: Session, request: Request) -> Reply:
     return b"DBSIZE %d\r\n" % session.engine.live_count
 
 
-@command("FLUSHDB [ASYNC|SYNC]", arity=-1, group="flushdb", flags=SLOW_WRITE, summary=_DELETES_ALL)
-@command("FLUSHALL [ASYNC|SYNC]", arity=-1, group="flushdb", flags=SLOW_WRITE, summary=_DELETES_ALL)
+@command("FLUSHDB [ASYNC|SYNC]", _DELETES_ALL, group="flushdb", flags=SLOW_WRITE)
+@command("FLUSHALL [ASYNC|SYNC]", _DELETES_ALL, group="flushdb", flags=SLOW_WRITE)
 def flush(session: Session, request: Request) -> Reply:
     if len(request) > 2 or (request[1:] and request[1].upper() not in (b"SYNC", b"ASYNC")):
         raise RequestError(SYNTAX_ERROR)
@@ -107,7 +107,7 @@ def flush(session: Session, request: Request) -> Reply:
     return resp.OK
 
 
-@command("TRUNCATE", arity=1, group="flushdb", flags=SLOW_WRITE, summary=_DELETES_ALL)
+@command("TRUNCATE", _DELETES_ALL, group="flushdb", flags=SLOW_WRITE)
 def truncate(session: Session, request: Request) -> Reply:
     session.engine.truncate()
     return resp.OK

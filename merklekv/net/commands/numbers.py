@@ -11,22 +11,22 @@ from merklekv.net.protocol.text import Request
 from merklekv.net.session import Reply, Session
 
 
-@command("INCR key", arity=2, group="numeric", flags=WRITE, summary="Adds 1 to a number.")
+@command("INCR key", "Adds 1 to a number.", group="numeric", flags=WRITE)
 def incr(session: Session, request: Request) -> Reply:
     return resp.integer(session.engine.increment(request[1], 1))
 
 
-@command("DECR key", arity=2, group="numeric", flags=WRITE, summary="Subtracts 1 from a number.")
+@command("DECR key", "Subtracts 1 from a number.", group="numeric", flags=WRITE)
 def decr(session: Session, request: Request) -> Reply:
     return resp.integer(session.engine.increment(request[1], -1))
 
 
-@command("INCRBY key amount", arity=3, group="numeric", flags=WRITE, summary="Adds to a number.")
+@command("INCRBY key amount", "Adds to a number.", group="numeric", flags=WRITE)
 def incrby(session: Session, request: Request) -> Reply:
     return resp.integer(session.engine.increment(request[1], integer(request[2])))
 
 
-@command("DECRBY key amount", arity=3, group="numeric", flags=WRITE, summary="Subtracts from a number.")
+@command("DECRBY key amount", "Subtracts from a number.", group="numeric", flags=WRITE)
 def decrby(session: Session, request: Request) -> Reply:
     amount = integer(request[2])
     if amount == -(1 << 63):

@@ -40,10 +40,9 @@ Item = tuple[int, bytes, bytes]
 
 @command(
     "RECORDS after count [PREFIX prefix]",
-    arity=-3,
+    "A page of records as they are stored, in key order, deleted keys too.",
     group="sync",
     flags=SLOW_READ,
-    summary="A page of records as they are stored, in key order, deleted keys too.",
 )
 def records(session: Session, request: Request) -> Long:
     """Where to go on (nil: that was all), then key, head and value of each record with a key above `after`."""
@@ -73,10 +72,9 @@ def fetch(client: Client, key: bytes) -> bytes | None:
 
 @command(
     "BUCKET number",
-    arity=2,
+    "The keys of a bucket of the Merkle tree, with versions and digests.",
     group="sync",
     flags=SLOW_READ,
-    summary="The keys of a bucket of the Merkle tree, with versions and digests.",
 )
 def bucket(session: Session, request: Request) -> Long:
     """Key and head of each record in the bucket, in key order."""
@@ -86,17 +84,16 @@ def bucket(session: Session, request: Request) -> Long:
     return resp.bulk_array([part for pair in session.engine.bucket(number) for part in pair])
 
 
-@command("TRUNCATION", arity=1, group="sync", flags=READ, summary="The version below which records are deleted.")
+@command("TRUNCATION", "The version below which records are deleted.", group="sync", flags=READ)
 def truncation(session: Session, request: Request) -> Reply:
     return resp.bulk(session.engine.truncation)
 
 
 @command(
     "MERGE origin key head value [key head value ...]",
-    arity=-5,
+    "Takes in records of another node; the larger version stands.",
     group="sync",
     flags=("write", "admin"),
-    summary="Takes in records of another node; the larger version stands.",
 )
 def merge(session: Session, request: Request) -> Reply:
     if len(request) % 3 != 2:
@@ -135,10 +132,9 @@ def _items(parts: Sequence[bytes]) -> list[Item]:
 
 @command(
     "MERGETRUNCATION origin version",
-    arity=3,
+    "Takes in the truncation version of another node; the larger one stands.",
     group="sync",
     flags=("write", "admin"),
-    summary="Takes in the truncation version of another node; the larger one stands.",
 )
 def merge_truncation(session: Session, request: Request) -> Reply:
     origin = checked_origin(request[1])

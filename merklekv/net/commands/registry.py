@@ -2,7 +2,7 @@
 
 A handler is declared where it is defined, once for each protocol in which the command exists:
 
-    @command("GETDEL key", arity=2, group="delete", flags=WRITE, summary="Deletes a key and returns its value.")
+    @command("GETDEL key", "Deletes a key and returns its value.", group="delete", flags=WRITE)
     def getdel(session: Session, request: Request) -> Reply: ...
 
     @line_command("DELETE key", group="delete")
@@ -70,25 +70,34 @@ LINE: Final[dict[bytes, Command]] = {}
 
 def command(
     syntax: str,
-    *,
-    arity: int,
-    group: str,
     summary: str,
+    *,
+    arity: int | None = None,
+    group: str = "management",
     flags: tuple[str, ...] = (),
     batch: BatchHandler | None = None,
     always: bool = False,
 ) -> Callable[[Handler], Handler]:
-    """Declares a RESP command: the first word of `syntax` is its name."""
+    """Declares a RESP command: the first word of `syntax` is its name. Without `arity` the syntax gives it."""
     name = syntax.split()[0]
 
     def declare(handler: Handler) -> Handler:
-        RESP[name.encode()] = Command(name, handler, syntax, group, summary, arity, flags, batch, always)
+        parts = _arity(syntax) if arity is None else arity
+        RESP[name.encode()] = Command(name, handler, syntax, group, summary, parts, flags, batch, always)
         return handler
 
     return declare
 
 
-def line_command(syntax: str, *, group: str, always: bool = False) -> Callable[[Handler], Handler]:
+def _arity(syntax: str) -> int:
+    required, *optional = syntax.split(" [")
+    if "|" in required:
+        return -2  # the name and an action, which may have arguments
+    count = len(required.split())
+    return -count if optional else count
+
+
+def line_command(syntax: str, *, group: str = "management", always: bool = False) -> Callable[[Handler], Handler]:
     """Declares a command of the line protocol: the first word of `syntax` is its name."""
     name = syntax.split()[0]
 

@@ -75,10 +75,9 @@ class _Options:
 
 @command(
     "SCAN cursor [MATCH pattern] [COUNT count] [TYPE type]",
-    arity=-2,
+    "Keys in order, a page at a time.",
     group="scan",
     flags=SLOW_READ,
-    summary="Keys in order, a page at a time.",
 )
 def scan(session: Session, request: Request) -> Long:
     cursor = request[1]
@@ -130,7 +129,7 @@ def _scan(session: Session, cursor: int, options: _Options) -> Long:
     return b"*2\r\n%b%b" % (resp.bulk(b"%d" % following), resp.bulk_array(found))
 
 
-@command("KEYS pattern", arity=2, group="scan", flags=SLOW_READ, summary="All keys that match a pattern, in order.")
+@command("KEYS pattern", "All keys that match a pattern, in order.", group="scan", flags=SLOW_READ)
 def keys(session: Session, request: Request) -> Long:
     prefix, matches = compile_glob(request[1])
     parts: list[bytes] = []

@@ -25,12 +25,12 @@ from merklekv.net.session import Reply, Session
 SINCE = "0.1.0"
 
 
-@command("VERSION", arity=1, group="management", flags=FAST, summary="The version of MerkleKV.")
+@command("VERSION", "The version of MerkleKV.", flags=FAST)
 def version(session: Session, request: Request) -> Reply:
     return bulk(merklekv.__version__.encode())
 
 
-@line_command("VERSION", group="management")
+@line_command("VERSION")
 def version_line(session: Session, request: Request) -> Reply:
     return b"VERSION %b\r\n" % merklekv.__version__.encode()
 
@@ -40,7 +40,7 @@ def memory_line(session: Session, request: Request) -> Reply:
     return b"MEMORY %d\r\n" % status.memory().own
 
 
-@command("STATS", arity=1, group="stat", summary="Counters since the start.")
+@command("STATS", "Counters since the start.", group="stat")
 def stats(session: Session, request: Request) -> Reply:
     return resp.verbatim(status.lines_of(status.all_metrics(session.context)), session.protocol)
 
@@ -53,7 +53,7 @@ def stats_line(session: Session, request: Request) -> Reply:
     return b"STATS\r\n%bEND\r\n" % status.lines_of(values)
 
 
-@command("INFO [section ...]", arity=-1, group="stat", summary="The state of the server.")
+@command("INFO [section ...]", "The state of the server.", group="stat")
 def info(session: Session, request: Request) -> Reply:
     """Redis's sections, as far as they mean something here; a section of our own holds the rest."""
     sections = status.sections(session.context)
@@ -69,13 +69,13 @@ def info_line(session: Session, request: Request) -> Reply:
     return b"INFO\r\n%bEND\r\n" % status.lines_of(status.info_metrics(session.context))
 
 
-@command("TIME", arity=1, group="management", flags=FAST, summary="The clock of the server: seconds and microseconds.")
+@command("TIME", "The clock of the server: seconds and microseconds.", flags=FAST)
 def time_(session: Session, request: Request) -> Reply:
     seconds, nanoseconds = divmod(time.time_ns(), 10**9)
     return resp.bulk_array([b"%d" % seconds, b"%d" % (nanoseconds // 1000)])
 
 
-@command("SHUTDOWN [NOSAVE|SAVE] [NOW] [FORCE]", arity=-1, group="management", flags=ADMIN, summary="Stops the server.")
+@command("SHUTDOWN [NOSAVE|SAVE] [NOW] [FORCE]", "Stops the server.", flags=ADMIN)
 def shutdown(session: Session, request: Request) -> Reply:
     """No reply: as with Redis, the connection just ends."""
     words = {word.upper() for word in request[1:]}
@@ -86,7 +86,7 @@ def shutdown(session: Session, request: Request) -> Reply:
     raise Goodbye(b"", session.context.services.shutdown)
 
 
-@line_command("SHUTDOWN", group="management")
+@line_command("SHUTDOWN")
 def shutdown_line(session: Session, request: Request) -> Reply:
     no_arguments(request)
     raise Goodbye(text.OK, session.context.services.shutdown)
@@ -98,11 +98,7 @@ _config = Subcommands("CONFIG")
 
 
 @command(
-    "CONFIG GET pattern [pattern ...]|HELP",
-    arity=-2,
-    group="management",
-    flags=ADMIN,
-    summary="Settings, under the names they have in Redis.",
+    "CONFIG GET pattern [pattern ...]|HELP", "Settings, under the names they have in Redis.", arity=-2, flags=ADMIN
 )
 def config(session: Session, request: Request) -> Reply:
     return _config.run(session, request)
@@ -147,12 +143,7 @@ def _config_fixed(session: Session, arguments: Sequence[bytes]) -> bytes:
 _command = Subcommands("COMMAND")
 
 
-@command(
-    "COMMAND [COUNT|LIST|INFO [name ...]|DOCS [name ...]|HELP]",
-    arity=-1,
-    group="management",
-    summary="Describes the commands.",
-)
+@command("COMMAND [COUNT|LIST|INFO [name ...]|DOCS [name ...]|HELP]", "Describes the commands.")
 def command_(session: Session, request: Request) -> Reply:
     if len(request) == 1:
         return _command_info(session, ())

@@ -66,7 +66,7 @@ def _get_batch(sessions: Sequence[Session], requests: Sequence[Request], room: i
     return replies
 
 
-@command("GET key", arity=2, group="get", flags=READ, batch=_get_batch, summary="The value of a key.")
+@command("GET key", "The value of a key.", group="get", flags=READ, batch=_get_batch)
 def get(session: Session, request: Request) -> Reply:
     return bulk_or_nil(session, session.engine.get(request[1]))
 
@@ -84,12 +84,7 @@ def _set_batch(sessions: Sequence[Session], requests: Sequence[Request], room: i
 
 
 @command(
-    "SET key value [NX|XX] [GET] [KEEPTTL]",
-    arity=-3,
-    group="set",
-    flags=WRITE,
-    batch=_set_batch,
-    summary="Sets the value of a key.",
+    "SET key value [NX|XX] [GET] [KEEPTTL]", "Sets the value of a key.", group="set", flags=WRITE, batch=_set_batch
 )
 def set_(session: Session, request: Request) -> Reply:
     if len(request) != 3:
@@ -122,7 +117,7 @@ def set_line(session: Session, request: Request) -> Reply:
     return text.OK
 
 
-@command("GETSET key value", arity=3, group="set", flags=WRITE, summary="Sets a key and returns its old value.")
+@command("GETSET key value", "Sets a key and returns its old value.", group="set", flags=WRITE)
 def getset(session: Session, request: Request) -> Reply:
     engine = session.engine
     with engine.lock:
@@ -131,7 +126,7 @@ def getset(session: Session, request: Request) -> Reply:
     return bulk_or_nil(session, old)
 
 
-@command("GETDEL key", arity=2, group="delete", flags=WRITE, summary="Deletes a key and returns its value.")
+@command("GETDEL key", "Deletes a key and returns its value.", group="delete", flags=WRITE)
 def getdel(session: Session, request: Request) -> Reply:
     engine = session.engine
     with engine.lock:
@@ -141,7 +136,7 @@ def getdel(session: Session, request: Request) -> Reply:
     return bulk_or_nil(session, old)
 
 
-@command("SETNX key value", arity=3, group="set", flags=WRITE, summary="Sets a key that does not exist.")
+@command("SETNX key value", "Sets a key that does not exist.", group="set", flags=WRITE)
 def setnx(session: Session, request: Request) -> Reply:
     engine = session.engine
     with engine.lock:
@@ -154,7 +149,7 @@ def setnx(session: Session, request: Request) -> Reply:
 # -- several keys ------------------------------------------------------------------------------------------------------
 
 
-@command("MGET key [key ...]", arity=-2, group="bulk", flags=SLOW_READ, summary="The values of several keys.")
+@command("MGET key [key ...]", "The values of several keys.", group="bulk", flags=SLOW_READ)
 def mget(session: Session, request: Request) -> Long:
     parts: list[bytes] = []
     size = 0
@@ -192,13 +187,7 @@ def _pairs(request: Request) -> list[tuple[bytes, bytes]]:
     return list(zip(request[1::2], request[2::2], strict=True))
 
 
-@command(
-    "MSET key value [key value ...]",
-    arity=-3,
-    group="bulk",
-    flags=SLOW_WRITE,
-    summary="Sets several keys, all or none.",
-)
+@command("MSET key value [key value ...]", "Sets several keys, all or none.", group="bulk", flags=SLOW_WRITE)
 def mset(session: Session, request: Request) -> Reply:
     session.engine.mset(_pairs(request))
     return resp.OK
@@ -216,11 +205,7 @@ def mset_line(session: Session, request: Request) -> Reply:
 
 
 @command(
-    "MSETNX key value [key value ...]",
-    arity=-3,
-    group="bulk",
-    flags=SLOW_WRITE,
-    summary="Sets several keys if none of them exists.",
+    "MSETNX key value [key value ...]", "Sets several keys if none of them exists.", group="bulk", flags=SLOW_WRITE
 )
 def msetnx(session: Session, request: Request) -> Reply:
     pairs = _pairs(request)
@@ -235,17 +220,17 @@ def msetnx(session: Session, request: Request) -> Reply:
 # -- parts of a value --------------------------------------------------------------------------------------------------
 
 
-@command("STRLEN key", arity=2, group="get", flags=READ, summary="The length of a value in bytes.")
+@command("STRLEN key", "The length of a value in bytes.", group="get", flags=READ)
 def strlen(session: Session, request: Request) -> Reply:
     return resp.integer(len(session.engine.get(request[1]) or b""))
 
 
-@command("APPEND key value", arity=3, group="string", flags=WRITE, summary="Adds to the end of a value.")
+@command("APPEND key value", "Adds to the end of a value.", group="string", flags=WRITE)
 def append(session: Session, request: Request) -> Reply:
     return resp.integer(len(session.engine.append(request[1], request[2])))
 
 
-@command("PREPEND key value", arity=3, group="string", flags=WRITE, summary="Adds to the start of a value.")
+@command("PREPEND key value", "Adds to the start of a value.", group="string", flags=WRITE)
 def prepend(session: Session, request: Request) -> Reply:
     return resp.integer(len(session.engine.prepend(request[1], request[2])))
 
@@ -273,7 +258,7 @@ def _value_line(value: bytes) -> bytes:
     return b"VALUE %b\r\n" % line_value(value)
 
 
-@command("GETRANGE key start end", arity=4, group="get", flags=READ, summary="Part of a value.")
+@command("GETRANGE key start end", "Part of a value.", group="get", flags=READ)
 def getrange(session: Session, request: Request) -> Reply:
     start, end = integer(request[2]), integer(request[3])
     value = session.engine.get(request[1]) or b""
@@ -285,7 +270,7 @@ def getrange(session: Session, request: Request) -> Reply:
     return resp.bulk(value[start : end + 1])
 
 
-@command("SETRANGE key offset value", arity=4, group="set", flags=WRITE, summary="Overwrites part of a value.")
+@command("SETRANGE key offset value", "Overwrites part of a value.", group="set", flags=WRITE)
 def setrange(session: Session, request: Request) -> Reply:
     offset, patch = integer(request[2]), request[3]
     if offset < 0:

@@ -15,15 +15,8 @@ from merklekv.net.protocol.text import REFUSED_TRANSACTION, Request
 from merklekv.net.session import Reply, Session
 
 
-@command(
-    "MULTI",
-    arity=1,
-    group="management",
-    flags=FAST,
-    always=True,
-    summary="Refused, with what follows: transactions are not supported yet.",
-)
-@line_command("MULTI", group="management", always=True)
+@command("MULTI", "Refused, with what follows: transactions are not supported yet.", flags=FAST, always=True)
+@line_command("MULTI", always=True)
 def multi(session: Session, request: Request) -> Reply:
     if session.refusing:
         raise RequestError("MULTI calls can not be nested")
@@ -31,15 +24,15 @@ def multi(session: Session, request: Request) -> Reply:
     raise RequestError("transactions are not supported yet: all commands up to EXEC or DISCARD are refused")
 
 
-@command("EXEC", arity=1, group="management", flags=FAST, always=True, summary="Ends a refused transaction.")
-@line_command("EXEC", group="management", always=True)
+@command("EXEC", "Ends a refused transaction.", flags=FAST, always=True)
+@line_command("EXEC", always=True)
 def exec_(session: Session, request: Request) -> Reply:
     _end(session, "EXEC")
     raise RequestError("Transaction discarded because of previous errors.", code="EXECABORT")
 
 
-@command("DISCARD", arity=1, group="management", flags=FAST, always=True, summary="Ends a refused transaction.")
-@line_command("DISCARD", group="management", always=True)
+@command("DISCARD", "Ends a refused transaction.", flags=FAST, always=True)
+@line_command("DISCARD", always=True)
 def discard(session: Session, request: Request) -> Reply:
     _end(session, "DISCARD")
     raise RequestError("transactions are not supported yet: its commands were refused, so nothing has changed")
