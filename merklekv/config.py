@@ -17,13 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from merklekv.errors import InvalidArgument, shown
-from merklekv.settings import (
-    ENVIRONMENT_PREFIX,
-    SECTION_SEPARATOR,
-    Declaration,
-    Settings,
-    declarations,
-)
+from merklekv.settings import ENVIRONMENT_PREFIX, SECTION_SEPARATOR, Declaration, Settings, declarations
 
 T = TypeVar("T")
 

@@ -211,15 +211,7 @@ class ScrubMetrics:
 
 
 _LINE = re.compile(r'([^:{]+(?:\{\w+="(?:[^"\\]|\\.)*"\})?):(.*)', re.DOTALL)
-PARTS = (
-    ClientMetrics,
-    ServerMetrics,
-    EngineMetrics,
-    NodeMetrics,
-    ReplicationMetrics,
-    ExchangeMetrics,
-    ScrubMetrics,
-)
+PARTS = (ClientMetrics, ServerMetrics, EngineMetrics, NodeMetrics, ReplicationMetrics, ExchangeMetrics, ScrubMetrics)
 
 
 def declared(part: type[Any]) -> Mapping[str, Metric]:

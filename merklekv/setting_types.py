@@ -25,6 +25,7 @@ _UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": KiB, "
 _SIZE = re.compile(r"(\d+)\s*([a-z]*)", re.IGNORECASE | re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
 _TOPIC = re.compile(r"(?!\$)[^\s/+#]+(/[^\s/+#]+)*")
+_LINE = re.compile(r"[^\x00\r\n]*")
 _PATH = re.compile(r"[^\x00-\x1f\x7f]+")
 _TOPIC_SIZE_MAX = 512
 _YES = frozenset({"true", "yes", "on", "1"})
@@ -56,11 +57,8 @@ def size(lowest: int, highest: int) -> Kind[int]:
             given = int(match[1]) * _UNITS[match[2].lower()]
         return _within(given, lowest, highest)
 
-    return Kind(
-        f"a size from {show_size(lowest)} to {show_size(highest)}, such as 64MiB or 67108864",
-        parse,
-        show_size,
-    )
+    allowed = f"a size from {show_size(lowest)} to {show_size(highest)}, such as 64MiB or 67108864"
+    return Kind(allowed, parse, show_size)
 
 
 def _within(given: object, lowest: int, highest: int) -> int:
@@ -85,27 +83,6 @@ def choice(*names: str) -> Kind[Any]:
         return str(given).lower()
 
     return Kind("one of " + ", ".join(names), parse)
-
-
-def _text(given: object, pattern: re.Pattern[str], size_max: int) -> str:
-    """A string that matches, of at most `size_max` bytes. `encode` raises a ValueError for what is no UTF-8."""
-    if not isinstance(given, str) or len(given.encode()) > size_max or not pattern.fullmatch(given):
-        raise ValueError(given)
-    return given
-
-
-def _matching(pattern: re.Pattern[str], allowed: str, *, size_max: int, empty: bool) -> Kind[str]:
-    """Text for a broker; brokers disconnect clients that send control characters."""
-
-    def parse(given: object) -> str:
-        if empty and given == "":
-            return ""
-        text = _text(given, pattern, size_max)
-        if not text.isprintable():
-            raise ValueError(given)
-        return text
-
-    return Kind(allowed, parse)
 
 
 def _parse_flag(given: object) -> bool:
@@ -134,40 +111,37 @@ def _parse_addresses(given: object) -> tuple[str, ...]:
     return tuple(_parse_address(address) for address in given)
 
 
-def _parse_address(given: object) -> str:
-    if not isinstance(given, str) or not is_address(given):
-        raise ValueError(given)
-    return given
+def _checked(allows: Callable[[str], bool]) -> Callable[[object], str]:
+    """The parser of strings that `allows` accepts."""
+
+    def parse(given: object) -> str:
+        if not isinstance(given, str) or not allows(given):
+            raise ValueError(given)
+        return given
+
+    return parse
 
 
-def _parse_node_id(given: object) -> str:
-    if not isinstance(given, str) or (given and not is_node_id(given)):
-        raise ValueError(given)
-    return given
+def _matches(text: str, pattern: re.Pattern[str], size_max: int) -> bool:
+    """Whether it matches, with at most `size_max` bytes. `encode` raises a ValueError for what is no UTF-8."""
+    return len(text.encode()) <= size_max and pattern.fullmatch(text) is not None
 
 
-def _parse_host(given: object) -> str:
-    if not isinstance(given, str) or not (is_host(given) or is_ipv6(given)):
-        raise ValueError(given)
-    return given
-
+_parse_address = _checked(is_address)
+_parse_host = _checked(lambda text: is_host(text) or is_ipv6(text))
 
 FLAG = Kind("true or false", _parse_flag, lambda value: str(value).lower())
 PATH = Kind("a path without control characters", _parse_path)
-ADDRESS = Kind('"host:port", or nothing', lambda given: _parse_address(given) if given != "" else "")
+ADDRESS = Kind('"host:port", or nothing', _checked(lambda text: not text or is_address(text)))
 ADDRESSES = Kind('a list of "host:port" (in the environment separated by commas)', _parse_addresses, ",".join)
-TEXT = Kind(
-    "one line of text, at most 65535 bytes",
-    lambda given: _text(given, re.compile(r"[^\x00\r\n]*"), 65_535),
-)
+TEXT = Kind("one line of text, at most 65535 bytes", _checked(lambda text: _matches(text, _LINE, 65_535)))
 HOST = Kind("a host name or an address, without a port", _parse_host)
 BROKER_HOST = Kind(
     "a host name or an address, such as broker.example; the port goes into replication.mqtt_port", _parse_host
 )
-NODE_ID = Kind(NODE_ID_RULE, _parse_node_id)
-TOPIC = _matching(
-    _TOPIC,
+NODE_ID = Kind(NODE_ID_RULE, _checked(lambda text: not text or is_node_id(text)))
+TOPIC = Kind(
     f"topic levels separated by '/', without white space, '+' and '#', no '$' first, at most {_TOPIC_SIZE_MAX} bytes",
-    size_max=_TOPIC_SIZE_MAX,
-    empty=False,
+    # Brokers disconnect clients that send control characters.
+    _checked(lambda text: _matches(text, _TOPIC, _TOPIC_SIZE_MAX) and text.isprintable()),
 )

@@ -10,13 +10,7 @@ from collections.abc import Sequence
 
 from merklekv.errors import Stalled
 from merklekv.net.commands.arguments import SYNTAX_ERROR, many_keys, no_arguments, one_key, slices
-from merklekv.net.commands.registry import (
-    READ,
-    SLOW_READ,
-    SLOW_WRITE,
-    command,
-    line_command,
-)
+from merklekv.net.commands.registry import READ, SLOW_READ, SLOW_WRITE, command, line_command
 from merklekv.net.commands.strings import bulk_or_nil
 from merklekv.net.errors import RequestError
 from merklekv.net.protocol import resp, text

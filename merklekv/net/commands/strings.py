@@ -25,14 +25,7 @@ from merklekv.net.commands.arguments import (
     slices,
     words,
 )
-from merklekv.net.commands.registry import (
-    READ,
-    SLOW_READ,
-    SLOW_WRITE,
-    WRITE,
-    command,
-    line_command,
-)
+from merklekv.net.commands.registry import READ, SLOW_READ, SLOW_WRITE, WRITE, command, line_command
 from merklekv.net.errors import RequestError, wrong_count
 from merklekv.net.protocol import resp, text
 from merklekv.net.protocol.text import Request
