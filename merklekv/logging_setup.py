@@ -3,12 +3,11 @@
 Each line has the time (UTC, milliseconds), the level, the logger and the message. A traceback is part of its record: a
 field in JSON, indented lines in text.
 
-No thread waits for the reader of the log. Lines go into a queue of QUEUE_LINES, and a thread of its own writes them.
-When the queue is full because the reader is too slow, lines are dropped and counted until half of the queue is free; a
-line then says how many. At exit, queued lines are written if the reader takes them within FLUSH_S.
+No thread waits for the reader of the log: a thread of its own writes lines from a queue of QUEUE_LINES. When the queue
+is full, lines are dropped and counted until half of it is free; a line then says how many. At exit, queued lines are
+written if the reader takes them within FLUSH_S.
 
-Many lines contain text from others (a node id, an address, an error of a peer). Characters that do not print are
-escaped, so that such text can neither begin a line nor control a terminal. A long line is cut.
+Lines may contain text of peers, so characters that do not print are escaped. A long line is cut.
 """
 
 from __future__ import annotations
@@ -86,9 +85,8 @@ class QueuedHandler(logging.Handler):
         self.dropped = 0
         self._fd = fd
         self._unreported = 0  # dropped lines that no line has reported yet
-        self._queue: SimpleQueue[str | threading.Event] = (
-            SimpleQueue()
-        )  # its `put` may be interrupted by itself, in a signal handler
+        # Its `put` may be interrupted by itself, in a signal handler.
+        self._queue: SimpleQueue[str | threading.Event] = SimpleQueue()
         threading.Thread(target=self._write_lines, name="log", daemon=True).start()
 
     @property

@@ -23,7 +23,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from types import FrameType
@@ -40,6 +40,7 @@ from merklekv.net.client import REPLY_BYTES_MAX, REPLY_ROOM_BYTES, Client
 from merklekv.net.commands import exchange, records
 from merklekv.net.limits import Limits
 from merklekv.net.server import Server
+from merklekv.net.session import Long, Services
 from merklekv.node_id import stored_node_id
 from merklekv.output import counted
 from merklekv.replication.cluster.members import node_of
@@ -109,7 +110,7 @@ class StreamSurroundings:
         self.on_storage_failed = end_at_once
 
 
-class NodeServices:
+class NodeServices(Services):
     """What commands use of the node beyond its data."""
 
     def __init__(self, node: Node) -> None:
@@ -134,7 +135,7 @@ class NodeServices:
     def sync(self, host: str, port: int, full: bool, verify: bool) -> None:
         self._node.anti_entropy.sync(host, port, full, verify)
 
-    def exchange(self, message: bytes) -> Generator[Callable[[], bool] | None, None, bytes]:
+    def exchange(self, message: bytes) -> Long:
         return self._node.anti_entropy.answer(message)
 
     def members(self) -> Sequence[Mapping[str, int | str]]:

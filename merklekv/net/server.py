@@ -5,15 +5,12 @@
     ...
     server.stop()
 
-With one worker, the default, the whole server is a single thread: it also accepts connections, and no request meets a
-lock or a hand-over. More workers share the connections; they help only where a request spends its time outside the
-interpreter.
+With one worker, the default, the whole server is a single thread. More workers share the connections; they help only
+where a request spends its time outside the interpreter.
 
-Connections are refused beyond the connection limit, and, unless `allow_remote`, from other machines, because there is
-no authentication. A client beyond the limit is told at once, in Redis's words; one from another machine in its own
-protocol. Then they are closed.
-
-The connection limit is the configured one, or what the system's limit on open files leaves beside the node's own needs.
+The server refuses connections beyond the connection limit and, unless `allow_remote`, from other machines, because
+there is no authentication. A client beyond the limit is told at once, in Redis's words; one from another machine in its
+own protocol. The limit is the configured one, or what the limit on open files leaves beside the node's own needs.
 """
 
 from __future__ import annotations
@@ -43,7 +40,7 @@ from merklekv.net.limits import (
     REFUSED_WAITING_MAX,
     Limits,
 )
-from merklekv.net.session import Context, NoServices, Services, Session
+from merklekv.net.session import Context, Services, Session
 from merklekv.net.sockets import set_up
 from merklekv.net.worker import Worker
 
@@ -85,7 +82,7 @@ class Server:
         self._host = host
         self._port = port
         self._allow_remote = allow_remote
-        self._context = Context(engine, services or NoServices(), limits, Commands(), Cursors())
+        self._context = Context(engine, services or Services(), limits, Commands(), Cursors())
         self._context.sessions = self._sessions
         self._threads = threads
         self._fatal = fatal or _log_fatal

@@ -17,7 +17,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from merklekv.errors import MerkleKVError
 from merklekv.log_throttle import LogThrottle
@@ -41,75 +42,55 @@ Handler = Callable[["Session", Request], Reply]
 BatchHandler = Callable[[Sequence["Session"], Sequence[Request], int], list[bytes]]
 
 
-class Services(Protocol):
-    """What the rest of the node does for a command. It raises MerkleKVError, and the text is the reply."""
+_ALONE = "this is a server by itself, not a node"
+
+
+class Services:
+    """What the rest of the node does for a command. This base is a server by itself, without a node around it.
+
+    The methods raise MerkleKVError, and its text is the reply.
+    """
 
     def replicate(self, action: str) -> str:
         """Does `enable`, `disable` or `status`. Returns the words of the reply."""
+        if action == "enable":
+            raise RequestError("replication is not configured: start the node with [replication] settings")
+        return "OK" if action == "disable" else "REPLICATION disabled"
 
     def sync(self, host: str, port: int, full: bool, verify: bool) -> None:
         """Runs one exchange with that node. It may take long, so it runs in a thread of its own."""
+        raise RequestError(f"cannot SYNC with {host}:{port}: {_ALONE}")
 
     def exchange(self, message: bytes) -> Long:
         """Answers a message of an exchange that another node has begun, in slices."""
+        raise RequestError(f"cannot exchange: {_ALONE}")
 
     def members(self) -> Sequence[Mapping[str, int | str]]:
         """The nodes that this one knows, this one first."""
+        return []
 
     def forget(self, node: str, store_id: str) -> None:
         """Removes a node from the members; the store id (hex, or empty) says which of several with this id."""
+        raise RequestError(f"cannot forget {node}: {_ALONE}")
 
     def shutdown(self) -> None:
         """Asks the node to stop; returns at once."""
 
     def metrics(self) -> Sequence[object]:
         """What the node reports beyond the server and the engine: parts of `merklekv.metrics`, filled in."""
-
-
-_ALONE = "this is a server by itself, not a node"
-
-
-class NoServices:
-    """A server on its own, without replication."""
-
-    def replicate(self, action: str) -> str:
-        if action == "enable":
-            raise RequestError("replication is not configured: start the node with [replication] settings")
-        return "OK" if action == "disable" else "REPLICATION disabled"
-
-    def sync(self, host: str, port: int, full: bool, verify: bool) -> None:
-        raise RequestError(f"cannot SYNC with {host}:{port}: {_ALONE}")
-
-    def exchange(self, message: bytes) -> Long:
-        raise RequestError(f"cannot exchange: {_ALONE}")
-
-    def members(self) -> Sequence[Mapping[str, int | str]]:
-        return []
-
-    def forget(self, node: str, store_id: str) -> None:
-        raise RequestError(f"cannot forget {node}: {_ALONE}")
-
-    def shutdown(self) -> None:
-        """There is no node to stop."""
-
-    def metrics(self) -> Sequence[object]:
         return []
 
 
+@dataclass(slots=True)
 class Traffic:
     """Counters of the server. They have no lock: two workers that count in the same instant may count once."""
 
-    __slots__ = (
-        "connections", "foreign_protocol_closed", "idle_closed", "output_limit_closed", "protocol_errors", "refused"
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        self.connections = 0  # accepted since the start
-        self.refused = 0  # over the limit, or from beyond loopback
-        self.protocol_errors = 0
-        self.output_limit_closed = 0
-        self.idle_closed = 0
-        self.foreign_protocol_closed = 0  # clients that send HTTP or TLS
+    connections: int = 0  # accepted since the start
+    refused: int = 0  # over the limit, or from beyond loopback
+    protocol_errors: int = 0
+    output_limit_closed: int = 0
+    idle_closed: int = 0
+    foreign_protocol_closed: int = 0  # clients that send HTTP or TLS
 
 
 class Context:

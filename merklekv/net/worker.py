@@ -1,16 +1,13 @@
 """A worker: one thread that serves many connections, a tick at a time.
 
 A tick reads every connection that is ready, runs every complete request, commits once, and sends the replies. So no
-reply leaves before everything that it could have seen is durable. Group commit comes free with this order: fifty
-clients that write share one sync, without a hand-over between threads.
+reply leaves before everything that it could have seen is durable, and all clients that write in a tick share one sync.
 
-No connection waits for the long work of another. A command that yields gets a slice of `SLICE_S` per tick, together
-with all others that do; a connection whose write waits for a checkpoint, or whose client does not read its replies, is
-neither read nor run until it may go on. A tick reads a connection once, so a flood on one does not crowd the others
-out.
+No connection waits for the long work of another. Commands that yield share a slice of `SLICE_S` per tick. A connection
+whose write waits for a checkpoint, or whose client does not read its replies, is neither read nor run until it may go
+on. A tick reads a connection once, so a flood on one does not crowd the others out.
 
-An unforeseen error, also a shortage of memory, ends the connection on which it happens, with a last reply where
-possible. The others go on, and what was written is committed before any reply leaves. Only a failure of storage ends
+An unforeseen error, also a shortage of memory, ends the connection on which it happens. Only a failure of storage ends
 the process.
 
 The epoll set is level-triggered. A connection's events change only when it needs attention: it cannot send, waits, or

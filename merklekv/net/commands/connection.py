@@ -129,15 +129,11 @@ def quit_(session: Session, request: Request) -> Reply:
 # -- CLIENT ------------------------------------------------------------------------------------------------------------
 
 _client = Subcommands("CLIENT")
-
-
-@command(
+command(
     "CLIENT ID|LIST|INFO|SETNAME name|GETNAME|SETINFO field value|NO-EVICT ON|OFF|HELP",
     "The connected clients, and what this one says of itself.",
     group="clientlist",
-)
-def client(session: Session, request: Request) -> Reply:
-    return _client.run(session, request)
+)(_client.run)
 
 
 @line_command("CLIENT LIST", group="clientlist")

@@ -1,10 +1,8 @@
 """EXCHANGE: one step of the comparison of two nodes' data. The parts are one message, the reply is another.
 
-The nodes agree on what the messages say; here they are bytes. A message comes in parts because an argument may be no
-longer than the largest value, and that may be set lower than a message needs: parts of `limits.BULK_BYTES_MIN` pass
-everywhere. `limits.request_bytes` bounds a message, as any request, and `limits.output_hard_bytes` its reply.
-
-The answer is computed in slices, between which other clients are served.
+Here messages are bytes. One comes in parts because an argument may be no longer than the largest value, and that may be
+set lower than a message needs: parts of `limits.BULK_BYTES_MIN` pass everywhere. `limits.request_bytes` bounds a
+message, as any request, and `limits.output_hard_bytes` its reply. The answer is computed in slices.
 """
 
 from __future__ import annotations

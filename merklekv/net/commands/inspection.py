@@ -1,13 +1,8 @@
 """Inspection of a running node: its commit log, its Merkle leaves, and its metadata entries.
 
-For the tools, which read the log, draw the tree and back the node up. These commands only read, and the server keeps
-nothing between two requests. They hand out committed data only, so a reader of the log sees nothing that a crash could
-take back.
-
-A segment is deleted once a checkpoint covers it and it is published. `LOG READ` then answers nil, and the reader starts
-again with `LOG LIST`.
-
-Cost: one read of at most READ_BYTES_MAX, most often from the page cache; 50 us for the leaves.
+For the tools, which read the log, draw the tree and back the node up. These commands hand out committed data only. A
+segment is deleted once a checkpoint covers it and it is published: `LOG READ` then answers nil, and the reader starts
+again with `LOG LIST`. Cost: one read of at most READ_BYTES_MAX; 50 us for the leaves.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 """Records as they are stored: what moves data between nodes, and to and from the tools.
 
-A record goes as `key head value`. The head is the engine's own (version, flags, digest), so that versions and digests
-arrive as they left; it stands apart so that the largest value passes the limit on an argument.
+A record goes as `key head value`. The head is the engine's own (version, flags, digest); it stands apart so that the
+largest value passes the limit on an argument.
 
-Merging is commutative, associative and idempotent: a client that lost a reply sends the same again, and pages may be
-read and merged in any order while others write. Pages are not a snapshot: each record is the newest of the moment in
-which its page was read.
+Merging is commutative, associative and idempotent, so a client that lost a reply sends the same again. Pages are not a
+snapshot: each record is the newest of the moment in which its page was read.
 
 `origin` is the node that the records come from, for the log; this node does not publish them. A record that cannot be
 taken (wrong digest, too large, too far in the future) is refused by itself, with its reason; the others are merged.

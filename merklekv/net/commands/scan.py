@@ -1,16 +1,13 @@
 """SCAN and KEYS: keys in the order of their bytes, over RESP a page at a time.
 
 A SCAN cursor must be a number, but a scan in key order continues from a key. So the server remembers the key behind
-each cursor, for `limits.CURSORS_MAX` of them. It drops the least recently used one first, and a client that uses a
-dropped cursor is told to start again. A scan holds at most two entries: using a cursor drops the one before it and
-keeps the used one, so that a client that lost a reply can ask again.
+each cursor, for the `limits.CURSORS_MAX` most recently used; with an older one a client is told to start again. Using a
+cursor drops the one before it and keeps the used one, so that a client that lost a reply can ask again.
 
-Cursors are random numbers. So a cursor from before a restart, or of another node behind the same address, is unknown
-here (but for one case in 2**39, with all cursors in use) and an error, where a counter would silently continue another
-scan and leave keys out. They have 53 bits, because some clients read a cursor as a double.
+Cursors are random, so one from before a restart or of another node is an error, where a counter would silently continue
+another scan. They have 53 bits, because some clients read a cursor as a double.
 
-A pattern that begins with literal text is looked for under that prefix only: `SCAN 0 MATCH user:7:*` costs what it
-finds, not what the server holds.
+A pattern that begins with literal text costs what is under that prefix only.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from merklekv.net.commands.arguments import SYNTAX_ERROR, integer, optional_argument
@@ -28,7 +25,7 @@ from merklekv.net.glob import compile_glob
 from merklekv.net.limits import CURSORS_MAX, SLICE_KEYS
 from merklekv.net.protocol import resp
 from merklekv.net.protocol.text import Request
-from merklekv.net.session import Long, Session, check_reply_size
+from merklekv.net.session import Long, Pause, Session, check_reply_size
 
 COUNT_DEFAULT = 10
 CURSOR_BITS = 64
@@ -132,36 +129,42 @@ def _scan(session: Session, cursor: int, options: _Options) -> Long:
 @command("KEYS pattern", "All keys that match a pattern, in order.", group="scan", flags=SLOW_READ)
 def keys(session: Session, request: Request) -> Long:
     prefix, matches = compile_glob(request[1])
-    parts: list[bytes] = []
-    count = size = 0
-    after: bytes | None = None
-    while True:
-        page, after = session.engine.page(prefix, after, SLICE_KEYS)
+
+    def encode(page: list[bytes]) -> tuple[int, bytes]:
         found = list(filter(matches, page))
-        count += len(found)
-        parts.append(resp.bulks(found))
-        size += len(parts[-1])
-        check_reply_size(session, size)
-        if after is None:
-            return b"*%d\r\n%b" % (count, b"".join(parts))
-        yield None
+        return len(found), resp.bulks(found)
+
+    count, body = yield from _all_keys(session, prefix, encode)
+    return b"*%d\r\n%b" % (count, body)
 
 
 @line_command("SCAN [prefix]", group="scan")
 def scan_line(session: Session, request: Request) -> Long:
-    prefix = optional_argument(request)
+    count, body = yield from _all_keys(session, optional_argument(request), _lines)
+    return b"KEYS %d\r\n%b" % (count, body)
+
+
+def _lines(page: list[bytes]) -> tuple[int, bytes]:
+    lines = b"".join([b"%b\r\n" % key for key in page])
+    if lines.count(b"\n") != len(page) or lines.count(b"\r") != len(page):
+        raise RequestError("a key holds a line break: list the keys over RESP")
+    return len(page), lines
+
+
+def _all_keys(
+    session: Session, prefix: bytes, encode: Callable[[list[bytes]], tuple[int, bytes]]
+) -> Generator[Pause, None, tuple[int, bytes]]:
+    """All keys under a prefix as `encode` writes each page of them: how many, and the bytes."""
     parts: list[bytes] = []
     count = size = 0
     after: bytes | None = None
     while True:
         page, after = session.engine.page(prefix, after, SLICE_KEYS)
-        part = b"".join([b"%b\r\n" % key for key in page])
-        if part.count(b"\n") != len(page) or part.count(b"\r") != len(page):
-            raise RequestError("a key holds a line break: list the keys over RESP")
-        count += len(page)
+        found, part = encode(page)
+        count += found
         parts.append(part)
         size += len(part)
         check_reply_size(session, size)
         if after is None:
-            return b"KEYS %d\r\n%b" % (count, b"".join(parts))
+            return count, b"".join(parts)
         yield None

@@ -1,7 +1,6 @@
 """The server: its state, its settings, its commands, and its end.
 
-The line protocol's STATS has fixed names only and stays below 1,024 bytes whatever they count, because existing clients
-read a reply with one call. `STATS all`, like STATS over RESP, adds what the server, the engine and the node count.
+The line protocol's STATS has fixed names only, see `status.basic_metrics`; `STATS all` and STATS over RESP have all.
 COMMAND answers from the declarations of the commands. Nothing can be configured at run time.
 """
 
@@ -95,13 +94,9 @@ def shutdown_line(session: Session, request: Request) -> Reply:
 # -- CONFIG ------------------------------------------------------------------------------------------------------------
 
 _config = Subcommands("CONFIG")
-
-
-@command(
+command(
     "CONFIG GET pattern [pattern ...]|HELP", "Settings, under the names they have in Redis.", arity=-2, flags=ADMIN
-)
-def config(session: Session, request: Request) -> Reply:
-    return _config.run(session, request)
+)(_config.run)
 
 
 @_config.add("GET pattern [pattern ...]", summary="Settings whose names match a pattern.", least=1, most=MANY)

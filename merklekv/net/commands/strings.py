@@ -1,11 +1,8 @@
 """Values: read, written, extended and cut, one or several at a time.
 
-Replies and errors over RESP are Redis 7's for the same command, with two differences: keys do not expire, so SET
-refuses the options that would make them, and a key has 1 to 511 bytes. A command that reads before it writes holds the
-engine's lock, so that no other thread writes in between. MGET works in slices, so it is not a snapshot; MSET and
-MSETNX are all or none.
-
-Nothing that holds CR or LF goes into a reply of the line protocol: the error says to read it over RESP.
+Replies and errors over RESP are Redis 7's, with two differences: keys do not expire, so SET refuses the options that
+would make them, and a key has 1 to 511 bytes. A command that reads before it writes holds the engine's lock. MGET works
+in slices, so it is not a snapshot; MSET and MSETNX are all or none.
 """
 
 from __future__ import annotations

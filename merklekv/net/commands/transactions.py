@@ -1,10 +1,8 @@
 """MULTI, EXEC and DISCARD: transactions are not supported yet, and a refused one runs nothing.
 
-A client sends the commands of a transaction after MULTI without waiting for its reply. If they ran although MULTI is an
-error, the client would see a failure and yet have changed data. So the commands after MULTI are refused too, up to
-EXEC, DISCARD or, over RESP, RESET. QUIT works as always.
-
-A refusing session finds its commands in another dictionary (`Lookup.refusing`), so all others pay nothing.
+A client sends the commands of a transaction without waiting for the reply to MULTI. If they ran although MULTI is an
+error, the client would see a failure and yet have changed data. So they are refused too, up to EXEC, DISCARD or, over
+RESP, RESET. A refusing session finds its commands in another dictionary, `Lookup.refusing`, so all others pay nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Replies of a node: bytes to values, with a bound on everything that the peer can make the reader hold.
 
-The peer may be any program: its address may have come from a message. So a reply that is too long is refused at the
-header that says so, before its bytes come, and one that never ends is refused when it passes a bound: on the bytes of
-the whole reply, on a line, on the values in it, on lists within lists.
+The peer may be any program. A reply that is too long is refused at the header that says so, and one that never ends
+when it passes a bound: on the bytes of the whole reply, on a line, on the values in it, on lists within lists.
 
 RESP2 as MerkleKV speaks it: simple strings, errors, integers, bulk strings and arrays. Cost: 1 us a value, 0.7 us a
 bulk string in a list, 0.2 us a short one.

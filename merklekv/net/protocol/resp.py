@@ -4,11 +4,9 @@ A request is a flat array of bulk strings, here a list of bytes: the command's n
 
 `RespParser.feed` takes any cut of the stream and gives the same requests. It has two ways:
 
-- Fast: split the whole chunk at CRLF and check that the pieces are what their headers announce. Splitting is one
-  call into C for a chunk of many requests, and joining the pieces that are left gives back exactly their bytes.
+- Fast: split the whole chunk at CRLF, in one call into C, and check that the pieces are what their headers announce.
 - Exact: header by header, for what the fast way leaves: a request still incomplete, a value that holds CRLF, long
-  values, many arguments, and anything wrong. Only this way finds errors, each at the first byte that shows it: it
-  refuses a bulk when the header arrives, before the bytes.
+  values, many arguments, and anything wrong. It refuses a bulk when the header arrives, before the bytes.
 
 Errors have Redis's words. One ends the stream: it becomes a last request named `text.BROKEN`, and the parser ignores
 what follows. `request_bytes`, the whole size of an incomplete request, bounds memory, whatever the headers claim.

@@ -1,14 +1,12 @@
 """The line protocol: bytes to requests, replies to bytes. No socket, no engine.
 
-A request is one line ended by LF or CRLF. White space around it is dropped, the command word runs to the first space,
-and the rest is passed on untouched: only the command knows whether it is a list of words or a value with spaces. So a
-request is a pair: the word as the client wrote it, and the rest.
+A request is one line ended by LF or CRLF. White space around it is dropped. It is a pair: the command word as the
+client wrote it, and what follows the first space, which may be a list of words or a value with spaces.
 
 `TextParser.feed` takes any cut of the stream and gives the same requests. It holds at most one line and one received
-chunk. Two kinds of line end the stream: each becomes a last request, which is answered in its turn, and the parser
-ignores what follows. A line over the limit becomes `BROKEN`. A line that ends in `HTTP/1.1` or another version becomes
-`FOREIGN`: it is the head of a request that a web page had its browser send here, and the lines of its body must not run
-as commands.
+chunk. Two kinds of line end the stream: each becomes a last request, and the parser ignores what follows. A line over
+the limit becomes `BROKEN`. A line that ends in `HTTP/1.1` or another version becomes `FOREIGN`: it is the head of a
+request that a web page had its browser send here, and the lines of its body must not run as commands.
 
 Replies are lines ended by CRLF. `line_safe` guards the framing: nothing that holds CR or LF goes into a reply.
 Cost: 0.3 us for a short line.
