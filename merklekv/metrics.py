@@ -8,9 +8,9 @@ Counters count since the start of the process.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, cast
 
 Kind = Literal["counter", "gauge", "info"]  # an info is text
 Value = int | str
@@ -39,13 +39,6 @@ class Metric:
             return self.pattern.format(label)
         escaped = label.replace("\\", r"\\").replace('"', r"\"")
         return f'{name}{{{self.label}="{escaped}"}}'
-
-
-class Sample(NamedTuple):
-    """One value of one metric."""
-
-    name: str  # as STATS shows it
-    value: Value
 
 
 def counter(meaning: str, unit: str = "", label: str = "", pattern: str = "") -> Metric:
@@ -229,12 +222,14 @@ def total(values: Mapping[str, object], name: str) -> int:
     return sum(int(str(value)) for shown, value in values.items() if name in (shown, shown.partition("{")[0]))
 
 
-def samples(*parts: Any) -> Iterator[Sample]:
-    """The values of parts, in order: one for each metric, or for each value of its label."""
+def values_of(*parts: Any) -> dict[str, Value]:
+    """The values of parts by the name in STATS, in order: one for each metric, or for each value of its label."""
+    values: dict[str, Value] = {}
     for part in parts:
         for name, metric in declared(type(part)).items():
             value = getattr(part, name)
             if metric.label:
-                yield from (Sample(metric.shown_name(name, label), one) for label, one in value.items())
+                values |= {metric.shown_name(name, label): one for label, one in value.items()}
             else:
-                yield Sample(name, value)
+                values[name] = value
+    return values

@@ -15,8 +15,7 @@ from types import TracebackType
 from typing import Final
 
 from merklekv.demo.guard import Guard, remove
-from merklekv.demo.node import NodePart, Request
-from merklekv.demo.part import BrokerPart
+from merklekv.demo.part import BrokerPart, NodePart, Request
 from merklekv.harness.broker import make_broker
 from merklekv.harness.process import HarnessError
 from merklekv.output import counted

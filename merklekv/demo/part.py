@@ -1,12 +1,26 @@
-"""A process of the demo, and whether it should run."""
+"""The processes of the demo: a broker, and nodes that are observed through their ports."""
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Generic, TypeVar
 
 from merklekv.harness.broker import Broker
-from merklekv.harness.process import Process
+from merklekv.harness.node import Node
+from merklekv.harness.process import HOST, Process
+from merklekv.net.client import Client, NodeError, Reply, Unreachable
 
+REPLY_S: Final = 2.0
+SETTINGS: Final[dict[str, str]] = {
+    "replication.enabled": "true",
+    "replication.mqtt_broker": HOST,
+    "replication.topic_prefix": "demo",
+    "anti_entropy.interval_seconds": "2",
+}
+
+Request = tuple[bytes, ...]
 P = TypeVar("P", bound=Process)
 
 
@@ -51,3 +65,86 @@ class BrokerPart(Part[Broker]):
             return "frozen" if self.process.kind == "iotcore" else "stopping"
         self._was_up = self._was_up or self.process.is_up
         return "up" if self._was_up else "starting"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The last observation of a node."""
+
+    keys: int
+    root: str
+    nodes: int  # online, itself included
+    link: str  # to the broker
+    outbox: int
+
+
+class NodePart(Part[Node]):
+    """A node that can be killed and started again, on the same directory and port."""
+
+    def __init__(self, name: str, directory: Path, broker_port: int) -> None:
+        settings = SETTINGS | {"replication.mqtt_port": str(broker_port)}
+        flags = [word for setting, value in settings.items() for word in ("--set", f"{setting}={value}")]
+        flags += ["--node-id", name, "--log-level", "warning"]
+        log = directory / f"{name}.log"
+        super().__init__(name, Node(directory / f"{name}.data", log, *flags, own_session=True))
+        self.look: Look | None = None  # None while it does not answer
+        self._client: Client | None = None
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.is_wanted = False
+        self.process.kill()
+        self._disconnect()
+
+    def running_state(self) -> str:
+        """up, starting or silent (does not answer)."""
+        if self.look is not None:
+            return "up"
+        return "silent" if self.process.is_up else "starting"
+
+    def observe(self) -> None:
+        """Updates `look`."""
+        replies = self.ask([(b"DBSIZE",), (b"HASH",), (b"REPLICATE", b"status")])
+        self.look = _look(replies) if len(replies) == 3 else None
+
+    def ask(self, requests: Sequence[Request]) -> list[Reply]:
+        """Sends requests. Returns the replies without the errors; none if the node cannot be reached."""
+        replies: list[Reply] = []
+        try:
+            client = self._connected()
+            if client is None:
+                return []
+            client.send(requests)
+            for _ in requests:
+                try:
+                    replies.append(client.receive())
+                except NodeError:
+                    continue
+        except Unreachable:
+            self._disconnect()
+            return []
+        return replies
+
+    def _connected(self) -> Client | None:
+        if not self.process.is_running:
+            self._disconnect()
+        elif self._client is None and self.process.is_up:
+            self._client = Client(HOST, self.process.port, REPLY_S)
+        return self._client
+
+    def _disconnect(self) -> None:
+        self.look = None
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+
+def _look(replies: list[Reply]) -> Look:
+    keys, root, status = replies
+    assert isinstance(keys, int)
+    assert isinstance(root, bytes)
+    assert isinstance(status, bytes)
+    words = status.decode().split()
+    figures = dict(word.split("=", 1) for word in words if "=" in word)
+    nodes = int(words[2]) if words[1] == "enabled" else 1
+    return Look(keys, root.decode(), nodes, figures.get("state", "disabled"), int(figures.get("outbox", "0")))

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from merklekv.demo.cluster import BROKER, Cluster
-from merklekv.demo.node import NodePart
+from merklekv.demo.part import NodePart
 from merklekv.harness.process import HOST
 from merklekv.output import counted
 

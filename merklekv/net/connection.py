@@ -1,7 +1,7 @@
 """One client's connection: its socket, its protocol, its state, and the requests and replies that wait.
 
-A connection is a session with a socket. The first byte that it receives decides the protocol. The worker decides when
-to read, run and send; a connection knows in which state that leaves it:
+The first byte that a connection receives decides the protocol. The worker decides when to read, run and send; a
+connection knows in which state that leaves it:
 
     OPEN --hold--> PAUSED --resume--> OPEN     a request waits, or the client does not read its replies
     OPEN, PAUSED --close_when_sent--> CLOSING --linger--> LINGERING

@@ -1,8 +1,8 @@
 """What a handler sees: the session of the client that asks, and through it the node.
 
-A handler is `handler(session, request) -> reply`. The request is the list that the parser made: for RESP the name and
-the arguments, for the line protocol the word and the rest of the line. The reply is bytes, or for a command that may
-take long a generator, which works for a few milliseconds between two yields and returns the bytes at its end. It yields
+A handler is `handler(session, request) -> reply`. For RESP the request is the name and the arguments, for the line
+protocol the word and the rest of the line. The reply is bytes, or for a command that may take long a generator, which
+works for a few milliseconds between two yields and returns the bytes at its end. It yields
 
 - None: others run now, and it goes on in the next tick;
 - a function: it goes on once this returns True (the worker asks every few milliseconds).

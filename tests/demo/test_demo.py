@@ -22,7 +22,7 @@ from fixtures.support import wait_until
 
 from merklekv import exit_codes
 from merklekv.demo import cluster as demo_cluster
-from merklekv.demo import node as demo_node
+from merklekv.demo import part as demo_part
 from merklekv.demo import show as demo_show
 from merklekv.harness.process import HarnessError
 
@@ -271,7 +271,7 @@ def test_nodes_that_differ_in_the_end_are_told(short: pytest.MonkeyPatch, capsys
         wait_until(lambda: len(cluster.nodes[0].ask(requests)) == len(requests))
 
     short.setattr(demo_show, "SCRIPT", ((0.2, deafen),))
-    short.setitem(demo_node.SETTINGS, "anti_entropy.enabled", "false")  # or they would heal
+    short.setitem(demo_part.SETTINGS, "anti_entropy.enabled", "false")  # or they would heal
     assert demo_show.show(1.0, "auto") == exit_codes.EXIT_FAILED
     last = capsys.readouterr().out.splitlines()[-1]
     assert "diverged: node-1: " in last
@@ -289,7 +289,7 @@ def test_all_that_the_script_does_is_seen(short: pytest.MonkeyPatch, capsys: pyt
 
 
 def test_a_node_that_does_not_start_is_told_with_its_reason(short: pytest.MonkeyPatch) -> None:
-    short.setitem(demo_node.SETTINGS, "replication.topic_prefix", "+")
+    short.setitem(demo_part.SETTINGS, "replication.topic_prefix", "+")
     with pytest.raises(HarnessError, match=r"node-\d did not start: .*topic_prefix"):
         demo_show.show(1.0, "auto")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import merklekv
-from merklekv.metrics import ClientMetrics, ServerMetrics, Value, samples
+from merklekv.metrics import ClientMetrics, ServerMetrics, Value, values_of
 from merklekv.net.protocol import text
 from merklekv.net.session import Context
 
@@ -63,12 +63,12 @@ def all_metrics(context: Context) -> dict[str, Value]:
         idle_closed=traffic.idle_closed,
         foreign_protocol_closed=traffic.foreign_protocol_closed,
     )
-    return dict(samples(client_metrics(context), server, context.engine.metrics(), *context.services.metrics()))
+    return values_of(client_metrics(context), server, context.engine.metrics(), *context.services.metrics())
 
 
 def basic_metrics(context: Context) -> dict[str, Value]:
     """What the line protocol's STATS reports: below 1,024 bytes, because existing clients read it with one call."""
-    return dict(samples(client_metrics(context)))
+    return values_of(client_metrics(context))
 
 
 def info_metrics(context: Context) -> dict[str, Value]:
