@@ -21,8 +21,7 @@ from merklekv.node_id import NODE_ID_BYTES_MAX, NODE_ID_RULE, is_node_id, read_n
 from merklekv.replication.cluster.members import Members
 from merklekv.replication.cluster.membership import Membership
 from merklekv.replication.cluster.presence import ONLINE, Status, decode_status
-from merklekv.replication.fields import Malformed
-from merklekv.replication.fields import node_id as node_id_of_a_message
+from merklekv.replication.plain_cbor import Fields, Malformed
 from merklekv.replication.stream.event import EventRefused, decode_message
 
 GOOD = (
@@ -84,7 +83,7 @@ def taken(name: str) -> dict[str, bool]:
         assert decode_status(name, json.dumps({"node": name, "state": ONLINE}).encode()) is not None
 
     def by_table() -> None:
-        node_id_of_a_message(name, "a node id")
+        Fields({"node": name}, "a row").node_id("node")
 
     def by_command() -> None:
         checked_origin(name.encode())

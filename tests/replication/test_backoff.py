@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from merklekv.replication.stream.backoff import (
+from merklekv.replication.stream.broker_session import STEADY_S
+from merklekv.replication.stream.reconnect import (
     DUPLICATE_RETRY_MAX_S,
     RETRY_MAX_S,
     RETRY_MIN_S,
     SHORT_MAX,
-    STEADY_S,
     Backoff,
 )
 

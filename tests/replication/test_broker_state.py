@@ -23,7 +23,7 @@ from paho.mqtt.properties import Properties
 
 from merklekv import exit_codes
 from merklekv.replication.cluster.presence import ONLINE, Status
-from merklekv.replication.stream import backoff, mqtt
+from merklekv.replication.stream import mqtt, reconnect
 from merklekv.replication.stream.event import MESSAGE_BYTES_MAX
 
 pytestmark = pytest.mark.replication
@@ -169,11 +169,11 @@ def test_two_processes_with_one_client_id_say_so_and_take_turns(
     for number, node in enumerate(nodes):
         node.set(f"k{number}", "v")
     for number in range(2):
-        reader.wait_for(f"k{number}", "v", seconds=3 * backoff.DUPLICATE_RETRY_MAX_S)
+        reader.wait_for(f"k{number}", "v", seconds=3 * reconnect.DUPLICATE_RETRY_MAX_S)
     assert connects(nodes) - connected <= 8
     nodes[0].stop()
     wait_until(
-        lambda: nodes[1].figures()["replication_state"] == "connected", seconds=2 * backoff.DUPLICATE_RETRY_MAX_S
+        lambda: nodes[1].figures()["replication_state"] == "connected", seconds=2 * reconnect.DUPLICATE_RETRY_MAX_S
     )
     nodes[1].set("last", "v")
     reader.wait_for("last", "v")

@@ -27,7 +27,7 @@ from merklekv.replication.cluster.members import (
     decode_table,
 )
 from merklekv.replication.cluster.storage import METADATA_MEMBERS
-from merklekv.replication.fields import Malformed, decode_map
+from merklekv.replication.plain_cbor import Malformed, decode_map
 from merklekv.replication.sync import local_endpoint
 from merklekv.replication.sync.messages import ExchangeFailed, ExchangeRefused, Hello, decode, encode, pack, unpack
 

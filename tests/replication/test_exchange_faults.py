@@ -17,7 +17,7 @@ from xxhash import xxh3_64_digest
 from merklekv.engine.record import make_record, version_of
 from merklekv.errors import DiskFull
 from merklekv.replication.cluster import members as members_module
-from merklekv.replication.fields import Fields, Malformed
+from merklekv.replication.plain_cbor import Fields, Malformed
 from merklekv.replication.sync.initiator import PASSES_MAX
 from merklekv.replication.sync.messages import (
     EXCHANGE_VERSION,

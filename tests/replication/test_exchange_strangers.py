@@ -12,7 +12,7 @@ import pytest
 from fixtures.exchanges import SECOND, Cut, Node, agree, answer, carry, cluster, exchange
 
 from merklekv.replication.cluster.members import Members
-from merklekv.replication.fields import Malformed
+from merklekv.replication.plain_cbor import Malformed
 from merklekv.replication.sync import messages
 from merklekv.replication.sync.local_endpoint import LocalEndpoint, Outdated
 from merklekv.replication.sync.messages import ExchangeFailed, ExchangeRefused, decode, encode, pack, unpack

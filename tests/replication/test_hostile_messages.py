@@ -176,5 +176,5 @@ def test_a_table_that_cannot_be_read_stops_no_start(node_factory: NodeFactory, t
         assert client.ask("GET k") == "VALUE v"
         figures = client.ask_lines("STATS all")
     assert "members_unreadable:1" in figures
-    assert "a node id is '', not 1 to 128 bytes" in node.output()
+    assert "node is '', not 1 to 128 bytes" in node.output()
     assert "empty" not in node.output()

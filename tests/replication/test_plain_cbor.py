@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from merklekv.engine.record import HEAD_SIZE
 from merklekv.replication.cluster.members import Members
-from merklekv.replication.fields import Malformed, decode_map
 from merklekv.replication.plain_cbor import (
     ITEMS_MAX,
     NESTING_MAX,
+    Malformed,
     TooManyItems,
+    decode_map,
     decode_plain,
     require_few_items,
 )

@@ -63,9 +63,9 @@ def test_peers_come_and_go() -> None:
     others.on_status("b", b"garbage")
     assert others.online() == {"b"}
     others.on_status("b", changed(state=OFFLINE))
-    assert (len(others.online()), list(others.all())) == (0, ["b"])
+    assert (len(others.online()), list(others.nodes)) == (0, ["b"])
     others.on_status("b", b"")
-    assert others.all() == {}
+    assert others.nodes == {}
 
 
 def test_news_of_a_peer_is_told_once() -> None:
@@ -98,7 +98,7 @@ def test_this_node_is_no_other_node_and_a_duplicate_is_counted() -> None:
     others.on_status("a", Status("a", ONLINE, epoch="own").encode())
     assert (others.duplicates, others.has_own) == (0, True)
     others.on_status("a", Status("a", ONLINE, epoch="other").encode())
-    assert (others.duplicates, others.all()) == (1, {})
+    assert (others.duplicates, others.nodes) == (1, {})
 
 
 def test_a_status_of_another_process_is_not_its_own() -> None:

@@ -31,7 +31,7 @@ from merklekv.replication.cluster.members import (
 from merklekv.replication.cluster.membership import Membership
 from merklekv.replication.cluster.presence import ONLINE, STATUS_BYTES_MAX, Status, decode_status
 from merklekv.replication.cluster.storage import METADATA_MEMBERS, METADATA_UNREADABLE, load_members, store_members
-from merklekv.replication.fields import Malformed, decode_map
+from merklekv.replication.plain_cbor import Malformed, decode_map
 from merklekv.replication.sync.local_endpoint import LocalEndpoint
 from merklekv.replication.sync.messages import decode_hello
 
@@ -145,7 +145,7 @@ def test_a_row_that_cannot_be_read_costs_no_identity(tmp_path: Path, caplog: pyt
     assert a.members.identity == old
     assert [who.node for who, _ in a.members] == ["b"]
     (name,) = a.members.unreadable
-    assert f"members: {name}: a node id is '', not 1 to 128 bytes" in caplog.text
+    assert f"members: {name}: node is '', not 1 to 128 bytes" in caplog.text
     assert f"merklekv-tool forget {name}" in caplog.text
     a.delete(b"k")
     for _ in range(3):
@@ -316,5 +316,5 @@ def test_a_peers_row_of_a_member_is_taken_whole_or_not() -> None:
     plain = Members("peer", b"p" * STORE_ID_SIZE).table().plain() | {
         "rows": [["", b"b" * 8, *MemberRow()[:2], 0, 0, b""]]
     }
-    with pytest.raises(Malformed, match="a node id is ''"):
+    with pytest.raises(Malformed, match="node is ''"):
         decode_table(decode_map(cbor2.dumps(plain)))

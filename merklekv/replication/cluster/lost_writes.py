@@ -17,10 +17,10 @@ restart takes.  Two accounts merge by union and maxima, in any order.  Pure func
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from merklekv.engine.record import EPOCH_SIZE, epoch_of, timestamp_of
-from merklekv.replication.fields import Malformed, a_list, binary, number
+from merklekv.replication.plain_cbor import Fields
 
 NEWEST: Final = 4
 LONGEST: Final = 4
@@ -40,16 +40,14 @@ LostWrites = frozenset[LostWriteInterval]
 NO_LOST_WRITES: Final[LostWrites] = frozenset()
 
 
-def decode_lost_writes(item: Any) -> LostWrites:
-    """The intervals in a CBOR list of lists of their fields.  Raises Malformed."""
-    if type(item) is not list or len(item) > INTERVALS_MAX:
-        raise Malformed(f"lost writes are not a list of at most {INTERVALS_MAX} intervals")
-    return frozenset(_decode(*a_list(one, "an interval of lost writes", 4)) for one in item)
-
-
-def _decode(after: Any, until: Any, epoch: Any, missed_through: Any) -> LostWriteInterval:
-    start, end, missed = (number(time, "a time of lost writes") for time in (after, until, missed_through))
-    return LostWriteInterval(start, end, binary(epoch, "an epoch", EPOCH_SIZE), missed)
+def decode_lost_writes(given: Fields) -> LostWrites:
+    """The intervals in the field `intervals`, a list of lists of their fields.  Raises Malformed."""
+    return frozenset(
+        LostWriteInterval(
+            one.number("after"), one.number("until"), one.binary("epoch", EPOCH_SIZE), one.number("missed_through")
+        )
+        for one in given.rows("intervals", INTERVALS_MAX, *LostWriteInterval._fields)
+    )
 
 
 def union(one: LostWrites, other: LostWrites) -> LostWrites:

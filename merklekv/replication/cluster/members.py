@@ -71,7 +71,7 @@ from merklekv.replication.cluster.lost_writes import (
     retains,
     union,
 )
-from merklekv.replication.fields import Fields, Malformed, a_list, binary, decode_map, node_id, number, text
+from merklekv.replication.plain_cbor import Fields, Malformed, decode_map, row_of
 
 T = TypeVar("T")
 
@@ -85,6 +85,7 @@ REASON_SIZE_MAX: Final = 1000
 CONTACT_MAX: Final = 1e12  # s
 TABLE_ITEMS_MAX: Final = 1 << 19  # CBOR items of a stored table; the fullest one has 345,000
 UNKNOWN_STORE_ID: Final = b""  # of a member without an exchange so far
+_WHO: Final = ("node", "store_id")  # how a row names a member
 _UNREADABLE: Final = "unreadable+"  # begins the name of an unreadable row; no node id has a '+'
 
 
@@ -239,26 +240,23 @@ def decode_table(given: Fields, on_unreadable: Callable[[Any, Malformed], None] 
     rows = {}
     for item in given.items("rows", MEMBERS_MAX):
         try:
-            node, store_id, applied, confirmed, *report = a_list(item, "a row", 7)
-            row = MemberRow(number(applied, "a time"), number(confirmed, "a time"), _decode_report(*report))
-            rows[_identity(node, store_id)] = row
+            row = row_of(item, "a row", *_WHO, "applied_through", "confirmed_through", "closed", "stable", "view")
+            report = _decode_report(row, 0, VIEW_SIZE)
+            rows[_who(row)] = MemberRow(row.number("applied_through"), row.number("confirmed_through"), report)
         except Malformed as problem:
             if on_unreadable is None:
                 raise
             on_unreadable(item, problem)
-    lost = {}
-    for item in given.items("lost_writes", DESCRIBED_MAX):
-        node, store_id, found = a_list(item, "lost writes", 3)
-        lost[_identity(node, store_id)] = decode_lost_writes(found)
+    lost = given.rows("lost_writes", DESCRIBED_MAX, *_WHO, "intervals")
     return MemberTable(
         Identity(given.node_id("node"), given.binary("store_id", STORE_ID_SIZE)),
-        SelfReport(given.number("closed"), given.number("stable"), given.binary("view", VIEW_SIZE)),
+        _decode_report(given, VIEW_SIZE),
         given.number("max_stable"),
         given.number("max_gc_horizon"),
         rows,
         _decode_times(given, "removed", REMOVED_MAX),
         _decode_times(given, "stable_through", DESCRIBED_MAX),
-        lost,
+        {_who(one): decode_lost_writes(one) for one in lost},
         _decode_times(given, "redeleted", DESCRIBED_MAX),
     )
 
@@ -272,21 +270,15 @@ def _plain_times(times: dict[Identity, int]) -> list[list[object]]:
 
 
 def _decode_times(given: Fields, name: str, count_max: int) -> dict[Identity, int]:
-    times = {}
-    for item in given.items(name, count_max):
-        node, store_id, time = a_list(item, name, 3)
-        times[_identity(node, store_id)] = number(time, name)
-    return times
+    return {_who(row): row.number(name) for row in given.rows(name, count_max, *_WHO, name)}
 
 
-def _identity(node: Any, store_id: Any) -> Identity:
-    return Identity(node_id(node, "a node id"), binary(store_id, "a store id", 0, STORE_ID_SIZE))
+def _who(row: Fields) -> Identity:
+    return Identity(row.node_id("node"), row.binary("store_id", 0, STORE_ID_SIZE))
 
 
-def _decode_report(closed: Any, stable: Any, view: Any) -> SelfReport:
-    return SelfReport(
-        number(closed, "a closed timestamp"), number(stable, "a stable time"), binary(view, "a view", 0, VIEW_SIZE)
-    )
+def _decode_report(fields: Fields, *view_sizes: int) -> SelfReport:
+    return SelfReport(fields.number("closed"), fields.number("stable"), fields.binary("view", *view_sizes))
 
 
 class Members:
@@ -579,10 +571,9 @@ class Members:
                 )
             if version != TABLE_VERSION:
                 raise Malformed(f"it is of version {version}, this release reads {TABLE_VERSION}")
-            for item in given.items("unreadable", MEMBERS_MAX):
-                name, store_id, reason = a_list(item, "unreadable", 3)
-                unreadable[text(name, "a name", REASON_SIZE_MAX)] = UnreadableRow(
-                    binary(store_id, "a store id", 0, STORE_ID_SIZE), text(reason, "a reason", REASON_SIZE_MAX)
+            for row in given.rows("unreadable", MEMBERS_MAX, "name", "store_id", "reason"):
+                unreadable[row.text("name", REASON_SIZE_MAX)] = UnreadableRow(
+                    row.binary("store_id", 0, STORE_ID_SIZE), row.text("reason", REASON_SIZE_MAX)
                 )
             stored = decode_table(given, on_unreadable)
             proposed = given.number("proposed")
@@ -629,9 +620,10 @@ def _name_of(unreadable: bytes) -> str:
 def _decode_contact(item: Any) -> tuple[Identity, tuple[str, float]] | None:
     """Where and when a member was last reached; None if it cannot be read, which does no harm."""
     try:
-        node, store_id, address, contact = a_list(item, "a contact", 4)
-        who, where = _identity(node, store_id), text(address, "an address", ADDRESS_BYTES_MAX, 0)
+        row = row_of(item, "a contact", *_WHO, "address", "contact")
+        who, address = _who(row), row.text("address", ADDRESS_BYTES_MAX, 0)
     except Malformed:
         return None
+    contact = item[-1]
     is_time = type(contact) is float and 0 <= contact <= CONTACT_MAX
-    return who, (where if is_address(where) else "", contact if is_time else 0.0)
+    return who, (address if is_address(address) else "", contact if is_time else 0.0)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -79,14 +78,6 @@ def decode_status(node: str, payload: bytes) -> Status | None:
     return Status(node, given["state"], sequence=sequence, **words)
 
 
-@dataclass(slots=True)
-class PresentNode:
-    """Another node, as its last status shows it."""
-
-    status: Status
-    received_at: float  # wall clock, s
-
-
 class Presence:
     """The other nodes.  One thread changes it, any may read it.
 
@@ -99,7 +90,7 @@ class Presence:
         self._own = own
         self._epoch = epoch
         self._on_change = on_change
-        self._nodes: dict[str, PresentNode] = {}
+        self.nodes: dict[str, Status] = {}  # of the other nodes, the last ones
 
     def on_status(self, node: str, payload: bytes) -> None:
         """A message came on a node's status topic; an empty one says that the node was removed."""
@@ -110,23 +101,19 @@ class Presence:
             else:
                 self.duplicates += status is not None
             return
-        known = self._nodes.get(node)
-        if status is not None and (known or len(self._nodes) < NODES_MAX):
-            self._nodes[node] = PresentNode(status, time.time())
-            if known is None or not known.status.is_same_presence(status):
+        known = self.nodes.get(node)
+        if status is not None and (known or len(self.nodes) < NODES_MAX):
+            self.nodes[node] = status
+            if known is None or not known.is_same_presence(status):
                 self._on_change(status)
         elif not payload:
-            self._nodes.pop(node, None)
+            self.nodes.pop(node, None)
 
     def store_id(self, node: str) -> str:
         """The store id of a node as it last said it, or empty."""
-        known = self._nodes.get(node)
-        return known.status.store_id if known else ""
-
-    def all(self) -> dict[str, PresentNode]:
-        """Every known node, by its id."""
-        return dict(self._nodes)
+        known = self.nodes.get(node)
+        return known.store_id if known else ""
 
     def online(self) -> set[str]:
         """The nodes that are online, without this one."""
-        return {node for node, known in list(self._nodes.items()) if known.status.state == ONLINE}
+        return {node for node, known in list(self.nodes.items()) if known.state == ONLINE}

@@ -28,7 +28,6 @@ from typing import Final
 
 from merklekv.log_throttle import LogThrottle
 from merklekv.replication.cluster.presence import OFFLINE, ONLINE, Presence, Status
-from merklekv.replication.stream.backoff import STEADY_S
 from merklekv.replication.stream.event import encode_message
 from merklekv.replication.stream.inbox import Delivery, Inbox
 from merklekv.replication.stream.metrics import StreamMetrics
@@ -52,6 +51,7 @@ LINGER_MAX_S: Final = 0.01  # after a full batch; after a part of one the square
 LINGER_MIN_S: Final = 0.001  # no wait is shorter, because poll counts in milliseconds
 PUBLISH_MAX: Final = 4  # batches published before the next look at what came in
 TICK_S: Final = 1.0
+STEADY_S: Final = 30.0  # a connection that lasts so long is not disturbed by a duplicate
 CONNECT_MAX_S: Final = 10.0
 SILENCE_MAX_S: Final = 15.0
 HEARTBEATS_MISSED_MAX: Final = 2.5

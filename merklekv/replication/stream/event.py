@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 from merklekv.engine.format import ENTRY, MAX_KEY_SIZE, OP_DEL, OP_ORIGIN, OP_TRUNCATE, OPS, REMOTE
 from merklekv.engine.record import OP_ID_SIZE, VERSION_SIZE, make_record, make_version, parts_at, version_of
 from merklekv.node_id import is_node_id
-from merklekv.replication.plain_cbor import decode_plain
+from merklekv.replication.plain_cbor import decode_plain, kind_of
 
 SCHEMA_VERSION: Final = 1
 MESSAGE_BYTES_MAX: Final = 20 << 20  # of any message; what is larger is left to anti-entropy
@@ -224,7 +224,7 @@ def decode_message(payload: bytes) -> Message:
     try:
         item = _decode_cbor(payload)
         if type(item) is not dict:
-            _refuse(Reason.TYPE, f"the message is {_kind(item)}, not a map")
+            _refuse(Reason.TYPE, f"the message is {kind_of(item)}, not a map")
         _require_schema(item)
         source = _source_of(item)
         sequence = _sequence_of(item)
@@ -232,7 +232,7 @@ def decode_message(payload: bytes) -> Message:
         if events is None and "events" not in item:
             events = [item]
         elif type(events) is not list:
-            _refuse(Reason.TYPE, f"events is {_kind(events)}, not a list")
+            _refuse(Reason.TYPE, f"events is {kind_of(events)}, not a list")
         elif sequence is None:
             _refuse(Reason.MISSING, "seq of a batch")
         changes: list[Change] = []
@@ -262,7 +262,7 @@ def _decode_cbor(payload: bytes) -> Any:
 def _require_schema(item: dict[str, Any]) -> None:
     version = _field(item, "v")
     if type(version) is not int:
-        _refuse(Reason.TYPE, f"v is {_kind(version)}, not a number")
+        _refuse(Reason.TYPE, f"v is {kind_of(version)}, not a number")
     if version != SCHEMA_VERSION:
         _refuse(Reason.SCHEMA, f"v is {version}, this release knows {SCHEMA_VERSION}")
 
@@ -270,7 +270,7 @@ def _require_schema(item: dict[str, Any]) -> None:
 def _source_of(item: dict[str, Any]) -> str:
     source = _field(item, "src")
     if type(source) is not str:
-        _refuse(Reason.TYPE, f"src is {_kind(source)}, not text")
+        _refuse(Reason.TYPE, f"src is {kind_of(source)}, not text")
     if not is_node_id(source):
         _refuse(Reason.SOURCE, f"src is {source[:60]!r}, no node id")
     return source
@@ -281,7 +281,7 @@ def _sequence_of(item: dict[str, Any]) -> int | None:
         return None
     sequence = item["seq"]
     if type(sequence) is not int:
-        _refuse(Reason.TYPE, f"seq is {_kind(sequence)}, not a number")
+        _refuse(Reason.TYPE, f"seq is {kind_of(sequence)}, not a number")
     if not 0 <= sequence < SEQUENCE_LIMIT:
         _refuse(Reason.RANGE, f"seq is {sequence}")
     return sequence
@@ -289,7 +289,7 @@ def _sequence_of(item: dict[str, Any]) -> int | None:
 
 def _decode_event(event: Any) -> Change:
     if type(event) is not dict:
-        _refuse(Reason.TYPE, f"an event is {_kind(event)}, not a map")
+        _refuse(Reason.TYPE, f"an event is {kind_of(event)}, not a map")
     try:
         name = event["op"]
         op = _OP_CODES.get(name) if type(name) is str else None
@@ -305,7 +305,7 @@ def _decode_event(event: Any) -> Change:
         _refuse(Reason.MISSING, missing.args[0])
     if op == OP_DEL:
         if value is not None:
-            _refuse(Reason.TYPE, f"val of a delete is {_kind(value)}, not null")
+            _refuse(Reason.TYPE, f"val of a delete is {kind_of(value)}, not null")
         return op, key, make_record(key, version, b"", tombstone=True)
     if type(value) is not bytes:
         value = _bytes_from_list("val", value)
@@ -314,7 +314,7 @@ def _decode_event(event: Any) -> Change:
 
 def _refuse_op(name: Any) -> NoReturn:
     if type(name) is not str:
-        _refuse(Reason.TYPE, f"op is {_kind(name)}, not text")
+        _refuse(Reason.TYPE, f"op is {kind_of(name)}, not text")
     _refuse(Reason.OPERATION, f"op is {name[:40]!r}")
 
 
@@ -322,13 +322,13 @@ def _truncate(event: dict[str, Any], version: bytes) -> Change:
     if "key" in event:
         _refuse(Reason.FIELD, "a truncate has no key")
     if event.get("val") is not None:
-        _refuse(Reason.TYPE, f"val of a truncate is {_kind(event['val'])}, not null")
+        _refuse(Reason.TYPE, f"val of a truncate is {kind_of(event['val'])}, not null")
     return OP_TRUNCATE, b"", version
 
 
 def _version_of(timestamp: Any, op_id: Any) -> bytes:
     if type(timestamp) is not int:
-        _refuse(Reason.TYPE, f"ts is {_kind(timestamp)}, not a number")
+        _refuse(Reason.TYPE, f"ts is {kind_of(timestamp)}, not a number")
     if not 0 <= timestamp < TIMESTAMP_LIMIT:
         _refuse(Reason.RANGE, f"ts is {timestamp}, not 0 to below 2^63")
     if type(op_id) is not bytes:
@@ -342,7 +342,7 @@ def _key_of(key: Any) -> bytes:
     if type(key) is str:
         key = key.encode()
     elif type(key) is not bytes:
-        _refuse(Reason.TYPE, f"key is {_kind(key)}, neither text nor bytes")
+        _refuse(Reason.TYPE, f"key is {kind_of(key)}, neither text nor bytes")
     if not 0 < len(key) <= MAX_KEY_SIZE:
         _refuse(Reason.LENGTH, f"key has {len(key)} bytes, not 1 to {MAX_KEY_SIZE}")
     encoded: bytes = key
@@ -358,13 +358,13 @@ def _require_optional(event: dict[str, Any]) -> None:
             _refuse(Reason.LENGTH, f"prev has {size} bytes, not {PREVIOUS_SIZE}")
     lifetime = event.get("ttl")
     if lifetime is not None and (type(lifetime) is not int or lifetime < 0):
-        _refuse(Reason.TYPE, f"ttl is {_kind(lifetime)}, not an unsigned number")
+        _refuse(Reason.TYPE, f"ttl is {kind_of(lifetime)}, not an unsigned number")
 
 
 def _bytes_from_list(name: str, given: Any) -> bytes:
     """Bytes that were written as a list of integers."""
     if type(given) is not list or not all(type(one) is int for one in given):
-        _refuse(Reason.TYPE, f"{name} is {_kind(given)}, neither bytes nor a list of numbers")
+        _refuse(Reason.TYPE, f"{name} is {kind_of(given)}, neither bytes nor a list of numbers")
     try:
         return bytes(given)
     except ValueError:
@@ -376,10 +376,6 @@ def _field(item: dict[str, Any], name: str) -> Any:
         return item[name]
     except KeyError:
         _refuse(Reason.MISSING, name)
-
-
-def _kind(item: object) -> str:
-    return {type(None): "null", dict: "a map", list: "a list", str: "text"}.get(type(item), type(item).__name__)
 
 
 def _refuse(reason: Reason, detail: str) -> NoReturn:

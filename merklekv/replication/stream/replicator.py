@@ -17,7 +17,7 @@ from merklekv.engine.engine import Engine
 from merklekv.log_throttle import LogThrottle
 from merklekv.metrics import ReplicationMetrics
 from merklekv.output import counted
-from merklekv.replication.cluster.presence import Presence, PresentNode, Status
+from merklekv.replication.cluster.presence import Presence, Status
 from merklekv.replication.stream.broker_session import BrokerSession
 from merklekv.replication.stream.context import StreamContext
 from merklekv.replication.stream.event import Reason
@@ -113,10 +113,6 @@ class Replicator:
         text = " ".join(f"{name}={value}" for name, value in words.items())
         detail = self._metrics.detail if self._loop.worker.is_alive else "the network thread has ended"
         return f"{head} {text} broker={self._broker.address}" + (f" detail={detail}" if detail else "")
-
-    def nodes(self) -> dict[str, PresentNode]:
-        """The other nodes, as their statuses show them."""
-        return self._presence.all()
 
     def metrics(self) -> ReplicationMetrics:
         """What replication reports of itself now."""

@@ -12,7 +12,7 @@ from typing import Final
 
 from merklekv.engine.engine import Engine
 from merklekv.replication.cluster.members import Identity, Members
-from merklekv.replication.fields import Malformed
+from merklekv.replication.plain_cbor import Malformed
 from merklekv.replication.sync.messages import (
     MESSAGE_ROOM_BYTES,
     ExchangeRefused,

@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from merklekv.address import format_address, parse_address
 from merklekv.engine.engine import Engine
@@ -43,7 +43,6 @@ from merklekv.replication.sync.initiator import ExchangeReport, Initiator
 from merklekv.replication.sync.messages import ExchangeRefused
 from merklekv.replication.sync.peers import ExchangePeer, ExchangePeers
 from merklekv.replication.sync.schedule import Timetable, rest_s
-from merklekv.replication.sync.transport import Connect, Transport
 from merklekv.worker_thread import WorkerThread
 
 log = logging.getLogger(__name__)
@@ -53,6 +52,19 @@ BUSY_RETRY_S: Final = 0.2
 BUSY_PATIENCE_S: Final = 60.0  # of SYNC
 RETRY_S: Final = 1.0
 _ELSEWHERE: Final = "node {} announces it and has to announce another one: set replication.advertise_address there"
+
+
+class Transport(Protocol):
+    """A connection to another node: through its port (`node.py`), or by a call in tests."""
+
+    def ask(self, message: bytes) -> bytes:
+        """The answer.  Raises MerkleKVError if none comes."""
+
+    def close(self) -> None:
+        """End the connection, and an `ask` under way in another thread."""
+
+
+Connect = Callable[[str, int], Transport]
 
 
 class Stopped(MerkleKVError):

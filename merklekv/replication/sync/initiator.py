@@ -36,7 +36,7 @@ from merklekv.engine.stall import retry_stalled
 from merklekv.errors import Stalled
 from merklekv.output import counted
 from merklekv.replication.cluster.members import Members, TooManyMembers
-from merklekv.replication.fields import Fields, Malformed
+from merklekv.replication.plain_cbor import Fields, Malformed
 from merklekv.replication.sync.deletion_rule import NONE_STALE, stale_records
 from merklekv.replication.sync.local_endpoint import LocalEndpoint, Outdated, Refused
 from merklekv.replication.sync.messages import (

@@ -41,7 +41,7 @@ from merklekv.replication.cluster.members import (
     MemberTable,
     decode_table,
 )
-from merklekv.replication.fields import Fields, Malformed, decode_map
+from merklekv.replication.plain_cbor import Fields, Malformed, decode_map
 
 MAGIC: Final = b"MKX"
 EXCHANGE_VERSION: Final = 3

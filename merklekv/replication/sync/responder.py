@@ -23,7 +23,7 @@ from merklekv.engine.format import BUCKETS, INNER_NODES, MAX_KEY_SIZE
 from merklekv.engine.record import HEAD_SIZE, VERSION_SIZE, digest_of, head_of
 from merklekv.errors import Shortage, Stalled
 from merklekv.replication.cluster.members import Members, TooManyMembers
-from merklekv.replication.fields import Fields, Malformed
+from merklekv.replication.plain_cbor import Fields, Malformed
 from merklekv.replication.sync.local_endpoint import LocalEndpoint, Outdated, Refused
 from merklekv.replication.sync.messages import (
     MESSAGE_ROOM_BYTES,
