@@ -129,7 +129,7 @@ class NodeServices(Services):
                 return f"REPLICATION {replicator.status(words)}"
             return " ".join(["REPLICATION disabled", *(f"{name}={value}" for name, value in words.items())])
         elif replicator is not None:
-            replicator.disable()
+            replicator.enable(False)
         return "OK"
 
     def sync(self, host: str, port: int, full: bool, verify: bool) -> None:
@@ -301,7 +301,7 @@ class Node:
             )
             replicator.start()
             self.replicator = replicator
-        self.replicator.enable()
+        self.replicator.enable(True)
 
     def _stop_replication(self) -> None:
         if self.replicator is not None:

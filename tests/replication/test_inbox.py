@@ -292,14 +292,14 @@ def test_origins_are_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_stalled_engine_is_waited_for(desk: Desk) -> None:
     stall(desk.engine)
-    desk.inbox.start()
+    desk.inbox.worker.start()
     desk.inbox.put(Delivery("node-b", one(), "token"))
     wait_until(lambda: desk.inbox.counters.waits)
     assert not desk.acknowledged
     let_go_on(desk.engine)
     wait_until(lambda: desk.acknowledged == ["token"])
     assert desk.engine.get(b"k") == b"v"
-    desk.inbox.stop()
+    desk.inbox.worker.stop()
 
 
 def test_a_full_disk_is_waited_for_and_nothing_is_dropped(
@@ -322,7 +322,7 @@ def test_a_full_disk_is_waited_for_and_nothing_is_dropped(
         commit()
 
     monkeypatch.setattr(desk.engine, "commit", counted)
-    desk.inbox.start()
+    desk.inbox.worker.start()
     desk.inbox.put(Delivery("node-b", one(), "token"))
     wait_until(lambda: desk.inbox.counters.waits > 3)
     assert not desk.acknowledged
@@ -330,16 +330,16 @@ def test_a_full_disk_is_waited_for_and_nothing_is_dropped(
     full.clear()
     wait_until(lambda: desk.acknowledged == ["token"])
     assert caplog.text.count("disk full") == 1
-    desk.inbox.stop()
+    desk.inbox.worker.stop()
 
 
 def test_a_stop_while_waiting_acknowledges_nothing(desk: Desk) -> None:
     stall(desk.engine)
-    desk.inbox.start()
+    desk.inbox.worker.start()
     desk.inbox.put(Delivery("node-b", one(), "token"))
     desk.inbox.put(Delivery("node-b", one(), "another"))
     wait_until(lambda: desk.inbox.counters.waits)
-    desk.inbox.stop()
+    desk.inbox.worker.stop()
     assert not desk.acknowledged
     let_go_on(desk.engine)
 
@@ -349,11 +349,11 @@ def test_a_failing_disk_ends_the_worker_and_is_told(desk: Desk, monkeypatch: pyt
         raise StorageFailed("cannot sync")
 
     monkeypatch.setattr(desk.engine, "commit", commit)
-    desk.inbox.start()
+    desk.inbox.worker.start()
     desk.inbox.put(Delivery("node-b", one(), "token"))
     wait_until(lambda: desk.failures)
     assert not desk.acknowledged
-    desk.inbox.stop()
+    desk.inbox.worker.stop()
 
 
 def test_a_mistake_of_ours_does_not_stop_the_next_message(
@@ -397,10 +397,10 @@ def test_the_queue_says_when_it_is_full(desk: Desk, monkeypatch: pytest.MonkeyPa
 def test_no_more_messages_are_acknowledged_together_than_brokers_send(desk: Desk) -> None:
     for number in range(inbox_module.BATCH_MAX * 2 + 1):
         desk.inbox.put(Delivery("node-b", one(key=str(number)), number))
-    desk.inbox.start()
+    desk.inbox.worker.start()
     wait_until(lambda: len(desk.acknowledged) == inbox_module.BATCH_MAX * 2 + 1)
     assert len(desk.committed) >= 3
-    desk.inbox.stop()
+    desk.inbox.worker.stop()
 
 
 def test_a_burst_is_told_once_and_its_size_later(caplog: pytest.LogCaptureFixture) -> None:

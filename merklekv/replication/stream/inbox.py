@@ -22,7 +22,7 @@ import select
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -72,25 +72,26 @@ class Origin:
     missed: int = 0  # events that the gaps are wide
 
 
+@dataclass(slots=True)
 class InboxCounters:
-    """Events since the start; `malformed` and the others refused by reason."""
+    """Events since the start."""
 
-    def __init__(self) -> None:
-        self.messages = 0
-        self.own = 0  # messages of this node itself
-        self.received = 0
-        self.applied = 0
-        self.superseded = 0
-        self.gaps = 0
-        self.defects = 0  # messages that ran into a defect of this program
-        self.waits = 0  # times that the engine could not take more
-        self.refused: Counter[Reason] = Counter()  # messages; events for CLOCK, CONFLICT, SIZE and STABLE
+    messages: int = 0
+    own: int = 0  # messages of this node itself
+    received: int = 0
+    applied: int = 0
+    superseded: int = 0
+    gaps: int = 0
+    defects: int = 0  # messages that ran into a defect of this program
+    waits: int = 0  # times that the engine could not take more
+    refused: Counter[Reason] = field(default_factory=Counter)  # messages; events for CLOCK, CONFLICT, SIZE and STABLE
 
 
 class Inbox:
-    """Takes in deliveries from `start` to `stop`.
+    """Takes in deliveries while its worker runs.
 
-    `acknowledge` gets the tokens of messages that are committed, or dropped for good.
+    `acknowledge` gets the tokens of messages that are committed, or dropped for good.  What is queued when the worker
+    stops is not acknowledged, so the broker delivers it again.
     """
 
     def __init__(
@@ -121,14 +122,6 @@ class Inbox:
             wake=lambda: self._queue.put(None),
             retry_s=RETRY_S,
         )
-
-    def start(self) -> None:
-        """Start the worker."""
-        self.worker.start()
-
-    def stop(self) -> None:
-        """Finish the message in hand.  What is queued is not acknowledged, so the broker delivers it again."""
-        self.worker.stop()
 
     @property
     def is_full(self) -> bool:

@@ -74,7 +74,7 @@ class Replicator:
 
     def start(self) -> None:
         """Start publishing and receiving.  Returns at once, with or without a broker."""
-        self._inbox.start()
+        self._inbox.worker.start()
         self._loop.start(self._make_session)
         self._watchdog.start()
 
@@ -82,19 +82,15 @@ class Replicator:
         """Publish the rest of the outbox, for at most `drain_s` seconds, and end.  What is left waits for a start."""
         connected = self._metrics.state == "connected"
         self._loop.stop(drain_s if connected else 0)
-        self._inbox.stop()
+        self._inbox.worker.stop()
         self._loop.close()
         self._watchdog.stop()
         if left := self._outbox.waiting_events:
             log.info("%s left in the outbox for the next start", counted(left, "event"))
 
-    def enable(self) -> None:
-        """Connect, and go on with the outbox."""
-        self._loop.enable(True)
-
-    def disable(self) -> None:
-        """Disconnect; events wait in the outbox meanwhile."""
-        self._loop.enable(False)
+    def enable(self, enabled: bool) -> None:
+        """Connect, or disconnect; events wait in the outbox meanwhile."""
+        self._loop.enable(enabled)
 
     def status(self, more: Mapping[str, int | str]) -> str:
         """The words of REPLICATE status; `more` are `key=value` words of other parts."""

@@ -177,8 +177,7 @@ class LocalEndpoint:
                 "ahead of this node's wall clock",
             )
             peer = replace(peer, truncation=ZERO_VERSION)
-        if peer.gc_horizon > clock.latest_ns():
-            self._refuse(peer.table, "the horizon", peer.gc_horizon)
+        self.believe_time(peer.table, peer.gc_horizon)
         return replace(peer, table=self.believe_table(peer.table))
 
     def believe_table(self, table: MemberTable) -> MemberTable:

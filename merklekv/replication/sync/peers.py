@@ -11,12 +11,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from merklekv.replication.cluster.presence import ONLINE, Status
-
-if TYPE_CHECKING:
-    from merklekv.replication.sync.initiator import ExchangeReport
+from merklekv.replication.sync.initiator import ExchangeReport
 
 ERROR_SIZE_MAX: Final = 200
 

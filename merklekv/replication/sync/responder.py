@@ -132,8 +132,7 @@ class Responder:
         yield from self._require_current(fields)
         size = fields.number("size", max(PRINT_SIZES))
         prints = fields.binary("prints")
-        counts = [int.from_bytes(count, "big") for count in _pieces(fields.binary("counts"), 4, "counts")]
-        buckets = [int.from_bytes(bucket, "big") for bucket in _pieces(fields.binary("buckets"), 2, "buckets")]
+        counts, buckets = _numbers(fields, "counts", 4), _numbers(fields, "buckets", 2)
         if size not in PRINT_SIZES or len(prints) != size * sum(counts) or len(counts) != len(buckets):
             raise Malformed("the fingerprints are not as many as it says")
         while not self._engine.prepare_buckets():
@@ -175,7 +174,7 @@ class Responder:
 
     def _transfer(self, fields: Fields) -> Slices[bytes]:
         gc_horizon = yield from self._require_current(fields)
-        origin = _origin(fields)
+        origin = fields.node_id("from").encode()
         new_gc_horizon = fields.number("new_gc_horizon", self._engine.clock.latest_ns())
         given, stale, wants = fields.pairs("records"), fields.pairs("stale"), fields.strings("wants")
         endpoint = self._endpoint
@@ -266,11 +265,8 @@ class Responder:
                 yield lambda: not engine.makes_wait
 
 
-def _pieces(data: bytes, size: int, name: str) -> list[bytes]:
+def _numbers(fields: Fields, name: str, size: int) -> list[int]:
+    data = fields.binary(name)
     if len(data) % size or len(data) > size * BUCKETS:
         raise Malformed(f"{name} has {len(data)} bytes")
-    return [data[at : at + size] for at in range(0, len(data), size)]
-
-
-def _origin(fields: Fields) -> bytes:
-    return fields.node_id("from").encode()
+    return [int.from_bytes(data[at : at + size], "big") for at in range(0, len(data), size)]
