@@ -4,14 +4,9 @@
         derived data that is wrong -> derived anew, here
         a record that is lost      -> fetched from the peers; the newest that fits takes its place, by way of the log
 
-A pass takes at most the set share of the time, whatever the size of the data, so clients do not notice it.  The data
-directory records when the last pass ended: a restart does not begin a pass early, and a node that starts each morning
-is scrubbed all the same.
-
-Damage is logged as an error, LINES_MAX lines a pass, and counted.  A record that no peer has is reported again in each
-pass, until it comes back or is overwritten.
-
-`stop` waits for the slice in hand, and STOP_S for a peer.
+A pass takes at most the set share of the time, whatever the size of the data.  The data directory records when the last
+pass ended, so the interval goes on over restarts.  Each pass reports anew, in at most LINES_MAX lines, a record that no
+peer has.  `stop` waits for the slice in hand, and STOP_S for a peer.
 """
 
 from __future__ import annotations
@@ -152,7 +147,6 @@ class Scrubber:
         return self._interval_s - since_s if 0 <= since_s < self._interval_s else 0.0
 
     def _handle(self, damage: Damage) -> None:
-        """Log it, and repair it if that is possible."""
         self._found += 1
         self.damaged += 1
         self._report(damage.problem)

@@ -11,10 +11,10 @@ from fixtures.exchanges import Node
 
 from merklekv.replication.cluster.members import Identity
 from merklekv.replication.sync import admission as module
-from merklekv.replication.sync.admission import BUSY, ITSELF, Admission
 from merklekv.replication.sync.initiator import Initiator
 from merklekv.replication.sync.local_endpoint import LocalEndpoint
 from merklekv.replication.sync.messages import ExchangeRefused, decode, encode
+from merklekv.replication.sync.responder import BUSY, ITSELF, Admission
 
 Open = Callable[[str], Node]
 

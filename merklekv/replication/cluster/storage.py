@@ -88,7 +88,6 @@ def _restored(engine: Engine, stored: bytes, node: str) -> Members:
 
 
 def _check_clock(engine: Engine, members: Members) -> None:
-    """Log what in the directory is ahead of the wall clock, and drop a proposed timestamp that is too far ahead."""
     clock, node = engine.clock, members.identity.node
     if not clock.resume(members.proposed):
         log.warning(

@@ -2,18 +2,15 @@
 
     connect -> subscribe, publish the status -> publish and receive -> disconnect, or lose the connection
 
-Publishing: up to WINDOW batches are in flight.  A single write leaves at once.  After a batch the next one waits a
-little, up to LINGER_MAX_S, unless it is full before: so latency is low when there is little to do, and so is the cost
-per event when there is much.  A refused publish (MQTT 5 reports it) is counted, shown, and tried again later; it blocks
-only publishing.
+Up to WINDOW batches are in flight.  A single write leaves at once.  After a batch the next one waits until it is full,
+for at most LINGER_MAX_S: latency is low under little load, and the cost per event under much.  A refused publish (MQTT
+5 reports it) is tried again later.
 
-Every `heartbeat_s` an empty batch with the next sequence number goes out.  Some event has to come back, because a
-broker may grant a subscription and deliver nothing: then the subscription is silent.  A heartbeat also tells other
-nodes which events they should have.
+Every `heartbeat_s` an empty batch with the next sequence number tells other nodes which events they should have.  It
+has to come back: a broker may grant a subscription and deliver nothing.
 
 A broker that has lost our session has lost those of the others, too, and drops what is published before they are back.
-So after such a connect, publishing waits until every node that was online has announced itself, for at most
-REGROUP_MAX_S.
+So publishing then waits until every node that was online has announced itself, for at most REGROUP_MAX_S.
 
 A connection on which publishes stay unanswered is dropped: it may be open at our end only.
 """

@@ -3,15 +3,14 @@
     network thread --put--> bounded queue --> worker: decode, check, merge, commit, acknowledge
 
 After a crash before the acknowledgement the broker delivers again; merging twice is harmless.  An invalid message is
-counted by reason, logged (throttled) with its topic, acknowledged and dropped; the next one goes on.  When the engine
-cannot take more (stalled, disk full), the worker waits and tries again: no valid message is dropped.
+counted by reason, logged, acknowledged and dropped.  When the engine cannot take more (stalled, disk full), the worker
+waits and tries again: no valid message is dropped.
 
-Each origin numbers its events.  A number that is missing, or that goes back, is reported as a gap, for an exchange to
-repair.  So is an event from below the GC horizon: an exchange knows whether it is stale.
+Each origin numbers its events.  A number that is missing, or goes back, is a gap, for an exchange to repair.  So is an
+event from below the GC horizon: an exchange knows whether it is stale.
 
-Threads: `put` belongs to the network thread, everything else to the worker.  The worker merges in slices, between which
-clients get their turn at the interpreter.  Cost: 7 us an event of 100 bytes, and one commit for up to BATCH_MAX
-messages.
+`put` belongs to the network thread, all else to the worker, which merges in slices: clients get their turn in between.
+Cost: 7 us an event of 100 bytes, and one commit for up to BATCH_MAX messages.
 """
 
 from __future__ import annotations
@@ -281,7 +280,6 @@ class Inbox:
     # -- sequences -----------------------------------------------------------------------------------------------------
 
     def _track(self, message: Message) -> None:
-        """Notice events that never came."""
         origin = self._origin(message.source)
         origin.last_contact = time.time()
         origin.received += message.event_count

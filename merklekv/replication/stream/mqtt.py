@@ -1,20 +1,18 @@
 """One connection to an MQTT broker: a shell on paho-mqtt that decides nothing.
 
-An `MqttConnection` lives from one connect to the loss of that connection and belongs to one thread. paho runs inside it
-without a thread of its own: `wait` sleeps until there is something to read or write, or a wake-up, and lets paho do its
-part. paho's callbacks only append to a queue (an exception in one would end the loop, a lock taken in one can
-deadlock); `incoming` returns that queue.  Nothing of paho's memory outlives the connection, so it never publishes
-anything twice, and message ids mean something only within their connection.
+An `MqttConnection` lives from one connect to its loss and belongs to one thread.  paho has no thread of its own: `wait`
+lets it read and write.  Its callbacks only append to a queue, since an exception in one would end the loop and a lock
+can deadlock.  paho's state ends with the connection, so it publishes nothing twice.
 
-The broker keeps a session (clean start off, with an expiry, which MQTT 5 needs said) and queues there what others
-publish while this node is away.  A session belongs to a client id, so the client id names cluster and node.
+The broker keeps a session, and queues there what others publish while this node is away.  A session belongs to a client
+id, so the client id names cluster and node.
 
-Packets larger than PACKET_BYTES_MAX: MQTT 5 asks the broker to drop them.  If one comes nevertheless (MQTT 3.1.1 cannot
-ask), its first PACKET_BYTES_MAX bytes are kept and the others skipped while they arrive.  So it costs bounded memory,
-reaches the inbox as a message that is too large, and is acknowledged; otherwise it would come again for ever.
+MQTT 5 asks the broker to drop packets larger than PACKET_BYTES_MAX.  If one comes nevertheless (MQTT 3.1.1 cannot ask),
+only so many bytes of it are kept.  It reaches the inbox as a message that is too large, and is acknowledged; otherwise
+it would come again for ever.
 
-A look-up of the broker's name cannot be interrupted, so connecting has a thread of its own (`_Client`).  When the
-caller stops waiting, that thread goes on alone, and closes the connection that it may still open.
+A look-up of the broker's name cannot be interrupted, so connecting has a thread of its own (`_Client`), which goes on
+alone when the caller stops waiting, and closes what it may still open.
 """
 
 from __future__ import annotations

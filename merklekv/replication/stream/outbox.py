@@ -1,16 +1,14 @@
 """The outbox: what this node has written and the broker has not acknowledged yet.
 
-It is a cursor over the commit log, not a second copy.  Local events behind the cursor are published in order.  A batch
-is whatever waits, up to BATCH_BYTES and to what the broker takes in one packet, so a single write leaves at once and a
-flood leaves in bulk.  Acknowledgements may come in any order; the cursor moves only over what is acknowledged without a
-gap, and is saved now and then.  A crash repeats events, and skips none.
+It is a cursor over the commit log, not a second copy.  A batch is whatever waits, up to BATCH_BYTES and to what the
+broker takes in one packet.  Acknowledgements may come in any order; the cursor moves over what is acknowledged without
+a gap, and is saved now and then: a crash repeats events, and skips none.
 
-An event is dropped in two cases, both counted, logged and left to anti-entropy: it is larger than the broker or any
-node takes, or the log grew past its limit before the broker took it (overflow).  Its sequence number is never used for
-another event, so the others notice.
+An event is dropped, and left to anti-entropy, if it is larger than the broker or any node takes, or if the log grew past
+its limit first (overflow).  Its sequence number is not used again, so the other nodes notice.
 
-A state machine without threads, sockets and clocks: the caller publishes what `next_batch` returns, and reports back.
-Cost: 0.7 us an event of 100 bytes, most of it the encoding.
+No threads, sockets or clocks: the caller publishes what `next_batch` returns, and reports back.  Cost: 0.7 us an event
+of 100 bytes, most of it the encoding.
 """
 
 from __future__ import annotations

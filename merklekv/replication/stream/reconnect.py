@@ -4,11 +4,10 @@ It never stops trying.  The wait doubles with each attempt that fails, up to RET
 connection; its jitter keeps many nodes from coming back at once.  Whatever goes wrong in a session (a defect of this
 program, too) costs the connection and is logged; the thread goes on.
 
-A broker gives a session to the latest client with its client id, and ends the connection of the one before.  Two
-processes with one client id would take the session from each other for ever.  So the wait also doubles, up to
-DUPLICATE_RETRY_MAX_S, with each loss that shows such a duplicate, and after SHORT_MAX connections in a row that lasted
-less than STEADY_S and published nothing: MQTT 3.1.1 gives no other sign.  Each process then has the session for a while
-and publishes what it has; if one ends, the other is back within that time.
+A broker gives a session to the latest client with its client id.  Two processes with one client id would take it from
+each other for ever.  So the wait also doubles, up to DUPLICATE_RETRY_MAX_S, with each loss that shows such a duplicate,
+and after SHORT_MAX connections in a row that lasted less than STEADY_S and published nothing: MQTT 3.1.1 gives no other
+sign.  Each process then has the session for a while, and publishes what it has.
 """
 
 from __future__ import annotations

@@ -194,7 +194,6 @@ class Replicator:
         return {reason: count for reason, count in counts.items() if count}
 
     def _watch(self) -> None:
-        """Log if the reconnect loop hangs."""
         if not self._watchdog.wait(WATCH_S):
             silent_s = time.monotonic() - self._metrics.alive_at
             if silent_s > UNRESPONSIVE_S or not self._loop.worker.is_alive:

@@ -4,17 +4,13 @@
     SYNC                                              -> the caller's thread: exchange
     messages of another node                          -> `answer`, in the server's worker, in slices
 
-There is one exchange at a time with a peer.  A second one that is begun here waits.  When both nodes begin at once, the
-one with the larger id is told `busy`, and tries again a moment later.  Between two steps of a regular exchange the
-thread rests in proportion to what the step took, so repair takes at most the set share of the time of both nodes.  SYNC
-does not rest, because its caller waits.
+There is one exchange at a time with a peer.  When both nodes begin at once, the one with the larger id is told `busy`,
+and tries again a moment later.  Between two steps the thread rests, so repair takes at most the set share of the time
+of both nodes; SYNC does not rest, because its caller waits.  After an exchange the thread collects the tombstones below
+the GC horizon, with the same rests.
 
-An exchange may raise the GC horizon.  Afterwards the thread collects the tombstones below it, in slices, with the same
-rests.
-
-Any thread may call `on_status` and `wake`; they do not wait for data or network.  The engine's lock guards the members.
-`stop` cuts the exchanges under way, which does no harm.  One that hangs in a name look-up or a connect does not touch
-the engine any more.
+Any thread may call `on_status` and `wake`, which do not wait for data or network.  `stop` cuts the exchanges under way;
+one that hangs in a name look-up or a connect does not touch the engine any more.
 """
 
 from __future__ import annotations
@@ -38,10 +34,10 @@ from merklekv.output import counted
 from merklekv.replication.cluster.members import Identity, Members
 from merklekv.replication.cluster.membership import Membership
 from merklekv.replication.cluster.presence import ONLINE, Status
-from merklekv.replication.sync.admission import BUSY, ITSELF, Admission, Slices
 from merklekv.replication.sync.initiator import ExchangeReport, Initiator
 from merklekv.replication.sync.messages import ExchangeRefused
 from merklekv.replication.sync.peers import ExchangePeer, ExchangePeers
+from merklekv.replication.sync.responder import BUSY, ITSELF, Admission, Slices
 from merklekv.replication.sync.schedule import Timetable, rest_s
 from merklekv.worker_thread import WorkerThread
 
@@ -143,7 +139,7 @@ class AntiEntropy:
             self._statuses.append(status)
             self._changed.notify_all()
 
-    def answer(self, message: bytes) -> Slices:
+    def answer(self, message: bytes) -> Slices[bytes]:
         """The answer to a message of an exchange that another node has begun, in slices."""
         return self._admission.answer(message)
 
@@ -267,7 +263,6 @@ class AntiEntropy:
                         self._timetable.wake(address, now)
 
     def _has_begun(self, node: str) -> bool:
-        """Predicate: has this node begun an exchange with that one, which goes on?"""
         with self._changed:
             return any(one.node == node for one in self._running.values())
 

@@ -8,12 +8,11 @@ The nodes compare their data as trees, so the cost follows the difference and no
     transfer   those records, both ways
     done       both note what they have applied
 
-If one node holds next to nothing, whole pages of records in key order take the place of comparing (`scan`).  Both merge
-records as they come, in bounded batches.  The larger version stands, whatever is written meanwhile.
+If one node holds next to nothing, whole pages of records in key order take the place of comparing (`scan`).  The larger
+version stands, whatever is written meanwhile.
 
-`Initiator.steps` yields requests and is sent the answers; the caller transports them, and rests in between.  It may end
-at any step: what was merged stays, nothing else has changed, and the next exchange finds what is still missing.  Only a
-complete exchange moves applied-through, and with it the GC horizon.
+The caller transports requests and answers, and rests in between.  It may end at any step: what was merged stays, and
+the next exchange finds what is still missing.  Only a complete one moves applied-through, and with it the GC horizon.
 
 Memory: two batches.  Cost: one differing record among a million takes four rounds and 8 KiB; a million records into an
 empty node, 8 us each.
@@ -200,7 +199,6 @@ class Initiator:
             yield from self._scan()
 
     def _held(self) -> Sequence[int]:
-        """The buckets that are not empty here."""
         if not self._engine.root_ready:
             return range(BUCKETS)
         held: list[int] = []
@@ -346,7 +344,6 @@ class Initiator:
     # -- page by page --------------------------------------------------------------------------------------------------
 
     def _scan(self) -> Steps[None]:
-        """Merge all that the responder holds."""
         after: bytes | None = b""
         while after is not None:
             answer = yield from self._ask("scan", **self._context(), after=after)
@@ -357,7 +354,6 @@ class Initiator:
             after = following
 
     def _push(self) -> Steps[None]:
-        """Give all that this node holds."""
         after: bytes | None = b""
         while after is not None:
             pairs, after = self._engine.records_page(b"", after, BATCH_RECORDS, BATCH_BYTES)

@@ -1,9 +1,8 @@
 """The local endpoint of an exchange: what this node says of itself, believes of the peer, merges and notes.
 
-Initiator and responder both use it.  A node that the peer's larger GC horizon covers, and that has applied every write
-below, is *current* and adopts the horizon at once.  Any other node adopts it when the exchange is complete.  A node
-keeps its own horizon if the peer's does not cover all members that it has exchanged with: two groups have found their
-horizons without each other, and its tombstones wait for a horizon that covers all members of both.
+A node that the peer's larger GC horizon covers, and that has applied every write below, is *current* and adopts the
+horizon at once.  Any other node adopts it when the exchange is complete.  A node keeps its own horizon if the peer's
+does not cover all members that it has exchanged with: two groups have found their horizons without each other.
 
 A tombstone from below the horizon cannot be kept: it would be collected here and not there.  If it deletes something,
 the key is deleted anew.

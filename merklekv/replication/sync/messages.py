@@ -2,8 +2,8 @@
 
     MKX | version (1 byte) | CBOR map | XXH3-64 of all before (8 bytes)
 
-The reader gets a message whole or not at all, and the first four bytes tell every release what it is.  The answer to a
-request is of the same kind, or `outdated` or `refused`:
+The first four bytes tell every release what it is.  The answer to a request is of the same kind, or `outdated` or
+`refused`:
 
     hello     who I am, what I hold, my members     the same of the responder; whether the data are equal
     inner     the 256 inner digests                 the inner nodes that differ, with their leaves
@@ -16,8 +16,7 @@ request is of the same kind, or `outdated` or `refused`:
 A table of members is deflated.  The one in an answer refers to the one in its request, which says nearly the same.
 
 All but `hello` name the process that they are meant for and its GC horizon.  A node that was restarted since, or has
-another horizon now, answers `outdated`, so two exchanges do not mix.  Beyond that each request is understood by itself:
-it may be lost, or come twice, at any point.
+another horizon now, answers `outdated`.  Each request is understood by itself: it may be lost, or come twice.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""The responder: the node of an exchange that is asked.
+"""The responder: the node of an exchange that is asked, and the admission of exchanges that others begin.
 
-`Responder.answer` makes one answer to one request, in slices of a few milliseconds.  It keeps nothing between two
-requests, so a request may be lost, cut, repeated, or the last one, and any number of exchanges may go on at once.
-
-An answer says nothing that is not durable: what it says was merged is committed, and what the initiator may rely on
-(closed timestamps, what was applied) is flushed.
+It answers in slices of a few milliseconds, and keeps nothing between two requests: one may be lost, cut or repeated,
+and any number of exchanges may go on at once.  What an answer says was merged is committed, and what the initiator may
+rely on (closed timestamps, what was applied) is flushed.
 
 Memory: one answer, about REPLY_BYTES and the largest record.  Cost: 1 us to read a record, 8 us to merge one, 2 us to
 compare one.
@@ -12,6 +10,7 @@ compare one.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from functools import partial
 from typing import Final, TypeVar
@@ -22,7 +21,7 @@ from merklekv.engine.engine import Engine
 from merklekv.engine.format import BUCKETS, INNER_NODES, MAX_KEY_SIZE
 from merklekv.engine.record import HEAD_SIZE, VERSION_SIZE, digest_of, head_of
 from merklekv.errors import Shortage, Stalled
-from merklekv.replication.cluster.members import Members, TooManyMembers
+from merklekv.replication.cluster.members import Identity, Members, TooManyMembers
 from merklekv.replication.plain_cbor import Fields, Malformed
 from merklekv.replication.sync.local_endpoint import LocalEndpoint, Outdated, Refused
 from merklekv.replication.sync.messages import (
@@ -43,6 +42,9 @@ PRINT_SIZES: Final = (8, 16)  # of a record's digest: enough to tell records apa
 REPLY_BYTES: Final = 512 << 10  # an answer ends when it has so many bytes of records
 REPLY_RECORDS: Final = 4000
 INLINE_BYTES: Final = 1024  # a record up to this size goes out at once, a larger one when it is wanted
+SERVING_S: Final = 1.0  # an exchange goes on if it had a step so recently
+BUSY: Final = "busy"
+ITSELF: Final = "itself"
 SLICE_INNER: Final = 32
 SLICE_BUCKETS: Final = 64
 SLICE_MERGES: Final = 250
@@ -263,6 +265,64 @@ class Responder:
                 return call()
             except Stalled:
                 yield lambda: not engine.makes_wait
+
+
+class Admission:
+    """Answers the exchanges of other nodes, and knows which go on.
+
+    It refuses what only this node as a whole can tell: the node itself, which has reached its own address, and a node
+    with which this one has just begun an exchange.  Then the node with the larger id gives way.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        members: Members,
+        cluster: str,
+        has_begun: Callable[[str], bool],
+        on_served: Callable[[Identity], None],
+    ) -> None:
+        """`has_begun`: has this node begun one with that node?  `on_served`: one that that node began is complete."""
+        self._engine = engine
+        self._members = members
+        self._responder = Responder(engine, members, cluster)
+        self._has_begun = has_begun
+        self._on_served = on_served
+        self._serving: dict[str, float] = {}  # nodes, with the time of the last step of any (monotonic)
+
+    def is_serving(self, node: str) -> bool:
+        """Predicate: does an exchange that this node has begun go on?"""
+        return time.monotonic() - self._serving.get(node, float("-inf")) < SERVING_S
+
+    def answer(self, message: bytes) -> Slices[bytes]:
+        """The answer to a message of another node, in slices."""
+        try:
+            request = decode_request(message, self._engine.max_value_size + MESSAGE_ROOM_BYTES)
+            if request.hello is not None:
+                self._require_admissible(request.hello)
+        except (Malformed, ExchangeRefused) as problem:
+            return encode_refusal(problem)
+        identity = request.hello.table.identity if request.hello else None
+        before = self._members.applied_through(identity) if identity else 0
+        answer = yield from self._responder.serve(request)
+        self._note_step(identity.node if identity else None)
+        if identity is not None and self._members.applied_through(identity) > before:
+            self._on_served(identity)
+        return answer
+
+    def _require_admissible(self, hello: Hello) -> None:
+        own = self._members.identity
+        closed = (self._members.closed, self._members.proposed)
+        if hello.table.identity == own and hello.table.report.closed in closed:
+            raise ExchangeRefused(ITSELF, f"node {own.node} has reached itself at this address")
+        if self._has_begun(hello.node) and own.node < hello.node and not self.is_serving(hello.node):
+            raise ExchangeRefused(BUSY, f"node {own.node} has just begun an exchange by itself")
+
+    def _note_step(self, node: str | None) -> None:
+        """A node has made a step.  Only the first and the last message name it; any other keeps all of them alive."""
+        now = time.monotonic()
+        alive = [other for other, at in self._serving.items() if now - at < SERVING_S]
+        self._serving = dict.fromkeys([*alive, node] if node else alive, now)
 
 
 def _numbers(fields: Fields, name: str, size: int) -> list[int]:
