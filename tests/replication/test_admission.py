@@ -10,7 +10,7 @@ import pytest
 from fixtures.exchanges import Node
 
 from merklekv.replication.cluster.members import Identity
-from merklekv.replication.sync import admission as module
+from merklekv.replication.sync import responder as module
 from merklekv.replication.sync.initiator import Initiator
 from merklekv.replication.sync.local_endpoint import LocalEndpoint
 from merklekv.replication.sync.messages import ExchangeRefused, decode, encode

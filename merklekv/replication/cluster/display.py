@@ -17,10 +17,13 @@ A row maps names to values, for `MEMBERS` and `merklekv-tool members`:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from merklekv.replication.cluster.members import Identity, Member, Members, MembersUnreadable, node_of
 
 DisplayRow = Mapping[str, int | str]
+
+_UNSET: Final[DisplayRow] = {"address": "", "contact_ms": -1, "applied_through_ns": 0, "stable_ns": 0, "holds_back": ""}
 
 
 def display_rows(members: Members, gc_horizon_ns: int, now: float) -> list[DisplayRow]:
@@ -77,12 +80,4 @@ def _holds_back(members: Members, member: Member) -> str:
 
 
 def _row(identity: Identity, state: str, **values: int | str) -> dict[str, int | str]:
-    head: dict[str, int | str] = {"node": identity.node, "store_id": identity.store_id.hex(), "state": state}
-    unset: dict[str, int | str] = {
-        "address": "",
-        "contact_ms": -1,
-        "applied_through_ns": 0,
-        "stable_ns": 0,
-        "holds_back": "",
-    }
-    return head | unset | values
+    return {"node": identity.node, "store_id": identity.store_id.hex(), "state": state, **_UNSET, **values}

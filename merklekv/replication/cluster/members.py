@@ -430,8 +430,7 @@ class Members:
         who = Identity(node, store_id)
         known = [other for other in self._others if other.node == node]
         is_known = who in self._others if store_id else bool(known)
-        is_removed = who in self.removed if store_id else any(gone.node == node for gone in self.removed)
-        added = not is_known and not is_removed and node != self.identity.node
+        added = not is_known and not self.is_removed(node, store_id) and node != self.identity.node
         if added:
             self._add({who})
         for other in [who] if store_id else known or [who]:

@@ -19,15 +19,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final
 
 from merklekv.log_throttle import LogThrottle
 from merklekv.replication.cluster.presence import OFFLINE, ONLINE, Presence, Status
 from merklekv.replication.stream.event import encode_message
 from merklekv.replication.stream.inbox import Delivery, Inbox
-from merklekv.replication.stream.metrics import StreamMetrics
 from merklekv.replication.stream.mqtt import (
     BrokerSettings,
     Connected,
@@ -66,39 +66,52 @@ DUPLICATES_MIN: Final = 3  # statuses of other processes under this node's id
 DUPLICATE: Final = "duplicate"
 
 
+@dataclass(slots=True)
+class StreamMetrics:
+    """State of the connection to the broker, and counters since the start, which any thread may read."""
+
+    state: str = "connecting"  # disabled, connecting, connected, disconnected, failed
+    problems: dict[str, str] = field(default_factory=dict)  # what is wrong, by kind, for people
+    connects: int = 0
+    losses: int = 0  # of established connections
+    sessions_lost: int = 0  # connects where the broker had no session for this node: it queued nothing meanwhile
+    subscription_silent: int = 0  # times that this node's own heartbeat did not come back
+    publishes_refused: int = 0
+    refusals: Counter[str] = field(default_factory=Counter)  # refused publishes by the broker's reason
+    received_bytes: int = 0
+    foreign_messages: int = 0  # received on topics outside of this cluster, and ignored
+    duplicates: int = 0  # signs of another client with this node's client id
+    duplicate_at: float = 0.0  # the last one, monotonic clock
+    oldest_timestamp_ns: int | None = None  # of the events in the outbox
+    alive_at: float = field(default_factory=time.monotonic)  # the last sign of life of the reconnect loop
+
+    @property
+    def detail(self) -> str:
+        """What is wrong, in one line."""
+        return " ".join("; ".join(list(self.problems.values())).split())
+
+
+@dataclass(eq=False)
 class BrokerSession:
     """One session.  All methods but `acknowledge_later` belong to one thread.
 
     `describe` returns the status for a state; `on_gap(node, reason)` says that events may have been missed.
     """
 
-    def __init__(
-        self,
-        broker: BrokerSettings,
-        topics: Topics,
-        outbox: Outbox,
-        inbox: Inbox,
-        presence: Presence,
-        metrics: StreamMetrics,
-        describe: Callable[[str], Status],
-        on_gap: Callable[[str, str], None],
-        throttle: LogThrottle,
-        heartbeat_s: float,
-        wake_fd: int,
-    ) -> None:
-        self._broker = broker
-        self._node_id = broker.node_id
-        self._topics = topics
-        self._outbox = outbox
-        self._inbox = inbox
-        self._presence = presence
-        self._metrics = metrics
-        self._describe = describe
-        self._on_gap = on_gap
-        self._throttle = throttle
-        self._heartbeat_s = heartbeat_s
-        self._wake_fd = wake_fd
-        self._connection = MqttConnection(broker, topics.status, describe(OFFLINE).encode())
+    _broker: BrokerSettings
+    _topics: Topics
+    _outbox: Outbox
+    _inbox: Inbox
+    _presence: Presence
+    _metrics: StreamMetrics
+    _describe: Callable[[str], Status]
+    _on_gap: Callable[[str, str], None]
+    _throttle: LogThrottle
+    _heartbeat_s: float
+    _wake_fd: int
+
+    def __post_init__(self) -> None:
+        self._connection = MqttConnection(self._broker, self._topics.status, self._describe(OFFLINE).encode())
         self._to_acknowledge: deque[tuple[int, int]] = deque()
         self._flight: dict[int, Batch | None] = {}  # publishes by id; None: not a batch
         self._answers = self._batches_taken = 0  # accepted publishes, and batches among them
@@ -130,7 +143,8 @@ class BrokerSession:
         while not leave():
             if not self._window and time.monotonic() > deadline:
                 raise ConnectionLost(f"the broker did not answer within {CONNECT_MAX_S:.0f} s")
-            self._acknowledge()
+            while self._to_acknowledge:
+                self._connection.acknowledge(self._to_acknowledge.popleft())
             self._publish()
             self._sleep()
             self._handle_all()
@@ -158,10 +172,6 @@ class BrokerSession:
         self._to_acknowledge.append(token)
 
     # -- a tick --------------------------------------------------------------------------------------------------------
-
-    def _acknowledge(self) -> None:
-        while self._to_acknowledge:
-            self._connection.acknowledge(self._to_acknowledge.popleft())
 
     @property
     def _publishing(self) -> bool:
@@ -260,7 +270,7 @@ class BrokerSession:
             return
         self._metrics.problems.pop("silent", None)
         self._event_received = time.monotonic()
-        if node == self._node_id and self._inbox.is_idle:  # nothing to do, and nothing to acknowledge before
+        if node == self._broker.node_id and self._inbox.is_idle:  # nothing to do, and nothing to acknowledge before
             self._connection.acknowledge(received.token)
             return
         self._inbox.put(Delivery(node, received.payload, (self, received.token)))
@@ -284,7 +294,7 @@ class BrokerSession:
         presence.on_status(node, received.payload)
         if node in presence.online():
             self._regroup.discard(node)
-        if node == self._node_id:
+        if node == self._broker.node_id:
             # The broker retains the status of this node's last process until this one has replaced it, so a last will
             # on the first connection may be of that process.
             has_replaced = self._metrics.connects > 1 and presence.has_own
@@ -351,7 +361,9 @@ class BrokerSession:
             raise ConnectionLost(f"nothing was answered for {SILENCE_MAX_S:.0f} s: half-open")
         if now >= self._heartbeat_at:
             self._heartbeat_at = now + self._heartbeat_s
-            self._send(self._topics.events, encode_message(self._node_id, self._outbox.next_sequence, [], 0), None)
+            self._send(
+                self._topics.events, encode_message(self._broker.node_id, self._outbox.next_sequence, [], 0), None
+            )
         if self.stood_s is not None and min(self.stood_s, now - self._metrics.duplicate_at) >= STEADY_S:
             self._metrics.problems.pop(DUPLICATE, None)
         if now >= self._status_at:

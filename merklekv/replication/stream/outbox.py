@@ -4,7 +4,7 @@ It is a cursor over the commit log, not a second copy.  A batch is whatever wait
 broker takes in one packet.  Acknowledgements may come in any order; the cursor moves over what is acknowledged without
 a gap, and is saved now and then: a crash repeats events, and skips none.
 
-An event is dropped, and left to anti-entropy, if it is larger than the broker or any node takes, or if the log grew past
+An event is dropped, and left to anti-entropy, if it is larger than the broker or any node takes, or if the log passes
 its limit first (overflow).  Its sequence number is not used again, so the other nodes notice.
 
 No threads, sockets or clocks: the caller publishes what `next_batch` returns, and reports back.  Cost: 0.7 us an event

@@ -22,8 +22,7 @@ from typing import Final
 
 from merklekv.errors import StorageFailed
 from merklekv.log_throttle import LogThrottle
-from merklekv.replication.stream.broker_session import DUPLICATE, STEADY_S, TICK_S, BrokerSession
-from merklekv.replication.stream.metrics import StreamMetrics
+from merklekv.replication.stream.broker_session import DUPLICATE, STEADY_S, TICK_S, BrokerSession, StreamMetrics
 from merklekv.replication.stream.mqtt import ConnectionLost, TakenOver
 from merklekv.replication.stream.outbox import Outbox
 from merklekv.worker_thread import Fatal, WorkerThread

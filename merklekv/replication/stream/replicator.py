@@ -18,11 +18,10 @@ from merklekv.log_throttle import LogThrottle
 from merklekv.metrics import ReplicationMetrics
 from merklekv.output import counted
 from merklekv.replication.cluster.presence import Presence, Status
-from merklekv.replication.stream.broker_session import BrokerSession
+from merklekv.replication.stream.broker_session import BrokerSession, StreamMetrics
 from merklekv.replication.stream.context import StreamContext
 from merklekv.replication.stream.event import Reason
 from merklekv.replication.stream.inbox import Inbox
-from merklekv.replication.stream.metrics import StreamMetrics
 from merklekv.replication.stream.mqtt import BrokerSettings
 from merklekv.replication.stream.outbox import Outbox
 from merklekv.replication.stream.reconnect import ReconnectLoop
