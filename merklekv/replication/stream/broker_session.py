@@ -91,7 +91,7 @@ class StreamMetrics:
         return " ".join("; ".join(list(self.problems.values())).split())
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class BrokerSession:
     """One session.  All methods but `acknowledge_later` belong to one thread.
 

@@ -66,9 +66,6 @@ Connect = Callable[[str, int], Transport]
 class Stopped(MerkleKVError):
     """The node stops, so the exchange was cut."""
 
-    def __init__(self) -> None:
-        super().__init__("this node is stopping")
-
 
 @dataclass(slots=True)
 class _OwnExchange:
@@ -135,9 +132,8 @@ class AntiEntropy:
 
     def on_status(self, status: Status) -> None:
         """A node is new, went online or offline, or has another address."""
-        with self._changed:
-            self._statuses.append(status)
-            self._changed.notify_all()
+        self._statuses.append(status)
+        self._notify()
 
     def answer(self, message: bytes) -> Slices[bytes]:
         """The answer to a message of an exchange that another node has begun, in slices."""
@@ -278,9 +274,8 @@ class AntiEntropy:
         self._collect_soon()
 
     def _collect_soon(self) -> None:
-        with self._changed:
-            self._may_collect = True
-            self._changed.notify_all()
+        self._may_collect = True
+        self._notify()
 
     def _notify(self) -> None:
         with self._changed:
@@ -411,7 +406,7 @@ class AntiEntropy:
 
     def _require_running(self) -> None:
         if self.worker.is_stopping:
-            raise Stopped
+            raise Stopped("this node is stopping")
 
 
 def _summary(report: ExchangeReport) -> str:

@@ -59,6 +59,7 @@ BATCH_BYTES: Final = 512 << 10  # of records in one request
 BATCH_RECORDS: Final = 4000
 BATCH_PRINTS: Final = 8192  # fingerprints in one request, but for those of its last bucket
 BATCH_BUCKETS: Final = 1024
+LEAVES_SIZE: Final = LEAVES_PER_INNER * LEAF_DIGEST_SIZE  # bytes, of one inner node
 PAGES_RATIO: Final = 8  # if one node holds so many times more records than the other, they go page by page
 
 T = TypeVar("T")
@@ -203,10 +204,7 @@ class Initiator:
             return range(BUCKETS)
         held: list[int] = []
         for node in range(INNER_NODES):
-            leaves = self._engine.leaf_digests(node)
-            for leaf in range(LEAVES_PER_INNER):
-                if any(leaves[leaf * LEAF_DIGEST_SIZE : (leaf + 1) * LEAF_DIGEST_SIZE]):
-                    held.append(node * LEAVES_PER_INNER + leaf)
+            held += _unequal_buckets(node, self._engine.leaf_digests(node), bytes(LEAVES_SIZE))
         return held
 
     def _done(self, mine: Hello) -> Steps[None]:
@@ -242,17 +240,11 @@ class Initiator:
         if not answer.number("ready", 1):
             return range(BUCKETS)
         nodes, leaves = answer.binary("nodes"), answer.binary("leaves")
-        size = LEAVES_PER_INNER * LEAF_DIGEST_SIZE
-        if len(nodes) > INNER_NODES or len(leaves) != len(nodes) * size:
+        if len(nodes) > INNER_NODES or len(leaves) != len(nodes) * LEAVES_SIZE:
             raise Malformed("it sent no leaves for its inner nodes")
-        found = []
+        found: list[int] = []
         for number, node in enumerate(nodes):
-            mine, other = engine.leaf_digests(node), leaves[number * size : (number + 1) * size]
-            found += [
-                node * LEAVES_PER_INNER + at // LEAF_DIGEST_SIZE
-                for at in range(0, size, LEAF_DIGEST_SIZE)
-                if mine[at : at + LEAF_DIGEST_SIZE] != other[at : at + LEAF_DIGEST_SIZE]
-            ]
+            found += _unequal_buckets(node, engine.leaf_digests(node), leaves[number * LEAVES_SIZE :][:LEAVES_SIZE])
         return found
 
     def _compare(self, buckets: Sequence[int], size: int) -> Steps[None]:
@@ -429,3 +421,12 @@ class Initiator:
         if answered != kind:
             raise Malformed(f"it answered '{answered}' to '{kind}'")
         return found
+
+
+def _unequal_buckets(node: int, leaves: bytes, others: bytes) -> list[int]:
+    """The buckets below an inner node whose leaves differ."""
+    return [
+        node * LEAVES_PER_INNER + at // LEAF_DIGEST_SIZE
+        for at in range(0, LEAVES_SIZE, LEAF_DIGEST_SIZE)
+        if leaves[at : at + LEAF_DIGEST_SIZE] != others[at : at + LEAF_DIGEST_SIZE]
+    ]
