@@ -113,7 +113,12 @@ class Connection(Session):
     # -- states ------------------------------------------------------------------------------------------------------
 
     def hold(self, requests: list[Request]) -> None:
-        """Keeps requests until `resume`: the first one waits, or there are replies enough to send before it."""
+        """Keeps requests until `resume`: the first one waits, or there are replies enough to send before it.
+
+        Not of a connection that ends, or that was closed in this tick.
+        """
+        if self.state is not OPEN:
+            return
         self.backlog = requests
         self.state = PAUSED
         self.needs_attention = True
@@ -201,5 +206,5 @@ def _discard(data: bytes) -> list[Request]:
 
 
 def _failed(problem: Exception) -> Generator[Pause, None, bytes]:
-    raise problem
+    raise problem.with_traceback(None)  # one error for many: it must not keep the frames of all of them
     yield None  # type: ignore[unreachable]  # it makes this a generator

@@ -53,7 +53,7 @@ class Executor:
             at += len(more)
             if at == end or not more or self.output > output_max or connection.state is not OPEN:
                 break
-        if at < end and connection.state is OPEN:
+        if at < end:
             connection.hold(requests[at:])
 
     def run_each(self, connections: list[Connection], requests: list[Request]) -> None:
@@ -82,7 +82,7 @@ class Executor:
         try:
             if connection.task is None:
                 entry.calls += 1  # before it runs, so that STATS counts itself
-                if entry.batch and at + 1 < len(requests) and requests[at + 1][0] == name:
+                if entry.batch and len(request) == entry.low and _is_followed_by_its_like(requests, at):
                     replies = _run_together(entry.batch, connections, requests, at, output_max - self.output)
                     if replies:
                         entry.calls += len(replies) - 1
@@ -135,6 +135,12 @@ class Executor:
         self._context.report(type(problem).__name__, f"request of {connection.address} failed", problem)
 
 
+def _is_followed_by_its_like(requests: list[Request], at: int) -> bool:
+    """Whether a batch takes more than the first of the requests from `at` on: it takes plain ones, without options."""
+    first, following = requests[at], requests[at + 1 : at + 2]
+    return bool(following) and following[0][0] == first[0] and len(following[0]) == len(first)
+
+
 def _run_together(
     batch: BatchHandler, connections: list[Connection], requests: list[Request], at: int, room: int
 ) -> Sequence[bytes]:
@@ -143,10 +149,8 @@ def _run_together(
         return batch(connections[at:], requests[at:], room) if at else batch(connections, requests, room)
     except StorageFailed:
         raise
-    except Exception:
-        if connections[0] is connections[-1]:
-            raise  # how many of them are done is unknown
-        return ()  # each runs by itself then, and the one that fails is told
+    except Exception:  # noqa: BLE001  each runs by itself then, in order, and the one that fails is told
+        return ()
 
 
 def _advance(connection: Connection, task: Long) -> bytes | None:

@@ -7,12 +7,16 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import pytest
 from fixtures.engines import let_go_on, stall
 from fixtures.servers import StartedServer
+from fixtures.support import wait_until
 from fixtures.wire import Wire
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.log.segment import Segment, segment_path
+from merklekv.errors import Corruption
+from merklekv.net.connection import CLOSED
 
 
 def encoded(*words: bytes) -> bytes:
@@ -141,3 +145,30 @@ def test_a_pipeline_of_deletes_of_several_keys_shares_its_commits(resp: Wire, en
     with Segment(segment_path(engine.log.directory, engine.log.lsn)) as segment:
         frames = [frame for frame in segment.frames() if segment.lsn + frame.position >= position]
     assert len(frames) < 10
+
+
+def test_damage_is_reported_for_the_request_that_meets_it(
+    resp: Wire, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get = engine.get
+
+    def damaged(key: bytes) -> bytes | None:
+        if key == b"damaged":
+            raise Corruption("damaged at byte 7")
+        return get(key)
+
+    monkeypatch.setattr(engine, "get", damaged)
+    engine.set(b"a", b"1")
+    engine.commit()
+    resp.send(encoded(b"GET", b"a") + encoded(b"GET", b"damaged") + encoded(b"GET", b"a"))
+    assert [resp.resp() for _ in range(3)] == [b"$1\r\n1\r\n", b"-ERR damaged at byte 7\r\n", b"$1\r\n1\r\n"]
+
+
+def test_a_connection_that_was_closed_in_this_tick_stays_closed(resp: Wire, server: StartedServer) -> None:
+    assert resp.call("PING") == b"+PONG\r\n"
+    (connection,) = [one for worker in server._workers for one in worker.connections.values()]
+    resp.close()
+    wait_until(lambda: connection.state is CLOSED, what="the end of the connection")
+    connection.hold([[b"PING"]])
+    assert connection.state is CLOSED
+    assert not connection.backlog
