@@ -34,18 +34,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-app.command("verify", epilog=verify.EXAMPLES)(verify.verify)
-app.command("dump", epilog=dump.EXAMPLES)(dump.dump)
-app.command("load", epilog=load.EXAMPLES)(load.load)
-app.command("backup", epilog=backup.EXAMPLES)(backup.backup)
-app.command("restore", epilog=restore.EXAMPLES)(restore.restore)
-app.command("log", epilog=log.EXAMPLES)(log.log)
-app.command("tree", epilog=tree.EXAMPLES)(tree.tree)
-app.command("stats", epilog=stats.EXAMPLES)(stats.stats)
-app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
-app.command("diff", epilog=diff.EXAMPLES)(diff.diff)
-app.command("members", epilog=members.EXAMPLES)(members.members)
-app.command("forget", epilog=forget.EXAMPLES)(forget.forget)
+for module in (verify, dump, load, backup, restore, log, tree, stats, bench, diff, members, forget):
+    verb = module.__name__.rpartition(".")[2]
+    app.command(verb, epilog=module.EXAMPLES)(getattr(module, verb))
 
 
 def main() -> None:

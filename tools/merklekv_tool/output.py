@@ -32,6 +32,14 @@ def say_json(values: dict[str, object], to_stderr: bool = False) -> None:
     _write(printable_json(json.dumps(values, ensure_ascii=not is_unicode)), file)
 
 
+def say_result(fields: dict[str, object], text: str, as_json: bool) -> None:
+    """Prints the result as one JSON object or as text."""
+    if as_json:
+        say_json(fields)
+    else:
+        say(text)
+
+
 def note(text: str) -> None:
     """Prints a line that is not part of the result."""
     _write(printable(f"merklekv-tool: {text}"), sys.stderr)

@@ -127,7 +127,7 @@ class _LogCopy:
         with segment_path(self._directory, self._segment).open("ab") as file:
             while self._position < limit:
                 size = min(READ_BYTES, limit - self._position)
-                data = self._node.log_read(self._segment, self._position, size)
+                data = self._node.read(self._segment, self._position, size)
                 if not data:
                     raise LogMoved(f"{self._node.name}: deletes its log faster than it can be copied: try again later")
                 file.write(data)

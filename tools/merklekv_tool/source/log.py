@@ -21,7 +21,6 @@ from merklekv.engine.record import timestamp_of, value_of
 from merklekv.engine.verify.reference import Entry, read_entries
 from merklekv.errors import Corruption
 from merklekv_tool.errors import FileError
-from merklekv_tool.source.node import Node
 
 
 def readable_segments(directory: Path) -> list[int]:
@@ -49,20 +48,6 @@ class DirectoryLog(DirectorySource):
             return super().read(segment, position, size)
         except OSError as error:
             raise FileError(f"{segment_path(self._log, segment)}: cannot read: {error.strerror}") from error
-
-
-class NodeLog:
-    """The log of a running node, as a `LogSource`."""
-
-    def __init__(self, node: Node) -> None:
-        self.name = node.name
-        self._node = node
-
-    def segments(self) -> list[int]:
-        return self._node.log_list()[2]
-
-    def read(self, segment: int, position: int, size: int) -> bytes | None:
-        return self._node.log_read(segment, position, size)
 
 
 class Event(NamedTuple):

@@ -27,7 +27,7 @@ ROW_TYPES: Final = dict.fromkeys(("node", "store_id", "state", "address", "holds
 
 
 class Node:
-    """See `source.Source`."""
+    """See `source.Source`. The log of the node is a `merklekv.engine.log.reader.LogSource`."""
 
     def __init__(self, host: str, port: int) -> None:
         # A dump has to take the largest value that any node may be configured to store.
@@ -42,8 +42,8 @@ class Node:
         return metrics
 
     def count(self) -> int:
-        metrics = self.statistics()
         with self._understood(b"STATS"):
+            metrics = self.statistics()
             return int(metrics["db_keys"]) + int(metrics["db_tombstones"])
 
     def truncation(self) -> bytes:
@@ -54,9 +54,8 @@ class Node:
 
     def root(self) -> bytes:
         """The Merkle root, 32 bytes."""
-        reply = self._bytes(b"HASH")
         with self._understood(b"HASH"):
-            return bytes.fromhex(reply.decode())
+            return bytes.fromhex(self._bytes(b"HASH").decode())
 
     def pages(self, prefix: bytes = b"") -> Iterator[list[Pair]]:
         after: Reply = b""
@@ -90,9 +89,8 @@ class Node:
                 yield pairs
 
     def members(self) -> list[DisplayRow]:
-        lines = self._bytes(b"MEMBERS").split(b"\n")
         with self._understood(b"MEMBERS"):
-            return [_checked_row(json.loads(line)) for line in lines if line.strip()]
+            return [_checked_row(json.loads(line)) for line in self._bytes(b"MEMBERS").split(b"\n") if line.strip()]
 
     def forget(self, node: str, store_id: str) -> None:
         """Makes the node remove a member from its cluster for good."""
@@ -100,17 +98,20 @@ class Node:
 
     def log_list(self) -> tuple[int, int, list[int]]:
         """LSNs: the end of the committed log, the checkpoint, and where each segment begins."""
-        reply = self._list(b"LOG", b"LIST")
         with self._understood(b"LOG"):
-            end, checkpoint_lsn, segments = reply
+            end, checkpoint_lsn, segments = self._list(b"LOG", b"LIST")
             if not isinstance(segments, list) or not all(
                 isinstance(lsn, int) for lsn in (end, checkpoint_lsn, *segments)
             ):
-                raise self._strange(b"LOG")
+                raise TypeError
         return end, checkpoint_lsn, segments  # type: ignore[return-value]
 
-    def log_read(self, segment: int, position: int, size: int) -> bytes | None:
-        """Committed bytes of a segment, fewer than `size` at its end; None if it was deleted."""
+    def segments(self) -> list[int]:
+        """LSNs of the log's segments, in order."""
+        return self.log_list()[2]
+
+    def read(self, segment: int, position: int, size: int) -> bytes | None:
+        """Committed bytes of a segment of the log, fewer than `size` at its end; None if it was deleted."""
         reply = self._client.call(b"LOG", b"READ", b"%d" % segment, b"%d" % position, b"%d" % size)
         if reply is not None and not isinstance(reply, bytes):
             raise self._strange(b"LOG")
@@ -118,20 +119,18 @@ class Node:
 
     def metadata(self) -> dict[bytes, bytes]:
         """The metadata entries."""
-        reply = self._list(b"METADATA")
         with self._understood(b"METADATA"):
-            return dict(_pairs(reply))
+            return dict(_pairs(self._list(b"METADATA")))
 
     def merge(self, pairs: list[Pair]) -> Merged:
         fit, refused = split_by_size(pairs, RECORD_OVERHEAD + self._largest_value)
         if not fit:
             return Merged(0, 0, refused)
         parts = [part for key, record in fit for part in (key, head_of(record), body_of(record))]
-        reply = self._list(b"MERGE", ORIGIN, *parts)
         with self._understood(b"MERGE"):
-            applied, superseded, named = reply
+            applied, superseded, named = self._list(b"MERGE", ORIGIN, *parts)
             if not isinstance(applied, int) or not isinstance(superseded, int):
-                raise self._strange(b"MERGE")
+                raise TypeError
             reasons = [(key, reason.decode()) for key, reason in _pairs(named)]
         return Merged(applied, superseded, refused + reasons)
 
@@ -143,9 +142,8 @@ class Node:
 
     @functools.cached_property
     def _largest_value(self) -> int:
-        reply = self._list(b"CONFIG", b"GET", b"proto-max-bulk-len")
         with self._understood(b"CONFIG"):
-            return int(_all_bytes(reply)[1])
+            return int(_all_bytes(self._list(b"CONFIG", b"GET", b"proto-max-bulk-len"))[1])
 
     def merge_truncation(self, truncation: bytes) -> None:
         if self._client.call(b"MERGETRUNCATION", ORIGIN, truncation) not in (0, 1):

@@ -15,7 +15,7 @@ import typer
 from merklekv.output import counted
 from merklekv_tool.arguments import AsJson, SourceName
 from merklekv_tool.errors import FileError
-from merklekv_tool.output import progress, say, say_json
+from merklekv_tool.output import progress, say_result
 
 EXAMPLES: Final = """
 Examples:
@@ -65,8 +65,9 @@ def backup(
         else:
             backups.publish(draft, target)
             size = backups.size_of(target)
-    if as_json:
-        seconds = round(time.monotonic() - began, 3)
-        say_json({"backup": destination, **description, "bytes": size, "seconds": seconds})
-    else:
-        say(f"{destination}: {backups.contents(description)}, {counted(size, 'byte')}, root {description['root']}")
+    seconds = round(time.monotonic() - began, 3)
+    say_result(
+        {"backup": destination, **description, "bytes": size, "seconds": seconds},
+        f"{destination}: {backups.contents(description)}, {counted(size, 'byte')}, root {description['root']}",
+        as_json,
+    )

@@ -13,7 +13,7 @@ import typer
 from merklekv.errors import InvalidArgument
 from merklekv.output import counted
 from merklekv_tool.arguments import AsJson, NodeName
-from merklekv_tool.output import say, say_json
+from merklekv_tool.output import say_result
 
 EXAMPLES: Final = """
 Examples:
@@ -76,20 +76,14 @@ def bench(
         "latency_ms": {f"p{percent}": _ms(latencies.percentile(percent)) for percent in PERCENTILES}
         | {"max": _ms(latencies.max_s)},
     }
-    if as_json:
-        say_json(result)
-    else:
-        _show(result)
+    text = (
+        f"{load}, {counted(clients, 'client')}, pipeline {pipeline}, "
+        f"values of {counted(value_size, 'byte')}, {counted(keys, 'key')}\n"
+        f"{result['requests_per_second']:,.0f} requests a second: {latencies.count:,} in {result['seconds']} s\n"
+        "latency " + ", ".join(f"{name} {value} ms" for name, value in result["latency_ms"].items())
+    )
+    say_result(result, text, as_json)
 
 
 def _ms(seconds: float) -> float:
     return round(1000 * seconds, 3)
-
-
-def _show(result: dict[str, Any]) -> None:
-    say(
-        f"{result['load']}, {counted(result['clients'], 'client')}, pipeline {result['pipeline']}, "
-        f"values of {counted(result['value_size'], 'byte')}, {counted(result['keys'], 'key')}"
-    )
-    say(f"{result['requests_per_second']:,.0f} requests a second: {result['requests']:,} in {result['seconds']} s")
-    say("latency " + ", ".join(f"{name} {value} ms" for name, value in result["latency_ms"].items()))

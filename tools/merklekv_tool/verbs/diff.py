@@ -17,7 +17,7 @@ from merklekv.errors import InvalidArgument
 from merklekv.output import counted
 from merklekv_tool.arguments import AsJsonLines, SourceName
 from merklekv_tool.exit_codes import EXIT_PROBLEMS
-from merklekv_tool.output import say, say_json, text_of, time_text
+from merklekv_tool.output import say, say_json, say_result, text_of, time_text
 
 if TYPE_CHECKING:
     from merklekv_tool.comparison import Difference
@@ -70,9 +70,8 @@ def diff(
                     say(f"A is {a.name}\nB is {b.name}\n\n{'':{KIND}}  {'A':{CELL}}  {'B':{CELL}}  key")
                 _show(difference, as_json)
             counts[difference.kind] += 1
-    equal = not counts and truncations[0] == truncations[1]
-    _conclude(counts, truncations, equal, as_json)
-    if not equal:
+    _conclude(counts, *truncations, as_json)
+    if counts or truncations[0] != truncations[1]:
         raise typer.Exit(EXIT_PROBLEMS)
 
 
@@ -101,19 +100,16 @@ def _cell(head: bytes | None) -> str:
     return time_text(timestamp_of(head)) + (" deleted" if is_tombstone(head) else "")
 
 
-def _conclude(counts: Counter[str], truncations: tuple[bytes, bytes], equal: bool, as_json: bool) -> None:
+def _conclude(counts: Counter[str], truncation_a: bytes, truncation_b: bytes, as_json: bool) -> None:
     from merklekv.engine.record import show_version
 
-    truncations_equal = truncations[0] == truncations[1]
-    if as_json:
-        say_json(
-            {"equal": equal, **{kind: counts[kind] for kind in DIFFERENCES}, "truncations_equal": truncations_equal}
-        )
-        return
-    if not truncations_equal:
-        a, b = map(show_version, truncations)
-        say(f"the truncation versions differ: A was truncated at {a}, B at {b}")
+    alike = truncation_a == truncation_b
+    by_kind = {kind: counts[kind] for kind in DIFFERENCES}
     total = counts.total()
-    parts = ", ".join(f"{counts[kind]} {name}" for kind, name in DIFFERENCES.items() if counts[kind])
-    differ = f"{counted(total, 'key')} differ{'s' if total == 1 else ''}"
-    say(f"{differ}: {parts}" if total else "no key differs")
+    text = ""
+    if not alike:
+        a, b = show_version(truncation_a), show_version(truncation_b)
+        text = f"the truncation versions differ: A was truncated at {a}, B at {b}\n"
+    parts = ", ".join(f"{count} {DIFFERENCES[kind]}" for kind, count in by_kind.items() if count)
+    text += f"{counted(total, 'key')} differ{'s' if total == 1 else ''}: {parts}" if total else "no key differs"
+    say_result({"equal": alike and not total, **by_kind, "truncations_equal": alike}, text, as_json)

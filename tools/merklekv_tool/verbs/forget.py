@@ -14,7 +14,7 @@ from typing import Annotated, Final
 import typer
 
 from merklekv_tool.arguments import AsJson
-from merklekv_tool.output import say, say_json
+from merklekv_tool.output import say_result
 
 EXAMPLES: Final = """
 Examples:
@@ -40,7 +40,5 @@ def forget(
 
     with open_node(at) as cluster_node:
         cluster_node.forget(node, store_id)
-    if as_json:
-        say_json({"at": cluster_node.name, "removed": node, "store_id": store_id})
-    else:
-        say(f"{node} is removed: if it returns, back up its data directory, and start it with a new one")
+    text = f"{node} is removed: if it returns, back up its data directory, and start it with a new one"
+    say_result({"at": cluster_node.name, "removed": node, "store_id": store_id}, text, as_json)

@@ -98,31 +98,27 @@ def log(
     as_json: AsJsonLines = False,
 ) -> None:
     """Read a node's commit log, filtered, and follow it."""
-    from merklekv_tool.source.log import DirectoryLog, NodeLog
+    from merklekv_tool.source.log import DirectoryLog
     from merklekv_tool.source.open import address_of, open_node, require_directory
 
+    for name in op or []:
+        if name not in SHOWN_OPERATIONS:
+            raise InvalidArgument(f"--op {name}: there is only {', '.join(SHOWN_OPERATIONS)}")
     now_ns = time.time_ns()
     selected = Filter(
         None if key is None else os.fsencode(key),
         os.fsencode(prefix),
         origin,
-        frozenset(_checked_operations(op or [])),
+        frozenset(op or []),
         nanoseconds(since, now_ns) if since else 0,
         nanoseconds(until, now_ns) if until else None,
     )
     printer = Printer(values, as_json)
     if address_of(source) is None:
         _read(DirectoryLog(require_directory(source)), selected, last, follow, printer)
-        return
-    with open_node(source) as node:
-        _read(NodeLog(node), selected, last, follow, printer)
-
-
-def _checked_operations(names: list[str]) -> list[str]:
-    for name in names:
-        if name not in SHOWN_OPERATIONS:
-            raise InvalidArgument(f"--op {name}: there is only {', '.join(SHOWN_OPERATIONS)}")
-    return names
+    else:
+        with open_node(source) as node:
+            _read(node, selected, last, follow, printer)
 
 
 def nanoseconds(text: str, now_ns: int) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from merklekv.output import printable
 from merklekv_tool.arguments import AsJson, SourceName
-from merklekv_tool.output import say, say_json
+from merklekv_tool.output import say_result
 
 if TYPE_CHECKING:
     from merklekv.replication.cluster.display import DisplayRow
@@ -36,10 +36,10 @@ HOLDS_BACK: Final = {
     "stable": "has not yet applied later writes of other members",
     "unreadable": "its row cannot be read, so a member may be missing here",
 }
-COLUMNS: Final = (
+COLUMNS: Final = [
     *("node", "store id", "state", "address", "contact"),
     *("applied through", "stable", "holds back GC because"),
-)
+]
 UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
@@ -50,22 +50,17 @@ def members(source: SourceName, as_json: AsJson = False) -> None:
     with open_source(source) as node:
         rows = node.members()
     gc_horizon_ns = int(rows[0]["gc_horizon_ns"]) if rows else 0
-    if as_json:
-        say_json({"source": node.name, "gc_horizon_ns": gc_horizon_ns, "members": rows})
-        return
     now_ns = time.time_ns()
-    if rows:
-        for line in table(rows, now_ns):
-            say(line)
-        say("")
-    say(conclusion(rows, gc_horizon_ns, now_ns))
+    lines = [*table(rows, now_ns), ""] if rows else []
+    text = "\n".join([*lines, conclusion(rows, gc_horizon_ns, now_ns)])
+    say_result({"source": node.name, "gc_horizon_ns": gc_horizon_ns, "members": rows}, text, as_json)
 
 
 def table(rows: list[DisplayRow], now_ns: int) -> list[str]:
     """The rows in columns."""
-    cells: list[tuple[str, ...]] = [COLUMNS]
+    cells = [COLUMNS]
     for row in rows:
-        shown = (
+        shown = [
             str(row["node"]),
             str(row["store_id"]) or "unknown",
             str(row["state"]),
@@ -74,8 +69,8 @@ def table(rows: list[DisplayRow], now_ns: int) -> list[str]:
             _ago(int(row["applied_through_ns"]), now_ns),
             _ago(int(row["stable_ns"]), now_ns),
             HOLDS_BACK.get(str(row["holds_back"]), str(row["holds_back"])),
-        )
-        cells.append(tuple(map(printable, shown)))
+        ]
+        cells.append(list(map(printable, shown)))
     widths = [max(len(line[column]) for line in cells) for column in range(len(COLUMNS))]
     return ["  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
 

@@ -15,7 +15,7 @@ import typer
 
 from merklekv_tool.arguments import AsJson
 from merklekv_tool.errors import FileError
-from merklekv_tool.output import progress, say, say_json
+from merklekv_tool.output import progress, say_result
 
 EXAMPLES: Final = """
 Examples:
@@ -56,11 +56,10 @@ def restore(
             if new_node_id:
                 (draft / NODE_ID_FILE).unlink(missing_ok=True)
             backups.publish(draft, target)
-    if as_json:
-        seconds = round(time.monotonic() - began, 3)
-        say_json({"directory": directory, "backup": backup, **description, "seconds": seconds})
-    else:
-        say(
-            f"{directory}: {backups.contents(description)}, "
-            f"as {description['source']} had them at {description['made']}"
-        )
+    seconds = round(time.monotonic() - began, 3)
+    held = backups.contents(description)
+    say_result(
+        {"directory": directory, "backup": backup, **description, "seconds": seconds},
+        f"{directory}: {held}, as {description['source']} had them at {description['made']}",
+        as_json,
+    )

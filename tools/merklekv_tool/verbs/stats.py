@@ -16,7 +16,7 @@ import typer
 from merklekv.errors import InvalidArgument
 from merklekv.output import printable
 from merklekv_tool.arguments import AsJson, NodeName
-from merklekv_tool.output import say, say_json
+from merklekv_tool.output import say, say_json, say_result
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -70,23 +70,18 @@ def stats(
                 pass  # the way to end a watch
             return
         metrics = _chosen(opened, names or [])
-        if as_json:
-            say_json(_typed(metrics))
-        else:
-            say(_block(metrics))
+        say_result(_typed(metrics), _block(metrics), as_json)
 
 
 def _chosen(node: Node, patterns: list[str]) -> dict[str, str]:
     """The metrics that match, in the order of STATS. Raises InvalidArgument for a pattern that matches none."""
     metrics = node.statistics()
-    for pattern in patterns:
-        if not fnmatch.filter(metrics, pattern):
+    chosen: set[str] = set()
+    for pattern in patterns or ["*"]:
+        if not (matching := fnmatch.filter(metrics, pattern)):
             raise InvalidArgument(f"{node.name}: counts nothing that is called {pattern}")
-    return {
-        name: value
-        for name, value in metrics.items()
-        if not patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-    }
+        chosen.update(matching)
+    return {name: value for name, value in metrics.items() if name in chosen}
 
 
 def _samples(node: Node, patterns: list[str], interval_s: float, count: int) -> Iterator[Sample]:

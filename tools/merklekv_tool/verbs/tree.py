@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from struct import Struct
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 import typer
 
@@ -27,9 +27,6 @@ from merklekv_tool.arguments import AsJson, SourceName
 from merklekv_tool.exit_codes import EXIT_PROBLEMS
 from merklekv_tool.files import STDIO, open_output, output_errors
 from merklekv_tool.output import progress, say_json, say_styled
-
-if TYPE_CHECKING:
-    pass
 
 EXAMPLES: Final = """
 Examples:
@@ -50,7 +47,6 @@ DIFFERENT: Final = (200, 50, 40)
 
 _LEAF: Final = Struct(">16sQ")
 
-
 Colour = tuple[int, int, int] | None  # red, green, blue up to 255
 
 
@@ -64,12 +60,12 @@ class Tree:
 
     @property
     def records(self) -> int:
-        return sum(count for _, count in self.leaves)
+        return sum(self.counts)
 
     @property
-    def inner(self) -> list[int]:
-        """Records below each inner node."""
-        return _sums([count for _, count in self.leaves])
+    def counts(self) -> list[int]:
+        """Records of each leaf."""
+        return [count for _, count in self.leaves]
 
 
 def _sums(leaves: Sequence[int]) -> list[int]:
@@ -93,14 +89,15 @@ def tree(
     if output and Path(output).suffix not in PICTURES:
         raise InvalidArgument(f"{output}: a picture's name ends in {' or '.join(PICTURES)}")
     trees = [_read(name) for name in (source, other) if name is not None]
-    different = _differing(*trees) if other is not None else []
+    different: list[int] = []  # for each leaf 1 if it differs, else 0
+    if other is not None:
+        different = [int(mine != theirs) for mine, theirs in zip(*(one.leaves for one in trees), strict=True)]
     if output:
         _draw(trees, different, output)
     if as_json:
         say_json(_fields(trees, different))
     else:
-        for line in _lines(trees, different):
-            say_styled(line)
+        say_styled("\n".join(_lines(trees, different)))
     if len({one.root for one in trees}) > 1:
         raise typer.Exit(EXIT_PROBLEMS)
 
@@ -114,14 +111,8 @@ def _read(name: str) -> Tree:
         inner = source.leaves()
         truncation = source.truncation()
     leaves = tuple(leaf for packed in inner for leaf in _LEAF.iter_unpack(packed))
-    filled = any(count for _, count in leaves)
     root = sha256(b"".join(sha256(packed).digest() for packed in inner) + truncation).digest()
-    return Tree(source.name, leaves, root if filled else EMPTY_ROOT)
-
-
-def _differing(one: Tree, other: Tree) -> list[int]:
-    """For each leaf 1 if it differs, else 0."""
-    return [int(mine != theirs) for mine, theirs in zip(one.leaves, other.leaves, strict=True)]
+    return Tree(source.name, leaves, root if any(count for _, count in leaves) else EMPTY_ROOT)
 
 
 def _differ_text(different: list[int]) -> str:
@@ -137,9 +128,9 @@ def _fields(trees: list[Tree], different: list[int]) -> dict[str, object]:
             "source": one.name,
             "root": one.root.hex(),
             "records": one.records,
-            "leaves": sum(count > 0 for _, count in one.leaves),
-            "fullest_leaf": max(count for _, count in one.leaves),
-            "inner": one.inner,
+            "leaves": sum(map(bool, one.counts)),
+            "fullest_leaf": max(one.counts),
+            "inner": _sums(one.counts),
         }
         for one in trees
     ]
@@ -158,13 +149,11 @@ def _lines(trees: list[Tree], different: list[int]) -> list[str]:
     """The result for people."""
     lines = []
     for one in trees:
-        leaves = sum(count > 0 for _, count in one.leaves)
-        fullest = max(count for _, count in one.leaves)
         held = counted(one.records, "record")
-        lines.append(f"{printable(one.name)}: {held} in {leaves:,} of {len(one.leaves):,} leaves")
-        lines.append(f"  at most {fullest:,} in a leaf; root {one.root.hex()}")
+        lines.append(f"{printable(one.name)}: {held} in {sum(map(bool, one.counts)):,} of {len(one.counts):,} leaves")
+        lines.append(f"  at most {max(one.counts):,} in a leaf; root {one.root.hex()}")
     if len(trees) == 1:
-        inner = trees[0].inner
+        inner = _sums(trees[0].counts)
         return [*lines, "", *_grid(inner, _shade(min(inner), max(inner)), abbreviated)]
     inner = _sums(different)
     nodes = sum(count > 0 for count in inner)
@@ -227,10 +216,7 @@ def _draw(trees: list[Tree], different: list[int], output: str) -> None:
     from merklekv_tool.formats.picture import DIFFERENT as MARKS
     from merklekv_tool.formats.picture import picture
 
-    panels = [
-        (f"{one.name}: {counted(one.records, 'record')}", [count for _, count in one.leaves], "records")
-        for one in trees
-    ]
+    panels = [(f"{one.name}: {counted(one.records, 'record')}", one.counts, "records") for one in trees]
     if different:
         panels.append((_differ_text(different), different, MARKS))
     drawn = picture(panels, Path(output).suffix[1:])

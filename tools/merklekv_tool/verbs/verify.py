@@ -17,7 +17,7 @@ import typer
 from merklekv.output import counted
 from merklekv_tool.arguments import AsJson, SourceName
 from merklekv_tool.exit_codes import EXIT_PROBLEMS
-from merklekv_tool.output import Update, note, progress, say, say_json
+from merklekv_tool.output import Update, note, progress, say_result
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -52,16 +52,14 @@ def verify(source: SourceName, as_json: AsJson = False) -> None:
     else:
         with open_node(source) as node:
             verdict = _verify_node(node)
-    if as_json:
-        say_json({"source": source, "ok": not verdict.problems, **verdict._asdict()})
-    else:
+    problems = verdict.problems
+    if not as_json:
         for line in verdict.notes:
             note(line)
-        for problem in verdict.problems:
-            say(problem)
-        found = counted(len(verdict.problems), "problem") if verdict.problems else "no problems"
-        say(f"{source}: {found} found")
-    if verdict.problems:
+    found = counted(len(problems), "problem") if problems else "no problems"
+    text = "\n".join([*problems, f"{source}: {found} found"])
+    say_result({"source": source, "ok": not problems, **verdict._asdict()}, text, as_json)
+    if problems:
         raise typer.Exit(EXIT_PROBLEMS)
 
 
