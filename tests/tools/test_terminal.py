@@ -18,8 +18,8 @@ import lmdb
 import pytest
 from fixtures.node import NodeFactory, NodeProcess
 from fixtures.support import free_port, wait_until
-from fixtures.terminal import COLOUR, CTRL_C, Terminal, surroundings
-from fixtures.tools import ANY, TOOL, FakeNode, address, opened
+from fixtures.terminal import COLOUR, CTRL_C, Terminal, plain, surroundings
+from fixtures.tools import ANY, TOOL, FakeNode, Result, address, opened, results, several
 from merklekv_tool.cli import app as tool_app
 from merklekv_tool.exit_codes import EXIT_INTERRUPTED, EXIT_NODE, EXIT_PIPE, EXIT_PROBLEMS
 
@@ -195,41 +195,56 @@ def test_every_verb_has_a_case() -> None:
     assert set(CASES) == set(VERBS)
 
 
+def cases(stage: Stage, scratch: Path) -> list[Case]:
+    """The case of every verb, each with a directory of its own."""
+    for verb in VERBS:
+        (scratch / verb).mkdir()
+    return [CASES[verb](stage, scratch / verb) for verb in VERBS]
+
+
+def commands_of(made: list[Case]) -> list[list[str | Path]]:
+    return [[*TOOL, *case.arguments] for case in made]
+
+
 @somewhere(*WHERE)
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_verb_on_a_terminal(verb: str, where: Surroundings, stage: Stage, tmp_path: Path) -> None:
-    case = CASES[verb](stage, tmp_path)
-    with where.terminal([*TOOL, *map(str, case.arguments)]) as terminal:
-        assert terminal.end() == case.status, terminal.text()
-    encoding = where.encoding_of(verb)
-    shows(terminal.text(encoding), case.stdout + case.stderr, encoding)
+def test_every_verb_on_a_terminal(where: Surroundings, stage: Stage, tmp_path: Path) -> None:
+    made = cases(stage, tmp_path)
+    with where.terminal(several(commands_of(made))) as terminal:
+        assert terminal.end() == EXIT_OK, terminal.text()
+    for verb, case, result in zip(VERBS, made, results(terminal.shown), strict=True):
+        encoding = where.encoding_of(verb)
+        text = plain(result.shown, encoding)
+        assert result.status == case.status, (verb, text)
+        shows(text, case.stdout + case.stderr, encoding)
     where.check(terminal)
 
 
 @somewhere("xterm", "c-locale", "ascii")
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_verb_in_a_pipe(verb: str, where: Surroundings, stage: Stage, tmp_path: Path) -> None:
+def test_every_verb_in_a_pipe(where: Surroundings, stage: Stage, tmp_path: Path) -> None:
     """Into a pipe goes the result alone, also from a terminal, where stderr shows what goes on."""
-    case = CASES[verb](stage, tmp_path)
-    command = [*TOOL, *map(str, case.arguments)]
+    made = cases(stage, tmp_path)
+    command = several(commands_of(made), marked=(1, 2))
     done = subprocess.run(
         command, capture_output=True, timeout=TIMEOUT_S, env=surroundings(where.environment), check=False
     )
-    assert done.returncode == case.status, done.stderr
-    encoding = where.encoding_of(verb)
-    shows(done.stdout.decode(encoding), case.stdout, encoding)
-    shows(done.stderr.decode(where.encoding), case.stderr, where.encoding)
+    for verb, case, stdout, stderr in zip(VERBS, made, results(done.stdout), results(done.stderr), strict=True):
+        assert stderr.status == case.status, (verb, stderr.shown)
+        encoding = where.encoding_of(verb)
+        shows(stdout.shown.decode(encoding), case.stdout, encoding)
+        shows(stderr.shown.decode(where.encoding), case.stderr, where.encoding)
     assert b"\x1b" not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_verb_of_which_stdout_alone_is_no_terminal(verb: str, stage: Stage, tmp_path: Path) -> None:
-    case = CASES[verb](stage, tmp_path)
+def test_every_verb_of_which_stdout_alone_is_no_terminal(stage: Stage, tmp_path: Path) -> None:
+    made = cases(stage, tmp_path)
     words = ["sh", "-c", 'output=$1; shift; exec "$@" > "$output"', "sh", str(tmp_path / "stdout")]
-    with Terminal([*words, *TOOL, *map(str, case.arguments)]) as terminal:
-        assert terminal.end() == case.status, terminal.text()
-    shows((tmp_path / "stdout").read_text(), case.stdout, "utf-8")
-    shows(terminal.text(), case.stderr, "utf-8")
+    with Terminal([*words, *several(commands_of(made), marked=(1, 2))]) as terminal:
+        assert terminal.end() == EXIT_OK, terminal.text()
+    written = results((tmp_path / "stdout").read_bytes())
+    for verb, case, stdout, stderr in zip(VERBS, made, written, results(terminal.shown), strict=True):
+        assert stderr.status == case.status, (verb, stderr.shown)
+        shows(stdout.shown.decode(), case.stdout, "utf-8")
+        shows(plain(stderr.shown), case.stderr, "utf-8")
 
 
 HELPS = [[*TOOL, *verb] for verb in ([], *([name] for name in VERBS))]
@@ -237,12 +252,14 @@ HELPS += [[*MAIN, *command] for command in ([], *([name] for name in COMMANDS))]
 
 
 @somewhere("xterm", "dumb", "narrow", "ascii")
-@pytest.mark.parametrize("command", HELPS, ids=lambda command: " ".join(command[2:]))
-def test_help_on_a_terminal(command: list[str], where: Surroundings) -> None:
-    with where.terminal([*command, "--help"]) as terminal:
+def test_every_help_on_a_terminal(where: Surroundings) -> None:
+    with where.terminal(several([[*command, "--help"] for command in HELPS])) as terminal:
         assert terminal.end() == EXIT_OK, terminal.text()
-    name = " ".join(command[2:]).replace("_", "-")
-    shows(" ".join(terminal.text(where.encoding).split()), [f"Usage: {name} ", "--help"], where.encoding)
+    for command, result in zip(HELPS, results(terminal.shown), strict=True):
+        assert result.status == EXIT_OK, (command, result.shown)
+        name = " ".join(command[2:]).replace("_", "-")
+        text = " ".join(plain(result.shown, where.encoding).split())
+        shows(text, [f"Usage: {name} ", "--help"], where.encoding)
     where.check(terminal)
 
 
@@ -420,26 +437,31 @@ PRINTING = [[*words, "--help"] for words in HELPS]
 PRINTING += [[*MAIN, "config"], [*MAIN, "config", "--json"], [*MAIN, "version"]]
 
 
-@pytest.mark.parametrize("command", PRINTING, ids=lambda command: " ".join(command[2:]))
-def test_what_is_printed_on_a_full_disk(command: list[str]) -> None:
+def printed_to(stdout: int) -> list[Result]:
+    """What each of PRINTING writes to stderr, and its status."""
+    done = subprocess.run(
+        several(PRINTING), stdout=stdout, stderr=subprocess.PIPE, timeout=TIMEOUT_S, env=surroundings({}), check=True
+    )
+    return results(done.stderr)
+
+
+def test_what_is_printed_on_a_full_disk() -> None:
     with Path("/dev/full").open("wb") as full:
-        done = subprocess.run(
-            command, stdout=full, stderr=subprocess.PIPE, timeout=TIMEOUT_S, env=surroundings({}), check=False
-        )
-    name = command[2].replace("_", "-")
-    assert done.stderr.decode() == f"{name}: the output: cannot write: No space left on device\n"
-    assert done.returncode == EXIT_UNWRITABLE
+        printed = printed_to(full.fileno())
+    for command, result in zip(PRINTING, printed, strict=True):
+        name = command[2].replace("_", "-")
+        said = f"{name}: the output: cannot write: No space left on device\n"
+        assert (result.shown.decode(), result.status) == (said, EXIT_UNWRITABLE), command
 
 
-@pytest.mark.parametrize("command", PRINTING, ids=lambda command: " ".join(command[2:]))
-def test_what_is_printed_for_a_reader_who_has_gone(command: list[str]) -> None:
+def test_what_is_printed_for_a_reader_who_has_gone() -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(
-        command, stdout=writing, stderr=subprocess.PIPE, timeout=TIMEOUT_S, env=surroundings({}), check=False
-    )
+    printed = printed_to(writing)
     os.close(writing)
-    assert (done.returncode, done.stderr) == (EXIT_PIPE if command[2] == "merklekv_tool" else EXIT_FAILED, b"")
+    for command, result in zip(PRINTING, printed, strict=True):
+        status = EXIT_PIPE if command[2] == "merklekv_tool" else EXIT_FAILED
+        assert result == (b"", status), command
 
 
 def test_a_node_whose_stdout_is_full_serves(node_factory: NodeFactory) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from fixtures.node import NodeFactory
 from fixtures.support import wait_until
-from fixtures.tools import TOOL, FakeNode, address, fails, filled, opened, run, succeeds
+from fixtures.tools import TOOL, FakeNode, address, fails, filled, opened, run, run_several, succeeds
 from merklekv_tool import exit_codes
 from merklekv_tool.cli import app
 from merklekv_tool.source.open import address_of
@@ -232,11 +233,11 @@ def test_what_is_no_place(verb: str, dump: Path, tmp_path: Path, monkeypatch: py
     """One line and one status, whatever is given."""
     before = sorted(tmp_path.iterdir())
     monkeypatch.chdir(tmp_path)
-    for place in NO_PLACES:
-        done = run(*with_place(verb, place, dump))
-        said = done.stderr.decode()
-        expected = {EXIT_USAGE, EXIT_FORMAT, EXIT_UNWRITABLE, exit_codes.EXIT_UNREACHABLE, exit_codes.EXIT_DUMP}
-        assert done.returncode in expected, (place, said)
+    done = run_several([with_place(verb, place, dump) for place in NO_PLACES])
+    expected = {EXIT_USAGE, EXIT_FORMAT, EXIT_UNWRITABLE, exit_codes.EXIT_UNREACHABLE, exit_codes.EXIT_DUMP}
+    for place, result in zip(NO_PLACES, done, strict=True):
+        said = result.shown.decode()
+        assert result.status in expected, (place, said)
         assert re.fullmatch(r"merklekv-tool: [^\n\x1b]+\n", said), place
     assert sorted(tmp_path.iterdir()) == before
 
@@ -267,11 +268,12 @@ STRANGERS = {
 
 @pytest.mark.parametrize("verb", [verb for verb in EVERY_VERB if verb != "restore"])
 def test_a_stranger_at_the_port(verb: str, dump: Path) -> None:
-    for name, answer in STRANGERS.items():
-        with FakeNode(greeting=answer) as stranger:
-            done = run(*with_place(verb, stranger.address, dump))
-        said = done.stderr.decode()
-        assert done.returncode in (exit_codes.EXIT_UNREACHABLE, exit_codes.EXIT_NODE), (name, said)
+    with contextlib.ExitStack() as stack:
+        strangers = [stack.enter_context(FakeNode(greeting=answer)) for answer in STRANGERS.values()]
+        done = run_several([with_place(verb, stranger.address, dump) for stranger in strangers])
+    for name, result in zip(STRANGERS, done, strict=True):
+        said = result.shown.decode()
+        assert result.status in (exit_codes.EXIT_UNREACHABLE, exit_codes.EXIT_NODE), (name, said)
         assert re.fullmatch(r"merklekv-tool: [^\n\x1b]+\n", said), name
 
 

@@ -24,8 +24,9 @@ import shutil
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, NamedTuple
 
 from xxhash import xxh3_128
 
@@ -210,17 +211,11 @@ def _sync(path: Path) -> None:
 
 def pack(directory: Path, draft: Path, target: Path, update: Update) -> None:
     """Writes a backup as a compressed file, reads it back, and gives it its name. Raises Exists, BackupError."""
-    total = 2 * size_of(directory)
-    done = 0
-
-    def count(size: int) -> None:
-        nonlocal done
-        done += size
-        update(done, total)
+    counter = _Counter(update, 2 * size_of(directory))
 
     def compare(name: str, member: IO[bytes]) -> None:
         with (directory / name).open("rb") as file:
-            if _digest(_Counted(member, count)) != _digest(file):
+            if _digest(_Counted(member, counter)) != _digest(file):
                 raise BackupError(f"{target}: {name} reads back other than it was written: look at the disk")
 
     with draft.open("xb") as raw:
@@ -231,7 +226,7 @@ def pack(directory: Path, draft: Path, target: Path, update: Update) -> None:
             for name in files(directory):
                 entry = archive.gettarinfo(str(directory / name), name)
                 with (directory / name).open("rb") as file:
-                    archive.addfile(entry, _Counted(file, count))
+                    archive.addfile(entry, _Counted(file, counter))
         raw.flush()
         os.fsync(raw.fileno())
     each_member(draft, str(target), compare)
@@ -245,16 +240,25 @@ def pack(directory: Path, draft: Path, target: Path, update: Update) -> None:
     _sync(target.absolute().parent)
 
 
-class _Counted:
-    """A file that reports the size of each read."""
+@dataclass
+class _Counter:
+    """Reports the bytes of several files."""
 
-    def __init__(self, file: IO[bytes], count: Callable[[int], None]) -> None:
-        self._file = file
-        self._count = count
+    update: Update
+    total: int
+    done: int = 0
+
+
+class _Counted(NamedTuple):
+    """A file whose reads a counter reports."""
+
+    file: IO[bytes]
+    counter: _Counter
 
     def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
-        self._count(len(data))
+        data = self.file.read(size)
+        self.counter.done += len(data)
+        self.counter.update(self.counter.done, self.counter.total)
         return data
 
 
@@ -288,12 +292,7 @@ def unpack(source: Path, draft: Path, update: Update) -> dict[str, Any]:
     (draft / "base").mkdir()
     (draft / "log").mkdir()
     description = b""
-    copied = 0
-
-    def count(size: int) -> None:
-        nonlocal copied
-        copied += size
-        update(copied, 0 if source.is_file() else size_of(source))
+    counter = _Counter(update, 0)
 
     def take(name: str, file: IO[bytes]) -> None:
         nonlocal description
@@ -301,11 +300,12 @@ def unpack(source: Path, draft: Path, update: Update) -> dict[str, Any]:
             description = file.read(DESCRIPTION_SIZE_MAX)
         else:
             with (draft / name).open("xb") as out:
-                shutil.copyfileobj(_Counted(file, count), out, COPY_BYTES)
+                shutil.copyfileobj(_Counted(file, counter), out, COPY_BYTES)
 
     if source.is_file():
         each_member(source, str(source), take)
     elif (source / DESCRIPTION).exists():
+        counter.total = size_of(source)
         for name in files(source):
             with (source / name).open("rb") as file:
                 take(name, file)

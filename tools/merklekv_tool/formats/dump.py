@@ -106,18 +106,9 @@ def build_record(key: bytes, version: bytes, tombstone: bool, digest: bytes, val
     return record
 
 
-class Checksum:
-    """The checksum of a dump, the same in both formats."""
-
-    def __init__(self, head: Head) -> None:
-        self._hash = xxh3_128(len(head.prefix).to_bytes(8, "big") + head.prefix)
-
-    def add(self, record: bytes) -> None:
-        self._hash.update(digest_of(record))
-
-    def end(self, truncation: bytes | None) -> bytes:
-        self._hash.update(truncation or b"")
-        return self._hash.digest()
+def checksum_of(head: Head) -> xxh3_128:
+    """The checksum of a dump, to be updated with each record's digest and the truncation version."""
+    return xxh3_128(len(head.prefix).to_bytes(8, "big") + head.prefix)
 
 
 class Writer:
@@ -130,20 +121,21 @@ class Writer:
         self._file = file
         self._form = form
         head = Head(prefix)
-        self._checksum = Checksum(head)
+        self._checksum = checksum_of(head)
         self._write(form.head(head))
 
     def page(self, pairs: list[Pair]) -> None:
         encode = self._form.record
         encoded = [encode(key, record) for key, record in pairs]
         for _, record in pairs:
-            self._checksum.add(record)
+            self._checksum.update(digest_of(record))
             self.tombstones += flags_of(record)
         self.records += len(encoded)
         self._write(b"".join(encoded))
 
     def end(self, truncation: bytes | None) -> None:
-        self._write(self._form.end(End(self.records, truncation, self._checksum.end(truncation))))
+        self._checksum.update(truncation or b"")
+        self._write(self._form.end(End(self.records, truncation, self._checksum.digest())))
         self._file.flush()
 
     def _write(self, data: bytes) -> None:
@@ -163,7 +155,7 @@ class Reader:
         self._where, head = self._next()
         if not isinstance(head, Head):
             raise self._problem("not a dump of merklekv-tool: it does not begin with a head")
-        self._checksum = Checksum(head)
+        self._checksum = checksum_of(head)
         self.truncation: bytes | None = None
         self.records = 0
 
@@ -175,14 +167,15 @@ class Reader:
             if isinstance(item, End):
                 self._finish(item)
                 return
-            self._checksum.add(item[1])
+            self._checksum.update(digest_of(item[1]))
             self.records += 1
             yield item
 
     def _finish(self, end: End) -> None:
         if end.records != self.records:
             raise self._problem(f"the end tells of {end.records} records, but there are {self.records} before it")
-        if end.checksum != self._checksum.end(end.truncation):
+        self._checksum.update(end.truncation or b"")
+        if end.checksum != self._checksum.digest():
             raise self._problem("the checksum does not match: the dump was damaged or edited")
         if self._has_more():
             raise self._problem("something follows this end of the dump")

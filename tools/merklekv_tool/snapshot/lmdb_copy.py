@@ -6,6 +6,7 @@ be killed. That process reports an error in one line: the class of LMDB's error 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -53,7 +54,7 @@ def copy(source: Path, target: Path, update: Update) -> None:
 
 
 def _try(source: Path, target: Path, update: Update) -> tuple[int, str]:
-    """Runs one child process. Returns its exit status and what it printed."""
+    """Runs one child process. Returns its exit status and its stderr."""
     total = (source / DATA_FILE).stat().st_size
     with subprocess.Popen(
         interpreter.command(__name__, str(source), str(target)),
@@ -62,21 +63,15 @@ def _try(source: Path, target: Path, update: Update) -> tuple[int, str]:
         env=interpreter.environment(),
     ) as child:
         try:
-            while _runs(child):
+            while child.poll() is None:
                 copied = target / DATA_FILE
                 update(copied.stat().st_size if copied.exists() else 0, total)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(POLL_S)
         finally:
             child.kill()
         _, said = child.communicate()
     return child.returncode, said.strip()
-
-
-def _runs(child: subprocess.Popen[str]) -> bool:
-    try:
-        child.wait(POLL_S)
-    except subprocess.TimeoutExpired:
-        return True
-    return False
 
 
 def main(source: str, target: str) -> None:

@@ -59,10 +59,6 @@ class Loader:
         self.refused += len(result.refused)
         self.reasons += result.refused[: REFUSED_SHOWN_MAX - len(self.reasons)]
 
-    def applied_before(self) -> str:
-        """What stays of a load that fails, in words."""
-        return f"taken in before that: {counted(self.applied, 'record')}"
-
 
 def load(
     dump_file: Annotated[str, typer.Argument(metavar="FILE", help="A dump in either format; - for stdin.")],
@@ -86,10 +82,10 @@ def load(
                 _load_all(reader, loader, file, size, update)
                 if reader.truncation is not None and not anew:
                     records.merge_truncation(reader.truncation)
-            except DumpError as error:
-                raise DumpError(f"{error}; {loader.applied_before()}") from error
-            except DiskFull as error:
-                raise DiskFull(f"{records.name}: {error}; {loader.applied_before()}") from error
+            except (DumpError, DiskFull) as error:
+                place = f"{records.name}: " if isinstance(error, DiskFull) else ""
+                applied = counted(loader.applied, "record")
+                raise type(error)(f"{place}{error}; taken in before that: {applied}") from error
     if as_json:
         say_json(
             {

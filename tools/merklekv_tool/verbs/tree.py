@@ -154,7 +154,8 @@ def _lines(trees: list[Tree], different: list[int]) -> list[str]:
         lines.append(f"  at most {max(one.counts):,} in a leaf; root {one.root.hex()}")
     if len(trees) == 1:
         inner = _sums(trees[0].counts)
-        return [*lines, "", *_grid(inner, _shade(min(inner), max(inner)), abbreviated)]
+        least, most = min(inner), max(inner)
+        return [*lines, "", *_grid(inner, lambda count: _shade(count, least, most), abbreviated)]
     inner = _sums(different)
     nodes = sum(count > 0 for count in inner)
     if not nodes:
@@ -164,15 +165,11 @@ def _lines(trees: list[Tree], different: list[int]) -> list[str]:
     return [*lines, "", *_grid(inner, lambda count: DIFFERENT if count else None, lambda count: str(count or "."))]
 
 
-def _shade(least: int, most: int) -> Callable[[int], Colour]:
+def _shade(count: int, least: int, most: int) -> Colour:
     """A colour from cold to hot for a count from the least to the most."""
-
-    def colour(count: int) -> Colour:
-        share = (count - least) / (most - least) if most > least else 0.5
-        red, green, blue = (round(low + share * (high - low)) for low, high in zip(COLD, HOT, strict=True))
-        return (red, green, blue) if count else None
-
-    return colour
+    share = (count - least) / (most - least) if most > least else 0.5
+    red, green, blue = (round(low + share * (high - low)) for low, high in zip(COLD, HOT, strict=True))
+    return (red, green, blue) if count else None
 
 
 def abbreviated(count: float) -> str:

@@ -10,7 +10,7 @@ The metadata entries, such as the member table, and the node id are decoded as a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import typer
 
@@ -36,40 +36,32 @@ Examples:
 ATTEMPTS: Final = 3
 
 
-class Verdict(NamedTuple):
-    """The result of a check."""
-
-    problems: list[str]
-    notes: list[str]
-
-
 def verify(source: SourceName, as_json: AsJson = False) -> None:
     """Check every invariant of the data; exit status 1 when one does not hold."""
     from merklekv_tool.source.open import address_of, open_node
 
+    notes: list[str] = []
     if address_of(source) is None:
-        verdict = _verify_directory(source)
+        problems = _verify_directory(source, notes)
     else:
         with open_node(source) as node:
-            verdict = _verify_node(node)
-    problems = verdict.problems
+            problems = _verify_node(node, notes)
     if not as_json:
-        for line in verdict.notes:
+        for line in notes:
             note(line)
     found = counted(len(problems), "problem") if problems else "no problems"
     text = "\n".join([*problems, f"{source}: {found} found"])
-    say_result({"source": source, "ok": not problems, **verdict._asdict()}, text, as_json)
+    say_result({"source": source, "ok": not problems, "problems": problems, "notes": notes}, text, as_json)
     if problems:
         raise typer.Exit(EXIT_PROBLEMS)
 
 
-def _verify_directory(name: str) -> Verdict:
+def _verify_directory(name: str, notes: list[str]) -> list[str]:
     from merklekv.engine.verify.check import check_directory
     from merklekv.errors import Corruption, DirectoryUnwritable
     from merklekv.node_id import read_node_id
     from merklekv_tool.source.open import require_directory
 
-    notes: list[str] = []
     path = require_directory(name)
     with progress(f"verify {name}", of_bytes=True) as update:
         problems = check_directory(path, update, notes.append, metadata_problems)
@@ -77,7 +69,7 @@ def _verify_directory(name: str) -> Verdict:
         read_node_id(path)
     except (Corruption, DirectoryUnwritable) as error:
         problems.append(str(error))
-    return Verdict(problems, notes)
+    return problems
 
 
 def metadata_problems(metadata: Mapping[bytes, bytes]) -> Iterator[str]:
@@ -97,10 +89,9 @@ def metadata_problems(metadata: Mapping[bytes, bytes]) -> Iterator[str]:
             yield str(error)
 
 
-def _verify_node(node: Node) -> Verdict:
+def _verify_node(node: Node, notes: list[str]) -> list[str]:
     from merklekv.engine.verify.report import Report
 
-    notes: list[str] = []
     with progress(f"verify {node.name}") as update:
         for attempt in range(1, ATTEMPTS + 1):
             report = Report(notes.append)
@@ -115,7 +106,7 @@ def _verify_node(node: Node) -> Verdict:
                 notes.append(f"{node.name}: written to all the time, so its root was not compared")
     for problem in metadata_problems(node.metadata()):
         report.add(node.name, problem)
-    return Verdict(report.sentences(), notes)
+    return report.sentences()
 
 
 def _read_all(node: Node, report: Report, update: Update) -> tuple[Tree, bytes]:
