@@ -10,6 +10,7 @@ Counters count since the start of the process.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Annotated, Any, Literal, cast
 
 Kind = Literal["counter", "gauge", "info"]  # an info is text
@@ -41,16 +42,9 @@ class Metric:
         return f'{name}{{{self.label}="{escaped}"}}'
 
 
-def counter(meaning: str, unit: str = "", label: str = "", pattern: str = "") -> Metric:
-    return Metric("counter", meaning, unit, label, pattern)
-
-
-def gauge(meaning: str, unit: str = "", label: str = "") -> Metric:
-    return Metric("gauge", meaning, unit, label)
-
-
-def info(meaning: str, label: str = "") -> Metric:
-    return Metric("info", meaning, "", label)
+counter = partial(Metric, "counter")
+gauge = partial(Metric, "gauge")
+info = partial(Metric, "info")
 
 
 @dataclass(frozen=True, slots=True)

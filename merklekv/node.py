@@ -37,7 +37,7 @@ from merklekv.log_throttle import LogThrottle
 from merklekv.logging_setup import dropped_lines, flush_log, start_logging
 from merklekv.metrics import NodeMetrics
 from merklekv.net.client import REPLY_BYTES_MAX, REPLY_ROOM_BYTES, Client
-from merklekv.net.commands import exchange, records
+from merklekv.net.commands import records
 from merklekv.net.limits import Limits
 from merklekv.net.server import Server
 from merklekv.net.session import Long, Services
@@ -85,7 +85,7 @@ class NodeTransport:
         self._client = Client(host, port, EXCHANGE_TIMEOUT_S, reply_bytes)
 
     def ask(self, message: bytes) -> bytes:
-        return exchange.ask(self._client, message)
+        return records.ask(self._client, message)
 
     def close(self) -> None:
         self._client.close()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from merklekv.net import client as client_module
 from merklekv.net.client import Client, NoAnswer, Unreachable
-from merklekv.net.commands import exchange, records
+from merklekv.net.commands import records
 from merklekv.net.protocol import replies
 from merklekv.net.protocol.replies import INCOMPLETE, BadReply, ErrorReply, ReplyParser
 
@@ -83,7 +83,7 @@ def ping(client: Client) -> object:
     ("name", "ask"),
     [
         *((name, ping) for name in ENDLESS),
-        ("a bulk", partial(exchange.ask, message=b"x")),
+        ("a bulk", partial(records.ask, message=b"x")),
         ("a bulk in a list", partial(records.fetch, key=b"k")),
     ],
 )

@@ -14,7 +14,7 @@ from fixtures.wire import Wire
 
 from merklekv.engine.engine import Engine
 from merklekv.net.client import Client, NodeError, Unreachable
-from merklekv.net.commands.exchange import PARTS_MAX, ask
+from merklekv.net.commands.records import PARTS_MAX, ask
 from merklekv.net.limits import BULK_BYTES_MIN
 
 

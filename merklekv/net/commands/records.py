@@ -9,6 +9,9 @@ snapshot: each record is the newest of the moment in which its page was read.
 `origin` is the node that the records come from, for the log; this node does not publish them. A record that cannot be
 taken (wrong digest, too large, too far in the future) is refused by itself, with its reason; the others are merged.
 
+The messages of an exchange are bytes here. One comes in parts because an argument may be no longer than the largest
+value, and that may be set lower than a message needs: parts of `limits.BULK_BYTES_MIN` pass everywhere.
+
 Cost: 1 us a record read, 8 us a record merged, in slices between which other clients are served.
 """
 
@@ -25,6 +28,7 @@ from merklekv.net.client import Client, Unreachable
 from merklekv.net.commands.arguments import SYNTAX_ERROR, bounded
 from merklekv.net.commands.registry import READ, SLOW_READ, command
 from merklekv.net.errors import RequestError, wrong_count
+from merklekv.net.limits import BULK_BYTES_MIN
 from merklekv.net.protocol import resp
 from merklekv.net.protocol.text import Request
 from merklekv.net.session import Long, Reply, Session, writable
@@ -33,6 +37,7 @@ from merklekv.node_id import NODE_ID_RULE, is_node_id
 PAGE_RECORDS_MAX: Final = 1000  # in one reply of RECORDS
 PAGE_BYTES: Final = 1 << 20  # a page ends after so many bytes, so it may be longer by one record
 MERGE_SLICE_RECORDS: Final = 250
+PARTS_MAX: Final = 10_000  # of one message of an exchange
 
 Item = tuple[int, bytes, bytes]
 
@@ -150,3 +155,28 @@ def checked_origin(origin: bytes) -> bytes:
     if not is_node_id(origin.decode(errors="surrogateescape")):
         raise RequestError(f"origin {origin[:60]!r} is no node id, which has {NODE_ID_RULE}")
     return origin
+
+
+# -- the exchange ------------------------------------------------------------------------------------------------------
+
+
+@command(
+    "EXCHANGE part [part ...]", "One step of an exchange with another node.", group="sync", flags=("write", "admin")
+)
+def exchange(session: Session, request: Request) -> Long:
+    message = request[1] if len(request) == 2 else b"".join(request[1:])
+    answer = yield from session.context.services.exchange(message)
+    return resp.bulk(answer)
+
+
+def ask(client: Client, message: bytes) -> bytes:
+    """One step of an exchange with the node behind `client`: its answer to a message.
+
+    Raises NodeError when the node refuses, Unreachable when it is gone.
+    """
+    size = max(BULK_BYTES_MIN, -(-len(message) // PARTS_MAX))
+    parts = [message[at : at + size] for at in range(0, len(message), size)]
+    answer = client.call(b"EXCHANGE", *parts)
+    if not isinstance(answer, bytes):
+        raise Unreachable(f"{client.name}: answers EXCHANGE strangely: is it a MerkleKV node?")
+    return answer
