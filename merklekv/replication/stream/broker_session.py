@@ -120,8 +120,7 @@ class BrokerSession:
         self._regroup: set[str] = set()  # nodes to wait for before publishing
         self._regroup_until = self._linger_until = 0.0
         self._answered = self._event_received = self._ticked = time.monotonic()
-        self._heartbeat_at = self._status_at = 0.0
-        self._status_sent_at = 0.0
+        self._heartbeat_at = self._status_at = self._status_sent_at = 0.0
         self._correction_s = CORRECTION_MIN_S  # from one status to the next
         self._status: Status | None = None  # that the broker retains
         self._connected_at: float | None = None

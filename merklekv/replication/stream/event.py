@@ -224,9 +224,7 @@ def decode_message(payload: bytes) -> Message:
         item = _decode_cbor(payload)
         if type(item) is not dict:
             _refuse(Reason.TYPE, f"the message is {kind_of(item)}, not a map")
-        _require_schema(item)
-        source = _source_of(item)
-        sequence = _sequence_of(item)
+        source, sequence = _envelope_of(item)
         events = item.get("events")
         if events is None and "events" not in item:
             events = [item]
@@ -258,32 +256,20 @@ def _decode_cbor(payload: bytes) -> Any:
     return item
 
 
-def _require_schema(item: dict[str, Any]) -> None:
-    version = _field(item, "v")
-    if type(version) is not int:
-        _refuse(Reason.TYPE, f"v is {kind_of(version)}, not a number")
+def _envelope_of(item: dict[str, Any]) -> tuple[str, int | None]:
+    """Source and sequence number, of a message whose schema this release knows."""
+    version = _field(item, "v", int, "a number")
     if version != SCHEMA_VERSION:
         _refuse(Reason.SCHEMA, f"v is {version}, this release knows {SCHEMA_VERSION}")
-
-
-def _source_of(item: dict[str, Any]) -> str:
-    source = _field(item, "src")
-    if type(source) is not str:
-        _refuse(Reason.TYPE, f"src is {kind_of(source)}, not text")
+    source: str = _field(item, "src", str, "text")
     if not is_node_id(source):
         _refuse(Reason.SOURCE, f"src is {source[:60]!r}, no node id")
-    return source
-
-
-def _sequence_of(item: dict[str, Any]) -> int | None:
     if "seq" not in item:
-        return None
-    sequence = item["seq"]
-    if type(sequence) is not int:
-        _refuse(Reason.TYPE, f"seq is {kind_of(sequence)}, not a number")
+        return source, None
+    sequence: int = _field(item, "seq", int, "a number")
     if not 0 <= sequence < SEQUENCE_LIMIT:
         _refuse(Reason.RANGE, f"seq is {sequence}")
-    return sequence
+    return source, sequence
 
 
 def _decode_event(event: Any) -> Change:
@@ -293,7 +279,9 @@ def _decode_event(event: Any) -> Change:
         name = event["op"]
         op = _OP_CODES.get(name) if type(name) is str else None
         if op is None:
-            _refuse_op(name)
+            if type(name) is not str:
+                _refuse(Reason.TYPE, f"op is {kind_of(name)}, not text")
+            _refuse(Reason.OPERATION, f"op is {name[:40]!r}")
         version = _version_of(event["ts"], event["op_id"])
         if len(event) > PLAIN_FIELDS:
             _require_optional(event)
@@ -309,12 +297,6 @@ def _decode_event(event: Any) -> Change:
     if type(value) is not bytes:
         value = _bytes_from_list("val", value)
     return op, key, make_record(key, version, value)
-
-
-def _refuse_op(name: Any) -> NoReturn:
-    if type(name) is not str:
-        _refuse(Reason.TYPE, f"op is {kind_of(name)}, not text")
-    _refuse(Reason.OPERATION, f"op is {name[:40]!r}")
 
 
 def _truncate(event: dict[str, Any], version: bytes) -> Change:
@@ -369,11 +351,12 @@ def _bytes_from_list(name: str, given: Any) -> bytes:
         _refuse(Reason.RANGE, f"{name} holds a number that is not 0 to 255")
 
 
-def _field(item: dict[str, Any], name: str) -> Any:
-    try:
-        return item[name]
-    except KeyError:
+def _field(item: dict[str, Any], name: str, kind: type, expected: str) -> Any:
+    if name not in item:
         _refuse(Reason.MISSING, name)
+    if type(item[name]) is not kind:
+        _refuse(Reason.TYPE, f"{name} is {kind_of(item[name])}, not {expected}")
+    return item[name]
 
 
 def _refuse(reason: Reason, detail: str) -> NoReturn:

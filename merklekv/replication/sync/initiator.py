@@ -170,17 +170,13 @@ class Initiator:
         adopted = endpoint.is_current(theirs) and endpoint.adopt(theirs.table, self._new_gc_horizon)
         if adopted:
             self._collect()
-            equal = self._holds_what(theirs)
+            with engine.lock:
+                equal = engine.root_ready and (engine.root(), engine.truncation) == (theirs.root, theirs.truncation)
         self._gc_horizon = self._new_gc_horizon if adopted else mine.gc_horizon
         if full or not equal:
             yield from self._union(full, mine)
         yield from self._done(mine)
         return equal and not full
-
-    def _holds_what(self, theirs: Hello) -> bool:
-        engine = self._engine
-        with engine.lock:
-            return engine.root_ready and (engine.root(), engine.truncation) == (theirs.root, theirs.truncation)
 
     def _union(self, full: bool, mine: Hello) -> Steps[None]:
         theirs, stale_here = self._theirs.count, self._stale_here.is_possible()
