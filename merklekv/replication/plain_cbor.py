@@ -2,9 +2,8 @@
 
 One byte can be an empty map, which takes 72 bytes of memory, and a tag can be a number of a million digits.  So tags
 are refused, containers nest at most NESTING_MAX deep, and a message of more bytes than it may have items is scanned
-first, head by head, without building anything: each number, string, map and list counts as one item.  Lengths need no
-check of their own: the decoder reads a string in pieces and a list item by item, so one that ends early costs no more
-than what is there.
+first without building anything: each number, string, map and list counts as one item.  A string or list that ends early
+costs no more than what is there, since the decoder reads it in pieces.
 
 `Fields` reads a map strictly: a caller asks for a field by name together with its type and bounds, so no unchecked
 value gets further.  Unknown fields are ignored: later releases may add some.

@@ -1,9 +1,9 @@
 """Lost-write intervals: the times from which a member may have lost what it wrote.
 
-A node that starts records an interval from the end of its data to its clock.  If it was merely down, it wrote nothing
-in between.  If its directory was restored from a backup, or a power failure took its last writes, then all lost writes
-lie in the interval.  So a record whose timestamp is in an interval of its writer was written and lost.  A node that
-still has it keeps it, although the writer, and nodes that exchanged with the writer since, may not have it.
+A node that starts records an interval from the end of its data to its clock.  If its directory was restored from a
+backup, or a power failure took its last writes, then all lost writes lie in the interval.  So a record whose timestamp
+is in an interval of its writer was lost.  A node that still has it keeps it, although the writer, and nodes that
+exchanged with the writer since, may not have it.
 
 An interval names the process epoch that began behind it; every version names its epoch, too.  If the clock of a
 restored node is slow, the node writes in times in which it has written before, and the epoch tells the two apart.  A

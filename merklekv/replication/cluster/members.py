@@ -24,9 +24,9 @@ there.  It stays when the member is removed.  If a record from before that time 
 unless the member lost the write itself: then it is in one of its lost-write intervals (lost_writes.py), which are known
 as far as its writes are applied.  `removed` keeps `applied_through` of each removed member.
 
-A stale record is re-deleted by a tombstone with a timestamp in the past (sync/).  Members that reported before have not
-applied that tombstone.  `redeleted` says when each member last did this, as far as that is applied here.  It is part of
-the view, so the horizon rests until all members report that they have applied it.
+A stale record is re-deleted by a tombstone with a timestamp in the past (sync/), which members that reported before did
+not apply.  `redeleted` says when each member last did this.  It is part of the view, so the horizon rests until all
+members report that they have applied it.
 
 `max_stable` is the largest value that `stable` ever had, here or at a node whose data were merged here.  Unlike
 `stable` it does not fall when a member is added.  A horizon above it tells a node that it was left behind: it was
@@ -35,14 +35,14 @@ has exchanged with (`may_adopt_horizon_of`); two groups that became stable witho
 other's.  `max_gc_horizon` is the largest horizon of all nodes whose data were merged here: these nodes have no
 tombstones from before it.
 
-A stored row, or a whole table, that cannot be read does not keep a node from its data: it moves to `unreadable`, with a
-name and a reason.  The member in it is unknown, so while anything is unreadable, this node's `stable` is 0, which holds
-back every horizon of the cluster, and it adopts none.  That ends when the row's member is met again, or by `remove`.
+A stored row, or a whole table, that cannot be read moves to `unreadable`, with a name and a reason.  Its member is
+unknown, so this node's `stable` is then 0, which holds back every horizon of the cluster, and it adopts none.  That
+ends when the member is met again, or by `remove`.
 
-A silent member may still have what others have deleted, so silence does not remove a member; only `remove` does.  It is
-for good: a removed directory is refused.  Some members may have applied writes of the removed one that others lack and
-that are older than what these have applied of each other.  So nothing that was applied before is confirmed beyond what
-was applied of the removed member, until there was an exchange with a node that has removed it, too.
+A silent member may still have what others have deleted, so only `remove` removes a member, for good.  Some members may
+have applied writes of it that others lack and that are older than what these have applied of each other.  So nothing
+that was applied before is confirmed beyond what was applied of the removed member, until there was an exchange with a
+node that has removed it, too.
 
 The tables of two nodes merge by maxima and unions, in any order and any number of times.  No threads, clock or disk;
 callers hold the engine's lock.  Cost: microseconds for tens of members.

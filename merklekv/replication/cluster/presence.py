@@ -2,8 +2,8 @@
 
 A status is a JSON object: `node`, `state` (online or offline), `address` (host:port for peers), `root` (Merkle root in
 hex, as last known), `sequence` (of its next event), `version` (of the software), `epoch` (hex, of the running process)
-and `store_id` (hex, of its data directory).  A status serves to find peers only, so it is read leniently: a wrong field
-is left out; a message that is no status, or whose node id is invalid, is ignored.
+and `store_id` (hex, of its data directory).  It serves to find peers only, so a wrong field is left out, and a message
+that is no status, or whose node id is invalid, is ignored.
 """
 
 from __future__ import annotations

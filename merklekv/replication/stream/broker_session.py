@@ -369,7 +369,11 @@ class BrokerSession:
             self._status_at = now + STATUS_EVERY_S
             self._publish_status()
         if now - self._event_received > HEARTBEATS_MISSED_MAX * self._heartbeat_s and not self._inbox.is_full:
-            self._on_silence()
+            self._metrics.subscription_silent += 1
+            self._event_received = now
+            self._report("silent", "our own heartbeat does not come back; may this node read the events topics?")
+            self._connection.subscribe((self._topics.all_events, 1), (self._topics.all_statuses, 0))
+            self._on_gap("", "subscription silent")
 
     def _publish_status(self) -> None:
         status = self._describe(ONLINE)
@@ -377,13 +381,6 @@ class BrokerSession:
             self._status = status
             self._status_sent_at = time.monotonic()
             self._send(self._topics.status, status.encode(), None, retain=True)
-
-    def _on_silence(self) -> None:
-        self._metrics.subscription_silent += 1
-        self._event_received = time.monotonic()
-        self._report("silent", "our own heartbeat does not come back; may this node read the events topics?")
-        self._connection.subscribe((self._topics.all_events, 1), (self._topics.all_statuses, 0))
-        self._on_gap("", "subscription silent")
 
     def _report(self, kind: str, what: str) -> None:
         self._metrics.problems[kind] = what

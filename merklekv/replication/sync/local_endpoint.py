@@ -163,8 +163,7 @@ class LocalEndpoint:
     def _believe(self, peer: Hello) -> Hello:
         """A hello without times later than this node's wall clock and max_clock_drift.
 
-        If there is one of a third member, all times of that member are left out, and the log says so.  A truncation is
-        left out, too: a later hello brings it again.  Raises ExchangeRefused if there is one of these two nodes.
+        A truncation is left out, and all times of a third member.  Raises ExchangeRefused for one of these two nodes.
         """
         clock = self.engine.clock
         if clock.truncates_too_far_ahead(peer.truncation) and peer.truncation > self.engine.truncation:
