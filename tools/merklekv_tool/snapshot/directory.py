@@ -68,24 +68,20 @@ class _Segments:
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
         self.files: dict[int, int] = {}  # LSN -> descriptor
-        self._directory = directory
+        self.directory = directory
         self._stack = stack
         self.open()
 
     def open(self) -> None:
         """Opens the new ones."""
-        for lsn in self.listed():
+        for lsn in readable_segments(self.directory):
             if lsn not in self.files:
                 try:
-                    fd = os.open(segment_path(self._directory, lsn), os.O_RDONLY | os.O_CLOEXEC)
+                    fd = os.open(segment_path(self.directory, lsn), os.O_RDONLY | os.O_CLOEXEC)
                 except FileNotFoundError:
                     continue
                 self._stack.callback(os.close, fd)
                 self.files[lsn] = fd
-
-    def listed(self) -> list[int]:
-        """The LSNs of those that exist now."""
-        return readable_segments(self._directory)
 
 
 def _extent(base: Path) -> tuple[int, int]:
@@ -109,7 +105,7 @@ def _copy_log(segments: _Segments, lsn: int, target: Path) -> int:
             for other in later:
                 _copy_segment(segments.files[other], segment_path(target, other))
             return later[-1] if later else lsn
-        if later and later[0] != lsn + end and lsn in segments.listed():
+        if later and later[0] != lsn + end and lsn in readable_segments(segments.directory):
             raise Corruption(f"{path.name}: the segment behind it, {lsn + end}, is missing: `merklekv-tool verify`")
         if not end:
             break

@@ -82,20 +82,20 @@ class EventReader:
 
     def until_now(self) -> Iterator[Event]:
         """The events up to the present end of the log; call it again for later ones. Raises Corruption."""
-        while (frame := self._next_frame()) is not None:
+        while True:
+            try:
+                frame = self._reader.next_frame()
+            except LogGone as gone:
+                self.skipped += gone.oldest.lsn - self._reader.lsn
+                self._reader.seek(gone.oldest.lsn)
+                continue
+            if frame is None:
+                return
             yield from self._events(frame)
 
     def unread(self) -> bool:
         """Whether something other than zero-filled room is behind the last whole frame."""
         return self._reader.unread()
-
-    def _next_frame(self) -> LogFrame | None:
-        while True:
-            try:
-                return self._reader.next_frame()
-            except LogGone as gone:
-                self.skipped += gone.oldest.lsn - self._reader.lsn
-                self._reader.seek(gone.oldest.lsn)
 
     def _events(self, frame: LogFrame) -> Iterator[Event]:
         """The entries of a frame, without those that only name an origin."""

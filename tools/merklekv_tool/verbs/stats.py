@@ -142,7 +142,6 @@ def _block(metrics: dict[str, str], rates: dict[str, float] | None = None) -> st
 
 
 def _table(sample: Sample, name: str) -> Table:
-    """The same for a terminal."""
     from rich.table import Table
     from rich.text import Text
 

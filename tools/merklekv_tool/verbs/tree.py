@@ -116,13 +116,11 @@ def _read(name: str) -> Tree:
 
 
 def _differ_text(different: list[int]) -> str:
-    """How many leaves differ, in words."""
     leaves = sum(different)
     return f"{counted(leaves, 'leaf', 'leaves')} differ{'s' if leaves == 1 else ''}"
 
 
 def _fields(trees: list[Tree], different: list[int]) -> dict[str, object]:
-    """The result for programs."""
     fields = [
         {
             "source": one.name,
@@ -146,7 +144,6 @@ def _fields(trees: list[Tree], different: list[int]) -> dict[str, object]:
 
 
 def _lines(trees: list[Tree], different: list[int]) -> list[str]:
-    """The result for people."""
     lines = []
     for one in trees:
         held = counted(one.records, "record")

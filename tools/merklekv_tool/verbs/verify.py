@@ -46,9 +46,8 @@ def verify(source: SourceName, as_json: AsJson = False) -> None:
     else:
         with open_node(source) as node:
             problems = _verify_node(node, notes)
-    if not as_json:
-        for line in notes:
-            note(line)
+    for line in [] if as_json else notes:
+        note(line)
     found = counted(len(problems), "problem") if problems else "no problems"
     text = "\n".join([*problems, f"{source}: {found} found"])
     say_result({"source": source, "ok": not problems, "problems": problems, "notes": notes}, text, as_json)
