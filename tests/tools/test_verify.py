@@ -204,7 +204,7 @@ def problems_of(place: str | Path) -> list[str]:
         (
             b"members",
             table(["", b"b" * 8, 0, 0, 0, 0, b""]),
-            "which cannot be read: a node id is '', not 1 to 128 bytes",
+            "which cannot be read: node is '', not 1 to 128 bytes",
         ),
         (b"members", cbor2.dumps({"v": 99}), "the table of members is of version 99, from a later release"),
         (b"gc_horizon", bytes(9), "the GC horizon in the log has 9 bytes, not 8"),
