@@ -148,12 +148,12 @@ def client_line(session: Session, request: Request) -> Reply:
     return b"CLIENT LIST\r\n%bEND\r\n" % b"".join(lines)
 
 
-@_client.add("ID", summary="The number of this connection.")
+@_client.add("ID", "The number of this connection.")
 def _client_id(session: Session, arguments: Sequence[bytes]) -> bytes:
     return resp.integer(session.id)
 
 
-@_client.add("LIST [TYPE type | ID id [id ...]]", summary="The connections, or some of them.", most=MANY)
+@_client.add("LIST [TYPE type | ID id [id ...]]", "The connections, or some of them.", most=MANY)
 def _client_list(session: Session, arguments: Sequence[bytes]) -> bytes:
     sessions = session.context.sessions()
     if arguments:
@@ -172,7 +172,7 @@ def _client_list(session: Session, arguments: Sequence[bytes]) -> bytes:
     return resp.verbatim(b"".join(map(_describe, sessions)), session.protocol)
 
 
-@_client.add("INFO", summary="This connection, in the form of LIST.")
+@_client.add("INFO", "This connection, in the form of LIST.")
 def _client_info(session: Session, arguments: Sequence[bytes]) -> bytes:
     return resp.verbatim(_describe(session), session.protocol)
 
@@ -193,18 +193,18 @@ def _describe(one: Session) -> bytes:
     )
 
 
-@_client.add("SETNAME name", summary="Names this connection.", least=1)
+@_client.add("SETNAME name", "Names this connection.", least=1)
 def _client_setname(session: Session, arguments: Sequence[bytes]) -> bytes:
     session.name = _client_name(arguments[0])
     return resp.OK
 
 
-@_client.add("GETNAME", summary="The name of this connection.")
+@_client.add("GETNAME", "The name of this connection.")
 def _client_getname(session: Session, arguments: Sequence[bytes]) -> bytes:
     return bulk(session.name) if session.name else session.nil
 
 
-@_client.add("SETINFO LIB-NAME|LIB-VER value", summary="Names the library that the client uses.", least=2)
+@_client.add("SETINFO LIB-NAME|LIB-VER value", "Names the library that the client uses.", least=2)
 def _client_setinfo(session: Session, arguments: Sequence[bytes]) -> bytes:
     field, value = arguments[0].lower(), arguments[1]
     if field not in (b"lib-name", b"lib-ver"):
@@ -217,7 +217,7 @@ def _client_setinfo(session: Session, arguments: Sequence[bytes]) -> bytes:
     return resp.OK
 
 
-@_client.add("NO-EVICT ON|OFF", summary="Has no effect: no client is evicted.", least=1)
+@_client.add("NO-EVICT ON|OFF", "Has no effect: no client is evicted.", least=1)
 def _client_no_evict(session: Session, arguments: Sequence[bytes]) -> bytes:
     if arguments[0].upper() not in (b"ON", b"OFF"):
         raise RequestError(SYNTAX_ERROR)

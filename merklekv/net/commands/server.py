@@ -99,7 +99,7 @@ command(
 )(_config.run)
 
 
-@_config.add("GET pattern [pattern ...]", summary="Settings whose names match a pattern.", least=1, most=MANY)
+@_config.add("GET pattern [pattern ...]", "Settings whose names match a pattern.", least=1, most=MANY)
 def _config_get(session: Session, arguments: Sequence[bytes]) -> bytes:
     """What stock clients ask for, under Redis's names."""
     context = session.context
@@ -126,9 +126,9 @@ def _config_get(session: Session, arguments: Sequence[bytes]) -> bytes:
 _FIXED = "Refused: nothing can be configured at run time."
 
 
-@_config.add("RESETSTAT", summary=_FIXED, most=MANY)
-@_config.add("REWRITE", summary=_FIXED, most=MANY)
-@_config.add("SET name value", summary=_FIXED, most=MANY)
+@_config.add("RESETSTAT", _FIXED, most=MANY)
+@_config.add("REWRITE", _FIXED, most=MANY)
+@_config.add("SET name value", _FIXED, most=MANY)
 def _config_fixed(session: Session, arguments: Sequence[bytes]) -> bytes:
     raise RequestError("nothing can be configured at run time: settings are given when the node starts")
 
@@ -151,17 +151,17 @@ def _named(names: Sequence[bytes]) -> list[Command | None]:
     return [known.get(name.upper()) for name in names] if names else list(known.values())
 
 
-@_command.add("COUNT", summary="How many commands there are.")
+@_command.add("COUNT", "How many commands there are.")
 def _command_count(session: Session, arguments: Sequence[bytes]) -> bytes:
     return integer(len(_named(())))
 
 
-@_command.add("LIST", summary="The names of all commands.")
+@_command.add("LIST", "The names of all commands.")
 def _command_list(session: Session, arguments: Sequence[bytes]) -> bytes:
     return resp.bulk_array([one.name.lower().encode() for one in _named(()) if one])
 
 
-@_command.add("INFO [name ...]", summary="Arity, flags and keys of commands, or of all.", most=MANY)
+@_command.add("INFO [name ...]", "Arity, flags and keys of commands, or of all.", most=MANY)
 def _command_info(session: Session, arguments: Sequence[bytes]) -> bytes:
     return resp.array([_info(one, session.protocol) if one else session.nil for one in _named(arguments)])
 
@@ -173,7 +173,7 @@ def _info(one: Command, protocol: int) -> bytes:
     return resp.array([name, arity, flags, *keys, none, resp.EMPTY_ARRAY, resp.EMPTY_ARRAY, resp.EMPTY_ARRAY])
 
 
-@_command.add("DOCS [name ...]", summary="What commands do, or all of them.", most=MANY)
+@_command.add("DOCS [name ...]", "What commands do, or all of them.", most=MANY)
 def _command_docs(session: Session, arguments: Sequence[bytes]) -> bytes:
     def document(one: Command) -> bytes:
         fields = {"summary": one.summary, "since": SINCE, "group": one.group or "connection"}

@@ -2,7 +2,7 @@
 
 _client = Subcommands("CLIENT")
 
-@_client.add("GETNAME", summary="The name of this connection.")
+@_client.add("GETNAME", "The name of this connection.")
 def _client_getname(session: Session, arguments: Sequence[bytes]) -> bytes: ...
 """
 
@@ -35,7 +35,7 @@ class Subcommands:
         self._name = name
         self._known: dict[bytes, _Subcommand] = {}
 
-    def add(self, syntax: str, *, summary: str, least: int = 0, most: int | None = None) -> Callable[[Run], Run]:
+    def add(self, syntax: str, summary: str, *, least: int = 0, most: int | None = None) -> Callable[[Run], Run]:
         """Declares one; `least` to `most` (`least`, unless given) arguments follow its name."""
 
         def declare(run: Run) -> Run:
