@@ -63,7 +63,7 @@ class Executor:
         at = 0
         while at < len(requests):
             replies = self._run_next(connections, requests, at, output_max) if self.output <= output_max else ()
-            for connection, reply in zip(connections[at:], replies, strict=False):
+            for connection, reply in zip(connections[at:] if at else connections, replies, strict=False):
                 connection.replies.append(reply)
             if not replies:
                 connections[at].hold([requests[at]])

@@ -184,6 +184,9 @@ class Worker(threading.Thread):
             except Exception as problem:  # noqa: BLE001  logged by `fail`
                 executor.fail(connection, problem)
         for connections, same in singles.values():
+            if len(same) == 1:
+                self._run(connections[0], same)
+                continue
             try:
                 executor.run_each(connections, same)
             except Exception as problem:  # noqa: BLE001  logged by `fail`
