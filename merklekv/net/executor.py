@@ -41,19 +41,17 @@ class Executor:
 
     def run(self, connection: Connection, requests: list[Request]) -> None:
         """Runs requests of one connection in their order. Holds one that has to wait, with all that follow it."""
-        replies = connection.replies
-        if not replies:
+        if not connection.replies:
             self.answered.append(connection)
         connections = [connection] * len(requests)
         output_max = self.output + self._output_soft - len(connection.unsent)
         at, end = 0, len(requests)
         while True:
-            more = self._run_next(connections, requests, at, output_max)
-            replies += more
-            at += len(more)
-            if at == end or not more or self.output > output_max or connection.state is not OPEN:
+            done = self._run_next(connections, requests, at, output_max)
+            at += done
+            if at == end or not done or self.output > output_max or connection.state is not OPEN:
                 break
-        if at < end:
+        if at < end and connection.state is OPEN:
             connection.hold(requests[at:])
 
     def run_each(self, connections: list[Connection], requests: list[Request]) -> None:
@@ -62,17 +60,13 @@ class Executor:
         output_max = self.output + limits.TICK_OUTPUT_BYTES
         at = 0
         while at < len(requests):
-            replies = self._run_next(connections, requests, at, output_max) if self.output <= output_max else ()
-            for connection, reply in zip(connections[at:] if at else connections, replies, strict=False):
-                connection.replies.append(reply)
-            if not replies:
+            done = self._run_next(connections, requests, at, output_max) if self.output <= output_max else 0
+            if not done:
                 connections[at].hold([requests[at]])
-            at += len(replies) or 1
+            at += done or 1
 
-    def _run_next(
-        self, connections: list[Connection], requests: list[Request], at: int, output_max: int
-    ) -> Sequence[bytes]:
-        """Runs the request at `at`, or several from there on in one call. Returns their replies; none: it has to wait.
+    def _run_next(self, connections: list[Connection], requests: list[Request], at: int, output_max: int) -> int:
+        """Runs the request at `at`, or several from there on in one call. Returns how many; 0: it has to wait.
 
         `connections` has the connection of each request: all of them one, or each another one.
         """
@@ -87,23 +81,29 @@ class Executor:
                     if replies:
                         entry.calls += len(replies) - 1
                         self.output += sum(map(len, replies))
-                        return replies
+                        if connection is connections[-1]:
+                            connection.replies += replies
+                        else:
+                            for one, reply in zip(connections[at:], replies, strict=False):
+                                one.replies.append(reply)
+                        return len(replies)
                 if not entry.low <= len(request) <= entry.high:
                     raise wrong_count(name)
                 answer = entry.handler(connection, request)
             else:
                 answer = connection.task
-            reply = answer if isinstance(answer, bytes) else _advance(connection, answer)
-            if reply is None:
-                return ()
+            result = answer if isinstance(answer, bytes) else _advance(connection, answer)
+            if result is None:
+                return 0
         except Stalled:
             entry.calls -= 1  # it begins again later
             connection.waits_for = writable(connection)
-            return ()
+            return 0
         except Exception as problem:  # noqa: BLE001  all of them, logged by `_explain`
-            reply = self._explain(connection, problem)
-        self.output += len(reply)
-        return (reply,)
+            result = self._explain(connection, problem)
+        connection.replies.append(result)
+        self.output += len(result)
+        return 1
 
     def fail(self, connection: Connection, problem: Exception) -> None:
         """Ends a connection after an error outside of its requests; the replies before it are still sent."""
