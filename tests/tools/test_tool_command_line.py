@@ -173,7 +173,7 @@ def test_output_that_cannot_be_written(arguments: list[str], data: Path, tmp_pat
     assert done.returncode == EXIT_UNWRITABLE
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["dump", "--help"], ["dump", ""], ["log", ""], ["tree", ""]])
+@pytest.mark.parametrize("arguments", [["dump", ""], ["log", ""], ["tree", ""]])
 def test_output_that_nobody_reads(arguments: list[str], data: Path) -> None:
     command = [*TOOL, *(one or str(data) for one in arguments)]
     reading, writing = os.pipe()
