@@ -51,7 +51,7 @@ class Executor:
             at += done
             if at == end or not done or self.output > output_max or connection.state is not OPEN:
                 break
-        if at < end and connection.state is OPEN:
+        if at < end:
             connection.hold(requests[at:])
 
     def run_each(self, connections: list[Connection], requests: list[Request]) -> None:
