@@ -76,8 +76,15 @@ class Executor:
         try:
             if connection.task is None:
                 entry.calls += 1  # before it runs, so that STATS counts itself
-                if entry.batch and len(request) == entry.low and _is_followed_by_its_like(requests, at):
-                    replies = _run_together(entry.batch, connections, requests, at, output_max - self.output)
+                batch = entry.batch
+                # A batch takes plain requests, without options. For a single one it is not worth the call.
+                if (
+                    batch
+                    and at + 1 < len(requests)
+                    and requests[at + 1][0] == name
+                    and len(requests[at + 1]) == len(request) == entry.low
+                ):
+                    replies = _run_together(batch, connections, requests, at, output_max - self.output)
                     if replies:
                         entry.calls += len(replies) - 1
                         self.output += sum(map(len, replies))
@@ -133,12 +140,6 @@ class Executor:
 
     def _log(self, connection: Connection, problem: Exception) -> None:
         self._context.report(type(problem).__name__, f"request of {connection.address} failed", problem)
-
-
-def _is_followed_by_its_like(requests: list[Request], at: int) -> bool:
-    """Whether a batch takes more than the first of the requests from `at` on: it takes plain ones, without options."""
-    first, following = requests[at], requests[at + 1 : at + 2]
-    return bool(following) and following[0][0] == first[0] and len(following[0]) == len(first)
 
 
 def _run_together(
