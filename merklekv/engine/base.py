@@ -1,6 +1,6 @@
 """The base: all records but the most recent, in LMDB, in key order.
 
-One process writes it (the absorbing child, `BaseWriter`), others read it (`Base`).  Every transaction carries
+One process writes it (the checkpoint process, `BaseWriter`), others read it (`Base`).  Every transaction carries
 records, the leaves and counters that they change, and never less, so at each commit leaves and counters are those of
 the records.  The index (keys of each bucket) follows in transactions of its own, in bucket order, since that touches
 each of its pages once; while the `checkpointing` mark stands, it may lack keys.
@@ -8,13 +8,13 @@ each of its pages once; while the `checkpointing` mark stands, it may lack keys.
 Memory of a writer: one transaction's pages, TRANSACTION_KEYS or TRANSACTION_BYTES.  Cost: a transaction syncs once.
 
 meta
-    absorbed    8    LSN up to which the base holds the whole log
-    absorbing   8    LSN that an absorption in progress will reach; absent when none is
-    floor      24    versions below it are gone
-    newest     24    no record has a larger version
-    live        8    keys whose record is no tombstone
-    dead        8    tombstones
-    metadata:*  n    metadata entries
+    checkpoint_lsn  8    LSN up to which the base holds the whole log
+    checkpointing   8    LSN that the checkpoint in progress will reach; absent when none is
+    truncation     24    versions below it are gone
+    newest         24    no record has a larger version
+    live            8    keys whose record is no tombstone
+    dead            8    tombstones
+    metadata:*      n    metadata entries
 """
 
 import errno
@@ -245,7 +245,7 @@ class Base:
         return found
 
     def metadata(self) -> dict[bytes, bytes]:
-        """The engine's notes, as far as they were absorbed."""
+        """The metadata entries that the last checkpoint stored."""
         with self._txn.cursor(db=self._meta) as cursor:
             found = {}
             if cursor.set_range(METADATA_PREFIX):
@@ -330,14 +330,14 @@ class BaseWriter:
             yield BaseSnapshot(txn, self._records, self._index, self._tombstones, self._leaves, self._meta)
 
     def begin_checkpoint(self, upto: int) -> bool:
-        """Sets the mark; True when one stood already: an absorption was cut short, and the index may lack keys."""
+        """Sets the mark; True when one stood already: a checkpoint was cut short, and the index may lack keys."""
         with self._transaction() as txn:
             stood = txn.get(b"checkpointing", db=self._meta) is not None
             txn.put(b"checkpointing", upto.to_bytes(8, "big"), db=self._meta)
         return stood
 
     def finish(self, upto: int, metadata: dict[bytes, bytes]) -> None:
-        """Takes in the engine's notes, records that everything before `upto` is here, and takes the mark away."""
+        """Stores the metadata entries, records that everything before `upto` is here, and takes the mark away."""
         with self._transaction() as txn:
             for name, value in metadata.items():
                 txn.put(METADATA_PREFIX + name, value, db=self._meta)

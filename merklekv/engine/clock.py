@@ -58,17 +58,17 @@ class HybridClock:
         self._floor = 0  # ns; nothing is stamped at or below
         self.proposed = 0  # ns; likewise, while another node may rely on it that has not answered; 0: there is none
         self._wall = wall_clock
-        self.instance = os.urandom(WRITER_SIZE)  # of the op ids of this process
+        self.writer = os.urandom(WRITER_SIZE)  # of the op ids of this process
         self._counter = 0
 
     def write_as(self, writer: bytes) -> None:
         """Names the data directory, 8 bytes, in whatever is issued from now on; a random name stands there before."""
-        self.instance = writer + self.instance[STORE_ID_SIZE:]
+        self.writer = writer + self.writer[STORE_ID_SIZE:]
 
     @property
-    def run(self) -> bytes:
+    def epoch(self) -> bytes:
         """What tells this process from the others of its data directory, 4 bytes."""
-        return self.instance[STORE_ID_SIZE:]
+        return self.writer[STORE_ID_SIZE:]
 
     def next(self) -> bytes:
         """A version above every one that was issued or seen."""
@@ -78,7 +78,7 @@ class HybridClock:
             timestamp = self._ahead(timestamp)
         self.last = timestamp
         self._counter = self._counter + 1 & _COUNTER_MASK
-        return _pack(timestamp, self.instance, self._counter)
+        return _pack(timestamp, self.writer, self._counter)
 
     def after(self, version: bytes) -> bytes:
         """A version above `version`, whatever the wall says: a local write beats what the node already shows.
@@ -86,7 +86,7 @@ class HybridClock:
         Needed only after the clock followed a wall that was set back, so it leaves the clock where it is.
         """
         self._counter = self._counter + 1 & _COUNTER_MASK
-        return _pack(timestamp_of(version) + 1, self.instance, self._counter)
+        return _pack(timestamp_of(version) + 1, self.writer, self._counter)
 
     def observe(self, version: bytes) -> None:
         """Moves the clock to a version that was seen."""

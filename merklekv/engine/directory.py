@@ -30,7 +30,7 @@ from merklekv.errors import (
 )
 from merklekv.files import DIRECTORY_MODE, FILE_MODE, replace_file
 
-ORPHAN_TIMEOUT_S: Final = 10.0  # how long the absorbing child of a killed server may need to notice
+ORPHAN_TIMEOUT_S: Final = 10.0  # how long the checkpoint process of a killed server may need to notice
 ORPHAN_POLL_S: Final = 0.02
 MARK_SIZE_MAX: Final = 256  # bytes of FORMAT that are looked at
 HOLDER_SIZE_MAX: Final = 32  # bytes of LOCK that are shown

@@ -275,13 +275,19 @@ class Engine:
     # -- records of other nodes ----------------------------------------------------------------------------------------
 
     def merge(
-        self, items: Iterable[Change], origin: bytes, *, settled: bool = False, had: int = 0, sound: bool = False
+        self,
+        items: Iterable[Change],
+        origin: bytes,
+        *,
+        stable: bool = False,
+        applied_through: int = 0,
+        sound: bool = False,
     ) -> MergeResult:
         """Takes in records made elsewhere, as (op, key, record), from the node `origin` (1 to 511 bytes).
 
-        `settled`: the sender is known to hold nothing that has been collected, so a record at or below the GC horizon
-        is taken as well.  `had`: every write of the sender up to this time, ns, was applied here, so a record from
-        before that would change something only if it is stale, and is refused as if it were below the horizon.
+        `stable`: the sender holds no record that was collected elsewhere, so a record at or below the GC horizon is
+        taken too.  `applied_through`: every write of the sender up to this time (ns) was applied here, so an older
+        record that would change something is stale, and is refused like one below the horizon.
         `sound`: this process has made the records, so it does not hash them once more.
 
         Raises Shortage and Stalled, maybe with some of them applied: merging all of them again is harmless.
@@ -293,13 +299,13 @@ class Engine:
             accepted: dict[bytes, Change] = {}
             applied = 0
             latest = self.clock.latest()
-            bound = ZERO_VERSION if settled else max(self.tombstone_gc.bound, bound_of(had))
+            bound = ZERO_VERSION if stable else max(self.tombstone_gc.bound, bound_of(applied_through))
             for item in items:
                 op, key, record = item
                 if key in accepted:
                     applied += self._take(accepted, origin)  # or this one would not see the one before
                 reason = self._reason_to_refuse(op, key, record, latest, sound) or self._verdict(
-                    key, record, bound, settled
+                    key, record, bound, stable
                 )
                 if not reason:
                     accepted[key] = item
@@ -328,12 +334,12 @@ class Engine:
         accepted.clear()
         return count
 
-    def _verdict(self, key: bytes, record: bytes, bound: bytes, settled: bool) -> str:
+    def _verdict(self, key: bytes, record: bytes, bound: bytes, stable: bool) -> str:
         """Why a sound record does not stand, given what is here; empty when it does."""
         if record < self.table.truncation:
             return SUPERSEDED
         old = self.table.lookup(key)
-        if settled and old is not None and is_purge_marker(old):
+        if stable and old is not None and is_purge_marker(old):
             old = None  # it is there only until the base has dropped its key, and must not decide anything
         if old is not None and version_of(record) == version_of(old):
             return SUPERSEDED if record == old or is_purge_marker(old) else "conflict"
@@ -343,9 +349,9 @@ class Engine:
             # Below the horizon it would be collected at once, and the peers would return what it deletes.
             if record > self.tombstone_gc.bound:
                 return ""
-            return SUPERSEDED if old is None or is_purge_marker(old) else "settled"
+            return SUPERSEDED if old is None or is_purge_marker(old) else "stable"
         # Was it here once?  A record that is held although it is older has come with a node that joined.
-        return "settled" if record <= bound else ""
+        return "stable" if record <= bound else ""
 
     def _reason_to_refuse(self, op: int, key: bytes, record: bytes, latest: bytes, sound: bool = False) -> str:
         if not OP_SET <= op <= OP_PREPEND:

@@ -157,8 +157,8 @@ def test_two_starts_never_issue_one_version() -> None:
     for clock in (first, second):
         clock.write_as(b"the same")
         assert store_id_of(clock.next()) == b"the same"
-        assert clock.next()[8:20] == clock.instance
-    assert first.instance != second.instance
+        assert clock.next()[8:20] == clock.writer
+    assert first.writer != second.writer
 
 
 def test_the_counter_of_an_op_id_begins_again() -> None:

@@ -160,13 +160,13 @@ class EngineMachine(RuleBasedStateMachine):
         self._merge(key, record)
         return key, record
 
-    @rule(known=versions, settled=st.booleans())
-    def merge_again(self, known: tuple[bytes, bytes], settled: bool) -> None:
-        self._merge(*known, settled)
+    @rule(known=versions, stable=st.booleans())
+    def merge_again(self, known: tuple[bytes, bytes], stable: bool) -> None:
+        self._merge(*known, stable)
 
-    def _merge(self, key: bytes, record: bytes, settled: bool = False) -> None:
+    def _merge(self, key: bytes, record: bytes, stable: bool = False) -> None:
         shown = self.records.get(key)
-        result = self.write(lambda: self.engine.merge([(OP_SET, key, record)], b"elsewhere", settled=settled))
+        result = self.write(lambda: self.engine.merge([(OP_SET, key, record)], b"elsewhere", stable=stable))
         applied, superseded, refused = result
         below = int.from_bytes(record[:8], "big") <= self.gc_horizon
         if int.from_bytes(record[:8], "big") > self.wall.now + DAY_NS:
@@ -174,8 +174,8 @@ class EngineMachine(RuleBasedStateMachine):
         elif record < self.truncation or (shown is not None and version_of(record) <= version_of(shown)):
             conflict = shown is not None and version_of(record) == version_of(shown) and record != shown
             assert (applied, superseded, refused) == ((0, 0, [(key, "conflict")]) if conflict else (0, 1, []))
-        elif below and (is_tombstone(record) or not settled):  # no event from below the horizon changes anything
-            kept_out = (0, 0, [(key, "settled")])
+        elif below and (is_tombstone(record) or not stable):  # no event from below the horizon changes anything
+            kept_out = (0, 0, [(key, "stable")])
             assert (applied, superseded, refused) in ([kept_out] if shown else [kept_out, (0, 1, [])])
         elif shown is None and below and not applied:
             assert (superseded, refused) == (1, [])  # what was removed here is still remembered, and was newer

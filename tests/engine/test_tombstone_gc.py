@@ -84,7 +84,7 @@ def test_nothing_comes_back_from_below_the_horizon(make_engine: Make) -> None:
     collect_all(engine)
     assert engine.merge([old], b"a").applied == 0
     engine.checkpoint_now()  # the marker has gone with what it hid
-    assert engine.merge([old], b"a").refused == [(b"k", "settled")]
+    assert engine.merge([old], b"a").refused == [(b"k", "stable")]
     assert engine.merge([(OP_DEL, b"k", engines.record(b"k", None, NOON + 1))], b"a").superseded == 1
     assert engine.merge([(OP_SET, b"k", engines.record(b"k", b"new", NOON + 2))], b"a").applied == 1
 
@@ -95,8 +95,8 @@ def test_what_is_held_below_the_horizon_is_updated_by_who_is_trusted_and_not_del
     engine.merge([(OP_SET, key, engines.record(key, b"1", NOON)) for key in (b"a", b"b")], b"x")
     engine.raise_gc_horizon(NOON + 9)
     newer = [(OP_SET, b"a", engines.record(b"a", b"2", NOON + 1)), (OP_DEL, b"b", engines.record(b"b", None, NOON + 1))]
-    assert engine.merge(newer, b"x") == (0, 0, [(b"a", "settled"), (b"b", "settled")])
-    assert engine.merge(newer, b"x", settled=True) == (1, 0, [(b"b", "settled")])
+    assert engine.merge(newer, b"x") == (0, 0, [(b"a", "stable"), (b"b", "stable")])
+    assert engine.merge(newer, b"x", stable=True) == (1, 0, [(b"b", "stable")])
     assert (engine.get(b"a"), engine.get(b"b"), engine.tombstone_count) == (b"2", b"1", 0)
 
 
@@ -104,8 +104,8 @@ def test_who_is_trusted_may_bring_what_is_settled(make_engine: Make) -> None:
     engine = make_engine(wall_clock=Wall())
     engine.raise_gc_horizon(NOON + 9)
     items = [(OP_SET, b"k", engines.record(b"k", b"v", NOON))]
-    assert engine.merge(items, b"x").refused == [(b"k", "settled")]
-    assert engine.merge(items, b"x", settled=True).applied == 1
+    assert engine.merge(items, b"x").refused == [(b"k", "stable")]
+    assert engine.merge(items, b"x", stable=True).applied == 1
 
 
 def test_what_is_written_after_a_collection_counts_as_new(make_engine: Make) -> None:

@@ -395,7 +395,7 @@ def test_keys_of_sizes_that_are_none(nodes: list[Node], key: bytes) -> None:
     a, b = nodes
     exchange(a, b)
     fields: dict[str, object] = {
-        "to": b.engine.clock.instance,
+        "to": b.engine.clock.writer,
         "gc_horizon": b.engine.gc_horizon,
         "new_gc_horizon": b.members.max_stable + 1,
         "from": "a",

@@ -28,7 +28,7 @@ def tick(*nodes: Node, seconds: int = 10) -> None:
 def load(node: Node, key: bytes) -> None:
     """A record of a dump, that no member has written."""
     version = (NOON - 100 * SECOND).to_bytes(8, "big") + b"elsewhere".ljust(16)
-    node.engine.merge([(OP_SET, key, make_record(key, version, b"dumped"))], b"load", settled=True)
+    node.engine.merge([(OP_SET, key, make_record(key, version, b"dumped"))], b"load", stable=True)
     node.engine.commit()
 
 

@@ -207,8 +207,8 @@ def test_values_are_written_anew(online: bool, source: Path, tmp_path: Path, nod
     shutil.copytree(target, tmp_path / "copy")
     refused = run("load", dump, tmp_path / "copy")
     assert refused.returncode == EXIT_REFUSED
-    assert b"refused empty: settled" in refused.stderr
-    assert b"settled: the cluster has deleted and collected the record since; --anew" in refused.stderr
+    assert b"refused empty: stable" in refused.stderr
+    assert b"stable: the cluster has deleted and collected the record since; --anew" in refused.stderr
     node = node_factory(directory=target) if online else None
     place = address(node) if node else target
     summary = succeeds("load", "--anew", dump, place).decode()

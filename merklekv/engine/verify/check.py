@@ -1,8 +1,7 @@
 """One checker for every invariant of a node's data, for tests, crash tests and `merklekv-tool verify`.
 
-`check_directory` looks at a directory that nobody has open, and changes nothing in it.  `check_engine` looks at an open
-engine: its memory against its own disk.  Both compare what is stored with what naive.py computes from the records,
-never with what the engine's incremental code would compute.
+`check_directory` reads a closed directory and changes nothing.  `check_engine` compares the memory of an open engine
+with its disk.  Both check against what reference.py computes from the records, not against the engine's own code.
 
 Every problem is one sentence: where, what was found, what was expected.  What a start repairs by itself (a torn tail, a
 segment that was being created) is no problem; `note` is told of it.

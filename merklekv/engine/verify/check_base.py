@@ -25,7 +25,7 @@ META_SIZES: Final = {"checkpoint_lsn": 8, "checkpointing": 8, "truncation": 24, 
 
 
 def check_base_file(data: Path, report: Report) -> BaseFacts:
-    """Checks a base that nobody has open.  Changes nothing, not even LMDB's lock file."""
+    """Checks a base that no process has open.  Changes nothing, not even LMDB's lock file."""
     weight = data.stat().st_size
     report.stages.begin(weight, 1)
     short = shortfall(data)

@@ -42,7 +42,7 @@ def load_members(engine: Engine, node: str) -> Members:
         clamped = members.lost_writes.get(own, NO_LOST_WRITES)
         until = max((now, *(interval.until + 1 for interval in clamped)))  # so that no two epochs begin at once
         clock.observe(until.to_bytes(8, "big"))
-        members.add_lost_writes(LostWriteInterval(end, until, clock.run))
+        members.add_lost_writes(LostWriteInterval(end, until, clock.epoch))
         if before:
             engine.put_metadata_first(METADATA_MEMBERS, members.encode())  # a node starts with a full disk, too
         else:

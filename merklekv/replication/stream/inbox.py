@@ -47,7 +47,7 @@ _REASONS: Final = {
     "clock": Reason.CLOCK,
     "conflict": Reason.CONFLICT,
     "value size": Reason.SIZE,
-    "settled": Reason.STABLE,
+    "stable": Reason.STABLE,
 }
 
 
@@ -253,7 +253,7 @@ class Inbox:
 
     def _merge(self, source: str, origin: bytes, changes: list[tuple[int, bytes, bytes]]) -> None:
         applied_through = self._context.applied_through([record for _, _, record in changes])
-        result = self._engine.merge(changes, origin, had=applied_through, sound=True)
+        result = self._engine.merge(changes, origin, applied_through=applied_through, sound=True)
         self.counters.applied += result.applied
         self.counters.superseded += result.superseded
         for key, reason in result.refused:

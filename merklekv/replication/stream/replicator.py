@@ -56,7 +56,7 @@ class Replicator:
         self._address = address
         self._heartbeat_s = heartbeat_s
         self._store_id = store_id
-        self._epoch = engine.clock.run.hex()
+        self._epoch = engine.clock.epoch.hex()
         self._topics = Topics(broker.topic_prefix, broker.node_id)
         self._throttle = LogThrottle(log)
         self._presence = Presence(broker.node_id, self._epoch, context.on_status)

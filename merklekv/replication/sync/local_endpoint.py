@@ -70,7 +70,7 @@ class LocalEndpoint:
         self.engine = engine
         self.members = members
         self.cluster = cluster
-        self.instance = engine.clock.instance
+        self.instance = engine.clock.writer
 
     def hello(self) -> tuple[Hello, int]:
         """The hello of an initiator, and what `on_refused` needs.
@@ -231,7 +231,7 @@ class LocalEndpoint:
             clock = self.engine.clock
             closed = peer.table.rows.get(self.members.identity, NO_ROW).applied_through
             if closed > max(self.members.closed, clock.proposed):  # this node was restored from before it closed that
-                self.members.add_lost_writes(LostWriteInterval(clock.last, closed + 1, clock.run))
+                self.members.add_lost_writes(LostWriteInterval(clock.last, closed + 1, clock.epoch))
                 clock.close_through(closed + 1)
             elif closed > self.members.closed:  # some node has accepted the proposal, and its answer was lost
                 self._close(closed)
@@ -270,7 +270,7 @@ class LocalEndpoint:
                     applied += self._delete_anew(key, record)
                 else:
                     refused.append((key, "digest"))
-            result = engine.merge(items, origin, settled=True)
+            result = engine.merge(items, origin, stable=True)
         return applied + result.applied, refused + result.refused
 
     def _delete_anew(self, key: bytes, tombstone: bytes) -> bool:
@@ -298,7 +298,7 @@ class LocalEndpoint:
             if items:
                 self.members.record_redelete(engine.clock.closing())
                 store_members(engine, self.members)
-            return engine.merge(items, origin, settled=True, sound=True).applied
+            return engine.merge(items, origin, stable=True, sound=True).applied
 
     def complete(self, peer: MemberTable, gc_horizon: int) -> MemberTable:
         """This node holds all that the peer held when it sent its table.  Returns the new table of this node, which it

@@ -33,7 +33,7 @@ not as events.
 
 With --anew the values are written as a client would write them now: they replace what is there.
 """
-STALE: Final = "settled"  # the engine's reason for a record that the cluster has deleted and collected
+STALE: Final = "stable"  # the engine's reason for a record that the cluster has deleted and collected
 REFUSED_SHOWN_MAX: Final = 100
 
 
