@@ -1,8 +1,8 @@
 """Versions and the hybrid clock that issues them.
 
 A version is 24 bytes, `timestamp (8) | op id (16)`, compared as bytes: the later timestamp wins, the larger op id
-breaks ties.  An op id says who wrote: the data directory (8 bytes), the run of its process (4 random bytes drawn at the
-start, so that a restored backup or a copied directory does not issue one twice), and a counter (4).
+breaks ties.  An op id holds the store id (8 bytes), the epoch of the process (4 random bytes drawn at the start, so
+that a restored backup or a copied directory does not issue an op id twice), and a counter (4).
 
 The clock is a hybrid logical clock (Kulkarni et al., "Logical Physical Clocks", 2014) folded into one number: wall
 time in nanoseconds, moved ahead of every timestamp it has issued or seen.  So a local write beats whatever this node
@@ -10,10 +10,10 @@ already shows, and time does not run backwards over a restart.  What it does not
 `max_drift_ns` ahead of a wall clock that is set; when the wall is set back further than that, it follows, and says so
 in the log.
 
-Nothing that another node says moves the clock further than that: `latest` bounds every timestamp from outside.  What
-holds the clock up even when the wall is set back are its floors: the truncation version, the horizon, and the closed
-timestamps, at or below which this node has told others that it stamps nothing any more.  A closed timestamp is first
-proposed to another node, in memory, and holds for good once that node has accepted it.
+Nothing that another node says moves the clock further than that: `latest` bounds every timestamp from outside.
+Even when the wall is set back, the clock stays above the truncation version, the GC horizon and the closed timestamps:
+this node issues no version at or below them.  A closed timestamp is first proposed to another node, in memory, and
+holds for good once that node has accepted it.
 """
 
 import logging
@@ -95,7 +95,7 @@ class HybridClock:
             self.last = timestamp
 
     def observe_truncation(self, truncation: bytes) -> None:
-        """Moves the clock to a floor, for good: it stays above even when it follows a wall that was set back."""
+        """Keeps the clock above a truncation version for good, even when the wall clock is set back."""
         self.close_through(timestamp_of(truncation))
 
     def close_through(self, timestamp: int) -> None:

@@ -1,4 +1,4 @@
-"""Opening a data directory: the base as it stands, and every log segment that it has not taken in yet, as memtables.
+"""Opening a data directory: the base as it stands, and the log segments after its checkpoint, as memtables.
 
 Reading a segment costs about 1 us an entry, and finding what its keys were in the base about 2 us a key, so a start
 takes well under a second for each full memtable, whatever the size of the base.
@@ -37,7 +37,7 @@ class Replayed(NamedTuple):
 
 
 def open_data(directory: DataDirectory) -> tuple[Base, Log, Replayed]:
-    """Opens the base and the log, and reads what the base has not taken in."""
+    """Opens the base and the log, and replays the segments after the checkpoint."""
     require_access(directory.path)
     try:
         return _open_data(directory)
@@ -76,7 +76,7 @@ def _open_data(directory: DataDirectory) -> tuple[Base, Log, Replayed]:
 
 
 def replay(log_directory: Path, base: Base, lsns: list[int]) -> Replayed:
-    """Reads the segments that the base has not taken in, the open one last.  Raises OSError."""
+    """Reads the segments after the checkpoint, the open one last.  Raises OSError."""
     tables = []
     truncation, newest, metadata = base.truncation, base.newest, base.metadata()
     repairs, repair_lsn, sequence = Repairs(), None, 0
@@ -91,7 +91,7 @@ def replay(log_directory: Path, base: Base, lsns: list[int]) -> Replayed:
 
 
 def _repair(directory: DataDirectory, repairs: Repairs, tables: list[Memtable]) -> None:
-    """Does now what merging will do again, so that leaves and counters are right from the start."""
+    """Rebuilds now, as the next checkpoint will again, so that leaves and counters are right from the start."""
     for table in tables:
         repairs.complete(table)
     try:

@@ -49,7 +49,7 @@ def check_directory(
 ) -> list[str]:
     """Every problem of a closed data directory.  `progress` gets (done, total) in bytes.
 
-    `check_notes` says what is wrong with the notes, of which the engine only keeps the bytes.
+    `check_notes` returns what is wrong with the metadata entries, whose content the engine does not interpret.
 
     Raises NotADataDirectory, FormatTooNew, DirectoryLocked.
     """
@@ -192,7 +192,7 @@ def _compare(report: Report, table: Memtable, expected: dict[bytes, bytes]) -> N
 
 
 def _check_tree(engine: Engine, report: Report) -> None:
-    """Leaves, counters and root of the newest records above the floor."""
+    """Leaves, counters and root of the newest records above the truncation version."""
     layers = engine.table
     tree = Tree()
     newest: dict[bytes, bytes] = {}
