@@ -10,7 +10,7 @@ A frame that finds no room on disk, or another shortage, is rolled back: the log
 table is made anew from it, and each thread is told by its next `commit`.  Then writes are refused until the disk takes
 some.
 
-A failed write or sync ends it: nobody knows what the disk holds, everything afterwards raises, and the process has to
+A failed write or sync ends it: what the disk holds is unknown, everything afterwards raises, and the process has to
 stop.
 """
 

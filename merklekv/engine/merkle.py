@@ -13,7 +13,7 @@ A leaf is one integer, `sum << 64 | count`, and a record's term is `digest << 64
 differences may be added in any order, and go below zero on the way, as long as they are reduced at the end.  In memory
 sums and counts are apart: most writes change no count, and small integers add up faster.
 
-Inner digests and the root are computed when somebody asks, for what has changed since.  Cost: 8 us an inner node.
+Inner digests and the root are computed on demand, for what has changed since.  Cost: 8 us an inner node.
 """
 
 from collections.abc import Callable

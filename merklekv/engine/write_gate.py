@@ -3,7 +3,7 @@
 Each reason has one owner, which sets it and takes it back:
 
     reason               owner           a write raises    ends
-    failure              any             that              never: nobody knows what the disk holds
+    failure              any             that              never: what the disk holds is unknown
     log_shortage         group commit    Shortage          when the disk takes a probe
     metadata_shortage    group commit    Shortage          when the pending metadata is in the log
     is_behind            checkpointer    Stalled           when checkpoints have caught up

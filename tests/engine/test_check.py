@@ -146,9 +146,9 @@ def test_while_an_absorption_is_in_progress_the_index_may_lack_keys(path: Path) 
         txn.delete(BUCKET.to_bytes(2, "big"), KEY, db=index)
     assert check_directory(path) == []
     change(path, b"meta", b"checkpointing", lambda _: (end + 1).to_bytes(8, "big"))
-    only(check_directory(path), f"absorbing up to LSN {end + 1}, expected a segment to start there")
+    only(check_directory(path), f"a checkpoint under way up to LSN {end + 1}, expected a segment to start there")
     change(path, b"meta", b"checkpointing", lambda _: bytes(8))
-    assert "absorbing up to LSN 0, expected more than " in check_directory(path)[0]
+    assert "a checkpoint up to LSN 0 is under way, expected more than " in check_directory(path)[0]
 
 
 # -- records and meta --------------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def test_a_record_below_the_floor(path: Path) -> None:
     assert len(problems) == 3  # noon, and the two versions behind it
     for number, problem in enumerate(problems):
         assert f"key b'k{number:02d}': the version is " in problem
-        assert "expected none below the floor 2000000000000000003-" in problem
+        assert "expected none below the truncation version 2000000000000000003-" in problem
 
 
 def test_meta_of_a_wrong_size(path: Path) -> None:
@@ -287,10 +287,10 @@ def test_what_entries_cannot_say(tmp_path: Path) -> None:
     assert "key b'k': the flags are 00, expected others for op 2" in problem(engines.entry(2, b"k", live))
     assert "key b'x': the digest is " in problem(engines.entry(1, b"x", live))
     assert "unknown op 12, expected 1 to 11" in problem(engines.entry(12, b"k", live))
-    assert "a floor in 1 bytes of key and 24 of record" in problem(engines.entry(7, b"k", truncation))
-    assert "a floor in 0 bytes of key and 23 of record" in problem(engines.entry(7, b"", truncation[1:]))
-    assert "the floor is 2000000000000000009-" in problem(*[engines.entry(7, b"", truncation)] * 2)
-    assert "below the floor 2000000000000000009-" in problem(
+    assert "a truncation version in 1 bytes of key and 24 of record" in problem(engines.entry(7, b"k", truncation))
+    assert "a truncation version in 0 bytes of key and 23 of record" in problem(engines.entry(7, b"", truncation[1:]))
+    assert "the truncation version is 2000000000000000009-" in problem(*[engines.entry(7, b"", truncation)] * 2)
+    assert "below the truncation version 2000000000000000009-" in problem(
         engines.entry(7, b"", truncation), engines.entry(1, b"k", live)
     )
 

@@ -84,7 +84,7 @@ def test_an_engine_whose_clock_is_behind_its_data(make_engine: Callable[..., Eng
 def test_an_engine_with_a_record_below_its_floor(make_engine: Callable[..., Engine]) -> None:
     engine = engines.filled(make_engine())
     engine.table.truncation = engines.version(NOON + 100)
-    assert any("below the floor" in problem for problem in broken(engine))
+    assert any("below the truncation version" in problem for problem in broken(engine))
 
 
 def test_an_engine_that_has_lost_a_segment(make_engine: Callable[..., Engine]) -> None:

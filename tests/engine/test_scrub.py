@@ -199,7 +199,7 @@ def test_what_may_take_the_place_of_a_lost_record() -> None:
     assert not fits(damage, engines.record(KEY, b"between", NOON | 0x40)), "newer than it seems, older than it was"
     assert fits(damage, engines.record(KEY, b"newer", NOON | 0x81))
     damage = damage._replace(stored=None, record=flipped(engines.record(KEY, b"value", NOON), 0, 0x10))
-    assert not fits(damage, engines.record(KEY, b"older", NOON - 1)), "it seems to be older than the floor"
+    assert not fits(damage, engines.record(KEY, b"older", NOON - 1)), "it seems to be older than the truncation version"
     seems_newer = flipped(engines.record(KEY, b"value", NOON), 0, 0x20)
     damage = damage._replace(stored=seems_newer, record=flipped(seems_newer, DIGEST_BYTE))
     assert not fits(damage, engines.record(KEY, b"value", NOON))
@@ -271,7 +271,7 @@ def test_damage_behind_a_newer_record_needs_no_peer(engine: Engine) -> None:
     engine = reopened(engine, flip_record(b"k01", DIGEST_BYTE))
     (damage,) = heal(engine, {})
     assert not damage.lost
-    assert "nobody reads it any more" in damage.problem
+    assert "no reader finds it" in damage.problem
     is_sound(engine)
     assert engine.root() == root
 

@@ -117,7 +117,7 @@ def test_a_fake_node_that_is_sound(fake: FakeNode) -> None:
         (lambda node: node.put(B, record(B, tombstone=True)), ["key b'b': the tombstone has a value of 1 bytes"]),
         (lambda node: node.put(B, record(B, version=bytes(24))), ["the root that it answers"]),
         (lambda node: node.records.pop(), ["the root that it answers", "the number of records that it counts"]),
-        (lambda node: setattr(node, "truncation", b"\x18" * 24), ["expected none below the floor"]),
+        (lambda node: setattr(node, "truncation", b"\x18" * 24), ["expected none below the truncation version"]),
         (lambda node: setattr(node, "truncation", b"\x16" * 24), ["the root that it answers"]),
         (lambda node: setattr(node, "live", 7), ["the number of records that it counts is 7, expected 3"]),
     ],

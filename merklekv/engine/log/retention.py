@@ -70,7 +70,7 @@ class Retention:
         self._given = self._taken = 0  # bytes that ever went into and out of `_recent`
         self._source = DirectorySource(log_.directory)
         self._reader = LogReader(self._source, local_only=True)
-        self.cursor = self._load()  # None: nobody has ever subscribed
+        self.cursor = self._load()  # None without a subscriber
         self._durable_lsn = self.cursor.lsn if self.cursor else 0
 
     def subscribe(self) -> LogPosition:

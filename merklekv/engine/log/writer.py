@@ -77,7 +77,7 @@ class Log:
         self._entries_cut = 0
         self._sealed: deque[Sealed] = deque()  # oldest first
         self._turning = threading.Lock()  # held for a moment, while it changes what is open and what is sealed
-        self._syncing = threading.Lock()  # held during a sync, so that nobody closes what it syncs
+        self._syncing = threading.Lock()  # held during a sync, so the file stays open
         self._directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         self._next_fd = -1
         if recovered is None:

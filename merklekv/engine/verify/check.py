@@ -101,7 +101,7 @@ def check_engine(engine: Engine) -> list[str]:
         if engine.root_ready:
             _check_tree(engine, report)
         elif facts.truncation == layers.truncation:
-            report.add("tree", "the root is not ready although the base has taken in the floor")
+            report.add("tree", "the root is not ready although the base has the truncation version")
     return report.sentences()
 
 
@@ -154,7 +154,7 @@ def _check_segments(engine: Engine, facts: BaseFacts, report: Report) -> None:
     row = [table.lsn for table in tables]
     report.expect("log", "the row of segments", [lsn for lsn in walk.lsns if lsn >= row[0]], row)
     if facts.checkpoint_lsn not in row:  # further than the first of them while the engine has not been told yet
-        report.add("base", f"absorbed up to LSN {facts.checkpoint_lsn}, expected one of {row}")
+        report.add("base", f"has the log up to LSN {facts.checkpoint_lsn}, expected one of {row}")
     if facts.checkpointing is None and facts.checkpoint_lsn == row[0]:
         walk.truncation = facts.truncation
     truncation = facts.truncation
@@ -172,7 +172,7 @@ def _check_segments(engine: Engine, facts: BaseFacts, report: Report) -> None:
         truncation = max([truncation, *(entry.record for entry in entries if entry.op == 7)])
         newest = {entry.key: entry.record for entry in entries if entry.op in RECORD_OPS}
         _compare(report, table, {key: record for key, record in newest.items() if record >= layers.truncation})
-    report.expect("engine", "the floor", layers.truncation, truncation)
+    report.expect("engine", "the truncation version", layers.truncation, truncation)
 
 
 def _payloads(file: BinaryIO, lsn: int) -> Iterator[bytes]:

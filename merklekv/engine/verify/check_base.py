@@ -99,7 +99,8 @@ def _check_meta(where: Path, view: BaseSnapshot, report: Report) -> BaseFacts:
     checkpointing = number(values["checkpointing"]) if "checkpointing" in values else None
     if checkpointing is not None and checkpointing <= checkpoint_lsn:
         report.add(
-            where, f"absorbing up to LSN {checkpointing}, expected more than {checkpoint_lsn}, which is absorbed"
+            where,
+            f"a checkpoint up to LSN {checkpointing} is under way, expected more than the last one, {checkpoint_lsn}",
         )
     none = BaseFacts()
     return BaseFacts(

@@ -40,7 +40,8 @@ def check_log(directory: Path, base: BaseFacts, report: Report) -> None:
         report.add(walk.path(base.checkpoint_lsn), "the segment where the base ends is missing")
     if base.checkpointing is not None and base.checkpointing not in lsns:
         report.add(
-            directory, f"the base is absorbing up to LSN {base.checkpointing}, expected a segment to start there"
+            directory,
+            f"the base has a checkpoint under way up to LSN {base.checkpointing}, expected a segment to start there",
         )
     for lsn, following in pairwise([*lsns, None]):
         if lsn is not None and not walk.segment(lsn, following):
@@ -154,10 +155,12 @@ class LogWalk:
         sizes = f"{len(key)} bytes of key and {len(record)} of record"
         if op == OP_TRUNCATE:
             if key or len(record) != reference.VERSION_SIZE:
-                report.add(where, f"a floor in {sizes}, expected 0 and 24")
+                report.add(where, f"a truncation version in {sizes}, expected 0 and 24")
             elif record <= self.truncation:
                 shown = version_text(record), version_text(self.truncation)
-                report.add(where, f"the floor is {shown[0]}, expected more than the one before, {shown[1]}")
+                report.add(
+                    where, f"the truncation version is {shown[0]}, expected more than the one before, {shown[1]}"
+                )
             self.truncation = max(self.truncation, record)
         elif op == OP_ORIGIN:
             if remote or record or not 1 <= len(key) <= reference.KEY_SIZE_MAX:

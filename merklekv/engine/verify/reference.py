@@ -94,7 +94,7 @@ class Tree:
         return b"".join(self.leaf(node * 256 + leaf) for leaf in range(256))
 
     def root(self, truncation: bytes) -> bytes:
-        """SHA-256 of the 256 inner digests and the floor, each inner one the SHA-256 of its 256 leaves."""
+        """SHA-256 of the 256 inner digests and the truncation version, each inner one the SHA-256 of its 256 leaves."""
         if not self.counts:
             return bytes(32)
         inner = b"".join(sha256(self.leaves(node)).digest() for node in range(256))

@@ -109,18 +109,22 @@ def record_problems(key: bytes, record: bytes, truncation: bytes) -> Iterator[st
     found, expected = record[25:41], digest_of(key, record)
     if found != expected:
         yield f"the digest is {found.hex()}, expected {expected.hex()}"
-    if version_of(record) < truncation:
-        yield f"the version is {version_text(record)}, expected none below the floor {version_text(truncation)}"
+    yield from _version_problems(record, truncation)
 
 
 def marker_problems(key: bytes, record: bytes, truncation: bytes) -> Iterator[str]:
-    """What is wrong with the marker of a collected record."""
+    """What is wrong with a purge marker."""
     if not 1 <= len(key) <= KEY_SIZE_MAX:
         yield f"the key has {len(key)} bytes, expected 1 to {KEY_SIZE_MAX}"
     if (rest := record.removeprefix(version_of(record))) != PURGE_MARKER_TAIL:
         yield f"the marker ends in {rest.hex()}, expected {PURGE_MARKER_TAIL.hex()}"
+    yield from _version_problems(record, truncation)
+
+
+def _version_problems(record: bytes, truncation: bytes) -> Iterator[str]:
     if version_of(record) < truncation:
-        yield f"the version is {version_text(record)}, expected none below the floor {version_text(truncation)}"
+        lowest = version_text(truncation)
+        yield f"the version is {version_text(record)}, expected none below the truncation version {lowest}"
 
 
 def show(key: bytes) -> str:

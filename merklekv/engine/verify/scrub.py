@@ -64,7 +64,7 @@ class Damage(NamedTuple):
     stored: bytes | None = None  # what a reader finds in its place
     original: bytes = b""  # the digest (16 bytes) that it had, when that is known
     stray: bool = False  # nothing knows of a record of this key: the key itself may be what is damaged
-    record: bytes = b""  # as it is now; one that seems to be below the floor is not found by a reader
+    record: bytes = b""  # as it is now; one that seems to be below the truncation version is not found by a reader
 
 
 def fits(damage: Damage, record: bytes) -> bool:
@@ -189,12 +189,12 @@ class Scrub:
             stored = engine.table.lookup(key)
             is_below = stored is None and record < engine.truncation  # not seen, so what is damaged may be the version
             if stored != record and not (is_below and self._is_swept):
-                return Damage(f"{problem}; nobody reads it any more", bucket, key)
+                return Damage(f"{problem}; no reader finds it", bucket, key)
             return Damage(problem, bucket, key, True, stored, self._digest_lost(bucket, key), not listed, record)
 
     @property
     def _is_swept(self) -> bool:
-        """Whether the base holds nothing that a floor has killed.  Under the lock.
+        """Whether the base holds nothing below the truncation version.  Under the lock.
 
         Otherwise memtables have forgotten keys that a merge may have put into the base and not into the index yet.
         """
@@ -272,7 +272,7 @@ class Scrub:
             pass
 
     def _touch(self, bucket: int) -> None:
-        """Reads a bucket of the base, so that nobody has to wait for the disk while the lock is held."""
+        """Reads a bucket of the base, so no caller waits for the disk while the lock is held."""
         with self._engine.table.base.snapshot(buffers=True) as view:
             for key in view.keys(bucket):
                 view.head(key)
