@@ -1,12 +1,12 @@
 """The executor: runs requests, counts them, and gathers the replies that wait for the commit.
 
-Every request passes through `Executor._run_next`: the one place that finds the command, counts the call, runs it, and
-turns an error into a reply. `run` gives it the requests of one connection, `run_each` one request of each of many.
+`Executor.run` finds the command of each request, counts the call, runs it, and turns an error into a reply. Plain
+requests of one command, in a pipeline or one from each of many clients (`run_each`), go to its batch in one call.
 
 An error that is not the client's mistake, also a shortage of memory, ends the connection with a last reply. Only a
 failure of storage leaves this module, as StorageFailed.
 
-Threads: an executor belongs to its worker's thread. Cost: 0.3 us for a request beside its handler.
+Threads: an executor belongs to its worker's thread. Cost: 0.25 us for a request beside its handler.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from collections.abc import Sequence
 
 from merklekv.errors import MerkleKVError, Stalled, StorageFailed
 from merklekv.net import limits
+from merklekv.net.commands.registry import Entry
 from merklekv.net.connection import CLOSED, OPEN, Connection
 from merklekv.net.errors import Goodbye, RequestError, wrong_count
 from merklekv.net.protocol.text import Request
-from merklekv.net.session import BatchHandler, Context, Long, writable
+from merklekv.net.session import Context, Long, writable
 
 OUT_OF_MEMORY = "out of memory, closing this connection"
 INTERNAL_ERROR = "internal error, see the server's log"
@@ -41,76 +42,62 @@ class Executor:
 
     def run(self, connection: Connection, requests: list[Request]) -> None:
         """Runs requests of one connection in their order. Holds one that has to wait, with all that follow it."""
-        if not connection.replies:
+        replies = connection.replies
+        if not replies:
             self.answered.append(connection)
-        connections = [connection] * len(requests)
-        output_max = self.output + self._output_soft - len(connection.unsent)
+        room = budget = self._output_soft - len(connection.unsent)
         at, end = 0, len(requests)
-        while True:
-            done = self._run_next(connections, requests, at, output_max)
-            at += done
-            if at == end or not done or self.output > output_max or connection.state is not OPEN:
+        while at < end and room >= 0:
+            request = requests[at]
+            name = request[0]
+            entry = connection.find(name) or connection.lookup(name)  # each time: MULTI changes `find`
+            # For a single request a batch is not worth the call.
+            if entry.batch and at + 1 < end and requests[at + 1][0] == name and len(request) == entry.low:
+                plain = _plain(requests[at:], name, entry.low)
+                if together := _run_together(entry, [connection] * len(plain), plain, room):
+                    replies += together
+                    room -= sum(map(len, together))
+                    at += len(together)
+                    continue
+            try:
+                if connection.task is None:
+                    entry.calls += 1  # before it runs, so that STATS counts itself
+                    if not entry.low <= len(request) <= entry.high:
+                        raise wrong_count(name)
+                    answer = entry.handler(connection, request)
+                else:
+                    answer = connection.task
+                reply = answer if isinstance(answer, bytes) else _advance(connection, answer)
+                if reply is None:
+                    break
+            except Stalled:
+                entry.calls -= 1  # it begins again later
+                connection.waits_for = writable(connection)
                 break
+            except Exception as problem:  # noqa: BLE001  all of them, logged by `_explain`
+                reply = self._explain(connection, problem)
+                if connection.state is not OPEN:
+                    end = at  # nothing more runs
+            replies.append(reply)
+            room -= len(reply)
+            at += 1
+        self.output += budget - room
         if at < end:
             connection.hold(requests[at:])
 
-    def run_each(self, connections: list[Connection], requests: list[Request]) -> None:
-        """Runs one request of each connection, all of one command. Holds those that have to wait."""
-        self.answered += [one for one in connections if not one.replies]
-        output_max = self.output + limits.TICK_OUTPUT_BYTES
-        at = 0
-        while at < len(requests):
-            done = self._run_next(connections, requests, at, output_max) if self.output <= output_max else 0
-            if not done:
-                connections[at].hold([requests[at]])
-            at += done or 1
+    def run_each(self, entry: Entry, connections: list[Connection], requests: list[Request]) -> int:
+        """Runs one request of each connection, all of one command, in one call. Returns how many of the first it ran.
 
-    def _run_next(self, connections: list[Connection], requests: list[Request], at: int, output_max: int) -> int:
-        """Runs the request at `at`, or several from there on in one call. Returns how many; 0: it has to wait.
-
-        `connections` has the connection of each request: all of them one, or each another one.
+        The next one runs by itself: it has options, has to wait, or fails; or there are replies enough to send.
         """
-        connection, request = connections[at], requests[at]
-        name = request[0]
-        entry = connection.find(name) or connection.lookup(name)  # each time: MULTI changes `find`
-        try:
-            if connection.task is None:
-                entry.calls += 1  # before it runs, so that STATS counts itself
-                batch = entry.batch
-                # A batch takes plain requests, without options. For a single one it is not worth the call.
-                if (
-                    batch
-                    and at + 1 < len(requests)
-                    and requests[at + 1][0] == name
-                    and len(requests[at + 1]) == len(request) == entry.low
-                ):
-                    replies = _run_together(batch, connections, requests, at, output_max - self.output)
-                    if replies:
-                        entry.calls += len(replies) - 1
-                        self.output += sum(map(len, replies))
-                        if connection is connections[-1]:
-                            connection.replies += replies
-                        else:
-                            for one, reply in zip(connections[at:], replies, strict=False):
-                                one.replies.append(reply)
-                        return len(replies)
-                if not entry.low <= len(request) <= entry.high:
-                    raise wrong_count(name)
-                answer = entry.handler(connection, request)
-            else:
-                answer = connection.task
-            result = answer if isinstance(answer, bytes) else _advance(connection, answer)
-            if result is None:
-                return 0
-        except Stalled:
-            entry.calls -= 1  # it begins again later
-            connection.waits_for = writable(connection)
-            return 0
-        except Exception as problem:  # noqa: BLE001  all of them, logged by `_explain`
-            result = self._explain(connection, problem)
-        connection.replies.append(result)
-        self.output += len(result)
-        return 1
+        plain = _plain(requests, requests[0][0], entry.low)
+        replies = _run_together(entry, connections, plain, limits.TICK_OUTPUT_BYTES - self.output)
+        for connection, reply in zip(connections, replies, strict=False):
+            if not connection.replies:
+                self.answered.append(connection)
+            connection.replies.append(reply)
+        self.output += sum(map(len, replies))
+        return len(replies)
 
     def fail(self, connection: Connection, problem: Exception) -> None:
         """Ends a connection after an error outside of its requests; the replies before it are still sent."""
@@ -142,16 +129,29 @@ class Executor:
         self._context.report(type(problem).__name__, f"request of {connection.address} failed", problem)
 
 
+def _plain(requests: list[Request], name: bytes, size: int) -> list[Request]:
+    """The first of these requests that have the same name and so many parts."""
+    count = 0
+    for request in requests:
+        if request[0] != name or len(request) != size:
+            break
+        count += 1
+    return requests[:count]
+
+
 def _run_together(
-    batch: BatchHandler, connections: list[Connection], requests: list[Request], at: int, room: int
+    entry: Entry, connections: Sequence[Connection], requests: Sequence[Request], room: int
 ) -> Sequence[bytes]:
-    """Lets the first of the requests from `at` on run in one call: the replies to as many as it takes."""
+    """Runs plain requests of a command in one call: the replies to as many of the first as its batch takes."""
+    assert entry.batch is not None
     try:
-        return batch(connections[at:], requests[at:], room) if at else batch(connections, requests, room)
+        replies = entry.batch(connections, requests, room)
     except StorageFailed:
         raise
     except Exception:  # noqa: BLE001  each runs by itself then, in order, and the one that fails is told
         return ()
+    entry.calls += len(replies)
+    return replies
 
 
 def _advance(connection: Connection, task: Long) -> bytes | None:

@@ -175,24 +175,26 @@ class Worker(threading.Thread):
                 connection.last_active = now
                 requests = connection.feed(data)
                 if len(requests) == 1 and (entry := connection.find(requests[0][0])) and entry.batch:
-                    batch = singles.get(entry) or singles.setdefault(entry, ([], []))
-                    batch[0].append(connection)
-                    batch[1].append(requests[0])
+                    same = singles.get(entry) or singles.setdefault(entry, ([], []))
+                    same[0].append(connection)
+                    same[1].append(requests[0])
                 elif requests:
                     executor.run(connection, requests)
                     self._flush_early()
             except Exception as problem:  # noqa: BLE001  logged by `fail`
                 executor.fail(connection, problem)
-        for connections, same in singles.values():
-            if len(same) == 1:
-                self._run(connections[0], same)
-                continue
+        for entry, (connections, gathered) in singles.items():
             try:
-                executor.run_each(connections, same)
+                while gathered:
+                    done = executor.run_each(entry, connections, gathered) if len(gathered) > 1 else 0
+                    if not done:
+                        done = 1
+                        executor.run(connections[0], gathered[:1])
+                    del connections[:done], gathered[:done]
+                    self._flush_early()
             except Exception as problem:  # noqa: BLE001  logged by `fail`
                 for connection in connections:
                     executor.fail(connection, problem)
-            self._flush_early()
 
     def _run(self, connection: Connection, requests: list[Request]) -> None:
         try:

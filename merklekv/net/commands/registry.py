@@ -53,7 +53,7 @@ class Command:
     summary: str = ""
     arity: int = 0  # parts with the name: exactly so many, or at least so many when negative, as Redis counts
     flags: tuple[str, ...] = ()
-    batch: BatchHandler | None = None  # runs plain requests at the start of many, as many of them as it likes
+    batch: BatchHandler | None = None  # runs plain requests, with the fewest parts allowed, several in one call
     always: bool = False  # runs also in a refused transaction, see `transactions`
 
     @property

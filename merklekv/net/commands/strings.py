@@ -8,7 +8,6 @@ in slices, so it is not a snapshot; MSET and MSETNX are all or none.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import takewhile
 
 from merklekv.engine.integers import strict_integer
 from merklekv.net.commands.arguments import (
@@ -44,9 +43,8 @@ def bulk_or_nil(session: Session, value: bytes | None) -> bytes:
 def _get_batch(sessions: Sequence[Session], requests: Sequence[Request], room: int) -> list[bytes]:
     get_value = sessions[0].engine.get
     replies: list[bytes] = []
-    name = requests[0][0]
     for request in requests:
-        if request[0] != name or len(request) != 2 or room < 0:
+        if room < 0:
             break
         value = get_value(request[1])
         if value is None:
@@ -69,9 +67,7 @@ def get_line(session: Session, request: Request) -> Reply:
 
 
 def _set_batch(sessions: Sequence[Session], requests: Sequence[Request], room: int) -> list[bytes]:
-    name = requests[0][0]
-    plain = takewhile(lambda request: request[0] == name and len(request) == 3, requests)
-    return [resp.OK] * sessions[0].engine.set_batch(plain)
+    return [resp.OK] * sessions[0].engine.set_batch(requests)
 
 
 @command(
