@@ -1,19 +1,23 @@
 """Every metric that a node reports: its name, kind, unit, label and meaning.
 
-Each is declared once, as a field of a dataclass here. The part that measures it returns the dataclass filled in, so a
-metric without a value, or a value without a metric, is a type error. STATS, INFO and the table in docs/protocol.md are
-renderings of these declarations.
+Each is declared once, as a field of a dataclass here. The part that measures it returns the dataclass filled in, or
+counts in it. STATS, INFO and the table in docs/protocol.md are renderings of these declarations.
 
 Counters count since the start of the process.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Annotated, Any, Literal, cast
+from heapq import nlargest
+from typing import Annotated, Any, Final, Literal, TypeVar, cast
+
+T = TypeVar("T")
 
 Kind = Literal["counter", "gauge", "info"]  # an info is text
+LABELS_MAX: Final = 100  # nodes that are shown: thousands would make STATS megabytes long
 Value = int | str
 Labelled = Mapping[str, Value]  # values of one metric by the value of its label
 
@@ -112,36 +116,52 @@ class ReplicationMetrics:
     replication_state: Annotated[str, info("`disabled`, `connecting`, `connected`, `disconnected` or `failed`")]
     replication_detail: Annotated[str, info("what is wrong, if anything is")]
     replication_nodes: Annotated[int, gauge("nodes online, this one included")]
-    replication_gaps: Annotated[
-        Labelled, counter("reasons to assume that a node missed events; an exchange looks after each", label="reason")
-    ]
-    broker_connects: Annotated[int, counter("connections made to the broker")]
-    broker_losses: Annotated[int, counter("connections to the broker lost")]
-    broker_sessions_lost: Annotated[int, counter("connections where the broker had kept no session for this node")]
-    broker_subscription_silent: Annotated[int, counter("reconnects because this node's own heartbeat did not return")]
-    broker_duplicate_client_ids: Annotated[int, counter("signs of another client with this node's client id")]
     outbox_events: Annotated[int, gauge("local events that the broker has not acknowledged")]
     outbox_bytes: Annotated[int, gauge("log that is retained for them", "bytes")]
     outbox_oldest_ms: Annotated[int, gauge("age of the oldest of them", "ms")]
     outbox_in_flight: Annotated[int, gauge("batches published and not acknowledged yet")]
-    outbox_dropped_overflow: Annotated[
-        int, counter("events dropped because `replication.outbox_max_bytes` was reached")
-    ]
-    outbox_dropped_too_large: Annotated[int, counter("events dropped because the broker takes no message of that size")]
-    published_events: Annotated[int, counter("events that the broker has acknowledged")]
-    published_batches: Annotated[int, counter("messages that held them")]
-    published_bytes: Annotated[int, counter("size of these messages", "bytes")]
-    publishes_refused: Annotated[Labelled, counter("messages that the broker refused", label="reason")]
     inbox_messages: Annotated[int, gauge("received messages that wait to be merged")]
-    inbox_waits: Annotated[int, counter("times that merging had to wait for memory or disk space")]
-    received_messages: Annotated[int, counter("messages received, those of this node included")]
-    received_own: Annotated[int, counter("messages of this node itself, ignored")]
-    received_bytes: Annotated[int, counter("size of the received messages", "bytes")]
-    received_foreign: Annotated[int, counter("messages on topics outside of the cluster, ignored")]
-    received_events: Annotated[int, counter("events of other nodes received")]
-    applied_events: Annotated[int, counter("of these, events that changed something here")]
-    superseded_events: Annotated[int, counter("of these, events older than what was here")]
-    refused_events: Annotated[Labelled, counter("messages or events refused", label="reason")]
+
+
+@dataclass(slots=True)
+class ReplicationCounters:
+    """What replication over MQTT has counted."""
+
+    replication_gaps: Annotated[
+        Counter[str],
+        counter("reasons to assume that a node missed events; an exchange looks after each", label="reason"),
+    ] = field(default_factory=Counter)
+    broker_connects: Annotated[int, counter("connections made to the broker")] = 0
+    broker_losses: Annotated[int, counter("connections to the broker lost")] = 0
+    broker_sessions_lost: Annotated[int, counter("connections where the broker had no session for this node")] = 0
+    broker_subscription_silent: Annotated[int, counter("times that this node's own heartbeat did not return")] = 0
+    broker_duplicate_client_ids: Annotated[int, counter("signs of another client with this node's client id")] = 0
+    outbox_dropped_overflow: Annotated[int, counter("events dropped at `replication.outbox_max_bytes`")] = 0
+    outbox_dropped_too_large: Annotated[int, counter("events dropped because the broker takes no such size")] = 0
+    published_events: Annotated[int, counter("events that the broker has acknowledged")] = 0
+    published_batches: Annotated[int, counter("messages that held them")] = 0
+    published_bytes: Annotated[int, counter("size of these messages", "bytes")] = 0
+    publishes_refused: Annotated[Counter[str], counter("messages that the broker refused", label="reason")] = field(
+        default_factory=Counter
+    )
+    inbox_waits: Annotated[int, counter("times that merging had to wait for memory or disk space")] = 0
+    received_messages: Annotated[int, counter("messages received, those of this node included")] = 0
+    received_own: Annotated[int, counter("messages of this node itself, ignored")] = 0
+    received_bytes: Annotated[int, counter("size of the received messages", "bytes")] = 0
+    received_foreign: Annotated[int, counter("messages on topics outside of the cluster, ignored")] = 0
+    received_events: Annotated[int, counter("events of other nodes received")] = 0
+    applied_events: Annotated[int, counter("of these, events that changed something here")] = 0
+    superseded_events: Annotated[int, counter("of these, events older than what was here")] = 0
+    refused_events: Annotated[Counter[str], counter("messages or events refused", label="reason")] = field(
+        default_factory=Counter
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class OriginMetrics:
+    """The nodes that this node has received events of: the 100 that were silent for longest."""
+
+    origins_not_shown: Annotated[int, gauge("other nodes that it has received events of")]
     origin_last_contact_ms: Annotated[Labelled, gauge("time since the last event of a node", "ms", label="node")]
     origin_received_events: Annotated[Labelled, counter("events received of a node", label="node")]
     origin_gaps: Annotated[Labelled, counter("gaps in the sequence numbers of a node", label="node")]
@@ -152,7 +172,8 @@ class ReplicationMetrics:
 class ExchangeMetrics:
     """The members of the cluster, and Merkle exchanges with peers.
 
-    A `peer` is a node id, or an address while the node behind it is not known; offline peers are not listed.
+    A `peer` is a node id, or an address while the node behind it is not known. Offline peers are not listed, and of the
+    others the 100 whose last completed exchange is the longest ago.
     """
 
     members: Annotated[int, gauge("nodes of the cluster, this one included")]
@@ -166,6 +187,7 @@ class ExchangeMetrics:
     exchange_rows_refused: Annotated[
         int, counter("timestamps refused because they are too far ahead of the wall clock")
     ]
+    peers_not_shown: Annotated[int, gauge("other peers that are not offline")]
     peer_address: Annotated[Labelled, info("address, host:port", label="peer")]
     peer_in_sync: Annotated[Labelled, gauge("1 if the peer held the same data at the last exchange", label="peer")]
     peer_last_success_ms: Annotated[Labelled, gauge("time since the last completed exchange", "ms", label="peer")]
@@ -198,7 +220,17 @@ class ScrubMetrics:
 
 
 _LINE = re.compile(r'([^:{]+(?:\{\w+="(?:[^"\\]|\\.)*"\})?):(.*)', re.DOTALL)
-PARTS = (ClientMetrics, ServerMetrics, EngineMetrics, NodeMetrics, ReplicationMetrics, ExchangeMetrics, ScrubMetrics)
+PARTS = (
+    ClientMetrics,
+    ServerMetrics,
+    EngineMetrics,
+    NodeMetrics,
+    ReplicationMetrics,
+    ReplicationCounters,
+    OriginMetrics,
+    ExchangeMetrics,
+    ScrubMetrics,
+)
 
 
 def declared(part: type[Any]) -> Mapping[str, Metric]:
@@ -216,8 +248,13 @@ def total(values: Mapping[str, object], name: str) -> int:
     return sum(int(str(value)) for shown, value in values.items() if name in (shown, shown.partition("{")[0]))
 
 
+def shown(nodes: Mapping[str, T], lag: Callable[[T], float]) -> dict[str, T]:
+    """The LABELS_MAX of the nodes that lag most. Another thread may change `nodes`."""
+    return dict(nlargest(LABELS_MAX, dict(nodes).items(), key=lambda item: lag(item[1])))
+
+
 def values_of(*parts: Any) -> dict[str, Value]:
-    """The values of parts by the name in STATS, in order: one for each metric, or for each value of its label."""
+    """The values of parts by the name in STATS, in order: one for each metric, or for each label, sorted."""
     values: dict[str, Value] = {}
     for part in parts:
         for name, metric in declared(type(part)).items():

@@ -146,7 +146,7 @@ class NodeServices(Services):
 
     def metrics(self) -> Sequence[object]:
         node = self._node
-        replication = [node.replicator.metrics()] if node.replicator else []
+        replication = node.replicator.metrics() if node.replicator else ()
         threads = {worker.name: worker.status for worker in node.workers}
         own = NodeMetrics(node_id=node.node_id, log_lines_dropped=dropped_lines(), thread_status=threads)
         return [own, *replication, node.anti_entropy.metrics(), node.scrubber.metrics()]

@@ -12,6 +12,7 @@ from fixtures.anti_entropy import LONG_S, Gone, Line, Net, Node
 from fixtures.support import run_out_of_room, wait_until
 
 from merklekv.errors import DiskFull, InvalidArgument, MerkleKVError, StorageFailed
+from merklekv.metrics import LABELS_MAX
 from merklekv.replication.cluster.members import UnknownMember
 from merklekv.replication.cluster.presence import OFFLINE, ONLINE, Status
 from merklekv.replication.cluster.storage import load_members
@@ -62,6 +63,16 @@ def test_configured_peers_exchange_at_the_start(make: Make, net: Net) -> None:
     assert b.figure("exchange_served") == 1
     assert dict(a.anti_entropy.words()) == {"peers": 1, "in_sync": 1}
     assert dict(b.anti_entropy.words()) == {}
+
+
+def test_the_metrics_show_the_peers_without_an_exchange_for_longest(make: Make) -> None:
+    b = make("b")
+    a = make("a", addresses=["b:1", *(f"absent-{number}:1" for number in range(LABELS_MAX))])
+    a.sync(b)
+    figures = a.figures()
+    assert (figures["exchange_peers"], figures["exchange_peers_in_sync"], figures["peers_not_shown"]) == (101, 1, 1)
+    names = {name for name in figures if name.startswith("peer_in_sync")}
+    assert names == {f'peer_in_sync{{peer="absent-{number}:1"}}' for number in range(LABELS_MAX)}
 
 
 def test_a_shortage_while_it_slept_is_no_refusal(make: Make) -> None:

@@ -20,10 +20,11 @@ from merklekv.engine.clock import MAX_TRUNCATION_AHEAD_S
 from merklekv.engine.engine import Engine
 from merklekv.engine.options import MIN_MEMTABLE_SIZE
 from merklekv.errors import DiskFull, StorageFailed
+from merklekv.metrics import LABELS_MAX, ReplicationCounters, values_of
 from merklekv.replication.cluster.presence import Presence, Status
 from merklekv.replication.stream import inbox as inbox_module
 from merklekv.replication.stream.event import Reason
-from merklekv.replication.stream.inbox import Delivery, Inbox
+from merklekv.replication.stream.inbox import Delivery, Inbox, Origin
 
 NOW_NS = 1_790_000_000 * 10**9
 DAY_NS = 86_400 * 10**9
@@ -48,7 +49,9 @@ class Desk:
         self.removed: set[str] = set()
         self.writers: list[str] = []
         self.through = 0
-        self.inbox = Inbox(self.engine, "node-a", Presence("node-a", "", self.on_status), self, self.acknowledge)
+        self.counters = ReplicationCounters()
+        presence = Presence("node-a", "", self.on_status)
+        self.inbox = Inbox(self.engine, "node-a", presence, self, self.counters, self.on_gap, self.acknowledge)
         self._tokens = itertools.count(1)
 
     # -- what the inbox asks and tells ---------------------------------------------------------------------------------
@@ -104,8 +107,9 @@ def test_an_event_is_stored_and_then_acknowledged(desk: Desk) -> None:
     desk.receive(one())
     assert desk.committed == [b"v"]
     assert desk.acknowledged == [1]
-    counters = desk.inbox.counters
-    assert (counters.messages, counters.received, counters.applied, counters.superseded) == (1, 1, 1, 0)
+    counters = desk.counters
+    events = (counters.received_events, counters.applied_events, counters.superseded_events)
+    assert (counters.received_messages, *events) == (1, 1, 1, 0)
     assert desk.inbox.origins["node-b"].last_contact > 0
 
 
@@ -113,7 +117,7 @@ def test_what_comes_from_this_node_itself_is_acknowledged_and_left(desk: Desk) -
     desk.receive(one(source="node-a"), node="node-a")
     assert desk.engine.get(b"k") is None
     assert desk.acknowledged == [1]
-    assert desk.inbox.counters.own == 1
+    assert desk.counters.received_own == 1
 
 
 def test_remote_events_are_never_published_from_here(desk: Desk) -> None:
@@ -140,7 +144,7 @@ def test_any_order_and_any_repetition_end_the_same(desk: Desk, seed: int) -> Non
     chance.shuffle(arrivals)
     desk.receive(*arrivals)
     assert {f"k{number}": desk.engine.get(f"k{number}".encode()) for number in range(7)} == expected
-    assert desk.inbox.counters.applied + desk.inbox.counters.superseded == 90
+    assert desk.counters.applied_events + desk.counters.superseded_events == 90
 
 
 def test_a_truncate_takes_what_is_older_and_spares_what_is_newer(desk: Desk) -> None:
@@ -149,7 +153,7 @@ def test_a_truncate_takes_what_is_older_and_spares_what_is_newer(desk: Desk) -> 
     desk.receive(cbor2.dumps(truncation), cbor2.dumps(truncation))
     assert desk.engine.get(b"old") is None
     assert desk.engine.get(b"new") == b"v"
-    assert (desk.inbox.counters.applied, desk.inbox.counters.superseded) == (3, 1)
+    assert (desk.counters.applied_events, desk.counters.superseded_events) == (3, 1)
 
 
 def test_a_refused_message_is_counted_acknowledged_and_the_next_one_is_taken(
@@ -158,7 +162,7 @@ def test_a_refused_message_is_counted_acknowledged_and_the_next_one_is_taken(
     desk.receive(b"\xff", one(ts=-1), batch(1, {"op": "set"}), one(key="k", value=b"good"))
     assert desk.engine.get(b"k") == b"good"
     assert desk.acknowledged == [1, 2, 3, 4]
-    assert dict(desk.inbox.counters.refused) == {Reason.MALFORMED: 1, Reason.RANGE: 1, Reason.MISSING: 1}
+    assert dict(desk.counters.refused_events) == {Reason.MALFORMED: 1, Reason.RANGE: 1, Reason.MISSING: 1}
     assert "refused 1 byte on the topic of node-b: malformed" in caplog.text
 
 
@@ -166,13 +170,13 @@ def test_a_flood_of_refused_messages_is_one_line(desk: Desk, caplog: pytest.LogC
     for _ in range(100):
         desk.receive(b"\xff")
     assert caplog.text.count("malformed") == 1
-    assert desk.inbox.counters.refused[Reason.MALFORMED] == 100
+    assert desk.counters.refused_events[Reason.MALFORMED] == 100
 
 
 def test_a_source_that_is_not_the_topics_node_is_refused(desk: Desk) -> None:
     desk.receive(one(source="node-c"), one(source="node-a"))
     assert desk.engine.get(b"k") is None
-    assert desk.inbox.counters.refused[Reason.SOURCE] == 2
+    assert desk.counters.refused_events[Reason.SOURCE] == 2
 
 
 def test_a_clock_far_ahead_is_refused_with_the_name_of_the_node(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
@@ -181,7 +185,7 @@ def test_a_clock_far_ahead_is_refused_with_the_name_of_the_node(desk: Desk, capl
     desk.receive(batch(1, event("far", ts=NOW_NS + DAY_NS + 1), event("near", ts=NOW_NS + DAY_NS - 10**9), truncation))
     assert desk.engine.get(b"far") is None
     assert desk.engine.get(b"near") == b"v"
-    assert desk.inbox.counters.refused[Reason.CLOCK] == 2
+    assert desk.counters.refused_events[Reason.CLOCK] == 2
     assert "refused an event of node node-b, key b'far': clock" in caplog.text
     assert before < desk.engine.clock.last < NOW_NS + DAY_NS, "a refused event moves no clock"
 
@@ -198,13 +202,13 @@ def test_a_value_too_large_is_refused_alone(desk: Desk) -> None:
     desk.receive(batch(1, event("large", b"x" * 1001), event("k", b"x" * 1000)))
     assert desk.engine.get(b"large") is None
     assert desk.engine.get(b"k") == b"x" * 1000
-    assert desk.inbox.counters.refused[Reason.SIZE] == 1
+    assert desk.counters.refused_events[Reason.SIZE] == 1
 
 
 def test_the_same_version_with_other_contents_is_a_conflict(desk: Desk) -> None:
     desk.receive(one(value=b"this"), one(value=b"that"))
     assert desk.engine.get(b"k") == b"this"
-    assert desk.inbox.counters.refused[Reason.CONFLICT] == 1
+    assert desk.counters.refused_events[Reason.CONFLICT] == 1
 
 
 def test_events_of_a_removed_node_are_refused_and_the_log_says_why(
@@ -215,7 +219,7 @@ def test_events_of_a_removed_node_are_refused_and_the_log_says_why(
     desk.receive(one("node-c", key="other"), node="node-c")
     assert (desk.engine.get(b"k"), desk.engine.get(b"other")) == (None, b"v")
     assert desk.acknowledged == [1, 2, 3, 4]
-    assert desk.inbox.counters.refused == {Reason.REMOVED: 3}
+    assert desk.counters.refused_events == {Reason.REMOVED: 3}
     assert desk.gaps == [], "nothing of it is missed"
     assert desk.writers == ["node-c"], "it does not become a member again"
     assert "removed this node: it needs a new data directory" in caplog.text
@@ -230,7 +234,7 @@ def test_what_the_horizon_keeps_out_is_left_to_an_exchange(desk: Desk, caplog: p
     desk.receive(one(key="held", ts=NOW_NS - 5, val=b"newer"), one(key="gone", ts=NOW_NS))
     desk.receive(one(key="new", ts=NOW_NS + 1))
     assert [desk.engine.get(key) for key in (b"held", b"gone", b"new")] == [b"v", None, b"v"]
-    assert desk.inbox.counters.refused == {Reason.STABLE: 2}
+    assert desk.counters.refused_events == {Reason.STABLE: 2}
     assert desk.gaps == [("node-b", "stable")] * 2
     assert caplog.text == "", "a stable event delivered again is no problem"
 
@@ -242,7 +246,7 @@ def test_an_event_that_was_here_long_ago_is_left_to_an_exchange(desk: Desk) -> N
     assert desk.gaps == []
     desk.receive(one(key="held", ts=NOW_NS + 5), one(key="away", ts=NOW_NS + 5))
     assert desk.gaps == [("node-b", "stable")] * 2
-    assert desk.inbox.counters.refused == {Reason.STABLE: 2}
+    assert desk.counters.refused_events == {Reason.STABLE: 2}
     assert [desk.engine.get(key) for key in (b"held", b"gone", b"new", b"away")] == [b"v", b"v", b"v", None]
     assert desk.engine.record(b"held")[:8] == NOW_NS.to_bytes(8, "big")  # type: ignore[index]
     desk.receive(one(key="held", value=None, ts=NOW_NS + 5))
@@ -258,7 +262,7 @@ def test_numbers_without_a_gap_are_silent(desk: Desk) -> None:
 def test_a_missing_number_is_noticed_also_from_an_empty_batch(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     desk.receive(batch(5, event("a")), batch(7, event("b")), batch(11))
     assert desk.gaps == [("node-b", "gap"), ("node-b", "gap")]
-    assert (desk.inbox.counters.gaps, desk.inbox.origins["node-b"].missed) == (2, 4)
+    assert (desk.inbox.origins["node-b"].gaps, desk.inbox.origins["node-b"].missed) == (2, 4)
     assert "1 events before 7 did not come" in caplog.text
 
 
@@ -290,11 +294,22 @@ def test_origins_are_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(desk.inbox.origins) == 3
 
 
+def test_the_metrics_show_the_origins_that_were_silent_for_longest(desk: Desk) -> None:
+    silent = {f"silent-{number}" for number in range(LABELS_MAX - 10)}
+    desk.inbox.origins |= {name: Origin(last_contact=1.0, received=3) for name in silent}
+    desk.inbox.origins |= {f"{number}": Origin(last_contact=2.0 + number) for number in range(10_000 - len(silent))}
+    metrics = desk.inbox.metrics()
+    names = silent | {f"{number}" for number in range(10)}
+    assert names == metrics.origin_last_contact_ms.keys() == metrics.origin_received_events.keys()
+    assert (metrics.origins_not_shown, metrics.origin_received_events["silent-5"]) == (9900, 3)
+    assert len(str(values_of(metrics))) < 32_000
+
+
 def test_a_stalled_engine_is_waited_for(desk: Desk) -> None:
     stall(desk.engine)
     desk.inbox.worker.start()
     desk.inbox.put(Delivery("node-b", one(), "token"))
-    wait_until(lambda: desk.inbox.counters.waits)
+    wait_until(lambda: desk.counters.inbox_waits)
     assert not desk.acknowledged
     let_go_on(desk.engine)
     wait_until(lambda: desk.acknowledged == ["token"])
@@ -324,7 +339,7 @@ def test_a_full_disk_is_waited_for_and_nothing_is_dropped(
     monkeypatch.setattr(desk.engine, "commit", counted)
     desk.inbox.worker.start()
     desk.inbox.put(Delivery("node-b", one(), "token"))
-    wait_until(lambda: desk.inbox.counters.waits > 3)
+    wait_until(lambda: desk.counters.inbox_waits > 3)
     assert not desk.acknowledged
     wait_until(lambda: tried["commit"] > 3)  # a commit finds out whether there is room again
     full.clear()
@@ -338,7 +353,7 @@ def test_a_stop_while_waiting_acknowledges_nothing(desk: Desk) -> None:
     desk.inbox.worker.start()
     desk.inbox.put(Delivery("node-b", one(), "token"))
     desk.inbox.put(Delivery("node-b", one(), "another"))
-    wait_until(lambda: desk.inbox.counters.waits)
+    wait_until(lambda: desk.counters.inbox_waits)
     desk.inbox.worker.stop()
     assert not desk.acknowledged
     let_go_on(desk.engine)
@@ -370,7 +385,6 @@ def test_a_mistake_of_ours_does_not_stop_the_next_message(
     desk.receive(one(key="bad"), one(key="k"))
     assert desk.engine.get(b"k") == b"v"
     assert desk.acknowledged == [1, 2]
-    assert desk.inbox.counters.defects == 1
     assert desk.gaps == [("node-b", "defect")]
     assert "ZeroDivisionError" in caplog.text
 

@@ -16,6 +16,7 @@ from merklekv.engine.log import retention as retention_module
 from merklekv.engine.log.segment import list_segments
 from merklekv.engine.options import MIN_MEMTABLE_SIZE
 from merklekv.engine.record import make_record, value_of
+from merklekv.metrics import ReplicationCounters
 from merklekv.replication.stream import outbox as outbox_module
 from merklekv.replication.stream.event import ENVELOPE_SIZE, decode_message
 from merklekv.replication.stream.outbox import BATCH_BYTES, PACKET_OVERHEAD, Batch, Outbox
@@ -35,7 +36,8 @@ class Station:
             retain_max_bytes=retain_max_bytes,
         )
         self.gaps: list[str] = []
-        self.outbox = Outbox(self.engine, "node-a", TOPIC, self.gaps.append)
+        self.counters = ReplicationCounters()
+        self.outbox = Outbox(self.engine, "node-a", TOPIC, self.counters, self.gaps.append)
 
     def write(self, *values: bytes) -> None:
         for value in values:
@@ -137,7 +139,7 @@ def test_the_cursor_moves_over_what_is_acknowledged_without_a_gap(station: Stati
     assert station.outbox.oldest_timestamp() == fourth.timestamp_ns
     station.outbox.acknowledge(fourth)
     assert station.outbox.cursor == station.engine.retention.end
-    assert station.outbox.counters.published == station.outbox.counters.batches == 4
+    assert station.counters.published_events == station.counters.published_batches == 4
 
 
 def test_after_a_lost_connection_everything_unacknowledged_comes_again(station: Station) -> None:
@@ -175,7 +177,7 @@ def test_an_event_larger_than_the_broker_takes_is_dropped(station: Station, capl
     batches = station.take_all()
     assert values(*batches) == [b"before", b"after"]
     assert batches[1].sequence == batches[0].sequence + 2, "the others see from the sequence that one is missing"
-    assert station.outbox.counters.dropped_too_large == 2
+    assert station.counters.outbox_dropped_too_large == 2
     assert "2000" not in station.gaps
     assert station.gaps == ["too large", "too large"]
     assert "is not published" in caplog.text
@@ -200,7 +202,7 @@ def test_an_event_larger_than_any_node_takes_is_dropped(station: Station, monkey
     batches = station.take_all()
     assert [len(value) for value in values(*batches)] == [99_800, 5]
     assert all(len(batch.payload) <= 100_000 for batch in batches)
-    assert station.outbox.counters.dropped_too_large == 1
+    assert station.counters.outbox_dropped_too_large == 1
 
 
 def test_no_packet_is_larger_than_the_broker_takes(station: Station) -> None:
@@ -227,7 +229,7 @@ def test_a_batch_refused_for_its_size_is_cut_down_to_the_event_that_is_too_large
             published += values(batch)
             station.outbox.acknowledge(batch)
     assert published == many[:40] + many[41:]
-    assert station.outbox.counters.dropped_too_large == 1
+    assert station.counters.outbox_dropped_too_large == 1
     assert station.outbox.waiting_events == 0
 
 
@@ -254,25 +256,25 @@ def test_a_connection_lost_again_and_again_over_the_same_batch_makes_it_smaller(
     station.outbox.acknowledge(batches[0])
     station.outbox.suspect()
     station.outbox.suspect()
-    assert station.outbox.counters.dropped_too_large == 0, "a different one each time means nothing"
+    assert station.counters.outbox_dropped_too_large == 0, "a different one each time means nothing"
 
 
 def test_an_event_suspected_again_and_again_is_dropped_unless_it_is_small(station: Station) -> None:
     station.write(b"L" * 3000)
     station.write(b"small")
     for _ in range(outbox_module.SUSPICIONS_MAX):
-        assert station.outbox.counters.dropped_too_large == 0
+        assert station.counters.outbox_dropped_too_large == 0
         station.outbox.limit_packets(3200)  # so that each goes alone
         assert station.outbox.next_batch() is not None
         station.outbox.suspect()
         station.outbox.rewind()
-    assert station.outbox.counters.dropped_too_large == 1
+    assert station.counters.outbox_dropped_too_large == 1
     for _ in range(2 * outbox_module.SUSPICIONS_MAX):
         (batch,) = station.take_all()
         assert values(batch) == [b"small"]
         station.outbox.suspect()
         station.outbox.rewind()
-    assert station.outbox.counters.dropped_too_large == 1
+    assert station.counters.outbox_dropped_too_large == 1
     station.outbox.suspect()
 
 
@@ -284,7 +286,7 @@ def test_what_was_given_up_is_counted_and_told(tmp_path: Path, caplog: pytest.Lo
             station.write(value)
         station.engine.checkpoint_now()
     station.outbox.oldest_timestamp()
-    lost = station.outbox.counters.dropped_overflow
+    lost = station.counters.outbox_dropped_overflow
     assert lost > 0
     assert station.gaps == ["overflow"]
     assert f"{lost} of them are not published" in caplog.text

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from merklekv.replication.cluster import presence
 from merklekv.replication.cluster.presence import OFFLINE, ONLINE, Presence, Status, decode_status
+from merklekv.replication.stream.broker_session import Topics
 from merklekv.replication.stream.mqtt import BrokerSettings
-from merklekv.replication.stream.topics import Topics
 
 STATUS = Status("b", ONLINE, "10.0.0.1:7379", "ab" * 32, 17, "1.2.3", "0123", "cd" * 8)
 

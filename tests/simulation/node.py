@@ -16,6 +16,7 @@ from typing import Any, Final
 from merklekv.engine.engine import Engine
 from merklekv.engine.log.reader import LogPosition
 from merklekv.errors import MerkleKVError, Stalled
+from merklekv.metrics import ReplicationCounters
 from merklekv.replication.cluster.members import Identity
 from merklekv.replication.cluster.membership import Membership
 from merklekv.replication.cluster.presence import ONLINE, Presence, Status
@@ -60,6 +61,8 @@ class _Surroundings:
 
     def on_gap(self, node: str, reason: str) -> None:
         """Events were missed: the simulated exchanges come without a reason."""
+        if reason == "defect":
+            raise Failure(f"{node}: the inbox could not take in a message")
 
 
 class Node:
@@ -106,11 +109,13 @@ class Node:
         self.engine.wait_for_room = self._make_room
         self.members = load_members(self.engine, self.name)
         self.identity = self.members.identity
-        self.outbox = Outbox(self.engine, self.name, f"{CLUSTER}/{self.name}/events", self._dropped)
+        counters = ReplicationCounters()
+        self.outbox = Outbox(self.engine, self.name, f"{CLUSTER}/{self.name}/events", counters, self._dropped)
         self.membership = Membership(self.engine, self.members)
         self.responder = Responder(self.engine, self.members, CLUSTER)
         self.others = Presence(self.name, f"{self.name}.{self.lives}", self.membership.on_status)
-        self.inbox = Inbox(self.engine, self.name, self.others, _Surroundings(self), self._acknowledge)
+        around = _Surroundings(self)
+        self.inbox = Inbox(self.engine, self.name, self.others, around, counters, around.on_gap, self._acknowledge)
         self.up = True
 
     def stop(self) -> None:
@@ -163,8 +168,6 @@ class Node:
         events = [Delivery(one.source, one.payload, one.number) for one in messages if not one.is_presence]
         self.inbox.process(events)
         self._acknowledge([one.number for one in messages if one.is_presence])
-        if self.inbox.counters.defects:
-            raise Failure(f"{self.name}: the inbox could not take in a message")
 
     def _acknowledge(self, tokens: list[Any]) -> None:
         self.acknowledging(tokens)

@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from merklekv.log_throttle import LogThrottle
+from merklekv.metrics import ReplicationCounters
 from merklekv.replication.cluster.presence import OFFLINE, ONLINE, Presence, Status
 from merklekv.replication.stream.event import encode_message
 from merklekv.replication.stream.inbox import Delivery, Inbox
@@ -39,7 +40,6 @@ from merklekv.replication.stream.mqtt import (
     Subscribed,
 )
 from merklekv.replication.stream.outbox import BATCH_BYTES, Batch, Outbox
-from merklekv.replication.stream.topics import Topics
 
 log = logging.getLogger(__name__)
 
@@ -66,22 +66,45 @@ DUPLICATES_MIN: Final = 3  # statuses of other processes under this node's id
 DUPLICATE: Final = "duplicate"
 
 
-@dataclass(slots=True)
-class StreamMetrics:
-    """State of the connection to the broker, and counters since the start, which any thread may read."""
+TOPIC_KINDS: Final = ("events", "status")
 
-    state: str = "connecting"  # disabled, connecting, connected, disconnected, failed
+
+class Topics:
+    """The MQTT topics of a cluster, as one of its nodes uses them: `PREFIX/NODE/events` and `PREFIX/NODE/status`."""
+
+    def __init__(self, prefix: str, node_id: str) -> None:
+        self.events = f"{prefix}/{node_id}/events"
+        self.status = f"{prefix}/{node_id}/status"
+        self.all_events = f"{prefix}/+/events"
+        self.all_statuses = f"{prefix}/+/status"
+        self._prefix = prefix
+
+    def node_and_kind(self, topic: str) -> tuple[str, str] | None:
+        """The node that the topic belongs to, and `events` or `status`; None for a topic of no node of this cluster."""
+        prefix, node, kind = _levels(topic)
+        return (node, kind) if prefix == self._prefix and node and kind in TOPIC_KINDS else None
+
+    def foreign_filters(self, topic: str) -> list[str]:
+        """The subscriptions that the nodes of another cluster make, given one of its topics; none for this cluster."""
+        prefix, _, kind = _levels(topic)
+        is_foreign = kind in TOPIC_KINDS and prefix != self._prefix
+        return [f"{prefix}/+/{name}" for name in TOPIC_KINDS] if is_foreign else []
+
+
+def _levels(topic: str) -> list[str]:
+    """Prefix, node and kind; a topic of fewer levels has an empty prefix."""
+    levels = topic.rsplit("/", 2)
+    return [""] * (3 - len(levels)) + levels
+
+
+@dataclass(slots=True)
+class StreamState:
+    """What outlives a session with the broker.  Any thread may read it."""
+
+    counters: ReplicationCounters
+    connection: str = "connecting"  # disabled, connecting, connected, disconnected, failed
     problems: dict[str, str] = field(default_factory=dict)  # what is wrong, by kind, for people
-    connects: int = 0
-    losses: int = 0  # of established connections
-    sessions_lost: int = 0  # connects where the broker had no session for this node: it queued nothing meanwhile
-    subscription_silent: int = 0  # times that this node's own heartbeat did not come back
-    publishes_refused: int = 0
-    refusals: Counter[str] = field(default_factory=Counter)  # refused publishes by the broker's reason
-    received_bytes: int = 0
-    foreign_messages: int = 0  # received on topics outside of this cluster, and ignored
-    duplicates: int = 0  # signs of another client with this node's client id
-    duplicate_at: float = 0.0  # the last one, monotonic clock
+    duplicate_at: float = 0.0  # the last sign of another client with this node's client id, monotonic clock
     oldest_timestamp_ns: int | None = None  # of the events in the outbox
     alive_at: float = field(default_factory=time.monotonic)  # the last sign of life of the reconnect loop
 
@@ -103,7 +126,7 @@ class BrokerSession:
     _outbox: Outbox
     _inbox: Inbox
     _presence: Presence
-    _metrics: StreamMetrics
+    _state: StreamState
     _describe: Callable[[str], Status]
     _on_gap: Callable[[str, str], None]
     _throttle: LogThrottle
@@ -111,6 +134,7 @@ class BrokerSession:
     _wake_fd: int
 
     def __post_init__(self) -> None:
+        self._counters = self._state.counters
         self._connection = MqttConnection(self._broker, self._topics.status, self._describe(OFFLINE).encode())
         self._to_acknowledge: deque[tuple[int, int]] = deque()
         self._flight: dict[int, Batch | None] = {}  # publishes by id; None: not a batch
@@ -156,7 +180,7 @@ class BrokerSession:
     def end(self) -> None:
         """Drop the connection, whatever its state."""
         if self._window:
-            self._metrics.losses += 1
+            self._counters.broker_losses += 1
             if not self.has_duplicate:
                 self.has_helped = self._batches_taken > 0 or (self._answers > 0 and self._outbox.suspect())
         self._connection.drop()
@@ -227,17 +251,16 @@ class BrokerSession:
             case Connected():
                 self._on_connected(incoming)
             case Subscribed(refusals):
-                self._metrics.state = "connected"
+                self._state.connection = "connected"
                 if refusals:
                     self._report("subscription", f"the broker refuses our subscriptions: {', '.join(refusals)}")
 
     # -- what comes in -------------------------------------------------------------------------------------------------
 
     def _on_connected(self, connected: Connected) -> None:
-        metrics = self._metrics
-        metrics.connects += 1
-        for kind in metrics.problems.keys() - {DUPLICATE}:
-            del metrics.problems[kind]
+        self._counters.broker_connects += 1
+        for kind in self._state.problems.keys() - {DUPLICATE}:
+            del self._state.problems[kind]
         log.info("connected to the broker at %s as %s", self._broker.address, self._broker.client_id)
         self._connected_at = time.monotonic()
         self._window = max(1, min(WINDOW, connected.receive_max - 2))
@@ -246,7 +269,7 @@ class BrokerSession:
         self._event_received = time.monotonic()
         self._tick()
         if not connected.session_present:
-            metrics.sessions_lost += 1
+            self._counters.broker_sessions_lost += 1
             self._regroup = self._presence.online() or self._unknown_peers()
             self._regroup_until = time.monotonic() + REGROUP_MAX_S
             self._on_gap("", "session lost")
@@ -254,11 +277,11 @@ class BrokerSession:
     def _unknown_peers(self) -> set[str]:
         """A node that never announces itself, if events have waited so long that other nodes may be away, too."""
         oldest = self._outbox.oldest_timestamp()
-        waited = oldest is not None and (self._metrics.losses or time.time_ns() - oldest > REGROUP_AGE_NS)
+        waited = oldest is not None and (self._counters.broker_losses or time.time_ns() - oldest > REGROUP_AGE_NS)
         return {""} if waited else set()
 
     def _on_received(self, received: Received) -> None:
-        self._metrics.received_bytes += len(received.payload)
+        self._counters.received_bytes += len(received.payload)
         found = self._topics.node_and_kind(received.topic)
         if found is None:
             self._on_foreign(received)
@@ -267,7 +290,7 @@ class BrokerSession:
         if kind == "status":
             self._on_status(node, received)
             return
-        self._metrics.problems.pop("silent", None)
+        self._state.problems.pop("silent", None)
         self._event_received = time.monotonic()
         if node == self._broker.node_id and self._inbox.is_idle:  # nothing to do, and nothing to acknowledge before
             self._connection.acknowledge(received.token)
@@ -276,7 +299,7 @@ class BrokerSession:
 
     def _on_foreign(self, received: Received) -> None:
         """A message on a topic of another cluster: our session at the broker has subscriptions that others made."""
-        self._metrics.foreign_messages += 1
+        self._counters.received_foreign += 1
         topic = received.topic
         filters = [name for name in self._topics.foreign_filters(topic) if name not in self._unsubscribed]
         if filters and len(self._unsubscribed) < UNSUBSCRIBED_MAX:
@@ -296,7 +319,7 @@ class BrokerSession:
         if node == self._broker.node_id:
             # The broker retains the status of this node's last process until this one has replaced it, so a last will
             # on the first connection may be of that process.
-            has_replaced = self._metrics.connects > 1 and presence.has_own
+            has_replaced = self._counters.broker_connects > 1 and presence.has_own
             is_new = not received.retained and presence.duplicates >= DUPLICATES_MIN
             if presence.duplicates > duplicates and (has_replaced or is_new):
                 self.on_duplicate()
@@ -306,8 +329,8 @@ class BrokerSession:
     def on_duplicate(self) -> None:
         """There is another client with this node's client id."""
         self.has_duplicate = True
-        self._metrics.duplicates += 1
-        self._metrics.duplicate_at = time.monotonic()
+        self._counters.broker_duplicate_client_ids += 1
+        self._state.duplicate_at = time.monotonic()
         self._report(
             DUPLICATE,
             f"another process uses the client id {self._broker.client_id} at this broker: "
@@ -329,15 +352,14 @@ class BrokerSession:
             self._on_refused(published, batch)
             return
         self._refused_wait_s = 0.0
-        self._metrics.problems.pop("refused", None)
+        self._state.problems.pop("refused", None)
         self._answers += 1
         if batch is not None:
             self._batches_taken += 1
             self._outbox.acknowledge(batch)
 
     def _on_refused(self, published: Published, batch: Batch | None) -> None:
-        self._metrics.publishes_refused += 1
-        self._metrics.refusals[published.refusal] += 1
+        self._counters.publishes_refused[published.refusal] += 1
         self._report("refused", f"the broker refuses what we publish to {self._topics.events}: {published.refusal}")
         if time.monotonic() < self._refused_until:
             return  # published before the last refusal
@@ -363,13 +385,13 @@ class BrokerSession:
             self._send(
                 self._topics.events, encode_message(self._broker.node_id, self._outbox.next_sequence, [], 0), None
             )
-        if self.stood_s is not None and min(self.stood_s, now - self._metrics.duplicate_at) >= STEADY_S:
-            self._metrics.problems.pop(DUPLICATE, None)
+        if self.stood_s is not None and min(self.stood_s, now - self._state.duplicate_at) >= STEADY_S:
+            self._state.problems.pop(DUPLICATE, None)
         if now >= self._status_at:
             self._status_at = now + STATUS_EVERY_S
             self._publish_status()
         if now - self._event_received > HEARTBEATS_MISSED_MAX * self._heartbeat_s and not self._inbox.is_full:
-            self._metrics.subscription_silent += 1
+            self._counters.broker_subscription_silent += 1
             self._event_received = now
             self._report("silent", "our own heartbeat does not come back; may this node read the events topics?")
             self._connection.subscribe((self._topics.all_events, 1), (self._topics.all_statuses, 0))
@@ -383,7 +405,7 @@ class BrokerSession:
             self._send(self._topics.status, status.encode(), None, retain=True)
 
     def _report(self, kind: str, what: str) -> None:
-        self._metrics.problems[kind] = what
+        self._state.problems[kind] = what
         self._throttle.warn(what, f"broker {self._broker.address}: {what}")
 
     def _disconnect(self) -> None:

@@ -19,19 +19,18 @@ import logging
 import queue
 import select
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.stall import retry_stalled
 from merklekv.errors import Shortage, Stalled, StorageFailed
 from merklekv.log_throttle import LogThrottle
+from merklekv.metrics import OriginMetrics, ReplicationCounters, shown
 from merklekv.output import counted
-from merklekv.replication.cluster.presence import Presence
-from merklekv.replication.stream.context import StreamContext
+from merklekv.replication.cluster.presence import Presence, Status
 from merklekv.replication.stream.event import EventRefused, Message, Reason, decode_message
 from merklekv.worker_thread import WorkerThread
 
@@ -49,6 +48,28 @@ _REASONS: Final = {
     "value size": Reason.SIZE,
     "stable": Reason.STABLE,
 }
+
+
+class StreamContext(Protocol):
+    """What the stream needs of the node around it, on its threads.  A store id is hex, or empty if it is unknown."""
+
+    def is_removed(self, node: str, store_id: str) -> bool:
+        """Query: was this node removed from the cluster, so that its events are refused?"""
+
+    def applied_through(self, records: list[bytes]) -> int:
+        """Query: through which time, ns, was every write of the writer of these records applied?  0: unknown."""
+
+    def on_events_from(self, node: str, store_id: str) -> None:
+        """Events of this node are about to be applied."""
+
+    def on_status(self, status: Status) -> None:
+        """A node is new, came or went, or moved.  Returns at once."""
+
+    def on_gap(self, node: str, reason: str) -> None:
+        """Events of this node (empty: of any) may have been missed.  Returns at once."""
+
+    def on_storage_failed(self, error: BaseException) -> None:
+        """The disk failed: the process has to end."""
 
 
 class Delivery(NamedTuple):
@@ -71,21 +92,6 @@ class Origin:
     missed: int = 0  # events that the gaps are wide
 
 
-@dataclass(slots=True)
-class InboxCounters:
-    """Events since the start."""
-
-    messages: int = 0
-    own: int = 0  # messages of this node itself
-    received: int = 0
-    applied: int = 0
-    superseded: int = 0
-    gaps: int = 0
-    defects: int = 0  # messages that ran into a defect of this program
-    waits: int = 0  # times that the engine could not take more
-    refused: Counter[Reason] = field(default_factory=Counter)  # messages; events for CLOCK, CONFLICT, SIZE and STABLE
-
-
 class Inbox:
     """Takes in deliveries while its worker runs.
 
@@ -99,9 +105,12 @@ class Inbox:
         node_id: str,
         presence: Presence,
         context: StreamContext,
+        counters: ReplicationCounters,
+        on_gap: Callable[[str, str], None],
         acknowledge: Callable[[list[Any]], None],
     ) -> None:
-        self.counters = InboxCounters()
+        self._counters = counters
+        self._on_gap = on_gap
         self.origins: dict[str, Origin] = {}
         self._engine = engine
         self._node_id = node_id
@@ -143,6 +152,18 @@ class Inbox:
         self._put_bytes += len(delivery.payload)
         self._queue.put(delivery)
 
+    def metrics(self) -> OriginMetrics:
+        """The nodes whose events came; any thread."""
+        now = time.time()
+        origins = shown(self.origins, lambda origin: -origin.last_contact)
+        return OriginMetrics(
+            origins_not_shown=len(self.origins) - len(origins),
+            origin_last_contact_ms={node: round(1000 * (now - one.last_contact)) for node, one in origins.items()},
+            origin_received_events={node: one.received for node, one in origins.items()},
+            origin_gaps={node: one.gaps for node, one in origins.items()},
+            origin_missed_events={node: one.missed for node, one in origins.items()},
+        )
+
     # -- the worker ----------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
@@ -172,19 +193,19 @@ class Inbox:
         return deliveries
 
     def _on_shortage(self, error: Shortage) -> None:
-        self.counters.waits += 1
+        self._counters.inbox_waits += 1
         self._throttle.warn("shortage", f"{error}; events of other nodes wait until that is over")
 
     def process(self, deliveries: list[Delivery]) -> None:
         """Merge messages, commit, acknowledge.  Raises StorageFailed; Shortage, with nothing done."""
-        received = self.counters.received
+        received = self._counters.received_events
         for delivery in deliveries:
-            self.counters.messages += 1
+            self._counters.received_messages += 1
             if delivery.node == self._node_id:
-                self.counters.own += 1
+                self._counters.received_own += 1
             elif not self._take_in(delivery):
                 return
-        if self.counters.received != received:  # else it would only do the commits of others
+        if self._counters.received_events != received:  # else it would only do the commits of others
             self._engine.commit()
         self._acknowledge([delivery.token for delivery in deliveries])
 
@@ -199,9 +220,8 @@ class Inbox:
         except (StorageFailed, Shortage):
             raise
         except Exception:  # a defect of ours must not stop the messages behind this one
-            self.counters.defects += 1
             log.exception("a message on the topic of %s could not be taken in", delivery.node)
-            self._context.on_gap(delivery.node, "defect")
+            self._on_gap(delivery.node, "defect")
             return True
 
     def _decode(self, delivery: Delivery) -> Message | None:
@@ -212,7 +232,7 @@ class Inbox:
             if self._context.is_removed(message.source, self._presence.store_id(message.source)):
                 raise EventRefused(Reason.REMOVED, "the cluster has removed this node: it needs a new data directory")
         except EventRefused as refusal:
-            self.counters.refused[refusal.reason] += 1
+            self._counters.refused_events[refusal.reason] += 1
             size = counted(len(delivery.payload), "byte")
             self._throttle.warn(refusal.reason, f"refused {size} on the topic of {delivery.node}: {refusal}")
             return None
@@ -229,7 +249,7 @@ class Inbox:
         for truncation in message.truncations:
             if not self._patiently(partial(self._merge_truncation, message.source, origin, truncation)):
                 return False
-        self.counters.received += message.event_count
+        self._counters.received_events += message.event_count
         self._track(message)
         return True
 
@@ -248,19 +268,19 @@ class Inbox:
         return False
 
     def _wait_for_room(self) -> bool:
-        self.counters.waits += 1
+        self._counters.inbox_waits += 1
         return not self.worker.is_stopping
 
     def _merge(self, source: str, origin: bytes, changes: list[tuple[int, bytes, bytes]]) -> None:
         applied_through = self._context.applied_through([record for _, _, record in changes])
         result = self._engine.merge(changes, origin, applied_through=applied_through, sound=True)
-        self.counters.applied += result.applied
-        self.counters.superseded += result.superseded
+        self._counters.applied_events += result.applied
+        self._counters.superseded_events += result.superseded
         for key, reason in result.refused:
             refusal = _REASONS.get(reason, Reason.RANGE)
             if refusal is Reason.STABLE:
-                self.counters.refused[Reason.STABLE] += 1
-                self._context.on_gap(source, "stable")
+                self._counters.refused_events[Reason.STABLE] += 1
+                self._on_gap(source, "stable")
             else:
                 self._refuse(source, refusal, f"key {key[:60]!r}: {reason}")
 
@@ -268,12 +288,12 @@ class Inbox:
         if self._engine.clock.truncates_too_far_ahead(truncation):
             self._refuse(source, Reason.CLOCK, "a truncate: clock")
         elif self._engine.merge_truncation(truncation, origin):
-            self.counters.applied += 1
+            self._counters.applied_events += 1
         else:
-            self.counters.superseded += 1
+            self._counters.superseded_events += 1
 
     def _refuse(self, source: str, reason: Reason, detail: str) -> None:
-        self.counters.refused[reason] += 1
+        self._counters.refused_events[reason] += 1
         hint = ": its clock, or ours, is wrong" if reason is Reason.CLOCK else ""
         self._throttle.warn(f"{reason} {source}", f"refused an event of node {source}, {detail}{hint}")
 
@@ -303,9 +323,8 @@ class Inbox:
     def _gap(self, source: str, origin: Origin, missed: int, what: str) -> None:
         origin.gaps += 1
         origin.missed += missed
-        self.counters.gaps += 1
         self._throttle.warn(f"gap {source}", f"a gap in the events of node {source}: {what}")
-        self._context.on_gap(source, "gap")
+        self._on_gap(source, "gap")
 
     def _origin(self, source: str) -> Origin:
         origin = self.origins.get(source)

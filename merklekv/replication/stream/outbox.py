@@ -22,6 +22,7 @@ from typing import Final
 from merklekv.engine.engine import Engine
 from merklekv.engine.log.reader import LogFrame, LogGone, LogPosition
 from merklekv.engine.record import timestamp_of
+from merklekv.metrics import ReplicationCounters
 from merklekv.replication.stream.event import (
     ENVELOPE_SIZE,
     MESSAGE_BYTES_MAX,
@@ -55,23 +56,13 @@ class Batch:
     done: bool = False  # acknowledged, or dropped
 
 
-@dataclass(slots=True)
-class OutboxCounters:
-    """Events since the start."""
-
-    published: int = 0  # acknowledged by the broker
-    batches: int = 0
-    published_bytes: int = 0
-    dropped_too_large: int = 0
-    dropped_overflow: int = 0  # the log could not be kept any longer
-    overflows: int = 0  # times that this happened
-
-
 class Outbox:
     """Batches to publish, in order.  One thread calls this; any may read the metrics.  `on_gap` gets a reason."""
 
-    def __init__(self, engine: Engine, source: str, topic: str, on_gap: Callable[[str], None] = lambda reason: None):
-        self.counters = OutboxCounters()
+    def __init__(
+        self, engine: Engine, source: str, topic: str, counters: ReplicationCounters, on_gap: Callable[[str], None]
+    ) -> None:
+        self._counters = counters
         self.cursor = engine.retention.subscribe()
         self._engine = engine
         self.retention = engine.retention
@@ -153,9 +144,9 @@ class Outbox:
 
     def acknowledge(self, batch: Batch) -> None:
         """The broker has this batch."""
-        self.counters.published += batch.count
-        self.counters.batches += 1
-        self.counters.published_bytes += len(batch.payload)
+        self._counters.published_events += batch.count
+        self._counters.published_batches += 1
+        self._counters.published_bytes += len(batch.payload)
         self._finish(batch)
 
     def rewind(self) -> None:
@@ -248,14 +239,13 @@ class Outbox:
             self.cursor = LogPosition(self._lsn, self._sequence)
 
     def _drop_too_large(self, sequence: int, size: int, why: str) -> None:
-        self.counters.dropped_too_large += 1
+        self._counters.outbox_dropped_too_large += 1
         log.error("event %d of %d bytes is not published: %s; anti-entropy will bring it", sequence, size, why)
         self._on_gap("too large")
 
     def _drop_overflow(self, oldest: LogPosition) -> None:
         lost = max(0, oldest.sequence - self._sequence)
-        self.counters.dropped_overflow += lost
-        self.counters.overflows += 1
+        self._counters.outbox_dropped_overflow += lost
         log.error(
             "the broker did not take events for so long that the log passed outbox_max_bytes: "
             "%d of them are not published; anti-entropy will bring them",

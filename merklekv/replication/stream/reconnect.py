@@ -22,7 +22,7 @@ from typing import Final
 
 from merklekv.errors import StorageFailed
 from merklekv.log_throttle import LogThrottle
-from merklekv.replication.stream.broker_session import DUPLICATE, STEADY_S, TICK_S, BrokerSession, StreamMetrics
+from merklekv.replication.stream.broker_session import DUPLICATE, STEADY_S, TICK_S, BrokerSession, StreamState
 from merklekv.replication.stream.mqtt import ConnectionLost, TakenOver
 from merklekv.replication.stream.outbox import Outbox
 from merklekv.worker_thread import Fatal, WorkerThread
@@ -70,13 +70,13 @@ class Backoff:
 class ReconnectLoop:
     """Runs from `start` to `stop`.  Any thread may call its methods."""
 
-    def __init__(self, outbox: Outbox, metrics: StreamMetrics, fatal: Fatal) -> None:
+    def __init__(self, outbox: Outbox, state: StreamState, fatal: Fatal) -> None:
         self.enabled = True
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.throttle = LogThrottle(log)
         self.worker = WorkerThread("replication-reconnect", self._step, fatal, wake=self.wake)
         self._outbox = outbox
-        self._metrics = metrics
+        self._state = state
         self._backoff = Backoff()
         self._make_session: Callable[[], BrokerSession]
         self._drain_until = 0.0
@@ -114,26 +114,26 @@ class ReconnectLoop:
 
     def _step(self) -> None:
         if not self.enabled:
-            self._metrics.state = "disabled"
-            self._metrics.problems.clear()
+            self._state.connection = "disabled"
+            self._state.problems.clear()
             self._sleep(TICK_S)
             return
         wait_s = self._run_session()
         if self._backoff.is_crowded:
-            self._metrics.problems.setdefault(DUPLICATE, CROWDED)
+            self._state.problems.setdefault(DUPLICATE, CROWDED)
         self._sleep(random.uniform(0.5, 1.0) * wait_s)
 
     def _run_session(self) -> float:
         """One session from its start to its end.  Returns the seconds to wait before the next."""
-        metrics, backoff = self._metrics, self._backoff
-        if metrics.state == "disabled":
-            metrics.state = "connecting"
+        state, backoff = self._state, self._backoff
+        if state.connection == "disabled":
+            state.connection = "connecting"
         session = None
         try:
             session = self._make_session()
             session.run(self._is_over, self._housekeep)
         except ConnectionLost as loss:
-            metrics.state, metrics.problems["connection"] = "disconnected", str(loss)
+            state.connection, state.problems["connection"] = "disconnected", str(loss)
             if not self._is_over():
                 self.throttle.warn(f"lost {loss}", f"{loss}; trying again")
             if session is not None and isinstance(loss, TakenOver):
@@ -141,7 +141,7 @@ class ReconnectLoop:
         except StorageFailed:
             raise
         except Exception as error:  # a defect of ours costs the connection, never the thread
-            metrics.state, metrics.problems["connection"] = "failed", repr(error)
+            state.connection, state.problems["connection"] = "failed", repr(error)
             log.exception("the connection to the broker is dropped")
         finally:
             if session is not None:
@@ -160,8 +160,8 @@ class ReconnectLoop:
 
     def _housekeep(self) -> None:
         """What is due about once a second, with a broker and without."""
-        self._metrics.alive_at = time.monotonic()
-        self._metrics.oldest_timestamp_ns = self._outbox.oldest_timestamp()
+        self._state.alive_at = time.monotonic()
+        self._state.oldest_timestamp_ns = self._outbox.oldest_timestamp()
         self._outbox.save()
 
     def _sleep(self, seconds: float) -> None:

@@ -29,7 +29,7 @@ from merklekv.engine.engine import Engine
 from merklekv.engine.stall import retry_stalled
 from merklekv.errors import MerkleKVError, StorageFailed
 from merklekv.log_throttle import LogThrottle
-from merklekv.metrics import ExchangeMetrics, Value
+from merklekv.metrics import ExchangeMetrics, Value, shown
 from merklekv.output import counted
 from merklekv.replication.cluster.members import Identity, Members
 from merklekv.replication.cluster.membership import Membership
@@ -186,9 +186,10 @@ class AntiEntropy:
                 peers[one.address if not one.node or one.node in peers else one.node] = one
             running = len(self._running)
         now = time.time()
+        lagging = shown(peers, lambda peer: -peer.succeeded_at)
 
         def each(value: Callable[[ExchangePeer], Value]) -> dict[str, Value]:
-            return {name: value(peer) for name, peer in peers.items()}
+            return {name: value(peer) for name, peer in lagging.items()}
 
         return ExchangeMetrics(
             members=len(self._members),
@@ -200,13 +201,14 @@ class AntiEntropy:
             exchange_running=running,
             exchange_served=self._served,
             exchange_rows_refused=self._members.rows_refused,
+            peers_not_shown=len(peers) - len(lagging),
             peer_address=each(lambda peer: peer.address),
             peer_in_sync=each(lambda peer: int(peer.in_sync)),
             peer_last_success_ms={
-                name: round(1000 * (now - peer.succeeded_at)) for name, peer in peers.items() if peer.succeeded_at
+                name: round(1000 * (now - peer.succeeded_at)) for name, peer in lagging.items() if peer.succeeded_at
             },
             peer_duration_ms=each(lambda peer: round(1000 * peer.duration_s)),
-            peer_error={name: peer.error for name, peer in peers.items() if peer.error},
+            peer_error={name: peer.error for name, peer in lagging.items() if peer.error},
             exchange_completed=each(lambda peer: peer.exchanges),
             exchange_equal=each(lambda peer: peer.equal),
             exchange_failures=each(lambda peer: peer.failures),
