@@ -18,7 +18,7 @@ from typing import Final
 
 from merklekv.engine.access import no_permission, trouble
 from merklekv.engine.format import FORMAT_LINE, FORMAT_VERSION
-from merklekv.engine.log.disk import sync_directory
+from merklekv.engine.log.segment import sync_directory
 from merklekv.errors import (
     Corruption,
     DirectoryLocked,

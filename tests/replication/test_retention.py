@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import SEGMENT_HEADER
+from merklekv.engine.format import FRAME_HEADER, SEGMENT_HEADER
 from merklekv.engine.log import retention as retention_module
 from merklekv.engine.log.reader import LogFrame, LogGone, LogPosition
 from merklekv.engine.log.retention import Retention
@@ -40,7 +40,7 @@ def read_on(engine: Engine, at: int) -> tuple[list[bytes], int]:
 
 
 def values_of(frame: LogFrame) -> list[bytes]:
-    events = encode_entries(frame.data, frame.payload_at, len(frame.data), 1 << 30)
+    events = encode_entries(frame.data, FRAME_HEADER.size, len(frame.data), 1 << 30)
     assert events.event_count == frame.local_count
     message = decode_message(encode_message("a", frame.sequence, events.pieces, events.event_count))
     return [value_of(record) for _, _, record in message.changes]

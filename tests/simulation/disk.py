@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from unittest import mock
 
-from merklekv.engine import base, failpoints
+from merklekv.engine import base, failpoints, recovery
 from merklekv.engine.checkpoint import child
-from merklekv.engine.log import disk, recovery, writer
+from merklekv.engine.log import segment, writer
 from merklekv.engine.log.retention import Retention
 
 SECTOR: Final = 512
@@ -206,7 +206,7 @@ class Disk:
 
         with ExitStack() as stack:
             for target, name, own in (
-                (disk, "os", self),
+                (segment, "os", self),
                 (recovery, "os", self),
                 (writer, "os", self),
                 (writer, "RESERVE_STEP", 8192),

@@ -12,12 +12,11 @@ import os
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
-from merklekv.engine.format import FRAME_HEADER, FRAME_MAGIC, SEGMENT_HEADER, frame_checksum
-from merklekv.engine.log.segment import list_segments, segment_path
+from merklekv.engine.format import FRAME_HEADER, FRAME_MAGIC, SEGMENT_HEADER
+from merklekv.engine.log.segment import list_segments, segment_path, whole_frame
 from merklekv.errors import Corruption
 
 READ_BYTES: Final = 1 << 20  # one read of a segment
-_HEADER: Final = FRAME_HEADER.size
 
 
 class LogPosition(NamedTuple):
@@ -28,14 +27,13 @@ class LogPosition(NamedTuple):
 
 
 class LogFrame(NamedTuple):
-    """A committed frame.  Its entries are `data[payload_at:]`."""
+    """A committed frame as the outbox takes it: LSNs, and bytes."""
 
     start: int  # LSN; for the first frame of a segment, the LSN of the segment
     end: int  # LSN behind it
     sequence: int  # of its first local event
     local_count: int
-    data: bytes
-    payload_at: int
+    data: bytes  # header and entries; nothing when it has no local event and the reader is `local_only`
 
 
 class LogSource(Protocol):
@@ -134,7 +132,8 @@ class LogReader:
 
     def unread(self) -> bool:
         """Whether something other than reserved room lies behind the last whole frame."""
-        return any(self._bytes(_HEADER, None, anew=True)) if self._segment >= 0 else False
+        size = FRAME_HEADER.size
+        return self._segment >= 0 and any(self._read(self._position, size, None)[:size])
 
     def _find(self) -> bool:
         """Turns to the segment that holds the next frame; False when there is no segment."""
@@ -163,36 +162,35 @@ class LogReader:
         return self.lsn - self._segment or SEGMENT_HEADER.size
 
     def _frame(self, end: int | None) -> LogFrame | None:
-        return self._frame_in_buffer(end, anew=False) or self._frame_in_buffer(end, anew=True)
+        position, only = self._position, self._local_only
+        frame = whole_frame(self._buffer, self._buffer_at, self._segment, position, only)
+        if frame is None:
+            self._fill(position, end)
+            frame = whole_frame(self._buffer, position, self._segment, position, only)
+            if frame is None:
+                return None
+        at = self._buffer_at
+        data = self._buffer[position - at : frame.end - at] if frame.local_count or not only else b""
+        return LogFrame(self.lsn, self._segment + frame.end, frame.sequence, frame.local_count, data)
 
-    def _frame_in_buffer(self, end: int | None, anew: bool) -> LogFrame | None:
-        head = self._bytes(_HEADER, end, anew)
-        if len(head) < _HEADER or head[:4] != FRAME_MAGIC:
-            return None
-        _, length, synced, sequence, local_count, entry_count, checksum = FRAME_HEADER.unpack(head)
-        position = self._position
-        frame_end = self._segment + position + _HEADER + length
-        if self._local_only and not local_count:
-            return LogFrame(self.lsn, frame_end, sequence, 0, b"", 0)
-        data = self._bytes(_HEADER + length, end)
-        fields = (length, synced, sequence, local_count, entry_count)
-        payload = data[_HEADER:]
-        if len(payload) < length or checksum != frame_checksum(self._segment, position, fields, payload):
-            return None
-        return LogFrame(self.lsn, frame_end, sequence, local_count, payload, 0)
+    def _fill(self, position: int, end: int | None) -> None:
+        """Reads the frame at a position of the segment, or more."""
+        size = FRAME_HEADER.size
+        buffer = self._read(position, size, end)
+        if len(buffer) >= size and buffer[:4] == FRAME_MAGIC:
+            _, length, _, _, local_count, _, _ = FRAME_HEADER.unpack_from(buffer)
+            if size + length > len(buffer) and (local_count or not self._local_only):
+                buffer = self._read(position, size + length, end)
+        self._buffer, self._buffer_at = buffer, position
 
-    def _bytes(self, size: int, end: int | None, anew: bool = False) -> bytes:
-        """`size` bytes from here on, or what there is; `anew`: not what was read before."""
-        position = self._position
-        offset = position - self._buffer_at
-        if anew or offset < 0 or offset + size > len(self._buffer):
-            parts, at = [], position
-            while at < position + size:
-                left = READ_BYTES if end is None else min(READ_BYTES, end - self._segment - at)
-                part = self.source.read(self._segment, at, left) if left > 0 else b""
-                if not part:
-                    break
-                parts.append(part)
-                at += len(part)
-            self._buffer, self._buffer_at, offset = b"".join(parts), position, 0
-        return self._buffer[offset : offset + size]
+    def _read(self, position: int, size: int, end: int | None) -> bytes:
+        """At least `size` bytes, or what there is."""
+        parts, at = [], position
+        while at < position + size:
+            left = READ_BYTES if end is None else min(READ_BYTES, end - self._segment - at)
+            part = self.source.read(self._segment, at, left) if left > 0 else b""
+            if not part:
+                break
+            parts.append(part)
+            at += len(part)
+        return b"".join(parts)

@@ -25,9 +25,8 @@ from typing import Final
 from xxhash import xxh3_64_intdigest
 
 from merklekv.engine.format import FRAME_HEADER, SEGMENT_HEADER
-from merklekv.engine.log.disk import sync_directory, sync_file
 from merklekv.engine.log.reader import DirectorySource, LogFrame, LogPosition, LogReader
-from merklekv.engine.log.segment import list_segments
+from merklekv.engine.log.segment import list_segments, sync_directory, sync_file
 from merklekv.engine.log.writer import Log
 from merklekv.errors import DirectoryUnwritable
 from merklekv.files import replace_file
@@ -66,7 +65,7 @@ class Retention:
         self.dropped_lsn = 0  # where the log begins since it grew past `retain_max_bytes`
         self._log_directory = log_.directory
         self._path = directory / CURSOR_FILE
-        self._recent: deque[tuple[int, int, bytes]] = deque()  # LSN of start and end, the frame or nothing
+        self._recent: deque[LogFrame] = deque()
         self._given = self._taken = 0  # bytes that ever went into and out of `_recent`
         self._source = DirectorySource(log_.directory)
         self._reader = LogReader(self._source, local_only=True)
@@ -98,10 +97,10 @@ class Retention:
         start = segment_lsn + (position if position != SEGMENT_HEADER.size else 0)
         end = segment_lsn + position + len(frame)
         if self.cursor is not None:
-            kept = frame if local_count else b""
-            if self._given - self._taken + len(kept) <= RECENT_BYTES and len(self._recent) < RECENT_FRAMES:
-                self._given += len(kept)
-                self._recent.append((start, end, kept))
+            recent = LogFrame(start, end, sequence, local_count, frame if local_count else b"")
+            if self._given - self._taken + len(recent.data) <= RECENT_BYTES and len(self._recent) < RECENT_FRAMES:
+                self._given += len(recent.data)
+                self._recent.append(recent)
         self.end = LogPosition(end, sequence + local_count)
         if self.notify_next and local_count:
             self.notify_next = False
@@ -114,15 +113,12 @@ class Retention:
         if is_dropped:
             self._source.close()  # an open file would outlive its name
             self._reader = LogReader(self._source, local_only=True)
-        while recent and (recent[0][1] <= at or is_dropped):
-            self._taken += len(recent.popleft()[2])
-        if recent and recent[0][0] == at:
-            start, end, frame = recent.popleft()
-            self._taken += len(frame)
-            if not frame:
-                return LogFrame(start, end, 0, 0, b"", 0)
-            _, _, _, sequence, local_count, _, _ = FRAME_HEADER.unpack_from(frame)
-            return LogFrame(start, end, sequence, local_count, frame, FRAME_HEADER.size)
+        while recent and (recent[0].end <= at or is_dropped):
+            self._taken += len(recent.popleft().data)
+        if recent and recent[0].start == at:
+            frame = recent.popleft()
+            self._taken += len(frame.data)
+            return frame
         end = self.end.lsn
         if at >= end:
             return None

@@ -1,10 +1,11 @@
-"""The files of the log: their names, and reading one of them.
+"""The files of the log: their names, what makes them durable, and reading one of them.
 
 A frame is whole when its checksum fits its bytes and its place (layout: format.py).  A crash can leave a torn tail
 behind the last whole frame.  Zeros behind it are room that the writer had reserved.
 """
 
 import mmap
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,17 +22,17 @@ from merklekv.engine.format import (
     SEGMENT_MAGIC,
     frame_checksum,
 )
-from merklekv.errors import Corruption, FormatTooNew
+from merklekv.errors import Corruption, FormatTooNew, StorageFailed
 
 _ENTRY_SIZE: Final = ENTRY.size
+_HEADER_SIZE: Final = FRAME_HEADER.size
 _NAME: Final = re.compile(r"[0-9]{20}")
 
 
 class Frame(NamedTuple):
-    """One commit as read back; `payload` spans `start` to `end` of the segment's bytes."""
+    """A whole frame: `position` and `end` count from the beginning of its segment."""
 
     position: int
-    start: int
     end: int
     synced: int
     sequence: int
@@ -49,26 +50,75 @@ def list_segments(directory: Path) -> list[int]:
     return sorted(int(path.stem) for path in directory.glob("*.log") if _NAME.fullmatch(path.stem))
 
 
+def whole_frame(
+    data: bytes | mmap.mmap, data_at: int, lsn: int, position: int, local_only: bool = False
+) -> Frame | None:
+    """The frame at a position of segment `lsn`, or None where there is no whole one.
+
+    `data` is the segment's bytes from `data_at` on.  `local_only`: a frame without local events needs only its header.
+    """
+    at = position - data_at
+    start, size = at + _HEADER_SIZE, len(data)
+    if at < 0 or start > size:
+        return None
+    magic, length, synced, sequence, local_count, entry_count, checksum = FRAME_HEADER.unpack_from(data, at)
+    end = start + length
+    if magic != FRAME_MAGIC:
+        return None
+    if local_count or not local_only:
+        fields = (length, synced, sequence, local_count, entry_count)
+        if end > size or checksum != frame_checksum(lsn, position, fields, data[start:end]):
+            return None
+    return Frame(position, end + data_at, synced, sequence, local_count, entry_count)
+
+
+def write_whole(fd: int, data: bytes, position: int) -> None:
+    """Writes all of `data`: a single write may be cut short."""
+    written = os.pwrite(fd, data, position)
+    while written < len(data):
+        written += os.pwrite(fd, data[written:], position + written)
+
+
+def sync_file(path: Path) -> None:
+    """Makes a file's contents and size durable.  Raises StorageFailed."""
+    fd = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        raise StorageFailed(f"{path}: cannot sync: {error.strerror}") from error
+    finally:
+        os.close(fd)
+
+
+def sync_directory(directory: Path) -> None:
+    """Makes created, renamed and deleted names durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 class Segment:
     """One segment file, read through a memory map.  `with Segment(path) as segment: ...`"""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lsn = int(path.stem)
-        self.size = path.stat().st_size
-        if self.size < SEGMENT_HEADER.size:
-            raise corrupt(path, 0, "the file is shorter than a segment's header")
         with path.open("rb") as file:
+            head = file.read(SEGMENT_HEADER.size)
+            if len(head) < SEGMENT_HEADER.size:
+                raise corrupt(path, 0, "the file is shorter than a segment's header")
+            magic, version, _, lsn, self.sequence, _, checksum = SEGMENT_HEADER.unpack(head)
+            is_whole = magic == SEGMENT_MAGIC and checksum == xxh3_64_intdigest(head[:-8])
+            if is_whole and version > FORMAT_VERSION:
+                raise FormatTooNew(
+                    f"{path}: log format {version} is from a later release; this one reads {FORMAT_VERSION}"
+                )
+            if not is_whole or lsn != self.lsn:
+                raise corrupt(path, 0, "the segment's header does not match its checksum")
             self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        head = self.data[: SEGMENT_HEADER.size]
-        magic, version, _, lsn, self.sequence, self.created_ns, checksum = SEGMENT_HEADER.unpack(head)
-        whole = magic == SEGMENT_MAGIC and checksum == xxh3_64_intdigest(head[:-8])
-        if whole and version > FORMAT_VERSION:
-            self.data.close()
-            raise FormatTooNew(f"{path}: log format {version} is from a later release; this one reads {FORMAT_VERSION}")
-        if not whole or lsn != self.lsn:
-            self.data.close()
-            raise corrupt(path, 0, "the segment's header does not match its checksum")
+        self.size = len(self.data)
 
     def __enter__(self) -> "Segment":
         return self
@@ -76,31 +126,15 @@ class Segment:
     def __exit__(self, *_: object) -> None:
         self.data.close()
 
-    def frame_at(self, position: int) -> Frame | None:
-        """The frame at a position of the file, or None where there is no whole one."""
-        if position + FRAME_HEADER.size > self.size:
-            return None
-        magic, length, synced, sequence, local_count, entry_count, checksum = FRAME_HEADER.unpack_from(
-            self.data, position
-        )
-        start = position + FRAME_HEADER.size
-        end = start + length
-        if magic != FRAME_MAGIC or end > self.size:
-            return None
-        fields = (length, synced, sequence, local_count, entry_count)
-        if checksum != frame_checksum(self.lsn, position, fields, self.data[start:end]):
-            return None
-        return Frame(position, start, end, synced, sequence, local_count, entry_count)
-
     def frames(self, position: int = SEGMENT_HEADER.size) -> Iterator[Frame]:
         """The whole frames from `position` on, up to the first that is not."""
-        while (frame := self.frame_at(position)) is not None:
+        while (frame := whole_frame(self.data, 0, self.lsn, position)) is not None:
             yield frame
             position = frame.end
 
     def entries(self, frame: Frame) -> Iterator[tuple[int, bytes, int, int]]:
         """The entries of a frame, in the order in which they were made: (op, key, start and end of the record)."""
-        data, at, end = self.data, frame.start, frame.end
+        data, at, end = self.data, frame.position + _HEADER_SIZE, frame.end
         unpack = ENTRY.unpack_from
         while at < end:
             op, key_length, record_length = unpack(data, at)
@@ -118,7 +152,7 @@ class Segment:
         """The largest LSN that any whole frame behind `position` claims as synced, 0 without such a frame."""
         claimed = 0
         while (position := self.data.find(FRAME_MAGIC, position)) >= 0:
-            frame = self.frame_at(position)
+            frame = whole_frame(self.data, 0, self.lsn, position)
             if frame is not None:
                 claimed = max(claimed, frame.synced)
             position += 1

@@ -32,8 +32,7 @@ from merklekv.engine.format import (
     SEGMENT_MAGIC,
     frame_checksum,
 )
-from merklekv.engine.log.disk import write_whole
-from merklekv.engine.log.segment import segment_path
+from merklekv.engine.log.segment import segment_path, write_whole
 from merklekv.errors import DiskFull, InvalidArgument, Shortage, StorageFailed
 from merklekv.files import FILE_MODE
 from merklekv.shortage import NO_ROOM, is_shortage, shortage_of, suppress_shortage

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from merklekv.engine.engine import Engine
+from merklekv.engine.format import FRAME_HEADER
 from merklekv.engine.log.reader import LogFrame, LogGone, LogPosition
 from merklekv.engine.record import timestamp_of
 from merklekv.metrics import ReplicationCounters
@@ -212,7 +213,7 @@ class Outbox:
             self._sequence = max(self._sequence, frame.sequence)
             if frame.local_count > read:
                 self._frame = frame
-                self._offset = next_local(frame.data, frame.payload_at, read)
+                self._offset = next_local(frame.data, FRAME_HEADER.size, read)
                 return frame
             self._lsn = frame.end
 

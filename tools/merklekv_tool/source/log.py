@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from merklekv.engine.format import OP_DEL, OP_METADATA, OP_ORIGIN, OP_PURGE, OP_REPAIR, OP_TRUNCATE
+from merklekv.engine.format import FRAME_HEADER, OP_DEL, OP_METADATA, OP_ORIGIN, OP_PURGE, OP_REPAIR, OP_TRUNCATE
 from merklekv.engine.log.reader import DirectorySource, LogFrame, LogGone, LogReader, LogSource
 from merklekv.engine.log.segment import list_segments, segment_path
 from merklekv.engine.record import timestamp_of, value_of
@@ -102,7 +102,7 @@ class EventReader:
         origin: str | None = None
         sequence = frame.sequence
         try:
-            for entry in read_entries(frame.data[frame.payload_at :]):
+            for entry in read_entries(frame.data[FRAME_HEADER.size :]):
                 if entry.op == OP_ORIGIN:
                     origin = entry.key.decode(errors="replace")
                 elif entry.remote:
