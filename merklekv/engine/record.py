@@ -132,13 +132,13 @@ def value_of(record: bytes) -> bytes:
     return record[RECORD_OVERHEAD:] if record[FLAGS_AT] & EXPIRY else record[HEAD_SIZE:]
 
 
-def parts_at(data: bytes, at: int, end: int) -> tuple[bytes, bytes, bytes]:
-    """Timestamp (8 bytes), op id and value of the record, or of the version, that is `data[at:end]`."""
-    value_at = at + HEAD_SIZE
-    if end > value_at and data[at + FLAGS_AT] & EXPIRY:
-        value_at += EXPIRY_SIZE
-    op_id_at = at + TIMESTAMP_SIZE
-    return data[at:op_id_at], data[op_id_at : at + VERSION_SIZE], data[value_at:end]
+def value_at(data: bytes, at: int) -> int:
+    """Where the value begins in the record at `at`."""
+    return at + (RECORD_OVERHEAD if data[at + FLAGS_AT] & EXPIRY else HEAD_SIZE)
+
+
+split_version: Final = Struct(f"{TIMESTAMP_SIZE}s{OP_ID_SIZE}s").unpack_from
+"""Timestamp (8 bytes) and op id of the record or version at an offset of some bytes."""
 
 
 def value_size_of(record: bytes) -> int:

@@ -23,7 +23,15 @@ from enum import StrEnum
 from typing import Any, Final, NamedTuple, NoReturn
 
 from merklekv.engine.format import ENTRY, MAX_KEY_SIZE, OP_DEL, OP_ORIGIN, OP_TRUNCATE, OPS, REMOTE
-from merklekv.engine.record import OP_ID_SIZE, VERSION_SIZE, make_record, make_version, parts_at, version_of
+from merklekv.engine.record import (
+    OP_ID_SIZE,
+    VERSION_SIZE,
+    make_record,
+    make_version,
+    split_version,
+    value_at,
+    version_of,
+)
 from merklekv.node_id import is_node_id
 from merklekv.replication.plain_cbor import decode_plain, kind_of
 
@@ -117,10 +125,10 @@ def _text(word: str) -> bytes:
 _OP_CODES: Final = {name: number for number, name in enumerate(OPS, 1)}
 _OP: Final = [b"", *(_head(_MAP, PLAIN_FIELDS) + _text("op") + _text(name) + _text("key") for name in OPS)]
 _OP_AND_TEXT_KEY: Final = [[op + _head(_TEXT, size) for size in range(MAX_KEY_SIZE + 1)] for op in _OP]
-_TRUNCATE: Final = _head(_MAP, PLAIN_FIELDS - 1) + _text("op") + _text("truncate")
+_OP_AND_TEXT_KEY[OP_TRUNCATE] = [_head(_MAP, PLAIN_FIELDS - 1) + _text("op") + _text("truncate")]
 _SMALL_VALUE: Final = 4096
-_VALUE: Final = [_text("val") + _head(_BYTES, size) for size in range(_SMALL_VALUE)]
-_NULL_VALUE: Final = _text("val") + b"\xf6"
+_VALUE: Final = [[_text("val") + _head(_BYTES, size) for size in range(_SMALL_VALUE)]] * len(_OP)
+_VALUE[OP_DEL] = _VALUE[OP_TRUNCATE] = [_text("val") + b"\xf6"]
 _TIMESTAMP: Final = _text("ts") + _head(_UNSIGNED, TIMESTAMP_LIMIT)[:1]
 _OP_ID: Final = _text("op_id") + _head(_BYTES, OP_ID_SIZE)
 _VERSION_ROOM: Final = len(_TIMESTAMP) + len(_OP_ID) + VERSION_SIZE
@@ -148,9 +156,15 @@ def encode_entries(data: bytes, at: int, end: int, room: int) -> Encoded:
         following = record_at + record_length
         if op < REMOTE and op != OP_ORIGIN:
             key = data[key_at:record_at]
-            timestamp, op_id, value = parts_at(data, record_at, following)
-            head, value_head = _heads(op, key, value)
-            added = len(head) + key_length + len(value_head) + len(value) + _VERSION_ROOM
+            timestamp, op_id = split_version(data, record_at)
+            value = b"" if op == OP_TRUNCATE else data[value_at(data, record_at) : following]
+            value_size = len(value)
+            is_text = key.isascii() or is_utf8(key)
+            head = _OP_AND_TEXT_KEY[op][key_length] if is_text else _OP[op] + _head(_BYTES, key_length)
+            value_head = (
+                _VALUE[op][value_size] if value_size < _SMALL_VALUE else _text("val") + _head(_BYTES, value_size)
+            )
+            added = len(head) + key_length + len(value_head) + value_size + _VERSION_ROOM
             if size + added > room:
                 break
             extend((head, key, value_head, value, _TIMESTAMP, timestamp, _OP_ID, op_id))
@@ -158,18 +172,6 @@ def encode_entries(data: bytes, at: int, end: int, room: int) -> Encoded:
             count += 1
         at = following
     return Encoded(pieces, count, size, at)
-
-
-def _heads(op: int, key: bytes, value: bytes) -> tuple[bytes, bytes]:
-    """What comes before the key, and between the key and the value."""
-    if op == OP_TRUNCATE:
-        return _TRUNCATE, _NULL_VALUE
-    is_text = key.isascii() or is_utf8(key)
-    head = _OP_AND_TEXT_KEY[op][len(key)] if is_text else _OP[op] + _head(_BYTES, len(key))
-    if op == OP_DEL:
-        return head, _NULL_VALUE
-    size = len(value)
-    return head, _VALUE[size] if size < _SMALL_VALUE else _text("val") + _head(_BYTES, size)
 
 
 def entry_end(data: bytes, at: int) -> int:
@@ -232,14 +234,10 @@ def decode_message(payload: bytes) -> Message:
             _refuse(Reason.TYPE, f"events is {kind_of(events)}, not a list")
         elif sequence is None:
             _refuse(Reason.MISSING, "seq of a batch")
-        changes: list[Change] = []
-        truncations: list[bytes] = []
-        for event in events:
-            change = _decode_event(event)
-            if change[0] == OP_TRUNCATE:
-                truncations.append(change[2])
-            else:
-                changes.append(change)
+        changes = [_decode_event(event) for event in events]
+        truncations = [version for op, _, version in changes if op == OP_TRUNCATE]
+        if truncations:
+            changes = [change for change in changes if change[0] != OP_TRUNCATE]
     except EventRefused:
         raise
     except Exception as error:  # whatever a decoder trips over, a bad payload must not stop the next good one
