@@ -33,8 +33,7 @@ from nodes import make_node
 from report import RESULTS, WIDTH, machine, print_table
 from rich.console import Console
 
-from merklekv.harness.node import Node
-from merklekv.harness.process import wait_until
+from merklekv.harness.process import Node, wait_until
 from merklekv.metrics import total
 from merklekv.net.client import Client, Reply
 from merklekv.replication.cluster.lost_writes import INTERVALS_MAX

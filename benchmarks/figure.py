@@ -7,8 +7,7 @@ from pathlib import Path
 
 from load import load
 
-from merklekv.harness.node import Node
-from merklekv.harness.process import Server
+from merklekv.harness.process import Node, Server
 from merklekv.metrics import parse
 from merklekv.net.client import Client
 

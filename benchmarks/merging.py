@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from figure import Figure, Settings, percentile, status
 from nodes import make_node
 
-from merklekv.harness.node import Node
+from merklekv.harness.process import Node
 
 PROBES = 4
 INTERVAL_S = 0.01

@@ -13,7 +13,7 @@ from figure import Figure, Settings, fill, median, percentile, status
 from load import VALUE
 from nodes import make_node, private_memory
 
-from merklekv.harness.node import Node
+from merklekv.harness.process import Node
 from merklekv.net.client import Client
 
 MEMTABLE_BYTES = 64 << 20

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import psutil
 
-from merklekv.harness.node import Node
-from merklekv.harness.process import HOST, Server, free_port
+from merklekv.harness.process import HOST, Node, Server, free_port
 
 
 def private_memory(pid: int) -> int:

@@ -25,8 +25,7 @@ import psutil
 from nodes import make_node
 
 from merklekv.harness.broker import OPEN, Mosquitto
-from merklekv.harness.node import Node
-from merklekv.harness.process import wait_until
+from merklekv.harness.process import Node, wait_until
 
 PIPELINE = 100
 CONNECTIONS = 4

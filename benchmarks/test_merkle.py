@@ -24,7 +24,7 @@ from merklekv.engine.engine import Engine
 from merklekv.engine.format import BUCKETS
 from merklekv.engine.merkle import EMPTY_ROOT, MerkleTree, pack_leaves, term_of, unpack_leaves
 from merklekv.engine.record import VERSION_SIZE, make_record
-from merklekv.harness.node import Node
+from merklekv.harness.process import Node
 from merklekv.net.client import Client
 
 BATCH = 1000

@@ -15,7 +15,7 @@ from merklekv.cli import main
 from merklekv.engine.format import INNER_NODES
 from merklekv.engine.merkle import EMPTY_INNER, MerkleTree
 from merklekv.engine.table import Table
-from merklekv.harness.node import Node
+from merklekv.harness.process import Node
 
 
 class NullTree(MerkleTree):

@@ -39,8 +39,9 @@ from merklekv.metrics import NodeMetrics
 from merklekv.net.client import REPLY_BYTES_MAX, REPLY_ROOM_BYTES, Client
 from merklekv.net.commands import records
 from merklekv.net.limits import Limits
+from merklekv.net.registry import Long
 from merklekv.net.server import Server
-from merklekv.net.session import Long, Services
+from merklekv.net.session import Services
 from merklekv.node_id import stored_node_id
 from merklekv.output import counted
 from merklekv.replication.cluster.members import node_of

@@ -21,7 +21,7 @@ from fixtures.support import free_port, wait_until
 import merklekv
 from merklekv import __version__, exit_codes
 from merklekv import node as node_module
-from merklekv.harness.node import READY
+from merklekv.harness.process import READY
 
 
 def run(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

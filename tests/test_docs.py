@@ -14,8 +14,8 @@ from fixtures.node import NodeFactory
 
 import merklekv
 from merklekv import config, exit_codes
-from merklekv.net.commands.registry import LINE, RESP, Command
 from merklekv.net.limits import Limits
+from merklekv.net.registry import LINE, RESP, Command
 from merklekv.node import limits_of
 from merklekv.settings import Settings, declarations
 

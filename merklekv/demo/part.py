@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 from merklekv.harness.broker import Broker
-from merklekv.harness.node import Node
-from merklekv.harness.process import HOST, Process
+from merklekv.harness.process import HOST, Node, Server
 from merklekv.net.client import Client, NodeError, Reply, Unreachable
 
 REPLY_S: Final = 2.0
@@ -21,10 +21,10 @@ SETTINGS: Final[dict[str, str]] = {
 }
 
 Request = tuple[bytes, ...]
-P = TypeVar("P", bound=Process)
+P = TypeVar("P", bound=Server)
 
 
-class Part(Generic[P]):
+class Part(ABC, Generic[P]):
     """A broker or a node. The viewer or the demo's script starts and stops it."""
 
     def __init__(self, name: str, process: P) -> None:
@@ -43,9 +43,9 @@ class Part(Generic[P]):
             return "dead" if self.is_wanted else "down"
         return self.running_state()
 
+    @abstractmethod
     def running_state(self) -> str:
         """up, starting, or another state of the subclass."""
-        raise NotImplementedError
 
 
 class BrokerPart(Part[Broker]):

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+from abc import abstractmethod
 from pathlib import Path
 from typing import Final
 
@@ -60,9 +61,9 @@ class Broker(Server):
     def is_up(self) -> bool:
         return self.is_running and self.accepts()
 
+    @abstractmethod
     def pause(self) -> None:
         """Let it serve no more, and keep its sessions until `launch`. Does not wait."""
-        raise NotImplementedError
 
 
 class Mosquitto(Broker):

@@ -1,12 +1,14 @@
-"""A child process that can be ended and started again. What it writes is in a file, start after start."""
+"""Servers as child processes that can be ended and started again, such as nodes. Their output is kept in a file."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +24,7 @@ POLL_S: Final = 0.01
 CONNECT_S: Final = 0.2
 LAST_LINES: Final = 2
 SETTING_PREFIX: Final = "MERKLEKV_"
+READY: Final = re.compile(r"^merklekv \S+ ready on \S+:(?P<port>\d+), data in .*", re.MULTILINE)
 
 T = TypeVar("T")
 
@@ -47,12 +50,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Process:
-    """One command as a process: start, stop, kill, and what it wrote. `with` starts it and ends it.
+class Server(ABC):
+    """A process that listens on a port of the loopback: start, stop, kill, its output. `with` starts it and ends it.
 
     Its environment is this one without the settings of a node, and with `environment`. In a session of its own, a
     Ctrl-C in the terminal does not reach it, and `kill` ends what it has started as well.
     """
+
+    port = 0
 
     def __init__(
         self,
@@ -71,14 +76,14 @@ class Process:
         self._working_directory = working_directory
         self._log_start = 0
 
+    @abstractmethod
     def command(self) -> list[str]:
         """What is run."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def is_up(self) -> bool:
         """Whether it runs and serves."""
-        raise NotImplementedError
 
     def launch(self) -> subprocess.Popen[bytes]:
         """Start it without waiting until it serves. A run that was asked to stop ends first."""
@@ -161,20 +166,6 @@ class Process:
             except subprocess.TimeoutExpired:
                 self.kill()
 
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.end()
-
-
-class Server(Process):
-    """A process that listens on a port of the loopback."""
-
-    port = 0
-
     def dial(self, timeout_s: float = 60.0) -> socket.socket:
         """A connection to it."""
         connection = socket.create_connection((HOST, self.port), timeout_s)
@@ -188,3 +179,43 @@ class Server(Process):
         except OSError:
             return False
         return True
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+
+class Node(Server):
+    """A node, `merklekv run`, that can be killed and started again on the same directory and port.
+
+    `flags` are those of `merklekv run`. The first start takes a free port, unless `port` is set before. Change
+    `flags`, `environment` or `program` between two starts.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        log: Path,
+        *flags: str,
+        environment: Mapping[str, str] | None = None,
+        own_session: bool = False,
+    ) -> None:
+        super().__init__(log, environment, own_session=own_session)
+        self.directory = directory
+        self.flags = flags
+        self.program = interpreter.command("merklekv")
+
+    def command(self) -> list[str]:
+        run = ["run", "--data-dir", str(self.directory), "--port", str(self.port)]
+        return [*self.program, *run, *self.flags]
+
+    @property
+    def is_up(self) -> bool:
+        if self.is_running and (ready := READY.search(self.output())):
+            self.port = int(ready["port"])
+            return True
+        return False

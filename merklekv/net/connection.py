@@ -19,15 +19,12 @@ import select
 import socket
 import time
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING
 
 from merklekv.net.limits import BULK_BYTES_MIN, LINGER_S
 from merklekv.net.protocol.resp import RespParser
 from merklekv.net.protocol.text import FOREIGN, REFUSED, Request, TextParser
-from merklekv.net.session import Context, Long, Pause, Session
-
-if TYPE_CHECKING:
-    from merklekv.net.commands.registry import Entry
+from merklekv.net.registry import Entry, Long, Pause
+from merklekv.net.session import Context, Session
 
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 
 from merklekv.errors import MerkleKVError, Stalled, StorageFailed
 from merklekv.net import limits
-from merklekv.net.commands.registry import Entry
 from merklekv.net.connection import CLOSED, OPEN, Connection
 from merklekv.net.errors import Goodbye, RequestError, wrong_count
 from merklekv.net.protocol.text import Request
-from merklekv.net.session import Context, Long, writable
+from merklekv.net.registry import Entry, Long
+from merklekv.net.session import Context, writable
 
 OUT_OF_MEMORY = "out of memory, closing this connection"
 INTERNAL_ERROR = "internal error, see the server's log"

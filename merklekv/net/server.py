@@ -23,13 +23,14 @@ import resource
 import socket
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import merklekv.net.commands  # noqa: F401  declares them
 from merklekv.address import format_address
+from merklekv.engine.engine import Engine
 from merklekv.errors import AddressInUse, AddressUnavailable, InvalidArgument
-from merklekv.net.commands.registry import Commands
-from merklekv.net.commands.scan import Cursors
 from merklekv.net.connection import Connection
 from merklekv.net.limits import (
     ACCEPT_BATCH,
@@ -43,9 +44,6 @@ from merklekv.net.limits import (
 from merklekv.net.session import Context, Services, Session
 from merklekv.net.sockets import set_up
 from merklekv.net.worker import Worker
-
-if TYPE_CHECKING:
-    from merklekv.engine.engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +80,7 @@ class Server:
         self._host = host
         self._port = port
         self._allow_remote = allow_remote
-        self._context = Context(engine, services or Services(), limits, Commands(), Cursors())
+        self._context = Context(engine, services or Services(), limits)
         self._context.sessions = self._sessions
         self._threads = threads
         self._fatal = fatal or _log_fatal
@@ -98,13 +96,17 @@ class Server:
         limits = self._context.limits
         more = FILES_PER_WORKER * (self._threads - 1)
         self._context.limits = replace(limits, connections=_room_for(limits.connections, FILES_RESERVED + more))
-        self._listeners = _listen(self._host, self._port)
-        host, port = self._listeners[0].getsockname()[:2]
-        self._context.port = port
-        self._workers = [Worker(self._context, number, self._fatal) for number in range(self._threads)]
-        self._workers[0].listen(self._listeners, self._accept)
-        for worker in self._workers:
-            worker.start()
+        with ExitStack() as on_failure:
+            on_failure.callback(self.stop)
+            self._listeners = _listen(self._host, self._port)
+            host, port = self._listeners[0].getsockname()[:2]
+            self._context.port = port
+            for number in range(self._threads):
+                self._workers.append(Worker(self._context, number, self._fatal))
+            self._workers[0].listen(self._listeners, self._accept)
+            for worker in reversed(self._workers):  # the one that accepts is the last
+                worker.start()
+            on_failure.pop_all()
         return host, port
 
     def stop(self, deadline_s: float = STOP_DEADLINE_S) -> None:
@@ -113,7 +115,8 @@ class Server:
         for worker in self._workers:
             worker.stop(deadline)
         for worker in self._workers:
-            worker.join(max(0.0, deadline - time.monotonic()) + 1.0)
+            if worker.is_alive():
+                worker.join(max(0.0, deadline - time.monotonic()) + 1.0)
             if not worker.is_alive():
                 worker.close()
         self._workers = []

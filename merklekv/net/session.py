@@ -1,47 +1,26 @@
-"""What a handler sees: the session of the client that asks, and through it the node.
-
-A handler is `handler(session, request) -> reply`. For RESP the request is the name and the arguments, for the line
-protocol the word and the rest of the line. The reply is bytes, or for a command that may take long a generator, which
-works for a few milliseconds between two yields and returns the bytes at its end. It yields
-
-- None: others run now, and it goes on in the next tick;
-- a function: it goes on once this returns True (the worker asks every few milliseconds).
-
-A handler raises `RequestError` or an error of the engine to refuse the request, and `Goodbye` to end the connection.
-After `Stalled` the server runs the same request again later, so a handler lets it pass only while nothing has changed.
-"""
+"""What a handler sees: the session of the client that asks, and through it the node."""
 
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from merklekv.engine.engine import Engine
 from merklekv.errors import MerkleKVError
 from merklekv.log_throttle import LogThrottle
 from merklekv.net.errors import RequestError
-from merklekv.net.limits import COMMAND_THREADS_MAX, REQUEST_ROOM_BYTES, Limits
+from merklekv.net.limits import COMMAND_THREADS_MAX, CURSORS_MAX, REQUEST_ROOM_BYTES, Limits
 from merklekv.net.protocol import resp, text
-from merklekv.net.protocol.text import Request
-
-if TYPE_CHECKING:
-    from merklekv.engine.engine import Engine
-    from merklekv.net.commands.registry import Commands, Entry
-    from merklekv.net.commands.scan import Cursors
+from merklekv.net.registry import Commands, Entry, Long
 
 log = logging.getLogger(__name__)
 
-Pause = Callable[[], bool] | None
-Long = Generator[Pause, None, bytes]
-Reply = bytes | Long
-Handler = Callable[["Session", Request], Reply]
-# Sessions, the request of each, and how many bytes of replies suffice: the replies to as many as it runs.
-BatchHandler = Callable[[Sequence["Session"], Sequence[Request], int], list[bytes]]
-
-
+CURSOR_RANDOM_BITS = 53  # some clients read a cursor as a double
 _ALONE = "this is a server by itself, not a node"
 
 
@@ -93,17 +72,45 @@ class Traffic:
     foreign_protocol_closed: int = 0  # clients that send HTTP or TLS
 
 
+class Cursors:
+    """The keys behind the cursors given out. Thread-safe."""
+
+    def __init__(self, limit: int = CURSORS_MAX) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._after: OrderedDict[int, tuple[bytes, int]] = OrderedDict()  # cursor: (last key, cursor before)
+
+    def remember(self, key: bytes, used: int) -> int:
+        """A new cursor that goes on after `key`; `used` is the cursor that led here (0: none)."""
+        with self._lock:
+            cursor = 0
+            while not cursor or cursor in self._after:
+                cursor = secrets.randbits(CURSOR_RANDOM_BITS)
+            self._after[cursor] = (key, used)
+            while len(self._after) > self._limit:
+                self._after.popitem(last=False)
+            return cursor
+
+    def recall(self, cursor: int) -> bytes | None:
+        """The key to go on after, or None when the cursor was never given out or is forgotten."""
+        with self._lock:
+            entry = self._after.get(cursor)
+            if entry is None:
+                return None
+            self._after.move_to_end(cursor)
+            self._after.pop(entry[1], None)
+            return entry[0]
+
+
 class Context:
     """What all sessions of a server share."""
 
-    def __init__(
-        self, engine: Engine, services: Services, limits: Limits, commands: Commands, cursors: Cursors
-    ) -> None:
+    def __init__(self, engine: Engine, services: Services, limits: Limits) -> None:
         self.engine = engine
         self.services = services
         self.limits = limits
-        self.commands = commands
-        self.cursors = cursors
+        self.commands = Commands()
+        self.cursors = Cursors()
         self.traffic = Traffic()
         self.throttle = LogThrottle(log)  # for warnings that a client can cause at will
         self.command_threads = threading.BoundedSemaphore(COMMAND_THREADS_MAX)

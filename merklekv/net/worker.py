@@ -28,10 +28,10 @@ from collections.abc import Callable
 
 from merklekv.errors import MerkleKVError, Shortage, StorageFailed
 from merklekv.net import limits
-from merklekv.net.commands.registry import Entry
 from merklekv.net.connection import CLOSED, CLOSING, OPEN, PAUSED, READABLE, WRITABLE, Connection
 from merklekv.net.executor import Executor
 from merklekv.net.protocol.text import Request
+from merklekv.net.registry import Entry
 from merklekv.net.session import Context
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from merklekv.harness.broker import make_broker
-from merklekv.harness.node import Node
-from merklekv.harness.process import HOST, wait_until
+from merklekv.harness.process import HOST, Node, wait_until
 from merklekv.metrics import parse
 from merklekv.net.client import Client, Reply
 

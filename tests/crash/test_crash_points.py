@@ -16,7 +16,7 @@ from fixtures.node import NodeFactory
 from fixtures.support import wait_until
 
 from merklekv.engine.failpoints import POINTS
-from merklekv.harness.node import READY
+from merklekv.harness.process import READY
 from merklekv.net.client import Unreachable
 
 WRITES = 10  # few enough, with few clients, that memory does not fill while the child is dead: then writers would wait

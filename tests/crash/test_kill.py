@@ -17,7 +17,7 @@ from fixtures.crash_harness import SMALL_MEMTABLE, Victim, is_gone, wait_gone
 from fixtures.node import NodeFactory
 from fixtures.support import wait_until
 
-from merklekv.harness.node import READY
+from merklekv.harness.process import READY
 from merklekv.net.client import Client as Connection
 
 ACKNOWLEDGED_MAX = 3000

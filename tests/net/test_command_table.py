@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from merklekv.net.commands.registry import GROUPS, LINE, RESP, Command
+from merklekv.net.registry import GROUPS, LINE, RESP, Command
 
 LINE_NAMES = (
     "GET SET DEL DELETE EXISTS INC INCR DEC DECR APPEND PREPEND MGET MSET SCAN TRUNCATE FLUSHDB FLUSH DBSIZE PING ECHO "

@@ -14,7 +14,7 @@ from merklekv.engine.format import INNER_NODES, LEAF_SIZE, SEGMENT_HEADER, bucke
 from merklekv.engine.log.segment import segment_path
 from merklekv.engine.merkle import LEAVES_PER_INNER
 from merklekv.net.client import Client, NodeError, Reply
-from merklekv.net.commands.inspection import READ_BYTES_MAX
+from merklekv.net.commands.records import READ_BYTES_MAX
 
 
 @pytest.fixture

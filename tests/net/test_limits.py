@@ -20,9 +20,9 @@ from merklekv.engine.engine import Engine
 from merklekv.errors import InvalidArgument
 from merklekv.exit_codes import EXIT_USAGE
 from merklekv.net import limits
-from merklekv.net.commands.scan import Cursors
 from merklekv.net.limits import Limits
 from merklekv.net.server import PROTECTED, Server
+from merklekv.net.session import Cursors
 
 Connect = Callable[..., Wire]
 MIB = 1024 * 1024

@@ -10,7 +10,7 @@ from fixtures.wire import Wire
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from merklekv.net.commands.registry import LINE, RESP
+from merklekv.net.registry import LINE, RESP
 
 Words = Sequence[bytes | str]
 

@@ -10,11 +10,11 @@ from collections.abc import Generator, Sequence
 
 from merklekv.address import PORT_MAX
 from merklekv.net.commands.arguments import bounded, line_value, optional_argument, words
-from merklekv.net.commands.registry import ADMIN, SLOW_READ, command, line_command
 from merklekv.net.errors import RequestError
 from merklekv.net.protocol import resp, text
 from merklekv.net.protocol.text import Request, show
-from merklekv.net.session import Long, Pause, Reply, Session, in_thread
+from merklekv.net.registry import ADMIN, SLOW_READ, Long, Pause, Reply, command, line_command
+from merklekv.net.session import Session, in_thread
 
 
 @command(

@@ -11,14 +11,13 @@ from collections.abc import Sequence
 
 from merklekv.engine.integers import strict_integer
 from merklekv.net.commands.arguments import SYNTAX_ERROR, integer, line_error, line_value, printable
-from merklekv.net.commands.registry import FAST, command, line_command
 from merklekv.net.commands.status import REDIS_VERSION
-from merklekv.net.commands.subcommands import MANY, Subcommands
 from merklekv.net.errors import Goodbye, RequestError, wrong_count
 from merklekv.net.protocol import resp, text
 from merklekv.net.protocol.resp import bulk
 from merklekv.net.protocol.text import Request, show
-from merklekv.net.session import Reply, Session
+from merklekv.net.registry import FAST, MANY, Reply, Subcommands, command, line_command
+from merklekv.net.session import Session
 
 DEFAULT_USER = b"default"  # the only one, without a password
 CLIENT_TYPES = (b"normal", b"replica", b"slave", b"master", b"pubsub")

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 from merklekv.errors import Stalled
 from merklekv.net.commands.arguments import SYNTAX_ERROR, many_keys, no_arguments, one_key, slices
-from merklekv.net.commands.registry import READ, SLOW_READ, SLOW_WRITE, command, line_command
 from merklekv.net.commands.strings import bulk_or_nil
 from merklekv.net.errors import RequestError
 from merklekv.net.protocol import resp, text
 from merklekv.net.protocol.text import Request
-from merklekv.net.session import Long, Reply, Session, writable
+from merklekv.net.registry import READ, SLOW_READ, SLOW_WRITE, Long, Reply, command, line_command
+from merklekv.net.session import Session, writable
 
 _DELETES_ALL = "Deletes every key of the cluster."
 

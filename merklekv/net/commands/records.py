@@ -1,43 +1,49 @@
-"""Records as they are stored: what moves data between nodes, and to and from the tools.
+"""Data as it is stored, for other nodes and for the tools: records, the Merkle tree, the log and the metadata entries.
 
 A record goes as `key head value`. The head is the engine's own (version, flags, digest); it stands apart so that the
-largest value passes the limit on an argument.
+largest value passes the limit on an argument. Pages are not a snapshot: each record is the newest of the moment in
+which its page was read.
 
-Merging is commutative, associative and idempotent, so a client that lost a reply sends the same again. Pages are not a
-snapshot: each record is the newest of the moment in which its page was read.
-
-`origin` is the node that the records come from, for the log; this node does not publish them. A record that cannot be
-taken (wrong digest, too large, too far in the future) is refused by itself, with its reason; the others are merged.
+Merging is commutative, associative and idempotent, so a client that lost a reply sends the same again. `origin` is the
+node that the records come from, for the log; this node does not publish them. A record that cannot be taken (wrong
+digest, too large, too far in the future) is refused by itself, with its reason; the others are merged.
 
 The messages of an exchange are bytes here. One comes in parts because an argument may be no longer than the largest
 value, and that may be set lower than a message needs: parts of `limits.BULK_BYTES_MIN` pass everywhere.
+
+The log is handed out as far as it is committed. A segment is deleted once a checkpoint covers it and it is published:
+`LOG READ` then answers nil, and the reader starts again with `LOG LIST`.
 
 Cost: 1 us a record read, 8 us a record merged, in slices between which other clients are served.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Final
 
 from merklekv.engine.clock import show_time
-from merklekv.engine.format import BUCKETS, OP_DEL, OP_SET
+from merklekv.engine.format import BUCKETS, INNER_NODES, OP_DEL, OP_SET, SEGMENT_HEADER
+from merklekv.engine.integers import INT64_MAX
+from merklekv.engine.log.segment import list_segments, segment_path
 from merklekv.engine.record import HEAD_SIZE, VERSION_SIZE, body_of, head_of, is_tombstone, timestamp_of
 from merklekv.errors import Stalled
 from merklekv.net.client import Client, Unreachable
 from merklekv.net.commands.arguments import SYNTAX_ERROR, bounded
-from merklekv.net.commands.registry import READ, SLOW_READ, command
 from merklekv.net.errors import RequestError, wrong_count
 from merklekv.net.limits import BULK_BYTES_MIN
 from merklekv.net.protocol import resp
 from merklekv.net.protocol.text import Request
-from merklekv.net.session import Long, Reply, Session, writable
+from merklekv.net.registry import READ, SLOW_READ, Long, Reply, command
+from merklekv.net.session import Session, writable
 from merklekv.node_id import NODE_ID_RULE, is_node_id
 
 PAGE_RECORDS_MAX: Final = 1000  # in one reply of RECORDS
 PAGE_BYTES: Final = 1 << 20  # a page ends after so many bytes, so it may be longer by one record
 MERGE_SLICE_RECORDS: Final = 250
 PARTS_MAX: Final = 10_000  # of one message of an exchange
+READ_BYTES_MAX: Final = 1 << 20  # in one reply of LOG READ
 
 Item = tuple[int, bytes, bytes]
 
@@ -86,6 +92,15 @@ def bucket(session: Session, request: Request) -> Long:
     while not session.engine.prepare_buckets():
         yield None
     return resp.bulk_array([part for pair in session.engine.bucket(number) for part in pair])
+
+
+@command("TREE inner", "The leaves below an inner node of the Merkle tree.", group="sync", flags=SLOW_READ)
+def tree(session: Session, request: Request) -> Long:
+    inner = bounded(request[1], 0, INNER_NODES - 1, "inner node")
+    engine = session.engine
+    while not engine.root_ready:
+        yield lambda: engine.root_ready
+    return resp.bulk(engine.inner_leaves(inner))
 
 
 @command("TRUNCATION", "The version below which records are deleted.", group="sync", flags=READ)
@@ -155,6 +170,50 @@ def checked_origin(origin: bytes) -> bytes:
     if not is_node_id(origin.decode(errors="surrogateescape")):
         raise RequestError(f"origin {origin[:60]!r} is no node id, which has {NODE_ID_RULE}")
     return origin
+
+
+# -- the log and the metadata, for the tools ---------------------------------------------------------------------------
+
+
+@command(
+    "LOG LIST|READ segment position size",
+    "The commit log as it is on disk: its segments, and bytes of one.",
+    group="sync",
+    flags=("readonly", "admin"),
+)
+def log(session: Session, request: Request) -> Reply:
+    action = request[1].upper()
+    if action == b"LIST" and len(request) == 2:
+        return _list_log(session)
+    if action == b"READ" and len(request) == 5:
+        segment = bounded(request[2], 0, INT64_MAX, "segment")
+        position = bounded(request[3], 0, INT64_MAX, "position")
+        return _read_log(session, segment, position, bounded(request[4], 1, READ_BYTES_MAX, "size"))
+    raise RequestError("syntax error: LOG LIST, or LOG READ segment position size")
+
+
+def _list_log(session: Session) -> bytes:
+    engine = session.engine
+    end, checkpoint_lsn = engine.retention.end.lsn, engine.metrics().checkpoint_lsn
+    segments = [resp.integer(lsn) for lsn in list_segments(engine.directory.log) if lsn <= end]
+    return resp.array([resp.integer(end), resp.integer(checkpoint_lsn), resp.array(segments)])
+
+
+def _read_log(session: Session, segment: int, position: int, size: int) -> bytes:
+    committed = max(session.engine.retention.end.lsn - segment, SEGMENT_HEADER.size)
+    try:
+        fd = os.open(segment_path(session.engine.directory.log, segment), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return session.nil
+    try:
+        return resp.bulk(os.pread(fd, max(0, min(size, committed - position)), position))
+    finally:
+        os.close(fd)
+
+
+@command("METADATA", "The metadata entries that the node keeps with its data.", group="sync", flags=SLOW_READ)
+def metadata(session: Session, request: Request) -> Reply:
+    return resp.bulk_array([part for pair in sorted(session.engine.metadata.items()) for part in pair])
 
 
 # -- the exchange ------------------------------------------------------------------------------------------------------

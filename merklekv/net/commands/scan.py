@@ -12,55 +12,21 @@ A pattern that begins with literal text costs what is under that prefix only.
 
 from __future__ import annotations
 
-import secrets
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from merklekv.net.commands.arguments import SYNTAX_ERROR, integer, optional_argument
-from merklekv.net.commands.registry import SLOW_READ, command, line_command
 from merklekv.net.errors import RequestError
 from merklekv.net.glob import compile_glob
-from merklekv.net.limits import CURSORS_MAX, SLICE_KEYS
+from merklekv.net.limits import SLICE_KEYS
 from merklekv.net.protocol import resp
 from merklekv.net.protocol.text import Request
-from merklekv.net.session import Long, Pause, Session, check_reply_size
+from merklekv.net.registry import SLOW_READ, Long, Pause, command, line_command
+from merklekv.net.session import Session, check_reply_size
 
 COUNT_DEFAULT = 10
 CURSOR_BITS = 64
 CURSOR_DIGITS = 20  # of the largest number of so many bits
-CURSOR_RANDOM_BITS = 53
-
-
-class Cursors:
-    """The keys behind the cursors given out. Thread-safe."""
-
-    def __init__(self, limit: int = CURSORS_MAX) -> None:
-        self._limit = limit
-        self._lock = threading.Lock()
-        self._after: OrderedDict[int, tuple[bytes, int]] = OrderedDict()  # cursor: (last key, cursor before)
-
-    def remember(self, key: bytes, used: int) -> int:
-        """A new cursor that goes on after `key`; `used` is the cursor that led here (0: none)."""
-        with self._lock:
-            cursor = 0
-            while not cursor or cursor in self._after:
-                cursor = secrets.randbits(CURSOR_RANDOM_BITS)
-            self._after[cursor] = (key, used)
-            while len(self._after) > self._limit:
-                self._after.popitem(last=False)
-            return cursor
-
-    def recall(self, cursor: int) -> bytes | None:
-        """The key to go on after, or None when the cursor was never given out or is forgotten."""
-        with self._lock:
-            entry = self._after.get(cursor)
-            if entry is None:
-                return None
-            self._after.move_to_end(cursor)
-            self._after.pop(entry[1], None)
-            return entry[0]
 
 
 @dataclass(slots=True)

@@ -12,14 +12,13 @@ from collections.abc import Sequence
 import merklekv
 from merklekv.net.commands import status
 from merklekv.net.commands.arguments import SYNTAX_ERROR, no_arguments
-from merklekv.net.commands.registry import ADMIN, FAST, RESP, Command, command, line_command
-from merklekv.net.commands.subcommands import MANY, Subcommands
 from merklekv.net.errors import Goodbye, RequestError
 from merklekv.net.glob import compile_glob
 from merklekv.net.protocol import resp, text
 from merklekv.net.protocol.resp import bulk, integer
 from merklekv.net.protocol.text import Request
-from merklekv.net.session import Reply, Session
+from merklekv.net.registry import ADMIN, FAST, MANY, RESP, Command, Reply, Subcommands, command, line_command
+from merklekv.net.session import Session
 
 SINCE = "0.1.0"
 

@@ -22,11 +22,11 @@ from merklekv.net.commands.arguments import (
     slices,
     words,
 )
-from merklekv.net.commands.registry import READ, SLOW_READ, SLOW_WRITE, WRITE, command, line_command
 from merklekv.net.errors import RequestError, wrong_count
 from merklekv.net.protocol import resp, text
 from merklekv.net.protocol.text import Request
-from merklekv.net.session import Long, Reply, Session, check_reply_size
+from merklekv.net.registry import READ, SLOW_READ, SLOW_WRITE, WRITE, Long, Reply, command, line_command
+from merklekv.net.session import Session, check_reply_size
 
 TOO_LONG = "string exceeds maximum allowed size (proto-max-bulk-len)"
 _EXPIRY = frozenset((b"EX", b"PX", b"EXAT", b"PXAT"))

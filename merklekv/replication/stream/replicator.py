@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Final
 
@@ -74,9 +75,12 @@ class Replicator:
 
     def start(self) -> None:
         """Start publishing and receiving.  Returns at once, with or without a broker."""
-        self._inbox.worker.start()
-        self._loop.start(self._make_session)
-        self._watchdog.start()
+        with ExitStack() as on_failure:
+            on_failure.callback(self.stop, 0)
+            self._inbox.worker.start()
+            self._loop.start(self._make_session)
+            self._watchdog.start()
+            on_failure.pop_all()
 
     def stop(self, drain_s: float = DRAIN_S) -> None:
         """Publish the rest of the outbox, for at most `drain_s` seconds, and end.  What is left waits for a start."""

@@ -1,6 +1,16 @@
-"""How a command is declared, and how a server finds the one for a name.
+"""What a handler is, how a command is declared, and how a server finds the one for a name.
 
-A handler is declared where it is defined, once for each protocol in which the command exists:
+A handler is `handler(session, request) -> reply`. For RESP the request is the name and the arguments, for the line
+protocol the word and the rest of the line. The reply is bytes, or for a command that may take long a generator, which
+works for a few milliseconds between two yields and returns the bytes at its end. It yields
+
+- None: others run now, and it goes on in the next tick;
+- a function: it goes on once this returns True (the worker asks every few milliseconds).
+
+A handler raises `RequestError` or an error of the engine to refuse the request, and `Goodbye` to end the connection.
+After `Stalled` the server runs the same request again later, so a handler lets it pass only while nothing has changed.
+
+It is declared where it is defined, once for each protocol in which the command exists:
 
     @command("GETDEL key", "Deletes a key and returns its value.", group="delete", flags=WRITE)
     def getdel(session: Session, request: Request) -> Reply: ...
@@ -14,14 +24,21 @@ server makes its own `Commands`, with the call counters, so that a request costs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final, NamedTuple
 
-from merklekv.net.protocol.text import REFUSED_TRANSACTION, UNKNOWN
+from merklekv.net.errors import RequestError, wrong_count
+from merklekv.net.protocol import resp
+from merklekv.net.protocol.text import REFUSED_TRANSACTION, UNKNOWN, Request, show
 
-if TYPE_CHECKING:
-    from merklekv.net.session import BatchHandler, Handler
+Pause = Callable[[], bool] | None
+Long = Generator[Pause, None, bytes]
+Reply = bytes | Long
+Handler = Callable[[Any, Request], Reply]  # gets a `session.Session`
+# Sessions, the request of each, and how many bytes of replies suffice: the replies to as many as it runs.
+BatchHandler = Callable[[Sequence[Any], Sequence[Request], int], list[bytes]]
+Subcommand = Callable[[Any, Sequence[bytes]], bytes]  # gets the session and what follows the subcommand's name
 
 LINE_PARTS: Final = 2  # the word and the rest of its line
 ANY_NUMBER: Final = 1 << 62
@@ -33,7 +50,7 @@ WRITE: Final = ("write", "fast")
 SLOW_WRITE: Final = ("write",)
 ADMIN: Final = ("admin",)
 FAST: Final = ("fast",)
-
+MANY: Final = 1 << 30  # arguments of a subcommand
 
 # The counters of STATS, in its order.
 GROUPS: Final = (
@@ -117,6 +134,56 @@ def unnamed(*names: bytes, protocols: Sequence[dict[bytes, Command]] = (RESP, LI
         return handler
 
     return declare
+
+
+class _Declared(NamedTuple):
+    run: Subcommand
+    least: int
+    most: int
+    syntax: str
+    summary: str
+
+
+class Subcommands:
+    """The subcommands of a command, as in CLIENT LIST. `run` is its handler, and prints HELP in Redis's form.
+
+    _client = Subcommands("CLIENT")
+
+    @_client.add("GETNAME", "The name of this connection.")
+    def _client_getname(session: Session, arguments: Sequence[bytes]) -> bytes: ...
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._known: dict[bytes, _Declared] = {}
+
+    def add(
+        self, syntax: str, summary: str, *, least: int = 0, most: int | None = None
+    ) -> Callable[[Subcommand], Subcommand]:
+        """Declares one; `least` to `most` (`least`, unless given) arguments follow its name."""
+
+        def declare(run: Subcommand) -> Subcommand:
+            one = _Declared(run, least, least if most is None else most, syntax, summary)
+            self._known[syntax.split()[0].encode()] = one
+            return run
+
+        return declare
+
+    def run(self, session: Any, request: Request) -> bytes:
+        known = self._known | {b"HELP": _Declared(self._help, 0, 0, "HELP", "Prints this help.")}
+        chosen = known.get(request[1].upper())
+        if chosen is None:
+            raise RequestError(f"unknown subcommand '{show(request[1])}'. Try {self._name} HELP.")
+        if not chosen.least <= len(request) - 2 <= chosen.most:
+            raise wrong_count(f"{self._name}|{show(request[1])}")
+        return chosen.run(session, request[2:])
+
+    def _help(self, session: Any, arguments: Sequence[bytes]) -> bytes:
+        lines = [f"{self._name} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:"]
+        for one in self._known.values():
+            lines += [one.syntax, f"    {one.summary}"]
+        lines += ["HELP", "    Prints this help."]
+        return resp.array(list(map(resp.simple, lines)))
 
 
 class Entry:
