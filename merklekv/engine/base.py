@@ -26,14 +26,13 @@ from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryFile
-from types import TracebackType
 from typing import Any, Final, NamedTuple
 
 import lmdb
 from xxhash import xxh3_64_intdigest
 
 from merklekv.engine.access import no_permission
-from merklekv.engine.format import BUCKETS, INNER_NODES, LEAF_SIZE, MAX_KEY_SIZE, bucket_of
+from merklekv.engine.format import INNER_NODES, LEAF_SIZE, MAX_KEY_SIZE, bucket_of
 from merklekv.engine.lmdb_file import require_whole
 from merklekv.engine.merkle import LEAF_MASK, LEAVES_PER_INNER, term_of, unpack_leaves
 from merklekv.engine.record import (
@@ -71,11 +70,6 @@ _EIO: Final = os.strerror(errno.EIO)
 Pair = tuple[bytes, bytes]
 
 
-def _map_size(path: Path) -> int:
-    file = path / DATA_FILE
-    return max(MAP_SIZE, 2 * file.stat().st_size if file.exists() else 0)
-
-
 def translate(error: lmdb.Error, path: Path) -> MerkleKVError:
     """What an LMDB error means to the person who runs the node."""
     text = str(error)
@@ -109,12 +103,14 @@ def is_full(directory: Path) -> bool:
 
 
 @contextmanager
-def _opened(path: Path, patience_s: float, **options: Any) -> "Iterator[lmdb.Environment]":
-    """An environment that stays open unless the block fails: a process can open it only once at a time."""
+def _opened(path: Path, patience_s: float, **options: Any) -> "Iterator[tuple[lmdb.Environment, list[Any]]]":
+    """An environment and its databases; it stays open unless the block fails."""
+    require_whole(path / DATA_FILE)
     try:
         environment = _open(path, patience_s, **options)
         try:
-            yield environment
+            create = not options.get("readonly")
+            yield environment, [environment.open_db(name, create=create, dupsort=name in LISTS) for name in DATABASES]
         except BaseException:
             environment.close()
             raise
@@ -124,16 +120,13 @@ def _opened(path: Path, patience_s: float, **options: Any) -> "Iterator[lmdb.Env
 
 def _open(path: Path, patience_s: float, **options: Any) -> lmdb.Environment:
     """LMDB locks a byte for the process id of each user; another container may have a process of the same id."""
+    file = path / DATA_FILE
+    map_size = max(MAP_SIZE, 2 * file.stat().st_size if file.exists() else 0)
     deadline = time.monotonic() + patience_s
     while True:
         try:
             return lmdb.open(
-                str(path),
-                mode=FILE_MODE,
-                max_dbs=len(DATABASES),
-                map_size=_map_size(path),
-                readahead=False,
-                **options,
+                str(path), mode=FILE_MODE, max_dbs=len(DATABASES), map_size=map_size, readahead=False, **options
             )
         except lmdb.LockError:
             if time.monotonic() >= deadline:
@@ -142,7 +135,7 @@ def _open(path: Path, patience_s: float, **options: Any) -> lmdb.Environment:
 
 
 class BaseSnapshot(NamedTuple):
-    """One moment of the base, for verification: a read transaction, and the handles of the databases in it."""
+    """One moment of the base: a read transaction, and the handles of the databases in it."""
 
     txn: Any
     records: Any
@@ -154,6 +147,10 @@ class BaseSnapshot(NamedTuple):
     def size(self, database: Any) -> int:
         """How many entries a database has."""
         return int(self.txn.stat(database)["entries"])
+
+    def number(self, name: bytes) -> int:
+        """A number in `meta`, 0 without one."""
+        return int.from_bytes(self.txn.get(name, b"", db=self.meta), "big")
 
     def head(self, key: bytes) -> bytes | None:
         """The head of a key's record, or what there is of it."""
@@ -175,67 +172,70 @@ class Base:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        require_whole(path / DATA_FILE)
-        with _opened(path, OPEN_PATIENCE_S, readonly=True, max_spare_txns=4) as self._env:
-            self._records, self._index, self._tombstones, self._leaves, self._meta = (
-                self._env.open_db(name, create=False, dupsort=name in LISTS) for name in DATABASES
-            )
+        self.current: BaseSnapshot  # valid until `refresh`
+        with _opened(path, OPEN_PATIENCE_S, readonly=True, max_spare_txns=4) as (self._env, self._databases):
             self._begin()
 
     def refresh(self) -> None:
         """Moves to what the writer has committed since.  Raises Shortage, and stays where it is then."""
-        old = self._txn
+        old = self.current.txn
         self._begin()
         old.abort()
 
     def _begin(self) -> None:
+        records = self._databases[0]
         try:
-            self._txn = self._env.begin(db=self._records)
+            txn = self._env.begin(db=records)
         except lmdb.MapResizedError:  # the file has outgrown the map, which no transaction may use while it grows
-            self._txn.abort()
+            self.current.txn.abort()
             self._env.set_mapsize(0)
-            self._txn = self._env.begin(db=self._records)
+            txn = self._env.begin(db=records)
         except lmdb.Error as error:
             raise translate(error, self._path) from error
-        self.get: Callable[[bytes], bytes | None] = self._txn.get  # the hot path: one C call
-        get, meta = self._txn.get, self._meta
-        self.checkpoint_lsn = int.from_bytes(get(b"checkpoint_lsn", b"", db=meta), "big")
-        self.checkpointing = get(b"checkpointing", None, db=meta) is not None
-        self.truncation = get(b"truncation", ZERO_VERSION, db=meta)
-        self.newest = get(b"newest", ZERO_VERSION, db=meta)
-        self.live = int.from_bytes(get(b"live", b"", db=meta), "big")
-        self.dead = int.from_bytes(get(b"dead", b"", db=meta), "big")
+        self.get: Callable[[bytes], bytes | None] = txn.get  # the hot path: one C call
+        current = self.current = BaseSnapshot(txn, *self._databases)
+        self.checkpoint_lsn = current.number(b"checkpoint_lsn")
+        self.checkpointing = txn.get(b"checkpointing", None, db=current.meta) is not None
+        self.truncation = txn.get(b"truncation", ZERO_VERSION, db=current.meta)
+        self.newest = txn.get(b"newest", ZERO_VERSION, db=current.meta)
+        self.live = current.number(b"live")
+        self.dead = current.number(b"dead")
 
     def leaves(self) -> list[int]:
         """All 65,536 leaves, as `merkle` keeps them."""
-        leaves: list[int] = []
-        for node in range(INNER_NODES):
-            packed = self._txn.get(bytes((node,)), db=self._leaves)
-            leaves += unpack_leaves(packed) if packed else [0] * LEAVES_PER_INNER
-        assert len(leaves) == BUCKETS
-        return leaves
+        return unpack_leaves(b"".join([self.current.leaf_bytes(node) for node in range(INNER_NODES)]))
 
     def heads_from(self, low: bytes, end: bytes | None, limit: int) -> list[Pair]:
-        """At most `limit` (key, version, flags and digest) from `low` to below `end` (None: no bound), in order."""
-        with self._env.begin(db=self._records, buffers=True) as txn, txn.cursor() as cursor:
-            return _gather(cursor, low, end, limit, sys.maxsize, VALUE_AT)
+        """Like `records_from`, but (key, version, flags and digest)."""
+        return self.records_from(low, end, limit, sys.maxsize, VALUE_AT)
 
-    def records_from(self, low: bytes, end: bytes | None, limit: int, max_bytes: int) -> list[Pair]:
-        """At most `limit` (key, record) from `low` to below `end`; stops behind `max_bytes`."""
-        with self._env.begin(db=self._records, buffers=True) as txn, txn.cursor() as cursor:
-            return _gather(cursor, low, end, limit, max_bytes, None)
+    def records_from(
+        self, low: bytes, end: bytes | None, limit: int, max_bytes: int, record_part: int | None = None
+    ) -> list[Pair]:
+        """At most `limit` (key, record) from `low` to below `end` (None: no bound), in order; stops behind `max_bytes`.
 
-    def bucket_keys(self, bucket: int) -> list[bytes]:
-        """The keys of a bucket, in order."""
-        with self._txn.cursor(db=self._index) as cursor:
-            if not cursor.set_key(bucket.to_bytes(2, "big")):
-                return []
-            return list(cursor.iternext_dup())
+        `record_part`: as many bytes of each record.
+        """
+        found: list[Pair] = []
+        size = 0
+        with self._env.begin(db=self._databases[0], buffers=True) as txn, txn.cursor() as cursor:
+            if not cursor.set_range(low[:MAX_KEY_SIZE]):
+                return found
+            for key_view, record_view in cursor.iternext():
+                key = bytes(key_view)
+                if end is not None and key >= end:
+                    break
+                if key >= low:  # not so only when `low` is a key of the largest size and a zero
+                    found.append((key, bytes(record_view[:record_part])))
+                    size += len(record_view)  # `Table.records_page` tells by the same sum whether this was cut off
+                    if len(found) >= limit or size >= max_bytes:
+                        break
+        return found
 
     def tombstones_from(self, version: bytes, bound: bytes, limit: int) -> list[Pair]:
         """At least `limit` (version, key) of tombstones above `version` and at most `bound`, if there are as many."""
         found: list[Pair] = []
-        with self._txn.cursor(db=self._tombstones) as cursor:
+        with self.current.txn.cursor(db=self.current.tombstones) as cursor:
             ahead = cursor.set_range(version)
             if ahead and cursor.key() == version:
                 ahead = cursor.next_nodup()
@@ -246,55 +246,27 @@ class Base:
 
     def metadata(self) -> dict[bytes, bytes]:
         """The metadata entries that the last checkpoint stored."""
-        with self._txn.cursor(db=self._meta) as cursor:
-            found = {}
-            if cursor.set_range(METADATA_PREFIX):
-                for name, value in cursor.iternext():
-                    if not name.startswith(METADATA_PREFIX):
-                        break
-                    found[name[len(METADATA_PREFIX) :]] = value
-            return found
+        with self.current.txn.cursor(db=self.current.meta) as cursor:
+            return {
+                name.removeprefix(METADATA_PREFIX): value for name, value in cursor if name.startswith(METADATA_PREFIX)
+            }
 
     def index_key_from(self, bucket: int) -> bytes | None:
         """Some key of this bucket or of the next one that has any."""
-        with self._txn.cursor(db=self._index) as cursor:
-            return cursor.value() if cursor.set_range(bucket.to_bytes(2, "big")) else None
-
-    @property
-    def current(self) -> BaseSnapshot:
-        """The moment that this object shows; valid until `refresh`."""
-        return BaseSnapshot(self._txn, self._records, self._index, self._tombstones, self._leaves, self._meta)
+        with self.current.txn.cursor(db=self.current.index) as cursor:
+            return bytes(cursor.value()) if cursor.set_range(bucket.to_bytes(2, "big")) else None
 
     @contextmanager
     def snapshot(self, buffers: bool = False) -> Iterator[BaseSnapshot]:
         """What the writer has committed by now.  `buffers`: values are views that end with the block."""
         begin: Any = self._env.begin  # its type stubs want a literal for `buffers`
-        with begin(db=self._records, buffers=buffers) as txn:
-            yield BaseSnapshot(txn, self._records, self._index, self._tombstones, self._leaves, self._meta)
+        with begin(db=self._databases[0], buffers=buffers) as txn:
+            yield BaseSnapshot(txn, *self._databases)
 
     def close(self) -> None:
         """Ends the snapshot and the map."""
-        self._txn.abort()
+        self.current.txn.abort()
         self._env.close()
-
-
-def _gather(
-    cursor: "lmdb.Cursor[memoryview]", low: bytes, end: bytes | None, limit: int, max_bytes: int, head: int | None
-) -> list[Pair]:
-    found: list[Pair] = []
-    size = 0
-    if not cursor.set_range(low[:MAX_KEY_SIZE]):
-        return found
-    for key_view, record_view in cursor.iternext():
-        key = bytes(key_view)
-        if end is not None and key >= end:
-            break
-        if key >= low:  # not so only when `low` is a key of the largest size and a zero
-            found.append((key, bytes(record_view[:head])))
-            size += len(record_view)  # as `Layers.page` counts, which tells by it whether this was cut off
-            if len(found) >= limit or size >= max_bytes:
-                break
-    return found
 
 
 class BaseWriter:
@@ -305,15 +277,12 @@ class BaseWriter:
 
     def __init__(self, path: Path, patience_s: float = OPEN_PATIENCE_S) -> None:
         self._path = path
-        require_whole(path / DATA_FILE)
-        with _opened(path, patience_s, metasync=True) as self._env:
+        with _opened(path, patience_s) as (self._env, self._databases):
+            self._records, self._index, self._tombstones, self._leaves, self._meta = self._databases
             self._env.reader_check()  # slots of readers that were killed would keep old pages for ever
-            self._records, self._index, self._tombstones, self._leaves, self._meta = (
-                self._env.open_db(name, dupsort=name in LISTS) for name in DATABASES
-            )
-            with self._env.begin() as txn:
-                self.checkpoint_lsn = int.from_bytes(txn.get(b"checkpoint_lsn", b"", db=self._meta), "big")
-                self.truncation = txn.get(b"truncation", ZERO_VERSION, db=self._meta)
+            with self.snapshot() as view:
+                self.checkpoint_lsn = view.number(b"checkpoint_lsn")
+                self.truncation = view.txn.get(b"truncation", ZERO_VERSION, db=self._meta)
 
     @contextmanager
     def _transaction(self) -> "Iterator[lmdb.Transaction[bytes]]":
@@ -325,9 +294,9 @@ class BaseWriter:
 
     @contextmanager
     def snapshot(self) -> Iterator[BaseSnapshot]:
-        """What was committed last, for verification."""
+        """What was committed last."""
         with self._env.begin(db=self._records) as txn:
-            yield BaseSnapshot(txn, self._records, self._index, self._tombstones, self._leaves, self._meta)
+            yield BaseSnapshot(txn, *self._databases)
 
     def begin_checkpoint(self, upto: int) -> bool:
         """Sets the mark; True when one stood already: a checkpoint was cut short, and the index may lack keys."""
@@ -379,21 +348,18 @@ class BaseWriter:
         """
         tombstones: set[Pair] = set()
         newest = ZERO_VERSION
-        for node, numbers in groupby(sorted(buckets), lambda bucket: bucket // LEAVES_PER_INNER):
+        for _, numbers in groupby(sorted(buckets), lambda bucket: bucket // LEAVES_PER_INNER):
             with self._transaction() as txn:
-                name = bytes((node,))
-                packed = bytearray(txn.get(name, NO_LEAVES, db=self._leaves))
+                leaves: dict[int, int] = {}
                 for bucket in numbers:
                     records = self._rebuild_index(txn, bucket, buckets[bucket])
-                    leaf = sum(term_of(record) for _, record in records) & LEAF_MASK
-                    at = bucket % LEAVES_PER_INNER * LEAF_SIZE
-                    packed[at : at + LEAF_SIZE] = leaf.to_bytes(LEAF_SIZE, "big")
+                    leaves[bucket] = sum(term_of(record) for _, record in records)
                     for key, record in records:
                         if record[FLAGS_AT] & TOMBSTONE:
                             tombstones.add((record[:VERSION_SIZE], key))
                         if record > newest and is_sound(key, record):
                             newest = record[:VERSION_SIZE]
-                txn.put(name, bytes(packed), db=self._leaves)
+                self._move_leaves(txn, leaves, anew=True)
             yield
         if buckets:
             with self._transaction() as txn:
@@ -495,15 +461,15 @@ class BaseWriter:
             txn.put(name, count.to_bytes(8, "big"), db=meta)
         txn.put(b"newest", newest[:VERSION_SIZE], db=meta)
 
-    def _move_leaves(self, txn: "lmdb.Transaction[bytes]", terms: dict[int, int]) -> None:
-        """Adds terms to the leaves of their buckets."""
+    def _move_leaves(self, txn: "lmdb.Transaction[bytes]", terms: dict[int, int], anew: bool = False) -> None:
+        """Adds terms to the leaves of their buckets; `anew`: to nothing."""
         for node, buckets in groupby(sorted(terms), lambda bucket: bucket // LEAVES_PER_INNER):
             name = bytes((node,))
             packed = bytearray(txn.get(name, NO_LEAVES, db=self._leaves))
             for bucket in buckets:
                 at = bucket % LEAVES_PER_INNER * LEAF_SIZE
-                leaf = (int.from_bytes(packed[at : at + LEAF_SIZE], "big") + terms[bucket]) & LEAF_MASK
-                packed[at : at + LEAF_SIZE] = leaf.to_bytes(LEAF_SIZE, "big")
+                before = 0 if anew else int.from_bytes(packed[at : at + LEAF_SIZE], "big")
+                packed[at : at + LEAF_SIZE] = (before + terms[bucket] & LEAF_MASK).to_bytes(LEAF_SIZE, "big")
             txn.put(name, bytes(packed), db=self._leaves)
 
     def close(self) -> None:
@@ -517,7 +483,5 @@ class BaseWriter:
     def __enter__(self) -> "BaseWriter":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -323,7 +323,7 @@ class Table:
         with self._lock:
             while not self.prepare_buckets():
                 pass  # only what has come since the caller's `prepare_buckets`
-            keys = set(self.base.bucket_keys(bucket))
+            keys = set(self.base.current.keys(bucket))
             for table in self.tables:
                 keys.update(table.bucket(bucket))
             found = [(key, self.lookup(key)) for key in sorted(keys)]

@@ -77,14 +77,14 @@ def _read_back(path: Path, model: dict[bytes, bytes]) -> None:
     assert base.records_from(b"\xff" * 511 + b"\x00", None, 100, 10**6) == []
     for key, record in ordered:
         assert base.get(key) == record
-        assert key in base.bucket_keys(bucket_of(key))
+        assert key in base.current.keys(bucket_of(key))
     with base.snapshot() as view, view.txn.cursor(db=view.index) as cursor:
         listed = list(cursor)
     assert sorted(key for _, key in listed) == sorted(model)
     assert [name for name, _ in listed] == sorted(bucket_of(key).to_bytes(2, "big") for key in model)
     buckets = sorted((bucket_of(key), key) for key in model)
     assert base.index_key_from(0) == (buckets[0][1] if buckets else None)
-    assert base.bucket_keys((buckets[-1][0] if buckets else 0) - 1 & 0xFFFF) == [
+    assert base.current.keys((buckets[-1][0] if buckets else 0) - 1 & 0xFFFF) == [
         key for bucket, key in buckets if bucket == (buckets[-1][0] - 1 & 0xFFFF)
     ]
     base.close()
