@@ -14,7 +14,7 @@ from merklekv.replication.sync import responder as module
 from merklekv.replication.sync.initiator import Initiator
 from merklekv.replication.sync.local_endpoint import LocalEndpoint
 from merklekv.replication.sync.messages import ExchangeRefused, decode, encode
-from merklekv.replication.sync.responder import BUSY, ITSELF, Admission
+from merklekv.replication.sync.responder import BUSY, ITSELF, Responder
 
 Open = Callable[[str], Node]
 
@@ -38,10 +38,10 @@ class Desk:
     def __init__(self, node: Node) -> None:
         self.begun: set[str] = set()
         self.served: list[Identity] = []
-        self.admission = Admission(node.engine, node.members, "test", self.begun.__contains__, self.served.append)
+        self.responder = Responder(node.engine, node.members, "test", self.begun.__contains__, self.served.append)
 
     def answer(self, message: bytes) -> bytes:
-        slices = self.admission.answer(message)
+        slices = self.responder.answer(message)
         while True:
             try:
                 next(slices)
@@ -115,15 +115,15 @@ def test_an_exchange_goes_on_as_long_as_there_are_steps(node: Open, monkeypatch:
     here, there = node("a"), node("b")
     desk = Desk(here)
     hello, _ = LocalEndpoint(there.engine, there.members, "test").hello()
-    assert not desk.admission.is_serving("b")
-    desk.answer(encode("hello", **hello.plain()))
+    assert not desk.responder.is_serving("b")
+    desk.answer(encode("hello", hello=hello.plain()))
     for _ in range(5):
         now[0] += module.SERVING_S - 0.01
-        assert desk.admission.is_serving("b")
+        assert desk.responder.is_serving("b")
         desk.answer(encode("inner"))  # whatever it says
-    assert not desk.admission.is_serving("c")
+    assert not desk.responder.is_serving("c")
     now[0] += module.SERVING_S
-    assert not desk.admission.is_serving("b")
+    assert not desk.responder.is_serving("b")
 
 
 @pytest.mark.parametrize("message", [b"", b"x" * 100, encode("hello"), encode("done", hello=5), encode("inner")])

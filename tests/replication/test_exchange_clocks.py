@@ -74,7 +74,7 @@ def assert_unmoved(node: Node) -> None:
 def forged(node: Node, told: MemberRow) -> bytes:
     """A hello of a stranger that says this of a node."""
     table = MemberTable(EVIL, SelfReport(0, 0, b"x" * 8), 0, 0, {node.members.identity: told})
-    return encode("hello", **Hello("test", b"i" * 12, bytes(24), 0, b"", 1, table).plain())
+    return encode("hello", hello=Hello("test", b"epoc", bytes(24), 0, b"", 1, table).plain())
 
 
 @pytest.mark.parametrize("far", FAR.values(), ids=list(FAR))

@@ -4,8 +4,10 @@ next exchange does the rest.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cbor2
 import pytest
@@ -254,13 +256,18 @@ def test_another_cluster(nodes: list[Node]) -> None:
         assert len(a.members) == len(c.members) == 1
 
 
-def test_itself_and_a_twin(nodes: list[Node]) -> None:
+def test_itself_a_copy_and_another_node_of_the_same_id(nodes: list[Node]) -> None:
     a, _ = nodes
-    assert "exchange with itself" in str(refused(a, a))
-    with cluster(a.path.parent / "twin", "a") as (twin,):
-        problem = refused(a, twin)
+    assert "node a has reached itself" in str(refused(a, a))
+    with cluster(a.path.parent / "other", "a") as (other,):
+        problem = refused(a, other)
         assert problem.why == "self"
         assert "two nodes have the id a: give each its own replication.client_id" in str(problem)
+        other.members.identity = a.members.identity
+        other.tick()
+        problem = refused(a, other)
+        assert problem.why == "self"
+        assert "exchange with itself or with a copy of its data directory" in str(problem)
 
 
 @pytest.mark.parametrize("fast", ["first", "second"])
@@ -370,12 +377,14 @@ def test_any_message_gets_an_answer(tmp_path: Path) -> None:
         @given(st.sampled_from(known), st.data())
         @settings(max_examples=300, deadline=None)
         def one_field_is_something_else(message: dict[str, object], data: st.DataObject) -> None:
-            name = data.draw(st.sampled_from(sorted(set(message) - {"do", "instance", "cluster"})))
-            changed = dict(message)
+            changed = copy.deepcopy(message)
+            hello: Any = changed.get("hello")
+            where = hello if hello and data.draw(st.booleans()) else changed
+            name = data.draw(st.sampled_from(sorted(set(where) - {"do"})))
             if data.draw(st.booleans()):
-                changed[name] = data.draw(plain)
+                where[name] = data.draw(plain)
             else:
-                del changed[name]
+                del where[name]
             kind, _ = decode(answer(b, sealed(cbor2.dumps(changed))), 1 << 20)
             assert kind in ("refused", "outdated", message["do"])
 
@@ -398,7 +407,7 @@ def test_keys_of_sizes_that_are_none(nodes: list[Node], key: bytes) -> None:
         "to": b.engine.clock.writer,
         "gc_horizon": b.engine.gc_horizon,
         "new_gc_horizon": b.members.max_stable + 1,
-        "from": "a",
+        "origin": "a",
         "wants": [],
         "records": [],
         "stale": [],

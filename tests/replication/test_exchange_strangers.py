@@ -41,7 +41,7 @@ def changed(message: bytes, change: Callable[[Answer], object]) -> bytes:
 @pytest.mark.parametrize(
     ("kind", "change", "says"),
     [
-        ("hello", lambda it: it.update(root=b"short"), "root has 5 bytes, not 0 or 32"),
+        ("hello", lambda it: it["hello"].update(root=b"short"), "root has 5 bytes, not 0 or 32"),
         ("inner", lambda it: it.update(leaves=it["leaves"][8:]), "it sent no leaves for its inner nodes"),
         ("buckets", lambda it: it.update(done=0), "it does not go on"),
         ("buckets", lambda it: it.update(done=10_000), "done is 10000, not 0 to"),

@@ -112,7 +112,7 @@ class Node:
         counters = ReplicationCounters()
         self.outbox = Outbox(self.engine, self.name, f"{CLUSTER}/{self.name}/events", counters, self._dropped)
         self.membership = Membership(self.engine, self.members)
-        self.responder = Responder(self.engine, self.members, CLUSTER)
+        self.responder = Responder(self.engine, self.members, CLUSTER, lambda node: False, lambda peer: None)
         self.others = Presence(self.name, f"{self.name}.{self.lives}", self.membership.on_status)
         around = _Surroundings(self)
         self.inbox = Inbox(self.engine, self.name, self.others, around, counters, around.on_gap, self._acknowledge)

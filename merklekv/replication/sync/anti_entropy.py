@@ -37,7 +37,7 @@ from merklekv.replication.cluster.presence import ONLINE, Status
 from merklekv.replication.sync.initiator import ExchangeReport, Initiator
 from merklekv.replication.sync.messages import ExchangeRefused
 from merklekv.replication.sync.peers import ExchangePeer, ExchangePeers
-from merklekv.replication.sync.responder import BUSY, ITSELF, Admission, Slices
+from merklekv.replication.sync.responder import BUSY, ITSELF, Responder, Slices
 from merklekv.replication.sync.schedule import Timetable, rest_s
 from merklekv.worker_thread import WorkerThread
 
@@ -101,7 +101,7 @@ class AntiEntropy:
         self._connect = connect
         self._share_percent = share_percent
         self._regular = regular
-        self._admission = Admission(engine, members, cluster, self._has_begun, self._on_served)
+        self._responder = Responder(engine, members, cluster, self._has_begun, self._on_served)
         self._peers = ExchangePeers(addresses if regular else ())
         self._timetable = Timetable(interval_s)
         self._changed = threading.Condition()  # guards all below, peers and timetable
@@ -137,7 +137,7 @@ class AntiEntropy:
 
     def answer(self, message: bytes) -> Slices[bytes]:
         """The answer to a message of an exchange that another node has begun, in slices."""
-        return self._admission.answer(message)
+        return self._responder.answer(message)
 
     def wake(self, node: str, reason: str) -> None:
         """Events of this node (empty: of any node) may have been lost: exchange soon."""
@@ -239,7 +239,7 @@ class AntiEntropy:
         with self._changed:
             now = time.monotonic()
             address = self._timetable.next_due(now)
-            if address is not None and self._admission.is_serving(self._peers.at(address).node):
+            if address is not None and self._responder.is_serving(self._peers.at(address).node):
                 self._timetable.put_off(address, now)
                 return None
             is_idle = address is None and not self._statuses and not self._may_collect

@@ -101,6 +101,7 @@ class Initiator:
         self._new_gc_horizon = 0  # ns: of both, when this pass is complete; tombstones from below are not given
         self._stale_here = self._stale_there = NONE_STALE  # what one node has, and the other lacks
         self._theirs: Hello
+        self._context: dict[str, object] = {}  # fields of every request behind the hello
 
     def steps(self) -> Steps[ExchangeReport]:
         """Yield requests, be sent the answers, return the report.
@@ -145,19 +146,21 @@ class Initiator:
             pass  # others get at the engine in between
         mine, before = endpoint.hello()
         engine.flush()
+        self._context = {}
         try:
-            answer = yield from self._ask("hello", **mine.plain())
+            answer = yield from self._ask("hello", hello=mine.plain())
         except ExchangeRefused as refusal:
             if refusal.why != FULL:  # a node that refuses for another reason relies on nothing that it was told
                 endpoint.on_refused(mine, before)
                 engine.commit()
             raise
-        theirs = decode_hello(answer, mine.table)
+        theirs = decode_hello(answer.map("hello"), mine.table)
         endpoint.on_accepted(mine)
         equal = bool(answer.number("equal", 1))
         self.report.node = theirs.node
         theirs = self._theirs = endpoint.accept(theirs)
         self._origin = theirs.node.encode()
+        self._context = {"to": theirs.process, "gc_horizon": theirs.gc_horizon}
         if theirs.truncation > engine.truncation:
             self._write(lambda: engine.merge_truncation(theirs.truncation, self._origin))
         endpoint.learn_members(theirs)
@@ -214,13 +217,7 @@ class Initiator:
         if self._gc_horizon < self._new_gc_horizon:
             self._collect()  # as the responder has
         engine.flush()
-        answer = yield from self._ask(
-            "done",
-            to=theirs.instance,
-            gc_horizon=theirs.gc_horizon,
-            hello=mine.plain(),
-            new_gc_horizon=self._new_gc_horizon,
-        )
+        answer = yield from self._ask("done", hello=mine.plain(), new_gc_horizon=self._new_gc_horizon)
         self._endpoint.merge_report(unpack(answer.binary("table"), mine.table))
         engine.commit()
 
@@ -232,7 +229,7 @@ class Initiator:
         if full or not engine.root_ready:
             return range(BUCKETS)
         digests = b"".join(digest[:INNER_DIGEST_SIZE] for digest in engine.inner_digests())
-        answer = yield from self._ask("inner", **self._context(), digests=digests)
+        answer = yield from self._ask("inner", digests=digests)
         if not answer.number("ready", 1):
             return range(BUCKETS)
         nodes, leaves = answer.binary("nodes"), answer.binary("leaves")
@@ -259,7 +256,6 @@ class Initiator:
                     break
             answer = yield from self._ask(
                 "buckets",
-                **self._context(),
                 size=size,
                 buckets=b"".join([bucket.to_bytes(2, "big") for bucket in buckets[at : at + len(counts)]]),
                 counts=b"".join([count.to_bytes(4, "big") for count in counts]),
@@ -334,7 +330,7 @@ class Initiator:
     def _scan(self) -> Steps[None]:
         after: bytes | None = b""
         while after is not None:
-            answer = yield from self._ask("scan", **self._context(), after=after)
+            answer = yield from self._ask("scan", after=after)
             self._merge(answer.pairs("records"))
             following = answer.optional("following", *range(MAX_KEY_SIZE + 1))
             if following is not None and following <= after:
@@ -353,8 +349,7 @@ class Initiator:
     def _transfer(self, pairs: list[Pair], stale: Iterable[Pair] = (), wants: Iterable[bytes] = ()) -> Steps[Fields]:
         answer = yield from self._ask(
             "transfer",
-            **self._context(),
-            **{"from": self._endpoint.members.identity.node},
+            origin=self._endpoint.members.identity.node,
             new_gc_horizon=self._new_gc_horizon,
             records=flat(pairs),
             stale=flat(stale),
@@ -396,12 +391,9 @@ class Initiator:
                 f"node {self.report.node}: checkpoints here are {STALL_WAIT_S:.0f} s behind, try again later"
             ) from None
 
-    def _context(self) -> dict[str, object]:
-        return {"to": self._theirs.instance, "gc_horizon": self._theirs.gc_horizon}
-
     def _ask(self, kind: str, **fields: object) -> Steps[Fields]:
         """One request and its answer.  Raises Outdated, ExchangeRefused and Malformed."""
-        request = encode(kind, **fields)
+        request = encode(kind, **self._context, **fields)
         self.report.rounds += 1
         self.report.bytes_sent += len(request)
         answer = yield request

@@ -70,7 +70,6 @@ class LocalEndpoint:
         self.engine = engine
         self.members = members
         self.cluster = cluster
-        self.instance = engine.clock.writer
 
     def hello(self) -> tuple[Hello, int]:
         """The hello of an initiator, and what `on_refused` needs.
@@ -120,7 +119,7 @@ class LocalEndpoint:
         root = engine.root() if engine.root_ready else b""
         count = engine.live_count + engine.tombstone_count
         table = self.members.table(closed)
-        return Hello(self.cluster, self.instance, engine.truncation, engine.gc_horizon, root, count, table)
+        return Hello(self.cluster, engine.clock.epoch, engine.truncation, engine.gc_horizon, root, count, table)
 
     def _close(self, closed: int) -> None:
         self.engine.clock.close_through(closed)

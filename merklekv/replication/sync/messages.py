@@ -2,21 +2,21 @@
 
     MKX | version (1 byte) | CBOR map | XXH3-64 of all before (8 bytes)
 
-The first four bytes tell every release what it is.  The answer to a request is of the same kind, or `outdated` or
-`refused`:
+The answer to a request is of the same kind, or `outdated` or `refused`:
 
-    hello     who I am, what I hold, my members     the same of the responder; whether the data are equal
+    hello     the hello of the initiator            the hello of the responder; whether the data are equal
     inner     the 256 inner digests                 the inner nodes that differ, with their leaves
     buckets   fingerprints of records, by bucket    which of them are missing; the records that the initiator lacks
     transfer  records; stale records; keys that     which records were refused; the records that are wanted
               are wanted
     scan      a key                                 the records behind it, in key order, and where to go on
-    done      my hello again                        the table of the responder
+    done      the same hello again                  the table of the responder
 
 A table of members is deflated.  The one in an answer refers to the one in its request, which says nearly the same.
 
-All but `hello` name the process that they are meant for and its GC horizon.  A node that was restarted since, or has
-another horizon now, answers `outdated`.  Each request is understood by itself: it may be lost, or come twice.
+All but `hello` name the process that they are meant for (`to`: store id and process epoch) and its GC horizon.  A node
+that was restarted since, or has another horizon now, answers `outdated`.  Each request is understood by itself: it may
+be lost, or come twice.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 import cbor2
 from xxhash import xxh3_64_digest
 
-from merklekv.engine.clock import WRITER_SIZE
-from merklekv.engine.record import VERSION_SIZE
+from merklekv.engine.record import EPOCH_SIZE, VERSION_SIZE
 from merklekv.errors import MerkleKVError
 from merklekv.replication.cluster.members import (
     NO_REPORT,
@@ -43,16 +42,16 @@ from merklekv.replication.cluster.members import (
 from merklekv.replication.plain_cbor import Fields, Malformed, decode_map
 
 MAGIC: Final = b"MKX"
-EXCHANGE_VERSION: Final = 3
+EXCHANGE_VERSION: Final = 4
 _HEAD: Final = MAGIC + bytes((EXCHANGE_VERSION,))
 _CHECKSUM_SIZE: Final = 8
 ROOT_SIZE: Final = 32
-FULL: Final = "full"  # why a node refuses after it has begun to take in what it was told
+FULL: Final = "full"  # why a node refuses after it has begun to merge
 DAMAGED: Final = "damaged"
 CLUSTER_SIZE_MAX: Final = 2048  # bytes of a topic prefix
 MESSAGE_ROOM_BYTES: Final = 4 << 20  # what a message may need beside the largest value
 TABLE_BYTES_MAX: Final = 16 << 20  # more than any table of members has
-_NOBODY: Final = MemberTable(Identity("", bytes(STORE_ID_SIZE)), NO_REPORT, 0)  # the words that all tables have
+_ANY_TABLE: Final = MemberTable(Identity("", bytes(STORE_ID_SIZE)), NO_REPORT, 0)  # the words that all tables have
 
 
 class ExchangeError(MerkleKVError):
@@ -76,7 +75,7 @@ class Hello:
     """What a node says of itself when an exchange begins, as of one moment."""
 
     cluster: str
-    instance: bytes  # names its process, as its versions do
+    epoch: bytes  # of its process
     truncation: bytes
     gc_horizon: int  # ns
     root: bytes  # empty while it is unknown
@@ -88,24 +87,21 @@ class Hello:
         """The node id."""
         return self.table.identity.node
 
+    @property
+    def process(self) -> bytes:
+        """Its store id and process epoch, as its versions name them."""
+        return self.table.identity.store_id + self.epoch
+
     def plain(self, known: MemberTable | None = None) -> dict[str, object]:
         """For CBOR.  `known`: a table that the reader has."""
-        return {
-            "cluster": self.cluster,
-            "instance": self.instance,
-            "truncation": self.truncation,
-            "gc_horizon": self.gc_horizon,
-            "root": self.root,
-            "count": self.count,
-            "table": pack(self.table, known),
-        }
+        return vars(self) | {"table": pack(self.table, known)}
 
 
 def decode_hello(fields: Fields, known: MemberTable | None = None) -> Hello:
     """The inverse of `Hello.plain`.  Raises Malformed."""
     return Hello(
         fields.text("cluster", CLUSTER_SIZE_MAX, 0),
-        fields.binary("instance", WRITER_SIZE),
+        fields.binary("epoch", EPOCH_SIZE),
         fields.binary("truncation", VERSION_SIZE),
         fields.number("gc_horizon"),
         fields.binary("root", 0, ROOT_SIZE),
@@ -136,7 +132,7 @@ def unpack(data: bytes, known: MemberTable | None = None) -> MemberTable:
 
 def _dictionary(known: MemberTable | None) -> bytes:
     """What a packed table may refer to (RFC 1950, FDICT), of which zlib takes the last 32 KiB."""
-    return cbor2.dumps((known or _NOBODY).plain())
+    return cbor2.dumps((known or _ANY_TABLE).plain())
 
 
 def encode(kind: str, **fields: object) -> bytes:
@@ -163,22 +159,6 @@ def decode(message: bytes, size_max: int) -> tuple[str, Fields]:
         raise Malformed("the checksum does not match: the message was damaged or cut")
     fields = decode_map(body[len(_HEAD) :])
     return fields.text("do", 20), fields
-
-
-class Request(NamedTuple):
-    """A message to a responder."""
-
-    kind: str
-    fields: Fields
-    hello: Hello | None  # of the initiator, in `hello` and `done`
-
-
-def decode_request(message: bytes, size_max: int) -> Request:
-    """Raises Malformed and ExchangeRefused, nothing else."""
-    kind, fields = decode(message, size_max)
-    if kind == "hello":
-        return Request(kind, fields, decode_hello(fields))
-    return Request(kind, fields, decode_hello(fields.map("hello")) if kind == "done" else None)
 
 
 def encode_refusal(problem: Exception) -> bytes:

@@ -1,8 +1,8 @@
-"""The responder: the node of an exchange that is asked, and the admission of exchanges that others begin.
+"""The responder: answers the exchanges that other nodes begin.
 
-It answers in slices of a few milliseconds, and keeps nothing between two requests: one may be lost, cut or repeated,
-and any number of exchanges may go on at once.  What an answer says was merged is committed, and what the initiator may
-rely on (closed timestamps, what was applied) is flushed.
+It answers in slices of a few milliseconds, and keeps nothing between two requests but which nodes have sent one: one
+may be lost, cut or repeated, and any number of exchanges may go on at once.  What an answer says was merged is
+committed, and what the initiator may rely on (closed timestamps, what was applied) is flushed.
 
 Memory: one answer, about REPLY_BYTES and the largest record.  Cost: 1 us to read a record, 8 us to merge one, 2 us to
 compare one.
@@ -28,8 +28,8 @@ from merklekv.replication.sync.messages import (
     MESSAGE_ROOM_BYTES,
     ExchangeRefused,
     Hello,
-    Request,
-    decode_request,
+    decode,
+    decode_hello,
     encode,
     encode_refusal,
     flat,
@@ -56,17 +56,39 @@ Slices = Generator[Pause, None, T]
 
 
 class Responder:
-    """Answers requests.  Thread-safe, as its engine is."""
+    """Answers requests, and knows which exchanges go on.  Thread-safe, as its engine is.
 
-    def __init__(self, engine: Engine, members: Members, cluster: str) -> None:
+    It refuses the node itself, which has reached its own address.  If two nodes begin an exchange with each other at
+    once, the one with the smaller id refuses that of the other.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        members: Members,
+        cluster: str,
+        has_begun: Callable[[str], bool],
+        on_served: Callable[[Identity], None],
+    ) -> None:
+        """`has_begun`: is one with that node under way, begun here?  `on_served`: one that a node began is complete."""
         self._engine = engine
+        self._members = members
         self._endpoint = LocalEndpoint(engine, members, cluster)
+        self._has_begun = has_begun
+        self._on_served = on_served
+        self._serving: dict[str, float] = {}  # nodes, with the time of the last request of any (monotonic)
         self._handlers: dict[str, Callable[[Fields], Slices[bytes]]] = {
+            "hello": partial(self._serve_peer, self._hello),
             "inner": self._inner,
             "buckets": self._buckets,
             "transfer": self._transfer,
             "scan": self._scan,
+            "done": partial(self._serve_peer, self._done),
         }
+
+    def is_serving(self, node: str) -> bool:
+        """Predicate: does an exchange that this node has begun go on?"""
+        return time.monotonic() - self._serving.get(node, float("-inf")) < SERVING_S
 
     def answer(self, message: bytes) -> Slices[bytes]:
         """The answer to a message.  Yields None to let others run, or a function that says when it can go on.
@@ -74,28 +96,35 @@ class Responder:
         If a request cannot be served, the answer says why.  Raises StorageFailed.
         """
         try:
-            request = decode_request(message, self._engine.max_value_size + MESSAGE_ROOM_BYTES)
-        except (Malformed, ExchangeRefused) as problem:
-            return encode_refusal(problem)
-        return (yield from self.serve(request))
-
-    def serve(self, request: Request) -> Slices[bytes]:
-        """The answer to a request, like `answer`."""
-        try:
-            if request.hello is not None:
-                if request.kind == "hello":
-                    return (yield from self._hello(request.hello))
-                return (yield from self._done(request.fields, request.hello))
-            handler = self._handlers.get(request.kind)
+            kind, fields = decode(message, self._engine.max_value_size + MESSAGE_ROOM_BYTES)
+            handler = self._handlers.get(kind)
             if handler is None:
-                raise Malformed(f"no request is called '{request.kind}'")
-            return (yield from handler(request.fields))
+                raise Malformed(f"no request is called '{kind}'")
+            return (yield from handler(fields))
         except (Malformed, ExchangeRefused, TooManyMembers, Shortage) as problem:
             return encode_refusal(problem)
         except Outdated:
             return encode("outdated")
+        finally:
+            self._keep_serving()
 
-    def _hello(self, peer: Hello) -> Slices[bytes]:
+    def _serve_peer(self, serve: Callable[[Fields, Hello], Slices[bytes]], fields: Fields) -> Slices[bytes]:
+        """The answer to the first or the last request of an exchange; only these name the node that has begun it."""
+        peer = decode_hello(fields.map("hello"))
+        who, own = peer.table.identity, self._members.identity
+        closed = (self._members.closed, self._members.proposed)
+        if who == own and peer.table.report.closed in closed:
+            raise ExchangeRefused(ITSELF, f"node {own.node} has reached itself at this address")
+        if self._has_begun(peer.node) and own.node < peer.node and not self.is_serving(peer.node):
+            raise ExchangeRefused(BUSY, f"node {own.node} has just begun an exchange by itself")
+        before = self._members.applied_through(who)
+        answer = yield from serve(fields, peer)
+        self._keep_serving(peer.node)
+        if self._members.applied_through(who) > before:
+            self._on_served(who)
+        return answer
+
+    def _hello(self, fields: Fields, peer: Hello) -> Slices[bytes]:
         endpoint, engine = self._endpoint, self._engine
         known, peer = peer.table, endpoint.accept(peer)
         endpoint.require_own_clock_near(peer)
@@ -109,7 +138,7 @@ class Responder:
             yield None
         hello, equal = endpoint.answer(peer)
         engine.flush()
-        return encode("hello", equal=int(equal), **hello.plain(known))
+        return encode("hello", equal=int(equal), hello=hello.plain(known))
 
     def _inner(self, fields: Fields) -> Slices[bytes]:
         yield from self._require_current(fields)
@@ -176,7 +205,7 @@ class Responder:
 
     def _transfer(self, fields: Fields) -> Slices[bytes]:
         gc_horizon = yield from self._require_current(fields)
-        origin = fields.node_id("from").encode()
+        origin = fields.node_id("origin").encode()
         new_gc_horizon = fields.number("new_gc_horizon", self._engine.clock.latest_ns())
         given, stale, wants = fields.pairs("records"), fields.pairs("stale"), fields.strings("wants")
         endpoint = self._endpoint
@@ -249,7 +278,7 @@ class Responder:
     def _gc_horizon_of(self, fields: Fields) -> Slices[int]:
         yield None
         gc_horizon = fields.number("gc_horizon")
-        if fields.binary("to", WRITER_SIZE) != self._endpoint.instance:
+        if fields.binary("to", WRITER_SIZE) != self._engine.clock.writer:
             raise Outdated
         return gc_horizon
 
@@ -266,63 +295,11 @@ class Responder:
             except Stalled:
                 yield lambda: not engine.makes_wait
 
-
-class Admission:
-    """Answers the exchanges of other nodes, and knows which go on.
-
-    It refuses what only this node as a whole can tell: the node itself, which has reached its own address, and a node
-    with which this one has just begun an exchange.  Then the node with the larger id gives way.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        members: Members,
-        cluster: str,
-        has_begun: Callable[[str], bool],
-        on_served: Callable[[Identity], None],
-    ) -> None:
-        """`has_begun`: has this node begun one with that node?  `on_served`: one that that node began is complete."""
-        self._engine = engine
-        self._members = members
-        self._responder = Responder(engine, members, cluster)
-        self._has_begun = has_begun
-        self._on_served = on_served
-        self._serving: dict[str, float] = {}  # nodes, with the time of the last step of any (monotonic)
-
-    def is_serving(self, node: str) -> bool:
-        """Predicate: does an exchange that this node has begun go on?"""
-        return time.monotonic() - self._serving.get(node, float("-inf")) < SERVING_S
-
-    def answer(self, message: bytes) -> Slices[bytes]:
-        """The answer to a message of another node, in slices."""
-        try:
-            request = decode_request(message, self._engine.max_value_size + MESSAGE_ROOM_BYTES)
-            if request.hello is not None:
-                self._require_admissible(request.hello)
-        except (Malformed, ExchangeRefused) as problem:
-            return encode_refusal(problem)
-        identity = request.hello.table.identity if request.hello else None
-        before = self._members.applied_through(identity) if identity else 0
-        answer = yield from self._responder.serve(request)
-        self._note_step(identity.node if identity else None)
-        if identity is not None and self._members.applied_through(identity) > before:
-            self._on_served(identity)
-        return answer
-
-    def _require_admissible(self, hello: Hello) -> None:
-        own = self._members.identity
-        closed = (self._members.closed, self._members.proposed)
-        if hello.table.identity == own and hello.table.report.closed in closed:
-            raise ExchangeRefused(ITSELF, f"node {own.node} has reached itself at this address")
-        if self._has_begun(hello.node) and own.node < hello.node and not self.is_serving(hello.node):
-            raise ExchangeRefused(BUSY, f"node {own.node} has just begun an exchange by itself")
-
-    def _note_step(self, node: str | None) -> None:
-        """A node has made a step.  Only the first and the last message name it; any other keeps all of them alive."""
+    def _keep_serving(self, *begun: str) -> None:
+        """A request was answered.  Most do not name their node, so each keeps all exchanges alive, and `begun`."""
         now = time.monotonic()
-        alive = [other for other, at in self._serving.items() if now - at < SERVING_S]
-        self._serving = dict.fromkeys([*alive, node] if node else alive, now)
+        alive = [node for node, at in self._serving.items() if now - at < SERVING_S]
+        self._serving = dict.fromkeys([*alive, *begun], now)
 
 
 def _numbers(fields: Fields, name: str, size: int) -> list[int]:
