@@ -14,6 +14,7 @@ from merklekv.engine.format import MAX_KEY_SIZE
 from merklekv.engine.record import version_of
 from merklekv.replication.cluster.lost_writes import INTERVALS_MAX
 from merklekv.replication.sync import initiator as exchange_module
+from merklekv.replication.sync import local_endpoint
 from merklekv.replication.sync import responder as responder_module
 from merklekv.replication.sync.messages import ExchangeFailed
 
@@ -112,8 +113,8 @@ def test_every_durability(tmp_path: Path, durability: str) -> None:
 def test_an_empty_node_takes_everything_page_by_page(
     nodes: list[Node], begins: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(responder_module, "REPLY_BYTES", 10_000)
-    monkeypatch.setattr(exchange_module, "BATCH_BYTES", 10_000)
+    for module in (exchange_module, responder_module):
+        monkeypatch.setattr(module, "BATCH_BYTES", 10_000)
     a, b, _ = nodes
     fill(a)
     a.engine.checkpoint_now()
@@ -154,7 +155,9 @@ def test_values_from_nothing_to_the_largest(tmp_path: Path) -> None:
 def test_small_batches_come_to_the_same(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("BATCH_BYTES", "BATCH_RECORDS", "BATCH_PRINTS", "BATCH_BUCKETS"):
         monkeypatch.setattr(exchange_module, name, 5)
-    monkeypatch.setattr(responder_module, "REPLY_BYTES", 50)
+    monkeypatch.setattr(local_endpoint, "BATCH_RECORDS", 5)
+    monkeypatch.setattr(local_endpoint, "BATCH_BYTES", 5)
+    monkeypatch.setattr(responder_module, "BATCH_BYTES", 50)
     monkeypatch.setattr(responder_module, "INLINE_BYTES", 60)
     a, b, _ = nodes
     fill(a, 100, b"a")

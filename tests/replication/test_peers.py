@@ -1,19 +1,22 @@
-"""Whom to exchange with: configured and heard addresses, each node once, and the figures of each."""
+"""Peers: configured and announced addresses, each node once, as many as a cluster has members, and what came of it."""
 
 from __future__ import annotations
 
 import time
 
+import pytest
+
 from merklekv.replication.cluster.presence import OFFLINE, ONLINE, Status
+from merklekv.replication.sync import peers as module
 from merklekv.replication.sync.initiator import ExchangeReport
-from merklekv.replication.sync.peers import ERROR_SIZE_MAX, ExchangePeer, ExchangePeers
+from merklekv.replication.sync.peers import ERROR_SIZE_MAX, TOTALS, ExchangePeer, ExchangePeers
 
 
 def online(node: str, address: str) -> Status:
     return Status(node, ONLINE, address)
 
 
-def test_configured_and_heard() -> None:
+def test_configured_and_announced() -> None:
     peers = ExchangePeers(["x:1"])
     peers.on_status(online("b", "b:1"))
     assert peers.addresses() == ["x:1", "b:1"]
@@ -37,10 +40,10 @@ def test_a_node_that_moves_or_goes() -> None:
     peers.on_status(online("b", "b:1"))
     peers.at("b:1").succeed(ExchangeReport(node="b"))
     peers.on_status(online("b", "b:1"))
-    assert peers.at("b:1").exchanges == 1
+    assert peers.at("b:1").totals["completed"] == 1
     peers.on_status(online("b", "b:2"))
     assert peers.addresses() == ["x:1", "b:2"]
-    assert (peers.at("b:2").exchanges, peers.at("b:2").in_sync) == (1, False)
+    assert (peers.at("b:2").totals["completed"], peers.at("b:2").in_sync) == (1, False)
     peers.on_status(online("b", "x:1"))
     assert peers.addresses() == ["x:1"]
     peers.on_status(online("x", "x:1"))
@@ -51,31 +54,44 @@ def test_a_node_that_moves_or_goes() -> None:
     peers.on_status(online("silent", ""))
     assert peers.addresses() == ["x:1"]
     peers.on_status(online("b", "b:1"))
-    assert peers.at("b:1").exchanges == 1
+    assert peers.at("b:1").totals["completed"] == 1
     for number in range(100):
         peers.on_status(online("b", f"elsewhere:{number}"))
     assert len(peers._peers) == 2
 
 
-def test_who_is_dropped_and_who_never_was() -> None:
+def test_the_number_of_peers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PEERS_MAX", 3)
+    peers = ExchangePeers(["x:1"])
+    for number in range(100):
+        peers.on_status(online(f"n{number}", f"n:{number}"))
+        peers.on_status(Status(f"n{number}", OFFLINE))
+    assert len(peers._peers) <= 3, "each was removed at the broker, and made room for another"
+    for number in range(10):
+        peers.on_status(online(f"m{number}", f"m:{number}"))
+    assert peers.addresses() == ["x:1", "m:0", "m:1"], "those that are online stay"
+    peers.on_status(Status("m0", OFFLINE))
+    peers.on_status(online("m5", "m:5"))
+    assert peers.addresses() == ["x:1", "m:1", "m:5"]
+
+
+def test_an_address_that_is_dropped_and_one_that_is_unknown() -> None:
     peers = ExchangePeers(["x:1"])
     peers.drop("x:1")
-    peers.drop("nobody:1")
+    peers.drop("unknown:1")
     assert peers.addresses() == []
     peers.at("y:1").fail("gone")
-    assert peers.at("y:1").failures == 0
+    assert peers.at("y:1").totals["failures"] == 0
 
 
-def test_figures_add_up_and_an_error_is_one_short_line() -> None:
+def test_totals_add_up_and_an_error_is_one_short_line() -> None:
     peer = ExchangePeer("b:1")
     for number in range(2):
         peer.succeed(ExchangeReport("b", 3, 100, 200, 4, 5, 6, equal=bool(number), duration_s=0.25))
     peer.fail("a line\nand another " + "x" * 1000)
     assert 0 <= time.time() - peer.succeeded_at < 60
-    assert (peer.in_sync, peer.exchanges, peer.equal, peer.failures) == (False, 2, 1, 1)
-    assert (peer.rounds, peer.bytes_sent, peer.bytes_received) == (6, 200, 400)
-    assert (peer.keys_sent, peer.keys_received, peer.discarded) == (8, 10, 12)
-    assert peer.duration_s == 0.25
+    assert [peer.totals[name] for name in TOTALS] == [2, 1, 1, 6, 200, 400, 8, 10, 12]
+    assert (peer.in_sync, peer.duration_s) == (False, 0.25)
     assert len(peer.error) == ERROR_SIZE_MAX
     assert peer.error.startswith("a line and another xxx")
     peer.mark_in_sync()

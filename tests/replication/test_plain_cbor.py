@@ -25,9 +25,8 @@ from merklekv.replication.plain_cbor import (
 )
 from merklekv.replication.stream.event import MESSAGE_BYTES_MAX, EventRefused, Reason, decode_message
 from merklekv.replication.stream.outbox import BATCH_BYTES
-from merklekv.replication.sync.initiator import BATCH_RECORDS
-from merklekv.replication.sync.messages import TABLE_BYTES_MAX, _dictionary, pack, unpack
-from merklekv.replication.sync.responder import REPLY_BYTES, REPLY_RECORDS
+from merklekv.replication.sync import messages
+from merklekv.replication.sync.messages import BATCH_RECORDS, TABLE_BYTES_MAX, _dictionary, pack, unpack
 
 MEMORY_MAX = 8 << 20  # of any message that is refused for what it would become
 
@@ -90,8 +89,8 @@ def test_what_nodes_write_has_fewer_items() -> None:
     event = {"op": "del", "key": "k", "val": None, "ts": 1 << 60, "op_id": bytes(16)}
     assert BATCH_BYTES // len(cbor2.dumps(event)) * item_count(event) < ITEMS_MAX, "a batch of the smallest events"
     smallest_record = 1 + HEAD_SIZE
-    assert 2 * (REPLY_BYTES // smallest_record + REPLY_RECORDS) < ITEMS_MAX, "keys and records of an answer"
-    assert 4 * BATCH_RECORDS + BATCH_RECORDS < ITEMS_MAX, "records to take, records to bury, keys to give"
+    assert 2 * (messages.BATCH_BYTES // smallest_record + BATCH_RECORDS) < ITEMS_MAX, "keys and records of an answer"
+    assert 4 * BATCH_RECORDS + BATCH_RECORDS < ITEMS_MAX, "records to merge, stale records, keys that are wanted"
 
 
 def test_a_message_may_have_so_many_items_and_not_one_more() -> None:

@@ -20,7 +20,7 @@ from merklekv.engine.record import is_tombstone
 from merklekv.errors import MerkleKVError
 from merklekv.replication.cluster.lost_writes import LostWriteInterval
 from merklekv.replication.cluster.members import Identity, MemberRow, MemberTable, SelfReport
-from merklekv.replication.sync import initiator, responder
+from merklekv.replication.sync import initiator, local_endpoint, responder
 from merklekv.replication.sync.initiator import ExchangeReport, Initiator
 from merklekv.replication.sync.local_endpoint import LocalEndpoint
 from merklekv.replication.sync.messages import Hello, encode
@@ -34,10 +34,12 @@ LEAVES: Final = 512  # keys are in these, so that comparing all leaves is soon d
 SMALL_BATCHES: Final = (  # so that small exchanges have as many parts as large ones
     (initiator, "BATCH_RECORDS", 2),
     (initiator, "BATCH_BYTES", 500),
+    (local_endpoint, "BATCH_RECORDS", 2),
+    (local_endpoint, "BATCH_BYTES", 500),
     (initiator, "BATCH_PRINTS", 3),
     (initiator, "PAGES_RATIO", 3),
-    (responder, "REPLY_RECORDS", 3),
-    (responder, "REPLY_BYTES", 1000),
+    (responder, "BATCH_RECORDS", 3),
+    (responder, "BATCH_BYTES", 1000),
     (responder, "INLINE_BYTES", 60),
     (responder, "SLICE_MERGES", 1),
     (responder, "SLICE_READS", 2),

@@ -29,14 +29,14 @@ from merklekv.engine.engine import Engine
 from merklekv.engine.stall import retry_stalled
 from merklekv.errors import MerkleKVError, StorageFailed
 from merklekv.log_throttle import LogThrottle
-from merklekv.metrics import ExchangeMetrics, Value, shown
+from merklekv.metrics import ExchangeMetrics, shown
 from merklekv.output import counted
 from merklekv.replication.cluster.members import Identity, Members
 from merklekv.replication.cluster.membership import Membership
 from merklekv.replication.cluster.presence import ONLINE, Status
 from merklekv.replication.sync.initiator import ExchangeReport, Initiator
 from merklekv.replication.sync.messages import ExchangeRefused
-from merklekv.replication.sync.peers import ExchangePeer, ExchangePeers
+from merklekv.replication.sync.peers import TOTALS, ExchangePeer, ExchangePeers
 from merklekv.replication.sync.responder import BUSY, ITSELF, Responder, Slices
 from merklekv.replication.sync.schedule import Timetable, rest_s
 from merklekv.worker_thread import WorkerThread
@@ -187,10 +187,7 @@ class AntiEntropy:
             running = len(self._running)
         now = time.time()
         lagging = shown(peers, lambda peer: -peer.succeeded_at)
-
-        def each(value: Callable[[ExchangePeer], Value]) -> dict[str, Value]:
-            return {name: value(peer) for name, peer in lagging.items()}
-
+        totals = {f"exchange_{name}": {label: peer.totals[name] for label, peer in lagging.items()} for name in TOTALS}
         return ExchangeMetrics(
             members=len(self._members),
             members_removed=len(self._members.removed),
@@ -202,22 +199,14 @@ class AntiEntropy:
             exchange_served=self._served,
             exchange_rows_refused=self._members.rows_refused,
             peers_not_shown=len(peers) - len(lagging),
-            peer_address=each(lambda peer: peer.address),
-            peer_in_sync=each(lambda peer: int(peer.in_sync)),
+            peer_address={label: peer.address for label, peer in lagging.items()},
+            peer_in_sync={label: int(peer.in_sync) for label, peer in lagging.items()},
             peer_last_success_ms={
-                name: round(1000 * (now - peer.succeeded_at)) for name, peer in lagging.items() if peer.succeeded_at
+                label: round(1000 * (now - peer.succeeded_at)) for label, peer in lagging.items() if peer.succeeded_at
             },
-            peer_duration_ms=each(lambda peer: round(1000 * peer.duration_s)),
-            peer_error={name: peer.error for name, peer in lagging.items() if peer.error},
-            exchange_completed=each(lambda peer: peer.exchanges),
-            exchange_equal=each(lambda peer: peer.equal),
-            exchange_failures=each(lambda peer: peer.failures),
-            exchange_rounds=each(lambda peer: peer.rounds),
-            exchange_bytes_sent=each(lambda peer: peer.bytes_sent),
-            exchange_bytes_received=each(lambda peer: peer.bytes_received),
-            exchange_keys_sent=each(lambda peer: peer.keys_sent),
-            exchange_keys_received=each(lambda peer: peer.keys_received),
-            exchange_discarded=each(lambda peer: peer.discarded),
+            peer_duration_ms={label: round(1000 * peer.duration_s) for label, peer in lagging.items()},
+            peer_error={label: peer.error for label, peer in lagging.items() if peer.error},
+            **totals,
         )
 
     # -- the thread ----------------------------------------------------------------------------------------------------

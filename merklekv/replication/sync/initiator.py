@@ -37,11 +37,16 @@ from merklekv.output import counted
 from merklekv.replication.cluster.members import Members, TooManyMembers
 from merklekv.replication.plain_cbor import Fields, Malformed
 from merklekv.replication.sync.deletion_rule import NONE_STALE, stale_records
-from merklekv.replication.sync.local_endpoint import LocalEndpoint, Outdated, Refused
+from merklekv.replication.sync.local_endpoint import SLICE_MERGES, LocalEndpoint, Outdated, Refused
 from merklekv.replication.sync.messages import (
+    BATCH_BYTES,
+    BATCH_RECORDS,
     DAMAGED,
     FULL,
+    INNER_DIGEST_SIZE,
+    LEAF_DIGEST_SIZE,
     MESSAGE_ROOM_BYTES,
+    PRINT_SIZES,
     ExchangeFailed,
     ExchangeRefused,
     Hello,
@@ -51,12 +56,9 @@ from merklekv.replication.sync.messages import (
     flat,
     unpack,
 )
-from merklekv.replication.sync.responder import INNER_DIGEST_SIZE, LEAF_DIGEST_SIZE, PRINT_SIZES, SLICE_MERGES
 
 PASSES_MAX: Final = 5  # in one exchange: it begins again when a GC horizon moves, and to verify
 STALL_WAIT_S: Final = 60.0
-BATCH_BYTES: Final = 512 << 10  # of records in one request
-BATCH_RECORDS: Final = 4000
 BATCH_PRINTS: Final = 8192  # fingerprints in one request, but for those of its last bucket
 BATCH_BUCKETS: Final = 1024
 LEAVES_SIZE: Final = LEAVES_PER_INNER * LEAF_DIGEST_SIZE  # bytes, of one inner node
@@ -304,26 +306,13 @@ class Initiator:
             redelete = partial(self._endpoint.redelete, slice_, self._origin, self._gc_horizon)
             self.report.discarded += self._write(redelete)
         while given or stale_there or wants:
-            pairs, tried = self._read(given)
+            pairs, tried = self._endpoint.read(given)
             answer = yield from self._transfer(pairs, stale_there[:BATCH_RECORDS], wants[:BATCH_RECORDS])
             served = answer.number("served", len(wants))
             if wants and not served:
                 raise Malformed("it does not send what it was asked for")
             self._merge(answer.pairs("records"))
             given, stale_there, wants = given[tried:], stale_there[BATCH_RECORDS:], wants[served:]
-
-    def _read(self, keys: list[bytes]) -> tuple[list[Pair], int]:
-        """As many of the records as fit in one request.  Returns them, and for how many keys that is."""
-        pairs: list[Pair] = []
-        size = tried = 0
-        for key in keys[:BATCH_RECORDS]:
-            if size >= BATCH_BYTES:
-                break
-            tried += 1
-            if (record := self._engine.record(key)) is not None:
-                pairs.append((key, record))
-                size += len(key) + len(record)
-        return pairs, tried
 
     # -- page by page --------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from merklekv.engine.base import Pair
 from merklekv.engine.clock import UNSET_BEFORE_NS, show_time
@@ -35,11 +35,13 @@ from merklekv.log_throttle import LogThrottle
 from merklekv.replication.cluster.lost_writes import NO_LOST_WRITES, LostWriteInterval, restored_since
 from merklekv.replication.cluster.members import NO_ROW, Identity, Members, MemberTable
 from merklekv.replication.cluster.storage import store_members
-from merklekv.replication.sync.messages import ExchangeRefused, Hello
+from merklekv.replication.sync.messages import BATCH_BYTES, BATCH_RECORDS, ExchangeRefused, Hello
 
 log = logging.getLogger(__name__)
 
 _throttle = LogThrottle(log)
+
+SLICE_MERGES: Final = 250  # records in one call of `merge` or `redelete`
 
 Refused = list[tuple[bytes, str]]  # keys with reasons
 
@@ -248,6 +250,18 @@ class LocalEndpoint:
             for who in others
             if theirs.horizon_covers(who)
         )
+
+    def read(self, keys: list[bytes]) -> tuple[list[Pair], int]:
+        """As many of these records as one message takes.  Returns them, and for how many keys that is."""
+        pairs: list[Pair] = []
+        size = tried = 0
+        while tried < min(len(keys), BATCH_RECORDS) and size < BATCH_BYTES:
+            key = keys[tried]
+            tried += 1
+            if (record := self.engine.record(key)) is not None:
+                pairs.append((key, record))
+                size += len(key) + len(record)
+        return pairs, tried
 
     def merge(self, pairs: list[Pair], origin: bytes, gc_horizon: int, new_gc_horizon: int) -> tuple[int, Refused]:
         """Merge records of the peer in one short call.  Returns how many were new, and which were refused.

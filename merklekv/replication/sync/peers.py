@@ -1,7 +1,8 @@
-"""The nodes that this node exchanges with, and how it went: one peer for each address.
+"""The nodes that this node exchanges with, one peer for each address, and what came of it.
 
 Addresses come from the configuration and, while a node is online, from its presence.  The first exchange tells which
-node is at a configured address; after that the address which this node announces is not used.
+node is at a configured address; after that the address which this node announces is not used.  There are at most
+PEERS_MAX peers: then those that are offline go, and no other is added.
 
 Not locked.
 """
@@ -9,33 +10,30 @@ Not locked.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
+from merklekv.replication.cluster.members import MEMBERS_MAX
 from merklekv.replication.cluster.presence import ONLINE, Status
 from merklekv.replication.sync.initiator import ExchangeReport
 
 ERROR_SIZE_MAX: Final = 200
+PEERS_MAX: Final = MEMBERS_MAX
+_REPORTED: Final = ("equal", "rounds", "bytes_sent", "bytes_received", "keys_sent", "keys_received", "discarded")
+TOTALS: Final = ("completed", "failures", *_REPORTED)
 
 
 @dataclass(slots=True)
 class ExchangePeer:
-    """Another node as an exchange sees it.  Counters are since the start, of exchanges that this node began."""
+    """Another node as an exchange sees it."""
 
     address: str  # host:port
     node: str = ""  # empty until it is known
     configured: bool = False
     online: bool = False  # as its presence says
-    exchanges: int = 0  # complete ones
-    equal: int = 0  # of these, with nothing to do
-    failures: int = 0
-    rounds: int = 0
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    keys_sent: int = 0
-    keys_received: int = 0
-    discarded: int = 0
+    totals: Counter[str] = field(default_factory=Counter)  # TOTALS, of the exchanges that this node began
     duration_s: float = 0.0  # of the last complete one
     succeeded_at: float = 0.0  # wall clock, s; 0: never
     in_sync: bool = False  # as of the last exchange, with no reason since to think otherwise
@@ -44,14 +42,7 @@ class ExchangePeer:
     def succeed(self, report: ExchangeReport) -> None:
         """An exchange is complete."""
         self.node = report.node
-        self.exchanges += 1
-        self.equal += report.equal
-        self.rounds += report.rounds
-        self.bytes_sent += report.bytes_sent
-        self.bytes_received += report.bytes_received
-        self.keys_sent += report.keys_sent
-        self.keys_received += report.keys_received
-        self.discarded += report.discarded
+        self.totals.update(completed=1, **{name: getattr(report, name) for name in _REPORTED})
         self.duration_s = report.duration_s
         self.mark_in_sync()
 
@@ -62,7 +53,7 @@ class ExchangePeer:
 
     def fail(self, error: str) -> None:
         """An exchange did not begin, was refused, or was cut."""
-        self.failures += 1
+        self.totals["failures"] += 1
         self.in_sync, self.error = False, " ".join(error.split())[:ERROR_SIZE_MAX]
 
 
@@ -84,6 +75,10 @@ class ExchangePeers:
             if moved is not None:  # so that there are not more peers than nodes
                 del self._peers[moved.address]
                 moved.address, moved.in_sync = status.address, False
+            elif len(self._peers) >= PEERS_MAX:
+                self._peers = {peer.address: peer for peer in self._peers.values() if peer.configured or peer.online}
+                if len(self._peers) >= PEERS_MAX:
+                    return
             self._peers[status.address] = moved or ExchangePeer(status.address)
         peer = self._peers[status.address]
         peer.node, peer.online = status.node, True

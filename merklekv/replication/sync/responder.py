@@ -4,7 +4,7 @@ It answers in slices of a few milliseconds, and keeps nothing between two reques
 may be lost, cut or repeated, and any number of exchanges may go on at once.  What an answer says was merged is
 committed, and what the initiator may rely on (closed timestamps, what was applied) is flushed.
 
-Memory: one answer, about REPLY_BYTES and the largest record.  Cost: 1 us to read a record, 8 us to merge one, 2 us to
+Memory: one answer, about BATCH_BYTES and the largest record.  Cost: 1 us to read a record, 8 us to merge one, 2 us to
 compare one.
 """
 
@@ -23,9 +23,13 @@ from merklekv.engine.record import HEAD_SIZE, VERSION_SIZE, digest_of, head_of
 from merklekv.errors import Shortage, Stalled
 from merklekv.replication.cluster.members import Identity, Members, TooManyMembers
 from merklekv.replication.plain_cbor import Fields, Malformed
-from merklekv.replication.sync.local_endpoint import LocalEndpoint, Outdated, Refused
+from merklekv.replication.sync.local_endpoint import SLICE_MERGES, LocalEndpoint, Outdated, Refused
 from merklekv.replication.sync.messages import (
+    BATCH_BYTES,
+    BATCH_RECORDS,
+    INNER_DIGEST_SIZE,
     MESSAGE_ROOM_BYTES,
+    PRINT_SIZES,
     ExchangeRefused,
     Hello,
     decode,
@@ -36,18 +40,12 @@ from merklekv.replication.sync.messages import (
     pack,
 )
 
-INNER_DIGEST_SIZE: Final = 16  # of the 32 bytes
-LEAF_DIGEST_SIZE: Final = 8
-PRINT_SIZES: Final = (8, 16)  # of a record's digest: enough to tell records apart; all of it
-REPLY_BYTES: Final = 512 << 10  # an answer ends when it has so many bytes of records
-REPLY_RECORDS: Final = 4000
 INLINE_BYTES: Final = 1024  # a record up to this size goes out at once, a larger one when it is wanted
 SERVING_S: Final = 1.0  # an exchange goes on if it had a step so recently
 BUSY: Final = "busy"
 ITSELF: Final = "itself"
 SLICE_INNER: Final = 32
 SLICE_BUCKETS: Final = 64
-SLICE_MERGES: Final = 250
 SLICE_READS: Final = 1000
 
 T = TypeVar("T")
@@ -172,7 +170,7 @@ class Responder:
         records: list[bytes] = []
         heads: list[bytes] = []
         done = at = found = 0
-        while done < len(buckets) and found < REPLY_BYTES:
+        while done < len(buckets) and found < BATCH_BYTES:
             with self._engine.lock:
                 for bucket, count in zip(buckets[done:][:SLICE_BUCKETS], counts[done:][:SLICE_BUCKETS], strict=True):
                     theirs = {prints[at + size * number :][:size] for number in range(count)} if count else set()
@@ -188,7 +186,7 @@ class Responder:
                     ]
                     at += size * count
                     done += 1
-                    if found >= REPLY_BYTES:
+                    if found >= BATCH_BYTES:
                         break
             yield None
         packed = b"".join([number.to_bytes(4, "big") for number in lacks])
@@ -224,34 +222,19 @@ class Responder:
             slice_ = stale[at : at + SLICE_MERGES]
             discarded += yield from self._writing(partial(endpoint.redelete, slice_, origin, gc_horizon))
             yield None
-        found, served = yield from self._read(wants)
+        found, served = endpoint.read(wants)
         self._engine.commit()
         reasons = [word for key, reason in refused for word in (key, reason.encode())]
         counts = {"applied": applied, "discarded": discarded, "served": served}
         return encode("transfer", **counts, refused=reasons, records=flat(found))
-
-    def _read(self, keys: list[bytes]) -> Slices[tuple[list[Pair], int]]:
-        found: list[Pair] = []
-        size = served = 0
-        for key in keys:
-            record = self._engine.record(key)
-            if record is not None:
-                found.append((key, record))
-                size += len(key) + len(record)
-            served += 1
-            if size >= REPLY_BYTES:
-                break
-            if not served % SLICE_READS:
-                yield None
-        return found, served
 
     def _scan(self, fields: Fields) -> Slices[bytes]:
         yield from self._require_current(fields)
         following: bytes | None = fields.binary("after", *range(MAX_KEY_SIZE + 1))
         found: list[Pair] = []
         size = 0
-        while following is not None and size < REPLY_BYTES and len(found) < REPLY_RECORDS:
-            pairs, following = self._engine.records_page(b"", following, SLICE_READS, REPLY_BYTES)
+        while following is not None and size < BATCH_BYTES and len(found) < BATCH_RECORDS:
+            pairs, following = self._engine.records_page(b"", following, SLICE_READS, BATCH_BYTES)
             found += pairs
             size += sum(len(record) for _, record in pairs)
             yield None
