@@ -26,10 +26,6 @@ ITEMS_MAX: Final = 1 << 17  # of a message; a batch of the outbox has 15,000
 NUMBER_MAX: Final = (1 << 63) - 1
 
 
-class TooManyItems(ValueError):
-    """The bytes hold more items than allowed.  None of them was built."""
-
-
 class Malformed(Exception):
     """The bytes are not what was expected; the text says what is wrong."""
 
@@ -37,14 +33,14 @@ class Malformed(Exception):
 def decode_plain(data: bytes, items_max: int = ITEMS_MAX, *, allow_indefinite: bool = False) -> tuple[Any, int]:
     """The item at the start of these bytes, and the number of bytes behind it.
 
-    Raises TooManyItems, and what the decoder raises: a ValueError, an EOFError or another exception.
+    Raises ValueError, and what else the decoder raises: an EOFError or another exception.
     """
     if len(data) > items_max:
         require_few_items(data, items_max)
     stream = BytesIO(data)
     item = CBORDecoder(
         stream,
-        semantic_decoders=NO_TAGS,
+        semantic_decoders=_NO_TAGS,
         max_depth=NESTING_MAX,
         allow_indefinite=allow_indefinite,
         allow_duplicate_keys=False,
@@ -54,7 +50,7 @@ def decode_plain(data: bytes, items_max: int = ITEMS_MAX, *, allow_indefinite: b
 
 
 def require_few_items(data: bytes, items_max: int) -> None:
-    """Raises TooManyItems unless these bytes hold at most so many items."""
+    """Raises ValueError unless these bytes hold at most so many items.  Builds nothing."""
     steps, at, count, end = _STEPS, 0, 0, len(data)
     while at < end:
         step = steps[data[at]]
@@ -65,7 +61,7 @@ def require_few_items(data: bytes, items_max: int) -> None:
             at = behind + int.from_bytes(data[at + 1 : behind], "big")
         count += 1
         if count > items_max:
-            raise TooManyItems(f"more than {items_max} items")
+            raise ValueError(f"more than {items_max} items")
 
 
 def _step(head: int) -> int:
@@ -81,25 +77,21 @@ def _step(head: int) -> int:
 _STEPS: Final = tuple(map(_step, range(256)))
 
 
-def _refuse_tag(*_: Any) -> NoReturn:
-    raise ValueError("a tag, which is not used here")
-
-
 class _NoTags(dict[int, Callable[..., Any]]):
     """What the decoder looks a tag up in."""
 
-    def __missing__(self, tag: int) -> Callable[..., Any]:
-        return _refuse_tag
+    def __missing__(self, tag: int) -> NoReturn:
+        raise ValueError("a tag, which is not used here")
 
 
-NO_TAGS: Final = _NoTags()
+_NO_TAGS: Final = _NoTags()
 
 
 def decode_map(data: bytes, items_max: int = ITEMS_MAX) -> Fields:
     """The map in these bytes, with nothing behind it.  Raises Malformed, and nothing else whatever they are."""
     try:
         item, left = decode_plain(data, items_max)
-    except Exception as error:  # whatever a decoder trips over
+    except Exception as error:  # a decoder may raise anything
         raise Malformed(f"no CBOR: {type(error).__name__}: {error}") from error
     if left:
         raise Malformed(f"{left} bytes behind the message")
@@ -141,10 +133,6 @@ class Fields:
         if sizes and len(item) not in sizes:
             raise Malformed(f"{name} has {len(item)} bytes, not {' or '.join(map(str, sizes))}")
         return item
-
-    def optional(self, name: str, *sizes: int) -> bytes | None:
-        """Bytes like those of `binary`, or null."""
-        return None if self._get(name) is None else self.binary(name, *sizes)
 
     def items(self, name: str, count_max: int = NUMBER_MAX) -> list[Any]:
         """A list of at most so many items of any kind."""

@@ -1,4 +1,4 @@
-"""CBOR from strangers: what a message may cost is known before anything is built, and plain types come out alone."""
+"""CBOR from untrusted senders: its cost is bounded before anything is built, and only plain types come out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from merklekv.replication.plain_cbor import (
     ITEMS_MAX,
     NESTING_MAX,
     Malformed,
-    TooManyItems,
     decode_map,
     decode_plain,
     require_few_items,
@@ -68,7 +67,7 @@ def test_the_walk_counts_the_items_that_the_decoder_makes(item: Any) -> None:
     data = cbor2.dumps(item)
     count = item_count(item)
     require_few_items(data, count)
-    with pytest.raises(TooManyItems):
+    with pytest.raises(ValueError, match="more than"):
         require_few_items(data, count - 1)
 
 
@@ -96,7 +95,7 @@ def test_what_nodes_write_has_fewer_items() -> None:
 def test_a_message_may_have_so_many_items_and_not_one_more() -> None:
     item, left = decode_plain(array(ITEMS_MAX - 1, b"\x18\x20"))
     assert (len(item), left) == (ITEMS_MAX - 1, 0)
-    with pytest.raises(TooManyItems):
+    with pytest.raises(ValueError, match="more than"):
         decode_plain(array(ITEMS_MAX, b"\x18\x20"))
 
 

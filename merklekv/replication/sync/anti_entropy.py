@@ -4,9 +4,9 @@
     SYNC                                              -> the caller's thread: exchange
     messages of another node                          -> `answer`, in the server's worker, in slices
 
-There is one exchange at a time with a peer.  When both nodes begin at once, the one with the larger id is told `busy`,
-and tries again a moment later.  Between two steps the thread rests, so repair takes at most the set share of the time
-of both nodes; SYNC does not rest, because its caller waits.  After an exchange the thread collects the tombstones below
+There is one exchange at a time with a peer.  When both nodes begin at once, the one with the larger id is refused, and
+tries again a moment later.  Between two steps the thread rests, so repair takes at most the set share of the time of
+both nodes; SYNC does not rest, because its caller waits.  After an exchange the thread collects the tombstones below
 the GC horizon, with the same rests.
 
 Any thread may call `on_status` and `wake`, which do not wait for data or network.  `stop` cuts the exchanges under way;
@@ -105,7 +105,7 @@ class AntiEntropy:
         self._peers = ExchangePeers(addresses if regular else ())
         self._timetable = Timetable(interval_s)
         self._changed = threading.Condition()  # guards all below, peers and timetable
-        self._statuses: deque[Status] = deque()  # that the thread has not seen yet
+        self._statuses: deque[Status] = deque()  # that the thread has not taken yet
         self._running: dict[str, _OwnExchange] = {}  # by address
         self._served = 0  # complete exchanges that other nodes began
         self._may_collect = True  # the GC horizon may have moved
@@ -370,7 +370,7 @@ class AntiEntropy:
             transport.close()
 
     def _on_failure(self, peer: ExchangePeer, error: Exception) -> None:
-        """Note a failure, and log it unless it is the same as the last time."""
+        """Record a failure, and log it unless it is the same as the last time."""
         why = error.why if isinstance(error, ExchangeRefused) else ""
         with self._changed:
             now = time.monotonic()

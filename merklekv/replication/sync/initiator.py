@@ -6,7 +6,7 @@ The nodes compare their data as trees, so the cost follows the difference and no
     inner      the 256 inner digests, for the leaves of those that differ
     buckets    fingerprints of the records in the leaves that differ, for those that the other node lacks
     transfer   those records, both ways
-    done       both note what they have applied
+    done       both record what they have applied
 
 If one node holds next to nothing, whole pages of records in key order take the place of comparing (`scan`).  The larger
 version stands, whatever is written meanwhile.
@@ -131,7 +131,7 @@ class Initiator:
             if equal or not self._verify:
                 report.verified = equal
                 return report
-            self._full = False  # once is enough: the roots tell from here on
+            self._full = False  # once is enough: from here on the roots show a difference
         raise ExchangeFailed(
             f"node {report.node}: the data of both moved during {PASSES_MAX} attempts: try again when less is written"
             if not self._verify
@@ -152,7 +152,7 @@ class Initiator:
         try:
             answer = yield from self._ask("hello", hello=mine.plain())
         except ExchangeRefused as refusal:
-            if refusal.why != FULL:  # a node that refuses for another reason relies on nothing that it was told
+            if refusal.why != FULL:  # a node that refuses for another reason relies on nothing in the hello
                 endpoint.on_refused(mine, before)
                 engine.commit()
             raise
@@ -165,7 +165,7 @@ class Initiator:
         self._context = {"to": theirs.process, "gc_horizon": theirs.gc_horizon}
         if theirs.truncation > engine.truncation:
             self._write(lambda: engine.merge_truncation(theirs.truncation, self._origin))
-        endpoint.learn_members(theirs)
+        endpoint.add_members(theirs)
         self._new_gc_horizon = max(mine.gc_horizon, theirs.gc_horizon)
         self._stale_here, self._stale_there = stale_records(mine, theirs), stale_records(theirs, mine)
         if equal and not full:
@@ -317,12 +317,14 @@ class Initiator:
     # -- page by page --------------------------------------------------------------------------------------------------
 
     def _scan(self) -> Steps[None]:
-        after: bytes | None = b""
-        while after is not None:
+        after = b""
+        while True:
             answer = yield from self._ask("scan", after=after)
             self._merge(answer.pairs("records"))
-            following = answer.optional("following", *range(MAX_KEY_SIZE + 1))
-            if following is not None and following <= after:
+            following = answer.binary("following", *range(MAX_KEY_SIZE + 1))
+            if not following:
+                return
+            if following <= after:
                 raise Malformed("it does not go on")
             after = following
 

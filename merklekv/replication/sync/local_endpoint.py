@@ -1,4 +1,4 @@
-"""The local endpoint of an exchange: what this node says of itself, believes of the peer, merges and notes.
+"""The local endpoint of an exchange: what this node says of itself, believes of the peer, merges and records.
 
 A node that the peer's larger GC horizon covers, and that has applied every write below, is *current* and adopts the
 horizon at once.  Any other node adopts it when the exchange is complete.  A node keeps its own horizon if the peer's
@@ -225,7 +225,7 @@ class LocalEndpoint:
         _throttle.warn(f"table {table.identity.node}", f"refused an exchange: {detail}")
         raise ExchangeRefused("clock", detail)
 
-    def learn_members(self, peer: Hello) -> None:
+    def add_members(self, peer: Hello) -> None:
         """Add the members that the peer knows, and observe its clock.  The caller commits.  Raises TooManyMembers."""
         with self.engine.lock:
             self.members.add_members_of(peer.table)

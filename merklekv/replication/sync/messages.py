@@ -9,7 +9,7 @@ The answer to a request is of the same kind, or `outdated` or `refused`:
     buckets   fingerprints of records, by bucket    which of them are missing; the records that the initiator lacks
     transfer  records; stale records; keys that     which records were refused; the records that are wanted
               are wanted
-    scan      a key                                 the records behind it, in key order, and where to go on
+    scan      a key                                 the records behind it, in key order; the last key, if there are more
     done      the same hello again                  the table of the responder
 
 A table of members is deflated.  The one in an answer refers to the one in its request, which says nearly the same.

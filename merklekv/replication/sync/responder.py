@@ -128,7 +128,7 @@ class Responder:
         endpoint.require_own_clock_near(peer)
         if peer.truncation > engine.truncation:
             yield from self._writing(partial(engine.merge_truncation, peer.truncation, peer.node.encode()))
-        endpoint.learn_members(peer)
+        endpoint.add_members(peer)
         if endpoint.is_current(peer):
             endpoint.adopt(peer.table, peer.gc_horizon)
         yield from self._collect()
@@ -238,7 +238,7 @@ class Responder:
             found += pairs
             size += sum(len(record) for _, record in pairs)
             yield None
-        return encode("scan", records=flat(found), following=following)
+        return encode("scan", records=flat(found), following=following or b"")
 
     def _done(self, fields: Fields, peer: Hello) -> Slices[bytes]:
         before = yield from self._gc_horizon_of(fields)

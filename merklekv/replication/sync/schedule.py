@@ -61,7 +61,7 @@ class Timetable:
             slot.due = min(slot.due, max(now, slot.ended + REST_S))
 
     def nudge(self, peer: str, now: float) -> None:
-        """This peer should hear news before long, in an exchange that either node begins."""
+        """This peer needs an exchange before long, which either node may begin."""
         if (slot := self._slots.get(peer)) is not None and not slot.running:
             slot.due = min(slot.due, now + NUDGE_S * (1 + self._chance()))
 
