@@ -1,18 +1,17 @@
-"""The data directory: made, recognised, and held by one process at a time.
+"""The data directory: made, recognised, and locked by one process at a time.
 
-The lock (flock) is on the directory itself, so it holds whatever becomes of the files in it.  The file LOCK names the
-holder for people; nothing depends on it.
+The lock (flock) is on the directory itself, so it does not depend on the files in it.  The file LOCK names the process
+for people.
 """
 
-import errno
 import fcntl
 import logging
 import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -32,17 +31,24 @@ from merklekv.files import DIRECTORY_MODE, FILE_MODE, replace_file
 
 ORPHAN_TIMEOUT_S: Final = 10.0  # how long the checkpoint process of a killed server may need to notice
 ORPHAN_POLL_S: Final = 0.02
-MARK_SIZE_MAX: Final = 256  # bytes of FORMAT that are looked at
-HOLDER_SIZE_MAX: Final = 32  # bytes of LOCK that are shown
+MARK_SIZE_MAX: Final = 256  # bytes of FORMAT that are read
+PID_SIZE_MAX: Final = 32  # bytes of LOCK that are read
 LOCK_LIST: Final = Path("/proc/locks")  # the kernel's
 
-DIRECTORIES: Final = ("base", "log")
-FILES: Final = ("FORMAT", "base/data.mdb")
 REMADE: Final = ("node-id", "outbox", "base/lock.mdb")  # a start makes those that are missing
 # A link under one of these names would lead the writer elsewhere.
 OVERWRITTEN: Final = ("LOCK", "FORMAT.new", "node-id.new", "outbox.new", "log/.next")
 RESTORE: Final = "move it away, then restore the directory from a backup"
 REMAKE: Final = "move it away, a start makes another"
+
+_OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_KINDS: Final = {
+    stat.S_IFREG: "a file",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFLNK: "a symbolic link",
+}
 
 log = logging.getLogger(__name__)
 
@@ -54,46 +60,37 @@ class DataDirectory:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.base = path / "base"
-        self.log = path / "log"
+        self.path, self.base, self.log = path, path / "base", path / "log"
         require_name(path)
-        try:
-            path.mkdir(DIRECTORY_MODE, parents=True, exist_ok=True)
-            self.lock_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            if isinstance(error, PermissionError) and path.is_dir():
-                raise no_permission(path) from error
-            raise DirectoryUnwritable(
-                f"{path}: cannot use this as data directory: {error.strerror}; make it writable or choose another"
-            ) from error
-        try:
-            lock_directory(self.lock_fd, path)
-            require_format(path, may_be_new=True)
-            self._make()
-            self._places = [(path, _identity(os.fstat(self.lock_fd)))]
-            self._places += [(part, _identity(part.stat())) for part in (self.base, self.log)]
+        with ExitStack() as on_failure:
+            try:
+                path.mkdir(DIRECTORY_MODE, parents=True, exist_ok=True)
+                self.lock_fd = os.open(path, _OPEN_DIRECTORY)
+                on_failure.callback(os.close, self.lock_fd)
+                lock_directory(self.lock_fd, path)
+                require_format(path, may_be_new=True)
+                self._make()
+                self._parts = {path: os.fstat(self.lock_fd), self.base: self.base.stat(), self.log: self.log.stat()}
+            except OSError as error:
+                if isinstance(error, PermissionError) and path.is_dir():
+                    raise no_permission(path) from error
+                raise DirectoryUnwritable(
+                    f"{path}: cannot use this as data directory: {error.strerror}; make it writable or choose another"
+                ) from error
             self.require_in_place()
-        except OSError as error:
-            os.close(self.lock_fd)
-            if isinstance(error, PermissionError):
-                raise no_permission(path) from error
-            raise DirectoryUnwritable(f"{path}: cannot write the data directory: {error.strerror}") from error
-        except BaseException:
-            os.close(self.lock_fd)
-            raise
+            on_failure.pop_all()
 
     def require_in_place(self) -> None:
         """Raises StorageFailed when the directory, its base or its log was moved away or replaced since the start.
 
         Files are opened by name: what is written next would go elsewhere, maybe into the directory of another node.
         """
-        for path, identity in self._places:
+        for path, status in self._parts.items():
             try:
-                found = _identity(path.stat())
+                is_same = os.path.samestat(path.stat(), status)
             except OSError:
-                found = None
-            if found != identity:
+                is_same = False
+            if not is_same:
                 raise StorageFailed(f"{path}: was moved or replaced while it was in use; put it back, then start again")
 
     def warn_of_readers(self) -> None:
@@ -111,9 +108,9 @@ class DataDirectory:
     def _make(self) -> None:
         lock = os.open(self.path / "LOCK", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
         try:
-            holder = f"{os.getpid()}\n".encode()
-            os.pwrite(lock, holder, 0)  # over what is there: a full disk must not keep a node from starting
-            os.ftruncate(lock, len(holder))
+            pid = f"{os.getpid()}\n".encode()
+            os.pwrite(lock, pid, 0)  # over what is there: a full disk must not keep a node from starting
+            os.ftruncate(lock, len(pid))
         finally:
             os.close(lock)
         self.base.mkdir(DIRECTORY_MODE, exist_ok=True)
@@ -125,9 +122,9 @@ class DataDirectory:
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Keeps every other process out while the block runs, and leaves no trace.  Raises DirectoryLocked."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def locked(path: Path) -> Iterator[None]:
+    """Locks a directory while the block runs, and changes nothing in it.  Raises DirectoryLocked."""
+    fd = os.open(path, _OPEN_DIRECTORY)
     try:
         lock_directory(fd, path)
         yield
@@ -136,9 +133,9 @@ def held(path: Path) -> Iterator[None]:
 
 
 def lock_directory(lock_fd: int, path: Path) -> None:
-    """Takes the lock of the directory `path` through a descriptor of it; DirectoryLocked names the holder.
+    """Locks the directory `path` through a descriptor of it.
 
-    Raises DirectoryUnwritable where the file system has no locks.
+    Raises DirectoryLocked, which names the process, and DirectoryUnwritable where the file system has no locks.
     """
     deadline = time.monotonic() + ORPHAN_TIMEOUT_S
     while True:
@@ -146,11 +143,11 @@ def lock_directory(lock_fd: int, path: Path) -> None:
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            holder = _holder(lock_fd, path)
+            pid = _locking_process(lock_fd, path)
             # The child of a server that was killed holds the lock a moment longer than its parent.
-            if _is_alive(holder) or time.monotonic() > deadline:
+            if _is_alive(pid) or time.monotonic() > deadline:
                 raise DirectoryLocked(
-                    f"{path}: in use by process {holder or 'unknown'}; stop it first, or choose another directory"
+                    f"{path}: in use by process {pid or 'unknown'}; stop it first, or choose another directory"
                 ) from None
             time.sleep(ORPHAN_POLL_S)
         except OSError as error:
@@ -159,8 +156,8 @@ def lock_directory(lock_fd: int, path: Path) -> None:
             ) from error
 
 
-def _holder(lock_fd: int, path: Path) -> str:
-    """The process that took the lock: by the kernel's list, else (another container) by the file LOCK."""
+def _locking_process(lock_fd: int, path: Path) -> str:
+    """The process that has the lock: by the kernel's list, else (another container) by the file LOCK."""
     status = os.fstat(lock_fd)
     place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     with suppress(OSError):
@@ -171,7 +168,7 @@ def _holder(lock_fd: int, path: Path) -> str:
     with suppress(OSError):
         fd = os.open(path / "LOCK", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            return os.pread(fd, HOLDER_SIZE_MAX, 0).decode(errors="replace").strip()
+            return os.pread(fd, PID_SIZE_MAX, 0).decode(errors="replace").strip()
         finally:
             os.close(fd)
     return ""
@@ -190,7 +187,7 @@ def require_name(path: Path) -> None:
 
 
 def require_format(path: Path, may_be_new: bool = False) -> None:
-    """Refuses what is no data directory, or one that this release cannot read, or whose parts are not files.
+    """Raises an error unless this release can read the data directory `path`, or make one there (`may_be_new`).
 
     Raises InvalidArgument, NotADataDirectory, FormatTooNew, Corruption, DirectoryUnwritable.
     """
@@ -226,45 +223,30 @@ def require_format(path: Path, may_be_new: bool = False) -> None:
 def _require_kinds(path: Path) -> None:
     """Refuses a directory, a pipe or the like under the name of a file: opening it may fail, or wait for ever."""
     try:
-        for name in DIRECTORIES:
-            _require_kind(path / name, stat.S_ISDIR, "a directory", RESTORE)
-        for name in FILES:
-            _require_kind(path / name, stat.S_ISREG, "a file", RESTORE)
-        for segment in (path / "log").glob("*.log"):
-            _require_kind(segment, stat.S_ISREG, "a file", RESTORE)
-        for name in REMADE:
-            _require_kind(path / name, stat.S_ISREG, "a file", REMAKE)
-        for name in OVERWRITTEN:
-            _require_kind(path / name, stat.S_ISREG, "a file", REMAKE, follow=False)
+        segments = [f"log/{segment.name}" for segment in (path / "log").glob("*.log")]
+        for names, expected, way_out in (
+            (("base", "log"), stat.S_IFDIR, RESTORE),
+            (("FORMAT", "base/data.mdb", *segments), stat.S_IFREG, RESTORE),
+            ((*REMADE, *OVERWRITTEN), stat.S_IFREG, REMAKE),
+        ):
+            for name in names:
+                kind = _kind(path / name, follow_symlinks=name not in OVERWRITTEN)
+                if kind not in (expected, None):
+                    found = _KINDS.get(kind, "a device")
+                    raise Corruption(f"{path / name}: is {found}, not {_KINDS[expected]}; {way_out}")
     except OSError as error:
         raise trouble(error, path) from error
 
 
-def _require_kind(
-    path: Path, is_right: Callable[[int], bool], expected: str, way_out: str, follow: bool = True
-) -> None:
+def _kind(path: Path, follow_symlinks: bool) -> int | None:
     try:
-        mode = path.stat(follow_symlinks=follow).st_mode
+        return stat.S_IFMT(path.stat(follow_symlinks=follow_symlinks).st_mode)
     except FileNotFoundError:
-        if not path.is_symlink():
-            return
-        mode = stat.S_IFLNK
-    if not is_right(mode):
-        found = _KINDS.get(stat.S_IFMT(mode), "a device")
-        raise Corruption(f"{path}: is {found}, not {expected}; {way_out}")
-
-
-_KINDS: Final = {
-    stat.S_IFREG: "a file",
-    stat.S_IFDIR: "a directory",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFLNK: "a symbolic link",
-}
+        return stat.S_IFLNK if path.is_symlink() else None
 
 
 def give_to_owner(top: Path | str, owner: os.stat_result, dir_fd: int | None = None) -> None:
-    """Gives what root has made in `top` (from `dir_fd` on) to the owner of a directory; for others nothing to do."""
+    """Gives what root has made in `top` (relative to `dir_fd`) to the owner of a directory; does nothing for others."""
     if os.geteuid() != 0 or owner.st_uid == 0:
         return
     for _, directories, files, fd in os.fwalk(top, dir_fd=dir_fd):
@@ -275,15 +257,11 @@ def give_to_owner(top: Path | str, owner: os.stat_result, dir_fd: int | None = N
                 os.chown(name, owner.st_uid, owner.st_gid, dir_fd=fd, follow_symlinks=False)
 
 
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
-
-
-def _is_alive(holder: str) -> bool:
-    if not holder.isdigit():
-        return False
+def _is_alive(pid: str) -> bool:
     try:
-        os.kill(int(holder), 0)
-    except (OSError, OverflowError) as error:
-        return isinstance(error, OSError) and error.errno == errno.EPERM
+        os.kill(int(pid), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError, OverflowError):
+        return False
     return True

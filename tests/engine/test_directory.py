@@ -93,7 +93,7 @@ def lock(path: Path) -> int:
 def test_the_lock_of_a_process_that_is_gone_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The absorbing child of a killed server holds it a moment longer."""
     engines.open_engine(tmp_path / "data").close()
-    monkeypatch.setattr(directory_module, "_holder", lambda fd, path: str(GONE))
+    monkeypatch.setattr(directory_module, "_locking_process", lambda fd, path: str(GONE))
     held = lock(tmp_path / "data")
     release = threading.Timer(0.1, os.close, (held,))
     release.start()

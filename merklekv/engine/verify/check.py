@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from merklekv.engine.directory import held, require_format
+from merklekv.engine.directory import locked, require_format
 from merklekv.engine.engine import Engine
 from merklekv.engine.log.retention import CURSOR_FILE, read_cursor
 from merklekv.engine.memtable import KEY_OVERHEAD, Memtable
@@ -57,7 +57,7 @@ def check_directory(
     if not path.is_dir():
         raise NotADataDirectory(f"{path}: no such directory")
     require_format(path)
-    with held(path):
+    with locked(path):
         data = path / "base" / "data.mdb"
         base_size = data.stat().st_size if data.exists() else 0
         log_size = sum(segment.stat().st_size for segment in (path / "log").glob("*.log"))
