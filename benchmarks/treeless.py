@@ -5,7 +5,7 @@ the share that is measured is a little too small.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +23,7 @@ class NullTree(MerkleTree):
 
     hash_of = staticmethod(len)
 
-    def __init__(self, leaves: list[int] | None = None) -> None:
+    def __init__(self, leaves: Mapping[int, list[int]]) -> None:
         self.sums, self.counts, self.dirty = [0], [0], set()
 
     def add(self, key: bytes, record: bytes, sign: int = 1) -> None:

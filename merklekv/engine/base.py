@@ -201,9 +201,10 @@ class Base:
         self.live = current.number(b"live")
         self.dead = current.number(b"dead")
 
-    def leaves(self) -> list[int]:
-        """All 65,536 leaves, as `merkle` keeps them."""
-        return unpack_leaves(b"".join([self.current.leaf_bytes(node) for node in range(INNER_NODES)]))
+    def leaves(self) -> dict[int, list[int]]:
+        """The 256 leaves below each inner node that has any, as `merkle` keeps them."""
+        packed = ((node, self.current.leaf_bytes(node)) for node in range(INNER_NODES))
+        return {node: unpack_leaves(leaves) for node, leaves in packed if leaves != NO_LEAVES}
 
     def heads_from(self, low: bytes, end: bytes | None, limit: int) -> list[Pair]:
         """Like `records_from`, but (key, version, flags and digest)."""

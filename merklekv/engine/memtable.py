@@ -13,6 +13,7 @@ ms with 200,000 keys.  A scan over a memtable that was never scanned does one sl
 """
 
 from bisect import bisect_left, bisect_right
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import islice
 from typing import Final
@@ -80,7 +81,7 @@ class Memtable:
         self._to_order, self._to_group = _Newcomers(), _Newcomers()
         self._blocks: list[list[bytes]] = [[]]  # each in no order
         self._lows = [b""]  # of each block: its keys are at or above it, and below the next one's
-        self._groups: list[list[bytes]] = []  # made when they are asked for
+        self._groups: defaultdict[int, list[bytes]] = defaultdict(list)  # made when they are asked for
 
     def prepare(self) -> bool:
         """A slice of bringing keys in order; True when all keys are."""
@@ -103,14 +104,13 @@ class Memtable:
 
     def group(self) -> bool:
         """A slice of putting keys into their groups; True when all keys are there."""
-        groups = self._groups = self._groups or [[] for _ in range(GROUPS)]
         for key in self._to_group.take(self.records):
-            groups[xxh3_64_intdigest(key) >> GROUP_SHIFT].append(key)
+            self._groups[xxh3_64_intdigest(key) >> GROUP_SHIFT].append(key)
         return self._to_group.all_taken(self.records)
 
     def bucket(self, bucket: int) -> list[bytes]:
         """The keys of a bucket, in no order.  Needs `group`."""
-        return [key for key in self._groups[bucket * GROUPS // BUCKETS] if bucket_of(key) == bucket]
+        return [key for key in self._groups.get(bucket * GROUPS // BUCKETS, ()) if bucket_of(key) == bucket]
 
     def keys_from(self, low: bytes, end: bytes | None, limit: int) -> list[bytes]:
         """At most `limit` keys from `low` to below `end` (None: no bound), in order.  Needs `prepare`."""

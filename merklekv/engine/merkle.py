@@ -16,7 +16,7 @@ sums and counts are apart: most writes change no count, and small integers add u
 Inner digests and the root are computed on demand, for what has changed since.  Cost: 8 us an inner node.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Final
 
@@ -47,6 +47,10 @@ def unpack_leaves(data: bytes) -> list[int]:
     return [int.from_bytes(data[at : at + LEAF_SIZE], "big") for at in range(0, len(data), LEAF_SIZE)]
 
 
+def _below(node: int) -> slice:
+    return slice(node * LEAVES_PER_INNER, (node + 1) * LEAVES_PER_INNER)
+
+
 class MerkleTree:
     """All leaves in memory (about 4 MiB), inner digests on demand.  Not locked.
 
@@ -55,12 +59,14 @@ class MerkleTree:
 
     hash_of: Callable[[bytes], int] = staticmethod(xxh3_64_intdigest)  # its top 16 bits are the bucket
 
-    def __init__(self, leaves: list[int] | None = None) -> None:
-        leaves = leaves or [0] * BUCKETS
-        self.sums = [leaf >> 64 for leaf in leaves]
-        self.counts = [leaf & COUNT_MASK for leaf in leaves]
-        self.dirty = set(range(INNER_NODES))  # inner nodes whose digest is out of date
-        self._inner = [b""] * INNER_NODES
+    def __init__(self, leaves: Mapping[int, list[int]]) -> None:
+        """A tree with these 256 leaves below each of these inner nodes, and empty leaves below the others."""
+        self.sums, self.counts = [0] * BUCKETS, [0] * BUCKETS
+        for node, below in leaves.items():
+            self.sums[_below(node)] = [leaf >> 64 for leaf in below]
+            self.counts[_below(node)] = [leaf & COUNT_MASK for leaf in below]
+        self.dirty = set(leaves)  # inner nodes whose digest is out of date
+        self._inner = [EMPTY_INNER] * INNER_NODES
 
     def add(self, key: bytes, record: bytes, sign: int = 1) -> None:
         """Counts a record in; with a `sign` of -1, out."""
@@ -76,8 +82,7 @@ class MerkleTree:
     def refresh(self, nodes: range) -> None:
         """Computes the digests of those of these inner nodes that are out of date."""
         for node in self.dirty.intersection(nodes):
-            leaves = self._unreduced(node)
-            self._inner[node] = sha256(pack_leaves(leaves)).digest() if any(leaves) else EMPTY_INNER
+            self._inner[node] = sha256(pack_leaves(self._unreduced(node))).digest()
             self.dirty.remove(node)
 
     def inner_digests(self) -> list[bytes]:
@@ -90,8 +95,8 @@ class MerkleTree:
         return [leaf & LEAF_MASK for leaf in self._unreduced(node)]
 
     def _unreduced(self, node: int) -> list[int]:
-        at, end = node * LEAVES_PER_INNER, (node + 1) * LEAVES_PER_INNER
-        return [(total << 64) + count for total, count in zip(self.sums[at:end], self.counts[at:end], strict=True)]
+        below = _below(node)
+        return [(total << 64) + count for total, count in zip(self.sums[below], self.counts[below], strict=True)]
 
     def leaf_digests(self, node: int) -> bytes:
         """What tells two leaves apart, for the 256 below an inner node: 8 bytes each, the low ones of the sum."""

@@ -514,7 +514,7 @@ class Table:
         base_is_dead = base.newest < self.truncation
         is_ready = base_is_dead or base.truncation == self.truncation
         self.root_ready = self.root_ready and is_ready
-        self.tree = self.tree_type(None if base_is_dead else base.leaves())
+        self.tree = self.tree_type({} if base_is_dead else base.leaves())
         counts = [0, 0] if base_is_dead else [base.live, base.dead]
         for key, record in self.overlay().items():
             if not is_purge_marker(record):

@@ -83,7 +83,7 @@ def record(key: bytes, value: bytes = b"v", version: bytes = b"\x17" * 24, tombs
 
 
 def root_of(records: dict[bytes, bytes], truncation: bytes = ZERO_VERSION) -> bytes:
-    tree = MerkleTree()
+    tree = MerkleTree({})
     for key, one in records.items():
         tree.add(key, one)
     return tree.root(truncation)

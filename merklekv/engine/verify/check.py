@@ -12,6 +12,7 @@ the leaves, one frame, and two bytes for each page of the base.
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import compress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -206,9 +207,11 @@ def _check_tree(engine: Engine, report: Report) -> None:
         for key, record in cursor:
             if key not in newest and record >= layers.truncation:
                 tree.add(key, record)
-    leaves = {bucket: leaf for bucket in range(len(engine.table.tree.sums)) if (leaf := engine.table.tree.leaf(bucket))}
-    for bucket in leaves.keys() | tree.counts.keys():
-        found = reference.number_bytes(leaves.get(bucket, 0), 24)
+    checked = layers.tree
+    buckets = range(len(checked.sums))
+    filled = {*compress(buckets, checked.sums), *compress(buckets, checked.counts)}
+    for bucket in filled | tree.counts.keys():
+        found = reference.number_bytes(checked.leaf(bucket), 24)
         report.expect("tree", f"leaf {bucket} (sum, count)", found, tree.leaf(bucket))
     report.expect("engine", "the number of live keys", engine.live_count, tree.live)
     report.expect("engine", "the number of tombstones", engine.tombstone_count, tree.dead)
