@@ -226,7 +226,7 @@ def test_an_exchange_with_a_peer_that_this_node_serves_waits_for_its_end(
     monkeypatch.setattr(responder, "SERVING_S", 60)  # however slow this machine is
     a.start()
     wait_until(lambda: a.figure("exchange_peers") == 1)
-    wait_until(lambda: a.anti_entropy._timetable._slots["b:1"].ended > 0, what="it to be put off")
+    wait_until(lambda: a.anti_entropy._peers.at("b:1").schedule.ended > 0, what="it to be put off")
     assert "a" not in steps
     go_on.set()
     running.join(10)

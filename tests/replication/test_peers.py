@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 import pytest
 
@@ -10,6 +11,13 @@ from merklekv.replication.cluster.presence import OFFLINE, ONLINE, Status
 from merklekv.replication.sync import peers as module
 from merklekv.replication.sync.initiator import ExchangeReport
 from merklekv.replication.sync.peers import ERROR_SIZE_MAX, TOTALS, ExchangePeer, ExchangePeers
+from merklekv.replication.sync.schedule import RETRY_MIN_S, Schedule
+
+INTERVAL_S = 60.0
+
+
+def addresses(peers: Iterable[ExchangePeer]) -> list[str]:
+    return [peer.address for peer in peers]
 
 
 def online(node: str, address: str) -> Status:
@@ -17,42 +25,41 @@ def online(node: str, address: str) -> Status:
 
 
 def test_configured_and_announced() -> None:
-    peers = ExchangePeers(["x:1"])
+    peers = ExchangePeers(["x:1"], INTERVAL_S)
     peers.on_status(online("b", "b:1"))
-    assert peers.addresses() == ["x:1", "b:1"]
-    assert peers.addresses_of("b") == ["b:1"]
-    assert peers.addresses_of("") == ["x:1", "b:1"]
-    assert peers.addresses_of("c") == ["x:1"], "it may be the one that is not known yet"
+    assert addresses(peers.all()) == ["x:1", "b:1"]
+    assert addresses(peers.of("b")) == ["b:1"]
+    assert addresses(peers.of("")) == ["x:1", "b:1"]
+    assert addresses(peers.of("c")) == ["x:1"], "it may be the one that is not known yet"
 
 
 def test_a_node_that_is_reached_at_a_configured_address_is_not_reached_twice() -> None:
-    peers = ExchangePeers(["x:1"])
+    peers = ExchangePeers(["x:1"], INTERVAL_S)
     peers.on_status(online("b", "b:1"))
     peers.at("x:1").succeed(ExchangeReport(node="b"))
-    assert peers.addresses() == ["x:1"]
-    assert [peer.address for peer in peers.all()] == ["x:1"]
+    assert addresses(peers.all()) == ["x:1"]
     peers.on_status(online("c", "x:1"))
     assert peers.at("x:1").node == "c"
 
 
 def test_a_node_that_moves_or_goes() -> None:
-    peers = ExchangePeers(["x:1"])
+    peers = ExchangePeers(["x:1"], INTERVAL_S)
     peers.on_status(online("b", "b:1"))
     peers.at("b:1").succeed(ExchangeReport(node="b"))
     peers.on_status(online("b", "b:1"))
     assert peers.at("b:1").totals["completed"] == 1
     peers.on_status(online("b", "b:2"))
-    assert peers.addresses() == ["x:1", "b:2"]
+    assert addresses(peers.all()) == ["x:1", "b:2"]
     assert (peers.at("b:2").totals["completed"], peers.at("b:2").in_sync) == (1, False)
     peers.on_status(online("b", "x:1"))
-    assert peers.addresses() == ["x:1"]
+    assert addresses(peers.all()) == ["x:1"]
     peers.on_status(online("x", "x:1"))
     peers.on_status(Status("b", OFFLINE, "b:2"))
     peers.on_status(online("x", "x:1"))
     peers.on_status(Status("x", OFFLINE, "x:1"))
-    assert peers.addresses() == ["x:1"], "a configured one is tried all the same"
+    assert addresses(peers.all()) == ["x:1"], "a configured one is tried all the same"
     peers.on_status(online("silent", ""))
-    assert peers.addresses() == ["x:1"]
+    assert addresses(peers.all()) == ["x:1"]
     peers.on_status(online("b", "b:1"))
     assert peers.at("b:1").totals["completed"] == 1
     for number in range(100):
@@ -62,30 +69,58 @@ def test_a_node_that_moves_or_goes() -> None:
 
 def test_the_number_of_peers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PEERS_MAX", 3)
-    peers = ExchangePeers(["x:1"])
+    peers = ExchangePeers(["x:1"], INTERVAL_S)
     for number in range(100):
         peers.on_status(online(f"n{number}", f"n:{number}"))
         peers.on_status(Status(f"n{number}", OFFLINE))
     assert len(peers._peers) <= 3, "each was removed at the broker, and made room for another"
     for number in range(10):
         peers.on_status(online(f"m{number}", f"m:{number}"))
-    assert peers.addresses() == ["x:1", "m:0", "m:1"], "those that are online stay"
+    assert addresses(peers.all()) == ["x:1", "m:0", "m:1"], "those that are online stay"
     peers.on_status(Status("m0", OFFLINE))
     peers.on_status(online("m5", "m:5"))
-    assert peers.addresses() == ["x:1", "m:1", "m:5"]
+    assert addresses(peers.all()) == ["x:1", "m:1", "m:5"]
+
+
+def test_the_peer_that_waits_for_longest_is_the_next() -> None:
+    peers = ExchangePeers(["b:1", "a:1"], INTERVAL_S)
+    b, a = peers.all()
+    b.schedule.due, a.schedule.due = 1, 2
+    assert (peers.next_due(0.5), peers.wait_s(0.5), peers.wait_s(5)) == (None, 0.5, 0)
+    assert peers.next_due(5) is b
+    b.schedule.begin()
+    assert (peers.next_due(5), peers.wait_s(0.5)) == (a, 1.5)
+    a.schedule.begin()
+    assert (peers.next_due(5), peers.wait_s(5)) == (None, None)
+    b.schedule.succeed(5)
+    peers.drop("b:1")
+    assert (peers.next_due(1000), peers.wait_s(1000)) == (None, None)
+
+
+def test_a_peer_that_comes_back_is_tried_soon() -> None:
+    peers = ExchangePeers([], INTERVAL_S)
+    peers.on_status(online("b", "b:1"))
+    schedule = peers.at("b:1").schedule
+    for _ in range(9):
+        schedule.fail(0)
+    peers.on_status(Status("b", OFFLINE))
+    assert peers.wait_s(0) is None
+    peers.on_status(online("b", "b:1"))
+    schedule.fail(0)
+    assert schedule.due < 2 * RETRY_MIN_S
 
 
 def test_an_address_that_is_dropped_and_one_that_is_unknown() -> None:
-    peers = ExchangePeers(["x:1"])
+    peers = ExchangePeers(["x:1"], INTERVAL_S)
     peers.drop("x:1")
     peers.drop("unknown:1")
-    assert peers.addresses() == []
+    assert addresses(peers.all()) == []
     peers.at("y:1").fail("gone")
     assert peers.at("y:1").totals["failures"] == 0
 
 
 def test_totals_add_up_and_an_error_is_one_short_line() -> None:
-    peer = ExchangePeer("b:1")
+    peer = ExchangePeer("b:1", Schedule(INTERVAL_S, 0))
     for number in range(2):
         peer.succeed(ExchangeReport("b", 3, 100, 200, 4, 5, 6, equal=bool(number), duration_s=0.25))
     peer.fail("a line\nand another " + "x" * 1000)

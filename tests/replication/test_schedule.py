@@ -1,8 +1,6 @@
-"""The timetable of anti-entropy, without waiting for any time to pass."""
+"""The schedule of a peer, without waiting for any time to pass."""
 
 from __future__ import annotations
-
-from functools import partial
 
 import pytest
 
@@ -15,157 +13,123 @@ from merklekv.replication.sync.schedule import (
     RETRY_MAX_S,
     RETRY_MIN_S,
     START_SPREAD_S,
-    Timetable,
+    Schedule,
     rest_s,
 )
 
 INTERVAL_S = 60.0
 
 
-def table(*peers: str, chance: float = 0.5, interval_s: float = INTERVAL_S) -> Timetable:
-    """Peers who are all due at 0 and whose first exchange ended then."""
-    made = Timetable(interval_s, lambda: chance)
-    made.keep(peers, -1000)
-    for peer in peers:
-        made.begin(peer)
-        made.succeed(peer, 0)
+def after_one(chance: float = 0.5, interval_s: float = INTERVAL_S) -> Schedule:
+    """The schedule of a peer whose first exchange ended at 0."""
+    made = Schedule(interval_s, -1000, lambda: chance)
+    made.begin()
+    made.succeed(0)
     return made
 
 
-def test_a_new_peer_is_due_at_once() -> None:
-    for chance in (0, 1):
-        made = Timetable(INTERVAL_S, partial(float, chance))
-        assert (made.next_due(0), made.wait_s(0)) == (None, None)
-        made.keep(["a"], 100)
-        assert made.next_due(100 + START_SPREAD_S) == "a"
+@pytest.mark.parametrize("chance", [0.0, 1.0])
+def test_a_new_peer_is_due_at_once(chance: float) -> None:
+    assert 100 <= Schedule(INTERVAL_S, 100, lambda: chance).due <= 100 + START_SPREAD_S
 
 
 @pytest.mark.parametrize("chance", [0.0, 0.5, 1.0])
 def test_then_after_the_interval_with_jitter(chance: float) -> None:
-    made = table("a", chance=chance)
-    due = INTERVAL_S * (1 + JITTER * (2 * chance - 1))
-    assert made.wait_s(0) == pytest.approx(due)
-    assert made.next_due(due - 0.01) is None
-    assert made.next_due(due + 0.01) == "a"
-
-
-def test_who_has_waited_longest_comes_first() -> None:
-    made = Timetable(INTERVAL_S, lambda: 0.5)
-    made.keep(["b"], 0)
-    made.keep(["b", "a"], 1)
-    assert made.next_due(2) == "b"
-    made.begin("b")
-    assert made.next_due(2) == "a"
-    made.begin("a")
-    assert (made.next_due(2), made.wait_s(2)) == (None, None)
-
-
-def test_a_peer_that_is_not_wanted_any_more_is_left_alone() -> None:
-    made = table("a", "b")
-    made.keep(["b"], 0)
-    assert made.next_due(1000) == "b"
-    for step in (made.begin, lambda peer: made.succeed(peer, 0), lambda peer: made.fail(peer, 0)):
-        step("a")
-    made.wake("a", 0)
-    made.put_off("a", 0)
-    made.begin("b")
-    assert made.next_due(10_000) is None
+    made = after_one(chance)
+    assert made.due == pytest.approx(INTERVAL_S * (1 + JITTER * (2 * chance - 1)))
+    assert not made.running
 
 
 def test_woken_it_is_due_at_once_but_not_without_a_rest() -> None:
-    made = table("a")
-    made.wake("a", 30)
-    assert made.next_due(30) == "a"
-    made.begin("a")
-    made.succeed("a", 31)
+    made = after_one()
+    made.wake(30)
+    assert made.due == 30
+    made.begin()
+    made.succeed(31)
     for _ in range(5):
-        made.wake("a", 31)
-    assert made.wait_s(31) == pytest.approx(REST_S)
-    assert made.next_due(31 + REST_S) == "a"
+        made.wake(31)
+    assert made.due == pytest.approx(31 + REST_S)
 
 
 def test_woken_in_the_middle_of_an_exchange_it_comes_again() -> None:
-    made = table("a", "b")
-    made.begin("a")
-    made.wake("a", 10)
-    assert made.next_due(11) is None
-    made.succeed("a", 12)
-    assert made.next_due(12 + REST_S) == "a"
-    made.begin("a")
-    made.succeed("a", 20)
-    assert made.wait_s(20) == pytest.approx(40), "only once"
+    made = after_one()
+    made.begin()
+    made.wake(10)
+    assert made.running
+    made.succeed(12)
+    assert (made.running, made.due) == (False, 12 + REST_S)
+    made.begin()
+    made.succeed(20)
+    assert made.due == pytest.approx(20 + INTERVAL_S), "only once"
 
 
-def test_who_cannot_be_reached_is_tried_less_and_less_often() -> None:
-    made = Timetable(INTERVAL_S, lambda: 0.5)
-    made.keep(["a"], 0)
+def test_an_unreachable_peer_is_tried_less_and_less_often() -> None:
+    made = Schedule(INTERVAL_S, 0, lambda: 0.5)
     waits = []
     for _ in range(100):
-        made.begin("a")
-        made.fail("a", 0)
-        waits.append(made.wait_s(0))
+        made.begin()
+        made.fail(0)
+        waits.append(made.due)
     assert waits[:4] == [RETRY_MIN_S, 2 * RETRY_MIN_S, 4 * RETRY_MIN_S, 8 * RETRY_MIN_S]
     assert waits[-1] == RETRY_MAX_S
-    made.begin("a")
-    made.succeed("a", 0)
-    made.begin("a")
-    made.fail("a", 0)
-    assert made.wait_s(0) == RETRY_MIN_S
+    made.begin()
+    made.succeed(0)
+    made.begin()
+    made.fail(0)
+    assert made.due == RETRY_MIN_S
 
 
-def test_waking_shortens_the_wait_for_one_that_cannot_be_reached_once() -> None:
-    made = Timetable(INTERVAL_S, lambda: 0.5)
-    made.keep(["a"], 0)
+def test_waking_shortens_the_wait_for_an_unreachable_peer_once() -> None:
+    made = Schedule(INTERVAL_S, 0, lambda: 0.5)
     for _ in range(9):
-        made.begin("a")
-        made.fail("a", 0)
-    made.wake("a", 10)
-    assert made.next_due(10) == "a"
-    made.begin("a")
-    made.fail("a", 11)
-    assert made.wait_s(11) == RETRY_MAX_S
+        made.begin()
+        made.fail(0)
+    made.wake(10)
+    assert made.due == 10
+    made.begin()
+    made.fail(11)
+    assert made.due == 11 + RETRY_MAX_S
 
 
-def test_put_off_for_a_moment() -> None:
-    for chance in (0.0, 1.0):
-        made = table("a", chance=chance)
-        made.begin("a")
-        made.put_off("a", 0)
-        assert made.wait_s(0) == pytest.approx(PUT_OFF_S * (0.5 + chance))
+@pytest.mark.parametrize("chance", [0.0, 1.0])
+def test_put_off_for_a_moment(chance: float) -> None:
+    made = after_one(chance)
+    made.begin()
+    made.put_off(0)
+    assert made.due == pytest.approx(PUT_OFF_S * (0.5 + chance))
+    assert not made.running
 
 
 def test_an_exchange_that_the_peer_began_does_unless_there_was_reason_for_one() -> None:
-    made = table("a")
-    made.serve("a", 30)
-    assert made.wait_s(30) == pytest.approx(INTERVAL_S)
-    made.wake("a", 40)
-    made.serve("a", 41)
-    assert made.next_due(41) == "a"
-    made.begin("a")
-    made.serve("a", 42)
-    assert made.next_due(1000) is None, "it is still running"
-    made.succeed("a", 43)
-    assert made.wait_s(43) == pytest.approx(INTERVAL_S)
-    made.serve("b", 43)
+    made = after_one()
+    made.serve(30)
+    assert made.due == pytest.approx(30 + INTERVAL_S)
+    made.wake(40)
+    made.serve(41)
+    assert made.due == 40
+    made.begin()
+    made.serve(42)
+    assert made.running
+    made.succeed(43)
+    assert made.due == pytest.approx(43 + INTERVAL_S)
 
 
 def test_nudged_it_is_due_before_long_unless_the_peer_comes_first() -> None:
-    made = table("a")
-    made.nudge("a", 10)
-    assert made.wait_s(10) == pytest.approx(1.5 * NUDGE_S)
-    made.serve("a", 11)
-    assert made.wait_s(11) == pytest.approx(INTERVAL_S)
-    made.nudge("a", 11 + INTERVAL_S - 1)
-    assert made.wait_s(11 + INTERVAL_S - 1) == pytest.approx(1), "it would have come sooner anyway"
-    made.begin("a")
-    made.nudge("a", 100)
-    made.nudge("b", 100)
-    made.succeed("a", 100)
-    assert made.wait_s(100) == pytest.approx(INTERVAL_S)
+    made = after_one()
+    made.nudge(10)
+    assert made.due == pytest.approx(10 + 1.5 * NUDGE_S)
+    made.serve(11)
+    assert made.due == pytest.approx(11 + INTERVAL_S)
+    made.nudge(11 + INTERVAL_S - 1)
+    assert made.due == pytest.approx(11 + INTERVAL_S), "it would have come sooner anyway"
+    made.begin()
+    made.nudge(100)
+    made.succeed(100)
+    assert made.due == pytest.approx(100 + INTERVAL_S)
 
 
 def test_a_short_interval_leaves_a_rest() -> None:
-    assert table("a", interval_s=0.1).wait_s(0) == pytest.approx(REST_S)
+    assert after_one(interval_s=0.1).due == pytest.approx(REST_S)
 
 
 def test_rest_in_proportion_to_work() -> None:

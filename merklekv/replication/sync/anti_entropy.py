@@ -1,6 +1,6 @@
 """Anti-entropy: exchanges with every peer, again and again, so that all nodes agree, whatever messages were lost.
 
-    interval, start, a gap, a lost session, presence  -> timetable -> thread: exchange, rest, exchange, ...
+    interval, start, a gap, a lost session, presence  -> schedules -> thread: exchange, rest, exchange, ...
     SYNC                                              -> the caller's thread: exchange
     messages of another node                          -> `answer`, in the server's worker, in slices
 
@@ -38,7 +38,7 @@ from merklekv.replication.sync.initiator import ExchangeReport, Initiator
 from merklekv.replication.sync.messages import ExchangeRefused
 from merklekv.replication.sync.peers import TOTALS, ExchangePeer, ExchangePeers
 from merklekv.replication.sync.responder import BUSY, ITSELF, Responder, Slices
-from merklekv.replication.sync.schedule import Timetable, rest_s
+from merklekv.replication.sync.schedule import rest_s
 from merklekv.worker_thread import WorkerThread
 
 log = logging.getLogger(__name__)
@@ -102,9 +102,8 @@ class AntiEntropy:
         self._share_percent = share_percent
         self._regular = regular
         self._responder = Responder(engine, members, cluster, self._has_begun, self._on_served)
-        self._peers = ExchangePeers(addresses if regular else ())
-        self._timetable = Timetable(interval_s)
-        self._changed = threading.Condition()  # guards all below, peers and timetable
+        self._peers = ExchangePeers(addresses if regular else (), interval_s)
+        self._changed = threading.Condition()  # guards all below, and the peers
         self._statuses: deque[Status] = deque()  # that the thread has not taken yet
         self._running: dict[str, _OwnExchange] = {}  # by address
         self._served = 0  # complete exchanges that other nodes began
@@ -116,7 +115,6 @@ class AntiEntropy:
         """Start the thread.  The node does not exchange with `own_address`."""
         with self._changed:
             self._peers.drop(own_address)
-            self._timetable.keep(self._peers.addresses(), time.monotonic())
         self.worker.start()
 
     def stop(self) -> None:
@@ -143,9 +141,9 @@ class AntiEntropy:
         """Events of this node (empty: of any node) may have been lost: exchange soon."""
         log.debug("an exchange is wanted with %s: %s", node or "everybody", reason)
         with self._changed:
-            for address in self._peers.addresses_of(node):
-                self._peers.at(address).in_sync = False
-                self._timetable.wake(address, time.monotonic())
+            for peer in self._peers.of(node):
+                peer.in_sync = False
+                peer.schedule.wake(time.monotonic())
             self._changed.notify_all()
 
     def sync(self, host: str, port: int, full: bool, verify: bool) -> ExchangeReport:
@@ -170,7 +168,7 @@ class AntiEntropy:
     def addresses(self) -> list[str]:
         """Of the nodes that this one exchanges with."""
         with self._changed:
-            return self._peers.addresses()
+            return [peer.address for peer in self._peers.all()]
 
     def words(self) -> Mapping[str, int | str]:
         """For REPLICATE status; nothing without peers."""
@@ -227,14 +225,14 @@ class AntiEntropy:
         """Wait for something to do; the address to exchange with, if that is due."""
         with self._changed:
             now = time.monotonic()
-            address = self._timetable.next_due(now)
-            if address is not None and self._responder.is_serving(self._peers.at(address).node):
-                self._timetable.put_off(address, now)
+            peer = self._peers.next_due(now)
+            if peer is not None and self._responder.is_serving(peer.node):
+                peer.schedule.put_off(now)
                 return None
-            is_idle = address is None and not self._statuses and not self._may_collect
+            is_idle = peer is None and not self._statuses and not self._may_collect
             if is_idle and not self.worker.is_stopping:
-                self._changed.wait(self._timetable.wait_s(now))
-            return address
+                self._changed.wait(self._peers.wait_s(now))
+            return peer.address if peer is not None else None
 
     def _take_statuses(self) -> None:
         """Add the nodes that have announced themselves to the members, and those online to the peers."""
@@ -244,24 +242,22 @@ class AntiEntropy:
             if self._regular:
                 with self._changed:
                     self._peers.on_status(status)
-                    now = time.monotonic()
-                    self._timetable.keep(self._peers.addresses(), now)
-                    for address in self._peers.addresses_of(status.node) if status.state == ONLINE else ():
-                        self._timetable.wake(address, now)
+                    for peer in self._peers.of(status.node) if status.state == ONLINE else ():
+                        peer.schedule.wake(time.monotonic())
 
     def _has_begun(self, node: str) -> bool:
         with self._changed:
             return any(one.node == node for one in self._running.values())
 
-    def _on_served(self, peer: Identity) -> None:
+    def _on_served(self, identity: Identity) -> None:
         """An exchange that another node began is complete."""
-        self.membership.record_contact(peer.node, peer.store_id)
+        self.membership.record_contact(*identity)
         with self._changed:
             self._served += 1
-            for address in self._peers.addresses_of(peer.node):
-                if (known := self._peers.at(address)).node and address not in self._running:
-                    known.mark_in_sync()
-                    self._timetable.serve(address, time.monotonic())
+            for peer in self._peers.of(identity.node):
+                if peer.node and peer.address not in self._running:
+                    peer.mark_in_sync()
+                    peer.schedule.serve(time.monotonic())
         self._collect_soon()
 
     def _collect_soon(self) -> None:
@@ -299,8 +295,8 @@ class AntiEntropy:
             self._rest(began, self._share_percent)
         if collected:
             with self._changed:
-                for address in self._peers.addresses():
-                    self._timetable.nudge(address, time.monotonic())
+                for peer in self._peers.all():
+                    peer.schedule.nudge(time.monotonic())
 
     # -- an exchange ---------------------------------------------------------------------------------------------------
 
@@ -320,9 +316,7 @@ class AntiEntropy:
                 log.info("in sync with node %s at %s: %s", report.node, address, _summary(report))
             with self._changed:
                 peer.succeed(report)
-                now = time.monotonic()
-                self._timetable.succeed(address, now)
-                self._timetable.keep(self._peers.addresses(), now)
+                peer.schedule.succeed(time.monotonic())
         self._collect_soon()
         return report
 
@@ -335,7 +329,7 @@ class AntiEntropy:
             self._require_running()
             peer = self._peers.at(address)
             self._running[address] = _OwnExchange(peer.node)
-            self._timetable.begin(address)
+            peer.schedule.begin()
         try:
             yield peer
         finally:
@@ -373,18 +367,16 @@ class AntiEntropy:
         """Record a failure, and log it unless it is the same as the last time."""
         why = error.why if isinstance(error, ExchangeRefused) else ""
         with self._changed:
-            now = time.monotonic()
             if why == BUSY:
-                self._timetable.put_off(peer.address, now)
+                peer.schedule.put_off(time.monotonic())
                 return
             if why == ITSELF and peer.configured:
                 self._peers.drop(peer.address)
-                self._timetable.keep(self._peers.addresses(), now)
                 return
             before = peer.error
             elsewhere = f"; {_ELSEWHERE.format(peer.node)}" if why == ITSELF and peer.node else ""
             peer.fail(f"{error}{elsewhere}")
-            self._timetable.fail(peer.address, now)
+            peer.schedule.fail(time.monotonic())
         if peer.error != before:
             self._throttle.warn(f"failed {peer.address}", f"exchange with {peer.address} failed: {peer.error}")
 

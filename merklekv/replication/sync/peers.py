@@ -18,6 +18,7 @@ from typing import Final
 from merklekv.replication.cluster.members import MEMBERS_MAX
 from merklekv.replication.cluster.presence import ONLINE, Status
 from merklekv.replication.sync.initiator import ExchangeReport
+from merklekv.replication.sync.schedule import Schedule
 
 ERROR_SIZE_MAX: Final = 200
 PEERS_MAX: Final = MEMBERS_MAX
@@ -30,6 +31,7 @@ class ExchangePeer:
     """Another node as an exchange sees it."""
 
     address: str  # host:port
+    schedule: Schedule
     node: str = ""  # empty until it is known
     configured: bool = False
     online: bool = False  # as its presence says
@@ -60,8 +62,12 @@ class ExchangePeer:
 class ExchangePeers:
     """All peers, by address."""
 
-    def __init__(self, configured: Iterable[str]) -> None:
-        self._peers = {address: ExchangePeer(address, configured=True) for address in configured}
+    def __init__(self, configured: Iterable[str], interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._peers = {address: self._new(address, configured=True) for address in configured}
+
+    def _new(self, address: str, configured: bool = False) -> ExchangePeer:
+        return ExchangePeer(address, Schedule(self._interval_s, time.monotonic()), configured=configured)
 
     def on_status(self, status: Status) -> None:
         """A node went online, at an address, or offline."""
@@ -79,9 +85,9 @@ class ExchangePeers:
                 self._peers = {peer.address: peer for peer in self._peers.values() if peer.configured or peer.online}
                 if len(self._peers) >= PEERS_MAX:
                     return
-            self._peers[status.address] = moved or ExchangePeer(status.address)
+            self._peers[status.address] = moved or self._new(status.address)
         peer = self._peers[status.address]
-        peer.node, peer.online = status.node, True
+        peer.node, peer.online, peer.schedule.failures = status.node, True, 0
 
     def drop(self, address: str) -> None:
         """No other node is at this address."""
@@ -89,27 +95,30 @@ class ExchangePeers:
 
     def at(self, address: str) -> ExchangePeer:
         """The peer at `address`, or a temporary one if the address is unknown."""
-        return self._peers.get(address) or ExchangePeer(address)
-
-    def addresses(self) -> list[str]:
-        """The addresses to exchange with, each node once."""
-        reached = {peer.node for peer in self._peers.values() if peer.configured}
-        return [
-            peer.address
-            for peer in self._peers.values()
-            if peer.configured or (peer.online and peer.node not in reached)
-        ]
-
-    def addresses_of(self, node: str) -> list[str]:
-        """Those of a node, or those where it may be if none is known; all for an empty node id."""
-        if not node:
-            return self.addresses()
-        found = [peer.address for peer in self._of(node)]
-        return found or [peer.address for peer in self._peers.values() if not peer.node]
+        return self._peers.get(address) or self._new(address)
 
     def all(self) -> list[ExchangePeer]:
-        """The present ones."""
-        return [self._peers[address] for address in self.addresses()]
+        """Those to exchange with, each node once."""
+        reached = {peer.node for peer in self._peers.values() if peer.configured}
+        return [peer for peer in self._peers.values() if peer.configured or (peer.online and peer.node not in reached)]
+
+    def of(self, node: str) -> list[ExchangePeer]:
+        """Those of a node, or those that it may be if none is known; all for an empty node id."""
+        if not node:
+            return self.all()
+        return self._of(node) or [peer for peer in self._peers.values() if not peer.node]
+
+    def next_due(self, now: float) -> ExchangePeer | None:
+        """The peer that is due, and has waited longest; None if none is due."""
+        due = [peer for peer in self._idle() if peer.schedule.due <= now]
+        return min(due, key=lambda peer: peer.schedule.due, default=None)
+
+    def wait_s(self, now: float) -> float | None:
+        """Seconds until the next peer is due; None without peers to wait for."""
+        return min((max(0.0, peer.schedule.due - now) for peer in self._idle()), default=None)
+
+    def _idle(self) -> list[ExchangePeer]:
+        return [peer for peer in self.all() if not peer.schedule.running]
 
     def _of(self, node: str) -> list[ExchangePeer]:
         return [peer for peer in self._peers.values() if peer.node == node]
