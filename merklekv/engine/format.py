@@ -88,8 +88,3 @@ METADATA_GC_HORIZON: Final = b"gc_horizon"  # 8 bytes, ns: records at or below i
 def bucket_of(key: bytes) -> int:
     """The leaf bucket of a key, 0 to 65,535."""
     return xxh3_64_intdigest(key) >> 48
-
-
-def frame_checksum(segment_lsn: int, position: int, header: tuple[int, int, int, int, int], payload: bytes) -> int:
-    """Checksum of a frame; `header` is (length, synced, sequence, locals, entries)."""
-    return xxh3_64_intdigest(FRAME_CHECKED.pack(segment_lsn, position, FRAME_MAGIC, *header) + payload)

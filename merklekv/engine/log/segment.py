@@ -7,6 +7,7 @@ behind the last whole frame.  Zeros behind it are room that the writer had reser
 import mmap
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -16,11 +17,11 @@ from xxhash import xxh3_64_intdigest
 from merklekv.engine.format import (
     ENTRY,
     FORMAT_VERSION,
+    FRAME_CHECKED,
     FRAME_HEADER,
     FRAME_MAGIC,
     SEGMENT_HEADER,
     SEGMENT_MAGIC,
-    frame_checksum,
 )
 from merklekv.errors import Corruption, FormatTooNew, StorageFailed
 
@@ -50,6 +51,21 @@ def list_segments(directory: Path) -> list[int]:
     return sorted(int(path.stem) for path in directory.glob("*.log") if _NAME.fullmatch(path.stem))
 
 
+def pack_header(lsn: int, sequence: int) -> bytes:
+    """The header of a segment that begins with local event `sequence`."""
+    header = SEGMENT_HEADER.pack(SEGMENT_MAGIC, FORMAT_VERSION, 0, lsn, sequence, time.time_ns(), 0)[:-8]
+    return header + xxh3_64_intdigest(header).to_bytes(8, "big")
+
+
+def pack_frame(
+    lsn: int, position: int, synced: int, sequence: int, local_count: int, entry_count: int, payload: bytes
+) -> bytes:
+    """A frame for a position of segment `lsn`."""
+    fields = (FRAME_MAGIC, len(payload), synced, sequence, local_count, entry_count)
+    checksum = xxh3_64_intdigest(FRAME_CHECKED.pack(lsn, position, *fields) + payload)
+    return FRAME_HEADER.pack(*fields, checksum) + payload
+
+
 def whole_frame(
     data: bytes | mmap.mmap, data_at: int, lsn: int, position: int, local_only: bool = False
 ) -> Frame | None:
@@ -66,8 +82,8 @@ def whole_frame(
     if magic != FRAME_MAGIC:
         return None
     if local_count or not local_only:
-        fields = (length, synced, sequence, local_count, entry_count)
-        if end > size or checksum != frame_checksum(lsn, position, fields, data[start:end]):
+        checked = FRAME_CHECKED.pack(lsn, position, magic, length, synced, sequence, local_count, entry_count)
+        if end > size or checksum != xxh3_64_intdigest(checked + data[start:end]):
             return None
     return Frame(position, end + data_at, synced, sequence, local_count, entry_count)
 

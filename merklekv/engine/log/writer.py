@@ -16,23 +16,13 @@ Not here: what entries mean (table.py), and when to seal (the commit).
 
 import os
 import threading
-import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from xxhash import xxh3_64_intdigest
-
-from merklekv.engine.format import (
-    FORMAT_VERSION,
-    FRAME_HEADER,
-    FRAME_MAGIC,
-    SEGMENT_HEADER,
-    SEGMENT_MAGIC,
-    frame_checksum,
-)
-from merklekv.engine.log.segment import segment_path, write_whole
+from merklekv.engine.format import FRAME_HEADER, SEGMENT_HEADER
+from merklekv.engine.log.segment import pack_frame, pack_header, segment_path, write_whole
 from merklekv.errors import DiskFull, InvalidArgument, Shortage, StorageFailed
 from merklekv.files import FILE_MODE
 from merklekv.shortage import NO_ROOM, is_shortage, shortage_of, suppress_shortage
@@ -119,17 +109,16 @@ class Log:
         """Cuts the gathered entries into a frame; returns its position and bytes, for `write`."""
         payload = b"".join(self.pending)
         entry_count = self.appended - self._entries_cut
-        local_count = self.sequence - self._frame_sequence
-        fields = (len(payload), self.synced_lsn, self._frame_sequence, local_count, entry_count)
-        position = self.position
-        checksum = frame_checksum(self.lsn, position, fields, payload)
+        sequence, position = self._frame_sequence, self.position
+        local_count = self.sequence - sequence
+        frame = pack_frame(self.lsn, position, self.synced_lsn, sequence, local_count, entry_count, payload)
         self.pending = []
         self.pending_size = 0
         self._entries_cut = self.appended
         self._frame_sequence = self.sequence
-        self.position = position + FRAME_HEADER.size + len(payload)
+        self.position = position + len(frame)
         self._measure_room()
-        return position, FRAME_HEADER.pack(FRAME_MAGIC, *fields, checksum) + payload
+        return position, frame
 
     def write(self, position: int, frame: bytes) -> None:
         """Puts a frame into the file.  Raises Shortage, after which only `take_back` helps, and StorageFailed."""
@@ -241,11 +230,10 @@ class Log:
         Raises Shortage, with nothing changed, and StorageFailed.
         """
         path = segment_path(self.directory, lsn)
-        head = SEGMENT_HEADER.pack(SEGMENT_MAGIC, FORMAT_VERSION, 0, lsn, self.sequence, time.time_ns(), 0)[:-8]
         try:
             if self._next_fd < 0:
                 self._next_fd = self._open_next()
-            write_whole(self._next_fd, head + xxh3_64_intdigest(head).to_bytes(8, "big"), 0)
+            write_whole(self._next_fd, pack_header(lsn, self.sequence), 0)
             os.fsync(self._next_fd)
             os.rename(self.directory / NEXT_FILE, path)
             try:
