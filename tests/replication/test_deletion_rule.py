@@ -63,7 +63,8 @@ def hello(who: Identity, gc_horizon: int = 250, stable: int = 300, **told: Any) 
     """By default of a member that the horizon covers and has applied all that the others wrote through 300."""
     rows = {other: MemberRow(300) for other in COVERED if other != who}
     table: dict[str, Any] = {"max_gc_horizon": 400, "rows": rows, "stable_through": COVERED} | told
-    return Hello("test", bytes(4), bytes(24), gc_horizon, b"", 1, MemberTable(who, SelfReport(320), stable, **table))
+    told_table = MemberTable(who, SelfReport(320), max_stable=stable, **table)
+    return Hello("test", bytes(4), bytes(24), gc_horizon, b"", 1, told_table)
 
 
 def record(timestamp: int, writer: Identity = OSLO, flags: int = 0, process: bytes = bytes(4)) -> bytes:

@@ -73,7 +73,7 @@ def assert_unmoved(node: Node) -> None:
 
 def forged(node: Node, told: MemberRow) -> bytes:
     """A hello of a stranger that says this of a node."""
-    table = MemberTable(EVIL, SelfReport(0, 0, b"x" * 8), 0, 0, {node.members.identity: told})
+    table = MemberTable(EVIL, SelfReport(0, 0, b"x" * 8), {node.members.identity: told})
     return encode("hello", hello=Hello("test", b"epoc", bytes(24), 0, b"", 1, table).plain())
 
 
@@ -145,7 +145,7 @@ def packed(plain: dict[str, Any], known: MemberTable | None) -> bytes:
         def plain(self) -> dict[str, object]:
             return plain
 
-    return pack(Told(EVIL, NO_REPORT, 0), known)
+    return pack(Told(EVIL, NO_REPORT), known)
 
 
 def know_much(nodes: list[Node]) -> None:

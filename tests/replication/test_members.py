@@ -44,7 +44,7 @@ def who(name: str, number: int = 1) -> Identity:
 
 
 def table(name: str, clock: int = 10, **fields: object) -> MemberTable:
-    return MemberTable(who(name), SelfReport(clock, 0, VIEW), 0, 0, **fields)  # type: ignore[arg-type]
+    return MemberTable(who(name), SelfReport(clock, 0, VIEW), **fields)  # type: ignore[arg-type]
 
 
 def new(name: str) -> Members:
@@ -255,17 +255,17 @@ tables = st.builds(
     MemberTable,
     identities,
     st.builds(SelfReport, times, times, st.just(VIEW)),
-    times,
-    times,
     st.dictionaries(identities, st.builds(MemberRow, times, times, reports), max_size=4),
-    st.dictionaries(identities, times, max_size=2),
-    st.dictionaries(identities, times, max_size=4),
-    st.dictionaries(
+    max_stable=times,
+    max_gc_horizon=times,
+    removed=st.dictionaries(identities, times, max_size=2),
+    stable_through=st.dictionaries(identities, times, max_size=4),
+    lost_writes=st.dictionaries(
         identities,
         st.frozensets(st.builds(LostWriteInterval, times, times, st.just(b"run1"), times), max_size=INTERVALS_MAX),
         max_size=2,
     ),
-    st.dictionaries(identities, times, max_size=2),
+    redeleted=st.dictionaries(identities, times, max_size=2),
 )
 
 

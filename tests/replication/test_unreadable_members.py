@@ -24,6 +24,7 @@ from merklekv.replication.cluster.members import (
     Identity,
     MemberRow,
     Members,
+    MemberTable,
     TooManyMembers,
     UnknownMember,
     decode_table,
@@ -303,7 +304,7 @@ def test_what_many_peers_tell_of_strangers_is_bounded() -> None:
         strangers = [Identity(f"s{peer}-{number}", b"%08d" % number) for number in range(5000)]
         plain = Members(f"peer{peer}").table()
         times = dict.fromkeys(strangers, 5)
-        table = plain.__class__(plain.identity, plain.report, 0, 0, {}, {}, times, {}, times)
+        table = MemberTable(plain.identity, plain.report, stable_through=times, redeleted=times)
         members.add_members_of(table)
         members.merge_table(table)
         members.record_adopted_horizon(table)

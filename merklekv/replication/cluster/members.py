@@ -52,7 +52,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Set
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -153,19 +154,29 @@ class UnreadableRow(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True)
-class MemberTable:
-    """What a node tells others of its members and of itself.  The maps are those of `Members`."""
+@dataclass(eq=False, kw_only=True)
+class MemberMaps:
+    """What a node keeps of the cluster beside its members, and tells others as it is."""
+
+    max_stable: int = 0  # ns
+    max_gc_horizon: int = 0  # ns
+    removed: dict[Identity, int] = field(default_factory=dict)  # ns: `applied_through` of each removed member
+    stable_through: dict[Identity, int] = field(default_factory=dict)  # ns
+    lost_writes: dict[Identity, LostWrites] = field(default_factory=dict)
+    redeleted: dict[Identity, int] = field(default_factory=dict)  # ns of the member's clock
+
+    def maps(self) -> dict[str, Any]:
+        """A copy of the fields above by name."""
+        return {one.name: copy(getattr(self, one.name)) for one in fields(MemberMaps)}
+
+
+@dataclass
+class MemberTable(MemberMaps):
+    """What a node tells others of its members and of itself."""
 
     identity: Identity
     report: SelfReport
-    max_stable: int
-    max_gc_horizon: int = 0
     rows: dict[Identity, MemberRow] = field(default_factory=dict)
-    removed: dict[Identity, int] = field(default_factory=dict)
-    stable_through: dict[Identity, int] = field(default_factory=dict)
-    lost_writes: dict[Identity, LostWrites] = field(default_factory=dict)
-    redeleted: dict[Identity, int] = field(default_factory=dict)
 
     def horizon_covers(self, who: Identity) -> bool:
         """Predicate: does the node's GC horizon cover this member?"""
@@ -251,13 +262,13 @@ def decode_table(given: Fields, on_unreadable: Callable[[Any, Malformed], None] 
     return MemberTable(
         Identity(given.node_id("node"), given.binary("store_id", STORE_ID_SIZE)),
         _decode_report(given, VIEW_SIZE),
-        given.number("max_stable"),
-        given.number("max_gc_horizon"),
         rows,
-        _decode_times(given, "removed", REMOVED_MAX),
-        _decode_times(given, "stable_through", DESCRIBED_MAX),
-        {_who(one): decode_lost_writes(one) for one in lost},
-        _decode_times(given, "redeleted", DESCRIBED_MAX),
+        max_stable=given.number("max_stable"),
+        max_gc_horizon=given.number("max_gc_horizon"),
+        removed=_decode_times(given, "removed", REMOVED_MAX),
+        stable_through=_decode_times(given, "stable_through", DESCRIBED_MAX),
+        lost_writes={_who(one): decode_lost_writes(one) for one in lost},
+        redeleted=_decode_times(given, "redeleted", DESCRIBED_MAX),
     )
 
 
@@ -281,20 +292,15 @@ def _decode_report(fields: Fields, *view_sizes: int) -> SelfReport:
     return SelfReport(fields.number("closed"), fields.number("stable"), fields.binary("view", *view_sizes))
 
 
-class Members:
+class Members(MemberMaps):
     """The table of one node, as it changes."""
 
     def __init__(self, node: str, store_id: bytes = b"") -> None:
+        super().__init__()
         self.identity = Identity(node, store_id or secrets.token_bytes(STORE_ID_SIZE))
         self.closed = 0  # ns: the closed timestamp, the largest clock that another node has accepted
         self.proposed = 0  # ns: a larger one, proposed to a node whose answer is not known; 0: none
         self.rows_refused = 0  # since the start: times in others' tables too far ahead of the wall clock
-        self.max_stable = 0  # ns
-        self.max_gc_horizon = 0  # ns
-        self.removed: dict[Identity, int] = {}  # ns: `applied_through` of each removed member
-        self.stable_through: dict[Identity, int] = {}  # ns: the last GC horizon of the engine that covers this member
-        self.lost_writes: dict[Identity, LostWrites] = {}
-        self.redeleted: dict[Identity, int] = {}  # ns of its clock: when each member last re-deleted a stale record
         self.unreadable: dict[str, UnreadableRow] = {}  # by a name that `remove` takes
         self._others: dict[Identity, Member] = {}
 
@@ -380,13 +386,8 @@ class Members:
         return MemberTable(
             self.identity,
             SelfReport(max(self.closed, proposed), self.stable(proposed), self.view()),
-            self.max_stable,
-            self.max_gc_horizon,
             {who: member.row for who, member in self._others.items()},
-            dict(self.removed),
-            dict(self.stable_through),
-            dict(self.lost_writes),
-            dict(self.redeleted),
+            **self.maps(),
         )
 
     # -- commands ------------------------------------------------------------------------------------------------------
@@ -581,9 +582,7 @@ class Members:
             raise MembersUnreadable(f"the table of members cannot be read: {error}") from error
         members = cls(node, stored.identity.store_id if node == stored.identity.node else b"")
         members.closed, members.proposed = stored.report.closed, proposed
-        members.max_stable, members.max_gc_horizon = stored.max_stable, stored.max_gc_horizon
-        members.removed, members.stable_through = stored.removed, stored.stable_through
-        members.lost_writes, members.redeleted = stored.lost_writes, stored.redeleted
+        vars(members).update(stored.maps())
         members.unreadable = unreadable
         members._others = {who: Member(*row, *contacts.get(who, ("", 0.0))) for who, row in stored.rows.items()}
         if members.identity != stored.identity:

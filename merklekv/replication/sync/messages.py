@@ -56,7 +56,7 @@ DAMAGED: Final = "damaged"
 CLUSTER_SIZE_MAX: Final = 2048  # bytes of a topic prefix
 MESSAGE_ROOM_BYTES: Final = 4 << 20  # what a message may need beside the largest value
 TABLE_BYTES_MAX: Final = 16 << 20  # more than any table of members has
-_ANY_TABLE: Final = MemberTable(Identity("", bytes(STORE_ID_SIZE)), NO_REPORT, 0)  # the words that all tables have
+_ANY_TABLE: Final = MemberTable(Identity("", bytes(STORE_ID_SIZE)), NO_REPORT)  # the words that all tables have
 
 
 class ExchangeError(MerkleKVError):
