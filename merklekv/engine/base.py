@@ -1,9 +1,8 @@
 """The base: all records but the most recent, in LMDB, in key order.
 
-One process writes it (the checkpoint process, `BaseWriter`), others read it (`Base`).  Every transaction carries
-records, the leaves and counters that they change, and never less, so at each commit leaves and counters are those of
-the records.  The index (keys of each bucket) follows in transactions of its own, in bucket order, since that touches
-each of its pages once; while the `checkpointing` mark stands, it may lack keys.
+One process writes it (the checkpoint process, `BaseWriter`), others read it (`Base`).  Each transaction changes records
+together with their leaves and counters.  The index (keys of each bucket) follows in transactions of its own, in bucket
+order, which touches each of its pages once; while the `checkpointing` mark is set, it may lack keys.
 
 Memory of a writer: one transaction's pages, TRANSACTION_KEYS or TRANSACTION_BYTES.  Cost: a transaction syncs once.
 
@@ -23,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Final, NamedTuple
@@ -84,7 +83,7 @@ def translate(error: lmdb.Error, path: Path) -> MerkleKVError:
         )
     number = number_of(text)
     if number in NO_ROOM or isinstance(error, lmdb.DiskError) or (text.endswith(_EIO) and is_full(path)):
-        return DiskFull(f"{path}: disk full, cannot merge: {text}")
+        return DiskFull(f"{path}: disk full, cannot checkpoint: {text}")
     if number in (errno.EACCES, errno.EPERM) or isinstance(error, lmdb.ReadonlyError):
         return no_permission(path.parent)
     if number or isinstance(error, SHORTAGES):
@@ -241,7 +240,7 @@ class Base:
             if ahead and cursor.key() == version:
                 ahead = cursor.next_nodup()
             while ahead and cursor.key() <= bound and len(found) < limit:
-                found += [(cursor.key(), key) for key in cursor.iternext_dup()]  # all of a version: it is the place
+                found += [(cursor.key(), key) for key in cursor.iternext_dup()]  # all of a version
                 ahead = cursor.next_nodup()
         return found
 
@@ -271,7 +270,7 @@ class Base:
 
 
 class BaseWriter:
-    """The base as its one writer changes it.  Each method that changes something is one or more whole transactions.
+    """The base as its one writer changes it, in whole transactions.
 
     `patience_s`: how long it waits for a process of another container that has the same id.
     """
@@ -300,14 +299,14 @@ class BaseWriter:
             yield BaseSnapshot(txn, *self._databases)
 
     def begin_checkpoint(self, upto: int) -> bool:
-        """Sets the mark; True when one stood already: a checkpoint was cut short, and the index may lack keys."""
+        """Sets the mark; True if it was set already: a checkpoint was cut short, and the index may lack keys."""
         with self._transaction() as txn:
-            stood = txn.get(b"checkpointing", db=self._meta) is not None
+            was_set = txn.get(b"checkpointing", db=self._meta) is not None
             txn.put(b"checkpointing", upto.to_bytes(8, "big"), db=self._meta)
-        return stood
+        return was_set
 
     def finish(self, upto: int, metadata: dict[bytes, bytes]) -> None:
-        """Stores the metadata entries, records that everything before `upto` is here, and takes the mark away."""
+        """Stores the metadata entries, records that everything before `upto` is here, and clears the mark."""
         with self._transaction() as txn:
             for name, value in metadata.items():
                 txn.put(METADATA_PREFIX + name, value, db=self._meta)
@@ -341,11 +340,10 @@ class BaseWriter:
             txn.cursor(db=self._index).putmulti(pairs, dupdata=False)
 
     def rebuild(self, buckets: Mapping[int, Collection[bytes]]) -> Iterator[None]:
-        """Derives index, leaves, list of tombstones and counters of these buckets from their records, as they are
-        stored, damaged or not.  Each bucket comes with keys that the index may lack.
+        """Derives index, leaves, list of tombstones and counters of these buckets from their records, damaged or not.
 
-        Yields between transactions; may be left at any and done again.  Costs 2 us a record of these buckets, and a
-        look at every tombstone of the base.
+        Each bucket comes with keys that the index may lack.  Yields between transactions; may be left at any and
+        repeated.  Costs 2 us a record of these buckets, and a look at every tombstone of the base.
         """
         tombstones: set[Pair] = set()
         newest = ZERO_VERSION
@@ -367,7 +365,7 @@ class BaseWriter:
                 self._recount(txn, buckets, tombstones, newest)
 
     def _rebuild_index(self, txn: "lmdb.Transaction[bytes]", bucket: int, more: Collection[bytes]) -> list[Pair]:
-        """Makes the index list the keys of a bucket that have a record; these records."""
+        """Makes the index list exactly the keys of a bucket that have a record.  Returns their records."""
         name = bucket.to_bytes(2, "big")
         with txn.cursor(db=self._index) as cursor:
             listed = set(cursor.iternext_dup()) if cursor.set_key(name) else set()
@@ -418,30 +416,28 @@ class BaseWriter:
         self.truncation = truncation
 
     def _sweep(self, after: bytes, truncation: bytes) -> bytes | None:
-        """Removes what is dead among the next keys; returns where to go on."""
+        """Removes the records below `truncation` among the next keys; returns the key to go on from."""
         with self._transaction() as txn:
             cursor = txn.cursor(db=self._records)
             dead: list[Pair] = []
-            seen, last = 0, None
+            seen, last = 0, b""
             if cursor.set_range(after):
-                for key, record in cursor.iternext():
+                for key, record in islice(cursor.iternext(), TRANSACTION_KEYS):
                     seen, last = seen + 1, key
                     if record < truncation:
                         dead.append((key, record))
-                    if seen >= TRANSACTION_KEYS:
-                        break
             for key, _ in dead:
                 self._delete(txn, key)
             self._account(txn, dead, [])
-        return last + b"\0" if last is not None and seen >= TRANSACTION_KEYS else None
+        return last + b"\0" if seen >= TRANSACTION_KEYS else None
 
     def _account(self, txn: "lmdb.Transaction[bytes]", removed: list[Pair], added: list[Pair]) -> None:
-        """Moves leaves, counters and `newest` for records that are there no more and records that are there now."""
+        """Updates leaves, counters and `newest` for removed and added records."""
         meta = self._meta
         newest = txn.get(b"newest", ZERO_VERSION, db=meta)
         terms: dict[int, int] = {}
         dead = 0
-        for key, record in removed:  # first: what takes its place may have the same version
+        for key, record in removed:  # first: the record that replaces it may have the same version
             bucket = bucket_of(key)
             terms[bucket] = terms.get(bucket, 0) - term_of(record)
             if record[FLAGS_AT] & TOMBSTONE:
@@ -458,8 +454,8 @@ class BaseWriter:
         self._move_leaves(txn, terms)
         for name, change in ((b"dead", dead), (b"live", len(added) - len(removed) - dead)):
             count = int.from_bytes(txn.get(name, b"", db=meta), "big") + change
-            count = max(0, count)  # below it only when flags have rotted: merging goes on, the scrub counts anew
-            txn.put(name, count.to_bytes(8, "big"), db=meta)
+            # Below zero only if flags are damaged: the checkpoint goes on, the scrub counts anew.
+            txn.put(name, max(0, count).to_bytes(8, "big"), db=meta)
         txn.put(b"newest", newest[:VERSION_SIZE], db=meta)
 
     def _move_leaves(self, txn: "lmdb.Transaction[bytes]", terms: dict[int, int], anew: bool = False) -> None:

@@ -11,7 +11,7 @@ from fixtures import engines
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merklekv.engine import base as store_module
+from merklekv.engine import base as base_module
 from merklekv.engine.base import Base, BaseWriter, translate
 from merklekv.engine.format import bucket_of
 from merklekv.engine.record import head_of
@@ -25,8 +25,8 @@ batches = st.lists(
 )
 
 
-def problems(writer: BaseWriter) -> list[str]:
-    """What the checker finds in the newest commit."""
+def violations(writer: BaseWriter) -> list[str]:
+    """What the checker reports of the newest commit."""
     report = Report(print)
     with writer.snapshot() as view:
         check_base(Path("base"), view, report)
@@ -42,28 +42,28 @@ def writer(tmp_path: Path) -> Iterator[BaseWriter]:
 
 @given(batches)
 def test_every_commit_is_sound(drawn: list[tuple[dict[bytes, bytes | None], int]]) -> None:
-    """Batches of records, each followed by their index and, now and then, a floor."""
+    """Batches of records, each followed by their index, and sometimes by a truncation version."""
     with pytest.MonkeyPatch.context() as patch, engines.directory() as path:
-        patch.setattr(store_module, "TRANSACTION_KEYS", 3)
+        patch.setattr(base_module, "TRANSACTION_KEYS", 3)
         path.mkdir()
         model: dict[bytes, bytes] = {}
         with BaseWriter(path) as writer:
-            for number, (batch, floor_ts) in enumerate(drawn, 1):
+            for number, (batch, truncation_ts) in enumerate(drawn, 1):
                 pairs = [(key, engines.record(key, batch[key], 10 * number)) for key in sorted(batch)]
                 writer.begin_checkpoint(number)
-                truncation = engines.version(floor_ts)
+                truncation = engines.version(truncation_ts)
                 if truncation > writer.truncation:
                     for _ in writer.raise_truncation(truncation):
-                        assert problems(writer) == []
+                        assert violations(writer) == []
                     model = {key: record for key, record in model.items() if record >= truncation}
                 pairs = [(key, record) for key, record in pairs if record >= writer.truncation]
                 added = writer.put(pairs)
-                assert problems(writer) == []
+                assert violations(writer) == []
                 assert added == [key for key, _ in pairs if key not in model]
                 assert writer.put(pairs) == []
                 writer.index(sorted((bucket_of(key).to_bytes(2, "big"), key) for key in added))
                 writer.finish(number, {})
-                assert problems(writer) == []
+                assert violations(writer) == []
                 model.update(pairs)
         _read_back(path, model)
 
@@ -106,7 +106,7 @@ def _made(path: Path) -> Path:
     return path
 
 
-def test_the_mark_of_an_absorption_stands_until_it_is_finished(writer: BaseWriter) -> None:
+def test_the_mark_of_a_checkpoint_stays_until_it_is_finished(writer: BaseWriter) -> None:
     assert not writer.begin_checkpoint(100)
     assert writer.begin_checkpoint(200)
     writer.finish(200, {})
@@ -115,13 +115,13 @@ def test_the_mark_of_an_absorption_stands_until_it_is_finished(writer: BaseWrite
 
 
 def test_a_large_base_is_swept_in_parts(writer: BaseWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "TRANSACTION_KEYS", 10)
+    monkeypatch.setattr(base_module, "TRANSACTION_KEYS", 10)
     keys = sorted([b"k%02d" % number for number in range(99)] + [b"\xff" * 511])
     writer.put([(key, engines.record(key, b"", number)) for number, key in enumerate(keys)])
     writer.begin_checkpoint(1)
     steps = sum(1 for _ in writer.raise_truncation(engines.version(40)))
     assert steps == 11
-    assert problems(writer) == []
+    assert violations(writer) == []
     assert writer.truncation == engines.version(40)
 
 

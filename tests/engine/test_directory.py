@@ -48,7 +48,7 @@ def test_an_empty_directory_becomes_one(tmp_path: Path, kept: tuple[str, ...]) -
     engines.open_engine(tmp_path).set(b"k", b"v")
 
 
-def test_somebody_elses_directory_is_left_alone(tmp_path: Path) -> None:
+def test_a_directory_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("Dear Bob")
     with pytest.raises(NotADataDirectory, match=f"{tmp_path}: not a MerkleKV data directory"):
         engines.open_engine(tmp_path)
@@ -91,7 +91,7 @@ def lock(path: Path) -> int:
 
 
 def test_the_lock_of_a_process_that_is_gone_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The absorbing child of a killed server holds it a moment longer."""
+    """The checkpoint process of a killed server keeps it a moment longer."""
     engines.open_engine(tmp_path / "data").close()
     monkeypatch.setattr(directory_module, "_locking_process", lambda fd, path: str(GONE))
     held = lock(tmp_path / "data")
@@ -102,7 +102,7 @@ def test_the_lock_of_a_process_that_is_gone_is_waited_for(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(("text", "named"), [(f"{GONE}\n", str(GONE)), ("", "unknown"), ("who?\n", "who.")])
-def test_a_holder_that_the_kernel_does_not_list_is_named_by_its_file(
+def test_a_process_that_the_kernel_does_not_list_is_named_by_its_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, named: str
 ) -> None:
     """It may be in another container."""
@@ -161,7 +161,7 @@ SPOILED: list[Callable[[Path], None]] = [
 
 
 @pytest.mark.parametrize("spoil", SPOILED)
-def test_a_directory_that_is_held_is_refused_whatever_became_of_its_lock_file(
+def test_a_locked_directory_is_refused_whatever_became_of_its_lock_file(
     tmp_path: Path, spoil: Callable[[Path], None]
 ) -> None:
     engine = engines.open_engine(tmp_path / "data")
@@ -184,7 +184,7 @@ sys.stdin.read()
 """
 
 
-def test_a_directory_that_another_process_holds_is_refused_without_its_lock_file(tmp_path: Path) -> None:
+def test_a_directory_that_another_process_has_open_is_refused_without_its_lock_file(tmp_path: Path) -> None:
     command = [sys.executable, "-c", OPEN, str(tmp_path / "data")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
@@ -208,7 +208,7 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("part", [".", "base", "log"])
 def test_a_directory_that_is_replaced_while_it_is_open_stops_the_writer(tmp_path: Path, part: str) -> None:
-    """Or it would write its next segment into the directory of whoever has the name now."""
+    """Or it would write its next segment into the directory that has the name now."""
     engine = engines.open_engine(tmp_path / "data")
     engine.set(b"k", b"v")
     engine.commit()
@@ -344,7 +344,7 @@ def filled(path: Path) -> Path:
             engine.set(b"k%03d" % number, bytes(200))
         engine.commit()
         engines.checkpoint(engine)
-        engine.set(b"not merged", b"")
+        engine.set(b"not in the base", b"")
     return path / "base" / "data.mdb"
 
 
@@ -445,7 +445,7 @@ def test_a_child_that_the_base_kills_is_told_at_once(tmp_path: Path) -> None:
     engine = engines.open_engine(tmp_path / "data", checkpoint="process")
     child = engine.checkpointer.child
     assert child is not None
-    # Nobody can send it this signal, which the kernel delivers all the same.
+    # It blocks this signal, but the kernel delivers it anyway.
     die = "import os, signal; signal.pthread_sigmask(signal.SIG_SETMASK, ()); os.kill(os.getpid(), signal.SIGBUS)"
     child._command = [sys.executable, "-c", die]
     with pytest.raises(Corruption, match=r"data.mdb: could not be read \(SIGBUS\): it was cut off, or the disk fails"):
@@ -471,7 +471,7 @@ def test_only_its_user_can_read_what_an_engine_makes(tmp_path: Path, mask: int) 
             engine.wait_for_room(10)
             engine.set(b"k%03d" % number, bytes(1000))
             engine.commit()
-        wait_until(lambda: engine.metrics().checkpoint_lsn, what="the first merge")
+        wait_until(lambda: engine.metrics().checkpoint_lsn, what="the first checkpoint")
         engine.close()
     finally:
         os.umask(before)

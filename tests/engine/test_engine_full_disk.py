@@ -247,7 +247,7 @@ def test_merging_that_finds_no_room_goes_on_later(disk: Disk, leave: int) -> Non
             assert engine.get(key) == stored[key]
         root = engine.root()
         disk.fill(leave)
-        with pytest.raises(DiskFull, match="disk full, cannot merge"):
+        with pytest.raises(DiskFull, match="disk full, cannot checkpoint"):
             engine.checkpoint_now()
         assert engines.values(engine) == stored
         assert check_engine(engine) == []

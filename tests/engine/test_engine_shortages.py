@@ -170,7 +170,7 @@ def test_memory_that_is_short_in_the_merger_passes(
         patch.setattr(engine.table, "take_over_base", _no_memory)
         engine.set(b"k", VALUE)
         engines.freeze(engine)
-        wait_until(lambda: "cannot merge: out of memory" in caplog.text, what="the shortage")
+        wait_until(lambda: "cannot checkpoint: out of memory" in caplog.text, what="the shortage")
     wait_until(lambda: not engine.table.frozen, what="the merge")
 
 

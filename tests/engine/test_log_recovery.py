@@ -1,4 +1,4 @@
-"""What a start makes of the log that a crash has left, and that the checker is of the same opinion."""
+"""What a start makes of the log that a crash has left, and that the checker agrees."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def keys_left(directory: Path) -> list[bytes]:
 
 
 def opinion(directory: Path) -> tuple[list[str], list[str]]:
-    """Problems and notes of the checker."""
-    metadata: list[str] = []
-    report = Report(metadata.append)
+    """Violations and remarks of the checker."""
+    remarks: list[str] = []
+    report = Report(remarks.append)
     check_log(directory, BaseFacts(), report)
-    return report.sentences(), metadata
+    return report.sentences(), remarks
 
 
 def three_frames(path: Path, synced: bool = True) -> LogWriter:
@@ -57,9 +57,9 @@ def test_the_last_frame_cut_at_every_byte(tmp_path: Path) -> None:
                 opened.truncate(size)
                 opened.truncate(size + room)
             torn = start < size < end
-            problems, metadata = opinion(copy)
-            assert problems == []
-            assert len(metadata) == torn
+            violations, remarks = opinion(copy)
+            assert violations == []
+            assert len(remarks) == torn
             recovered = recover_log(copy, 0)
             assert recovered is not None
             assert recovered.end == (end if size == end else start)
@@ -90,10 +90,10 @@ def test_a_flipped_byte_in_a_middle_frame_is_damage(tmp_path: Path) -> None:
         assert str(caught.value).startswith(f"{log.file}: damaged at byte {start}: ")
         assert "merklekv-tool verify" in str(caught.value)
         assert engines.snapshot(log.path) == flipped
-        problems, metadata = opinion(log.path)
-        assert len(problems) == 1
-        assert f"{log.file}: no whole frame at byte {start}" in problems[0]
-        assert metadata == []
+        violations, remarks = opinion(log.path)
+        assert len(violations) == 1
+        assert f"{log.file}: no whole frame at byte {start}" in violations[0]
+        assert remarks == []
         engines.flip(log.file, position)
     assert engines.snapshot(log.path) == before
 
@@ -105,9 +105,9 @@ def test_a_sealed_segment_that_is_torn_before_the_next_one_was_synced(tmp_path: 
     log.next_segment()
     log.frame([set_entry(7)], synced=False)
     engines.flip(first, frames[1][1] + 50)
-    problems, metadata = opinion(log.path)
-    assert problems == []
-    assert len(metadata) == 1
+    violations, remarks = opinion(log.path)
+    assert violations == []
+    assert len(remarks) == 1
     recovered = recover_log(log.path, 0)
     assert recovered is not None
     assert (recovered.segments, recovered.end, recovered.sequence) == ([0], frames[1][1], 3)
@@ -172,9 +172,9 @@ def test_a_segment_that_was_being_created_is_dropped(
     old = log.file
     log.next_segment()
     log.file.write_bytes(bytes(size))
-    problems, metadata = opinion(log.path)
-    assert problems == []
-    assert "was being created" in metadata[0]
+    violations, remarks = opinion(log.path)
+    assert violations == []
+    assert "was being created" in remarks[0]
     recovered = recover_log(log.path, 0)
     assert recovered is not None
     assert (recovered.segments, recovered.end) == ([0], old.stat().st_size)
@@ -218,13 +218,13 @@ def test_the_checker_and_a_start_are_of_one_opinion(
                 log.next_segment()
         for kind, where in blows:
             _strike(log.path, kind, where)
-        problems, _ = opinion(log.path)
+        violations, _ = opinion(log.path)
         try:
             recovered = recover_log(log.path, 0)
         except Corruption:
-            assert problems
+            assert violations
             return
-        assert problems == []
+        assert violations == []
         left = keys_left(log.path)
         assert left == written[: len(left)]
         assert opinion(log.path) == ([], [])
@@ -267,7 +267,7 @@ def test_an_engine_goes_on_behind_a_torn_tail(make_engine: Callable[..., Engine]
 
 
 def test_an_engine_refuses_damage_and_lets_the_directory_go(make_engine: Callable[..., Engine], tmp_path: Path) -> None:
-    engine = make_engine(durability="always")  # so that each frame testifies for the one before
+    engine = make_engine(durability="always")  # so that each frame claims the one before as synced
     for number in range(3):
         engine.set(b"k", b"%d" % number)
         engine.commit()
@@ -275,15 +275,15 @@ def test_an_engine_refuses_damage_and_lets_the_directory_go(make_engine: Callabl
     engines.damaged(tmp_path / "data")
     file = segment_path(tmp_path / "data" / "log", 0)
     engines.flip(file, 100)
-    for _ in range(2):  # the second time too: nothing is held
+    for _ in range(2):  # the second time too: nothing stays locked
         with pytest.raises(Corruption, match=f"{file}: damaged at byte 48"):
             make_engine()
     engines.flip(file, 100)
     assert make_engine().get(b"k") == b"2"
 
 
-def test_rot_in_the_last_frame_of_a_closed_log_is_no_torn_tail(tmp_path: Path) -> None:
-    """At every byte of it: closing leaves an empty frame behind, which says that the last one was whole."""
+def test_damage_in_the_last_frame_of_a_closed_log_is_no_torn_tail(tmp_path: Path) -> None:
+    """At every byte of it: closing leaves an empty frame behind, which claims the last one as synced."""
     engine = engines.open_engine(tmp_path / "data", durability="never")
     engine.set(b"first", b"v")
     engine.commit()

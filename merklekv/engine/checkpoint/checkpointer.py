@@ -241,7 +241,7 @@ class Checkpointer:
             self._on_death(death)
         except Exception as error:
             if is_shortage(error):
-                shortage = shortage_of(error, "cannot merge")
+                shortage = shortage_of(error, "cannot checkpoint")
                 self._blocked_for_now(shortage)
                 raise shortage from error
             if isinstance(error, MerkleKVError):

@@ -326,7 +326,7 @@ def main(base_path: str, log_directory: str) -> None:
         except OSError as error:
             answer_error(trouble(error, Path(base_path).parent))
         except MemoryError as error:
-            answer_error(shortage_of(error, "cannot merge"))
+            answer_error(shortage_of(error, "cannot checkpoint"))
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if stopping:  # asked to while the last transaction ran
             return

@@ -1,9 +1,7 @@
-"""Reads committed frames forwards, one after the other, without changing anything.
+"""Reads committed frames forwards.
 
-The bytes come from a `LogSource`: the files of a directory, or a node that hands them out.  The log is only ever added
-to, and a checksum tells a whole frame from one that is being written, so a directory may be read while a process writes
-to it.  `DirectorySource` keeps the file that it read last open, so that a segment can be read to its end after it was
-deleted.
+The bytes come from a `LogSource`: the files of a directory, or a node.  Log files only grow, and the checksum tells
+whether a frame is whole, so a directory may be read while a process writes to it.
 
 Memory: one frame, or READ_BYTES.
 """
@@ -22,7 +20,7 @@ READ_BYTES: Final = 1 << 20  # one read of a segment
 class LogPosition(NamedTuple):
     """A position in the log: between two local events."""
 
-    lsn: int  # of the frame that holds the next event, or of the end of the frame before
+    lsn: int  # of the frame with the next event, or of the end of the frame before
     sequence: int  # of the next local event
 
 
@@ -49,7 +47,10 @@ class LogSource(Protocol):
 
 
 class DirectorySource:
-    """The segment files of a log directory.  Raises OSError."""
+    """The segment files of a log directory.  Raises OSError.
+
+    The file that was read last stays open, so a segment can be read to its end after it was deleted.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.name = str(directory)
@@ -77,10 +78,10 @@ class DirectorySource:
 
 
 class LogGone(Exception):
-    """The log does not reach back that far any more; it goes on at `oldest`."""
+    """The log is deleted up to `oldest`."""
 
     def __init__(self, oldest: LogPosition) -> None:
-        super().__init__(f"the log goes on at LSN {oldest.lsn}")
+        super().__init__(f"the log begins at LSN {oldest.lsn}")
         self.oldest = oldest
 
 
@@ -98,7 +99,7 @@ class LogReader:
         self._buffer, self._buffer_at = b"", 0
 
     def seek(self, lsn: int) -> None:
-        """Goes on with the frame at `lsn`, or of the first one with -1."""
+        """Goes on with the frame at `lsn`, or with the oldest one (-1)."""
         if lsn != self.lsn:
             self.lsn, self._segment = lsn, -1
 
@@ -126,7 +127,7 @@ class LogReader:
                 )
             if later[0] != self.lsn:
                 raise LogGone(self._beginning(later[0]))
-            self._turn_to(later[0])
+            self._open(later[0])
         self.lsn = frame.end
         return frame
 
@@ -136,23 +137,22 @@ class LogReader:
         return self._segment >= 0 and any(self._read(self._position, size, None)[:size])
 
     def _find(self) -> bool:
-        """Turns to the segment that holds the next frame; False when there is no segment."""
+        """Opens the segment with the next frame; False if there is no segment."""
         segments = self.source.segments()
         if not segments:
             return False
         if self.lsn < 0:
             self.lsn = segments[0]
-        holding = [segment for segment in segments if segment <= self.lsn]
-        if not holding:
+        if segments[0] > self.lsn:
             raise LogGone(self._beginning(segments[0]))
-        self._turn_to(holding[-1])
+        self._open(max(segment for segment in segments if segment <= self.lsn))
         return True
 
     def _beginning(self, segment: int) -> LogPosition:
         head = self.source.read(segment, 0, SEGMENT_HEADER.size) or b""
         return LogPosition(segment, SEGMENT_HEADER.unpack(head)[4] if len(head) == SEGMENT_HEADER.size else 0)
 
-    def _turn_to(self, segment: int) -> None:
+    def _open(self, segment: int) -> None:
         self._segment = segment
         self._buffer, self._buffer_at = b"", 0
 

@@ -1,14 +1,14 @@
-"""What of the log is retained for the outbox, and how the outbox follows what is committed.
+"""What of the log is retained for the outbox, and how the outbox reads it.
 
 One subscriber (the outbox) reads committed frames from its replication cursor on.  It sees a frame only once the frame
-is durable in the sense of the setting `durability`.  Frames just committed come from memory, up to RECENT_BYTES of
-them; a subscriber that is further behind reads the files.  A commit pays one append to a deque, and one `notify` when
-the subscriber asked for it.
+is durable in the sense of the setting `durability`.  Recent frames come from memory, up to RECENT_BYTES of them; a
+subscriber that is further behind reads the files.  A commit pays one append to a deque, and one `notify` when the
+subscriber asked for it.
 
-The replication cursor is the position before which every event is published.  The file `outbox` in the data directory
-keeps it.  Segments at or behind the cursor are retained, also by a process without a subscriber, until they are more
-than `retain_max_bytes`; then the oldest are dropped, and the subscriber gets LogGone.  The file is written lazily: an
-old cursor, or a damaged file, makes the subscriber repeat, never skip.
+The replication cursor is the position before which every event is published; the file `outbox` stores it.  Segments at
+or behind the cursor are retained, also by a process without a subscriber, until they are more than `retain_max_bytes`;
+then the oldest are dropped, and the subscriber gets LogGone.  An old cursor, or a damaged file, makes the subscriber
+repeat events, never skip any, so the file is written lazily.
 
 Invariants: the cursor is never behind the end of the log; no segment is deleted because of a cursor that a crash could
 take back.
@@ -34,7 +34,7 @@ from merklekv.files import replace_file
 log = logging.getLogger(__name__)
 
 DEFAULT_RETAIN_MAX_BYTES: Final = 1 << 30
-RECENT_BYTES: Final = 4 << 20  # of frames kept in memory for the subscriber
+RECENT_BYTES: Final = 4 << 20  # of frames in memory for the subscriber
 RECENT_FRAMES: Final = 20_000
 CURSOR_FILE: Final = "outbox"
 CURSOR_MAGIC: Final = b"MKVCURSR"
@@ -73,7 +73,7 @@ class Retention:
         self._durable_lsn = self.cursor.lsn if self.cursor else 0
 
     def subscribe(self) -> LogPosition:
-        """Where the subscriber goes on.  The first time it is the end of the log, which is retained from now on."""
+        """The replication cursor.  The first time it is the end of the log, which is retained from now on."""
         if self.cursor is None:
             try:
                 self._save(self.end)
@@ -84,7 +84,7 @@ class Retention:
         return self.cursor
 
     def advance(self, cursor: LogPosition) -> None:
-        """Every event before `cursor` is published.  A crash may take this back; then they are published again."""
+        """Every event before `cursor` is published.  After a crash some of them may be published again."""
         self.cursor = cursor
         try:
             self._save(cursor)
@@ -142,7 +142,7 @@ class Retention:
         return lsns
 
     def close(self) -> None:
-        """Closes the file that was read last."""
+        """Closes the open segment."""
         self._source.close()
 
     def _load(self) -> LogPosition | None:

@@ -1,6 +1,6 @@
-"""The files of the log: their names, what makes them durable, and reading one of them.
+"""The files of the log: their names, their frames, and the calls that make them durable.
 
-A frame is whole when its checksum fits its bytes and its place (layout: format.py).  A crash can leave a torn tail
+A frame is whole when its checksum fits its bytes and its position (layout: format.py).  A crash can leave a torn tail
 behind the last whole frame.  Zeros behind it are room that the writer had reserved.
 """
 

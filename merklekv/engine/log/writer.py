@@ -4,14 +4,12 @@ Group commit: writers append entries in memory under the engine's lock.  `take` 
 `write` and `sync` put it on disk outside of that lock.  One fdatasync serves all clients of a tick.
 
 Room is reserved before an entry is accepted (`reserve`, posix_fallocate).  So a full disk refuses a write before
-anything has changed, and on most file systems a frame that was accepted has its place.  Where reserved room is no
-promise (btrfs, ZFS, thin volumes) `write` can still find none; then `take_back` cuts the file back.  Reserved room also
-makes fdatasync cheaper, because the file's size does not change (`benchmarks/test_log.py`).
+anything has changed.  Some file systems (btrfs, ZFS, thin volumes) do not guarantee reserved room: if `write` finds
+none, `take_back` cuts the file back.  Reserved room also makes fdatasync cheaper, because the file's size does not
+change (`benchmarks/test_log.py`).
 
 Syncing, writing and rotating need no new descriptor: the directory and the file of the next segment (`.next`) are open
-ahead, and a full segment keeps its descriptor until it is synced to its end.
-
-Not here: what entries mean (table.py), and when to seal (the commit).
+already, and a full segment stays open until it is synced to its end.
 """
 
 import os
@@ -35,10 +33,10 @@ NEXT_FILE: Final = ".next"  # becomes the next segment
 
 @dataclass
 class LogEnd:
-    """Where the log ends: what `Log` goes on from."""
+    """Where the log ends after a restart."""
 
     segments: list[int]  # LSNs of those that the base lacks, the open one last
-    end: int  # bytes of the last segment that hold whole frames
+    end: int  # bytes of the last segment, up to the end of its last whole frame
     sequence: int  # of the next local event
 
 
@@ -65,8 +63,8 @@ class Log:
         self._frame_sequence = self.sequence
         self._entries_cut = 0
         self._sealed: deque[Sealed] = deque()  # oldest first
-        self._turning = threading.Lock()  # held for a moment, while it changes what is open and what is sealed
-        self._syncing = threading.Lock()  # held during a sync, so the file stays open
+        self._files_lock = threading.Lock()  # briefly, while it changes what is open and what is sealed
+        self._sync_lock = threading.Lock()  # during a sync, so the file stays open
         self._directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         self._next_fd = -1
         if recovered is None:
@@ -129,9 +127,9 @@ class Log:
         self.written_lsn = self.lsn + position + len(frame)
 
     def take_back(self) -> None:
-        """Forgets everything behind the last frame that was written, also what a failed `write` has left in the file.
+        """Drops everything behind the last written frame, also from the file.  Call `resume` then.
 
-        The caller sets `sequence`.  Raises StorageFailed.
+        Raises StorageFailed.
         """
         self.pending = []
         self.pending_size = 0
@@ -149,7 +147,7 @@ class Log:
         self.sequence = self._frame_sequence = sequence
 
     def probe(self) -> None:
-        """Writes zeros, as reserved room has them, behind the last frame.  Raises Shortage if the disk has no room."""
+        """Writes zeros behind the last frame, as in reserved room.  Raises Shortage if the disk has no room."""
         self.reserve(PROBE_SIZE)
         try:
             write_whole(self._fd, bytes(PROBE_SIZE), self.position)
@@ -157,11 +155,12 @@ class Log:
             raise self._trouble(error, "cannot write") from error
 
     def sync(self) -> None:
-        """Makes every written frame durable, those of full segments first.  Raises StorageFailed: the kernel may have
-        dropped the pages.  May run beside `write`, `seal` and `finish_sealing`.
+        """Makes every written frame durable, those of full segments first.  Other threads may write or seal meanwhile.
+
+        Raises StorageFailed: the kernel may have dropped the pages.
         """
-        with self._syncing:
-            with self._turning:
+        with self._sync_lock:
+            with self._files_lock:
                 written, fd = self.written_lsn, self._fd
                 dirty = [sealed for sealed in self._sealed if not sealed.synced]
             try:
@@ -174,19 +173,19 @@ class Log:
             self.synced_lsn = max(self.synced_lsn, written)
 
     def seal(self) -> None:
-        """Starts a new segment and puts the full one aside for `finish_sealing`; its frames must all be written.
+        """Starts a new segment and leaves the full one to `finish_sealing`; its frames must all be written.
 
         Raises Shortage, with the old segment still in use, and StorageFailed.
         """
         fd = self._begin_segment(self.end_lsn)
-        with self._turning:
+        with self._files_lock:
             self._sealed.append(Sealed(self.lsn, self.position, self._fd, self.synced_lsn >= self.end_lsn))
             self._adopt(self.end_lsn, fd)
 
     def finish_sealing(self) -> None:
         """Cuts the reserved room off full segments, syncs and closes them; one thread at a time.  Raises StorageFailed.
 
-        Readers get along with the reserved room, so this may come late; `sync` does not wait for it.
+        Readers accept reserved room, so this may happen late; `sync` does not wait for it.
         """
         while self._sealed:
             sealed = self._sealed[0]
@@ -197,7 +196,7 @@ class Log:
             except OSError as error:
                 path = segment_path(self.directory, sealed.lsn)
                 raise StorageFailed(f"{path}: cannot sync: {error.strerror}") from error
-            with self._syncing, self._turning:
+            with self._sync_lock, self._files_lock:
                 self._sealed.popleft()
                 os.close(sealed.fd)
                 self.synced_lsn = max(self.synced_lsn, sealed.lsn + sealed.end)
