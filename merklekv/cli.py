@@ -7,7 +7,6 @@ once.
 
 from __future__ import annotations
 
-import enum
 import functools
 import inspect
 import logging
@@ -15,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -45,14 +44,6 @@ FLAGS = {
     "log_format": ("--log-format", "text|json"),
     "allow_remote": ("--allow-remote", ""),
 }
-
-
-class DemoBroker(enum.Enum):
-    """Brokers that the demo can start."""
-
-    AUTO = "auto"
-    MOSQUITTO = "mosquitto"
-    IOTCORE = "iotcore"
 
 
 RUN_EXAMPLES = """
@@ -182,13 +173,13 @@ def demo_command(
         ),
     ] = None,
     broker: Annotated[
-        DemoBroker,
+        Literal["auto", "mosquitto", "iotcore"],
         typer.Option(
             "--broker",
             metavar="auto|mosquitto|iotcore",
             help="Which broker to start; auto takes Mosquitto if it is installed.",
         ),
-    ] = DemoBroker.AUTO,
+    ] = "auto",
 ) -> None:
     """Watch three nodes and a broker in this terminal, stop and start them by a key, and see them heal.
 
@@ -196,7 +187,7 @@ def demo_command(
     """
     from merklekv.demo.show import show
 
-    raise typer.Exit(show(seconds, broker.value))
+    raise typer.Exit(show(seconds, broker))
 
 
 @app.command("version")

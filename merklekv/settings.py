@@ -76,7 +76,7 @@ class ReplicationSettings:
         86_400, kinds.integer(0, 0xFFFF_FFFE), "how long the broker keeps events for this node while it is offline"
     )
     heartbeat_seconds: int = setting(
-        10, kinds.integer(1, 3600), "time between heartbeats, by which nodes see that they are heard"
+        10, kinds.integer(1, 3600), "time between heartbeats, by which nodes see that the others are online"
     )
     outbox_max_bytes: int = setting(
         1 * GiB,

@@ -105,7 +105,7 @@ def _as_script(seconds: float, broker_kind: str, stopped: Callable[[], bool], co
 
     with Cluster(broker_kind, report) as cluster:
         if not until(began + START_S, lambda: cluster.met) and not stopped():
-            raise HarnessError(f"the nodes do not hear each other after {START_S:.0f} s: {cluster.differences()}")
+            raise HarnessError(f"the nodes do not find each other after {START_S:.0f} s: {cluster.differences()}")
         met = time.monotonic()
         for share, act in SCRIPT:
             until(met + share * seconds)

@@ -3,7 +3,7 @@
 The first byte that a connection receives decides the protocol. The worker decides when to read, run and send; a
 connection knows in which state that leaves it:
 
-    OPEN --hold--> PAUSED --resume--> OPEN     a request waits, or the client does not read its replies
+    OPEN --pause--> PAUSED --resume--> OPEN    a request waits, or the client does not read its replies
     OPEN, PAUSED --close_when_sent--> CLOSING --linger--> LINGERING
     any --close--> CLOSED
 
@@ -35,7 +35,7 @@ _TLS_FIRST = b"\x16"  # a handshake record; what a server chose, such as a ticke
 
 class State(enum.Enum):
     OPEN = enum.auto()  # reads and runs requests
-    PAUSED = enum.auto()  # holds requests and reads no more of them
+    PAUSED = enum.auto()  # keeps requests for later and reads no more of them
     CLOSING = enum.auto()  # runs nothing more, drops what it reads, and sends the replies that are left
     LINGERING = enum.auto()  # has sent all and told the client that no more will come; drops what it reads
     CLOSED = enum.auto()
@@ -80,7 +80,7 @@ class Connection(Session):
         self.end_of_input = False  # nothing more will be read
         self.replies: list[bytes] = []  # of this tick: they leave after its commit
         self.unsent: bytes | memoryview = b""  # what the socket did not take
-        self.backlog: list[Request] = []  # held requests, oldest first
+        self.backlog: list[Request] = []  # of a paused connection, oldest first
         self.task: Long | None = None  # the oldest of them, when it is a long command under way
         self.waits_for: Pause = None  # what must become true before it goes on
         self.when_sent: Callable[[], None] | None = None  # called when the last reply is sent
@@ -109,7 +109,7 @@ class Connection(Session):
 
     # -- states ------------------------------------------------------------------------------------------------------
 
-    def hold(self, requests: list[Request]) -> None:
+    def pause(self, requests: list[Request]) -> None:
         """Keeps requests until `resume`: the first one waits, or there are replies enough to send before it.
 
         Not of a connection that ends, or that was closed in this tick.
@@ -121,7 +121,7 @@ class Connection(Session):
         self.needs_attention = True
 
     def resume(self) -> list[Request]:
-        """The held requests, which run now."""
+        """The requests that wait, which run now."""
         backlog, self.backlog = self.backlog, []
         self.state = OPEN
         return backlog

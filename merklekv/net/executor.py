@@ -41,7 +41,7 @@ class Executor:
         return answered
 
     def run(self, connection: Connection, requests: list[Request]) -> None:
-        """Runs requests of one connection in their order. Holds one that has to wait, with all that follow it."""
+        """Runs requests of one connection in their order. Pauses it at one that has to wait."""
         replies = connection.replies
         if not replies:
             self.answered.append(connection)
@@ -83,7 +83,7 @@ class Executor:
             at += 1
         self.output += budget - room
         if at < end:
-            connection.hold(requests[at:])
+            connection.pause(requests[at:])
 
     def run_each(self, entry: Entry, connections: list[Connection], requests: list[Request]) -> int:
         """Runs one request of each connection, all of one command, in one call. Returns how many of the first it ran.

@@ -19,6 +19,7 @@ import errno
 import ipaddress
 import itertools
 import logging
+import os
 import resource
 import socket
 import time
@@ -200,7 +201,8 @@ def _listen(host: str, port: int) -> list[socket.socket]:
             return _listen_on(dict.fromkeys((one[0], one[4]) for one in found), port)
         except OSError as problem:
             if problem.errno != errno.EADDRINUSE:
-                raise AddressUnavailable(f"cannot listen on {host}:{port}: {problem.strerror}") from problem
+                reason = os.strerror(problem.errno or 0)
+                raise AddressUnavailable(f"cannot listen on {host}:{port}: {reason}") from problem
             if port or attempt == PORT_ATTEMPTS - 1:  # a port that was free at one address may be taken at the next
                 raise AddressInUse(
                     f"port {port} of {host} is in use by another program: choose another one"
@@ -213,7 +215,9 @@ def _listen_on(addresses: Iterable[tuple[socket.AddressFamily, tuple[Any, ...]]]
     absent: OSError | None = None
     for family, (host, _, *rest) in addresses:
         try:
-            listeners.append(_listener(family, (host, port, *rest)))
+            dual = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+            address = (host, port, *rest)
+            listeners.append(socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=dual))
         except OSError as problem:
             if problem.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 absent = problem  # another machine has it, or IPv6 is off
@@ -221,23 +225,11 @@ def _listen_on(addresses: Iterable[tuple[socket.AddressFamily, tuple[Any, ...]]]
             for listener in listeners:
                 listener.close()
             raise
+        listeners[-1].setblocking(False)
         port = listeners[0].getsockname()[1]
     if absent is not None and not listeners:
         raise absent
     return listeners
-
-
-def _listener(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-        listener.setblocking(False)
-    except OSError:
-        listener.close()
-        raise
-    return listener
 
 
 def _room_for(connections: int, own_files: int) -> int:

@@ -161,7 +161,7 @@ class Worker(threading.Thread):
                 if event != READABLE and not self._handle(connection, event):
                     continue
                 if connection.needs_attention and connection.state is PAUSED:
-                    continue  # it was read earlier in this tick, and holds requests
+                    continue  # it was read earlier in this tick, and its requests wait
                 try:
                     data = connection.receive(share)
                 except OSError as problem:

@@ -169,6 +169,6 @@ def test_a_connection_that_was_closed_in_this_tick_stays_closed(resp: Wire, serv
     (connection,) = [one for worker in server._workers for one in worker.connections.values()]
     resp.close()
     wait_until(lambda: connection.state is CLOSED, what="the end of the connection")
-    connection.hold([[b"PING"]])
+    connection.pause([[b"PING"]])
     assert connection.state is CLOSED
     assert not connection.backlog

@@ -260,7 +260,7 @@ def test_stats_fit_into_one_read_whatever_they_count(
         next(entry for entry in entries if entry.command.group == group).calls = largest
     context.traffic.connections = largest
     context.started -= largest
-    monkeypatch.setattr(status, "memory", lambda: status.Memory(largest * 1024, largest * 1024))
+    monkeypatch.setattr(status, "memory", lambda: (largest * 1024, largest * 1024))
     sessions = [context.sessions()[0]] * 10_000
     context.sessions = lambda: sessions
     text.send(b"STATS\n")

@@ -20,6 +20,7 @@ from merklekv.net.registry import FAST, MANY, Reply, Subcommands, command, line_
 from merklekv.net.session import Session
 
 DEFAULT_USER = b"default"  # the only one, without a password
+CLIENT_NAMES = "Client names"
 CLIENT_TYPES = (b"normal", b"replica", b"slave", b"master", b"pubsub")
 
 
@@ -62,7 +63,7 @@ def hello(session: Session, request: Request) -> Reply:
     while words:
         option = words.pop(0)
         if option.upper() == b"SETNAME" and words:
-            name = _client_name(words.pop(0))
+            name = printable(words.pop(0), CLIENT_NAMES)
         elif option.upper() == b"AUTH" and len(words) > 1:
             _check_user(words.pop(0))
             words.pop(0)
@@ -99,10 +100,6 @@ def auth(session: Session, request: Request) -> Reply:
 def _check_user(name: bytes) -> None:
     if name != DEFAULT_USER:
         raise RequestError("invalid username-password pair or user is disabled.", code="WRONGPASS")
-
-
-def _client_name(name: bytes) -> bytes:
-    return printable(name, "Client names")
 
 
 @command("SELECT 0", "Database 0 is the only one.", flags=FAST)
@@ -194,7 +191,7 @@ def _describe(one: Session) -> bytes:
 
 @_client.add("SETNAME name", "Names this connection.", least=1)
 def _client_setname(session: Session, arguments: Sequence[bytes]) -> bytes:
-    session.name = _client_name(arguments[0])
+    session.name = printable(arguments[0], CLIENT_NAMES)
     return resp.OK
 
 

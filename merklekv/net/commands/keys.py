@@ -94,15 +94,10 @@ def dbsize_line(session: Session, request: Request) -> Reply:
 
 @command("FLUSHDB [ASYNC|SYNC]", _DELETES_ALL, group="flushdb", flags=SLOW_WRITE)
 @command("FLUSHALL [ASYNC|SYNC]", _DELETES_ALL, group="flushdb", flags=SLOW_WRITE)
+@command("TRUNCATE", _DELETES_ALL, group="flushdb", flags=SLOW_WRITE)
 def flush(session: Session, request: Request) -> Reply:
     if len(request) > 2 or (request[1:] and request[1].upper() not in (b"SYNC", b"ASYNC")):
         raise RequestError(SYNTAX_ERROR)
-    session.engine.truncate()
-    return resp.OK
-
-
-@command("TRUNCATE", _DELETES_ALL, group="flushdb", flags=SLOW_WRITE)
-def truncate(session: Session, request: Request) -> Reply:
     session.engine.truncate()
     return resp.OK
 

@@ -35,7 +35,7 @@ def version_line(session: Session, request: Request) -> Reply:
 
 @line_command("MEMORY", group="memory")
 def memory_line(session: Session, request: Request) -> Reply:
-    return b"MEMORY %d\r\n" % status.memory().own
+    return b"MEMORY %d\r\n" % status.memory()[1]
 
 
 @command("STATS", "Counters since the start.", group="stat")

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import merklekv
 from merklekv.metrics import ClientMetrics, ServerMetrics, Value, values_of
@@ -18,36 +17,23 @@ REDIS_VERSION = "7.0.15"
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
-class Memory(NamedTuple):
-    """Memory of this process, in bytes."""
-
-    resident: int  # in RAM, with the pages of mapped files such as the base, which the kernel may take back
-    own: int  # of that, what is no page of a file
-
-
-def memory() -> Memory:
+def memory() -> tuple[int, int]:
+    """Bytes of this process in RAM, and how many of them are no pages of files, which the kernel may take back."""
     resident, shared = (int(pages) * _PAGE_BYTES for pages in Path("/proc/self/statm").read_bytes().split()[1:3])
-    return Memory(resident, resident - shared)
-
-
-def uptime_words(seconds: int) -> str:
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    return f"{days}d {hours}h {minutes}m {seconds}s"
+    return resident, resident - shared
 
 
 def client_metrics(context: Context) -> ClientMetrics:
     calls = context.commands.calls()
-    seconds = int(time.monotonic() - context.started)
+    uptime = int(time.monotonic() - context.started)
     return ClientMetrics(
-        uptime_seconds=seconds,
-        uptime=uptime_words(seconds),
+        uptime_seconds=uptime,
+        uptime=f"{uptime // 86400}d {uptime // 3600 % 24}h {uptime // 60 % 60}m {uptime % 60}s",
         total_connections=context.traffic.connections,
         active_connections=len(context.sessions()),
         total_commands=sum(calls.values()),
         commands={group: count for group, count in calls.items() if group},
-        used_memory_kb=memory().own // 1024,
+        used_memory_kb=memory()[1] // 1024,
     )
 
 
@@ -86,7 +72,7 @@ def sections(context: Context) -> dict[str, Mapping[str, Value]]:
     """The sections of INFO over RESP: Redis's, and one of our own with everything."""
     values = all_metrics(context)
     keys = values["db_keys"]
-    used = memory()
+    resident, own = memory()
     seconds = values["uptime_seconds"]
     return {
         "Server": {
@@ -104,9 +90,9 @@ def sections(context: Context) -> dict[str, Mapping[str, Value]]:
             "maxclients": context.limits.connections,
         },
         "Memory": {
-            "used_memory": used.own,
-            "used_memory_human": f"{used.own / 2**20:.2f}M",
-            "used_memory_rss": used.resident,
+            "used_memory": own,
+            "used_memory_human": f"{own / 2**20:.2f}M",
+            "used_memory_rss": resident,
         },
         "Persistence": {"loading": 0, "rdb_bgsave_in_progress": 0, "aof_enabled": 1, "aof_rewrite_in_progress": 0},
         "Stats": {

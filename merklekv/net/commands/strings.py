@@ -7,7 +7,7 @@ in slices, so it is not a snapshot; MSET and MSETNX are all or none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from merklekv.engine.integers import strict_integer
 from merklekv.net.commands.arguments import (
@@ -223,22 +223,15 @@ def prepend(session: Session, request: Request) -> Reply:
 
 
 @line_command("APPEND key value", group="string")
-def append_line(session: Session, request: Request) -> Reply:
-    return _extend_line(session, request, session.engine.append)
-
-
 @line_command("PREPEND key value", group="string")
-def prepend_line(session: Session, request: Request) -> Reply:
-    return _extend_line(session, request, session.engine.prepend)
-
-
-def _extend_line(session: Session, request: Request, extend: Callable[[bytes, bytes], bytes]) -> bytes:
+def extend_line(session: Session, request: Request) -> Reply:
     """Refuses what the reply could not show, before anything changes."""
     key, value = key_and_value(request)
-    with session.engine.lock:
+    engine = session.engine
+    with engine.lock:
         line_value(value)
-        line_value(session.engine.get(key) or b"")
-        return _value_line(extend(key, value))
+        line_value(engine.get(key) or b"")
+        return _value_line((engine.append if request[0].upper() == b"APPEND" else engine.prepend)(key, value))
 
 
 def _value_line(value: bytes) -> bytes:
@@ -250,7 +243,7 @@ def getrange(session: Session, request: Request) -> Reply:
     start, end = integer(request[2]), integer(request[3])
     value = session.engine.get(request[1]) or b""
     size = len(value)
-    if start < 0 and end < 0 and start > end:
+    if end < start < 0:
         return resp.bulk(b"")
     start = max(start + size, 0) if start < 0 else start
     end = max(end + size, 0) if end < 0 else end
@@ -302,17 +295,10 @@ def decrby(session: Session, request: Request) -> Reply:
 
 @line_command("INC key [amount]", group="numeric")
 @line_command("INCR key [amount]", group="numeric")
-def increment_line(session: Session, request: Request) -> Reply:
-    return _add_line(session, request, 1)
-
-
 @line_command("DEC key [amount]", group="numeric")
 @line_command("DECR key [amount]", group="numeric")
-def decrement_line(session: Session, request: Request) -> Reply:
-    return _add_line(session, request, -1)
-
-
-def _add_line(session: Session, request: Request, sign: int) -> bytes:
+def add_line(session: Session, request: Request) -> Reply:
+    sign = 1 if request[0].upper().startswith(b"INC") else -1
     key, _, amount = request[1].partition(b" ")
     if not key:
         raise line_error(request, "requires a key")
