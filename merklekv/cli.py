@@ -149,8 +149,8 @@ def config_command(
     if as_json:
         import json
 
-        rows = {one.key: {"value": one.plain(), "source": one.source} for one in loaded.effective}
-        print(json.dumps(rows, indent=2))
+        document = {one.key: {"value": one.plain(), "source": one.source} for one in loaded.effective}
+        print(json.dumps(document, indent=2))
         return
     key_width = max(len(one.key) for one in loaded.effective)
     value_width = max(len(one.shown()) for one in loaded.effective)

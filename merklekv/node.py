@@ -5,7 +5,7 @@
     scrubber  ->  anti-entropy (cuts its exchanges)  ->  server (answers the requests in hand, closes)
         ->  replication (publishes the rest of the outbox, for a while)  ->  engine (commits, syncs, closes)
 
-Promises: the node announces itself once, when it can serve the first client. A signal of STOP_SIGNALS or SHUTDOWN stops
+Guarantees: the node announces itself once, when it can serve the first client. A signal of STOP_SIGNALS or SHUTDOWN stops
 it within ten seconds, with exit status 0; other signals do not end it. A failed disk ends the process at once, because
 what the kernel still holds can no longer be trusted. None of these loses an acknowledged write: replies leave after
 their commit. If a part cannot start, those before it are stopped again.
@@ -326,27 +326,6 @@ class Node:
         )
 
 
-class StopDeadline:
-    """Ends the process STOP_DEADLINE_S after `begin`.  Its thread exists from the start: a stop may find none left."""
-
-    def __init__(self) -> None:
-        self._began = threading.Event()
-        self._is_over = threading.Event()
-        threading.Thread(target=self._run, name="stop-deadline", daemon=True).start()
-
-    def begin(self) -> None:
-        self._began.set()
-
-    def cancel(self) -> None:
-        """The stop is complete."""
-        self._is_over.set()
-
-    def _run(self) -> None:
-        self._began.wait()
-        if not self._is_over.wait(STOP_DEADLINE_S):
-            _cut_short()
-
-
 def serve(settings: Settings, announce: Callable[[str], None]) -> int:
     """Run a node until it is told to stop; the exit status. Raises what starting it raises."""
     start_logging(settings.log_level, settings.log_format)
@@ -357,8 +336,10 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> int:
     # A thread that returns from the kernel waits this long for the interpreter while another one computes. With 5 ms,
     # Python's default, clients would wait so long for each sync and send while events of other nodes are merged.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    stopping, stopped = threading.Event(), threading.Event()
     try:
-        deadline = StopDeadline()
+        # A thread from the start on: a stop may find none left.
+        threading.Thread(target=limit_stop, args=(stopping, stopped), name="stop-deadline", daemon=True).start()
         node.start()
     finally:
         flush_log()  # before the line that says why it cannot start, or that it has
@@ -368,10 +349,10 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> int:
     log.info("node %s, process %d", node.node_id, os.getpid())
     announce(node.ready_line())
     reason = node.stop_requests.wait()
-    deadline.begin()
+    stopping.set()
     log.info("stopping: %s", reason)
     node.stop()
-    deadline.cancel()
+    stopped.set()
     log.info("stopped")
     _on_signals(STOP_SIGNALS | IGNORED_SIGNALS, signal.SIG_IGN)  # at its end Python would restore handlers that kill
     return EXIT_OK
@@ -391,9 +372,12 @@ def _leave_while_starting(number: int, frame: FrameType | None) -> NoReturn:
     _leave(EXIT_OK)
 
 
-def _cut_short() -> NoReturn:
-    log.error("stopping took over %.1f s, leaving now; acknowledged writes are safe", STOP_DEADLINE_S)
-    _leave(EXIT_SLOW_STOP)
+def limit_stop(stopping: threading.Event, stopped: threading.Event) -> None:
+    """End the process if a stop that has begun takes over STOP_DEADLINE_S."""
+    stopping.wait()
+    if not stopped.wait(STOP_DEADLINE_S):
+        log.error("stopping took over %.1f s, leaving now; acknowledged writes are safe", STOP_DEADLINE_S)
+        _leave(EXIT_SLOW_STOP)
 
 
 def end_at_once(error: BaseException) -> NoReturn:

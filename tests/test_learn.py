@@ -78,7 +78,7 @@ def steps(page: Path) -> list[Command]:
         if name:
             found.append(Command(f"cat > {name} << 'END OF FILE'\n{text}END OF FILE", ""))
         else:
-            assert kind == "console", f"{page.name}: a block that nobody runs: {text}"
+            assert kind == "console", f"{page.name}: a block that no test runs: {text}"
             found += commands(text)
     return found
 

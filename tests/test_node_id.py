@@ -177,7 +177,7 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
         read_node_id(tmp_path)
     (tmp_path / "node-id").rmdir()
     os.mkfifo(tmp_path / "node-id")
-    with pytest.raises(Corruption, match="not a file"):  # and does not wait for somebody to write into it
+    with pytest.raises(Corruption, match="not a file"):  # and does not wait for a writer
         read_node_id(tmp_path)
 
 

@@ -79,7 +79,7 @@ class Cluster:
         if self.met and self.writing:
             for node in self.nodes:
                 self.written += len(node.ask(self._traffic()))
-        picture = [look and (look.root, look.outbox, look.link) for look in looks]
+        picture = [look and (look.root, look.outbox, look.connection) for look in looks]
         if picture != self._picture:
             self._picture, self._changed_at = picture, time.monotonic()
 
@@ -132,8 +132,10 @@ class Cluster:
         shown = []
         for node in self.nodes:
             look = node.look
-            held = f"{counted(look.keys, 'key')}, root {look.root[:12]}, outbox {look.outbox}" if look else node.state
-            shown.append(f"{node.name}: {held}")
+            content = (
+                f"{counted(look.keys, 'key')}, root {look.root[:12]}, outbox {look.outbox}" if look else node.state
+            )
+            shown.append(f"{node.name}: {content}")
         return " | ".join(shown)
 
     def _report_changes(self) -> None:

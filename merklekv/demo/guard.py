@@ -2,9 +2,9 @@
 
     python -m merklekv.demo.guard DIRECTORY
 
-It reads process ids, a line each, from a pipe that only the demo holds. When the demo ends, the pipe ends: the guard
+It reads process ids, a line each, from a pipe that only the demo writes. When the demo ends, the pipe ends: the guard
 kills those of the processes that still run, and removes the directory. After a normal end nothing is left to do.
-Processes are held by descriptors (pidfd), so a process that got the same id later is not hit.
+It refers to processes by descriptors (pidfd), so a process that got the same id later is not hit.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ def remove(directory: Path) -> bool:
 
 def watch(pids: Iterable[str]) -> None:
     """Kills these processes when the input ends."""
-    held: list[int] = []
+    watched: list[int] = []
     for pid in pids:
-        for fd in [fd for fd in held if not _signal(fd, 0)]:  # it has ended
+        for fd in [fd for fd in watched if not _signal(fd, 0)]:  # it has ended
             os.close(fd)
-            held.remove(fd)
+            watched.remove(fd)
         with contextlib.suppress(ProcessLookupError):
-            held.append(os.pidfd_open(int(pid)))
-    for fd in held:
+            watched.append(os.pidfd_open(int(pid)))
+    for fd in watched:
         _signal(fd, signal.SIGKILL)
 
 

@@ -74,7 +74,7 @@ class Look:
     keys: int
     root: str
     nodes: int  # online, itself included
-    link: str  # to the broker
+    connection: str  # to the broker
     outbox: int
 
 
@@ -145,6 +145,6 @@ def _look(replies: list[Reply]) -> Look:
     assert isinstance(root, bytes)
     assert isinstance(status, bytes)
     words = status.decode().split()
-    figures = dict(word.split("=", 1) for word in words if "=" in word)
+    fields = dict(word.split("=", 1) for word in words if "=" in word)
     nodes = int(words[2]) if words[1] == "enabled" else 1
-    return Look(keys, root.decode(), nodes, figures.get("state", "disabled"), int(figures.get("outbox", "0")))
+    return Look(keys, root.decode(), nodes, fields.get("state", "disabled"), int(fields.get("outbox", "0")))

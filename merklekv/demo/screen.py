@@ -90,4 +90,4 @@ def _row(node: NodePart, state: str, common_root: str) -> list[RenderableType]:
     look = node.look
     root = Text(look.root[:ROOT_DIGITS], style="green" if look.root == common_root else "yellow")
     outbox = Text(f"{look.outbox:,}", style="yellow" if look.outbox else "")
-    return [*shown, f"{look.keys:,}", root, outbox, look.link]
+    return [*shown, f"{look.keys:,}", root, outbox, look.connection]

@@ -67,23 +67,22 @@ class Broker(Server):
 
 
 class Mosquitto(Broker):
-    """`lines` are its configuration beside the listener; `verbose` logs every packet."""
+    """`lines` are its configuration beside the listener."""
 
     kind = "mosquitto"
     pause_word = "SIGTERM"
 
-    def __init__(self, directory: Path, *lines: str, verbose: bool = False, own_session: bool = False) -> None:
+    def __init__(self, directory: Path, *lines: str, own_session: bool = False) -> None:
         # As root it would become a user who may read nothing here; for others `user` means nothing.
         port = free_port()
         config = "\n".join((f"listener {port} {HOST}", "user root", *(lines or OPEN))) + "\n"
         super().__init__(directory, port, config, "conf", own_session=own_session)
-        self._verbose = verbose
 
     def command(self) -> list[str]:
         program = mosquitto()
         if program is None:
             raise HarnessError("no mosquitto found: apt-get install mosquitto")
-        return [program, *(["-v"] if self._verbose else []), "-c", str(self.config)]
+        return [program, "-c", str(self.config)]
 
     def pause(self) -> None:
         self.send_signal(signal.SIGTERM)

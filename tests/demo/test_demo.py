@@ -35,7 +35,7 @@ LOOK_S = 30.0
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:
-    """Where the demo puts its directory; when the test ends there is nothing in it, and nobody at work on it."""
+    """Where the demo puts its directory; when the test ends there is nothing in it, and no process at work on it."""
     place = tmp_path / "place"
     place.mkdir()
     yield place
@@ -81,11 +81,11 @@ def test_a_script_of_outages_ends_with_equal_nodes(place: Path, broker: str) -> 
     for told in ("node-2 is down", "node-2 is up", "stopping the broker", "broker is up", "writing is paused"):
         assert told in done.stdout
     last = done.stdout.splitlines()[-1]
-    held = re.findall(r"node-\d: (\d+ keys, root \w+), outbox 0", last)
+    contents = re.findall(r"node-\d: (\d+ keys, root \w+), outbox 0", last)
     assert "converged: all nodes hold the same" in last
-    assert len(held) == 3
-    assert len(set(held)) == 1
-    assert not held[0].startswith("0 ")
+    assert len(contents) == 3
+    assert len(set(contents)) == 1
+    assert not contents[0].startswith("0 ")
 
 
 def test_a_second_is_enough(place: Path) -> None:

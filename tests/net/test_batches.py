@@ -1,4 +1,4 @@
-"""A row of equal requests at the start of a pipeline is run by one call; nothing in the replies must show it."""
+"""Equal requests run in one call, of a pipeline or of many clients; the replies do not show it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_pipeline_is_answered_as_its_requests_one_by_one(start: Callable[..., 
         assert [engine.get(key) for key in keys] == contents
 
 
-def test_every_request_of_a_row_is_counted(resp: Wire) -> None:
+def test_every_request_of_a_batch_is_counted(resp: Wire) -> None:
     resp.send(encoded(b"SET", b"a", b"1") * 5 + encoded(b"GET", b"a") * 3)
     assert [resp.resp() for _ in range(8)] == [b"+OK\r\n"] * 5 + [b"$1\r\n1\r\n"] * 3
     counted = resp.call("STATS")
@@ -58,7 +58,7 @@ def test_every_request_of_a_row_is_counted(resp: Wire) -> None:
     assert b"get_commands:3" in counted
 
 
-def test_a_row_of_large_replies_waits_for_a_slow_reader(start: Callable[..., StartedServer], engine: Engine) -> None:
+def test_a_batch_of_large_replies_waits_for_a_slow_reader(start: Callable[..., StartedServer], engine: Engine) -> None:
     engine.set(b"large", b"x" * 1_000_000)
     server = start()
     with Wire(server.address) as slow:
@@ -70,7 +70,7 @@ def test_a_row_of_large_replies_waits_for_a_slow_reader(start: Callable[..., Sta
 def test_what_arrives_behind_a_long_command_waits_for_it(
     start: Callable[..., StartedServer], services: Any, engine: Engine
 ) -> None:
-    """Also when a write of the same round made the worker look for input once more."""
+    """Also when a write of the same tick made the worker look for input once more."""
     engine.durability = "always"
     services.exchange_slices = [None, None, None]
     with Wire(start().address) as client:
@@ -85,8 +85,8 @@ def test_what_arrives_behind_a_long_command_waits_for_it(
         assert [client.resp().split(b"\r\n")[1] for _ in echoes] == echoes
 
 
-def test_clients_that_ask_in_one_round_are_answered_each_by_itself(start: Callable[..., StartedServer]) -> None:
-    """One request of each is taken together; what the row does not take is run on its own."""
+def test_clients_that_ask_in_one_tick_are_answered_each_by_itself(start: Callable[..., StartedServer]) -> None:
+    """One request of each is taken together; what the batch does not take runs by itself."""
     server = start()
     draw = random.Random(3)
     keys = [b"a", b"b", b"k" * 512]
@@ -121,8 +121,8 @@ def test_clients_that_ask_in_one_round_are_answered_each_by_itself(start: Callab
 
 def test_a_row_stops_before_what_set_refuses(engine: Engine) -> None:
     engine.table.max_value_size = 100
-    row = [(b"SET", b"a", b"1"), (b"SET", b"b", b"x" * 100), (b"SET", b"", b"3"), (b"SET", b"c", b"4")]
-    assert engine.set_batch(row) == 2
+    batch = [(b"SET", b"a", b"1"), (b"SET", b"b", b"x" * 100), (b"SET", b"", b"3"), (b"SET", b"c", b"4")]
+    assert engine.set_batch(batch) == 2
     assert (engine.get(b"b"), engine.get(b"c")) == (b"x" * 100, None)
     assert engine.set_batch([(b"SET", b"a", b"2"), (b"SET", b"longer", b"x" * 101)]) == 1
 

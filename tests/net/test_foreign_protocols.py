@@ -179,7 +179,7 @@ def test_nothing_behind_a_broken_header_runs(sent: bytes, replies: bytes, apart:
 
 
 def test_a_resp_request_in_a_connection_of_lines_ends_it(connect: Connect) -> None:
-    """Its value may hold lines, and these are no commands."""
+    """Its value may have lines in it, and these are no commands."""
     wire = connect()
     wire.send(b"PING\r\n" + encode("SET", "k", BODY) + b"SET k v\r\n")
     assert wire.rest() == b"PONG\r\nERROR RESP after the line protocol: use one connection for each\r\n"

@@ -58,7 +58,7 @@ def test_a_segment_that_is_gone(engine: Engine, client: Client) -> None:
     engine.checkpointer.memtable_size = 1000
     engine.set(b"key", b"x" * 1000)
     engine.commit()
-    wait_until(lambda: numbers(client)[2][0] > 0, what="the first segment to be absorbed")
+    wait_until(lambda: numbers(client)[2][0] > 0, what="a checkpoint that covers the first segment")
     assert read(client, 0, 0, 100) is None
     end, checkpoint_lsn, segments = numbers(client)
     assert checkpoint_lsn in segments

@@ -1,4 +1,4 @@
-"""Starting, stopping, and whom a server takes in at all."""
+"""Starting, stopping, and which connections a server accepts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every limit on a client: at it all is well, past it there is a clear error, and nobody else notices."""
+"""Every limit on a client: at it all is well, past it there is a clear error, and no other client notices."""
 
 from __future__ import annotations
 

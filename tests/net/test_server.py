@@ -1,4 +1,4 @@
-"""How the server treats its connections: in order, durable before answered, and nobody at another's expense."""
+"""How the server treats its connections: in order, durable before answered, and none at another's expense."""
 
 from __future__ import annotations
 

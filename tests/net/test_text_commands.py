@@ -291,15 +291,15 @@ def test_memory_is_without_the_pages_of_mapped_files(text: Wire, resp: Wire, tmp
     file = tmp_path / "mapped"
     file.write_bytes(bytes(size))
 
-    def figures() -> tuple[int, int, int, int]:
+    def metrics() -> tuple[int, int, int, int]:
         lines = dict(line.split(":", 1) for line in resp.call("INFO", "memory").decode().split("\r\n") if ":" in line)
         own = int(block(text, "STATS")["used_memory_kb"]) * 1024
         return own, int(text.ask("MEMORY").split()[1]), int(lines["used_memory"]), int(lines["used_memory_rss"])
 
-    before = figures()
+    before = metrics()
     with file.open("r+b") as opened, mmap.mmap(opened.fileno(), size) as mapped:
         assert sum(mapped[at] for at in range(0, size, 4096)) == 0
-        after = figures()
+        after = metrics()
     assert max(abs(there - here) for there, here in zip(after[:3], before[:3], strict=True)) < 16 << 20
     assert after[3] - before[3] > size - (16 << 20)
 

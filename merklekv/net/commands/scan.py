@@ -12,8 +12,8 @@ A pattern that begins with literal text costs what is under that prefix only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator
+from itertools import zip_longest
 
 from merklekv.net.commands.arguments import SYNTAX_ERROR, integer, optional_argument
 from merklekv.net.errors import RequestError
@@ -24,16 +24,9 @@ from merklekv.net.protocol.text import Request
 from merklekv.net.registry import SLOW_READ, Long, Pause, command, line_command
 from merklekv.net.session import Session, check_reply_size
 
-COUNT_DEFAULT = 10
+COUNT_DEFAULT = b"10"
 CURSOR_BITS = 64
 CURSOR_DIGITS = 20  # of the largest number of so many bits
-
-
-@dataclass(slots=True)
-class _Options:
-    pattern: bytes = b"*"
-    count: int = COUNT_DEFAULT
-    kind: bytes = b"string"
 
 
 @command(
@@ -46,40 +39,28 @@ def scan(session: Session, request: Request) -> Long:
     cursor = request[1]
     if not cursor.isdigit() or len(cursor) > CURSOR_DIGITS or int(cursor) >> CURSOR_BITS:
         raise RequestError("invalid cursor")
-    return _scan(session, int(cursor), _read_options(request[2:]))
-
-
-def _read_options(words: Sequence[bytes]) -> _Options:
-    options = _Options()
-    for at in range(0, len(words), 2):
-        name = words[at].upper()
-        if at + 1 == len(words) or name not in (b"COUNT", b"MATCH", b"TYPE"):
+    options = {b"MATCH": b"*", b"COUNT": COUNT_DEFAULT, b"TYPE": b"string"}
+    for name, value in zip_longest(request[2::2], request[3::2]):
+        if name.upper() not in options or value is None:
             raise RequestError(SYNTAX_ERROR)
-        value = words[at + 1]
-        if name == b"COUNT":
-            options.count = integer(value)
-            if options.count < 1:
-                raise RequestError(SYNTAX_ERROR)
-        elif name == b"MATCH":
-            options.pattern = value
-        else:
-            options.kind = value.lower()
-    return options
+        options[name.upper()] = value
+        if integer(options[b"COUNT"]) < 1:
+            raise RequestError(SYNTAX_ERROR)
+    return _scan(session, int(cursor), options[b"MATCH"], int(options[b"COUNT"]), options[b"TYPE"].lower())
 
 
-def _scan(session: Session, cursor: int, options: _Options) -> Long:
-    """Looks at `count` keys, whether they match or not, as Redis does."""
+def _scan(session: Session, cursor: int, pattern: bytes, left: int, kind: bytes) -> Long:
+    """Looks at `left` keys, whether they match or not, as Redis does."""
     cursors = session.context.cursors
     after = cursors.recall(cursor) if cursor else None
     if cursor and after is None:
         raise RequestError(f"unknown cursor {cursor}: too old, from before a restart, or another node's: start at 0")
-    prefix, matches = compile_glob(options.pattern)
+    prefix, matches = compile_glob(pattern)
     found: list[bytes] = []
-    left = options.count
     size = 0
     while True:
         keys, after = session.engine.page(prefix, after, min(left, SLICE_KEYS))
-        if options.kind == b"string":
+        if kind == b"string":
             matching = list(filter(matches, keys))
             found += matching
             size += sum(map(len, matching))
