@@ -108,8 +108,8 @@ def _flag_parameters() -> list[inspect.Parameter]:
     parameters = []
     for key, (spelling, metavar) in FLAGS.items():
         declaration, default = table[key]
-        is_switch = declaration.kind is setting_types.FLAG
-        shown = "" if is_switch or default == "" else f" [default: {declaration.kind.show(default)}]"
+        is_switch = declaration.type is setting_types.FLAG
+        shown = "" if is_switch or default == "" else f" [default: {declaration.type.show(default)}]"
         option = typer.Option(spelling, metavar=metavar, help=declaration.meaning + shown, show_default=False)
         parameters.append(parameter(_parameter(key), Annotated[bool | None if is_switch else str | None, option]))
     file = typer.Option("--config", metavar="FILE", help="TOML file with settings", show_default=False)

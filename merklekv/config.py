@@ -62,7 +62,7 @@ class Effective:
         """The value as people write it; a secret is masked."""
         if self.declaration.secret and self.value:
             return SECRET_MASK
-        return self.declaration.kind.show(self.value)
+        return self.declaration.type.show(self.value)
 
     def plain(self) -> object:
         """The value for JSON: sizes and numbers as numbers, the rest as people write it."""
@@ -107,10 +107,10 @@ def _build(of: type[T], section: str, values: Mapping[str, Effective]) -> T:
 
 def _parse(key: str, declaration: Declaration, given: Given) -> object:
     try:
-        return declaration.kind.parse(given.value)
+        return declaration.type.parse(given.value)
     except ValueError:
         value = "the value (hidden)" if declaration.secret else shown(given.value)
-        raise ConfigError(f"{given.source}: {key} = {value} is not allowed; give {declaration.kind.allowed}") from None
+        raise ConfigError(f"{given.source}: {key} = {value} is not allowed; give {declaration.type.allowed}") from None
 
 
 def _check_together(values: Mapping[str, Effective]) -> None:

@@ -5,12 +5,10 @@
     scrubber  ->  anti-entropy (cuts its exchanges)  ->  server (answers the requests in hand, closes)
         ->  replication (publishes the rest of the outbox, for a while)  ->  engine (commits, syncs, closes)
 
-Guarantees: the node announces itself once, when it can serve the first client. A signal of STOP_SIGNALS or SHUTDOWN stops
-it within ten seconds, with exit status 0; other signals do not end it. A failed disk ends the process at once, because
-what the kernel still holds can no longer be trusted. None of these loses an acknowledged write: replies leave after
-their commit. If a part cannot start, those before it are stopped again.
-
-This module knows neither a byte of the protocol nor one on disk.
+The node announces itself once, when it can serve the first client. A signal of STOP_SIGNALS or SHUTDOWN stops it within
+ten seconds, with exit status 0; other signals do not end it. A failed disk ends the process at once, because what the
+kernel has in memory can no longer be trusted. None of these loses an acknowledged write: replies leave after their
+commit. If a part cannot start, those before it are stopped again.
 """
 
 from __future__ import annotations

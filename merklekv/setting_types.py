@@ -33,22 +33,22 @@ _NO = frozenset({"false", "no", "off", "0"})
 
 
 @dataclass(frozen=True, slots=True)
-class Kind(Generic[T_co]):
+class SettingType(Generic[T_co]):
     allowed: str
     parse: Callable[[object], T_co]
     show: Callable[[Any], str] = str
 
 
-def integer(lowest: int, highest: int) -> Kind[int]:
+def integer(lowest: int, highest: int) -> SettingType[int]:
     def parse(given: object) -> int:
         if isinstance(given, str) and _INTEGER.fullmatch(given.strip()):
             given = int(given)
         return _within(given, lowest, highest)
 
-    return Kind(f"an integer from {lowest} to {highest}", parse)
+    return SettingType(f"an integer from {lowest} to {highest}", parse)
 
 
-def size(lowest: int, highest: int) -> Kind[int]:
+def size(lowest: int, highest: int) -> SettingType[int]:
     def parse(given: object) -> int:
         if isinstance(given, str):
             match = _SIZE.fullmatch(given.strip())
@@ -58,7 +58,7 @@ def size(lowest: int, highest: int) -> Kind[int]:
         return _within(given, lowest, highest)
 
     allowed = f"a size from {show_size(lowest)} to {show_size(highest)}, such as 64MiB or 67108864"
-    return Kind(allowed, parse, show_size)
+    return SettingType(allowed, parse, show_size)
 
 
 def _within(given: object, lowest: int, highest: int) -> int:
@@ -76,13 +76,13 @@ def show_size(count: int) -> str:
     return str(count)
 
 
-def choice(*names: str) -> Kind[Any]:
+def choice(*names: str) -> SettingType[Any]:
     def parse(given: object) -> str:
         if str(given).lower() not in names or isinstance(given, bool):
             raise ValueError(given)
         return str(given).lower()
 
-    return Kind("one of " + ", ".join(names), parse)
+    return SettingType("one of " + ", ".join(names), parse)
 
 
 def _parse_flag(given: object) -> bool:
@@ -130,17 +130,17 @@ def _matches(text: str, pattern: re.Pattern[str], size_max: int) -> bool:
 _parse_address = _checked(is_address)
 _parse_host = _checked(lambda text: is_host(text) or is_ipv6(text))
 
-FLAG = Kind("true or false", _parse_flag, lambda value: str(value).lower())
-PATH = Kind("a path without control characters", _parse_path)
-ADDRESS = Kind('"host:port", or nothing', _checked(lambda text: not text or is_address(text)))
-ADDRESSES = Kind('a list of "host:port" (in the environment separated by commas)', _parse_addresses, ",".join)
-TEXT = Kind("one line of text, at most 65535 bytes", _checked(lambda text: _matches(text, _LINE, 65_535)))
-HOST = Kind("a host name or an address, without a port", _parse_host)
-BROKER_HOST = Kind(
+FLAG = SettingType("true or false", _parse_flag, lambda value: str(value).lower())
+PATH = SettingType("a path without control characters", _parse_path)
+ADDRESS = SettingType('"host:port", or nothing', _checked(lambda text: not text or is_address(text)))
+ADDRESSES = SettingType('a list of "host:port" (in the environment separated by commas)', _parse_addresses, ",".join)
+TEXT = SettingType("one line of text, at most 65535 bytes", _checked(lambda text: _matches(text, _LINE, 65_535)))
+HOST = SettingType("a host name or an address, without a port", _parse_host)
+BROKER_HOST = SettingType(
     "a host name or an address, such as broker.example; the port goes into replication.mqtt_port", _parse_host
 )
-NODE_ID = Kind(NODE_ID_RULE, _checked(lambda text: not text or is_node_id(text)))
-TOPIC = Kind(
+NODE_ID = SettingType(NODE_ID_RULE, _checked(lambda text: not text or is_node_id(text)))
+TOPIC = SettingType(
     f"topic levels separated by '/', without white space, '+' and '#', no '$' first, at most {_TOPIC_SIZE_MAX} bytes",
     # Brokers disconnect clients that send control characters.
     _checked(lambda text: _matches(text, _TOPIC, _TOPIC_SIZE_MAX) and text.isprintable()),

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from merklekv import setting_types as kinds
-from merklekv.setting_types import GiB, KiB, Kind, MiB
+from merklekv import setting_types as types
+from merklekv.setting_types import GiB, KiB, MiB, SettingType
 
 T = TypeVar("T")
 Durability = Literal["always", "everysec", "never"]
@@ -26,14 +26,14 @@ DEFAULT_STORAGE_PATH = Path("data")
 class Declaration:
     """The declaration of a setting, in the metadata of its field."""
 
-    kind: Kind[Any]
+    type: SettingType[Any]
     meaning: str
     secret: bool = False
     inherits: str = ""  # the key whose value is the default of this one
 
 
-def setting(default: T, kind: Kind[T], meaning: str, *, secret: bool = False, inherits: str = "") -> T:
-    declaration = Declaration(kind, meaning, secret, inherits)
+def setting(default: T, type: SettingType[T], meaning: str, *, secret: bool = False, inherits: str = "") -> T:
+    declaration = Declaration(type, meaning, secret, inherits)
     declared: T = field(default=default, metadata={"declaration": declaration})
     return declared
 
@@ -42,15 +42,15 @@ def setting(default: T, kind: Kind[T], meaning: str, *, secret: bool = False, in
 class LimitSettings:
     """The limits for each client and for all together."""
 
-    max_connections: int = setting(10_000, kinds.integer(1, 1_000_000), "clients connected at once")
+    max_connections: int = setting(10_000, types.integer(1, 1_000_000), "clients connected at once")
     max_request_bytes: int = setting(
-        64 * MiB, kinds.size(1 * MiB, 4 * GiB), "largest RESP request; never less than the largest value needs"
+        64 * MiB, types.size(1 * MiB, 4 * GiB), "largest RESP request; never less than the largest value needs"
     )
     max_output_bytes: int = setting(
-        256 * MiB, kinds.size(1 * MiB, 64 * GiB), "unread replies kept for one client before it is cut off"
+        256 * MiB, types.size(1 * MiB, 64 * GiB), "unread replies kept for one client before it is cut off"
     )
     idle_timeout_seconds: int = setting(
-        0, kinds.integer(0, 31_536_000), "disconnect a client after this silence; 0 is never"
+        0, types.integer(0, 31_536_000), "disconnect a client after this silence; 0 is never"
     )
 
 
@@ -58,52 +58,52 @@ class LimitSettings:
 class ReplicationSettings:
     """How this node publishes and receives writes over MQTT."""
 
-    enabled: bool = setting(False, kinds.FLAG, "publish local writes and apply those of other nodes")
-    mqtt_broker: str = setting("localhost", kinds.BROKER_HOST, "host of the MQTT broker")
-    mqtt_port: int = setting(1883, kinds.integer(1, 65_535), "port of the MQTT broker")
-    mqtt_version: str = setting("5", kinds.choice("5", "3.1.1"), "MQTT protocol; 5 reports refused publishes")
-    topic_prefix: str = setting("merkle_kv", kinds.TOPIC, "first levels of every topic; one per cluster")
+    enabled: bool = setting(False, types.FLAG, "publish local writes and apply those of other nodes")
+    mqtt_broker: str = setting("localhost", types.BROKER_HOST, "host of the MQTT broker")
+    mqtt_port: int = setting(1883, types.integer(1, 65_535), "port of the MQTT broker")
+    mqtt_version: str = setting("5", types.choice("5", "3.1.1"), "MQTT protocol; 5 reports refused publishes")
+    topic_prefix: str = setting("merkle_kv", types.TOPIC, "first levels of every topic; one per cluster")
     client_id: str = setting(
-        "", kinds.NODE_ID, "node id; empty: made at the first start and kept in the data directory"
+        "", types.NODE_ID, "node id; empty: made at the first start and kept in the data directory"
     )
-    username: str = setting("", kinds.TEXT, "user name at the broker; empty: the node id when there is a password")
-    client_password: str = setting("", kinds.TEXT, "password at the broker", secret=True)
-    tls: bool = setting(False, kinds.FLAG, "speak TLS to the broker; the files below imply it")
-    tls_ca_file: str = setting("", kinds.TEXT, "certificates to trust; empty: the system's")
-    tls_cert_file: str = setting("", kinds.TEXT, "this node's certificate")
-    tls_key_file: str = setting("", kinds.TEXT, "this node's private key")
+    username: str = setting("", types.TEXT, "user name at the broker; empty: the node id when there is a password")
+    client_password: str = setting("", types.TEXT, "password at the broker", secret=True)
+    tls: bool = setting(False, types.FLAG, "speak TLS to the broker; the files below imply it")
+    tls_ca_file: str = setting("", types.TEXT, "certificates to trust; empty: the system's")
+    tls_cert_file: str = setting("", types.TEXT, "this node's certificate")
+    tls_key_file: str = setting("", types.TEXT, "this node's private key")
     session_expiry_seconds: int = setting(
-        86_400, kinds.integer(0, 0xFFFF_FFFE), "how long the broker keeps events for this node while it is offline"
+        86_400, types.integer(0, 0xFFFF_FFFE), "how long the broker keeps events for this node while it is offline"
     )
     heartbeat_seconds: int = setting(
-        10, kinds.integer(1, 3600), "time between heartbeats, by which nodes see that the others are online"
+        10, types.integer(1, 3600), "time between heartbeats, by which nodes see that the others are online"
     )
     outbox_max_bytes: int = setting(
         1 * GiB,
-        kinds.size(1 * MiB, 1024 * GiB),
+        types.size(1 * MiB, 1024 * GiB),
         "log retained for the broker while it is away; beyond it, the oldest events are dropped",
     )
     advertise_address: str = setting(
         "",
-        kinds.ADDRESS,
+        types.ADDRESS,
         "where other nodes reach this one, host:port; empty: where it listens, by host name if that is everywhere",
     )
-    peer_list: tuple[str, ...] = setting((), kinds.ADDRESSES, "other nodes, host:port")
+    peer_list: tuple[str, ...] = setting((), types.ADDRESSES, "other nodes, host:port")
 
 
 @dataclass(frozen=True, slots=True)
 class AntiEntropySettings:
     """When this node compares its Merkle tree with those of its peers."""
 
-    enabled: bool = setting(True, kinds.FLAG, "exchange with peers regularly")
+    enabled: bool = setting(True, types.FLAG, "exchange with peers regularly")
     interval_seconds: int = setting(
-        60, kinds.integer(1, 86_400), "time between exchanges", inherits="sync_interval_seconds"
+        60, types.integer(1, 86_400), "time between exchanges", inherits="sync_interval_seconds"
     )
     peer_list: tuple[str, ...] = setting(
-        (), kinds.ADDRESSES, "nodes to exchange with, host:port", inherits="replication.peer_list"
+        (), types.ADDRESSES, "nodes to exchange with, host:port", inherits="replication.peer_list"
     )
     share_percent: int = setting(
-        50, kinds.integer(1, 100), "share of the time that regular exchanges may use, SYNC not counted"
+        50, types.integer(1, 100), "share of the time that regular exchanges may use, SYNC not counted"
     )
 
 
@@ -112,36 +112,36 @@ class ScrubSettings:
     """When this node checks its records for damage."""
 
     interval_seconds: int = setting(
-        86_400, kinds.integer(0, 31_536_000), "time from one pass over all records to the next; 0 is never"
+        86_400, types.integer(0, 31_536_000), "time from one pass over all records to the next; 0 is never"
     )
-    share_percent: int = setting(5, kinds.integer(1, 100), "share of the time that a pass may use")
+    share_percent: int = setting(5, types.integer(1, 100), "share of the time that a pass may use")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """All settings of a node."""
 
-    host: str = setting("127.0.0.1", kinds.HOST, "address to listen on")
-    port: int = setting(7379, kinds.integer(0, 65_535), "port to listen on; 0 takes any free one")
-    storage_path: Path = setting(DEFAULT_STORAGE_PATH, kinds.PATH, "data directory, made when missing")
-    threads: int = setting(1, kinds.integer(1, 64), "worker threads; one is fastest on CPython with its lock")
+    host: str = setting("127.0.0.1", types.HOST, "address to listen on")
+    port: int = setting(7379, types.integer(0, 65_535), "port to listen on; 0 takes any free one")
+    storage_path: Path = setting(DEFAULT_STORAGE_PATH, types.PATH, "data directory, made when missing")
+    threads: int = setting(1, types.integer(1, 64), "worker threads; one is fastest on CPython with its lock")
     durability: Durability = setting(
         "always",
-        kinds.choice("always", "everysec", "never"),
+        types.choice("always", "everysec", "never"),
         "when a write is on disk: before its reply, each second, or when the kernel likes",
     )
     memtable_size: int = setting(
-        64 * MiB, kinds.size(64 * KiB, 4 * GiB), "recent writes in memory before a checkpoint moves them into the base"
+        64 * MiB, types.size(64 * KiB, 4 * GiB), "recent writes in memory before a checkpoint moves them into the base"
     )
-    max_value_size: int = setting(16 * MiB, kinds.size(1, 512 * MiB), "largest value")
+    max_value_size: int = setting(16 * MiB, types.size(1, 512 * MiB), "largest value")
     max_clock_drift_seconds: int = setting(
-        86_400, kinds.integer(1, 315_360_000), "how far ahead of the clock a write of another node may be"
+        86_400, types.integer(1, 315_360_000), "how far ahead of the clock a write of another node may be"
     )
-    log_level: str = setting("info", kinds.choice("debug", "info", "warning", "error"), "lowest level that is logged")
-    log_format: str = setting("text", kinds.choice("text", "json"), "how log lines look")
-    allow_remote: bool = setting(False, kinds.FLAG, "serve clients from beyond this machine, without authentication")
+    log_level: str = setting("info", types.choice("debug", "info", "warning", "error"), "lowest level that is logged")
+    log_format: str = setting("text", types.choice("text", "json"), "how log lines look")
+    allow_remote: bool = setting(False, types.FLAG, "serve clients from beyond this machine, without authentication")
     sync_interval_seconds: int = setting(
-        60, kinds.integer(1, 86_400), "anti-entropy interval in older files, if [anti_entropy] has none"
+        60, types.integer(1, 86_400), "anti-entropy interval in older files, if [anti_entropy] has none"
     )
     limits: LimitSettings = LimitSettings()
     replication: ReplicationSettings = ReplicationSettings()

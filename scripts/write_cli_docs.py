@@ -66,7 +66,7 @@ def row(parameter: inspect.Parameter) -> tuple[str, str]:
 
 def settings() -> str:
     rows = [
-        (f"`{key}`", f"`{environment_name(key)}`", shown(declaration.kind.show(default)), declaration.meaning)
+        (f"`{key}`", f"`{environment_name(key)}`", shown(declaration.type.show(default)), declaration.meaning)
         for key, declaration, default in declarations()
     ]
     return generated.table(("key", "variable", "default", "meaning"), *rows)
@@ -77,7 +77,7 @@ def shown(default: str) -> str:
 
 
 def allowed() -> str:
-    rows = [(f"`{key}`", declaration.kind.allowed) for key, declaration, _ in declarations()]
+    rows = [(f"`{key}`", declaration.type.allowed) for key, declaration, _ in declarations()]
     return generated.table(("key", "allowed"), *rows)
 
 

@@ -118,7 +118,7 @@ def test_a_value_that_is_allowed_is_read(key: str, given: object, meant: object)
 def test_a_value_that_is_not_allowed_names_key_value_source_and_what_is(key: str, given: object) -> None:
     with pytest.raises(config.ConfigError) as caught:
         config.load({key: ("--set", given)}, {}, None)
-    allowed = next(declaration.kind.allowed for name, declaration, _ in declarations() if name == key)
+    allowed = next(declaration.type.allowed for name, declaration, _ in declarations() if name == key)
     shown = repr(given) if len(repr(given)) <= 400 else f"{repr(given)[:400]}..."
     assert str(caught.value) == f"flag --set: {key} = {shown} is not allowed; give {allowed}"
 
@@ -141,7 +141,7 @@ def test_a_flag_beats_the_environment_which_beats_the_file_which_beats_the_defau
 @pytest.mark.parametrize(("key", "default"), [(key, default) for key, _, default in declarations()])
 def test_every_setting_is_reached_by_its_variable_and_reads_what_it_shows(key: str, default: object) -> None:
     declaration = next(one for name, one, _ in declarations() if name == key)
-    loaded = config.load({}, {environment_name(key): declaration.kind.show(default)}, None)
+    loaded = config.load({}, {environment_name(key): declaration.type.show(default)}, None)
     assert value_of(loaded, key) == (default, f"environment {environment_name(key)}")
 
 
@@ -314,7 +314,7 @@ def test_whatever_is_given_is_refused_in_one_line_or_is_a_value_that_reads_itsel
                 message = str(error)
                 assert message.startswith(f"{source}: {key} ")
                 assert (
-                    message.endswith(f" is not allowed; give {declaration.kind.allowed}") or "given without" in message
+                    message.endswith(f" is not allowed; give {declaration.type.allowed}") or "given without" in message
                 )
                 assert message.isprintable()
                 assert len(message) < 1000
@@ -322,7 +322,7 @@ def test_whatever_is_given_is_refused_in_one_line_or_is_a_value_that_reads_itsel
             value, found = value_of(loaded, key)
             assert found == source
             assert type(value) in (str, int, bool, tuple, type(Path()))
-            assert declaration.kind.parse(declaration.kind.show(value)) == value
+            assert declaration.type.parse(declaration.type.show(value)) == value
 
 
 @pytest.mark.parametrize("key", [key for key, _, _ in declarations()])

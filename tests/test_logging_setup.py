@@ -82,7 +82,7 @@ def launch(pipe: Pipe, code: str, *arguments: str) -> Iterator[subprocess.Popen[
 RUN = "from merklekv.cli import main; main()"
 
 
-def test_a_log_that_nobody_reads_holds_up_neither_start_nor_requests_nor_stop(full_pipe: Pipe, tmp_path: Path) -> None:
+def test_a_log_that_is_not_read_delays_neither_start_nor_requests_nor_stop(full_pipe: Pipe, tmp_path: Path) -> None:
     port = free_port()
     with launch(full_pipe, RUN, "run", "--port", str(port), "--data-dir", str(tmp_path / "data")) as process:
         wait_until(lambda: serves(port), what="a node that serves")

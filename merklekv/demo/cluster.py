@@ -38,7 +38,7 @@ class Cluster:
         self._report = report  # prints an event
         self.writing = True
         self.written = 0  # writes that were acknowledged
-        self.met = False  # each node knows each other: from then on no event is missed
+        self.all_online = False  # each node knows each other: from then on no event is missed
         self._directory = Path(tempfile.mkdtemp(prefix="merklekv-demo-"))
         self._random = random.Random()
         self.states: dict[str, str] = {}  # of the broker and the nodes, by name
@@ -74,12 +74,12 @@ class Cluster:
         for node in self.nodes:
             node.observe()
         self._report_changes()
-        looks = [node.look for node in self.nodes]
-        self.met = self.met or all(look is not None and look.nodes == NODES for look in looks)
-        if self.met and self.writing:
+        views = [node.view for node in self.nodes]
+        self.all_online = self.all_online or all(view is not None and view.nodes == NODES for view in views)
+        if self.all_online and self.writing:
             for node in self.nodes:
                 self.written += len(node.ask(self._traffic()))
-        picture = [look and (look.root, look.outbox, look.connection) for look in looks]
+        picture = [view and (view.root, view.outbox, view.connection) for view in views]
         if picture != self._picture:
             self._picture, self._changed_at = picture, time.monotonic()
 
@@ -111,8 +111,8 @@ class Cluster:
     @property
     def is_converged(self) -> bool:
         """Whether all nodes are up and hold the same."""
-        looks = [node.look for node in self.nodes]
-        return self.met and len({look and (look.root, look.keys) for look in looks}) == 1 and None not in looks
+        views = [node.view for node in self.nodes]
+        return self.all_online and len({view and (view.root, view.keys) for view in views}) == 1 and None not in views
 
     def verdict(self) -> str:
         """The state in one line."""
@@ -121,7 +121,7 @@ class Cluster:
             return "converged: all nodes hold the same"
         if missing:
             return f"not converged: {', '.join(missing)}"
-        if not self.met:
+        if not self.all_online:
             return "starting: the nodes do not know each other yet"
         if time.monotonic() - self._changed_at > STUCK_S:
             return f"diverged: {self.differences()}"
@@ -131,9 +131,9 @@ class Cluster:
         """The content of each node in short."""
         shown = []
         for node in self.nodes:
-            look = node.look
+            view = node.view
             content = (
-                f"{counted(look.keys, 'key')}, root {look.root[:12]}, outbox {look.outbox}" if look else node.state
+                f"{counted(view.keys, 'key')}, root {view.root[:12]}, outbox {view.outbox}" if view else node.state
             )
             shown.append(f"{node.name}: {content}")
         return " | ".join(shown)
@@ -145,7 +145,7 @@ class Cluster:
             if self.states.get(part.name) == state:
                 continue
             last_words = part.process.last_words() if state == "dead" else ""
-            if last_words and not self.met:
+            if last_words and not self.all_online:
                 raise HarnessError(f"{part.name} did not start: {last_words}")
             self.states[part.name] = state
             self._report(f"{part.name} is {state}" + (f": {last_words}" if last_words else ""))

@@ -68,7 +68,7 @@ class BrokerPart(Part[Broker]):
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class View:
     """The last observation of a node."""
 
     keys: int
@@ -87,7 +87,7 @@ class NodePart(Part[Node]):
         flags += ["--node-id", name, "--log-level", "warning"]
         log = directory / f"{name}.log"
         super().__init__(name, Node(directory / f"{name}.data", log, *flags, own_session=True))
-        self.look: Look | None = None  # None while it does not answer
+        self.view: View | None = None  # None while it does not answer
         self._client: Client | None = None
 
     def kill(self) -> None:
@@ -98,14 +98,14 @@ class NodePart(Part[Node]):
 
     def running_state(self) -> str:
         """up, starting or silent (does not answer)."""
-        if self.look is not None:
+        if self.view is not None:
             return "up"
         return "silent" if self.process.is_up else "starting"
 
     def observe(self) -> None:
-        """Updates `look`."""
+        """Updates `view`."""
         replies = self.ask([(b"DBSIZE",), (b"HASH",), (b"REPLICATE", b"status")])
-        self.look = _look(replies) if len(replies) == 3 else None
+        self.view = _view_of(replies) if len(replies) == 3 else None
 
     def ask(self, requests: Sequence[Request]) -> list[Reply]:
         """Sends requests. Returns the replies without the errors; none if the node cannot be reached."""
@@ -133,13 +133,13 @@ class NodePart(Part[Node]):
         return self._client
 
     def _disconnect(self) -> None:
-        self.look = None
+        self.view = None
         if self._client is not None:
             self._client.close()
             self._client = None
 
 
-def _look(replies: list[Reply]) -> Look:
+def _view_of(replies: list[Reply]) -> View:
     keys, root, status = replies
     assert isinstance(keys, int)
     assert isinstance(root, bytes)
@@ -147,4 +147,4 @@ def _look(replies: list[Reply]) -> Look:
     words = status.decode().split()
     fields = dict(word.split("=", 1) for word in words if "=" in word)
     nodes = int(words[2]) if words[1] == "enabled" else 1
-    return Look(keys, root.decode(), nodes, fields.get("state", "disabled"), int(fields.get("outbox", "0")))
+    return View(keys, root.decode(), nodes, fields.get("state", "disabled"), int(fields.get("outbox", "0")))

@@ -65,7 +65,7 @@ def picture(cluster: Cluster, happened: Iterable[str]) -> RenderableType:
         ("broker", "left"),
     ):
         table.add_column(title, justify=align, no_wrap=True)  # type: ignore[arg-type]
-    roots = Counter(node.look.root for node in cluster.nodes if node.look is not None)
+    roots = Counter(node.view.root for node in cluster.nodes if node.view is not None)
     common = roots.most_common(1)[0][0] if roots else ""
     for node in cluster.nodes:
         table.add_row(*_row(node, cluster.states.get(node.name, ""), common))
@@ -85,9 +85,9 @@ def _state(cluster: Cluster, name: str) -> Text:
 
 def _row(node: NodePart, state: str, common_root: str) -> list[RenderableType]:
     shown: list[RenderableType] = [node.name, str(node.process.port), Text(state, style=STYLES.get(state, "red"))]
-    if node.look is None:
+    if node.view is None:
         return shown
-    look = node.look
-    root = Text(look.root[:ROOT_DIGITS], style="green" if look.root == common_root else "yellow")
-    outbox = Text(f"{look.outbox:,}", style="yellow" if look.outbox else "")
-    return [*shown, f"{look.keys:,}", root, outbox, look.connection]
+    view = node.view
+    root = Text(view.root[:ROOT_DIGITS], style="green" if view.root == common_root else "yellow")
+    outbox = Text(f"{view.outbox:,}", style="yellow" if view.outbox else "")
+    return [*shown, f"{view.keys:,}", root, outbox, view.connection]

@@ -98,13 +98,13 @@ def _as_script(seconds: float, broker_kind: str, stopped: Callable[[], bool], co
             now = time.monotonic()
             if now - reported >= REPORT_S:
                 reported = now
-                report(f"{cluster.verdict()} ({cluster.differences()})" if cluster.met else cluster.verdict())
+                report(f"{cluster.verdict()} ({cluster.differences()})" if cluster.all_online else cluster.verdict())
             if now >= deadline:
                 break
         return done()
 
     with Cluster(broker_kind, report) as cluster:
-        if not until(began + START_S, lambda: cluster.met) and not stopped():
+        if not until(began + START_S, lambda: cluster.all_online) and not stopped():
             raise HarnessError(f"the nodes do not find each other after {START_S:.0f} s: {cluster.differences()}")
         met = time.monotonic()
         for share, act in SCRIPT:

@@ -155,7 +155,7 @@ def test_requests_of_a_round_share_a_commit(stub: StubEngine, start: Start, conn
     assert len(stub.commits) < 50
 
 
-def test_a_failing_disk_answers_nobody(
+def test_a_failing_disk_answers_no_client(
     stub: StubEngine, start: Start, connect: Connect, fatal: list[Exception]
 ) -> None:
     wire = connect(start(engine=stub))
