@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from merklekv.net.errors import RequestError, wrong_count
 from merklekv.net.protocol import resp
@@ -38,7 +38,6 @@ Reply = bytes | Long
 Handler = Callable[[Any, Request], Reply]  # gets a `session.Session`
 # Sessions, the request of each, and how many bytes of replies suffice: the replies to as many as it runs.
 BatchHandler = Callable[[Sequence[Any], Sequence[Request], int], list[bytes]]
-Subcommand = Callable[[Any, Sequence[bytes]], bytes]  # gets the session and what follows the subcommand's name
 
 LINE_PARTS: Final = 2  # the word and the rest of its line
 ANY_NUMBER: Final = 1 << 62
@@ -50,7 +49,6 @@ WRITE: Final = ("write", "fast")
 SLOW_WRITE: Final = ("write",)
 ADMIN: Final = ("admin",)
 FAST: Final = ("fast",)
-MANY: Final = 1 << 30  # arguments of a subcommand
 
 # The counters of STATS, in its order.
 GROUPS: Final = (
@@ -71,7 +69,7 @@ class Command:
     arity: int = 0  # parts with the name: exactly so many, or at least so many when negative, as Redis counts
     flags: tuple[str, ...] = ()
     batch: BatchHandler | None = None  # runs plain requests, with the fewest parts allowed, several in one call
-    always: bool = False  # runs also in a refused transaction, see `transactions`
+    always: bool = False  # runs also in a refused transaction, see `commands.refused`
 
     @property
     def keys(self) -> tuple[int, int, int]:
@@ -89,17 +87,17 @@ def command(
     syntax: str,
     summary: str,
     *,
-    arity: int | None = None,
+    arity: int = 0,
     group: str = "management",
     flags: tuple[str, ...] = (),
     batch: BatchHandler | None = None,
     always: bool = False,
 ) -> Callable[[Handler], Handler]:
-    """Declares a RESP command: the first word of `syntax` is its name. Without `arity` the syntax gives it."""
+    """Declares a RESP command: the first word of `syntax` is its name. The syntax gives `arity`, unless it is given."""
     name = syntax.split()[0]
 
     def declare(handler: Handler) -> Handler:
-        parts = _arity(syntax) if arity is None else arity
+        parts = arity or _arity(syntax)
         RESP[name.encode()] = Command(name, handler, syntax, group, summary, parts, flags, batch, always)
         return handler
 
@@ -108,8 +106,6 @@ def command(
 
 def _arity(syntax: str) -> int:
     required, *optional = syntax.split(" [")
-    if "|" in required:
-        return -2  # the name and an action, which may have arguments
     count = len(required.split())
     return -count if optional else count
 
@@ -134,56 +130,6 @@ def unnamed(*names: bytes, protocols: Sequence[dict[bytes, Command]] = (RESP, LI
         return handler
 
     return declare
-
-
-class _Declared(NamedTuple):
-    run: Subcommand
-    least: int
-    most: int
-    syntax: str
-    summary: str
-
-
-class Subcommands:
-    """The subcommands of a command, as in CLIENT LIST. `run` is its handler, and prints HELP in Redis's form.
-
-    _client = Subcommands("CLIENT")
-
-    @_client.add("GETNAME", "The name of this connection.")
-    def _client_getname(session: Session, arguments: Sequence[bytes]) -> bytes: ...
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._known: dict[bytes, _Declared] = {}
-
-    def add(
-        self, syntax: str, summary: str, *, least: int = 0, most: int | None = None
-    ) -> Callable[[Subcommand], Subcommand]:
-        """Declares one; `least` to `most` (`least`, unless given) arguments follow its name."""
-
-        def declare(run: Subcommand) -> Subcommand:
-            one = _Declared(run, least, least if most is None else most, syntax, summary)
-            self._known[syntax.split()[0].encode()] = one
-            return run
-
-        return declare
-
-    def run(self, session: Any, request: Request) -> bytes:
-        known = self._known | {b"HELP": _Declared(self._help, 0, 0, "HELP", "Prints this help.")}
-        chosen = known.get(request[1].upper())
-        if chosen is None:
-            raise RequestError(f"unknown subcommand '{show(request[1])}'. Try {self._name} HELP.")
-        if not chosen.least <= len(request) - 2 <= chosen.most:
-            raise wrong_count(f"{self._name}|{show(request[1])}")
-        return chosen.run(session, request[2:])
-
-    def _help(self, session: Any, arguments: Sequence[bytes]) -> bytes:
-        lines = [f"{self._name} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:"]
-        for one in self._known.values():
-            lines += [one.syntax, f"    {one.summary}"]
-        lines += ["HELP", "    Prints this help."]
-        return resp.array(list(map(resp.simple, lines)))
 
 
 class Entry:
@@ -225,3 +171,44 @@ class Commands:
         for entry in {*self.resp.all.values(), *self.line.all.values()}:
             calls[entry.command.group] += entry.calls
         return calls
+
+
+class Subcommands:
+    """The subcommands of a command, as in CLIENT LIST. `run` is its handler, and prints HELP in Redis's form.
+
+    _client = Subcommands("CLIENT")
+
+    @_client.add("GETNAME", "The name of this connection.")
+    def _client_getname(session: Session, arguments: Sequence[bytes]) -> bytes: ...
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._known: dict[bytes, Entry] = {}
+        self.add("HELP", "Prints this help.")(self._help)
+
+    def add(self, syntax: str, summary: str) -> Callable[[Handler], Handler]:
+        """Declares one. Its handler gets what follows its name, as many arguments as the syntax says."""
+        name = syntax.split()[0]
+
+        def declare(handler: Handler) -> Handler:
+            self._known[name.encode()] = Entry(Command(name, handler, syntax, summary=summary, arity=_arity(syntax)))
+            return handler
+
+        return declare
+
+    def run(self, session: Any, request: Request) -> Reply:
+        name, *arguments = request[1:]
+        entry = self._known.get(name.upper())
+        if entry is None:
+            raise RequestError(f"unknown subcommand '{show(name)}'. Try {self._name} HELP.")
+        if not entry.low <= 1 + len(arguments) <= entry.high:
+            raise wrong_count(f"{self._name}|{show(name)}")
+        return entry.handler(session, arguments)
+
+    def _help(self, session: Any, arguments: Request) -> Reply:
+        lines = [f"{self._name} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:"]
+        help_, *others = self._known.values()
+        for one in (*others, help_):
+            lines += [one.command.syntax, f"    {one.command.summary}"]
+        return resp.array(list(map(resp.simple, lines)))

@@ -167,7 +167,7 @@ class Session:
         self.refuse(False)
 
     def refuse(self, refusing: bool) -> None:
-        """Sets whether commands are refused, up to the end of a transaction, see `transactions`."""
+        """Sets whether commands are refused, up to the end of a transaction, see `commands.refused`."""
         self.refusing = refusing
         lookup = self.context.commands.resp if self.protocol else self.context.commands.line
         self.find = (lookup.refusing if refusing else lookup.entries).get

@@ -80,6 +80,7 @@ def _sync(session: Session, given: Sequence[bytes]) -> Generator[Pause, None, No
 @command(
     "REPLICATE enable|disable|status",
     "Switches replication on or off, or shows its state.",
+    arity=-2,
     group="replicate",
     flags=ADMIN,
 )

@@ -16,7 +16,7 @@ from merklekv.net.errors import Goodbye, RequestError, wrong_count
 from merklekv.net.protocol import resp, text
 from merklekv.net.protocol.resp import bulk
 from merklekv.net.protocol.text import Request, show
-from merklekv.net.registry import FAST, MANY, Reply, Subcommands, command, line_command
+from merklekv.net.registry import FAST, Reply, Subcommands, command, line_command
 from merklekv.net.session import Session
 
 DEFAULT_USER = b"default"  # the only one, without a password
@@ -128,6 +128,7 @@ _client = Subcommands("CLIENT")
 command(
     "CLIENT ID|LIST|INFO|SETNAME name|GETNAME|SETINFO field value|NO-EVICT ON|OFF|HELP",
     "The connected clients, and what this one says of itself.",
+    arity=-2,
     group="clientlist",
 )(_client.run)
 
@@ -149,7 +150,7 @@ def _client_id(session: Session, arguments: Sequence[bytes]) -> bytes:
     return resp.integer(session.id)
 
 
-@_client.add("LIST [TYPE type | ID id [id ...]]", "The connections, or some of them.", most=MANY)
+@_client.add("LIST [TYPE type | ID id [id ...]]", "The connections, or some of them.")
 def _client_list(session: Session, arguments: Sequence[bytes]) -> bytes:
     sessions = session.context.sessions()
     if arguments:
@@ -189,7 +190,7 @@ def _describe(one: Session) -> bytes:
     )
 
 
-@_client.add("SETNAME name", "Names this connection.", least=1)
+@_client.add("SETNAME name", "Names this connection.")
 def _client_setname(session: Session, arguments: Sequence[bytes]) -> bytes:
     session.name = printable(arguments[0], CLIENT_NAMES)
     return resp.OK
@@ -200,7 +201,7 @@ def _client_getname(session: Session, arguments: Sequence[bytes]) -> bytes:
     return bulk(session.name) if session.name else session.nil
 
 
-@_client.add("SETINFO LIB-NAME|LIB-VER value", "Names the library that the client uses.", least=2)
+@_client.add("SETINFO LIB-NAME|LIB-VER value", "Names the library that the client uses.")
 def _client_setinfo(session: Session, arguments: Sequence[bytes]) -> bytes:
     field, value = arguments[0].lower(), arguments[1]
     if field not in (b"lib-name", b"lib-ver"):
@@ -213,7 +214,7 @@ def _client_setinfo(session: Session, arguments: Sequence[bytes]) -> bytes:
     return resp.OK
 
 
-@_client.add("NO-EVICT ON|OFF", "Has no effect: no client is evicted.", least=1)
+@_client.add("NO-EVICT ON|OFF", "Has no effect: no client is evicted.")
 def _client_no_evict(session: Session, arguments: Sequence[bytes]) -> bytes:
     if arguments[0].upper() not in (b"ON", b"OFF"):
         raise RequestError(SYNTAX_ERROR)

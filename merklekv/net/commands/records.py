@@ -178,6 +178,7 @@ def checked_origin(origin: bytes) -> bytes:
 @command(
     "LOG LIST|READ segment position size",
     "The commit log as it is on disk: its segments, and bytes of one.",
+    arity=-2,
     group="sync",
     flags=("readonly", "admin"),
 )

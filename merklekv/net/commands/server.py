@@ -17,7 +17,7 @@ from merklekv.net.glob import compile_glob
 from merklekv.net.protocol import resp, text
 from merklekv.net.protocol.resp import bulk, integer
 from merklekv.net.protocol.text import Request
-from merklekv.net.registry import ADMIN, FAST, MANY, RESP, Command, Reply, Subcommands, command, line_command
+from merklekv.net.registry import ADMIN, FAST, RESP, Command, Reply, Subcommands, command, line_command
 from merklekv.net.session import Session
 
 SINCE = "0.1.0"
@@ -98,7 +98,7 @@ command(
 )(_config.run)
 
 
-@_config.add("GET pattern [pattern ...]", "Settings whose names match a pattern.", least=1, most=MANY)
+@_config.add("GET pattern [pattern ...]", "Settings whose names match a pattern.")
 def _config_get(session: Session, arguments: Sequence[bytes]) -> bytes:
     """What stock clients ask for, under Redis's names."""
     context = session.context
@@ -125,9 +125,9 @@ def _config_get(session: Session, arguments: Sequence[bytes]) -> bytes:
 _FIXED = "Refused: nothing can be configured at run time."
 
 
-@_config.add("RESETSTAT", _FIXED, most=MANY)
-@_config.add("REWRITE", _FIXED, most=MANY)
-@_config.add("SET name value", _FIXED, most=MANY)
+@_config.add("RESETSTAT", _FIXED)
+@_config.add("REWRITE", _FIXED)
+@_config.add("SET name value [name value ...]", _FIXED)
 def _config_fixed(session: Session, arguments: Sequence[bytes]) -> bytes:
     raise RequestError("nothing can be configured at run time: settings are given when the node starts")
 
@@ -160,7 +160,7 @@ def _command_list(session: Session, arguments: Sequence[bytes]) -> bytes:
     return resp.bulk_array([one.name.lower().encode() for one in _named(()) if one])
 
 
-@_command.add("INFO [name ...]", "Arity, flags and keys of commands, or of all.", most=MANY)
+@_command.add("INFO [name ...]", "Arity, flags and keys of commands, or of all.")
 def _command_info(session: Session, arguments: Sequence[bytes]) -> bytes:
     return resp.array([_info(one, session.protocol) if one else session.nil for one in _named(arguments)])
 
@@ -172,7 +172,7 @@ def _info(one: Command, protocol: int) -> bytes:
     return resp.array([name, arity, flags, *keys, none, resp.EMPTY_ARRAY, resp.EMPTY_ARRAY, resp.EMPTY_ARRAY])
 
 
-@_command.add("DOCS [name ...]", "What commands do, or all of them.", most=MANY)
+@_command.add("DOCS [name ...]", "What commands do, or all of them.")
 def _command_docs(session: Session, arguments: Sequence[bytes]) -> bytes:
     def document(one: Command) -> bytes:
         fields = {"summary": one.summary, "since": SINCE, "group": one.group or "connection"}
