@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 UNSET_BEFORE_NS: Final = 1_767_225_600 * 10**9  # 2026-01-01: a wall clock before the first release was never set
 DEFAULT_MAX_DRIFT_S: Final = 86_400
 MAX_TRUNCATION_AHEAD_S: Final = 60  # a truncation deletes what is written until its time, so it is bounded tighter
-HELD_SLACK_NS: Final = 10**9  # above what holds the clock up, for as many versions, each a nanosecond later
+LOWER_BOUND_SLACK_NS: Final = 10**9  # above what holds the clock up, for as many versions, each a nanosecond later
 LATEST_NS: Final = 4_102_444_800 * 10**9  # 2100-01-01: no node is believed beyond, whatever the wall clock says
 
 WRITER_SIZE: Final = STORE_ID_SIZE + EPOCH_SIZE
@@ -55,7 +55,7 @@ class HybridClock:
         self.max_drift_ns = max_drift_ns
         self.found = 0  # the largest timestamp in the data directory when it was opened, ns
         self.set_back = 0  # how often it has followed a wall clock that was set back
-        self._floor = 0  # ns; nothing is stamped at or below
+        self._closed_through = 0  # ns; nothing is stamped at or below
         self.proposed = 0  # ns; likewise, while another node may rely on it that has not answered; 0: there is none
         self._wall = wall_clock
         self.writer = os.urandom(WRITER_SIZE)  # of the op ids of this process
@@ -94,15 +94,11 @@ class HybridClock:
         if timestamp > self.last:
             self.last = timestamp
 
-    def observe_truncation(self, truncation: bytes) -> None:
-        """Keeps the clock above a truncation version for good, even when the wall clock is set back."""
-        self.close_through(timestamp_of(truncation))
-
     def close_through(self, timestamp: int) -> None:
-        """Nothing is stamped at or below `timestamp`, ns, from now on."""
+        """From now on every version is above `timestamp`, ns, even if the wall clock is set back."""
         self.last = max(self.last, timestamp)
-        self._floor = max(self._floor, timestamp)
-        if self.proposed <= self._floor:
+        self._closed_through = max(self._closed_through, timestamp)
+        if self.proposed <= self._closed_through:
             self.proposed = 0
 
     def follow(self) -> None:
@@ -126,13 +122,13 @@ class HybridClock:
         wall, last = self._wall(), self.now()
         if wall < UNSET_BEFORE_NS:
             return last
-        return max(self._held, wall, min(last, wall + self.max_drift_ns // 2))
+        return max(self._lower_bound, wall, min(last, wall + self.max_drift_ns // 2))
 
     def propose(self) -> tuple[int, int]:
         """Closes a timestamp until another node has judged it; the timestamp, and what `withdraw` goes back to, ns."""
         closed, before = self.closing(), self.proposed
         self.last = max(self.last, closed)
-        if closed > self._floor:
+        if closed > self._closed_through:
             self.proposed = closed
         return closed, before if before < closed else 0
 
@@ -145,7 +141,7 @@ class HybridClock:
         """Goes on with what was proposed before a restart, ns, if the wall clock still agrees; whether it does."""
         if proposed > self.latest_ns():
             return False
-        if proposed > self._floor:
+        if proposed > self._closed_through:
             self.proposed = proposed
             self.last = max(self.last, proposed)
         return True
@@ -177,17 +173,17 @@ class HybridClock:
         return min(LATEST_NS, wall + drift_ns) if wall >= UNSET_BEFORE_NS else LATEST_NS
 
     @property
-    def _held(self) -> int:
+    def _lower_bound(self) -> int:
         """Where the clock stays above when it follows a wall clock that was set back, ns."""
-        return max(self._floor, self.proposed)
+        return max(self._closed_through, self.proposed)
 
     def _ahead(self, wall: int) -> int:
-        is_far = self.last - wall > self.max_drift_ns and self.last - self._held > HELD_SLACK_NS
+        is_far = self.last - wall > self.max_drift_ns and self.last - self._lower_bound > LOWER_BOUND_SLACK_NS
         if is_far and wall >= UNSET_BEFORE_NS:
             self.set_back += 1
             log.warning(
                 "the wall clock is %.0f s behind this node's versions, more than max_clock_drift: following the wall",
                 (self.last - wall) / 1e9,
             )
-            return max(wall, self._held + 1)
+            return max(wall, self._lower_bound + 1)
         return self.last + 1

@@ -23,11 +23,9 @@ from pathlib import Path
 from typing import Final
 
 from merklekv.engine.log.retention import Retention
-from merklekv.engine.log.writer import Log
 from merklekv.engine.options import Durability
 from merklekv.engine.recovery import replay
 from merklekv.engine.table import Table
-from merklekv.engine.write_gate import WriteGate
 from merklekv.errors import Shortage, StorageFailed
 from merklekv.shortage import reason_of, shortage_of
 from merklekv.worker_thread import WorkerThread
@@ -50,16 +48,7 @@ class GroupCommit:
     Costs: one write and, with `always`, one fdatasync for all entries; a roll-back as much as a start.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        table: Table,
-        log_: Log,
-        retention: Retention,
-        gate: WriteGate,
-        lock: "threading.RLock",
-        durability: Durability,
-    ) -> None:
+    def __init__(self, path: Path, table: Table, retention: Retention, durability: Durability) -> None:
         self.durability = durability
         self.lock = threading.Lock()
         self.roll_backs = 0  # how often changes were rolled back
@@ -67,15 +56,15 @@ class GroupCommit:
         self.after_roll_back: list[Callable[[], None]] = []  # called with both locks held
         self._path = path
         self._table = table
-        self._log = log_
+        self._log = table.log
         self._retention = retention
-        self._gate = gate
-        self._engine_lock = lock
-        self.committed = log_.appended  # entries that frames hold, of all that were ever appended
+        self._gate = table.gate
+        self._engine_lock = table.lock
+        self.committed = table.log.appended  # entries that frames hold, of all that were ever appended
         self._first: dict[bytes, bytes] = {}  # metadata entries of `put_metadata_first` that no frame has yet
         self._pending: dict[bytes, bytes] = {}  # those that found no room: they come before any write
         self._sync_due = 0.0  # monotonic clock
-        self.worker = WorkerThread("log-sync", self._sync_regularly, gate.fail)
+        self.worker = WorkerThread("log-sync", self._sync_regularly, self._gate.fail)
 
     def start(self) -> None:
         """Starts the thread, if the durability needs one."""

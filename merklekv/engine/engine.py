@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from merklekv.engine.base import DATA_FILE, Pair
 from merklekv.engine.checkpoint.checkpointer import Checkpointer
@@ -61,6 +61,7 @@ from merklekv.engine.record import (
     is_purge_marker,
     is_sound,
     is_tombstone,
+    timestamp_of,
     value_size_of,
     version_of,
 )
@@ -68,11 +69,14 @@ from merklekv.engine.recovery import open_data
 from merklekv.engine.table import Table
 from merklekv.engine.tombstone_gc import GC_KEYS, TombstoneGC, bound_of
 from merklekv.engine.write_gate import WriteGate
-from merklekv.errors import InvalidArgument, MerkleKVError, NotANumber, NumberOverflow
+from merklekv.errors import InvalidArgument, MerkleKVError, NotANumber, NumberOverflow, Stalled
 from merklekv.metrics import EngineMetrics
 from merklekv.worker_thread import WorkerThread
 
 SUPERSEDED: Final = "superseded"
+STALL_WAIT_S: Final = 0.5  # of a stalled write, between two looks at whether it goes on waiting
+
+T = TypeVar("T")
 
 Change = tuple[int, bytes, bytes]  # op, key, record
 
@@ -124,18 +128,18 @@ class Engine:
             self.log = log
             self.gate = gate = WriteGate(place, lock, log.probe)
             self.table = table = Table(base, log, clock, gate, lock, max_value_size)
-            stack.callback(table.close)
+            stack.callback(lambda: table.base.close())  # a checkpoint may replace it
             stack.callback(log.close)
-            self._start_clock(max(replayed.newest, replayed.truncation), replayed.truncation)
+            clock.observe(replayed.newest)
+            clock.close_through(timestamp_of(replayed.truncation))
+            clock.found = clock.last
             table.restore(replayed)
-            self.tombstone_gc = TombstoneGC(place, table, clock, gate)
+            self.tombstone_gc = TombstoneGC(place, table)
             self.retention = Retention(place, log, retain_max_bytes)
             stack.callback(self.retention.close)
-            self.commits = commits = GroupCommit(place, table, log, self.retention, gate, lock, durability)
+            self.commits = commits = GroupCommit(place, table, self.retention, durability)
             commits.after_roll_back.append(self.tombstone_gc.start_over)
-            self.checkpointer = Checkpointer(
-                directory, table, log, self.retention, gate, commits, lock, memtable_size, checkpoint
-            )
+            self.checkpointer = Checkpointer(directory, table, self.retention, commits, memtable_size, checkpoint)
             stack.callback(commits.finish)
             stack.callback(self.checkpointer.stop)
             stack.callback(commits.stop)
@@ -169,12 +173,6 @@ class Engine:
         self.release_log = self.checkpointer.release_log
         self._put = table.put
 
-    def _start_clock(self, newest: bytes, truncation: bytes) -> None:
-        """Moves the clock above every version in the directory."""
-        self.clock.observe(newest)
-        self.clock.observe_truncation(truncation)
-        self.clock.found = self.clock.last
-
     def close(self) -> None:
         """Commits, syncs, and lets the directory go.  A start reads what is not in the base yet from the log."""
         if self.is_closed:
@@ -192,6 +190,19 @@ class Engine:
         """Keeps commits and everything else out: for a look at all parts at one moment."""
         with self.commits.lock, self.lock:
             yield
+
+    def retry_stalled(self, call: Callable[[], T], go_on: Callable[[], bool] = lambda: True) -> T:
+        """Makes a call that may raise Stalled, again each time there may be room.
+
+        `go_on` is asked before each wait, about every STALL_WAIT_S; when it says no, the Stalled is raised.
+        """
+        while True:
+            try:
+                return call()
+            except Stalled:
+                if not go_on():
+                    raise
+                self.wait_for_room(STALL_WAIT_S)
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -218,7 +229,7 @@ class Engine:
             self.table.require_sizes(key, value)
             size += ENTRY.size + len(key) + HEAD_SIZE + len(value)
         with self.lock:
-            self._require_open()
+            self.gate.require_open()
             self.table.reserve(size)
             self._put(OP_SET, [(None, *pair) for pair in pairs])
 
@@ -238,7 +249,10 @@ class Engine:
         self.table.require_sizes(key, b"")
         with self.lock:
             text = self.get(key)
-            total = (0 if text is None else _parse_number(key, text)) + amount
+            number = 0 if text is None else strict_integer(text)
+            if number is None:
+                raise NotANumber(key)
+            total = number + amount
             if not INT64_MIN <= total <= INT64_MAX:
                 raise NumberOverflow(key)
             self._put(OP_INCR if amount >= 0 else OP_DECR, ((None, key, b"%d" % total),))
@@ -261,16 +275,12 @@ class Engine:
     def truncate(self) -> None:
         """Removes every key that any node holds now, by raising the truncation version."""
         with self.lock:
-            self._require_open()
+            self.gate.require_open()
             truncation = self.clock.next()
             newest = max(self.table.newest(), self.table.truncation)
             if truncation <= newest:
                 truncation = self.clock.after(newest)
             self.table.raise_truncation(OP_TRUNCATE, truncation)
-
-    def _require_open(self) -> None:
-        if self.gate.closed:
-            self.gate.require_open()
 
     # -- records of other nodes ----------------------------------------------------------------------------------------
 
@@ -295,7 +305,7 @@ class Engine:
         superseded = 0
         refused: list[tuple[bytes, str]] = []
         with self.lock:
-            self._require_open()
+            self.gate.require_open()
             accepted: dict[bytes, Change] = {}
             applied = 0
             latest = self.clock.latest()
@@ -372,7 +382,7 @@ class Engine:
         if len(truncation) != VERSION_SIZE:
             raise InvalidArgument(f"truncation version of {len(truncation)} bytes: it has {VERSION_SIZE} bytes")
         with self.lock:
-            self._require_open()
+            self.gate.require_open()
             if truncation <= self.table.truncation or self.clock.truncates_too_far_ahead(truncation):
                 return False
             self.table.reserve(2 * ENTRY.size + len(origin) + VERSION_SIZE)
@@ -403,7 +413,7 @@ class Engine:
         `record` of None takes the damaged one away.  Whether it was done.  Raises Shortage, Stalled.
         """
         with self.lock:
-            self._require_open()
+            self.gate.require_open()
             if self.table.lookup(key) != stored or (stored is not None and len(stored) < HEAD_SIZE):
                 return False
             self.repair(bucket_of(key), key)
@@ -463,11 +473,6 @@ class Engine:
         return self.table.tombstone_count
 
     @property
-    def stalled(self) -> bool:
-        """Whether writes raise, for whatever reason."""
-        return self.gate.stalled
-
-    @property
     def makes_wait(self) -> bool:
         """Whether a write would raise Stalled now; stalled for lack of something, it raises Shortage instead."""
         return self.gate.makes_wait
@@ -487,10 +492,6 @@ class Engine:
         """What clients are told of the last roll-back."""
         return self.gate.rolled_back
 
-    def on_roll_back(self, call: Callable[[], None]) -> None:
-        """Has `call` called, with the lock held, whenever changes were rolled back."""
-        self.commits.after_roll_back.append(call)
-
     def metrics(self) -> EngineMetrics:
         """What the engine reports of itself now."""
         with self.lock:
@@ -503,7 +504,7 @@ class Engine:
                 memtable_keys=len(table.active.records),
                 frozen_memtables=len(table.frozen),
                 checkpoint_percent=int(100 * self.checkpointer.progress),
-                writes_stalled=int(self.stalled),
+                writes_stalled=int(self.gate.stalled),
                 log_lsn=self.log.end_lsn,
                 checkpoint_lsn=table.base.checkpoint_lsn,
                 log_next_sequence=self.log.sequence,
@@ -511,10 +512,3 @@ class Engine:
                 clock_ns=self.clock.last,
                 clock_found_ahead_s=max(0, int(self.clock.ahead_s(self.clock.found))),
             )
-
-
-def _parse_number(key: bytes, text: bytes) -> int:
-    number = strict_integer(text)
-    if number is None:
-        raise NotANumber(key)
-    return number

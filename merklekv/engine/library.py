@@ -11,7 +11,6 @@ from typing import Any, ParamSpec, TypeVar
 
 from merklekv.engine.base import Pair
 from merklekv.engine.engine import Engine
-from merklekv.engine.stall import retry_stalled
 from merklekv.errors import MerkleKVError, Shortage
 
 Result = TypeVar("Result")
@@ -159,7 +158,7 @@ class Database:
     def _commit(self, call: Callable[[], Result]) -> Result:
         self.engine.begin()
         try:
-            result = retry_stalled(self.engine, call, self._go_on)
+            result = self.engine.retry_stalled(call, self._go_on)
         except Shortage:
             self.engine.commit()  # so that the next call finds out whether there is room by then
             raise

@@ -62,6 +62,7 @@ from merklekv.engine.record import (
     is_sound,
     is_tombstone,
     purge_marker,
+    timestamp_of,
     value_of,
     version_of,
 )
@@ -110,10 +111,10 @@ class Table:
         self.root_ready = False  # whether tree and counters are known
         self.max_value_size = max_value_size
         self.records = self.active.records  # where `put` writes
-        self._log = log
-        self._clock = clock
-        self._gate = gate
-        self._lock = lock
+        self.log = log
+        self.clock = clock
+        self.gate = gate
+        self.lock = lock
 
     def restore(self, replayed: Replayed) -> None:
         """Makes memory what the base and the segments behind it hold."""
@@ -127,10 +128,6 @@ class Table:
         self.metadata, self.repair_lsn = replayed.metadata, replayed.repair_lsn
         self.rebuild()
 
-    def close(self) -> None:
-        """Closes the base."""
-        self.base.close()
-
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def record(self, key: bytes) -> bytes | None:
@@ -139,7 +136,7 @@ class Table:
         if record is None:
             if not 0 < len(key) <= MAX_KEY_SIZE:
                 return None
-            with self._lock:
+            with self.lock:
                 record = self.lookup(key)
         return None if record is None or is_purge_marker(record) else record
 
@@ -149,7 +146,7 @@ class Table:
         if record is None:
             if not 0 < len(key) <= MAX_KEY_SIZE:
                 return None
-            with self._lock:
+            with self.lock:
                 record = self.lookup(key)
         if record is None:
             return None
@@ -178,7 +175,7 @@ class Table:
     ) -> tuple[list[Pair], bytes | None]:
         """Like `page`, but (key, record), with tombstones; ends behind `max_bytes` of records."""
         after = after or b""
-        with self._lock:
+        with self.lock:
             tables = self.tables
             if not all(table.prepare() for table in tables):
                 return [], after
@@ -214,7 +211,7 @@ class Table:
 
     def random_key(self) -> bytes | None:
         """A live key, None without one.  Any key may come, but not each with the same probability."""
-        with self._lock:
+        with self.lock:
             if self.root_ready and not self.live_count:
                 return None
             for _ in range(RANDOM_TRIES):
@@ -278,7 +275,7 @@ class Table:
 
     def root(self) -> bytes:
         """The Merkle root, 32 bytes, zeros without records.  Meaningless unless `root_ready`."""
-        with self._lock:
+        with self.lock:
             return self.tree.root(self.truncation)
 
     def prefix_digest(self, prefix: bytes) -> Generator[None, None, bytes]:
@@ -294,33 +291,33 @@ class Table:
     def prepare_root(self) -> Iterator[None]:
         """Does in slices most of what `root` and `inner_digests` would do at once, after many writes."""
         for first in range(0, INNER_NODES, INNER_SLICE):
-            with self._lock:
+            with self.lock:
                 self.tree.refresh(range(first, first + INNER_SLICE))
             yield
 
     def inner_digests(self) -> list[bytes]:
         """The digests of the 256 inner nodes, 32 bytes each.  Meaningless unless `root_ready`."""
-        with self._lock:
+        with self.lock:
             return list(self.tree.inner_digests())
 
     def leaf_digests(self, inner: int) -> bytes:
         """What tells two leaves apart: 8 bytes for each of the 256 below an inner node, zeros when it is empty."""
-        with self._lock:
+        with self.lock:
             return self.tree.leaf_digests(inner)
 
     def inner_leaves(self, inner: int) -> bytes:
         """The 256 leaves below an inner node, as in the base: sum of digests (16 bytes) and count (8) each."""
-        with self._lock:
+        with self.lock:
             return pack_leaves(self.tree.inner_leaves(inner))
 
     def prepare_buckets(self) -> bool:
         """A slice of a few ms of what `bucket` needs; call it until it is True."""
-        with self._lock:
+        with self.lock:
             return all(table.group() for table in self.tables)
 
     def bucket(self, bucket: int) -> list[Pair]:
         """(key, head of 41 bytes) of each record of a bucket, in key order, tombstones too."""
-        with self._lock:
+        with self.lock:
             while not self.prepare_buckets():
                 pass  # only what has come since the caller's `prepare_buckets`
             keys = set(self.base.current.keys(bucket))
@@ -338,11 +335,11 @@ class Table:
         out `make_record` and `MerkleTree.add`.  What can fail comes first: when it raises, everything before that item
         is done and nothing of it.
         """
-        if self._gate.closed:
-            self._gate.require_open()
-        log_, tree, records, older = self._log, self.tree, self.records, self.older
+        if self.gate.closed:
+            self.gate.require_open()
+        log_, tree, records, older = self.log, self.tree, self.records, self.older
         sums, counts, dirty, hash_of = tree.sums, tree.counts, tree.dirty, tree.hash_of
-        append, next_version = log_.pending.append, self._clock.next
+        append, next_version = log_.pending.append, self.clock.next
         size, count, room, grown, live = log_.pending_size, 0, log_.room, 0, 0
         size_max = self.max_value_size + (RECORD_OVERHEAD if made else 0)
         try:
@@ -358,7 +355,7 @@ class Table:
                 else:
                     version = next_version()
                     if old is not None and version <= old and not self._is_corrupt_version(key, old):
-                        version = self._clock.after(old)
+                        version = self.clock.after(old)
                     head = version + flags
                     digest = xxh3_128_digest(KEY_LENGTHS[len(key)] + key + head + value)
                     record = head + digest + value
@@ -458,8 +455,8 @@ class Table:
         """Makes every record below a version (24 bytes) dead."""
         self.append(op, b"", truncation)
         if op < REMOTE:
-            self._log.sequence += 1
-        self._clock.observe_truncation(truncation)
+            self.log.sequence += 1
+        self.clock.close_through(timestamp_of(truncation))
         self.truncation = truncation
         for table in self.tables:
             table.drop_below(truncation)
@@ -469,15 +466,15 @@ class Table:
         """Adds an entry to those that wait for the commit.  Raises Shortage, with nothing changed."""
         entry = _entry(op, len(name), len(body)) + name + body
         self.reserve(len(entry))
-        self._log.pending.append(entry)
-        self._log.pending_size += len(entry)
-        self._log.appended += 1
+        self.log.pending.append(entry)
+        self.log.pending_size += len(entry)
+        self.log.appended += 1
 
     def reserve(self, size: int) -> None:
         """Makes room in the log for `size` more bytes of entries.  Raises Shortage."""
-        size += self._log.pending_size
-        if size > self._log.room:
-            self._log.reserve(size)
+        size += self.log.pending_size
+        if size > self.log.room:
+            self.log.reserve(size)
 
     # -- layers --------------------------------------------------------------------------------------------------------
 

@@ -16,11 +16,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from merklekv.engine.clock import HybridClock
 from merklekv.engine.format import GC_HORIZON_SIZE, METADATA_GC_HORIZON
 from merklekv.engine.record import ZERO_VERSION, is_purge_marker, is_tombstone
 from merklekv.engine.table import Table
-from merklekv.engine.write_gate import WriteGate
 from merklekv.errors import Corruption, Shortage
 
 GC_KEYS: Final = 1000  # in one call of `collect_tombstones`
@@ -42,18 +40,16 @@ class TombstoneGC:
     horizon looks at each tombstone between the old one and the new.  Memory: 1,000 keys.
     """
 
-    def __init__(self, path: Path, table: Table, clock: HybridClock, gate: WriteGate) -> None:
+    def __init__(self, path: Path, table: Table) -> None:
         """Raises Corruption."""
         self._table = table
-        self._clock = clock
-        self._gate = gate
         size = len(table.metadata.get(METADATA_GC_HORIZON, bytes(GC_HORIZON_SIZE)))
         if size != GC_HORIZON_SIZE:
             raise Corruption(
                 f"{path}: the GC horizon in the log has {size} bytes, not {GC_HORIZON_SIZE}; "
                 "keep a copy of the directory and restore a backup of it"
             )
-        clock.close_through(self.gc_horizon)
+        table.clock.close_through(self.gc_horizon)
         self.start_over()
 
     @property
@@ -73,7 +69,7 @@ class TombstoneGC:
             return False
         self._table.put_metadata(METADATA_GC_HORIZON, gc_horizon.to_bytes(GC_HORIZON_SIZE, "big"))
         self.bound = bound_of(gc_horizon)
-        self._clock.close_through(gc_horizon)
+        self._table.clock.close_through(gc_horizon)
         self._due = self._due_tombstones()
         return True
 
@@ -82,8 +78,7 @@ class TombstoneGC:
 
         Raises Shortage, StorageFailed, Stalled.
         """
-        if self._gate.closed:
-            self._gate.require_open()
+        self._table.gate.require_open()
         keys = list(islice(self._due, limit))
         try:
             for key in keys:

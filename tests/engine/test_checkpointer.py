@@ -174,7 +174,7 @@ def test_writers_that_outran_a_merge_are_let_go_on(
     engine = make_engine(checkpoint="process")
     assert checkpoint_lsn.wait(20)
     number = 192
-    while not engine.stalled:
+    while not engine.gate.stalled:
         engine.set(b"k%06d" % number, b"v" * 1000)
         engine.commit()
         number += 1
@@ -248,7 +248,7 @@ def test_waiting_for_room_ends_when_there_is_some(make_engine: Callable[..., Eng
 
     child.checkpoint = checkpoint  # type: ignore[method-assign]
     number = 0
-    while not engine.stalled:
+    while not engine.gate.stalled:
         engine.set(b"k%d" % number, b"v" * 1000)
         engine.commit()
         number += 1

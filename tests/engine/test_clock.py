@@ -36,7 +36,7 @@ def test_the_clock_keeps_its_laws(history: list[tuple[str, int]]) -> None:
             clock.observe(engines.version(number))
             newest = max(newest, engines.version(number))
         elif step == "truncation":
-            clock.observe_truncation(engines.version(number))
+            clock.close_through(number)
             truncation = max(truncation, engines.version(number))
             newest = max(newest, truncation)
         else:
@@ -90,7 +90,7 @@ def test_a_wall_that_was_never_set_is_not_followed() -> None:
 def test_a_floor_in_the_future_holds_the_clock_for_good(caplog: pytest.LogCaptureFixture) -> None:
     wall = Wall()
     clock = HybridClock(DRIFT, wall)
-    clock.observe_truncation(engines.version(NOON + 5 * DRIFT))
+    clock.close_through(NOON + 5 * DRIFT)
     with caplog.at_level(logging.WARNING):
         assert [timestamp_of(clock.next()) - NOON - 5 * DRIFT for _ in range(3)] == [1, 2, 3]
     assert not caplog.records

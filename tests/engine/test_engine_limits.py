@@ -220,7 +220,7 @@ def test_a_segment_is_sealed_when_it_is_full(make_engine: Callable[..., Engine])
 def fill_until_stalled(engine: Engine) -> int:
     """Writes until writes have to wait; how many bytes that took."""
     written = 0
-    while not engine.stalled:
+    while not engine.gate.stalled:
         engine.set(b"k%d" % written, b"v" * 1000)
         engine.commit()
         written += 1000
@@ -246,7 +246,7 @@ def test_writes_wait_while_merging_is_behind(make_engine: Callable[..., Engine])
     assert engine.get(b"k0") is not None
     assert not engine.wait_for_room(0.001)
     engine.checkpoint_now()
-    assert not engine.stalled
+    assert not engine.gate.stalled
     assert engine.wait_for_room(0)
     engine.set(b"k", b"")
 

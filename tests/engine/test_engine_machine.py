@@ -139,7 +139,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(pairs=st.lists(st.tuples(keys, values), max_size=4))
     def set_batch(self, pairs: list[tuple[bytes, bytes]]) -> None:
         stored = self.engine.set_batch([(b"SET", *pair) for pair in pairs])
-        assert stored == len(pairs) or self.engine.stalled
+        assert stored == len(pairs) or self.engine.gate.stalled
         for key, value in dict(pairs[:stored]).items():
             self.took(key, value)
 

@@ -106,7 +106,7 @@ def test_without_descriptors_writes_go_on_while_memory_lasts(
 
     def has_room() -> bool:
         engine.commit()
-        return not engine.stalled
+        return not engine.gate.stalled
 
     wait_until(has_room, what="room")
     engine.set(b"after", b"")

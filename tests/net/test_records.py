@@ -250,7 +250,7 @@ def text_of(reply: Reply) -> str:
 
 def test_merge_waits_while_merging_is_behind(tmp_path: Path, start: Start) -> None:
     engine = Engine(tmp_path / "full", memtable_size=64 << 10, checkpoint="manual", durability="never")
-    while not engine.stalled:
+    while not engine.gate.stalled:
         engine.set(b"filler:%d" % engine.live_count, bytes(1000))
         engine.commit()
     fillers = engine.live_count

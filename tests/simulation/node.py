@@ -133,7 +133,7 @@ class Node:
             engine.is_closed = True
             engine.retention.close()
             with suppress(MerkleKVError):
-                engine.table.close()
+                engine.table.base.close()
             engine.directory.release()
         self._let_go()
 

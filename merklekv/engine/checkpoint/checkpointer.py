@@ -21,11 +21,9 @@ from merklekv.engine.directory import DataDirectory
 from merklekv.engine.log.reader import LogPosition
 from merklekv.engine.log.retention import Retention
 from merklekv.engine.log.segment import segment_path
-from merklekv.engine.log.writer import Log
 from merklekv.engine.memtable import Memtable
 from merklekv.engine.options import CheckpointMode
 from merklekv.engine.table import Table
-from merklekv.engine.write_gate import WriteGate
 from merklekv.errors import MerkleKVError, Shortage, StorageFailed
 from merklekv.shortage import is_shortage, shortage_of, suppress_shortage
 from merklekv.worker_thread import WorkerThread
@@ -56,11 +54,8 @@ class Checkpointer:
         self,
         directory: DataDirectory,
         table: Table,
-        log_: Log,
         retention: Retention,
-        gate: WriteGate,
         commits: GroupCommit,
-        lock: "threading.RLock",
         memtable_size: int,
         mode: CheckpointMode,
     ) -> None:
@@ -70,11 +65,11 @@ class Checkpointer:
             self.child = CheckpointProcess(directory.base, directory.log, directory.lock_fd)
         self._directory = directory
         self._table = table
-        self._log = log_
+        self._log = table.log
         self._retention = retention
-        self._gate = gate
+        self._gate = table.gate
         self._commits = commits
-        self._lock = lock
+        self._lock = table.lock
         self._running: list[Memtable] = []  # the frozen memtables that the checkpoint under way takes in
         self._share = 0.0  # of those, done
         self._upto = self._done = 0  # LSNs: the checkpoint that was asked for, and the last that was finished

@@ -51,7 +51,7 @@ def load_members(engine: Engine, node: str) -> Members:
             except Shortage as error:
                 raise type(error)(f"{engine.directory.path}: {error}, so it cannot begin as node {node}") from error
         first = members.encode()
-        engine.on_roll_back(
+        engine.commits.after_roll_back.append(
             lambda: members.replace_with(Members.restore(engine.metadata_or_pending(METADATA_MEMBERS) or first, node))
         )
     try:

@@ -25,7 +25,6 @@ from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
 from merklekv.engine.engine import Engine
-from merklekv.engine.stall import retry_stalled
 from merklekv.errors import Shortage, Stalled, StorageFailed
 from merklekv.log_throttle import LogThrottle
 from merklekv.metrics import OriginMetrics, ReplicationCounters, shown
@@ -257,7 +256,7 @@ class Inbox:
         """Do it as soon as the engine can.  Returns False when a stop came first."""
         while not self.worker.is_stopping:
             try:
-                retry_stalled(self._engine, work, self._wait_for_room)
+                self._engine.retry_stalled(work, self._wait_for_room)
                 return True
             except Stalled:
                 break

@@ -26,7 +26,6 @@ from typing import Final, Protocol
 
 from merklekv.address import format_address, parse_address
 from merklekv.engine.engine import Engine
-from merklekv.engine.stall import retry_stalled
 from merklekv.errors import MerkleKVError, StorageFailed
 from merklekv.log_throttle import LogThrottle
 from merklekv.metrics import ExchangeMetrics, shown
@@ -290,7 +289,7 @@ class AntiEntropy:
         more = True
         while more:
             began = time.monotonic()
-            more = retry_stalled(engine, collect_slice, lambda: not self.worker.is_stopping)
+            more = engine.retry_stalled(collect_slice, lambda: not self.worker.is_stopping)
             engine.commit()
             self._rest(began, self._share_percent)
         if collected:

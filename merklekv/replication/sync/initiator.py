@@ -31,7 +31,6 @@ from merklekv.engine.engine import Engine
 from merklekv.engine.format import BUCKETS, INNER_NODES, MAX_KEY_SIZE
 from merklekv.engine.merkle import LEAVES_PER_INNER
 from merklekv.engine.record import HEAD_SIZE, digest_of, version_of
-from merklekv.engine.stall import retry_stalled
 from merklekv.errors import Stalled
 from merklekv.output import counted
 from merklekv.replication.cluster.members import Members, TooManyMembers
@@ -376,7 +375,7 @@ class Initiator:
             return time.monotonic() < deadline
 
         try:
-            return retry_stalled(self._engine, call, go_on)
+            return self._engine.retry_stalled(call, go_on)
         except Stalled:
             raise ExchangeFailed(
                 f"node {self.report.node}: checkpoints here are {STALL_WAIT_S:.0f} s behind, try again later"

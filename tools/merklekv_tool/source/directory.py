@@ -10,7 +10,6 @@ from merklekv.engine.clock import show_time
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import INNER_NODES, OP_DEL, OP_SET
 from merklekv.engine.record import is_tombstone, timestamp_of
-from merklekv.engine.stall import retry_stalled
 from merklekv.errors import InvalidArgument
 from merklekv.replication.cluster.display import DisplayRow, display_rows, stored_members
 from merklekv.replication.cluster.storage import METADATA_MEMBERS
@@ -53,13 +52,13 @@ class Directory:
 
     def merge(self, pairs: list[Pair]) -> Merged:
         items = [(OP_DEL if is_tombstone(record) else OP_SET, key, record) for key, record in pairs]
-        result = retry_stalled(self._engine, lambda: self._engine.merge(items, ORIGIN))
+        result = self._engine.retry_stalled(lambda: self._engine.merge(items, ORIGIN))
         self._engine.commit()
         return Merged(*result)
 
     def write(self, pairs: list[Pair]) -> Merged:
         fit, refused = split_by_size(pairs, self._engine.max_value_size)
-        retry_stalled(self._engine, lambda: self._engine.mset(fit))
+        self._engine.retry_stalled(lambda: self._engine.mset(fit))
         self._engine.commit()
         return Merged(len(fit), 0, refused)
 
