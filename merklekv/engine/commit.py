@@ -3,15 +3,9 @@
     pending entries    what the table has appended to the log since the last frame, in memory
     frame              all pending entries of a moment, of all threads, as one write to the disk
 
-`commit` cuts the pending entries into a frame, writes and syncs it.  Several threads may commit at once: one leads, the
-others find, once they hold the commit lock, that their entries are on disk.
-
-A frame that finds no room on disk, or another shortage, is rolled back: the log is cut to its last good frame, the
-table is made anew from it, and each thread is told by its next `commit`.  Then writes are refused until the disk takes
-some.
-
-A failed write or sync ends it: what the disk holds is unknown, everything afterwards raises, and the process has to
-stop.
+Several threads may commit at once: one leads, the others find, once they hold the commit lock, that their entries are
+on disk.  A frame that meets a shortage is rolled back: the log is cut to its last good frame, and the table is made
+anew from it.  A failed write or sync is fatal, because what the disk holds is unknown.
 """
 
 import logging
@@ -72,10 +66,6 @@ class GroupCommit:
             self._sync_due = time.monotonic() + SYNC_INTERVAL_S
             self.worker.start()
 
-    def stop(self) -> None:
-        """Ends the thread."""
-        self.worker.stop()
-
     def finish(self) -> None:
         """Commits and syncs at the end, with an empty frame that says so.  Raises StorageFailed."""
         if self._gate.failure is not None:
@@ -91,8 +81,8 @@ class GroupCommit:
     def commit(self) -> None:
         """Returns when everything done before the call, by any thread, is durable.
 
-        Raises Shortage when changes since this thread's last `commit` may have been rolled back, whichever thread met
-        the shortage: then no reply may go out that has seen them.  Raises StorageFailed.
+        Raises Shortage when changes since this thread's last `commit` may have been rolled back, by any thread: no
+        reply that has seen them may be sent.  Raises StorageFailed.
         """
         mark = self._log.appended
         gate = self._gate
@@ -119,7 +109,7 @@ class GroupCommit:
                 self._gate.tell()
 
     def flush(self) -> None:
-        """Commits, and returns when it is on disk whatever the durability.  Raises what `commit` raises."""
+        """Commits, and syncs whatever the durability.  Raises what `commit` raises."""
         self.commit()
         if self._log.written_lsn > self._log.synced_lsn:
             self._sync()
@@ -132,7 +122,7 @@ class GroupCommit:
     @property
     def sync_is_due(self) -> bool:
         """Whether the next commit will wait for the disk; what is done before it shares the wait."""
-        return self._log.appended != self.committed and self.durability == "always"
+        return self.is_pending and self.durability == "always"
 
     def write(self) -> None:
         """Writes the pending entries, with `always` onto the disk.  The caller holds the commit lock."""
@@ -161,10 +151,7 @@ class GroupCommit:
         self._retention.committed(log_.lsn, position, frame)
 
     def _roll_back(self, cause: Exception) -> None:
-        """Makes memory what the log holds, whose last frame could not be written.  With the commit lock held.
-
-        It reads all segments that the base has not taken in, so it takes about as long as a start.
-        """
+        """Restores the table from the log, whose last frame could not be written.  The caller holds the commit lock."""
         shortage = shortage_of(cause, str(self._path))
         log.error("%s; writes that were not acknowledged are rolled back, reads go on", shortage)
         with self._engine_lock:
@@ -183,7 +170,7 @@ class GroupCommit:
             self.roll_backs += 1
             for call in self.after_roll_back:
                 call()
-            self.committed = self._log.appended  # last: a thread that sees it finds the rest in place
+            self.committed = self._log.appended  # last: a thread that reads it finds the rest in place
 
     # -- metadata entries that come before any write -------------------------------------------------------------------
 

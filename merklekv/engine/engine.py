@@ -142,7 +142,7 @@ class Engine:
             self.checkpointer = Checkpointer(directory, table, self.retention, commits, memtable_size, checkpoint)
             stack.callback(commits.finish)
             stack.callback(self.checkpointer.stop)
-            stack.callback(commits.stop)
+            stack.callback(commits.worker.stop)
             commits.start()
             self.checkpointer.start()
             self._closing = stack.pop_all()

@@ -9,8 +9,8 @@ Each reason has one owner, which sets it and takes it back:
     is_behind            checkpointer    Stalled           when checkpoints have caught up
     checkpoint_shortage  checkpointer    -                 but with is_behind: Shortage, for waiting does not help
 
-A roll-back closes the gate for single threads: what such a thread wrote is gone, so it writes nothing more until its
-next `commit` has told it so.
+A roll-back also closes the gate for each thread of that moment, until its next `commit` has raised: what the thread
+wrote may be gone, so what it writes next must not be stored.
 """
 
 import logging
@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 class WriteGate:
     """Says whether writes are taken.  The caller holds the engine's lock, but to read an attribute.
 
-    It knows nothing of what is written.  Cost: a write reads `closed`.  After a roll-back that stays set while any
-    thread of that moment has not committed since, and a write costs 0.2 us more.
+    Cost: a write reads `closed`.  After a roll-back it stays set while any thread of that moment has not committed
+    since; then a write costs 0.2 us more.
     """
 
     def __init__(self, path: Path, lock: "threading.RLock", probe: Callable[[], None]) -> None:
@@ -66,15 +66,14 @@ class WriteGate:
         """Raises Stalled, Shortage or StorageFailed while no write is taken.  Probes the log after a log shortage."""
         if self.is_untold:
             raise self.rolled_back
+        self.probe()
         if not self.stalled:
             return
-        self.probe()
         if self.failure is not None:
             raise self.failure
-        if self._shortage is not None and self.stalled:
+        if self._shortage is not None:
             raise _refusal(self._shortage)
-        if self.stalled:
-            raise Stalled("checkpoints are behind, writes wait for them")
+        raise Stalled("checkpoints are behind, writes wait for them")
 
     def probe(self) -> None:
         """Ends the log shortage if the log can be written again."""
@@ -87,7 +86,7 @@ class WriteGate:
             self.update()
 
     def update(self) -> None:
-        """Opens or closes the gate.  To be called when a reason has come or gone."""
+        """Opens or closes the gate: call it when a reason has changed."""
         refused = self.failure or self.log_shortage or self.metadata_shortage
         stalled = refused is not None or self.is_behind
         if self.stalled and not stalled:
@@ -101,7 +100,7 @@ class WriteGate:
             return self._opened.wait_for(lambda: not self.stalled, timeout_s)
 
     def fail(self, error: MerkleKVError) -> None:
-        """From here on the engine acknowledges nothing: commits and writes raise.  From any thread."""
+        """Makes all commits and writes raise from now on.  From any thread."""
         with self._opened:
             if self.failure is None:
                 log.critical("%s: stopping, since what the disk holds is unknown", error)
@@ -109,7 +108,7 @@ class WriteGate:
             self.update()
 
     def roll_back(self, shortage: Shortage) -> None:
-        """All that was not committed is gone.  Every thread but this one, which finds out now, has to be told."""
+        """Everything that was not committed is gone; this thread knows, the others are told by their next `commit`."""
         self.log_shortage = shortage
         self.rolled_back = _refusal(shortage)
         self._untold |= sys._current_frames().keys() - {threading.get_ident()}

@@ -4,8 +4,8 @@
     checkpoint   the base takes in all sealed segments; their memtables go, and then the segments
     backlog      bytes of memtables that the base has not taken in, less what the running checkpoint has done of them
 
-Writers wait while the backlog is more than BACKLOG_TABLES memtables, so memory is bounded.  The backlog falls as the
-checkpoint process reports progress, so writers go on at its pace, in small steps.
+Writers wait while the backlog is more than BACKLOG_TABLES memtables, so memory is bounded.  It falls with the progress
+that the checkpoint process reports, so writers go on at that pace.
 """
 
 import logging
@@ -190,9 +190,10 @@ class Checkpointer:
         self._gate.update()
 
     def _blocked(self, error: Shortage) -> None:
-        if self._gate.checkpoint_shortage is None:
-            log.error("%s; writes go on while memory lasts", error)
-        self._gate.checkpoint_shortage = error
+        with self._lock:
+            if self._gate.checkpoint_shortage is None:
+                log.error("%s; writes go on while memory lasts", error)
+            self._gate.checkpoint_shortage = error
 
     def _unblocked(self) -> None:
         if self._gate.checkpoint_shortage is not None:
@@ -214,7 +215,7 @@ class Checkpointer:
             self._wake.notify()
 
     def _fail(self, error: StorageFailed) -> None:
-        if not self.worker.is_stopping:
+        if not self.worker.is_stopping:  # else the last commit is still possible
             self._gate.fail(error)
 
     def _step(self) -> None:
@@ -231,13 +232,14 @@ class Checkpointer:
             raise StorageFailed(str(error)) from error
         try:
             self.child.checkpoint(upto, self._progressed)
-            self._finished()
+            self._take_over_base()
+            self._freeze_due()
         except ChildDied as death:
             self._on_death(death)
         except Exception as error:
             if is_shortage(error):
                 shortage = shortage_of(error, "cannot checkpoint")
-                self._blocked_for_now(shortage)
+                self._blocked(shortage)
                 raise shortage from error
             if isinstance(error, MerkleKVError):
                 raise StorageFailed(str(error)) from error
@@ -253,7 +255,7 @@ class Checkpointer:
             problem = f"the checkpoint process died {self._deaths} times in a row, last: {death}"
             if not death.killed:
                 raise StorageFailed(problem) from death
-            self._blocked_for_now(Shortage(f"{problem}: most likely memory is short"))
+            self._blocked(Shortage(f"{problem}: most likely memory is short"))
         if not self.worker.wait(RETRY_S):
             log.warning("the checkpoint process died (%s), starting it again", death)
 
@@ -266,10 +268,6 @@ class Checkpointer:
                 self._table.base.refresh()
             self._update_backlog()
 
-    def _finished(self) -> None:
-        self._take_over_base()
-        self._freeze_due()
-
     def _take_over_base(self) -> None:
         """Goes on from what the base has taken in."""
         failpoints.reached("checkpointer.told")
@@ -281,7 +279,3 @@ class Checkpointer:
             self._update_backlog()
         failpoints.reached("checkpointer.before_delete")
         self.delete_segments()
-
-    def _blocked_for_now(self, error: Shortage) -> None:
-        with self._lock:
-            self._blocked(error)
