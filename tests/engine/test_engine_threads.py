@@ -305,17 +305,17 @@ def test_the_second_of_two_closes_does_nothing(
 ) -> None:
     engine = make_engine()
     stopping, go_on = threading.Event(), threading.Event()
-    stop = engine.commits.worker.stop
+    sync = engine.log.sync
 
-    def wait_and_stop() -> None:
+    def wait_and_sync() -> None:
         stopping.set()
-        go_on.wait()
-        stop()
+        assert go_on.wait(10)
+        sync()
 
-    monkeypatch.setattr(engine.commits.worker, "stop", wait_and_stop)
+    monkeypatch.setattr(engine.log, "sync", wait_and_sync)
     closing = threading.Thread(target=engine.close)
     closing.start()
-    stopping.wait()
+    assert stopping.wait(10)
     engine.close()
     with pytest.raises(DirectoryLocked):
         Engine(engine.directory.path)
