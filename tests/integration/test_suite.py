@@ -267,7 +267,7 @@ class TestResult:
         monkeypatch.setenv("MERKLEKV_TEST_BENCHMARKS", str(tmp_path / "figures"))
         latencies = [n / 1000 for n in range(1, 101)]
         BenchmarkResult("x", 2.0, latencies, Resources(10.0, 50.0), 0.25).report()
-        (told,) = suite_figures.read(tmp_path / "figures")
+        (told,) = suite_figures.read()
         assert told == {"name": "x", "operations": 100, "throughput_per_s": 50.0, "ratio": 0.25} | {
             **{f"p{percent}_ms": percent for percent in (50, 95, 99)},
             "memory_peak_mib": 10.0,
