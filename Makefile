@@ -9,6 +9,9 @@ PYTHON ?= python3
 DATA   ?= ./data
 ARGS   ?=
 
+# The tests start hundreds of processes: each would compile the server anew if the environment forbade to keep bytecode.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help run test check docs structure bench clean
 
@@ -24,7 +27,7 @@ $(VENV)/.run: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.test: pyproject.toml | $(BIN)/python
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,bench,demo]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.[test,bench,demo]'
 	@touch $@ $(VENV)/.run
 
 run: $(VENV)/.run  ## Serve ./data on 127.0.0.1:7379 (DATA=DIR and ARGS="--port 7380" change it)
