@@ -1,8 +1,4 @@
-"""Files and directories that only the user who runs the process can read, whatever the umask.
-
-os.mkdir(path, DIRECTORY_MODE)
-open(path, "wb", opener=private)
-"""
+"""Files and directories that only the user who runs the process can read, whatever the umask."""
 
 import os
 from collections.abc import Callable
@@ -12,17 +8,16 @@ from typing import Final
 DIRECTORY_MODE: Final = 0o700
 FILE_MODE: Final = 0o600
 
-
 Opener = Callable[[str, int], int]
 
 
 def private(name: str, flags: int) -> int:
-    """An `opener` for `open`: a file that it creates has FILE_MODE."""
+    """For `open(..., opener=private)`: a file that it creates has FILE_MODE."""
     return os.open(name, flags, FILE_MODE)
 
 
 def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Puts `data` into a private file, whole or not at all, also across a crash.  Raises OSError.
+    """Replaces the contents of a private file, or creates it, in one step.  Raises OSError.
 
     The draft is `path` with `.new` behind it.  Without `durable` a crash may bring the old contents back.
     """

@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 
 
 class DataDirectory:
-    """A data directory that this process holds until `release`.
+    """A data directory, locked by this process until `release`.
 
     Raises InvalidArgument, DirectoryUnwritable, NotADataDirectory, FormatTooNew, DirectoryLocked, Corruption.
     """
@@ -94,12 +94,12 @@ class DataDirectory:
                 raise StorageFailed(f"{path}: was moved or replaced while it was in use; put it back, then start again")
 
     def warn_of_readers(self) -> None:
-        """Logs a warning when every user of this machine may look into the directory."""
+        """Logs a warning if every user of this machine may read the directory."""
         if self.path.stat().st_mode & stat.S_IRWXO:
             log.warning("%s: other users of this machine may read it: chmod -R go-rwx %s", self.path, self.path)
 
     def release(self) -> None:
-        """Lets the next process in."""
+        """Unlocks it.  Gives what root has made in it to its owner."""
         try:
             give_to_owner(".", os.fstat(self.lock_fd), self.lock_fd)
         finally:
@@ -144,7 +144,7 @@ def lock_directory(lock_fd: int, path: Path) -> None:
             return
         except BlockingIOError:
             pid = _locking_process(lock_fd, path)
-            # The child of a server that was killed holds the lock a moment longer than its parent.
+            # The checkpoint process of a killed server has the lock a moment longer than the server.
             if _is_alive(pid) or time.monotonic() > deadline:
                 raise DirectoryLocked(
                     f"{path}: in use by process {pid or 'unknown'}; stop it first, or choose another directory"
@@ -159,11 +159,11 @@ def lock_directory(lock_fd: int, path: Path) -> None:
 def _locking_process(lock_fd: int, path: Path) -> str:
     """The process that has the lock: by the kernel's list, else (another container) by the file LOCK."""
     status = os.fstat(lock_fd)
-    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    inode = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     with suppress(OSError):
         for line in LOCK_LIST.read_text().splitlines():
-            _, kind, _, _, pid, locked, *_ = line.replace("->", "").split()
-            if kind == "FLOCK" and locked == place and int(pid) > 0:
+            _, kind, _, _, pid, locked_inode, *_ = line.replace("->", "").split()
+            if kind == "FLOCK" and locked_inode == inode and int(pid) > 0:
                 return pid
     with suppress(OSError):
         fd = os.open(path / "LOCK", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

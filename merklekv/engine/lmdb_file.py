@@ -26,7 +26,7 @@ _META: Final = Struct("=I20xI92xQQ")  # magic, page size, last page, transaction
 
 
 def require_whole(data: Path) -> None:
-    """Raises Corruption when this file of a base is too short, and what `trouble` makes of an error."""
+    """Raises Corruption if this file of a base is too short, and the errors of `trouble`."""
     try:
         damage = shortfall(data)
     except OSError as error:
@@ -38,16 +38,13 @@ def require_whole(data: Path) -> None:
 
 
 def shortfall(data: Path) -> str:
-    """What is wrong with the length of the file, in words, or nothing.  A file that is missing or empty is new."""
+    """What is wrong with the length of the file, in words, or "".  A file that is missing or empty is new."""
     try:
-        fd = os.open(data, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with data.open("rb") as file:
+            needed = _size_needed(file.fileno())
+            size = os.fstat(file.fileno()).st_size  # afterwards: beside a node the file only grows
     except FileNotFoundError:
-        return ""
-    try:
-        needed = _size_needed(fd)
-        size = os.fstat(fd).st_size  # afterwards: beside a node the file only grows
-    finally:
-        os.close(fd)
+        size = 0
     if size == 0:
         return ""
     if needed is None:

@@ -66,7 +66,7 @@ def _open_data(directory: DataDirectory) -> tuple[Base, Log, Replayed]:
         end = recover_log(directory.log, base.checkpoint_lsn)
         log_ = Log(directory.log, end)
         replayed = replay(directory.log, base, end.segments if end else [log_.lsn])
-        if replayed.repairs:
+        if replayed.repairs.buckets:
             base.close()
             _repair(directory, replayed)
             base = Base(directory.base)

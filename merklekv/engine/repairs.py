@@ -16,18 +16,13 @@ class Repairs:
 
     def __init__(self) -> None:
         self.buckets: dict[int, set[bytes]] = {}
-        self._entries = 0
-
-    def __len__(self) -> int:
-        return self._entries
 
     def add(self, bucket: bytes, key: bytes) -> None:
         """Takes in a `repair` entry; the key may be empty."""
-        self._entries += 1
         self.buckets.setdefault(int.from_bytes(bucket, "big"), set()).update((key,) if key else ())
 
     def complete(self, keys: Iterable[bytes]) -> None:
         """Adds those of the log's keys that are in these buckets: a cut checkpoint may not have listed them."""
-        for key in keys if self else ():
+        for key in keys if self.buckets else ():
             if (bucket := bucket_of(key)) in self.buckets:
                 self.buckets[bucket].add(key)
