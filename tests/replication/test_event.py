@@ -76,7 +76,7 @@ def split(made: list[event.Change]) -> tuple[list[event.Change], list[bytes]]:
 def reason_of(item: object) -> Reason:
     with pytest.raises(EventRefused) as caught:
         decode_message(item if isinstance(item, bytes) else cbor2.dumps(item))
-    assert caught.value.detail
+    assert str(caught.value).startswith(f"{caught.value.reason}: ")
     return caught.value.reason
 
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from merklekv.address import PORT_MAX
 from merklekv.engine.format import METADATA_SIZE_MAX
+from merklekv.engine.record import STORE_ID_SIZE
 from merklekv.errors import FormatTooNew
 from merklekv.node_id import NODE_ID_BYTES_MAX
 from merklekv.replication.cluster import members as members_module
 from merklekv.replication.cluster.lost_writes import INTERVALS_MAX, LostWriteInterval
 from merklekv.replication.cluster.members import (
-    STORE_ID_SIZE,
     Identity,
     MemberRow,
     Members,
@@ -180,7 +180,7 @@ def test_a_node_without_a_store_id_gives_way_to_the_one_it_turns_out_to_be() -> 
     assert members.record_contact("b", store_id(1), "host:1", 7.0)
     assert [identity for identity, _ in members] == [who("b")]
     assert not members.record_contact("b", b"", "host:2", 6.0)
-    member = members.get(who("b"))
+    member = dict(members).get(who("b"))
     assert member is not None
     assert (member.address, member.contact) == ("host:2", 7.0)
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from merklekv.replication.cluster.members import STORE_ID_SIZE, Members
+from merklekv.engine.record import STORE_ID_SIZE
+from merklekv.replication.cluster.members import Members
 
 BIRTH = bytes(STORE_ID_SIZE)
 

@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from merklekv.engine.engine import Engine
+from merklekv.engine.record import STORE_ID_SIZE
 from merklekv.errors import Corruption, DiskFull, FormatTooNew, InvalidArgument, Shortage
 from merklekv.node_id import is_node_id
 from merklekv.replication.cluster.members import (
-    STORE_ID_SIZE,
     Identity,
     MemberRow,
     Members,

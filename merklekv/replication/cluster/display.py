@@ -32,7 +32,18 @@ def display_rows(members: Members, gc_horizon_ns: int, now: float) -> list[Displ
     `now`: wall clock, s.  The caller holds the engine's lock.
     """
     own = _row(members.identity, "self", applied_through_ns=members.closed, stable_ns=members.stable())
-    others = [_member_row(members, identity, member, now) for identity, member in members]
+    others = [
+        _row(
+            identity,
+            "member",
+            address=member.address,
+            contact_ms=int(1000 * max(0.0, now - member.contact)) if member.contact else -1,
+            applied_through_ns=member.applied_through,
+            stable_ns=member.report.stable,
+            holds_back=_holds_back(members, member),
+        )
+        for identity, member in members
+    ]
     removed = [_row(identity, "removed") for identity in sorted(members.removed)]
     unreadable = [
         _row(Identity(name, one.store_id), "unreadable", holds_back="unreadable")
@@ -53,18 +64,6 @@ def violations(table: bytes) -> list[str]:
     except MembersUnreadable as error:
         return [str(error)]
     return [f"the table of members has {name}, which cannot be read: {one.reason}" for name, one in unreadable.items()]
-
-
-def _member_row(members: Members, identity: Identity, member: Member, now: float) -> dict[str, int | str]:
-    return _row(
-        identity,
-        "member",
-        address=member.address,
-        contact_ms=int(1000 * max(0.0, now - member.contact)) if member.contact else -1,
-        applied_through_ns=member.applied_through,
-        stable_ns=member.report.stable,
-        holds_back=_holds_back(members, member),
-    )
 
 
 def _holds_back(members: Members, member: Member) -> str:

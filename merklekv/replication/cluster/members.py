@@ -51,7 +51,7 @@ callers hold the engine's lock.  Cost: microseconds for tens of members.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
@@ -60,7 +60,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import cbor2
 
 from merklekv.address import ADDRESS_BYTES_MAX, is_address
-from merklekv.engine.record import store_id_of, timestamp_of
+from merklekv.engine.record import STORE_ID_SIZE, store_id_of, timestamp_of
 from merklekv.errors import FormatTooNew, MerkleKVError
 from merklekv.node_id import is_node_id
 from merklekv.replication.cluster.lost_writes import (
@@ -77,7 +77,6 @@ from merklekv.replication.plain_cbor import Fields, Malformed, decode_map, row_o
 T = TypeVar("T")
 
 TABLE_VERSION: Final = 3
-STORE_ID_SIZE: Final = 8
 VIEW_SIZE: Final = 8
 MEMBERS_MAX: Final = 1000
 REMOVED_MAX: Final = 5000
@@ -181,10 +180,6 @@ class MemberTable(MemberMaps):
     def horizon_covers(self, who: Identity) -> bool:
         """Predicate: does the node's GC horizon cover this member?"""
         return who in self.stable_through and self.stable_through[who] == max(self.stable_through.values())
-
-    def horizon_covers_all(self, members: Iterable[Identity]) -> bool:
-        """Predicate: does the horizon cover all of these that were not removed?"""
-        return all(who in self.removed or who == self.identity or self.horizon_covers(who) for who in members)
 
     def applied_through(self) -> dict[Identity, int]:
         """Through when, ns, the node has applied the writes of each member, but for those that the member lost."""
@@ -318,10 +313,6 @@ class Members(MemberMaps):
         """How many members there are, this node included."""
         return len(self._others) + 1
 
-    def get(self, identity: Identity) -> Member | None:
-        """Another member."""
-        return self._others.get(identity)
-
     def is_removed(self, node: str, store_id: bytes = UNKNOWN_STORE_ID) -> bool:
         """Predicate: was this data directory removed?  Without a store id: was every directory of this node removed?"""
         if store_id:
@@ -377,9 +368,10 @@ class Members(MemberMaps):
         """
         if self.unreadable:
             return False
-        members = [who for who, member in self._others.items() if member.applied_through]
-        is_covered = self.identity not in self.stable_through or peer.horizon_covers(self.identity)
-        return is_covered and peer.horizon_covers_all(members)
+        if self.identity in self.stable_through and not peer.horizon_covers(self.identity):
+            return False
+        met = (who for who, member in self._others.items() if member.applied_through and who != peer.identity)
+        return all(who in peer.removed or peer.horizon_covers(who) for who in met)
 
     def table(self, proposed: int = 0) -> MemberTable:
         """What this node tells others.  `proposed`, ns: a closed timestamp that it proposes."""

@@ -11,16 +11,16 @@ import time
 from typing import Final
 
 from merklekv.engine.engine import Engine
+from merklekv.engine.record import STORE_ID_SIZE
 from merklekv.errors import InvalidArgument, Shortage
 from merklekv.log_throttle import LogThrottle
 from merklekv.replication.cluster.display import DisplayRow, display_rows
-from merklekv.replication.cluster.members import STORE_ID_SIZE, UNKNOWN_STORE_ID, Members, TooManyMembers
+from merklekv.replication.cluster.members import UNKNOWN_STORE_ID, Members, TooManyMembers
 from merklekv.replication.cluster.presence import ONLINE, Status
 from merklekv.replication.cluster.storage import store_members
 
 log = logging.getLogger(__name__)
 
-STORE_ID_DIGITS: Final = 2 * STORE_ID_SIZE
 WRITERS_MAX: Final = 10_000  # remembered by name; messages may name any number
 
 
@@ -91,7 +91,7 @@ class Membership:
         """
         given = _parse_store_id(store_id)
         if store_id and given == UNKNOWN_STORE_ID:
-            raise InvalidArgument(f"{store_id}: a store id is {STORE_ID_DIGITS} hex digits")
+            raise InvalidArgument(f"{store_id}: a store id is {2 * STORE_ID_SIZE} hex digits")
         with self._engine.lock:
             own = self._members.identity
             if node == own.node and given in (UNKNOWN_STORE_ID, own.store_id):

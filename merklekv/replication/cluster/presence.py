@@ -43,9 +43,10 @@ class Status:
         fields = {name: getattr(self, name) for name in self.__slots__}
         return json.dumps(fields, separators=(",", ":")).encode()
 
-    def is_same_presence(self, other: Status) -> bool:
-        """Predicate: is it the same process, with the same data and address, in the same state?"""
-        return all(getattr(self, name) == getattr(other, name) for name in ("state", "address", "epoch", "store_id"))
+    @property
+    def identity(self) -> tuple[str, str, str, str]:
+        """What tells apart two processes, their data, addresses and states."""
+        return self.state, self.address, self.epoch, self.store_id
 
 
 def _is_word(text: str) -> bool:
@@ -104,7 +105,7 @@ class Presence:
         known = self.nodes.get(node)
         if status is not None and (known or len(self.nodes) < NODES_MAX):
             self.nodes[node] = status
-            if known is None or not known.is_same_presence(status):
+            if known is None or known.identity != status.identity:
                 self._on_change(status)
         elif not payload:
             self.nodes.pop(node, None)

@@ -33,7 +33,6 @@ from merklekv.replication.stream.mqtt import (
     BrokerSettings,
     Connected,
     ConnectionLost,
-    Incoming,
     MqttConnection,
     Published,
     Received,
@@ -236,24 +235,21 @@ class BrokerSession:
         retention.notify_next = False
 
     def _handle_all(self) -> None:
-        incoming = self._connection.incoming()
+        incoming = self._connection.incoming
         if incoming:
             self._answered = time.monotonic()
         while incoming:
-            self._handle(incoming.popleft())
-
-    def _handle(self, incoming: Incoming) -> None:
-        match incoming:
-            case Received():
-                self._on_received(incoming)
-            case Published():
-                self._on_published(incoming)
-            case Connected():
-                self._on_connected(incoming)
-            case Subscribed(refusals):
-                self._state.connection = "connected"
-                if refusals:
-                    self._report("subscription", f"the broker refuses our subscriptions: {', '.join(refusals)}")
+            match one := incoming.popleft():
+                case Received():
+                    self._on_received(one)
+                case Published():
+                    self._on_published(one)
+                case Connected():
+                    self._on_connected(one)
+                case Subscribed(refusals):
+                    self._state.connection = "connected"
+                    if refusals:
+                        self._report("subscription", f"the broker refuses our subscriptions: {', '.join(refusals)}")
 
     # -- what comes in -------------------------------------------------------------------------------------------------
 

@@ -67,12 +67,11 @@ class Reason(StrEnum):
 
 
 class EventRefused(Exception):
-    """A message is not valid; `reason` is for counting, `detail` for people."""
+    """A message is not valid."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
-        self.detail = detail
 
 
 class Message(NamedTuple):

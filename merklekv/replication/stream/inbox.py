@@ -299,7 +299,11 @@ class Inbox:
     # -- sequences -----------------------------------------------------------------------------------------------------
 
     def _track(self, message: Message) -> None:
-        origin = self._origin(message.source)
+        origin = self.origins.get(message.source)
+        if origin is None:
+            if len(self.origins) >= ORIGINS_MAX:
+                del self.origins[min(self.origins, key=lambda name: self.origins[name].last_contact)]
+            origin = self.origins[message.source] = Origin()
         origin.last_contact = time.time()
         origin.received += message.event_count
         newest = message.newest()
@@ -324,11 +328,3 @@ class Inbox:
         origin.missed += missed
         self._throttle.warn(f"gap {source}", f"a gap in the events of node {source}: {what}")
         self._on_gap(source, "gap")
-
-    def _origin(self, source: str) -> Origin:
-        origin = self.origins.get(source)
-        if origin is None:
-            if len(self.origins) >= ORIGINS_MAX:
-                self.origins.pop(min(self.origins, key=lambda name: self.origins[name].last_contact))
-            origin = self.origins[source] = Origin()
-        return origin

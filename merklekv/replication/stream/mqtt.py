@@ -35,6 +35,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from merklekv.address import format_address
 from merklekv.replication.stream.event import MESSAGE_BYTES_MAX
 
 KEEPALIVE_S: Final = 20
@@ -66,7 +67,7 @@ class BrokerSettings:
     @property
     def address(self) -> str:
         """For people."""
-        return f"{self.host}:{self.port}"
+        return format_address(self.host, self.port)
 
     @property
     def client_id(self) -> str:
@@ -130,7 +131,7 @@ class MqttConnection:
 
     def __init__(self, broker: BrokerSettings, will_topic: str, will: bytes) -> None:
         self._broker = broker
-        self._incoming: deque[Incoming] = deque()
+        self.incoming: deque[Incoming] = deque()  # answers and messages, to be taken from the left
         self._lost = ""
         self._taken_over = False
         self._client = self._make_client()
@@ -190,10 +191,6 @@ class MqttConnection:
         """Ping, and notice that nothing answers; called about once a second."""
         self._client.loop_misc()
         self._require_connection()
-
-    def incoming(self) -> deque[Incoming]:
-        """Answers and messages, to be taken from the left."""
-        return self._incoming
 
     def subscribe(self, *filters: tuple[str, int]) -> None:
         """Subscribe to (topic filter, QoS)."""
@@ -286,7 +283,7 @@ class MqttConnection:
             return
         limit = cast("int | None", getattr(given, "MaximumPacketSize", None))
         receive_max = cast(int, getattr(given, "ReceiveMaximum", 65_535))
-        self._incoming.append(Connected(flags.session_present, limit, receive_max))
+        self.incoming.append(Connected(flags.session_present, limit, receive_max))
 
     def _on_disconnect(
         self, client: paho.Client, _: Any, flags: paho.DisconnectFlags, reason: ReasonCode, given: Properties | None
@@ -297,16 +294,16 @@ class MqttConnection:
 
     def _on_publish(self, client: paho.Client, _: Any, mid: int, reason: ReasonCode, given: Properties | None) -> None:
         refusal = str(reason) if reason.is_failure else ""
-        self._incoming.append(Published(mid, refusal, refusal == "Packet too large"))
+        self.incoming.append(Published(mid, refusal, refusal == "Packet too large"))
 
     def _on_subscribe(
         self, client: paho.Client, _: Any, mid: int, reasons: list[ReasonCode], given: Properties | None
     ) -> None:
-        self._incoming.append(Subscribed([str(reason) for reason in reasons if reason.is_failure]))
+        self.incoming.append(Subscribed([str(reason) for reason in reasons if reason.is_failure]))
 
     def _on_message(self, client: paho.Client, _: Any, message: paho.MQTTMessage) -> None:
         token = (message.mid, message.qos)
-        self._incoming.append(Received(_text(message), bytes(message.payload), bool(message.retain), token))
+        self.incoming.append(Received(_text(message), bytes(message.payload), bool(message.retain), token))
 
 
 def _text(message: paho.MQTTMessage) -> str:

@@ -72,7 +72,7 @@ class Outbox:
         self._on_gap = on_gap
         self._saved = self.cursor
         self._in_flight: deque[Batch] = deque()
-        self._lsn, self._sequence = self.cursor  # of what to read next
+        self._lsn, self.next_sequence = self.cursor  # of the first event that is in no batch yet
         self._frame: LogFrame | None = None  # the one at `_lsn`, with local events left from `_offset` on
         self._offset = 0
         self._room_max = BATCH_BYTES
@@ -110,11 +110,6 @@ class Outbox:
         """Bytes of the log that are in no batch yet."""
         return self.retention.end.lsn - self._lsn
 
-    @property
-    def next_sequence(self) -> int:
-        """Of the first event that is in no batch yet."""
-        return self._sequence
-
     def next_batch(self) -> Batch | None:
         """The next batch to publish, None if no event waits.  Raises Corruption."""
         pieces: list[bytes] = []
@@ -128,7 +123,7 @@ class Outbox:
             pieces += taken.pieces
             count += taken.event_count
             size += taken.size
-            self._sequence += taken.event_count
+            self.next_sequence += taken.event_count
             self._offset = taken.at
             if taken.at >= len(frame.data):
                 self._lsn, self._frame = frame.end, None
@@ -137,9 +132,9 @@ class Outbox:
         if not count:
             self._pass_over()
             return None
-        first = self._sequence - count
+        first = self.next_sequence - count
         payload = encode_message(self._source, first, pieces, count)
-        batch = Batch(payload, first, count, LogPosition(self._lsn, self._sequence), timestamp)
+        batch = Batch(payload, first, count, LogPosition(self._lsn, self.next_sequence), timestamp)
         self._in_flight.append(batch)
         return batch
 
@@ -153,7 +148,7 @@ class Outbox:
     def rewind(self) -> None:
         """The connection is gone, so no batch in flight will be acknowledged: begin again at the cursor."""
         self._in_flight.clear()
-        self._lsn, self._sequence = self.cursor
+        self._lsn, self.next_sequence = self.cursor
         self._frame = None
 
     def limit_packets(self, limit: int | None) -> None:
@@ -209,8 +204,8 @@ class Outbox:
                 continue
             if frame is None:
                 return None
-            read = max(0, self._sequence - frame.sequence)  # less than none where the place was damaged
-            self._sequence = max(self._sequence, frame.sequence)
+            read = max(0, self.next_sequence - frame.sequence)  # less than none where the place was damaged
+            self.next_sequence = max(self.next_sequence, frame.sequence)
             if frame.local_count > read:
                 self._frame = frame
                 self._offset = next_local(frame.data, FRAME_HEADER.size, read)
@@ -224,8 +219,8 @@ class Outbox:
         following = next_local(frame.data, end, 0)
         if large.size <= self._packet_room:
             return large._replace(at=following)
-        self._drop_too_large(self._sequence, large.size, f"at most {self._packet_room} bytes pass")
-        self._sequence += 1
+        self._drop_too_large(self.next_sequence, large.size, f"at most {self._packet_room} bytes pass")
+        self.next_sequence += 1
         return Encoded([], 0, 0, following)
 
     def _finish(self, batch: Batch) -> None:
@@ -237,7 +232,7 @@ class Outbox:
     def _pass_over(self) -> None:
         """With nothing in flight, move the cursor to the read position, over events of other nodes and dropped ones."""
         if not self._in_flight:
-            self.cursor = LogPosition(self._lsn, self._sequence)
+            self.cursor = LogPosition(self._lsn, self.next_sequence)
 
     def _drop_too_large(self, sequence: int, size: int, why: str) -> None:
         self._counters.outbox_dropped_too_large += 1
@@ -245,13 +240,13 @@ class Outbox:
         self._on_gap("too large")
 
     def _drop_overflow(self, oldest: LogPosition) -> None:
-        lost = max(0, oldest.sequence - self._sequence)
+        lost = max(0, oldest.sequence - self.next_sequence)
         self._counters.outbox_dropped_overflow += lost
         log.error(
             "the broker did not take events for so long that the log passed outbox_max_bytes: "
             "%d of them are not published; anti-entropy will bring them",
             lost,
         )
-        self._lsn, self._sequence = oldest.lsn, max(self._sequence, oldest.sequence)
+        self._lsn, self.next_sequence = oldest.lsn, max(self.next_sequence, oldest.sequence)
         self._pass_over()
         self._on_gap("overflow")

@@ -29,8 +29,6 @@ from merklekv.worker_thread import WorkerThread
 
 log = logging.getLogger(__name__)
 
-DRAIN_S: Final = 3.0  # how long a stop waits for the broker to take the rest of the outbox
-DEFAULT_HEARTBEAT_S: Final = 10.0
 WATCH_S: Final = 5.0
 UNRESPONSIVE_S: Final = 30.0
 
@@ -44,9 +42,9 @@ class Replicator:
         broker: BrokerSettings,
         context: StreamContext,
         *,
-        address: str = "",
-        heartbeat_s: float = DEFAULT_HEARTBEAT_S,
-        store_id: str = "",
+        address: str,
+        heartbeat_s: float,
+        store_id: str,
     ) -> None:
         """`address`: where peers reach this node.  `store_id`: hex."""
         self._engine = engine
@@ -67,22 +65,33 @@ class Replicator:
             engine, broker.node_id, self._presence, context, counters, self._on_gap, self._loop.acknowledge
         )
         self._watchdog = WorkerThread("replication-watchdog", self._watch, context.on_storage_failed)
-
-    @property
-    def workers(self) -> list[WorkerThread]:
-        """Its threads."""
-        return [self._inbox.worker, self._loop.worker, self._watchdog]
+        self.workers = [self._inbox.worker, self._loop.worker, self._watchdog]
 
     def start(self) -> None:
         """Start publishing and receiving.  Returns at once, with or without a broker."""
         with ExitStack() as on_failure:
             on_failure.callback(self.stop, 0)
             self._inbox.worker.start()
-            self._loop.start(self._make_session)
+            self._loop.start(
+                partial(
+                    BrokerSession,
+                    self._broker,
+                    self._topics,
+                    self._outbox,
+                    self._inbox,
+                    self._presence,
+                    self._state,
+                    self._describe,
+                    self._on_gap,
+                    self._loop.throttle,
+                    self._heartbeat_s,
+                    self._loop.wake_fd,
+                )
+            )
             self._watchdog.start()
             on_failure.pop_all()
 
-    def stop(self, drain_s: float = DRAIN_S) -> None:
+    def stop(self, drain_s: float) -> None:
         """Publish the rest of the outbox, for at most `drain_s` seconds, and end.  What is left waits for a start."""
         connected = self._state.connection == "connected"
         self._loop.stop(drain_s if connected else 0)
@@ -131,21 +140,6 @@ class Replicator:
     def _on_gap(self, node: str, reason: str) -> None:
         self._counters.replication_gaps[reason] += 1
         self._context.on_gap(node, reason)
-
-    def _make_session(self) -> BrokerSession:
-        return BrokerSession(
-            self._broker,
-            self._topics,
-            self._outbox,
-            self._inbox,
-            self._presence,
-            self._state,
-            self._describe,
-            self._on_gap,
-            self._loop.throttle,
-            self._heartbeat_s,
-            self._loop.wake_fd,
-        )
 
     def _describe(self, state: str) -> Status:
         engine = self._engine

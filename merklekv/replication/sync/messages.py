@@ -29,11 +29,10 @@ from typing import Final
 import cbor2
 from xxhash import xxh3_64_digest
 
-from merklekv.engine.record import EPOCH_SIZE, VERSION_SIZE
+from merklekv.engine.record import EPOCH_SIZE, STORE_ID_SIZE, VERSION_SIZE
 from merklekv.errors import MerkleKVError
 from merklekv.replication.cluster.members import (
     NO_REPORT,
-    STORE_ID_SIZE,
     TABLE_ITEMS_MAX,
     Identity,
     MemberTable,
