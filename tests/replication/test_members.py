@@ -360,14 +360,8 @@ def test_the_largest_table_can_be_kept_and_told() -> None:
         (lambda plain: plain.update(closed=True), "closed is bool, not a number"),
         (lambda plain: plain.update(rows={}), "rows is a map, not a list"),
         (lambda plain: plain.update(rows=[[]] * 1001), "rows has 1001 items, more than 1000"),
-        (
-            lambda plain: plain.update(lost_writes=[["b", b"", [[1, 2]] * 9]]),
-            "intervals has 9 items, more than 8",
-        ),
-        (
-            lambda plain: plain.update(lost_writes=[["b", b"", [[1]]]]),
-            "intervals is not a list of 4",
-        ),
+        (lambda plain: plain.update(lost_writes=[["b", b"", [[1, 2]] * 9]]), "intervals has 9 items, more than 8"),
+        (lambda plain: plain.update(lost_writes=[["b", b"", [[1]]]]), "intervals is not a list of 4"),
         (lambda plain: plain.update(removed=[["b", b"1", 1]]), "store_id has 1 bytes, not 0 or 8"),
         (lambda plain: plain.update(unreadable=[["b", b""]]), "unreadable is not a list of 3 items"),
         (lambda plain: plain.update(v=1), "it is of version 1, this release reads 3"),

@@ -218,9 +218,7 @@ def test_switching_off_and_on(harness: ReplicationTestHarness) -> None:
     assert a.ask("REPLICATE status").startswith("REPLICATION enabled 2 nodes state=connected ")
 
 
-def test_a_node_without_the_setting_can_be_switched_on(
-    harness: ReplicationTestHarness,
-) -> None:
+def test_a_node_without_the_setting_can_be_switched_on(harness: ReplicationTestHarness) -> None:
     node = harness.create_node("late", enabled="false", start=False)
     node.start()
     assert node.ask("REPLICATE status") == "REPLICATION disabled"

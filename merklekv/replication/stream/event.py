@@ -90,8 +90,7 @@ class Message(NamedTuple):
     def newest(self) -> bytes:
         """The largest version in it, empty when it carries no events."""
         return max(
-            version_of(max((record for _, _, record in self.changes), default=b"")),
-            max(self.truncations, default=b""),
+            version_of(max((record for _, _, record in self.changes), default=b"")), max(self.truncations, default=b"")
         )
 
 
