@@ -1,4 +1,4 @@
-"""Admission of exchanges that other nodes begin: which are refused, and which go on."""
+"""Exchanges that other nodes begin: which are refused, and which go on."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_of_two_that_begin_at_once_the_smaller_id_goes_on(node: Open, asked: str
     assert exchange(there, desk) == ""
 
 
-def test_who_is_in_the_middle_of_it_may_finish(node: Open) -> None:
+def test_an_exchange_that_goes_on_may_finish(node: Open) -> None:
     """What was let in before this node began its own is not turned away at the last step."""
     here, there = node("a"), node("b")
     desk = Desk(here)
@@ -99,7 +99,7 @@ def test_a_node_that_has_reached_itself_is_told_apart_from_a_copy(node: Open) ->
     assert exchange(other, desk) == "self"
 
 
-def test_who_has_been_served_is_told_once_for_each_exchange(node: Open) -> None:
+def test_a_served_exchange_is_reported_once(node: Open) -> None:
     here, there = node("a"), node("b")
     desk = Desk(here)
     for count in (1, 2):

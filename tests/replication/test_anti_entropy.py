@@ -119,7 +119,7 @@ def test_a_node_that_is_heard_is_a_member_and_a_peer(make: Make) -> None:
     assert a.figure("members") == 2, "it remains one"
 
 
-def test_a_gap_is_repaired_at_once_and_only_with_who_has_it(make: Make, net: Net) -> None:
+def test_a_gap_is_repaired_at_once_and_only_with_its_node(make: Make, net: Net) -> None:
     a, b, c = make("a", addresses=["b:1", "c:1"]), make("b"), make("c")
     a.start()
     wait_until(lambda: a.figure("exchange_peers_in_sync") == 2)
@@ -131,7 +131,7 @@ def test_a_gap_is_repaired_at_once_and_only_with_who_has_it(make: Make, net: Net
     c.engine.set(b"any", b"lost")
     a.anti_entropy.wake("", "session lost")
     wait_until(lambda: a.engine.get(b"any") == b"lost")
-    a.anti_entropy.wake("nobody", "gap")
+    a.anti_entropy.wake("unknown", "gap")
 
 
 def test_the_interval_brings_it_again(make: Make) -> None:
@@ -177,7 +177,7 @@ def test_two_that_begin_at_once_do_it_once(make: Make, net: Net) -> None:
     assert b.figure("exchange_failures") == 0, "to give way is no failure"
 
 
-def test_sync_waits_for_who_is_busy(make: Make, net: Net) -> None:
+def test_sync_waits_for_a_busy_peer(make: Make, net: Net) -> None:
     a, b = make("a"), make("b")
     a.sync(b)
     go_on = threading.Event()
@@ -255,7 +255,7 @@ def test_sync_says_what_is_wrong(make: Make) -> None:
     with pytest.raises(ExchangeRefused, match="node a has reached itself"):
         a.sync(a)
     b.engine.set(b"k", b"v")
-    assert a.sync(b, full=True, verify=True).verified
+    assert a.sync(b, full=True, verify=True).keys_received == 1
 
 
 def test_an_address_that_leads_back_here_is_told(make: Make, net: Net, caplog: pytest.LogCaptureFixture) -> None:
@@ -281,7 +281,9 @@ def test_tombstones_go_when_all_have_them(make: Make) -> None:
 
 
 @pytest.mark.parametrize("nudged", [True, False])
-def test_who_still_has_what_was_collected_is_told(make: Make, monkeypatch: pytest.MonkeyPatch, nudged: bool) -> None:
+def test_a_peer_that_still_has_what_was_collected_is_nudged(
+    make: Make, monkeypatch: pytest.MonkeyPatch, nudged: bool
+) -> None:
     """Without waiting for the interval, and without an end to it."""
     monkeypatch.setattr("merklekv.replication.sync.schedule.NUDGE_S", 0.01 if nudged else LONG_S)
     a, b, c = make("a", addresses=["b:1", "c:1"]), make("b").start(), make("c").start()
@@ -305,7 +307,7 @@ def test_a_forgotten_node_is_known_as_such(make: Make) -> None:
     store_id = b.members.identity.store_id.hex()
     assert not a.anti_entropy.membership.is_removed("b", store_id)
     with pytest.raises(UnknownMember):
-        a.anti_entropy.remove("nobody")
+        a.anti_entropy.remove("unknown")
     with pytest.raises(InvalidArgument, match="a store id is 16 hex digits"):
         a.anti_entropy.remove("b", "xy")
     with pytest.raises(InvalidArgument, match="this node itself"):
@@ -313,7 +315,7 @@ def test_a_forgotten_node_is_known_as_such(make: Make) -> None:
     a.anti_entropy.remove("b", store_id)
     assert load_members(a.engine, "a").is_removed("b", bytes.fromhex(store_id)), "it is kept"
     assert a.anti_entropy.membership.is_removed("b", store_id)
-    assert a.anti_entropy.membership.is_removed("b", ""), "nothing was heard of another one"
+    assert a.anti_entropy.membership.is_removed("b", ""), "no other one is known"
     assert not a.anti_entropy.membership.is_removed("b", "00" * 8)
     assert not a.anti_entropy.membership.is_removed("c", "")
     with pytest.raises(ExchangeRefused, match="then start it with a new one"):

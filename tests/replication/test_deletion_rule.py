@@ -26,10 +26,10 @@ SCENARIOS = {
     1: ("test_exchange_stale.test_what_two_new_nodes_gave_each_other",),
     2: (
         "test_exchange_stale.test_what_a_writer_lost_that_was_restored_is_not_stale",
-        "test_exchange_news.test_a_restored_node_with_a_slow_clock_is_heard_of_before_it_writes",
-        "test_exchange_news.test_who_has_met_a_restored_node_hears_what_was_seen_of_it_before",
+        "test_exchange_news.test_a_restored_node_with_a_slow_clock_is_known_before_it_writes",
+        "test_exchange_news.test_a_node_that_exchanged_with_a_restored_node_learns_what_others_applied_of_it_before",
     ),
-    3: ("test_exchange_news.test_a_dump_is_loaded_on_a_node_that_others_were_told_of",),
+    3: ("test_exchange_news.test_a_dump_is_loaded_on_a_node_that_others_know",),
     4: ("test_exchange_news.test_a_dump_is_loaded_on_a_node_whose_first_exchange_was_cut_at_its_end",),
     5: ("test_exchange_news.test_a_dump_that_was_loaded_before_a_backup_and_deleted_since",),
     6: ("test_exchange_stale.test_what_a_writer_outside_has_written_is_not_stale",),
@@ -39,10 +39,10 @@ SCENARIOS = {
         "test_exchange_stale.test_what_came_from_a_restored_node",
     ),
     9: (
-        "test_exchange_stale.test_what_a_restored_node_settles_with_a_new_one_first",
+        "test_exchange_stale.test_what_a_restored_node_makes_stable_with_a_new_one_first",
         "test_exchange_stale.test_a_restored_node_is_known_by_one_that_joined_later",
     ),
-    10: ("test_exchange_stale.test_what_a_restored_node_settles_with_a_new_one_first",),
+    10: ("test_exchange_stale.test_what_a_restored_node_makes_stable_with_a_new_one_first",),
     11: ("test_exchange_news.test_what_another_group_takes_for_news_is_stale_for_those_that_had_it",),
     12: (),  # takes two groups that have found their horizons without each other; in the end others re-delete it, too
     13: (
@@ -130,7 +130,7 @@ def test_row_8_what_a_node_brings_whose_stable_timestamp_is_below_the_horizon_is
 def test_row_9_what_a_restored_node_brings_is_stale() -> None:
     assert is_stale(record(100), hello(ROME, lost_writes=RESTORED))
     assert is_stale(record(100), hello(ROME, rows={PARIS: MemberRow(249), OSLO: MemberRow(300)})), (
-        "it had seen paris through 250"
+        "it had applied paris through 250"
     )
     assert not is_stale(record(100), hello(ROME, rows={PARIS: MemberRow(250), OSLO: MemberRow(300)}))
     assert is_stale(

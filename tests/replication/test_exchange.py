@@ -16,7 +16,7 @@ from merklekv.replication.cluster.lost_writes import INTERVALS_MAX
 from merklekv.replication.sync import initiator as exchange_module
 from merklekv.replication.sync import local_endpoint
 from merklekv.replication.sync import responder as responder_module
-from merklekv.replication.sync.messages import ExchangeFailed
+from merklekv.replication.sync.messages import ExchangeFailed, decode
 
 KEYS = 3000
 
@@ -43,7 +43,7 @@ def fill_both(first: Node, second: Node) -> None:
 
 def test_two_empty_nodes_are_equal_after_one_round(nodes: list[Node]) -> None:
     report = exchange(nodes[0], nodes[1])
-    assert (report.node, report.rounds, report.equal, report.verified) == ("b", 1, True, True)
+    assert (report.node, report.rounds, report.equal) == ("b", 1, True)
 
 
 def test_equal_nodes_find_that_out_in_one_round_under_a_kilobyte(nodes: list[Node]) -> None:
@@ -202,9 +202,17 @@ def test_full_between_equal_nodes_moves_nothing(nodes: list[Node]) -> None:
 def test_verify_compares_roots_afterwards(nodes: list[Node]) -> None:
     a, b, _ = nodes
     fill(a)
-    report = exchange(b, a, verify=True)
-    assert (report.verified, report.equal) == (True, False)
-    assert exchange(a, b, full=True, verify=True).verified
+    kinds: list[str] = []
+
+    def keep(_: int, request: bytes) -> bytes:
+        kinds.append(decode(request, 1 << 24)[0])
+        return request
+
+    for full in (False, True):
+        report = carry(b.initiate(full=full, verify=True).steps(), a, before=keep)
+        assert not report.equal
+        assert kinds[-2:] == ["done", "hello"]
+    assert agree(a, b)
 
 
 def test_verify_errs_when_they_go_on_differing(nodes: list[Node]) -> None:
@@ -221,7 +229,7 @@ def test_verify_errs_when_they_go_on_differing(nodes: list[Node]) -> None:
 
 
 def test_what_is_written_meanwhile_stays(nodes: list[Node]) -> None:
-    """The later version stands on both sides, whatever the exchange had in hand."""
+    """The later version stands on both nodes, whatever the exchange had in hand."""
     a, b, _ = nodes
     fill(a, 500, b"a")
     fill(b, 500, b"b")

@@ -312,7 +312,7 @@ def test_removing_a_member_keeps_tombstones_that_only_some_have_from_it(nodes: l
         node.tick(100)
     exchange(b, c)
     exchange(c, b)
-    exchange(a, c)  # from here on c has the tombstone, which is older than all that b and c have seen of each other
+    exchange(a, c)  # from here on c has the tombstone, which is older than all that b and c have applied of each other
     for node in (b, c):
         node.members.remove("a")
     with pytest.raises(Cut):
@@ -331,8 +331,8 @@ def test_removing_a_member_keeps_tombstones_that_only_some_have_from_it(nodes: l
     assert tombstones(b, c) == 0
 
 
-def test_who_writes_is_a_member_even_if_its_presence_was_lost(tmp_path: Path) -> None:
-    """Else two halves of a cluster settle by themselves what the other half has not heard of."""
+def test_a_writer_is_a_member_even_if_its_presence_was_lost(tmp_path: Path) -> None:
+    """Else something becomes stable in one half of a cluster that the other half does not know."""
     with cluster(tmp_path, "abcd") as nodes:
         a, b, c, d = nodes
         for first, second in ((a, b), (c, d)):

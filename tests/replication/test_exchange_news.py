@@ -67,7 +67,7 @@ def test_damage_deletes_nothing_below_a_horizon_that_is_not_adopted(nodes: list[
 
 
 @pytest.mark.parametrize("way", ["itself", "event"])
-def test_a_restored_node_with_a_slow_clock_is_heard_of_before_it_writes(tmp_path: Path, way: str) -> None:
+def test_a_restored_node_with_a_slow_clock_is_known_before_it_writes(tmp_path: Path, way: str) -> None:
     with cluster(tmp_path, "axj") as (a, x, j):
         x.set(b"k")
         copy = x.backup()
@@ -90,7 +90,7 @@ def test_a_restored_node_with_a_slow_clock_is_heard_of_before_it_writes(tmp_path
         assert set(a.values()) == set(x.values()) == set(j.values()) == {b"k", b"lost", b"late"}
 
 
-def test_who_has_met_a_restored_node_hears_what_was_seen_of_it_before(tmp_path: Path) -> None:
+def test_a_node_that_exchanged_with_a_restored_node_learns_what_others_applied_of_it_before(tmp_path: Path) -> None:
     """From one that does not know yet that it was restored: its clock is slow, and what it writes then is new."""
     with cluster(tmp_path, "axj") as (a, x, j):
         x.set(b"k")
@@ -173,7 +173,7 @@ def test_a_third_node_has_what_was_redeleted_before_it_reported(tmp_path: Path) 
 
 
 def test_what_a_node_wrote_between_its_restoration_and_its_removal_stands(tmp_path: Path) -> None:
-    """A node removed it without an exchange with it, and heard only later what others had applied of it."""
+    """A node removed it without an exchange with it, and learns only later what others had applied of it."""
     with cluster(tmp_path, "npjqx") as (n, p, j, q, x):
         x.set(b"k")
         x.engine.flush()
@@ -210,7 +210,7 @@ def test_a_dump_is_loaded_on_a_node_whose_first_exchange_was_cut_at_its_end(node
     assert a.engine.get(b"dump") == b"dumped"
 
 
-def test_a_dump_is_loaded_on_a_node_that_others_were_told_of(nodes: list[Node]) -> None:
+def test_a_dump_is_loaded_on_a_node_that_others_know(nodes: list[Node]) -> None:
     a, b, c, j = nodes
     exchange(c, j)
     tick(*nodes, seconds=100)

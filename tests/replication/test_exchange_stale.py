@@ -14,7 +14,7 @@ from merklekv.replication.sync.messages import decode
 
 @pytest.fixture
 def nodes(tmp_path: Path) -> Iterator[list[Node]]:
-    """a, b and c have settled that `k` of a is deleted; j is new."""
+    """For a, b and c it is stable that `k` of a is deleted; j is new."""
     with cluster(tmp_path, "abcj") as (a, b, c, j):
         j.now -= 10 * SECOND
         j.set(b"own")
@@ -147,7 +147,7 @@ def test_what_a_writer_lost_that_was_restored_is_not_stale(nodes: list[Node]) ->
 
 @pytest.mark.parametrize("first", ["restored", "new"])
 @pytest.mark.parametrize("begins", ["member", "other"])
-def test_what_a_restored_node_settles_with_a_new_one_first(tmp_path: Path, first: str, begins: str) -> None:
+def test_what_a_restored_node_makes_stable_with_a_new_one_first(tmp_path: Path, first: str, begins: str) -> None:
     """It was restored to where it knew no other node, so the two have a horizon of their own, above the others'."""
     with cluster(tmp_path, "axj") as (a, x, j):
         x.set(b"k")

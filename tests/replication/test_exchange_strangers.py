@@ -88,7 +88,7 @@ def test_pages_that_go_in_circles(nodes: list[Node]) -> None:
         carry(a.initiate().steps(), b, after=circle)
 
 
-def test_a_tree_that_is_unknown_on_the_other_side(nodes: list[Node]) -> None:
+def test_a_tree_that_is_unknown_on_the_other_node(nodes: list[Node]) -> None:
     a, b = nodes
 
     def unknown(number: int, reply: bytes) -> bytes:
@@ -131,7 +131,7 @@ def test_a_request_that_makes_no_sense(
         carry(a.initiate().steps(), b, before=keep)
 
 
-def test_both_sides_may_lack_what_they_speak_of(nodes: list[Node]) -> None:
+def test_both_nodes_may_lack_what_they_speak_of(nodes: list[Node]) -> None:
     """A record that is asked for may be gone by then, and one that was to be given as well."""
     a, b = nodes
 
@@ -148,17 +148,17 @@ def test_both_sides_may_lack_what_they_speak_of(nodes: list[Node]) -> None:
 
 def test_what_was_decided_under_another_horizon_is_not_done(nodes: list[Node]) -> None:
     a, b = nodes
-    side = LocalEndpoint(a.engine, a.members, "test")
+    endpoint = LocalEndpoint(a.engine, a.members, "test")
     for call in (
-        lambda: side.merge([], b"b", a.engine.gc_horizon + SECOND, 0),
-        lambda: side.redelete([], b"b", a.engine.gc_horizon + SECOND),
+        lambda: endpoint.merge([], b"b", a.engine.gc_horizon + SECOND, 0),
+        lambda: endpoint.redelete([], b"b", a.engine.gc_horizon + SECOND),
     ):
         with pytest.raises(Outdated):
             call()
     told = b.members.table()
     a.members.remove("b")
     with pytest.raises(ExchangeRefused, match="node b was removed meanwhile"):
-        side.complete(told, 0)
+        endpoint.complete(told, 0)
 
 
 def test_a_table_of_members_as_large_as_they_may_be(monkeypatch: pytest.MonkeyPatch) -> None:

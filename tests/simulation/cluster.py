@@ -113,13 +113,13 @@ class Cluster(World):
             self._stack.enter_context(mock.patch.object(module, name, value))
         delete_anew = LocalEndpoint._delete_anew
 
-        def noted(endpoint: LocalEndpoint, key: bytes, tombstone: bytes) -> bool:
+        def recorded(endpoint: LocalEndpoint, key: bytes, tombstone: bytes) -> bool:
             deleted = delete_anew(endpoint, key, tombstone)
             if deleted and (record := endpoint.engine.record(key)) is not None:
                 self.oracle.attempt(key, record)  # it hides what was written since, as any delete does
             return deleted
 
-        self._stack.enter_context(mock.patch.object(LocalEndpoint, "_delete_anew", noted))
+        self._stack.enter_context(mock.patch.object(LocalEndpoint, "_delete_anew", recorded))
         redelete = LocalEndpoint.redelete
 
         def watched(endpoint: LocalEndpoint, pairs: list[Pair], origin: bytes, gc_horizon: int) -> int:
@@ -137,7 +137,7 @@ class Cluster(World):
     def do_exchange(self, initiator: str, responder: str, requests: int, how: str, seed: int) -> None:
         """Goes on with an exchange, or begins one: so many requests, and then it rests, or is cut.
 
-        `how`: `rests`; `cut`, before the next request arrives; `late`, and that request arrives some day; `deaf`,
+        `how`: `rests`; `cut`, before the next request arrives; `late`, and that request arrives some day; `unanswered`,
         behind its arrival.
         """
         chance = random.Random(seed)
@@ -149,7 +149,7 @@ class Cluster(World):
             return
         if how == "late":
             self.late.setdefault(talk.responder, []).append(talk.request)
-        if how == "deaf":
+        if how == "unanswered":
             self._answer_to(talk.responder, talk.request, chance)
         self._hang_up(talk)
 

@@ -1,8 +1,8 @@
 """Disks that change bytes in silence, and the scrub that finds it.
 
-A bit of a record in a node's base flips.  What no other node holds is lost by that, so it is owed no more; all else has
-to be what it was when a scrub of that node has been through.  It is the real one, and while it rests, its node goes on
-with other things.
+A bit of a record in a node's base flips.  What no other node holds is lost by that, and is not expected any more;
+all else has to be what it was when a scrub of that node has been through.  It is the real one, and while it rests, its
+node goes on with other things.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The simulated disk: what of a node's directory is left when it crashes at any moment.
 
-The engine's files are real; this watches what the log and the outbox's place do to them, and knows of each file which
+The engine's files are real; this watches what the log and the outbox's cursor do to them, and knows of each file which
 part was synced.  At a crash it makes an `Image` of the directory: everything synced, and of the rest, when the power
-went, any part (any sector of a write, any first part of the names); when only the process died, all of it.  LMDB keeps
-its own promise and stands at its last commit.
+went, any part (any sector of a write, any first part of the names); when only the process died, all of it.  LMDB
+stands at its last commit.
 
 Before and after each thing that is done, `happen` is called with a word for it, and at the engine's own crash points:
 there the world may let a node crash.

@@ -346,7 +346,7 @@ def _() -> tuple[Change, ...]:
     return (replaced(MemberTable.applied_through, applied_through),)
 
 
-@mistake("a restored node that has settled with a new one passes for a member", "s")
+@mistake("a restored node that is stable with a new one passes for a member", "s")
 def _() -> tuple[Change, ...]:
     return (replaced(deletion_rule.was_restored, lambda holder, lacking: False),)
 
@@ -356,7 +356,7 @@ def _() -> tuple[Change, ...]:
     return (replaced(deletion_rule.was_left_behind, lambda holder, lacking: False),)
 
 
-@mistake("what was seen moves before the merge", "x")
+@mistake("applied-through moves before the merge", "x")
 def _() -> tuple[Change, ...]:
     def union(initiator: Initiator, *args: Any, sound: Any = Initiator._union) -> Generator[bytes, bytes, None]:
         initiator._endpoint.complete(initiator._theirs.table, initiator._new_gc_horizon)
@@ -387,7 +387,7 @@ def _() -> tuple[Change, ...]:
     return (replaced(Members.stable, stable),)
 
 
-@mistake("what was seen counts on although a member was removed", "s")
+@mistake("applied-through stays confirmed although a member was removed", "s")
 def _() -> tuple[Change, ...]:
     def remove(members: Members, gone: set[Identity], sound: Any = Members._remove) -> None:
         counted = {who: member.confirmed_through for who, member in members}

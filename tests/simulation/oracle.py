@@ -1,4 +1,4 @@
-"""What the cluster owes its clients.
+"""What the cluster has to keep for its clients.
 
 The oracle knows every write that a client asked for, with the record that it made.  A write is *sure* once its commit
 has returned.  `judge` checks what all nodes agree on in the end:
@@ -96,7 +96,7 @@ class Oracle:
             self.sure.setdefault(key, set()).add(version_of(record))
 
     def reconsider(self, holdings: list[Holding]) -> None:
-        """These are all the nodes that are left: what none of them has is not owed any more."""
+        """These are all the nodes that are left: what none of them has need not be kept any more."""
         for key, versions in self.sure.items():
             versions -= {version for version in versions if not any(self._has(h, key, version) for h in holdings)}
 

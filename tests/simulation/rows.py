@@ -66,7 +66,7 @@ class Rows(Steps):
         self._add("clock", name, round(10 ** self.chance.uniform(-1, 4), 6))
         if self.chance.random() < 0.5:
             self._whole(name, other)
-        self._add("exchange", name, other, self.chance.choice((0, 1)), "deaf", self._seed())
+        self._add("exchange", name, other, self.chance.choice((0, 1)), "unanswered", self._seed())
         self._add("exchange", other, name, self.chance.choice((1, WHOLE)), "cut", self._seed())
         self._add("crash", name, self._seed())
         self._add("clock", name, 0.0)
@@ -117,8 +117,8 @@ class Rows(Steps):
         self._whole(third, one)
         self._whole(one, third)
 
-    def _unheard(self) -> None:
-        """A new node is heard by its events alone, the last of which comes to one of the others only."""
+    def _unannounced(self) -> None:
+        """A new node is known by its events alone, the last of which comes to one of the others only."""
         names = self.chance.sample(self.history.names, len(self.history.names))
         if len(names) < 3:
             return
@@ -167,7 +167,7 @@ class Rows(Steps):
         name = self._node()
         talks = []
         for other in self.chance.choices(self._others(name), k=self.chance.choice((1, 1, 2, 3))):
-            how = self.chance.choices(("rests", "cut", "late", "deaf"), (3, 1, 1, 2))[0]
+            how = self.chance.choices(("rests", "cut", "late", "unanswered"), (3, 1, 1, 2))[0]
             talks.append((other, self.chance.choice((0, 0, 1, 2, WHOLE)), how, self._seed()))
         self._add("jump", name, round(LARGE_SKEW_S * self.chance.uniform(0, 1), 6), tuple(talks))
         self._go_on(name, ("write", "write", "exchange", "crash", "stop"))

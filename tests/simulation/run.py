@@ -131,7 +131,7 @@ def _disagreements(world: Decay) -> list[str]:
 
 
 def _judge(world: Decay) -> list[str]:
-    """What the cluster owes its clients, and what is unsound in any node."""
+    """What the cluster has to keep for its clients and has not, and what is unsound in any node."""
     nodes = world.up()
     before = check_engine(nodes[0].engine)
     for node in nodes:

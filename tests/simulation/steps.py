@@ -152,7 +152,7 @@ class Steps:
         self._add("tick", round(10 ** self.chance.uniform(-3, 5), 3))
 
     def _exchange(self) -> None:
-        how = self.chance.choices(("rests", "cut", "late", "deaf"), (4, 1, 1, 1))[0]
+        how = self.chance.choices(("rests", "cut", "late", "unanswered"), (4, 1, 1, 1))[0]
         requests = self.chance.choice((1, 1, 2, 3, 5, 9, 30, WHOLE, WHOLE))
         one, other = self._two()
         self._add("exchange", one, other, requests, how, self._seed())

@@ -148,7 +148,7 @@ class AntiEntropy:
     def sync(self, host: str, port: int, full: bool, verify: bool) -> ExchangeReport:
         """One exchange now, after the one that is under way with that address.
 
-        Raises ExchangeError, and what the transport and the engine raise.
+        Raises ExchangeRefused, ExchangeFailed, and what the transport and the engine raise.
         """
         address = format_address(host, port)
         deadline = time.monotonic() + BUSY_PATIENCE_S
@@ -315,7 +315,6 @@ class AntiEntropy:
                 log.info("in sync with node %s at %s: %s", report.node, address, _summary(report))
             with self._changed:
                 peer.succeed(report)
-                peer.schedule.succeed(time.monotonic())
         self._collect_soon()
         return report
 
@@ -375,7 +374,6 @@ class AntiEntropy:
             before = peer.error
             elsewhere = f"; {_ELSEWHERE.format(peer.node)}" if why == ITSELF and peer.node else ""
             peer.fail(f"{error}{elsewhere}")
-            peer.schedule.fail(time.monotonic())
         if peer.error != before:
             self._throttle.warn(f"failed {peer.address}", f"exchange with {peer.address} failed: {peer.error}")
 

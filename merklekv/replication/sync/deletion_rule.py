@@ -36,13 +36,7 @@ The GC horizon is that of the lacking node.  In rows 12 and 13 it is that of the
 and the lacking node has reached it.  A holder that is not covered, but has the same GC horizon, has adopted it together
 with all writes below it: then every writer is as good as covered.
 
-Example: The GC horizon covers paris, oslo and rome.  oslo writes cart:17 at 100, and all apply it.  rome is backed up.
-paris deletes cart:17 at 200, all apply that, the GC horizon becomes 250, and the tombstone goes.  rome is restored, and
-brings cart:17 to paris.  paris has applied every write of oslo through 250, this one included, and rome was restored:
-row 9, stale.  rome re-deletes cart:17.
-
-Example: lima joins, and brings user:9, which it wrote at 120.  That is below the GC horizon, too, but paris has applied
-no write of lima: row 6, new.  A node that joins loses nothing.
+docs/replication.md has an example of a stale record and one of a new one.
 """
 
 from __future__ import annotations

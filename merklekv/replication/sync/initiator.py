@@ -1,15 +1,9 @@
 """The initiator: one exchange with another node, after which both hold the union of what they held when it began.
 
-The nodes compare their data as trees, so the cost follows the difference and not the size:
-
-    hello      truncation versions, members, GC horizons, roots; equal roots end it here, after one round
-    inner      the 256 inner digests, for the leaves of those that differ
-    buckets    fingerprints of the records in the leaves that differ, for those that the other node lacks
-    transfer   those records, both ways
-    done       both record what they have applied
-
-If one node holds next to nothing, whole pages of records in key order take the place of comparing (`scan`).  The larger
-version stands, whatever is written meanwhile.
+The nodes compare their data as trees, so the cost follows the difference and not the size: `hello`, which is all if the
+roots are equal, then `inner`, `buckets` and `transfer` for what differs, and `done` (messages.py).  If one node holds
+next to nothing, whole pages of records in key order take the place of comparing (`scan`).  The larger version stands,
+whatever is written meanwhile.
 
 The caller transports requests and answers, and rests in between.  It may end at any step: what was merged stays, and
 the next exchange finds what is still missing.  Only a complete one moves applied-through, and with it the GC horizon.
@@ -21,7 +15,7 @@ empty node, 8 us each.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
@@ -53,6 +47,7 @@ from merklekv.replication.sync.messages import (
     decode_hello,
     encode,
     flat,
+    parts,
     unpack,
 )
 
@@ -75,11 +70,10 @@ class ExchangeReport:
     rounds: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
-    keys_sent: int = 0
+    keys_sent: int = 0  # that were new there
     keys_received: int = 0  # that were new here
     discarded: int = 0  # stale records that were re-deleted, here or there
     equal: bool = False  # both nodes held the same before
-    verified: bool = False  # both hold the same afterwards, by their roots
     duration_s: float = 0.0
 
 
@@ -112,7 +106,7 @@ class Initiator:
         report, began = self.report, time.monotonic()
         for number in range(PASSES_MAX):
             try:
-                equal = yield from self._pass(self._full)
+                equal = yield from self._pass()
             except Outdated:
                 continue
             except Malformed as problem:
@@ -128,7 +122,6 @@ class Initiator:
                     f"the first, of key {key!r}, for its {reason}; all others were merged"
                 )
             if equal or not self._verify:
-                report.verified = equal
                 return report
             self._full = False  # once is enough: from here on the roots show a difference
         raise ExchangeFailed(
@@ -138,7 +131,7 @@ class Initiator:
             "is needed"
         )
 
-    def _pass(self, full: bool) -> Steps[bool]:
+    def _pass(self) -> Steps[bool]:
         """One whole exchange.  Returns whether both held the same from the start."""
         engine, endpoint = self._engine, self._endpoint
         self._refused.clear()
@@ -167,7 +160,7 @@ class Initiator:
         endpoint.add_members(theirs)
         self._new_gc_horizon = max(mine.gc_horizon, theirs.gc_horizon)
         self._stale_here, self._stale_there = stale_records(mine, theirs), stale_records(theirs, mine)
-        if equal and not full:
+        if equal and not self._full:
             endpoint.complete(theirs.table, self._new_gc_horizon)
             engine.commit()
             return True
@@ -177,35 +170,35 @@ class Initiator:
             with engine.lock:
                 equal = engine.root_ready and (engine.root(), engine.truncation) == (theirs.root, theirs.truncation)
         self._gc_horizon = self._new_gc_horizon if adopted else mine.gc_horizon
-        if full or not equal:
-            yield from self._union(full, mine)
+        if self._full or not equal:
+            yield from self._union(mine)
         yield from self._done(mine)
-        return equal and not full
+        return equal and not self._full
 
-    def _union(self, full: bool, mine: Hello) -> Steps[None]:
+    def _union(self, mine: Hello) -> Steps[None]:
         theirs, stale_here = self._theirs.count, self._stale_here.is_possible()
         few = min(mine.count, theirs) * PAGES_RATIO < max(mine.count, theirs)
         joins = stale_here and mine.count < theirs
-        if full or not few or self._stale_there.is_possible() or (stale_here and not joins):
-            yield from self._compare((yield from self._differing(full)), PRINT_SIZES[full])
+        if self._full or not few or self._stale_there.is_possible() or (stale_here and not joins):
+            yield from self._compare((yield from self._differing()))
         elif mine.count > theirs:
             if theirs:
                 yield from self._scan()
             yield from self._push()
-        else:  # what the smaller node holds goes first, or all of its own would come back
+        else:  # what the smaller node has goes first, or all of its own would come back
             if joins:
-                yield from self._compare(self._held(), PRINT_SIZES[full])
+                yield from self._compare(self._filled_buckets())
             elif mine.count:
                 yield from self._push()
             yield from self._scan()
 
-    def _held(self) -> Sequence[int]:
+    def _filled_buckets(self) -> Sequence[int]:
         if not self._engine.root_ready:
             return range(BUCKETS)
-        held: list[int] = []
+        filled: list[int] = []
         for node in range(INNER_NODES):
-            held += _unequal_buckets(node, self._engine.leaf_digests(node), bytes(LEAVES_SIZE))
-        return held
+            filled += _unequal_buckets(node, self._engine.leaf_digests(node), bytes(LEAVES_SIZE))
+        return filled
 
     def _done(self, mine: Hello) -> Steps[None]:
         engine, theirs = self._engine, self._theirs
@@ -224,10 +217,10 @@ class Initiator:
 
     # -- comparing -----------------------------------------------------------------------------------------------------
 
-    def _differing(self, full: bool) -> Steps[Sequence[int]]:
+    def _differing(self) -> Steps[Sequence[int]]:
         """The buckets that differ; all of them if that cannot be told."""
         engine = self._engine
-        if full or not engine.root_ready:
+        if self._full or not engine.root_ready:
             return range(BUCKETS)
         digests = b"".join(digest[:INNER_DIGEST_SIZE] for digest in engine.inner_digests())
         answer = yield from self._ask("inner", digests=digests)
@@ -237,12 +230,13 @@ class Initiator:
         if len(nodes) > INNER_NODES or len(leaves) != len(nodes) * LEAVES_SIZE:
             raise Malformed("it sent no leaves for its inner nodes")
         found: list[int] = []
-        for number, node in enumerate(nodes):
-            found += _unequal_buckets(node, engine.leaf_digests(node), leaves[number * LEAVES_SIZE :][:LEAVES_SIZE])
+        for node, theirs in zip(nodes, parts(leaves, LEAVES_SIZE), strict=True):
+            found += _unequal_buckets(node, engine.leaf_digests(node), theirs)
         return found
 
-    def _compare(self, buckets: Sequence[int], size: int) -> Steps[None]:
+    def _compare(self, buckets: Sequence[int]) -> Steps[None]:
         """Make the buckets equal, a batch at a time."""
+        size = PRINT_SIZES[self._full]
         at = 0
         while at < len(buckets):
             while not self._engine.prepare_buckets():
@@ -287,10 +281,9 @@ class Initiator:
             for key, head in heads
             if key not in stale_keys and version_of(head) >= version_of(engine.record(key) or b"")
         ]
-        packed = answer.binary("lacks")
         given, stale_here = [], []
-        for number in range(0, len(packed), 4):
-            index = int.from_bytes(packed[number : number + 4], "big")
+        for packed in parts(answer.binary("lacks"), 4):
+            index = int.from_bytes(packed, "big")
             if index >= len(mine):
                 raise Malformed("it lacks more than it was asked for")
             key, head = mine[index]
@@ -300,9 +293,8 @@ class Initiator:
                 stale_here.append((key, version_of(head)))
             else:
                 given.append(key)
-        for at in range(0, len(stale_here), SLICE_MERGES):
-            slice_ = stale_here[at : at + SLICE_MERGES]
-            redelete = partial(self._endpoint.redelete, slice_, self._origin, self._gc_horizon)
+        for part in parts(stale_here, SLICE_MERGES):
+            redelete = partial(self._endpoint.redelete, part, self._origin, self._gc_horizon)
             self.report.discarded += self._write(redelete)
         while given or stale_there or wants:
             pairs, tried = self._endpoint.read(given)
@@ -336,7 +328,7 @@ class Initiator:
 
     # -- what all of these need ----------------------------------------------------------------------------------------
 
-    def _transfer(self, pairs: list[Pair], stale: Iterable[Pair] = (), wants: Iterable[bytes] = ()) -> Steps[Fields]:
+    def _transfer(self, pairs: list[Pair], stale: Sequence[Pair] = (), wants: Sequence[bytes] = ()) -> Steps[Fields]:
         answer = yield from self._ask(
             "transfer",
             origin=self._endpoint.members.identity.node,
@@ -345,18 +337,16 @@ class Initiator:
             stale=flat(stale),
             wants=list(wants),
         )
-        self.report.keys_sent += len(pairs)
-        self.report.discarded += answer.number("discarded")
+        self.report.keys_sent += answer.number("applied", len(pairs))
+        self.report.discarded += answer.number("discarded", len(stale))
         self._refused += [(key, reason.decode(errors="replace")) for key, reason in answer.pairs("refused")]
         return answer
 
     def _merge(self, pairs: list[Pair]) -> None:
         """Merge records of the responder.  Raises Outdated."""
-        for at in range(0, len(pairs), SLICE_MERGES):
-            slice_ = pairs[at : at + SLICE_MERGES]
-            applied, refused = self._write(
-                partial(self._endpoint.merge, slice_, self._origin, self._gc_horizon, self._new_gc_horizon)
-            )
+        for part in parts(pairs, SLICE_MERGES):
+            merge = partial(self._endpoint.merge, part, self._origin, self._gc_horizon, self._new_gc_horizon)
+            applied, refused = self._write(merge)
             self.report.keys_received += applied
             self._refused += refused
         self._engine.commit()
@@ -403,8 +393,5 @@ class Initiator:
 
 def _unequal_buckets(node: int, leaves: bytes, others: bytes) -> list[int]:
     """The buckets below an inner node whose leaves differ."""
-    return [
-        node * LEAVES_PER_INNER + at // LEAF_DIGEST_SIZE
-        for at in range(0, LEAVES_SIZE, LEAF_DIGEST_SIZE)
-        if leaves[at : at + LEAF_DIGEST_SIZE] != others[at : at + LEAF_DIGEST_SIZE]
-    ]
+    pairs = zip(parts(leaves, LEAF_DIGEST_SIZE), parts(others, LEAF_DIGEST_SIZE), strict=True)
+    return [node * LEAVES_PER_INNER + number for number, (leaf, other) in enumerate(pairs) if leaf != other]

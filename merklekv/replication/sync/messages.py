@@ -22,9 +22,9 @@ be lost, or come twice.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import cbor2
 from xxhash import xxh3_64_digest
@@ -55,14 +55,11 @@ DAMAGED: Final = "damaged"
 CLUSTER_SIZE_MAX: Final = 2048  # bytes of a topic prefix
 MESSAGE_ROOM_BYTES: Final = 4 << 20  # what a message may need beside the largest value
 TABLE_BYTES_MAX: Final = 16 << 20  # more than any table of members has
+S = TypeVar("S", bytes, list[tuple[bytes, bytes]])
 _ANY_TABLE: Final = MemberTable(Identity("", bytes(STORE_ID_SIZE)), NO_REPORT)  # the words that all tables have
 
 
-class ExchangeError(MerkleKVError):
-    """An exchange is not complete.  What was merged so far stays; a later exchange does the rest."""
-
-
-class ExchangeRefused(ExchangeError):
+class ExchangeRefused(MerkleKVError):
     """One of the two nodes refuses to exchange with the other; `why` is one word, the text says what to do."""
 
     def __init__(self, why: str, detail: str) -> None:
@@ -70,8 +67,11 @@ class ExchangeRefused(ExchangeError):
         self.why = why
 
 
-class ExchangeFailed(ExchangeError):
-    """The exchange was disturbed: by damaged messages, fast writers, or records that were refused."""
+class ExchangeFailed(MerkleKVError):
+    """The exchange was disturbed: by damaged messages, fast writers, or records that were refused.
+
+    What was merged so far stays; a later exchange does the rest.
+    """
 
 
 @dataclass(frozen=True)
@@ -169,6 +169,11 @@ def encode_refusal(problem: Exception) -> bytes:
     """The answer of a node that refuses, or cannot."""
     why = problem.why if isinstance(problem, ExchangeRefused) else DAMAGED if isinstance(problem, Malformed) else FULL
     return encode("refused", why=why, text=str(problem)[:1000])
+
+
+def parts(items: S, size: int) -> Iterator[S]:
+    """In parts of `size` bytes or items; the last one may be smaller."""
+    return (items[at : at + size] for at in range(0, len(items), size))
 
 
 def flat(pairs: Iterable[tuple[bytes, bytes]]) -> list[bytes]:

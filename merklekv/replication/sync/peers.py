@@ -46,6 +46,7 @@ class ExchangePeer:
         self.node = report.node
         self.totals.update(completed=1, **{name: getattr(report, name) for name in _REPORTED})
         self.duration_s = report.duration_s
+        self.schedule.succeed(time.monotonic())
         self.mark_in_sync()
 
     def mark_in_sync(self) -> None:
@@ -56,6 +57,7 @@ class ExchangePeer:
     def fail(self, error: str) -> None:
         """An exchange did not begin, was refused, or was cut."""
         self.totals["failures"] += 1
+        self.schedule.fail(time.monotonic())
         self.in_sync, self.error = False, " ".join(error.split())[:ERROR_SIZE_MAX]
 
 

@@ -38,6 +38,7 @@ from merklekv.replication.sync.messages import (
     encode_refusal,
     flat,
     pack,
+    parts,
 )
 
 INLINE_BYTES: Final = 1024  # a record up to this size goes out at once, a larger one when it is wanted
@@ -140,16 +141,13 @@ class Responder:
 
     def _inner(self, fields: Fields) -> Slices[bytes]:
         yield from self._require_current(fields)
-        theirs = fields.binary("digests", INNER_NODES * INNER_DIGEST_SIZE)
+        theirs = parts(fields.binary("digests", INNER_NODES * INNER_DIGEST_SIZE), INNER_DIGEST_SIZE)
         with self._engine.lock:
             if not self._engine.root_ready:
                 return encode("inner", ready=0, nodes=b"", leaves=b"")
             mine = self._engine.inner_digests()
-        nodes = bytes(
-            node
-            for node in range(INNER_NODES)
-            if mine[node][:INNER_DIGEST_SIZE] != theirs[node * INNER_DIGEST_SIZE :][:INNER_DIGEST_SIZE]
-        )
+        pairs = zip(mine, theirs, strict=True)
+        nodes = bytes(node for node, (own, other) in enumerate(pairs) if own[:INNER_DIGEST_SIZE] != other)
         leaves: list[bytes] = []
         for number, node in enumerate(nodes, 1):
             leaves.append(self._engine.leaf_digests(node))
@@ -173,18 +171,15 @@ class Responder:
         while done < len(buckets) and found < BATCH_BYTES:
             with self._engine.lock:
                 for bucket, count in zip(buckets[done:][:SLICE_BUCKETS], counts[done:][:SLICE_BUCKETS], strict=True):
-                    theirs = {prints[at + size * number :][:size] for number in range(count)} if count else set()
-                    mine = set()
+                    theirs = list(parts(prints[at * size : (at + count) * size], size))
+                    known, mine = set(theirs), set()
                     for key, head in self._engine.bucket(bucket):
                         mark = digest_of(head)[:size]
                         mine.add(mark)
-                        if mark not in theirs:
+                        if mark not in known:
                             found += self._add(key, records, heads)
-                    first = at // size
-                    lacks += [
-                        first + number for number in range(count) if prints[at + size * number :][:size] not in mine
-                    ]
-                    at += size * count
+                    lacks += [at + number for number, mark in enumerate(theirs) if mark not in mine]
+                    at += count
                     done += 1
                     if found >= BATCH_BYTES:
                         break
@@ -209,22 +204,20 @@ class Responder:
         endpoint = self._endpoint
         applied = discarded = 0
         refused: Refused = []
-        for at in range(0, len(given), SLICE_MERGES):
-            slice_ = given[at : at + SLICE_MERGES]
-            merged = yield from self._writing(partial(endpoint.merge, slice_, origin, gc_horizon, new_gc_horizon))
+        for part in parts(given, SLICE_MERGES):
+            merged = yield from self._writing(partial(endpoint.merge, part, origin, gc_horizon, new_gc_horizon))
             applied += merged[0]
             refused += merged[1]
             yield None
         for key, version in stale:
             if not 0 < len(key) <= MAX_KEY_SIZE or len(version) != VERSION_SIZE:
                 raise Malformed("stale records that are none")
-        for at in range(0, len(stale), SLICE_MERGES):
-            slice_ = stale[at : at + SLICE_MERGES]
-            discarded += yield from self._writing(partial(endpoint.redelete, slice_, origin, gc_horizon))
+        for part in parts(stale, SLICE_MERGES):
+            discarded += yield from self._writing(partial(endpoint.redelete, part, origin, gc_horizon))
             yield None
         found, served = endpoint.read(wants)
         self._engine.commit()
-        reasons = [word for key, reason in refused for word in (key, reason.encode())]
+        reasons = flat((key, reason.encode()) for key, reason in refused)
         counts = {"applied": applied, "discarded": discarded, "served": served}
         return encode("transfer", **counts, refused=reasons, records=flat(found))
 
@@ -289,4 +282,4 @@ def _numbers(fields: Fields, name: str, size: int) -> list[int]:
     data = fields.binary(name)
     if len(data) % size or len(data) > size * BUCKETS:
         raise Malformed(f"{name} has {len(data)} bytes")
-    return [int.from_bytes(data[at : at + size], "big") for at in range(0, len(data), size)]
+    return [int.from_bytes(part, "big") for part in parts(data, size)]
