@@ -59,7 +59,7 @@ def node(node_factory: NodeFactory) -> NodeProcess:
             client.receive()
     data = node.directory / "base" / "data.mdb"
     # Before that it is in the log as well, and would be merged from there once more.
-    wait_until(lambda: VALUE in data.read_bytes() and not statistic(node, "frozen_memtables"), what="the merge")
+    wait_until(lambda: VALUE in data.read_bytes() and not statistic(node, "frozen_memtables"), what="the checkpoint")
     return node
 
 

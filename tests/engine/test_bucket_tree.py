@@ -51,7 +51,7 @@ def test_any_history_ends_in_the_plain_tree(
 
 
 @given(records)
-def test_the_root_tells_sets_and_floors_apart(one: dict[bytes, bytes]) -> None:
+def test_the_root_tells_sets_and_truncation_versions_apart(one: dict[bytes, bytes]) -> None:
     root = plain(one).root(TRUNCATION)
     assert (root == EMPTY_ROOT) == (not one)
     for key in one:

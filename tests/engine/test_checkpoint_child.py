@@ -1,4 +1,4 @@
-"""Absorbing may stop anywhere and go on: whatever was cut, the base ends up the same, and is sound at each commit."""
+"""A checkpoint may be cut anywhere and goes on: the base ends up the same, and is sound at each commit."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ def two_segments(engine: Engine) -> None:
 
 
 def truncated(engine: Engine) -> None:
-    """A floor above everything in the base."""
+    """A truncation version above everything in the base."""
     two_segments(engine)
     engine.truncate()
     for number in range(0, 10, 2):
         engine.set(b"k%02d" % number, b"after")
 
 
-def floored(engine: Engine) -> None:
-    """A floor that spares part of the base and part of the log."""
+def partly_truncated(engine: Engine) -> None:
+    """A truncation version that spares part of the base and part of the log."""
     for number in range(20):
         engine.merge([(1, b"k%02d" % number, engines.record(b"k%02d" % number, b"", NOON + number))], b"x")
     engines.checkpoint(engine)
@@ -69,7 +69,7 @@ def floored(engine: Engine) -> None:
 
 
 def made(path: Path, prepare: Prepare) -> tuple[Path, bytes]:
-    """A closed directory with sealed segments to absorb, and the root that it has in the end."""
+    """A closed directory with sealed segments to checkpoint, and the root that it has in the end."""
     engine = engines.open_engine(path)
     prepare(engine)
     engines.freeze(engine)
@@ -92,7 +92,9 @@ def dump(path: Path) -> dict[bytes, list[tuple[bytes, bytes]]]:
         return content
 
 
-@pytest.mark.parametrize("prepare", [plain, over_a_base, two_segments, truncated, floored], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "prepare", [plain, over_a_base, two_segments, truncated, partly_truncated], ids=lambda f: f.__name__
+)
 def test_cut_behind_any_commit_it_goes_on(tmp_path: Path, prepare: Prepare) -> None:
     path, root = made(tmp_path / "data", prepare)
     whole = dump(tmp_path / "whole")
@@ -122,7 +124,7 @@ def test_cut_behind_any_commit_it_goes_on(tmp_path: Path, prepare: Prepare) -> N
 
 @pytest.mark.parametrize("commits", range(1, 8))
 def test_cut_it_goes_on_with_what_was_sealed_since(tmp_path: Path, commits: int) -> None:
-    """What came meanwhile hides, deletes or truncates what was half absorbed."""
+    """What came meanwhile hides, deletes or truncates what is half in the base."""
     path, _ = made(tmp_path / "data", over_a_base)
     with engines.cut_after(commits), pytest.raises(engines.Cut):
         engines.checkpoint_all(path)
@@ -143,17 +145,17 @@ def test_cut_it_goes_on_with_what_was_sealed_since(tmp_path: Path, commits: int)
     assert engine.root() == root
 
 
-def test_progress_is_told_after_every_commit_and_grows(tmp_path: Path) -> None:
+def test_progress_is_reported_after_every_commit_and_grows(tmp_path: Path) -> None:
     path, _ = made(tmp_path / "data", two_segments)
-    told: list[float] = []
+    shares: list[float] = []
     with BaseWriter(path / "base") as writer, engines.cut_after(0) as count:
-        checkpoint(writer, path / "log", list_segments(path / "log")[-1], told.append)
-    assert told == sorted(told)
-    assert 0 < told[0] <= told[-1] <= 1
-    assert len(told) >= count[0] - 2  # but for the mark and the end
+        checkpoint(writer, path / "log", list_segments(path / "log")[-1], shares.append)
+    assert shares == sorted(shares)
+    assert 0 < shares[0] <= shares[-1] <= 1
+    assert len(shares) >= count[0] - 2  # but for the mark and the end
 
 
-def test_absorbing_what_is_absorbed_changes_nothing(tmp_path: Path) -> None:
+def test_a_checkpoint_of_what_is_in_the_base_changes_nothing(tmp_path: Path) -> None:
     path, _ = made(tmp_path / "data", two_segments)
     engines.checkpoint_all(path)
     before = engines.snapshot(path / "base")
@@ -161,9 +163,9 @@ def test_absorbing_what_is_absorbed_changes_nothing(tmp_path: Path) -> None:
     assert engines.snapshot(path / "base")["data.mdb"] == before["data.mdb"]
 
 
-def test_a_floor_deletes_what_it_kills_and_spares_the_rest(make_engine: Callable[..., Engine]) -> None:
+def test_a_truncation_version_deletes_what_is_below_it_and_spares_the_rest(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
-    floored(engine)
+    partly_truncated(engine)
     ready = [engine.root_ready]
     assert sorted(engines.values(engine)) == [b"k%02d" % number for number in range(16, 30)] + [b"local"]
     engines.checkpoint(engine)

@@ -1,4 +1,4 @@
-"""Merging by a real child process: it happens, it survives the child's death, and it ends with the engine."""
+"""Checkpoints by a real child process: they happen, they survive the child's death, and they end with the engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from fixtures import engines
 from fixtures.support import wait_until
 
-from merklekv.engine.checkpoint import checkpointer as merger_module
+from merklekv.engine.checkpoint import checkpointer as checkpointer_module
 from merklekv.engine.checkpoint.checkpointer import FROZEN_TABLES_MAX
 from merklekv.engine.checkpoint.child import CheckpointProcess, Progress
 from merklekv.engine.engine import Engine
@@ -42,7 +42,7 @@ def write(engine: Engine, count: int, first: int = 0) -> None:
 
 
 def wait_until_merged(engine: Engine) -> None:
-    wait_until(lambda: not engine.table.frozen, what="the merge", seconds=20)
+    wait_until(lambda: not engine.table.frozen, what="the checkpoint", seconds=20)
 
 
 def test_full_memtables_go_to_the_base(make_engine: Callable[..., Engine]) -> None:
@@ -61,7 +61,7 @@ def test_full_memtables_go_to_the_base(make_engine: Callable[..., Engine]) -> No
 def test_a_child_that_dies_is_started_again(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, how: signal.Signals
 ) -> None:
-    monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
+    monkeypatch.setattr(checkpointer_module, "RETRY_S", 0.01)
     engine = make_engine(checkpoint="process")
     write(engine, 100)
     killed = set()
@@ -92,7 +92,7 @@ def test_a_signal_to_the_whole_group_leaves_the_child_at_work(make_engine: Calla
 def test_a_child_that_cannot_live_stops_the_node(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
+    monkeypatch.setattr(checkpointer_module, "RETRY_S", 0.01)
     engine = make_engine(checkpoint="process")
     child = engine.checkpointer.child
     assert child is not None
@@ -109,7 +109,7 @@ def test_what_is_damaged_under_the_child_stops_the_node(make_engine: Callable[..
     """Its error arrives with its class and its words."""
     engine = make_engine(checkpoint="process")
     engines.damaged(tmp_path / "data")
-    with engine.lock:  # the child is asked by the merger, which waits for this lock before it asks again
+    with engine.lock:  # the checkpointer asks the child, and waits for this lock before it asks again
         for number in range(100):
             engine.set(b"k%d" % number, b"v" * 1000)
         engines.flip(tmp_path / "data" / "log" / f"{0:020d}.log", 3)
@@ -122,12 +122,12 @@ def test_what_is_damaged_under_the_child_stops_the_node(make_engine: Callable[..
 def test_an_error_while_progress_is_told_leaves_no_answer_for_the_next_job(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
+    monkeypatch.setattr(checkpointer_module, "RETRY_S", 0.01)
     engine = make_engine(checkpoint="process")
     real = engine.table.base.refresh
     errors = [MemoryError()]
 
-    def refresh() -> None:  # at the first progress that is told
+    def refresh() -> None:  # at the first progress that is reported
         if errors:
             raise errors.pop()
         real()
@@ -141,7 +141,7 @@ def test_an_error_while_progress_is_told_leaves_no_answer_for_the_next_job(
     assert not errors
 
 
-def test_closing_while_merging_loses_nothing(make_engine: Callable[..., Engine], tmp_path: Path) -> None:
+def test_closing_during_a_checkpoint_loses_nothing(make_engine: Callable[..., Engine], tmp_path: Path) -> None:
     for number in range(4):
         engine = make_engine(checkpoint="process")
         write(engine, 200, 200 * number)
@@ -152,7 +152,7 @@ def test_closing_while_merging_loses_nothing(make_engine: Callable[..., Engine],
     assert len(engines.values(make_engine())) == 800
 
 
-def test_writers_that_outran_a_merge_are_let_go_on(
+def test_writers_that_outran_a_checkpoint_go_on(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They filled the memtable while no more could be frozen, and wait: no commit comes that would freeze it."""
@@ -165,12 +165,12 @@ def test_writers_that_outran_a_merge_are_let_go_on(
     checkpoint = CheckpointProcess.checkpoint
     checkpoint_lsn, outrun = threading.Event(), threading.Event()
 
-    def absorb_and_wait(self: CheckpointProcess, upto: int, progress: Progress) -> None:
+    def checkpoint_and_wait(self: CheckpointProcess, upto: int, progress: Progress) -> None:
         checkpoint(self, upto, progress)
         checkpoint_lsn.set()
         outrun.wait()
 
-    monkeypatch.setattr(CheckpointProcess, "checkpoint", absorb_and_wait)
+    monkeypatch.setattr(CheckpointProcess, "checkpoint", checkpoint_and_wait)
     engine = make_engine(checkpoint="process")
     assert checkpoint_lsn.wait(20)
     number = 192
@@ -221,7 +221,7 @@ def test_two_processes_never_share_a_directory(make_engine: Callable[..., Engine
         make_engine()
 
 
-def test_a_start_merges_what_the_last_one_left(make_engine: Callable[..., Engine]) -> None:
+def test_a_start_checkpoints_what_the_last_one_left(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
     write_count = 0
     while len(engine.table.frozen) < 2:

@@ -87,7 +87,7 @@ def test_a_wall_that_was_never_set_is_not_followed() -> None:
     assert timestamp_of(clock.next()) == UNSET_BEFORE_NS
 
 
-def test_a_floor_in_the_future_holds_the_clock_for_good(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_clock_stays_above_a_closed_timestamp_in_the_future(caplog: pytest.LogCaptureFixture) -> None:
     wall = Wall()
     clock = HybridClock(DRIFT, wall)
     clock.close_through(NOON + 5 * DRIFT)

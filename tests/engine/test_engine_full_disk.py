@@ -142,7 +142,7 @@ def test_a_start_on_a_full_disk_still_reads(disk: Disk) -> None:
     engine.close()
 
 
-def test_a_note_that_goes_first(disk: Disk) -> None:
+def test_a_metadata_entry_that_goes_first(disk: Disk) -> None:
     """Without room for it, nothing is written before it; once there is room, it is."""
     engine = engines.open_engine(disk.path / "data", durability="always")
     disk.fill()
@@ -172,7 +172,7 @@ def test_a_note_that_goes_first(disk: Disk) -> None:
     engine.close()
 
 
-def test_a_note_that_goes_first_gives_way_to_a_later_one(disk: Disk) -> None:
+def test_a_metadata_entry_that_goes_first_gives_way_to_a_later_one(disk: Disk) -> None:
     engine = engines.open_engine(disk.path / "data", durability="always")
     disk.fill()
     engine.put_metadata_first(b"one", b"1" * 10_000)
@@ -238,7 +238,7 @@ def test_no_room_for_a_new_segment_but_for_metadata(disk: Disk, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("leave", range(0, 200_000, 25_000))
-def test_merging_that_finds_no_room_goes_on_later(disk: Disk, leave: int) -> None:
+def test_a_checkpoint_that_finds_no_room_goes_on_later(disk: Disk, leave: int) -> None:
     engine = engines.open_engine(disk.path / "data")
     try:
         stored = fill_memory(engine, Stalled)
@@ -261,7 +261,7 @@ def test_merging_that_finds_no_room_goes_on_later(disk: Disk, leave: int) -> Non
     assert check_directory(disk.path / "data") == []
 
 
-def test_merging_in_the_child_waits_for_room(
+def test_a_checkpoint_in_the_child_waits_for_room(
     disk: Disk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Meanwhile reads go on, writes do until memory is full, and then the disk is what they complain about."""
@@ -298,7 +298,7 @@ def test_merging_in_the_child_waits_for_room(
             return True
 
         wait_until(written, what="room")
-        wait_until(lambda: not engine.table.frozen, what="the merge")
+        wait_until(lambda: not engine.table.frozen, what="the checkpoint")
         assert engines.values(engine) == stored | {b"after": b""}
     finally:
         engine.close()

@@ -227,7 +227,7 @@ def fill_until_stalled(engine: Engine) -> int:
     return written
 
 
-def test_writes_wait_while_merging_is_behind(make_engine: Callable[..., Engine]) -> None:
+def test_writes_wait_while_checkpoints_are_behind(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
     assert MIN_MEMTABLE_SIZE * 2 < fill_until_stalled(engine) < MIN_MEMTABLE_SIZE * FROZEN_TABLES_MAX
     assert engine.makes_wait
@@ -251,10 +251,10 @@ def test_writes_wait_while_merging_is_behind(make_engine: Callable[..., Engine])
     engine.set(b"k", b"")
 
 
-def test_a_row_stops_before_the_first_that_is_refused(make_engine: Callable[..., Engine]) -> None:
+def test_a_batch_stops_before_the_first_that_is_refused(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine(max_value_size=3)
-    row = [(b"SET", b"a", b"1"), (b"SET", b"b", b"22"), (b"SET", b"c", b"4444"), (b"SET", b"d", b"1")]
-    assert engine.set_batch(row) == 2
+    batch = [(b"SET", b"a", b"1"), (b"SET", b"b", b"22"), (b"SET", b"c", b"4444"), (b"SET", b"d", b"1")]
+    assert engine.set_batch(batch) == 2
     assert engine.set_batch([(b"SET", b"", b"1")]) == 0
     assert engine.set_batch([]) == 0
     assert engines.values(engine) == {b"a": b"1", b"b": b"22"}

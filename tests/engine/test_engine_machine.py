@@ -1,8 +1,8 @@
-"""The engine as a state machine against a plain dict: all verbs, with freeze, merge, reopen and crash as steps.
+"""The engine as a state machine against a plain dict: all verbs, with freeze, checkpoint, reopen and crash as steps.
 
-The model is a dict of raw records, a floor and a horizon.  A crash keeps a copy of the directory as it is on disk, and
-cuts the newest segment anywhere behind what was synced; the model remembers what stood at each commit since, and one of
-those states, whole, has to be there.  With `always` that is the last one.
+The model is a dict of raw records, a truncation version and a GC horizon.  A crash keeps a copy of the directory as it
+is on disk, and cuts the newest segment anywhere behind what was synced; the model remembers what stood at each commit
+since, and one of those states, whole, has to be there.  With `always` that is the last one.
 
 Invariants: after each step the checker finds nothing and the verbs answer as the model does; in the end neither does it
 in the closed directory.
@@ -33,7 +33,7 @@ from merklekv.engine.verify.check import check_directory, check_engine
 from merklekv.errors import DiskFull, NotANumber, NumberOverflow, Stalled
 
 T = TypeVar("T")
-Model = tuple[dict[bytes, bytes], bytes, int]  # records, floor, horizon
+Model = tuple[dict[bytes, bytes], bytes, int]  # records, truncation version, GC horizon
 
 KEYS = [b"a", b"b", b"ab", b"\x00", b"\xff" * 511]
 keys = st.sampled_from(KEYS)
@@ -69,7 +69,7 @@ class EngineMachine(RuleBasedStateMachine):
     # -- the verbs -----------------------------------------------------------------------------------------------------
 
     def write(self, verb: Callable[[], T]) -> T:
-        """Does it; when writes are stalled, merges and does it again."""
+        """Does it; when writes are stalled, makes a checkpoint and does it again."""
         try:
             return verb()
         except Stalled:
@@ -202,7 +202,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(key=keys, offset=st.integers(-1, 1))
     def merge_truncation(self, key: bytes, offset: int) -> None:
-        """A floor from elsewhere, that spares what is newer."""
+        """A truncation version from elsewhere, which spares what is newer."""
         ts = int.from_bytes(self.records.get(key, self.truncation)[:8], "big") + offset
         truncation = engines.version(max(ts, 0))
         raised = self.write(lambda: self.engine.merge_truncation(truncation, b"elsewhere"))
@@ -287,7 +287,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.segment = self.engine.log.lsn
 
     def _discard(self) -> None:
-        """Closes the engine that was killed; nobody opens its directory again."""
+        """Closes the engine that was killed; its directory is not opened again."""
         self.engine.close()
         shutil.rmtree(self.engine.directory.path)
 

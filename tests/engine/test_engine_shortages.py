@@ -23,7 +23,7 @@ from merklekv.engine import commit as commit_module
 from merklekv.engine import failpoints
 from merklekv.engine import recovery as recovery_module
 from merklekv.engine.base import Base, BaseWriter
-from merklekv.engine.checkpoint import checkpointer as merger_module
+from merklekv.engine.checkpoint import checkpointer as checkpointer_module
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import METADATA_GC_HORIZON
 from merklekv.engine.log.segment import list_segments
@@ -37,17 +37,17 @@ VALUE = b"v" * 1000
 def no_descriptors() -> Iterator[None]:
     """No file can be opened by this process."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    held = [os.open("/dev/null", os.O_RDONLY)]
+    taken = [os.open("/dev/null", os.O_RDONLY)]
     highest = max(int(name) for name in os.listdir("/proc/self/fd"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
     try:
         with suppress(OSError):
             while True:
-                held.append(os.open("/dev/null", os.O_RDONLY))
+                taken.append(os.open("/dev/null", os.O_RDONLY))
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        for fd in held:
+        for fd in taken:
             os.close(fd)
 
 
@@ -93,8 +93,8 @@ def test_a_rotation_needs_no_descriptor(make_engine: Callable[..., Engine]) -> N
 def test_without_descriptors_writes_go_on_while_memory_lasts(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The child that merges cannot be started, and later no segment: that is told, and is over with the shortage."""
-    monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
+    """The checkpoint process cannot be started, and later no segment: writes say so, and go on after the shortage."""
+    monkeypatch.setattr(checkpointer_module, "RETRY_S", 0.01)
     engine = make_engine(checkpoint="process", durability="everysec")
     with no_descriptors():
         count = fill(engine, 0, Shortage)
@@ -111,7 +111,7 @@ def test_without_descriptors_writes_go_on_while_memory_lasts(
     wait_until(has_room, what="room")
     engine.set(b"after", b"")
     engine.commit()
-    wait_until(lambda: not engine.table.frozen, what="the merge")
+    wait_until(lambda: not engine.table.frozen, what="the checkpoint")
     assert len(engines.values(engine)) == count + 1
 
 
@@ -127,7 +127,7 @@ def test_an_engine_closes_without_descriptors(make_engine: Callable[..., Engine]
 def test_a_child_that_cannot_be_started_is_started_later(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
+    monkeypatch.setattr(checkpointer_module, "RETRY_S", 0.01)
     engine = make_engine(checkpoint="process")
     attempts = []
 
@@ -140,7 +140,7 @@ def test_a_child_that_cannot_be_started_is_started_later(
         engine.set(b"k", VALUE)
         engines.freeze(engine)
         wait_until(lambda: len(attempts) > 10, what="attempts")
-    wait_until(lambda: not engine.table.frozen, what="the merge")
+    wait_until(lambda: not engine.table.frozen, what="the checkpoint")
     assert engine.get(b"k") == VALUE
 
 
@@ -148,7 +148,7 @@ def test_a_child_that_is_killed_each_time_is_a_shortage(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As the kernel does when there is no memory."""
-    monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
+    monkeypatch.setattr(checkpointer_module, "RETRY_S", 0.01)
     engine = make_engine(checkpoint="process")
     child = engine.checkpointer.child
     assert child is not None
@@ -157,21 +157,21 @@ def test_a_child_that_is_killed_each_time_is_a_shortage(
     engines.freeze(engine)
     wait_until(lambda: "most likely memory is short" in caplog.text, what="the shortage")
     child._command = command
-    wait_until(lambda: not engine.table.frozen, what="the merge")
+    wait_until(lambda: not engine.table.frozen, what="the checkpoint")
     assert engine.get(b"k") == VALUE
 
 
-def test_memory_that_is_short_in_the_merger_passes(
+def test_memory_that_is_short_in_the_checkpointer_passes(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
+    monkeypatch.setattr(checkpointer_module, "RETRY_S", 0.01)
     engine = make_engine(checkpoint="process")
     with monkeypatch.context() as patch:
         patch.setattr(engine.table, "take_over_base", _no_memory)
         engine.set(b"k", VALUE)
         engines.freeze(engine)
         wait_until(lambda: "cannot checkpoint: out of memory" in caplog.text, what="the shortage")
-    wait_until(lambda: not engine.table.frozen, what="the merge")
+    wait_until(lambda: not engine.table.frozen, what="the checkpoint")
 
 
 def _no_memory() -> None:
@@ -181,7 +181,7 @@ def _no_memory() -> None:
 # -- a frame that finds no room although room was reserved -------------------------------------------------------------
 
 
-def test_all_kinds_of_changes_are_taken_back(make_engine: Callable[..., Engine]) -> None:
+def test_all_kinds_of_changes_are_rolled_back(make_engine: Callable[..., Engine]) -> None:
     engine = engines.filled(make_engine())
     engine.put_metadata(b"kept", b"1")
     engine.commit()
@@ -348,7 +348,7 @@ def test_a_thread_that_had_changed_nothing_is_not_told(tmp_path: Path) -> None:
         assert dict(database.items()) == {b"theirs": b"2"}
 
 
-def test_a_note_that_goes_first_is_not_lost(make_engine: Callable[..., Engine]) -> None:
+def test_a_metadata_entry_that_goes_first_is_not_lost(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
     engine.put_metadata_first(b"one", b"1")
     with no_room(), pytest.raises(DiskFull):
@@ -412,7 +412,7 @@ def test_a_roll_back_reads_no_segment_that_the_base_has_taken_in(
         engine.commit()
     assert engines.values(engine) == {b"k": b"v"}
     go_on.set()
-    wait_until(lambda: not engine.table.frozen, what="the merge")
+    wait_until(lambda: not engine.table.frozen, what="the checkpoint")
     engine.commit()
     engine.set(b"l", b"w")
     engine.commit()
@@ -503,7 +503,7 @@ def test_segments_are_deleted_when_there_are_descriptors_again(make_engine: Call
     assert len(list_segments(engine.directory.log)) == 1
 
 
-def held() -> tuple[set[str], set[str]]:
+def resources() -> tuple[set[str], set[str]]:
     """What this process has open, and its threads."""
     return set(os.listdir("/proc/self/fd")), {thread.name for thread in threading.enumerate()}
 
@@ -515,12 +515,12 @@ def test_an_open_that_fails_in_the_log_leaves_nothing(
         raise MemoryError
 
     make_engine().close()
-    before = held()
+    before = resources()
     with monkeypatch.context() as patch:
         patch.setattr(recovery_module, "replay", no_memory)
         with pytest.raises(MemoryError):
             make_engine()
-    assert held() == before
+    assert resources() == before
     make_engine()
 
 
@@ -535,12 +535,12 @@ def test_an_open_without_a_thread_leaves_nothing(
             raise RuntimeError("can't start new thread")
         start(thread)
 
-    before = held()
+    before = resources()
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", start_others)
         with pytest.raises(RuntimeError, match="can't start new thread"):
             make_engine(checkpoint="process", durability="everysec")
-    assert held() == before
+    assert resources() == before
     make_engine()
 
 
@@ -566,7 +566,7 @@ def same_process_id(base: Path, pid: int) -> Iterator[Callable[[], None]]:
 
 
 class Clock:
-    """Time that passes only while somebody sleeps."""
+    """Time that passes only during a sleep."""
 
     def __init__(self, at_sleep: Callable[[], None] = lambda: None) -> None:
         self.now = 0.0
@@ -595,19 +595,19 @@ def test_a_start_waits_for_a_process_of_the_same_id(
 def test_a_child_of_the_same_id_is_replaced(
     make_engine: Callable[..., Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(merger_module, "RETRY_S", 0.01)
+    monkeypatch.setattr(checkpointer_module, "RETRY_S", 0.01)
     engine = make_engine(checkpoint="process")
     child = engine.checkpointer.child
     assert child is not None
     engine.set(b"k", b"v")
     engines.freeze(engine)
-    wait_until(lambda: not engine.table.frozen, what="the merge")
+    wait_until(lambda: not engine.table.frozen, what="the checkpoint")
     first = child.pid
     assert first is not None
     with same_process_id(tmp_path / "data" / "base", first) as end:
         engine.set(b"k", b"w")
         engines.freeze(engine)
-        wait_until(lambda: not engine.table.frozen, what="the merge")
+        wait_until(lambda: not engine.table.frozen, what="the checkpoint")
         assert child.pid != first
         end()
     assert engine.get(b"k") == b"w"

@@ -58,7 +58,7 @@ def test_no_increment_is_lost(make_engine: Callable[..., Engine], checkpoint: st
 def test_what_a_commit_returns_from_is_on_disk(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each thread's own write, whoever's sync it was; and several share one."""
+    """Each thread's own write, by any thread's sync; and several share one."""
     engine = make_engine(durability="always")
     syncs = [0]
     real = os.fdatasync
@@ -117,7 +117,7 @@ def test_a_commit_waits_for_what_others_have_written(
 
 
 def test_an_mset_is_seen_whole_by_who_holds_the_lock(make_engine: Callable[..., Engine]) -> None:
-    """Beside rotations, stalls and merges in the child, in memory and in every frame of the log."""
+    """Beside rotations, stalls and checkpoints in the child, in memory and in every frame of the log."""
     engine = make_engine(checkpoint="process")
     done = threading.Event()
 
@@ -138,7 +138,7 @@ def test_an_mset_is_seen_whole_by_who_holds_the_lock(make_engine: Callable[..., 
     assert engine.get(b"k0") == b"149" * 200
 
 
-def test_writes_and_scans_beside_merging(make_engine: Callable[..., Engine]) -> None:
+def test_writes_and_scans_beside_checkpoints(make_engine: Callable[..., Engine]) -> None:
     """What is there throughout is found by every scan, whatever else comes and goes."""
     engine = make_engine(checkpoint="process")
     lasting = [b"lasting%02d" % number for number in range(50)]
@@ -163,7 +163,7 @@ def test_writes_and_scans_beside_merging(make_engine: Callable[..., Engine]) -> 
             assert set(lasting) <= set(found)
 
     together(write, scan, scan)
-    wait_until(lambda: not engine.table.frozen, what="the merge")
+    wait_until(lambda: not engine.table.frozen, what="the checkpoint")
     assert engine.table.base.checkpoint_lsn > 0
 
 
@@ -213,7 +213,7 @@ def _failing(fd: int) -> None:
 
 
 def rotate(engine: Engine) -> Sealed:
-    """A rotation as far as the commit path goes; the rest is the merger's."""
+    """A rotation as far as the commit does it; the rest is the checkpointer's."""
     engine.set(b"k", b"v")
     engine.commit()
     engine.log.seal()
@@ -235,7 +235,7 @@ def synced_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_sync_covers_full_segments_first(make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long the merger takes to finish them; and only once."""
+    """However long the checkpointer takes to finish them; and only once."""
     engine = make_engine(durability="never")
     log = engine.log
     first, second = rotate(engine), rotate(engine)

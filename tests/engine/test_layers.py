@@ -23,7 +23,7 @@ afters = st.none() | keys | st.sampled_from([b"", b"a\x00\x00", b"zz", LONG + b"
 
 
 def fill(
-    engine: Engine, drawn: list[dict[bytes, bytes | None]], base: bool, floor_at: int | None
+    engine: Engine, drawn: list[dict[bytes, bytes | None]], base: bool, truncated_at: int | None
 ) -> dict[bytes, bytes]:
     """Writes each dict into a layer of its own, the first one into the base; returns what there should be."""
     model: dict[bytes, bytes] = {}
@@ -38,7 +38,7 @@ def fill(
             record = engines.record(key, value, wall)
             engine.merge([(1, key, record)], b"elsewhere")
             model[key] = record
-        if floor_at == depth and engine.merge_truncation(engines.version(wall - 1), b"elsewhere"):
+        if truncated_at == depth and engine.merge_truncation(engines.version(wall - 1), b"elsewhere"):
             model = {key: record for key, record in model.items() if record >= engine.truncation}
     engine.commit()
     return model
@@ -48,12 +48,12 @@ def fill(
 def test_pages_are_slices_of_the_sorted_whole(
     drawn: list[dict[bytes, bytes | None]],
     base: bool,
-    floor_at: int | None,
+    truncated_at: int | None,
     queries: list[tuple[bytes, bytes | None, int]],
 ) -> None:
     with pytest.MonkeyPatch.context() as patch, engines.fresh_engine() as engine:
         patch.setattr(memtable_module, "SLICE_KEYS", 3)
-        model = fill(engine, drawn, base, floor_at)
+        model = fill(engine, drawn, base, truncated_at)
         assert {key: engine.record(key) for key in model} == model
         for prefix, after, limit in [(b"", None, 1), (b"", None, 100), *queries]:
             _follow_keys(engine, model, prefix, after, limit)

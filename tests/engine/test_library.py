@@ -69,7 +69,7 @@ def test_every_call_is_durable_when_it_returns(tmp_path: Path) -> None:
             assert db.engine.log.synced_lsn == db.engine.log.end_lsn
 
 
-def test_a_write_waits_while_merging_is_behind(tmp_path: Path) -> None:
+def test_a_write_waits_while_checkpoints_are_behind(tmp_path: Path) -> None:
     with merklekv.open(tmp_path / "data", memtable_size=1 << 16, durability="never") as db:
         for number in range(600):
             db.set(b"k%d" % number, b"v" * 1000)

@@ -97,7 +97,7 @@ def test_a_slice_and_a_block_are_bounded() -> None:
     assert max(map(len, table._blocks)) <= BLOCK_KEYS
 
 
-def test_a_floor_takes_what_is_below_it_and_its_charge() -> None:
+def test_a_truncation_version_takes_what_is_below_it_and_its_charge() -> None:
     table = Memtable(0)
     for number in range(20):
         key = b"k%d" % number

@@ -1,7 +1,7 @@
 """Merging is commutative, associative and idempotent: equal sets, equal roots, whatever the order of arrival.
 
-Several engines in one process stand for nodes.  What they take in are records and floors; between two of them an engine
-may freeze its memtable, absorb, or be opened anew, which nobody may notice.
+Several engines in one process stand for nodes.  They merge records and truncation versions.  Between two
+of them an engine may freeze its memtable, make a checkpoint, or be opened anew, which must not show.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from merklekv.engine.format import MAX_KEY_SIZE, OP_PREPEND, OP_SET, OP_TRUNCATE
 from merklekv.engine.record import make_record, version_of
 from merklekv.errors import InvalidArgument
 
-Arrival = tuple[bytes, bytes | None]  # key and record, or a floor and None
+Arrival = tuple[bytes, bytes | None]  # key and record, or a truncation version and None
 
 names = st.integers(0, 5).map(lambda number: b"k%d" % number)
 
@@ -66,7 +66,7 @@ def take_in(engine: Engine, history: Sequence[Arrival], chance: random.Random) -
 
 
 def outcome(history: Sequence[Arrival]) -> tuple[dict[bytes, bytes], bytes]:
-    """What the laws say: of each key the newest, above the largest floor."""
+    """What the laws say: of each key the newest, above the largest truncation version."""
     truncation = max([truncation for truncation, record in history if record is None], default=bytes(24))
     newest: dict[bytes, bytes] = {}
     for key, record in history:
@@ -82,7 +82,7 @@ def state(engine: Engine) -> tuple[dict[bytes, bytes], bytes]:
 @fewer
 @given(arrivals, st.lists(chances, min_size=3, max_size=3))
 def test_any_order_of_arrival_ends_the_same(history: list[Arrival], drawn: list[random.Random]) -> None:
-    """With duplicates, over restarts, and with what each node has already absorbed."""
+    """With duplicates, over restarts, and with what each node already has in its base."""
     with ExitStack() as stack:
         roots = set()
         for chance in drawn:
@@ -100,7 +100,7 @@ def test_any_order_of_arrival_ends_the_same(history: list[Arrival], drawn: list[
 @fewer
 @given(st.lists(arrivals, min_size=3, max_size=3), chances)
 def test_nodes_that_tell_each_other_everything_agree(histories: list[list[Arrival]], chance: random.Random) -> None:
-    """Three nodes with changes of their own, exchanging in any order, twice; a third round changes nothing."""
+    """Three nodes with changes of their own, exchanging in any order, twice; a third time changes nothing."""
     with ExitStack() as stack:
         opened = [stack.enter_context(engines.fresh_engine()) for _ in histories]
         for engine, history in zip(opened, histories, strict=True):
@@ -194,7 +194,7 @@ def refusals(engine: Engine, *items: tuple[int, bytes, bytes]) -> list[str]:
 
 def test_what_cannot_be_is_refused_with_a_reason(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine(max_value_size=1000)
-    engine.merge([(OP_SET, b"held", engines.record(b"held", b"one", NOON))], b"x")
+    engine.merge([(OP_SET, b"here", engines.record(b"here", b"one", NOON))], b"x")
     sound = engines.record(b"k", b"v", NOON)
 
     def refused(key: bytes, record: bytes, op: int = OP_SET) -> str:
@@ -211,8 +211,8 @@ def test_what_cannot_be_is_refused_with_a_reason(make_engine: Callable[..., Engi
     assert refused(b"k", with_flags(b"k", sound, 8)) == "flags"
     assert refused(b"k", make_record(b"k", engines.version(NOON), b"v", tombstone=True)) == "flags"
     assert refused(b"k", engines.record(b"k", b"v", NOON + DAY_NS + 1)) == "clock"
-    assert refused(b"held", engines.record(b"held", b"two", NOON)) == "conflict"
-    assert engine.get(b"held") == b"one"
+    assert refused(b"here", engines.record(b"here", b"two", NOON)) == "conflict"
+    assert engine.get(b"here") == b"one"
 
 
 def test_what_is_just_within_the_limits_is_taken(make_engine: Callable[..., Engine]) -> None:
@@ -241,7 +241,7 @@ def test_a_truncation_version_is_a_version(make_engine: Callable[..., Engine], s
     assert engine.truncation == bytes(24)
 
 
-def test_a_floor_too_far_ahead_is_refused(make_engine: Callable[..., Engine]) -> None:
+def test_a_truncation_version_too_far_ahead_is_refused(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
     engine.set(b"k", b"v")
     minute_ns = MAX_TRUNCATION_AHEAD_S * 10**9
@@ -252,7 +252,7 @@ def test_a_floor_too_far_ahead_is_refused(make_engine: Callable[..., Engine]) ->
 
 
 def test_the_root_is_ready_again_by_itself(make_engine: Callable[..., Any]) -> None:
-    """After a floor that spares some of the base, the merger makes the tree whole without another write."""
+    """After a truncation that spares some of the base, a checkpoint makes the tree whole without another write."""
     engine = make_engine()
     for number in range(10):
         arrive(engine, (b"k%d" % number, record_at(b"k%d" % number, number, 1)))
@@ -260,7 +260,7 @@ def test_the_root_is_ready_again_by_itself(make_engine: Callable[..., Any]) -> N
     engine.merge_truncation(engines.version(NOON + 5), b"x")
     assert not engine.root_ready
     with engine.commits.lock:
-        engine.commits.write()  # a crash right behind this leaves the floor in the open segment
+        engine.commits.write()  # a crash right behind this leaves the truncation version in the open segment
     engine.close()
     engine = make_engine(checkpoint="process")
     wait_until(lambda: engine.root_ready, what="the root")

@@ -1,4 +1,4 @@
-"""The horizon, the collection of tombstones below it, notes and promises."""
+"""The GC horizon, the collection of tombstones below it, metadata entries and closed timestamps."""
 
 from __future__ import annotations
 
@@ -83,14 +83,14 @@ def test_nothing_comes_back_from_below_the_horizon(make_engine: Make) -> None:
     engine.raise_gc_horizon(NOON + 1)
     collect_all(engine)
     assert engine.merge([old], b"a").applied == 0
-    engine.checkpoint_now()  # the marker has gone with what it hid
+    engine.checkpoint_now()  # the purge marker has gone with what it hid
     assert engine.merge([old], b"a").refused == [(b"k", "stable")]
     assert engine.merge([(OP_DEL, b"k", engines.record(b"k", None, NOON + 1))], b"a").superseded == 1
     assert engine.merge([(OP_SET, b"k", engines.record(b"k", b"new", NOON + 2))], b"a").applied == 1
 
 
-def test_what_is_held_below_the_horizon_is_updated_by_who_is_trusted_and_not_deleted(make_engine: Make) -> None:
-    """A deletion from there is for an exchange to make anew, or only this node would hear of it."""
+def test_a_record_below_the_horizon_is_updated_by_a_stable_sender_and_not_deleted(make_engine: Make) -> None:
+    """An exchange deletes such a record again, or the other nodes would not get the deletion."""
     engine = make_engine(wall_clock=Wall())
     engine.merge([(OP_SET, key, engines.record(key, b"1", NOON)) for key in (b"a", b"b")], b"x")
     engine.raise_gc_horizon(NOON + 9)
@@ -100,7 +100,7 @@ def test_what_is_held_below_the_horizon_is_updated_by_who_is_trusted_and_not_del
     assert (engine.get(b"a"), engine.get(b"b"), engine.tombstone_count) == (b"2", b"1", 0)
 
 
-def test_who_is_trusted_may_bring_what_is_settled(make_engine: Make) -> None:
+def test_a_stable_sender_may_bring_what_is_stable(make_engine: Make) -> None:
     engine = make_engine(wall_clock=Wall())
     engine.raise_gc_horizon(NOON + 9)
     items = [(OP_SET, b"k", engines.record(b"k", b"v", NOON))]
@@ -129,9 +129,9 @@ def test_the_horizon_only_rises_and_is_kept(make_engine: Make) -> None:
     assert engine.raise_gc_horizon(NOON + 100)
     assert not engine.raise_gc_horizon(NOON + 100)
     assert not engine.raise_gc_horizon(NOON)
-    for merges in (False, True):
+    for with_checkpoint in (False, True):
         engine.set(b"k", b"v")
-        if merges:
+        if with_checkpoint:
             engine.checkpoint_now()
         engine.close()
         engine = make_engine(wall_clock=wall)
@@ -141,7 +141,7 @@ def test_the_horizon_only_rises_and_is_kept(make_engine: Make) -> None:
         assert timestamp_of(record) > NOON + 100
 
 
-def test_notes_are_kept_like_records(make_engine: Make) -> None:
+def test_metadata_entries_are_kept_like_records(make_engine: Make) -> None:
     engine = make_engine()
     engine.put_metadata(b"a", b"1")
     engine.put_metadata(b"b", b"")
@@ -157,7 +157,7 @@ def test_notes_are_kept_like_records(make_engine: Make) -> None:
     assert make_engine().metadata == {b"a": b"2", b"b": b"3"}
 
 
-def test_limits_of_notes(make_engine: Make) -> None:
+def test_limits_of_metadata_entries(make_engine: Make) -> None:
     engine = make_engine()
     engine.put_metadata(b"n" * METADATA_NAME_SIZE_MAX, b"v" * METADATA_SIZE_MAX)
     for name, value in ((b"n" * (METADATA_NAME_SIZE_MAX + 1), b""), (b"n", b"v" * (METADATA_SIZE_MAX + 1)), (b"", b"")):
