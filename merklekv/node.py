@@ -77,17 +77,12 @@ IGNORED_SIGNALS = {
 log = logging.getLogger("merklekv.node")
 
 
-class NodeTransport:
+class NodeTransport(Client):
     """Sends messages of an exchange to another node's port."""
 
-    def __init__(self, host: str, port: int, reply_bytes: int = REPLY_BYTES_MAX) -> None:
-        self._client = Client(host, port, EXCHANGE_TIMEOUT_S, reply_bytes)
-
     def ask(self, message: bytes) -> bytes:
-        return records.ask(self._client, message)
-
-    def close(self) -> None:
-        self._client.close()
+        """Its answer."""
+        return records.ask(self, message)
 
 
 def fetch_record(address: str, key: bytes, reply_bytes: int = REPLY_BYTES_MAX) -> bytes | None:
@@ -198,7 +193,62 @@ class Node:
     def start(self) -> None:
         """Open the data and listen. Raises the errors of the engine and of the server."""
         with ExitStack() as parts:
-            self._start_parts(parts)
+            settings = self._settings
+            self.engine = Engine(
+                settings.storage_path,
+                durability=settings.durability,
+                memtable_size=settings.memtable_size,
+                max_value_size=settings.max_value_size,
+                max_clock_drift_s=settings.max_clock_drift_seconds,
+                retain_max_bytes=settings.replication.outbox_max_bytes,
+            )
+            parts.callback(self.engine.close)
+            reply_bytes = max(REPLY_BYTES_MAX, settings.max_value_size + REPLY_ROOM_BYTES)  # no longer one is taken
+            self.engine.directory.warn_of_readers()
+            self.node_id = settings.replication.client_id or stored_node_id(
+                settings.storage_path, node_of(self.engine.metadata.get(METADATA_MEMBERS, b""))
+            )
+            self.members = load_members(self.engine, self.node_id)
+            self.anti_entropy = AntiEntropy(
+                self.engine,
+                self.members,
+                settings.replication.topic_prefix,
+                partial(NodeTransport, timeout_s=EXCHANGE_TIMEOUT_S, reply_bytes=reply_bytes),
+                end_at_once,
+                interval_s=settings.anti_entropy.interval_seconds,
+                share_percent=settings.anti_entropy.share_percent,
+                regular=settings.anti_entropy.enabled,
+                addresses=settings.anti_entropy.peer_list,
+            )
+            self.scrubber = Scrubber(
+                self.engine,
+                self.anti_entropy.addresses,
+                partial(fetch_record, reply_bytes=reply_bytes),
+                end_at_once,
+                interval_s=settings.scrub.interval_seconds,
+                share_percent=settings.scrub.share_percent,
+            )
+            self.server = Server(
+                self.engine,
+                host=settings.host,
+                port=settings.port,
+                threads=settings.threads,
+                limits=limits_of(settings),
+                services=NodeServices(self),
+                allow_remote=settings.allow_remote,
+                fatal=end_at_once,
+            )
+            if settings.replication.enabled:
+                self.engine.retention.subscribe()  # so that what clients write before the replicator runs is published
+            parts.callback(self._stop_replication)  # after the server, whose clients may have switched it on
+            self.address = self.server.start()
+            parts.callback(self.server.stop, SERVER_STOP_S)
+            self.anti_entropy.start(self.advertised_address)
+            parts.callback(self.anti_entropy.stop)
+            if settings.replication.enabled:
+                self.replicate()
+            self.scrubber.start()
+            parts.callback(self.scrubber.stop)
             self._parts = parts.pop_all()
 
     def stop(self) -> None:
@@ -210,64 +260,6 @@ class Node:
         """The background threads; docs/design.md has a table of them."""
         replication = self.replicator.workers if self.replicator is not None else []
         return [*self.engine.workers, *replication, self.anti_entropy.worker, self.scrubber.worker]
-
-    def _start_parts(self, parts: ExitStack) -> None:
-        settings = self._settings
-        self.engine = Engine(
-            settings.storage_path,
-            durability=settings.durability,
-            memtable_size=settings.memtable_size,
-            max_value_size=settings.max_value_size,
-            max_clock_drift_s=settings.max_clock_drift_seconds,
-            retain_max_bytes=settings.replication.outbox_max_bytes,
-        )
-        parts.callback(self.engine.close)
-        reply_bytes = max(REPLY_BYTES_MAX, settings.max_value_size + REPLY_ROOM_BYTES)  # no longer one is taken
-        self.engine.directory.warn_of_readers()
-        self.node_id = settings.replication.client_id or stored_node_id(
-            settings.storage_path, node_of(self.engine.metadata.get(METADATA_MEMBERS, b""))
-        )
-        self.members = load_members(self.engine, self.node_id)
-        self.anti_entropy = AntiEntropy(
-            self.engine,
-            self.members,
-            settings.replication.topic_prefix,
-            partial(NodeTransport, reply_bytes=reply_bytes),
-            end_at_once,
-            interval_s=settings.anti_entropy.interval_seconds,
-            share_percent=settings.anti_entropy.share_percent,
-            regular=settings.anti_entropy.enabled,
-            addresses=settings.anti_entropy.peer_list,
-        )
-        self.scrubber = Scrubber(
-            self.engine,
-            self.anti_entropy.addresses,
-            partial(fetch_record, reply_bytes=reply_bytes),
-            end_at_once,
-            interval_s=settings.scrub.interval_seconds,
-            share_percent=settings.scrub.share_percent,
-        )
-        self.server = Server(
-            self.engine,
-            host=settings.host,
-            port=settings.port,
-            threads=settings.threads,
-            limits=limits_of(settings),
-            services=NodeServices(self),
-            allow_remote=settings.allow_remote,
-            fatal=end_at_once,
-        )
-        if settings.replication.enabled:
-            self.engine.retention.subscribe()  # so that what clients write before the replicator runs is published
-        parts.callback(self._stop_replication)  # after the server, whose clients may have switched it on
-        self.address = self.server.start()
-        parts.callback(self.server.stop, SERVER_STOP_S)
-        self.anti_entropy.start(self.advertised_address)
-        parts.callback(self.anti_entropy.stop)
-        if settings.replication.enabled:
-            self.replicate()
-        self.scrubber.start()
-        parts.callback(self.scrubber.stop)
 
     def replicate(self) -> None:
         """Switch replication on. Only then is paho imported."""

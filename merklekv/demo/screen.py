@@ -70,7 +70,8 @@ def picture(cluster: Cluster, happened: Iterable[str]) -> RenderableType:
     for node in cluster.nodes:
         table.add_row(*_row(node, cluster.states.get(node.name, ""), common))
     broker = Text.assemble(
-        f"broker {cluster.broker.process.kind} on {HOST}:{cluster.broker.process.port} ", _state(cluster, BROKER)
+        f"broker {cluster.broker.process.kind} on {HOST}:{cluster.broker.process.port} ",
+        _state(cluster.states.get(BROKER, "")),
     )
     traffic = f"{'writing' if cluster.writing else 'paused'}, {counted(cluster.written, 'write')} acknowledged"
     verdict = Text(cluster.verdict(), style="bold green" if cluster.is_converged else "bold yellow")
@@ -78,13 +79,12 @@ def picture(cluster: Cluster, happened: Iterable[str]) -> RenderableType:
     return Group(table, *lines, Text("\n".join(happened), style="dim"))
 
 
-def _state(cluster: Cluster, name: str) -> Text:
-    state = cluster.states.get(name, "")
+def _state(state: str) -> Text:
     return Text(state, style=STYLES.get(state, "red"))
 
 
 def _row(node: NodePart, state: str, common_root: str) -> list[RenderableType]:
-    shown: list[RenderableType] = [node.name, str(node.process.port), Text(state, style=STYLES.get(state, "red"))]
+    shown: list[RenderableType] = [node.name, str(node.process.port), _state(state)]
     if node.view is None:
         return shown
     view = node.view

@@ -57,6 +57,10 @@ PROTECTED = (
 )
 
 
+def _log_fatal(problem: Exception) -> None:
+    log.critical("the server stops serving: %s", problem)
+
+
 class Server:
     """Serves one engine on one address."""
 
@@ -70,7 +74,7 @@ class Server:
         limits: Limits | None = None,
         services: Services | None = None,
         allow_remote: bool = False,
-        fatal: Callable[[Exception], None] | None = None,
+        fatal: Callable[[Exception], None] = _log_fatal,
     ) -> None:
         limits = limits or Limits()
         if limits.output_hard_bytes < engine.max_value_size:
@@ -84,7 +88,7 @@ class Server:
         self._context = Context(engine, services or Services(), limits)
         self._context.sessions = self._sessions
         self._threads = threads
-        self._fatal = fatal or _log_fatal
+        self._fatal = fatal
         self._workers: list[Worker] = []
         self._identities = itertools.count(1)
         self._listeners: list[socket.socket] = []
@@ -250,7 +254,3 @@ def _room_for(connections: int, own_files: int) -> int:
     if room < connections:
         log.warning("the system allows %d open files: the limit on clients is %d, not %d", allowed, room, connections)
     return room
-
-
-def _log_fatal(problem: Exception) -> None:
-    log.critical("the server stops serving: %s", problem)

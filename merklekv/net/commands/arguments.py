@@ -14,7 +14,6 @@ from merklekv.net.limits import SLICE_KEYS
 from merklekv.net.protocol.text import Request, line_safe
 
 SYNTAX_ERROR = "syntax error"
-NOT_AN_INTEGER = "value is not an integer or out of range"
 
 Item = TypeVar("Item")
 
@@ -22,7 +21,7 @@ Item = TypeVar("Item")
 def integer(word: bytes) -> int:
     value = strict_integer(word)
     if value is None:
-        raise RequestError(NOT_AN_INTEGER)
+        raise RequestError("value is not an integer or out of range")
     return value
 
 

@@ -185,19 +185,14 @@ def checked_origin(origin: bytes) -> bytes:
 def log(session: Session, request: Request) -> Reply:
     action = request[1].upper()
     if action == b"LIST" and len(request) == 2:
-        return _list_log(session)
+        end, checkpoint_lsn = session.engine.retention.end.lsn, session.engine.metrics().checkpoint_lsn
+        segments = [resp.integer(lsn) for lsn in list_segments(session.engine.directory.log) if lsn <= end]
+        return resp.array([resp.integer(end), resp.integer(checkpoint_lsn), resp.array(segments)])
     if action == b"READ" and len(request) == 5:
         segment = bounded(request[2], 0, INT64_MAX, "segment")
         position = bounded(request[3], 0, INT64_MAX, "position")
         return _read_log(session, segment, position, bounded(request[4], 1, READ_BYTES_MAX, "size"))
     raise RequestError("syntax error: LOG LIST, or LOG READ segment position size")
-
-
-def _list_log(session: Session) -> bytes:
-    engine = session.engine
-    end, checkpoint_lsn = engine.retention.end.lsn, engine.metrics().checkpoint_lsn
-    segments = [resp.integer(lsn) for lsn in list_segments(engine.directory.log) if lsn <= end]
-    return resp.array([resp.integer(end), resp.integer(checkpoint_lsn), resp.array(segments)])
 
 
 def _read_log(session: Session, segment: int, position: int, size: int) -> bytes:

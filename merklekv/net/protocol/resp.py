@@ -46,19 +46,6 @@ BULK_HEADERS = tuple(b"$%d" % size for size in range(FAST_BULK_BYTES + 1))
 class RespParser:
     """Cuts a byte stream into requests."""
 
-    __slots__ = (
-        "_arguments_max",
-        "_broken",
-        "_buffer",
-        "_bulk_max",
-        "_headers",
-        "_missing",
-        "_request",
-        "_request_bytes",
-        "_request_max",
-        "_size",
-    )
-
     def __init__(self, bulk_bytes: int, arguments: int, request_bytes: int) -> None:
         assert request_bytes >= REQUEST_BYTES_MIN
         self._bulk_max = bulk_bytes

@@ -75,8 +75,11 @@ class TextParser:
         last = lines.pop()
         requests: list[Request] = []
         if len(data) > self._limit:
-            lines, last = self._cut_long_line(lines, last)
-        foreign = _http_head(lines) if _HTTP in data else None
+            for position, line in enumerate(lines):
+                if len(line.removesuffix(b"\r")) > self._limit:
+                    lines, last = lines[:position], line
+                    break
+        foreign = next((line for line in lines if _ENDS_AS_HTTP.search(line)), None) if _HTTP in data else None
         if foreign is not None:
             del lines[lines.index(foreign) :]
         for line in lines:
@@ -90,13 +93,6 @@ class TextParser:
             return self._check_partial(requests)
         return requests
 
-    def _cut_long_line(self, lines: list[bytes], last: bytes) -> tuple[list[bytes], bytes]:
-        """Drops what follows a line over the limit."""
-        for position, line in enumerate(lines):
-            if len(line.removesuffix(b"\r")) > self._limit:
-                return lines[:position], line
-        return lines, last
-
     def _check_partial(self, requests: list[Request]) -> list[Request]:
         assert self._partial is not None
         # A CR at the end may belong to the line end rather than to the line.
@@ -104,11 +100,6 @@ class TextParser:
             self._partial = None
             requests.append((BROKEN, LINE_TOO_LONG))
         return requests
-
-
-def _http_head(lines: Sequence[bytes]) -> bytes | None:
-    """The first line that looks like the first line of an HTTP request."""
-    return next((line for line in lines if _ENDS_AS_HTTP.search(line)), None)
 
 
 def line_safe(data: bytes) -> bool:
