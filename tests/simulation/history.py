@@ -23,7 +23,7 @@ STAGES: Final[dict[str, float]] = {  # what takes several steps in a row, and is
     "echo": 2,
     "bequest": 3,
     "stranger": 1,
-    "unheard": 1,
+    "unannounced": 1,
     "relapse": 3,
     "amnesia": 3,
     "decay": 2,
