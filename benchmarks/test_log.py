@@ -63,7 +63,7 @@ def test_write_a_frame(benchmark: BenchmarkFixture, log: Log, entries: int, sync
     def commit() -> None:
         for _ in range(entries):
             append(log)
-        log.write(*log.take())
+        log.write(log.take())
         if synced:
             log.sync()
 
@@ -121,7 +121,7 @@ def test_replay_entries(benchmark: BenchmarkFixture, log: Log) -> None:
     """What a start does with each entry of the log, here 10,000 of them."""
     for _ in range(REPLAYED):
         append(log)
-    log.write(*log.take())
+    log.write(log.take())
 
     def replay() -> int:
         with Segment(segment_path(log.directory, log.lsn)) as segment:

@@ -132,8 +132,8 @@ class GroupCommit:
                 mark = log_.appended
                 if mark == self.committed:
                     return
-                position, frame = log_.take()
-            log_.write(position, frame)
+                frame = log_.take()
+            log_.write(frame)
         except (Shortage, MemoryError) as error:
             self._roll_back(error)
             raise self._gate.rolled_back from error
@@ -148,7 +148,7 @@ class GroupCommit:
         self.committed = mark
         if self._first:
             self._first.clear()
-        self._retention.committed(log_.lsn, position, frame)
+        self._retention.committed(frame)
 
     def _roll_back(self, cause: Exception) -> None:
         """Restores the table from the log, whose last frame could not be written.  The caller holds the commit lock."""
@@ -225,5 +225,5 @@ class GroupCommit:
         if log_.appended and log_.synced_lsn == log_.end_lsn:
             with suppress(Shortage):  # then the last frame stays without
                 self._table.reserve(0)
-                log_.write(*log_.take())
+                log_.write(log_.take())
                 log_.sync()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from merklekv.engine.format import FRAME_HEADER, FRAME_MAGIC, SEGMENT_HEADER
-from merklekv.engine.log.segment import list_segments, segment_path, whole_frame
+from merklekv.engine.log.segment import LogFrame, list_segments, segment_path, whole_frame
 from merklekv.errors import Corruption
 
 READ_BYTES: Final = 1 << 20  # one read of a segment
@@ -22,16 +22,6 @@ class LogPosition(NamedTuple):
 
     lsn: int  # of the frame with the next event, or of the end of the frame before
     sequence: int  # of the next local event
-
-
-class LogFrame(NamedTuple):
-    """A committed frame as the outbox takes it: LSNs, and bytes."""
-
-    start: int  # LSN; for the first frame of a segment, the LSN of the segment
-    end: int  # LSN behind it
-    sequence: int  # of its first local event
-    local_count: int
-    data: bytes  # header and entries; nothing when it has no local event and the reader is `local_only`
 
 
 class LogSource(Protocol):

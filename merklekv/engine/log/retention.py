@@ -24,9 +24,9 @@ from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
-from merklekv.engine.format import FRAME_HEADER, SEGMENT_HEADER
-from merklekv.engine.log.reader import DirectorySource, LogFrame, LogPosition, LogReader
-from merklekv.engine.log.segment import list_segments, sync_directory, sync_file
+from merklekv.engine.format import SEGMENT_HEADER
+from merklekv.engine.log.reader import DirectorySource, LogPosition, LogReader
+from merklekv.engine.log.segment import LogFrame, list_segments, sync_directory, sync_file
 from merklekv.engine.log.writer import Log
 from merklekv.errors import DirectoryUnwritable
 from merklekv.files import replace_file
@@ -91,18 +91,15 @@ class Retention:
         except OSError as error:
             log.warning("%s: cannot be written: %s; events will be published again after a crash", self._path, error)
 
-    def committed(self, segment_lsn: int, position: int, frame: bytes) -> None:
+    def committed(self, frame: LogFrame) -> None:
         """A frame has become durable."""
-        _, _, _, sequence, local_count, _, _ = FRAME_HEADER.unpack_from(frame)
-        start = segment_lsn + (position if position != SEGMENT_HEADER.size else 0)
-        end = segment_lsn + position + len(frame)
         if self.cursor is not None:
-            recent = LogFrame(start, end, sequence, local_count, frame if local_count else b"")
+            recent = frame if frame.local_count else frame._replace(data=b"")
             if self._given - self._taken + len(recent.data) <= RECENT_BYTES and len(self._recent) < RECENT_FRAMES:
                 self._given += len(recent.data)
                 self._recent.append(recent)
-        self.end = LogPosition(end, sequence + local_count)
-        if self.notify_next and local_count:
+        self.end = LogPosition(frame.end, frame.sequence + frame.local_count)
+        if self.notify_next and frame.local_count:
             self.notify_next = False
             self.notify()
 

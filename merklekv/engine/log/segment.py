@@ -41,6 +41,16 @@ class Frame(NamedTuple):
     entry_count: int
 
 
+class LogFrame(NamedTuple):
+    """A frame of the log: its LSNs, and its bytes."""
+
+    start: int  # for the first frame of a segment, the LSN of the segment
+    end: int  # LSN behind it
+    sequence: int  # of its first local event
+    local_count: int
+    data: bytes  # header and entries; readers that need only local events may leave out a frame without any
+
+
 def segment_path(directory: Path, lsn: int) -> Path:
     """The file of the segment whose first byte is at `lsn`."""
     return directory / f"{lsn:020d}.log"

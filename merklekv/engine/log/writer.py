@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from merklekv.engine.format import FRAME_HEADER, SEGMENT_HEADER
-from merklekv.engine.log.segment import pack_frame, pack_header, segment_path, write_whole
+from merklekv.engine.log.segment import LogFrame, pack_frame, pack_header, segment_path, write_whole
 from merklekv.errors import DiskFull, InvalidArgument, Shortage, StorageFailed
 from merklekv.files import FILE_MODE
 from merklekv.shortage import NO_ROOM, is_shortage, shortage_of, suppress_shortage
@@ -29,6 +29,8 @@ PAYLOAD_SIZE_MAX: Final = (1 << 32) - 1  # what a frame's 4-byte length can say
 RESERVE_STEP: Final = 4 << 20  # bytes reserved ahead of the writes
 PROBE_SIZE: Final = 64 << 10  # bytes that a disk has to take before it is trusted again
 NEXT_FILE: Final = ".next"  # becomes the next segment
+_HEADER: Final = FRAME_HEADER.size
+_FIRST: Final = SEGMENT_HEADER.size  # position of the first frame
 
 
 @dataclass
@@ -88,7 +90,7 @@ class Log:
         """Makes room for `size` bytes of entries in the next frame, or raises DiskFull."""
         if size > PAYLOAD_SIZE_MAX:
             raise InvalidArgument(f"{size} bytes in one commit: at most {PAYLOAD_SIZE_MAX}; commit more often")
-        needed = self.position + FRAME_HEADER.size + size
+        needed = self.position + _HEADER + size
         for target in (max(needed, self._reserved + RESERVE_STEP), needed):
             if target <= self._reserved:
                 return
@@ -103,28 +105,27 @@ class Log:
                 return
         raise DiskFull("disk full, write not stored")
 
-    def take(self) -> tuple[int, bytes]:
-        """Cuts the gathered entries into a frame; returns its position and bytes, for `write`."""
+    def take(self) -> LogFrame:
+        """Cuts the pending entries into a frame, for `write`."""
         payload = b"".join(self.pending)
-        entry_count = self.appended - self._entries_cut
-        sequence, position = self._frame_sequence, self.position
-        local_count = self.sequence - sequence
-        frame = pack_frame(self.lsn, position, self.synced_lsn, sequence, local_count, entry_count, payload)
+        lsn, position, sequence = self.lsn, self.position, self._frame_sequence
+        local_count, entry_count = self.sequence - sequence, self.appended - self._entries_cut
+        data = pack_frame(lsn, position, self.synced_lsn, sequence, local_count, entry_count, payload)
         self.pending = []
         self.pending_size = 0
         self._entries_cut = self.appended
         self._frame_sequence = self.sequence
-        self.position = position + len(frame)
-        self._measure_room()
-        return position, frame
+        self.position = end = position + len(data)
+        self.room = self._reserved - end - _HEADER
+        return LogFrame(lsn if position == _FIRST else lsn + position, lsn + end, sequence, local_count, data)
 
-    def write(self, position: int, frame: bytes) -> None:
+    def write(self, frame: LogFrame) -> None:
         """Puts a frame into the file.  Raises Shortage, after which only `take_back` helps, and StorageFailed."""
         try:
-            write_whole(self._fd, frame, position)
+            write_whole(self._fd, frame.data, frame.start - self.lsn or _FIRST)
         except OSError as error:
             raise self._trouble(error, "cannot write") from error
-        self.written_lsn = self.lsn + position + len(frame)
+        self.written_lsn = frame.end
 
     def take_back(self) -> None:
         """Drops everything behind the last written frame, also from the file.  Call `resume` then.
@@ -134,7 +135,7 @@ class Log:
         self.pending = []
         self.pending_size = 0
         self._entries_cut = self.appended
-        self.position = max(self.written_lsn - self.lsn, SEGMENT_HEADER.size)
+        self.position = max(self.written_lsn - self.lsn, _FIRST)
         try:
             os.ftruncate(self._fd, self.position)  # or a later, shorter frame would have the rest of this one behind it
         except OSError as error:
@@ -216,11 +217,11 @@ class Log:
         return segment_path(self.directory, self.lsn)
 
     def _measure_room(self) -> None:
-        self.room = self._reserved - self.position - FRAME_HEADER.size
+        self.room = self._reserved - self.position - _HEADER
 
     def _adopt(self, lsn: int, fd: int) -> None:
         self.lsn, self._fd = lsn, fd
-        self.position = self._reserved = SEGMENT_HEADER.size
+        self.position = self._reserved = _FIRST
         self._measure_room()
 
     def _begin_segment(self, lsn: int) -> int:

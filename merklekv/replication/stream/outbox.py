@@ -21,7 +21,8 @@ from typing import Final
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import FRAME_HEADER
-from merklekv.engine.log.reader import LogFrame, LogGone, LogPosition
+from merklekv.engine.log.reader import LogGone, LogPosition
+from merklekv.engine.log.segment import LogFrame
 from merklekv.engine.record import timestamp_of
 from merklekv.metrics import ReplicationCounters
 from merklekv.replication.stream.event import (

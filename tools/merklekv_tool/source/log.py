@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from merklekv.engine.format import FRAME_HEADER, OP_DEL, OP_METADATA, OP_ORIGIN, OP_PURGE, OP_REPAIR, OP_TRUNCATE
-from merklekv.engine.log.reader import DirectorySource, LogFrame, LogGone, LogReader, LogSource
-from merklekv.engine.log.segment import list_segments, segment_path
+from merklekv.engine.log.reader import DirectorySource, LogGone, LogReader, LogSource
+from merklekv.engine.log.segment import LogFrame, list_segments, segment_path
 from merklekv.engine.record import timestamp_of, value_of
 from merklekv.engine.verify.reference import Entry, read_entries
 from merklekv.errors import Corruption
