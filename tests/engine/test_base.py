@@ -15,7 +15,7 @@ from merklekv.engine import base as base_module
 from merklekv.engine.base import Base, BaseWriter, translate
 from merklekv.engine.format import bucket_of
 from merklekv.engine.record import head_of
-from merklekv.engine.verify.check_base import check_base
+from merklekv.engine.verify.check import check_base
 from merklekv.engine.verify.report import Report
 from merklekv.errors import Corruption, DiskFull, StorageFailed
 

@@ -22,9 +22,8 @@ from merklekv.engine.engine import Engine
 from merklekv.engine.format import bucket_of
 from merklekv.engine.log.segment import list_segments, segment_path
 from merklekv.engine.verify import reference
-from merklekv.engine.verify.check import check_directory
-from merklekv.engine.verify.check_log import check_log
-from merklekv.engine.verify.report import PROBLEMS_MAX, BaseFacts, Report, Stages
+from merklekv.engine.verify.check import BaseFacts, check_directory, check_log
+from merklekv.engine.verify.report import PROBLEMS_MAX, Report, Stages
 from merklekv.errors import Corruption, DirectoryLocked, FormatTooNew, NotADataDirectory
 
 KEY = b"k05"

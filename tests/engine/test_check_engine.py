@@ -90,7 +90,7 @@ def test_an_engine_with_a_record_below_its_floor(make_engine: Callable[..., Engi
 def test_an_engine_that_has_lost_a_segment(make_engine: Callable[..., Engine]) -> None:
     engine = engines.filled(make_engine())
     shutil.copy(engine.log._path, engine.directory.log / f"{10**9:020d}.log")
-    assert any("log: the row of segments is " in problem for problem in broken(engine))
+    assert any("log: the segments is " in problem for problem in broken(engine))
 
 
 def test_an_engine_that_miscounts_what_is_pending(make_engine: Callable[..., Engine]) -> None:

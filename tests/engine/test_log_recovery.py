@@ -17,8 +17,8 @@ from merklekv.engine import recovery
 from merklekv.engine.engine import Engine
 from merklekv.engine.log.segment import Segment, list_segments, segment_path
 from merklekv.engine.recovery import recover_log
-from merklekv.engine.verify.check_log import check_log
-from merklekv.engine.verify.report import BaseFacts, Report
+from merklekv.engine.verify.check import BaseFacts, check_log
+from merklekv.engine.verify.report import Report
 from merklekv.errors import Corruption
 
 

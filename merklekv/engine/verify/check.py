@@ -1,31 +1,36 @@
 """One checker for every invariant of a node's data, for tests, crash tests and `merklekv-tool verify`.
 
-`check_directory` reads a closed directory and changes nothing.  `check_engine` compares the memory of an open engine
-with its disk.  Both check against what reference.py computes from the records, not against the engine's own code.
+`check_directory` reads a closed directory and changes nothing: LMDB's pages, the databases of the base against each
+other, and every segment of the log.  `check_engine` compares the memory of an open engine with its disk.  Both compare
+with what reference.py computes from the records, not with the engine's own code.
 
-Every problem is one sentence: where, what was found, what was expected.  What a start repairs by itself (a torn tail, a
-segment that was being created) is no problem; `note` is told of it.
+Each problem is one sentence: where, what was found, what was expected.  What a start repairs by itself (a torn tail, an
+incomplete segment) is no problem; `note` is told of it.
 
 Cost: about 15 us a record of the base (its digest, its index entry, its page) and 5 us an entry of the log; memory for
 the leaves, one frame, and two bytes for each page of the base.
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import compress
+from dataclasses import dataclass, field
+from itertools import compress, pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
+import lmdb
+from lmdb.verify import VerifyError, verify
+
+from merklekv.engine.base import BaseSnapshot
 from merklekv.engine.directory import locked, require_format
 from merklekv.engine.engine import Engine
+from merklekv.engine.lmdb_file import shortfall
 from merklekv.engine.log.retention import CURSOR_FILE, read_cursor
 from merklekv.engine.memtable import KEY_OVERHEAD, Memtable
 from merklekv.engine.verify import reference
-from merklekv.engine.verify.check_base import check_base, check_base_file
-from merklekv.engine.verify.check_log import LogWalk, check_log, segment_lsns
-from merklekv.engine.verify.reference import Tree
+from merklekv.engine.verify.reference import HEADER_SIZE, Entry, Frame, Tree, bucket_of, number, number_bytes
 from merklekv.engine.verify.report import (
-    BaseFacts,
     Note,
     Progress,
     Report,
@@ -37,20 +42,44 @@ from merklekv.engine.verify.report import (
 )
 from merklekv.errors import NotADataDirectory
 
+NODE_SIZE: Final = 256 * 24
+METADATA: Final = b"metadata:"
+META_SIZES: Final = {"checkpoint_lsn": 8, "checkpointing": 8, "truncation": 24, "newest": 24, "live": 8, "dead": 8}
+OP_DELETE: Final = 2
+OP_TRUNCATE: Final = 7
+OP_ORIGIN: Final = 8
+OP_METADATA: Final = 9
+OP_PURGE: Final = 10
+OP_REPAIR: Final = 11
+NAME_SIZE_MAX: Final = 64
+BUCKET_SIZE: Final = 2
+FORMAT_VERSION: Final = 2
 RECORD_OPS = (1, 2, 3, 4, 5, 6, 10)  # those whose entries stand for what a key maps to
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class BaseFacts:
+    """What the base says of itself, and the rest of the data has to agree with."""
+
+    checkpoint_lsn: int = 0
+    checkpointing: int | None = None  # LSN that a checkpoint under way leads to
+    truncation: bytes = bytes(reference.VERSION_SIZE)
+    newest: bytes = bytes(reference.VERSION_SIZE)
+    known: bool = True  # False: the base could not be read
+    metadata: dict[bytes, bytes] = field(default_factory=dict)  # as a start would find them, log included
 
 
 def check_directory(
     path: Path | str,
     progress: Progress | None = None,
     note: Note = log.info,
-    check_notes: Callable[[Mapping[bytes, bytes]], Iterable[str]] = lambda metadata: (),
+    check_metadata: Callable[[Mapping[bytes, bytes]], Iterable[str]] = lambda metadata: (),
 ) -> list[str]:
     """Every problem of a closed data directory.  `progress` gets (done, total) in bytes.
 
-    `check_notes` returns what is wrong with the metadata entries, whose content the engine does not interpret.
+    `check_metadata` returns the violations in the metadata entries, whose content the engine does not interpret.
 
     Raises NotADataDirectory, FormatTooNew, DirectoryLocked.
     """
@@ -69,7 +98,7 @@ def check_directory(
         check_log(path / "log", facts, report)
         stages.end()
         if facts.known:
-            for problem in check_notes(facts.metadata):
+            for problem in check_metadata(facts.metadata):
                 report.add(path, problem)
         place = path / CURSOR_FILE
         if place.exists() and read_cursor(place.read_bytes()) is None:
@@ -86,12 +115,317 @@ def _no_base(data: Path, report: Report) -> BaseFacts:
     return BaseFacts()
 
 
+# -- the base ----------------------------------------------------------------------------------------------------------
+
+
+def check_base_file(data: Path, report: Report) -> BaseFacts:
+    """Checks a base that no process has open.  Changes nothing, not even LMDB's lock file."""
+    weight = data.stat().st_size
+    report.stages.begin(weight, 1)
+    short = shortfall(data)
+    if short:
+        report.add(data, f"{short}, so nothing in it is checked")
+        return BaseFacts(known=False)
+    try:
+        damage = verify(str(data))  # type: ignore[no-untyped-call]
+    except VerifyError as error:
+        damage = [str(error)]
+    if damage:
+        for sentence in damage:
+            report.add(data, f"LMDB's pages are damaged: {sentence}")
+        report.add(data, "records, leaves and index are not checked, since reading damaged pages may crash")
+        return BaseFacts(known=False)
+    try:
+        env = lmdb.open(str(data.parent), readonly=True, lock=False, max_dbs=5)
+    except lmdb.Error as error:
+        report.add(data, f"LMDB cannot open it: {error}")
+        return BaseFacts(known=False)
+    with env:
+        try:
+            names = (b"records", b"index", b"tombstones", b"leaves", b"meta")
+            lists = (b"index", b"tombstones")
+            handles = [env.open_db(name, create=False, dupsort=name in lists) for name in names]
+        except lmdb.NotFoundError:
+            report.note(f"{data}: was being created when the process ended")
+            return BaseFacts()
+        with env.begin() as txn:
+            view = BaseSnapshot(txn, *handles)
+            report.stages.begin(weight, view.size(view.records) + view.size(view.index))
+            return check_base(data, view, report)
+
+
+def check_base(where: Path, view: BaseSnapshot, report: Report) -> BaseFacts:
+    """Checks what one transaction of the base shows."""
+    facts = _check_meta(where, view, report)
+    index_is_off = _check_index(where, view, facts, report)
+    tree = Tree()
+    with (
+        view.txn.cursor(db=view.records) as cursor,
+        view.txn.cursor(db=view.index) as listed,
+        view.txn.cursor(db=view.tombstones) as tombstones,
+    ):
+        for key, record in cursor:
+            report.stages.step()
+            for problem in record_problems(key, record, facts.truncation):
+                report.add(f"{where}, key {show(key)}", problem)
+            if len(record) >= reference.RECORD_SIZE_MIN:
+                tree.add(key, record)
+            if reference.is_tombstone(record) and not tombstones.set_key_dup(reference.version_of(record), key):
+                report.add(where, f"the list of tombstones lacks the one of key {show(key)}")
+            bucket = bucket_of(key)
+            if index_is_off and not listed.set_key_dup(number_bytes(bucket, 2), key):
+                report.add(where, f"the index lacks the key {show(key)}, expected in bucket {bucket}")
+    _check_derived(where, view, tree, facts, report)
+    return facts
+
+
+def _check_meta(where: Path, view: BaseSnapshot, report: Report) -> BaseFacts:
+    values: dict[str, bytes] = {}
+    for name, size in META_SIZES.items():
+        value = view.txn.get(name.encode(), db=view.meta)
+        if value is not None:
+            report.expect(where, f"the size of {name} in meta", len(value), size)
+            values[name] = value
+    checkpoint_lsn = number(values.get("checkpoint_lsn", b""))
+    checkpointing = number(values["checkpointing"]) if "checkpointing" in values else None
+    if checkpointing is not None and checkpointing <= checkpoint_lsn:
+        report.add(
+            where,
+            f"a checkpoint up to LSN {checkpointing} is under way, expected more than the last one, {checkpoint_lsn}",
+        )
+    with view.txn.cursor(db=view.meta) as cursor:
+        metadata = {name.removeprefix(METADATA): value for name, value in cursor if name.startswith(METADATA)}
+    zero = bytes(reference.VERSION_SIZE)
+    truncation, newest = values.get("truncation", zero), values.get("newest", zero)
+    return BaseFacts(checkpoint_lsn, checkpointing, truncation, newest, metadata=metadata)
+
+
+def _check_index(where: Path, view: BaseSnapshot, facts: BaseFacts, report: Report) -> bool:
+    """Checks that the index lists only what is there; True when it does not list exactly that, and should."""
+    sound = True
+    with view.txn.cursor(db=view.index) as cursor:
+        for name, key in cursor:
+            report.stages.step()
+            bucket, expected = number(name), bucket_of(key)
+            if bucket != expected:
+                report.add(where, f"the index has the key {show(key)} in bucket {bucket}, expected {expected}")
+                sound = False
+            elif view.txn.get(key, db=view.records) is None:
+                report.add(where, f"the index has the key {show(key)}, expected only keys that have a record")
+                sound = False
+    return facts.checkpointing is None and not (sound and view.size(view.index) == view.size(view.records))
+
+
+def _check_derived(where: Path, view: BaseSnapshot, tree: Tree, facts: BaseFacts, report: Report) -> None:
+    """Counters, the newest version and the leaves, against those of the records."""
+    for name, expected in (("live", tree.live), ("dead", tree.dead)):
+        found = number(view.txn.get(name.encode(), b"", db=view.meta))
+        report.expect(where, f"the counter {name}", found, expected)
+    if tree.newest > facts.newest:
+        shown = version_text(facts.newest), version_text(tree.newest)
+        report.add(where, f"the newest version in meta is {shown[0]}, expected {shown[1]} or more")
+    report.expect(where, "the length of the list of tombstones", view.size(view.tombstones), tree.dead)
+    with view.txn.cursor(db=view.leaves) as cursor:
+        for name in cursor.iternext(values=False):
+            report.expect(where, "the size of a name in leaves", len(name), 1)
+    for node in range(256):
+        stored = view.txn.get(bytes((node,)), bytes(NODE_SIZE), db=view.leaves)
+        report.expect(where, f"the size of the leaves of inner node {node}", len(stored), NODE_SIZE)
+        if stored == tree.leaves(node):
+            continue
+        for bucket in range(node * 256, node * 256 + 256):
+            leaf = stored[bucket % 256 * 24 :][:24]
+            report.expect(where, f"leaf {bucket} (sum, count)", leaf, tree.leaf(bucket))
+
+
+# -- the log -----------------------------------------------------------------------------------------------------------
+
+
+def segment_lsns(directory: Path) -> list[int]:
+    """Where the segments start, by their names, in order."""
+    return sorted(int(path.stem) for path in directory.glob("*.log") if re.fullmatch("[0-9]{20}", path.stem))
+
+
+def check_log(directory: Path, base: BaseFacts, report: Report) -> None:
+    """Adds every problem of the segments in `directory`, which follow on `base`.
+
+    A torn tail is no problem where a start cuts it off: nothing behind it says that the log had been synced that far.
+    It is damage when something does, or when the segment is not whole although the base contains it.
+    """
+    walk = LogWalk(directory, base, report)
+    lsns = walk.lsns
+    if lsns and walk.is_incomplete(lsns[-1]):
+        report.note(f"{walk.path(lsns[-1])}: was being created when the process ended, a start drops it")
+        lsns.pop()
+    if base.known and base.checkpoint_lsn not in lsns and (lsns or base.checkpoint_lsn):
+        report.add(walk.path(base.checkpoint_lsn), "the segment where the base ends is missing")
+    if base.checkpointing is not None and base.checkpointing not in lsns:
+        report.add(
+            directory,
+            f"the base has a checkpoint under way up to LSN {base.checkpointing}, expected a segment to start there",
+        )
+    for lsn, following in pairwise([*lsns, None]):
+        if lsn is not None and not walk.segment(lsn, following):
+            return
+
+
+class LogWalk:
+    """Goes through the segments in order; what one leaves, the next has to take up."""
+
+    def __init__(self, directory: Path, base: BaseFacts, report: Report) -> None:
+        self.directory = directory
+        self.lsns = segment_lsns(directory)
+        self.truncation = bytes(reference.VERSION_SIZE)  # no later record is below it
+        self._base = base
+        self._report = report
+        self._sequence: int | None = None  # of the next local event, when it is known
+        self._synced = 0
+
+    def path(self, lsn: int) -> Path:
+        """The file of a segment."""
+        return self.directory / f"{lsn:020d}.log"
+
+    def is_incomplete(self, lsn: int) -> bool:
+        """Whether the segment is only a header that never reached the disk."""
+        path = self.path(lsn)
+        return path.stat().st_size <= HEADER_SIZE and not any(path.read_bytes())
+
+    def segment(self, lsn: int, following: int | None) -> bool:
+        """Checks a segment and that `following` joins it; False where a start would drop what comes behind."""
+        path, base = self.path(lsn), self._base
+        if lsn == base.checkpoint_lsn and base.checkpointing is None:
+            self.truncation = max(self.truncation, base.truncation)
+        with path.open("rb") as file:
+            header = reference.read_header(file, lsn)
+            if header is None:
+                self._report.add(path, "the header of the segment does not match its name or its checksum")
+                self._sequence = None
+                return True
+            version, sequence = header
+            self._report.expect(path, "the format version", version, FORMAT_VERSION)
+            if self._sequence is not None:
+                self._report.expect(path, "the header's sequence number", sequence, self._sequence)
+            self._sequence = sequence
+            end = self.frames(file, lsn)
+            self._report.stages.step(path.stat().st_size - end)
+            zero_filled = _is_zero_filled(file, end)
+        return self._tail(lsn, end, zero_filled, following)
+
+    def frames(self, file: BinaryIO, lsn: int) -> int:
+        """Checks the whole frames of a segment; returns where they end."""
+        end = HEADER_SIZE
+        for frame in _frames(file, lsn):
+            self._frame(f"{file.name}: frame at byte {frame.position}", lsn, frame)
+            self._report.stages.step(frame.end - end)
+            end = frame.end
+        return end
+
+    def _tail(self, lsn: int, end: int, zero_filled: bool, following: int | None) -> bool:
+        path = self.path(lsn)
+        if following == lsn + end:
+            if not zero_filled:
+                self._report.add(path, f"bytes behind the last frame, which ends at {end}, expected none but zeros")
+            return True
+        if zero_filled and following is None:
+            return True
+        later = [other for other in self.lsns if other > lsn]
+        places = [(lsn, end), *((other, HEADER_SIZE) for other in later)]
+        claimed = max(reference.synced_claim(self.path(start), start, position) for start, position in places)
+        if (
+            claimed <= lsn + end
+            and lsn >= self._base.checkpoint_lsn
+            and all(self._has_header(other) for other in later)
+        ):
+            self._report.note(f"{path}: a torn tail behind byte {end}, never synced, a start cuts it off")
+            return False
+        if claimed > lsn + end or lsn < self._base.checkpoint_lsn:
+            reason = "what follows had been synced" if claimed > lsn + end else "the base has taken it in"
+            self._report.add(path, f"no whole frame at byte {end}, expected one, since {reason}")
+        self._sequence = None
+        return True
+
+    def _has_header(self, lsn: int) -> bool:
+        with self.path(lsn).open("rb") as file:
+            return reference.read_header(file, lsn) is not None
+
+    def _frame(self, where: str, lsn: int, frame: Frame) -> None:
+        report = self._report
+        if self._sequence is not None:
+            report.expect(where, "the sequence number", frame.sequence, self._sequence)
+        start = lsn + frame.position
+        if not self._synced <= frame.synced <= start:
+            report.add(where, f"claims LSN {frame.synced} as synced, expected {self._synced} to {start}")
+        self._synced = frame.synced
+        local_count = entry_count = 0
+        try:
+            for entry in reference.read_entries(frame.payload):
+                entry_count += 1
+                local_count += not entry.remote and entry.op != OP_ORIGIN
+                if entry.op == OP_METADATA and lsn >= self._base.checkpoint_lsn:
+                    self._base.metadata[entry.key] = entry.record
+                self._entry(where, entry)
+        except ValueError as error:
+            report.add(where, str(error))
+        report.expect(where, "the number of entries", frame.entry_count, entry_count)
+        report.expect(where, "the number of local events", frame.local_count, local_count)
+        self._sequence = frame.sequence + frame.local_count
+
+    def _entry(self, where: str, entry: Entry) -> None:
+        op, remote, key, record = entry
+        report = self._report
+        sizes = f"{len(key)} bytes of key and {len(record)} of record"
+        if op == OP_TRUNCATE:
+            if key or len(record) != reference.VERSION_SIZE:
+                report.add(where, f"a truncation version in {sizes}, expected 0 and 24")
+            elif record <= self.truncation:
+                shown = version_text(record), version_text(self.truncation)
+                report.add(
+                    where, f"the truncation version is {shown[0]}, expected more than the one before, {shown[1]}"
+                )
+            self.truncation = max(self.truncation, record)
+        elif op == OP_ORIGIN:
+            if remote or record or not 1 <= len(key) <= reference.KEY_SIZE_MAX:
+                report.add(where, f"an origin in {sizes}, expected 1 to {reference.KEY_SIZE_MAX} and 0")
+        elif op == OP_METADATA:
+            if not remote or not 1 <= len(key) <= NAME_SIZE_MAX:
+                report.add(where, f"a metadata entry in {sizes}, expected 1 to {NAME_SIZE_MAX} and any")
+        elif op == OP_REPAIR:
+            if not remote or len(key) != BUCKET_SIZE or len(record) > reference.KEY_SIZE_MAX:
+                report.add(where, f"a repair in {sizes}, expected {BUCKET_SIZE} and at most {reference.KEY_SIZE_MAX}")
+        elif not 1 <= op <= OP_REPAIR:
+            report.add(where, f"an entry of the unknown op {op}, expected 1 to {OP_REPAIR}")
+        elif op == OP_PURGE:
+            for problem in marker_problems(key, record, self.truncation):
+                report.add(f"{where}, key {show(key)}", problem)
+        else:
+            where = f"{where}, key {show(key)}"
+            for problem in record_problems(key, record, self.truncation):
+                report.add(where, problem)
+            if not remote and record[24:25] != (b"\1" if op == OP_DELETE else b"\0"):
+                report.add(where, f"the flags are {record[24:25].hex()}, expected others for op {op}")
+
+
+def _frames(file: BinaryIO, lsn: int) -> Iterator[Frame]:
+    """The whole frames of the segment at `lsn`."""
+    end = HEADER_SIZE
+    while (frame := reference.read_frame(file, lsn, end)) is not None:
+        yield frame
+        end = frame.end
+
+
+def _is_zero_filled(file: BinaryIO, position: int) -> bool:
+    file.seek(position)
+    return not any(any(chunk) for chunk in iter(lambda: file.read(1 << 20), b""))
+
+
+# -- an open engine ----------------------------------------------------------------------------------------------------
+
+
 def check_engine(engine: Engine) -> list[str]:
     """Every problem of an open engine.  Holds its locks for as long as it takes: for tests, and for small data."""
     report = Report(log.info)
     with engine.exclusive():
-        layers = engine.table
-        base = layers.base
+        base = engine.table.base
         facts = check_base(Path("base"), base.current, report)
         for name in ("checkpoint_lsn", "truncation", "newest"):
             report.expect("base", name, getattr(base, name), getattr(facts, name))
@@ -101,118 +435,110 @@ def check_engine(engine: Engine) -> list[str]:
             _check_segments(engine, facts, report)
         if engine.root_ready:
             _check_tree(engine, report)
-        elif facts.truncation == layers.truncation:
+        elif facts.truncation == engine.table.truncation:
             report.add("tree", "the root is not ready although the base has the truncation version")
     return report.sentences()
 
 
 def _check_tables(engine: Engine, report: Report) -> None:
     """Memtables by themselves, and against what lies below them."""
-    layers = engine.table
-    for table in (layers.active, *layers.frozen):
-        where = f"memtable {table.lsn}"
+    table = engine.table
+    for memtable in table.tables:
+        where = f"memtable {memtable.lsn}"
         size = 0
-        for key, record in table.records.items():
+        for key, record in memtable.records.items():
             size += len(key) + len(record) + KEY_OVERHEAD
             problems = marker_problems if reference.is_purge_marker(record) else record_problems
-            for problem in problems(key, record, layers.truncation):
+            for problem in problems(key, record, table.truncation):
                 report.add(f"{where}, key {show(key)}", problem)
-        report.expect(where, "the charged size", table.size, size)
+        report.expect(where, "the charged size", memtable.size, size)
     newer: dict[bytes, bytes] = {}
-    gc_horizon = reference.number_bytes(
-        engine.gc_horizon, 8
-    )  # at or below it an older record may follow on a collected one
-    for table in (layers.active, *layers.frozen):
-        for key, record in table.records.items():
+    gc_horizon = number_bytes(engine.gc_horizon, 8)  # up to it an older record may follow on a collected one
+    for memtable in table.tables:
+        for key, record in memtable.records.items():
             upper = newer.setdefault(key, record)
             if upper[:24] < record[:24] and upper[:8] > gc_horizon:
-                report.add(f"memtable {table.lsn}, key {show(key)}", "is newer than in a memtable above it")
+                report.add(f"memtable {memtable.lsn}, key {show(key)}", "is newer than in a memtable above it")
     for key, record in newer.items():
-        stored = layers.base.get(key)
+        stored = table.base.get(key)
         if stored is not None and record[:24] < stored[:24] and record[:8] > gc_horizon:
             report.add(f"base, key {show(key)}", "is newer than in a memtable")
-    report.expect("engine", "the table it writes to", id(engine.table.records), id(layers.active.records))
+    report.expect("engine", "the table it writes to", id(engine.table.records), id(table.active.records))
 
 
 def _check_clock(engine: Engine, report: Report) -> None:
     """The clock has seen every version, so that a local write beats it; unless it had to follow a wall set back."""
-    layers, clock = engine.table, engine.clock
+    table, clock = engine.table, engine.clock
     if clock.set_back:
         return
-    newest = layers.truncation
-    for table in (layers.active, *layers.frozen):
-        newest = max(newest, max(table.records.values(), default=b"")[:24])
-    newest = max(newest, layers.base.newest)
-    if reference.number(newest[:8]) > clock.last:
+    newest = table.truncation
+    for memtable in table.tables:
+        newest = max(newest, max(memtable.records.values(), default=b"")[:24])
+    newest = max(newest, table.base.newest)
+    if number(newest[:8]) > clock.last:
         report.add("clock", f"is at {clock.last}, expected at least {version_text(newest)}, which is stored")
 
 
 def _check_segments(engine: Engine, facts: BaseFacts, report: Report) -> None:
     """The log on disk with its pending entries, against the memtables that stand for it."""
-    layers, log_ = engine.table, engine.log
-    tables = [*reversed(layers.frozen), layers.active]
+    table, log_ = engine.table, engine.log
+    memtables = [*reversed(table.frozen), table.active]
     walk = LogWalk(engine.directory.log, facts, report)
-    row = [table.lsn for table in tables]
-    report.expect("log", "the row of segments", [lsn for lsn in walk.lsns if lsn >= row[0]], row)
-    if facts.checkpoint_lsn not in row:  # further than the first of them while the engine has not been told yet
-        report.add("base", f"has the log up to LSN {facts.checkpoint_lsn}, expected one of {row}")
-    if facts.checkpointing is None and facts.checkpoint_lsn == row[0]:
+    lsns = [memtable.lsn for memtable in memtables]
+    report.expect("log", "the segments", [lsn for lsn in walk.lsns if lsn >= lsns[0]], lsns)
+    if facts.checkpoint_lsn not in lsns:  # beyond the first until the engine learns of the checkpoint
+        report.add("base", f"has the log up to LSN {facts.checkpoint_lsn}, expected one of {lsns}")
+    if facts.checkpointing is None and facts.checkpoint_lsn == lsns[0]:
         walk.truncation = facts.truncation
     truncation = facts.truncation
-    for table in tables:
-        with walk.path(table.lsn).open("rb") as file:
-            if reference.read_header(file, table.lsn) is None:
-                report.add(walk.path(table.lsn), "the header of the segment does not match its name or its checksum")
-            end = walk.frames(file, table.lsn)
-            entries = [entry for payload in _payloads(file, table.lsn) for entry in reference.read_entries(payload)]
-        if table is layers.active:
+    for memtable in memtables:
+        with walk.path(memtable.lsn).open("rb") as file:
+            if reference.read_header(file, memtable.lsn) is None:
+                report.add(walk.path(memtable.lsn), "the header of the segment does not match its name or its checksum")
+            end = walk.frames(file, memtable.lsn)
+            frames = _frames(file, memtable.lsn)
+            entries = [entry for frame in frames for entry in reference.read_entries(frame.payload)]
+        if memtable is table.active:
             report.expect("log", "the end of what is written", log_.position, end)
             pending = b"".join(log_.pending)
             report.expect("log", "the size of what is pending", log_.pending_size, len(pending))
             entries += reference.read_entries(pending)
         truncation = max([truncation, *(entry.record for entry in entries if entry.op == 7)])
         newest = {entry.key: entry.record for entry in entries if entry.op in RECORD_OPS}
-        _compare(report, table, {key: record for key, record in newest.items() if record >= layers.truncation})
-    report.expect("engine", "the truncation version", layers.truncation, truncation)
+        _compare(report, memtable, {key: record for key, record in newest.items() if record >= table.truncation})
+    report.expect("engine", "the truncation version", table.truncation, truncation)
 
 
-def _payloads(file: BinaryIO, lsn: int) -> Iterator[bytes]:
-    end = reference.HEADER_SIZE
-    while (frame := reference.read_frame(file, lsn, end)) is not None:
-        yield frame.payload
-        end = frame.end
-
-
-def _compare(report: Report, table: Memtable, expected: dict[bytes, bytes]) -> None:
-    for key in table.records.keys() | expected.keys():
-        found, logged = table.records.get(key), expected.get(key)
+def _compare(report: Report, memtable: Memtable, expected: dict[bytes, bytes]) -> None:
+    for key in memtable.records.keys() | expected.keys():
+        found, logged = memtable.records.get(key), expected.get(key)
         if found != logged:
             shown = [version_text(record) if record else "nothing" for record in (found, logged)]
-            where = f"memtable {table.lsn}, key {show(key)}"
+            where = f"memtable {memtable.lsn}, key {show(key)}"
             report.add(where, f"holds {shown[0]}, expected {shown[1]}, as in its segment")
 
 
 def _check_tree(engine: Engine, report: Report) -> None:
     """Leaves, counters and root of the newest records above the truncation version."""
-    layers = engine.table
+    table = engine.table
     tree = Tree()
     newest: dict[bytes, bytes] = {}
-    for table in (*reversed(layers.frozen), layers.active):
-        newest.update(table.records)
+    for memtable in reversed(table.tables):
+        newest.update(memtable.records)
     for key, record in newest.items():
         if not reference.is_purge_marker(record):
             tree.add(key, record)
-    base = layers.base
+    base = table.base
     with base.current.txn.cursor(db=base.current.records) as cursor:
         for key, record in cursor:
-            if key not in newest and record >= layers.truncation:
+            if key not in newest and record >= table.truncation:
                 tree.add(key, record)
-    checked = layers.tree
+    checked = table.tree
     buckets = range(len(checked.sums))
     filled = {*compress(buckets, checked.sums), *compress(buckets, checked.counts)}
     for bucket in filled | tree.counts.keys():
-        found = reference.number_bytes(checked.leaf(bucket), 24)
+        found = number_bytes(checked.leaf(bucket), 24)
         report.expect("tree", f"leaf {bucket} (sum, count)", found, tree.leaf(bucket))
     report.expect("engine", "the number of live keys", engine.live_count, tree.live)
     report.expect("engine", "the number of tombstones", engine.tombstone_count, tree.dead)
-    report.expect("tree", "the root", engine.root(), tree.root(layers.truncation))
+    report.expect("tree", "the root", engine.root(), tree.root(table.truncation))

@@ -5,13 +5,11 @@
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Final
 
 from merklekv.engine.verify.reference import (
     KEY_SIZE_MAX,
     RECORD_SIZE_MIN,
-    VERSION_SIZE,
     digest_of,
     is_tombstone,
     number,
@@ -81,18 +79,6 @@ class Report:
     def sentences(self) -> list[str]:
         """All of them, and how many were left out."""
         return self._sentences + ([f"and {counted(self._more, 'more problem')}"] if self._more else [])
-
-
-@dataclass
-class BaseFacts:
-    """What the rest of the data has to agree with."""
-
-    checkpoint_lsn: int = 0  # LSN
-    checkpointing: int | None = None  # LSN
-    truncation: bytes = bytes(VERSION_SIZE)
-    newest: bytes = bytes(VERSION_SIZE)
-    known: bool = True  # False: the base could not be read
-    metadata: dict[bytes, bytes] = field(default_factory=dict)  # as a start would find them, log included
 
 
 def record_problems(key: bytes, record: bytes, truncation: bytes) -> Iterator[str]:

@@ -1,23 +1,23 @@
-"""The scrub: reads everything that a running node holds, and says what is damaged, before anybody asks for it.
+"""The scrub reads all data of a running node and reports what is damaged, before a client meets it.
 
     records      of the base, in key order      digest; listed in the index, and as a tombstone if it is one
     tombstones   the base's list of them        each is the record's
     buckets      one after the other            leaf (sum and count) of the base and of the tree in memory; what the
-                                                index lists is there; digests of what is in memtables
+                                                index lists exists; digests of the records in memtables
     counters     all at one moment              of the base and in memory
 
-A `Scrub` is one pass, in slices of a millisecond or so, each of which sees one moment; between them others write and
-merge.  It changes nothing.  What it finds is one of two kinds:
+A `Scrub` is one pass, in slices of about a millisecond.  Each slice sees one moment; between slices the node writes and
+makes checkpoints.  A pass changes nothing.  Damage is of two kinds:
 
 - Something *derived* from the records is wrong: the index, a leaf, a counter.  `engine.repair` derives it anew.
-- A record itself is wrong, or gone (`lost`).  What it was, only another node knows: `fits` says whether what that one
-  holds may take its place, `engine.replace` puts it there.  A leaf is a sum of the digests that the records once had,
-  so while all others of a bucket are sound it still tells what the digest of the lost one was.
+- A record itself is damaged or missing (`lost`).  Only another node has it: `fits` says whether the record of that node
+  may take its place, and `engine.replace` stores it.  A leaf is the sum of the digests that its records once had, so
+  while all others of a bucket are sound it still gives the digest of the lost one.
 
-A bucket with a damaged record is not held to its leaf in the same pass: the leaf is what bears witness.
+A pass does not compare a bucket that has a damaged record with its leaf, because `repair` would overwrite the leaf.
 
 Not noticed: a record that is whole but not the newest one written.  Not survived: damage to LMDB's own pages may end
-the process inside of LMDB; where LMDB reports it instead, so does this, and nothing can be done for it.
+the process inside LMDB; where LMDB reports it instead, the scrub reports it too, and repairs nothing.
 
 Cost: 6 us a record and 15 us a bucket that is not empty; each record's page of the base is read twice.
 """
@@ -55,36 +55,32 @@ _LAST_VERSION: Final = b"\xff" * VERSION_SIZE
 
 
 class Damage(NamedTuple):
-    """Something that is not as it should be."""
+    """Something that is wrong."""
 
     problem: str  # a sentence: where, what, what was expected
-    bucket: int | None  # to derive anew; None: there is nothing that this could do
+    bucket: int | None  # to derive anew; None: that would not help
     key: bytes = b""
-    lost: bool = False  # the record of `key` is damaged, or gone, and only another node can have it
+    lost: bool = False  # the record of `key` is damaged or missing, and only another node can have it
     stored: bytes | None = None  # what a reader finds in its place
-    original: bytes = b""  # the digest (16 bytes) that it had, when that is known
-    stray: bool = False  # nothing knows of a record of this key: the key itself may be what is damaged
-    record: bytes = b""  # as it is now; one that seems to be below the truncation version is not found by a reader
+    original: bytes = b""  # the digest (16 bytes) that it had, if known
+    stray: bool = False  # nothing else names this key: the key itself may be what is damaged
+    record: bytes = b""  # as it is now; a reader does not find one below the truncation version
 
 
 def fits(damage: Damage, record: bytes) -> bool:
     """Whether a record of another node may take the place of one that is lost.
 
-    It has to be the same one, by its version or by the digest that it had, or a newer one.  An older one does not:
-    what is damaged may be a write that has not reached the other node yet.
+    It has to be the same one, by its version or by the digest that it had, or a newer one.  An older one does not fit:
+    the damaged record may be a write that has not reached the other node yet.
     """
     if not is_sound(damage.key, record):
         return False
-    digest = digest_of(record)
-    is_same = digest in (damage.original, digest_of(damage.record))
+    is_same = digest_of(record) in (damage.original, digest_of(damage.record))
     return is_same or record >= _version_before(damage.key, damage.record)
 
 
 def _version_before(key: bytes, damaged: bytes) -> bytes:
-    """The version (24 bytes) that a damaged record had: another one than it has now if a bit of it has flipped.
-
-    Empty for one that is gone.
-    """
+    """The version (24 bytes) that a damaged record had, before a bit of it flipped; empty for a missing record."""
     version = int.from_bytes(version_of(damaged), "big")
     rest = damaged.removeprefix(version_of(damaged))
     for bit in range(8 * VERSION_SIZE):
@@ -98,7 +94,7 @@ Steps = Generator[Damage | None, None, None]
 
 
 class Scrub:
-    """One pass over an engine.  It looks at what no method of the engine shows, as the checker does."""
+    """One pass over an engine.  It reads the engine's internals, as the checker does."""
 
     def __init__(self, engine: Engine) -> None:
         self.read = 0  # records of the base, so far
@@ -106,7 +102,7 @@ class Scrub:
         self._damaged: set[int] = set()  # buckets with a record that is damaged
 
     def steps(self) -> Steps:
-        """The pass: None after each slice, and what it finds."""
+        """The pass: each damage, and None after each slice."""
         while not self._engine.prepare_buckets():
             yield None
         for part in (self._records, self._tombstones, self._buckets, self._counters):
@@ -118,7 +114,7 @@ class Scrub:
     # -- the base in key order -----------------------------------------------------------------------------------------
 
     def _records(self) -> Steps:
-        """Every record of the base by itself, and that it is listed."""
+        """Checks every record of the base by itself, and that it is listed."""
         after: bytes | None = b""
         while after is not None:
             unsound, underived, after = self._page(after)
@@ -128,9 +124,9 @@ class Scrub:
             yield None
 
     def _page(self, after: bytes) -> tuple[list[tuple[bytes, bytes, bool]], list[Damage], bytes | None]:
-        """Unsound records with whether they are listed, what else is wrong, and where to go on.
+        """Unsound records with whether they are listed, what else is wrong, and the key to continue behind.
 
-        In a transaction of its own, without the engine's lock: what it compares belongs to one moment.
+        Uses one transaction, so it compares one moment, without the engine's lock.
         """
         base = self._engine.table.base
         unsound: list[tuple[bytes, bytes, bool]] = []
@@ -180,29 +176,29 @@ class Scrub:
         return unsound, underived, None
 
     def _classify(self, key: bytes, record: bytes, listed: bool) -> Damage:
-        """Whether a damaged record of the base is what a reader would get, and what it was."""
+        """The damage of a record of the base: whether a reader would find it, and the digest that it had."""
         engine = self._engine
         bucket = bucket_of(key)
         problem = f"the base, key {show(key)}: {next(record_problems(key, record, ZERO_VERSION))}"
         self._prepare()
         with engine.lock:
             stored = engine.table.lookup(key)
-            is_below = stored is None and record < engine.truncation  # not seen, so what is damaged may be the version
+            is_below = stored is None and record < engine.truncation  # its version may be what is damaged
             if stored != record and not (is_below and self._is_swept):
                 return Damage(f"{problem}; no reader finds it", bucket, key)
             return Damage(problem, bucket, key, True, stored, self._digest_lost(bucket, key), not listed, record)
 
     @property
     def _is_swept(self) -> bool:
-        """Whether the base holds nothing below the truncation version.  Under the lock.
+        """Whether the base contains nothing below the truncation version.  Under the lock.
 
-        Otherwise memtables have forgotten keys that a merge may have put into the base and not into the index yet.
+        Otherwise memtables have dropped keys that a checkpoint may have put into the base and not into the index yet.
         """
-        layers = self._engine.table
-        return layers.base.truncation == layers.truncation
+        table = self._engine.table
+        return table.base.truncation == table.truncation
 
     def _digest_lost(self, bucket: int, key: bytes) -> bytes:
-        """The digest that a record had when the leaf was summed; empty when that cannot be told."""
+        """The digest that a record had when the leaf was summed; empty if unknown."""
         engine = self._engine
         rest = engine.table.tree.leaf(bucket)
         for other, _ in engine.bucket(bucket):
@@ -214,7 +210,7 @@ class Scrub:
         return _digest_of(rest) if engine.root_ready else b""
 
     def _tombstones(self) -> Steps:
-        """That the base's list of tombstones lists nothing else."""
+        """Checks that the base's list of tombstones lists nothing else."""
         engine = self._engine
         version = ZERO_VERSION
         while True:
@@ -234,13 +230,13 @@ class Scrub:
     # -- buckets -------------------------------------------------------------------------------------------------------
 
     def _buckets(self) -> Steps:
-        """Every leaf against the records below it, in the base and in memory."""
+        """Compares every leaf with the records below it, in the base and in memory."""
         engine = self._engine
         for node in range(INNER_NODES):
             with engine.lock:
-                inhabited = self._inhabited(node)
+                filled = self._filled(node)
             yield None
-            for bucket in inhabited:
+            for bucket in filled:
                 self._prepare()
                 self._touch(bucket)
                 with engine.lock:
@@ -252,14 +248,14 @@ class Scrub:
                         yield Damage(f"memory, key {show(key)}: {problem}", bucket, key)
                 yield None
 
-    def _inhabited(self, node: int) -> list[int]:
-        """The buckets below an inner node of which anything says that something is in them.  Under the lock."""
+    def _filled(self, node: int) -> list[int]:
+        """The buckets below an inner node that a leaf or the index says are not empty.  Under the lock."""
         base = self._engine.table.base
         with base.snapshot() as view, view.txn.cursor(db=view.index) as cursor:
             stored = unpack_leaves(view.leaf_bytes(node))
             first = node * LEAVES_PER_INNER
-            held = self._engine.table.tree.inner_leaves(node)
-            found = {first + at for at, leaves in enumerate(zip(stored, held, strict=True)) if any(leaves)}
+            in_memory = self._engine.table.tree.inner_leaves(node)
+            found = {first + at for at, leaves in enumerate(zip(stored, in_memory, strict=True)) if any(leaves)}
             ahead = cursor.set_range(bytes((node, 0)))
             while ahead and cursor.key()[0] == node:
                 found.add(int.from_bytes(cursor.key(), "big"))
@@ -267,27 +263,25 @@ class Scrub:
         return sorted(found)
 
     def _prepare(self) -> None:
-        """Groups what has come to the memtables, the lock being free in between."""
+        """Sorts new entries of the memtables into buckets, and frees the lock in between."""
         while not self._engine.prepare_buckets():
             pass
 
     def _touch(self, bucket: int) -> None:
-        """Reads a bucket of the base, so no caller waits for the disk while the lock is held."""
+        """Reads a bucket of the base, so that `_bucket` does not wait for the disk under the lock."""
         with self._engine.table.base.snapshot(buffers=True) as view:
             for key in view.keys(bucket):
                 view.head(key)
 
     def _bucket(self, bucket: int) -> tuple[list[Damage], list[tuple[bytes, bytes]]]:
         """What is wrong with a bucket, and its records in memtables.  Under the lock, in one moment."""
-        layers = self._engine.table
-        base = layers.base
-        while not layers.prepare_buckets():
+        table = self._engine.table
+        while not table.prepare_buckets():
             pass  # only what has come since `_prepare`
-        tables = (layers.active, *layers.frozen)
-        recent = {key: table.records[key] for table in reversed(tables) for key in table.bucket(bucket)}
+        recent = {key: memtable.records[key] for memtable in reversed(table.tables) for key in memtable.bucket(bucket)}
         missing: list[bytes] = []
-        stored = held = 0
-        with base.snapshot(buffers=True) as view:
+        stored = in_memory = 0
+        with table.base.snapshot(buffers=True) as view:
             leaf = _leaf_of(view.leaf_bytes(bucket // LEAVES_PER_INNER), bucket)
             keys = set(view.keys(bucket))
             for key in keys | recent.keys():
@@ -298,22 +292,20 @@ class Scrub:
                     missing.append(key)
                 newest = recent.get(key, head)
                 if newest is not None and (key not in recent or not is_purge_marker(newest)):
-                    held += term_of(newest)
+                    in_memory += term_of(newest)
         found: list[Damage] = []
         if missing:
             found += self._missing(bucket, sorted(missing), (leaf - stored) & LEAF_MASK, recent.keys())
         elif bucket not in self._damaged:
-            for where, is_, expected in (
-                ("the base", leaf, stored),
-                ("memory", self._engine.table.tree.leaf(bucket), held),
-            ):
+            pairs = (("the base", leaf, stored), ("memory", table.tree.leaf(bucket), in_memory))
+            for where, is_, expected in pairs:
                 if (is_ - expected) & LEAF_MASK:
                     problem = f"{where}: leaf {bucket} is {_show_leaf(is_)}, expected {_show_leaf(expected)}"
                     found.append(Damage(problem, bucket))
         return found, list(recent.items())
 
     def _missing(self, bucket: int, missing: list[bytes], rest: int, recent: Collection[bytes]) -> Iterator[Damage]:
-        """Keys that the index lists and that have no record: lost if the leaf has counted more than there are."""
+        """Keys that the index lists without a record: lost if the leaf counts more records than exist."""
         for key in missing:
             problem = f"the base, key {show(key)}: is listed in the index and has no record"
             lost = bool(rest & COUNT_MASK) and key not in recent
@@ -322,7 +314,7 @@ class Scrub:
     # -- counters ------------------------------------------------------------------------------------------------------
 
     def _counters(self) -> Steps:
-        """The numbers of live keys and of tombstones, as of one moment, counted a slice at a time."""
+        """Counts live keys and tombstones of one moment, a slice at a time."""
         engine = self._engine
         with ExitStack() as stack:
             with engine.lock:
