@@ -313,8 +313,8 @@ class TestBadNetworks:
 def test_presence_says_where_a_node_is_reached(harness: ReplicationTestHarness, wire: Wire) -> None:
     def announced(node: NodeHandle) -> dict[str, str]:
         topic = f"{harness.prefix}/{node.node_id}/status"
-        wait_until(lambda: wire.heard(topic))
-        status: dict[str, str] = json.loads(wire.heard(topic)[-1])
+        wait_until(lambda: wire.received(topic))
+        status: dict[str, str] = json.loads(wire.received(topic)[-1])
         return status
 
     everywhere = harness.create_node("everywhere", "--host", "0.0.0.0")

@@ -17,7 +17,7 @@ def test_the_broker_lets_us_in(broker: Broker) -> None:
 
 def test_a_message_makes_the_round(wire: Wire, topic_prefix: str) -> None:
     assert wire.publish(f"{topic_prefix}/anybody/events", b"payload")
-    wait_until(lambda: wire.heard(f"{topic_prefix}/anybody/events") == [b"payload"])
+    wait_until(lambda: wire.received(f"{topic_prefix}/anybody/events") == [b"payload"])
 
 
 def test_a_node_connects_and_says_so(harness: ReplicationTestHarness) -> None:
@@ -37,8 +37,8 @@ def test_what_is_said_is_cbor(harness: ReplicationTestHarness, wire: Wire) -> No
     node = harness.create_node("speaker")
     node.set("key", "value")
     topic = harness.events_topic(node.node_id)
-    wait_until(lambda: any("op" in cbor2.loads(payload) for payload in wire.heard(topic)))
-    event = next(item for item in map(cbor2.loads, wire.heard(topic)) if "op" in item)
+    wait_until(lambda: any("op" in cbor2.loads(payload) for payload in wire.received(topic)))
+    event = next(item for item in map(cbor2.loads, wire.received(topic)) if "op" in item)
     assert {name: event[name] for name in ("v", "op", "key", "val", "src")} == {
         "v": 1,
         "op": "set",

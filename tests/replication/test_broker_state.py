@@ -292,16 +292,16 @@ def test_a_status_that_was_replaced_or_deleted_is_said_again(
     b = harness.create_node("b")
     b.wait_figure("replication_nodes", 2)
     topic = f"{harness.prefix}/{a.node_id}/status"
-    said = json.loads(wire.heard(topic)[-1])
+    said = json.loads(wire.received(topic)[-1])
     payloads = {  # two each: a correction waits twice as long as the one before it
         "5": (json.dumps(said | {"state": "offline"}).encode(), b""),
         "3.1.1": (b"garbage", b'{"node":"b"}'),
     }
     for payload in payloads[version]:
-        count = len(wire.heard(topic))
+        count = len(wire.received(topic))
         assert wire.publish(topic, payload, retain=True)
-        wait_until(lambda count=count: len(wire.heard(topic)) >= count + 2, seconds=60)
-        assert json.loads(wire.heard(topic)[-1])["state"] == "online"
+        wait_until(lambda count=count: len(wire.received(topic)) >= count + 2, seconds=60)
+        assert json.loads(wire.received(topic)[-1])["state"] == "online"
         b.wait_figure("replication_nodes", 2)
     c = harness.create_node("c")
     c.wait_figure("replication_nodes", 3)

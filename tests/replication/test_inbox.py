@@ -54,7 +54,7 @@ class Desk:
         self.inbox = Inbox(self.engine, "node-a", presence, self, self.counters, self.on_gap, self.acknowledge)
         self._tokens = itertools.count(1)
 
-    # -- what the inbox asks and tells ---------------------------------------------------------------------------------
+    # -- the context of the inbox -------------------------------------------------------------------------------------
 
     def is_removed(self, node: str, store_id: str) -> bool:
         return node in self.removed
@@ -229,28 +229,28 @@ def test_events_of_a_removed_node_are_refused_and_the_log_says_why(
 
 
 def test_what_the_horizon_keeps_out_is_left_to_an_exchange(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
-    desk.receive(one(key="held", ts=NOW_NS - 10))
+    desk.receive(one(key="kept", ts=NOW_NS - 10))
     desk.engine.raise_gc_horizon(NOW_NS)
-    desk.receive(one(key="held", ts=NOW_NS - 5, val=b"newer"), one(key="gone", ts=NOW_NS))
+    desk.receive(one(key="kept", ts=NOW_NS - 5, val=b"newer"), one(key="gone", ts=NOW_NS))
     desk.receive(one(key="new", ts=NOW_NS + 1))
-    assert [desk.engine.get(key) for key in (b"held", b"gone", b"new")] == [b"v", None, b"v"]
+    assert [desk.engine.get(key) for key in (b"kept", b"gone", b"new")] == [b"v", None, b"v"]
     assert desk.counters.refused_events == {Reason.STABLE: 2}
     assert desk.gaps == [("node-b", "stable")] * 2
     assert caplog.text == "", "a stable event delivered again is no problem"
 
 
 def test_an_event_that_was_here_long_ago_is_left_to_an_exchange(desk: Desk) -> None:
-    desk.receive(one(key="held"), one(key="gone"))
+    desk.receive(one(key="kept"), one(key="gone"))
     desk.through = NOW_NS + 5
-    desk.receive(one(key="held"), one(key="new", ts=NOW_NS + 6))
+    desk.receive(one(key="kept"), one(key="new", ts=NOW_NS + 6))
     assert desk.gaps == []
-    desk.receive(one(key="held", ts=NOW_NS + 5), one(key="away", ts=NOW_NS + 5))
+    desk.receive(one(key="kept", ts=NOW_NS + 5), one(key="away", ts=NOW_NS + 5))
     assert desk.gaps == [("node-b", "stable")] * 2
     assert desk.counters.refused_events == {Reason.STABLE: 2}
-    assert [desk.engine.get(key) for key in (b"held", b"gone", b"new", b"away")] == [b"v", b"v", b"v", None]
-    assert desk.engine.record(b"held")[:8] == NOW_NS.to_bytes(8, "big")  # type: ignore[index]
-    desk.receive(one(key="held", value=None, ts=NOW_NS + 5))
-    assert desk.engine.get(b"held") is None, "a deletion is taken all the same"
+    assert [desk.engine.get(key) for key in (b"kept", b"gone", b"new", b"away")] == [b"v", b"v", b"v", None]
+    assert desk.engine.record(b"kept")[:8] == NOW_NS.to_bytes(8, "big")  # type: ignore[index]
+    desk.receive(one(key="kept", value=None, ts=NOW_NS + 5))
+    assert desk.engine.get(b"kept") is None, "a deletion is taken all the same"
     assert len(desk.acknowledged) == 7
 
 

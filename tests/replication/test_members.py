@@ -1,4 +1,4 @@
-"""The table of members: what follows from it never claims more than is so, and tables merge in any order."""
+"""The table of members: its times never claim more than the nodes have applied, and tables merge in any order."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def new(name: str) -> Members:
     return Members(name, store_id(1))
 
 
-# -- what follows ------------------------------------------------------------------------------------------------------
+# -- stable and the horizon --------------------------------------------------------------------------------------------
 
 
 def test_alone_nothing_is_stable() -> None:
@@ -60,47 +60,47 @@ def test_alone_nothing_is_stable() -> None:
     assert (len(members), members.stable(), members.gc_horizon(), members.max_stable) == (1, 0, 0, 0)
 
 
-def meet(first: Members, second: Members, clock: int, whole: bool = True) -> None:
+def exchange(first: Members, second: Members, clock: int, whole: bool = True) -> None:
     """An exchange that the first begins, as far as the tables go."""
     first.close_through(clock)
-    told = first.table()
-    second.add_members_of(told)
+    sent = first.table()
+    second.add_members_of(sent)
     second.close_through(clock)
     answer = second.table()
     first.add_members_of(answer)
     if whole:
         first.merge_table(answer)
-        second.merge_table(told)
+        second.merge_table(sent)
         first.add_members_of(second.table())
 
 
 def test_what_two_nodes_exchanged_is_stable() -> None:
     a, b = new("a"), new("b")
-    meet(a, b, 10)
+    exchange(a, b, 10)
     assert (a.stable(), b.stable(), a.gc_horizon(), b.gc_horizon()) == (10, 10, 10, 0)
-    meet(b, a, 20)
+    exchange(b, a, 20)
     assert (a.gc_horizon(), b.gc_horizon()) == (10, 20)
     assert (a.max_stable, b.max_stable) == (20, 20)
 
 
 def test_a_third_holds_both_back_until_it_has_met_them() -> None:
     a, b, c = new("a"), new("b"), new("c")
-    meet(a, b, 10)
+    exchange(a, b, 10)
     assert a.record_contact("c", store_id(1))
-    meet(a, b, 20)
+    exchange(a, b, 20)
     assert (a.stable(), a.gc_horizon(), b.gc_horizon(), a.max_stable) == (0, 0, 0, 10)
     for clock in (30, 40, 50):
-        meet(a, c, clock)
-        meet(b, c, clock)
-        meet(a, b, clock)
+        exchange(a, c, clock)
+        exchange(b, c, clock)
+        exchange(a, b, clock)
     assert a.gc_horizon() == 50
     assert a.applied_through(c.identity) == 50
 
 
 def test_applied_through_of_others_is_passed_on() -> None:
     a, b, c = new("a"), new("b"), new("c")
-    meet(a, b, 10)
-    meet(b, c, 20)
+    exchange(a, b, 10)
+    exchange(b, c, 20)
     assert c.applied_through(a.identity) == 10
     assert c.stable() == 10
 
@@ -110,8 +110,8 @@ def test_lost_writes_are_known_as_far_as_the_member_is_applied() -> None:
     b.add_lost_writes(first := LostWriteInterval(3, 7, b"run1"))
     c.add_members_of(b.table())
     assert c.lost_writes == {}
-    meet(b, c, 10)
-    meet(a, c, 20)
+    exchange(b, c, 10)
+    exchange(a, c, 20)
     b.add_lost_writes(LostWriteInterval(11, 30, b"run2"))
     assert a.lost_writes == c.lost_writes == {b.identity: frozenset({first})}
     a.remove("b")
@@ -124,8 +124,8 @@ def test_the_applied_through_timestamp_of_a_writer_does_not_cover_lost_writes() 
 
     a, b = Members("a", store_id(1)), Members("b", store_id(2))
     b.add_lost_writes(LostWriteInterval(3, 7, b"run1"))
-    meet(a, b, 10)
-    assert a.writer_applied_through(written(1, 9)) == 0, "nobody has collected anything"
+    exchange(a, b, 10)
+    assert a.writer_applied_through(written(1, 9)) == 0, "no node has collected a tombstone"
     a.record_horizon(8)
     assert a.writer_applied_through(written(1, 9)) == 8
     assert a.writer_applied_through(written(1, 5)) == 0, "it may have lost one of them"
@@ -146,12 +146,12 @@ def test_on_whom_a_horizon_counts_and_counted() -> None:
     assert [a.table().horizon_covers(one.identity) for one in (a, b, c, d)] == [True, True, True, False]
     a.remove("d")
     a.record_horizon(70)
-    told = a.table()
-    assert [told.horizon_covers(one.identity) for one in (a, b, c, d)] == [True, True, False, False]
-    assert told.stable_through == {a.identity: 70, b.identity: 70, c.identity: 50}
+    sent = a.table()
+    assert [sent.horizon_covers(one.identity) for one in (a, b, c, d)] == [True, True, False, False]
+    assert sent.stable_through == {a.identity: 70, b.identity: 70, c.identity: 50}
     d.record_contact("b", store_id(1))
     d.record_horizon(60)
-    d.record_adopted_horizon(told)
+    d.record_adopted_horizon(sent)
     assert d.stable_through == {a.identity: 70, b.identity: 70, c.identity: 50, d.identity: 60}
     assert not d.table().horizon_covers(d.identity)
 
@@ -159,7 +159,7 @@ def test_on_whom_a_horizon_counts_and_counted() -> None:
 def test_a_horizon_is_adopted_if_it_covers_all_members_with_an_exchange() -> None:
     a = new("a")
     a.record_contact("no exchange", store_id(1))
-    meet(a, new("b"), 10)
+    exchange(a, new("b"), 10)
     counts_on_b = table("c", stable_through={who("b"): 20, who("old"): 10})
     assert a.may_adopt_horizon_of(counts_on_b)
     assert not a.may_adopt_horizon_of(table("c", stable_through={who("b"): 20, who("later"): 30}))
@@ -303,7 +303,7 @@ def test_members_survive_their_bytes(tables: list[MemberTable]) -> None:
 
 def test_a_copy_under_another_name_is_another_member() -> None:
     members = new("a")
-    meet(members, new("b"), 10)
+    exchange(members, new("b"), 10)
     copy = Members.restore(members.encode(), "copy")
     assert copy.identity != members.identity
     assert (copy.applied_through(members.identity), copy.applied_through(who("b")), copy.max_stable) == (10, 10, 10)
@@ -343,11 +343,11 @@ def test_the_largest_table_can_be_kept_and_told() -> None:
         members.lost_writes[one] = frozenset(LostWriteInterval(end, end, chance.randbytes(4), end) for end in ends)
     assert len(members) == members_module.MEMBERS_MAX
     assert len(members.encode()) <= METADATA_SIZE_MAX
-    told = members.table()
-    for known in (None, told):  # as a dictionary it is more than zlib takes
-        packed = pack(told, known)
+    sent = members.table()
+    for known in (None, sent):  # as a dictionary it is more than zlib takes
+        packed = pack(sent, known)
         assert len(packed) <= MESSAGE_ROOM_BYTES
-        assert unpack(packed, known) == told
+        assert unpack(packed, known) == sent
 
 
 @pytest.mark.parametrize(
@@ -415,8 +415,8 @@ BAD_ROWS = (
 def test_an_unreadable_row_is_kept_and_holds_the_horizon(row: object) -> None:
     a, b = new("a"), new("b")
     for _ in range(2):
-        meet(a, b, 10)
-        meet(b, a, 10)
+        exchange(a, b, 10)
+        exchange(b, a, 10)
     assert a.gc_horizon() == 10
     a = damaged(a, row)
     assert [who.node for who, _ in a] == ["b"], "the rows beside it are read"
@@ -424,19 +424,19 @@ def test_an_unreadable_row_is_kept_and_holds_the_horizon(row: object) -> None:
     assert name.startswith("unreadable+")
     assert one.reason.isprintable()
     assert a.identity.store_id == store_id(1)
-    meet(b, a, 20)
-    meet(a, b, 20)
-    meet(b, a, 30)
+    exchange(b, a, 20)
+    exchange(a, b, 20)
+    exchange(b, a, 30)
     assert a.gc_horizon() == b.gc_horizon() == 0, "nor does a horizon move at those who know it"
     assert not a.may_adopt_horizon_of(b.table())
     again = Members.restore(a.encode(), "a")
-    assert again.unreadable == a.unreadable, "until somebody has looked at it"
+    assert again.unreadable == a.unreadable, "until an operator removes it"
     assert again.remove(name) == []
     assert again.unreadable == {}
-    meet(b, again, 40)
-    meet(again, b, 40)
-    meet(b, again, 50)
-    meet(again, b, 50)
+    exchange(b, again, 40)
+    exchange(again, b, 40)
+    exchange(b, again, 50)
+    exchange(again, b, 50)
     assert again.gc_horizon() > 0
 
 

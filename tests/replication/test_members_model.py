@@ -11,20 +11,20 @@ import pytest
 from merklekv.engine.record import STORE_ID_SIZE
 from merklekv.replication.cluster.members import Members
 
-BIRTH = bytes(STORE_ID_SIZE)
+STORE_ID = bytes(STORE_ID_SIZE)
 
 
 class Model:
-    """Nodes that write, exchange and forget, with sets of writes as data."""
+    """Nodes that write, exchange and remove members, with sets of writes as data."""
 
     def __init__(self, names: str) -> None:
-        self.tables = {name: Members(name, BIRTH) for name in names}
+        self.tables = {name: Members(name, STORE_ID) for name in names}
         self.writes: dict[str, set[tuple[int, str]]] = {name: set() for name in names}
         self.clocks = dict.fromkeys(names, 0)
         self.gone: set[str] = set()
         for members in self.tables.values():
             for name in names:
-                members.record_contact(name, BIRTH)
+                members.record_contact(name, STORE_ID)
 
     def write(self, name: str, ahead: int) -> None:
         self.clocks[name] += ahead
@@ -36,8 +36,8 @@ class Model:
         if first == second or a.identity in b.removed or b.identity in a.removed:
             return
         a.close_through(self.clocks[first])
-        told = a.table()
-        b.add_members_of(told)
+        sent = a.table()
+        b.add_members_of(sent)
         b.close_through(self.clocks[second])
         answer = b.table()
         if stage == 0:
@@ -50,14 +50,14 @@ class Model:
         a.merge_table(answer)
         if stage == 2:
             return
-        b.merge_table(told)
+        b.merge_table(sent)
         a.add_members_of(b.table())
 
     def tick(self, name: str, ahead: int) -> None:
         self.clocks[name] += ahead
 
     def round(self, ahead: int) -> None:
-        """Everybody who is left with everybody."""
+        """Every node that is not removed exchanges with every other one."""
         left = [name for name in self.tables if name not in self.gone]
         for first in left:
             self.tick(first, ahead)
@@ -65,14 +65,14 @@ class Model:
             for second in left:
                 self.exchange(first, second, 3)
 
-    def forget(self, by: str, name: str) -> None:
+    def remove(self, by: str, name: str) -> None:
         if by not in self.gone and len(self.gone | {name}) < len(self.tables) - 1:
             if any(identity.node == name for identity, _ in self.tables[by]):
                 self.tables[by].remove(name)
             self.gone.add(name)
 
     def is_sound(self) -> bool:
-        """Whether below each horizon all have whatever anybody has of those who are left."""
+        """Whether the nodes that were not removed have the same writes below each horizon."""
         for name, members in self.tables.items():
             if name in self.gone:
                 continue
@@ -87,7 +87,7 @@ def history(seed: int) -> Iterator[tuple[Any, ...]]:
     """What three nodes do, one of which may be removed."""
     chance = random.Random(seed)
     for _ in range(40):
-        kind = chance.choices(["write", "tick", "exchange", "round", "forget"], [25, 20, 43, 2, 10])[0]
+        kind = chance.choices(["write", "tick", "exchange", "round", "remove"], [25, 20, 43, 2, 10])[0]
         if kind in ("write", "tick"):
             yield kind, chance.choice("abc"), chance.randint(1, 2 if kind == "write" else 20)
         elif kind == "exchange":

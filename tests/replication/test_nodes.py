@@ -26,7 +26,7 @@ def numbered(count: int, start: int = 0) -> dict[str, str]:
 def test_what_was_written_without_a_broker_arrives_after_restarts(
     harness_at: HarnessFactory, broker_factory: BrokerFactory
 ) -> None:
-    """Whoever is back first: this broker keeps sessions, and so what is published before the other one is there."""
+    """This broker keeps sessions, so a node gets what is published before it is back, whichever node is back first."""
     broker = broker_factory("allow_anonymous true", "max_queued_messages 100000", "persistence true")
     harness = harness_at(broker)
     a, b = harness.create_nodes(2)
@@ -233,17 +233,17 @@ def test_a_node_without_the_setting_can_be_switched_on(harness: ReplicationTestH
 def test_presence_is_kept_and_its_end_too(harness: ReplicationTestHarness, wire: Wire) -> None:
     a, b = harness.create_nodes(2)
     topic = f"{harness.prefix}/{a.node_id}/status"
-    wait_until(lambda: wire.heard(topic))
-    status = json.loads(wire.heard(topic)[-1])
+    wait_until(lambda: wire.received(topic))
+    status = json.loads(wire.received(topic)[-1])
     assert (status["node"], status["state"]) == (a.node_id, "online")
     assert status["address"] == f"127.0.0.1:{a.process.port}"
     a.kill()
-    wait_until(lambda: json.loads(wire.heard(topic)[-1])["state"] == "offline", what="the last will")
+    wait_until(lambda: json.loads(wire.received(topic)[-1])["state"] == "offline", what="the last will")
     wait_until(lambda: b.figure("replication_nodes") == 1)
     a.start()
     b.wait_figure("replication_nodes", 2)
     a.stop()
-    wait_until(lambda: json.loads(wire.heard(topic)[-1])["state"] == "offline", what="the goodbye")
+    wait_until(lambda: json.loads(wire.received(topic)[-1])["state"] == "offline", what="the offline status")
 
 
 def test_a_stop_publishes_what_is_left(harness: ReplicationTestHarness) -> None:
@@ -359,8 +359,8 @@ def test_every_message_is_the_protocols_cbor(harness: ReplicationTestHarness, wi
     node = harness.create_node()
     node.set("k", "v")
     topic = harness.events_topic(node.node_id)
-    wait_until(lambda: any(b"op_id" in payload for payload in wire.heard(topic)))
-    events = [cbor2.loads(payload) for payload in wire.heard(topic)]
+    wait_until(lambda: any(b"op_id" in payload for payload in wire.received(topic)))
+    events = [cbor2.loads(payload) for payload in wire.received(topic)]
     (event,) = [event for event in events if "op" in event]
     assert (event["v"], event["op"], event["key"], event["val"], event["src"]) == (1, "set", "k", b"v", node.node_id)
     assert all(event["src"] == node.node_id and event["v"] == 1 for event in events)

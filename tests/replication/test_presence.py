@@ -90,7 +90,7 @@ def test_news_of_a_peer_is_told_once() -> None:
     ]
     others.on_status("a", Status("a", ONLINE, epoch="own").encode())
     assert len(news) == 5
-    assert (others.store_id("b"), others.store_id("nobody")) == ("00" * 8, "")
+    assert (others.store_id("b"), others.store_id("unknown")) == ("00" * 8, "")
 
 
 def test_this_node_is_no_other_node_and_a_duplicate_is_counted() -> None:

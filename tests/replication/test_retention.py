@@ -31,7 +31,7 @@ def open_engine(path: Path, **options: Any) -> Engine:
 
 
 def read_on(engine: Engine, at: int) -> tuple[list[bytes], int]:
-    """The values of the local events from a place on, and where that ends."""
+    """The values of the local events from a position on, and where they end."""
     values = []
     while (frame := engine.retention.next_frame(at)) is not None:
         values += values_of(frame)
@@ -60,10 +60,10 @@ def test_nothing_is_held_until_somebody_follows(tmp_path: Path) -> None:
     engine = open_engine(tmp_path)
     write(engine, 0, 10)
     assert engine.retention.cursor is None
-    place = engine.retention.subscribe()
-    assert place == engine.retention.end == LogPosition(place.lsn, 11)
+    position = engine.retention.subscribe()
+    assert position == engine.retention.end == LogPosition(position.lsn, 11)
     engine.close()
-    assert open_engine(tmp_path).retention.cursor == place
+    assert open_engine(tmp_path).retention.cursor == position
 
 
 @pytest.mark.parametrize("recent_bytes", [0, 1000, retention_module.RECENT_BYTES])
@@ -152,7 +152,7 @@ def test_segments_are_kept_for_the_follower_and_go_when_it_has_passed(tmp_path: 
     assert len(kept) > 3
     engine.close()
     engine = open_engine(tmp_path)
-    assert list_segments(tmp_path / "log") == kept, "opening must not delete what is held"
+    assert list_segments(tmp_path / "log") == kept, "opening must not delete what is retained"
     engine.release_log(LogPosition(kept[2] + SEGMENT_HEADER.size, 5))
     assert list_segments(tmp_path / "log") == kept[2:]
     engine.release_log(engine.retention.end)
@@ -245,7 +245,7 @@ def test_a_damaged_frame_is_said_and_not_passed_over(tmp_path: Path, monkeypatch
 def test_what_is_being_written_is_not_read_ahead(tmp_path: Path) -> None:
     log_ = Log(tmp_path, None)
     retention = Retention(tmp_path, log_)
-    place = retention.subscribe()
+    start = retention.subscribe()
     for part in range(3):
         record = make_record(b"k", bytes(24), b"%d" % part)
         log_.pending.append(b"\1\0\1\0\0" + len(record).to_bytes(2, "big") + b"k" + record)
@@ -258,7 +258,7 @@ def test_what_is_being_written_is_not_read_ahead(tmp_path: Path) -> None:
         log_.write(frame)
         if part < 2:
             retention.end = LogPosition(log_.written_lsn, log_.sequence)
-    values, at = [], place.lsn
+    values, at = [], start.lsn
     while (found := retention.next_frame(at)) is not None:
         values += values_of(found)
         at = found.end
@@ -267,7 +267,7 @@ def test_what_is_being_written_is_not_read_ahead(tmp_path: Path) -> None:
     log_.close()
 
 
-def test_merging_while_a_floor_is_being_merged_leaves_no_empty_segment(tmp_path: Path) -> None:
+def test_a_checkpoint_during_a_checkpoint_of_a_truncation_leaves_no_empty_segment(tmp_path: Path) -> None:
     engine = open_engine(tmp_path)
     at = engine.retention.subscribe().lsn
     engine.set(b"spared", b"0")
@@ -276,7 +276,7 @@ def test_merging_while_a_floor_is_being_merged_leaves_no_empty_segment(tmp_path:
     engine.commit()
     engine.checkpoint_now()
     engine.merge_truncation(version_of(truncation), b"peer")
-    engine.commit()  # seals the segment of the floor: the tree is not whole before it is merged
+    engine.commit()  # seals the segment of the truncation: the tree is not whole before the checkpoint
     engine.checkpoint_now()
     engine.set(b"k", b"1")
     engine.commit()

@@ -95,7 +95,7 @@ def test_a_node_whose_table_is_lost_serves_and_is_a_new_member(
     assert {who.store_id for who, _ in a.members if who.node == "a"} == {old.store_id}, "learned from the other"
     a.engine.close()
     a.open()
-    assert a.members.unreadable.keys() == {name}, "until somebody has seen to it"
+    assert a.members.unreadable.keys() == {name}, "until an operator removes it"
 
 
 def test_a_deletion_is_not_undone_by_who_was_in_the_lost_table(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_deletion_is_not_undone_by_who_was_in_the_lost_table(tmp_path: Path) -
     a.engine.close()
     damage(a.path, b"nothing")
     a.open()
-    for _ in range(4):  # with somebody who knows b as little as a does now
+    for _ in range(4):  # with a node that knows b no better than a does now
         exchange(a, c)
         exchange(c, a)
     assert a.engine.gc_horizon == before
@@ -249,8 +249,8 @@ inputs = st.one_of(
     st.tuples(st.just("status"), statuses()),
     st.tuples(st.just("events"), st.tuples(names, store_ids)),
     st.tuples(st.just("table"), told_tables()),
-    st.tuples(st.just("forget"), st.tuples(names, store_ids)),
-    st.tuples(st.just("met"), st.tuples(names, addresses)),
+    st.tuples(st.just("remove"), st.tuples(names, store_ids)),
+    st.tuples(st.just("contact"), st.tuples(names, addresses)),
 )
 
 
@@ -268,9 +268,9 @@ def test_whatever_comes_in_can_be_read_again(tmp_path_factory: pytest.TempPathFa
         elif kind == "events":
             if not membership.is_removed(*what):
                 membership.on_events_from(*what)
-        elif kind == "met":
+        elif kind == "contact":
             membership.record_contact(what[0], address=what[1])
-        elif kind == "forget":
+        elif kind == "remove":
             try:
                 membership.remove(*what)
             except (UnknownMember, InvalidArgument):
