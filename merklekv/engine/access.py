@@ -1,4 +1,4 @@
-"""What keeps a data directory from being used: a wrong owner, a shortage, a failed disk."""
+"""What keeps a data directory from being used: damage, a wrong owner, a shortage, a failed disk."""
 
 import errno
 import os
@@ -6,7 +6,7 @@ import pwd
 from itertools import chain
 from pathlib import Path
 
-from merklekv.errors import DirectoryUnwritable, MerkleKVError, StorageFailed
+from merklekv.errors import Corruption, DirectoryUnwritable, MerkleKVError, StorageFailed
 from merklekv.shortage import is_shortage, shortage_of
 
 
@@ -18,6 +18,11 @@ def trouble(error: OSError, directory: Path) -> MerkleKVError:
         return DirectoryUnwritable(f"{directory}: cannot write the data directory: {error.strerror}")
     what = f"{error.filename or directory}: cannot be opened"
     return shortage_of(error, what) if is_shortage(error) else StorageFailed(f"{what}: {error.strerror}")
+
+
+def damage(what: str) -> Corruption:
+    """The error for a damaged file; `what` names the file and the damage."""
+    return Corruption(f"{what}; keep the directory, and restore a backup or let the other nodes fill a new one")
 
 
 def require_access(directory: Path) -> None:

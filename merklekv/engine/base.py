@@ -30,7 +30,7 @@ from typing import Any, Final, NamedTuple
 import lmdb
 from xxhash import xxh3_64_intdigest
 
-from merklekv.engine.access import no_permission
+from merklekv.engine.access import damage, no_permission
 from merklekv.engine.format import INNER_NODES, LEAF_SIZE, MAX_KEY_SIZE, bucket_of
 from merklekv.engine.lmdb_file import require_whole
 from merklekv.engine.merkle import LEAF_MASK, LEAVES_PER_INNER, term_of, unpack_leaves
@@ -44,7 +44,7 @@ from merklekv.engine.record import (
     ZERO_VERSION,
     is_sound,
 )
-from merklekv.errors import Corruption, DirectoryLocked, DiskFull, MerkleKVError, Shortage, StorageFailed
+from merklekv.errors import DirectoryLocked, DiskFull, MerkleKVError, Shortage, StorageFailed
 from merklekv.files import FILE_MODE
 from merklekv.shortage import NO_ROOM, number_of
 
@@ -73,10 +73,7 @@ def translate(error: lmdb.Error, path: Path) -> MerkleKVError:
     """What an LMDB error means to the person who runs the node."""
     text = str(error)
     if isinstance(error, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)):
-        return Corruption(
-            f"{path}: LMDB reports damage: {text}; keep the directory, and restore a backup or let the other "
-            "nodes fill a new one"
-        )
+        return damage(f"{path}: LMDB reports damage: {text}")
     if isinstance(error, lmdb.LockError):
         return DirectoryLocked(
             f"{path}: in use by a process of another container with the same process id as this one; try again"

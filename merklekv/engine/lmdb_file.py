@@ -16,8 +16,7 @@ from typing import Final
 
 from lmdb.verify import VerifyError, verify
 
-from merklekv.engine.access import trouble
-from merklekv.errors import Corruption
+from merklekv.engine.access import damage, trouble
 
 MAGIC: Final = 0xBEEFC0DE
 HEADER_SIZES: Final = (16, 24)
@@ -28,13 +27,11 @@ _META: Final = Struct("=I20xI92xQQ")  # magic, page size, last page, transaction
 def require_whole(data: Path) -> None:
     """Raises Corruption if this file of a base is too short, and the errors of `trouble`."""
     try:
-        damage = shortfall(data)
+        short = shortfall(data)
     except OSError as error:
         raise trouble(error, data.parent.parent) from error
-    if damage:
-        raise Corruption(
-            f"{data}: {damage}; keep the directory, and restore a backup or let the other nodes fill a new one"
-        )
+    if short:
+        raise damage(f"{data}: {short}")
 
 
 def shortfall(data: Path) -> str:

@@ -94,7 +94,7 @@ class Retention:
     def committed(self, frame: LogFrame) -> None:
         """A frame has become durable."""
         if self.cursor is not None:
-            recent = frame if frame.local_count else frame._replace(data=b"")
+            recent = frame if frame.local_count else LogFrame(*frame[:4], b"")
             if self._given - self._taken + len(recent.data) <= RECENT_BYTES and len(self._recent) < RECENT_FRAMES:
                 self._given += len(recent.data)
                 self._recent.append(recent)

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
+from merklekv.engine.access import damage
 from merklekv.engine.format import (
     ENTRY,
     FORMAT_VERSION,
@@ -186,7 +187,5 @@ class Segment:
 
 
 def corrupt(path: Path, position: int, what: str) -> Corruption:
-    return Corruption(
-        f"{path}: damaged at byte {position}: {what}; nothing was changed. `merklekv-tool verify` lists the damage; "
-        "keep the directory, and restore a backup or let the other nodes fill a new one"
-    )
+    where = f"{path}: damaged at byte {position}: {what}"
+    return damage(f"{where}; nothing was changed. `merklekv-tool verify` lists the damage")
