@@ -28,7 +28,6 @@ class NotANumber(MerkleKVError):
 
     def __init__(self, key: bytes) -> None:
         super().__init__(f"Value for key '{key.decode(errors='replace')}' is not a valid number")
-        self.key = key
 
 
 class NumberOverflow(MerkleKVError):
@@ -36,7 +35,6 @@ class NumberOverflow(MerkleKVError):
 
     def __init__(self, key: bytes) -> None:
         super().__init__(f"increment of key '{key.decode(errors='replace')}' would overflow 64 bits, not stored")
-        self.key = key
 
 
 class Shortage(MerkleKVError):

@@ -32,10 +32,6 @@ RETRY_S: Final = 1.0
 Fatal = Callable[[StorageFailed], None]
 
 
-def _no_wake() -> None:
-    """The step waits by `WorkerThread.wait` only."""
-
-
 class WorkerThread:
     """Calls `step` on a thread called `name`, from `start` until `stop`.
 
@@ -48,7 +44,7 @@ class WorkerThread:
         step: Callable[[], None],
         fatal: Fatal,
         *,
-        wake: Callable[[], None] = _no_wake,
+        wake: Callable[[], None] = lambda: None,
         retry_s: float = RETRY_S,
     ) -> None:
         self.name = name

@@ -6,14 +6,12 @@ that a restored backup or a copied directory does not issue an op id twice), and
 
 The clock is a hybrid logical clock (Kulkarni et al., "Logical Physical Clocks", 2014) folded into one number: wall
 time in nanoseconds, moved ahead of every timestamp it has issued or seen.  So a local write beats whatever this node
-already shows, and time does not run backwards over a restart.  What it does not do: it never runs more than
-`max_drift_ns` ahead of a wall clock that is set; when the wall is set back further than that, it follows, and says so
-in the log.
+already shows, and time does not run backwards over a restart.  It never runs more than `max_drift_ns` ahead of a wall
+clock that is set: when the wall is set back further than that, the clock follows, and logs it; and `latest` bounds
+every timestamp of another node.
 
-Nothing that another node says moves the clock further than that: `latest` bounds every timestamp from outside.
-Even when the wall is set back, the clock stays above the truncation version, the GC horizon and the closed timestamps:
-this node issues no version at or below them.  A closed timestamp is first proposed to another node, in memory, and
-holds for good once that node has accepted it.
+Even when the wall is set back, this node issues no version at or below the truncation version, the GC horizon and its
+closed timestamps.  A closed timestamp is first proposed to another node, in memory, and final once accepted.
 """
 
 import logging
@@ -31,7 +29,7 @@ log = logging.getLogger(__name__)
 UNSET_BEFORE_NS: Final = 1_767_225_600 * 10**9  # 2026-01-01: a wall clock before the first release was never set
 DEFAULT_MAX_DRIFT_S: Final = 86_400
 MAX_TRUNCATION_AHEAD_S: Final = 60  # a truncation deletes what is written until its time, so it is bounded tighter
-LOWER_BOUND_SLACK_NS: Final = 10**9  # above what holds the clock up, for as many versions, each a nanosecond later
+LOWER_BOUND_SLACK_NS: Final = 10**9  # above the lower bound, for as many versions, each a nanosecond later
 LATEST_NS: Final = 4_102_444_800 * 10**9  # 2100-01-01: no node is believed beyond, whatever the wall clock says
 
 WRITER_SIZE: Final = STORE_ID_SIZE + EPOCH_SIZE
@@ -62,12 +60,12 @@ class HybridClock:
         self._counter = 0
 
     def write_as(self, writer: bytes) -> None:
-        """Names the data directory, 8 bytes, in whatever is issued from now on; a random name stands there before."""
+        """Sets the store id (8 bytes, random before) in every version from now on."""
         self.writer = writer + self.writer[STORE_ID_SIZE:]
 
     @property
     def epoch(self) -> bytes:
-        """What tells this process from the others of its data directory, 4 bytes."""
+        """The epoch of this process, 4 bytes."""
         return self.writer[STORE_ID_SIZE:]
 
     def next(self) -> bytes:
@@ -81,9 +79,9 @@ class HybridClock:
         return _pack(timestamp, self.writer, self._counter)
 
     def after(self, version: bytes) -> bytes:
-        """A version above `version`, whatever the wall says: a local write beats what the node already shows.
+        """A version above `version`, whatever the wall says.
 
-        Needed only after the clock followed a wall that was set back, so it leaves the clock where it is.
+        Needed only after the clock followed a wall that was set back, so it does not move the clock.
         """
         self._counter = self._counter + 1 & _COUNTER_MASK
         return _pack(timestamp_of(version) + 1, self.writer, self._counter)
@@ -102,7 +100,7 @@ class HybridClock:
             self.proposed = 0
 
     def follow(self) -> None:
-        """Comes down to a wall clock that was set back, if it is too far ahead of that."""
+        """Goes back to a wall clock that was set back, if it is too far ahead of it."""
         wall = self._wall()
         if wall <= self.last:
             self.last = self._ahead(wall) - 1
@@ -133,12 +131,12 @@ class HybridClock:
         return closed, before if before < closed else 0
 
     def withdraw(self, closed: int, before: int) -> None:
-        """The node to which this was proposed has refused it, so the clock may follow the wall below it."""
+        """Takes a refused proposal back, so that the clock may follow the wall below it."""
         if self.proposed == closed:
             self.proposed = before
 
     def resume(self, proposed: int) -> bool:
-        """Goes on with what was proposed before a restart, ns, if the wall clock still agrees; whether it does."""
+        """Restores a proposal (ns) from before a restart if the wall clock agrees; whether it does."""
         if proposed > self.latest_ns():
             return False
         if proposed > self._closed_through:

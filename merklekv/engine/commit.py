@@ -86,7 +86,7 @@ class GroupCommit:
         """
         mark = self._log.appended
         gate = self._gate
-        if mark == self.committed and (not gate.closed or gate.is_open):
+        if mark == self.committed and not (gate.closed and (gate.stalled or gate.is_untold)):
             return
         with self.lock:
             if gate.failure is not None:

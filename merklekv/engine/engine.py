@@ -4,11 +4,11 @@
     commit               one write and one fdatasync for everything since the last; a full memtable is frozen here
     checkpoint process   puts sealed segments into the base
 
-The parts, each with its own contract: table.py (what the node holds), commit.py (when it is durable), write_gate.py
+The parts, each with its own contract: table.py (what the node has), commit.py (when it is durable), write_gate.py
 (whether writes are taken), checkpoint/checkpointer.py (memory to base, back-pressure) and tombstone_gc.py (the end of
 deleted keys).  This module has the verbs: what a command means, and which of two records stands.
 
-A caller sends no reply before its `commit` has returned: what a client can see has survived a crash.
+A caller sends no reply before its `commit` has returned, so what a client sees survives a crash.
 
 Costs: a write of 100 bytes about 4 us, a read 0.3 us (memtable) to 2 us (base), beside the commit.
 """
@@ -71,7 +71,6 @@ from merklekv.engine.tombstone_gc import GC_KEYS, TombstoneGC, bound_of
 from merklekv.engine.write_gate import WriteGate
 from merklekv.errors import InvalidArgument, MerkleKVError, NotANumber, NumberOverflow, Stalled
 from merklekv.metrics import EngineMetrics
-from merklekv.worker_thread import WorkerThread
 
 SUPERSEDED: Final = "superseded"
 STALL_WAIT_S: Final = 0.5  # of a stalled write, between two looks at whether it goes on waiting
@@ -97,9 +96,8 @@ class Engine:
     Contract: a write that raises has changed nothing.  A local write gets a version above what this node shows for its
     key.  `merge` is commutative, associative and idempotent: a record stands if its version is the larger one.
 
-    `lock` guards the parts: a caller may hold it to do several things at one moment.  Who holds the commit lock may
-    take it, never the other way round.  The methods of the parts are bound once, so composition costs a read or write
-    no call.
+    `lock` guards the parts: a caller may take it to do several things at one moment.  A thread that takes the commit
+    lock, too, takes that first.  The methods of the parts are bound once, so composition costs no call.
 
     Raises DirectoryLocked, DirectoryUnwritable, NotADataDirectory, FormatTooNew, Corruption, StorageFailed, Shortage.
     """
@@ -147,6 +145,7 @@ class Engine:
             self.checkpointer.start()
             self._closing = stack.pop_all()
         self.is_closed = False
+        self.workers = [commits.worker, self.checkpointer.worker]
 
         self.record = table.record
         self.get = table.get
@@ -174,20 +173,15 @@ class Engine:
         self._put = table.put
 
     def close(self) -> None:
-        """Commits, syncs, and lets the directory go.  A start reads what is not in the base yet from the log."""
+        """Commits, syncs, and releases the directory."""
         if self.is_closed:
             return
         self.is_closed = True
         self._closing.close()
 
-    @property
-    def workers(self) -> list[WorkerThread]:
-        """Its background threads."""
-        return [self.commits.worker, self.checkpointer.worker]
-
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Keeps commits and everything else out: for a look at all parts at one moment."""
+        """Takes both locks, to read all parts at one moment."""
         with self.commits.lock, self.lock:
             yield
 
@@ -212,13 +206,10 @@ class Engine:
             self._put(OP_SET, ((None, key, value),))
 
     def set_batch(self, requests: Iterable[Sequence[bytes]]) -> int:
-        """Stores (anything, key, value) one after the other as `set` does; how many, up to the first it refuses.
-
-        A pipeline of writes costs a good part less this way.
-        """
+        """Stores (anything, key, value) one after the other, cheaper than `set`; how many, up to the first refused."""
         with self.lock:
             before = self.log.appended
-            with suppress(MerkleKVError):  # a caller that stores the refused one by itself is told why
+            with suppress(MerkleKVError):  # `set` of the refused one says why
                 self._put(OP_SET, requests)
             return self.log.appended - before
 
@@ -235,8 +226,6 @@ class Engine:
 
     def delete(self, key: bytes) -> bool:
         """Removes a key; whether there was one."""
-        if not self.exists(key):
-            return False
         with self.lock:
             if not self.exists(key):
                 return False
@@ -260,20 +249,20 @@ class Engine:
 
     def append(self, key: bytes, value: bytes) -> bytes:
         """Puts bytes behind a value, a missing key counting as empty; returns the new value."""
-        with self.lock:
-            return self._replace(OP_APPEND, key, (self.get(key) or b"") + value)
+        return self._extend(OP_APPEND, key, b"", value)
 
     def prepend(self, key: bytes, value: bytes) -> bytes:
         """Puts bytes before a value, a missing key counting as empty; returns the new value."""
-        with self.lock:
-            return self._replace(OP_PREPEND, key, value + (self.get(key) or b""))
+        return self._extend(OP_PREPEND, key, value, b"")
 
-    def _replace(self, op: int, key: bytes, value: bytes) -> bytes:
-        self._put(op, ((None, key, value),))
-        return value
+    def _extend(self, op: int, key: bytes, before: bytes, after: bytes) -> bytes:
+        with self.lock:
+            value = before + (self.get(key) or b"") + after
+            self._put(op, ((None, key, value),))
+            return value
 
     def truncate(self) -> None:
-        """Removes every key that any node holds now, by raising the truncation version."""
+        """Removes every key that any node has now, by raising the truncation version."""
         with self.lock:
             self.gate.require_open()
             truncation = self.clock.next()
@@ -293,12 +282,12 @@ class Engine:
         applied_through: int = 0,
         sound: bool = False,
     ) -> MergeResult:
-        """Takes in records made elsewhere, as (op, key, record), from the node `origin` (1 to 511 bytes).
+        """Merges records of the node `origin` (1 to 511 bytes), as (op, key, record).
 
-        `stable`: the sender holds no record that was collected elsewhere, so a record at or below the GC horizon is
-        taken too.  `applied_through`: every write of the sender up to this time (ns) was applied here, so an older
-        record that would change something is stale, and is refused like one below the horizon.
-        `sound`: this process has made the records, so it does not hash them once more.
+        `stable`: the sender has no record that was collected elsewhere, so records at or below the GC horizon count,
+        too.  `applied_through`: every write of the sender up to this time (ns) was applied here, so an older record
+        that would change something is stale, and is refused like one below the horizon.
+        `sound`: this process has made the records, so it does not hash them again.
 
         Raises Shortage and Stalled, maybe with some of them applied: merging all of them again is harmless.
         """
@@ -350,7 +339,7 @@ class Engine:
             return SUPERSEDED
         old = self.table.lookup(key)
         if stable and old is not None and is_purge_marker(old):
-            old = None  # it is there only until the base has dropped its key, and must not decide anything
+            old = None  # it is there only until the base has dropped its key, and decides nothing
         if old is not None and version_of(record) == version_of(old):
             return SUPERSEDED if record == old or is_purge_marker(old) else "conflict"
         if old is not None and record < old:
@@ -360,7 +349,7 @@ class Engine:
             if record > self.tombstone_gc.bound:
                 return ""
             return SUPERSEDED if old is None or is_purge_marker(old) else "stable"
-        # Was it here once?  A record that is held although it is older has come with a node that joined.
+        # At or below the bound it was here once, and was deleted.
         return "stable" if record <= bound else ""
 
     def _reason_to_refuse(self, op: int, key: bytes, record: bytes, latest: bytes, sound: bool = False) -> str:
@@ -378,7 +367,7 @@ class Engine:
         return "clock" if record > latest else ""
 
     def merge_truncation(self, truncation: bytes, origin: bytes) -> bool:
-        """Takes in a truncation version (24 bytes) of another node; whether it was above ours."""
+        """Merges a truncation version (24 bytes) of another node; whether it was above ours."""
         if len(truncation) != VERSION_SIZE:
             raise InvalidArgument(f"truncation version of {len(truncation)} bytes: it has {VERSION_SIZE} bytes")
         with self.lock:
@@ -392,25 +381,22 @@ class Engine:
             return True
 
     def raise_gc_horizon(self, gc_horizon: int) -> bool:
-        """Moves the GC horizon up, in ns; whether it was below.  Every member has applied everything up to there."""
+        """`TombstoneGC.raise_gc_horizon`, with the lock."""
         with self.lock:
             return self.tombstone_gc.raise_gc_horizon(gc_horizon)
 
     def collect_tombstones(self, limit: int = GC_KEYS) -> bool:
-        """Looks at up to `limit` tombstones and removes those below the GC horizon; whether there may be more to do.
-
-        Raises Shortage, Stalled, StorageFailed.
-        """
+        """`TombstoneGC.collect_tombstones`, with the lock."""
         with self.lock:
             return self.tombstone_gc.collect_tombstones(limit)
 
     # -- repairs -------------------------------------------------------------------------------------------------------
 
     def replace(self, key: bytes, stored: bytes | None, record: bytes | None, origin: bytes) -> bool:
-        """Puts a sound record, from the node `origin`, in the place of a damaged one, whatever its version.
+        """Replaces a damaged record by a sound one of any version, from the node `origin`; whether it did.
 
-        `stored`: the damaged record as it is, None when it was lost; nothing is done when it has changed since.  A
-        `record` of None takes the damaged one away.  Whether it was done.  Raises Shortage, Stalled.
+        `stored`: the damaged record, None if it was lost; if it has changed since, nothing is done.  Without a `record`
+        the damaged one is removed.  Raises Shortage, Stalled.
         """
         with self.lock:
             self.gate.require_open()
@@ -428,14 +414,14 @@ class Engine:
             return True
 
     def repair(self, bucket: int, key: bytes = b"") -> None:
-        """Derives anew what is kept beside the records of a bucket, here and in the base: index, leaf, counters.
+        """Has index, leaf and counters of a bucket rebuilt: after the next commit, by a checkpoint.
 
-        `key`: one of the bucket, or of what may be in its index.  The next commit has it done, by a checkpoint.
+        `key`: a key of the bucket that its index may lack, or have wrongly.
         """
         with self.lock:
             self.table.mark_repair(bucket, key)
 
-    # -- what the parts say --------------------------------------------------------------------------------------------
+    # -- state of the parts --------------------------------------------------------------------------------------------
 
     @property
     def metadata(self) -> dict[bytes, bytes]:
@@ -474,12 +460,12 @@ class Engine:
 
     @property
     def makes_wait(self) -> bool:
-        """Whether a write would raise Stalled now; stalled for lack of something, it raises Shortage instead."""
+        """Whether a write would raise Stalled now, so that waiting helps."""
         return self.gate.makes_wait
 
     @property
     def sync_is_due(self) -> bool:
-        """Whether the next commit will wait for the disk; what is done before it shares the wait."""
+        """Whether the next commit will wait for the disk."""
         return self.commits.sync_is_due
 
     @property
@@ -489,7 +475,7 @@ class Engine:
 
     @property
     def rolled_back(self) -> MerkleKVError:
-        """What clients are told of the last roll-back."""
+        """The error of the last roll-back, as clients get it."""
         return self.gate.rolled_back
 
     def metrics(self) -> EngineMetrics:

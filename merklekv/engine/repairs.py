@@ -1,8 +1,7 @@
-"""The `repair` entries of the log: what the base has to derive anew beside its records.
+"""The `repair` entries of the log: what the base has to rebuild beside its records.
 
-Every transaction of the base keeps index, leaves, list of tombstones and counters in step with the records.  So they
-are wrong only where the disk, the memory or this program was.  When the scrub finds that, or replaces a damaged record,
-the log gets a `repair` entry for the bucket.  The checkpoint or the start that takes the segment into the base calls
+When the scrub finds index, leaf, list of tombstones or counters of a bucket wrong, or replaces a damaged record, the
+log gets a `repair` entry for the bucket.  The checkpoint or the start that reads the segment calls
 `BaseWriter.rebuild` first, because a checkpoint relies on what is derived.
 """
 

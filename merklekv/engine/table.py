@@ -1,23 +1,21 @@
-"""The table: what the node holds now, and the one place where that changes.
+"""The table: what the node has now, and the one place where that changes.
 
 A read sees the memtable, the frozen memtables and the base, newest first, above the truncation version.  A record in a
 newer layer hides those below it; so does the purge marker of a collected record.  Records of the base below the
-truncation version are dead: reads filter them out until a checkpoint has removed them.  Memtables drop theirs at once.
+truncation version are dead: reads skip them until a checkpoint has removed them.  Memtables drop theirs at once.
 
-A write changes the memtable, the leaf, the counters and the pending entries of the log together: `put` moves all of
-them from a key's old record to its new one, `purge` takes a record away, `raise_truncation` kills what is below a
-version, `put_metadata` stores a small named fact.  When an entry becomes durable: commit.py.  What a command means:
-engine.py.
+A write changes the memtable, the leaf, the counters and the pending entries of the log together: `put` replaces a
+key's record, `purge` removes one, `raise_truncation` removes what is below a version, `put_metadata` stores a small
+named fact.
 
 The tree's leaves are those of the base plus what the memtables change, so a checkpoint leaves them as they are.  Only a
 truncation version that spares some of the base's records makes them unknown (`root_ready`) until a checkpoint has swept
 the base.
 
-Ordered reads come in pages: a page is a short call that sees all layers at one moment; a scan asks for page after page
-and lets others in between.
+Ordered reads come in pages: short calls that see all layers at one moment.  Between two pages others get the lock.
 
 Invariants, which verify/check.py checks: leaves and counters are those of the newest records; every record is at or
-above the truncation version; the log's segments hold what the memtables hold.
+above the truncation version; the log's segments have what the memtables have.
 """
 
 import random
@@ -85,8 +83,7 @@ class Table:
     """Memtables over the base over the truncation version, with the Merkle tree and the counters of it all.
 
     Contract: a write that raises has changed nothing, but for the items of `put` before the one that raised.  Reads
-    take the lock by themselves, or find the record in the memtable without it; the caller of everything else holds
-    `lock`.
+    take the lock themselves, unless the memtable has the record; for everything else the caller has taken it.
 
     Not here: which version of a record stands (engine.py), what makes a write durable (commit.py), when a memtable is
     frozen (checkpoint/checkpointer.py).
@@ -117,7 +114,7 @@ class Table:
         self.lock = lock
 
     def restore(self, replayed: Replayed) -> None:
-        """Makes memory what the base and the segments behind it hold."""
+        """Restores memory from the base and the segments behind it."""
         *frozen, self.active = replayed.tables
         self.frozen = frozen[::-1]
         self.truncation = replayed.truncation
@@ -226,7 +223,7 @@ class Table:
                 record = self.lookup(key)
                 if record is not None and is_live(record):
                     return key
-            after: bytes | None = b""  # nearly everything is dead: take the first that is not
+            after: bytes | None = b""  # nearly everything is dead: take the first live key
             while after is not None:
                 keys, after = self.page(b"", after, RANDOM_TRIES)
                 if keys:
@@ -331,9 +328,8 @@ class Table:
     def put(self, op: int, items: Iterable[Sequence[Any]], flags: bytes = FLAGS[0], made: bool = False) -> None:
         """Gives keys new records, one after the other: (anything, key, value), or with `made` (anything, key, record).
 
-        This is the hot path of all writes: it looks things up once for all items, calls as little as it can, and spells
-        out `make_record` and `MerkleTree.add`.  What can fail comes first: when it raises, everything before that item
-        is done and nothing of it.
+        This is the hot path of all writes, so it spells out `make_record` and `MerkleTree.add`.  What can fail comes
+        first in each item: when it raises, everything before that item is done and nothing of it.
         """
         if self.gate.closed:
             self.gate.require_open()
@@ -398,10 +394,7 @@ class Table:
             self.live_count += live
 
     def _is_corrupt_version(self, key: bytes, record: bytes) -> bool:
-        """Whether damage made the version of this record: the clock must not follow it.
-
-        No version that the node has held is as new.
-        """
+        """Whether damage made the version of this record, so that the clock must not follow it: none here is as new."""
         return not is_sound(key, record) and version_of(record) > self.newest()
 
     def require_sizes(self, key: bytes, value: bytes) -> None:
@@ -418,7 +411,7 @@ class Table:
         self.active.tombstones.append(key)
 
     def purge(self, key: bytes, old: bytes) -> None:
-        """Takes a key's record `old` away as if it had never been: a purge marker hides it until the base drops it."""
+        """Removes a key's record `old` without a trace: a purge marker hides it until the base drops it."""
         marker = purge_marker(old)
         self.append(OP_PURGE | REMOTE, key, marker)
         in_active = self.records.get(key)
@@ -447,7 +440,7 @@ class Table:
         self.metadata[name] = value
 
     def mark_repair(self, bucket: int, key: bytes) -> None:
-        """Has the next checkpoint derive anew what the base keeps beside the records of a bucket."""
+        """Has the next checkpoint rebuild what the base keeps beside the records of a bucket."""
         self.append(OP_REPAIR | REMOTE, bucket.to_bytes(2, "big"), key)
         self.repair_lsn = self.active.lsn
 
@@ -463,7 +456,7 @@ class Table:
         self.rebuild()
 
     def append(self, op: int, name: bytes, body: bytes) -> None:
-        """Adds an entry to those that wait for the commit.  Raises Shortage, with nothing changed."""
+        """Adds a pending entry.  Raises Shortage, with nothing changed."""
         entry = _entry(op, len(name), len(body)) + name + body
         self.reserve(len(entry))
         self.log.pending.append(entry)
@@ -480,10 +473,7 @@ class Table:
 
     @property
     def needs_checkpoint(self) -> bool:
-        """Whether the active segment holds what the base has to take in for the tree to be right.
-
-        That is a truncation version or a repair.
-        """
+        """Whether the tree is right only after a checkpoint of the active segment: of a truncation or a repair."""
         return not self.frozen and (not self.root_ready or self.repair_lsn == self.active.lsn)
 
     def freeze(self, lsn: int) -> None:
@@ -502,7 +492,7 @@ class Table:
             self.rebuild()
 
     def segments_to_replay(self) -> list[int]:
-        """LSNs of the segments that the base has not taken in, oldest first; those before may be deleted."""
+        """LSNs of the segments after the checkpoint, oldest first."""
         return [table.lsn for table in reversed(self.tables) if table.lsn >= self.base.checkpoint_lsn]
 
     def rebuild(self) -> None:

@@ -4,11 +4,8 @@
     GC horizon      the timestamp (ns) up to which this node knows that; kept as a metadata entry, and only rises
     tombstone GC    removes tombstones at or below the GC horizon
 
-After that, a record from below the horizon that would change something is refused (`Engine.merge`): it was here once,
-and can only be one that was deleted since.  How far the horizon goes, and what a node does that was away for longer:
-merklekv/replication.
-
-Every step is in the log before anything else, like a write, but is no local event: it is not published.
+After that, `Engine.merge` refuses a record from below the horizon that would change something: it was here once and was
+deleted.  merklekv/replication decides how far the horizon goes.  Every step is a log entry that is not published.
 """
 
 from collections.abc import Iterator
@@ -36,8 +33,8 @@ class TombstoneGC:
     Contract: the horizon never falls but by a roll-back; after `collect_tombstones` has returned False no tombstone is
     below it.  The caller holds the engine's lock and commits.
 
-    It does not decide how far the horizon may rise.  Costs: 5 us for each tombstone that is removed; raising the
-    horizon looks at each tombstone between the old one and the new.  Memory: 1,000 keys.
+    Costs: 5 us for each tombstone that is removed; raising the horizon looks at each tombstone between the old one and
+    the new.  Memory: 1,000 keys.
     """
 
     def __init__(self, path: Path, table: Table) -> None:
@@ -58,7 +55,7 @@ class TombstoneGC:
         return int.from_bytes(self._table.metadata.get(METADATA_GC_HORIZON, b""), "big")
 
     def start_over(self) -> None:
-        """Looks at every tombstone again; after the table was restored."""
+        """Looks at every tombstone again, since the table was restored."""
         self.bound = bound_of(self.gc_horizon)  # the largest version at the horizon
         self._seen = ZERO_VERSION  # tombstones of the base up to here have been looked at
         self._due = self._due_tombstones()

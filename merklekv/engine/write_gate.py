@@ -53,11 +53,6 @@ class WriteGate:
         return self.stalled and self._shortage is None and self.failure is None
 
     @property
-    def is_open(self) -> bool:
-        """Whether the gate is open for this thread."""
-        return not self.stalled and not self.is_untold
-
-    @property
     def is_untold(self) -> bool:
         """Whether this thread has not been told yet that its changes were rolled back."""
         return bool(self._untold) and threading.get_ident() in self._untold

@@ -46,7 +46,7 @@ from merklekv.shortage import shortage_of
 
 log = logging.getLogger(__name__)
 
-# Of an absorption's work, roughly.  Writers are let go on by its progress, so all of the work has to show in it.
+# Of a checkpoint's work, roughly.  Stalled writers go on with its progress, so all of the work has to show in it.
 READ_SHARE: Final = 0.2
 INDEX_SHARE: Final = 0.15
 READ_STEP: Final = 1 << 20  # bytes of log between two reports
@@ -58,7 +58,7 @@ Progress = Callable[[float], None]
 
 
 class _Newest:
-    """Where the newest change of each key is, in a row of segments."""
+    """Where the newest change of each key is, in consecutive segments."""
 
     def __init__(self, segments: list[Segment], progress: Progress) -> None:
         """Reads them all; `progress` is called with the share read, each READ_STEP."""
@@ -67,7 +67,7 @@ class _Newest:
         self.metadata: dict[bytes, bytes] = {}
         self.repairs = Repairs()
         self.places: dict[bytes, int] = {}  # key -> segment index << 40 | position of the entry
-        total, before, told = sum(segment.size for segment in segments), 0, 0
+        total, before, reported = sum(segment.size for segment in segments), 0, 0
         for index, segment in enumerate(segments):
             base = index << 40
             for frame in segment.frames():
@@ -80,9 +80,9 @@ class _Newest:
                         self.repairs.add(key, segment.data[record_at:end])
                     elif op != OP_ORIGIN:
                         self.places[key] = base | (record_at - len(key) - ENTRY.size)
-                if before + frame.end >= told + READ_STEP:
-                    told = before + frame.end
-                    progress(told / total)
+                if before + frame.end >= reported + READ_STEP:
+                    reported = before + frame.end
+                    progress(reported / total)
             before += segment.size
 
     def record(self, key: bytes) -> bytes:
@@ -122,7 +122,7 @@ def checkpoint(base: BaseWriter, log_directory: Path, upto: int, progress: Progr
             progress(READ_SHARE + (1 - READ_SHARE - INDEX_SHARE) * done / len(newest.places))
             failpoints.reached("checkpoint.records_part")
         failpoints.reached("checkpoint.records_done")
-        # A resumed checkpoint finds its own records in the base and cannot tell which of them are not in the index yet.
+        # A resumed checkpoint finds its own records in the base, and does not know which of them the index lacks.
         unlisted = [xxh3_64_digest(key)[:2] + key for key in (newest.places if resumed else added)]
         entries = _in_order(unlisted)
         done = 0
@@ -197,7 +197,7 @@ class CheckpointProcess:
         process = self._running()
         assert process.stdin is not None
         assert process.stdout is not None
-        with suppress(BrokenPipeError):  # it has died, as its silence tells
+        with suppress(BrokenPipeError):  # it has died: no line comes
             process.stdin.write(f"{upto}\n")
             process.stdin.flush()
         for line in process.stdout:
@@ -234,7 +234,7 @@ class CheckpointProcess:
         """Closes the pipes, when `checkpoint` is not called any more."""
         for pipe in (self._process.stdin, self._process.stdout) if self._process else ():
             if pipe is not None:
-                with suppress(BrokenPipeError):  # a job that the child did not live to read
+                with suppress(BrokenPipeError):  # the child died before it read the job
                     pipe.close()
 
     def _running(self) -> "subprocess.Popen[str]":
@@ -258,7 +258,7 @@ class CheckpointProcess:
                     threading.Thread(
                         target=_log_lines, args=(self._process.stderr,), name="child-log", daemon=True
                     ).start()
-                except RuntimeError:  # no thread is to be had: without a reader the child would wait for it one day
+                except RuntimeError:  # no thread: without a reader the child could wait for ever
                     self._process.kill()
                     raise
             return self._process
@@ -266,10 +266,7 @@ class CheckpointProcess:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """A process that is started meanwhile gets no signal from others but SIGTERM, SIGKILL and SIGSTOP.
-
-    A signal to the whole group (Ctrl-C, a closed terminal) is for the parent, which decides what it means.
-    """
+    """A process that is started meanwhile gets only SIGTERM, SIGKILL and SIGSTOP; other signals are the parent's."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {signal.SIGTERM})
     try:
         yield
@@ -278,7 +275,7 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _log_lines(stderr: TextIO) -> None:
-    """Logs what the child writes to stderr, which is little and unforeseen: the child itself must not wait there."""
+    """Logs what the child writes to stderr, so that it never waits there."""
     with stderr:
         for line in stderr:
             log.warning("checkpoint process: %s", line.rstrip())
@@ -336,4 +333,4 @@ if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
     except BrokenPipeError:
-        os._exit(0)  # the parent is gone, and with it everybody who could want an answer
+        os._exit(0)  # the parent is gone
