@@ -192,7 +192,7 @@ def test_sync_waits_for_a_busy_peer(make: Make, net: Net) -> None:
     running = threading.Thread(target=lambda: a.sync(b))
     running.start()
     assert reached.wait(10)
-    a.anti_entropy._running["b:1"].node = "b"
+    a.anti_entropy._running["b:1"] = "b"
     waiting = threading.Thread(target=lambda: b.sync(a))
     waiting.start()
     wait_until(lambda: ("b", "a:1") in net.connects)
@@ -360,7 +360,7 @@ def test_a_stop_cuts_what_is_under_way(make: Make, net: Net) -> None:
     held: list[Line] = []
 
     def hold(asking: Node, address: str) -> None:
-        line = a.anti_entropy._running[address].transport
+        line = a.anti_entropy._transports[address]
         assert isinstance(line, Line)
         held.append(line)
         line.closed.wait(10)

@@ -21,7 +21,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from merklekv.address import format_address, parse_address
@@ -36,7 +35,7 @@ from merklekv.replication.cluster.presence import ONLINE, Status
 from merklekv.replication.sync.initiator import ExchangeReport, Initiator
 from merklekv.replication.sync.messages import ExchangeRefused
 from merklekv.replication.sync.peers import TOTALS, ExchangePeer, ExchangePeers
-from merklekv.replication.sync.responder import BUSY, ITSELF, Responder, Slices
+from merklekv.replication.sync.responder import BUSY, ITSELF, Responder
 from merklekv.replication.sync.schedule import rest_s
 from merklekv.worker_thread import WorkerThread
 
@@ -66,14 +65,6 @@ class Stopped(MerkleKVError):
     """The node stops, so the exchange was cut."""
 
 
-@dataclass(slots=True)
-class _OwnExchange:
-    """An exchange that this node has begun."""
-
-    node: str  # the other one; empty until it is known
-    transport: Transport | None = None
-
-
 class AntiEntropy:
     """The exchanges of one node from `start` to `stop`."""
 
@@ -101,10 +92,12 @@ class AntiEntropy:
         self._share_percent = share_percent
         self._regular = regular
         self._responder = Responder(engine, members, cluster, self._has_begun, self._on_served)
+        self.answer = self._responder.answer  # to a message of an exchange that another node has begun
         self._peers = ExchangePeers(addresses if regular else (), interval_s)
         self._changed = threading.Condition()  # guards all below, and the peers
         self._statuses: deque[Status] = deque()  # that the thread has not taken yet
-        self._running: dict[str, _OwnExchange] = {}  # by address
+        self._running: dict[str, str] = {}  # address and node of the exchanges begun here; no node until it is known
+        self._transports: dict[str, Transport] = {}  # theirs, by address
         self._served = 0  # complete exchanges that other nodes began
         self._may_collect = True  # the GC horizon may have moved
         self._throttle = LogThrottle(log)
@@ -120,7 +113,7 @@ class AntiEntropy:
         """Cut the exchanges under way and begin no other; returns within STOP_S."""
         self.worker.stop(0)
         with self._changed:
-            transports = [one.transport for one in self._running.values() if one.transport is not None]
+            transports = list(self._transports.values())
         for transport in transports:
             transport.close()
         self.worker.stop(STOP_S)
@@ -131,10 +124,6 @@ class AntiEntropy:
         """A node is new, went online or offline, or has another address."""
         self._statuses.append(status)
         self._notify()
-
-    def answer(self, message: bytes) -> Slices[bytes]:
-        """The answer to a message of an exchange that another node has begun, in slices."""
-        return self._responder.answer(message)
 
     def wake(self, node: str, reason: str) -> None:
         """Events of this node (empty: of any node) may have been lost: exchange soon."""
@@ -246,7 +235,7 @@ class AntiEntropy:
 
     def _has_begun(self, node: str) -> bool:
         with self._changed:
-            return any(one.node == node for one in self._running.values())
+            return node in self._running.values()
 
     def _on_served(self, identity: Identity) -> None:
         """An exchange that another node began is complete."""
@@ -326,13 +315,14 @@ class AntiEntropy:
                 self._changed.wait()
             self._require_running()
             peer = self._peers.at(address)
-            self._running[address] = _OwnExchange(peer.node)
+            self._running[address] = peer.node
             peer.schedule.begin()
         try:
             yield peer
         finally:
             with self._changed:
                 del self._running[address]
+                self._transports.pop(address, None)
                 self._changed.notify_all()
 
     def _carry_out(self, address: str, share_percent: int, full: bool, verify: bool) -> ExchangeReport:
@@ -342,8 +332,7 @@ class AntiEntropy:
         try:
             with self._changed:
                 self._require_running()
-                own = self._running[address]
-                own.transport = transport
+                self._transports[address] = transport
             message = next(steps)
             while True:
                 began = time.monotonic()
@@ -352,7 +341,7 @@ class AntiEntropy:
                 except StopIteration as end:
                     report: ExchangeReport = end.value
                     return report
-                own.node = initiator.report.node
+                self._running[address] = initiator.report.node
                 self._rest(began, share_percent)
         except MerkleKVError:
             self._require_running()  # a stop may have cut it: then the peer has not failed
