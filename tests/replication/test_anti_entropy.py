@@ -14,7 +14,7 @@ from fixtures.support import run_out_of_room, wait_until
 from merklekv.errors import DiskFull, InvalidArgument, MerkleKVError, StorageFailed
 from merklekv.metrics import LABELS_MAX
 from merklekv.replication.cluster.members import UnknownMember
-from merklekv.replication.cluster.presence import OFFLINE, ONLINE, Status
+from merklekv.replication.cluster.presence import NODES_MAX, OFFLINE, ONLINE, Status
 from merklekv.replication.cluster.storage import load_members
 from merklekv.replication.sync import anti_entropy as module
 from merklekv.replication.sync import responder
@@ -352,6 +352,14 @@ def test_switched_off_it_exchanges_when_told_alone(make: Make, net: Net) -> None
     assert net.connects == []
     a.sync(b)
     assert net.connects == [("a", "b:1")]
+
+
+def test_statuses_that_wait_are_bounded(make: Make) -> None:
+    a = make("a")
+    for number in range(NODES_MAX + 2):
+        a.anti_entropy.on_status(Status("b", ONLINE, "b:1", epoch=str(number)))
+    assert len(a.anti_entropy._statuses) == NODES_MAX
+    assert a.anti_entropy._statuses[-1].epoch == str(NODES_MAX + 1)
 
 
 def test_a_stop_cuts_what_is_under_way(make: Make, net: Net) -> None:

@@ -31,7 +31,7 @@ from merklekv.metrics import ExchangeMetrics, shown
 from merklekv.output import counted
 from merklekv.replication.cluster.members import Identity, Members
 from merklekv.replication.cluster.membership import Membership
-from merklekv.replication.cluster.presence import ONLINE, Status
+from merklekv.replication.cluster.presence import NODES_MAX, ONLINE, Status
 from merklekv.replication.sync.initiator import ExchangeReport, Initiator
 from merklekv.replication.sync.messages import ExchangeRefused
 from merklekv.replication.sync.peers import TOTALS, ExchangePeer, ExchangePeers
@@ -95,7 +95,7 @@ class AntiEntropy:
         self.answer = self._responder.answer  # to a message of an exchange that another node has begun
         self._peers = ExchangePeers(addresses if regular else (), interval_s)
         self._changed = threading.Condition()  # guards all below, and the peers
-        self._statuses: deque[Status] = deque()  # that the thread has not taken yet
+        self._statuses: deque[Status] = deque(maxlen=NODES_MAX)  # that the thread has not taken yet; the oldest go
         self._running: dict[str, str] = {}  # address and node of the exchanges begun here; no node until it is known
         self._transports: dict[str, Transport] = {}  # theirs, by address
         self._served = 0  # complete exchanges that other nodes began
