@@ -84,7 +84,7 @@ def test_a_file_is_no_directory(tmp_path: Path) -> None:
 
 
 def lock(path: Path) -> int:
-    """A descriptor that holds the lock of a data directory."""
+    """A descriptor that has the lock of a data directory."""
     fd = os.open(path, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
     return fd
@@ -101,7 +101,9 @@ def test_the_lock_of_a_process_that_is_gone_is_waited_for(tmp_path: Path, monkey
     release.join()
 
 
-@pytest.mark.parametrize(("text", "named"), [(f"{GONE}\n", str(GONE)), ("", "unknown"), ("who?\n", "who.")])
+@pytest.mark.parametrize(
+    ("text", "named"), [(f"{GONE}\n", str(GONE)), ("", "unknown"), ("who?\n", "who."), ("\u00b2\n", "\u00b2")]
+)
 def test_a_process_that_the_kernel_does_not_list_is_named_by_its_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, named: str
 ) -> None:
@@ -321,7 +323,7 @@ def test_a_file_that_is_no_segment_is_left_alone(tmp_path: Path, name: str) -> N
 
 @pytest.mark.parametrize("name", ["LOCK", "base/lock.mdb"])
 @pytest.mark.parametrize("content", [b"", b"x", b"\xff" * 100_000])
-def test_a_file_of_which_nothing_depends_may_hold_anything(tmp_path: Path, name: str, content: bytes) -> None:
+def test_a_file_that_nothing_depends_on_may_contain_anything(tmp_path: Path, name: str, content: bytes) -> None:
     with engines.engine_in(tmp_path / "data") as engine:
         engine.set(b"k", b"v")
     (tmp_path / "data" / name).write_bytes(content)
@@ -440,7 +442,7 @@ def test_the_segment_where_the_base_ends_is_not_taken_for_a_new_one(tmp_path: Pa
     assert check_directory(tmp_path / "data") == [f"{last}: the segment where the base ends is missing"]
 
 
-def test_a_child_that_the_base_kills_is_told_at_once(tmp_path: Path) -> None:
+def test_a_checkpoint_process_that_the_base_kills_is_reported_at_once(tmp_path: Path) -> None:
     """SIGBUS: the file is shorter than it was when the child began, or the disk cannot read it."""
     engine = engines.open_engine(tmp_path / "data", checkpoint="process")
     child = engine.checkpointer.child

@@ -73,8 +73,8 @@ def test_a_frame_that_is_cut_or_flipped_anywhere_is_none(tmp_path: Path) -> None
                 assert reference.read_frame(opened, 0, 48) is None
 
 
-def test_a_frame_counts_only_at_its_own_place(tmp_path: Path) -> None:
-    """Bytes of an old file that a new one got with its blocks are no frames of it."""
+def test_a_frame_counts_only_at_its_own_position(tmp_path: Path) -> None:
+    """A new file may get the blocks of an old one: the old frames in them are none of the new file."""
     frame = engines.frame(0, 48, [engines.set_entry(1)])
     for lsn, position in ((0, 49), (0, 148), (4096, 48)):
         file = tmp_path / f"{lsn:020d}.log"

@@ -1,4 +1,4 @@
-"""What a start makes of the log that a crash has left, and that the checker agrees."""
+"""A start recovers the log after a crash, and the checker agrees with it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def keys_left(directory: Path) -> list[bytes]:
     return found
 
 
-def opinion(directory: Path) -> tuple[list[str], list[str]]:
+def checked(directory: Path) -> tuple[list[str], list[str]]:
     """Violations and remarks of the checker."""
     remarks: list[str] = []
     report = Report(remarks.append)
@@ -57,7 +57,7 @@ def test_the_last_frame_cut_at_every_byte(tmp_path: Path) -> None:
                 opened.truncate(size)
                 opened.truncate(size + room)
             torn = start < size < end
-            violations, remarks = opinion(copy)
+            violations, remarks = checked(copy)
             assert violations == []
             assert len(remarks) == torn
             recovered = recover_log(copy, 0)
@@ -90,7 +90,7 @@ def test_a_flipped_byte_in_a_middle_frame_is_damage(tmp_path: Path) -> None:
         assert str(caught.value).startswith(f"{log.file}: damaged at byte {start}: ")
         assert "merklekv-tool verify" in str(caught.value)
         assert engines.snapshot(log.path) == flipped
-        violations, remarks = opinion(log.path)
+        violations, remarks = checked(log.path)
         assert len(violations) == 1
         assert f"{log.file}: no whole frame at byte {start}" in violations[0]
         assert remarks == []
@@ -105,7 +105,7 @@ def test_a_sealed_segment_that_is_torn_before_the_next_one_was_synced(tmp_path: 
     log.next_segment()
     log.frame([set_entry(7)], synced=False)
     engines.flip(first, frames[1][1] + 50)
-    violations, remarks = opinion(log.path)
+    violations, remarks = checked(log.path)
     assert violations == []
     assert len(remarks) == 1
     recovered = recover_log(log.path, 0)
@@ -128,7 +128,7 @@ def test_a_sealed_segment_that_lost_its_end_before_the_next_one_was_synced(tmp_p
     assert keys_left(log.path) == [b"k%d" % number for number in range(4)]
 
 
-def test_a_later_segment_testifies_for_an_earlier_one(tmp_path: Path) -> None:
+def test_a_later_segment_claims_an_earlier_one_as_synced(tmp_path: Path) -> None:
     log = three_frames(tmp_path / "log")
     first = log.file
     log.next_segment()
@@ -136,7 +136,7 @@ def test_a_later_segment_testifies_for_an_earlier_one(tmp_path: Path) -> None:
     engines.flip(first, log.frames[2][1])
     with pytest.raises(Corruption, match=f"{first}: damaged at byte {log.frames[2][1]}"):
         recover_log(log.path, 0)
-    assert len(opinion(log.path)[0]) == 1
+    assert len(checked(log.path)[0]) == 1
 
 
 @pytest.mark.parametrize("missing", [0, 1])
@@ -151,7 +151,7 @@ def test_a_missing_segment_is_damage(tmp_path: Path, missing: int) -> None:
     with pytest.raises(Corruption) as caught:
         recover_log(log.path, 0)
     assert str(log.path) in str(caught.value)
-    assert len(opinion(log.path)[0]) == 1
+    assert len(checked(log.path)[0]) == 1
     assert len(list_segments(log.path)) == 3
 
 
@@ -165,14 +165,14 @@ def test_a_log_without_the_segment_where_the_base_ends(tmp_path: Path) -> None:
 def test_a_segment_that_was_being_created_is_dropped(
     tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For good: else a crash in another life may bring it back among later ones."""
+    """Durably: otherwise a later crash may bring it back among other segments."""
     synced: list[list[int]] = []
     monkeypatch.setattr(recovery, "sync_directory", lambda path: synced.append(list_segments(path)))
     log = three_frames(tmp_path / "log")
     old = log.file
     log.next_segment()
     log.file.write_bytes(bytes(size))
-    violations, remarks = opinion(log.path)
+    violations, remarks = checked(log.path)
     assert violations == []
     assert "was being created" in remarks[0]
     recovered = recover_log(log.path, 0)
@@ -195,7 +195,7 @@ def test_a_header_of_zeros_with_frames_behind_it_is_damage(tmp_path: Path) -> No
         file.write(bytes(48))
     with pytest.raises(Corruption, match="header"):
         recover_log(log.path, 0)
-    assert "header" in opinion(log.path)[0][0]
+    assert "header" in checked(log.path)[0][0]
 
 
 damage = st.lists(st.tuples(st.sampled_from(["flip", "cut"]), st.integers(0, 2**20)), min_size=1, max_size=2)
@@ -203,10 +203,8 @@ shapes = st.lists(st.tuples(st.integers(1, 3), st.booleans(), st.booleans()), mi
 
 
 @given(shapes, damage)
-def test_the_checker_and_a_start_are_of_one_opinion(
-    shape: list[tuple[int, bool, bool]], blows: list[tuple[str, int]]
-) -> None:
-    """Whatever is flipped or cut: a start refuses what the checker calls a problem, else it keeps a whole beginning."""
+def test_the_checker_and_a_start_agree(shape: list[tuple[int, bool, bool]], blows: list[tuple[str, int]]) -> None:
+    """Any byte is flipped or cut: a start refuses the log if the checker reports it, or keeps its whole beginning."""
     with engines.directory() as path:
         log = LogWriter(path / "log")
         written: list[bytes] = []
@@ -218,7 +216,7 @@ def test_the_checker_and_a_start_are_of_one_opinion(
                 log.next_segment()
         for kind, where in blows:
             _strike(log.path, kind, where)
-        violations, _ = opinion(log.path)
+        violations, _ = checked(log.path)
         try:
             recovered = recover_log(log.path, 0)
         except Corruption:
@@ -227,13 +225,13 @@ def test_the_checker_and_a_start_are_of_one_opinion(
         assert violations == []
         left = keys_left(log.path)
         assert left == written[: len(left)]
-        assert opinion(log.path) == ([], [])
+        assert checked(log.path) == ([], [])
         assert (recovered.sequence if recovered else 1) == len(left) + 1
         assert recover_log(log.path, 0) == recovered
 
 
 def _strike(directory: Path, kind: str, where: int) -> None:
-    """Flips a byte, or cuts everything behind it, counting through all segments, round and round."""
+    """Flips the byte at a position counted over all segments, modulo their size, or cuts everything behind it."""
     files = [segment_path(directory, lsn) for lsn in list_segments(directory)]
     where %= max(1, sum(file.stat().st_size for file in files))
     for file in files:

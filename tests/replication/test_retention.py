@@ -1,4 +1,4 @@
-"""Following the log: every committed frame once and in order, from memory or files, over rotations and restarts."""
+"""The subscriber of the log gets each committed frame once, in order, from memory or files, also after restarts."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def write(engine: Engine, first: int, last: int, step: int = 3) -> list[bytes]:
     return values
 
 
-def test_nothing_is_held_until_somebody_follows(tmp_path: Path) -> None:
+def test_nothing_is_retained_until_there_is_a_subscriber(tmp_path: Path) -> None:
     engine = open_engine(tmp_path)
     write(engine, 0, 10)
     assert engine.retention.cursor is None
@@ -87,7 +87,7 @@ def test_every_event_comes_once_and_in_order(
     engine.close()
 
 
-def test_after_a_restart_it_goes_on_at_the_held_place(tmp_path: Path) -> None:
+def test_after_a_restart_it_goes_on_at_the_cursor(tmp_path: Path) -> None:
     engine = open_engine(tmp_path)
     at = engine.retention.subscribe().lsn
     first = write(engine, 0, 1000)
@@ -103,7 +103,7 @@ def test_after_a_restart_it_goes_on_at_the_held_place(tmp_path: Path) -> None:
     engine.close()
 
 
-def test_uncommitted_entries_are_not_handed_out(tmp_path: Path) -> None:
+def test_uncommitted_entries_are_not_returned(tmp_path: Path) -> None:
     engine = open_engine(tmp_path)
     at = engine.retention.subscribe().lsn
     engine.set(b"k", b"v")
@@ -113,7 +113,7 @@ def test_uncommitted_entries_are_not_handed_out(tmp_path: Path) -> None:
     engine.close()
 
 
-def test_events_of_other_nodes_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_of_other_nodes_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for recent_bytes in (retention_module.RECENT_BYTES, -1):
         monkeypatch.setattr(retention_module, "RECENT_BYTES", recent_bytes)
         engine = open_engine(tmp_path / str(recent_bytes))
@@ -126,7 +126,7 @@ def test_events_of_other_nodes_are_passed_over(tmp_path: Path, monkeypatch: pyte
         engine.close()
 
 
-def test_the_follower_is_woken_by_local_events_alone(tmp_path: Path) -> None:
+def test_the_subscriber_is_notified_of_local_events_alone(tmp_path: Path) -> None:
     engine = open_engine(tmp_path)
     engine.retention.subscribe()
     woken: list[int] = []
@@ -142,7 +142,7 @@ def test_the_follower_is_woken_by_local_events_alone(tmp_path: Path) -> None:
     engine.close()
 
 
-def test_segments_are_kept_for_the_follower_and_go_when_it_has_passed(tmp_path: Path) -> None:
+def test_segments_are_retained_until_the_subscriber_has_passed_them(tmp_path: Path) -> None:
     engine = open_engine(tmp_path)
     engine.retention.subscribe()
     write(engine, 0, 3000)
@@ -160,7 +160,7 @@ def test_segments_are_kept_for_the_follower_and_go_when_it_has_passed(tmp_path: 
     engine.close()
 
 
-def test_without_a_follower_segments_go_at_once(tmp_path: Path) -> None:
+def test_without_a_subscriber_segments_are_deleted_at_once(tmp_path: Path) -> None:
     engine = open_engine(tmp_path)
     write(engine, 0, 3000)
     engine.checkpoint_now()
@@ -169,7 +169,7 @@ def test_without_a_follower_segments_go_at_once(tmp_path: Path) -> None:
     assert open_engine(tmp_path).retention.cursor is None
 
 
-def test_past_the_limit_the_oldest_are_given_up(tmp_path: Path) -> None:
+def test_past_the_limit_the_oldest_are_dropped(tmp_path: Path) -> None:
     limit = 3 * MIN_MEMTABLE_SIZE
     engine = open_engine(tmp_path, retain_max_bytes=limit)
     at = engine.retention.subscribe().lsn
@@ -195,7 +195,7 @@ def damage(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("broken", [b"", b"short", damage])
-def test_a_damaged_place_repeats_what_is_left(
+def test_a_damaged_cursor_repeats_the_events_that_are_left(
     tmp_path: Path, broken: bytes | Damage, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = open_engine(tmp_path)
@@ -211,7 +211,7 @@ def test_a_damaged_place_repeats_what_is_left(
     engine.close()
 
 
-def test_a_place_behind_the_end_of_a_log_that_was_cut_back_is_the_end(tmp_path: Path) -> None:
+def test_a_cursor_behind_the_end_of_a_log_that_was_cut_back_is_the_end(tmp_path: Path) -> None:
     engine = open_engine(tmp_path)
     write(engine, 0, 10)
     engine.retention.subscribe()
@@ -226,7 +226,7 @@ def test_a_place_behind_the_end_of_a_log_that_was_cut_back_is_the_end(tmp_path: 
     engine.close()
 
 
-def test_a_damaged_frame_is_said_and_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_frame_is_reported_and_not_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention_module, "RECENT_BYTES", 0)
     engine = open_engine(tmp_path)
     at = engine.retention.subscribe().lsn
