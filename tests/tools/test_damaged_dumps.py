@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from merklekv_tool.errors import DumpError
 from merklekv_tool.exit_codes import EXIT_DUMP
-from merklekv_tool.formats.dump import End, Format, Head, Reader, Writer, checksum_of, format_named
+from merklekv_tool.formats.dump import FORMATS, FormatName, Reader, Writer
+from merklekv_tool.formats.items import End, Head, checksum_of
 
 from merklekv.engine.record import ZERO_VERSION, digest_of, make_record
 
-FORMATS = ["jsonl", "cbor"]
 VERSIONS = [(1_700_000_000 + number).to_bytes(8, "big") + bytes((number,)) * 16 for number in range(4)]
 TRUNCATION = (1_600_000_000).to_bytes(8, "big") + bytes(16)
 PAIRS = [
@@ -28,9 +28,9 @@ PAIRS = [
 ]
 
 
-def dump_of(form: str) -> bytes:
+def dump_of(form: FormatName) -> bytes:
     file = io.BytesIO()
-    writer = Writer(file, format_named(form), b"")  # type: ignore[arg-type]
+    writer = Writer(file, form, b"")
     writer.page(PAIRS)
     writer.end(TRUNCATION)
     return file.getvalue()
@@ -51,12 +51,12 @@ def says_the_same_or_complains(dump: bytes) -> bool:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_whole(form: str) -> None:
+def test_whole(form: FormatName) -> None:
     assert read(dump_of(form)) == (PAIRS, TRUNCATION)
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_cut_at_every_byte(form: str) -> None:
+def test_cut_at_every_byte(form: FormatName) -> None:
     dump = dump_of(form)
     for cut in range(len(dump)):
         with pytest.raises(DumpError, match=r"^file: "):
@@ -65,16 +65,16 @@ def test_cut_at_every_byte(form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("mask", [0x01, 0x20, 0x80])
-def test_flipped_at_every_byte(form: str, mask: int) -> None:
+def test_flipped_at_every_byte(form: FormatName, mask: int) -> None:
     dump = dump_of(form)
     for position in range(len(dump)):
         changed = dump[:position] + bytes((dump[position] ^ mask,)) + dump[position + 1 :]
         assert says_the_same_or_complains(changed), position
 
 
-@given(st.sampled_from(FORMATS), st.data())
+@given(st.sampled_from(list(FORMATS)), st.data())
 @settings(max_examples=300, deadline=None)
-def test_rewritten_at_random(form: str, data: st.DataObject) -> None:
+def test_rewritten_at_random(form: FormatName, data: st.DataObject) -> None:
     dump = dump_of(form)
     begin = data.draw(st.integers(0, len(dump)))
     end = data.draw(st.integers(begin, len(dump)))
@@ -111,16 +111,18 @@ def test_no_dump(dump: bytes) -> None:
         read(dump)
 
 
-def miscounted(form: Format) -> bytes:
+def miscounted(form: FormatName) -> bytes:
     checksum = checksum_of(Head(b""))
     checksum.update(b"".join(digest_of(record) for _, record in PAIRS) + TRUNCATION)
-    records = [form.record(key, record) for key, record in PAIRS]
-    return b"".join((form.head(Head(b"")), *records, form.end(End(len(PAIRS) + 1, TRUNCATION, checksum.digest()))))
+    encoding = FORMATS[form]
+    records = [encoding.record(key, record) for key, record in PAIRS]
+    end = End(len(PAIRS) + 1, TRUNCATION, checksum.digest())
+    return b"".join((encoding.head(Head(b"")), *records, encoding.end(end)))
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_records_that_are_missing_doubled_or_in_another_order(name: str) -> None:
-    form = format_named(name)  # type: ignore[arg-type]
+def test_records_that_are_missing_doubled_or_in_another_order(name: FormatName) -> None:
+    form = FORMATS[name]
     dump = dump_of(name)
     first, second, third = (form.record(key, record) for key, record in PAIRS)
     for changed in (first + third, first + second + second, second + first + third):
@@ -128,15 +130,15 @@ def test_records_that_are_missing_doubled_or_in_another_order(name: str) -> None
         with pytest.raises(DumpError, match=r"checksum|the end tells of 3 records"):
             read(dump.replace(first + second + third, changed))
     with pytest.raises(DumpError, match="the end tells of 4 records, but there are 3"):
-        read(miscounted(form))
+        read(miscounted(name))
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_two_dumps_in_a_row(name: str) -> None:
+def test_two_dumps_in_a_row(name: FormatName) -> None:
     dump = dump_of(name)
     with pytest.raises(DumpError, match="something follows this end"):
         read(dump + dump)
-    head = format_named(name).head(Head(b""))  # type: ignore[arg-type]
+    head = FORMATS[name].head(Head(b""))
     with pytest.raises(DumpError, match="a second head"):
         read(head + dump)
 
@@ -205,7 +207,7 @@ def test_what_is_wrong_with_a_line(changed: bytes, words: str) -> None:
 )
 def test_what_is_wrong_with_an_item(item: object, words: str) -> None:
     dump = dump_of("cbor")
-    position = dump.index(format_named("cbor").record(*PAIRS[2]))
+    position = dump.index(FORMATS["cbor"].record(*PAIRS[2]))
     with pytest.raises(DumpError) as caught:
         read(dump[:position] + cbor2.dumps(item) + dump[position:])
     assert str(caught.value).startswith(f"file: byte {position}: ")
@@ -213,7 +215,7 @@ def test_what_is_wrong_with_an_item(item: object, words: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_loading_a_damaged_dump(form: str, tmp_path: Path) -> None:
+def test_loading_a_damaged_dump(form: FormatName, tmp_path: Path) -> None:
     """What was read before the damage is in, the truncation version is not; the message says where and how much."""
     dump = tmp_path / "dump"
     dump.write_bytes(dump_of(form)[:-3])
@@ -265,7 +267,7 @@ def test_an_item_that_would_take_all_memory_is_refused(bomb: bytes, words: str) 
 def test_a_record_of_any_size_is_read(size: int) -> None:
     pairs = [(b"k" * 511, make_record(b"k" * 511, VERSIONS[0], b"v" * size))]
     file = io.BytesIO()
-    writer = Writer(file, format_named("cbor"), b"p" * 511)
+    writer = Writer(file, "cbor", b"p" * 511)
     writer.page(pairs)
     writer.end(None)
     assert read(file.getvalue()) == (pairs, None)

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Final, NoReturn, cast
 import cbor2
 
 from merklekv.engine.record import DIGEST_SIZE, VERSION_SIZE, digest_of, value_of, version_of
-from merklekv_tool.formats.dump import (
+from merklekv_tool.formats.items import (
     DUMP_VERSION,
     MARK,
     End,
@@ -36,7 +36,7 @@ READ_BYTES: Final = 1 << 15  # a long string is read in pieces of at least this 
 
 
 class Cbor:
-    """See `dump.Format`."""
+    """Encodes and decodes the items of a dump. `read` raises ValueError with the position in front."""
 
     def head(self, head: Head) -> bytes:
         return cbor2.dumps(cbor2.CBORTag(SELF_DESCRIBED, {MARK: DUMP_VERSION, "prefix": head.prefix}))
@@ -46,9 +46,8 @@ class Cbor:
         return cbor2.dumps([key, version_of(record), tombstone, digest_of(record), value_of(record)])
 
     def end(self, end: End) -> bytes:
-        return cbor2.dumps(
-            {"end": True, "records": end.records, "truncation": end.truncation, "checksum": end.checksum}
-        )
+        fields = {"records": end.records, "truncation": end.truncation, "checksum": end.checksum}
+        return cbor2.dumps({"end": True, **fields})
 
     def read(self, file: BinaryIO) -> Iterator[tuple[str, Item]]:
         counted = _Counted(file)
@@ -83,7 +82,7 @@ class _Counted:
         self.begin()
 
     def begin(self) -> None:
-        """Starts the next item."""
+        """Start the next item."""
         self._began = self.position
         self._reads = 0
 

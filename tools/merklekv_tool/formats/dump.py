@@ -18,111 +18,30 @@ Memory: one page of records while writing, one record while reading.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import BinaryIO, Final, Literal, Protocol
+from typing import BinaryIO, Final, Literal
 
-from xxhash import xxh3_128
-
-from merklekv.engine.format import MAX_KEY_SIZE
-from merklekv.engine.record import TOMBSTONE, VERSION_SIZE, digest_of, flags_of, make_record
+from merklekv.engine.record import digest_of, flags_of
 from merklekv_tool.errors import DumpError
-
-DUMP_VERSION: Final = 2
-MARK: Final = "merklekv_dump"  # the first field of the head, in both formats
+from merklekv_tool.formats.cbor import Cbor
+from merklekv_tool.formats.items import End, Head, Item, Pair, checksum_of
+from merklekv_tool.formats.jsonl import JsonLines
 
 FormatName = Literal["jsonl", "cbor"]
-Pair = tuple[bytes, bytes]
-
-
-@dataclass(frozen=True)
-class Head:
-    """The beginning of a dump."""
-
-    prefix: bytes
-
-
-@dataclass(frozen=True)
-class End:
-    """The end of a dump. `truncation`: 24 bytes, None under a prefix."""
-
-    records: int
-    truncation: bytes | None
-    checksum: bytes
-
-
-Item = Head | Pair | End
-
-
-class Format(Protocol):
-    """An encoding of dumps."""
-
-    def head(self, head: Head) -> bytes:
-        """The bytes of the head."""
-
-    def record(self, key: bytes, record: bytes) -> bytes:
-        """The bytes of a record."""
-
-    def end(self, end: End) -> bytes:
-        """The bytes of the end."""
-
-    def read(self, file: BinaryIO) -> Iterator[tuple[str, Item]]:
-        """Each item of a file with its position, as in ``line 3``. Raises ValueError with the position in front."""
-
-
-def format_named(name: FormatName) -> Format:
-    """The format of that name."""
-    if name == "jsonl":
-        from merklekv_tool.formats.jsonl import JsonLines
-
-        return JsonLines()
-    from merklekv_tool.formats.cbor import Cbor
-
-    return Cbor()
-
-
-def require_dump_version(version: object) -> None:
-    """Raises ValueError for a dump of another release."""
-    if version != DUMP_VERSION:
-        raise ValueError(f"a dump of version {version!r}: this release reads {DUMP_VERSION}")
-
-
-def check_flags(key: bytes, record: bytes) -> bool:
-    """Whether a record is a tombstone. Raises DumpError for flags of a later release: a dump would lose them."""
-    flags = flags_of(record)
-    if flags & ~TOMBSTONE:
-        raise DumpError(f"the record of {key!r} has flags {flags:#x} of a later release: dump it with that release")
-    return flags == TOMBSTONE
-
-
-def build_record(key: bytes, version: bytes, tombstone: bool, digest: bytes, value: bytes) -> bytes:
-    """The record as the engine stores it. Raises ValueError for fields that no record has."""
-    if not 0 < len(key) <= MAX_KEY_SIZE:
-        raise ValueError(f"a key of {len(key)} bytes: keys have 1 to {MAX_KEY_SIZE}")
-    if len(version) != VERSION_SIZE:
-        raise ValueError(f"a version of {len(version)} bytes: versions have {VERSION_SIZE}")
-    record = make_record(key, version, value, tombstone=tombstone)
-    if digest_of(record) != digest:
-        raise ValueError(f"the record of {key!r} does not match its digest: it was damaged or edited")
-    return record
-
-
-def checksum_of(head: Head) -> xxh3_128:
-    """The checksum of a dump, to be updated with each record's digest and the truncation version."""
-    return xxh3_128(len(head.prefix).to_bytes(8, "big") + head.prefix)
+FORMATS: Final[dict[FormatName, JsonLines | Cbor]] = {"jsonl": JsonLines(), "cbor": Cbor()}
 
 
 class Writer:
     """Writes one dump: call `page` for each page, then `end`. `size` counts bytes."""
 
-    def __init__(self, file: BinaryIO, form: Format, prefix: bytes) -> None:
+    def __init__(self, file: BinaryIO, form: FormatName, prefix: bytes) -> None:
         self.records = 0
         self.tombstones = 0
         self.size = 0
         self._file = file
-        self._form = form
+        self._form = FORMATS[form]
         head = Head(prefix)
         self._checksum = checksum_of(head)
-        self._write(form.head(head))
+        self._write(self._form.head(head))
 
     def page(self, pairs: list[Pair]) -> None:
         encode = self._form.record
@@ -151,7 +70,7 @@ class Reader:
         first = file.peek(1)[:1]  # type: ignore[attr-defined]  # every binary reader that open() returns has it
         if not first:
             raise DumpError(f"{name}: empty, not a dump")
-        self._items = format_named("jsonl" if first == b"{" else "cbor").read(file)
+        self._items = FORMATS["jsonl" if first == b"{" else "cbor"].read(file)
         self._where, head = self._next()
         if not isinstance(head, Head):
             raise self._problem("not a dump of merklekv-tool: it does not begin with a head")

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, Final
 
 from merklekv.engine.record import digest_of, make_version, show_version, value_of
 from merklekv.output import printable_json
-from merklekv_tool.formats.dump import (
+from merklekv_tool.formats.items import (
     DUMP_VERSION,
     MARK,
     End,
@@ -39,7 +39,7 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class JsonLines:
-    """See `dump.Format`."""
+    """Encodes and decodes the items of a dump. `read` raises ValueError with the position in front."""
 
     def head(self, head: Head) -> bytes:
         return _line({MARK: DUMP_VERSION, **field("prefix", head.prefix)})

@@ -39,7 +39,7 @@ def dump(
     as_json: AsJson = False,
 ) -> None:
     """Write out keys, values, versions, deleted keys and the truncation version."""
-    from merklekv_tool.formats.dump import Writer, format_named
+    from merklekv_tool.formats.dump import Writer
     from merklekv_tool.source.open import open_source
 
     if form == "cbor" and output == STDIO and sys.stdout.isatty():
@@ -51,7 +51,7 @@ def dump(
         progress(f"dump {records.name}", prints=output == STDIO) as update,
     ):
         start = os.fsencode(prefix)
-        writer = Writer(file, format_named(form), start)
+        writer = Writer(file, form, start)
         total = 0 if prefix else records.count()
         for page in records.pages(start):
             writer.page(page)
