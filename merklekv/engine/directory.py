@@ -61,13 +61,13 @@ class DataDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path, self.base, self.log = path, path / "base", path / "log"
-        require_name(path)
+        _require_name(path)
         with ExitStack() as on_failure:
             try:
                 path.mkdir(DIRECTORY_MODE, parents=True, exist_ok=True)
                 self.lock_fd = os.open(path, _OPEN_DIRECTORY)
                 on_failure.callback(os.close, self.lock_fd)
-                lock_directory(self.lock_fd, path)
+                _lock(self.lock_fd, path)
                 require_format(path, may_be_new=True)
                 self._make()
                 self._parts = {path: os.fstat(self.lock_fd), self.base: self.base.stat(), self.log: self.log.stat()}
@@ -123,20 +123,17 @@ class DataDirectory:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Locks a directory while the block runs, and changes nothing in it.  Raises DirectoryLocked."""
+    """Locks a directory during the block, and changes nothing in it.  Raises DirectoryLocked, DirectoryUnwritable."""
     fd = os.open(path, _OPEN_DIRECTORY)
     try:
-        lock_directory(fd, path)
+        _lock(fd, path)
         yield
     finally:
         os.close(fd)
 
 
-def lock_directory(lock_fd: int, path: Path) -> None:
-    """Locks the directory `path` through a descriptor of it.
-
-    Raises DirectoryLocked, which names the process, and DirectoryUnwritable where the file system has no locks.
-    """
+def _lock(lock_fd: int, path: Path) -> None:
+    """Raises DirectoryLocked, which names the process, and DirectoryUnwritable where the file system has no locks."""
     deadline = time.monotonic() + ORPHAN_TIMEOUT_S
     while True:
         try:
@@ -174,8 +171,8 @@ def _locking_process(lock_fd: int, path: Path) -> str:
     return ""
 
 
-def require_name(path: Path) -> None:
-    """Raises InvalidArgument for a path that LMDB cannot open: one that is no text in the locale's encoding."""
+def _require_name(path: Path) -> None:
+    """LMDB opens only a path that is text in the locale's encoding."""
     encoding = sys.getfilesystemencoding()
     try:
         str(path).encode(encoding)
@@ -191,7 +188,7 @@ def require_format(path: Path, may_be_new: bool = False) -> None:
 
     Raises InvalidArgument, NotADataDirectory, FormatTooNew, Corruption, DirectoryUnwritable.
     """
-    require_name(path)
+    _require_name(path)
     mark = path / "FORMAT"
     if not os.path.lexists(mark):
         others = {entry.name for entry in path.iterdir()} - {"LOCK", "FORMAT.new", "base", "log", "lost+found"}
