@@ -62,7 +62,7 @@ def _log_fatal(problem: Exception) -> None:
 
 
 class Server:
-    """Serves one engine on one address."""
+    """Serves one engine on one address. `workers` serve the clients, whose sessions share `context`."""
 
     def __init__(
         self,
@@ -85,11 +85,11 @@ class Server:
         self._host = host
         self._port = port
         self._allow_remote = allow_remote
-        self._context = Context(engine, services or Services(), limits)
-        self._context.sessions = self._sessions
+        self.context = Context(engine, services or Services(), limits)
+        self.context.sessions = self._sessions
         self._threads = threads
         self._fatal = fatal
-        self._workers: list[Worker] = []
+        self.workers: list[Worker] = []
         self._identities = itertools.count(1)
         self._listeners: list[socket.socket] = []
 
@@ -98,18 +98,18 @@ class Server:
 
         It listens on every address of this machine that a name has: `localhost` is 127.0.0.1 and ::1.
         """
-        limits = self._context.limits
+        limits = self.context.limits
         more = FILES_PER_WORKER * (self._threads - 1)
-        self._context.limits = replace(limits, connections=_room_for(limits.connections, FILES_RESERVED + more))
+        self.context.limits = replace(limits, connections=_room_for(limits.connections, FILES_RESERVED + more))
         with ExitStack() as on_failure:
             on_failure.callback(self.stop)
             self._listeners = _listen(self._host, self._port)
             host, port = self._listeners[0].getsockname()[:2]
-            self._context.port = port
+            self.context.port = port
             for number in range(self._threads):
-                self._workers.append(Worker(self._context, number, self._fatal))
-            self._workers[0].listen(self._listeners, self._accept)
-            for worker in reversed(self._workers):  # the one that accepts is the last
+                self.workers.append(Worker(self.context, number, self._fatal))
+            self.workers[0].listen(self._listeners, self._accept)
+            for worker in reversed(self.workers):  # the one that accepts is the last
                 worker.start()
             on_failure.pop_all()
         return host, port
@@ -117,19 +117,19 @@ class Server:
     def stop(self, deadline_s: float = STOP_DEADLINE_S) -> None:
         """Accepts nothing more, answers the requests received, closes. Returns then, or by the deadline."""
         deadline = time.monotonic() + deadline_s
-        for worker in self._workers:
+        for worker in self.workers:
             worker.stop(deadline)
-        for worker in self._workers:
+        for worker in self.workers:
             if worker.is_alive():
                 worker.join(max(0.0, deadline - time.monotonic()) + 1.0)
             if not worker.is_alive():
                 worker.close()
-        self._workers = []
+        self.workers = []
         for listener in self._listeners:
             listener.close()
 
     def _sessions(self) -> list[Session]:
-        return [one for worker in self._workers for one in list(worker.connections.values()) if not one.refusal]
+        return [one for worker in self.workers for one in list(worker.connections.values()) if not one.refusal]
 
     def _accept(self, listener: socket.socket) -> None:
         """Accepts the clients that wait at a listener. Runs in the first worker's thread."""
@@ -148,13 +148,13 @@ class Server:
                 raise
 
     def _admit(self, sock: socket.socket, peer: tuple[str, int]) -> None:
-        traffic = self._context.traffic
-        present = sum(len(worker.connections) for worker in self._workers)
+        traffic = self.context.traffic
+        present = sum(len(worker.connections) for worker in self.workers)
         refusal = self._refusal(peer[0], present)
         sock.setblocking(False)
         set_up(sock)
         connection = Connection(
-            self._context,
+            self.context,
             next(self._identities),
             sock,
             format_address(*peer[:2]),
@@ -166,19 +166,19 @@ class Server:
         else:
             traffic.refused += 1
             connection.deadline = connection.opened + LINGER_S
-            crowded = present >= self._context.limits.connections + REFUSED_WAITING_MAX
+            crowded = present >= self.context.limits.connections + REFUSED_WAITING_MAX
             if refusal == TOO_MANY or crowded:
                 connection.turn_away()
             if crowded:
                 sock.close()
                 return
-        min(self._workers, key=lambda worker: len(worker.connections)).adopt(connection)
+        min(self.workers, key=lambda worker: len(worker.connections)).adopt(connection)
 
     def _refusal(self, host: str, present: int) -> str:
         """Why a client from this host is refused, or nothing."""
         if not self._allow_remote and not is_loopback(host):
             return PROTECTED
-        limit = self._context.limits.connections
+        limit = self.context.limits.connections
         if present >= limit and len(self._sessions()) >= limit:  # refused ones do not count
             return TOO_MANY
         return ""

@@ -166,7 +166,7 @@ def test_damage_is_reported_for_the_request_that_meets_it(
 
 def test_a_connection_that_was_closed_in_this_tick_stays_closed(resp: Wire, server: StartedServer) -> None:
     assert resp.call("PING") == b"+PONG\r\n"
-    (connection,) = [one for worker in server._workers for one in worker.connections.values()]
+    (connection,) = [one for worker in server.workers for one in worker.connections.values()]
     resp.close()
     wait_until(lambda: connection.state is CLOSED, what="the end of the connection")
     connection.pause([[b"PING"]])

@@ -44,7 +44,7 @@ HEADS = [
 @pytest.fixture
 def closed(server: StartedServer) -> Callable[[], int]:
     """How many connections were closed for their protocol."""
-    return lambda: server._context.traffic.foreign_protocol_closed
+    return lambda: server.context.traffic.foreign_protocol_closed
 
 
 @pytest.mark.parametrize("head", HEADS)

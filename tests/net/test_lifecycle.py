@@ -55,7 +55,7 @@ def test_shutdown_by_a_client_that_is_gone_before_the_reply(
 
     wire = connect()
     assert wire.ask("PING") == "PONG"
-    monkeypatch.setattr(server._sessions()[0], "send", broken_pipe)
+    monkeypatch.setattr(server.context.sessions()[0], "send", broken_pipe)
     wire.send(b"SHUTDOWN\n")
     assert wire.rest() == b""
     assert services.stops == 1
@@ -70,7 +70,7 @@ def test_stop_does_not_wait_for_ever(start: Start, connect: Connect, services: F
     wait_until(lambda: services.asked)
     server.stop(deadline_s=0.2)
     assert wire.rest() == b""
-    assert not server._workers
+    assert not server.workers
     never.set()
 
 
@@ -198,7 +198,7 @@ def test_a_client_from_elsewhere_is_told_how_to_allow_it(server: StartedServer, 
     wire = connect()
     wire.send(encode("SET", "k", "v"))
     assert wire.rest() == b"-ERR %b\r\n" % PROTECTED.encode()
-    assert server._context.engine.get(b"k") is None
+    assert server.context.engine.get(b"k") is None
 
 
 @pytest.mark.usefixtures("pretend_remote")
@@ -230,7 +230,7 @@ def test_a_peer_that_vanished_is_noticed(server: StartedServer, connect: Connect
     """Both ends probe a silent connection."""
     with Client(*server.address) as client:
         assert client.call(b"PING") == b"PONG"
-        ends = [client._socket, server._workers[0].connections.copy().popitem()[1].socket]
+        ends = [client._socket, server.workers[0].connections.copy().popitem()[1].socket]
         for end in ends:
             assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
             wait_s = sockets.KEEPALIVE_IDLE_S + sockets.KEEPALIVE_INTERVAL_S * sockets.KEEPALIVE_COUNT

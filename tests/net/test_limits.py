@@ -30,7 +30,7 @@ TOO_MANY = b"-ERR max number of clients reached\r\n"
 
 
 def traffic(server: StartedServer) -> dict[str, int]:
-    counters = server._context.traffic
+    counters = server.context.traffic
     return {name: getattr(counters, name) for name in counters.__slots__}
 
 
@@ -46,7 +46,7 @@ def test_connections(start: Start, connect: Connect) -> None:
     assert [wire.ask("PING") for wire in served] == ["PONG"] * 3
     assert traffic(server)["refused"] == 4
     served[0].close()
-    wait_until(lambda: len(server._sessions()) == 2)
+    wait_until(lambda: len(server.context.sessions()) == 2)
     assert connect(server).ask("PING") == "PONG"
 
 
@@ -64,7 +64,7 @@ def test_refused_clients_that_stay_are_bounded(start: Start, connect: Connect, m
     server = start(limits=Limits(connections=0))
     waiting = [connect(server) for _ in range(5)]
     wait_until(lambda: traffic(server)["refused"] == 5)
-    assert sum(len(worker.connections) for worker in server._workers) == 2
+    assert sum(len(worker.connections) for worker in server.workers) == 2
     assert [wire.rest() for wire in waiting] == [TOO_MANY] * 5
 
 
@@ -75,7 +75,7 @@ def test_a_refused_client_that_stays_is_closed_before_long(
     monkeypatch.setattr("merklekv.net.server.LINGER_S", 0.05)
     server = start(limits=Limits(connections=0))
     assert connect(server).rest() == TOO_MANY
-    wait_until(lambda: not any(worker.connections for worker in server._workers))
+    wait_until(lambda: not any(worker.connections for worker in server.workers))
 
 
 @pytest.mark.usefixtures("pretend_remote")
@@ -211,7 +211,7 @@ def test_a_slow_reader_is_not_run_ahead_of(start: Start, connect: Connect) -> No
 
 
 def largest_output(server: StartedServer) -> int:
-    return max(len(one.unsent) for worker in server._workers for one in list(worker.connections.values()))
+    return max(len(one.unsent) for worker in server.workers for one in list(worker.connections.values()))
 
 
 def test_too_much_unread_output_closes_the_connection(engine: Engine, start: Start, connect: Connect) -> None:
@@ -254,7 +254,7 @@ def test_half_a_request_costs_what_it_has_sent(start: Start, connect: Connect) -
     assert other.call("PING") == b"+PONG\r\n"
     parsers: list[Any] = [
         one.feed.__self__  # type: ignore[attr-defined]
-        for worker in server._workers
+        for worker in server.workers
         for one in worker.connections.values()
     ]
     assert sorted(len(parser._buffer) for parser in parsers) == [0, 1]
@@ -267,13 +267,13 @@ def test_by_default_an_idle_connection_stays(
     wire = connect()
     assert wire.ask("PING") == "PONG"
     sweeps: list[float] = []
-    sweep = server._workers[0]._sweep
+    sweep = server.workers[0]._sweep
 
     def counted(now: float) -> None:
         sweeps.append(now)
         sweep(now)
 
-    monkeypatch.setattr(server._workers[0], "_sweep", counted)
+    monkeypatch.setattr(server.workers[0], "_sweep", counted)
     wait_until(lambda: len(sweeps) > 3)
     assert wire.ask("PING") == "PONG"
 
@@ -285,7 +285,7 @@ def test_a_flood_is_read_a_share_at_a_time(
     flooding, other = connect(), connect()
     assert flooding.ask("PING") == other.ask("PING") == "PONG"
     chunks: list[int] = []
-    connection: Any = next(one for one in server._sessions() if one.id == 1)
+    connection: Any = next(one for one in server.context.sessions() if one.id == 1)
     feed = connection.feed
 
     def measured(data: bytes) -> object:

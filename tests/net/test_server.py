@@ -85,7 +85,7 @@ def test_a_client_that_disappears_is_forgotten(server: StartedServer, connect: C
         wire.close()  # resets the connection
     other = connect()
     assert other.ask("PING") == "PONG"
-    wait_until(lambda: len(server._sessions()) == 1)
+    wait_until(lambda: len(server.context.sessions()) == 1)
 
 
 def test_a_client_that_disappears_in_a_long_command_ends_it(

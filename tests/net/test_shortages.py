@@ -30,7 +30,7 @@ names_of = pytest.mark.parametrize(("problem", "reply"), PROBLEMS, ids=["memory"
 def connection_of(server: StartedServer, wire: Wire) -> Any:
     """The server's side of a connection."""
     port = wire.socket.getsockname()[1]
-    return next(one for one in server._sessions() if one.address.endswith(f":{port}"))
+    return next(one for one in server.context.sessions() if one.address.endswith(f":{port}"))
 
 
 def raising(problem: BaseException) -> Callable[..., Any]:
@@ -84,7 +84,7 @@ def test_in_a_later_slice_or_while_waiting(
 @names_of
 def test_in_a_batch(server: StartedServer, connect: Connect, problem: Exception, reply: bytes) -> None:
     """Each request runs by itself then: what the batch has done already is done again, with the same outcome."""
-    server._context.commands.resp.entries[b"SET"].batch = raising(problem)
+    server.context.commands.resp.entries[b"SET"].batch = raising(problem)
     wire, other = connect(), connect()
     assert wire.call("SET", "k", "v") == b"+OK\r\n"
     wire.send(encode("SET", "k", "w") * 2)
@@ -118,7 +118,7 @@ def test_outside_of_any_connection(
         monkeypatch.undo()
         raise problem
 
-    monkeypatch.setattr(server._workers[0], "_serve", serve)
+    monkeypatch.setattr(server.workers[0], "_serve", serve)
     assert wire.call("SET", "k", "v") == b"+OK\r\n"
     assert failed == [1]
 
@@ -257,7 +257,7 @@ def test_what_another_thread_takes_back_after_a_commit_leaves_no_later_one_out(
         other.start()
         other.join()
 
-    monkeypatch.setattr(server._workers[0], "_commit", commit)
+    monkeypatch.setattr(server.workers[0], "_commit", commit)
     assert wire.call("GET", "k") == b"-ERR disk full, write not stored\r\n"
     for number in range(3):
         assert wire.call("SET", f"k{number}", "v") == b"+OK\r\n"

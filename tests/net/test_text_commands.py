@@ -252,7 +252,7 @@ def test_stats_fit_into_one_read_whatever_they_count(
     """Clients that were written for the original read a reply with one `recv(1024)`."""
     largest = 10**20 - 1
     assert text.ask("PING") == "PONG"
-    context = server._context
+    context = server.context
     entries = (*context.commands.resp.all.values(), *context.commands.line.all.values())
     for entry in entries:
         entry.calls = 0
