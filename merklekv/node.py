@@ -135,7 +135,7 @@ class NodeServices(Services):
     def members(self) -> Sequence[Mapping[str, int | str]]:
         return self._node.anti_entropy.membership.rows()
 
-    def forget(self, node: str, store_id: str) -> None:
+    def remove_member(self, node: str, store_id: str) -> None:
         self._node.anti_entropy.remove(node, store_id)
 
     def metrics(self) -> Sequence[object]:

@@ -9,7 +9,6 @@ import termios
 import tty
 from collections import Counter
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Final
 
 from rich import box
@@ -37,9 +36,7 @@ class Keys:
         tty.setcbreak(self._terminal)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         termios.tcsetattr(self._terminal, termios.TCSADRAIN, self._saved)
 
     def wait(self, seconds: float) -> str:

@@ -13,7 +13,6 @@ import contextlib
 import socket
 import time
 from collections.abc import Iterable, Sequence
-from types import TracebackType
 from typing import Final, Self
 
 from merklekv.address import format_address
@@ -120,9 +119,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

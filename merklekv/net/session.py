@@ -48,9 +48,9 @@ class Services:
         """The nodes that this one knows, this one first."""
         return []
 
-    def forget(self, node: str, store_id: str) -> None:
+    def remove_member(self, node: str, store_id: str) -> None:
         """Removes a node from the members; the store id (hex, or empty) says which of several with this id."""
-        raise RequestError(f"cannot forget {node}: {_ALONE}")
+        raise RequestError(f"cannot remove {node}: {_ALONE}")
 
     def shutdown(self) -> None:
         """Asks the node to stop; returns at once."""
@@ -92,7 +92,7 @@ class Cursors:
             return cursor
 
     def recall(self, cursor: int) -> bytes | None:
-        """The key to go on after, or None when the cursor was never given out or is forgotten."""
+        """The key to go on after, or None for a cursor that was never given out or is too old."""
         with self._lock:
             entry = self._after.get(cursor)
             if entry is None:

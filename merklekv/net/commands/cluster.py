@@ -118,5 +118,5 @@ def forget(session: Session, request: Request) -> Reply:
         node, store_id = (word.decode() for word in (*request[1:], b"")[:2])
     except UnicodeDecodeError:
         raise RequestError("a node id is UTF-8 text, a store id hex digits") from None
-    session.context.services.forget(node, store_id)
+    session.context.services.remove_member(node, store_id)
     return resp.OK
