@@ -28,8 +28,7 @@ _TOPIC = re.compile(r"(?!\$)[^\s/+#]+(/[^\s/+#]+)*")
 _LINE = re.compile(r"[^\x00\r\n]*")
 _PATH = re.compile(r"[^\x00-\x1f\x7f]+")
 _TOPIC_SIZE_MAX = 512
-_YES = frozenset({"true", "yes", "on", "1"})
-_NO = frozenset({"false", "no", "off", "0"})
+_FLAGS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +85,10 @@ def choice(*names: str) -> SettingType[Any]:
 
 
 def _parse_flag(given: object) -> bool:
-    if isinstance(given, bool):
-        return given
-    word = given.strip().lower() if isinstance(given, str) else ""
-    if word not in _YES | _NO:
+    word = str(given).strip().lower()
+    if not isinstance(given, bool | str) or word not in _FLAGS:
         raise ValueError(given)
-    return word in _YES
+    return _FLAGS[word]
 
 
 def _parse_path(given: object) -> Path:

@@ -69,7 +69,7 @@ class BrokerPart(Part[Broker]):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The last observation of a node."""
+    """What a node answered last."""
 
     keys: int
     root: str
