@@ -104,7 +104,7 @@ def test_a_shortage_before_a_sync_is_no_refusal(make: Make) -> None:
     assert a.engine.get(b"k") == b"v"
 
 
-def test_a_node_that_is_heard_is_a_member_and_a_peer(make: Make) -> None:
+def test_a_node_whose_status_arrives_becomes_a_member_and_a_peer(make: Make) -> None:
     a, b = make("a").start(), make("b").start()
     b.engine.set(b"k", b"v")
     a.anti_entropy.on_status(b.status(OFFLINE))
@@ -183,12 +183,12 @@ def test_sync_waits_for_a_busy_peer(make: Make, net: Net) -> None:
     go_on = threading.Event()
     reached = threading.Event()
 
-    def hold(asking: Node, address: str) -> None:
+    def block(asking: Node, address: str) -> None:
         if asking is a and not reached.is_set():
             reached.set()
             go_on.wait(10)
 
-    net.before = hold
+    net.before = block
     running = threading.Thread(target=lambda: a.sync(b))
     running.start()
     assert reached.wait(10)
@@ -214,12 +214,12 @@ def test_an_exchange_with_a_peer_that_this_node_serves_waits_for_its_end(
     steps: list[str] = []
     go_on = threading.Event()
 
-    def hold(asking: Node, address: str) -> None:
+    def block(asking: Node, address: str) -> None:
         steps.append(asking.name)
         if asking is b and steps.count("b") == 2:
             go_on.wait(10)
 
-    net.before = hold
+    net.before = block
     running = threading.Thread(target=lambda: b.sync(a))
     running.start()
     wait_until(lambda: steps.count("b") == 2)
@@ -258,7 +258,9 @@ def test_sync_says_what_is_wrong(make: Make) -> None:
     assert a.sync(b, full=True, verify=True).keys_received == 1
 
 
-def test_an_address_that_leads_back_here_is_told(make: Make, net: Net, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_address_that_leads_back_to_this_node_is_logged(
+    make: Make, net: Net, caplog: pytest.LogCaptureFixture
+) -> None:
     a, b = make("a", addresses=["me:1"]), make("b")
     net.nodes["me:1"] = a
     a.start()
@@ -301,7 +303,7 @@ def test_a_peer_that_still_has_what_was_collected_is_nudged(
         assert c.engine.tombstone_count == 1
 
 
-def test_a_forgotten_node_is_known_as_such(make: Make) -> None:
+def test_a_removed_node_is_known_as_removed(make: Make) -> None:
     a, b = make("a").start(), make("b")
     a.sync(b)
     store_id = b.members.identity.store_id.hex()
@@ -326,7 +328,7 @@ def test_a_forgotten_node_is_known_as_such(make: Make) -> None:
     assert not a.anti_entropy.membership.is_removed("b", "")
 
 
-def test_names_and_addresses_that_make_no_sense_harm_nobody(make: Make) -> None:
+def test_malformed_names_and_addresses_do_no_harm(make: Make) -> None:
     a, b = make("a"), make("b")
     a.start()
     for status in (
@@ -365,17 +367,17 @@ def test_statuses_that_wait_are_bounded(make: Make) -> None:
 def test_a_stop_cuts_what_is_under_way(make: Make, net: Net) -> None:
     a, b = make("a", addresses=["b:1"]), make("b")
     b.engine.set(b"k", b"v")
-    held: list[Line] = []
+    lines: list[Line] = []
 
-    def hold(asking: Node, address: str) -> None:
+    def block(asking: Node, address: str) -> None:
         line = a.anti_entropy._transports[address]
         assert isinstance(line, Line)
-        held.append(line)
+        lines.append(line)
         line.closed.wait(10)
 
-    net.before = hold
+    net.before = block
     a.start()
-    wait_until(lambda: held)
+    wait_until(lambda: lines)
     a.anti_entropy.stop()
     assert not a.anti_entropy.worker.is_alive
     assert a.figure("exchange_failures") == 0, "the peer has not failed"

@@ -1,4 +1,4 @@
-"""Exchanges: afterwards both nodes hold the union, and what it costs follows the difference."""
+"""Exchanges: afterwards both nodes have the union, and the cost is proportional to the difference."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fill(node: Node, count: int = KEYS, prefix: bytes = b"key") -> None:
 
 
 def fill_both(first: Node, second: Node) -> None:
-    """Both hold the same, one from the base and one from memory."""
+    """Both have the same records, one in the base and one in memory."""
     fill(first)
     first.engine.checkpoint_now()
     exchange(second, first)
@@ -251,7 +251,7 @@ def test_what_is_written_meanwhile_stays(nodes: list[Node]) -> None:
     assert {key: values[key] for key in written} == written
 
 
-def test_floors_go_both_ways(nodes: list[Node]) -> None:
+def test_truncations_are_exchanged_in_both_directions(nodes: list[Node]) -> None:
     a, b, c = nodes
     fill_both(a, b)
     b.tick(40)
@@ -265,8 +265,8 @@ def test_floors_go_both_ways(nodes: list[Node]) -> None:
     assert set(c.values()) == {b"survivor"}
 
 
-def test_a_floor_that_spares_something_needs_no_tree(nodes: list[Node]) -> None:
-    """The tree of the base is unknown until it was swept; the exchange goes without."""
+def test_a_truncation_that_keeps_records_needs_no_tree(nodes: list[Node]) -> None:
+    """The tree of the base is unknown until a scan; the exchange works without it."""
     a, b, c = nodes
     fill_both(a, b)
     exchange(c, a)

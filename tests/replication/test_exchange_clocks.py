@@ -1,4 +1,4 @@
-"""Times in messages, and times of a wall clock that was wrong: none holds a clock for good."""
+"""Times in messages, and times of a wall clock that was wrong: none stops a clock for good."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def forged(node: Node, told: MemberRow) -> bytes:
 
 
 @pytest.mark.parametrize("far", FAR.values(), ids=list(FAR))
-def test_a_stranger_that_has_seen_the_future_moves_no_clock(
+def test_a_stranger_that_has_applied_the_future_moves_no_clock(
     nodes: list[Node], far: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b, _ = nodes
@@ -251,7 +251,7 @@ def lives_on(a: Node, b: Node, c: Node) -> None:
     assert c.values()[b"after"] == b.values()[b"after"] == b"value"
 
 
-def test_a_time_of_another_member_is_left_out_and_told(
+def test_a_time_of_another_member_is_left_out_and_logged(
     nodes: list[Node], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b, c = nodes

@@ -38,7 +38,7 @@ def nodes(tmp_path: Path) -> Iterator[list[Node]]:
 
 
 def differ(a: Node, b: Node, count: int = 60) -> None:
-    """Makes both hold something the other lacks, has older, or has deleted."""
+    """Give each node records that the other lacks, has in an older version, or has deleted."""
     for node in (a, b):
         name = node.name.encode()
         for number in range(count):

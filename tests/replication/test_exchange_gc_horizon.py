@@ -50,7 +50,7 @@ def test_a_tombstone_goes_when_all_have_it_and_not_before(nodes: list[Node]) -> 
     assert a.records() == {}
 
 
-def test_the_horizon_never_passes_what_a_member_has_seen(nodes: list[Node]) -> None:
+def test_the_horizon_never_passes_what_a_member_has_applied(nodes: list[Node]) -> None:
     a, b, c = nodes
     meet_all(nodes)
     seen = min(c.members.applied_through(a.members.identity), c.members.applied_through(b.members.identity))
@@ -61,7 +61,7 @@ def test_the_horizon_never_passes_what_a_member_has_seen(nodes: list[Node]) -> N
     assert 0 < max(a.engine.gc_horizon, b.engine.gc_horizon) <= seen + SECOND
 
 
-def test_a_member_that_was_only_heard_of_holds_everything_back(nodes: list[Node]) -> None:
+def test_a_member_without_contact_stops_the_gc_horizon(nodes: list[Node]) -> None:
     a, b, c = nodes
     a.set(b"k")
     a.delete(b"k")
@@ -84,7 +84,7 @@ def test_a_member_that_was_only_heard_of_holds_everything_back(nodes: list[Node]
     assert agree(a, c)
 
 
-def test_forgetting_spreads(nodes: list[Node]) -> None:
+def test_removal_spreads(nodes: list[Node]) -> None:
     a, b, c = nodes
     meet_all(nodes)
     identity = c.members.identity
@@ -119,7 +119,7 @@ def test_a_late_event_does_not_bring_a_deleted_key_back(nodes: list[Node]) -> No
     assert b.records() == {}
 
 
-def test_a_node_that_was_away_hears_of_deletions(nodes: list[Node]) -> None:
+def test_a_node_that_was_away_receives_deletions(nodes: list[Node]) -> None:
     a, b, c = nodes
     for number in range(20):
         a.set(b"k%d" % number)

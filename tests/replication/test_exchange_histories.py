@@ -1,5 +1,5 @@
-"""Random histories of three nodes: whatever happened, once all have met they hold, of each key, the latest version that
-anybody wrote, and nothing that was deleted comes back.
+"""Random histories of three nodes: after all have met, each has the latest version of every key, and no deleted key
+comes back.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def test_a_node_that_exchanged_with_a_restored_node_learns_what_others_applied_o
         assert set(a.values()) == set(x.values()) == set(j.values()) == {b"k", b"late"}
 
 
-def test_a_node_restored_from_before_another_joined_has_not_seen_what_that_had(tmp_path: Path) -> None:
+def test_a_node_restored_from_before_another_joined_has_not_applied_its_writes(tmp_path: Path) -> None:
     """Although all that it had is from after that: it does not follow the horizon before it has merged the rest."""
     with cluster(tmp_path, "abxj") as nodes:
         a, b, x, j = nodes

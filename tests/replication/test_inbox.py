@@ -359,7 +359,7 @@ def test_a_stop_while_waiting_acknowledges_nothing(desk: Desk) -> None:
     let_go_on(desk.engine)
 
 
-def test_a_failing_disk_ends_the_worker_and_is_told(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_disk_ends_the_worker_and_is_reported(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     def commit() -> None:
         raise StorageFailed("cannot sync")
 
@@ -417,7 +417,7 @@ def test_no_more_messages_are_acknowledged_together_than_brokers_send(desk: Desk
     desk.inbox.worker.stop()
 
 
-def test_a_burst_is_told_once_and_its_size_later(caplog: pytest.LogCaptureFixture) -> None:
+def test_repeated_warnings_are_logged_once_with_their_count_later(caplog: pytest.LogCaptureFixture) -> None:
     now = [0.0]
     log = log_throttle.LogThrottle(inbox_module.log, lambda: now[0])
     for second in (0, 1, 2, log_throttle.THROTTLE_S):

@@ -41,7 +41,7 @@ def test_the_longest_and_the_newest_are_kept() -> None:
 
 
 @given(some, st.integers(0, 60), some, st.integers(0, 60))
-def test_two_nodes_know_the_same_together_whoever_tells(
+def test_merged_accounts_are_the_same_from_either_side(
     one: LostWrites, one_through: int, two: LostWrites, two_through: int
 ) -> None:
     both = merge_accounts(one, one_through, two, two_through)

@@ -83,7 +83,7 @@ def test_what_two_nodes_exchanged_is_stable() -> None:
     assert (a.max_stable, b.max_stable) == (20, 20)
 
 
-def test_a_third_holds_both_back_until_it_has_met_them() -> None:
+def test_an_unmet_member_stops_the_horizon_of_two_others() -> None:
     a, b, c = new("a"), new("b"), new("c")
     exchange(a, b, 10)
     assert a.record_contact("c", store_id(1))
@@ -135,7 +135,7 @@ def test_the_applied_through_timestamp_of_a_writer_does_not_cover_lost_writes() 
     assert a.table().applied_through() == {a.identity: 10, b.identity: 10}, "it is removed, its timestamp is not"
 
 
-def test_on_whom_a_horizon_counts_and_counted() -> None:
+def test_which_members_a_horizon_covers() -> None:
     a, b, c, d = (new(name) for name in "abcd")
     a.record_contact("b", store_id(1))
     a.record_contact("c", store_id(1))
@@ -212,7 +212,7 @@ def test_a_node_without_a_store_id_goes_with_the_one_that_it_was() -> None:
     assert [name for (name, _), _ in members] == ["c"]
 
 
-def test_forgetting_needs_to_know_whom() -> None:
+def test_removal_of_an_ambiguous_name_needs_a_store_id() -> None:
     members = new("a")
     with pytest.raises(UnknownMember, match="b: no such member"):
         members.remove("b")
@@ -324,7 +324,7 @@ def test_sizes_at_their_limits() -> None:
             decode_table(decode_map(cbor2.dumps(plain | {name: value})))
 
 
-def test_the_largest_table_can_be_kept_and_told() -> None:
+def test_the_largest_table_can_be_stored_and_sent() -> None:
     """With ids as long as they may be, of which nothing can be packed."""
     chance = random.Random(1)
     members = new("n" * NODE_ID_BYTES_MAX)
@@ -412,7 +412,7 @@ BAD_ROWS = (
 
 
 @pytest.mark.parametrize("row", BAD_ROWS)
-def test_an_unreadable_row_is_kept_and_holds_the_horizon(row: object) -> None:
+def test_an_unreadable_row_is_kept_and_stops_the_horizon(row: object) -> None:
     a, b = new("a"), new("b")
     for _ in range(2):
         exchange(a, b, 10)

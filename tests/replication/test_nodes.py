@@ -137,7 +137,7 @@ def test_a_node_that_may_not_publish_says_so_and_goes_on_when_it_may(
     wait_until(lambda: writer.figures()["replication_detail"] == "")
 
 
-def test_a_node_that_hears_nothing_notices(
+def test_a_node_notices_that_its_subscription_is_silent(
     harness_at: HarnessFactory, broker_factory: BrokerFactory, topic_prefix: str, tmp_path: Path
 ) -> None:
     acl = tmp_path / "acl"
@@ -167,7 +167,7 @@ def test_an_event_that_the_broker_never_takes_holds_up_nothing(
 
 
 @pytest.mark.slow
-def test_a_half_open_connection_is_given_up(own_harness: ReplicationTestHarness, proxy_factory: ProxyFactory) -> None:
+def test_a_half_open_connection_is_closed(own_harness: ReplicationTestHarness, proxy_factory: ProxyFactory) -> None:
     b = own_harness.create_node("b")
     proxy = proxy_factory(own_harness.broker.host, own_harness.broker.port)
     a = own_harness.create_node("a", mqtt_port=proxy.port)

@@ -278,7 +278,7 @@ def test_an_event_suspected_again_and_again_is_dropped_unless_it_is_small(statio
     station.outbox.suspect()
 
 
-def test_what_was_given_up_is_counted_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_dropped_events_are_counted_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     station = Station(tmp_path / "data", retain_max_bytes=3 * MIN_MEMTABLE_SIZE)
     many = [b"%05d" % number for number in range(6000)]
     for part in range(6):

@@ -1,4 +1,4 @@
-"""The scrubber: whom it asks, what it puts in the place of what is lost, when it runs, and what it tells."""
+"""The scrubber: which peers it asks, how it repairs a lost record, when it runs, and what it reports."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ DAY_S = 86_400.0
 
 
 class Peers:
-    """Other nodes: what each holds of the key, or that it cannot be asked."""
+    """Peers: each one's record of the key, or the error of asking it."""
 
-    def __init__(self, **held: bytes | MerkleKVError | None) -> None:
-        self.held = held
+    def __init__(self, **records: bytes | MerkleKVError | None) -> None:
+        self.records = records
         self.asked: list[str] = []
 
     def addresses(self) -> list[str]:
-        return list(self.held)
+        return list(self.records)
 
     def fetch(self, address: str, key: bytes) -> bytes | None:
         self.asked.append(address)
-        held = self.held[address]
-        if isinstance(held, MerkleKVError):
-            raise held
-        return held if key == KEY else None
+        record = self.records[address]
+        if isinstance(record, MerkleKVError):
+            raise record
+        return record if key == KEY else None
 
 
 @pytest.fixture
@@ -81,8 +81,8 @@ def find(monkeypatch: pytest.MonkeyPatch, *found: Damage) -> None:
     monkeypatch.setattr(Scrub, "steps", steps)
 
 
-def hold(engine: Engine, record: bytes) -> None:
-    """Stores a record, damaged or not, past every check."""
+def store(engine: Engine, record: bytes) -> None:
+    """Store a record, damaged or not, without any check."""
     with engine.lock:
         engine.table.put(0x81, ((None, KEY, record),), made=True)
 
@@ -92,7 +92,7 @@ def lost(stored: bytes | None) -> Damage:
 
 
 @pytest.mark.parametrize(
-    ("held", "taken"),
+    ("records", "taken"),
     [
         ({"a": NEW}, NEW),
         ({"a": NEW, "b": NEWER, "c": NEW}, NEWER),
@@ -101,35 +101,35 @@ def lost(stored: bytes | None) -> Damage:
     ],
 )
 def test_the_newest_record_that_fits_is_taken(
-    held: dict[str, bytes | MerkleKVError | None],
+    records: dict[str, bytes | MerkleKVError | None],
     taken: bytes,
     engine: Engine,
     make: Make,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    hold(engine, BROKEN)
+    store(engine, BROKEN)
     find(monkeypatch, lost(BROKEN))
-    peers = Peers(**held)
+    peers = Peers(**records)
     one = make(peers)
     assert one.scrub()
-    assert peers.asked == list(held), "all of them, each once"
+    assert peers.asked == list(records), "all of them, each once"
     assert engine.record(KEY) == taken
     assert (one.damaged, one.repaired, one.left) == (1, 1, 0)
     engine.checkpoint_now()
     assert check_engine(engine) == []
 
 
-@pytest.mark.parametrize("held", [{}, {"a": OLD}, {"a": None}, {"a": MerkleKVError("away")}, {"a": BROKEN}])
-def test_what_nobody_has_stays_and_is_told_again(
-    held: dict[str, bytes | MerkleKVError | None],
+@pytest.mark.parametrize("records", [{}, {"a": OLD}, {"a": None}, {"a": MerkleKVError("away")}, {"a": BROKEN}])
+def test_a_record_that_no_peer_has_stays_damaged_and_is_reported_again(
+    records: dict[str, bytes | MerkleKVError | None],
     engine: Engine,
     make: Make,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    hold(engine, BROKEN)
+    store(engine, BROKEN)
     find(monkeypatch, lost(BROKEN))
-    one = make(Peers(**held))
+    one = make(Peers(**records))
     for count in (1, 2):
         assert one.scrub()
         assert engine.record(KEY) == BROKEN
@@ -147,23 +147,23 @@ def test_a_peer_that_is_away_is_asked_once_in_a_pass(make: Make, monkeypatch: py
         assert len(peers.asked) == passes
 
 
-@pytest.mark.parametrize(("held", "goes"), [({}, False), ({"a": MerkleKVError("away")}, False), ({"a": None}, True)])
-def test_what_no_node_knows_of_goes_once_one_has_said_so(
-    held: dict[str, bytes | MerkleKVError | None],
+@pytest.mark.parametrize(("records", "goes"), [({}, False), ({"a": MerkleKVError("away")}, False), ({"a": None}, True)])
+def test_a_stray_record_is_removed_once_a_peer_lacks_it(
+    records: dict[str, bytes | MerkleKVError | None],
     goes: bool,
     engine: Engine,
     make: Make,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    hold(engine, BROKEN)
+    store(engine, BROKEN)
     find(monkeypatch, lost(BROKEN)._replace(stray=True))
-    one = make(Peers(**held))
+    one = make(Peers(**records))
     one.scrub()
     assert (engine.record(KEY) is None) == goes
     assert one.repaired == goes
 
 
-def test_what_is_derived_is_asked_of_nobody(engine: Engine, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_peer_is_asked_for_derived_state(engine: Engine, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     find(monkeypatch, Damage("a leaf is wrong", 7), Damage("LMDB reports damage", None))
     peers = Peers(a=NEW)
     one = make(peers)
@@ -186,7 +186,7 @@ def test_lines_about_damage_are_bounded(
 
 
 def test_writers_that_wait_are_waited_for(engine: Engine, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    hold(engine, BROKEN)
+    store(engine, BROKEN)
     find(monkeypatch, lost(BROKEN))
     waits: list[float] = []
     monkeypatch.setattr(engine, "wait_for_room", waits.append)
@@ -204,7 +204,7 @@ def test_writers_that_wait_are_waited_for(engine: Engine, make: Make, monkeypatc
     assert (one.repaired, one.left) == (1, 0)
 
 
-def test_a_pass_is_noted_and_shown(engine: Engine, make: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_pass_is_stored_and_shown(engine: Engine, make: Make, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     engine.set(KEY, b"value")
     engine.checkpoint_now()
@@ -316,7 +316,7 @@ def test_a_disk_that_fails_ends_the_node(engine: Engine, monkeypatch: pytest.Mon
 def test_a_stop_ends_a_pass_at_once(engine: Engine, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     peers = Peers(a=NEW, b=NEW)
     one = make(peers)
-    hold(engine, BROKEN)
+    store(engine, BROKEN)
     find(monkeypatch, lost(BROKEN), lost(BROKEN))
     fetch = peers.fetch
 

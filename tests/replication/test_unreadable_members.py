@@ -174,7 +174,7 @@ def test_a_table_of_a_later_release_stops_the_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("problem", [DiskFull("disk full, write not stored"), Shortage("resource shortage")])
-def test_a_node_that_cannot_be_noted_does_not_start(
+def test_a_node_whose_identity_cannot_be_stored_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: Shortage
 ) -> None:
     def refuse(*_: object) -> None:
