@@ -172,8 +172,7 @@ class TestRunner:
 
     def write_coverage(self, scratch: Path) -> None:
         """Write coverage's pages; a failure is printed and does not change the status of the tests."""
-        pages = ["xml", "-o", str(self.coverage_xml)], ["html", "-d", str(self.coverage_pages)]
-        for words in (["combine"], *pages):
+        for words in (["xml", "-o", str(self.coverage_xml)], ["html", "-d", str(self.coverage_pages)]):
             command = [sys.executable, "-m", "coverage", *words, "-q", f"--rcfile={ROOT / 'pyproject.toml'}"]
             subprocess.run(command, cwd=HERE, env=self.environment(scratch), check=False)
 

@@ -185,8 +185,9 @@ class TestRuns:
         assert "KeyboardInterrupt" in said.out, "pytest ends the run, and need not be killed"
         assert "ended because its time was up" in (tmp_path / "report.html").read_text()
 
+    @pytest.mark.timeout(60)
     def test_a_process_that_ignores_signals_is_killed(self, tmp_path: Path) -> None:
-        script = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)  # "
+        script = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)  # "
         assert run_within(1, [sys.executable, "-c", script + str(tmp_path)], {}, 0.1) == run_tests.EXIT_TIME_LIMIT
         assert not running(tmp_path)
 
@@ -259,6 +260,7 @@ class TestReport:
             "import os\n\ndef test_it() -> None:\n"
             f"    open(os.environ['MERKLEKV_TEST_BENCHMARKS'], 'w').write({written!r})\n"
         )
+        (tmp_path / "coverage.xml").touch()  # by an earlier run
         assert run_file(tmp_path, monkeypatch, text, "--benchmark-only", "--report") == run_tests.EXIT_REGRESSION
         page, output = (tmp_path / "report.html").read_text(), capfd.readouterr().out
         for shown in (page, output):
