@@ -1,6 +1,6 @@
 """The checker finds what is broken and says what, where, what was expected and what was found; and breaks nothing.
 
-Derived state is disposable only if somebody notices: each leaf, counter and index entry is broken here in turn.
+Derived state is disposable only if damage to it is noticed: each leaf, counter and index entry is broken here in turn.
 """
 
 from __future__ import annotations
@@ -214,9 +214,9 @@ def test_a_base_that_was_being_created_is_no_problem(tmp_path: Path) -> None:
     engines.open_engine(tmp_path / "data").close()
     (tmp_path / "data" / "base" / "data.mdb").unlink()
     lmdb.open(str(tmp_path / "data" / "base"), max_dbs=4).close()
-    metadata: list[str] = []
-    assert check_directory(tmp_path / "data", note=metadata.append) == []
-    assert "was being created when the process ended" in metadata[0]
+    notes: list[str] = []
+    assert check_directory(tmp_path / "data", note=notes.append) == []
+    assert "was being created when the process ended" in notes[0]
     engines.open_engine(tmp_path / "data").set(b"k", b"v")
 
 
@@ -240,10 +240,10 @@ def test_a_missing_segment(path: Path) -> None:
 def test_a_torn_tail_is_a_note(path: Path) -> None:
     last = segment_path(path / "log", list_segments(path / "log")[-1])
     os.truncate(last, last.stat().st_size - 1)
-    metadata: list[str] = []
-    assert check_directory(path, note=metadata.append) == []
-    assert len(metadata) == 1
-    assert f"{last}: a torn tail behind byte " in metadata[0]
+    notes: list[str] = []
+    assert check_directory(path, note=notes.append) == []
+    assert len(notes) == 1
+    assert f"{last}: a torn tail behind byte " in notes[0]
 
 
 def _log_problems(tmp_path: Path, *frames: tuple[list[bytes], int, int]) -> list[str]:

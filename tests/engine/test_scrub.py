@@ -37,7 +37,7 @@ def engine() -> Iterator[Engine]:
 
 @contextmanager
 def base_of(path: Path) -> Iterator[Callable[[bytes], Any]]:
-    """A write transaction of a base that nobody has open; call it with a name for a database."""
+    """A write transaction of a closed base; call it with a name for a database."""
     with lmdb.open(str(path / "base"), max_dbs=5) as env:
         lists = (b"index", b"tombstones")
         handles = {
@@ -152,7 +152,7 @@ def test_a_write_over_a_damaged_value_beats_it_whatever_the_clock_says(tmp_path:
     engine = engines.open_engine(tmp_path / "data", wall_clock=lambda: now)
     engine.set(KEY, b"value")
     engines.checkpoint(engine)
-    engine.table.base.close()  # nobody can have it open twice
+    engine.table.base.close()  # one process cannot open it twice
     with base_of(tmp_path / "data") as database:
         flip_record(KEY, -1)(database)
     engine.table.base = Base(engine.directory.base)
@@ -407,7 +407,7 @@ def test_what_lmdb_reports_is_reported_and_the_rest_looked_at(engine: Engine, mo
 
 
 def test_a_key_that_is_not_in_order_is_reported(engine: Engine) -> None:
-    """A bit that flips in a key moves it, for LMDB, where nobody looks; what follows it is looked at all the same."""
+    """A bit that flips in a key makes LMDB lose it; the records behind it are scrubbed all the same."""
     peer = engines.everything(engine)
     path = engines.damaged(engine.directory.path)
     engine.close()

@@ -43,7 +43,7 @@ def left_behind(directory: Path) -> list[str]:
 @pytest.mark.parametrize("name", DESTINATIONS)
 @pytest.mark.parametrize("kind", ["closed", "open", "port"])
 def test_all_of_it_is_there(kind: str, name: str, node_factory: NodeFactory, tmp_path: Path) -> None:
-    """Keys of all sorts, deleted ones, the floor, the horizon, notes; merged into the base or not."""
+    """Keys of all sorts, tombstones, truncation version, GC horizon, metadata; in the base or only in the log."""
     data = tmp_path / "data"
     with opened(data) as engine:
         fill(engine)

@@ -77,7 +77,7 @@ def entries(*arguments: str | Path) -> list[dict[str, Any]]:
 
 
 def test_every_entry_in_order(place: str) -> None:
-    told = entries(place, "--values")[: len(OPS)]  # a node that runs notes more of its own
+    told = entries(place, "--values")[: len(OPS)]  # a running node adds metadata entries of its own
     assert [one["op"] for one in told] == OPS
     assert [one["sequence"] for one in told] == [1, 2, 3, 4, 5, 6, 7, None, 8, None]
     assert [one["origin"] for one in told] == [None] * 7 + ["node-2", None, None]

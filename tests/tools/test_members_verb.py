@@ -1,4 +1,4 @@
-"""`members` and `forget`: who belongs to a cluster, who holds deleted keys back, and the way out for who is gone."""
+"""`members` and `forget`: the members, which of them hold back the GC horizon, and how to remove one that is gone."""
 
 from __future__ import annotations
 

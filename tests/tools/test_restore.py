@@ -260,7 +260,7 @@ def test_it_catches_up_and_brings_nothing_back(kind: str, name: str, node_factor
     for number in range(100):
         ask(one, "SET", f"key:{number}", "old")
     exchange(one, other)
-    ask(one, "SET", "only in the backup", "x")  # nobody has heard of it but the node that is lost
+    ask(one, "SET", "only in the backup", "x")  # only the lost node had it
     succeeds("backup", address(one) if kind == "port" else one.directory, tmp_path / name)
     exchange(one, other)
     for number in range(50):
@@ -302,13 +302,13 @@ def test_with_a_new_node_id(node_factory: NodeFactory, tmp_path: Path) -> None:
     node = node_factory()
     ask(node, "SET", "key", "1")
     succeeds("backup", address(node), tmp_path / "backup")
-    succeeds("restore", tmp_path / "backup", tmp_path / "twin", "--new-node-id")
-    twin = node_factory(directory=tmp_path / "twin")
-    assert statistics(twin)["node_id"] != statistics(node)["node_id"]
-    ask(twin, "SET", "more", "2")
-    exchange(node, twin)
+    succeeds("restore", tmp_path / "backup", tmp_path / "copy", "--new-node-id")
+    copy = node_factory(directory=tmp_path / "copy")
+    assert statistics(copy)["node_id"] != statistics(node)["node_id"]
+    ask(copy, "SET", "more", "2")
+    exchange(node, copy)
     assert ask(node, "GET", "more") == b"2"
-    assert root_of(twin) == root_of(node)
+    assert root_of(copy) == root_of(node)
 
 
 def test_what_was_published_is_left_to_the_exchange(node_factory: NodeFactory, tmp_path: Path) -> None:

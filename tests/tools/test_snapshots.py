@@ -48,7 +48,7 @@ def copied(directory: Path, target: Path) -> dict[bytes, bytes]:
     return found
 
 
-def held(engine: Engine) -> dict[bytes, bytes]:
+def records_of(engine: Engine) -> dict[bytes, bytes]:
     found: dict[bytes, bytes] = {}
     after: bytes | None = b""
     while after is not None:
@@ -78,7 +78,7 @@ def test_at_each_point_of_merging(engine: Engine, tmp_path: Path, monkeypatch: p
     write(engine)
     engine.truncate()
     write(engine, 20)
-    expected = held(engine)
+    expected = records_of(engine)
     monkeypatch.setattr(failpoints, "reached", look)
     engine.checkpoint_now()
     assert {
@@ -94,7 +94,7 @@ def test_a_segment_that_goes_while_the_base_is_copied(
 ) -> None:
     """It was opened before, so it is still read; the base of before needs it."""
     write(engine)
-    expected = held(engine)
+    expected = records_of(engine)
     copy_base = lmdb_copy.copy
 
     def copy_and_go_on(source: Path, target: Path, update: Update) -> None:
@@ -136,12 +136,12 @@ def test_a_base_that_is_ahead_of_every_segment_is_copied_again(
     empty = directory_snapshot.empty
     monkeypatch.setattr(lmdb_copy, "copy", go_on_and_copy)
     monkeypatch.setattr(directory_snapshot, "empty", back)
-    assert copied(engine.directory.path, tmp_path / "copy") == held(engine)
+    assert copied(engine.directory.path, tmp_path / "copy") == records_of(engine)
     assert len(copies) == 2
 
 
 def test_a_base_that_needs_more_of_the_log_than_there_is(tmp_path: Path) -> None:
-    """It has parts of a segment that nobody can read any more: no moment could be made of it."""
+    """It has parts of a segment that cannot be read any more, so it is the data of no moment."""
     with opened(tmp_path / "data") as engine:
         write(engine)
         engine.checkpoint_now()
@@ -156,7 +156,7 @@ def test_a_base_that_needs_more_of_the_log_than_there_is(tmp_path: Path) -> None
 def test_a_frame_that_is_being_written(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of it is there at first; the copy has all of it in the end."""
     write(engine)
-    expected = held(engine)
+    expected = records_of(engine)
     segment = segment_path(engine.directory.log, 0)
     whole = segment.read_bytes()
     end = engine.log.position
@@ -179,7 +179,7 @@ def test_a_segment_that_is_being_made(engine: Engine, tmp_path: Path) -> None:
     write(engine)
     made = segment_path(engine.directory.log, engine.log.end_lsn)
     made.write_bytes(b"")
-    assert copied(engine.directory.path, tmp_path / "copy") == held(engine)
+    assert copied(engine.directory.path, tmp_path / "copy") == records_of(engine)
     made.unlink()
 
 
@@ -235,7 +235,7 @@ def test_what_changes_between_two_pages(node: Node, engine: Engine, tmp_path: Pa
             engine.put_metadata(b"fact", b"%d" % number)
             if number == 1:
                 engine.truncate()
-                engine.set(b"key:0000", b"after the floor")
+                engine.set(b"key:0000", b"after the truncation")
             engine.commit()
             changes.append(number)
 
@@ -244,7 +244,7 @@ def test_what_changes_between_two_pages(node: Node, engine: Engine, tmp_path: Pa
     copy_node(node, tmp_path / "copy", no_update)
     assert len(changes) >= 3
     with opened(tmp_path / "copy") as copy:
-        assert held(copy) == held(engine)
+        assert records_of(copy) == records_of(engine)
         assert (copy.truncation, copy.metadata, copy.gc_horizon) == (
             engine.truncation,
             engine.metadata,
@@ -277,7 +277,7 @@ def test_a_node_whose_log_goes_too_fast(node: Node, engine: Engine, tmp_path: Pa
     (tmp_path / "copy").mkdir()
     copy_node(node, tmp_path / "copy", no_update)
     with opened(tmp_path / "copy") as copy:
-        assert held(copy) == held(engine)
+        assert records_of(copy) == records_of(engine)
     left = 1 << 30
     (tmp_path / "other").mkdir()
     with pytest.raises(LogMoved, match="deletes its log faster than it can be copied"):
@@ -295,7 +295,7 @@ def test_the_index_is_filled_in_parts(
     (tmp_path / "copy").mkdir()
     copy_node(node, tmp_path / "copy", no_update)
     with opened(tmp_path / "copy") as copy:
-        assert held(copy) == held(engine)
+        assert records_of(copy) == records_of(engine)
     assert check_directory(tmp_path / "copy") == []
     with lmdb.open(str(tmp_path / "copy" / "base"), readonly=True, lock=False, max_dbs=1) as environment:
         assert environment.begin(db=environment.open_db(b"index", create=False)).stat()["entries"] == 5000

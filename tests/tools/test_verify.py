@@ -173,7 +173,7 @@ def test_a_busy_node(sound: Path, node_factory: NodeFactory) -> None:
 # -- what a node keeps beside its records ------------------------------------------------------------------------------
 
 
-def note(directory: Path, name: bytes, value: bytes, checkpoint: bool = False) -> None:
+def put_metadata(directory: Path, name: bytes, value: bytes, checkpoint: bool = False) -> None:
     engine = Engine(directory, checkpoint="manual")
     engine.put_metadata(name, value)
     engine.commit()
@@ -213,14 +213,14 @@ def problems_of(place: str | Path) -> list[str]:
 def test_a_note_that_a_start_cannot_read_is_named(
     sound: Path, name: bytes, value: bytes, problem: str, checkpoint: bool
 ) -> None:
-    note(sound, name, value, checkpoint)
+    put_metadata(sound, name, value, checkpoint)
     (found,) = problems_of(sound)
     assert problem in found
 
 
 def test_the_newest_note_is_what_counts(sound: Path) -> None:
-    note(sound, b"members", b"\xff", checkpoint=True)
-    note(sound, b"members", table())
+    put_metadata(sound, b"members", b"\xff", checkpoint=True)
+    put_metadata(sound, b"members", table())
     assert problems_of(sound) == []
 
 
@@ -240,7 +240,7 @@ def test_a_damaged_place_in_the_log_is_noted(sound: Path) -> None:
 def test_a_directory_with_an_unreadable_table_is_served_backed_up_and_restored(
     sound: Path, tmp_path: Path, node_factory: NodeFactory
 ) -> None:
-    note(sound, b"members", b"\xff")
+    put_metadata(sound, b"members", b"\xff")
     succeeds("backup", sound, tmp_path / "backup.tgz")
     succeeds("restore", tmp_path / "backup.tgz", tmp_path / "restored")
     for directory in (sound, tmp_path / "restored"):

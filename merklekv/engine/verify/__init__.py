@@ -1,1 +1,1 @@
-"""Verification: what must hold of a data directory, checked, scrubbed and repaired."""
+"""Verification: the checker, its reference, and the scrub of a running node."""

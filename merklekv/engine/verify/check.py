@@ -339,7 +339,7 @@ class LogWalk:
             self._report.note(f"{path}: a torn tail behind byte {end}, never synced, a start cuts it off")
             return False
         if claimed > lsn + end or lsn < self._base.checkpoint_lsn:
-            reason = "what follows had been synced" if claimed > lsn + end else "the base has taken it in"
+            reason = "what follows had been synced" if claimed > lsn + end else "the base contains it"
             self._report.add(path, f"no whole frame at byte {end}, expected one, since {reason}")
         self._sequence = None
         return True
@@ -467,7 +467,7 @@ def _check_tables(engine: Engine, report: Report) -> None:
 
 
 def _check_clock(engine: Engine, report: Report) -> None:
-    """The clock has seen every version, so that a local write beats it; unless it had to follow a wall set back."""
+    """The clock is at or above every version, so a local write beats it, except after the wall clock was set back."""
     table, clock = engine.table, engine.clock
     if clock.set_back:
         return

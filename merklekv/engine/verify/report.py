@@ -7,14 +7,7 @@
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from merklekv.engine.verify.reference import (
-    KEY_SIZE_MAX,
-    RECORD_SIZE_MIN,
-    digest_of,
-    is_tombstone,
-    number,
-    version_of,
-)
+from merklekv.engine.verify.reference import KEY_SIZE_MAX, RECORD_SIZE_MIN, digest_of, is_tombstone, number, version_of
 from merklekv.output import counted
 
 PROBLEMS_MAX: Final = 200  # sentences; what comes after is counted

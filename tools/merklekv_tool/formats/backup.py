@@ -1,7 +1,7 @@
 """A backup: a data directory with a description, as a directory or as one compressed file.
 
     FORMAT, base/data.mdb, log/*.log, node-id     as in any data directory (merklekv/engine/format.py)
-    BACKUP                                        a JSON object: what was backed up, when, and what it holds
+    BACKUP                                        a JSON object: what was backed up, when, and what it contains
 
 A compressed file (.tar.gz, .tgz) has the same files, the description first. Files of a running process (LOCK, LMDB's
 lock file) and its published position (`outbox`) are left out: a node that starts on a restored directory publishes from
@@ -110,11 +110,11 @@ def require_absent(target: Path, empty: bool = False) -> None:
 
 
 def complete(draft: Path, update: Update) -> dict[str, Any]:
-    """Merges a copy's log into its base, checks the copy, and returns what it holds. Raises Corruption."""
+    """Merges a copy's log into its base, checks the copy, and returns what it contains. Raises Corruption."""
     with _opened(draft) as engine:
         for _ in range(2):  # the first call leaves the last memtable if too many are frozen
             engine.checkpoint_now()
-        held = {
+        contained = {
             "root": engine.root().hex(),
             "keys": engine.live_count,
             "tombstones": engine.tombstone_count,
@@ -125,7 +125,7 @@ def complete(draft: Path, update: Update) -> dict[str, Any]:
     problems = check_directory(draft, update)
     if problems:
         raise Corruption(f"the copy does not hold together, so there is no backup: {problems[0]}")
-    return held
+    return contained
 
 
 @contextlib.contextmanager
@@ -137,7 +137,7 @@ def _opened(directory: Path) -> Iterator[Engine]:
         (directory / name).unlink(missing_ok=True)
 
 
-def describe(draft: Path, source: str, held: dict[str, Any]) -> dict[str, Any]:
+def describe(draft: Path, source: str, contained: dict[str, Any]) -> dict[str, Any]:
     """Writes the description, and returns it."""
     node_id = draft / NODE_ID_FILE
     description = {
@@ -146,7 +146,7 @@ def describe(draft: Path, source: str, held: dict[str, Any]) -> dict[str, Any]:
         "source": source,
         "node_id": node_id.read_text(errors="replace").strip() if node_id.exists() else None,
         "software": merklekv.__version__,
-        **held,
+        **contained,
     }
     (draft / DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n")
     return description

@@ -4,8 +4,8 @@
     record   key, version, tombstone, digest, value
     end      number of records, truncation version, checksum
 
-It is written as JSON lines (`jsonl`) or as CBOR (`cbor`). Both hold the same; the first byte tells them apart. A dump
-does not depend on when or where it is made, so nodes that agree give equal bytes.
+It is written as JSON lines (`jsonl`) or as CBOR (`cbor`). Both have the same contents; the first byte tells them apart.
+A dump does not depend on when or where it is made, so nodes that agree give equal bytes.
 
 A dump that was cut short lacks its end; one that was damaged or edited fails a record's digest or the checksum:
 XXH3-128 over the prefix, the records' digests in order, and the truncation version. The truncation version is in the

@@ -1,7 +1,7 @@
 """Copies a data directory as it is at one moment, while a node may have it open.
 
 A base together with the log from the base's checkpoint on is the whole data, wherever that log is cut: a start on the
-copy yields what the node held at the cut.
+copy yields the data of the node at the cut.
 
 LMDB copies its newest state, which knows its checkpoint LSN. The segments from there on are copied too, through
 descriptors that were opened before, so that none is lost if the node deletes it. The last segment is cut behind its

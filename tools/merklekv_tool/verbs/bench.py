@@ -33,8 +33,7 @@ PERCENTILES: Final = (50, 95, 99)
 def bench(
     node: NodeName,
     load: Annotated[
-        Literal["set", "get", "mixed"],
-        typer.Option("--load", metavar="set|get|mixed", help="Mixed is half and half."),
+        Literal["set", "get", "mixed"], typer.Option("--load", metavar="set|get|mixed", help="Mixed is half and half.")
     ] = "mixed",
     clients: Annotated[
         int, typer.Option("--clients", "-c", metavar="N", min=1, max=CLIENTS_MAX, help="Connections.")

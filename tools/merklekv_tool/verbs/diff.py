@@ -1,15 +1,20 @@
 """`merklekv-tool diff`: the keys on which two sources, nodes or closed directories, differ.
 
-Differences are printed as they are found, and never gathered. Nodes that are written to differ for moments by the
-writes on their way between them; a difference that a second run still shows is real.
+Both Merkle trees are compared, and then only the heads of the records in the buckets that differ: the cost follows the
+difference, beside 1.5 MiB of leaves from each source. No value is read, since a digest is enough. Differences are
+printed as they are found.
+
+Nodes that are written to differ for moments by the writes on their way between them; a difference that a second run
+still shows is real.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import typer
 
@@ -17,10 +22,10 @@ from merklekv.errors import InvalidArgument
 from merklekv.output import counted
 from merklekv_tool.arguments import AsJsonLines, SourceName
 from merklekv_tool.exit_codes import EXIT_PROBLEMS
-from merklekv_tool.output import say, say_json, say_result, text_of, time_text
+from merklekv_tool.output import progress, say, say_json, say_result, text_of, time_text
 
 if TYPE_CHECKING:
-    from merklekv_tool.comparison import Difference
+    from merklekv_tool.source.source import Pair, Source
 
 EXAMPLES: Final = """
 Examples:
@@ -43,6 +48,15 @@ CELL: Final = 34
 KIND: Final = 8
 
 
+class Difference(NamedTuple):
+    """A key on which two sources differ, with the head of its record in each."""
+
+    kind: str  # of DIFFERENCES; conflict: one version with two contents
+    key: bytes
+    a: bytes | None
+    b: bytes | None
+
+
 def diff(
     source_a: SourceName,
     source_b: SourceName,
@@ -55,7 +69,6 @@ def diff(
     as_json: AsJsonLines = False,
 ) -> None:
     """Show the keys that two sources do not hold alike; exit status 1 when there are any."""
-    from merklekv_tool.comparison import differences
     from merklekv_tool.source.open import open_source
 
     if Path(source_a).is_dir() and Path(source_b).is_dir() and Path(source_a).samefile(source_b):
@@ -73,6 +86,40 @@ def diff(
     _conclude(counts, *truncations, as_json)
     if counts or truncations[0] != truncations[1]:
         raise typer.Exit(EXIT_PROBLEMS)
+
+
+def differences(a: Source, b: Source) -> Iterator[Difference]:
+    """Every difference, bucket by bucket."""
+    from merklekv.engine.format import BUCKETS, LEAF_SIZE
+
+    with progress("compare", prints=True) as update:
+        leaves = b"".join(a.leaves()), b"".join(b.leaves())
+        parts = (slice(at, at + LEAF_SIZE) for at in range(0, BUCKETS * LEAF_SIZE, LEAF_SIZE))
+        buckets = [bucket for bucket, part in enumerate(parts) if leaves[0][part] != leaves[1][part]]
+        for done, pairs in enumerate(zip(a.heads(buckets), b.heads(buckets), strict=True), 1):
+            yield from compare(*pairs)
+            update(done, len(buckets))
+
+
+def compare(pairs_a: list[Pair], pairs_b: list[Pair]) -> Iterator[Difference]:
+    """The differences between the (key, head) pairs of one bucket in two sources."""
+    heads_a, heads_b = dict(pairs_a), dict(pairs_b)
+    for key in sorted(heads_a.keys() | heads_b.keys()):
+        a, b = heads_a.get(key), heads_b.get(key)
+        if a != b:
+            yield Difference(_kind(a, b), key, a, b)
+
+
+def _kind(a: bytes | None, b: bytes | None) -> str:
+    from merklekv.engine.record import version_of
+
+    if b is None:
+        return "only_a"
+    if a is None:
+        return "only_b"
+    if version_of(a) == version_of(b):
+        return "conflict"
+    return "newer_a" if a > b else "newer_b"
 
 
 def _show(difference: Difference, as_json: bool) -> None:

@@ -30,8 +30,7 @@ def forget(
     node: Annotated[str, typer.Argument(metavar="NODE", help="The id of the node that is gone.")],
     at: Annotated[str, typer.Option("--at", metavar="HOST:PORT", help="A running node of its cluster.")],
     store_id: Annotated[
-        str,
-        typer.Option("--store-id", metavar="HEX", help="Which one, if several had this id.", show_default=False),
+        str, typer.Option("--store-id", metavar="HEX", help="Which one, if several had this id.", show_default=False)
     ] = "",
     as_json: AsJson = False,
 ) -> None:

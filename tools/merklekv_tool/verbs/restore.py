@@ -57,9 +57,8 @@ def restore(
                 (draft / NODE_ID_FILE).unlink(missing_ok=True)
             backups.publish(draft, target)
     seconds = round(time.monotonic() - began, 3)
-    held = backups.contents(description)
     say_result(
         {"directory": directory, "backup": backup, **description, "seconds": seconds},
-        f"{directory}: {held}, as {description['source']} had them at {description['made']}",
+        f"{directory}: {backups.contents(description)}, as {description['source']} had them at {description['made']}",
         as_json,
     )

@@ -146,8 +146,8 @@ def _fields(trees: list[Tree], different: list[int]) -> dict[str, object]:
 def _lines(trees: list[Tree], different: list[int]) -> list[str]:
     lines = []
     for one in trees:
-        held = counted(one.records, "record")
-        lines.append(f"{printable(one.name)}: {held} in {sum(map(bool, one.counts)):,} of {len(one.counts):,} leaves")
+        used = f"{sum(map(bool, one.counts)):,} of {len(one.counts):,} leaves"
+        lines.append(f"{printable(one.name)}: {counted(one.records, 'record')} in {used}")
         lines.append(f"  at most {max(one.counts):,} in a leaf; root {one.root.hex()}")
     if len(trees) == 1:
         inner = _sums(trees[0].counts)
