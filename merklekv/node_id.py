@@ -62,7 +62,7 @@ def read_node_id(directory: Path, known: str = "") -> str | None:
     except OSError as error:
         raise DirectoryUnwritable(f"{file}: cannot read the node id: {error.strerror}") from error
     if not is_node_id(text):
-        raise _no_node_id(file, f"holds {text[:60]!r}" if text else "empty", known)
+        raise _no_node_id(file, f"contains {text[:60]!r}" if text else "empty", known)
     return text
 
 

@@ -206,7 +206,7 @@ class TestWrongDates:
         for name in wall_clock_off_by(0):
             node.process.environment.pop(name)
         node.start()
-        assert "node node holds versions up to 20" in node.process.output()
+        assert "node node has versions up to 20" in node.process.output()
         assert node.figure("clock_found_ahead_s") > 8 * 365 * DAY_S
         node.set("fresh", "1")
         other.wait_for("fresh", "1")

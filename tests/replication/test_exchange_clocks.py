@@ -403,7 +403,7 @@ def test_records_from_the_future_are_told_at_a_start(nodes: list[Node], caplog: 
     a.now -= YEAR
     with caplog.at_level(logging.WARNING):
         a.reopen()
-    assert "node a holds versions up to 2034-05-18" in caplog.text
+    assert "node a has versions up to 2034-05-18" in caplog.text
     assert "31536000 s ahead of its wall clock" in caplog.text
     a.set(b"fresh")
     assert stamped(a, b"fresh") == a.now

@@ -227,7 +227,7 @@ def test_the_newest_note_is_what_counts(sound: Path) -> None:
 def test_a_file_with_no_node_id_is_a_problem(sound: Path) -> None:
     (sound / "node-id").write_bytes(b"a\nb\n")
     (problem,) = problems_of(sound)
-    assert problem.startswith(f"{sound / 'node-id'}: holds 'a\\nb'; a node id has 1 to 128 bytes")
+    assert problem.startswith(f"{sound / 'node-id'}: contains 'a\\nb'; a node id has 1 to 128 bytes")
 
 
 def test_a_damaged_place_in_the_log_is_noted(sound: Path) -> None:

@@ -37,7 +37,7 @@ tombstones from before it.
 
 A stored row, or a whole table, that cannot be read moves to `unreadable`, with a name and a reason.  Its member is
 unknown, so this node's `stable` is then 0, which holds back every horizon of the cluster, and it adopts none.  That
-ends when the member is met again, or by `remove`.
+ends when the member is added again, or by `remove`.
 
 A silent member may still have what others have deleted, so only `remove` removes a member, for good.  Some members may
 have applied writes of it that others lack and that are older than what these have applied of each other.  So nothing
@@ -300,7 +300,7 @@ class Members(MemberMaps):
         self._others: dict[Identity, Member] = {}
 
     def replace_with(self, other: Members) -> None:
-        """Hold what another table of the same node holds."""
+        """Take over the contents of another table of the same node."""
         vars(self).update(vars(other) | {"rows_refused": self.rows_refused})
 
     # -- queries -------------------------------------------------------------------------------------------------------
@@ -328,14 +328,13 @@ class Members(MemberMaps):
     def writer_applied_through(self, records: list[bytes]) -> int:
         """Through which time, ns, every write of the writer of these records was applied here.
 
-        A record from before this time tells nothing new.  0 if the writer lost one of these records.  All are of one
-        writer.
+        A record from before this time changes nothing.  All records are of one writer; 0 if it lost one of them.
         """
         writer = store_id_of(records[0])
         who = next((who for who in self._others if who.store_id == writer), self.identity)
         through, lost = min(self.applied_through(who), self.max_gc_horizon), self.lost_writes.get(who, NO_LOST_WRITES)
         if timestamp_of(min(records)) > through:
-            return through  # all are new, as nearly always: found out at little cost
+            return through  # all are new, as nearly always, and this check is cheap
         old = (one for one in records if timestamp_of(one) <= through)
         return through if all(retains(lost, one) for one in old) else 0
 
@@ -370,8 +369,8 @@ class Members(MemberMaps):
             return False
         if self.identity in self.stable_through and not peer.horizon_covers(self.identity):
             return False
-        met = (who for who, member in self._others.items() if member.applied_through and who != peer.identity)
-        return all(who in peer.removed or peer.horizon_covers(who) for who in met)
+        exchanged = (who for who, member in self._others.items() if member.applied_through and who != peer.identity)
+        return all(who in peer.removed or peer.horizon_covers(who) for who in exchanged)
 
     def table(self, proposed: int = 0) -> MemberTable:
         """What this node tells others.  `proposed`, ns: a closed timestamp that it proposes."""
@@ -550,7 +549,7 @@ class Members(MemberMaps):
         def on_unreadable(item: Any, problem: Malformed) -> None:
             store_id = item[1] if type(item) is list and len(item) > 1 and type(item[1]) is bytes else b""
             known = store_id if len(store_id) == STORE_ID_SIZE else UNKNOWN_STORE_ID
-            if len(unreadable) < MEMBERS_MAX:  # one is enough to hold the horizon
+            if len(unreadable) < MEMBERS_MAX:  # one is enough to hold back the horizon
                 unreadable[_name_of(ascii(item).encode())] = UnreadableRow(known, f"{problem}: {item!a:.200}")
 
         try:

@@ -79,7 +79,7 @@ def _restored(engine: Engine, stored: bytes, node: str) -> Members:
     for name, one in members.unreadable.items():
         log.error(
             "members: %s: %s. This node serves its data, and no node of its cluster collects deleted keys until the "
-            "nodes have met again and 'merklekv-tool forget %s' takes this out; see docs/operations.md",
+            "nodes have exchanged again and 'merklekv-tool forget %s' takes this out; see docs/operations.md",
             name,
             one.reason,
             name,
@@ -100,7 +100,7 @@ def _check_clock(engine: Engine, members: Members) -> None:
         members.proposed = 0
     if clock.found > clock.latest_ns():
         log.warning(
-            "node %s holds versions up to %s, %.0f s ahead of its wall clock, more than max_clock_drift: the wall "
+            "node %s has versions up to %s, %.0f s ahead of its wall clock, more than max_clock_drift: the wall "
             "clock of this machine is slow now, or was fast when they were written; other nodes refuse these records "
             "until then, and take all others",
             node,

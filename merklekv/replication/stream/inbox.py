@@ -309,7 +309,7 @@ class Inbox:
         newest = message.newest()
         if message.sequence is not None:
             self._follow(message.source, origin, message.sequence, message.event_count, newest)
-        if not self._engine.clock.too_far_ahead(newest):  # else it was refused, and tells nothing of the numbering
+        if not self._engine.clock.too_far_ahead(newest):  # else it was refused, and says nothing about the numbering
             origin.newest = max(origin.newest, newest)
 
     def _follow(self, source: str, origin: Origin, first: int, count: int, newest: bytes) -> None:

@@ -16,7 +16,6 @@ from typing import Final
 
 from merklekv import __version__
 from merklekv.engine.engine import Engine
-from merklekv.log_throttle import LogThrottle
 from merklekv.metrics import OriginMetrics, ReplicationCounters, ReplicationMetrics
 from merklekv.output import counted
 from merklekv.replication.cluster.presence import Presence, Status
@@ -55,7 +54,6 @@ class Replicator:
         self._store_id = store_id
         self._epoch = engine.clock.epoch.hex()
         self._topics = Topics(broker.topic_prefix, broker.node_id)
-        self._throttle = LogThrottle(log)
         self._presence = Presence(broker.node_id, self._epoch, context.on_status)
         self._counters = counters = ReplicationCounters()
         self._state = StreamState(counters)
@@ -158,4 +156,4 @@ class Replicator:
         if not self._watchdog.wait(WATCH_S):
             silent_s = time.monotonic() - self._state.alive_at
             if silent_s > UNRESPONSIVE_S or not self._loop.worker.is_alive:
-                self._throttle.warn("watchdog", f"the network thread has not been seen for {silent_s:.0f} s")
+                self._loop.throttle.warn("watchdog", f"the network thread has not been seen for {silent_s:.0f} s")
