@@ -67,7 +67,7 @@ from merklekv.engine.record import (
 )
 from merklekv.engine.recovery import open_data
 from merklekv.engine.table import Table
-from merklekv.engine.tombstone_gc import GC_KEYS, TombstoneGC, bound_of
+from merklekv.engine.tombstone_gc import TombstoneGC, bound_of
 from merklekv.engine.write_gate import WriteGate
 from merklekv.errors import InvalidArgument, MerkleKVError, NotANumber, NumberOverflow, Stalled
 from merklekv.metrics import EngineMetrics
@@ -161,6 +161,9 @@ class Engine:
         self.inner_leaves = table.inner_leaves
         self.prepare_buckets = table.prepare_buckets
         self.bucket = table.bucket
+        self.repair = table.repair
+        self.raise_gc_horizon = self.tombstone_gc.raise_gc_horizon
+        self.collect_tombstones = self.tombstone_gc.collect_tombstones
         self.commit = commits.commit
         self.begin = commits.begin
         self.flush = commits.flush
@@ -380,16 +383,6 @@ class Engine:
             self.table.raise_truncation(OP_TRUNCATE | REMOTE, truncation)
             return True
 
-    def raise_gc_horizon(self, gc_horizon: int) -> bool:
-        """`TombstoneGC.raise_gc_horizon`, with the lock."""
-        with self.lock:
-            return self.tombstone_gc.raise_gc_horizon(gc_horizon)
-
-    def collect_tombstones(self, limit: int = GC_KEYS) -> bool:
-        """`TombstoneGC.collect_tombstones`, with the lock."""
-        with self.lock:
-            return self.tombstone_gc.collect_tombstones(limit)
-
     # -- repairs -------------------------------------------------------------------------------------------------------
 
     def replace(self, key: bytes, stored: bytes | None, record: bytes | None, origin: bytes) -> bool:
@@ -402,7 +395,7 @@ class Engine:
             self.gate.require_open()
             if self.table.lookup(key) != stored or (stored is not None and len(stored) < HEAD_SIZE):
                 return False
-            self.repair(bucket_of(key), key)
+            self.table.repair(bucket_of(key), key)
             if record is None:
                 if stored is not None:
                     self.table.purge(key, stored)
@@ -412,14 +405,6 @@ class Engine:
                 return False
             self._take({key: (op, key, record)}, origin)
             return True
-
-    def repair(self, bucket: int, key: bytes = b"") -> None:
-        """Has index, leaf and counters of a bucket rebuilt: after the next commit, by a checkpoint.
-
-        `key`: a key of the bucket that its index may lack, or have wrongly.
-        """
-        with self.lock:
-            self.table.mark_repair(bucket, key)
 
     # -- state of the parts --------------------------------------------------------------------------------------------
 

@@ -439,10 +439,14 @@ class Table:
         self.append(OP_METADATA | REMOTE, name, value)
         self.metadata[name] = value
 
-    def mark_repair(self, bucket: int, key: bytes) -> None:
-        """Has the next checkpoint rebuild what the base keeps beside the records of a bucket."""
-        self.append(OP_REPAIR | REMOTE, bucket.to_bytes(2, "big"), key)
-        self.repair_lsn = self.active.lsn
+    def repair(self, bucket: int, key: bytes = b"") -> None:
+        """Has index, leaf and counters of a bucket rebuilt by a checkpoint, after the next commit.  Takes the lock.
+
+        `key`: a key of the bucket that its index may lack, or have wrongly.
+        """
+        with self.lock:
+            self.append(OP_REPAIR | REMOTE, bucket.to_bytes(2, "big"), key)
+            self.repair_lsn = self.active.lsn
 
     def raise_truncation(self, op: int, truncation: bytes) -> None:
         """Makes every record below a version (24 bytes) dead."""

@@ -31,7 +31,7 @@ class TombstoneGC:
     """Keeps the GC horizon of a table and removes the tombstones below it.
 
     Contract: the horizon never falls but by a roll-back; after `collect_tombstones` has returned False no tombstone is
-    below it.  The caller holds the engine's lock and commits.
+    below it.  The caller commits.
 
     Costs: 5 us for each tombstone that is removed; raising the horizon looks at each tombstone between the old one and
     the new.  Memory: 1,000 keys.
@@ -62,32 +62,34 @@ class TombstoneGC:
 
     def raise_gc_horizon(self, gc_horizon: int) -> bool:
         """Moves the horizon up, in ns; whether it was below.  Every member has applied everything up to there."""
-        if gc_horizon <= self.gc_horizon:
-            return False
-        self._table.put_metadata(METADATA_GC_HORIZON, gc_horizon.to_bytes(GC_HORIZON_SIZE, "big"))
-        self.bound = bound_of(gc_horizon)
-        self._table.clock.close_through(gc_horizon)
-        self._due = self._due_tombstones()
-        return True
+        with self._table.lock:
+            if gc_horizon <= self.gc_horizon:
+                return False
+            self._table.put_metadata(METADATA_GC_HORIZON, gc_horizon.to_bytes(GC_HORIZON_SIZE, "big"))
+            self.bound = bound_of(gc_horizon)
+            self._table.clock.close_through(gc_horizon)
+            self._due = self._due_tombstones()
+            return True
 
     def collect_tombstones(self, limit: int = GC_KEYS) -> bool:
         """Looks at up to `limit` tombstones and removes those below the horizon; whether there may be more to do.
 
         Raises Shortage, StorageFailed, Stalled.
         """
-        self._table.gate.require_open()
-        keys = list(islice(self._due, limit))
-        try:
-            for key in keys:
-                record = self._table.lookup(key)
-                if record is None or record > self.bound:
-                    continue
-                if is_tombstone(record) and not is_purge_marker(record):
-                    self._table.purge(key, record)
-        except Shortage:
-            self.start_over()  # what was not removed comes again
-            raise
-        return len(keys) == limit
+        with self._table.lock:
+            self._table.gate.require_open()
+            keys = list(islice(self._due, limit))
+            try:
+                for key in keys:
+                    record = self._table.lookup(key)
+                    if record is None or record > self.bound:
+                        continue
+                    if is_tombstone(record) and not is_purge_marker(record):
+                        self._table.purge(key, record)
+            except Shortage:
+                self.start_over()  # what was not removed comes again
+                raise
+            return len(keys) == limit
 
     def _due_tombstones(self) -> Iterator[bytes]:
         """Keys that may have a tombstone below the horizon; each may come more than once."""

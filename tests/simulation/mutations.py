@@ -276,7 +276,7 @@ def _() -> tuple[Change, ...]:
 
 @mistake("what a merge goes by is not derived anew for a record that was replaced", "x")
 def _() -> tuple[Change, ...]:
-    return (meanwhile(Engine.replace, partial(silenced, Engine.repair)),)
+    return (meanwhile(Engine.replace, partial(silenced, Table.repair)),)
 
 
 @mistake("the tree is not taken from the base again after a repair", "x")

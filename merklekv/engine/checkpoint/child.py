@@ -1,13 +1,12 @@
 """The checkpoint: moving sealed log segments into the base.
 
-`checkpoint` needs nothing from the serving process: it reads the segments, keeps the newest record of each key, and
-puts them into LMDB in key order.  It may be cut off anywhere and called again; recovery is the same call.
+`checkpoint` reads the segments, keeps the newest record of each key, and puts them into LMDB in key order.  It may be
+cut off anywhere and called again; recovery is the same call.
 
-The server runs it in a child process (`CheckpointProcess`, `main`): beside a busy thread of the same interpreter each
-of its syncs would cost the serving thread a switch interval.  The child reads one line for each job, the LSN to reach,
-and answers in lines: ``progress <0..1>``, ``done``, or ``error <class> <message>``.  It holds the directory's lock
-too, so a server that was killed cannot be followed by the next one before its child has ended; and it ends by itself,
-between two transactions, when its parent is gone.
+The server runs it in a child process (`CheckpointProcess`, `main`), which takes no time from the threads that serve.
+The child reads one line for each job, the LSN to reach, and answers in lines: ``progress <0..1>``, ``done``, or
+``error <class> <message>``.  It shares the directory's lock, so the next server waits for its end; and it ends by
+itself, between two transactions, when its parent is gone.
 """
 
 import logging
@@ -18,7 +17,7 @@ import sys
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Final, TextIO
@@ -243,7 +242,9 @@ class CheckpointProcess:
                 raise ChildDied("stopped")
             if self._process is None or self._process.poll() is not None:
                 self.close()
-                with _signals_blocked():
+                # Signals to the whole group (Ctrl-C, a closed terminal) are the parent's: the child gets only SIGTERM.
+                before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {signal.SIGTERM})
+                try:
                     self._process = subprocess.Popen(
                         self._command,
                         stdin=subprocess.PIPE,
@@ -254,6 +255,8 @@ class CheckpointProcess:
                         pass_fds=(self._lock_fd,),
                         env=interpreter.environment(),
                     )
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, before)
                 try:
                     threading.Thread(
                         target=_log_lines, args=(self._process.stderr,), name="child-log", daemon=True
@@ -262,16 +265,6 @@ class CheckpointProcess:
                     self._process.kill()
                     raise
             return self._process
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """A process that is started meanwhile gets only SIGTERM, SIGKILL and SIGSTOP; other signals are the parent's."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _log_lines(stderr: TextIO) -> None:
