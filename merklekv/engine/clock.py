@@ -44,7 +44,7 @@ def show_time(timestamp: int) -> str:
 
 
 class HybridClock:
-    """Issues versions.  Not locked: the engine calls it under its own lock."""
+    """Issues versions.  Not locked: the caller has the engine's lock."""
 
     def __init__(
         self, max_drift_ns: int = DEFAULT_MAX_DRIFT_S * 10**9, wall_clock: Callable[[], int] = time.time_ns

@@ -1,15 +1,14 @@
 """Recent writes in memory: newest record of each key, and the keys in order for a scan.
 
-The records are a plain dict, which the engine's write path fills directly.  Nothing is ever removed from it, so its
-last `n` keys are its newest, and neither order nor buckets cost a write anything: a reader that needs them first goes
-through what has come since, a slice at a time.
+The records are a plain dict, which the table's write function fills directly.  Nothing is ever removed from it, so its
+last `n` keys are its newest, and neither order nor buckets cost a write anything: a reader that needs them first adds
+the new keys, a slice at a time.
 
-In order means in blocks: each holds the keys of a range, and is sorted when it is read, or when it has grown so large
-that it is halved.  So there is no moment at which many keys are sorted or merged.  Buckets are kept in groups: asking
-for one goes through the keys of its group.
+Order is kept in blocks: each has the keys of a range, and is sorted when it is read, or when it is so large that it is
+halved.  So many keys are never sorted at once.  Buckets are kept in groups: reading one goes through its group.
 
-Memory: about `charge()` bytes for each key.  A slice takes below 1 ms, but for the first, which lists what has come: 3
-ms with 200,000 keys.  A scan over a memtable that was never scanned does one slice at a call (`prepare`).
+Memory: about `charge()` bytes for each key.  A slice takes below 1 ms, but for the first, which lists all new keys: 3
+ms with 200,000.
 """
 
 from bisect import bisect_left, bisect_right
@@ -51,7 +50,7 @@ class _Newcomers:
     def take(self, records: dict[bytes, bytes]) -> list[bytes]:
         """At most SLICE_KEYS more, newest first."""
         if not self._waiting:
-            # All at once: a dict can only be entered at its ends, so to begin in the middle costs as much.
+            # All at once: a dict can only be entered at its ends.
             self._waiting = list(islice(reversed(records), len(records) - self._taken))
             self._taken = len(records)
         keys = self._waiting[-SLICE_KEYS:]
@@ -68,10 +67,10 @@ class _Newcomers:
 
 
 class Memtable:
-    """One memtable.  Not locked: the engine calls it under its own lock."""
+    """One memtable.  Not locked: the table calls it with the engine's lock."""
 
     def __init__(self, lsn: int) -> None:
-        self.lsn = lsn  # of the segment that holds the same changes
+        self.lsn = lsn  # of the segment with the same changes
         self.records: dict[bytes, bytes] = {}
         self.size = 0  # charged bytes
         self.tombstones: list[bytes] = []  # every key that was deleted here; what it maps to may have changed since

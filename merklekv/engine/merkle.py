@@ -103,7 +103,7 @@ class MerkleTree:
         return b"".join([(leaf >> 64 & COUNT_MASK).to_bytes(8, "big") for leaf in self.inner_leaves(node)])
 
     def root(self, truncation: bytes) -> bytes:
-        """The root, 32 bytes; zeros without records.  The truncation version is part of it: a merge goes by it."""
+        """The root, 32 bytes; zeros without records.  The truncation version is part of it."""
         inner = self.inner_digests()
         if all(digest == EMPTY_INNER for digest in inner):
             return EMPTY_ROOT

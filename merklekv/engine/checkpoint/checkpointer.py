@@ -40,12 +40,11 @@ class Checkpointer:
     """Freezes memtables, has the checkpoint process put them into the base, and deletes the segments.
 
     Contract: while it runs, the backlog becomes smaller whatever clients do; no segment is deleted that the base or the
-    outbox still needs.  A checkpoint process that dies is started again; what fails for a shortage is tried again until
-    it works; anything else is a failure of the engine.
+    outbox still needs.  A checkpoint process that dies is started again, and a shortage is waited out; anything else is
+    a failure of the engine.
 
-    It has a thread, checkpointer, which takes the engine's lock, and after a checkpoint also that of commits before it.
-    In the mode `manual` it has neither thread nor process, and `checkpoint_now` does the work.  It does not read or
-    write records: checkpoint/child.py does.
+    It has a thread, checkpointer, which takes the engine's lock, and after a checkpoint the commit lock before it.  In
+    the mode `manual` it has neither thread nor process, and `checkpoint_now` does the work.
 
     Costs: freezing syncs a directory and a header, 1 to 10 ms, for each memtable.
     """
@@ -109,7 +108,7 @@ class Checkpointer:
         return self._share if self._running else 1.0
 
     def release_log(self, position: LogPosition) -> None:
-        """The outbox has dealt with everything before `position`: the log may go, once it is in the base too."""
+        """The outbox has published everything before `position`: the log may go, once it is in the base, too."""
         self._retention.advance(position)
         self.delete_segments()
 
@@ -155,11 +154,11 @@ class Checkpointer:
             return
         with self._lock:
             try:
-                self._commits.write()  # what others have added since is in the memtable, so it has to be in the segment
+                self._commits.write()  # all of the memtable belongs into the segment
                 self._directory.require_in_place()
                 self._log.seal()
             except Shortage as error:
-                if self._gate.log_shortage is None:  # else others are told; what this thread did is durable
+                if self._gate.log_shortage is None:  # else a roll-back, which was not of what this thread did
                     self._blocked(error)
                 return
             except StorageFailed as error:
@@ -170,14 +169,13 @@ class Checkpointer:
             self._table.freeze(self._log.lsn)
             if self.child is None:
                 self._log.finish_sealing()
-            else:
-                self._submit()
+            self._submit()
 
     def _freeze_due(self) -> None:
         """Freezes what is due although no commit may come: writers may wait for room, which only a checkpoint makes."""
         with self._commits.lock, self._lock:
-            # A thread with pending changes commits them soon and freezes then, unless it waits for room.  To commit
-            # them here would split what it does between two commits, of which the second may be rolled back.
+            # A thread with pending changes commits them soon and freezes then, unless it waits for room.  A commit here
+            # would split them: the second half may be rolled back.
             if self._gate.failure is None and (self._gate.stalled or not self._commits.is_pending):
                 self._freeze_if_due()
 
@@ -226,10 +224,7 @@ class Checkpointer:
         if self.worker.is_stopping:
             return
         upto = self._upto
-        try:
-            self._log.finish_sealing()
-        except Shortage as error:  # of the sync of a sealed segment: what the disk holds is unknown
-            raise StorageFailed(str(error)) from error
+        self._log.finish_sealing()
         try:
             self.child.checkpoint(upto, self._progressed)
             self._take_over_base()
@@ -264,12 +259,12 @@ class Checkpointer:
             if share > self._share:  # less or the same where it was cut off and begun again
                 self._share = share
                 self._unblocked()
-            with suppress(Shortage):  # a snapshot that stays behind only keeps the writer from reusing pages
+            with suppress(Shortage):  # an old snapshot only keeps the writer from reusing pages
                 self._table.base.refresh()
             self._update_backlog()
 
     def _take_over_base(self) -> None:
-        """Goes on from what the base has taken in."""
+        """Continues from the base that a checkpoint has made."""
         failpoints.reached("checkpointer.told")
         with self._lock:
             self._table.take_over_base()
