@@ -86,13 +86,13 @@ class GroupCommit:
         """
         mark = self._log.appended
         gate = self._gate
-        if mark == self.committed and not (gate.closed and (gate.stalled or gate.is_untold)):
+        if mark == self.committed and not (gate.closed and (gate.stalled or gate.is_affected)):
             return
         with self.lock:
             if gate.failure is not None:
                 raise gate.failure
-            if gate.is_untold:
-                gate.tell()
+            if gate.is_affected:
+                gate.acknowledge()
                 raise gate.rolled_back
             if self.committed < mark or gate.stalled:  # stalled: what found no room is tried again
                 self.write()
@@ -104,9 +104,9 @@ class GroupCommit:
 
     def begin(self) -> None:
         """Call this when this thread has no uncommitted changes: its next `commit` then ignores earlier roll-backs."""
-        if self._gate.is_untold:
+        if self._gate.is_affected:
             with self.lock:
-                self._gate.tell()
+                self._gate.acknowledge()
 
     def flush(self) -> None:
         """Commits, and syncs whatever the durability.  Raises what `commit` raises."""

@@ -41,8 +41,8 @@ class WriteGate:
         self.metadata_shortage: Shortage | None = None
         self.checkpoint_shortage: Shortage | None = None
         self.is_behind = False
-        self.rolled_back = Shortage()  # what a thread is told, of the last roll-back
-        self._untold: set[int] = set()  # threads whose next `commit` raises `rolled_back`
+        self.rolled_back = Shortage()  # what `commit` raises in an affected thread
+        self._affected: set[int] = set()  # threads of a roll-back whose `commit` has not raised since
         self._path = path
         self._probe = probe
         self._opened = threading.Condition(lock)
@@ -53,13 +53,13 @@ class WriteGate:
         return self.stalled and self._shortage is None and self.failure is None
 
     @property
-    def is_untold(self) -> bool:
-        """Whether this thread has not been told yet that its changes were rolled back."""
-        return bool(self._untold) and threading.get_ident() in self._untold
+    def is_affected(self) -> bool:
+        """Whether changes of this thread may have been rolled back since its last `commit`."""
+        return bool(self._affected) and threading.get_ident() in self._affected
 
     def require_open(self) -> None:
         """Raises Stalled, Shortage or StorageFailed while no write is taken.  Probes the log after a log shortage."""
-        if self.is_untold:
+        if self.is_affected:
             raise self.rolled_back
         self.probe()
         if not self.stalled:
@@ -87,7 +87,7 @@ class WriteGate:
         if self.stalled and not stalled:
             self._opened.notify_all()
         self.stalled = stalled
-        self.closed = stalled or bool(self._untold)
+        self.closed = stalled or bool(self._affected)
 
     def wait(self, timeout_s: float) -> bool:
         """Waits until writes are not stalled; False when the time is over."""
@@ -103,16 +103,16 @@ class WriteGate:
             self.update()
 
     def roll_back(self, shortage: Shortage) -> None:
-        """Everything that was not committed is gone; this thread knows, the others are told by their next `commit`."""
+        """Everything that was not committed is gone: affects all threads but this one, which gets the error now."""
         self.log_shortage = shortage
         self.rolled_back = _refusal(shortage)
-        self._untold |= sys._current_frames().keys() - {threading.get_ident()}
+        self._affected |= sys._current_frames().keys() - {threading.get_ident()}
         self.update()
 
-    def tell(self) -> None:
-        """This thread has been told, or has nothing to be told."""
+    def acknowledge(self) -> None:
+        """This thread gets the error, or had no changes, so it may write again."""
         with self._opened:
-            self._untold.discard(threading.get_ident())
+            self._affected.discard(threading.get_ident())
             self.update()
 
     @property
@@ -121,7 +121,7 @@ class WriteGate:
 
 
 def _refusal(shortage: Shortage) -> Shortage:
-    """What clients are told; the log says more."""
+    """The error as clients get it; the log says more."""
     if isinstance(shortage, DiskFull):
         return DiskFull("disk full, write not stored")
     return Shortage("resource shortage, write not stored")
