@@ -47,11 +47,11 @@ def _unusable(directory: Path, *others: str) -> Path | None:
     parts = (directory / "log", directory / "base")
     files = (file for part in parts for file in (part, *sorted(part.glob("*"))))
     more = (file for pattern in others for file in sorted(directory.glob(pattern)))
-    return next((path for path in chain((directory,), files, more) if path.exists() and not _is_usable(path)), None)
-
-
-def _is_usable(path: Path) -> bool:
-    return os.access(path, os.R_OK | os.W_OK | (os.X_OK if path.is_dir() else 0), effective_ids=True)
+    for path in chain((directory,), files, more):
+        needed = os.R_OK | os.W_OK | (os.X_OK if path.is_dir() else 0)
+        if path.exists() and not os.access(path, needed, effective_ids=True):
+            return path
+    return None
 
 
 def _name(user: int) -> str:

@@ -67,7 +67,7 @@ class GroupCommit:
             self.worker.start()
 
     def finish(self) -> None:
-        """Commits and syncs at the end, with an empty frame that says so.  Raises StorageFailed."""
+        """Commits and syncs at the end; an empty frame claims that as synced.  Raises StorageFailed."""
         if self._gate.failure is not None:
             return
         with self.lock:
@@ -75,8 +75,13 @@ class GroupCommit:
                 self.write()
             except Shortage as error:
                 log.error("%s: %s; what was not acknowledged is not stored", self._path, error)
-            self._log.sync()
-            self._claim_synced()
+            log_ = self._log
+            log_.sync()
+            if log_.appended and log_.synced_lsn == log_.end_lsn:
+                with suppress(Shortage):  # then damage of the last data frame looks like a torn write
+                    self._table.reserve(0)
+                    log_.write(log_.take())
+                    log_.sync()
 
     def commit(self) -> None:
         """Returns when everything done before the call, by any thread, is durable.
@@ -218,12 +223,3 @@ class GroupCommit:
         self._sync_due = time.monotonic() + SYNC_INTERVAL_S
         if self._log.written_lsn > self._log.synced_lsn:
             self._log.sync()
-
-    def _claim_synced(self) -> None:
-        """Appends an empty frame with the synced LSN, so that damage of the last data frame is no torn write."""
-        log_ = self._log
-        if log_.appended and log_.synced_lsn == log_.end_lsn:
-            with suppress(Shortage):  # then the last frame stays without
-                self._table.reserve(0)
-                log_.write(log_.take())
-                log_.sync()

@@ -15,8 +15,8 @@ Costs: a write of 100 bytes about 4 us, a read 0.3 us (memtable) to 2 us (base),
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -181,12 +181,6 @@ class Engine:
             return
         self.is_closed = True
         self._closing.close()
-
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Takes both locks, to read all parts at one moment."""
-        with self.commits.lock, self.lock:
-            yield
 
     def retry_stalled(self, call: Callable[[], T], go_on: Callable[[], bool] = lambda: True) -> T:
         """Makes a call that may raise Stalled, again each time there may be room.

@@ -263,11 +263,6 @@ class Table:
         """The largest version (24 bytes) of any record; a lower truncation version would spare something."""
         return max(self.base.newest, version_of(max(self.overlay().values(), default=b"")))
 
-    def tombstones_in_memory(self) -> Iterator[bytes]:
-        """Keys that were deleted in a memtable, some more than once; what they map to may have changed since."""
-        for table in self.tables:
-            yield from list(table.tombstones)
-
     # -- what an exchange compares -------------------------------------------------------------------------------------
 
     def root(self) -> bytes:

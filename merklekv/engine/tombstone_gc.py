@@ -94,7 +94,8 @@ class TombstoneGC:
     def _due_tombstones(self) -> Iterator[bytes]:
         """Keys that may have a tombstone below the horizon; each may come more than once."""
         bound = self.bound
-        yield from self._table.tombstones_in_memory()
+        for table in self._table.tables:
+            yield from list(table.tombstones)
         while pairs := self._table.base.tombstones_from(self._seen, bound, TOMBSTONES_READ):
             yield from (key for _, key in pairs)
             self._seen = pairs[-1][0]  # not before: a new pass may begin in the middle of these

@@ -424,7 +424,7 @@ def _is_zero_filled(file: BinaryIO, position: int) -> bool:
 def check_engine(engine: Engine) -> list[str]:
     """Every problem of an open engine.  Holds its locks for as long as it takes: for tests, and for small data."""
     report = Report(log.info)
-    with engine.exclusive():
+    with engine.commits.lock, engine.lock:
         base = engine.table.base
         facts = check_base(Path("base"), base.current, report)
         for name in ("checkpoint_lsn", "truncation", "newest"):
