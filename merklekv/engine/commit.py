@@ -127,7 +127,7 @@ class GroupCommit:
     @property
     def sync_is_due(self) -> bool:
         """Whether the next commit will wait for the disk; what is done before it shares the wait."""
-        return self.is_pending and self.durability == "always"
+        return self._log.appended != self.committed and self.durability == "always"
 
     def write(self) -> None:
         """Writes the pending entries, with `always` onto the disk.  The caller holds the commit lock."""
