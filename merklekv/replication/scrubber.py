@@ -1,12 +1,12 @@
-"""The scrubber: scrubs the data in the background, slowly, and repairs what it finds.
+"""The scrubber: scrubs the data in the background, slowly, and repairs damage.
 
     every interval -> a pass of slices, with rests between them   (engine/verify/scrub.py)
         derived data that is wrong -> derived anew, here
-        a record that is lost      -> fetched from the peers; the newest that fits takes its place, by way of the log
+        a record that is lost      -> fetched from the peers; the newest that fits takes its place, through the log
 
 A pass takes at most the set share of the time, whatever the size of the data.  The data directory records when the last
-pass ended, so the interval goes on over restarts.  Each pass reports anew, in at most LINES_MAX lines, a record that no
-peer has.  `stop` waits for the slice in hand, and STOP_S for a peer.
+pass ended, so the interval continues over restarts.  Each pass reports again, in at most LINES_MAX lines, a record that
+no peer has.  `stop` waits for the current slice, and STOP_S for a peer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from merklekv.worker_thread import Fatal, WorkerThread
 log = logging.getLogger(__name__)
 
 METADATA_SCRUBBED: Final = b"scrubbed"  # 8 bytes: when the last pass ended, ns since the epoch
-FIRST_REST_S: Final = 600.0  # a node that has just been started has other things to do
+FIRST_REST_S: Final = 600.0  # a node that has just started is busy with other work
 SLICE_S: Final = 0.001
 LINES_MAX: Final = 100  # about damage, in one pass
 STOP_S: Final = 0.5
@@ -58,7 +58,7 @@ class Scrubber:
         self.records = 0  # read, of the base
         self.damaged = 0  # found, in each pass anew
         self.repaired = 0
-        self.left = 0  # of the last pass that came to its end
+        self.left = 0  # not repaired, in the last complete pass
         self._engine = engine
         self._peers = peers
         self._fetch = fetch
@@ -71,7 +71,7 @@ class Scrubber:
         self.worker = WorkerThread("scrub", self._step, fatal)
 
     def start(self) -> None:
-        """Begin the first pass when its time has come."""
+        """Begin the first pass when it is due."""
         if self._interval_s:
             self._wait_s = max(self._due_s(), min(FIRST_REST_S, self._interval_s))
             self.worker.start()
@@ -81,7 +81,7 @@ class Scrubber:
         self.worker.stop(STOP_S)
 
     def metrics(self) -> ScrubMetrics:
-        """What the scrub reports of itself now."""
+        """The scrub's metrics."""
         return ScrubMetrics(
             scrub_running=int(self._running),
             scrub_passes=self.passes,

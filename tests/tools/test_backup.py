@@ -26,7 +26,7 @@ DESTINATIONS = ["backup", "backup.tar.gz", "backup.tgz"]
 
 
 def backed_up(source: str | Path, target: Path) -> dict[str, Any]:
-    """Makes a backup; what the tool says of it."""
+    """Makes a backup; returns the tool's summary."""
     told: dict[str, Any] = json.loads(succeeds("backup", source, target, "--json"))
     return told
 
@@ -127,7 +127,7 @@ class Writers:
 @pytest.mark.parametrize("kind", ["open", "port"])
 @pytest.mark.parametrize("memtable_size", ["64MiB", "256KiB"])
 def test_under_load_it_is_one_moment(kind: str, memtable_size: str, node_factory: NodeFactory, tmp_path: Path) -> None:
-    """All that was acknowledged before; and of each client everything up to some write and nothing after it."""
+    """It has every write acknowledged before, and of each client everything up to some write and nothing after it."""
     with opened(tmp_path / "data") as engine:
         fill(engine)
         engine.retention.subscribe()  # so that the log stays for a while, as where it is published
@@ -250,7 +250,7 @@ def test_without_room_it_leaves_nothing(name: str, tmp_path: Path) -> None:
 
 
 def test_what_may_not_be_read(tmp_path: Path) -> None:
-    """Without the right to read it, nothing looks empty."""
+    """A directory without read permission is an error, and never taken for an empty one."""
     data = tmp_path / "data"
     filled(data)
     for part, mode, said in (

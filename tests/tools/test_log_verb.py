@@ -150,7 +150,7 @@ def test_damage_with_more_behind_it(segments: list[int], tmp_path: Path) -> None
 
 @contextlib.contextmanager
 def following(place: str, output: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`log --follow` while the block runs; ended by Ctrl-C it has nothing to complain about."""
+    """`log --follow` while the block runs; Ctrl-C ends it without an error."""
     with (
         output.open("wb") as file,
         subprocess.Popen([*TOOL, "log", place, "--follow", "--json"], stdout=file, stderr=subprocess.PIPE) as process,
@@ -165,7 +165,7 @@ def following(place: str, output: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def shown(output: Path) -> list[dict[str, Any]]:
-    """What clients have written, as far as whole lines tell of it."""
+    """The client writes that whole lines show."""
     told = [json.loads(line) for line in output.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
     return [one for one in told if one["op"] != "metadata"]
 
@@ -189,7 +189,7 @@ def test_following_over_many_segments(kind: str, node_factory: NodeFactory, tmp_
 
 
 class Fake:
-    """A log whose segments come and go as a test says."""
+    """A log whose segments a test creates and deletes."""
 
     name = "fake"
 

@@ -29,7 +29,7 @@ NAMES = ["backup", "backup.tar.gz"]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data and its backups, for each test to have a copy of."""
+    """Data and its backups; each test copies what it needs."""
     directory = tmp_path_factory.mktemp("made")
     filled(directory / "data")
     for name in NAMES:
@@ -69,7 +69,7 @@ def directory(made: Path, data: Path, tmp_path: Path) -> Path:
 
 
 def is_refused(backup: Path, tmp_path: Path, *words: str) -> None:
-    """Nothing is there afterwards, and one line says why."""
+    """Asserts that nothing was created, and that one line says why."""
     before = sorted(os.listdir(tmp_path))
     fails(exit_codes.EXIT_DUMP, str(backup), *words, done=run("restore", backup, tmp_path / "restored"))
     assert sorted(os.listdir(tmp_path)) == before
@@ -247,7 +247,7 @@ def statistics(node: NodeProcess) -> dict[str, Any]:
 
 
 def exchange(one: NodeProcess, other: NodeProcess) -> None:
-    """In both directions until both know that they know, and have collected what they may."""
+    """Exchanges in both directions until both nodes have collected what they can."""
     for _ in range(3):
         ask(one, "SYNC", "127.0.0.1", str(other.port))
         ask(other, "SYNC", "127.0.0.1", str(one.port))

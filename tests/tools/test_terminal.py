@@ -313,7 +313,7 @@ def test_a_command_on_a_terminal(command: str, where: Surroundings, tmp_path: Pa
     DONE[command](where, tmp_path)
 
 
-FORGED = "x\x1b[31m\nEND\u202e"  # a name that a broker let somebody have
+FORGED = "x\x1b[31m\nEND\u202e"  # a client id that a broker may accept
 SHOWN = r"x\x1b[31m\nEND\u202e"
 
 

@@ -244,7 +244,7 @@ def test_what_is_no_place(verb: str, dump: Path, tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("verb", EVERY_VERB)
 def test_what_may_not_be_read(verb: str, data: Path, dump: Path) -> None:
-    """A directory of somebody else's, by a user who is not root."""
+    """A directory of another user, opened by a user who is not root."""
     data.chmod(0)
     done = run(*with_place(verb, str(data), dump), powers=False)
     said = done.stderr.decode()
