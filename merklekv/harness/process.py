@@ -33,7 +33,7 @@ class HarnessError(MerkleKVError):
 
 
 def wait_until(condition: Callable[..., T], *, seconds: float = WAIT_S, what: str = "") -> T:
-    """Ask again and again until the condition gives something true, and return that."""
+    """Call the condition until it returns something true, and return that."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):
         if time.monotonic() > deadline:
@@ -154,7 +154,7 @@ class Server(ABC):
             self.process.wait()
 
     def end(self) -> None:
-        """Have it ended: ask it to stop, and kill it if it does not."""
+        """Ask it to stop, and kill it if it does not."""
         self.send_signal(signal.SIGTERM)
         self._await_end()
 

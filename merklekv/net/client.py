@@ -3,7 +3,7 @@
 For the tools, SYNC and tests. Applications have Redis clients to choose from. It does not reconnect: only the caller
 knows whether a request may be sent twice.
 
-It trusts no peer: a reply is bounded in size (see `replies`) and in time. It gives a peer up that is silent, or sends
+It trusts no peer: a reply is bounded in size (see `replies`) and in time. It gives up on a peer that is silent, or sends
 less than PROGRESS_BYTES_S on average.
 """
 
@@ -36,7 +36,7 @@ class Unreachable(MerkleKVError):
 
 
 class NoAnswer(Unreachable):
-    """The node holds the connection but does not answer in time."""
+    """The node keeps the connection but does not answer in time."""
 
 
 class NodeError(MerkleKVError):

@@ -1,8 +1,8 @@
-"""Every bound on what a client can make the server hold, in one place.
+"""Every bound on what a client can make the server use, in one place.
 
-Their purpose: no client, honest or not, makes the server's memory or another client's waiting time grow without end.
-An operator can set those in `Limits`. The constants say how the server shares itself out; they are not settings because
-no other value was found to be better.
+No client, honest or not, makes the server's memory or another client's waiting time grow without end. An operator can
+set the bounds in `Limits`. The constants divide the server's time and memory among clients; they are not settings
+because no other value was found to be better.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ BULK_BYTES_MIN = 16 * KIB
 CURSORS_MAX = 10_000
 
 
-# Commands that run in a thread of their own (SYNC), all clients together. More are refused: each holds a thread for as
+# Commands that run in a thread of their own (SYNC), all clients together. More are refused: each keeps a thread for as
 # long as another node takes, and many threads slow the workers down.
 COMMAND_THREADS_MAX = 8
 

@@ -129,7 +129,7 @@ class Worker(threading.Thread):
         now = time.monotonic()
         if events:
             self._serve(events, now)
-            # The commit will wait for the disk: what has arrived meanwhile may as well share that wait.
+            # The commit waits for the disk: requests that have arrived meanwhile share that wait.
             gatherings = limits.GATHERINGS_MAX
             while gatherings and self._engine.sync_is_due and (events := self._epoll.poll(0, EVENTS_MAX)):
                 self._serve(events, now)

@@ -1,4 +1,4 @@
-"""Replies of a node: bytes to values, with a bound on everything that the peer can make the reader hold.
+"""Replies of a node: bytes to values, with a bound on the memory that a peer can make the reader use.
 
 The peer may be any program. A reply that is too long is refused at the header that says so, and one that never ends
 when it passes a bound: on the bytes of the whole reply, on a line, on the values in it, on lists within lists.
@@ -135,7 +135,7 @@ class ReplyParser:
         if kind == b":":
             number = strict_integer(line)
             if number is None:
-                raise BadReply("an integer that is none")
+                raise BadReply("a malformed integer")
             return self._took(end + 2, number)
         if kind == b"*":
             size = self._size(line, VALUES_MAX)
