@@ -3,8 +3,8 @@
 For the tools, SYNC and tests. Applications have Redis clients to choose from. It does not reconnect: only the caller
 knows whether a request may be sent twice.
 
-It trusts no peer: a reply is bounded in size (see `replies`) and in time. It gives up on a peer that is silent, or sends
-less than PROGRESS_BYTES_S on average.
+It trusts no peer: a reply is bounded in size (see `replies`) and in time. It gives up on a peer that is silent, or
+sends less than PROGRESS_BYTES_S on average.
 """
 
 from __future__ import annotations
