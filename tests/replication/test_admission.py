@@ -33,7 +33,7 @@ def node(tmp_path: Path) -> Iterator[Open]:
 
 
 class Desk:
-    """An admission with what its node has begun and served."""
+    """A responder with what its node has begun and served."""
 
     def __init__(self, node: Node) -> None:
         self.begun: set[str] = set()
