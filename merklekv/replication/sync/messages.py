@@ -31,13 +31,7 @@ from xxhash import xxh3_64_digest
 
 from merklekv.engine.record import EPOCH_SIZE, STORE_ID_SIZE, VERSION_SIZE
 from merklekv.errors import MerkleKVError
-from merklekv.replication.cluster.members import (
-    NO_REPORT,
-    TABLE_ITEMS_MAX,
-    Identity,
-    MemberTable,
-    decode_table,
-)
+from merklekv.replication.cluster.members import NO_REPORT, TABLE_ITEMS_MAX, Identity, MemberTable, decode_table
 from merklekv.replication.plain_cbor import Fields, Malformed, decode_map
 
 MAGIC: Final = b"MKX"
