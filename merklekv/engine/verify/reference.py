@@ -66,7 +66,7 @@ class Tree:
 
     sums: dict[int, int] = field(default_factory=dict)  # of the leaves that are not empty
     counts: dict[int, int] = field(default_factory=dict)
-    nodes: set[int] = field(default_factory=set)  # the inner nodes above them
+    nodes: dict[int, set[int]] = field(default_factory=dict)  # these leaves by inner node
     live: int = 0
     dead: int = 0
     newest: bytes = bytes(VERSION_SIZE)
@@ -76,7 +76,7 @@ class Tree:
         bucket = bucket_of(key)
         self.sums[bucket] = (self.sums.get(bucket, 0) + number(record[25:41])) % 2**128
         self.counts[bucket] = self.counts.get(bucket, 0) + 1
-        self.nodes.add(bucket // 256)
+        self.nodes.setdefault(bucket // 256, set()).add(bucket)
         if is_tombstone(record):
             self.dead += 1
         else:
@@ -89,9 +89,11 @@ class Tree:
 
     def leaves(self, node: int) -> bytes:
         """The 256 leaves of an inner node."""
-        if node not in self.nodes:
-            return bytes(256 * 24)
-        return b"".join(self.leaf(node * 256 + leaf) for leaf in range(256))
+        leaves = bytearray(256 * 24)
+        for bucket in self.nodes.get(node, ()):
+            at = bucket % 256 * 24
+            leaves[at : at + 24] = self.leaf(bucket)
+        return bytes(leaves)
 
     def root(self, truncation: bytes) -> bytes:
         """SHA-256 of the 256 inner digests and the truncation version, each inner one the SHA-256 of its 256 leaves."""

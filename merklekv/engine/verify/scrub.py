@@ -24,12 +24,12 @@ Cost: 6 us a record and 15 us a bucket that is not empty; each record's page of 
 
 from collections.abc import Collection, Generator, Iterator
 from contextlib import ExitStack
-from itertools import islice
+from itertools import compress, islice
 from typing import Final, NamedTuple
 
 import lmdb
 
-from merklekv.engine.base import translate
+from merklekv.engine.base import NO_LEAVES, translate
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import INNER_NODES, LEAF_SIZE, bucket_of
 from merklekv.engine.merkle import COUNT_MASK, LEAF_MASK, LEAVES_PER_INNER, term_of, unpack_leaves
@@ -252,10 +252,12 @@ class Scrub:
         """The buckets below an inner node that a leaf or the index says are not empty.  Under the lock."""
         base = self._engine.table.base
         with base.snapshot() as view, view.txn.cursor(db=view.index) as cursor:
-            stored = unpack_leaves(view.leaf_bytes(node))
-            first = node * LEAVES_PER_INNER
-            in_memory = self._engine.table.tree.inner_leaves(node)
-            found = {first + at for at, leaves in enumerate(zip(stored, in_memory, strict=True)) if any(leaves)}
+            packed = view.leaf_bytes(node)
+            stored = unpack_leaves(packed) if packed != NO_LEAVES else []
+            tree, first, end = self._engine.table.tree, node * LEAVES_PER_INNER, (node + 1) * LEAVES_PER_INNER
+            found: set[int] = set()
+            for leaves in (stored, tree.sums[first:end], tree.counts[first:end]):
+                found.update(compress(range(first, end), leaves))
             ahead = cursor.set_range(bytes((node, 0)))
             while ahead and cursor.key()[0] == node:
                 found.add(int.from_bytes(cursor.key(), "big"))
