@@ -44,6 +44,15 @@ def test_an_engine_with_an_inner_digest_out_of_date(make_engine: Callable[..., E
     only(broken(engine), "tree: the root is ", "expected ")
 
 
+@pytest.mark.parametrize("part", ["sums", "counts"])
+def test_an_engine_with_a_leaf_of_no_record(make_engine: Callable[..., Engine], part: str) -> None:
+    engine = engines.filled(make_engine())
+    tree = engine.table.tree
+    empty = tree.counts.index(0)
+    getattr(tree, part)[empty] += 1
+    assert any(f"tree: leaf {empty} (sum, count) is " in problem for problem in broken(engine))
+
+
 @pytest.mark.parametrize(("name", "what"), [("live_count", "live keys"), ("tombstone_count", "tombstones")])
 def test_an_engine_with_a_wrong_counter(make_engine: Callable[..., Engine], name: str, what: str) -> None:
     engine = engines.filled(make_engine())
