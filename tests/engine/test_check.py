@@ -23,7 +23,7 @@ from merklekv.engine.format import bucket_of
 from merklekv.engine.log.segment import list_segments, segment_path
 from merklekv.engine.verify import reference
 from merklekv.engine.verify.check import BaseFacts, check_directory, check_log
-from merklekv.engine.verify.report import PROBLEMS_MAX, Report, Stages
+from merklekv.engine.verify.report import VIOLATIONS_MAX, Report, Stages
 from merklekv.errors import Corruption, DirectoryLocked, FormatTooNew, NotADataDirectory
 
 KEY = b"k05"
@@ -246,7 +246,7 @@ def test_a_torn_tail_is_a_note(path: Path) -> None:
     assert f"{last}: a torn tail behind byte " in notes[0]
 
 
-def _log_problems(tmp_path: Path, *frames: tuple[list[bytes], int, int]) -> list[str]:
+def _log_violations(tmp_path: Path, *frames: tuple[list[bytes], int, int]) -> list[str]:
     """What is wrong with a log of these frames, each (entries, sequence, synced)."""
     data = engines.header(0)
     for entries, sequence, synced in frames:
@@ -260,14 +260,16 @@ def _log_problems(tmp_path: Path, *frames: tuple[list[bytes], int, int]) -> list
 
 def test_what_frames_cannot_say(tmp_path: Path) -> None:
     one, two = engines.set_entry(1), engines.set_entry(2)
-    assert _log_problems(tmp_path, ([one], 1, 0), ([two], 2, 48)) == []
+    assert _log_violations(tmp_path, ([one], 1, 0), ([two], 2, 48)) == []
     only(
-        _log_problems(tmp_path, ([one], 1, 0), ([two], 3, 0)), "frame at byte ", "the sequence number is 3, expected 2"
+        _log_violations(tmp_path, ([one], 1, 0), ([two], 3, 0)),
+        "frame at byte ",
+        "the sequence number is 3, expected 2",
     )
-    only(_log_problems(tmp_path, ([one], 1, 49)), "frame at byte 48: claims LSN 49 as synced, expected 0 to 48")
-    only(_log_problems(tmp_path, ([one], 1, 40), ([two], 2, 39)), "claims LSN 39 as synced, expected 40 to ")
-    only(_log_problems(tmp_path, ([one + b"\x01\x00"], 1, 0)), "reaches beyond its end")
-    problems = _log_problems(tmp_path, ([one + two], 1, 0))
+    only(_log_violations(tmp_path, ([one], 1, 49)), "frame at byte 48: claims LSN 49 as synced, expected 0 to 48")
+    only(_log_violations(tmp_path, ([one], 1, 40), ([two], 2, 39)), "claims LSN 39 as synced, expected 40 to ")
+    only(_log_violations(tmp_path, ([one + b"\x01\x00"], 1, 0)), "reaches beyond its end")
+    problems = _log_violations(tmp_path, ([one + two], 1, 0))
     assert [problem.partition("48: ")[2] for problem in problems] == [
         "the number of entries is 1, expected 2",
         "the number of local events is 1, expected 2",
@@ -276,7 +278,7 @@ def test_what_frames_cannot_say(tmp_path: Path) -> None:
 
 def test_what_entries_cannot_say(tmp_path: Path) -> None:
     def problem(*entries: bytes) -> str:
-        problems = _log_problems(tmp_path, (list(entries), 1, 0))
+        problems = _log_violations(tmp_path, (list(entries), 1, 0))
         assert len(problems) == 1, problems
         return problems[0]
 
@@ -364,9 +366,9 @@ def test_a_stage_without_steps_and_one_with_too_many() -> None:
 
 def test_many_problems_are_cut_short() -> None:
     report = Report(pytest.fail)
-    for number in range(PROBLEMS_MAX + 5):
+    for number in range(VIOLATIONS_MAX + 5):
         report.add("here", f"problem {number}")
-    assert report.sentences()[-2:] == [f"here: problem {PROBLEMS_MAX - 1}", "and 5 more problems"]
+    assert report.sentences()[-2:] == [f"here: problem {VIOLATIONS_MAX - 1}", "and 5 more problems"]
 
 
 def test_the_plain_computations_share_no_code_with_the_engine() -> None:

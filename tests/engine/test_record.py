@@ -14,7 +14,7 @@ from merklekv.engine import record as codec
 from merklekv.engine.format import MAX_KEY_SIZE
 from merklekv.engine.record import HEAD_SIZE, RECORD_OVERHEAD, VERSION_SIZE, is_sound, make_record, show_version
 from merklekv.engine.verify import reference
-from merklekv.engine.verify.report import record_problems
+from merklekv.engine.verify.report import record_violations
 
 ROOT = Path(__file__).parent.parent.parent
 OFFSETS = {"FLAGS_AT", "DIGEST_AT", "VALUE_AT"}
@@ -46,7 +46,7 @@ def test_a_record_reads_back(key: bytes, version: bytes, value: bytes, tombstone
     assert record[codec.value_at(b"k" + record, 1) - 1 :] == value
     assert is_sound(key, record)
     if expiry is None and not (tombstone and value):
-        assert list(record_problems(key, record, bytes(24))) == []
+        assert list(record_violations(key, record, bytes(24))) == []
 
 
 @given(keys, versions, values, expiries)
@@ -56,10 +56,10 @@ def test_a_record_that_is_cut_or_flipped_anywhere_is_found_out(
     record = make_record(key, version, value, expiry=expiry)
     for size in range(len(record)):
         assert not is_sound(key, record[:size])
-        assert list(record_problems(key, record[:size], bytes(24)))
+        assert list(record_violations(key, record[:size], bytes(24)))
         broken = record[:size] + bytes((record[size] ^ 0x10,)) + record[size + 1 :]
         assert not is_sound(key, broken)
-        assert list(record_problems(key, broken, bytes(24)))
+        assert list(record_violations(key, broken, bytes(24)))
 
 
 @given(keys, keys, versions, values)

@@ -4,8 +4,8 @@
 other, and every segment of the log.  `check_engine` compares the memory of an open engine with its disk.  Both compare
 with what reference.py computes from the records, not with the engine's own code.
 
-Each problem is one sentence: where, what was found, what was expected.  What a start repairs by itself (a torn tail, an
-incomplete segment) is no problem; `note` is told of it.
+Each violation is one sentence: where, what was found, what was expected.  What a start repairs by itself (a torn tail,
+an incomplete segment) is no violation: it goes to `note`.
 
 Cost: about 15 us a record of the base (its digest, its index entry, its page) and 5 us an entry of the log; memory for
 the leaves, one frame, and two bytes for each page of the base.
@@ -35,8 +35,8 @@ from merklekv.engine.verify.report import (
     Progress,
     Report,
     Stages,
-    marker_problems,
-    record_problems,
+    marker_violations,
+    record_violations,
     show,
     version_text,
 )
@@ -77,7 +77,7 @@ def check_directory(
     note: Note = log.info,
     check_metadata: Callable[[Mapping[bytes, bytes]], Iterable[str]] = lambda metadata: (),
 ) -> list[str]:
-    """Every problem of a closed data directory.  `progress` gets (done, total) in bytes.
+    """Every violation of a closed data directory.  `progress` gets (done, total) in bytes.
 
     `check_metadata` returns the violations in the metadata entries, whose content the engine does not interpret.
 
@@ -98,8 +98,8 @@ def check_directory(
         check_log(path / "log", facts, report)
         stages.end()
         if facts.known:
-            for problem in check_metadata(facts.metadata):
-                report.add(path, problem)
+            for violation in check_metadata(facts.metadata):
+                report.add(path, violation)
         place = path / CURSOR_FILE
         if place.exists() and read_cursor(place.read_bytes()) is None:
             note(f"{place}: damaged, a start publishes again what is left of the log")
@@ -166,8 +166,8 @@ def check_base(where: Path, view: BaseSnapshot, report: Report) -> BaseFacts:
     ):
         for key, record in cursor:
             report.stages.step()
-            for problem in record_problems(key, record, facts.truncation):
-                report.add(f"{where}, key {show(key)}", problem)
+            for violation in record_violations(key, record, facts.truncation):
+                report.add(f"{where}, key {show(key)}", violation)
             if len(record) >= reference.RECORD_SIZE_MIN:
                 tree.add(key, record)
             if reference.is_tombstone(record) and not tombstones.set_key_dup(reference.version_of(record), key):
@@ -247,9 +247,9 @@ def segment_lsns(directory: Path) -> list[int]:
 
 
 def check_log(directory: Path, base: BaseFacts, report: Report) -> None:
-    """Adds every problem of the segments in `directory`, which follow on `base`.
+    """Adds every violation of the segments in `directory`, which follow on `base`.
 
-    A torn tail is no problem where a start cuts it off: nothing behind it says that the log had been synced that far.
+    A torn tail is no violation where a start cuts it off: nothing behind it says that the log had been synced that far.
     It is damage when something does, or when the segment is not whole although the base contains it.
     """
     walk = LogWalk(directory, base, report)
@@ -395,12 +395,12 @@ class LogWalk:
         elif not 1 <= op <= OP_REPAIR:
             report.add(where, f"an entry of the unknown op {op}, expected 1 to {OP_REPAIR}")
         elif op == OP_PURGE:
-            for problem in marker_problems(key, record, self.truncation):
-                report.add(f"{where}, key {show(key)}", problem)
+            for violation in marker_violations(key, record, self.truncation):
+                report.add(f"{where}, key {show(key)}", violation)
         else:
             where = f"{where}, key {show(key)}"
-            for problem in record_problems(key, record, self.truncation):
-                report.add(where, problem)
+            for violation in record_violations(key, record, self.truncation):
+                report.add(where, violation)
             if not remote and record[24:25] != (b"\1" if op == OP_DELETE else b"\0"):
                 report.add(where, f"the flags are {record[24:25].hex()}, expected others for op {op}")
 
@@ -422,7 +422,7 @@ def _is_zero_filled(file: BinaryIO, position: int) -> bool:
 
 
 def check_engine(engine: Engine) -> list[str]:
-    """Every problem of an open engine.  Holds its locks for as long as it takes: for tests, and for small data."""
+    """Every violation of an open engine.  Holds its locks for as long as it takes: for tests, and for small data."""
     report = Report(log.info)
     with engine.commits.lock, engine.lock:
         base = engine.table.base
@@ -448,9 +448,9 @@ def _check_tables(engine: Engine, report: Report) -> None:
         size = 0
         for key, record in memtable.records.items():
             size += len(key) + len(record) + KEY_OVERHEAD
-            problems = marker_problems if reference.is_purge_marker(record) else record_problems
-            for problem in problems(key, record, table.truncation):
-                report.add(f"{where}, key {show(key)}", problem)
+            violations = marker_violations if reference.is_purge_marker(record) else record_violations
+            for violation in violations(key, record, table.truncation):
+                report.add(f"{where}, key {show(key)}", violation)
         report.expect(where, "the charged size", memtable.size, size)
     newer: dict[bytes, bytes] = {}
     gc_horizon = number_bytes(engine.gc_horizon, 8)  # up to it an older record may follow on a collected one

@@ -1,6 +1,6 @@
 """What the checker has found, and how far it has come.
 
-`Report` gathers problems as sentences, bounded: a damaged directory of a million keys must not make a million lines.
+`Report` gathers violations as sentences, bounded: a damaged directory of a million keys must not make a million lines.
 `Stages` turns the steps of stages of unequal weight into one progress bar.
 """
 
@@ -10,7 +10,7 @@ from typing import Final
 from merklekv.engine.verify.reference import KEY_SIZE_MAX, RECORD_SIZE_MIN, digest_of, is_tombstone, number, version_of
 from merklekv.output import counted
 
-PROBLEMS_MAX: Final = 200  # sentences; what comes after is counted
+VIOLATIONS_MAX: Final = 200  # sentences; what comes after is counted
 STEPS_PER_REPORT: Final = 4096
 SHOWN_KEY_SIZE: Final = 60
 PURGE_MARKER_TAIL: Final = b"\x05" + bytes(16)  # flags and digest of a marker
@@ -49,7 +49,7 @@ class Stages:
 
 
 class Report:
-    """Problems, in the order in which they were found."""
+    """Violations, in the order in which they were found."""
 
     def __init__(self, note: Note, stages: Stages | None = None) -> None:
         self.note = note
@@ -57,15 +57,15 @@ class Report:
         self._sentences: list[str] = []
         self._more = 0
 
-    def add(self, where: object, problem: str) -> None:
-        """A problem, with the place where it is."""
-        if len(self._sentences) < PROBLEMS_MAX:
-            self._sentences.append(f"{where}: {problem}")
+    def add(self, where: object, violation: str) -> None:
+        """A violation, with the place where it is."""
+        if len(self._sentences) < VIOLATIONS_MAX:
+            self._sentences.append(f"{where}: {violation}")
         else:
             self._more += 1
 
     def expect(self, where: object, what: str, found: object, expected: object) -> None:
-        """A problem unless `found` is what is expected."""
+        """A violation unless `found` is what is expected."""
         if found != expected:
             self.add(where, f"{what} is {_shown(found)}, expected {_shown(expected)}")
 
@@ -74,7 +74,7 @@ class Report:
         return self._sentences + ([f"and {counted(self._more, 'more problem')}"] if self._more else [])
 
 
-def record_problems(key: bytes, record: bytes, truncation: bytes) -> Iterator[str]:
+def record_violations(key: bytes, record: bytes, truncation: bytes) -> Iterator[str]:
     """What is wrong with a record by itself."""
     if not 1 <= len(key) <= KEY_SIZE_MAX:
         yield f"the key has {len(key)} bytes, expected 1 to {KEY_SIZE_MAX}"
@@ -88,19 +88,19 @@ def record_problems(key: bytes, record: bytes, truncation: bytes) -> Iterator[st
     found, expected = record[25:41], digest_of(key, record)
     if found != expected:
         yield f"the digest is {found.hex()}, expected {expected.hex()}"
-    yield from _version_problems(record, truncation)
+    yield from _version_violations(record, truncation)
 
 
-def marker_problems(key: bytes, record: bytes, truncation: bytes) -> Iterator[str]:
+def marker_violations(key: bytes, record: bytes, truncation: bytes) -> Iterator[str]:
     """What is wrong with a purge marker."""
     if not 1 <= len(key) <= KEY_SIZE_MAX:
         yield f"the key has {len(key)} bytes, expected 1 to {KEY_SIZE_MAX}"
     if (rest := record.removeprefix(version_of(record))) != PURGE_MARKER_TAIL:
         yield f"the marker ends in {rest.hex()}, expected {PURGE_MARKER_TAIL.hex()}"
-    yield from _version_problems(record, truncation)
+    yield from _version_violations(record, truncation)
 
 
-def _version_problems(record: bytes, truncation: bytes) -> Iterator[str]:
+def _version_violations(record: bytes, truncation: bytes) -> Iterator[str]:
     if version_of(record) < truncation:
         lowest = version_text(truncation)
         yield f"the version is {version_text(record)}, expected none below the truncation version {lowest}"

@@ -46,7 +46,7 @@ from merklekv.engine.record import (
     is_tombstone,
     version_of,
 )
-from merklekv.engine.verify.report import record_problems, show, version_text
+from merklekv.engine.verify.report import record_violations, show, version_text
 
 PAGE_RECORDS: Final = 100
 PAGE_BYTES: Final = 1 << 18
@@ -179,7 +179,7 @@ class Scrub:
         """The damage of a record of the base: whether a reader would find it, and the digest that it had."""
         engine = self._engine
         bucket = bucket_of(key)
-        problem = f"the base, key {show(key)}: {next(record_problems(key, record, ZERO_VERSION))}"
+        problem = f"the base, key {show(key)}: {next(record_violations(key, record, ZERO_VERSION))}"
         self._prepare()
         with engine.lock:
             stored = engine.table.lookup(key)
@@ -244,7 +244,7 @@ class Scrub:
                 yield from found
                 for key, record in recent:
                     if not is_purge_marker(record) and not is_sound(key, record):
-                        problem = next(record_problems(key, record, ZERO_VERSION))
+                        problem = next(record_violations(key, record, ZERO_VERSION))
                         yield Damage(f"memory, key {show(key)}: {problem}", bucket, key)
                 yield None
 

@@ -63,7 +63,7 @@ def _verify_directory(name: str, notes: list[str]) -> list[str]:
 
     path = require_directory(name)
     with progress(f"verify {name}", of_bytes=True) as update:
-        problems = check_directory(path, update, notes.append, metadata_problems)
+        problems = check_directory(path, update, notes.append, metadata_violations)
     try:
         read_node_id(path)
     except (Corruption, DirectoryUnwritable) as error:
@@ -71,7 +71,7 @@ def _verify_directory(name: str, notes: list[str]) -> list[str]:
     return problems
 
 
-def metadata_problems(metadata: Mapping[bytes, bytes]) -> Iterator[str]:
+def metadata_violations(metadata: Mapping[bytes, bytes]) -> Iterator[str]:
     """What a start would find wrong with the metadata entries."""
     from merklekv.engine.format import GC_HORIZON_SIZE, METADATA_GC_HORIZON
     from merklekv.errors import FormatTooNew
@@ -103,7 +103,7 @@ def _verify_node(node: Node, notes: list[str]) -> list[str]:
                 break
             if attempt == ATTEMPTS:
                 notes.append(f"{node.name}: written to all the time, so its root was not compared")
-    for problem in metadata_problems(node.metadata()):
+    for problem in metadata_violations(node.metadata()):
         report.add(node.name, problem)
     return report.sentences()
 
@@ -111,7 +111,7 @@ def _verify_node(node: Node, notes: list[str]) -> list[str]:
 def _read_all(node: Node, report: Report, update: Update) -> tuple[Tree, bytes]:
     """Checks every record. Returns the tree of the records, and the truncation version."""
     from merklekv.engine.verify.reference import Tree
-    from merklekv.engine.verify.report import record_problems, show
+    from merklekv.engine.verify.report import record_violations, show
 
     tree = Tree()
     last = b""
@@ -122,7 +122,7 @@ def _read_all(node: Node, report: Report, update: Update) -> tuple[Tree, bytes]:
             if key <= last:
                 report.add(f"key {show(key)}", f"comes after {show(last)}")
             last = key
-            for problem in record_problems(key, record, truncation):
+            for problem in record_violations(key, record, truncation):
                 report.add(f"key {show(key)}", problem)
             tree.add(key, record)
         update(tree.live + tree.dead, total)
