@@ -21,6 +21,8 @@ from merklekv.net.protocol.text import Request
 from merklekv.net.registry import Entry, Long
 from merklekv.net.session import Context, writable
 
+BATCH_REQUESTS = 128  # of a pipeline; a batch that takes nothing costs a look at this many
+
 OUT_OF_MEMORY = "out of memory, closing this connection"
 INTERNAL_ERROR = "internal error, see the server's log"
 
@@ -53,7 +55,7 @@ class Executor:
             entry = connection.find(name) or connection.lookup(name)  # each time: MULTI changes `find`
             # For a single request a batch is not worth the call.
             if entry.batch and at + 1 < end and requests[at + 1][0] == name and len(request) == entry.low:
-                plain = _plain(requests[at:], name, entry.low)
+                plain = _plain(requests[at : at + BATCH_REQUESTS], name, entry.low)
                 if together := _run_together(entry, [connection] * len(plain), plain, room):
                     replies += together
                     room -= sum(map(len, together))
@@ -61,7 +63,7 @@ class Executor:
                     continue
             try:
                 if connection.task is None:
-                    entry.calls += 1  # before it runs, so that STATS counts itself
+                    entry.count(1)  # before it runs, so that STATS counts itself
                     if not entry.low <= len(request) <= entry.high:
                         raise wrong_count(name)
                     answer = entry.handler(connection, request)
@@ -71,7 +73,7 @@ class Executor:
                 if reply is None:
                     break
             except Stalled:
-                entry.calls -= 1  # it begins again later
+                entry.count(-1)  # it begins again later
                 connection.waits_for = writable(connection)
                 break
             except Exception as problem:  # noqa: BLE001  all of them, logged by `_explain`
@@ -150,7 +152,7 @@ def _run_together(
         raise
     except Exception:  # noqa: BLE001  each runs by itself then, in order, and the one that fails is told
         return ()
-    entry.calls += len(replies)
+    entry.count(len(replies))
     return replies
 
 

@@ -145,6 +145,10 @@ class Entry:
         self.high = declared.arity if declared.arity > 0 else ANY_NUMBER
         self.calls = 0
 
+    def count(self, calls: int) -> None:
+        """Counts calls of the command: the one place that does."""
+        self.calls += calls
+
 
 class Lookup:
     """The commands of one protocol on one server, by name: as declared and in lower case."""
