@@ -4,7 +4,7 @@
 
 `server` is shared by the tests of a module and emptied before each; `own_server` belongs to one test, which may stop,
 kill and restart it. With MERKLEKV_TEST_HOST or MERKLEKV_TEST_PORT set, `server` is the one that is already there, which
-has to be empty, because the tests erase it; when nobody answers there, one is started on that port.
+has to be empty, because the tests erase it; when no server answers there, one is started on that port.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ def answers(server: MerkleKVServer) -> bool:
 
 def require_empty(server: MerkleKVServer) -> None:
     with server.client() as client:
-        held = client.send_command("DBSIZE")
-    if held != "DBSIZE 0":
-        pytest.exit(f"{server.host}:{server.port} holds data ({held}) and these tests erase it", returncode=2)
+        size = client.send_command("DBSIZE")
+    if size != "DBSIZE 0":
+        pytest.exit(f"{server.host}:{server.port} holds data ({size}) and these tests erase it", returncode=2)
 
 
 @pytest.fixture

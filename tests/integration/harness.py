@@ -152,7 +152,7 @@ class MerkleKVServer:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a process and its children took while somebody watched."""
+    """What a process and its children used while a monitor watched."""
 
     memory_peak_mib: float
     cpu_percent: float

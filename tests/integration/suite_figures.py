@@ -118,7 +118,7 @@ def _plots(figures: list[Figure], kept: Ratios) -> str:
     from matplotlib.figure import Figure as Drawing  # takes a second to import
 
     names = [one["name"] for one in figures]
-    drawing = Drawing(figsize=(16, 1.5 + 0.35 * len(names)), layout="constrained")
+    drawing = Drawing(figsize=(13, 1.5 + 0.35 * len(names)), layout="constrained")
     rates, latencies, ratios = drawing.subplots(1, 3, sharey=True)
     rates.set(title="Operations a second; strokes: expected", xscale="log")
     rates.barh(names, [one["throughput_per_s"] for one in figures])
@@ -128,7 +128,7 @@ def _plots(figures: list[Figure], kept: Ratios) -> str:
     for percentile in ("p50", "p95", "p99"):
         latencies.plot([one[f"{percentile}_ms"] for one in figures], names, "o", label=percentile.upper())
     latencies.legend()
-    ratios.set_title("Ratio to the reference by the kept one; left of the line: regression")
+    ratios.set_title("Ratio to the reference by the kept one; line: regression")
     ratios.barh(names, [change(one, kept) or 0 for one in figures])
     ratios.axvline(SLOWER_MAX, color="red")
     rates.invert_yaxis()

@@ -76,17 +76,17 @@ def in_turns(
 
 
 class ReferenceCarrier:
-    """One client that publishes and hears itself, through a broker, with QoS 1 both ways."""
+    """One client that receives its own messages through a broker, with QoS 1 both ways."""
 
     def __init__(self, broker: Broker, topic: str) -> None:
         self._topic = topic
-        self._heard = threading.Semaphore(0)
+        self._received = threading.Semaphore(0)
         subscribed = threading.Event()
         self._client = paho.Client(
             CallbackAPIVersion.VERSION2, f"reference-{secrets.token_hex(4)}", protocol=MQTTProtocolVersion.MQTTv5
         )
         self._client.on_subscribe = lambda *_: subscribed.set()
-        self._client.on_message = lambda *_: self._heard.release()
+        self._client.on_message = lambda *_: self._received.release()
         self._client.connect(broker.host, broker.port)
         sock = self._client.socket()
         assert isinstance(sock, socket.socket)
@@ -96,14 +96,14 @@ class ReferenceCarrier:
         assert subscribed.wait(CARRY_S)
 
     def carry(self, messages: int, payload: bytes, *, at_once: int = 1) -> float:
-        """Publish and hear so many messages, `at_once` before waiting; messages a second."""
+        """Publish and receive so many messages, `at_once` before waiting; messages a second."""
         began = time.perf_counter()
         for first in range(0, messages, at_once):
             group = min(at_once, messages - first)
             for _ in range(group):
                 self._client.publish(self._topic, payload, qos=1)
             for _ in range(group):
-                assert self._heard.acquire(timeout=CARRY_S), "the broker does not carry what it took"
+                assert self._received.acquire(timeout=CARRY_S), "the broker does not carry what it took"
         return messages / (time.perf_counter() - began)
 
     def __enter__(self) -> ReferenceCarrier:

@@ -149,9 +149,9 @@ class TestServerCommands:
         word, _, version = connected_client.send_command("VERSION").partition(" ")
         assert word == "VERSION"
         assert version.count(".") == 2
-        word, _, held = connected_client.send_command("MEMORY").partition(" ")
+        word, _, used = connected_client.send_command("MEMORY").partition(" ")
         assert word == "MEMORY"
-        assert int(held) > 1_000_000
+        assert int(used) > 1_000_000
 
     def test_stats_count_what_was_asked(self, connected_client: MerkleKVClient) -> None:
         before = connected_client.stats()

@@ -24,7 +24,7 @@ def server_flags(request: pytest.FixtureRequest) -> tuple[str, ...]:
 class TestSharedKeys:
     """Clients that write and read the same keys."""
 
-    def test_every_reader_sees_a_value_that_somebody_wrote_whole(self, server: MerkleKVServer) -> None:
+    def test_every_reader_sees_a_whole_value_of_one_writer(self, server: MerkleKVServer) -> None:
         """Each writer's value is one character repeated: a torn or mixed value would show."""
         letters = "abcdefgh"
         allowed = {f"VALUE {letter * 1000}" for letter in letters}
@@ -214,7 +214,7 @@ class TestConnections:
 
         run_together(work, CLIENTS)
 
-    def test_clients_that_leave_in_the_middle_disturb_nobody(self, server: MerkleKVServer) -> None:
+    def test_clients_that_leave_in_the_middle_disturb_no_other_client(self, server: MerkleKVServer) -> None:
         def work(number: int) -> None:
             for turn in range(WRITES):
                 with server.client() as client:

@@ -78,7 +78,7 @@ class TestInvalidCommands:
         assert connected_client.send_command(f"MSET a 1 {'k' * 512} 2").startswith("ERROR ")
         assert connected_client.get("a") == "NOT_FOUND"
 
-    def test_sync_with_nobody_is_an_error(self, connected_client: MerkleKVClient) -> None:
+    def test_sync_without_a_peer_is_an_error(self, connected_client: MerkleKVClient) -> None:
         assert connected_client.send_command("SYNC 127.0.0.1 1").startswith("ERROR ")
         assert connected_client.send_command("PING") == "PONG"
 
@@ -102,7 +102,7 @@ class TestMalformedMessages:
         "data",
         [b"\x00\x01\x02\r\n", bytes(range(128, 256)) + b"\r\n", b"GET \xff\xfe\r\n"],
     )
-    def test_binary_noise_is_answered_and_harms_nobody(self, server: MerkleKVServer, data: bytes) -> None:
+    def test_binary_noise_is_answered_and_does_no_harm(self, server: MerkleKVServer, data: bytes) -> None:
         with server.client() as noisy, server.client() as quiet:
             noisy.send_raw(data)
             assert noisy.read_line().split(" ")[0] in ("ERROR", "NOT_FOUND")
@@ -264,7 +264,7 @@ def processes_that_have(file: Path) -> list[int]:
     """Who has a file open, as far as this user may see."""
     found = set()
     for link in Path("/proc").glob("[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):  # gone meanwhile, or somebody else's
+        with contextlib.suppress(OSError):  # gone meanwhile, or of another user
             if link.readlink() == file:
                 found.add(int(link.parts[2]))
     return sorted(found)
@@ -301,7 +301,7 @@ class TestResourceCleanup:
     def test_a_stopped_server_leaves_no_process_and_frees_port_and_directory(
         self, tmp_path: Path, own_server: MerkleKVServer
     ) -> None:
-        """Its children write to the log that it was given, so whoever has that open is one."""
+        """Its children write to its log, so a process that has the log open is one."""
         log = own_server.own.log
         with own_server.client() as client:
             client.set("a", "1")

@@ -205,7 +205,7 @@ class TestRetries:
         own_harness.broker.start()
         node.wait_connected()
         assert node.figure("broker_losses") == 1
-        assert node.process.output().count("Connection refused") <= 2, "a burst of failures is one line"
+        assert node.process.output().count("Connection refused") <= 2, "repeated failures are one line"
 
     def test_a_broker_that_comes_late_is_found(self, harness_at: HarnessFactory, broker_factory: BrokerFactory) -> None:
         broker = broker_factory(start=False)

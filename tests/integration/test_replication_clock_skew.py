@@ -102,7 +102,7 @@ class TestBoundaries:
 
 
 class TestExtremes:
-    def test_a_node_days_ahead_is_refused_by_name_and_harms_nobody(self, harness: ReplicationTestHarness) -> None:
+    def test_a_node_days_ahead_is_refused_by_name_and_does_no_harm(self, harness: ReplicationTestHarness) -> None:
         straight, ahead = harness.create_node("straight"), skewed(harness, "ahead", 3 * DAY_S)
         ahead.set("k", "future")
         straight.wait_figure('refused_events{reason="clock"}')

@@ -100,7 +100,7 @@ class TestRecovery:
             outsider.publish_raw(b"\xff\xfe")
         node.wait_for("k99", "v")
         assert node.key_count() == 100
-        assert node.process.output().count("malformed") < 5, "a burst is one line"
+        assert node.process.output().count("malformed") < 5, "repeated warnings are one line"
 
     def test_a_value_larger_than_this_node_stores_is_refused_alone(
         self, harness: ReplicationTestHarness, outsider: Outsider

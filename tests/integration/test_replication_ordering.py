@@ -104,7 +104,7 @@ class TestConflicts:
         a.set("k", "first")
         b.set("k", "second")
         assert a.get("k") == "first"
-        assert a.figure("outbox_events") == b.figure("outbox_events") == 1, "neither has heard of the other's"
+        assert a.figure("outbox_events") == b.figure("outbox_events") == 1, "neither has the other's event"
         for node in (a, b):
             assert node.ask("REPLICATE enable") == "OK"
         harness.wait_converged()

@@ -33,7 +33,7 @@ def test_a_write_on_one_node_is_a_write_on_the_other(harness: ReplicationTestHar
     assert harness.wait_converged() != "0" * 64
 
 
-def test_what_is_said_is_cbor(harness: ReplicationTestHarness, wire: Wire) -> None:
+def test_events_are_cbor(harness: ReplicationTestHarness, wire: Wire) -> None:
     node = harness.create_node("speaker")
     node.set("key", "value")
     topic = harness.events_topic(node.node_id)

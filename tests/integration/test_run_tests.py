@@ -100,7 +100,7 @@ class TestOptions:
         assert workers("--mode", "basic") == "auto"
         assert workers("--workers", "3") == "3"
         assert "-n" not in command("--workers", "1")
-        monkeypatch.setenv("MQTT_TOPIC_PREFIX", "somebody/listens")
+        monkeypatch.setenv("MQTT_TOPIC_PREFIX", "watched/topics")
         assert "-n" not in command("--mode", "replication")
 
     def test_a_named_server_is_passed_on_and_has_one_worker(self, monkeypatch: pytest.MonkeyPatch) -> None:

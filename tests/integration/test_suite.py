@@ -137,7 +137,7 @@ class TestInstallation:
                     case ["sudo", "apt-get", "update"] | ["sudo", "apt-get", "install", *_, "mosquitto", "faketime"]:
                         pass
                     case _:
-                        pytest.fail(f"nobody knows whether this works: {line}")
+                        pytest.fail(f"not known to work: {line}")
 
     def test_the_workflow_runs_everything(self) -> None:
         commands = [step.get("run", "") for job in WORKFLOW["jobs"].values() for step in job["steps"]]
@@ -216,7 +216,7 @@ class TestServerThatIsThere:
             assert f"127.0.0.1:{node.port} holds data (DBSIZE 1) and these tests erase it" in done.stdout + done.stderr
             assert client.ask("GET precious") == "VALUE 1"
 
-    def test_when_nobody_answers_one_is_started_there(self, tmp_path: Path) -> None:
+    def test_when_no_server_answers_one_is_started_there(self, tmp_path: Path) -> None:
         port = free_port()
         text = self.SET + f"    assert server.port == {port}\n"
         assert run_pytest(tmp_path, text, MERKLEKV_TEST_PORT=str(port)).returncode == 0
@@ -235,13 +235,15 @@ class TestBrokerThatIsThere:
 
     def test_sessions_and_statuses_are_removed(self, tmp_path: Path, broker_factory: BrokerFactory) -> None:
         broker = broker_factory()
-        done = run_pytest(tmp_path, self.TEXT, **named(broker), MQTT_TOPIC_PREFIX="somebody/listens")
+        done = run_pytest(tmp_path, self.TEXT, **named(broker), MQTT_TOPIC_PREFIX="watched/topics")
         assert done.returncode == 0, done.stdout
         log = broker.log.read_text()
-        assert "'somebody/listens/node-0-" in log
-        ids = set(re.findall(r"as (somebody:listens:node-\d-\w+) \(p5, c0", log))
+        assert "'watched/topics/node-0-" in log
+        ids = set(re.findall(r"as (watched:topics:node-\d-\w+) \(p5, c0", log))
         assert len(ids) == 2
-        assert {one for one in ids if re.search(rf"as {one} \(p5, c1", log)} == ids, "not all came back to be forgotten"
+        assert {one for one in ids if re.search(rf"as {one} \(p5, c1", log)} == ids, (
+            "every session is taken over and removed"
+        )
         assert re.findall(r"Received PUBLISH from (\S+) \(d0, q1, r1, m\d+, '\S+/status', \.\.\. \(0 bytes\)\)", log)
 
     def test_one_that_does_not_answer_is_named(self, tmp_path: Path) -> None:

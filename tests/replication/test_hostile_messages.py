@@ -146,7 +146,7 @@ def test_a_node_id_file_that_holds_none_stops_the_start_with_the_way_out(
 
 @pytest.mark.parametrize("name", ["+", "a/b", "a\nb", "n" * 129, "é" * 65, "\udcff", " "], ids=ascii)
 @pytest.mark.parametrize("way", ["flag", "environment", "file"])
-def test_a_setting_is_held_to_the_same_rule(node_factory: NodeFactory, tmp_path: Path, name: str, way: str) -> None:
+def test_a_setting_has_to_follow_the_same_rule(node_factory: NodeFactory, tmp_path: Path, name: str, way: str) -> None:
     flags: tuple[str, ...] = ()
     environment = {}
     if way == "flag":
