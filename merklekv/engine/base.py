@@ -114,10 +114,15 @@ def _opened(path: Path, patience_s: float, **options: Any) -> "Iterator[tuple[lm
         raise translate(error, path) from error
 
 
+def map_size_of(directory: Path) -> int:
+    """Bytes of address space for the base in this directory, or for a new one."""
+    file = directory / DATA_FILE
+    return max(MAP_SIZE, 2 * file.stat().st_size if file.exists() else 0)
+
+
 def _open(path: Path, patience_s: float, **options: Any) -> lmdb.Environment:
     """LMDB locks a byte for the process id of each user; another container may have a process of the same id."""
-    file = path / DATA_FILE
-    map_size = max(MAP_SIZE, 2 * file.stat().st_size if file.exists() else 0)
+    map_size = map_size_of(path)
     deadline = time.monotonic() + patience_s
     while True:
         try:

@@ -22,7 +22,7 @@ from typing import Final
 
 import lmdb
 
-from merklekv.engine.base import DATA_FILE, MAP_SIZE
+from merklekv.engine.base import DATA_FILE, map_size_of
 from merklekv.engine.directory import give_to_owner
 from merklekv.engine.format import SEGMENT_HEADER
 from merklekv.engine.log.segment import Segment, segment_path
@@ -88,7 +88,7 @@ def _extent(base: Path) -> tuple[int, int]:
     """LSNs: the checkpoint of a base, and the end of the checkpoint under way, which may be in the base in part."""
     if not (base / DATA_FILE).exists():
         return 0, 0
-    with lmdb.open(str(base), readonly=True, lock=False, max_dbs=1, map_size=MAP_SIZE) as environment:
+    with lmdb.open(str(base), readonly=True, lock=False, max_dbs=1, map_size=map_size_of(base)) as environment:
         meta = environment.open_db(b"meta", create=False)
         with environment.begin(db=meta) as transaction:
             checkpoint_lsn = int.from_bytes(transaction.get(b"checkpoint_lsn", b""), "big")

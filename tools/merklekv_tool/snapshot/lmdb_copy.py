@@ -18,7 +18,7 @@ from typing import Final
 import lmdb
 
 from merklekv import interpreter
-from merklekv.engine.base import DATA_FILE, MAP_SIZE, is_full, translate
+from merklekv.engine.base import DATA_FILE, is_full, map_size_of, translate
 from merklekv.engine.lmdb_file import require_whole
 from merklekv.errors import DiskFull, StorageFailed
 from merklekv_tool.errors import FileError
@@ -78,9 +78,8 @@ def main(source: str, target: str) -> None:
     """The child process."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.umask(0o077)  # LMDB creates the copy with mode 0666
-    size = max(MAP_SIZE, 2 * (Path(source) / DATA_FILE).stat().st_size)
     try:
-        with lmdb.open(source, readonly=True, max_dbs=0, map_size=size) as environment:
+        with lmdb.open(source, readonly=True, max_dbs=0, map_size=map_size_of(Path(source))) as environment:
             environment.copy(target, compact=True)
     except lmdb.Error as error:
         sys.exit(f"{type(error).__name__} {error}")
