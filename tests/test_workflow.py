@@ -86,7 +86,7 @@ def test_the_suite_runs_in_an_empty_environment(tmp_path: Path) -> None:
     for words in installing():
         subprocess.run([*words, "--quiet"], cwd=place, env=environment, check=True, timeout=RUN_S)
     done = subprocess.run(
-        [*RUNNER, "--mode", "basic", "--report"],
+        [*RUNNER, "--mode", "quick", "--report"],
         cwd=place / SUITE,
         env=environment,
         capture_output=True,
@@ -95,7 +95,7 @@ def test_the_suite_runs_in_an_empty_environment(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "mode basic: passed; " in done.stdout.splitlines()[-1]
+    assert "mode quick: passed; " in done.stdout.splitlines()[-1]
     assert "; 0 tests passed" not in done.stdout
     for page in ("report.html", "junit.xml", "coverage.xml", "htmlcov/index.html"):
         assert (place / SUITE / page).stat().st_size, page
