@@ -203,9 +203,15 @@ class Base:
         self.dead = current.number(b"dead")
 
     def leaves(self) -> dict[int, list[int]]:
-        """The 256 leaves below each inner node that has any, as `merkle` keeps them."""
-        packed = ((node, self.current.leaf_bytes(node)) for node in range(INNER_NODES))
-        return {node: unpack_leaves(leaves) for node, leaves in packed if leaves != NO_LEAVES}
+        """The 256 leaves below each inner node that has any, as `merkle` keeps them.  Raises Corruption."""
+        found = {}
+        for node in range(INNER_NODES):
+            packed = self.current.leaf_bytes(node)
+            if len(packed) != len(NO_LEAVES):
+                raise damage(f"{self._path}: the leaves of inner node {node} have {len(packed)} bytes")
+            if packed != NO_LEAVES:
+                found[node] = unpack_leaves(packed)
+        return found
 
     def heads_from(self, low: bytes, end: bytes | None, limit: int) -> list[Pair]:
         """Like `records_from`, but (key, version, flags and digest)."""

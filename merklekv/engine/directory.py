@@ -75,7 +75,7 @@ class DataDirectory:
                 if isinstance(error, PermissionError) and path.is_dir():
                     raise no_permission(path) from error
                 raise DirectoryUnwritable(
-                    f"{path}: cannot use this as data directory: {error.strerror}; make it writable or choose another"
+                    f"{path}: cannot use this as data directory: {error.strerror}; mend that, or choose another"
                 ) from error
             self.require_in_place()
             on_failure.pop_all()
@@ -255,10 +255,12 @@ def give_to_owner(top: Path | str, owner: os.stat_result, dir_fd: int | None = N
 
 
 def _is_alive(pid: str) -> bool:
+    if not (pid.isascii() and pid.isdigit()):
+        return False
     try:
         os.kill(int(pid), 0)
     except PermissionError:
         return True
-    except (OSError, ValueError, OverflowError):
+    except (OSError, OverflowError):
         return False
     return True

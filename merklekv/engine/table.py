@@ -83,7 +83,7 @@ class Table:
     """Memtables over the base over the truncation version, with the Merkle tree and the counters of it all.
 
     Contract: a write that raises has changed nothing, but for the items of `put` before the one that raised.  Reads
-    take the lock themselves, unless the memtable has the record; for everything else the caller has taken it.
+    and `repair` take the lock themselves, a read only if the memtable lacks the record; for all else the caller has it.
 
     Not here: which version of a record stands (engine.py), what makes a write durable (commit.py), when a memtable is
     frozen (checkpoint/checkpointer.py).

@@ -138,3 +138,19 @@ def test_a_base_that_is_no_lmdb_file_is_damage(tmp_path: Path) -> None:
     (tmp_path / "data.mdb").write_bytes(b"something else" * 1000)
     with pytest.raises(Corruption, match=f"{tmp_path}/data.mdb: is 14000 bytes long and does not begin with"):
         BaseWriter(tmp_path)
+
+
+def test_leaves_of_a_wrong_length_are_damage(tmp_path: Path) -> None:
+    """A tree made of them would be shifted, and a write in the last buckets would fail half way."""
+    engine = engines.open_engine(tmp_path / "data")
+    engine.set(b"key", b"value")
+    engine.checkpoint_now()
+    engine.close()
+    base = tmp_path / "data/base"
+    with lmdb.open(str(base), max_dbs=5) as environment:
+        leaves = environment.open_db(b"leaves", create=False)
+        with environment.begin(write=True, db=leaves) as transaction, transaction.cursor() as cursor:
+            cursor.first()
+            transaction.put(cursor.key(), cursor.value()[:24])
+    with pytest.raises(Corruption, match=f"{base}: the leaves of inner node .* have 24 bytes"):
+        engines.open_engine(tmp_path / "data")
