@@ -146,7 +146,7 @@ def test_leaves_of_a_wrong_length_are_damage(tmp_path: Path) -> None:
     engine.set(b"key", b"value")
     engine.checkpoint_now()
     engine.close()
-    base = tmp_path / "data/base"
+    base = engines.damaged(tmp_path / "data") / "base"
     with lmdb.open(str(base), max_dbs=5) as environment:
         leaves = environment.open_db(b"leaves", create=False)
         with environment.begin(write=True, db=leaves) as transaction, transaction.cursor() as cursor:
