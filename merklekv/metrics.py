@@ -254,13 +254,16 @@ def shown(nodes: Mapping[str, T], lag: Callable[[T], float]) -> dict[str, T]:
 
 
 def values_of(*parts: Any) -> dict[str, Value]:
-    """The values of parts by the name in STATS, in order: one for each metric, or for each label, sorted."""
+    """The values of parts by the name in STATS, in order: one for each metric, or for each label, sorted.
+
+    Another thread may add labels meanwhile.
+    """
     values: dict[str, Value] = {}
     for part in parts:
         for name, metric in declared(type(part)).items():
             value = getattr(part, name)
             if metric.label:
-                values |= {metric.shown_name(name, label): one for label, one in value.items()}
+                values |= {metric.shown_name(name, label): one for label, one in sorted(dict(value).items())}
             else:
                 values[name] = value
     return values

@@ -10,7 +10,7 @@ import pytest
 from fixtures.node import NodeFactory
 from fixtures.support import free_port, wait_until
 
-from merklekv.metrics import PARTS, Metric, declared, parse, total
+from merklekv.metrics import PARTS, Metric, ReplicationCounters, declared, parse, total, values_of
 
 ROOT = Path(__file__).parent.parent
 ALL = [(name, metric) for part in PARTS for name, metric in declared(part).items()]
@@ -54,6 +54,25 @@ def test_what_is_shown_is_read_back(label: str) -> None:
     shown = Metric("info", "", label="node").shown_name("name", label)
     reply = f'STATS\r\n{shown}:a:b}}"\r\nplain:1\r\nEND'
     assert parse(reply) == {shown: 'a:b}"', "plain": "1"}
+
+
+def test_labels_are_sorted() -> None:
+    counters = ReplicationCounters()
+    counters.refused_events.update(["stable", "clock", "range"])
+    names = [name for name in values_of(counters) if name.startswith("refused_events")]
+    assert names == [f'refused_events{{reason="{reason}"}}' for reason in ("clock", "range", "stable")]
+
+
+def test_a_label_may_be_new_while_they_are_shown() -> None:
+    counters = ReplicationCounters()
+
+    class Label(str):
+        def replace(self, *words: object) -> str:
+            counters.refused_events["new"] += 1  # as another thread does it
+            return str(self)
+
+    counters.refused_events.update([Label("clock"), "range"])
+    assert values_of(counters)['refused_events{reason="range"}'] == 1
 
 
 def test_a_total_is_over_the_label() -> None:
