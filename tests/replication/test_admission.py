@@ -126,6 +126,27 @@ def test_an_exchange_goes_on_as_long_as_there_are_steps(node: Open, monkeypatch:
     assert not desk.responder.is_serving("b")
 
 
+def test_what_is_refused_is_no_step(node: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    here, there, smaller = node("b"), node("c"), node("a")
+    desk = Desk(here)
+    hellos = [
+        (LocalEndpoint(one.engine, one.members, cluster).hello()[0], why)
+        for one, cluster, why in ((here, "test", ITSELF), (there, "test", BUSY), (smaller, "another", "cluster"))
+    ]
+    assert exchange(smaller, desk) == ""
+    desk.begun.add("c")
+    now[0] += module.SERVING_S - 0.01
+    refused = [decode(desk.answer(encode("hello", hello=hello.plain())), 1 << 20)[1] for hello, _ in hellos]
+    assert [fields.text("why", 20) for fields in refused] == [why for _, why in hellos]
+    for message in (b"garbage", encode("unknown"), encode("hello"), encode("done")):
+        desk.answer(message)
+    assert desk.responder.is_serving("a")
+    now[0] += 0.01
+    assert not desk.responder.is_serving("a")
+
+
 @pytest.mark.parametrize("message", [b"", b"x" * 100, encode("hello"), encode("done", hello=5), encode("inner")])
 def test_what_makes_no_sense_is_refused(node: Open, message: bytes) -> None:
     kind, fields = decode(Desk(node("a")).answer(message), 1 << 20)

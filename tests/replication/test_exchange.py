@@ -16,7 +16,7 @@ from merklekv.replication.cluster.lost_writes import INTERVALS_MAX
 from merklekv.replication.sync import initiator as exchange_module
 from merklekv.replication.sync import local_endpoint
 from merklekv.replication.sync import responder as responder_module
-from merklekv.replication.sync.messages import ExchangeFailed, decode
+from merklekv.replication.sync.messages import ExchangeFailed, decode, encode
 
 KEYS = 3000
 
@@ -356,3 +356,35 @@ def test_answers_are_made_in_slices(nodes: list[Node]) -> None:
     b.reopen()
     assert max(sum(1 for _ in b.responder.answer(request)) for request in requests) >= 1
     assert answer(b, requests[0])
+
+
+@pytest.mark.parametrize("reached", [36, 15], ids=["all", "as many as one answer takes"])
+def test_records_that_are_wanted_are_read_in_slices(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch, reached: int
+) -> None:
+    monkeypatch.setattr(responder_module, "SLICE_READS", 10)
+    a, _, _ = nodes
+    fill(a, 35)
+    records = a.records()
+    wants = [*records, b"unknown"]
+    size = sum(len(key) + len(records.get(key, b"")) for key in wants[:reached])
+    monkeypatch.setattr(responder_module, "BATCH_BYTES", size)
+    read: list[bytes] = []
+    whole = a.engine.record
+
+    def record(key: bytes) -> bytes | None:
+        read.append(key)
+        return whole(key)
+
+    monkeypatch.setattr(a.engine, "record", record)
+    clock = {"to": a.engine.clock.writer, "gc_horizon": a.engine.gc_horizon, "new_gc_horizon": 0}
+    slices = a.responder.answer(encode("transfer", **clock, origin="b", records=[], stale=[], wants=wants))
+    most = before = 0
+    try:
+        while True:
+            next(slices)
+            most, before = max(most, len(read) - before), len(read)
+    except StopIteration as end:
+        _, fields = decode(end.value, 1 << 20)
+    assert (most, len(read)) == (10, reached)
+    assert (fields.number("served"), fields.pairs("records")) == (reached, list(records.items())[:reached])

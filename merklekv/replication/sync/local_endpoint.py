@@ -251,11 +251,11 @@ class LocalEndpoint:
             if theirs.horizon_covers(who)
         )
 
-    def read(self, keys: list[bytes]) -> tuple[list[Pair], int]:
-        """As many of these records as one message takes.  Returns them, and for how many keys that is."""
+    def read(self, keys: list[bytes], room: int = BATCH_BYTES) -> tuple[list[Pair], int]:
+        """The first of these records, until they fill `room` bytes.  Returns them, and for how many keys that is."""
         pairs: list[Pair] = []
         size = tried = 0
-        while tried < min(len(keys), BATCH_RECORDS) and size < BATCH_BYTES:
+        while tried < min(len(keys), BATCH_RECORDS) and size < room:
             key = keys[tried]
             tried += 1
             if (record := self.engine.record(key)) is not None:

@@ -78,10 +78,10 @@ class Responder:
         self._serving: dict[str, float] = {}  # nodes, with the time of the last request of any (monotonic)
         self._handlers: dict[str, Callable[[Fields], Slices[bytes]]] = {
             "hello": partial(self._serve_peer, self._hello),
-            "inner": self._inner,
-            "buckets": self._buckets,
-            "transfer": self._transfer,
-            "scan": self._scan,
+            "inner": partial(self._serve_step, self._inner),
+            "buckets": partial(self._serve_step, self._buckets),
+            "transfer": partial(self._serve_step, self._transfer),
+            "scan": partial(self._serve_step, self._scan),
             "done": partial(self._serve_peer, self._done),
         }
 
@@ -104,6 +104,11 @@ class Responder:
             return encode_refusal(problem)
         except Outdated:
             return encode("outdated")
+
+    def _serve_step(self, serve: Callable[[Fields], Slices[bytes]], fields: Fields) -> Slices[bytes]:
+        """The answer to a request in the middle of an exchange."""
+        try:
+            return (yield from serve(fields))
         finally:
             self._keep_serving()
 
@@ -215,7 +220,14 @@ class Responder:
         for part in parts(stale, SLICE_MERGES):
             discarded += yield from self._writing(partial(endpoint.redelete, part, origin, gc_horizon))
             yield None
-        found, served = endpoint.read(wants)
+        found: list[Pair] = []
+        served = size = 0
+        while served < min(len(wants), BATCH_RECORDS) and size < BATCH_BYTES:
+            pairs, tried = endpoint.read(wants[served:][:SLICE_READS], BATCH_BYTES - size)
+            found += pairs
+            served += tried
+            size += sum(len(key) + len(record) for key, record in pairs)
+            yield None
         self._engine.commit()
         reasons = flat((key, reason.encode()) for key, reason in refused)
         counts = {"applied": applied, "discarded": discarded, "served": served}
