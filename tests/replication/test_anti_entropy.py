@@ -14,7 +14,7 @@ from fixtures.support import run_out_of_room, wait_until
 from merklekv.errors import DiskFull, InvalidArgument, MerkleKVError, StorageFailed
 from merklekv.metrics import LABELS_MAX
 from merklekv.replication.cluster.members import UnknownMember
-from merklekv.replication.cluster.presence import NODES_MAX, OFFLINE, ONLINE, Status
+from merklekv.replication.cluster.presence import OFFLINE, ONLINE, Status
 from merklekv.replication.cluster.storage import load_members
 from merklekv.replication.sync import anti_entropy as module
 from merklekv.replication.sync import responder
@@ -64,6 +64,7 @@ def test_configured_peers_exchange_at_the_start(make: Make, net: Net) -> None:
     assert b.figure("exchange_served") == 1
     assert dict(a.anti_entropy.words()) == {"peers": 1, "in_sync": 1}
     assert dict(b.anti_entropy.words()) == {}
+    assert {type(value) for value in figures.values()} <= {int, str}, "True is no number"
 
 
 def test_the_metrics_show_the_peers_without_an_exchange_for_longest(make: Make) -> None:
@@ -356,12 +357,29 @@ def test_switched_off_it_exchanges_when_told_alone(make: Make, net: Net) -> None
     assert net.connects == [("a", "b:1")]
 
 
-def test_statuses_that_wait_are_bounded(make: Make) -> None:
+def test_of_the_statuses_that_wait_the_latest_of_each_node_is_kept(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "NODES_MAX", 50)
+    a, b = make("a"), make("b")
+    a.anti_entropy.on_status(b.status())
+    for number in range(1000):
+        for other in range(49):
+            a.anti_entropy.on_status(Status(f"n{other}", OFFLINE, f"n{other}:{number}"))
+    a.start()
+    wait_until(lambda: a.figure("members") == 51)
+    rows = {row["node"]: row["address"] for row in a.anti_entropy.membership.rows()}
+    assert rows["b"] == "b:1", "nodes that come and go do not push it out"
+    assert {rows[f"n{other}"] for other in range(49)} == {f"n{other}:999" for other in range(49)}
+
+
+def test_statuses_that_wait_are_bounded(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "NODES_MAX", 50)
     a = make("a")
-    for number in range(NODES_MAX + 2):
-        a.anti_entropy.on_status(Status("b", ONLINE, "b:1", epoch=str(number)))
-    assert len(a.anti_entropy._statuses) == NODES_MAX
-    assert a.anti_entropy._statuses[-1].epoch == str(NODES_MAX + 1)
+    for number in range(1000):
+        a.anti_entropy.on_status(Status(f"n{number}", OFFLINE, f"n{number}:1"))
+    assert len(a.anti_entropy._statuses) == 50
+    a.start()
+    wait_until(lambda: not a.anti_entropy._statuses and a.figure("members") == 51)
+    assert {row["node"] for row in a.anti_entropy.membership.rows()} == {"a", *(f"n{one}" for one in range(950, 1000))}
 
 
 def test_a_stop_cuts_what_is_under_way(make: Make, net: Net) -> None:

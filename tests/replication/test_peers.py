@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from merklekv.replication.cluster.presence import OFFLINE, ONLINE, Status
+from merklekv.replication.cluster import presence
+from merklekv.replication.cluster.presence import OFFLINE, ONLINE, Presence, Status
 from merklekv.replication.sync import peers as module
 from merklekv.replication.sync.initiator import ExchangeReport
 from merklekv.replication.sync.peers import ERROR_SIZE_MAX, TOTALS, ExchangePeer, ExchangePeers
@@ -67,19 +68,47 @@ def test_a_node_that_moves_or_goes() -> None:
     assert len(peers._peers) == 2
 
 
-def test_the_number_of_peers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PEERS_MAX", 3)
+@pytest.fixture
+def bounded(monkeypatch: pytest.MonkeyPatch) -> tuple[Presence, ExchangePeers]:
+    """A presence that keeps three nodes, and the peers that hear of them."""
+    monkeypatch.setattr(presence, "NODES_MAX", 3)
+    monkeypatch.setattr(module, "NODES_MAX", 3)
     peers = ExchangePeers(["x:1"], INTERVAL_S)
-    for number in range(100):
-        peers.on_status(online(f"n{number}", f"n:{number}"))
-        peers.on_status(Status(f"n{number}", OFFLINE))
-    assert len(peers._peers) <= 3, "each was removed at the broker, and made room for another"
-    for number in range(10):
-        peers.on_status(online(f"m{number}", f"m:{number}"))
-    assert addresses(peers.all()) == ["x:1", "m:0", "m:1"], "those that are online stay"
-    peers.on_status(Status("m0", OFFLINE))
-    peers.on_status(online("m5", "m:5"))
-    assert addresses(peers.all()) == ["x:1", "m:1", "m:5"]
+    return Presence("a", "own", peers.on_status), peers
+
+
+@pytest.mark.parametrize("end", [Status("b", OFFLINE, "b:1").encode(), b""], ids=["offline", "removed at the broker"])
+def test_a_node_that_ends_is_no_peer(bounded: tuple[Presence, ExchangePeers], end: bytes) -> None:
+    others, peers = bounded
+    others.on_status("b", online("b", "b:1").encode())
+    assert addresses(peers.all()) == ["x:1", "b:1"]
+    others.on_status("b", end)
+    assert addresses(peers.all()) == ["x:1"]
+
+
+def test_the_number_of_peers_is_bounded_whatever_was_removed_at_the_broker(
+    bounded: tuple[Presence, ExchangePeers],
+) -> None:
+    others, peers = bounded
+    for number in range(1, 100):
+        others.on_status(f"n{number}", online(f"n{number}", f"n:{number}").encode())
+        others.on_status(f"n{number}", b"")
+        assert len(peers._peers) <= 4
+    others.on_status("b", online("b", "b:1").encode())
+    assert addresses(peers.all()) == ["x:1", "b:1"]
+
+
+def test_a_node_without_room_is_a_peer_once_there_is_some(bounded: tuple[Presence, ExchangePeers]) -> None:
+    others, peers = bounded
+    for number in range(1, 10):
+        others.on_status(f"m{number}", online(f"m{number}", f"m:{number}").encode())
+    assert addresses(peers.all()) == ["x:1", "m:1", "m:2", "m:3"], "those that are online stay"
+    heartbeat = online("m5", "m:5").encode()
+    others.on_status("m5", heartbeat)
+    others.on_status("m1", b"")
+    assert addresses(peers.all()) == ["x:1", "m:2", "m:3"]
+    others.on_status("m5", heartbeat)
+    assert addresses(peers.all()) == ["x:1", "m:2", "m:3", "m:5"]
 
 
 def test_the_peer_that_waits_for_longest_is_the_next() -> None:

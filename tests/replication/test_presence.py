@@ -88,8 +88,15 @@ def test_news_of_a_peer_is_told_once() -> None:
         (ONLINE, "another process", "2:7379", "cd"),
         (ONLINE, "another process", "2:7379", "00"),
     ]
+    others.on_status("b", b"")
+    assert news[5:] == [replace(news[4], state=OFFLINE)], "it was removed while it was online"
+    others.on_status("b", b"")
+    others.on_status("b", changed(state=OFFLINE))
+    others.on_status("b", b"")
+    assert [status.state for status in news[6:]] == [OFFLINE], "its last one"
     others.on_status("a", Status("a", ONLINE, epoch="own").encode())
-    assert len(news) == 5
+    assert len(news) == 7
+    others.on_status("b", changed(store_id="00" * 8))
     assert (others.store_id("b"), others.store_id("unknown")) == ("00" * 8, "")
 
 

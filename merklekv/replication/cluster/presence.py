@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from merklekv.address import is_address
@@ -82,7 +82,7 @@ def decode_status(node: str, payload: bytes) -> Status | None:
 class Presence:
     """The other nodes.  One thread changes it, any may read it.
 
-    `on_change` gets the status of a node that is new, came or went, or moved.
+    `on_change` gets the status of a node that is new, came, went or was removed, or moved.
     """
 
     def __init__(self, own: str, epoch: str, on_change: Callable[[Status], None]) -> None:
@@ -107,8 +107,10 @@ class Presence:
             self.nodes[node] = status
             if known is None or known.identity != status.identity:
                 self._on_change(status)
-        elif not payload:
-            self.nodes.pop(node, None)
+        elif known and not payload:
+            del self.nodes[node]
+            if known.state == ONLINE:
+                self._on_change(replace(known, state=OFFLINE))
 
     def store_id(self, node: str) -> str:
         """The store id of a node as it last said it, or empty."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final, Protocol
@@ -95,7 +95,7 @@ class AntiEntropy:
         self.answer = self._responder.answer  # to a message of an exchange that another node has begun
         self._peers = ExchangePeers(addresses if regular else (), interval_s)
         self._changed = threading.Condition()  # guards all below, and the peers
-        self._statuses: deque[Status] = deque(maxlen=NODES_MAX)  # that the thread has not taken yet; the oldest go
+        self._statuses: OrderedDict[str, Status] = OrderedDict()  # by node, what the thread has not taken yet
         self._running: dict[str, str] = {}  # address and node of the exchanges begun here; no node until it is known
         self._transports: dict[str, Transport] = {}  # theirs, by address
         self._served = 0  # complete exchanges that other nodes began
@@ -122,12 +122,20 @@ class AntiEntropy:
 
     def on_status(self, status: Status) -> None:
         """A node is new, went online or offline, or has another address."""
-        self._statuses.append(status)
-        self._notify()
+        with self._changed:
+            self._statuses[status.node] = status
+            self._statuses.move_to_end(status.node)
+            if len(self._statuses) > NODES_MAX:
+                self._statuses.popitem(last=False)
+            if self._regular:
+                self._peers.on_status(status)
+                for peer in self._peers.of(status.node) if status.state == ONLINE else ():
+                    peer.schedule.wake(time.monotonic())
+            self._changed.notify_all()
 
     def wake(self, node: str, reason: str) -> None:
         """Events of this node (empty: of any node) may have been lost: exchange soon."""
-        log.debug("an exchange is wanted with %s: %s", node or "everybody", reason)
+        log.debug("an exchange is wanted with %s: %s", node or "all peers", reason)
         with self._changed:
             for peer in self._peers.of(node):
                 peer.in_sync = False
@@ -223,15 +231,11 @@ class AntiEntropy:
             return peer.address if peer is not None else None
 
     def _take_statuses(self) -> None:
-        """Add the nodes that have announced themselves to the members, and those online to the peers."""
+        """Add the nodes that have announced themselves to the members."""
         while self._statuses and not self.worker.is_stopping:
-            status = self._statuses.popleft()
+            with self._changed:
+                _, status = self._statuses.popitem(last=False)
             self.membership.on_status(status)
-            if self._regular:
-                with self._changed:
-                    self._peers.on_status(status)
-                    for peer in self._peers.of(status.node) if status.state == ONLINE else ():
-                        peer.schedule.wake(time.monotonic())
 
     def _has_begun(self, node: str) -> bool:
         with self._changed:

@@ -1,8 +1,8 @@
 """The nodes that this node exchanges with, one peer for each address, and what came of it.
 
 Addresses come from the configuration and, while a node is online, from its presence.  The first exchange tells which
-node is at a configured address; after that the address which this node announces is not used.  There are at most
-PEERS_MAX peers: then those that are offline go, and no other is added.
+node is at a configured address; after that the address which this node announces is not used.  Presence keeps at most
+NODES_MAX nodes, so no more are online; at so many peers those that are offline go.
 
 Not locked.
 """
@@ -15,13 +15,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from merklekv.replication.cluster.members import MEMBERS_MAX
-from merklekv.replication.cluster.presence import ONLINE, Status
+from merklekv.replication.cluster.presence import NODES_MAX, ONLINE, Status
 from merklekv.replication.sync.initiator import ExchangeReport
 from merklekv.replication.sync.schedule import Schedule
 
 ERROR_SIZE_MAX: Final = 200
-PEERS_MAX: Final = MEMBERS_MAX
 _REPORTED: Final = ("equal", "rounds", "bytes_sent", "bytes_received", "keys_sent", "keys_received", "discarded")
 TOTALS: Final = ("completed", "failures", *_REPORTED)
 
@@ -44,7 +42,7 @@ class ExchangePeer:
     def succeed(self, report: ExchangeReport) -> None:
         """An exchange is complete."""
         self.node = report.node
-        self.totals.update(completed=1, **{name: getattr(report, name) for name in _REPORTED})
+        self.totals.update(completed=1, **{name: int(getattr(report, name)) for name in _REPORTED})
         self.duration_s = report.duration_s
         self.schedule.succeed(time.monotonic())
         self.mark_in_sync()
@@ -83,10 +81,8 @@ class ExchangePeers:
             if moved is not None:  # so that there are not more peers than nodes
                 del self._peers[moved.address]
                 moved.address, moved.in_sync = status.address, False
-            elif len(self._peers) >= PEERS_MAX:
+            elif len(self._peers) >= NODES_MAX:
                 self._peers = {peer.address: peer for peer in self._peers.values() if peer.configured or peer.online}
-                if len(self._peers) >= PEERS_MAX:
-                    return
             self._peers[status.address] = moved or self._new(status.address)
         peer = self._peers[status.address]
         peer.node, peer.online, peer.schedule.failures = status.node, True, 0
