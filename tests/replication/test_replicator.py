@@ -1,0 +1,117 @@
+"""The replicator without a broker: what its parts notice is counted and told to the node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cbor2
+import pytest
+
+from merklekv.engine.engine import Engine
+from merklekv.engine.options import MIN_MEMTABLE_SIZE
+from merklekv.metrics import values_of
+from merklekv.replication.cluster.presence import Status
+from merklekv.replication.stream.inbox import Delivery
+from merklekv.replication.stream.mqtt import BrokerSettings
+from merklekv.replication.stream.replicator import Replicator
+
+NOW_NS = 1_790_000_000 * 10**9
+
+
+class Site:
+    """An engine with its replicator, which is not started, and the node around it."""
+
+    def __init__(self, path: Path) -> None:
+        self.engine = Engine(
+            path,
+            durability="never",
+            memtable_size=MIN_MEMTABLE_SIZE,
+            checkpoint="manual",
+            wall_clock=lambda: NOW_NS,
+            retain_max_bytes=3 * MIN_MEMTABLE_SIZE,
+        )
+        self.gaps: list[tuple[str, str]] = []
+        self.defective = False
+        broker = BrokerSettings("127.0.0.1", 1, "test", "a")
+        self.replicator = Replicator(self.engine, broker, self, address="a:1", heartbeat_s=10, store_id="")
+
+    def is_removed(self, node: str, store_id: str) -> bool:
+        return False
+
+    def applied_through(self, records: list[bytes]) -> int:
+        return 0
+
+    def on_events_from(self, node: str, store_id: str) -> None:
+        if self.defective:
+            raise ZeroDivisionError
+
+    def on_status(self, status: Status) -> None:
+        raise AssertionError(status)
+
+    def on_gap(self, node: str, reason: str) -> None:
+        self.gaps.append((node, reason))
+
+    def on_storage_failed(self, error: BaseException) -> None:
+        raise AssertionError(error)
+
+    def receive(self, key: str) -> None:
+        event: dict[str, Any] = {"op": "set", "key": key, "val": b"v", "ts": NOW_NS, "op_id": bytes(16)}
+        payload = cbor2.dumps(event | {"v": 1, "src": "b"})
+        self.replicator._inbox.process([Delivery("b", payload, (self, None))])
+
+    def acknowledge_later(self, token: object) -> None:
+        """It is the session too."""
+
+    def counted(self) -> dict[str, Any]:
+        values = values_of(*self.replicator.metrics())
+        return {name: value for name, value in values.items() if name.startswith("replication_gaps")}
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    made = Site(tmp_path / "data")
+    yield made
+    made.replicator.stop(0)
+    made.engine.close()
+
+
+def test_a_message_that_meets_a_defect_is_counted(site: Site) -> None:
+    site.defective = True
+    site.receive("k")
+    site.defective = False
+    site.receive("other")
+    assert site.counted() == {'replication_gaps{reason="defect"}': 1}
+    assert site.gaps == [("b", "defect")]
+
+
+def test_each_stable_event_is_counted(site: Site) -> None:
+    site.engine.raise_gc_horizon(NOW_NS)
+    site.receive("k")
+    site.receive("other")
+    assert site.counted() == {'replication_gaps{reason="stable"}': 2}
+    assert site.gaps == [("b", "stable")] * 2
+
+
+def test_each_event_that_is_too_large_is_counted(site: Site) -> None:
+    outbox = site.replicator._outbox
+    outbox.limit_packets(2000)
+    for value in (b"L" * 2000, b"small", b"L" * 2000):
+        site.engine.set(b"k", value)
+    site.engine.commit()
+    while outbox.next_batch() is not None:
+        pass
+    assert site.counted() == {'replication_gaps{reason="too large"}': 2}
+    assert site.gaps == [("", "too large")] * 2
+
+
+def test_an_overflow_is_counted(site: Site) -> None:
+    for _ in range(6):
+        for number in range(1000):
+            site.engine.set(b"k", b"%05d" % number)
+            site.engine.commit()
+        site.engine.checkpoint_now()
+    site.replicator._outbox.oldest_timestamp()
+    assert site.counted() == {'replication_gaps{reason="overflow"}': 1}
+    assert site.gaps == [("", "overflow")]
