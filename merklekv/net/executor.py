@@ -21,7 +21,7 @@ from merklekv.net.protocol.text import Request
 from merklekv.net.registry import Entry, Long
 from merklekv.net.session import Context, writable
 
-BATCH_REQUESTS = 128  # of a pipeline; a batch that takes nothing costs a look at this many
+BATCH_REQUESTS = 128  # in one call; a batch that takes nothing costs a look at this many
 
 OUT_OF_MEMORY = "out of memory, closing this connection"
 INTERNAL_ERROR = "internal error, see the server's log"
@@ -49,7 +49,7 @@ class Executor:
             self.answered.append(connection)
         room = budget = self._output_soft - len(connection.unsent)
         at, end = 0, len(requests)
-        while at < end and room >= 0:
+        while at < end and (room >= 0 or connection.task is not None):  # the worker asks until a long command ends
             request = requests[at]
             name = request[0]
             entry = connection.find(name) or connection.lookup(name)  # each time: MULTI changes `find`
@@ -92,7 +92,7 @@ class Executor:
 
         The next one runs by itself: it has options, has to wait, or fails; or there are replies enough to send.
         """
-        plain = _plain(requests, requests[0][0], entry.low)
+        plain = _plain(requests[:BATCH_REQUESTS], requests[0][0], entry.low)
         replies = _run_together(entry, connections, plain, limits.TICK_OUTPUT_BYTES - self.output)
         for connection, reply in zip(connections, replies, strict=False):
             if not connection.replies:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -16,7 +17,11 @@ from fixtures.wire import Wire
 from merklekv.engine.engine import Engine
 from merklekv.engine.log.segment import Segment, segment_path
 from merklekv.errors import Corruption
-from merklekv.net.connection import CLOSED
+from merklekv.net.connection import CLOSED, Connection
+from merklekv.net.executor import BATCH_REQUESTS, Executor
+from merklekv.net.protocol.text import Request
+from merklekv.net.registry import Long
+from merklekv.net.session import Session
 
 
 def encoded(*words: bytes) -> bytes:
@@ -85,6 +90,46 @@ def test_what_arrives_behind_a_long_command_waits_for_it(
         assert [client.resp().split(b"\r\n")[1] for _ in echoes] == echoes
 
 
+def test_a_long_command_goes_on_while_its_client_does_not_read(server: StartedServer) -> None:
+    """Else the worker would ask it again and again, and do nothing else."""
+
+    def last_slice() -> Long:
+        yield from ()
+        return b"+done\r\n"
+
+    near, far = socket.socketpair()
+    with near, far:
+        connection = Connection(server.context, 1, near, "here", "there")
+        connection.task = last_slice()
+        connection.unsent = bytes(server.context.limits.output_soft_bytes + 1)
+        Executor(server.context).run(connection, [[b"SCAN", b"0"], [b"PING"]])
+        assert connection.replies == [b"+done\r\n"]
+        assert connection.backlog == [[b"PING"]]
+
+
+def test_a_batch_that_takes_nothing_looks_at_few_requests(server: StartedServer) -> None:
+    """Of a pipeline and of many clients: each request behind it tries again."""
+    sizes: list[int] = []
+
+    def stalled(sessions: Sequence[Session], requests: Sequence[Request], room: int) -> list[bytes]:
+        sizes.append(len(requests))
+        return []
+
+    entry = server.context.commands.resp.all[b"SET"]
+    entry.batch = stalled
+    near, far = socket.socketpair()
+    with near, far:
+        connection = Connection(server.context, 1, near, "here", "there")
+        connection.feed(encoded(b"PING"))
+        executor = Executor(server.context)
+        requests: list[Request] = [[b"SET", b"", b"v"] for _ in range(1000)]
+        executor.run(connection, requests)
+        assert len(connection.replies) == 1000
+        assert executor.run_each(entry, [connection] * 1000, requests) == 0
+    assert 999 <= len(sizes) <= 1000
+    assert max(sizes) == BATCH_REQUESTS
+
+
 def test_clients_that_ask_in_one_tick_are_answered_each_by_itself(start: Callable[..., StartedServer]) -> None:
     """One request of each is taken together; what the batch does not take runs by itself."""
     server = start()
@@ -119,7 +164,7 @@ def test_clients_that_ask_in_one_tick_are_answered_each_by_itself(start: Callabl
                     assert reply == b"+PONG\r\n"
 
 
-def test_a_row_stops_before_what_set_refuses(engine: Engine) -> None:
+def test_a_batch_stops_before_what_set_refuses(engine: Engine) -> None:
     engine.table.max_value_size = 100
     batch = [(b"SET", b"a", b"1"), (b"SET", b"b", b"x" * 100), (b"SET", b"", b"3"), (b"SET", b"c", b"4")]
     assert engine.set_batch(batch) == 2
@@ -127,7 +172,7 @@ def test_a_row_stops_before_what_set_refuses(engine: Engine) -> None:
     assert engine.set_batch([(b"SET", b"a", b"2"), (b"SET", b"longer", b"x" * 101)]) == 1
 
 
-def test_a_row_stops_where_writes_are_stalled(engine: Engine) -> None:
+def test_a_batch_stops_where_writes_are_stalled(engine: Engine) -> None:
     stall(engine)
     assert engine.set_batch([(b"SET", b"a", b"1")]) == 0
     let_go_on(engine)
