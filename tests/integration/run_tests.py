@@ -33,7 +33,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 
 EXIT_USAGE = 2  # the mode lacks a package or program; argparse uses it too
-EXIT_NO_TESTS = (3, 4, 5)  # pytest's: internal error, usage error, nothing collected
+EXIT_NO_RESULT = 5  # pytest's for nothing collected; here also for a run that ended early
+EXIT_NO_TESTS = (3, 4, EXIT_NO_RESULT)  # pytest's: internal error, usage error, nothing collected
 EXIT_REGRESSION = 10  # every test passed, but a benchmark has become slower
 EXIT_TIME_LIMIT = 124  # as of timeout(1)
 EXIT_INTERRUPTED = 130  # as of shells
@@ -52,6 +53,7 @@ import psutil  # noqa: E402
 PROGRAMS = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin"
 GRACE_S = 20.0  # for fixtures to clean up when the run is told to stop
 ENDING_S = 1.0  # for processes that are ending by themselves
+COVERAGE_LIMIT_S = 600.0  # to write one kind of coverage's pages
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class TestRunner:
         self.mode_name: str = "benchmark" if options.benchmark_only or options.save_baseline else options.mode
         self.mode = MODES[self.mode_name]
         self.covered = self.mode.coverage or (options.report and self.mode_name != "benchmark")
+        self.keeps_results = options.report or self.mode.coverage
         self.report, self.junit, self.coverage_xml, self.coverage_pages = (
             output / name for name in ("report.html", "junit.xml", "coverage.xml", "htmlcov")
         )
@@ -103,7 +106,7 @@ class TestRunner:
             print(f"mode {self.mode_name}: {missing}", file=sys.stderr)
             return EXIT_USAGE
         outputs = [self.report, self.junit, self.coverage_xml, self.coverage_pages / "index.html"]
-        if self.options.report or self.covered:
+        if self.keeps_results:
             remove(outputs)  # of the run before
         with tempfile.TemporaryDirectory(prefix="merklekv-tests-") as name:
             scratch = Path(name)
@@ -113,8 +116,12 @@ class TestRunner:
             command = [*self.command(scratch), f"--suite-title={title}"]
             status = run_within(self.mode.limit_s, command, self.environment(scratch))
             seconds = time.monotonic() - began
+            if status in (0, 1) and not self.junit_file(scratch).exists():
+                print("pytest ended early: it wrote no results", file=sys.stderr, flush=True)
+                status = status or EXIT_NO_RESULT
             if status in EXIT_NO_TESTS:
-                remove(outputs)
+                if self.keeps_results:
+                    remove(outputs)
             elif self.covered:
                 self.write_coverage(scratch)
         if self.options.report and self.report.exists():
@@ -136,6 +143,7 @@ class TestRunner:
         """pytest's command line."""
         coverage = ["-m", "coverage", "run", f"--rcfile={ROOT / 'pyproject.toml'}"] if self.covered else []
         command = [sys.executable, *coverage, "-m", "pytest", *self.mode.files, f"--basetemp={scratch / 'tests'}"]
+        command += [f"--junitxml={self.junit_file(scratch)}"]
         command += ["-p", "suite_plugin", "-p", "no:benchmark", "-p", "no:cacheprovider", "--durations=10"]
         if self.mode.markers:
             command += ["-m", self.mode.markers]
@@ -143,13 +151,15 @@ class TestRunner:
             command += ["-n", workers]
         if self.options.verbose:
             command += ["-v", "-rfEP"]
-        if self.options.report or self.mode.coverage:
-            command += [f"--junitxml={self.junit}"]
         if self.options.report:
             command += [f"--html={self.report}", "--self-contained-html"]
         if self.mode_name == "benchmark":
             command += [f"--baseline={'save' if self.options.save_baseline else 'compare'}"]
         return command
+
+    def junit_file(self, scratch: Path) -> Path:
+        """Where pytest writes JUnit XML at its end: in every run, because without it the run ended early."""
+        return self.junit if self.keeps_results else scratch / "junit.xml"
 
     def workers(self) -> str:
         """One on a named server, whose keys tests would erase for each other, and on named topics, which a person may
@@ -174,7 +184,10 @@ class TestRunner:
         """Write coverage's pages; a failure is printed and does not change the status of the tests."""
         for words in (["xml", "-o", str(self.coverage_xml)], ["html", "-d", str(self.coverage_pages)]):
             command = [sys.executable, "-m", "coverage", *words, "-q", f"--rcfile={ROOT / 'pyproject.toml'}"]
-            subprocess.run(command, cwd=HERE, env=self.environment(scratch), check=False)
+            try:
+                subprocess.run(command, cwd=HERE, env=self.environment(scratch), timeout=COVERAGE_LIMIT_S, check=True)
+            except subprocess.SubprocessError as error:
+                print(f"coverage's {words[0]} is not written: {error}", file=sys.stderr, flush=True)
 
 
 def remove(paths: list[Path]) -> None:
@@ -184,11 +197,11 @@ def remove(paths: list[Path]) -> None:
 
 def run_within(limit_s: float, command: list[str], environment: dict[str, str], grace_s: float = GRACE_S) -> int:
     """Run a command in a session of its own and return its status; stop it when its time is up or on Ctrl-C. No
-    process of the session survives.
+    process of the session survives; the status is 1 if the command left some and would otherwise have passed.
     """
     process = subprocess.Popen(command, cwd=HERE, env=environment, start_new_session=True)
     try:
-        return process.wait(limit_s)
+        status = process.wait(limit_s)
     except (subprocess.TimeoutExpired, KeyboardInterrupt) as reason:
         timed_out = isinstance(reason, subprocess.TimeoutExpired)
         if timed_out:
@@ -196,10 +209,13 @@ def run_within(limit_s: float, command: list[str], environment: dict[str, str], 
         process.send_signal(signal.SIGTERM if timed_out else signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(grace_s)
-        return EXIT_TIME_LIMIT if timed_out else EXIT_INTERRUPTED
+        status = EXIT_TIME_LIMIT if timed_out else EXIT_INTERRUPTED
     finally:
-        end_session(process.pid)
+        left_behind = end_session(process.pid)
         process.wait()
+    for line in left_behind:
+        print(f"still running afterwards, and ended: {line}", file=sys.stderr, flush=True)
+    return status or int(bool(left_behind))
 
 
 def end_session(session: int) -> list[str]:

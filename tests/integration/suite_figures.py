@@ -49,7 +49,8 @@ def read() -> list[Figure]:
 
 
 def read_baseline(path: Path = BASELINE) -> Ratios:
-    return dict(json.loads(path.read_text()))
+    """The ratios of the kept run; empty if none was kept."""
+    return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 def keep(figures: list[Figure], path: Path = BASELINE) -> None:

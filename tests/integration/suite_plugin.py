@@ -47,7 +47,8 @@ class SuiteReport:
 
     @pytest.hookimpl(trylast=True)  # after xdist's, which ends the workers
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        self._figures, self._kept = suite_figures.read(), suite_figures.read_baseline()
+        self._figures = suite_figures.read()
+        self._kept = suite_figures.read_baseline() if self._figures or self._config.option.baseline else {}
         left_behind = end_session(os.getpid())  # none unless this process leads its session, as below the runner
         self._problems = [f"still running afterwards, and ended: {line}" for line in left_behind]
         status = int(session.exitstatus)

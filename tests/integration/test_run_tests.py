@@ -17,7 +17,7 @@ from run_tests import HERE, MODES, Mode, TestRunner, run_within
 
 MODE_NAMES = {"quick", "basic", "replication", "chaos", "concurrency", "benchmark", "error", "ci", "all"}
 LIMITS_S = {"quick": 120, "replication": 300, "chaos": 900, "basic": 60}
-PASSING = "def test_it() -> None:\n    pass\n"
+ENDING_EARLY = "import os\n\ndef test_it() -> None:\n    os._exit(0)\n"
 # In a process of its own, as servers are.
 COVERED = """
 import subprocess, sys
@@ -185,6 +185,24 @@ class TestRuns:
         assert "KeyboardInterrupt" in said.out, "pytest ends the run, and need not be killed"
         assert "ended because its time was up" in (tmp_path / "report.html").read_text()
 
+    def test_a_run_that_ends_early_fails_and_without_report_an_earlier_report_stays(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "report.html").touch()
+        assert run_file(tmp_path, monkeypatch, ENDING_EARLY) == run_tests.EXIT_NO_RESULT
+        said = capfd.readouterr()
+        assert "pytest ended early" in said.err
+        assert "mode basic: failed, status 5; " in said.out
+        assert (tmp_path / "report.html").exists()
+
+    def test_what_outlives_pytest_is_named_and_fails_the_run(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        script = FORGETFUL.replace("# MARK", f"# {tmp_path}") + "\ntest_it()"
+        assert run_within(60, [sys.executable, "-c", script], {}) == 1
+        assert re.search(f"still running afterwards, and ended: .*# {tmp_path}", capfd.readouterr().err)
+        assert not running(tmp_path)
+
     @pytest.mark.timeout(60)
     def test_a_process_that_ignores_signals_is_killed(self, tmp_path: Path) -> None:
         script = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)  # "
@@ -247,6 +265,21 @@ class TestReport:
         assert "<svg" not in page, "there are no benchmarks to draw"
         assert (tmp_path / "junit.xml").exists()
         assert capfd.readouterr().out.splitlines()[-1].startswith("mode basic: passed; ")
+
+    @pytest.mark.parametrize(("limit_s", "said"), [(60.0, "exit status 1"), (0.01, "timed out after")])
+    def test_coverage_that_cannot_be_written_is_said(
+        self,
+        limit_s: float,
+        said: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        """There is no data in an empty directory, and no time for it."""
+        monkeypatch.setattr(run_tests, "COVERAGE_LIMIT_S", limit_s)
+        runner("--report", output=tmp_path).write_coverage(tmp_path)
+        error = capfd.readouterr().err
+        assert re.findall(f"^coverage's (xml|html) is not written: .*{said}", error, re.MULTILINE) == ["xml", "html"]
 
     def test_a_regression_of_a_benchmark_fails_the_run_and_the_page_has_figures_and_plots(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -316,6 +349,11 @@ class TestRegressions:
         suite_figures.keep(self.figures(0.25), path)
         assert json.loads(path.read_text()) == suite_figures.read_baseline(path) == {"SET": 0.25}
         assert suite_figures.regressions(self.figures(0.25), suite_figures.read_baseline(path)) == []
+
+    def test_without_a_baseline_there_is_nothing_to_compare_with(self, tmp_path: Path) -> None:
+        kept = suite_figures.read_baseline(tmp_path / "nosuch.json")
+        assert kept == {}
+        assert suite_figures.regressions(self.figures(0.25), kept) == []
 
     def test_the_baseline_has_every_benchmark_that_users_are_told_about(self) -> None:
         assert set(suite_figures.EXPECTED) <= set(suite_figures.read_baseline())
