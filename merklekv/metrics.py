@@ -249,21 +249,23 @@ def total(values: Mapping[str, object], name: str) -> int:
 
 
 def shown(nodes: Mapping[str, T], lag: Callable[[T], float]) -> dict[str, T]:
-    """The LABELS_MAX of the nodes that lag most. Another thread may change `nodes`."""
-    return dict(nlargest(LABELS_MAX, dict(nodes).items(), key=lambda item: lag(item[1])))
+    """The LABELS_MAX of the nodes that lag most, sorted. Another thread may change `nodes`."""
+    return dict(sorted(nlargest(LABELS_MAX, dict(nodes).items(), key=lambda item: lag(item[1]))))
 
 
 def values_of(*parts: Any) -> dict[str, Value]:
-    """The values of parts by the name in STATS, in order: one for each metric, or for each label, sorted.
+    """The values of parts by the name in STATS, in order: one for each metric, or for each label.
 
-    Another thread may add labels meanwhile.
+    Labels keep their order, but those that count as they come are sorted.  Another thread may add some meanwhile.
     """
     values: dict[str, Value] = {}
     for part in parts:
         for name, metric in declared(type(part)).items():
             value = getattr(part, name)
             if metric.label:
-                values |= {metric.shown_name(name, label): one for label, one in sorted(dict(value).items())}
+                labels = list(value)
+                for label in sorted(labels) if isinstance(value, Counter) else labels:
+                    values[metric.shown_name(name, label)] = value[label]
             else:
                 values[name] = value
     return values
