@@ -359,7 +359,7 @@ class Engine:
         flags, size = flags_of(record), value_size_of(record)
         if flags & ~TOMBSTONE or (flags and size):
             return "flags"
-        if size > self.max_value_size:
+        if size > self.table.max_value_size:
             return "value size"
         return "clock" if record > latest else ""
 

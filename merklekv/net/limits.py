@@ -26,7 +26,7 @@ SLICE_S = 0.005
 # A command over many keys looks at this many before it lets others run.
 SLICE_KEYS = 1000
 # How often the worker asks whether a parked connection can go on.
-PARKED_POLL_S = 0.005
+PARKED_POLL_S = 0.002
 # How often the worker looks for idle, lingering and refused connections.
 SWEEP_S = 1.0
 # After an error that ends a connection, the server reads and drops input for this long: closing with unread input makes

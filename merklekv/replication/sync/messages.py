@@ -22,7 +22,7 @@ be lost, or come twice.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -165,9 +165,9 @@ def encode_refusal(problem: Exception) -> bytes:
     return encode("refused", why=why, text=str(problem)[:1000])
 
 
-def parts(items: S, size: int) -> Iterator[S]:
+def parts(items: S, size: int) -> list[S]:
     """In parts of `size` bytes or items; the last one may be smaller."""
-    return (items[at : at + size] for at in range(0, len(items), size))
+    return [items[at : at + size] for at in range(0, len(items), size)]
 
 
 def flat(pairs: Iterable[tuple[bytes, bytes]]) -> list[bytes]:

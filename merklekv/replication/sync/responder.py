@@ -176,7 +176,7 @@ class Responder:
         while done < len(buckets) and found < BATCH_BYTES:
             with self._engine.lock:
                 for bucket, count in zip(buckets[done:][:SLICE_BUCKETS], counts[done:][:SLICE_BUCKETS], strict=True):
-                    theirs = list(parts(prints[at * size : (at + count) * size], size))
+                    theirs = parts(prints[at * size : (at + count) * size], size)
                     known, mine = set(theirs), set()
                     for key, head in self._engine.bucket(bucket):
                         mark = digest_of(head)[:size]
