@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import merging
+import checkpoints
 import million
 import report
 import versus
@@ -61,8 +61,8 @@ def long_load(memtable_size: str, settings: Settings) -> list[Figure]:
 MEASUREMENTS: dict[str, Callable[[Settings], list[Figure]]] = {
     "load": partial(long_load, "64MiB"),
     "load-16MiB": partial(long_load, "16MiB"),
-    "merging-always": partial(merging.measure, "always"),
-    "merging-everysec": partial(merging.measure, "everysec"),
+    "checkpoint-always": partial(checkpoints.measure, "always"),
+    "checkpoint-everysec": partial(checkpoints.measure, "everysec"),
     "million": million.measure,
     "idle": million.idle,
 }

@@ -36,7 +36,7 @@ def key_of(number: int) -> bytes:
 
 
 def fill(engine: Engine, numbers: list[int]) -> None:
-    """Sets the keys of these numbers, without merging."""
+    """Sets the keys of these numbers, without a checkpoint."""
     for at in range(0, len(numbers), BATCH):
         engine.mset([(key_of(number), VALUE) for number in numbers[at : at + BATCH]])
         engine.commit()

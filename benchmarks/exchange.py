@@ -164,7 +164,7 @@ def pair(directory: Path, keys: int) -> Iterator[Pair]:
 
 
 def settle(node: Node) -> None:
-    """Waits until the node has merged what it can merge, which would otherwise be measured too."""
+    """Waits until the checkpoints are done, which would otherwise be measured too."""
     wait_until(lambda: status(node)["frozen_memtables"] == "0", seconds=120)
 
 

@@ -21,7 +21,7 @@ class Size:
     rounds: int  # pairs of such runs
     keys: int  # in "a million keys"
     loaded: int  # by the long load
-    probe_s: float  # how long latency is watched, with merging and without
+    probe_s: float  # how long latency is watched, during checkpoints and between them
     probe_memtable: str  # in that
 
 

@@ -1,7 +1,7 @@
 """A node with a million keys: the start after kill -9, HASH after a write, SCAN of a prefix; and memory at rest.
 
 The keys are loaded in random order, and then random ones are set again until the memtable is all but full, so the log
-that a start has to read is as long as it gets while merging keeps up.  The node is killed at that moment.
+that a start has to read is as long as it gets while checkpoints keep up.  The node is killed at that moment.
 """
 
 import os
@@ -42,7 +42,7 @@ def measure(settings: Settings) -> list[Figure]:
     directory = settings.directory / "million"
     with make_node(directory, durability="everysec") as node:
         fill(node, keys)
-        _wait_until_merged(node)
+        _wait_for_checkpoints(node)
         wanted = min(MEMTABLE_BYTES * FULL, 300.0 * keys)  # smaller data cannot fill it
         _fill_memtable(node, keys, int(wanted))
         left = status(node)
@@ -53,7 +53,7 @@ def measure(settings: Settings) -> list[Figure]:
         seconds = time.perf_counter() - began
         log_bytes = int(left["log_lsn"]) - int(left["checkpoint_lsn"])
         detail = (
-            f"{keys:,} keys, {log_bytes / 1e6:.0f} MB of log not merged with {int(left['memtable_keys']):,} keys, "
+            f"{keys:,} keys, {log_bytes / 1e6:.0f} MB of log not in the base with {int(left['memtable_keys']):,} keys, "
             f"{memory:.0f} MB of private memory at rest"
         )
         with Client("127.0.0.1", node.port) as client:
@@ -74,11 +74,11 @@ def _answer(name: str, work: str, times: list[float], command: str) -> Figure:
     return Figure(name, work, value, ANSWER_MAX_MS, False, "ms", detail, [command], milliseconds)
 
 
-def _wait_until_merged(node: Node) -> None:
+def _wait_for_checkpoints(node: Node) -> None:
     deadline = time.monotonic() + CALM_TIMEOUT_S
     while int(status(node)["frozen_memtables"]):
         if time.monotonic() > deadline:
-            raise SystemExit("merging does not come to an end")
+            raise SystemExit("the checkpoints do not come to an end")
         time.sleep(0.1)
 
 

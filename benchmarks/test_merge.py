@@ -1,4 +1,4 @@
-"""Merging: absorbing a memtable into bases of several sizes, and taking in records of another node.
+"""The checkpoint of a memtable into bases of several sizes, and merging records of another node.
 
 How the first grows with the base is what decides whether a long load keeps its pace: see load.py for the load itself.
 """
@@ -19,9 +19,9 @@ ROUNDS = 3
 MEMTABLE_SHARE = 20  # a memtable of a twentieth of the keys: 50,000 in a million
 
 
-@pytest.mark.benchmark(group="merge: absorbing a memtable, half of its keys new, by the size of the base")
+@pytest.mark.benchmark(group="checkpoint of a memtable, half of its keys new, by the size of the base")
 @pytest.mark.parametrize("share", [0, 10, 1], ids=["empty", "tenth", "whole"])
-def test_absorb_a_memtable(
+def test_checkpoint_of_a_memtable(
     benchmark: BenchmarkFixture, copy_of: Callable[[int], Engine], keys: int, share: int
 ) -> None:
     size = keys // share if share else 0

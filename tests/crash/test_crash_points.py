@@ -1,7 +1,7 @@
-"""The process dies at each named moment of rotating and merging, and again at the same moment of the recovery.
+"""The process dies at each named moment of rotating and checkpoints, and again at the same moment of the recovery.
 
-`MERKLEKV_TEST_CRASH_AT` arms a point in the node and in its absorbing child. Where it is the child that dies, the node
-lives on and is then killed too.
+`MERKLEKV_TEST_CRASH_AT` arms a point in the node and in its checkpoint process. Where that process dies, the node lives
+on and is then killed too.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def test_a_start_without_room_for_a_note(
 
 
 def write_until_full(victim: Victim, disk: Disk) -> None:
-    """Writes until many writes are refused, each with the reason. What merging gives back is taken away again."""
+    """Writes until many writes are refused, each with the reason. What a checkpoint gives back is taken away again."""
     for _ in range(FILLINGS_MAX):
         disk.fill()
         clients = victim.write(WRITES, refusals=REFUSALS)

@@ -64,7 +64,7 @@ def delays(trace: Path) -> list[float]:
     ]
 
 
-def test_writes_are_on_disk_within_a_second_while_merging_stands_still(
+def test_writes_are_on_disk_within_a_second_while_the_checkpoint_stands_still(
     node_factory: NodeFactory, tmp_path: Path
 ) -> None:
     trace = tmp_path / "trace"

@@ -1,7 +1,7 @@
 """A disk that fails a write or a sync: the process stops and says so, because what the kernel holds is unknown.
 
-libfiu makes the calls fail, in the node or in its absorbing child, from any moment on (`fiu-run`, `fiu-ctrl`). What had
-been acknowledged is there after the next start; what failed was not acknowledged.
+libfiu makes the calls fail, in the node or in its checkpoint process, from any moment on (`fiu-run`, `fiu-ctrl`). What
+had been acknowledged is there after the next start; what failed was not acknowledged.
 
 A write that fails for lack of room, although room was reserved for it (btrfs, ZFS, thin volumes), stops nothing: it is
 not stored, and clients are told so.
@@ -85,7 +85,7 @@ def test_the_process_stops_rather_than_lie(
     victim.start()
     victim.write(1000)
     victim.check_keys()
-    child = wait_until(victim.children, what="the absorbing child")[0]
+    child = wait_until(victim.children, what="the checkpoint process")[0]
     victim.fail(node.pid if process == "node" else child, calls, probability)
     clients = victim.write(1 << 30)
     assert victim.gone() == EXIT_STORAGE, node.output()

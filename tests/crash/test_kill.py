@@ -70,7 +70,7 @@ def test_the_next_start_waits_for_the_child_of_a_killed_server(node_factory: Nod
     victim.start()
     victim.write(2000)
     victim.check_keys()
-    (child,) = wait_until(victim.children, what="the absorbing child")
+    (child,) = wait_until(victim.children, what="the checkpoint process")
     os.kill(child, signal.SIGSTOP)
     node.kill()
     node.launch()

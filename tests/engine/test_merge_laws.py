@@ -105,7 +105,7 @@ def test_nodes_that_tell_each_other_everything_agree(histories: list[list[Arriva
         opened = [stack.enter_context(engines.fresh_engine()) for _ in histories]
         for engine, history in zip(opened, histories, strict=True):
             take_in(engine, history, chance)
-        everybody = [arrival for history in histories for arrival in history]
+        everything = [arrival for history in histories for arrival in history]
         for _ in range(2):
             pairs = [(giver, taker) for giver in opened for taker in opened if giver is not taker]
             chance.shuffle(pairs)
@@ -113,7 +113,7 @@ def test_nodes_that_tell_each_other_everything_agree(histories: list[list[Arriva
                 tell(giver, taker)
         for engine in opened:
             engines.checkpoint(engine)
-            assert state(engine) == outcome(everybody)
+            assert state(engine) == outcome(everything)
         assert len({engine.root() for engine in opened}) == 1
         before = opened[0].log.appended
         tell(opened[1], opened[0])

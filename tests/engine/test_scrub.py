@@ -276,7 +276,7 @@ def test_damage_behind_a_newer_record_needs_no_peer(engine: Engine) -> None:
     assert engine.root() == root
 
 
-def test_flags_that_rotted_do_not_end_the_merging(make_engine: Make) -> None:
+def test_flags_that_rotted_do_not_end_checkpoints(make_engine: Make) -> None:
     """A live record that looks deleted is written over: there is one tombstone less than none."""
     engine = make_engine()
     engine.set(KEY, b"value")

@@ -248,7 +248,7 @@ def text_of(reply: Reply) -> str:
     return reply.decode()
 
 
-def test_merge_waits_while_merging_is_behind(tmp_path: Path, start: Start) -> None:
+def test_merge_waits_while_a_checkpoint_is_behind(tmp_path: Path, start: Start) -> None:
     engine = Engine(tmp_path / "full", memtable_size=64 << 10, checkpoint="manual", durability="never")
     while not engine.gate.stalled:
         engine.set(b"filler:%d" % engine.live_count, bytes(1000))

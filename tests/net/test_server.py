@@ -184,7 +184,7 @@ def test_a_write_that_must_wait_is_run_later_and_others_go_on(stub: StubEngine, 
 
     def stall(key: bytes, value: bytes) -> None:
         if stub.stalled:
-            raise Stalled("merging is behind")
+            raise Stalled("the checkpoint is behind")
         set_(key, value)
 
     stub.set = stall  # type: ignore[method-assign]
@@ -206,7 +206,7 @@ def test_a_delete_of_many_that_stalls_half_way_counts_each_once(
 
     def delete(key: bytes) -> bool:
         if stalls and stalls.pop(0):
-            raise Stalled("merging is behind")
+            raise Stalled("the checkpoint is behind")
         return stub.data.pop(key, None) is not None
 
     stub.delete = delete  # type: ignore[attr-defined]

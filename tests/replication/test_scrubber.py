@@ -192,7 +192,7 @@ def test_writers_that_wait_are_waited_for(engine: Engine, make: Make, monkeypatc
     monkeypatch.setattr(engine, "wait_for_room", waits.append)
 
     def stalled(*_: object) -> bool:
-        raise Stalled("merging is behind")
+        raise Stalled("the checkpoint is behind")
 
     one = make(Peers(a=NEW))
     with monkeypatch.context() as patch:

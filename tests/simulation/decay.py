@@ -163,7 +163,7 @@ class Decay(Cluster):
         return ""
 
     def _sweep(self, node: Node) -> int:
-        """A scrub, and the merging that it asks for; what it could not put right.  All else must be right then."""
+        """A scrub, and the checkpoint that it asks for; what it could not put right.  All else must be right then."""
         layers = node.engine.table
         swept = layers.base.truncation == layers.truncation  # until then it does not look at leaves
         left = self._scrub(node, None).left

@@ -64,7 +64,7 @@ def write(engine: Engine, count: int = 10) -> None:
     engine.commit()
 
 
-def test_at_each_point_of_merging(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_each_point_of_a_checkpoint(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The base is in the middle of taking in what the log has, or has just done so and the log is going."""
     seen: list[str] = []
 
@@ -262,7 +262,7 @@ def test_a_node_whose_log_goes_too_fast(node: Node, engine: Engine, tmp_path: Pa
     pages = node.pages
     left = 2
 
-    def pages_and_merging() -> Iterator[list[tuple[bytes, bytes]]]:
+    def pages_and_a_checkpoint() -> Iterator[list[tuple[bytes, bytes]]]:
         nonlocal left
         left -= 1
         for page in pages():
@@ -273,7 +273,7 @@ def test_a_node_whose_log_goes_too_fast(node: Node, engine: Engine, tmp_path: Pa
                 engine.set(b"more", b"%d more" % left)
                 engine.checkpoint_now()
 
-    node.pages = pages_and_merging  # type: ignore[assignment,method-assign]
+    node.pages = pages_and_a_checkpoint  # type: ignore[assignment,method-assign]
     (tmp_path / "copy").mkdir()
     copy_node(node, tmp_path / "copy", no_update)
     with opened(tmp_path / "copy") as copy:

@@ -1,9 +1,9 @@
-"""What clients feel of merging: the time of each SET while memtables are absorbed, and while none is.
+"""What clients feel of checkpoints: the time of each SET while there is one, and while there is none.
 
 A node takes as many random SETs as redis-benchmark sends (50 clients, pipeline 16, a space of 3 million keys).  Beside
 that flood a few paced connections send one SET each few milliseconds, and every one of these is timed.  The same is
-done with a memtable so large that nothing is ever merged; the figure is the ratio of the two 99th percentiles, and the
-worst time of all while merging.
+done with a memtable so large that there is no checkpoint; the figure is the ratio of the two 99th percentiles, and the
+worst time of all during checkpoints.
 
 A SET is sent at its appointed time or, when the one before it took longer than that, counts from it all the same: a
 stall is felt by all the requests that it kept from being sent.
@@ -43,11 +43,11 @@ def measure(durability: str, settings: Settings) -> list[Figure]:
         f"merklekv run --durability {durability} with memtable_size={size.probe_memtable}, then {NEVER_MERGES}",
         f"{' '.join(FLOOD)} -p PORT, and {PROBES} connections with a SET each {1000 * INTERVAL_S:.0f} ms",
     ]
-    detail = f"p99 {p99[1]:.1f} ms against {p99[0]:.1f} ms, {len(busy):,} SETs, merging {share:.0%} of the time"
+    detail = f"p99 {p99[1]:.1f} ms against {p99[0]:.1f} ms, {len(busy):,} SETs, checkpoints {share:.0%} of the time"
     return [
         Figure(
-            f"merging-p99-{durability}",
-            f"SET p99 while merging, {durability}",
+            f"checkpoint-p99-{durability}",
+            f"SET p99 during checkpoints, {durability}",
             p99[1] / p99[0],
             P99_RATIO_MAX,
             False,
@@ -56,8 +56,8 @@ def measure(durability: str, settings: Settings) -> list[Figure]:
             commands,
         ),
         Figure(
-            f"merging-worst-{durability}",
-            f"SET worst while merging, {durability}",
+            f"checkpoint-worst-{durability}",
+            f"SET worst during checkpoints, {durability}",
             worst[1],
             WORST_MAX_MS,
             False,
@@ -69,14 +69,14 @@ def measure(durability: str, settings: Settings) -> list[Figure]:
 
 
 def _watch(durability: str, memtable_size: str, settings: Settings) -> tuple[list[float], float]:
-    """The seconds of each probe, and the share of the time in which something was being merged."""
-    directory = settings.directory / f"merging-{durability}-{memtable_size}"
+    """The seconds of each probe, and the share of the time in which there was a checkpoint."""
+    directory = settings.directory / f"checkpoints-{durability}-{memtable_size}"
     with make_node(directory, durability=durability, memtable_size=memtable_size) as node, _flood(node):
         merges = memtable_size != NEVER_MERGES
         deadline = time.monotonic() + START_TIMEOUT_S
         while not _in_full_swing(status(node), merges):
             if time.monotonic() > deadline:
-                raise SystemExit("the flood does not get to where merging begins")
+                raise SystemExit("the flood does not get to where checkpoints begin")
             time.sleep(POLL_S)
         times: list[list[float]] = [[] for _ in range(PROBES)]
         end = time.perf_counter() + settings.size.probe_s
