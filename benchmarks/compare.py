@@ -1,7 +1,7 @@
 """The figures of this machine: MerkleKV against Redis, and what else it promises to keep within bounds.
 
-    make bench                                   everything, some fifteen minutes on an idle machine
-    make bench ARGS=--quick                      less of everything, some three minutes; expect noise
+    python benchmarks/compare.py                 everything, some fifteen minutes on an idle machine
+    python benchmarks/compare.py --quick         less of everything, some three minutes; expect noise
     python benchmarks/compare.py --only get-50   one row; may be given several times
     python benchmarks/compare.py --list          the rows there are
 

@@ -43,7 +43,7 @@ def fill(engine: Engine, numbers: list[int]) -> None:
 
 
 def manual_engine(path: Path) -> Engine:
-    """An engine that merges only when told to."""
+    """An engine that makes a checkpoint only when told to."""
     return Engine(path, durability="never", memtable_size=ROOMY, checkpoint="manual")
 
 

@@ -1,6 +1,6 @@
 """What an exchange between two nodes costs: real nodes on this machine, real TCP, SYNC from the one to the other.
 
-    python benchmarks/exchange.py [--size quick|full] [--only bootstrap] [--directory DIR] [--results DIR]
+    python benchmarks/exchange.py [--size quick|full] [--only differences] [--directory DIR] [--results DIR]
 
 figures     with a million keys of 100 bytes: both equal; one differs; a thousand differ; an empty node takes all of
             them, with and without clients that write to the node that serves them; and equal nodes that were started

@@ -1,4 +1,4 @@
-"""A long load: millions of keys in random order, pipelined, into a node that merges all the while.
+"""A long load: millions of keys in random order, pipelined, into a node that makes checkpoints all the while.
 
     python benchmarks/load.py [--keys 5000000] [--memtable-size 64MiB] [--durability everysec] [--json FILE]
 

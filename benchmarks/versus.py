@@ -2,8 +2,8 @@
 
 Each round runs the same command against both, in turns as to who is first, and gives one ratio; the figure is the
 median of the ratios, so what slows the machine for a while slows a pair and not one side.  Before the first round both
-are filled with every key that the command can name.  Redis does not rewrite its file meanwhile; MerkleKV merges as
-always.
+are filled with every key that the command can name.  Redis does not rewrite its file meanwhile; MerkleKV makes its
+checkpoints as always.
 """
 
 import csv

@@ -11,7 +11,8 @@ clock that is set: when the wall is set back further than that, the clock follow
 every timestamp of another node.
 
 Even when the wall is set back, this node issues no version at or below the truncation version, the GC horizon and its
-closed timestamps.  A closed timestamp is first proposed to another node, in memory, and final once accepted.
+closed timestamps.  A closed timestamp is first proposed to another node, and final once accepted.  The caller stores
+both.
 """
 
 import logging

@@ -4,8 +4,8 @@ A tick reads every connection that is ready, runs every complete request, commit
 reply leaves before everything that it could have seen is durable, and all clients that write in a tick share one sync.
 
 No connection waits for the long work of another. Commands that yield share a slice of `SLICE_S` per tick. A connection
-whose write waits for a checkpoint, or whose client does not read its replies, is neither read nor run until it may go
-on. A tick reads a connection once, so a flood on one does not crowd the others out.
+whose write waits for a checkpoint, or whose client does not read its replies, is not read, and none of its requests
+begins, until it may go on. A tick reads a connection once, so a flood on one does not crowd the others out.
 
 An unforeseen error, also a shortage of memory, ends the connection on which it happens. Only a failure of storage ends
 the process.

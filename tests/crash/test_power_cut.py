@@ -1,10 +1,10 @@
 """The power goes at any moment: what was committed is there, in order and whole, whatever the disk made of the rest.
 
 kill -9 leaves the kernel alive with all that was ever written; here only what was synced is certain (`crash_disk`). One
-client writes; at moments drawn by chance, also in the middle of a commit, a rotation or a merge, the disk is laid down
-as a power cut might leave it, and opened. What is found must be exactly what some first part of the writes makes, and
-that part must reach at least to the last commit that had returned (`always`), or to the last sync (`everysec`), also
-while the child that merges stands still.
+client writes; at moments drawn by chance, also in the middle of a commit, a rotation or a checkpoint, the disk is laid
+down as a power cut might leave it, and opened. What is found must be exactly what some first part of the writes makes,
+and that part must reach at least to the last commit that had returned (`always`), or to the last sync (`everysec`),
+also while the checkpoint process stands still.
 """
 
 from __future__ import annotations

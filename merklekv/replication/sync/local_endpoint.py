@@ -162,7 +162,7 @@ class LocalEndpoint:
         return self._believe(peer)
 
     def _believe(self, peer: Hello) -> Hello:
-        """A hello without times later than this node's wall clock and max_clock_drift.
+        """A hello without times later than this node's wall clock and `max_clock_drift_seconds`.
 
         A truncation is left out, and all times of a third member.  Raises ExchangeRefused for one of these two nodes.
         """

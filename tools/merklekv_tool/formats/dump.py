@@ -8,9 +8,10 @@ It is written as JSON lines (`jsonl`) or as CBOR (`cbor`). Both have the same co
 A dump does not depend on when or where it is made, so nodes that agree give equal bytes.
 
 A dump that was cut short lacks its end; one that was damaged or edited fails a record's digest or the checksum:
-XXH3-128 over the prefix, the records' digests in order, and the truncation version. The truncation version is in the
-end, because a node may be truncated while it is dumped, and because a loader may only apply it if the checksum is
-right. A dump under a prefix has none, since loading it would delete keys outside the prefix.
+XXH3-128 over the length of the prefix, the prefix, the records' digests in order, and the truncation version. The
+truncation version is in the end, because a node may be truncated while it is dumped, and because a loader may only
+apply it if the checksum is right. A dump under a prefix has none, since loading it would delete keys outside the
+prefix.
 
 Memory: one page of records while writing, one record while reading.
 """

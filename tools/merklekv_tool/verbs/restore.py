@@ -1,6 +1,7 @@
 """`merklekv-tool restore`: makes a data directory of a backup. It is checked before it appears.
 
-The node that starts on it draws a new store id, so it creates no version twice, and treats its whole log as published.
+The node that starts on it draws a new process epoch, as at each start, so it creates no version twice. It treats its
+whole log as published.
 It keeps the backup's member table and GC horizon. In its first exchanges it learns what it has missed: records that the
 cluster has deleted and collected since are deleted here too, not brought back.
 """
