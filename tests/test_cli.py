@@ -323,7 +323,7 @@ def test_a_directory_that_cannot_be_made_is_refused(node_factory: NodeFactory, t
 
 
 def test_a_directory_that_cannot_be_written_is_refused(node_factory: NodeFactory) -> None:
-    # /proc takes no files from anybody, root included.
+    # /proc takes no files, not even from root.
     node = node_factory(start=False, directory=Path("/proc/merklekv"))
     fails_to_start(node, exit_codes.EXIT_UNWRITABLE, "/proc/merklekv")
 

@@ -97,7 +97,7 @@ def measure(small: bool) -> Run:
 
 
 def draw(small: bool) -> Figure:
-    """Above what each node shows; below the stamps, and the time as everybody else has it."""
+    """Above what each node shows; below the stamps, and the time as all others have it."""
     run = measure(small)
     drawing = Figure(figsize=(8, 4.6), layout="constrained")
     above, below = drawing.subplots(2, 1, sharex=True, height_ratios=[2, 3])

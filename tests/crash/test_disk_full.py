@@ -102,7 +102,7 @@ def test_a_start_without_room_for_a_note(
     node.kill()
     victim.gone()
     renamed = node_factory("--node-id", "another", start=False, directory=node.directory)
-    assert renamed.launch().wait(30) == EXIT_UNWRITABLE  # who a node is, it has to note before anybody hears of it
+    assert renamed.launch().wait(30) == EXIT_UNWRITABLE  # a node has to store its id before others learn it
     assert f"{node.directory}: disk full, write not stored, so it cannot begin as node another" in renamed.output()
     victim.recover()
     disk.free()

@@ -58,7 +58,7 @@ def harness(node_factory: NodeFactory, tmp_path: Path, broker: Broker) -> Iterat
 
 @pytest.fixture
 def node_1(broker: Broker) -> Iterator[Wire]:
-    """Somebody who knows the password of node-1, and is no node."""
+    """A client that knows the password of node-1, and is no node."""
     made = Wire(broker, PREFIX, "node-1", password("node-1"))
     yield made
     made.close()

@@ -55,7 +55,7 @@ def user(number: int) -> Iterator[None]:
 @pytest.mark.parametrize("name", FILES)
 def test_what_belongs_to_root_is_named(data: Path, name: str, mode: int) -> None:
     if not IS_ROOT:
-        return  # nobody else can make files of another user
+        return  # only root can make files of another user
     file = data / name
     os.chown(file, 0, 0)
     file.chmod(mode | (0o111 if file.is_dir() and mode == 0o444 else 0))

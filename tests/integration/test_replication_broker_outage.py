@@ -22,7 +22,7 @@ ATTEMPTS = 7
 
 
 class Doorman:
-    """Listens where a broker should, turns everybody away, and remembers when they came."""
+    """Listens where a broker should, turns every client away, and remembers when each came."""
 
     def __init__(self) -> None:
         self.visits: list[float] = []

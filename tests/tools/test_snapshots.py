@@ -29,7 +29,7 @@ from merklekv.net.server import Server
 
 
 def no_update(done: int, total: int) -> None:
-    """Nobody watches."""
+    """No progress is shown."""
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 A status is a JSON object: `node`, `state` (online or offline), `address` (host:port for peers), `root` (Merkle root in
 hex, as last known), `sequence` (of its next event), `version` (of the software), `epoch` (hex, of the running process)
 and `store_id` (hex, of its data directory).  It serves to find peers only, so a wrong field is left out, and a message
-that is no status, or whose node id is invalid, is ignored.  An empty message takes a status back.
+that is no status, or whose node id is invalid, is ignored.  An empty message removes a status.
 """
 
 from __future__ import annotations
