@@ -53,6 +53,7 @@ import psutil  # noqa: E402
 PROGRAMS = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin"
 GRACE_S = 20.0  # for fixtures to clean up when the run is told to stop
 ENDING_S = 1.0  # for processes that are ending by themselves
+KILLED_S = 10.0  # for the kernel to end processes that were killed
 COVERAGE_LIMIT_S = 600.0  # to write one kind of coverage's pages
 
 
@@ -221,11 +222,13 @@ def run_within(limit_s: float, command: list[str], environment: dict[str, str], 
 def end_session(session: int) -> list[str]:
     """Kill what is still running in the session; return the command lines."""
     psutil.wait_procs(running_in(session), timeout=ENDING_S)
+    left_behind = running_in(session)
     killed = []
-    for process in running_in(session):
+    for process in left_behind:
         with contextlib.suppress(psutil.Error):
             killed.append(" ".join(process.cmdline()))
             process.kill()
+    psutil.wait_procs(left_behind, timeout=KILLED_S)
     return killed
 
 
