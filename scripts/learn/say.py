@@ -23,7 +23,7 @@ ANSWER_S = 10
 
 
 def event(key: str, value: str | None, at: str, op_id: int) -> dict[str, Any]:
-    """A ChangeEvent, as merklekv/replication/stream/event.py explains it."""
+    """An event, as merklekv/replication/stream/event.py explains it."""
     stamp = time.time_ns() + round(float(at) * 1e9) if at[0] in "+-" else round(float(at) * 1e9)
     return {
         "v": 1,

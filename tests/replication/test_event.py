@@ -1,4 +1,4 @@
-"""ChangeEvents: round trips, and every kind of refusal. Whatever the bytes, decoding gives a message or a reason."""
+"""Events: round trips, and every kind of refusal. Whatever the bytes, decoding gives a message or a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ChangeEvents: what one node tells the others about a write, as CBOR (RFC 8949).
+"""Events: what one node tells the others about a write, as CBOR (RFC 8949).
 
 A message is one event, or a batch of them with what they share said once:
 
