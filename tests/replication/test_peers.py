@@ -70,7 +70,7 @@ def test_a_node_that_moves_or_goes() -> None:
 
 @pytest.fixture
 def bounded(monkeypatch: pytest.MonkeyPatch) -> tuple[Presence, ExchangePeers]:
-    """A presence that keeps three nodes, and the peers that hear of them."""
+    """A presence that keeps three nodes, and the peers that follow its statuses."""
     monkeypatch.setattr(presence, "NODES_MAX", 3)
     monkeypatch.setattr(module, "NODES_MAX", 3)
     peers = ExchangePeers(["x:1"], INTERVAL_S)
