@@ -7,7 +7,9 @@ import secrets
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import cbor2
 import paho.mqtt.client as paho
@@ -31,6 +33,7 @@ pytestmark = pytest.mark.replication
 VERSIONS = ["5", "3.1.1"]
 HUGE_BYTES = 60 << 20
 LOAD_S = 60.0
+HALF_BATCH = 15_000  # of a value of three bytes: two of them do not fit into one batch
 
 
 # -- clusters do not mix -----------------------------------------------------------------------------------------------
@@ -310,12 +313,12 @@ def test_a_status_that_was_replaced_or_deleted_is_said_again(
 # -- names that are slow to look up ------------------------------------------------------------------------------------
 
 SLOW_NAME = """
-import socket, sys, time
+import os, socket, time
 from merklekv import cli
 look_up = socket.getaddrinfo
 def slow(host, *others, **named):
     if host == "slow.invalid":
-        print("looking up", file=sys.stderr, flush=True)
+        os.write(2, b"looking up\\n")  # whole, although other threads write
         time.sleep(60)
     return look_up(host, *others, **named)
 socket.getaddrinfo = slow
@@ -337,3 +340,54 @@ def test_a_name_that_is_slow_to_look_up_does_not_hold_up_the_stop(harness: Repli
     assert node.process.stop(signal.SIGTERM) == exit_codes.EXIT_OK
     assert "cut short" not in node.process.output()
     assert not psutil.pid_exists(node.process.pid)
+
+
+# -- answers that come with the end of the connection ------------------------------------------------------------------
+
+
+def test_a_batch_that_was_acknowledged_as_the_connection_ended_is_not_sent_again(
+    harness: ReplicationTestHarness,
+) -> None:
+    """A broker acknowledges the first of two batches and ends the connection in the same segment, each time."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(LOAD_S)
+        node = harness.create_node("a", start=False, mqtt_port=listener.getsockname()[1])
+        node.start()
+        first = acknowledge_one_batch(listener, lambda: [node.set(key, key * HALF_BATCH) for key in ("one", "two")])
+        again = acknowledge_one_batch(listener, lambda: None)
+        assert (first, again) == ([b"one", b"two"], [b"two"])
+        assert node.figure("published_batches") == 2
+
+
+def acknowledge_one_batch(listener: socket.socket, write: Callable[[], object]) -> list[bytes]:
+    """Accept a connection, receive batches up to `two`, acknowledge the first with rubbish behind it: their keys."""
+    connection, _ = listener.accept()
+    connection.settimeout(LOAD_S)
+    with connection, connection.makefile("rb") as stream:
+        read_packet(stream)
+        connection.sendall(b"\x20\x03\x01\x00\x00")  # CONNACK, with a session
+        write()
+        keys: list[tuple[bytes, bytes]] = []
+        while not keys or keys[-1][0] != b"two":
+            kind, body = read_packet(stream)
+            if kind >> 4 != paho.PUBLISH >> 4:
+                continue
+            topic_end = 2 + int.from_bytes(body[:2], "big")
+            message_id = body[topic_end : topic_end + 2]
+            if key := next((key for key in (b"one", b"two") if key * HALF_BATCH in body), None):
+                keys.append((key, message_id))
+            else:  # the status, a heartbeat
+                connection.sendall(b"\x40\x02" + message_id)
+        connection.sendall(b"\x40\x02" + keys[0][1] + b"\x00\x00")  # PUBACK, and no packet of MQTT
+    return [key for key, _ in keys]
+
+
+def read_packet(stream: IO[bytes]) -> tuple[int, bytes]:
+    """The first byte and the body of an MQTT packet."""
+    kind, size, shift = stream.read(1)[0], 0, 0
+    while True:
+        byte = stream.read(1)[0]
+        size |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return kind, stream.read(size)

@@ -17,6 +17,7 @@ A connection on which publishes stay unanswered is dropped: it may be open at ou
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import deque
@@ -161,6 +162,13 @@ class BrokerSession:
             return leave()
 
         self._connection.open(is_over)
+        try:
+            self._run(leave, housekeep)
+        except ConnectionLost:
+            self._handle_last()
+            raise
+
+    def _run(self, leave: Callable[[], bool], housekeep: Callable[[], None]) -> None:
         deadline = time.monotonic() + CONNECT_MAX_S
         while not leave():
             if not self._window and time.monotonic() > deadline:
@@ -175,6 +183,12 @@ class BrokerSession:
                 self._tick()
         if self._window:
             self._disconnect()
+
+    def _handle_last(self) -> None:
+        """Handle what came in before the loss: the first batch that is left unanswered may be its cause."""
+        while self._connection.incoming:
+            with contextlib.suppress(ConnectionLost):  # an answer that cannot be sent ends only its own handling
+                self._handle_all()
 
     def end(self) -> None:
         """Drop the connection, whatever its state."""
