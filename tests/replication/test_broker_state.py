@@ -353,10 +353,12 @@ def test_a_batch_that_was_acknowledged_as_the_connection_ended_is_not_sent_again
         listener.settimeout(LOAD_S)
         node = harness.create_node("a", start=False, mqtt_port=listener.getsockname()[1])
         node.start()
-        first = acknowledge_one_batch(listener, lambda: [node.set(key, key * HALF_BATCH) for key in ("one", "two")])
+        first = acknowledge_one_batch(
+            listener, lambda: node.set_many({key: key * HALF_BATCH for key in ("one", "two")})
+        )
         again = acknowledge_one_batch(listener, lambda: None)
         assert (first, again) == ([b"one", b"two"], [b"two"])
-        assert node.figure("published_batches") == 2
+        node.wait_figure("published_batches", 2)
 
 
 def acknowledge_one_batch(listener: socket.socket, write: Callable[[], object]) -> list[bytes]:
