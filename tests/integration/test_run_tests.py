@@ -17,6 +17,7 @@ from run_tests import HERE, MODES, Mode, TestRunner, run_within
 
 MODE_NAMES = {"quick", "basic", "replication", "chaos", "concurrency", "benchmark", "error", "ci", "all"}
 LIMITS_S = {"quick": 120, "replication": 300, "chaos": 900, "basic": 60}
+LOADED_S = 120  # on a machine with many times more work than cores
 ENDING_EARLY = "import os\n\ndef test_it() -> None:\n    os._exit(0)\n"
 # In a process of its own, as servers are.
 COVERED = """
@@ -214,15 +215,16 @@ class TestRuns:
         (tmp_path / "test_written.py").write_text(ENDLESS.replace("# MARK", f"# {tmp_path}"))
         start = (
             "import run_tests, sys\n"
-            f"run_tests.MODES['basic'] = run_tests.Mode(({str(tmp_path / 'test_written.py')!r},), '', 60)\n"
+            f"run_tests.MODES['basic'] = run_tests.Mode(({str(tmp_path / 'test_written.py')!r},), '', {LOADED_S})\n"
             "sys.argv = ['run_tests.py', '--workers', '1']\n"
             "sys.exit(run_tests.main())"
         )
         background = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-c", start]
-        process = subprocess.Popen(background, cwd=HERE, stdout=subprocess.PIPE, text=True)
-        wait_until(lambda: running(tmp_path), seconds=30)
-        process.terminate()
-        assert "KeyboardInterrupt" in process.communicate(timeout=30)[0], "pytest ends the run, and need not be killed"
+        with subprocess.Popen(background, cwd=HERE, stdout=subprocess.PIPE, text=True) as process:
+            wait_until(lambda: running(tmp_path), seconds=LOADED_S)
+            process.terminate()
+            printed = process.communicate(timeout=LOADED_S)[0]
+        assert "KeyboardInterrupt" in printed, "pytest ends the run, and need not be killed"
         assert process.returncode == run_tests.EXIT_INTERRUPTED
         assert not running(tmp_path)
 
