@@ -91,7 +91,7 @@ def test_the_process_stops_rather_than_lie(
     assert victim.gone() == EXIT_STORAGE, node.output()
     assert re.search(f"CRITICAL .*{words}.*stopping", node.output())
     if (durability, calls, probability) == ("always", SYNC, 1) and process == "node":
-        assert not any(client.acknowledged for client in clients)
+        assert not any(client.stored for client in clients)
     victim.recover()
     victim.stop()
 
