@@ -181,7 +181,8 @@ class HybridClock:
         if is_far and wall >= UNSET_BEFORE_NS:
             self.set_back += 1
             log.warning(
-                "the wall clock is %.0f s behind this node's versions, more than max_clock_drift: following the wall",
+                "the wall clock is %.0f s behind this node's versions, more than max_clock_drift_seconds: "
+                "following the wall",
                 (self.last - wall) / 1e9,
             )
             return max(wall, self._lower_bound + 1)

@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from merklekv.engine.access import require_access, trouble
+from merklekv.engine.access import damage, require_access, trouble
 from merklekv.engine.base import DATA_FILE, Base, BaseWriter
 from merklekv.engine.directory import DataDirectory
 from merklekv.engine.format import OP_METADATA, OP_ORIGIN, OP_REPAIR, OP_TRUNCATE, REMOTE, SEGMENT_HEADER
@@ -21,7 +21,7 @@ from merklekv.engine.log.writer import Log, LogEnd
 from merklekv.engine.memtable import Memtable, charge
 from merklekv.engine.record import is_tombstone, version_of
 from merklekv.engine.repairs import Repairs
-from merklekv.errors import Corruption, Shortage
+from merklekv.errors import Shortage
 
 log = logging.getLogger(__name__)
 
@@ -53,10 +53,7 @@ def _open_data(directory: DataDirectory) -> tuple[Base, Log, Replayed]:
     is_new = not data.exists() or not data.stat().st_size
     lsns = list_segments(directory.log)
     if is_new and lsns and lsns[0]:
-        raise Corruption(
-            f"{data}: is missing or empty, and the log begins at LSN {lsns[0]}, not at 0; restore the directory from a "
-            "backup"
-        )
+        raise damage(f"{data}: is missing or empty, and the log begins at LSN {lsns[0]}, not at 0")
     BaseWriter(directory.base).close()  # makes what is missing of it, and frees the slots of readers that were killed
     if is_new:
         sync_directory(directory.base)  # LMDB syncs its file, not the file's name

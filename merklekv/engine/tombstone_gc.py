@@ -13,10 +13,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from merklekv.engine.access import damage
 from merklekv.engine.format import GC_HORIZON_SIZE, METADATA_GC_HORIZON
 from merklekv.engine.record import ZERO_VERSION, is_purge_marker, is_tombstone
 from merklekv.engine.table import Table
-from merklekv.errors import Corruption, Shortage
+from merklekv.errors import Shortage
 
 GC_KEYS: Final = 1000  # in one call of `collect_tombstones`
 TOMBSTONES_READ: Final = 1000  # of the base, at once
@@ -42,10 +43,7 @@ class TombstoneGC:
         self._table = table
         size = len(table.metadata.get(METADATA_GC_HORIZON, bytes(GC_HORIZON_SIZE)))
         if size != GC_HORIZON_SIZE:
-            raise Corruption(
-                f"{path}: the GC horizon in the log has {size} bytes, not {GC_HORIZON_SIZE}; "
-                "keep a copy of the directory and restore a backup of it"
-            )
+            raise damage(f"{path}: the GC horizon in the log has {size} bytes, not {GC_HORIZON_SIZE}")
         table.clock.close_through(self.gc_horizon)
         self.start_over()
 

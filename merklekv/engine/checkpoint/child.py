@@ -26,7 +26,7 @@ from xxhash import xxh3_64_digest
 
 from merklekv import interpreter
 from merklekv.engine import failpoints
-from merklekv.engine.access import trouble
+from merklekv.engine.access import damage, trouble
 from merklekv.engine.base import DATA_FILE, TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter, Pair
 from merklekv.engine.format import ENTRY, OP_METADATA, OP_ORIGIN, OP_REPAIR, OP_TRUNCATE, REMOTE
 from merklekv.engine.log.segment import Segment, list_segments, segment_path
@@ -210,10 +210,8 @@ class CheckpointProcess:
                 raise _ERRORS.get(name, StorageFailed)(message)
         status = process.wait()
         if status == -signal.SIGBUS:
-            raise Corruption(
-                f"{self._base / DATA_FILE}: could not be read (SIGBUS): it was cut off, or the disk fails; "
-                "`merklekv-tool verify` lists the damage; restore the directory from a backup"
-            )
+            where = f"{self._base / DATA_FILE}: could not be read (SIGBUS): it was cut off, or the disk fails"
+            raise damage(f"{where}; `merklekv-tool verify` lists the damage")
         raise ChildDied(f"exit status {status}", killed=status == -signal.SIGKILL)
 
     def stop(self) -> None:

@@ -100,9 +100,9 @@ def _check_clock(engine: Engine, members: Members) -> None:
         members.proposed = 0
     if clock.found > clock.latest_ns():
         log.warning(
-            "node %s has versions up to %s, %.0f s ahead of its wall clock, more than max_clock_drift: the wall "
-            "clock of this machine is slow now, or was fast when they were written; other nodes refuse these records "
-            "until then, and take all others",
+            "node %s has versions up to %s, %.0f s ahead of its wall clock, more than max_clock_drift_seconds: the "
+            "wall clock of this machine is slow now, or was fast when they were written; other nodes refuse these "
+            "records until then, and take all others",
             node,
             show_time(clock.found),
             clock.ahead_s(clock.found),

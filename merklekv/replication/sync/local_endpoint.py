@@ -60,8 +60,8 @@ def raise_gc_horizon(engine: Engine, members: Members) -> None:
 
 def _is_ahead(fast: Identity, slow: Identity, seconds: float) -> str:
     return (
-        f"node {fast.node}'s clock is ahead of node {slow.node}'s by {seconds:.0f} s, more than max_clock_drift: "
-        "set the clock that is wrong"
+        f"node {fast.node}'s clock is ahead of node {slow.node}'s by {seconds:.0f} s, more than "
+        "max_clock_drift_seconds: set the clock that is wrong"
     )
 
 
