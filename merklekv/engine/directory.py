@@ -75,7 +75,7 @@ class DataDirectory:
                 if isinstance(error, PermissionError) and path.is_dir():
                     raise no_permission(path) from error
                 raise DirectoryUnwritable(
-                    f"{path}: cannot use this as data directory: {error.strerror}; mend that, or choose another"
+                    f"{path}: cannot use this as data directory: {error.strerror}; fix that, or choose another"
                 ) from error
             self.require_in_place()
             on_failure.pop_all()

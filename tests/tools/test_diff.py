@@ -12,7 +12,7 @@ import pytest
 from fixtures.node import NodeFactory
 from fixtures.tools import FakeNode, address, fails, fill, filled, opened, run, succeeds
 from merklekv_tool.exit_codes import EXIT_NODE, EXIT_PROBLEMS, EXIT_UNREACHABLE
-from merklekv_tool.output import time_text
+from merklekv_tool.output import text_of, time_text
 from merklekv_tool.verbs.diff import DIFFERENCES, compare
 
 from merklekv.engine.record import head_of, is_tombstone, make_record, show_version
@@ -167,3 +167,17 @@ def test_help_has_examples(verb: str) -> None:
     assert "Examples:" in text
     assert f"merklekv-tool {verb} " in text
     assert "--json" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [
+        (b"plain", "plain"),
+        ("grün".encode(), "grün"),
+        (b"\xb0", "\\xb0"),
+        (b"\\xb0", "\\\\xb0"),
+        (b"b3\x1b[31m\xff", "b3\\x1b[31m\\xff"),
+    ],
+)
+def test_a_key_is_shown_on_one_line_and_like_no_other(key: bytes, shown: str) -> None:
+    assert text_of(key) == shown

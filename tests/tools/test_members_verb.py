@@ -145,7 +145,7 @@ def test_the_table_says_what_holds_collection_back() -> None:
     assert "unknown" in lines[3]
     assert lines[3].endswith("-                -        no exchange with it yet")
     assert lines[4].endswith("of a later release")
-    assert conclusion(found, DAY_NS, 3 * DAY_NS) == "deleted keys are collected when they are older than 2 d"
+    assert conclusion(found, DAY_NS, 3 * DAY_NS) == "deleted keys from before the GC horizon, 2 d ago, are collected"
     assert conclusion(found, 0, 3 * DAY_NS) == "no deleted key was collected yet"
 
 

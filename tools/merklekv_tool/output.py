@@ -60,9 +60,8 @@ def time_text(timestamp_ns: int) -> str:
 
 
 def text_of(data: bytes) -> str:
-    """Bytes as text on one line."""
-    text = data.decode(errors="backslashreplace")
-    return text if text.isprintable() else repr(text)[1:-1]
+    """Bytes as text on one line: a backslash is doubled, and what does not print is an escape."""
+    return printable(data.replace(b"\\", b"\\\\").decode(errors="backslashreplace"))
 
 
 @contextmanager

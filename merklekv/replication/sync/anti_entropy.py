@@ -385,4 +385,4 @@ class AntiEntropy:
 def _summary(report: ExchangeReport) -> str:
     if report.equal:
         return "nothing differed"
-    return f"{counted(report.keys_received, 'key')} taken, {report.keys_sent} given, {report.discarded} dropped"
+    return f"{counted(report.keys_received, 'record')} taken, {report.keys_sent} given, {report.discarded} dropped"

@@ -127,8 +127,8 @@ class Initiator:
         raise ExchangeFailed(
             f"node {report.node}: the data of both moved during {PASSES_MAX} attempts: try again when less is written"
             if not self._verify
-            else f"node {report.node}: the roots still differ: more is being written than is exchanged, or SYNC --full "
-            "is needed"
+            else f"node {report.node}: the roots still differ: more is being written than is exchanged, one node has "
+            "collected deleted keys that the other keeps for a while, or SYNC --full is needed"
         )
 
     def _pass(self) -> Steps[bool]:

@@ -83,7 +83,7 @@ def conclusion(rows: list[DisplayRow], gc_horizon_ns: int, now_ns: int) -> str:
         return "no other member is known here: deleted keys are kept as tombstones"
     if not gc_horizon_ns:
         return "no deleted key was collected yet"
-    return f"deleted keys are collected when they are older than {age((now_ns - gc_horizon_ns) // 10**9)}"
+    return f"deleted keys from before the GC horizon, {_ago(gc_horizon_ns, now_ns)}, are collected"
 
 
 def _ago(timestamp_ns: int, now_ns: int) -> str:
