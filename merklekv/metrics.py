@@ -93,8 +93,8 @@ class EngineMetrics:
     checkpoint_lsn: Annotated[int, gauge("LSN up to which the base holds the log")]
     log_next_sequence: Annotated[int, gauge("sequence number of the next local event")]
     base_bytes: Annotated[int, gauge("size of the base on disk", "bytes")]
-    clock_ns: Annotated[int, gauge("newest timestamp that the clock has issued or seen", "ns")]
-    clock_found_ahead_s: Annotated[int, gauge("how far the data was ahead of the wall clock at the start", "s")]
+    clock_ns: Annotated[int, gauge("newest timestamp that this node has written or applied", "ns")]
+    clock_ahead_s: Annotated[int, gauge("how far that is ahead of the wall clock", "s")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,7 @@ from merklekv.engine.record import (
     VERSION_SIZE,
     ZERO_VERSION,
     flags_of,
+    is_live,
     is_purge_marker,
     is_sound,
     is_tombstone,
@@ -130,7 +131,6 @@ class Engine:
             stack.callback(log.close)
             clock.observe(replayed.newest)
             clock.close_through(timestamp_of(replayed.truncation))
-            clock.found = clock.last
             table.restore(replayed)
             self.tombstone_gc = TombstoneGC(place, table)
             self.retention = Retention(place, log, retain_max_bytes)
@@ -259,14 +259,30 @@ class Engine:
             return value
 
     def truncate(self) -> None:
-        """Removes every key that any node has now, by raising the truncation version."""
+        """Removes every key that any node has now, by raising the truncation version.
+
+        Records that a wrong clock has stamped too far in the future are deleted one by one: a truncation above them
+        would be refused elsewhere, and hold this node's clock.  Raises Shortage and Stalled, then maybe with some of
+        these left.
+        """
         with self.lock:
             self.gate.require_open()
             truncation = self.clock.next()
             newest = max(self.table.newest(), self.table.truncation)
-            if truncation <= newest:
+            is_far = truncation <= newest and self.clock.truncates_too_far_ahead(newest)
+            if truncation <= newest and not is_far:
                 truncation = self.clock.after(newest)
             self.table.raise_truncation(OP_TRUNCATE, truncation)
+            if is_far:
+                self._delete_all()
+
+    def _delete_all(self) -> None:
+        following: bytes | None = b""
+        while following is not None:
+            pairs, following = self.records_page(b"", following)
+            for key, record in pairs:
+                if is_live(record):
+                    self.delete(key)
 
     # -- records of other nodes ----------------------------------------------------------------------------------------
 
@@ -474,6 +490,6 @@ class Engine:
                 checkpoint_lsn=table.base.checkpoint_lsn,
                 log_next_sequence=self.log.sequence,
                 base_bytes=(self.directory.base / DATA_FILE).stat().st_size,
-                clock_ns=self.clock.last,
-                clock_found_ahead_s=max(0, int(self.clock.ahead_s(self.clock.found))),
+                clock_ns=self.clock.newest,
+                clock_ahead_s=max(0, int(self.clock.ahead_s(self.clock.newest))),
             )

@@ -36,7 +36,7 @@ def test_writes_between_the_slices_are_no_damage(make_engine: Make, monkeypatch:
         (0.1, engine.commit),
         (0.05, lambda: engines.freeze(engine)),
         (0.05, engine.checkpoint_now),
-        (0.05, lambda: engine.raise_gc_horizon(engine.clock.now())),
+        (0.05, lambda: engine.raise_gc_horizon(engine.clock.closing())),
         (0.05, lambda: engine.collect_tombstones(5)),
         (0.01, lambda: engine.repair(chance.randrange(65536))),
         (0.003, engine.truncate),

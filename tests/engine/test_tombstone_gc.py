@@ -35,7 +35,7 @@ def test_collected_tombstones_leave_nothing_behind(make_engine: Make) -> None:
         if number == 14:
             engine.checkpoint_now()
     assert engine.tombstone_count == 20
-    engine.raise_gc_horizon(engine.clock.now())
+    engine.raise_gc_horizon(engine.clock.closing())
     collect_all(engine)
     assert (engine.tombstone_count, engine.live_count, engine.root()) == (0, 0, empty.root())
     assert engines.everything(engine) == {}
@@ -47,8 +47,10 @@ def test_collected_tombstones_leave_nothing_behind(make_engine: Make) -> None:
 
 
 def test_tombstones_above_the_horizon_stay(make_engine: Make) -> None:
-    engine = make_engine(wall_clock=Wall())
+    wall = Wall()
+    engine = make_engine(wall_clock=wall)
     for key in (b"old", b"new"):
+        wall.now += 10
         engine.set(key, b"v")
         engine.delete(key)
     record = engine.record(b"old")
@@ -115,7 +117,7 @@ def test_what_is_written_after_a_collection_counts_as_new(make_engine: Make) -> 
     engine.checkpoint_now()
     for key in (b"a", b"b"):
         engine.delete(key)
-    engine.raise_gc_horizon(engine.clock.now())
+    engine.raise_gc_horizon(engine.clock.closing())
     collect_all(engine)
     engine.set(b"a", b"2")
     assert engine.increment(b"b", 3) == 3

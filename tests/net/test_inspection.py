@@ -113,7 +113,7 @@ def test_leaves_after_a_truncation_that_spares_something(engine: Engine, client:
     engine.checkpointer.memtable_size = 1
     engine.commit()
     wait_until(lambda: engine.metrics().checkpoint_lsn, what="the base")
-    truncation = (engine.clock.last + 1).to_bytes(8, "big") + bytes(16)
+    truncation = (engine.clock.newest + 1).to_bytes(8, "big") + bytes(16)
     engine.checkpointer.memtable_size = 1 << 20
     engine.set(b"new", b"x")
     engine.merge_truncation(truncation, b"elsewhere")

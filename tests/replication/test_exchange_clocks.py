@@ -61,14 +61,14 @@ def assert_unmoved(node: Node) -> None:
     """Nothing that the node keeps is later than its wall clock and the drift, and it can start again."""
     latest = node.now + DRIFT
     members = node.members
-    assert node.engine.clock.last <= latest
+    assert node.engine.clock.lower_bound <= latest
     assert max(members.closed, members.proposed) <= latest
     assert node.engine.gc_horizon <= latest
     assert timestamp_of(node.engine.truncation) <= node.now + MAX_TRUNCATION_AHEAD_S * SECOND
     assert times_in(members.table()) <= latest
     assert Members.restore(members.encode(), node.name).encode() == members.encode()
     node.reopen()
-    assert node.engine.clock.last <= node.now + DRIFT
+    assert node.engine.clock.lower_bound <= node.now + DRIFT
 
 
 def forged(node: Node, told: MemberRow) -> bytes:
@@ -84,14 +84,14 @@ def test_a_stranger_that_has_applied_the_future_moves_no_clock(
     a, b, _ = nodes
     monkeypatch.setattr(local_endpoint, "_throttle", LogThrottle(local_endpoint.log))
     exchange(a, b)
-    before = a.members.encode(), a.engine.clock.last
+    before = a.members.encode(), a.engine.clock.lower_bound
     kind, fields = decode(answer(a, forged(a, MemberRow(NOON + far, 0, NO_REPORT))), 1 << 20)
     assert (kind, fields.text("why", 20)) == ("refused", "clock")
     says = fields.text("text", 1000)
     assert says.startswith("what it says to have of node a in the table of node evil is of 2")
     assert "ahead of the wall clock of node a" in says
     assert f"refused an exchange: {says}" in caplog.text
-    assert (a.members.encode(), a.engine.clock.last) == before
+    assert (a.members.encode(), a.engine.clock.lower_bound) == before
     assert a.members.rows_refused == 1
     assert_unmoved(a)
     a.set(b"after")
@@ -193,7 +193,7 @@ def test_no_number_in_a_request_moves_what_is_kept(nodes: list[Node], kind: str)
 
 def assert_unmoved_in_life(node: Node) -> None:
     latest = node.now + DRIFT
-    assert node.engine.clock.last <= latest
+    assert node.engine.clock.lower_bound <= latest
     assert max(node.members.closed, node.engine.gc_horizon, times_in(node.members.table())) <= latest
 
 
@@ -412,17 +412,23 @@ def test_records_from_the_future_are_told_at_a_start(nodes: list[Node], caplog: 
     assert b.values() == {b"fresh": b"value"}
 
 
-def test_a_wall_clock_that_was_never_set_is_not_led_to_the_end_of_time(tmp_path: Path) -> None:
+def test_a_node_whose_clock_was_never_set_exchanges_once_it_is(tmp_path: Path) -> None:
     with cluster(tmp_path, "ab", max_clock_drift_s=DRIFT_S) as (a, b):
+        b.set(b"theirs")
         a.now = UNSET_BEFORE_NS // 2
         a.reopen()
-        answer(a, forged(a, MemberRow((1 << 63) - 1, 0, NO_REPORT)))
-        exchange(a, b)
         a.set(b"k")
-        exchange(a, b)
-        a.reopen()
+        before = a.members.encode()
+        kind, fields = decode(answer(a, forged(a, MemberRow((1 << 63) - 1, 0, NO_REPORT))), 1 << 20)
+        assert (kind, fields.text("why", 20)) == ("refused", "clock")
+        for one, other in ((a, b), (b, a)):
+            with pytest.raises(ExchangeRefused, match=r"the wall clock of node a was never set, it shows 19.*: set it"):
+                exchange(one, other)
+        assert a.members.encode() == before
         a.now = b.now
+        exchange(b, a)
+        assert agree(a, b)
         a.set(b"set")
+        assert stamped(a, b"set") == a.now
         exchange(a, b)
         assert agree(a, b)
-        assert stamped(a, b"set") <= a.now + DRIFT

@@ -16,7 +16,7 @@ from fixtures.engines import let_go_on, stall
 from fixtures.support import wait_until
 
 from merklekv import log_throttle
-from merklekv.engine.clock import MAX_TRUNCATION_AHEAD_S
+from merklekv.engine.clock import DEFAULT_MAX_DRIFT_S, MAX_TRUNCATION_AHEAD_S
 from merklekv.engine.engine import Engine
 from merklekv.engine.options import MIN_MEMTABLE_SIZE
 from merklekv.errors import DiskFull, StorageFailed
@@ -27,7 +27,7 @@ from merklekv.replication.stream.event import Reason
 from merklekv.replication.stream.inbox import Delivery, Inbox, Origin
 
 NOW_NS = 1_790_000_000 * 10**9
-DAY_NS = 86_400 * 10**9
+DRIFT_NS = DEFAULT_MAX_DRIFT_S * 10**9
 
 
 class Desk:
@@ -180,14 +180,16 @@ def test_a_source_that_is_not_the_topics_node_is_refused(desk: Desk) -> None:
 
 
 def test_a_clock_far_ahead_is_refused_with_the_name_of_the_node(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
-    before = desk.engine.clock.last
+    before = desk.engine.clock.newest
     truncation = {"op": "truncate", "ts": NOW_NS + (MAX_TRUNCATION_AHEAD_S + 60) * 10**9, "op_id": bytes(16)}
-    desk.receive(batch(1, event("far", ts=NOW_NS + DAY_NS + 1), event("near", ts=NOW_NS + DAY_NS - 10**9), truncation))
+    desk.receive(
+        batch(1, event("far", ts=NOW_NS + DRIFT_NS + 1), event("near", ts=NOW_NS + DRIFT_NS - 10**9), truncation)
+    )
     assert desk.engine.get(b"far") is None
     assert desk.engine.get(b"near") == b"v"
     assert desk.counters.refused_events[Reason.CLOCK] == 2
     assert "refused an event of node node-b, key b'far': clock" in caplog.text
-    assert before < desk.engine.clock.last < NOW_NS + DAY_NS, "a refused event moves no clock"
+    assert before < desk.engine.clock.newest < NOW_NS + DRIFT_NS, "a refused event moves no clock"
 
 
 def test_a_refused_version_does_not_hide_that_a_numbering_went_back(desk: Desk) -> None:

@@ -28,7 +28,7 @@ from merklekv.replication.sync.messages import Hello, encode
 from .disk import Image
 from .node import CLUSTER, MEMTABLE_SIZE, Failure, Node
 from .oracle import TRUNCATION, Holding, sound
-from .world import DAY, SECOND, World
+from .world import DRIFT, SECOND, World
 
 LEAVES: Final = 512  # keys are in these, so that comparing all leaves is soon done
 SMALL_BATCHES: Final = (  # so that small exchanges have as many parts as large ones
@@ -54,7 +54,7 @@ def forged_hello(node: Node, chance: random.Random) -> bytes:
 
     Not that of a truncation: without it the exchange would go on.
     """
-    far = chance.choice((node.wall() + DAY + SECOND, node.wall() + 365 * DAY, (1 << 63) - 1))
+    far = chance.choice((node.wall() + DRIFT + SECOND, node.wall() + 365 * 86_400 * SECOND, (1 << 63) - 1))
     who = Identity("forger", b"forgerrr")
     told: dict[str, Any] = {"report": SelfReport(0, 0, b"x" * 8), "max_stable": 0, "max_gc_horizon": 0}
     gc_horizon = 0
@@ -166,7 +166,7 @@ class Cluster(World):
         node.skew -= int(ahead_s * SECOND)
         others = [other for other in self.nodes.values() if other is not node]
         closed = [max(one.members.closed, one.members.proposed) for one in others if one.up]
-        if node.up and node.members.closed > max(*before, *closed, *(one.wall() + DAY for one in others)):
+        if node.up and node.members.closed > max(*before, *closed, *(one.wall() + DRIFT for one in others)):
             raise Failure(f"{name}: has closed {node.members.closed}, which no other node has agreed to")
 
     def do_forge(self, name: str, seed: int) -> None:
@@ -174,11 +174,16 @@ class Cluster(World):
         node, chance = self.nodes[name], random.Random(seed)
         if not node.up:
             return
-        before = node.members.encode(), node.engine.clock.last, node.engine.gc_horizon, node.engine.truncation
+        before = node.members.encode(), node.engine.clock.lower_bound, node.engine.gc_horizon, node.engine.truncation
         with self.as_node(node):
             for _ in node.responder.answer(forged_hello(node, chance)):
                 pass
-        if (node.members.encode(), node.engine.clock.last, node.engine.gc_horizon, node.engine.truncation) != before:
+        if (
+            node.members.encode(),
+            node.engine.clock.lower_bound,
+            node.engine.gc_horizon,
+            node.engine.truncation,
+        ) != before:
             raise Failure(f"{name}: has taken in a time that no clock has reached")
 
     def do_arrive(self, name: str, seed: int) -> None:

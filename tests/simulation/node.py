@@ -102,7 +102,6 @@ class Node:
             self.directory,
             checkpoint="manual",
             memtable_size=MEMTABLE_SIZE,
-            max_clock_drift_s=86_400,
             wall_clock=self.wall,
         )
         self.engine.checkpointer.memtable_size = SMALL_MEMTABLE

@@ -17,7 +17,7 @@ from typing import Final
 from unittest import mock
 
 from merklekv.engine import clock
-from merklekv.engine.clock import MAX_TRUNCATION_AHEAD_S
+from merklekv.engine.clock import DEFAULT_MAX_DRIFT_S, MAX_TRUNCATION_AHEAD_S
 from merklekv.engine.verify.check import check_engine
 from merklekv.errors import MerkleKVError
 
@@ -26,7 +26,6 @@ from .history import history
 from .node import Failure
 from .oracle import Holding, show
 from .steps import History
-from .world import DAY, SECOND
 
 MEMORY: Final = Path("/dev/shm")
 KIND_SIZE: Final = 22
@@ -64,7 +63,9 @@ def run(story: History) -> Verdict:
     log.setLevel(logging.CRITICAL + 1)  # what goes wrong is told by the verdict
     root = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None, prefix="merklekv-simulation-"))
     try:
-        truncation_s = MAX_TRUNCATION_AHEAD_S if story.exchanges else DAY // SECOND  # one refused needs an exchange
+        truncation_s = (
+            MAX_TRUNCATION_AHEAD_S if story.exchanges else DEFAULT_MAX_DRIFT_S
+        )  # one refused needs an exchange
         with (
             mock.patch.object(clock, "MAX_TRUNCATION_AHEAD_S", truncation_s),
             Decay(story.seed, root, story.names, story.queue_max) as world,

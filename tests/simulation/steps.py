@@ -29,7 +29,7 @@ WHOLE: Final = 200  # requests, more than an exchange takes
 NO_BROKER: Final = 0.15  # of those with exchanges
 COMES_BACK: Final = 0.7
 CRASH_AFTER_SAVE: Final = 0.3
-SKEW_S: Final = 40_000.0  # two nodes are less than a day apart, so that they take each other's events
+SKEW_S: Final = 290.0  # two nodes are less than ten minutes apart, so that they take each other's events
 LARGE_SKEW_S: Final = 200_000.0
 BIG_VALUE: Final = 700
 
@@ -144,8 +144,8 @@ class Steps:
         self._same = ""
 
     def _clock(self) -> None:
-        largest_s = LARGE_SKEW_S if self.history.exchanges else SKEW_S
-        skew_s = self.chance.choice((0.0, 0.001, 1.0, 60.0, 3600.0, largest_s)) * self.chance.uniform(-1, 1)
+        large_s = (3600.0, LARGE_SKEW_S) if self.history.exchanges else (SKEW_S, SKEW_S)
+        skew_s = self.chance.choice((0.0, 0.001, 1.0, 60.0, *large_s)) * self.chance.uniform(-1, 1)
         self._add("clock", self._node(), round(skew_s, 6))
 
     def _tick(self) -> None:

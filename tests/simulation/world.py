@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 from unittest import mock
 
+from merklekv.engine.clock import DEFAULT_MAX_DRIFT_S
 from merklekv.engine.record import is_sound, timestamp_of, version_of
 from merklekv.errors import Stalled
 from merklekv.replication.stream.outbox import Batch
@@ -30,6 +31,7 @@ from .oracle import TRUNCATION, Covered, Holding, Oracle, show
 NOON: Final = 2 * 10**18  # when it begins: a wall clock that was set
 SECOND: Final = 10**9
 DAY: Final = 86_400 * SECOND
+DRIFT: Final = DEFAULT_MAX_DRIFT_S * SECOND
 WINDOW: Final = 8  # batches in flight
 UNTIL_DRAINED: Final = 400  # rounds in which everything published must have arrived
 
@@ -99,7 +101,7 @@ class World:
 
     def note(self, what: str) -> None:
         """Puts something into the digest of all that has happened."""
-        state = "".join(f"{node.engine.clock.last}/{node.engine.retention.end}" for node in self.up())
+        state = "".join(f"{node.engine.clock.newest}/{node.engine.retention.end}" for node in self.up())
         self.trace.update(f"{what} {state}\n".encode())
 
     def note_horizons(self) -> None:
@@ -188,7 +190,7 @@ class World:
         engine, members = node.engine, node.members
         stored = timestamp_of(before), timestamp_of(engine.truncation)
         held = (engine.gc_horizon, members.closed, members.proposed, *stored)
-        if timestamp_of(made) > max(node.wall() + DAY, *held) + 2 * SECOND:
+        if timestamp_of(made) > max(node.wall(), *held) + 2 * SECOND:
             raise Failure(f"{node.name}: stamps {(timestamp_of(made) - node.wall()) / SECOND:.0f} s ahead")
 
     def commit(self, node: Node) -> None:
@@ -364,7 +366,7 @@ class World:
 
     def _newest(self, node: Node) -> int:
         """The largest time that a node has seen, ns; its clock may have come down from there."""
-        return max(node.engine.clock.last, timestamp_of(node.engine.table.newest()))
+        return max(node.engine.clock.newest, timestamp_of(node.engine.table.newest()))
 
     def holding(self, node: Node) -> Holding:
         return Holding(node.records(), node.engine.truncation, node.engine.gc_horizon)

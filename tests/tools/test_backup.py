@@ -48,7 +48,7 @@ def test_all_of_it_is_there(kind: str, name: str, node_factory: NodeFactory, tmp
     with opened(data) as engine:
         fill(engine)
         engine.put_metadata(b"fact", b"\x00\xff kept")
-        engine.raise_gc_horizon(engine.clock.last - 1)
+        engine.raise_gc_horizon(engine.clock.newest - 1)
         while engine.collect_tombstones():
             pass
         engine.set(b"last", b"one")

@@ -178,7 +178,7 @@ def test_a_record_from_the_far_future_is_refused_by_name(tmp_path: Path) -> None
     with opened(tmp_path / "source") as engine:
         engine.set(b"today", b"x")
         engine.clock.max_drift_ns = 10 * year
-        version = (engine.clock.last + year).to_bytes(8, "big") + bytes(16)
+        version = (engine.clock.newest + year).to_bytes(8, "big") + bytes(16)
         engine.merge([(OP_SET, b"in a year", make_record(b"in a year", version, b"x"))], b"elsewhere")
         engine.commit()
     done = run("load", "-", tmp_path / "target", "--json", stdin=succeeds("dump", tmp_path / "source"))
@@ -200,7 +200,7 @@ def test_values_are_written_anew(online: bool, source: Path, tmp_path: Path, nod
         engine.set(b"number:0000", b"dead in the dump")
         engine.set(b"number:0001", b"x")
         engine.delete(b"number:0001")
-        gc_horizon = engine.clock.now()
+        gc_horizon = engine.clock.closing()
         engine.raise_gc_horizon(gc_horizon)
         assert not engine.collect_tombstones()
         truncation = engine.truncation

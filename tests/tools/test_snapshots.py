@@ -59,7 +59,7 @@ def records_of(engine: Engine) -> dict[bytes, bytes]:
 
 def write(engine: Engine, count: int = 10) -> None:
     for number in range(count):
-        engine.set(b"key:%d" % number, b"%d" % engine.clock.last)
+        engine.set(b"key:%d" % number, b"%d" % engine.clock.newest)
     engine.delete(b"key:3")
     engine.commit()
 
@@ -230,7 +230,7 @@ def test_what_changes_between_two_pages(node: Node, engine: Engine, tmp_path: Pa
             engine.set(b"key:%04d" % (2900 + number), b"before")
             engine.delete(b"key:%04d" % (20 + number))
             engine.delete(b"key:%04d" % (2950 + number))
-            engine.raise_gc_horizon(engine.clock.last)
+            engine.raise_gc_horizon(engine.clock.newest)
             engine.collect_tombstones()
             engine.put_metadata(b"fact", b"%d" % number)
             if number == 1:

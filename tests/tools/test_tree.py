@@ -74,7 +74,7 @@ def test_a_tree_that_waits_for_the_base_to_take_in_a_floor(tmp_path: Path) -> No
     with opened(tmp_path / "data") as engine:
         engine.set(b"old", b"x")
         engine.checkpoint_now()
-        truncation = (engine.clock.last + 1).to_bytes(8, "big") + bytes(16)
+        truncation = (engine.clock.newest + 1).to_bytes(8, "big") + bytes(16)
         engine.merge_truncation(truncation, b"elsewhere")
         engine.set(b"new", b"x")
         engine.commit()

@@ -467,16 +467,16 @@ def _check_tables(engine: Engine, report: Report) -> None:
 
 
 def _check_clock(engine: Engine, report: Report) -> None:
-    """The clock is at or above every version, so a local write beats it, except after the wall clock was set back."""
+    """The clock has seen every version, and issues none at or below the truncation version and the GC horizon."""
     table, clock = engine.table, engine.clock
-    if clock.set_back:
-        return
-    newest = table.truncation
+    newest = max(table.truncation, table.base.newest)
     for memtable in table.tables:
         newest = max(newest, max(memtable.records.values(), default=b"")[:24])
-    newest = max(newest, table.base.newest)
-    if number(newest[:8]) > clock.last:
-        report.add("clock", f"is at {clock.last}, expected at least {version_text(newest)}, which is stored")
+    if number(newest[:8]) > clock.newest:
+        report.add("clock", f"has seen {clock.newest}, expected at least {version_text(newest)}, which is stored")
+    least = max(number(table.truncation[:8]), engine.gc_horizon)
+    if clock.lower_bound < least:
+        report.add("clock", f"issues versions above {clock.lower_bound}, expected {least} at least")
 
 
 def _check_segments(engine: Engine, facts: BaseFacts, report: Report) -> None:

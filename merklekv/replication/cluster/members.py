@@ -394,17 +394,13 @@ class Members(MemberMaps):
         own = self.lost_writes.get(self.identity, NO_LOST_WRITES)
         self.lost_writes[self.identity] = union(own, frozenset({interval}))
 
-    def clamp_lost_writes(self, clock: int, latest: int) -> None:
-        """Let no interval of this node end behind its clock, ns, or begin beyond `latest`, ns.
-
-        One may if the wall clock was set back since; what was lost, was lost before now.
-        """
-        intervals = set()
-        for interval in self.lost_writes.get(self.identity, NO_LOST_WRITES):
-            after = min(interval.after, latest)
-            intervals.add(interval._replace(after=after, until=max(after, min(interval.until, clock))))
-        if intervals:
-            self.lost_writes[self.identity] = frozenset(intervals)
+    def clamp_lost_writes(self, wall: int) -> None:
+        """Let no interval of this node end behind its wall clock, ns, which was set back if one does."""
+        intervals = self.lost_writes.get(self.identity, NO_LOST_WRITES)
+        if any(interval.until > wall for interval in intervals):
+            self.lost_writes[self.identity] = frozenset(
+                one._replace(after=min(one.after, wall), until=min(one.until, wall)) for one in intervals
+            )
 
     def close_through(self, timestamp: int) -> None:
         """This node stamps nothing at or below `timestamp`, ns, any more, and another node has accepted that."""

@@ -35,14 +35,7 @@ def load_members(engine: Engine, node: str) -> Members:
         clock.close_through(members.closed)
         _check_clock(engine, members)
         before = members.lost_writes.get(own, NO_LOST_WRITES)
-        clock.follow()
-        end = clock.last if before else 0
-        now = clock.now()
-        members.clamp_lost_writes(now, now)
-        clamped = members.lost_writes.get(own, NO_LOST_WRITES)
-        until = max((now, *(interval.until + 1 for interval in clamped)))  # so that no two epochs begin at once
-        clock.observe(until.to_bytes(8, "big"))
-        members.add_lost_writes(LostWriteInterval(end, until, clock.epoch))
+        members.add_lost_writes(LostWriteInterval(clock.lower_bound if before else 0, clock.closing(), clock.epoch))
         if before:
             engine.put_metadata_first(METADATA_MEMBERS, members.encode())  # a node starts with a full disk, too
         else:
@@ -98,12 +91,12 @@ def _check_clock(engine: Engine, members: Members) -> None:
             clock.ahead_s(members.proposed),
         )
         members.proposed = 0
-    if clock.found > clock.latest_ns():
+    if clock.newest > clock.latest_ns():
         log.warning(
             "node %s has versions up to %s, %.0f s ahead of its wall clock, more than max_clock_drift_seconds: the "
             "wall clock of this machine is slow now, or was fast when they were written; other nodes refuse these "
             "records until then, and take all others",
             node,
-            show_time(clock.found),
-            clock.ahead_s(clock.found),
+            show_time(clock.newest),
+            clock.ahead_s(clock.newest),
         )

@@ -81,9 +81,10 @@ class LocalEndpoint:
         """
         engine = self.engine
         with engine.lock:
+            self._require_set_clock()
             closed, before = engine.clock.propose()
             self.members.proposed = engine.clock.proposed
-            self.members.clamp_lost_writes(closed, engine.clock.latest_ns())
+            self.members.clamp_lost_writes(closed)
             store_members(engine, self.members)
             return self._hello(closed), before
 
@@ -108,13 +109,23 @@ class LocalEndpoint:
         engine = self.engine
         with engine.lock:
             self._close(self._agreed(peer))
-            self.members.clamp_lost_writes(engine.clock.closing(), engine.clock.latest_ns())
+            self.members.clamp_lost_writes(engine.clock.closing())
             root = engine.root() if engine.root_ready else b""
             equal = root != b"" and (root, engine.truncation) == (peer.root, peer.truncation)
             if equal:
                 self._apply(peer.table, peer.gc_horizon)
             store_members(engine, self.members)
             return self._hello(0), equal
+
+    def _require_set_clock(self) -> None:
+        """Raises ExchangeRefused if this node cannot judge the times that an exchange brings."""
+        clock = self.engine.clock
+        if not clock.is_set:
+            raise ExchangeRefused(
+                "clock",
+                f"the wall clock of node {self.members.identity.node} was never set, it shows "
+                f"{show_time(clock.wall)}: set it; until then the node takes events, but does not exchange",
+            )
 
     def _hello(self, closed: int) -> Hello:
         engine = self.engine
@@ -140,6 +151,7 @@ class LocalEndpoint:
     def accept(self, peer: Hello) -> Hello:
         """What this node believes of a hello.  Raises ExchangeRefused if it does not exchange with the peer."""
         mine, theirs = self.members.identity, peer.table.identity
+        self._require_set_clock()
         if peer.cluster != self.cluster:
             raise ExchangeRefused(
                 "cluster",
@@ -232,11 +244,9 @@ class LocalEndpoint:
             clock = self.engine.clock
             closed = peer.table.rows.get(self.members.identity, NO_ROW).applied_through
             if closed > max(self.members.closed, clock.proposed):  # this node was restored from before it closed that
-                self.members.add_lost_writes(LostWriteInterval(clock.last, closed + 1, clock.epoch))
-                clock.close_through(closed + 1)
+                self.members.add_lost_writes(LostWriteInterval(clock.lower_bound, closed, clock.epoch))
             elif closed > self.members.closed:  # some node has accepted the proposal, and its answer was lost
                 self._close(closed)
-            clock.observe(peer.table.report.closed.to_bytes(8, "big"))
             store_members(self.engine, self.members)
 
     def is_current(self, peer: Hello) -> bool:
