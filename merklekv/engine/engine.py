@@ -490,6 +490,7 @@ class Engine:
                 checkpoint_lsn=table.base.checkpoint_lsn,
                 log_next_sequence=self.log.sequence,
                 base_bytes=(self.directory.base / DATA_FILE).stat().st_size,
+                base_free_bytes=table.base.space.free,
                 clock_ns=self.clock.newest,
                 clock_ahead_s=max(0, int(self.clock.ahead_s(self.clock.newest))),
             )

@@ -154,3 +154,28 @@ def test_leaves_of_a_wrong_length_are_damage(tmp_path: Path) -> None:
             transaction.put(cursor.key(), cursor.value()[:24])
     with pytest.raises(Corruption, match=f"{base}: the leaves of inner node .* have 24 bytes"):
         engines.open_engine(tmp_path / "data")
+
+
+def test_space_counts_the_pages_that_a_copy_would_have(tmp_path: Path) -> None:
+    """Many keys to a bucket, large values, deletions: what is used is what LMDB's compacting copy writes."""
+    key_of = b"%03d".__mod__
+    path, copy = tmp_path / "base", tmp_path / "copy"
+    path.mkdir()
+    copy.mkdir()
+    with BaseWriter(path) as writer:
+        pairs = [(key_of(n) + b"k" * 500, engines.record(b"", b"v" * 40 * n, n + 1)) for n in range(1000)]
+        added = writer.put(pairs)
+        writer.index([(b"\x00\x07", key) for key in added])
+        before = (path / "data.mdb").stat().st_size
+        assert before > 20 << 20
+        for _ in writer.raise_truncation(engines.version(800)):
+            pass
+        writer.finish(1, {})
+    base = Base(path)
+    used, free = base.space
+    assert 0 < used < before / 2 < free
+    assert used + free == (path / "data.mdb").stat().st_size
+    base.close()
+    with lmdb.open(str(path), readonly=True, max_dbs=5) as environment:
+        environment.copy(str(copy), compact=True)
+    assert (copy / "data.mdb").stat().st_size == used
