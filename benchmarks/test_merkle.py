@@ -127,7 +127,7 @@ def test_root_after_one_write(benchmark: BenchmarkFixture, big: Engine, keys: in
 @pytest.mark.benchmark(group="merkle: root")
 def test_root_when_all_is_new(benchmark: BenchmarkFixture, big: Engine) -> None:
     """What the first HASH after a start pays."""
-    leaves = {node: [number << 64 | 1 for number in range(256)] for node in range(256)}
+    leaves = {node: pack_leaves([number << 64 | 1 for number in range(256)]) for node in range(256)}
     assert benchmark.pedantic(lambda: MerkleTree(leaves).root(TRUNCATION), rounds=10) != EMPTY_ROOT
 
 

@@ -33,7 +33,7 @@ from xxhash import xxh3_64_intdigest
 from merklekv.engine.access import damage, no_permission
 from merklekv.engine.format import INNER_NODES, LEAF_SIZE, MAX_KEY_SIZE, bucket_of
 from merklekv.engine.lmdb_file import require_whole
-from merklekv.engine.merkle import LEAF_MASK, LEAVES_PER_INNER, term_of, unpack_leaves
+from merklekv.engine.merkle import LEAF_MASK, LEAVES_PER_INNER, NO_LEAVES, term_of
 from merklekv.engine.record import (
     DIGEST_AT,
     FLAGS_AT,
@@ -58,8 +58,6 @@ DATA_FILE: Final = "data.mdb"
 DATABASES: Final = (b"records", b"index", b"tombstones", b"leaves", b"meta")
 LISTS: Final = (b"index", b"tombstones")  # several sorted values to a key
 METADATA_PREFIX: Final = b"metadata:"
-
-NO_LEAVES: Final = bytes(LEAVES_PER_INNER * LEAF_SIZE)  # of an inner node
 
 OPEN_PATIENCE_S: Final = 10.0
 OPEN_POLL_S: Final = 0.1
@@ -225,7 +223,7 @@ class Base:
         used = min(pages, self.current.used_pages)
         return Space(used * page_size, (pages - used) * page_size)
 
-    def leaves(self) -> dict[int, list[int]]:
+    def leaves(self) -> dict[int, bytes]:
         """The 256 leaves below each inner node that has any, as `merkle` keeps them.  Raises Corruption."""
         found = {}
         for node in range(INNER_NODES):
@@ -233,7 +231,7 @@ class Base:
             if len(packed) != len(NO_LEAVES):
                 raise damage(f"{self._path}: the leaves of inner node {node} have {len(packed)} bytes")
             if packed != NO_LEAVES:
-                found[node] = unpack_leaves(packed)
+                found[node] = packed
         return found
 
     def heads_from(self, low: bytes, end: bytes | None, limit: int) -> list[Pair]:

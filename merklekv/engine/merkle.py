@@ -13,11 +13,13 @@ A leaf is one integer, `sum << 64 | count`, and a record's term is `digest << 64
 differences may be added in any order, and go below zero on the way, as long as they are reduced at the end.  In memory
 sums and counts are apart: most writes change no count, and small integers add up faster.
 
-Inner digests and the root are computed on demand, for what has changed since.  Cost: 8 us an inner node.
+Inner digests and the root are computed on demand, from the leaves as the base stores them, and a changed leaf is packed
+anew there.  Cost: 5 us an inner node and 0.5 us a changed leaf, 13 ms when every leaf has changed.
 """
 
 from collections.abc import Callable, Mapping
 from hashlib import sha256
+from itertools import compress
 from typing import Final
 
 from xxhash import xxh3_64_intdigest
@@ -29,7 +31,10 @@ LEAF_MASK: Final = (1 << 192) - 1
 COUNT_MASK: Final = (1 << 64) - 1
 EMPTY_ROOT: Final = bytes(32)
 LEAVES_PER_INNER: Final = BUCKETS // INNER_NODES
-EMPTY_INNER: Final = sha256(bytes(LEAVES_PER_INNER * LEAF_SIZE)).digest()
+NO_LEAVES: Final = bytes(LEAVES_PER_INNER * LEAF_SIZE)  # of an inner node
+EMPTY_INNER: Final = sha256(NO_LEAVES).digest()
+MANY_LEAVES: Final = 100  # of an inner node; if more have changed, packing all of them costs less
+_NONE_CHANGED: Final = bytes(LEAVES_PER_INNER)
 
 
 def term_of(record: bytes) -> int:
@@ -52,55 +57,79 @@ def _below(node: int) -> slice:
 
 
 class MerkleTree:
-    """All leaves in memory (about 4 MiB), inner digests on demand.  Not locked.
+    """All leaves in memory (about 7 MiB), inner digests on demand.  Not locked.
 
-    The table's write function moves `sums`, `counts` and `dirty` in place, for the bucket that `hash_of` names.
+    The table's write function moves `sums`, `counts` and `changed` in place, for the bucket that `hash_of` names.
     """
 
     hash_of: Callable[[bytes], int] = staticmethod(xxh3_64_intdigest)  # its top 16 bits are the bucket
 
-    def __init__(self, leaves: Mapping[int, list[int]]) -> None:
-        """A tree with these 256 leaves below each of these inner nodes, and empty leaves below the others."""
+    def __init__(self, leaves: Mapping[int, bytes]) -> None:
+        """A tree with these 256 leaves below each of these inner nodes, packed, and empty leaves below the others."""
         self.sums, self.counts = [0] * BUCKETS, [0] * BUCKETS
-        for node, below in leaves.items():
-            self.sums[_below(node)] = [leaf >> 64 for leaf in below]
-            self.counts[_below(node)] = [leaf & COUNT_MASK for leaf in below]
-        self.dirty = set(leaves)  # inner nodes whose digest is out of date
+        self.changed = bytearray(BUCKETS)  # 1: the leaf has changed since `_packed` and the inner digest were made
+        self._packed = [bytearray(leaves.get(node, NO_LEAVES)) for node in range(INNER_NODES)]
         self._inner = [EMPTY_INNER] * INNER_NODES
+        for node, packed in leaves.items():
+            below = _below(node)
+            unpacked = unpack_leaves(packed)
+            self.sums[below] = [leaf >> 64 for leaf in unpacked]
+            self.counts[below] = [leaf & COUNT_MASK for leaf in unpacked]
+            self.changed[below.start] = 1  # the digest is not made yet
 
     def add(self, key: bytes, record: bytes, sign: int = 1) -> None:
         """Counts a record in; with a `sign` of -1, out."""
         bucket = bucket_of(key)
         self.sums[bucket] += sign * int.from_bytes(digest_of(record), "big")
         self.counts[bucket] += sign
-        self.dirty.add(bucket // LEAVES_PER_INNER)
+        self.changed[bucket] = 1
 
     def leaf(self, bucket: int) -> int:
         """The leaf of a bucket, `sum << 64 | count`."""
         return (self.sums[bucket] << 64) + self.counts[bucket] & LEAF_MASK
 
-    def refresh(self, nodes: range) -> None:
-        """Computes the digests of those of these inner nodes that are out of date."""
-        for node in self.dirty.intersection(nodes):
-            self._inner[node] = sha256(pack_leaves(self._unreduced(node))).digest()
-            self.dirty.remove(node)
+    def refresh(self, nodes: range) -> int:
+        """Computes the digests of those of these inner nodes that are out of date.  Returns how many leaves it packed.
+
+        The cost is that of the leaves, and 5 us for each node with any.
+        """
+        first, end = nodes.start * LEAVES_PER_INNER, nodes.stop * LEAVES_PER_INNER
+        packed = 0
+        while (bucket := self.changed.find(1, first, end)) >= 0:
+            node = bucket // LEAVES_PER_INNER
+            packed += self._refresh(node)
+            first = (node + 1) * LEAVES_PER_INNER
+        return packed
+
+    def _refresh(self, node: int) -> int:
+        """Packs the changed leaves below an inner node, and computes its digest; how many leaves it packed."""
+        below, packed = _below(node), self._packed[node]
+        sums, counts, changed = self.sums[below], self.counts[below], self.changed[below]
+        count = changed.count(1)
+        if count > MANY_LEAVES:
+            packed[:] = pack_leaves([(total << 64) + count for total, count in zip(sums, counts, strict=True)])
+        else:
+            for leaf in compress(range(LEAVES_PER_INNER), changed):
+                at = leaf * LEAF_SIZE
+                packed[at : at + LEAF_SIZE] = ((sums[leaf] << 64) + counts[leaf] & LEAF_MASK).to_bytes(LEAF_SIZE, "big")
+        self.changed[below] = _NONE_CHANGED
+        self._inner[node] = sha256(packed).digest()
+        return count
 
     def inner_digests(self) -> list[bytes]:
         """The 256 inner digests, 32 bytes each."""
         self.refresh(range(INNER_NODES))
         return self._inner
 
-    def inner_leaves(self, node: int) -> list[int]:
-        """The 256 leaves below an inner node, each `sum << 64 | count`."""
-        return [leaf & LEAF_MASK for leaf in self._unreduced(node)]
-
-    def _unreduced(self, node: int) -> list[int]:
-        below = _below(node)
-        return [(total << 64) + count for total, count in zip(self.sums[below], self.counts[below], strict=True)]
+    def inner_leaves(self, node: int) -> bytes:
+        """The 256 leaves below an inner node, packed."""
+        self.refresh(range(node, node + 1))
+        return bytes(self._packed[node])
 
     def leaf_digests(self, node: int) -> bytes:
         """What tells two leaves apart, for the 256 below an inner node: 8 bytes each, the low ones of the sum."""
-        return b"".join([(leaf >> 64 & COUNT_MASK).to_bytes(8, "big") for leaf in self.inner_leaves(node)])
+        packed = self.inner_leaves(node)
+        return b"".join([packed[at : at + 8] for at in range(8, len(packed), LEAF_SIZE)])
 
     def root(self, truncation: bytes) -> bytes:
         """The root, 32 bytes; zeros without records.  The truncation version is part of it."""

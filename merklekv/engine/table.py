@@ -44,7 +44,7 @@ from merklekv.engine.format import (
 )
 from merklekv.engine.log.writer import Log
 from merklekv.engine.memtable import KEY_OVERHEAD, Memtable, prefix_end
-from merklekv.engine.merkle import COUNT_MASK, EMPTY_ROOT, LEAF_MASK, MerkleTree, pack_leaves, term_of
+from merklekv.engine.merkle import COUNT_MASK, EMPTY_ROOT, LEAF_MASK, MerkleTree, term_of
 from merklekv.engine.record import (
     DIGEST_AT,
     FLAGS,
@@ -89,7 +89,7 @@ class Table:
     frozen (checkpoint/checkpointer.py).
 
     Costs: a write of 100 bytes about 3 us, a read 0.3 us (memtable) to 2 us (base), a rebuild 2 us for each key of the
-    memtables.  Memory: the memtables, and 6 MiB for the tree.
+    memtables.  Memory: the memtables, and 7 MiB for the tree.
     """
 
     tree_type: type[MerkleTree] = MerkleTree  # benchmarks measure the write path without it
@@ -300,7 +300,7 @@ class Table:
     def inner_leaves(self, inner: int) -> bytes:
         """The 256 leaves below an inner node, as in the base: sum of digests (16 bytes) and count (8) each."""
         with self.lock:
-            return pack_leaves(self.tree.inner_leaves(inner))
+            return self.tree.inner_leaves(inner)
 
     def prepare_buckets(self) -> bool:
         """A slice of a few ms of what `bucket` needs; call it until it is True."""
@@ -329,7 +329,7 @@ class Table:
         if self.gate.closed:
             self.gate.require_open()
         log_, tree, records, older = self.log, self.tree, self.records, self.older
-        sums, counts, dirty, hash_of = tree.sums, tree.counts, tree.dirty, tree.hash_of
+        sums, counts, changed, hash_of = tree.sums, tree.counts, tree.changed, tree.hash_of
         append, next_version = log_.pending.append, self.clock.next
         size, count, room, grown, live = log_.pending_size, 0, log_.room, 0, 0
         size_max = self.max_value_size + (RECORD_OVERHEAD if made else 0)
@@ -360,7 +360,7 @@ class Table:
                 append(entry)
                 records[key] = record
                 bucket = hash_of(key) >> 48
-                dirty.add(bucket >> 8)
+                changed[bucket] = 1
                 if old is None:
                     sums[bucket] += from_bytes(digest, "big")
                     counts[bucket] += 1

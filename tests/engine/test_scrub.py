@@ -382,7 +382,7 @@ def test_what_is_derived_is_derived_anew(engine: Engine, name: str) -> None:
 def test_wrong_memory_over_a_sound_base(engine: Engine) -> None:
     root = engine.root()
     engine.table.tree.sums[bucket_of(KEY)] += 1 << 6
-    engine.table.tree.dirty.add(bucket_of(KEY) // 256)
+    engine.table.tree.changed[bucket_of(KEY)] = 1
     engine.table.live_count += 1
     engine.table.tombstone_count -= 2
     engine.table.records[b"active"] = flipped(engine.table.records[b"active"], DIGEST_BYTE)

@@ -20,7 +20,7 @@ from merklekv.engine.engine import SUPERSEDED, Engine
 from merklekv.engine.log.reader import LogPosition
 from merklekv.engine.log.retention import Retention
 from merklekv.engine.log.writer import Log
-from merklekv.engine.merkle import COUNT_MASK, MerkleTree
+from merklekv.engine.merkle import COUNT_MASK, MerkleTree, unpack_leaves
 from merklekv.engine.record import VERSION_SIZE, ZERO_VERSION, epoch_of, is_sound, version_of
 from merklekv.engine.table import Table
 from merklekv.engine.tombstone_gc import TombstoneGC
@@ -244,7 +244,7 @@ def _() -> tuple[Change, ...]:
 @mistake("leaves without versions", "x")
 def _() -> tuple[Change, ...]:
     def leaf_digests(tree: MerkleTree, node: int) -> bytes:
-        return b"".join([(leaf & COUNT_MASK).to_bytes(8, "big") for leaf in tree.inner_leaves(node)])
+        return b"".join([(leaf & COUNT_MASK).to_bytes(8, "big") for leaf in unpack_leaves(tree.inner_leaves(node))])
 
     return (replaced(MerkleTree.leaf_digests, leaf_digests),)
 

@@ -29,10 +29,10 @@ from typing import Final, NamedTuple
 
 import lmdb
 
-from merklekv.engine.base import NO_LEAVES, translate
+from merklekv.engine.base import translate
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import INNER_NODES, LEAF_SIZE, bucket_of
-from merklekv.engine.merkle import COUNT_MASK, LEAF_MASK, LEAVES_PER_INNER, term_of, unpack_leaves
+from merklekv.engine.merkle import COUNT_MASK, LEAF_MASK, LEAVES_PER_INNER, NO_LEAVES, term_of, unpack_leaves
 from merklekv.engine.record import (
     DIGEST_SIZE,
     PURGED,
