@@ -343,6 +343,13 @@ class BaseWriter:
             txn.delete(b"checkpointing", db=self._meta)
         self.checkpoint_lsn = upto
 
+    def lower(self, name: bytes, version: bytes) -> None:
+        """Sets `truncation` or `newest` to a smaller version (24 bytes) that holds for the records that are here."""
+        with self._transaction() as txn:
+            txn.put(name, version, db=self._meta)
+        if name == b"truncation":
+            self.truncation = version
+
     def put(self, pairs: list[Pair]) -> list[bytes]:
         """Stores records (in key order, at most a transaction's worth); returns the keys that were not there."""
         with self._transaction() as txn:

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +26,7 @@ from merklekv_tool.exit_codes import EXIT_INTERRUPTED, EXIT_NODE, EXIT_PIPE, EXI
 
 from merklekv import __version__
 from merklekv.cli import app
+from merklekv.engine.engine import Engine
 from merklekv.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_UNWRITABLE
 from merklekv.net.protocol.resp import bulk
 
@@ -91,6 +93,10 @@ class Stage:
                 engine.commit()
         subprocess.run([*TOOL, "dump", self.a, "--output", place / "dump"], check=True, capture_output=True)
         subprocess.run([*TOOL, "backup", self.a, place / "backup"], check=True, capture_output=True)
+        self.future = place / "future"
+        engine = Engine(self.future, checkpoint="manual", wall_clock=lambda: 2 * time.time_ns())
+        engine.set(EVIL, b"value")
+        engine.close()
         self.damaged = place / "damaged"
         with opened(self.damaged) as engine:
             engine.set(EVIL, b"value")
@@ -173,9 +179,13 @@ def forget(stage: Stage, scratch: Path) -> Case:
     return Case(["forget", "node-9", "--at", address(stage.node)], [], shown, EXIT_NODE)
 
 
+def restamp(stage: Stage, scratch: Path) -> Case:
+    return Case(["restamp", stage.future, "--dry-run"], ["it is 20", "1 record, up to 20", r"esc\x1b[31m\x07\nforged"])
+
+
 CASES: dict[str, Callable[[Stage, Path], Case]] = {
     case.__name__: case
-    for case in (verify, dump, load, backup, restore, log, tree, stats, bench, diff, members, forget)
+    for case in (verify, dump, load, backup, restore, log, tree, stats, bench, diff, members, forget, restamp)
 }
 
 
@@ -369,7 +379,7 @@ def waiting(verb: str, node: FakeNode, stage: Stage, scratch: Path) -> list[str]
     return [verb, node.address, *([str(scratch / "made")] if verb == "backup" else [])]
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "restore"])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("restore", "restamp")])
 def test_ctrl_c_on_a_terminal(verb: str, stage: Stage, tmp_path: Path) -> None:
     """Says nothing, and leaves nothing."""
     with FakeNode() as node:

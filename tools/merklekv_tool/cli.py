@@ -19,8 +19,23 @@ from merklekv.errors import DirectoryLocked, MerkleKVError
 from merklekv.exit_codes import EXIT_LOCKED, EXIT_UNWRITABLE, EXIT_USAGE
 from merklekv.output import OutputClosed, take_over_output
 from merklekv_tool import exit_codes
+from merklekv_tool.errors import NodeRuns
 from merklekv_tool.output import note
-from merklekv_tool.verbs import backup, bench, diff, dump, forget, load, log, members, restore, stats, tree, verify
+from merklekv_tool.verbs import (
+    backup,
+    bench,
+    diff,
+    dump,
+    forget,
+    load,
+    log,
+    members,
+    restamp,
+    restore,
+    stats,
+    tree,
+    verify,
+)
 
 NAME: Final = "merklekv-tool"
 STATUS_TABLE: Final = "\nExit statuses:\n\n" + "\n".join(
@@ -34,7 +49,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for module in (verify, dump, load, backup, restore, log, tree, stats, bench, diff, members, forget):
+for module in (verify, dump, load, backup, restore, log, tree, stats, bench, diff, members, forget, restamp):
     verb = module.__name__.rpartition(".")[2]
     app.command(verb, epilog=module.EXAMPLES)(getattr(module, verb))
 
@@ -79,6 +94,8 @@ def _status_of_run() -> int:
         return _fail(f"{error.format_message().rstrip('.')}; '{verb} --help' shows what there is", EXIT_USAGE)
     except (typer.Abort, KeyboardInterrupt):
         return exit_codes.EXIT_INTERRUPTED
+    except NodeRuns as error:
+        return _fail(str(error), EXIT_LOCKED)
     except DirectoryLocked as error:
         return _fail(f"{error}; a running node is reached through its port: give HOST:PORT", EXIT_LOCKED)
     except MerkleKVError as error:

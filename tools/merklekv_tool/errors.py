@@ -1,6 +1,6 @@
 """The errors that only the tool raises. `exit_codes` has their exit statuses."""
 
-from merklekv.errors import MerkleKVError
+from merklekv.errors import DirectoryLocked, MerkleKVError
 
 
 class DumpError(MerkleKVError):
@@ -21,3 +21,7 @@ class FileError(MerkleKVError):
 
 class LogMoved(MerkleKVError):
     """The node deleted its log faster than the tool could copy it."""
+
+
+class NodeRuns(DirectoryLocked):
+    """A process has the directory open, and the verb needs it closed: the port of a node is no way."""

@@ -10,6 +10,7 @@ that the checkpoint process reports, so writers go on at that pace.
 
 import logging
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -18,6 +19,7 @@ from merklekv.engine.base import Base, BaseWriter
 from merklekv.engine.checkpoint.child import CheckpointProcess, ChildDied, checkpoint
 from merklekv.engine.commit import GroupCommit
 from merklekv.engine.directory import DataDirectory
+from merklekv.engine.format import SEGMENT_HEADER
 from merklekv.engine.log.reader import LogPosition
 from merklekv.engine.log.retention import Retention
 from merklekv.engine.log.segment import segment_path
@@ -118,17 +120,21 @@ class Checkpointer:
             for lsn in self._retention.deletable(self._table.base.checkpoint_lsn):
                 segment_path(self._directory.log, lsn).unlink(missing_ok=True)
 
-    def checkpoint_now(self) -> None:
-        """Freezes the memtable and puts everything into the base, in this thread; in the mode `manual` only."""
+    def checkpoint_now(self, then: Callable[[BaseWriter], None] = lambda writer: None) -> None:
+        """Freezes the memtable and puts everything into the base, in this thread; in the mode `manual` only.
+
+        `then` changes the base further; this engine does not look at what it does.
+        """
         assert self.child is None
         with self._commits.lock, self._lock:
             self._commits.write()
-            if self._table.active.records or self._table.needs_checkpoint:  # no segment without a frame
+            if self._log.position > SEGMENT_HEADER.size:  # no segment without a frame
                 self.freeze()
             self._table.base.close()
             try:
                 with BaseWriter(self._directory.base) as writer:
                     checkpoint(writer, self._directory.log, self._log.lsn)
+                    then(writer)
             finally:
                 self._table.base = Base(self._directory.base)
             self._take_over_base()

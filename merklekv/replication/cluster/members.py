@@ -540,10 +540,11 @@ class Members(MemberMaps):
         return cbor2.dumps(local | self.table().plain())
 
     @classmethod
-    def restore(cls, data: bytes, node: str) -> Members:
+    def restore(cls, data: bytes, node: str, anew: bool = False) -> Members:
         """The table that `encode` has stored, for the node that now has this id.
 
-        If the directory was copied, or the node renamed, it is a new member, and the former one stays a member.  Raises
+        If the directory was copied, or the node renamed, or if `anew`, it is a new member, and the former one stays a
+        member.  Raises
         MembersUnreadable, FormatTooNew, TooManyMembers.
         """
         unreadable: dict[str, UnreadableRow] = {}
@@ -573,7 +574,8 @@ class Members(MemberMaps):
             contacts = dict(filter(None, map(_decode_contact, given.items("contacts"))))
         except Malformed as error:
             raise MembersUnreadable(f"the table of members cannot be read: {error}") from error
-        members = cls(node, stored.identity.store_id if node == stored.identity.node else b"")
+        is_same = node == stored.identity.node and not anew
+        members = cls(node, stored.identity.store_id if is_same else b"")
         members.closed, members.proposed = stored.report.closed, proposed
         vars(members).update(stored.maps())
         members.unreadable = unreadable

@@ -1,0 +1,80 @@
+"""Restamping a directory: current versions for what a wrong clock has stamped in the future, under a new identity.
+
+`engine/restamp.py` does the records, the truncation and the GC horizon; this adds the table of members.  Together with
+other nodes a node may have closed, applied or collected through a time that has not come yet.  Each of these times is
+a claim about everything up to it, so it also holds for less: all of them are lowered to now.
+
+The directory goes on as a new member, because others may have agreed that the former one writes nothing before such a
+time.  The former one is removed; other nodes learn of that in exchanges.
+"""
+
+from __future__ import annotations
+
+from secrets import token_bytes
+from typing import Any, NamedTuple
+
+import cbor2
+
+from merklekv.engine.engine import Engine
+from merklekv.engine.record import STORE_ID_SIZE
+from merklekv.engine.restamp import FutureData, Progress, find, has_future_data, restamp_data
+from merklekv.replication.cluster.members import Identity, Members, node_of
+from merklekv.replication.cluster.storage import METADATA_MEMBERS
+
+
+class Restamped(NamedTuple):
+    """What was in the future, and who the directory is and was; None where no node has run on it yet."""
+
+    found: FutureData
+    identity: Identity | None
+    former: Identity | None
+
+
+def restamp(engine: Engine, now: int, progress: Progress, *, dry_run: bool = False) -> Restamped | None:
+    """Restamp everything from after `now`, ns.  Returns None if there is nothing.
+
+    `engine` is in the mode `manual`; afterwards it can only be closed.  `dry_run`: only say what would be done.
+    Raises MembersUnreadable, FormatTooNew, TooManyMembers, Shortage, StorageFailed.
+    """
+    stored = engine.metadata.get(METADATA_MEMBERS)
+    if not has_future_data(engine, now) and (stored is None or latest_time(stored) <= now):
+        return None
+    store_id, entries, identity, former = token_bytes(STORE_ID_SIZE), {}, None, None
+    if stored is not None:
+        members, former = restamped_members(stored, now)
+        store_id, entries, identity = members.identity.store_id, {METADATA_MEMBERS: members.encode()}, members.identity
+    found = find(engine, now, progress) if dry_run else restamp_data(engine, now, store_id, entries, progress)
+    return Restamped(found, identity, former)
+
+
+def latest_time(stored: bytes) -> int:
+    """The latest time, ns, in a stored table.  Raises MembersUnreadable, FormatTooNew."""
+    Members.restore(stored, node_of(stored))
+    return _largest(cbor2.loads(stored))
+
+
+def restamped_members(stored: bytes, now: int) -> tuple[Members, Identity]:
+    """The table of the new member, with no time after `now`, ns, and the former identity.
+
+    Raises MembersUnreadable, FormatTooNew, TooManyMembers.
+    """
+    node = node_of(stored)
+    former = Members.restore(stored, node).identity
+    members = Members.restore(cbor2.dumps(_lowered(cbor2.loads(stored), now)), node, anew=True)
+    members.remove(former.node, former.store_id)
+    return members, former
+
+
+def _largest(item: Any) -> int:
+    if type(item) is int:
+        return item
+    inner = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+    return max(map(_largest, inner), default=0)
+
+
+def _lowered(item: Any, now: int) -> Any:
+    if type(item) is int:
+        return min(item, now)
+    if isinstance(item, dict):
+        return {name: _lowered(inner, now) for name, inner in item.items()}
+    return [_lowered(inner, now) for inner in item] if isinstance(item, list) else item

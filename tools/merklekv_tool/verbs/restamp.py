@@ -1,0 +1,117 @@
+"""`merklekv-tool restamp`: gives current versions to what a wrong clock has stamped in the future.
+
+Other nodes refuse such records until the time has come, so the keys cannot be replicated until then. Afterwards the
+directory is a new member of its cluster under the same node id; the others remove the former one as they exchange.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from merklekv.errors import DirectoryLocked, InvalidArgument
+from merklekv.output import counted
+from merklekv_tool.arguments import AsJson
+from merklekv_tool.errors import NodeRuns
+from merklekv_tool.output import note, progress, say_result, text_of
+
+if TYPE_CHECKING:
+    from merklekv.replication.cluster.restamp import Restamped
+
+EXAMPLES: Final = """
+Examples:
+
+    date                                                    # is it right now?
+    systemctl stop merklekv
+    merklekv-tool restamp /var/lib/merklekv --dry-run
+    merklekv-tool restamp /var/lib/merklekv && systemctl start merklekv
+
+Every record from after the current time of this machine gets a version of now, whichever node wrote it, so set the
+clock first. Do it on each node whose log or `members` says so; the others need nothing. The records reach them by
+anti-entropy, where they replace what was written there before. A FLUSHALL from the future is not repeated: keys that
+other nodes still have come back.
+"""
+
+
+def restamp(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="A data directory that no node has open.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give current versions to records that a wrong clock has stamped in the future."""
+    from merklekv.engine.engine import Engine
+    from merklekv.replication.cluster import restamp
+    from merklekv_tool.source.open import address_of, require_directory
+
+    began = time.monotonic()
+    if address_of(directory) is not None:
+        raise InvalidArgument(f"{directory}: give the directory of the node, when it is stopped")
+    path = require_directory(directory)
+    try:
+        engine = Engine(path, durability="never", checkpoint="manual")
+    except DirectoryLocked as error:
+        raise NodeRuns(str(error)) from error
+    try:
+        if not engine.clock.is_set:
+            raise InvalidArgument("the clock of this machine was never set: set it first")
+        now = engine.clock.wall
+        with progress(f"restamp {directory}") as update:
+            result = restamp.restamp(engine, now, update, dry_run=dry_run)
+    finally:
+        engine.close()
+    if result and result.found.damaged and not as_json:
+        note(f"left as they are: {counted(result.found.damaged, 'damaged record')}; merklekv-tool verify names them")
+    is_done = result is not None and not dry_run
+    fields = {"directory": directory, "now_ns": now, "restamped": is_done, **_fields(result, is_done)}
+    fields["seconds"] = round(time.monotonic() - began, 3)
+    say_result(fields, "\n".join(_lines(directory, now, result, is_done)), as_json)
+
+
+def _fields(result: Restamped | None, is_done: bool) -> dict[str, object]:
+    from merklekv.engine.record import timestamp_of
+    from merklekv.engine.restamp import FutureData
+    from merklekv_tool.formats.jsonl import field
+
+    found = result.found if result else FutureData()
+    return {
+        "records": found.records,
+        "tombstones": found.tombstones,
+        "damaged": found.damaged,
+        "newest_ns": found.newest,
+        "first": [field("key", key) | {"was_ns": timestamp_of(version)} for key, version in found.first],
+        "truncation_ns": found.truncation,
+        "gc_horizon_ns": found.gc_horizon,
+        "store_id": result.identity.store_id.hex() if result and result.identity and is_done else "",
+        "former_store_id": result.former.store_id.hex() if result and result.former else "",
+    }
+
+
+def _lines(directory: str, now: int, result: Restamped | None, is_done: bool) -> list[str]:
+    from merklekv.engine.clock import show_time
+
+    if result is None:
+        return [f"{directory}: nothing is from after now, {show_time(now)}; nothing was changed"]
+    found, identity, _ = result
+    lines = [f"{directory}: it is {show_time(now)}"]
+    if found.records:
+        deleted = f", {found.tombstones} of them deleted" if found.tombstones else ""
+        has = "would get" if not is_done else "has" if found.records == 1 else "have"
+        lines.append(
+            f"{counted(found.records, 'record')}{deleted}, up to {show_time(found.newest)}, {has} a version of now"
+        )
+        lines += [f"    {text_of(key)}" for key, _ in found.first]
+        if more := found.records - len(found.first):
+            lines.append(f"    and {more} more")
+    if found.truncation:
+        does = "does not hold any more" if is_done else "would not hold any more"
+        lines.append(
+            f"the FLUSHALL of {show_time(found.truncation)} {does}: keys that other nodes still have come back"
+        )
+    if found.gc_horizon:
+        lines.append(f"the GC horizon, {show_time(found.gc_horizon)}, {'is' if is_done else 'would be'} now")
+    if identity is not None:
+        new = f"is a new member, store id {identity.store_id.hex()}" if is_done else "would be a new member"
+        lines.append(f"node {identity.node} {new}; the other nodes remove the former one")
+    return lines
