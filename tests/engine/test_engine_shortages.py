@@ -517,7 +517,7 @@ def test_an_open_that_fails_in_the_log_leaves_nothing(
     make_engine().close()
     before = resources()
     with monkeypatch.context() as patch:
-        patch.setattr(recovery_module, "replay", no_memory)
+        patch.setattr(recovery_module.Replayed, "read", no_memory)
         with pytest.raises(MemoryError):
             make_engine()
     assert resources() == before

@@ -16,10 +16,17 @@ from hypothesis import strategies as st
 from merklekv.engine import recovery
 from merklekv.engine.engine import Engine
 from merklekv.engine.log.segment import Segment, list_segments, segment_path
-from merklekv.engine.recovery import recover_log
+from merklekv.engine.log.writer import LogEnd
+from merklekv.engine.record import ZERO_VERSION
+from merklekv.engine.recovery import Replayed, recover_log
 from merklekv.engine.verify.check import BaseFacts, check_log
 from merklekv.engine.verify.report import Report
 from merklekv.errors import Corruption
+
+
+def recover(directory: Path, checkpoint_lsn: int) -> LogEnd | None:
+    """As a start does with a base that has everything up to there."""
+    return recover_log(directory, checkpoint_lsn, Replayed(ZERO_VERSION, ZERO_VERSION, {}))
 
 
 def keys_left(directory: Path) -> list[bytes]:
@@ -60,7 +67,7 @@ def test_the_last_frame_cut_at_every_byte(tmp_path: Path) -> None:
             violations, remarks = checked(copy)
             assert violations == []
             assert len(remarks) == torn
-            recovered = recover_log(copy, 0)
+            recovered = recover(copy, 0)
             assert recovered is not None
             assert recovered.end == (end if size == end else start)
             assert recovered.sequence == (7 if size == end else 5)
@@ -73,7 +80,7 @@ def test_a_torn_tail_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     log = three_frames(tmp_path / "log")
     engines.flip(log.file, log.frames[2][2] - 1)
     with caplog.at_level(logging.WARNING):
-        recover_log(log.path, 0)
+        recover(log.path, 0)
     assert f"{log.file}: cut off a torn tail" in caplog.text
     assert f"at byte {log.frames[2][1]}" in caplog.text
 
@@ -86,7 +93,7 @@ def test_a_flipped_byte_in_a_middle_frame_is_damage(tmp_path: Path) -> None:
         engines.flip(log.file, position)
         flipped = engines.snapshot(log.path)
         with pytest.raises(Corruption) as caught:
-            recover_log(log.path, 0)
+            recover(log.path, 0)
         assert str(caught.value).startswith(f"{log.file}: damaged at byte {start}: ")
         assert "merklekv-tool verify" in str(caught.value)
         assert engines.snapshot(log.path) == flipped
@@ -108,7 +115,7 @@ def test_a_sealed_segment_that_is_torn_before_the_next_one_was_synced(tmp_path: 
     violations, remarks = checked(log.path)
     assert violations == []
     assert len(remarks) == 1
-    recovered = recover_log(log.path, 0)
+    recovered = recover(log.path, 0)
     assert recovered is not None
     assert (recovered.segments, recovered.end, recovered.sequence) == ([0], frames[1][1], 3)
     assert list_segments(log.path) == [0]
@@ -122,7 +129,7 @@ def test_a_sealed_segment_that_lost_its_end_before_the_next_one_was_synced(tmp_p
     log.frame([set_entry(7)], synced=False)
     with first.open("r+b") as file:
         file.truncate(log.frames[2][1])
-    recovered = recover_log(log.path, 0)
+    recovered = recover(log.path, 0)
     assert recovered is not None
     assert recovered.segments == [0]
     assert keys_left(log.path) == [b"k%d" % number for number in range(4)]
@@ -135,7 +142,7 @@ def test_a_later_segment_claims_an_earlier_one_as_synced(tmp_path: Path) -> None
     log.frame([set_entry(7)])
     engines.flip(first, log.frames[2][1])
     with pytest.raises(Corruption, match=f"{first}: damaged at byte {log.frames[2][1]}"):
-        recover_log(log.path, 0)
+        recover(log.path, 0)
     assert len(checked(log.path)[0]) == 1
 
 
@@ -149,7 +156,7 @@ def test_a_missing_segment_is_damage(tmp_path: Path, missing: int) -> None:
     gone = list_segments(log.path)[missing]
     segment_path(log.path, gone).unlink()
     with pytest.raises(Corruption) as caught:
-        recover_log(log.path, 0)
+        recover(log.path, 0)
     assert str(log.path) in str(caught.value)
     assert len(checked(log.path)[0]) == 1
     assert len(list_segments(log.path)) == 3
@@ -158,7 +165,7 @@ def test_a_missing_segment_is_damage(tmp_path: Path, missing: int) -> None:
 def test_a_log_without_the_segment_where_the_base_ends(tmp_path: Path) -> None:
     log = three_frames(tmp_path / "log")
     with pytest.raises(Corruption, match=f"{segment_path(log.path, 500)}: damaged at byte 0: the segment is missing"):
-        recover_log(log.path, 500)
+        recover(log.path, 500)
 
 
 @pytest.mark.parametrize("size", [0, 1, 47, 48])
@@ -175,7 +182,7 @@ def test_a_segment_that_was_being_created_is_dropped(
     violations, remarks = checked(log.path)
     assert violations == []
     assert "was being created" in remarks[0]
-    recovered = recover_log(log.path, 0)
+    recovered = recover(log.path, 0)
     assert recovered is not None
     assert (recovered.segments, recovered.end) == ([0], old.stat().st_size)
     assert list_segments(log.path) == [0]
@@ -185,7 +192,7 @@ def test_a_segment_that_was_being_created_is_dropped(
 def test_the_very_first_segment_that_was_being_created(tmp_path: Path) -> None:
     log = LogWriter(tmp_path / "log")
     log.file.write_bytes(b"")
-    assert recover_log(log.path, 0) is None
+    assert recover(log.path, 0) is None
     assert list_segments(log.path) == []
 
 
@@ -194,7 +201,7 @@ def test_a_header_of_zeros_with_frames_behind_it_is_damage(tmp_path: Path) -> No
     with log.file.open("r+b") as file:
         file.write(bytes(48))
     with pytest.raises(Corruption, match="header"):
-        recover_log(log.path, 0)
+        recover(log.path, 0)
     assert "header" in checked(log.path)[0][0]
 
 
@@ -218,7 +225,7 @@ def test_the_checker_and_a_start_agree(shape: list[tuple[int, bool, bool]], blow
             _strike(log.path, kind, where)
         violations, _ = checked(log.path)
         try:
-            recovered = recover_log(log.path, 0)
+            recovered = recover(log.path, 0)
         except Corruption:
             assert violations
             return
@@ -227,7 +234,7 @@ def test_the_checker_and_a_start_agree(shape: list[tuple[int, bool, bool]], blow
         assert left == written[: len(left)]
         assert checked(log.path) == ([], [])
         assert (recovered.sequence if recovered else 1) == len(left) + 1
-        assert recover_log(log.path, 0) == recovered
+        assert recover(log.path, 0) == recovered
 
 
 def _strike(directory: Path, kind: str, where: int) -> None:
