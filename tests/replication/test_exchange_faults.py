@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_64_digest
 
+from merklekv.engine.clock import DEFAULT_MAX_DRIFT_S
 from merklekv.engine.record import make_record, version_of
 from merklekv.errors import DiskFull
 from merklekv.replication.cluster import members as members_module
@@ -273,7 +274,7 @@ def test_itself_a_copy_and_another_node_of_the_same_id(nodes: list[Node]) -> Non
 @pytest.mark.parametrize("fast", ["first", "second"])
 def test_a_clock_that_is_far_ahead(nodes: list[Node], fast: str) -> None:
     a, b = nodes
-    (a if fast == "first" else b).tick(86_401)
+    (a if fast == "first" else b).tick(DEFAULT_MAX_DRIFT_S + 1)
     problem = refused(a, b)
     assert problem.why == "clock"
     assert f"node {'a' if fast == 'first' else 'b'}'s clock is ahead" in str(problem)

@@ -6,7 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fixtures.exchanges import NOON, SECOND, Cut, Node, agree, carry, cluster, cut_when, exchange, meet_all
+from fixtures.exchanges import (
+    NOON,
+    SECOND,
+    Cut,
+    Node,
+    agree,
+    carry,
+    cluster,
+    cut_when,
+    exchange,
+    meet_all,
+    set_clocks,
+)
 
 from merklekv.replication.sync import initiator as exchange_module
 from merklekv.replication.sync.messages import decode
@@ -138,6 +150,7 @@ def test_what_a_writer_lost_that_was_restored_is_not_stale(nodes: list[Node]) ->
         x.restore(copy)
         x.now += 100 * SECOND
         for _ in range(2):
+            set_clocks(x, i)
             exchange(x, i)
             exchange(i, x)
         assert x.engine.gc_horizon > j.engine.gc_horizon > 0
@@ -192,11 +205,12 @@ def test_what_a_restored_node_writes_before_it_meets_anybody(tmp_path: Path, res
     """Whatever its clock, and however often it is started."""
     with cluster(tmp_path, "ax") as (a, x):
         x.set(b"k")
-        copy = x.backup()
-        a.tick(1000)
+        copy, slow = x.backup(), x.now
+        a.tick(500)
         meet_all([a, x])
         a.delete(b"k")
         meet_all([a, x])
+        x.now = slow
         x.restore(copy)
         x.set(b"late")
         for _ in range(restarts):
@@ -216,9 +230,9 @@ def test_what_a_restored_node_with_a_slow_clock_writes_comes_by_way_of_a_new_one
             x.reopen()
         x.set(b"k")
         copy = x.backup()
-        x.tick(1000)
+        x.tick(200)
         x.set(b"k", b"lost")
-        a.tick(2000)
+        a.tick(400)
         meet_all([a, x])
         a.delete(b"k")
         meet_all([a, x])
@@ -291,7 +305,8 @@ def test_what_a_writer_outside_has_written_is_not_stale(nodes: list[Node]) -> No
 def test_damage_on_a_member_deletes_nothing_elsewhere(nodes: list[Node]) -> None:
     """A member that lost a record, whatever its horizon, gets it back from those that the horizon covers."""
     a, b, c, _ = nodes
-    a.tick(100)
+    for node in (a, b, c):
+        node.tick(100)
     exchange(a, b)
     exchange(a, c)
     exchange(a, b)

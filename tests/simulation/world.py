@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, Self
 from unittest import mock
 
 from merklekv.engine.clock import DEFAULT_MAX_DRIFT_S
-from merklekv.engine.record import is_sound, timestamp_of, version_of
+from merklekv.engine.record import is_live, is_sound, make_version, timestamp_of, version_of
 from merklekv.errors import Stalled
 from merklekv.replication.stream.outbox import Batch
 
@@ -30,6 +30,7 @@ from .oracle import TRUNCATION, Covered, Holding, Oracle, show
 
 NOON: Final = 2 * 10**18  # when it begins: a wall clock that was set
 SECOND: Final = 10**9
+MINUTE: Final = 60 * SECOND
 DAY: Final = 86_400 * SECOND
 DRIFT: Final = DEFAULT_MAX_DRIFT_S * SECOND
 WINDOW: Final = 8  # batches in flight
@@ -160,30 +161,56 @@ class World:
 
     def _command(self, node: Node, command: str, key: bytes, value: bytes) -> None:
         engine = node.engine
+        if command == "truncate":
+            self._truncate(node)
+            return
         calls: dict[str, Callable[[], object]] = {
             "set": lambda: engine.set(key, value),
             "delete": lambda: engine.delete(key),
             "append": lambda: engine.append(key, value),
             "increment": lambda: engine.set(key, b"%d" % (len(engine.get(key) or b"") + 1)),
-            "truncate": engine.truncate,
         }
-        before = engine.record(key) if key else None
-        newest = engine.table.newest() if command == "truncate" else bytes(24)
-        for _ in range(2):
-            try:
-                calls[command]()
-                break
-            except Stalled:
-                engine.checkpoint_now()
-        after = engine.truncation if command == "truncate" else engine.record(key)
+        before = engine.record(key)
+        self._unless_stalled(node, calls[command])
+        after = engine.record(key)
         if after is None or after == before:
             return
         if before is not None and version_of(after) <= version_of(before) and is_sound(key, before):
             raise Failure(f"{node.name}: {show(key, after)} does not beat {show(key, before)}")
-        self._require_near(node, after, before or newest)
-        self.oracle.attempt(TRUNCATION if command == "truncate" else key, after)
-        node.made_since.append(after)
-        node.uncommitted.append((TRUNCATION if command == "truncate" else key, after))
+        self._require_near(node, after, before or bytes(24))
+        self._made(node, key, after)
+
+    def _truncate(self, node: Node) -> None:
+        """Deletes all keys: by a truncation version, and one by one where their records are too far ahead for one."""
+        engine = node.engine
+        before, newest = engine.truncation, engine.table.newest()
+        records = node.records()
+        try:
+            self._unless_stalled(node, engine.truncate)
+            after = node.records().items()
+            if live := [key for key, record in after if is_live(record) and is_sound(key, record)]:
+                raise Failure(f"{node.name}: {live} are still there after a truncate")
+        finally:  # also what is there when the node crashes over it
+            if engine.truncation != before:
+                self._require_near(node, engine.truncation, min(newest, make_version(node.wall() + MINUTE, bytes(16))))
+                self._made(node, TRUNCATION, engine.truncation)
+            for key, record in node.records().items():
+                if record != records.get(key):
+                    below = engine.table.base.get(key) or b""  # hidden so far, and maybe a bit of its version flipped
+                    self._require_near(node, record, max(records[key], below))
+                    self._made(node, key, record)
+
+    def _unless_stalled(self, node: Node, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except Stalled:
+            node.engine.checkpoint_now()
+            call()
+
+    def _made(self, node: Node, key: bytes, record: bytes) -> None:
+        self.oracle.attempt(key, record)
+        node.made_since.append(record)
+        node.uncommitted.append((key, record))
 
     def _require_near(self, node: Node, made: bytes, before: bytes) -> None:
         """A write is stamped near the wall clock, unless what is there, or what others count on, is ahead of that."""

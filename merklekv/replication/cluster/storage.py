@@ -35,7 +35,10 @@ def load_members(engine: Engine, node: str) -> Members:
         clock.close_through(members.closed)
         _check_clock(engine, members)
         before = members.lost_writes.get(own, NO_LOST_WRITES)
-        members.add_lost_writes(LostWriteInterval(clock.lower_bound if before else 0, clock.closing(), clock.epoch))
+        now = clock.closing()
+        # The data end at the newest version, unless a wrong clock has stamped that.
+        end = max(clock.lower_bound, clock.newest if clock.newest <= now else 0)
+        members.add_lost_writes(LostWriteInterval(end if before else 0, now, clock.epoch))
         if before:
             engine.put_metadata_first(METADATA_MEMBERS, members.encode())  # a node starts with a full disk, too
         else:
