@@ -94,6 +94,7 @@ class EngineMetrics:
     log_next_sequence: Annotated[int, gauge("sequence number of the next local event")]
     base_bytes: Annotated[int, gauge("size of the base on disk", "bytes")]
     base_free_bytes: Annotated[int, gauge("free pages in it, for the next records", "bytes")]
+    compactions: Annotated[int, counter("times that the base was written anew, without free pages")]
     clock_ns: Annotated[int, gauge("newest timestamp that this node has written or applied", "ns")]
     clock_ahead_s: Annotated[int, gauge("how far that is ahead of the wall clock", "s")]
 

@@ -142,7 +142,7 @@ import sys
 from merklekv.engine.checkpoint import child
 from merklekv.logging_setup import start_logging
 start_logging("info", "text")
-process = child.CheckpointProcess("base", "log", 1)
+process = child.CheckpointProcess("base", "base.new", "log", 1)
 process._command = [sys.executable, "-c", "import sys; sys.stderr.write('x' * 1_000_000)"]
 try:
     process.checkpoint(1, print)

@@ -155,10 +155,23 @@ class BaseSnapshot(NamedTuple):
         return int(self.txn.stat(database)["entries"])
 
     @property
+    def databases(self) -> "tuple[Any, ...]":
+        """All five."""
+        return self[1:]
+
+    @property
     def used_pages(self) -> int:
         """How many pages of the file hold something: two of LMDB's own, one of names, and those of the databases."""
-        stats = [self.txn.stat(database) for database in self[1:]]
-        return 3 + sum(int(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]) for stat in stats)
+        return 3 + sum(self.pages(database) for database in self.databases)
+
+    def pages(self, database: Any) -> int:
+        """How many pages a database has."""
+        stat = self.txn.stat(database)
+        return int(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"])
+
+    def overflow_pages(self, database: Any) -> int:
+        """How many of these hold values that are too large to share a page."""
+        return int(self.txn.stat(database)["overflow_pages"])
 
     def number(self, name: bytes) -> int:
         """A number in `meta`, 0 without one."""
@@ -180,12 +193,16 @@ class BaseSnapshot(NamedTuple):
 
 
 class Base:
-    """The base as readers see it: a snapshot that `refresh` moves forward.  Not locked."""
+    """The base as readers see it: a snapshot that `refresh` moves forward.  Not locked.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    After a compaction another Base takes its place.  Then it stays open for as long as something refers to it, or to a
+    snapshot of it.
+    """
+
+    def __init__(self, path: Path, patience_s: float = OPEN_PATIENCE_S) -> None:
+        self.path = path  # a compaction changes it: the directory moves
         self.current: BaseSnapshot  # valid until `refresh`
-        with _opened(path, OPEN_PATIENCE_S, readonly=True, max_spare_txns=4) as (self._env, self._databases):
+        with _opened(path, patience_s, readonly=True, max_spare_txns=4) as (self._env, self._databases):
             self._begin()
 
     def refresh(self) -> None:
@@ -203,7 +220,7 @@ class Base:
             self._env.set_mapsize(0)
             txn = self._env.begin(db=records)
         except lmdb.Error as error:
-            raise translate(error, self._path) from error
+            raise translate(error, self.path) from error
         self.get: Callable[[bytes], bytes | None] = txn.get  # the hot path: one C call
         current = self.current = BaseSnapshot(txn, *self._databases)
         self.checkpoint_lsn = current.number(b"checkpoint_lsn")
@@ -219,9 +236,14 @@ class Base:
 
         Half-empty pages count as used: scattered deletions free a page when three quarters of it are gone.
         """
-        pages, page_size = self._env.info()["last_pgno"] + 1, self._env.stat()["psize"]
+        pages = self._env.info()["last_pgno"] + 1
         used = min(pages, self.current.used_pages)
-        return Space(used * page_size, (pages - used) * page_size)
+        return Space(used * self.page_size, (pages - used) * self.page_size)
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of a page."""
+        return int(self._env.stat()["psize"])
 
     def leaves(self) -> dict[int, bytes]:
         """The 256 leaves below each inner node that has any, as `merkle` keeps them.  Raises Corruption."""
@@ -229,7 +251,7 @@ class Base:
         for node in range(INNER_NODES):
             packed = self.current.leaf_bytes(node)
             if len(packed) != len(NO_LEAVES):
-                raise damage(f"{self._path}: the leaves of inner node {node} have {len(packed)} bytes")
+                raise damage(f"{self.path}: the leaves of inner node {node} have {len(packed)} bytes")
             if packed != NO_LEAVES:
                 found[node] = packed
         return found
@@ -298,15 +320,33 @@ class Base:
         self._env.close()
 
 
+def _batches(cursor: Any, path: Path) -> Iterator[list[Pair]]:
+    """The entries of a database, a transaction's worth at a time."""
+    batch: list[Pair] = []
+    size = 0
+    try:
+        for key, value in cursor:
+            batch.append((key, value))
+            size += len(value)
+            if len(batch) >= TRANSACTION_KEYS or size >= TRANSACTION_BYTES:
+                yield batch
+                batch, size = [], 0
+    except lmdb.Error as error:
+        raise translate(error, path) from error
+    if batch:
+        yield batch
+
+
 class BaseWriter:
     """The base as its one writer changes it, in whole transactions.
 
     `patience_s`: how long it waits for a process of another container that has the same id.
+    `sync`: each transaction syncs.
     """
 
-    def __init__(self, path: Path, patience_s: float = OPEN_PATIENCE_S) -> None:
+    def __init__(self, path: Path, patience_s: float = OPEN_PATIENCE_S, sync: bool = True) -> None:
         self._path = path
-        with _opened(path, patience_s) as (self._env, self._databases):
+        with _opened(path, patience_s, sync=sync) as (self._env, self._databases):
             self._records, self._index, self._tombstones, self._leaves, self._meta = self._databases
             self._env.reader_check()  # slots of readers that were killed would keep old pages for ever
             with self.snapshot() as view:
@@ -504,6 +544,24 @@ class BaseWriter:
                 before = 0 if anew else int.from_bytes(packed[at : at + LEAF_SIZE], "big")
                 packed[at : at + LEAF_SIZE] = (before + terms[bucket] & LEAF_MASK).to_bytes(LEAF_SIZE, "big")
             txn.put(name, bytes(packed), db=self._leaves)
+
+    def fill(self, base: Base) -> Iterator[tuple[int, int]]:
+        """Puts all entries of another base, in order, into this empty one.
+
+        Yields (entries done, entries in all) after each transaction.  Raises Corruption if not all of them could be
+        read, or are not in order.
+        """
+        with base.snapshot() as view:
+            total = sum(view.size(database) for database in view.databases)
+            done = 0
+            for source, target in zip(view.databases, self._databases, strict=True):
+                with view.txn.cursor(db=source) as cursor:
+                    for batch in _batches(cursor, base.path):
+                        with self._transaction() as txn:
+                            done += txn.cursor(db=target).putmulti(batch, append=True)[1]
+                        yield done, total
+        if done != total:
+            raise damage(f"{base.path}: {done} of {total} entries are in order")
 
     def close(self) -> None:
         """Closes the environment.  Makes the file as long as it says, see lmdb_file.py: a look at that is cheaper."""

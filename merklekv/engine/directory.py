@@ -2,11 +2,17 @@
 
 The lock (flock) is on the directory itself, so it does not depend on the files in it.  The file LOCK names the process
 for people.
+
+A compaction writes a new base into `base.new`, moves `base` to `base.old` and `base.new` to `base`.  Both contain the
+same until the swap is durable, so either may be the one that a crash leaves: a start finds `base`, or else takes
+`base.old`, and deletes what remains.  It is the directory that moves, not the file in it, because LMDB's lock file
+belongs to the file: what has the old base open goes on reading it.
 """
 
 import fcntl
 import logging
 import os
+import shutil
 import stat
 import sys
 import time
@@ -15,6 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from merklekv.engine import failpoints
 from merklekv.engine.access import no_permission, trouble
 from merklekv.engine.format import FORMAT_LINE, FORMAT_VERSION
 from merklekv.engine.log.segment import sync_directory
@@ -33,6 +40,9 @@ ORPHAN_TIMEOUT_S: Final = 10.0  # how long the checkpoint process of a killed se
 ORPHAN_POLL_S: Final = 0.02
 MARK_SIZE_MAX: Final = 256  # bytes of FORMAT that are read
 PID_SIZE_MAX: Final = 32  # bytes of LOCK that are read
+NEW_BASE: Final = "base.new"
+OLD_BASE: Final = "base.old"
+LEFTOVERS: Final = (NEW_BASE, OLD_BASE)
 LOCK_LIST: Final = Path("/proc/locks")  # the kernel's
 
 REMADE: Final = ("node-id", "outbox", "base/lock.mdb")  # a start makes those that are missing
@@ -61,6 +71,7 @@ class DataDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path, self.base, self.log = path, path / "base", path / "log"
+        self.new_base, self.old_base = path / NEW_BASE, path / OLD_BASE
         _require_name(path)
         with ExitStack() as on_failure:
             try:
@@ -93,6 +104,50 @@ class DataDirectory:
             if not is_same:
                 raise StorageFailed(f"{path}: was moved or replaced while it was in use; put it back, then start again")
 
+    def require_movable_base(self) -> None:
+        """Raises InvalidArgument if the base is a link to elsewhere, or a file system of its own."""
+        if self.base.is_symlink() or self.base.stat().st_dev != self.path.stat().st_dev:
+            raise InvalidArgument(
+                f"{self.base}: is a link or a file system of its own, and cannot be replaced; "
+                "`merklekv-tool backup` and `restore` make a compact directory"
+            )
+
+    def swap_base(self) -> None:
+        """Puts the new base in the place of the base.  Follow it with `finish_swap`.
+
+        Raises OSError, with nothing changed, and StorageFailed.
+        """
+        self.require_in_place()
+        os.rename(self.base, self.old_base)
+        failpoints.reached("compaction.moved")
+        try:
+            os.rename(self.new_base, self.base)
+        except OSError as error:
+            try:
+                os.rename(self.old_base, self.base)
+            except OSError:
+                problem = f"{self.base}: was moved to {self.old_base}, and cannot be moved back: {error.strerror}"
+                raise StorageFailed(f"{problem}; a start does that") from error
+            raise
+        failpoints.reached("compaction.swapped")
+        self._parts[self.base] = self.base.stat()
+
+    def finish_swap(self) -> None:
+        """Makes the swap durable, and then deletes the old base.  The base must not be written before."""
+        try:
+            sync_directory(self.path)
+        except OSError as error:
+            raise StorageFailed(f"{self.path}: cannot sync: {error.strerror}") from error
+        shutil.rmtree(self.old_base, ignore_errors=True)  # else the next compaction, or a start, tries again
+
+    def remove_leftovers(self) -> None:
+        """Deletes what a compaction that was cut off has left; makes the old base the base if there is no other."""
+        if not self.base.exists() and self.old_base.exists():
+            os.rename(self.old_base, self.base)
+            sync_directory(self.path)
+        for place in (self.new_base, self.old_base):
+            shutil.rmtree(place, ignore_errors=True)
+
     def warn_of_readers(self) -> None:
         """Logs a warning if every user of this machine may read the directory."""
         if self.path.stat().st_mode & stat.S_IRWXO:
@@ -113,12 +168,19 @@ class DataDirectory:
             os.ftruncate(lock, len(pid))
         finally:
             os.close(lock)
+        self.remove_leftovers()
         self.base.mkdir(DIRECTORY_MODE, exist_ok=True)
         self.log.mkdir(DIRECTORY_MODE, exist_ok=True)
         mark = self.path / "FORMAT"
         if not mark.exists():
             replace_file(mark, f"{FORMAT_LINE}{FORMAT_VERSION}\n".encode())
             sync_directory(self.path.absolute().parent)
+
+
+def base_of(path: Path) -> Path:
+    """Where the base of a data directory is, also after a crash in the middle of a swap."""
+    base, old = path / "base", path / OLD_BASE
+    return old if old.exists() and not base.exists() else base
 
 
 @contextmanager
@@ -223,11 +285,12 @@ def _require_kinds(path: Path) -> None:
         segments = [f"log/{segment.name}" for segment in (path / "log").glob("*.log")]
         for names, expected, way_out in (
             (("base", "log"), stat.S_IFDIR, RESTORE),
+            (LEFTOVERS, stat.S_IFDIR, "move it away"),
             (("FORMAT", "base/data.mdb", *segments), stat.S_IFREG, RESTORE),
             ((*REMADE, *OVERWRITTEN), stat.S_IFREG, REMAKE),
         ):
             for name in names:
-                kind = _kind(path / name, follow_symlinks=name not in OVERWRITTEN)
+                kind = _kind(path / name, follow_symlinks=name not in (*OVERWRITTEN, *LEFTOVERS))
                 if kind not in (expected, None):
                     found = _KINDS.get(kind, "a device")
                     raise Corruption(f"{path / name}: is {found}, not {_KINDS[expected]}; {way_out}")

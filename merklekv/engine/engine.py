@@ -172,6 +172,7 @@ class Engine:
         self.metadata_or_pending = commits.metadata_or_pending
         self.wait_for_room = gate.wait
         self.checkpoint_now = self.checkpointer.checkpoint_now
+        self.compact_now = self.checkpointer.compact_now
         self.release_log = self.checkpointer.release_log
         self._put = table.put
 
@@ -491,6 +492,7 @@ class Engine:
                 log_next_sequence=self.log.sequence,
                 base_bytes=(self.directory.base / DATA_FILE).stat().st_size,
                 base_free_bytes=table.base.space.free,
+                compactions=self.checkpointer.compactions,
                 clock_ns=self.clock.newest,
                 clock_ahead_s=max(0, int(self.clock.ahead_s(self.clock.newest))),
             )

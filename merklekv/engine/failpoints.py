@@ -19,6 +19,10 @@ POINTS: Final = (
     "checkpoint.finished",  # the base says so, the server does not know
     "checkpointer.told",  # the server has been told
     "checkpointer.before_delete",  # memtables are dropped, the segments still there
+    "compaction.part",  # part of the new base is written
+    "compaction.written",  # the new base is whole, beside the old one
+    "compaction.moved",  # the old base has another name, the new one has not got its own yet
+    "compaction.swapped",  # the new base has its name, the old one is still there
 )
 
 _armed = os.environ.get("MERKLEKV_TEST_CRASH_AT")

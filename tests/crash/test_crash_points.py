@@ -1,4 +1,4 @@
-"""The process dies at each named moment of rotating and checkpoints, and again at the same moment of the recovery.
+"""The process dies at each named moment of rotating, checkpoints and compactions, and again there in the recovery.
 
 `MERKLEKV_TEST_CRASH_AT` arms a point in the node and in its checkpoint process. Where that process dies, the node lives
 on and is then killed too.
@@ -23,6 +23,8 @@ WRITES = 10  # few enough, with few clients, that memory does not fill while the
 CLIENTS = 3
 ROUNDS_MAX = 50
 TIMES = 2
+OF_CHILD = ("checkpoint.", "compaction.part")
+OTHERS = {"checkpoint.truncation_raised"} | {point for point in POINTS if point.startswith("compaction.")}
 
 
 def run_into(victim: Victim, point: str, before_writing: Callable[[], None]) -> None:
@@ -41,7 +43,7 @@ def run_into(victim: Victim, point: str, before_writing: Callable[[], None]) -> 
     except Unreachable:
         pass  # it died while keys were looked at, in what it still had to do after the start
     assert mark in node.output()
-    if point.startswith("checkpoint."):
+    if point.startswith(OF_CHILD):
         node.kill()
     assert victim.gone() == -signal.SIGKILL
 
@@ -49,7 +51,8 @@ def run_into(victim: Victim, point: str, before_writing: Callable[[], None]) -> 
 @pytest.mark.parametrize(
     ("point", "before_writing"),
     [
-        *((point, lambda victim: None) for point in POINTS if point != "checkpoint.truncation_raised"),
+        *((point, lambda victim: None) for point in POINTS if point not in OTHERS),
+        *((point, Victim.fill_and_truncate) for point in POINTS if point.startswith("compaction.")),
         pytest.param("checkpoint.truncation_raised", Victim.truncate, id="checkpoint.truncation_raised-all"),
         pytest.param("checkpoint.truncation_raised", Victim.raise_truncation, id="checkpoint.truncation_raised-half"),
     ],

@@ -3,20 +3,27 @@
     freeze       the full memtable and its log segment end at the same moment, and a new pair begins
     checkpoint   the base takes in all sealed segments; their memtables go, and then the segments
     backlog      bytes of memtables that the base has not taken in, less what the running checkpoint has done of them
+    compaction   a base that would be much smaller is written anew, and takes the place of the old one
 
 Writers wait while the backlog is more than BACKLOG_TABLES memtables, so memory is bounded.  It falls with the progress
-that the checkpoint process reports, so writers go on at that pace.
+that the checkpoint process reports, so writers go on at that pace.  A compaction ends, unfinished, when they would have
+to wait for it.
 """
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
 from merklekv.engine import failpoints
+from merklekv.engine.access import damage
 from merklekv.engine.base import Base, BaseWriter
 from merklekv.engine.checkpoint.child import CheckpointProcess, ChildDied, checkpoint
+from merklekv.engine.checkpoint.compaction import Progress, remove, write_compacted
+from merklekv.engine.checkpoint.space import CompactionRule, frees_much, require_room
 from merklekv.engine.commit import GroupCommit
 from merklekv.engine.directory import DataDirectory
 from merklekv.engine.format import SEGMENT_HEADER
@@ -35,6 +42,9 @@ log = logging.getLogger(__name__)
 BACKLOG_TABLES: Final = 2.5  # memtables that are not in the base, the active one included, above which writers wait
 FROZEN_TABLES_MAX: Final = 3
 RETRY_S: Final = 1.0
+COMPACTION_TABLES_MAX: Final = 2  # frozen memtables: then writers will soon have to wait, and a compaction is cut off
+COMPACTION_RETRY_S: Final = 10.0  # until one that could not be finished is tried again; twice as long each time
+COMPACTION_RETRY_MAX_S: Final = 600.0
 CHILD_DEATHS_MAX: Final = 5  # in a row; then something is wrong that starting again does not cure
 
 
@@ -63,7 +73,7 @@ class Checkpointer:
         self.memtable_size = memtable_size
         self.child: CheckpointProcess | None = None
         if mode == "process":
-            self.child = CheckpointProcess(directory.base, directory.log, directory.lock_fd)
+            self.child = CheckpointProcess(directory.base, directory.new_base, directory.log, directory.lock_fd)
         self._directory = directory
         self._table = table
         self._log = table.log
@@ -75,6 +85,12 @@ class Checkpointer:
         self._share = 0.0  # of those, done
         self._upto = self._done = 0  # LSNs: the checkpoint that was asked for, and the last that was finished
         self._deaths = 0  # of the checkpoint process, in a row
+        self.compactions = 0
+        self._rule = CompactionRule()
+        self._look_at = 0.0  # when the space is looked at next, by the monotonic clock
+        self._not_before = 0.0  # ... if a checkpoint is finished earlier
+        self._retry_s = COMPACTION_RETRY_S
+        self._put_off_for: type[Exception] | None = None  # why the last compaction was not finished
         self._wake = threading.Condition()
         self.worker = WorkerThread("checkpointer", self._step, self._fail, wake=self._notify, retry_s=RETRY_S)
         commits.after_commit = self._after_commit
@@ -138,6 +154,18 @@ class Checkpointer:
             finally:
                 self._table.base = Base(self._directory.base)
             self._take_over_base()
+            self._compact_if_due()
+
+    def compact_now(self, progress: Progress) -> None:
+        """Puts everything into the base, and writes that anew; in the mode `manual` only.
+
+        Raises DiskFull, Shortage, Corruption, StorageFailed, OSError.
+        """
+        self.checkpoint_now()
+        while self._table.frozen or self._log.position > SEGMENT_HEADER.size:
+            self.checkpoint_now()
+        with self._commits.lock, self._lock:
+            self._compact(progress)
 
     # -- freezing: with the commit lock held ---------------------------------------------------------------------------
 
@@ -151,7 +179,7 @@ class Checkpointer:
         if self._gate.log_shortage is not None:
             return
         is_full = self._table.active.size >= self.memtable_size or self._log.position >= self.memtable_size
-        if is_full or self._table.needs_checkpoint:
+        if is_full or self._table.needs_checkpoint or frees_much(self._table):
             self.freeze()
 
     def freeze(self) -> None:
@@ -175,6 +203,8 @@ class Checkpointer:
             self._table.freeze(self._log.lsn)
             if self.child is None:
                 self._log.finish_sealing()
+            elif len(self._table.frozen) >= COMPACTION_TABLES_MAX:
+                self.child.cut_compaction()
             self._submit()
 
     def _freeze_due(self) -> None:
@@ -223,13 +253,22 @@ class Checkpointer:
             self._gate.fail(error)
 
     def _step(self) -> None:
-        """Wait until a checkpoint is asked for, and try it once."""
-        assert self.child is not None
+        """Wait until a checkpoint is asked for, and try it once; with none to make, see whether a compaction is due."""
         with self._wake:
-            self._wake.wait_for(lambda: self.worker.is_stopping or self._upto > self._done)
+            wait_s = self._look_at - time.monotonic()
+            self._wake.wait_for(
+                lambda: self.worker.is_stopping or self._upto > self._done, wait_s if wait_s < math.inf else None
+            )
         if self.worker.is_stopping:
             return
-        upto = self._upto
+        if self._upto > self._done:
+            self._checkpoint(self._upto)
+        elif time.monotonic() >= self._look_at:
+            self._look_at = math.inf
+            self._compact_if_due()
+
+    def _checkpoint(self, upto: int) -> None:
+        assert self.child is not None
         self._log.finish_sealing()
         try:
             self.child.checkpoint(upto, self._progressed)
@@ -248,6 +287,8 @@ class Checkpointer:
             raise StorageFailed(f"the checkpointer failed: {error!r}") from error
         else:
             self._deaths, self._done = 0, upto
+            self._rule.observe(self._table.base)
+            self._look_at = self._not_before
 
     def _on_death(self, death: ChildDied) -> None:
         """Wait before the checkpoint process is started again."""
@@ -280,3 +321,58 @@ class Checkpointer:
             self._update_backlog()
         failpoints.reached("checkpointer.before_delete")
         self.delete_segments()
+
+    # -- a compaction: by the thread that makes checkpoints, so nobody writes to the base meanwhile --------------------
+
+    def _compact_if_due(self) -> None:
+        """What keeps it from that is logged when it is new, and the base stays as it is."""
+        try:
+            if self._rule.is_due(self._table.base):
+                self._compact()
+                self._put_off_for, self._not_before, self._retry_s = None, 0.0, COMPACTION_RETRY_S
+        except (MerkleKVError, ChildDied, OSError) as error:
+            remove(self._directory.new_base)
+            if self._gate.failure is not None:
+                raise
+            if self.worker.is_stopping:
+                return
+            if type(error) is not self._put_off_for:
+                log.warning("the compaction of the base was not finished: %s; it is tried again later", error)
+            self._put_off_for = type(error)
+            self._look_at = self._not_before = time.monotonic() + self._retry_s
+            self._retry_s = min(2 * self._retry_s, COMPACTION_RETRY_MAX_S)
+
+    def _compact(self, progress: Progress = lambda done, total: None) -> None:
+        directory, began = self._directory, time.monotonic()
+        size_before = sum(self._table.base.space)
+        directory.require_movable_base()
+        remove(directory.old_base)
+        require_room(self._table.base)
+        if self.child is None:
+            write_compacted(self._table.base, directory.new_base, progress)
+        else:
+            self.child.compact()
+        self._swap_base()
+        self.compactions += 1
+        size = sum(self._table.base.space)
+        self._rule.compacted(self._table.base)
+        seconds = time.monotonic() - began
+        log.info("compacted the base in %.1f s: %d MiB, before %d MiB", seconds, size >> 20, size_before >> 20)
+
+    def _swap_base(self) -> None:
+        """Puts the new base in the place of the old one.  Raises OSError, Shortage, Corruption with nothing changed."""
+        failpoints.reached("compaction.written")
+        old = self._table.base
+        new = Base(self._directory.new_base)
+        if (new.checkpoint_lsn, new.live, new.dead) != (old.checkpoint_lsn, old.live, old.dead):
+            new.close()
+            raise damage(f"{new.path}: is not what was written")
+        try:
+            with self._lock:
+                self._directory.swap_base()
+                new.path = self._directory.base
+                self._table.base = new  # the old one is closed with the last snapshot of it: a scrub may have one
+            self._directory.finish_swap()
+        except StorageFailed as error:
+            self._gate.fail(error)
+            raise

@@ -4,9 +4,9 @@
 cut off anywhere and called again; recovery is the same call.
 
 The server runs it in a child process (`CheckpointProcess`, `main`), which takes no time from the threads that serve.
-The child reads one line for each job, the LSN to reach, and answers in lines: ``progress <0..1>``, ``done``, or
-``error <class> <message>``.  It shares the directory's lock, so the next server waits for its end; and it ends by
-itself, between two transactions, when its parent is gone.
+The child reads one line for each job, the LSN to reach or ``compact``, and answers in lines: ``progress <0..1>``,
+``done <job>``, or ``error <class> <message>``.  It shares the directory's lock, so the next server waits for its end;
+and it ends by itself, between two transactions, when its parent is gone.
 """
 
 import logging
@@ -17,7 +17,7 @@ import sys
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Final, TextIO
@@ -27,7 +27,8 @@ from xxhash import xxh3_64_digest
 from merklekv import interpreter
 from merklekv.engine import failpoints
 from merklekv.engine.access import damage, trouble
-from merklekv.engine.base import DATA_FILE, TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter, Pair
+from merklekv.engine.base import DATA_FILE, TRANSACTION_BYTES, TRANSACTION_KEYS, Base, BaseWriter, Pair
+from merklekv.engine.checkpoint.compaction import write_compacted
 from merklekv.engine.format import ENTRY, OP_METADATA, OP_ORIGIN, OP_REPAIR, OP_TRUNCATE, REMOTE
 from merklekv.engine.log.segment import Segment, list_segments, segment_path
 from merklekv.engine.record import ZERO_VERSION, is_purge_marker
@@ -52,6 +53,7 @@ READ_STEP: Final = 1 << 20  # bytes of log between two reports
 SORT_KEYS: Final = 16_384  # about as many are sorted at once
 SAMPLE_EVERY: Final = 64
 STOP_TIMEOUT_S: Final = 5.0
+COMPACT: Final = "compact"  # the job
 
 Progress = Callable[[float], None]
 
@@ -178,13 +180,17 @@ class ChildDied(Exception):
 class CheckpointProcess:
     """The child process as its parent sees it.  One thread calls `checkpoint`; `stop` comes from another."""
 
-    def __init__(self, base: Path, log_directory: Path, lock_fd: int) -> None:
+    def __init__(self, base: Path, new_base: Path, log_directory: Path, lock_fd: int) -> None:
         self._base = base
-        self._command = interpreter.command("merklekv.engine.checkpoint.child", str(base), str(log_directory))
+        places = (str(base), str(new_base), str(log_directory))
+        self._command = interpreter.command("merklekv.engine.checkpoint.child", *places)
         self._lock_fd = lock_fd
         self._guard = threading.Lock()
+        self._cutting = threading.Lock()
         self._stopped = False
         self._process: subprocess.Popen[str] | None = None
+        self._compacting: subprocess.Popen[str] | None = None
+        self._is_cut = False
 
     @property
     def pid(self) -> int | None:
@@ -193,17 +199,39 @@ class CheckpointProcess:
 
     def checkpoint(self, upto: int, progress: Progress) -> None:
         """`checkpoint`, over there.  Raises what it raises, and ChildDied."""
+        self._ask(self._running(), str(upto), progress)
+
+    def compact(self) -> None:
+        """`write_compacted`, over there.  Raises what it raises, and ChildDied, also after `cut_compaction`."""
         process = self._running()
+        with self._cutting:
+            self._compacting, self._is_cut = process, False
+        try:
+            self._ask(process, COMPACT, lambda share: None)
+        except ChildDied as death:
+            raise ChildDied("writes came first") if self._is_cut else death from None
+        finally:
+            with self._cutting:
+                self._compacting = None
+
+    def cut_compaction(self) -> None:
+        """Ends a compaction that is under way, so that the next checkpoint can begin.  Another thread calls it."""
+        with self._cutting:
+            if self._compacting is not None:
+                self._is_cut = True
+                self._compacting.kill()
+
+    def _ask(self, process: "subprocess.Popen[str]", job: str, progress: Progress) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         with suppress(BrokenPipeError):  # it has died: no line comes
-            process.stdin.write(f"{upto}\n")
+            process.stdin.write(f"{job}\n")
             process.stdin.flush()
         for line in process.stdout:
             word, _, rest = line.strip().partition(" ")
             if word == "progress":
                 progress(float(rest))
-            elif word == "done" and int(rest) == upto:  # else of a job that an error here has cut short
+            elif word == "done" and rest == job:  # else of a job that an error here has cut short
                 return
             elif word == "error":
                 name, _, message = rest.partition(" ")
@@ -278,8 +306,8 @@ _ERRORS: Final[dict[str, type[MerkleKVError]]] = {
 }
 
 
-def main(base_path: str, log_directory: str) -> None:
-    """The process: makes a checkpoint when told to, until its input or its parent ends."""
+def main(base_path: str, new_base_path: str, log_directory: str) -> None:
+    """The process: makes checkpoints and compactions when told to, until its input or its parent ends."""
     parent = os.getppid()
     stopping = False
 
@@ -287,9 +315,12 @@ def main(base_path: str, log_directory: str) -> None:
         nonlocal stopping
         stopping = True
 
-    def progress(share: float) -> None:
+    def heed() -> None:
         if stopping or os.getppid() != parent:
             sys.exit(0)
+
+    def progress(share: float) -> None:
+        heed()
         answer(f"progress {share:.4f}")
 
     def answer(line: str) -> None:
@@ -304,10 +335,15 @@ def main(base_path: str, log_directory: str) -> None:
     for line in sys.stdin:
         signal.signal(signal.SIGTERM, stop)
         try:
+            job = line.strip()
             # Anew for each job: LMDB may be of no use after a failed write.
-            with BaseWriter(Path(base_path), patience_s=0) as base:
-                checkpoint(base, Path(log_directory), int(line), progress)
-            answer(f"done {int(line)}")
+            if job == COMPACT:
+                with closing(Base(Path(base_path), patience_s=0)) as old:
+                    write_compacted(old, Path(new_base_path), lambda done, total: heed())
+            else:
+                with BaseWriter(Path(base_path), patience_s=0) as base:
+                    checkpoint(base, Path(log_directory), int(job), progress)
+            answer(f"done {job}")
         except MerkleKVError as error:
             answer_error(error)
             stopping = isinstance(error, DirectoryLocked)  # the next child has another process id

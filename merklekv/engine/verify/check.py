@@ -23,7 +23,7 @@ import lmdb
 from lmdb.verify import VerifyError, verify
 
 from merklekv.engine.base import BaseSnapshot
-from merklekv.engine.directory import locked, require_format
+from merklekv.engine.directory import LEFTOVERS, base_of, locked, require_format
 from merklekv.engine.engine import Engine
 from merklekv.engine.lmdb_file import shortfall
 from merklekv.engine.log.retention import CURSOR_FILE, read_cursor
@@ -88,7 +88,7 @@ def check_directory(
         raise NotADataDirectory(f"{path}: no such directory")
     require_format(path)
     with locked(path):
-        data = path / "base" / "data.mdb"
+        data = base_of(path) / "data.mdb"
         base_size = data.stat().st_size if data.exists() else 0
         log_size = sum(segment.stat().st_size for segment in (path / "log").glob("*.log"))
         stages = Stages(progress, 2 * base_size + log_size)
@@ -100,6 +100,9 @@ def check_directory(
         if facts.known:
             for violation in check_metadata(facts.metadata):
                 report.add(path, violation)
+        for name in LEFTOVERS:
+            if (path / name).exists():
+                note(f"{path / name}: left by a compaction that was cut off, a start tidies it up")
         place = path / CURSOR_FILE
         if place.exists() and read_cursor(place.read_bytes()) is None:
             note(f"{place}: damaged, a start publishes again what is left of the log")

@@ -16,14 +16,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
 import lmdb
 
 from merklekv.engine.base import DATA_FILE, map_size_of
-from merklekv.engine.directory import give_to_owner
+from merklekv.engine.directory import base_of, give_to_owner
 from merklekv.engine.format import SEGMENT_HEADER
 from merklekv.engine.log.segment import Segment, segment_path
 from merklekv.errors import Corruption
@@ -45,10 +45,10 @@ def copy_directory(source: Path, draft: Path, update: Update) -> None:
             segments = _Segments(source / "log", stack)
             (draft / "base").mkdir()
             (draft / "log").mkdir()
-            data = source / "base" / DATA_FILE
-            if data.exists() and data.stat().st_size:  # else a node died while it created the directory
-                lmdb_copy.copy(source / "base", draft / "base", update)
-                give_to_owner(source / "base", source.stat())  # LMDB creates a missing lock file
+            if lmdb_copy.size_of(base_of(source) / DATA_FILE):  # else a node died while it created the directory
+                lmdb_copy.copy(source, draft / "base", update)
+                with suppress(FileNotFoundError):  # a compaction of the node has just replaced it
+                    give_to_owner(base_of(source), source.stat())  # LMDB creates a missing lock file
             segments.open()
             checkpoint_lsn, needed = _extent(draft / "base")
             is_whole = checkpoint_lsn in segments.files or not (segments.files or checkpoint_lsn)

@@ -19,6 +19,7 @@ import lmdb
 
 from merklekv import interpreter
 from merklekv.engine.base import DATA_FILE, is_full, map_size_of, translate
+from merklekv.engine.directory import base_of
 from merklekv.engine.lmdb_file import require_whole
 from merklekv.errors import DiskFull, StorageFailed
 from merklekv_tool.errors import FileError
@@ -26,20 +27,22 @@ from merklekv_tool.output import Update
 
 POLL_S: Final = 0.1
 ATTEMPTS: Final = 10
+REPLACED: Final = "Replaced"  # a compaction of the node has put another base there
 
 
-def copy(source: Path, target: Path, update: Update) -> None:
-    """Copies the environment in `source`, which other processes may write to, into the directory `target`.
+def copy(directory: Path, target: Path, update: Update) -> None:
+    """Copies the base of a data directory, which other processes may write to and replace, into the directory `target`.
 
     `update` gets bytes. Raises Corruption, StorageFailed, DiskFull, FileError.
     """
-    require_whole(source / DATA_FILE)
     for _ in range(ATTEMPTS):
+        source = base_of(directory)
+        require_whole(source / DATA_FILE)
         status, said = _try(source, target, update)
         if not status:
             return
         name, message = said.partition(" ")[::2]
-        if name != lmdb.LockError.__name__:  # it may be of the process id, see `translate`
+        if name not in (lmdb.LockError.__name__, REPLACED):  # it may be of the process id, see `translate`
             break
     if is_full(target):  # LMDB has several errors for it
         raise DiskFull(f"{target.parent}: disk full, no room for the copy")
@@ -55,7 +58,7 @@ def copy(source: Path, target: Path, update: Update) -> None:
 
 def _try(source: Path, target: Path, update: Update) -> tuple[int, str]:
     """Runs one child process. Returns its exit status and its stderr."""
-    total = (source / DATA_FILE).stat().st_size
+    total = size_of(source / DATA_FILE)
     with subprocess.Popen(
         interpreter.command(__name__, str(source), str(target)),
         stderr=subprocess.PIPE,
@@ -64,8 +67,7 @@ def _try(source: Path, target: Path, update: Update) -> tuple[int, str]:
     ) as child:
         try:
             while child.poll() is None:
-                copied = target / DATA_FILE
-                update(copied.stat().st_size if copied.exists() else 0, total)
+                update(size_of(target / DATA_FILE), total)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(POLL_S)
         finally:
@@ -74,15 +76,37 @@ def _try(source: Path, target: Path, update: Update) -> tuple[int, str]:
     return child.returncode, said.strip()
 
 
+def size_of(file: Path) -> int:
+    """Bytes of a file, 0 without one: a compaction may replace it at any moment."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def main(source: str, target: str) -> None:
     """The child process."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.umask(0o077)  # LMDB creates the copy with mode 0666
+    place = Path(source)
+    base = _identity(place)
     try:
-        with lmdb.open(source, readonly=True, max_dbs=0, map_size=map_size_of(Path(source))) as environment:
-            environment.copy(target, compact=True)
-    except lmdb.Error as error:
-        sys.exit(f"{type(error).__name__} {error}")
+        with lmdb.open(source, readonly=True, max_dbs=0, map_size=map_size_of(place)) as environment:
+            if _identity(place) == base:  # else the lock file may be of one base and the data of another
+                environment.copy(target, compact=True)
+                return
+    except (lmdb.Error, FileNotFoundError) as error:
+        if _identity(place) == base:
+            sys.exit(f"{type(error).__name__} {error}")
+    sys.exit(f"{REPLACED} while it was opened")
+
+
+def _identity(place: Path) -> tuple[int, int] | None:
+    try:
+        status = place.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 if __name__ == "__main__":
