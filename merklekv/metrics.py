@@ -104,6 +104,7 @@ class NodeMetrics:
     """The node as a whole."""
 
     node_id: Annotated[str, info("id of this node")]
+    clock_problem: Annotated[str, info("what is wrong with a clock, of this node or of a peer, if anything is")]
     log_lines_dropped: Annotated[int, counter("lines that the log could not take in time")]
     thread_status: Annotated[
         Labelled,

@@ -17,6 +17,7 @@ import gc
 import ipaddress
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from merklekv import __version__
 from merklekv.address import format_address, is_address, parse_address
+from merklekv.engine.clock_watch import ClockWatch
 from merklekv.engine.engine import Engine
 from merklekv.exit_codes import EXIT_OK, EXIT_SLOW_STOP, EXIT_STORAGE
 from merklekv.log_throttle import LogThrottle
@@ -59,6 +61,7 @@ EXCHANGE_TIMEOUT_S = 30.0  # for one answer; a peer that hangs keeps the others 
 SWITCH_INTERVAL_S = 0.0005
 SERVER_STOP_S = 5.0  # of those, for clients to take their last replies
 PUBLISH_REST_S = 2.5  # and for the broker to take what is left in the outbox
+LOOK_S = 1.0  # between two looks at the wall clock
 NO_SIGNAL = b"\0"
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGXCPU, signal.SIGPWR}
 # Those that would end the process and mean nothing to a node: it goes on, and logs that it got one.
@@ -118,7 +121,9 @@ class NodeServices(Services):
         if action == "enable":
             self._node.replicate()
         elif action == "status":
-            words = self._node.anti_entropy.words()
+            words = {**self._node.anti_entropy.words()}
+            if problem := self._node.clock_problem():
+                words["clock_problem"] = problem
             if replicator is not None:
                 return f"REPLICATION {replicator.status(words)}"
             return " ".join(["REPLICATION disabled", *(f"{name}={value}" for name, value in words.items())])
@@ -133,7 +138,7 @@ class NodeServices(Services):
         return self._node.anti_entropy.answer(message)
 
     def members(self) -> Sequence[Mapping[str, int | str]]:
-        return self._node.anti_entropy.membership.rows()
+        return self._node.anti_entropy.membership.rows(self._node.clock_problem())
 
     def remove_member(self, node: str, store_id: str) -> None:
         self._node.anti_entropy.remove(node, store_id)
@@ -142,7 +147,12 @@ class NodeServices(Services):
         node = self._node
         replication = node.replicator.metrics() if node.replicator else ()
         threads = {worker.name: worker.status for worker in node.workers}
-        own = NodeMetrics(node_id=node.node_id, log_lines_dropped=dropped_lines(), thread_status=threads)
+        own = NodeMetrics(
+            node_id=node.node_id,
+            clock_problem=node.clock_problem(),
+            log_lines_dropped=dropped_lines(),
+            thread_status=threads,
+        )
         return [own, *replication, node.anti_entropy.metrics(), node.scrubber.metrics()]
 
 
@@ -168,16 +178,21 @@ class StopRequests:
         with suppress(BlockingIOError):
             os.write(self._in, NO_SIGNAL)
 
-    def wait(self) -> str:
-        """Wait for the first request and return its name. Log other signals meanwhile."""
-        while (received := os.read(self._out, 1)) != NO_SIGNAL:
+    def wait(self, each_second: Callable[[], None]) -> str:
+        """Wait for the first request and return its name. Log other signals meanwhile, and make a call each second."""
+        while True:
+            if not select.select([self._out], [], [], LOOK_S)[0]:
+                each_second()
+                continue
+            received = os.read(self._out, 1)
+            if received == NO_SIGNAL:
+                return "SHUTDOWN"
             number = received[0]
             name = signal.Signals(number).name if number < signal.SIGRTMIN else f"signal {number}"
             if number in STOP_SIGNALS:
                 return name
             meaning = "nothing to reload" if number == signal.SIGHUP else "ignored"
             self._throttle.warn(name, f"{name}: {meaning}")
-        return "SHUTDOWN"
 
 
 class Node:
@@ -209,6 +224,7 @@ class Node:
                 settings.storage_path, node_of(self.engine.metadata.get(METADATA_MEMBERS, b""))
             )
             self.members = load_members(self.engine, self.node_id)
+            self.clock_watch = ClockWatch(self.engine.clock, self.node_id, settings.storage_path)
             self.anti_entropy = AntiEntropy(
                 self.engine,
                 self.members,
@@ -298,6 +314,18 @@ class Node:
         if self.replicator is not None:
             self.replicator.stop(PUBLISH_REST_S)
 
+    def clock_problem(self) -> str:
+        """What is wrong with the clock of this machine, or with that of a peer; empty if nothing is known to be."""
+        drift_s = self.engine.clock.max_drift_ns / 10**9
+        of_peer = self.members.peer_clocks.problem(self.node_id, drift_s)
+        of_peer += f"; {self.clock_watch.last_jump}" if of_peer and self.clock_watch.last_jump else ""
+        return "; ".join(filter(None, (self.clock_watch.problem().text, of_peer)))
+
+    def look_at_clock(self) -> None:
+        """Call it each second."""
+        if self.clock_watch.look():
+            self.members.peer_clocks.clear()
+
     @property
     def advertised_address(self) -> str:
         """Where other nodes reach this one: the setting, or where it listens, by the host's name if that is everywhere.
@@ -338,7 +366,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> int:
     _on_signals(STOP_SIGNALS, _go_on)  # `stop_requests` receives it
     log.info("node %s, process %d", node.node_id, os.getpid())
     announce(node.ready_line())
-    reason = node.stop_requests.wait()
+    reason = node.stop_requests.wait(node.look_at_clock)
     stopping.set()
     log.info("stopping: %s", reason)
     node.stop()

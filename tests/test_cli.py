@@ -405,8 +405,8 @@ NO_THREAD_FOR_THE_STOP = """
 import threading
 from merklekv import cli, node
 wait = node.StopRequests.wait
-def wait_and_use_all_threads(self):
-    reason = wait(self)
+def wait_and_use_all_threads(self, each_second):
+    reason = wait(self, each_second)
     def start(thread):
         raise RuntimeError("can't start new thread")
     threading.Thread.start = start

@@ -11,6 +11,7 @@ A row maps names to values, for `MEMBERS` and `merklekv-tool members`:
     holds_back          why it holds back the horizon: `unmet`, there was no exchange with it yet; `view`, it reported
                         other members than this node knows; `applied_through` or `stable`, its time is the smallest;
                         `unreadable`, the member is unknown; empty for others
+    clock_problem       this node's row alone: what is wrong with a clock, its own or that of a peer; else empty
     gc_horizon_ns       this node's row alone: tombstones up to here are collected
 """
 
@@ -23,15 +24,28 @@ from merklekv.replication.cluster.members import Identity, Member, Members, Memb
 
 DisplayRow = Mapping[str, int | str]
 
-_UNSET: Final[DisplayRow] = {"address": "", "contact_ms": -1, "applied_through_ns": 0, "stable_ns": 0, "holds_back": ""}
+_UNSET: Final[DisplayRow] = {
+    "address": "",
+    "contact_ms": -1,
+    "applied_through_ns": 0,
+    "stable_ns": 0,
+    "holds_back": "",
+    "clock_problem": "",
+}
 
 
-def display_rows(members: Members, gc_horizon_ns: int, now: float) -> list[DisplayRow]:
+def display_rows(members: Members, gc_horizon_ns: int, now: float, clock_problem: str) -> list[DisplayRow]:
     """This node's row, then the others in order of their ids, removed members, and unreadable rows.
 
-    `now`: wall clock, s.  The caller holds the engine's lock.
+    `clock_problem`: for this node's row.  `now`: wall clock, s.  The caller holds the engine's lock.
     """
-    own = _row(members.identity, "self", applied_through_ns=members.closed, stable_ns=members.stable())
+    own = _row(
+        members.identity,
+        "self",
+        applied_through_ns=members.closed,
+        stable_ns=members.stable(),
+        clock_problem=clock_problem,
+    )
     others = [
         _row(
             identity,

@@ -47,10 +47,10 @@ class Membership:
         with self._engine.lock:
             return self._members.writer_applied_through(records)
 
-    def rows(self) -> list[DisplayRow]:
+    def rows(self, clock_problem: str = "") -> list[DisplayRow]:
         """The members, for people and tools."""
         with self._engine.lock:
-            return display_rows(self._members, self._engine.gc_horizon, time.time())
+            return display_rows(self._members, self._engine.gc_horizon, time.time(), clock_problem)
 
     # -- commands ------------------------------------------------------------------------------------------------------
 

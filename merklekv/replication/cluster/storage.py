@@ -10,6 +10,7 @@ import logging
 from typing import Final
 
 from merklekv.engine.clock import show_time
+from merklekv.engine.clock_watch import clock_problem
 from merklekv.engine.engine import Engine
 from merklekv.errors import Shortage
 from merklekv.replication.cluster.lost_writes import NO_LOST_WRITES, LostWriteInterval
@@ -94,12 +95,5 @@ def _check_clock(engine: Engine, members: Members) -> None:
             clock.ahead_s(members.proposed),
         )
         members.proposed = 0
-    if clock.newest > clock.latest_ns():
-        log.warning(
-            "node %s has versions up to %s, %.0f s ahead of its wall clock, more than max_clock_drift_seconds: the "
-            "wall clock of this machine is slow now, or was fast when they were written; other nodes refuse these "
-            "records until then, and take all others",
-            node,
-            show_time(clock.newest),
-            clock.ahead_s(clock.newest),
-        )
+    if problem := clock_problem(clock, node, engine.directory.path).text:
+        log.warning("%s", problem)

@@ -149,7 +149,7 @@ class Initiator:
                 engine.commit()
             raise
         theirs = decode_hello(answer.map("hello"), mine.table)
-        endpoint.on_accepted(mine)
+        endpoint.on_accepted(mine, theirs)
         equal = bool(answer.number("equal", 1))
         self.report.node = theirs.node
         theirs = self._theirs = endpoint.accept(theirs)

@@ -32,7 +32,7 @@ from merklekv.engine.record import (
     version_of,
 )
 from merklekv.log_throttle import LogThrottle
-from merklekv.replication.cluster.lost_writes import LostWriteInterval
+from merklekv.replication.cluster.lost_writes import NO_LOST_WRITES, LostWriteInterval, restored_since
 from merklekv.replication.cluster.members import NO_ROW, Identity, Members, MemberTable
 from merklekv.replication.cluster.storage import store_members
 from merklekv.replication.sync.messages import BATCH_BYTES, BATCH_RECORDS, ExchangeRefused, Hello
@@ -58,13 +58,6 @@ def raise_gc_horizon(engine: Engine, members: Members) -> None:
             members.record_horizon(gc_horizon)
 
 
-def _is_ahead(fast: Identity, slow: Identity, seconds: float) -> str:
-    return (
-        f"node {fast.node}'s clock is ahead of node {slow.node}'s by {seconds:.0f} s, more than "
-        "max_clock_drift_seconds: set the clock that is wrong"
-    )
-
-
 class LocalEndpoint:
     """One of the two nodes, as itself.  Thread-safe."""
 
@@ -88,9 +81,10 @@ class LocalEndpoint:
             store_members(engine, self.members)
             return self._hello(closed), before
 
-    def on_accepted(self, mine: Hello) -> None:
+    def on_accepted(self, mine: Hello, theirs: Hello) -> None:
         """The peer has accepted the proposed closed timestamp, so it holds for good.  The caller commits."""
         with self.engine.lock:
+            self.members.peer_clocks.observe(theirs.node, 0.0)
             self._close(mine.table.report.closed)
             store_members(self.engine, self.members)
 
@@ -140,8 +134,13 @@ class LocalEndpoint:
         self.members.proposed = self.engine.clock.proposed
 
     def _agreed(self, peer: Hello) -> int:
-        """The timestamp, ns, that a responder may close: both clocks have got there."""
-        return max(self.members.closed, min(self.engine.clock.closing(), peer.table.report.closed))
+        """The timestamp, ns, that a responder may close: both clocks have got there.
+
+        A time inside one of this node's lost-write intervals would look as if it was restored since.
+        """
+        closed, before = min(self.engine.clock.closing(), peer.table.report.closed), self.members.closed
+        own = self.members.lost_writes.get(self.members.identity, NO_LOST_WRITES)
+        return before if closed < before or restored_since(own, closed) else closed
 
     def accept(self, peer: Hello) -> Hello:
         """What this node believes of a hello.  Raises ExchangeRefused if it does not exchange with the peer."""
@@ -168,6 +167,12 @@ class LocalEndpoint:
                 )
         return self._believe(peer)
 
+    def observe_clock(self, peer: Hello) -> None:
+        """An initiator says its closed timestamp, which is its wall clock, if nothing has held it ahead of that."""
+        clock, theirs = self.engine.clock, peer.table.identity
+        if clock.is_set and peer.cluster == self.cluster and theirs.node != self.members.identity.node:
+            self.members.peer_clocks.observe(theirs.node, clock.ahead_s(peer.table.report.closed))
+
     def _believe(self, peer: Hello) -> Hello:
         """A hello without times later than this node's wall clock and `max_clock_drift_seconds`.
 
@@ -193,7 +198,7 @@ class LocalEndpoint:
         theirs, ours = max(table.own_times()), max(table.times_of(mine), default=0)
         if table.report.closed > latest:
             self.members.rows_refused += 1
-            raise ExchangeRefused("clock", _is_ahead(table.identity, mine, clock.ahead_s(table.report.closed)))
+            self._refuse_clock(table.identity, mine, table.identity, clock.ahead_s(table.report.closed))
         if theirs > latest:
             self._refuse(table, "a time that it says of itself", theirs)
         if ours > latest:
@@ -214,13 +219,24 @@ class LocalEndpoint:
         clock, theirs = self.engine.clock, peer.table.report.closed
         ahead = clock.closing() - theirs
         if theirs >= UNSET_BEFORE_NS and ahead > clock.max_drift_ns:
-            raise ExchangeRefused("clock", _is_ahead(self.members.identity, peer.table.identity, ahead / 10**9))
+            self._refuse_clock(self.members.identity, peer.table.identity, peer.table.identity, ahead / 10**9)
 
     def believe_time(self, table: MemberTable, time: int) -> int:
         """A GC horizon, ns, from a peer.  Raises ExchangeRefused if it is too far ahead."""
         if time > self.engine.clock.latest_ns():
             self._refuse(table, "a horizon", time)
         return time
+
+    def _refuse_clock(self, fast: Identity, slow: Identity, peer: Identity, seconds: float) -> NoReturn:
+        advice = self.members.peer_clocks.advice(
+            self.members.identity.node, peer.node, self.engine.clock.max_drift_ns / 10**9
+        )
+        detail = (
+            f"node {fast.node}'s clock is ahead of node {slow.node}'s by {seconds:.0f} s, more than "
+            f"max_clock_drift_seconds: {advice}"
+        )
+        _throttle.warn(f"clock {peer.node}", f"refused an exchange: {detail}")
+        raise ExchangeRefused("clock", detail)
 
     def _refuse(self, table: MemberTable, what: str, time: int) -> NoReturn:
         self.members.rows_refused += 1
@@ -246,9 +262,15 @@ class LocalEndpoint:
 
     def is_current(self, peer: Hello) -> bool:
         """Predicate: may this node adopt the peer's larger GC horizon at once, as it holds nothing stale below it?"""
-        theirs = peer.table
-        is_covered = theirs.horizon_covers(self.members.identity)
-        return self.engine.gc_horizon < peer.gc_horizon and is_covered and self.members.table().knows_all_of(theirs)
+        members, theirs = self.members, peer.table
+        if not self.engine.gc_horizon < peer.gc_horizon <= members.max_stable:
+            return False
+        others = theirs.stable_through.keys() - members.removed.keys() - {members.identity}
+        return theirs.horizon_covers(members.identity) and all(
+            members.applied_through(who) >= peer.gc_horizon  # not so if it was restored from before `who` was a member
+            for who in others
+            if theirs.horizon_covers(who)
+        )
 
     def read(self, keys: list[bytes], room: int = BATCH_BYTES) -> tuple[list[Pair], int]:
         """The first of these records, until they fill `room` bytes.  Returns them, and for how many keys that is."""

@@ -130,6 +130,7 @@ class Responder:
 
     def _hello(self, fields: Fields, peer: Hello) -> Slices[bytes]:
         endpoint, engine = self._endpoint, self._engine
+        endpoint.observe_clock(peer)
         known, peer = peer.table, endpoint.accept(peer)
         endpoint.require_own_clock_near(peer)
         if peer.truncation > engine.truncation:

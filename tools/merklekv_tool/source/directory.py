@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from merklekv.engine.clock import show_time
+from merklekv.engine.clock_watch import clock_problem
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import INNER_NODES, OP_DEL, OP_SET
 from merklekv.engine.record import is_tombstone, timestamp_of
@@ -48,7 +49,11 @@ class Directory:
 
     def members(self) -> list[DisplayRow]:
         table = self._engine.metadata.get(METADATA_MEMBERS)
-        return display_rows(stored_members(table), self._engine.gc_horizon, time.time()) if table else []
+        if not table:
+            return []
+        members = stored_members(table)
+        problem = clock_problem(self._engine.clock, members.identity.node, self.name).text
+        return display_rows(members, self._engine.gc_horizon, time.time(), problem)
 
     def merge(self, pairs: list[Pair]) -> Merged:
         items = [(OP_DEL if is_tombstone(record) else OP_SET, key, record) for key, record in pairs]

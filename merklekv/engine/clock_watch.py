@@ -1,0 +1,96 @@
+"""What is wrong with the wall clock of this machine, as far as one node can tell by itself.
+
+It cannot tell whether the wall clock is right.  It can tell that it was never set, that it jumped while the node ran,
+and that the node's data are ahead of it: then it is slow, or it was fast when they were written.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from merklekv.engine.clock import HybridClock, show_time
+from merklekv.log_throttle import LogThrottle
+
+JUMP_S: Final = 1.0  # between two looks; a smaller one is a correction as NTP makes them
+
+log = logging.getLogger(__name__)
+
+
+class ClockProblem(NamedTuple):
+    """What is wrong, and what to do; both empty if nothing is."""
+
+    kind: str
+    text: str
+
+
+NO_PROBLEM: Final = ClockProblem("", "")
+
+
+def clock_problem(clock: HybridClock, node: str, directory: Path | str) -> ClockProblem:
+    """What is wrong with the clock of a node whose data are in a directory."""
+    if not clock.is_set:
+        return ClockProblem(
+            "unset", f"the wall clock of node {node} was never set, it shows {show_time(clock.wall)}: set it"
+        )
+    latest = clock.latest_ns()
+    if max(clock.lower_bound, clock.newest) <= latest:
+        return NO_PROBLEM
+    if clock.lower_bound > latest:
+        kind, ahead, what = "bound", clock.lower_bound, "stamps what it writes behind"
+        why = "where it has closed, collected or truncated; other nodes refuse that"
+    else:
+        kind, ahead, what = "newest", clock.newest, "has versions up to"
+        why = "more than max_clock_drift_seconds; other nodes refuse these records, and take all others"
+    return ClockProblem(
+        kind,
+        f"node {node} {what} {show_time(ahead)}, {clock.ahead_s(ahead):.0f} s ahead of its wall clock, {why}. If the "
+        f"wall clock is right now, stop the node and run 'merklekv-tool restamp {directory}'; if it is slow, set it",
+    )
+
+
+def since_boot_ns() -> int:
+    """A clock that nobody sets, and that goes on while the machine sleeps."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+class ClockWatch:
+    """Looks at the clock of a running node now and then, and logs what is new.  One thread calls `look`."""
+
+    def __init__(
+        self, clock: HybridClock, node: str, directory: Path | str, since_boot: Callable[[], int] = since_boot_ns
+    ) -> None:
+        self.last_jump = ""  # of more than the drift, for people
+        self._clock = clock
+        self._node = node
+        self._directory = directory
+        self._since_boot = since_boot
+        self._throttle = LogThrottle(log, lambda: since_boot() / 10**9)
+        self._wall, self._boot = clock.wall, since_boot()
+        self._kind = self.problem().kind  # the start has logged it
+
+    def problem(self) -> ClockProblem:
+        """What is wrong now."""
+        return clock_problem(self._clock, self._node, self._directory)
+
+    def look(self) -> bool:
+        """Logs a jump of the wall clock since the last look, and what is wrong now and was not.
+
+        Returns whether it jumped by more than the drift.
+        """
+        before, self._wall = self._wall, self._clock.wall
+        boot, self._boot = self._boot, self._since_boot()
+        jump = (self._wall - before) - (self._boot - boot)
+        if abs(jump) >= JUMP_S * 10**9:
+            way, seconds = "forward" if jump > 0 else "back", abs(jump) / 10**9
+            text = f"the wall clock of node {self._node} jumped {way} by {seconds:.0f} s, to {show_time(self._wall)}"
+            self._throttle.warn(way, f"{text}: if it is wrong now, set it")
+            if abs(jump) > self._clock.max_drift_ns:
+                self.last_jump = text
+        problem = self.problem()
+        if problem.kind != self._kind:
+            self._kind = problem.kind
+            over = f"the data of node {self._node} are not ahead of its wall clock any more"
+            self._throttle.warn(problem.kind, problem.text or over)
+        return abs(jump) > self._clock.max_drift_ns
