@@ -227,8 +227,8 @@ def test_a_horizon_that_moves_for_ever_ends_it(nodes: list[Node]) -> None:
     def move(_: int, reply: bytes) -> bytes:
         nonlocal moved
         moved += 1
-        b.members.max_stable = SECOND * moved
         b.engine.raise_gc_horizon(SECOND * moved)
+        b.members.record_horizon(SECOND * moved)
         return reply
 
     with pytest.raises(ExchangeFailed, match=f"node b: the data of both moved during {PASSES_MAX} attempts"):
@@ -407,7 +407,7 @@ def test_keys_of_sizes_that_are_none(nodes: list[Node], key: bytes) -> None:
     fields: dict[str, object] = {
         "to": b.engine.clock.writer,
         "gc_horizon": b.engine.gc_horizon,
-        "new_gc_horizon": b.members.max_stable + 1,
+        "new_gc_horizon": b.members.stable() + 1,
         "origin": "a",
         "wants": [],
         "records": [],

@@ -136,7 +136,6 @@ def test_a_node_restored_from_before_another_joined_has_not_applied_its_writes(t
             later()
             exchange(b, x)
         a.restore(copy)
-        assert a.members.max_stable >= b.engine.gc_horizon
         with pytest.raises(Cut):
             carry(a.initiate().steps(), b, before=cut_when(lambda kind: kind != "hello"))
         with pytest.raises(Cut):
@@ -312,3 +311,52 @@ def test_what_another_group_takes_for_news_is_stale_for_those_that_had_it(tmp_pa
         meet_all(nodes, 4)
         assert agree(*nodes)
         assert set(a.values()) == {b"i"}
+
+
+def test_damage_above_every_horizon_deletes_nothing(tmp_path: Path) -> None:
+    with cluster(tmp_path, "abc") as (a, b, c):
+        meet_all([a, b, c])
+        a.set(b"k")
+        for _ in range(3):  # c is away, so no horizon passes the key
+            b.now = a.now
+            exchange(a, b)
+            exchange(b, a)
+        a.lose(b"k")
+        exchange(b, a)
+        assert a.engine.get(b"k") == b.engine.get(b"k") == b"value"
+
+
+def test_damage_to_what_a_removed_member_wrote_deletes_nothing(tmp_path: Path) -> None:
+    with cluster(tmp_path, "abc") as (a, b, c):
+        c.set(b"k")
+        meet_all([a, b, c])
+        for node in (a, b):
+            node.members.remove("c")
+        meet_all([a, b])
+        meet_all([a, b])
+        a.lose(b"k")
+        exchange(b, a)
+        assert a.engine.get(b"k") == b.engine.get(b"k") == b"value"
+
+
+@pytest.mark.parametrize("starts", [0, 3, 5, 12])
+def test_many_starts_do_not_hide_what_a_restored_node_lost(tmp_path: Path, starts: int) -> None:
+    with cluster(tmp_path, "axij") as (a, x, i, j):
+        a.set(b"z")
+        meet_all([a, j])
+        copy = x.backup()
+        x.set(b"k")
+        for _ in range(2):
+            exchange(x, j)
+            exchange(j, x)
+        x.restore(copy)
+        x.tick(100)
+        for _ in range(starts):
+            x.set(b"y")
+            x.reopen()
+        i.now = j.now = x.now
+        for _ in range(2):
+            exchange(x, i)
+            exchange(i, x)
+        exchange(j, x)
+        assert j.engine.get(b"k") == x.engine.get(b"k") == b"value"

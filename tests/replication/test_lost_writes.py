@@ -12,7 +12,6 @@ from merklekv.replication.cluster.lost_writes import (
     NO_LOST_WRITES,
     LostWrites,
     merge_accounts,
-    restored_since,
     retains,
     union,
 )
@@ -98,9 +97,3 @@ def test_where_more_intervals_were_than_are_kept_any_process_may_have_written() 
     assert first in kept
     assert retains(kept, version(1500, b"else")), "one of those that are not kept may have begun there"
     assert not retains(kept, version(2799, b"else"))
-
-
-def test_a_time_in_an_interval_tells_of_a_restoration() -> None:
-    intervals = frozenset({Interval(0, 5, b"run1"), Interval(10, 20, b"run2")})
-    assert [time for time in (5, 10, 11, 19, 20, 21) if restored_since(intervals, time)] == [11, 19]
-    assert not restored_since(NO_LOST_WRITES, 15)

@@ -56,7 +56,7 @@ def forged_hello(node: Node, chance: random.Random) -> bytes:
     """
     far = chance.choice((node.wall() + DRIFT + SECOND, node.wall() + 365 * 86_400 * SECOND, (1 << 63) - 1))
     who = Identity("forger", b"forgerrr")
-    told: dict[str, Any] = {"report": SelfReport(0, 0, b"x" * 8), "max_stable": 0, "max_gc_horizon": 0}
+    told: dict[str, Any] = {"report": SelfReport(0, 0, b"x" * 8), "max_gc_horizon": 0}
     gc_horizon = 0
     about = chance.choice((who, node.members.identity))
     what = chance.randrange(1, 10)
@@ -67,7 +67,7 @@ def forged_hello(node: Node, chance: random.Random) -> bytes:
     elif what == 3:
         told["report"] = SelfReport(0, far, b"x" * 8)
     elif what == 4:
-        told[chance.choice(("max_stable", "max_gc_horizon"))] = far
+        told["max_gc_horizon"] = far
     elif what == 5:
         told["lost_writes"] = {about: frozenset({LostWriteInterval(*chance.choice(((0, far), (far, far))), b"run1")})}
     elif what == 6:

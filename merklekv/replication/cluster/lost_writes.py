@@ -92,8 +92,3 @@ def retains(lost: LostWrites, version: bytes) -> bool:
     # Between this interval and the version there may have been others that were not kept.
     is_complete = len(lost) < INTERVALS_MAX or any(interval.until == newest for interval in sorted(lost)[-NEWEST:])
     return epochs == {epoch} or not is_complete
-
-
-def restored_since(lost: LostWrites, applied_through: int) -> bool:
-    """Predicate: was a member restored since its writes through this time, ns, were applied?"""
-    return any(interval.after < applied_through < interval.until for interval in lost)

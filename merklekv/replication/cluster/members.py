@@ -28,12 +28,9 @@ A stale record is re-deleted by a tombstone with a timestamp in the past (sync/)
 not apply.  `redeleted` says when each member last did this.  It is part of the view, so the horizon rests until all
 members report that they have applied it.
 
-`max_stable` is the largest value that `stable` ever had, here or at a node whose data were merged here.  Unlike
-`stable` it does not fall when a member is added.  A horizon above it tells a node that it was left behind: it was
-restored from an old backup, say.  A node adopts the horizon of another only if that horizon covers all members that it
-has exchanged with (`may_adopt_horizon_of`); two groups that became stable without each other do not adopt each
-other's.  `max_gc_horizon` is the largest horizon of all nodes whose data were merged here: these nodes have no
-tombstones from before it.
+A node adopts the horizon of another only if that horizon covers all members that it has exchanged with
+(`may_adopt_horizon_of`); two groups that became stable without each other do not adopt each other's.  `max_gc_horizon`
+is the largest horizon of all nodes whose data were merged here: these nodes have no tombstones from before it.
 
 A stored row, or a whole table, that cannot be read moves to `unreadable`, with a name and a reason.  Its member is
 unknown, so this node's `stable` is then 0, which holds back every horizon of the cluster, and it adopts none.  That
@@ -76,7 +73,7 @@ from merklekv.replication.plain_cbor import Fields, Malformed, decode_map, row_o
 
 T = TypeVar("T")
 
-TABLE_VERSION: Final = 3
+TABLE_VERSION: Final = 4
 VIEW_SIZE: Final = 8
 MEMBERS_MAX: Final = 1000
 REMOVED_MAX: Final = 5000
@@ -157,7 +154,6 @@ class UnreadableRow(NamedTuple):
 class MemberMaps:
     """What a node keeps of the cluster beside its members, and tells others as it is."""
 
-    max_stable: int = 0  # ns
     max_gc_horizon: int = 0  # ns
     removed: dict[Identity, int] = field(default_factory=dict)  # ns: `applied_through` of each removed member
     stable_through: dict[Identity, int] = field(default_factory=dict)  # ns
@@ -167,7 +163,6 @@ class MemberMaps:
     def maps(self) -> dict[str, Any]:
         """A copy of the fields above by name."""
         return {
-            "max_stable": self.max_stable,
             "max_gc_horizon": self.max_gc_horizon,
             "removed": self.removed.copy(),
             "stable_through": self.stable_through.copy(),
@@ -191,13 +186,21 @@ class MemberTable(MemberMaps):
     def applied_through(self) -> dict[Identity, int]:
         """Through when, ns, the node has applied the writes of each member, but for those that the member lost."""
         through = {who: row.applied_through for who, row in self.rows.items()} | self.removed
-        through[self.identity] = self.report.closed
-        return through | {who: max(until, through.get(who, 0)) for who, until in self.stable_through.items()}
+        return through | {self.identity: self.report.closed}
+
+    def knows_all_of(self, other: MemberTable) -> bool:
+        """Predicate: has the node applied all writes that every member has applied by the GC horizon of another?
+
+        If not it is new, or was restored from a backup: it may hold what was deleted below that horizon.
+        """
+        horizon, applied_through = max(other.stable_through.values(), default=0), self.applied_through()
+        covered = (who for who, until in other.stable_through.items() if until == horizon)
+        return all(applied_through.get(who, 0) >= horizon for who in covered)
 
     def own_times(self) -> tuple[int, ...]:
         """All times, ns, that the node says of itself."""
         report = self.report
-        return (report.closed, report.stable, self.max_stable, self.max_gc_horizon, *self.times_of(self.identity))
+        return (report.closed, report.stable, self.max_gc_horizon, *self.times_of(self.identity))
 
     def times_of(self, who: Identity) -> Iterator[int]:
         """All times, ns, that the node says of a member in its maps."""
@@ -232,7 +235,6 @@ class MemberTable(MemberMaps):
             "node": self.identity.node,
             "store_id": self.identity.store_id,
             **self.report._asdict(),
-            "max_stable": self.max_stable,
             "max_gc_horizon": self.max_gc_horizon,
             "rows": [
                 [*who, row.applied_through, row.confirmed_through, *row.report]
@@ -265,7 +267,6 @@ def decode_table(given: Fields, on_unreadable: Callable[[Any, Malformed], None] 
         Identity(given.node_id("node"), given.binary("store_id", STORE_ID_SIZE)),
         _decode_report(given, VIEW_SIZE),
         rows,
-        max_stable=given.number("max_stable"),
         max_gc_horizon=given.number("max_gc_horizon"),
         removed=_decode_times(given, "removed", REMOVED_MAX),
         stable_through=_decode_times(given, "stable_through", DESCRIBED_MAX),
@@ -407,7 +408,6 @@ class Members(MemberMaps):
     def close_through(self, timestamp: int) -> None:
         """This node stamps nothing at or below `timestamp`, ns, any more, and another node has accepted that."""
         self.closed = max(self.closed, timestamp)
-        self.max_stable = max(self.max_stable, self.stable())
 
     def record_redelete(self, clock: int) -> None:
         """This node writes a tombstone in the past: members that reported before have not applied it."""
@@ -486,7 +486,6 @@ class Members(MemberMaps):
             self.removed[who] = max(through, peer.removed.get(who, 0), rows.get(who, NO_ROW).applied_through)
         for who, at in peer.redeleted.items():
             self.redeleted[who] = max(at, self.redeleted.get(who, 0))
-        self.max_stable = max(self.max_stable, peer.max_stable, self.stable())
         self.max_gc_horizon = max(self.max_gc_horizon, peer.max_gc_horizon, gc_horizon)
         self._bound()
 

@@ -5,61 +5,98 @@ A stale one is re-deleted where it is, so that it does not come back.
 
     holder            the node that has the record
     lacking node      the other node: it holds nothing as new under the key
-    writer            the data directory that the record's version names
-    applied-through   timestamp through which the lacking node has applied every write of a member, but for lost writes
-    covered           the GC horizon covers a member if it waited for it: all covered members have applied, through the
-                      horizon, every write of every covered member
-    left behind       the holder knows less than the GC horizon of the lacking node says of it: its stable timestamp is
-                      smaller, or it was restored from a backup since
+    writer            the data directory that the record's version names; if neither node knows it, the holder stands
+                      for it
+    applied-through   timestamp through which the lacking node has applied every write of a writer, but for lost writes
+    GC horizon        all members that it waited for have applied, through it, every write of every one of them
+    stable-through    the last GC horizon that waited for a writer, as far as one of the two nodes knows
+    behind            a node that has applied less of a member than the GC horizon of the other says that all have: it
+                      is new, or was restored from a backup
     lost write        a write from the time between the end of a writer's data and its next start: a crash or a restored
                       backup may have lost it (cluster/lost_writes.py)
-    re-delete         put a tombstone just above the stale record; a later write stands
 
 The first row that matches decides:
 
-    1   the record is a tombstone                                                           new
-    2   its writer may have lost it                                                         new
-    3   neither node knows its writer, and the holder was not left behind                   new
-    4   neither node knows its writer, and the holder is not covered and was not restored   new
-    5   neither node knows its writer, and it is not later than the GC horizon and the      stale
-        applied-through timestamp of the holder
-    6   it is later than the applied-through timestamp of its writer                        new
-    7   it is later than every GC horizon that has reached the lacking node                 new
-    8   the holder was left behind: its stable timestamp is below the GC horizon            stale
-    9   the holder was left behind: it was restored                                         stale
-    10  the holder is not covered, and has another GC horizon                               stale
-    11  its writer is neither covered nor removed                                           stale
-    12  it is later than the GC horizon                                                     stale
-    13  none of these: all had it, no node deleted it, the lacking node lost it by damage   new
+    1  the record is a tombstone                                                            new
+    2  its writer may have lost it                                                          new
+    3  it is later than the applied-through timestamp of its writer                         new
+    4  it is later than every GC horizon that has reached the lacking node                  new
+    5  the holder is behind                                                                 stale
+    6  it is later than the stable-through timestamp of its writer                          stale
+    7  none of these: all had it, no node deleted it, the lacking node lost it by damage    new
 
-The GC horizon is that of the lacking node.  In rows 12 and 13 it is that of the holder if that is larger, covers both,
-and the lacking node has reached it.  A holder that is not covered, but has the same GC horizon, has adopted it together
-with all writes below it: then every writer is as good as covered.
+A record of a writer that neither node knows comes from a dump.  Through the stable-through timestamp of the holder the
+lacking node had all that the holder had, so row 3 takes that for the applied-through timestamp, too.
 
 docs/replication.md has an example of a stale record and one of a new one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from merklekv.engine.record import is_live, store_id_of, timestamp_of
-from merklekv.replication.cluster.lost_writes import NO_LOST_WRITES, LostWrites, restored_since, retains
-from merklekv.replication.cluster.members import NO_ROW, Identity
+from merklekv.replication.cluster.lost_writes import NO_LOST_WRITES, LostWrites, retains
+from merklekv.replication.cluster.members import Identity, MemberTable
 from merklekv.replication.sync.messages import Hello
+
+ALL: Final = -1  # records are later than this timestamp
+NONE: Final = 1 << 64  # no record is later than this one
+
+
+class Pair(NamedTuple):
+    """The tables of two nodes."""
+
+    holder: MemberTable
+    lacking: MemberTable
+    applied_through: dict[Identity, int]  # ns: of the lacking node, by writer
+    is_behind: bool  # the holder
+
+    def stable_through(self, writer: Identity) -> int:
+        """The stable-through timestamp, ns, of a writer."""
+        return max(table.stable_through.get(writer, 0) for table in (self.holder, self.lacking))
+
+
+class RecordRow(NamedTuple):
+    """A row that matches single records; they are new."""
+
+    name: str
+    matches: Callable[[bytes, LostWrites], bool]  # the record, and what its writer has lost
+
+
+class TimeRow(NamedTuple):
+    """A row that matches the records of a writer that are later than a timestamp."""
+
+    name: str
+    is_stale: bool
+    later_than: Callable[[Pair, Identity], int]
+
+
+RECORD_ROWS: tuple[RecordRow, ...] = (
+    RecordRow("1 tombstone", lambda record, lost: not is_live(record)),
+    RecordRow("2 lost write", lambda record, lost: not retains(lost, record)),
+)
+TIME_ROWS: tuple[TimeRow, ...] = (
+    TimeRow("3 not applied", False, lambda pair, writer: pair.applied_through[writer]),
+    TimeRow("4 above every horizon", False, lambda pair, writer: pair.lacking.max_gc_horizon),
+    TimeRow("5 holder behind", True, lambda pair, writer: ALL if pair.is_behind else NONE),
+    TimeRow("6 not stable", True, lambda pair, writer: pair.stable_through(writer)),
+)
 
 
 class Limits(NamedTuple):
-    """What decides about the records of one writer; timestamps (ns) of its clock."""
+    """What the rows say of the records of one writer: stale are those between two timestamps, ns."""
 
-    damaged_through: int  # records that the lacking node lacks by damage alone: row 13
-    applied_through: int  # records that the lacking node has applied
-    lost: LostWrites  # but for these
+    damaged_through: int
+    applied_through: int
+    lost: LostWrites
 
     def is_stale(self, record: bytes) -> bool:
         """Whether a record, or its head, is stale."""
-        was_here = self.damaged_through < timestamp_of(record) <= self.applied_through
-        return was_here and is_live(record) and retains(self.lost, record)
+        return self.damaged_through < timestamp_of(record) <= self.applied_through and not any(
+            row.matches(record, self.lost) for row in RECORD_ROWS
+        )
 
 
 class StaleRecords(NamedTuple):
@@ -85,64 +122,21 @@ def stale_records(holder: Hello, lacking: Hello) -> StaleRecords:
     """The stale ones among the holder's records that the other node lacks."""
     if not holder.count:
         return NONE_STALE
-    table = lacking.table
-    unknown_through = _unknown_through(holder, lacking)
-    applied_through = dict.fromkeys(table.lost_writes, unknown_through) | dict.fromkeys(holder.table.rows, 0)
-    applied_through |= table.applied_through()
-    applied_through |= {writer: max(applied_through[writer], unknown_through) for writer in table.removed}
-    damaged_through = _damaged_through(holder, lacking)
-    has_adopted = _has_adopted(holder, lacking)
-
-    def limits(writer: Identity) -> Limits:
-        is_covered = table.horizon_covers(writer) or holder.table.horizon_covers(writer) or writer in table.removed
-        return Limits(
-            damaged_through if has_adopted or is_covered else 0,
-            min(applied_through[writer], table.max_gc_horizon),
-            table.lost_writes.get(writer, NO_LOST_WRITES),
-        )
-
-    by_writer = {writer.store_id: limits(writer) for writer in applied_through}
-    return StaleRecords(by_writer, Limits(0, unknown_through, NO_LOST_WRITES))
+    applied_through = dict.fromkeys(holder.table.rows, 0) | lacking.table.applied_through()
+    pair = Pair(holder.table, lacking.table, applied_through, not holder.table.knows_all_of(lacking.table))
+    by_writer = {
+        writer.store_id: _limits(pair, writer, lacking.table.lost_writes.get(writer, NO_LOST_WRITES))
+        for writer in applied_through
+    }
+    who = holder.table.identity
+    from_dump = pair._replace(applied_through={who: lacking.table.stable_through.get(who, 0)})
+    return StaleRecords(by_writer, _limits(from_dump, who, NO_LOST_WRITES))
 
 
-def was_left_behind(holder: Hello, lacking: Hello) -> bool:
-    """Whether the holder knows less than the lacking node's GC horizon says of it."""
-    return holder.table.max_stable < lacking.gc_horizon or was_restored(holder, lacking)
-
-
-def was_restored(holder: Hello, lacking: Hello) -> bool:
-    """Whether the holder went back to a backup, since the lacking node applied its writes or had its GC horizon."""
-    one, other = holder.table, lacking.table
-    if restored_since(one.lost_writes.get(one.identity, NO_LOST_WRITES), _applied_through_of(holder, lacking)):
-        return True
-    both_covered = other.horizon_covers(one.identity) and other.horizon_covers(other.identity)
-    return both_covered and one.rows.get(other.identity, NO_ROW).applied_through < lacking.gc_horizon
-
-
-def _applied_through_of(holder: Hello, lacking: Hello) -> int:
-    return lacking.table.rows.get(holder.table.identity, NO_ROW).applied_through
-
-
-def _unknown_through(holder: Hello, lacking: Hello) -> int:
-    """Records of writers that neither node knows (a dump was loaded) are stale through this timestamp: rows 3 to 5."""
-    is_covered = lacking.table.horizon_covers(holder.table.identity)
-    if was_left_behind(holder, lacking) and (is_covered or was_restored(holder, lacking)):
-        return min(_applied_through_of(holder, lacking), lacking.gc_horizon)
-    return 0
-
-
-def _damaged_through(holder: Hello, lacking: Hello) -> int:
-    """Records of covered writers that the lacking node lacks are damaged there through this timestamp: rows 8 to 13."""
-    one, other = holder.table, lacking.table
-    is_covered = other.horizon_covers(one.identity) or _has_adopted(holder, lacking)
-    if was_left_behind(holder, lacking) or not is_covered or not lacking.gc_horizon:
-        return 0
-    both_covered = one.horizon_covers(one.identity) and one.horizon_covers(other.identity)
-    has_reached = both_covered and other.max_stable >= holder.gc_horizon
-    return max(lacking.gc_horizon, holder.gc_horizon) if has_reached else lacking.gc_horizon
-
-
-def _has_adopted(holder: Hello, lacking: Hello) -> bool:
-    """Whether one of the two has adopted the GC horizon of the other, which does not cover the holder."""
-    same = holder.gc_horizon == lacking.gc_horizon and holder.table.stable_through == lacking.table.stable_through
-    return same and not lacking.table.horizon_covers(holder.table.identity)
+def _limits(pair: Pair, writer: Identity, lost: LostWrites) -> Limits:
+    """What the time rows say.  Those with new records come first, so the smallest timestamp of each kind counts."""
+    new, stale = (
+        min((row.later_than(pair, writer) for row in TIME_ROWS if row.is_stale == is_stale), default=NONE)
+        for is_stale in (False, True)
+    )
+    return Limits(stale, new, lost)

@@ -32,7 +32,7 @@ from merklekv.engine.record import (
     version_of,
 )
 from merklekv.log_throttle import LogThrottle
-from merklekv.replication.cluster.lost_writes import NO_LOST_WRITES, LostWriteInterval, restored_since
+from merklekv.replication.cluster.lost_writes import LostWriteInterval
 from merklekv.replication.cluster.members import NO_ROW, Identity, Members, MemberTable
 from merklekv.replication.cluster.storage import store_members
 from merklekv.replication.sync.messages import BATCH_BYTES, BATCH_RECORDS, ExchangeRefused, Hello
@@ -134,13 +134,8 @@ class LocalEndpoint:
         self.members.proposed = self.engine.clock.proposed
 
     def _agreed(self, peer: Hello) -> int:
-        """The timestamp, ns, that a responder may close: both clocks have got there.
-
-        A time inside one of this node's lost-write intervals would look as if it was restored since.
-        """
-        closed, before = min(self.engine.clock.closing(), peer.table.report.closed), self.members.closed
-        own = self.members.lost_writes.get(self.members.identity, NO_LOST_WRITES)
-        return before if closed < before or restored_since(own, closed) else closed
+        """The timestamp, ns, that a responder may close: both clocks have got there."""
+        return max(self.members.closed, min(self.engine.clock.closing(), peer.table.report.closed))
 
     def accept(self, peer: Hello) -> Hello:
         """What this node believes of a hello.  Raises ExchangeRefused if it does not exchange with the peer."""
@@ -262,15 +257,9 @@ class LocalEndpoint:
 
     def is_current(self, peer: Hello) -> bool:
         """Predicate: may this node adopt the peer's larger GC horizon at once, as it holds nothing stale below it?"""
-        members, theirs = self.members, peer.table
-        if not self.engine.gc_horizon < peer.gc_horizon <= members.max_stable:
-            return False
-        others = theirs.stable_through.keys() - members.removed.keys() - {members.identity}
-        return theirs.horizon_covers(members.identity) and all(
-            members.applied_through(who) >= peer.gc_horizon  # not so if it was restored from before `who` was a member
-            for who in others
-            if theirs.horizon_covers(who)
-        )
+        theirs = peer.table
+        is_covered = theirs.horizon_covers(self.members.identity)
+        return self.engine.gc_horizon < peer.gc_horizon and is_covered and self.members.table().knows_all_of(theirs)
 
     def read(self, keys: list[bytes], room: int = BATCH_BYTES) -> tuple[list[Pair], int]:
         """The first of these records, until they fill `room` bytes.  Returns them, and for how many keys that is."""
