@@ -190,6 +190,8 @@ class ExchangeMetrics:
     exchange_rows_refused: Annotated[
         int, counter("timestamps refused because they are too far ahead of the wall clock")
     ]
+    refused_records: Annotated[int, gauge("records that this node or a peer refuses; exchanges leave them out")]
+    refused_record: Annotated[Labelled, info("why such a record is refused, and by which node", label="key")]
     peers_not_shown: Annotated[int, gauge("other peers that are not offline")]
     peer_address: Annotated[Labelled, info("address, host:port", label="peer")]
     peer_in_sync: Annotated[Labelled, gauge("1 if the peer held the same data at the last exchange", label="peer")]

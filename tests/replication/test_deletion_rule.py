@@ -65,7 +65,7 @@ def hello(who: Identity, **told: Any) -> Hello:
     """By default of a member that the horizon, 250, covers and has applied all that the others wrote through 300."""
     rows = {other: MemberRow(300) for other in COVERED if other != who}
     table: dict[str, Any] = {"max_gc_horizon": 400, "rows": rows, "stable_through": COVERED} | told
-    return Hello("test", bytes(4), bytes(24), 250, b"", 1, MemberTable(who, SelfReport(320), **table))
+    return Hello("test", bytes(4), bytes(24), 250, b"", 1, 1000, MemberTable(who, SelfReport(320), **table))
 
 
 def record(timestamp: int, writer: Identity = OSLO, flags: int = 0, process: bytes = bytes(4)) -> bytes:

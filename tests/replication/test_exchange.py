@@ -378,7 +378,8 @@ def test_records_that_are_wanted_are_read_in_slices(
 
     monkeypatch.setattr(a.engine, "record", record)
     clock = {"to": a.engine.clock.writer, "gc_horizon": a.engine.gc_horizon, "new_gc_horizon": 0}
-    slices = a.responder.answer(encode("transfer", **clock, origin="b", records=[], stale=[], wants=wants))
+    reader = {"origin": "b", "max_value_size": 1000}
+    slices = a.responder.answer(encode("transfer", **clock, **reader, records=[], stale=[], wants=wants))
     most = before = 0
     try:
         while True:

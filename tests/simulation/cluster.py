@@ -78,7 +78,7 @@ def forged_hello(node: Node, chance: random.Random) -> bytes:
         told["rows"] = {node.members.identity: MemberRow(0, 0, SelfReport(*chance.choice(((far, 0), (0, far)))))}
     else:
         told["rows"] = {node.members.identity: MemberRow(far, 0)}
-    hello = Hello(CLUSTER, b"f" * 4, bytes(24), gc_horizon, b"", 1, MemberTable(who, **told))
+    hello = Hello(CLUSTER, b"f" * 4, bytes(24), gc_horizon, b"", 1, 1000, MemberTable(who, **told))
     return encode("hello", hello=hello.plain())
 
 

@@ -129,7 +129,7 @@ def test_forgetting_who_cannot_be(node_factory: NodeFactory, tmp_path: Path) -> 
 
 def row(node: str, **fields: Any) -> dict[str, Any]:
     whole = {"node": node, "store_id": "00" * 8, "state": "member", "address": "h:1", "contact_ms": 5000}
-    return whole | {"applied_through_ns": DAY_NS, "stable_ns": DAY_NS, "holds_back": ""} | fields
+    return whole | {"applied_through_ns": DAY_NS, "stable_ns": DAY_NS, "holds_back": "", "refuses": ""} | fields
 
 
 def test_the_table_says_what_holds_collection_back() -> None:

@@ -11,16 +11,21 @@ A row maps names to values, for `MEMBERS` and `merklekv-tool members`:
     holds_back          why it holds back the horizon: `unmet`, there was no exchange with it yet; `view`, it reported
                         other members than this node knows; `applied_through` or `stable`, its time is the smallest;
                         `unreadable`, the member is unknown; empty for others
+    refuses             which records the node refuses, with the reasons; empty for most
     clock_problem       this node's row alone: what is wrong with a clock, its own or that of a peer; else empty
     gc_horizon_ns       this node's row alone: tombstones up to here are collected
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
+from merklekv.output import counted
 from merklekv.replication.cluster.members import Identity, Member, Members, MembersUnreadable, node_of
+from merklekv.replication.cluster.refused import RefusedRecord
+
+SHOWN_MAX: Final = 10  # refused records of a node
 
 DisplayRow = Mapping[str, int | str]
 
@@ -30,11 +35,14 @@ _UNSET: Final[DisplayRow] = {
     "applied_through_ns": 0,
     "stable_ns": 0,
     "holds_back": "",
+    "refuses": "",
     "clock_problem": "",
 }
 
 
-def display_rows(members: Members, gc_horizon_ns: int, now: float, clock_problem: str) -> list[DisplayRow]:
+def display_rows(
+    members: Members, gc_horizon_ns: int, now: float, clock_problem: str, refused: Iterable[RefusedRecord] = ()
+) -> list[DisplayRow]:
     """This node's row, then the others in order of their ids, removed members, and unreadable rows.
 
     `clock_problem`: for this node's row.  `now`: wall clock, s.  The caller holds the engine's lock.
@@ -63,7 +71,13 @@ def display_rows(members: Members, gc_horizon_ns: int, now: float, clock_problem
         _row(Identity(name, one.store_id), "unreadable", holds_back="unreadable")
         for name, one in sorted(members.unreadable.items())
     ]
-    return [own | {"gc_horizon_ns": gc_horizon_ns}, *others, *removed, *unreadable]
+    own["gc_horizon_ns"] = gc_horizon_ns
+    refuses: dict[str, list[RefusedRecord]] = {}
+    for one in refused:
+        refuses.setdefault(one.node, []).append(one)
+    for row in (own, *others):
+        row["refuses"] = _shown(refuses.get(str(row["node"]), []))
+    return [own, *others, *removed, *unreadable]
 
 
 def stored_members(table: bytes) -> Members:
@@ -78,6 +92,11 @@ def violations(table: bytes) -> list[str]:
     except MembersUnreadable as error:
         return [str(error)]
     return [f"the table of members has {name}, which cannot be read: {one.reason}" for name, one in unreadable.items()]
+
+
+def _shown(refused: list[RefusedRecord]) -> str:
+    more = f"; and {counted(len(refused) - SHOWN_MAX, 'more record')}" if len(refused) > SHOWN_MAX else ""
+    return "; ".join(map(str, refused[:SHOWN_MAX])) + more
 
 
 def _holds_back(members: Members, member: Member) -> str:

@@ -69,6 +69,7 @@ from merklekv.replication.cluster.lost_writes import (
     union,
 )
 from merklekv.replication.cluster.peer_clocks import PeerClocks
+from merklekv.replication.cluster.refused import RefusedRecords
 from merklekv.replication.plain_cbor import Fields, Malformed, decode_map, row_of
 
 T = TypeVar("T")
@@ -305,12 +306,14 @@ class Members(MemberMaps):
         self.proposed = 0  # ns: a larger one, proposed to a node whose answer is not known; 0: none
         self.rows_refused = 0  # since the start: times in others' tables too far ahead of the wall clock
         self.peer_clocks = PeerClocks()  # for people
+        self.refused_records = RefusedRecords()  # for people
         self.unreadable: dict[str, UnreadableRow] = {}  # by a name that `remove` takes
         self._others: dict[Identity, Member] = {}
 
     def replace_with(self, other: Members) -> None:
         """Take over the contents of another table of the same node."""
-        vars(self).update(vars(other) | {"rows_refused": self.rows_refused, "peer_clocks": self.peer_clocks})
+        kept = ("rows_refused", "peer_clocks", "refused_records")
+        vars(self).update(vars(other) | {name: getattr(self, name) for name in kept})
 
     # -- queries -------------------------------------------------------------------------------------------------------
 

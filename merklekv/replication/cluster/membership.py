@@ -17,6 +17,7 @@ from merklekv.log_throttle import LogThrottle
 from merklekv.replication.cluster.display import DisplayRow, display_rows
 from merklekv.replication.cluster.members import UNKNOWN_STORE_ID, Members, TooManyMembers
 from merklekv.replication.cluster.presence import ONLINE, Status
+from merklekv.replication.cluster.refused import RefusedRecord, has_ended
 from merklekv.replication.cluster.storage import store_members
 
 log = logging.getLogger(__name__)
@@ -47,10 +48,18 @@ class Membership:
         with self._engine.lock:
             return self._members.writer_applied_through(records)
 
+    def refused(self) -> list[RefusedRecord]:
+        """The records that this node or a peer refuses."""
+        with self._engine.lock:
+            named = self._members.refused_records
+            named.drop(lambda one: has_ended(one, self._engine, self._members.identity.node))
+            return list(named)
+
     def rows(self, clock_problem: str = "") -> list[DisplayRow]:
         """The members, for people and tools."""
         with self._engine.lock:
-            return display_rows(self._members, self._engine.gc_horizon, time.time(), clock_problem)
+            refused = self.refused()
+            return display_rows(self._members, self._engine.gc_horizon, time.time(), clock_problem, refused)
 
     # -- commands ------------------------------------------------------------------------------------------------------
 

@@ -28,12 +28,13 @@ from merklekv.engine.engine import Engine
 from merklekv.errors import MerkleKVError, StorageFailed
 from merklekv.log_throttle import LogThrottle
 from merklekv.metrics import ExchangeMetrics, shown
-from merklekv.output import counted
+from merklekv.output import counted, printable
 from merklekv.replication.cluster.members import Identity, Members
 from merklekv.replication.cluster.membership import Membership
 from merklekv.replication.cluster.presence import NODES_MAX, ONLINE, Status
-from merklekv.replication.sync.initiator import ExchangeReport, Initiator
-from merklekv.replication.sync.messages import ExchangeRefused
+from merklekv.replication.cluster.refused import RefusedRecord
+from merklekv.replication.sync.initiator import ExchangeReport, Initiator, refusal_text
+from merklekv.replication.sync.messages import ExchangeFailed, ExchangeRefused
 from merklekv.replication.sync.peers import TOTALS, ExchangePeer, ExchangePeers
 from merklekv.replication.sync.responder import BUSY, ITSELF, Responder
 from merklekv.replication.sync.schedule import rest_s
@@ -145,16 +146,21 @@ class AntiEntropy:
     def sync(self, host: str, port: int, full: bool, verify: bool) -> ExchangeReport:
         """One exchange now, after the one that is under way with that address.
 
-        Raises ExchangeRefused, ExchangeFailed, and what the transport and the engine raise.
+        Raises ExchangeRefused, ExchangeFailed, and what the transport and the engine raise.  It is complete, and raises
+        ExchangeFailed all the same, if a node has refused a record.
         """
         address = format_address(host, port)
         deadline = time.monotonic() + BUSY_PATIENCE_S
         while True:
             try:
-                return self._exchange(address, 100, full, verify)
+                report = self._exchange(address, 100, full, verify)
             except ExchangeRefused as refusal:
                 if refusal.why != BUSY or time.monotonic() > deadline or self.worker.wait(BUSY_RETRY_S):
                     raise
+            else:
+                if report.refused:
+                    raise ExchangeFailed(refusal_text(report))
+                return report
 
     def remove(self, node: str, store_id: str = "") -> None:
         """Remove a member, see `Membership`."""
@@ -170,7 +176,9 @@ class AntiEntropy:
         """For REPLICATE status; nothing without peers."""
         with self._changed:
             peers = self._peers.all()
-        return {"peers": len(peers), "in_sync": sum(one.in_sync for one in peers)} if peers else {}
+        counts = {"peers": len(peers), "in_sync": sum(one.in_sync for one in peers)} if peers else {}
+        refused = len(self.membership.refused())
+        return counts | {"refused": refused} if refused else counts
 
     def metrics(self) -> ExchangeMetrics:
         """What anti-entropy reports of itself now."""
@@ -179,6 +187,7 @@ class AntiEntropy:
             for one in self._peers.all():  # a node with two addresses is two peers
                 peers[one.address if not one.node or one.node in peers else one.node] = one
             running = len(self._running)
+        refused = self.membership.refused()
         now = time.time()
         lagging = shown(peers, lambda peer: -peer.succeeded_at)
         totals = {f"exchange_{name}": {label: peer.totals[name] for label, peer in lagging.items()} for name in TOTALS}
@@ -192,6 +201,8 @@ class AntiEntropy:
             exchange_running=running,
             exchange_served=self._served,
             exchange_rows_refused=self._members.rows_refused,
+            refused_records=len(refused),
+            refused_record=shown(_by_key(refused), lambda text: 0),
             peers_not_shown=len(peers) - len(lagging),
             peer_address={label: peer.address for label, peer in lagging.items()},
             peer_in_sync={label: int(peer.in_sync) for label, peer in lagging.items()},
@@ -386,3 +397,11 @@ def _summary(report: ExchangeReport) -> str:
     if report.equal:
         return "nothing differed"
     return f"{counted(report.keys_received, 'record')} taken, {report.keys_sent} given, {report.discarded} dropped"
+
+
+def _by_key(refused: list[RefusedRecord]) -> dict[str, str]:
+    """What is refused, for people, by key."""
+    reasons: dict[str, list[str]] = {}
+    for one in refused:
+        reasons.setdefault(printable(one.key.decode(errors="backslashreplace")), []).append(one.why)
+    return {key: "; ".join(texts) for key, texts in reasons.items()}

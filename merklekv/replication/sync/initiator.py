@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
 
@@ -28,9 +28,10 @@ from merklekv.engine.record import HEAD_SIZE, digest_of, version_of
 from merklekv.errors import Stalled
 from merklekv.output import counted
 from merklekv.replication.cluster.members import Members, TooManyMembers
+from merklekv.replication.cluster.refused import REFUSED_MAX, RefusedRecord, decode_refused, split_by_size
 from merklekv.replication.plain_cbor import Fields, Malformed
 from merklekv.replication.sync.deletion_rule import NONE_STALE, stale_records
-from merklekv.replication.sync.local_endpoint import SLICE_MERGES, LocalEndpoint, Outdated, Refused
+from merklekv.replication.sync.local_endpoint import SLICE_MERGES, LocalEndpoint, Outdated
 from merklekv.replication.sync.messages import (
     BATCH_BYTES,
     BATCH_RECORDS,
@@ -74,7 +75,16 @@ class ExchangeReport:
     keys_received: int = 0  # that were new here
     discarded: int = 0  # stale records that were re-deleted, here or there
     equal: bool = False  # both nodes held the same before
+    refused: list[RefusedRecord] = field(default_factory=list)  # by either node; all others were exchanged
     duration_s: float = 0.0
+
+
+def refusal_text(report: ExchangeReport) -> str:
+    """What to say of an exchange with refused records."""
+    return (
+        f"node {report.node}: {counted(len(report.refused), 'record')} refused; all others were exchanged. "
+        f"The first is {report.refused[0]}"
+    )
 
 
 class Initiator:
@@ -89,9 +99,10 @@ class Initiator:
         self.report = ExchangeReport()  # of what was done so far
         self._engine = engine
         self._endpoint = LocalEndpoint(engine, members, cluster)
+        self._mine = members.identity.node
         self._full = full
         self._verify = verify
-        self._refused: Refused = []
+        self._refused: dict[tuple[str, bytes], RefusedRecord] = {}  # by node and key
         self._gc_horizon = 0  # ns: of this node, as long as this pass goes on
         self._new_gc_horizon = 0  # ns: of both, when this pass is complete; tombstones from below are not given
         self._stale_here = self._stale_there = NONE_STALE  # what one node has, and the other lacks
@@ -115,13 +126,10 @@ class Initiator:
                 raise ExchangeRefused(FULL, str(problem)) from problem
             report.equal = report.equal or (equal and number == 0)
             report.duration_s = time.monotonic() - began
-            if self._refused:
-                key, reason = self._refused[0]
-                raise ExchangeFailed(
-                    f"node {report.node}: {counted(len(self._refused), 'record')} refused, "
-                    f"the first, of key {key!r}, for its {reason}; all others were merged"
-                )
-            if equal or not self._verify:
+            report.refused = [*self._refused.values()]
+            if not self._is_complete():
+                raise ExchangeFailed(refusal_text(report))
+            if equal or report.refused or not self._verify:
                 return report
             self._full = False  # once is enough: from here on the roots show a difference
         raise ExchangeFailed(
@@ -205,15 +213,20 @@ class Initiator:
         engine.commit()
         if engine.gc_horizon != self._gc_horizon:
             raise Outdated
-        if self._refused:
+        if not self._is_complete():
             return
-        self._endpoint.complete(theirs.table, self._new_gc_horizon)
+        refused = [*self._refused.values()]
+        self._endpoint.complete(theirs.table, self._new_gc_horizon, refused)
         if self._gc_horizon < self._new_gc_horizon:
             self._collect()  # as the responder has
         engine.flush()
-        answer = yield from self._ask("done", hello=mine.plain(), new_gc_horizon=self._new_gc_horizon)
+        answer = yield from self._ask("done", hello=mine.plain(), new_gc_horizon=self._new_gc_horizon, refused=refused)
         self._endpoint.merge_report(unpack(answer.binary("table"), mine.table))
         engine.commit()
+
+    def _is_complete(self) -> bool:
+        """Whether both nodes hold the union now, but for records that may be left out."""
+        return len(self._refused) <= REFUSED_MAX and all(one.is_left_out for one in self._refused.values())
 
     # -- comparing -----------------------------------------------------------------------------------------------------
 
@@ -297,7 +310,11 @@ class Initiator:
             redelete = partial(self._endpoint.redelete, part, self._origin, self._gc_horizon)
             self.report.discarded += self._write(redelete)
         while given or stale_there or wants:
-            pairs, tried = self._endpoint.read(given)
+            pairs, too_large, tried = self._endpoint.read(given, self._theirs.max_value_size, self._theirs.node)
+            self._refuse(too_large)
+            if not (pairs or stale_there or wants):
+                given = given[tried:]
+                continue
             answer = yield from self._transfer(pairs, stale_there[:BATCH_RECORDS], wants[:BATCH_RECORDS])
             served = answer.number("served", len(wants))
             if wants and not served:
@@ -310,8 +327,11 @@ class Initiator:
     def _scan(self) -> Steps[None]:
         after = b""
         while True:
-            answer = yield from self._ask("scan", after=after)
+            answer = yield from self._ask(
+                "scan", after=after, origin=self._mine, max_value_size=self._engine.max_value_size
+            )
             self._merge(answer.pairs("records"))
+            self._refuse(decode_refused(answer, "too_large", 2 * BATCH_RECORDS))
             following = answer.binary("following", *range(MAX_KEY_SIZE + 1))
             if not following:
                 return
@@ -323,6 +343,8 @@ class Initiator:
         after: bytes | None = b""
         while after is not None:
             pairs, after = self._engine.records_page(b"", after, BATCH_RECORDS, BATCH_BYTES)
+            pairs, too_large = split_by_size(pairs, self._theirs.max_value_size, self._theirs.node)
+            self._refuse(too_large)
             if pairs:
                 yield from self._transfer(pairs)
 
@@ -331,7 +353,8 @@ class Initiator:
     def _transfer(self, pairs: list[Pair], stale: Sequence[Pair] = (), wants: Sequence[bytes] = ()) -> Steps[Fields]:
         answer = yield from self._ask(
             "transfer",
-            origin=self._endpoint.members.identity.node,
+            origin=self._mine,
+            max_value_size=self._engine.max_value_size,
             new_gc_horizon=self._new_gc_horizon,
             records=flat(pairs),
             stale=flat(stale),
@@ -339,8 +362,12 @@ class Initiator:
         )
         self.report.keys_sent += answer.number("applied", len(pairs))
         self.report.discarded += answer.number("discarded", len(stale))
-        self._refused += [(key, reason.decode(errors="replace")) for key, reason in answer.pairs("refused")]
+        self._refuse(decode_refused(answer, "refused", len(pairs)))
+        self._refuse(decode_refused(answer, "too_large", len(wants)))
         return answer
+
+    def _refuse(self, refused: list[RefusedRecord]) -> None:
+        self._refused |= {(one.node, one.key): one for one in refused}
 
     def _merge(self, pairs: list[Pair]) -> None:
         """Merge records of the responder.  Raises Outdated."""
@@ -348,7 +375,7 @@ class Initiator:
             merge = partial(self._endpoint.merge, part, self._origin, self._gc_horizon, self._new_gc_horizon)
             applied, refused = self._write(merge)
             self.report.keys_received += applied
-            self._refused += refused
+            self._refuse(refused)
         self._engine.commit()
 
     def _collect(self) -> None:

@@ -11,6 +11,7 @@ the key is deleted anew.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final, NoReturn
 
@@ -34,6 +35,7 @@ from merklekv.engine.record import (
 from merklekv.log_throttle import LogThrottle
 from merklekv.replication.cluster.lost_writes import LostWriteInterval
 from merklekv.replication.cluster.members import NO_ROW, Identity, Members, MemberTable
+from merklekv.replication.cluster.refused import TOO_LARGE, RefusedRecord, refused_record
 from merklekv.replication.cluster.storage import store_members
 from merklekv.replication.sync.messages import BATCH_BYTES, BATCH_RECORDS, ExchangeRefused, Hello
 
@@ -42,8 +44,6 @@ log = logging.getLogger(__name__)
 _throttle = LogThrottle(log)
 
 SLICE_MERGES: Final = 250  # records in one call of `merge` or `redelete`
-
-Refused = list[tuple[bytes, str]]  # keys with reasons
 
 
 class Outdated(Exception):
@@ -108,6 +108,7 @@ class LocalEndpoint:
             equal = root != b"" and (root, engine.truncation) == (peer.root, peer.truncation)
             if equal:
                 self._apply(peer.table, peer.gc_horizon)
+                self.members.refused_records.update(peer.node, ())
             store_members(engine, self.members)
             return self._hello(0), equal
 
@@ -126,7 +127,16 @@ class LocalEndpoint:
         root = engine.root() if engine.root_ready else b""
         count = engine.live_count + engine.tombstone_count
         table = self.members.table(closed)
-        return Hello(self.cluster, engine.clock.epoch, engine.truncation, engine.gc_horizon, root, count, table)
+        return Hello(
+            self.cluster,
+            engine.clock.epoch,
+            engine.truncation,
+            engine.gc_horizon,
+            root,
+            count,
+            engine.max_value_size,
+            table,
+        )
 
     def _close(self, closed: int) -> None:
         self.engine.clock.close_through(closed)
@@ -261,19 +271,31 @@ class LocalEndpoint:
         is_covered = theirs.horizon_covers(self.members.identity)
         return self.engine.gc_horizon < peer.gc_horizon and is_covered and self.members.table().knows_all_of(theirs)
 
-    def read(self, keys: list[bytes], room: int = BATCH_BYTES) -> tuple[list[Pair], int]:
-        """The first of these records, until they fill `room` bytes.  Returns them, and for how many keys that is."""
+    def read(
+        self, keys: list[bytes], max_value_size: int, node: str, room: int = BATCH_BYTES
+    ) -> tuple[list[Pair], list[RefusedRecord], int]:
+        """The first of these records, until they fill `room` bytes, for a node with this `max_value_size`.
+
+        Returns them, those that are too large for it, and for how many keys that is.
+        """
         pairs: list[Pair] = []
+        too_large: list[RefusedRecord] = []
         size = tried = 0
         while tried < min(len(keys), BATCH_RECORDS) and size < room:
             key = keys[tried]
             tried += 1
-            if (record := self.engine.record(key)) is not None:
+            if (record := self.engine.record(key)) is None:
+                continue
+            if len(record) > HEAD_SIZE + max_value_size:
+                too_large.append(refused_record(key, record, TOO_LARGE, node))
+            else:
                 pairs.append((key, record))
-                size += len(key) + len(record)
-        return pairs, tried
+            size += len(key) + len(record)
+        return pairs, too_large, tried
 
-    def merge(self, pairs: list[Pair], origin: bytes, gc_horizon: int, new_gc_horizon: int) -> tuple[int, Refused]:
+    def merge(
+        self, pairs: list[Pair], origin: bytes, gc_horizon: int, new_gc_horizon: int
+    ) -> tuple[int, list[RefusedRecord]]:
         """Merge records of the peer in one short call.  Returns how many were new, and which were refused.
 
         `gc_horizon`, ns: that of this node when the exchange began; `new_gc_horizon`: that of both when it is complete.
@@ -283,7 +305,7 @@ class LocalEndpoint:
         with engine.lock:
             if engine.gc_horizon != gc_horizon:
                 raise Outdated
-            items, refused, applied = [], [], 0
+            items, refused, applied = [], list[tuple[bytes, str]](), 0
             for key, record in pairs:
                 if len(record) < HEAD_SIZE or flags_of(record) != TOMBSTONE:
                     items.append((OP_SET, key, record))
@@ -294,7 +316,10 @@ class LocalEndpoint:
                 else:
                     refused.append((key, "digest"))
             result = engine.merge(items, origin, stable=True)
-        return applied + result.applied, refused + result.refused
+        records, own = dict(pairs), self.members.identity.node
+        return applied + result.applied, [
+            refused_record(key, records[key], reason, own) for key, reason in refused + result.refused
+        ]
 
     def _delete_anew(self, key: bytes, tombstone: bytes) -> bool:
         old = self.engine.record(key)
@@ -323,16 +348,17 @@ class LocalEndpoint:
                 store_members(engine, self.members)
             return engine.merge(items, origin, stable=True, sound=True).applied
 
-    def complete(self, peer: MemberTable, gc_horizon: int) -> MemberTable:
-        """This node holds all that the peer held when it sent its table.  Returns the new table of this node, which it
-        may send once that is flushed.
+    def complete(self, peer: MemberTable, gc_horizon: int, refused: Iterable[RefusedRecord] = ()) -> MemberTable:
+        """This node holds all that the peer held when it sent its table, but for what one of them refused.
 
-        Raises ExchangeRefused if the peer was removed meanwhile.
+        Returns the new table of this node, which it may send once that is flushed.  Raises ExchangeRefused if the peer
+        was removed meanwhile.
         """
         with self.engine.lock:
             if peer.identity in self.members.removed:
                 raise ExchangeRefused("removed", f"node {peer.identity.node} was removed meanwhile")
             self._apply(peer, gc_horizon)
+            self.members.refused_records.update(peer.identity.node, refused)
             store_members(self.engine, self.members)
             return self.members.table()
 

@@ -10,7 +10,11 @@ The answer to a request is of the same kind, or `outdated` or `refused`:
     transfer  records; stale records; keys that     which records were refused; the records that are wanted
               are wanted
     scan      a key                                 the records behind it, in key order; the last key, if there are more
-    done      the same hello again                  the table of the responder
+    done      the same hello again; which records   the table of the responder
+              were refused, by either node
+
+A record that is larger than the reader's `max_value_size` is not sent: it would make the whole message too large.  Its
+sender names it (`too_large`), and it counts as refused.
 
 A table of members is deflated.  The one in an answer refers to the one in its request, which says nearly the same.
 
@@ -78,6 +82,7 @@ class Hello:
     gc_horizon: int  # ns
     root: bytes  # empty while it is unknown
     count: int  # records, tombstones included
+    max_value_size: int  # bytes
     table: MemberTable
 
     @property
@@ -104,6 +109,7 @@ def decode_hello(fields: Fields, known: MemberTable | None = None) -> Hello:
         fields.number("gc_horizon"),
         fields.binary("root", 0, ROOT_SIZE),
         fields.number("count"),
+        fields.number("max_value_size"),
         unpack(fields.binary("table"), known),
     )
 

@@ -22,8 +22,9 @@ from merklekv.engine.format import BUCKETS, INNER_NODES, MAX_KEY_SIZE
 from merklekv.engine.record import HEAD_SIZE, VERSION_SIZE, digest_of, head_of
 from merklekv.errors import Shortage, Stalled
 from merklekv.replication.cluster.members import Identity, Members, TooManyMembers
+from merklekv.replication.cluster.refused import RefusedRecord, decode_refused, split_by_size
 from merklekv.replication.plain_cbor import Fields, Malformed
-from merklekv.replication.sync.local_endpoint import SLICE_MERGES, LocalEndpoint, Outdated, Refused
+from merklekv.replication.sync.local_endpoint import SLICE_MERGES, LocalEndpoint, Outdated
 from merklekv.replication.sync.messages import (
     BATCH_BYTES,
     BATCH_RECORDS,
@@ -206,10 +207,12 @@ class Responder:
         gc_horizon = yield from self._require_current(fields)
         origin = fields.node_id("origin").encode()
         new_gc_horizon = fields.number("new_gc_horizon", self._engine.clock.latest_ns())
+        max_value_size = fields.number("max_value_size")
         given, stale, wants = fields.pairs("records"), fields.pairs("stale"), fields.strings("wants")
         endpoint = self._endpoint
         applied = discarded = 0
-        refused: Refused = []
+        refused: list[RefusedRecord] = []
+        too_large: list[RefusedRecord] = []
         for part in parts(given, SLICE_MERGES):
             merged = yield from self._writing(partial(endpoint.merge, part, origin, gc_horizon, new_gc_horizon))
             applied += merged[0]
@@ -224,34 +227,39 @@ class Responder:
         found: list[Pair] = []
         served = size = 0
         while served < min(len(wants), BATCH_RECORDS) and size < BATCH_BYTES:
-            pairs, tried = endpoint.read(wants[served:][:SLICE_READS], BATCH_BYTES - size)
+            some = wants[served:][:SLICE_READS]
+            pairs, larger, tried = endpoint.read(some, max_value_size, origin.decode(), BATCH_BYTES - size)
             found += pairs
+            too_large += larger
             served += tried
             size += sum(len(key) + len(record) for key, record in pairs)
             yield None
         self._engine.commit()
-        reasons = flat((key, reason.encode()) for key, reason in refused)
         counts = {"applied": applied, "discarded": discarded, "served": served}
-        return encode("transfer", **counts, refused=reasons, records=flat(found))
+        return encode("transfer", **counts, refused=refused, records=flat(found), too_large=too_large)
 
     def _scan(self, fields: Fields) -> Slices[bytes]:
         yield from self._require_current(fields)
         following: bytes | None = fields.binary("after", *range(MAX_KEY_SIZE + 1))
+        max_value_size, reader = fields.number("max_value_size"), fields.node_id("origin")
         found: list[Pair] = []
+        too_large: list[RefusedRecord] = []
         size = 0
         while following is not None and size < BATCH_BYTES and len(found) < BATCH_RECORDS:
             pairs, following = self._engine.records_page(b"", following, SLICE_READS, BATCH_BYTES)
+            pairs, larger = split_by_size(pairs, max_value_size, reader)
             found += pairs
+            too_large += larger
             size += sum(len(record) for _, record in pairs)
             yield None
-        return encode("scan", records=flat(found), following=following or b"")
+        return encode("scan", records=flat(found), too_large=too_large, following=following or b"")
 
     def _done(self, fields: Fields, peer: Hello) -> Slices[bytes]:
         before = yield from self._gc_horizon_of(fields)
         endpoint = self._endpoint
         known, peer = peer.table, endpoint.accept(peer)
         gc_horizon = endpoint.believe_time(peer.table, fields.number("new_gc_horizon"))
-        table = endpoint.complete(peer.table, gc_horizon)
+        table = endpoint.complete(peer.table, gc_horizon, decode_refused(fields, "refused"))
         if before < gc_horizon:
             yield from self._collect()  # as the initiator has
         self._engine.flush()

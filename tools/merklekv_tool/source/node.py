@@ -21,9 +21,9 @@ from merklekv.replication.cluster.display import DisplayRow
 from merklekv_tool.source.source import ORIGIN, PAGE_RECORDS, Merged, Pair, split_by_size
 
 BUCKETS_ASKED: Final = 100  # at once
-ROW_TYPES: Final = dict.fromkeys(("node", "store_id", "state", "address", "holds_back"), str) | dict.fromkeys(
-    ("contact_ms", "applied_through_ns", "stable_ns"), int
-)
+ROW_TYPES: Final = dict.fromkeys(
+    ("node", "store_id", "state", "address", "holds_back", "refuses"), str
+) | dict.fromkeys(("contact_ms", "applied_through_ns", "stable_ns"), int)
 
 
 class Node:
