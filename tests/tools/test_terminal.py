@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -183,9 +184,14 @@ def restamp(stage: Stage, scratch: Path) -> Case:
     return Case(["restamp", stage.future, "--dry-run"], ["it is 20", "1 record, up to 20", r"esc\x1b[31m\x07\nforged"])
 
 
+def compact(stage: Stage, scratch: Path) -> Case:
+    shutil.copytree(stage.future, scratch / "to-compact")
+    return Case(["compact", scratch / "to-compact"], ["to-compact: takes ", " bytes on disk, before "])
+
+
 CASES: dict[str, Callable[[Stage, Path], Case]] = {
     case.__name__: case
-    for case in (verify, dump, load, backup, restore, log, tree, stats, bench, diff, members, forget, restamp)
+    for case in (verify, dump, load, backup, restore, log, tree, stats, bench, diff, members, forget, restamp, compact)
 }
 
 
@@ -379,7 +385,7 @@ def waiting(verb: str, node: FakeNode, stage: Stage, scratch: Path) -> list[str]
     return [verb, node.address, *([str(scratch / "made")] if verb == "backup" else [])]
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("restore", "restamp")])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("restore", "restamp", "compact")])
 def test_ctrl_c_on_a_terminal(verb: str, stage: Stage, tmp_path: Path) -> None:
     """Says nothing, and leaves nothing."""
     with FakeNode() as node:

@@ -24,6 +24,7 @@ from merklekv_tool.output import note
 from merklekv_tool.verbs import (
     backup,
     bench,
+    compact,
     diff,
     dump,
     forget,
@@ -49,7 +50,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for module in (verify, dump, load, backup, restore, log, tree, stats, bench, diff, members, forget, restamp):
+for module in (verify, dump, load, backup, restore, log, tree, stats, bench, diff, members, forget, restamp, compact):
     verb = module.__name__.rpartition(".")[2]
     app.command(verb, epilog=module.EXAMPLES)(getattr(module, verb))
 

@@ -1,0 +1,65 @@
+"""`merklekv-tool compact`: writes the base of a directory anew, as small as it can be.
+
+A node does this by itself when most of its base is free. This verb does it in any case, and takes the log into the base
+first. A crash leaves the old base or the new one, which contain the same.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from merklekv.errors import DirectoryLocked, InvalidArgument
+from merklekv.output import counted
+from merklekv_tool.arguments import AsJson
+from merklekv_tool.errors import NodeRuns
+from merklekv_tool.output import progress, say_result
+
+EXAMPLES: Final = """
+Examples:
+
+    systemctl stop merklekv
+    merklekv-tool compact /var/lib/merklekv && systemctl start merklekv
+    merklekv-tool compact ./data --json | jq .bytes
+
+The new base needs its size on the same disk beside the old one while it is written.
+"""
+
+
+def compact(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="A data directory that no node has open.")],
+    as_json: AsJson = False,
+) -> None:
+    """Give the free space inside a data directory back to the file system."""
+    from merklekv.engine.engine import Engine
+    from merklekv_tool.source.open import address_of, require_directory
+
+    began = time.monotonic()
+    if address_of(directory) is not None:
+        raise InvalidArgument(f"{directory}: a running node does this by itself; give its directory when it is stopped")
+    path = require_directory(directory)
+    before = _size_of(path)
+    try:
+        engine = Engine(path, durability="never", checkpoint="manual")
+    except DirectoryLocked as error:
+        raise NodeRuns(str(error)) from error
+    try:
+        with progress(f"compact {directory}") as update:
+            engine.compact_now(update)
+    finally:
+        engine.close()
+    size = _size_of(path)
+    seconds = round(time.monotonic() - began, 3)
+    say_result(
+        {"directory": directory, "bytes_before": before, "bytes": size, "seconds": seconds},
+        f"{directory}: takes {counted(size, 'byte')} on disk, before {counted(before, 'byte')}",
+        as_json,
+    )
+
+
+def _size_of(path: Path) -> int:
+    """Bytes that the files of a directory take on disk."""
+    return sum(file.stat().st_blocks * 512 for file in path.rglob("*") if file.is_file())
