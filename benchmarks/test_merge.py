@@ -14,6 +14,7 @@ from merklekv.engine.clock import HybridClock
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import OP_SET
 from merklekv.engine.record import make_record
+from merklekv.engine.time_gate import TimeGate
 
 ROUNDS = 3
 MEMTABLE_SHARE = 20  # a memtable of a twentieth of the keys: 50,000 in a million
@@ -49,7 +50,7 @@ def test_checkpoint_of_a_memtable(
 @pytest.mark.benchmark(group="merge: 1,000 records of another node")
 @pytest.mark.parametrize("known", [False, True], ids=["new", "duplicates"])
 def test_merge_records(benchmark: BenchmarkFixture, small: Engine, known: bool) -> None:
-    clock = HybridClock()
+    clock = HybridClock(TimeGate())
 
     def records() -> list[tuple[int, bytes, bytes]]:
         return [(OP_SET, key_of(n), make_record(key_of(n), clock.next(), VALUE)) for n in range(1000)]

@@ -6,6 +6,7 @@ from merklekv.engine.clock import HybridClock
 from merklekv.engine.format import BUCKETS, bucket_of
 from merklekv.engine.merkle import term_of
 from merklekv.engine.record import HEAD_SIZE, VERSION_SIZE, is_sound, make_record, value_of
+from merklekv.engine.time_gate import TimeGate
 
 KEY = b"key:000000000042"
 VALUE = b"x" * 100
@@ -27,7 +28,7 @@ def test_check_a_record(benchmark: BenchmarkFixture) -> None:
 
 
 def test_issue_a_version(benchmark: BenchmarkFixture) -> None:
-    clock = HybridClock()
+    clock = HybridClock(TimeGate())
     first = clock.next()
     assert benchmark(clock.next) > first
 

@@ -316,7 +316,7 @@ class Node:
 
     def clock_problem(self) -> str:
         """What is wrong with the clock of this machine, or with that of a peer; empty if nothing is known to be."""
-        drift_s = self.engine.clock.max_drift_ns / 10**9
+        drift_s = self.engine.time_gate.max_drift_ns / 10**9
         of_peer = self.members.peer_clocks.problem(self.node_id, drift_s)
         of_peer += f"; {self.clock_watch.last_jump}" if of_peer and self.clock_watch.last_jump else ""
         return "; ".join(filter(None, (self.clock_watch.problem().text, of_peer)))

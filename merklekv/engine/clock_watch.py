@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from merklekv.engine.clock import HybridClock, show_time
+from merklekv.engine.clock import HybridClock
+from merklekv.engine.time_gate import show_time
 from merklekv.log_throttle import LogThrottle
 
 JUMP_S: Final = 1.0  # between two looks; a smaller one is a correction as NTP makes them
@@ -30,11 +31,11 @@ NO_PROBLEM: Final = ClockProblem("", "")
 
 def clock_problem(clock: HybridClock, node: str, directory: Path | str) -> ClockProblem:
     """What is wrong with the clock of a node whose data are in a directory."""
-    if not clock.is_set:
+    if not clock.gate.is_set:
         return ClockProblem(
-            "unset", f"the wall clock of node {node} was never set, it shows {show_time(clock.wall)}: set it"
+            "unset", f"the wall clock of node {node} was never set, it shows {show_time(clock.gate.wall())}: set it"
         )
-    latest = clock.latest_ns()
+    latest = clock.gate.latest()
     if max(clock.lower_bound, clock.newest) <= latest:
         return NO_PROBLEM
     if clock.lower_bound > latest:
@@ -45,8 +46,9 @@ def clock_problem(clock: HybridClock, node: str, directory: Path | str) -> Clock
         why = "more than max_clock_drift_seconds; other nodes refuse these records, and take all others"
     return ClockProblem(
         kind,
-        f"node {node} {what} {show_time(ahead)}, {clock.ahead_s(ahead):.0f} s ahead of its wall clock, {why}. If the "
-        f"wall clock is right now, stop the node and run 'merklekv-tool restamp {directory}'; if it is slow, set it",
+        f"node {node} {what} {show_time(ahead)}, {clock.gate.ahead_s(ahead):.0f} s ahead of its wall clock, {why}. "
+        f"If the wall clock is right now, stop the node and run 'merklekv-tool restamp {directory}'; if it is slow, "
+        "set it",
     )
 
 
@@ -67,7 +69,7 @@ class ClockWatch:
         self._directory = directory
         self._since_boot = since_boot
         self._throttle = LogThrottle(log, lambda: since_boot() / 10**9)
-        self._wall, self._boot = clock.wall, since_boot()
+        self._wall, self._boot = clock.gate.wall(), since_boot()
         self._kind = self.problem().kind  # the start has logged it
 
     def problem(self) -> ClockProblem:
@@ -79,18 +81,18 @@ class ClockWatch:
 
         Returns whether it jumped by more than the drift.
         """
-        before, self._wall = self._wall, self._clock.wall
+        before, self._wall = self._wall, self._clock.gate.wall()
         boot, self._boot = self._boot, self._since_boot()
         jump = (self._wall - before) - (self._boot - boot)
         if abs(jump) >= JUMP_S * 10**9:
             way, seconds = "forward" if jump > 0 else "back", abs(jump) / 10**9
             text = f"the wall clock of node {self._node} jumped {way} by {seconds:.0f} s, to {show_time(self._wall)}"
             self._throttle.warn(way, f"{text}: if it is wrong now, set it")
-            if abs(jump) > self._clock.max_drift_ns:
+            if abs(jump) > self._clock.gate.max_drift_ns:
                 self.last_jump = text
         problem = self.problem()
         if problem.kind != self._kind:
             self._kind = problem.kind
             over = f"the data of node {self._node} are not ahead of its wall clock any more"
             self._throttle.warn(problem.kind, problem.text or over)
-        return abs(jump) > self._clock.max_drift_ns
+        return abs(jump) > self._clock.gate.max_drift_ns

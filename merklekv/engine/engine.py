@@ -24,7 +24,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from merklekv.engine.base import DATA_FILE, Pair
 from merklekv.engine.checkpoint.checkpointer import Checkpointer
-from merklekv.engine.clock import DEFAULT_MAX_DRIFT_S, HybridClock
+from merklekv.engine.clock import HybridClock
 from merklekv.engine.commit import GroupCommit
 from merklekv.engine.directory import DataDirectory
 from merklekv.engine.format import (
@@ -68,6 +68,7 @@ from merklekv.engine.record import (
 )
 from merklekv.engine.recovery import open_data
 from merklekv.engine.table import Table
+from merklekv.engine.time_gate import DEFAULT_MAX_DRIFT_S, TimeGate
 from merklekv.engine.tombstone_gc import TombstoneGC, bound_of
 from merklekv.engine.write_gate import WriteGate
 from merklekv.errors import InvalidArgument, MerkleKVError, NotANumber, NumberOverflow, Stalled
@@ -119,7 +120,8 @@ class Engine:
         require_options(durability, memtable_size, max_value_size, max_clock_drift_s, checkpoint)
         self.lock = lock = threading.RLock()
         self.durability = durability
-        self.clock = clock = HybridClock(int(max_clock_drift_s * 10**9), wall_clock)
+        self.time_gate = TimeGate(int(max_clock_drift_s * 10**9), wall_clock)
+        self.clock = clock = HybridClock(self.time_gate)
         self.directory = directory = DataDirectory(place)
         with ExitStack() as stack:
             stack.callback(directory.release)
@@ -129,7 +131,7 @@ class Engine:
             self.table = table = Table(base, log, clock, gate, lock, max_value_size)
             stack.callback(lambda: table.base.close())  # a checkpoint may replace it
             stack.callback(log.close)
-            clock.observe(replayed.newest)
+            clock.observe(max(replayed.newest, replayed.truncation))
             clock.close_through(timestamp_of(replayed.truncation))
             table.restore(replayed)
             self.tombstone_gc = TombstoneGC(place, table)
@@ -270,7 +272,7 @@ class Engine:
             self.gate.require_open()
             truncation = self.clock.next()
             newest = max(self.table.newest(), self.table.truncation)
-            is_far = truncation <= newest and self.clock.truncates_too_far_ahead(newest)
+            is_far = truncation <= newest and not self.time_gate.admits_truncation(newest)
             if truncation <= newest and not is_far:
                 truncation = self.clock.after(newest)
             self.table.raise_truncation(OP_TRUNCATE, truncation)
@@ -311,7 +313,7 @@ class Engine:
             self.gate.require_open()
             accepted: dict[bytes, Change] = {}
             applied = 0
-            latest = self.clock.latest()
+            latest = self.time_gate.latest_version()
             bound = ZERO_VERSION if stable else max(self.tombstone_gc.bound, bound_of(applied_through))
             for item in items:
                 op, key, record = item
@@ -386,7 +388,7 @@ class Engine:
             raise InvalidArgument(f"truncation version of {len(truncation)} bytes: it has {VERSION_SIZE} bytes")
         with self.lock:
             self.gate.require_open()
-            if truncation <= self.table.truncation or self.clock.truncates_too_far_ahead(truncation):
+            if truncation <= self.table.truncation or not self.time_gate.admits_truncation(truncation):
                 return False
             self.table.reserve(2 * ENTRY.size + len(origin) + VERSION_SIZE)
             self.table.append(OP_ORIGIN, origin, b"")
@@ -412,7 +414,8 @@ class Engine:
                     self.table.purge(key, stored)
                 return True
             op = OP_DEL if is_tombstone(record) else OP_SET
-            if record < self.table.truncation or self._reason_to_refuse(op, key, record, self.clock.latest()):
+            latest = self.time_gate.latest_version()
+            if record < self.table.truncation or self._reason_to_refuse(op, key, record, latest):
                 return False
             self._take({key: (op, key, record)}, origin)
             return True
@@ -494,5 +497,5 @@ class Engine:
                 base_free_bytes=table.base.space.free,
                 compactions=self.checkpointer.compactions,
                 clock_ns=self.clock.newest,
-                clock_ahead_s=max(0, int(self.clock.ahead_s(self.clock.newest))),
+                clock_ahead_s=max(0, int(self.time_gate.ahead_s(self.clock.newest))),
             )

@@ -93,7 +93,7 @@ def restamp_data(
     `metadata`: entries to store first.
     """
     found = _bounds(engine, now)
-    clock = HybridClock(wall_clock=lambda: engine.clock.wall)
+    clock = HybridClock(engine.time_gate)
     clock.write_as(store_id)
     clock.close_through(now)
     horizon = {METADATA_GC_HORIZON: now.to_bytes(GC_HORIZON_SIZE, "big")} if found.gc_horizon else {}

@@ -8,8 +8,9 @@ from fixtures.engines import DAY_NS, NOON, Wall
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merklekv.engine.clock import LATEST_NS, UNSET_BEFORE_NS, HybridClock
+from merklekv.engine.clock import HybridClock
 from merklekv.engine.record import store_id_of, timestamp_of
+from merklekv.engine.time_gate import LATEST_NS, UNSET_BEFORE_NS, TimeGate
 
 DRIFT = DAY_NS
 walls = st.integers(0, 3 * NOON) | st.integers(NOON - 3 * DRIFT, NOON + 3 * DRIFT) | st.just(NOON)
@@ -25,7 +26,7 @@ steps = st.lists(
 def test_the_clock_keeps_its_laws(history: list[tuple[str, int]]) -> None:
     """A version is of the wall clock, unless something was closed above that; what was merely seen moves nothing."""
     wall = Wall()
-    clock = HybridClock(DRIFT, wall)
+    clock = HybridClock(TimeGate(DRIFT, wall))
     closed = 0
     proposals: list[tuple[int, int]] = []
     issued = set()
@@ -53,7 +54,7 @@ def test_the_clock_keeps_its_laws(history: list[tuple[str, int]]) -> None:
 
 @given(st.integers(0, LATEST_NS), st.binary(min_size=16, max_size=16))
 def test_after_is_above_whatever_the_wall_says(timestamp: int, op_id: bytes) -> None:
-    clock = HybridClock(DRIFT, Wall(5))
+    clock = HybridClock(TimeGate(DRIFT, Wall(5)))
     shown = timestamp.to_bytes(8, "big") + op_id
     assert clock.after(shown) > shown
     assert timestamp_of(clock.next()) == 5
@@ -62,7 +63,7 @@ def test_after_is_above_whatever_the_wall_says(timestamp: int, op_id: bytes) -> 
 @pytest.mark.parametrize("back_ns", [1, 10**9, 5 * DRIFT, NOON - UNSET_BEFORE_NS + 1])
 def test_a_wall_set_back_is_followed_at_once(back_ns: int) -> None:
     wall = Wall()
-    clock = HybridClock(DRIFT, wall)
+    clock = HybridClock(TimeGate(DRIFT, wall))
     first = clock.next()
     wall.now -= back_ns
     versions = [clock.next() for _ in range(3)]
@@ -72,7 +73,7 @@ def test_a_wall_set_back_is_followed_at_once(back_ns: int) -> None:
 
 
 def test_a_closed_timestamp_in_the_future_holds_the_clock() -> None:
-    clock = HybridClock(DRIFT, Wall())
+    clock = HybridClock(TimeGate(DRIFT, Wall()))
     clock.close_through(NOON + 5 * DRIFT)
     versions = [clock.next() for _ in range(3)]
     assert {timestamp_of(version) for version in versions} == {NOON + 5 * DRIFT + 1}
@@ -81,7 +82,7 @@ def test_a_closed_timestamp_in_the_future_holds_the_clock() -> None:
 
 def test_a_refused_proposal_lets_the_clock_follow_the_wall() -> None:
     wall = Wall()
-    clock = HybridClock(DRIFT, wall)
+    clock = HybridClock(TimeGate(DRIFT, wall))
     first, before = clock.propose()
     assert (first, before) == (NOON, 0)
     wall.now += 5 * DRIFT
@@ -98,7 +99,7 @@ def test_a_refused_proposal_lets_the_clock_follow_the_wall() -> None:
 
 def test_an_accepted_proposal_holds_the_clock() -> None:
     wall = Wall()
-    clock = HybridClock(DRIFT, wall)
+    clock = HybridClock(TimeGate(DRIFT, wall))
     closed, _ = clock.propose()
     clock.close_through(closed)
     assert not clock.proposed
@@ -109,35 +110,23 @@ def test_an_accepted_proposal_holds_the_clock() -> None:
 
 def test_a_wall_that_was_never_set_closes_nothing_new() -> None:
     wall = Wall(UNSET_BEFORE_NS - 1)
-    clock = HybridClock(DRIFT, wall)
-    assert not clock.is_set
+    clock = HybridClock(TimeGate(DRIFT, wall))
     assert clock.propose() == (0, 0)
     clock.close_through(NOON)
     assert clock.propose() == (NOON, 0)
-    assert clock.truncates_too_far_ahead(engines.version(UNSET_BEFORE_NS))
 
 
 def test_a_proposal_outlives_a_restart_as_long_as_the_wall_agrees() -> None:
     wall = Wall()
     for proposed, agrees in ((NOON + DRIFT, True), (NOON + DRIFT + 1, False)):
-        clock = HybridClock(DRIFT, wall)
+        clock = HybridClock(TimeGate(DRIFT, wall))
         assert clock.resume(proposed) == agrees
         assert timestamp_of(clock.next()) == (proposed + 1 if agrees else NOON)
 
 
-def test_what_is_too_far_ahead() -> None:
-    wall = Wall()
-    clock = HybridClock(DRIFT, wall)
-    assert not clock.too_far_ahead(engines.version(NOON + DRIFT))
-    assert clock.too_far_ahead(engines.version(NOON + DRIFT + 1))
-    wall.now = UNSET_BEFORE_NS - 1
-    assert not clock.too_far_ahead(engines.version(LATEST_NS))
-    assert clock.too_far_ahead(engines.version(LATEST_NS + 1))
-
-
 def test_two_starts_never_issue_one_version() -> None:
     wall = Wall()
-    first, second = (HybridClock(DRIFT, wall) for _ in range(2))
+    first, second = (HybridClock(TimeGate(DRIFT, wall)) for _ in range(2))
     assert first.next() != second.next()
     for clock in (first, second):
         clock.write_as(b"the same")
@@ -147,7 +136,7 @@ def test_two_starts_never_issue_one_version() -> None:
 
 
 def test_the_counter_of_an_op_id_begins_again() -> None:
-    clock = HybridClock(DRIFT, Wall())
+    clock = HybridClock(TimeGate(DRIFT, Wall()))
     clock._counter = (1 << 32) - 2
     versions = [clock.next() for _ in range(3)]
     assert [version[20:].hex() for version in versions] == ["ffffffff", "00000000", "00000001"]

@@ -9,6 +9,7 @@ from fixtures.engines import NOON, Wall
 
 from merklekv.engine.clock import HybridClock
 from merklekv.engine.clock_watch import ClockWatch, clock_problem
+from merklekv.engine.time_gate import TimeGate
 from merklekv.log_throttle import THROTTLE_S
 
 SECOND = 10**9
@@ -21,7 +22,7 @@ class Machine:
     def __init__(self) -> None:
         self.wall = Wall()
         self.boot = Wall(5 * SECOND)
-        self.clock = HybridClock(DRIFT_S * SECOND, self.wall)
+        self.clock = HybridClock(TimeGate(DRIFT_S * SECOND, self.wall))
         self.watch = ClockWatch(self.clock, "a", "/data", self.boot)
 
     def run(self, seconds: float, jump_s: float = 0) -> bool:

@@ -19,10 +19,10 @@ from fixtures.support import wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merklekv.engine.clock import MAX_TRUNCATION_AHEAD_S
 from merklekv.engine.engine import Engine, MergeResult
 from merklekv.engine.format import MAX_KEY_SIZE, OP_PREPEND, OP_SET, OP_TRUNCATE
 from merklekv.engine.record import make_record, timestamp_of, version_of
+from merklekv.engine.time_gate import MAX_TRUNCATION_AHEAD_S
 from merklekv.errors import InvalidArgument
 
 Arrival = tuple[bytes, bytes | None]  # key and record, or a truncation version and None

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fixtures.exchanges import SECOND, Cut, Node, agree, answer, carry, cluster, exchange
 
-from merklekv.engine.clock import DEFAULT_MAX_DRIFT_S
+from merklekv.engine.time_gate import DEFAULT_MAX_DRIFT_S
 from merklekv.errors import DiskFull
 from merklekv.replication.cluster import members as members_module
 from merklekv.replication.cluster.refused import decode_refused

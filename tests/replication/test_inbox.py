@@ -16,9 +16,9 @@ from fixtures.engines import let_go_on, stall
 from fixtures.support import wait_until
 
 from merklekv import log_throttle
-from merklekv.engine.clock import DEFAULT_MAX_DRIFT_S, MAX_TRUNCATION_AHEAD_S
 from merklekv.engine.engine import Engine
 from merklekv.engine.options import MIN_MEMTABLE_SIZE
+from merklekv.engine.time_gate import DEFAULT_MAX_DRIFT_S, MAX_TRUNCATION_AHEAD_S
 from merklekv.errors import DiskFull, StorageFailed
 from merklekv.metrics import LABELS_MAX, ReplicationCounters, values_of
 from merklekv.replication.cluster.presence import Presence, Status

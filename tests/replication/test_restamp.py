@@ -118,7 +118,7 @@ def test_after_a_restamp_a_node_takes_part_with_all_that_it_had(
             assert restamped(node) is not None
             assert restamped(node) is None
         assert node.values() == held[node.name]
-        assert node.engine.clock.ahead_s(max(node.engine.clock.newest, node.engine.clock.lower_bound)) < DRIFT_S
+        assert node.engine.time_gate.ahead_s(max(node.engine.clock.newest, node.engine.clock.lower_bound)) < DRIFT_S
     a.set(b"fresh")
     meet_all(nodes, 4)
     assert agree(a, b, c)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Final
 from unittest import mock
 
-from merklekv.engine import clock
-from merklekv.engine.clock import DEFAULT_MAX_DRIFT_S, MAX_TRUNCATION_AHEAD_S
+from merklekv.engine import time_gate
+from merklekv.engine.time_gate import DEFAULT_MAX_DRIFT_S, MAX_TRUNCATION_AHEAD_S
 from merklekv.engine.verify.check import check_engine
 from merklekv.errors import MerkleKVError
 
@@ -67,7 +67,7 @@ def run(story: History) -> Verdict:
             MAX_TRUNCATION_AHEAD_S if story.exchanges else DEFAULT_MAX_DRIFT_S
         )  # one refused needs an exchange
         with (
-            mock.patch.object(clock, "MAX_TRUNCATION_AHEAD_S", truncation_s),
+            mock.patch.object(time_gate, "MAX_TRUNCATION_AHEAD_S", truncation_s),
             Decay(story.seed, root, story.names, story.queue_max) as world,
         ):
             problems = _problems(world, story)

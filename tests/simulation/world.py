@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 from unittest import mock
 
-from merklekv.engine.clock import DEFAULT_MAX_DRIFT_S
 from merklekv.engine.record import is_live, is_sound, make_version, timestamp_of, version_of
+from merklekv.engine.time_gate import DEFAULT_MAX_DRIFT_S
 from merklekv.errors import Stalled
 from merklekv.replication.stream.outbox import Batch
 

@@ -23,11 +23,10 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-from merklekv.engine.clock import show_time
 from merklekv.engine.format import BUCKETS, INNER_NODES, OP_DEL, OP_SET, SEGMENT_HEADER
 from merklekv.engine.integers import INT64_MAX
 from merklekv.engine.log.segment import list_segments, segment_path
-from merklekv.engine.record import HEAD_SIZE, VERSION_SIZE, body_of, head_of, is_tombstone, timestamp_of
+from merklekv.engine.record import HEAD_SIZE, VERSION_SIZE, body_of, head_of, is_tombstone
 from merklekv.errors import Stalled
 from merklekv.net.client import Client, Unreachable
 from merklekv.net.commands.arguments import SYNTAX_ERROR, bounded
@@ -159,10 +158,9 @@ def merge_truncation(session: Session, request: Request) -> Reply:
     origin = checked_origin(request[1])
     if len(request[2]) != VERSION_SIZE:
         raise RequestError(f"a truncation version has {VERSION_SIZE} bytes, not {len(request[2])}")
-    if session.engine.clock.truncates_too_far_ahead(request[2]):
-        raise RequestError(
-            f"a truncation version of {show_time(timestamp_of(request[2]))} is too far ahead of this node's wall clock"
-        )
+    times = session.engine.time_gate
+    if not times.admits_truncation(request[2]):
+        raise RequestError(f"a truncation version {times.describe_truncation(request[2])}")
     return resp.ONE if session.engine.merge_truncation(request[2], origin) else resp.ZERO
 
 

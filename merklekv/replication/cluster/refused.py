@@ -15,10 +15,10 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
-from merklekv.engine.clock import show_time
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import MAX_KEY_SIZE
 from merklekv.engine.record import HEAD_SIZE, VERSION_SIZE, ZERO_VERSION, timestamp_of, value_size_of, version_of
+from merklekv.engine.time_gate import show_time
 from merklekv.output import counted
 from merklekv.replication.plain_cbor import Fields, Malformed
 

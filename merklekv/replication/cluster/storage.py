@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from merklekv.engine.clock import show_time
 from merklekv.engine.clock_watch import clock_problem
 from merklekv.engine.engine import Engine
+from merklekv.engine.time_gate import show_time
 from merklekv.errors import Shortage
 from merklekv.replication.cluster.lost_writes import NO_LOST_WRITES, LostWriteInterval
 from merklekv.replication.cluster.members import Members, MembersUnreadable
@@ -85,14 +85,14 @@ def _restored(engine: Engine, stored: bytes, node: str) -> Members:
 
 
 def _check_clock(engine: Engine, members: Members) -> None:
-    clock, node = engine.clock, members.identity.node
+    clock, times, node = engine.clock, engine.time_gate, members.identity.node
     if not clock.resume(members.proposed):
         log.warning(
             "node %s: its clock was at %s before this start, %.0f s ahead of its wall clock now, and no node had "
             "agreed: it goes on from the wall clock",
             node,
             show_time(members.proposed),
-            clock.ahead_s(members.proposed),
+            times.ahead_s(members.proposed),
         )
         members.proposed = 0
     if problem := clock_problem(clock, node, engine.directory.path).text:

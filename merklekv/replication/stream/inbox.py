@@ -284,7 +284,7 @@ class Inbox:
                 self._refuse(source, refusal, f"key {key[:60]!r}: {reason}")
 
     def _merge_truncation(self, source: str, origin: bytes, truncation: bytes) -> None:
-        if self._engine.clock.truncates_too_far_ahead(truncation):
+        if not self._engine.time_gate.admits_truncation(truncation):
             self._refuse(source, Reason.CLOCK, "a truncate: clock")
         elif self._engine.merge_truncation(truncation, origin):
             self._counters.applied_events += 1
@@ -309,7 +309,7 @@ class Inbox:
         newest = message.newest()
         if message.sequence is not None:
             self._follow(message.source, origin, message.sequence, message.event_count, newest)
-        if not self._engine.clock.too_far_ahead(newest):  # else it was refused, and says nothing about the numbering
+        if self._engine.time_gate.admits_version(newest):  # else it was refused, and says nothing about the numbering
             origin.newest = max(origin.newest, newest)
 
     def _follow(self, source: str, origin: Origin, first: int, count: int, newest: bytes) -> None:

@@ -16,7 +16,6 @@ from dataclasses import replace
 from typing import Final, NoReturn
 
 from merklekv.engine.base import Pair
-from merklekv.engine.clock import UNSET_BEFORE_NS, show_time
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import MAX_KEY_SIZE, OP_DEL, OP_SET
 from merklekv.engine.record import (
@@ -32,6 +31,7 @@ from merklekv.engine.record import (
     timestamp_of,
     version_of,
 )
+from merklekv.engine.time_gate import UNSET_BEFORE_NS, show_time
 from merklekv.log_throttle import LogThrottle
 from merklekv.replication.cluster.lost_writes import LostWriteInterval
 from merklekv.replication.cluster.members import NO_ROW, Identity, Members, MemberTable
@@ -114,12 +114,12 @@ class LocalEndpoint:
 
     def _require_set_clock(self) -> None:
         """Raises ExchangeRefused if this node cannot judge the times that an exchange brings."""
-        clock = self.engine.clock
-        if not clock.is_set:
+        times = self.engine.time_gate
+        if not times.is_set:
             raise ExchangeRefused(
                 "clock",
                 f"the wall clock of node {self.members.identity.node} was never set, it shows "
-                f"{show_time(clock.wall)}: set it; until then the node takes events, but does not exchange",
+                f"{show_time(times.wall())}: set it; until then the node takes events, but does not exchange",
             )
 
     def _hello(self, closed: int) -> Hello:
@@ -174,67 +174,64 @@ class LocalEndpoint:
 
     def observe_clock(self, peer: Hello) -> None:
         """An initiator says its closed timestamp, which is its wall clock, if nothing has held it ahead of that."""
-        clock, theirs = self.engine.clock, peer.table.identity
-        if clock.is_set and peer.cluster == self.cluster and theirs.node != self.members.identity.node:
-            self.members.peer_clocks.observe(theirs.node, clock.ahead_s(peer.table.report.closed))
+        times, theirs = self.engine.time_gate, peer.table.identity
+        if times.is_set and peer.cluster == self.cluster and theirs.node != self.members.identity.node:
+            self.members.peer_clocks.observe(theirs.node, times.ahead_s(peer.table.report.closed))
 
     def _believe(self, peer: Hello) -> Hello:
         """A hello without times later than this node's wall clock and `max_clock_drift_seconds`.
 
         A truncation is left out, and all times of a third member.  Raises ExchangeRefused for one of these two nodes.
         """
-        clock = self.engine.clock
-        if clock.truncates_too_far_ahead(peer.truncation) and peer.truncation > self.engine.truncation:
+        times = self.engine.time_gate
+        if peer.truncation > self.engine.truncation and not times.admits_truncation(peer.truncation):
             self.members.rows_refused += 1
-            time = timestamp_of(peer.truncation)
             _throttle.warn(
-                "truncation",
-                f"the truncation of node {peer.node} waits: it is of {show_time(time)}, {clock.ahead_s(time):.0f} s "
-                "ahead of this node's wall clock",
+                "truncation", f"the truncation of node {peer.node} is {times.describe_truncation(peer.truncation)}"
             )
             peer = replace(peer, truncation=ZERO_VERSION)
-        self.believe_time(peer.table, peer.gc_horizon)
+        self.believe_time(peer.node, peer.gc_horizon)
         return replace(peer, table=self.believe_table(peer.table))
 
     def believe_table(self, table: MemberTable) -> MemberTable:
         """A table without times that are too far ahead, see `_believe`."""
-        clock, mine = self.engine.clock, self.members.identity
-        latest = clock.latest_ns()
+        times, mine = self.engine.time_gate, self.members.identity
+        latest = times.latest()
         theirs, ours = max(table.own_times()), max(table.times_of(mine), default=0)
         if table.report.closed > latest:
             self.members.rows_refused += 1
-            self._refuse_clock(table.identity, mine, table.identity, clock.ahead_s(table.report.closed))
+            self._refuse_clock(table.identity, mine, table.identity, times.ahead_s(table.report.closed))
         if theirs > latest:
-            self._refuse(table, "a time that it says of itself", theirs)
+            self._refuse(table.identity.node, "a time that it says of itself", theirs)
         if ours > latest:
-            self._refuse(table, f"what it says to have of node {mine.node}", ours)
+            self._refuse(table.identity.node, f"what it says to have of node {mine.node}", ours)
         far = table.beyond(latest)
         for who, time in far.items():
             self.members.rows_refused += 1
             store_id = who.store_id.hex() or "unknown"
             _throttle.warn(
                 "row",
-                f"what node {table.identity.node} tells of node {who.node}, store id {store_id}, is left out: it is of "
-                f"{show_time(time)}, {clock.ahead_s(time):.0f} s ahead of this node's wall clock",
+                f"what node {table.identity.node} tells of node {who.node}, store id {store_id}, is left out: it is "
+                f"{times.describe(time)}",
             )
         return table.without_times_of(far.keys()) if far else table
 
     def require_own_clock_near(self, peer: Hello) -> None:
         """Raises ExchangeRefused if this node's clock is too far ahead of the peer's, which would not accept it."""
-        clock, theirs = self.engine.clock, peer.table.report.closed
-        ahead = clock.closing() - theirs
-        if theirs >= UNSET_BEFORE_NS and ahead > clock.max_drift_ns:
+        theirs = peer.table.report.closed
+        ahead = self.engine.clock.closing() - theirs
+        if theirs >= UNSET_BEFORE_NS and ahead > self.engine.time_gate.max_drift_ns:
             self._refuse_clock(self.members.identity, peer.table.identity, peer.table.identity, ahead / 10**9)
 
-    def believe_time(self, table: MemberTable, time: int) -> int:
+    def believe_time(self, node: str, time: int) -> int:
         """A GC horizon, ns, from a peer.  Raises ExchangeRefused if it is too far ahead."""
-        if time > self.engine.clock.latest_ns():
-            self._refuse(table, "a horizon", time)
+        if not self.engine.time_gate.admits(time):
+            self._refuse(node, "a horizon", time)
         return time
 
     def _refuse_clock(self, fast: Identity, slow: Identity, peer: Identity, seconds: float) -> NoReturn:
         advice = self.members.peer_clocks.advice(
-            self.members.identity.node, peer.node, self.engine.clock.max_drift_ns / 10**9
+            self.members.identity.node, peer.node, self.engine.time_gate.max_drift_ns / 10**9
         )
         detail = (
             f"node {fast.node}'s clock is ahead of node {slow.node}'s by {seconds:.0f} s, more than "
@@ -243,14 +240,15 @@ class LocalEndpoint:
         _throttle.warn(f"clock {peer.node}", f"refused an exchange: {detail}")
         raise ExchangeRefused("clock", detail)
 
-    def _refuse(self, table: MemberTable, what: str, time: int) -> NoReturn:
+    def _refuse(self, node: str, what: str, time: int) -> NoReturn:
         self.members.rows_refused += 1
         detail = (
-            f"{what} in the table of node {table.identity.node} is of {show_time(time)}, "
-            f"{self.engine.clock.ahead_s(time):.0f} s ahead of the wall clock of node {self.members.identity.node}: "
-            "one of these clocks is wrong or was, or the message is false"
+            f"{what} in the table of node {node} is of {show_time(time)}, "
+            f"{self.engine.time_gate.ahead_s(time):.0f} s ahead of the wall clock of node "
+            f"{self.members.identity.node}, more than max_clock_drift_seconds: one of these clocks is wrong or was, or "
+            "the message is false"
         )
-        _throttle.warn(f"table {table.identity.node}", f"refused an exchange: {detail}")
+        _throttle.warn(f"table {node}", f"refused an exchange: {detail}")
         raise ExchangeRefused("clock", detail)
 
     def add_members(self, peer: Hello) -> None:

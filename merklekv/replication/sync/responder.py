@@ -206,7 +206,8 @@ class Responder:
     def _transfer(self, fields: Fields) -> Slices[bytes]:
         gc_horizon = yield from self._require_current(fields)
         origin = fields.node_id("origin").encode()
-        new_gc_horizon = fields.number("new_gc_horizon", self._engine.clock.latest_ns())
+        new_gc_horizon = fields.number("new_gc_horizon")
+        self._endpoint.believe_time(origin.decode(), new_gc_horizon)
         max_value_size = fields.number("max_value_size")
         given, stale, wants = fields.pairs("records"), fields.pairs("stale"), fields.strings("wants")
         endpoint = self._endpoint
@@ -258,7 +259,7 @@ class Responder:
         before = yield from self._gc_horizon_of(fields)
         endpoint = self._endpoint
         known, peer = peer.table, endpoint.accept(peer)
-        gc_horizon = endpoint.believe_time(peer.table, fields.number("new_gc_horizon"))
+        gc_horizon = endpoint.believe_time(peer.node, fields.number("new_gc_horizon"))
         table = endpoint.complete(peer.table, gc_horizon, decode_refused(fields, "refused"))
         if before < gc_horizon:
             yield from self._collect()  # as the initiator has

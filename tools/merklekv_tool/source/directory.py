@@ -6,11 +6,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from merklekv.engine.clock import show_time
 from merklekv.engine.clock_watch import clock_problem
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import INNER_NODES, OP_DEL, OP_SET
-from merklekv.engine.record import is_tombstone, timestamp_of
+from merklekv.engine.record import is_tombstone
 from merklekv.errors import InvalidArgument
 from merklekv.replication.cluster.display import DisplayRow, display_rows, stored_members
 from merklekv.replication.cluster.storage import METADATA_MEMBERS
@@ -68,9 +67,9 @@ class Directory:
         return Merged(len(fit), 0, refused)
 
     def merge_truncation(self, truncation: bytes) -> None:
-        if self._engine.clock.truncates_too_far_ahead(truncation):
-            time_text = show_time(timestamp_of(truncation))
-            raise InvalidArgument(f"a truncation version of {time_text} is too far ahead of the wall clock")
+        times = self._engine.time_gate
+        if not times.admits_truncation(truncation):
+            raise InvalidArgument(f"a truncation version {times.describe_truncation(truncation)}")
         self._engine.merge_truncation(truncation, ORIGIN)
         self._engine.commit()
 

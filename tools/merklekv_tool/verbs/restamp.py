@@ -54,9 +54,9 @@ def restamp(
     except DirectoryLocked as error:
         raise NodeRuns(str(error)) from error
     try:
-        if not engine.clock.is_set:
+        if not engine.time_gate.is_set:
             raise InvalidArgument("the clock of this machine was never set: set it first")
-        now = engine.clock.wall
+        now = engine.time_gate.wall()
         with progress(f"restamp {directory}") as update:
             result = restamp.restamp(engine, now, update, dry_run=dry_run)
     finally:
@@ -89,7 +89,7 @@ def _fields(result: Restamped | None, is_done: bool) -> dict[str, object]:
 
 
 def _lines(directory: str, now: int, result: Restamped | None, is_done: bool) -> list[str]:
-    from merklekv.engine.clock import show_time
+    from merklekv.engine.time_gate import show_time
 
     if result is None:
         return [f"{directory}: nothing is from after now, {show_time(now)}; nothing was changed"]
