@@ -20,7 +20,6 @@ from pathlib import Path
 import checkpoints
 import million
 import report
-import space
 import versus
 from figure import SIZES, Figure, Settings
 from load import load, summarize
@@ -66,7 +65,6 @@ MEASUREMENTS: dict[str, Callable[[Settings], list[Figure]]] = {
     "checkpoint-everysec": partial(checkpoints.measure, "everysec"),
     "million": million.measure,
     "idle": million.idle,
-    "space": space.measure,
 }
 ROWS = {row.name: row for row in versus.ROWS}
 

@@ -76,6 +76,11 @@ class HybridClock:
             self.proposed = 0
         self._bound()
 
+    @property
+    def closed_through(self) -> int:
+        """The timestamp, ns, that every version is above for good; a proposal may be later."""
+        return self._closed_through
+
     def closing(self) -> int:
         """A timestamp, ns, that this node may close: its wall clock has got there, or it is closed already."""
         return max(self.lower_bound, self._wall() if self.gate.is_set else 0)

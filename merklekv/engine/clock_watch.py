@@ -14,6 +14,9 @@ from merklekv.engine.clock import HybridClock
 from merklekv.engine.time_gate import show_time
 from merklekv.log_throttle import LogThrottle
 
+UNSET: Final = "unset"  # it was never set
+BEHIND: Final = "behind"  # this node has agreed with others to times that it has not reached
+RECORDS: Final = "records"  # records are ahead of it
 JUMP_S: Final = 1.0  # between two looks; a smaller one is a correction as NTP makes them
 
 log = logging.getLogger(__name__)
@@ -33,16 +36,16 @@ def clock_problem(clock: HybridClock, node: str, directory: Path | str) -> Clock
     """What is wrong with the clock of a node whose data are in a directory."""
     if not clock.gate.is_set:
         return ClockProblem(
-            "unset", f"the wall clock of node {node} was never set, it shows {show_time(clock.gate.wall())}: set it"
+            UNSET, f"the wall clock of node {node} was never set, it shows {show_time(clock.gate.wall())}: set it"
         )
     latest = clock.gate.latest()
-    if max(clock.lower_bound, clock.newest) <= latest:
+    if max(clock.closed_through, clock.newest) <= latest:
         return NO_PROBLEM
-    if clock.lower_bound > latest:
-        kind, ahead, what = "bound", clock.lower_bound, "stamps what it writes behind"
+    if clock.closed_through > latest:
+        kind, ahead, what = BEHIND, clock.closed_through, "stamps what it writes behind"
         why = "where it has closed, collected or truncated; other nodes refuse that"
     else:
-        kind, ahead, what = "newest", clock.newest, "has versions up to"
+        kind, ahead, what = RECORDS, clock.newest, "has versions up to"
         why = "more than max_clock_drift_seconds; other nodes refuse these records, and take all others"
     return ClockProblem(
         kind,

@@ -27,7 +27,8 @@ CONFLICT: Final = "conflict"
 REFUSED_MAX: Final = 1000  # of one node, or in one exchange
 _LEFT_OUT: Final = {
     TOO_LARGE: "its value has {size:,} bytes, more than max_value_size of node {node}",
-    "clock": "its version is of {time}, too far ahead of the wall clock of node {node}",
+    "clock": "its version is of {time}, too far ahead of the wall clock of node {node}: set that clock if it is slow; "
+    "else run merklekv-tool restamp where the record is stored",
     CONFLICT: "node {node} has a record of the same version with other contents",
 }
 _REASON_SIZE_MAX: Final = 20

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Final, NoReturn
 
 from merklekv.engine.base import Pair
+from merklekv.engine.clock_watch import BEHIND, UNSET, clock_problem
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import MAX_KEY_SIZE, OP_DEL, OP_SET
 from merklekv.engine.record import (
@@ -74,7 +75,7 @@ class LocalEndpoint:
         """
         engine = self.engine
         with engine.lock:
-            self._require_set_clock()
+            self._require_clock()
             closed, before = engine.clock.propose()
             self.members.proposed = engine.clock.proposed
             self.members.clamp_lost_writes(closed)
@@ -112,15 +113,14 @@ class LocalEndpoint:
             store_members(engine, self.members)
             return self._hello(0), equal
 
-    def _require_set_clock(self) -> None:
-        """Raises ExchangeRefused if this node cannot judge the times that an exchange brings."""
-        times = self.engine.time_gate
-        if not times.is_set:
-            raise ExchangeRefused(
-                "clock",
-                f"the wall clock of node {self.members.identity.node} was never set, it shows "
-                f"{show_time(times.wall())}: set it; until then the node takes events, but does not exchange",
-            )
+    def _require_clock(self) -> None:
+        """Raises ExchangeRefused if this node's clock cannot judge the times that an exchange brings.
+
+        It was never set, or the node has agreed to later times than it shows now.
+        """
+        problem = clock_problem(self.engine.clock, self.members.identity.node, self.engine.directory.path)
+        if problem.kind in (UNSET, BEHIND):
+            raise ExchangeRefused("clock", f"{problem.text}; until then it takes events, but does not exchange")
 
     def _hello(self, closed: int) -> Hello:
         engine = self.engine
@@ -150,7 +150,7 @@ class LocalEndpoint:
     def accept(self, peer: Hello) -> Hello:
         """What this node believes of a hello.  Raises ExchangeRefused if it does not exchange with the peer."""
         mine, theirs = self.members.identity, peer.table.identity
-        self._require_set_clock()
+        self._require_clock()
         if peer.cluster != self.cluster:
             raise ExchangeRefused(
                 "cluster",

@@ -22,7 +22,7 @@ from merklekv_tool.source.source import ORIGIN, PAGE_RECORDS, Merged, Pair, spli
 
 BUCKETS_ASKED: Final = 100  # at once
 ROW_TYPES: Final = dict.fromkeys(
-    ("node", "store_id", "state", "address", "holds_back", "refuses"), str
+    ("node", "store_id", "state", "address", "holds_back", "refuses", "clock_problem"), str
 ) | dict.fromkeys(("contact_ms", "applied_through_ns", "stable_ns"), int)
 
 

@@ -52,7 +52,8 @@ def members(source: SourceName, as_json: AsJson = False) -> None:
     gc_horizon_ns = int(rows[0]["gc_horizon_ns"]) if rows else 0
     now_ns = time.time_ns()
     refused = [f"node {row['node']} refuses {row['refuses']}" for row in rows if row["refuses"]]
-    lines = [*table(rows, now_ns), "", *map(printable, refused)] if rows else []
+    problems = [str(row["clock_problem"]) for row in rows if row["clock_problem"]]
+    lines = [*table(rows, now_ns), "", *map(printable, problems + refused)] if rows else []
     text = "\n".join([*lines, conclusion(rows, gc_horizon_ns, now_ns)])
     say_result({"source": node.name, "gc_horizon_ns": gc_horizon_ns, "members": rows}, text, as_json)
 
