@@ -20,6 +20,7 @@ from pathlib import Path
 import checkpoints
 import million
 import report
+import space
 import versus
 from figure import SIZES, Figure, Settings
 from load import load, summarize
@@ -65,6 +66,7 @@ MEASUREMENTS: dict[str, Callable[[Settings], list[Figure]]] = {
     "checkpoint-everysec": partial(checkpoints.measure, "everysec"),
     "million": million.measure,
     "idle": million.idle,
+    "space": space.measure,
 }
 ROWS = {row.name: row for row in versus.ROWS}
 

@@ -27,12 +27,12 @@ def test_the_benchmarks_of_the_parts_run(tmp_path: Path) -> None:
 
 
 def test_the_comparison_runs_and_writes_its_results(tmp_path: Path) -> None:
-    names = ("get-50", "million", "idle", "checkpoint-everysec")
+    names = ("get-50", "million", "idle", "space", "checkpoint-everysec")
     rows = [word for name in names for word in ("--only", name)]
     output = run(BENCHMARKS / "compare.py", "--size", "tiny", *rows, "--directory", tmp_path, "--results", tmp_path)
     figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
     assert {figure["name"] for figure in figures} == {
-        *("get-50", "start", "hash", "scan", "memory-idle"),
+        *("get-50", "start", "hash", "scan", "memory-idle", "space"),
         *("checkpoint-p99-everysec", "checkpoint-worst-everysec"),
     }
     assert all(figure["value"] > 0 for figure in figures)

@@ -12,16 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fixtures.crash_harness import SMALL_MEMTABLE, Victim, takes_writes
+from fixtures import engines
+from fixtures.crash_harness import LARGE_VALUE, LARGE_VALUES, SMALL_MEMTABLE, Victim, takes_writes
 from fixtures.node import NodeFactory
 from fixtures.support import wait_until
 
+from merklekv.engine.checkpoint import checkpointer, space
+from merklekv.errors import DiskFull
 from merklekv.exit_codes import EXIT_UNWRITABLE
 
 DISK_SIZE = 24 << 20
 FILLINGS_MAX = 30
 REFUSALS = 60
 WRITES = 1500
+NO_ROOM = "disk full|No space left on device"
 
 
 class Disk:
@@ -31,16 +35,20 @@ class Disk:
         self.path = path
         self._ballast = path / "ballast"
 
-    def fill(self) -> None:
-        """Leaves nothing free."""
-        status = os.statvfs(self.path)
+    def fill(self, spare: int = 0) -> None:
+        """Leaves so much free."""
         with self._ballast.open("ab") as file:
-            room = status.f_bavail * status.f_frsize
-            if room:
+            if (room := self.room - spare) > 0:
                 os.posix_fallocate(file.fileno(), file.tell(), room)
 
     def free(self) -> None:
         self._ballast.unlink()
+
+    @property
+    def room(self) -> int:
+        """Bytes that are free."""
+        status = os.statvfs(self.path)
+        return status.f_bavail * status.f_frsize
 
 
 @pytest.fixture
@@ -121,3 +129,47 @@ def write_until_full(victim: Victim, disk: Disk) -> None:
             return
         victim.check_keys()
     raise AssertionError(f"never full: {victim.node.output()}")
+
+
+def test_a_truncation_empties_a_full_disk(
+    disk: Disk, node_factory: NodeFactory, tmp_path: Path, crash_seed: str
+) -> None:
+    """The node's own data fill it, and something else takes what is left."""
+    node = node_factory(*SMALL_MEMTABLE, start=False, directory=disk.path / "data")
+    victim = Victim(node, crash_seed, tmp_path)
+    victim.start()
+    with victim.connect() as client:
+        for number in range(LARGE_VALUES):
+            client.call(b"SET", b"c0:large:%d" % number, bytes(LARGE_VALUE))
+    disk.fill(1 << 20)
+    free = disk.room
+    victim.truncate()
+    wait_until(lambda: disk.room > free + LARGE_VALUES * LARGE_VALUE // 2, what="the space to be back")
+    disk.free()
+    victim.write_again(WRITES)
+    victim.stop()
+
+
+@pytest.mark.parametrize("spare", [0, 1 << 18])
+def test_a_compaction_that_finds_no_room_changes_nothing(
+    spare: int, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other programs fill the disk after it has looked."""
+    monkeypatch.setattr(checkpointer, "require_room", lambda base: disk.fill(spare))
+    monkeypatch.setattr(space, "SMALLEST", 0)
+    with engines.engine_in(disk.path / "data", memtable_size=8 << 20) as engine:
+        for number in range(4000):
+            engine.set(b"%06d" % number, bytes(1000))
+        engines.checkpoint(engine)
+        for number in range(0, 4000, 3):
+            engine.set(b"%06d" % number, b"")
+            engine.delete(b"%06d" % (number + 1))
+        expected = engines.everything(engine)
+        with engine.commits.lock, engine.lock, pytest.raises((DiskFull, OSError), match=NO_ROOM):
+            engine.checkpointer._compact()
+        assert not engine.directory.new_base.exists()
+        disk.free()
+        assert engines.everything(engine) == expected
+        monkeypatch.setattr(checkpointer, "require_room", lambda base: None)
+        engine.compact_now(lambda done, total: None)
+        assert engines.everything(engine) == expected
