@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +33,7 @@ Make = Callable[..., Engine]
 NAMES = ["FORMAT", "LOCK", "base", "log"]
 MEMTABLE = 1 << 20
 LARGE = 32 << 20
+WAIT_S = 60
 VALUE = b"v" * 1000
 
 
@@ -43,7 +45,7 @@ def write(engine: Engine, count: int, first: int = 0, value: bytes = VALUE) -> N
                 break
             except Stalled:
                 engine.commit()
-                assert engine.wait_for_room(20)
+                assert engine.wait_for_room(WAIT_S)
         if number % 100 == 0:
             engine.commit()
     engine.commit()
@@ -59,7 +61,7 @@ def open_bases() -> int:
 
 
 def wait_for_compactions(engine: Engine, count: int) -> None:
-    wait_until(lambda: engine.checkpointer.compactions == count, what="the compaction")
+    wait_until(lambda: engine.checkpointer.compactions == count, what="the compaction", seconds=WAIT_S)
 
 
 @pytest.fixture
@@ -76,7 +78,7 @@ def test_a_truncation_gives_the_space_back(make_engine: Make) -> None:
     engine = make_engine(checkpoint="process", memtable_size=MEMTABLE)
     for count in (1, 2):
         write(engine, 10_000)
-        wait_until(lambda: base_size(engine) > 8 << 20, what="the base to fill")
+        wait_until(lambda: base_size(engine) > 8 << 20, what="the base to fill", seconds=WAIT_S)
         engine.retry_stalled(engine.truncate)
         engine.commit()
         wait_for_compactions(engine, count)
@@ -94,12 +96,12 @@ def test_deletions_give_the_space_back(make_engine: Make) -> None:
     write(engine, 10_000)
     with engine.commits.lock:
         engine.checkpointer.freeze()
-    wait_until(lambda: engine.table.base.live == 10_000, what="the checkpoint")
+    wait_until(lambda: engine.table.base.live == 10_000, what="the checkpoint", seconds=WAIT_S)
     before = base_size(engine)
     for number in random.Random(1).sample(range(10_000), 8000):
         engine.delete(b"k%06d" % number)
     engine.commit()
-    wait_until(lambda: base_size(engine) < before / 2, what="the compaction")
+    wait_until(lambda: base_size(engine) < before / 2, what="the compaction", seconds=WAIT_S)
     assert len(engines.values(engine)) == 2000
 
 
@@ -171,6 +173,19 @@ def test_the_old_base_lives_as_long_as_its_last_snapshot(make_engine: Make, smal
     assert open_bases() == 1
 
 
+def test_who_may_read_the_base_still_may(make_engine: Make) -> None:
+    engine = make_engine(memtable_size=LARGE)
+    write(engine, 10)
+    base = engine.directory.base
+    modes = {base: 0o750, base / DATA_FILE: 0o640, base / "lock.mdb": 0o660}
+    for file, mode in modes.items():
+        file.chmod(mode)
+    inode = base.stat().st_ino
+    engine.compact_now(lambda done, total: None)
+    assert base.stat().st_ino != inode
+    assert {file: stat.S_IMODE(file.stat().st_mode) for file in modes} == modes
+
+
 # -- whether it is worth it ----------------------------------------------------------------------------------------
 
 
@@ -231,7 +246,7 @@ def test_without_room_it_is_left_out_and_said_once(
     write(engine, 10_000)
     engine.retry_stalled(engine.truncate)
     engine.commit()
-    wait_until(lambda: looks > 10, what="several tries")
+    wait_until(lambda: looks > 10, what="several tries", seconds=WAIT_S)
     assert engine.checkpointer.compactions == 0
     assert sorted(os.listdir(engine.directory.path)) == NAMES
     said = [record.message for record in caplog.records if "compact" in record.message]
@@ -278,15 +293,15 @@ def test_writers_come_before_it(
     write(engine, 10_000)
     engine.retry_stalled(engine.truncate)
     engine.commit()
-    wait_until(lambda: begun, what="the compaction")
+    wait_until(lambda: begun, what="the compaction", seconds=WAIT_S)
     for number in range(10_000):
         if engine.gate.makes_wait:
-            assert engine.wait_for_room(20)
+            assert engine.wait_for_room(WAIT_S)
         engine.set(b"k%06d" % number, VALUE)
         if number % 100 == 0:
             engine.commit()
     assert "the compaction of the base was not finished: writes came first; it is tried again later" in caplog.text
-    wait_until(lambda: not engine.table.frozen, what="the checkpoints")
+    wait_until(lambda: not engine.table.frozen, what="the checkpoints", seconds=WAIT_S)
     assert engine.live_count == 10_000
     assert sorted(os.listdir(engine.directory.path)) == NAMES
 

@@ -245,6 +245,11 @@ class EngineMachine(RuleBasedStateMachine):
         self.engine.checkpoint_now()
         self._committed()
 
+    @rule()
+    def compact(self) -> None:
+        self.engine.compact_now(lambda done, total: None)
+        self._committed()
+
     @rule(part=st.floats(0, 1))
     def no_room(self, part: float) -> None:
         """The disk takes only a part of the next frame, so what was not committed is gone; then there is room again."""

@@ -10,6 +10,7 @@ Cost: 1.5 us a record and as much for its index entry, and a sync.  Memory: one 
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +39,8 @@ def write_compacted(base: Base, place: Path, progress: Progress = lambda done, t
             for done, total in writer.fill(base):
                 progress(done, total)
                 failpoints.reached("compaction.part")
+        for name in ("", DATA_FILE, LOCK_FILE):
+            _permit(place / name, base.path / name)
         sync_file(place / DATA_FILE)
         sync_directory(place)
     except BaseException:
@@ -52,6 +55,13 @@ def _reserve_lock_file(place: Path) -> None:
         os.posix_fallocate(fd, 0, LOCK_FILE_SIZE)
     finally:
         os.close(fd)
+
+
+def _permit(file: Path, model: Path) -> None:
+    """Lets those use a file who may use another: an administrator may have opened the base to a group."""
+    with suppress(PermissionError, FileNotFoundError):  # of a group that this user does not belong to
+        shutil.copymode(model, file)
+        os.chown(file, -1, model.stat().st_gid)
 
 
 def remove(place: Path) -> None:
