@@ -8,27 +8,30 @@ still arrive late.
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Self
 from unittest import mock
 
 from merklekv.engine.base import Pair
 from merklekv.engine.engine import Engine
-from merklekv.engine.record import is_tombstone
+from merklekv.engine.record import is_tombstone, timestamp_of
 from merklekv.errors import MerkleKVError
 from merklekv.replication.cluster.lost_writes import LostWriteInterval
 from merklekv.replication.cluster.members import Identity, MemberRow, MemberTable, SelfReport
+from merklekv.replication.stream.inbox import Delivery
 from merklekv.replication.sync import initiator, local_endpoint, responder
 from merklekv.replication.sync.initiator import ExchangeReport, Initiator
 from merklekv.replication.sync.local_endpoint import LocalEndpoint
 from merklekv.replication.sync.messages import Hello, encode
 
 from .disk import Image
+from .lies import event, lie, table_in
 from .node import CLUSTER, MEMTABLE_SIZE, Failure, Node
 from .oracle import TRUNCATION, Holding, sound
-from .world import DRIFT, SECOND, World
+from .world import DAY, DRIFT, MINUTE, SECOND, World
 
 LEAVES: Final = 512  # keys are in these, so that comparing all leaves is soon done
 SMALL_BATCHES: Final = (  # so that small exchanges have as many parts as large ones
@@ -47,6 +50,7 @@ SMALL_BATCHES: Final = (  # so that small exchanges have as many parts as large 
 MEANWHILE: Final = 0.05  # of the pauses in an exchange see a write
 COLLECTS: Final = 0.5  # of the answers are followed by the collection, which may also come later
 REQUESTS_MAX: Final = 5000
+LIES_MAX: Final = 30  # requests of an exchange with a liar
 
 
 def forged_hello(node: Node, chance: random.Random) -> bytes:
@@ -186,6 +190,60 @@ class Cluster(World):
         ) != before:
             raise Failure(f"{name}: has taken in a time that no clock has reached")
 
+    def do_lie(self, liar: str, name: str, begins: bool, seed: int) -> None:
+        """A node exchanges with one whose messages have a time that no clock has reached, each in another place."""
+        node, other, chance = self.nodes[name], self.nodes[liar], random.Random(seed)
+        if not (node.up and other.up):
+            return
+        far = self._far(node, chance)
+        kept = self._kept(node)
+        talk = self._talk(liar, name, full=False) if begins else self._talk(name, liar, full=False)
+        known: MemberTable | None = None
+        for _ in range(LIES_MAX):
+            if talk is None or not (node.up and other.up):
+                break
+            if begins and chance.random() < 0.7:
+                talk.request = lie(talk.request, None, far, chance)
+            if not begins:
+                known = table_in(talk.request)
+            change = partial(lie, known=known, far=far, chance=chance) if not begins and chance.random() < 0.7 else None
+            talk = self._advance(talk, chance, change)
+        if talk is not None:
+            self._hang_up(talk)
+        self._require_kept(node, kept)
+
+    def do_forge_event(self, liar: str, name: str, seed: int) -> None:
+        """An event comes from a time that no clock has reached."""
+        node, chance = self.nodes[name], random.Random(seed)
+        if not node.up or not node.engine.time_gate.is_set:
+            return
+        kept = self._kept(node)
+        node.acknowledging = lambda numbers: None
+        with self.as_node(node):
+            node.inbox.process([Delivery(liar, event(liar, self._far(node, chance), chance), None)])
+        self._require_kept(node, kept)
+
+    def _far(self, node: Node, chance: random.Random) -> int:
+        return chance.choice((node.wall() + DRIFT + MINUTE, node.wall() + 365 * DAY, (1 << 63) - 1))
+
+    def _kept(self, node: Node) -> dict[str, int]:
+        """The latest times, ns, that a node goes by."""
+        table = node.members.table()
+        return {
+            "clock": node.engine.clock.lower_bound,
+            "closed": max(node.members.closed, node.members.proposed),
+            "GC horizon": node.engine.gc_horizon,
+            "truncation": timestamp_of(node.engine.truncation),
+            "table": max(max(table.own_times()), max(table.beyond(-1).values(), default=0)),
+        }
+
+    def _require_kept(self, node: Node, before: dict[str, int]) -> None:
+        if not node.up:
+            return
+        for what, time in self._kept(node).items():
+            if time > max(before[what], node.wall() + DRIFT + SECOND):
+                raise Failure(f"{node.name}: a lie has moved its {what} to {time}")
+
     def do_arrive(self, name: str, seed: int) -> None:
         """A request of an exchange that is no more arrives."""
         if (waiting := self.late.get(name)) and self.nodes[name].up:
@@ -223,8 +281,10 @@ class Cluster(World):
             talk = self.talks.get(initiator) if one.up else None
         return talk
 
-    def _advance(self, talk: Talk, chance: random.Random) -> Talk | None:
-        """One request and its answer; None when the exchange has ended, well or not."""
+    def _advance(
+        self, talk: Talk, chance: random.Random, change: Callable[[bytes], bytes] | None = None
+    ) -> Talk | None:
+        """One request and its answer; None when the exchange has ended, well or not.  `change`: of the answer."""
         one, other = self.nodes[talk.initiator], self.nodes[talk.responder]
         if talk.lives != (one.lives, other.lives) or not (one.up and other.up):
             self._hang_up(talk)
@@ -235,7 +295,7 @@ class Cluster(World):
             return None
         with self.as_node(one), self._ends_quietly(one):
             try:
-                talk.request = talk.steps.send(answer)
+                talk.request = talk.steps.send(change(answer) if change else answer)
                 return talk
             except StopIteration as end:
                 self._completed(talk, end.value)
@@ -407,6 +467,43 @@ class Cluster(World):
         for name in self.gone:
             self._end(self.nodes[name])
         super().heal()
+
+    def set_right(self, keys: Sequence[bytes]) -> None:
+        """All clocks are right again, and nothing else helps: each node takes part, but for records from the future.
+
+        A truncation from the future is the end of that: it stays until an operator restamps its node.
+        """
+        self.groups, self.late = {}, {}
+        for talk in list(self.talks.values()):
+            self._hang_up(talk)
+        for name in self.gone:
+            self._end(self.nodes[name])
+        self.do_start_broker()
+        for node in self.nodes.values():
+            if node.name not in self.gone:
+                node.armed, node.skew = None, 0
+                self.do_start(node.name)
+                self.commit(node)
+        nodes = self.up()
+        if any(timestamp_of(node.engine.truncation) > self.now for node in nodes):
+            return
+        self.healing = True
+        written = {}
+        for node in nodes:
+            newest = {key: max(timestamp_of(one.engine.record(key) or bytes(8)) for one in nodes) for key in keys}
+            for key in [key for key in keys if newest[key] <= self.now and key not in written][:1]:
+                written[key] = value = f"{node.name} at {self.now}".encode()
+                self.do_write(node.name, (("set", key, value),), True)
+                if not node.engine.time_gate.admits_version(node.engine.record(key) or b""):
+                    raise Failure(f"{node.name}: its clock is right, and it stamps {key!r} in the future")
+                self.now += SECOND
+        for _ in range(2):
+            self.exchange_all()
+        for node in nodes:
+            for key, value in written.items():
+                if node.engine.get(key) != value:
+                    raise Failure(f"{node.name}: has {node.engine.get(key)!r} for {key!r}, not {value!r}")
+        self.healing = False
 
     def exchange_all(self) -> None:
         """Each node exchanges with each other one."""

@@ -14,12 +14,17 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if unasked else None
 
 
+def _seed(number: int) -> str:
+    """A tenth of them are of one wrong clock."""
+    return f"w{number}" if number % 10 == 9 else str(number)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "seeds" in metafunc.fixturenames:
         only = metafunc.config.getoption("--simulation-seed")
         count = metafunc.config.getoption("--simulation-seeds")
         groups = [
-            [str(seed) for seed in range(first, min(first + SEEDS_IN_A_TEST, count))]
+            [_seed(number) for number in range(first, min(first + SEEDS_IN_A_TEST, count))]
             for first in range(0, count, SEEDS_IN_A_TEST)
         ]
         metafunc.parametrize("seeds", [[only]] if only else groups, ids=lambda group: f"{group[0]}-{group[-1]}")

@@ -30,7 +30,18 @@ STAGES: Final[dict[str, float]] = {  # what takes several steps in a row, and is
     "write": 5,
     "round": 1,
 }
+DAMAGE: Final = ("rot", "decay", "scrub")
 CLOCKS: Final = {"jump": 6.0, "forge": 2.0, "clock": 2.0, "exchange": 10.0}
+WRONG_CLOCK: Final = {
+    "wrong_clock": 8.0,
+    "wrong_start": 5.0,
+    "jumpy": 2.0,
+    "lie": 6.0,
+    "forge": 2.0,
+    "forge_event": 3.0,
+    "exchange": 10.0,
+    "round": 1.0,
+}
 STAGES_RANGE: Final = (3, 8)
 STAGED: Final = 0.1  # of those with exchanges
 MESSAGES_ONLY: Final = 0.25  # of all histories
@@ -38,7 +49,7 @@ MESSAGES_ONLY: Final = 0.25  # of all histories
 
 def history(seed: str) -> History:
     """The history of a seed: with `m` before it, of messages alone; with `x`, of exchanges too; with `s`, staged; with
-    `c`, with clocks that jump and messages that lie about times."""
+    `c`, with clocks that jump and messages that lie about times; with `w`, with one wrong clock, and peers that lie."""
     return _Writer(seed).history
 
 
@@ -48,7 +59,7 @@ class _Writer(Rows):
     def __init__(self, seed: str) -> None:
         chance = random.Random(seed)
         kind = chance.random() >= MESSAGES_ONLY
-        exchanges = {"m": False, "x": True, "s": True, "c": True}.get(seed[:1], kind)
+        exchanges = {"m": False, "x": True, "s": True, "c": True, "w": True}.get(seed[:1], kind)
         names = [f"n{number}" for number in range(1, 1 + chance.choices((2, 3, 4, 5), (40, 40, 15, 5))[0])]
         queue_max = chance.choice((3, 10, 1000)) if exchanges else 10**6
         super().__init__(History(seed, names, exchanges, queue_max), chance)
@@ -57,6 +68,9 @@ class _Writer(Rows):
         kinds = STAGES if staged else {kind: weight for kind, weight in self._weights().items() if weight}
         if clocks:
             kinds = kinds | CLOCKS
+        if seed[:1] == "w":
+            self.history.wrong = chance.choice(names)
+            kinds = {kind: weight for kind, weight in kinds.items() if kind not in DAMAGE} | WRONG_CLOCK
         for name in names:
             self._begin(name)
         for _ in range(chance.randint(*(STAGES_RANGE if staged else STEPS_RANGE))):

@@ -23,6 +23,7 @@ from merklekv.engine.log.writer import Log
 from merklekv.engine.merkle import COUNT_MASK, MerkleTree, unpack_leaves
 from merklekv.engine.record import VERSION_SIZE, ZERO_VERSION, epoch_of, is_sound, version_of
 from merklekv.engine.table import Table
+from merklekv.engine.time_gate import TimeGate
 from merklekv.engine.tombstone_gc import TombstoneGC
 from merklekv.engine.verify import scrub
 from merklekv.replication.cluster import lost_writes
@@ -310,6 +311,50 @@ def _() -> tuple[Change, ...]:
         return closed, before
 
     return (replaced(HybridClock.propose, propose),)
+
+
+@mistake("the clock does not come down with the wall clock", "w")
+def _() -> tuple[Change, ...]:
+    def issue(clock: HybridClock, sound: Any = HybridClock.next) -> bytes:
+        clock.close_through(clock.newest)
+        version: bytes = sound(clock)
+        return version
+
+    return (replaced(HybridClock.next, issue),)
+
+
+@mistake("a start closes what the wall clock shows", "w")
+def _() -> tuple[Change, ...]:
+    def write_as(clock: HybridClock, writer: bytes, sound: Any = HybridClock.write_as) -> None:
+        sound(clock, writer)
+        clock.close_through(clock.closing())
+
+    return (replaced(HybridClock.write_as, write_as),)
+
+
+@mistake("a record is believed however far ahead it is", "w")
+def _() -> tuple[Change, ...]:
+    return (replaced(TimeGate.latest_version, lambda gate: b"\xff" * VERSION_SIZE),)
+
+
+@mistake("a truncation is believed however far ahead it is", "w")
+def _() -> tuple[Change, ...]:
+    return (replaced(TimeGate.admits_truncation, lambda gate, truncation: True),)
+
+
+@mistake("a GC horizon is believed however far ahead it is", "w")
+def _() -> tuple[Change, ...]:
+    return (replaced(LocalEndpoint.believe_time, lambda endpoint, node, time: time),)
+
+
+@mistake("times of third members are believed however far ahead they are", "w")
+def _() -> tuple[Change, ...]:
+    return (replaced(MemberTable.without_times_of, lambda table, who: table),)
+
+
+@mistake("a node whose wall clock was never set exchanges", "w")
+def _() -> tuple[Change, ...]:
+    return (silenced(LocalEndpoint._require_set_clock),)
 
 
 # -- exchanges and members ---------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .steps import LARGE_SKEW_S, WHOLE, Steps
+from .steps import LARGE_SKEW_S, NEVER_SET_S, OFF_S, WHOLE, Steps
 
 SLOW_WHEN_RESTORED: Final = 0.3
 
@@ -174,6 +174,57 @@ class Rows(Steps):
         self._writes(name, self.chance.choice(("set", "delete")))
         if self.chance.random() < 0.5:
             self._whole(*self.chance.sample((name, self.chance.choice(self._others(name))), 2))
+
+    def _wrong_clock(self) -> None:
+        """A wall clock is wrong for a while, by anything from a second to ten years, or was never set."""
+        name = self.history.wrong
+        self._add("clock", name, self._off_s())
+        for _ in range(self.chance.choice((0, 1, 1, 2, 4))):
+            self._go_on(name, ("write", "write", "exchange", "publish", "deliver", "crash", "stop", "checkpoint"))
+        if self.chance.random() < 0.3:
+            other = self.chance.choice(self._others(name))
+            self._whole(*self.chance.sample((name, other), 2))
+        if self.chance.random() < 0.7:
+            self._add("clock", name, 0.0)
+
+    def _wrong_start(self) -> None:
+        """A wall clock is wrong before a start, at it, or after it."""
+        name = self.history.wrong
+        when = self.chance.choice(("before", "at", "after"))
+        if when == "before":
+            self._add("clock", name, self._off_s())
+            self._go_on(name, ("write",))
+        self._add(*self.chance.choice((("stop", name), ("crash", name, self._seed()))))
+        if when == "at":
+            self._add("clock", name, self._off_s())
+        if when == "before":
+            self._add("clock", name, 0.0)
+        self._begin(name)
+        if when == "after":
+            self._add("clock", name, self._off_s())
+        for _ in range(self.chance.choice((0, 1, 2))):
+            self._go_on(name, ("write", "exchange", "exchange"))
+        self._add("clock", name, 0.0)
+
+    def _jumpy(self) -> None:
+        """A wall clock jumps each second."""
+        name = self.history.wrong
+        for _ in range(self.chance.choice((3, 10))):
+            self._add("clock", name, self._off_s())
+            self._add("tick", 1.0)
+            self._go_on(name, ("write", "exchange", "deliver"))
+        self._add("clock", name, 0.0)
+
+    def _off_s(self) -> float:
+        if self.chance.random() < 0.15:
+            return NEVER_SET_S
+        return round(self.chance.choice(OFF_S) * self.chance.uniform(0.5, 1) * self.chance.choice((-1, 1)), 6)
+
+    def _lie(self) -> None:
+        self._add("lie", *self._two(), self.chance.random() < 0.5, self._seed())
+
+    def _forge_event(self) -> None:
+        self._add("forge_event", *self._two(), self._seed())
 
     def _forge(self) -> None:
         self._add("forge", self._node(), self._seed())

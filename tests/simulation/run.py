@@ -25,7 +25,7 @@ from .decay import Decay
 from .history import history
 from .node import Failure
 from .oracle import Holding, show
-from .steps import History
+from .steps import KEYS, History
 
 MEMORY: Final = Path("/dev/shm")
 KIND_SIZE: Final = 22
@@ -83,6 +83,9 @@ def _problems(world: Decay, story: History) -> list[str]:
         for number, step in enumerate(story.steps):
             where = f"in step {number}"
             world.do(step)
+        if story.wrong:
+            where = "with right clocks"
+            world.set_right(KEYS)
         where = "healing"
         world.heal()
         if story.exchanges:

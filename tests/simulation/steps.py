@@ -32,6 +32,8 @@ CRASH_AFTER_SAVE: Final = 0.3
 SKEW_S: Final = 290.0  # two nodes are less than ten minutes apart, so that they take each other's events
 LARGE_SKEW_S: Final = 200_000.0
 BIG_VALUE: Final = 700
+OFF_S: Final = (1.0, 59.0, 500.0, 3600.0, 86_400.0, 30 * 86_400.0, 365 * 86_400.0, 10 * 365 * 86_400.0)
+NEVER_SET_S: Final = -1.99e9  # a clock that is so far behind shows a day in 1970
 
 
 @dataclass
@@ -43,6 +45,7 @@ class History:
     exchanges: bool  # whether nodes may exchange, and lose whatever exchanges make up for
     queue_max: int
     steps: list[Step] = field(default_factory=list)
+    wrong: str = ""  # the node whose clock alone may be wrong; empty: any
 
 
 class Steps:
@@ -59,6 +62,8 @@ class Steps:
         self._same = ""  # the node of the next step; empty: any
 
     def _add(self, kind: str, *args: Any) -> None:
+        if kind in ("clock", "jump") and self.history.wrong and args[0] != self.history.wrong:
+            return
         self.history.steps.append(Step(kind, args))
 
     def _node(self) -> str:
