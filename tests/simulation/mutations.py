@@ -354,7 +354,7 @@ def _() -> tuple[Change, ...]:
 
 @mistake("a node whose wall clock was never set exchanges", "w")
 def _() -> tuple[Change, ...]:
-    return (silenced(LocalEndpoint._require_set_clock),)
+    return (silenced(LocalEndpoint._require_clock),)
 
 
 # -- exchanges and members ---------------------------------------------------------------------------------------------
