@@ -121,12 +121,11 @@ class NodeServices(Services):
         if action == "enable":
             self._node.replicate()
         elif action == "status":
-            words = {**self._node.anti_entropy.words()}
-            if problem := self._node.clock_problem():
-                words["clock_problem"] = problem
-            if replicator is not None:
-                return f"REPLICATION {replicator.status(words)}"
-            return " ".join(["REPLICATION disabled", *(f"{name}={value}" for name, value in words.items())])
+            words = self._node.anti_entropy.words()
+            parts = [f"{name}={value}" for name, value in words.items()]
+            state = replicator.status(words) if replicator is not None else " ".join(["disabled", *parts])
+            problem = self._node.clock_problem()
+            return f"REPLICATION {state}" + (f" clock_problem={problem}" if problem else "")
         elif replicator is not None:
             replicator.enable(False)
         return "OK"

@@ -42,8 +42,8 @@ def clock_problem(clock: HybridClock, node: str, directory: Path | str) -> Clock
     if max(clock.closed_through, clock.newest) <= latest:
         return NO_PROBLEM
     if clock.closed_through > latest:
-        kind, ahead, what = BEHIND, clock.closed_through, "stamps what it writes behind"
-        why = "where it has closed, collected or truncated; other nodes refuse that"
+        kind, ahead, what = BEHIND, clock.closed_through, "stamps its writes after"
+        why = "because it has closed, collected or truncated through that time; other nodes refuse them"
     else:
         kind, ahead, what = RECORDS, clock.newest, "has versions up to"
         why = "more than max_clock_drift_seconds; other nodes refuse these records, and take all others"

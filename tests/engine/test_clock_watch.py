@@ -88,7 +88,7 @@ def test_records_from_the_future_are_told_from_when_the_clock_is_right_again(
 def test_a_bound_in_the_future_is_told(machine: Machine) -> None:
     machine.clock.close_through(NOON + (DRIFT_S + 1) * SECOND)
     text = machine.watch.problem().text
-    assert text.startswith("node a stamps what it writes behind 2033-05-18 03:43:21 UTC, 601 s ahead of its wall clock")
+    assert text.startswith("node a stamps its writes after 2033-05-18 03:43:21 UTC, 601 s ahead of its wall clock")
     assert "merklekv-tool restamp /data" in text
 
 

@@ -33,12 +33,12 @@ def seen(ahead_s: dict[str, float], monotonic: Seconds | None = None) -> PeerClo
         (
             {"b": -DAY_S, "c": 1},
             "the clock of node b is behind that of node a by 86400 s: "
-            "set that of node b: the clock of node a agrees with 1 other node",
+            "set the clock of node b; that of node a agrees with 1 other node",
         ),
         (
             {"b": DAY_S, "c": DAY_S + 1},
             "the clock of node c is ahead of that of node a by 86401 s, those of 1 other node too: "
-            "set that of node a: it differs from those of all 2 nodes that it knows",
+            "set the clock of node a; it differs from those of all 2 nodes that it knows",
         ),
     ],
 )

@@ -265,3 +265,18 @@ def test_a_damaged_table_of_members_is_refused_and_nothing_changes(tmp_path: Pat
         restamp(engine, NOON, lambda done, total: None)
     assert engine.record(b"k") == before
     engine.close()
+
+
+@pytest.mark.parametrize("has_published", [False, True])
+def test_the_former_member_of_a_node_alone_is_removed_only_if_others_may_know_it(
+    tmp_path: Path, has_published: bool
+) -> None:
+    with cluster(tmp_path, "a", max_clock_drift_s=DRIFT_S) as (a,):
+        if has_published:
+            a.engine.retention.subscribe()
+        set_clocks([a], YEARS)
+        a.set(b"k")
+        set_clocks([a], -YEARS)
+        former = a.members.identity
+        assert restamped(a) is not None
+        assert list(a.members.removed) == [former] * has_published

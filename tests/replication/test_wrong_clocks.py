@@ -120,10 +120,10 @@ CASES: Final = {
     "days-start": Wrong((2 * DAY_S,), "start", True, "", "node node's clock is ahead of node other's by 17"),
     "years-start": Wrong((YEARS_S,), "start", False, "", "node node's clock is ahead of node other's by 28"),
     "years": Wrong((YEARS_S,), "running", True, "jumped forward by 28", "clock is ahead of node other's by 28"),
-    "back": Wrong((-2 * DAY_S,), "running", True, "jumped back by 172800 s", "node node stamps what it writes behind"),
+    "back": Wrong((-2 * DAY_S,), "running", True, "jumped back by 172800 s", "node node stamps its writes after"),
     "1970": Wrong((TO_1970_S,), "start", True, "the wall clock of node node was never set, it shows", "was never set"),
     "jumping": Wrong(
-        (2 * DAY_S, 0, 3 * DAY_S, -DAY_S), "running", True, "jumped back by", "node node stamps what it writes behind"
+        (2 * DAY_S, 0, 3 * DAY_S, -DAY_S), "running", True, "jumped back by", "node node stamps its writes after"
     ),
 }
 
@@ -201,13 +201,13 @@ def test_nodes_that_are_wrong_in_the_same_way_and_the_third_that_is_right(
     b.wait_for("poisoned", "1")
     for _ in range(3):
         assert {sync(a, b), sync(b, a)} == {"OK"}
-    assert "set that of node a: the clock of node c agrees with 1 other node" in sync(a, c)
-    assert "set that of node a: the clock of node c agrees with 1 other node" in problem_of(c)
+    assert "set the clock of node a; that of node c agrees with 1 other node" in sync(a, c)
+    assert "set the clock of node a; that of node c agrees with 1 other node" in problem_of(c)
     assert c.get("poisoned") is None
     clock.set(0)
     for node in (a, b):
         wait_until(lambda node=node: "merklekv-tool restamp" in node.process.output())
-        assert "stamps what it writes behind" in problem_of(node)
+        assert "stamps its writes after" in problem_of(node)
     c.set("honest", "1")
     for node in (a, b):
         restamp(node)
@@ -228,7 +228,7 @@ def test_a_node_alone_says_what_is_wrong_and_is_restamped(node_factory: NodeFact
     wait_until(lambda: "merklekv-tool restamp" in problem_of(node))
     node.stop()
     node.start()
-    assert "node alone stamps what it writes behind 20" in node.process.output()
+    assert "node alone stamps its writes after 20" in node.process.output()
     node.stop()
     command = [*TOOL, "restamp", str(node.process.directory)]
     clock.set(TO_1970_S)

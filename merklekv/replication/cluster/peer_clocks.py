@@ -39,9 +39,9 @@ class PeerClocks:
         near, far = self._near_and_far(max_drift_s)
         far.pop(peer, None)
         if near:
-            return f"set that of node {peer}: the clock of node {own} agrees with {counted(len(near), 'other node')}"
+            return f"set the clock of node {peer}; that of node {own} agrees with {counted(len(near), 'other node')}"
         if far:
-            return f"set that of node {own}: it differs from those of all {len(far) + 1} nodes that it knows"
+            return f"set the clock of node {own}; it differs from those of all {len(far) + 1} nodes that it knows"
         return "set the clock that is wrong"
 
     def problem(self, own: str, max_drift_s: float) -> str:

@@ -111,6 +111,8 @@ def _lines(directory: str, now: int, result: Restamped | None, is_done: bool) ->
         )
     if found.gc_horizon:
         lines.append(f"the GC horizon, {show_time(found.gc_horizon)}, {'is' if is_done else 'would be'} now")
+    if not (found.records or found.truncation or found.gc_horizon):
+        lines.append("no record is from after that; times that the node has agreed to with others, or once had, are")
     if identity is not None:
         new = f"is a new member, store id {identity.store_id.hex()}" if is_done else "would be a new member"
         lines.append(f"node {identity.node} {new}; the other nodes remove the former one")
