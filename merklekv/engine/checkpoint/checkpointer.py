@@ -157,12 +157,11 @@ class Checkpointer:
             self._compact_if_due()
 
     def compact_now(self, progress: Progress) -> None:
-        """Puts everything into the base, and writes that anew; in the mode `manual` only.
+        """Puts into the base what the disk has room for, and writes it anew; in the mode `manual` only.
 
         Raises DiskFull, Shortage, Corruption, StorageFailed, OSError.
         """
-        self.checkpoint_now()
-        while self._table.frozen or self._log.position > SEGMENT_HEADER.size:
+        for _ in range(2):  # the first call leaves the last memtable if too many are frozen
             self.checkpoint_now()
         with self._commits.lock, self._lock:
             self._compact(progress)

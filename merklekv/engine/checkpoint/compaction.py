@@ -7,14 +7,20 @@ what a start makes of one that was cut off.
 Cost: 1.5 us a record and as much for its index entry, and a sync.  Memory: one transaction.
 """
 
+import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from merklekv.engine import failpoints
 from merklekv.engine.base import DATA_FILE, Base, BaseWriter
 from merklekv.engine.log.segment import sync_directory, sync_file
-from merklekv.files import DIRECTORY_MODE
+from merklekv.files import DIRECTORY_MODE, FILE_MODE
+
+LOCK_FILE: Final = "lock.mdb"
+LOCK_FILE_SIZE: Final = 8192  # as LMDB makes it
 
 Progress = Callable[[int, int], None]
 
@@ -28,15 +34,34 @@ def write_compacted(base: Base, place: Path, progress: Progress = lambda done, t
     remove(place)
     place.mkdir(DIRECTORY_MODE)
     try:
+        _reserve_lock_file(place)
         with BaseWriter(place, sync=False) as writer:
             for done, total in writer.fill(base):
                 progress(done, total)
                 failpoints.reached("compaction.part")
+        for name in ("", DATA_FILE, LOCK_FILE):
+            _permit(place / name, base.path / name)
         sync_file(place / DATA_FILE)
         sync_directory(place)
     except BaseException:
         remove(place)
         raise
+
+
+def _reserve_lock_file(place: Path) -> None:
+    """LMDB writes to its lock file through a memory map: on a full disk the kernel kills the process for that."""
+    fd = os.open(place / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+    try:
+        os.posix_fallocate(fd, 0, LOCK_FILE_SIZE)
+    finally:
+        os.close(fd)
+
+
+def _permit(file: Path, model: Path) -> None:
+    """Lets those use a file who may use another: an administrator may have opened the base to a group."""
+    with suppress(PermissionError, FileNotFoundError):  # of a group that this user does not belong to
+        shutil.copymode(model, file)
+        os.chown(file, -1, model.stat().st_gid)
 
 
 def remove(place: Path) -> None:
