@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -92,6 +93,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--directory", default="/var/tmp", help="where the data goes for the time: on a disk [/var/tmp]"
     )
+    parser.add_argument("--keys", type=int, help="keys in the row `million`, a multiple of 250")
     parser.add_argument("--results", type=Path, default=report.RESULTS, help="where the JSON and the plot go")
     options = parser.parse_args()
     options.only = options.only or names
@@ -108,7 +110,8 @@ def main() -> None:
     figures = []
     with tempfile.TemporaryDirectory(prefix="merklekv-", dir=options.directory) as directory:
         where = report.machine(Path(directory))
-        for figure in measure(options.only, Settings(SIZES[options.size], Path(directory))):
+        size = replace(SIZES[options.size], keys=options.keys) if options.keys else SIZES[options.size]
+        for figure in measure(options.only, Settings(size, Path(directory))):
             console.print(f"{figure.work}: {figure.value:.2f} {figure.unit}", style="dim", highlight=False)
             figures.append(figure)
     report.print_table(figures, where, console)

@@ -1,23 +1,25 @@
 """A node with a million keys: the start after kill -9, HASH after a write, SCAN of a prefix; and memory at rest.
 
-The keys are loaded in random order, and then random ones are set again until the memtable is all but full, so the log
-that a start has to read is as long as it gets while checkpoints keep up.  The node is killed at that moment.
+The keys are loaded in random order.  Then the checkpoint process is held up, and random keys are set until writers have
+to wait for it: the log that a start has to read is as long as it gets.  The node is killed at that moment.
 """
 
 import os
 import random
 import socket
+import threading
 import time
+from contextlib import suppress
 
+import psutil
 from figure import Figure, Settings, fill, median, percentile, status
 from load import VALUE
 from nodes import make_node, private_memory
 
 from merklekv.harness.process import Node
-from merklekv.net.client import Client
+from merklekv.net.client import Client, Unreachable
 
-MEMTABLE_BYTES = 64 << 20
-FULL = 0.95  # of the memtable
+LOG_BYTES = 300  # a key: with fewer than a few 100,000 keys the memtables never fill up
 BATCH = 500
 TIMES = 200
 HITS = 100
@@ -43,21 +45,17 @@ def measure(settings: Settings) -> list[Figure]:
     with make_node(directory, durability="everysec") as node:
         fill(node, keys)
         _wait_for_checkpoints(node)
-        wanted = min(MEMTABLE_BYTES * FULL, 300.0 * keys)  # smaller data cannot fill it
-        _fill_memtable(node, keys, int(wanted))
-        left = status(node)
-        memory = private_memory(node.pid) / 1e6
-        node.kill()
+        left, memory = _fill_log(node, keys)
     began = time.perf_counter()
     with make_node(directory, durability="everysec") as node:
         seconds = time.perf_counter() - began
-        log_bytes = int(left["log_lsn"]) - int(left["checkpoint_lsn"])
         detail = (
-            f"{keys:,} keys, {log_bytes / 1e6:.0f} MB of log not in the base with {int(left['memtable_keys']):,} keys, "
-            f"{memory:.0f} MB of private memory at rest"
+            f"{keys:,} keys, {_log_bytes(left) / 1e6:.0f} MB of log not in the base, "
+            f"{memory:.0f} MB of private memory then"
         )
         with Client("127.0.0.1", node.port) as client:
             assert client.call(b"DBSIZE") == keys
+            detail += f", the keys counted {time.perf_counter() - began - seconds:.1f} s later"
             hashes = _hashes(client)
         scans = _scans(node)
     return [
@@ -82,14 +80,42 @@ def _wait_for_checkpoints(node: Node) -> None:
         time.sleep(0.1)
 
 
-def _fill_memtable(node: Node, keys: int, size: int) -> None:
-    numbers = random.Random(2)
-    with Client("127.0.0.1", node.port) as client:
-        while int(status(node)["memtable_bytes"]) < size:
-            chosen = [b"key:%012d" % numbers.randrange(keys) for _ in range(BATCH)]
-            client.send([(b"SET", key, VALUE) for key in chosen])
-            for _ in chosen:
-                assert client.receive() == b"OK"
+def _log_bytes(figures: dict[str, str]) -> int:
+    """Bytes of log that the base does not have."""
+    return int(figures["log_lsn"]) - int(figures["checkpoint_lsn"])
+
+
+def _fill_log(node: Node, keys: int) -> tuple[dict[str, str], float]:
+    """Sets random keys until writers wait for checkpoints, and kills the node; its last STATS, and its memory in MB."""
+    stalled = threading.Event()
+
+    def write() -> None:
+        numbers = random.Random(2)
+        with suppress(Unreachable), Client("127.0.0.1", node.port, timeout_s=CALM_TIMEOUT_S) as client:
+            while not stalled.is_set():
+                chosen = [b"key:%012d" % numbers.randrange(keys) for _ in range(BATCH)]
+                client.send([(b"SET", key, VALUE) for key in chosen])
+                for _ in chosen:
+                    assert client.receive() == b"OK"
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    stopped: dict[int, psutil.Process] = {}
+    left = status(node)
+    while left["writes_stalled"] == "0" and _log_bytes(left) < LOG_BYTES * keys:
+        for child in psutil.Process(node.pid).children():
+            if child.pid not in stopped:
+                child.suspend()
+                stopped[child.pid] = child
+        time.sleep(0.02)
+        left = status(node)
+    stalled.set()
+    memory = private_memory(node.pid) / 1e6
+    node.kill()
+    for child in stopped.values():
+        child.kill()  # it cannot see that the node is gone
+    writer.join()
+    return left, memory
 
 
 def _hashes(client: Client) -> list[float]:

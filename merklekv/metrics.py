@@ -82,8 +82,8 @@ class EngineMetrics:
     """The data of this node."""
 
     durability: Annotated[str, info("the setting: `always`, `everysec` or `never`")]
-    db_keys: Annotated[int, gauge("keys that exist")]
-    db_tombstones: Annotated[int, gauge("deleted keys whose tombstone is kept")]
+    db_keys: Annotated[int | None, gauge("keys that exist; left out while a start counts them")]
+    db_tombstones: Annotated[int | None, gauge("deleted keys whose tombstone is kept; likewise")]
     memtable_bytes: Annotated[int, gauge("size of the active memtable", "bytes")]
     memtable_keys: Annotated[int, gauge("records in it")]
     frozen_memtables: Annotated[int, gauge("full memtables that wait for their checkpoint")]
@@ -259,7 +259,7 @@ def shown(nodes: Mapping[str, T], lag: Callable[[T], float]) -> dict[str, T]:
 
 
 def values_of(*parts: Any) -> dict[str, Value]:
-    """The values of parts by the name in STATS, in order: one for each metric, or for each label.
+    """The values of parts by the name in STATS, in order: one for each metric that is known, or for each label.
 
     Labels keep their order, but those that count as they come are sorted.  Another thread may add some meanwhile.
     """
@@ -271,6 +271,6 @@ def values_of(*parts: Any) -> dict[str, Value]:
                 labels = list(value)
                 for label in sorted(labels) if isinstance(value, Counter) else labels:
                     values[metric.shown_name(name, label)] = value[label]
-            else:
+            elif value is not None:
                 values[name] = value
     return values

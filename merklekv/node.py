@@ -337,9 +337,11 @@ class Node:
         return self._settings.replication.advertise_address or (listening if is_address(listening) else "")
 
     def ready_line(self) -> str:
+        """What a start prints; without the number of keys if it is still being counted."""
+        keys = f", {counted(self.engine.live_count, 'key')}" if self.engine.root_ready else ""
         return (
             f"merklekv {__version__} ready on {format_address(*self.address)}, data in {self._settings.storage_path}, "
-            f"durability {self._settings.durability}, {counted(self.engine.live_count, 'key')}"
+            f"durability {self._settings.durability}{keys}"
         )
 
 

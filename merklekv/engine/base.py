@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from itertools import groupby, islice
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -210,6 +211,16 @@ class Base:
         old = self.current.txn
         self._begin()
         old.abort()
+
+    def pinned(self) -> "Base":
+        """Another view of the same file, and this one moved to the same moment.  It stays there, and needs no close.
+
+        One thread may read it beside others that read this one.  Raises Shortage.
+        """
+        self.refresh()  # first: it makes the map large enough
+        view = copy(self)
+        view._begin()
+        return view
 
     def _begin(self) -> None:
         records = self._databases[0]

@@ -70,11 +70,13 @@ from merklekv.engine.recovery import open_data
 from merklekv.engine.table import Table
 from merklekv.engine.time_gate import DEFAULT_MAX_DRIFT_S, TimeGate
 from merklekv.engine.tombstone_gc import TombstoneGC, bound_of
+from merklekv.engine.tree_upkeep import TreeUpkeep
 from merklekv.engine.write_gate import WriteGate
 from merklekv.errors import InvalidArgument, MerkleKVError, NotANumber, NumberOverflow, Stalled
 from merklekv.metrics import EngineMetrics
 
 SUPERSEDED: Final = "superseded"
+COUNT_WAIT_S: Final = 0.2  # of a start, for leaves and counters
 STALL_WAIT_S: Final = 0.5  # of a stalled write, between two looks at whether it goes on waiting
 
 T = TypeVar("T")
@@ -128,7 +130,7 @@ class Engine:
             base, log, replayed = open_data(directory)
             self.log = log
             self.gate = gate = WriteGate(place, lock, log.probe)
-            self.table = table = Table(base, log, clock, gate, lock, max_value_size)
+            self.table = table = Table(base, log, clock, gate, lock, max_value_size, has_thread=checkpoint == "process")
             stack.callback(lambda: table.base.close())  # a checkpoint may replace it
             stack.callback(log.close)
             clock.observe(max(replayed.newest, replayed.truncation))
@@ -143,11 +145,16 @@ class Engine:
             stack.callback(commits.finish)
             stack.callback(self.checkpointer.stop)
             stack.callback(commits.worker.stop)
+            self.upkeep = TreeUpkeep(table, gate.fail)
+            stack.callback(self.upkeep.worker.stop)
             commits.start()
             self.checkpointer.start()
+            if checkpoint == "process":
+                self.upkeep.worker.start()
+                table.wait_until_counted(COUNT_WAIT_S)
             self._closing = stack.pop_all()
         self.is_closed = False
-        self.workers = [commits.worker, self.checkpointer.worker]
+        self.workers = [commits.worker, self.checkpointer.worker, self.upkeep.worker]
 
         self.record = table.record
         self.get = table.get
@@ -158,6 +165,7 @@ class Engine:
         self.root = table.root
         self.prefix_digest = table.prefix_digest
         self.prepare_root = table.prepare_root
+        self.wait_until_counted = table.wait_until_counted
         self.inner_digests = table.inner_digests
         self.leaf_digests = table.leaf_digests
         self.inner_leaves = table.inner_leaves
@@ -448,6 +456,16 @@ class Engine:
         return self.table.root_ready
 
     @property
+    def is_counting(self) -> bool:
+        """Whether root and counters will be known soon, without any help."""
+        return self.table.is_counting
+
+    @property
+    def records_max(self) -> int:
+        """How many records there are at most, tombstones too; with `root_ready` exactly so many."""
+        return self.table.records_max
+
+    @property
     def live_count(self) -> int:
         """Keys with a value.  Meaningless unless `root_ready`."""
         return self.table.live_count
@@ -483,8 +501,8 @@ class Engine:
             table = self.table
             return EngineMetrics(
                 durability=self.durability,
-                db_keys=table.live_count,
-                db_tombstones=table.tombstone_count,
+                db_keys=table.live_count if table.root_ready else None,
+                db_tombstones=table.tombstone_count if table.root_ready else None,
                 memtable_bytes=table.active.size,
                 memtable_keys=len(table.active.records),
                 frozen_memtables=len(table.frozen),

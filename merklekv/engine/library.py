@@ -7,11 +7,13 @@ at once use `mset`, or several threads: they share a sync.
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 from merklekv.engine.base import Pair
 from merklekv.engine.engine import Engine
 from merklekv.errors import MerkleKVError, Shortage
+
+COUNT_WAIT_S: Final = 10.0  # for the number of keys after a start; then they are counted one by one
 
 Result = TypeVar("Result")
 Options = ParamSpec("Options")
@@ -124,7 +126,9 @@ class Database:
         return self._open(lambda: self.engine.exists(key))
 
     def __len__(self) -> int:
-        return self._open(lambda: self.engine.live_count)
+        self._open(lambda: self.engine.wait_until_counted(COUNT_WAIT_S))
+        is_known, count = self._open(lambda: (self.engine.root_ready, self.engine.live_count))
+        return count if is_known else sum(1 for _ in self.keys())
 
     def __enter__(self) -> "Database":
         self._require_open()

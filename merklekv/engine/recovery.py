@@ -41,7 +41,7 @@ class Replayed:
     """What log segments contain on top of a base.  `read` adds one, in the order of the log."""
 
     truncation: bytes  # the largest there is, 24 bytes
-    newest: bytes  # the newest version, 24 bytes
+    newest: bytes  # the newest version, of a record or a truncation, 24 bytes
     metadata: dict[bytes, bytes]
     tables: list[Memtable] = field(default_factory=list)  # oldest first
     repairs: Repairs = field(default_factory=Repairs)
@@ -51,7 +51,7 @@ class Replayed:
     @classmethod
     def onto(cls, base: Base) -> "Replayed":
         """Nothing yet, on top of this base."""
-        return cls(base.truncation, base.newest, base.metadata())
+        return cls(base.truncation, max(base.newest, base.truncation), base.metadata())
 
     def read(self, segment: Segment) -> int:
         """Adds the whole frames of a segment, as a memtable.  Returns where the last of them ends."""

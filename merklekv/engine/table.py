@@ -10,7 +10,8 @@ named fact.
 
 The tree's leaves are those of the base plus what the memtables change, so a checkpoint leaves them as they are.  Only a
 truncation version that spares some of the base's records makes them unknown (`root_ready`) until a checkpoint has swept
-the base.
+the base.  After a start or a roll-back they are unknown until the memtables are counted in (count.py), by a thread if
+there is one and it is much.
 
 Ordered reads come in pages: short calls that see all layers at one moment.  Between two pages others get the lock.
 
@@ -19,16 +20,17 @@ above the truncation version; the log's segments have what the memtables have.
 """
 
 import random
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from hashlib import sha256
 from itertools import islice
-from threading import RLock
+from threading import Condition, RLock
 from typing import Any, Final
 
 from xxhash import xxh3_128_digest
 
 from merklekv.engine.base import Base, Pair
 from merklekv.engine.clock import HybridClock
+from merklekv.engine.count import Count
 from merklekv.engine.format import (
     BUCKETS,
     ENTRY,
@@ -66,14 +68,17 @@ from merklekv.engine.record import (
 )
 from merklekv.engine.recovery import Replayed
 from merklekv.engine.write_gate import WriteGate
-from merklekv.errors import InvalidArgument
+from merklekv.errors import InvalidArgument, StorageFailed
+from merklekv.shortage import is_shortage, reason_of, shortage_of
 
 PAGE_KEYS: Final = 1000
 PAGE_BYTES: Final = 1 << 20
 HEADS_ONLY: Final = 0  # for `max_bytes`: records without their values, however many bytes they have
+COUNTED_AT_ONCE: Final = 2000  # keys of memtables, 6 ms
 RANDOM_TRIES: Final = 100
 RANDOM_MEMTABLE_SHARE: Final = 0.5
-INNER_SLICE: Final = 32  # inner nodes whose digests are computed at once, 1 to 2 ms
+INNER_SLICE: Final = 32  # inner nodes whose digests are computed at once, up to 2 ms
+LEAVES_SLICE: Final = 2000  # changed leaves that are packed between two yields, about 1 ms
 
 _entry = ENTRY.pack
 from_bytes = int.from_bytes
@@ -88,15 +93,23 @@ class Table:
     Not here: which version of a record stands (engine.py), what makes a write durable (commit.py), when a memtable is
     frozen (checkpoint/checkpointer.py).
 
-    Costs: a write of 100 bytes about 3 us, a read 0.3 us (memtable) to 2 us (base), a rebuild 2 us for each key of the
-    memtables.  Memory: the memtables, and 7 MiB for the tree.
+    Costs: a write of 100 bytes about 3 us, a read 0.3 us (memtable) to 2 us (base).  Memory: the memtables, and 7 MiB
+    for the tree.
     """
 
     tree_type: type[MerkleTree] = MerkleTree  # benchmarks measure the write path without it
 
     def __init__(
-        self, base: Base, log: Log, clock: HybridClock, gate: WriteGate, lock: "RLock", max_value_size: int
+        self,
+        base: Base,
+        log: Log,
+        clock: HybridClock,
+        gate: WriteGate,
+        lock: "RLock",
+        max_value_size: int,
+        has_thread: bool,
     ) -> None:
+        """`has_thread`: some thread calls `count_in`."""
         self.base = base
         self.active = Memtable(log.lsn)
         self.frozen: list[Memtable] = []  # newest first
@@ -106,6 +119,10 @@ class Table:
         self.tree: MerkleTree  # of `restore`
         self.live_count = self.tombstone_count = 0
         self.root_ready = False  # whether tree and counters are known
+        self.is_swept = False  # whether the base has no record below the truncation version, or no other one
+        self.has_thread = has_thread
+        self._uncounted: Count | None = None  # what is not in tree and counters yet
+        self._counted = Condition(lock)
         self.max_value_size = max_value_size
         self.records = self.active.records  # where `put` writes
         self.log = log
@@ -123,7 +140,7 @@ class Table:
             for table in self.tables:
                 table.drop_below(self.truncation)
         self.metadata, self.repair_lsn = replayed.metadata, replayed.repair_lsn
-        self.rebuild()
+        self.rebuild(self.base.pinned())
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -280,12 +297,21 @@ class Table:
             yield
         return sha256((total & LEAF_MASK).to_bytes(LEAF_SIZE, "big")).digest() if total & COUNT_MASK else EMPTY_ROOT
 
+    @property
+    def records_max(self) -> int:
+        """How many records there are at most, tombstones too; with `root_ready` exactly so many."""
+        with self.lock:
+            return self.live_count + self.tombstone_count + (len(self._uncounted) if self._uncounted else 0)
+
     def prepare_root(self) -> Iterator[None]:
         """Does in slices most of what `root` and `inner_digests` would do at once, after many writes."""
+        packed = 0
         for first in range(0, INNER_NODES, INNER_SLICE):
             with self.lock:
-                self.tree.refresh(range(first, first + INNER_SLICE))
-            yield
+                packed += self.tree.refresh(range(first, first + INNER_SLICE))
+            if packed > LEAVES_SLICE:
+                packed = 0
+                yield
 
     def inner_digests(self) -> list[bytes]:
         """The digests of the 256 inner nodes, 32 bytes each.  Meaningless unless `root_ready`."""
@@ -444,7 +470,8 @@ class Table:
             self.repair_lsn = self.active.lsn
 
     def raise_truncation(self, op: int, truncation: bytes) -> None:
-        """Makes every record below a version (24 bytes) dead."""
+        """Makes every record below a version (24 bytes) dead.  Raises Shortage."""
+        base = self.base.pinned()
         self.append(op, b"", truncation)
         if op < REMOTE:
             self.log.sequence += 1
@@ -452,7 +479,7 @@ class Table:
         self.truncation = truncation
         for table in self.tables:
             table.drop_below(truncation)
-        self.rebuild()
+        self.rebuild(base)
 
     def append(self, op: int, name: bytes, body: bytes) -> None:
         """Adds a pending entry.  Raises Shortage, with nothing changed."""
@@ -473,7 +500,7 @@ class Table:
     @property
     def needs_checkpoint(self) -> bool:
         """Whether the tree is right only after a checkpoint of the active segment: of a truncation or a repair."""
-        return not self.frozen and (not self.root_ready or self.repair_lsn == self.active.lsn)
+        return not self.frozen and (not self.is_swept or self.repair_lsn == self.active.lsn)
 
     def freeze(self, lsn: int) -> None:
         """Starts a new memtable, for the segment at `lsn`."""
@@ -482,37 +509,73 @@ class Table:
 
     def take_over_base(self) -> None:
         """Moves to the base's newest snapshot and drops the memtables that it has taken in.  Raises Shortage."""
-        self.base.refresh()
+        base = self.base.pinned()  # and moved there
         self.frozen = [table for table in self.frozen if table.lsn >= self.base.checkpoint_lsn]
         is_repaired = self.repair_lsn is not None and self.repair_lsn < self.base.checkpoint_lsn
         if is_repaired:
             self.repair_lsn = None
-        if is_repaired or not self.root_ready:
-            self.rebuild()
+        if is_repaired or not self.is_swept:
+            self.rebuild(base)
 
     def segments_to_replay(self) -> list[int]:
         """LSNs of the segments after the checkpoint, oldest first."""
         return [table.lsn for table in reversed(self.tables) if table.lsn >= self.base.checkpoint_lsn]
 
-    def rebuild(self) -> None:
-        """Computes leaves and counters from those of the base and the memtables; needs a base without dead records."""
-        base = self.base
+    def rebuild(self, base: Base) -> None:
+        """Makes tree and counters anew, from those of the base and what the memtables change of them.
+
+        `base`: the table's, pinned at this moment.
+        """
         base_is_dead = base.newest < self.truncation
-        is_ready = base_is_dead or base.truncation == self.truncation
-        self.root_ready = self.root_ready and is_ready
-        self.tree = self.tree_type({} if base_is_dead else base.leaves())
-        counts = [0, 0] if base_is_dead else [base.live, base.dead]
-        for key, record in self.overlay().items():
-            if not is_purge_marker(record):
-                self.tree.add(key, record)
-                counts[is_tombstone(record)] += 1
-            hidden = self._base_record(key)
-            if hidden is not None:
-                self.tree.add(key, hidden, -1)
-                counts[is_tombstone(hidden)] -= 1
-        self.live_count, self.tombstone_count = counts
+        self.is_swept = base_is_dead or base.truncation == self.truncation
+        count = Count(self.overlay(), None if base_is_dead else base, self.truncation)
+        tree = self.tree_type({} if base_is_dead else base.leaves())
+        live, dead = (0, 0) if base_is_dead else (base.live, base.dead)
+        is_known = self.is_swept and not (self.has_thread and len(count) > COUNTED_AT_ONCE)
+        if is_known and (changes := count.run(tree)) is not None:
+            live, dead = live + changes.live, dead + changes.dead
+        self.root_ready = self.root_ready and is_known
+        self.tree = tree
+        self.live_count, self.tombstone_count = live, dead
         self._adopt_active(self.active)
-        self.root_ready = is_ready  # last: a reader without the lock that sees it set may read the counters
+        self._uncounted = None if is_known else count
+        self.root_ready = is_known  # last: a reader without the lock that sees it set may read the counters
+        with self._counted:
+            self._counted.notify_all()
+
+    def count_in(self, goes_on: Callable[[], bool]) -> None:
+        """Does what `rebuild` has left to a thread, if anything; all of it, unless it does not go on.  Takes the lock.
+
+        Raises StorageFailed, Shortage.
+        """
+        count = self._uncounted
+        if count is None or not self.is_swept:
+            return
+        tree = self.tree_type({})
+        try:
+            changes = count.run(tree, lambda: self._uncounted is count and goes_on())
+        except Exception as error:
+            if is_shortage(error):
+                raise shortage_of(error, "cannot count the keys") from error
+            raise StorageFailed(f"{self.base.path}: cannot count the keys: {reason_of(error)}") from error
+        with self.lock:
+            if changes is not None and self._uncounted is count:
+                self.tree.merge(tree)
+                self.live_count += changes.live
+                self.tombstone_count += changes.dead
+                self._uncounted = None
+                self.root_ready = True
+                self._counted.notify_all()
+
+    @property
+    def is_counting(self) -> bool:
+        """Whether a thread has to count before tree and counters are known."""
+        return self._uncounted is not None and self.is_swept
+
+    def wait_until_counted(self, timeout_s: float) -> bool:
+        """Waits until no thread has to count; False when the time is over."""
+        with self._counted:
+            return self._counted.wait_for(lambda: not self.is_counting, timeout_s)
 
     def _adopt_active(self, table: Memtable) -> None:
         self.active = table

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Timer
 
 import pytest
+from fixtures.counts import ROOMY, held_back, killed_with_a_log
 from fixtures.engines import let_go_on, stall
 from fixtures.exchanges import Node, agree, answer, carry, cluster, exchange, meet_all
 
@@ -389,3 +391,27 @@ def test_records_that_are_wanted_are_read_in_slices(
         _, fields = decode(end.value, 1 << 20)
     assert (most, len(read)) == (10, reached)
     assert (fields.number("served"), fields.pairs("records")) == (reached, list(records.items())[:reached])
+
+
+@pytest.mark.parametrize("is_initiator", [True, False])
+def test_an_exchange_with_a_node_that_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_initiator: bool
+) -> None:
+    """An initiator need not wait for its count to send everything; a responder waits."""
+    killed_with_a_log(tmp_path / "counting")
+    monkeypatch.setattr(exchange_module, "COUNT_WAIT_S", 0.0)
+    with held_back() as may_count, cluster(tmp_path, "a") as (a,):
+        counting = Node(tmp_path / "counting", checkpoint="process", memtable_size=ROOMY)
+        assert counting.engine.is_counting
+        if is_initiator:
+            exchange(counting, a)
+            assert counting.engine.is_counting
+            assert a.records() == counting.records()
+        else:
+            Timer(0.05, may_count.set).start()
+            exchange(a, counting)
+            assert not counting.engine.is_counting
+        may_count.set()
+        assert counting.engine.wait_until_counted(60)
+        assert agree(a, counting)
+        counting.engine.close()

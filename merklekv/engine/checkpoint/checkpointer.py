@@ -145,7 +145,7 @@ class Checkpointer:
         with self._commits.lock, self._lock:
             self._commits.write()
             if self._log.position > SEGMENT_HEADER.size:  # no segment without a frame
-                self.freeze()
+                self._freeze()
             self._table.base.close()
             try:
                 with BaseWriter(self._directory.base) as writer:
@@ -183,8 +183,10 @@ class Checkpointer:
 
     def freeze(self) -> None:
         """Freezes the memtable with its segment and starts both anew, unless FROZEN_TABLES_MAX are frozen."""
-        if len(self._table.frozen) >= FROZEN_TABLES_MAX:
-            return
+        if len(self._table.frozen) < FROZEN_TABLES_MAX:
+            self._freeze()
+
+    def _freeze(self) -> None:
         with self._lock:
             try:
                 self._commits.write()  # all of the memtable belongs into the segment

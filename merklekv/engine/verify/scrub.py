@@ -299,7 +299,9 @@ class Scrub:
         if missing:
             found += self._missing(bucket, sorted(missing), (leaf - stored) & LEAF_MASK, recent.keys())
         elif bucket not in self._damaged:
-            pairs = (("the base", leaf, stored), ("memory", table.tree.leaf(bucket), in_memory))
+            pairs = [("the base", leaf, stored)]
+            if table.root_ready:
+                pairs.append(("memory", table.tree.leaf(bucket), in_memory))
             for where, is_, expected in pairs:
                 if (is_ - expected) & LEAF_MASK:
                     problem = f"{where}: leaf {bucket} is {_show_leaf(is_)}, expected {_show_leaf(expected)}"
@@ -320,7 +322,7 @@ class Scrub:
         engine = self._engine
         with ExitStack() as stack:
             with engine.lock:
-                if not self._is_swept:
+                if not (self._is_swept and engine.root_ready):
                     return
                 active, *frozen = (table.records for table in engine.table.tables)
                 tables = [dict(active), *frozen]

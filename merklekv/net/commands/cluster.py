@@ -41,6 +41,8 @@ def _digest(session: Session, prefix: bytes) -> Generator[Pause, None, bytes]:
     if prefix in (b"", b"*"):
         while not engine.root_ready:
             yield lambda: engine.root_ready
+        for _ in engine.prepare_root():
+            yield None
         value = engine.root()
     else:
         value = yield from engine.prefix_digest(prefix)

@@ -6,8 +6,9 @@ cluster at once; FLUSHDB ASYNC is as immediate as SYNC.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from merklekv.engine.engine import Engine
 from merklekv.errors import Stalled
 from merklekv.net.commands.arguments import SYNTAX_ERROR, many_keys, no_arguments, one_key, slices
 from merklekv.net.commands.strings import bulk_or_nil
@@ -83,13 +84,26 @@ def randomkey(session: Session, request: Request) -> Reply:
 
 @command("DBSIZE", "How many keys there are.", group="dbsize", flags=READ)
 def dbsize(session: Session, request: Request) -> Reply:
-    return resp.integer(session.engine.live_count)
+    engine = session.engine
+    return resp.integer(engine.live_count) if engine.root_ready else _when_counted(engine, resp.integer)
 
 
 @line_command("DBSIZE", group="dbsize")
 def dbsize_line(session: Session, request: Request) -> Reply:
     no_arguments(request)
-    return b"DBSIZE %d\r\n" % session.engine.live_count
+    engine = session.engine
+    return _dbsize_line(engine.live_count) if engine.root_ready else _when_counted(engine, _dbsize_line)
+
+
+def _dbsize_line(count: int) -> bytes:
+    return b"DBSIZE %d\r\n" % count
+
+
+def _when_counted(engine: Engine, form: Callable[[int], bytes]) -> Long:
+    """The number of keys, once it is known."""
+    while not engine.root_ready:
+        yield lambda: engine.root_ready
+    return form(engine.live_count)
 
 
 @command("FLUSHDB [ASYNC|SYNC]", _DELETES_ALL, group="flushdb", flags=SLOW_WRITE)

@@ -61,7 +61,7 @@ def info_metrics(context: Context) -> dict[str, Value]:
     """All metrics, those that existing clients know from the line protocol's INFO first."""
     values = all_metrics(context)
     first = ("version", "uptime_seconds", "uptime", "server_time_unix", "db_keys")
-    return {name: values[name] for name in first} | values
+    return {name: values[name] for name in first if name in values} | values
 
 
 def lines_of(values: Mapping[str, Value]) -> bytes:
@@ -71,7 +71,7 @@ def lines_of(values: Mapping[str, Value]) -> bytes:
 def sections(context: Context) -> dict[str, Mapping[str, Value]]:
     """The sections of INFO over RESP: Redis's, and one of our own with everything."""
     values = all_metrics(context)
-    keys = values["db_keys"]
+    keys = values.get("db_keys")
     resident, own = memory()
     seconds = values["uptime_seconds"]
     return {

@@ -54,6 +54,7 @@ from merklekv.replication.sync.messages import (
 
 PASSES_MAX: Final = 5  # in one exchange: it begins again when a GC horizon moves, and to verify
 STALL_WAIT_S: Final = 60.0
+COUNT_WAIT_S: Final = 5.0  # for the root after a start; without it an exchange compares all buckets
 BATCH_PRINTS: Final = 8192  # fingerprints in one request, but for those of its last bucket
 BATCH_BUCKETS: Final = 1024
 LEAVES_SIZE: Final = LEAVES_PER_INNER * LEAF_DIGEST_SIZE  # bytes, of one inner node
@@ -144,6 +145,7 @@ class Initiator:
         engine, endpoint = self._engine, self._endpoint
         self._refused.clear()
         self._collect()
+        engine.wait_until_counted(COUNT_WAIT_S)
         for _ in engine.prepare_root():
             pass  # others get at the engine in between
         mine, before = endpoint.hello()

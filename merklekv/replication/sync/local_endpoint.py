@@ -125,7 +125,7 @@ class LocalEndpoint:
     def _hello(self, closed: int) -> Hello:
         engine = self.engine
         root = engine.root() if engine.root_ready else b""
-        count = engine.live_count + engine.tombstone_count
+        count = engine.records_max  # never 0 if there is one: a peer would not ask for it
         table = self.members.table(closed)
         return Hello(
             self.cluster,

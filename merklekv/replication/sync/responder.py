@@ -140,6 +140,8 @@ class Responder:
         if endpoint.is_current(peer):
             endpoint.adopt(peer.table, peer.gc_horizon)
         yield from self._collect()
+        while engine.is_counting:
+            yield lambda: not engine.is_counting
         for _ in engine.prepare_root():
             yield None
         hello, equal = endpoint.answer(peer)

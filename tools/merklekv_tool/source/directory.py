@@ -25,7 +25,7 @@ class Directory:
         self._engine = Engine(path, durability="never", checkpoint="process" if to_load else "manual")
 
     def count(self) -> int:
-        return self._engine.live_count + self._engine.tombstone_count
+        return self._engine.records_max
 
     def truncation(self) -> bytes:
         return self._engine.truncation

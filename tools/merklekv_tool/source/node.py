@@ -44,6 +44,9 @@ class Node:
     def count(self) -> int:
         with self._understood(b"STATS"):
             metrics = self.statistics()
+            if "db_keys" not in metrics:  # it has just started
+                self._client.call(b"DBSIZE")  # waits until they are counted
+                metrics = self.statistics()
             return int(metrics["db_keys"]) + int(metrics["db_tombstones"])
 
     def truncation(self) -> bytes:

@@ -1,0 +1,33 @@
+"""The upkeep of the Merkle tree: work that a thread does beforehand, so that no command waits for it.
+
+count      after a start or a roll-back: what the memtables change of leaves and counters, see count.py
+refresh    the inner digests above leaves that have changed, so that a root takes few ms whatever was written
+"""
+
+import time
+from typing import Final
+
+from merklekv.engine.table import Table
+from merklekv.worker_thread import Fatal, WorkerThread
+
+PAUSE_S: Final = 0.2  # between two refreshes
+REST: Final = 25  # times as long as a refresh took: it takes at most 4 % of a core, however much is written
+
+
+class TreeUpkeep:
+    """Counts and refreshes the tree of a table, on the thread `tree-upkeep`.
+
+    It takes the engine's lock for at most some 5 ms, and none while it reads the base.
+    """
+
+    def __init__(self, table: Table, fatal: Fatal) -> None:
+        self._table = table
+        self.worker = WorkerThread("tree-upkeep", self._step, fatal)
+
+    def _step(self) -> None:
+        self._table.count_in(lambda: not self.worker.is_stopping)
+        began = time.monotonic()
+        for _ in self._table.prepare_root():
+            if self.worker.is_stopping:
+                return
+        self.worker.wait(max(PAUSE_S, REST * (time.monotonic() - began)))

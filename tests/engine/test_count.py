@@ -1,0 +1,254 @@
+"""A count of the memtables beside anything else ends in the leaves and counters that the reference computes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from fixtures import engines
+from fixtures.counts import KEYS, ROOMY, held_back, killed_with_a_log
+from fixtures.engines import NOON
+from fixtures.support import run_out_of_room, wait_until
+from hypothesis import given
+from hypothesis import strategies as st
+
+import merklekv
+from merklekv.engine import count as count_module
+from merklekv.engine import table as table_module
+from merklekv.engine.engine import Engine
+from merklekv.engine.format import OP_DEL, OP_SET
+from merklekv.engine.record import is_tombstone, timestamp_of
+from merklekv.engine.verify.check import check_engine
+from merklekv.errors import MerkleKVError, Stalled, StorageFailed
+
+PEER = b"peer"
+
+
+@contextmanager
+def in_small_parts() -> Iterator[None]:
+    """Every count is left to the thread, and looks at one key at a time."""
+    with mock.patch.object(count_module, "BLOCK_KEYS", 1), mock.patch.object(table_module, "COUNTED_AT_ONCE", 0):
+        yield
+
+
+# -- whatever comes meanwhile ------------------------------------------------------------------------------------------
+
+
+def key_of(number: int) -> bytes:
+    return b"k%d" % number
+
+
+def merge(engine: Engine, number: int, value: bytes | None, offset: int) -> None:
+    """A record of a peer, a little older or newer than ours."""
+    key = key_of(number)
+    old = engine.record(key)
+    ts = timestamp_of(old) + offset if old else NOON - 10 + offset
+    op = OP_DEL if value is None else OP_SET
+    engine.merge([(op, key, engines.record(key, value, ts, number + 1))], PEER)
+
+
+def purge(engine: Engine) -> None:
+    """Removes all tombstones."""
+    dead = [record for record in engines.everything(engine).values() if is_tombstone(record)]
+    if dead:
+        engine.raise_gc_horizon(max(map(timestamp_of, dead)))
+        while engine.collect_tombstones():
+            pass
+
+
+def truncate_part(engine: Engine, number: int) -> None:
+    """Deletes what is older than a key, so that a checkpoint has to sweep the base."""
+    record = engine.record(key_of(number))
+    if record is not None:
+        engine.merge_truncation(engines.version(timestamp_of(record)), PEER)
+
+
+def rebuild(engine: Engine) -> None:
+    with engine.lock:
+        engine.table.rebuild(engine.table.base.pinned())
+
+
+def checkpoint(engine: Engine) -> None:
+    """Moves what is there into the base, in the checkpoint process."""
+    engines.freeze(engine)
+    wait_until(lambda: not engine.table.frozen, what="the checkpoint")
+
+
+STEPS: dict[str, Callable[[Engine, int], object]] = {
+    "set": lambda engine, number: engine.set(key_of(number), b"v%d" % number),
+    "set again": lambda engine, number: engine.set(key_of(number), b""),
+    "delete": lambda engine, number: engine.delete(key_of(number)),
+    "merge an older": lambda engine, number: merge(engine, number, b"older", -5),
+    "merge a newer": lambda engine, number: merge(engine, number, b"newer", 5),
+    "merge a tombstone": lambda engine, number: merge(engine, number, None, 5),
+    "purge": lambda engine, number: purge(engine),
+    "truncate": lambda engine, number: engine.truncate(),
+    "truncate a part": truncate_part,
+    "commit": lambda engine, number: engine.commit(),
+    "roll back": lambda engine, number: run_out_of_room(engine),
+    "freeze": lambda engine, number: engines.freeze(engine),
+    "checkpoint": lambda engine, number: checkpoint(engine),
+    "count anew": lambda engine, number: rebuild(engine),
+}
+WRITES = ["set", "set again", "delete", "merge a newer", "merge a tombstone"]
+steps = st.lists(st.tuples(st.sampled_from([*STEPS, *WRITES, *WRITES]), st.integers(0, 9)), max_size=25)
+
+
+@given(steps, steps)
+def test_a_count_beside_anything_ends_as_the_reference(
+    before: list[tuple[str, int]], beside: list[tuple[str, int]]
+) -> None:
+    with engines.directory() as path, in_small_parts():
+        with engines.engine_in(path, checkpoint="process") as engine:
+            engine.upkeep.worker.stop()  # this test is the thread
+            for name, number in [("set", 0), *before]:
+                STEPS[name](engine, number)
+            rebuild(engine)
+            rest = iter(beside)
+
+            def step() -> bool:
+                for name, number in rest:
+                    STEPS[name](engine, number)
+                    with engine.lock:
+                        real = len(engines.everything(engine))
+                        assert engine.records_max == real if engine.root_ready else engine.records_max >= real
+                    return True
+                return False
+
+            more = True
+            while more:
+                engine.table.count_in(lambda: step() or True)
+                more = step()
+                assert engine.is_counting or check_engine(engine) == []
+            checkpoint(engine)  # it sweeps the base
+            while not engine.root_ready:
+                engine.table.count_in(lambda: True)
+            root = engine.root(), engine.live_count, engine.tombstone_count
+        with engines.engine_in(path) as again:  # counted at once
+            assert (again.root(), again.live_count, again.tombstone_count) == root
+
+
+# -- a start -----------------------------------------------------------------------------------------------------------
+
+
+def known(engine: Engine) -> tuple[bytes, int, int]:
+    wait_until(lambda: engine.root_ready, what="the count")
+    return engine.root(), engine.live_count, engine.tombstone_count
+
+
+def test_a_start_serves_before_it_has_counted(tmp_path: Path, make_engine: Callable[..., Engine]) -> None:
+    expected = killed_with_a_log(tmp_path / "data")
+    with held_back() as may_count:
+        engine = make_engine(checkpoint="process", memtable_size=ROOMY)
+        assert (engine.is_counting, engine.root_ready) == (True, False)
+        assert (engine.get(b"k1"), engine.get(b"k5"), len(engines.values(engine))) == (b"new", None, expected[1])
+        assert engine.random_key() is not None
+        assert engine.records_max >= KEYS
+        metrics = engine.metrics()
+        assert metrics.db_keys is metrics.db_tombstones is None
+        assert not engine.wait_until_counted(0)
+        engine.set(b"another", b"v")
+        engine.commit()
+        engines.abandon(engine)  # kill -9 during the count
+
+        engine = make_engine(checkpoint="process", memtable_size=ROOMY)
+        assert engine.is_counting
+        assert engine.get(b"another") == b"v"
+        assert engine.delete(b"another")
+        engine.raise_gc_horizon(engine.clock.newest)
+        while engine.collect_tombstones():
+            pass
+        may_count.set()
+        root, live, dead = known(engine)
+        assert (live, dead) == (expected[1], 0)
+    again = engines.open_engine(tmp_path / "empty")
+    again.merge([(OP_SET, key, record) for key, record in engines.everything(engine).items()], PEER, stable=True)
+    assert (again.root(), again.live_count) == (root, live)
+
+
+def test_a_count_that_is_closed_ends_at_once(tmp_path: Path, make_engine: Callable[..., Engine]) -> None:
+    expected = killed_with_a_log(tmp_path / "data")
+    with held_back():
+        engine = make_engine(checkpoint="process", memtable_size=ROOMY)
+        engine.close()
+    assert known(make_engine(checkpoint="process", memtable_size=ROOMY)) == expected
+
+
+def test_truncating_during_a_count(tmp_path: Path, make_engine: Callable[..., Engine]) -> None:
+    killed_with_a_log(tmp_path / "data")
+    with held_back():
+        engine = make_engine(checkpoint="process", memtable_size=ROOMY)
+        engine.truncate()
+        assert (engine.root_ready, engine.live_count, engine.tombstone_count) == (True, 0, 0)
+        engine.set(b"k", b"v")
+        engine.commit()
+
+
+def test_writes_of_threads_beside_the_count_of_a_thread(tmp_path: Path, make_engine: Callable[..., Engine]) -> None:
+    killed_with_a_log(tmp_path / "data")
+    with mock.patch.object(count_module, "BLOCK_KEYS", 10):
+        engine = make_engine(checkpoint="process")
+
+        def write(worker: int) -> None:
+            for number in range(worker, KEYS, 3):
+                while True:
+                    with suppress(Stalled):
+                        engine.set(b"k%d" % number, b"%d" % worker)
+                        engine.delete(b"k%d" % (number + 7))
+                        break
+                    engine.wait_for_room(1)
+                if number % 50 == 0:
+                    engine.commit()
+                    rebuild(engine)
+            engine.commit()
+
+        threads = [threading.Thread(target=write, args=(worker,)) for worker in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        known(engine)
+    assert check_engine(engine) == []
+
+
+def test_the_length_of_a_library_waits_for_the_count(tmp_path: Path) -> None:
+    _, live, _ = killed_with_a_log(tmp_path / "data")
+    with held_back() as may_count, merklekv.open(tmp_path / "data") as db:
+        assert not db.engine.root_ready
+        threading.Timer(0.05, may_count.set).start()
+        assert len(db) == live
+
+
+@pytest.mark.parametrize("error", [MerkleKVError("damaged"), MemoryError()])
+def test_a_count_that_fails(tmp_path: Path, make_engine: Callable[..., Engine], error: Exception) -> None:
+    """What the base cannot say is fatal, as it is to a start; a lack of memory passes."""
+    expected = killed_with_a_log(tmp_path / "data")
+    run = count_module.Count.run
+    with mock.patch.object(count_module.Count, "run", mock.Mock(side_effect=error)) as failing:
+        engine = make_engine(checkpoint="process", memtable_size=ROOMY)
+        wait_until(lambda: failing.called, what="the count")
+        if isinstance(error, MerkleKVError):
+            wait_until(lambda: engine.gate.failure is not None, what="the failure")
+            with pytest.raises(StorageFailed, match="damaged"):
+                engine.set(b"k", b"v")
+            return
+    assert count_module.Count.run is run
+    assert known(engine) == expected
+
+
+# -- a checkpoint with as many frozen memtables as there may be --------------------------------------------------------
+
+
+def test_a_checkpoint_takes_in_everything(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    for number in range(5):
+        engine.set(b"k%d" % number, b"v")
+        engines.freeze(engine)
+    engine.checkpoint_now()
+    assert not engine.table.frozen
+    assert not engine.table.records
+    assert engine.table.base.live == 5
