@@ -222,7 +222,8 @@ class Node:
             self.node_id = settings.replication.client_id or stored_node_id(
                 settings.storage_path, node_of(self.engine.metadata.get(METADATA_MEMBERS, b""))
             )
-            self.members = load_members(self.engine, self.node_id)
+            joins = settings.replication.enabled or bool(settings.anti_entropy.peer_list)
+            self.members = load_members(self.engine, self.node_id, joins)
             self.clock_watch = ClockWatch(self.engine.clock, self.node_id, settings.storage_path)
             self.anti_entropy = AntiEntropy(
                 self.engine,

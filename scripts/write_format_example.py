@@ -17,7 +17,7 @@ import lmdb
 
 from merklekv.engine.base import DATABASES, LISTS
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import ENTRY, FRAME_HEADER, LEAF_SIZE, REMOTE, SEGMENT_HEADER, bucket_of
+from merklekv.engine.format import ENTRY, FRAME_HEADER, LEAF_SIZE, OP_METADATA, REMOTE, SEGMENT_HEADER, bucket_of
 
 NOW_NS = 1_800_000_000 * 10**9
 INSTANCE = bytes.fromhex("c0ffee00c0ffee000badcafe")  # store id, process epoch
@@ -88,9 +88,13 @@ def segment_lines(data: bytes) -> list[str]:
     assert dump.at == SEGMENT_HEADER.size + FRAME_HEADER.size
     while dump.at < len(data) - FRAME_HEADER.size:
         op, key_size, record_size = ENTRY.unpack_from(data, dump.at)
-        assert op < REMOTE
         dump.title("entry")
         dump.fields(ENTRY_FIELDS)
+        if op == OP_METADATA | REMOTE:
+            dump.field("name", key_size)
+            assert not record_size
+            continue
+        assert op < REMOTE
         dump.field("key", key_size)
         head = sum(size for _, size in RECORD_FIELDS)
         dump.fields(RECORD_FIELDS)
@@ -133,6 +137,7 @@ def example() -> str:
     with tempfile.TemporaryDirectory() as directory, clock, instance:
         path = Path(directory) / "data"
         engine = Engine(path, durability="never", checkpoint="manual", wall_clock=lambda: NOW_NS)
+        engine.join()
         engine.set(OTHER_KEY, b"")
         engine.set(ONE_KEY, b"hello")
         engine.delete(OTHER_KEY)

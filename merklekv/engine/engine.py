@@ -136,9 +136,9 @@ class Engine:
             clock.observe(max(replayed.newest, replayed.truncation))
             clock.close_through(timestamp_of(replayed.truncation))
             table.restore(replayed)
-            self.tombstone_gc = TombstoneGC(place, table)
             self.retention = Retention(place, log, retain_max_bytes)
             stack.callback(self.retention.close)
+            self.tombstone_gc = TombstoneGC(place, table, self.retention)
             self.commits = commits = GroupCommit(place, table, self.retention, durability)
             commits.after_roll_back.append(self.tombstone_gc.start_over)
             self.checkpointer = Checkpointer(directory, table, self.retention, commits, memtable_size, checkpoint)
@@ -172,6 +172,7 @@ class Engine:
         self.prepare_buckets = table.prepare_buckets
         self.bucket = table.bucket
         self.repair = table.repair
+        self.join = self.tombstone_gc.join
         self.raise_gc_horizon = self.tombstone_gc.raise_gc_horizon
         self.collect_tombstones = self.tombstone_gc.collect_tombstones
         self.commit = commits.commit
@@ -235,10 +236,14 @@ class Engine:
     def delete(self, key: bytes) -> bool:
         """Removes a key; whether there was one."""
         with self.lock:
-            if not self.exists(key):
+            record = self.record(key)
+            if record is None or not is_live(record):
                 return False
-            self._put(OP_DEL, ((None, key, b""),), FLAGS[TOMBSTONE])
-            self.table.list_tombstone(key)
+            if self.tombstone_gc.is_lone:
+                self.tombstone_gc.purge_lone(key, record)
+            else:
+                self._put(OP_DEL, ((None, key, b""),), FLAGS[TOMBSTONE])
+                self.table.list_tombstone(key)
             return True
 
     def increment(self, key: bytes, amount: int) -> int:
@@ -362,7 +367,7 @@ class Engine:
         if record < self.table.truncation:
             return SUPERSEDED
         old = self.table.lookup(key)
-        if stable and old is not None and is_purge_marker(old):
+        if old is not None and is_purge_marker(old) and (stable or old > self.tombstone_gc.bound):
             old = None  # it is there only until the base has dropped its key, and decides nothing
         if old is not None and version_of(record) == version_of(old):
             return SUPERSEDED if record == old or is_purge_marker(old) else "conflict"
@@ -449,6 +454,16 @@ class Engine:
     def gc_horizon(self) -> int:
         """Nanoseconds since the epoch; records at or below it are stable.  0: none are."""
         return self.tombstone_gc.gc_horizon
+
+    @property
+    def is_lone(self) -> bool:
+        """Predicate: has no other node had a part in this directory?  Then a deletion leaves no tombstone."""
+        return self.tombstone_gc.is_lone
+
+    @property
+    def purged_through(self) -> int:
+        """Everything that the node purged while it was lone has a timestamp (ns) up to here; 0: it purged nothing."""
+        return self.tombstone_gc.purged_through
 
     @property
     def root_ready(self) -> bool:

@@ -81,8 +81,11 @@ assert FRAME_CHECKED.size == 16 + FRAME_HEADER.size - 8
 
 METADATA_NAME_SIZE_MAX: Final = 64
 METADATA_SIZE_MAX: Final = 16 << 20
-GC_HORIZON_SIZE: Final = 8
+TIME_SIZE: Final = 8
 METADATA_GC_HORIZON: Final = b"gc_horizon"  # 8 bytes, ns: records at or below it are stable
+METADATA_PURGED: Final = b"purged"  # 8 bytes, ns: what a lone node purged is at or below it, see tombstone_gc.py
+METADATA_JOINED: Final = b"joined"  # empty: this is no lone node any more
+METADATA_TIMES: Final = (METADATA_GC_HORIZON, METADATA_PURGED)
 
 
 def bucket_of(key: bytes) -> int:

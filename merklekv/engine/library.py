@@ -45,7 +45,10 @@ def open(path: str | Path, **options: Any) -> "Database":
     Raises InvalidArgument, DirectoryLocked, DirectoryUnwritable, NotADataDirectory, FormatTooNew, Corruption,
     StorageFailed, Shortage.
     """
-    return Database(Engine(path, **options))
+    database = Database(Engine(path, **options))
+    if database.engine.is_lone:
+        database.collect_tombstones()
+    return database
 
 
 class Database:
@@ -115,6 +118,11 @@ class Database:
         """Keys with their values, like `keys`."""
         keys = self.keys(prefix)
         return ((key, value) for key in keys if (value := self.get(key)) is not None)
+
+    def collect_tombstones(self) -> None:
+        """Removes the tombstones that nothing needs any more, on a directory that no other node has a part in: all."""
+        while self._durably(self.engine.collect_tombstones):
+            pass
 
     def close(self) -> None:
         """Syncs and lets the directory go."""

@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 from merklekv.engine.base import TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter, Pair
 from merklekv.engine.clock import HybridClock
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import GC_HORIZON_SIZE, METADATA_GC_HORIZON
+from merklekv.engine.format import METADATA_GC_HORIZON, TIME_SIZE
 from merklekv.engine.record import (
     OP_ID_SIZE,
     ZERO_VERSION,
@@ -96,7 +96,7 @@ def restamp_data(
     clock = HybridClock(engine.time_gate)
     clock.write_as(store_id)
     clock.close_through(now)
-    horizon = {METADATA_GC_HORIZON: now.to_bytes(GC_HORIZON_SIZE, "big")} if found.gc_horizon else {}
+    horizon = {METADATA_GC_HORIZON: now.to_bytes(TIME_SIZE, "big")} if found.gc_horizon else {}
 
     def change(writer: BaseWriter) -> None:
         writer.finish(writer.checkpoint_lsn, {**metadata, **horizon})

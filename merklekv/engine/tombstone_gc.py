@@ -3,9 +3,14 @@
     stable          every member has applied every write up to a timestamp, so none of them can bring anything older
     GC horizon      the timestamp (ns) up to which this node knows that; kept as a metadata entry, and only rises
     tombstone GC    removes tombstones at or below the GC horizon
+    lone            no other node has had a part in this directory yet, so no tombstone has anything to hide
 
 After that, `Engine.merge` refuses a record from below the horizon that would change something: it was here once and was
 deleted.  merklekv/replication decides how far the horizon goes.  Every step is a log entry that is not published.
+
+A lone node purges what it deletes at once, and collects all tombstones that it has.  It is lone from the start of the
+directory until `join`, or until a replication cursor says that its events are published; then never again.  What it
+purged until then has no tombstone, so `purged_through` tells replication how far that goes.
 """
 
 from collections.abc import Iterator
@@ -14,13 +19,17 @@ from pathlib import Path
 from typing import Final
 
 from merklekv.engine.access import damage
-from merklekv.engine.format import GC_HORIZON_SIZE, METADATA_GC_HORIZON
-from merklekv.engine.record import ZERO_VERSION, is_purge_marker, is_tombstone
+from merklekv.engine.format import METADATA_GC_HORIZON, METADATA_JOINED, METADATA_PURGED, METADATA_TIMES, TIME_SIZE
+from merklekv.engine.log.retention import Retention
+from merklekv.engine.record import VERSION_SIZE, ZERO_VERSION, is_purge_marker, is_tombstone, timestamp_of
 from merklekv.engine.table import Table
 from merklekv.errors import Shortage
 
 GC_KEYS: Final = 1000  # in one call of `collect_tombstones`
 TOMBSTONES_READ: Final = 1000  # of the base, at once
+ALL_VERSIONS: Final = b"\xff" * VERSION_SIZE
+PURGED_STEP_NS: Final = 10**9  # `purged_through` is stored so much too large, and not with each purge
+TIME_MAX: Final = (1 << 8 * TIME_SIZE) - 1
 
 
 def bound_of(gc_horizon: int) -> bytes:
@@ -29,7 +38,7 @@ def bound_of(gc_horizon: int) -> bytes:
 
 
 class TombstoneGC:
-    """Keeps the GC horizon of a table and removes the tombstones below it.
+    """Keeps the GC horizon of a table and removes the tombstones below it, or all while the node is lone.
 
     Contract: the horizon never falls but by a roll-back; after `collect_tombstones` has returned False no tombstone is
     below it.  The caller commits.
@@ -38,14 +47,47 @@ class TombstoneGC:
     the new.  Memory: 1,000 keys.
     """
 
-    def __init__(self, path: Path, table: Table) -> None:
+    def __init__(self, path: Path, table: Table, retention: Retention) -> None:
         """Raises Corruption."""
         self._table = table
-        size = len(table.metadata.get(METADATA_GC_HORIZON, bytes(GC_HORIZON_SIZE)))
-        if size != GC_HORIZON_SIZE:
-            raise damage(f"{path}: the GC horizon in the log has {size} bytes, not {GC_HORIZON_SIZE}")
+        self._retention = retention
+        for name in METADATA_TIMES:
+            size = len(table.metadata.get(name, bytes(TIME_SIZE)))
+            if size != TIME_SIZE:
+                raise damage(f"{path}: the metadata entry {name.decode()} has {size} bytes, not {TIME_SIZE}")
         table.clock.close_through(self.gc_horizon)
         self.start_over()
+
+    # -- a lone node ---------------------------------------------------------------------------------------------------
+
+    @property
+    def is_lone(self) -> bool:
+        """Predicate: has no other node had a part in this directory?"""
+        return METADATA_JOINED not in self._table.metadata and self._retention.cursor is None
+
+    @property
+    def purged_through(self) -> int:
+        """Everything that the node purged while it was lone has a timestamp (ns) up to here; 0: it purged nothing."""
+        return int.from_bytes(self._table.metadata.get(METADATA_PURGED, b""), "big")
+
+    def purge_lone(self, key: bytes, record: bytes) -> None:
+        """Deletes a key of a lone node, with its record.  Raises Shortage, with nothing deleted."""
+        self._table.gate.require_open()
+        if record > self._table.metadata.get(METADATA_PURGED, b""):
+            through = min(timestamp_of(record) + PURGED_STEP_NS, TIME_MAX)
+            self._table.put_metadata(METADATA_PURGED, through.to_bytes(TIME_SIZE, "big"))
+        self._table.purge(key, record)
+
+    def join(self) -> None:
+        """Another node is to have a part in this directory: from now on deletions leave tombstones.
+
+        The caller commits before anything leaves this node.  Raises Shortage.
+        """
+        with self._table.lock:
+            if METADATA_JOINED not in self._table.metadata:
+                self._table.put_metadata(METADATA_JOINED, b"")
+
+    # -- the GC horizon ------------------------------------------------------------------------------------------------
 
     @property
     def gc_horizon(self) -> int:
@@ -56,6 +98,7 @@ class TombstoneGC:
         """Looks at every tombstone again, since the table was restored."""
         self.bound = bound_of(self.gc_horizon)  # the largest version at the horizon
         self._seen = ZERO_VERSION  # tombstones of the base up to here have been looked at
+        self._due_while_lone = self.is_lone
         self._due = self._due_tombstones()
 
     def raise_gc_horizon(self, gc_horizon: int) -> bool:
@@ -63,7 +106,7 @@ class TombstoneGC:
         with self._table.lock:
             if gc_horizon <= self.gc_horizon:
                 return False
-            self._table.put_metadata(METADATA_GC_HORIZON, gc_horizon.to_bytes(GC_HORIZON_SIZE, "big"))
+            self._table.put_metadata(METADATA_GC_HORIZON, gc_horizon.to_bytes(TIME_SIZE, "big"))
             self.bound = bound_of(gc_horizon)
             self._table.clock.close_through(gc_horizon)
             self._due = self._due_tombstones()
@@ -76,22 +119,26 @@ class TombstoneGC:
         """
         with self._table.lock:
             self._table.gate.require_open()
+            is_lone = self.is_lone
+            if is_lone != self._due_while_lone:
+                self.start_over()
+            bound = ALL_VERSIONS if is_lone else self.bound
             keys = list(islice(self._due, limit))
             try:
                 for key in keys:
                     record = self._table.lookup(key)
-                    if record is None or record > self.bound:
+                    if record is None or record > bound:
                         continue
                     if is_tombstone(record) and not is_purge_marker(record):
-                        self._table.purge(key, record)
+                        (self.purge_lone if is_lone else self._table.purge)(key, record)
             except Shortage:
                 self.start_over()  # what was not removed comes again
                 raise
             return len(keys) == limit
 
     def _due_tombstones(self) -> Iterator[bytes]:
-        """Keys that may have a tombstone below the horizon; each may come more than once."""
-        bound = self.bound
+        """Keys that may have a tombstone that may go; each may come more than once."""
+        bound = ALL_VERSIONS if self._due_while_lone else self.bound
         for table in self._table.tables:
             yield from list(table.tombstones)
         while pairs := self._table.base.tombstones_from(self._seen, bound, TOMBSTONES_READ):

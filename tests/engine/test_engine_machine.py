@@ -1,8 +1,8 @@
 """The engine as a state machine against a plain dict: all verbs, with freeze, checkpoint, reopen and crash as steps.
 
-The model is a dict of raw records, a truncation version and a GC horizon.  A crash keeps a copy of the directory as it
-is on disk, and cuts the newest segment anywhere behind what was synced; the model remembers what stood at each commit
-since, and one of those states, whole, has to be there.  With `always` that is the last one.
+The model is a dict of raw records, a truncation version, a GC horizon, and whether the node is lone.  A crash keeps a
+copy of the directory as it is on disk, and cuts the newest segment anywhere behind what was synced; the model remembers
+what stood at each commit since, and one of those states, whole, has to be there.  With `always` that is the last one.
 
 Invariants: after each step the checker finds nothing and the verbs answer as the model does; in the end neither does it
 in the closed directory.
@@ -33,7 +33,7 @@ from merklekv.engine.verify.check import check_directory, check_engine
 from merklekv.errors import DiskFull, NotANumber, NumberOverflow, Stalled
 
 T = TypeVar("T")
-Model = tuple[dict[bytes, bytes], bytes, int]  # records, truncation version, GC horizon
+Model = tuple[dict[bytes, bytes], bytes, int, bool]  # records, truncation version, GC horizon, is lone
 
 KEYS = [b"a", b"b", b"ab", b"\x00", b"\xff" * 511]
 keys = st.sampled_from(KEYS)
@@ -55,6 +55,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.records: dict[bytes, bytes] = {}
         self.truncation = bytes(24)
         self.gc_horizon = 0
+        self.is_lone = True
         self._open()
 
     def _open(self) -> None:
@@ -64,7 +65,16 @@ class EngineMachine(RuleBasedStateMachine):
         self.segment = self.engine.log.lsn
 
     def _state(self) -> Model:
-        return dict(self.records), self.truncation, self.gc_horizon
+        return dict(self.records), self.truncation, self.gc_horizon, self.is_lone
+
+    def _found(self) -> Model:
+        engine = self.engine
+        return engines.everything(engine), engine.truncation, engine.gc_horizon, engine.is_lone
+
+    def _restored(self) -> Model:
+        found = self._found()
+        self.records, self.truncation, self.gc_horizon, self.is_lone = dict(found[0]), *found[1:]
+        return found
 
     # -- the verbs -----------------------------------------------------------------------------------------------------
 
@@ -102,8 +112,15 @@ class EngineMachine(RuleBasedStateMachine):
     def delete(self, key: bytes) -> None:
         there = self.value(key) is not None
         assert self.write(lambda: self.engine.delete(key)) == there
-        if there:
+        if there and self.is_lone:
+            del self.records[key]
+        elif there:
             self.took(key, None)
+
+    @rule()
+    def join(self) -> None:
+        self.write(self.engine.join)
+        self.is_lone = False
 
     @rule(key=keys, amount=numbers)
     def increment(self, key: bytes, amount: int) -> None:
@@ -202,7 +219,7 @@ class EngineMachine(RuleBasedStateMachine):
         while self.write(lambda: self.engine.collect_tombstones(limit)) and enough:
             pass
         for key, record in list(self.records.items()):
-            if is_tombstone(record) and int.from_bytes(record[:8], "big") <= self.gc_horizon:
+            if is_tombstone(record) and (self.is_lone or int.from_bytes(record[:8], "big") <= self.gc_horizon):
                 assert not enough or self.engine.record(key) is None
                 if self.engine.record(key) is None:
                     del self.records[key]
@@ -260,9 +277,7 @@ class EngineMachine(RuleBasedStateMachine):
                 self.engine.commit()
             with pytest.raises(DiskFull):
                 self.engine.set(b"a", b"")
-        found = engines.everything(self.engine), self.engine.truncation, self.engine.gc_horizon
-        assert found == self.since_segment[-1]
-        self.records, self.truncation, self.gc_horizon = dict(found[0]), found[1], found[2]
+        assert self._restored() == self.since_segment[-1]
         self.engine.commit()
 
     @rule()
@@ -292,9 +307,8 @@ class EngineMachine(RuleBasedStateMachine):
                 engines.checkpoint_all(copy)
         assert check_directory(copy) == []
         self.engine = engines.open_engine(copy, durability=self.durability, wall_clock=self.wall)
-        found: Model = engines.everything(self.engine), self.engine.truncation, self.engine.gc_horizon
+        found = self._restored()
         assert found in allowed
-        self.records, self.truncation, self.gc_horizon = dict(found[0]), found[1], found[2]
         self.since_segment = [found]
         self.segment = self.engine.log.lsn
 
@@ -316,7 +330,7 @@ class EngineMachine(RuleBasedStateMachine):
             assert self.engine.record(key) == self.records.get(key)
             assert self.engine.get(key) == self.value(key)
             assert self.engine.exists(key) == (key in live)
-        assert (self.engine.truncation, self.engine.gc_horizon) == (self.truncation, self.gc_horizon)
+        assert self._found()[1:] == (self.truncation, self.gc_horizon, self.is_lone)
         if self.engine.root_ready:
             assert self.engine.live_count == len(live)
             assert self.engine.tombstone_count == len(self.records) - len(live)

@@ -52,20 +52,18 @@ def test_every_verb(tmp_path: Path) -> None:
 
 def test_every_call_is_durable_when_it_returns(tmp_path: Path) -> None:
     with merklekv.open(tmp_path / "data", checkpoint="manual") as db:
-        for number, verb in enumerate(
-            (
-                lambda: db.set(b"k", b"1"),
-                lambda: db.increment(b"k"),
-                lambda: db.append(b"k", b"0"),
-                lambda: db.prepend(b"k", b"1"),
-                lambda: db.mset([(b"l", b"")]),
-                lambda: db.delete(b"k"),
-                db.truncate,
-            ),
-            1,
+        for verb in (
+            lambda: db.set(b"k", b"1"),
+            lambda: db.increment(b"k"),
+            lambda: db.append(b"k", b"0"),
+            lambda: db.prepend(b"k", b"1"),
+            lambda: db.mset([(b"l", b"")]),
+            lambda: db.delete(b"k"),
+            db.truncate,
         ):
+            before = db.engine.log.appended
             verb()
-            assert db.engine.commits.committed == db.engine.log.appended == number
+            assert db.engine.commits.committed == db.engine.log.appended > before
             assert db.engine.log.synced_lsn == db.engine.log.end_lsn
 
 

@@ -293,6 +293,7 @@ def test_flags_that_rotted_do_not_end_checkpoints(make_engine: Make) -> None:
 def test_a_list_of_tombstones_that_is_too_long_does_not_end_a_repair_elsewhere(make_engine: Make) -> None:
     """A tombstone that looks alive is written over: its place in the list stays until its bucket is repaired."""
     engine = make_engine()
+    engine.join()
     engine.set(KEY, b"value")
     engine.delete(KEY)
     engines.checkpoint(engine)

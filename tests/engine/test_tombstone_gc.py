@@ -25,6 +25,7 @@ def collect_all(engine: Engine) -> None:
 def test_collected_tombstones_leave_nothing_behind(make_engine: Make) -> None:
     """The node is as one where the keys had never been."""
     engine = make_engine()
+    engine.join()
     empty = make_engine("empty")
     for number in range(20):
         engine.set(b"k%d" % number, b"v")
@@ -49,6 +50,7 @@ def test_collected_tombstones_leave_nothing_behind(make_engine: Make) -> None:
 def test_tombstones_above_the_horizon_stay(make_engine: Make) -> None:
     wall = Wall()
     engine = make_engine(wall_clock=wall)
+    engine.join()
     for key in (b"old", b"new"):
         wall.now += 10
         engine.set(key, b"v")
@@ -64,6 +66,7 @@ def test_tombstones_above_the_horizon_stay(make_engine: Make) -> None:
 
 def test_a_tombstone_on_a_tombstone_is_found_wherever_it_is(make_engine: Make) -> None:
     engine = make_engine(wall_clock=Wall())
+    engine.join()
     engine.merge([(OP_DEL, b"k", engines.record(b"k", None, NOON))], b"a")
     engine.checkpoint_now()
     engine.raise_gc_horizon(NOON - 1)

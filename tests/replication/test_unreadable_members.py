@@ -194,7 +194,7 @@ def test_a_horizon_that_is_none_is_named(tmp_path: Path) -> None:
     engine.put_metadata(b"gc_horizon", bytes(9))
     engine.close()
     for _ in range(2):  # the directory is let go of
-        with pytest.raises(Corruption, match="the GC horizon in the log has 9 bytes, not 8"):
+        with pytest.raises(Corruption, match="the metadata entry gc_horizon has 9 bytes, not 8"):
             Engine(tmp_path, checkpoint="manual")
 
 

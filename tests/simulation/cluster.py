@@ -17,7 +17,8 @@ from unittest import mock
 
 from merklekv.engine.base import Pair
 from merklekv.engine.engine import Engine
-from merklekv.engine.record import is_tombstone, timestamp_of
+from merklekv.engine.format import OP_SET
+from merklekv.engine.record import is_live, is_tombstone, timestamp_of
 from merklekv.errors import MerkleKVError
 from merklekv.replication.cluster.lost_writes import LostWriteInterval
 from merklekv.replication.cluster.members import Identity, MemberRow, MemberTable, SelfReport
@@ -107,6 +108,7 @@ class Cluster(World):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.talks, self.late, self.groups = {}, {}, {}
+        self.dumps: list[tuple[Identity | None, list[Pair]]] = []
         self._looks = 0
         self.small_batches = self._entropy.random() < 0.7
         self.exchanged = 0
@@ -376,15 +378,39 @@ class Cluster(World):
         node = self.nodes[name]
         if node.backups and name not in self.gone:
             node.joined, made, image = node.backups[seed % len(node.backups)]
-            node.relapsed, node.made_since = True, made[:]
+            node.relapsed, node.made_since, node.alone = True, made[:], False
             self._begin_anew(node, image)
 
     def do_wipe(self, name: str) -> None:
         """The node loses its disk, and begins with an empty one; others remove the former member sooner or later."""
         node = self.nodes[name]
         if name not in self.gone:
-            node.joined, node.relapsed, node.backups = False, False, []
+            node.joined, node.relapsed, node.backups, node.alone = False, False, [], False
             self._begin_anew(node, Image({}, {}))
+
+    def do_alone(self, name: str) -> None:
+        """The node loses its disk, and begins anew by itself: nothing is set up to meet others."""
+        node = self.nodes[name]
+        if name not in self.gone:
+            node.joined, node.relapsed, node.backups, node.alone = False, False, [], True
+            self._begin_anew(node, Image({}, {}))
+
+    def do_dump(self, name: str) -> None:
+        """A dump of what a node holds."""
+        node = self.nodes[name]
+        if node.up:
+            self.dumps.append((node.identity, list(node.records().items())))
+
+    def do_load(self, name: str, seed: int) -> None:
+        """A dump of another node is loaded on one that is alone."""
+        node = self.nodes[name]
+        if not node.up or not node.engine.is_lone or not self.dumps:
+            return
+        who, pairs = self.dumps[seed % len(self.dumps)]
+        if who != node.identity:
+            with self.as_node(node):
+                node.engine.merge([(OP_SET, key, record) for key, record in pairs if is_live(record)], b"dump")
+                self.commit(node)
 
     def do_leave(self, name: str) -> None:
         """The node is switched off for good, wherever it stood."""

@@ -31,6 +31,7 @@ STAGES: Final[dict[str, float]] = {  # what takes several steps in a row, and is
     "round": 1,
 }
 DAMAGE: Final = ("rot", "decay", "scrub")
+LONE: Final = {"solo": 8.0, "alone": 1.0, "dump": 1.0, "load": 2.0}
 CLOCKS: Final = {"jump": 6.0, "forge": 2.0, "clock": 2.0, "exchange": 10.0}
 WRONG_CLOCK: Final = {
     "wrong_clock": 8.0,
@@ -49,7 +50,8 @@ MESSAGES_ONLY: Final = 0.25  # of all histories
 
 def history(seed: str) -> History:
     """The history of a seed: with `m` before it, of messages alone; with `x`, of exchanges too; with `s`, staged; with
-    `c`, with clocks that jump and messages that lie about times; with `w`, with one wrong clock, and peers that lie."""
+    `c`, with clocks that jump and messages that lie about times; with `w`, with one wrong clock, and peers
+    that lie; with `l`, with nodes that are alone and then join."""
     return _Writer(seed).history
 
 
@@ -59,7 +61,7 @@ class _Writer(Rows):
     def __init__(self, seed: str) -> None:
         chance = random.Random(seed)
         kind = chance.random() >= MESSAGES_ONLY
-        exchanges = {"m": False, "x": True, "s": True, "c": True, "w": True}.get(seed[:1], kind)
+        exchanges = {"m": False, "x": True, "s": True, "c": True, "w": True, "l": True}.get(seed[:1], kind)
         names = [f"n{number}" for number in range(1, 1 + chance.choices((2, 3, 4, 5), (40, 40, 15, 5))[0])]
         queue_max = chance.choice((3, 10, 1000)) if exchanges else 10**6
         super().__init__(History(seed, names, exchanges, queue_max), chance)
@@ -71,6 +73,8 @@ class _Writer(Rows):
         if seed[:1] == "w":
             self.history.wrong = chance.choice(names)
             kinds = {kind: weight for kind, weight in kinds.items() if kind not in DAMAGE} | WRONG_CLOCK
+        if seed[:1] == "l":
+            kinds = kinds | LONE
         for name in names:
             self._begin(name)
         for _ in range(chance.randint(*(STAGES_RANGE if staged else STEPS_RANGE))):

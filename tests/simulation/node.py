@@ -83,6 +83,7 @@ class Node:
         self.up = False
         self.image: Image | None = None  # what the next life begins with, after a crash or a restored backup
         self.identity: Identity | None = None  # as a member, once it has started
+        self.alone = False  # it has not been set up to meet others yet: no outbox
         self.joined = False  # whether it has met the cluster, in a whole exchange
         self.relapsed = False  # it was restored from a backup, and has not met the cluster since
         self.made_since: list[bytes] = []  # records that it has made since it was restored
@@ -109,7 +110,9 @@ class Node:
         self.members = load_members(self.engine, self.name)
         self.identity = self.members.identity
         counters = ReplicationCounters()
-        self.outbox = Outbox(self.engine, self.name, f"{CLUSTER}/{self.name}/events", counters, self._dropped)
+        self._counters = counters
+        if not self.alone:
+            self.publish()
         self.membership = Membership(self.engine, self.members)
         self.responder = Responder(self.engine, self.members, CLUSTER, lambda node: False, lambda peer: None)
         self.others = Presence(self.name, f"{self.name}.{self.lives}", self.membership.on_status)
@@ -117,9 +120,15 @@ class Node:
         self.inbox = Inbox(self.engine, self.name, self.others, around, counters, around.on_gap, self._acknowledge)
         self.up = True
 
+    def publish(self) -> None:
+        """From now on it publishes what it writes."""
+        self.alone = False
+        self.outbox = Outbox(self.engine, self.name, f"{CLUSTER}/{self.name}/events", self._counters, self._dropped)
+
     def stop(self) -> None:
         """Ends in good order."""
-        self.outbox.save()
+        if not self.alone:
+            self.outbox.save()
         self.engine.close()
         self.image = self._disk.image(self.directory, None)
         self._let_go()

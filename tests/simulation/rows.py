@@ -74,6 +74,29 @@ class Rows(Steps):
         self._writes(name, "delete")
         self._whole(other, name)
 
+    def _solo(self) -> None:
+        """A node by itself deletes what others have from a dump of it, or have written themselves; then they meet."""
+        name, other = self._two()
+        for one in (name, other) if self.chance.random() < 0.5 else (name,):
+            self._add("alone", one)
+        for _ in range(self.chance.choice((1, 2))):
+            self._writes(self.chance.choice((name, name, other)), "set")
+            self._add("dump", name)
+            if self.chance.random() < 0.7:
+                self._add("load", other, self._seed())
+            self._writes(self.chance.choice((name, name, other)), "delete")
+            if self.chance.random() < 0.5:
+                self._go_on(name, ("write", "checkpoint", "crash", "stop", "save", "backup", "clock", "arm"))
+            self._add("start", name)
+        if self.chance.random() < 0.3:
+            self._add("backup", name)
+        pair = self.chance.sample((name, other), 2)
+        for _ in range(self.chance.choice((0, 1, 3))):
+            how = self.chance.choice(("rests", "cut", "late", "unanswered"))
+            self._add("exchange", *pair, self.chance.choice((0, 1, 2, 3, WHOLE)), how, self._seed())
+            if self.chance.random() < 0.5:
+                self._go_on(name, ("write", "connect"))
+
     def _echo(self) -> None:
         """A request arrives at a node that was restored since."""
         name, other = self._two()

@@ -196,6 +196,15 @@ class Steps:
     def _wipe(self) -> None:
         self._add("wipe", self._node())
 
+    def _alone(self) -> None:
+        self._add("alone", self._node())
+
+    def _dump(self) -> None:
+        self._add("dump", self._node())
+
+    def _load(self) -> None:
+        self._add("load", self._node(), self._seed())
+
     def _leave(self) -> None:
         self._add("leave", self._node())
 

@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 from unittest import mock
 
-from merklekv.engine.record import is_live, is_sound, make_version, timestamp_of, version_of
+from merklekv.engine.record import (
+    is_live,
+    is_sound,
+    make_record,
+    make_version,
+    op_id_of,
+    timestamp_of,
+    version_of,
+)
 from merklekv.engine.time_gate import DEFAULT_MAX_DRIFT_S
 from merklekv.errors import Stalled
 from merklekv.replication.stream.outbox import Batch
@@ -55,6 +63,12 @@ def _word(arg: Any) -> str:
     if isinstance(arg, tuple):
         return "(" + " ".join(map(_word, arg)) + ")"
     return str(arg)
+
+
+def deleted(key: bytes, purged: bytes) -> bytes:
+    """The tombstone that a lone node does not write, just above the record that it has purged."""
+    version = make_version(timestamp_of(purged), (int.from_bytes(op_id_of(purged), "big") + 1).to_bytes(16, "big"))
+    return make_record(key, version, b"", tombstone=True)
 
 
 class World:
@@ -170,14 +184,16 @@ class World:
             "append": lambda: engine.append(key, value),
             "increment": lambda: engine.set(key, b"%d" % (len(engine.get(key) or b"") + 1)),
         }
-        before = engine.record(key)
+        before, hidden = engine.record(key), engine.table.lookup(key)  # which may be what was purged
         self._unless_stalled(node, calls[command])
         after = engine.record(key)
+        if command == "delete" and before is not None and after is None:
+            after = deleted(key, before)
         if after is None or after == before:
             return
         if before is not None and version_of(after) <= version_of(before) and is_sound(key, before):
             raise Failure(f"{node.name}: {show(key, after)} does not beat {show(key, before)}")
-        self._require_near(node, after, before or bytes(24))
+        self._require_near(node, after, hidden or bytes(24))
         self._made(node, key, after)
 
     def _truncate(self, node: Node) -> None:
@@ -199,6 +215,9 @@ class World:
                     below = engine.table.base.get(key) or b""  # hidden so far, and maybe a bit of its version flipped
                     self._require_near(node, record, max(records[key], below))
                     self._made(node, key, record)
+            for key in records.keys() - node.records().keys():
+                if records[key] > engine.truncation:
+                    self._made(node, key, deleted(key, records[key]))
 
     def _unless_stalled(self, node: Node, call: Callable[[], object]) -> None:
         try:

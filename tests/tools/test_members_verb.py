@@ -45,7 +45,7 @@ def test_a_node_by_itself(node_factory: NodeFactory) -> None:
     assert (
         succeeds("members", address(alone))
         .decode()
-        .endswith("no other member is known here: deleted keys are kept as tombstones\n")
+        .endswith("no other member is known here: a node that never met one keeps nothing of deleted keys\n")
     )
 
 

@@ -58,6 +58,7 @@ def records_of(engine: Engine) -> dict[bytes, bytes]:
 
 
 def write(engine: Engine, count: int = 10) -> None:
+    engine.join()
     for number in range(count):
         engine.set(b"key:%d" % number, b"%d" % engine.clock.newest)
     engine.delete(b"key:3")

@@ -207,7 +207,7 @@ def problems_of(place: str | Path) -> list[str]:
             "which cannot be read: node is '', not 1 to 128 bytes",
         ),
         (b"members", cbor2.dumps({"v": 99}), "the table of members is of version 99, from a later release"),
-        (b"gc_horizon", bytes(9), "the GC horizon in the log has 9 bytes, not 8"),
+        (b"gc_horizon", bytes(9), "the metadata entry gc_horizon has 9 bytes, not 8"),
     ],
 )
 def test_a_note_that_a_start_cannot_read_is_named(

@@ -187,7 +187,8 @@ class MemberTable(MemberMaps):
     def applied_through(self) -> dict[Identity, int]:
         """Through when, ns, the node has applied the writes of each member, but for those that the member lost."""
         through = {who: row.applied_through for who, row in self.rows.items()} | self.removed
-        return through | {self.identity: self.report.closed}
+        alone = self.stable_through.get(self.identity, 0)  # what a lone node purged no other node has agreed to close
+        return through | {self.identity: max(self.report.closed, alone)}
 
     def knows_all_of(self, other: MemberTable) -> bool:
         """Predicate: has the node applied all writes that every member has applied by the GC horizon of another?
@@ -324,6 +325,11 @@ class Members(MemberMaps):
     def __len__(self) -> int:
         """How many members there are, this node included."""
         return len(self._others) + 1
+
+    @property
+    def is_alone(self) -> bool:
+        """Predicate: does this node know of no other, not even of one that was removed?"""
+        return not (self._others or self.removed or self.unreadable)
 
     def is_removed(self, node: str, store_id: bytes = UNKNOWN_STORE_ID) -> bool:
         """Predicate: was this data directory removed?  Without a store id: was every directory of this node removed?"""
@@ -496,6 +502,11 @@ class Members(MemberMaps):
         """The engine has this GC horizon now, ns, and it covers all members."""
         self.max_gc_horizon = max(self.max_gc_horizon, gc_horizon)
         self.stable_through |= dict.fromkeys((self.identity, *self._others), gc_horizon)
+
+    def record_horizon_alone(self, gc_horizon: int) -> None:
+        """The engine has this GC horizon now, ns, from when this node was a cluster of one."""
+        self.max_gc_horizon = max(self.max_gc_horizon, gc_horizon)
+        self.stable_through[self.identity] = gc_horizon
 
     def record_adopted_horizon(self, peer: MemberTable) -> None:
         """The engine has adopted the GC horizon of a node."""

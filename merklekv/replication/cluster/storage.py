@@ -11,6 +11,7 @@ from typing import Final
 
 from merklekv.engine.clock_watch import clock_problem
 from merklekv.engine.engine import Engine
+from merklekv.engine.format import METADATA_JOINED
 from merklekv.engine.time_gate import show_time
 from merklekv.errors import Shortage
 from merklekv.replication.cluster.lost_writes import NO_LOST_WRITES, LostWriteInterval
@@ -22,8 +23,10 @@ METADATA_UNREADABLE: Final = b"members-unreadable"  # a table that could not be 
 log = logging.getLogger(__name__)
 
 
-def load_members(engine: Engine, node: str) -> Members:
+def load_members(engine: Engine, node: str, joins: bool = False) -> Members:
     """The stored members of a node, with the lost-write interval of this start.  The clock keeps the closed timestamp.
+
+    `joins`: it is set up to meet other nodes, so its deletions leave tombstones.
 
     A start closes no timestamp: the wall clock may be wrong, and no other node has accepted it yet.  Rows that cannot
     be read are logged.  Raises FormatTooNew, TooManyMembers, Shortage.
@@ -35,10 +38,13 @@ def load_members(engine: Engine, node: str) -> Members:
         clock.write_as(own.store_id)
         clock.close_through(members.closed)
         _check_clock(engine, members)
+        if (joins or not members.is_alone) and METADATA_JOINED not in engine.metadata:
+            engine.put_metadata_first(METADATA_JOINED, b"")
         before = members.lost_writes.get(own, NO_LOST_WRITES)
         now = clock.closing()
         # The data end at the newest version, unless a wrong clock has stamped that.
-        end = max(clock.lower_bound, clock.newest if clock.newest <= now else 0)
+        newest = clock.newest if clock.newest <= now else 0
+        end = max(clock.lower_bound, newest, min(engine.purged_through, now))
         members.add_lost_writes(LostWriteInterval(end if before else 0, now, clock.epoch))
         if before:
             engine.put_metadata_first(METADATA_MEMBERS, members.encode())  # a node starts with a full disk, too
@@ -59,9 +65,26 @@ def load_members(engine: Engine, node: str) -> Members:
     return members
 
 
+def join(engine: Engine, members: Members) -> None:
+    """Another node is to have a part in this directory: a deletion leaves a tombstone from now on.
+
+    What this node has purged until now was deleted by all members of a cluster of one, so that is its GC horizon, but
+    for times that the wall clock has not reached.  The caller stores the table and commits.  Raises Shortage.
+    """
+    with engine.lock:
+        engine.join()
+        clock, through = engine.clock, engine.purged_through
+        if through and clock.gate.is_set and not engine.gc_horizon:
+            gc_horizon = through if clock.gate.admits(through) else clock.closing()
+            if engine.raise_gc_horizon(gc_horizon):
+                members.record_horizon_alone(gc_horizon)
+
+
 def store_members(engine: Engine, members: Members) -> None:
     """Store the table if it has changed.  The caller commits.  Raises Shortage, Stalled."""
     with engine.lock:
+        if not members.is_alone:
+            join(engine, members)
         data = members.encode()
         if engine.metadata.get(METADATA_MEMBERS) != data:
             engine.put_metadata(METADATA_MEMBERS, data)

@@ -37,7 +37,7 @@ from merklekv.log_throttle import LogThrottle
 from merklekv.replication.cluster.lost_writes import LostWriteInterval
 from merklekv.replication.cluster.members import NO_ROW, Identity, Members, MemberTable
 from merklekv.replication.cluster.refused import TOO_LARGE, RefusedRecord, refused_record
-from merklekv.replication.cluster.storage import store_members
+from merklekv.replication.cluster.storage import join, store_members
 from merklekv.replication.sync.messages import BATCH_BYTES, BATCH_RECORDS, ExchangeRefused, Hello
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ class LocalEndpoint:
             closed, before = engine.clock.propose()
             self.members.proposed = engine.clock.proposed
             self.members.clamp_lost_writes(closed)
+            join(engine, self.members)
             store_members(engine, self.members)
             return self._hello(closed), before
 

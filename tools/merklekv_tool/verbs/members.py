@@ -82,7 +82,7 @@ def conclusion(rows: list[DisplayRow], gc_horizon_ns: int, now_ns: int) -> str:
     if not rows:
         return "no members are known here: no node has run on this directory yet"
     if not any(row["state"] in ("member", "unreadable") for row in rows):
-        return "no other member is known here: deleted keys are kept as tombstones"
+        return "no other member is known here: a node that never met one keeps nothing of deleted keys"
     if not gc_horizon_ns:
         return "no deleted key was collected yet"
     return f"deleted keys from before the GC horizon, {_ago(gc_horizon_ns, now_ns)}, are collected"

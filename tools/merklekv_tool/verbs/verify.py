@@ -73,14 +73,15 @@ def _verify_directory(name: str, notes: list[str]) -> list[str]:
 
 def metadata_violations(metadata: Mapping[bytes, bytes]) -> Iterator[str]:
     """What a start would find wrong with the metadata entries."""
-    from merklekv.engine.format import GC_HORIZON_SIZE, METADATA_GC_HORIZON
+    from merklekv.engine.format import METADATA_TIMES, TIME_SIZE
     from merklekv.errors import FormatTooNew
     from merklekv.replication.cluster.display import violations
     from merklekv.replication.cluster.storage import METADATA_MEMBERS
 
-    gc_horizon = metadata.get(METADATA_GC_HORIZON, bytes(GC_HORIZON_SIZE))
-    if len(gc_horizon) != GC_HORIZON_SIZE:
-        yield f"the GC horizon in the log has {len(gc_horizon)} bytes, not {GC_HORIZON_SIZE}"
+    for name in METADATA_TIMES:
+        size = len(metadata.get(name, bytes(TIME_SIZE)))
+        if size != TIME_SIZE:
+            yield f"the metadata entry {name.decode()} has {size} bytes, not {TIME_SIZE}"
     if METADATA_MEMBERS in metadata:
         try:
             yield from violations(metadata[METADATA_MEMBERS])
