@@ -26,7 +26,7 @@ from merklekv.replication.cluster.members import (
     SelfReport,
     decode_table,
 )
-from merklekv.replication.cluster.storage import METADATA_MEMBERS
+from merklekv.replication.cluster.storage import METADATA_MEMBERS, store_members
 from merklekv.replication.plain_cbor import Malformed, decode_map
 from merklekv.replication.sync import local_endpoint
 from merklekv.replication.sync.messages import ExchangeFailed, ExchangeRefused, Hello, decode, encode, pack, unpack
@@ -432,3 +432,49 @@ def test_a_node_whose_clock_was_never_set_exchanges_once_it_is(tmp_path: Path) -
         assert stamped(a, b"set") == a.now
         exchange(a, b)
         assert agree(a, b)
+
+
+def test_a_member_whose_clock_is_lost_is_whole_again_once_it_is_set(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    a.set(b"k")
+    meet_all(nodes)
+    right = a.now
+    a.now = UNSET_BEFORE_NS // 2
+    a.reopen()
+    before = a.members.closed, a.engine.gc_horizon, a.engine.truncation
+    a.set(b"event")
+    assert stamped(a, b"event") > a.members.closed, "what others rely on holds"
+    b.take_event(b"event", a.records()[b"event"], "a")
+    assert b.values()[b"event"] == b"value", "others take its events"
+    b.set(b"of b")
+    a.take_event(b"of b", b.records()[b"of b"], "b")
+    assert a.values()[b"of b"] == b"value", "and it takes theirs"
+    assert not a.engine.merge_truncation(b.engine.clock.next(), b"b")
+    a.engine.truncate()
+    assert a.values() == {}
+    a.set(b"after")
+    assert (a.members.closed, a.engine.gc_horizon) == before[:2]
+    a.now = right
+    meet_all(nodes)
+    meet_all(nodes)
+    assert agree(*nodes)
+    assert a.values() == b.values() == c.values() == {b"after": b"value"}
+    assert not any(node.engine.tombstone_count for node in nodes)
+
+
+def test_a_stored_row_from_the_future_is_told_at_a_start(nodes: list[Node], caplog: pytest.LogCaptureFixture) -> None:
+    a, b, c = nodes
+    meet_all(nodes)
+    who = c.members.identity
+    a.members._others[who].applied_through = a.now + YEAR
+    store_members(a.engine, a.members)
+    with caplog.at_level(logging.WARNING):
+        a.reopen()
+    store_id = who.store_id.hex()
+    assert f"node a: a row of its table of members, of node c, store id {store_id}, is of 2034-05-18" in caplog.text
+    assert "31536000 s ahead of the wall clock here, more than max_clock_drift_seconds. Other nodes" in caplog.text
+    assert a.members.rows_refused == 1
+    a.set(b"k")
+    exchange(a, b)
+    assert agree(a, b)
+    assert times_in(b.members.table()) <= b.now + DRIFT

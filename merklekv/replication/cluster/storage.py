@@ -19,6 +19,7 @@ from merklekv.replication.cluster.members import Members, MembersUnreadable
 
 METADATA_MEMBERS: Final = b"members"
 METADATA_UNREADABLE: Final = b"members-unreadable"  # a table that could not be read, as it was
+ROWS_NAMED: Final = 10  # of those with times that are too far ahead
 
 log = logging.getLogger(__name__)
 
@@ -120,3 +121,16 @@ def _check_clock(engine: Engine, members: Members) -> None:
         members.proposed = 0
     if problem := clock_problem(clock, node, engine.directory.path).text:
         log.warning("%s", problem)
+    far = members.table().beyond(times.latest())
+    far.pop(members.identity, None)
+    members.rows_refused += len(far)
+    for who, time in [*far.items()][:ROWS_NAMED]:
+        log.warning(
+            "node %s: a row of its table of members, of node %s, store id %s, is %s. Other nodes leave it out. If the "
+            "wall clock is right now, stop the node and run 'merklekv-tool restamp %s'; if it is slow, set it",
+            node,
+            who.node,
+            who.store_id.hex() or "unknown",
+            times.describe(time),
+            engine.directory.path,
+        )
