@@ -165,8 +165,7 @@ def test_the_power_goes_in_a_compaction(tmp_path: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             disk.install(patch)
             for _ in range(2):  # the second time over what the first has left of names that are not synced
-                with engine.commits.lock, engine.lock:
-                    engine.checkpointer._compact()
+                engine.checkpointer.compact_base()
         assert engines.everything(engine) == expected
         states = {tuple(name for name, _ in state) for state in seen}
         assert states >= {("base",), ("base", "base.new"), ("base.new", "base.old"), ("base", "base.old")}

@@ -163,6 +163,10 @@ class Checkpointer:
         """
         for _ in range(2):  # the first call leaves the last memtable if too many are frozen
             self.checkpoint_now()
+        self.compact_base(progress)
+
+    def compact_base(self, progress: Progress = lambda done, total: None) -> None:
+        """Writes the base anew as it is; in the mode `manual` only.  Raises like `compact_now`."""
         with self._commits.lock, self._lock:
             self._compact(progress)
 
