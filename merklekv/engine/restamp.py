@@ -12,7 +12,7 @@ All of it happens in the base, after a checkpoint has emptied the log:
 
 It may be cut off anywhere: the directory is whole then, and the next call does the rest.  Damaged records are left as
 they are.  The new versions have a store id that no member had before, so no node takes one for a write that it has
-applied already.  Cost: 1 us for each record of the base, 10 us for each that gets a new version.
+applied already.  Cost: the whole base is read, and the records that get a new version are written as by a checkpoint.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -25,6 +25,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
 from merklekv.engine.engine import Engine
+from merklekv.engine.record import timestamp_of
 from merklekv.errors import Shortage, Stalled, StorageFailed
 from merklekv.log_throttle import LogThrottle
 from merklekv.metrics import OriginMetrics, ReplicationCounters, shown
@@ -157,7 +158,9 @@ class Inbox:
         origins = shown(self.origins, lambda origin: -origin.last_contact)
         return OriginMetrics(
             origins_not_shown=len(self.origins) - len(origins),
-            origin_last_contact_ms={node: round(1000 * (now - one.last_contact)) for node, one in origins.items()},
+            origin_last_contact_ms={
+                node: round(1000 * max(0.0, now - one.last_contact)) for node, one in origins.items()
+            },
             origin_received_events={node: one.received for node, one in origins.items()},
             origin_gaps={node: one.gaps for node, one in origins.items()},
             origin_missed_events={node: one.missed for node, one in origins.items()},
@@ -275,17 +278,20 @@ class Inbox:
         result = self._engine.merge(changes, origin, applied_through=applied_through, sound=True)
         self._counters.applied_events += result.applied
         self._counters.superseded_events += result.superseded
+        records = {key: record for _, key, record in changes} if result.refused else {}
         for key, reason in result.refused:
             refusal = _REASONS.get(reason, Reason.RANGE)
             if refusal is Reason.STABLE:
                 self._counters.refused_events[Reason.STABLE] += 1
                 self._on_gap(source, "stable")
             else:
-                self._refuse(source, refusal, f"key {key[:60]!r}: {reason}")
+                is_time = refusal is Reason.CLOCK
+                why = self._engine.time_gate.describe(timestamp_of(records[key])) if is_time else f"for its {reason}"
+                self._refuse(source, refusal, f"key {key[:60]!r}, {why}")
 
     def _merge_truncation(self, source: str, origin: bytes, truncation: bytes) -> None:
         if not self._engine.time_gate.admits_truncation(truncation):
-            self._refuse(source, Reason.CLOCK, "a truncate: clock")
+            self._refuse(source, Reason.CLOCK, f"a truncate, {self._engine.time_gate.describe_truncation(truncation)}")
         elif self._engine.merge_truncation(truncation, origin):
             self._counters.applied_events += 1
         else:
@@ -293,7 +299,7 @@ class Inbox:
 
     def _refuse(self, source: str, reason: Reason, detail: str) -> None:
         self._counters.refused_events[reason] += 1
-        hint = ": its clock, or ours, is wrong" if reason is Reason.CLOCK else ""
+        hint = ": the clock of that node is wrong or was, or the one here is" if reason is Reason.CLOCK else ""
         self._throttle.warn(f"{reason} {source}", f"refused an event of node {source}, {detail}{hint}")
 
     # -- sequences -----------------------------------------------------------------------------------------------------

@@ -207,7 +207,9 @@ class AntiEntropy:
             peer_address={label: peer.address for label, peer in lagging.items()},
             peer_in_sync={label: int(peer.in_sync) for label, peer in lagging.items()},
             peer_last_success_ms={
-                label: round(1000 * (now - peer.succeeded_at)) for label, peer in lagging.items() if peer.succeeded_at
+                label: round(1000 * max(0.0, now - peer.succeeded_at))  # the wall clock may have been set back
+                for label, peer in lagging.items()
+                if peer.succeeded_at
             },
             peer_duration_ms={label: round(1000 * peer.duration_s) for label, peer in lagging.items()},
             peer_error={label: peer.error for label, peer in lagging.items() if peer.error},
