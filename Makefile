@@ -43,10 +43,11 @@ check: $(VENV)/.test  ## Run the quick half of the gate: ruff, the layers, mypy 
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy --strict
 
-docs: $(VENV)/.run  ## Write what the docs take from the code: docs/cli.md, the example in docs/format.md, the metrics in docs/protocol.md
+docs: $(VENV)/.run  ## Write what the docs take from the code: docs/cli.md, the example in docs/format.md, the metrics in docs/protocol.md, the examples in docs/replication.md
 	$(BIN)/python scripts/write_cli_docs.py
 	$(BIN)/python scripts/write_format_example.py
 	$(BIN)/python scripts/write_metrics.py
+	$(BIN)/python scripts/write_deletion_examples.py
 
 structure:  ## Report the code's structure: who knows a record's layout, private accesses, cycles, lines (ROOT=DIR)
 	$(PYTHON) scripts/structure.py $(ROOT)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from merklekv.replication.sync import deletion_rule
 from merklekv.replication.sync.deletion_rule import NONE_STALE, RECORD_ROWS, TIME_ROWS, stale_records
 from merklekv.replication.sync.messages import Hello
 
+ROOT = Path(__file__).parents[2]
 SCENARIOS = {
     1: ("test_exchange_stale.test_what_two_new_nodes_gave_each_other",),
     2: (
@@ -44,7 +47,10 @@ SCENARIOS = {
         "test_exchange_stale.test_a_restored_node_is_known_by_one_that_joined_later",
         "test_exchange_news.test_a_dump_that_was_loaded_before_a_backup_and_deleted_since",
     ),
-    6: ("test_exchange_news.test_what_another_group_takes_for_news_is_stale_for_those_that_had_it",),
+    6: (
+        "test_exchange_news.test_what_another_group_takes_for_news_is_stale_for_those_that_had_it",
+        "test_exchange_news.test_a_node_that_follows_no_horizon_takes_nothing_stale_from_a_restored_one",
+    ),
     7: (
         "test_exchange_stale.test_damage_on_a_member_deletes_nothing_elsewhere",
         "test_exchange_news.test_damage_to_what_a_removed_member_wrote_deletes_nothing",
@@ -131,6 +137,7 @@ def test_row_6_what_is_later_than_stable_through_is_stale() -> None:
     assert is_stale(record(100, KYIV), hello(ROME), hello(PARIS, rows=rows)), "no horizon has covered kyiv"
     further = dict.fromkeys(COVERED, 280)
     assert is_stale(record(281), hello(ROME, stable_through=further))
+    assert is_stale(record(280), hello(ROME, stable_through={OSLO: 280, ROME: 280})), "it did not wait for paris"
     assert is_stale(record(281), hello(ROME), hello(PARIS, stable_through=COVERED | {OSLO: 280}))
 
 
@@ -187,6 +194,12 @@ def test_example_of_a_new_record(tmp_path: Path, begins: str) -> None:
         assert set(paris.values()) == set(lima.values()) == {b"user:9"}
 
 
+def test_the_page_shows_what_the_examples_print() -> None:
+    script = ROOT / "scripts" / "write_deletion_examples.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 # -- the index ---------------------------------------------------------------------------------------------------------
 
 
@@ -197,8 +210,9 @@ def _rows(text: str, row: str) -> dict[int, str]:
 
 def test_every_row_has_a_name_and_tests() -> None:
     rows = _rows(deletion_rule.__doc__ or "", r"^ {4}(\d+) .* {2,}(new|stale)$")
-    page = (Path(__file__).parents[2] / "docs" / "replication.md").read_text()
-    assert _rows(page, r"^\| (\d+) .*\| (new|stale) \|$") == rows
+    page = (ROOT / "docs" / "replication.md").read_text()
+    assert _rows(page, r"^\| (\d+) .*\| (new|stale) \| `test_row_.*` \|$") == rows
+    assert all(name in globals() for name in re.findall(r"`(test_row_\w+)`", page))
     tests = [re.match(r"test_row_(\d+)_.*_is_(new|stale)$", name) for name in globals()]
     assert {(int(test[1]), test[2]) for test in tests if test} == set(rows.items())
     named = [(row.name, False) for row in RECORD_ROWS] + [(row.name, row.is_stale) for row in TIME_ROWS]

@@ -360,3 +360,31 @@ def test_many_starts_do_not_hide_what_a_restored_node_lost(tmp_path: Path, start
             exchange(i, x)
         exchange(j, x)
         assert j.engine.get(b"k") == x.engine.get(b"k") == b"value"
+
+
+def test_a_node_that_follows_no_horizon_takes_nothing_stale_from_a_restored_one(tmp_path: Path) -> None:
+    """It has applied all that was deleted, and gives nothing of that to those who collected it either."""
+    with cluster(tmp_path, "abcjx") as nodes:
+        a, b, c, j, x = nodes
+
+        def set_all_clocks() -> None:
+            now = max(node.now for node in nodes) + SECOND
+            for node in nodes:
+                node.now = now
+
+        a.set(b"k")
+        meet_all([a, b, c])
+        copy = c.backup()
+        a.delete(b"k")
+        meet_all([a, b, c])
+        set_all_clocks()
+        j.members.record_contact("away", b"away" * 2)
+        exchange(j, x)  # so it follows no horizon that does not cover x, and the two have none of their own
+        exchange(j, a)
+        assert j.engine.gc_horizon == 0 < a.engine.gc_horizon
+        c.restore(copy)
+        set_all_clocks()
+        exchange(c, j)
+        exchange(j, b)
+        meet_all(nodes)
+        assert not any(node.values() for node in nodes)

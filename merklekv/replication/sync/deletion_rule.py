@@ -9,7 +9,8 @@ A stale one is re-deleted where it is, so that it does not come back.
                       for it
     applied-through   timestamp through which the lacking node has applied every write of a writer, but for lost writes
     GC horizon        all members that it waited for have applied, through it, every write of every one of them
-    stable-through    the last GC horizon that waited for a writer, as far as one of the two nodes knows
+    stable-through    the last GC horizon that waited for a writer, as far as the lacking node knows, or the holder, if
+                      its GC horizon has waited for the lacking node, too
     behind            a node that has applied less of a member than the GC horizon of the other says that all have: it
                       is new, or was restored from a backup
     lost write        a write from the time between the end of a writer's data and its next start: a crash or a restored
@@ -53,9 +54,18 @@ class Pair(NamedTuple):
     applied_through: dict[Identity, int]  # ns: of the lacking node, by writer
     is_behind: bool  # the holder
 
+    @classmethod
+    def of(cls, holder: MemberTable, lacking: MemberTable) -> Pair:
+        """The pair, with what the tables say of each other."""
+        applied_through = dict.fromkeys(holder.rows, 0) | lacking.applied_through()
+        return cls(holder, lacking, applied_through, not holder.knows_all_of(lacking))
+
     def stable_through(self, writer: Identity) -> int:
         """The stable-through timestamp, ns, of a writer."""
-        return max(table.stable_through.get(writer, 0) for table in (self.holder, self.lacking))
+        of_lacking = self.lacking.stable_through.get(writer, 0)
+        if not self.holder.horizon_covers(self.lacking.identity):
+            return of_lacking  # it may be from before a deletion that the lacking node has applied
+        return max(of_lacking, self.holder.stable_through.get(writer, 0))
 
 
 class RecordRow(NamedTuple):
@@ -122,11 +132,10 @@ def stale_records(holder: Hello, lacking: Hello) -> StaleRecords:
     """The stale ones among the holder's records that the other node lacks."""
     if not holder.count:
         return NONE_STALE
-    applied_through = dict.fromkeys(holder.table.rows, 0) | lacking.table.applied_through()
-    pair = Pair(holder.table, lacking.table, applied_through, not holder.table.knows_all_of(lacking.table))
+    pair = Pair.of(holder.table, lacking.table)
     by_writer = {
         writer.store_id: _limits(pair, writer, lacking.table.lost_writes.get(writer, NO_LOST_WRITES))
-        for writer in applied_through
+        for writer in pair.applied_through
     }
     who = holder.table.identity
     from_dump = pair._replace(applied_through={who: lacking.table.stable_through.get(who, 0)})
