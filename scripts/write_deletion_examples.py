@@ -28,7 +28,7 @@ from merklekv.replication.sync.responder import Responder
 
 BEGAN_NS = 1_800_000_000 * 10**9
 SECOND_NS = 10**9
-LAST_ROW = "7 damage"
+LAST_ROW = "8 damage"
 
 
 class Example:
@@ -87,7 +87,7 @@ class Example:
                 applied = {who.node: row.applied_through for who, row in sorted(holder.table.rows.items())}
                 told = ", ".join(f"{name} through {shown(time)}" for name, time in applied.items())
                 self.tell(f"    {holder.node} has applied".ljust(38) + (told or "-"))
-                row, is_stale = deciding_row(pair, record)
+                row, is_stale = deciding_row(pair, key, record)
                 self.tell(f"    row {row}: {'stale' if is_stale else 'new'}")
         return stale_records(holder, lacking)
 
@@ -153,12 +153,12 @@ def shown(time_ns: int) -> str:
     return f"{(time_ns - BEGAN_NS) // SECOND_NS} s" if time_ns else "-"
 
 
-def deciding_row(pair: Pair, record: bytes) -> tuple[str, bool]:
+def deciding_row(pair: Pair, key: bytes, record: bytes) -> tuple[str, bool]:
     """The first row that matches, and whether it says stale."""
     writer = next(who for who in pair.applied_through if who.store_id == store_id_of(record))
     lost = pair.lacking.lost_writes.get(writer, frozenset())
     for by_record in RECORD_ROWS:
-        if by_record.matches(record, lost):
+        if by_record.matches(record, lost, pair.refused.get(key, b"")):
             return by_record.name, False
     for by_time in TIME_ROWS:
         later_than = by_time.later_than(pair, writer)

@@ -20,6 +20,7 @@ from fixtures.exchanges import cluster, exchange, meet_all
 from merklekv.engine.record import TOMBSTONE
 from merklekv.replication.cluster.lost_writes import LostWriteInterval
 from merklekv.replication.cluster.members import Identity, MemberRow, MemberTable, SelfReport
+from merklekv.replication.cluster.refused import RefusedRecord
 from merklekv.replication.sync import deletion_rule
 from merklekv.replication.sync.deletion_rule import NONE_STALE, RECORD_ROWS, TIME_ROWS, stale_records
 from merklekv.replication.sync.messages import Hello
@@ -33,25 +34,29 @@ SCENARIOS = {
         "test_exchange_news.test_a_node_that_exchanged_with_a_restored_node_learns_what_others_applied_of_it_before",
     ),
     3: (
+        "test_refused_records.test_what_a_node_has_refused_is_not_deleted_elsewhere",
+        "test_refused_records.test_an_old_record_of_a_key_that_a_node_has_refused",
+    ),
+    4: (
         "test_exchange_stale.test_what_a_writer_outside_has_written_is_not_stale",
         "test_exchange_news.test_a_dump_is_loaded_on_a_node_whose_first_exchange_was_cut_at_its_end",
     ),
-    4: (
+    5: (
         "test_exchange_news.test_damage_above_every_horizon_deletes_nothing",
         "test_exchange_stale.test_a_new_node_that_holds_little_takes_the_rest_page_by_page",
     ),
-    5: (
+    6: (
         "test_exchange_gc_horizon.test_a_restored_node_drops_what_was_deleted_without_it",
         "test_exchange_stale.test_what_came_from_a_restored_node",
         "test_exchange_stale.test_what_a_restored_node_makes_stable_with_a_new_one_first",
         "test_exchange_stale.test_a_restored_node_is_known_by_one_that_joined_later",
         "test_exchange_news.test_a_dump_that_was_loaded_before_a_backup_and_deleted_since",
     ),
-    6: (
+    7: (
         "test_exchange_news.test_what_another_group_takes_for_news_is_stale_for_those_that_had_it",
         "test_exchange_news.test_a_node_that_follows_no_horizon_takes_nothing_stale_from_a_restored_one",
     ),
-    7: (
+    8: (
         "test_exchange_stale.test_damage_on_a_member_deletes_nothing_elsewhere",
         "test_exchange_news.test_damage_to_what_a_removed_member_wrote_deletes_nothing",
         "test_exchange_news.test_a_dump_is_loaded_on_a_node_that_others_know",
@@ -80,7 +85,7 @@ def record(timestamp: int, writer: Identity = OSLO, flags: int = 0, process: byt
 
 def is_stale(a_record: bytes, holder: Hello, lacking: Hello | None = None) -> bool:
     """Whether paris, unless it is another node, finds this record of the holder stale."""
-    return stale_records(holder, lacking or hello(PARIS)).contains(a_record)
+    return stale_records(holder, lacking or hello(PARIS)).contains(b"k", a_record)
 
 
 def test_row_1_a_tombstone_is_new() -> None:
@@ -99,25 +104,32 @@ def test_row_2_what_its_writer_may_have_lost_is_new() -> None:
     assert is_stale(record(201, process=b"2nd."), restored, missed)
 
 
-def test_row_3_what_is_later_than_applied_through_is_new() -> None:
+def test_row_3_what_was_refused_is_new() -> None:
+    restored, refused = hello(ROME, rows=RESTORED), RefusedRecord(b"k", record(200)[:24], "value size", 101, "oslo")
+    paris = hello(PARIS, refused={b"k": refused})
+    assert [time for time in (100, 200, 201) if not is_stale(record(time), restored, paris)] == [100, 200]
+    assert is_stale(record(100), restored, hello(PARIS, refused={b"other": refused}))
+
+
+def test_row_4_what_is_later_than_applied_through_is_new() -> None:
     restored = hello(ROME, rows=RESTORED)
     assert is_stale(record(300), restored)
     assert not is_stale(record(301), restored)
     assert not is_stale(record(120, LIMA), hello(LIMA, rows={}, stable_through={})), "nothing of it was applied"
 
 
-def test_row_3_what_a_joining_node_has_from_a_dump_is_new() -> None:
+def test_row_4_what_a_joining_node_has_from_a_dump_is_new() -> None:
     applied = {who: MemberRow(300) for who in (OSLO, ROME, LIMA)}
     assert not is_stale(record(1, KYIV), hello(LIMA, rows={}, stable_through={}), hello(PARIS, rows=applied))
 
 
-def test_row_4_what_is_later_than_every_horizon_is_new() -> None:
+def test_row_5_what_is_later_than_every_horizon_is_new() -> None:
     restored, paris = hello(ROME, rows=RESTORED), hello(PARIS, max_gc_horizon=280)
     assert is_stale(record(280), restored, paris)
     assert not is_stale(record(281), restored, paris)
 
 
-def test_row_5_what_a_node_brings_that_is_behind_is_stale() -> None:
+def test_row_6_what_a_node_brings_that_is_behind_is_stale() -> None:
     assert is_stale(record(100), hello(ROME, rows=RESTORED)), "rome was restored"
     assert is_stale(record(100), hello(LIMA, rows={}, stable_through={})), "lima is new"
     assert is_stale(record(100), hello(LIMA, rows=RESTORED, removed={ROME: 249}))
@@ -125,13 +137,13 @@ def test_row_5_what_a_node_brings_that_is_behind_is_stale() -> None:
     assert not is_stale(record(100), hello(ROME, rows={PARIS: MemberRow(250)}, removed={OSLO: 250}))
 
 
-def test_row_5_what_a_node_that_is_behind_has_from_a_dump_is_stale() -> None:
+def test_row_6_what_a_node_that_is_behind_has_from_a_dump_is_stale() -> None:
     """Through the horizon that covers it, as if it had written it."""
     assert is_stale(record(250, KYIV), hello(ROME, rows=RESTORED))
     assert not is_stale(record(251, KYIV), hello(ROME, rows=RESTORED))
 
 
-def test_row_6_what_is_later_than_stable_through_is_stale() -> None:
+def test_row_7_what_is_later_than_stable_through_is_stale() -> None:
     assert is_stale(record(251), hello(ROME))
     rows = {who: MemberRow(300) for who in (OSLO, ROME, KYIV)}
     assert is_stale(record(100, KYIV), hello(ROME), hello(PARIS, rows=rows)), "no horizon has covered kyiv"
@@ -141,7 +153,7 @@ def test_row_6_what_is_later_than_stable_through_is_stale() -> None:
     assert is_stale(record(281), hello(ROME), hello(PARIS, stable_through=COVERED | {OSLO: 280}))
 
 
-def test_row_7_what_all_had_and_none_deleted_is_new() -> None:
+def test_row_8_what_all_had_and_none_deleted_is_new() -> None:
     assert not is_stale(record(250), hello(ROME))
     assert not is_stale(record(280), hello(ROME, stable_through=dict.fromkeys(COVERED, 280)))
     assert not is_stale(record(250), hello(LIMA, rows={who: MemberRow(300) for who in COVERED})), "lima has applied all"
@@ -149,13 +161,13 @@ def test_row_7_what_all_had_and_none_deleted_is_new() -> None:
     assert not is_stale(record(100, KYIV), hello(ROME), hello(PARIS, rows=rows, stable_through=COVERED | {KYIV: 100}))
 
 
-def test_row_7_what_a_member_has_from_a_dump_is_new() -> None:
+def test_row_8_what_a_member_has_from_a_dump_is_new() -> None:
     assert not is_stale(record(100, KYIV), hello(ROME))
 
 
 def test_whether_any_record_can_be_stale() -> None:
     assert not NONE_STALE.is_possible()
-    assert not NONE_STALE.contains(record(1))
+    assert not NONE_STALE.contains(b"k", record(1))
     assert stale_records(hello(ROME), hello(PARIS)).is_possible(), "those between horizon and applied-through"
     assert not stale_records(replace(hello(ROME), count=0), hello(PARIS)).is_possible(), "it holds nothing"
 

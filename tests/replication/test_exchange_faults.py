@@ -311,22 +311,6 @@ def test_a_full_disk(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None
     assert agree(a, b)
 
 
-@pytest.mark.parametrize("begins", ["small", "large"])
-def test_a_record_that_one_node_does_not_take(tmp_path: Path, begins: str) -> None:
-    with cluster(tmp_path / "l", "l") as (large,), cluster(tmp_path / "s", "s", max_value_size=100) as (small,):
-        large.set(b"fits", b"v" * 100)
-        large.set(b"large", b"v" * 101)
-        small.set(b"own")
-        with pytest.raises(ExchangeFailed, match=r"1 record refused; .* is key b'large': its value has 101 bytes"):
-            exchange(*(large, small) if begins == "large" else (small, large))
-        assert set(small.values()) == {b"fits", b"own"}
-        assert (
-            small.members.applied_through(large.members.identity)
-            == large.members.applied_through(small.members.identity)
-            == 0
-        )
-
-
 @pytest.mark.parametrize("key", [b"", b"k" * 512, b"k" * 70_000])
 def test_keys_of_sizes_that_are_none(nodes: list[Node], key: bytes) -> None:
     a, b = nodes

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fixtures.exchanges import NOON, SECOND, Node, agree, cluster, exchange, meet_all
+from hypothesis import given
+from hypothesis import strategies as st
 
-from merklekv.engine.record import make_record, version_of
+from merklekv.engine.record import make_record, make_version, version_of
+from merklekv.replication.cluster import members as members_module
 from merklekv.replication.cluster.membership import Membership
+from merklekv.replication.cluster.refused import Exceptions, RefusedRecord, unite
+from merklekv.replication.sync import initiator as initiator_module
 from merklekv.replication.sync.messages import ExchangeFailed
 
-LIMIT = 100  # bytes, `max_value_size` of the smaller node
+LIMIT = 100  # bytes, `max_value_size` of the small node
+LARGE = b"v" * (LIMIT + 1)
 YEAR = 365 * 86_400
 
 
@@ -99,6 +106,216 @@ def test_a_damaged_record_is_named_and_the_exchange_is_not_complete(tmp_path: Pa
         assert b.members.applied_through(a.members.identity) == 0
 
 
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[list[Node]]:
+    """Two nodes that take any value, and a small one."""
+    with cluster(tmp_path, "ab") as both, cluster(tmp_path, "s", max_value_size=LIMIT) as (small,):
+        yield [*both, small]
+
+
+def stays(node: Node, key: bytes) -> bool:
+    return node.engine.get(key) == LARGE
+
+
+@pytest.mark.parametrize("begins", ["a", "s"])
+def test_a_value_that_is_too_large_holds_back_only_itself(
+    nodes: list[Node], begins: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    a, b, s = nodes
+    a.set(b"fits", b"v" * LIMIT)
+    a.set(b"large", LARGE)
+    s.set(b"own")
+    with caplog.at_level(logging.INFO):
+        report = exchange(*(a, s) if begins == "a" else (s, a))
+        assert report.refused == [RefusedRecord(b"large", version_of(a.records()[b"large"]), "value size", 101, "s")]
+        assert named(a) == named(s) == [(b"large", "value size", "s")]
+        assert settles(a, b, s)
+        s.reopen()
+        assert named(s) == [(b"large", "value size", "s")], "it is stored"
+        assert settles(a, b, s)
+    assert set(s.values()) == {b"fits", b"own"}
+    assert stays(a, b"large")
+    assert stays(b, b"large")
+    told = (
+        "refused, and left out of exchanges: key b'large': its value has 101 bytes, more than max_value_size of node s"
+    )
+    assert caplog.text.count(told) == 4, "once by each node, and by the small one at its second start"
+
+
+def test_the_row_of_a_node_says_what_it_refuses(nodes: list[Node]) -> None:
+    a, _, s = nodes
+    for number in range(12):
+        a.set(b"large%02d" % number, LARGE)
+    exchange(a, s)
+    why = "its value has 101 bytes, more than max_value_size of node s"
+    for node in (a, s):
+        rows = {str(row["node"]): str(row["refuses"]) for row in Membership(node.engine, node.members).rows()}
+        assert rows["a"] == ""
+        assert rows["s"].startswith(f"key b'large00': {why}; key b'")
+        assert rows["s"].endswith(f"key b'large09': {why}; and 2 more records")
+
+
+@pytest.mark.parametrize("end", ["limit", "delete", "overwrite", "truncate", "event"])
+def test_what_ends_a_refusal(nodes: list[Node], end: str, caplog: pytest.LogCaptureFixture) -> None:
+    a, _, s = nodes
+    a.set(b"large", LARGE)
+    meet_all(nodes)
+    with caplog.at_level(logging.INFO):
+        if end == "limit":
+            s.reopen(max_value_size=len(LARGE))
+        elif end == "delete":
+            a.delete(b"large")
+        elif end == "overwrite":
+            a.set(b"large", b"small")
+        elif end == "truncate":
+            a.tick()
+            a.engine.truncate()
+        else:
+            s.tick(10)
+            s.set(b"large", b"by itself")
+            assert named(s) == []
+        meet_all(nodes)
+        assert not any(map(named, nodes))
+        assert not any(node.members.refused for node in nodes)
+    assert "not refused any more: key b'large'" in caplog.text
+    assert agree(*nodes)
+    assert settles(*nodes)
+
+
+@pytest.mark.parametrize("begins", ["holder", "s"])
+@pytest.mark.parametrize("restored", [False, True])
+def test_what_a_node_has_refused_is_not_deleted_elsewhere(nodes: list[Node], begins: str, restored: bool) -> None:
+    a, b, s = nodes
+    a.set(b"large", LARGE)
+    backup = None
+    if restored:
+        meet_all(nodes)
+        backup = b.backup()
+        meet_all(nodes)
+    for _ in range(2):
+        exchange(a, s)
+        if backup is not None:
+            b.restore(backup)
+        assert exchange(*(b, s) if begins == "holder" else (s, b)).discarded == 0
+        assert exchange(s, a).discarded == 0
+    assert stays(a, b"large")
+    meet_all(nodes)
+    assert stays(a, b"large")
+    assert stays(b, b"large")
+    s.reopen(max_value_size=1000)
+    meet_all(nodes)
+    assert agree(*nodes)
+    assert stays(s, b"large")
+
+
+@pytest.mark.parametrize("begins", ["holder", "s"])
+def test_an_old_record_of_a_key_that_a_node_has_refused(nodes: list[Node], begins: str) -> None:
+    """A tombstone above the old record would be above the new one, too."""
+    a, b, s = nodes
+    a.set(b"k", b"old")
+    meet_all([a, b])
+    backup = b.backup()
+    a.set(b"k", LARGE)
+    meet_all([a, b])
+    meet_all(nodes)
+    meet_all(nodes)
+    assert s.engine.get(b"k") is None
+    b.restore(backup)
+    assert exchange(*(b, s) if begins == "holder" else (s, b)).discarded == 0
+    meet_all(nodes)
+    assert stays(a, b"k")
+    assert stays(b, b"k")
+    assert named(s) == [(b"k", "value size", "s")]
+
+
+@pytest.mark.parametrize("begins", ["b", "s"])
+def test_a_node_that_gets_its_records_from_one_that_has_refused_some(nodes: list[Node], begins: str) -> None:
+    a, b, s = nodes
+    a.set(b"large", LARGE)
+    exchange(a, s)
+    exchange(*(b, s) if begins == "b" else (s, b))
+    assert b.members.applied_through(a.members.identity) > 0
+    assert named(b) == [(b"large", "value size", "s")]
+    exchange(s, b)
+    exchange(*(b, a) if begins == "b" else (a, b))
+    assert stays(a, b"large")
+    assert stays(b, b"large")
+    assert b.members.refused == {}
+
+
+def test_a_backup_with_a_refusal_of_what_was_deleted_since(nodes: list[Node]) -> None:
+    a, b, s = nodes
+    a.set(b"large", LARGE)
+    meet_all(nodes)
+    holding, refusing = a.backup(), s.backup()
+    a.delete(b"large")
+    meet_all(nodes)
+    meet_all(nodes)
+    assert not any(node.records() for node in nodes)
+    s.restore(refusing)
+    assert named(s) == [(b"large", "value size", "s")]
+    exchange(s, b)
+    assert named(s) == named(b) == [], "b has applied it, and does not have it any more"
+    s.reopen(max_value_size=1000)
+    a.restore(holding)
+    exchange(a, s)
+    meet_all(nodes)
+    assert not any(node.values() for node in nodes)
+
+
+def test_a_tombstone_from_below_the_horizon_that_is_older_than_what_a_node_has_refused(nodes: list[Node]) -> None:
+    """It cannot be kept, and a deletion now would also delete the newer record elsewhere."""
+    a, b, s = nodes
+    s.set(b"k", b"old")
+    b.take_event(b"k", s.records()[b"k"])
+    b.now = s.now
+    b.delete(b"k")
+    for node in nodes:
+        node.tick(10)
+    a.set(b"k", LARGE)
+    meet_all([a, s])
+    meet_all([a, s])
+    assert version_of(b.records()[b"k"]) < s.engine.gc_horizon.to_bytes(8, "big")
+    assert s.values() == {b"k": b"old"}
+    meet_all([b, s], 1)
+    meet_all(nodes)
+    assert stays(a, b"k")
+    assert stays(b, b"k")
+
+
+def test_a_refused_record_that_no_node_has_any_more(nodes: list[Node]) -> None:
+    a, _, s = nodes
+    a.set(b"large", LARGE)
+    exchange(a, s)
+    a.empty()
+    for _ in range(2):
+        exchange(a, s)
+    assert named(a) == named(s) == [(b"large", "value size", "s")]
+    s.tick(10)
+    s.set(b"large", b"anew")
+    exchange(s, a)
+    assert named(a) == named(s) == []
+    assert a.members.refused == s.members.refused == {}
+
+
+def test_more_refused_records_than_are_kept(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    a, _, s = nodes
+    for module in (members_module, initiator_module):
+        monkeypatch.setattr(module, "REFUSED_MAX", 2)
+    for number in range(3):
+        a.set(b"large%d" % number, LARGE)
+        if number == 1:
+            exchange(a, s)
+    applied = s.members.applied_through(a.members.identity)
+    for one, other in ((a, s), (s, a)):
+        with pytest.raises(ExchangeFailed, match=r"3 records refused; all others were exchanged\. .* key b'large"):
+            exchange(one, other)
+    assert s.members.applied_through(a.members.identity) == applied, "not complete"
+    a.delete(b"large0")
+    exchange(a, s)
+    assert len(a.values()) == len(named(s)) == 2
+
+
 def test_a_value_that_is_larger_than_a_message_may_be(tmp_path: Path) -> None:
     """The message with it would be refused whole."""
     with (
@@ -110,6 +327,28 @@ def test_a_value_that_is_larger_than_a_message_may_be(tmp_path: Path) -> None:
         large.set(b"fits")
         small.set(b"own")
         for one, other in ((large, small), (small, large)):
-            with pytest.raises(ExchangeFailed, match="3 records refused"):
-                exchange(one, other)
+            assert len(exchange(one, other).refused) == 3
             assert set(small.values()) == {b"fits", b"own"}
+
+
+STORE_IDS = st.sampled_from([b"oslo....", b"rome...."])
+THROUGH = st.dictionaries(STORE_IDS, st.integers(0, 9))
+EXCEPTIONS = st.dictionaries(st.sampled_from([b"k", b"l"]), st.tuples(st.integers(1, 9), STORE_IDS)).map(
+    lambda drawn: {
+        key: RefusedRecord(key, make_version(time, store_id + bytes(8)), "value size", 101, "s")
+        for key, (time, store_id) in drawn.items()
+    }
+)
+
+
+@given(EXCEPTIONS, THROUGH, EXCEPTIONS, THROUGH)
+def test_exceptions_unite_in_any_order(
+    one: Exceptions, one_through: dict[bytes, int], two: Exceptions, two_through: dict[bytes, int]
+) -> None:
+    united = unite(one, one_through, two, two_through)
+    other = unite(two, two_through, one, one_through)
+    assert {key: found.version for key, found in united.items()} == {key: found.version for key, found in other.items()}
+    assert unite(one, one_through, one, one_through) == one
+    for key, found in united.items():
+        assert found in (one.get(key), two.get(key))
+    assert one.keys() & two.keys() <= united.keys()

@@ -69,7 +69,15 @@ from merklekv.replication.cluster.lost_writes import (
     union,
 )
 from merklekv.replication.cluster.peer_clocks import PeerClocks
-from merklekv.replication.cluster.refused import RefusedRecords
+from merklekv.replication.cluster.refused import (
+    REFUSED_MAX,
+    Exceptions,
+    RefusedRecord,
+    RefusedRecords,
+    decode_refused,
+    newest,
+    unite,
+)
 from merklekv.replication.plain_cbor import Fields, Malformed, decode_map, row_of
 
 T = TypeVar("T")
@@ -160,6 +168,7 @@ class MemberMaps:
     stable_through: dict[Identity, int] = field(default_factory=dict)  # ns
     lost_writes: dict[Identity, LostWrites] = field(default_factory=dict)
     redeleted: dict[Identity, int] = field(default_factory=dict)  # ns of the member's clock
+    refused: Exceptions = field(default_factory=dict)  # to what was applied
 
     def maps(self) -> dict[str, Any]:
         """A copy of the fields above by name."""
@@ -169,6 +178,7 @@ class MemberMaps:
             "stable_through": self.stable_through.copy(),
             "lost_writes": self.lost_writes.copy(),
             "redeleted": self.redeleted.copy(),
+            "refused": self.refused.copy(),
         }
 
 
@@ -245,6 +255,7 @@ class MemberTable(MemberMaps):
             "removed": _plain_times(self.removed),
             "stable_through": _plain_times(self.stable_through),
             "redeleted": _plain_times(self.redeleted),
+            "refused": [list(one) for _, one in sorted(self.refused.items())],
             "lost_writes": [[*who, [list(one) for one in sorted(intervals)]] for who, intervals in lost],
         }
 
@@ -274,6 +285,7 @@ def decode_table(given: Fields, on_unreadable: Callable[[Any, Malformed], None] 
         stable_through=_decode_times(given, "stable_through", DESCRIBED_MAX),
         lost_writes={_who(one): decode_lost_writes(one) for one in lost},
         redeleted=_decode_times(given, "redeleted", DESCRIBED_MAX),
+        refused=newest(decode_refused(given, "refused")),
     )
 
 
@@ -471,6 +483,22 @@ class Members(MemberMaps):
         for who, report in reports.items():
             if (member := self._others.get(who)) is not None:
                 member.report = max(member.report, report)
+
+    def merge_refused(self, peer: MemberTable, refused: list[RefusedRecord]) -> None:
+        """Before `merge_table`: what this node still lacks of what it will have applied then.
+
+        `refused`: what it has refused of the peer's records.  Raises TooManyMembers.
+        """
+        if not (self.refused or peer.refused or refused):
+            return
+        mine, theirs = (
+            {who.store_id: through for who, through in table.applied_through().items()}
+            for table in (self.table(), peer)
+        )
+        united = newest([*unite(self.refused, mine, peer.refused, theirs).values(), *refused])
+        if len(united) > REFUSED_MAX:
+            raise TooManyMembers(f"more than {REFUSED_MAX} records are too large for a node: raise its max_value_size")
+        self.refused = united
 
     def merge_table(self, peer: MemberTable, gc_horizon: int = 0) -> None:
         """This node has merged all that a node had when it sent `peer`, and so all writes which that one had applied.

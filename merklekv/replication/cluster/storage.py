@@ -46,6 +46,7 @@ def load_members(engine: Engine, node: str, joins: bool = False) -> Members:
         # The data end at the newest version, unless a wrong clock has stamped that.
         newest = clock.newest if clock.newest <= now else 0
         end = max(clock.lower_bound, newest, min(engine.purged_through, now))
+        members.refused_records.update("", members.refused.values())
         members.add_lost_writes(LostWriteInterval(end if before else 0, now, clock.epoch))
         if before:
             engine.put_metadata_first(METADATA_MEMBERS, members.encode())  # a node starts with a full disk, too

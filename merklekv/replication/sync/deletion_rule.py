@@ -13,6 +13,8 @@ A stale one is re-deleted where it is, so that it does not come back.
                       its GC horizon has waited for the lacking node, too
     behind            a node that has applied less of a member than the GC horizon of the other says that all have: it
                       is new, or was restored from a backup
+    refused           the value is too large for the lacking node, or for one that it has got records from, and no newer
+                      record of the key has come since (cluster/refused.py)
     lost write        a write from the time between the end of a writer's data and its next start: a crash or a restored
                       backup may have lost it (cluster/lost_writes.py)
 
@@ -20,24 +22,25 @@ The first row that matches decides:
 
     1  the record is a tombstone                                                            new
     2  its writer may have lost it                                                          new
-    3  it is later than the applied-through timestamp of its writer                         new
-    4  it is later than every GC horizon that has reached the lacking node                  new
-    5  the holder is behind                                                                 stale
-    6  it is later than the stable-through timestamp of its writer                          stale
-    7  none of these: all had it, no node deleted it, the lacking node lost it by damage    new
+    3  the lacking node has refused this record of the key or a later one                   new
+    4  it is later than the applied-through timestamp of its writer                         new
+    5  it is later than every GC horizon that has reached the lacking node                  new
+    6  the holder is behind                                                                 stale
+    7  it is later than the stable-through timestamp of its writer                          stale
+    8  none of these: all had it, no node deleted it, the lacking node lost it by damage    new
 
 A record of a writer that neither node knows comes from a dump.  Through the stable-through timestamp of the holder the
-lacking node had all that the holder had, so row 3 takes that for the applied-through timestamp, too.
+lacking node had all that the holder had, so row 4 takes that for the applied-through timestamp, too.
 
 docs/replication.md has an example of a stale record and one of a new one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
-from merklekv.engine.record import is_live, store_id_of, timestamp_of
+from merklekv.engine.record import is_live, store_id_of, timestamp_of, version_of
 from merklekv.replication.cluster.lost_writes import NO_LOST_WRITES, LostWrites, retains
 from merklekv.replication.cluster.members import Identity, MemberTable
 from merklekv.replication.sync.messages import Hello
@@ -53,12 +56,14 @@ class Pair(NamedTuple):
     lacking: MemberTable
     applied_through: dict[Identity, int]  # ns: of the lacking node, by writer
     is_behind: bool  # the holder
+    refused: dict[bytes, bytes]  # by key: the newest version that the lacking node has refused
 
     @classmethod
     def of(cls, holder: MemberTable, lacking: MemberTable) -> Pair:
         """The pair, with what the tables say of each other."""
         applied_through = dict.fromkeys(holder.rows, 0) | lacking.applied_through()
-        return cls(holder, lacking, applied_through, not holder.knows_all_of(lacking))
+        refused = {key: one.version for key, one in lacking.refused.items()}
+        return cls(holder, lacking, applied_through, not holder.knows_all_of(lacking), refused)
 
     def stable_through(self, writer: Identity) -> int:
         """The stable-through timestamp, ns, of a writer."""
@@ -72,7 +77,7 @@ class RecordRow(NamedTuple):
     """A row that matches single records; they are new."""
 
     name: str
-    matches: Callable[[bytes, LostWrites], bool]  # the record, and what its writer has lost
+    matches: Callable[[bytes, LostWrites, bytes], bool]  # the record, its writer's lost writes, what was refused
 
 
 class TimeRow(NamedTuple):
@@ -84,14 +89,15 @@ class TimeRow(NamedTuple):
 
 
 RECORD_ROWS: tuple[RecordRow, ...] = (
-    RecordRow("1 tombstone", lambda record, lost: not is_live(record)),
-    RecordRow("2 lost write", lambda record, lost: not retains(lost, record)),
+    RecordRow("1 tombstone", lambda record, lost, refused: not is_live(record)),
+    RecordRow("2 lost write", lambda record, lost, refused: not retains(lost, record)),
+    RecordRow("3 refused", lambda record, lost, refused: version_of(record) <= refused),
 )
 TIME_ROWS: tuple[TimeRow, ...] = (
-    TimeRow("3 not applied", False, lambda pair, writer: pair.applied_through[writer]),
-    TimeRow("4 above every horizon", False, lambda pair, writer: pair.lacking.max_gc_horizon),
-    TimeRow("5 holder behind", True, lambda pair, writer: ALL if pair.is_behind else NONE),
-    TimeRow("6 not stable", True, lambda pair, writer: pair.stable_through(writer)),
+    TimeRow("4 not applied", False, lambda pair, writer: pair.applied_through[writer]),
+    TimeRow("5 above every horizon", False, lambda pair, writer: pair.lacking.max_gc_horizon),
+    TimeRow("6 holder behind", True, lambda pair, writer: ALL if pair.is_behind else NONE),
+    TimeRow("7 not stable", True, lambda pair, writer: pair.stable_through(writer)),
 )
 
 
@@ -101,11 +107,13 @@ class Limits(NamedTuple):
     damaged_through: int
     applied_through: int
     lost: LostWrites
+    refused: Mapping[bytes, bytes]
 
-    def is_stale(self, record: bytes) -> bool:
+    def is_stale(self, key: bytes, record: bytes) -> bool:
         """Whether a record, or its head, is stale."""
+        refused = self.refused.get(key, b"")
         return self.damaged_through < timestamp_of(record) <= self.applied_through and not any(
-            row.matches(record, self.lost) for row in RECORD_ROWS
+            row.matches(record, self.lost, refused) for row in RECORD_ROWS
         )
 
 
@@ -120,12 +128,12 @@ class StaleRecords(NamedTuple):
         limits = (self.by_unknown_writers, *self.by_writer.values())
         return any(one.damaged_through < one.applied_through for one in limits)
 
-    def contains(self, record: bytes) -> bool:
+    def contains(self, key: bytes, record: bytes) -> bool:
         """Whether this record, or the one with this head, is stale."""
-        return self.by_writer.get(store_id_of(record), self.by_unknown_writers).is_stale(record)
+        return self.by_writer.get(store_id_of(record), self.by_unknown_writers).is_stale(key, record)
 
 
-NONE_STALE: Final = StaleRecords({}, Limits(0, 0, NO_LOST_WRITES))
+NONE_STALE: Final = StaleRecords({}, Limits(0, 0, NO_LOST_WRITES, {}))
 
 
 def stale_records(holder: Hello, lacking: Hello) -> StaleRecords:
@@ -148,4 +156,4 @@ def _limits(pair: Pair, writer: Identity, lost: LostWrites) -> Limits:
         min((row.later_than(pair, writer) for row in TIME_ROWS if row.is_stale == is_stale), default=NONE)
         for is_stale in (False, True)
     )
-    return Limits(stale, new, lost)
+    return Limits(stale, new, lost, pair.refused)

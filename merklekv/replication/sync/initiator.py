@@ -287,7 +287,7 @@ class Initiator:
         stale_there = [
             (key, version_of(record))
             for key, record in (theirs.items() if self._stale_there.is_possible() else ())
-            if self._stale_there.contains(record) and version_of(record) > version_of(engine.record(key) or b"")
+            if self._stale_there.contains(key, record) and version_of(record) > version_of(engine.record(key) or b"")
         ]
         stale_keys = {key for key, _ in stale_there}
         self._merge([pair for pair in records if pair[0] not in stale_keys])
@@ -304,7 +304,7 @@ class Initiator:
             key, head = mine[index]
             if version_of(head) <= version_of(theirs.get(key, b"")):
                 continue
-            if self._stale_here.contains(head):
+            if self._stale_here.contains(key, head):
                 stale_here.append((key, version_of(head)))
             else:
                 given.append(key)

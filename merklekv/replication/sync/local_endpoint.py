@@ -36,7 +36,7 @@ from merklekv.engine.time_gate import UNSET_BEFORE_NS, show_time
 from merklekv.log_throttle import LogThrottle
 from merklekv.replication.cluster.lost_writes import LostWriteInterval
 from merklekv.replication.cluster.members import NO_ROW, Identity, Members, MemberTable
-from merklekv.replication.cluster.refused import TOO_LARGE, RefusedRecord, refused_record
+from merklekv.replication.cluster.refused import TOO_LARGE, RefusedRecord, is_superseded, refused_record
 from merklekv.replication.cluster.storage import join, store_members
 from merklekv.replication.sync.messages import BATCH_BYTES, BATCH_RECORDS, ExchangeRefused, Hello
 
@@ -109,8 +109,7 @@ class LocalEndpoint:
             root = engine.root() if engine.root_ready else b""
             equal = root != b"" and (root, engine.truncation) == (peer.root, peer.truncation)
             if equal:
-                self._apply(peer.table, peer.gc_horizon)
-                self.members.refused_records.update(peer.node, ())
+                self._apply(peer.table, peer.gc_horizon, [])
             store_members(engine, self.members)
             return self._hello(0), equal
 
@@ -215,7 +214,8 @@ class LocalEndpoint:
                 f"what node {table.identity.node} tells of node {who.node}, store id {store_id}, is left out: it is "
                 f"{times.describe(time)}",
             )
-        return table.without_times_of(far.keys()) if far else table
+        near = {key: one for key, one in table.refused.items() if times.admits_version(one.version)}
+        return replace(table.without_times_of(far.keys()) if far else table, refused=near)
 
     def require_own_clock_near(self, peer: Hello) -> None:
         """Raises ExchangeRefused if this node's clock is too far ahead of the peer's, which would not accept it."""
@@ -321,9 +321,11 @@ class LocalEndpoint:
         ]
 
     def _delete_anew(self, key: bytes, tombstone: bytes) -> bool:
-        old = self.engine.record(key)
+        old, exception = self.engine.record(key), self.members.refused.get(key)
         if old is None or not is_live(old) or version_of(old) >= version_of(tombstone):
             return False
+        if exception is not None and exception.version > version_of(tombstone):
+            return False  # a deletion now would also delete the later record that this node has refused
         return self.engine.delete(key)
 
     def redelete(self, pairs: list[Pair], origin: bytes, gc_horizon: int) -> int:
@@ -356,8 +358,7 @@ class LocalEndpoint:
         with self.engine.lock:
             if peer.identity in self.members.removed:
                 raise ExchangeRefused("removed", f"node {peer.identity.node} was removed meanwhile")
-            self._apply(peer, gc_horizon)
-            self.members.refused_records.update(peer.identity.node, refused)
+            self._apply(peer, gc_horizon, [*refused])
             store_members(self.engine, self.members)
             return self.members.table()
 
@@ -376,7 +377,17 @@ class LocalEndpoint:
                 self.members.record_adopted_horizon(peer)
             return may_adopt
 
-    def _apply(self, peer: MemberTable, gc_horizon: int) -> None:
+    def _apply(self, peer: MemberTable, gc_horizon: int, refused: list[RefusedRecord]) -> None:
+        members, times = self.members, self.engine.time_gate
+        too_large = [
+            one
+            for one in refused
+            if one.reason == TOO_LARGE and one.node == members.identity.node and times.admits_version(one.version)
+        ]
+        members.merge_refused(peer, too_large)
+        members.refused = {key: one for key, one in members.refused.items() if not is_superseded(one, self.engine)}
+        members.refused_records.update(peer.identity.node, refused)
+        members.refused_records.update("", members.refused.values())
         self.adopt(peer, gc_horizon)
         self.members.merge_table(peer, gc_horizon)
         raise_gc_horizon(self.engine, self.members)
