@@ -18,6 +18,7 @@ from unittest import mock
 from merklekv.engine.base import Pair
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import OP_SET
+from merklekv.engine.options import DEFAULT_MAX_VALUE_SIZE
 from merklekv.engine.record import is_live, is_tombstone, timestamp_of
 from merklekv.errors import MerkleKVError
 from merklekv.replication.cluster.lost_writes import LostWriteInterval
@@ -412,6 +413,12 @@ class Cluster(World):
                 node.engine.merge([(OP_SET, key, record) for key, record in pairs if is_live(record)], b"dump")
                 self.commit(node)
 
+    def do_limit(self, name: str, max_value_size: int) -> None:
+        """A node ends, and its next life takes values up to another size."""
+        if name not in self.gone:
+            self.do_stop(name)
+            self.nodes[name].max_value_size = max_value_size
+
     def do_leave(self, name: str) -> None:
         """The node is switched off for good, wherever it stood."""
         node = self.nodes[name]
@@ -492,6 +499,9 @@ class Cluster(World):
             self._hang_up(talk)
         for name in self.gone:
             self._end(self.nodes[name])
+        for node in self.nodes.values():
+            if node.max_value_size != DEFAULT_MAX_VALUE_SIZE:
+                self.do_limit(node.name, DEFAULT_MAX_VALUE_SIZE)
         super().heal()
 
     def set_right(self, keys: Sequence[bytes]) -> None:

@@ -43,6 +43,7 @@ WRONG_CLOCK: Final = {
     "exchange": 10.0,
     "round": 1.0,
 }
+LIMITED: Final = {"limit": 6.0, "exchange": 10.0, "round": 3.0}
 STAGES_RANGE: Final = (3, 8)
 STAGED: Final = 0.1  # of those with exchanges
 MESSAGES_ONLY: Final = 0.25  # of all histories
@@ -51,7 +52,8 @@ MESSAGES_ONLY: Final = 0.25  # of all histories
 def history(seed: str) -> History:
     """The history of a seed: with `m` before it, of messages alone; with `x`, of exchanges too; with `s`, staged; with
     `c`, with clocks that jump and messages that lie about times; with `w`, with one wrong clock, and peers
-    that lie; with `l`, with nodes that are alone and then join."""
+    that lie; with `l`, with nodes that are alone and then join;
+    with `v`, with values that are too large for some nodes."""
     return _Writer(seed).history
 
 
@@ -61,7 +63,7 @@ class _Writer(Rows):
     def __init__(self, seed: str) -> None:
         chance = random.Random(seed)
         kind = chance.random() >= MESSAGES_ONLY
-        exchanges = {"m": False, "x": True, "s": True, "c": True, "w": True, "l": True}.get(seed[:1], kind)
+        exchanges = {"m": False, "x": True, "s": True, "c": True, "w": True, "l": True, "v": True}.get(seed[:1], kind)
         names = [f"n{number}" for number in range(1, 1 + chance.choices((2, 3, 4, 5), (40, 40, 15, 5))[0])]
         queue_max = chance.choice((3, 10, 1000)) if exchanges else 10**6
         super().__init__(History(seed, names, exchanges, queue_max), chance)
@@ -75,6 +77,9 @@ class _Writer(Rows):
             kinds = {kind: weight for kind, weight in kinds.items() if kind not in DAMAGE} | WRONG_CLOCK
         if seed[:1] == "l":
             kinds = kinds | LONE
+        if seed[:1] == "v":
+            self.big = True
+            kinds = kinds | LIMITED
         for name in names:
             self._begin(name)
         for _ in range(chance.randint(*(STAGES_RANGE if staged else STEPS_RANGE))):

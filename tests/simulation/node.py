@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.log.reader import LogPosition
+from merklekv.engine.options import DEFAULT_MAX_VALUE_SIZE
 from merklekv.errors import MerkleKVError, Stalled
 from merklekv.metrics import ReplicationCounters
 from merklekv.replication.cluster.members import Identity
@@ -71,6 +72,7 @@ class Node:
     def __init__(self, name: str, root: Path, disk: Disk, now: Callable[[], int]) -> None:
         self.name = name
         self.skew = 0  # ns that its wall clock is ahead
+        self.max_value_size = DEFAULT_MAX_VALUE_SIZE  # of its next life
         self.armed: Armed | None = None
         self.connected = False
         self.flying: list[Batch] = []  # published; the broker has not got them yet
@@ -103,6 +105,7 @@ class Node:
             self.directory,
             checkpoint="manual",
             memtable_size=MEMTABLE_SIZE,
+            max_value_size=self.max_value_size,
             wall_clock=self.wall,
         )
         self.engine.checkpointer.memtable_size = SMALL_MEMTABLE

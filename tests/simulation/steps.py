@@ -34,6 +34,7 @@ LARGE_SKEW_S: Final = 200_000.0
 BIG_VALUE: Final = 700
 OFF_S: Final = (1.0, 59.0, 500.0, 3600.0, 86_400.0, 30 * 86_400.0, 365 * 86_400.0, 10 * 365 * 86_400.0)
 NEVER_SET_S: Final = -1.99e9  # a clock that is so far behind shows a day in 1970
+LIMITS: Final = (20, 200, 500, 10**6)  # bytes of the largest value that a node takes
 
 
 @dataclass
@@ -204,6 +205,10 @@ class Steps:
 
     def _load(self) -> None:
         self._add("load", self._node(), self._seed())
+
+    def _limit(self) -> None:
+        self._add("limit", name := self._node(), self.chance.choice(LIMITS))
+        self._begin(name)
 
     def _leave(self) -> None:
         self._add("leave", self._node())
