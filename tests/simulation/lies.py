@@ -16,7 +16,6 @@ import cbor2
 from merklekv.engine.record import (
     HEAD_SIZE,
     OP_ID_SIZE,
-    VERSION_SIZE,
     make_record,
     make_version,
     op_id_of,
@@ -50,7 +49,9 @@ def lie(message: bytes, known: MemberTable | None, far: int, chance: random.Rand
     if path == ("records",):
         inner["records"] = old + _record(old, far)
     else:
-        inner[path[-1]] = far if isinstance(old, int) else make_version(far, op_id_of(old)) + old[VERSION_SIZE:]
+        inner[path[-1]] = (
+            far if isinstance(old, int) else make_version(far, op_id_of(old)) + old.removeprefix(version_of(old))
+        )
     return _message(plain, known)
 
 
