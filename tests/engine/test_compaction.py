@@ -24,6 +24,7 @@ from merklekv.engine.checkpoint.child import CheckpointProcess
 from merklekv.engine.checkpoint.compaction import write_compacted
 from merklekv.engine.checkpoint.space import CompactionRule, packed_size
 from merklekv.engine.engine import Engine
+from merklekv.engine.log.segment import list_segments
 from merklekv.engine.verify import scrub as scrub_module
 from merklekv.engine.verify.check import check_directory
 from merklekv.engine.verify.scrub import Scrub
@@ -88,6 +89,21 @@ def test_a_truncation_gives_the_space_back(make_engine: Make) -> None:
         assert engine.metrics().compactions == count
         write(engine, 100, count)
     assert len(engines.values(engine)) == 100
+
+
+def test_a_truncation_gives_back_the_space_of_the_log(make_engine: Make) -> None:
+    """Of data that are in no base yet."""
+    engine = make_engine(checkpoint="process", memtable_size=LARGE)
+    write(engine, 6000)
+    assert engine.log.position > 6_000_000
+    engine.truncate()
+    engine.commit()
+    wait_until(lambda: list_segments(engine.directory.log) == [engine.log.lsn], what="the checkpoint", seconds=WAIT_S)
+    assert engine.log.lsn > 6_000_000
+    write(engine, 10)
+    engine.truncate()
+    engine.commit()
+    assert not engine.table.frozen
 
 
 def test_deletions_give_the_space_back(make_engine: Make) -> None:

@@ -269,7 +269,9 @@ class Checkpointer:
         if self._upto > self._done:
             self._checkpoint(self._upto)
         elif time.monotonic() >= self._look_at:
-            self._look_at = math.inf
+            is_counting = self._table.is_counting  # after a start; until then nobody knows what is gone
+            self._look_at = time.monotonic() + RETRY_S if is_counting else math.inf
+            self._freeze_due()
             self._compact_if_due()
 
     def _checkpoint(self, upto: int) -> None:

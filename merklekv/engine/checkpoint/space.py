@@ -54,13 +54,18 @@ class CompactionRule:
 
 
 def frees_much(table: Table) -> bool:
-    """Whether a checkpoint of the active memtable would remove more than half of a base that is large enough."""
+    """Whether a checkpoint of the active memtable would give back much of the base, or of a log that was truncated."""
     base = table.base
+    if table.frozen or not table.root_ready:
+        return False
+    is_truncated = table.truncation > base.truncation
+    if is_truncated and table.log.position > table.active.size + SMALLEST:
+        return True
     records = base.live + base.dead
     gone = max(base.live - table.live_count, records - table.live_count - table.tombstone_count)
-    if table.frozen or not table.root_ready or gone * 2 <= base.live:
+    if gone * 2 <= base.live:
         return False
-    if table.truncation == base.truncation and gone > len(table.active.records):
+    if not is_truncated and gone > len(table.active.records):
         return False  # counters of the base are damaged
     return gone * base.space.used > SMALLEST * records
 
