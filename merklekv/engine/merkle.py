@@ -119,18 +119,20 @@ class MerkleTree:
 
     def _refresh(self, node: int) -> int:
         """Packs the changed leaves below an inner node, and computes its digest; how many leaves it packed."""
-        below, packed = _below(node), self._packed[node]
-        sums, counts, changed = self.sums[below], self.counts[below], self.changed[below]
-        count = changed.count(1)
-        if count > MANY_LEAVES:
-            packed[:] = pack_leaves([(total << 64) + count for total, count in zip(sums, counts, strict=True)])
+        below, packed, sums, counts = _below(node), self._packed[node], self.sums, self.counts
+        changed = self.changed[below]
+        number = changed.count(1)
+        if number > MANY_LEAVES:
+            pairs = zip(sums[below], counts[below], strict=True)
+            packed[:] = pack_leaves([(total << 64) + count for total, count in pairs])
         else:
-            for leaf in compress(range(LEAVES_PER_INNER), changed):
-                at = leaf * LEAF_SIZE
-                packed[at : at + LEAF_SIZE] = ((sums[leaf] << 64) + counts[leaf] & LEAF_MASK).to_bytes(LEAF_SIZE, "big")
+            for bucket in compress(range(below.start, below.stop), changed):
+                at = (bucket - below.start) * LEAF_SIZE
+                leaf = (sums[bucket] << 64) + counts[bucket] & LEAF_MASK
+                packed[at : at + LEAF_SIZE] = leaf.to_bytes(LEAF_SIZE, "big")
         self.changed[below] = _NONE_CHANGED
         self._inner[node] = sha256(packed).digest()
-        return count
+        return number
 
     def inner_digests(self) -> list[bytes]:
         """The 256 inner digests, 32 bytes each."""

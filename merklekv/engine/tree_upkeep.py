@@ -10,7 +10,7 @@ from typing import Final
 from merklekv.engine.table import Table
 from merklekv.worker_thread import Fatal, WorkerThread
 
-PAUSE_S: Final = 0.2  # between two refreshes
+PAUSE_S: Final = 0.1  # between two refreshes
 REST: Final = 25  # times as long as a refresh took: it takes at most 4 % of a core, however much is written
 
 

@@ -23,6 +23,7 @@ from merklekv.engine.engine import Engine
 from merklekv.engine.format import OP_DEL, OP_SET
 from merklekv.engine.record import is_tombstone, timestamp_of
 from merklekv.engine.verify.check import check_engine
+from merklekv.engine.verify.scrub import Scrub
 from merklekv.errors import MerkleKVError, Stalled, StorageFailed
 
 PEER = b"peer"
@@ -151,6 +152,7 @@ def test_a_start_serves_before_it_has_counted(tmp_path: Path, make_engine: Calla
         metrics = engine.metrics()
         assert metrics.db_keys is metrics.db_tombstones is None
         assert not engine.wait_until_counted(0)
+        assert [damage for damage in Scrub(engine).steps() if damage is not None] == []
         engine.set(b"another", b"v")
         engine.commit()
         engines.abandon(engine)  # kill -9 during the count

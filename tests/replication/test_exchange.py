@@ -398,11 +398,12 @@ def test_an_exchange_with_a_node_that_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_initiator: bool
 ) -> None:
     """An initiator need not wait for its count to send everything; a responder waits."""
-    killed_with_a_log(tmp_path / "counting")
+    killed_with_a_log(tmp_path / "counting", base=not is_initiator)  # a count of 0 would have it send nothing
     monkeypatch.setattr(exchange_module, "COUNT_WAIT_S", 0.0)
     with held_back() as may_count, cluster(tmp_path, "a") as (a,):
         counting = Node(tmp_path / "counting", checkpoint="process", memtable_size=ROOMY)
         assert counting.engine.is_counting
+        a.set(b"another")
         if is_initiator:
             exchange(counting, a)
             assert counting.engine.is_counting
