@@ -9,13 +9,14 @@ import json
 import subprocess
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 import pytest
 from fixtures.cluster import NodeHandle, Outsider, ReplicationTestHarness, make_event
 from fixtures.node import NodeFactory
-from fixtures.support import wait_until
+from fixtures.support import wait_until as wait_shortly
 from fixtures.tools import TOOL, address, succeeds
 
 from merklekv.exit_codes import EXIT_USAGE
@@ -28,9 +29,12 @@ pytestmark = pytest.mark.replication
 
 SECOND_NS: Final = 10**9
 DAY_S: Final = 86_400
+SMALLEST_S: Final = 5
 YEARS_S: Final = 9 * 365 * DAY_S
 DRIFT_S: Final = 600
 TO_1970_S: Final = 1 - int(time.time())
+
+wait_until = partial(wait_shortly, seconds=30)  # a node looks at its clock once a second
 
 Moment = Literal["start", "running"]
 
@@ -48,16 +52,18 @@ class FakeClock:
         self.environment: Mapping[str, str] = {
             "LD_PRELOAD": str(libraries[0]),
             "FAKETIME_TIMESTAMP_FILE": str(place),
-            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_CACHE_DURATION": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         }
         self.set(0)
 
-    def set(self, seconds: int) -> None:
-        """It is off by so many seconds."""
+    def set(self, seconds: int, *nodes: NodeHandle) -> None:
+        """It is off by so many seconds.  Waits until these nodes, which have it, notice: they look once a second."""
         draft = self._offset.with_suffix(".new")
         draft.write_text(f"{seconds:+d}s")
         draft.replace(self._offset)
+        for node in nodes:
+            wait_until(lambda node=node: abs(node.figure("server_time_unix") - time.time() - seconds) < SMALLEST_S / 2)
 
 
 @pytest.fixture
@@ -115,7 +121,7 @@ class Wrong(NamedTuple):
 
 
 CASES: Final = {
-    "seconds": Wrong((5,), "running", True, "jumped forward by 5 s", ""),
+    "seconds": Wrong((SMALLEST_S,), "running", True, "jumped forward by 5 s", ""),
     "days": Wrong((2 * DAY_S,), "running", False, "jumped forward by 172800 s", "clock is ahead of node other's by 17"),
     "days-start": Wrong((2 * DAY_S,), "start", True, "", "node node's clock is ahead of node other's by 17"),
     "years-start": Wrong((YEARS_S,), "start", False, "", "node node's clock is ahead of node other's by 28"),
@@ -140,7 +146,7 @@ def test_a_clock_that_was_wrong_does_no_lasting_harm(
     if wrong.moment == "start":
         node.stop()
     for step, offset_s in enumerate(wrong.offsets_s):
-        clock.set(offset_s)
+        clock.set(offset_s, *([] if wrong.moment == "start" else [node]))
         if wrong.moment == "start":
             node.start()
         elif not step:
@@ -157,7 +163,7 @@ def test_a_clock_that_was_wrong_does_no_lasting_harm(
     wait_until(lambda: wrong.says in node.process.output() + problem_of(node))
     assert is_near(other)
     other.set("honest", "1")
-    clock.set(0)
+    clock.set(0, node)
     if wrong.moment == "start":
         node.stop()
         node.start()
@@ -194,7 +200,7 @@ def test_nodes_that_are_wrong_in_the_same_way_and_the_third_that_is_right(
     c = harness.create_node("c")
     d = harness.create_node("d")
     assert {sync(a, b), sync(c, d), sync(d, c), sync(a, c), sync(b, d)} == {"OK"}
-    clock.set(YEARS_S)
+    clock.set(YEARS_S, a, b)
     for node in (a, b):
         wait_until(lambda node=node: "jumped forward" in node.process.output())
     a.set("poisoned", "1")
@@ -204,7 +210,7 @@ def test_nodes_that_are_wrong_in_the_same_way_and_the_third_that_is_right(
     assert "set the clock of node a; that of node c agrees with 1 other node" in sync(a, c)
     assert "set the clock of node a; that of node c agrees with 1 other node" in problem_of(c)
     assert c.get("poisoned") is None
-    clock.set(0)
+    clock.set(0, a, b)
     for node in (a, b):
         wait_until(lambda node=node: "merklekv-tool restamp" in node.process.output())
         assert "stamps its writes after" in problem_of(node)
@@ -220,11 +226,11 @@ def test_nodes_that_are_wrong_in_the_same_way_and_the_third_that_is_right(
 def test_a_node_alone_says_what_is_wrong_and_is_restamped(node_factory: NodeFactory, clock: FakeClock) -> None:
     node = NodeHandle("alone", node_factory("--node-id", "alone", environment=clock.environment))
     node.set("kept", "1")
-    clock.set(YEARS_S)
+    clock.set(YEARS_S, node)
     wait_until(lambda: "the wall clock of node alone jumped forward by 28" in node.process.output())
     assert node.ask("FLUSHDB") == "OK"
     node.set("poisoned", "1")
-    clock.set(0)
+    clock.set(0, node)
     wait_until(lambda: "merklekv-tool restamp" in problem_of(node))
     node.stop()
     node.start()
