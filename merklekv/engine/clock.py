@@ -51,7 +51,8 @@ class HybridClock:
         """A version of now, above the lower bound."""
         timestamp = self._wall()
         if timestamp <= self.lower_bound:
-            timestamp = self.lower_bound + 1
+            self._drop_wrong_proposal()
+            timestamp = max(timestamp, self.lower_bound + 1)
         if timestamp > self.newest:
             self.newest = timestamp
         self._counter = self._counter + 1 & _COUNTER_MASK
@@ -107,6 +108,12 @@ class HybridClock:
             self.proposed = proposed
             self._bound()
         return True
+
+    def _drop_wrong_proposal(self) -> None:
+        """Forgets a proposal that the wall clock disagrees with by now, as `resume` does: no right clock accepts it."""
+        if self.proposed and not self.gate.admits(self.proposed):
+            self.proposed = 0
+            self._bound()
 
     def _bound(self) -> None:
         self.lower_bound = max(self._closed_through, self.proposed)

@@ -85,16 +85,29 @@ def test_a_refused_proposal_lets_the_clock_follow_the_wall() -> None:
     clock = HybridClock(TimeGate(DRIFT, wall))
     first, before = clock.propose()
     assert (first, before) == (NOON, 0)
-    wall.now += 5 * DRIFT
+    wall.now += DRIFT // 2
     second, before = clock.propose()
-    assert (second, before) == (NOON + 5 * DRIFT, first)
-    wall.now = NOON - 5 * DRIFT
+    assert (second, before) == (NOON + DRIFT // 2, first)
+    wall.now = NOON - DRIFT // 2
     assert timestamp_of(clock.next()) == second + 1
     clock.withdraw(second, before)
     assert timestamp_of(clock.next()) == first + 1, "whose answer is not known yet"
     assert clock.propose() == (first, 0)
     clock.withdraw(first, 0)
     assert timestamp_of(clock.next()) == wall.now
+
+
+def test_a_proposal_of_a_wrong_clock_does_not_outlive_that() -> None:
+    wall = Wall()
+    clock = HybridClock(TimeGate(DRIFT, wall))
+    clock.close_through(NOON + 5)
+    wall.now += DRIFT + 1
+    clock.propose()
+    wall.now -= 1
+    assert timestamp_of(clock.next()) == NOON + DRIFT + 2, "as the answer may have been lost"
+    wall.now = NOON
+    assert timestamp_of(clock.next()) == NOON + 6
+    assert not clock.proposed
 
 
 def test_an_accepted_proposal_holds_the_clock() -> None:
