@@ -82,7 +82,7 @@ class Example:
                 )
                 self.tell(f"    timestamp of the record           {shown(timestamp_of(record))}")
                 self.tell(f"    applied-through, {writer.node}".ljust(38) + shown(pair.applied_through[writer]))
-                self.tell(f"    stable-through, {writer.node}".ljust(38) + shown(pair.stable_through(writer)))
+                self.tell(f"    stable-through, {writer.node}".ljust(38) + shown(pair.stable_through.get(writer, 0)))
                 self.tell(f"    GC horizon of {lacking.node}".ljust(38) + shown(lacking.gc_horizon))
                 applied = {who.node: row.applied_through for who, row in sorted(holder.table.rows.items())}
                 told = ", ".join(f"{name} through {shown(time)}" for name, time in applied.items())

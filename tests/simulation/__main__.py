@@ -4,6 +4,8 @@
     python -m tests.simulation --minutes 30                  as many as there is time for
     python -m tests.simulation --seed 1234                   one history; one that fails is shrunk and shown
     python -m tests.simulation --mutations                   in how many histories each mistake is found
+    python -m tests.simulation --clauses                     each clause of the deletion rule: what fails without it
+    python -m tests.simulation --without "6 holder behind"   its histories without it; with --seed, that one
 
 It ends with status 1 if anything failed; every failure is shown as the short history that still fails.
 """
@@ -16,6 +18,7 @@ import time
 from collections import Counter
 from typing import Final
 
+from .clauses import CLAUSES, Clause, find_clause, without
 from .mutations import MUTATIONS, applied, seeds_of
 from .run import run_seed, shrink
 
@@ -78,6 +81,20 @@ def mutations(first: int, words: str) -> int:
     return int(missed > 0)
 
 
+def clauses() -> int:
+    """Of each clause: a history that fails without it."""
+    return max([ablate(one) for one in CLAUSES])
+
+
+def ablate(left_out: Clause) -> int:
+    """Whether its first history does not fail without a clause."""
+    with without(left_out):
+        found = next((verdict for seed in left_out.seeds if (verdict := run_seed(seed)).problems), None)
+    where = "NOTHING FAILS" if found is None else f"history {found.history.seed}: {found.problems[0][:120].strip()}"
+    say(f"{left_out.name}: {where}")
+    return int(found is None)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", help="one history")
@@ -86,7 +103,20 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--minutes", type=float, default=60.0, help="for how long at most")
     parser.add_argument("--mutations", nargs="?", const="", help="break the code, in the ways whose name has this word")
+    parser.add_argument("--clauses", action="store_true", help="leave out each clause of the deletion rule")
+    parser.add_argument("--without", metavar="CLAUSE", help="leave out this clause, in its own histories or in --seed")
     given = parser.parse_args()
+    if given.clauses:
+        return clauses()
+    if given.without is not None:
+        try:
+            left_out = find_clause(given.without)
+        except LookupError as problem:
+            parser.error(str(problem.args[0]))
+        if given.seed is None:
+            return 1 - ablate(left_out)
+        with without(left_out):
+            return one(given.seed, given.trace)
     if given.seed is not None:
         return one(given.seed, given.trace)
     if given.mutations is not None:

@@ -44,7 +44,25 @@ WRONG_CLOCK: Final = {
     "round": 1.0,
 }
 LIMITED: Final = {"limit": 6.0, "exchange": 10.0, "round": 3.0}
+DELETIONS: Final = {  # what the rows of the deletion rule are for
+    "foreign": 2.0,
+    "vanish": 2.0,
+    "unreadable": 1.0,
+    "unseen": 1.0,
+    "widow": 1.0,
+    "forgetful": 1.0,
+    "groups": 1.0,
+    "detour": 1.0,
+    "relapse": 2.0,
+    "amnesia": 1.0,
+    "bequest": 1.0,
+    "write": 5.0,
+    "round": 2.0,
+    "exchange": 3.0,
+    "wipe": 0.5,
+}
 STAGES_RANGE: Final = (3, 8)
+ALONE_RANGE: Final = (1, 4)
 STAGED: Final = 0.1  # of those with exchanges
 MESSAGES_ONLY: Final = 0.25  # of all histories
 
@@ -53,7 +71,8 @@ def history(seed: str) -> History:
     """The history of a seed: with `m` before it, of messages alone; with `x`, of exchanges too; with `s`, staged; with
     `c`, with clocks that jump and messages that lie about times; with `w`, with one wrong clock, and peers
     that lie; with `l`, with nodes that are alone and then join;
-    with `v`, with values that are too large for some nodes."""
+    with `v`, with values that are too large for some nodes; with `r`, with all that the deletion rule is for.
+    `widow+write-7` is one of these steps and rows alone."""
     return _Writer(seed).history
 
 
@@ -63,26 +82,33 @@ class _Writer(Rows):
     def __init__(self, seed: str) -> None:
         chance = random.Random(seed)
         kind = chance.random() >= MESSAGES_ONLY
-        exchanges = {"m": False, "x": True, "s": True, "c": True, "w": True, "l": True, "v": True}.get(seed[:1], kind)
+        alone = seed.partition("-")[0].split("+") if "-" in seed else []
+        letter = "" if alone else seed[:1]
+        exchanges = letter in tuple("xscwlvr") or bool(alone) or (letter != "m" and kind)
         names = [f"n{number}" for number in range(1, 1 + chance.choices((2, 3, 4, 5), (40, 40, 15, 5))[0])]
+        names = ["n1", "n2", "n3", "n4"] if alone else names
         queue_max = chance.choice((3, 10, 1000)) if exchanges else 10**6
         super().__init__(History(seed, names, exchanges, queue_max), chance)
-        staged = seed[:1] == "s" or (exchanges and chance.random() < STAGED)
-        clocks = seed[:1] == "c" or (exchanges and seed.isdigit() and seed[-1:] == "7")
+        staged = letter == "s" or (exchanges and chance.random() < STAGED)
+        clocks = letter == "c" or (exchanges and seed.isdigit() and seed[-1:] == "7")
         kinds = STAGES if staged else {kind: weight for kind, weight in self._weights().items() if weight}
         if clocks:
             kinds = kinds | CLOCKS
-        if seed[:1] == "w":
+        if letter == "w":
             self.history.wrong = chance.choice(names)
             kinds = {kind: weight for kind, weight in kinds.items() if kind not in DAMAGE} | WRONG_CLOCK
-        if seed[:1] == "l":
+        if letter == "l":
             kinds = kinds | LONE
-        if seed[:1] == "v":
+        if letter == "v":
             self.big = True
             kinds = kinds | LIMITED
+        if letter == "r" or (exchanges and seed.isdigit() and seed[-1:] == "3"):
+            staged, kinds = True, DELETIONS
+        if alone:
+            staged, kinds = True, dict.fromkeys(alone, 1.0)
         for name in names:
             self._begin(name)
-        for _ in range(chance.randint(*(STAGES_RANGE if staged else STEPS_RANGE))):
+        for _ in range(chance.randint(*(ALONE_RANGE if alone else STAGES_RANGE if staged else STEPS_RANGE))):
             step = chance.choices(list(kinds), list(kinds.values()))[0]
             getattr(self, f"_{step}")()
 

@@ -1,4 +1,4 @@
-"""Mistakes in the product that the simulator has to find.
+"""Mistakes in the product that the simulator has to find.  Those of the deletion rule are in clauses.py.
 
 Each mistake replaces a method or a function for a while, by one that calls the sound one and spoils what it is given,
 does or returns.  It names what it replaces by attribute, so mypy and `test_every_mistake_can_still_be_made` notice
@@ -21,13 +21,11 @@ from merklekv.engine.log.reader import LogPosition
 from merklekv.engine.log.retention import Retention
 from merklekv.engine.log.writer import Log
 from merklekv.engine.merkle import COUNT_MASK, MerkleTree, unpack_leaves
-from merklekv.engine.record import VERSION_SIZE, ZERO_VERSION, epoch_of, is_sound, version_of
+from merklekv.engine.record import VERSION_SIZE, ZERO_VERSION, is_sound, version_of
 from merklekv.engine.table import Table
 from merklekv.engine.time_gate import TimeGate
 from merklekv.engine.tombstone_gc import TombstoneGC
 from merklekv.engine.verify import scrub
-from merklekv.replication.cluster import lost_writes
-from merklekv.replication.cluster.lost_writes import LostWrites
 from merklekv.replication.cluster.members import Identity, Members, MemberTable
 from merklekv.replication.cluster.refused import Exceptions, Through, is_superseded, newest, unite
 from merklekv.replication.stream.inbox import Delivery, Inbox
@@ -408,39 +406,12 @@ def _() -> tuple[Change, ...]:
 # -- exchanges and members ---------------------------------------------------------------------------------------------
 
 
-@mistake("what a writer has lost is stale where it is missing", "s")
-def _() -> tuple[Change, ...]:
-    def retains(lost: LostWrites, version: bytes, sound: Any = lost_writes.retains) -> bool:
-        found: bool = sound(frozenset(one._replace(after=one.until, missed_through=0) for one in lost), version)
-        return found
-
-    return (replaced(lost_writes.retains, retains),)
-
-
-@mistake("what a restored node writes is taken for what it had", "s")
-def _() -> tuple[Change, ...]:
-    def retains(lost: LostWrites, version: bytes, sound: Any = lost_writes.retains) -> bool:
-        epoch = epoch_of(version)
-        same = (
-            one._replace(epoch=epoch, missed_through=one.missed_through if one.epoch == epoch else 0) for one in lost
-        )
-        found: bool = sound(frozenset(same), version)
-        return found
-
-    return (replaced(lost_writes.retains, retains),)
-
-
 @mistake("what a new node has from elsewhere is taken for its own", "x")
 def _() -> tuple[Change, ...]:
     def applied_through(table: MemberTable, sound: Any = MemberTable.applied_through) -> dict[Identity, int]:
         return dict.fromkeys(sound(table), 0)
 
     return (replaced(MemberTable.applied_through, applied_through),)
-
-
-@mistake("no node is ever behind", "x")
-def _() -> tuple[Change, ...]:
-    return (replaced(MemberTable.knows_all_of, lambda table, other: True),)
 
 
 @mistake("applied-through moves before the merge", "x")
@@ -472,14 +443,3 @@ def _() -> tuple[Change, ...]:
         return max(members.closed, clock, *counted) if counted and not members.unreadable else 0
 
     return (replaced(Members.stable, stable),)
-
-
-@mistake("applied-through stays confirmed although a member was removed", "s")
-def _() -> tuple[Change, ...]:
-    def remove(members: Members, gone: set[Identity], sound: Any = Members._remove) -> None:
-        counted = {who: member.confirmed_through for who, member in members}
-        sound(members, gone)
-        for who, member in members:
-            member.confirmed_through = counted[who]
-
-    return (replaced(Members._remove, remove),)

@@ -90,6 +90,14 @@ class Oracle:
             version = version_of(record)
             self.late[version] = max(self.late.get(version, 0), gc_horizon)
 
+    def is_replaced(self, key: bytes, record: bytes) -> bool:
+        """Whether a client has deleted this record, or put another in its place."""
+        return any(version_of(record) < at for at in (*self.written.get(key, ()), *self.written.get(TRUNCATION, ())))
+
+    def excuse(self, key: bytes, record: bytes) -> None:
+        """This record need not be there any more, nor what it has replaced."""
+        self.sure[key] = {version for version in self.sure.get(key, ()) if version > version_of(record)}
+
     def acknowledge(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
         """The commit that covers these has returned."""
         for key, record in pairs:

@@ -7,6 +7,7 @@ from typing import Final
 from .steps import LARGE_SKEW_S, NEVER_SET_S, OFF_S, WHOLE, Steps
 
 SLOW_WHEN_RESTORED: Final = 0.3
+STRANGE_KEY: Final = b"k721"  # of no history, and in one of the first leaves, too
 
 
 class Rows(Steps):
@@ -165,6 +166,107 @@ class Rows(Steps):
         self._add("lose", other, 0)
         self._add("leave", name)
         self._greet(heir, other)
+
+    def _unseen(self) -> None:
+        """A record that no horizon has reached vanishes at one of the two nodes that have it."""
+        names = self.chance.sample(self.history.names, len(self.history.names))
+        if len(names) < 3:
+            return
+        one, other = names[:2]
+        self._round()
+        self._writes(one, "set")
+        for _ in range(3):
+            self._round([one, other])
+        self._add("vanish", one, self._seed())
+        self._whole(other, one)
+
+    def _widow(self) -> None:
+        """A member is removed, and then a record vanishes that it wrote and all have applied."""
+        names = self.chance.sample(self.history.names, len(self.history.names))
+        if len(names) < 3:
+            return
+        gone, *others = names
+        self._writes(gone, "set")
+        for _ in range(3):
+            self._round()
+        self._add("leave", gone)
+        for name in others:
+            self._add("remove", gone, name)
+        for _ in range(3):
+            self._round(others)
+        self._add("vanish", others[0], self._seed())
+        self._whole(others[1], others[0])
+
+    def _forgetful(self) -> None:
+        """A restored node is started often before it meets the one node that has what it lost."""
+        names = self.chance.sample(self.history.names, len(self.history.names))
+        if len(names) < 4:
+            return
+        for name in names:
+            self._add("wipe", name)
+        one, lost, new, heir = names[:4]
+        self._writes(one, "set")
+        self._round([one, heir])
+        self._add("backup", lost)
+        self._writes(lost, "set")
+        self._round([lost, heir])
+        self._add("restore", lost, self._seed())
+        self._add("tick", 100.0)
+        for _ in range(self.chance.choice((0, 5, 12))):
+            self._go_on(lost, ("write",))
+            self._add("stop", lost)
+            self._add("start", lost)
+        for _ in range(2):
+            self._round([lost, new])
+        self._whole(heir, lost)
+
+    def _detour(self) -> None:
+        """A restored node meets one that has applied all, but follows no horizon: another group's, or its own."""
+        names = self.chance.sample(self.history.names, len(self.history.names))
+        if len(names) < 4:
+            return
+        one, lost, new, away = names[:4]
+        for name in (new, away):
+            self._add("wipe", name)
+        # The two differ, or to greet each other is a whole exchange.
+        self._add("write", new, (("set", STRANGE_KEY, b"0"),), True)
+        self._writes(one, "set")
+        for _ in range(2):
+            self._round([one, lost])
+        self._add("backup", lost)
+        self._writes(one, "delete")
+        for _ in range(2):
+            self._round([one, lost])
+        self._greet(new, away)
+        self._add("wipe", away)  # so one member of its group is never met
+        self._whole(new, away)
+        self._whole(new, one)
+        self._add("restore", lost, self._seed())
+        self._add("start", lost)
+        self._whole(lost, new)
+        self._whole(new, one)
+
+    def _groups(self) -> None:
+        """Two groups become stable without each other, and then become one."""
+        names = self.chance.sample(self.history.names, len(self.history.names))
+        if len(names) < 3:
+            return
+        for name in names:
+            self._add("wipe", name)
+        half = self.chance.randint(1, len(names) - 1)
+        groups = names[:half], names[half:]
+        for group in groups:
+            self._writes(self.chance.choice(group), "set")
+            self._round(group)
+        if self.chance.random() < 0.5:
+            self._add("exchange", self.chance.choice(groups[0]), self.chance.choice(groups[1]), 3, "cut", self._seed())
+        for group in groups:
+            for command in self.chance.choice((("delete",), ("set", "delete"), ())):
+                self._writes(self.chance.choice(group), command)
+            for _ in range(2):
+                self._round(group)
+        for _ in range(self.chance.randint(1, 3)):
+            self._whole(self.chance.choice(groups[0]), self.chance.choice(groups[1]))
 
     def _decay(self) -> None:
         """Records come into the base and are damaged there, and after a while the scrub comes by."""

@@ -21,8 +21,8 @@ from merklekv.engine.time_gate import DEFAULT_MAX_DRIFT_S, MAX_TRUNCATION_AHEAD_
 from merklekv.engine.verify.check import check_engine
 from merklekv.errors import MerkleKVError
 
-from .decay import Decay
 from .history import history
+from .mishaps import Mishaps
 from .node import Failure
 from .oracle import Holding, show
 from .steps import KEYS, History
@@ -68,7 +68,7 @@ def run(story: History) -> Verdict:
         )  # one refused needs an exchange
         with (
             mock.patch.object(time_gate, "MAX_TRUNCATION_AHEAD_S", truncation_s),
-            Decay(story.seed, root, story.names, story.queue_max) as world,
+            Mishaps(story.seed, root, story.names, story.queue_max) as world,
         ):
             problems = _problems(world, story)
             return Verdict(story, problems, world.trace.hexdigest(), world.crashes)
@@ -77,7 +77,7 @@ def run(story: History) -> Verdict:
         log.setLevel(level)
 
 
-def _problems(world: Decay, story: History) -> list[str]:
+def _problems(world: Mishaps, story: History) -> list[str]:
     where = "at the start"
     try:
         for number, step in enumerate(story.steps):
@@ -98,7 +98,7 @@ def _problems(world: Decay, story: History) -> list[str]:
         return [f"{where}: {traceback.format_exc()}"]
 
 
-def _come_together(world: Decay) -> list[str]:
+def _come_together(world: Mishaps) -> list[str]:
     """With exchanges: equal contents after a few rounds, equal horizons and no tombstones after a few more."""
     for _ in range(ROUNDS_TO_AGREE):
         world.drain()
@@ -115,12 +115,12 @@ def _come_together(world: Decay) -> list[str]:
     return [f"horizons and tombstones after {ROUNDS_TO_SETTLE} more rounds: {left}", *_judge(world)]
 
 
-def _settled(world: Decay) -> bool:
+def _settled(world: Mishaps) -> bool:
     engines = [node.engine for node in world.up()]
     return len({engine.gc_horizon for engine in engines}) == 1 and not any(engine.tombstone_count for engine in engines)
 
 
-def _disagreements(world: Decay) -> list[str]:
+def _disagreements(world: Mishaps) -> list[str]:
     """How nodes differ, and what is unsound in any of them."""
     nodes = world.up()
     holdings = [world.holding(node) for node in nodes]
@@ -134,7 +134,7 @@ def _disagreements(world: Decay) -> list[str]:
     return problems
 
 
-def _judge(world: Decay) -> list[str]:
+def _judge(world: Mishaps) -> list[str]:
     """What the cluster has to keep for its clients and has not, and what is unsound in any node."""
     nodes = world.up()
     before = check_engine(nodes[0].engine)

@@ -222,6 +222,15 @@ class Steps:
     def _rot(self) -> None:
         self._add("rot", self._node(), self._seed())
 
+    def _foreign(self) -> None:
+        self._add("foreign", self._node(), self._seed())
+
+    def _vanish(self) -> None:
+        self._add("vanish", self._node(), self._seed())
+
+    def _unreadable(self) -> None:
+        self._add("unreadable", self._node(), self._seed())
+
     def _scrub(self) -> None:
         self._add("scrub", self._node(), self._seed())
 

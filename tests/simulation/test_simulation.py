@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from .clauses import CLAUSES, without
 from .history import history
 from .mutations import MUTATIONS, applied
 from .run import run, run_seed, shrink
@@ -49,6 +50,23 @@ def test_every_mistake_can_still_be_made() -> None:
     for mutation in MUTATIONS:
         with applied(mutation):
             pass
+
+
+def test_every_clause_of_the_rule_has_a_name_and_a_seed() -> None:
+    """Whether each history fails without its clause: `python -m tests.simulation --clauses`."""
+    assert len({clause.name for clause in CLAUSES}) == len(CLAUSES)
+    for clause in CLAUSES:
+        assert clause.seeds, f"no history needs '{clause.name}'"
+        with without(clause):
+            pass
+
+
+@pytest.mark.parametrize("name", [clause.name for clause in CLAUSES if clause.name.startswith("row ")])
+def test_every_row_of_the_deletion_rule_is_needed(name: str) -> None:
+    clause = next(clause for clause in CLAUSES if clause.name == name)
+    assert not run_seed(clause.seeds[0]).problems
+    with without(clause):
+        assert run_seed(clause.seeds[0]).problems
 
 
 def test_a_history_that_fails_shrinks_to_what_matters() -> None:

@@ -13,8 +13,6 @@ A stale one is re-deleted where it is, so that it does not come back.
                       its GC horizon has waited for the lacking node, too
     behind            a node that has applied less of a member than the GC horizon of the other says that all have: it
                       is new, or was restored from a backup
-    refused           the value is too large for the lacking node, or for one that it has got records from, and no newer
-                      record of the key has come since (cluster/refused.py)
     lost write        a write from the time between the end of a writer's data and its next start: a crash or a restored
                       backup may have lost it (cluster/lost_writes.py)
 
@@ -28,6 +26,8 @@ The first row that matches decides:
     6  the holder is behind                                                                 stale
     7  it is later than the stable-through timestamp of its writer                          stale
     8  none of these: all had it, no node deleted it, the lacking node lost it by damage    new
+
+A node refuses a value that is too large for it (cluster/refused.py).
 
 A record of a writer that neither node knows comes from a dump.  Through the stable-through timestamp of the holder the
 lacking node had all that the holder had, so row 4 takes that for the applied-through timestamp, too.
@@ -55,6 +55,7 @@ class Pair(NamedTuple):
     holder: MemberTable
     lacking: MemberTable
     applied_through: dict[Identity, int]  # ns: of the lacking node, by writer
+    stable_through: dict[Identity, int]  # ns, by writer
     is_behind: bool  # the holder
     refused: dict[bytes, bytes]  # by key: the newest version that the lacking node has refused
 
@@ -62,15 +63,13 @@ class Pair(NamedTuple):
     def of(cls, holder: MemberTable, lacking: MemberTable) -> Pair:
         """The pair, with what the tables say of each other."""
         applied_through = dict.fromkeys(holder.rows, 0) | lacking.applied_through()
+        stable_through = lacking.stable_through
+        if holder.horizon_covers(lacking.identity):  # or it may be from before a deletion that the other has applied
+            later = holder.stable_through.items()
+            stable_through = stable_through | {who: max(time, stable_through.get(who, 0)) for who, time in later}
+        is_behind = not holder.knows_all_of(lacking)
         refused = {key: one.version for key, one in lacking.refused.items()}
-        return cls(holder, lacking, applied_through, not holder.knows_all_of(lacking), refused)
-
-    def stable_through(self, writer: Identity) -> int:
-        """The stable-through timestamp, ns, of a writer."""
-        of_lacking = self.lacking.stable_through.get(writer, 0)
-        if not self.holder.horizon_covers(self.lacking.identity):
-            return of_lacking  # it may be from before a deletion that the lacking node has applied
-        return max(of_lacking, self.holder.stable_through.get(writer, 0))
+        return cls(holder, lacking, applied_through, stable_through, is_behind, refused)
 
 
 class RecordRow(NamedTuple):
@@ -97,7 +96,7 @@ TIME_ROWS: tuple[TimeRow, ...] = (
     TimeRow("4 not applied", False, lambda pair, writer: pair.applied_through[writer]),
     TimeRow("5 above every horizon", False, lambda pair, writer: pair.lacking.max_gc_horizon),
     TimeRow("6 holder behind", True, lambda pair, writer: ALL if pair.is_behind else NONE),
-    TimeRow("7 not stable", True, lambda pair, writer: pair.stable_through(writer)),
+    TimeRow("7 not stable", True, lambda pair, writer: pair.stable_through.get(writer, 0)),
 )
 
 
@@ -111,10 +110,13 @@ class Limits(NamedTuple):
 
     def is_stale(self, key: bytes, record: bytes) -> bool:
         """Whether a record, or its head, is stale."""
+        if not self.damaged_through < timestamp_of(record) <= self.applied_through:
+            return False
         refused = self.refused.get(key, b"")
-        return self.damaged_through < timestamp_of(record) <= self.applied_through and not any(
-            row.matches(record, self.lost, refused) for row in RECORD_ROWS
-        )
+        for row in RECORD_ROWS:  # noqa: SIM110 - a generator takes a quarter longer
+            if row.matches(record, self.lost, refused):
+                return False
+        return True
 
 
 class StaleRecords(NamedTuple):

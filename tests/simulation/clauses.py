@@ -1,0 +1,167 @@
+"""The clauses of the deletion rule and of what feeds it, each of which can be left out.
+
+A clause is a row of the decision table, or a condition elsewhere.  Without it some history breaks what the cluster
+promises; its seeds are here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, Final, NamedTuple
+from unittest import mock
+
+from merklekv.engine.record import epoch_of
+from merklekv.replication.cluster import lost_writes
+from merklekv.replication.cluster.lost_writes import LostWrites
+from merklekv.replication.cluster.members import Identity, Members, MemberTable
+from merklekv.replication.sync import deletion_rule
+from merklekv.replication.sync.deletion_rule import RECORD_ROWS, TIME_ROWS, Pair, RecordRow, TimeRow
+from merklekv.replication.sync.local_endpoint import LocalEndpoint
+
+from .mutations import Change, meanwhile, replaced, silenced
+
+
+class Clause(NamedTuple):
+    """A part of the rule."""
+
+    name: str
+    seeds: tuple[str, ...]  # of histories that fail without it
+    changes: Callable[[], tuple[Change, ...]]
+
+
+CLAUSES: Final[list[Clause]] = []
+Changes = Callable[[], tuple[Change, ...]]
+
+
+def clause(name: str, *seeds: str) -> Callable[[Changes], None]:
+    """Declares one; the function gives the replacements that leave it out."""
+
+    def declare(changes: Changes) -> None:
+        CLAUSES.append(Clause(name, seeds, changes))
+
+    return declare
+
+
+@contextmanager
+def without(left_out: Clause) -> Iterator[None]:
+    """The product without this clause."""
+    with ExitStack() as stack:
+        for change in left_out.changes():
+            stack.enter_context(change)
+        yield
+
+
+def find_clause(name: str) -> Clause:
+    """The one whose name has these words.  Raises LookupError if there is none, or there are several."""
+    found = [one for one in CLAUSES if name in one.name]
+    exact = [one for one in found if one.name == name] or found
+    if len(exact) != 1:
+        raise LookupError(f"{len(exact)} clauses have '{name}' in their name; all are: {[one.name for one in CLAUSES]}")
+    return exact[0]
+
+
+# -- the rows ----------------------------------------------------------------------------------------------------------
+
+ROW_SEEDS: Final = {
+    "1 tombstone": ("relapse-6",),
+    "2 lost write": ("forgetful-0",),
+    "3 refused": ("v48",),
+    "4 not applied": ("groups-0",),
+    "5 above every horizon": ("unseen-1",),
+    "6 holder behind": ("r4",),
+    "7 not stable": ("detour-6",),
+}
+
+
+def _without_row(row: RecordRow | TimeRow) -> tuple[Change, ...]:
+    by_record = tuple(one for one in RECORD_ROWS if one is not row)
+    by_time = tuple(one for one in TIME_ROWS if one is not row)
+    return (
+        mock.patch.object(deletion_rule, "RECORD_ROWS", by_record),
+        mock.patch.object(deletion_rule, "TIME_ROWS", by_time),
+    )
+
+
+_ROWS: Final[list[RecordRow | TimeRow]] = [*RECORD_ROWS, *TIME_ROWS]
+for _row in _ROWS:
+    CLAUSES.append(Clause(f"row {_row.name}", ROW_SEEDS[_row.name], partial(_without_row, _row)))
+
+
+def _stable_through(chosen: Callable[[MemberTable, MemberTable], dict[Identity, int]]) -> tuple[Change, ...]:
+    def of(holder: MemberTable, lacking: MemberTable, sound: Callable[..., Pair] = Pair.of) -> Pair:
+        return sound(holder, lacking)._replace(stable_through=chosen(holder, lacking))
+
+    return (replaced(Pair.of, of),)
+
+
+@clause("row 8 damage", "widow-0")
+def _() -> tuple[Change, ...]:
+    return _stable_through(lambda holder, lacking: {})
+
+
+@clause("row 7 stable-through of a holder whose horizon covers the lacking node", "detour-6")
+def _() -> tuple[Change, ...]:
+    def larger(holder: MemberTable, lacking: MemberTable) -> dict[Identity, int]:
+        one, other = holder.stable_through, lacking.stable_through
+        return {who: max(one.get(who, 0), other.get(who, 0)) for who in one | other}
+
+    return _stable_through(larger)
+
+
+# -- lost writes -------------------------------------------------------------------------------------------------------
+
+Retains = Callable[[LostWrites, bytes], bool]
+
+
+@clause("lost writes are in an interval", "forgetful-0")
+def _() -> tuple[Change, ...]:
+    def retains(lost: LostWrites, version: bytes, sound: Retains = lost_writes.retains) -> bool:
+        return sound(frozenset(one._replace(after=one.until) for one in lost), version)
+
+    return (replaced(lost_writes.retains, retains),)
+
+
+@clause("lost writes name the process", "s22")
+def _() -> tuple[Change, ...]:
+    def retains(lost: LostWrites, version: bytes, sound: Retains = lost_writes.retains) -> bool:
+        epoch = epoch_of(version)
+        same = (
+            one._replace(epoch=epoch, missed_through=one.missed_through if one.epoch == epoch else 0) for one in lost
+        )
+        return sound(frozenset(same), version)
+
+    return (replaced(lost_writes.retains, retains),)
+
+
+@clause("lost writes in the longest intervals", "forgetful-0")
+def _() -> tuple[Change, ...]:
+    return (mock.patch.object(lost_writes, "LONGEST", 0),)
+
+
+@clause("lost writes behind what a peer has applied of this node", "s60089")
+def _() -> tuple[Change, ...]:
+    return (meanwhile(LocalEndpoint.add_members, lambda: silenced(Members.add_lost_writes)),)
+
+
+# -- what is stable ----------------------------------------------------------------------------------------------------
+
+
+@clause("stable relies on what is confirmed after a removal", "s50")
+def _() -> tuple[Change, ...]:
+    def remove(members: Members, gone: set[Any], sound: Any = Members._remove) -> None:
+        before = {who: member.confirmed_through for who, member in members}
+        sound(members, gone)
+        for who, member in members:
+            member.confirmed_through = before[who]
+
+    return (replaced(Members._remove, remove),)
+
+
+# -- merging -----------------------------------------------------------------------------------------------------------
+
+
+@clause("deletes anew what a tombstone below the horizon hides", "s1050018")
+def _() -> tuple[Change, ...]:
+    return (replaced(LocalEndpoint._delete_anew, lambda endpoint, key, tombstone: False),)

@@ -1,0 +1,148 @@
+"""What befalls single records and rows of tables: loaded dumps, records that vanish, rows that cannot be read.
+
+Here, too, a re-deletion is judged when it happens: a node may re-delete only what a client has deleted or replaced.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any, Final, Self
+from unittest import mock
+
+import cbor2
+
+from merklekv.engine.base import Pair
+from merklekv.engine.format import OP_SET
+from merklekv.engine.record import STORE_ID_SIZE, is_live, make_record, make_version, store_id_of, timestamp_of
+from merklekv.replication.cluster.members import Members
+from merklekv.replication.cluster.storage import METADATA_MEMBERS
+from merklekv.replication.sync.local_endpoint import LocalEndpoint
+
+from .decay import Decay
+from .node import Failure, Node
+from .oracle import show
+from .steps import KEYS
+from .world import NOON
+
+ALWAYS: Final = 1 << 63  # ns: later than every horizon
+WHOLE_TABLES: Final = 0.2  # of the tables that are damaged, instead of a row
+
+
+class Mishaps(Decay):
+    """A cluster whose operators load dumps, and whose nodes lose single records."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._doubtful: dict[
+            bytes, set[bytes]
+        ] = {}  # by key: records of dumps, or that some node has lost without a trace
+        self._exchanged_again = False
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        redelete = LocalEndpoint.redelete
+
+        def judged(endpoint: LocalEndpoint, pairs: list[Pair], origin: bytes, gc_horizon: int) -> int:
+            before = {key: endpoint.engine.record(key) for key, _ in pairs}
+            count = redelete(endpoint, pairs, origin, gc_horizon)
+            for key, version in pairs:
+                record = before[key]
+                if record is not None and record.startswith(version) and endpoint.engine.record(key) != record:
+                    self._judge(endpoint.members, key, record)
+            return count
+
+        self._stack.enter_context(mock.patch.object(LocalEndpoint, "redelete", judged))
+        return self
+
+    def _judge(self, members: Members, key: bytes, record: bytes) -> None:
+        later = any(record < one for one in self._doubtful.get(key, ()))  # what replaced it may have vanished since
+        if later or (record in self._doubtful.get(key, ()) and not self._is_level(members)):
+            self.oracle.excuse(key, record)  # a node that is behind brings it: it may as well have been deleted
+        elif not self.oracle.is_replaced(key, record):
+            raise Failure(f"{members.identity.node}: re-deletes {show(key, record)}, which no client has replaced")
+
+    def _is_level(self, members: Members) -> bool:
+        """Whether a node is a member for all others, and has applied what all have."""
+        table = members.table()
+        others = [node.members.table() for node in self.up() if node.members is not members]
+        return all(other.horizon_covers(table.identity) and table.knows_all_of(other) for other in others)
+
+    # -- steps ---------------------------------------------------------------------------------------------------------
+
+    def do_foreign(self, name: str, seed: int) -> None:
+        """A dump of a node of another cluster is loaded: records of a writer that nobody knows, from some time ago."""
+        node, chance = self.nodes[name], random.Random(seed)
+        if not node.up or name in self.gone:
+            return
+        writer = chance.randbytes(STORE_ID_SIZE)
+        with self.as_node(node):
+            for key in chance.sample(KEYS, 2):
+                version = make_version(chance.randrange(NOON, self.now), writer + chance.randbytes(8))
+                record = make_record(key, version, b"d%d" % chance.randrange(10**6))
+                self.oracle.attempt(key, record)
+                self.oracle.brings([record], ALWAYS)  # it comes back even if it was deleted here
+                self._doubtful.setdefault(key, set()).add(record)
+                node.engine.merge([(OP_SET, key, record)], b"load")
+                if node.engine.record(key) == record and not node.relapsed:
+                    node.uncommitted.append((key, record))
+            self.commit(node)
+
+    def do_vanish(self, name: str, seed: int) -> None:
+        """Damage takes a record without a trace: one that all members have applied, or that no horizon has reached."""
+        node, chance = self.nodes[name], random.Random(seed)
+        if not node.up:
+            return
+        self.commit(node)
+        members = node.members
+        stable_through = {who.store_id: until for who, until in members.stable_through.items()}
+        lost = [
+            (key, record)
+            for key, record in node.records().items()
+            if is_live(record)
+            and store_id_of(record) in stable_through
+            and not stable_through[store_id_of(record)] < timestamp_of(record) <= members.max_gc_horizon
+        ]
+        if not lost:
+            return
+        key, record = chance.choice(sorted(lost))
+        with self.as_node(node):
+            with node.engine.lock:
+                node.engine.table.purge(key, record)
+            node.engine.commit()
+        self._doubtful.setdefault(key, set()).add(record)
+        self._reconsider()
+
+    def do_unreadable(self, name: str, seed: int) -> None:
+        """A row of the stored table of members is damaged, or the whole table, and the node starts again."""
+        node, chance = self.nodes[name], random.Random(seed)
+        if not node.up or name in self.gone:
+            return
+        plain = cbor2.loads(node.members.encode())
+        if chance.random() < WHOLE_TABLES:
+            damaged = b"damaged"
+            node.joined = False
+        elif plain["rows"]:
+            chance.choice(plain["rows"])[0] = ""
+            damaged = cbor2.dumps(plain)
+        else:
+            return
+        with self.as_node(node):
+            self.commit(node)
+            node.engine.put_metadata(METADATA_MEMBERS, damaged)
+            node.engine.commit()
+            node.stop()
+            node.start()
+        self._reconsider()
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def remove_gone(self) -> None:
+        """When all have exchanged again, the rows that cannot be read are removed, too."""
+        super().remove_gone()
+        for node in self.up() if self._exchanged_again else ():
+            self._remove_unreadable(node)
+        self._exchanged_again = True
+
+    def _remove_unreadable(self, node: Node) -> None:
+        for name in list(node.members.unreadable):
+            node.membership.remove(name)
