@@ -101,7 +101,7 @@ def _() -> tuple[Change, ...]:
     return _stable_through(lambda holder, lacking: {})
 
 
-@clause("row 7 stable-through of a holder whose horizon covers the lacking node", "detour-6")
+@clause("stable-through of a holder whose horizon covers the lacking node", "detour-6")
 def _() -> tuple[Change, ...]:
     def larger(holder: MemberTable, lacking: MemberTable) -> dict[Identity, int]:
         one, other = holder.stable_through, lacking.stable_through
