@@ -5,7 +5,7 @@ or a GC horizon in the future holds the node's clock up, so all that it writes i
 
 All of it happens in the base, after a checkpoint has emptied the log:
 
-    1   the metadata entries of the caller, and a GC horizon of now in the place of a later one
+    1   the metadata entries of the caller, and now in the place of a later GC horizon, or of what a lone node purged
     2   no truncation version in the place of a future one; what it had deleted is gone from the base by then
     3   the records, in key order, a transaction at a time
     4   the base's newest version
@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 from merklekv.engine.base import TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter, Pair
 from merklekv.engine.clock import HybridClock
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import METADATA_GC_HORIZON, TIME_SIZE
+from merklekv.engine.format import METADATA_TIMES, TIME_SIZE
 from merklekv.engine.record import (
     OP_ID_SIZE,
     ZERO_VERSION,
@@ -68,7 +68,7 @@ class FutureData:
 def has_future_data(engine: Engine, now: int) -> bool:
     """Whether an engine has anything stamped after `now`, ns."""
     times = map(timestamp_of, (engine.table.newest(), engine.truncation))
-    return max(engine.gc_horizon, *times) > now
+    return max(*_stored_times(engine).values(), *times) > now
 
 
 def find(engine: Engine, now: int, progress: Progress) -> FutureData:
@@ -96,10 +96,10 @@ def restamp_data(
     clock = HybridClock(engine.time_gate)
     clock.write_as(store_id)
     clock.close_through(now)
-    horizon = {METADATA_GC_HORIZON: now.to_bytes(TIME_SIZE, "big")} if found.gc_horizon else {}
+    lowered = {name: now.to_bytes(TIME_SIZE, "big") for name, time in _stored_times(engine).items() if time > now}
 
     def change(writer: BaseWriter) -> None:
-        writer.finish(writer.checkpoint_lsn, {**metadata, **horizon})
+        writer.finish(writer.checkpoint_lsn, {**metadata, **lowered})
         if found.truncation:
             writer.lower(b"truncation", ZERO_VERSION)
         newest = ZERO_VERSION
@@ -114,6 +114,10 @@ def restamp_data(
 
     _with_base(engine, change)
     return found
+
+
+def _stored_times(engine: Engine) -> dict[bytes, int]:
+    return {name: int.from_bytes(engine.metadata.get(name, b""), "big") for name in METADATA_TIMES}
 
 
 def _bounds(engine: Engine, now: int) -> FutureData:

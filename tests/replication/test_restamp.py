@@ -16,7 +16,7 @@ from merklekv.engine.restamp import FIRST_KEYS
 from merklekv.engine.verify.check import check_directory
 from merklekv.replication.cluster.members import MembersUnreadable
 from merklekv.replication.cluster.restamp import Restamped, restamp
-from merklekv.replication.cluster.storage import METADATA_MEMBERS
+from merklekv.replication.cluster.storage import METADATA_MEMBERS, load_members
 
 YEARS = 9 * 365 * 86_400 * SECOND
 DRIFT_S = 600
@@ -267,16 +267,27 @@ def test_a_damaged_table_of_members_is_refused_and_nothing_changes(tmp_path: Pat
     engine.close()
 
 
-@pytest.mark.parametrize("has_published", [False, True])
-def test_the_former_member_of_a_node_alone_is_removed_only_if_others_may_know_it(
-    tmp_path: Path, has_published: bool
-) -> None:
-    with cluster(tmp_path, "a", max_clock_drift_s=DRIFT_S) as (a,):
-        if has_published:
-            a.engine.retention.subscribe()
-        set_clocks([a], YEARS)
-        a.set(b"k")
-        set_clocks([a], -YEARS)
-        former = a.members.identity
-        assert restamped(a) is not None
-        assert list(a.members.removed) == [former] * has_published
+@pytest.mark.parametrize("joins", [False, True])
+def test_the_former_member_of_a_lone_node_is_not_removed(tmp_path: Path, joins: bool) -> None:
+    """It would keep tombstones from then on, and no other node knows it."""
+
+    def opened(wall: int) -> Engine:
+        return Engine(tmp_path, checkpoint="manual", durability="never", wall_clock=lambda: wall)
+
+    engine = opened(NOON + YEARS)
+    former = load_members(engine, "a", joins=joins).identity
+    engine.set(b"k", b"v")
+    engine.set(b"gone", b"v")
+    engine.delete(b"gone")
+    engine.close()
+    engine = opened(NOON)
+    assert restamp(engine, NOON, lambda done, total: None) is not None
+    engine.close()
+    engine = opened(NOON + SECOND)
+    assert restamp(engine, NOON + SECOND, lambda done, total: None) is None
+    members = load_members(engine, "a", joins=joins)
+    assert list(members.removed) == [former] * joins
+    assert engine.tombstone_gc.is_lone != joins
+    assert engine.purged_through <= NOON
+    engine.close()
+    assert check_directory(tmp_path) == []

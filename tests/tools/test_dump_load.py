@@ -189,6 +189,8 @@ def test_a_record_from_the_far_future_is_refused_by_name(tmp_path: Path) -> None
     summary = json.loads(done.stdout)
     assert (summary["applied"], summary["refused"]) == (1, 1)
     assert summary["reasons"] == [{"key": "in a year", "reason": "clock"}]
+    told = run("load", "-", tmp_path / "target", stdin=succeeds("dump", tmp_path / "source")).stderr.decode()
+    assert "clock: a wrong clock stamped the record in the future, or" in told
 
 
 @pytest.mark.parametrize("online", [False, True], ids=["directory", "node"])

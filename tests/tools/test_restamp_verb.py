@@ -30,7 +30,7 @@ def directory(tmp_path: Path) -> Path:
     place = tmp_path / "data"
     for ahead in (0, YEARS_NS):
         engine = Engine(place, checkpoint="manual", wall_clock=partial(wall_clock, ahead))
-        load_members(engine, "node-1")
+        load_members(engine, "node-1", joins=True)
         engine.set(b"kept-%d" % ahead, b"v")
         if ahead:
             engine.set(ODD, b"v")
@@ -63,7 +63,7 @@ def test_restamp_says_what_it_did(directory: Path) -> None:
     assert again.endswith("UTC; nothing was changed\n")
     assert succeeds("verify", directory)
     members = json.loads(succeeds("members", directory, "--json"))["members"]
-    assert [(row["node"], row["state"]) for row in members] == [("node-1", "self")]
+    assert [(row["node"], row["state"]) for row in members] == [("node-1", "self"), ("node-1", "removed")]
 
 
 def test_restamp_for_scripts(directory: Path) -> None:

@@ -41,7 +41,7 @@ def restamp(engine: Engine, now: int, progress: Progress, *, dry_run: bool = Fal
         return None
     store_id, entries, identity, former = token_bytes(STORE_ID_SIZE), {}, None, None
     if stored is not None:
-        members, former = restamped_members(stored, now, has_published=engine.retention.cursor is not None)
+        members, former = restamped_members(stored, now, is_lone=engine.tombstone_gc.is_lone)
         store_id, entries, identity = members.identity.store_id, {METADATA_MEMBERS: members.encode()}, members.identity
     found = find(engine, now, progress) if dry_run else restamp_data(engine, now, store_id, entries, progress)
     return Restamped(found, identity, former)
@@ -53,19 +53,17 @@ def latest_time(stored: bytes) -> int:
     return _largest(cbor2.loads(stored))
 
 
-def restamped_members(stored: bytes, now: int, *, has_published: bool) -> tuple[Members, Identity]:
+def restamped_members(stored: bytes, now: int, *, is_lone: bool) -> tuple[Members, Identity]:
     """The table of the new member, with no time after `now`, ns, and the former identity.
 
-    `has_published`: other nodes may know this one although it knows none.  Raises MembersUnreadable, FormatTooNew,
-    TooManyMembers.
+    `is_lone`: no other node can know the former one.  Raises MembersUnreadable, FormatTooNew, TooManyMembers.
     """
     node = node_of(stored)
-    before = Members.restore(stored, node)
-    former = before.identity
+    former = Members.restore(stored, node).identity
     members = Members.restore(cbor2.dumps(_lowered(cbor2.loads(stored), now)), node, anew=True)
     members.remove(former.node, former.store_id)
-    if len(before) == 1 and not (before.removed or before.unreadable or has_published):
-        members.removed.clear()  # no other node knows it, and a node that is alone keeps no tombstones
+    if is_lone:
+        members.removed.clear()  # or it would keep tombstones from now on
     return members, former
 
 

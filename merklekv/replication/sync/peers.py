@@ -19,7 +19,7 @@ from merklekv.replication.cluster.presence import NODES_MAX, ONLINE, Status
 from merklekv.replication.sync.initiator import ExchangeReport
 from merklekv.replication.sync.schedule import Schedule
 
-ERROR_SIZE_MAX: Final = 200
+ERROR_SIZE_MAX: Final = 500
 _REPORTED: Final = ("equal", "rounds", "bytes_sent", "bytes_received", "keys_sent", "keys_received", "discarded")
 TOTALS: Final = ("completed", "failures", *_REPORTED)
 

@@ -33,6 +33,7 @@ not as events.
 
 With --anew the values are written as a client would write them now: they replace what is there.
 """
+CLOCK: Final = "clock"  # a version too far ahead of the wall clock
 STALE: Final = "stable"  # the engine's reason for a record that the cluster has deleted and collected
 REFUSED_SHOWN_MAX: Final = 100
 
@@ -128,6 +129,8 @@ def _show(loader: Loader, records: int, anew: bool) -> None:
         note(f"refused {loader.refused - len(loader.reasons)} more")
     if any(reason == STALE for _, reason in loader.reasons):
         note(f"{STALE}: the cluster has deleted and collected the record since; --anew writes it again")
+    if any(reason == CLOCK for _, reason in loader.reasons):
+        note(f"{CLOCK}: a wrong clock stamped the record in the future, or the one here is slow; --anew stamps it now")
     rest = records - loader.applied - loader.refused
     say(
         f"{counted(records, 'record')} read: {loader.applied} {'written anew' if anew else 'taken in'}, "
