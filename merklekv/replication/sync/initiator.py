@@ -82,9 +82,11 @@ class ExchangeReport:
 
 def refusal_text(report: ExchangeReport) -> str:
     """What to say of an exchange with refused records."""
+    first = next((one for one in report.refused if not one.is_left_out), report.refused[0])
+    too_many = f", more than the {REFUSED_MAX:,} that may be left out" if len(report.refused) > REFUSED_MAX else ""
     return (
-        f"node {report.node}: {counted(len(report.refused), 'record')} refused; all others were exchanged. "
-        f"The first is {report.refused[0]}"
+        f"node {report.node}: {counted(len(report.refused), 'record')} refused{too_many}; all others were exchanged. "
+        f"The first is {first}"
     )
 
 
