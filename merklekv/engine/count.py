@@ -15,6 +15,7 @@ from merklekv.engine.merkle import MerkleTree, digest_number
 from merklekv.engine.record import is_purge_marker, is_tombstone
 
 BLOCK_KEYS: Final = 8192  # sorted at once, in 3 ms, because neighbours in the base cost less
+ASKED_KEYS: Final = 256
 
 
 def _no_record(key: bytes) -> bytes | None:
@@ -51,16 +52,16 @@ class Count:
     def run(self, tree: MerkleTree, goes_on: Callable[[], bool] = lambda: True) -> Counters | None:
         """Adds all that changes to a tree, and returns how the counters change; None if it was not to go on.
 
-        It asks that every 20 ms.
+        It asks that every ASKED_KEYS keys: at some ms each where the base is on a cold disk, that is a second.
         """
         records, truncation = self._records, self._truncation
         get = self._base.get if self._base is not None else _no_record
         counts = [0, 0]
         rest = iter(records)
         while keys := sorted(islice(rest, BLOCK_KEYS)):
-            if not goes_on():
-                return None
-            for key in keys:
+            for number, key in enumerate(keys):
+                if not number % ASKED_KEYS and not goes_on():
+                    return None
                 record, hidden = records[key], get(key)
                 total = count = 0
                 if not is_purge_marker(record):
