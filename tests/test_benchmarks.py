@@ -26,6 +26,14 @@ def test_the_benchmarks_of_the_parts_run(tmp_path: Path) -> None:
     assert [module.name for module in BENCHMARKS.glob("test_*.py") if module.name not in output] == []
 
 
+def test_the_churn_runs(tmp_path: Path) -> None:
+    words = ("--keys", str(KEYS), "--nodes", "1", "--nodes", "2", "--calm", "1")
+    output = run(BENCHMARKS / "churn.py", *words, "--directory", tmp_path, "--results", tmp_path)
+    assert [run["last"]["keys"] for run in json.loads((tmp_path / "churn.json").read_text())] == [KEYS, KEYS]
+    assert output.count("tombstones: ") == 2
+    assert (tmp_path / "churn.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_comparison_runs_and_writes_its_results(tmp_path: Path) -> None:
     names = ("get-50", "million", "idle", "space", "checkpoint-everysec")
     rows = [word for name in names for word in ("--only", name)]

@@ -57,6 +57,16 @@ def test_full_memtables_go_to_the_base(make_engine: Callable[..., Engine]) -> No
     assert engine.metrics().frozen_memtables == 0
 
 
+def test_an_idle_engine_empties_its_log(make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for what is left of it below a MiB."""
+    monkeypatch.setattr(checkpointer_module, "IDLE_S", 0.05)
+    engine = make_engine(checkpoint="process", memtable_size=64 << 20)
+    write(engine, 1500)
+    wait_until(lambda: engine.log.position < 1 << 20 and not engine.table.frozen, what="the checkpoint", seconds=20)
+    assert engine.table.base.live > 900
+    wait_until(lambda: list_segments(engine.directory.log) == [engine.table.active.lsn], what="the old segment to go")
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_child_that_dies_is_started_again(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, how: signal.Signals

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures import engines
+from fixtures.engines import NOON, Wall
 
 import merklekv
 from merklekv import errors
+from merklekv.engine.format import OP_DEL
+from merklekv.engine.merkle import EMPTY_ROOT
 from merklekv.engine.verify.check import check_directory
 from merklekv.errors import InvalidArgument, NotANumber
 
@@ -74,6 +78,35 @@ def test_a_write_waits_while_checkpoints_are_behind(tmp_path: Path) -> None:
         assert len(db) == 600
         assert sum(1 for _ in db.items()) == 600
     assert check_directory(tmp_path / "data") == []
+
+
+def test_deleted_keys_leave_nothing(tmp_path: Path) -> None:
+    """Neither those deleted now, nor tombstones from a dump or an earlier release, from the next start on."""
+    with merklekv.open(tmp_path / "data", checkpoint="manual", wall_clock=Wall()) as db:
+        for number in range(3000):
+            db.engine.merge([(OP_DEL, b"%d" % number, engines.record(b"%d" % number, None, NOON))], b"dump")
+            if number == 2000:
+                db.engine.commit()
+                db.engine.checkpoint_now()
+        db.set(b"k", b"v")
+        db.delete(b"k")
+        assert db.engine.tombstone_count == 3000
+        root = db.engine.root()
+    with merklekv.open(tmp_path / "data", checkpoint="manual", wall_clock=Wall()) as db:
+        assert (db.engine.tombstone_count, len(db)) == (0, 0)
+        assert db.engine.root() == EMPTY_ROOT != root
+        assert db.engine.record(b"k") is None
+
+
+def test_a_directory_that_others_know_keeps_its_tombstones(tmp_path: Path) -> None:
+    with merklekv.open(tmp_path / "data", checkpoint="manual") as db:
+        db.engine.join()
+        db.set(b"k", b"v")
+        db.delete(b"k")
+    with merklekv.open(tmp_path / "data", checkpoint="manual") as db:
+        db.set(b"l", b"v")
+        db.delete(b"l")
+        assert db.engine.tombstone_count == 2
 
 
 def test_keys_may_change_while_they_are_read(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ from collections.abc import Callable
 import pytest
 from fixtures import engines
 from fixtures.engines import NOON, Wall
+from fixtures.support import no_room
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import METADATA_NAME_SIZE_MAX, METADATA_SIZE_MAX, OP_DEL, OP_SET, bucket_of
 from merklekv.engine.record import head_of, timestamp_of
-from merklekv.errors import InvalidArgument
+from merklekv.errors import DiskFull, InvalidArgument
 
 Make = Callable[..., Engine]
 
@@ -216,3 +217,60 @@ def test_leaf_digests_differ_where_data_differs(make_engine: Make) -> None:
     pairs = zip(one.inner_digests(), other.inner_digests(), strict=True)
     different = [node for node, (mine, yours) in enumerate(pairs) if mine != yours]
     assert different == [inner]
+
+
+def test_what_a_lone_node_purges_is_remembered_in_one_entry(make_engine: Make) -> None:
+    """With the second after it, so that a row of deletions stores it once; what is later stores it again."""
+    wall = Wall()
+    engine = make_engine(wall_clock=wall)
+    for number in range(10):
+        engine.set(b"%d" % number, b"v")
+    before = engine.log.appended
+    for number in range(9):
+        engine.delete(b"%d" % number)
+    assert engine.log.appended == before + 10
+    assert engine.purged_through == NOON + 10**9
+    engine.commit()
+    wall.now += 10**10
+    engine.set(b"9", b"v")
+    engine.delete(b"9")
+    engine.commit()
+    engine.join()
+    for with_checkpoint in (False, True):
+        if with_checkpoint:
+            engine.checkpoint_now()
+        engine.close()
+        engine = make_engine(wall_clock=wall)
+        assert engine.purged_through == NOON + 10**10 + 10**9
+        assert not engine.is_lone
+
+
+def test_whether_a_purged_key_is_merged_depends_on_no_checkpoint(make_engine: Make) -> None:
+    engine = make_engine()
+    engine.set(b"k", b"v")
+    old = engine.record(b"k")
+    assert old is not None
+    for with_checkpoint in (False, True):
+        engine.delete(b"k")
+        if with_checkpoint:
+            engine.checkpoint_now()
+        assert engine.merge([(OP_SET, b"k", old)], b"dump").applied == 1
+    engine.delete(b"k")
+    engine.join()
+    assert engine.merge([(OP_SET, b"k", old)], b"dump").applied == 1
+
+
+def test_a_lone_node_on_a_full_disk_deletes_nothing_by_half(make_engine: Make) -> None:
+    engine = make_engine()
+    engine.set(b"k", b"v")
+    engine.commit()
+    engine.delete(b"k")
+    with no_room(0.5), pytest.raises(DiskFull):
+        engine.commit()
+    assert engine.get(b"k") == b"v"
+    assert engine.purged_through == 0
+    engine.begin()
+    engine.commit()
+    assert engine.delete(b"k")
+    engine.commit()
+    assert engine.tombstone_count == 0

@@ -281,6 +281,7 @@ class Cluster(World):
             steps = Initiator(one.engine, one.members, CLUSTER, full=full).steps()
             with self.as_node(one), self._ends_quietly(one):
                 self.talks[initiator] = Talk(initiator, responder, (one.lives, other.lives), steps, next(steps))
+            self.note_horizons()  # of a node that was alone until now
             talk = self.talks.get(initiator) if one.up else None
         return talk
 
@@ -315,6 +316,7 @@ class Cluster(World):
                 try:
                     ready = next(slices)
                 except StopIteration as end:
+                    self.note_horizons()
                     if chance.random() < COLLECTS:
                         node.collect()
                     answer: bytes = end.value

@@ -28,6 +28,7 @@ from merklekv.engine.tombstone_gc import TombstoneGC
 from merklekv.engine.verify import scrub
 from merklekv.replication.cluster.members import Identity, Members, MemberTable
 from merklekv.replication.cluster.refused import Exceptions, Through, is_superseded, newest, unite
+from merklekv.replication.cluster.storage import join
 from merklekv.replication.stream.inbox import Delivery, Inbox
 from merklekv.replication.stream.outbox import Batch, Outbox
 from merklekv.replication.sync.deletion_rule import Limits
@@ -412,6 +413,16 @@ def _() -> tuple[Change, ...]:
         return dict.fromkeys(sound(table), 0)
 
     return (replaced(MemberTable.applied_through, applied_through),)
+
+
+@mistake("a node that was alone does not say what it has purged", "l")
+def _() -> tuple[Change, ...]:
+    return (replaced(join, lambda engine, members: engine.join()),)
+
+
+@mistake("a node that has met others goes on purging", "l")
+def _() -> tuple[Change, ...]:
+    return (silenced(TombstoneGC.join),)
 
 
 @mistake("applied-through moves before the merge", "x")

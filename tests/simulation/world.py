@@ -130,7 +130,9 @@ class World:
                 if identity.store_id in stable_through
             }
             covered = Covered(frozenset(stable_through.items()), frozenset(lost.items()))
-            self.oracle.reaches(covered, node.engine.gc_horizon)
+            # Alone it may have purged what a wrong clock has stamped beyond its horizon.
+            alone = node.engine.purged_through if set(members.stable_through) == {members.identity} else 0
+            self.oracle.reaches(covered, max(node.engine.gc_horizon, alone))
 
     def up(self) -> list[Node]:
         return [node for node in self.nodes.values() if node.up]

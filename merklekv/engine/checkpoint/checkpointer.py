@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 BACKLOG_TABLES: Final = 2.5  # memtables that are not in the base, the active one included, above which writers wait
 FROZEN_TABLES_MAX: Final = 3
 RETRY_S: Final = 1.0
+IDLE_S: Final = 5.0  # without a write; then a memtable is frozen that is not full
+IDLE_LOG_SIZE: Final = 1 << 20  # bytes of log that are left for later
 COMPACTION_TABLES_MAX: Final = 2  # frozen memtables: then writers will soon have to wait, and a compaction is cut off
 COMPACTION_RETRY_S: Final = 10.0  # until one that could not be finished is tried again; twice as long each time
 COMPACTION_RETRY_MAX_S: Final = 600.0
@@ -84,6 +86,7 @@ class Checkpointer:
         self._running: list[Memtable] = []  # the frozen memtables that the checkpoint under way takes in
         self._share = 0.0  # of those, done
         self._upto = self._done = 0  # LSNs: the checkpoint that was asked for, and the last that was finished
+        self._written = (0, 0, 0)  # what was written when the thread looked last whether the node is idle
         self._deaths = 0  # of the checkpoint process, in a row
         self.compactions = 0
         self._rule = CompactionRule()
@@ -260,10 +263,8 @@ class Checkpointer:
     def _step(self) -> None:
         """Wait until a checkpoint is asked for, and try it once; with none to make, see whether a compaction is due."""
         with self._wake:
-            wait_s = self._look_at - time.monotonic()
-            self._wake.wait_for(
-                lambda: self.worker.is_stopping or self._upto > self._done, wait_s if wait_s < math.inf else None
-            )
+            wait_s = min(self._look_at - time.monotonic(), IDLE_S)
+            self._wake.wait_for(lambda: self.worker.is_stopping or self._upto > self._done, wait_s)
         if self.worker.is_stopping:
             return
         if self._upto > self._done:
@@ -273,6 +274,18 @@ class Checkpointer:
             self._look_at = time.monotonic() + RETRY_S if is_counting else math.inf
             self._freeze_due()
             self._compact_if_due()
+        else:
+            self._freeze_if_idle()
+
+    def _freeze_if_idle(self) -> None:
+        """Freezes what is left in the log when nothing was written for a while: it takes disk, and time at a start."""
+        table, log_ = self._table, self._log
+        written = (log_.sequence, table.active.lsn, table.active.size)
+        if written == self._written and log_.position >= IDLE_LOG_SIZE and self._gate.log_shortage is None:
+            with self._commits.lock, self._lock:
+                if self._gate.failure is None and not self._commits.is_pending and not table.frozen:
+                    self.freeze()
+        self._written = written
 
     def _checkpoint(self, upto: int) -> None:
         assert self.child is not None

@@ -1,0 +1,206 @@
+"""Keys that are set and deleted, different ones all the time: what stays of them on disk and in memory.
+
+    python benchmarks/churn.py [--keys 1000000] [--nodes 1 --nodes 3] [--memtable-size 64MiB] [--results DIR]
+
+Sets and deletes so many different keys, SET_AHEAD of them alive at a time, at one node, which is alone or exchanges
+with two others.  After the first tenth and at the end it waits until the nodes rest, and notes for the node that takes
+the writes: bytes on disk, tombstones, and how long a start after kill -9 takes.  A target is the ratio of the two.  The
+plot shows disk and tombstones over the keys, also in between.
+
+The nodes exchange each second, which is faster than by default; what is measured is space, not speed.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+from nodes import make_node
+
+from merklekv.harness.process import HOST, Node, free_port
+from merklekv.metrics import parse
+from merklekv.net.client import Client
+
+VALUE = b"v" * 100
+SET_AHEAD = 1000  # keys alive at a time
+SAMPLES = 40  # of disk and tombstones, over all keys
+POLL_S = 0.5
+CALM_S = 12.0  # disk and tombstones are the same for so long: the node rests, its log is in the base
+GIVE_UP_S = 120.0
+RATIO_MAX = 1.2
+EMPTY_BYTES = 8 << 20  # what a node without any data takes on disk at most: 4 MiB each for the log and the base
+EMPTY_START_S = 0.5  # and for a start
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass
+class Sample:
+    """What one node has after so many keys."""
+
+    keys: int
+    disk_bytes: int
+    tombstones: int
+    start_s: float = 0.0
+
+
+@dataclass
+class Run:
+    """What a node has while it goes on, and at rest: after the first tenth, and at the end."""
+
+    nodes: int
+    going: list[Sample]
+    first: Sample
+    last: Sample
+
+    def ratios(self) -> dict[str, float]:
+        """By how much each figure has grown, from what an empty node has on, and from a thousand tombstones."""
+        one, other = self.first, self.last
+        return {
+            "disk": other.disk_bytes / max(one.disk_bytes, EMPTY_BYTES),
+            "tombstones": other.tombstones / max(one.tombstones, 1000),
+            "start": other.start_s / max(one.start_s, EMPTY_START_S),
+        }
+
+
+def used(directory: Path) -> int:
+    """Bytes that the files of a directory take on disk; they come and go meanwhile."""
+    total = 0
+    for file in directory.rglob("*"):
+        try:
+            total += file.stat().st_blocks * 512
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def sample(node: Node, directory: Path, keys: int) -> Sample:
+    """What the node has now."""
+    with Client(HOST, node.port) as client:
+        reply = client.call(b"STATS")
+    assert isinstance(reply, bytes)
+    return Sample(keys, used(directory), int(parse(reply.decode())["db_tombstones"]))
+
+
+def at_rest(node: Node, directory: Path, keys: int, calm_s: float) -> Sample:
+    """What the node has once nothing changes any more, and how long it takes to start on that."""
+    began = calm_since = time.monotonic()
+    last = sample(node, directory, keys)
+    while time.monotonic() - calm_since < calm_s and time.monotonic() - began < GIVE_UP_S:
+        time.sleep(POLL_S)
+        now = sample(node, directory, keys)
+        if now != last:
+            last, calm_since = now, time.monotonic()
+    node.kill()
+    began = time.perf_counter()
+    node.start()
+    last.start_s = time.perf_counter() - began
+    return last
+
+
+def churn(node: Node, first: int, count: int) -> Iterator[int]:
+    """Sets and deletes so many different keys; yields how many are done, now and then."""
+    with Client(HOST, node.port) as client:
+        for at in range(first, first + count, SET_AHEAD):
+            keys = [b"key:%012d" % number for number in range(at, min(at + SET_AHEAD, first + count))]
+            client.send([(b"SET", key, VALUE) for key in keys])
+            for _ in keys:
+                assert client.receive() == b"OK"
+            client.send([(b"DEL", key) for key in keys])
+            for _ in keys:
+                assert client.receive() == 1
+            yield at + len(keys)
+
+
+def measure(keys: int, nodes: int, directory: Path, memtable_size: str, calm_s: float) -> Run:
+    """One run."""
+    ports = [free_port() for _ in range(nodes)]
+    going: list[Sample] = []
+    with ExitStack() as stack:
+        places = [directory / f"{nodes}-{number}" for number in range(nodes)]
+        servers = []
+        for place, port in zip(places, ports, strict=True):
+            settings = {
+                "durability": "everysec",
+                "memtable_size": memtable_size,
+                "anti_entropy__interval_seconds": "1",
+                "anti_entropy__share_percent": "50",
+            }
+            if peers := [f"{HOST}:{other}" for other in ports if other != port]:
+                settings["anti_entropy__peer_list"] = ",".join(peers)
+            server = make_node(place, **settings)
+            server.port = port
+            servers.append(stack.enter_context(server))
+        node, place = servers[0], places[0]
+
+        def go_on(first: int, count: int) -> None:
+            due = keys // SAMPLES
+            for done in churn(node, first, count):
+                if done - (going[-1].keys if going else 0) >= due:
+                    going.append(sample(node, place, done))
+
+        go_on(0, keys // 10)
+        start = at_rest(node, place, keys // 10, calm_s)
+        go_on(keys // 10, keys - keys // 10)
+        return Run(nodes, going, start, at_rest(node, place, keys, calm_s))
+
+
+def plot(runs: list[Run], path: Path) -> None:
+    """Disk and tombstones over the keys."""
+    mpl.use("agg")
+    from matplotlib import pyplot  # only now: it settles how it draws when it is imported
+
+    drawing, axes = pyplot.subplots(2, 1, sharex=True, figsize=(8, 6))
+    for run in runs:
+        label = "one node" if run.nodes == 1 else f"one of {run.nodes} nodes"
+        keys = [one.keys for one in run.going]
+        axes[0].plot(keys, [one.disk_bytes / 1e6 for one in run.going], label=label)
+        axes[1].plot(keys, [one.tombstones for one in run.going], label=label)
+        for rest in (run.first, run.last):
+            axes[0].plot(rest.keys, rest.disk_bytes / 1e6, "ko")
+            axes[1].plot(rest.keys, rest.tombstones, "ko")
+    axes[0].set_ylabel("MB on disk")
+    axes[1].set_ylabel("tombstones")
+    axes[1].set_xlabel("keys set and deleted; dots: at rest")
+    axes[0].legend()
+    drawing.savefig(path, dpi=120)
+
+
+def show(run: Run) -> None:
+    """The figures of a run, and whether they keep the target."""
+    print(f"{run.nodes} node{'s' * (run.nodes > 1)}")
+    for rest in (run.first, run.last):
+        print(
+            f"  {rest.keys:>9,} keys: {rest.disk_bytes / 1e6:7.1f} MB, {rest.tombstones:>7,} tombstones, "
+            f"start {1000 * rest.start_s:5.0f} ms"
+        )
+    for name, ratio in run.ratios().items():
+        print(f"  {name}: {ratio:.2f} x, {'reached' if ratio <= RATIO_MAX else 'missed'} (at most {RATIO_MAX} x)")
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--keys", type=int, default=1_000_000)
+    parser.add_argument("--nodes", type=int, action="append", help="how many nodes; may be repeated (1 and 3)")
+    parser.add_argument("--memtable-size", default="64MiB")
+    parser.add_argument("--calm", type=float, default=CALM_S, help="seconds without a change, after which a node rests")
+    parser.add_argument("--directory", type=Path, help="where the data goes; a temporary directory otherwise")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    runs = []
+    with tempfile.TemporaryDirectory(dir=given.directory, prefix="merklekv-churn-") as directory:
+        for nodes in given.nodes or [1, 3]:
+            runs.append(measure(given.keys, nodes, Path(directory), given.memtable_size, given.calm))
+            show(runs[-1])
+    given.results.mkdir(parents=True, exist_ok=True)
+    (given.results / "churn.json").write_text(json.dumps([asdict(run) | {"ratios": run.ratios()} for run in runs]))
+    plot(runs, given.results / "churn.png")
+
+
+if __name__ == "__main__":
+    main()
