@@ -20,10 +20,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import matplotlib as mpl
+from figure import status
 from nodes import make_node
 
 from merklekv.harness.process import HOST, Node, free_port
-from merklekv.metrics import parse
 from merklekv.net.client import Client
 
 VALUE = b"v" * 100
@@ -80,10 +80,9 @@ def used(directory: Path) -> int:
 
 def sample(node: Node, directory: Path, keys: int) -> Sample:
     """What the node has now."""
-    with Client(HOST, node.port) as client:
-        reply = client.call(b"STATS")
-    assert isinstance(reply, bytes)
-    return Sample(keys, used(directory), int(parse(reply.decode())["db_tombstones"]))
+    while "db_tombstones" not in (figures := status(node)):  # it counts for a while after a start
+        time.sleep(POLL_S)
+    return Sample(keys, used(directory), int(figures["db_tombstones"]))
 
 
 def at_rest(node: Node, directory: Path, keys: int, calm_s: float) -> Sample:

@@ -5,6 +5,7 @@ at once use `mset`, or several threads: they share a sync.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
@@ -33,6 +34,9 @@ def _with_options_of(engine: Callable[Options, Engine]) -> Callable[[Callable[..
 def open(path: str | Path, **options: Any) -> "Database":
     """Opens a data directory, making it if need be.
 
+    If no other node has had a part in it, the tombstones that a dump or an earlier release has left are removed first,
+    5 us each.
+
     durability         when a call that writes returns: the write is on disk ("always"), in the kernel and on disk
                        within a second ("everysec"), or in the kernel ("never")
     memtable_size      bytes of recent writes kept in memory before a checkpoint moves them to the base, from 64 KiB on
@@ -47,7 +51,8 @@ def open(path: str | Path, **options: Any) -> "Database":
     """
     database = Database(Engine(path, **options))
     if database.engine.is_lone:
-        database.collect_tombstones()
+        with suppress(Shortage):  # it reads on a full disk, too, and collects another time
+            database.collect_tombstones()
     return database
 
 

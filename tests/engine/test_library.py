@@ -16,8 +16,9 @@ import merklekv
 from merklekv import errors
 from merklekv.engine.format import OP_DEL
 from merklekv.engine.merkle import EMPTY_ROOT
+from merklekv.engine.tombstone_gc import TombstoneGC
 from merklekv.engine.verify.check import check_directory
-from merklekv.errors import InvalidArgument, NotANumber
+from merklekv.errors import DiskFull, InvalidArgument, NotANumber
 
 
 def test_the_first_minute(tmp_path: Path) -> None:
@@ -96,6 +97,21 @@ def test_deleted_keys_leave_nothing(tmp_path: Path) -> None:
         assert (db.engine.tombstone_count, len(db)) == (0, 0)
         assert db.engine.root() == EMPTY_ROOT != root
         assert db.engine.record(b"k") is None
+
+
+def test_tombstones_on_a_full_disk_go_another_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> bool:
+        raise DiskFull("disk full, write not stored")
+
+    with merklekv.open(tmp_path / "data", checkpoint="manual", wall_clock=Wall()) as db:
+        db.set(b"k", b"v")
+        db.engine.merge([(OP_DEL, b"dead", engines.record(b"dead", None, NOON))], b"dump")
+    with monkeypatch.context() as full:
+        full.setattr(TombstoneGC, "collect_tombstones", refuse)
+        with merklekv.open(tmp_path / "data", checkpoint="manual", wall_clock=Wall()) as db:
+            assert (db.get(b"k"), db.engine.tombstone_count) == (b"v", 1)
+    with merklekv.open(tmp_path / "data", checkpoint="manual", wall_clock=Wall()) as db:
+        assert (db.get(b"k"), db.engine.tombstone_count) == (b"v", 0)
 
 
 def test_a_directory_that_others_know_keeps_its_tombstones(tmp_path: Path) -> None:
