@@ -86,6 +86,7 @@ class Stage:
         self.a, self.b = place / "a", place / "b"
         for path in (self.a, self.b):
             with opened(path) as engine:
+                engine.join()  # a lone node keeps no tombstone
                 for key in (ODD, EVIL, b"plain"):
                     engine.set(key, bytes(path.name, "ascii"))
                 engine.set(b"gone", b"x")
@@ -336,7 +337,8 @@ SHOWN = r"x\x1b[31m\nEND\u202e"
 def foreign(node: FakeNode, verb: str) -> list[str]:
     """The verb against a node that passes the forged name on."""
     row = {"node": FORGED, "store_id": "00" * 8, "state": "member", "address": f"{FORGED}:1", "contact_ms": 1}
-    row |= {"applied_through_ns": 0, "stable_ns": 0, "holds_back": FORGED, "refuses": FORGED, "gc_horizon_ns": 0}
+    row |= {"applied_through_ns": 0, "stable_ns": 0, "holds_back": FORGED, "refuses": FORGED, "clock_problem": FORGED}
+    row |= {"gc_horizon_ns": 0}
     node.replies[b"MEMBERS"] = bulk(json.dumps(row).encode())
     node.replies[b"STATS"] = bulk(f"peer_{FORGED}:{FORGED}\r\n".encode())
     node.replies[b"FORGET"] = f"-ERR {FORGED.replace(chr(10), ' ')}\r\n".encode()
