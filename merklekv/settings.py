@@ -135,7 +135,7 @@ class Settings:
     )
     max_value_size: int = setting(16 * MiB, types.size(1, 512 * MiB), "largest value")
     max_clock_drift_seconds: int = setting(
-        600, types.integer(1, 315_360_000), "how far ahead of the clock a write of another node may be"
+        600, types.integer(1, 315_360_000), "how far ahead of the wall clock a time of another node may be"
     )
     log_level: str = setting("info", types.choice("debug", "info", "warning", "error"), "lowest level that is logged")
     log_format: str = setting("text", types.choice("text", "json"), "how log lines look")
