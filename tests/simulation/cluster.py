@@ -227,7 +227,8 @@ class Cluster(World):
         self._require_kept(node, kept)
 
     def _far(self, node: Node, chance: random.Random) -> int:
-        return chance.choice((node.wall() + DRIFT + MINUTE, node.wall() + 365 * DAY, (1 << 63) - 1))
+        now = max(node.wall(), self.now)
+        return chance.choice((now + DRIFT + MINUTE, now + 365 * DAY, (1 << 63) - 1))
 
     def _kept(self, node: Node) -> dict[str, int]:
         """The latest times, ns, that a node goes by."""
@@ -244,7 +245,7 @@ class Cluster(World):
         if not node.up:
             return
         for what, time in self._kept(node).items():
-            if time > max(before[what], node.wall() + DRIFT + SECOND):
+            if time > max(before[what], max(node.wall(), self.now) + DRIFT + SECOND):
                 raise Failure(f"{node.name}: a lie has moved its {what} to {time}")
 
     def do_arrive(self, name: str, seed: int) -> None:

@@ -309,6 +309,8 @@ class Rows(Steps):
         if self.chance.random() < 0.3:
             other = self.chance.choice(self._others(name))
             self._whole(*self.chance.sample((name, other), 2))
+        if self.chance.random() < 0.3:
+            self._add("lie", self.chance.choice(self._others(name)), name, self.chance.random() < 0.5, self._seed())
         if self.chance.random() < 0.7:
             self._add("clock", name, 0.0)
 
