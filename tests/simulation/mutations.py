@@ -31,7 +31,6 @@ from merklekv.replication.cluster.refused import Exceptions, Through, is_superse
 from merklekv.replication.cluster.storage import join
 from merklekv.replication.stream.inbox import Delivery, Inbox
 from merklekv.replication.stream.outbox import Batch, Outbox
-from merklekv.replication.sync.deletion_rule import Limits
 from merklekv.replication.sync.initiator import Initiator
 from merklekv.replication.sync.local_endpoint import LocalEndpoint
 from merklekv.replication.sync.messages import Hello
@@ -361,12 +360,12 @@ def _() -> tuple[Change, ...]:
 # -- refused records ---------------------------------------------------------------------------------------------------
 
 
-@mistake("what was refused counts as applied", "v")
+@mistake("what was refused counts as applied", "v", "outgrown-10")
 def _() -> tuple[Change, ...]:
     return (silenced(Members.merge_refused),)
 
 
-@mistake("what others have refused is not inherited", "v")
+@mistake("what others have refused is not inherited", "v", "outgrown-10")
 def _() -> tuple[Change, ...]:
     def own(one: Exceptions, one_through: Through, two: Exceptions, two_through: Through) -> Exceptions:
         united = unite(one, one_through, two, two_through)
@@ -375,33 +374,12 @@ def _() -> tuple[Change, ...]:
     return (replaced(unite, own),)
 
 
-@mistake("a refusal outlives its record", "v")
+@mistake("a refusal outlives its record", "v", "outgrown-38")
 def _() -> tuple[Change, ...]:
     def both(one: Exceptions, _: Through, two: Exceptions, __: Through) -> Exceptions:
         return newest([*one.values(), *two.values()])
 
     return (replaced(unite, both), replaced(is_superseded, lambda one, engine: False))
-
-
-@mistake("a deletion in the past also deletes the later record that a node has refused", "v")
-def _() -> tuple[Change, ...]:
-    def delete_anew(endpoint: LocalEndpoint, *args: Any, sound: Any = LocalEndpoint._delete_anew) -> bool:
-        refused, endpoint.members.refused = endpoint.members.refused, {}
-        deleted: bool = sound(endpoint, *args)
-        endpoint.members.refused = refused
-        return deleted
-
-    return (replaced(LocalEndpoint._delete_anew, delete_anew),)
-
-
-@mistake("an older record of a key that a node has refused passes for deleted", "v")
-def _() -> tuple[Change, ...]:
-    def is_stale(limits: Limits, key: bytes, record: bytes, sound: Any = Limits.is_stale) -> bool:
-        same = {key: at for key, at in limits.refused.items() if at == version_of(record)}
-        found: bool = sound(limits._replace(refused=same), key, record)
-        return found
-
-    return (replaced(Limits.is_stale, is_stale),)
 
 
 # -- exchanges and members ---------------------------------------------------------------------------------------------

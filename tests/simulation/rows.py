@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .steps import LARGE_SKEW_S, NEVER_SET_S, OFF_S, WHOLE, Steps
+from .steps import BIG_VALUE, LARGE_SKEW_S, LIMITS, NEVER_SET_S, OFF_S, WHOLE, Steps
 
 SLOW_WHEN_RESTORED: Final = 0.3
 STRANGE_KEY: Final = b"k721"  # of no history, and in one of the first leaves, too
@@ -29,6 +29,33 @@ class Rows(Steps):
             self._add("exchange", *pair, self.chance.choice((1, 2, 3)), "rests", self._seed())
             self._go_on(name, ("write",))
             self._add("exchange", *pair, WHOLE, "rests", self._seed())
+
+    def _outgrown(self) -> None:
+        """A value grows too large for a node, and a node that has it goes back to before."""
+        small, holder, *others = self.chance.sample(self.history.names, len(self.history.names))
+        other, key = self.chance.choice((holder, *others)), self.chance.choice(self.keys)
+        self._add("limit", small, LIMITS[0])
+        self._begin(small)
+        for size in (0, BIG_VALUE):
+            self.values += 1
+            value = b"%d" % self.values + b"." * size
+            if size or self.chance.random() < 0.7:
+                self._add("write", holder, (("set", key, value),), True)
+            for _ in range(self.chance.choice((0, 1, 2))):
+                self._round()
+            if not size or self.chance.random() < 0.5:
+                self._add("backup", other)
+        if self.chance.random() < 0.5:
+            self._writes(holder, self.chance.choice(("set", "delete")))
+        for _ in range(self.chance.choice((1, 2, 3))):
+            self._round()
+        if self.chance.random() < 0.7:
+            self._add("restore", other, self._seed())
+            self._begin(other)
+        self._whole(*self.chance.sample((small, other), 2))
+        if self.chance.random() < 0.5:
+            self._add("limit", small, LIMITS[-1])
+            self._begin(small)
 
     def _amnesia(self) -> None:
         """A node goes back to where it knew no other, and makes what it has stable with one that is new."""
