@@ -20,7 +20,8 @@ from merklekv.net.client import Client
 
 
 def test_all_of_them(node: NodeProcess) -> None:
-    shown = dict(line.split(maxsplit=1) for line in succeeds("stats", address(node)).decode().splitlines())
+    lines = succeeds("stats", address(node)).decode().splitlines()
+    shown = {name: value.strip() for name, _, value in (line.partition(" ") for line in lines)}
     with Client("127.0.0.1", node.port) as client:
         reply = client.call(b"STATS")
     assert isinstance(reply, bytes)
