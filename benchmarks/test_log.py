@@ -44,7 +44,7 @@ def append(log: Log) -> None:
     """Takes in one entry, as `Table.put` does."""
     size = log.pending_size + len(LOG_ENTRY)
     if size > log.room:
-        log.reserve(size)
+        log.reserve(size, urgent=False)
     log.pending_size = size
     log.pending.append(LOG_ENTRY)
     log.appended += 1

@@ -18,6 +18,7 @@ meta
 
 import errno
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -52,6 +53,7 @@ from merklekv.shortage import NO_ROOM, number_of
 FULL_BELOW: Final = 1 << 20  # bytes: a disk with less room than this is taken for full when a write has failed
 TRANSACTION_KEYS: Final = 8192
 TRANSACTION_BYTES: Final = 8 << 20
+SHRUNK: Final = 2  # a record that becomes smaller by this factor is deleted before it is put
 # Sparse: an address range, not memory and not disk.  It is larger where the file already is.
 MAP_SIZE: Final = 1 << 38 if sys.maxsize > 2**32 else 1 << 30
 
@@ -62,6 +64,8 @@ METADATA_PREFIX: Final = b"metadata:"
 
 OPEN_PATIENCE_S: Final = 10.0
 OPEN_POLL_S: Final = 0.1
+READERS_POLL_S: Final = 0.001
+_READER: Final = re.compile(r"^ *\d+ +[0-9a-f]+ +(\d+)$", re.MULTILINE)  # process, thread, transaction that it sees
 SHORTAGES: Final = (lmdb.ReadersFullError, lmdb.MapFullError, lmdb.MapResizedError, lmdb.MemoryError, lmdb.TlsFullError)
 _EIO: Final = os.strerror(errno.EIO)
 
@@ -79,7 +83,7 @@ def translate(error: lmdb.Error, path: Path) -> MerkleKVError:
         )
     number = number_of(text)
     if number in NO_ROOM or isinstance(error, lmdb.DiskError) or (text.endswith(_EIO) and is_full(path)):
-        return DiskFull(f"{path}: disk full, cannot checkpoint: {text}")
+        return DiskFull(f"{path}: disk full, cannot checkpoint")
     if number in (errno.EACCES, errno.EPERM) or isinstance(error, lmdb.ReadonlyError):
         return no_permission(path.parent)
     if number or isinstance(error, SHORTAGES):
@@ -364,6 +368,23 @@ class BaseWriter:
                 self.checkpoint_lsn = view.number(b"checkpoint_lsn")
                 self.truncation = view.txn.get(b"truncation", ZERO_VERSION, db=self._meta)
 
+    @property
+    def free_bytes(self) -> int:
+        """Bytes of the file in pages that LMDB reuses."""
+        with self.snapshot() as view:
+            pages = self._env.info()["last_pgno"] + 1 - view.used_pages
+        return max(0, int(pages * self._env.stat()["psize"]))
+
+    def wait_for_readers(self, timeout_s: float) -> bool:
+        """Waits until no reader sees an older state than the last, so that pages are free for reuse; False in vain."""
+        last = self._env.info()["last_txnid"]
+        deadline = time.monotonic() + timeout_s
+        while any(int(txn) < last for txn in _READER.findall(self._env.readers())):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(READERS_POLL_S)
+        return True
+
     @contextmanager
     def _transaction(self) -> "Iterator[lmdb.Transaction[bytes]]":
         try:
@@ -413,6 +434,10 @@ class BaseWriter:
                 for key in before.keys() & set(markers):
                     self._delete(txn, key)
                 changed = [pair for pair in changed if not pair[1][FLAGS_AT] & PURGED]
+            for key, record in changed:
+                # LMDB merges pages only when it deletes: tombstones put over records would leave pages nearly empty.
+                if key in before and len(record) < len(before[key]) // SHRUNK:
+                    txn.delete(key, db=self._records)
             cursor.putmulti(changed)
             self._account(txn, removed, changed)
         return [key for key, _ in changed if key not in before]
@@ -575,11 +600,14 @@ class BaseWriter:
             raise damage(f"{base.path}: {done} of {total} entries are in order")
 
     def close(self) -> None:
-        """Closes the environment.  Makes the file as long as it says, see lmdb_file.py: a look at that is cheaper."""
+        """Closes the environment.  Makes the file as long as it says, see lmdb_file.py: a look at that is cheaper.
+
+        A write that found the disk full leaves a longer file, whose end nobody would count as free.
+        """
         data = self._path / DATA_FILE
         needed = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
         self._env.close()
-        if data.stat().st_size < needed:
+        if data.stat().st_size != needed:
             os.truncate(data, needed)
 
     def __enter__(self) -> "BaseWriter":

@@ -79,7 +79,7 @@ class GroupCommit:
             log_.sync()
             if log_.appended and log_.synced_lsn == log_.end_lsn:
                 with suppress(Shortage):  # then damage of the last data frame looks like a torn write
-                    self._table.reserve(0)
+                    self._table.reserve(0, urgent=True, waits=False)
                     log_.write(log_.take())
                     log_.sync()
 

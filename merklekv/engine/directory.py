@@ -47,7 +47,7 @@ LOCK_LIST: Final = Path("/proc/locks")  # the kernel's
 
 REMADE: Final = ("node-id", "outbox", "base/lock.mdb")  # a start makes those that are missing
 # A link under one of these names would lead the writer elsewhere.
-OVERWRITTEN: Final = ("LOCK", "FORMAT.new", "node-id.new", "outbox.new", "log/.next")
+OVERWRITTEN: Final = ("LOCK", "FORMAT.new", "node-id.new", "outbox.new", "log/.next", "log/.reserve")
 RESTORE: Final = "move it away, then restore the directory from a backup"
 REMAKE: Final = "move it away, a start makes another"
 

@@ -230,7 +230,7 @@ class Engine:
             size += ENTRY.size + len(key) + HEAD_SIZE + len(value)
         with self.lock:
             self.gate.require_open()
-            self.table.reserve(size)
+            self.table.reserve(size, urgent=False)
             self._put(OP_SET, [(None, *pair) for pair in pairs])
 
     def delete(self, key: bytes) -> bool:
@@ -242,7 +242,7 @@ class Engine:
             if self.tombstone_gc.is_lone:
                 self.tombstone_gc.purge_lone(key, record)
             else:
-                self._put(OP_DEL, ((None, key, b""),), FLAGS[TOMBSTONE])
+                self._put(OP_DEL, ((None, key, b""),), FLAGS[TOMBSTONE], urgent=True)
                 self.table.list_tombstone(key)
             return True
 
@@ -350,17 +350,23 @@ class Engine:
             return 0
         self.table.append(OP_ORIGIN, origin, b"")
         self.clock.observe(max(record for _, _, record in accepted.values()))
-        for op, changes in groupby(accepted.values(), itemgetter(0)):
-            self._put(op | REMOTE, changes, made=True)
-        for _, key, record in accepted.values():
-            if is_tombstone(record):
+        deletions = [change for change in accepted.values() if is_tombstone(change[2])]
+        if deletions:  # first: on a full disk only they find room
+            self._put_merged(deletions, urgent=True)
+            for _, key, _ in deletions:
+                self.table.list_tombstone(key)
+            for _, key, record in deletions:
                 if record <= self.tombstone_gc.bound:
                     self.table.purge(key, record)
-                else:
-                    self.table.list_tombstone(key)
+        if len(deletions) < len(accepted):
+            self._put_merged([change for change in accepted.values() if not is_tombstone(change[2])], urgent=False)
         count = len(accepted)
         accepted.clear()
         return count
+
+    def _put_merged(self, changes: list[Change], urgent: bool) -> None:
+        for op, group in groupby(changes, itemgetter(0)):
+            self._put(op | REMOTE, group, made=True, urgent=urgent)
 
     def _verdict(self, key: bytes, record: bytes, bound: bytes, stable: bool) -> str:
         """Why a sound record does not stand, given what is here; empty when it does."""
@@ -403,7 +409,7 @@ class Engine:
             self.gate.require_open()
             if truncation <= self.table.truncation or not self.time_gate.admits_truncation(truncation):
                 return False
-            self.table.reserve(2 * ENTRY.size + len(origin) + VERSION_SIZE)
+            self.table.reserve(2 * ENTRY.size + len(origin) + VERSION_SIZE, urgent=True)
             self.table.append(OP_ORIGIN, origin, b"")
             self.clock.observe(truncation)
             self.table.raise_truncation(OP_TRUNCATE | REMOTE, truncation)

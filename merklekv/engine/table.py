@@ -346,8 +346,17 @@ class Table:
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
-    def put(self, op: int, items: Iterable[Sequence[Any]], flags: bytes = FLAGS[0], made: bool = False) -> None:
+    def put(
+        self,
+        op: int,
+        items: Iterable[Sequence[Any]],
+        flags: bytes = FLAGS[0],
+        made: bool = False,
+        urgent: bool = False,
+    ) -> None:
         """Gives keys new records, one after the other: (anything, key, value), or with `made` (anything, key, record).
+
+        `urgent`: of deletions, which may take the last room on the disk.
 
         This is the hot path of all writes, so it spells out `make_record` and `MerkleTree.add`.  What can fail comes
         first in each item: when it raises, everything before that item is done and nothing of it.
@@ -357,7 +366,8 @@ class Table:
         log_, tree, records, older = self.log, self.tree, self.records, self.older
         sums, counts, changed, hash_of = tree.sums, tree.counts, tree.changed, tree.hash_of
         append, next_version = log_.pending.append, self.clock.next
-        size, count, room, grown, live = log_.pending_size, 0, log_.room, 0, 0
+        size, count, grown, live = log_.pending_size, 0, 0, 0
+        room = log_.urgent_room if urgent else log_.room
         size_max = self.max_value_size + (RECORD_OVERHEAD if made else 0)
         try:
             for _, key, value in items:
@@ -379,8 +389,8 @@ class Table:
                 entry = _entry(op, len(key), len(record)) + key + record
                 needed = size + len(entry)
                 if needed > room:
-                    log_.reserve(needed)
-                    room = log_.room
+                    log_.reserve(needed, urgent)
+                    room = log_.urgent_room if urgent else log_.room
                 size = needed
                 count += 1
                 append(entry)
@@ -457,7 +467,7 @@ class Table:
                 f"metadata entry of {len(name)} and {len(value)} bytes: a name has 1 to {METADATA_NAME_SIZE_MAX} bytes "
                 f"and a value at most {METADATA_SIZE_MAX}"
             )
-        self.append(OP_METADATA | REMOTE, name, value)
+        self.append(OP_METADATA | REMOTE, name, value, waits=False)
         self.metadata[name] = value
 
     def repair(self, bucket: int, key: bytes = b"") -> None:
@@ -466,7 +476,7 @@ class Table:
         `key`: a key of the bucket that its index may lack, or have wrongly.
         """
         with self.lock:
-            self.append(OP_REPAIR | REMOTE, bucket.to_bytes(2, "big"), key)
+            self.append(OP_REPAIR | REMOTE, bucket.to_bytes(2, "big"), key, waits=False)
             self.repair_lsn = self.active.lsn
 
     def raise_truncation(self, op: int, truncation: bytes) -> None:
@@ -481,19 +491,19 @@ class Table:
             table.drop_below(truncation)
         self.rebuild(base)
 
-    def append(self, op: int, name: bytes, body: bytes) -> None:
-        """Adds a pending entry.  Raises Shortage, with nothing changed."""
+    def append(self, op: int, name: bytes, body: bytes, waits: bool = True) -> None:
+        """Adds a pending entry, an urgent one.  Raises Shortage, and Stalled if `waits`, with nothing changed."""
         entry = _entry(op, len(name), len(body)) + name + body
-        self.reserve(len(entry))
+        self.reserve(len(entry), urgent=True, waits=waits)
         self.log.pending.append(entry)
         self.log.pending_size += len(entry)
         self.log.appended += 1
 
-    def reserve(self, size: int) -> None:
-        """Makes room in the log for `size` more bytes of entries.  Raises Shortage."""
+    def reserve(self, size: int, urgent: bool, waits: bool = True) -> None:
+        """Makes room in the log for `size` more bytes of entries.  Raises Shortage, and Stalled if `waits`."""
         size += self.log.pending_size
-        if size > self.log.room:
-            self.log.reserve(size)
+        if size > (self.log.urgent_room if urgent else self.log.room):
+            self.log.reserve(size, urgent, waits)
 
     # -- layers --------------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from merklekv.engine.format import METADATA_GC_HORIZON, METADATA_JOINED, METADAT
 from merklekv.engine.log.retention import Retention
 from merklekv.engine.record import VERSION_SIZE, ZERO_VERSION, is_purge_marker, is_tombstone, timestamp_of
 from merklekv.engine.table import Table
-from merklekv.errors import Shortage
+from merklekv.errors import Shortage, Stalled
 
 GC_KEYS: Final = 1000  # in one call of `collect_tombstones`
 TOMBSTONES_READ: Final = 1000  # of the base, at once
@@ -131,7 +131,7 @@ class TombstoneGC:
                         continue
                     if is_tombstone(record) and not is_purge_marker(record):
                         (self.purge_lone if is_lone else self._table.purge)(key, record)
-            except Shortage:
+            except (Shortage, Stalled):
                 self.start_over()  # what was not removed comes again
                 raise
             return len(keys) == limit

@@ -7,6 +7,7 @@ Each reason has one owner, which sets it and takes it back:
     log_shortage         group commit    Shortage          when the disk takes a probe
     metadata_shortage    group commit    Shortage          when the pending metadata is in the log
     is_behind            checkpointer    Stalled           when checkpoints have caught up
+    awaits_space         checkpointer    Stalled           when the checkpoint that may give space back has ended
     checkpoint_shortage  checkpointer    -                 but with is_behind: Shortage, for waiting does not help
 
 A roll-back also closes the gate for each thread of that moment, until its next `commit` has raised: what the thread
@@ -16,13 +17,17 @@ wrote may be gone, so what it writes next must not be stored.
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from merklekv.errors import DiskFull, MerkleKVError, Shortage, Stalled
 
 log = logging.getLogger(__name__)
+
+PROBE_INTERVAL_S: Final = 0.1  # a probe writes to the disk, with the engine's lock held
 
 
 class WriteGate:
@@ -41,10 +46,12 @@ class WriteGate:
         self.metadata_shortage: Shortage | None = None
         self.checkpoint_shortage: Shortage | None = None
         self.is_behind = False
+        self.awaits_space = False
         self.rolled_back = Shortage()  # what `commit` raises in an affected thread
         self._affected: set[int] = set()  # threads of a roll-back whose `commit` has not raised since
         self._path = path
         self._probe = probe
+        self._probe_at = 0.0  # no probe before that, by the monotonic clock
         self._opened = threading.Condition(lock)
 
     @property
@@ -71,9 +78,10 @@ class WriteGate:
         raise Stalled("checkpoints are behind, writes wait for them")
 
     def probe(self) -> None:
-        """Ends the log shortage if the log can be written again."""
-        if self.log_shortage is None:
+        """Ends the log shortage if the log can be written again.  Looks at most once in PROBE_INTERVAL_S."""
+        if self.log_shortage is None or time.monotonic() < self._probe_at:
             return
+        self._probe_at = time.monotonic() + PROBE_INTERVAL_S
         with suppress(Shortage):
             self._probe()
             self.log_shortage = None
@@ -83,7 +91,7 @@ class WriteGate:
     def update(self) -> None:
         """Opens or closes the gate: call it when a reason has changed."""
         refused = self.failure or self.log_shortage or self.metadata_shortage
-        stalled = refused is not None or self.is_behind
+        stalled = refused is not None or self.is_behind or self.awaits_space
         if self.stalled and not stalled:
             self._opened.notify_all()
         self.stalled = stalled
@@ -105,6 +113,7 @@ class WriteGate:
     def roll_back(self, shortage: Shortage) -> None:
         """Everything that was not committed is gone: affects all threads but this one, which gets the error now."""
         self.log_shortage = shortage
+        self._probe_at = 0.0
         self.rolled_back = _refusal(shortage)
         self._affected |= sys._current_frames().keys() - {threading.get_ident()}
         self.update()

@@ -18,14 +18,17 @@ from fixtures.node import NodeFactory
 from fixtures.support import wait_until
 
 from merklekv.engine.checkpoint import checkpointer, space
+from merklekv.engine.headroom import RESERVE_FILE
 from merklekv.errors import DiskFull
 from merklekv.exit_codes import EXIT_UNWRITABLE
+from merklekv.net.client import Client, NodeError
 
 DISK_SIZE = 24 << 20
 FILLINGS_MAX = 30
 REFUSALS = 60
 WRITES = 1500
 NO_ROOM = "disk full|No space left on device"
+DELETIONS = 20  # until what they have freed is taken away
 
 
 class Disk:
@@ -100,7 +103,8 @@ def test_a_start_without_room_for_a_note(
     victim.check_keys()
     with victim.connect() as client:
         wait_until(lambda: not takes_writes(client), what="the last bytes to be used up")
-    victim.models[0][b"c0:text:0"] = b"x"
+        victim.models[0][b"c0:text:0"] = b"x"
+        use_up_the_reserve(victim, disk, client)
     for _ in range(2):
         node.kill()
         victim.gone()
@@ -116,6 +120,22 @@ def test_a_start_without_room_for_a_note(
     disk.free()
     victim.write_again(WRITES)
     victim.stop()
+
+
+def use_up_the_reserve(victim: Victim, disk: Disk, client: Client) -> None:
+    """Takes away what is kept for deletions, and then deletes until the log is full to the last bytes."""
+    (victim.node.directory / "log" / RESERVE_FILE).unlink(missing_ok=True)
+    for number, key in enumerate(list(victim.models[0])):
+        if number % DELETIONS == 0:
+            disk.fill()
+        try:
+            client.call(b"DEL", key)
+        except NodeError as refusal:
+            if "disk full" not in str(refusal):
+                raise
+            return
+        del victim.models[0][key]
+    raise AssertionError(f"never full: {victim.node.output()}")
 
 
 def write_until_full(victim: Victim, disk: Disk) -> None:
@@ -155,8 +175,6 @@ def test_a_compaction_that_finds_no_room_changes_nothing(
     spare: int, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other programs fill the disk after it has looked."""
-    monkeypatch.setattr(checkpointer, "require_room", lambda base: disk.fill(spare))
-    monkeypatch.setattr(space, "SMALLEST", 0)
     with engines.engine_in(disk.path / "data", memtable_size=8 << 20) as engine:
         for number in range(4000):
             engine.set(b"%06d" % number, bytes(1000))
@@ -165,6 +183,8 @@ def test_a_compaction_that_finds_no_room_changes_nothing(
             engine.set(b"%06d" % number, b"")
             engine.delete(b"%06d" % (number + 1))
         expected = engines.everything(engine)
+        monkeypatch.setattr(checkpointer, "require_room", lambda base: disk.fill(spare))
+        monkeypatch.setattr(space, "SMALLEST", 0)
         with pytest.raises((DiskFull, OSError), match=NO_ROOM):
             engine.checkpointer.compact_base()
         assert not engine.directory.new_base.exists()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from fixtures import engines
 
+from merklekv.engine import write_gate
 from merklekv.engine.engine import Engine
 
 
@@ -21,6 +22,12 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         result = yield  # what the test raises passes through here, and nothing is checked then
         watched.check()
     return result
+
+
+@pytest.fixture(autouse=True)
+def no_pause_between_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk is looked at with every write, so that no test has to wait."""
+    monkeypatch.setattr(write_gate, "PROBE_INTERVAL_S", 0.0)
 
 
 @pytest.fixture

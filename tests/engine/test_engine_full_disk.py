@@ -16,6 +16,7 @@ from fixtures.support import wait_until
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.log import writer as log_module
+from merklekv.engine.log.writer import NEXT_FILE
 from merklekv.engine.options import MIN_MEMTABLE_SIZE
 from merklekv.engine.verify.check import check_directory, check_engine
 from merklekv.errors import DiskFull, MerkleKVError, Stalled
@@ -198,7 +199,8 @@ def test_a_disk_too_full_to_begin(disk: Disk) -> None:
 def test_no_room_for_a_new_segment(disk: Disk) -> None:
     """The full one goes on being used, as long as there is room in it; then it is DiskFull, not Stalled."""
     engine = engines.open_engine(disk.path / "data")
-    engine.log.reserve(300_000)
+    engine.log.reserve(300_000, urgent=False)
+    os.truncate(disk.path / "data" / "log" / NEXT_FILE, 0)  # else its header has room
     disk.fill()
     stored = fill_memory(engine, DiskFull)
     assert sum(map(len, stored.values())) > MIN_MEMTABLE_SIZE
@@ -221,7 +223,8 @@ def _no_room(*_: object) -> None:
 def test_no_room_for_a_new_segment_but_for_metadata(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     """That the metadata got in does not make writers wait for a checkpoint that cannot begin."""
     engine = engines.open_engine(disk.path / "data")
-    engine.log.reserve(300_000)
+    engine.log.reserve(300_000, urgent=False)
+    os.truncate(disk.path / "data" / "log" / NEXT_FILE, 0)  # else its header has room
     disk.fill()
     fill_memory(engine, DiskFull)
     with monkeypatch.context() as patch:  # as a start leaves it that found not a byte of room
@@ -268,7 +271,7 @@ def test_a_checkpoint_in_the_child_waits_for_room(
     monkeypatch.setattr("merklekv.engine.checkpoint.checkpointer.RETRY_S", 0.01)
     engine = engines.open_engine(disk.path / "data", checkpoint="process")
     try:
-        engine.log.reserve(4 * MIN_MEMTABLE_SIZE)
+        engine.log.reserve(4 * MIN_MEMTABLE_SIZE, urgent=False)
         disk.fill(leave=100_000)
         stored: dict[bytes, bytes] = {}
 

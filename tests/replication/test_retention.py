@@ -251,7 +251,7 @@ def test_what_is_being_written_is_not_read_ahead(tmp_path: Path) -> None:
         log_.pending.append(b"\1\0\1\0\0" + len(record).to_bytes(2, "big") + b"k" + record)
         log_.appended += 1
         log_.sequence += 1
-        log_.reserve(100)
+        log_.reserve(100, urgent=False)
         frame = log_.take()
         if part == 2:
             frame = frame._replace(data=frame.data[:60])  # as if the writer were in the middle of it

@@ -8,6 +8,8 @@
 Writers wait while the backlog is more than BACKLOG_TABLES memtables, so memory is bounded.  It falls with the progress
 that the checkpoint process reports, so writers go on at that pace.  A compaction ends, unfinished, when they would have
 to wait for it.
+
+They also wait where the disk is full, while a checkpoint may give space back; see headroom.py.
 """
 
 import logging
@@ -27,13 +29,14 @@ from merklekv.engine.checkpoint.space import CompactionRule, frees_much, require
 from merklekv.engine.commit import GroupCommit
 from merklekv.engine.directory import DataDirectory
 from merklekv.engine.format import SEGMENT_HEADER
+from merklekv.engine.headroom import Headroom
 from merklekv.engine.log.reader import LogPosition
 from merklekv.engine.log.retention import Retention
 from merklekv.engine.log.segment import segment_path
 from merklekv.engine.memtable import Memtable
 from merklekv.engine.options import CheckpointMode
 from merklekv.engine.table import Table
-from merklekv.errors import MerkleKVError, Shortage, StorageFailed
+from merklekv.errors import DiskFull, MerkleKVError, Shortage, Stalled, StorageFailed
 from merklekv.shortage import is_shortage, shortage_of, suppress_shortage
 from merklekv.worker_thread import WorkerThread
 
@@ -47,6 +50,9 @@ IDLE_LOG_SIZE: Final = 1 << 20  # bytes of log that are left for later
 COMPACTION_TABLES_MAX: Final = 2  # frozen memtables: then writers will soon have to wait, and a compaction is cut off
 COMPACTION_RETRY_S: Final = 10.0  # until one that could not be finished is tried again; twice as long each time
 COMPACTION_RETRY_MAX_S: Final = 600.0
+SPACE_AGAIN: Final = 8  # a disk that was full has space again when this part of what is kept is free beside it
+TRY_S: Final = 0.05  # until another checkpoint is made for space, after one that made none; twice as long each time
+TRY_MAX_S: Final = 0.2
 CHILD_DEATHS_MAX: Final = 5  # in a row; then something is wrong that starting again does not cure
 
 
@@ -94,6 +100,11 @@ class Checkpointer:
         self._not_before = 0.0  # ... if a checkpoint is finished earlier
         self._retry_s = COMPACTION_RETRY_S
         self._put_off_for: type[Exception] | None = None  # why the last compaction was not finished
+        self._is_full = False  # writes are refused, and the log says so
+        self._is_trying = False  # a checkpoint was made for a write that found no space
+        self._try_at = self._try_s = 0.0  # when the next may be, by the monotonic clock, and the wait after it
+        self._space_is_due = False  # freeze and checkpoint what there is: the disk is short
+        self._headroom = Headroom(directory.log, table.log.end_lsn)
         self._wake = threading.Condition()
         self.worker = WorkerThread("checkpointer", self._step, self._fail, wake=self._notify, retry_s=RETRY_S)
         commits.after_commit = self._after_commit
@@ -102,6 +113,9 @@ class Checkpointer:
     def start(self) -> None:
         """Starts the thread and takes up what the last process has left."""
         if self.child is not None:
+            self._headroom.measure(self._table.base)
+            self._headroom.keep()
+            self._log.admits, self._log.make_room = self._admits, self._make_room
             self.worker.start()
         self.delete_segments()
         if self.child is not None:
@@ -136,8 +150,11 @@ class Checkpointer:
     def delete_segments(self) -> None:
         """Deletes the segments that neither the base nor the outbox needs."""
         with suppress_shortage():  # after the next checkpoint it tries again
-            for lsn in self._retention.deletable(self._table.base.checkpoint_lsn):
-                segment_path(self._directory.log, lsn).unlink(missing_ok=True)
+            self._unlink(self._retention.deletable(self._table.base.checkpoint_lsn))
+
+    def _unlink(self, lsns: list[int]) -> None:
+        for lsn in lsns:
+            segment_path(self._directory.log, lsn).unlink(missing_ok=True)
 
     def checkpoint_now(self, then: Callable[[BaseWriter], None] = lambda writer: None) -> None:
         """Freezes the memtable and puts everything into the base, in this thread; in the mode `manual` only.
@@ -185,7 +202,8 @@ class Checkpointer:
         if self._gate.log_shortage is not None:
             return
         is_full = self._table.active.size >= self.memtable_size or self._log.position >= self.memtable_size
-        if is_full or self._table.needs_checkpoint or frees_much(self._table):
+        is_due = self._table.needs_checkpoint or frees_much(self._table) or self._needs_space
+        if is_full or is_due:
             self.freeze()
 
     def freeze(self) -> None:
@@ -198,7 +216,7 @@ class Checkpointer:
             try:
                 self._commits.write()  # all of the memtable belongs into the segment
                 self._directory.require_in_place()
-                self._log.seal()
+                self._seal()
             except Shortage as error:
                 if self._gate.log_shortage is None:  # else a roll-back, which was not of what this thread did
                     self._blocked(error)
@@ -206,7 +224,9 @@ class Checkpointer:
             except StorageFailed as error:
                 self._gate.fail(error)
                 raise
-            self._unblocked()
+            if not self._running:  # else that one's progress tells
+                self._unblocked()
+            self._space_is_due = False
             failpoints.reached("freeze.sealed")
             self._table.freeze(self._log.lsn)
             if self.child is None:
@@ -215,6 +235,14 @@ class Checkpointer:
                 self.child.cut_compaction()
             self._submit()
 
+    def _seal(self) -> None:
+        try:
+            self._log.seal()
+        except DiskFull:
+            if not self._headroom.release():
+                raise
+            self._log.seal()
+
     def _freeze_due(self) -> None:
         """Freezes what is due although no commit may come: writers may wait for room, which only a checkpoint makes."""
         with self._commits.lock, self._lock:
@@ -222,6 +250,97 @@ class Checkpointer:
             # would split them: the second half may be rolled back.
             if self._gate.failure is None and (self._gate.stalled or not self._commits.is_pending):
                 self._freeze_if_due()
+            if not self._table.frozen:
+                self._end_wait_for_space()
+
+    # -- a full disk: with the engine's lock held ----------------------------------------------------------------------
+
+    def _admits(self, end_lsn: int, growth: int, urgent: bool) -> bool:
+        """Whether the log may go up to `end_lsn`, for which its file grows by so many bytes."""
+        if urgent:
+            is_blocked = self._gate.checkpoint_shortage is not None
+            return self._headroom.admits_urgent(end_lsn, growth, is_blocked)
+        admitted = self._headroom.admits(end_lsn, growth)
+        if self._is_full and admitted:
+            self._look_for_space()
+        return admitted
+
+    def _make_room(self, urgent: bool, waits: bool) -> bool:
+        """Makes space for a write that finds none; whether there is more now.
+
+        Raises Stalled if the caller `waits` and a checkpoint may make some.
+        """
+        if waits and self._gate.checkpoint_shortage is None and not self.worker.is_stopping:
+            if not self._table.frozen and not self._log.is_empty and (urgent or self._may_try):
+                self._space_is_due = self._is_trying = True
+                self._notify()
+            if self._table.frozen or self._space_is_due:
+                self._gate.awaits_space = True
+                self._gate.update()
+                raise Stalled("the disk is full, writes wait for a checkpoint")
+        if (urgent and self._headroom.release()) or self._delete_retained():
+            return True
+        if not self._is_full and not self._has_space(0):
+            self._is_full = True
+            log.error(
+                "%s: disk full: writes are refused; deletions may use the %d MiB that are kept for them",
+                self._directory.path,
+                self._headroom.kept >> 20,
+            )
+        return False
+
+    @property
+    def _may_try(self) -> bool:
+        """Whether a checkpoint of the active memtable may make space: one after each deletion would be costly."""
+        is_truncated = self._table.truncation > self._table.base.truncation
+        return is_truncated or time.monotonic() >= self._try_at or self._headroom.is_worth_a_try(self._log.position)
+
+    def _delete_retained(self) -> bool:
+        """Deletes the oldest segment that only the outbox needs; whether there was one."""
+        with suppress_shortage():
+            retained = self._retention.deletable(self._table.base.checkpoint_lsn, is_full=True)
+            self._unlink(retained)
+            if retained:
+                log.warning(
+                    "%s: disk full: dropped events that were not published; other nodes get these writes by exchanges",
+                    self._directory.path,
+                )
+                return True
+        return False
+
+    def _look_for_space(self) -> None:
+        if self._is_full and self._has_space(self._headroom.kept // SPACE_AGAIN):
+            self._is_full = False
+            self._try_s = 0.0
+            log.warning("%s: there is space again, writes are stored", self._directory.path)
+
+    def _has_space(self, size: int) -> bool:
+        """Whether small writes are accepted, with so many bytes to spare."""
+        return self._headroom.has_space(self._log.end_lsn, size)
+
+    def _space_changed(self) -> None:
+        """A checkpoint or a compaction has ended."""
+        with self._lock:
+            self._headroom.measure(self._table.base)
+            if self.child is not None:
+                self._headroom.keep()
+                self._look_for_space()
+            self._end_wait_for_space()
+
+    def _end_wait_for_space(self) -> None:
+        if self._is_trying:
+            self._is_trying = False
+            self._try_at = time.monotonic() + self._try_s
+            self._try_s = min(TRY_MAX_S, 2 * self._try_s + TRY_S)
+        self._space_is_due = self._gate.awaits_space = False
+        self._gate.update()
+
+    @property
+    def _needs_space(self) -> bool:
+        """Whether the memtable is frozen before it is full, since the disk is short."""
+        return self._space_is_due or (
+            not self._table.frozen and self._headroom.is_worth_a_checkpoint(self._log.position)
+        )
 
     # -- back-pressure: with the engine's lock held --------------------------------------------------------------------
 
@@ -236,6 +355,7 @@ class Checkpointer:
             if self._gate.checkpoint_shortage is None:
                 log.error("%s; writes go on while memory lasts", error)
             self._gate.checkpoint_shortage = error
+            self._end_wait_for_space()
 
     def _unblocked(self) -> None:
         if self._gate.checkpoint_shortage is not None:
@@ -264,11 +384,15 @@ class Checkpointer:
         """Wait until a checkpoint is asked for, and try it once; with none to make, see whether a compaction is due."""
         with self._wake:
             wait_s = min(self._look_at - time.monotonic(), IDLE_S)
-            self._wake.wait_for(lambda: self.worker.is_stopping or self._upto > self._done, wait_s)
+            self._wake.wait_for(
+                lambda: self.worker.is_stopping or self._upto > self._done or self._space_is_due, wait_s
+            )
         if self.worker.is_stopping:
             return
         if self._upto > self._done:
             self._checkpoint(self._upto)
+        elif self._space_is_due:
+            self._freeze_due()
         elif time.monotonic() >= self._look_at:
             is_counting = self._table.is_counting  # after a start; until then nobody knows what is gone
             self._look_at = time.monotonic() + RETRY_S if is_counting else math.inf
@@ -289,6 +413,7 @@ class Checkpointer:
 
     def _checkpoint(self, upto: int) -> None:
         assert self.child is not None
+        releases = self._headroom.releases
         self._log.finish_sealing()
         try:
             self.child.checkpoint(upto, self._progressed)
@@ -297,10 +422,13 @@ class Checkpointer:
         except ChildDied as death:
             self._on_death(death)
         except Exception as error:
+            # LMDB calls a write that a full disk has cut short an input/output error; since then, a write may have
+            # given up the reserve.
+            if isinstance(error, StorageFailed) and self._headroom.releases > releases:
+                return
             if is_shortage(error):
-                shortage = shortage_of(error, "cannot checkpoint")
-                self._blocked(shortage)
-                raise shortage from error
+                self._on_shortage(shortage_of(error, "cannot checkpoint"))
+                return
             if isinstance(error, MerkleKVError):
                 raise StorageFailed(str(error)) from error
             log.exception("the checkpointer failed")
@@ -309,6 +437,20 @@ class Checkpointer:
             self._deaths, self._done = 0, upto
             self._rule.observe(self._table.base)
             self._look_at = self._not_before
+
+    def _on_shortage(self, shortage: Shortage) -> None:
+        """Has the checkpoint made again: at once if the reserve was there for it, else later, then of all there is."""
+        with self._lock:
+            if isinstance(shortage, DiskFull) and self._headroom.release():
+                return
+        self._blocked(shortage)
+        if isinstance(shortage, DiskFull):
+            with self._commits.lock, self._lock:  # with what deletes records, it needs less space
+                if self._headroom.is_worth_a_checkpoint(self._log.position) and self._gate.log_shortage is None:
+                    self.freeze()
+                self._running, self._share = list(self._table.frozen), 0.0
+                self._upto = self._log.lsn
+        raise shortage
 
     def _on_death(self, death: ChildDied) -> None:
         """Wait before the checkpoint process is started again."""
@@ -328,6 +470,7 @@ class Checkpointer:
                 self._unblocked()
             with suppress(Shortage):  # an old snapshot only keeps the writer from reusing pages
                 self._table.base.refresh()
+                self._headroom.measure(self._table.base)
             self._update_backlog()
 
     def _take_over_base(self) -> None:
@@ -341,6 +484,7 @@ class Checkpointer:
             self._update_backlog()
         failpoints.reached("checkpointer.before_delete")
         self.delete_segments()
+        self._space_changed()
 
     # -- a compaction: by the thread that makes checkpoints, so nobody writes to the base meanwhile --------------------
 
@@ -393,6 +537,7 @@ class Checkpointer:
                 new.path = self._directory.base
                 self._table.base = new  # the old one is closed with the last snapshot of it: a scrub may have one
             self._directory.finish_swap()
+            self._space_changed()
         except StorageFailed as error:
             self._gate.fail(error)
             raise

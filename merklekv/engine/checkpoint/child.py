@@ -30,6 +30,7 @@ from merklekv.engine.access import damage, trouble
 from merklekv.engine.base import DATA_FILE, TRANSACTION_BYTES, TRANSACTION_KEYS, Base, BaseWriter, Pair
 from merklekv.engine.checkpoint.compaction import write_compacted
 from merklekv.engine.format import ENTRY, OP_METADATA, OP_ORIGIN, OP_REPAIR, OP_TRUNCATE, REMOTE
+from merklekv.engine.headroom import TRANSACTION_KEYS_MIN, transaction_keys
 from merklekv.engine.log.segment import Segment, list_segments, segment_path
 from merklekv.engine.record import ZERO_VERSION, is_purge_marker
 from merklekv.engine.repairs import Repairs
@@ -52,6 +53,8 @@ INDEX_SHARE: Final = 0.15
 READ_STEP: Final = 1 << 20  # bytes of log between two reports
 SORT_KEYS: Final = 16_384  # about as many are sorted at once
 SAMPLE_EVERY: Final = 64
+SMALLER: Final = 8  # transactions after one that found the disk full
+READERS_S: Final = 1.0  # how long a transaction waits for readers of old pages, on a full disk
 STOP_TIMEOUT_S: Final = 5.0
 COMPACT: Final = "compact"  # the job
 
@@ -94,7 +97,13 @@ class _Newest:
         return data[start : start + record_length]
 
 
-def checkpoint(base: BaseWriter, log_directory: Path, upto: int, progress: Progress = lambda share: None) -> None:
+def checkpoint(
+    base: BaseWriter,
+    log_directory: Path,
+    upto: int,
+    progress: Progress = lambda share: None,
+    transaction_keys_max: int = TRANSACTION_KEYS,
+) -> None:
     """Puts all segments before LSN `upto` into the base.  `progress` is called now and then while it reads them, and
     after each transaction.
 
@@ -106,6 +115,7 @@ def checkpoint(base: BaseWriter, log_directory: Path, upto: int, progress: Progr
     with ExitStack() as stack:
         segments = [stack.enter_context(Segment(segment_path(log_directory, lsn))) for lsn in lsns]
         newest = _Newest(segments, lambda share: progress(READ_SHARE * share))
+        most = transaction_keys(base, log_directory, min(transaction_keys_max, TRANSACTION_KEYS))
         resumed = base.begin_checkpoint(upto)
         failpoints.reached("checkpoint.marked")
         if newest.truncation > base.truncation:
@@ -115,9 +125,12 @@ def checkpoint(base: BaseWriter, log_directory: Path, upto: int, progress: Progr
         newest.repairs.complete(newest.places)
         for _ in base.rebuild(newest.repairs.buckets):  # first: what follows goes by what is derived
             progress(READ_SHARE)
+        is_short = most < TRANSACTION_KEYS
+        progress(READ_SHARE)  # or the server would not move on from the pages that the transactions so far have freed
         added: list[bytes] = []
         done = 0
-        for pairs in _transactions(newest, _in_order(newest.places), base.truncation):
+        for pairs in _transactions(newest, _in_order(newest.places), base.truncation, most):
+            is_short = is_short and base.wait_for_readers(READERS_S)
             added += base.put(pairs)
             done += len(pairs)
             progress(READ_SHARE + (1 - READ_SHARE - INDEX_SHARE) * done / len(newest.places))
@@ -127,7 +140,8 @@ def checkpoint(base: BaseWriter, log_directory: Path, upto: int, progress: Progr
         unlisted = [xxh3_64_digest(key)[:2] + key for key in (newest.places if resumed else added)]
         entries = _in_order(unlisted)
         done = 0
-        while batch := [(entry[:2], entry[2:]) for entry in islice(entries, TRANSACTION_KEYS)]:
+        while batch := [(entry[:2], entry[2:]) for entry in islice(entries, most)]:
+            is_short = is_short and base.wait_for_readers(READERS_S)
             base.index([pair for pair in batch if not resumed or _stays(newest.record(pair[1]), base.truncation)])
             done += len(batch)
             progress(1 - INDEX_SHARE * (1 - done / len(unlisted)))
@@ -135,6 +149,20 @@ def checkpoint(base: BaseWriter, log_directory: Path, upto: int, progress: Progr
         failpoints.reached("checkpoint.index_done")
         base.finish(upto, newest.metadata)
         failpoints.reached("checkpoint.finished")
+
+
+def _checkpoint_smaller(base_path: Path, log_directory: Path, upto: int, progress: Progress) -> None:
+    """Makes a checkpoint; where it finds the disk full, again in smaller transactions, which copy fewer pages."""
+    most = TRANSACTION_KEYS
+    while True:
+        try:
+            # Anew for each attempt: LMDB may be of no use after a failed write.
+            with BaseWriter(base_path, patience_s=0) as base:
+                return checkpoint(base, log_directory, upto, progress, most)
+        except DiskFull:
+            if most <= TRANSACTION_KEYS_MIN:
+                raise
+            most = max(TRANSACTION_KEYS_MIN, most // SMALLER)
 
 
 def _stays(record: bytes, truncation: bytes) -> bool:
@@ -153,7 +181,7 @@ def _in_order(keys: Collection[bytes]) -> Iterator[bytes]:
         yield from part
 
 
-def _transactions(newest: _Newest, keys: Iterable[bytes], truncation: bytes) -> Iterator[list[Pair]]:
+def _transactions(newest: _Newest, keys: Iterable[bytes], truncation: bytes, most: int) -> Iterator[list[Pair]]:
     pairs: list[Pair] = []
     size = 0
     for key in keys:
@@ -162,7 +190,7 @@ def _transactions(newest: _Newest, keys: Iterable[bytes], truncation: bytes) -> 
             continue
         pairs.append((key, record))
         size += len(record)
-        if len(pairs) >= TRANSACTION_KEYS or size >= TRANSACTION_BYTES:
+        if len(pairs) >= most or size >= TRANSACTION_BYTES:
             yield pairs
             pairs, size = [], 0
     if pairs:
@@ -336,13 +364,11 @@ def main(base_path: str, new_base_path: str, log_directory: str) -> None:
         signal.signal(signal.SIGTERM, stop)
         try:
             job = line.strip()
-            # Anew for each job: LMDB may be of no use after a failed write.
             if job == COMPACT:
                 with closing(Base(Path(base_path), patience_s=0)) as old:
                     write_compacted(old, Path(new_base_path), lambda done, total: heed())
             else:
-                with BaseWriter(Path(base_path), patience_s=0) as base:
-                    checkpoint(base, Path(log_directory), int(job), progress)
+                _checkpoint_smaller(Path(base_path), Path(log_directory), int(job), progress)
             answer(f"done {job}")
         except MerkleKVError as error:
             answer_error(error)

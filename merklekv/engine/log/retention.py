@@ -122,8 +122,11 @@ class Retention:
         self._reader.seek(at)
         return self._reader.next_frame(end)
 
-    def deletable(self, checkpoint_lsn: int) -> list[int]:
-        """LSNs of the segments that nothing needs: in the base up to `checkpoint_lsn`, and published or dropped."""
+    def deletable(self, checkpoint_lsn: int, is_full: bool = False) -> list[int]:
+        """LSNs of the segments that nothing needs: in the base up to `checkpoint_lsn`, and published or dropped.
+
+        `is_full`: one segment that is not published is dropped for space.
+        """
         lsns = []
         for lsn, following in pairwise(list_segments(self._log_directory)):
             if following > checkpoint_lsn:
@@ -131,8 +134,9 @@ class Retention:
             if self.cursor is not None and following > self._durable_lsn:
                 if following <= self.cursor.lsn:
                     self._make_durable(self.cursor)  # or a crash could bring back a cursor in a segment that is gone
-                elif self.end.lsn - lsn > self.retain_max_bytes:
+                elif is_full or self.end.lsn - lsn > self.retain_max_bytes:
                     self.dropped_lsn = following
+                    is_full = False
                 else:
                     break
             lsns.append(lsn)

@@ -4,9 +4,12 @@ Group commit: writers append entries in memory under the engine's lock.  `take` 
 `write` and `sync` put it on disk outside of that lock.  One fdatasync serves all clients of a tick.
 
 Room is reserved before an entry is accepted (`reserve`, posix_fallocate).  So a full disk refuses a write before
-anything has changed.  Some file systems (btrfs, ZFS, thin volumes) do not guarantee reserved room: if `write` finds
-none, `take_back` cuts the file back.  Reserved room also makes fdatasync cheaper, because the file's size does not
-change (`benchmarks/test_log.py`).
+anything has changed.  Urgent writes (deletions, and what the node itself stores) may take room that writes which make
+the data grow must leave (`admits`).
+
+Some file systems (btrfs, ZFS, thin volumes) do not guarantee reserved room: if `write` finds none, `take_back` cuts the
+file back.  Reserved room also makes fdatasync cheaper, because the file's size does not change
+(`benchmarks/test_log.py`).
 
 Syncing, writing and rotating need no new descriptor: the directory and the file of the next segment (`.next`) are open
 already, and a full segment stays open until it is synced to its end.
@@ -15,6 +18,7 @@ already, and a full segment stays open until it is synced to its end.
 import os
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,6 +31,7 @@ from merklekv.shortage import NO_ROOM, is_shortage, shortage_of, suppress_shorta
 
 PAYLOAD_SIZE_MAX: Final = (1 << 32) - 1  # what a frame's 4-byte length can say
 RESERVE_STEP: Final = 4 << 20  # bytes reserved ahead of the writes
+SMALL_STEPS: Final = 64  # of these make a RESERVE_STEP; used where there is no room for a whole one
 PROBE_SIZE: Final = 64 << 10  # bytes that a disk has to take before it is trusted again
 NEXT_FILE: Final = ".next"  # becomes the next segment
 _HEADER: Final = FRAME_HEADER.size
@@ -59,7 +64,10 @@ class Log:
         self.directory = directory
         self.pending: list[bytes] = []  # entries since the last frame was cut
         self.pending_size = 0
-        self.room = 0  # bytes of entries that fit into the reserved room
+        self.room = 0  # bytes of entries that fit into the room admitted for all writes
+        self.urgent_room = 0  # the same for urgent writes: all that is reserved
+        self.admits: Callable[[int, int, bool], bool] = lambda end_lsn, growth, urgent: True
+        self.make_room: Callable[[bool, bool], bool] = lambda urgent, waits: False  # whether it did
         self.appended = 0  # entries ever accepted by this process
         self.sequence = recovered.sequence if recovered else 1  # of the next local event
         self._frame_sequence = self.sequence
@@ -74,7 +82,7 @@ class Log:
         else:
             self.lsn = recovered.segments[-1]
             self._fd = os.open(segment_path(directory, self.lsn), os.O_RDWR)
-            self.position = recovered.end
+            self.position = self._admitted = recovered.end
             self._reserved = max(self.position, os.fstat(self._fd).st_size)
             self._measure_room()
             with suppress_shortage():
@@ -86,24 +94,56 @@ class Log:
         """Where the next frame goes."""
         return self.lsn + self.position
 
-    def reserve(self, size: int) -> None:
-        """Makes room for `size` bytes of entries in the next frame, or raises DiskFull."""
+    @property
+    def is_empty(self) -> bool:
+        """Whether this segment has no frame and will have none."""
+        return self.position == _FIRST and not self.pending
+
+    def reserve(self, size: int, urgent: bool, waits: bool = True) -> None:
+        """Makes room for `size` bytes of entries in the next frame.
+
+        `waits`: the caller can wait for a checkpoint that may make room: raises Stalled then.  Raises DiskFull.
+        """
         if size > PAYLOAD_SIZE_MAX:
             raise InvalidArgument(f"{size} bytes in one commit: at most {PAYLOAD_SIZE_MAX}; commit more often")
         needed = self.position + _HEADER + size
-        for target in (max(needed, self._reserved + RESERVE_STEP), needed):
-            if target <= self._reserved:
-                return
+        while not (self._admit(needed) or (urgent and self._admit_urgent(needed, waits))):
+            if not self.make_room(urgent, waits):
+                raise DiskFull("disk full, write not stored")
+
+    def _admit(self, needed: int) -> bool:
+        """Lets all writes go up to `needed` in this segment, and ahead of that where there is room."""
+        if needed <= self._admitted:
+            return True
+        for step in (RESERVE_STEP, RESERVE_STEP // SMALL_STEPS, 0):
+            target = max(needed, self._admitted + step)
+            if self.admits(self.lsn + target, max(0, target - self._reserved), False) and self._extend(target):
+                self._admitted = target
+                self._measure_room()
+                return True
+        return False
+
+    def _admit_urgent(self, needed: int, waits: bool) -> bool:
+        if needed <= self._reserved:
+            return True
+        for target in (needed + RESERVE_STEP // SMALL_STEPS, needed):
+            is_admitted = not waits or self.admits(self.lsn + target, target - self._reserved, True)
+            if is_admitted and self._extend(target):
+                return True
+        return False
+
+    def _extend(self, target: int) -> bool:
+        """Reserves room in the file up to `target`; False if the disk is full."""
+        if target > self._reserved:
             try:
                 os.posix_fallocate(self._fd, self._reserved, target - self._reserved)
             except OSError as error:
                 if error.errno not in NO_ROOM:
                     raise self._trouble(error, "cannot reserve room") from error
-            else:
-                self._reserved = target
-                self._measure_room()
-                return
-        raise DiskFull("disk full, write not stored")
+                return False
+            self._reserved = target
+            self._measure_room()
+        return True
 
     def take(self) -> LogFrame:
         """Cuts the pending entries into a frame, for `write`."""
@@ -116,7 +156,8 @@ class Log:
         self._entries_cut = self.appended
         self._frame_sequence = self.sequence
         self.position = end = position + len(data)
-        self.room = self._reserved - end - _HEADER
+        self.room = self._admitted - end - _HEADER
+        self.urgent_room = self._reserved - end - _HEADER
         return LogFrame(lsn if position == _FIRST else lsn + position, lsn + end, sequence, local_count, data)
 
     def write(self, frame: LogFrame) -> None:
@@ -140,7 +181,7 @@ class Log:
             os.ftruncate(self._fd, self.position)  # or a later, shorter frame would have the rest of this one behind it
         except OSError as error:
             raise StorageFailed(f"{self._path}: cannot cut back: {error.strerror}") from error
-        self._reserved = self.position
+        self._reserved = self._admitted = self.position
         self._measure_room()
 
     def resume(self, sequence: int) -> None:
@@ -149,7 +190,7 @@ class Log:
 
     def probe(self) -> None:
         """Writes zeros behind the last frame, as in reserved room.  Raises Shortage if the disk has no room."""
-        self.reserve(PROBE_SIZE)
+        self.reserve(PROBE_SIZE, urgent=True, waits=False)
         try:
             write_whole(self._fd, bytes(PROBE_SIZE), self.position)
         except OSError as error:
@@ -217,11 +258,12 @@ class Log:
         return segment_path(self.directory, self.lsn)
 
     def _measure_room(self) -> None:
-        self.room = self._reserved - self.position - _HEADER
+        self.room = self._admitted - self.position - _HEADER
+        self.urgent_room = self._reserved - self.position - _HEADER
 
     def _adopt(self, lsn: int, fd: int) -> None:
         self.lsn, self._fd = lsn, fd
-        self.position = self._reserved = _FIRST
+        self.position = self._reserved = self._admitted = _FIRST
         self._measure_room()
 
     def _begin_segment(self, lsn: int) -> int:
@@ -249,7 +291,13 @@ class Log:
         return fd
 
     def _open_next(self) -> int:
-        return os.open(self.directory / NEXT_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, FILE_MODE)
+        fd = os.open(self.directory / NEXT_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, FILE_MODE)
+        try:
+            os.posix_fallocate(fd, 0, _FIRST)  # so the header finds room on a full disk
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
     def _trouble(self, error: OSError, what: str, path: Path | None = None) -> Shortage | StorageFailed:
         what = f"{path or self._path}: {what}"

@@ -1,0 +1,240 @@
+"""A disk that the node's own data has filled: writes are refused, deletions empty it, and it can be filled again.
+
+On a real small file system, with the real checkpoint process.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from fixtures import engines
+
+from merklekv.engine.engine import Engine
+from merklekv.engine.format import OP_DEL, OP_SET
+from merklekv.engine.headroom import RESERVE_FILE
+from merklekv.engine.log.segment import list_segments
+from merklekv.errors import DiskFull
+
+DISK_SIZE = 14 << 20
+TINY_SIZE = 9 << 20
+MEMTABLE_SIZE = 64 << 20  # never full here: only the disk makes checkpoints
+VALUE = b"v" * 500
+AT_ONCE = 25_000  # bytes of values
+AGAIN = 0.9  # of what the first filling took in
+
+
+class Disk:
+    """A small file system."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.data = path / "data"
+        self._ballast = path / "ballast"
+
+    def fill(self) -> None:
+        """Another program takes what is left."""
+        status = os.statvfs(self.path)
+        with self._ballast.open("ab") as file:
+            if status.f_bavail:
+                os.posix_fallocate(file.fileno(), file.tell(), status.f_bavail * status.f_frsize)
+
+
+@contextmanager
+def mounted(path: Path, size: int) -> Iterator[Disk]:
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], check=True)
+    try:
+        yield Disk(path)
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    with mounted(tmp_path / "disk", DISK_SIZE) as disk:
+        yield disk
+
+
+@contextmanager
+def opened(disk: Disk) -> Iterator[Engine]:
+    engine = engines.open_engine(disk.data, checkpoint="process", memtable_size=MEMTABLE_SIZE)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def patiently(engine: Engine, call: Callable[[], object]) -> None:
+    """As a client has it: a write that has to wait is made again."""
+    engine.retry_stalled(call)
+
+
+def fill(engine: Engine, name: str, value: bytes = VALUE) -> list[bytes]:
+    """Writes until the disk is full; the keys."""
+    keys: list[bytes] = []
+    while True:
+        more = [b"%s %d" % (name.encode(), len(keys) + number) for number in range(AT_ONCE // len(value) + 1)]
+        try:
+            patiently(engine, lambda more=more: engine.mset([(key, value) for key in more]))  # type: ignore[misc]
+        except DiskFull:
+            return keys
+        engine.commit()
+        keys += more
+
+
+def fill_up(engine: Engine) -> None:
+    """Uses up what is left for small values."""
+    with suppress(DiskFull):
+        for number in range(10_000):
+            patiently(engine, lambda number=number: engine.set(b"small %d" % number, VALUE))  # type: ignore[misc]
+            engine.commit()
+
+
+def delete(engine: Engine, keys: list[bytes]) -> None:
+    """Deletes them all; none may be refused."""
+    for key in keys:
+        patiently(engine, lambda key=key: engine.delete(key))  # type: ignore[misc]
+        engine.commit()
+
+
+def forget(engine: Engine) -> None:
+    """Collects all tombstones."""
+    engine.raise_gc_horizon(engine.clock.newest)
+    while engine.retry_stalled(engine.collect_tombstones):
+        engine.commit()
+    engine.commit()
+
+
+@pytest.mark.parametrize("size", [500, 50_000])
+def test_deletions_empty_a_full_disk(disk: Disk, size: int) -> None:
+    with opened(disk) as engine:
+        first = fill(engine, "0", b"v" * size)
+        assert len(first) * size > DISK_SIZE / (20 if size < 100 else 4)
+        left = first
+        for name in "1":
+            delete(engine, left)
+            assert engine.live_count == 0
+            forget(engine)
+            left = fill(engine, name, b"v" * size)
+            assert len(left) >= AGAIN * len(first)
+
+
+def test_only_what_makes_the_data_grow_is_refused(disk: Disk, caplog: pytest.LogCaptureFixture) -> None:
+    with opened(disk) as engine:
+        keys = fill(engine, "k")
+        fill_up(engine)
+        assert caplog.text.count("disk full: writes are refused") == 1
+        with pytest.raises(DiskFull):
+            patiently(engine, lambda: engine.set(b"more", b"v" * 200_000))
+        with pytest.raises(DiskFull):
+            patiently(engine, lambda: engine.append(keys[0], b"v" * 200_000))
+        patiently(engine, lambda: engine.delete(keys[0]))
+        engine.put_metadata(b"name", b"v" * 1000)
+        engine.commit()
+        assert (engine.get(keys[0]), engine.get(keys[1])) == (None, VALUE)
+        patiently(engine, engine.truncate)
+        patiently(engine, lambda: engine.set(b"again", b"v" * 200_000))
+        engine.commit()
+        assert caplog.text.count("there is space again, writes are stored") == 1
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_a_restart_on_a_full_disk(disk: Disk, tmp_path: Path, crash: bool) -> None:
+    with opened(disk) as engine:
+        keys = fill(engine, "k")
+        if crash:
+            shutil.copytree(disk.data, tmp_path / "copy")
+    if crash:  # as a killed process leaves it: with what it had reserved
+        shutil.rmtree(disk.data)
+        shutil.copytree(tmp_path / "copy", disk.data)
+    with opened(disk) as engine:
+        assert engine.live_count == len(keys)
+        delete(engine, keys)
+        forget(engine)
+        assert len(fill(engine, "again")) >= AGAIN * len(keys)
+
+
+def test_another_program_takes_the_rest(disk: Disk) -> None:
+    """The reserve file has what deletions and their checkpoint need, also after a restart."""
+    with opened(disk) as engine:
+        keys = fill(engine, "k")
+        disk.fill()
+        delete(engine, keys[::2])
+    with opened(disk) as engine:
+        disk.fill()
+        delete(engine, keys[1::2])
+        assert engine.live_count == 0
+        forget(engine)
+        assert len(fill(engine, "again")) > len(keys) / 3
+
+
+def test_merged_deletions_pass_records_that_find_no_room(disk: Disk) -> None:
+    """A node of a cluster takes the deletions of the others, also out of one message with what it has no room for."""
+    with opened(disk) as engine:
+        keys = fill(engine, "k")[:50]
+        later = engine.clock.newest + 1
+        for number, key in enumerate(keys):
+            large = engines.record(b"l%d" % number, b"v" * 100_000, later + number)
+            changes = [(OP_SET, b"l%d" % number, large), (OP_DEL, key, engines.record(key, None, later + number))]
+            try:
+                patiently(engine, lambda changes=changes: engine.merge(changes, b"x"))  # type: ignore[misc]
+            except DiskFull:
+                assert engine.get(key) is None
+            engine.commit()
+        assert not set(keys).intersection(engines.values(engine))
+
+
+def test_events_that_are_not_published_make_room(disk: Disk, caplog: pytest.LogCaptureFixture) -> None:
+    """While the broker is away, the log that is retained for it may fill the disk."""
+    with opened(disk) as engine:
+        engine.retention.subscribe()
+        keys = fill(engine, "k")
+        assert "dropped events that were not published" in caplog.text
+        assert len(list_segments(disk.data / "log")) < 3
+        delete(engine, keys)
+        assert engine.live_count == 0
+
+
+def test_a_tiny_disk(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", TINY_SIZE) as disk, opened(disk) as engine:
+        first = fill(engine, "0")
+        assert len(first) > 1000
+        delete(engine, first)
+        forget(engine)
+        assert len(fill(engine, "1")) > len(first) / 2
+
+
+def test_no_checkpoint_for_each_deletion(disk: Disk) -> None:
+    """Writes that are refused between deletions do not make each of them wait for a checkpoint of its own."""
+    with opened(disk) as engine:
+        keys = fill(engine, "k")
+        lsns = set()
+        for key in keys[:200]:
+            patiently(engine, lambda key=key: engine.delete(key))  # type: ignore[misc]
+            with pytest.raises(DiskFull):
+                patiently(engine, lambda: engine.set(b"large", b"v" * 1_000_000))
+            engine.commit()
+            lsns.add(engine.table.base.checkpoint_lsn)
+        assert len(lsns) < 100
+
+
+def test_the_reserve_file_is_private_and_needs_no_meaning(disk: Disk) -> None:
+    reserve = disk.data / "log" / RESERVE_FILE
+    with opened(disk) as engine:
+        engine.set(b"k", b"v")
+        size = reserve.stat().st_size
+        assert size > 1 << 20
+        assert reserve.stat().st_mode & 0o77 == 0
+    reserve.write_bytes(b"anything")
+    with opened(disk) as engine:
+        assert engine.get(b"k") == b"v"
+        assert reserve.stat().st_size == size
+    reserve.unlink()
+    with opened(disk):
+        assert reserve.stat().st_size == size
