@@ -171,6 +171,9 @@ class EngineMachine(RuleBasedStateMachine):
             else:  # too far in the future for a truncation above it
                 assert int.from_bytes(old[:8], "big") > self.wall.now
                 assert self.engine.get(key) is None
+                if self.is_lone and not is_tombstone(old):
+                    del self.records[key]
+                    continue
                 self.records[key] = self.engine.record(key) or b""
                 assert is_tombstone(self.records[key])
                 assert version_of(self.records[key]) >= version_of(old)
