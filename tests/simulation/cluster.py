@@ -206,10 +206,13 @@ class Cluster(World):
             if talk is None or not (node.up and other.up):
                 break
             if begins and chance.random() < 0.7:
-                talk.request = lie(talk.request, None, far, chance)
+                talk.request = lie(talk.request, None, far, chance, node.engine.time_gate.is_set)
             if not begins:
                 known = table_in(talk.request)
-            change = partial(lie, known=known, far=far, chance=chance) if not begins and chance.random() < 0.7 else None
+            change = None
+            if not begins and chance.random() < 0.7:  # a node without a clock believes records, and nothing else
+                with_records = node.engine.time_gate.is_set
+                change = partial(lie, known=known, far=far, chance=chance, with_records=with_records)
             talk = self._advance(talk, chance, change)
         if talk is not None:
             self._hang_up(talk)

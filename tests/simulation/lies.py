@@ -33,11 +33,11 @@ KEY: Final = b"k609"  # of a record that does not copy one in the message
 Path = tuple[Any, ...]
 
 
-def lie(message: bytes, known: MemberTable | None, far: int, chance: random.Random) -> bytes:
+def lie(message: bytes, known: MemberTable | None, far: int, chance: random.Random, with_records: bool = True) -> bytes:
     """The message with `far`, ns, in one place.  `known`: the table in the request, if this is an answer."""
     plain = _plain(message, known)
     places = [*_numbers(plain), *_versions(plain)]
-    if "records" in plain:
+    if "records" in plain and with_records:
         places.append(("records",))
     if not places:
         return message
