@@ -214,7 +214,7 @@ class World:
                 self._require_near(node, engine.truncation, min(newest, make_version(node.wall() + MINUTE, bytes(16))))
                 self._made(node, TRUNCATION, engine.truncation)
             for key, record in node.records().items():
-                if record != records.get(key):
+                if record != records.get(key) and is_sound(key, record):
                     below = engine.table.base.get(key) or b""  # hidden so far, and maybe a bit of its version flipped
                     self._require_near(node, record, max(records[key], below))
                     self._made(node, key, record)
