@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from fixtures.exchanges import SECOND, Cut, Node, agree, answer, carry, cluster, exchange
 
+from merklekv.engine.log import writer
 from merklekv.engine.time_gate import DEFAULT_MAX_DRIFT_S
 from merklekv.errors import DiskFull
 from merklekv.replication.cluster import members as members_module
@@ -24,6 +25,8 @@ from merklekv.replication.sync.messages import (
     decode,
     encode,
 )
+
+DELETED = 600  # more than are merged in one call
 
 
 @pytest.fixture
@@ -308,6 +311,29 @@ def test_a_full_disk(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None
         with pytest.raises(DiskFull):
             exchange(b, a)
     exchange(a, b)
+    assert agree(a, b)
+
+
+def test_deletions_pass_records_that_find_no_room(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was deleted elsewhere makes room on a full disk, wherever the records are that have none."""
+    a, b = nodes
+    for number in range(DELETED):
+        a.set(b"old:%d" % number)
+    exchange(a, b)
+    for number in range(DELETED):
+        b.delete(b"old:%d" % number)
+        b.set(b"new:%d" % number, b"v" * (3000 if number % 2 else 3))
+    expected = b.values()
+    monkeypatch.setattr(writer, "RESERVE_STEP", 0)
+    a.reopen()
+    a.engine.log.admits = lambda end_lsn, growth, urgent: urgent
+    with pytest.raises(DiskFull):
+        exchange(a, b)
+    assert a.values() == {}
+    assert b.values() == expected
+    a.reopen()
+    exchange(a, b)
+    assert a.values() == expected
     assert agree(a, b)
 
 

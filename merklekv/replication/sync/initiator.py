@@ -8,6 +8,8 @@ whatever is written meanwhile.
 The caller transports requests and answers, and rests in between.  It may end at any step: what was merged stays, and
 the next exchange finds what is still missing.  Only a complete one moves applied-through, and with it the GC horizon.
 
+When the disk of this node is full, it goes on with the peer's deletions, which make room, and fails in the end.
+
 Memory: two batches.  Cost: one differing record among a million takes four rounds and 8 KiB; a million records into an
 empty node, 8 us each.
 """
@@ -24,8 +26,8 @@ from merklekv.engine.base import Pair
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import BUCKETS, INNER_NODES, MAX_KEY_SIZE
 from merklekv.engine.merkle import LEAVES_PER_INNER
-from merklekv.engine.record import HEAD_SIZE, digest_of, version_of
-from merklekv.errors import Stalled
+from merklekv.engine.record import HEAD_SIZE, digest_of, is_tombstone, version_of
+from merklekv.errors import DiskFull, Stalled
 from merklekv.output import counted
 from merklekv.replication.cluster.members import Members, TooManyMembers
 from merklekv.replication.cluster.refused import REFUSED_MAX, RefusedRecord, decode_refused, split_by_size
@@ -106,6 +108,7 @@ class Initiator:
         self._full = full
         self._verify = verify
         self._refused: dict[tuple[str, bytes], RefusedRecord] = {}  # by node and key
+        self._disk_full: DiskFull | None = None  # since then, this pass takes only deletions
         self._gc_horizon = 0  # ns: of this node, as long as this pass goes on
         self._new_gc_horizon = 0  # ns: of both, when this pass is complete; tombstones from below are not given
         self._stale_here = self._stale_there = NONE_STALE  # what one node has, and the other lacks
@@ -146,6 +149,7 @@ class Initiator:
         """One whole exchange.  Returns whether both held the same from the start."""
         engine, endpoint = self._engine, self._endpoint
         self._refused.clear()
+        self._disk_full = None
         self._collect()
         engine.wait_until_counted(COUNT_WAIT_S)
         for _ in engine.prepare_root():
@@ -215,6 +219,8 @@ class Initiator:
     def _done(self, mine: Hello) -> Steps[None]:
         engine, theirs = self._engine, self._theirs
         engine.commit()
+        if self._disk_full is not None:
+            raise self._disk_full
         if engine.gc_horizon != self._gc_horizon:
             raise Outdated
         if not self._is_complete():
@@ -298,6 +304,8 @@ class Initiator:
             for key, head in heads
             if key not in stale_keys and version_of(head) >= version_of(engine.record(key) or b"")
         ]
+        if self._disk_full is not None:
+            wants = []  # large values
         given, stale_here = [], []
         for packed in parts(answer.binary("lacks"), 4):
             index = int.from_bytes(packed, "big")
@@ -337,7 +345,7 @@ class Initiator:
             self._merge(answer.pairs("records"))
             self._refuse(decode_refused(answer, "too_large", 2 * BATCH_RECORDS))
             following = answer.binary("following", *range(MAX_KEY_SIZE + 1))
-            if not following:
+            if not following or self._disk_full is not None:  # not for a few deletions: the peer has a lot more
                 return
             if following <= after:
                 raise Malformed("it does not go on")
@@ -376,8 +384,14 @@ class Initiator:
     def _merge(self, pairs: list[Pair]) -> None:
         """Merge records of the responder.  Raises Outdated."""
         for part in parts(pairs, SLICE_MERGES):
+            if self._disk_full is not None:
+                part = [pair for pair in part if len(pair[1]) >= HEAD_SIZE and is_tombstone(pair[1])]
             merge = partial(self._endpoint.merge, part, self._origin, self._gc_horizon, self._new_gc_horizon)
-            applied, refused = self._write(merge)
+            try:
+                applied, refused = self._write(merge)
+            except DiskFull as error:
+                self._disk_full = error  # the engine has merged the deletions among them: these come first
+                continue
             self.report.keys_received += applied
             self._refuse(refused)
         self._engine.commit()
