@@ -298,6 +298,18 @@ def test_a_refused_record_that_no_node_has_any_more(nodes: list[Node]) -> None:
     assert a.members.refused == s.members.refused == {}
 
 
+@pytest.mark.parametrize("told", [False, True])
+def test_what_a_removed_member_has_refused_is_not_named_any_more(nodes: list[Node], told: bool) -> None:
+    a, b, _ = nodes
+    a.set(b"large", LARGE)
+    meet_all(nodes)
+    assert named(a) == named(b) == [(b"large", "value size", "s")]
+    Membership(a.engine, a.members).remove("s")
+    if told:
+        exchange(a, b)
+    assert named(b if told else a) == []
+
+
 def test_more_refused_records_than_are_kept(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
     a, _, s = nodes
     for module in (members_module, initiator_module):

@@ -572,6 +572,7 @@ class Members(MemberMaps):
                 other.confirmed_through = min(other.confirmed_through, through)
             self.removed[who] = through
             self._add(set())
+            self.refused_records.update(who.node, ())  # no exchange with it will say that these are gone
 
     # -- storing -------------------------------------------------------------------------------------------------------
 
@@ -587,8 +588,7 @@ class Members(MemberMaps):
         """The table that `encode` has stored, for the node that now has this id.
 
         If the directory was copied, or the node renamed, or if `anew`, it is a new member, and the former one stays a
-        member.  Raises
-        MembersUnreadable, FormatTooNew, TooManyMembers.
+        member.  Raises MembersUnreadable, FormatTooNew, TooManyMembers.
         """
         unreadable: dict[str, UnreadableRow] = {}
 
