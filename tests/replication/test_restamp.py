@@ -138,6 +138,24 @@ def test_after_a_restamp_a_node_takes_part_with_all_that_it_had(
         assert node.engine.tombstone_count == 0
 
 
+def test_a_refusal_from_the_future_ends_when_the_restamped_record_is_taken(nodes: list[Node]) -> None:
+    a, b, _ = nodes
+    set_clocks([a, b], YEARS)
+    b.reopen(max_value_size=100)
+    a.set(b"large", bytes(101))
+    meet_all([a, b])
+    assert b.members.refused.keys() == {b"large"}
+    set_clocks([a, b], -YEARS)
+    assert restamped(a) is not None
+    assert restamped(b) is not None
+    meet_all(nodes)
+    assert b.members.refused.keys() == {b"large"}
+    b.reopen(max_value_size=1000)
+    meet_all(nodes)
+    assert b.members.refused == {}
+    assert agree(*nodes)
+
+
 def test_records_of_another_writer_are_restamped_too(nodes: list[Node]) -> None:
     a, b, c = nodes
     set_clocks([a, b], YEARS)

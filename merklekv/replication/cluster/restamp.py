@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import cbor2
 
 from merklekv.engine.engine import Engine
-from merklekv.engine.record import STORE_ID_SIZE
+from merklekv.engine.record import STORE_ID_SIZE, timestamp_of
 from merklekv.engine.restamp import FutureData, Progress, find, has_future_data, restamp_data
 from merklekv.replication.cluster.members import Identity, Members, node_of
 from merklekv.replication.cluster.storage import METADATA_MEMBERS
@@ -62,6 +62,8 @@ def restamped_members(stored: bytes, now: int, *, is_lone: bool) -> tuple[Member
     former = Members.restore(stored, node).identity
     members = Members.restore(cbor2.dumps(_lowered(cbor2.loads(stored), now)), node, anew=True)
     members.remove(former.node, former.store_id)
+    # An exception is to what was applied, and of what is after `now` nothing is: no record would end this one.
+    members.refused = {key: one for key, one in members.refused.items() if timestamp_of(one.version) <= now}
     if is_lone:
         members.removed.clear()  # or it would keep tombstones from now on
     return members, former
