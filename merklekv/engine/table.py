@@ -313,15 +313,18 @@ class Table:
                 packed = 0
                 yield
 
-    def inner_digests(self) -> list[bytes]:
-        """The digests of the 256 inner nodes, 32 bytes each.  Meaningless unless `root_ready`."""
+    def inner_digests(self) -> list[bytes] | None:
+        """The digests of the 256 inner nodes, 32 bytes each; None unless `root_ready`."""
         with self.lock:
-            return list(self.tree.inner_digests())
+            return list(self.tree.inner_digests()) if self.root_ready else None
 
-    def leaf_digests(self, inner: int) -> bytes:
-        """What tells two leaves apart: 8 bytes for each of the 256 below an inner node, zeros when it is empty."""
+    def leaf_digests(self, inner: int) -> bytes | None:
+        """What tells two leaves apart: 8 bytes for each of the 256 below an inner node, zeros when it is empty.
+
+        None unless `root_ready`: a leaf that lacks what is in memory may equal that of a peer, which lacks it, too.
+        """
         with self.lock:
-            return self.tree.leaf_digests(inner)
+            return self.tree.leaf_digests(inner) if self.root_ready else None
 
     def inner_leaves(self, inner: int) -> bytes:
         """The 256 leaves below an inner node, as in the base: sum of digests (16 bytes) and count (8) each."""
@@ -538,7 +541,9 @@ class Table:
         """
         base_is_dead = base.newest < self.truncation
         self.is_swept = base_is_dead or base.truncation == self.truncation
-        count = Count(self.overlay(), None if base_is_dead else base, self.truncation)
+        # One that waits for a sweep is begun anew after it.  It keeps no moment of the base: the sweep needs its pages.
+        shown = base if self.is_swept and not base_is_dead else None
+        count = Count(self.overlay(), shown, self.truncation)
         tree = self.tree_type({} if base_is_dead else base.leaves())
         live, dead = (0, 0) if base_is_dead else (base.live, base.dead)
         is_known = self.is_swept and not (self.has_thread and len(count) > COUNTED_AT_ONCE)

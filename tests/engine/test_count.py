@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,7 +12,7 @@ from unittest import mock
 import pytest
 from fixtures import engines
 from fixtures.counts import KEYS, ROOMY, held_back, killed_with_a_log
-from fixtures.engines import NOON
+from fixtures.engines import NOON, Wall
 from fixtures.support import run_out_of_room, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 import merklekv
 from merklekv.engine import count as count_module
 from merklekv.engine import table as table_module
+from merklekv.engine.base import Base
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import OP_DEL, OP_SET
 from merklekv.engine.record import is_tombstone, timestamp_of
@@ -188,6 +190,46 @@ def test_truncating_during_a_count(tmp_path: Path, make_engine: Callable[..., En
         assert (engine.root_ready, engine.live_count, engine.tombstone_count) == (True, 0, 0)
         engine.set(b"k", b"v")
         engine.commit()
+
+
+def test_a_count_after_a_roll_back_keeps_to_its_moment(make_engine: Callable[..., Engine]) -> None:
+    """Also when a checkpoint moves into the base what it has not counted yet."""
+    with in_small_parts():
+        engine = make_engine(checkpoint="process")
+        engine.upkeep.worker.stop()  # this test is the thread
+        for number in range(10):
+            engine.set(key_of(number), b"v")
+        engine.commit()
+        run_out_of_room(engine)
+        checkpoint(engine)
+        assert engine.is_counting
+        engine.table.count_in(lambda: True)
+        assert engine.live_count == 10
+
+
+def test_what_waits_for_a_sweep_keeps_no_moment_of_the_base(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or LMDB could not reuse the pages that the sweep frees, and the base would become several times as large."""
+    wall = Wall()
+    engine = make_engine(wall_clock=wall)
+    for number in range(2):
+        wall.now += 1
+        engine.set(key_of(number), b"v")
+    engine.checkpoint_now()
+    pinned, views = Base.pinned, list[weakref.ref[Base]]()
+
+    def watched(base: Base) -> Base:
+        view = pinned(base)
+        views.append(weakref.ref(view))
+        return view
+
+    monkeypatch.setattr(Base, "pinned", watched)
+    truncate_part(engine, 1)
+    assert not engine.root_ready
+    assert [view() for view in views] == [None]
+    engine.checkpoint_now()
+    assert engine.live_count == 1
 
 
 def test_writes_of_threads_beside_the_count_of_a_thread(tmp_path: Path, make_engine: Callable[..., Engine]) -> None:

@@ -214,8 +214,10 @@ def test_leaf_digests_differ_where_data_differs(make_engine: Make) -> None:
     one.set(b"k", b"v")
     inner, leaf = divmod(bucket_of(b"k"), 256)
     ours, theirs = one.leaf_digests(inner), other.leaf_digests(inner)
+    assert ours is not None
+    assert theirs is not None
     assert [at for at in range(256) if ours[8 * at : 8 * at + 8] != theirs[8 * at : 8 * at + 8]] == [leaf]
-    pairs = zip(one.inner_digests(), other.inner_digests(), strict=True)
+    pairs = zip(one.inner_digests() or [], other.inner_digests() or [], strict=True)
     different = [node for node, (mine, yours) in enumerate(pairs) if mine != yours]
     assert different == [inner]
 

@@ -394,6 +394,34 @@ def test_records_that_are_wanted_are_read_in_slices(
 
 
 @pytest.mark.parametrize("is_initiator", [True, False])
+def test_leaves_that_become_unknown_during_an_exchange(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch, is_initiator: bool
+) -> None:
+    """They lack what is in memory only, and would be equal where the peer lacks that, too."""
+    a, b, _ = nodes
+    for number in range(100):
+        a.set(b"k%d" % number)
+    b.now = a.now
+    exchange(b, a)
+    for node in (a, b):
+        node.engine.checkpoint_now()
+    truncated = a if is_initiator else b
+    truncated.set(b"k50", b"newer")
+    leaf_digests = truncated.engine.leaf_digests
+
+    def truncate_before(inner: int) -> bytes | None:
+        truncated.engine.merge_truncation(version_of(truncated.records()[b"k30"]), b"elsewhere")
+        assert not truncated.engine.root_ready
+        return leaf_digests(inner)
+
+    monkeypatch.setattr(truncated.engine, "leaf_digests", truncate_before)
+    exchange(a, b)
+    assert a.engine.get(b"k50") == b.engine.get(b"k50") == b"newer"
+    for node in (a, b):
+        node.engine.checkpoint_now()
+
+
+@pytest.mark.parametrize("is_initiator", [True, False])
 def test_an_exchange_with_a_node_that_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_initiator: bool
 ) -> None:

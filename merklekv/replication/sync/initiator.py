@@ -17,7 +17,7 @@ empty node, 8 us each.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
@@ -209,12 +209,7 @@ class Initiator:
             yield from self._scan()
 
     def _filled_buckets(self) -> Sequence[int]:
-        if not self._engine.root_ready:
-            return range(BUCKETS)
-        filled: list[int] = []
-        for node in range(INNER_NODES):
-            filled += _unequal_buckets(node, self._engine.leaf_digests(node), bytes(LEAVES_SIZE))
-        return filled
+        return self._unequal_buckets((node, bytes(LEAVES_SIZE)) for node in range(INNER_NODES))
 
     def _done(self, mine: Hello) -> Steps[None]:
         engine, theirs = self._engine, self._theirs
@@ -242,19 +237,27 @@ class Initiator:
 
     def _differing(self) -> Steps[Sequence[int]]:
         """The buckets that differ; all of them if that cannot be told."""
-        engine = self._engine
-        if self._full or not engine.root_ready:
+        mine = None if self._full else self._engine.inner_digests()
+        if mine is None:
             return range(BUCKETS)
-        digests = b"".join(digest[:INNER_DIGEST_SIZE] for digest in engine.inner_digests())
+        digests = b"".join(digest[:INNER_DIGEST_SIZE] for digest in mine)
         answer = yield from self._ask("inner", digests=digests)
         if not answer.number("ready", 1):
             return range(BUCKETS)
         nodes, leaves = answer.binary("nodes"), answer.binary("leaves")
         if len(nodes) > INNER_NODES or len(leaves) != len(nodes) * LEAVES_SIZE:
             raise Malformed("it sent no leaves for its inner nodes")
+        return self._unequal_buckets(zip(nodes, parts(leaves, LEAVES_SIZE), strict=True))
+
+    def _unequal_buckets(self, others: Iterable[tuple[int, bytes]]) -> Sequence[int]:
+        """The buckets whose leaves differ from others, given by inner node; all buckets if that cannot be told."""
         found: list[int] = []
-        for node, theirs in zip(nodes, parts(leaves, LEAVES_SIZE), strict=True):
-            found += _unequal_buckets(node, engine.leaf_digests(node), theirs)
+        for node, theirs in others:
+            mine = self._engine.leaf_digests(node)
+            if mine is None:  # since it was rolled back or truncated
+                return range(BUCKETS)
+            pairs = zip(parts(mine, LEAF_DIGEST_SIZE), parts(theirs, LEAF_DIGEST_SIZE), strict=True)
+            found += [node * LEAVES_PER_INNER + at for at, (leaf, other) in enumerate(pairs) if leaf != other]
         return found
 
     def _compare(self, buckets: Sequence[int]) -> Steps[None]:
@@ -434,9 +437,3 @@ class Initiator:
         if answered != kind:
             raise Malformed(f"it answered '{answered}' to '{kind}'")
         return found
-
-
-def _unequal_buckets(node: int, leaves: bytes, others: bytes) -> list[int]:
-    """The buckets below an inner node whose leaves differ."""
-    pairs = zip(parts(leaves, LEAF_DIGEST_SIZE), parts(others, LEAF_DIGEST_SIZE), strict=True)
-    return [node * LEAVES_PER_INNER + number for number, (leaf, other) in enumerate(pairs) if leaf != other]

@@ -151,15 +151,18 @@ class Responder:
     def _inner(self, fields: Fields) -> Slices[bytes]:
         yield from self._require_current(fields)
         theirs = parts(fields.binary("digests", INNER_NODES * INNER_DIGEST_SIZE), INNER_DIGEST_SIZE)
-        with self._engine.lock:
-            if not self._engine.root_ready:
-                return encode("inner", ready=0, nodes=b"", leaves=b"")
-            mine = self._engine.inner_digests()
+        unknown = encode("inner", ready=0, nodes=b"", leaves=b"")
+        mine = self._engine.inner_digests()
+        if mine is None:
+            return unknown
         pairs = zip(mine, theirs, strict=True)
         nodes = bytes(node for node, (own, other) in enumerate(pairs) if own[:INNER_DIGEST_SIZE] != other)
         leaves: list[bytes] = []
         for number, node in enumerate(nodes, 1):
-            leaves.append(self._engine.leaf_digests(node))
+            below = self._engine.leaf_digests(node)
+            if below is None:  # since it was rolled back or truncated
+                return unknown
+            leaves.append(below)
             if not number % SLICE_INNER:
                 yield None
         return encode("inner", ready=1, nodes=nodes, leaves=b"".join(leaves))
