@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+from fixtures import engines
 from fixtures.counts import ROOMY, held_back, killed_with_a_log
+from fixtures.engines import Wall
 from fixtures.servers import Start
+from fixtures.support import wait_until
 from fixtures.wire import Wire, encode, readable
 
 from merklekv.engine.engine import Engine
+from merklekv.engine.record import version_of
 
 
 def test_commands_during_a_count(tmp_path: Path, start: Start, connect: Callable[..., Wire]) -> None:
@@ -41,3 +46,33 @@ def test_commands_during_a_count(tmp_path: Path, start: Start, connect: Callable
         assert b"db_tombstones:%d\r\n" % dead in other.call("STATS")
         server.stop(deadline_s=5)
         engine.close()
+
+
+def test_a_hash_whose_leaves_become_unknown_waits_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Start, connect: Callable[..., Wire]
+) -> None:
+    wall = Wall()
+    engine = engines.open_engine(tmp_path / "truncated", wall_clock=wall)
+    for key in (b"old", b"new"):
+        wall.now += 1
+        engine.set(key, b"v")
+    newer = engine.record(b"new")
+    assert newer is not None
+    engine.checkpoint_now()
+    prepare_root = engine.prepare_root
+
+    def truncate_behind() -> Iterator[None]:
+        yield from prepare_root()
+        engine.merge_truncation(version_of(newer), b"peer")
+
+    monkeypatch.setattr(engine, "prepare_root", truncate_behind)
+    server = start(engine=engine)
+    waiting = connect(server)
+    waiting.send(encode("HASH"))
+    wait_until(lambda: not engine.root_ready, what="the truncation")
+    assert connect(server).call("PING") == b"+PONG\r\n"
+    assert not readable(waiting)
+    engine.checkpoint_now()
+    assert waiting.resp() == b"$64\r\n%b\r\n" % engine.root().hex().encode()
+    server.stop(deadline_s=5)
+    engine.close()

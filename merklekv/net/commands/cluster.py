@@ -39,13 +39,15 @@ def _digest(session: Session, prefix: bytes) -> Generator[Pause, None, bytes]:
     """The hash over all records under the prefix, as 64 hex digits; an empty prefix or `*` means all of them."""
     engine = session.engine
     if prefix in (b"", b"*"):
-        while not engine.root_ready:
-            yield lambda: engine.root_ready
-        for _ in engine.prepare_root():
-            yield None
-        value = engine.root()
-    else:
-        value = yield from engine.prefix_digest(prefix)
+        while True:
+            while not engine.root_ready:
+                yield lambda: engine.root_ready
+            for _ in engine.prepare_root():
+                yield None
+            with engine.lock:
+                if engine.root_ready:  # else it was rolled back or truncated in between
+                    return engine.root().hex().encode()
+    value = yield from engine.prefix_digest(prefix)
     return value.hex().encode()
 
 

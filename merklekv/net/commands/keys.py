@@ -84,26 +84,26 @@ def randomkey(session: Session, request: Request) -> Reply:
 
 @command("DBSIZE", "How many keys there are.", group="dbsize", flags=READ)
 def dbsize(session: Session, request: Request) -> Reply:
-    engine = session.engine
-    return resp.integer(engine.live_count) if engine.root_ready else _when_counted(engine, resp.integer)
+    return _number_of_keys(session.engine, resp.integer)
 
 
 @line_command("DBSIZE", group="dbsize")
 def dbsize_line(session: Session, request: Request) -> Reply:
     no_arguments(request)
-    engine = session.engine
-    return _dbsize_line(engine.live_count) if engine.root_ready else _when_counted(engine, _dbsize_line)
+    return _number_of_keys(session.engine, lambda count: b"DBSIZE %d\r\n" % count)
 
 
-def _dbsize_line(count: int) -> bytes:
-    return b"DBSIZE %d\r\n" % count
+def _number_of_keys(engine: Engine, form: Callable[[int], bytes]) -> Reply:
+    with engine.lock:
+        return form(engine.live_count) if engine.root_ready else _when_counted(engine, form)
 
 
 def _when_counted(engine: Engine, form: Callable[[int], bytes]) -> Long:
-    """The number of keys, once it is known."""
-    while not engine.root_ready:
+    while True:
         yield lambda: engine.root_ready
-    return form(engine.live_count)
+        with engine.lock:
+            if engine.root_ready:
+                return form(engine.live_count)
 
 
 @command("FLUSHDB [ASYNC|SYNC]", _DELETES_ALL, group="flushdb", flags=SLOW_WRITE)

@@ -97,9 +97,11 @@ def bucket(session: Session, request: Request) -> Long:
 def tree(session: Session, request: Request) -> Long:
     inner = bounded(request[1], 0, INNER_NODES - 1, "inner node")
     engine = session.engine
-    while not engine.root_ready:
+    while True:
+        with engine.lock:
+            if engine.root_ready:
+                return resp.bulk(engine.inner_leaves(inner))
         yield lambda: engine.root_ready
-    return resp.bulk(engine.inner_leaves(inner))
 
 
 @command("TRUNCATION", "The version below which records are deleted.", group="sync", flags=READ)
