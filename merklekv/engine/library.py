@@ -50,9 +50,13 @@ def open(path: str | Path, **options: Any) -> "Database":
     StorageFailed, Shortage.
     """
     database = Database(Engine(path, **options))
-    if database.engine.is_lone:
-        with suppress(Shortage):  # it reads on a full disk, too, and collects another time
-            database.collect_tombstones()
+    try:
+        if database.engine.is_lone:
+            with suppress(Shortage):  # it reads on a full disk, too, and collects another time
+                database.collect_tombstones()
+    except BaseException:  # Ctrl-C, too: nobody else can close it
+        database.close()
+        raise
     return database
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from fixtures import engines
@@ -112,6 +113,14 @@ def test_tombstones_on_a_full_disk_go_another_time(tmp_path: Path, monkeypatch: 
             assert (db.get(b"k"), db.engine.tombstone_count) == (b"v", 1)
     with merklekv.open(tmp_path / "data", checkpoint="manual", wall_clock=Wall()) as db:
         assert (db.get(b"k"), db.engine.tombstone_count) == (b"v", 0)
+
+
+def test_an_open_that_is_cut_lets_the_directory_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as cut:
+        cut.setattr(TombstoneGC, "collect_tombstones", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            merklekv.open(tmp_path / "data")
+    merklekv.open(tmp_path / "data").close()
 
 
 def test_a_directory_that_others_know_keeps_its_tombstones(tmp_path: Path) -> None:

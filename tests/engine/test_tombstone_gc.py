@@ -263,6 +263,14 @@ def test_whether_a_purged_key_is_merged_depends_on_no_checkpoint(make_engine: Ma
     assert engine.merge([(OP_SET, b"k", old)], b"dump").applied == 1
 
 
+def test_a_lone_node_collects_tombstones_that_come_later(make_engine: Make) -> None:
+    engine = make_engine()
+    for number in range(3):
+        engine.merge([(OP_DEL, b"k%d" % number, engines.record(b"k%d" % number, None, NOON - number))], b"dump")
+        collect_all(engine)
+        assert engine.tombstone_count == 0
+
+
 def test_a_lone_node_on_a_full_disk_deletes_nothing_by_half(make_engine: Make) -> None:
     engine = make_engine()
     engine.set(b"k", b"v")
