@@ -412,7 +412,7 @@ def _() -> tuple[Change, ...]:
     return (replaced(Initiator._union, union),)
 
 
-@mistake("a node that was left behind takes itself for current", "x", "s92001535")
+@mistake("a node that was left behind takes itself for current", "x", "stranger-3")
 def _() -> tuple[Change, ...]:
     def is_current(endpoint: LocalEndpoint, peer: Hello, sound: Any = LocalEndpoint.is_current) -> bool:
         return endpoint.engine.gc_horizon < peer.gc_horizon or sound(endpoint, peer)
@@ -420,7 +420,7 @@ def _() -> tuple[Change, ...]:
     return (replaced(LocalEndpoint.is_current, is_current),)
 
 
-@mistake("a tombstone in the past is collected by reports from before it", "s", "s90001836")
+@mistake("a tombstone in the past is collected by reports from before it", "s", "revival-2")
 def _() -> tuple[Change, ...]:
     return (silenced(Members.record_redelete),)
 

@@ -87,6 +87,31 @@ class Rows(Steps):
             self._go_on(self.chance.choice((lost, new)), ("write",))
         self._whole(*self._two())
 
+    def _revival(self) -> None:
+        """A restored node gives a new one what was deleted, then deletes it again."""
+        names = self.chance.sample(self.history.names, len(self.history.names))
+        if len(names) < 3:
+            return
+        one, other, new = names[:3]
+        for name in names:
+            self._add("wipe", name)
+        self._writes(one, "set")
+        self._add("exchange", one, other, self.chance.choice((2, 3, 4, 5)), "cut", self._seed())
+        self._add("backup", one)
+        self._writes(one, "delete")
+        for _ in range(self.chance.choice((1, 2))):
+            self._whole(other, one)
+        self._add("restore", one, self._seed())
+        self._add("start", one)
+        self._whole(one, new)
+        if self.chance.random() < 0.5:
+            self._round([one, new])
+        self._greet(new, other)
+        self._greet(new, one)
+        self._whole(one, other)
+        for _ in range(self.chance.choice((1, 2, 3))):
+            self._whole(*self.chance.sample((one, other, new), 2))
+
     def _early(self) -> None:
         """A node tells its clock, and comes back with one that is behind that; what it deletes then is to last."""
         name, other = self._two()

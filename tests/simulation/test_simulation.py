@@ -13,7 +13,7 @@ import pytest
 
 from .clauses import CLAUSES, without
 from .history import history
-from .mutations import MUTATIONS, applied
+from .mutations import MUTATIONS, Mutation, applied
 from .run import run, run_seed, shrink
 
 ROOT = Path(__file__).parent.parent.parent
@@ -50,6 +50,14 @@ def test_every_mistake_can_still_be_made() -> None:
     for mutation in MUTATIONS:
         with applied(mutation):
             pass
+
+
+@pytest.mark.parametrize("mutation", [one for one in MUTATIONS if one.rare], ids=lambda one: one.name.replace(" ", "-"))
+def test_a_seed_kept_for_a_rare_mistake_still_shows_it(mutation: Mutation) -> None:
+    for seed in mutation.rare:
+        assert not run_seed(seed).problems
+        with applied(mutation):
+            assert run_seed(seed).problems
 
 
 def test_every_clause_of_the_rule_has_a_name_and_a_seed() -> None:
