@@ -11,6 +11,7 @@ from merklekv.engine.table import Table
 from merklekv.worker_thread import Fatal, WorkerThread
 
 PAUSE_S: Final = 0.1  # between two refreshes
+IDLE_S: Final = 1.0  # likewise, while nothing is written
 REST: Final = 25  # times as long as a refresh took: it takes at most 4 % of a core, however much is written
 
 
@@ -22,12 +23,15 @@ class TreeUpkeep:
 
     def __init__(self, table: Table, fatal: Fatal) -> None:
         self._table = table
+        self._appended = 0  # entries of the log at the refresh before
         self.worker = WorkerThread("tree-upkeep", self._step, fatal)
 
     def _step(self) -> None:
         self._table.count_in(lambda: not self.worker.is_stopping)
-        began = time.monotonic()
+        appended, began = self._table.log.appended, time.monotonic()
         for _ in self._table.prepare_root():
             if self.worker.is_stopping:
                 return
-        self.worker.wait(max(PAUSE_S, REST * (time.monotonic() - began)))
+        is_idle = appended == self._appended and self._table.root_ready
+        self._appended = appended
+        self.worker.wait(IDLE_S if is_idle else max(PAUSE_S, REST * (time.monotonic() - began)))

@@ -24,6 +24,7 @@ from merklekv.engine.base import Base
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import OP_DEL, OP_SET
 from merklekv.engine.record import is_tombstone, timestamp_of
+from merklekv.engine.tree_upkeep import IDLE_S, TreeUpkeep
 from merklekv.engine.verify.check import check_engine
 from merklekv.engine.verify.scrub import Scrub
 from merklekv.errors import MerkleKVError, Stalled, StorageFailed
@@ -282,6 +283,38 @@ def test_a_count_that_fails(tmp_path: Path, make_engine: Callable[..., Engine], 
             return
     assert count_module.Count.run is run
     assert known(engine) == expected
+
+
+# -- the thread --------------------------------------------------------------------------------------------------------
+
+
+def test_the_upkeep_of_an_idle_node_wakes_up_once_a_second(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(checkpoint="process")
+    waits: list[float] = []
+    upkeep = TreeUpkeep(engine.table, engine.gate.fail)
+    go_on, stopped = threading.Event(), upkeep.worker.wait
+
+    def wait(seconds: float) -> bool:
+        waits.append(seconds)
+        go_on.wait(60)
+        go_on.clear()
+        return stopped(0)
+
+    def next_wait() -> float:
+        before = len(waits)
+        go_on.set()
+        wait_until(lambda: len(waits) > before, what="the next refresh")
+        return waits[-1]
+
+    with mock.patch.object(upkeep.worker, "wait", wait):
+        upkeep.worker.start()
+        for number in range(2):
+            assert next_wait() == next_wait() == IDLE_S
+            engine.set(key_of(number), b"v")
+            assert next_wait() < IDLE_S
+        upkeep.worker.stop(0)
+        go_on.set()
+        upkeep.worker.stop()
 
 
 # -- a checkpoint with as many frozen memtables as there may be --------------------------------------------------------
