@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-import cbor2
 import pytest
 from fixtures.exchanges import NOON, SECOND, Node, agree, cluster, exchange, meet_all
 from hypothesis import given
@@ -15,8 +14,7 @@ from hypothesis import strategies as st
 from merklekv.engine.record import make_record, make_version, version_of
 from merklekv.replication.cluster import members as members_module
 from merklekv.replication.cluster.membership import Membership
-from merklekv.replication.cluster.refused import Exceptions, RefusedRecord, decode_refused, unite
-from merklekv.replication.plain_cbor import Malformed, decode_map
+from merklekv.replication.cluster.refused import Exceptions, RefusedRecord, unite
 from merklekv.replication.sync import initiator as initiator_module
 from merklekv.replication.sync.messages import ExchangeFailed
 
@@ -298,13 +296,6 @@ def test_a_refused_record_that_no_node_has_any_more(nodes: list[Node]) -> None:
     exchange(s, a)
     assert named(a) == named(s) == []
     assert a.members.refused == s.members.refused == {}
-
-
-def test_the_reason_of_a_peer_is_one_line() -> None:
-    """It stands in STATS, where another line would be another metric."""
-    one = RefusedRecord(b"k", make_version(NOON, bytes(16)), "size\r\nmembers:1", 101, "s")
-    with pytest.raises(Malformed, match="reason is"):
-        decode_refused(decode_map(cbor2.dumps({"refused": [list(one)]})), "refused")
 
 
 @pytest.mark.parametrize("told", [False, True])

@@ -106,8 +106,6 @@ def decode_refused(fields: Fields, name: str, count_max: int = REFUSED_MAX) -> l
         if len(key) > MAX_KEY_SIZE:
             raise Malformed(f"key has {len(key)} bytes, more than {MAX_KEY_SIZE}")
         reason, size = row.text("reason", _REASON_SIZE_MAX), row.number("size")
-        if not reason.isprintable():  # it stands in a line of STATS
-            raise Malformed(f"reason is {reason!a}")
         found.append(RefusedRecord(key, row.binary("version", VERSION_SIZE), reason, size, row.node_id("node")))
     return found
 
