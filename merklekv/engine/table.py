@@ -429,7 +429,9 @@ class Table:
 
     def _is_corrupt_version(self, key: bytes, record: bytes) -> bool:
         """Whether damage made the version of this record, so that the clock must not follow it: none here is as new."""
-        return not is_sound(key, record) and version_of(record) > self.newest()
+        if is_purge_marker(record) or is_sound(key, record):
+            return False
+        return version_of(record) > self.newest()  # which looks at every key in memory
 
     def require_sizes(self, key: bytes, value: bytes) -> None:
         """Raises InvalidArgument unless the key has 1 to 511 bytes and the value at most `max_value_size`."""

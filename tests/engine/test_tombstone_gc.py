@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest.mock import Mock
 
 import pytest
 from fixtures import engines
@@ -261,6 +262,21 @@ def test_whether_a_purged_key_is_merged_depends_on_no_checkpoint(make_engine: Ma
     engine.delete(b"k")
     engine.join()
     assert engine.merge([(OP_SET, b"k", old)], b"dump").applied == 1
+
+
+def test_a_deleted_key_is_set_after_the_wall_was_set_back(make_engine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the cost of any write: its purge marker has no digest, and is no damaged record all the same."""
+    wall = Wall()
+    engine = make_engine(wall_clock=wall)
+    engine.set(b"k", b"v")
+    engine.delete(b"k")
+    wall.now -= engines.DRIFT_NS
+    monkeypatch.setattr(engine.table, "newest", Mock(side_effect=AssertionError))
+    engine.set(b"k", b"v")
+    record = engine.record(b"k")
+    assert record is not None
+    assert timestamp_of(record) == NOON + 1
+    monkeypatch.undo()
 
 
 def test_a_lone_node_collects_tombstones_that_come_later(make_engine: Make) -> None:
