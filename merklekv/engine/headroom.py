@@ -14,9 +14,9 @@ An urgent write does not count the log of urgent writes.  It is accepted whateve
 half of `kept` is left while no checkpoint can be made.
 
 The reserve file (`log/.reserve`) holds space that other programs cannot take and that a quota has counted already.
-With the free pages of the base it has `kept` bytes, or growing writes are refused.  It is deleted when a checkpoint or
-an urgent write finds no space, and made again when there is some.  Its content and its presence mean nothing, so no
-crash can harm it.
+With the free pages of the base it has `kept` bytes, or growing writes are refused.  It is deleted when a checkpoint, an
+urgent write or a compaction finds no space, and made again when there is some.  Its content and its presence mean
+nothing, so no crash can harm it.
 """
 
 import os
@@ -133,6 +133,12 @@ class Headroom:
         self._reserved = 0
         self.releases += 1
         return True
+
+    def lend(self, size: int) -> None:
+        """Gives the reserve file up for a compaction if `size` bytes are free then; `keep` makes it again."""
+        _, free = self._look()
+        if free < size <= free + self._reserved:
+            self.release()
 
     @property
     def kept(self) -> int:

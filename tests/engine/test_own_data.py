@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 from fixtures import engines
+from fixtures.support import wait_until
 
+from merklekv.engine.checkpoint import space
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import OP_DEL, OP_SET
 from merklekv.engine.headroom import RESERVE_FILE
@@ -103,6 +105,14 @@ def delete(engine: Engine, keys: list[bytes]) -> None:
         engine.commit()
 
 
+def checkpoint(engine: Engine) -> None:
+    """Puts all that there is into the base."""
+    patiently(engine, lambda: engine.put_metadata(b"name", b"v"))
+    with engine.commits.lock:
+        engine.checkpointer.freeze()
+    wait_until(lambda: not engine.table.frozen, what="the checkpoint")
+
+
 def forget(engine: Engine) -> None:
     """Collects all tombstones."""
     engine.raise_gc_horizon(engine.clock.newest)
@@ -172,6 +182,22 @@ def test_another_program_takes_the_rest(disk: Disk) -> None:
         assert engine.live_count == 0
         forget(engine)
         assert len(fill(engine, "again")) > len(keys) / 3
+
+
+def test_a_compaction_of_a_full_disk(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Free pages of the base give the log no space.  The reserve file has what a small new base needs."""
+    reserve = disk.data / "log" / RESERVE_FILE
+    with opened(disk) as engine:
+        fill(engine, "k")
+        with monkeypatch.context() as patch:
+            patch.setattr(space, "SMALLEST", 1 << 40)
+            patiently(engine, engine.truncate)
+            checkpoint(engine)
+            disk.fill()
+        checkpoint(engine)
+        wait_until(lambda: engine.checkpointer.compactions == 1, what="the compaction")
+        wait_until(lambda: reserve.exists() and reserve.stat().st_size > DISK_SIZE // 5, what="the reserve file")
+        assert len(fill(engine, "again")) > 1000
 
 
 def test_merged_deletions_pass_records_that_find_no_room(disk: Disk) -> None:

@@ -25,7 +25,7 @@ from merklekv.engine.access import damage
 from merklekv.engine.base import Base, BaseWriter
 from merklekv.engine.checkpoint.child import CheckpointProcess, ChildDied, checkpoint
 from merklekv.engine.checkpoint.compaction import Progress, remove, write_compacted
-from merklekv.engine.checkpoint.space import CompactionRule, frees_much, require_room
+from merklekv.engine.checkpoint.space import CompactionRule, NoRoom, frees_much, require_room, room_needed
 from merklekv.engine.commit import GroupCommit
 from merklekv.engine.directory import DataDirectory
 from merklekv.engine.format import SEGMENT_HEADER
@@ -496,6 +496,7 @@ class Checkpointer:
                 self._put_off_for, self._not_before, self._retry_s = None, 0.0, COMPACTION_RETRY_S
         except (MerkleKVError, ChildDied, OSError) as error:
             remove(self._directory.new_base)
+            self._space_changed()
             if self._gate.failure is not None:
                 raise
             if self.worker.is_stopping:
@@ -503,7 +504,8 @@ class Checkpointer:
             if type(error) is not self._put_off_for:
                 log.warning("the compaction of the base was not finished: %s; it is tried again later", error)
             self._put_off_for = type(error)
-            self._look_at = self._not_before = time.monotonic() + self._retry_s
+            self._look_at = time.monotonic() + self._retry_s
+            self._not_before = 0.0 if isinstance(error, NoRoom) else self._look_at  # a checkpoint may make room
             self._retry_s = min(2 * self._retry_s, COMPACTION_RETRY_MAX_S)
 
     def _compact(self, progress: Progress = lambda done, total: None) -> None:
@@ -511,12 +513,16 @@ class Checkpointer:
         size_before = sum(self._table.base.space)
         directory.require_movable_base()
         remove(directory.old_base)
+        needed = room_needed(self._table.base)
+        with self._lock:
+            self._headroom.lend(needed)
         require_room(self._table.base)
         if self.child is None:
             write_compacted(self._table.base, directory.new_base, progress)
         else:
             self.child.compact()
         self._swap_base()
+        self._space_changed()  # not before: what had the old base open kept its space
         self.compactions += 1
         size = sum(self._table.base.space)
         self._rule.compacted(self._table.base)
@@ -537,7 +543,6 @@ class Checkpointer:
                 new.path = self._directory.base
                 self._table.base = new  # the old one is closed with the last snapshot of it: a scrub may have one
             self._directory.finish_swap()
-            self._space_changed()
         except StorageFailed as error:
             self._gate.fail(error)
             raise

@@ -24,6 +24,10 @@ _NODE: Final = 10  # bytes of LMDB for an entry: its header, and its place in th
 _SPLIT: Final = 1.4  # lists in the index of more than half a page do not fill theirs
 
 
+class NoRoom(DiskFull):
+    """The disk has no room for a compaction, so it was not begun."""
+
+
 class CompactionRule:
     """Says when a base is worth compacting.
 
@@ -108,13 +112,18 @@ def _sample(view: BaseSnapshot, usable: int) -> tuple[float, float]:
     return (sum(sizes) / len(sizes), index_bytes / listed) if sizes else (0.0, 0.0)
 
 
+def room_needed(base: Base) -> int:
+    """Bytes that have to be free for a compaction, and for writes beside it."""
+    return int(packed_size(base) * ROOM_SHARE) + ROOM_SPARE
+
+
 def require_room(base: Base) -> None:
-    """Raises DiskFull unless the disk has room for a compaction, and for writes beside it."""
-    needed = int(packed_size(base) * ROOM_SHARE) + ROOM_SPARE
+    """Raises NoRoom unless the disk has room for a compaction."""
+    needed = room_needed(base)
     disk = os.statvfs(base.path.parent)
     free = disk.f_bavail * disk.f_frsize
     if free < needed:
-        raise DiskFull(
+        raise NoRoom(
             f"{base.path}: cannot be compacted: disk full: the new base needs about {needed >> 20} MiB beside the old "
             f"one, and {free >> 20} MiB are free"
         )
