@@ -48,6 +48,7 @@ from merklekv.engine.record import (
 )
 from merklekv.errors import DirectoryLocked, DiskFull, MerkleKVError, Shortage, StorageFailed
 from merklekv.files import FILE_MODE
+from merklekv.pause import pause
 from merklekv.shortage import NO_ROOM, number_of
 
 FULL_BELOW: Final = 1 << 20  # bytes: a disk with less room than this is taken for full when a write has failed
@@ -135,7 +136,7 @@ def _open(path: Path, patience_s: float, **options: Any) -> lmdb.Environment:
         except lmdb.LockError:
             if time.monotonic() >= deadline:
                 raise
-            time.sleep(OPEN_POLL_S)
+            pause(OPEN_POLL_S)
 
 
 class Space(NamedTuple):
@@ -382,7 +383,7 @@ class BaseWriter:
         while any(int(txn) < last for txn in _READER.findall(self._env.readers())):
             if time.monotonic() > deadline:
                 return False
-            time.sleep(READERS_POLL_S)
+            pause(READERS_POLL_S)
         return True
 
     @contextmanager

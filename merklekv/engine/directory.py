@@ -35,6 +35,7 @@ from merklekv.errors import (
     StorageFailed,
 )
 from merklekv.files import DIRECTORY_MODE, FILE_MODE, replace_file
+from merklekv.pause import pause
 
 ORPHAN_TIMEOUT_S: Final = 10.0  # how long the checkpoint process of a killed server may need to notice
 ORPHAN_POLL_S: Final = 0.02
@@ -208,7 +209,7 @@ def _lock(lock_fd: int, path: Path) -> None:
                 raise DirectoryLocked(
                     f"{path}: in use by process {pid or 'unknown'}; stop it first, or choose another directory"
                 ) from None
-            time.sleep(ORPHAN_POLL_S)
+            pause(ORPHAN_POLL_S)
         except OSError as error:
             raise DirectoryUnwritable(
                 f"{path}: cannot be locked: {error.strerror}; choose a directory on a local file system"

@@ -33,6 +33,7 @@ from merklekv.net.executor import Executor
 from merklekv.net.protocol.text import Request
 from merklekv.net.registry import Entry
 from merklekv.net.session import Context
+from merklekv.pause import pause
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ class Worker(threading.Thread):
             raise
         except Exception as problem:  # noqa: BLE001  reported; what is left of this tick is done in the next one
             self._context.report("tick", "an error outside of the work for any connection; going on", problem)
-            time.sleep(limits.PARKED_POLL_S)  # it may come back at once
+            pause(limits.PARKED_POLL_S)  # it may come back at once
 
     def _tick(self) -> None:
         events = self._epoll.poll(self._timeout(), EVENTS_MAX)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import select
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from merklekv.errors import Shortage, Stalled, StorageFailed
 from merklekv.log_throttle import LogThrottle
 from merklekv.metrics import OriginMetrics, ReplicationCounters, shown
 from merklekv.output import counted
+from merklekv.pause import pause
 from merklekv.replication.cluster.presence import Presence, Status
 from merklekv.replication.stream.event import EventRefused, Message, Reason, decode_message
 from merklekv.worker_thread import WorkerThread
@@ -121,7 +121,6 @@ class Inbox:
         self._put_bytes = self._taken_bytes = 0
         self._put = self._done = 0  # messages
         self._in_hand: list[Delivery] = []
-        self._breather = select.poll()  # polling nothing lets other threads run, also where sleep(0) is refused
         self._throttle = LogThrottle(log)
         self.worker = WorkerThread(
             "replication-inbox",
@@ -247,7 +246,7 @@ class Inbox:
             part = changes[first : first + SLICE_EVENTS]
             if not self._patiently(partial(self._merge, message.source, origin, part)):
                 return False
-            self._breather.poll(0)
+            pause(0)  # other threads
         for truncation in message.truncations:
             if not self._patiently(partial(self._merge_truncation, message.source, origin, truncation)):
                 return False
