@@ -420,7 +420,7 @@ def test_a_node_whose_clock_was_never_set_exchanges_once_it_is(tmp_path: Path) -
         a.set(b"k")
         before = a.members.encode()
         kind, fields = decode(answer(a, forged(a, MemberRow((1 << 63) - 1, 0, NO_REPORT))), 1 << 20)
-        assert (kind, fields.text("why", 20)) == ("refused", "clock")
+        assert (kind, fields.text("why", 20)) == ("refused", "unfit")
         for one, other in ((a, b), (b, a)):
             with pytest.raises(ExchangeRefused, match=r"the wall clock of node a was never set, it shows 19.*: set it"):
                 exchange(one, other)

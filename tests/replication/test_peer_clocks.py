@@ -57,6 +57,12 @@ def test_what_was_seen_is_forgotten() -> None:
     clocks.observe("c", 0)
     assert clocks.problem("a", DRIFT_S) == ""
     clocks.observe("b", DAY_S)
+    clocks.observe("c", DAY_S)
+    clocks.forget("b")
+    assert "node c" in clocks.problem("a", DRIFT_S)
+    clocks.forget("c")
+    assert clocks.problem("a", DRIFT_S) == ""
+    clocks.observe("b", DAY_S)
     clocks.clear()
     assert clocks.problem("a", DRIFT_S) == ""
 

@@ -214,6 +214,8 @@ def test_nodes_that_are_wrong_in_the_same_way_and_the_third_that_is_right(
     for node in (a, b):
         wait_until(lambda node=node: "merklekv-tool restamp" in node.process.output())
         assert "stamps its writes after" in problem_of(node)
+        assert f"node {node.node_id} stamps its writes after" in sync(c, node)
+    assert problem_of(c) == "", "what a and b have said of their wall clocks before is of no use any more"
     c.set("honest", "1")
     for node in (a, b):
         restamp(node)

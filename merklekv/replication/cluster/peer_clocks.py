@@ -17,7 +17,7 @@ NODES_MAX: Final = 1000
 
 
 class PeerClocks:
-    """How far the clocks of other nodes are ahead of this one's.  Not locked."""
+    """How far the clocks of other nodes are ahead of this one's.  Thread-safe."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
@@ -28,7 +28,11 @@ class PeerClocks:
         self._seen.pop(node, None)
         self._seen[node] = ahead_s, self._monotonic()
         if len(self._seen) > NODES_MAX:
-            del self._seen[next(iter(self._seen))]
+            self._seen.pop(next(iter(self._seen), ""), None)
+
+    def forget(self, node: str) -> None:
+        """What the clock of a node shows is not known any more."""
+        self._seen.pop(node, None)
 
     def clear(self) -> None:
         """This node's clock has jumped."""
@@ -59,6 +63,6 @@ class PeerClocks:
 
     def _near_and_far(self, max_drift_s: float) -> tuple[dict[str, float], dict[str, float]]:
         now = self._monotonic()
-        recent = {node: ahead for node, (ahead, at) in self._seen.items() if now - at <= AGE_MAX_S}
+        recent = {node: ahead for node, (ahead, at) in [*self._seen.items()] if now - at <= AGE_MAX_S}
         far = {node: ahead for node, ahead in recent.items() if abs(ahead) > max_drift_s}
         return {node: ahead for node, ahead in recent.items() if node not in far}, far

@@ -34,7 +34,7 @@ from merklekv.replication.cluster.membership import Membership
 from merklekv.replication.cluster.presence import NODES_MAX, ONLINE, Status
 from merklekv.replication.cluster.refused import RefusedRecord
 from merklekv.replication.sync.initiator import ExchangeReport, Initiator, refusal_text
-from merklekv.replication.sync.messages import ExchangeFailed, ExchangeRefused
+from merklekv.replication.sync.messages import UNFIT_CLOCK, ExchangeFailed, ExchangeRefused
 from merklekv.replication.sync.peers import TOTALS, ExchangePeer, ExchangePeers
 from merklekv.replication.sync.responder import BUSY, ITSELF, Responder
 from merklekv.replication.sync.schedule import rest_s
@@ -360,8 +360,11 @@ class AntiEntropy:
                     return report
                 self._running[address] = initiator.report.node
                 self._rest(began, share_percent)
-        except MerkleKVError:
+        except MerkleKVError as error:
             self._require_running()  # a stop may have cut it: then the peer has not failed
+            if isinstance(error, ExchangeRefused) and error.why == UNFIT_CLOCK and initiator.report.node:
+                # The peer says so: it begins no exchange that would tell its wall clock, which may be right by now.
+                self._members.peer_clocks.forget(initiator.report.node)
             raise
         finally:
             steps.close()

@@ -431,6 +431,7 @@ class Initiator:
             raise Outdated
         if answered == "refused":
             why, detail = found.text("why", 20), found.text("text", 4000)
+            self.report.node = self.report.node or found.node_id("node")
             if why == DAMAGED:
                 raise ExchangeFailed(f"node {self.report.node}: a request arrived damaged: {detail}")
             raise ExchangeRefused(why, detail)

@@ -38,7 +38,7 @@ from merklekv.replication.cluster.lost_writes import LostWriteInterval
 from merklekv.replication.cluster.members import NO_ROW, Identity, Members, MemberTable
 from merklekv.replication.cluster.refused import TOO_LARGE, RefusedRecord, is_superseded, refused_record
 from merklekv.replication.cluster.storage import join, store_members
-from merklekv.replication.sync.messages import BATCH_BYTES, BATCH_RECORDS, ExchangeRefused, Hello
+from merklekv.replication.sync.messages import BATCH_BYTES, BATCH_RECORDS, UNFIT_CLOCK, ExchangeRefused, Hello
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class LocalEndpoint:
         """
         problem = clock_problem(self.engine.clock, self.members.identity.node, self.engine.directory.path)
         if problem.kind in (UNSET, BEHIND):
-            raise ExchangeRefused("clock", f"{problem.text}; until then it takes events, but does not exchange")
+            raise ExchangeRefused(UNFIT_CLOCK, f"{problem.text}; until then it takes events, but does not exchange")
 
     def _hello(self, closed: int) -> Hello:
         engine = self.engine

@@ -50,6 +50,7 @@ BATCH_BYTES: Final = 512 << 10  # a message ends when it has so many bytes of re
 BATCH_RECORDS: Final = 4000  # in a message
 FULL: Final = "full"  # why a node refuses after it has begun to merge
 DAMAGED: Final = "damaged"
+UNFIT_CLOCK: Final = "unfit"  # the clock of the node that says so keeps it from exchanging with anyone
 CLUSTER_SIZE_MAX: Final = 2048  # bytes of a topic prefix
 MESSAGE_ROOM_BYTES: Final = 4 << 20  # what a message may need beside the largest value
 TABLE_BYTES_MAX: Final = 16 << 20  # more than any table of members has
@@ -165,10 +166,10 @@ def decode(message: bytes, size_max: int) -> tuple[str, Fields]:
     return fields.text("do", 20), fields
 
 
-def encode_refusal(problem: Exception) -> bytes:
+def encode_refusal(problem: Exception, node: str) -> bytes:
     """The answer of a node that refuses, or cannot."""
     why = problem.why if isinstance(problem, ExchangeRefused) else DAMAGED if isinstance(problem, Malformed) else FULL
-    return encode("refused", why=why, text=str(problem)[:1000])
+    return encode("refused", node=node, why=why, text=str(problem)[:1000])
 
 
 def parts(items: S, size: int) -> list[S]:

@@ -102,7 +102,7 @@ class Responder:
                 raise Malformed(f"no request is called '{kind}'")
             return (yield from handler(fields))
         except (Malformed, ExchangeRefused, TooManyMembers, Shortage) as problem:
-            return encode_refusal(problem)
+            return encode_refusal(problem, self._members.identity.node)
         except Outdated:
             return encode("outdated")
 
