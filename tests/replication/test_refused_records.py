@@ -16,6 +16,7 @@ from merklekv.replication.cluster import members as members_module
 from merklekv.replication.cluster.membership import Membership
 from merklekv.replication.cluster.refused import Exceptions, RefusedRecord, unite
 from merklekv.replication.sync import initiator as initiator_module
+from merklekv.replication.sync.local_endpoint import LocalEndpoint
 from merklekv.replication.sync.messages import ExchangeFailed
 
 LIMIT = 100  # bytes, `max_value_size` of the small node
@@ -296,6 +297,19 @@ def test_a_refused_record_that_no_node_has_any_more(nodes: list[Node]) -> None:
     exchange(s, a)
     assert named(a) == named(s) == []
     assert a.members.refused == s.members.refused == {}
+
+
+@pytest.mark.parametrize("begins", ["a", "b"])
+def test_a_refusal_of_a_version_from_the_future_is_not_believed(nodes: list[Node], begins: str) -> None:
+    """No record would end it."""
+    a, b, _ = nodes
+    lies = [
+        RefusedRecord(b"k", make_version(a.now + YEAR * SECOND, bytes(16)), "value size", 101, name) for name in "ab"
+    ]
+    b.members.refused = {b"k": lies[1]}
+    exchange(*(a, b) if begins == "a" else (b, a))
+    LocalEndpoint(a.engine, a.members, "").complete(a.members.table(), 0, lies)
+    assert a.members.refused == {}
 
 
 @pytest.mark.parametrize("told", [False, True])
