@@ -144,8 +144,8 @@ class Database:
 
     def __len__(self) -> int:
         self._open(lambda: self.engine.wait_until_counted(COUNT_WAIT_S))
-        is_known, count = self._open(lambda: (self.engine.root_ready, self.engine.live_count))
-        return count if is_known else sum(1 for _ in self.keys())
+        count = self._open(self._counted)
+        return sum(1 for _ in self.keys()) if count is None else count
 
     def __enter__(self) -> "Database":
         self._require_open()
@@ -153,6 +153,10 @@ class Database:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _counted(self) -> int | None:
+        with self.engine.lock:
+            return self.engine.live_count if self.engine.root_ready else None
 
     def _keys(self, prefix: bytes) -> Iterator[bytes]:
         after: bytes | None = b""

@@ -141,7 +141,8 @@ class Replicator:
 
     def _describe(self, state: str) -> Status:
         engine = self._engine
-        root = engine.root().hex() if engine.root_ready else ""
+        with engine.lock:
+            root = engine.root().hex() if engine.root_ready else ""
         sequence = engine.retention.end.sequence
         node = self._broker.node_id
         return Status(node, state, self._address, root, sequence, __version__, self._epoch, self._store_id)
