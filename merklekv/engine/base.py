@@ -250,10 +250,13 @@ class Base:
     def space(self) -> Space:
         """How much of the file is used, and how much is free for the next records.  Costs 10 us, whatever the size.
 
-        Half-empty pages count as used: scattered deletions free a page when three quarters of it are gone.
+        Half-empty pages count as used: scattered deletions free a page when three quarters of it are gone.  Needs no
+        lock: another thread may refresh meanwhile.
         """
+        with self.snapshot() as view:
+            used_pages = view.used_pages
         pages = self._env.info()["last_pgno"] + 1
-        used = min(pages, self.current.used_pages)
+        used = min(pages, used_pages)
         return Space(used * self.page_size, (pages - used) * self.page_size)
 
     @property
