@@ -7,12 +7,14 @@ import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.log import reader as reader_module
 from merklekv.engine.log import retention as retention_module
+from merklekv.engine.log.reader import LogGone, LogPosition
 from merklekv.engine.log.segment import list_segments
 from merklekv.engine.options import MIN_MEMTABLE_SIZE
 from merklekv.engine.record import make_record, value_of
@@ -289,12 +291,29 @@ def test_dropped_events_are_counted_and_logged(tmp_path: Path, caplog: pytest.Lo
     lost = station.counters.outbox_dropped_overflow
     assert lost > 0
     assert station.gaps == ["overflow"]
-    assert f"{lost} of them are not published" in caplog.text
+    assert f"filled the disk: {lost:,} events not published" in caplog.text
     batches = station.take_all()
     assert values(*batches) == many[lost:]
     for batch in batches:
         station.outbox.acknowledge(batch)
     assert station.outbox.waiting_events == 0
+    station.close()
+
+
+def test_a_gap_in_the_log_without_events_of_this_node_is_not_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk, the log goes before the outbox has stored how far it is."""
+    station = Station(tmp_path / "data")
+    station.write(b"1", b"2")
+    for batch in station.take_all():
+        station.outbox.acknowledge(batch)
+    gone = LogGone(LogPosition(station.outbox.cursor.lsn + 100, station.outbox.next_sequence))
+    monkeypatch.setattr(station.outbox.retention, "next_frame", Mock(side_effect=[gone, None]))
+    assert station.take_all() == []
+    assert station.outbox.cursor == gone.oldest
+    assert station.counters.outbox_dropped_overflow == 0
+    assert "not published" not in caplog.text
     station.close()
 
 

@@ -25,6 +25,7 @@ from merklekv.engine.log.reader import LogGone, LogPosition
 from merklekv.engine.log.segment import LogFrame
 from merklekv.engine.record import timestamp_of
 from merklekv.metrics import ReplicationCounters
+from merklekv.output import counted
 from merklekv.replication.stream.event import (
     ENVELOPE_SIZE,
     MESSAGE_BYTES_MAX,
@@ -243,11 +244,12 @@ class Outbox:
     def _drop_overflow(self, oldest: LogPosition) -> None:
         lost = max(0, oldest.sequence - self.next_sequence)
         self._counters.outbox_dropped_overflow += lost
-        log.error(
-            "the broker did not take events for so long that the log passed outbox_max_bytes: "
-            "%d of them are not published; anti-entropy will bring them",
-            lost,
-        )
+        if lost:
+            log.error(
+                "the broker did not take events for so long that the log passed outbox_max_bytes, or filled the disk: "
+                "%s not published; anti-entropy brings them",
+                counted(lost, "event"),
+            )
         self._lsn, self.next_sequence = oldest.lsn, max(self.next_sequence, oldest.sequence)
         self._pass_over()
         self._on_gap("overflow")
