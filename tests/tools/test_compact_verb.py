@@ -17,6 +17,7 @@ from fixtures.tools import TOOL, address, fails, opened, run, succeeds
 
 from merklekv.engine.base import DATA_FILE
 from merklekv.engine.engine import Engine
+from merklekv.engine.headroom import RESERVE_FILE
 from merklekv.exit_codes import EXIT_FORMAT, EXIT_LOCKED, EXIT_USAGE
 
 KEYS = 4000
@@ -46,10 +47,13 @@ def contents(directory: Path) -> tuple[dict[bytes, bytes], bytes, bytes]:
 def test_compact_keeps_everything(directory: Path) -> None:
     before = contents(directory)
     size = (directory / "base" / DATA_FILE).stat().st_size
+    reserve = directory / "log" / RESERVE_FILE  # of a node; the next one makes its own
+    reserve.write_bytes(bytes(1 << 20))
     said = succeeds("compact", directory).decode()
     assert said.startswith(f"{directory}: takes ")
     assert " bytes on disk, before " in said
     assert (directory / "base" / DATA_FILE).stat().st_size < 0.7 * size
+    assert not reserve.exists()
     assert sorted(os.listdir(directory)) == ["FORMAT", "LOCK", "base", "log"]
     assert succeeds("verify", directory).decode() == f"{directory}: no problems found\n"
     assert contents(directory) == before

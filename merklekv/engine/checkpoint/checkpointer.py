@@ -161,34 +161,40 @@ class Checkpointer:
 
         `then` changes the base further; this engine does not look at what it does.
         """
-        assert self.child is None
         with self._commits.lock, self._lock:
-            self._commits.write()
-            if self._log.position > SEGMENT_HEADER.size:  # no segment without a frame
-                self._freeze()
-            self._table.base.close()
-            try:
-                with BaseWriter(self._directory.base) as writer:
-                    checkpoint(writer, self._directory.log, self._log.lsn)
-                    then(writer)
-            finally:
-                self._table.base = Base(self._directory.base)
-            self._take_over_base()
+            self._checkpoint_all(then)
             self._compact_if_due()
 
     def compact_now(self, progress: Progress) -> None:
         """Puts into the base what the disk has room for, and writes it anew; in the mode `manual` only.
 
+        It may use the space that a node has kept; the next node keeps some again.
         Raises DiskFull, Shortage, Corruption, StorageFailed, OSError.
         """
-        for _ in range(2):  # the first call leaves the last memtable if too many are frozen
-            self.checkpoint_now()
+        with self._commits.lock, self._lock:
+            self._headroom.release()
+            for _ in range(2):  # the first call leaves the last memtable if too many are frozen
+                self._checkpoint_all()
         self.compact_base(progress)
 
     def compact_base(self, progress: Progress = lambda done, total: None) -> None:
         """Writes the base anew as it is; in the mode `manual` only.  Raises like `compact_now`."""
         with self._commits.lock, self._lock:
             self._compact(progress)
+
+    def _checkpoint_all(self, then: Callable[[BaseWriter], None] = lambda writer: None) -> None:
+        assert self.child is None
+        self._commits.write()
+        if self._log.position > SEGMENT_HEADER.size:  # no segment without a frame
+            self._freeze()
+        self._table.base.close()
+        try:
+            with BaseWriter(self._directory.base) as writer:
+                checkpoint(writer, self._directory.log, self._log.lsn)
+                then(writer)
+        finally:
+            self._table.base = Base(self._directory.base)
+        self._take_over_base()
 
     # -- freezing: with the commit lock held ---------------------------------------------------------------------------
 
