@@ -274,7 +274,7 @@ def _() -> tuple[Change, ...]:
     return (replaced(scrub.fits, lambda damage, record: True),)
 
 
-@mistake("what a merge goes by is not derived anew for a record that was replaced", "x")
+@mistake("what a merge goes by is not derived anew for a record that was replaced", "x", "decay-35")
 def _() -> tuple[Change, ...]:
     return (meanwhile(Engine.replace, partial(silenced, Table.repair)),)
 
