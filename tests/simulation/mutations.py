@@ -398,7 +398,7 @@ def _() -> tuple[Change, ...]:
     return (replaced(join, lambda engine, members: engine.join()),)
 
 
-@mistake("a node that has met others goes on purging", "l")
+@mistake("a node that has met others goes on purging", "l", "solo-16")
 def _() -> tuple[Change, ...]:
     return (silenced(TombstoneGC.join),)
 
