@@ -324,6 +324,27 @@ def test_what_a_removed_member_has_refused_is_not_named_any_more(nodes: list[Nod
     assert named(b if told else a) == []
 
 
+def test_any_number_of_records_from_the_future_holds_back_nothing_else(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No node has to keep anything of them, so a burst of writes by a wrong clock keeps no tombstones."""
+    for module in (members_module, initiator_module):
+        monkeypatch.setattr(module, "REFUSED_MAX", 2)
+    a, b, s = nodes
+    meet_all(nodes)
+    a.now += YEAR * SECOND
+    for number in range(5):
+        a.set(b"future%d" % number)
+    a.now -= YEAR * SECOND
+    a.set(b"large", LARGE)
+    for one, other in ((a, s), (s, a)):
+        assert len(exchange(one, other).refused) == 6
+        for node in (a, s):
+            assert [reason for _, reason, _ in named(node)] == ["clock", "value size"], "as many as a node names"
+    assert s.members.refused.keys() == {b"large"}
+    assert settles(a, b, s)
+
+
 def test_more_refused_records_than_are_kept(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
     a, _, s = nodes
     for module in (members_module, initiator_module):

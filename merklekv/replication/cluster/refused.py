@@ -40,7 +40,7 @@ from merklekv.replication.plain_cbor import Fields, Malformed
 
 TOO_LARGE: Final = "value size"
 CONFLICT: Final = "conflict"
-REFUSED_MAX: Final = 1000  # of one node, or in one exchange
+REFUSED_MAX: Final = 1000  # values too large of one node, or in one exchange; of others no more are named
 _LEFT_OUT: Final = {
     TOO_LARGE: "its value has {size:,} bytes, more than max_value_size of node {node}",
     "clock": "its version is of {time}, too far ahead of the wall clock of node {node}: set that clock if it is slow; "

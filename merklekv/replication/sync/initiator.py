@@ -30,7 +30,7 @@ from merklekv.engine.record import HEAD_SIZE, digest_of, is_tombstone, version_o
 from merklekv.errors import DiskFull, Stalled
 from merklekv.output import counted
 from merklekv.replication.cluster.members import Members, TooManyMembers
-from merklekv.replication.cluster.refused import REFUSED_MAX, RefusedRecord, decode_refused, split_by_size
+from merklekv.replication.cluster.refused import REFUSED_MAX, TOO_LARGE, RefusedRecord, decode_refused, split_by_size
 from merklekv.replication.plain_cbor import Fields, Malformed
 from merklekv.replication.sync.deletion_rule import NONE_STALE, stale_records
 from merklekv.replication.sync.local_endpoint import SLICE_MERGES, LocalEndpoint, Outdated
@@ -85,11 +85,18 @@ class ExchangeReport:
 def refusal_text(report: ExchangeReport) -> str:
     """What to say of an exchange with refused records."""
     first = next((one for one in report.refused if not one.is_left_out), report.refused[0])
-    too_many = f", more than the {REFUSED_MAX:,} that may be left out" if len(report.refused) > REFUSED_MAX else ""
+    too_many = ""
+    if _too_large(report.refused) > REFUSED_MAX:
+        too_many = f", more than the {REFUSED_MAX:,} too large ones that may be left out"
     return (
         f"node {report.node}: {counted(len(report.refused), 'record')} refused{too_many}; all others were exchanged. "
         f"The first is {first}"
     )
+
+
+def _too_large(refused: Iterable[RefusedRecord]) -> int:
+    """For how many of them a node has to keep an exception."""
+    return sum(one.reason == TOO_LARGE for one in refused)
 
 
 class Initiator:
@@ -220,7 +227,8 @@ class Initiator:
             raise Outdated
         if not self._is_complete():
             return
-        refused = [*self._refused.values()]
+        # All that are too large, and others as far as a node names them: it keeps nothing of these.
+        refused = sorted(self._refused.values(), key=lambda one: one.reason != TOO_LARGE)[:REFUSED_MAX]
         self._endpoint.complete(theirs.table, self._new_gc_horizon, refused)
         if self._gc_horizon < self._new_gc_horizon:
             self._collect()  # as the responder has
@@ -231,7 +239,8 @@ class Initiator:
 
     def _is_complete(self) -> bool:
         """Whether both nodes hold the union now, but for records that may be left out."""
-        return len(self._refused) <= REFUSED_MAX and all(one.is_left_out for one in self._refused.values())
+        refused = self._refused.values()
+        return _too_large(refused) <= REFUSED_MAX and all(one.is_left_out for one in refused)
 
     # -- comparing -----------------------------------------------------------------------------------------------------
 
