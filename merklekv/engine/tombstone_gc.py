@@ -37,6 +37,11 @@ def bound_of(gc_horizon: int) -> bytes:
     return gc_horizon.to_bytes(8, "big") + b"\xff" * 16 if gc_horizon else ZERO_VERSION
 
 
+def is_unpurged(record: bytes) -> bool:
+    """Predicate: is it a tombstone?  A purge marker is none."""
+    return record != b"" and is_tombstone(record) and not is_purge_marker(record)
+
+
 class TombstoneGC:
     """Keeps the GC horizon of a table and removes the tombstones below it, or all while the node is lone.
 
@@ -127,9 +132,7 @@ class TombstoneGC:
             try:
                 for key in keys:
                     record = self._table.lookup(key)
-                    if record is None or record > bound:
-                        continue
-                    if is_tombstone(record) and not is_purge_marker(record):
+                    if record is not None and record <= bound and is_unpurged(record):
                         (self.purge_lone if is_lone else self._table.purge)(key, record)
             except (Shortage, Stalled):
                 self.start_over()  # what was not removed comes again
@@ -142,7 +145,12 @@ class TombstoneGC:
         """Keys that may have a tombstone that may go; each may come more than once."""
         bound = ALL_VERSIONS if self._due_while_lone else self.bound
         for table in self._table.tables:
-            yield from list(table.tombstones)
+            listed, left = list(table.tombstones), list[bytes]()
+            for first in range(0, len(listed), GC_KEYS):
+                keys = listed[first : first + GC_KEYS]
+                yield from keys
+                left += (key for key in keys if is_unpurged(table.records.get(key, b"")))
+            table.tombstones[: len(listed)] = left  # or each new horizon would look at all that went before, too
         while pairs := self._table.base.tombstones_from(self._seen, bound, TOMBSTONES_READ):
             yield from (key for _, key in pairs)
             self._seen = pairs[-1][0]  # not before: a new pass may begin in the middle of these

@@ -10,6 +10,7 @@ from fixtures import engines
 from fixtures.engines import NOON, Wall
 from fixtures.support import no_room
 
+from merklekv.engine import tombstone_gc
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import METADATA_NAME_SIZE_MAX, METADATA_SIZE_MAX, OP_DEL, OP_SET, bucket_of
 from merklekv.engine.record import head_of, timestamp_of
@@ -64,6 +65,31 @@ def test_tombstones_above_the_horizon_stay(make_engine: Make) -> None:
     assert engine.record(b"old") is None
     assert engine.record(b"new") is not None
     assert not engine.collect_tombstones()
+
+
+def test_each_horizon_looks_only_at_tombstones_that_are_left(
+    make_engine: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tombstone_gc, "GC_KEYS", 10)
+    wall = Wall()
+    engine = make_engine(wall_clock=wall)
+    engine.join()
+    engine.set(b"again", b"v")
+    for number in range(1, 6):
+        for key in [b"again", *(b"k%d:%d" % (number, each) for each in range(30))]:
+            engine.set(key, b"v")
+            engine.delete(key)
+        horizon = engine.clock.closing()
+        wall.now += 10
+        engine.set(b"later%d" % number, b"v")
+        engine.delete(b"later%d" % number)
+        engine.raise_gc_horizon(horizon)
+        collect_all(engine)
+        assert engine.tombstone_count == 1
+    assert len(engine.table.active.tombstones) < 15, "one that is left, and the last ones of some slices"
+    engine.raise_gc_horizon(engine.clock.closing())
+    collect_all(engine)
+    assert engine.tombstone_count == 0
 
 
 def test_a_tombstone_on_a_tombstone_is_found_wherever_it_is(make_engine: Make) -> None:
