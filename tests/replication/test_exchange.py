@@ -444,3 +444,30 @@ def test_an_exchange_with_a_node_that_counts(
         assert counting.engine.wait_until_counted(60)
         assert agree(a, counting)
         counting.engine.close()
+
+
+@pytest.mark.parametrize("gives", ["initiator", "responder"])
+def test_keys_that_are_appended_faster_than_they_go_do_not_keep_an_exchange_from_its_end(
+    nodes: list[Node], gives: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes page by page, in key order, until these are too many; then it compares."""
+    for module in (exchange_module, responder_module, local_endpoint):
+        monkeypatch.setattr(module, "BATCH_RECORDS", 10)
+    monkeypatch.setattr(responder_module, "SLICE_READS", 10)
+    full, empty, _ = nodes
+    fill(full, 100)
+    first = full.records()
+
+    def append(number: int, request: bytes) -> bytes:
+        assert number < 200
+        for key in range(20):
+            full.engine.set(b"later:%05d:%05d" % (number, key), b"v")
+        full.engine.commit()
+        return request
+
+    asking, asked = (full, empty) if gives == "initiator" else (empty, full)
+    report = carry(asking.initiate().steps(), asked, before=append)
+    assert report.rounds < 100
+    assert first.items() <= empty.records().items()
+    exchange(empty, full)
+    assert agree(full, empty)

@@ -2,8 +2,8 @@
 
 The nodes compare their data as trees, so the cost follows the difference and not the size: `hello`, which is all if the
 roots are equal, then `inner`, `buckets` and `transfer` for what differs, and `done` (messages.py).  If one node holds
-next to nothing, whole pages of records in key order take the place of comparing (`scan`).  The larger version stands,
-whatever is written meanwhile.
+next to nothing, whole pages of records in key order take the place of comparing (`scan`), until they
+become too many: a client that appends keys may be faster.  The larger version stands, whatever is written meanwhile.
 
 The caller transports requests and answers, and rests in between.  It may end at any step: what was merged stays, and
 the next exchange finds what is still missing.  Only a complete one moves applied-through, and with it the GC horizon.
@@ -61,6 +61,7 @@ BATCH_PRINTS: Final = 8192  # fingerprints in one request, but for those of its 
 BATCH_BUCKETS: Final = 1024
 LEAVES_SIZE: Final = LEAVES_PER_INNER * LEAF_DIGEST_SIZE  # bytes, of one inner node
 PAGES_RATIO: Final = 8  # if one node holds so many times more records than the other, they go page by page
+PAGES_GROWTH: Final = 2  # until it is so many times the records that there were: then they compare the rest
 
 T = TypeVar("T")
 Steps = Generator[bytes, bytes, T]
@@ -207,12 +208,12 @@ class Initiator:
         elif mine.count > theirs:
             if theirs:
                 yield from self._scan()
-            yield from self._push()
+            yield from self._push(mine.count)
         else:  # what the smaller node has goes first, or all of its own would come back
             if joins:
                 yield from self._compare(self._filled_buckets())
             elif mine.count:
-                yield from self._push()
+                yield from self._push(mine.count)
             yield from self._scan()
 
     def _filled_buckets(self) -> Sequence[int]:
@@ -350,11 +351,14 @@ class Initiator:
 
     def _scan(self) -> Steps[None]:
         after = b""
-        while True:
+        passed = 0
+        while passed <= PAGES_GROWTH * self._theirs.count:
             answer = yield from self._ask(
                 "scan", after=after, origin=self._mine, max_value_size=self._engine.max_value_size
             )
-            self._merge(answer.pairs("records"))
+            records = answer.pairs("records")
+            passed += len(records)
+            self._merge(records)
             self._refuse(decode_refused(answer, "too_large", 2 * BATCH_RECORDS))
             following = answer.binary("following", *range(MAX_KEY_SIZE + 1))
             if not following or self._disk_full is not None:  # not for a few deletions: the peer has a lot more
@@ -362,15 +366,20 @@ class Initiator:
             if following <= after:
                 raise Malformed("it does not go on")
             after = following
+        yield from self._compare((yield from self._differing()))
 
-    def _push(self) -> Steps[None]:
+    def _push(self, count: int) -> Steps[None]:
         after: bytes | None = b""
-        while after is not None:
+        passed = 0
+        while after is not None and passed <= PAGES_GROWTH * count:
             pairs, after = self._engine.records_page(b"", after, BATCH_RECORDS, BATCH_BYTES)
+            passed += len(pairs)
             pairs, too_large = split_by_size(pairs, self._theirs.max_value_size, self._theirs.node)
             self._refuse(too_large)
             if pairs:
                 yield from self._transfer(pairs)
+        if after is not None:
+            yield from self._compare((yield from self._differing()))
 
     # -- what all of these need ----------------------------------------------------------------------------------------
 
