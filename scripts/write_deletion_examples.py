@@ -102,7 +102,9 @@ class Node:
     def _open(self) -> None:
         self.engine = Engine(self.path, durability="never", wall_clock=lambda: self._example.now)
         self.members = load_members(self.engine, self.name)
-        self.responder = Responder(self.engine, self.members, "example", lambda node: False, lambda peer: None)
+        self.responder = Responder(
+            self.engine, self.members, "example", lambda node: False, lambda node: False, lambda peer: None
+        )
 
     def write(self, what: str, call: Callable[[], object]) -> None:
         self._example.tick()

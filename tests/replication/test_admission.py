@@ -38,7 +38,12 @@ class Desk:
     def __init__(self, node: Node) -> None:
         self.begun: set[str] = set()
         self.served: list[Identity] = []
-        self.responder = Responder(node.engine, node.members, "test", self.begun.__contains__, self.served.append)
+        self.responder = Responder(
+            node.engine, node.members, "test", self.begun.__contains__, self.is_engaged, self.served.append
+        )
+
+    def is_engaged(self, node: str) -> bool:
+        return self.responder.serves_another(node)
 
     def answer(self, message: bytes) -> bytes:
         slices = self.responder.answer(message)
@@ -124,6 +129,31 @@ def test_an_exchange_goes_on_as_long_as_there_are_steps(node: Open, monkeypatch:
     assert not desk.responder.is_serving("c")
     now[0] += module.SERVING_S
     assert not desk.responder.is_serving("b")
+
+
+def test_an_exchange_has_its_nodes_for_itself_for_a_while(node: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until it is done, is cut or takes long; not when both hold the same."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    here, there, third = node("a"), node("b"), node("c")
+    desk = Desk(here)
+    hello = encode("hello", hello=LocalEndpoint(there.engine, there.members, "test").hello()[0].plain())
+    desk.answer(hello)
+    assert not desk.responder.serves_another("c"), "both hold nothing"
+    here.set(b"k")
+    desk.answer(hello)
+    assert desk.responder.serves_another("c")
+    assert not desk.responder.serves_another("b")
+    assert exchange(third, desk) == BUSY
+    now[0] += module.SERVING_S
+    assert not desk.responder.serves_another("c"), "it was cut"
+    desk.answer(hello)
+    for _ in range(round(module.EXCLUSIVE_S / module.SERVING_S * 2)):
+        assert desk.responder.serves_another("c") == (now[0] < 100 + module.SERVING_S + module.EXCLUSIVE_S)
+        now[0] += module.SERVING_S / 2
+        desk.answer(hello)  # a pass that begins again is no new exchange
+    assert exchange(there, desk) == ""
+    assert exchange(third, desk) == "", "it is done"
 
 
 def test_what_is_refused_is_no_step(node: Open, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -234,6 +234,46 @@ def test_an_exchange_with_a_peer_that_this_node_serves_waits_for_its_end(
     wait_until(lambda: a.figure("exchange_peers_in_sync") == 1)
 
 
+@pytest.mark.parametrize("begun", [False, True], ids=["served", "begun"])
+def test_an_exchange_waits_while_one_with_another_node_goes_on(
+    make: Make, net: Net, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    """It could move the GC horizon, and the one that goes on would begin again."""
+    a, b, c = make("a"), make("b"), make("c")
+    b.engine.set(b"k", b"v")
+    asking, asked = (a, b) if begun else (b, a)
+    steps: list[str] = []
+    go_on = threading.Event()
+
+    def block(node: Node, address: str) -> None:
+        steps.append(node.name)
+        if node is asking and steps.count(asking.name) == 2:
+            go_on.wait(10)
+
+    net.before = block
+    monkeypatch.setattr(responder, "SERVING_S", 60)  # however slow this machine is
+    monkeypatch.setattr(module, "BUSY_PATIENCE_S", 0)
+    running = threading.Thread(target=lambda: asking.sync(asked))
+    running.start()
+    wait_until(lambda: steps.count(asking.name) == 2)
+    for one in (a, b):
+        with pytest.raises(ExchangeRefused, match=f"node {one.name} exchanges with another node"):
+            c.sync(one)
+    a.anti_entropy.on_status(c.status())
+    a.start()
+    wait_until(lambda: a.anti_entropy._peers.at("c:1").schedule.ended > 0, what="it to be put off")
+    assert ("a", "c:1") not in net.connects
+    with monkeypatch.context() as later:
+        later.setattr(responder, "EXCLUSIVE_S", 0)
+        later.setattr(module, "EXCLUSIVE_S", 0)
+        c.sync(a)
+    go_on.set()
+    running.join(10)
+    c.sync(b)
+    wait_until(lambda: a.figure("exchange_peers_in_sync") == 1)
+    assert alike(a, b, c)
+
+
 def test_two_syncs_with_one_address_take_turns(make: Make, net: Net) -> None:
     a, b = make("a"), make("b")
     go_on = threading.Event()

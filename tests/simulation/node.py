@@ -117,7 +117,9 @@ class Node:
         if not self.alone:
             self.publish()
         self.membership = Membership(self.engine, self.members)
-        self.responder = Responder(self.engine, self.members, CLUSTER, lambda node: False, lambda peer: None)
+        self.responder = Responder(
+            self.engine, self.members, CLUSTER, lambda node: False, lambda node: False, lambda peer: None
+        )
         self.others = Presence(self.name, f"{self.name}.{self.lives}", self.membership.on_status)
         around = _Surroundings(self)
         self.inbox = Inbox(self.engine, self.name, self.others, around, counters, around.on_gap, self._acknowledge)

@@ -5,9 +5,10 @@
     messages of another node                          -> `answer`, in the server's worker, in slices
 
 There is one exchange at a time with a peer.  When both nodes begin at once, the one with the larger id is refused, and
-tries again a moment later.  Between two steps the thread rests, so repair takes at most the set share of the time of
-both nodes; SYNC does not rest, because its caller waits.  After an exchange the thread collects the tombstones below
-the GC horizon, with the same rests.
+tries again a moment later.  So is that of a third node while an exchange goes on in which something differs: it could
+move the GC horizon, and the other would begin again.  After EXCLUSIVE_S it is let in.  Between two steps the thread
+rests, so repair takes at most the set share of the time of both nodes; SYNC does not rest, because its caller waits.
+After an exchange the thread collects the tombstones below the GC horizon, with the same rests.
 
 Any thread may call `on_status` and `wake`, which do not wait for data or network.  `stop` cuts the exchanges under way;
 one that hangs in a name look-up or a connect does not touch the engine any more.
@@ -36,7 +37,7 @@ from merklekv.replication.cluster.refused import RefusedRecord
 from merklekv.replication.sync.initiator import ExchangeReport, Initiator, refusal_text
 from merklekv.replication.sync.messages import UNFIT_CLOCK, ExchangeFailed, ExchangeRefused
 from merklekv.replication.sync.peers import TOTALS, ExchangePeer, ExchangePeers
-from merklekv.replication.sync.responder import BUSY, ITSELF, Responder
+from merklekv.replication.sync.responder import BUSY, EXCLUSIVE_S, ITSELF, Responder
 from merklekv.replication.sync.schedule import rest_s
 from merklekv.worker_thread import WorkerThread
 
@@ -92,13 +93,14 @@ class AntiEntropy:
         self._connect = connect
         self._share_percent = share_percent
         self._regular = regular
-        self._responder = Responder(engine, members, cluster, self._has_begun, self._on_served)
+        self._responder = Responder(engine, members, cluster, self._has_begun, self._is_engaged, self._on_served)
         self.answer = self._responder.answer  # to a message of an exchange that another node has begun
         self._peers = ExchangePeers(addresses if regular else (), interval_s)
         self._changed = threading.Condition()  # guards all below, and the peers
         self._statuses: OrderedDict[str, Status] = OrderedDict()  # by node, what the thread has not taken yet
         self._running: dict[str, str] = {}  # address and node of the exchanges begun here; no node until it is known
         self._transports: dict[str, Transport] = {}  # theirs, by address
+        self._answered: dict[str, float] = {}  # when their first answer came (monotonic), by address
         self._served = 0  # complete exchanges that other nodes began
         self._may_collect = True  # the GC horizon may have moved
         self._throttle = LogThrottle(log)
@@ -235,7 +237,7 @@ class AntiEntropy:
         with self._changed:
             now = time.monotonic()
             peer = self._peers.next_due(now)
-            if peer is not None and self._responder.is_serving(peer.node):
+            if peer is not None and (self._responder.is_serving(peer.node) or self._is_engaged(peer.node)):
                 peer.schedule.put_off(now)
                 return None
             is_idle = peer is None and not self._statuses and not self._may_collect
@@ -253,6 +255,13 @@ class AntiEntropy:
     def _has_begun(self, node: str) -> bool:
         with self._changed:
             return node in self._running.values()
+
+    def _is_engaged(self, node: str) -> bool:
+        """Whether an exchange with another node goes on, and not for EXCLUSIVE_S yet."""
+        since = time.monotonic() - EXCLUSIVE_S
+        with self._changed:
+            begun = [at for address, at in self._answered.items() if self._running.get(address) != node]
+        return any(at > since for at in begun) or self._responder.serves_another(node)
 
     def _on_served(self, identity: Identity) -> None:
         """An exchange that another node began is complete."""
@@ -339,6 +348,7 @@ class AntiEntropy:
         finally:
             with self._changed:
                 del self._running[address]
+                self._answered.pop(address, None)
                 self._transports.pop(address, None)
                 self._changed.notify_all()
 
@@ -358,7 +368,9 @@ class AntiEntropy:
                 except StopIteration as end:
                     report: ExchangeReport = end.value
                     return report
-                self._running[address] = initiator.report.node
+                with self._changed:
+                    self._running[address] = initiator.report.node
+                    self._answered.setdefault(address, time.monotonic())
                 self._rest(began, share_percent)
         except MerkleKVError as error:
             self._require_running()  # a stop may have cut it: then the peer has not failed

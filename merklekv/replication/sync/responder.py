@@ -1,7 +1,7 @@
 """The responder: answers the exchanges that other nodes begin.
 
 It answers in slices of a few milliseconds, and keeps nothing between two requests but which nodes have sent one: one
-may be lost, cut or repeated, and any number of exchanges may go on at once.  What an answer says was merged is
+may be lost, cut or repeated, and several exchanges may go on at once.  What an answer says was merged is
 committed, and what the initiator may rely on (closed timestamps, what was applied) is flushed.
 
 Memory: one answer, about BATCH_BYTES and the largest record.  Cost: 1 us to read a record, 8 us to merge one, 2 us to
@@ -44,6 +44,7 @@ from merklekv.replication.sync.messages import (
 
 INLINE_BYTES: Final = 1024  # a record up to this size goes out at once, a larger one when it is wanted
 SERVING_S: Final = 1.0  # an exchange goes on if it had a step so recently
+EXCLUSIVE_S: Final = 20.0  # an exchange that goes on has the two nodes for itself for so long
 BUSY: Final = "busy"
 ITSELF: Final = "itself"
 SLICE_INNER: Final = 32
@@ -68,15 +69,20 @@ class Responder:
         members: Members,
         cluster: str,
         has_begun: Callable[[str], bool],
+        is_engaged: Callable[[str], bool],
         on_served: Callable[[Identity], None],
     ) -> None:
-        """`has_begun`: is one with that node under way, begun here?  `on_served`: one that a node began is complete."""
+        """`has_begun`: is one with that node under way, begun here?  `is_engaged`: does one with another node have to
+        end first?  `on_served`: one that a node began is complete.
+        """
         self._engine = engine
         self._members = members
         self._endpoint = LocalEndpoint(engine, members, cluster)
         self._has_begun = has_begun
+        self._is_engaged = is_engaged
         self._on_served = on_served
         self._serving: dict[str, float] = {}  # nodes, with the time of the last request of any (monotonic)
+        self._began: dict[str, float] = {}  # likewise, with that of the first, until all is done
         self._handlers: dict[str, Callable[[Fields], Slices[bytes]]] = {
             "hello": partial(self._serve_peer, self._hello),
             "inner": partial(self._serve_step, self._inner),
@@ -89,6 +95,11 @@ class Responder:
     def is_serving(self, node: str) -> bool:
         """Predicate: does an exchange that this node has begun go on?"""
         return time.monotonic() - self._serving.get(node, float("-inf")) < SERVING_S
+
+    def serves_another(self, node: str) -> bool:
+        """Predicate: does an exchange of another node go on, and not for EXCLUSIVE_S yet?"""
+        since = time.monotonic() - EXCLUSIVE_S
+        return any(other != node and at > since and self.is_serving(other) for other, at in self._began.items())
 
     def answer(self, message: bytes) -> Slices[bytes]:
         """The answer to a message.  Yields None to let others run, or a function that says when it can go on.
@@ -131,6 +142,8 @@ class Responder:
 
     def _hello(self, fields: Fields, peer: Hello) -> Slices[bytes]:
         endpoint, engine = self._endpoint, self._engine
+        if self._is_engaged(peer.node):
+            raise ExchangeRefused(BUSY, f"node {self._members.identity.node} exchanges with another node")
         endpoint.observe_clock(peer)
         known, peer = peer.table, endpoint.accept(peer)
         endpoint.require_own_clock_near(peer)
@@ -146,6 +159,10 @@ class Responder:
             yield None
         hello, equal = endpoint.answer(peer)
         engine.flush()
+        if equal:
+            self._began = _without(self._began, peer.node)
+        elif not (peer.node in self._began and self.is_serving(peer.node)):  # else it has only begun again
+            self._began = self._began | {peer.node: time.monotonic()}
         return encode("hello", equal=int(equal), hello=hello.plain(known))
 
     def _inner(self, fields: Fields) -> Slices[bytes]:
@@ -269,6 +286,7 @@ class Responder:
         if before < gc_horizon:
             yield from self._collect()  # as the initiator has
         self._engine.flush()
+        self._began = _without(self._began, peer.node)
         return encode("done", table=pack(table, known))
 
     def _require_current(self, fields: Fields) -> Slices[int]:
@@ -303,6 +321,11 @@ class Responder:
         now = time.monotonic()
         alive = [node for node, at in self._serving.items() if now - at < SERVING_S]
         self._serving = dict.fromkeys([*alive, *begun], now)
+        self._began = {node: at for node, at in self._began.items() if node in self._serving}
+
+
+def _without(times: dict[str, float], node: str) -> dict[str, float]:
+    return {one: at for one, at in times.items() if one != node}
 
 
 def _numbers(fields: Fields, name: str, size: int) -> list[int]:
