@@ -35,6 +35,7 @@ GIVE_UP_S = 120.0
 RATIO_MAX = 1.2
 EMPTY_BYTES = 8 << 20  # what a node without any data takes on disk at most: 4 MiB each for the log and the base
 EMPTY_START_S = 0.5  # and for a start
+FEW_TOMBSTONES = 1000
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -58,11 +59,11 @@ class Run:
     last: Sample
 
     def ratios(self) -> dict[str, float]:
-        """By how much each figure has grown, from what an empty node has on, and from a thousand tombstones."""
+        """By how much each figure has grown.  A first one below the floor counts as the floor."""
         one, other = self.first, self.last
         return {
             "disk": other.disk_bytes / max(one.disk_bytes, EMPTY_BYTES),
-            "tombstones": other.tombstones / max(one.tombstones, 1000),
+            "tombstones": other.tombstones / max(one.tombstones, FEW_TOMBSTONES),
             "start": other.start_s / max(one.start_s, EMPTY_START_S),
         }
 
@@ -179,6 +180,11 @@ def show(run: Run) -> None:
         )
     for name, ratio in run.ratios().items():
         print(f"  {name}: {ratio:.2f} x, {'reached' if ratio <= RATIO_MAX else 'missed'} (at most {RATIO_MAX} x)")
+    print(f"  most tombstones meanwhile: {max((one.tombstones for one in run.going), default=0):,}")
+    print(
+        f"  x is of the first figure, or of the floor if that is more: {EMPTY_BYTES >> 20} MiB, "
+        f"{FEW_TOMBSTONES:,} tombstones, {EMPTY_START_S} s"
+    )
 
 
 def main() -> None:
