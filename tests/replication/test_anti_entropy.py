@@ -248,7 +248,7 @@ def test_an_exchange_waits_while_one_with_another_node_goes_on(
     def block(node: Node, address: str) -> None:
         steps.append(node.name)
         if node is asking and steps.count(asking.name) == 2:
-            go_on.wait(10)
+            go_on.wait(60)
 
     net.before = block
     monkeypatch.setattr(responder, "SERVING_S", 60)  # however slow this machine is
@@ -268,7 +268,7 @@ def test_an_exchange_waits_while_one_with_another_node_goes_on(
         later.setattr(module, "EXCLUSIVE_S", 0)
         c.sync(a)
     go_on.set()
-    running.join(10)
+    running.join(60)
     c.sync(b)
     wait_until(lambda: a.figure("exchange_peers_in_sync") == 1)
     assert alike(a, b, c)
