@@ -566,18 +566,23 @@ def same_process_id(base: Path, pid: int) -> Iterator[Callable[[], None]]:
 
 
 class Clock:
-    """Time that passes only during a sleep."""
+    """Time that passes only during a pause."""
 
-    def __init__(self, at_sleep: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, at_pause: Callable[[], None] = lambda: None) -> None:
         self.now = 0.0
-        self._at_sleep = at_sleep
+        self._at_pause = at_pause
+
+    def rule(self, patch: pytest.MonkeyPatch) -> None:
+        """Lets the base go by this clock."""
+        patch.setattr(store_module, "time", self)
+        patch.setattr(store_module, "pause", self.pause)
 
     def monotonic(self) -> float:
         return self.now
 
-    def sleep(self, seconds: float) -> None:
+    def pause(self, seconds: float) -> None:
         self.now += seconds
-        self._at_sleep()
+        self._at_pause()
 
 
 def test_a_start_waits_for_a_process_of_the_same_id(
@@ -585,10 +590,10 @@ def test_a_start_waits_for_a_process_of_the_same_id(
 ) -> None:
     make_engine().close()
     with same_process_id(tmp_path / "data" / "base", os.getpid()) as end:
-        monkeypatch.setattr(store_module, "time", Clock())
+        Clock().rule(monkeypatch)
         with pytest.raises(DirectoryLocked, match="in use by a process of another container"):
             make_engine()
-        monkeypatch.setattr(store_module, "time", Clock(end))
+        Clock(end).rule(monkeypatch)
         make_engine().close()
 
 
