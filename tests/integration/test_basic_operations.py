@@ -188,7 +188,7 @@ class TestHash:
 
     def test_every_change_changes_it(self, connected_client: MerkleKVClient) -> None:
         seen = {connected_client.send_command("HASH")}
-        for command in ("SET a 1", "SET a 2", "SET b 1", "DELETE b", "INC n"):
+        for command in ("SET a 1", "SET a 2", "SET b 1", "DELETE a", "INC n"):
             connected_client.send_command(command)
             seen.add(connected_client.send_command("HASH"))
         assert len(seen) == 6

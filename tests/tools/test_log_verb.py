@@ -59,6 +59,9 @@ OPS = ["set", "set", "incr", "decr", "append", "prepend", "del", "set", "truncat
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     with opened(tmp_path / "data") as engine:
+        engine.join()  # a lone node purges what it deletes
+        engine.commit()
+        engine.checkpoint_now()
         write(engine)
     return tmp_path / "data"
 
