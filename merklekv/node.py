@@ -101,6 +101,7 @@ class StreamSurroundings:
         membership = anti_entropy.membership
         self.is_removed = membership.is_removed
         self.applied_through = membership.applied_through
+        self.late = membership.late
         self.on_events_from = membership.on_events_from
         self.on_status = anti_entropy.on_status
         self.on_gap = anti_entropy.wake

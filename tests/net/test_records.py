@@ -64,6 +64,7 @@ def pair(key: bytes, value: bytes = b"v", version: bytes = OLD, tombstone: bool 
 
 
 def fill(engine: Engine) -> None:
+    engine.join()
     for number in range(57):
         engine.set(b"key:%03d" % number, b"%d" % number)
     for key in (b"\x00", b"\xff", b"a\r\nb", b"z" * MAX_KEY_SIZE):

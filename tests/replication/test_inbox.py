@@ -59,6 +59,9 @@ class Desk:
     def is_removed(self, node: str, store_id: str) -> bool:
         return node in self.removed
 
+    def late(self, tombstones: list[bytes]) -> list[bytes]:
+        return []
+
     def applied_through(self, records: list[bytes]) -> int:
         return self.through
 

@@ -40,6 +40,9 @@ class Site:
     def is_removed(self, node: str, store_id: str) -> bool:
         return False
 
+    def late(self, tombstones: list[bytes]) -> list[bytes]:
+        return []
+
     def applied_through(self, records: list[bytes]) -> int:
         return 0
 

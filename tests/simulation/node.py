@@ -56,6 +56,7 @@ class _Surroundings:
         membership = node.membership
         self.is_removed = membership.is_removed
         self.applied_through = membership.applied_through
+        self.late = membership.late
         self.on_events_from = membership.on_events_from
         self.on_status = membership.on_status
         self.on_storage_failed = node._fatal

@@ -368,6 +368,18 @@ class Members(MemberMaps):
         old = (one for one in records if timestamp_of(one) <= through)
         return through if all(retains(lost, one) for one in old) else 0
 
+    def is_late(self, tombstone: bytes) -> bool:
+        """Predicate: did its writer, restored since, stamp it below what was applied of it here?
+
+        A GC horizon may pass such a tombstone at any time, before all members have it.
+        """
+        writer, time = store_id_of(tombstone), timestamp_of(tombstone)
+        return any(
+            time <= member.applied_through and not retains(self.lost_writes.get(who, NO_LOST_WRITES), tombstone)
+            for who, member in self._others.items()
+            if who.store_id == writer
+        )
+
     def stable(self, proposed: int = 0) -> int:
         """Through which time, ns, every write of every member has been applied here.
 

@@ -48,6 +48,11 @@ class Membership:
         with self._engine.lock:
             return self._members.writer_applied_through(records)
 
+    def late(self, tombstones: list[bytes]) -> list[bytes]:
+        """Those that a restored node has stamped below what was applied of it here."""
+        with self._engine.lock:
+            return [one for one in tombstones if self._members.is_late(one)]
+
     def refused(self) -> list[RefusedRecord]:
         """The records that this node or a peer refuses."""
         with self._engine.lock:

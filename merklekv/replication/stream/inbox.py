@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
 from merklekv.engine.engine import Engine
-from merklekv.engine.record import timestamp_of
+from merklekv.engine.record import is_live, timestamp_of
 from merklekv.errors import Shortage, Stalled, StorageFailed
 from merklekv.log_throttle import LogThrottle
 from merklekv.metrics import OriginMetrics, ReplicationCounters, shown
@@ -58,6 +58,9 @@ class StreamContext(Protocol):
 
     def applied_through(self, records: list[bytes]) -> int:
         """Query: through which time, ns, was every write of the writer of these records applied?  0: unknown."""
+
+    def late(self, tombstones: list[bytes]) -> list[bytes]:
+        """Query: those that a restored node has stamped below what was applied of it.  An exchange makes them anew."""
 
     def on_events_from(self, node: str, store_id: str) -> None:
         """Events of this node are about to be applied."""
@@ -274,6 +277,9 @@ class Inbox:
 
     def _merge(self, source: str, origin: bytes, changes: list[tuple[int, bytes, bytes]]) -> None:
         applied_through = self._context.applied_through([record for _, _, record in changes])
+        if late := self._context.late([record for _, _, record in changes if not is_live(record)]):
+            changes = [change for change in changes if change[2] not in late]
+            self._leave_to_an_exchange(source, len(late))
         result = self._engine.merge(changes, origin, applied_through=applied_through, sound=True)
         self._counters.applied_events += result.applied
         self._counters.superseded_events += result.superseded
@@ -281,12 +287,15 @@ class Inbox:
         for key, reason in result.refused:
             refusal = _REASONS.get(reason, Reason.RANGE)
             if refusal is Reason.STABLE:
-                self._counters.refused_events[Reason.STABLE] += 1
-                self._on_gap(source, "stable")
+                self._leave_to_an_exchange(source, 1)
             else:
                 is_time = refusal is Reason.CLOCK
                 why = self._engine.time_gate.describe(timestamp_of(records[key])) if is_time else f"for its {reason}"
                 self._refuse(source, refusal, f"key {key[:60]!r}, {why}")
+
+    def _leave_to_an_exchange(self, source: str, count: int) -> None:
+        self._counters.refused_events[Reason.STABLE] += count
+        self._on_gap(source, "stable")
 
     def _merge_truncation(self, source: str, origin: bytes, truncation: bytes) -> None:
         if not self._engine.time_gate.admits_truncation(truncation):

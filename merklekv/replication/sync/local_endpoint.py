@@ -5,7 +5,8 @@ horizon at once.  Any other node adopts it when the exchange is complete.  A nod
 does not cover all members that it has exchanged with: two groups have found their horizons without each other.
 
 A tombstone from below the horizon cannot be kept: it would be collected here and not there.  If it deletes something,
-the key is deleted anew.
+the key is deleted anew.  A tombstone that is late is made anew in any case: a restored writer has stamped it below what
+was applied of it, so the next horizon may pass it before all members have it.
 """
 
 from __future__ import annotations
@@ -308,12 +309,14 @@ class LocalEndpoint:
             for key, record in pairs:
                 if len(record) < HEAD_SIZE or flags_of(record) != TOMBSTONE:
                     items.append((OP_SET, key, record))
-                elif timestamp_of(record) > new_gc_horizon:
+                elif timestamp_of(record) > new_gc_horizon and not self.members.is_late(record):
                     items.append((OP_DEL, key, record))
-                elif 0 < len(key) <= MAX_KEY_SIZE and is_sound(key, record):
-                    applied += self._delete_anew(key, record)
-                else:
+                elif not (0 < len(key) <= MAX_KEY_SIZE and is_sound(key, record)):
                     refused.append((key, "digest"))
+                elif timestamp_of(record) <= new_gc_horizon:
+                    applied += self._delete_anew(key, record)
+                elif version_of(engine.record(key) or ZERO_VERSION) < version_of(record):
+                    items.append((OP_DEL, key, make_record(key, engine.clock.next(), b"", tombstone=True)))
             result = engine.merge(items, origin, stable=True)
         records, own = dict(pairs), self.members.identity.node
         return applied + result.applied, [
