@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from shutil import copytree
 
 import pytest
-from fixtures.exchanges import NOON, SECOND, Cut, Node, agree, carry, cluster, cut_when, exchange, meet_all
+from fixtures.exchanges import NOON, SECOND, Cut, Node, agree, carry, cluster, cut_when, exchange, meet_all, set_clocks
 
 from merklekv.engine.format import OP_SET
-from merklekv.engine.record import make_record
+from merklekv.engine.record import make_record, timestamp_of
 from merklekv.replication.sync import initiator as exchange_module
 
 
@@ -388,3 +389,25 @@ def test_a_node_that_follows_no_horizon_takes_nothing_stale_from_a_restored_one(
         exchange(j, b)
         meet_all(nodes)
         assert not any(node.values() for node in nodes)
+
+
+def test_a_late_deletion_of_a_restored_node_outlives_the_next_horizon(tmp_path: Path) -> None:
+    """Those that the horizon covers have applied all that the node had written by then, so it hides the tombstone."""
+    with cluster(tmp_path) as (a, b, c):
+        c.set(b"k")
+        meet_all([a, b, c])
+        copy = a.backup()
+        pairs = cycle([(a, b), (b, c), (a, c)])
+        while c.engine.gc_horizon <= b.engine.gc_horizon:  # so a has closed more than the copy says
+            a.tick()
+            set_clocks(a, b, c)
+            exchange(*next(pairs))
+        a.restore(copy)
+        a.now = b.engine.gc_horizon - SECOND // 2  # its clock is slow, too
+        a.delete(b"k")
+        late = a.engine.record(b"k") or b""
+        assert b.engine.gc_horizon < timestamp_of(late) <= c.engine.gc_horizon
+        exchange(a, b)
+        assert (b.engine.record(b"k") or b"") > c.engine.gc_horizon.to_bytes(8, "big")
+        meet_all([a, b, c])
+        assert not any(node.values() for node in (a, b, c))
