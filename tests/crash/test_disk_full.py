@@ -28,6 +28,7 @@ FILLINGS_MAX = 30
 REFUSALS = 60
 WRITES = 1500
 NO_ROOM = "disk full|No space left on device"
+LONG_KEYS = 600  # their deletions take more than the file of the log has room for
 DELETIONS = 20  # until what they have freed is taken away
 
 
@@ -99,6 +100,11 @@ def test_a_start_without_room_for_a_note(
     node = node_factory(start=False, directory=disk.path / "data")
     victim = Victim(node, crash_seed, tmp_path)
     victim.start()
+    with victim.connect() as client:
+        for number in range(LONG_KEYS):
+            key = b"c0:long:%0450d" % number
+            client.call(b"SET", key, b"x")
+            victim.models[0][key] = b"x"
     write_until_full(victim, disk)
     victim.check_keys()
     with victim.connect() as client:
