@@ -11,6 +11,7 @@ import signal
 import stat
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -305,9 +306,7 @@ def test_writers_come_before_it(
     engine.commit()
     wait_until(lambda: begun, what="the compaction", seconds=WAIT_S)
     for number in range(6000):
-        if engine.gate.makes_wait:
-            assert engine.wait_for_room(WAIT_S)
-        engine.set(b"k%06d" % number, VALUE)
+        engine.retry_stalled(partial(engine.set, b"k%06d" % number, VALUE))
         if number % 100 == 0:
             engine.commit()
     assert "the compaction of the base was not finished: writes came first; it is tried again later" in caplog.text

@@ -54,9 +54,12 @@ def settle(nodes: list[NodeProcess]) -> None:
             client.send([(b"DEL", b"of %d" % number) for number in range(100)])
             for _ in range(200):
                 client.receive()
-    meet(nodes)
-    for node in nodes:
-        wait_until(lambda node=node: figures(node)["db_tombstones"] == "0", what="the tombstones to go")
+
+    def are_gone() -> bool:
+        meet(nodes, 1)
+        return all(figures(node)["db_tombstones"] == "0" for node in nodes)
+
+    wait_until(are_gone, what="the tombstones to go", seconds=60)
 
 
 @pytest.fixture
