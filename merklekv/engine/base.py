@@ -575,7 +575,7 @@ class BaseWriter:
         txn.put(b"newest", newest[:VERSION_SIZE], db=meta)
 
     def _move_leaves(self, txn: "lmdb.Transaction[bytes]", terms: dict[int, int], anew: bool = False) -> None:
-        """Adds terms to the leaves of their buckets; `anew`: to nothing."""
+        """Adds terms to the leaves of their buckets; `anew`: to nothing.  Leaves of zero are not stored."""
         for node, buckets in groupby(sorted(terms), lambda bucket: bucket // LEAVES_PER_INNER):
             name = bytes((node,))
             packed = bytearray(txn.get(name, NO_LEAVES, db=self._leaves))
@@ -583,7 +583,10 @@ class BaseWriter:
                 at = bucket % LEAVES_PER_INNER * LEAF_SIZE
                 before = 0 if anew else int.from_bytes(packed[at : at + LEAF_SIZE], "big")
                 packed[at : at + LEAF_SIZE] = (before + terms[bucket] & LEAF_MASK).to_bytes(LEAF_SIZE, "big")
-            txn.put(name, bytes(packed), db=self._leaves)
+            if packed == NO_LEAVES:
+                txn.delete(name, db=self._leaves)
+            else:
+                txn.put(name, bytes(packed), db=self._leaves)
 
     def fill(self, base: Base) -> Iterator[tuple[int, int]]:
         """Puts all entries of another base, in order, into this empty one.

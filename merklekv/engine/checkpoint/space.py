@@ -11,7 +11,8 @@ from merklekv.engine.format import BUCKETS
 from merklekv.engine.table import Table
 from merklekv.errors import DiskFull
 
-SMALLEST: Final = 4 << 20  # bytes: a smaller base stays as it is
+SMALLEST: Final = 1 << 20  # bytes: a smaller base stays as it is
+FREED_MIN: Final = 4 << 20  # bytes that a checkpoint has to give back to be made before the memtable is full
 GAIN: Final = 2  # a base is compacted if its file would shrink to less than one part in so many
 SHRUNK: Final = 0.75  # ... and if so much is left of what it needed since the last compaction
 ROOM_SHARE: Final = 1.125  # of the expected size, and ROOM_SPARE bytes, have to be free on the disk: writes go on
@@ -63,7 +64,7 @@ def frees_much(table: Table) -> bool:
     if table.frozen or not table.root_ready:
         return False
     is_truncated = table.truncation > base.truncation
-    if is_truncated and table.log.position > table.active.size + SMALLEST:
+    if is_truncated and table.log.position > table.active.size + FREED_MIN:
         return True
     records = base.live + base.dead
     gone = max(base.live - table.live_count, records - table.live_count - table.tombstone_count)
@@ -71,7 +72,7 @@ def frees_much(table: Table) -> bool:
         return False
     if not is_truncated and gone > len(table.active.records):
         return False  # counters of the base are damaged
-    return gone * base.space.used > SMALLEST * records
+    return gone * base.space.used > FREED_MIN * records
 
 
 def packed_size(base: Base) -> int:
