@@ -438,6 +438,8 @@ class BaseWriter:
                 for key in before.keys() & set(markers):
                     self._delete(txn, key)
                 changed = [pair for pair in changed if not pair[1][FLAGS_AT] & PURGED]
+            if not removed and not changed:
+                return []
             for key, record in changed:
                 # LMDB merges pages only when it deletes: tombstones put over records would leave pages nearly empty.
                 if key in before and len(record) < len(before[key]) // SHRUNK:

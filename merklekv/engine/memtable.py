@@ -21,6 +21,7 @@ from typing import Final
 from xxhash import xxh3_64_intdigest
 
 from merklekv.engine.format import BUCKETS, bucket_of
+from merklekv.engine.record import purge_marker
 
 SLICE_KEYS: Final = 2000  # looked at in one call of `prepare` or `group`
 BLOCK_KEYS: Final = 2048
@@ -134,9 +135,13 @@ class Memtable:
             at += 1
         return keys
 
-    def drop_below(self, truncation: bytes) -> None:
-        """Forgets every record with a version below `truncation`."""
-        self.records = {key: record for key, record in self.records.items() if record >= truncation}
+    def drop_below(self, truncation: bytes, hides: bool) -> None:
+        """Forgets every record with a version below `truncation`; if it `hides` something, markers stay instead."""
+        if hides:
+            marker = purge_marker(truncation)
+            self.records = {key: record if record >= truncation else marker for key, record in self.records.items()}
+        else:
+            self.records = {key: record for key, record in self.records.items() if record >= truncation}
         self.size = sum(charge(key, record) for key, record in self.records.items())
         self._forget_order()
 

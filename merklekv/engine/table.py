@@ -2,7 +2,8 @@
 
 A read sees the memtable, the frozen memtables and the base, newest first, above the truncation version.  A record in a
 newer layer hides those below it; so does the purge marker of a collected record.  Records of the base below the
-truncation version are dead: reads skip them until a checkpoint has removed them.  Memtables drop theirs at once.
+truncation version are dead: reads skip them until a checkpoint has removed them.  Memtables drop theirs at once, and
+leave purge markers where something newer might show.
 
 A write changes the memtable, the leaf, the counters and the pending entries of the log together: `put` replaces a
 key's record, `purge` removes one, `raise_truncation` removes what is below a version, `put_metadata` stores a small
@@ -137,8 +138,7 @@ class Table:
         self.truncation = replayed.truncation
         # A checkpoint that was cut off may have raised the truncation version in the base already.
         if self.truncation > self.base.truncation or self.base.checkpointing:
-            for table in self.tables:
-                table.drop_below(self.truncation)
+            self._drop_below(self.truncation)
         self.metadata, self.repair_lsn = replayed.metadata, replayed.repair_lsn
         self.rebuild(self.base.pinned())
 
@@ -492,9 +492,19 @@ class Table:
             self.log.sequence += 1
         self.clock.close_through(timestamp_of(truncation))
         self.truncation = truncation
-        for table in self.tables:
-            table.drop_below(truncation)
+        self._drop_below(truncation)
         self.rebuild(base)
+
+    def _drop_below(self, truncation: bytes) -> None:
+        """Drops what is dead from the memtables, and shows nothing that it has hidden.
+
+        A dead record may be older than the one below it: where a purged key came back from an old dump, or where a
+        damaged record was replaced.
+        """
+        hides = self.base.newest >= truncation
+        for table in reversed(self.tables):
+            table.drop_below(truncation, hides)
+            hides = hides or bool(table.records)
 
     def append(self, op: int, name: bytes, body: bytes, waits: bool = True) -> None:
         """Adds a pending entry, an urgent one.  Raises Shortage, and Stalled if `waits`, with nothing changed."""

@@ -53,6 +53,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.durability = durability
         self.wall = Wall()
         self.records: dict[bytes, bytes] = {}
+        self.purged: dict[bytes, bytes] = {}  # what was there, and may come again, or something older
         self.truncation = bytes(24)
         self.gc_horizon = 0
         self.is_lone = True
@@ -113,7 +114,7 @@ class EngineMachine(RuleBasedStateMachine):
         there = self.value(key) is not None
         assert self.write(lambda: self.engine.delete(key)) == there
         if there and self.is_lone:
-            del self.records[key]
+            self.purged[key] = self.records.pop(key)
         elif there:
             self.took(key, None)
 
@@ -181,7 +182,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(target=versions, key=keys, value=st.none() | values, offset=st.integers(-5, 5), op=st.integers(0, 2))
     def merge_beside_what_is_there(self, key: bytes, value: bytes | None, offset: int, op: int) -> tuple[bytes, bytes]:
         """A record from elsewhere, a little older or newer than ours."""
-        shown = self.records.get(key, self.truncation)
+        shown = self.records.get(key, self.purged.get(key, self.truncation))
         ts = max(1, int.from_bytes(shown[:8], "big") + offset if any(shown[:8]) else self.wall.now + offset)
         record = engines.record(key, value, ts, op << 96 | offset + 5)
         self._merge(key, record)
@@ -225,7 +226,7 @@ class EngineMachine(RuleBasedStateMachine):
             if is_tombstone(record) and (self.is_lone or int.from_bytes(record[:8], "big") <= self.gc_horizon):
                 assert not enough or self.engine.record(key) is None
                 if self.engine.record(key) is None:
-                    del self.records[key]
+                    self.purged[key] = self.records.pop(key)
 
     @rule(key=keys, offset=st.integers(-1, 1))
     def merge_truncation(self, key: bytes, offset: int) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from merklekv.engine import memtable as memtable_module
 from merklekv.engine.format import bucket_of
 from merklekv.engine.memtable import BLOCK_KEYS, HALVED_MAX, KEY_OVERHEAD, SLICE_KEYS, Memtable, charge, prefix_end
+from merklekv.engine.record import purge_marker
 
 keys = st.binary(max_size=3).map(lambda tail: b"\x00a\xff"[len(tail) % 3 : len(tail) % 3 + 1] + tail)
 prefixes = st.text(alphabet="\x00a\xfe\xff", max_size=3).map(lambda text: text.encode("latin-1"))
@@ -104,8 +105,11 @@ def test_a_truncation_version_takes_what_is_below_it_and_its_charge() -> None:
         table.records[key] = engines.record(key, b"v", number)
         table.size += charge(key, table.records[key])
     table.prepare()
-    table.drop_below(engines.version(15))
+    table.drop_below(engines.version(15), hides=False)
     assert sorted(table) == [b"k15", b"k16", b"k17", b"k18", b"k19"]
     assert table.size == 5 * (3 + 42 + KEY_OVERHEAD)
     assert table.prepare()
     assert table.keys_from(b"k17", None, 10) == [b"k17", b"k18", b"k19"]
+    table.drop_below(engines.version(17), hides=True)
+    assert table.records[b"k15"] == table.records[b"k16"] == purge_marker(engines.version(17))
+    assert table.size == 5 * (3 + 41 + KEY_OVERHEAD) + 3

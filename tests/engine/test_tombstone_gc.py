@@ -290,6 +290,33 @@ def test_whether_a_purged_key_is_merged_depends_on_no_checkpoint(make_engine: Ma
     assert engine.merge([(OP_SET, b"k", old)], b"dump").applied == 1
 
 
+@pytest.mark.parametrize("end", ["at once", "after a checkpoint", "after a start"])
+@pytest.mark.parametrize("place", ["base", "base, purged in a frozen memtable", "frozen memtable"])
+def test_a_truncation_brings_no_purged_record_back(place: str, end: str, make_engine: Make) -> None:
+    """An old dump has put an older record over the purge marker; the truncation deletes that, and spares the purged."""
+    engine = make_engine()
+    engine.set(b"k", b"purged")
+    engine.set(b"l", b"stays")
+    if place == "frozen memtable":
+        engines.freeze(engine)
+    else:
+        engines.checkpoint(engine)
+    engine.delete(b"k")
+    if place == "base, purged in a frozen memtable":
+        engines.freeze(engine)
+    assert engine.merge([(OP_SET, b"k", engines.record(b"k", b"older", NOON - 10))], b"dump").applied == 1
+    assert engine.merge_truncation(engines.version(NOON - 5), b"dump")
+    engine.commit()
+    if end == "after a checkpoint":
+        engines.checkpoint(engine)
+    elif end == "after a start":
+        engine.close()
+        engine = make_engine()
+    assert engines.values(engine) == {b"l": b"stays"}
+    engine.set(b"k", b"new")
+    assert engine.get(b"k") == b"new"
+
+
 def test_a_deleted_key_is_set_after_the_wall_was_set_back(make_engine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the cost of any write: its purge marker has no digest, and is no damaged record all the same."""
     wall = Wall()

@@ -32,7 +32,7 @@ from merklekv.engine.checkpoint.compaction import write_compacted
 from merklekv.engine.format import ENTRY, OP_METADATA, OP_ORIGIN, OP_REPAIR, OP_TRUNCATE, REMOTE
 from merklekv.engine.headroom import TRANSACTION_KEYS_MIN, transaction_keys
 from merklekv.engine.log.segment import Segment, list_segments, segment_path
-from merklekv.engine.record import ZERO_VERSION, is_purge_marker
+from merklekv.engine.record import ZERO_VERSION, is_purge_marker, purge_marker
 from merklekv.engine.repairs import Repairs
 from merklekv.errors import (
     Corruption,
@@ -182,12 +182,14 @@ def _in_order(keys: Collection[bytes]) -> Iterator[bytes]:
 
 
 def _transactions(newest: _Newest, keys: Iterable[bytes], truncation: bytes, most: int) -> Iterator[list[Pair]]:
+    """What the base is to have of these keys: a purge marker in the place of what is below the truncation version."""
     pairs: list[Pair] = []
     size = 0
+    marker = purge_marker(truncation)
     for key in keys:
         record = newest.record(key)
         if record < truncation:
-            continue
+            record = marker  # the base may have a newer one, which this one had replaced
         pairs.append((key, record))
         size += len(record)
         if len(pairs) >= most or size >= TRANSACTION_BYTES:

@@ -31,6 +31,7 @@ from merklekv.engine.memtable import KEY_OVERHEAD, Memtable
 from merklekv.engine.verify import reference
 from merklekv.engine.verify.reference import HEADER_SIZE, Entry, Frame, Tree, bucket_of, number, number_bytes
 from merklekv.engine.verify.report import (
+    PURGE_MARKER_TAIL,
     Note,
     Progress,
     Report,
@@ -498,6 +499,7 @@ def _check_segments(engine: Engine, facts: BaseFacts, report: Report) -> None:
     if facts.checkpointing is None and facts.checkpoint_lsn == lsns[0]:
         walk.truncation = facts.truncation
     truncation = facts.truncation
+    below: dict[bytes, bytes] = {}  # the memtables so far
     for memtable in memtables:
         with walk.path(memtable.lsn).open("rb") as file:
             if reference.read_header(file, memtable.lsn) is None:
@@ -512,7 +514,14 @@ def _check_segments(engine: Engine, facts: BaseFacts, report: Report) -> None:
             entries += reference.read_entries(pending)
         truncation = max([truncation, *(entry.record for entry in entries if entry.op == 7)])
         newest = {entry.key: entry.record for entry in entries if entry.op in RECORD_OPS}
-        _compare(report, memtable, {key: record for key, record in newest.items() if record >= table.truncation})
+        expected: dict[bytes, bytes] = {}
+        for key, record in newest.items():
+            if record >= table.truncation:
+                expected[key] = record
+            elif key in memtable.records or below.get(key, table.base.get(key) or b"") >= table.truncation:
+                expected[key] = table.truncation + PURGE_MARKER_TAIL  # or what is below would show
+        _compare(report, memtable, expected)
+        below |= expected
     report.expect("engine", "the truncation version", table.truncation, truncation)
 
 
