@@ -240,7 +240,7 @@ class Engine:
             if record is None or not is_live(record):
                 return False
             if self.tombstone_gc.is_lone:
-                self.tombstone_gc.purge_lone(key, record)
+                self.tombstone_gc.delete_lone(key, record)
             else:
                 self._put(OP_DEL, ((None, key, b""),), FLAGS[TOMBSTONE], urgent=True)
                 self.table.list_tombstone(key)

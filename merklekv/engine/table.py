@@ -40,6 +40,7 @@ from merklekv.engine.format import (
     MAX_KEY_SIZE,
     METADATA_NAME_SIZE_MAX,
     METADATA_SIZE_MAX,
+    OP_DEL,
     OP_METADATA,
     OP_PURGE,
     OP_REPAIR,
@@ -448,8 +449,17 @@ class Table:
 
     def purge(self, key: bytes, old: bytes) -> None:
         """Removes a key's record `old` without a trace: a purge marker hides it until the base drops it."""
-        marker = purge_marker(old)
-        self.append(OP_PURGE | REMOTE, key, marker)
+        self._hide(OP_PURGE, key, old, purge_marker(old))
+
+    def delete(self, key: bytes, old: bytes) -> None:
+        """Like `purge`, but for a client: the log has a deletion, of now."""
+        version = self.clock.next()
+        if version <= old and not self._is_corrupt_version(key, old):
+            version = self.clock.after(old)
+        self._hide(OP_DEL, key, old, purge_marker(version))
+
+    def _hide(self, op: int, key: bytes, old: bytes, marker: bytes) -> None:
+        self.append(op | REMOTE, key, marker)
         in_active = self.records.get(key)
         self.active.size += len(marker) + (len(key) + KEY_OVERHEAD if in_active is None else -len(in_active))
         self.records[key] = marker

@@ -75,13 +75,20 @@ class TombstoneGC:
         """Everything that the node purged while it was lone has a timestamp (ns) up to here; 0: it purged nothing."""
         return int.from_bytes(self._table.metadata.get(METADATA_PURGED, b""), "big")
 
-    def purge_lone(self, key: bytes, record: bytes) -> None:
-        """Deletes a key of a lone node, with its record.  Raises Shortage, with nothing deleted."""
+    def delete_lone(self, key: bytes, record: bytes) -> None:
+        """Deletes a live key of a lone node, with its record.  Raises Shortage, with nothing deleted."""
         self._table.gate.require_open()
+        self._note_purge(record)
+        self._table.delete(key, record)
+
+    def _purge_lone(self, key: bytes, tombstone: bytes) -> None:
+        self._note_purge(tombstone)
+        self._table.purge(key, tombstone)
+
+    def _note_purge(self, record: bytes) -> None:
         if record > self._table.metadata.get(METADATA_PURGED, b""):
             through = min(timestamp_of(record) + PURGED_STEP_NS, TIME_MAX)
             self._table.put_metadata(METADATA_PURGED, through.to_bytes(TIME_SIZE, "big"))
-        self._table.purge(key, record)
 
     def join(self) -> None:
         """Another node is to have a part in this directory: from now on deletions leave tombstones.
@@ -133,7 +140,7 @@ class TombstoneGC:
                 for key in keys:
                     record = self._table.lookup(key)
                     if record is not None and record <= bound and is_unpurged(record):
-                        (self.purge_lone if is_lone else self._table.purge)(key, record)
+                        (self._purge_lone if is_lone else self._table.purge)(key, record)
             except (Shortage, Stalled):
                 self.start_over()  # what was not removed comes again
                 raise

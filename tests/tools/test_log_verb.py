@@ -132,6 +132,34 @@ def test_a_table_for_people(data: Path) -> None:
     assert succeeds("log", data, "--key", "nothing") == b""
 
 
+@pytest.mark.parametrize("from_base", [False, True])
+def test_a_deletion_of_a_lone_node_is_one_line(from_base: bool, node_factory: NodeFactory, tmp_path: Path) -> None:
+    """It leaves no tombstone, and is a `del` of the time at which it was made all the same."""
+    with opened(tmp_path / "data") as engine:
+        old = make_record(b"k", version(OLD_NS), b"v")
+        engine.merge([(OP_SET, b"k", old)], b"node-2")
+        if from_base:
+            engine.checkpoint_now()
+        else:
+            engine.commit()
+    node = node_factory(directory=tmp_path / "data")
+    began = time.time_ns()
+    with node.connect() as client:
+        assert client.ask("DEL k") == "DELETED"
+    for place in (address(node), str(tmp_path / "data")):
+        told = entries(place, "--since", "1h")
+        assert [(one["op"], one["key"], one["origin"]) for one in told] == [("del", "k", None)]
+        assert began <= told[0]["time_ns"] <= time.time_ns()
+        assert entries(place, "--op", "del", "--key", "k") == told
+        assert "purged" not in [one["key"] for one in entries(place)]
+        assert "purged" in [one["key"] for one in entries(place, "--op", "metadata")]
+        assert entries(place, "--op", "purge") == []
+        lines = succeeds("log", place, "--op", "del", "--values").decode().splitlines()
+        assert lines[1].split()[2:] == ["del", "local", "k"]
+    node.stop()
+    succeeds("verify", tmp_path / "data")
+
+
 def test_reading_changes_nothing(data: Path) -> None:
     segment = max((data / "log").glob("*.log"))
     segment.write_bytes(segment.read_bytes() + b"MKVF torn")

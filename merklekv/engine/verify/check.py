@@ -52,6 +52,7 @@ OP_ORIGIN: Final = 8
 OP_METADATA: Final = 9
 OP_PURGE: Final = 10
 OP_REPAIR: Final = 11
+PURGE_FLAGS: Final = b"\5"  # a lone node deletes with a purge marker
 NAME_SIZE_MAX: Final = 64
 BUCKET_SIZE: Final = 2
 FORMAT_VERSION: Final = 2
@@ -399,7 +400,7 @@ class LogWalk:
                 report.add(where, f"a repair in {sizes}, expected {BUCKET_SIZE} and at most {reference.KEY_SIZE_MAX}")
         elif not 1 <= op <= OP_REPAIR:
             report.add(where, f"an entry of the unknown op {op}, expected 1 to {OP_REPAIR}")
-        elif op == OP_PURGE:
+        elif op == OP_PURGE or (op == OP_DELETE and remote and record[24:25] == PURGE_FLAGS):
             for violation in marker_violations(key, record, self.truncation):
                 report.add(f"{where}, key {show(key)}", violation)
         else:

@@ -12,15 +12,26 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from merklekv.engine.format import FRAME_HEADER, OP_DEL, OP_METADATA, OP_ORIGIN, OP_PURGE, OP_REPAIR, OP_TRUNCATE
+from merklekv.engine.format import (
+    FRAME_HEADER,
+    METADATA_PURGED,
+    OP_DEL,
+    OP_METADATA,
+    OP_ORIGIN,
+    OP_PURGE,
+    OP_REPAIR,
+    OP_TRUNCATE,
+)
 from merklekv.engine.log.reader import DirectorySource, LogGone, LogReader, LogSource
 from merklekv.engine.log.segment import LogFrame, list_segments, segment_path
-from merklekv.engine.record import timestamp_of, value_of
+from merklekv.engine.record import is_purge_marker, timestamp_of, value_of
 from merklekv.engine.verify.reference import Entry, read_entries
 from merklekv.errors import Corruption
 from merklekv_tool.errors import FileError
+
+OWN_OPS: Final = (OP_METADATA, OP_PURGE, OP_REPAIR)  # not published, but not from another node
 
 
 def readable_segments(directory: Path) -> list[int]:
@@ -71,6 +82,11 @@ class Event(NamedTuple):
         record = self.entry.record
         return record if self.entry.op in (OP_METADATA, OP_REPAIR) else value_of(record)
 
+    @property
+    def is_beside_deletion(self) -> bool:
+        """Predicate: does it only say through which time a lone node has deleted?  Some deletions store that."""
+        return self.entry.op == OP_METADATA and self.entry.key == METADATA_PURGED
+
 
 class EventReader:
     """Reads events from the oldest segment on."""
@@ -106,7 +122,7 @@ class EventReader:
                 if entry.op == OP_ORIGIN:
                     origin = entry.key.decode(errors="replace")
                 elif entry.remote:
-                    own = entry.op in (OP_METADATA, OP_PURGE, OP_REPAIR)  # not published, but not from another node
+                    own = entry.op in OWN_OPS or (entry.op == OP_DEL and is_purge_marker(entry.record))
                     yield Event(frame.start, None, None if own else origin, entry)
                 else:
                     yield Event(frame.start, sequence, None, entry)

@@ -67,6 +67,8 @@ class Filter(NamedTuple):
     def selects(self, event: Event) -> bool:
         if self.operations and _operation(event) not in self.operations:
             return False
+        if not self.operations and event.is_beside_deletion:
+            return False
         if self.origin and self.origin != (event.origin or LOCAL):
             return False
         key = event.entry.key
