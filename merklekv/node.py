@@ -266,6 +266,7 @@ class Node:
                 self.replicate()
             self.scrubber.start()
             parts.callback(self.scrubber.stop)
+            parts.callback(self.engine.end_waits)
             self._parts = parts.pop_all()
 
     def stop(self) -> None:

@@ -9,7 +9,7 @@ ends that wait.  What a step raises decides how the thread goes on:
 |---|---|
 | StorageFailed | the thread ends, and `fatal` gets the error: what the disk holds is unknown |
 | Shortage, Stalled | wait `retry_s`, then step again: it passes by itself |
-| another MerkleKVError | log it, once while it comes again and again, wait `retry_s`, then step again |
+| another MerkleKVError, any other shortage | log it, once while it comes again and again; wait and step again |
 | anything else | a defect: likewise, with its traceback |
 | anything but StorageFailed, after `stop` | the thread ends: the step was cut |
 
@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Final
 
 from merklekv.errors import MerkleKVError, Shortage, Stalled, StorageFailed
+from merklekv.shortage import is_shortage
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class WorkerThread:
                 problem = str(error) or type(error).__name__
                 if isinstance(error, (Shortage, Stalled)) or problem == self.problem:
                     pass  # reported where it is met, or the last time
-                elif isinstance(error, MerkleKVError):
+                elif isinstance(error, MerkleKVError) or is_shortage(error):
                     log.warning("%s: %s; the thread goes on", self.name, problem)
                 else:
                     log.exception("%s: a defect of this program; the thread goes on", self.name)

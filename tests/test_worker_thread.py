@@ -128,19 +128,22 @@ def test_a_defect_is_logged_and_the_thread_goes_on(caplog: pytest.LogCaptureFixt
     assert "KeyError" in caplog.text
 
 
-def test_damage_is_logged_once_and_is_no_defect(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("error", [Corruption("damaged at byte 7"), MemoryError("no memory")])
+def test_damage_or_a_lack_of_memory_is_logged_once_and_is_no_defect(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
     tried = threading.Semaphore(0)
 
     def step() -> None:
         tried.release()
-        raise Corruption("damaged at byte 7")
+        raise error
 
     worker = WorkerThread("test", step, no_fatal, retry_s=0)
     worker.start()
     for _ in range(20):
         assert tried.acquire(timeout=10)
     worker.stop()
-    assert [record.getMessage() for record in caplog.records] == ["test: damaged at byte 7; the thread goes on"]
+    assert [record.getMessage() for record in caplog.records] == [f"test: {error}; the thread goes on"]
 
 
 def test_what_a_cut_step_raises_ends_the_thread_in_silence(caplog: pytest.LogCaptureFixture) -> None:

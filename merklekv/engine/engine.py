@@ -166,6 +166,7 @@ class Engine:
         self.prefix_digest = table.prefix_digest
         self.prepare_root = table.prepare_root
         self.wait_until_counted = table.wait_until_counted
+        self.end_waits = table.end_waits
         self.inner_digests = table.inner_digests
         self.leaf_digests = table.leaf_digests
         self.inner_leaves = table.inner_leaves
@@ -192,6 +193,7 @@ class Engine:
         if self.is_closed:
             return
         self.is_closed = True
+        self.end_waits()
         self._closing.close()
 
     def retry_stalled(self, call: Callable[[], T], go_on: Callable[[], bool] = lambda: True) -> T:
@@ -480,6 +482,11 @@ class Engine:
     def is_counting(self) -> bool:
         """Whether root and counters will be known soon, without any help."""
         return self.table.is_counting
+
+    @property
+    def is_ending(self) -> bool:
+        """Predicate: does the node stop, so that nobody should wait for root and counters?"""
+        return self.table.is_ending
 
     @property
     def records_max(self) -> int:

@@ -125,6 +125,7 @@ class Table:
         self.has_thread = has_thread
         self._uncounted: Count | None = None  # what is not in tree and counters yet
         self._counted = Condition(lock)
+        self.is_ending = False  # nobody waits for tree and counters any more
         self.max_value_size = max_value_size
         self.records = self.active.records  # where `put` writes
         self.log = log
@@ -606,13 +607,19 @@ class Table:
 
     @property
     def is_counting(self) -> bool:
-        """Whether a thread has to count before tree and counters are known."""
-        return self._uncounted is not None and self.is_swept
+        """Whether tree and counters will be known when a thread has counted, so that waiting helps."""
+        return self._uncounted is not None and self.is_swept and not self.is_ending
 
     def wait_until_counted(self, timeout_s: float) -> bool:
-        """Waits until no thread has to count; False when the time is over."""
+        """Waits while `is_counting`; False when the time is over."""
         with self._counted:
             return self._counted.wait_for(lambda: not self.is_counting, timeout_s)
+
+    def end_waits(self) -> None:
+        """The node stops: wakes all that wait for tree and counters."""
+        with self._counted:
+            self.is_ending = True
+            self._counted.notify_all()
 
     def _adopt_active(self, table: Memtable) -> None:
         self.active = table

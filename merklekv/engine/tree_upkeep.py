@@ -4,11 +4,15 @@ count      after a start or a roll-back: what the memtables change of leaves and
 refresh    the inner digests above leaves that have changed, so that a root takes few ms whatever was written
 """
 
+import logging
 import time
 from typing import Final
 
 from merklekv.engine.table import Table
+from merklekv.errors import Shortage
 from merklekv.worker_thread import Fatal, WorkerThread
+
+log = logging.getLogger(__name__)
 
 PAUSE_S: Final = 0.1  # between two refreshes
 IDLE_S: Final = 1.0  # likewise, while nothing is written
@@ -27,7 +31,12 @@ class TreeUpkeep:
         self.worker = WorkerThread("tree-upkeep", self._step, fatal)
 
     def _step(self) -> None:
-        self._table.count_in(lambda: not self.worker.is_stopping)
+        try:
+            self._table.count_in(lambda: not self.worker.is_stopping)
+        except Shortage as shortage:
+            if str(shortage) != self.worker.problem:  # once, while it comes again and again
+                log.warning("%s; HASH and DBSIZE wait for that", shortage)
+            raise
         appended, began = self._table.log.appended, time.monotonic()
         for _ in self._table.prepare_root():
             if self.worker.is_stopping:

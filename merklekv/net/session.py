@@ -185,6 +185,15 @@ def writable(session: Session) -> Callable[[], bool]:
     return lambda: not engine.makes_wait
 
 
+def until_counted(session: Session) -> Iterator[Callable[[], bool]]:
+    """Waits until the engine knows root and counters. Raises RequestError when the node stops before."""
+    engine = session.engine
+    while not engine.root_ready:
+        if engine.is_ending:
+            raise RequestError("the node stops, and has not counted its keys since its start")
+        yield lambda: engine.root_ready or engine.is_ending
+
+
 def check_reply_size(session: Session, size: int) -> None:
     """Raises RequestError before a reply grows larger than a connection may hold."""
     limit = session.context.limits.output_hard_bytes

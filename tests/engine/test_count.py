@@ -268,9 +268,23 @@ def test_the_length_of_a_library_waits_for_the_count(tmp_path: Path) -> None:
         assert len(db) == live
 
 
+def test_a_close_wakes_who_waits_for_the_count(tmp_path: Path) -> None:
+    killed_with_a_log(tmp_path / "data")
+    with held_back():
+        db = merklekv.open(tmp_path / "data")
+        waits = mock.Mock(wraps=db.engine.wait_until_counted)
+        thread = threading.Thread(target=waits, args=(600,))
+        thread.start()
+        wait_until(lambda: waits.called, what="the wait")
+        db.close()
+        thread.join()
+
+
 @pytest.mark.parametrize("error", [MerkleKVError("damaged"), MemoryError()])
-def test_a_count_that_fails(tmp_path: Path, make_engine: Callable[..., Engine], error: Exception) -> None:
-    """What the base cannot say is fatal, as it is to a start; a lack of memory passes."""
+def test_a_count_that_fails(
+    tmp_path: Path, make_engine: Callable[..., Engine], error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the base cannot say is fatal, as it is to a start; a lack of memory passes, and is logged once."""
     expected = killed_with_a_log(tmp_path / "data")
     run = count_module.Count.run
     with mock.patch.object(count_module.Count, "run", mock.Mock(side_effect=error)) as failing:
@@ -281,8 +295,11 @@ def test_a_count_that_fails(tmp_path: Path, make_engine: Callable[..., Engine], 
             with pytest.raises(StorageFailed, match="damaged"):
                 engine.set(b"k", b"v")
             return
+        wait_until(lambda: failing.call_count > 1, what="the next try")
     assert count_module.Count.run is run
     assert known(engine) == expected
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["cannot count the keys: out of memory; HASH and DBSIZE wait for that"]
 
 
 # -- the thread --------------------------------------------------------------------------------------------------------

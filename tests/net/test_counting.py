@@ -48,6 +48,22 @@ def test_commands_during_a_count(tmp_path: Path, start: Start, connect: Callable
         engine.close()
 
 
+def test_a_stop_waits_for_no_count(tmp_path: Path, start: Start, connect: Callable[..., Wire]) -> None:
+    killed_with_a_log(tmp_path / "killed")
+    with held_back():
+        engine = Engine(tmp_path / "killed", durability="never", memtable_size=ROOMY)
+        server = start(engine=engine)
+        waiting = {name: connect(server) for name in ("HASH", "DBSIZE", "TREE")}
+        for name, wire in waiting.items():
+            wire.send(encode(name, *["0"] * (name == "TREE")) + encode("GET", "k1"))
+        assert connect(server).call("PING") == b"+PONG\r\n"
+        engine.end_waits()  # as a stop of the node does first
+        server.stop(deadline_s=600)
+        for wire in waiting.values():
+            assert wire.rest() == b"-ERR the node stops, and has not counted its keys since its start\r\n$3\r\nnew\r\n"
+        engine.close()
+
+
 def test_a_hash_whose_leaves_become_unknown_waits_for_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Start, connect: Callable[..., Wire]
 ) -> None:

@@ -14,7 +14,7 @@ from merklekv.net.errors import RequestError
 from merklekv.net.protocol import resp, text
 from merklekv.net.protocol.text import Request, show
 from merklekv.net.registry import ADMIN, SLOW_READ, Long, Pause, Reply, command, line_command
-from merklekv.net.session import Session, in_thread
+from merklekv.net.session import Session, in_thread, until_counted
 
 
 @command(
@@ -40,8 +40,7 @@ def _digest(session: Session, prefix: bytes) -> Generator[Pause, None, bytes]:
     engine = session.engine
     if prefix in (b"", b"*"):
         while True:
-            while not engine.root_ready:
-                yield lambda: engine.root_ready
+            yield from until_counted(session)
             for _ in engine.prepare_root():
                 yield None
             with engine.lock:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from merklekv.engine.engine import Engine
 from merklekv.errors import Stalled
 from merklekv.net.commands.arguments import SYNTAX_ERROR, many_keys, no_arguments, one_key, slices
 from merklekv.net.commands.strings import bulk_or_nil
@@ -16,7 +15,7 @@ from merklekv.net.errors import RequestError
 from merklekv.net.protocol import resp, text
 from merklekv.net.protocol.text import Request
 from merklekv.net.registry import READ, SLOW_READ, SLOW_WRITE, Long, Reply, command, line_command
-from merklekv.net.session import Session, writable
+from merklekv.net.session import Session, until_counted, writable
 
 _DELETES_ALL = "Deletes every key of the cluster."
 
@@ -84,25 +83,27 @@ def randomkey(session: Session, request: Request) -> Reply:
 
 @command("DBSIZE", "How many keys there are.", group="dbsize", flags=READ)
 def dbsize(session: Session, request: Request) -> Reply:
-    return _number_of_keys(session.engine, resp.integer)
+    return _number_of_keys(session, resp.integer)
 
 
 @line_command("DBSIZE", group="dbsize")
 def dbsize_line(session: Session, request: Request) -> Reply:
     no_arguments(request)
-    return _number_of_keys(session.engine, lambda count: b"DBSIZE %d\r\n" % count)
+    return _number_of_keys(session, lambda count: b"DBSIZE %d\r\n" % count)
 
 
-def _number_of_keys(engine: Engine, form: Callable[[int], bytes]) -> Reply:
+def _number_of_keys(session: Session, form: Callable[[int], bytes]) -> Reply:
+    engine = session.engine
     with engine.lock:
-        return form(engine.live_count) if engine.root_ready else _when_counted(engine, form)
+        return form(engine.live_count) if engine.root_ready else _when_counted(session, form)
 
 
-def _when_counted(engine: Engine, form: Callable[[int], bytes]) -> Long:
+def _when_counted(session: Session, form: Callable[[int], bytes]) -> Long:
+    engine = session.engine
     while True:
-        yield lambda: engine.root_ready
+        yield from until_counted(session)
         with engine.lock:
-            if engine.root_ready:
+            if engine.root_ready:  # else it was rolled back or truncated in between
                 return form(engine.live_count)
 
 

@@ -35,7 +35,7 @@ from merklekv.net.limits import BULK_BYTES_MIN
 from merklekv.net.protocol import resp
 from merklekv.net.protocol.text import Request
 from merklekv.net.registry import READ, SLOW_READ, Long, Reply, command
-from merklekv.net.session import Session, writable
+from merklekv.net.session import Session, until_counted, writable
 from merklekv.node_id import NODE_ID_RULE, is_node_id
 
 PAGE_RECORDS_MAX: Final = 1000  # in one reply of RECORDS
@@ -98,10 +98,10 @@ def tree(session: Session, request: Request) -> Long:
     inner = bounded(request[1], 0, INNER_NODES - 1, "inner node")
     engine = session.engine
     while True:
+        yield from until_counted(session)
         with engine.lock:
-            if engine.root_ready:
+            if engine.root_ready:  # else it was rolled back or truncated in between
                 return resp.bulk(engine.inner_leaves(inner))
-        yield lambda: engine.root_ready
 
 
 @command("TRUNCATION", "The version below which records are deleted.", group="sync", flags=READ)
