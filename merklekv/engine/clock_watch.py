@@ -23,36 +23,42 @@ log = logging.getLogger(__name__)
 
 
 class ClockProblem(NamedTuple):
-    """What is wrong, and what to do; both empty if nothing is."""
+    """What is wrong with a clock; all empty if nothing is."""
 
     kind: str
-    text: str
+    cause: str  # the same text for as long as it is so
+    text: str  # with what to do
+
+    def __bool__(self) -> bool:
+        return self.kind != ""
 
 
-NO_PROBLEM: Final = ClockProblem("", "")
+NO_PROBLEM: Final = ClockProblem("", "", "")
 
 
 def clock_problem(clock: HybridClock, node: str, directory: Path | str) -> ClockProblem:
     """What is wrong with the clock of a node whose data are in a directory."""
     if not clock.gate.is_set:
-        return ClockProblem(
-            UNSET, f"the wall clock of node {node} was never set, it shows {show_time(clock.gate.wall())}: set it"
-        )
+        cause = f"the wall clock of node {node} was never set"
+        return ClockProblem(UNSET, cause, f"{cause}, it shows {show_time(clock.gate.wall())}: set it")
     latest = clock.gate.latest()
-    if max(clock.closed_through, clock.newest) <= latest:
-        return NO_PROBLEM
     if clock.closed_through > latest:
-        kind, ahead, what = BEHIND, clock.closed_through, "stamps its writes after"
-        why = "because it has closed, collected or truncated through that time; other nodes refuse them"
+        kind, ahead, what, them = BEHIND, clock.closed_through, "stamps its writes after", "them"
+    elif clock.newest > latest:
+        kind, ahead, what, them = RECORDS, clock.newest, "has versions up to", "these records"
     else:
-        kind, ahead, what = RECORDS, clock.newest, "has versions up to"
-        why = "more than max_clock_drift_seconds; other nodes refuse these records, and take all others"
+        return NO_PROBLEM
+    cause, ahead_s = f"node {node} {what} {show_time(ahead)}", clock.gate.ahead_s(ahead)
     return ClockProblem(
         kind,
-        f"node {node} {what} {show_time(ahead)}, {clock.gate.ahead_s(ahead):.0f} s ahead of its wall clock, {why}. "
-        f"If the wall clock is right now, stop the node and run 'merklekv-tool restamp {directory}'; if it is slow, "
-        "set it",
+        f"{cause}, ahead of its wall clock",
+        f"{cause}, {ahead_s:.0f} s ahead of its wall clock, and other nodes refuse {them}: {restamp_advice(directory)}",
     )
+
+
+def restamp_advice(directory: Path | str) -> str:
+    """What to do about times that the wall clock of this machine has not reached."""
+    return f"set the clock if it is slow; if it is right, stop the node and run 'merklekv-tool restamp {directory}'"
 
 
 def since_boot_ns() -> int:

@@ -180,7 +180,9 @@ def test_a_clock_that_was_wrong_does_no_lasting_harm(
         assert directory in node.ask("REPLICATE status")
         assert directory in succeeds("members", address(node.process)).decode()
         assert directory not in problem_of(other)
-        assert "poisoned-0" in restamp(node)
+        said = restamp(node)
+        assert "poisoned-0" in said
+        assert "; the other nodes remove the former one\n" in said
         assert sync(node, other) == "OK"
     assert sync(node, other) == "OK"
     if wrong.writes:
@@ -223,6 +225,52 @@ def test_nodes_that_are_wrong_in_the_same_way_and_the_third_that_is_right(
         assert {sync(one, other) for one in (a, b, c, d) for other in (a, b, c, d) if one is not other} == {"OK"}
     assert [node.get("poisoned") for node in (a, b, c, d)] == ["1"] * 4
     assert_takes_part(a, [b, c, d])
+
+
+def test_all_clocks_were_wrong_together(harness: ReplicationTestHarness, clock: FakeClock) -> None:
+    """The steps of docs/operations.md: stop all nodes, restamp each, start all.  No record is lost, none comes back."""
+    nodes = [harness.create_node(name, environment=clock.environment) for name in "abc"]
+    pairs = [(one, other) for one in nodes for other in nodes if one is not other]
+    nodes[0].set_many({"kept": "1", "overwritten": "1", "deleted": "1", "deleted-later": "1"})
+    nodes[2].wait_for("deleted-later", "1")
+    assert {sync(*pair) for pair in pairs} == {"OK"}
+    clock.set(2 * DAY_S, *nodes)
+    for node in nodes:
+        wait_until(lambda node=node: "jumped forward" in node.process.output())
+    nodes[0].set("overwritten", "2")
+    assert nodes[1].ask("DEL deleted") == "DELETED"
+    for node in nodes:
+        node.set(f"future-{node.node_id}", "1")
+    for _ in range(3):
+        assert {sync(*pair) for pair in pairs} == {"OK"}
+    assert nodes[2].get("overwritten") == "2"
+    assert [problem_of(node) for node in nodes] == [""] * 3
+    clock.set(0, *nodes)
+    for node in nodes:
+        wait_until(lambda node=node: "stamps its writes after" in problem_of(node))
+        assert f"merklekv-tool restamp {node.process.directory}" in problem_of(node)
+        node.set(f"only-{node.node_id}", "1")
+    assert nodes[0].ask("DEL deleted-later") == "DELETED"
+    for one, other in pairs[::2]:
+        error = sync(one, other)
+        assert f"node {one.node_id} stamps its writes after" in error
+        assert sync(one, other) == error, "so it is logged once"
+    for node in nodes:
+        node.stop()
+    assert "would be a new member" in succeeds("restamp", nodes[0].process.directory, "--dry-run").decode()
+    for node in nodes:
+        assert " is a new member" in succeeds("restamp", node.process.directory).decode()
+    for node in nodes:
+        node.start()
+        node.wait_connected()
+    for _ in range(2):
+        assert {sync(*pair) for pair in pairs} == {"OK"}
+    expected = {"kept": "1", "overwritten": "2", "deleted": None, "deleted-later": None}
+    expected |= {f"{word}-{name}": "1" for word in ("future", "only") for name in "abc"}
+    for node in nodes:
+        assert {key: node.get(key) for key in expected} == expected
+        assert problem_of(node) == ""
+    assert_takes_part(nodes[0], nodes[1:])
 
 
 def test_a_node_alone_says_what_is_wrong_and_is_restamped(node_factory: NodeFactory, clock: FakeClock) -> None:

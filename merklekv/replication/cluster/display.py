@@ -21,11 +21,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from merklekv.output import counted
 from merklekv.replication.cluster.members import Identity, Member, Members, MembersUnreadable, node_of
-from merklekv.replication.cluster.refused import RefusedRecord
-
-SHOWN_MAX: Final = 10  # refused records of a node
+from merklekv.replication.cluster.refused import RefusedRecord, in_words
 
 DisplayRow = Mapping[str, int | str]
 
@@ -76,7 +73,7 @@ def display_rows(
     for one in refused:
         refuses.setdefault(one.node, []).append(one)
     for row in (own, *others):
-        row["refuses"] = _shown(refuses.get(str(row["node"]), []))
+        row["refuses"] = "; ".join(in_words(refuses.get(str(row["node"]), [])))
     return [own, *others, *removed, *unreadable]
 
 
@@ -92,11 +89,6 @@ def violations(table: bytes) -> list[str]:
     except MembersUnreadable as error:
         return [str(error)]
     return [f"the table of members has {name}, which cannot be read: {one.reason}" for name, one in unreadable.items()]
-
-
-def _shown(refused: list[RefusedRecord]) -> str:
-    more = f"; and {counted(len(refused) - SHOWN_MAX, 'more record')}" if len(refused) > SHOWN_MAX else ""
-    return "; ".join(map(str, refused[:SHOWN_MAX])) + more
 
 
 def _holds_back(members: Members, member: Member) -> str:

@@ -35,20 +35,20 @@ from merklekv.engine.record import (
     version_of,
 )
 from merklekv.engine.time_gate import show_time
-from merklekv.output import counted
 from merklekv.replication.plain_cbor import Fields, Malformed
 
 TOO_LARGE: Final = "value size"
+CLOCK: Final = "clock"
 CONFLICT: Final = "conflict"
 REFUSED_MAX: Final = 1000  # values too large of one node, or in one exchange; of others no more are named
 _LEFT_OUT: Final = {
     TOO_LARGE: "its value has {size:,} bytes, more than max_value_size of node {node}",
-    "clock": "its version is of {time}, too far ahead of the wall clock of node {node}: set that clock if it is slow; "
-    "else run merklekv-tool restamp where the record is stored",
+    CLOCK: "its version is of {time}, too far ahead of the wall clock of node {node}",
     CONFLICT: "node {node} has a record of the same version with other contents",
 }
+_ADVICE: Final = {CLOCK: "set that clock if it is slow; else run merklekv-tool restamp where the record is stored"}
 _REASON_SIZE_MAX: Final = 20
-_LINES_MAX: Final = 10  # in the log at once
+_KEYS_MAX: Final = 10  # named at once
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +78,18 @@ class RefusedRecord(NamedTuple):
         time = show_time(timestamp_of(self.version))
         return text.format(size=self.size, time=time, node=self.node, reason=self.reason)
 
+    @property
+    def advice(self) -> str:
+        """What to do, for people, if the reason does not say it."""
+        return _ADVICE.get(self.reason, "")
+
+    @property
+    def name(self) -> str:
+        """The key, for people."""
+        return repr(self.key[:100])
+
     def __str__(self) -> str:
-        return f"key {self.key[:100]!r}: {self.why}"
+        return ": ".join(filter(None, (f"key {self.name}", self.why, self.advice)))
 
 
 def refused_record(key: bytes, record: bytes, reason: str, node: str) -> RefusedRecord:
@@ -146,6 +156,22 @@ def has_ended(one: RefusedRecord, engine: Engine, own_node: str) -> bool:
     return is_taken or here > one.version or one.version < engine.truncation
 
 
+def in_words(refused: Iterable[RefusedRecord], with_advice: bool = True) -> list[str]:
+    """A text for each node and reason, with the first keys."""
+    groups: dict[tuple[str, str], list[RefusedRecord]] = {}
+    for one in sorted(refused):
+        groups.setdefault((one.node, one.reason), []).append(one)
+    return [_group_in_words(group, with_advice) for group in groups.values()]
+
+
+def _group_in_words(group: list[RefusedRecord], with_advice: bool) -> str:
+    first, *others = group
+    likewise = ", ".join(one.name for one in others[: _KEYS_MAX - 1])
+    more = f" and {len(group) - _KEYS_MAX} more" if len(group) > _KEYS_MAX else ""
+    text = f"key {first.name}: {first.why}" + (f"; likewise {likewise}{more}" if others else "")
+    return f"{text}: {first.advice}" if with_advice and first.advice else text
+
+
 class RefusedRecords:
     """What this node and its peers refuse, as the last exchange with each peer found.  Not stored.
 
@@ -178,12 +204,7 @@ class RefusedRecords:
         before = self._all()
         self._by_peer = {peer: refused for peer, refused in by_peer.items() if refused}
         after = self._all()
-        _log(logging.WARNING, "refused, and left out of exchanges: ", after - before)
-        _log(logging.INFO, "not refused any more: ", before - after)
-
-
-def _log(level: int, what: str, records: frozenset[RefusedRecord]) -> None:
-    for one in sorted(records)[:_LINES_MAX]:
-        log.log(level, "%s%s", what, one)
-    if len(records) > _LINES_MAX:
-        log.log(level, "%s%s more; MEMBERS and STATS name them", what, counted(len(records) - _LINES_MAX, "record"))
+        for text in in_words(after - before):
+            log.warning("refused, and left out of exchanges: %s", text)
+        for text in in_words(before - after, with_advice=False):
+            log.info("not refused any more: %s", text)

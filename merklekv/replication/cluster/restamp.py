@@ -28,6 +28,7 @@ class Restamped(NamedTuple):
     found: FutureData
     identity: Identity | None
     former: Identity | None
+    has_met: bool  # whether it knows another node, which then knows the former identity
 
 
 def restamp(engine: Engine, now: int, progress: Progress, *, dry_run: bool = False) -> Restamped | None:
@@ -39,12 +40,13 @@ def restamp(engine: Engine, now: int, progress: Progress, *, dry_run: bool = Fal
     stored = engine.metadata.get(METADATA_MEMBERS)
     if not has_future_data(engine, now) and (stored is None or latest_time(stored) <= now):
         return None
-    store_id, entries, identity, former = token_bytes(STORE_ID_SIZE), {}, None, None
+    store_id, entries, identity, former, has_met = token_bytes(STORE_ID_SIZE), {}, None, None, False
     if stored is not None:
         members, former = restamped_members(stored, now, is_lone=engine.tombstone_gc.is_lone)
         store_id, entries, identity = members.identity.store_id, {METADATA_MEMBERS: members.encode()}, members.identity
+        has_met = not Members.restore(stored, former.node).is_alone
     found = find(engine, now, progress) if dry_run else restamp_data(engine, now, store_id, entries, progress)
-    return Restamped(found, identity, former)
+    return Restamped(found, identity, former, has_met)
 
 
 def latest_time(stored: bytes) -> int:

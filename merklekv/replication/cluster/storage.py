@@ -9,17 +9,17 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from merklekv.engine.clock_watch import clock_problem
+from merklekv.engine.clock_watch import clock_problem, restamp_advice
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import METADATA_JOINED
 from merklekv.engine.time_gate import show_time
 from merklekv.errors import Shortage
+from merklekv.output import counted
 from merklekv.replication.cluster.lost_writes import NO_LOST_WRITES, LostWriteInterval
 from merklekv.replication.cluster.members import Members, MembersUnreadable
 
 METADATA_MEMBERS: Final = b"members"
 METADATA_UNREADABLE: Final = b"members-unreadable"  # a table that could not be read, as it was
-ROWS_NAMED: Final = 10  # of those with times that are too far ahead
 
 log = logging.getLogger(__name__)
 
@@ -120,18 +120,21 @@ def _check_clock(engine: Engine, members: Members) -> None:
             times.ahead_s(members.proposed),
         )
         members.proposed = 0
-    if problem := clock_problem(clock, node, engine.directory.path).text:
-        log.warning("%s", problem)
+    problem = clock_problem(clock, node, engine.directory.path)
+    if problem:
+        log.warning("%s", problem.text)
     far = members.table().beyond(times.latest())
     far.pop(members.identity, None)
     members.rows_refused += len(far)
-    for who, time in [*far.items()][:ROWS_NAMED]:
+    if far and not problem:  # which gives the same advice
+        latest = max(far, key=lambda who: far[who])
         log.warning(
-            "node %s: a row of its table of members, of node %s, store id %s, is %s. Other nodes leave it out. If the "
-            "wall clock is right now, stop the node and run 'merklekv-tool restamp %s'; if it is slow, set it",
+            "node %s: its table of members has times ahead of its wall clock in %s, up to %s in that of node %s, store "
+            "id %s, and other nodes leave them out: %s",
             node,
-            who.node,
-            who.store_id.hex() or "unknown",
-            times.describe(time),
-            engine.directory.path,
+            counted(len(far), "row"),
+            show_time(far[latest]),
+            latest.node,
+            latest.store_id.hex() or "unknown",
+            restamp_advice(engine.directory.path),
         )

@@ -121,7 +121,8 @@ class LocalEndpoint:
         """
         problem = clock_problem(self.engine.clock, self.members.identity.node, self.engine.directory.path)
         if problem.kind in (UNSET, BEHIND):
-            raise ExchangeRefused(UNFIT_CLOCK, f"{problem.text}; until then it takes events, but does not exchange")
+            does = "so the node takes events, but does not exchange; its clock_problem says what to do"
+            raise ExchangeRefused(UNFIT_CLOCK, f"{problem.cause}, {does}")
 
     def _hello(self, closed: int) -> Hello:
         engine = self.engine

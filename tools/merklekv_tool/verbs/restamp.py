@@ -93,7 +93,7 @@ def _lines(directory: str, now: int, result: Restamped | None, is_done: bool) ->
 
     if result is None:
         return [f"{directory}: nothing is from after now, {show_time(now)}; nothing was changed"]
-    found, identity, _ = result
+    found, identity = result.found, result.identity
     lines = [f"{directory}: it is {show_time(now)}"]
     if found.records:
         deleted = f", {found.tombstones} of them deleted" if found.tombstones else ""
@@ -114,6 +114,11 @@ def _lines(directory: str, now: int, result: Restamped | None, is_done: bool) ->
     if not (found.records or found.truncation or found.gc_horizon):
         lines.append("no record is from after that; times that the node has agreed to with others, or once had, are")
     if identity is not None:
-        new = f"is a new member, store id {identity.store_id.hex()}" if is_done else "would be a new member"
-        lines.append(f"node {identity.node} {new}; the other nodes remove the former one")
+        name = f"node {identity.node}"
+        if not result.has_met:
+            new = f"has the new store id {identity.store_id.hex()}" if is_done else "would have a new store id"
+            lines.append(f"{name} {new}")
+        else:
+            new = f"is a new member, store id {identity.store_id.hex()}" if is_done else "would be a new member"
+            lines.append(f"{name} {new}; the other nodes remove the former one")
     return lines
