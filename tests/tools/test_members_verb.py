@@ -147,6 +147,7 @@ def test_the_table_says_what_holds_collection_back() -> None:
     assert lines[4].endswith("of a later release")
     assert conclusion(found, DAY_NS, 3 * DAY_NS) == "deleted keys from before the GC horizon, 2 d ago, are collected"
     assert conclusion(found, 0, 3 * DAY_NS) == "no deleted key was collected yet"
+    assert table(found, -DAY_NS)[1].split()[5:] == ["in", "2", "d", "in", "2", "d"], "a clock was wrong"
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ COLUMNS: Final = [
     *("node", "store id", "state", "address", "contact"),
     *("applied through", "stable", "holds back GC because"),
 ]
+AHEAD_S: Final = 60  # clocks of several machines differ a little
 UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
@@ -89,7 +90,10 @@ def conclusion(rows: list[DisplayRow], gc_horizon_ns: int, now_ns: int) -> str:
 
 
 def _ago(timestamp_ns: int, now_ns: int) -> str:
-    return f"{age((now_ns - timestamp_ns) // 10**9)} ago" if timestamp_ns else "-"
+    if not timestamp_ns:
+        return "-"
+    seconds = (now_ns - timestamp_ns) // 10**9
+    return f"in {age(-seconds)}" if seconds < -AHEAD_S else f"{age(seconds)} ago"
 
 
 def age(seconds: int) -> str:
