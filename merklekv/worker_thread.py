@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Final
 
 from merklekv.errors import MerkleKVError, Shortage, Stalled, StorageFailed
+from merklekv.log_throttle import LogThrottle
 from merklekv.shortage import is_shortage
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class WorkerThread:
         self._wake = wake
         self._retry_s = retry_s
         self._stopping = threading.Event()
+        self._throttle = LogThrottle(log)  # for problems that differ each time
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -98,15 +100,16 @@ class WorkerThread:
                 self.problem = str(error)
                 self._fatal(error)
                 return
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  logged
                 if self._stopping.is_set():
                     return
                 problem = str(error) or type(error).__name__
                 if isinstance(error, (Shortage, Stalled)) or problem == self.problem:
                     pass  # reported where it is met, or the last time
                 elif isinstance(error, MerkleKVError) or is_shortage(error):
-                    log.warning("%s: %s; the thread goes on", self.name, problem)
+                    self._throttle.warn("problem", f"{self.name}: {problem}; the thread goes on")
                 else:
-                    log.exception("%s: a defect of this program; the thread goes on", self.name)
+                    text = f"{self.name}: a defect of this program; the thread goes on"
+                    self._throttle.warn("defect", text, error, level=logging.ERROR)
                 self.problem = problem
                 self.wait(self._retry_s)

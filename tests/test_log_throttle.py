@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from merklekv.log_throttle import KINDS_MAX, THROTTLE_S, LogThrottle
+from merklekv.log_throttle import KINDS_MAX, THROTTLE_S, LogThrottle, StateLog
 
 
 class Clock:
@@ -59,3 +59,19 @@ def test_a_kind_beyond_those_is_told_with_the_others(
     clock.now += THROTTLE_S
     throttle.warn("late", "late happened")
     assert caplog.messages[-1] == "late happened"
+
+
+def test_a_state_that_comes_and_goes_is_told_in_pairs(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    state = StateLog(logging.getLogger("test_states"), clock)
+    for _ in range(50):
+        state.lasts("full")
+        state.is_over("space again")
+    assert caplog.messages == ["full", "space again"]
+    state.lasts("full")
+    clock.now += THROTTLE_S
+    assert len(caplog.messages) == 2
+    for _ in range(50):
+        state.lasts("full")  # it goes on, so it is told after all
+    assert caplog.messages[2:] == ["full (and 50 more before)"]
+    state.is_over("space again")
+    assert caplog.messages[3:] == ["space again"]

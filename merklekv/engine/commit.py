@@ -158,7 +158,6 @@ class GroupCommit:
     def _roll_back(self, cause: Exception) -> None:
         """Restores the table from the log, whose last frame could not be written.  The caller holds the commit lock."""
         shortage = shortage_of(cause, str(self._path))
-        log.error("%s; writes that were not acknowledged are rolled back, reads go on", shortage)
         with self._engine_lock:
             try:
                 self._log.take_back()

@@ -19,14 +19,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from merklekv.errors import DiskFull, MerkleKVError, Shortage, Stalled
+from merklekv.log_throttle import StateLog
 
 log = logging.getLogger(__name__)
 
+_ROLLED_BACK: Final = "writes that were not acknowledged are rolled back, reads go on"
 PROBE_INTERVAL_S: Final = 0.1  # a probe writes to the disk, with the engine's lock held
 
 
@@ -50,6 +51,7 @@ class WriteGate:
         self.rolled_back = Shortage()  # what `commit` raises in an affected thread
         self._affected: set[int] = set()  # threads of a roll-back whose `commit` has not raised since
         self._path = path
+        self._log = StateLog(log)  # of the log shortage
         self._probe = probe
         self._probe_at = 0.0  # no probe before that, by the monotonic clock
         self._opened = threading.Condition(lock)
@@ -82,11 +84,14 @@ class WriteGate:
         if self.log_shortage is None or time.monotonic() < self._probe_at:
             return
         self._probe_at = time.monotonic() + PROBE_INTERVAL_S
-        with suppress(Shortage):
+        try:
             self._probe()
-            self.log_shortage = None
-            log.warning("%s: there is room again, writes are stored", self._path)
-            self.update()
+        except Shortage:
+            self._log.lasts(f"{self.log_shortage}; {_ROLLED_BACK}")
+            return
+        self.log_shortage = None
+        self._log.is_over(f"{self._path}: there is room again, writes are stored")
+        self.update()
 
     def update(self) -> None:
         """Opens or closes the gate: call it when a reason has changed."""
@@ -112,6 +117,7 @@ class WriteGate:
 
     def roll_back(self, shortage: Shortage) -> None:
         """Everything that was not committed is gone: affects all threads but this one, which gets the error now."""
+        self._log.lasts(f"{shortage}; {_ROLLED_BACK}")
         self.log_shortage = shortage
         self._probe_at = 0.0
         self.rolled_back = _refusal(shortage)

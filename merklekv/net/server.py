@@ -141,7 +141,8 @@ class Server:
             try:
                 self._admit(sock, peer)
             except OSError as problem:
-                log.info("%s was gone before it was served: %s", format_address(*peer[:2]), problem)
+                text = f"{format_address(*peer[:2])} was gone before it was served: {problem}"
+                self.context.throttle.warn("gone", text, level=logging.INFO)
                 sock.close()
             except BaseException:
                 sock.close()

@@ -18,7 +18,6 @@ Threads: everything runs in the worker's own thread, except `adopt` and `stop`.
 
 from __future__ import annotations
 
-import logging
 import os
 import select
 import socket
@@ -34,8 +33,6 @@ from merklekv.net.protocol.text import Request
 from merklekv.net.registry import Entry
 from merklekv.net.session import Context
 from merklekv.pause import pause
-
-log = logging.getLogger(__name__)
 
 EVENTS_MAX = 4096
 _GONE = select.EPOLLHUP | select.EPOLLERR
@@ -314,7 +311,7 @@ class Worker(threading.Thread):
         unsent = len(connection.unsent)
         if unsent > self._context.limits.output_hard_bytes:
             self._context.traffic.output_limit_closed += 1
-            log.warning("closed %s: %d bytes of replies not read", connection.address, unsent)
+            self._context.report("unread", f"closed {connection.address}: {unsent} bytes of replies not read")
             self._drop(connection)
             return
         if not unsent and connection.state is CLOSING:

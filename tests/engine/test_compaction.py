@@ -19,7 +19,7 @@ from fixtures import engines
 from fixtures.support import wait_until
 
 from merklekv.engine.base import DATA_FILE, Base
-from merklekv.engine.checkpoint import checkpointer as checkpointer_module
+from merklekv.engine.checkpoint import compactor as compactor_module
 from merklekv.engine.checkpoint import space
 from merklekv.engine.checkpoint.child import CheckpointProcess
 from merklekv.engine.checkpoint.compaction import write_compacted
@@ -128,10 +128,10 @@ def test_keys_that_come_and_go_leave_nothing(make_engine: Make) -> None:
     write(engine, 3000, value=b"v")
     for first in range(0, 30_000, 3000):
         for number in range(3000):
-            engine.delete(b"k%06d" % (first + number))
+            engine.retry_stalled(partial(engine.delete, b"k%06d" % (first + number)))
         write(engine, 3000, first + 3000, value=b"v")
     for number in range(3000):
-        engine.delete(b"k%06d" % (30_000 + number))
+        engine.retry_stalled(partial(engine.delete, b"k%06d" % (30_000 + number)))
     engine.commit()
     with engine.commits.lock:
         engine.checkpointer.freeze()
@@ -258,8 +258,8 @@ def test_free_pages_that_checkpoints_use_are_left_to_them(make_engine: Make, sma
 def test_without_room_it_is_left_out_and_said_once(
     make_engine: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(checkpointer_module, "COMPACTION_RETRY_S", 0.01)
-    monkeypatch.setattr(checkpointer_module, "COMPACTION_RETRY_MAX_S", 0.01)
+    monkeypatch.setattr(compactor_module, "RETRY_S", 0.01)
+    monkeypatch.setattr(compactor_module, "RETRY_MAX_S", 0.01)
     monkeypatch.setattr(space, "ROOM_SPARE", 1 << 60)
     engine = make_engine(checkpoint="process", memtable_size=MEMTABLE)
     looks = 0

@@ -145,9 +145,11 @@ def _() -> tuple[Change, ...]:
 
 @mistake("the log goes before the outbox has read it", "m")
 def _() -> tuple[Change, ...]:
-    def deletable(retention: Retention, checkpoint_lsn: int, sound: Any = Retention.deletable) -> list[int]:
+    sound = Retention.deletable
+
+    def deletable(retention: Retention, checkpoint_lsn: int, is_full: bool = False) -> list[int]:
         cursor, retention.cursor = retention.cursor, None
-        lsns: list[int] = sound(retention, checkpoint_lsn)
+        lsns = sound(retention, checkpoint_lsn, is_full)
         retention.cursor = cursor
         return lsns
 

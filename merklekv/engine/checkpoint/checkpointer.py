@@ -9,11 +9,11 @@ Writers wait while the backlog is more than BACKLOG_TABLES memtables, so memory 
 that the checkpoint process reports, so writers go on at that pace.  A compaction ends, unfinished, when they would have
 to wait for it.
 
-They also wait where the disk is full, while a checkpoint may give space back; see headroom.py.
+They also wait where the disk is full, while a checkpoint may give space back: full_disk.py.  compactor.py has what
+belongs to a compaction.
 """
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -21,23 +21,23 @@ from contextlib import suppress
 from typing import Final
 
 from merklekv.engine import failpoints
-from merklekv.engine.access import damage
 from merklekv.engine.base import Base, BaseWriter
 from merklekv.engine.checkpoint.child import CheckpointProcess, ChildDied, checkpoint
-from merklekv.engine.checkpoint.compaction import Progress, remove, write_compacted
-from merklekv.engine.checkpoint.space import CompactionRule, NoRoom, frees_much, require_room, room_needed
+from merklekv.engine.checkpoint.compaction import Progress
+from merklekv.engine.checkpoint.compactor import Compactor
+from merklekv.engine.checkpoint.full_disk import FullDisk
+from merklekv.engine.checkpoint.space import frees_much
 from merklekv.engine.commit import GroupCommit
 from merklekv.engine.directory import DataDirectory
 from merklekv.engine.format import SEGMENT_HEADER
-from merklekv.engine.headroom import Headroom
 from merklekv.engine.log.reader import LogPosition
 from merklekv.engine.log.retention import Retention
-from merklekv.engine.log.segment import segment_path
 from merklekv.engine.memtable import Memtable
 from merklekv.engine.options import CheckpointMode
 from merklekv.engine.table import Table
-from merklekv.errors import DiskFull, MerkleKVError, Shortage, Stalled, StorageFailed
-from merklekv.shortage import is_shortage, shortage_of, suppress_shortage
+from merklekv.errors import DiskFull, MerkleKVError, Shortage, StorageFailed
+from merklekv.log_throttle import LogThrottle, StateLog
+from merklekv.shortage import is_shortage, shortage_of
 from merklekv.worker_thread import WorkerThread
 
 log = logging.getLogger(__name__)
@@ -48,11 +48,6 @@ RETRY_S: Final = 1.0
 IDLE_S: Final = 5.0  # without a write; then a memtable is frozen that is not full
 IDLE_LOG_SIZE: Final = 1 << 20  # bytes of log that are left for later
 COMPACTION_TABLES_MAX: Final = 2  # frozen memtables: then writers will soon have to wait, and a compaction is cut off
-COMPACTION_RETRY_S: Final = 10.0  # until one that could not be finished is tried again; twice as long each time
-COMPACTION_RETRY_MAX_S: Final = 600.0
-SPACE_AGAIN: Final = 8  # a disk that was full has space again when this part of what is kept is free beside it
-TRY_S: Final = 0.05  # until another checkpoint is made for space, after one that made none; twice as long each time
-TRY_MAX_S: Final = 0.2
 CHILD_DEATHS_MAX: Final = 5  # in a row; then something is wrong that starting again does not cure
 
 
@@ -94,28 +89,20 @@ class Checkpointer:
         self._upto = self._done = 0  # LSNs: the checkpoint that was asked for, and the last that was finished
         self._written = (0, 0, 0)  # what was written when the thread looked last whether the node is idle
         self._deaths = 0  # of the checkpoint process, in a row
-        self.compactions = 0
-        self._rule = CompactionRule()
-        self._look_at = 0.0  # when the space is looked at next, by the monotonic clock
-        self._not_before = 0.0  # ... if a checkpoint is finished earlier
-        self._retry_s = COMPACTION_RETRY_S
-        self._put_off_for: type[Exception] | None = None  # why the last compaction was not finished
-        self._is_full = False  # writes are refused, and the log says so
-        self._is_trying = False  # a checkpoint was made for a write that found no space
-        self._try_at = self._try_s = 0.0  # when the next may be, by the monotonic clock, and the wait after it
-        self._space_is_due = False  # freeze and checkpoint what there is: the disk is short
-        self._headroom = Headroom(directory.log, table.log.end_lsn)
+        self._blocks = StateLog(log)  # of a checkpoint that a shortage stops
+        self._throttle = LogThrottle(log)
         self._wake = threading.Condition()
         self.worker = WorkerThread("checkpointer", self._step, self._fail, wake=self._notify, retry_s=RETRY_S)
+        self._full_disk = FullDisk(table, retention, self._notify, lambda: not self.worker.is_stopping)
+        self._headroom = self._full_disk.headroom
+        self._compactor = Compactor(directory, table, self._full_disk, self.child)
         commits.after_commit = self._after_commit
         commits.after_roll_back.append(self._update_backlog)
 
     def start(self) -> None:
         """Starts the thread and takes up what the last process has left."""
         if self.child is not None:
-            self._headroom.measure(self._table.base)
-            self._headroom.keep()
-            self._log.admits, self._log.make_room = self._admits, self._make_room
+            self._full_disk.start()
             self.worker.start()
         self.delete_segments()
         if self.child is not None:
@@ -138,6 +125,11 @@ class Checkpointer:
             raise
 
     @property
+    def compactions(self) -> int:
+        """How often the base was compacted."""
+        return self._compactor.done
+
+    @property
     def progress(self) -> float:
         """The share of the running checkpoint that is done; 1 without one."""
         return self._share if self._running else 1.0
@@ -149,12 +141,7 @@ class Checkpointer:
 
     def delete_segments(self) -> None:
         """Deletes the segments that neither the base nor the outbox needs."""
-        with suppress_shortage():  # after the next checkpoint it tries again
-            self._unlink(self._retention.deletable(self._table.base.checkpoint_lsn))
-
-    def _unlink(self, lsns: list[int]) -> None:
-        for lsn in lsns:
-            segment_path(self._directory.log, lsn).unlink(missing_ok=True)
+        self._retention.delete_segments(self._table.base.checkpoint_lsn)
 
     def checkpoint_now(self, then: Callable[[BaseWriter], None] = lambda writer: None) -> None:
         """Freezes the memtable and puts everything into the base, in this thread; in the mode `manual` only.
@@ -163,7 +150,7 @@ class Checkpointer:
         """
         with self._commits.lock, self._lock:
             self._checkpoint_all(then)
-            self._compact_if_due()
+            self._compactor.compact_if_due()
 
     def compact_now(self, progress: Progress) -> None:
         """Puts into the base what the disk has room for, and writes it anew; in the mode `manual` only.
@@ -180,7 +167,7 @@ class Checkpointer:
     def compact_base(self, progress: Progress = lambda done, total: None) -> None:
         """Writes the base anew as it is; in the mode `manual` only.  Raises like `compact_now`."""
         with self._commits.lock, self._lock:
-            self._compact(progress)
+            self._compactor.compact(progress)
 
     def _checkpoint_all(self, then: Callable[[BaseWriter], None] = lambda writer: None) -> None:
         assert self.child is None
@@ -208,7 +195,7 @@ class Checkpointer:
         if self._gate.log_shortage is not None:
             return
         is_full = self._table.active.size >= self.memtable_size or self._log.position >= self.memtable_size
-        is_due = self._table.needs_checkpoint or frees_much(self._table) or self._needs_space
+        is_due = self._table.needs_checkpoint or frees_much(self._table) or self._full_disk.needs_checkpoint
         if is_full or is_due:
             self.freeze()
 
@@ -232,7 +219,7 @@ class Checkpointer:
                 raise
             if not self._running:  # else that one's progress tells
                 self._unblocked()
-            self._space_is_due = False
+            self._full_disk.is_due = False
             failpoints.reached("freeze.sealed")
             self._table.freeze(self._log.lsn)
             if self.child is None:
@@ -257,96 +244,7 @@ class Checkpointer:
             if self._gate.failure is None and (self._gate.stalled or not self._commits.is_pending):
                 self._freeze_if_due()
             if not self._table.frozen:
-                self._end_wait_for_space()
-
-    # -- a full disk: with the engine's lock held ----------------------------------------------------------------------
-
-    def _admits(self, end_lsn: int, growth: int, urgent: bool) -> bool:
-        """Whether the log may go up to `end_lsn`, for which its file grows by so many bytes."""
-        if urgent:
-            is_blocked = self._gate.checkpoint_shortage is not None
-            return self._headroom.admits_urgent(end_lsn, growth, is_blocked)
-        admitted = self._headroom.admits(end_lsn, growth)
-        if self._is_full and admitted:
-            self._look_for_space()
-        return admitted
-
-    def _make_room(self, urgent: bool, waits: bool) -> bool:
-        """Makes space for a write that finds none; whether there is more now.
-
-        Raises Stalled if the caller `waits` and a checkpoint may make some.
-        """
-        if waits and self._gate.checkpoint_shortage is None and not self.worker.is_stopping:
-            if not self._table.frozen and not self._log.is_empty and (urgent or self._may_try):
-                self._space_is_due = self._is_trying = True
-                self._notify()
-            if self._table.frozen or self._space_is_due:
-                self._gate.awaits_space = True
-                self._gate.update()
-                raise Stalled("the disk is full, writes wait for a checkpoint")
-        if (urgent and self._headroom.release()) or self._delete_retained():
-            return True
-        if not self._is_full and not self._has_space(0):
-            self._is_full = True
-            log.error(
-                "%s: disk full: writes are refused; deletions may use the %d MiB that are kept for them",
-                self._directory.path,
-                self._headroom.kept >> 20,
-            )
-        return False
-
-    @property
-    def _may_try(self) -> bool:
-        """Whether a checkpoint of the active memtable may make space: one after each deletion would be costly."""
-        is_truncated = self._table.truncation > self._table.base.truncation
-        return is_truncated or time.monotonic() >= self._try_at or self._headroom.is_worth_a_try(self._log.position)
-
-    def _delete_retained(self) -> bool:
-        """Deletes the oldest segment that only the outbox needs; whether there was one."""
-        with suppress_shortage():
-            retained = self._retention.deletable(self._table.base.checkpoint_lsn, is_full=True)
-            self._unlink(retained)
-            if retained:
-                log.warning(
-                    "%s: disk full: dropped events that were not published; other nodes get these writes by exchanges",
-                    self._directory.path,
-                )
-                return True
-        return False
-
-    def _look_for_space(self) -> None:
-        if self._is_full and self._has_space(self._headroom.kept // SPACE_AGAIN):
-            self._is_full = False
-            self._try_s = 0.0
-            log.warning("%s: there is space again, writes are stored", self._directory.path)
-
-    def _has_space(self, size: int) -> bool:
-        """Whether small writes are accepted, with so many bytes to spare."""
-        return self._headroom.has_space(self._log.end_lsn, size)
-
-    def _space_changed(self) -> None:
-        """A checkpoint or a compaction has ended."""
-        with self._lock:
-            self._headroom.measure(self._table.base)
-            if self.child is not None:
-                self._headroom.keep()
-                self._look_for_space()
-            self._end_wait_for_space()
-
-    def _end_wait_for_space(self) -> None:
-        if self._is_trying:
-            self._is_trying = False
-            self._try_at = time.monotonic() + self._try_s
-            self._try_s = min(TRY_MAX_S, 2 * self._try_s + TRY_S)
-        self._space_is_due = self._gate.awaits_space = False
-        self._gate.update()
-
-    @property
-    def _needs_space(self) -> bool:
-        """Whether the memtable is frozen before it is full, since the disk is short."""
-        return self._space_is_due or (
-            not self._table.frozen and self._headroom.is_worth_a_checkpoint(self._log.position)
-        )
+                self._full_disk.end_wait()
 
     # -- back-pressure: with the engine's lock held --------------------------------------------------------------------
 
@@ -358,15 +256,14 @@ class Checkpointer:
 
     def _blocked(self, error: Shortage) -> None:
         with self._lock:
-            if self._gate.checkpoint_shortage is None:
-                log.error("%s; writes go on while memory lasts", error)
+            self._blocks.lasts(f"{error}; writes go on while memory lasts")
             self._gate.checkpoint_shortage = error
-            self._end_wait_for_space()
+            self._full_disk.end_wait()
 
     def _unblocked(self) -> None:
         if self._gate.checkpoint_shortage is not None:
             self._gate.checkpoint_shortage = None
-            log.warning("%s: checkpoints go on", self._directory.path)
+            self._blocks.is_over(f"{self._directory.path}: checkpoints go on")
 
     # -- a checkpoint --------------------------------------------------------------------------------------------------
 
@@ -389,21 +286,19 @@ class Checkpointer:
     def _step(self) -> None:
         """Wait until a checkpoint is asked for, and try it once; with none to make, see whether a compaction is due."""
         with self._wake:
-            wait_s = min(self._look_at - time.monotonic(), IDLE_S)
+            wait_s = min(self._compactor.look_at - time.monotonic(), IDLE_S)
             self._wake.wait_for(
-                lambda: self.worker.is_stopping or self._upto > self._done or self._space_is_due, wait_s
+                lambda: self.worker.is_stopping or self._upto > self._done or self._full_disk.is_due, wait_s
             )
         if self.worker.is_stopping:
             return
         if self._upto > self._done:
             self._checkpoint(self._upto)
-        elif self._space_is_due:
+        elif self._full_disk.is_due:
             self._freeze_due()
-        elif time.monotonic() >= self._look_at:
-            is_counting = self._table.is_counting  # after a start; until then nobody knows what is gone
-            self._look_at = time.monotonic() + RETRY_S if is_counting else math.inf
+        elif time.monotonic() >= self._compactor.look_at:
             self._freeze_due()
-            self._compact_if_due()
+            self._compactor.compact_if_due()
         else:
             self._freeze_if_idle()
 
@@ -441,8 +336,7 @@ class Checkpointer:
             raise StorageFailed(f"the checkpointer failed: {error!r}") from error
         else:
             self._deaths, self._done = 0, upto
-            self._rule.observe(self._table.base)
-            self._look_at = self._not_before
+            self._compactor.checkpointed()
 
     def _on_shortage(self, shortage: Shortage) -> None:
         """Has the checkpoint made again: at once if the reserve was there for it, else later, then of all there is."""
@@ -467,7 +361,7 @@ class Checkpointer:
                 raise StorageFailed(problem) from death
             self._blocked(Shortage(f"{problem}: most likely memory is short"))
         if not self.worker.wait(RETRY_S):
-            log.warning("the checkpoint process died (%s), starting it again", death)
+            self._throttle.warn("died", f"the checkpoint process died ({death}), starting it again")
 
     def _progressed(self, share: float) -> None:
         with self._lock:
@@ -490,65 +384,5 @@ class Checkpointer:
             self._update_backlog()
         failpoints.reached("checkpointer.before_delete")
         self.delete_segments()
-        self._space_changed()
-
-    # -- a compaction: by the thread that makes checkpoints, so nobody writes to the base meanwhile --------------------
-
-    def _compact_if_due(self) -> None:
-        """What keeps it from that is logged when it is new, and the base stays as it is."""
-        try:
-            if self._rule.is_due(self._table.base):
-                self._compact()
-                self._put_off_for, self._not_before, self._retry_s = None, 0.0, COMPACTION_RETRY_S
-        except (MerkleKVError, ChildDied, OSError) as error:
-            remove(self._directory.new_base)
-            self._space_changed()
-            if self._gate.failure is not None:
-                raise
-            if self.worker.is_stopping:
-                return
-            if type(error) is not self._put_off_for:
-                log.warning("the compaction of the base was not finished: %s; it is tried again later", error)
-            self._put_off_for = type(error)
-            self._look_at = time.monotonic() + self._retry_s
-            self._not_before = 0.0 if isinstance(error, NoRoom) else self._look_at  # a checkpoint may make room
-            self._retry_s = min(2 * self._retry_s, COMPACTION_RETRY_MAX_S)
-
-    def _compact(self, progress: Progress = lambda done, total: None) -> None:
-        directory, began = self._directory, time.monotonic()
-        size_before = sum(self._table.base.space)
-        directory.require_movable_base()
-        remove(directory.old_base)
-        needed = room_needed(self._table.base)
         with self._lock:
-            self._headroom.lend(needed)
-        require_room(self._table.base)
-        if self.child is None:
-            write_compacted(self._table.base, directory.new_base, progress)
-        else:
-            self.child.compact()
-        self._swap_base()
-        self._space_changed()  # not before: what had the old base open kept its space
-        self.compactions += 1
-        size = sum(self._table.base.space)
-        self._rule.compacted(self._table.base)
-        seconds = time.monotonic() - began
-        log.info("compacted the base in %.1f s: %d MiB, before %d MiB", seconds, size >> 20, size_before >> 20)
-
-    def _swap_base(self) -> None:
-        """Puts the new base in the place of the old one.  Raises OSError, Shortage, Corruption with nothing changed."""
-        failpoints.reached("compaction.written")
-        old = self._table.base
-        new = Base(self._directory.new_base)
-        if (new.checkpoint_lsn, new.live, new.dead) != (old.checkpoint_lsn, old.live, old.dead):
-            new.close()
-            raise damage(f"{new.path}: is not what was written")
-        try:
-            with self._lock:
-                self._directory.swap_base()
-                new.path = self._directory.base
-                self._table.base = new  # the old one is closed with the last snapshot of it: a scrub may have one
-            self._directory.finish_swap()
-        except StorageFailed as error:
-            self._gate.fail(error)
-            raise
+            self._full_disk.changed(keeps=self.child is not None)

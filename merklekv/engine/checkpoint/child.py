@@ -227,6 +227,11 @@ class CheckpointProcess:
         """Of the running child, for statistics and tests."""
         return self._process.pid if self._process else None
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopped
+
     def checkpoint(self, upto: int, progress: Progress) -> None:
         """`checkpoint`, over there.  Raises what it raises, and ChildDied."""
         self._ask(self._running(), str(upto), progress)

@@ -26,10 +26,12 @@ from xxhash import xxh3_64_intdigest
 
 from merklekv.engine.format import SEGMENT_HEADER
 from merklekv.engine.log.reader import DirectorySource, LogPosition, LogReader
-from merklekv.engine.log.segment import LogFrame, list_segments, sync_directory, sync_file
+from merklekv.engine.log.segment import LogFrame, list_segments, segment_path, sync_directory, sync_file
 from merklekv.engine.log.writer import Log
 from merklekv.errors import DirectoryUnwritable
 from merklekv.files import replace_file
+from merklekv.log_throttle import LogThrottle
+from merklekv.shortage import is_shortage
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ class Retention:
         self.notify: Callable[[], None] = lambda: None
         self.notify_next = False  # set by the subscriber before it sleeps: call `notify` at the next local event
         self.dropped_lsn = 0  # where the log begins since it grew past `retain_max_bytes`
+        self._throttle = LogThrottle(log)
         self._log_directory = log_.directory
         self._path = directory / CURSOR_FILE
         self._recent: deque[LogFrame] = deque()
@@ -89,7 +92,8 @@ class Retention:
         try:
             self._save(cursor)
         except OSError as error:
-            log.warning("%s: cannot be written: %s; events will be published again after a crash", self._path, error)
+            problem = f"{self._path}: cannot be written: {error.strerror}"
+            self._throttle.warn("cursor", f"{problem}; events will be published again after a crash")
 
     def committed(self, frame: LogFrame) -> None:
         """A frame has become durable."""
@@ -121,6 +125,18 @@ class Retention:
             return None
         self._reader.seek(at)
         return self._reader.next_frame(end)
+
+    def delete_segments(self, checkpoint_lsn: int, is_full: bool = False) -> bool:
+        """Deletes what is `deletable`, unless a shortage prevents that; whether there was any."""
+        try:
+            lsns = self.deletable(checkpoint_lsn, is_full)
+            for lsn in lsns:
+                segment_path(self._log_directory, lsn).unlink(missing_ok=True)
+        except OSError as error:
+            if not is_shortage(error):
+                raise
+            return False
+        return bool(lsns)
 
     def deletable(self, checkpoint_lsn: int, is_full: bool = False) -> list[int]:
         """LSNs of the segments that nothing needs: in the base up to `checkpoint_lsn`, and published or dropped.

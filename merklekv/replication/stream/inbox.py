@@ -223,8 +223,9 @@ class Inbox:
             return self._merge_message(message)
         except (StorageFailed, Shortage):
             raise
-        except Exception:  # a defect of ours must not stop the messages behind this one
-            log.exception("a message on the topic of %s could not be taken in", delivery.node)
+        except Exception as defect:  # noqa: BLE001  of ours, it is logged: it must not stop the messages behind this one
+            text = f"a message on the topic of {delivery.node} could not be taken in"
+            self._throttle.warn(f"defect {type(defect).__name__}", text, defect, level=logging.ERROR)
             self._on_gap(delivery.node, "defect")
             return True
 

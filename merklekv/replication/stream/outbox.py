@@ -24,6 +24,7 @@ from merklekv.engine.format import FRAME_HEADER
 from merklekv.engine.log.reader import LogGone, LogPosition
 from merklekv.engine.log.segment import LogFrame
 from merklekv.engine.record import timestamp_of
+from merklekv.log_throttle import LogThrottle
 from merklekv.metrics import ReplicationCounters
 from merklekv.output import counted
 from merklekv.replication.stream.event import (
@@ -66,6 +67,7 @@ class Outbox:
         self, engine: Engine, source: str, topic: str, counters: ReplicationCounters, on_gap: Callable[[str], None]
     ) -> None:
         self._counters = counters
+        self._throttle = LogThrottle(log)
         self.cursor = engine.retention.subscribe()
         self._engine = engine
         self.retention = engine.retention
@@ -238,17 +240,19 @@ class Outbox:
 
     def _drop_too_large(self, sequence: int, size: int, why: str) -> None:
         self._counters.outbox_dropped_too_large += 1
-        log.error("event %d of %d bytes is not published: %s; anti-entropy will bring it", sequence, size, why)
+        text = f"event {sequence} of {size} bytes is not published: {why}; anti-entropy will bring it"
+        self._throttle.warn("too large", text, level=logging.ERROR)
         self._on_gap("too large")
 
     def _drop_overflow(self, oldest: LogPosition) -> None:
         lost = max(0, oldest.sequence - self.next_sequence)
         self._counters.outbox_dropped_overflow += lost
         if lost:
-            log.error(
+            self._throttle.warn(
+                "overflow",
                 "the broker did not take events for so long that the log passed outbox_max_bytes, or filled the disk: "
-                "%s not published; anti-entropy brings them",
-                counted(lost, "event"),
+                f"{counted(lost, 'event')} not published; anti-entropy brings them",
+                level=logging.ERROR,
             )
         self._lsn, self.next_sequence = oldest.lsn, max(self.next_sequence, oldest.sequence)
         self._pass_over()

@@ -7,16 +7,21 @@ the node's port.
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, closing
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from merklekv.address import has_address_form, parse_address
 from merklekv.engine.directory import require_format
-from merklekv.errors import InvalidArgument, NotADataDirectory
-from merklekv_tool.errors import FileError
+from merklekv.errors import DirectoryLocked, InvalidArgument, NotADataDirectory
+from merklekv_tool.errors import FileError, NodeRuns
 from merklekv_tool.source.directory import Directory
 from merklekv_tool.source.node import Node
 from merklekv_tool.source.source import Source
+
+if TYPE_CHECKING:
+    from merklekv.engine.engine import Engine
 
 
 def address_of(name: str) -> tuple[str, int] | None:
@@ -43,6 +48,29 @@ def open_source(name: str, to_load: bool = False) -> AbstractContextManager[Sour
     """The source that DIR or HOST:PORT names. `to_load`: a missing directory is created."""
     address = address_of(name)
     return closing(Node(*address)) if address else closing(Directory(require_directory(name, to_load), to_load))
+
+
+def require_stopped(name: str, hint: str) -> Path:
+    """The path of a data directory to be changed. `hint` says what to do about the address of a node.
+
+    Raises InvalidArgument and what `require_directory` raises.
+    """
+    if address_of(name) is not None:
+        raise InvalidArgument(f"{name}: {hint}")
+    return require_directory(name)
+
+
+@contextmanager
+def open_to_change(path: Path) -> Iterator[Engine]:
+    """The engine of a data directory that no node has open; it makes checkpoints when told to. Raises NodeRuns."""
+    from merklekv.engine.engine import Engine
+
+    try:
+        engine = Engine(path, durability="never", checkpoint="manual")
+    except DirectoryLocked as error:
+        raise NodeRuns(str(error)) from error
+    with closing(engine):
+        yield engine
 
 
 def require_directory(name: str, may_be_new: bool = False) -> Path:

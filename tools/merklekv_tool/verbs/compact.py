@@ -12,10 +12,8 @@ from typing import Annotated, Final
 
 import typer
 
-from merklekv.errors import DirectoryLocked, InvalidArgument
 from merklekv.output import counted
 from merklekv_tool.arguments import AsJson
-from merklekv_tool.errors import NodeRuns
 from merklekv_tool.output import progress, say_result
 
 EXAMPLES: Final = """
@@ -34,23 +32,13 @@ def compact(
     as_json: AsJson = False,
 ) -> None:
     """Give the free space inside a data directory back to the file system."""
-    from merklekv.engine.engine import Engine
-    from merklekv_tool.source.open import address_of, require_directory
+    from merklekv_tool.source.open import open_to_change, require_stopped
 
     began = time.monotonic()
-    if address_of(directory) is not None:
-        raise InvalidArgument(f"{directory}: a running node does this by itself; give its directory when it is stopped")
-    path = require_directory(directory)
+    path = require_stopped(directory, "a running node does this by itself; give its directory when it is stopped")
     before = _size_of(path)
-    try:
-        engine = Engine(path, durability="never", checkpoint="manual")
-    except DirectoryLocked as error:
-        raise NodeRuns(str(error)) from error
-    try:
-        with progress(f"compact {directory}") as update:
-            engine.compact_now(update)
-    finally:
-        engine.close()
+    with open_to_change(path) as engine, progress(f"compact {directory}") as update:
+        engine.compact_now(update)
     size = _size_of(path)
     seconds = round(time.monotonic() - began, 3)
     say_result(

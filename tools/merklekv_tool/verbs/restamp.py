@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from merklekv.errors import DirectoryLocked, InvalidArgument
+from merklekv.errors import InvalidArgument
 from merklekv.output import counted
 from merklekv_tool.arguments import AsJson
-from merklekv_tool.errors import NodeRuns
 from merklekv_tool.output import note, progress, say_result, text_of
 
 if TYPE_CHECKING:
@@ -41,26 +40,17 @@ def restamp(
     as_json: AsJson = False,
 ) -> None:
     """Give current versions to records that a wrong clock has stamped in the future."""
-    from merklekv.engine.engine import Engine
     from merklekv.replication.cluster import restamp
-    from merklekv_tool.source.open import address_of, require_directory
+    from merklekv_tool.source.open import open_to_change, require_stopped
 
     began = time.monotonic()
-    if address_of(directory) is not None:
-        raise InvalidArgument(f"{directory}: give the directory of the node, when it is stopped")
-    path = require_directory(directory)
-    try:
-        engine = Engine(path, durability="never", checkpoint="manual")
-    except DirectoryLocked as error:
-        raise NodeRuns(str(error)) from error
-    try:
+    path = require_stopped(directory, "give the directory of the node, when it is stopped")
+    with open_to_change(path) as engine:
         if not engine.time_gate.is_set:
             raise InvalidArgument("the clock of this machine was never set: set it first")
         now = engine.time_gate.wall()
         with progress(f"restamp {directory}") as update:
             result = restamp.restamp(engine, now, update, dry_run=dry_run)
-    finally:
-        engine.close()
     if result and result.found.damaged and not as_json:
         note(f"left as they are: {counted(result.found.damaged, 'damaged record')}; merklekv-tool verify names them")
     is_done = result is not None and not dry_run
