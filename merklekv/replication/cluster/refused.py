@@ -189,8 +189,13 @@ class RefusedRecords:
         return len(self._all())
 
     def update(self, peer: str, refused: Iterable[RefusedRecord]) -> None:
-        """A complete exchange with a node has found these."""
-        self._replace({**self._by_peer, peer: frozenset(refused)})
+        """A complete exchange with a node has found these.
+
+        In a conflict either node refuses the other's record, as the exchange begins here or there: the first one stays.
+        """
+        before = {(one.key, one.version): one for one in self._by_peer.get(peer, ()) if one.reason == CONFLICT}
+        found = (before.get((one.key, one.version), one) if one.reason == CONFLICT else one for one in refused)
+        self._replace({**self._by_peer, peer: frozenset(found)})
 
     def drop(self, has_ended: Callable[[RefusedRecord], bool]) -> None:
         """Some are not refused any more."""
