@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from merklekv.engine.clock import HybridClock
-from merklekv.engine.time_gate import show_time
+from merklekv.engine.record import OP_ID_SIZE, make_version
+from merklekv.engine.time_gate import LATEST_NS, show_time
 from merklekv.log_throttle import LogThrottle
 
-UNSET: Final = "unset"  # it was never set
-BEHIND: Final = "behind"  # this node has agreed with others to times that it has not reached
+UNSET: Final = "unset"  # it was never set, or is beyond all that is believed
+BEHIND: Final = "behind"  # this node has agreed with others to times that it has not reached, or truncated there
 RECORDS: Final = "records"  # records are ahead of it
+TRUNCATION: Final = "truncation"  # a truncation is ahead of it, but not so far
 JUMP_S: Final = 1.0  # between two looks; a smaller one is a correction as NTP makes them
 
 log = logging.getLogger(__name__)
@@ -38,21 +40,27 @@ NO_PROBLEM: Final = ClockProblem("", "", "")
 
 def clock_problem(clock: HybridClock, node: str, directory: Path | str) -> ClockProblem:
     """What is wrong with the clock of a node whose data are in a directory."""
-    if not clock.gate.is_set:
-        cause = f"the wall clock of node {node} was never set"
+    is_late = clock.gate.wall() > LATEST_NS
+    if is_late or not clock.gate.is_set:
+        cause = f"the wall clock of node {node} {'is wrong' if is_late else 'was never set'}"
         return ClockProblem(UNSET, cause, f"{cause}, it shows {show_time(clock.gate.wall())}: set it")
-    latest = clock.gate.latest()
-    if clock.closed_through > latest:
-        kind, ahead, what, them = BEHIND, clock.closed_through, "stamps its writes after", "them"
-    elif clock.newest > latest:
-        kind, ahead, what, them = RECORDS, clock.newest, "has versions up to", "these records"
+    is_behind = clock.closed_through > clock.gate.latest()
+    if not clock.gate.admits_truncation(make_version(clock.truncated_through, bytes(OP_ID_SIZE))):
+        kind, ahead, what = BEHIND if is_behind else TRUNCATION, clock.truncated_through, "has a FLUSHALL of"
+        follows = "all that any node writes before that time is deleted"
+    elif is_behind:
+        kind, ahead, what = BEHIND, clock.closed_through, "stamps its writes after"
+        follows = "other nodes refuse them"
+    elif clock.newest > clock.gate.latest():
+        kind, ahead, what = RECORDS, clock.newest, "has versions up to"
+        follows = "other nodes refuse these records"
     else:
         return NO_PROBLEM
     cause, ahead_s = f"node {node} {what} {show_time(ahead)}", clock.gate.ahead_s(ahead)
     return ClockProblem(
         kind,
         f"{cause}, ahead of its wall clock",
-        f"{cause}, {ahead_s:.0f} s ahead of its wall clock, and other nodes refuse {them}: {restamp_advice(directory)}",
+        f"{cause}, {ahead_s:.0f} s ahead of its wall clock, and {follows}: {restamp_advice(directory)}",
     )
 
 

@@ -138,6 +138,7 @@ class Table:
         *frozen, self.active = replayed.tables
         self.frozen = frozen[::-1]
         self.truncation = replayed.truncation
+        self.clock.truncated_through = timestamp_of(self.truncation)
         # A checkpoint that was cut off may have raised the truncation version in the base already.
         if self.truncation > self.base.truncation or self.base.checkpointing:
             self._drop_below(self.truncation)
@@ -501,6 +502,7 @@ class Table:
         self.append(op, b"", truncation)
         if op < REMOTE:
             self.log.sequence += 1
+        self.clock.truncated_through = timestamp_of(truncation)
         self.clock.close_through(timestamp_of(truncation))
         self.truncation = truncation
         self._drop_below(truncation)

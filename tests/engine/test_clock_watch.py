@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from pathlib import Path
 
 import pytest
 from fixtures.engines import NOON, Wall
 
 from merklekv.engine.clock import HybridClock
-from merklekv.engine.clock_watch import ClockWatch, clock_problem
-from merklekv.engine.time_gate import TimeGate
+from merklekv.engine.clock_watch import BEHIND, TRUNCATION, ClockWatch, clock_problem
+from merklekv.engine.engine import Engine
+from merklekv.engine.time_gate import LATEST_NS, TimeGate
 from merklekv.log_throttle import THROTTLE_S
 
 SECOND = 10**9
@@ -92,6 +95,35 @@ def test_a_bound_in_the_future_is_told(machine: Machine) -> None:
     text = machine.watch.problem().text
     assert text.startswith("node a stamps its writes after 2033-05-18 03:43:21 UTC, 601 s ahead of its wall clock")
     assert "merklekv-tool restamp /data" in text
+
+
+def test_a_clock_that_no_node_believes_is_told(machine: Machine) -> None:
+    machine.wall.now = LATEST_NS + 1
+    machine.clock.next()
+    assert machine.watch.problem().text == "the wall clock of node a is wrong, it shows 2100-01-01 00:00:00 UTC: set it"
+
+
+@pytest.mark.parametrize("ahead_s", [540, 172_800])
+def test_a_flushall_in_the_future_is_told(tmp_path: Path, ahead_s: int) -> None:
+    """Of a minute or more: other nodes do not take it before."""
+    wall = Wall()
+    with contextlib.closing(Engine(tmp_path, wall_clock=wall, checkpoint="manual")) as engine:
+        engine.set(b"k", b"v")
+        engine.truncate()
+        assert not clock_problem(engine.clock, "a", "/data")
+        wall.now -= ahead_s * SECOND
+        problem = clock_problem(engine.clock, "a", "/data")
+        assert problem.kind == (BEHIND if ahead_s > DRIFT_S else TRUNCATION)
+        engine.commit()
+    with contextlib.closing(Engine(tmp_path, wall_clock=wall, checkpoint="manual")) as engine:
+        assert clock_problem(engine.clock, "a", "/data") == problem
+        wall.now += (ahead_s - 59) * SECOND
+        assert not clock_problem(engine.clock, "a", "/data")
+    assert problem.text == (
+        f"node a has a FLUSHALL of 2033-05-18 03:33:20 UTC, {ahead_s} s ahead of its wall clock, and all that any node "
+        "writes before that time is deleted: set the clock if it is slow; if it is right, stop the node and run "
+        "'merklekv-tool restamp /data'"
+    )
 
 
 def test_a_clock_that_was_never_set_is_told(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:

@@ -284,7 +284,7 @@ def test_a_node_alone_says_what_is_wrong_and_is_restamped(node_factory: NodeFact
     wait_until(lambda: "merklekv-tool restamp" in problem_of(node))
     node.stop()
     node.start()
-    assert "node alone stamps its writes after 20" in node.process.output()
+    assert "node alone has a FLUSHALL of 20" in node.process.output()
     node.stop()
     command = [*TOOL, "restamp", str(node.process.directory)]
     clock.set(TO_1970_S)
