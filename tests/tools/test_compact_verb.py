@@ -92,5 +92,5 @@ def test_compact_refuses_what_is_no_closed_directory(node: NodeProcess, tmp_path
     fails(EXIT_LOCKED, f"in use by process {node.pid}; stop it first", done=run("compact", node.directory))
     assert "HOST:PORT" not in run("compact", node.directory).stderr.decode()
     fails(EXIT_USAGE, "give its directory when it is stopped", done=run("compact", address(node)))
-    fails(EXIT_FORMAT, "neither a data directory", done=run("compact", tmp_path / "none"))
+    fails(EXIT_FORMAT, "there is no such directory", done=run("compact", tmp_path / "none"))
     assert not (tmp_path / "none").exists()

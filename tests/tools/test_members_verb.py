@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from fixtures.node import NodeFactory, NodeProcess
 from fixtures.support import wait_until
-from fixtures.tools import address, fails, filled, run, succeeds
+from fixtures.terminal import Terminal
+from fixtures.tools import TOOL, address, fails, filled, opened, run, succeeds
 from merklekv_tool import exit_codes
-from merklekv_tool.verbs.members import age, conclusion, table
+from merklekv_tool.verbs.members import age, blocks, conclusion, table
 
 from merklekv.exit_codes import EXIT_USAGE
+from merklekv.replication.cluster.storage import load_members
 
 DAY_NS = 86_400 * 10**9
 
@@ -148,6 +150,26 @@ def test_the_table_says_what_holds_collection_back() -> None:
     assert conclusion(found, DAY_NS, 3 * DAY_NS) == "deleted keys from before the GC horizon, 2 d ago, are collected"
     assert conclusion(found, 0, 3 * DAY_NS) == "no deleted key was collected yet"
     assert table(found, -DAY_NS)[1].split()[5:] == ["in", "2", "d", "in", "2", "d"], "a clock was wrong"
+
+
+def test_a_narrow_terminal_shows_a_line_for_each_fact(tmp_path: Path) -> None:
+    place = tmp_path / "data"
+    with opened(place) as engine:
+        load_members(engine, "node-1")
+    store_id = rows(place)["node-1"]["store_id"]
+    for columns, shown in ((200, "node    store id "), (40, f"node-1\n    store id: {store_id}\n    state: self\n\n")):
+        with Terminal([*TOOL, "members", str(place)], columns=columns) as terminal:
+            assert terminal.end() == 0
+        assert terminal.text().startswith(shown)
+    assert blocks([row("b", holds_back="unmet", applied_through_ns=0)], 3 * DAY_NS) == [
+        "b",
+        f"    store id: {'00' * 8}",
+        "    state: member",
+        "    address: h:1",
+        "    contact: 5 s ago",
+        "    stable: 2 d ago",
+        "    holds back GC because: no exchange with it yet",
+    ]
 
 
 @pytest.mark.parametrize(

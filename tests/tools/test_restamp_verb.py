@@ -6,13 +6,16 @@ import json
 import time
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from fixtures.node import NodeProcess
 from fixtures.tools import address, fails, opened, run, succeeds
+from merklekv_tool.verbs.restamp import restamp
 
 from merklekv.engine.base import BaseWriter
 from merklekv.engine.engine import Engine
+from merklekv.errors import DiskFull
 from merklekv.exit_codes import EXIT_FORMAT, EXIT_LOCKED, EXIT_USAGE
 from merklekv.replication.cluster.storage import load_members
 
@@ -96,4 +99,19 @@ def test_restamp_refuses_what_is_no_closed_directory(node: NodeProcess, tmp_path
     fails(EXIT_LOCKED, f"in use by process {node.pid}; stop it first", done=run("restamp", node.directory))
     assert "HOST:PORT" not in run("restamp", node.directory).stderr.decode()
     fails(EXIT_USAGE, "give the directory of the node, when it is stopped", done=run("restamp", address(node)))
-    fails(EXIT_FORMAT, "neither a data directory", done=run("restamp", tmp_path / "none"))
+    fails(EXIT_FORMAT, "there is no such directory", done=run("restamp", tmp_path / "none"))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), DiskFull("disk full, cannot checkpoint")])
+def test_a_restamp_that_is_cut_off_says_so(
+    error: BaseException, directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By Ctrl-C or a full disk, when the table of members has been stored already; the next run does the rest."""
+    with monkeypatch.context() as patch:
+        patch.setattr(BaseWriter, "put", Mock(side_effect=error))
+        with pytest.raises(type(error)) as caught:
+            restamp(str(directory))
+    assert "run this again" in capsys.readouterr().err + str(caught.value)
+    assert "3 records, 1 of them deleted" in succeeds("restamp", directory).decode()
+    assert succeeds("restamp", directory).decode().endswith("nothing was changed\n")
+    assert succeeds("verify", directory)

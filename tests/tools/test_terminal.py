@@ -173,7 +173,7 @@ def diff(stage: Stage, scratch: Path) -> Case:
 
 
 def members(stage: Stage, scratch: Path) -> Case:
-    return Case(["members", address(stage.node)], ["holds back GC because", "node-1", "self", "no other member"])
+    return Case(["members", address(stage.node)], ["node-1", "store id", "self", "no other member"])
 
 
 def forget(stage: Stage, scratch: Path) -> Case:

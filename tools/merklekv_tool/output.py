@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,6 +50,13 @@ def _write(text: str, file: TextIO | None) -> None:
     if file is not None:  # the caller has closed it
         with output_errors(STDIO):
             file.write(f"{text}\n")
+
+
+def terminal_width() -> int | None:
+    """The columns of the terminal that stdout is; None if it is none."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return None
+    return os.get_terminal_size(sys.stdout.fileno()).columns or None
 
 
 def time_text(timestamp_ns: int) -> str:

@@ -44,7 +44,7 @@ def restamp(engine: Engine, now: int, progress: Progress, *, dry_run: bool = Fal
     if stored is not None:
         members, former = restamped_members(stored, now, is_lone=engine.tombstone_gc.is_lone)
         store_id, entries, identity = members.identity.store_id, {METADATA_MEMBERS: members.encode()}, members.identity
-        has_met = not Members.restore(stored, former.node).is_alone
+        has_met = any(members)
     found = find(engine, now, progress) if dry_run else restamp_data(engine, now, store_id, entries, progress)
     return Restamped(found, identity, former, has_met)
 

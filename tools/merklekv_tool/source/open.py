@@ -57,6 +57,8 @@ def require_stopped(name: str, hint: str) -> Path:
     """
     if address_of(name) is not None:
         raise InvalidArgument(f"{name}: {hint}")
+    if not os.path.isdir(name):
+        raise NotADataDirectory(f"{name}: there is no such directory")
     return require_directory(name)
 
 
@@ -84,7 +86,8 @@ def require_directory(name: str, may_be_new: bool = False) -> Path:
         except NotADataDirectory as error:
             raise error if may_be_new else NotADataDirectory(str(error).partition("; ")[0]) from error
         except OSError as error:
-            raise FileError(f"{name}: cannot be read: {error.strerror}") from error
+            hint = "; run this as the user who owns it" if isinstance(error, PermissionError) else ""
+            raise FileError(f"{name}: cannot be read: {error.strerror}{hint}") from error
     elif not may_be_new or os.path.exists(path):
         from merklekv_tool.formats.backup import is_archive
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from merklekv.output import printable
 from merklekv_tool.arguments import AsJson, SourceName
-from merklekv_tool.output import say_result
+from merklekv_tool.output import say_result, terminal_width
 
 if TYPE_CHECKING:
     from merklekv.replication.cluster.display import DisplayRow
@@ -40,6 +40,7 @@ COLUMNS: Final = [
     *("node", "store id", "state", "address", "contact"),
     *("applied through", "stable", "holds back GC because"),
 ]
+UNKNOWN: Final = "-"
 AHEAD_S: Final = 60  # clocks of several machines differ a little
 UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
@@ -54,28 +55,43 @@ def members(source: SourceName, as_json: AsJson = False) -> None:
     now_ns = time.time_ns()
     refused = [f"node {row['node']} refuses {row['refuses']}" for row in rows if row["refuses"]]
     problems = [str(row["clock_problem"]) for row in rows if row["clock_problem"]]
-    lines = [*table(rows, now_ns), "", *map(printable, problems + refused)] if rows else []
+    lines = table(rows, now_ns)
+    if (width := terminal_width()) and max(map(len, lines)) > width:
+        lines = blocks(rows, now_ns)
+    lines = [*lines, "", *map(printable, problems + refused)] if rows else []
     text = "\n".join([*lines, conclusion(rows, gc_horizon_ns, now_ns)])
     say_result({"source": node.name, "gc_horizon_ns": gc_horizon_ns, "members": rows}, text, as_json)
 
 
 def table(rows: list[DisplayRow], now_ns: int) -> list[str]:
     """The rows in columns."""
-    cells = [COLUMNS]
-    for row in rows:
-        shown = [
-            str(row["node"]),
-            str(row["store_id"]) or "unknown",
-            str(row["state"]),
-            str(row["address"]) or "-",
-            f"{age(int(row['contact_ms']) // 1000)} ago" if int(row["contact_ms"]) >= 0 else "-",
-            _ago(int(row["applied_through_ns"]), now_ns),
-            _ago(int(row["stable_ns"]), now_ns),
-            HOLDS_BACK.get(str(row["holds_back"]), str(row["holds_back"])),
-        ]
-        cells.append(list(map(printable, shown)))
+    cells = [COLUMNS, *(_cells(row, now_ns) for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(COLUMNS))]
     return ["  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+
+
+def blocks(rows: list[DisplayRow], now_ns: int) -> list[str]:
+    """The rows one below the other, for a terminal that is too narrow for the table."""
+    lines = []
+    for row in rows:
+        named = zip(COLUMNS, _cells(row, now_ns), strict=True)
+        (_, node), *others = [(name, cell) for name, cell in named if cell not in ("", UNKNOWN)]
+        lines += [node, *(f"    {name}: {cell}" for name, cell in others)]
+    return lines
+
+
+def _cells(row: DisplayRow, now_ns: int) -> list[str]:
+    shown = [
+        str(row["node"]),
+        str(row["store_id"]) or "unknown",
+        str(row["state"]),
+        str(row["address"]) or UNKNOWN,
+        f"{age(int(row['contact_ms']) // 1000)} ago" if int(row["contact_ms"]) >= 0 else UNKNOWN,
+        _ago(int(row["applied_through_ns"]), now_ns),
+        _ago(int(row["stable_ns"]), now_ns),
+        HOLDS_BACK.get(str(row["holds_back"]), str(row["holds_back"])),
+    ]
+    return list(map(printable, shown))
 
 
 def conclusion(rows: list[DisplayRow], gc_horizon_ns: int, now_ns: int) -> str:
@@ -91,7 +107,7 @@ def conclusion(rows: list[DisplayRow], gc_horizon_ns: int, now_ns: int) -> str:
 
 def _ago(timestamp_ns: int, now_ns: int) -> str:
     if not timestamp_ns:
-        return "-"
+        return UNKNOWN
     seconds = (now_ns - timestamp_ns) // 10**9
     return f"in {age(-seconds)}" if seconds < -AHEAD_S else f"{age(seconds)} ago"
 

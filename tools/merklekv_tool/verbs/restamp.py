@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from merklekv.errors import InvalidArgument
+from merklekv.errors import DiskFull, InvalidArgument
 from merklekv.output import counted
 from merklekv_tool.arguments import AsJson
 from merklekv_tool.output import note, progress, say_result, text_of
@@ -49,8 +49,15 @@ def restamp(
         if not engine.time_gate.is_set:
             raise InvalidArgument("the clock of this machine was never set: set it first")
         now = engine.time_gate.wall()
-        with progress(f"restamp {directory}") as update:
-            result = restamp.restamp(engine, now, update, dry_run=dry_run)
+        try:
+            with progress(f"restamp {directory}") as update:
+                result = restamp.restamp(engine, now, update, dry_run=dry_run)
+        except DiskFull as error:
+            raise DiskFull(f"{error}; make space and run this again, it does the rest") from error
+        except KeyboardInterrupt:
+            if not dry_run:
+                note("interrupted; run this again before you start the node, it does the rest")
+            raise
     if result and result.found.damaged and not as_json:
         note(f"left as they are: {counted(result.found.damaged, 'damaged record')}; merklekv-tool verify names them")
     is_done = result is not None and not dry_run
