@@ -21,7 +21,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 from figure import status
-from nodes import make_node
+from nodes import bytes_on_disk, make_node
 
 from merklekv.harness.process import HOST, Node, free_port
 from merklekv.net.client import Client
@@ -68,22 +68,11 @@ class Run:
         }
 
 
-def used(directory: Path) -> int:
-    """Bytes that the files of a directory take on disk; they come and go meanwhile."""
-    total = 0
-    for file in directory.rglob("*"):
-        try:
-            total += file.stat().st_blocks * 512
-        except FileNotFoundError:
-            continue
-    return total
-
-
 def sample(node: Node, directory: Path, keys: int) -> Sample:
     """What the node has now."""
     while "db_tombstones" not in (figures := status(node)):  # it counts for a while after a start
         time.sleep(POLL_S)
-    return Sample(keys, used(directory), int(figures["db_tombstones"]))
+    return Sample(keys, bytes_on_disk(directory), int(figures["db_tombstones"]))
 
 
 def at_rest(node: Node, directory: Path, keys: int, calm_s: float) -> Sample:

@@ -22,6 +22,17 @@ def private_memory(pid: int) -> int:
     return total
 
 
+def bytes_on_disk(directory: Path) -> int:
+    """Bytes that the files of a directory take on disk; they come and go meanwhile."""
+    total = 0
+    for file in directory.rglob("*"):
+        try:
+            total += file.stat().st_blocks * 512
+        except FileNotFoundError:
+            continue
+    return total
+
+
 def make_node(directory: Path, **settings: str) -> Node:
     """A node with these settings of `merklekv run`, named as its environment names them. Not started."""
     environment = {f"MERKLEKV_{name.upper()}": value for name, value in settings.items()}

@@ -1,10 +1,9 @@
 """How soon an idle node returns the space of deleted data to the file system."""
 
 import time
-from pathlib import Path
 
 from figure import Figure, Settings
-from nodes import make_node
+from nodes import bytes_on_disk, make_node
 
 from merklekv.net.client import Client
 
@@ -25,23 +24,12 @@ def measure(settings: Settings) -> list[Figure]:
             client.send([(b"SET", b"key:%012d" % number, VALUE) for number in range(first, first + BATCH)])
             for _ in range(BATCH):
                 assert client.receive() == b"OK"
-        before = _used(directory)
+        before = bytes_on_disk(directory)
         began = time.perf_counter()
         assert client.call(b"FLUSHALL") == b"OK"
-        while (left := _used(directory)) > before / 2 and time.perf_counter() - began < GIVE_UP_S:
+        while (left := bytes_on_disk(directory)) > before / 2 and time.perf_counter() - began < GIVE_UP_S:
             time.sleep(POLL_S)
         seconds = time.perf_counter() - began
     work = f"FLUSHALL of {keys * len(VALUE) // 10**6} MB, half of the disk space is back"
     detail = f"{before / 1e6:.0f} MB on disk before, {left / 1e6:.0f} MB then"
     return [Figure("space", work, seconds, BACK_MAX_S, False, "s", detail, ["FLUSHALL"])]
-
-
-def _used(directory: Path) -> int:
-    """Bytes that the files of a directory take on disk; they come and go meanwhile."""
-    total = 0
-    for file in directory.rglob("*"):
-        try:
-            total += file.stat().st_blocks * 512
-        except FileNotFoundError:
-            continue
-    return total

@@ -32,8 +32,8 @@ class HybridClock:
         self.newest = 0  # the largest timestamp issued or seen, ns; it moves nothing
         self.proposed = 0  # ns; nothing is stamped at or below while another node may rely on it; 0: there is none
         self._closed_through = 0  # ns; likewise, for good
-        self.truncated_through = 0  # ns: of the truncation version, for the clock watch
         self.lower_bound = 0  # the larger one of the two; every version is above
+        self.truncated_through = 0  # ns: of the truncation version, for the clock watch
         self.gate = gate
         self._wall = gate.wall
         self.writer = os.urandom(WRITER_SIZE)  # of the op ids of this process

@@ -36,6 +36,8 @@ Examples:
     merklekv-tool log ./data --origin node-2 --since 15m --json | jq -r .key
     merklekv-tool log ./data --op truncate --op del --since 2026-01-31T08:00 --until 2026-01-31T09:00
 
+`purge` is a tombstone that was collected; `metadata` and `repair` are what the node stores for itself.
+
 Reads safely beside a running node. Ctrl-C ends --follow, with exit status 0.
 """
 # By the number in the log, from 1 on. `Event` has no origins, which only say where the next entries come from.
