@@ -11,6 +11,7 @@ Threads: an executor belongs to its worker's thread. Cost: 0.25 us for a request
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from merklekv.errors import MerkleKVError, Stalled, StorageFailed
@@ -42,8 +43,11 @@ class Executor:
         self.output = 0
         return answered
 
-    def run(self, connection: Connection, requests: list[Request]) -> None:
-        """Runs requests of one connection in their order. Pauses it at one that has to wait."""
+    def run(self, connection: Connection, requests: list[Request], until: float = 0.0) -> None:
+        """Runs requests of one connection in their order. Pauses it at one that has to wait.
+
+        A long command gets one slice, and more `until` then (monotonic).
+        """
         replies = connection.replies
         if not replies:
             self.answered.append(connection)
@@ -69,7 +73,7 @@ class Executor:
                     answer = entry.handler(connection, request)
                 else:
                     answer = connection.task
-                reply = answer if isinstance(answer, bytes) else _advance(connection, answer)
+                reply = answer if isinstance(answer, bytes) else _advance(connection, answer, until)
                 if reply is None:
                     break
             except Stalled:
@@ -156,11 +160,12 @@ def _run_together(
     return replies
 
 
-def _advance(connection: Connection, task: Long) -> bytes | None:
-    """Runs a slice of a long command: its reply, or None when it needs more."""
+def _advance(connection: Connection, task: Long, until: float) -> bytes | None:
+    """Runs slices of a long command `until` then, at least one: its reply, or None when it needs more."""
     connection.task = None
     try:
-        waits_for = next(task)
+        while (waits_for := next(task)) is None and time.monotonic() < until:
+            pass
     except StopIteration as end:
         reply: bytes = end.value
         return reply

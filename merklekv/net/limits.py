@@ -21,8 +21,10 @@ TICK_BYTES = MIB
 TICK_OUTPUT_BYTES = 8 * MIB
 # Before a commit that waits for the disk, a tick reads again this many times what has arrived meanwhile.
 GATHERINGS_MAX = 4
-# Long commands and paused connections together get this much of every tick.
+# Long commands and paused connections together get at most this much of a tick, and at most such a share of the time
+# that its other work has taken; but one slice at least.
 SLICE_S = 0.005
+LONG_SHARE = 0.5
 # A command over many keys looks at this many before it lets others run.
 SLICE_KEYS = 1000
 # How often the worker asks whether a parked connection can go on.

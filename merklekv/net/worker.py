@@ -3,9 +3,10 @@
 A tick reads every connection that is ready, runs every complete request, commits once, and sends the replies. So no
 reply leaves before everything that it could have seen is durable, and all clients that write in a tick share one sync.
 
-No connection waits for the long work of another. Commands that yield share a slice of `SLICE_S` per tick. A connection
-whose write waits for a checkpoint, or whose client does not read its replies, is not read, and none of its requests
-begins, until it may go on. A tick reads a connection once, so a flood on one does not crowd the others out.
+No connection waits for the long work of another. Commands that yield get one slice in a tick, and more if the tick has
+taken long with other work: `LONG_SHARE` of that time, at most `SLICE_S`. A connection whose write waits for a
+checkpoint, or whose client does not read its replies, is not read, and none of its requests begins, until it may go on.
+A tick reads a connection once, so a flood on one does not crowd the others out.
 
 An unforeseen error, also a shortage of memory, ends the connection on which it happens. Only a failure of storage ends
 the process.
@@ -194,9 +195,9 @@ class Worker(threading.Thread):
                 for connection in connections:
                     executor.fail(connection, problem)
 
-    def _run(self, connection: Connection, requests: list[Request]) -> None:
+    def _run(self, connection: Connection, requests: list[Request], until: float = 0.0) -> None:
         try:
-            self._executor.run(connection, requests)
+            self._executor.run(connection, requests, until)
         except Exception as problem:  # noqa: BLE001  logged by `fail`
             self._executor.fail(connection, problem)
         self._flush_early()
@@ -212,7 +213,7 @@ class Worker(threading.Thread):
         return limits.PARKED_POLL_S if self._parked or self._stop_at is not None else limits.SWEEP_S
 
     def _continue(self, now: float) -> None:
-        """Gives a slice to the paused connections that can go on."""
+        """Gives slices to the paused connections that can go on, one at least; the tick began at `now`."""
         parked, self._parked = self._parked, {}
         for connection in parked:
             if self._still_waits(connection):
@@ -220,13 +221,15 @@ class Worker(threading.Thread):
             else:
                 connection.waits_for = None
                 self._runnable[connection] = None
+        began = time.monotonic()
+        until = began + min((began - now) * limits.LONG_SHARE, limits.SLICE_S)
         for connection in list(self._runnable):
             del self._runnable[connection]
             if connection.state is PAUSED:
                 connection.last_active = now
                 requests = connection.resume()
-                self._run(connection, requests)
-            if time.monotonic() - now > limits.SLICE_S:
+                self._run(connection, requests, until)
+            if time.monotonic() > until:
                 break
 
     def _still_waits(self, connection: Connection) -> bool:

@@ -17,6 +17,7 @@ from fixtures.wire import Wire, encode, readable, replace
 from merklekv.engine.engine import Engine
 from merklekv.engine.memtable import SLICE_KEYS
 from merklekv.errors import DiskFull, Stalled, StorageFailed
+from merklekv.net import limits
 
 Connect = Callable[..., Wire]
 
@@ -255,6 +256,42 @@ def test_others_are_served_between_the_slices_of_a_long_command(
     assert other_asked.is_set()
     assert other.resp() == b"+other\r\n"
     assert events.index("other") <= 4 < events.count("page")
+
+
+def test_a_long_command_has_its_share_of_a_tick_that_takes_long(
+    many_keys: int, engine: Engine, start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Structural: in the tick in which another request takes long, it goes on for more than one slice."""
+    monkeypatch.setattr(limits, "SLICE_S", 60)
+    events: list[str] = []
+    other: list[Wire] = []
+    for name, call in (("page", engine.page), ("commit", engine.commit)):
+
+        def record(*arguments: Any, name: str = name, call: Callable[..., Any] = call) -> Any:
+            events.append(name)
+            if events.count("page") == 3 and "asked" not in events:
+                events.append("asked")
+                other[0].send(encode("ECHO", "x"))
+            return call(*arguments)
+
+        monkeypatch.setattr(engine, name, record)
+    server = start()
+
+    def take_long(session: Any, request: Any) -> bytes:
+        threading.Event().wait(0.5)
+        events.append("other")
+        return b"+other\r\n"
+
+    replace(server, b"ECHO", take_long)
+    other.append(connect(server))
+    scanning = connect(server)
+    scanning.send(encode("KEYS", "*"))
+    assert scanning.line() == b"*%d\r\n" % many_keys
+    for _ in range(2 * many_keys):
+        scanning.line()
+    assert other[0].resp() == b"+other\r\n"
+    after = events[events.index("other") :]
+    assert after[: after.index("commit")].count("page") > 1
 
 
 def test_a_connection_runs_nothing_else_during_its_long_command(many_keys: int, connect: Connect) -> None:
