@@ -145,12 +145,12 @@ def test_an_exchange_has_its_nodes_for_itself_for_a_while(node: Open, monkeypatc
     assert desk.responder.serves_another("c")
     assert not desk.responder.serves_another("b")
     assert exchange(third, desk) == BUSY
-    now[0] += module.SERVING_S
+    now[0] += module.SILENT_S
     assert not desk.responder.serves_another("c"), "it was cut"
     desk.answer(hello)
-    for _ in range(round(module.EXCLUSIVE_S / module.SERVING_S * 2)):
-        assert desk.responder.serves_another("c") == (now[0] < 100 + module.SERVING_S + module.EXCLUSIVE_S)
-        now[0] += module.SERVING_S / 2
+    for _ in range(round(module.EXCLUSIVE_S / module.SILENT_S * 2)):
+        assert desk.responder.serves_another("c") == (now[0] < 100 + module.SILENT_S + module.EXCLUSIVE_S)
+        now[0] += module.SILENT_S / 2
         desk.answer(hello)  # a pass that begins again is no new exchange
     assert exchange(there, desk) == ""
     assert exchange(third, desk) == "", "it is done"

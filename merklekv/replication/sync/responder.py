@@ -44,7 +44,8 @@ from merklekv.replication.sync.messages import (
 
 INLINE_BYTES: Final = 1024  # a record up to this size goes out at once, a larger one when it is wanted
 SERVING_S: Final = 1.0  # an exchange goes on if it had a step so recently
-EXCLUSIVE_S: Final = 20.0  # an exchange that goes on has the two nodes for itself for so long
+SILENT_S: Final = 5.0  # likewise, if something differs: its initiator rests, and one of the nodes may be busy
+EXCLUSIVE_S: Final = 50.0  # an exchange that goes on has the two nodes for itself for so long; SYNC waits longer
 BUSY: Final = "busy"
 ITSELF: Final = "itself"
 SLICE_INNER: Final = 32
@@ -94,7 +95,8 @@ class Responder:
 
     def is_serving(self, node: str) -> bool:
         """Predicate: does an exchange that this node has begun go on?"""
-        return time.monotonic() - self._serving.get(node, float("-inf")) < SERVING_S
+        patience = SILENT_S if node in self._began else SERVING_S
+        return time.monotonic() - self._serving.get(node, float("-inf")) < patience
 
     def serves_another(self, node: str) -> bool:
         """Predicate: does an exchange of another node go on, and not for EXCLUSIVE_S yet?"""
@@ -318,9 +320,8 @@ class Responder:
 
     def _keep_serving(self, *begun: str) -> None:
         """A request was answered.  Most do not name their node, so each keeps all exchanges alive, and `begun`."""
-        now = time.monotonic()
-        alive = [node for node, at in self._serving.items() if now - at < SERVING_S]
-        self._serving = dict.fromkeys([*alive, *begun], now)
+        alive = [node for node in self._serving if self.is_serving(node)]
+        self._serving = dict.fromkeys([*alive, *begun], time.monotonic())
         self._began = {node: at for node, at in self._began.items() if node in self._serving}
 
 
