@@ -17,7 +17,7 @@ from merklekv.replication.cluster.members import UnknownMember
 from merklekv.replication.cluster.presence import OFFLINE, ONLINE, Status
 from merklekv.replication.cluster.storage import load_members
 from merklekv.replication.sync import anti_entropy as module
-from merklekv.replication.sync import responder
+from merklekv.replication.sync import responder, schedule
 from merklekv.replication.sync.anti_entropy import Stopped
 from merklekv.replication.sync.messages import ExchangeRefused
 
@@ -141,6 +141,28 @@ def test_the_interval_brings_it_again(make: Make) -> None:
     wait_until(lambda: a.figure("exchange_completed"))
     b.engine.set(b"k", b"v")
     wait_until(lambda: a.engine.get(b"k") == b"v")
+
+
+def test_many_deletions_bring_it_before_the_interval_ends(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their tombstones wait for exchanges.  Those that stay because a member is away bring it no more often."""
+    monkeypatch.setattr(module, "DELETIONS_MAX", 9)
+    monkeypatch.setattr(module, "LOOK_S", 0.01)
+    monkeypatch.setattr(schedule, "NUDGE_S", 0)
+    a, b = make("a", addresses=["b:1"]), make("b")
+    a.start()
+    wait_until(lambda: a.figure("exchange_peers_in_sync"))
+    away = make("away")
+    a.anti_entropy.on_status(away.status(OFFLINE))
+    wait_until(lambda: a.figure("members") == 3)
+    completed = a.figure("exchange_completed")
+    for number in range(3):
+        for key in range(10):
+            a.engine.set(b"%d %d" % (number, key), b"v")
+            a.engine.delete(b"%d %d" % (number, key))
+        wait_until(lambda: b.engine.tombstone_count == a.engine.tombstone_count)
+    wait_until(lambda: a.figure("exchange_peers_in_sync") and not a.figure("exchange_running"))
+    assert a.engine.tombstone_count == 30
+    assert a.figure("exchange_completed") - completed <= 6
 
 
 def test_a_peer_that_is_away_is_found_again(make: Make, net: Net, caplog: pytest.LogCaptureFixture) -> None:

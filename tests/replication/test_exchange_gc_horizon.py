@@ -50,6 +50,26 @@ def test_a_tombstone_goes_when_all_have_it_and_not_before(nodes: list[Node]) -> 
     assert a.records() == {}
 
 
+def test_keys_that_are_set_and_deleted_for_ever_leave_no_more_and_travel_once(nodes: list[Node]) -> None:
+    """However long it goes on, a node has the tombstones of the last few rounds, and takes each tombstone once."""
+    a, rounds, keys = nodes[0], 30, 20
+    taken = 0
+    for number in range(rounds):
+        for key in range(keys):
+            a.engine.set(b"%d %d" % (number, key), b"v" * 100)
+            a.delete(b"%d %d" % (number, key))
+        set_clocks(*nodes)
+        for first, second in ((0, 1), (0, 2), (1, 2)):
+            report = exchange(nodes[first], nodes[second])
+            taken += report.keys_sent + report.keys_received
+        for node in nodes:
+            while node.engine.collect_tombstones():
+                pass
+            assert node.engine.tombstone_count <= 2 * keys
+    assert taken <= 2 * rounds * keys
+    settle(nodes)
+
+
 def test_the_horizon_never_passes_what_a_member_has_applied(nodes: list[Node]) -> None:
     a, b, c = nodes
     meet_all(nodes)

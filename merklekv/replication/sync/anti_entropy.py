@@ -1,6 +1,7 @@
 """Anti-entropy: exchanges with every peer, again and again, so that all nodes agree, whatever messages were lost.
 
-    interval, start, a gap, a lost session, presence  -> schedules -> thread: exchange, rest, exchange, ...
+    interval, start, a gap, a lost session, presence, many deletions
+                                                      -> schedules -> thread: exchange, rest, exchange, ...
     SYNC                                              -> the caller's thread: exchange
     messages of another node                          -> `answer`, in the server's worker, in slices
 
@@ -47,6 +48,8 @@ STOP_S: Final = 1.0
 BUSY_RETRY_S: Final = 0.2
 BUSY_PATIENCE_S: Final = 60.0  # of SYNC
 RETRY_S: Final = 1.0
+DELETIONS_MAX: Final = 20_000  # since the last exchange with a peer: their tombstones wait for the next one
+LOOK_S: Final = 1.0  # how often they are looked at
 _ELSEWHERE: Final = "node {} announces it and has to announce another one: set replication.advertise_address there"
 
 
@@ -236,14 +239,24 @@ class AntiEntropy:
         """Wait for something to do; the address to exchange with, if that is due."""
         with self._changed:
             now = time.monotonic()
+            self._look_at_deletions(now)
             peer = self._peers.next_due(now)
             if peer is not None and (self._responder.is_serving(peer.node) or self._is_engaged(peer.node)):
                 peer.schedule.put_off(now)
                 return None
             is_idle = peer is None and not self._statuses and not self._may_collect
             if is_idle and not self.worker.is_stopping:
-                self._changed.wait(self._peers.wait_s(now))
+                wait_s = self._peers.wait_s(now)
+                self._changed.wait(None if wait_s is None else min(wait_s, LOOK_S))
             return peer.address if peer is not None else None
+
+    def _look_at_deletions(self, now: float) -> None:
+        """Exchange before long with the peers that many deletions wait for."""
+        tombstones = self._engine.tombstone_count
+        for peer in self._peers.all():
+            peer.tombstones = min(peer.tombstones, tombstones)
+            if peer.in_sync and tombstones - peer.tombstones > DELETIONS_MAX:
+                peer.schedule.nudge(now)
 
     def _take_statuses(self) -> None:
         """Add the nodes that have announced themselves to the members."""
@@ -271,6 +284,7 @@ class AntiEntropy:
             for peer in self._peers.of(identity.node):
                 if peer.node and peer.address not in self._running:
                     peer.mark_in_sync()
+                    peer.tombstones = self._engine.tombstone_count
                     peer.schedule.serve(time.monotonic())
         self._collect_soon()
 
@@ -318,6 +332,7 @@ class AntiEntropy:
         """One exchange to its end; its peer shows the outcome."""
         self._engine.begin()  # a thread of SYNC may have met a shortage in its last exchange
         with self._turn(address) as peer:
+            tombstones = self._engine.tombstone_count
             try:
                 report = self._carry_out(address, share_percent, full, verify)
             except (Stopped, StorageFailed):
@@ -330,6 +345,7 @@ class AntiEntropy:
                 log.info("in sync with node %s at %s: %s", report.node, address, _summary(report))
             with self._changed:
                 peer.succeed(report)
+                peer.tombstones = tombstones
         self._collect_soon()
         return report
 

@@ -37,6 +37,7 @@ class ExchangePeer:
     duration_s: float = 0.0  # of the last complete one
     succeeded_at: float = 0.0  # wall clock, s; 0: never
     in_sync: bool = False  # as of the last exchange, with no reason since to think otherwise
+    tombstones: int = 0  # how many this node had at the last exchange, or the fewest since
     error: str = ""  # of the last one, if it failed
 
     def succeed(self, report: ExchangeReport) -> None:
