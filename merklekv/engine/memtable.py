@@ -107,6 +107,8 @@ class Memtable:
 
     def group(self) -> bool:
         """A slice of putting keys into their groups; True when all keys are there."""
+        if self._to_group.all_taken(self.records):
+            return True
         for key in self._to_group.take(self.records):
             self._groups[xxh3_64_intdigest(key) >> GROUP_SHIFT].append(key)
         return self._to_group.all_taken(self.records)
