@@ -1,17 +1,19 @@
 """Keys that are set and deleted, different ones all the time: what stays of them on disk and in memory.
 
-    python benchmarks/churn.py [--keys 1000000] [--nodes 1 --nodes 3] [--memtable-size 64MiB] [--results DIR]
+    python benchmarks/churn.py [--keys 1000000] [--rate 1000] [--nodes 1 --nodes 3] [--broker] [--results DIR]
 
 Sets and deletes so many different keys, SET_AHEAD of them alive at a time, at one node, which is alone or exchanges
-with two others.  After the first tenth and at the end it waits until the nodes rest, and notes for the node that takes
-the writes: bytes on disk, tombstones, and how long a start after kill -9 takes.  A target is the ratio of the two.  The
-plot shows disk and tombstones over the keys, also in between.
+with two others; with --broker they also replicate over a Mosquitto.  After the first tenth and at the end it waits
+until all nodes rest, and notes for the node that takes the writes: bytes on disk, tombstones, and how long a start
+after kill -9 takes.  A target is the ratio of the two.  The plot shows disk and tombstones over the keys, also in
+between.  Without a rate the client sends as fast as it can.
 
 The nodes exchange each second, which is faster than by default; what is measured is space, not speed.
 """
 
 import argparse
 import json
+import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ import matplotlib as mpl
 from figure import status
 from nodes import bytes_on_disk, make_node
 
+from merklekv.harness.broker import OPEN, Mosquitto
 from merklekv.harness.process import HOST, Node, free_port
 from merklekv.net.client import Client
 
@@ -30,8 +33,8 @@ VALUE = b"v" * 100
 SET_AHEAD = 1000  # keys alive at a time
 SAMPLES = 40  # of disk and tombstones, over all keys
 POLL_S = 0.5
-CALM_S = 12.0  # disk and tombstones are the same for so long: the node rests, its log is in the base
-GIVE_UP_S = 120.0
+CALM_S = 12.0  # disk and tombstones are the same for so long: the nodes rest, their logs are in the base
+GIVE_UP_S = 300.0
 RATIO_MAX = 1.2
 EMPTY_BYTES = 8 << 20  # what a node without any data takes on disk at most: 4 MiB each for the log and the base
 EMPTY_START_S = 0.5  # and for a start
@@ -68,33 +71,38 @@ class Run:
         }
 
 
-def sample(node: Node, directory: Path, keys: int) -> Sample:
+def sample(node: Node, keys: int) -> Sample:
     """What the node has now."""
     while "db_tombstones" not in (figures := status(node)):  # it counts for a while after a start
         time.sleep(POLL_S)
-    return Sample(keys, bytes_on_disk(directory), int(figures["db_tombstones"]))
+    return Sample(keys, bytes_on_disk(node.directory), int(figures["db_tombstones"]))
 
 
-def at_rest(node: Node, directory: Path, keys: int, calm_s: float) -> Sample:
-    """What the node has once nothing changes any more, and how long it takes to start on that."""
+def at_rest(nodes: list[Node], keys: int, calm_s: float) -> Sample:
+    """What the first node has once nothing changes on any of them, and how long it takes to start on that.
+
+    One that only gives records in an exchange changes nothing: the others show that it goes on.
+    """
     began = calm_since = time.monotonic()
-    last = sample(node, directory, keys)
+    last = [sample(node, keys) for node in nodes]
     while time.monotonic() - calm_since < calm_s and time.monotonic() - began < GIVE_UP_S:
         time.sleep(POLL_S)
-        now = sample(node, directory, keys)
+        now = [sample(node, keys) for node in nodes]
         if now != last:
             last, calm_since = now, time.monotonic()
-    node.kill()
+    nodes[0].kill()
     began = time.perf_counter()
-    node.start()
-    last.start_s = time.perf_counter() - began
-    return last
+    nodes[0].start()
+    last[0].start_s = time.perf_counter() - began
+    return last[0]
 
 
-def churn(node: Node, first: int, count: int) -> Iterator[int]:
-    """Sets and deletes so many different keys; yields how many are done, now and then."""
+def churn(node: Node, first: int, count: int, rate: float) -> Iterator[int]:
+    """Sets and deletes so many different keys, at most `rate` a second; yields how many are done, now and then."""
+    began = time.monotonic()
     with Client(HOST, node.port) as client:
         for at in range(first, first + count, SET_AHEAD):
+            time.sleep(max(0.0, began + (at - first) / rate - time.monotonic()))
             keys = [b"key:%012d" % number for number in range(at, min(at + SET_AHEAD, first + count))]
             client.send([(b"SET", key, VALUE) for key in keys])
             for _ in keys:
@@ -105,37 +113,42 @@ def churn(node: Node, first: int, count: int) -> Iterator[int]:
             yield at + len(keys)
 
 
-def measure(keys: int, nodes: int, directory: Path, memtable_size: str, calm_s: float) -> Run:
+def measure(nodes: int, directory: Path, given: argparse.Namespace) -> Run:
     """One run."""
+    keys = given.keys
     ports = [free_port() for _ in range(nodes)]
     going: list[Sample] = []
     with ExitStack() as stack:
-        places = [directory / f"{nodes}-{number}" for number in range(nodes)]
+        broker = stack.enter_context(Mosquitto(directory, *OPEN)) if given.broker and nodes > 1 else None
         servers = []
-        for place, port in zip(places, ports, strict=True):
+        for number, port in enumerate(ports):
             settings = {
                 "durability": "everysec",
-                "memtable_size": memtable_size,
+                "memtable_size": given.memtable_size,
                 "anti_entropy__interval_seconds": "1",
                 "anti_entropy__share_percent": "50",
             }
             if peers := [f"{HOST}:{other}" for other in ports if other != port]:
                 settings["anti_entropy__peer_list"] = ",".join(peers)
-            server = make_node(place, **settings)
+            if broker is not None:
+                settings["replication__enabled"] = "true"
+                settings["replication__mqtt_broker"] = HOST
+                settings["replication__mqtt_port"] = str(broker.port)
+                settings["replication__client_id"] = f"n{number}"
+            server = make_node(directory / f"{nodes}-{number}", **settings)
             server.port = port
             servers.append(stack.enter_context(server))
-        node, place = servers[0], places[0]
 
         def go_on(first: int, count: int) -> None:
             due = keys // SAMPLES
-            for done in churn(node, first, count):
+            for done in churn(servers[0], first, count, given.rate):
                 if done - (going[-1].keys if going else 0) >= due:
-                    going.append(sample(node, place, done))
+                    going.append(sample(servers[0], done))
 
         go_on(0, keys // 10)
-        start = at_rest(node, place, keys // 10, calm_s)
+        start = at_rest(servers, keys // 10, given.calm)
         go_on(keys // 10, keys - keys // 10)
-        return Run(nodes, going, start, at_rest(node, place, keys, calm_s))
+        return Run(nodes, going, start, at_rest(servers, keys, given.calm))
 
 
 def plot(runs: list[Run], path: Path) -> None:
@@ -180,6 +193,10 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--keys", type=int, default=1_000_000)
+    parser.add_argument(
+        "--rate", type=float, default=math.inf, help="keys a second at most; as fast as it goes otherwise"
+    )
+    parser.add_argument("--broker", action="store_true", help="replicate over a Mosquitto, too")
     parser.add_argument("--nodes", type=int, action="append", help="how many nodes; may be repeated (1 and 3)")
     parser.add_argument("--memtable-size", default="64MiB")
     parser.add_argument("--calm", type=float, default=CALM_S, help="seconds without a change, after which a node rests")
@@ -189,7 +206,7 @@ def main() -> None:
     runs = []
     with tempfile.TemporaryDirectory(dir=given.directory, prefix="merklekv-churn-") as directory:
         for nodes in given.nodes or [1, 3]:
-            runs.append(measure(given.keys, nodes, Path(directory), given.memtable_size, given.calm))
+            runs.append(measure(nodes, Path(directory), given))
             show(runs[-1])
     given.results.mkdir(parents=True, exist_ok=True)
     (given.results / "churn.json").write_text(json.dumps([asdict(run) | {"ratios": run.ratios()} for run in runs]))
