@@ -8,11 +8,16 @@ from typing import Any
 
 import cbor2
 import pytest
+from fixtures.broker import Broker, BrokerFactory, Wire
+from fixtures.cluster import make_event
+from fixtures.support import wait_until
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.options import MIN_MEMTABLE_SIZE
+from merklekv.errors import DiskFull
 from merklekv.metrics import values_of
 from merklekv.replication.cluster.presence import Status
+from merklekv.replication.stream import inbox as inbox_module
 from merklekv.replication.stream.inbox import Delivery
 from merklekv.replication.stream.mqtt import BrokerSettings
 from merklekv.replication.stream.replicator import Replicator
@@ -23,7 +28,7 @@ NOW_NS = 1_790_000_000 * 10**9
 class Site:
     """An engine with its replicator, which is not started, and the node around it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, broker: Broker | None = None) -> None:
         self.engine = Engine(
             path,
             durability="never",
@@ -34,8 +39,10 @@ class Site:
         )
         self.gaps: list[tuple[str, str]] = []
         self.defective = False
-        broker = BrokerSettings("127.0.0.1", 1, "test", "a")
-        self.replicator = Replicator(self.engine, broker, self, address="a:1", heartbeat_s=10, store_id="")
+        settings = BrokerSettings("127.0.0.1", broker.port if broker else 1, "test", "a")
+        self.replicator = Replicator(
+            self.engine, settings, self, address="a:1", heartbeat_s=0.1 if broker else 10, store_id=""
+        )
 
     def is_removed(self, node: str, store_id: str) -> bool:
         return False
@@ -118,3 +125,35 @@ def test_an_overflow_is_counted(site: Site) -> None:
     site.replicator._outbox.oldest_timestamp()
     assert site.counted() == {'replication_gaps{reason="overflow"}': 1}
     assert site.gaps == [("", "overflow")]
+
+
+@pytest.mark.replication
+def test_a_full_disk_is_not_taken_for_a_silent_subscription(
+    tmp_path: Path, broker_factory: BrokerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker waits for acknowledgements, so nothing comes any more, no heartbeat either."""
+    monkeypatch.setattr(inbox_module, "RETRY_S", 0.1)
+    broker = broker_factory("allow_anonymous true", "max_inflight_messages 5")
+    site = Site(tmp_path / "data", broker)
+    wire = Wire(broker, "test")
+
+    def fail(*_: object, **__: object) -> None:
+        raise DiskFull("disk full, write not stored")
+
+    def figure(name: str) -> int:
+        return int(values_of(*site.replicator.metrics())[name])
+
+    try:
+        monkeypatch.setattr(site.engine, "merge", fail)
+        site.replicator.start()
+        wait_until(lambda: values_of(*site.replicator.metrics())["replication_state"] == "connected")
+        for number in range(10):
+            wire.publish("test/outsider/events", cbor2.dumps(make_event(f"k{number}")))
+        wait_until(lambda: figure("inbox_waits") > 25)
+        assert figure("broker_subscription_silent") == 0
+        assert ("", "subscription silent") not in site.gaps
+    finally:
+        monkeypatch.undo()
+        wire.close()
+        site.replicator.stop(5)
+        site.engine.close()

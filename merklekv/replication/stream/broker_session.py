@@ -400,7 +400,9 @@ class BrokerSession:
         if now >= self._status_at:
             self._status_at = now + STATUS_EVERY_S
             self._publish_status()
-        if now - self._event_received > HEARTBEATS_MISSED_MAX * self._heartbeat_s and not self._inbox.is_full:
+        if not self._inbox.is_idle:  # on a full disk, for example: the broker delivers no more before acknowledgements
+            self._event_received = now
+        if now - self._event_received > HEARTBEATS_MISSED_MAX * self._heartbeat_s:
             self._counters.broker_subscription_silent += 1
             self._event_received = now
             self._report("silent", "our own heartbeat does not come back; may this node read the events topics?")
