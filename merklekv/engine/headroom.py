@@ -17,14 +17,19 @@ The reserve file (`log/.reserve`) holds space that other programs cannot take an
 With the free pages of the base it has `kept` bytes, or growing writes are refused.  It is deleted when a checkpoint, an
 urgent write or a compaction finds no space, and made again when there is some.  Its content and its presence mean
 nothing, so no crash can harm it.
+
+A quota of a user does not show in what is free.  When the file system refuses what should fit (`is_limited`), only a
+trial tells whether there is space again.
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from merklekv.engine.base import Base, BaseWriter
 from merklekv.files import FILE_MODE
+from merklekv.shortage import NO_ROOM
 
 KEPT: Final = 8 << 20  # bytes; see `transaction_keys`
 SHORT_LOG: Final = 8  # a log below this part of `kept` is short: a checkpoint of it would not give back much
@@ -58,6 +63,7 @@ class Headroom:
 
     def __init__(self, log_directory: Path, end_lsn: int) -> None:
         self.is_short = False  # whether the last growing write that asked was refused
+        self.is_limited = False  # whether the file system has refused what should fit: by a quota, or a limit on files
         self.releases = 0  # how often the reserve was given up
         self._directory = log_directory
         self._path = log_directory / RESERVE_FILE
@@ -87,7 +93,8 @@ class Headroom:
     def has_space(self, end_lsn: int, size: int) -> bool:
         """Whether `size` more bytes of log would be admitted, and a little more is free on the disk."""
         kept, free = self._look()
-        return free >= size + kept // SPARE and self.admits(end_lsn + size, size)
+        has_space = free >= size + kept // SPARE and self.admits(end_lsn + size, size)
+        return has_space and (not self.is_limited or self._try(size + kept // SPARE))
 
     def admits_urgent(self, end_lsn: int, growth: int, is_blocked: bool) -> bool:
         """Likewise for an urgent write; `is_blocked`: no checkpoint can be made."""
@@ -137,13 +144,18 @@ class Headroom:
     def lend(self, size: int) -> None:
         """Gives the reserve file up for a compaction if `size` bytes are free then; `keep` makes it again."""
         _, free = self._look()
-        if free < size <= free + self._reserved:
+        if self.is_limited or free < size <= free + self._reserved:
             self.release()
 
     @property
     def kept(self) -> int:
         """Bytes that are kept on this disk."""
         return self._look()[0]
+
+    @property
+    def free(self) -> int:
+        """Bytes that the file system has free."""
+        return self._look()[1]
 
     def _lacking(self, kept: int) -> int:
         """Bytes that the reserve file lacks."""
@@ -157,14 +169,27 @@ class Headroom:
     def _make(self, kept: int, free: int) -> None:
         """Makes the reserve file as large as it has to be, or as the disk allows."""
         more = min(self._lacking(kept), free - kept // SPARE)
-        if more <= 0:
-            return
+        if more > 0:
+            self._extend(more)
+            self._reserved = _size(self._path)  # maybe only a part
+
+    def _try(self, size: int) -> bool:
+        """Whether the file system really has so many bytes."""
+        has_room = self._extend(size)
+        with suppress(OSError):
+            os.truncate(self._path, self._reserved)
+        return has_room
+
+    def _extend(self, more: int) -> bool:
+        """Makes the reserve file longer; whether the file system let it."""
         try:
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
             try:
                 os.posix_fallocate(fd, 0, self._reserved + more)
             finally:
                 os.close(fd)
-            self._reserved += more
-        except OSError:  # no descriptor, a quota: the next time
-            self.release()
+        except OSError as error:  # or no descriptor: the next time
+            self.is_limited = self.is_limited or error.errno in NO_ROOM
+            return False
+        self.is_limited = False
+        return True

@@ -17,7 +17,7 @@ from fixtures.crash_harness import LARGE_VALUE, LARGE_VALUES, SMALL_MEMTABLE, Vi
 from fixtures.node import NodeFactory
 from fixtures.support import wait_until
 
-from merklekv.engine.checkpoint import checkpointer, space
+from merklekv.engine.checkpoint import compactor, space
 from merklekv.engine.headroom import RESERVE_FILE
 from merklekv.errors import DiskFull
 from merklekv.exit_codes import EXIT_UNWRITABLE
@@ -189,13 +189,13 @@ def test_a_compaction_that_finds_no_room_changes_nothing(
             engine.set(b"%06d" % number, b"")
             engine.delete(b"%06d" % (number + 1))
         expected = engines.everything(engine)
-        monkeypatch.setattr(checkpointer, "require_room", lambda base: disk.fill(spare))
+        monkeypatch.setattr(compactor, "require_room", lambda base: disk.fill(spare))
         monkeypatch.setattr(space, "SMALLEST", 0)
         with pytest.raises((DiskFull, OSError), match=NO_ROOM):
             engine.checkpointer.compact_base()
         assert not engine.directory.new_base.exists()
         disk.free()
         assert engines.everything(engine) == expected
-        monkeypatch.setattr(checkpointer, "require_room", lambda base: None)
+        monkeypatch.setattr(compactor, "require_room", lambda base: None)
         engine.compact_now(lambda done, total: None)
         assert engines.everything(engine) == expected

@@ -5,6 +5,7 @@ On a real small file system, with the real checkpoint process.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from fixtures import engines
 from fixtures.support import wait_until
 
-from merklekv.engine.checkpoint import space
+from merklekv.engine.checkpoint import compactor, space
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import OP_DEL, OP_SET
 from merklekv.engine.headroom import RESERVE_FILE
@@ -194,6 +195,50 @@ def test_a_compaction_of_a_full_disk(disk: Disk, monkeypatch: pytest.MonkeyPatch
         wait_until(lambda: engine.checkpointer.compactions == 1, what="the compaction")
         wait_until(lambda: reserve.exists() and reserve.stat().st_size > DISK_SIZE // 5, what="the reserve file")
         assert len(fill(engine, "again")) > 1000
+
+
+def test_an_emptied_disk_is_compacted(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although the last deletions fill no memtable: what they delete may be what the new base has no room for."""
+    monkeypatch.setattr(compactor, "RETRY_S", 0.1)
+    monkeypatch.setattr(compactor, "RETRY_MAX_S", 0.1)
+    with opened(disk) as engine:
+        delete(engine, fill(engine, "k", b"v" * 50))
+        wait_until(lambda: engine.checkpointer.compactions and engine.table.base.live == 0, what="the compaction")
+        assert sum(engine.table.base.space) < 1 << 18
+
+
+def test_a_quota_that_does_not_show_in_what_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log and the reserve file get no more than the quota; the log says why, and when there is space again."""
+    quota, fallocate = 20 << 20, os.posix_fallocate
+
+    def limited(fd: int, offset: int, size: int) -> None:
+        used = sum(path.stat().st_blocks * 512 for path in (tmp_path / "data" / "log").iterdir())
+        if used - os.fstat(fd).st_blocks * 512 + offset + size > quota:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        fallocate(fd, offset, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", limited)
+    with opened(Disk(tmp_path)) as engine:
+        monkeypatch.setattr(engine.checkpointer, "freeze", lambda: None)  # the base has no part in it
+        engine.checkpointer.worker.stop(0)
+        keys = fill(engine, "k")
+        fill_up(engine)
+        with pytest.raises(DiskFull):
+            engine.set(b"k", VALUE)
+        said = [record.getMessage() for record in caplog.records]
+        assert len(said) == 1
+        assert "disk full for this user, though " in said[0]
+        assert "(a quota, or a limit on the size of files): writes are refused" in said[0]
+        delete(engine, keys[:5000])
+        assert len(caplog.records) == 1
+        quota = 100 << 20
+        engine.set(b"k", VALUE)
+        engine.commit()
+        assert [record.getMessage() for record in caplog.records[1:]] == [
+            f"{tmp_path}/data: there is space again, writes are stored"
+        ]
 
 
 def test_merged_deletions_pass_records_that_find_no_room(disk: Disk) -> None:

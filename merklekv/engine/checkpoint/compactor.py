@@ -45,6 +45,7 @@ class Compactor:
         self._child = child
         self._rule = CompactionRule()
         self._not_before = 0.0  # the next look, also if a checkpoint is finished earlier
+        self._ask_at = 0.0  # no checkpoint is asked for before that: it would make no more room than the last
         self._retry_s = RETRY_S
         self._put_off_for: type[Exception] | None = None  # why the last one was not finished
 
@@ -73,9 +74,18 @@ class Compactor:
             if type(error) is not self._put_off_for:
                 log.warning("the compaction of the base was not finished: %s; it is tried again later", error)
             self._put_off_for = type(error)
-            self.look_at = time.monotonic() + self._retry_s
-            self._not_before = 0.0 if isinstance(error, NoRoom) else self.look_at  # a checkpoint may make room
-            self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
+            self._try_later(may_make_room=isinstance(error, NoRoom))
+
+    def _try_later(self, may_make_room: bool) -> None:
+        """After some time; or after a checkpoint, which `may_make_room`: it takes in deletions of the log."""
+        now = time.monotonic()
+        self.look_at = now + self._retry_s
+        self._not_before = 0.0 if may_make_room else self.look_at
+        if may_make_room and now >= self._ask_at:
+            self._ask_at = self.look_at
+            with self._lock:
+                self._full_disk.ask_for_checkpoint()
+        self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
 
     def compact(self, progress: Progress = lambda done, total: None) -> None:
         """Writes the base anew, and swaps the two.

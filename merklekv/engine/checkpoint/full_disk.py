@@ -28,14 +28,14 @@ TRY_MAX_S: Final = 0.2
 class FullDisk:
     """Answers the log when it needs space, see `start`.  The caller holds the engine's lock.
 
-    `ask_for_checkpoint` is called when `is_due` becomes true.  `may_wait`: whether the checkpointer makes any.
+    `wake_checkpointer` is called when `is_due` becomes true.  `may_wait`: whether there will be checkpoints.
     """
 
     def __init__(
         self,
         table: Table,
         retention: Retention,
-        ask_for_checkpoint: Callable[[], None],
+        wake_checkpointer: Callable[[], None],
         may_wait: Callable[[], bool],
     ) -> None:
         self.headroom = Headroom(table.log.directory, table.log.end_lsn)
@@ -45,7 +45,7 @@ class FullDisk:
         self._log = table.log
         self._gate = table.gate
         self._retention = retention
-        self._ask_for_checkpoint = ask_for_checkpoint
+        self._wake_checkpointer = wake_checkpointer
         self._may_wait = may_wait
         self._is_full = False  # writes are refused
         self._state = StateLog(log)  # of that
@@ -58,6 +58,14 @@ class FullDisk:
         self.headroom.measure(self._table.base)
         self.headroom.keep()
         self._log.admits, self._log.make_room = self._admits, self._make_room
+
+    def ask_for_checkpoint(self) -> bool:
+        """Has all that there is checkpointed, unless something is being checkpointed; whether there is anything."""
+        if self._table.frozen or self._log.is_empty:
+            return False
+        self.is_due = True
+        self._wake_checkpointer()
+        return True
 
     @property
     def needs_checkpoint(self) -> bool:
@@ -97,22 +105,29 @@ class FullDisk:
         Raises Stalled if the caller `waits` and a checkpoint may make some.
         """
         if waits and self._gate.checkpoint_shortage is None and self._may_wait():
-            if not self._table.frozen and not self._log.is_empty and (urgent or self._may_try):
-                self.is_due = self._is_trying = True
-                self._ask_for_checkpoint()
+            if urgent or self._may_try:
+                self._is_trying = self.ask_for_checkpoint() or self._is_trying
             if self._table.frozen or self.is_due:
                 self._gate.awaits_space = True
                 self._gate.update()
                 raise Stalled("the disk is full, writes wait for a checkpoint")
         if (urgent and self.headroom.release()) or self._drop_retained():
             return True
+        if not self.headroom.is_short:
+            self.headroom.is_limited = True  # it should have fitted
         if self._is_full or not self._has_space(0):
             self._is_full = True
             self._state.lasts(
-                f"{self._path}: disk full: writes are refused; deletions may use the {self.headroom.kept >> 20} MiB "
-                "that are kept for them"
+                f"{self._path}: disk full{self._hint()}: writes are refused; deletions may use the "
+                f"{self.headroom.kept >> 20} MiB that are kept for them"
             )
         return False
+
+    def _hint(self) -> str:
+        free = self.headroom.free
+        if not self.headroom.is_limited or free < self.headroom.kept:
+            return ""
+        return f" for this user, though {free >> 20} MiB are free (a quota, or a limit on the size of files)"
 
     @property
     def _may_try(self) -> bool:

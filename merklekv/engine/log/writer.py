@@ -107,9 +107,12 @@ class Log:
         if size > PAYLOAD_SIZE_MAX:
             raise InvalidArgument(f"{size} bytes in one commit: at most {PAYLOAD_SIZE_MAX}; commit more often")
         needed = self.position + _HEADER + size
-        while not (self._admit(needed) or (urgent and self._admit_urgent(needed, waits))):
+        is_admitted = self._admit(needed) or (urgent and self._admit_urgent(needed, waits))
+        while not is_admitted:
             if not self.make_room(urgent, waits):
                 raise DiskFull("disk full, write not stored")
+            # An urgent write takes that room before `admits` of other writes can keep it.
+            is_admitted = self._admit_urgent(needed, waits) if urgent else self._admit(needed)
 
     def _admit(self, needed: int) -> bool:
         """Lets all writes go up to `needed` in this segment, and ahead of that where there is room."""
