@@ -36,7 +36,7 @@ Entry
     record     4    length
     key, record     `truncate`: no key; the record is the truncation version, 24 bytes
                     `origin`: the key is the id of the node that the remote entries behind it came from; no record
-                    `del`: a tombstone; on a lone node, with bit 7, a purge marker, so it is not published
+                    `del`: a tombstone; on a lone node, with bit 7, a purge marker: it is not published
                     `metadata` (always with bit 7): the key is a name, the record its value; the newest counts
                     `purge` (always with bit 7): the record is a purge marker
                     `repair` (always with bit 7): the key is a bucket (2 bytes), the record one of its keys that the

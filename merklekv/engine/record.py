@@ -10,8 +10,9 @@ The first 41 bytes are the head, the rest is the body.  Versions compare as byte
 id (the 16 bytes behind the timestamp) breaks ties.  Records compare like their versions, because a record begins with
 its version.  The digest is the record's checksum and its term in the Merkle tree; it covers what a merge compares.
 
-A purge marker (a version, flags 5, sixteen zeros) stands for a tombstone that was collected.  It hides the record in
-older layers, has no term in the tree, and ends in the base together with the record that it hides.
+A purge marker (a version, flags 5, sixteen zeros) stands for a tombstone that was collected, or for a record that a
+lone node has deleted; then the time of the deletion follows (8, nanoseconds), for people.  It hides the record in older
+layers, has no term in the tree, and ends in the base together with the record that it hides.
 
 An expiry is reserved: the codec carries it, and merges refuse it.
 
@@ -71,6 +72,16 @@ def make_record(
 def purge_marker(record: bytes) -> bytes:
     """The purge marker for a record or for a version."""
     return record[:VERSION_SIZE] + PURGE_MARKER_TAIL
+
+
+def deletion_marker(record: bytes, time: int) -> bytes:
+    """The purge marker for a record that is deleted at this time, ns."""
+    return purge_marker(record) + time.to_bytes(TIMESTAMP_SIZE, "big")
+
+
+def deleted_at(marker: bytes) -> int | None:
+    """The time, ns, in a purge marker of `deletion_marker`."""
+    return int.from_bytes(marker[VALUE_AT:], "big") if len(marker) > HEAD_SIZE else None
 
 
 def is_sound(key: bytes, record: bytes) -> bool:

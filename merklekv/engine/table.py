@@ -58,6 +58,7 @@ from merklekv.engine.record import (
     RECORD_OVERHEAD,
     TOMBSTONE,
     VALUE_AT,
+    deletion_marker,
     head_of,
     is_live,
     is_purge_marker,
@@ -455,10 +456,7 @@ class Table:
 
     def delete(self, key: bytes, old: bytes) -> None:
         """Like `purge`, but for a client: the log has a deletion, of now."""
-        version = self.clock.next()
-        if version <= old and not self._is_corrupt_version(key, old):
-            version = self.clock.after(old)
-        self._hide(OP_DEL, key, old, purge_marker(version))
+        self._hide(OP_DEL, key, old, deletion_marker(old, self.clock.gate.wall()))
 
     def _hide(self, op: int, key: bytes, old: bytes, marker: bytes) -> None:
         self.append(op | REMOTE, key, marker)

@@ -79,7 +79,10 @@ def test_every_field_counts_in_the_digest(key: bytes, version: bytes, value: byt
 
 @given(keys, versions, values)
 def test_a_purge_marker_keeps_the_version(key: bytes, version: bytes, value: bytes) -> None:
-    for marker in (codec.purge_marker(version), codec.purge_marker(make_record(key, version, value))):
+    record = make_record(key, version, value)
+    times = {codec.purge_marker(version): None, codec.purge_marker(record): None, codec.deletion_marker(record, 7): 7}
+    for marker, time in times.items():
+        assert codec.deleted_at(marker) == time
         assert codec.version_of(marker) == version
         assert codec.is_purge_marker(marker)
         assert codec.is_tombstone(marker)

@@ -317,6 +317,28 @@ def test_a_truncation_brings_no_purged_record_back(place: str, end: str, make_en
     assert engine.get(b"k") == b"new"
 
 
+def test_a_lone_deletion_under_a_wrong_clock_stamps_nothing_in_the_future(make_engine: Make) -> None:
+    """The time in its purge marker is for people: it moves neither the clock nor what is written after it."""
+    wall = Wall()
+    engine = make_engine(wall_clock=wall)
+    engine.set(b"k", b"v")
+    wall.now += 10**18
+    engine.delete(b"k")
+    wall.now -= 10**18
+    for end in ("at once", "after a start"):
+        assert engine.clock.newest == NOON, end
+        assert timestamp_of(engine.table.newest()) == NOON
+        engine.commit()
+        engine.close()
+        engine = make_engine(wall_clock=wall)
+    engine.set(b"k", b"new")
+    record = engine.record(b"k")
+    assert record is not None
+    assert timestamp_of(record) <= NOON + 1
+    engine.checkpoint_now()
+    assert engine.get(b"k") == b"new"
+
+
 def test_a_deleted_key_is_set_after_the_wall_was_set_back(make_engine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the cost of any write: its purge marker has no digest, and is no damaged record all the same."""
     wall = Wall()

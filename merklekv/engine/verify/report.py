@@ -14,6 +14,7 @@ VIOLATIONS_MAX: Final = 200  # sentences; what comes after is counted
 STEPS_PER_REPORT: Final = 4096
 SHOWN_KEY_SIZE: Final = 60
 PURGE_MARKER_TAIL: Final = b"\x05" + bytes(16)  # flags and digest of a marker
+DELETION_TIME_SIZE: Final = 8  # behind that, in one of a lone node's deletion
 
 Progress = Callable[[int, int], None]
 Note = Callable[[str], None]
@@ -95,8 +96,9 @@ def marker_violations(key: bytes, record: bytes, truncation: bytes) -> Iterator[
     """What is wrong with a purge marker."""
     if not 1 <= len(key) <= KEY_SIZE_MAX:
         yield f"the key has {len(key)} bytes, expected 1 to {KEY_SIZE_MAX}"
-    if (rest := record.removeprefix(version_of(record))) != PURGE_MARKER_TAIL:
-        yield f"the marker ends in {rest.hex()}, expected {PURGE_MARKER_TAIL.hex()}"
+    rest = record.removeprefix(version_of(record))
+    if not rest.startswith(PURGE_MARKER_TAIL) or len(rest) - len(PURGE_MARKER_TAIL) not in (0, DELETION_TIME_SIZE):
+        yield f"the marker ends in {rest.hex()}, expected {PURGE_MARKER_TAIL.hex()}, and maybe a time of 8 bytes"
     yield from _version_violations(record, truncation)
 
 

@@ -26,7 +26,7 @@ from merklekv.engine.format import (
 )
 from merklekv.engine.log.reader import DirectorySource, LogGone, LogReader, LogSource
 from merklekv.engine.log.segment import LogFrame, list_segments, segment_path
-from merklekv.engine.record import is_purge_marker, timestamp_of, value_of
+from merklekv.engine.record import deleted_at, is_purge_marker, timestamp_of, value_of, version_of
 from merklekv.engine.verify.reference import Entry, read_entries
 from merklekv.errors import Corruption
 from merklekv_tool.errors import FileError
@@ -71,8 +71,16 @@ class Event(NamedTuple):
 
     @property
     def time_ns(self) -> int | None:
-        """The timestamp of its version, ns since the epoch; None without a version."""
+        """The timestamp of its version, or of a deletion that has none, ns since the epoch; None without either."""
+        if self.is_lone_deletion:
+            return deleted_at(self.entry.record)
         return None if self.entry.op in (OP_METADATA, OP_REPAIR) else timestamp_of(self.entry.record)
+
+    @property
+    def version(self) -> bytes | None:
+        """Its version, 24 bytes."""
+        has_none = self.entry.op in (OP_METADATA, OP_REPAIR) or self.is_lone_deletion
+        return None if has_none else version_of(self.entry.record)
 
     @property
     def value(self) -> bytes | None:
@@ -81,6 +89,11 @@ class Event(NamedTuple):
             return None
         record = self.entry.record
         return record if self.entry.op in (OP_METADATA, OP_REPAIR) else value_of(record)
+
+    @property
+    def is_lone_deletion(self) -> bool:
+        """Predicate: is it a deletion by a lone node, without a tombstone?"""
+        return self.entry.op == OP_DEL and is_purge_marker(self.entry.record)
 
     @property
     def is_beside_deletion(self) -> bool:
@@ -122,8 +135,9 @@ class EventReader:
                 if entry.op == OP_ORIGIN:
                     origin = entry.key.decode(errors="replace")
                 elif entry.remote:
-                    own = entry.op in OWN_OPS or (entry.op == OP_DEL and is_purge_marker(entry.record))
-                    yield Event(frame.start, None, None if own else origin, entry)
+                    event = Event(frame.start, None, origin, entry)
+                    own = entry.op in OWN_OPS or event.is_lone_deletion
+                    yield event._replace(origin=None) if own else event
                 else:
                     yield Event(frame.start, sequence, None, entry)
                     sequence += 1

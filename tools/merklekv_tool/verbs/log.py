@@ -197,8 +197,8 @@ class Printer:
         fields |= {"op": _operation(event), "time_ns": event.time_ns}
         if event.entry.key:
             fields |= field("key", event.entry.key)
-        if event.time_ns is not None:
-            fields["version"] = show_version(event.entry.record)
+        if event.version is not None:
+            fields["version"] = show_version(event.version)
         if event.value is not None:
             fields["value_size"] = len(event.value)
             if self._values:
