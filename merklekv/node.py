@@ -321,7 +321,8 @@ class Node:
         drift_s = self.engine.time_gate.max_drift_ns / 10**9
         of_peer = self.members.peer_clocks.problem(self.node_id, drift_s)
         of_peer += f"; {self.clock_watch.last_jump}" if of_peer and self.clock_watch.last_jump else ""
-        return "; ".join(filter(None, (self.clock_watch.problem().text, of_peer)))
+        # First what several clocks show: it says which one to set.  The node's own data cannot tell.
+        return "; ".join(filter(None, (of_peer, self.clock_watch.problem().text)))
 
     def look_at_clock(self) -> None:
         """Call it each second."""

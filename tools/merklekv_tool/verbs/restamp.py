@@ -28,9 +28,9 @@ Examples:
     merklekv-tool restamp /var/lib/merklekv && systemctl start merklekv
 
 Every record from after the current time of this machine gets a version of now, whichever node wrote it, so set the
-clock first. Do it on each node whose log or `members` says so; the others need nothing. The records reach them by
-anti-entropy, where they replace what was written there before. A FLUSHALL from the future is not repeated: keys that
-other nodes still have come back.
+clock first. Do it on each node whose log or `members` says so; the others need nothing. If it is more than one, stop
+them all before the first. The records reach the others by anti-entropy, where they replace what was written there
+before. A FLUSHALL from the future is not repeated: keys that other nodes still have come back.
 """
 
 
