@@ -416,10 +416,12 @@ def _() -> tuple[Change, ...]:
 
 @mistake("a node that was left behind takes itself for current", "x", "stranger-3")
 def _() -> tuple[Change, ...]:
-    def is_current(endpoint: LocalEndpoint, peer: Hello, sound: Any = LocalEndpoint.is_current) -> bool:
-        return endpoint.engine.gc_horizon < peer.gc_horizon or sound(endpoint, peer)
+    def catch_up(endpoint: LocalEndpoint, peer: Hello, sound: Any = LocalEndpoint.catch_up) -> bool:
+        with replaced(Members.gc_horizon, lambda members: peer.gc_horizon):
+            raised: bool = sound(endpoint, peer)
+        return raised
 
-    return (replaced(LocalEndpoint.is_current, is_current),)
+    return (replaced(LocalEndpoint.catch_up, catch_up),)
 
 
 @mistake("a tombstone in the past is collected by reports from before it", "s", "revival-2")

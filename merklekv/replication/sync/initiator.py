@@ -188,12 +188,12 @@ class Initiator:
             endpoint.complete(theirs.table, self._new_gc_horizon)
             engine.commit()
             return True
-        adopted = endpoint.is_current(theirs) and endpoint.adopt(theirs.table, self._new_gc_horizon)
-        if adopted:
+        caught_up = endpoint.catch_up(theirs)
+        if caught_up:
             self._collect()
             with engine.lock:
                 equal = engine.root_ready and (engine.root(), engine.truncation) == (theirs.root, theirs.truncation)
-        self._gc_horizon = self._new_gc_horizon if adopted else mine.gc_horizon
+        self._gc_horizon = self._new_gc_horizon if caught_up else mine.gc_horizon
         if self._full or not equal:
             yield from self._union(mine)
         yield from self._done(mine)

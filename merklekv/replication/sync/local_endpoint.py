@@ -1,8 +1,7 @@
 """The local endpoint of an exchange: what this node says of itself, believes of the peer, merges and records.
 
-A node that the peer's larger GC horizon covers, and that has applied every write below, is *current* and adopts the
-horizon at once.  Any other node adopts it when the exchange is complete.  A node keeps its own horizon if the peer's
-does not cover all members that it has exchanged with: two groups have found their horizons without each other.
+A node adopts the peer's larger GC horizon when the exchange is complete.  It keeps its own if the peer's does not cover
+all members that it has exchanged with: two groups have found their horizons without each other.
 
 A tombstone from below the horizon cannot be kept: it would be collected here and not there.  If it deletes something,
 the key is deleted anew.  A tombstone that is late is made anew in any case: a restored writer has stamped it below what
@@ -266,11 +265,17 @@ class LocalEndpoint:
                 self._close(closed)
             store_members(self.engine, self.members)
 
-    def is_current(self, peer: Hello) -> bool:
-        """Predicate: may this node adopt the peer's larger GC horizon at once, as it holds nothing stale below it?"""
-        theirs = peer.table
-        is_covered = theirs.horizon_covers(self.members.identity)
-        return self.engine.gc_horizon < peer.gc_horizon and is_covered and self.members.table().knows_all_of(theirs)
+    def catch_up(self, peer: Hello) -> bool:
+        """Raise the GC horizon to the peer's larger one at once, if the reports of all members allow that.
+
+        Otherwise both would compare the tombstones that the peer has collected.  Returns whether it was raised.
+        """
+        with self.engine.lock:
+            gc_horizon = peer.gc_horizon if peer.gc_horizon <= self.members.gc_horizon() else 0
+            raised = self.engine.raise_gc_horizon(gc_horizon)
+            if raised:
+                self.members.record_horizon(gc_horizon)
+            return raised
 
     def read(
         self, keys: list[bytes], max_value_size: int, node: str, room: int = BATCH_BYTES
@@ -373,14 +378,6 @@ class LocalEndpoint:
             raise_gc_horizon(self.engine, self.members)
             store_members(self.engine, self.members)
 
-    def adopt(self, peer: MemberTable, gc_horizon: int) -> bool:
-        """Adopt the peer's GC horizon, if it covers all members that this node has exchanged with.  Returns whether."""
-        with self.engine.lock:
-            may_adopt = self.members.may_adopt_horizon_of(peer)
-            if may_adopt and self.engine.raise_gc_horizon(gc_horizon):
-                self.members.record_adopted_horizon(peer)
-            return may_adopt
-
     def _apply(self, peer: MemberTable, gc_horizon: int, refused: list[RefusedRecord]) -> None:
         members, times = self.members, self.engine.time_gate
         too_large = [
@@ -392,6 +389,7 @@ class LocalEndpoint:
         members.refused = {key: one for key, one in members.refused.items() if not is_superseded(one, self.engine)}
         members.refused_records.update(peer.identity.node, refused)
         members.refused_records.update("", members.refused.values())
-        self.adopt(peer, gc_horizon)
-        self.members.merge_table(peer, gc_horizon)
-        raise_gc_horizon(self.engine, self.members)
+        if members.may_adopt_horizon_of(peer) and self.engine.raise_gc_horizon(gc_horizon):
+            members.record_adopted_horizon(peer)
+        members.merge_table(peer, gc_horizon)
+        raise_gc_horizon(self.engine, members)

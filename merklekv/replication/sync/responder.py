@@ -152,8 +152,7 @@ class Responder:
         if peer.truncation > engine.truncation:
             yield from self._writing(partial(engine.merge_truncation, peer.truncation, peer.node.encode()))
         endpoint.add_members(peer)
-        if endpoint.is_current(peer):
-            endpoint.adopt(peer.table, peer.gc_horizon)
+        endpoint.catch_up(peer)
         yield from self._collect()
         while engine.is_counting:
             yield lambda: not engine.is_counting
