@@ -163,7 +163,6 @@ def test_a_horizon_is_adopted_if_it_covers_all_members_with_an_exchange() -> Non
     assert a.may_adopt_horizon_of(counts_on_b)
     assert not a.may_adopt_horizon_of(table("c", stable_through={who("b"): 20, who("later"): 30}))
     assert not a.may_adopt_horizon_of(table("c"))
-    assert a.may_adopt_horizon_of(table("c", removed={who("b"): 0}))
     a.record_horizon(15)
     assert not a.may_adopt_horizon_of(counts_on_b), "it counts on this node no more"
     assert a.may_adopt_horizon_of(table("c", stable_through={who("a"): 20, who("b"): 20}))

@@ -412,7 +412,7 @@ class Members(MemberMaps):
         if self.identity in self.stable_through and not peer.horizon_covers(self.identity):
             return False
         exchanged = (who for who, member in self._others.items() if member.applied_through and who != peer.identity)
-        return all(who in peer.removed or peer.horizon_covers(who) for who in exchanged)
+        return all(peer.horizon_covers(who) for who in exchanged)
 
     def table(self, proposed: int = 0) -> MemberTable:
         """What this node tells others.  `proposed`, ns: a closed timestamp that it proposes."""
