@@ -7,11 +7,13 @@ from itertools import cycle
 from pathlib import Path
 from shutil import copytree
 
+import cbor2
 import pytest
 from fixtures.exchanges import NOON, SECOND, Cut, Node, agree, carry, cluster, cut_when, exchange, meet_all, set_clocks
 
 from merklekv.engine.format import OP_SET
 from merklekv.engine.record import make_record, timestamp_of
+from merklekv.replication.cluster.members import Members
 from merklekv.replication.sync import initiator as exchange_module
 
 
@@ -312,6 +314,31 @@ def test_what_another_group_takes_for_news_is_stale_for_those_that_had_it(tmp_pa
         meet_all(nodes, 4)
         assert agree(*nodes)
         assert set(a.values()) == {b"i"}
+
+
+@pytest.mark.parametrize("row", ["read", "lost"])
+def test_a_deletion_waits_for_a_peer_that_a_horizon_elsewhere_does_not_cover(tmp_path: Path, row: str) -> None:
+    """The peer has written before the deletion, and no other node knows that yet."""
+    with cluster(tmp_path, "abcd") as nodes:
+        a, b, c, d = nodes
+        d.members.record_contact("away", b"away" * 2)  # so the horizon of these two rests
+        b.set(b"k")
+        exchange(b, d)
+        tick(*nodes)
+        d.set(b"k")
+        tick(*nodes)
+        b.delete(b"k")
+        tick(*nodes)
+        meet_all([a, c])
+        if row == "lost":
+            plain = cbor2.loads(b.members.encode())
+            for damaged in plain["rows"]:
+                damaged[0] = ""
+            b.members.replace_with(Members.restore(cbor2.dumps(plain), "b"))
+        exchange(a, b)
+        exchange(d, b)
+        exchange(a, b)
+        assert not any(node.values() for node in nodes)
 
 
 def test_damage_above_every_horizon_deletes_nothing(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The clauses of the deletion rule and of what feeds it, each of which can be left out.
 
 A clause is a row of the decision table, or a condition elsewhere.  Without it some history breaks what the cluster
-promises; its seeds are here.
+promises; its seeds are here.  A clause without a seed has no reason to be in the product.
 """
 
 from __future__ import annotations
@@ -101,6 +101,11 @@ def _() -> tuple[Change, ...]:
     return _stable_through(lambda holder, lacking: {})
 
 
+@clause("stable-through of the holder", "unled-1")
+def _() -> tuple[Change, ...]:
+    return _stable_through(lambda holder, lacking: lacking.stable_through)
+
+
 @clause("stable-through of a holder whose horizon covers the lacking node", "detour-6")
 def _() -> tuple[Change, ...]:
     def larger(holder: MemberTable, lacking: MemberTable) -> dict[Identity, int]:
@@ -108,6 +113,13 @@ def _() -> tuple[Change, ...]:
         return {who: max(one.get(who, 0), other.get(who, 0)) for who in one | other}
 
     return _stable_through(larger)
+
+
+@clause("stable-through of the lacking node", "ahead-0")
+def _() -> tuple[Change, ...]:
+    return _stable_through(
+        lambda holder, lacking: holder.stable_through if holder.horizon_covers(lacking.identity) else {}
+    )
 
 
 # -- lost writes -------------------------------------------------------------------------------------------------------
@@ -135,9 +147,22 @@ def _() -> tuple[Change, ...]:
     return (replaced(lost_writes.retains, retains),)
 
 
+@clause("lost writes of a slow clock are missed", "worn-0")
+def _() -> tuple[Change, ...]:
+    def merge(one: LostWrites, _one: int, two: LostWrites, _two: int) -> LostWrites:
+        return lost_writes.union(one, two)
+
+    return (replaced(lost_writes.merge_accounts, merge),)
+
+
 @clause("lost writes in the longest intervals", "forgetful-0")
 def _() -> tuple[Change, ...]:
     return (mock.patch.object(lost_writes, "LONGEST", 0),)
+
+
+@clause("lost writes in the newest intervals", "worn-0")
+def _() -> tuple[Change, ...]:
+    return mock.patch.object(lost_writes, "NEWEST", 0), mock.patch.object(lost_writes, "LONGEST", 8)
 
 
 @clause("lost writes behind what a peer has applied of this node", "s60089")
@@ -145,10 +170,33 @@ def _() -> tuple[Change, ...]:
     return (meanwhile(LocalEndpoint.add_members, lambda: silenced(Members.add_lost_writes)),)
 
 
+@clause("lost writes end at the wall clock", "w1")
+def _() -> tuple[Change, ...]:
+    return (silenced(Members.clamp_lost_writes),)
+
+
 # -- what is stable ----------------------------------------------------------------------------------------------------
 
 
-@clause("stable relies on what is confirmed after a removal", "s50")
+@clause("stable waits for the slowest member", "straggler-9")
+def _() -> tuple[Change, ...]:
+    def stable(members: Members, proposed: int = 0) -> int:
+        confirmed = [member.confirmed_through for _, member in members]
+        return max(members.closed, proposed, *confirmed) if confirmed and not members.unreadable else 0
+
+    return (replaced(Members.stable, stable),)
+
+
+@clause("stable waits for unreadable rows", "hearsay-8")
+def _() -> tuple[Change, ...]:
+    def stable(members: Members, proposed: int = 0) -> int:
+        confirmed = [member.confirmed_through for _, member in members]
+        return min((max(members.closed, proposed), *confirmed)) if confirmed else 0
+
+    return (replaced(Members.stable, stable),)
+
+
+@clause("stable relies on what is confirmed after a removal", "legacy-0")
 def _() -> tuple[Change, ...]:
     def remove(members: Members, gone: set[Any], sound: Any = Members._remove) -> None:
         before = {who: member.confirmed_through for who, member in members}
@@ -159,9 +207,122 @@ def _() -> tuple[Change, ...]:
     return (replaced(Members._remove, remove),)
 
 
+@clause("stable is confirmed by nodes with the same removed members", "legacy-0")
+def _() -> tuple[Change, ...]:
+    def merge_table(members: Members, peer: MemberTable, *rest: Any, sound: Any = Members.merge_table) -> None:
+        sound(members, peer, *rest)
+        for who, member in members:
+            if (row := peer.rows.get(who)) is not None:
+                member.confirmed_through = max(member.confirmed_through, row.confirmed_through)
+            if who == peer.identity:
+                member.confirmed_through = max(member.confirmed_through, peer.report.closed)
+
+    return (replaced(Members.merge_table, merge_table),)
+
+
+@clause("horizon waits for one view", "revival-2")
+def _() -> tuple[Change, ...]:
+    def gc_horizon(members: Members) -> int:
+        return min((members.stable(), *(member.report.stable for _, member in members)))
+
+    return (replaced(Members.gc_horizon, gc_horizon),)
+
+
+@clause("horizon waits for the reports of all", "legacy-3")
+def _() -> tuple[Change, ...]:
+    def gc_horizon(members: Members) -> int:
+        view = members.view()
+        return members.stable() if all(member.report.view == view for _, member in members) else 0
+
+    return (replaced(Members.gc_horizon, gc_horizon),)
+
+
+@clause("horizon waits for re-deletions", "revival-2")
+def _() -> tuple[Change, ...]:
+    return (silenced(Members.record_redelete),)
+
+
+@clause("stable-through of what a removed member wrote", "widow-0")
+def _() -> tuple[Change, ...]:
+    def of(holder: MemberTable, lacking: MemberTable, sound: Callable[..., Pair] = Pair.of) -> Pair:
+        pair = sound(holder, lacking)
+        gone = holder.removed.keys() | lacking.removed.keys()
+        return pair._replace(stable_through={who: t for who, t in pair.stable_through.items() if who not in gone})
+
+    return (replaced(Pair.of, of),)
+
+
+@clause("applied-through of a removed member", "disowned-0")
+def _() -> tuple[Change, ...]:
+    def applied_through(table: MemberTable, sound: Any = MemberTable.applied_through) -> dict[Identity, int]:
+        through: dict[Identity, int] = sound(table)
+        return through | dict.fromkeys(table.removed, 0)
+
+    return (replaced(MemberTable.applied_through, applied_through),)
+
+
+# -- whose horizon a node follows --------------------------------------------------------------------------------------
+
+
+@clause("adopts a horizon that covers it, once covered", "s130")
+def _() -> tuple[Change, ...]:
+    def may_adopt(members: Members, peer: MemberTable, sound: Any = Members.may_adopt_horizon_of) -> bool:
+        covered, members.stable_through = members.stable_through, {}
+        found: bool = sound(members, peer)
+        members.stable_through = covered
+        return found
+
+    return (replaced(Members.may_adopt_horizon_of, may_adopt),)
+
+
 # -- merging -----------------------------------------------------------------------------------------------------------
 
 
-@clause("deletes anew what a tombstone below the horizon hides", "s1050018")
+@clause("deletes anew what a tombstone below the horizon hides", "hearsay-1")
 def _() -> tuple[Change, ...]:
     return (replaced(LocalEndpoint._delete_anew, lambda endpoint, key, tombstone: False),)
+
+
+@clause("refuses late events of what was applied", "overdue-3")
+def _() -> tuple[Change, ...]:
+    return (replaced(Members.writer_applied_through, lambda members, records: 0),)
+
+
+@clause("takes over lost writes", "relapse-19")
+def _() -> tuple[Change, ...]:
+    def merge_table(members: Members, peer: MemberTable, *rest: Any, sound: Any = Members.merge_table) -> None:
+        before = dict(members.lost_writes)
+        sound(members, peer, *rest)
+        members.lost_writes = before
+
+    return (replaced(Members.merge_table, merge_table),)
+
+
+@clause("takes over the largest horizon", "detour-6")
+def _() -> tuple[Change, ...]:
+    def merge_table(members: Members, peer: MemberTable, *rest: Any, sound: Any = Members.merge_table) -> None:
+        before = members.max_gc_horizon
+        sound(members, peer, *rest)
+        members.max_gc_horizon = before
+
+    return (replaced(Members.merge_table, merge_table),)
+
+
+@clause("takes over re-deletions", "revival-0")
+def _() -> tuple[Change, ...]:
+    def merge_table(members: Members, peer: MemberTable, *rest: Any, sound: Any = Members.merge_table) -> None:
+        before = dict(members.redeleted)
+        sound(members, peer, *rest)
+        members.redeleted = before
+
+    return (replaced(Members.merge_table, merge_table),)
+
+
+@clause("takes over what was applied of removed members", "disowned-0")
+def _() -> tuple[Change, ...]:
+    def merge_table(members: Members, peer: MemberTable, *rest: Any, sound: Any = Members.merge_table) -> None:
+        before = dict(members.removed)
+        sound(members, peer, *rest)
+        members.removed = before
+
+    return (replaced(Members.merge_table, merge_table),)

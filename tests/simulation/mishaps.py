@@ -48,24 +48,23 @@ class Mishaps(Decay):
             for key, version in pairs:
                 record = before[key]
                 if record is not None and record.startswith(version) and endpoint.engine.record(key) != record:
-                    self._judge(endpoint.members, key, record)
+                    self._judge(endpoint.members, self.nodes[origin.decode()].members, key, record)
             return count
 
         self._stack.enter_context(mock.patch.object(LocalEndpoint, "redelete", judged))
         return self
 
-    def _judge(self, members: Members, key: bytes, record: bytes) -> None:
+    def _judge(self, members: Members, peer: Members, key: bytes, record: bytes) -> None:
         later = any(record < one for one in self._doubtful.get(key, ()))  # what replaced it may have vanished since
-        if later or (record in self._doubtful.get(key, ()) and not self._is_level(members)):
+        if later or (record in self._doubtful.get(key, ()) and not self._is_level(members, peer)):
             self.oracle.excuse(key, record)  # a node that is behind brings it: it may as well have been deleted
         elif not self.oracle.is_replaced(key, record):
             raise Failure(f"{members.identity.node}: re-deletes {show(key, record)}, which no client has replaced")
 
-    def _is_level(self, members: Members) -> bool:
-        """Whether a node is a member for all others, and has applied what all have."""
-        table = members.table()
-        others = [node.members.table() for node in self.up() if node.members is not members]
-        return all(other.horizon_covers(table.identity) and table.knows_all_of(other) for other in others)
+    def _is_level(self, members: Members, peer: Members) -> bool:
+        """Whether a node is a member for its peer, and has applied what all have."""
+        table, theirs = members.table(), peer.table()
+        return theirs.horizon_covers(table.identity) and table.knows_all_of(theirs)
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
@@ -87,14 +86,18 @@ class Mishaps(Decay):
                     node.uncommitted.append((key, record))
             self.commit(node)
 
-    def do_vanish(self, name: str, seed: int) -> None:
-        """Damage takes a record without a trace: one that all members have applied, or that no horizon has reached."""
+    def do_vanish(self, name: str, seed: int, knower: str = "") -> None:
+        """Damage takes a record without a trace: one that all members have applied, or that no horizon has reached.
+
+        `knower`: the node that knows what all members have applied.
+        """
         node, chance = self.nodes[name], random.Random(seed)
         if not node.up:
             return
         self.commit(node)
         members = node.members
-        stable_through = {who.store_id: until for who, until in members.stable_through.items()}
+        known = self.nodes[knower or name].members.stable_through
+        stable_through = {who.store_id: until for who, until in known.items()}
         lost = [
             (key, record)
             for key, record in node.records().items()

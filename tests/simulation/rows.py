@@ -232,6 +232,169 @@ class Rows(Steps):
         self._add("vanish", one, self._seed())
         self._whole(other, one)
 
+    def _ahead(self) -> None:
+        """A record vanishes at the one of two nodes whose horizon is further, or at the other."""
+        if not (names := self._few(2)):
+            return
+        one, other = names
+        for _ in range(self.chance.choice((0, 2))):
+            self._round([one, other])
+        self._writes(one, "set")
+        for _ in range(self.chance.choice((1, 2, 3))):
+            self._whole(other, one)
+        self._add("vanish", other, self._seed())
+        self._whole(*self.chance.sample((one, other), 2))
+
+    def _unled(self) -> None:
+        """A record vanishes at a node that does not follow the horizon below which all have it."""
+        if not (names := self._few(4)):
+            return
+        one, other, third, away = names
+        self._greet(third, away)
+        self._add("wipe", away)  # so one member that the third node knows is never met
+        self._writes(one, "set")
+        for _ in range(self.chance.choice((1, 2))):
+            self._whole(one, other)
+        self._whole(other, third)
+        self._whole(other, one)
+        self._add("vanish", other, self._seed(), one)
+        self._whole(other, one)
+
+    def _straggler(self) -> None:
+        """A node tells its clock to all, and what it wrote before to nobody; others delete the same keys meanwhile."""
+        if not (names := self._few(3)):
+            return
+        late, one, other = names
+        self._writes(one, "set")
+        for _ in range(2):
+            self._round([late, one, other])
+        self._writes(late, "set")
+        self._writes(one, "delete")
+        self._whole(one, other)
+        self._greet(late, one)
+        self._greet(late, other)
+        for _ in range(self.chance.choice((2, 3))):
+            self._whole(*self.chance.sample((one, other), 2))
+        self._whole(late, one)
+
+    def _legacy(self) -> None:
+        """One node alone has what a removed one has deleted last, and the others learn of the removal one by one."""
+        if not (names := self._few(4)):
+            return
+        gone, heir, one, other = names
+        for _ in range(2):
+            self._round([gone, heir, one, other])
+        self._writes(gone, "set")
+        for name in (heir, one, other):
+            self._whole(gone, name)
+        self._writes(gone, "delete")
+        self._round([heir, one, other])
+        self._whole(gone, heir)
+        self._add("leave", gone)
+        self._add("remove", gone, one)
+        for _ in range(self.chance.choice((2, 3))):
+            self._whole(other, one)
+        self._greet(heir, one)
+        self._greet(heir, other)
+        self._whole(*self.chance.sample((one, other), 2))
+        self._whole(heir, one)
+
+    def _hearsay(self) -> None:
+        """A node has a deletion of a third, and its peer a horizon that did not wait for the third."""
+        if not (names := self._few(3)):
+            return
+        one, other, third = names
+        self._writes(one, "set")
+        for _ in range(2):
+            self._round([one, other])
+        self._writes(third, "set")
+        self._writes(third, "delete")
+        for _ in range(self.chance.choice((1, 2))):
+            self._whole(one, other)
+        self._whole(third, other)
+        self._add("leave", third)
+        if self.chance.random() < 0.5:
+            self._add("unreadable", other, self._seed())
+        self._whole(other, one)
+
+    def _worn(self) -> None:
+        """A node that was started often is restored, meets a new one, and writes under a slow clock."""
+        if not (names := self._few(3)):
+            return
+        one, worn, new = names
+        self._add("clock", worn, 0.0)
+        self._writes(worn, "set")
+        for _ in range(self.chance.choice((0, 9))):
+            self._add("write", worn, (("set", STRANGE_KEY, b"0"),), True)
+            self._add("stop", worn)
+            self._add("tick", 100.0)
+            self._add("start", worn)
+        self._add("write", worn, (("set", STRANGE_KEY, b"0"),), True)
+        self._add("backup", worn)
+        self._add("tick", 100.0)
+        for _ in range(2):
+            self._round([one, worn])
+        self._add("clock", worn, -90.0)
+        self._add("restore", worn, self._seed())
+        self._add("start", worn)
+        self._whole(worn, new)
+        self._whole(one, new)
+        self._writes(worn, "set")
+        self._whole(worn, new)
+        self._add("clock", worn, 0.0)
+
+    def _disowned(self) -> None:
+        """What a removed member wrote is deleted, and a restored node brings it back, to one that has joined since."""
+        if not (names := self._few(4)):
+            return
+        gone, lost, other, new = names
+        self._writes(gone, "set")
+        for _ in range(3):
+            self._round([gone, lost, other])
+        self._add("leave", gone)
+        for name in (lost, other):
+            self._add("remove", gone, name)
+        self._round([lost, other])
+        self._add("backup", lost)
+        self._writes(other, "delete")
+        for _ in range(3):
+            self._round([lost, other])
+        self._whole(other, new)
+        self._add("restore", lost, self._seed())
+        self._add("start", lost)
+        self._whole(lost, self.chance.choice((other, new)))
+        self._whole(new, other)
+
+    def _overdue(self) -> None:
+        """An event arrives at a node that has exchanged since, and follows no horizon below which it was deleted."""
+        if not (names := self._few(4)):
+            return
+        one, other, late, third = names
+        self._add("connect", late)
+        self._whole(late, third)
+        self._add("connect", one)
+        for name in (one, other):
+            self._add("lose", name, 0)
+        self._writes(one, "set")
+        self._add("publish", one, 9, "answered")
+        self._writes(one, "delete")
+        self._add("publish", one, 9, "answered")
+        self._add("lose", late, self._seed())
+        for _ in range(3):
+            self._round([one, other])
+        self._whole(late, other)
+        self._add("deliver", late, 20, 0)
+        self._whole(late, other)
+
+    def _few(self, count: int) -> list[str]:
+        """So many nodes that know of no other; none if there are less."""
+        names = [name for name in self.history.names if name not in self.left]
+        if len(names) < count:
+            return []
+        for name in names:
+            self._add("wipe", name)
+        return self.chance.sample(names, count)
+
     def _widow(self) -> None:
         """A member is removed, and then a record vanishes that it wrote and all have applied."""
         names = self.chance.sample(self.history.names, len(self.history.names))

@@ -60,11 +60,14 @@ class Steps:
         self.big = chance.random() < 0.2
         self.values = 0
         self.broker = not (history.exchanges and chance.random() < NO_BROKER)
+        self.left = set[str]()  # nodes that have left
         self._same = ""  # the node of the next step; empty: any
 
     def _add(self, kind: str, *args: Any) -> None:
         if kind in ("clock", "jump") and self.history.wrong and args[0] != self.history.wrong:
             return
+        if kind == "leave":
+            self.left.add(args[0])
         self.history.steps.append(Step(kind, args))
 
     def _node(self) -> str:
