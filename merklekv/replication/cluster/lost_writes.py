@@ -90,7 +90,5 @@ def retains(lost: LostWrites, version: bytes) -> bool:
     newest = max(interval.until for interval in before)
     epochs = {interval.epoch for interval in before if interval.until == newest}
     # Between this interval and the version there may have been others that were not kept.
-    is_complete = len(lost) < INTERVALS_MAX or any(
-        interval.until == newest for interval in sorted(lost, reverse=True)[:NEWEST]
-    )
+    is_complete = len(lost) < INTERVALS_MAX or any(one.until == newest for one in sorted(lost, reverse=True)[:NEWEST])
     return epochs == {epoch} or not is_complete
