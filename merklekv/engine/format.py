@@ -70,7 +70,8 @@ SEGMENT_MAGIC: Final = b"MKVSEGM1"
 SEGMENT_HEADER: Final = Struct(">8sIIQQQQ")
 FRAME_MAGIC: Final = b"MKVF"
 FRAME_HEADER: Final = Struct(">4sIQQIIQ")
-FRAME_CHECKED: Final = Struct(">QQ4sIQQII")
+FRAME_HEAD: Final = Struct(">4sIQQII")  # all of the header but its checksum
+FRAME_PLACE: Final = Struct(">QQ")  # what the checksum covers beside head and payload
 ENTRY: Final = Struct(">BHI")
 
 BUCKETS: Final = 65536
@@ -78,7 +79,7 @@ LEAF_SIZE: Final = 24
 INNER_NODES: Final = 256
 
 assert (SEGMENT_HEADER.size, FRAME_HEADER.size, ENTRY.size) == (48, 40, 7)
-assert FRAME_CHECKED.size == 16 + FRAME_HEADER.size - 8
+assert FRAME_HEAD.size == FRAME_HEADER.size - 8
 
 METADATA_NAME_SIZE_MAX: Final = 64
 METADATA_SIZE_MAX: Final = 16 << 20

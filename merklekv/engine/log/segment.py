@@ -9,18 +9,20 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from itertools import starmap
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
 from merklekv.engine.access import damage
 from merklekv.engine.format import (
     ENTRY,
     FORMAT_VERSION,
-    FRAME_CHECKED,
+    FRAME_HEAD,
     FRAME_HEADER,
     FRAME_MAGIC,
+    FRAME_PLACE,
     SEGMENT_HEADER,
     SEGMENT_MAGIC,
 )
@@ -28,6 +30,7 @@ from merklekv.errors import Corruption, FormatTooNew, StorageFailed
 
 _ENTRY_SIZE: Final = ENTRY.size
 _HEADER_SIZE: Final = FRAME_HEADER.size
+_place: Final = FRAME_PLACE.pack
 _NAME: Final = re.compile(r"[0-9]{20}")
 
 
@@ -40,6 +43,10 @@ class Frame(NamedTuple):
     sequence: int
     local_count: int
     entry_count: int
+    payload: bytes
+
+
+FrameFields = tuple[int, int, int, int, int, int, bytes]  # those of `Frame`
 
 
 class LogFrame(NamedTuple):
@@ -72,31 +79,41 @@ def pack_frame(
     lsn: int, position: int, synced: int, sequence: int, local_count: int, entry_count: int, payload: bytes
 ) -> bytes:
     """A frame for a position of segment `lsn`."""
-    fields = (FRAME_MAGIC, len(payload), synced, sequence, local_count, entry_count)
-    checksum = xxh3_64_intdigest(FRAME_CHECKED.pack(lsn, position, *fields) + payload)
-    return FRAME_HEADER.pack(*fields, checksum) + payload
+    head = FRAME_HEAD.pack(FRAME_MAGIC, len(payload), synced, sequence, local_count, entry_count)
+    return b"".join((head, xxh3_64_digest(_place(lsn, position) + head + payload), payload))
+
+
+def whole_frames(
+    data: bytes | mmap.mmap, data_at: int, lsn: int, position: int, local_only: bool = False
+) -> Iterator[FrameFields]:
+    """The whole frames from a position of segment `lsn` on, up to the first that is not, as plain tuples: it is hot.
+
+    `data` is the segment's bytes from `data_at` on.  `local_only`: a frame without local events needs only its head,
+    and has no payload.
+    """
+    at, size = position - data_at, len(data)
+    unpack, head_size = FRAME_HEAD.unpack_from, FRAME_HEAD.size
+    while 0 <= at <= size - _HEADER_SIZE:
+        magic, length, synced, sequence, local_count, entry_count = unpack(data, at)
+        head_end, start = at + head_size, at + _HEADER_SIZE
+        end, payload = start + length, b""
+        if magic != FRAME_MAGIC:
+            return
+        if local_count or not local_only:
+            if end > size:
+                return
+            payload = data[start:end]
+            if data[head_end:start] != xxh3_64_digest(_place(lsn, at + data_at) + data[at:head_end] + payload):
+                return
+        yield at + data_at, end + data_at, synced, sequence, local_count, entry_count, payload
+        at = end
 
 
 def whole_frame(
     data: bytes | mmap.mmap, data_at: int, lsn: int, position: int, local_only: bool = False
 ) -> Frame | None:
-    """The frame at a position of segment `lsn`, or None where there is no whole one.
-
-    `data` is the segment's bytes from `data_at` on.  `local_only`: a frame without local events needs only its header.
-    """
-    at = position - data_at
-    start, size = at + _HEADER_SIZE, len(data)
-    if at < 0 or start > size:
-        return None
-    magic, length, synced, sequence, local_count, entry_count, checksum = FRAME_HEADER.unpack_from(data, at)
-    end = start + length
-    if magic != FRAME_MAGIC:
-        return None
-    if local_count or not local_only:
-        checked = FRAME_CHECKED.pack(lsn, position, magic, length, synced, sequence, local_count, entry_count)
-        if end > size or checksum != xxh3_64_intdigest(checked + data[start:end]):
-            return None
-    return Frame(position, end + data_at, synced, sequence, local_count, entry_count)
+    """The first of these, or None."""
+    return next(starmap(Frame, whole_frames(data, data_at, lsn, position, local_only)), None)
 
 
 def write_whole(fd: int, data: bytes, position: int) -> None:
@@ -155,9 +172,7 @@ class Segment:
 
     def frames(self, position: int = SEGMENT_HEADER.size) -> Iterator[Frame]:
         """The whole frames from `position` on, up to the first that is not."""
-        while (frame := whole_frame(self.data, 0, self.lsn, position)) is not None:
-            yield frame
-            position = frame.end
+        return starmap(Frame, whole_frames(self.data, 0, self.lsn, position))
 
     def entries(self, frame: Frame) -> Iterator[tuple[int, bytes, int, int]]:
         """The entries of a frame, in the order in which they were made: (op, key, start and end of the record)."""
