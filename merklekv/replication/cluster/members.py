@@ -49,7 +49,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Set
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -172,14 +173,7 @@ class MemberMaps:
 
     def maps(self) -> dict[str, Any]:
         """A copy of the fields above by name."""
-        return {
-            "max_gc_horizon": self.max_gc_horizon,
-            "removed": self.removed.copy(),
-            "stable_through": self.stable_through.copy(),
-            "lost_writes": self.lost_writes.copy(),
-            "redeleted": self.redeleted.copy(),
-            "refused": self.refused.copy(),
-        }
+        return {one.name: copy(getattr(self, one.name)) for one in fields(MemberMaps)}
 
 
 @dataclass

@@ -100,12 +100,14 @@ class LocalEndpoint:
     def answer(self, peer: Hello) -> tuple[Hello, bool]:
         """The hello of a responder, and whether both nodes hold the same; then the exchange is complete here.
 
-        It closes no more than the initiator proposes to close.  The caller flushes before it sends the hello.
+        It closes no more than the initiator proposes to close: both clocks have got there.  The caller flushes before
+        it sends the hello.
         """
         engine = self.engine
         with engine.lock:
-            self._close(self._agreed(peer))
-            self.members.clamp_lost_writes(engine.clock.closing())
+            closing = engine.clock.closing()
+            self._close(max(self.members.closed, min(closing, peer.table.report.closed)))
+            self.members.clamp_lost_writes(closing)
             root = engine.root() if engine.root_ready else b""
             equal = root != b"" and (root, engine.truncation) == (peer.root, peer.truncation)
             if equal:
@@ -143,10 +145,6 @@ class LocalEndpoint:
         self.engine.clock.close_through(closed)
         self.members.close_through(closed)
         self.members.proposed = self.engine.clock.proposed
-
-    def _agreed(self, peer: Hello) -> int:
-        """The timestamp, ns, that a responder may close: both clocks have got there."""
-        return max(self.members.closed, min(self.engine.clock.closing(), peer.table.report.closed))
 
     def accept(self, peer: Hello) -> Hello:
         """What this node believes of a hello.  Raises ExchangeRefused if it does not exchange with the peer."""
