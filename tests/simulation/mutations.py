@@ -422,17 +422,3 @@ def _() -> tuple[Change, ...]:
         return raised
 
     return (replaced(LocalEndpoint.catch_up, catch_up),)
-
-
-@mistake("a tombstone in the past is collected by reports from before it", "s", "revival-2")
-def _() -> tuple[Change, ...]:
-    return (silenced(Members.record_redelete),)
-
-
-@mistake("the slowest member is not waited for", "x")
-def _() -> tuple[Change, ...]:
-    def stable(members: Members, clock: int = 0) -> int:
-        counted = [member.confirmed_through for _, member in members]
-        return max(members.closed, clock, *counted) if counted and not members.unreadable else 0
-
-    return (replaced(Members.stable, stable),)
