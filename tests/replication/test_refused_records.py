@@ -16,6 +16,7 @@ from merklekv.replication.cluster import members as members_module
 from merklekv.replication.cluster.membership import Membership
 from merklekv.replication.cluster.refused import Exceptions, RefusedRecord, unite
 from merklekv.replication.sync import initiator as initiator_module
+from merklekv.replication.sync import responder as responder_module
 from merklekv.replication.sync.local_endpoint import LocalEndpoint
 from merklekv.replication.sync.messages import ExchangeFailed
 
@@ -367,6 +368,37 @@ def test_more_refused_records_than_are_kept(nodes: list[Node], monkeypatch: pyte
     a.delete(b"large0")
     exchange(a, s)
     assert len(a.values()) == len(named(s)) == 2
+
+
+def test_page_by_page_an_answer_names_a_part_of_what_is_too_large(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, _, s = nodes
+    for module in (initiator_module, responder_module):
+        monkeypatch.setattr(module, "BATCH_RECORDS", 10)
+    monkeypatch.setattr(responder_module, "SLICE_READS", 5)
+    for number in range(100):
+        a.set(b"large%02d" % number, LARGE)
+    a.set(b"small")
+    assert len(exchange(s, a).refused) == 100
+    assert s.values() == {b"small": b"value"}
+
+
+def test_as_many_refused_records_as_may_be_are_named_if_the_exchange_fails_for_them(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, _, s = nodes
+    for module in (members_module, initiator_module):
+        monkeypatch.setattr(module, "REFUSED_MAX", 2)
+    for number in range(3):
+        a.set(b"large%d" % number, LARGE)
+    with pytest.raises(ExchangeFailed):
+        exchange(a, s)
+    assert named(a) == [(b"large%d" % number, "value size", "s") for number in range(2)]
+    for number in range(3):
+        a.delete(b"large%d" % number)
+    exchange(a, s)
+    assert named(a) == []
 
 
 def test_a_value_that_is_larger_than_a_message_may_be(tmp_path: Path) -> None:

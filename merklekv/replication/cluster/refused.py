@@ -189,7 +189,7 @@ class RefusedRecords:
         return len(self._all())
 
     def update(self, peer: str, refused: Iterable[RefusedRecord]) -> None:
-        """A complete exchange with a node has found these.
+        """An exchange with a node has found these.
 
         In a conflict either node refuses the other's record, as the exchange begins here or there: the first one stays.
         """

@@ -142,6 +142,7 @@ class Initiator:
             report.duration_s = time.monotonic() - began
             report.refused = [*self._refused.values()]
             if not self._is_complete():
+                self._endpoint.name_refused(report.node, report.refused[:REFUSED_MAX])
                 raise ExchangeFailed(refusal_text(report))
             if equal or report.refused or not self._verify:
                 return report

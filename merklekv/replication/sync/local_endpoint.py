@@ -369,6 +369,11 @@ class LocalEndpoint:
             store_members(self.engine, self.members)
             return self.members.table()
 
+    def name_refused(self, node: str, refused: Iterable[RefusedRecord]) -> None:
+        """An exchange with a node was not complete because of these."""
+        with self.engine.lock:
+            self.members.refused_records.update(node, refused)
+
     def merge_report(self, peer: MemberTable) -> None:
         """Take over what the peer reports at the end, which may raise the GC horizon.  The caller commits."""
         with self.engine.lock:

@@ -269,7 +269,7 @@ class Responder:
         found: list[Pair] = []
         too_large: list[RefusedRecord] = []
         size = 0
-        while following is not None and size < BATCH_BYTES and len(found) < BATCH_RECORDS:
+        while following is not None and size < BATCH_BYTES and len(found) + len(too_large) < BATCH_RECORDS:
             pairs, following = self._engine.records_page(b"", following, SLICE_READS, BATCH_BYTES)
             pairs, larger = split_by_size(pairs, max_value_size, reader)
             found += pairs
