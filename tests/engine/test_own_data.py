@@ -268,6 +268,23 @@ def test_events_that_are_not_published_make_room(disk: Disk, caplog: pytest.LogC
         assert engine.live_count == 0
 
 
+def test_events_of_other_nodes_are_none_that_were_not_published(disk: Disk, caplog: pytest.LogCaptureFixture) -> None:
+    """A full node that writes nothing by itself drops segments, and nobody misses anything."""
+    with opened(disk) as engine:
+        engine.retention.subscribe()
+        for number in range(100_000):
+            key = b"k%d" % number
+            change = (OP_SET, key, engines.record(key, VALUE, engines.NOON + number))
+            try:
+                patiently(engine, lambda change=change: engine.merge([change], b"x"))  # type: ignore[misc]
+            except DiskFull:
+                break
+            engine.commit()
+        assert len(list_segments(disk.data / "log")) < 3
+        assert "writes are refused" in caplog.text
+        assert "not published" not in caplog.text
+
+
 def test_a_tiny_disk(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", TINY_SIZE) as disk, opened(disk) as engine:
         first = fill(engine, "0")

@@ -139,11 +139,9 @@ class FullDisk:
         """Deletes the oldest segment that only the outbox needs; whether there was one."""
         if not self._retention.delete_segments(self._table.base.checkpoint_lsn, is_full=True):
             return False
-        self._throttle.warn(
-            "dropped",
-            f"{self._path}: disk full: dropped events that were not published; other nodes get these writes by "
-            "exchanges",
-        )
+        if self._retention.drops_events:
+            problem = f"{self._path}: disk full: dropped events that were not published"
+            self._throttle.warn("dropped", f"{problem}; other nodes get these writes by exchanges")
         return True
 
     def _look_for_space(self) -> None:

@@ -26,7 +26,7 @@ from xxhash import xxh3_64_intdigest
 
 from merklekv.engine.format import SEGMENT_HEADER
 from merklekv.engine.log.reader import DirectorySource, LogPosition, LogReader
-from merklekv.engine.log.segment import LogFrame, list_segments, segment_path, sync_directory, sync_file
+from merklekv.engine.log.segment import LogFrame, first_event, list_segments, segment_path, sync_directory, sync_file
 from merklekv.engine.log.writer import Log
 from merklekv.errors import DirectoryUnwritable
 from merklekv.files import replace_file
@@ -65,6 +65,7 @@ class Retention:
         self.notify: Callable[[], None] = lambda: None
         self.notify_next = False  # set by the subscriber before it sleeps: call `notify` at the next local event
         self.dropped_lsn = 0  # where the log begins since it grew past `retain_max_bytes`
+        self.drops_events = False  # whether that took events of this node that were not published
         self._throttle = LogThrottle(log)
         self._log_directory = log_.directory
         self._path = directory / CURSOR_FILE
@@ -152,6 +153,7 @@ class Retention:
                     self._make_durable(self.cursor)  # or a crash could bring back a cursor in a segment that is gone
                 elif is_full or self.end.lsn - lsn > self.retain_max_bytes:
                     self.dropped_lsn = following
+                    self.drops_events = first_event(segment_path(self._log_directory, following)) > self.cursor.sequence
                     is_full = False
                 else:
                     break

@@ -69,6 +69,13 @@ def list_segments(directory: Path) -> list[int]:
     return sorted(int(path.stem) for path in directory.glob("*.log") if _NAME.fullmatch(path.stem))
 
 
+def first_event(path: Path) -> int:
+    """The number of the first local event in a segment, or behind it."""
+    with path.open("rb") as file:
+        fields = SEGMENT_HEADER.unpack(file.read(SEGMENT_HEADER.size))
+    return int(fields[4])
+
+
 def pack_header(lsn: int, sequence: int) -> bytes:
     """The header of a segment that begins with local event `sequence`."""
     header = SEGMENT_HEADER.pack(SEGMENT_MAGIC, FORMAT_VERSION, 0, lsn, sequence, time.time_ns(), 0)[:-8]
