@@ -19,10 +19,11 @@ from merklekv.engine.base import Pair
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import OP_SET
 from merklekv.engine.options import DEFAULT_MAX_VALUE_SIZE
-from merklekv.engine.record import is_live, is_tombstone, timestamp_of
+from merklekv.engine.record import is_live, is_tombstone, store_id_of, timestamp_of
 from merklekv.errors import MerkleKVError
 from merklekv.replication.cluster.lost_writes import LostWriteInterval
 from merklekv.replication.cluster.members import Identity, MemberRow, MemberTable, SelfReport
+from merklekv.replication.cluster.refused import RefusedRecord
 from merklekv.replication.stream.inbox import Delivery
 from merklekv.replication.sync import initiator, local_endpoint, responder
 from merklekv.replication.sync.initiator import ExchangeReport, Initiator
@@ -118,15 +119,18 @@ class Cluster(World):
         super().__enter__()
         for module, name, value in ((initiator, "BUCKETS", LEAVES), *(SMALL_BATCHES if self.small_batches else ())):
             self._stack.enter_context(mock.patch.object(module, name, value))
-        delete_anew = LocalEndpoint._delete_anew
+        merge = LocalEndpoint.merge
 
-        def recorded(endpoint: LocalEndpoint, key: bytes, tombstone: bytes) -> bool:
-            deleted = delete_anew(endpoint, key, tombstone)
-            if deleted and (record := endpoint.engine.record(key)) is not None:
-                self.oracle.attempt(key, record)  # it hides what was written since, as any delete does
-            return deleted
+        def recorded(endpoint: LocalEndpoint, pairs: list[Pair], *rest: Any) -> tuple[int, list[RefusedRecord]]:
+            result = merge(endpoint, pairs, *rest)
+            for key, _ in pairs:
+                record = endpoint.engine.record(key)
+                own = record is not None and store_id_of(record) == endpoint.members.identity.store_id
+                if record is not None and own and is_tombstone(record):
+                    self.oracle.attempt(key, record)  # made anew, it hides what was written since, as any delete does
+            return result
 
-        self._stack.enter_context(mock.patch.object(LocalEndpoint, "_delete_anew", recorded))
+        self._stack.enter_context(mock.patch.object(LocalEndpoint, "merge", recorded))
         redelete = LocalEndpoint.redelete
 
         def watched(endpoint: LocalEndpoint, pairs: list[Pair], origin: bytes, gc_horizon: int) -> int:
