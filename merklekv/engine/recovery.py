@@ -36,7 +36,7 @@ from merklekv.engine.log.segment import (
 )
 from merklekv.engine.log.writer import Log, LogEnd
 from merklekv.engine.memtable import KEY_OVERHEAD, Memtable
-from merklekv.engine.record import FLAGS_AT, TOMBSTONE, version_of
+from merklekv.engine.record import is_tombstone, version_of
 from merklekv.engine.repairs import Repairs
 from merklekv.errors import Shortage
 
@@ -83,7 +83,7 @@ class Replayed:
                 records[key] = record
                 if record > newest:
                     newest = record
-                if record[FLAGS_AT] & TOMBSTONE:
+                if is_tombstone(record):
                     tombstones.append(key)
         table.size = sum(map(len, records)) + sum(map(len, records.values())) + KEY_OVERHEAD * len(records)
         self.tables.append(table)
