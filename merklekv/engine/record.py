@@ -53,6 +53,7 @@ PURGE_MARKER_TAIL: Final = bytes((TOMBSTONE | PURGED,)) + bytes(DIGEST_SIZE)  # 
 ZERO_VERSION: Final = bytes(VERSION_SIZE)
 KEY_LENGTHS: Final = tuple(length.to_bytes(2, "big") for length in range(MAX_KEY_SIZE + 1))
 
+_REDELETE_COUNTER: Final = b"\xff" * 4
 _unpack_timestamp = Struct(">Q").unpack_from
 
 # -- making and checking -----------------------------------------------------------------------------------------------
@@ -185,6 +186,19 @@ def store_id_of(record: bytes) -> bytes:
 def epoch_of(record: bytes) -> bytes:
     """The process epoch in a record or version, 4 bytes: the process of that data directory that wrote it."""
     return record[TIMESTAMP_SIZE + STORE_ID_SIZE : TIMESTAMP_SIZE + STORE_ID_SIZE + EPOCH_SIZE]
+
+
+def redelete_op_id(record: bytes) -> bytes:
+    """The op id (16 bytes) of a tombstone that re-deletes a record or version: its own, with the largest counter."""
+    return record[TIMESTAMP_SIZE : VERSION_SIZE - len(_REDELETE_COUNTER)] + _REDELETE_COUNTER
+
+
+def is_redelete(tombstone: bytes) -> bool:
+    """Whether a tombstone (or its version) is of a re-deletion.
+
+    A client's has the same counter once in 2^32 writes of a process, and is taken for one then.
+    """
+    return tombstone[VERSION_SIZE - len(_REDELETE_COUNTER) : VERSION_SIZE] == _REDELETE_COUNTER
 
 
 def show_version(record: bytes) -> str:

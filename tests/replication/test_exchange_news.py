@@ -12,7 +12,7 @@ import pytest
 from fixtures.exchanges import NOON, SECOND, Cut, Node, agree, carry, cluster, cut_when, exchange, meet_all, set_clocks
 
 from merklekv.engine.format import OP_SET
-from merklekv.engine.record import make_record, timestamp_of
+from merklekv.engine.record import is_redelete, make_record, timestamp_of
 from merklekv.replication.cluster.members import Members
 from merklekv.replication.sync import initiator as exchange_module
 
@@ -438,3 +438,44 @@ def test_a_late_deletion_of_a_restored_node_outlives_the_next_horizon(tmp_path: 
         assert (b.engine.record(b"k") or b"") > c.engine.gc_horizon.to_bytes(8, "big")
         meet_all([a, b, c])
         assert not any(node.values() for node in (a, b, c))
+
+
+def test_a_write_after_a_re_deletion_stands(tmp_path: Path) -> None:
+    """Its tombstone is older than what was applied of the restored node, whose record it deletes."""
+    with cluster(tmp_path) as (a, b, c):
+        a.set(b"k")
+        copy = a.backup()
+        meet_all([a, b])
+        b.delete(b"k")
+        meet_all([a, b])
+        a.restore(copy)
+        set_clocks(a, b, c)
+        exchange(a, c)
+        c.set(b"k", b"new")
+        set_clocks(a, b, c)
+        exchange(a, b)
+        assert is_redelete(a.engine.record(b"k") or b"")
+        b.tick()
+        exchange(a, b)
+        meet_all([a, b, c])
+        assert [node.values() for node in (a, b, c)] == [{b"k": b"new"}] * 3
+
+
+def test_what_a_node_deletes_in_an_exchange_outlives_the_horizon_that_it_adopts(tmp_path: Path) -> None:
+    """It was restored, its clock is slow, and the horizon passes what it writes meanwhile."""
+    with cluster(tmp_path, "ab") as (a, b):
+        a.set(b"k")
+        copy = b.backup()
+        meet_all([a, b])
+        b.restore(copy)
+        b.now = a.engine.gc_horizon - 6 * SECOND
+
+        def delete_meanwhile(_: int, reply: bytes) -> bytes:
+            if b.values():
+                b.delete(b"k")
+            return reply
+
+        carry(a.initiate().steps(), b, after=delete_meanwhile)
+        assert b.engine.gc_horizon == a.engine.gc_horizon
+        meet_all([a, b])
+        assert not any(node.values() for node in (a, b))

@@ -479,7 +479,7 @@ class Cluster(World):
             if node.name in self.gone:
                 continue
             if node.up:
-                node.engine.commit()
+                self.commit(node)
                 holdings.append(sound(self.holding(node)))
             elif node.image is not None:
                 holdings.append(sound(self._holding_of(node.image)))

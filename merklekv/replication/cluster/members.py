@@ -57,7 +57,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import cbor2
 
 from merklekv.address import ADDRESS_BYTES_MAX, is_address
-from merklekv.engine.record import STORE_ID_SIZE, store_id_of, timestamp_of
+from merklekv.engine.record import STORE_ID_SIZE, is_redelete, store_id_of, timestamp_of
 from merklekv.errors import FormatTooNew, MerkleKVError
 from merklekv.node_id import is_node_id
 from merklekv.replication.cluster.lost_writes import (
@@ -365,8 +365,10 @@ class Members(MemberMaps):
     def is_late(self, tombstone: bytes) -> bool:
         """Predicate: did its writer, restored since, stamp it below what was applied of it here?
 
-        A GC horizon may pass such a tombstone at any time, before all members have it.
+        A GC horizon may pass such a tombstone at any time, before all members have it.  For a re-deletion it rests.
         """
+        if is_redelete(tombstone):
+            return False
         writer, time = store_id_of(tombstone), timestamp_of(tombstone)
         return any(
             time <= member.applied_through and not retains(self.lost_writes.get(who, NO_LOST_WRITES), tombstone)

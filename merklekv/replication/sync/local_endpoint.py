@@ -28,7 +28,7 @@ from merklekv.engine.record import (
     is_sound,
     make_record,
     make_version,
-    op_id_of,
+    redelete_op_id,
     timestamp_of,
     version_of,
 )
@@ -267,8 +267,11 @@ class LocalEndpoint:
         """Raise the GC horizon to the peer's larger one at once, if the reports of all members allow that.
 
         Otherwise both would compare the tombstones that the peer has collected.  Returns whether it was raised.
+        If the horizon may be adopted at the end, this node stamps nothing below it from now on.
         """
         with self.engine.lock:
+            if self.members.may_adopt_horizon_of(peer.table):
+                self.engine.clock.close_through(peer.gc_horizon)
             gc_horizon = peer.gc_horizon if peer.gc_horizon <= self.members.gc_horizon() else 0
             raised = self.engine.raise_gc_horizon(gc_horizon)
             if raised:
@@ -349,7 +352,7 @@ class LocalEndpoint:
                 if version_of(engine.record(key) or b"") != version:
                     continue
                 above = max(timestamp_of(version), gc_horizon) + 1  # at the horizon it would be collected at once
-                tombstone = make_record(key, make_version(above, op_id_of(version)), b"", tombstone=True)
+                tombstone = make_record(key, make_version(above, redelete_op_id(version)), b"", tombstone=True)
                 items.append((OP_DEL, key, tombstone))
             if items:
                 self.members.record_redelete(engine.clock.closing())
