@@ -28,6 +28,17 @@ ALWAYS: Final = 1 << 63  # ns: later than every horizon
 WHOLE_TABLES: Final = 0.2  # of the tables that are damaged, instead of a row
 
 
+def _is_told(members: Members, peer: Members, record: bytes) -> bool:
+    """Whether a node that brings a record can be told from one that is behind, and the record from a deleted one."""
+    table, theirs, time = members.table(), peer.table(), timestamp_of(record)
+    writers = {who.store_id for one in (table, theirs) for who in one.applied_through()}
+    writer = store_id_of(record) if store_id_of(record) in writers else table.identity.store_id  # of a dump: its holder
+    stable_through = (*table.stable_through.items(), *theirs.stable_through.items())
+    all_had_it = any(who.store_id == writer and time <= until for who, until in stable_through)
+    is_level = theirs.horizon_covers(table.identity) and table.knows_all_of(theirs)
+    return is_level and (all_had_it or time > theirs.max_gc_horizon)
+
+
 class Mishaps(Decay):
     """A cluster whose operators load dumps, and whose nodes lose single records."""
 
@@ -56,15 +67,10 @@ class Mishaps(Decay):
 
     def _judge(self, members: Members, peer: Members, key: bytes, record: bytes) -> None:
         later = any(record < one for one in self._doubtful.get(key, ()))  # what replaced it may have vanished since
-        if later or (record in self._doubtful.get(key, ()) and not self._is_level(members, peer)):
+        if later or (record in self._doubtful.get(key, ()) and not _is_told(members, peer, record)):
             self.oracle.excuse(key, record)  # a node that is behind brings it: it may as well have been deleted
         elif not self.oracle.is_replaced(key, record):
             raise Failure(f"{members.identity.node}: re-deletes {show(key, record)}, which no client has replaced")
-
-    def _is_level(self, members: Members, peer: Members) -> bool:
-        """Whether a node is a member for its peer, and has applied what all have."""
-        table, theirs = members.table(), peer.table()
-        return theirs.horizon_covers(table.identity) and table.knows_all_of(theirs)
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
