@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
@@ -23,6 +25,7 @@ POLL_S: Final = 0.01
 CONNECT_S: Final = 0.2
 LAST_LINES: Final = 2
 SETTING_PREFIX: Final = "MERKLEKV_"
+PORTS: Final = range(20_000, 32_768)  # below those that Linux and others give out
 READY: Final = re.compile(r"^merklekv \S+ ready on \S+:(?P<port>\d+), data in .*", re.MULTILINE)
 
 T = TypeVar("T")
@@ -43,10 +46,16 @@ def wait_until(condition: Callable[..., T], *, seconds: float = WAIT_S, what: st
 
 
 def free_port() -> int:
-    """A TCP port of the loopback on which no process listens just now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of the loopback on which no process listens just now.
+
+    None that the kernel gives to connections, or to servers that ask for any: it stays free between two starts.
+    """
+    chance = random.SystemRandom()  # processes that seed the other one alike would take the same
+    while True:
+        port = chance.choice(PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((HOST, port))
+            return port
 
 
 class Server(ABC):
@@ -207,6 +216,7 @@ class Node(Server):
         self.program = interpreter.command("merklekv")
 
     def command(self) -> list[str]:
+        self.port = self.port or free_port()
         run = ["run", "--data-dir", str(self.directory), "--port", str(self.port)]
         return [*self.program, *run, *self.flags]
 
