@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import cycle
 from pathlib import Path
 from shutil import copytree
@@ -26,6 +26,11 @@ def nodes(tmp_path: Path) -> Iterator[list[Node]]:
 def tick(*nodes: Node, seconds: int = 10) -> None:
     for node in nodes:
         node.tick(seconds)
+
+
+def cut_after(kind: str) -> Callable[[int, bytes], bytes]:
+    """For `after`: cuts an exchange when it was answered with such a message."""
+    return cut_when(lambda answered: answered == kind)
 
 
 def load(node: Node, key: bytes) -> None:
@@ -477,5 +482,26 @@ def test_what_a_node_deletes_in_an_exchange_outlives_the_horizon_that_it_adopts(
 
         carry(a.initiate().steps(), b, after=delete_meanwhile)
         assert b.engine.gc_horizon == a.engine.gc_horizon
+        meet_all([a, b])
+        assert not any(node.values() for node in (a, b))
+
+
+def test_what_a_restored_node_deletes_below_a_horizon_reaches_the_others_first(tmp_path: Path) -> None:
+    """Even if it has exchanged since, so that the reports of all members allow to collect it."""
+    with cluster(tmp_path, "ab") as (a, b):
+        b.set(b"k")
+        copy = a.backup()
+        b.tick()
+        set_clocks(a, b)
+        exchange(a, b)
+        a.restore(copy)
+        a.now = b.now - 6 * SECOND
+        with pytest.raises(Cut):
+            carry(b.initiate().steps(), a, after=cut_after("done"))
+        a.delete(b"k")
+        b.tick()
+        set_clocks(a, b)
+        with pytest.raises(Cut):
+            carry(a.initiate().steps(), b, before=cut_when(lambda kind: kind != "hello"))
         meet_all([a, b])
         assert not any(node.values() for node in (a, b))

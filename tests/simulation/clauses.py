@@ -14,11 +14,13 @@ from unittest import mock
 
 from merklekv.engine.record import epoch_of
 from merklekv.replication.cluster import lost_writes
+from merklekv.replication.cluster import members as members_module
 from merklekv.replication.cluster.lost_writes import LostWrites
 from merklekv.replication.cluster.members import Identity, Members, MemberTable
 from merklekv.replication.sync import deletion_rule
 from merklekv.replication.sync.deletion_rule import RECORD_ROWS, TIME_ROWS, Pair, RecordRow, TimeRow
 from merklekv.replication.sync.local_endpoint import LocalEndpoint
+from merklekv.replication.sync.messages import Hello
 
 from .mutations import Change, meanwhile, replaced, silenced
 
@@ -275,12 +277,37 @@ def _() -> tuple[Change, ...]:
     return (replaced(Members.may_adopt_horizon_of, may_adopt),)
 
 
+@clause("stamps nothing below a horizon that it may adopt", "s1000134")
+def _() -> tuple[Change, ...]:
+    return (meanwhile(LocalEndpoint.catch_up, lambda: replaced(Members.may_adopt_horizon_of, lambda *_: False)),)
+
+
+@clause("catches up only with what it has given to others", "2001894")
+def _() -> tuple[Change, ...]:
+    def catch_up(endpoint: LocalEndpoint, peer: Hello, sound: Any = LocalEndpoint.catch_up) -> bool:
+        endpoint.members.given_through = peer.gc_horizon
+        caught_up: bool = sound(endpoint, peer)
+        return caught_up
+
+    return (replaced(LocalEndpoint.catch_up, catch_up),)
+
+
 # -- merging -----------------------------------------------------------------------------------------------------------
 
 
 @clause("deletes anew what a tombstone below the horizon hides", "hearsay-1")
 def _() -> tuple[Change, ...]:
     return (replaced(LocalEndpoint._delete_anew, lambda endpoint, key, tombstone: False),)
+
+
+@clause("deletes anew what is late", "293")
+def _() -> tuple[Change, ...]:
+    return (replaced(Members.is_late, lambda members, tombstone: False),)
+
+
+@clause("a re-deletion is not late", "r1000019")
+def _() -> tuple[Change, ...]:
+    return (mock.patch.object(members_module, "is_redelete", return_value=False),)
 
 
 @clause("refuses late events of what was applied", "overdue-3")

@@ -310,6 +310,7 @@ class Members(MemberMaps):
         super().__init__()
         self.identity = Identity(node, store_id or secrets.token_bytes(STORE_ID_SIZE))
         self.closed = 0  # ns: the closed timestamp, the largest clock that another node has accepted
+        self.given_through = 0  # ns: the closed timestamp at the start, or at the last complete exchange since
         self.proposed = 0  # ns: a larger one, proposed to a node whose answer is not known; 0: none
         self.rows_refused = 0  # since the start: times in others' tables too far ahead of the wall clock
         self.peer_clocks = PeerClocks()  # for people

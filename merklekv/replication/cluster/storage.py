@@ -38,6 +38,7 @@ def load_members(engine: Engine, node: str, joins: bool = False) -> Members:
         clock, own = engine.clock, members.identity
         clock.write_as(own.store_id)
         clock.close_through(members.closed)
+        members.given_through = members.closed
         _check_clock(engine, members)
         if (joins or not members.is_alone) and METADATA_JOINED not in engine.metadata:
             engine.put_metadata_first(METADATA_JOINED, b"")

@@ -267,15 +267,19 @@ class LocalEndpoint:
         """Raise the GC horizon to the peer's larger one at once, if the reports of all members allow that.
 
         Otherwise both would compare the tombstones that the peer has collected.  Returns whether it was raised.
-        If the horizon may be adopted at the end, this node stamps nothing below it from now on.
+
+        If the horizon may be adopted at the end, this node stamps nothing below it from now on.  A restored node with a
+        slow clock may have deleted below it before: that has to be given to the peer first.
         """
+        members, gc_horizon = self.members, peer.gc_horizon
         with self.engine.lock:
-            if self.members.may_adopt_horizon_of(peer.table):
-                self.engine.clock.close_through(peer.gc_horizon)
-            gc_horizon = peer.gc_horizon if peer.gc_horizon <= self.members.gc_horizon() else 0
+            if members.may_adopt_horizon_of(peer.table):
+                self.engine.clock.close_through(gc_horizon)
+            if gc_horizon > min(members.gc_horizon(), members.given_through):
+                return False
             raised = self.engine.raise_gc_horizon(gc_horizon)
             if raised:
-                self.members.record_horizon(gc_horizon)
+                members.record_horizon(gc_horizon)
             return raised
 
     def read(
@@ -369,6 +373,7 @@ class LocalEndpoint:
             if peer.identity in self.members.removed:
                 raise ExchangeRefused("removed", f"node {peer.identity.node} was removed meanwhile")
             self._apply(peer, gc_horizon, [*refused])
+            self.members.given_through = self.members.closed
             store_members(self.engine, self.members)
             return self.members.table()
 
