@@ -32,7 +32,8 @@ class HybridClock:
         self.newest = 0  # the largest timestamp issued or seen, ns; it moves nothing
         self.proposed = 0  # ns; nothing is stamped at or below while another node may rely on it; 0: there is none
         self._closed_through = 0  # ns; likewise, for good
-        self.lower_bound = 0  # the larger one of the two; every version is above
+        self._held_through = 0  # ns; likewise, while this process may adopt that GC horizon
+        self.lower_bound = 0  # the largest one of the three; every version is above
         self.truncated_through = 0  # ns: of the truncation version, for the clock watch
         self.gate = gate
         self._wall = gate.wall
@@ -52,7 +53,7 @@ class HybridClock:
         """A version of now, above the lower bound."""
         timestamp = self._wall()
         if timestamp <= self.lower_bound:
-            self._drop_wrong_proposal()
+            self._drop_what_is_wrong()
             timestamp = max(timestamp, self.lower_bound + 1)
         if timestamp > self.newest:
             self.newest = timestamp
@@ -78,6 +79,11 @@ class HybridClock:
             self.proposed = 0
         self._bound()
 
+    def hold(self, gc_horizon: int) -> None:
+        """From now on every version of this process is above `gc_horizon`, ns, unless the wall clock disagrees."""
+        self._held_through = max(self._held_through, gc_horizon)
+        self._bound()
+
     @property
     def closed_through(self) -> int:
         """The timestamp, ns, that every version is above for good; a proposal may be later."""
@@ -85,7 +91,7 @@ class HybridClock:
 
     def closing(self) -> int:
         """A timestamp, ns, that this node may close: its wall clock has got there, or it is closed already."""
-        return max(self.lower_bound, self._wall() if self.gate.is_set else 0)
+        return max(self._closed_through, self.proposed, self._wall() if self.gate.is_set else 0)
 
     def propose(self) -> tuple[int, int]:
         """Closes a timestamp until another node has judged it; the timestamp, and what `withdraw` goes back to, ns."""
@@ -110,11 +116,11 @@ class HybridClock:
             self._bound()
         return True
 
-    def _drop_wrong_proposal(self) -> None:
-        """Forgets a proposal that the wall clock disagrees with by now, as `resume` does: no right clock accepts it."""
-        if self.proposed and not self.gate.admits(self.proposed):
-            self.proposed = 0
-            self._bound()
+    def _drop_what_is_wrong(self) -> None:
+        """Forgets what the wall clock disagrees with by now, as `resume` does: no right clock accepts it."""
+        self.proposed = self.proposed if self.gate.admits(self.proposed) else 0
+        self._held_through = self._held_through if self.gate.admits(self._held_through) else 0
+        self._bound()
 
     def _bound(self) -> None:
-        self.lower_bound = max(self._closed_through, self.proposed)
+        self.lower_bound = max(self._closed_through, self.proposed, self._held_through)

@@ -28,7 +28,7 @@ from merklekv.errors import Shortage, Stalled
 GC_KEYS: Final = 1000  # in one call of `collect_tombstones`
 TOMBSTONES_READ: Final = 1000  # of the base, at once
 ALL_VERSIONS: Final = b"\xff" * VERSION_SIZE
-PURGED_STEP_NS: Final = 10**9  # `purged_through` is stored so much too large, and not with each purge
+PURGED_STEP_NS: Final = 10**6  # `purged_through` is stored so much too large, and not with each purge
 TIME_MAX: Final = (1 << 8 * TIME_SIZE) - 1
 
 

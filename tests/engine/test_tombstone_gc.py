@@ -14,6 +14,7 @@ from merklekv.engine import tombstone_gc
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import METADATA_NAME_SIZE_MAX, METADATA_SIZE_MAX, OP_DEL, OP_SET, bucket_of
 from merklekv.engine.record import head_of, timestamp_of
+from merklekv.engine.tombstone_gc import PURGED_STEP_NS
 from merklekv.errors import DiskFull, InvalidArgument
 
 Make = Callable[..., Engine]
@@ -250,7 +251,7 @@ def test_leaf_digests_differ_where_data_differs(make_engine: Make) -> None:
 
 
 def test_what_a_lone_node_purges_is_remembered_in_one_entry(make_engine: Make) -> None:
-    """With the second after it, so that a row of deletions stores it once; what is later stores it again."""
+    """With the millisecond after it, so that a row of deletions stores it once; what is later stores it again."""
     wall = Wall()
     engine = make_engine(wall_clock=wall)
     for number in range(10):
@@ -259,7 +260,7 @@ def test_what_a_lone_node_purges_is_remembered_in_one_entry(make_engine: Make) -
     for number in range(9):
         engine.delete(b"%d" % number)
     assert engine.log.appended == before + 10
-    assert engine.purged_through == NOON + 10**9
+    assert engine.purged_through == NOON + PURGED_STEP_NS
     engine.commit()
     wall.now += 10**10
     engine.set(b"9", b"v")
@@ -271,7 +272,7 @@ def test_what_a_lone_node_purges_is_remembered_in_one_entry(make_engine: Make) -
             engine.checkpoint_now()
         engine.close()
         engine = make_engine(wall_clock=wall)
-        assert engine.purged_through == NOON + 10**10 + 10**9
+        assert engine.purged_through == NOON + 10**10 + PURGED_STEP_NS
         assert not engine.is_lone
 
 

@@ -258,7 +258,8 @@ class LocalEndpoint:
             clock = self.engine.clock
             closed = peer.table.rows.get(self.members.identity, NO_ROW).applied_through
             if closed > max(self.members.closed, clock.proposed):  # this node was restored from before it closed that
-                self.members.add_lost_writes(LostWriteInterval(clock.lower_bound, closed, clock.epoch))
+                after = max(clock.closed_through, clock.proposed)
+                self.members.add_lost_writes(LostWriteInterval(after, closed, clock.epoch))
             elif closed > self.members.closed:  # some node has accepted the proposal, and its answer was lost
                 self._close(closed)
             store_members(self.engine, self.members)
@@ -274,7 +275,7 @@ class LocalEndpoint:
         members, gc_horizon = self.members, peer.gc_horizon
         with self.engine.lock:
             if members.may_adopt_horizon_of(peer.table):
-                self.engine.clock.close_through(gc_horizon)
+                self.engine.clock.hold(gc_horizon)
             if gc_horizon > min(members.gc_horizon(), members.given_through):
                 return False
             raised = self.engine.raise_gc_horizon(gc_horizon)
