@@ -14,7 +14,6 @@ from unittest import mock
 
 from merklekv.engine.record import epoch_of
 from merklekv.replication.cluster import lost_writes
-from merklekv.replication.cluster import members as members_module
 from merklekv.replication.cluster.lost_writes import LostWrites
 from merklekv.replication.cluster.members import Identity, Members, MemberTable
 from merklekv.replication.sync import deletion_rule
@@ -167,11 +166,6 @@ def _() -> tuple[Change, ...]:
     return mock.patch.object(lost_writes, "NEWEST", 0), mock.patch.object(lost_writes, "LONGEST", 8)
 
 
-@clause("lost writes behind what a peer has applied of this node", "s60089")
-def _() -> tuple[Change, ...]:
-    return (meanwhile(LocalEndpoint.add_members, lambda: silenced(Members.add_lost_writes)),)
-
-
 @clause("lost writes end at the wall clock", "w1")
 def _() -> tuple[Change, ...]:
     return (silenced(Members.clamp_lost_writes),)
@@ -266,17 +260,6 @@ def _() -> tuple[Change, ...]:
 # -- whose horizon a node follows --------------------------------------------------------------------------------------
 
 
-@clause("adopts a horizon that covers it, once covered", "s130")
-def _() -> tuple[Change, ...]:
-    def may_adopt(members: Members, peer: MemberTable, sound: Any = Members.may_adopt_horizon_of) -> bool:
-        covered, members.stable_through = members.stable_through, {}
-        found: bool = sound(members, peer)
-        members.stable_through = covered
-        return found
-
-    return (replaced(Members.may_adopt_horizon_of, may_adopt),)
-
-
 @clause("stamps nothing below a horizon that it may adopt", "s1000134")
 def _() -> tuple[Change, ...]:
     return (meanwhile(LocalEndpoint.catch_up, lambda: replaced(Members.may_adopt_horizon_of, lambda *_: False)),)
@@ -300,14 +283,9 @@ def _() -> tuple[Change, ...]:
     return (replaced(LocalEndpoint._delete_anew, lambda endpoint, key, tombstone: False),)
 
 
-@clause("deletes anew what is late", "293")
+@clause("deletes anew what is late", "groups+relapse-700035")
 def _() -> tuple[Change, ...]:
     return (replaced(Members.is_late, lambda members, tombstone: False),)
-
-
-@clause("a re-deletion is not late", "r1000019")
-def _() -> tuple[Change, ...]:
-    return (mock.patch.object(members_module, "is_redelete", return_value=False),)
 
 
 @clause("refuses late events of what was applied", "overdue-3")
