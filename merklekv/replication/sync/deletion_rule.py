@@ -63,6 +63,8 @@ class Pair(NamedTuple):
     def of(cls, holder: MemberTable, lacking: MemberTable) -> Pair:
         """The pair, with what the tables say of each other."""
         applied_through = dict.fromkeys(holder.rows, 0) | lacking.applied_through()
+        for who, time in lacking.stable_through.items():  # also where the row of a member cannot be read any more
+            applied_through[who] = max(time, applied_through.get(who, 0))
         stable_through = lacking.stable_through
         if holder.horizon_covers(lacking.identity):  # or it may be from before a deletion that the other has applied
             later = holder.stable_through.items()
