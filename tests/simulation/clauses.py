@@ -248,15 +248,6 @@ def _() -> tuple[Change, ...]:
     return (replaced(Pair.of, of),)
 
 
-@clause("applied-through of a removed member", "disowned-0")
-def _() -> tuple[Change, ...]:
-    def applied_through(table: MemberTable, sound: Any = MemberTable.applied_through) -> dict[Identity, int]:
-        through: dict[Identity, int] = sound(table)
-        return through | dict.fromkeys(table.removed, 0)
-
-    return (replaced(MemberTable.applied_through, applied_through),)
-
-
 # -- whose horizon a node follows --------------------------------------------------------------------------------------
 
 
@@ -319,15 +310,5 @@ def _() -> tuple[Change, ...]:
         before = dict(members.redeleted)
         sound(members, peer, *rest)
         members.redeleted = before
-
-    return (replaced(Members.merge_table, merge_table),)
-
-
-@clause("takes over what was applied of removed members", "disowned-0")
-def _() -> tuple[Change, ...]:
-    def merge_table(members: Members, peer: MemberTable, *rest: Any, sound: Any = Members.merge_table) -> None:
-        before = dict(members.removed)
-        sound(members, peer, *rest)
-        members.removed = before
 
     return (replaced(Members.merge_table, merge_table),)
