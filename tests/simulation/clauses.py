@@ -15,10 +15,11 @@ from unittest import mock
 from merklekv.engine.record import epoch_of
 from merklekv.replication.cluster import lost_writes
 from merklekv.replication.cluster.lost_writes import LostWrites
-from merklekv.replication.cluster.members import ALL_GIVEN, Identity, Members, MemberTable
+from merklekv.replication.cluster.members import Identity, Members, MemberTable
 from merklekv.replication.sync import deletion_rule
 from merklekv.replication.sync.deletion_rule import RECORD_ROWS, TIME_ROWS, Pair, RecordRow, TimeRow
 from merklekv.replication.sync.local_endpoint import LocalEndpoint
+from merklekv.replication.sync.messages import Hello
 
 from .mutations import Change, meanwhile, replaced, silenced
 
@@ -255,14 +256,14 @@ def _() -> tuple[Change, ...]:
     return (meanwhile(LocalEndpoint.catch_up, lambda: replaced(Members.may_adopt_horizon_of, lambda *_: False)),)
 
 
-@clause("horizon waits for what a restored node has written since", "2001894")
+@clause("catches up only with what it has given to others", "2001894")
 def _() -> tuple[Change, ...]:
-    def gc_horizon(members: Members, sound: Any = Members.gc_horizon) -> int:
-        members.given_through = ALL_GIVEN
-        horizon: int = sound(members)
-        return horizon
+    def catch_up(endpoint: LocalEndpoint, peer: Hello, sound: Any = LocalEndpoint.catch_up) -> bool:
+        endpoint.members.given_through = peer.gc_horizon
+        caught_up: bool = sound(endpoint, peer)
+        return caught_up
 
-    return (replaced(Members.gc_horizon, gc_horizon),)
+    return (replaced(LocalEndpoint.catch_up, catch_up),)
 
 
 # -- merging -----------------------------------------------------------------------------------------------------------

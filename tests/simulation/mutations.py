@@ -417,6 +417,7 @@ def _() -> tuple[Change, ...]:
 @mistake("a node that was left behind takes itself for current", "x", "stranger-3")
 def _() -> tuple[Change, ...]:
     def catch_up(endpoint: LocalEndpoint, peer: Hello, sound: Any = LocalEndpoint.catch_up) -> bool:
+        endpoint.members.given_through = peer.gc_horizon
         with replaced(Members.gc_horizon, lambda members: peer.gc_horizon):
             raised: bool = sound(endpoint, peer)
         return raised

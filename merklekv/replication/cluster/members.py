@@ -91,7 +91,6 @@ DESCRIBED_MAX: Final = MEMBERS_MAX + REMOVED_MAX
 REASON_SIZE_MAX: Final = 1000
 CONTACT_MAX: Final = 1e12  # s
 TABLE_ITEMS_MAX: Final = 1 << 19  # CBOR items of a stored table; the fullest one has 345,000
-ALL_GIVEN: Final = 1 << 63  # ns: later than everything; of a new node
 UNKNOWN_STORE_ID: Final = b""  # of a member without an exchange so far
 _WHO: Final = ("node", "store_id")  # how a row names a member
 _UNREADABLE: Final = "unreadable+"  # begins the name of an unreadable row; no node id has a '+'
@@ -311,7 +310,7 @@ class Members(MemberMaps):
         super().__init__()
         self.identity = Identity(node, store_id or secrets.token_bytes(STORE_ID_SIZE))
         self.closed = 0  # ns: the closed timestamp, the largest clock that another node has accepted
-        self.given_through = ALL_GIVEN  # ns: the closed timestamp at the start, or of the last complete exchange
+        self.given_through = 0  # ns: the closed timestamp at the start, or at the last complete exchange since
         self.proposed = 0  # ns: a larger one, proposed to a node whose answer is not known; 0: none
         self.rows_refused = 0  # since the start: times in others' tables too far ahead of the wall clock
         self.peer_clocks = PeerClocks()  # for people
@@ -321,7 +320,7 @@ class Members(MemberMaps):
 
     def replace_with(self, other: Members) -> None:
         """Take over the contents of another table of the same node."""
-        kept = ("given_through", "rows_refused", "peer_clocks", "refused_records")
+        kept = ("rows_refused", "peer_clocks", "refused_records")
         vars(self).update(vars(other) | {name: getattr(self, name) for name in kept})
 
     # -- queries -------------------------------------------------------------------------------------------------------
@@ -393,15 +392,11 @@ class Members(MemberMaps):
         return sha256(cbor2.dumps((everyone, _plain_times(self.redeleted)))).digest()[:VIEW_SIZE]
 
     def gc_horizon(self) -> int:
-        """Through which time, ns, all members have applied every write; 0 while that is unknown.
-
-        What the others have reported may be of the time before this node was restored.  What it has written since, with
-        a slow clock, is behind `given_through` until a complete exchange.
-        """
+        """Through which time, ns, all members have applied every write; 0 while that is unknown."""
         view = self.view()
         if not all(member.report.view == view for member in self._others.values()):
             return 0
-        return min((self.stable(), self.given_through, *(member.report.stable for member in self._others.values())))
+        return min((self.stable(), *(member.report.stable for member in self._others.values())))
 
     def may_adopt_horizon_of(self, peer: MemberTable) -> bool:
         """Predicate: does the horizon of a node cover all members that this node has exchanged with?

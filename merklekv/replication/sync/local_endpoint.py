@@ -269,13 +269,14 @@ class LocalEndpoint:
 
         Otherwise both would compare the tombstones that the peer has collected.  Returns whether it was raised.
 
-        If the horizon may be adopted at the end, this node stamps nothing below it from now on.
+        If the horizon may be adopted at the end, this node stamps nothing below it from now on.  A restored node with a
+        slow clock may have deleted below it before: that has to be given to the peer first.
         """
         members, gc_horizon = self.members, peer.gc_horizon
         with self.engine.lock:
             if members.may_adopt_horizon_of(peer.table):
                 self.engine.clock.hold(gc_horizon)
-            if gc_horizon > members.gc_horizon():
+            if gc_horizon > min(members.gc_horizon(), members.given_through):
                 return False
             raised = self.engine.raise_gc_horizon(gc_horizon)
             if raised:
@@ -372,8 +373,8 @@ class LocalEndpoint:
         with self.engine.lock:
             if peer.identity in self.members.removed:
                 raise ExchangeRefused("removed", f"node {peer.identity.node} was removed meanwhile")
-            self.members.given_through = self.members.closed
             self._apply(peer, gc_horizon, [*refused])
+            self.members.given_through = self.members.closed
             store_members(self.engine, self.members)
             return self.members.table()
 
