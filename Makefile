@@ -27,13 +27,20 @@ $(VENV)/.run: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.test: pyproject.toml | $(BIN)/python
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.[test,bench,demo]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.[test,applications,bench,demo]'
 	@touch $@ $(VENV)/.run
+
+# What tests/applications runs with Node.js, in the versions of its lock file; beside what pip installs.
+$(VENV)/.npm: tests/applications/package-lock.json | $(BIN)/python
+	scripts/need node=nodejs npm=npm
+	mkdir -p $(VENV)/npm && cp tests/applications/package*.json $(VENV)/npm
+	npm ci --silent --no-audit --no-fund --ignore-scripts --prefix $(VENV)/npm
+	@touch $@
 
 run: $(VENV)/.run  ## Serve ./data on 127.0.0.1:7379 (DATA=DIR and ARGS="--port 7380" change it)
 	$(BIN)/merklekv run --data-dir $(DATA) $(ARGS)
 
-test: check  ## Run the gate: what check runs, and every test (ARGS="-k words" picks tests)
+test: check $(VENV)/.npm  ## Run the gate: what check runs, and every test (ARGS="-k words" picks tests)
 	scripts/need mosquitto=mosquitto redis-server=redis-server redis-benchmark=redis-tools fiu-run=fiu-utils faketime=faketime strace=strace nc=netcat-openbsd curl=curl chromium=chromium
 	$(BIN)/pytest --no-skips -n auto --dist worksteal -p no:benchmark $(ARGS)
 
@@ -43,10 +50,12 @@ check: $(VENV)/.test  ## Run the quick half of the gate: ruff, the layers, mypy 
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy --strict
 
-docs: $(VENV)/.run  ## Write what the docs take from the code: docs/cli.md, the example in docs/format.md, the metrics in docs/protocol.md, the examples in docs/replication.md
+docs: $(VENV)/.run  ## Write what the docs take from the code: docs/cli.md, the example in docs/format.md, the commands and metrics in docs/protocol.md, docs/compatibility.md, the examples in docs/replication.md
 	$(BIN)/python scripts/write_cli_docs.py
 	$(BIN)/python scripts/write_format_example.py
 	$(BIN)/python scripts/write_metrics.py
+	$(BIN)/python scripts/write_commands.py
+	$(BIN)/python scripts/write_compatibility.py
 	$(BIN)/python scripts/write_deletion_examples.py
 
 structure:  ## Report the code's structure: who knows a record's layout, private accesses, cycles, lines (ROOT=DIR)

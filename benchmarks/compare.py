@@ -20,6 +20,7 @@ from pathlib import Path
 
 import checkpoints
 import million
+import publish
 import report
 import space
 import versus
@@ -68,6 +69,7 @@ MEASUREMENTS: dict[str, Callable[[Settings], list[Figure]]] = {
     "million": million.measure,
     "idle": million.idle,
     "space": space.measure,
+    "publish": publish.measure,
 }
 ROWS = {row.name: row for row in versus.ROWS}
 

@@ -4,17 +4,21 @@
     with merklekv.open("data") as db:
         db.set(b"key", b"value")
 
-Importing this package costs next to nothing: the engine is loaded when `open`, `Database` or an error class is first
-used. The version is declared here and nowhere else.
+Importing this package costs next to nothing: the engine is loaded when a name of it is first used. The version is
+declared here and nowhere else.
 """
 
 from __future__ import annotations
 
 TYPE_CHECKING = False  # to type checkers it is True; the module `typing` would take a while to import
 if TYPE_CHECKING:
-    from merklekv.engine.library import Database, open
+    from merklekv.engine.batch import Batch
+    from merklekv.engine.feed import Change, Cursor
+    from merklekv.engine.library import ChangeIterator, Database, open
     from merklekv.errors import (
+        ChangesGone,
         Corruption,
+        DatabaseClosed,
         DirectoryLocked,
         DirectoryUnwritable,
         DiskFull,
@@ -24,13 +28,20 @@ if TYPE_CHECKING:
         NotADataDirectory,
         NotANumber,
         NumberOverflow,
+        Shortage,
         StorageFailed,
     )
 
 __version__ = "0.1.0"
 __all__ = [
+    "Batch",
+    "Change",
+    "ChangeIterator",
+    "ChangesGone",
     "Corruption",
+    "Cursor",
     "Database",
+    "DatabaseClosed",
     "DirectoryLocked",
     "DirectoryUnwritable",
     "DiskFull",
@@ -40,6 +51,7 @@ __all__ = [
     "NotADataDirectory",
     "NotANumber",
     "NumberOverflow",
+    "Shortage",
     "StorageFailed",
     "__version__",
     "open",
@@ -47,10 +59,18 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name in ("Database", "open"):
+    if name in ("ChangeIterator", "Database", "open"):
         from merklekv.engine import library
 
         return getattr(library, name)
+    if name == "Batch":
+        from merklekv.engine.batch import Batch
+
+        return Batch
+    if name in ("Change", "Cursor"):
+        from merklekv.engine import feed
+
+        return getattr(feed, name)
     if name in __all__:
         from merklekv import errors
 

@@ -19,6 +19,10 @@ class MerkleKVError(Exception):
     """Base of all errors that MerkleKV raises on purpose."""
 
 
+class DatabaseClosed(MerkleKVError):
+    """The database was closed. Open the directory again."""
+
+
 class InvalidArgument(MerkleKVError):
     """An argument or setting that is not allowed. Nothing was changed."""
 
@@ -55,6 +59,17 @@ class StorageFailed(MerkleKVError):
 
 class Corruption(MerkleKVError):
     """A file is damaged. The message names the file, the position and the way out."""
+
+
+class ChangesGone(MerkleKVError):
+    """The log no longer has the position of a cursor of the change feed. The message says how to begin again."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"{reason}; to begin again, take the cursor of the end, read all records, then go on with the changes from "
+            "that cursor"
+        )
+        self.reason = reason
 
 
 class DirectoryLocked(MerkleKVError):

@@ -75,6 +75,9 @@ class ServerMetrics:
     output_limit_closed: Annotated[int, counter("connections closed because the client did not read its replies")]
     idle_closed: Annotated[int, counter("connections closed because the client was silent")]
     foreign_protocol_closed: Annotated[int, counter("connections closed because the client spoke HTTP or TLS")]
+    pubsub_channels: Annotated[int, gauge("channels that clients have subscribed to by name")]
+    pubsub_patterns: Annotated[int, gauge("patterns that clients have subscribed to")]
+    pubsub_dropped: Annotated[int, counter("messages dropped because too many waited for the thread that sends them")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,9 @@ class EngineMetrics:
 
     durability: Annotated[str, info("the setting: `always`, `everysec` or `never`")]
     db_keys: Annotated[int | None, gauge("keys that exist; left out while a start counts them")]
+    db_keys_with_expiry: Annotated[int | None, gauge("about how many of them have an expiry; likewise")]
+    db_expired: Annotated[int | None, gauge("keys that have expired and whose record is kept; likewise")]
+    expired_keys: Annotated[int, counter("keys that have expired")]
     db_tombstones: Annotated[int | None, gauge("deleted keys whose tombstone is kept; likewise")]
     memtable_bytes: Annotated[int, gauge("size of the active memtable", "bytes")]
     memtable_keys: Annotated[int, gauge("records in it")]
@@ -124,6 +130,7 @@ class ReplicationMetrics:
     outbox_oldest_ms: Annotated[int, gauge("age of the oldest of them", "ms")]
     outbox_in_flight: Annotated[int, gauge("batches published and not acknowledged yet")]
     inbox_messages: Annotated[int, gauge("received messages that wait to be merged")]
+    pubsub_nodes: Annotated[int, gauge("other nodes online whose clients have subscribed to something")]
 
 
 @dataclass(slots=True)
@@ -158,6 +165,12 @@ class ReplicationCounters:
     refused_events: Annotated[Counter[str], counter("messages or events refused", label="reason")] = field(
         default_factory=Counter
     )
+    pubsub_sent: Annotated[int, counter("messages of clients sent to other nodes")] = 0
+    pubsub_unsent: Annotated[Counter[str], counter("messages of clients not sent to other nodes", label="reason")] = (
+        field(default_factory=Counter)
+    )
+    pubsub_received: Annotated[int, counter("messages of clients received from other nodes")] = 0
+    pubsub_refused: Annotated[int, counter("messages refused that should have held some of these")] = 0
 
 
 @dataclass(frozen=True, slots=True)

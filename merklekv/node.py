@@ -39,6 +39,7 @@ from merklekv.metrics import NodeMetrics
 from merklekv.net.client import REPLY_BYTES_MAX, REPLY_ROOM_BYTES, Client
 from merklekv.net.commands import records
 from merklekv.net.limits import Limits
+from merklekv.net.pubsub import Message
 from merklekv.net.registry import Long
 from merklekv.net.server import Server
 from merklekv.net.session import Services
@@ -113,6 +114,10 @@ class NodeServices(Services):
 
     def __init__(self, node: Node) -> None:
         self._node = node
+
+    @property
+    def node_id(self) -> str:
+        return self._node.node_id
 
     def shutdown(self) -> None:
         self._node.stop_requests.shut_down()
@@ -216,6 +221,8 @@ class Node:
                 max_value_size=settings.max_value_size,
                 max_clock_drift_s=settings.max_clock_drift_seconds,
                 retain_max_bytes=settings.replication.outbox_max_bytes,
+                retain_log_bytes=settings.retain_log_bytes,
+                retain_log_seconds=settings.retain_log_seconds,
             )
             parts.callback(self.engine.close)
             reply_bytes = max(REPLY_BYTES_MAX, settings.max_value_size + REPLY_ROOM_BYTES)  # no longer one is taken
@@ -253,8 +260,10 @@ class Node:
                 limits=limits_of(settings),
                 services=NodeServices(self),
                 allow_remote=settings.allow_remote,
+                text_protocol=settings.text_protocol,
                 fatal=end_at_once,
             )
+            self.server.context.notifications.set(settings.notify_keyspace_events)
             if settings.replication.enabled:
                 self.engine.retention.subscribe()  # so that what clients write before the replicator runs is published
             parts.callback(self._stop_replication)  # after the server, whose clients may have switched it on
@@ -308,8 +317,11 @@ class Node:
                 heartbeat_s=given.heartbeat_seconds,
                 store_id=self.members.identity.store_id.hex(),
             )
+            pubsub = self.server.context.pubsub
+            replicator.pubsub.deliver = lambda channel, payload: pubsub.deliver(Message(channel, payload))
             replicator.start()
             self.replicator = replicator
+            pubsub.join(replicator.pubsub)
         self.replicator.enable(True)
 
     def _stop_replication(self) -> None:
@@ -342,7 +354,7 @@ class Node:
 
     def ready_line(self) -> str:
         """What a start prints; without the number of keys if it is still being counted."""
-        keys = f", {counted(self.engine.live_count, 'key')}" if self.engine.root_ready else ""
+        keys = f", {counted(self.engine.key_count, 'key')}" if self.engine.root_ready else ""
         return (
             f"merklekv {__version__} ready on {format_address(*self.address)}, data in {self._settings.storage_path}, "
             f"durability {self._settings.durability}{keys}"

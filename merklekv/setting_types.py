@@ -132,6 +132,9 @@ PATH = SettingType("a path without control characters", _parse_path)
 ADDRESS = SettingType('"host:port", or nothing', _checked(lambda text: not text or is_address(text)))
 ADDRESSES = SettingType('a list of "host:port" (in the environment separated by commas)', _parse_addresses, ",".join)
 TEXT = SettingType("one line of text, at most 65535 bytes", _checked(lambda text: _matches(text, _LINE, 65_535)))
+EVENT_CLASSES = SettingType(
+    "letters of AKEg$lshzxetdmn, such as KEA", _checked(lambda text: not set(text) - set("AKEg$lshzxetdmn"))
+)
 HOST = SettingType("a host name or an address, without a port", _parse_host)
 BROKER_HOST = SettingType(
     "a host name or an address, such as broker.example; the port goes into replication.mqtt_port", _parse_host

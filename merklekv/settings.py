@@ -137,9 +137,27 @@ class Settings:
     max_clock_drift_seconds: int = setting(
         600, types.integer(1, 315_360_000), "how far ahead of the wall clock a time of another node may be"
     )
+    retain_log_bytes: int = setting(
+        64 * MiB,
+        types.size(0, 1024 * GiB),
+        "how much of the log is retained for readers of changes, at least",
+    )
+    retain_log_seconds: int = setting(
+        0, types.integer(0, 31_536_000), "how long the log is retained for readers of changes, at least"
+    )
     log_level: str = setting("info", types.choice("debug", "info", "warning", "error"), "lowest level that is logged")
     log_format: str = setting("text", types.choice("text", "json"), "how log lines look")
     allow_remote: bool = setting(False, types.FLAG, "serve clients from beyond this machine, without authentication")
+    text_protocol: bool = setting(
+        True,
+        types.FLAG,
+        "serve the line protocol; if not, a line is an inline command of RESP, as in Redis",
+    )
+    notify_keyspace_events: str = setting(
+        "",
+        types.EVENT_CLASSES,
+        "of which changes subscribers are told, in the letters of Redis's setting of this name; empty: of none",
+    )
     sync_interval_seconds: int = setting(
         60, types.integer(1, 86_400), "anti-entropy interval in older files, if [anti_entropy] has none"
     )

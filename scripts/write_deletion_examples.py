@@ -160,7 +160,7 @@ def deciding_row(pair: Pair, key: bytes, record: bytes) -> tuple[str, bool]:
     writer = next(who for who in pair.applied_through if who.store_id == store_id_of(record))
     lost = pair.lacking.lost_writes.get(writer, frozenset())
     for by_record in RECORD_ROWS:
-        if by_record.matches(record, lost, pair.refused.get(key, b"")):
+        if by_record.matches(key, record, lost, pair.refused):
             return by_record.name, False
     for by_time in TIME_ROWS:
         later_than = by_time.later_than(pair, writer)

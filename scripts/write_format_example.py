@@ -15,7 +15,7 @@ from unittest import mock
 import generated
 import lmdb
 
-from merklekv.engine.base import DATABASES, LISTS
+from merklekv.engine.base.environment import DATABASES, open_database
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import ENTRY, FRAME_HEADER, LEAF_SIZE, OP_METADATA, REMOTE, SEGMENT_HEADER, bucket_of
 
@@ -112,7 +112,7 @@ def base_lines(path: Path) -> list[str]:
     with lmdb.open(str(path), readonly=True, max_dbs=len(DATABASES)) as env:
         for name in DATABASES:
             lines += ["", name.decode()]
-            database = env.open_db(name, create=False, dupsort=name in LISTS)
+            database = open_database(env, name)
             with env.begin(db=database) as txn, txn.cursor() as cursor:
                 for key, value in cursor.iternext():
                     shown = key.decode() if name in (b"records", b"meta") else key.hex()

@@ -9,6 +9,8 @@ pytest_plugins = [
     "fixtures.broker",
     "fixtures.cluster",
     "fixtures.crash",
+    "fixtures.differential",
+    "fixtures.small_disk",
     "fixtures.proxy",
     "fixtures.simulation_runs",
 ]

@@ -26,6 +26,16 @@ def test_the_benchmarks_of_the_parts_run(tmp_path: Path) -> None:
     assert [module.name for module in BENCHMARKS.glob("test_*.py") if module.name not in output] == []
 
 
+def test_the_delivery_of_changes_is_measured(tmp_path: Path) -> None:
+    words = ("--writes", "20", "--idle", "3", "--readers", "0", "--readers", "3")
+    figures = json.loads(run(BENCHMARKS / "changes.py", *words, "--directory", tmp_path))
+    costs = figures.pop("CPU us of a commit")
+    assert set(costs) == {"0 idle readers", "3 idle readers"}
+    assert all(cost > 0 for cost in costs.values())
+    assert set(figures) == {"always", "everysec", "never"}
+    assert all(figure["delivery: p99 ms"] > 0 for figure in figures.values())
+
+
 def test_the_churn_runs(tmp_path: Path) -> None:
     words = ("--keys", str(KEYS), "--nodes", "1", "--nodes", "2", "--calm", "1")
     output = run(BENCHMARKS / "churn.py", *words, "--directory", tmp_path, "--results", tmp_path)
@@ -35,16 +45,16 @@ def test_the_churn_runs(tmp_path: Path) -> None:
 
 
 def test_the_comparison_runs_and_writes_its_results(tmp_path: Path) -> None:
-    names = ("get-50", "million", "idle", "space", "checkpoint-everysec")
+    names = ("get-50-p16", "multi-50", "eval-50", "million", "idle", "space", "publish", "checkpoint-everysec")
     rows = [word for name in names for word in ("--only", name)]
     output = run(BENCHMARKS / "compare.py", "--size", "tiny", *rows, "--directory", tmp_path, "--results", tmp_path)
     figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
     assert {figure["name"] for figure in figures} == {
-        *("get-50", "start", "hash", "scan", "memory-idle", "space"),
+        *("get-50-p16", "multi-50", "eval-50", "start", "hash", "scan", "memory-idle", "space", "publish"),
         *("checkpoint-p99-everysec", "checkpoint-worst-everysec"),
     }
     assert all(figure["value"] > 0 for figure in figures)
-    assert "redis-benchmark -p PORT -t get -c 50" in output
+    assert "redis-benchmark -p PORT -c 50" in output
     assert (tmp_path / "figures.png").read_bytes().startswith(b"\x89PNG")
 
 

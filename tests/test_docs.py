@@ -15,7 +15,6 @@ from fixtures.node import NodeFactory
 import merklekv
 from merklekv import config, exit_codes
 from merklekv.net.limits import Limits
-from merklekv.net.registry import LINE, RESP, Command
 from merklekv.node import limits_of
 from merklekv.settings import Settings, declarations
 
@@ -31,28 +30,12 @@ def page(name: str) -> str:
     return (ROOT / "docs" / name).read_text().replace("\\|", "|")
 
 
-def test_the_command_page_is_what_the_code_makes_of_it() -> None:
+@pytest.mark.parametrize("script", ["write_cli_docs.py", "write_commands.py", "write_compatibility.py"])
+def test_a_generated_page_is_what_the_code_makes_of_it(script: str) -> None:
     done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "write_cli_docs.py", "--check"], capture_output=True, text=True, timeout=60
+        [sys.executable, ROOT / "scripts" / script, "--check"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("command", [one for one in RESP.values() if one.name], ids=lambda command: command.name)
-def test_every_resp_command_is_in_the_protocol_page_with_its_syntax(command: Command) -> None:
-    assert f"`{command.syntax}`" in page("protocol.md").partition("\n## RESP\n")[2]
-
-
-@pytest.mark.parametrize("command", [one for one in LINE.values() if one.name], ids=lambda command: command.name)
-def test_every_line_command_is_in_the_protocol_page_with_its_syntax(command: Command) -> None:
-    assert f"`{command.syntax}`" in page("protocol.md").partition("\n## RESP\n")[0]
-
-
-def test_the_protocol_page_knows_no_command_that_the_server_does_not() -> None:
-    names = {command.name for command in (*RESP.values(), *LINE.values())}
-    rows = [line for line in page("protocol.md").splitlines() if line.startswith("| `")]
-    named = {word for line in rows for word in re.findall(r"`([A-Z]{3,})(?: [^`]*)?`", line.split(" | ")[0])}
-    assert named <= names
 
 
 def test_the_protocol_page_has_the_limits_in_force() -> None:
@@ -156,6 +139,33 @@ def test_the_readmes_library_example_runs(tmp_path: Path) -> None:
     example = next(block for block in blocks if "merklekv.open" in block)
     done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.stdout == "None [b'key']\n", done.stderr
+
+
+def test_the_examples_of_the_library_run_and_their_types_fit(tmp_path: Path, node_factory: NodeFactory) -> None:
+    *blocks, with_asyncio = re.findall(r"```python\n(.*?)```", page("library.md"), re.DOTALL)
+    scripts = {"library.py": "\n".join(blocks), "asynchronous.py": with_asyncio}
+    said = []
+    for name, script in scripts.items():
+        (tmp_path / name).write_text(script.replace("7379", str(node_factory().port) if "aio" in script else "7379"))
+        command = [sys.executable, str(tmp_path / name)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    assert said[0].startswith("b'Ann' False 1\nset b'user:5' b'Eve' ")
+    assert said[1].startswith("[b'Ann', None] 3\nset b'user:1' b'Ann'\nset b'from' b'90'\ndel b'user:1' None\n")
+    for name in scripts:
+        strict = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path), str(tmp_path / name)]
+        checked = subprocess.run(strict, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert checked.returncode == 0, checked.stdout
+
+
+def test_the_page_on_the_library_has_every_error_that_is_exported() -> None:
+    exported = {name for name in merklekv.__all__ if isinstance(getattr(merklekv, name), type)}
+    errors = {name for name in exported if issubclass(getattr(merklekv, name), merklekv.MerkleKVError)}
+    table = page("library.md").partition("## Errors")[2].partition("```")[0]
+    assert errors == set(re.findall(r"`(\w+)`", table)) & exported
+    for name in errors:
+        assert getattr(merklekv, name).__doc__
 
 
 def test_the_readmes_redis_example_runs(node_factory: NodeFactory) -> None:

@@ -16,12 +16,11 @@ from pathlib import Path
 
 import pytest
 from fixtures.node import LineClient, NodeFactory, clean_environment
-from fixtures.support import free_port, wait_until
+from fixtures.support import WAIT_S, free_port, wait_until
 
 from merklekv import exit_codes, logging_setup
 
 PIPE_BYTES = 4096
-END_S = 15.0
 
 
 class Pipe:
@@ -93,7 +92,7 @@ def test_a_log_that_is_not_read_delays_neither_start_nor_requests_nor_stop(full_
             process.send_signal(signal.SIGHUP)
             assert client.ask("PING") == "PONG"
         process.terminate()
-        assert process.wait(END_S) == exit_codes.EXIT_OK
+        assert process.wait(WAIT_S) == exit_codes.EXIT_OK
 
 
 def serves(port: int) -> bool:
@@ -132,7 +131,7 @@ cli.app = app
 cli.main()
 """
     with launch(full_pipe, code) as process:
-        assert process.wait(END_S) == status
+        assert process.wait(WAIT_S) == status
 
 
 def test_the_checkpoint_process_is_not_delayed_by_a_log_that_is_not_read(full_pipe: Pipe) -> None:
@@ -150,7 +149,7 @@ except child.ChildDied as death:
     sys.exit(0 if str(death) in ("exit status 0", "[Errno 32] Broken pipe") else 3)
 """
     with launch(full_pipe, code) as process:
-        assert process.wait(END_S) == 0
+        assert process.wait(WAIT_S) == 0
 
 
 def test_a_failed_start_is_told_after_what_it_logged(node_factory: NodeFactory, tmp_path: Path) -> None:
@@ -284,7 +283,7 @@ thread = threading.Thread(target=lambda: 1 / 0, name="worker")
 thread.start()
 thread.join()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     line = json.loads(done.stderr)
     assert line["message"] == "thread worker has failed"
     assert "ZeroDivisionError" in line["exception"]
@@ -301,5 +300,5 @@ print_soon(sys.stdout, "another")
 """
     command = f'exec "{sys.executable}" -c "$1" "$2" >&- 2>&-'
     file = tmp_path / "data"
-    subprocess.run(["sh", "-c", command, "sh", code, str(file)], check=True, timeout=30)
+    subprocess.run(["sh", "-c", command, "sh", code, str(file)], check=True, timeout=60)
     assert file.read_bytes() == b""

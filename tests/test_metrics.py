@@ -43,7 +43,7 @@ def test_a_running_node_reports_what_is_declared_and_nothing_else(node_factory: 
             names = {name.partition("{")[0] for name in reported} - groups
             assert names <= {name for name, _ in ALL}
             never = {"peer_last_success_ms"}  # this peer does not answer, and there is no broker
-            others = {"replication_gaps", "publishes_refused", "refused_events", "refused_record"}
+            others = {"replication_gaps", "publishes_refused", "refused_events", "refused_record", "pubsub_unsent"}
             origins = {name for name, _ in ALL if name.startswith("origin_")}
             assert {name for name, _ in ALL} - {"commands"} - names == never | others | origins
             assert f'peer_error{{peer="{peer}"}}' in reported

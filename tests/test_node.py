@@ -32,6 +32,7 @@ def test_a_start_for_which_the_threads_run_out_leaves_nothing_behind(
             allowed.pop()
         start(thread)
 
+    wait_until(lambda: all(thread.name != "child-log" for thread in threading.enumerate()), what="earlier children")
     monkeypatch.setattr(threading.Thread, "start", start_if_allowed)
     for count in itertools.count():
         allowed[:] = [None] * count

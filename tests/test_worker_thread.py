@@ -6,7 +6,7 @@ import logging
 import threading
 
 import pytest
-from fixtures.support import wait_until
+from fixtures.support import WAIT_S, wait_until
 
 from merklekv.errors import Corruption, MerkleKVError, Shortage, Stalled, StorageFailed
 from merklekv.worker_thread import WorkerThread
@@ -100,7 +100,7 @@ def test_what_passes_by_itself_is_tried_again_in_silence(
 
     worker = WorkerThread("test", step, no_fatal, retry_s=0)
     worker.start()
-    assert done.wait(10)
+    assert done.wait(WAIT_S)
     worker.stop()
     assert seen == str(error)
     assert worker.problem == ""
@@ -122,7 +122,7 @@ def test_a_defect_is_logged_and_the_thread_goes_on(caplog: pytest.LogCaptureFixt
     worker = WorkerThread("test", step, no_fatal, retry_s=0)
     with caplog.at_level(logging.ERROR):
         worker.start()
-        assert done.wait(10)
+        assert done.wait(WAIT_S)
         worker.stop()
     assert "test: a defect of this program; the thread goes on" in caplog.text
     assert "KeyError" in caplog.text
@@ -141,7 +141,7 @@ def test_damage_or_a_lack_of_memory_is_logged_once_and_is_no_defect(
     worker = WorkerThread("test", step, no_fatal, retry_s=0)
     worker.start()
     for _ in range(20):
-        assert tried.acquire(timeout=10)
+        assert tried.acquire(timeout=WAIT_S)
     worker.stop()
     assert [record.getMessage() for record in caplog.records] == [f"test: {error}; the thread goes on"]
 

@@ -107,9 +107,9 @@ class Cluster:
 
     @property
     def is_converged(self) -> bool:
-        """Whether all nodes are up and hold the same."""
-        views = [node.view for node in self.nodes]
-        return self.all_online and len({view and (view.root, view.keys) for view in views}) == 1 and None not in views
+        """Whether all nodes are up and hold the same, and nothing is on its way."""
+        contents = {node.view and (node.view.root, node.view.keys, node.view.outbox) for node in self.nodes}
+        return self.all_online and len(contents) == 1 and all(content and not content[2] for content in contents)
 
     def verdict(self) -> str:
         """The state in one line."""

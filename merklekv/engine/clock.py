@@ -20,9 +20,10 @@ from merklekv.engine.record import EPOCH_SIZE, STORE_ID_SIZE, timestamp_of
 from merklekv.engine.time_gate import TimeGate
 
 WRITER_SIZE: Final = STORE_ID_SIZE + EPOCH_SIZE
-_COUNTER_MASK: Final = (1 << 32) - 1
+COUNTER_MASK: Final = (1 << 32) - 1
 
-_pack = Struct(">Q12sI").pack
+pack_version: Final = Struct(">Q12sI").pack
+"""The version (24 bytes) of a timestamp (ns), writer (12 bytes) and counter."""
 
 
 class HybridClock:
@@ -38,7 +39,7 @@ class HybridClock:
         self.gate = gate
         self._wall = gate.wall
         self.writer = os.urandom(WRITER_SIZE)  # of the op ids of this process
-        self._counter = 0
+        self.counter = 0  # of the last version
 
     def write_as(self, writer: bytes) -> None:
         """Sets the store id (8 bytes, random before) in every version from now on."""
@@ -51,22 +52,26 @@ class HybridClock:
 
     def next(self) -> bytes:
         """A version of now, above the lower bound."""
+        self.counter = self.counter + 1 & COUNTER_MASK
+        return pack_version(self.now(), self.writer, self.counter)
+
+    def now(self) -> int:
+        """The timestamp (ns) for versions of now.  The caller makes them, and counts on `counter`."""
         timestamp = self._wall()
         if timestamp <= self.lower_bound:
             self._drop_what_is_wrong()
             timestamp = max(timestamp, self.lower_bound + 1)
         if timestamp > self.newest:
             self.newest = timestamp
-        self._counter = self._counter + 1 & _COUNTER_MASK
-        return _pack(timestamp, self.writer, self._counter)
+        return timestamp
 
     def after(self, version: bytes) -> bytes:
         """A version just above `version`, whatever the wall says: for a key that has a later version than `next`."""
         timestamp = timestamp_of(version) + 1
         if timestamp > self.newest:
             self.newest = timestamp
-        self._counter = self._counter + 1 & _COUNTER_MASK
-        return _pack(timestamp, self.writer, self._counter)
+        self.counter = self.counter + 1 & COUNTER_MASK
+        return pack_version(timestamp, self.writer, self.counter)
 
     def observe(self, version: bytes) -> None:
         """A version was seen: `newest` has it, and nothing else changes."""

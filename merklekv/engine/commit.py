@@ -11,12 +11,14 @@ anew from it.  A failed write or sync is fatal, because what the disk holds is u
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from merklekv.engine.log.retention import Retention
+from merklekv.engine.log.segment import LogFrame
 from merklekv.engine.options import Durability
 from merklekv.engine.recovery import replay
 from merklekv.engine.table import Table
@@ -26,6 +28,7 @@ from merklekv.worker_thread import WorkerThread
 
 log = logging.getLogger(__name__)
 
+ROLL_BACKS_KEPT: Final = 64
 SYNC_INTERVAL_S: Final = 0.5  # from start to start: the other half of the second is for the sync itself
 
 
@@ -46,7 +49,10 @@ class GroupCommit:
         self.durability = durability
         self.lock = threading.Lock()
         self.roll_backs = 0  # how often changes were rolled back
+        self._rolled_back: deque[range] = deque(maxlen=ROLL_BACKS_KEPT)  # the frames of each, oldest first
+        self._stored_below = 0  # frames below this number are stored, or were rolled back
         self.after_commit: Callable[[], None] = lambda: None
+        self.on_committed: Callable[[LogFrame], None] = lambda frame: None  # called with the commit lock held
         self.after_roll_back: list[Callable[[], None]] = []  # called with both locks held
         self._path = path
         self._table = table
@@ -54,6 +60,7 @@ class GroupCommit:
         self._retention = retention
         self._gate = table.gate
         self._engine_lock = table.lock
+        self._abandoned: Shortage | None = None  # why what is pending must not be stored
         self.committed = table.log.appended  # entries that frames hold, of all that were ever appended
         self._first: dict[bytes, bytes] = {}  # metadata entries of `put_metadata_first` that no frame has yet
         self._pending: dict[bytes, bytes] = {}  # those that found no room: they come before any write
@@ -137,6 +144,9 @@ class GroupCommit:
                 mark = log_.appended
                 if mark == self.committed:
                     return
+                if self._abandoned is not None:
+                    raise self._abandoned
+                number = log_.frame
                 frame = log_.take()
             log_.write(frame)
         except (Shortage, MemoryError) as error:
@@ -151,14 +161,28 @@ class GroupCommit:
         if self.durability == "always":
             self._sync()
         self.committed = mark
+        self._stored_below = number + 1
         if self._first:
             self._first.clear()
         self._retention.committed(frame)
+        self.on_committed(frame)
+
+    def frames_rolled_back(self, since: int) -> list[range]:
+        """The frames (`Log.frame`) of all roll-backs but the first `since`, or more, where these are many."""
+        with self._engine_lock:
+            count = self.roll_backs - since
+            found = list(self._rolled_back)[-count:] if count else []
+            return found if len(found) == count else [range(found[-1].stop)]
+
+    def abandon(self, cause: BaseException) -> None:
+        """Has the next commit roll everything pending back.  The caller holds the engine's lock."""
+        self._abandoned = shortage_of(cause, str(self._path))
 
     def _roll_back(self, cause: Exception) -> None:
         """Restores the table from the log, whose last frame could not be written.  The caller holds the commit lock."""
         shortage = shortage_of(cause, str(self._path))
         with self._engine_lock:
+            lost = range(self._stored_below, self._log.frame + 1)
             try:
                 self._log.take_back()
                 replayed = replay(self._log.directory, self._table.base, self._table.segments_to_replay())
@@ -168,9 +192,12 @@ class GroupCommit:
                 failure = StorageFailed(f"{self._path}: cannot roll writes back: {reason_of(error)}")
                 self._gate.fail(failure)
                 raise failure from error
+            self._abandoned = None
             self._gate.roll_back(shortage)
             self._pending.update(self._first)
             self._put_pending_metadata()
+            self._stored_below = lost.stop
+            self._rolled_back.append(lost)
             self.roll_backs += 1
             for call in self.after_roll_back:
                 call()

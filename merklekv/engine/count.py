@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Final, NamedTuple
 
-from merklekv.engine.base import Base
+from merklekv.engine.base.reader import Base
 from merklekv.engine.merkle import MerkleTree, digest_number
 from merklekv.engine.record import is_purge_marker, is_tombstone
 

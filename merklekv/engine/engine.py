@@ -5,8 +5,8 @@
     checkpoint process   puts sealed segments into the base
 
 The parts, each with its own contract: table.py (what the node has), commit.py (when it is durable), write_gate.py
-(whether writes are taken), checkpoint/checkpointer.py (memory to base, back-pressure) and tombstone_gc.py (the end of
-deleted keys).  This module has the verbs: what a command means, and which of two records stands.
+(whether writes are taken), checkpoint/checkpointer.py (memory to base, back-pressure), merger.py (which of two records
+stands), expiry.py and tombstone_gc.py (the end of keys).  This module has the verbs: what a command means.
 
 A caller sends no reply before its `commit` has returned, so what a client sees survives a crash.
 
@@ -15,34 +15,35 @@ Costs: a write of 100 bytes about 4 us, a read 0.3 us (memtable) to 2 us (base),
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, suppress
-from itertools import groupby
-from operator import itemgetter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
-from merklekv.engine.base import DATA_FILE, Pair
 from merklekv.engine.checkpoint.checkpointer import Checkpointer
 from merklekv.engine.clock import HybridClock
 from merklekv.engine.commit import GroupCommit
 from merklekv.engine.directory import DataDirectory
+from merklekv.engine.expiry import Expirer
+from merklekv.engine.feed import Feed
 from merklekv.engine.format import (
     ENTRY,
     MAX_KEY_SIZE,
     OP_APPEND,
     OP_DECR,
     OP_DEL,
+    OP_EXPIRE,
     OP_INCR,
-    OP_ORIGIN,
+    OP_PERSIST,
     OP_PREPEND,
+    OP_RENAME_FROM,
+    OP_RENAME_TO,
     OP_SET,
     OP_TRUNCATE,
-    REMOTE,
-    bucket_of,
 )
 from merklekv.engine.integers import INT64_MAX, INT64_MIN, strict_integer
 from merklekv.engine.log.retention import DEFAULT_RETAIN_MAX_BYTES, Retention
+from merklekv.engine.merger import Merger
 from merklekv.engine.options import (
     DEFAULT_MAX_VALUE_SIZE,
     DEFAULT_MEMTABLE_SIZE,
@@ -52,44 +53,75 @@ from merklekv.engine.options import (
     require_path,
 )
 from merklekv.engine.record import (
+    EXPIRY,
+    EXPIRY_MAX,
     FLAGS,
     HEAD_SIZE,
+    RECORD_OVERHEAD,
     TOMBSTONE,
-    VERSION_SIZE,
-    ZERO_VERSION,
+    Pair,
     flags_of,
+    head_of,
     is_live,
-    is_purge_marker,
-    is_sound,
-    is_tombstone,
+    pack_expiry,
+    packed_expiry_of,
     timestamp_of,
-    value_size_of,
+    value_of,
     version_of,
 )
 from merklekv.engine.recovery import open_data
 from merklekv.engine.table import Table
 from merklekv.engine.time_gate import DEFAULT_MAX_DRIFT_S, TimeGate
-from merklekv.engine.tombstone_gc import TombstoneGC, bound_of
+from merklekv.engine.tombstone_gc import TombstoneGC
 from merklekv.engine.tree_upkeep import TreeUpkeep
 from merklekv.engine.write_gate import WriteGate
-from merklekv.errors import InvalidArgument, MerkleKVError, NotANumber, NumberOverflow, Stalled
+from merklekv.errors import InvalidArgument, MerkleKVError, NotANumber, NumberOverflow, Shortage, Stalled
 from merklekv.metrics import EngineMetrics
 
-SUPERSEDED: Final = "superseded"
 COUNT_WAIT_S: Final = 0.2  # of a start, for leaves and counters
 STALL_WAIT_S: Final = 0.5  # of a stalled write, between two looks at whether it goes on waiting
 
 T = TypeVar("T")
 
-Change = tuple[int, bytes, bytes]  # op, key, record
 
+class Transaction:
+    """See `Engine.transaction`.  It spells out what a generator would do: scripts and transactions enter it often."""
 
-class MergeResult(NamedTuple):
-    """What became of the records given to `merge`."""
+    __slots__ = ("_engine", "_is_inner", "_mark", "_room")
 
-    applied: int
-    superseded: int  # not above what is here: duplicates, older versions, below the truncation version
-    refused: list[tuple[bytes, str]]  # key and reason
+    def __init__(self, engine: "Engine", room: int) -> None:
+        self._engine = engine
+        self._room = room
+
+    def __enter__(self) -> None:
+        engine = self._engine
+        engine.lock.acquire()
+        try:
+            if self._room:
+                if engine.gate.closed:
+                    engine.gate.require_open()
+                engine.table.reserve(self._room, urgent=False)
+        except BaseException:
+            engine.lock.release()
+            raise
+        self._is_inner = engine.table.is_hidden
+        self._mark = engine.log.appended
+        if not self._is_inner:
+            engine.table.hide(True)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        engine = self._engine
+        try:
+            if self._is_inner:
+                return
+            engine.table.hide(False)
+            if error is None or engine.log.appended == self._mark:
+                return
+            engine.commits.abandon(error)
+            if isinstance(error, Stalled):  # it must not be tried again: it would not begin from nothing
+                raise Shortage("checkpoints are behind, transaction not stored: try again later") from error
+        finally:
+            engine.lock.release()
 
 
 class Engine:
@@ -117,9 +149,20 @@ class Engine:
         wall_clock: Callable[[], int] = time.time_ns,
         checkpoint: CheckpointMode = "process",
         retain_max_bytes: int = DEFAULT_RETAIN_MAX_BYTES,
+        retain_log_bytes: int = 0,
+        retain_log_seconds: float = 0,
     ) -> None:
         place = require_path(path)
-        require_options(durability, memtable_size, max_value_size, max_clock_drift_s, checkpoint)
+        require_options(
+            durability,
+            memtable_size,
+            max_value_size,
+            max_clock_drift_s,
+            checkpoint,
+            retain_max_bytes,
+            retain_log_bytes,
+            retain_log_seconds,
+        )
         self.lock = lock = threading.RLock()
         self.durability = durability
         self.time_gate = TimeGate(int(max_clock_drift_s * 10**9), wall_clock)
@@ -136,29 +179,40 @@ class Engine:
             clock.observe(max(replayed.newest, replayed.truncation))
             clock.close_through(timestamp_of(replayed.truncation))
             table.restore(replayed)
-            self.retention = Retention(place, log, retain_max_bytes)
+            self.retention = Retention(place, log, retain_max_bytes, retain_log_bytes, retain_log_seconds)
             stack.callback(self.retention.close)
+            self.feed = Feed(directory.log, self.retention.end.lsn)
             self.tombstone_gc = TombstoneGC(place, table, self.retention)
             self.commits = commits = GroupCommit(place, table, self.retention, durability)
             commits.after_roll_back.append(self.tombstone_gc.start_over)
+            commits.on_committed = self.feed.committed
             self.checkpointer = Checkpointer(directory, table, self.retention, commits, memtable_size, checkpoint)
             stack.callback(commits.finish)
             stack.callback(self.checkpointer.stop)
             stack.callback(commits.worker.stop)
             self.upkeep = TreeUpkeep(table, gate.fail)
             stack.callback(self.upkeep.worker.stop)
+            self.expirer = Expirer(table, self.tombstone_gc, commits, gate.fail)
+            self.merger = Merger(table, self.tombstone_gc)
+            commits.after_roll_back.append(self.expirer.start_over)
+            stack.callback(self.expirer.worker.stop)
             commits.start()
             self.checkpointer.start()
             if checkpoint == "process":
                 self.upkeep.worker.start()
+                self.expirer.worker.start()
                 table.wait_until_counted(COUNT_WAIT_S)
             self._closing = stack.pop_all()
         self.is_closed = False
-        self.workers = [commits.worker, self.checkpointer.worker, self.upkeep.worker]
+        self.workers = [commits.worker, self.checkpointer.worker, self.upkeep.worker, self.expirer.worker]
 
         self.record = table.record
         self.get = table.get
+        self.get_batch = table.get_batch
+        self.get_with_expiry = table.get_with_expiry
         self.exists = table.exists
+        self.expiry = table.expiry
+        self.shown = table.shown
         self.page = table.page
         self.records_page = table.records_page
         self.random_key = table.random_key
@@ -166,7 +220,6 @@ class Engine:
         self.prefix_digest = table.prefix_digest
         self.prepare_root = table.prepare_root
         self.wait_until_counted = table.wait_until_counted
-        self.end_waits = table.end_waits
         self.inner_digests = table.inner_digests
         self.leaf_digests = table.leaf_digests
         self.inner_leaves = table.inner_leaves
@@ -176,9 +229,14 @@ class Engine:
         self.join = self.tombstone_gc.join
         self.raise_gc_horizon = self.tombstone_gc.raise_gc_horizon
         self.collect_tombstones = self.tombstone_gc.collect_tombstones
+        self.collect_expired = self.expirer.collect_expired
+        self.merge = self.merger.merge
+        self.merge_truncation = self.merger.merge_truncation
+        self.replace = self.merger.replace
         self.commit = commits.commit
         self.begin = commits.begin
         self.flush = commits.flush
+        self.frames_rolled_back = commits.frames_rolled_back
         self.put_metadata = commits.put_metadata
         self.put_metadata_first = commits.put_metadata_first
         self.metadata_or_pending = commits.metadata_or_pending
@@ -196,6 +254,11 @@ class Engine:
         self.end_waits()
         self._closing.close()
 
+    def end_waits(self) -> None:
+        """The node stops: wakes all that wait for tree and counters, or for changes."""
+        self.table.end_waits()
+        self.feed.end_waits()
+
     def retry_stalled(self, call: Callable[[], T], go_on: Callable[[], bool] = lambda: True) -> T:
         """Makes a call that may raise Stalled, again each time there may be room.
 
@@ -211,18 +274,64 @@ class Engine:
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
-    def set(self, key: bytes, value: bytes) -> None:
-        """Stores a value."""
-        with self.lock:
-            self._put(OP_SET, ((None, key, value),))
+    def set(self, key: bytes, value: bytes, expiry: int | None = None, op: int = OP_SET) -> None:
+        """Stores a value that expires when the wall clock shows `expiry`, milliseconds since the epoch, or never.
 
-    def set_batch(self, requests: Iterable[Sequence[bytes]]) -> int:
-        """Stores (anything, key, value) one after the other, cheaper than `set`; how many, up to the first refused."""
+        `op`: what the log calls it.
+        """
+        if expiry is not None:
+            _require_expiry(expiry)
+        with self.lock:
+            self._set(op, key, value, b"" if expiry is None else pack_expiry(expiry))
+
+    def set_batch(self, requests: Iterable[Sequence[bytes]], flags: bytes = FLAGS[0], expiry: bytes = b"") -> int:
+        """Stores (anything, key, value) one after the other, cheaper than `set`; how many, up to the first refused.
+
+        `flags`: FLAGS[EXPIRY] for values that expire.  `expiry`: of all, as `pack_expiry` makes it of one that is
+        allowed; if it is empty, each value begins with its own.
+        """
         with self.lock:
             before = self.log.appended
-            with suppress(MerkleKVError):  # `set` of the refused one says why
-                self._put(OP_SET, requests)
+            try:
+                self._put(OP_SET, requests, flags, expiry)
+            except Exception:  # noqa: BLE001, S110  also of memory: `set` of the refused one says why
+                pass
             return self.log.appended - before
+
+    def change(self, op: int, key: bytes, value: bytes) -> None:
+        """Stores a value, and leaves the expiry of the key as it is.  `op`: what the log calls it."""
+        with self.lock:
+            self._change(op, key, self.table.shown(key), value)
+
+    def expire(self, key: bytes, expiry: int) -> bool:
+        """Lets a key expire when the wall clock shows `expiry`, milliseconds since the epoch; whether there is one."""
+        _require_expiry(expiry)
+        return self._set_expiry(OP_EXPIRE, key, expiry)
+
+    def persist(self, key: bytes) -> bool:
+        """Lets a key never expire; whether there is one."""
+        return self._set_expiry(OP_PERSIST, key, None)
+
+    def _set_expiry(self, op: int, key: bytes, expiry: int | None) -> bool:
+        with self.lock:
+            record = self.table.shown(key)
+            if record is not None:
+                self.set(key, value_of(record), expiry, op)
+            return record is not None
+
+    def _change(self, op: int, key: bytes, old: bytes | None, value: bytes) -> None:
+        expiry = b"" if old is None else packed_expiry_of(old)
+        if expiry:
+            self._set(op, key, value, expiry)
+        else:
+            self._put(op, ((None, key, value),))
+
+    def _set(self, op: int, key: bytes, value: bytes, expiry: bytes) -> None:
+        """`expiry`: packed, or empty without one."""
+        if expiry:
+            self._put(op, ((None, key, value),), FLAGS[EXPIRY], expiry)
+        else:
+            self._put(op, ((None, key, value),))
 
     def mset(self, pairs: list[Pair]) -> None:
         """Stores all values or none, also across a crash: they share a frame of the log."""
@@ -230,37 +339,84 @@ class Engine:
         for key, value in pairs:
             self.table.require_sizes(key, value)
             size += ENTRY.size + len(key) + HEAD_SIZE + len(value)
-        with self.lock:
-            self.gate.require_open()
-            self.table.reserve(size, urgent=False)
+        with self.transaction(size):
             self._put(OP_SET, [(None, *pair) for pair in pairs])
 
-    def delete(self, key: bytes) -> bool:
-        """Removes a key; whether there was one."""
+    def delete(self, key: bytes, op: int = OP_DEL) -> bool:
+        """Removes a key; whether there was one.  `op`: what the log calls it, one of DELETIONS."""
         with self.lock:
-            record = self.record(key)
-            if record is None or not is_live(record):
+            record = self.table.shown(key)
+            if record is not None:
+                self._delete(op, key, record)
+            return record is not None
+
+    def delete_batch(self, keys: Iterable[bytes]) -> list[bool]:
+        """Does `delete` for one key after the other; whether there was one of each, up to the first refused."""
+        deleted: list[bool] = []
+        with self.lock:
+            try:
+                for key in keys:
+                    deleted.append(self.delete(key))
+            except Exception:  # noqa: BLE001, S110  also of memory: `delete` of the refused one says why
+                pass
+        return deleted
+
+    def _delete(self, op: int, key: bytes, record: bytes) -> None:
+        if self.tombstone_gc.is_lone:
+            self.tombstone_gc.delete_lone(op, key, record)
+        else:
+            self._put(op, ((None, key, b""),), FLAGS[TOMBSTONE], urgent=True)
+            self.table.list_tombstone(key)
+
+    def rename(self, key: bytes, new_key: bytes) -> bool:
+        """Moves a value and its expiry to another key, both or neither, also across a crash; whether there was one."""
+        with self.lock:
+            record = self.table.shown(key)
+            if record is None:
                 return False
-            if self.tombstone_gc.is_lone:
-                self.tombstone_gc.delete_lone(key, record)
-            else:
-                self._put(OP_DEL, ((None, key, b""),), FLAGS[TOMBSTONE], urgent=True)
-                self.table.list_tombstone(key)
+            self.table.require_sizes(new_key, value_of(record))
+            self.gate.require_open()
+            self.table.reserve(2 * (ENTRY.size + RECORD_OVERHEAD) + len(key + new_key) + len(record), urgent=False)
+            if key != new_key:
+                self._delete(OP_RENAME_FROM, key, record)
+                self._set(OP_RENAME_TO, new_key, value_of(record), packed_expiry_of(record))
             return True
 
     def increment(self, key: bytes, amount: int) -> int:
         """Adds to a decimal number (missing: 0) and returns the sum.  Raises NotANumber, NumberOverflow."""
         self.table.require_sizes(key, b"")
         with self.lock:
-            text = self.get(key)
-            number = 0 if text is None else strict_integer(text)
+            old = self.table.shown(key)
+            number = 0 if old is None else strict_integer(value_of(old))
             if number is None:
                 raise NotANumber(key)
             total = number + amount
             if not INT64_MIN <= total <= INT64_MAX:
                 raise NumberOverflow(key)
-            self._put(OP_INCR if amount >= 0 else OP_DECR, ((None, key, b"%d" % total),))
+            self._change(OP_INCR if amount >= 0 else OP_DECR, key, old, b"%d" % total)
             return total
+
+    def increment_batch(self, keys: Iterable[bytes], amount: int) -> list[int]:
+        """Does `increment` for one key after the other, cheaper; the sums, up to the first refused, or that expires."""
+        totals: list[int] = []
+        with self.lock:
+            before = self.log.appended
+            try:
+                self._put(OP_INCR if amount >= 0 else OP_DECR, self._sums(keys, amount, totals))
+            except Exception:  # noqa: BLE001, S110  also of memory: `increment` of the refused one says why
+                pass
+            return totals[: self.log.appended - before]
+
+    def _sums(self, keys: Iterable[bytes], amount: int, totals: list[int]) -> Iterator[tuple[None, bytes, bytes]]:
+        """What to store for `increment_batch`; each one is stored before the next is asked for."""
+        shown = self.table.shown
+        for key in keys:
+            old = shown(key)
+            number = 0 if old is None else None if flags_of(old) else strict_integer(value_of(old))
+            if number is None or not INT64_MIN <= number + amount <= INT64_MAX:
+                return
+            totals.append(number + amount)
+            yield None, key, b"%d" % totals[-1]
 
     def append(self, key: bytes, value: bytes) -> bytes:
         """Puts bytes behind a value, a missing key counting as empty; returns the new value."""
@@ -272,8 +428,9 @@ class Engine:
 
     def _extend(self, op: int, key: bytes, before: bytes, after: bytes) -> bytes:
         with self.lock:
-            value = before + (self.get(key) or b"") + after
-            self._put(op, ((None, key, value),))
+            old = self.table.shown(key)
+            value = before + (b"" if old is None else value_of(old)) + after
+            self._change(op, key, old, value)
             return value
 
     def truncate(self) -> None:
@@ -300,146 +457,37 @@ class Engine:
             pairs, following = self.records_page(b"", following)
             for key, record in pairs:
                 if is_live(record):
-                    self.delete(key)
+                    self._delete(OP_DEL, key, record)
 
-    # -- records of other nodes ----------------------------------------------------------------------------------------
+    # -- several verbs at once -----------------------------------------------------------------------------------------
 
-    def merge(
-        self,
-        items: Iterable[Change],
-        origin: bytes,
-        *,
-        stable: bool = False,
-        applied_through: int = 0,
-        sound: bool = False,
-    ) -> MergeResult:
-        """Merges records of the node `origin` (1 to 511 bytes), as (op, key, record).
+    def transaction(self, room: int) -> "Transaction":
+        """Makes the verbs called within one: no thread sees a part of them, and they share a frame of the log.
 
-        `stable`: the sender has no record that was collected elsewhere, so records at or below the GC horizon count,
-        too.  `applied_through`: every write of the sender up to this time (ns) was applied here, so an older record
-        that would change something is stale, and is refused like one below the horizon.
-        `sound`: this process has made the records, so it does not hash them again.
-
-        Raises Shortage and Stalled, maybe with some of them applied: merging all of them again is harmless.
+        `room`: bytes to reserve in the log before anything is done, 0 for none.  Raises Shortage and Stalled, with
+        nothing changed.  An error that leaves the block takes back what it has done, with all else that no commit has
+        stored yet: the next commit, of any thread, rolls it back.  One within another is a part of that.
         """
-        superseded = 0
-        refused: list[tuple[bytes, str]] = []
-        with self.lock:
-            self.gate.require_open()
-            accepted: dict[bytes, Change] = {}
-            applied = 0
-            latest = self.time_gate.latest_version()
-            bound = ZERO_VERSION if stable else max(self.tombstone_gc.bound, bound_of(applied_through))
-            for item in items:
-                op, key, record = item
-                if key in accepted:
-                    applied += self._take(accepted, origin)  # or this one would not see the one before
-                reason = self._reason_to_refuse(op, key, record, latest, sound) or self._verdict(
-                    key, record, bound, stable
-                )
-                if not reason:
-                    accepted[key] = item
-                elif reason == SUPERSEDED:
-                    superseded += 1
-                else:
-                    refused.append((key, reason))
-            applied += self._take(accepted, origin)
-        return MergeResult(applied, superseded, refused)
+        return Transaction(self, room)
 
-    def _take(self, accepted: dict[bytes, Change], origin: bytes) -> int:
-        """Stores records that stand, of different keys, and empties the dictionary; how many."""
-        if not accepted:
-            return 0
-        self.table.append(OP_ORIGIN, origin, b"")
-        self.clock.observe(max(record for _, _, record in accepted.values()))
-        deletions = [change for change in accepted.values() if is_tombstone(change[2])]
-        if deletions:  # first: on a full disk only they find room
-            self._put_merged(deletions, urgent=True)
-            for _, key, _ in deletions:
-                self.table.list_tombstone(key)
-            for _, key, record in deletions:
-                if record <= self.tombstone_gc.bound:
-                    self.table.purge(key, record)
-        if len(deletions) < len(accepted):
-            self._put_merged([change for change in accepted.values() if not is_tombstone(change[2])], urgent=False)
-        count = len(accepted)
-        accepted.clear()
-        return count
-
-    def _put_merged(self, changes: list[Change], urgent: bool) -> None:
-        for op, group in groupby(changes, itemgetter(0)):
-            self._put(op | REMOTE, group, made=True, urgent=urgent)
-
-    def _verdict(self, key: bytes, record: bytes, bound: bytes, stable: bool) -> str:
-        """Why a sound record does not stand, given what is here; empty when it does."""
-        if record < self.table.truncation:
-            return SUPERSEDED
-        old = self.table.lookup(key)
-        if old is not None and is_purge_marker(old) and (stable or old > self.tombstone_gc.bound):
-            old = None  # it is there only until the base has dropped its key, and decides nothing
-        if old is not None and version_of(record) == version_of(old):
-            return SUPERSEDED if record == old or is_purge_marker(old) else "conflict"
-        if old is not None and record < old:
-            return SUPERSEDED
-        if is_tombstone(record):
-            # Below the horizon it would be collected at once, and the peers would return what it deletes.
-            if record > self.tombstone_gc.bound:
-                return ""
-            return SUPERSEDED if old is None or is_purge_marker(old) else "stable"
-        # At or below the bound it was here once, and was deleted.
-        return "stable" if record <= bound else ""
-
-    def _reason_to_refuse(self, op: int, key: bytes, record: bytes, latest: bytes, sound: bool = False) -> str:
-        if not OP_SET <= op <= OP_PREPEND:
-            return "op"
+    def state_of(self, key: bytes) -> tuple[bytes, bool]:
+        """Stands for what a key has, and whether it exists: for `has_changed`."""
         if not 0 < len(key) <= MAX_KEY_SIZE:
-            return "key size"
-        if not sound and not is_sound(key, record):
-            return "digest"
-        flags, size = flags_of(record), value_size_of(record)
-        if flags & ~TOMBSTONE or (flags and size):
-            return "flags"
-        if size > self.table.max_value_size:
-            return "value size"
-        return "clock" if record > latest else ""
-
-    def merge_truncation(self, truncation: bytes, origin: bytes) -> bool:
-        """Merges a truncation version (24 bytes) of another node; whether it was above ours."""
-        if len(truncation) != VERSION_SIZE:
-            raise InvalidArgument(f"truncation version of {len(truncation)} bytes: it has {VERSION_SIZE} bytes")
+            return b"", False
         with self.lock:
-            self.gate.require_open()
-            if truncation <= self.table.truncation or not self.time_gate.admits_truncation(truncation):
-                return False
-            self.table.reserve(2 * ENTRY.size + len(origin) + VERSION_SIZE, urgent=True)
-            self.table.append(OP_ORIGIN, origin, b"")
-            self.clock.observe(truncation)
-            self.table.raise_truncation(OP_TRUNCATE | REMOTE, truncation)
-            return True
+            record = self.table.lookup(key) or b""
+            exists = self.exists(key)
+            return head_of(record) if exists else version_of(record), exists
 
-    # -- repairs -------------------------------------------------------------------------------------------------------
+    def has_changed(self, key: bytes, seen: tuple[bytes, bool]) -> bool:
+        """Whether a key was written since that was its state, by a client or another node, or has expired.
 
-    def replace(self, key: bytes, stored: bytes | None, record: bytes | None, origin: bytes) -> bool:
-        """Replaces a damaged record by a sound one of any version, from the node `origin`; whether it did.
-
-        `stored`: the damaged record, None if it was lost; if it has changed since, nothing is done.  Without a `record`
-        the damaged one is removed.  Raises Shortage, Stalled.
+        What is left of a key that has expired or was deleted may go, which is no change.  So a missing key that is
+        written and goes again may count as unchanged: once a checkpoint has dropped what a lone node has deleted, or
+        after a truncation.
         """
-        with self.lock:
-            self.gate.require_open()
-            if self.table.lookup(key) != stored or (stored is not None and len(stored) < HEAD_SIZE):
-                return False
-            self.table.repair(bucket_of(key), key)
-            if record is None:
-                if stored is not None:
-                    self.table.purge(key, stored)
-                return True
-            op = OP_DEL if is_tombstone(record) else OP_SET
-            latest = self.time_gate.latest_version()
-            if record < self.table.truncation or self._reason_to_refuse(op, key, record, latest):
-                return False
-            self._take({key: (op, key, record)}, origin)
-            return True
+        now = self.state_of(key)
+        return now != seen and (seen[1] or now != (b"", False))
 
     # -- state of the parts --------------------------------------------------------------------------------------------
 
@@ -495,8 +543,13 @@ class Engine:
 
     @property
     def live_count(self) -> int:
-        """Keys with a value.  Meaningless unless `root_ready`."""
+        """Keys with a value, expired or not.  Meaningless unless `root_ready`."""
         return self.table.live_count
+
+    @property
+    def key_count(self) -> int:
+        """Keys with a value that has not expired, as far as the expirer is.  Meaningless unless `root_ready`."""
+        return self.table.key_count
 
     @property
     def tombstone_count(self) -> int:
@@ -526,12 +579,15 @@ class Engine:
     def metrics(self) -> EngineMetrics:
         """What the engine reports of itself now."""
         with self.lock:
-            table = self.table
+            table, space = self.table, self.table.base.space
             return EngineMetrics(
                 durability=self.durability,
-                db_keys=table.live_count if table.root_ready else None,
+                db_keys=table.key_count if table.root_ready else None,
+                db_keys_with_expiry=table.with_expiry if table.root_ready else None,
+                db_expired=table.expired_count if table.root_ready else None,
+                expired_keys=self.expirer.expired_keys,
                 db_tombstones=table.tombstone_count if table.root_ready else None,
-                memtable_bytes=table.active.size,
+                memtable_bytes=table.active.charged,
                 memtable_keys=len(table.active.records),
                 frozen_memtables=len(table.frozen),
                 checkpoint_percent=int(100 * self.checkpointer.progress),
@@ -539,9 +595,14 @@ class Engine:
                 log_lsn=self.log.end_lsn,
                 checkpoint_lsn=table.base.checkpoint_lsn,
                 log_next_sequence=self.log.sequence,
-                base_bytes=(self.directory.base / DATA_FILE).stat().st_size,
-                base_free_bytes=table.base.space.free,
+                base_bytes=space.used + space.free,
+                base_free_bytes=space.free,
                 compactions=self.checkpointer.compactions,
                 clock_ns=self.clock.newest,
                 clock_ahead_s=max(0, int(self.time_gate.ahead_s(self.clock.newest))),
             )
+
+
+def _require_expiry(expiry: int) -> None:
+    if not 0 < expiry <= EXPIRY_MAX:
+        raise InvalidArgument(f"expiry of {expiry}: it has 1 to {EXPIRY_MAX} milliseconds since the epoch")

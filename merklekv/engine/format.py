@@ -1,7 +1,7 @@
 """Every byte that MerkleKV keeps on disk, in prose, then as structs.  The record: record.py.
 
 A data directory
-    FORMAT          one line of text, ``MerkleKV data format 2``
+    FORMAT          one line of text, ``MerkleKV data format 3``
     LOCK            the pid of the process that has the directory open; the lock (flock) is on the directory itself
     base/           an LMDB environment: the sorted base
     log/            the commit log: one file a segment, named by the log position (LSN) of its first byte, 20 digits
@@ -36,7 +36,7 @@ Entry
     record     4    length
     key, record     `truncate`: no key; the record is the truncation version, 24 bytes
                     `origin`: the key is the id of the node that the remote entries behind it came from; no record
-                    `del`: a tombstone; on a lone node, with bit 7, a purge marker: it is not published
+                    `del`, `rename_from`: a tombstone; on a lone node, with bit 7, a purge marker: it is not published
                     `metadata` (always with bit 7): the key is a name, the record its value; the newest counts
                     `purge` (always with bit 7): the record is a purge marker
                     `repair` (always with bit 7): the key is a bucket (2 bytes), the record one of its keys that the
@@ -46,24 +46,62 @@ LMDB databases in base/
     records         key -> record
     index           bucket (2 bytes) -> keys of that bucket (sorted duplicates)
     tombstones      version of a tombstone -> its key (sorted duplicates)
+    expiries        expiry place, first 5 bytes -> the other 9 (sorted duplicates): one for each record with an expiry
     leaves          inner node (1 byte) -> its 256 leaves of 24 bytes: sum of record digests mod 2^128 (16), count (8)
     meta            name -> value, see base.py
+
+Expiry place of a record with an expiry: the order in which they expire
+    expiry     8    milliseconds since the epoch, below 2^63
+    key        6    the first bytes of the key's XXH3-64; the first 2 of them are its bucket
+
+    Where two records have the same place, it is also in `expiries` with its first bit set.  Then nothing says how many
+    have it, and it stays there until its bucket is rebuilt.
 """
 
 from struct import Struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 FORMAT_LINE: Final = "MerkleKV data format "
 
 MAX_KEY_SIZE: Final = 511  # LMDB's limit
 MAX_VALUE_SIZE_LIMIT: Final = 1 << 30  # what `max_value_size` may be set to: a record must fit an entry's 4-byte length
 
-OPS: Final = ("set", "del", "incr", "decr", "append", "prepend", "truncate")
 OP_SET, OP_DEL, OP_INCR, OP_DECR, OP_APPEND, OP_PREPEND, OP_TRUNCATE = range(1, 8)
 OP_ORIGIN, OP_METADATA, OP_PURGE, OP_REPAIR = 8, 9, 10, 11
+OP_EXPIRE, OP_PERSIST, OP_SETRANGE, OP_SETBIT, OP_INCRBYFLOAT = range(16, 21)
+OP_RENAME_FROM, OP_RENAME_TO, OP_COPY_TO, OP_RESTORE = range(21, 25)
+
+
+class Op(NamedTuple):
+    """What an op is called outside, and whether its record is a tombstone."""
+
+    name: str
+    deletes: bool = False
+
+
+OPS: Final = {  # those that are published; but for the deletions and `truncate` they only differ in their names
+    OP_SET: Op("set"),
+    OP_DEL: Op("del", deletes=True),
+    OP_INCR: Op("incr"),
+    OP_DECR: Op("decr"),
+    OP_APPEND: Op("append"),
+    OP_PREPEND: Op("prepend"),
+    OP_TRUNCATE: Op("truncate"),
+    OP_EXPIRE: Op("expire"),
+    OP_PERSIST: Op("persist"),
+    OP_SETRANGE: Op("setrange"),
+    OP_SETBIT: Op("setbit"),
+    OP_INCRBYFLOAT: Op("incrbyfloat"),
+    OP_RENAME_FROM: Op("rename_from", deletes=True),
+    OP_RENAME_TO: Op("rename_to"),
+    OP_COPY_TO: Op("copy_to"),
+    OP_RESTORE: Op("restore"),
+}
+RECORD_OPS: Final = frozenset(OPS.keys() - {OP_TRUNCATE})
+DELETIONS: Final = frozenset(number for number, op in OPS.items() if op.deletes)
 REMOTE: Final = 0x80
 
 SEGMENT_MAGIC: Final = b"MKVSEGM1"

@@ -27,7 +27,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from merklekv.engine.base import Base, BaseWriter
+from merklekv.engine.base.reader import Base
+from merklekv.engine.base.writer import BaseWriter
 from merklekv.files import FILE_MODE
 from merklekv.shortage import NO_ROOM
 

@@ -10,6 +10,7 @@ counts.  Behind a header of 16 bytes (data format 0.9) or 24 (1.0) each holds, i
 """
 
 import os
+import re
 from pathlib import Path
 from struct import Struct
 from typing import Final
@@ -21,6 +22,12 @@ from merklekv.engine.access import damage, trouble
 MAGIC: Final = 0xBEEFC0DE
 HEADER_SIZES: Final = (16, 24)
 PAGE_SIZES: Final = tuple(1 << bits for bits in range(8, 17))
+# LMDB's lists of several values to a key: a long list has pages of its own, and when it is emptied, LMDB 0.9 goes on
+# counting some of them.  It only shows the number, in its statistics.
+_PAGES_OF_LISTS: Final = re.compile(
+    r"main/(?:index|tombstones|expiries) DB: walked (\d+) (?:branch|leaf) pages"
+    r"(?: \((\d+) with dup sub-trees\))?, record says (\d+)"
+)
 _META: Final = Struct("=I20xI92xQQ")  # magic, page size, last page, transaction
 
 
@@ -47,9 +54,24 @@ def shortfall(data: Path) -> str:
     if needed is None:
         return f"is {size} bytes long and does not begin with the two meta pages of LMDB"
     # LMDB does not write pages that the last transaction has taken and given back, so the end may be missing.
-    if size >= needed or not _is_damaged(data):
+    if size >= needed or not page_damage(data):
         return ""
     return f"is {size} bytes long, expected {needed}: it was cut off"
+
+
+def page_damage(data: Path) -> list[str]:
+    """What is wrong with the pages of a file that no process has open, in words.  Reads all of them."""
+    try:
+        found: list[str] = verify(str(data))  # type: ignore[no-untyped-call]
+    except VerifyError as error:
+        return [str(error)]
+    return [sentence for sentence in found if not _counts_too_many(sentence)]
+
+
+def _counts_too_many(sentence: str) -> bool:
+    """Whether it says of a database of lists that LMDB counts more pages than there are."""
+    match = _PAGES_OF_LISTS.fullmatch(sentence)
+    return match is not None and int(match[3]) > int(match[2] or match[1])
 
 
 def _size_needed(fd: int) -> int | None:
@@ -68,10 +90,3 @@ def _meta(fd: int, position: int) -> tuple[int, int, int, int] | None:
     packed = os.pread(fd, _META.size, position)
     meta = _META.unpack(packed) if len(packed) == _META.size else (0, 0, 0, 0)
     return meta if meta[0] == MAGIC else None
-
-
-def _is_damaged(data: Path) -> bool:
-    try:
-        return bool(verify(str(data)))  # type: ignore[no-untyped-call]
-    except VerifyError:
-        return True

@@ -8,14 +8,15 @@ Order is kept in blocks: each has the keys of a range, and is sorted when it is 
 halved.  So many keys are never sorted at once.  Buckets are kept in groups: reading one splits its group,
 so the others of that are cheap.
 
-Memory: about `charge()` bytes for each key.  A slice takes below 1 ms, but for the first, which lists all new keys: 3
-ms with 200,000.
+Memory: about `charge()` bytes for each key, and EXPIRY_OVERHEAD for each expiry.  A slice takes below 1 ms, but for the
+first, which lists all new keys: 3 ms with 200,000.
 """
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
+from struct import Struct
 from typing import Final
 
 from xxhash import xxh3_64_intdigest
@@ -28,7 +29,15 @@ BLOCK_KEYS: Final = 2048
 HALVED_MAX: Final = 4  # blocks in one call of `prepare`: evenly drawn keys fill all of them at about the same time
 GROUP_SHIFT: Final = 52  # the 12 bits of a key's XXH3-64 above it name its group, which has 16 buckets
 GROUPS: Final = 1 << 64 - GROUP_SHIFT
+PURGE_TIME_SIZE: Final = 12  # ns of a time that is given in ms
 KEY_OVERHEAD: Final = 176  # bytes that CPython needs beside key and record: object headers, dict and order slots
+EXPIRY_OVERHEAD: Final = 82  # likewise, for each key in `Expiries`
+NUMBERED_KEYS: Final = 1024
+
+pack_number: Final = Struct(">I").pack
+"""The number of a key in `Expiries` as the heaps have it, 4 bytes."""
+
+from_bytes = int.from_bytes
 
 
 def charge(key: bytes, record: bytes) -> int:
@@ -68,14 +77,73 @@ class _Newcomers:
         return not self._waiting and self._taken == len(records)
 
 
+class Expiries:
+    """The keys of a memtable that were given an expiry.  Its entries may be stale: the key maps to something else now.
+
+    A key whose expiry was put off keeps its entry, which is moved when its time comes.  So a key that is set again and
+    again has one entry.
+
+    An entry of a heap is a time and the number of a key, so it copies no key.  The keys by number are in tuples: a full
+    garbage collection looks at each object in a list, but not at those in a tuple of bytes.
+
+    Memory: 82 bytes for a key.
+    """
+
+    def __init__(self) -> None:
+        self.new: list[bytes] = []  # keys that were written and are in neither heap yet
+        self.waiting: list[bytes] = []  # a heap of expiry place + number: those above the watermark, see expiry.py
+        self.passed: list[bytes] = []  # a heap of time of purging (12 bytes, ns) + number: those at or below it
+        self._numbered: list[tuple[bytes, ...]] = []  # up to NUMBERED_KEYS each
+        self._taken = 0  # keys in there
+
+    def take_new(self, limit: int) -> Iterator[tuple[int, bytes]]:
+        """Takes at most `limit` keys, and NUMBERED_KEYS, out of `new`; the number of each, and the key."""
+        limit = min(limit, NUMBERED_KEYS)
+        keys = tuple(self.new[-limit:])
+        numbered = self._numbered
+        # What may find no memory comes before anything is taken away.
+        if numbered and len(numbered[-1]) + len(keys) <= NUMBERED_KEYS:
+            first = (len(numbered) - 1) * NUMBERED_KEYS + len(numbered[-1])
+            numbered[-1] += keys
+        else:
+            first = len(numbered) * NUMBERED_KEYS
+            numbered.append(keys)
+        del self.new[-limit:]
+        self._taken += len(keys)
+        return enumerate(keys, first)
+
+    def key_of(self, entry: bytes) -> bytes:
+        """The key of an entry of a heap."""
+        number = from_bytes(entry[-4:])
+        return self._numbered[number // NUMBERED_KEYS][number % NUMBERED_KEYS]
+
+    def __len__(self) -> int:
+        """How many keys it has, some of them several times."""
+        return self._taken + len(self.new)
+
+    @property
+    def pending(self) -> int:
+        """How many entries there are of keys that are still to expire."""
+        return len(self.new) + len(self.waiting)
+
+    def start_over(self) -> None:
+        """The watermark starts again."""
+        self.new += chain.from_iterable(self._numbered)
+        self._numbered.clear()
+        self._taken = 0
+        self.waiting.clear()
+        self.passed.clear()
+
+
 class Memtable:
     """One memtable.  Not locked: the table calls it with the engine's lock."""
 
     def __init__(self, lsn: int) -> None:
         self.lsn = lsn  # of the segment with the same changes
         self.records: dict[bytes, bytes] = {}
-        self.size = 0  # charged bytes
+        self.size = 0  # bytes charged for keys and records
         self.tombstones: list[bytes] = []  # every key that was deleted here; what it maps to may have changed since
+        self.expiries = Expiries()
         self._forget_order()
 
     def _forget_order(self) -> None:
@@ -85,6 +153,11 @@ class Memtable:
         self._groups: defaultdict[int, list[bytes]] = defaultdict(list)  # made when they are asked for
         self._split_of = (0, 0)  # the group, and how many keys it had, of
         self._split: defaultdict[int, list[bytes]] = defaultdict(list)  # its buckets
+
+    @property
+    def charged(self) -> int:
+        """Bytes of memory that it is taken to use."""
+        return self.size + EXPIRY_OVERHEAD * len(self.expiries)
 
     def prepare(self) -> bool:
         """A slice of bringing keys in order; True when all keys are."""

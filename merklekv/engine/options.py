@@ -13,6 +13,8 @@ DEFAULT_MEMTABLE_SIZE: Final = 64 << 20
 DEFAULT_MAX_VALUE_SIZE: Final = 16 << 20
 MIN_MEMTABLE_SIZE: Final = 64 << 10
 MAX_MEMTABLE_SIZE: Final = 4 << 30
+RETAIN_MAX: Final = 1 << 50  # bytes
+RETAIN_MAX_S: Final = 31_536_000  # a year
 MAX_DRIFT_S: Final = 315_360_000  # ten years: with it, timestamps of today fit into their 63 bits
 
 
@@ -26,16 +28,24 @@ def require_path(path: object) -> Path:
 
 
 def require_options(
-    durability: object, memtable_size: object, max_value_size: object, max_clock_drift_s: object, checkpoint: object
+    durability: object,
+    memtable_size: object,
+    max_value_size: object,
+    max_clock_drift_s: object,
+    checkpoint: object,
+    retain_max_bytes: object,
+    retain_log_bytes: object,
+    retain_log_seconds: object,
 ) -> None:
     """Raises InvalidArgument for the first option that is of another type, or outside what is allowed."""
     _require_choice("durability", durability, get_args(Durability))
     _require_choice("checkpoint", checkpoint, get_args(CheckpointMode))
     _require_size("memtable_size", memtable_size, MIN_MEMTABLE_SIZE, MAX_MEMTABLE_SIZE)
     _require_size("max_value_size", max_value_size, 0, MAX_VALUE_SIZE_LIMIT)
-    drift = max_clock_drift_s
-    if isinstance(drift, bool) or not isinstance(drift, int | float) or not 0 <= drift <= MAX_DRIFT_S:
-        raise _refusal("max_clock_drift_s", drift, f"seconds from 0 to {MAX_DRIFT_S}")
+    _require_size("retain_max_bytes", retain_max_bytes, 0, RETAIN_MAX)
+    _require_size("retain_log_bytes", retain_log_bytes, 0, RETAIN_MAX)
+    _require_seconds("max_clock_drift_s", max_clock_drift_s, MAX_DRIFT_S)
+    _require_seconds("retain_log_seconds", retain_log_seconds, RETAIN_MAX_S)
 
 
 def _require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -46,6 +56,11 @@ def _require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
 def _require_size(name: str, value: object, lowest: int, highest: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
         raise _refusal(name, value, f"an int from {lowest} to {highest}, in bytes")
+
+
+def _require_seconds(name: str, value: object, highest: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= highest:
+        raise _refusal(name, value, f"seconds from 0 to {highest}")
 
 
 def _refusal(name: str, value: object, allowed: str) -> InvalidArgument:

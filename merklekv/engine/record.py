@@ -14,7 +14,8 @@ A purge marker (a version, flags 5, sixteen zeros) stands for a tombstone that w
 lone node has deleted; then the time of the deletion follows (8, nanoseconds), for people.  It hides the record in older
 layers, has no term in the tree, and ends in the base together with the record that it hides.
 
-An expiry is reserved: the codec carries it, and merges refuse it.
+An expiry is of live records only.  A node hides such a record from the moment on at which its own wall clock shows the
+expiry, as if the key did not exist; the record stays as it is, so clocks change no digest.
 
 This module knows the offsets.  The write function of the engine and the base use them too, because a call for each
 record costs them too much; every other module calls the functions below.  Each takes a record or, but for `value_of`
@@ -26,9 +27,11 @@ from operator import itemgetter
 from struct import Struct
 from typing import Final
 
-from xxhash import xxh3_128_digest
+from xxhash import xxh3_64_digest, xxh3_128_digest
 
 from merklekv.engine.format import MAX_KEY_SIZE
+
+Pair = tuple[bytes, bytes]  # a key and its record, or its head
 
 TIMESTAMP_SIZE: Final = 8
 STORE_ID_SIZE: Final = 8
@@ -38,6 +41,8 @@ VERSION_SIZE: Final = TIMESTAMP_SIZE + OP_ID_SIZE
 DIGEST_SIZE: Final = 16
 HEAD_SIZE: Final = VERSION_SIZE + 1 + DIGEST_SIZE
 EXPIRY_SIZE: Final = 8
+EXPIRY_KEY_SIZE: Final = 6  # of a key's hash in an expiry place
+EXPIRY_MAX: Final = (1 << 63) - 1
 RECORD_OVERHEAD: Final = HEAD_SIZE + EXPIRY_SIZE  # at most what a record adds to its value
 
 FLAGS_AT: Final = VERSION_SIZE
@@ -50,6 +55,7 @@ PURGED: Final = 4
 FLAGS: Final = tuple(bytes((flags,)) for flags in range(4))  # the flag byte of every record that is no purge marker
 PURGE_MARKER_TAIL: Final = bytes((TOMBSTONE | PURGED,)) + bytes(DIGEST_SIZE)  # what follows the version
 
+NS_PER_MS: Final = 10**6
 ZERO_VERSION: Final = bytes(VERSION_SIZE)
 KEY_LENGTHS: Final = tuple(length.to_bytes(2, "big") for length in range(MAX_KEY_SIZE + 1))
 
@@ -62,12 +68,17 @@ _unpack_timestamp = Struct(">Q").unpack_from
 def make_record(
     key: bytes, version: bytes, value: bytes, *, tombstone: bool = False, expiry: int | None = None
 ) -> bytes:
-    """The record of `key` at `version` (24 bytes).  `expiry`: milliseconds since the epoch."""
+    """The record of `key` at `version` (24 bytes).  `expiry`: milliseconds since the epoch, 1 to EXPIRY_MAX."""
     if expiry is None:
         head, body = version + FLAGS[tombstone], value
     else:
-        head, body = version + FLAGS[tombstone | EXPIRY], expiry.to_bytes(EXPIRY_SIZE, "big") + value
+        head, body = version + FLAGS[tombstone | EXPIRY], pack_expiry(expiry) + value
     return head + xxh3_128_digest(len(key).to_bytes(2, "big") + key + head + body) + body
+
+
+def pack_expiry(expiry: int) -> bytes:
+    """An expiry as it stands before the value, 8 bytes."""
+    return expiry.to_bytes(EXPIRY_SIZE, "big")
 
 
 def purge_marker(record: bytes) -> bytes:
@@ -140,9 +151,38 @@ def expiry_of(record: bytes) -> int | None:
     return int.from_bytes(record[HEAD_SIZE:RECORD_OVERHEAD], "big") if record[FLAGS_AT] & EXPIRY else None
 
 
+def packed_expiry_of(record: bytes) -> bytes:
+    """The expiry as it stands before the value, 8 bytes; empty without one."""
+    return record[HEAD_SIZE:RECORD_OVERHEAD] if record[FLAGS_AT] & EXPIRY else b""
+
+
+def expiry_place(key: bytes, record: bytes) -> bytes:
+    """Where a record is in the order in which records expire, 14 bytes, see format.py; empty for one that does not."""
+    if record[FLAGS_AT] != EXPIRY or len(record) < RECORD_OVERHEAD or record[HEAD_SIZE] & 0x80:
+        return b""  # the latter two: it is damaged
+    return record[HEAD_SIZE:RECORD_OVERHEAD] + xxh3_64_digest(key)[:EXPIRY_KEY_SIZE]
+
+
+def is_expired(record: bytes, now: int) -> bool:
+    """Whether a wall clock that shows `now`, ns, has reached the expiry of a record."""
+    if not record[FLAGS_AT] & EXPIRY:
+        return False
+    return int.from_bytes(record[HEAD_SIZE:RECORD_OVERHEAD], "big") * NS_PER_MS <= now
+
+
 def value_of(record: bytes) -> bytes:
     """The value."""
     return record[RECORD_OVERHEAD:] if record[FLAGS_AT] & EXPIRY else record[HEAD_SIZE:]
+
+
+def lead_of(record: bytes) -> bytes:
+    """What is before the value: the head, and the expiry, if the record has one; 41 or 49 bytes."""
+    return record[:RECORD_OVERHEAD] if record[FLAGS_AT] & EXPIRY else record[:HEAD_SIZE]
+
+
+def is_lead(lead: bytes) -> bool:
+    """Whether bytes are as long as what is before the value of a record that begins with them."""
+    return len(lead) >= HEAD_SIZE and len(lead) == (RECORD_OVERHEAD if lead[FLAGS_AT] & EXPIRY else HEAD_SIZE)
 
 
 def value_at(data: bytes, at: int) -> int:

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from merklekv.engine.access import damage, require_access, trouble
-from merklekv.engine.base import DATA_FILE, Base, BaseWriter
+from merklekv.engine.base.environment import DATA_FILE
+from merklekv.engine.base.reader import Base
+from merklekv.engine.base.writer import BaseWriter
 from merklekv.engine.directory import DataDirectory
 from merklekv.engine.format import (
     ENTRY,
@@ -36,7 +38,7 @@ from merklekv.engine.log.segment import (
 )
 from merklekv.engine.log.writer import Log, LogEnd
 from merklekv.engine.memtable import KEY_OVERHEAD, Memtable
-from merklekv.engine.record import is_tombstone, version_of
+from merklekv.engine.record import EXPIRY, flags_of, version_of
 from merklekv.engine.repairs import Repairs
 from merklekv.errors import Shortage
 
@@ -63,7 +65,7 @@ class Replayed:
     def read(self, segment: Segment) -> int:
         """Adds the whole frames of a segment, as a memtable.  Returns where the last of them ends."""
         table = Memtable(segment.lsn)
-        records, tombstones = table.records, table.tombstones
+        records, tombstones, expiring = table.records, table.tombstones, table.expiries.new
         newest, self.sequence, end = self.newest, segment.sequence, SEGMENT_HEADER.size
         unpack, entry_size = ENTRY.unpack_from, ENTRY.size
         frames = whole_frames(segment.data, 0, segment.lsn, end)
@@ -83,8 +85,8 @@ class Replayed:
                 records[key] = record
                 if record > newest:
                     newest = record
-                if is_tombstone(record):
-                    tombstones.append(key)
+                if flags := flags_of(record):
+                    (expiring if flags == EXPIRY else tombstones).append(key)
         table.size = sum(map(len, records)) + sum(map(len, records.values())) + KEY_OVERHEAD * len(records)
         self.tables.append(table)
         self.newest = max(self.newest, version_of(newest))

@@ -20,13 +20,14 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, NamedTuple
 
-from merklekv.engine.base import TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter, Pair
+from merklekv.engine.base.writer import TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter
 from merklekv.engine.clock import HybridClock
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import METADATA_TIMES, TIME_SIZE
 from merklekv.engine.record import (
     OP_ID_SIZE,
     ZERO_VERSION,
+    Pair,
     expiry_of,
     is_sound,
     is_tombstone,

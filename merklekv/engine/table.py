@@ -29,8 +29,9 @@ from typing import Any, Final
 
 from xxhash import xxh3_128_digest
 
-from merklekv.engine.base import Base, Pair
-from merklekv.engine.clock import HybridClock
+from merklekv.engine.base.places import FIRST_PLACE
+from merklekv.engine.base.reader import Base
+from merklekv.engine.clock import COUNTER_MASK, HybridClock, pack_version
 from merklekv.engine.count import Count
 from merklekv.engine.format import (
     BUCKETS,
@@ -40,7 +41,6 @@ from merklekv.engine.format import (
     MAX_KEY_SIZE,
     METADATA_NAME_SIZE_MAX,
     METADATA_SIZE_MAX,
-    OP_DEL,
     OP_METADATA,
     OP_PURGE,
     OP_REPAIR,
@@ -51,19 +51,26 @@ from merklekv.engine.memtable import KEY_OVERHEAD, Memtable, prefix_end
 from merklekv.engine.merkle import COUNT_MASK, EMPTY_ROOT, LEAF_MASK, MerkleTree, term_of
 from merklekv.engine.record import (
     DIGEST_AT,
+    EXPIRY,
+    EXPIRY_SIZE,
     FLAGS,
     FLAGS_AT,
+    HEAD_SIZE,
     KEY_LENGTHS,
+    NS_PER_MS,
     PURGED,
     RECORD_OVERHEAD,
     TOMBSTONE,
     VALUE_AT,
+    Pair,
     deletion_marker,
+    expiry_of,
+    expiry_place,
     head_of,
-    is_live,
+    is_expired,
     is_purge_marker,
     is_sound,
-    is_tombstone,
+    pack_expiry,
     purge_marker,
     timestamp_of,
     value_of,
@@ -76,7 +83,7 @@ from merklekv.shortage import is_shortage, reason_of, shortage_of
 
 PAGE_KEYS: Final = 1000
 PAGE_BYTES: Final = 1 << 20
-HEADS_ONLY: Final = 0  # for `max_bytes`: records without their values, however many bytes they have
+HEADS_ONLY: Final = 0  # for `max_bytes`: at least what is before the values, however many bytes these have
 COUNTED_AT_ONCE: Final = 2000  # keys of memtables, 6 ms
 RANDOM_TRIES: Final = 100
 RANDOM_MEMTABLE_SHARE: Final = 0.5
@@ -84,6 +91,7 @@ INNER_SLICE: Final = 32  # inner nodes whose digests are computed at once, up to
 LEAVES_SLICE: Final = 2000  # changed leaves that are packed between two yields, about 1 ms
 
 _entry = ENTRY.pack
+_join = b"".join
 from_bytes = int.from_bytes
 
 
@@ -93,7 +101,7 @@ class Table:
     Contract: a write that raises has changed nothing, but for the items of `put` before the one that raised.  Reads
     and `repair` take the lock themselves, a read only if the memtable lacks the record; for all else the caller has it.
 
-    Not here: which version of a record stands (engine.py), what makes a write durable (commit.py), when a memtable is
+    Not here: which version of a record stands (merger.py), what makes a write durable (commit.py), when a memtable is
     frozen (checkpoint/checkpointer.py).
 
     Costs: a write of 100 bytes about 3 us, a read 0.3 us (memtable) to 2 us (base).  Memory: the memtables, and 7 MiB
@@ -121,6 +129,8 @@ class Table:
         self.repair_lsn: int | None = None  # of the last segment with a repair that the base has not taken in
         self.tree: MerkleTree  # of `restore`
         self.live_count = self.tombstone_count = 0
+        self.watermark = FIRST_PLACE
+        self.expired_count = 0  # of the live ones
         self.root_ready = False  # whether tree and counters are known
         self.is_swept = False  # whether the base has no record below the truncation version, or no other one
         self.has_thread = has_thread
@@ -128,11 +138,13 @@ class Table:
         self._counted = Condition(lock)
         self.is_ending = False  # nobody waits for tree and counters any more
         self.max_value_size = max_value_size
-        self.records = self.active.records  # where `put` writes
+        self.records = self.active.records  # where a read without the lock looks, see `hide`
+        self.is_hidden = False  # whether reads of other threads wait for the lock
         self.log = log
         self.clock = clock
         self.gate = gate
         self.lock = lock
+        self._wall = clock.gate.wall
 
     def restore(self, replayed: Replayed) -> None:
         """Restores memory from the base and the segments behind it."""
@@ -171,27 +183,81 @@ class Table:
         flags = record[FLAGS_AT]
         if not flags:
             return record[VALUE_AT:]
-        return None if flags & TOMBSTONE else value_of(record)
+        # This is `is_shown`, spelt out.
+        if flags == EXPIRY and from_bytes(record[VALUE_AT:RECORD_OVERHEAD], "big") * NS_PER_MS > self._wall():
+            return record[RECORD_OVERHEAD:]
+        return None
+
+    def get_batch(self, requests: Iterable[Sequence[bytes]], room: int) -> list[bytes | None]:
+        """The values of (anything, key), until they have more than `room` bytes."""
+        values: list[bytes | None] = []
+        now = b""  # packed, once the active memtable has a key that expires: one moment for all of those
+        for request in requests:
+            if room < 0:
+                break
+            key = request[1]
+            # Each time: another thread may hide or replace them.
+            record = self.records.get(key)
+            if record is None:
+                value = self.get(key)
+            elif not (flags := record[FLAGS_AT]):
+                value = record[VALUE_AT:]
+            elif flags == EXPIRY:
+                now = now or pack_expiry(self._wall() // NS_PER_MS)
+                value = record[RECORD_OVERHEAD:] if record[VALUE_AT:RECORD_OVERHEAD] > now else None
+            else:
+                value = None
+            values.append(value)
+            if value is not None:
+                room -= len(value)
+        return values
+
+    def shown(self, key: bytes) -> bytes | None:
+        """The record of a key that has a value now."""
+        record = self.records.get(key)
+        if record is None:
+            if not 0 < len(key) <= MAX_KEY_SIZE:
+                return None
+            with self.lock:
+                record = self.lookup(key)
+        if record is None:
+            return None
+        return record if not record[FLAGS_AT] or self.is_shown(record) else None
+
+    def is_shown(self, record: bytes) -> bool:
+        """Whether a record, or its first 49 bytes, gives its key a value now: it neither deletes it nor is expired."""
+        flags = record[FLAGS_AT]
+        return not flags or (flags == EXPIRY and not is_expired(record, self.clock.gate.wall()))
 
     def exists(self, key: bytes) -> bool:
         """Whether a key has a value."""
-        record = self.record(key)
-        return record is not None and is_live(record)
+        return self.shown(key) is not None
+
+    def expiry(self, key: bytes) -> int | None:
+        """When a key expires, milliseconds since the epoch; None without an expiry, or without the key."""
+        record = self.shown(key)
+        return None if record is None else expiry_of(record)
+
+    def get_with_expiry(self, key: bytes) -> tuple[bytes, int | None] | None:
+        """The value of a key, and when it expires, milliseconds since the epoch, if it does; None without the key."""
+        record = self.shown(key)
+        return None if record is None else (value_of(record), expiry_of(record))
 
     def page(
         self, prefix: bytes = b"", after: bytes | None = None, limit: int = PAGE_KEYS
     ) -> tuple[list[bytes], bytes | None]:
-        """At most `limit` live keys with this prefix above `after`, in order, and where to go on; None: that was all.
+        """At most `limit` keys with this prefix above `after` that have a value, in order, and where to go on.
 
-        A page may have no keys although more follow.
+        None: that was all.  A page may have no keys although more follow.
         """
         pairs, following = self.records_page(prefix, after, limit, HEADS_ONLY)
-        return [key for key, head in pairs if is_live(head)], following
+        is_shown = self.is_shown
+        return [key for key, head in pairs if not head[FLAGS_AT] or is_shown(head)], following
 
     def records_page(
         self, prefix: bytes = b"", after: bytes | None = None, limit: int = PAGE_KEYS, max_bytes: int = PAGE_BYTES
     ) -> tuple[list[Pair], bytes | None]:
-        """Like `page`, but (key, record), with tombstones; ends behind `max_bytes` of records."""
+        """Like `page`, but (key, record), with tombstones and expired records; ends behind `max_bytes` of records."""
         after = after or b""
         with self.lock:
             tables = self.tables
@@ -228,9 +294,9 @@ class Table:
         return page, bound
 
     def random_key(self) -> bytes | None:
-        """A live key, None without one.  Any key may come, but not each with the same probability."""
+        """A key that has a value, None without one.  Any key may come, but not each with the same probability."""
         with self.lock:
-            if self.root_ready and not self.live_count:
+            if self.root_ready and self.key_count <= 0:
                 return None
             for _ in range(RANDOM_TRIES):
                 table = random.choice(self.tables)
@@ -242,14 +308,14 @@ class Table:
                         continue
                     key = found
                 record = self.lookup(key)
-                if record is not None and is_live(record):
+                if record is not None and self.is_shown(record):
                     return key
-            after: bytes | None = b""  # nearly everything is dead: take the first live key
-            while after is not None:
-                keys, after = self.page(b"", after, RANDOM_TRIES)
-                if keys:
-                    return keys[0]
-            return None
+        after: bytes | None = b""  # nearly everything is dead or has expired: take the first that is not
+        while after is not None:  # without the lock between two pages
+            keys, after = self.page(b"", after, RANDOM_TRIES)
+            if keys:
+                return keys[0]
+        return None
 
     @property
     def tables(self) -> list[Memtable]:
@@ -258,7 +324,7 @@ class Table:
 
     def lookup(self, key: bytes) -> bytes | None:
         """The newest record of a key, tombstones and purge markers too."""
-        record = self.records.get(key)
+        record = self.active.records.get(key)
         return self.older(key) if record is None else record
 
     def older(self, key: bytes) -> bytes | None:
@@ -300,6 +366,17 @@ class Table:
             total += sum(term_of(head) for _, head in pairs)
             yield
         return sha256((total & LEAF_MASK).to_bytes(LEAF_SIZE, "big")).digest() if total & COUNT_MASK else EMPTY_ROOT
+
+    @property
+    def key_count(self) -> int:
+        """Keys with a value that has not expired, as far as the expirer is.  Meaningless unless `root_ready`."""
+        return self.live_count - self.expired_count
+
+    @property
+    def with_expiry(self) -> int:
+        """About how many keys have an expiry."""
+        waiting = sum(table.expiries.pending for table in self.tables)
+        return max(0, self.base.current.size(self.base.current.expiries) - self.expired_count) + waiting
 
     @property
     def records_max(self) -> int:
@@ -358,77 +435,103 @@ class Table:
         op: int,
         items: Iterable[Sequence[Any]],
         flags: bytes = FLAGS[0],
+        expiry: bytes = b"",
         made: bool = False,
         urgent: bool = False,
     ) -> None:
         """Gives keys new records, one after the other: (anything, key, value), or with `made` (anything, key, record).
 
+        `flags`: of them all.  `expiry`: packed, of them all, with FLAGS[EXPIRY]; if it is empty then, each value begins
+        with its own.  The caller has checked them.
         `urgent`: of deletions, which may take the last room on the disk.
 
-        This is the hot path of all writes, so it spells out `make_record` and `MerkleTree.add`.  What can fail comes
-        first in each item: when it raises, everything before that item is done and nothing of it.
+        This is the hot path of all writes, so it spells out `make_record`, `HybridClock.next` and `MerkleTree.add`: one
+        look at the clock serves all items.  What can fail comes first in each item: when it raises, everything before
+        that item is done and nothing of it.
         """
         if self.gate.closed:
             self.gate.require_open()
-        log_, tree, records, older = self.log, self.tree, self.records, self.older
-        sums, counts, changed, hash_of = tree.sums, tree.counts, tree.changed, tree.hash_of
-        append, next_version = log_.pending.append, self.clock.next
+        log_, tree, clock, active, older = self.log, self.tree, self.clock, self.active, self.older
+        records, sums, counts, changed, hash_of = active.records, tree.sums, tree.counts, tree.changed, tree.hash_of
+        append, later, flag = log_.pending.append, self._later, flags[0]
         size, count, grown, live = log_.pending_size, 0, 0, 0
         room = log_.urgent_room if urgent else log_.room
-        size_max = self.max_value_size + (RECORD_OVERHEAD if made else 0)
+        before_value = RECORD_OVERHEAD if made else EXPIRY_SIZE if flag == EXPIRY and not expiry else 0
+        hashed_flags, added_size = flags + expiry, 0 if made else HEAD_SIZE + len(expiry)
+        key_size = value_size = -1  # most keys and values are as long as those before them
+        timestamp, writer, counter = 0 if made else clock.now(), clock.writer, clock.counter
         try:
             for _, key, value in items:
-                if not 0 < len(key) <= MAX_KEY_SIZE or len(value) > size_max:
-                    self.require_sizes(key, value)
+                if len(key) != key_size or len(value) != value_size:
+                    key_size, value_size = len(key), len(value)
+                    if not 0 < key_size <= MAX_KEY_SIZE or value_size > self.max_value_size + before_value:
+                        self.require_sizes(key, value[before_value:])
+                    record_size = added_size + value_size
+                    hash_head, entry_head = KEY_LENGTHS[key_size], _entry(op, key_size, record_size)
+                    entry_size = len(entry_head) + key_size + record_size
                 in_active = old = records.get(key)
                 if old is None:
                     old = older(key)
                 if made:
                     record = value
-                    digest = record[DIGEST_AT:VALUE_AT]
+                    digest, flag = record[DIGEST_AT:VALUE_AT], record[FLAGS_AT]
                 else:
-                    version = next_version()
+                    counter = counter + 1 & COUNTER_MASK
+                    version = pack_version(timestamp, writer, counter)
                     if old is not None and version <= old and not self._is_corrupt_version(key, old):
-                        version = self.clock.after(old)
-                    head = version + flags
-                    digest = xxh3_128_digest(KEY_LENGTHS[len(key)] + key + head + value)
-                    record = head + digest + value
-                entry = _entry(op, len(key), len(record)) + key + record
-                needed = size + len(entry)
+                        clock.counter = counter
+                        version = clock.after(old)
+                        counter = clock.counter
+                    digest = xxh3_128_digest(_join((hash_head, key, version, hashed_flags, value)))
+                    record = _join((version, flags, digest, expiry, value))
+                entry = _join((entry_head, key, record))
+                needed = size + entry_size
                 if needed > room:
                     log_.reserve(needed, urgent)
                     room = log_.urgent_room if urgent else log_.room
+                append(entry)
                 size = needed
                 count += 1
-                append(entry)
                 records[key] = record
                 bucket = hash_of(key) >> 48
                 changed[bucket] = 1
                 if old is None:
-                    sums[bucket] += from_bytes(digest, "big")
+                    sums[bucket] += from_bytes(digest)
                     counts[bucket] += 1
-                    if record[FLAGS_AT] & TOMBSTONE:
-                        self.tombstone_count += 1
-                    else:
+                    if not flag:
                         live += 1
+                    elif flag == EXPIRY and record[VALUE_AT:RECORD_OVERHEAD] >= later:
+                        live += 1
+                        active.expiries.new.append(key)
+                    else:
+                        self._count(key, record, 1)
                 else:
-                    sums[bucket] += from_bytes(digest, "big") - from_bytes(old[DIGEST_AT:VALUE_AT], "big")
-                    if old[FLAGS_AT] != record[FLAGS_AT]:
-                        if old[FLAGS_AT] & PURGED:
-                            counts[bucket] += 1
+                    sums[bucket] += from_bytes(digest) - from_bytes(old[DIGEST_AT:VALUE_AT])
+                    if flag or old[FLAGS_AT]:
+                        if (
+                            old[FLAGS_AT] == EXPIRY == flag
+                            and (before := old[VALUE_AT:RECORD_OVERHEAD]) >= later
+                            and (after := expiry or record[VALUE_AT:RECORD_OVERHEAD]) >= later
+                        ):
+                            if in_active is None or after < before:  # else the expirer finds the key in time
+                                active.expiries.new.append(key)
                         else:
-                            self._count(old, -1)
-                        self._count(record, 1)
+                            if old[FLAGS_AT] & PURGED:
+                                counts[bucket] += 1
+                            else:
+                                self._count(key, old, -1)
+                            self._count(key, record, 1)
                 if in_active is None:
-                    grown += len(key) + len(record) + KEY_OVERHEAD
+                    grown += key_size + record_size + KEY_OVERHEAD
                 else:
-                    grown += len(record) - len(in_active)
+                    grown += record_size - len(in_active)
         finally:
+            clock.counter = counter
             log_.pending_size = size
             log_.appended += count
             if op < REMOTE:
                 log_.sequence += count
-            self.active.size += grown
+            active.size += grown
             self.live_count += live
 
     def _is_corrupt_version(self, key: bytes, record: bytes) -> bool:
@@ -454,23 +557,46 @@ class Table:
         """Removes a key's record `old` without a trace: a purge marker hides it until the base drops it."""
         self._hide(OP_PURGE, key, old, purge_marker(old))
 
-    def delete(self, key: bytes, old: bytes) -> None:
+    def delete(self, op: int, key: bytes, old: bytes) -> None:
         """Like `purge`, but for a client: the log has a deletion, of now."""
-        self._hide(OP_DEL, key, old, deletion_marker(old, self.clock.gate.wall()))
+        self._hide(op, key, old, deletion_marker(old, self.clock.gate.wall()))
 
     def _hide(self, op: int, key: bytes, old: bytes, marker: bytes) -> None:
         self.append(op | REMOTE, key, marker)
-        in_active = self.records.get(key)
+        in_active = self.active.records.get(key)
         self.active.size += len(marker) + (len(key) + KEY_OVERHEAD if in_active is None else -len(in_active))
-        self.records[key] = marker
+        self.active.records[key] = marker
         self.tree.add(key, old, -1)
-        self._count(old, -1)
+        self._count(key, old, -1)
 
-    def _count(self, record: bytes, change: int) -> None:
-        if is_tombstone(record):
+    @property
+    def watermark(self) -> bytes:
+        """What is at or below this expiry place has expired, see expiry.py."""
+        return self._watermark
+
+    @watermark.setter
+    def watermark(self, place: bytes) -> None:
+        self._watermark = place
+        self._later = pack_expiry(from_bytes(place[:EXPIRY_SIZE], "big") + 1)  # this expiry is above it with any key
+
+    def _count(self, key: bytes, record: bytes, change: int) -> None:
+        flags = record[FLAGS_AT]
+        if flags & TOMBSTONE:
             self.tombstone_count += change
-        else:
-            self.live_count += change
+            return
+        self.live_count += change
+        if flags == EXPIRY:
+            if change > 0:
+                self.active.expiries.new.append(key)
+            watermark = self.watermark
+            if record[VALUE_AT:RECORD_OVERHEAD] <= watermark and FIRST_PLACE < expiry_place(key, record) <= watermark:
+                self.expired_count += change
+
+    def restart_expiry(self) -> None:
+        """Counts no key as expired; the expirer starts again."""
+        self.watermark, self.expired_count = FIRST_PLACE, 0
+        for table in self.tables:
+            table.expiries.start_over()
 
     def put_metadata(self, name: bytes, value: bytes) -> None:
         """Stores a metadata entry, at most METADATA_SIZE_MAX bytes, in the place of the one before.
@@ -575,6 +701,7 @@ class Table:
         self.root_ready = self.root_ready and is_known
         self.tree = tree
         self.live_count, self.tombstone_count = live, dead
+        self.restart_expiry()
         self._adopt_active(self.active)
         self._uncounted = None if is_known else count
         self.root_ready = is_known  # last: a reader without the lock that sees it set may read the counters
@@ -623,4 +750,9 @@ class Table:
 
     def _adopt_active(self, table: Memtable) -> None:
         self.active = table
-        self.records = table.records
+        self.records = {} if self.is_hidden else table.records
+
+    def hide(self, hidden: bool) -> None:
+        """Makes reads of other threads wait for the lock, so that they see nothing between two writes; ends that."""
+        self.is_hidden = hidden
+        self.records = {} if hidden else self.active.records

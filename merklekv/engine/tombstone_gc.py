@@ -5,7 +5,7 @@
     tombstone GC    removes tombstones at or below the GC horizon
     lone            no other node has had a part in this directory yet, so no tombstone has anything to hide
 
-After that, `Engine.merge` refuses a record from below the horizon that would change something: it was here once and was
+After that, `Merger.merge` refuses a record from below the horizon that would change something: it was here once and was
 deleted.  merklekv/replication decides how far the horizon goes.  Every step is a log entry that is not published.
 
 A lone node purges what it deletes at once, and collects all tombstones that it has.  It is lone from the start of the
@@ -21,12 +21,23 @@ from typing import Final
 from merklekv.engine.access import damage
 from merklekv.engine.format import METADATA_GC_HORIZON, METADATA_JOINED, METADATA_PURGED, METADATA_TIMES, TIME_SIZE
 from merklekv.engine.log.retention import Retention
-from merklekv.engine.record import VERSION_SIZE, ZERO_VERSION, is_purge_marker, is_tombstone, timestamp_of
+from merklekv.engine.record import (
+    EXPIRY,
+    NS_PER_MS,
+    VERSION_SIZE,
+    ZERO_VERSION,
+    expiry_of,
+    flags_of,
+    is_purge_marker,
+    is_tombstone,
+    timestamp_of,
+)
 from merklekv.engine.table import Table
 from merklekv.errors import Shortage, Stalled
 
 GC_KEYS: Final = 1000  # in one call of `collect_tombstones`
 TOMBSTONES_READ: Final = 1000  # of the base, at once
+EXPIRY_GRACE_NS: Final = 600 * 10**9  # a wall clock that has gone back by less does not show again what is gone
 ALL_VERSIONS: Final = b"\xff" * VERSION_SIZE
 PURGED_STEP_NS: Final = 10**6  # `purged_through` is stored so much too large, and not with each purge
 TIME_MAX: Final = (1 << 8 * TIME_SIZE) - 1
@@ -35,6 +46,22 @@ TIME_MAX: Final = (1 << 8 * TIME_SIZE) - 1
 def bound_of(gc_horizon: int) -> bytes:
     """The largest version (24 bytes) at the horizon; every record at or below it compares as less."""
     return gc_horizon.to_bytes(8, "big") + b"\xff" * 16 if gc_horizon else ZERO_VERSION
+
+
+def is_long_expired(record: bytes, gc_horizon: int) -> bool:
+    """Predicate: is a record at or below this GC horizon (ns), and does it expire EXPIRY_GRACE_NS before it?
+
+    Every member has this record then, or a later one, and has hidden it: it is its own tombstone, and may go.  This
+    depends on the record and the horizon alone, so nodes with the same horizon agree on what is gone.
+    """
+    if flags_of(record) != EXPIRY or not expiry_of(record):
+        return False
+    return long_expired_at(record) <= gc_horizon
+
+
+def long_expired_at(record: bytes) -> int:
+    """The GC horizon, ns, from which on a record with an expiry is `is_long_expired`."""
+    return max((expiry_of(record) or 0) * NS_PER_MS + EXPIRY_GRACE_NS, timestamp_of(record))
 
 
 def is_unpurged(record: bytes) -> bool:
@@ -75,15 +102,16 @@ class TombstoneGC:
         """Everything that the node purged while it was lone has a timestamp (ns) up to here; 0: it purged nothing."""
         return int.from_bytes(self._table.metadata.get(METADATA_PURGED, b""), "big")
 
-    def delete_lone(self, key: bytes, record: bytes) -> None:
+    def delete_lone(self, op: int, key: bytes, record: bytes) -> None:
         """Deletes a live key of a lone node, with its record.  Raises Shortage, with nothing deleted."""
         self._table.gate.require_open()
         self._note_purge(record)
-        self._table.delete(key, record)
+        self._table.delete(op, key, record)
 
-    def _purge_lone(self, key: bytes, tombstone: bytes) -> None:
-        self._note_purge(tombstone)
-        self._table.purge(key, tombstone)
+    def purge_lone(self, key: bytes, record: bytes) -> None:
+        """Purges a tombstone or an expired record of a lone node.  Raises Shortage, with nothing purged."""
+        self._note_purge(record)
+        self._table.purge(key, record)
 
     def _note_purge(self, record: bytes) -> None:
         if record > self._table.metadata.get(METADATA_PURGED, b""):
@@ -140,7 +168,7 @@ class TombstoneGC:
                 for key in keys:
                     record = self._table.lookup(key)
                     if record is not None and record <= bound and is_unpurged(record):
-                        (self._purge_lone if is_lone else self._table.purge)(key, record)
+                        (self.purge_lone if is_lone else self._table.purge)(key, record)
             except (Shortage, Stalled):
                 self.start_over()  # what was not removed comes again
                 raise

@@ -19,8 +19,8 @@ from merklekv import interpreter
 from merklekv.errors import MerkleKVError
 
 HOST: Final = "127.0.0.1"
-WAIT_S: Final = 30.0
-STOP_S: Final = 15.0
+WAIT_S: Final = 60.0
+STOP_S: Final = 60.0
 POLL_S: Final = 0.01
 CONNECT_S: Final = 0.2
 LAST_LINES: Final = 2
@@ -29,6 +29,8 @@ PORTS: Final = range(20_000, 32_768)  # below those that Linux and others give o
 READY: Final = re.compile(r"^merklekv \S+ ready on \S+:(?P<port>\d+), data in .*", re.MULTILINE)
 
 T = TypeVar("T")
+
+_given: Final[set[int]] = set()  # ports, by this process
 
 
 class HarnessError(MerkleKVError):
@@ -48,13 +50,19 @@ def wait_until(condition: Callable[..., T], *, seconds: float = WAIT_S, what: st
 def free_port() -> int:
     """A TCP port of the loopback on which no process listens just now.
 
-    None that the kernel gives to connections, or to servers that ask for any: it stays free between two starts.
+    None that the kernel gives to connections, or to servers that ask for any: it stays free between two starts. None
+    that this process was given lately: who asked for it may listen there soon.
     """
+    if len(_given) > len(PORTS) // 2:
+        _given.clear()
     chance = random.SystemRandom()  # processes that seed the other one alike would take the same
     while True:
         port = chance.choice(PORTS)
+        if port in _given:
+            continue
         with socket.socket() as probe, suppress(OSError):
             probe.bind((HOST, port))
+            _given.add(port)
             return port
 
 

@@ -1,7 +1,7 @@
 """One client's connection: its socket, its protocol, its state, and the requests and replies that wait.
 
-The first byte that a connection receives decides the protocol. The worker decides when to read, run and send; a
-connection knows in which state that leaves it:
+The first byte that a connection receives decides the protocol, unless the line protocol is switched off. The worker
+decides when to read, run and send; a connection knows in which state that leaves it:
 
     OPEN --pause--> PAUSED --resume--> OPEN    a request waits, or the client does not read its replies
     OPEN, PAUSED --close_when_sent--> CLOSING --linger--> LINGERING
@@ -18,16 +18,20 @@ import math
 import select
 import socket
 import time
-from collections.abc import Callable, Generator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from typing import Self
 
-from merklekv.net.limits import BULK_BYTES_MIN, LINGER_S
-from merklekv.net.protocol.resp import RespParser
+from merklekv.net.limits import BULK_BYTES_MIN, LINGER_S, SEND_BYTES
+from merklekv.net.protocol.resp import Push, RespParser
 from merklekv.net.protocol.text import FOREIGN, REFUSED, Request, TextParser
 from merklekv.net.registry import Entry, Long, Pause
 from merklekv.net.session import Context, Session
+from merklekv.net.waiting import Signal
 
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
+HUNG_UP = select.EPOLLRDHUP  # the client sends no more
 
 _RESP_FIRST = b"*"
 _TLS_FIRST = b"\x16"  # a handshake record; what a server chose, such as a ticket, may hold lines that are commands
@@ -44,6 +48,36 @@ class State(enum.Enum):
 OPEN, PAUSED, CLOSING, LINGERING, CLOSED = State  # looked up faster than attributes of the enum
 
 
+class Muted(list[bytes]):
+    """The replies of a client that wants none, or not the next ones, see CLIENT REPLY. What answers nothing passes."""
+
+    def __init__(self, replies: list[bytes]) -> None:
+        super().__init__(replies)
+        self.is_off = False
+        self._skips = 0
+
+    def skip(self, count: int) -> None:
+        """Drops so many more replies. Without effect while all are dropped."""
+        self._skips = 0 if self.is_off else count
+
+    def unmute(self) -> None:
+        """Drops no more."""
+        self.is_off, self._skips = False, 0
+
+    def append(self, reply: bytes) -> None:
+        if isinstance(reply, Push):
+            super().append(reply)
+        elif self._skips:
+            self._skips -= 1
+        elif not self.is_off:
+            super().append(reply)
+
+    def __iadd__(self, replies: Iterable[bytes]) -> Self:  # type: ignore[misc,override]
+        for reply in replies:
+            self.append(reply)
+        return self
+
+
 class Connection(Session):
     __slots__ = (
         "backlog",
@@ -52,6 +86,8 @@ class Connection(Session):
         "feed",
         "interest",
         "needs_attention",
+        "parser",
+        "pushed_bytes",
         "receive",
         "refusal",
         "replies",
@@ -59,7 +95,9 @@ class Connection(Session):
         "socket",
         "state",
         "task",
+        "task_s",
         "unsent",
+        "unsent_bytes",
         "waits_for",
         "when_sent",
     )
@@ -72,6 +110,7 @@ class Connection(Session):
         self.receive = sock.recv
         self.send = sock.send
         self.feed: Callable[[bytes], list[Request]] = self._greet
+        self.parser: RespParser | TextParser | None = None
         self.state = OPEN
         self.needs_attention = False
         self.interest = 0  # the epoll events that the worker has registered
@@ -79,25 +118,29 @@ class Connection(Session):
         self.deadline = math.inf  # lingering or refused: closed by then in any case
         self.end_of_input = False  # nothing more will be read
         self.replies: list[bytes] = []  # of this tick: they leave after its commit
-        self.unsent: bytes | memoryview = b""  # what the socket did not take
+        self.pushed_bytes = 0  # of these, what answers no request
+        self.unsent: deque[bytes | memoryview] = deque()  # what the socket did not take, in pieces
+        self.unsent_bytes = 0
         self.backlog: list[Request] = []  # of a paused connection, oldest first
         self.task: Long | None = None  # the oldest of them, when it is a long command under way
+        self.task_s = 0.0  # how long its slices have taken
         self.waits_for: Pause = None  # what must become true before it goes on
         self.when_sent: Callable[[], None] | None = None  # called when the last reply is sent
 
     def _greet(self, data: bytes) -> list[Request]:
         """Takes the first bytes: they decide the protocol."""
         context = self.context
-        if data[:1] == _RESP_FIRST:
+        if data[:1] == _TLS_FIRST:
+            return [(FOREIGN, b"TLS")]
+        if data[:1] == _RESP_FIRST or not context.text_protocol:
             self.speak(2)
-            self.refuse(False)
+            self.use(None)
             limits = context.limits
             bulk_bytes = max(self.engine.max_value_size, BULK_BYTES_MIN)
-            self.feed = RespParser(bulk_bytes, limits.arguments, context.request_bytes).feed
-        elif data[:1] == _TLS_FIRST:
-            return [(FOREIGN, b"TLS")]
+            self.parser = RespParser(bulk_bytes, limits.arguments, context.request_bytes)
         else:
-            self.feed = TextParser(context.limits.line_bytes).feed
+            self.parser = TextParser(context.limits.line_bytes)
+        self.feed = self.parser.feed
         if self.refusal:
             return [(REFUSED, self.refusal.encode())]
         return self.feed(data)
@@ -106,6 +149,11 @@ class Connection(Session):
         """The entry for a name in mixed case, or for one that no command has."""
         commands = self.context.commands
         return self.find(name.upper()) or (commands.resp if self.protocol else commands.line).unknown
+
+    @property
+    def held_bytes(self) -> int:
+        """What has come of the next request."""
+        return self.parser.held_bytes if self.parser else 0
 
     # -- states ------------------------------------------------------------------------------------------------------
 
@@ -149,7 +197,8 @@ class Connection(Session):
         self.state = CLOSED
         self._call_when_sent()
         self.replies.clear()
-        self.unsent = b""
+        self.unsent.clear()
+        self.unsent_bytes = 0
         self._drop_requests()
         self.socket.close()  # this also takes it out of the epoll set
 
@@ -165,9 +214,21 @@ class Connection(Session):
             self.task.close()
             self.task, self.waits_for = _failed(problem), None
 
+    def unblock(self, problem: Exception | None = None) -> None:
+        """Ends the waiting of a blocking command, as its timeout does or with this error. In the worker's thread."""
+        signal = self.waits_for
+        if self.task is None or not isinstance(signal, Signal):
+            return
+        if problem is not None:
+            self.task.close()
+            self.task = _failed(problem)
+        signal.expire()
+
     def _drop_requests(self) -> None:
+        self.context.monitor.leave(self)
         self.feed = _discard
         self.backlog = []
+        self.context.pubsub.leave(self)
         task, self.task, self.waits_for = self.task, None, None
         if task is not None:
             task.close()
@@ -178,22 +239,73 @@ class Connection(Session):
         if when_sent:
             when_sent()
 
+    def unmute(self) -> None:
+        if isinstance(self.replies, Muted):
+            self.replies.unmute()
+
+    # -- sending -----------------------------------------------------------------------------------------------------
+
+    def keep(self, data: bytes | memoryview) -> None:
+        """Keeps what the socket did not take."""
+        self.unsent.append(data)
+        self.unsent_bytes += len(data)
+        self.needs_attention = True
+
+    def send_unsent(self) -> None:
+        """Sends of it what the socket takes. Raises OSError.
+
+        Small pieces are joined, and each byte only a few times, however much is left.
+        """
+        unsent = self.unsent
+        data = unsent.popleft()
+        if unsent and len(data) < SEND_BYTES:
+            pieces, size = [data], len(data)
+            while unsent and size < SEND_BYTES:
+                pieces.append(unsent.popleft())
+                size += len(pieces[-1])
+            data = b"".join(pieces)
+        sent = 0
+        try:
+            sent = self.send(data)
+        except BlockingIOError:
+            pass
+        finally:
+            if sent < len(data):
+                unsent.appendleft(memoryview(data)[sent:])
+            self.unsent_bytes -= sent
+
     # -- what comes next ---------------------------------------------------------------------------------------------
+
+    @property
+    def waits(self) -> bool:
+        return self.state is PAUSED and isinstance(self.waits_for, Signal)
+
+    @property
+    def is_blocked(self) -> bool:
+        return self.waits and self.entry is not None and "blocking" in self.entry.command.flags
+
+    @property
+    def only_listens(self) -> bool:
+        """Whether it gets what it does not ask for: messages, or the requests of all clients."""
+        return bool(self.subscriptions) or self in self.context.monitor
 
     @property
     def reads_replies(self) -> bool:
         """Whether the client has read enough of its replies for further requests to run."""
-        return len(self.unsent) <= self.context.limits.output_soft_bytes
+        return self.unsent_bytes <= self.context.limits.output_soft_bytes
 
     @property
     def events(self) -> int:
         """The epoll events that it waits for."""
         reading = not self.end_of_input and self.state is not PAUSED and self.reads_replies
-        return (READABLE if reading else 0) | (WRITABLE if self.unsent else 0)
+        # A client that waits, maybe for ever, is not read, so it would go away unnoticed.
+        waiting = self.state is PAUSED and isinstance(self.waits_for, Signal)
+        return (READABLE if reading else 0) | (WRITABLE if self.unsent_bytes else 0) | (HUNG_UP if waiting else 0)
 
     def is_overdue(self, now: float, idle_limit_s: float) -> bool:
         """Whether it was silent, or lingered, for longer than it may."""
-        idle = idle_limit_s and now - self.last_active > idle_limit_s and self.state is not PAUSED
+        may_idle = self.state is PAUSED or self.only_listens
+        idle = idle_limit_s and now - self.last_active > idle_limit_s and not may_idle
         return bool(idle) or self.deadline <= now
 
 

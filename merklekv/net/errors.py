@@ -20,6 +20,10 @@ class RequestError(MerkleKVError):
         self.code = code
 
 
+class Rejected(RequestError):
+    """The request does not reach its command: it does not count as a call."""
+
+
 class Goodbye(Exception):
     """Send `reply`, close the connection, then call `afterwards`."""
 
@@ -29,7 +33,7 @@ class Goodbye(Exception):
         self.afterwards = afterwards
 
 
-def wrong_count(name: str | bytes) -> RequestError:
+def wrong_count(name: str | bytes, kind: type[RequestError] = RequestError) -> RequestError:
     """The error for a command with too few or too many arguments."""
     shown = name if isinstance(name, str) else name.decode(errors="surrogateescape")
-    return RequestError(f"wrong number of arguments for '{shown.lower()}' command")
+    return kind(f"wrong number of arguments for '{shown.lower()}' command")

@@ -19,12 +19,19 @@ RECEIVE_BYTES_MIN = 4 * KIB
 TICK_BYTES = MIB
 # Replies wait in memory for the commit; a tick that has gathered this much commits and sends early.
 TICK_OUTPUT_BYTES = 8 * MIB
+# Replies that a client was slow to read are sent on in pieces of this size.
+SEND_BYTES = 64 * KIB
 # Before a commit that waits for the disk, a tick reads again this many times what has arrived meanwhile.
 GATHERINGS_MAX = 4
 # Long commands and paused connections together get at most this much of a tick, and at most such a share of the time
 # that its other work has taken; but one slice at least.
 SLICE_S = 0.005
 LONG_SHARE = 0.5
+RESUMED_MAX = 64  # in a tick, which looks at no more of them: a commit may wake thousands
+# Requests of one connection that arrive together run in one tick for so long; those that are left run in later ones.
+# Most take microseconds. A large value, many subscribers or many clients make each take milliseconds, and there may be
+# thousands.
+PIPELINE_S = 0.02
 # A command over many keys looks at this many before it lets others run.
 SLICE_KEYS = 1000
 # How often the worker asks whether a parked connection can go on.
@@ -49,10 +56,24 @@ FILES_PER_WORKER = 2  # of those, for the first worker
 REQUEST_ROOM_BYTES = MIB
 # An argument of RESP may always have so many bytes, however small the largest value is: a key, a part of an EXCHANGE.
 BULK_BYTES_MIN = 16 * KIB
+# A glob pattern. Compiling one takes up to 20 us a byte.
+GLOB_BYTES_MAX = 16 * KIB
+# The name of a client, of its library, of the version of that. CLIENT LIST shows those of all clients.
+NAME_BYTES_MAX = KIB
 # Unfinished SCANs that the server remembers. A cursor costs at most a key and a few words.
 CURSORS_MAX = 10_000
 
-
+# Subscriptions. One costs about 600 bytes and its name. Channels are larger than any key: notifications name keys.
+SUBSCRIPTION_BYTES_MAX = KIB
+CLIENT_SUBSCRIPTIONS_MAX = 16_384
+SUBSCRIPTIONS_MAX = 262_144
+# Each message is compared with each pattern, and one that was made to be slow takes 1 us a byte. What stands before the
+# first wildcard costs nothing and does not count, but a pattern counts as one byte at least.
+PATTERN_BYTES_MAX = 16 * KIB
+# Unsent output above this closes the connection of a subscriber, as Redis does: it cannot be made to read.
+SUBSCRIBER_OUTPUT_BYTES = 32 * MIB
+# Messages that wait for another worker's turn; more are dropped.
+BOARD_BYTES_MAX = 16 * MIB
 # Commands that run in a thread of their own (SYNC), all clients together. More are refused: each keeps a thread for as
 # long as another node takes, and many threads slow the workers down.
 COMMAND_THREADS_MAX = 8

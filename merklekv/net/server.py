@@ -42,6 +42,7 @@ from merklekv.net.limits import (
     REFUSED_WAITING_MAX,
     Limits,
 )
+from merklekv.net.script.interpreter import Interpreter
 from merklekv.net.session import Context, Services, Session
 from merklekv.net.sockets import set_up
 from merklekv.net.worker import Worker
@@ -74,6 +75,7 @@ class Server:
         limits: Limits | None = None,
         services: Services | None = None,
         allow_remote: bool = False,
+        text_protocol: bool = True,
         fatal: Callable[[Exception], None] = _log_fatal,
     ) -> None:
         limits = limits or Limits()
@@ -85,8 +87,10 @@ class Server:
         self._host = host
         self._port = port
         self._allow_remote = allow_remote
-        self.context = Context(engine, services or Services(), limits)
+        self.context = Context(engine, services or Services(), limits, text_protocol)
         self.context.sessions = self._sessions
+        self.context.scripts = Interpreter(self.context)
+        self.context.host, self.context.allow_remote = host, allow_remote
         self._threads = threads
         self._fatal = fatal
         self.workers: list[Worker] = []
@@ -98,9 +102,10 @@ class Server:
 
         It listens on every address of this machine that a name has: `localhost` is 127.0.0.1 and ::1.
         """
-        limits = self.context.limits
-        more = FILES_PER_WORKER * (self._threads - 1)
-        self.context.limits = replace(limits, connections=_room_for(limits.connections, FILES_RESERVED + more))
+        context, limits = self.context, self.context.limits
+        own_files = FILES_RESERVED + FILES_PER_WORKER * (self._threads - 1)
+        context.room_for = lambda connections: _room_for(connections, own_files)
+        context.limits = replace(limits, connections=context.room_for(limits.connections))
         with ExitStack() as on_failure:
             on_failure.callback(self.stop)
             self._listeners = _listen(self._host, self._port)
@@ -108,6 +113,7 @@ class Server:
             self.context.port = port
             for number in range(self._threads):
                 self.workers.append(Worker(self.context, number, self._fatal))
+            self.context.notifications.serve(self.workers[0])
             self.workers[0].listen(self._listeners, self._accept)
             for worker in reversed(self.workers):  # the one that accepts is the last
                 worker.start()

@@ -6,21 +6,37 @@ import logging
 import secrets
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 from merklekv.engine.engine import Engine
 from merklekv.errors import MerkleKVError
 from merklekv.log_throttle import LogThrottle
+from merklekv.net.client_pause import ClientPause
 from merklekv.net.errors import RequestError
+from merklekv.net.home import Home
+from merklekv.net.interception import Interception
 from merklekv.net.limits import COMMAND_THREADS_MAX, CURSORS_MAX, REQUEST_ROOM_BYTES, Limits
+from merklekv.net.monitor import Monitor
+from merklekv.net.notifications import Notifications
 from merklekv.net.protocol import resp, text
+from merklekv.net.pubsub import PubSub, Subscriptions
 from merklekv.net.registry import Commands, Entry, Long
+from merklekv.net.slowlog import Slow
+from merklekv.net.transaction import Transaction
+from merklekv.net.vitals import Vitals
+
+if TYPE_CHECKING:
+    from merklekv.net.script.interpreter import Interpreter
 
 log = logging.getLogger(__name__)
 
 CURSOR_RANDOM_BITS = 53  # some clients read a cursor as a double
+ERROR_CODES_MAX = 128  # that are counted, each by itself
+State = tuple[bytes, bool]  # of a key, see `Engine.state_of`
+
 _ALONE = "this is a server by itself, not a node"
 
 
@@ -29,6 +45,11 @@ class Services:
 
     The methods raise MerkleKVError, and its text is the reply.
     """
+
+    @property
+    def node_id(self) -> str:
+        """The id of this node."""
+        return ""
 
     def replicate(self, action: str) -> str:
         """Does `enable`, `disable` or `status`. Returns the words of the reply."""
@@ -70,6 +91,34 @@ class Traffic:
     output_limit_closed: int = 0
     idle_closed: int = 0
     foreign_protocol_closed: int = 0  # clients that send HTTP or TLS
+    input_bytes: int = 0
+    output_bytes: int = 0
+    misses: int = 0  # GETs over RESP of keys that did not exist
+    error_replies: int = 0
+    errors: Counter[str] = field(default_factory=Counter)  # replies that are errors, by their first word
+
+    def count_error(self, problem: MerkleKVError) -> None:
+        """Counts a reply that is this error. Scripts choose codes: of these, ERROR_CODES_MAX count by themselves."""
+        code = problem.code if isinstance(problem, RequestError) else "ERR"
+        self.error_replies += 1
+        self.errors[code if code in self.errors or len(self.errors) < ERROR_CODES_MAX else "ERR"] += 1
+
+
+class Usage(NamedTuple):
+    """What a command was used for."""
+
+    calls: int = 0
+    failed: int = 0
+    rejected: int = 0
+    seconds: float = 0.0
+
+    def plus(self, other: Usage, sign: int = 1) -> Usage:
+        return Usage(
+            self.calls + sign * other.calls,
+            self.failed + sign * other.failed,
+            self.rejected + sign * other.rejected,
+            self.seconds + sign * other.seconds,
+        )
 
 
 class Cursors:
@@ -105,19 +154,71 @@ class Cursors:
 class Context:
     """What all sessions of a server share."""
 
-    def __init__(self, engine: Engine, services: Services, limits: Limits) -> None:
+    def __init__(self, engine: Engine, services: Services, limits: Limits, text_protocol: bool = True) -> None:
         self.engine = engine
         self.services = services
         self.limits = limits
+        self.text_protocol = text_protocol  # whether a connection may speak the line protocol
         self.commands = Commands()
         self.cursors = Cursors()
         self.traffic = Traffic()
+        self.pubsub = PubSub()
+        self.notifications = Notifications(engine, self.pubsub)
+        self.slow = Slow()
+        self.interception = Interception(self.commands)
+        self.monitor = Monitor(self.interception)
+        self.client_pause = ClientPause(self.interception)
         self.throttle = LogThrottle(log)  # for warnings that a client can cause at will
         self.command_threads = threading.BoundedSemaphore(COMMAND_THREADS_MAX)
+        self.host = ""
         self.port = 0
+        self.allow_remote = False
         self.sessions: Callable[[], list[Session]] = list
+        self.room_for: Callable[[int], int] = lambda connections: connections  # how many of these the system allows
+        self.scripts: Interpreter  # set by the server
         self.started = time.monotonic()
+        self.started_at = int(time.time())  # seconds since the epoch
+        self.run_id = secrets.token_hex(20)  # names this process
+        self.vitals = Vitals()
+        self._errors_before: Counter[str] = Counter()
+        self._usage_before: dict[str, Usage] = {}
         self.request_bytes = max(limits.request_bytes, engine.max_value_size + REQUEST_ROOM_BYTES)
+
+    def counters(self) -> dict[str, int]:
+        """What INFO counts, since the start."""
+        traffic = self.traffic
+        return {
+            "total_connections_received": traffic.connections,
+            "total_commands_processed": sum(self.commands.calls().values()),
+            "total_net_input_bytes": traffic.input_bytes,
+            "total_net_output_bytes": traffic.output_bytes,
+            "rejected_connections": traffic.refused,
+            "keyspace_hits": self.commands.resp.all[b"GET"].calls - traffic.misses,
+            "keyspace_misses": traffic.misses,
+        }
+
+    def _usage(self) -> dict[str, Usage]:
+        usage: dict[str, Usage] = {}
+        for entry in self.commands.every():
+            if entry.command.name:
+                before = usage.get(entry.command.name, Usage())
+                usage[entry.command.name] = before.plus(Usage(entry.calls, entry.failed, entry.rejected, entry.seconds))
+        return usage
+
+    def usage_since_reset(self) -> dict[str, Usage]:
+        """What each command was used for, over RESP and the line protocol together."""
+        before = self._usage_before
+        return {name: used.plus(before.get(name, Usage()), -1) for name, used in self._usage().items()}
+
+    def errors_since_reset(self) -> Counter[str]:
+        """Replies that were errors, by their first word."""
+        return self.traffic.errors - self._errors_before
+
+    def reset_counters(self) -> None:
+        """Lets INFO count from here on."""
+        self.vitals.reset(self.counters())
+        self._usage_before = self._usage()
+        self._errors_before = Counter(self.traffic.errors)
 
     def report(self, kind: str, text: str, problem: Exception | None = None) -> None:
         """Logs an error, many of one kind as one."""
@@ -134,9 +235,11 @@ class Session:
         "address",
         "context",
         "engine",
+        "entry",
         "explain",
         "fd",
         "find",
+        "has_missed",
         "id",
         "last_active",
         "library",
@@ -146,7 +249,10 @@ class Session:
         "nil",
         "opened",
         "protocol",
-        "refusing",
+        "subscriptions",
+        "transaction",
+        "watched",
+        "worker",
     )
 
     def __init__(self, context: Context, identity: int, address: str, local_address: str, fd: int) -> None:
@@ -156,27 +262,60 @@ class Session:
         self.address = address
         self.local_address = local_address
         self.fd = fd
+        self.worker: Home
         self.opened = self.last_active = time.monotonic()
         self.protocol = 0  # 0: text; 2, 3: RESP
         self.nil = b""  # RESP's nil, which depends on its version
         self.name = b""
         self.library = b""
         self.library_version = b""
+        self.entry: Entry | None = None  # the last command
         self.explain: Callable[[MerkleKVError], bytes] = text.error
+        self.subscriptions: Subscriptions | None = None  # of publish/subscribe; None: it listens to nothing
+        self.has_missed = False  # whether messages were dropped that it did not read: it is about to be closed
         self.find: Callable[[bytes], Entry | None]
-        self.refuse(False)
+        self.watched: dict[bytes, State] = {}  # what WATCH has seen of its keys
+        self.use(None)
 
-    def refuse(self, refusing: bool) -> None:
-        """Sets whether commands are refused, up to the end of a transaction, see `commands.refused`."""
-        self.refusing = refusing
+    def use(self, transaction: Transaction | None) -> None:
+        """Queues what follows in a transaction, or runs it (None)."""
+        self.transaction = transaction
+        self.choose_commands()
+
+    def choose_commands(self) -> None:
+        """Decides what `find` finds: after a change of the protocol, the transaction, or the subscriptions."""
         lookup = self.context.commands.resp if self.protocol else self.context.commands.line
-        self.find = (lookup.refusing if refusing else lookup.entries).get
+        entries = lookup.entries
+        if self.transaction is not None:
+            entries = lookup.inside
+        elif self.subscriptions and self.protocol == 2:
+            entries = lookup.subscribed
+        self.find = entries.get
+
+    @property
+    def is_script(self) -> bool:
+        """Whether it is no client, but what a script calls commands with."""
+        return self.fd < 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether a request waits: a blocking command, or any in a pause of the clients."""
+        return False
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether a blocking command waits."""
+        return False
+
+    def unmute(self) -> None:
+        """Wants all replies from here on, see CLIENT REPLY."""
 
     def speak(self, protocol: int) -> None:
         """Goes on in this version of RESP."""
         self.protocol = protocol
         self.nil = resp.NIL[protocol]
         self.explain = resp.error
+        self.choose_commands()
 
 
 def writable(session: Session) -> Callable[[], bool]:

@@ -6,7 +6,8 @@ reply leaves before everything that it could have seen is durable, and all clien
 No connection waits for the long work of another. Commands that yield get one slice in a tick, and more if the tick has
 taken long with other work: `LONG_SHARE` of that time, at most `SLICE_S`. A connection whose write waits for a
 checkpoint, or whose client does not read its replies, is not read, and none of its requests begins, until it may go on.
-A tick reads a connection once, so a flood on one does not crowd the others out.
+A tick reads a connection once and runs its requests for at most PIPELINE_S, so a flood on one does not crowd the others
+out.
 
 An unforeseen error, also a shortage of memory, ends the connection on which it happens. Only a failure of storage ends
 the process.
@@ -14,29 +15,33 @@ the process.
 The epoll set is level-triggered. A connection's events change only when it needs attention: it cannot send, waits, or
 ends. `_update_interest` alone decides what comes next for such a connection; all others cost one test.
 
-Threads: everything runs in the worker's own thread, except `adopt` and `stop`.
+Threads: everything runs in the worker's own thread, except `adopt`, `call_soon` and `stop`.
 """
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from merklekv.errors import MerkleKVError, Shortage, StorageFailed
 from merklekv.net import limits
-from merklekv.net.connection import CLOSED, CLOSING, OPEN, PAUSED, READABLE, WRITABLE, Connection
+from merklekv.net.calls import Calls
+from merklekv.net.connection import CLOSED, CLOSING, HUNG_UP, OPEN, PAUSED, READABLE, WRITABLE, Connection
 from merklekv.net.executor import Executor
+from merklekv.net.paused import Paused
+from merklekv.net.protocol.resp import Push
 from merklekv.net.protocol.text import Request
 from merklekv.net.registry import Entry
 from merklekv.net.session import Context
+from merklekv.net.waiting import Signal
 from merklekv.pause import pause
 
 EVENTS_MAX = 4096
-_GONE = select.EPOLLHUP | select.EPOLLERR
+_GONE = select.EPOLLHUP | select.EPOLLERR | HUNG_UP
 
 
 class Worker(threading.Thread):
@@ -51,19 +56,19 @@ class Worker(threading.Thread):
         self._commit = context.engine.commit
         self._fatal = fatal
         self._epoll = select.epoll()
-        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._epoll.register(self._wakeup, READABLE)
+        self._calls = Calls()
+        self._epoll.register(self._calls.fd, READABLE)
         self._listeners: dict[int, socket.socket] = {}  # of the worker that accepts
         self._accept: Callable[[socket.socket], None] = socket.socket.close
         self._roll_backs = context.engine.roll_backs  # how often it has rolled changes back, as far as clients know
-        self._runnable: dict[Connection, None] = {}  # paused connections that go on next, in this order
-        self._parked: dict[Connection, None] = {}  # paused connections that wait for a condition
+        self._paused = Paused(self.call_soon)
         self._next_sweep = time.monotonic() + limits.SWEEP_S
         self._stop_at: float | None = None
 
     def adopt(self, connection: Connection) -> None:
         """Takes over a connection. From any thread."""
         connection.interest = READABLE
+        connection.worker = self
         self._epoll.register(connection.fd, READABLE)  # first: it may fail
         self.connections[connection.fd] = connection
 
@@ -81,10 +86,33 @@ class Worker(threading.Thread):
             self._epoll.modify(fd, 0)  # until the next sweep: it would be ready at once again
             self._context.report("accept", f"cannot accept connections for now: {problem or type(problem).__name__}")
 
+    def call_soon(self, function: Callable[[], None]) -> None:
+        """Runs a short function in the worker's thread, before it waits for clients again. From any thread.
+
+        Functions run in the order of the calls. Those that come when the thread has ended, or ends, do not run.
+        """
+        self._calls.add(function)
+
+    def push(self, connection: Connection, data: Push) -> None:
+        """Sends what answers no request, behind the replies before it and after the next commit.
+
+        Only in the worker's thread, in a command or in a function of `call_soon`. Nothing if the connection ends.
+        """
+        if connection.state is OPEN or connection.state is PAUSED:
+            self._executor.push(connection, data)
+
+    def if_lost(self, connection: Connection, undo: Callable[[], None]) -> None:
+        """Calls `undo` if a roll-back takes back what a command does now, with the engine's lock held."""
+        self._executor.parts.if_lost(connection, undo)
+
+    def cut(self, connection: Connection) -> None:
+        """Closes a connection of this worker at once. Only in the worker's thread, in a function of `call_soon`."""
+        self._drop(connection)
+
     def stop(self, deadline: float) -> None:
         """Lets the thread end once the requests received are answered, at the latest at `deadline` (monotonic)."""
-        os.eventfd_write(self._wakeup, 1)  # first: a thread that sees the deadline finds the wake-up in place
         self._stop_at = deadline
+        self._calls.wake()
 
     def run(self) -> None:
         try:
@@ -100,17 +128,17 @@ class Worker(threading.Thread):
     def close(self) -> None:
         """Frees what the thread needed. After it has ended."""
         self._epoll.close()
-        os.close(self._wakeup)
+        self._calls.close()
 
     def _finish(self, deadline: float) -> None:
         """Reads nothing more, answers the requests received, and closes each connection when that is done."""
         for fd in self._listeners:
             self._epoll.unregister(fd)
-        os.eventfd_read(self._wakeup)
         while self.connections and time.monotonic() < deadline:
-            for connection in list(self.connections.values()):
+            for connection in [each for each in self.connections.values() if not each.end_of_input]:
                 connection.end_input()
                 self._update_interest(connection)
+            self._paused.expire()
             if self.connections:
                 self._try_tick()
 
@@ -126,6 +154,8 @@ class Worker(threading.Thread):
     def _tick(self) -> None:
         events = self._epoll.poll(self._timeout(), EVENTS_MAX)
         now = time.monotonic()
+        if self._calls.waiting:
+            self._run_calls()  # first: a notification of a commit comes before what is done after its reply
         if events:
             self._serve(events, now)
             # The commit waits for the disk: requests that have arrived meanwhile share that wait.
@@ -133,7 +163,10 @@ class Worker(threading.Thread):
             while gatherings and self._engine.sync_is_due and (events := self._epoll.poll(0, EVENTS_MAX)):
                 self._serve(events, now)
                 gatherings -= 1
-        if self._runnable or self._parked:
+        self._paused.ring(now)
+        if self._calls.waiting:
+            self._run_calls()
+        if self._paused.runnable or self._paused.parked:
             self._continue(now)
         if self._executor.answered:
             self._flush()
@@ -148,6 +181,7 @@ class Worker(threading.Thread):
         share = limits.TICK_BYTES // len(events)
         share = max(limits.RECEIVE_BYTES_MIN, min(limits.RECEIVE_BYTES_MAX, share))
         executor = self._executor
+        received = 0
         singles: dict[Entry, tuple[list[Connection], list[Request]]] = {}
         for fd, event in events:
             connection = self.connections.get(fd)
@@ -155,6 +189,8 @@ class Worker(threading.Thread):
                 # The wake-up needs no more than waking; a closed connection was closed earlier in this tick.
                 if fd in self._listeners:
                     self._take_in(fd)
+                elif fd == self._calls.fd:
+                    self._calls.woken()
                 continue
             try:
                 if event != READABLE and not self._handle(connection, event):
@@ -172,16 +208,19 @@ class Worker(threading.Thread):
                     self._update_interest(connection)
                     continue
                 connection.last_active = now
+                received += len(data)
                 requests = connection.feed(data)
-                if len(requests) == 1 and (entry := connection.find(requests[0][0])) and entry.batch:
+                if len(requests) == 1 and (entry := connection.find(requests[0][0])) and entry.batches:
                     same = singles.get(entry) or singles.setdefault(entry, ([], []))
                     same[0].append(connection)
                     same[1].append(requests[0])
                 elif requests:
                     executor.run(connection, requests)
-                    self._flush_early()
+                    if executor.output > limits.TICK_OUTPUT_BYTES:
+                        self._flush()
             except Exception as problem:  # noqa: BLE001  logged by `fail`
                 executor.fail(connection, problem)
+        self._context.traffic.input_bytes += received
         for entry, (connections, gathered) in singles.items():
             try:
                 while gathered:
@@ -194,6 +233,16 @@ class Worker(threading.Thread):
             except Exception as problem:  # noqa: BLE001  logged by `fail`
                 for connection in connections:
                     executor.fail(connection, problem)
+
+    def _run_calls(self) -> None:
+        for _ in range(self._calls.look()):
+            try:
+                self._calls.waiting.popleft()()
+            except StorageFailed:
+                raise
+            except Exception as problem:  # noqa: BLE001  of no connection
+                self._context.report("call", "a call in a worker's thread failed", problem)
+            self._flush_early()
 
     def _run(self, connection: Connection, requests: list[Request], until: float = 0.0) -> None:
         try:
@@ -208,60 +257,48 @@ class Worker(threading.Thread):
             self._flush()
 
     def _timeout(self) -> float:
-        if self._runnable:
+        if self._calls.waiting:
             return 0.0
-        return limits.PARKED_POLL_S if self._parked or self._stop_at is not None else limits.SWEEP_S
+        return self._paused.timeout(limits.SWEEP_S if self._stop_at is None else limits.PARKED_POLL_S)
 
     def _continue(self, now: float) -> None:
         """Gives slices to the paused connections that can go on, one at least; the tick began at `now`."""
-        parked, self._parked = self._parked, {}
-        for connection in parked:
-            if self._still_waits(connection):
-                self._parked[connection] = None
-            else:
-                connection.waits_for = None
-                self._runnable[connection] = None
+        self._paused.look()
         began = time.monotonic()
         until = began + min((began - now) * limits.LONG_SHARE, limits.SLICE_S)
-        for connection in list(self._runnable):
-            del self._runnable[connection]
-            if connection.state is PAUSED:
+        for connection in self._paused.first(limits.RESUMED_MAX):
+            if self._paused.take(connection):
                 connection.last_active = now
                 requests = connection.resume()
                 self._run(connection, requests, until)
             if time.monotonic() > until:
                 break
 
-    def _still_waits(self, connection: Connection) -> bool:
-        if connection.state is not PAUSED or connection.waits_for is None:
-            return False
-        try:
-            return not connection.waits_for()
-        except Exception as problem:  # noqa: BLE001  raised when the command goes on
-            connection.fail_task(problem)
-            return False
-
     def _flush(self) -> None:
         """Makes everything so far durable, then sends the replies."""
+        began = time.monotonic() if self._context.slow.threshold_ms else 0.0
         try:
-            self._commit()
-        except Shortage:
-            pass  # what was taken back is withdrawn below
+            self._commit_all()
         except MerkleKVError:
             raise
         except Exception as problem:
             raise StorageFailed(f"a commit was cut short by an unforeseen error: {problem!r}") from problem
-        answered = self._executor.take_answered()
+        if began:
+            self._context.slow.note("commit", time.monotonic() - began)
         if self._roll_backs != self._engine.roll_backs:
-            self._withdraw(answered)
+            self._withdraw()
+        answered = self._executor.take_answered()
+        given = 0
         for connection in answered:
             try:
                 replies = connection.replies
                 if replies:
                     data = replies[0] if len(replies) == 1 else b"".join(replies)
+                    given += len(data)
                     replies.clear()
-                    if connection.unsent:
-                        connection.unsent = b"".join((connection.unsent, data))
+                    connection.pushed_bytes = 0
+                    if connection.unsent_bytes:
+                        connection.keep(data)
                     else:
                         try:
                             sent = connection.send(data)
@@ -271,22 +308,43 @@ class Worker(threading.Thread):
                             self._drop(connection)
                             continue
                         if sent < len(data):
-                            connection.unsent = memoryview(data)[sent:]
-                            connection.needs_attention = True
+                            connection.keep(memoryview(data)[sent:])
                 if connection.needs_attention:
                     self._update_interest(connection)
             except Exception as problem:  # noqa: BLE001  logged by `fail`; nothing more can be sent to this one
                 self._drop(connection)
                 self._executor.fail(connection, problem)
+        self._context.traffic.output_bytes += given
 
-    def _withdraw(self, answered: list[Connection]) -> None:
-        """Turns replies into errors: what these requests and the commands under way did or saw may be taken back."""
+    def _commit_all(self) -> None:
+        """Makes durable what was not rolled back.
+
+        A commit that raises has rolled everything back, or finds that another thread has; then what came after that is
+        pending. The second one decides about the rest: since the first, this thread has written nothing. Without any
+        rest it would only use up a look at whether there is room again.
+        """
+        try:
+            self._commit()
+        except Shortage:
+            if self._engine.commits.is_pending:
+                with suppress(Shortage):
+                    self._commit()
+
+    def _withdraw(self) -> None:
+        """Turns replies into errors: those to requests that did or saw what was rolled back, and commands under way."""
+        since = self._roll_backs
         self._roll_backs, problem = self._engine.roll_backs, self._engine.rolled_back
-        self._engine.begin()  # after that look: what is taken back from here on is withdrawn the next time
-        for connection in answered:
-            connection.replies[:] = [reply and connection.explain(problem) for reply in connection.replies]
+        lost = self._engine.frames_rolled_back(since)
+        self._engine.begin()  # after that look: what is rolled back from here on is withdrawn the next time
+        parts = self._executor.parts
+        if not parts.is_any_in(lost):
+            return
+        parts.undo(lost)
+        for connection in self._executor.answered:
+            if parts.withdraw(connection, lost, connection.explain(problem)) and connection.transaction is not None:
+                connection.transaction.fail()  # its client was told that what it has queued was refused
         for connection in self.connections.values():
-            if connection.task is not None:
+            if connection.task is not None and not isinstance(connection.waits_for, Signal):  # which has seen nothing
                 connection.fail_task(problem)
 
     def _handle(self, connection: Connection, event: int) -> bool:
@@ -294,16 +352,15 @@ class Worker(threading.Thread):
         if event & _GONE:
             self._drop(connection)
             return False
-        if event & WRITABLE and connection.unsent:
+        if event & WRITABLE and connection.unsent_bytes:
+            unsent = connection.unsent_bytes
             try:
-                sent = connection.send(connection.unsent)
-            except BlockingIOError:
-                return bool(event & READABLE)
+                connection.send_unsent()
             except OSError:
                 self._drop(connection)
                 return False
-            connection.last_active = time.monotonic()
-            connection.unsent = connection.unsent[sent:]
+            if connection.unsent_bytes < unsent:
+                connection.last_active = time.monotonic()
             self._update_interest(connection)
         return bool(event & connection.interest & READABLE) and connection.state is not CLOSED
 
@@ -311,10 +368,15 @@ class Worker(threading.Thread):
         """Decides what comes next for a connection that needs attention: closing, going on, the events it waits for."""
         if connection.state is CLOSED or connection.replies:
             return  # nothing, or it comes back here after sending
-        unsent = len(connection.unsent)
-        if unsent > self._context.limits.output_hard_bytes:
+        unsent = connection.unsent_bytes
+        listens = connection.has_missed or connection.only_listens
+        limit = self._context.limits.output_hard_bytes
+        if listens:
+            limit = min(limit, limits.SUBSCRIBER_OUTPUT_BYTES)
+        if connection.has_missed or unsent > limit:
             self._context.traffic.output_limit_closed += 1
-            self._context.report("unread", f"closed {connection.address}: {unsent} bytes of replies not read")
+            what = "messages" if listens else "replies"
+            self._context.report("unread", f"closed {connection.address}: {unsent} bytes of {what} not read")
             self._drop(connection)
             return
         if not unsent and connection.state is CLOSING:
@@ -327,10 +389,7 @@ class Worker(threading.Thread):
             self._drop(connection)
             return
         if connection.state is PAUSED:
-            if connection.waits_for is not None:
-                self._parked[connection] = None
-            elif connection.task is not None or connection.reads_replies:
-                self._runnable[connection] = None
+            self._paused.add(connection)
         events = connection.events
         connection.needs_attention = events != READABLE or connection.state is not OPEN
         if events != connection.interest:
@@ -341,11 +400,14 @@ class Worker(threading.Thread):
         """Closes at once. What was not sent is lost."""
         if connection.state is not CLOSED:
             del self.connections[connection.fd]
+            self._paused.forget(connection)
             connection.close()
 
     def _sweep(self, now: float) -> None:
         """Closes connections that are silent for too long, and lets listeners accept again."""
         self._next_sweep = now + limits.SWEEP_S
+        if self._context.vitals.is_due(now):
+            self._context.vitals.sample(now, self._context.counters())
         for fd in self._listeners if self._stop_at is None else ():
             self._epoll.modify(fd, READABLE)
         idle_limit = self._context.limits.idle_timeout_s

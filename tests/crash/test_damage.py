@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fixtures.crash_harness import SMALL_MEMTABLE, wait_until_merged
 from fixtures.node import NodeFactory, clean_environment
-from fixtures.support import wait_until
 
-from merklekv.engine.base import DATA_FILE
+from merklekv.engine.base.environment import DATA_FILE
 from merklekv.engine.engine import Engine
 from merklekv.engine.log.segment import Segment, list_segments, segment_path
 from merklekv.engine.verify.check import check_directory
@@ -130,11 +130,11 @@ def test_a_node_says_where_the_log_is_damaged(made_by_a_node: Path, node_factory
 
 def test_a_base_that_is_damaged_while_the_node_runs_ends_it(node_factory: NodeFactory) -> None:
     """The checkpoint process finds it: no write can be merged any more."""
-    node = node_factory("--memtable-size", "64KiB")
+    node = node_factory(*SMALL_MEMTABLE)
     base = node.directory / "base" / DATA_FILE
     with Client("127.0.0.1", node.port) as client:
         write_values(client, 200)
-        wait_until(lambda: list_segments(node.directory / "log")[0] > 0, what="a merge")
+        wait_until_merged(node)  # or LMDB would write one of the two pages anew
         with base.open("r+b") as file:
             file.write(b"\xff" * META_PAGES)
         with pytest.raises(Unreachable):
@@ -156,7 +156,7 @@ def verify(directory: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_flipped_byte_in_a_record_of_the_base_is_found_and_named(node_factory: NodeFactory) -> None:
-    node = node_factory("--memtable-size", "64KiB")
+    node = node_factory(*SMALL_MEMTABLE)
     marked = b"a value that is found in the file"
     with Client("127.0.0.1", node.port) as client:
         client.call(b"SET", b"the key", marked)
@@ -164,7 +164,8 @@ def test_a_flipped_byte_in_a_record_of_the_base_is_found_and_named(node_factory:
         for _ in range(FILLERS):
             client.receive()
     data = node.directory / "base" / "data.mdb"
-    wait_until(lambda: marked in data.read_bytes(), what="the key to be merged")
+    wait_until_merged(node)
+    assert marked in data.read_bytes()
     assert node.stop() == 0
     assert verify(node.directory).returncode == 0
     contents = data.read_bytes()

@@ -55,10 +55,11 @@ class FailingVictim(Victim):
         self._tell(pid, f"disable name={calls}")
 
     def _tell(self, pid: int, command: str) -> None:
+        wait_until(Path(f"{self._control}-{pid}.out").is_fifo, what="the process to listen")
         done = subprocess.run(
             ["fiu-ctrl", "-f", self._control, "-c", command, str(pid)],
             check=True,
-            timeout=10,
+            timeout=60,
             capture_output=True,
             text=True,
         )
@@ -135,7 +136,7 @@ def test_no_room_where_room_was_reserved(
         victim.check_keys()  # reads go on
         victim.mend(node.pid, WRITE)
         victim.write_again(WRITES)
-        assert "there is room again, writes are stored" in node.output()
+        wait_until(lambda: "there is room again, writes are stored" in node.output(), what="the log line")
     victim.fail(node.pid, WRITE, 1, errno.ENOSPC)
     victim.write(1 << 30, refusals=REFUSALS)
     node.kill()

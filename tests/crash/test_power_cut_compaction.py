@@ -17,7 +17,7 @@ from typing import Any, Final
 import pytest
 from fixtures import engines
 
-from merklekv.engine.base import DATA_FILE
+from merklekv.engine.base.environment import DATA_FILE
 from merklekv.engine.engine import Engine
 from merklekv.engine.verify.check import check_directory
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fixtures.crash_harness import SMALL_MEMTABLE, statistic, wait_until_merged
 from fixtures.node import NodeFactory, NodeProcess, clean_environment
 from fixtures.records import BODY_BYTE, DIGEST_BYTE
 from fixtures.support import wait_until
@@ -14,7 +15,6 @@ from fixtures.support import wait_until
 from merklekv.engine.record import digest_of
 from merklekv.net.client import Client
 
-SMALL_MEMTABLE = ("--memtable-size", "64KiB")
 OFTEN = ("--set", "scrub.interval_seconds=1", "--set", "scrub.share_percent=100")
 NEVER = ("--set", "scrub.interval_seconds=0")
 FILLERS = 1000
@@ -34,13 +34,6 @@ def flip(data: Path, marked: bytes, position: int) -> int:
     return count
 
 
-def statistic(node: NodeProcess, name: str) -> int:
-    with Client("127.0.0.1", node.port) as client:
-        reply = client.call(b"STATS")
-    assert isinstance(reply, bytes)
-    return int(dict(line.split(":", 1) for line in reply.decode().splitlines())[name])
-
-
 def problems(directory: Path) -> str:
     """What `merklekv-tool verify` finds."""
     command = [sys.executable, "-m", "merklekv_tool", "verify", str(directory)]
@@ -57,9 +50,8 @@ def node(node_factory: NodeFactory) -> NodeProcess:
         client.send([b"SET", b"key:%d" % number, bytes(100)] for number in range(FILLERS))
         for _ in range(FILLERS):
             client.receive()
-    data = node.directory / "base" / "data.mdb"
-    # Before that it is in the log as well, and would be merged from there once more.
-    wait_until(lambda: VALUE in data.read_bytes() and not statistic(node, "frozen_memtables"), what="the checkpoint")
+    wait_until_merged(node)  # before that it is in the log as well, and would be merged from there once more
+    assert VALUE in (node.directory / "base" / "data.mdb").read_bytes()
     return node
 
 
@@ -100,7 +92,7 @@ def test_a_damaged_record_is_reported_and_repaired_from_a_peer(
         wait_until(lambda: f" 0{CLEAN}0 repaired" in last_pass(node), what="a pass without damage")
         assert client.call(b"HASH") == root
         assert client.call(b"DBSIZE") == FILLERS + 1
-    assert "scrub: the base, key b'the" in node.output()
+    wait_until(lambda: "scrub: the base, key b'the" in node.output(), what="the report")
     assert statistic(node, "scrub_damaged") >= statistic(node, "scrub_repaired") >= 1
     assert statistic(node, "scrub_unrepaired") == 0
     assert statistic(node, "scrub_passes") >= 2
@@ -117,7 +109,7 @@ def test_damage_that_no_peer_can_repair_is_reported_in_each_pass(node: NodeProce
     node.start()
     report = "scrub: the base, key b'the key': the digest is"
     wait_until(lambda: statistic(node, "scrub_passes") >= 2, what="two passes")
-    assert node.output().count(report) >= 2
+    wait_until(lambda: node.output().count(report) >= 2, what="two reports")
     assert "not repaired, none of 0 nodes asked has what was there" in node.output()
     assert statistic(node, "scrub_unrepaired") == 1
     with Client("127.0.0.1", node.port) as client:

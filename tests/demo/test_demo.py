@@ -29,8 +29,8 @@ from merklekv.harness.process import HarnessError
 BROKERS = ("mosquitto", "iotcore")
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 SCREEN = (24, 80)  # lines and columns
-RUN_S = 60.0
-LOOK_S = 30.0
+RUN_S = 240.0
+LOOK_S = 120.0
 
 
 @pytest.fixture
@@ -262,13 +262,16 @@ def short(place: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr("tempfile.tempdir", str(place))
     monkeypatch.setattr(demo_show, "CONVERGE_S", 5.0)
     monkeypatch.setattr(demo_cluster, "STUCK_S", 0.5)
+    monkeypatch.setattr(demo_part, "REPLY_S", LOOK_S)
     return monkeypatch
 
 
 def test_nodes_that_differ_in_the_end_are_told(short: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def deafen(cluster: demo_cluster.Cluster) -> None:
-        requests = [(b"REPLICATE", b"disable"), (b"SET", b"only here", b"1")]
-        wait_until(lambda: len(cluster.nodes[0].ask(requests)) == len(requests))
+        node = cluster.nodes[0]
+        requests = [(b"REPLICATE", b"disable"), (b"REPLICATE", b"status")]
+        wait_until(lambda: " state=disabled " in str(node.ask(requests)))
+        wait_until(lambda: node.ask([(b"SET", b"only here", b"1")]))
 
     short.setattr(demo_show, "SCRIPT", ((0.2, deafen),))
     short.setitem(demo_part.SETTINGS, "anti_entropy.enabled", "false")  # or they would heal

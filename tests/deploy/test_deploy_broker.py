@@ -100,10 +100,11 @@ def test_what_was_refused_arrives_once_the_user_is_right(harness: ReplicationTes
     witness.wait_for("k", "v")
 
 
-@pytest.mark.parametrize("topic", ["node-2/events", "node-2/status", "node-1/else", "events"])
+@pytest.mark.parametrize("topic", ["node-2/events", "node-2/status", "node-2/pubsub", "node-1/else", "events"])
 def test_a_user_writes_on_no_topics_but_its_own(node_1: Wire, topic: str) -> None:
     assert node_1.publish(f"{PREFIX}/node-1/events", b"own")
     assert node_1.publish(f"{PREFIX}/node-1/status", b"own")
+    assert node_1.publish(f"{PREFIX}/node-1/pubsub", b"own")
     assert not node_1.publish(f"{PREFIX}/{topic}", b"not own")
     assert not node_1.publish("else/node-1/events", b"not ours")
 

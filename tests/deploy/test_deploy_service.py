@@ -38,7 +38,7 @@ def test_systemd_understands_the_unit(unit: configparser.ConfigParser, tmp_path:
     program = shlex.split(unit["Service"]["ExecStart"])[0]
     file = tmp_path / "merklekv.service"
     file.write_text((DEPLOY / "merklekv.service").read_text().replace(program, sys.executable))
-    done = subprocess.run([verify, "verify", "--man=no", file], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([verify, "verify", "--man=no", file], capture_output=True, text=True, timeout=120)
     assert "merklekv.service" not in done.stderr
     assert done.returncode == 0, done.stderr
 
@@ -74,7 +74,7 @@ def test_the_settings_are_ones_and_fit_the_unit_and_the_broker(unit: configparse
         [sys.executable, "-m", "merklekv", "config", "--config", file, "--json"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         env=clean_environment(),
     )
     assert done.returncode == 0, done.stderr

@@ -11,18 +11,23 @@ from fixtures import engines
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merklekv.engine import base as base_module
-from merklekv.engine.base import Base, BaseWriter, translate
+from merklekv.engine.base import writer as writer_module
+from merklekv.engine.base.environment import translate
+from merklekv.engine.base.places import FIRST_PLACE, LAST_PLACE
+from merklekv.engine.base.reader import Base
+from merklekv.engine.base.writer import BaseWriter
 from merklekv.engine.format import bucket_of
-from merklekv.engine.record import head_of
+from merklekv.engine.record import expiry_place
 from merklekv.engine.verify.check import check_base
 from merklekv.engine.verify.report import Report
 from merklekv.errors import Corruption, DiskFull, StorageFailed
 
 names = st.integers(0, 15).map(lambda number: b"k%02d" % number) | st.just(b"\xff" * 511)
-batches = st.lists(
-    st.tuples(st.dictionaries(names, st.none() | st.binary(max_size=5), max_size=8), st.integers(0, 60)), max_size=8
-)
+# Two keys whose hashes begin alike, so that their expiry places may be the same.
+ALIKE = (b"alike-6398463", b"alike-17706105")
+names |= st.sampled_from(ALIKE)
+contents = st.none() | st.tuples(st.binary(max_size=5), st.sampled_from([None, 7, 8, 1 << 24, (1 << 63) - 1]))
+batches = st.lists(st.tuples(st.dictionaries(names, contents, max_size=8), st.integers(0, 60)), max_size=8)
 
 
 def violations(writer: BaseWriter) -> list[str]:
@@ -41,15 +46,18 @@ def writer(tmp_path: Path) -> Iterator[BaseWriter]:
 
 
 @given(batches)
-def test_every_commit_is_sound(drawn: list[tuple[dict[bytes, bytes | None], int]]) -> None:
+def test_every_commit_is_sound(drawn: list[tuple[dict[bytes, tuple[bytes, int | None] | None], int]]) -> None:
     """Batches of records, each followed by their index, and sometimes by a truncation version."""
     with pytest.MonkeyPatch.context() as patch, engines.directory() as path:
-        patch.setattr(base_module, "TRANSACTION_KEYS", 3)
+        patch.setattr(writer_module, "TRANSACTION_KEYS", 3)
         path.mkdir()
         model: dict[bytes, bytes] = {}
         with BaseWriter(path) as writer:
             for number, (batch, truncation_ts) in enumerate(drawn, 1):
-                pairs = [(key, engines.record(key, batch[key], 10 * number)) for key in sorted(batch)]
+                pairs = [
+                    (key, engines.record(key, content and content[0], 10 * number, expiry=content and content[1]))
+                    for key, content in sorted(batch.items())
+                ]
                 writer.begin_checkpoint(number)
                 truncation = engines.version(truncation_ts)
                 if truncation > writer.truncation:
@@ -72,7 +80,16 @@ def _read_back(path: Path, model: dict[bytes, bytes]) -> None:
     base = Base(path)
     ordered = sorted(model.items())
     assert base.records_from(b"", None, 100, 10**6) == ordered
-    assert base.heads_from(b"", None, 4) == [(key, head_of(record)) for key, record in ordered[:4]]
+    heads = base.heads_from(b"", None, 4)
+    assert [(key, head[:49]) for key, head in heads] == [(key, r[:49]) for key, r in ordered[:4]]
+    places = sorted({place for key, record in ordered if (place := expiry_place(key, record))})
+    found = base.expiries_from(FIRST_PLACE, LAST_PLACE, 100)
+    assert [place for place in found if not base.is_shared(place) or place in places] == places
+    for at, place in enumerate(found):
+        assert base.expiries_from(place, LAST_PLACE, 2) == found[at + 1 : at + 3]
+        assert base.expiries_from(FIRST_PLACE, place, 100) == found[: at + 1]
+        for key in base.keys_at(place):
+            assert key in model
     assert base.records_from(b"k05", b"k1", 100, 10**6) == [pair for pair in ordered if b"k05" <= pair[0] < b"k1"]
     assert base.records_from(b"\xff" * 511 + b"\x00", None, 100, 10**6) == []
     for key, record in ordered:
@@ -115,7 +132,7 @@ def test_the_mark_of_a_checkpoint_stays_until_it_is_finished(writer: BaseWriter)
 
 
 def test_a_large_base_is_swept_in_parts(writer: BaseWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base_module, "TRANSACTION_KEYS", 10)
+    monkeypatch.setattr(writer_module, "TRANSACTION_KEYS", 10)
     keys = sorted([b"k%02d" % number for number in range(99)] + [b"\xff" * 511])
     writer.put([(key, engines.record(key, b"", number)) for number, key in enumerate(keys)])
     writer.begin_checkpoint(1)

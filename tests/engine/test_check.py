@@ -166,7 +166,7 @@ def test_a_record_that_is_too_short(path: Path) -> None:
 def test_flags_that_nobody_knows(path: Path) -> None:
     change(path, b"records", KEY, lambda record: with_flags(KEY, record, 4))
     problems = check_directory(path)
-    assert f"key {KEY!r}: the flags are 4, expected 0 or 1 (tombstone)" in problems[0]
+    assert f"key {KEY!r}: the flags are 4, expected 0, 1 (tombstone) or 2 (expiry)" in problems[0]
 
 
 def test_a_record_below_the_floor(path: Path) -> None:
@@ -342,8 +342,8 @@ def test_what_is_no_data_directory(tmp_path: Path) -> None:
     (tmp_path / "FORMAT").write_text("something else 1\n")
     with pytest.raises(NotADataDirectory, match="holds 'something else 1'"):
         check_directory(tmp_path)
-    (tmp_path / "FORMAT").write_text("MerkleKV data format 3\n")
-    with pytest.raises(FormatTooNew, match="format 3 is from a later release"):
+    (tmp_path / "FORMAT").write_text("MerkleKV data format 4\n")
+    with pytest.raises(FormatTooNew, match="format 4 is from a later release"):
         check_directory(tmp_path)
 
 

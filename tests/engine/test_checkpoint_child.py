@@ -12,7 +12,7 @@ import pytest
 from fixtures import engines
 from fixtures.engines import NOON
 
-from merklekv.engine.base import BaseWriter
+from merklekv.engine.base.writer import BaseWriter
 from merklekv.engine.checkpoint.child import SAMPLE_EVERY, SORT_KEYS, _in_order, checkpoint
 from merklekv.engine.engine import Engine
 from merklekv.engine.log.segment import list_segments

@@ -150,6 +150,6 @@ def test_two_starts_never_issue_one_version() -> None:
 
 def test_the_counter_of_an_op_id_begins_again() -> None:
     clock = HybridClock(TimeGate(DRIFT, Wall()))
-    clock._counter = (1 << 32) - 2
+    clock.counter = (1 << 32) - 2
     versions = [clock.next() for _ in range(3)]
     assert [version[20:].hex() for version in versions] == ["ffffffff", "00000000", "00000001"]

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 from fixtures import engines
-from fixtures.support import wait_until
+from fixtures.support import WAIT_S, wait_until
 
-from merklekv.engine.base import DATA_FILE, Base
+from merklekv.engine.base.environment import DATA_FILE
+from merklekv.engine.base.reader import Base
 from merklekv.engine.checkpoint import compactor as compactor_module
 from merklekv.engine.checkpoint import space
 from merklekv.engine.checkpoint.child import CheckpointProcess
@@ -35,7 +36,6 @@ Make = Callable[..., Engine]
 NAMES = ["FORMAT", "LOCK", "base", "log"]
 MEMTABLE = 1 << 20
 LARGE = 32 << 20
-WAIT_S = 60
 VALUE = b"v" * 1000
 
 
@@ -63,7 +63,7 @@ def open_bases() -> int:
 
 
 def wait_for_compactions(engine: Engine, count: int) -> None:
-    wait_until(lambda: engine.checkpointer.compactions == count, what="the compaction", seconds=WAIT_S)
+    wait_until(lambda: engine.checkpointer.compactions == count, what="the compaction")
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_a_truncation_gives_the_space_back(make_engine: Make) -> None:
     engine = make_engine(checkpoint="process", memtable_size=MEMTABLE)
     for count in (1, 2):
         write(engine, 6000)
-        wait_until(lambda: base_size(engine) > 5 << 20, what="the base to fill", seconds=WAIT_S)
+        wait_until(lambda: base_size(engine) > 5 << 20, what="the base to fill")
         engine.retry_stalled(engine.truncate)
         engine.commit()
         wait_for_compactions(engine, count)
@@ -99,7 +99,7 @@ def test_a_truncation_gives_back_the_space_of_the_log(make_engine: Make) -> None
     assert engine.log.position > 6_000_000
     engine.truncate()
     engine.commit()
-    wait_until(lambda: list_segments(engine.directory.log) == [engine.log.lsn], what="the checkpoint", seconds=WAIT_S)
+    wait_until(lambda: list_segments(engine.directory.log) == [engine.log.lsn], what="the checkpoint")
     assert engine.log.lsn > 6_000_000
     write(engine, 10)
     engine.truncate()
@@ -113,12 +113,12 @@ def test_deletions_give_the_space_back(make_engine: Make) -> None:
     write(engine, 6000)
     with engine.commits.lock:
         engine.checkpointer.freeze()
-    wait_until(lambda: engine.table.base.live == 6000, what="the checkpoint", seconds=WAIT_S)
+    wait_until(lambda: engine.table.base.live == 6000, what="the checkpoint")
     before = base_size(engine)
     for number in random.Random(1).sample(range(6000), 4800):
         engine.delete(b"k%06d" % number)
     engine.commit()
-    wait_until(lambda: base_size(engine) < before / 2, what="the compaction", seconds=WAIT_S)
+    wait_until(lambda: base_size(engine) < before / 2, what="the compaction")
     assert len(engines.values(engine)) == 1200
 
 
@@ -135,7 +135,7 @@ def test_keys_that_come_and_go_leave_nothing(make_engine: Make) -> None:
     engine.commit()
     with engine.commits.lock:
         engine.checkpointer.freeze()
-    wait_until(lambda: not engine.table.base.live, what="the checkpoint", seconds=WAIT_S)
+    wait_until(lambda: not engine.table.base.live, what="the checkpoint")
     assert not engine.table.base.leaves()
     assert engine.table.base.space.used < 1 << 17
 
@@ -275,7 +275,7 @@ def test_without_room_it_is_left_out_and_said_once(
     write(engine, 6000)
     engine.retry_stalled(engine.truncate)
     engine.commit()
-    wait_until(lambda: looks > 10, what="several tries", seconds=WAIT_S)
+    wait_until(lambda: looks > 10, what="several tries")
     assert engine.checkpointer.compactions == 0
     assert sorted(os.listdir(engine.directory.path)) == NAMES
     said = [record.message for record in caplog.records if "compact" in record.message]
@@ -322,13 +322,13 @@ def test_writers_come_before_it(
     write(engine, 6000)
     engine.retry_stalled(engine.truncate)
     engine.commit()
-    wait_until(lambda: begun, what="the compaction", seconds=WAIT_S)
+    wait_until(lambda: begun, what="the compaction")
     for number in range(6000):
         engine.retry_stalled(partial(engine.set, b"k%06d" % number, VALUE))
         if number % 100 == 0:
             engine.commit()
     assert "the compaction of the base was not finished: writes came first; it is tried again later" in caplog.text
-    wait_until(lambda: not engine.table.frozen, what="the checkpoints", seconds=WAIT_S)
+    wait_until(lambda: not engine.table.frozen, what="the checkpoints")
     assert engine.live_count == 6000
     assert sorted(os.listdir(engine.directory.path)) == NAMES
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import merklekv
 from merklekv.engine import count as count_module
 from merklekv.engine import table as table_module
-from merklekv.engine.base import Base
+from merklekv.engine.base.reader import Base
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import OP_DEL, OP_SET
 from merklekv.engine.record import is_tombstone, timestamp_of
@@ -78,6 +78,7 @@ def rebuild(engine: Engine) -> None:
 
 def checkpoint(engine: Engine) -> None:
     """Moves what is there into the base, in the checkpoint process."""
+    wait_until(lambda: not engine.table.frozen, what="room for another memtable")
     engines.freeze(engine)
     wait_until(lambda: not engine.table.frozen, what="the checkpoint")
 

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 from fixtures import engines
-from fixtures.support import wait_until
+from fixtures.support import WAIT_S, wait_until
 from lmdb.verify import verify
 
 from merklekv.engine import directory as directory_module
 from merklekv.engine.directory import DataDirectory, give_to_owner, require_format
+from merklekv.engine.engine import Engine
 from merklekv.engine.log.segment import list_segments, segment_path
 from merklekv.engine.verify.check import check_directory
 from merklekv.errors import (
@@ -37,7 +38,7 @@ GONE = 2**22 + 1  # no process has this id
 
 def test_a_new_directory_says_what_it_is(tmp_path: Path) -> None:
     engines.open_engine(tmp_path / "deep" / "down").close()
-    assert (tmp_path / "deep" / "down" / "FORMAT").read_text() == "MerkleKV data format 2\n"
+    assert (tmp_path / "deep" / "down" / "FORMAT").read_text() == "MerkleKV data format 3\n"
 
 
 @pytest.mark.parametrize("kept", [(), ("lost+found",), ("LOCK",), ("FORMAT.new", "base", "log")])
@@ -58,13 +59,13 @@ def test_a_directory_with_other_files_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "MerkleKV data format", "MerkleKV data format one", "Something 1", "\xff" * 200])
 def test_a_mark_that_is_not_ours(tmp_path: Path, text: str) -> None:
     (tmp_path / "FORMAT").write_text(text, encoding="latin-1")
-    with pytest.raises(NotADataDirectory, match="not 'MerkleKV data format 2'"):
+    with pytest.raises(NotADataDirectory, match="not 'MerkleKV data format 3'"):
         engines.open_engine(tmp_path)
 
 
 def test_a_directory_of_a_later_release(tmp_path: Path) -> None:
-    (tmp_path / "FORMAT").write_text("MerkleKV data format 3\n")
-    with pytest.raises(FormatTooNew, match="data format 3 is from a later release; this one reads 2: upgrade MerkleKV"):
+    (tmp_path / "FORMAT").write_text("MerkleKV data format 4\n")
+    with pytest.raises(FormatTooNew, match="data format 4 is from a later release; this one reads 3: upgrade MerkleKV"):
         engines.open_engine(tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["FORMAT"]
 
@@ -472,7 +473,7 @@ def test_only_its_user_can_read_what_an_engine_makes(tmp_path: Path, mask: int) 
         engine = engines.open_engine(tmp_path / "data", checkpoint="process")
         engine.retention.subscribe()
         for number in range(200):
-            engine.wait_for_room(10)
+            engine.wait_for_room(WAIT_S)
             engine.set(b"k%03d" % number, bytes(1000))
             engine.commit()
         wait_until(lambda: engine.metrics().checkpoint_lsn, what="the first checkpoint")
@@ -532,3 +533,15 @@ def test_a_path_that_is_no_text_is_refused_and_not_made(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument):
         require_format(path)
     assert not path.exists()
+
+
+def test_the_files_of_a_running_engine_are_deleted(make_engine: Callable[..., Engine], tmp_path: Path) -> None:
+    """It keeps them open, so it serves, and says what it has, until it stops."""
+    engine = make_engine(durability="never")
+    engine.set(b"k", b"v")
+    shutil.rmtree(tmp_path / "data")
+    engine.set(b"k", b"w")
+    engine.commit()
+    assert engine.get(b"k") == b"w"
+    assert engine.metrics().base_bytes > engine.metrics().base_free_bytes
+    engines.abandon(engine)

@@ -94,6 +94,7 @@ def test_a_write_that_finds_no_room_changes_nothing(disk: Disk) -> None:
     assert len(stored) > 50
     for verb in (
         lambda: engine.append(b"k0", b"v" * 1000),
+        lambda: engine.rename(b"k0", b"renamed"),
         lambda: engine.mset([(b"small", b""), (b"large", b"v" * 10_000)]),
         lambda: engine.merge([(1, b"m", engines.record(b"m", b"v" * 2000, engines.NOON))], b"x"),
     ):

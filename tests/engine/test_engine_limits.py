@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 from fixtures import engines
+from fixtures.engines import NOON, Wall
 
 from merklekv.engine.checkpoint.checkpointer import FROZEN_TABLES_MAX
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import MAX_KEY_SIZE, MAX_VALUE_SIZE_LIMIT
+from merklekv.engine.format import MAX_KEY_SIZE, MAX_VALUE_SIZE_LIMIT, OP_SET
 from merklekv.engine.integers import INT64_MAX, INT64_MIN
 from merklekv.engine.log import writer as log_module
 from merklekv.engine.memtable import KEY_OVERHEAD
 from merklekv.engine.options import MIN_MEMTABLE_SIZE
-from merklekv.errors import InvalidArgument, NotANumber, NumberOverflow, Stalled, StorageFailed
+from merklekv.engine.record import op_id_of, timestamp_of, version_of
+from merklekv.errors import InvalidArgument, NotANumber, NumberOverflow, Shortage, Stalled, StorageFailed
 
 
 def unchanged(engine: Engine, error: type[Exception], verb: Callable[[], object], match: str = ".") -> None:
@@ -47,6 +49,7 @@ def test_keys(make_engine: Callable[..., Engine]) -> None:
             lambda key=key: engine.append(key, b""),
             lambda key=key: engine.prepend(key, b""),
             lambda key=key: engine.mset([(b"fine", b""), (key, b"")]),
+            lambda key=key: engine.rename(longest, key),
         ]
         for verb in verbs:
             unchanged(engine, InvalidArgument, verb, f"key of {len(key)} bytes: a key has 1 to 511 bytes")
@@ -54,9 +57,20 @@ def test_keys(make_engine: Callable[..., Engine]) -> None:
         assert engine.record(key) is None
         assert not engine.exists(key)
         assert not engine.delete(key)
+        assert not engine.rename(key, b"k")
     assert engine.page(longest + b"\xff") == ([], None)
     assert engine.page(b"", longest + b"\xff") == ([], None)
     assert engine.delete(longest)
+
+
+def test_a_value_that_a_lower_limit_forbids_is_not_renamed(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine("data", max_value_size=10)
+    engine.set(b"k", b"v" * 10)
+    engine.close()
+    engine = make_engine("data", max_value_size=9)
+    unchanged(engine, InvalidArgument, lambda: engine.rename(b"k", b"l"), "value of 10 bytes: more than max_value_size")
+    assert engine.get(b"k") == b"v" * 10
+    assert engine.delete(b"k")
 
 
 @pytest.mark.parametrize("size", [0, 10, 100_000])
@@ -237,6 +251,7 @@ def test_writes_wait_while_checkpoints_are_behind(make_engine: Callable[..., Eng
         lambda: engine.append(b"k", b""),
         lambda: engine.mset([(b"k", b"")]),
         lambda: engine.delete(b"k0"),
+        lambda: engine.rename(b"k0", b"k"),
         engine.truncate,
         lambda: engine.merge([(1, b"m", engines.record(b"m", b"", engines.NOON))], b"x"),
         lambda: engine.merge_truncation(engines.version(engines.NOON), b"x"),
@@ -258,6 +273,54 @@ def test_a_batch_stops_before_the_first_that_is_refused(make_engine: Callable[..
     assert engine.set_batch([(b"SET", b"", b"1")]) == 0
     assert engine.set_batch([]) == 0
     assert engines.values(engine) == {b"a": b"1", b"b": b"22"}
+
+
+def test_a_batch_of_increments_ends_before_what_has_to_run_by_itself(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    engine.set(b"number", b"%d" % (INT64_MAX - 2))
+    engine.set(b"word", b"v")
+    engine.set(b"expires", b"1", engines.LATER_MS)
+    assert engine.increment_batch([b"new", b"number", b"number", b"new", b"number", b"new"], 1) == [
+        *(1, INT64_MAX - 1, INT64_MAX, 2)
+    ]
+    for last in (b"word", b"expires", b""):
+        assert engine.increment_batch([b"new", last, b"new"], -1) == [engine.increment(b"new", 0)]
+    assert engine.increment(b"new", 0) == -1
+
+
+def test_a_batch_of_deletions_ends_before_the_first_that_is_refused(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    for key in (b"a", b"b", b"c"):
+        engine.set(key, b"v")
+    assert engine.delete_batch([b"a", b"a", b"", b"b"]) == [True, False, False, True]
+    refused = iter([False, True])
+    require_open = engine.gate.require_open
+
+    def full() -> None:
+        if next(refused):
+            raise Shortage("disk full")
+        require_open()
+
+    engine.set(b"a", b"v")
+    monkeypatch.setattr(engine.gate, "require_open", full)
+    assert engine.delete_batch([b"a", b"c", b"b"]) == [True]
+    assert engines.values(engine) == {b"c": b"v"}
+
+
+def test_versions_of_a_batch_differ_and_follow_those_before(make_engine: Callable[..., Engine]) -> None:
+    """All are of one moment, but for a key that has a later one."""
+    engine = make_engine(wall_clock=Wall())
+    engine.merge([(OP_SET, b"b", engines.record(b"b", b"", NOON + 5))], b"elsewhere")
+    keys = [b"a", b"b", b"c", b"b", b"a"]
+    assert engine.set_batch([(b"", key, b"%d" % number) for number, key in enumerate(keys)]) == len(keys)
+    engine.set(b"d", b"5")
+    assert engines.values(engine) == {b"a": b"4", b"b": b"3", b"c": b"2", b"d": b"5"}
+    versions = [version_of(engine.record(key) or b"") for key in (b"a", b"b", b"c", b"d")]
+    assert [timestamp_of(version) - NOON for version in versions] == [0, 7, 0, 0]
+    assert len({op_id_of(version) for version in versions}) == 4
+    assert versions[2] < versions[0] < versions[3]
 
 
 def test_what_one_commit_can_hold(make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:

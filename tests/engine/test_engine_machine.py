@@ -25,10 +25,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import OP_SET
+from merklekv.engine.format import OP_SET, OP_SETRANGE
 from merklekv.engine.options import Durability
-from merklekv.engine.record import is_tombstone, value_of, version_of
+from merklekv.engine.record import expiry_of, is_expired, is_tombstone, value_of, version_of
 from merklekv.engine.time_gate import MAX_TRUNCATION_AHEAD_S
+from merklekv.engine.tombstone_gc import EXPIRY_GRACE_NS, is_long_expired
 from merklekv.engine.verify.check import check_directory, check_engine
 from merklekv.errors import DiskFull, NotANumber, NumberOverflow, Stalled
 
@@ -38,6 +39,7 @@ Model = tuple[dict[bytes, bytes], bytes, int, bool]  # records, truncation versi
 KEYS = [b"a", b"b", b"ab", b"\x00", b"\xff" * 511]
 keys = st.sampled_from(KEYS)
 numbers = st.integers(-3, 3) | st.sampled_from([2**63 - 1, -(2**63)])
+expiries = st.sampled_from([None, -(10**9), -1, 0, 1, 500, 1001, 3_600_001, 10**9])  # ms from now on
 values = st.binary(max_size=6) | numbers.map(lambda number: b"%d" % number) | st.just(b"x" * 20_000)
 
 
@@ -90,7 +92,7 @@ class EngineMachine(RuleBasedStateMachine):
             self._committed()
             return verb()
 
-    def took(self, key: bytes, value: bytes | None) -> None:
+    def took(self, key: bytes, value: bytes | None, expiry: int | None = None) -> None:
         """A local write has put this in place of what was there."""
         record = self.engine.record(key)
         assert record is not None
@@ -98,24 +100,71 @@ class EngineMachine(RuleBasedStateMachine):
         assert int.from_bytes(record[:8], "big") > self.gc_horizon
         assert value_of(record) == (value or b"")
         assert is_tombstone(record) == (value is None)
+        assert expiry_of(record) == expiry
         self.records[key] = record
 
     def value(self, key: bytes) -> bytes | None:
         record = self.records.get(key)
-        return None if record is None or is_tombstone(record) else value_of(record)
+        if record is None or is_tombstone(record) or is_expired(record, self.wall.now):
+            return None
+        return value_of(record)
+
+    def expiry(self, key: bytes) -> int | None:
+        """What a change of the value keeps."""
+        return None if self.value(key) is None else expiry_of(self.records[key])
+
+    @rule(key=keys, value=values, after_ms=expiries)
+    def set(self, key: bytes, value: bytes, after_ms: int | None) -> None:
+        expiry = self.in_ms(after_ms)
+        self.write(lambda: self.engine.set(key, value, expiry))
+        self.took(key, value, expiry)
+
+    def in_ms(self, after_ms: int | None) -> int | None:
+        return None if after_ms is None else max(1, self.wall.now // 10**6 + after_ms)
+
+    @rule(key=keys, after_ms=expiries)
+    def set_expiry(self, key: bytes, after_ms: int | None) -> None:
+        expiry, value = self.in_ms(after_ms), self.value(key)
+        before = self.engine.log.appended
+        done = self.write(lambda: self.engine.persist(key) if expiry is None else self.engine.expire(key, expiry))
+        assert done == (value is not None)
+        if done:
+            self.took(key, value, expiry)
+        else:
+            assert self.engine.log.appended == before
 
     @rule(key=keys, value=values)
-    def set(self, key: bytes, value: bytes) -> None:
-        self.write(lambda: self.engine.set(key, value))
-        self.took(key, value)
+    def change(self, key: bytes, value: bytes) -> None:
+        expiry = self.expiry(key)
+        self.write(lambda: self.engine.change(OP_SETRANGE, key, value))
+        self.took(key, value, expiry)
+
+    @rule(enough=st.booleans())
+    def expire(self, enough: bool) -> None:
+        while self.write(self.engine.collect_expired) and enough:
+            pass
+        horizon = self.wall.now + EXPIRY_GRACE_NS if self.is_lone else self.gc_horizon
+        for key, record in list(self.records.items()):
+            if not is_long_expired(record, horizon):
+                assert self.engine.record(key) == record
+            elif is_expired(record, self.wall.now) and enough and len(self.engine.table.frozen) < 2:
+                assert self.engine.record(key) is None
+            if self.engine.record(key) is None:
+                self.purged[key] = self.records.pop(key)
+        if enough and self.engine.root_ready:
+            assert self.engine.key_count <= len([key for key in self.records if self.value(key) is not None])
 
     @rule(key=keys)
     def delete(self, key: bytes) -> None:
         there = self.value(key) is not None
         assert self.write(lambda: self.engine.delete(key)) == there
-        if there and self.is_lone:
+        if there:
+            self.deleted(key)
+
+    def deleted(self, key: bytes) -> None:
+        if self.is_lone:
             self.purged[key] = self.records.pop(key)
-        elif there:
+        else:
             self.took(key, None)
 
     @rule()
@@ -125,7 +174,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(key=keys, amount=numbers)
     def increment(self, key: bytes, amount: int) -> None:
-        text = self.value(key)
+        text, expiry = self.value(key), self.expiry(key)
         before = self.engine.log.appended
         try:
             found = self.write(lambda: self.engine.increment(key, amount))
@@ -138,15 +187,42 @@ class EngineMachine(RuleBasedStateMachine):
             assert self.engine.log.appended == before
         else:
             assert found == int(b"0" if text is None else text) + amount
-            self.took(key, b"%d" % found)
+            self.took(key, b"%d" % found, expiry)
+
+    @rule(some=st.lists(keys, min_size=1, max_size=5), amount=numbers)
+    def increment_batch(self, some: list[bytes], amount: int) -> None:
+        totals: list[int] = []
+        last: dict[bytes, int] = {}
+        for key in some:
+            text = b"%d" % last[key] if key in last else self.value(key) or b"0"
+            is_taken = self.expiry(key) is None and self.value(key) != b"" and _is_number(text)
+            if not is_taken or not -(2**63) <= int(text) + amount < 2**63:
+                break
+            last[key] = int(text) + amount
+            totals.append(last[key])
+        found = self.engine.increment_batch(some, amount)
+        if found != totals:
+            assert found == []
+            assert self.engine.gate.stalled
+            return
+        for key, total in last.items():
+            self.took(key, b"%d" % total)
 
     @rule(key=keys, value=values, before=st.booleans())
     def extend(self, key: bytes, value: bytes, before: bool) -> None:
-        old = self.value(key) or b""
+        old, expiry = self.value(key) or b"", self.expiry(key)
         new = value + old if before else old + value
         verb = self.engine.prepend if before else self.engine.append
         assert self.write(lambda: verb(key, value)) == new
-        self.took(key, new)
+        self.took(key, new, expiry)
+
+    @rule(key=keys, new_key=keys)
+    def rename(self, key: bytes, new_key: bytes) -> None:
+        value, expiry = self.value(key), self.expiry(key)
+        assert self.write(lambda: self.engine.rename(key, new_key)) is (value is not None)
+        if value is not None and key != new_key:
+            self.deleted(key)
+            self.took(new_key, value, expiry)
 
     @rule(pairs=st.lists(st.tuples(keys, values), max_size=4))
     def mset(self, pairs: list[tuple[bytes, bytes]]) -> None:
@@ -179,12 +255,22 @@ class EngineMachine(RuleBasedStateMachine):
                 assert is_tombstone(self.records[key])
                 assert version_of(self.records[key]) >= version_of(old)
 
-    @rule(target=versions, key=keys, value=st.none() | values, offset=st.integers(-5, 5), op=st.integers(0, 2))
-    def merge_beside_what_is_there(self, key: bytes, value: bytes | None, offset: int, op: int) -> tuple[bytes, bytes]:
+    @rule(
+        target=versions,
+        key=keys,
+        value=st.none() | values,
+        offset=st.integers(-5, 5),
+        op=st.integers(0, 2),
+        after_ms=expiries,
+    )
+    def merge_beside_what_is_there(
+        self, key: bytes, value: bytes | None, offset: int, op: int, after_ms: int | None
+    ) -> tuple[bytes, bytes]:
         """A record from elsewhere, a little older or newer than ours."""
         shown = self.records.get(key, self.purged.get(key, self.truncation))
         ts = max(1, int.from_bytes(shown[:8], "big") + offset if any(shown[:8]) else self.wall.now + offset)
-        record = engines.record(key, value, ts, op << 96 | offset + 5)
+        expiry = None if value is None else self.in_ms(after_ms)
+        record = engines.record(key, value, ts, op << 96 | offset + 5, expiry)
         self._merge(key, record)
         return key, record
 
@@ -197,12 +283,13 @@ class EngineMachine(RuleBasedStateMachine):
         result = self.write(lambda: self.engine.merge([(OP_SET, key, record)], b"elsewhere", stable=stable))
         applied, superseded, refused = result
         below = int.from_bytes(record[:8], "big") <= self.gc_horizon
+        is_gone = is_tombstone(record) or is_long_expired(record, self.gc_horizon)
         if int.from_bytes(record[:8], "big") > self.wall.now + DRIFT_NS:
             assert (applied, superseded, refused) == (0, 0, [(key, "clock")])
         elif record < self.truncation or (shown is not None and version_of(record) <= version_of(shown)):
             conflict = shown is not None and version_of(record) == version_of(shown) and record != shown
             assert (applied, superseded, refused) == ((0, 0, [(key, "conflict")]) if conflict else (0, 1, []))
-        elif below and (is_tombstone(record) or not stable):  # no event from below the horizon changes anything
+        elif below and (is_gone or not stable):  # no event from below the horizon changes anything
             kept_out = (0, 0, [(key, "stable")])
             assert (applied, superseded, refused) in ([kept_out] if shown else [kept_out, (0, 1, [])])
         elif shown is None and below and not applied:
@@ -241,9 +328,9 @@ class EngineMachine(RuleBasedStateMachine):
 
     # -- what happens to it --------------------------------------------------------------------------------------------
 
-    @rule(seconds=st.sampled_from([1, 3600, -1, -3600, 2 * 86400, -2 * 86400]))
-    def move_the_wall_clock(self, seconds: int) -> None:
-        self.wall.now += seconds * 10**9
+    @rule(seconds=st.sampled_from([0.001, -0.001, 1, 3600, -1, -3600, 2 * 86400, -2 * 86400]))
+    def move_the_wall_clock(self, seconds: float) -> None:
+        self.wall.now += int(seconds * 10**9)
 
     @rule()
     def commit(self) -> None:
@@ -336,9 +423,10 @@ class EngineMachine(RuleBasedStateMachine):
             assert self.engine.exists(key) == (key in live)
         assert self._found()[1:] == (self.truncation, self.gc_horizon, self.is_lone)
         if self.engine.root_ready:
-            assert self.engine.live_count == len(live)
-            assert self.engine.tombstone_count == len(self.records) - len(live)
-            assert self.engine.random_key() in (live or {None})
+            dead = sum(map(is_tombstone, self.records.values()))
+            assert (self.engine.live_count, self.engine.tombstone_count) == (len(self.records) - dead, dead)
+            found = self.engine.random_key()
+            assert found in live if found is not None else not live or self.engine.table.expired_count
 
     @rule(prefix=st.sampled_from([b"", b"a", b"\xff"]), limit=st.integers(1, 6))
     def scan(self, prefix: bytes, limit: int) -> None:

@@ -15,14 +15,15 @@ from pathlib import Path
 import lmdb
 import pytest
 from fixtures import engines
-from fixtures.support import failing_writes, no_room, wait_until
+from fixtures.support import WAIT_S, failing_writes, no_room, wait_until
 
 import merklekv
-from merklekv.engine import base as store_module
 from merklekv.engine import commit as commit_module
 from merklekv.engine import failpoints
 from merklekv.engine import recovery as recovery_module
-from merklekv.engine.base import Base, BaseWriter
+from merklekv.engine.base import environment, writer
+from merklekv.engine.base.reader import Base
+from merklekv.engine.base.writer import BaseWriter
 from merklekv.engine.checkpoint import checkpointer as checkpointer_module
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import METADATA_GC_HORIZON
@@ -178,6 +179,26 @@ def _no_memory() -> None:
     raise MemoryError
 
 
+class Crowded(list[bytes]):
+    """A list that finds no memory for its third entry."""
+
+    def append(self, entry: bytes) -> None:
+        if len(self) == 2:
+            raise MemoryError
+        super().append(entry)
+
+
+def test_a_batch_that_finds_no_memory_has_done_what_it_says(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    before = engine.log.sequence
+    engine.log.pending = Crowded()
+    assert engine.set_batch([(b"", key, VALUE) for key in (b"a", b"b", b"c", b"d")]) == 2
+    assert (engine.log.sequence, engine.live_count) == (before + 2, 2)
+    engine.commit()
+    engine.close()
+    assert list(engines.everything(make_engine())) == [b"a", b"b"]
+
+
 # -- a frame that finds no room although room was reserved -------------------------------------------------------------
 
 
@@ -263,8 +284,8 @@ def test_every_thread_with_changes_is_told_once(make_engine: Callable[..., Engin
 
     def other() -> None:
         engine.set(b"theirs", b"v")
-        written.wait(10)
-        assert failed.wait(10)
+        written.wait(WAIT_S)
+        assert failed.wait(WAIT_S)
         for _ in range(2):
             try:
                 engine.commit()
@@ -275,12 +296,12 @@ def test_every_thread_with_changes_is_told_once(make_engine: Callable[..., Engin
 
     thread = threading.Thread(target=other)
     thread.start()
-    written.wait(10)
+    written.wait(WAIT_S)
     engine.set(b"mine", b"v")
     with no_room(), pytest.raises(DiskFull):
         engine.commit()
     failed.set()
-    thread.join(10)
+    thread.join(WAIT_S)
     assert told == ["disk full, write not stored", None]
     assert engines.values(engine) == {}
     engine.commit()
@@ -294,8 +315,8 @@ def test_a_thread_writes_nothing_before_it_is_told(make_engine: Callable[..., En
 
     def other() -> None:
         engine.set(b"theirs", b"v")
-        written.wait(10)
-        assert room.wait(10)
+        written.wait(WAIT_S)
+        assert room.wait(WAIT_S)
         verbs: list[Callable[[], None]] = [lambda: engine.set(b"later", b"v"), engine.commit]
         for verb in verbs:
             try:
@@ -308,15 +329,15 @@ def test_a_thread_writes_nothing_before_it_is_told(make_engine: Callable[..., En
 
     thread = threading.Thread(target=other)
     thread.start()
-    written.wait(10)
+    written.wait(WAIT_S)
     with no_room(), pytest.raises(DiskFull):
         engine.commit()
     engine.commit()
     engine.set(b"mine", b"v")
     engine.commit()
     room.set()
-    assert gone.wait(10)
-    thread.join(10)
+    assert gone.wait(WAIT_S)
+    thread.join(WAIT_S)
     assert refused == ["disk full, write not stored"] * 2
     assert engines.values(engine) == {b"mine": b"v", b"told": b"v"}
 
@@ -330,7 +351,7 @@ def test_a_thread_that_had_changed_nothing_is_not_told(tmp_path: Path) -> None:
         def other() -> None:
             database.set(b"theirs", b"1")
             done.set()
-            assert go.wait(10)
+            assert go.wait(WAIT_S)
             try:
                 database.set(b"theirs", b"2")
             except DiskFull as problem:
@@ -338,12 +359,12 @@ def test_a_thread_that_had_changed_nothing_is_not_told(tmp_path: Path) -> None:
 
         thread = threading.Thread(target=other)
         thread.start()
-        assert done.wait(10)
+        assert done.wait(WAIT_S)
         with no_room(), pytest.raises(DiskFull):
             database.set(b"mine", b"1")
         database.engine.commit()
         go.set()
-        thread.join(10)
+        thread.join(WAIT_S)
         assert problems == []
         assert dict(database.items()) == {b"theirs": b"2"}
 
@@ -398,12 +419,12 @@ def test_a_roll_back_reads_no_segment_that_the_base_has_taken_in(
             with engine.lock:
                 engine.table.base.refresh()
             done.set()
-            assert go_on.wait(20)
+            assert go_on.wait(WAIT_S)
 
     monkeypatch.setattr(failpoints, "reached", reached)
     engine.set(b"k", b"v")
     engines.freeze(engine)
-    assert done.wait(20)
+    assert done.wait(WAIT_S)
     engine.checkpointer.delete_segments()  # as when the outbox lets go of the log
     assert list_segments(engine.directory.log) == [engine.table.active.lsn]
     assert engine.table.frozen
@@ -473,13 +494,13 @@ def test_a_base_that_outgrows_the_map_of_its_reader(tmp_path: Path, monkeypatch:
     path.mkdir()
     BaseWriter(path).close()
     script = (
-        "import sys; from pathlib import Path; from merklekv.engine.base import BaseWriter\n"
+        "import sys; from pathlib import Path; from merklekv.engine.base.writer import BaseWriter\n"
         "with BaseWriter(Path(sys.argv[1])) as writer:\n"
         "    with writer._transaction() as txn:\n"
         "        for number in range(300): txn.put(b'metadata:%d' % number, bytes(100_000), db=writer._meta)\n"
     )
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "MAP_SIZE", 8 << 20)
+        patch.setattr(environment, "MAP_SIZE", 8 << 20)
         base = Base(path)
     subprocess.run([sys.executable, "-c", script, path], check=True, timeout=60)
     base.refresh()
@@ -508,7 +529,8 @@ def test_segments_are_deleted_when_there_are_descriptors_again(
 
 
 def resources() -> tuple[set[str], set[str]]:
-    """What this process has open, and its threads."""
+    """What this process has open, and its threads, once those that read what earlier children said have ended."""
+    wait_until(lambda: all(thread.name != "child-log" for thread in threading.enumerate()), what="earlier children")
     return set(os.listdir("/proc/self/fd")), {thread.name for thread in threading.enumerate()}
 
 
@@ -578,8 +600,9 @@ class Clock:
 
     def rule(self, patch: pytest.MonkeyPatch) -> None:
         """Lets the base go by this clock."""
-        patch.setattr(store_module, "time", self)
-        patch.setattr(store_module, "pause", self.pause)
+        for module in (environment, writer):
+            patch.setattr(module, "time", self)
+            patch.setattr(module, "pause", self.pause)
 
     def monotonic(self) -> float:
         return self.now

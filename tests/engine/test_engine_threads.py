@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from fixtures import engines
-from fixtures.support import wait_until
+from fixtures.support import WAIT_S, wait_until
 
 from merklekv.engine import commit
 from merklekv.engine.engine import Engine
@@ -24,7 +24,7 @@ def together(*works: Callable[[], None]) -> None:
     """Runs them at once; what one of them raises is raised here."""
     with ThreadPoolExecutor(len(works)) as pool:
         for future in [pool.submit(work) for work in works]:
-            future.result(60)
+            future.result(WAIT_S)
 
 
 def stored(engine: Engine, verb: Callable[..., object]) -> None:
@@ -97,14 +97,14 @@ def test_a_commit_waits_for_what_others_have_written(
 
     def fdatasync(fd: int) -> None:
         syncing.set()
-        assert go_on.wait(10)
+        assert go_on.wait(WAIT_S)
         real(fd)
 
     monkeypatch.setattr(os, "fdatasync", fdatasync)
     engine.set(b"k", b"v")
     writer = threading.Thread(target=engine.commit)
     writer.start()
-    assert syncing.wait(10)
+    assert syncing.wait(WAIT_S)
     assert engine.get(b"k") == b"v"
     reader = threading.Thread(target=engine.commit)
     reader.start()
@@ -112,7 +112,7 @@ def test_a_commit_waits_for_what_others_have_written(
     assert reader.is_alive()
     go_on.set()
     for thread in (writer, reader):
-        thread.join(10)
+        thread.join(WAIT_S)
         assert not thread.is_alive()
 
 
@@ -309,13 +309,13 @@ def test_the_second_of_two_closes_does_nothing(
 
     def wait_and_sync() -> None:
         stopping.set()
-        assert go_on.wait(10)
+        assert go_on.wait(WAIT_S)
         sync()
 
     monkeypatch.setattr(engine.log, "sync", wait_and_sync)
     closing = threading.Thread(target=engine.close)
     closing.start()
-    assert stopping.wait(10)
+    assert stopping.wait(WAIT_S)
     engine.close()
     with pytest.raises(DirectoryLocked):
         Engine(engine.directory.path)

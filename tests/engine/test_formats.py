@@ -56,7 +56,7 @@ def test_a_segment_reads_back(frames: list[list[bytes]], lsn: int) -> None:
                 assert [(op, key, segment.data[at:end]) for op, key, at, end in segment.entries(found)] == plain
             assert segment.is_zero_filled(position)
         with file.open("rb") as opened:
-            assert reference.read_header(opened, lsn) == (2, 7)
+            assert reference.read_header(opened, lsn) == (3, 7)
             for frame_ in expected:
                 assert reference.read_frame(opened, lsn, frame_[0]) == frame_
             assert reference.read_frame(opened, lsn, position) is None
@@ -101,8 +101,8 @@ def test_a_header_that_is_cut_or_flipped_anywhere_is_damage(tmp_path: Path) -> N
 
 def test_a_log_of_a_later_release_is_refused(tmp_path: Path) -> None:
     file = tmp_path / f"{0:020d}.log"
-    file.write_bytes(engines.header(0, format_version=3))
-    with pytest.raises(FormatTooNew, match="log format 3 is from a later release"):
+    file.write_bytes(engines.header(0, format_version=4))
+    with pytest.raises(FormatTooNew, match="log format 4 is from a later release"):
         Segment(file)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from threading import Thread
+from typing import Any
+
 import pytest
 from fixtures import engines
 from fixtures.engines import NOON
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 
 from merklekv.engine import memtable as memtable_module
 from merklekv.engine.engine import Engine
-from merklekv.engine.record import HEAD_SIZE, is_live
+from merklekv.engine.record import RECORD_OVERHEAD, is_live
 from merklekv.engine.table import HEADS_ONLY
 
 LONG = b"\xff" * 511  # the last key there can be
@@ -115,12 +118,12 @@ def _digest(engine: Engine, prefix: bytes) -> bytes:
             return digest
 
 
-def test_a_page_of_heads_carries_no_values() -> None:
+def test_a_page_of_heads_carries_no_more_of_a_value_than_an_expiry_is_long() -> None:
     with engines.fresh_engine() as engine:
         engine.set(b"k", b"x" * 1000)
         engines.checkpoint(engine)
         pairs, _ = engine.records_page(b"", b"", 10, max_bytes=HEADS_ONLY)
-        assert [(key, len(head)) for key, head in pairs] == [(b"k", HEAD_SIZE)]
+        assert [(key, len(head)) for key, head in pairs] == [(b"k", RECORD_OVERHEAD)]
 
 
 def test_a_page_that_is_cut_by_its_size_goes_on_where_it_was_cut() -> None:
@@ -163,3 +166,32 @@ def test_the_one_live_key_among_dead_ones_is_found() -> None:
         engine.set(b"k500", b"")
         engines.checkpoint(engine)
         assert {engine.random_key() for _ in range(20)} == {b"k500"}
+
+
+def test_the_search_for_the_one_live_key_lets_others_at_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    with engines.fresh_engine() as engine:
+        engine.join()
+        for number in range(1000):
+            engine.set(b"k%03d" % number, b"", 1)
+        engine.set(b"last", b"")
+        was_free: list[bool] = []
+        page = engine.table.page
+
+        def try_lock() -> None:
+            was_free.append(engine.lock.acquire(blocking=False))
+            if was_free[-1]:
+                engine.lock.release()
+
+        def watched(*arguments: Any) -> Any:
+            other = Thread(target=try_lock)
+            other.start()
+            other.join()
+            return page(*arguments)
+
+        monkeypatch.setattr(engine.table, "page", watched)
+        monkeypatch.setattr("merklekv.engine.table.random.choice", lambda tables: engine.table.active)
+        monkeypatch.setattr("merklekv.engine.table.random.randrange", lambda end: 0)
+        monkeypatch.setattr("merklekv.engine.table.random.random", lambda: 0.0)
+        assert engine.random_key() == b"last"
+        assert len(was_free) > 1
+        assert all(was_free)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable, MutableMapping
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -12,6 +13,7 @@ from unittest.mock import Mock
 import pytest
 from fixtures import engines
 from fixtures.engines import NOON, Wall
+from fixtures.support import WAIT_S, no_room, wait_until
 
 import merklekv
 from merklekv import errors
@@ -160,6 +162,17 @@ def test_only_bytes_are_keys_and_values(tmp_path: Path) -> None:
         lambda db, one: db.prepend(b"k", one),
         lambda db, one: db.keys(one),
         lambda db, one: db.items(one),
+        lambda db, one: db.values(one),
+        lambda db, one: db.changes(prefix=one),
+        lambda db, one: db.compare_and_set(one, None, b""),
+        lambda db, one: db.pop(one),
+        lambda db, one: db.setdefault(b"k", one),
+        lambda db, one: db.expire(one, 1),
+        lambda db, one: db.persist(one),
+        lambda db, one: db.ttl(one),
+        lambda db, one: db[one],
+        lambda db, one: merklekv.Batch().set(b"k", one),
+        lambda db, one: merklekv.Batch().delete(one),
         lambda db, one: one in db,
     ]
     with merklekv.open(tmp_path / "data", checkpoint="manual") as db:
@@ -167,7 +180,7 @@ def test_only_bytes_are_keys_and_values(tmp_path: Path) -> None:
             for one in ("k", None, 1, bytearray(b"k"), memoryview(b"k")):
                 with pytest.raises(TypeError, match=f"keys and values are bytes, not {type(one).__name__}"):
                     call(db, one)
-        for amount in ("1", 1.5, None):
+        for amount in ("1", 1.5, None, True):
             with pytest.raises(TypeError, match=f"an amount is an int, not {type(amount).__name__}"):
                 db.increment(b"k", amount)  # type: ignore[arg-type]
         assert len(db) == 0
@@ -176,7 +189,9 @@ def test_only_bytes_are_keys_and_values(tmp_path: Path) -> None:
 def test_a_database_that_is_closed_says_so(tmp_path: Path) -> None:
     with merklekv.open(tmp_path / "data", checkpoint="manual") as db:
         db.mset([(b"a", b"1"), (b"b", b"2")])
-        begun, begun_items = db.keys(), db.items()
+        begun, begun_items, changes = iter(db.keys()), iter(db.items()), db.changes(wait=None)
+        keys, items, values = db.keys(), db.items(), db.values()
+        cursor = db.cursor()
         assert next(begun_items) == (b"a", b"1")
     db.close()  # again
     calls: list[Callable[[], object]] = [
@@ -190,14 +205,32 @@ def test_a_database_that_is_closed_says_so(tmp_path: Path) -> None:
         db.truncate,
         db.keys,
         db.items,
+        db.values,
+        db.cursor,
+        db.changes,
+        lambda: db.changes(cursor),
         lambda: next(begun),
         lambda: next(begun_items),
+        lambda: next(changes),
+        lambda: list(keys),
+        lambda: list(items),
+        lambda: list(values),
+        lambda: db[b"a"],
+        lambda: db.pop(b"a"),
+        lambda: db.setdefault(b"a", b""),
+        lambda: db.update({}),
+        db.clear,
+        lambda: db.compare_and_set(b"a", b"1", b"2"),
+        lambda: db.expire(b"a", 1),
+        lambda: db.persist(b"a"),
+        lambda: db.ttl(b"a"),
+        lambda: db.batch().__enter__(),
         lambda: b"a" in db,
         lambda: len(db),
         db.__enter__,
     ]
     for call in calls:
-        with pytest.raises(merklekv.MerkleKVError, match=r"^the database is closed$"):
+        with pytest.raises(merklekv.DatabaseClosed, match=r"^the database is closed$"):
             call()
     with merklekv.open(tmp_path / "data", checkpoint="manual") as db:
         assert dict(db.items()) == {b"a": b"1", b"b": b"2"}
@@ -210,11 +243,231 @@ def test_a_call_that_the_close_meets_fails_as_closed(tmp_path: Path) -> None:
         db.get(b"k")
 
 
+def test_a_mapping(tmp_path: Path) -> None:
+    with merklekv.open(tmp_path / "data", checkpoint="manual") as db:
+        mapping: MutableMapping[bytes, bytes] = db
+        mapping[b"b"] = b"2"
+        mapping[b"a"] = b"1"
+        assert dict(mapping) == {b"a": b"1", b"b": b"2"}
+        assert list(mapping) == [b"a", b"b"] == list(db.keys())
+        assert list(mapping.values()) == [b"1", b"2"]
+        assert (b"a", b"1") in mapping.items()
+        assert (b"a", b"2") not in mapping.items()
+        assert b"2" in mapping.values()
+        assert b"a" in db.keys()  # noqa: SIM118 - the view
+        assert b"a" not in db.keys(b"b")
+        assert [len(db.keys()), len(db.keys(b"b")), len(db.items(b"x")), len(db.values())] == [2, 1, 0, 2]
+        assert mapping.get(b"c", b"none") == b"none"
+        assert db.get(b"c", 5) == 5
+        assert mapping.setdefault(b"c", b"3") == b"3" == mapping.setdefault(b"c", b"4")
+        assert mapping.pop(b"c") == b"3"
+        assert mapping.pop(b"c", None) is None
+        assert mapping.popitem() == (b"a", b"1")
+        del mapping[b"b"]
+        for missing in (lambda: mapping[b"b"], lambda: mapping.pop(b"b"), lambda: mapping.__delitem__(b"b")):
+            with pytest.raises(KeyError):
+                missing()
+        mapping.update({b"k": b"v"})
+        db.update([(b"l", b"w")])
+        assert dict(db.items()) == {b"k": b"v", b"l": b"w"}
+        mapping.clear()
+        assert len(db) == 0
+        assert db == db
+        assert db != {}
+        assert {db}
+        assert repr(db) == f"<merklekv.Database '{tmp_path}/data'>"
+    assert repr(db).endswith(", closed>")
+
+
+def test_compare_and_set(tmp_path: Path) -> None:
+    with merklekv.open(tmp_path / "data", checkpoint="manual") as db:
+        assert not db.compare_and_set(b"k", b"1", b"2")
+        assert db.compare_and_set(b"k", None, b"1")
+        assert not db.compare_and_set(b"k", None, b"2")
+        assert db.compare_and_set(b"k", b"1", b"2")
+        assert db[b"k"] == b"2"
+        assert db.compare_and_set(b"k", b"2", None)
+        assert db.compare_and_set(b"k", None, None)
+        assert b"k" not in db
+        db.set(b"k", b"1", ttl=1000)
+        assert db.compare_and_set(b"k", b"1", b"2")
+        assert db.ttl(b"k") is not None
+
+
+def test_threads_that_compare_and_set_lose_nothing(tmp_path: Path) -> None:
+    with merklekv.open(tmp_path / "data", checkpoint="manual", durability="never") as db:
+        db[b"n"] = b"0"
+
+        def add() -> None:
+            for _ in range(50):
+                while not db.compare_and_set(b"n", old := db[b"n"], b"%d" % (int(old) + 1)):
+                    pass
+
+        threads = [threading.Thread(target=add) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert db[b"n"] == b"200"
+
+
+def test_keys_expire(tmp_path: Path) -> None:
+    wall = Wall()
+    with merklekv.open(tmp_path / "data", checkpoint="manual", wall_clock=wall) as db:
+        db.set(b"k", b"v", ttl=10)
+        db[b"l"] = b"w"
+        assert (db.ttl(b"k"), db.ttl(b"l"), db.ttl(b"none")) == (10.0, None, None)
+        assert db.expire(b"l", 0.5)
+        assert not db.expire(b"none", 1)
+        wall.now += 10**9
+        assert (db.get(b"l"), db.ttl(b"k")) == (None, 9.0)
+        assert db.append(b"k", b"+") == b"v+"
+        assert db.ttl(b"k") == 9.0
+        assert db.persist(b"k")
+        assert not db.persist(b"k")
+        wall.now += 3600 * 10**9
+        assert dict(db.items()) == {b"k": b"v+"}
+        for ttl in (0, -1, float("nan"), float("inf"), 1e30):
+            with pytest.raises(InvalidArgument, match="a ttl of"):
+                db.set(b"k", b"", ttl=ttl)
+        for none in ("1", None, True):
+            with pytest.raises(TypeError, match=f"a ttl is a number of seconds, not {type(none).__name__}"):
+                db.expire(b"k", none)  # type: ignore[arg-type]
+
+
+def store(db: merklekv.Database, writes: Iterable[tuple[bytes, bytes | None]]) -> None:
+    """As a batch; None deletes."""
+    with db.batch() as batch:
+        for key, value in writes:
+            if value is None:
+                batch.delete(key)
+            else:
+                batch[key] = value
+
+
+def test_a_batch_is_stored_whole_or_not(tmp_path: Path) -> None:
+    wall = Wall()
+    with merklekv.open(tmp_path / "data", checkpoint="manual", wall_clock=wall, max_value_size=10) as db:
+        db[b"old"] = b"1"
+        with db.batch() as batch:
+            batch.set(b"a", b"1", ttl=5)
+            batch[b"b"] = b"2"
+            batch.delete(b"old")
+            del batch[b"none"]
+            assert len(batch) == 4
+            assert b"a" not in db
+        assert dict(db.items()) == {b"a": b"1", b"b": b"2"}
+        assert db.ttl(b"a") == 5
+        with pytest.raises(ZeroDivisionError):
+            store(db, ((b"a", None if number < 5 else b"%d" % (1 // 0)) for number in range(9)))
+        with pytest.raises(InvalidArgument):
+            store(db, [(b"a", None), (b"c", b"x" * 11)])
+        store(db, [])
+        with no_room(), pytest.raises(DiskFull):
+            store(db, [(b"a", None), (b"c", b"3")])
+        assert dict(db.items()) == {b"a": b"1", b"b": b"2"}
+        db[b"c"] = b"4"
+        assert db[b"c"] == b"4", "the error was told once"
+
+
+def test_a_batch_that_is_cut_short_is_rolled_back_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with merklekv.open(tmp_path / "data", checkpoint="manual") as db:
+        monkeypatch.setattr(db.engine, "delete", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            store(db, [(b"a", b"1"), (b"a", None)])
+        monkeypatch.undo()
+        db[b"b"] = b"2"
+        assert dict(db.items()) == {b"b": b"2"}
+
+
+def test_changes(tmp_path: Path) -> None:
+    with merklekv.open(tmp_path / "data", checkpoint="manual") as db:
+        db[b"a"] = b"1"
+        db.set(b"b", b"2", ttl=1000)
+        del db[b"a"]
+        found = list(db.changes())
+        assert [(one.key, one.op, one.value) for one in found] == [
+            (b"a", "set", b"1"),
+            (b"b", "set", b"2"),
+            (b"a", "del", None),
+        ]
+        assert found[1].expiry is not None
+        assert list(db.changes(found[0].cursor)) == found[1:]
+        assert list(db.changes(str(found[1].cursor))) == found[2:]
+        assert [one.key for one in db.changes(prefix=b"b")] == [b"b"]
+        assert list(db.changes(db.cursor(), wait=0.001)) == []
+        with pytest.raises(InvalidArgument):
+            db.changes("nonsense")
+        with pytest.raises(TypeError, match="a cursor is a Cursor or its text, not bytes"):
+            db.changes(str(found[0].cursor).encode())  # type: ignore[arg-type]
+        follower = db.changes(found[1].cursor, wait=float("inf"))
+        assert next(follower) == found[2]
+        writer = threading.Timer(0, db.set, (b"c", b""))
+        writer.start()
+        found.append(next(follower))
+        assert found[-1].key == b"c"
+        writer.join()
+    with merklekv.open(tmp_path / "data", checkpoint="manual") as db:
+        assert list(db.changes(found[0].cursor)) == found[1:], "a cursor survives"
+        with pytest.raises(merklekv.ChangesGone, match="to begin again"):
+            list(db.changes("fffffffffffffff-0-0-0000000000000000"))
+
+
+def test_who_looks_for_rare_changes_now_and_then_is_not_too_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("merklekv.engine.feed.RECENT_BYTES", 0)
+    with merklekv.open(tmp_path / "data", checkpoint="manual", retain_log_bytes=0) as db:
+        db[b"rare"] = b"v"
+        changes = db.changes(prefix=b"rare")
+        rare = next(changes)
+        assert (rare.key, changes.cursor) == (b"rare", rare.cursor)
+        for _ in range(3):
+            db[b"k"] = b""
+            assert list(changes) == []
+            assert changes.cursor == db.cursor()
+            db.engine.checkpoint_now()  # deletes the segment
+            changes = db.changes(changes.cursor, prefix=b"rare")
+        with pytest.raises(merklekv.ChangesGone):
+            list(db.changes(rare.cursor, prefix=b"rare"))
+
+
+def test_changes_are_waited_for(tmp_path: Path) -> None:
+    found: list[bytes | None] = []
+    ended: list[BaseException] = []
+
+    def follow(db: merklekv.Database) -> None:
+        try:
+            for change in db.changes(db.cursor(), wait=None):
+                found.append(change.value)
+        except merklekv.DatabaseClosed as error:
+            ended.append(error)
+
+    with merklekv.open(tmp_path / "data", checkpoint="manual") as db:
+        begun = db.cursor()
+        thread = threading.Thread(target=follow, args=(db,))
+        thread.start()
+        written = 0
+        while not found:  # it has begun to follow when it sees one of these
+            written += 1
+            db[b"k"] = b"%d" % written
+        for _ in range(20):
+            written += 1
+            db[b"k"] = b"%d" % written
+        wait_until(lambda: found[-1] == b"%d" % written, what="the last change")
+        assert found == [change.value for change in db.changes(begun)][-len(found) :]
+    thread.join(WAIT_S)
+    assert len(ended) == 1
+
+
 def test_an_unknown_option_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'durabilty'"):
         merklekv.open(tmp_path / "data", durabilty="never")  # type: ignore[call-arg]
     with pytest.raises(InvalidArgument, match="durability = 'allways' is not allowed; give one of always,"):
         merklekv.open(tmp_path / "data", durability="allways")  # type: ignore[arg-type]
+    for name, value in {"retain_log_bytes": -1, "retain_max_bytes": "1", "retain_log_seconds": float("nan")}.items():
+        with pytest.raises(InvalidArgument, match=f"{name} = .* is not allowed; give"):
+            merklekv.open(tmp_path / "data", **{name: value})  # type: ignore[arg-type]
     assert not (tmp_path / "data").exists()
 
 

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
+from heapq import heappush
 from itertools import pairwise
 
 import pytest
 from fixtures import engines
 from hypothesis import given
 from hypothesis import strategies as st
+from xxhash import xxh3_128_digest
 
 from merklekv.engine import memtable as memtable_module
 from merklekv.engine.format import bucket_of
-from merklekv.engine.memtable import BLOCK_KEYS, HALVED_MAX, KEY_OVERHEAD, SLICE_KEYS, Memtable, charge, prefix_end
+from merklekv.engine.memtable import (
+    BLOCK_KEYS,
+    EXPIRY_OVERHEAD,
+    HALVED_MAX,
+    KEY_OVERHEAD,
+    SLICE_KEYS,
+    Memtable,
+    charge,
+    pack_number,
+    prefix_end,
+)
 from merklekv.engine.record import purge_marker
 
 keys = st.binary(max_size=3).map(lambda tail: b"\x00a\xff"[len(tail) % 3 : len(tail) % 3 + 1] + tail)
@@ -96,6 +109,25 @@ def test_a_slice_and_a_block_are_bounded() -> None:
     assert table.prepare()
     assert table.group()
     assert max(map(len, table._blocks)) <= BLOCK_KEYS
+
+
+def test_the_memory_of_an_expiry_does_not_depend_on_the_key() -> None:
+    count = 5000
+    keys = [b"%0400d" % number for number in range(count)]
+    for heap in ("waiting", "passed"):
+        table = Memtable(0)
+        table.records = dict.fromkeys(keys, b"")
+        tracemalloc.start()
+        for key in keys:
+            table.expiries.new.append(key)
+        while table.expiries.new:
+            for number, key in table.expiries.take_new(7):
+                heappush(getattr(table.expiries, heap), xxh3_128_digest(key)[:14] + pack_number(number))
+        used, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert sorted(map(table.expiries.key_of, getattr(table.expiries, heap))) == keys
+        assert used <= EXPIRY_OVERHEAD * count
+        assert table.charged == table.size + EXPIRY_OVERHEAD * count
 
 
 def test_a_truncation_version_takes_what_is_below_it_and_its_charge() -> None:

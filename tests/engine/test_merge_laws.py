@@ -19,8 +19,9 @@ from fixtures.support import wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merklekv.engine.engine import Engine, MergeResult
+from merklekv.engine.engine import Engine
 from merklekv.engine.format import MAX_KEY_SIZE, OP_PREPEND, OP_SET, OP_TRUNCATE
+from merklekv.engine.merger import MergeResult
 from merklekv.engine.record import make_record, timestamp_of, version_of
 from merklekv.engine.time_gate import MAX_TRUNCATION_AHEAD_S
 from merklekv.errors import InvalidArgument
@@ -209,7 +210,7 @@ def test_what_cannot_be_is_refused_with_a_reason(make_engine: Callable[..., Engi
     assert refused(b"k", b"") == "digest"
     assert refused(b"k", sound[:-1]) == "digest"
     assert refused(b"k", sound, OP_TRUNCATE) == refused(b"k", sound, 0) == refused(b"k", sound, OP_SET | 0x80) == "op"
-    assert refused(b"k", make_record(b"k", engines.version(NOON), b"v", expiry=1)) == "flags"
+    assert refused(b"k", make_record(b"k", engines.version(NOON), b"v", expiry=0)) == "expiry"
     assert refused(b"k", with_flags(b"k", sound, 8)) == "flags"
     assert refused(b"k", make_record(b"k", engines.version(NOON), b"v", tombstone=True)) == "flags"
     assert refused(b"k", engines.record(b"k", b"v", NOON + DRIFT_NS + 1)) == "clock"

@@ -13,10 +13,12 @@ from fixtures import engines
 from fixtures.engines import NOON
 from fixtures.records import BODY_BYTE, DIGEST_BYTE, FLAGS_BYTE
 
-from merklekv.engine.base import Base
+from merklekv.engine.base.environment import DATABASES, open_database
+from merklekv.engine.base.reader import Base
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import BUCKETS, bucket_of
 from merklekv.engine.record import TOMBSTONE, VERSION_SIZE, digest_of
+from merklekv.engine.verify import scrub
 from merklekv.engine.verify.check import check_directory, check_engine
 from merklekv.engine.verify.scrub import Damage, Scrub, fits
 
@@ -38,12 +40,8 @@ def engine() -> Iterator[Engine]:
 @contextmanager
 def base_of(path: Path) -> Iterator[Callable[[bytes], Any]]:
     """A write transaction of a closed base; call it with a name for a database."""
-    with lmdb.open(str(path / "base"), max_dbs=5) as env:
-        lists = (b"index", b"tombstones")
-        handles = {
-            name: env.open_db(name, create=False, dupsort=name in lists)
-            for name in (b"records", b"index", b"tombstones", b"leaves", b"meta")
-        }
+    with lmdb.open(str(path / "base"), max_dbs=len(DATABASES)) as env:
+        handles = {name: open_database(env, name) for name in DATABASES}
         with env.begin(write=True) as txn:
             yield lambda name: txn.cursor(db=handles[name])
 
@@ -347,7 +345,7 @@ def alterations() -> dict[str, tuple[str, str, Callable[[Any], None]]]:
         cursor.set_key_dup(listed, KEY)
         cursor.delete()
 
-    def unlist_tombstone(cursor: Any) -> None:
+    def unlist_first(cursor: Any) -> None:
         cursor.first()
         cursor.delete()
 
@@ -359,8 +357,10 @@ def alterations() -> dict[str, tuple[str, str, Callable[[Any], None]]]:
         "unlisted": ("index", "is not listed in the index", unlist),
         "listed without a record": ("index", "has no record", lambda cursor: cursor.put(b"\0\1", b"none")),
         "listed in another bucket": ("index", "", lambda cursor: cursor.put(b"\0\1", KEY)),
-        "tombstone unlisted": ("tombstones", "is not in the list of tombstones", unlist_tombstone),
+        "tombstone unlisted": ("tombstones", "is not in the list of tombstones", unlist_first),
         "tombstone listed": ("tombstones", "that is not there", lambda cursor: cursor.put(bytes(23) + b"\1", KEY)),
+        "expiry unlisted": ("expiries", "is not in the list of expiries", unlist_first),
+        "expiry listed": ("expiries", "which no record has", lambda cursor: cursor.put(bytes(5), b"\0\0\1" + bytes(6))),
     }
 
 
@@ -378,6 +378,14 @@ def test_what_is_derived_is_derived_anew(engine: Engine, name: str) -> None:
     assert engines.everything(engine) == peer
     assert engine.root() == root
     assert (engine.live_count, engine.tombstone_count) == counts
+
+
+def test_expiries_are_looked_at_in_slices_as_short_as_can_be(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scrub, "PLACES_S", -1.0)  # one in each
+    last = b"\x7f" + bytes(4)
+    engine = reopened(engine, lambda open_database: open_database(b"expiries").put(last, bytes(9)))
+    assert any("which no record has" in damage.problem for damage in heal(engine, {}))
+    is_sound(engine)
 
 
 def test_wrong_memory_over_a_sound_base(engine: Engine) -> None:

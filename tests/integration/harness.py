@@ -21,7 +21,7 @@ from types import TracebackType
 import psutil
 from fixtures.node import LineClient, NodeProcess
 
-DEFAULT_TIMEOUT_S = 10.0
+DEFAULT_TIMEOUT_S = 60.0
 SAMPLE_S = 0.05
 MIB = 1 << 20
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

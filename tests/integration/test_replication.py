@@ -54,6 +54,7 @@ class TestOperations:
         assert a.ask("INCR k").startswith("ERROR")
         a.set("done", "1")
         b.wait_for("done", "1")
+        b.wait_figure("received_events", 2)  # it is counted after it can be read
         assert b.figure("received_events") == 2
 
 
@@ -73,7 +74,7 @@ class TestDirections:
                 node.set_many({f"shared-{number}": f"{node.node_id}-{turn}" for number in range(10)})
                 node.set(f"own-{node.node_id}-{turn}", "x")
         for node in nodes:
-            wait_until(lambda node=node: node.key_count() == 70, seconds=30)
+            wait_until(lambda node=node: node.key_count() == 70)
         harness.wait_converged()
         assert len({tuple(node.get(f"shared-{number}") for number in range(10)) for node in nodes}) == 1
 
@@ -83,6 +84,8 @@ class TestDirections:
         wait_until(lambda: b.key_count() == 100)
         b.set("own", "1")
         a.wait_for("own", "1")
+        b.wait_figure("published_events")
+        a.wait_figure("received_events")
         assert b.figure("published_events") == 1
         assert a.figure("received_events") == 1
 
@@ -91,7 +94,7 @@ class TestDirections:
         b.stop()
         a.set_many({f"k{number}": "v" for number in range(2000)})
         b.start()
-        wait_until(lambda: b.key_count() == 2000, seconds=30)
+        wait_until(lambda: b.key_count() == 2000)
         harness.wait_converged()
 
     def test_an_event_of_another_implementation_is_taken(

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 from fixtures.cluster import NodeHandle, ReplicationTestHarness
-from fixtures.support import wait_until
+from fixtures.support import WAIT_S, wait_until
 from harness import BenchmarkResult, PerformanceMonitor
 from suite_reference import ReferenceCarrier, shares
 
@@ -40,7 +40,7 @@ def replicate(writer: NodeHandle, reader: NodeHandle, pairs: dict[str, str]) -> 
     writer.set_many(pairs)
     key, value = list(pairs.items())[-1]
     while reader.get(key) != value:
-        assert time.perf_counter() - began < 30, f"{key} has not come to {reader.node_id}"
+        assert time.perf_counter() - began < WAIT_S, f"{key} has not come to {reader.node_id}"
     return time.perf_counter() - began
 
 
@@ -81,7 +81,7 @@ def test_a_spike_is_carried_and_the_calm_after_it_is_as_before(harness: Replicat
     a, b = harness.create_nodes(2)
     calm = [replicate(a, b, {"probe": f"before-{number}"}) for number in range(20)]
     a.set_many({f"k{number}": VALUE for number in range(SPIKE)})
-    wait_until(lambda: b.key_count() == SPIKE + 1, seconds=60)
+    wait_until(lambda: b.key_count() == SPIKE + 1)
     harness.wait_converged()
     after = [replicate(a, b, {"probe": f"after-{number}"}) for number in range(20)]
     wait_until(lambda: a.figure("outbox_events") == 0)
@@ -97,5 +97,5 @@ def test_a_spike_on_every_node_at_once(harness: ReplicationTestHarness) -> None:
         for _ in range(5000):
             assert node.client.line() == "OK"
     for node in nodes:
-        wait_until(lambda node=node: node.key_count() == 15_000, seconds=60)
+        wait_until(lambda node=node: node.key_count() == 15_000)
     harness.wait_converged()

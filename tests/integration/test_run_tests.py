@@ -70,7 +70,9 @@ def workers(*arguments: str) -> str:
     return words[words.index("-n") + 1]
 
 
-def run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, *arguments: str, limit_s: int = 60) -> int:
+def run_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, *arguments: str, limit_s: int = LOADED_S
+) -> int:
     """Run one test module in place of those of the modes basic and benchmark, with its outputs beside it."""
     (tmp_path / "test_written.py").write_text(text.replace("# MARK", f"# {tmp_path}"))
     for mode in ("basic", "benchmark"):
@@ -127,9 +129,9 @@ class TestOptions:
 
     def test_missing_packages_are_named_with_what_to_do(self, tmp_path: Path) -> None:
         """A Python that has nothing but its own library."""
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "v"], check=True, timeout=60)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "v"], check=True, timeout=LOADED_S)
         command = [str(tmp_path / "v/bin/python"), "run_tests.py", "--mode", "quick", "--report"]
-        done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=LOADED_S, check=False)
         assert (done.returncode, done.stdout) == (run_tests.EXIT_USAGE, "")
         said = r"not installed for \S+: merklekv, coverage, hypothesis, [^\n]*; pip install -r [^\n]*\n"
         assert re.fullmatch(said, done.stderr)
@@ -155,7 +157,7 @@ class TestRuns:
         assert output.splitlines()[-1].startswith("mode benchmark: failed, status 1; ")
         page = (tmp_path / "report.html").read_text()
         for part in (
-            "mode benchmark, at most 60 s",
+            f"mode benchmark, at most {LOADED_S} s",
             "<h3>failed, status 1</h3>",
             "::test_good",
             "a &amp;lt;node&amp;gt;",
@@ -200,7 +202,7 @@ class TestRuns:
         self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
         script = FORGETFUL.replace("# MARK", f"# {tmp_path}") + "\ntest_it()"
-        assert run_within(60, [sys.executable, "-c", script], {}) == 1
+        assert run_within(LOADED_S, [sys.executable, "-c", script], {}) == 1
         assert re.search(f"still running afterwards, and ended: .*# {tmp_path}", capfd.readouterr().err)
         assert not running(tmp_path)
 

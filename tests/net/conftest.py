@@ -14,6 +14,20 @@ from fixtures.support import free_port, wait_until
 from fixtures.wire import Wire
 
 from merklekv.engine.engine import Engine
+from merklekv.net.limits import Limits
+from merklekv.net.session import Context, Session
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that has closed its side waits as long as the test needs to send the rest and read the last reply."""
+    monkeypatch.setattr("merklekv.net.connection.LINGER_S", 3600.0)
+
+
+@pytest.fixture
+def one_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a pipeline runs in one tick, and shares its commit, also where the machine stands still in its midst."""
+    monkeypatch.setattr("merklekv.net.limits.PIPELINE_S", 3600.0)
 
 
 @pytest.fixture
@@ -26,6 +40,14 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
     with_data = Engine(tmp_path / "data", durability="never")
     yield with_data
     with_data.close()
+
+
+@pytest.fixture
+def session(engine: Engine, services: FakeServices) -> Session:
+    """A client without a connection, for handlers that a test calls itself."""
+    one = Session(Context(engine, services, Limits()), 1, "127.0.0.1:1", "127.0.0.1:2", -1)
+    one.speak(2)
+    return one
 
 
 @pytest.fixture
@@ -94,6 +116,7 @@ def redis_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[st
     port = free_port()
     directory = tmp_path_factory.mktemp("redis")
     options = {"port": port, "bind": "127.0.0.1", "dir": directory, "save": "", "appendonly": "no", "databases": 1}
+    options["rdbcompression"] = "no"  # a node does not compress what it dumps, either
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     process = subprocess.Popen([program, *words], stdout=subprocess.DEVNULL)
     try:

@@ -17,6 +17,7 @@ from fixtures.wire import Wire
 from merklekv.engine.engine import Engine
 from merklekv.engine.log.segment import Segment, segment_path
 from merklekv.errors import Corruption
+from merklekv.net import limits
 from merklekv.net.connection import CLOSED, Connection
 from merklekv.net.executor import BATCH_REQUESTS, Executor
 from merklekv.net.protocol.text import Request
@@ -37,10 +38,16 @@ def test_a_pipeline_is_answered_as_its_requests_one_by_one(start: Callable[..., 
         lambda key: (b"GET", key),
         lambda key: (b"set", key, b"1"),
         lambda key: (b"SET", key, b"2", b"NX"),
+        lambda key: (b"SET", key, b"3", b"EX", b"%d" % draw.choice((0, 100, 10**9))),
+        lambda key: (b"SET", key, b"4", draw.choice((b"px", b"PXAT", b"EXAT", b"IFEQ", b"Ex")), b"33177117420123"),
+        lambda key: (b"SETEX", key, draw.choice((b"100", b"-1", b"010", b"9" * 12, b"9" * 18)), b"5"),
+        lambda key: (draw.choice((b"INCR", b"DECR")), key),
+        lambda key: (b"SET", key, draw.choice((b"9223372036854775806", b"-9223372036854775808", b"01", b"x"))),
+        lambda key: (b"TTL", key),
         lambda key: (b"GET", key, b"too many"),
-        lambda key: (b"DEL", key),
+        lambda key: (draw.choice((b"DEL", b"UNLINK")), key),
     ]
-    for _ in range(60):
+    for _ in range(80):
         make = draw.choice(choices)
         head = [make(draw.choice(keys)) for _ in range(draw.randrange(1, 6))]
         requests = head + [draw.choice(choices)(draw.choice(keys)) for _ in range(draw.randrange(6))]
@@ -101,14 +108,36 @@ def test_a_long_command_goes_on_while_its_client_does_not_read(server: StartedSe
     with near, far:
         connection = Connection(server.context, 1, near, "here", "there")
         connection.task = last_slice()
-        connection.unsent = bytes(server.context.limits.output_soft_bytes + 1)
+        connection.unsent_bytes = server.context.limits.output_soft_bytes + 1
         Executor(server.context).run(connection, [[b"SCAN", b"0"], [b"PING"]])
         assert connection.replies == [b"+done\r\n"]
         assert connection.backlog == [[b"PING"]]
 
 
-def test_a_batch_that_takes_nothing_looks_at_few_requests(server: StartedServer) -> None:
+def test_a_pipeline_that_takes_long_goes_on_in_later_ticks(
+    server: StartedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large values or many subscribers make a request take milliseconds, and thousands arrive at once."""
+    asked: list[Request] = [[b"ECHO", b"%d" % number] for number in range(20)]
+    left, done = asked, 0
+    near, far = socket.socketpair()
+    with near, far:
+        connection = Connection(server.context, 1, near, "here", "there")
+        connection.feed(encoded(b"PING"))
+        for most in (0.0, 0.0, 3600.0):
+            monkeypatch.setattr(limits, "PIPELINE_S", most)
+            Executor(server.context).run(connection, left)
+            left = connection.resume()
+            done += 1 if not most else len(asked) - done
+            assert len(connection.replies) == done
+        assert [reply.split(b"\r\n")[1] for reply in connection.replies] == [text for _, text in asked]
+
+
+def test_a_batch_that_takes_nothing_looks_at_few_requests(
+    server: StartedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a pipeline and of many clients: each request behind it tries again."""
+    monkeypatch.setattr(limits, "PIPELINE_S", 3600.0)
     sizes: list[int] = []
 
     def stalled(sessions: Sequence[Session], requests: Sequence[Request], room: int) -> list[bytes]:
@@ -116,7 +145,7 @@ def test_a_batch_that_takes_nothing_looks_at_few_requests(server: StartedServer)
         return []
 
     entry = server.context.commands.resp.all[b"SET"]
-    entry.batch = stalled
+    entry.batches[3] = stalled
     near, far = socket.socketpair()
     with near, far:
         connection = Connection(server.context, 1, near, "here", "there")
@@ -196,14 +225,14 @@ def test_a_pipeline_of_deletes_of_several_keys_shares_its_commits(resp: Wire, en
 def test_damage_is_reported_for_the_request_that_meets_it(
     resp: Wire, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    get = engine.get
+    older = engine.table.older
 
     def damaged(key: bytes) -> bytes | None:
         if key == b"damaged":
             raise Corruption("damaged at byte 7")
-        return get(key)
+        return older(key)
 
-    monkeypatch.setattr(engine, "get", damaged)
+    monkeypatch.setattr(engine.table, "older", damaged)
     engine.set(b"a", b"1")
     engine.commit()
     resp.send(encoded(b"GET", b"a") + encoded(b"GET", b"damaged") + encoded(b"GET", b"a"))

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import redis
-from fixtures.servers import StartedServer
+from fixtures.servers import Start, StartedServer
 from fixtures.wire import encode
 
-RUN_S = 60
+RUN_S = 120
 
 
 @pytest.fixture(params=[2, 3])
@@ -112,6 +112,27 @@ def test_redis_cli_reports(server: StartedServer) -> None:
     assert "redis_version:7." in run(server, "redis-cli", "info", "server")
 
 
+def test_redis_cli_sizes_and_passwords(server: StartedServer) -> None:
+    run(server, "redis-cli", "set", "k", "x" * 100)
+    assert "Biggest string found '\"k\"' has 1" in run(server, "redis-cli", "--memkeys")
+    password = ("--user", "default", "--pass", "any", "--no-auth-warning")
+    assert run(server, "redis-cli", *password, "get", "k") == "x" * 100 + "\n"
+    assert run(server, "redis-cli", "--json", "-3", "command", "docs", "get").startswith('{"get":{"summary":')
+    assert "set" in run(server, "redis-cli", given=b"help set\n").lower()
+
+
+def test_redis_cli_monitor(server: StartedServer) -> None:
+    host, port = server.address
+    command = ["redis-cli", "-h", host, "-p", str(port), "monitor"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"OK\n"
+        run(server, "redis-cli", "set", "k", "a b")
+        lines = iter(process.stdout.readline, b"")
+        assert next(line for line in lines if b'"set"' in line).endswith(b'"set" "k" "a b"\n')
+        process.terminate()
+
+
 def test_redis_cli_watches_the_server(server: StartedServer) -> None:
     """`--stat` never ends by itself."""
     run(server, "redis-cli", "mset", "a", "1", "b", "2")
@@ -125,10 +146,19 @@ def test_redis_cli_watches_the_server(server: StartedServer) -> None:
     assert lines[3][0] == b"2"
 
 
-def test_redis_benchmark(server: StartedServer) -> None:
+def test_redis_benchmark(start: Start) -> None:
     """The tests that the page names."""
     page = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
-    named = re.findall(r"`redis-benchmark -t (\S+)`", page)
-    report = run(server, "redis-benchmark", "-q", "-n", "2000", "-r", "100", "-d", "100", "-P", "4", "-t", *named)
-    assert report.count("requests per second") == len(named[0].split(",")) == 5
-    assert "WARNING" not in report
+    resp_alone, lines_too = re.findall(r"`redis-benchmark -t (\S+)`", page)
+    for named, server in (resp_alone, start()), (lines_too, start(text_protocol=False)):
+        report = run(server, "redis-benchmark", "-q", "-n", "2000", "-r", "100", "-d", "100", "-P", "4", "-t", named)
+        assert report.count("requests per second") == len(named.split(",")) + ("ping," in named)
+        assert "WARNING" not in report
+
+
+def test_redis_benchmark_without_options_runs_up_to_the_first_other_data_type(start: Start) -> None:
+    host, port = start(text_protocol=False).address
+    command = ["redis-benchmark", "-h", host, "-p", str(port), "-q", "-n", "1000"]
+    done = subprocess.run(command, capture_output=True, timeout=RUN_S, check=False)
+    assert done.stdout.count(b"requests per second") == 5
+    assert b"unknown command 'LPUSH'" in done.stderr

@@ -14,7 +14,7 @@ import redis
 from fixtures.node import NodeFactory
 from fixtures.servers import Start, StartedServer
 from fixtures.support import wait_until
-from fixtures.wire import Wire, encode, readable
+from fixtures.wire import Wire, connection_of, encode, readable
 
 from merklekv.engine.engine import Engine
 from merklekv.errors import InvalidArgument
@@ -72,7 +72,7 @@ def test_a_refused_client_that_stays_is_closed_before_long(
     start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "SWEEP_S", 0.05)
-    monkeypatch.setattr("merklekv.net.server.LINGER_S", 0.05)
+    monkeypatch.setattr("merklekv.net.connection.LINGER_S", 0.05)
     server = start(limits=Limits(connections=0))
     assert connect(server).rest() == TOO_MANY
     wait_until(lambda: not any(worker.connections for worker in server.workers))
@@ -211,7 +211,7 @@ def test_a_slow_reader_is_not_run_ahead_of(start: Start, connect: Connect) -> No
 
 
 def largest_output(server: StartedServer) -> int:
-    return max(len(one.unsent) for worker in server.workers for one in list(worker.connections.values()))
+    return max(one.unsent_bytes for worker in server.workers for one in list(worker.connections.values()))
 
 
 def test_too_much_unread_output_closes_the_connection(engine: Engine, start: Start, connect: Connect) -> None:
@@ -239,12 +239,18 @@ def test_an_output_limit_below_the_largest_value_is_refused(engine: Engine) -> N
 
 def test_idle_time(start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "SWEEP_S", 0.02)
-    server = start(limits=Limits(idle_timeout_s=2))
+    server = start(limits=Limits(idle_timeout_s=3600))
     idle, half, busy = (connect(server) for _ in range(3))
     assert idle.ask("PING") == "PONG"
     half.send(b"*1\r\n$4\r\nPI")
-    assert wait_until(lambda: busy.ask("PING") == "PONG" and traffic(server)["idle_closed"] == 2)
+    wait_until(lambda: connection_of(server, half).held_bytes == 2, what="half a request")
+    for wires in ((idle, half, busy), (idle, half), (busy,)):
+        assert busy.ask("PING") == "PONG"
+        for wire in wires:
+            connection_of(server, wire).last_active -= 2000  # seconds pass
+    wait_until(lambda: traffic(server)["idle_closed"] == 2)
     assert idle.rest() == half.rest() == b""
+    assert busy.ask("PING") == "PONG"
 
 
 def test_half_a_request_costs_what_it_has_sent(start: Start, connect: Connect) -> None:

@@ -8,13 +8,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fixtures.engines import LATER_MS
 from fixtures.servers import Start, StartedServer
 from fixtures.support import wait_until
 from fixtures.wire import Wire
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import BUCKETS, MAX_KEY_SIZE, bucket_of
-from merklekv.engine.record import HEAD_SIZE, TOMBSTONE, ZERO_VERSION, body_of, flags_of, head_of, make_record
+from merklekv.engine.record import (
+    HEAD_SIZE,
+    TOMBSTONE,
+    ZERO_VERSION,
+    flags_of,
+    head_of,
+    is_lead,
+    lead_of,
+    make_record,
+    value_of,
+)
 from merklekv.engine.time_gate import MAX_TRUNCATION_AHEAD_S
 from merklekv.net.client import Client, NodeError, Reply, Unreachable
 from merklekv.net.commands.records import MERGE_SLICE_RECORDS, PAGE_BYTES, PAGE_RECORDS_MAX, fetch
@@ -39,7 +50,7 @@ def page(client: Client, after: bytes, *options: bytes, count: int = 10) -> tupl
     following, parts = reply
     assert following is None or isinstance(following, bytes)
     assert isinstance(parts, list)
-    assert all(len(head) == HEAD_SIZE for head in parts[1::3])  # type: ignore[arg-type]
+    assert all(is_lead(head) for head in parts[1::3])  # type: ignore[arg-type]
     pairs = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
     return following, [(key, head + value) for key, head, value in pairs]  # type: ignore[operator, misc]
 
@@ -56,7 +67,7 @@ def everything(client: Client, *options: bytes, count: int = 10) -> list[Pair]:
 
 
 def parts_of(*pairs: Pair) -> list[bytes]:
-    return [part for key, record in pairs for part in (key, head_of(record), body_of(record))]
+    return [part for key, record in pairs for part in (key, lead_of(record), value_of(record))]
 
 
 def pair(key: bytes, value: bytes = b"v", version: bytes = OLD, tombstone: bool = False) -> Pair:
@@ -156,8 +167,14 @@ def test_records_over_resp3(server: StartedServer, engine: Engine) -> None:
         ([b"TRUNCATION", b"x"], "wrong number of arguments for 'truncation'"),
         ([b"MERGE", b"n"], "wrong number of arguments for 'merge'"),
         ([b"MERGE", b"n", b"k", bytes(41), b"v", b"k"], "wrong number of arguments for 'merge'"),
-        ([b"MERGE", b"n", b"k", bytes(40), b"v"], "a head has 41 bytes (version, flags, digest), not 40"),
-        ([b"MERGE", b"n", b"k", bytes(42), b"v"], "a head has 41 bytes (version, flags, digest), not 42"),
+        (
+            [b"MERGE", b"n", b"k", bytes(40), b"v"],
+            "(version, flags, digest), or 49 with an expiry, not 40",
+        ),
+        (
+            [b"MERGE", b"n", b"k", bytes(42), b"v"],
+            "(version, flags, digest), or 49 with an expiry, not 42",
+        ),
         ([b"MERGE", b"", b"k", bytes(41), b"v"], "origin b'' is no node id, which has 1 to 128 bytes"),
         ([b"MERGE", b"a/b", b"k", bytes(41), b"v"], "origin b'a/b' is no node id"),
         ([b"MERGETRUNCATION", b"\xff", bytes(24)], r"origin b'\xff' is no node id"),
@@ -176,7 +193,7 @@ def test_wrong_requests_change_nothing(request_: list[bytes], words: str, engine
 
 def test_one_bad_head_among_good_ones_changes_nothing(engine: Engine, client: Client) -> None:
     good = parts_of(*(pair(b"%d" % number) for number in range(3)))
-    with pytest.raises(NodeError, match=r"a head has 41 bytes \(version, flags, digest\), not 1$"):
+    with pytest.raises(NodeError, match=r"a head has 41 bytes .*, not 1$"):
         client.call(b"MERGE", b"n", *good, b"k", b"x", b"v")
     assert engine.live_count == 0
 
@@ -232,9 +249,15 @@ def test_bad_records_are_refused_one_by_one(engine: Engine, client: Client) -> N
 
 
 def test_the_largest_value_travels_both_ways(engine: Engine, client: Client) -> None:
-    large = pair(b"large", b"v" * engine.max_value_size)
-    assert client.call(b"MERGE", b"n", *parts_of(large)) == [1, 0, []]
-    assert everything(client) == [large]
+    """Also with an expiry, which is no part of the value."""
+    large = [
+        (key, make_record(key, OLD, b"v" * engine.max_value_size, expiry=expiry))
+        for key, expiry in ((b"expires", LATER_MS), (b"stays", None))
+    ]
+    for one in large:
+        assert client.call(b"MERGE", b"n", *parts_of(one)) == [1, 0, []]
+    assert everything(client) == large
+    assert engine.expiry(b"expires") == LATER_MS
 
 
 @pytest.mark.parametrize("count", [MERGE_SLICE_RECORDS, MERGE_SLICE_RECORDS + 1, 5000])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fixtures.anti_entropy import LONG_S, Gone, Line, Net, Node
-from fixtures.support import run_out_of_room, wait_until
+from fixtures.support import WAIT_S, run_out_of_room, wait_until
 
 from merklekv.errors import DiskFull, InvalidArgument, MerkleKVError, StorageFailed
 from merklekv.metrics import LABELS_MAX
@@ -54,7 +54,7 @@ def test_configured_peers_exchange_at_the_start(make: Make, net: Net) -> None:
     a.engine.set(b"k", b"from a")
     b.engine.set(b"other", b"from b")
     a.start()
-    wait_until(lambda: a.figure("exchange_completed"))
+    wait_until(lambda: a.figure("exchange_peers_in_sync"))
     assert alike(a, b)
     figures = a.figures()
     assert figures["exchange_peers"] == 1, "no peer is at its own address"
@@ -93,14 +93,14 @@ def test_a_shortage_before_a_sync_is_no_refusal(make: Make) -> None:
     go, reports = threading.Event(), []
 
     def sync() -> None:
-        assert go.wait(20)
+        assert go.wait(WAIT_S)
         reports.append(a.sync(b))
 
     thread = threading.Thread(target=sync)
     thread.start()
     run_out_of_room(a.engine)
     go.set()
-    thread.join(20)
+    thread.join(WAIT_S)
     assert len(reports) == 1
     assert a.engine.get(b"k") == b"v"
 
@@ -110,7 +110,7 @@ def test_a_node_whose_status_arrives_becomes_a_member_and_a_peer(make: Make) -> 
     b.engine.set(b"k", b"v")
     a.anti_entropy.on_status(b.status(OFFLINE))
     wait_until(lambda: a.figure("members") == 2)
-    assert len(load_members(a.engine, "a")) == 2, "it is kept"
+    wait_until(lambda: len(load_members(a.engine, "a")) == 2, what="it to be kept")
     assert a.figure("exchange_peers") == 0, "it is not there"
     a.anti_entropy.on_status(b.status())
     wait_until(lambda: a.figure("exchange_completed"))
@@ -169,7 +169,7 @@ def test_a_peer_that_is_away_is_found_again(make: Make, net: Net, caplog: pytest
     a, b = make("a", addresses=["b:1"]), make("b")
     net.unreachable.add("b:1")
     a.start()
-    wait_until(lambda: a.figure("exchange_failures") == 2)
+    wait_until(lambda: a.figure("exchange_failures") >= 2)
     assert a.figures()['peer_error{peer="b:1"}'] == "b:1: cannot connect"
     assert caplog.text.count("exchange with b:1 failed: b:1: cannot connect") == 1, "told once"
     net.unreachable.clear()
@@ -184,7 +184,7 @@ def test_two_that_begin_at_once_do_it_once(make: Make, net: Net) -> None:
     assert a.sync(b).node == "b"
     a.anti_entropy.on_status(b.status())
     b.anti_entropy.on_status(a.status())
-    both = threading.Barrier(2, timeout=10)
+    both = threading.Barrier(2, timeout=WAIT_S)
     steps: list[str] = []
 
     def meet(asking: Node, address: str) -> None:
@@ -209,20 +209,20 @@ def test_sync_waits_for_a_busy_peer(make: Make, net: Net) -> None:
     def block(asking: Node, address: str) -> None:
         if asking is a and not reached.is_set():
             reached.set()
-            go_on.wait(10)
+            go_on.wait(WAIT_S)
 
     net.before = block
     running = threading.Thread(target=lambda: a.sync(b))
     running.start()
-    assert reached.wait(10)
+    assert reached.wait(WAIT_S)
     a.anti_entropy._running["b:1"] = "b"
     waiting = threading.Thread(target=lambda: b.sync(a))
     waiting.start()
     wait_until(lambda: ("b", "a:1") in net.connects)
     assert waiting.is_alive()
     go_on.set()
-    running.join(10)
-    waiting.join(10)
+    running.join(WAIT_S)
+    waiting.join(WAIT_S)
     assert not waiting.is_alive()
 
 
@@ -240,7 +240,7 @@ def test_an_exchange_with_a_peer_that_this_node_serves_waits_for_its_end(
     def block(asking: Node, address: str) -> None:
         steps.append(asking.name)
         if asking is b and steps.count("b") == 2:
-            go_on.wait(10)
+            go_on.wait(WAIT_S)
 
     net.before = block
     running = threading.Thread(target=lambda: b.sync(a))
@@ -252,7 +252,7 @@ def test_an_exchange_with_a_peer_that_this_node_serves_waits_for_its_end(
     wait_until(lambda: a.anti_entropy._peers.at("b:1").schedule.ended > 0, what="it to be put off")
     assert "a" not in steps
     go_on.set()
-    running.join(10)
+    running.join(WAIT_S)
     wait_until(lambda: a.figure("exchange_peers_in_sync") == 1)
 
 
@@ -270,7 +270,7 @@ def test_an_exchange_waits_while_one_with_another_node_goes_on(
     def block(node: Node, address: str) -> None:
         steps.append(node.name)
         if node is asking and steps.count(asking.name) == 2:
-            go_on.wait(60)
+            go_on.wait(WAIT_S)
 
     net.before = block
     monkeypatch.setattr(responder, "SERVING_S", 60)  # however slow this machine is
@@ -281,6 +281,7 @@ def test_an_exchange_waits_while_one_with_another_node_goes_on(
     for one in (a, b):
         with pytest.raises(ExchangeRefused, match=f"node {one.name} exchanges with another node"):
             c.sync(one)
+    monkeypatch.setattr(schedule, "PUT_OFF_S", LONG_S)  # or it would begin at the same time as that of c below
     a.anti_entropy.on_status(c.status())
     a.start()
     wait_until(lambda: a.anti_entropy._peers.at("c:1").schedule.ended > 0, what="it to be put off")
@@ -290,7 +291,7 @@ def test_an_exchange_waits_while_one_with_another_node_goes_on(
         later.setattr(module, "EXCLUSIVE_S", 0)
         c.sync(a)
     go_on.set()
-    running.join(60)
+    running.join(WAIT_S)
     c.sync(b)
     wait_until(lambda: a.figure("exchange_peers_in_sync") == 1)
     assert alike(a, b, c)
@@ -299,7 +300,7 @@ def test_an_exchange_waits_while_one_with_another_node_goes_on(
 def test_two_syncs_with_one_address_take_turns(make: Make, net: Net) -> None:
     a, b = make("a"), make("b")
     go_on = threading.Event()
-    net.before = lambda asking, address: go_on.wait(10)
+    net.before = lambda asking, address: go_on.wait(WAIT_S)
     threads = [threading.Thread(target=lambda: a.sync(b)) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -307,7 +308,7 @@ def test_two_syncs_with_one_address_take_turns(make: Make, net: Net) -> None:
     assert len(net.connects) == 1
     go_on.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(WAIT_S)
     assert len(net.connects) == 3
 
 
@@ -330,9 +331,8 @@ def test_an_address_that_leads_back_to_this_node_is_logged(
     wait_until(lambda: a.figure("exchange_peers") == 0, what="the configured one to be known as its own")
     assert a.figure("exchange_failures") == 0
     a.anti_entropy.on_status(Status("b", ONLINE, "me:1", store_id=b.members.identity.store_id.hex()))
-    wait_until(lambda: a.figure("exchange_failures"))
+    wait_until(lambda: "set replication.advertise_address there" in caplog.text)
     assert "node b announces it" in a.figures()['peer_error{peer="b"}']
-    assert "set replication.advertise_address there" in caplog.text
 
 
 def test_tombstones_go_when_all_have_them(make: Make) -> None:
@@ -455,7 +455,7 @@ def test_a_stop_cuts_what_is_under_way(make: Make, net: Net) -> None:
         line = a.anti_entropy._transports[address]
         assert isinstance(line, Line)
         lines.append(line)
-        line.closed.wait(10)
+        line.closed.wait(WAIT_S)
 
     net.before = block
     a.start()
@@ -499,8 +499,7 @@ def test_a_full_disk_is_a_failure_and_a_failing_one_ends_the_node(make: Make, mo
 
     monkeypatch.setattr(a.engine, "flush", fail(DiskFull("no room")))
     a.start()
-    wait_until(lambda: a.figure("exchange_failures"))
-    assert a.figures()['peer_error{peer="b:1"}'] == "no room"
+    wait_until(lambda: a.figures().get('peer_error{peer="b:1"}') == "no room")
     monkeypatch.setattr(a.engine, "flush", fail(StorageFailed("broken")))
     a.anti_entropy.wake("", "test")
     wait_until(lambda: a.failures)

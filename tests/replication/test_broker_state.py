@@ -130,7 +130,7 @@ def test_a_session_with_foreign_subscriptions_is_cleaned(harness: ReplicationTes
     assert wire.publish(f"{other}/outsider/events", cbor2.dumps(make_event("after")))
     receive_all(node, wire, harness.prefix)
     assert node.figure("received_foreign") == 51, "it has unsubscribed"
-    assert node.process.output().count("ignored a message") == 1
+    wait_until(lambda: node.process.output().count("ignored a message") == 1)
     node.stop()
     node.start()
     node.wait_connected()
@@ -165,7 +165,7 @@ def test_two_processes_with_one_client_id_say_so_and_take_turns(
     for node in nodes:
         wait_until(lambda node=node: name in node.ask("REPLICATE status"), what=name)
         wait_until(lambda node=node: name in node.figures()["replication_detail"], what=name)  # they take turns
-        assert name in node.process.output()
+        wait_until(lambda node=node: name in node.process.output())
     reader = harness_at(broker).create_node("reader")
     # The waits double, so this takes until attempts are rare; there were hundreds by then without them.
     wait_until(lambda: connects(nodes) >= 10, seconds=60)
@@ -300,6 +300,7 @@ def test_a_status_that_was_replaced_or_deleted_is_said_again(
     b = harness.create_node("b")
     b.wait_figure("replication_nodes", 2)
     topic = f"{harness.prefix}/{a.node_id}/status"
+    wait_until(lambda: wire.received(topic), what="its status")
     said = json.loads(wire.received(topic)[-1])
     payloads = {  # two each: a correction waits twice as long as the one before it
         "5": (json.dumps(said | {"state": "offline"}).encode(), b""),

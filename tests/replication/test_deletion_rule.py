@@ -18,6 +18,7 @@ import pytest
 from fixtures.exchanges import cluster, exchange, meet_all
 
 from merklekv.engine.record import TOMBSTONE
+from merklekv.replication.cluster.exceptions import by_key
 from merklekv.replication.cluster.lost_writes import LostWriteInterval
 from merklekv.replication.cluster.members import Identity, MemberRow, MemberTable, SelfReport
 from merklekv.replication.cluster.refused import RefusedRecord
@@ -106,9 +107,9 @@ def test_row_2_what_its_writer_may_have_lost_is_new() -> None:
 
 def test_row_3_what_was_refused_is_new() -> None:
     restored, refused = hello(ROME, rows=RESTORED), RefusedRecord(b"k", record(200)[:24], "value size", 101, "oslo")
-    paris = hello(PARIS, refused={b"k": refused})
+    paris = hello(PARIS, refused=by_key([refused]))
     assert [time for time in (100, 200, 201) if not is_stale(record(time), restored, paris)] == [100, 200]
-    assert is_stale(record(100), restored, hello(PARIS, refused={b"other": refused}))
+    assert is_stale(record(100), restored, hello(PARIS, refused=by_key([refused._replace(key=b"other")])))
 
 
 def test_row_4_what_is_later_than_applied_through_is_new() -> None:
@@ -116,6 +117,16 @@ def test_row_4_what_is_later_than_applied_through_is_new() -> None:
     assert is_stale(record(300), restored)
     assert not is_stale(record(301), restored)
     assert not is_stale(record(120, LIMA), hello(LIMA, rows={}, stable_through={})), "nothing of it was applied"
+
+
+def test_row_4_what_only_the_holder_has_known_is_new() -> None:
+    """Also if it has removed the writer since."""
+    restored, time = hello(ROME, rows=RESTORED), 120
+    assert is_stale(record(time, LIMA), restored), "as if rome had written it"
+    for known in ({"rows": RESTORED | {LIMA: MemberRow(200)}}, {"rows": RESTORED, "removed": {LIMA: 200}}):
+        assert not is_stale(record(time, LIMA), hello(ROME, **known)), known
+        applied = hello(PARIS, removed={LIMA: 150})
+        assert [t for t in (150, 151) if is_stale(record(t, LIMA), hello(ROME, **known), applied)] == [150], known
 
 
 def test_row_4_what_a_joining_node_has_from_a_dump_is_new() -> None:

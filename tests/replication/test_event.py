@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merklekv.engine.format import ENTRY, MAX_KEY_SIZE, OP_DEL, OP_ORIGIN, OP_SET, OP_TRUNCATE, REMOTE
-from merklekv.engine.record import is_sound, make_record, value_of, version_of
+from merklekv.engine.format import DELETIONS, ENTRY, MAX_KEY_SIZE, OP_ORIGIN, OP_SET, OP_TRUNCATE, OPS, REMOTE
+from merklekv.engine.record import EXPIRY_MAX, expiry_of, is_sound, make_record, value_of, version_of
 from merklekv.node_id import NODE_ID_BYTES_MAX, is_node_id
 from merklekv.replication import plain_cbor
 from merklekv.replication.stream import event
@@ -46,14 +46,15 @@ keys = st.binary(min_size=1, max_size=40) | st.text(min_size=1, max_size=40).map
 
 @st.composite
 def changes(draw: st.DrawFn) -> event.Change:
-    op = draw(st.integers(OP_SET, OP_TRUNCATE))
+    op = draw(st.sampled_from(sorted(OPS)))
     version = draw(versions)
     if op == OP_TRUNCATE:
         return op, b"", version
     key = draw(keys)
-    if op == OP_DEL:
+    if op in DELETIONS:
         return op, key, make_record(key, version, b"", tombstone=True)
-    return op, key, make_record(key, version, draw(st.binary(max_size=300)))
+    expiry = draw(st.none() | st.integers(1, EXPIRY_MAX))
+    return op, key, make_record(key, version, draw(st.binary(max_size=300)), expiry=expiry)
 
 
 def entries_of(made: list[event.Change]) -> bytes:
@@ -102,7 +103,9 @@ def test_messages_are_what_the_protocol_says(made: list[event.Change]) -> None:
             assert (said["op"], said["val"]) == ("truncate", None)
             continue
         assert said["key"] == (key.decode() if event.is_utf8(key) else key)
-        assert said["val"] == (None if said["op"] == "del" else value_of(record))
+        assert said["val"] == (None if said["op"] in ("del", "rename_from") else value_of(record))
+        assert said.get("exp") == expiry_of(record)
+        assert "exp" not in said or said["exp"] is not None
 
 
 @given(st.binary(max_size=200))
@@ -117,7 +120,8 @@ def test_any_bytes_are_a_message_or_refused(payload: bytes) -> None:
         lambda inner: (
             st.lists(inner, max_size=4)
             | st.dictionaries(
-                st.sampled_from(["v", "op", "key", "val", "ts", "src", "op_id", "seq", "events", "x"]), inner
+                st.sampled_from(["v", "op", "key", "val", "ts", "src", "op_id", "seq", "events", "exp", "ttl", "x"]),
+                inner,
             )
         ),
         max_leaves=12,
@@ -128,13 +132,13 @@ def test_any_cbor_is_a_message_or_refused(item: object) -> None:
 
 
 def test_a_valid_payload_cut_anywhere_is_refused() -> None:
-    for payload in (cbor2.dumps(PLAIN), cbor2.dumps(BATCH)):
+    for payload in (cbor2.dumps(PLAIN | {"exp": 5}), cbor2.dumps(BATCH)):
         for length in range(len(payload)):
             assert reason_of(payload[:length]) is Reason.MALFORMED
 
 
 def test_a_valid_payload_with_any_bit_flipped_is_a_message_or_refused() -> None:
-    for payload in (cbor2.dumps(PLAIN), cbor2.dumps(BATCH)):
+    for payload in (cbor2.dumps(PLAIN | {"exp": 5}), cbor2.dumps(BATCH)):
         for at in range(len(payload)):
             for bit in range(8):
                 flipped = bytearray(payload)
@@ -157,9 +161,34 @@ def test_lists_of_integers_are_taken_for_bytes() -> None:
 
 
 def test_unknown_fields_and_reserved_ones_are_ignored() -> None:
-    more = PLAIN | {"prev": bytes(32), "ttl": 60, "color": ["red"], "nothing": None}
+    more = PLAIN | {"prev": bytes(32), "color": ["red"], "nothing": None}
     assert decode_message(cbor2.dumps(more)) == decode_message(cbor2.dumps(PLAIN))
-    assert decode_message(cbor2.dumps(PLAIN | {"prev": None, "ttl": None})).event_count == 1
+    assert decode_message(cbor2.dumps(PLAIN | {"prev": None, "ttl": None, "exp": None})).event_count == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "expiry"),
+    [
+        ({"exp": 1}, 1),
+        ({"exp": EXPIRY_MAX}, EXPIRY_MAX),
+        ({"ttl": 60}, 1_790_000_060_123),
+        ({"ttl": 0}, 1_790_000_000_123),
+        ({"ttl": 0, "ts": 999_999}, 1),
+        ({"ttl": EXPIRY_MAX // 1000, "ts": 0}, EXPIRY_MAX // 1000 * 1000),
+        ({"ttl": 60, "exp": 5}, 5),
+        ({"ttl": 1 << 63, "exp": 5}, 5),
+        ({"ttl": None, "exp": 5}, 5),
+        ({"ttl": 60, "exp": None}, 1_790_000_060_123),
+    ],
+)
+def test_a_key_expires_when_an_event_says_it(fields: dict[str, Any], expiry: int) -> None:
+    timestamp = {"ts": 1_790_000_000_123_999_999}
+    [(_, key, record)] = decode_message(cbor2.dumps(PLAIN | timestamp | fields)).changes
+    assert (expiry_of(record), value_of(record), is_sound(key, record)) == (expiry, b"value", True)
+    [(_, key, record)] = decode_message(
+        cbor2.dumps(BATCH | {"events": [BATCH["events"][0] | timestamp | fields]})
+    ).changes
+    assert (expiry_of(record), value_of(record), is_sound(key, record)) == (expiry, b"value", True)
 
 
 def test_a_batch_without_events_tells_the_sequence() -> None:
@@ -216,6 +245,17 @@ REFUSED: list[tuple[dict[str, Any], Reason]] = [
     ({"prev": "x"}, Reason.TYPE),
     ({"ttl": -1}, Reason.TYPE),
     ({"ttl": "soon"}, Reason.TYPE),
+    ({"ttl": True}, Reason.TYPE),
+    ({"ttl": "soon", "exp": 5}, Reason.TYPE),
+    ({"ttl": EXPIRY_MAX // 1000 + 1}, Reason.RANGE),
+    ({"exp": 0}, Reason.RANGE),
+    ({"exp": -1}, Reason.RANGE),
+    ({"exp": EXPIRY_MAX + 1}, Reason.RANGE),
+    ({"exp": 5.0}, Reason.TYPE),
+    ({"exp": True}, Reason.TYPE),
+    ({"exp": "5"}, Reason.TYPE),
+    ({"op": "del", "val": None, "exp": 5}, Reason.FIELD),
+    ({"op": "rename_from", "val": None, "exp": 5}, Reason.FIELD),
     ({"events": {}}, Reason.TYPE),
     ({"events": None}, Reason.TYPE),
 ]
@@ -252,6 +292,7 @@ def test_a_truncate_with_a_value_is_refused() -> None:
     truncation = {"v": 1, "src": "a", "op": "truncate", "ts": 5, "op_id": bytes(16)}
     assert decode_message(cbor2.dumps(truncation)).truncations == [(5).to_bytes(8, "big") + bytes(16)]
     assert reason_of(truncation | {"val": b""}) is Reason.TYPE
+    assert reason_of(truncation | {"exp": 5}) is Reason.FIELD
 
 
 @pytest.mark.parametrize("item", [1, None, [], "text", b"", [PLAIN], 1.5, cbor2.CBORTag(700, 1)])

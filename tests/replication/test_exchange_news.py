@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import cycle
 from pathlib import Path
 from shutil import copytree
@@ -15,6 +16,8 @@ from merklekv.engine.format import OP_SET
 from merklekv.engine.record import is_redelete, make_record, timestamp_of
 from merklekv.replication.cluster.members import Members
 from merklekv.replication.sync import initiator as exchange_module
+from merklekv.replication.sync.local_endpoint import raise_gc_horizon
+from merklekv.replication.sync.messages import decode
 
 
 @pytest.fixture
@@ -486,7 +489,8 @@ def test_what_a_node_deletes_in_an_exchange_outlives_the_horizon_that_it_adopts(
         assert not any(node.values() for node in (a, b))
 
 
-def test_what_a_restored_node_deletes_below_a_horizon_reaches_the_others_first(tmp_path: Path) -> None:
+@pytest.mark.parametrize("restarts", [False, True])
+def test_what_a_restored_node_deletes_below_a_horizon_reaches_the_others_first(tmp_path: Path, restarts: bool) -> None:
     """Even if it has exchanged since, so that the reports of all members allow to collect it."""
     with cluster(tmp_path, "ab") as (a, b):
         b.set(b"k")
@@ -503,5 +507,74 @@ def test_what_a_restored_node_deletes_below_a_horizon_reaches_the_others_first(t
         set_clocks(a, b)
         with pytest.raises(Cut):
             carry(a.initiate().steps(), b, before=cut_when(lambda kind: kind != "hello"))
+        if restarts:
+            a.reopen()
+        raise_gc_horizon(a.engine, a.members)
+        a.engine.collect_tombstones()
         meet_all([a, b])
         assert not any(node.values() for node in (a, b))
+
+
+@pytest.mark.parametrize("begins", ["a", "b"])
+@pytest.mark.parametrize("ends", ["whole", "request", "answer"])
+def test_what_a_node_has_given_is_what_it_had_when_the_exchange_began(tmp_path: Path, begins: str, ends: str) -> None:
+    """It closes a later timestamp meanwhile, with a third node.  Only the end of the exchange counts."""
+    with cluster(tmp_path) as (a, b, c):
+        first, second = (a, b) if begins == "a" else (b, a)
+        first.set(b"k")
+        second.set(b"l")
+        set_clocks(a, b, c)
+        began = a.now
+
+        def meanwhile(_: int, reply: bytes) -> bytes:
+            kind = decode(reply, 1 << 24)[0]
+            if kind == "inner":
+                assert a.members.closed == began
+                a.set(b"later")
+                with pytest.raises(Cut):
+                    carry(a.initiate().steps(), c, before=cut_when(lambda kind: kind != "hello"))
+                assert a.members.closed > began
+            if kind == "done" and ends == "answer":
+                raise Cut
+            return reply
+
+        with nullcontext() if ends == "whole" else pytest.raises(Cut):
+            before = cut_when(lambda kind: kind == "done" and ends == "request")
+            carry(first.initiate().steps(), second, before=before, after=meanwhile)
+        is_known = ends == "whole" or (ends == "answer" and begins == "b")
+        assert a.members.given_through == (began if is_known else 0)
+
+
+@pytest.mark.parametrize("is_collected", [False, True])
+def test_what_a_restored_node_has_deleted_before_stays_so_although_other_clocks_were_ahead(
+    tmp_path: Path, is_collected: bool
+) -> None:
+    """By their timestamps it has applied all that the others have written, and only its own deletion is lost."""
+    with cluster(tmp_path) as (a, b, c):
+        c.tick(45)
+        a.set(b"k")
+        exchange(c, a)
+        copy = a.backup()
+        c.set(b"other")
+
+        def delete_meanwhile(number: int, reply: bytes) -> bytes:
+            if not number:
+                a.delete(b"k")
+            return reply
+
+        carry(c.initiate().steps(), a, after=delete_meanwhile)
+        if is_collected:
+            a.tick()
+            exchange(a, c)
+            exchange(c, a)
+            while c.engine.collect_tombstones():
+                pass
+        assert (b"k" in c.records()) is not is_collected
+        assert b"k" not in c.values()
+        a.restore(copy)
+        a.tick(5)
+        b.now = a.now
+        exchange(a, b)
+        exchange(a, c)
+        meet_all([a, b, c])
+        assert [list(node.values()) for node in (a, b, c)] == [[b"other"]] * 3

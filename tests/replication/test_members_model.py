@@ -50,7 +50,9 @@ class Model:
         a.merge_table(answer)
         if stage == 2:
             return
+        b.record_given(answer.report.closed)
         b.merge_table(sent)
+        a.record_given(sent.report.closed)
         a.add_members_of(b.table())
 
     def tick(self, name: str, ahead: int) -> None:

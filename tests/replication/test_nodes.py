@@ -88,11 +88,11 @@ def test_a_broker_that_is_killed_is_found_again(own_harness: ReplicationTestHarn
         a.wait_disconnected()
         a.set_many(numbered(500, round_number * 1000 + 500))
         own_harness.broker.start()
-        wait_until(lambda: a.figure("outbox_events") == 0, seconds=30)
-        b.wait_connected()
+        wait_until(lambda: a.figure("outbox_events") == 0)
+        # A broker without persistence loses sessions, which nodes notice, if only now; the first one was new.
+        b.wait_figure("broker_sessions_lost", round_number + 2)
+        b.wait_figure('replication_gaps{reason="session lost"}', round_number + 2)
     assert a.figure("broker_losses") >= 3
-    assert b.figure("broker_sessions_lost") >= 3, "a broker without persistence loses sessions, which nodes notice"
-    assert b.figure('replication_gaps{reason="session lost"}') >= 3
 
 
 def test_a_queue_that_overflows_at_the_broker_is_noticed(
@@ -109,8 +109,12 @@ def test_a_queue_that_overflows_at_the_broker_is_noticed(
         wait_until(lambda: a.figure("outbox_events") == 0)
     b.start()
     b.wait_connected()
-    a.set("last", "1")
-    b.wait_for("last", "1")
+
+    def last_arrives() -> bool:
+        a.set("last", "1")  # the broker drops it, too, until b has acknowledged some of what it kept
+        return b.get("last") == "1"
+
+    wait_until(last_arrives)
     b.wait_figure('replication_gaps{reason="gap"}')
     assert b.key_count() < 62
 
@@ -125,7 +129,7 @@ def test_a_node_that_may_not_publish_says_so_and_goes_on_when_it_may(
     writer, reader = harness.create_node("writer"), harness.create_node("reader")
     writer.set("k", "v")
     writer.wait_figure('publishes_refused{reason="Not authorized"}')
-    assert "refuses what we publish" in writer.figures()["replication_detail"]
+    wait_until(lambda: "refuses what we publish" in writer.figures()["replication_detail"])
     assert "Not authorized" in writer.ask("REPLICATE status")
     assert writer.figure("outbox_events") == 1
     reader.set("other", "way")
@@ -145,7 +149,7 @@ def test_a_node_notices_that_its_subscription_is_silent(
     broker = broker_factory("allow_anonymous true", f"acl_file {acl}")
     node = harness_at(broker).create_node()
     node.wait_figure("broker_subscription_silent")
-    assert "heartbeat does not come back" in node.figures()["replication_detail"]
+    wait_until(lambda: "heartbeat does not come back" in node.figures()["replication_detail"])
 
 
 @pytest.mark.parametrize("limit", ["max_packet_size 20000", "message_size_limit 20000"])
@@ -215,7 +219,7 @@ def test_switching_off_and_on(harness: ReplicationTestHarness) -> None:
     assert a.ask("REPLICATE enable") == "OK"
     a.wait_for("from-b", "1")
     b.wait_for("from-a", "1")
-    assert a.ask("REPLICATE status").startswith("REPLICATION enabled 2 nodes state=connected ")
+    wait_until(lambda: a.ask("REPLICATE status").startswith("REPLICATION enabled 2 nodes state=connected "))
 
 
 def test_a_node_without_the_setting_can_be_switched_on(harness: ReplicationTestHarness) -> None:

@@ -218,8 +218,8 @@ def test_topics_of_other_clusters_are_no_nodes(topic: str) -> None:
 @pytest.mark.parametrize(
     ("topic", "filters"),
     [
-        ("b/prefix/node/events", ["b/prefix/+/events", "b/prefix/+/status"]),
-        ("a/prefix/b/node/status", ["a/prefix/b/+/events", "a/prefix/b/+/status"]),
+        ("b/prefix/node/events", ["b/prefix/+/events", "b/prefix/+/status", "b/prefix/+/pubsub"]),
+        ("a/prefix/b/node/status", ["a/prefix/b/+/events", "a/prefix/b/+/status", "a/prefix/b/+/pubsub"]),
         ("a/prefix/node/events", []),
         ("a/prefix//status", []),  # from our own subscription
         ("something/else", []),

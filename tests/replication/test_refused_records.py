@@ -11,10 +11,11 @@ from fixtures.exchanges import NOON, SECOND, Node, agree, cluster, exchange, mee
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merklekv.engine.record import make_record, make_version, version_of
+from merklekv.engine.record import make_record, make_version, store_id_of, timestamp_of, version_of
 from merklekv.replication.cluster import members as members_module
+from merklekv.replication.cluster.exceptions import Exceptions, by_key, is_excepted, unite
 from merklekv.replication.cluster.membership import Membership
-from merklekv.replication.cluster.refused import Exceptions, RefusedRecord, unite
+from merklekv.replication.cluster.refused import RefusedRecord
 from merklekv.replication.sync import initiator as initiator_module
 from merklekv.replication.sync import responder as responder_module
 from merklekv.replication.sync.local_endpoint import LocalEndpoint
@@ -112,6 +113,31 @@ def test_a_damaged_record_is_named_and_the_exchange_is_not_complete(tmp_path: Pa
             a.engine.table.active.records[b"k"] = record
         assert b.values() == {b"sound": b"value"}
         assert b.members.applied_through(a.members.identity) == 0
+
+
+@pytest.mark.parametrize("begins", ["a", "b"])
+def test_a_damaged_record_is_not_re_deleted(tmp_path: Path, begins: str) -> None:
+    """Nobody knows what version it had. Once it is as it was, it is."""
+    with cluster(tmp_path, "ab") as (a, b):
+        a.set(b"k")
+        meet_all([a, b])
+        copy = a.backup()
+        b.delete(b"k")
+        meet_all([a, b])
+        meet_all([a, b])
+        a.restore(copy)
+        a.set(b"sound")
+        record = a.engine.record(b"k") or b""
+        a.engine.table.active.records[b"k"] = flipped = record[:23] + bytes([record[23] ^ 1]) + record[24:]
+        try:
+            with pytest.raises(ExchangeFailed, match="key b'k': node a refuses it for its digest: it is damaged where"):
+                exchange(*((a, b) if begins == "a" else (b, a)))
+            assert a.engine.record(b"k") == flipped
+        finally:
+            a.engine.table.active.records[b"k"] = record
+        assert b.values() == {b"sound": b"value"}
+        exchange(a, b)
+        assert a.values() == b.values() == {b"sound": b"value"}
 
 
 @pytest.fixture
@@ -237,6 +263,25 @@ def test_an_old_record_of_a_key_that_a_node_has_refused(nodes: list[Node], begin
 
 
 @pytest.mark.parametrize("begins", ["b", "s"])
+def test_a_late_deletion_of_what_a_node_has_refused(nodes: list[Node], begins: str) -> None:
+    """It is below the horizon of the others, and only s hears of it, which has nothing to delete."""
+    a, b, s = nodes
+    a.set(b"k", LARGE)
+    b.set(b"k", b"v")
+    b.delete(b"k")
+    for node in (a, s):
+        node.tick(100)
+    for _ in range(3):
+        exchange(a, s)
+    assert s.engine.gc_horizon > timestamp_of(b.records()[b"k"])
+    exchange(*(b, s) if begins == "b" else (s, b))
+    meet_all(nodes)
+    meet_all(nodes)
+    assert agree(*nodes)
+    assert [node.values() for node in nodes] == [{}] * 3
+
+
+@pytest.mark.parametrize("begins", ["b", "s"])
 def test_a_node_that_gets_its_records_from_one_that_has_refused_some(nodes: list[Node], begins: str) -> None:
     a, b, s = nodes
     a.set(b"large", LARGE)
@@ -307,15 +352,18 @@ def test_a_refused_record_that_no_node_has_any_more(nodes: list[Node]) -> None:
 
 
 @pytest.mark.parametrize("begins", ["a", "b"])
-def test_a_refusal_of_a_version_from_the_future_is_not_believed(nodes: list[Node], begins: str) -> None:
+def test_a_refusal_of_a_version_from_the_future_ends_with_the_horizon(nodes: list[Node], begins: str) -> None:
     """No record would end it."""
     a, b, _ = nodes
     lies = [
         RefusedRecord(b"k", make_version(a.now + YEAR * SECOND, bytes(16)), "value size", 101, name) for name in "ab"
     ]
-    b.members.refused = {b"k": lies[1]}
+    b.members.refused = by_key([lies[1]])
     exchange(*(a, b) if begins == "a" else (b, a))
+    assert a.members.refused == {}
     LocalEndpoint(a.engine, a.members, "").complete(a.members.table(), 0, lies)
+    assert [one.reason for one in a.members.refused.values()] == ["clock"]
+    assert settles(*nodes)
     assert a.members.refused == {}
 
 
@@ -334,7 +382,7 @@ def test_what_a_removed_member_has_refused_is_not_named_any_more(nodes: list[Nod
 def test_any_number_of_records_from_the_future_holds_back_nothing_else(
     nodes: list[Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No node has to keep anything of them, so a burst of writes by a wrong clock keeps no tombstones."""
+    """No node keeps more of them than it names, so a burst of writes by a wrong clock keeps no tombstones."""
     for module in (members_module, initiator_module):
         monkeypatch.setattr(module, "REFUSED_MAX", 2)
     a, b, s = nodes
@@ -348,8 +396,90 @@ def test_any_number_of_records_from_the_future_holds_back_nothing_else(
         assert len(exchange(one, other).refused) == 6
         for node in (a, s):
             assert [reason for _, reason, _ in named(node)] == ["clock", "value size"], "as many as a node names"
-    assert s.members.refused.keys() == {b"large"}
+    assert [key for key, _ in s.members.refused] == [b"large", b"future0"]
     assert settles(a, b, s)
+
+
+@pytest.mark.parametrize("begins", ["a", "b"])
+def test_what_a_refused_record_has_replaced_is_not_deleted_where_it_is_restored(tmp_path: Path, begins: str) -> None:
+    """The clock of `a` is wrong, so no other node takes what it writes; then it is restored to where it was right."""
+    keys = [b"k%d" % number for number in range(3)]
+    with cluster(tmp_path) as (a, b, c):
+        meet_all([a, b, c])
+        for key in keys:
+            a.set(key)
+        copy = a.backup()
+        a.now += YEAR * SECOND
+        for key in keys[:-1]:
+            a.set(key, b"later")
+        a.delete(keys[-1])
+        a.now -= YEAR * SECOND
+        for _ in range(2):
+            meet_all([a, b, c])
+            a.tick(100)
+        assert b.values() == c.values() == {}
+        a.restore(copy)
+        exchange(*(a, b) if begins == "a" else (b, a))
+        meet_all([a, b, c])
+        assert a.values().keys() == set(keys)
+        assert agree(a, b, c)
+        a.delete(keys[0])
+        assert settles(a, b, c)
+        assert not any(node.members.refused for node in (a, b, c))
+        assert agree(a, b, c)
+        assert a.values().keys() == set(keys[1:])
+
+
+@pytest.mark.parametrize("begins", ["a", "s"])
+def test_what_a_large_value_from_the_future_has_replaced_is_not_deleted_where_it_is_restored(
+    nodes: list[Node], begins: str
+) -> None:
+    a, _, s = nodes
+    meet_all([a, s])
+    a.set(b"k")
+    copy = a.backup()
+    a.now += YEAR * SECOND
+    a.set(b"k", LARGE)
+    a.now -= YEAR * SECOND
+    for _ in range(2):
+        meet_all([a, s])
+        a.tick(100)
+    assert s.values() == {}
+    a.restore(copy)
+    assert exchange(*(a, s) if begins == "a" else (s, a)).discarded == 0
+    meet_all([a, s])
+    assert a.values() == {b"k": b"value"}
+    assert agree(a, s)
+
+
+@pytest.mark.parametrize("begins", ["b", "s"])
+@pytest.mark.parametrize("value", [b"later", LARGE])
+@pytest.mark.parametrize("is_restored", [False, True])
+def test_a_value_that_is_too_large_where_a_wrong_clock_has_written_its_key(
+    nodes: list[Node], begins: str, value: bytes, is_restored: bool
+) -> None:
+    """A restored node brings the value back: what has come in its place elsewhere is no deletion of it."""
+    a, b, s = nodes
+    a.set(b"k", LARGE)
+    meet_all(nodes)
+    copy = b.backup()
+    meet_all(nodes)
+    before = a.backup()
+    a.now += YEAR * SECOND
+    a.set(b"k", value)
+    a.now -= YEAR * SECOND
+    meet_all(nodes, 1)
+    if is_restored:
+        a.restore(before)
+        a.tick(100)
+        meet_all([a, s])
+    b.restore(copy)
+    assert exchange(*(b, s) if begins == "b" else (s, b)).discarded == 0
+    assert stays(b, b"k")
+    if is_restored:
+        meet_all(nodes)
+        assert agree(a, b)
+        assert [reason for _, reason, _ in named(s)] == ["value size"]
 
 
 def test_more_refused_records_than_are_kept(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,14 +546,43 @@ def test_a_value_that_is_larger_than_a_message_may_be(tmp_path: Path) -> None:
             assert set(small.values()) == {b"fits", b"own"}
 
 
-STORE_IDS = st.sampled_from([b"oslo....", b"rome...."])
+STORE_IDS = st.just(b"oslo....")
 THROUGH = st.dictionaries(STORE_IDS, st.integers(0, 9))
-EXCEPTIONS = st.dictionaries(st.sampled_from([b"k", b"l"]), st.tuples(st.integers(1, 9), STORE_IDS)).map(
-    lambda drawn: {
-        key: RefusedRecord(key, make_version(time, store_id + bytes(8)), "value size", 101, "s")
-        for key, (time, store_id) in drawn.items()
-    }
+EXCEPTIONS = st.dictionaries(
+    st.tuples(st.sampled_from([b"k", b"l"]), st.sampled_from(["value size", "clock"])),
+    st.tuples(st.integers(1, 9), STORE_IDS, st.integers(0, 8)),
+).map(
+    lambda drawn: by_key(
+        RefusedRecord(
+            key,
+            make_version(time, store_id + bytes(8)),
+            reason,
+            101,
+            "s",
+            make_version(min(after, time - 1), bytes(16)),
+        )
+        for (key, reason), (time, store_id, after) in drawn.items()
+    )
 )
+
+
+VERSIONS = [make_version(time, b"oslo...." + bytes(8)) for time in range(1, 10)]
+
+
+def of_key(exceptions: Exceptions, key: bytes) -> list[RefusedRecord]:
+    return [one for one in exceptions.values() if one.key == key]
+
+
+def lacks(exceptions: Exceptions, through: dict[bytes, int], key: bytes, version: bytes) -> bool:
+    """Whether a node may never have had a version."""
+    if is_excepted(exceptions, key, version):
+        return True
+    is_known = version <= max((one.after for one in of_key(exceptions, key)), default=b"")  # each `after` was held
+    return timestamp_of(version) > through.get(store_id_of(version), 0) and not is_known
+
+
+def union(one: dict[bytes, int], two: dict[bytes, int]) -> dict[bytes, int]:
+    return {store_id: max(one.get(store_id, 0), two.get(store_id, 0)) for store_id in one.keys() | two.keys()}
 
 
 @given(EXCEPTIONS, THROUGH, EXCEPTIONS, THROUGH)
@@ -431,9 +590,23 @@ def test_exceptions_unite_in_any_order(
     one: Exceptions, one_through: dict[bytes, int], two: Exceptions, two_through: dict[bytes, int]
 ) -> None:
     united = unite(one, one_through, two, two_through)
-    other = unite(two, two_through, one, one_through)
-    assert {key: found.version for key, found in united.items()} == {key: found.version for key, found in other.items()}
+    assert united == unite(two, two_through, one, one_through)
     assert unite(one, one_through, one, one_through) == one
-    for key, found in united.items():
-        assert found in (one.get(key), two.get(key))
-    assert one.keys() & two.keys() <= united.keys()
+    for key in (b"k", b"l", b"m"):
+        for version in VERSIONS:
+            is_lacking = lacks(one, one_through, key, version) and lacks(two, two_through, key, version)
+            assert not is_lacking or lacks(united, union(one_through, two_through), key, version)
+
+
+@given(EXCEPTIONS, EXCEPTIONS)
+def test_exceptions_end_at_a_node_that_has_applied_them(one: Exceptions, two: Exceptions) -> None:
+    through = {b"oslo....": 9}
+    united = unite(one, through, two, through)
+    for key in (b"k", b"l", b"m"):
+        lacking = [is_excepted(one, key, version) and is_excepted(two, key, version) for version in VERSIONS]
+        found = [is_excepted(united, key, version) for version in VERSIONS]
+        if len(of_key(one, key)) <= 1 >= len(of_key(two, key)):
+            assert found == lacking
+        else:  # what lies between two parts of a reason may pass for lacking
+            assert all(is_found >= is_lacking for is_found, is_lacking in zip(found, lacking, strict=True))
+    assert unite(one, through, {}, through) == {}

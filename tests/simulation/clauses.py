@@ -6,20 +6,22 @@ promises; its seeds are here.  A clause without a seed has no reason to be in th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Final, NamedTuple
 from unittest import mock
 
+from merklekv.engine.engine import Engine
 from merklekv.engine.record import epoch_of
 from merklekv.replication.cluster import lost_writes
+from merklekv.replication.cluster.exceptions import Exceptions, refused_anew, renewed
 from merklekv.replication.cluster.lost_writes import LostWrites
 from merklekv.replication.cluster.members import Identity, Members, MemberTable
+from merklekv.replication.cluster.refused import TOO_LARGE, RefusedRecord
 from merklekv.replication.sync import deletion_rule
 from merklekv.replication.sync.deletion_rule import RECORD_ROWS, TIME_ROWS, Pair, RecordRow, TimeRow
 from merklekv.replication.sync.local_endpoint import LocalEndpoint
-from merklekv.replication.sync.messages import Hello
 
 from .mutations import Change, meanwhile, replaced, silenced
 
@@ -171,10 +173,31 @@ def _() -> tuple[Change, ...]:
     return (silenced(Members.clamp_lost_writes),)
 
 
+@clause("lost writes of its own put a node behind", "c7102157")
+def _() -> tuple[Change, ...]:
+    return (replaced(lost_writes.unknown, lambda known, elsewhere: lost_writes.NO_LOST_WRITES),)
+
+
+@clause("what a record of a wrong clock has replaced was not applied", "x8301701")
+def _() -> tuple[Change, ...]:
+    def anew(known: Exceptions, refused: Iterable[RefusedRecord], *times: int) -> list[RefusedRecord]:
+        return refused_anew(known, [one for one in refused if one.reason == TOO_LARGE], *times)
+
+    return (replaced(refused_anew, anew),)
+
+
+@clause("what a node held of a key that it has refused had reached it", "w8400005")
+def _() -> tuple[Change, ...]:
+    def renew(known: Exceptions, engine: Engine) -> Exceptions:
+        return {key: one._replace(after=b"") for key, one in renewed(known, engine).items()}
+
+    return (replaced(renewed, renew),)
+
+
 # -- what is stable ----------------------------------------------------------------------------------------------------
 
 
-@clause("stable waits for the slowest member", "straggler-9")
+@clause("stable waits for the slowest member", "straggler-1")
 def _() -> tuple[Change, ...]:
     def stable(members: Members, proposed: int = 0) -> int:
         confirmed = [member.confirmed_through for _, member in members]
@@ -248,6 +271,16 @@ def _() -> tuple[Change, ...]:
     return (replaced(Pair.of, of),)
 
 
+@clause("applied nothing of a writer that only the holder has known, and removed", "x8700404")
+def _() -> tuple[Change, ...]:
+    def of(holder: MemberTable, lacking: MemberTable, sound: Callable[..., Pair] = Pair.of) -> Pair:
+        pair = sound(holder, lacking)
+        unknown = holder.removed.keys() - holder.rows.keys() - lacking.applied_through().keys()
+        return pair._replace(applied_through={who: t for who, t in pair.applied_through.items() if who not in unknown})
+
+    return (replaced(Pair.of, of),)
+
+
 # -- whose horizon a node follows --------------------------------------------------------------------------------------
 
 
@@ -256,14 +289,14 @@ def _() -> tuple[Change, ...]:
     return (meanwhile(LocalEndpoint.catch_up, lambda: replaced(Members.may_adopt_horizon_of, lambda *_: False)),)
 
 
-@clause("catches up only with what it has given to others", "2001894")
+@clause("horizon waits for what a restored node has written since", "2001894")
 def _() -> tuple[Change, ...]:
-    def catch_up(endpoint: LocalEndpoint, peer: Hello, sound: Any = LocalEndpoint.catch_up) -> bool:
-        endpoint.members.given_through = peer.gc_horizon
-        caught_up: bool = sound(endpoint, peer)
-        return caught_up
+    def gc_horizon(members: Members, sound: Any = Members.gc_horizon) -> int:
+        members.given_through = members.closed
+        horizon: int = sound(members)
+        return horizon
 
-    return (replaced(LocalEndpoint.catch_up, catch_up),)
+    return (replaced(Members.gc_horizon, gc_horizon),)
 
 
 # -- merging -----------------------------------------------------------------------------------------------------------
@@ -271,7 +304,15 @@ def _() -> tuple[Change, ...]:
 
 @clause("deletes anew what a tombstone below the horizon hides", "hearsay-1")
 def _() -> tuple[Change, ...]:
-    return (replaced(LocalEndpoint._delete_anew, lambda endpoint, key, tombstone: False),)
+    return (replaced(LocalEndpoint._delete_anew, lambda *_: False),)
+
+
+@clause("deletes anew what a node has refused, and others have", "v8741717")
+def _() -> tuple[Change, ...]:
+    def anew(endpoint: LocalEndpoint, key: bytes, *rest: Any, sound: Any = LocalEndpoint._delete_anew) -> bool:
+        return endpoint.engine.record(key) is not None and sound(endpoint, key, *rest)
+
+    return (replaced(LocalEndpoint._delete_anew, anew),)
 
 
 @clause("deletes anew what is late", "groups+relapse-700035")

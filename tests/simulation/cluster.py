@@ -15,11 +15,10 @@ from functools import partial
 from typing import Any, Final, Self
 from unittest import mock
 
-from merklekv.engine.base import Pair
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import OP_SET
 from merklekv.engine.options import DEFAULT_MAX_VALUE_SIZE
-from merklekv.engine.record import is_live, is_tombstone, store_id_of, timestamp_of
+from merklekv.engine.record import Pair, is_live, is_tombstone, store_id_of, timestamp_of
 from merklekv.errors import MerkleKVError
 from merklekv.replication.cluster.lost_writes import LostWriteInterval
 from merklekv.replication.cluster.members import Identity, MemberRow, MemberTable, SelfReport
@@ -133,12 +132,12 @@ class Cluster(World):
         self._stack.enter_context(mock.patch.object(LocalEndpoint, "merge", recorded))
         redelete = LocalEndpoint.redelete
 
-        def watched(endpoint: LocalEndpoint, pairs: list[Pair], origin: bytes, gc_horizon: int) -> int:
-            count = redelete(endpoint, pairs, origin, gc_horizon)
+        def watched(endpoint: LocalEndpoint, pairs: list[Pair], *rest: Any) -> tuple[int, list[RefusedRecord]]:
+            result = redelete(endpoint, pairs, *rest)
             for key, version in pairs:
                 if (record := endpoint.engine.record(key)) is not None and is_tombstone(record):
                     self.oracle.hides(key, version, record)
-            return count
+            return result
 
         self._stack.enter_context(mock.patch.object(LocalEndpoint, "redelete", watched))
         return self
@@ -420,7 +419,8 @@ class Cluster(World):
         who, pairs = self.dumps[seed % len(self.dumps)]
         if who != node.identity:
             with self.as_node(node):
-                node.engine.merge([(OP_SET, key, record) for key, record in pairs if is_live(record)], b"dump")
+                given = [(OP_SET, key, record) for key, record in pairs if is_live(record)]
+                self.unless_stalled(node, lambda: node.engine.merge(given, b"dump"))
                 self.commit(node)
 
     def do_limit(self, name: str, max_value_size: int) -> None:

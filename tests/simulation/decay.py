@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Any, Final, Self
 from unittest import mock
 
-from merklekv.engine.base import Base, BaseWriter
+from merklekv.engine.base.reader import Base
+from merklekv.engine.base.writer import BaseWriter
 from merklekv.engine.merkle import LEAVES_PER_INNER
 from merklekv.engine.record import is_sound, version_of
 from merklekv.engine.verify import scrub

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from unittest import mock
 
-from merklekv.engine import base, failpoints, recovery
+from merklekv.engine import failpoints, recovery
+from merklekv.engine.base import writer as base_writer
 from merklekv.engine.checkpoint import child
 from merklekv.engine.log import segment, writer
 from merklekv.engine.log.retention import Retention
@@ -185,7 +186,7 @@ class Disk:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """The engine works on this disk."""
-        saved, committing = Retention._save, base.BaseWriter._transaction
+        saved, committing = Retention._save, base_writer.BaseWriter._transaction
 
         def save(retention: Retention, cursor: Any) -> None:
             self._happen("place")
@@ -198,7 +199,7 @@ class Disk:
                 folder.add(path.name, file)
 
         @contextmanager
-        def transaction(writer: base.BaseWriter) -> Iterator[Any]:
+        def transaction(writer: base_writer.BaseWriter) -> Iterator[Any]:
             with committing(writer) as txn:
                 yield txn
                 self._happen("base")
@@ -211,10 +212,10 @@ class Disk:
                 (writer, "os", self),
                 (writer, "RESERVE_STEP", 8192),
                 (Retention, "_save", save),
-                (base.BaseWriter, "_transaction", transaction),
+                (base_writer.BaseWriter, "_transaction", transaction),
                 (failpoints, "reached", self._happen),
                 (child, "TRANSACTION_KEYS", 4),
-                (base, "TRANSACTION_KEYS", 4),
+                (base_writer, "TRANSACTION_KEYS", 4),
             ):
                 stack.enter_context(mock.patch.object(target, name, own))
             yield

@@ -43,6 +43,7 @@ WRONG_CLOCK: Final = {
     "exchange": 10.0,
     "round": 1.0,
 }
+EXPIRING: Final = {"tick": 8.0, "clock": 3.0}
 LIMITED: Final = {"limit": 6.0, "exchange": 10.0, "round": 3.0}
 DELETIONS: Final = {  # what the rows of the deletion rule are for
     "foreign": 2.0,
@@ -79,7 +80,8 @@ def history(seed: str) -> History:
     """The history of a seed: with `m` before it, of messages alone; with `x`, of exchanges too; with `s`, staged; with
     `c`, with clocks that jump and messages that lie about times; with `w`, with one wrong clock, and peers
     that lie; with `l`, with nodes that are alone and then join;
-    with `v`, with values that are too large for some nodes; with `r`, with all that the deletion rule is for.
+    with `v`, with values that are too large for some nodes; with `e`, with keys that expire; with `r`, with all that
+    the deletion rule is for.
     `widow+write-7` is one of these steps and rows alone."""
     return _Writer(seed).history
 
@@ -97,6 +99,7 @@ class _Writer(Rows):
         names = ["n1", "n2", "n3", "n4"] if alone else names
         queue_max = chance.choice((3, 10, 1000)) if exchanges else 10**6
         super().__init__(History(seed, names, exchanges, queue_max), chance)
+        self.history.expiring = letter == "e" or (seed.isdigit() and seed[-1:] == "5")
         staged = letter == "s" or (exchanges and chance.random() < STAGED)
         clocks = letter == "c" or (exchanges and seed.isdigit() and seed[-1:] == "7")
         kinds = STAGES if staged else {kind: weight for kind, weight in self._weights().items() if weight}
@@ -105,6 +108,8 @@ class _Writer(Rows):
         if letter == "w":
             self.history.wrong = chance.choice(names)
             kinds = {kind: weight for kind, weight in kinds.items() if kind not in DAMAGE} | WRONG_CLOCK
+        if self.history.expiring:
+            kinds = kinds | EXPIRING
         if letter == "l":
             kinds = kinds | LONE
         if letter == "v":

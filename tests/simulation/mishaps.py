@@ -6,15 +6,16 @@ Here, too, a re-deletion is judged when it happens: a node may re-delete only wh
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import Any, Final, Self
 from unittest import mock
 
 import cbor2
 
-from merklekv.engine.base import Pair
 from merklekv.engine.format import OP_SET
-from merklekv.engine.record import STORE_ID_SIZE, is_live, make_record, make_version, store_id_of, timestamp_of
+from merklekv.engine.record import STORE_ID_SIZE, Pair, is_live, make_record, make_version, store_id_of, timestamp_of
 from merklekv.replication.cluster.members import Members
+from merklekv.replication.cluster.refused import RefusedRecord
 from merklekv.replication.cluster.storage import METADATA_MEMBERS
 from merklekv.replication.sync.local_endpoint import LocalEndpoint
 
@@ -53,14 +54,16 @@ class Mishaps(Decay):
         super().__enter__()
         redelete = LocalEndpoint.redelete
 
-        def judged(endpoint: LocalEndpoint, pairs: list[Pair], origin: bytes, gc_horizon: int) -> int:
+        def judged(
+            endpoint: LocalEndpoint, pairs: list[Pair], origin: bytes, *rest: Any
+        ) -> tuple[int, list[RefusedRecord]]:
             before = {key: endpoint.engine.record(key) for key, _ in pairs}
-            count = redelete(endpoint, pairs, origin, gc_horizon)
+            result = redelete(endpoint, pairs, origin, *rest)
             for key, version in pairs:
                 record = before[key]
                 if record is not None and record.startswith(version) and endpoint.engine.record(key) != record:
                     self._judge(endpoint.members, self.nodes[origin.decode()].members, key, record)
-            return count
+            return result
 
         self._stack.enter_context(mock.patch.object(LocalEndpoint, "redelete", judged))
         return self
@@ -87,7 +90,7 @@ class Mishaps(Decay):
                 self.oracle.attempt(key, record)
                 self.oracle.brings([record], ALWAYS)  # it comes back even if it was deleted here
                 self._doubtful.setdefault(key, set()).add(record)
-                node.engine.merge([(OP_SET, key, record)], b"load")
+                self.unless_stalled(node, partial(node.engine.merge, [(OP_SET, key, record)], b"load"))
                 if node.engine.record(key) == record and not node.relapsed:
                     node.uncommitted.append((key, record))
             self.commit(node)

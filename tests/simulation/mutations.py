@@ -14,23 +14,36 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 from unittest import mock
 
-from merklekv.engine.base import BaseWriter
+from merklekv.engine.base.writer import BaseWriter
 from merklekv.engine.clock import HybridClock
-from merklekv.engine.engine import SUPERSEDED, Engine
+from merklekv.engine.engine import Engine
+from merklekv.engine.expiry import Expirer
 from merklekv.engine.log.reader import LogPosition
 from merklekv.engine.log.retention import Retention
 from merklekv.engine.log.writer import Log
+from merklekv.engine.merger import SUPERSEDED, Merger
 from merklekv.engine.merkle import COUNT_MASK, MerkleTree, unpack_leaves
-from merklekv.engine.record import VERSION_SIZE, ZERO_VERSION, is_sound, version_of
+from merklekv.engine.record import (
+    NS_PER_MS,
+    VERSION_SIZE,
+    ZERO_VERSION,
+    expiry_of,
+    is_live,
+    is_sound,
+    timestamp_of,
+    version_of,
+)
 from merklekv.engine.table import Table
 from merklekv.engine.time_gate import TimeGate
-from merklekv.engine.tombstone_gc import TombstoneGC
+from merklekv.engine.tombstone_gc import TombstoneGC, is_long_expired, long_expired_at
 from merklekv.engine.verify import scrub
-from merklekv.replication.cluster.members import Identity, Members, MemberTable
-from merklekv.replication.cluster.refused import Exceptions, Through, is_superseded, newest, unite
+from merklekv.replication.cluster.exceptions import Exceptions, Through, by_key, renewed, unite
+from merklekv.replication.cluster.members import Members, MemberTable
 from merklekv.replication.cluster.storage import join
+from merklekv.replication.stream import event
 from merklekv.replication.stream.inbox import Delivery, Inbox
 from merklekv.replication.stream.outbox import Batch, Outbox
+from merklekv.replication.sync.deletion_rule import Pair
 from merklekv.replication.sync.initiator import Initiator
 from merklekv.replication.sync.local_endpoint import LocalEndpoint
 from merklekv.replication.sync.messages import Hello
@@ -175,26 +188,26 @@ def _() -> tuple[Change, ...]:
 
 @mistake("what is late overwrites what is newer", "m")
 def _() -> tuple[Change, ...]:
-    def verdict(engine: Engine, key: bytes, record: bytes, *rest: Any, sound: Any = Engine._verdict) -> str:
-        is_late = version_of(record) != version_of(engine.record(key) or b"") and record > engine.truncation
-        found: str = sound(engine, key, record, *rest)
+    def verdict(merger: Merger, key: bytes, record: bytes, *rest: Any, sound: Any = Merger._verdict) -> str:
+        is_late = version_of(record) != version_of(merger.table.lookup(key) or b"") and record > merger.table.truncation
+        found: str = sound(merger, key, record, *rest)
         return "" if found == SUPERSEDED and is_late else found
 
-    return (replaced(Engine._verdict, verdict),)
+    return (replaced(Merger._verdict, verdict),)
 
 
 @mistake("a truncate elsewhere is not taken in", "m")
 def _() -> tuple[Change, ...]:
-    return (silenced(Engine.merge_truncation),)
+    return (silenced(Merger.merge_truncation),)
 
 
 @mistake("the GC horizon keeps nothing out", "x")
 def _() -> tuple[Change, ...]:
-    def verdict(engine: Engine, key: bytes, record: bytes, _: bytes, *rest: Any, sound: Any = Engine._verdict) -> str:
-        found: str = sound(engine, key, record, ZERO_VERSION, *rest)
+    def verdict(merger: Merger, key: bytes, record: bytes, _: bytes, *rest: Any, sound: Any = Merger._verdict) -> str:
+        found: str = sound(merger, key, record, ZERO_VERSION, *rest)
         return found
 
-    return (replaced(Engine._verdict, verdict),)
+    return (replaced(Merger._verdict, verdict),)
 
 
 # -- one node ----------------------------------------------------------------------------------------------------------
@@ -207,7 +220,7 @@ def _() -> tuple[Change, ...]:
 
 @mistake("the clock does not see what is merged", "m")
 def _() -> tuple[Change, ...]:
-    return (meanwhile(Engine.merge, partial(silenced, HybridClock.observe)),)
+    return (meanwhile(Merger.merge, partial(silenced, HybridClock.observe)),)
 
 
 @mistake("the clock begins anew at a start", "m")
@@ -278,7 +291,7 @@ def _() -> tuple[Change, ...]:
 
 @mistake("what a merge goes by is not derived anew for a record that was replaced", "x", "decay-35")
 def _() -> tuple[Change, ...]:
-    return (meanwhile(Engine.replace, partial(silenced, Table.repair)),)
+    return (meanwhile(Merger.replace, partial(silenced, Table.repair)),)
 
 
 @mistake("the tree is not taken from the base again after a repair", "x")
@@ -359,6 +372,44 @@ def _() -> tuple[Change, ...]:
     return (silenced(LocalEndpoint._require_clock),)
 
 
+# -- keys that expire --------------------------------------------------------------------------------------------------
+
+
+@mistake("a key is shown after it has expired", "e")
+def _() -> tuple[Change, ...]:
+    return (replaced(Table.is_shown, lambda table, record: is_live(record)),)
+
+
+@mistake("an event loses the expiry of its key", "e")
+def _() -> tuple[Change, ...]:
+    return (replaced(event._optional_of, lambda fields: None),)
+
+
+@mistake("what has expired is purged before all members have it", "e")
+def _() -> tuple[Change, ...]:
+    def is_old(record: bytes, gc_horizon: int) -> bool:
+        expiry = expiry_of(record)
+        return expiry is not None and expiry * NS_PER_MS <= gc_horizon
+
+    return (
+        replaced(is_long_expired, is_old),
+        replaced(long_expired_at, lambda record: (expiry_of(record) or 0) * NS_PER_MS),
+    )
+
+
+@mistake("what is to expire counts as expired", "e")
+def _() -> tuple[Change, ...]:
+    def is_old(record: bytes, gc_horizon: int) -> bool:
+        return expiry_of(record) is not None and timestamp_of(record) <= gc_horizon
+
+    return (replaced(is_long_expired, is_old),)
+
+
+@mistake("what has expired is not purged", "e")
+def _() -> tuple[Change, ...]:
+    return (replaced(Expirer.collect_expired, lambda expirer, purges=True: False),)
+
+
 # -- refused records ---------------------------------------------------------------------------------------------------
 
 
@@ -379,9 +430,9 @@ def _() -> tuple[Change, ...]:
 @mistake("a refusal outlives its record", "v", "outgrown-38")
 def _() -> tuple[Change, ...]:
     def both(one: Exceptions, _: Through, two: Exceptions, __: Through) -> Exceptions:
-        return newest([*one.values(), *two.values()])
+        return by_key([*one.values(), *two.values()])
 
-    return (replaced(unite, both), replaced(is_superseded, lambda one, engine: False))
+    return (replaced(unite, both), replaced(renewed, lambda exceptions, engine: exceptions))
 
 
 # -- exchanges and members ---------------------------------------------------------------------------------------------
@@ -389,10 +440,11 @@ def _() -> tuple[Change, ...]:
 
 @mistake("what a new node has from elsewhere is taken for its own", "x")
 def _() -> tuple[Change, ...]:
-    def applied_through(table: MemberTable, sound: Any = MemberTable.applied_through) -> dict[Identity, int]:
-        return dict.fromkeys(sound(table), 0)
+    def of(holder: MemberTable, lacking: MemberTable, sound: Callable[..., Pair] = Pair.of) -> Pair:
+        pair = sound(holder, lacking)
+        return pair._replace(applied_through=dict.fromkeys(pair.applied_through, 0))
 
-    return (replaced(MemberTable.applied_through, applied_through),)
+    return (replaced(Pair.of, of),)
 
 
 @mistake("a node that was alone does not say what it has purged", "l")
@@ -417,7 +469,6 @@ def _() -> tuple[Change, ...]:
 @mistake("a node that was left behind takes itself for current", "x", "stranger-3")
 def _() -> tuple[Change, ...]:
     def catch_up(endpoint: LocalEndpoint, peer: Hello, sound: Any = LocalEndpoint.catch_up) -> bool:
-        endpoint.members.given_through = peer.gc_horizon
         with replaced(Members.gc_horizon, lambda members: peer.gc_horizon):
             raised: bool = sound(endpoint, peer)
         return raised

@@ -200,12 +200,13 @@ class Node:
         """Raise the GC horizon as far as the members' reports allow, and collect, as anti-entropy does by itself."""
         engine = self.engine
         raise_gc_horizon(engine, self.members)
-        more = True
-        while more:
-            try:
-                more = engine.collect_tombstones()
-            except Stalled:
-                engine.checkpoint_now()
+        for collect in (engine.collect_tombstones, engine.collect_expired):
+            more = True
+            while more:
+                try:
+                    more = collect()
+                except Stalled:
+                    engine.checkpoint_now()
         engine.commit()
 
     # -- what it holds -------------------------------------------------------------------------------------------------

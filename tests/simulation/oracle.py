@@ -8,6 +8,9 @@ has returned.  `judge` checks what all nodes agree on in the end:
 - a record may be there although a delete of it was sure, if that was collected below a horizon that did not cover the
   record's writer, or the writer had lost the record: a node that joins loses nothing; or if a restored node wrote it
   without knowing the delete;
+- a lone node keeps no tombstone, so what it writes under a key that it has deleted may have an older version;
+- a truncate deletes like a delete of each key: nodes that it has reached may forget it afterwards, but not its effect;
+- a record that has expired long before the GC horizon stands for a deletion of its key that was collected;
 - every record was written by a client;
 - every sure truncate is in the truncation version.
 
@@ -21,9 +24,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from merklekv.engine.record import ZERO_VERSION, is_sound, is_tombstone, store_id_of, timestamp_of, value_of, version_of
+from merklekv.engine.record import (
+    ZERO_VERSION,
+    expiry_of,
+    is_sound,
+    is_tombstone,
+    store_id_of,
+    timestamp_of,
+    value_of,
+    version_of,
+)
 from merklekv.replication.cluster.lost_writes import NO_LOST_WRITES, LostWrites, retains
 
+GRACE = 600 * 10**9  # ns between an expiry and the GC horizon that may end the record
 TRUNCATION = b""  # the "key" of a truncate; its record is the truncation version
 
 
@@ -33,6 +46,12 @@ def show(key: bytes, record: bytes) -> str:
     if key == TRUNCATION:
         return f"truncate {version}"
     return f"{key.decode()} {'deleted' if is_tombstone(record) else value_of(record).decode()} {version}"
+
+
+def is_over(record: bytes, gc_horizon: int) -> bool:
+    """Whether a record may be gone because it has expired: long before a GC horizon, ns, that it is not above."""
+    expiry = expiry_of(record)
+    return expiry is not None and max(timestamp_of(record), expiry * 10**6 + GRACE) <= gc_horizon
 
 
 @dataclass
@@ -70,6 +89,7 @@ class Oracle:
     sure: dict[bytes, set[bytes]] = field(default_factory=dict)  # key -> versions
     horizons: dict[Covered, int] = field(default_factory=dict)  # see `reaches`
     hidden: dict[bytes, list[tuple[bytes, bytes]]] = field(default_factory=dict)  # key -> behind, up to
+    purged: dict[bytes, list[bytes]] = field(default_factory=dict)  # key -> versions that a lone node's deletes hide
     late: dict[bytes, int] = field(default_factory=dict)  # version -> horizon when a restored node brought it
 
     def attempt(self, key: bytes, record: bytes) -> None:
@@ -83,6 +103,10 @@ class Oracle:
     def hides(self, key: bytes, dead: bytes, tombstone: bytes) -> None:
         """A tombstone was put above a dead record (version), and maybe far above: also what was written in between."""
         self.hidden.setdefault(key, []).append((dead, version_of(tombstone)))
+
+    def purges(self, key: bytes, tombstone: bytes) -> None:
+        """A lone node has deleted what it had written itself, without this tombstone, which it would else have made."""
+        self.purged.setdefault(key, []).append(version_of(tombstone))
 
     def brings(self, records: Iterable[bytes], gc_horizon: int) -> None:
         """A restored node wrote these before its first exchange; the largest horizon of all nodes."""
@@ -120,14 +144,23 @@ class Oracle:
     def _covers(self, holding: Holding, key: bytes, version: bytes) -> bool:
         record = holding.records.get(key)
         is_late = record is not None and self._came_late(key, version_of(record), version)
-        return is_late or self._has(holding, key, version)
+        return is_late or self._is_purged(key, version) or self._has(holding, key, version)
+
+    def _is_purged(self, key: bytes, version: bytes) -> bool:
+        """Whether its writer has deleted it when it was alone."""
+        return any(version <= at and store_id_of(version) == store_id_of(at) for at in self.purged.get(key, ()))
 
     def _collected(self, key: bytes, version: bytes, gc_horizon: int) -> bool:
-        """Whether a delete at or above `version` can have been collected."""
-        tombstones = [(ZERO_VERSION, at) for at, record in self.written[key].items() if is_tombstone(record)]
+        """Whether a delete at or above `version`, or what has expired, can have been collected."""
+        tombstones = [
+            (ZERO_VERSION, at)
+            for at, record in self.written[key].items()
+            if is_tombstone(record) or is_over(record, gc_horizon)
+        ]
+        truncations = [(ZERO_VERSION, at) for at in self.written.get(TRUNCATION, ())]
         return any(
             behind < version <= at and timestamp_of(at) <= gc_horizon
-            for behind, at in tombstones + self.hidden.get(key, [])
+            for behind, at in tombstones + truncations + self.hidden.get(key, [])
         )
 
     def _came_late(self, key: bytes, found: bytes, version: bytes) -> bool:

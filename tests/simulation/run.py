@@ -17,6 +17,7 @@ from typing import Final
 from unittest import mock
 
 from merklekv.engine import time_gate
+from merklekv.engine.engine import Engine
 from merklekv.engine.time_gate import DEFAULT_MAX_DRIFT_S, MAX_TRUNCATION_AHEAD_S
 from merklekv.engine.verify.check import check_engine
 from merklekv.errors import MerkleKVError
@@ -24,7 +25,7 @@ from merklekv.errors import MerkleKVError
 from .history import history
 from .mishaps import Mishaps
 from .node import Failure
-from .oracle import Holding, show
+from .oracle import Holding, is_over, show
 from .steps import KEYS, History
 
 MEMORY: Final = Path("/dev/shm")
@@ -70,6 +71,7 @@ def run(story: History) -> Verdict:
             mock.patch.object(time_gate, "MAX_TRUNCATION_AHEAD_S", truncation_s),
             Mishaps(story.seed, root, story.names, story.queue_max) as world,
         ):
+            world.expiring = story.expiring
             problems = _problems(world, story)
             return Verdict(story, problems, world.trace.hexdigest(), world.crashes)
     finally:
@@ -111,13 +113,23 @@ def _come_together(world: Mishaps) -> list[str]:
         world.exchange_all()
         if _settled(world):
             return _disagreements(world) or _judge(world)
-    left = [(node.name, node.engine.gc_horizon, node.engine.tombstone_count) for node in world.up()]
-    return [f"horizons and tombstones after {ROUNDS_TO_SETTLE} more rounds: {left}", *_judge(world)]
+    left = [
+        (node.name, node.engine.gc_horizon, node.engine.tombstone_count, _expired(node.engine)) for node in world.up()
+    ]
+    return [f"horizons, tombstones and expired records after {ROUNDS_TO_SETTLE} more rounds: {left}", *_judge(world)]
 
 
 def _settled(world: Mishaps) -> bool:
     engines = [node.engine for node in world.up()]
-    return len({engine.gc_horizon for engine in engines}) == 1 and not any(engine.tombstone_count for engine in engines)
+    return len({engine.gc_horizon for engine in engines}) == 1 and not any(
+        engine.tombstone_count or _expired(engine) for engine in engines
+    )
+
+
+def _expired(engine: Engine) -> list[bytes]:
+    """The keys of records that a node should have purged, since they have expired long before its GC horizon."""
+    pairs, _ = engine.records_page()
+    return [key for key, record in pairs if is_over(record, engine.gc_horizon)]
 
 
 def _disagreements(world: Mishaps) -> list[str]:

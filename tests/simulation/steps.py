@@ -34,6 +34,8 @@ LARGE_SKEW_S: Final = 200_000.0
 BIG_VALUE: Final = 700
 OFF_S: Final = (1.0, 59.0, 500.0, 3600.0, 86_400.0, 30 * 86_400.0, 365 * 86_400.0, 10 * 365 * 86_400.0)
 NEVER_SET_S: Final = -1.99e9  # a clock that is so far behind shows a day in 1970
+LIFETIMES: Final = (-2.0, 7.5)  # powers of ten: from 10 ms to a year
+DIRECTIONS: Final = (*(1,) * 6, -1)  # a few have expired from the start
 LIMITS: Final = (20, 200, 500, 10**6)  # bytes of the largest value that a node takes
 
 
@@ -47,6 +49,7 @@ class History:
     queue_max: int
     steps: list[Step] = field(default_factory=list)
     wrong: str = ""  # the node whose clock alone may be wrong; empty: any
+    expiring: bool = False  # whether keys expire
 
 
 class Steps:
@@ -83,9 +86,14 @@ class Steps:
 
     def _command(self) -> tuple[str, bytes, bytes]:
         chance = self.chance
-        command = chance.choices(("set", "delete", "append", "increment", "truncate"), (60, self.deletes, 5, 5, 1))[0]
+        commands = {"set": 60, "delete": self.deletes, "append": 5, "increment": 5, "truncate": 1}
+        if self.history.expiring:
+            commands |= {"set_for": 60, "expire": 15, "persist": 5}
+        command = chance.choices(list(commands), list(commands.values()))[0]
         self.values += 1
         value = b"%d" % self.values
+        if command in ("set_for", "expire"):
+            value += b" %.3f" % (chance.choice(DIRECTIONS) * 10 ** chance.uniform(*LIFETIMES))
         if self.big and command == "set":
             value += b"." * chance.randrange(BIG_VALUE)
         return command, b"" if command == "truncate" else chance.choice(self.keys), value

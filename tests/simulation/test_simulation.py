@@ -34,7 +34,7 @@ def test_a_seed_is_one_history_in_every_process(seed: str) -> None:
     assert run_seed(seed).trace == verdict.trace
     command = [sys.executable, "-m", "tests.simulation", "--seed", seed, "--trace"]
     environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250, check=True)
     assert done.stdout.split() == [verdict.trace]
 
 

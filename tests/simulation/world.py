@@ -19,12 +19,15 @@ from typing import Any, Final, NamedTuple, Self
 from unittest import mock
 
 from merklekv.engine.record import (
+    expiry_of,
     is_live,
     is_sound,
     make_record,
     make_version,
     op_id_of,
+    store_id_of,
     timestamp_of,
+    value_of,
     version_of,
 )
 from merklekv.engine.time_gate import DEFAULT_MAX_DRIFT_S
@@ -38,6 +41,7 @@ from .oracle import TRUNCATION, Covered, Holding, Oracle, show
 
 NOON: Final = 2 * 10**18  # when it begins: a wall clock that was set
 SECOND: Final = 10**9
+MILLISECOND: Final = 10**6
 MINUTE: Final = 60 * SECOND
 DAY: Final = 86_400 * SECOND
 DRIFT: Final = DEFAULT_MAX_DRIFT_S * SECOND
@@ -87,6 +91,7 @@ class World:
         self.crashes: list[str] = []  # where nodes have crashed
         self.gone: set[str] = set()  # nodes that have left for good
         self.healing = False
+        self.expiring = False  # whether keys expire
         self._root = root
         self._entropy = random.Random(seed)
         self._stack = ExitStack()
@@ -113,6 +118,23 @@ class World:
         self.now += SECOND // 100
         self.note(str(step))
         self.note_horizons()
+        for node in self.up():
+            if self.expiring:
+                self.look(node)
+
+    def look(self, node: Node) -> None:
+        """A client sees each key that has a value, until it expires by the wall clock of the node."""
+        engine, expected = node.engine, dict[bytes, tuple[bytes, int | None]]()
+        for key, record in node.records().items():
+            expiry = expiry_of(record)
+            if is_live(record) and is_sound(key, record) and (expiry is None or expiry * MILLISECOND > node.wall()):
+                expected[key] = value_of(record), expiry
+        for key in self.oracle.written:
+            seen = engine.get_with_expiry(key)
+            if seen != expected.get(key) or engine.get(key) != (seen and seen[0]) or engine.exists(key) != bool(seen):
+                damaged = engine.record(key)
+                if damaged is None or is_sound(key, damaged):
+                    raise Failure(f"{node.name}: shows {seen} for {key!r}, not {expected.get(key)}")
 
     def note(self, what: str) -> None:
         """Puts something into the digest of all that has happened."""
@@ -165,7 +187,10 @@ class World:
     # -- clients -------------------------------------------------------------------------------------------------------
 
     def do_write(self, name: str, commands: tuple[tuple[str, bytes, bytes], ...], commits: bool) -> None:
-        """A client's commands (set, delete, append, increment, mset, truncate), and maybe the commit behind them."""
+        """A client's commands (set, delete, expire and the like), and maybe the commit behind them.
+
+        The value of `set_for` and `expire` ends with the seconds until the key expires.
+        """
         node = self.nodes[name]
         if not node.up:
             return
@@ -180,18 +205,25 @@ class World:
         if command == "truncate":
             self._truncate(node)
             return
+        lifetime_s = b"0"
+        if command in ("set_for", "expire"):
+            value, lifetime_s = value.split(b" ")
+        expiry = max(1, (node.wall() + int(float(lifetime_s) * SECOND)) // MILLISECOND)
         calls: dict[str, Callable[[], object]] = {
             "set": lambda: engine.set(key, value),
+            "set_for": lambda: engine.set(key, value, expiry),
+            "expire": lambda: engine.expire(key, expiry),
+            "persist": lambda: engine.persist(key),
             "delete": lambda: engine.delete(key),
             "append": lambda: engine.append(key, value),
             "increment": lambda: engine.set(key, b"%d" % (len(engine.get(key) or b"") + 1)),
         }
         before, hidden = engine.record(key), engine.table.lookup(key)  # which may be what was purged
         with suppress(InvalidArgument):  # the value is larger than this node takes
-            self._unless_stalled(node, calls[command])
+            self.unless_stalled(node, calls[command])
         after = engine.record(key)
         if command == "delete" and before is not None and after is None:
-            after = deleted(key, before)
+            after = self._purged(node, key, before)
         if after is None or after == before:
             return
         if before is not None and version_of(after) <= version_of(before) and is_sound(key, before):
@@ -205,7 +237,7 @@ class World:
         before, newest = engine.truncation, engine.table.newest()
         records = node.records()
         try:
-            self._unless_stalled(node, engine.truncate)
+            self.unless_stalled(node, engine.truncate)
             after = node.records().items()
             if live := [key for key, record in after if is_live(record) and is_sound(key, record)]:
                 raise Failure(f"{node.name}: {live} are still there after a truncate")
@@ -220,9 +252,17 @@ class World:
                     self._made(node, key, record)
             for key in records.keys() - node.records().keys():
                 if records[key] > engine.truncation:
-                    self._made(node, key, deleted(key, records[key]))
+                    self._made(node, key, self._purged(node, key, records[key]))
 
-    def _unless_stalled(self, node: Node, call: Callable[[], object]) -> None:
+    def _purged(self, node: Node, key: bytes, record: bytes) -> bytes:
+        """A lone node has deleted this record; the tombstone that others would have made."""
+        tombstone = deleted(key, record)
+        if node.members.is_alone and store_id_of(record) == node.members.identity.store_id:
+            self.oracle.purges(key, tombstone)
+        return tombstone
+
+    def unless_stalled(self, node: Node, call: Callable[[], object]) -> None:
+        """Does it, after a checkpoint if it has to wait for one: there is no thread that makes any."""
         try:
             call()
         except Stalled:

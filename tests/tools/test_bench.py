@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fixtures.node import NodeFactory, NodeProcess
 from fixtures.support import wait_until
-from fixtures.tools import TOOL, address, fails, run, succeeds
+from fixtures.tools import TIMEOUT_S, TOOL, address, fails, run, succeeds
 from merklekv_tool import exit_codes, load_generator
 from merklekv_tool.verbs import bench
 
@@ -63,7 +63,7 @@ def test_interrupted_it_cleans_up(number: signal.Signals, status: int, node: Nod
     with subprocess.Popen(command) as process, Client("127.0.0.1", node.port) as client:
         wait_until(lambda: client.call(b"DBSIZE") == 50, what="the load")
         process.send_signal(number)
-        assert process.wait(30) == status
+        assert process.wait(TIMEOUT_S) == status
         assert client.call(b"DBSIZE") == 0
 
 

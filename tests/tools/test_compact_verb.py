@@ -15,7 +15,7 @@ from fixtures.node import NodeProcess, clean_environment
 from fixtures.support import wait_until
 from fixtures.tools import TOOL, address, fails, opened, run, succeeds
 
-from merklekv.engine.base import DATA_FILE
+from merklekv.engine.base.environment import DATA_FILE
 from merklekv.engine.engine import Engine
 from merklekv.engine.headroom import RESERVE_FILE
 from merklekv.exit_codes import EXIT_FORMAT, EXIT_LOCKED, EXIT_USAGE
@@ -66,7 +66,7 @@ def test_compact_keeps_everything(directory: Path) -> None:
 def test_compact_killed_at_any_moment_loses_nothing(directory: Path, point: str) -> None:
     before = contents(directory)
     armed = clean_environment() | {"MERKLEKV_TEST_CRASH_AT": f"compaction.{point}"}
-    done = subprocess.run([*TOOL, "compact", directory], env=armed, capture_output=True, timeout=60, check=False)
+    done = subprocess.run([*TOOL, "compact", directory], env=armed, capture_output=True, timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL
     left = {"part": "base.new", "written": "base.new", "moved": "base.new", "swapped": "base.old"}[point]
     checked = run("verify", directory)

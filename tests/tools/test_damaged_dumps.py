@@ -25,6 +25,7 @@ PAIRS = [
     (b"\xff", make_record(b"\xff", VERSIONS[0], b"\x80")),
     (b"gone", make_record(b"gone", VERSIONS[1], b"", tombstone=True)),
     (b"text", make_record(b"text", VERSIONS[2], b"v")),
+    (b"until", make_record(b"until", VERSIONS[3], b"v", expiry=1 << 40)),
 ]
 
 
@@ -124,12 +125,12 @@ def miscounted(form: FormatName) -> bytes:
 def test_records_that_are_missing_doubled_or_in_another_order(name: FormatName) -> None:
     form = FORMATS[name]
     dump = dump_of(name)
-    first, second, third = (form.record(key, record) for key, record in PAIRS)
+    first, second, third, _ = (form.record(key, record) for key, record in PAIRS)
     for changed in (first + third, first + second + second, second + first + third):
         assert first + second + third in dump
-        with pytest.raises(DumpError, match=r"checksum|the end tells of 3 records"):
+        with pytest.raises(DumpError, match=r"checksum|the end tells of 4 records"):
             read(dump.replace(first + second + third, changed))
-    with pytest.raises(DumpError, match="the end tells of 4 records, but there are 3"):
+    with pytest.raises(DumpError, match="the end tells of 5 records, but there are 4"):
         read(miscounted(name))
 
 
@@ -144,10 +145,10 @@ def test_two_dumps_in_a_row(name: FormatName) -> None:
 
 
 def test_a_later_format_is_named() -> None:
-    with pytest.raises(DumpError, match="line 1: a dump of version 3: this release reads 2"):
-        read(b'{"merklekv_dump":3,"prefix":""}\n')
-    with pytest.raises(DumpError, match="byte 0: a dump of version 3: this release reads 2"):
-        read(cbor2.dumps({"merklekv_dump": 3, "prefix": b""}))
+    with pytest.raises(DumpError, match="line 1: a dump of version 4: this release reads 3"):
+        read(b'{"merklekv_dump":4,"prefix":""}\n')
+    with pytest.raises(DumpError, match="byte 0: a dump of version 4: this release reads 3"):
+        read(cbor2.dumps({"merklekv_dump": 4, "prefix": b""}))
 
 
 def line(**changes: object) -> bytes:
@@ -169,6 +170,12 @@ def line(**changes: object) -> bytes:
         (line(version=5), "5 is not a version"),
         (line(digest="xyz"), "non-hexadecimal"),
         (line(digest=1), "1 is not a digest"),
+        (line(exp=5), "does not match its digest"),
+        (line(exp=0), "0 is no expiry: it has 1 to"),
+        (line(exp=1 << 63), "is no expiry"),
+        (line(exp="5"), "'5' is no expiry"),
+        (line(exp=True), "True is no expiry"),
+        (line(exp=5, tombstone=True), "a tombstone with an expiry"),
         (line(value=None, value_base64="*"), "not base64"),
         (line(value=None, value_base64=1), "`value` is not text"),
         (line(value=7), "`value` is not text"),
@@ -193,10 +200,13 @@ def test_what_is_wrong_with_a_line(changed: bytes, words: str) -> None:
 @pytest.mark.parametrize(
     ("item", "words"),
     [
-        ([b"k", VERSIONS[0], False, bytes(16)], "a record of 4 fields: it has 5"),
+        ([b"k", VERSIONS[0], False, bytes(16)], "a record of 4 fields: it has 5 or 6"),
         (["k", VERSIONS[0], False, bytes(16), b""], "'k' where bytes belong"),
         ([b"k", b"short", False, bytes(16), b""], "a version of 5 bytes"),
         ([b"k", VERSIONS[0], 0, bytes(16), b""], "tombstone"),
+        ([b"k", VERSIONS[0], False, bytes(16), b"", None], "expiry"),
+        ([b"k", VERSIONS[0], False, bytes(16), b"", b"5"], "is no expiry"),
+        ([b"k", VERSIONS[0], False, bytes(16), b"", -1], "is no expiry"),
         ([b"k", VERSIONS[0], False, bytes(15), b""], "digest"),
         ([b"k", VERSIONS[0], False, bytes(16), b""], "does not match its digest"),
         (7, "neither a record nor the head nor the end"),
@@ -220,8 +230,8 @@ def test_loading_a_damaged_dump(form: FormatName, tmp_path: Path) -> None:
     dump = tmp_path / "dump"
     dump.write_bytes(dump_of(form)[:-3])
     done = run("load", dump, tmp_path / "target")
-    where = "line 5" if form == "jsonl" else "byte "
-    fails(EXIT_DUMP, str(dump), where, "taken in before that: 3 records", done=done)
+    where = "line 6" if form == "jsonl" else "byte "
+    fails(EXIT_DUMP, str(dump), where, "taken in before that: 4 records", done=done)
     assert done.stdout == b""
     with opened(tmp_path / "target") as engine:
         assert engine.record(b"text") == PAIRS[2][1]
@@ -236,7 +246,7 @@ def test_loading_what_is_no_dump_changes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "target").exists()
 
 
-HEAD = cbor2.dumps(cbor2.CBORTag(55799, {"merklekv_dump": 2, "prefix": b""}))
+HEAD = cbor2.dumps(cbor2.CBORTag(55799, {"merklekv_dump": 3, "prefix": b""}))
 
 
 @pytest.mark.parametrize(

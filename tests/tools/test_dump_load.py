@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from fixtures.node import NodeFactory, clean_environment
 from fixtures.tools import (
+    EXPIRIES,
     SAMPLES,
     TOOL,
     address,
@@ -95,19 +96,21 @@ def test_json_lines_are_for_people(tmp_path: Path) -> None:
         engine.set("käse".encode(), b"text\n")
         engine.set(b"\xff\x00", b"\x80")
         engine.set(b"gone", b"x")
+        engine.set(b"until", b"v", 5 * 10**12)
         engine.join()
         engine.delete(b"gone")
         version = version_of(engine.record(b"gone"))  # type: ignore[arg-type]
     head, *records, end = [json.loads(line) for line in succeeds("dump", tmp_path / "data").splitlines()]
-    assert head == {"merklekv_dump": 2, "prefix": ""}
+    assert head == {"merklekv_dump": 3, "prefix": ""}
     shown = [{name: value for name, value in one.items() if name not in ("version", "digest")} for one in records]
     assert shown == [
         {"key": "gone", "tombstone": True},
         {"key": "käse", "value": "text\n"},
+        {"key": "until", "value": "v", "exp": 5 * 10**12},
         {"key_base64": "/wA=", "value_base64": "gA=="},
     ]
     assert records[0]["version"] == f"{int.from_bytes(version[:8], 'big')}-{version[8:].hex()}"
-    assert (end["end"], end["records"]) == (True, 3)
+    assert (end["end"], end["records"]) == (True, 4)
 
 
 @pytest.mark.parametrize("online", [False, True])
@@ -128,7 +131,7 @@ def test_a_prefix(online: bool, source: Path, tmp_path: Path, node_factory: Node
 
 def test_a_prefix_of_any_bytes(source: Path) -> None:
     command = [*(part.encode() for part in TOOL), b"dump", str(source).encode(), b"--prefix", b"\xff"]
-    done = subprocess.run(command, capture_output=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, timeout=120, check=True)
     assert json.loads(done.stdout.splitlines()[-1])["records"] == 1
 
 
@@ -197,6 +200,8 @@ def test_a_record_from_the_far_future_is_refused_by_name(tmp_path: Path) -> None
 def test_values_are_written_anew(online: bool, source: Path, tmp_path: Path, node_factory: NodeFactory) -> None:
     """Over newer and deleted records; tombstones of the dump and its truncation version are left out."""
     dump, target = tmp_path / "dump", tmp_path / "target"
+    with opened(source) as engine:
+        engine.set(b"expired", b"v", 1)
     succeeds("dump", source, "--output", dump)
     _, _, live, dead = contents(source)
     with opened(target) as engine:
@@ -218,11 +223,13 @@ def test_values_are_written_anew(online: bool, source: Path, tmp_path: Path, nod
     node = node_factory(directory=target) if online else None
     place = address(node) if node else target
     summary = succeeds("load", "--anew", dump, place).decode()
-    assert summary == f"{live + dead:,} records read: {live} written anew, {dead} of deleted keys left out, 0 refused\n"
+    left_out = f"{dead + 1} of deleted or expired keys left out"
+    assert summary == f"{live + dead:,} records read: {live - 1} written anew, {left_out}, 0 refused\n"
     if node:
         node.stop()
     with opened(target) as engine:
         assert {key: engine.get(key) for key in SAMPLES} == SAMPLES
+        assert {key: engine.expiry(key) for key in EXPIRIES} == EXPIRIES
         assert [engine.get(key) for key in (b"kept", b"number:0000", b"number:0001")] == [
             b"here",
             b"dead in the dump",
@@ -242,7 +249,7 @@ def test_a_value_too_large_to_be_written_anew_is_refused(tmp_path: Path, node_fa
     done = run("load", "--anew", "-", address(node), stdin=succeeds("dump", tmp_path / "source"))
     assert done.returncode == EXIT_REFUSED
     assert done.stderr == b"merklekv-tool: refused large: value size\n"
-    assert done.stdout == b"2 records read: 1 written anew, 0 of deleted keys left out, 1 refused\n"
+    assert done.stdout == b"2 records read: 1 written anew, 0 of deleted or expired keys left out, 1 refused\n"
 
 
 def test_the_output_appears_whole_or_not_at_all(source: Path, tmp_path: Path) -> None:
@@ -271,7 +278,7 @@ def test_stdout_that_takes_no_more(source: Path, tmp_path: Path, unbuffered: str
     command = ["prlimit", f"--fsize={len(whole) - missing}", *TOOL, "dump", str(source)]
     environment = clean_environment() | {"PYTHONUNBUFFERED": unbuffered}
     with (tmp_path / "dump").open("wb") as stdout:
-        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, timeout=60, env=environment, check=False)
+        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, timeout=120, env=environment, check=False)
     if missing:
         fails(EXIT_UNWRITABLE, "the output", "File too large", done=done)
     else:
@@ -281,7 +288,7 @@ def test_stdout_that_takes_no_more(source: Path, tmp_path: Path, unbuffered: str
 
 def test_stdout_that_is_closed(source: Path) -> None:
     command = ["sh", "-c", f"{shlex.join(TOOL)} dump {source} >&-"]
-    done = subprocess.run(command, stderr=subprocess.PIPE, timeout=60, env=clean_environment(), check=False)
+    done = subprocess.run(command, stderr=subprocess.PIPE, timeout=120, env=clean_environment(), check=False)
     fails(EXIT_UNWRITABLE, "stdout is closed", done=done)
 
 
@@ -326,7 +333,7 @@ def test_a_reader_that_stops(source: Path) -> None:
         assert process.stdout is not None
         process.stdout.readline()
         process.stdout.close()
-        assert process.wait(60) == EXIT_PIPE
+        assert process.wait(120) == EXIT_PIPE
         assert process.stderr is not None
         assert process.stderr.read() == b""
 
@@ -349,7 +356,7 @@ def test_a_node_that_is_written_to_while_it_is_dumped(tmp_path: Path, node_facto
             client.call(b"SET", b"number:%04d" % (number % 2500), b"again")
             client.call(b"SET", b"other:%d" % number, b"x")
             number += 1
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     keys = [json.loads(line).get("key") for line in output.splitlines()[1:-1]]
     numbers = [key for key in keys if key is not None and key.startswith("number:")]

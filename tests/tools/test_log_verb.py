@@ -18,8 +18,9 @@ from fixtures.support import wait_until
 from fixtures.tools import TOOL, address, fails, opened, run, succeeds
 from merklekv_tool import exit_codes
 from merklekv_tool.source.log import DirectoryLog, EventReader
-from merklekv_tool.verbs.log import nanoseconds
+from merklekv_tool.verbs.log import OPERATIONS, nanoseconds
 
+from merklekv.engine import format as form
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import OP_SET
 from merklekv.engine.log.reader import READ_BYTES
@@ -123,11 +124,29 @@ def test_filters(data: Path) -> None:
         assert entries(data, *options) == [everything[index] for index in kept], options
 
 
+def test_the_expiry_of_a_key(tmp_path: Path) -> None:
+    with opened(tmp_path / "data") as engine:
+        engine.set(b"k", b"v", 4 * 10**12)
+        engine.persist(b"k")
+        engine.set(b"k", b"v", (1 << 63) - 1)
+    found = [(one["op"], one.get("expiry_ms")) for one in entries(tmp_path / "data")]
+    assert found == [("set", 4 * 10**12), ("persist", None), ("set", (1 << 63) - 1)]
+    lines = succeeds("log", tmp_path / "data").decode().splitlines()
+    assert "1 byte, expires 2096-" in lines[1]
+    assert "expires" not in lines[2]
+
+
+def test_every_op_has_its_name() -> None:
+    names = {number: op.name for number, op in form.OPS.items()}
+    own = {form.OP_METADATA: "metadata", form.OP_PURGE: "purge", form.OP_REPAIR: "repair"}
+    assert names | own == OPERATIONS
+
+
 def test_a_table_for_people(data: Path) -> None:
     lines = succeeds("log", data, "--values").decode().splitlines()
     assert lines[0].split() == ["time", "op", "origin", "key", "value"]
     assert len(lines) == 1 + len(OPS)
-    assert lines[1].endswith("set       local             user:1                            one")
+    assert lines[1].split()[2:] == ["set", "local", "user:1", "one"]
     assert "node-2" in lines[8]
     assert succeeds("log", data, "--key", "nothing") == b""
 
@@ -189,7 +208,7 @@ def following(place: str, output: Path) -> Iterator[subprocess.Popen[bytes]]:
         try:
             yield process
             process.send_signal(signal.SIGINT)
-            _, stderr = process.communicate(timeout=30)
+            _, stderr = process.communicate(timeout=120)
         finally:
             process.kill()
     assert (process.returncode, stderr) == (0, b"")

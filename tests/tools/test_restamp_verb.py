@@ -13,7 +13,7 @@ from fixtures.node import NodeProcess
 from fixtures.tools import address, fails, opened, run, succeeds
 from merklekv_tool.verbs.restamp import restamp
 
-from merklekv.engine.base import BaseWriter
+from merklekv.engine.base.writer import BaseWriter
 from merklekv.engine.engine import Engine
 from merklekv.errors import DiskFull
 from merklekv.exit_codes import EXIT_FORMAT, EXIT_LOCKED, EXIT_USAGE

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from fixtures.node import NodeFactory, NodeProcess
 from fixtures.support import wait_until
-from fixtures.tools import TOOL, address, contents, fails, filled, opened, root_of, run, succeeds
+from fixtures.tools import TIMEOUT_S, address, contents, fails, filled, opened, root_of, run, succeeds
 from merklekv_tool import exit_codes
 from merklekv_tool.formats.backup import is_archive
 
@@ -35,6 +36,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in NAMES:
         succeeds("backup", directory / "data", directory / name)
     return directory
+
+
+# It unpacks, and then waits for the signal, which may come at any time before.
+ENDLESS = """
+import threading
+import merklekv_tool.formats.backup
+merklekv_tool.formats.backup.examine = lambda *_: threading.Event().wait()
+from merklekv_tool.__main__ import main
+main()
+"""
 
 
 def copy_file(source: Path, target: Path) -> Path:
@@ -212,10 +223,11 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
             engine.mset([(b"key:%d" % number, b"x" * 100) for number in range(start, start + 1000)])
     succeeds("backup", tmp_path / "data", tmp_path / "backup")
     shutil.rmtree(tmp_path / "data")
-    with subprocess.Popen([*TOOL, "restore", str(tmp_path / "backup"), str(tmp_path / "restored")]) as process:
+    words = ["restore", str(tmp_path / "backup"), str(tmp_path / "restored")]
+    with subprocess.Popen([sys.executable, "-c", ENDLESS, *words]) as process:
         wait_until(lambda: len(os.listdir(tmp_path)) > 1, what="the beginnings of a directory")
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == exit_codes.EXIT_INTERRUPTED
+        assert process.wait(TIMEOUT_S) == exit_codes.EXIT_INTERRUPTED
     assert os.listdir(tmp_path) == ["backup"]
 
 

@@ -20,7 +20,7 @@ from merklekv_tool.snapshot.node import copy_node
 from merklekv_tool.source.node import Node
 
 from merklekv.engine import failpoints
-from merklekv.engine.base import BaseWriter
+from merklekv.engine.base.writer import BaseWriter
 from merklekv.engine.engine import Engine
 from merklekv.engine.log.segment import list_segments, segment_path
 from merklekv.engine.verify.check import check_directory

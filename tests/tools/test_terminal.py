@@ -34,7 +34,7 @@ from merklekv.net.protocol.resp import bulk
 VERBS = [command.name for command in tool_app.registered_commands if command.name]
 COMMANDS = [command.name for command in app.registered_commands if command.name]
 MAIN = [sys.executable, "-m", "merklekv"]
-TIMEOUT_S = 60
+TIMEOUT_S = 240  # of all verbs in a row
 EVIL = b"esc\x1b[31m\x07\nforged"  # what a terminal obeys, and a line that is none
 ODD = "käse 🧀".encode()
 ASCII = {"LC_ALL": "C", "LANG": None, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -154,6 +154,11 @@ def log(stage: Stage, scratch: Path) -> Case:
     return Case(["log", stage.a, "--values"], ["origin", "set", "del", "käse 🧀", r"esc\x1b[31m\x07\nforged", "only a"])
 
 
+def watch(stage: Stage, scratch: Path) -> Case:
+    arguments: list[str | Path] = ["watch", address(stage.node), "--from", "", "--once", "--values"]
+    return Case(arguments, ["origin", "set", "node-1", "käse", "🧀 value"])
+
+
 def tree(stage: Stage, scratch: Path) -> Case:
     return Case(["tree", stage.a, stage.b], [" 5 records in ", "leaves differ", "f0 ", "   1"], status=EXIT_PROBLEMS)
 
@@ -192,7 +197,10 @@ def compact(stage: Stage, scratch: Path) -> Case:
 
 CASES: dict[str, Callable[[Stage, Path], Case]] = {
     case.__name__: case
-    for case in (verify, dump, load, backup, restore, log, tree, stats, bench, diff, members, forget, restamp, compact)
+    for case in (
+        *(verify, dump, load, backup, restore, log, watch, tree, stats, bench, diff),
+        *(members, forget, restamp, compact),
+    )
 }
 
 
@@ -384,7 +392,8 @@ def waiting(verb: str, node: FakeNode, stage: Stage, scratch: Path) -> list[str]
         return [verb, node.address, str(stage.a)]
     if verb == "forget":
         return [verb, "n", "--at", node.address]
-    return [verb, node.address, *([str(scratch / "made")] if verb == "backup" else [])]
+    more = {"backup": [str(scratch / "made")], "watch": ["--once"]}
+    return [verb, node.address, *more.get(verb, [])]
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("restore", "restamp", "compact")])

@@ -38,7 +38,7 @@ def node(node_factory: NodeFactory) -> NodeProcess:
 def peak_bytes(*arguments: str | Path) -> int:
     """The largest resident set of a run that succeeds."""
     command = [sys.executable, "-c", WITH_PEAK, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return int(done.stderr.split()[-2]) * 1024
 
 

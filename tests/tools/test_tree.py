@@ -129,7 +129,7 @@ def test_drawn_in_colour_on_a_terminal(data: Path) -> None:
         shown = b""
         while shown.count(b"\n") < 20:
             shown += os.read(leader, 1 << 16)
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
     os.close(leader)
     os.close(follower)
     assert len(set(re.findall(rb"48;2;\d+;\d+;\d+", shown))) > 5
@@ -164,9 +164,9 @@ main()
 
 def test_without_matplotlib_only_pictures_fail(data: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", WITHOUT_MATPLOTLIB, "tree", str(data)]
-    subprocess.run(command, capture_output=True, timeout=60, check=True)
+    subprocess.run(command, capture_output=True, timeout=120, check=True)
     done = subprocess.run(
-        [*command, "--output", str(tmp_path / "tree.png")], capture_output=True, timeout=60, check=False
+        [*command, "--output", str(tmp_path / "tree.png")], capture_output=True, timeout=120, check=False
     )
     fails(exit_codes.EXIT_OTHER, "pip install 'merklekv[bench]'", done=done)
     assert not (tmp_path / "tree.png").exists()

@@ -36,6 +36,7 @@ from merklekv_tool.verbs import (
     stats,
     tree,
     verify,
+    watch,
 )
 
 NAME: Final = "merklekv-tool"
@@ -50,7 +51,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for module in (verify, dump, load, backup, restore, log, tree, stats, bench, diff, members, forget, restamp, compact):
+for module in (
+    *(verify, dump, load, backup, restore, log, watch, tree, stats, bench, diff),
+    *(members, forget, restamp, compact),
+):
     verb = module.__name__.rpartition(".")[2]
     app.command(verb, epilog=module.EXAMPLES)(getattr(module, verb))
 

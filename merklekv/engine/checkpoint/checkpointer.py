@@ -21,7 +21,8 @@ from contextlib import suppress
 from typing import Final
 
 from merklekv.engine import failpoints
-from merklekv.engine.base import Base, BaseWriter
+from merklekv.engine.base.reader import Base
+from merklekv.engine.base.writer import BaseWriter
 from merklekv.engine.checkpoint.child import CheckpointProcess, ChildDied, checkpoint
 from merklekv.engine.checkpoint.compaction import Progress
 from merklekv.engine.checkpoint.compactor import Compactor
@@ -194,7 +195,7 @@ class Checkpointer:
         """Freezes the memtable if it is full, or if the base needs it."""
         if self._gate.log_shortage is not None:
             return
-        is_full = self._table.active.size >= self.memtable_size or self._log.position >= self.memtable_size
+        is_full = self._table.active.charged >= self.memtable_size or self._log.position >= self.memtable_size
         is_due = self._table.needs_checkpoint or frees_much(self._table) or self._full_disk.needs_checkpoint
         if is_full or is_due:
             self.freeze()
@@ -249,8 +250,8 @@ class Checkpointer:
     # -- back-pressure: with the engine's lock held --------------------------------------------------------------------
 
     def _update_backlog(self) -> None:
-        done = self._share * sum(table.size for table in self._running)
-        backlog = sum(table.size for table in self._table.tables) - done
+        done = self._share * sum(table.charged for table in self._running)
+        backlog = sum(table.charged for table in self._table.tables) - done
         self._gate.is_behind = backlog > BACKLOG_TABLES * self.memtable_size
         self._gate.update()
 

@@ -27,12 +27,14 @@ from xxhash import xxh3_64_digest
 from merklekv import interpreter
 from merklekv.engine import failpoints
 from merklekv.engine.access import damage, trouble
-from merklekv.engine.base import DATA_FILE, TRANSACTION_BYTES, TRANSACTION_KEYS, Base, BaseWriter, Pair
+from merklekv.engine.base.environment import DATA_FILE
+from merklekv.engine.base.reader import Base
+from merklekv.engine.base.writer import TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter
 from merklekv.engine.checkpoint.compaction import write_compacted
 from merklekv.engine.format import ENTRY, OP_METADATA, OP_ORIGIN, OP_REPAIR, OP_TRUNCATE, REMOTE
 from merklekv.engine.headroom import TRANSACTION_KEYS_MIN, transaction_keys
 from merklekv.engine.log.segment import Segment, list_segments, segment_path
-from merklekv.engine.record import ZERO_VERSION, is_purge_marker, purge_marker
+from merklekv.engine.record import ZERO_VERSION, Pair, is_purge_marker, purge_marker
 from merklekv.engine.repairs import Repairs
 from merklekv.errors import (
     Corruption,

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from merklekv.engine import failpoints
-from merklekv.engine.base import DATA_FILE, Base, BaseWriter
+from merklekv.engine.base.environment import DATA_FILE
+from merklekv.engine.base.reader import Base
+from merklekv.engine.base.writer import BaseWriter
 from merklekv.engine.log.segment import sync_directory, sync_file
 from merklekv.files import DIRECTORY_MODE, FILE_MODE
 

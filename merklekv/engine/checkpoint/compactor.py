@@ -11,7 +11,7 @@ from typing import Final
 
 from merklekv.engine import failpoints
 from merklekv.engine.access import damage
-from merklekv.engine.base import Base
+from merklekv.engine.base.reader import Base
 from merklekv.engine.checkpoint.child import CheckpointProcess, ChildDied
 from merklekv.engine.checkpoint.compaction import Progress, remove, write_compacted
 from merklekv.engine.checkpoint.full_disk import FullDisk

@@ -6,7 +6,8 @@ from typing import Final
 
 import lmdb
 
-from merklekv.engine.base import Base, BaseSnapshot, translate
+from merklekv.engine.base.environment import translate
+from merklekv.engine.base.reader import Base, BaseSnapshot
 from merklekv.engine.format import BUCKETS
 from merklekv.engine.table import Table
 from merklekv.errors import DiskFull

@@ -1,4 +1,4 @@
-"""What of the log is retained for the outbox, and how the outbox reads it.
+"""What of the log is retained, for the outbox and for readers of changes, and how the outbox reads it.
 
 One subscriber (the outbox) reads committed frames from its replication cursor on.  It sees a frame only once the frame
 is durable in the sense of the setting `durability`.  Recent frames come from memory, up to RECENT_BYTES of them; a
@@ -10,11 +10,16 @@ or behind the cursor are retained, also by a process without a subscriber, until
 then the oldest are dropped, and the subscriber gets LogGone.  An old cursor, or a damaged file, makes the subscriber
 repeat events, never skip any, so the file is written lazily.
 
+Readers of changes (feed.py) keep their cursors themselves.  For them a segment is retained while it has any of the last
+`retain_log_bytes` of the log, or while something in it is not older than `retain_log_seconds`; longer until the next
+checkpoint.  On a full disk the oldest segment that only they or the outbox need is dropped.
+
 Invariants: the cursor is never behind the end of the log; no segment is deleted because of a cursor that a crash could
 take back.
 """
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from itertools import pairwise
@@ -25,8 +30,16 @@ from typing import Final
 from xxhash import xxh3_64_intdigest
 
 from merklekv.engine.format import SEGMENT_HEADER
-from merklekv.engine.log.reader import DirectorySource, LogPosition, LogReader
-from merklekv.engine.log.segment import LogFrame, first_event, list_segments, segment_path, sync_directory, sync_file
+from merklekv.engine.log.reader import DirectorySource, LogGone, LogPosition, LogReader
+from merklekv.engine.log.segment import (
+    LogFrame,
+    created_at,
+    first_event,
+    list_segments,
+    segment_path,
+    sync_directory,
+    sync_file,
+)
 from merklekv.engine.log.writer import Log
 from merklekv.errors import DirectoryUnwritable
 from merklekv.files import replace_file
@@ -58,13 +71,23 @@ class Retention:
     `committed` is called by the committing thread, one at a time; `next_frame` by the subscriber's thread.
     """
 
-    def __init__(self, directory: Path, log_: Log, retain_max_bytes: int = DEFAULT_RETAIN_MAX_BYTES) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        log_: Log,
+        retain_max_bytes: int = DEFAULT_RETAIN_MAX_BYTES,
+        retain_log_bytes: int = 0,
+        retain_log_seconds: float = 0,
+    ) -> None:
         self.retain_max_bytes = retain_max_bytes
+        self.retain_log_bytes = retain_log_bytes
+        self.retain_log_seconds = retain_log_seconds
         in_segment = log_.position if log_.position > SEGMENT_HEADER.size else 0
         self.end = LogPosition(log_.lsn + in_segment, log_.sequence)  # everything before it is committed
         self.notify: Callable[[], None] = lambda: None
         self.notify_next = False  # set by the subscriber before it sleeps: call `notify` at the next local event
-        self.dropped_lsn = 0  # where the log begins since it grew past `retain_max_bytes`
+        self.dropped_lsn = 0  # where the log begins for the outbox since it grew past `retain_max_bytes`
+        self._dropped_sequence = 0  # of the first event there
         self.drops_events = False  # whether that took events of this node that were not published
         self._throttle = LogThrottle(log)
         self._log_directory = log_.directory
@@ -117,6 +140,8 @@ class Retention:
             self._reader = LogReader(self._source, local_only=True)
         while recent and (recent[0].end <= at or is_dropped):
             self._taken += len(recent.popleft().data)
+        if is_dropped:
+            raise LogGone(LogPosition(self.dropped_lsn, self._dropped_sequence))
         if recent and recent[0].start == at:
             frame = recent.popleft()
             self._taken += len(frame.data)
@@ -140,25 +165,45 @@ class Retention:
         return bool(lsns)
 
     def deletable(self, checkpoint_lsn: int, is_full: bool = False) -> list[int]:
-        """LSNs of the segments that nothing needs: in the base up to `checkpoint_lsn`, and published or dropped.
+        """LSNs of the segments that nothing needs: in the base up to `checkpoint_lsn`, published and read, or dropped.
 
-        `is_full`: one segment that is not published is dropped for space.
+        `is_full`: one segment that the outbox or readers need is dropped for space.
         """
-        lsns = []
+        lsns: list[int] = []
+        is_kept = False  # the first of those that readers need
         for lsn, following in pairwise(list_segments(self._log_directory)):
             if following > checkpoint_lsn:
                 break
+            is_needed = self._is_for_readers(following)
             if self.cursor is not None and following > self._durable_lsn:
                 if following <= self.cursor.lsn:
                     self._make_durable(self.cursor)  # or a crash could bring back a cursor in a segment that is gone
                 elif is_full or self.end.lsn - lsn > self.retain_max_bytes:
-                    self.dropped_lsn = following
-                    self.drops_events = first_event(segment_path(self._log_directory, following)) > self.cursor.sequence
-                    is_full = False
+                    self._drop_before(following)
+                    is_needed = is_needed or is_full
                 else:
                     break
-            lsns.append(lsn)
+            is_kept = is_kept or (is_needed and not is_full)
+            if not is_kept:
+                lsns.append(lsn)
+            is_full = is_full and not is_needed
         return lsns
+
+    def _drop_before(self, lsn: int) -> None:
+        """The outbox has to go on at this segment.  Readers may still need those before it."""
+        if lsn > self.dropped_lsn and self.cursor is not None:
+            self._dropped_sequence = first_event(segment_path(self._log_directory, lsn))
+            self.drops_events = self._dropped_sequence > self.cursor.sequence
+            self.dropped_lsn = lsn
+
+    def _is_for_readers(self, following: int) -> bool:
+        """Whether the segment before this one is retained for readers of changes."""
+        if self.end.lsn - following < self.retain_log_bytes:
+            return True
+        if not self.retain_log_seconds:
+            return False
+        age_s = time.time() - created_at(segment_path(self._log_directory, following)) / 10**9
+        return abs(age_s) < self.retain_log_seconds  # below zero after the clock was set back
 
     def close(self) -> None:
         """Closes the open segment."""

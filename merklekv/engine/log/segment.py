@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from itertools import starmap
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
@@ -71,9 +71,17 @@ def list_segments(directory: Path) -> list[int]:
 
 def first_event(path: Path) -> int:
     """The number of the first local event in a segment, or behind it."""
+    return int(_header_fields(path)[4])
+
+
+def created_at(path: Path) -> int:
+    """When a segment was begun, and the one before it full, in nanoseconds since the epoch."""
+    return int(_header_fields(path)[5])
+
+
+def _header_fields(path: Path) -> tuple[Any, ...]:
     with path.open("rb") as file:
-        fields = SEGMENT_HEADER.unpack(file.read(SEGMENT_HEADER.size))
-    return int(fields[4])
+        return SEGMENT_HEADER.unpack(file.read(SEGMENT_HEADER.size))
 
 
 def pack_header(lsn: int, sequence: int) -> bytes:

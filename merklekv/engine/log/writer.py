@@ -69,6 +69,7 @@ class Log:
         self.admits: Callable[[int, int, bool], bool] = lambda end_lsn, growth, urgent: True
         self.make_room: Callable[[bool, bool], bool] = lambda urgent, waits: False  # whether it did
         self.appended = 0  # entries ever accepted by this process
+        self.frame = 0  # which frame, counted from the start of the process, the next entry goes into
         self.sequence = recovered.sequence if recovered else 1  # of the next local event
         self._frame_sequence = self.sequence
         self._entries_cut = 0
@@ -154,6 +155,7 @@ class Log:
         lsn, position, sequence = self.lsn, self.position, self._frame_sequence
         local_count, entry_count = self.sequence - sequence, self.appended - self._entries_cut
         data = pack_frame(lsn, position, self.synced_lsn, sequence, local_count, entry_count, payload)
+        self.frame += 1  # first: who sees nothing pending without the lock sees this
         self.pending = []
         self.pending_size = 0
         self._entries_cut = self.appended
@@ -176,6 +178,7 @@ class Log:
 
         Raises StorageFailed.
         """
+        self.frame += 1
         self.pending = []
         self.pending_size = 0
         self._entries_cut = self.appended

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 import lmdb
-from lmdb.verify import VerifyError, verify
 
-from merklekv.engine.base import BaseSnapshot
+from merklekv.engine.base.environment import DATABASES, open_database
+from merklekv.engine.base.reader import BaseSnapshot
 from merklekv.engine.directory import LEFTOVERS, base_of, locked, require_format
 from merklekv.engine.engine import Engine
-from merklekv.engine.lmdb_file import shortfall
+from merklekv.engine.lmdb_file import page_damage, shortfall
 from merklekv.engine.log.retention import CURSOR_FILE, read_cursor
 from merklekv.engine.memtable import KEY_OVERHEAD, Memtable
 from merklekv.engine.verify import reference
@@ -46,18 +46,20 @@ from merklekv.errors import NotADataDirectory
 NODE_SIZE: Final = 256 * 24
 METADATA: Final = b"metadata:"
 META_SIZES: Final = {"checkpoint_lsn": 8, "checkpointing": 8, "truncation": 24, "newest": 24, "live": 8, "dead": 8}
-OP_DELETE: Final = 2
 OP_TRUNCATE: Final = 7
 OP_ORIGIN: Final = 8
 OP_METADATA: Final = 9
 OP_PURGE: Final = 10
 OP_REPAIR: Final = 11
+DELETE_OPS: Final = (2, 21)
+RECORD_OPS: Final = (*range(1, 7), *range(16, 25))  # those that are published, but for `truncate`
 PURGE_FLAGS: Final = b"\5"  # a lone node deletes with a purge marker
 NAME_SIZE_MAX: Final = 64
 BUCKET_SIZE: Final = 2
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
+LAST_PLACE: Final = b"\xff" * 14
 COUNT_WAIT_S: Final = 60.0  # for leaves and counters after a start
-RECORD_OPS = (1, 2, 3, 4, 5, 6, 10)  # those whose entries stand for what a key maps to
+KEY_OPS: Final = (*RECORD_OPS, OP_PURGE)  # those whose entries stand for what a key maps to
 
 log = logging.getLogger(__name__)
 
@@ -132,25 +134,20 @@ def check_base_file(data: Path, report: Report) -> BaseFacts:
     if short:
         report.add(data, f"{short}, so nothing in it is checked")
         return BaseFacts(known=False)
-    try:
-        damage = verify(str(data))  # type: ignore[no-untyped-call]
-    except VerifyError as error:
-        damage = [str(error)]
+    damage = page_damage(data)
     if damage:
         for sentence in damage:
             report.add(data, f"LMDB's pages are damaged: {sentence}")
         report.add(data, "records, leaves and index are not checked, since reading damaged pages may crash")
         return BaseFacts(known=False)
     try:
-        env = lmdb.open(str(data.parent), readonly=True, lock=False, max_dbs=5)
+        env = lmdb.open(str(data.parent), readonly=True, lock=False, max_dbs=len(DATABASES))
     except lmdb.Error as error:
         report.add(data, f"LMDB cannot open it: {error}")
         return BaseFacts(known=False)
     with env:
         try:
-            names = (b"records", b"index", b"tombstones", b"leaves", b"meta")
-            lists = (b"index", b"tombstones")
-            handles = [env.open_db(name, create=False, dupsort=name in lists) for name in names]
+            handles = [open_database(env, name) for name in DATABASES]
         except lmdb.NotFoundError:
             report.note(f"{data}: was being created when the process ended")
             return BaseFacts()
@@ -169,6 +166,7 @@ def check_base(where: Path, view: BaseSnapshot, report: Report) -> BaseFacts:
         view.txn.cursor(db=view.records) as cursor,
         view.txn.cursor(db=view.index) as listed,
         view.txn.cursor(db=view.tombstones) as tombstones,
+        view.txn.cursor(db=view.expiries) as expiries,
     ):
         for key, record in cursor:
             report.stages.step()
@@ -178,6 +176,9 @@ def check_base(where: Path, view: BaseSnapshot, report: Report) -> BaseFacts:
                 tree.add(key, record)
             if reference.is_tombstone(record) and not tombstones.set_key_dup(reference.version_of(record), key):
                 report.add(where, f"the list of tombstones lacks the one of key {show(key)}")
+            place = reference.expiry_place(key, record)
+            if place and not expiries.set_key_dup(place[:5], place[5:]):
+                report.add(where, f"the list of expiries lacks the one of key {show(key)}")
             bucket = bucket_of(key)
             if index_is_off and not listed.set_key_dup(number_bytes(bucket, 2), key):
                 report.add(where, f"the index lacks the key {show(key)}, expected in bucket {bucket}")
@@ -231,6 +232,11 @@ def _check_derived(where: Path, view: BaseSnapshot, tree: Tree, facts: BaseFacts
         shown = version_text(facts.newest), version_text(tree.newest)
         report.add(where, f"the newest version in meta is {shown[0]}, expected {shown[1]} or more")
     report.expect(where, "the length of the list of tombstones", view.size(view.tombstones), tree.dead)
+    with view.txn.cursor(db=view.expiries) as cursor:
+        shared = {name[1:] + item for name, item in cursor if name[0] & 0x80}
+        listed, most = view.size(view.expiries) - len(shared), tree.expiring + len(shared)  # the shared may be stale
+        if listed > most:
+            report.add(where, f"the length of the list of expiries is {listed}, expected {most}")
     with view.txn.cursor(db=view.leaves) as cursor:
         for name in cursor.iternext(values=False):
             report.expect(where, "the size of a name in leaves", len(name), 1)
@@ -398,16 +404,16 @@ class LogWalk:
         elif op == OP_REPAIR:
             if not remote or len(key) != BUCKET_SIZE or len(record) > reference.KEY_SIZE_MAX:
                 report.add(where, f"a repair in {sizes}, expected {BUCKET_SIZE} and at most {reference.KEY_SIZE_MAX}")
-        elif not 1 <= op <= OP_REPAIR:
-            report.add(where, f"an entry of the unknown op {op}, expected 1 to {OP_REPAIR}")
-        elif op == OP_PURGE or (op == OP_DELETE and remote and record[24:25] == PURGE_FLAGS):
+        elif op not in KEY_OPS:
+            report.add(where, f"an entry of the unknown op {op}, expected 1 to {OP_REPAIR}, or 16 to {RECORD_OPS[-1]}")
+        elif op == OP_PURGE or (op in DELETE_OPS and remote and record[24:25] == PURGE_FLAGS):
             for violation in marker_violations(key, record, self.truncation):
                 report.add(f"{where}, key {show(key)}", violation)
         else:
             where = f"{where}, key {show(key)}"
             for violation in record_violations(key, record, self.truncation):
                 report.add(where, violation)
-            if not remote and record[24:25] != (b"\1" if op == OP_DELETE else b"\0"):
+            if not remote and record[24:25] not in ((b"\1",) if op in DELETE_OPS else (b"\0", b"\2")):
                 report.add(where, f"the flags are {record[24:25].hex()}, expected others for op {op}")
 
 
@@ -439,6 +445,7 @@ def check_engine(engine: Engine) -> list[str]:
             report.expect("base", name, getattr(base, name), getattr(facts, name))
         _check_tables(engine, report)
         _check_clock(engine, report)
+        _check_expiries(engine, report)
         if engine.gate.failure is None:
             _check_segments(engine, facts, report)
         if engine.root_ready:
@@ -473,6 +480,37 @@ def _check_tables(engine: Engine, report: Report) -> None:
         if stored is not None and record[:24] < stored[:24] and record[:8] > gc_horizon and stored[:8] > purged:
             report.add(f"base, key {show(key)}", "is newer than in a memtable")
     report.expect("engine", "the table it writes to", id(engine.table.records), id(table.active.records))
+
+
+def _check_expiries(engine: Engine, report: Report) -> None:
+    """How many have expired, and that every memtable knows of those that are still to expire or to be purged."""
+    table = engine.table
+    current = _current(engine)
+    places = {key: place for key, record in current.items() if (place := reference.expiry_place(key, record))}
+    expired = sum(place <= table.watermark for place in places.values())
+    report.expect("engine", "the number of expired keys", table.expired_count, expired)
+    for memtable in table.tables:
+        expiries = memtable.expiries
+        known = {*expiries.new, *map(expiries.key_of, expiries.passed)}
+        waiting: dict[bytes, bytes] = {}  # key -> the first place under which it waits; later ones are found from there
+        for entry in expiries.waiting:
+            key = expiries.key_of(entry)
+            waiting[key] = min(entry[:14], waiting.get(key, entry))
+        for key, record in memtable.records.items():
+            place = reference.expiry_place(key, record)
+            if place and current.get(key) is record and key not in known and waiting.get(key, LAST_PLACE) > place:
+                report.add(f"memtable {memtable.lsn}, key {show(key)}", "is not among those that expire")
+
+
+def _current(engine: Engine) -> dict[bytes, bytes]:
+    """The newest record of each key, without those that are gone."""
+    table = engine.table
+    newest: dict[bytes, bytes] = {}
+    with table.base.current.txn.cursor(db=table.base.current.records) as cursor:
+        newest.update((key, record) for key, record in cursor if record >= table.truncation)
+    for memtable in reversed(table.tables):
+        newest.update(memtable.records)
+    return {key: record for key, record in newest.items() if not reference.is_purge_marker(record)}
 
 
 def _check_clock(engine: Engine, report: Report) -> None:
@@ -514,7 +552,7 @@ def _check_segments(engine: Engine, facts: BaseFacts, report: Report) -> None:
             report.expect("log", "the size of what is pending", log_.pending_size, len(pending))
             entries += reference.read_entries(pending)
         truncation = max([truncation, *(entry.record for entry in entries if entry.op == 7)])
-        newest = {entry.key: entry.record for entry in entries if entry.op in RECORD_OPS}
+        newest = {entry.key: entry.record for entry in entries if entry.op in KEY_OPS}
         expected: dict[bytes, bytes] = {}
         for key, record in newest.items():
             if record >= table.truncation:
@@ -539,17 +577,8 @@ def _check_tree(engine: Engine, report: Report) -> None:
     """Leaves, counters and root of the newest records above the truncation version."""
     table = engine.table
     tree = Tree()
-    newest: dict[bytes, bytes] = {}
-    for memtable in reversed(table.tables):
-        newest.update(memtable.records)
-    for key, record in newest.items():
-        if not reference.is_purge_marker(record):
-            tree.add(key, record)
-    base = table.base
-    with base.current.txn.cursor(db=base.current.records) as cursor:
-        for key, record in cursor:
-            if key not in newest and record >= table.truncation:
-                tree.add(key, record)
+    for key, record in _current(engine).items():
+        tree.add(key, record)
     checked = table.tree
     buckets = range(len(checked.sums))
     filled = {*compress(buckets, checked.sums), *compress(buckets, checked.counts)}

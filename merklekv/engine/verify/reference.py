@@ -22,6 +22,7 @@ ENTRY_HEAD_SIZE: Final = 7
 VERSION_SIZE: Final = 24
 HEAD_SIZE: Final = 25  # version and flags
 RECORD_SIZE_MIN: Final = 41
+EXPIRY_END: Final = 49  # where the value begins behind an expiry
 KEY_SIZE_MAX: Final = 511
 
 
@@ -60,6 +61,13 @@ def is_tombstone(record: bytes) -> bool:
     return record[24] & 1 == 1
 
 
+def expiry_place(key: bytes, record: bytes) -> bytes:
+    """Expiry and the first 6 bytes of the key's XXH3-64; empty without an expiry."""
+    if record[24] != 2 or len(record) < EXPIRY_END or record[RECORD_SIZE_MIN] > 127:
+        return b""
+    return record[RECORD_SIZE_MIN:EXPIRY_END] + xxh3_64_digest(key)[:6]
+
+
 @dataclass
 class Tree:
     """Leaves, counters and the newest version of a set of records, each given once to `add`."""
@@ -70,6 +78,7 @@ class Tree:
     live: int = 0
     dead: int = 0
     newest: bytes = bytes(VERSION_SIZE)
+    expiring: int = 0  # records with an expiry
 
     def add(self, key: bytes, record: bytes) -> None:
         """Counts a record in."""
@@ -81,6 +90,7 @@ class Tree:
             self.dead += 1
         else:
             self.live += 1
+            self.expiring += expiry_place(key, record) != b""
         self.newest = max(self.newest, record[:VERSION_SIZE])
 
     def leaf(self, bucket: int) -> bytes:

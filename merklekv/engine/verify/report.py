@@ -82,8 +82,10 @@ def record_violations(key: bytes, record: bytes, truncation: bytes) -> Iterator[
     if len(record) < RECORD_SIZE_MIN:
         yield f"the record has {len(record)} bytes, expected {RECORD_SIZE_MIN} or more"
         return
-    if record[24] not in (0, 1):
-        yield f"the flags are {record[24]}, expected 0 or 1 (tombstone)"
+    if record[24] not in (0, 1, 2):
+        yield f"the flags are {record[24]}, expected 0, 1 (tombstone) or 2 (expiry)"
+    elif record[24] == 2 and (len(record) < RECORD_SIZE_MIN + 8 or not 0 < number(record[41:49]) < 1 << 63):
+        yield f"the expiry is {record[41:49].hex()}, expected 8 bytes, 1 to 2^63 - 1"
     if is_tombstone(record) and len(record) > RECORD_SIZE_MIN:
         yield f"the tombstone has a value of {len(record) - RECORD_SIZE_MIN} bytes, expected none"
     found, expected = record[25:41], digest_of(key, record)

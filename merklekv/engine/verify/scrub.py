@@ -2,6 +2,7 @@
 
     records      of the base, in key order      digest; listed in the index, and as a tombstone if it is one
     tombstones   the base's list of them        each is the record's
+    expiries     the base's list of them        each is that of a record
     buckets      one after the other            leaf (sum and count) of the base and of the tree in memory; what the
                                                 index lists exists; digests of the records in memtables
     counters     all at one moment              of the base and in memory
@@ -22,6 +23,7 @@ the process inside LMDB; where LMDB reports it instead, the scrub reports it too
 Cost: 6 us a record and 15 us a bucket that is not empty; each record's page of the base is read twice.
 """
 
+import time
 from collections.abc import Collection, Generator, Iterator
 from contextlib import ExitStack
 from itertools import compress, islice
@@ -29,7 +31,8 @@ from typing import Final, NamedTuple
 
 import lmdb
 
-from merklekv.engine.base import translate
+from merklekv.engine.base.environment import translate
+from merklekv.engine.base.places import FIRST_PLACE, LAST_PLACE, PLACE_SPLIT, bucket_of_place
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import INNER_NODES, LEAF_SIZE, bucket_of
 from merklekv.engine.merkle import COUNT_MASK, LEAF_MASK, LEAVES_PER_INNER, NO_LEAVES, term_of, unpack_leaves
@@ -40,6 +43,7 @@ from merklekv.engine.record import (
     VERSION_SIZE,
     ZERO_VERSION,
     digest_of,
+    expiry_place,
     flags_of,
     is_purge_marker,
     is_sound,
@@ -51,6 +55,7 @@ from merklekv.engine.verify.report import record_violations, show, version_text
 PAGE_RECORDS: Final = 100
 PAGE_BYTES: Final = 1 << 18
 COUNTED_KEYS: Final = 500
+PLACES_S: Final = 0.001  # with the lock: each place costs a look at all keys of its bucket, however many these are
 _LAST_VERSION: Final = b"\xff" * VERSION_SIZE
 
 
@@ -105,7 +110,7 @@ class Scrub:
         """The pass: each damage, and None after each slice."""
         while not self._engine.prepare_buckets():
             yield None
-        for part in (self._records, self._tombstones, self._buckets, self._counters):
+        for part in (self._records, self._tombstones, self._expiries, self._buckets, self._counters):
             try:
                 yield from part()
             except lmdb.Error as error:
@@ -138,6 +143,7 @@ class Scrub:
             view.txn.cursor(db=view.records) as cursor,
             view.txn.cursor(db=view.index) as index,
             view.txn.cursor(db=view.tombstones) as tombstones,
+            view.txn.cursor(db=view.expiries) as expiries,
         ):
             checkpointing = view.txn.get(b"checkpointing", db=view.meta) is not None  # then the index may lack keys
             newest = view.txn.get(b"newest", ZERO_VERSION, db=view.meta)
@@ -168,6 +174,9 @@ class Scrub:
                     underived.append(Damage(f"{where}: is not listed in the index", bucket, key))
                 if is_tombstone(record) and not tombstones.set_key_dup(version_of(record), key):
                     underived.append(Damage(f"{where}: is not in the list of tombstones", bucket, key))
+                place = expiry_place(key, record)
+                if place and not expiries.set_key_dup(place[:PLACE_SPLIT], place[PLACE_SPLIT:]):
+                    underived.append(Damage(f"{where}: is not in the list of expiries", bucket, key))
                 if record > newest and version_of(record) > newest:
                     shown = version_text(newest), version_text(record)
                     problem = f"{where}: the newest version is said to be {shown[0]}, expected {shown[1]} or more"
@@ -224,6 +233,33 @@ class Scrub:
                     problem = f"the base, key {show(key)}: is listed with a tombstone that is not there"
                     yield Damage(problem, bucket_of(key), key)
             if len(pairs) < PAGE_RECORDS:
+                return
+            yield None
+
+    def _expiries(self) -> Steps:
+        """Checks that the base's list of expiries lists nothing else."""
+        engine = self._engine
+        place = FIRST_PLACE
+        while True:
+            found: list[bytes] = []
+            with engine.lock:
+                base = engine.table.base
+                if base.checkpointing:  # the index may lack keys
+                    return
+                places = base.expiries_from(place, LAST_PLACE, PAGE_RECORDS)
+                until = time.monotonic() + PLACES_S
+                for place in places:
+                    if bucket_of_place(place) not in self._damaged and not base.is_shared(place):
+                        records = ((key, base.get(key)) for key in base.keys_at(place))
+                        if not any(record and expiry_place(key, record) == place for key, record in records):
+                            found.append(place)
+                    if time.monotonic() > until:
+                        break
+                is_last = not places or (len(places) < PAGE_RECORDS and place == places[-1])
+            for stale in found:
+                problem = f"the base: the list of expiries has {stale.hex()}, which no record has"
+                yield Damage(problem, bucket_of_place(stale))
+            if is_last:
                 return
             yield None
 

@@ -10,10 +10,11 @@ from typing import TypeVar
 
 from merklekv.engine.integers import strict_integer
 from merklekv.net.errors import RequestError
-from merklekv.net.limits import SLICE_KEYS
+from merklekv.net.limits import NAME_BYTES_MAX, SLICE_KEYS
 from merklekv.net.protocol.text import Request, line_safe
 
 SYNTAX_ERROR = "syntax error"
+CLIENT_NAMES = "Client names"
 
 Item = TypeVar("Item")
 
@@ -34,6 +35,9 @@ def bounded(word: bytes, low: int, high: int, what: str) -> int:
 
 
 def printable(word: bytes, what: str) -> bytes:
+    """A name that others are shown."""
+    if len(word) > NAME_BYTES_MAX:
+        raise RequestError(f"{what} cannot have more than {NAME_BYTES_MAX} bytes")
     if any(not 33 <= byte <= 126 for byte in word):
         raise RequestError(f"{what} cannot contain spaces, newlines or special characters.")
     return word

@@ -13,7 +13,7 @@ from merklekv.net.commands.arguments import bounded, line_value, optional_argume
 from merklekv.net.errors import RequestError
 from merklekv.net.protocol import resp, text
 from merklekv.net.protocol.text import Request, show
-from merklekv.net.registry import ADMIN, SLOW_READ, Long, Pause, Reply, command, line_command
+from merklekv.net.registry import ADMIN, ALONE, NOSCRIPT, SLOW_READ, Long, Pause, Reply, command, line_command
 from merklekv.net.session import Session, in_thread, until_counted
 
 
@@ -22,13 +22,23 @@ from merklekv.net.session import Session, in_thread, until_counted
     "The hash over all records, or those under a prefix; equal on nodes that agree.",
     group="hash",
     flags=SLOW_READ,
+    note="MerkleKV's own, as in the line protocol",
 )
 def hash_(session: Session, request: Request) -> Long:
     digest = yield from _digest(session, request[1] if len(request) > 1 else b"")
     return resp.bulk(digest)
 
 
-@line_command("HASH [prefix]", group="hash")
+@line_command(
+    "HASH [prefix]",
+    group="hash",
+    reply="`HASH hex` or `HASH prefix hex`",
+    note=(
+        "the [Merkle root](glossary.md#root), 64 hex digits, or a hash of all "
+        "[records](glossary.md#record) under the prefix, [tombstones](glossary.md#tombstone) too; `*`"
+        " is all; equal on nodes with equal data; zeros when there is nothing"
+    ),
+)
 def hash_line(session: Session, request: Request) -> Long:
     prefix = optional_argument(request)
     digest = yield from _digest(session, prefix)
@@ -54,14 +64,24 @@ def _digest(session: Session, prefix: bytes) -> Generator[Pause, None, bytes]:
     "SYNC host port [--full] [--verify]",
     "Exchanges records with another node, both ways, now.",
     group="sync",
-    flags=ADMIN,
+    flags=ALONE,
+    note=(
+        "MerkleKV's own; `redis-cli` runs it, but then expects the bulk transfer of Redis's `SYNC` "
+        "and fails with `Error reading RDB payload`, so send it as a line: `echo SYNC 10.0.0.5 7379 |"
+        " nc -q 1 127.0.0.1 7379`"
+    ),
 )
 def sync(session: Session, request: Request) -> Long:
     yield from _sync(session, request[1:])
     return resp.OK
 
 
-@line_command("SYNC host port [--full] [--verify]", group="sync")
+@line_command(
+    "SYNC host port [--full] [--verify]",
+    group="sync",
+    reply="`OK`",
+    note="one [exchange](glossary.md#merkle-exchange) with that node, both ways",
+)
 def sync_line(session: Session, request: Request) -> Long:
     yield from _sync(session, words(request))
     return text.OK
@@ -85,14 +105,23 @@ def _sync(session: Session, given: Sequence[bytes]) -> Generator[Pause, None, No
     "Switches replication on or off, or shows its state.",
     arity=-2,
     group="replicate",
-    flags=ADMIN,
+    flags=ALONE,
+    note="MerkleKV's own, as in the line protocol",
 )
 def replicate(session: Session, request: Request) -> Reply:
     answer = _replicate(session, request[1:])
     return resp.OK if answer == "OK" else resp.bulk(answer.encode())
 
 
-@line_command("REPLICATE enable|disable|status", group="replicate")
+@line_command(
+    "REPLICATE enable|disable|status",
+    group="replicate",
+    reply="`OK`, `OK`, `REPLICATION enabled N nodes` or `REPLICATION disabled`",
+    note=(
+        "words `key=value` follow: `state`, `outbox`, `gaps` and more at a broker, `peers` and "
+        "`in_sync` where there are peers"
+    ),
+)
 def replicate_line(session: Session, request: Request) -> Reply:
     return b"%b\r\n" % text.one_line(_replicate(session, words(request)))
 
@@ -106,14 +135,27 @@ def _replicate(session: Session, given: Sequence[bytes]) -> str:
     return session.context.services.replicate(action)
 
 
-@command("MEMBERS", "The nodes that this one knows, and how far each is.", flags=ADMIN)
+@command(
+    "MEMBERS",
+    "The nodes that this one knows, and how far each is.",
+    flags=(NOSCRIPT, *ADMIN),
+    reply=("a JSON object on a line for each member that the node knows, itself first; the names are explained below"),
+)
 def members(session: Session, request: Request) -> Reply:
     """A JSON object on a line for each node."""
     lines = [json.dumps(member) + "\n" for member in session.context.services.members()]
     return resp.verbatim("".join(lines).encode(), session.protocol)
 
 
-@command("FORGET node [store_id]", "Removes a node that is gone for good from the members.", flags=ADMIN)
+@command(
+    "FORGET node [store_id]",
+    "Removes a node that is gone for good from the members.",
+    flags=ALONE,
+    reply=(
+        "`OK`; the member is removed, first here and then at all nodes by their exchanges; the [store"
+        " id](glossary.md#store-id) tells which, if several members have had that node id"
+    ),
+)
 def forget(session: Session, request: Request) -> Reply:
     if len(request) > 3:
         raise RequestError("syntax error: FORGET node [store_id]")

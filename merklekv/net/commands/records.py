@@ -26,7 +26,15 @@ from typing import Final
 from merklekv.engine.format import BUCKETS, INNER_NODES, OP_DEL, OP_SET, SEGMENT_HEADER
 from merklekv.engine.integers import INT64_MAX
 from merklekv.engine.log.segment import list_segments, segment_path
-from merklekv.engine.record import HEAD_SIZE, VERSION_SIZE, body_of, head_of, is_tombstone
+from merklekv.engine.record import (
+    HEAD_SIZE,
+    RECORD_OVERHEAD,
+    VERSION_SIZE,
+    is_lead,
+    is_tombstone,
+    lead_of,
+    value_of,
+)
 from merklekv.errors import Stalled
 from merklekv.net.client import Client, Unreachable
 from merklekv.net.commands.arguments import SYNTAX_ERROR, bounded
@@ -34,7 +42,7 @@ from merklekv.net.errors import RequestError, wrong_count
 from merklekv.net.limits import BULK_BYTES_MIN
 from merklekv.net.protocol import resp
 from merklekv.net.protocol.text import Request
-from merklekv.net.registry import READ, SLOW_READ, Long, Reply, command
+from merklekv.net.registry import ALONE, READ, SLOW_READ, Long, Reply, command
 from merklekv.net.session import Session, until_counted, writable
 from merklekv.node_id import NODE_ID_RULE, is_node_id
 
@@ -52,9 +60,13 @@ Item = tuple[int, bytes, bytes]
     "A page of records as they are stored, in key order, deleted keys too.",
     group="sync",
     flags=SLOW_READ,
+    reply=(
+        "a page of the records with keys above `after`, in key order, tombstones too: where to go on "
+        "(nil: that was all), then a list of key, head and value of each"
+    ),
 )
 def records(session: Session, request: Request) -> Long:
-    """Where to go on (nil: that was all), then key, head and value of each record with a key above `after`."""
+    """Where to go on (nil: that was all), then key, head with expiry, and value of each record above `after`."""
     following: bytes | None = request[1]
     count = bounded(request[2], 1, PAGE_RECORDS_MAX, "count")
     if len(request) != 3 and (len(request) != 5 or request[3].upper() != b"PREFIX"):
@@ -66,7 +78,7 @@ def records(session: Session, request: Request) -> Long:
             break
         yield None
     cursor = session.nil if following is None else resp.bulk(following)
-    parts = [part for key, record in pairs for part in (key, head_of(record), body_of(record))]
+    parts = [part for key, record in pairs for part in (key, lead_of(record), value_of(record))]
     return b"*2\r\n%b%b" % (cursor, resp.bulk_array(parts))
 
 
@@ -84,6 +96,10 @@ def fetch(client: Client, key: bytes) -> bytes | None:
     "The keys of a bucket of the Merkle tree, with versions and digests.",
     group="sync",
     flags=SLOW_READ,
+    reply=(
+        "key and head of each record in that [bucket](glossary.md#bucket) (0 to 65,535) of the "
+        "[Merkle tree](glossary.md#merkle-tree), in key order, tombstones too"
+    ),
 )
 def bucket(session: Session, request: Request) -> Long:
     """Key and head of each record in the bucket, in key order."""
@@ -93,7 +109,16 @@ def bucket(session: Session, request: Request) -> Long:
     return resp.bulk_array([part for pair in session.engine.bucket(number) for part in pair])
 
 
-@command("TREE inner", "The leaves below an inner node of the Merkle tree.", group="sync", flags=SLOW_READ)
+@command(
+    "TREE inner",
+    "The leaves below an inner node of the Merkle tree.",
+    group="sync",
+    flags=SLOW_READ,
+    reply=(
+        "the 256 [leaves](glossary.md#leaf) below that [inner node](glossary.md#inner-node) (0 to "
+        "255) of the Merkle tree, 24 bytes each: sum of record [digests](glossary.md#digest), count"
+    ),
+)
 def tree(session: Session, request: Request) -> Long:
     inner = bounded(request[1], 0, INNER_NODES - 1, "inner node")
     engine = session.engine
@@ -104,7 +129,13 @@ def tree(session: Session, request: Request) -> Long:
                 return resp.bulk(engine.inner_leaves(inner))
 
 
-@command("TRUNCATION", "The version below which records are deleted.", group="sync", flags=READ)
+@command(
+    "TRUNCATION",
+    "The version below which records are deleted.",
+    group="sync",
+    flags=READ,
+    reply=("the [truncation version](glossary.md#truncation), 24 bytes: every record at or below it is deleted"),
+)
 def truncation(session: Session, request: Request) -> Reply:
     return resp.bulk(session.engine.truncation)
 
@@ -113,14 +144,19 @@ def truncation(session: Session, request: Request) -> Reply:
     "MERGE origin key head value [key head value ...]",
     "Takes in records of another node; the larger version stands.",
     group="sync",
-    flags=("write", "admin"),
+    flags=("write", *ALONE),
+    reply=(
+        "how many were applied, how many were superseded, and a list of key and reason of each that "
+        "was refused; the larger version stands"
+    ),
 )
 def merge(session: Session, request: Request) -> Reply:
     if len(request) % 3 != 2:
         raise wrong_count(request[0])
     for head in request[3::3]:
-        if len(head) != HEAD_SIZE:
-            raise RequestError(f"a head has {HEAD_SIZE} bytes (version, flags, digest), not {len(head)}")
+        if not is_lead(head):
+            shape = f"{HEAD_SIZE} bytes (version, flags, digest), or {RECORD_OVERHEAD} with an expiry"
+            raise RequestError(f"a head has {shape}, not {len(head)}")
     return _merge(session, checked_origin(request[1]), request[2:])
 
 
@@ -154,7 +190,8 @@ def _items(parts: Sequence[bytes]) -> list[Item]:
     "MERGETRUNCATION origin version",
     "Takes in the truncation version of another node; the larger one stands.",
     group="sync",
-    flags=("write", "admin"),
+    flags=("write", *ALONE),
+    reply="1 when the truncation version rose, else 0",
 )
 def merge_truncation(session: Session, request: Request) -> Reply:
     origin = checked_origin(request[1])
@@ -181,6 +218,12 @@ def checked_origin(origin: bytes) -> bytes:
     arity=-2,
     group="sync",
     flags=("readonly", "admin"),
+    reply=(
+        "`LIST`: the [LSN](glossary.md#lsn) up to which the log is committed, the LSN up to which the"
+        " base holds it, and the LSNs of its [segments](glossary.md#segment); `READ`: bytes of a "
+        "segment as on disk, at most 1 MiB, none when no more are committed, nil when the segment is "
+        "deleted"
+    ),
 )
 def log(session: Session, request: Request) -> Reply:
     action = request[1].upper()
@@ -207,7 +250,16 @@ def _read_log(session: Session, segment: int, position: int, size: int) -> bytes
         os.close(fd)
 
 
-@command("METADATA", "The metadata entries that the node keeps with its data.", group="sync", flags=SLOW_READ)
+@command(
+    "METADATA",
+    "The metadata entries that the node keeps with its data.",
+    group="sync",
+    flags=SLOW_READ,
+    reply=(
+        "names and values of the metadata entries of the node, such as the [GC "
+        "horizon](glossary.md#gc-horizon) and the table of [members](glossary.md#member)"
+    ),
+)
 def metadata(session: Session, request: Request) -> Reply:
     return resp.bulk_array([part for pair in sorted(session.engine.metadata.items()) for part in pair])
 
@@ -216,7 +268,14 @@ def metadata(session: Session, request: Request) -> Reply:
 
 
 @command(
-    "EXCHANGE part [part ...]", "One step of an exchange with another node.", group="sync", flags=("write", "admin")
+    "EXCHANGE part [part ...]",
+    "One step of an exchange with another node.",
+    group="sync",
+    flags=("write", *ALONE),
+    reply=(
+        "one step of an [exchange](replication.md): the parts joined are a message of the node that "
+        "asks, the bulk string is the answer"
+    ),
 )
 def exchange(session: Session, request: Request) -> Long:
     message = request[1] if len(request) == 2 else b"".join(request[1:])

@@ -12,6 +12,7 @@ A pattern that begins with literal text costs what is under that prefix only.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator
 from itertools import zip_longest
 
@@ -26,7 +27,7 @@ from merklekv.net.session import Session, check_reply_size
 
 COUNT_DEFAULT = b"10"
 CURSOR_BITS = 64
-CURSOR_DIGITS = 20  # of the largest number of so many bits
+_CURSOR = re.compile(rb"([+-]?)0*([0-9]{1,20})")
 
 
 @command(
@@ -34,11 +35,14 @@ CURSOR_DIGITS = 20  # of the largest number of so many bits
     "Keys in order, a page at a time.",
     group="scan",
     flags=SLOW_READ,
+    note=(
+        "in the order of their bytes, each key once; a cursor belongs to the node that gave it, until"
+        " that node stops; the node remembers 10,000 unfinished scans, and any other cursor is an "
+        "error: start again from 0"
+    ),
 )
 def scan(session: Session, request: Request) -> Long:
-    cursor = request[1]
-    if not cursor.isdigit() or len(cursor) > CURSOR_DIGITS or int(cursor) >> CURSOR_BITS:
-        raise RequestError("invalid cursor")
+    cursor = _cursor(request[1])
     options = {b"MATCH": b"*", b"COUNT": COUNT_DEFAULT, b"TYPE": b"string"}
     for name, value in zip_longest(request[2::2], request[3::2]):
         if name.upper() not in options or value is None:
@@ -46,7 +50,15 @@ def scan(session: Session, request: Request) -> Long:
         options[name.upper()] = value
         if integer(options[b"COUNT"]) < 1:
             raise RequestError(SYNTAX_ERROR)
-    return _scan(session, int(cursor), options[b"MATCH"], int(options[b"COUNT"]), options[b"TYPE"].lower())
+    return _scan(session, cursor, options[b"MATCH"], int(options[b"COUNT"]), options[b"TYPE"].lower())
+
+
+def _cursor(word: bytes) -> int:
+    """A cursor as Redis reads one: a number of 64 bits, with or without a sign, or nothing for 0."""
+    found = _CURSOR.fullmatch(word or b"0")
+    if found is None or int(found[2]) >> CURSOR_BITS:
+        raise RequestError("invalid cursor")
+    return int(found[1] + found[2]) % (1 << CURSOR_BITS)
 
 
 def _scan(session: Session, cursor: int, pattern: bytes, left: int, kind: bytes) -> Long:
@@ -73,7 +85,13 @@ def _scan(session: Session, cursor: int, pattern: bytes, left: int, kind: bytes)
     return b"*2\r\n%b%b" % (resp.bulk(b"%d" % following), resp.bulk_array(found))
 
 
-@command("KEYS pattern", "All keys that match a pattern, in order.", group="scan", flags=SLOW_READ)
+@command(
+    "KEYS pattern",
+    "All keys that match a pattern, in order.",
+    group="scan",
+    flags=SLOW_READ,
+    note="in the order of their bytes",
+)
 def keys(session: Session, request: Request) -> Long:
     prefix, matches = compile_glob(request[1])
 
@@ -85,7 +103,7 @@ def keys(session: Session, request: Request) -> Long:
     return b"*%d\r\n%b" % (count, body)
 
 
-@line_command("SCAN [prefix]", group="scan")
+@line_command("SCAN [prefix]", group="scan", reply="`KEYS n`, then n lines", note="keys in the order of their bytes")
 def scan_line(session: Session, request: Request) -> Long:
     count, body = yield from _all_keys(session, optional_argument(request), _lines)
     return b"KEYS %d\r\n%b" % (count, body)

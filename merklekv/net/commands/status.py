@@ -1,26 +1,50 @@
-"""What the server reports of itself: the metrics of STATS and INFO, and the memory of this process."""
+"""What the server reports of itself: the metrics of STATS, and the sections of INFO."""
 
 from __future__ import annotations
 
 import os
+import resource
+import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 import merklekv
 from merklekv.metrics import ClientMetrics, ServerMetrics, Value, values_of
 from merklekv.net.protocol import text
+from merklekv.net.protocol.resp import REDIS_VERSION
+from merklekv.net.pubsub import Kind
 from merklekv.net.session import Context
+from merklekv.net.vitals import memory
 
-# The release whose replies are imitated: clients read it to decide which commands they may use.
-REDIS_VERSION = "7.0.15"
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-
-
-def memory() -> tuple[int, int]:
-    """Bytes of this process in RAM, and how many of them are no pages of files, which the kernel may take back."""
-    resident, shared = (int(pages) * _PAGE_BYTES for pages in Path("/proc/self/statm").read_bytes().split()[1:3])
-    return resident, resident - shared
+# What is 0 on every node, for tools that ask for it: it has no replicas of Redis, eviction, modules or functions.
+_ALWAYS_0 = {
+    "Memory": (
+        *("used_memory_functions", "number_of_functions", "number_of_libraries", "mem_not_counted_for_evict"),
+        *("mem_replication_backlog", "mem_total_replication_buffers", "mem_clients_slaves", "mem_cluster_links"),
+        *("mem_aof_buffer", "active_defrag_running", "lazyfree_pending_objects", "lazyfreed_objects"),
+    ),
+    "Persistence": (
+        *("loading", "async_loading", "current_cow_peak", "current_cow_size", "current_cow_size_age"),
+        *("current_save_keys_processed", "current_save_keys_total", "rdb_changes_since_last_save"),
+        *("rdb_bgsave_in_progress", "rdb_saves", "rdb_last_cow_size", "rdb_last_load_keys_expired"),
+        *("rdb_last_load_keys_loaded", "aof_rewrite_in_progress", "aof_rewrite_scheduled", "aof_rewrites"),
+        *("aof_rewrites_consecutive_failures", "aof_last_cow_size", "module_fork_in_progress"),
+        "module_fork_last_cow_size",
+    ),
+    "Stats": (
+        *("sync_full", "sync_partial_ok", "sync_partial_err", "total_net_repl_input_bytes"),
+        *("total_net_repl_output_bytes", "expired_time_cap_reached_count", "evicted_keys", "evicted_clients"),
+        *("total_eviction_exceeded_time", "current_eviction_exceeded_time", "pubsubshard_channels", "latest_fork_usec"),
+        *("total_forks", "migrate_cached_sockets", "slave_expires_tracked_keys", "active_defrag_hits"),
+        *("active_defrag_misses", "active_defrag_key_hits", "active_defrag_key_misses", "total_active_defrag_time"),
+        *("current_active_defrag_time", "tracking_total_keys", "tracking_total_items", "tracking_total_prefixes"),
+        *("unexpected_error_replies", "dump_payload_sanitizations", "io_threaded_reads_processed"),
+        "io_threaded_writes_processed",
+    ),
+}
+# The sections of INFO that it shows only when they are named, or all are.
+EXTRA_SECTIONS = frozenset((b"commandstats", b"latencystats"))
+EVERYTHING = frozenset((b"all", b"everything"))
 
 
 def client_metrics(context: Context) -> ClientMetrics:
@@ -48,6 +72,9 @@ def all_metrics(context: Context) -> dict[str, Value]:
         output_limit_closed=traffic.output_limit_closed,
         idle_closed=traffic.idle_closed,
         foreign_protocol_closed=traffic.foreign_protocol_closed,
+        pubsub_channels=context.pubsub.count(Kind.CHANNEL),
+        pubsub_patterns=context.pubsub.count(Kind.PATTERN),
+        pubsub_dropped=context.pubsub.dropped,
     )
     return values_of(client_metrics(context), server, context.engine.metrics(), *context.services.metrics())
 
@@ -69,38 +96,179 @@ def lines_of(values: Mapping[str, Value]) -> bytes:
 
 
 def sections(context: Context) -> dict[str, Mapping[str, Value]]:
-    """The sections of INFO over RESP: Redis's, and one of our own with everything."""
+    """The sections of INFO over RESP: Redis's, and one of our own with everything.
+
+    A name of Redis's that tools ask for is there with its true value, or with the constant that is true of every node.
+    """
     values = all_metrics(context)
-    keys = values.get("db_keys")
-    resident, own = memory()
-    seconds = values["uptime_seconds"]
     return {
-        "Server": {
-            "redis_version": REDIS_VERSION,
-            "redis_mode": "standalone",
-            "merklekv_version": merklekv.__version__,
-            "process_id": os.getpid(),
-            "tcp_port": context.port,
-            "uptime_in_seconds": seconds,
-            "uptime_in_days": int(seconds) // 86400,
-        },
-        "Clients": {
-            "connected_clients": values["active_connections"],
-            "blocked_clients": 0,
-            "maxclients": context.limits.connections,
-        },
-        "Memory": {
-            "used_memory": own,
-            "used_memory_human": f"{own / 2**20:.2f}M",
-            "used_memory_rss": resident,
-        },
-        "Persistence": {"loading": 0, "rdb_bgsave_in_progress": 0, "aof_enabled": 1, "aof_rewrite_in_progress": 0},
-        "Stats": {
-            "total_connections_received": values["total_connections"],
-            "total_commands_processed": values["total_commands"],
-            "rejected_connections": context.traffic.refused,
-        },
-        "Replication": {"role": "master", "connected_slaves": 0},
-        "Keyspace": {"db0": f"keys={keys},expires=0,avg_ttl=0"} if keys else {},
+        "Server": _server(context, int(values["uptime_seconds"])),
+        "Clients": _clients(context),
+        "Memory": _memory(context, values),
+        "Persistence": _persistence(context),
+        "Stats": _stats(context, values),
+        "Replication": _replication(context, values),
+        "CPU": _cpu(),
+        "Modules": {},
+        "Commandstats": _command_stats(context),
+        "Errorstats": {f"errorstat_{code}": f"count={n}" for code, n in sorted(context.errors_since_reset().items())},
+        "Latencystats": {},
+        "Cluster": {"cluster_enabled": 0},
+        "Keyspace": _keyspace(values),
         "MerkleKV": values,
     }
+
+
+def _server(context: Context, seconds: int) -> Mapping[str, Value]:
+    system = os.uname()
+    return {
+        "redis_version": REDIS_VERSION,
+        "redis_git_sha1": "00000000",
+        "redis_git_dirty": 0,
+        "redis_build_id": "0" * 16,
+        "redis_mode": "standalone",
+        "merklekv_version": merklekv.__version__,
+        "os": f"{system.sysname} {system.release} {system.machine}",
+        "arch_bits": sys.maxsize.bit_length() + 1,
+        "monotonic_clock": "POSIX clock_gettime",
+        "multiplexing_api": "epoll",
+        "process_id": os.getpid(),
+        "process_supervised": "systemd" if "NOTIFY_SOCKET" in os.environ else "no",
+        "run_id": context.run_id,
+        "tcp_port": context.port,
+        "server_time_usec": time.time_ns() // 1000,
+        "uptime_in_seconds": seconds,
+        "uptime_in_days": seconds // 86400,
+        "hz": 1,
+        "configured_hz": 1,
+        "executable": sys.argv[0],
+        "config_file": "",
+        "io_threads_active": 0,
+    }
+
+
+def _clients(context: Context) -> Mapping[str, Value]:
+    sessions = context.sessions()
+    return {
+        "connected_clients": len(sessions),
+        "cluster_connections": 0,
+        "maxclients": context.limits.connections,
+        "blocked_clients": sum(one.waits for one in sessions),
+        "tracking_clients": 0,
+        "clients_in_timeout_table": 0,
+    }
+
+
+def _memory(context: Context, values: Mapping[str, Value]) -> Mapping[str, Value]:
+    resident, own = memory()
+    peak = max(context.vitals.peak_bytes, own)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    tables = int(values["memtable_bytes"])
+    return {
+        **_bytes("used_memory", own),
+        **_bytes("used_memory_rss", resident),
+        **_bytes("used_memory_peak", peak),
+        "used_memory_peak_perc": f"{100 * own / peak:.2f}%",
+        "used_memory_overhead": max(0, own - tables),
+        "used_memory_dataset": tables,
+        "used_memory_dataset_perc": f"{100 * tables / own:.2f}%",
+        **_bytes("total_system_memory", total),
+        **_bytes("maxmemory", 0),
+        "maxmemory_policy": "noeviction",
+        **_bytes("used_memory_lua", context.scripts.memory_bytes),
+        "number_of_cached_scripts": context.scripts.count,
+        "mem_fragmentation_ratio": f"{resident / own:.2f}",
+        "mem_fragmentation_bytes": resident - own,
+        "mem_allocator": "libc",
+        **dict.fromkeys(_ALWAYS_0["Memory"], 0),
+    }
+
+
+def _bytes(name: str, count: int) -> Mapping[str, Value]:
+    """A number of bytes, and the same for people, as Redis writes it."""
+    size, unit = float(count), "B"
+    for larger in "KMGTPE":
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return {name: count, f"{name}_human": f"{count}B" if unit == "B" else f"{size:.2f}{unit}"}
+
+
+def _persistence(context: Context) -> Mapping[str, Value]:
+    """Every write is in the log before its reply, so nothing is ever unsaved."""
+    return {
+        "rdb_last_save_time": context.started_at,
+        "rdb_last_bgsave_status": "ok",
+        "rdb_last_bgsave_time_sec": -1,
+        "rdb_current_bgsave_time_sec": -1,
+        "aof_enabled": 1,
+        "aof_last_rewrite_time_sec": -1,
+        "aof_current_rewrite_time_sec": -1,
+        "aof_last_bgrewrite_status": "ok",
+        "aof_last_write_status": "ok",
+        **dict.fromkeys(_ALWAYS_0["Persistence"], 0),
+    }
+
+
+def _stats(context: Context, values: Mapping[str, Value]) -> Mapping[str, Value]:
+    vitals = context.vitals
+    counted = vitals.since_reset(context.counters())
+    return {
+        **{name: counted[name] for name in ("total_connections_received", "total_commands_processed")},
+        "instantaneous_ops_per_sec": round(vitals.rate("total_commands_processed")),
+        **{name: counted[name] for name in ("total_net_input_bytes", "total_net_output_bytes")},
+        "instantaneous_input_kbps": f"{vitals.rate('total_net_input_bytes') / 1024:.2f}",
+        "instantaneous_output_kbps": f"{vitals.rate('total_net_output_bytes') / 1024:.2f}",
+        "rejected_connections": counted["rejected_connections"],
+        "expired_keys": values.get("expired_keys", 0),
+        "keyspace_hits": counted["keyspace_hits"],
+        "keyspace_misses": counted["keyspace_misses"],
+        "pubsub_channels": values["pubsub_channels"],
+        "pubsub_patterns": values["pubsub_patterns"],
+        "expired_stale_perc": "0.00",
+        **dict.fromkeys(_ALWAYS_0["Stats"], 0),
+        "total_error_replies": sum(context.errors_since_reset().values()),
+    }
+
+
+def _replication(context: Context, values: Mapping[str, Value]) -> Mapping[str, Value]:
+    """What there is of Redis's replication: a master without replicas. Nodes replicate in another way."""
+    return {
+        "role": "master",
+        "connected_slaves": 0,
+        "master_failover_state": "no-failover",
+        "master_replid": context.run_id,
+        "master_replid2": "0" * 40,
+        "master_repl_offset": values["log_lsn"],
+        "second_repl_offset": -1,
+        "repl_backlog_active": 0,
+        "repl_backlog_size": 0,
+        "repl_backlog_first_byte_offset": 0,
+        "repl_backlog_histlen": 0,
+    }
+
+
+def _cpu() -> Mapping[str, Value]:
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {
+        "used_cpu_sys": f"{own.ru_stime:.6f}",
+        "used_cpu_user": f"{own.ru_utime:.6f}",
+        "used_cpu_sys_children": f"{children.ru_stime:.6f}",
+        "used_cpu_user_children": f"{children.ru_utime:.6f}",
+    }
+
+
+def _command_stats(context: Context) -> Mapping[str, Value]:
+    """Time that a command waits for the disk or for its turn is not in `usec`."""
+    return {
+        f"cmdstat_{name.lower()}": f"calls={used.calls},usec={used.seconds * 1e6:.0f},"
+        f"usec_per_call={used.seconds * 1e6 / max(1, used.calls):.2f},rejected_calls={used.rejected},"
+        f"failed_calls={used.failed}"
+        for name, used in context.usage_since_reset().items()
+        if used.calls or used.rejected
+    }
+
+
+def _keyspace(values: Mapping[str, Value]) -> Mapping[str, Value]:
+    keys = values.get("db_keys")
+    return {"db0": f"keys={keys},expires={values.get('db_keys_with_expiry', 0)},avg_ttl=0"} if keys else {}

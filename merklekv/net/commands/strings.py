@@ -1,17 +1,19 @@
 """Values: read, written, extended and cut, one or several at a time.
 
-Replies and errors over RESP are Redis 7's, with two differences: keys do not expire, so SET refuses the options that
-would make them, and a key has 1 to 511 bytes. A command that reads before it writes holds the engine's lock. MGET works
-in slices, so it is not a snapshot; MSET and MSETNX are all or none.
+Replies and errors over RESP are Redis 7's; those of SET IFEQ and DELIFEQ are Valkey's. A key has 1 to 511 bytes. A
+command that reads before it writes holds the engine's lock. MGET works in slices, so it is not a snapshot; MSET and
+MSETNX are all or none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from merklekv.engine.format import OP_INCRBYFLOAT, OP_SETRANGE
 from merklekv.engine.integers import strict_integer
+from merklekv.engine.record import EXPIRY, FLAGS, pack_expiry
+from merklekv.net import long_double
 from merklekv.net.commands.arguments import (
-    SYNTAX_ERROR,
     integer,
     key_and_value,
     line_error,
@@ -22,15 +24,14 @@ from merklekv.net.commands.arguments import (
     slices,
     words,
 )
+from merklekv.net.commands.options import KEEP, expiry_of_amount, plain_expiry, read_options, wall_ms
 from merklekv.net.errors import RequestError, wrong_count
 from merklekv.net.protocol import resp, text
 from merklekv.net.protocol.text import Request
-from merklekv.net.registry import READ, SLOW_READ, SLOW_WRITE, WRITE, Long, Reply, command, line_command
+from merklekv.net.registry import READ, SLOW_READ, SLOW_WRITE, WRITE, BatchHandler, Long, Reply, command, line_command
 from merklekv.net.session import Session, check_reply_size
 
 TOO_LONG = "string exceeds maximum allowed size (proto-max-bulk-len)"
-_EXPIRY = frozenset((b"EX", b"PX", b"EXAT", b"PXAT"))
-_SET_OPTIONS = frozenset((b"NX", b"XX", b"GET", b"KEEPTTL"))
 
 
 def bulk_or_nil(session: Session, value: bytes | None) -> bytes:
@@ -41,26 +42,23 @@ def bulk_or_nil(session: Session, value: bytes | None) -> bytes:
 
 
 def _get_batch(sessions: Sequence[Session], requests: Sequence[Request], room: int) -> list[bytes]:
-    get_value = sessions[0].engine.get
-    replies: list[bytes] = []
-    for request in requests:
-        if room < 0:
-            break
-        value = get_value(request[1])
-        if value is None:
-            replies.append(sessions[len(replies)].nil)
-        else:
-            replies.append(b"$%d\r\n%b\r\n" % (len(value), value))
-            room -= len(value)
-    return replies
+    values = sessions[0].engine.get_batch(requests, room)
+    found = [value for value in values if value is not None]
+    if len(found) == len(values):
+        return resp.bulk_each(found)
+    sessions[0].context.traffic.misses += len(values) - len(found)
+    return [bulk_or_nil(session, value) for session, value in zip(sessions, values, strict=False)]
 
 
-@command("GET key", "The value of a key.", group="get", flags=READ, batch=_get_batch)
+@command("GET key", "The value of a key.", group="get", flags=READ, batches={2: _get_batch})
 def get(session: Session, request: Request) -> Reply:
-    return bulk_or_nil(session, session.engine.get(request[1]))
+    value = session.engine.get(request[1])
+    if value is None:
+        session.context.traffic.misses += 1
+    return bulk_or_nil(session, value)
 
 
-@line_command("GET key", group="get")
+@line_command("GET key", group="get", reply="`VALUE v` or `NOT_FOUND`")
 def get_line(session: Session, request: Request) -> Reply:
     value = session.engine.get(one_key(request))
     return text.NOT_FOUND if value is None else _value_line(value)
@@ -70,35 +68,97 @@ def _set_batch(sessions: Sequence[Session], requests: Sequence[Request], room: i
     return [resp.OK] * sessions[0].engine.set_batch(requests)
 
 
+def _set_expiring_batch(sessions: Sequence[Session], requests: Sequence[Request], room: int) -> list[bytes]:
+    """SET with EX or PX, up to the first request with another option or a wrong amount."""
+    _, keys, values, options, amounts = zip(*requests, strict=True)
+    return _set_expiring(sessions[0], keys, values, options, amounts)
+
+
+def _set_expiring(
+    session: Session,
+    keys: Sequence[bytes],
+    values: Sequence[bytes],
+    options: Sequence[bytes],
+    amounts: Sequence[bytes],
+) -> list[bytes]:
+    engine = session.engine
+    now = wall_ms(engine)
+    option, amount = options[0], amounts[0]
+    if options.count(option) == amounts.count(amount) == len(keys):
+        time = plain_expiry(option, amount, now)
+        if not time:
+            return []
+        return [resp.OK] * engine.set_batch(zip(keys, keys, values, strict=True), FLAGS[EXPIRY], pack_expiry(time))
+    items = []
+    for key, value, own_option, own_amount in zip(keys, values, options, amounts, strict=True):
+        time = plain_expiry(own_option, own_amount, now)
+        if not time:
+            break
+        items.append((key, key, pack_expiry(time) + value))
+    return [resp.OK] * engine.set_batch(items, FLAGS[EXPIRY])
+
+
 @command(
-    "SET key value [NX|XX] [GET] [KEEPTTL]", "Sets the value of a key.", group="set", flags=WRITE, batch=_set_batch
+    "SET key value [NX | XX | IFEQ comparison-value] [GET] "
+    "[EX seconds | PX milliseconds | EXAT unix-time-seconds | PXAT unix-time-milliseconds | KEEPTTL]",
+    "Sets the value of a key.",
+    group="set",
+    flags=WRITE,
+    batches={3: _set_batch, 5: _set_expiring_batch},
+    note="IFEQ is Valkey's",
 )
 def set_(session: Session, request: Request) -> Reply:
-    if len(request) != 3:
+    engine = session.engine
+    if len(request) == 3:
+        engine.set(request[1], request[2])
+    elif len(request) == 5 and (expiry := plain_expiry(request[3], request[4], wall_ms(engine))):
+        engine.set(request[1], request[2], expiry)
+    else:
         return _set_with_options(session, request)
-    session.engine.set(request[1], request[2])
     return resp.OK
 
 
 def _set_with_options(session: Session, request: Request) -> Reply:
-    options = {word.upper() for word in request[3:]}
-    for option in options & _EXPIRY:
-        raise RequestError(f"SET option {option.decode()} is not supported: keys do not expire")
-    if options - _SET_OPTIONS or options >= {b"NX", b"XX"}:
-        raise RequestError(SYNTAX_ERROR)
-    key, value = request[1:3]
-    engine = session.engine
+    options = read_options(request[3:], of_set=True)
+    engine, key, value = session.engine, request[1], request[2]
+    expiry = options.expiry(wall_ms(engine), "set") if options.sets_expiry else None
     with engine.lock:
-        old = engine.get(key)
-        wanted = not ((b"NX" in options and old is not None) or (b"XX" in options and old is None))
-        if wanted:
-            engine.set(key, value)
-    if b"GET" in options:
+        found = engine.get_with_expiry(key) if options.reads else None
+        old, old_expiry = found or (None, None)
+        if options.lifetime == KEEP:
+            expiry = old_expiry
+        is_met = options.is_met_by(old)
+        if is_met:
+            engine.set(key, value, expiry)
+    if options.gets:
         return bulk_or_nil(session, old)
-    return resp.OK if wanted else session.nil
+    return resp.OK if is_met else session.nil
 
 
-@line_command("SET key value", group="set")
+def _setex_batch(sessions: Sequence[Session], requests: Sequence[Request], room: int) -> list[bytes]:
+    names, keys, amounts, values = zip(*requests, strict=True)
+    return _set_expiring(sessions[0], keys, values, [_SETEX_OPTIONS[names[0].upper()]] * len(keys), amounts)
+
+
+_SETEX_OPTIONS = {b"SETEX": b"EX", b"PSETEX": b"PX"}
+
+
+@command("SETEX key seconds value", "Sets a key that expires.", group="set", flags=WRITE, batches={4: _setex_batch})
+@command(
+    "PSETEX key milliseconds value", "Sets a key that expires.", group="set", flags=WRITE, batches={4: _setex_batch}
+)
+def setex(session: Session, request: Request) -> Reply:
+    name, key, amount, value = request
+    engine, option = session.engine, _SETEX_OPTIONS[name.upper()]
+    now = wall_ms(engine)
+    expiry = plain_expiry(option, amount, now) or expiry_of_amount(option, amount, now, name.decode().lower())
+    engine.set(key, value, expiry)
+    return resp.OK
+
+
+@line_command(
+    "SET key value", group="set", reply="`OK`", note='`""` is two quote characters; an empty value is set over RESP'
+)
 def set_line(session: Session, request: Request) -> Reply:
     session.engine.set(*key_and_value(request))
     return text.OK
@@ -121,6 +181,19 @@ def getdel(session: Session, request: Request) -> Reply:
         if old is not None:
             engine.delete(request[1])
     return bulk_or_nil(session, old)
+
+
+@command(
+    "DELIFEQ key value",
+    "Deletes a key that has this value.",
+    group="delete",
+    flags=WRITE,
+    note="Valkey's: 1 if the key had this value and is deleted, else 0",
+)
+def delifeq(session: Session, request: Request) -> Reply:
+    engine = session.engine
+    with engine.lock:
+        return resp.ONE if engine.get(request[1]) == request[2] and engine.delete(request[1]) else resp.ZERO
 
 
 @command("SETNX key value", "Sets a key that does not exist.", group="set", flags=WRITE)
@@ -151,7 +224,12 @@ def mget(session: Session, request: Request) -> Long:
     return resp.array(parts)
 
 
-@line_command("MGET key [key ...]", group="bulk")
+@line_command(
+    "MGET key [key ...]",
+    group="bulk",
+    reply="`VALUES n`, then for each key asked, in order, `key value` or `key NOT_FOUND`",
+    note="n counts those found; when none is, `NOT_FOUND` alone",
+)
 def mget_line(session: Session, request: Request) -> Long:
     lines: list[bytes] = []
     found = size = 0
@@ -180,7 +258,7 @@ def mset(session: Session, request: Request) -> Reply:
     return resp.OK
 
 
-@line_command("MSET key value [key value ...]", group="bulk")
+@line_command("MSET key value [key value ...]", group="bulk", reply="`OK`", note="pairs of words")
 def mset_line(session: Session, request: Request) -> Reply:
     given = words(request)
     if not given:
@@ -217,13 +295,21 @@ def append(session: Session, request: Request) -> Reply:
     return resp.integer(len(session.engine.append(request[1], request[2])))
 
 
-@command("PREPEND key value", "Adds to the start of a value.", group="string", flags=WRITE)
+@command(
+    "PREPEND key value",
+    "Adds to the start of a value.",
+    group="string",
+    flags=WRITE,
+    note="MerkleKV's own: the new length, as `APPEND`",
+)
 def prepend(session: Session, request: Request) -> Reply:
     return resp.integer(len(session.engine.prepend(request[1], request[2])))
 
 
-@line_command("APPEND key value", group="string")
-@line_command("PREPEND key value", group="string")
+@line_command(
+    "APPEND key value", group="string", reply="`VALUE whole`", note="the whole new value; a missing key counts as empty"
+)
+@line_command("PREPEND key value", group="string", reply="`VALUE whole`")
 def extend_line(session: Session, request: Request) -> Reply:
     """Refuses what the reply could not show, before anything changes."""
     key, value = key_and_value(request)
@@ -239,6 +325,7 @@ def _value_line(value: bytes) -> bytes:
 
 
 @command("GETRANGE key start end", "Part of a value.", group="get", flags=READ)
+@command("SUBSTR key start end", "Part of a value: the old name of GETRANGE.", group="get", flags=READ)
 def getrange(session: Session, request: Request) -> Reply:
     start, end = integer(request[2]), integer(request[3])
     value = session.engine.get(request[1]) or b""
@@ -263,19 +350,27 @@ def setrange(session: Session, request: Request) -> Reply:
         if offset + len(patch) > engine.max_value_size:
             raise RequestError(TOO_LONG)
         new = old[:offset].ljust(offset, b"\0") + patch + old[offset + len(patch) :]
-        engine.set(request[1], new)
+        engine.change(OP_SETRANGE, request[1], new)
     return resp.integer(len(new))
 
 
 # -- numbers: signed 64-bit integers in decimal; a missing key counts as 0 ---------------------------------------------
 
 
-@command("INCR key", "Adds 1 to a number.", group="numeric", flags=WRITE)
+def _increment_batch(amount: int) -> BatchHandler:
+    def run(sessions: Sequence[Session], requests: Sequence[Request], room: int) -> list[bytes]:
+        sums = sessions[0].engine.increment_batch([key for _, key in requests], amount)
+        return list(map(resp.integer, sums))
+
+    return run
+
+
+@command("INCR key", "Adds 1 to a number.", group="numeric", flags=WRITE, batches={2: _increment_batch(1)})
 def incr(session: Session, request: Request) -> Reply:
     return resp.integer(session.engine.increment(request[1], 1))
 
 
-@command("DECR key", "Subtracts 1 from a number.", group="numeric", flags=WRITE)
+@command("DECR key", "Subtracts 1 from a number.", group="numeric", flags=WRITE, batches={2: _increment_batch(-1)})
 def decr(session: Session, request: Request) -> Reply:
     return resp.integer(session.engine.increment(request[1], -1))
 
@@ -293,10 +388,37 @@ def decrby(session: Session, request: Request) -> Reply:
     return resp.integer(session.engine.increment(request[1], -amount))
 
 
-@line_command("INC key [amount]", group="numeric")
-@line_command("INCR key [amount]", group="numeric")
-@line_command("DEC key [amount]", group="numeric")
-@line_command("DECR key [amount]", group="numeric")
+@command(
+    "INCRBYFLOAT key increment",
+    "Adds to a number with a fraction.",
+    group="numeric",
+    flags=WRITE,
+    note="the same number as Redis on x86-64: its 80-bit floating point, 17 digits behind the point",
+)
+def incrbyfloat(session: Session, request: Request) -> Reply:
+    engine, key = session.engine, request[1]
+    with engine.lock:
+        old = engine.get(key)
+        number = long_double.read(b"0" if old is None else old)
+        increment = long_double.read(request[2])
+        if number is None or increment is None:
+            raise RequestError("value is not a valid float")
+        total = long_double.add(number, increment)
+        if total is None:
+            raise RequestError("increment would produce NaN or Infinity")
+        value = long_double.write(total)
+        engine.change(OP_INCRBYFLOAT, key, value)
+    return resp.bulk(value)
+
+
+@line_command(
+    "INC key [amount]", group="numeric", reply="`VALUE n`", note="the new number; the amount is 1 unless given"
+)
+@line_command(
+    "INCR key [amount]", group="numeric", reply="`VALUE n`", note="the new number; the amount is 1 unless given"
+)
+@line_command("DEC key [amount]", group="numeric", reply="`VALUE n`", note="likewise")
+@line_command("DECR key [amount]", group="numeric", reply="`VALUE n`", note="likewise")
 def add_line(session: Session, request: Request) -> Reply:
     sign = 1 if request[0].upper().startswith(b"INC") else -1
     key, _, amount = request[1].partition(b" ")

@@ -32,7 +32,7 @@ class BadReply(MerkleKVError):
 
 
 class ErrorReply(MerkleKVError):
-    """The reply is an error; its text is the message."""
+    """The reply is an error, or a list with one; its text is the message."""
 
 
 class ReplyParser:
@@ -45,6 +45,7 @@ class ReplyParser:
         self._gone = 0  # bytes of the unfinished reply that have left the buffer
         self._values = 0  # of the unfinished reply
         self._lists: list[tuple[list[Reply], int]] = []  # the unfinished ones, each with its full length
+        self._error: str | None = None  # the first one inside of the unfinished reply
 
     def feed(self, data: bytes) -> None:
         if self._at > COMPACT_BYTES or self._at == len(self._buffer):
@@ -67,6 +68,9 @@ class ReplyParser:
                 value = items
             else:
                 self._start_anew()
+                if self._error is not None:
+                    error, self._error = self._error, None
+                    raise ErrorReply(error)
                 return value
         return INCOMPLETE
 
@@ -75,7 +79,7 @@ class ReplyParser:
         self._gone = -self._at
 
     def _next_value(self) -> Reply | object:
-        if self._lists:
+        if self._lists and self._buffer.startswith(b"$", self._at):
             self._take_bulks(*self._lists[-1])
         return self._value()
 
@@ -150,6 +154,9 @@ class ReplyParser:
             self._at = end + 2
             self._start_anew()
             raise ErrorReply(line.decode(errors="replace"))
+        if kind == b"-":
+            self._error = self._error or line.decode(errors="replace")
+            return self._took(end + 2, None)
         raise BadReply(f"a reply that begins with {bytes(kind)!r}")
 
     def _took(self, at: int, value: Reply) -> Reply:

@@ -43,7 +43,8 @@ BROKEN = _Name(b"protocol error")  # followed by what is wrong with the stream
 REFUSED = _Name(b"refused")  # followed by why this connection is not served
 FOREIGN = _Name(b"foreign")  # followed by what shows that the client speaks another protocol
 UNKNOWN = _Name(b"unknown")  # what runs for a name that no command has
-REFUSED_TRANSACTION = _Name(b"refused transaction")  # what runs for a command of a transaction
+IN_TRANSACTION = _Name(b"in transaction")  # what runs for a command between MULTI and EXEC
+REFUSED_SUBSCRIBED = _Name(b"refused subscribed")  # what runs for a command that a subscriber of RESP2 may not run
 LINE_TOO_LONG = b"line too long"
 
 _HTTP = b"HTTP/"
@@ -60,6 +61,11 @@ class TextParser:
     def __init__(self, line_bytes: int) -> None:
         self._limit = line_bytes
         self._partial: bytearray | None = bytearray()  # None: the stream is broken
+
+    @property
+    def held_bytes(self) -> int:
+        """What has come of the next line."""
+        return len(self._partial or b"")
 
     def feed(self, data: bytes) -> list[Request]:
         """The requests completed by `data`, oldest first."""
@@ -79,7 +85,7 @@ class TextParser:
                 if len(line.removesuffix(b"\r")) > self._limit:
                     lines, last = lines[:position], line
                     break
-        foreign = next((line for line in lines if _ENDS_AS_HTTP.search(line)), None) if _HTTP in data else None
+        foreign = next(filter(ends_as_http, lines), None) if _HTTP in data else None
         if foreign is not None:
             del lines[lines.index(foreign) :]
         for line in lines:
@@ -100,6 +106,11 @@ class TextParser:
             self._partial = None
             requests.append((BROKEN, LINE_TOO_LONG))
         return requests
+
+
+def ends_as_http(line: bytes) -> bool:
+    """Whether a line ends in `HTTP/1.1` or another version, as the first line of a request of HTTP does."""
+    return _HTTP in line and _ENDS_AS_HTTP.search(line) is not None
 
 
 def line_safe(data: bytes) -> bool:

@@ -59,6 +59,12 @@ def union(one: LostWrites, other: LostWrites) -> LostWrites:
     return frozenset(newest[:NEWEST] + longest[:LONGEST])
 
 
+def unknown(known: LostWrites, elsewhere: LostWrites) -> LostWrites:
+    """The intervals that another account of a member lacks, and would keep."""
+    epochs = {interval.epoch for interval in elsewhere}
+    return frozenset(interval for interval in union(known, elsewhere) if interval.epoch not in epochs)
+
+
 def merge_accounts(one: LostWrites, one_through: int, two: LostWrites, two_through: int) -> LostWrites:
     """What two nodes know together of a member's lost writes.
 

@@ -17,7 +17,8 @@ and from these follow
     view               a hash of all members and of `redeleted`, which tells whether two nodes speak of the same members
     GC horizon         the smallest `stable`, once all members report the same view: all members have applied every
                        write up to there, so a tombstone from there has nothing left to hide (cf. causal stability:
-                       Baquero et al., "Making Operation-based CRDTs Operation-based", 2014)
+                       Baquero et al., "Making Operation-based CRDTs Operation-based", 2014); at most `given_through`,
+                       since reports may be of the time before this node was restored from a backup
 
 `stable_through` is, for each member, the last GC horizon that covers it: all members have applied its writes up to
 there.  It stays when the member is removed.  If a record from before that time is not there any more, it was deleted,
@@ -60,6 +61,7 @@ from merklekv.address import ADDRESS_BYTES_MAX, is_address
 from merklekv.engine.record import STORE_ID_SIZE, is_redelete, store_id_of, timestamp_of
 from merklekv.errors import FormatTooNew, MerkleKVError
 from merklekv.node_id import is_node_id
+from merklekv.replication.cluster.exceptions import Exceptions, bounded, by_key, refused_anew, unite
 from merklekv.replication.cluster.lost_writes import (
     NO_LOST_WRITES,
     LostWriteInterval,
@@ -68,22 +70,15 @@ from merklekv.replication.cluster.lost_writes import (
     merge_accounts,
     retains,
     union,
+    unknown,
 )
 from merklekv.replication.cluster.peer_clocks import PeerClocks
-from merklekv.replication.cluster.refused import (
-    REFUSED_MAX,
-    Exceptions,
-    RefusedRecord,
-    RefusedRecords,
-    decode_refused,
-    newest,
-    unite,
-)
+from merklekv.replication.cluster.refused import REFUSED_MAX, TOO_LARGE, RefusedRecord, RefusedRecords, decode_refused
 from merklekv.replication.plain_cbor import Fields, Malformed, decode_map, row_of
 
 T = TypeVar("T")
 
-TABLE_VERSION: Final = 4
+TABLE_VERSION: Final = 6
 VIEW_SIZE: Final = 8
 MEMBERS_MAX: Final = 1000
 REMOVED_MAX: Final = 5000
@@ -197,11 +192,15 @@ class MemberTable(MemberMaps):
     def knows_all_of(self, other: MemberTable) -> bool:
         """Predicate: has the node applied all writes that every member has applied by the GC horizon of another?
 
-        If not it is new, or was restored from a backup: it may hold what was deleted below that horizon.
+        If not it is new, or was restored from a backup: it may hold what was deleted below that horizon.  A restored
+        node may have applied all others' writes, if their clocks were ahead, and lack its own.
         """
         horizon, applied_through = max(other.stable_through.values(), default=0), self.applied_through()
-        covered = (who for who, until in other.stable_through.items() if until == horizon)
-        return all(applied_through.get(who, 0) >= horizon for who in covered)
+        covered = {who for who, until in other.stable_through.items() if until == horizon}
+        if any(applied_through.get(who, 0) < horizon for who in covered):
+            return False
+        own, told = (table.lost_writes.get(self.identity, NO_LOST_WRITES) for table in (self, other))
+        return self.identity not in covered or all(one.after >= horizon for one in unknown(own, told))
 
     def own_times(self) -> tuple[int, ...]:
         """All times, ns, that the node says of itself."""
@@ -279,7 +278,7 @@ def decode_table(given: Fields, on_unreadable: Callable[[Any, Malformed], None] 
         stable_through=_decode_times(given, "stable_through", DESCRIBED_MAX),
         lost_writes={_who(one): decode_lost_writes(one) for one in lost},
         redeleted=_decode_times(given, "redeleted", DESCRIBED_MAX),
-        refused=newest(decode_refused(given, "refused")),
+        refused=by_key(decode_refused(given, "refused")),
     )
 
 
@@ -310,7 +309,7 @@ class Members(MemberMaps):
         super().__init__()
         self.identity = Identity(node, store_id or secrets.token_bytes(STORE_ID_SIZE))
         self.closed = 0  # ns: the closed timestamp, the largest clock that another node has accepted
-        self.given_through = 0  # ns: the closed timestamp at the start, or at the last complete exchange since
+        self.given_through = 0  # ns: another node has, on its disk, what this one has stamped through there
         self.proposed = 0  # ns: a larger one, proposed to a node whose answer is not known; 0: none
         self.rows_refused = 0  # since the start: times in others' tables too far ahead of the wall clock
         self.peer_clocks = PeerClocks()  # for people
@@ -364,18 +363,16 @@ class Members(MemberMaps):
         return through if all(retains(lost, one) for one in old) else 0
 
     def is_late(self, tombstone: bytes) -> bool:
-        """Predicate: did its writer, restored since, stamp it below what was applied of it here?
+        """Predicate: did its writer, restored since, stamp it below what was applied of it here, or lose it?
 
         A GC horizon may pass such a tombstone at any time, before all members have it.  For a re-deletion it rests.
         """
         if is_redelete(tombstone):
             return False
         writer, time = store_id_of(tombstone), timestamp_of(tombstone)
-        return any(
-            time <= member.applied_through and not retains(self.lost_writes.get(who, NO_LOST_WRITES), tombstone)
-            for who, member in self._others.items()
-            if who.store_id == writer
-        )
+        who = next((who for who in self._others if who.store_id == writer), self.identity)
+        through = self.given_through if writer == self.identity.store_id else self.applied_through(who)
+        return time <= through and not retains(self.lost_writes.get(who, NO_LOST_WRITES), tombstone)
 
     def stable(self, proposed: int = 0) -> int:
         """Through which time, ns, every write of every member has been applied here.
@@ -392,11 +389,15 @@ class Members(MemberMaps):
         return sha256(cbor2.dumps((everyone, _plain_times(self.redeleted)))).digest()[:VIEW_SIZE]
 
     def gc_horizon(self) -> int:
-        """Through which time, ns, all members have applied every write; 0 while that is unknown."""
+        """Through which time, ns, all members have applied every write; 0 while that is unknown.
+
+        What the others report may be of the time before this node was restored from a backup.  What it has written
+        since, with a slow clock, is above `given_through` until an exchange is complete.
+        """
         view = self.view()
         if not all(member.report.view == view for member in self._others.values()):
             return 0
-        return min((self.stable(), *(member.report.stable for member in self._others.values())))
+        return min((self.stable(), self.given_through, *(member.report.stable for member in self._others.values())))
 
     def may_adopt_horizon_of(self, peer: MemberTable) -> bool:
         """Predicate: does the horizon of a node cover all members that this node has exchanged with?
@@ -438,6 +439,10 @@ class Members(MemberMaps):
     def close_through(self, timestamp: int) -> None:
         """This node stamps nothing at or below `timestamp`, ns, any more, and another node has accepted that."""
         self.closed = max(self.closed, timestamp)
+
+    def record_given(self, through: int) -> None:
+        """A complete exchange has begun with this closed timestamp, ns: the other node has what was stamped by then."""
+        self.given_through = max(self.given_through, min(through, self.closed))
 
     def record_redelete(self, clock: int) -> None:
         """This node writes a tombstone in the past: members that reported before have not applied it."""
@@ -493,10 +498,14 @@ class Members(MemberMaps):
             if (member := self._others.get(who)) is not None:
                 member.report = max(member.report, report)
 
-    def merge_refused(self, peer: MemberTable, refused: list[RefusedRecord]) -> None:
+    def too_large(self) -> list[RefusedRecord]:
+        """The values that are too large for a node, which lacks them."""
+        return [one._replace(after=b"") for one in self.refused.values() if one.reason == TOO_LARGE]
+
+    def merge_refused(self, peer: MemberTable, refused: list[RefusedRecord], gc_horizon: int) -> None:
         """Before `merge_table`: what this node still lacks of what it will have applied then.
 
-        `refused`: what it has refused of the peer's records.  Raises TooManyMembers.
+        `refused`: what it has refused of the peer's records.  `gc_horizon`, ns: of this node.  Raises TooManyMembers.
         """
         if not (self.refused or peer.refused or refused):
             return
@@ -504,10 +513,11 @@ class Members(MemberMaps):
             {who.store_id: through for who, through in table.applied_through().items()}
             for table in (self.table(), peer)
         )
-        united = newest([*unite(self.refused, mine, peer.refused, theirs).values(), *refused])
-        if len(united) > REFUSED_MAX:
+        made = refused_anew(self.refused, refused, max(*mine.values(), *theirs.values()), gc_horizon)
+        united = by_key([*unite(self.refused, mine, peer.refused, theirs).values(), *made]).values()
+        if sum(one.reason == TOO_LARGE for one in united) > REFUSED_MAX:
             raise TooManyMembers(f"more than {REFUSED_MAX} records are too large for a node: raise its max_value_size")
-        self.refused = united
+        self.refused = by_key(bounded(united, REFUSED_MAX))
 
     def merge_table(self, peer: MemberTable, gc_horizon: int = 0) -> None:
         """This node has merged all that a node had when it sent `peer`, and so all writes which that one had applied.
@@ -589,8 +599,9 @@ class Members(MemberMaps):
         """All of it, for `restore`."""
         contacts = [[*who, member.address, member.contact] for who, member in self]
         unreadable = [[name, *row] for name, row in sorted(self.unreadable.items())]
-        local = {"v": TABLE_VERSION, "proposed": self.proposed, "contacts": contacts, "unreadable": unreadable}
-        return cbor2.dumps(local | self.table().plain())
+        times = {"proposed": self.proposed, "given_through": self.given_through}
+        local = {"v": TABLE_VERSION, "contacts": contacts, "unreadable": unreadable}
+        return cbor2.dumps(local | times | self.table().plain())
 
     @classmethod
     def restore(cls, data: bytes, node: str, anew: bool = False) -> Members:
@@ -622,13 +633,13 @@ class Members(MemberMaps):
                     row.binary("store_id", 0, STORE_ID_SIZE), row.text("reason", REASON_SIZE_MAX)
                 )
             stored = decode_table(given, on_unreadable)
-            proposed = given.number("proposed")
+            proposed, given_through = given.number("proposed"), given.number("given_through")
             contacts = dict(filter(None, map(_decode_contact, given.items("contacts"))))
         except Malformed as error:
             raise MembersUnreadable(f"the table of members cannot be read: {error}") from error
         is_same = node == stored.identity.node and not anew
         members = cls(node, stored.identity.store_id if is_same else b"")
-        members.closed, members.proposed = stored.report.closed, proposed
+        members.closed, members.proposed, members.given_through = stored.report.closed, proposed, given_through
         vars(members).update(stored.maps())
         members.unreadable = unreadable
         members._others = {who: Member(*row, *contacts.get(who, ("", 0.0))) for who, row in stored.rows.items()}

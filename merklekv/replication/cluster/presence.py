@@ -1,9 +1,10 @@
 """Presence: which nodes are there.  Each node keeps one retained message, its status, at the broker, and a last will.
 
 A status is a JSON object: `node`, `state` (online or offline), `address` (host:port for peers), `root` (Merkle root in
-hex, as last known), `sequence` (of its next event), `version` (of the software), `epoch` (hex, of the running process)
-and `store_id` (hex, of its data directory).  It serves to find peers only, so a wrong field is left out, and a message
-that is no status, or whose node id is invalid, is ignored.  An empty message removes a status.
+hex, as last known), `sequence` (of its next event), `version` (of the software), `epoch` (hex, of the running process),
+`store_id` (hex, of its data directory) and `listens` (whether its clients have subscribed to anything).  It serves to
+find peers, and listeners, only, so a wrong field is left out, and a message that is no status, or whose node id is
+invalid, is ignored.  An empty message removes a status.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Status:
     version: str = ""
     epoch: str = ""
     store_id: str = ""
+    listens: bool = False
 
     def encode(self) -> bytes:
         """The message."""
@@ -76,7 +78,7 @@ def decode_status(node: str, payload: bytes) -> Status | None:
     sequence = given.get("sequence")
     if type(sequence) is not int or not 0 <= sequence < SEQUENCE_LIMIT:
         sequence = 0
-    return Status(node, given["state"], sequence=sequence, **words)
+    return Status(node, given["state"], sequence=sequence, listens=given.get("listens") is True, **words)
 
 
 class Presence:
@@ -116,6 +118,11 @@ class Presence:
         """The store id of a node as it last said it, or empty."""
         known = self.nodes.get(node)
         return known.store_id if known else ""
+
+    @property
+    def listeners(self) -> int:
+        """How many of the nodes that are online listen to what is published, without this one."""
+        return sum(known.listens and known.state == ONLINE for known in list(self.nodes.values()))
 
     def online(self) -> set[str]:
         """The nodes that are online, without this one."""

@@ -7,20 +7,12 @@
 An exchange with such records completes all the same.  Each is named in the log, by `MEMBERS` and `STATS`, and in the
 error of `SYNC`, until it is taken or there is a newer one under its key.  A record that is refused for another reason
 is damaged, or made by another release: then the exchange is not complete.
-
-After an exchange a node has applied all that the other had, but for the values that were too large.  So these are
-exceptions to its applied-through timestamps: they are stored and sent with the table of members.  Otherwise what it
-lacks would pass for deleted, and others would delete it.  (What is refused for its clock is later than any
-applied-through timestamp; after a conflict each node has a record of the version.)  An exception also stands for all
-older records of its key.  It ends when the node holds a record that is not older, or when an exchange was complete with
-a node that has applied the version and does not have it any more.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from operator import attrgetter
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from merklekv.engine.engine import Engine
@@ -29,7 +21,6 @@ from merklekv.engine.record import (
     HEAD_SIZE,
     VERSION_SIZE,
     ZERO_VERSION,
-    store_id_of,
     timestamp_of,
     value_size_of,
     version_of,
@@ -53,10 +44,6 @@ _KEYS_MAX: Final = 10  # named at once
 log = logging.getLogger(__name__)
 
 
-Exceptions = dict[bytes, "RefusedRecord"]  # by key
-Through = Mapping[bytes, int]  # applied-through timestamps, ns, by store id
-
-
 class RefusedRecord(NamedTuple):
     """A record that a node does not take."""
 
@@ -65,6 +52,7 @@ class RefusedRecord(NamedTuple):
     reason: str
     size: int  # bytes of its value
     node: str  # the node that does not take it
+    after: bytes = b""  # of an exception, see exceptions.py
 
     @property
     def is_left_out(self) -> bool:
@@ -103,9 +91,8 @@ def split_by_size(
     pairs: list[tuple[bytes, bytes]], max_value_size: int, node: str
 ) -> tuple[list[tuple[bytes, bytes]], list[RefusedRecord]]:
     """Keys with records: those that a node with this `max_value_size` takes, and those that are too large for it."""
-    size_max = HEAD_SIZE + max_value_size
-    too_large = [refused_record(*pair, TOO_LARGE, node) for pair in pairs if len(pair[1]) > size_max]
-    return [pair for pair in pairs if len(pair[1]) <= size_max] if too_large else pairs, too_large
+    too_large = [refused_record(*pair, TOO_LARGE, node) for pair in pairs if value_size_of(pair[1]) > max_value_size]
+    return [pair for pair in pairs if value_size_of(pair[1]) <= max_value_size] if too_large else pairs, too_large
 
 
 def decode_refused(fields: Fields, name: str, count_max: int = REFUSED_MAX) -> list[RefusedRecord]:
@@ -116,37 +103,9 @@ def decode_refused(fields: Fields, name: str, count_max: int = REFUSED_MAX) -> l
         if len(key) > MAX_KEY_SIZE:
             raise Malformed(f"key has {len(key)} bytes, more than {MAX_KEY_SIZE}")
         reason, size = row.text("reason", _REASON_SIZE_MAX), row.number("size")
-        found.append(RefusedRecord(key, row.binary("version", VERSION_SIZE), reason, size, row.node_id("node")))
+        version, after = row.binary("version", VERSION_SIZE), row.binary("after", 0, VERSION_SIZE)
+        found.append(RefusedRecord(key, version, reason, size, row.node_id("node"), after))
     return found
-
-
-def unite(one: Exceptions, one_through: Through, two: Exceptions, two_through: Through) -> Exceptions:
-    """The exceptions of two nodes that give each other all they have: what neither of them has applied.
-
-    `one_through`, `two_through`: the applied-through timestamps before.
-    """
-    united = [
-        exception
-        for mine, others, through in ((one, two, two_through), (two, one, one_through))
-        for exception in mine.values()
-        if not _has_applied(exception.version, others.get(exception.key), through)
-    ]
-    return newest(united)
-
-
-def newest(refused: Iterable[RefusedRecord]) -> Exceptions:
-    """The newest record of each key."""
-    return {one.key: one for one in sorted(refused, key=attrgetter("version"))}
-
-
-def _has_applied(version: bytes, exception: RefusedRecord | None, through: Through) -> bool:
-    is_excepted = exception is not None and version <= exception.version
-    return timestamp_of(version) <= through.get(store_id_of(version), 0) and not is_excepted
-
-
-def is_superseded(one: RefusedRecord, engine: Engine) -> bool:
-    """Whether a node holds this record of the key or a later one, or a truncation has removed it."""
-    return version_of(engine.record(one.key) or b"") >= one.version or one.version < engine.truncation
 
 
 def has_ended(one: RefusedRecord, engine: Engine, own_node: str) -> bool:

@@ -65,7 +65,7 @@ def restamped_members(stored: bytes, now: int, *, is_lone: bool) -> tuple[Member
     members = Members.restore(cbor2.dumps(_lowered(cbor2.loads(stored), now)), node, anew=True)
     members.remove(former.node, former.store_id)
     # An exception is to what was applied, and of what is after `now` nothing is: no record would end this one.
-    members.refused = {key: one for key, one in members.refused.items() if timestamp_of(one.version) <= now}
+    members.refused = {at: one for at, one in members.refused.items() if timestamp_of(one.version) <= now}
     if is_lone:
         members.removed.clear()  # or it would keep tombstones from now on
     return members, former

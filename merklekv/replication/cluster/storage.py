@@ -38,7 +38,6 @@ def load_members(engine: Engine, node: str, joins: bool = False) -> Members:
         clock, own = engine.clock, members.identity
         clock.write_as(own.store_id)
         clock.close_through(members.closed)
-        members.given_through = members.closed
         _check_clock(engine, members)
         if (joins or not members.is_alone) and METADATA_JOINED not in engine.metadata:
             engine.put_metadata_first(METADATA_JOINED, b"")
@@ -47,7 +46,7 @@ def load_members(engine: Engine, node: str, joins: bool = False) -> Members:
         # The data end at the newest version, unless a wrong clock has stamped that.
         newest = clock.newest if clock.newest <= now else 0
         end = max(clock.lower_bound, newest, min(engine.purged_through, now))
-        members.refused_records.update("", members.refused.values())
+        members.refused_records.update("", members.too_large())
         members.add_lost_writes(LostWriteInterval(end if before else 0, now, clock.epoch))
         if before:
             engine.put_metadata_first(METADATA_MEMBERS, members.encode())  # a node starts with a full disk, too

@@ -40,6 +40,7 @@ from merklekv.replication.stream.mqtt import (
     Subscribed,
 )
 from merklekv.replication.stream.outbox import BATCH_BYTES, Batch, Outbox
+from merklekv.replication.stream.pubsub import PubSubLink
 
 log = logging.getLogger(__name__)
 
@@ -66,21 +67,23 @@ DUPLICATES_MIN: Final = 3  # statuses of other processes under this node's id
 DUPLICATE: Final = "duplicate"
 
 
-TOPIC_KINDS: Final = ("events", "status")
+TOPIC_KINDS: Final = ("events", "status", "pubsub")
 
 
 class Topics:
-    """The MQTT topics of a cluster, as one of its nodes uses them: `PREFIX/NODE/events` and `PREFIX/NODE/status`."""
+    """The MQTT topics of a cluster, as one of its nodes uses them: `PREFIX/NODE/events`, and so on."""
 
     def __init__(self, prefix: str, node_id: str) -> None:
         self.events = f"{prefix}/{node_id}/events"
         self.status = f"{prefix}/{node_id}/status"
         self.all_events = f"{prefix}/+/events"
         self.all_statuses = f"{prefix}/+/status"
+        self.pubsub = f"{prefix}/{node_id}/pubsub"
+        self.all_pubsub = f"{prefix}/+/pubsub"
         self._prefix = prefix
 
     def node_and_kind(self, topic: str) -> tuple[str, str] | None:
-        """The node that the topic belongs to, and `events` or `status`; None for a topic of no node of this cluster."""
+        """The node that the topic belongs to, and one of TOPIC_KINDS; None for a topic of no node of this cluster."""
         prefix, node, kind = _levels(topic)
         return (node, kind) if prefix == self._prefix and node and kind in TOPIC_KINDS else None
 
@@ -126,6 +129,7 @@ class BrokerSession:
     _outbox: Outbox
     _inbox: Inbox
     _presence: Presence
+    _pubsub: PubSubLink
     _state: StreamState
     _describe: Callable[[str], Status]
     _on_gap: Callable[[str, str], None]
@@ -147,6 +151,8 @@ class BrokerSession:
         self._heartbeat_at = self._status_at = self._status_sent_at = 0.0
         self._correction_s = CORRECTION_MIN_S  # from one status to the next
         self._status: Status | None = None  # that the broker retains
+        self._listens = False  # whether it has subscribed to what clients of other nodes publish
+        self._hears = False  # not before the broker has answered: some queue also QoS 0 for a node that is away
         self._connected_at: float | None = None
         self._unsubscribed: set[str] = set()
         self.has_duplicate = False  # another client has used this node's client id
@@ -176,6 +182,7 @@ class BrokerSession:
             while self._to_acknowledge:
                 self._connection.acknowledge(self._to_acknowledge.popleft())
             self._publish()
+            self._relay()
             self._sleep()
             self._handle_all()
             if time.monotonic() - self._ticked >= TICK_S:
@@ -192,6 +199,7 @@ class BrokerSession:
 
     def end(self) -> None:
         """Drop the connection, whatever its state."""
+        self._pubsub.clear()
         if self._window:
             self._counters.broker_losses += 1
             if not self.has_duplicate:
@@ -230,6 +238,22 @@ class BrokerSession:
             if linger_s >= LINGER_MIN_S:
                 self._linger_until = time.monotonic() + linger_s
 
+    def _relay(self) -> None:
+        """Publish what clients publish, and listen to the other nodes while clients listen."""
+        if self._connected_at is None:
+            return
+        if self._pubsub.is_listening != self._listens:
+            self._listens = not self._listens
+            if self._listens:
+                self._connection.subscribe((self._topics.all_pubsub, 0))
+            else:
+                self._connection.unsubscribe(self._topics.all_pubsub)
+            self._publish_status()
+        for _ in range(PUBLISH_MAX):
+            if self._connection.is_behind or not (payload := self._pubsub.next_batch(self._outbox.packet_room)):
+                return
+            self._connection.publish_lossy(self._topics.pubsub, payload)
+
     def _send(self, topic: str, payload: bytes, batch: Batch | None, retain: bool = False) -> None:
         if not self._flight:
             self._answered = time.monotonic()
@@ -244,7 +268,8 @@ class BrokerSession:
             until = min(until, self._linger_until)
         else:
             retention.notify_next = free
-        timeout_s = 0.0 if self._may_publish() else max(0.0, until - now)
+        is_due = self._may_publish() or (self._pubsub.has_waiting and not self._connection.is_behind)
+        timeout_s = 0.0 if is_due else max(0.0, until - now)
         self._connection.wait(timeout_s, self._wake_fd, reading=not self._inbox.is_full)
         retention.notify_next = False
 
@@ -262,6 +287,7 @@ class BrokerSession:
                     self._on_connected(one)
                 case Subscribed(refusals):
                     self._state.connection = "connected"
+                    self._hears = True
                     if refusals:
                         self._report("subscription", f"the broker refuses our subscriptions: {', '.join(refusals)}")
 
@@ -275,7 +301,9 @@ class BrokerSession:
         self._connected_at = time.monotonic()
         self._window = max(1, min(WINDOW, connected.receive_max - 2))
         self._outbox.limit_packets(connected.packet_limit)
-        self._connection.subscribe((self._topics.all_events, 1), (self._topics.all_statuses, 0))
+        self._subscribe()
+        if connected.session_present and not self._listens:  # the broker may have that subscription from before
+            self._connection.unsubscribe(self._topics.all_pubsub)
         self._event_received = time.monotonic()
         self._tick()
         if not connected.session_present:
@@ -283,6 +311,11 @@ class BrokerSession:
             self._regroup = self._presence.online() or self._unknown_peers()
             self._regroup_until = time.monotonic() + REGROUP_MAX_S
             self._on_gap("", "session lost")
+
+    def _subscribe(self) -> None:
+        self._listens = self._pubsub.is_listening
+        filters = [(self._topics.all_events, 1), (self._topics.all_statuses, 0)]
+        self._connection.subscribe(*filters, *([(self._topics.all_pubsub, 0)] if self._listens else []))
 
     def _unknown_peers(self) -> set[str]:
         """A node that never announces itself, if events have waited so long that other nodes may be away, too."""
@@ -299,6 +332,11 @@ class BrokerSession:
         node, kind = found
         if kind == "status":
             self._on_status(node, received)
+            return
+        if kind == "pubsub":
+            if self._hears and not received.retained:
+                self._pubsub.take_in(node, received.payload)
+            self._connection.acknowledge(received.token)  # of a publish with more than QoS 0, which no node sends
             return
         self._state.problems.pop("silent", None)
         self._event_received = time.monotonic()
@@ -324,6 +362,7 @@ class BrokerSession:
         presence = self._presence
         duplicates = presence.duplicates
         presence.on_status(node, received.payload)
+        self._pubsub.is_wanted = presence.listeners > 0
         if node in presence.online():
             self._regroup.discard(node)
         if node == self._broker.node_id:
@@ -406,7 +445,7 @@ class BrokerSession:
             self._counters.broker_subscription_silent += 1
             self._event_received = now
             self._report("silent", "our own heartbeat does not come back; may this node read the events topics?")
-            self._connection.subscribe((self._topics.all_events, 1), (self._topics.all_statuses, 0))
+            self._subscribe()
             self._on_gap("", "subscription silent")
 
     def _publish_status(self) -> None:

@@ -206,6 +206,15 @@ class MqttConnection:
         self._check(info.rc)
         return info.mid
 
+    def publish_lossy(self, topic: str, payload: bytes) -> None:
+        """Publish with QoS 0: nothing comes back."""
+        self._check(self._client.publish(topic, payload, qos=0).rc)
+
+    @property
+    def is_behind(self) -> bool:
+        """Predicate: does the socket take no more for now?"""
+        return bool(self._client.want_write())
+
     def acknowledge(self, token: tuple[int, int]) -> None:
         """Acknowledge a message, so that the broker drops it."""
         self._check(self._client.ack(*token))
@@ -293,6 +302,8 @@ class MqttConnection:
         self._lost = self._lost or f"{who}: {reason}"
 
     def _on_publish(self, client: paho.Client, _: Any, mid: int, reason: ReasonCode, given: Properties | None) -> None:
+        if cast(_Client, client).is_writing:
+            return  # a publish with QoS 0 has left; its id may be that of another publish in flight
         refusal = str(reason) if reason.is_failure else ""
         self.incoming.append(Published(mid, refusal, refusal == "Packet too large"))
 
@@ -318,6 +329,7 @@ class _Client(paho.Client):
     """paho's client, with bounds on its waits and on what it keeps of a packet."""
 
     leave: Callable[[], bool]  # asked whether to give up connecting
+    is_writing = False
 
     def _create_socket(self) -> Any:
         """The socket, connected and secured by a thread that is left alone if it takes too long."""
@@ -337,6 +349,13 @@ class _Client(paho.Client):
                 dialed.add_done_callback(_close_dialed)
                 raise TimeoutError(f"no connection within {DIAL_MAX_S:.0f} s")
         return dialed.result()
+
+    def _packet_write(self) -> MQTTErrorCode:
+        self.is_writing = True
+        try:
+            return super()._packet_write()
+        finally:
+            self.is_writing = False
 
     def _sock_recv(self, size: int) -> bytes:
         """What has arrived, of `size` bytes; of a packet that is too large all behind PACKET_BYTES_MAX is skipped."""

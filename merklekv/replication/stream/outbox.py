@@ -158,8 +158,8 @@ class Outbox:
     def limit_packets(self, limit: int | None) -> None:
         """The broker takes packets of `limit` bytes; None: it does not say.  For later batches."""
         of_message = len(self._source.encode()) + ENVELOPE_SIZE
-        self._packet_room = min((limit or PACKET_LIMIT_MAX) - self._overhead, MESSAGE_BYTES_MAX - of_message)
-        self._room = min(self._room_max, self._packet_room)
+        self.packet_room = min((limit or PACKET_LIMIT_MAX) - self._overhead, MESSAGE_BYTES_MAX - of_message)
+        self._room = min(self._room_max, self.packet_room)
 
     def too_large(self, batch: Batch) -> None:
         """The batch is too large for the broker: later ones are smaller.  A batch of one event is dropped."""
@@ -221,9 +221,9 @@ class Outbox:
         end = entry_end(frame.data, self._offset)
         large = encode_entries(frame.data, self._offset, end, PACKET_LIMIT_MAX)
         following = next_local(frame.data, end, 0)
-        if large.size <= self._packet_room:
+        if large.size <= self.packet_room:
             return large._replace(at=following)
-        self._drop_too_large(self.next_sequence, large.size, f"at most {self._packet_room} bytes pass")
+        self._drop_too_large(self.next_sequence, large.size, f"at most {self.packet_room} bytes pass")
         self.next_sequence += 1
         return Encoded([], 0, 0, following)
 

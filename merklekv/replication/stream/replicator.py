@@ -23,6 +23,7 @@ from merklekv.replication.stream.broker_session import BrokerSession, StreamStat
 from merklekv.replication.stream.inbox import Inbox, StreamContext
 from merklekv.replication.stream.mqtt import BrokerSettings
 from merklekv.replication.stream.outbox import Outbox
+from merklekv.replication.stream.pubsub import PubSubLink
 from merklekv.replication.stream.reconnect import ReconnectLoop
 from merklekv.worker_thread import WorkerThread
 
@@ -62,6 +63,7 @@ class Replicator:
         self._inbox = Inbox(
             engine, broker.node_id, self._presence, context, counters, self._on_gap, self._loop.acknowledge
         )
+        self.pubsub = PubSubLink(broker.node_id, counters, self._is_removed, self._loop.wake)
         self._watchdog = WorkerThread("replication-watchdog", self._watch, context.on_storage_failed)
         self.workers = [self._inbox.worker, self._loop.worker, self._watchdog]
 
@@ -78,6 +80,7 @@ class Replicator:
                     self._outbox,
                     self._inbox,
                     self._presence,
+                    self.pubsub,
                     self._state,
                     self._describe,
                     self._on_gap,
@@ -132,6 +135,7 @@ class Replicator:
             outbox_oldest_ms=self._oldest_ms(),
             outbox_in_flight=self._outbox.in_flight,
             inbox_messages=self._inbox.waiting,
+            pubsub_nodes=self._presence.listeners,
         )
         return now, self._counters, self._inbox.metrics()
 
@@ -145,7 +149,11 @@ class Replicator:
             root = engine.root().hex() if engine.root_ready else ""
         sequence = engine.retention.end.sequence
         node = self._broker.node_id
-        return Status(node, state, self._address, root, sequence, __version__, self._epoch, self._store_id)
+        words = (self._address, root, sequence, __version__, self._epoch, self._store_id)
+        return Status(node, state, *words, listens=self.pubsub.is_listening)
+
+    def _is_removed(self, node: str) -> bool:
+        return self._context.is_removed(node, self._presence.store_id(node))
 
     def _oldest_ms(self) -> int:
         oldest = self._state.oldest_timestamp_ns

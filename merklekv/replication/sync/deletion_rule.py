@@ -20,14 +20,14 @@ The first row that matches decides:
 
     1  the record is a tombstone                                                            new
     2  its writer may have lost it                                                          new
-    3  the lacking node has refused this record of the key or a later one                   new
+    3  the lacking node has refused it, or a later record of the key that replaced it       new
     4  it is later than the applied-through timestamp of its writer                         new
     5  it is later than every GC horizon that has reached the lacking node                  new
     6  the holder is behind                                                                 stale
     7  it is later than the stable-through timestamp of its writer                          stale
     8  none of these: all had it, no node deleted it, the lacking node lost it by damage    new
 
-A node refuses a value that is too large for it (cluster/refused.py).
+A node refuses a value that is too large for it, and what a wrong clock has stamped (cluster/exceptions.py).
 
 A record of a writer that neither node knows comes from a dump.  Through the stable-through timestamp of the holder the
 lacking node had all that the holder had, so row 4 takes that for the applied-through timestamp, too.
@@ -37,10 +37,11 @@ docs/replication.md has an example of a stale record and one of a new one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from merklekv.engine.record import is_live, store_id_of, timestamp_of, version_of
+from merklekv.replication.cluster.exceptions import Exceptions, is_excepted
 from merklekv.replication.cluster.lost_writes import NO_LOST_WRITES, LostWrites, retains
 from merklekv.replication.cluster.members import Identity, MemberTable
 from merklekv.replication.sync.messages import Hello
@@ -57,12 +58,12 @@ class Pair(NamedTuple):
     applied_through: dict[Identity, int]  # ns: of the lacking node, by writer
     stable_through: dict[Identity, int]  # ns, by writer
     is_behind: bool  # the holder
-    refused: dict[bytes, bytes]  # by key: the newest version that the lacking node has refused
+    refused: Exceptions  # of the lacking node
 
     @classmethod
     def of(cls, holder: MemberTable, lacking: MemberTable) -> Pair:
         """The pair, with what the tables say of each other."""
-        applied_through = dict.fromkeys(holder.rows, 0) | lacking.applied_through()
+        applied_through = dict.fromkeys((*holder.rows, *holder.removed), 0) | lacking.applied_through()
         for who, time in lacking.stable_through.items():  # also where the row of a member cannot be read any more
             applied_through[who] = max(time, applied_through.get(who, 0))
         stable_through = lacking.stable_through
@@ -70,15 +71,14 @@ class Pair(NamedTuple):
             later = holder.stable_through.items()
             stable_through = stable_through | {who: max(time, stable_through.get(who, 0)) for who, time in later}
         is_behind = not holder.knows_all_of(lacking)
-        refused = {key: one.version for key, one in lacking.refused.items()}
-        return cls(holder, lacking, applied_through, stable_through, is_behind, refused)
+        return cls(holder, lacking, applied_through, stable_through, is_behind, lacking.refused)
 
 
 class RecordRow(NamedTuple):
     """A row that matches single records; they are new."""
 
     name: str
-    matches: Callable[[bytes, LostWrites, bytes], bool]  # the record, its writer's lost writes, what was refused
+    matches: Callable[[bytes, bytes, LostWrites, Exceptions], bool]  # key, record, its writer's lost writes, refused
 
 
 class TimeRow(NamedTuple):
@@ -90,9 +90,9 @@ class TimeRow(NamedTuple):
 
 
 RECORD_ROWS: tuple[RecordRow, ...] = (
-    RecordRow("1 tombstone", lambda record, lost, refused: not is_live(record)),
-    RecordRow("2 lost write", lambda record, lost, refused: not retains(lost, record)),
-    RecordRow("3 refused", lambda record, lost, refused: version_of(record) <= refused),
+    RecordRow("1 tombstone", lambda key, record, lost, refused: not is_live(record)),
+    RecordRow("2 lost write", lambda key, record, lost, refused: not retains(lost, record)),
+    RecordRow("3 refused", lambda key, record, lost, refused: is_excepted(refused, key, version_of(record))),
 )
 TIME_ROWS: tuple[TimeRow, ...] = (
     TimeRow("4 not applied", False, lambda pair, writer: pair.applied_through[writer]),
@@ -108,15 +108,14 @@ class Limits(NamedTuple):
     damaged_through: int
     applied_through: int
     lost: LostWrites
-    refused: Mapping[bytes, bytes]
+    refused: Exceptions
 
     def is_stale(self, key: bytes, record: bytes) -> bool:
         """Whether a record, or its head, is stale."""
         if not self.damaged_through < timestamp_of(record) <= self.applied_through:
             return False
-        refused = self.refused.get(key, b"")
         for row in RECORD_ROWS:  # noqa: SIM110 - a generator takes a quarter longer
-            if row.matches(record, self.lost, refused):
+            if row.matches(key, record, self.lost, self.refused):
                 return False
         return True
 

@@ -22,13 +22,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
 
-from merklekv.engine.base import Pair
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import BUCKETS, INNER_NODES, MAX_KEY_SIZE
 from merklekv.engine.merkle import LEAVES_PER_INNER
-from merklekv.engine.record import HEAD_SIZE, digest_of, is_tombstone, version_of
+from merklekv.engine.record import HEAD_SIZE, Pair, digest_of, is_tombstone, version_of
 from merklekv.errors import DiskFull, Stalled
 from merklekv.output import counted
+from merklekv.replication.cluster.exceptions import bounded
 from merklekv.replication.cluster.members import Members, TooManyMembers
 from merklekv.replication.cluster.refused import REFUSED_MAX, TOO_LARGE, RefusedRecord, decode_refused, split_by_size
 from merklekv.replication.plain_cbor import Fields, Malformed
@@ -186,7 +186,7 @@ class Initiator:
         self._new_gc_horizon = max(mine.gc_horizon, theirs.gc_horizon)
         self._stale_here, self._stale_there = stale_records(mine, theirs), stale_records(theirs, mine)
         if equal and not self._full:
-            endpoint.complete(theirs.table, self._new_gc_horizon)
+            endpoint.complete(theirs.table, self._new_gc_horizon, given_through=mine.table.report.closed)
             engine.commit()
             return True
         caught_up = endpoint.catch_up(theirs)
@@ -229,14 +229,19 @@ class Initiator:
             raise Outdated
         if not self._is_complete():
             return
-        # All that are too large, and others as far as a node names them: it keeps nothing of these.
-        refused = sorted(self._refused.values(), key=lambda one: one.reason != TOO_LARGE)[:REFUSED_MAX]
+        refused = bounded(self._refused.values(), REFUSED_MAX)
         self._endpoint.complete(theirs.table, self._new_gc_horizon, refused)
         if self._gc_horizon < self._new_gc_horizon:
             self._collect()  # as the responder has
         engine.flush()
-        answer = yield from self._ask("done", hello=mine.plain(), new_gc_horizon=self._new_gc_horizon, refused=refused)
-        self._endpoint.merge_report(unpack(answer.binary("table"), mine.table))
+        answer = yield from self._ask(
+            "done",
+            hello=mine.plain(),
+            closed=theirs.table.report.closed,
+            new_gc_horizon=self._new_gc_horizon,
+            refused=refused,
+        )
+        self._endpoint.merge_report(unpack(answer.binary("table"), mine.table), mine.table.report.closed)
         engine.commit()
 
     def _is_complete(self) -> bool:
@@ -333,8 +338,10 @@ class Initiator:
             else:
                 given.append(key)
         for part in parts(stale_here, SLICE_MERGES):
-            redelete = partial(self._endpoint.redelete, part, self._origin, self._gc_horizon)
-            self.report.discarded += self._write(redelete)
+            redelete = partial(self._endpoint.redelete, part, self._origin, self._gc_horizon, self._new_gc_horizon)
+            discarded, refused = self._write(redelete)
+            self.report.discarded += discarded
+            self._refuse(refused)
         while given or stale_there or wants:
             pairs, too_large, tried = self._endpoint.read(given, self._theirs.max_value_size, self._theirs.node)
             self._refuse(too_large)
@@ -396,7 +403,7 @@ class Initiator:
         )
         self.report.keys_sent += answer.number("applied", len(pairs))
         self.report.discarded += answer.number("discarded", len(stale))
-        self._refuse(decode_refused(answer, "refused", len(pairs)))
+        self._refuse(decode_refused(answer, "refused", len(pairs) + len(stale)))
         self._refuse(decode_refused(answer, "too_large", len(wants)))
         return answer
 
@@ -419,8 +426,9 @@ class Initiator:
         self._engine.commit()
 
     def _collect(self) -> None:
-        while self._write(self._engine.collect_tombstones):
-            pass
+        for collect in (self._engine.collect_tombstones, self._engine.collect_expired):
+            while self._write(collect):
+                pass
         self._engine.commit()
 
     def _write(self, call: Callable[[], T]) -> T:

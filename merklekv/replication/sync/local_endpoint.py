@@ -4,8 +4,9 @@ A node adopts the peer's larger GC horizon when the exchange is complete.  It ke
 all members that it has exchanged with: two groups have found their horizons without each other.
 
 A tombstone from below the horizon cannot be kept: it would be collected here and not there.  If it deletes something,
-the key is deleted anew.  A tombstone that is late is made anew in any case: a restored writer has stamped it below what
-was applied of it, so the next horizon may pass it before all members have it.
+the key is deleted anew.  So it is with a record that has expired long before the horizon.  A tombstone that is late is
+made anew in any case: its writer was restored, and has stamped it below what was applied of it, or lost it.  So the
+next horizon may pass it before all members have it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final, NoReturn
 
-from merklekv.engine.base import Pair
 from merklekv.engine.clock_watch import BEHIND, UNSET, clock_problem
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import MAX_KEY_SIZE, OP_DEL, OP_SET
@@ -23,6 +23,7 @@ from merklekv.engine.record import (
     HEAD_SIZE,
     TOMBSTONE,
     ZERO_VERSION,
+    Pair,
     flags_of,
     is_live,
     is_sound,
@@ -30,13 +31,16 @@ from merklekv.engine.record import (
     make_version,
     redelete_op_id,
     timestamp_of,
+    value_size_of,
     version_of,
 )
 from merklekv.engine.time_gate import UNSET_BEFORE_NS, show_time
+from merklekv.engine.tombstone_gc import is_long_expired
 from merklekv.log_throttle import LogThrottle
+from merklekv.replication.cluster.exceptions import renewed
 from merklekv.replication.cluster.lost_writes import LostWriteInterval
 from merklekv.replication.cluster.members import NO_ROW, Identity, Members, MemberTable
-from merklekv.replication.cluster.refused import TOO_LARGE, RefusedRecord, is_superseded, refused_record
+from merklekv.replication.cluster.refused import CLOCK, TOO_LARGE, RefusedRecord, refused_record
 from merklekv.replication.cluster.storage import join, store_members
 from merklekv.replication.sync.messages import BATCH_BYTES, BATCH_RECORDS, UNFIT_CLOCK, ExchangeRefused, Hello
 
@@ -45,6 +49,11 @@ log = logging.getLogger(__name__)
 _throttle = LogThrottle(log)
 
 SLICE_MERGES: Final = 250  # records in one call of `merge` or `redelete`
+
+
+def is_deletion(record: bytes, gc_horizon: int) -> bool:
+    """Predicate: is a record a tombstone, or has it expired so long before a horizon that it is as good as one?"""
+    return flags_of(record) == TOMBSTONE or is_long_expired(record, gc_horizon)
 
 
 class Outdated(Exception):
@@ -111,6 +120,7 @@ class LocalEndpoint:
             root = engine.root() if engine.root_ready else b""
             equal = root != b"" and (root, engine.truncation) == (peer.root, peer.truncation)
             if equal:
+                self.members.record_given(self.members.closed)
                 self._apply(peer.table, peer.gc_horizon, [])
             store_members(engine, self.members)
             return self._hello(0), equal
@@ -213,7 +223,7 @@ class LocalEndpoint:
                 f"what node {table.identity.node} tells of node {who.node}, store id {store_id}, is left out: it is "
                 f"{times.describe(time)}",
             )
-        near = {key: one for key, one in table.refused.items() if times.admits_version(one.version)}
+        near = {at: one for at, one in table.refused.items() if times.admits_version(one.version)}
         return replace(table.without_times_of(far.keys()) if far else table, refused=near)
 
     def require_own_clock_near(self, peer: Hello) -> None:
@@ -269,14 +279,13 @@ class LocalEndpoint:
 
         Otherwise both would compare the tombstones that the peer has collected.  Returns whether it was raised.
 
-        If the horizon may be adopted at the end, this node stamps nothing below it from now on.  A restored node with a
-        slow clock may have deleted below it before: that has to be given to the peer first.
+        If the horizon may be adopted at the end, this node stamps nothing below it from now on.
         """
         members, gc_horizon = self.members, peer.gc_horizon
         with self.engine.lock:
             if members.may_adopt_horizon_of(peer.table):
                 self.engine.clock.hold(gc_horizon)
-            if gc_horizon > min(members.gc_horizon(), members.given_through):
+            if gc_horizon > members.gc_horizon():
                 return False
             raised = self.engine.raise_gc_horizon(gc_horizon)
             if raised:
@@ -298,7 +307,7 @@ class LocalEndpoint:
             tried += 1
             if (record := self.engine.record(key)) is None:
                 continue
-            if len(record) > HEAD_SIZE + max_value_size:
+            if value_size_of(record) > max_value_size:
                 too_large.append(refused_record(key, record, TOO_LARGE, node))
             else:
                 pairs.append((key, record))
@@ -319,14 +328,14 @@ class LocalEndpoint:
                 raise Outdated
             items, refused, applied = [], list[tuple[bytes, str]](), 0
             for key, record in pairs:
-                if len(record) < HEAD_SIZE or flags_of(record) != TOMBSTONE:
+                if len(record) < HEAD_SIZE or not is_deletion(record, new_gc_horizon):
                     items.append((OP_SET, key, record))
                 elif timestamp_of(record) > new_gc_horizon and not self.members.is_late(record):
                     items.append((OP_DEL, key, record))
                 elif not (0 < len(key) <= MAX_KEY_SIZE and is_sound(key, record)):
                     refused.append((key, "digest"))
                 elif timestamp_of(record) <= new_gc_horizon:
-                    applied += self._delete_anew(key, record)
+                    applied += self._delete_anew(key, record, origin)
                 elif version_of(engine.record(key) or ZERO_VERSION) < version_of(record):
                     items.append((OP_DEL, key, make_record(key, engine.clock.next(), b"", tombstone=True)))
             result = engine.merge(items, origin, stable=True)
@@ -335,16 +344,27 @@ class LocalEndpoint:
             refused_record(key, records[key], reason, own) for key, reason in refused + result.refused
         ]
 
-    def _delete_anew(self, key: bytes, tombstone: bytes) -> bool:
-        old, exception = self.engine.record(key), self.members.refused.get(key)
-        if old is None or not is_live(old) or version_of(old) >= version_of(tombstone):
+    def _delete_anew(self, key: bytes, tombstone: bytes, origin: bytes) -> bool:
+        """Deletes at the present time what a tombstone hides that will not stay; whether there is anything."""
+        old, exception = self.engine.record(key), self.members.refused.get((key, TOO_LARGE))
+        newer = (version_of(old or ZERO_VERSION), exception.version if exception else ZERO_VERSION)
+        if max(newer) >= version_of(tombstone):
+            return False  # a deletion now would also delete that, or the later record that this node has refused
+        if old is not None and is_live(old):
+            return self.engine.delete(key)
+        if exception is None:
             return False
-        if exception is not None and exception.version > version_of(tombstone):
-            return False  # a deletion now would also delete the later record that this node has refused
-        return self.engine.delete(key)
+        # Others have what this node has refused, which is older.
+        anew = make_record(key, self.engine.clock.next(), b"", tombstone=True)
+        return self.engine.merge([(OP_DEL, key, anew)], origin, stable=True).applied > 0
 
-    def redelete(self, pairs: list[Pair], origin: bytes, gc_horizon: int) -> int:
+    def redelete(
+        self, pairs: list[Pair], origin: bytes, gc_horizon: int, new_gc_horizon: int
+    ) -> tuple[int, list[RefusedRecord]]:
         """Put tombstones just above stale records (key, version), if these still stand.  Returns how many.
+
+        Those that have expired long before the new horizon go by themselves, and need no tombstone.  A damaged record
+        stays, and is returned as refused: a bit of its version may have flipped, and made it stale.
 
         Raises Outdated, Stalled, Shortage.
         """
@@ -352,9 +372,13 @@ class LocalEndpoint:
         with engine.lock:
             if engine.gc_horizon != gc_horizon:
                 raise Outdated
-            items = []
+            items, refused = [], []
             for key, version in pairs:
-                if version_of(engine.record(key) or b"") != version:
+                record = engine.record(key)
+                if record is None or version_of(record) != version or is_long_expired(record, new_gc_horizon):
+                    continue
+                if not is_sound(key, record):
+                    refused.append(refused_record(key, record, "digest", self.members.identity.node))
                     continue
                 above = max(timestamp_of(version), gc_horizon) + 1  # at the horizon it would be collected at once
                 tombstone = make_record(key, make_version(above, redelete_op_id(version)), b"", tombstone=True)
@@ -362,10 +386,14 @@ class LocalEndpoint:
             if items:
                 self.members.record_redelete(engine.clock.closing())
                 store_members(engine, self.members)
-            return engine.merge(items, origin, stable=True, sound=True).applied
+            return engine.merge(items, origin, stable=True, sound=True).applied, refused
 
-    def complete(self, peer: MemberTable, gc_horizon: int, refused: Iterable[RefusedRecord] = ()) -> MemberTable:
+    def complete(
+        self, peer: MemberTable, gc_horizon: int, refused: Iterable[RefusedRecord] = (), given_through: int = 0
+    ) -> MemberTable:
         """This node holds all that the peer held when it sent its table, but for what one of them refused.
+
+        `given_through`, ns: the closed timestamp with which this node has begun, if the peer has all of that, too.
 
         Returns the new table of this node, which it may send once that is flushed.  Raises ExchangeRefused if the peer
         was removed meanwhile.
@@ -373,8 +401,8 @@ class LocalEndpoint:
         with self.engine.lock:
             if peer.identity in self.members.removed:
                 raise ExchangeRefused("removed", f"node {peer.identity.node} was removed meanwhile")
+            self.members.record_given(given_through)
             self._apply(peer, gc_horizon, [*refused])
-            self.members.given_through = self.members.closed
             store_members(self.engine, self.members)
             return self.members.table()
 
@@ -383,24 +411,28 @@ class LocalEndpoint:
         with self.engine.lock:
             self.members.refused_records.update(node, refused)
 
-    def merge_report(self, peer: MemberTable) -> None:
-        """Take over what the peer reports at the end, which may raise the GC horizon.  The caller commits."""
+    def merge_report(self, peer: MemberTable, given_through: int) -> None:
+        """Take over what the peer reports at the end, which may raise the GC horizon.  The caller commits.
+
+        `given_through`, ns: as for `complete`.
+        """
         with self.engine.lock:
+            self.members.record_given(given_through)
             self.members.add_members_of(self.believe_table(peer))
             raise_gc_horizon(self.engine, self.members)
             store_members(self.engine, self.members)
 
     def _apply(self, peer: MemberTable, gc_horizon: int, refused: list[RefusedRecord]) -> None:
         members, times = self.members, self.engine.time_gate
-        too_large = [
-            one
+        own = [
+            one if times.admits_version(one.version) else one._replace(reason=CLOCK)
             for one in refused
-            if one.reason == TOO_LARGE and one.node == members.identity.node and times.admits_version(one.version)
+            if one.node == members.identity.node and one.reason in (TOO_LARGE, CLOCK)
         ]
-        members.merge_refused(peer, too_large)
-        members.refused = {key: one for key, one in members.refused.items() if not is_superseded(one, self.engine)}
+        members.merge_refused(peer, own, self.engine.gc_horizon)
+        members.refused = renewed(members.refused, self.engine)
         members.refused_records.update(peer.identity.node, refused)
-        members.refused_records.update("", members.refused.values())
+        members.refused_records.update("", members.too_large())
         if members.may_adopt_horizon_of(peer) and self.engine.raise_gc_horizon(gc_horizon):
             members.record_adopted_horizon(peer)
         members.merge_table(peer, gc_horizon)

@@ -7,11 +7,12 @@ The answer to a request is of the same kind, or `outdated` or `refused`:
     hello     the hello of the initiator            the hello of the responder; whether the data are equal
     inner     the 256 inner digests                 the inner nodes that differ, with their leaves
     buckets   fingerprints of records, by bucket    which of them are missing; the records that the initiator lacks
-    transfer  records; stale records; keys that     which records were refused; the records that are wanted
+    transfer  records; stale records; keys that     which of both were refused; the records that are wanted
               are wanted
     scan      a key                                 the records behind it, in key order; the last key, if there are more
-    done      the same hello again; which records   the table of the responder
-              were refused, by either node
+    done      the same hello again; the closed      the table of the responder
+              timestamp in the answer to it; which
+              records were refused, by either node
 
 A record that is larger than the reader's `max_value_size` is not sent: it would make the whole message too large.  Its
 sender names it (`too_large`), and it counts as refused.
@@ -39,7 +40,7 @@ from merklekv.replication.cluster.members import NO_REPORT, TABLE_ITEMS_MAX, Ide
 from merklekv.replication.plain_cbor import Fields, Malformed, decode_map
 
 MAGIC: Final = b"MKX"
-EXCHANGE_VERSION: Final = 5
+EXCHANGE_VERSION: Final = 7
 _HEAD: Final = MAGIC + bytes((EXCHANGE_VERSION,))
 _CHECKSUM_SIZE: Final = 8
 ROOT_SIZE: Final = 32

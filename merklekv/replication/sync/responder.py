@@ -15,11 +15,10 @@ from collections.abc import Callable, Generator
 from functools import partial
 from typing import Final, TypeVar
 
-from merklekv.engine.base import Pair
 from merklekv.engine.clock import WRITER_SIZE
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import BUCKETS, INNER_NODES, MAX_KEY_SIZE
-from merklekv.engine.record import HEAD_SIZE, VERSION_SIZE, digest_of, head_of
+from merklekv.engine.record import HEAD_SIZE, VERSION_SIZE, Pair, digest_of, head_of
 from merklekv.errors import Shortage, Stalled
 from merklekv.replication.cluster.members import Identity, Members, TooManyMembers
 from merklekv.replication.cluster.refused import RefusedRecord, decode_refused, split_by_size
@@ -246,7 +245,9 @@ class Responder:
             if not 0 < len(key) <= MAX_KEY_SIZE or len(version) != VERSION_SIZE:
                 raise Malformed("stale records that are none")
         for part in parts(stale, SLICE_MERGES):
-            discarded += yield from self._writing(partial(endpoint.redelete, part, origin, gc_horizon))
+            deleted = yield from self._writing(partial(endpoint.redelete, part, origin, gc_horizon, new_gc_horizon))
+            discarded += deleted[0]
+            refused += deleted[1]
             yield None
         found: list[Pair] = []
         served = size = 0
@@ -283,7 +284,8 @@ class Responder:
         endpoint = self._endpoint
         known, peer = peer.table, endpoint.accept(peer)
         gc_horizon = endpoint.believe_time(peer.node, fields.number("new_gc_horizon"))
-        table = endpoint.complete(peer.table, gc_horizon, decode_refused(fields, "refused"))
+        refused, closed = decode_refused(fields, "refused"), fields.number("closed")
+        table = endpoint.complete(peer.table, gc_horizon, refused, closed)
         if before < gc_horizon:
             yield from self._collect()  # as the initiator has
         self._engine.flush()
@@ -305,8 +307,9 @@ class Responder:
         return gc_horizon
 
     def _collect(self) -> Slices[None]:
-        while (yield from self._writing(self._engine.collect_tombstones)):
-            yield None
+        for collect in (self._engine.collect_tombstones, self._engine.collect_expired):
+            while (yield from self._writing(collect)):
+                yield None
 
     def _writing(self, call: Callable[[], T]) -> Slices[T]:
         """Make a call; if the engine is stalled, again when there is room."""

@@ -1,11 +1,11 @@
 """Dumps as CBOR (RFC 8949), for programs: a sequence of data items (RFC 8742), compact and binary-safe.
 
-    55799({"merklekv_dump": 2, "prefix": bytes})
-    [key, version, tombstone, digest, value]
+    55799({"merklekv_dump": 3, "prefix": bytes})
+    [key, version, tombstone, digest, value]              and the expiry behind it, if there is one
     {"end": true, "records": count, "truncation": bytes or null, "checksum": bytes}
 
 Through the tag the file begins with d9 d9 f7. Version and truncation version are 24 bytes, digest and checksum 16, the
-tombstone is a boolean.
+tombstone is a boolean, the expiry a number of milliseconds since the epoch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Final, NoReturn, cast
 
 import cbor2
 
-from merklekv.engine.record import DIGEST_SIZE, VERSION_SIZE, digest_of, value_of, version_of
+from merklekv.engine.record import DIGEST_SIZE, VERSION_SIZE, digest_of, expiry_of, value_of, version_of
 from merklekv_tool.formats.items import (
     DUMP_VERSION,
     MARK,
@@ -29,7 +29,7 @@ from merklekv_tool.formats.items import (
 )
 
 SELF_DESCRIBED: Final = 55799
-RECORD_FIELDS: Final = 5
+RECORD_FIELDS: Final = (5, 6)  # without and with an expiry
 NESTING_MAX: Final = 4
 READS_MAX: Final = 100  # of one item, without those of a long string
 READ_BYTES: Final = 1 << 15  # a long string is read in pieces of at least this size
@@ -43,7 +43,8 @@ class Cbor:
 
     def record(self, key: bytes, record: bytes) -> bytes:
         tombstone = check_flags(key, record)
-        return cbor2.dumps([key, version_of(record), tombstone, digest_of(record), value_of(record)])
+        expiry = [] if (time := expiry_of(record)) is None else [time]
+        return cbor2.dumps([key, version_of(record), tombstone, digest_of(record), value_of(record), *expiry])
 
     def end(self, end: End) -> bytes:
         fields = {"records": end.records, "truncation": end.truncation, "checksum": end.checksum}
@@ -130,12 +131,14 @@ def _item(item: Any) -> Item:
 
 
 def _pair(item: list[Any]) -> Pair:
-    if len(item) != RECORD_FIELDS:
-        raise ValueError(f"a record of {len(item)} fields: it has {RECORD_FIELDS}")
-    key, version, tombstone, digest, value = item
+    if len(item) not in RECORD_FIELDS:
+        raise ValueError(f"a record of {len(item)} fields: it has {RECORD_FIELDS[0]} or {RECORD_FIELDS[1]}")
+    key, version, tombstone, digest, value, *expiry = item
     if not isinstance(tombstone, bool) or len(_bytes(digest)) != DIGEST_SIZE:
         raise ValueError("a record whose tombstone or digest is none")
-    return _bytes(key), build_record(_bytes(key), _bytes(version), tombstone, digest, _bytes(value))
+    if expiry == [None]:
+        raise ValueError("a record whose expiry is none")
+    return _bytes(key), build_record(_bytes(key), _bytes(version), tombstone, digest, _bytes(value), *expiry)
 
 
 def _truncation(truncation: object) -> bytes | None:

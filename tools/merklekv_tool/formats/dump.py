@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import BinaryIO, Final, Literal
 
-from merklekv.engine.record import digest_of, flags_of
+from merklekv.engine.record import digest_of, is_tombstone
 from merklekv_tool.errors import DumpError
 from merklekv_tool.formats.cbor import Cbor
 from merklekv_tool.formats.items import End, Head, Item, Pair, checksum_of
@@ -49,7 +49,7 @@ class Writer:
         encoded = [encode(key, record) for key, record in pairs]
         for _, record in pairs:
             self._checksum.update(digest_of(record))
-            self.tombstones += flags_of(record)
+            self.tombstones += is_tombstone(record)
         self.records += len(encoded)
         self._write(b"".join(encoded))
 

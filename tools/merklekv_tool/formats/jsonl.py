@@ -1,14 +1,16 @@
 """Dumps as JSON lines: an object a line, for people, `jq` and `diff`.
 
-    {"merklekv_dump":2,"prefix":""}
+    {"merklekv_dump":3,"prefix":""}
     {"key":"user:1","version":"1700000000000000000-4f6c...","digest":"9a3e...","value":"text"}
     {"key_base64":"/wA=","version":"...","digest":"...","value_base64":"AAEC"}
+    {"key":"session","version":"...","digest":"...","value":"...","exp":1800000000000}
     {"key":"gone","version":"...","digest":"...","tombstone":true}
-    {"end":true,"records":3,"truncation":"0-00000000000000000000000000000000","checksum":"5b1f..."}
+    {"end":true,"records":4,"truncation":"0-00000000000000000000000000000000","checksum":"5b1f..."}
 
 Bytes that are valid UTF-8 are text; others are base64, in a field whose name ends in `_base64`. A version is the
-timestamp in nanoseconds and the op id in hex. A tombstone has no value. The text is UTF-8; JSON's own escapes are used
-for what JSON requires and for characters that a terminal would obey.
+timestamp in nanoseconds and the op id in hex; `exp` is the expiry, milliseconds since the epoch. A tombstone has no
+value. The text is UTF-8; JSON's own escapes are used for what JSON requires and for characters that a terminal would
+obey.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Final
 
-from merklekv.engine.record import digest_of, make_version, show_version, value_of
+from merklekv.engine.record import digest_of, expiry_of, make_version, show_version, value_of
 from merklekv.output import printable_json
 from merklekv_tool.formats.items import (
     DUMP_VERSION,
@@ -53,6 +55,9 @@ class JsonLines:
         value = value_of(record)
         if value or "tombstone" not in fields:
             fields.update(field("value", value))
+        expiry = expiry_of(record)
+        if expiry is not None:
+            fields["exp"] = expiry
         return _line(fields)
 
     def end(self, end: End) -> bytes:
@@ -107,7 +112,8 @@ def _pair(fields: dict[str, Any]) -> Pair:
     tombstone = fields.get("tombstone") is True
     has_value = not tombstone or "value" in fields or "value_base64" in fields
     value = _data(fields, "value") if has_value else b""
-    return key, build_record(key, _version(fields["version"]), tombstone, _hex(fields["digest"]), value)
+    version, digest = _version(fields["version"]), _hex(fields["digest"])
+    return key, build_record(key, version, tombstone, digest, value, fields.get("exp"))
 
 
 def _data(fields: dict[str, Any], name: str) -> bytes:

@@ -22,7 +22,7 @@ from typing import Final
 
 import lmdb
 
-from merklekv.engine.base import DATA_FILE, map_size_of
+from merklekv.engine.base.environment import DATA_FILE, map_size_of
 from merklekv.engine.directory import base_of, give_to_owner
 from merklekv.engine.format import SEGMENT_HEADER
 from merklekv.engine.log.segment import Segment, segment_path

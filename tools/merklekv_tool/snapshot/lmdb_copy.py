@@ -18,7 +18,7 @@ from typing import Final
 import lmdb
 
 from merklekv import interpreter
-from merklekv.engine.base import DATA_FILE, is_full, map_size_of, translate
+from merklekv.engine.base.environment import DATA_FILE, is_full, map_size_of, translate
 from merklekv.engine.directory import base_of
 from merklekv.engine.lmdb_file import require_whole
 from merklekv.errors import DiskFull, StorageFailed

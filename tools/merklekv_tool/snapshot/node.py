@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from merklekv.engine.base import TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter
+from merklekv.engine.base.writer import TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter
 from merklekv.engine.format import FORMAT_LINE, FORMAT_VERSION, SEGMENT_HEADER, bucket_of
 from merklekv.engine.log.segment import segment_path
 from merklekv.engine.record import ZERO_VERSION

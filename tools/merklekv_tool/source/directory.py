@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from merklekv.engine.clock_watch import clock_problem
@@ -13,7 +14,7 @@ from merklekv.engine.record import is_tombstone
 from merklekv.errors import InvalidArgument
 from merklekv.replication.cluster.display import DisplayRow, display_rows, stored_members
 from merklekv.replication.cluster.storage import METADATA_MEMBERS
-from merklekv_tool.source.source import ORIGIN, PAGE_BYTES, PAGE_RECORDS, Merged, Pair, split_by_size
+from merklekv_tool.source.source import ORIGIN, PAGE_BYTES, PAGE_RECORDS, Content, Merged, Pair, split_by_size
 
 
 class Directory:
@@ -60,9 +61,10 @@ class Directory:
         self._engine.commit()
         return Merged(*result)
 
-    def write(self, pairs: list[Pair]) -> Merged:
-        fit, refused = split_by_size(pairs, self._engine.max_value_size)
-        self._engine.retry_stalled(lambda: self._engine.mset(fit))
+    def write(self, contents: list[Content]) -> Merged:
+        fit, refused = split_by_size(contents, self._engine.max_value_size)
+        for content in fit:
+            self._engine.retry_stalled(partial(self._engine.set, *content))
         self._engine.commit()
         return Merged(len(fit), 0, refused)
 

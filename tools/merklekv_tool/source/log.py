@@ -15,23 +15,25 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from merklekv.engine.format import (
+    DELETIONS,
     FRAME_HEADER,
     METADATA_PURGED,
-    OP_DEL,
     OP_METADATA,
     OP_ORIGIN,
     OP_PURGE,
     OP_REPAIR,
     OP_TRUNCATE,
+    RECORD_OPS,
 )
 from merklekv.engine.log.reader import DirectorySource, LogGone, LogReader, LogSource
 from merklekv.engine.log.segment import LogFrame, list_segments, segment_path
-from merklekv.engine.record import deleted_at, is_purge_marker, timestamp_of, value_of, version_of
+from merklekv.engine.record import deleted_at, expiry_of, is_purge_marker, timestamp_of, value_of, version_of
 from merklekv.engine.verify.reference import Entry, read_entries
 from merklekv.errors import Corruption
 from merklekv_tool.errors import FileError
 
 OWN_OPS: Final = (OP_METADATA, OP_PURGE, OP_REPAIR)  # not published, but not from another node
+_VALUELESS: Final = DELETIONS | {OP_TRUNCATE, OP_PURGE}
 
 
 def readable_segments(directory: Path) -> list[int]:
@@ -85,15 +87,20 @@ class Event(NamedTuple):
     @property
     def value(self) -> bytes | None:
         """The stored value, None if the entry stores none."""
-        if self.entry.op in (OP_DEL, OP_TRUNCATE, OP_PURGE):
+        if self.entry.op in _VALUELESS:
             return None
         record = self.entry.record
         return record if self.entry.op in (OP_METADATA, OP_REPAIR) else value_of(record)
 
     @property
+    def expiry_ms(self) -> int | None:
+        """When the key expires, milliseconds since the epoch; None if it does not."""
+        return expiry_of(self.entry.record) if self.entry.op in RECORD_OPS else None
+
+    @property
     def is_lone_deletion(self) -> bool:
         """Predicate: is it a deletion by a lone node, without a tombstone?"""
-        return self.entry.op == OP_DEL and is_purge_marker(self.entry.record)
+        return self.entry.op in DELETIONS and is_purge_marker(self.entry.record)
 
     @property
     def is_beside_deletion(self) -> bool:

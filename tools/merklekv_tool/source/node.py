@@ -9,21 +9,33 @@ import functools
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, NamedTuple
 
 from merklekv.engine.format import INNER_NODES, LEAF_SIZE, MAX_VALUE_SIZE_LIMIT
 from merklekv.engine.merkle import LEAVES_PER_INNER
-from merklekv.engine.record import HEAD_SIZE, RECORD_OVERHEAD, VERSION_SIZE, body_of, head_of
+from merklekv.engine.record import HEAD_SIZE, VERSION_SIZE, lead_of, value_of, value_size_of
 from merklekv.errors import MerkleKVError
 from merklekv.metrics import parse
 from merklekv.net.client import REPLY_ROOM_BYTES, Client, Reply, Unreachable
 from merklekv.replication.cluster.display import DisplayRow
-from merklekv_tool.source.source import ORIGIN, PAGE_RECORDS, Merged, Pair, split_by_size
+from merklekv_tool.source.source import ORIGIN, PAGE_RECORDS, TOO_LARGE, Content, Merged, Pair, split_by_size
 
 BUCKETS_ASKED: Final = 100  # at once
 ROW_TYPES: Final = dict.fromkeys(
     ("node", "store_id", "state", "address", "holds_back", "refuses", "clock_problem"), str
 ) | dict.fromkeys(("contact_ms", "applied_through_ns", "stable_ns"), int)
+
+
+class NodeChange(NamedTuple):
+    """A change that a node has told; see docs/protocol.md, CHANGES."""
+
+    key: bytes | None
+    op: str
+    value: bytes | None
+    version: str
+    time_ns: int  # of the version
+    origin: str
+    expiry_ms: int | None
 
 
 class Node:
@@ -47,7 +59,7 @@ class Node:
             if "db_keys" not in metrics:  # it has just started
                 self._client.call(b"DBSIZE")  # waits until they are counted
                 metrics = self.statistics()
-            return int(metrics["db_keys"]) + int(metrics["db_tombstones"])
+            return sum(int(metrics[name]) for name in ("db_keys", "db_expired", "db_tombstones"))
 
     def truncation(self) -> bytes:
         truncation = self._bytes(b"TRUNCATION")
@@ -120,16 +132,27 @@ class Node:
             raise self._strange(b"LOG")
         return reply
 
+    def changes(self, cursor: bytes, prefix: bytes, wait_ms: int) -> tuple[bytes, list[NodeChange]]:
+        """The next cursor, and what was changed before it; waits so long for something. Raises NodeError."""
+        options = [b"COUNT", b"%d" % PAGE_RECORDS] + ([b"BLOCK", b"%d" % wait_ms] if wait_ms else [])
+        with self._understood(b"CHANGES"):
+            following, found = self._list(b"CHANGES", cursor, b"PREFIX", prefix, *options)
+            if not isinstance(following, bytes) or not isinstance(found, list):
+                raise TypeError
+            following.decode("ascii")
+            return following, [_checked_change(change) for change in found]
+
     def metadata(self) -> dict[bytes, bytes]:
         """The metadata entries."""
         with self._understood(b"METADATA"):
             return dict(_pairs(self._list(b"METADATA")))
 
     def merge(self, pairs: list[Pair]) -> Merged:
-        fit, refused = split_by_size(pairs, RECORD_OVERHEAD + self._largest_value)
+        fit = [pair for pair in pairs if value_size_of(pair[1]) <= self._largest_value]
+        refused = [(key, TOO_LARGE) for key, record in pairs if value_size_of(record) > self._largest_value]
         if not fit:
             return Merged(0, 0, refused)
-        parts = [part for key, record in fit for part in (key, head_of(record), body_of(record))]
+        parts = [part for key, record in fit for part in (key, lead_of(record), value_of(record))]
         with self._understood(b"MERGE"):
             applied, superseded, named = self._list(b"MERGE", ORIGIN, *parts)
             if not isinstance(applied, int) or not isinstance(superseded, int):
@@ -137,10 +160,12 @@ class Node:
             reasons = [(key, reason.decode()) for key, reason in _pairs(named)]
         return Merged(applied, superseded, refused + reasons)
 
-    def write(self, pairs: list[Pair]) -> Merged:
-        fit, refused = split_by_size(pairs, self._largest_value)
-        if fit:
-            self._expect_ok(b"MSET", *(part for pair in fit for part in pair))
+    def write(self, contents: list[Content]) -> Merged:
+        fit, refused = split_by_size(contents, self._largest_value)
+        expiries = [(b"PXAT", b"%d" % expiry) if expiry is not None else () for _, _, expiry in fit]
+        self._client.send([(b"SET", *content[:2], *expiry) for content, expiry in zip(fit, expiries, strict=True)])
+        if any(self._client.receive() != b"OK" for _ in fit):
+            raise self._strange(b"SET")
         return Merged(len(fit), 0, refused)
 
     @functools.cached_property
@@ -194,6 +219,22 @@ def _pairs(reply: Reply) -> list[Pair]:
     """Raises TypeError and ValueError for a reply of another shape."""
     parts = _all_bytes(reply)
     return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+def _checked_change(reply: Reply) -> NodeChange:
+    """Raises TypeError or ValueError for a reply of another shape."""
+    if not isinstance(reply, list):
+        raise TypeError
+    key, op, value, version, origin, *expiry = reply
+    if not isinstance(op, bytes) or not isinstance(version, bytes) or not isinstance(origin, bytes):
+        raise TypeError
+    if not isinstance(key, bytes | None) or not isinstance(value, bytes | None):
+        raise TypeError
+    expiry_ms = expiry[0] if expiry else None
+    if not isinstance(expiry_ms, int | None):
+        raise TypeError
+    time_ns = int(version.partition(b"-")[0])
+    return NodeChange(key, op.decode(), value, version.decode(), time_ns, origin.decode(errors="replace"), expiry_ms)
 
 
 def _checked_row(row: DisplayRow) -> DisplayRow:

@@ -9,7 +9,7 @@ its page was read, and every record that exists all the time is read.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from merklekv.replication.cluster.display import DisplayRow
 
@@ -17,7 +17,10 @@ PAGE_RECORDS: Final = 1000
 PAGE_BYTES: Final = 1 << 20
 ORIGIN: Final = b"merklekv-tool"  # of merged records, in the log
 
+TOO_LARGE: Final = "value size"  # the reason, as the engine gives it
+
 Pair = tuple[bytes, bytes]
+Content = tuple[bytes, bytes, int | None]  # key, value, expiry in milliseconds since the epoch
 
 
 class Merged(NamedTuple):
@@ -54,8 +57,8 @@ class Source(Protocol):
     def merge(self, pairs: list[Pair]) -> Merged:
         """Merges (key, record) pairs; returns when they are as durable as the source makes them."""
 
-    def write(self, pairs: list[Pair]) -> Merged:
-        """Writes (key, value) pairs as clients do; returns as `merge` does."""
+    def write(self, contents: list[Content]) -> Merged:
+        """Writes values as clients do; returns as `merge` does."""
 
     def merge_truncation(self, truncation: bytes) -> None:
         """Merges a truncation version."""
@@ -64,7 +67,10 @@ class Source(Protocol):
         """Closes the source, with everything durable."""
 
 
-def split_by_size(pairs: list[Pair], size_max: int) -> tuple[list[Pair], list[tuple[bytes, str]]]:
-    """The pairs that fit, and the others as refused: a node would close the connection on too large an argument."""
-    fit = [pair for pair in pairs if len(pair[1]) <= size_max]
-    return fit, [(key, "value size") for key, value in pairs if len(value) > size_max]
+Sized = TypeVar("Sized", Pair, Content)
+
+
+def split_by_size(items: list[Sized], size_max: int) -> tuple[list[Sized], list[tuple[bytes, str]]]:
+    """The items that fit, and the others as refused: a node would close the connection on too large an argument."""
+    fit = [item for item in items if len(item[1]) <= size_max]
+    return fit, [(item[0], TOO_LARGE) for item in items if len(item[1]) > size_max]

@@ -31,7 +31,8 @@ Versions are kept: of two records of a key the newer one stands, so loading twic
 that were deleted since stay deleted. A missing directory is created. Loaded records reach other nodes by anti-entropy,
 not as events.
 
-With --anew the values are written as a client would write them now: they replace what is there.
+With --anew the values are written as a client would write them now: they replace what is there. Keys expire when they
+would have, and those that have expired are left out.
 """
 CLOCK: Final = "clock"  # a version too far ahead of the wall clock
 STALE: Final = "stable"  # the engine's reason for a record that the cluster has deleted and collected
@@ -49,10 +50,11 @@ class Loader:
 
     def load(self, pairs: list[Pair]) -> None:
         if self._anew:
-            from merklekv.engine.record import is_live, value_of
+            from merklekv.engine.record import expiry_of, is_expired, is_live, value_of
 
-            live = [(key, value_of(record)) for key, record in pairs if is_live(record)]
-            result = self._target.write(live)
+            now = time.time_ns()
+            live = [(key, record) for key, record in pairs if is_live(record) and not is_expired(record, now)]
+            result = self._target.write([(key, value_of(record), expiry_of(record)) for key, record in live])
         else:
             result = self._target.merge(pairs)
         self.applied += result.applied
@@ -132,7 +134,8 @@ def _show(loader: Loader, records: int, anew: bool) -> None:
     if any(reason == CLOCK for _, reason in loader.reasons):
         note(f"{CLOCK}: a wrong clock stamped the record in the future, or the one here is slow; --anew stamps it now")
     rest = records - loader.applied - loader.refused
+    left = "of deleted or expired keys left out" if anew else "not newer than what is there"
     say(
         f"{counted(records, 'record')} read: {loader.applied} {'written anew' if anew else 'taken in'}, "
-        f"{rest} {'of deleted keys left out' if anew else 'not newer than what is there'}, {loader.refused} refused"
+        f"{rest} {left}, {loader.refused} refused"
     )

@@ -40,17 +40,36 @@ Examples:
 
 Reads safely beside a running node. Ctrl-C ends --follow, with exit status 0.
 """
-# By the number in the log, from 1 on. `Event` has no origins, which only say where the next entries come from.
+# `Event` has no origins, which only say where the next entries come from.
+# Written out, because `--help` is not to wait for the engine's modules; a test compares.
 OPERATIONS: Final = (
-    *("set", "del", "incr", "decr", "append", "prepend", "truncate"),
-    *("origin", "metadata", "purge", "repair"),
+    dict(enumerate(("set", "del", "incr", "decr", "append", "prepend", "truncate"), 1))
+    | {9: "metadata", 10: "purge", 11: "repair"}
+    | dict(
+        enumerate(
+            (
+                "expire",
+                "persist",
+                "setrange",
+                "setbit",
+                "incrbyfloat",
+                "rename_from",
+                "rename_to",
+                "copy_to",
+                "restore",
+            ),
+            16,
+        )
+    )
 )
-SHOWN_OPERATIONS: Final = [name for name in OPERATIONS if name != "origin"]
+OP_WIDTH: Final = max(map(len, OPERATIONS.values()))
 LOCAL: Final = "local"  # the origin of the node's own writes
 POLL_S: Final = 0.2
 KEY_WIDTH: Final = 32
 SHOWN_VALUE_SIZE: Final = 60
-HEADER: Final = f"{'time':26}  {'op':8}  {'origin':16}  {'key':{KEY_WIDTH}}  value"
+HEADER: Final = f"{'time':26}  {'op':{OP_WIDTH}}  {'origin':16}  {'key':{KEY_WIDTH}}  value"
+
+NS_PER_MS: Final = 10**6
 
 _AGO: Final = re.compile(r"(\d+)\s*([smhd])")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -90,7 +109,7 @@ def log(
         str, typer.Option("--origin", metavar="NODE", help=f"Only writes of this node; {LOCAL}: its own.")
     ] = "",
     op: Annotated[
-        list[str] | None, typer.Option("--op", metavar="OP", help=f"Only these: {', '.join(SHOWN_OPERATIONS)}.")
+        list[str] | None, typer.Option("--op", metavar="OP", help=f"Only these: {', '.join(OPERATIONS.values())}.")
     ] = None,
     since: Annotated[
         str, typer.Option("--since", metavar="TIME", help="As 15m (s, m, h, d ago) or 2026-01-31T08:00.")
@@ -106,8 +125,8 @@ def log(
     from merklekv_tool.source.open import address_of, open_node, require_directory
 
     for name in op or []:
-        if name not in SHOWN_OPERATIONS:
-            raise InvalidArgument(f"--op {name}: there is only {', '.join(SHOWN_OPERATIONS)}")
+        if name not in OPERATIONS.values():
+            raise InvalidArgument(f"--op {name}: there is only {', '.join(OPERATIONS.values())}")
     now_ns = time.time_ns()
     selected = Filter(
         None if key is None else os.fsencode(key),
@@ -158,8 +177,16 @@ def _read(source: LogSource, selected: Filter, last: int, follow: bool, printer:
 
 
 def _operation(event: Event) -> str:
-    op = event.entry.op
-    return OPERATIONS[op - 1] if 0 < op <= len(OPERATIONS) else str(op)
+    return OPERATIONS.get(event.entry.op, str(event.entry.op))
+
+
+def row(time_ns: int | None, operation: str, origin: str, key: bytes, value: bytes | None, values: bool) -> str:
+    """A line of the table under HEADER. `values`: with the value, not only its size."""
+    when = "" if time_ns is None else time_text(time_ns)
+    shown = "" if value is None else text_of(value) if values else counted(len(value), "byte")
+    if len(shown) > SHOWN_VALUE_SIZE:
+        shown = f"{shown[:SHOWN_VALUE_SIZE]}... ({counted(len(value or b''), 'byte')})"
+    return f"{when:26}  {operation:{OP_WIDTH}}  {printable(origin):16}  {text_of(key):{KEY_WIDTH}}  {shown}".rstrip()
 
 
 class Printer:
@@ -180,14 +207,9 @@ class Printer:
             say(self._line(event))
 
     def _line(self, event: Event) -> str:
-        when = "" if event.time_ns is None else time_text(event.time_ns)
-        value = event.value
-        shown = "" if value is None else text_of(value) if self._values else counted(len(value), "byte")
-        if len(shown) > SHOWN_VALUE_SIZE:
-            shown = f"{shown[:SHOWN_VALUE_SIZE]}... ({counted(len(value or b''), 'byte')})"
-        key = text_of(event.entry.key)
-        origin = printable(event.origin or LOCAL)
-        return f"{when:26}  {_operation(event):8}  {origin:16}  {key:{KEY_WIDTH}}  {shown}".rstrip()
+        origin = event.origin or LOCAL
+        line = row(event.time_ns, _operation(event), origin, event.entry.key, event.value, self._values)
+        return line if event.expiry_ms is None else f"{line}, expires {time_text(event.expiry_ms * NS_PER_MS)}"
 
     def _fields(self, event: Event) -> dict[str, object]:
         from merklekv.engine.record import show_version
@@ -199,6 +221,8 @@ class Printer:
             fields |= field("key", event.entry.key)
         if event.version is not None:
             fields["version"] = show_version(event.version)
+        if event.expiry_ms is not None:
+            fields["expiry_ms"] = event.expiry_ms
         if event.value is not None:
             fields["value_size"] = len(event.value)
             if self._values:
