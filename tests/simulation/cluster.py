@@ -21,8 +21,8 @@ from merklekv.engine.options import DEFAULT_MAX_VALUE_SIZE
 from merklekv.engine.record import Pair, is_live, is_tombstone, store_id_of, timestamp_of
 from merklekv.errors import MerkleKVError
 from merklekv.replication.cluster.lost_writes import LostWriteInterval
-from merklekv.replication.cluster.members import Identity, MemberRow, MemberTable, SelfReport
-from merklekv.replication.cluster.refused import RefusedRecord
+from merklekv.replication.cluster.members import Identity, MemberRow, Members, MemberTable, SelfReport
+from merklekv.replication.cluster.refused import TOO_LARGE, RefusedRecord
 from merklekv.replication.stream.inbox import Delivery
 from merklekv.replication.sync import initiator, local_endpoint, responder
 from merklekv.replication.sync.initiator import ExchangeReport, Initiator
@@ -140,6 +140,15 @@ class Cluster(World):
             return result
 
         self._stack.enter_context(mock.patch.object(LocalEndpoint, "redelete", watched))
+        merge_refused = Members.merge_refused
+
+        def noted(members: Members, peer: MemberTable, refused: list[RefusedRecord], gc_horizon: int) -> None:
+            for one in refused:
+                if one.reason == TOO_LARGE:
+                    self.oracle.refuses(one.key, one.version)
+            merge_refused(members, peer, refused, gc_horizon)
+
+        self._stack.enter_context(mock.patch.object(Members, "merge_refused", noted))
         return self
 
     # -- exchanges -----------------------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ has returned.  `judge` checks what all nodes agree on in the end:
 - a lone node keeps no tombstone, so what it writes under a key that it has deleted may have an older version;
 - a truncate deletes like a delete of each key: nodes that it has reached may forget it afterwards, but not its effect;
 - a record that has expired long before the GC horizon stands for a deletion of its key that was collected;
+- a deletion may be gone if a later value of the key, too large for some node, was lost with a disk: that node cannot
+  tell what was deleted from what it has refused;
 - every record was written by a client;
 - every sure truncate is in the truncation version.
 
@@ -90,6 +92,7 @@ class Oracle:
     horizons: dict[Covered, int] = field(default_factory=dict)  # see `reaches`
     hidden: dict[bytes, list[tuple[bytes, bytes]]] = field(default_factory=dict)  # key -> behind, up to
     purged: dict[bytes, list[bytes]] = field(default_factory=dict)  # key -> versions that a lone node's deletes hide
+    refused: dict[bytes, set[bytes]] = field(default_factory=dict)  # key -> versions that were too large for some node
     late: dict[bytes, int] = field(default_factory=dict)  # version -> horizon when a restored node brought it
 
     def attempt(self, key: bytes, record: bytes) -> None:
@@ -107,6 +110,10 @@ class Oracle:
     def purges(self, key: bytes, tombstone: bytes) -> None:
         """A lone node has deleted what it had written itself, without this tombstone, which it would else have made."""
         self.purged.setdefault(key, []).append(version_of(tombstone))
+
+    def refuses(self, key: bytes, version: bytes) -> None:
+        """A value was too large for some node."""
+        self.refused.setdefault(key, set()).add(version)
 
     def brings(self, records: Iterable[bytes], gc_horizon: int) -> None:
         """A restored node wrote these before its first exchange; the largest horizon of all nodes."""
@@ -144,11 +151,17 @@ class Oracle:
     def _covers(self, holding: Holding, key: bytes, version: bytes) -> bool:
         record = holding.records.get(key)
         is_late = record is not None and self._came_late(key, version_of(record), version)
-        return is_late or self._is_purged(key, version) or self._has(holding, key, version)
+        is_excused = is_late or self._is_purged(key, version) or self._is_below_refused(key, version)
+        return is_excused or self._has(holding, key, version)
 
     def _is_purged(self, key: bytes, version: bytes) -> bool:
         """Whether its writer has deleted it when it was alone."""
         return any(version <= at and store_id_of(version) == store_id_of(at) for at in self.purged.get(key, ()))
+
+    def _is_below_refused(self, key: bytes, version: bytes) -> bool:
+        """Whether it is a deletion, and what replaced it was too large for some node, and is lost."""
+        lost = self.refused.get(key, set()) - self.sure[key]
+        return any(version < later for later in lost) and is_tombstone(self.written[key][version])
 
     def _collected(self, key: bytes, version: bytes, gc_horizon: int) -> bool:
         """Whether a delete at or above `version`, or what has expired, can have been collected."""
