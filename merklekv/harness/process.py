@@ -30,7 +30,9 @@ READY: Final = re.compile(r"^merklekv \S+ ready on \S+:(?P<port>\d+), data in .*
 
 T = TypeVar("T")
 
-_given: Final[set[int]] = set()  # ports, by this process
+HELD_MAX: Final = 100  # ports that this process keeps from other processes, the last ones that it was given
+
+_held: Final[dict[int, int]] = {}  # these ports, oldest first, and the descriptors of sockets that are bound to them
 
 
 class HarnessError(MerkleKVError):
@@ -50,19 +52,20 @@ def wait_until(condition: Callable[..., T], *, seconds: float = WAIT_S, what: st
 def free_port() -> int:
     """A TCP port of the loopback on which no process listens just now.
 
-    None that the kernel gives to connections, or to servers that ask for any: it stays free between two starts. None
-    that this process was given lately: who asked for it may listen there soon.
+    None that the kernel gives to connections, or to servers that ask for any: it stays free between two starts. And
+    none that this or another process was given lately: who asked for it may listen there soon.
     """
-    if len(_given) > len(PORTS) // 2:
-        _given.clear()
     chance = random.SystemRandom()  # processes that seed the other one alike would take the same
     while True:
         port = chance.choice(PORTS)
-        if port in _given:
-            continue
         with socket.socket() as probe, suppress(OSError):
             probe.bind((HOST, port))
-            _given.add(port)
+            # It stays bound and does not listen. With this option, set only now, a server may listen on the port beside
+            # it, since servers set it, too; but nobody's probe is bound there any more.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if len(_held) >= HELD_MAX:
+                os.close(_held.pop(next(iter(_held))))
+            _held[port] = probe.detach()
             return port
 
 
