@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 import merklekv
 from merklekv.engine import count as count_module
 from merklekv.engine import table as table_module
+from merklekv.engine import tree_upkeep
 from merklekv.engine.base.reader import Base
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import OP_DEL, OP_SET
 from merklekv.engine.record import is_tombstone, timestamp_of
-from merklekv.engine.tree_upkeep import IDLE_S, TreeUpkeep
+from merklekv.engine.tree_upkeep import IDLE_S, PAUSE_S, TreeUpkeep
 from merklekv.engine.verify.check import check_engine
 from merklekv.engine.verify.scrub import Scrub
 from merklekv.errors import MerkleKVError, Stalled, StorageFailed
@@ -310,28 +311,28 @@ def test_the_upkeep_of_an_idle_node_wakes_up_once_a_second(make_engine: Callable
     engine = make_engine(checkpoint="process")
     waits: list[float] = []
     upkeep = TreeUpkeep(engine.table, engine.gate.fail)
-    go_on, stopped = threading.Event(), upkeep.worker.wait
+    go_on, stopped = threading.Semaphore(0), upkeep.worker.wait
 
     def wait(seconds: float) -> bool:
         waits.append(seconds)
-        go_on.wait(60)
-        go_on.clear()
+        go_on.acquire(timeout=60)
         return stopped(0)
 
     def next_wait() -> float:
-        before = len(waits)
-        go_on.set()
+        wait_until(lambda: waits, what="the first refresh")
+        before = len(waits)  # it stands in the last of these, so what was written by now is before the next refresh
+        go_on.release()
         wait_until(lambda: len(waits) > before, what="the next refresh")
         return waits[-1]
 
-    with mock.patch.object(upkeep.worker, "wait", wait):
+    with mock.patch.object(upkeep.worker, "wait", wait), mock.patch.object(tree_upkeep, "REST", 0):
         upkeep.worker.start()
         for number in range(2):
             assert next_wait() == next_wait() == IDLE_S
             engine.set(key_of(number), b"v")
-            assert next_wait() < IDLE_S
+            assert next_wait() == PAUSE_S  # without a rest, which is as long as the machine took
         upkeep.worker.stop(0)
-        go_on.set()
+        go_on.release()
         upkeep.worker.stop()
 
 

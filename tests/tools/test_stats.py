@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import signal
 import subprocess
 from pathlib import Path
 
 from fixtures.node import NodeProcess
 from fixtures.support import wait_until
+from fixtures.terminal import Terminal
 from fixtures.tools import TOOL, FakeNode, address, fails, run, succeeds
 from merklekv_tool import exit_codes
 from merklekv_tool.verbs import stats
@@ -78,15 +77,11 @@ def test_a_watch_ends_by_ctrl_c_with_nothing_wrong(node: NodeProcess, tmp_path: 
 
 
 def test_a_watch_on_a_terminal_is_drawn_as_a_table(node: NodeProcess) -> None:
-    leader, follower = pty.openpty()
     command = [*TOOL, "stats", address(node), "db_keys", "--watch", "--count", "2", "--interval", "0.1"]
-    with subprocess.Popen(command, stdout=follower, env=os.environ | {"TERM": "xterm"}) as process:
-        assert process.wait(120) == 0
-    shown = os.read(leader, 1 << 16).decode()
-    os.close(leader)
-    os.close(follower)
-    assert "a second" in shown
-    assert shown.count("db_keys") >= 2
+    with Terminal(command, {"TERM": "xterm"}) as terminal:
+        assert terminal.end() == 0
+    assert b"a second" in terminal.shown
+    assert terminal.shown.count(b"db_keys") >= 2
 
 
 def test_only_a_running_node_has_them(tmp_path: Path) -> None:
