@@ -169,7 +169,9 @@ def test_a_start_on_a_full_disk_after_a_crash(disk: Disk, tmp_path: Path) -> Non
     with opened(disk) as engine:
         engine.join()
         keys = fill(engine, "k")
-        shutil.copytree(disk.data, tmp_path / "copy")  # as a killed process leaves it: with what it had reserved
+        wait_until(lambda: not engine.table.frozen, what="the checkpoint")
+        with engine.commits.lock, engine.lock:  # no checkpoint begins and no file goes while they are copied
+            shutil.copytree(disk.data, tmp_path / "copy")  # as a killed process leaves it: with what it had reserved
     shutil.rmtree(disk.data)
     shutil.copytree(tmp_path / "copy", disk.data)
     with opened(disk) as engine:
