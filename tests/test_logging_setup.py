@@ -219,6 +219,23 @@ def test_lines_beyond_the_queue_are_dropped_counted_and_told(logger: logging.Log
     assert read_all(pipe, "after") == ["after"]
 
 
+def test_a_flush_by_who_holds_the_lock_of_the_handler_waits_for_no_other(
+    logger: logging.Logger, pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `logging` does at the exit, which would take FLUSH_S otherwise and might lose the last lines."""
+    monkeypatch.setattr(logging_setup, "FLUSH_S", WAIT_S)
+    handler = handler_of(logger)
+    handler.acquire()
+    try:
+        logger.warning("one")
+        assert read_all(pipe, "one") == ["one"]
+        logger.warning("two")
+        handler.flush()
+        assert pipe.read().endswith(": two\n")
+    finally:
+        handler.release()
+
+
 def test_a_node_shows_how_many_lines_were_dropped(node_factory: NodeFactory) -> None:
     with node_factory().connect() as client:
         assert "log_lines_dropped:0" in client.ask_lines("STATS all")
