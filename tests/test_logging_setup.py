@@ -78,7 +78,7 @@ def launch(pipe: Pipe, code: str, *arguments: str) -> Iterator[subprocess.Popen[
         process.wait()
 
 
-RUN = "from merklekv.cli import main; main()"
+RUN = "from merklekv import cli, node; node.STOP_DEADLINE_S = 3600.0; cli.main()"
 
 
 def test_a_log_that_is_not_read_delays_neither_start_nor_requests_nor_stop(full_pipe: Pipe, tmp_path: Path) -> None:
@@ -294,8 +294,9 @@ def test_a_wrong_call_of_a_logger_is_a_line_and_no_error(logger: logging.Logger,
 def test_a_thread_that_fails_is_logged() -> None:
     code = """
 import threading
-from merklekv.logging_setup import start_logging
-start_logging("info", "json")
+from merklekv import logging_setup
+logging_setup.FLUSH_S = 3600.0
+logging_setup.start_logging("info", "json")
 thread = threading.Thread(target=lambda: 1 / 0, name="worker")
 thread.start()
 thread.join()
