@@ -85,6 +85,8 @@ class QueuedHandler(logging.Handler):
         self.dropped = 0
         self._fd = fd
         self._unreported = 0  # dropped lines that no line has reported yet
+        # Not the handler's own lock: at the exit `logging` holds that one while it waits for the thread that writes.
+        self._counting = threading.RLock()
         # Its `put` may be interrupted by itself, in a signal handler.
         self._queue: SimpleQueue[str | threading.Event] = SimpleQueue()
         threading.Thread(target=self._write_lines, name="log", daemon=True).start()
@@ -96,16 +98,17 @@ class QueuedHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queues the line, or counts it. Never blocks and never raises."""
-        if self.queued >= (QUEUE_LINES // 2 if self._unreported else QUEUE_LINES):
-            self.dropped += 1
-            self._unreported += 1
-            return
-        try:
-            line = self.format(record)
-        except Exception as error:  # noqa: BLE001  a wrong call of a logger must not fail its caller
-            line = f"{record.name}: {printable(repr(error))} in a log line: {printable(repr(record.msg))}"
-        self._report_dropped()
-        self._queue.put(line)
+        with self._counting:
+            if self.queued >= (QUEUE_LINES // 2 if self._unreported else QUEUE_LINES):
+                self.dropped += 1
+                self._unreported += 1
+                return
+            try:
+                line = self.format(record)
+            except Exception as error:  # noqa: BLE001  a wrong call of a logger must not fail its caller
+                line = f"{record.name}: {printable(repr(error))} in a log line: {printable(repr(record.msg))}"
+            self._report_dropped()
+            self._queue.put(line)
 
     def flush(self) -> None:
         """Returns when all lines so far are written, after FLUSH_S at the latest."""
@@ -125,9 +128,8 @@ class QueuedHandler(logging.Handler):
             try:
                 line = self._queue.get_nowait()
             except Empty:
-                self.acquire()
-                self._report_dropped()
-                self.release()
+                with self._counting:
+                    self._report_dropped()
                 line = self._queue.get()
             if isinstance(line, threading.Event):
                 line.set()

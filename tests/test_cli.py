@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from fixtures.node import NodeFactory, NodeProcess, clean_environment
+from fixtures.patient_node import PATIENTLY
 from fixtures.support import free_port, wait_until
 
 import merklekv
@@ -222,7 +223,7 @@ def test_more_signals_while_it_stops_do_no_harm(node: NodeProcess) -> None:
 
 def terminated_once_ready(code: str, tmp_path: Path) -> tuple[int, str]:
     """Run a node by this code, and stop it when it is ready: its exit status and its log."""
-    command = [sys.executable, "-c", code, "run", "--port", "0", "--data-dir", str(tmp_path / "data")]
+    command = [sys.executable, "-c", PATIENTLY + code, "run", "--port", "0", "--data-dir", str(tmp_path / "data")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert READY.match(process.stdout.readline())
@@ -368,7 +369,8 @@ node.end_at_once(StorageFailed("data/log/0.log: cannot sync: Input/output error"
 
 
 def test_a_failed_disk_ends_the_process_at_once_with_what_failed() -> None:
-    done = subprocess.run([sys.executable, "-c", STORAGE_FAILED], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", PATIENTLY + STORAGE_FAILED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == exit_codes.EXIT_STORAGE
     assert "CRITICAL" in done.stderr
     assert "cannot sync: Input/output error" in done.stderr

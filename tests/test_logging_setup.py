@@ -78,7 +78,7 @@ def launch(pipe: Pipe, code: str, *arguments: str) -> Iterator[subprocess.Popen[
         process.wait()
 
 
-RUN = "from merklekv.cli import main; main()"
+RUN = "from merklekv import cli, node; node.STOP_DEADLINE_S = 3600.0; cli.main()"
 
 
 def test_a_log_that_is_not_read_delays_neither_start_nor_requests_nor_stop(full_pipe: Pipe, tmp_path: Path) -> None:
@@ -219,6 +219,23 @@ def test_lines_beyond_the_queue_are_dropped_counted_and_told(logger: logging.Log
     assert read_all(pipe, "after") == ["after"]
 
 
+def test_a_flush_by_who_holds_the_lock_of_the_handler_waits_for_no_other(
+    logger: logging.Logger, pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `logging` does at the exit, which would take FLUSH_S otherwise and might lose the last lines."""
+    monkeypatch.setattr(logging_setup, "FLUSH_S", WAIT_S)
+    handler = handler_of(logger)
+    handler.acquire()
+    try:
+        logger.warning("one")
+        assert read_all(pipe, "one") == ["one"]
+        logger.warning("two")
+        handler.flush()
+        assert pipe.read().endswith(": two\n")
+    finally:
+        handler.release()
+
+
 def test_a_node_shows_how_many_lines_were_dropped(node_factory: NodeFactory) -> None:
     with node_factory().connect() as client:
         assert "log_lines_dropped:0" in client.ask_lines("STATS all")
@@ -277,8 +294,9 @@ def test_a_wrong_call_of_a_logger_is_a_line_and_no_error(logger: logging.Logger,
 def test_a_thread_that_fails_is_logged() -> None:
     code = """
 import threading
-from merklekv.logging_setup import start_logging
-start_logging("info", "json")
+from merklekv import logging_setup
+logging_setup.FLUSH_S = 3600.0
+logging_setup.start_logging("info", "json")
 thread = threading.Thread(target=lambda: 1 / 0, name="worker")
 thread.start()
 thread.join()

@@ -20,6 +20,8 @@ BEHIND: Final = "behind"  # this node has agreed with others to times that it ha
 RECORDS: Final = "records"  # records are ahead of it
 TRUNCATION: Final = "truncation"  # a truncation is ahead of it, but not so far
 JUMP_S: Final = 1.0  # between two looks; a smaller one is a correction as NTP makes them
+PAUSE_NS: Final = 10**7  # between the readings of two clocks: after a longer one they are read again
+READINGS_MAX: Final = 10
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +88,7 @@ class ClockWatch:
         self._directory = directory
         self._since_boot = since_boot
         self._throttle = LogThrottle(log, lambda: since_boot() / 10**9)
-        self._wall, self._boot = clock.gate.wall(), since_boot()
+        self._wall, self._boot = self._read()
         self._kind = self.problem().kind  # the start has logged it
 
     def problem(self) -> ClockProblem:
@@ -98,9 +100,9 @@ class ClockWatch:
 
         Returns whether it jumped by more than the drift.
         """
-        before, self._wall = self._wall, self._clock.gate.wall()
-        boot, self._boot = self._boot, self._since_boot()
-        jump = (self._wall - before) - (self._boot - boot)
+        wall, boot = self._wall, self._boot
+        self._wall, self._boot = self._read()
+        jump = (self._wall - wall) - (self._boot - boot)
         if abs(jump) >= JUMP_S * 10**9:
             way, seconds = "forward" if jump > 0 else "back", abs(jump) / 10**9
             text = f"the wall clock of node {self._node} jumped {way} by {seconds:.0f} s, to {show_time(self._wall)}"
@@ -113,3 +115,12 @@ class ClockWatch:
             over = f"the data of node {self._node} are not ahead of its wall clock any more"
             self._throttle.warn(problem.kind, problem.text or over)
         return abs(jump) > self._clock.gate.max_drift_ns
+
+    def _read(self) -> tuple[int, int]:
+        """The wall clock and the one since boot, of one moment: a pause of this thread between them seems a jump."""
+        for _ in range(READINGS_MAX):
+            boot = self._since_boot()
+            wall = self._clock.gate.wall()
+            if self._since_boot() - boot < PAUSE_NS:
+                break
+        return wall, boot

@@ -53,8 +53,16 @@ def workers(place: Path) -> list[str]:
     return lines
 
 
+PATIENT = f"""
+from merklekv import cli
+from merklekv.demo import show
+show.START_S = show.CONVERGE_S = {LOOK_S}
+cli.main()
+"""
+
+
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "merklekv", "demo", *arguments]
+    return [sys.executable, "-c", PATIENT, "demo", *arguments]
 
 
 def environment(place: Path) -> dict[str, str]:

@@ -46,6 +46,26 @@ def test_a_clock_that_runs_is_no_news(machine: Machine, caplog: pytest.LogCaptur
     assert machine.watch.problem().text == machine.watch.last_jump == ""
 
 
+def test_a_pause_between_the_readings_of_two_clocks_is_no_jump(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pauses = [10 * SECOND]
+
+    def wall() -> int:
+        shown = machine.wall()
+        if pauses:
+            pause = pauses.pop()
+            machine.wall.now += pause
+            machine.boot.now += pause
+        return shown
+
+    monkeypatch.setattr(machine.clock.gate, "wall", wall)
+    assert not machine.run(1)
+    assert not machine.run(1)
+    assert not pauses
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(
     ("jump_s", "words", "is_far"),
     [

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 from fixtures.broker import BrokerFactory
 from fixtures.cluster import HarnessFactory, ReplicationTestHarness
+from fixtures.patient_node import patient
 from fixtures.proxy import ProxyFactory
 from fixtures.support import wait_until
 
@@ -128,7 +129,12 @@ class TestPartition:
     ) -> None:
         b = own_harness.create_node("b")
         proxy = proxy_factory(own_harness.broker.host, own_harness.broker.port)
-        a = own_harness.create_node("a", mqtt_port=proxy.port)
+        a = own_harness.create_node("a", start=False, mqtt_port=proxy.port)
+        a.process.program = patient(
+            "from merklekv.replication.stream import broker_session", "broker_session.SILENCE_MAX_S = 3600.0"
+        )
+        a.start()
+        a.wait_connected()
         proxy.freeze()
         a.set_many(numbered(500))
         a.wait_figure("outbox_oldest_ms", 2000)  # long enough for both ends to look twice
@@ -200,7 +206,10 @@ class TestRetries:
         assert all(wait >= least for wait, least in zip(waits, shortest, strict=False)), waits
 
     def test_many_failures_are_one_line_and_one_loss(self, own_harness: ReplicationTestHarness) -> None:
-        node = own_harness.create_node()
+        node = own_harness.create_node(start=False)
+        node.process.program = patient("from merklekv import log_throttle", "log_throttle.THROTTLE_S = 3600.0")
+        node.start()
+        node.wait_connected()
         own_harness.broker.kill()
         wait_until(lambda: "Connection refused" in node.process.output())
         own_harness.broker.start()

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,7 @@ from run_tests import HERE, MODES, Mode, TestRunner, run_within
 MODE_NAMES = {"quick", "basic", "replication", "chaos", "concurrency", "benchmark", "error", "ci", "all"}
 LIMITS_S = {"quick": 120, "replication": 300, "chaos": 900, "basic": 60}
 LOADED_S = 120  # on a machine with many times more work than cores
+LIMIT_S = 10
 ENDING_EARLY = "import os\n\ndef test_it() -> None:\n    os._exit(0)\n"
 # In a process of its own, as servers are.
 COVERED = """
@@ -180,7 +182,18 @@ class TestRuns:
     def test_a_run_that_takes_too_long_is_ended_with_all_its_processes(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        status = run_file(tmp_path, monkeypatch, ENDLESS, "--benchmark-only", "--report", limit_s=10)
+        class Late(subprocess.Popen[bytes]):
+            """The time is over when the test runs, however long that takes."""
+
+            def wait(self, timeout: float | None = None) -> int:
+                if timeout != LIMIT_S:
+                    return super().wait(timeout)
+                wait_until(lambda: running(tmp_path), seconds=LOADED_S)
+                raise subprocess.TimeoutExpired(self.args, LIMIT_S)
+
+        monkeypatch.setattr(subprocess, "Popen", Late)
+        monkeypatch.setattr(run_tests, "run_within", partial(run_within, grace_s=LOADED_S))
+        status = run_file(tmp_path, monkeypatch, ENDLESS, "--benchmark-only", "--report", limit_s=LIMIT_S)
         assert status == run_tests.EXIT_TIME_LIMIT
         assert not running(tmp_path)
         said = capfd.readouterr()

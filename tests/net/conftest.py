@@ -69,7 +69,7 @@ def start(engine: Engine, services: FakeServices, fatal: list[Exception]) -> Ite
 
     yield start_one
     for server in servers:
-        server.stop(deadline_s=5)
+        server.stop(deadline_s=60)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from fixtures.node import NodeFactory
@@ -55,7 +56,7 @@ def peer() -> Iterator[Peer]:
             listener.shutdown(socket.SHUT_RDWR)
         listener.close()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
 
 
 FILLING = b"x" * 65536
@@ -121,17 +122,20 @@ def test_a_reply_that_comes_too_slowly(peer: Peer, monkeypatch: pytest.MonkeyPat
 def test_a_long_reply_has_the_time_that_its_bytes_need(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each piece comes within the time, all of them together take longer than the time for the first."""
     monkeypatch.setattr(client_module, "PROGRESS_BYTES_S", 50)  # a piece gives it 20 seconds more
+    clock = itertools.count(0, 15)  # and so many pass until the next, as the client has it
+    monkeypatch.setattr(client_module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     pause = threading.Event()
 
     def pieces() -> Iterator[bytes]:
         yield b"$20000\r\n" + b"x" * 1000
         for _ in range(19):
-            pause.wait(0.1)
+            pause.wait(0.02)
             yield b"x" * 1000
         yield b"\r\n"
 
-    with Client(*peer(pieces()), timeout_s=1.0) as client:
+    with Client(*peer(pieces()), timeout_s=60.0) as client:
         assert client.call(b"PING") == b"x" * 20000
+    assert next(clock) > 2 * 60
 
 
 def test_a_peer_that_says_nothing(peer: Peer) -> None:

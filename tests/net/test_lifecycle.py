@@ -35,8 +35,8 @@ def test_stop_answers_what_was_received(start: Start, connect: Connect) -> None:
     idle, busy = connect(server), connect(server)
     assert idle.ask("PING") == "PONG"
     busy.send(encode("ECHO", "x") + encode("SET", "last", "v"))
-    assert under_way.wait(20)
-    stopping = threading.Thread(target=server.stop, args=(20,))
+    assert under_way.wait(60)
+    stopping = threading.Thread(target=server.stop, args=(60,))
     stopping.start()
     assert idle.rest() == b""
     assert not readable(busy)
@@ -63,7 +63,7 @@ def test_shutdown_by_a_client_that_is_gone_before_the_reply(
 
 def test_stop_does_not_wait_for_ever(start: Start, connect: Connect, services: FakeServices) -> None:
     never = threading.Event()
-    services.sync_with = lambda: never.wait(30)
+    services.sync_with = lambda: never.wait(60)
     server = start()
     wire = connect(server)
     wire.send(b"SYNC other 1\n")

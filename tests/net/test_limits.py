@@ -358,7 +358,7 @@ def test_no_file_left_for_a_connection(
     monkeypatch.setattr(limits, "SWEEP_S", 0.05)
     server = start()
     with socket.socket() as client:
-        client.settimeout(20)
+        client.settimeout(60)
         let_go = no_file_left()
         client.connect(server.address)
         client.sendall(b"PING\n")

@@ -192,7 +192,6 @@ def test_a_slow_subscriber_is_closed_and_nobody_waits(
     wait_until(lambda: server.context.pubsub.subscribers(b"c") == 1)
     assert publisher.call("PUBLISH", "c", "y") == b":1\r\n"
     assert reader.resp() == message("y")
-    slow.socket.settimeout(5)
     with pytest.raises((ConnectionResetError, AssertionError)):
         assert len(slow.rest()) >= published * len(message(payload))  # what it had not read is lost
 
@@ -398,13 +397,13 @@ def test_redis_py(server: StartedServer) -> None:
             seen: list[object] = []
             listener.subscribe(c=seen.append)
             listener.psubscribe(**{"p*": seen.append})
-            assert {listener.get_message(timeout=10)["type"] for _ in range(2)} == {"subscribe", "psubscribe"}
+            assert {listener.get_message(timeout=60)["type"] for _ in range(2)} == {"subscribe", "psubscribe"}
             thread = listener.run_in_thread(sleep_time=0.01, daemon=True)
             assert client.publish("c", "one") == client.publish("pq", "two") == 1
             wait_until(lambda: len(seen) == 2)  # noqa: B023
             assert [one["data"] for one in seen] == [b"one", b"two"]  # type: ignore[index]
             thread.stop()
-            thread.join(10)
+            thread.join(60)
 
 
 def test_redis_py_asyncio(server: StartedServer) -> None:

@@ -137,13 +137,13 @@ def test_no_reply_leaves_before_the_commit(stub: StubEngine, start: Start, conne
 
     def slow_commit() -> None:
         entered.set()
-        assert leave.wait(20)
+        assert leave.wait(60)
         commit()
 
     stub.commit = slow_commit  # type: ignore[method-assign]
     wire = connect(start(engine=stub))
     wire.send(encode("SET", "k", "v") + encode("GET", "k"))
-    assert entered.wait(20)
+    assert entered.wait(60)
     assert not readable(wire)
     leave.set()
     assert wire.read(5 + 7) == b"+OK\r\n$1\r\nv\r\n"

@@ -145,7 +145,7 @@ def test_what_others_wrote_in_the_same_round_is_committed_before_they_are_answer
 
     def hold(session: Any, request: Any) -> bytes:
         entered.set()
-        assert leave.wait(20)
+        assert leave.wait(60)
         return b"+held\r\n"
 
     replace(server, b"ECHO", hold)
@@ -154,7 +154,7 @@ def test_what_others_wrote_in_the_same_round_is_committed_before_they_are_answer
         assert wire.call("PING") == b"+PONG\r\n"
     connection_of(server, failing).feed = raising(problem)
     holding.send(encode("ECHO", "x"))
-    assert entered.wait(20)
+    assert entered.wait(60)
     writing[0].send(encode("SET", "k0", "v"))
     failing.send(b"anything")
     for number, wire in enumerate(writing[1:], 1):

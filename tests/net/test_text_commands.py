@@ -362,7 +362,7 @@ def test_an_error_about_client_bytes_stays_one_line(text: Wire) -> None:
 
 def test_sync_lets_others_go_on(text: Wire, resp: Wire, services: FakeServices) -> None:
     finish = threading.Event()
-    services.sync_with = lambda: finish.wait(20) and None
+    services.sync_with = lambda: finish.wait(60) and None
     text.send(b"SYNC other 7379 --full\nPING\n")
     wait_until(lambda: services.asked)
     assert resp.call("PING") == b"+PONG\r\n"

@@ -131,5 +131,5 @@ def test_nothing_is_pushed_to_a_connection_that_ends(server: StartedServer, conn
         done.set()
 
     session.worker.call_soon(push)
-    assert done.wait(10)
+    assert done.wait(60)
     assert connect().call("PING") == b"+PONG\r\n"

@@ -11,6 +11,7 @@ import cbor2
 import pytest
 from fixtures.broker import BrokerFactory, Wire
 from fixtures.cluster import HarnessFactory, Outsider, ReplicationTestHarness, make_event
+from fixtures.patient_node import patient
 from fixtures.proxy import ProxyFactory
 from fixtures.support import free_port, wait_until
 
@@ -42,7 +43,7 @@ def test_what_was_written_without_a_broker_arrives_after_restarts(
     a.wait_disconnected()
     wait_until(lambda: " state=disconnected outbox=2000 " in a.ask("REPLICATE status"))
     broker.start()
-    wait_until(lambda: b.key_count() == 2000, seconds=30)
+    wait_until(lambda: b.key_count() == 2000)
     harness.wait_converged()
     wait_until(lambda: a.figure("outbox_events") == 0)
 
@@ -74,7 +75,7 @@ def test_a_writer_that_is_killed_again_and_again_leaves_no_gap(own_harness: Repl
         a.start()
     total = a.key_count()
     assert total >= written
-    wait_until(lambda: b.key_count() == total, seconds=30)
+    wait_until(lambda: b.key_count() == total)
     own_harness.wait_converged()
     assert b.figure('replication_gaps{reason="gap"}') == 0
 
@@ -251,10 +252,15 @@ def test_presence_is_kept_and_its_end_too(harness: ReplicationTestHarness, wire:
 
 
 def test_a_stop_publishes_what_is_left(harness: ReplicationTestHarness) -> None:
-    a, b = harness.create_nodes(2)
+    a, b = harness.create_node("a", start=False), harness.create_node("b")
+    a.process.program = patient("node.PUBLISH_REST_S = 60.0")
+    a.start()
+    a.wait_connected()
+    for node in (a, b):
+        node.wait_figure("replication_nodes", 2)
     a.set_many(numbered(5000))
     a.stop()
-    wait_until(lambda: b.key_count() == 5000, seconds=30)
+    wait_until(lambda: b.key_count() == 5000)
 
 
 def test_mqtt_3_1_1_by_option(harness: ReplicationTestHarness) -> None:
@@ -390,5 +396,5 @@ def test_a_write_that_comes_as_soon_as_the_port_is_open_is_published(harness: Re
             return False
         return True
 
-    wait_until(is_written, seconds=20)
+    wait_until(is_written)
     other.wait_for("k", "v")

@@ -287,13 +287,13 @@ def test_a_shortage_while_it_slept_is_no_refusal(engine: Engine, make: Make, mon
         if timeout_s < FIRST_REST_S:
             return wait(timeout_s)
         asleep.set()
-        assert wake.wait(20)
+        assert wake.wait(60)
         wake.clear()
         return one.worker.is_stopping
 
     monkeypatch.setattr(one.worker, "wait", wait_or_sleep)
     one.start()
-    assert asleep.wait(20)
+    assert asleep.wait(60)
     run_out_of_room(engine)
     wake.set()
     wait_until(lambda: one.passes, what="a pass")

@@ -9,14 +9,13 @@ import json
 import subprocess
 import time
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 import pytest
 from fixtures.cluster import NodeHandle, Outsider, ReplicationTestHarness, make_event
 from fixtures.node import NodeFactory
-from fixtures.support import wait_until as wait_shortly
+from fixtures.support import wait_until
 from fixtures.tools import TOOL, address, succeeds
 
 from merklekv.exit_codes import EXIT_USAGE
@@ -33,8 +32,6 @@ SMALLEST_S: Final = 5
 YEARS_S: Final = 9 * 365 * DAY_S
 DRIFT_S: Final = 600
 TO_1970_S: Final = 1 - int(time.time())
-
-wait_until = partial(wait_shortly, seconds=30)  # a node looks at its clock once a second
 
 Moment = Literal["start", "running"]
 
