@@ -1,7 +1,7 @@
 """The change feed: what was committed, in order, from a cursor on.
 
     change    what an entry of the log has done to a key, or to all of them: local writes and those of other nodes
-    cursor    a position between two entries; it outlives the process, and is given to whoever reads
+    cursor    a position between two entries; it outlives the process, and is given to the reader
 
 A reader gets each change once, as soon as it is committed, in the sense of the setting `durability`.  What a full disk
 or a crash has taken back is in no frame of the log, so no reader sees it; with `always` that is all that a crash can
@@ -9,8 +9,8 @@ take.  What the log does for itself (metadata, repairs, collected tombstones) is
 
 A cursor names the frame of the last entry that was read, by position, size and checksum.  So it fits the log that it
 was given for and no other: neither another node's, nor this one's after a power cut that took frames which were not on
-disk yet, nor that of a backup.  Whoever comes with such a cursor, or with one whose segment is deleted (how long they
-stay: log/retention.py), gets ChangesGone, and begins anew with all records.
+disk yet, nor that of a backup.  A reader that comes with such a cursor, or with one whose segment is deleted (when:
+log/retention.py), gets ChangesGone, and begins anew with all records.
 
 A commit wakes the readers that wait for a key in it, or all for a truncation.  The others sleep on and cost nothing:
 all that they need to know is where the last frame that does not concern them ends, and that is the same for all.  So no
@@ -64,7 +64,7 @@ from merklekv.shortage import is_shortage, reason_of, shortage_of
 PAGE_CHANGES: Final = 1000
 PAGE_BYTES: Final = 1 << 20  # of keys and values; a page may be longer by one change
 SLICE_ENTRIES: Final = 1000  # looked at in one call of `read`
-SLICE_BYTES: Final = 4 << 20  # of frames, or one frame more: large values are read from disk, whoever wants them
+SLICE_BYTES: Final = 4 << 20  # of frames, or one frame more: large values are read from disk
 RECENT_BYTES: Final = 4 << 20  # of frames in memory, or one frame
 MARKS_MAX: Final = 1000  # positions inside of frames where reading may go on without counting
 ENDS_MAX: Final = 1000  # of segments
@@ -154,7 +154,7 @@ class Feed:
         self._marks: OrderedDict[tuple[int, int], tuple[int, str]] = OrderedDict()
         self._newest: tuple[int, int, bytes] | None = None  # start, end and header of this process's last frame
         self._ends: OrderedDict[Cursor, None] = OrderedDict()  # those at ends of segments, which may be deleted by now
-        self._fresh: LogFrame | None = None  # the last one for which somebody waited
+        self._fresh: LogFrame | None = None  # the last one for which a reader waited
         self._waiting: Prefixes[_Waiting] = Prefixes()  # those who have seen all that was committed when they came
         self._waiting_lock = threading.Lock()
         self._passed: tuple[int, int, bytes] | None = None  # the last frame that did not concern those who wait

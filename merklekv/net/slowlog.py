@@ -104,7 +104,7 @@ class Slow:
         else:
             kept.samples.append((now, milliseconds))
         kept.longest_ms = max(kept.longest_ms, milliseconds)
-        self.events[event] = kept  # last: whoever looks, in any thread, finds a sample
+        self.events[event] = kept  # last: a reader in any thread finds a sample
 
 
 def _cut(request: Request) -> tuple[bytes, ...]:
