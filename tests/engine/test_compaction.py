@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import re
 import shutil
 import signal
 import stat
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from fixtures import engines
@@ -423,6 +426,38 @@ def test_damage_is_not_copied(make_engine: Make, tmp_path: Path) -> None:
     with pytest.raises(Corruption, match=r"base: \d+ of \d+ entries are in order"):
         engine.checkpointer.compact_base()
     assert not engine.directory.new_base.exists()
+
+
+def test_an_interrupt_at_any_moment_of_the_writing_leaves_nothing(make_engine: Make) -> None:
+    """At each call and each return, where Python runs the handler of a signal."""
+    engine = make_engine(memtable_size=LARGE)
+    write(engine, 3)
+    engines.checkpoint(engine)
+    base, place = engine.table.base, engine.directory.new_base
+    moments = 0
+    for moment in itertools.count():
+        passed = itertools.count()
+
+        def interrupt(frame: FrameType, event: str, argument: object, passed: Iterator[int] = passed) -> None:
+            is_done = event == "return" and frame.f_code is write_compacted.__code__
+            if Path(frame.f_code.co_filename).name not in ("compaction.py", "pathlib.py") or is_done:
+                return
+            if next(passed) == moment:  # noqa: B023 - called within this turn only
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+        sys.setprofile(interrupt)
+        try:
+            write_compacted(base, place)
+        except KeyboardInterrupt:
+            moments += 1
+            assert not place.exists(), moment
+        else:
+            break
+        finally:
+            sys.setprofile(None)
+    assert place.exists()
+    assert moments > 50
 
 
 # -- what a start finds --------------------------------------------------------------------------------------------

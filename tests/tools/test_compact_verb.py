@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from fixtures import engines
 from fixtures.node import NodeProcess, clean_environment
 from fixtures.support import wait_until
 from fixtures.tools import TOOL, address, fails, opened, run, succeeds
+from merklekv_tool.exit_codes import EXIT_INTERRUPTED, EXIT_TERMINATED
 
 from merklekv.engine.base.environment import DATA_FILE
 from merklekv.engine.engine import Engine
@@ -21,6 +23,18 @@ from merklekv.engine.headroom import RESERVE_FILE
 from merklekv.exit_codes import EXIT_FORMAT, EXIT_LOCKED, EXIT_USAGE
 
 KEYS = 4000
+SIGNALLED = """
+import os
+import sys
+
+import merklekv_tool.cli
+from merklekv.engine import failpoints
+
+point, number = sys.argv[1], int(sys.argv[2])
+failpoints.reached = lambda name: os.kill(os.getpid(), number) if name == point else None
+sys.argv[1:] = sys.argv[3:]
+merklekv_tool.cli.main()
+"""
 
 
 @pytest.fixture
@@ -76,6 +90,21 @@ def test_compact_killed_at_any_moment_loses_nothing(directory: Path, point: str)
     assert contents(directory.parent / "copy") == before
     assert contents(directory) == before
     succeeds("compact", directory)
+    assert contents(directory) == before
+
+
+@pytest.mark.parametrize("point", ["part", "written", "moved", "swapped"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_at_any_point_leaves_the_old_base_or_the_new(
+    directory: Path, point: str, number: signal.Signals
+) -> None:
+    before = contents(directory)
+    inode = (directory / "base").stat().st_ino
+    armed = [sys.executable, "-c", SIGNALLED, f"compaction.{point}", str(int(number)), "compact", directory]
+    done = subprocess.run(armed, capture_output=True, timeout=120, check=False)
+    assert done.returncode == {signal.SIGTERM: EXIT_TERMINATED, signal.SIGINT: EXIT_INTERRUPTED}[number], done.stderr
+    assert sorted(os.listdir(directory)) == ["FORMAT", "LOCK", "base", "log"]
+    assert ((directory / "base").stat().st_ino == inode) == (point == "part")
     assert contents(directory) == before
 
 

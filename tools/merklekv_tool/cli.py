@@ -10,8 +10,7 @@ import contextlib
 import os
 import signal
 import sys
-from types import FrameType
-from typing import Final, NoReturn
+from typing import Final
 
 import typer
 
@@ -21,6 +20,7 @@ from merklekv.output import OutputClosed, take_over_output
 from merklekv_tool import exit_codes
 from merklekv_tool.errors import NodeRuns
 from merklekv_tool.output import note
+from merklekv_tool.signals import receive_signals
 from merklekv_tool.verbs import (
     backup,
     bench,
@@ -61,11 +61,7 @@ for module in (
 
 def main() -> None:
     """Entry point."""
-    signal.signal(signal.SIGTERM, _terminate)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # a terminal that closes; not under nohup
-        signal.signal(signal.SIGHUP, _terminate)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored in what a script runs in the background
-        signal.signal(signal.SIGINT, _interrupt)
+    receive_signals()
     take_over_output()
     try:
         status = _status_of_run()
@@ -73,21 +69,6 @@ def main() -> None:
     except KeyboardInterrupt:
         status = exit_codes.EXIT_INTERRUPTED
     sys.exit(status)
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(exit_codes.EXIT_TERMINATED)  # unfinished files are removed on the way out, as after Ctrl-C
-
-
-class _Interrupt(KeyboardInterrupt):
-    """Ctrl-C. After a plain KeyboardInterrupt in `exec` Python kills itself at the end, whatever the exit status.
-
-    Imports use `exec`: dataclasses and named tuples are made with it.
-    """
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise _Interrupt
 
 
 def _status_of_run() -> int:

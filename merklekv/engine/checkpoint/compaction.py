@@ -34,8 +34,8 @@ def write_compacted(base: Base, place: Path, progress: Progress = lambda done, t
     Raises DiskFull, Shortage, Corruption, StorageFailed, OSError.
     """
     remove(place)
-    place.mkdir(DIRECTORY_MODE)
     try:
+        place.mkdir(DIRECTORY_MODE)  # within the try, or a signal right after it would leave the directory
         _reserve_lock_file(place)
         with BaseWriter(place, sync=False) as writer:
             for done, total in writer.fill(base):

@@ -15,6 +15,7 @@ import typer
 from merklekv.output import counted
 from merklekv_tool.arguments import AsJson
 from merklekv_tool.output import progress, say_result
+from merklekv_tool.signals import held_signals
 
 EXAMPLES: Final = """
 Examples:
@@ -37,8 +38,13 @@ def compact(
     began = time.monotonic()
     path = require_stopped(directory, "a running node does this by itself; give its directory when it is stopped")
     before = _size_of(path)
-    with open_to_change(path) as engine, progress(f"compact {directory}") as update:
-        engine.compact_now(update)
+    with open_to_change(path) as engine, progress(f"compact {directory}") as update, held_signals() as end_if_due:
+
+        def heed(done: int, total: int) -> None:
+            end_if_due()  # here the new base is removed; in the swap of the two it would stay
+            update(done, total)
+
+        engine.compact_now(heed)
     size = _size_of(path)
     seconds = round(time.monotonic() - began, 3)
     say_result(
