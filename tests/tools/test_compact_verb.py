@@ -100,7 +100,7 @@ def test_a_signal_at_any_point_leaves_the_old_base_or_the_new(
 ) -> None:
     before = contents(directory)
     inode = (directory / "base").stat().st_ino
-    armed = [sys.executable, "-c", SIGNALLED, f"compaction.{point}", str(int(number)), "compact", directory]
+    armed = [sys.executable, "-c", SIGNALLED, f"compaction.{point}", str(int(number)), "compact", str(directory)]
     done = subprocess.run(armed, capture_output=True, timeout=120, check=False)
     assert done.returncode == {signal.SIGTERM: EXIT_TERMINATED, signal.SIGINT: EXIT_INTERRUPTED}[number], done.stderr
     assert sorted(os.listdir(directory)) == ["FORMAT", "LOCK", "base", "log"]
