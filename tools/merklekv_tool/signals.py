@@ -37,7 +37,7 @@ _held = _Held()
 
 
 def receive_signals() -> None:
-    """From here on, end as this module says. A signal that the caller of the tool has set to be ignored stays so."""
+    """From here on, end as this module says. Ctrl-C or a hangup that the caller of the tool ignores stays ignored."""
     signal.signal(signal.SIGTERM, _end)
     for number in (signal.SIGHUP, signal.SIGINT):  # ignored under nohup, and in what a script runs in the background
         if signal.getsignal(number) is not signal.SIG_IGN:
