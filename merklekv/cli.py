@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from merklekv import __version__, config, setting_types
+from merklekv import __version__, config, core, setting_types
 from merklekv.errors import MerkleKVError
 from merklekv.exit_codes import EXIT_FAILED, EXIT_USAGE, status_of
 from merklekv.output import OutputClosed, printable, take_over_output
@@ -192,8 +192,8 @@ def demo_command(
 
 @app.command("version")
 def version_command() -> None:
-    """Print the version."""
-    print(f"merklekv {__version__}")
+    """Print the version, and whether the compiled core runs."""
+    print(f"merklekv {__version__} ({core.DESCRIPTION})")
 
 
 def main() -> None:

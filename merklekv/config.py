@@ -16,13 +16,14 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from merklekv.core import PURE_VARIABLE
 from merklekv.errors import InvalidArgument, shown
 from merklekv.settings import ENVIRONMENT_PREFIX, SECTION_SEPARATOR, Declaration, Settings, declarations
 
 T = TypeVar("T")
 
-# Variables of the test suite, and of the command line itself, which share the prefix.
-NOT_SETTINGS = ("MERKLEKV_TEST_", "MERKLEKV_CONFIG")
+# Variables of the test suite, of the command line itself, and of builds of the compiled core, which share the prefix.
+NOT_SETTINGS = ("MERKLEKV_TEST_", "MERKLEKV_CONFIG", PURE_VARIABLE, "MERKLEKV_REQUIRE_CORE")
 # Keys of older files without a meaning: there is one engine.
 IGNORED_KEYS = frozenset({"engine"})
 ALIASES = {"data_dir": "storage_path"}

@@ -28,10 +28,9 @@ def _load() -> tuple[Any, str]:
         return None, f"{PURE_VARIABLE} is set"
     try:
         core = importlib.import_module(MODULE)
-    except ModuleNotFoundError:
-        return None, "the core is not built"
     except ImportError as error:
-        return None, f"the core cannot be loaded: {error}"
+        is_missing = isinstance(error, ModuleNotFoundError) and error.name == MODULE
+        return None, "the core is not built" if is_missing else f"the core cannot be loaded: {error}"
     if getattr(core, "INTERFACE", None) != INTERFACE:
         return None, "the core was built from other sources"
     return core, ""

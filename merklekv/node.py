@@ -28,7 +28,7 @@ from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from merklekv import __version__
+from merklekv import __version__, core
 from merklekv.address import format_address, is_address, parse_address
 from merklekv.engine.clock_watch import ClockWatch
 from merklekv.engine.engine import Engine
@@ -381,7 +381,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> int:
     gc.collect()
     gc.freeze()  # a full collection need not look at what exists now, which saves clients 5 ms each time
     _on_signals(STOP_SIGNALS, _go_on)  # `stop_requests` receives it
-    log.info("node %s, process %d", node.node_id, os.getpid())
+    log.info("node %s, process %d, %s", node.node_id, os.getpid(), core.DESCRIPTION)
     announce(node.ready_line())
     reason = node.stop_requests.wait(node.look_at_clock)
     stopping.set()

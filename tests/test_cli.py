@@ -21,7 +21,7 @@ from fixtures.patient_node import PATIENTLY
 from fixtures.support import free_port, wait_until
 
 import merklekv
-from merklekv import __version__, exit_codes
+from merklekv import __version__, core, exit_codes
 from merklekv import node as node_module
 from merklekv.harness.process import READY
 
@@ -59,7 +59,7 @@ def fails_to_start(node: NodeProcess, status: int, *words: str) -> None:
 
 
 def test_version() -> None:
-    assert run("version").stdout == f"merklekv {__version__}\n"
+    assert run("version").stdout == f"merklekv {__version__} ({core.DESCRIPTION})\n"
 
 
 def test_the_package_shows_what_it_has() -> None:

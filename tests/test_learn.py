@@ -23,6 +23,8 @@ from typing import NamedTuple
 import pytest
 from fixtures.support import free_port
 
+from merklekv.harness.process import is_setting
+
 ROOT = Path(__file__).parent.parent
 LEARN = ROOT / "docs" / "learn"
 PAGES = sorted(LEARN.glob("*.md"))
@@ -89,7 +91,7 @@ def environment(directory: Path) -> dict[str, str]:
     for name, words in programs.items():
         (directory / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
         (directory / name).chmod(0o755)
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("MERKLEKV_")}
+    clean = {name: value for name, value in os.environ.items() if not is_setting(name)}
     ports = {f"PORT_{name}": str(free_port()) for name in ("a", "b", "c", "broker")}
     return clean | ports | {"PATH": f"{directory}:{clean['PATH']}", "COLUMNS": "120", "TMPDIR": str(directory)}
 

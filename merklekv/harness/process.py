@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, Self, TypeVar
 
 from merklekv import interpreter
+from merklekv.core import PURE_VARIABLE
 from merklekv.errors import MerkleKVError
 
 HOST: Final = "127.0.0.1"
@@ -69,6 +70,11 @@ def free_port() -> int:
             return port
 
 
+def is_setting(variable: str) -> bool:
+    """Whether a variable of the environment would reach a node as a setting."""
+    return variable.startswith(SETTING_PREFIX) and variable != PURE_VARIABLE
+
+
 class Server(ABC):
     """A process that listens on a port of the loopback: start, stop, kill, its output. `with` starts it and ends it.
 
@@ -87,7 +93,7 @@ class Server(ABC):
         working_directory: Path | None = None,
     ) -> None:
         inherited = interpreter.environment().items()
-        self.environment = {name: value for name, value in inherited if not name.startswith(SETTING_PREFIX)}
+        self.environment = {name: value for name, value in inherited if not is_setting(name)}
         self.environment |= environment or {}
         self.log = log
         self.process: subprocess.Popen[bytes] | None = None

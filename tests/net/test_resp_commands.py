@@ -9,6 +9,7 @@ import pytest
 from fixtures.servers import FakeServices, Start, StartedServer
 from fixtures.wire import Wire
 
+from merklekv import core
 from merklekv.net.registry import LINE, RESP
 
 Words = Sequence[bytes | str]
@@ -360,6 +361,7 @@ def test_info_has_sections(resp: Wire) -> None:
     for line in (b"# Server", b"redis_version:7.", b"db0:keys=1,", b"connected_clients:1", b"outbox_length:7"):
         assert line in everything
     assert resp.call("INFO", "keyspace").endswith(b"\r\n# Keyspace\r\ndb0:keys=1,expires=0,avg_ttl=0\r\n\r\n")
+    assert f"merklekv_core:{core.IMPLEMENTATION}\r\n".encode() in everything
     assert b"# Commandstats" not in everything
     assert b"cmdstat_set:calls=1," in resp.call("INFO", "all")
     assert b"redis_version" not in resp.call("INFO", "memory", "clients")

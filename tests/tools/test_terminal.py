@@ -25,7 +25,7 @@ from fixtures.tools import ANY, TOOL, FakeNode, Result, address, opened, results
 from merklekv_tool.cli import app as tool_app
 from merklekv_tool.exit_codes import EXIT_INTERRUPTED, EXIT_NODE, EXIT_PIPE, EXIT_PROBLEMS
 
-from merklekv import __version__
+from merklekv import __version__, core
 from merklekv.cli import app
 from merklekv.engine.engine import Engine
 from merklekv.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_UNWRITABLE
@@ -311,7 +311,7 @@ def config_command(where: Surroundings, scratch: Path) -> None:
 def version_command(where: Surroundings, scratch: Path) -> None:
     with where.terminal([*MAIN, "version"]) as terminal:
         assert terminal.end() == EXIT_OK, terminal.text()
-    assert terminal.text(where.encoding) == f"merklekv {__version__}\n"
+    assert terminal.text(where.encoding) == f"merklekv {__version__} ({core.DESCRIPTION})\n"
     where.check(terminal)
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 
 import merklekv
+from merklekv import core
 from merklekv.metrics import ClientMetrics, ServerMetrics, Value, values_of
 from merklekv.net.protocol import text
 from merklekv.net.protocol.resp import REDIS_VERSION
@@ -128,6 +129,7 @@ def _server(context: Context, seconds: int) -> Mapping[str, Value]:
         "redis_build_id": "0" * 16,
         "redis_mode": "standalone",
         "merklekv_version": merklekv.__version__,
+        "merklekv_core": core.IMPLEMENTATION,
         "os": f"{system.sysname} {system.release} {system.machine}",
         "arch_bits": sys.maxsize.bit_length() + 1,
         "monotonic_clock": "POSIX clock_gettime",
