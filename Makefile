@@ -1,13 +1,17 @@
 # Everything a person needs, on a fresh Debian or Ubuntu: make run, make test, make bench.
 #
 # The virtual environment is .venv. Each need of it has a stamp, so a second run installs nothing and starts at once;
-# a change of pyproject.toml installs again. What comes from apt is installed only when it is missing, see scripts/need.
+# a change of pyproject.toml or of the compiled core installs again. What comes from apt is installed only when it is
+# missing, see scripts/need. Without a C compiler everything runs in pure Python; `make test` installs one.
 
 VENV   := .venv
 BIN    := $(VENV)/bin
 PYTHON ?= python3
 DATA   ?= ./data
 ARGS   ?=
+
+# What an installation is made of.
+SOURCES := pyproject.toml hatch_build.py merklekv/_core.pyx vendor/xxhash/xxhash.h
 
 # The tests start hundreds of processes: each would compile the server anew if the environment forbade to keep bytecode.
 unexport PYTHONDONTWRITEBYTECODE
@@ -22,13 +26,17 @@ $(BIN)/python:
 	scripts/need $(PYTHON):ensurepip=python3-venv
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run: pyproject.toml | $(BIN)/python
+$(VENV)/.run: $(SOURCES) | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-$(VENV)/.test: pyproject.toml | $(BIN)/python
+$(VENV)/.test: $(SOURCES) | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.[test,applications,bench,demo]'
 	@touch $@ $(VENV)/.run
+
+# Whether the compiled core is there. Without a compiler there is no stamp, so each start looks for one again.
+$(VENV)/.core: $(VENV)/.run
+	@$(BIN)/python scripts/build_core.py $@
 
 # What tests/applications runs with Node.js, in the versions of its lock file; beside what pip installs.
 $(VENV)/.npm: tests/applications/package-lock.json | $(BIN)/python
@@ -37,11 +45,12 @@ $(VENV)/.npm: tests/applications/package-lock.json | $(BIN)/python
 	npm ci --silent --no-audit --no-fund --ignore-scripts --prefix $(VENV)/npm
 	@touch $@
 
-run: $(VENV)/.run  ## Serve ./data on 127.0.0.1:7379 (DATA=DIR and ARGS="--port 7380" change it)
+run: $(VENV)/.core  ## Serve ./data on 127.0.0.1:7379 (DATA=DIR and ARGS="--port 7380" change it)
 	$(BIN)/merklekv run --data-dir $(DATA) $(ARGS)
 
 test: check $(VENV)/.npm  ## Run the gate: what check runs, and every test (ARGS="-k words" picks tests)
-	scripts/need mosquitto=mosquitto redis-server=redis-server redis-benchmark=redis-tools fiu-run=fiu-utils faketime=faketime strace=strace nc=netcat-openbsd curl=curl chromium=chromium
+	scripts/need mosquitto=mosquitto redis-server=redis-server redis-benchmark=redis-tools fiu-run=fiu-utils faketime=faketime strace=strace nc=netcat-openbsd curl=curl chromium=chromium gcc=gcc /usr/include/stdlib.h=libc6-dev $(BIN)/python:Python.h=python3-dev
+	@$(BIN)/python scripts/build_core.py $(VENV)/.core
 	$(BIN)/pytest --no-skips -n auto --dist worksteal -p no:benchmark $(ARGS)
 
 check: $(VENV)/.test  ## Run the quick half of the gate: ruff, the layers, mypy --strict
@@ -63,6 +72,7 @@ structure:  ## Report the code's structure: who knows a record's layout, private
 
 bench: $(VENV)/.test  ## Measure this machine: beside Redis, replication, exchanges; one report with plots
 	scripts/need redis-server=redis-server redis-benchmark=redis-tools mosquitto=mosquitto
+	@$(BIN)/python scripts/build_core.py $(VENV)/.core
 	$(BIN)/python benchmarks/everything.py $(ARGS)
 
 clean:  ## Remove the virtual environment and what tools left behind (never data)
