@@ -48,6 +48,7 @@ def main(stamp: Path) -> None:
                 f"To have it, run this as root and then make again: apt-get install {PACKAGES}"
             )
             return
+        print(shlex.join(INSTALL), flush=True)  # as make does
         subprocess.run(INSTALL, check=True)
         if not is_built():
             print(
