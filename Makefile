@@ -76,5 +76,5 @@ bench: $(VENV)/.test  ## Measure this machine: beside Redis, replication, exchan
 	$(BIN)/python benchmarks/everything.py $(ARGS)
 
 clean:  ## Remove the virtual environment and what tools left behind (never data)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis .benchmarks .coverage coverage.xml htmlcov
+	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis .benchmarks .coverage coverage.xml htmlcov merklekv/_core.*.so
 	cd tests/integration && rm -rf coverage.xml htmlcov junit.xml report.html

@@ -21,15 +21,16 @@ def need(*wanted: str, path: str = os.environ["PATH"]) -> subprocess.CompletedPr
 
 
 def test_nothing_is_said_or_done_when_nothing_is_missing() -> None:
-    done = need("sh=dash", "python3:json=python3")
+    done = need("sh=dash", "python3:json=python3", f"{sys.executable}:Python.h=python3-dev", f"{NEED}=package")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_a_machine_without_apt_is_told_what_to_install(tmp_path: Path) -> None:
     # The script adds the sbin folders to its path, where no apt-get is.
-    done = need("no-such-program=package-a", "sh-of-no-kind=package-b", path=str(tmp_path))
+    wanted = ["sh-of-no-kind=package-b", f"{sys.executable}:none.h=package-c", f"{tmp_path}/none=package-d"]
+    done = need("no-such-program=package-a", *wanted, path=str(tmp_path))
     assert done.returncode == 1
-    assert done.stderr.endswith("install these yourself and run again: package-a package-b\n")
+    assert done.stderr.endswith("install these yourself and run again: package-a package-b package-c package-d\n")
 
 
 def test_the_structure_report_finds_each_kind_of_place(tmp_path: Path) -> None:
