@@ -21,7 +21,8 @@ def need(*wanted: str, path: str = os.environ["PATH"]) -> subprocess.CompletedPr
 
 
 def test_nothing_is_said_or_done_when_nothing_is_missing() -> None:
-    done = need("sh=dash", "python3:json=python3", f"{sys.executable}:Python.h=python3-dev", f"{NEED}=package")
+    of_this_python = f"{sys.executable}:json=python3", f"{sys.executable}:Python.h=python3-dev"
+    done = need("sh=dash", "python3:json=python3", *of_this_python, f"{NEED}=package")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
