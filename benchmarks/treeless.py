@@ -13,18 +13,25 @@ from nodes import make_node
 
 from merklekv.cli import main
 from merklekv.engine.format import BUCKETS, INNER_NODES
-from merklekv.engine.merkle import EMPTY_INNER, MerkleTree
+from merklekv.engine.merkle import EMPTY_INNER, Leaves, MerkleTree
 from merklekv.engine.table import Table
 from merklekv.harness.process import Node
+
+
+class NullLeaves(Leaves):
+    """One leaf for all keys."""
+
+    hash_of = staticmethod(len)
+
+    def __init__(self) -> None:
+        self.sums, self.counts, self.changed = [0], [0], bytearray(BUCKETS)
 
 
 class NullTree(MerkleTree):
     """One bucket for all keys, and the root of an empty tree."""
 
-    hash_of = staticmethod(len)
-
     def __init__(self, leaves: Mapping[int, bytes]) -> None:
-        self.sums, self.counts, self.changed = [0], [0], bytearray(BUCKETS)
+        self.leaves = NullLeaves()
 
     def add(self, key: bytes, record: bytes, sign: int = 1) -> None:
         pass

@@ -1,18 +1,685 @@
-# cython: language_level=3, boundscheck=False, wraparound=False
-"""The compiled core: twins of a few hot functions, which `merklekv.core` puts in their place."""
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
+"""Compiled twins of the hot functions and classes.
 
+Each has the name, the interface and the results of a Python reference, which `merklekv.core.compiled` marks and where
+its contract is written. It works on the same Python objects. What is rare it leaves to methods of these.
+
+Nothing here waits for a lock or runs without the interpreter's, but for the loops of system calls in `Sockets`.
+"""
+
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.list cimport PyList_New, PyList_SET_ITEM
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
+from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memcpy
+
+cdef extern from "Python.h":
+    PyObject *PyDict_GetItemWithError(dict, object) except? NULL
 
 cdef extern from *:
     """
     #define XXH_INLINE_ALL
     #include "xxhash.h"
     """
-    uint64_t XXH3_64bits(const void *data, size_t length) nogil
+    ctypedef struct XXH128_hash_t:
+        pass
+    ctypedef struct XXH3_state_t:
+        pass
+    ctypedef struct XXH64_canonical_t:
+        pass
+    ctypedef struct XXH128_canonical_t:
+        pass
+    uint64_t XXH3_64bits(const void *data, size_t size) nogil
+    XXH128_hash_t XXH3_128bits(const void *data, size_t size) nogil
+    int XXH3_64bits_reset(XXH3_state_t *state) nogil
+    int XXH3_64bits_update(XXH3_state_t *state, const void *data, size_t size) nogil
+    uint64_t XXH3_64bits_digest(const XXH3_state_t *state) nogil
+    int XXH3_128bits_reset(XXH3_state_t *state) nogil
+    int XXH3_128bits_update(XXH3_state_t *state, const void *data, size_t size) nogil
+    XXH128_hash_t XXH3_128bits_digest(const XXH3_state_t *state) nogil
+    uint64_t XXH64_hashFromCanonical(const XXH64_canonical_t *source) nogil
+    void XXH64_canonicalFromHash(XXH64_canonical_t *target, uint64_t hash) nogil
+    void XXH128_canonicalFromHash(XXH128_canonical_t *target, XXH128_hash_t hash) nogil
+
+cdef extern from "<sys/socket.h>":
+    enum: MSG_DONTWAIT
+    enum: MSG_NOSIGNAL
+    ssize_t recv(int fd, void *buffer, size_t size, int flags) nogil
+    ssize_t send(int fd, const void *buffer, size_t size, int flags) nogil
+
+cdef extern from "<sys/epoll.h>":
+    enum: EPOLLIN
 
 INTERFACE = 1
 
+ctypedef unsigned char byte
 
-cpdef uint64_t xxh3_64(const unsigned char[::1] data):
-    """The XXH3 hash of some bytes."""
-    return XXH3_64bits(&data[0] if data.shape[0] else NULL, data.shape[0])
+cdef inline uint64_t load64(const byte *at) noexcept nogil:
+    return XXH64_hashFromCanonical(<const XXH64_canonical_t *>at)
+
+cdef inline void store64(byte *at, uint64_t number) noexcept nogil:
+    XXH64_canonicalFromHash(<XXH64_canonical_t *>at, number)
+
+cdef inline void store32(byte *at, uint64_t number) noexcept nogil:
+    at[0], at[1], at[2], at[3] = <byte>(number >> 24), <byte>(number >> 16), <byte>(number >> 8), <byte>number
+
+cdef inline byte *data_of(bytes data) noexcept:
+    return <byte *>PyBytes_AS_STRING(data)
+
+cdef inline bytes bytes_of(const byte *start, Py_ssize_t size):
+    return PyBytes_FromStringAndSize(<const char *>start, size)
+
+
+# -- net/protocol/resp.py ----------------------------------------------------------------------------------------------
+
+cdef enum:
+    ARGUMENTS_MAX = 128
+    BULK_BYTES_MAX = 4096
+    NAMES = 64
+    NAME_BYTES_MAX = 16
+
+cdef list _names = [b""] * NAMES  # of commands that came lately, so that a name is one object whose hash is known
+
+cdef bytes name_of(const byte *start, Py_ssize_t size):
+    if not 0 < size <= NAME_BYTES_MAX:
+        return bytes_of(start, size)
+    cdef Py_ssize_t place = (size * 7 + start[0] * 5 + start[size - 1]) % NAMES
+    cdef bytes name = <bytes>_names[place]
+    if PyBytes_GET_SIZE(name) != size or memcmp(data_of(name), start, size):
+        name = bytes_of(start, size)
+        _names[place] = name
+    return name
+
+cdef Py_ssize_t after_header(
+    const byte *data, Py_ssize_t size, Py_ssize_t at, byte kind, Py_ssize_t *number
+) noexcept nogil:
+    """Where a header such as `$100` ends, -1 if it is not whole or not plain; its number, below 10,000."""
+    cdef Py_ssize_t total = 0, first = at + 1
+    if at >= size or data[at] != kind:
+        return -1
+    at = first
+    while at < size and at < first + 4 and c'0' <= data[at] <= c'9':
+        total = total * 10 + data[at] - c'0'
+        at += 1
+    if at == first or at + 2 > size or data[at] != c'\r' or data[at + 1] != c'\n':
+        return -1
+    if data[first] == c'0' and at != first + 1:
+        return -1
+    number[0] = total
+    return at + 2
+
+cdef Py_ssize_t take_plain(const byte *data, Py_ssize_t size, Py_ssize_t bulk_max, list requests) except -1:
+    cdef Py_ssize_t starts[ARGUMENTS_MAX]
+    cdef Py_ssize_t sizes[ARGUMENTS_MAX]
+    cdef Py_ssize_t taken = 0, at, count, number, length
+    cdef list request
+    cdef bytes part
+    while True:
+        at = after_header(data, size, taken, c'*', &count)
+        if at < 0 or not 0 < count <= ARGUMENTS_MAX:
+            return taken
+        for number in range(count):
+            at = after_header(data, size, at, c'$', &length)
+            if at < 0 or length > bulk_max or at + length + 2 > size:
+                return taken
+            starts[number], sizes[number] = at, length
+            at += length
+            if data[at] != c'\r' or data[at + 1] != c'\n':
+                return taken
+            at += 2
+        request = PyList_New(count)
+        for number in range(count):
+            if number:
+                part = bytes_of(data + starts[number], sizes[number])
+            else:
+                part = name_of(data + starts[number], sizes[number])
+            Py_INCREF(part)
+            PyList_SET_ITEM(request, number, part)
+        requests.append(request)
+        taken = at
+
+
+cdef class PlainParser:
+    cdef public bint is_exact
+    cdef Py_ssize_t bulk_max
+
+    def __init__(self, Py_ssize_t bulk_bytes):
+        self.is_exact = False
+        self.bulk_max = min(bulk_bytes, BULK_BYTES_MAX)
+
+    def feed(self, bytes data not None):
+        cdef list requests = []
+        if self.is_exact:
+            return self.feed_exactly(data, requests)
+        cdef Py_ssize_t taken = take_plain(data_of(data), PyBytes_GET_SIZE(data), self.bulk_max, requests)
+        if taken == PyBytes_GET_SIZE(data):
+            return requests
+        return self.feed_exactly(data[taken:], requests)
+
+
+def bulk_each(list values not None):
+    """Needs a list of bytes, and no longer ones than a header of ten digits can say."""
+    cdef list replies = PyList_New(len(values))
+    cdef Py_ssize_t number, size, digits, left
+    cdef bytes value, reply
+    cdef byte *at
+    for number in range(len(values)):
+        item = values[number]
+        if not isinstance(item, bytes):
+            raise TypeError("values are bytes")
+        value = <bytes>item
+        size = PyBytes_GET_SIZE(value)
+        digits, left = 1, size
+        while left > 9:
+            left //= 10
+            digits += 1
+        reply = PyBytes_FromStringAndSize(NULL, digits + size + 5)
+        at = data_of(reply)
+        at[0] = c'$'
+        left = size
+        for place in range(digits, 0, -1):
+            at[place] = <byte>(c'0' + left % 10)
+            left //= 10
+        at += digits + 1
+        at[0], at[1] = c'\r', c'\n'
+        memcpy(at + 2, data_of(value), size)
+        at[size + 2], at[size + 3] = c'\r', c'\n'
+        Py_INCREF(reply)
+        PyList_SET_ITEM(replies, number, reply)
+    return replies
+
+
+# -- engine/record.py, engine/merkle.py --------------------------------------------------------------------------------
+
+cdef enum:  # of a record, see engine/record.py
+    FLAGS_AT = 24
+    DIGEST_AT = 25
+    VALUE_AT = 41
+    EXPIRY_SIZE = 8
+    OVERHEAD = VALUE_AT + EXPIRY_SIZE
+    EXPIRY = 2
+    PURGED = 4
+
+cdef enum:  # see engine/format.py
+    BUCKETS = 65536
+    KEY_BYTES_MAX = 511
+    ENTRY_SIZE = 7
+    COUNTER_MASK = 0xFFFFFFFF
+    BELOW = 256
+    LEAF_SIZE = 24
+    REMOTE = 0x80
+    FRAME_HEADER = 40
+    FRAME_PLACE = 16
+    KEY_OVERHEAD = 176  # see engine/memtable.py
+    SMALL = 1024
+
+cdef void digest(byte *target, const byte *key, Py_ssize_t key_size, const byte *record, Py_ssize_t size) noexcept nogil:
+    """The digest of a record of `size` bytes, whose digest is not read."""
+    cdef byte small[SMALL]
+    cdef byte head[2]
+    cdef XXH3_state_t state
+    cdef XXH128_hash_t hash
+    cdef Py_ssize_t body = size - VALUE_AT
+    head[0], head[1] = <byte>(key_size >> 8), <byte>key_size
+    if key_size + size <= SMALL - 2:
+        memcpy(small, head, 2)
+        memcpy(small + 2, key, key_size)
+        memcpy(small + 2 + key_size, record, DIGEST_AT)
+        memcpy(small + 2 + key_size + DIGEST_AT, record + VALUE_AT, body)
+        hash = XXH3_128bits(small, 2 + key_size + DIGEST_AT + body)
+    else:
+        XXH3_128bits_reset(&state)
+        XXH3_128bits_update(&state, head, 2)
+        XXH3_128bits_update(&state, key, key_size)
+        XXH3_128bits_update(&state, record, DIGEST_AT)
+        XXH3_128bits_update(&state, record + VALUE_AT, body)
+        hash = XXH3_128bits_digest(&state)
+    XXH128_canonicalFromHash(<XXH128_canonical_t *>target, hash)
+
+
+ctypedef struct Leaf:
+    uint64_t high  # of the sum of digests
+    uint64_t low
+    uint64_t count
+
+cdef inline void add_digest(Leaf *leaf, const byte *number) noexcept nogil:
+    cdef uint64_t low = load64(number + 8)
+    leaf.low += low
+    leaf.high += load64(number) + (leaf.low < low)
+
+cdef inline void take_digest(Leaf *leaf, const byte *number) noexcept nogil:
+    cdef uint64_t low = load64(number + 8)
+    leaf.high -= load64(number) + (leaf.low < low)
+    leaf.low -= low
+
+
+cdef class Leaves:
+    cdef Leaf *leaves
+    cdef readonly bytearray changed
+
+    def __cinit__(self):
+        self.changed = bytearray(BUCKETS)
+        self.leaves = <Leaf *>calloc(BUCKETS, sizeof(Leaf))
+        if self.leaves == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.leaves)
+
+    def move(self, Py_ssize_t bucket, total, long long count):
+        require_bucket(bucket, BUCKETS)
+        cdef Leaf *leaf = self.leaves + bucket
+        cdef bytes number = (total & ((1 << 128) - 1)).to_bytes(16, "big")
+        add_digest(leaf, data_of(number))
+        leaf.count += <uint64_t>count
+        self.changed[bucket] = 1
+
+    def merge(self, Leaves other not None):
+        cdef Py_ssize_t bucket
+        cdef byte *changed = <byte *>PyByteArray_AS_STRING(self.changed)
+        cdef const byte *theirs = <const byte *>PyByteArray_AS_STRING(other.changed)
+        for bucket in range(BUCKETS):
+            self.leaves[bucket].low += other.leaves[bucket].low
+            self.leaves[bucket].high += other.leaves[bucket].high + (
+                self.leaves[bucket].low < other.leaves[bucket].low
+            )
+            self.leaves[bucket].count += other.leaves[bucket].count
+            changed[bucket] |= theirs[bucket]
+
+    def leaf(self, Py_ssize_t bucket):
+        require_bucket(bucket, BUCKETS)
+        cdef Leaf *leaf = self.leaves + bucket
+        return (<object>leaf.high << 128) | (<object>leaf.low << 64) | leaf.count
+
+    def load(self, Py_ssize_t node, bytes packed not None):
+        require_bucket(node, BUCKETS // BELOW)
+        if PyBytes_GET_SIZE(packed) != BELOW * LEAF_SIZE:
+            raise ValueError("leaves of a wrong size")
+        cdef const byte *at = data_of(packed)
+        cdef Leaf *leaf = self.leaves + node * BELOW
+        for _ in range(BELOW):
+            leaf.high, leaf.low, leaf.count = load64(at), load64(at + 8), load64(at + 16)
+            leaf += 1
+            at += LEAF_SIZE
+        self.changed[node * BELOW] = 1  # the digest above it is not made yet
+
+    def pack(self, Py_ssize_t node, bytearray packed not None):
+        require_bucket(node, BUCKETS // BELOW)
+        if PyByteArray_GET_SIZE(packed) != BELOW * LEAF_SIZE:
+            raise ValueError("leaves of a wrong size")
+        cdef Py_ssize_t count = 0
+        cdef byte *at = <byte *>PyByteArray_AS_STRING(packed)
+        cdef byte *changed = <byte *>PyByteArray_AS_STRING(self.changed) + node * BELOW
+        cdef Leaf *leaf = self.leaves + node * BELOW
+        for number in range(BELOW):
+            if changed[number]:
+                store64(at, leaf.high)
+                store64(at + 8, leaf.low)
+                store64(at + 16, leaf.count)
+                changed[number] = 0
+                count += 1
+            leaf += 1
+            at += LEAF_SIZE
+        return count
+
+cdef int require_bucket(Py_ssize_t number, Py_ssize_t end) except -1:
+    if not 0 <= number < end:
+        raise IndexError(number)
+    return 0
+
+
+# -- engine/put.py -----------------------------------------------------------------------------------------------------
+
+def put_each(table, int op, items, bytes flags not None, bytes expiry not None, bint made, bint urgent):
+    log, clock, active = table.log, table.clock, table.active
+    cdef dict records = active.records
+    cdef list pending = log.pending
+    cdef Leaves leaves = table.tree.leaves
+    cdef byte *changed = <byte *>PyByteArray_AS_STRING(leaves.changed)
+    cdef bytes later = table.later, writer = clock.writer
+    cdef Py_ssize_t room = log.urgent_room if urgent else log.room, size = log.pending_size
+    cdef Py_ssize_t count = 0, grown = 0, live = 0, value_max = table.max_value_size
+    cdef byte flag = data_of(flags)[0], old_flag
+    cdef uint64_t timestamp = 0 if made else clock.now(), counter = clock.counter
+    cdef Py_ssize_t before_value = 0, expiry_size = PyBytes_GET_SIZE(expiry), key_size, value_size, record_size, needed
+    cdef bytes key, value, record, old, entry, before
+    cdef bint in_active
+    cdef byte *at
+    cdef PyObject *found
+    cdef Leaf *leaf
+    cdef Py_ssize_t bucket
+    if made:
+        before_value = OVERHEAD
+    elif flag == EXPIRY and not expiry_size:
+        before_value = EXPIRY_SIZE
+    try:
+        for _, item_key, item_value in items:
+            if not isinstance(item_key, bytes) or not isinstance(item_value, bytes):
+                raise TypeError("keys and values are bytes")
+            key, value = <bytes>item_key, <bytes>item_value
+            key_size, value_size = PyBytes_GET_SIZE(key), PyBytes_GET_SIZE(value)
+            if not 0 < key_size <= KEY_BYTES_MAX or value_size > value_max + before_value:
+                table.require_sizes(key, value[before_value:])
+            found = PyDict_GetItemWithError(records, key)
+            in_active = found != NULL
+            old = <bytes>found if in_active else table.older(key)
+            if old is not None and PyBytes_GET_SIZE(old) < VALUE_AT:
+                old = old[:DIGEST_AT] + bytes(VALUE_AT - PyBytes_GET_SIZE(old)) + old[DIGEST_AT:]  # damaged
+            if made:
+                record = value
+                if value_size < VALUE_AT:
+                    raise ValueError("no record")
+                flag = data_of(record)[FLAGS_AT]
+            else:
+                record = PyBytes_FromStringAndSize(NULL, VALUE_AT + expiry_size + value_size)
+                at = data_of(record)
+                counter = (counter + 1) & COUNTER_MASK
+                store64(at, timestamp)
+                memcpy(at + 8, data_of(writer), 12)
+                store32(at + 20, counter)
+                if old is not None and memcmp(at, data_of(old), FLAGS_AT) <= 0:
+                    if not table.is_corrupt_version(key, old):
+                        clock.counter = counter
+                        before = clock.after(old)
+                        memcpy(at, data_of(before), FLAGS_AT)
+                        counter = clock.counter
+                at[FLAGS_AT] = flag
+                memcpy(at + VALUE_AT, data_of(expiry), expiry_size)
+                memcpy(at + VALUE_AT + expiry_size, data_of(value), value_size)
+                digest(at + DIGEST_AT, data_of(key), key_size, at, PyBytes_GET_SIZE(record))
+            record_size = PyBytes_GET_SIZE(record)
+            needed = size + ENTRY_SIZE + key_size + record_size
+            if needed > room:
+                log.reserve(needed, urgent)
+                room = log.urgent_room if urgent else log.room
+            entry = PyBytes_FromStringAndSize(NULL, ENTRY_SIZE + key_size + record_size)
+            at = data_of(entry)
+            at[0], at[1], at[2] = <byte>op, <byte>(key_size >> 8), <byte>key_size
+            store32(at + 3, record_size)
+            memcpy(at + ENTRY_SIZE, data_of(key), key_size)
+            memcpy(at + ENTRY_SIZE + key_size, data_of(record), record_size)
+            pending.append(entry)
+            size = needed
+            count += 1
+            records[key] = record
+            bucket = XXH3_64bits(data_of(key), key_size) >> 48
+            changed[bucket] = 1
+            leaf = leaves.leaves + bucket
+            add_digest(leaf, data_of(record) + DIGEST_AT)
+            if old is None:
+                leaf.count += 1
+                if not flag:
+                    live += 1
+                elif flag == EXPIRY and record[VALUE_AT:OVERHEAD] >= later:
+                    live += 1
+                    active.expiries.new.append(key)
+                else:
+                    table.count(key, record, 1)
+            else:
+                take_digest(leaf, data_of(old) + DIGEST_AT)
+                old_flag = data_of(old)[FLAGS_AT]
+                if flag or old_flag:
+                    before = old[VALUE_AT:OVERHEAD]
+                    if flag == EXPIRY and old_flag == EXPIRY and before >= later and record[VALUE_AT:OVERHEAD] >= later:
+                        if not in_active or record[VALUE_AT:OVERHEAD] < before:
+                            active.expiries.new.append(key)
+                    else:
+                        if old_flag & PURGED:
+                            leaf.count += 1
+                        else:
+                            table.count(key, old, -1)
+                        table.count(key, record, 1)
+            if in_active:
+                grown += record_size - PyBytes_GET_SIZE(old)
+            else:
+                grown += key_size + record_size + KEY_OVERHEAD
+    finally:
+        clock.counter = counter
+        log.pending_size = size
+        log.appended += count
+        if op < REMOTE:
+            log.sequence += count
+        active.size += grown
+        table.live_count += live
+
+
+def get_each(table, requests, Py_ssize_t room):
+    cdef list values = []
+    cdef dict records = table.records
+    cdef bytes now = b"", record, value
+    cdef PyObject *found
+    cdef byte flag
+    for request in requests:
+        if room < 0:
+            break
+        key = request[1]
+        found = PyDict_GetItemWithError(records, key)
+        if found == NULL:
+            value = table.get(key)
+            records = table.records  # which another thread may have hidden or replaced
+        else:
+            record = <bytes>found
+            flag = data_of(record)[FLAGS_AT]
+            if not flag:
+                value = bytes_of(data_of(record) + VALUE_AT, PyBytes_GET_SIZE(record) - VALUE_AT)
+            elif flag == EXPIRY:
+                if not now:
+                    now = table.packed_now()
+                    records = table.records
+                value = record[OVERHEAD:] if record[VALUE_AT:OVERHEAD] > now else None
+            else:
+                value = None
+        values.append(value)
+        if value is not None:
+            room -= PyBytes_GET_SIZE(value)
+    return values
+
+
+# -- engine/log/segment.py ---------------------------------------------------------------------------------------------
+
+def pack_frame(lsn, position, synced, sequence, local_count, entry_count, list entries not None):
+    cdef Py_ssize_t size = 0
+    cdef byte place[FRAME_PLACE]
+    cdef XXH3_state_t state
+    cdef bytes entry, frame
+    for entry in entries:
+        size += PyBytes_GET_SIZE(entry)
+    frame = PyBytes_FromStringAndSize(NULL, FRAME_HEADER + size)
+    cdef byte *head = data_of(frame)
+    cdef byte *at = head + FRAME_HEADER
+    for entry in entries:
+        memcpy(at, data_of(entry), PyBytes_GET_SIZE(entry))
+        at += PyBytes_GET_SIZE(entry)
+    memcpy(head, b"MKVF", 4)
+    store32(head + 4, size)
+    store64(head + 8, synced)
+    store64(head + 16, sequence)
+    store32(head + 24, local_count)
+    store32(head + 28, entry_count)
+    store64(place, lsn)
+    store64(place + 8, position)
+    XXH3_64bits_reset(&state)
+    XXH3_64bits_update(&state, place, FRAME_PLACE)
+    XXH3_64bits_update(&state, head, FRAME_HEADER - 8)
+    XXH3_64bits_update(&state, head + FRAME_HEADER, size)
+    store64(head + 32, XXH3_64bits_digest(&state))
+    return frame
+
+
+# -- net/tick.py -------------------------------------------------------------------------------------------------------
+
+cdef enum:
+    EACH = 1024  # connections at a time
+
+cdef class Sockets:
+    cdef byte *buffer
+    cdef Py_ssize_t buffer_size
+
+    def __cinit__(self, Py_ssize_t buffer_bytes):
+        self.buffer_size = buffer_bytes
+        self.buffer = <byte *>malloc(buffer_bytes)
+        if self.buffer == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.buffer)
+
+    def read_each(self, list events not None, dict connections not None, Py_ssize_t share, now,
+                  dict singles not None, list pipelines not None, list odd not None, list ended not None):
+        cdef list ready = []
+        cdef PyObject *found
+        cdef Py_ssize_t received = 0, done = 0
+        for event in events:
+            found = PyDict_GetItemWithError(connections, (<tuple?>event)[0])
+            if found == NULL or <int>(<tuple>event)[1] != EPOLLIN or (<object>found).needs_attention:
+                odd.append(event)
+            else:
+                ready.append(<object>found)
+        while done < len(ready):
+            done, received = self._read_some(ready, done, received, share, now, singles, pipelines, ended)
+        return received
+
+    cdef (Py_ssize_t, Py_ssize_t) _read_some(
+        self, list ready, Py_ssize_t first, Py_ssize_t received, Py_ssize_t share, now,
+        dict singles, list pipelines, list ended
+    ):
+        cdef int fds[EACH]
+        cdef Py_ssize_t sizes[EACH]
+        cdef Py_ssize_t number, got, count = min(len(ready) - first, EACH, self.buffer_size // share)
+        cdef byte *at = self.buffer
+        cdef byte *start
+        if count < 1:
+            raise ValueError("the buffer is smaller than one share")
+        for number in range(count):
+            fds[number] = ready[first + number].fd
+        with nogil:
+            for number in range(count):
+                got = recv(fds[number], at, share, MSG_DONTWAIT)
+                while got < 0 and errno == EINTR:
+                    got = recv(fds[number], at, share, MSG_DONTWAIT)
+                sizes[number] = got if got >= 0 else -errno
+                at += max(got, 0)
+        at = self.buffer
+        for number in range(count):
+            connection, got, start = ready[first + number], sizes[number], at
+            if got == -EAGAIN:
+                continue
+            at += max(got, 0)  # before anything can fail
+            try:
+                if got > 0:
+                    connection.last_active = now
+                    data = bytes_of(start, got)
+                    received += got
+                    gather(connection, connection.feed(data), singles, pipelines)
+                elif got == 0:
+                    ended.append((connection, None))
+                else:
+                    raise OSError(-got, "recv")
+            except Exception as problem:
+                ended.append((connection, problem))
+        return first + count, received
+
+    def send_each(self, list connections not None, list looks not None):
+        cdef Py_ssize_t given = 0, first = 0
+        while first < len(connections):
+            given += self._send_some(connections, first, looks)
+            first += EACH
+        return given
+
+    cdef Py_ssize_t _send_some(self, list connections, Py_ssize_t first, list looks) except -1:
+        cdef int fds[EACH]
+        cdef const byte *starts[EACH]
+        cdef Py_ssize_t sizes[EACH]
+        cdef Py_ssize_t sent[EACH]
+        cdef Py_ssize_t number, count = min(len(connections) - first, EACH), given = 0
+        cdef list texts = [b""] * count  # which must live as long as what points into them
+        for number in range(count):
+            connection = connections[first + number]
+            fds[number] = -1
+            try:
+                replies = connection.replies
+                if replies:
+                    text = texts[number] = replies[0] if len(replies) == 1 else b"".join(replies)
+                    given += len(text)
+                    replies.clear()
+                    connection.pushed_bytes = 0
+                    if connection.unsent_bytes:
+                        connection.keep(text)
+                    else:
+                        if not isinstance(text, bytes):
+                            raise TypeError("replies are bytes")
+                        starts[number], sizes[number] = data_of(<bytes>text), len(text)
+                        fds[number] = connection.fd
+            except Exception as problem:
+                fds[number] = -1
+                looks.append((connection, problem))
+        with nogil:
+            for number in range(count):
+                if fds[number] >= 0:
+                    sent[number] = send(fds[number], starts[number], sizes[number], MSG_DONTWAIT | MSG_NOSIGNAL)
+                    while sent[number] < 0 and errno == EINTR:
+                        sent[number] = send(fds[number], starts[number], sizes[number], MSG_DONTWAIT | MSG_NOSIGNAL)
+                    if sent[number] < 0:
+                        sent[number] = -errno
+        for number in range(count):
+            connection = connections[first + number]
+            try:
+                if fds[number] >= 0 and sent[number] != sizes[number]:
+                    if sent[number] >= 0:
+                        connection.keep(memoryview(texts[number])[sent[number]:])
+                    elif sent[number] == -EAGAIN:
+                        connection.keep(texts[number])
+                    else:
+                        raise OSError(-sent[number], "send")
+                if connection.needs_attention:
+                    looks.append((connection, None))
+            except Exception as problem:
+                looks.append((connection, problem))
+        return given
+
+cdef int gather(connection, list requests, dict singles, list pipelines) except -1:
+    cdef PyObject *found
+    if len(requests) == 1:
+        entry = connection.find(requests[0][0])
+        if entry is not None and entry.batches:
+            found = PyDict_GetItemWithError(singles, entry)
+            if found == NULL:
+                singles[entry] = ([connection], requests)
+            else:
+                (<list>(<tuple>found)[0]).append(connection)
+                (<list>(<tuple>found)[1]).append(requests[0])
+            return 0
+    if requests:
+        pipelines.append((connection, requests))
+    return 0
+
+
+def answer_each(entry, list connections not None, list replies not None, list answered not None):
+    cdef Py_ssize_t size = 0, number
+    for number in range(min(len(connections), len(replies))):
+        connection, reply = connections[number], replies[number]
+        given = connection.replies
+        if not given:
+            answered.append(connection)
+        if type(given) is list:
+            (<list>given).append(reply)
+        else:
+            given.append(reply)
+        connection.entry = entry
+        size += len(reply)
+    return size
+
+
+def alike(list requests not None, Py_ssize_t first, Py_ssize_t most):
+    cdef list found = []
+    name, parts = requests[first][0], len(requests[first])
+    for number in range(first, min(len(requests), first + most)):
+        request = requests[number]
+        if len(request) != parts or (request[0] is not name and request[0] != name):
+            break
+        found.append(request)
+    return found

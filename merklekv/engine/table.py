@@ -27,11 +27,9 @@ from itertools import islice
 from threading import Condition, RLock
 from typing import Any, Final
 
-from xxhash import xxh3_128_digest
-
 from merklekv.engine.base.places import FIRST_PLACE
 from merklekv.engine.base.reader import Base
-from merklekv.engine.clock import COUNTER_MASK, HybridClock, pack_version
+from merklekv.engine.clock import HybridClock
 from merklekv.engine.count import Count
 from merklekv.engine.format import (
     BUCKETS,
@@ -49,16 +47,13 @@ from merklekv.engine.format import (
 from merklekv.engine.log.writer import Log
 from merklekv.engine.memtable import KEY_OVERHEAD, Memtable, prefix_end
 from merklekv.engine.merkle import COUNT_MASK, EMPTY_ROOT, LEAF_MASK, MerkleTree, term_of
+from merklekv.engine.put import get_each, put_each
 from merklekv.engine.record import (
-    DIGEST_AT,
     EXPIRY,
     EXPIRY_SIZE,
     FLAGS,
     FLAGS_AT,
-    HEAD_SIZE,
-    KEY_LENGTHS,
     NS_PER_MS,
-    PURGED,
     RECORD_OVERHEAD,
     TOMBSTONE,
     VALUE_AT,
@@ -190,27 +185,11 @@ class Table:
 
     def get_batch(self, requests: Iterable[Sequence[bytes]], room: int) -> list[bytes | None]:
         """The values of (anything, key), until they have more than `room` bytes."""
-        values: list[bytes | None] = []
-        now = b""  # packed, once the active memtable has a key that expires: one moment for all of those
-        for request in requests:
-            if room < 0:
-                break
-            key = request[1]
-            # Each time: another thread may hide or replace them.
-            record = self.records.get(key)
-            if record is None:
-                value = self.get(key)
-            elif not (flags := record[FLAGS_AT]):
-                value = record[VALUE_AT:]
-            elif flags == EXPIRY:
-                now = now or pack_expiry(self._wall() // NS_PER_MS)
-                value = record[RECORD_OVERHEAD:] if record[VALUE_AT:RECORD_OVERHEAD] > now else None
-            else:
-                value = None
-            values.append(value)
-            if value is not None:
-                room -= len(value)
-        return values
+        return get_each(self, requests, room)
+
+    def packed_now(self) -> bytes:
+        """The time that expiries are compared with, packed as they are."""
+        return pack_expiry(self._wall() // NS_PER_MS)
 
     def shown(self, key: bytes) -> bytes | None:
         """The record of a key that has a value now."""
@@ -445,96 +424,13 @@ class Table:
         with its own.  The caller has checked them.
         `urgent`: of deletions, which may take the last room on the disk.
 
-        This is the hot path of all writes, so it spells out `make_record`, `HybridClock.next` and `MerkleTree.add`: one
-        look at the clock serves all items.  What can fail comes first in each item: when it raises, everything before
-        that item is done and nothing of it.
+        When it raises, everything before that item is done and nothing of it.
         """
         if self.gate.closed:
             self.gate.require_open()
-        log_, tree, clock, active, older = self.log, self.tree, self.clock, self.active, self.older
-        records, sums, counts, changed, hash_of = active.records, tree.sums, tree.counts, tree.changed, tree.hash_of
-        append, later, flag = log_.pending.append, self._later, flags[0]
-        size, count, grown, live = log_.pending_size, 0, 0, 0
-        room = log_.urgent_room if urgent else log_.room
-        before_value = RECORD_OVERHEAD if made else EXPIRY_SIZE if flag == EXPIRY and not expiry else 0
-        hashed_flags, added_size = flags + expiry, 0 if made else HEAD_SIZE + len(expiry)
-        key_size = value_size = -1  # most keys and values are as long as those before them
-        timestamp, writer, counter = 0 if made else clock.now(), clock.writer, clock.counter
-        try:
-            for _, key, value in items:
-                if len(key) != key_size or len(value) != value_size:
-                    key_size, value_size = len(key), len(value)
-                    if not 0 < key_size <= MAX_KEY_SIZE or value_size > self.max_value_size + before_value:
-                        self.require_sizes(key, value[before_value:])
-                    record_size = added_size + value_size
-                    hash_head, entry_head = KEY_LENGTHS[key_size], _entry(op, key_size, record_size)
-                    entry_size = len(entry_head) + key_size + record_size
-                in_active = old = records.get(key)
-                if old is None:
-                    old = older(key)
-                if made:
-                    record = value
-                    digest, flag = record[DIGEST_AT:VALUE_AT], record[FLAGS_AT]
-                else:
-                    counter = counter + 1 & COUNTER_MASK
-                    version = pack_version(timestamp, writer, counter)
-                    if old is not None and version <= old and not self._is_corrupt_version(key, old):
-                        clock.counter = counter
-                        version = clock.after(old)
-                        counter = clock.counter
-                    digest = xxh3_128_digest(_join((hash_head, key, version, hashed_flags, value)))
-                    record = _join((version, flags, digest, expiry, value))
-                entry = _join((entry_head, key, record))
-                needed = size + entry_size
-                if needed > room:
-                    log_.reserve(needed, urgent)
-                    room = log_.urgent_room if urgent else log_.room
-                append(entry)
-                size = needed
-                count += 1
-                records[key] = record
-                bucket = hash_of(key) >> 48
-                changed[bucket] = 1
-                if old is None:
-                    sums[bucket] += from_bytes(digest)
-                    counts[bucket] += 1
-                    if not flag:
-                        live += 1
-                    elif flag == EXPIRY and record[VALUE_AT:RECORD_OVERHEAD] >= later:
-                        live += 1
-                        active.expiries.new.append(key)
-                    else:
-                        self._count(key, record, 1)
-                else:
-                    sums[bucket] += from_bytes(digest) - from_bytes(old[DIGEST_AT:VALUE_AT])
-                    if flag or old[FLAGS_AT]:
-                        if (
-                            old[FLAGS_AT] == EXPIRY == flag
-                            and (before := old[VALUE_AT:RECORD_OVERHEAD]) >= later
-                            and (after := expiry or record[VALUE_AT:RECORD_OVERHEAD]) >= later
-                        ):
-                            if in_active is None or after < before:  # else the expirer finds the key in time
-                                active.expiries.new.append(key)
-                        else:
-                            if old[FLAGS_AT] & PURGED:
-                                counts[bucket] += 1
-                            else:
-                                self._count(key, old, -1)
-                            self._count(key, record, 1)
-                if in_active is None:
-                    grown += key_size + record_size + KEY_OVERHEAD
-                else:
-                    grown += record_size - len(in_active)
-        finally:
-            clock.counter = counter
-            log_.pending_size = size
-            log_.appended += count
-            if op < REMOTE:
-                log_.sequence += count
-            active.size += grown
-            self.live_count += live
+        put_each(self, op, items, flags, expiry, made, urgent)
 
-    def _is_corrupt_version(self, key: bytes, record: bytes) -> bool:
+    def is_corrupt_version(self, key: bytes, record: bytes) -> bool:
         """Whether damage made the version of this record, so that the clock must not follow it: none here is as new."""
         if is_purge_marker(record) or is_sound(key, record):
             return False
@@ -567,7 +463,7 @@ class Table:
         self.active.size += len(marker) + (len(key) + KEY_OVERHEAD if in_active is None else -len(in_active))
         self.active.records[key] = marker
         self.tree.add(key, old, -1)
-        self._count(key, old, -1)
+        self.count(key, old, -1)
 
     @property
     def watermark(self) -> bytes:
@@ -577,9 +473,10 @@ class Table:
     @watermark.setter
     def watermark(self, place: bytes) -> None:
         self._watermark = place
-        self._later = pack_expiry(from_bytes(place[:EXPIRY_SIZE], "big") + 1)  # this expiry is above it with any key
+        self.later = pack_expiry(from_bytes(place[:EXPIRY_SIZE], "big") + 1)  # this expiry is above it with any key
 
-    def _count(self, key: bytes, record: bytes, change: int) -> None:
+    def count(self, key: bytes, record: bytes, change: int) -> None:
+        """Counts a record in the counters, or out of them with a `change` of -1."""
         flags = record[FLAGS_AT]
         if flags & TOMBSTONE:
             self.tombstone_count += change

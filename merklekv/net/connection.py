@@ -201,6 +201,7 @@ class Connection(Session):
         self.unsent_bytes = 0
         self._drop_requests()
         self.socket.close()  # this also takes it out of the epoll set
+        self.fd = -1  # the number may soon be another connection's
 
     def turn_away(self) -> None:
         """Tells a client that no worker has yet why it is not served, as Redis does. Raises OSError."""

@@ -13,7 +13,6 @@ Threads: an executor belongs to its worker's thread. Cost: 0.35 us for a request
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from time import monotonic
 
 from merklekv.errors import MerkleKVError, Stalled, StorageFailed
@@ -26,6 +25,7 @@ from merklekv.net.protocol.resp import Push
 from merklekv.net.protocol.text import Request
 from merklekv.net.registry import Entry, Long
 from merklekv.net.session import Context, writable
+from merklekv.net.tick import alike, answer_each
 
 BATCH_REQUESTS = 128  # in one call; a batch that takes nothing costs a look at this many
 
@@ -76,7 +76,7 @@ class Executor:
             entry = connection.find(name) or connection.lookup(name)  # each time: MULTI changes `find`
             # For a single request a batch is not worth the call.
             if at + 1 < end and entry.batches and requests[at + 1][0] == name and len(request) in entry.batches:
-                plain = _plain(requests[at : at + BATCH_REQUESTS])
+                plain = alike(requests, at, BATCH_REQUESTS)
                 if together := self._run_together(entry, [connection] * len(plain), plain, room):
                     frame = parts.frame
                     replies += together
@@ -131,21 +131,16 @@ class Executor:
         log, parts = self._commit_log, self.parts
         if log.frame != parts.frame:
             parts.begin(self.answered)
-        plain = _plain(requests[:BATCH_REQUESTS])
+        plain = alike(requests, 0, BATCH_REQUESTS)
         began = monotonic()
         replies = self._run_together(entry, connections[: len(plain)], plain, limits.TICK_OUTPUT_BYTES - self.output)
         self._took(entry, connections[0], requests[0], began)
-        for connection, reply in zip(connections, replies, strict=False):
-            if not connection.replies:
-                self.answered.append(connection)
-            connection.replies.append(reply)
-            connection.entry = entry
-        self.output += sum(map(len, replies))
+        self.output += answer_each(entry, connections, replies, self.answered)
         return len(replies)
 
     def _run_together(
         self, entry: Entry, connections: list[Connection], requests: list[Request], room: int
-    ) -> Sequence[bytes]:
+    ) -> list[bytes]:
         """Runs a batch, whose replies are in the present part then.
 
         It writes with the lock held, so all that it has written is in the frame that is pending at its end, even if
@@ -222,16 +217,6 @@ class Executor:
 
     def _log(self, connection: Connection, problem: Exception) -> None:
         self._context.report(type(problem).__name__, f"request of {connection.address} failed", problem)
-
-
-def _plain(requests: list[Request]) -> list[Request]:
-    """The first of these requests that have the name of the very first and as many parts."""
-    name, size, count = requests[0][0], len(requests[0]), 0
-    for request in requests:
-        if request[0] != name or len(request) != size:
-            break
-        count += 1
-    return requests[:count]
 
 
 def _advance(connection: Connection, task: Long, until: float) -> bytes | None:

@@ -229,17 +229,17 @@ class Entry:
             session.transaction.fail()
         return problem
 
-    def run_together(self, sessions: Sequence[Any], requests: Sequence[Request], room: int) -> Sequence[bytes]:
+    def run_together(self, sessions: Sequence[Any], requests: Sequence[Request], room: int) -> list[bytes]:
         """Runs requests with as many parts in one call: the replies to as many of the first as their batch takes."""
         batch = self.batches.get(len(requests[0]))
         if batch is None:
-            return ()
+            return []
         try:
             replies = batch(sessions, requests, room)
         except StorageFailed:
             raise
         except Exception:  # noqa: BLE001  each runs by itself then, in order, and the one that fails is told
-            return ()
+            return []
         self.calls += len(replies)
         return replies
 

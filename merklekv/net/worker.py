@@ -35,8 +35,8 @@ from merklekv.net.executor import Executor
 from merklekv.net.paused import Paused
 from merklekv.net.protocol.resp import Push
 from merklekv.net.protocol.text import Request
-from merklekv.net.registry import Entry
 from merklekv.net.session import Context
+from merklekv.net.tick import Event, Singles, Sockets
 from merklekv.net.waiting import Signal
 from merklekv.pause import pause
 
@@ -54,6 +54,7 @@ class Worker(threading.Thread):
         self._engine = context.engine
         self._executor = Executor(context)
         self._commit = context.engine.commit
+        self._sockets = Sockets(limits.TICK_BYTES)
         self._fatal = fatal
         self._epoll = select.epoll()
         self._calls = Calls()
@@ -181,46 +182,19 @@ class Worker(threading.Thread):
         share = limits.TICK_BYTES // len(events)
         share = max(limits.RECEIVE_BYTES_MIN, min(limits.RECEIVE_BYTES_MAX, share))
         executor = self._executor
-        received = 0
-        singles: dict[Entry, tuple[list[Connection], list[Request]]] = {}
-        for fd, event in events:
-            connection = self.connections.get(fd)
-            if connection is None:
-                # The wake-up needs no more than waking; a closed connection was closed earlier in this tick.
-                if fd in self._listeners:
-                    self._take_in(fd)
-                elif fd == self._calls.fd:
-                    self._calls.woken()
-                continue
-            try:
-                if event != READABLE and not self._handle(connection, event):
-                    continue
-                if connection.needs_attention and connection.state is PAUSED:
-                    continue  # it was read earlier in this tick, and its requests wait
-                try:
-                    data = connection.receive(share)
-                except OSError as problem:
-                    if not isinstance(problem, BlockingIOError):
-                        self._drop(connection)
-                    continue
-                if not data:
-                    connection.end_input()
-                    self._update_interest(connection)
-                    continue
-                connection.last_active = now
-                received += len(data)
-                requests = connection.feed(data)
-                if len(requests) == 1 and (entry := connection.find(requests[0][0])) and entry.batches:
-                    same = singles.get(entry) or singles.setdefault(entry, ([], []))
-                    same[0].append(connection)
-                    same[1].append(requests[0])
-                elif requests:
-                    executor.run(connection, requests)
-                    if executor.output > limits.TICK_OUTPUT_BYTES:
-                        self._flush()
-            except Exception as problem:  # noqa: BLE001  logged by `fail`
-                executor.fail(connection, problem)
+        singles: Singles = {}
+        pipelines: list[tuple[Connection, list[Request]]] = []
+        odd: list[Event] = []
+        ended: list[tuple[Connection, Exception | None]] = []
+        received = self._sockets.read_each(events, self.connections, share, now, singles, pipelines, odd, ended)
+        for fd, event in odd:
+            received += self._serve_odd(fd, event, share, now, pipelines, ended)
         self._context.traffic.input_bytes += received
+        for connection, problem in ended:
+            self._end(connection, problem)
+        for connection, requests in pipelines:
+            if connection.state is OPEN:  # else another one has closed it
+                self._run(connection, requests)
         for entry, (connections, gathered) in singles.items():
             try:
                 while gathered:
@@ -233,6 +207,56 @@ class Worker(threading.Thread):
             except Exception as problem:  # noqa: BLE001  logged by `fail`
                 for connection in connections:
                     executor.fail(connection, problem)
+
+    def _serve_odd(
+        self,
+        fd: int,
+        event: int,
+        share: int,
+        now: float,
+        pipelines: list[tuple[Connection, list[Request]]],
+        ended: list[tuple[Connection, Exception | None]],
+    ) -> int:
+        """Takes an event that is no plain input of an ordinary connection. Returns how many bytes came with it."""
+        connection = self.connections.get(fd)
+        if connection is None:
+            # The wake-up needs no more than waking; a closed connection was closed earlier in this tick.
+            if fd in self._listeners:
+                self._take_in(fd)
+            elif fd == self._calls.fd:
+                self._calls.woken()
+            return 0
+        try:
+            if event != READABLE and not self._handle(connection, event):
+                return 0
+            if connection.state is PAUSED:
+                return 0  # it was read earlier in this tick, and its requests wait
+            data = connection.receive(share)
+            if not data:
+                ended.append((connection, None))
+                return 0
+            connection.last_active = now
+            if requests := connection.feed(data):
+                pipelines.append((connection, requests))
+            return len(data)
+        except BlockingIOError:
+            return 0
+        except Exception as problem:  # noqa: BLE001  as in `read_each`
+            ended.append((connection, problem))
+            return 0
+
+    def _end(self, connection: Connection, problem: Exception | None) -> None:
+        """Takes the end of a connection's input, or a failure of the connection."""
+        try:
+            if isinstance(problem, OSError):
+                self._drop(connection)
+            elif problem is not None:
+                self._executor.fail(connection, problem)
+            else:
+                connection.end_input()
+                self._update_interest(connection)
+        except Exception as failure:  # noqa: BLE001  logged by `fail`
+            self._executor.fail(connection, failure)
 
     def _run_calls(self) -> None:
         for _ in range(self._calls.look()):
@@ -287,34 +311,18 @@ class Worker(threading.Thread):
             self._context.slow.note("commit", time.monotonic() - began)
         if self._roll_backs != self._engine.roll_backs:
             self._withdraw()
-        answered = self._executor.take_answered()
-        given = 0
-        for connection in answered:
+        looks: list[tuple[Connection, Exception | None]] = []
+        self._context.traffic.output_bytes += self._sockets.send_each(self._executor.take_answered(), looks)
+        for connection, failure in looks:
             try:
-                replies = connection.replies
-                if replies:
-                    data = replies[0] if len(replies) == 1 else b"".join(replies)
-                    given += len(data)
-                    replies.clear()
-                    connection.pushed_bytes = 0
-                    if connection.unsent_bytes:
-                        connection.keep(data)
-                    else:
-                        try:
-                            sent = connection.send(data)
-                        except BlockingIOError:
-                            sent = 0
-                        except OSError:
-                            self._drop(connection)
-                            continue
-                        if sent < len(data):
-                            connection.keep(memoryview(data)[sent:])
-                if connection.needs_attention:
-                    self._update_interest(connection)
-            except Exception as problem:  # noqa: BLE001  logged by `fail`; nothing more can be sent to this one
+                if failure is not None:
+                    raise failure
+                self._update_interest(connection)
+            except OSError:
                 self._drop(connection)
+            except Exception as problem:  # noqa: BLE001  logged by `fail`
+                self._drop(connection)  # nothing more can be sent to this one
                 self._executor.fail(connection, problem)
-        self._context.traffic.output_bytes += given
 
     def _commit_all(self) -> None:
         """Makes durable what was not rolled back.

@@ -31,7 +31,7 @@ def broken(engine: Engine) -> list[str]:
 
 def test_an_engine_with_a_wrong_leaf(make_engine: Callable[..., Engine]) -> None:
     engine = engines.filled(make_engine())
-    engine.table.tree.sums[BUCKET] += 1
+    engine.table.tree.leaves.move(BUCKET, 1, 0)
     problems = broken(engine)
     assert f"tree: leaf {BUCKET} (sum, count) is " in problems[0]
 
@@ -44,12 +44,12 @@ def test_an_engine_with_an_inner_digest_out_of_date(make_engine: Callable[..., E
     only(broken(engine), "tree: the root is ", "expected ")
 
 
-@pytest.mark.parametrize("part", ["sums", "counts"])
-def test_an_engine_with_a_leaf_of_no_record(make_engine: Callable[..., Engine], part: str) -> None:
+@pytest.mark.parametrize("part", [(1, 0), (0, 1)], ids=["sum", "count"])
+def test_an_engine_with_a_leaf_of_no_record(make_engine: Callable[..., Engine], part: tuple[int, int]) -> None:
     engine = engines.filled(make_engine())
     tree = engine.table.tree
-    empty = tree.counts.index(0)
-    getattr(tree, part)[empty] += 1
+    empty = next(bucket for bucket in range(BUCKETS) if not tree.leaf(bucket))
+    tree.leaves.move(empty, *part)
     assert any(f"tree: leaf {empty} (sum, count) is " in problem for problem in broken(engine))
 
 

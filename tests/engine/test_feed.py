@@ -164,7 +164,7 @@ def test_bytes_that_look_like_a_frame_are_refused(make_engine: MakeEngine) -> No
     engine.commit()
     at = engine.feed.end
     place = at + FRAME_HEADER.size + 7 + 1 + 41
-    fake = pack_frame(0, place, 0, 1, 1, 1, b"\1\xff\xff\xff\xff\xff\xffk")
+    fake = pack_frame(0, place, 0, 1, 1, 1, [b"\1\xff\xff\xff\xff\xff\xffk"])
     engine.set(b"k", fake)
     engine.commit()
     frame = LogFrame(place, place + len(fake), 1, 1, fake)

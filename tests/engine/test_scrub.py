@@ -390,8 +390,7 @@ def test_expiries_are_looked_at_in_slices_as_short_as_can_be(engine: Engine, mon
 
 def test_wrong_memory_over_a_sound_base(engine: Engine) -> None:
     root = engine.root()
-    engine.table.tree.sums[bucket_of(KEY)] += 1 << 6
-    engine.table.tree.changed[bucket_of(KEY)] = 1
+    engine.table.tree.move(KEY, 1 << 6, 0)
     engine.table.live_count += 1
     engine.table.tombstone_count -= 2
     engine.table.records[b"active"] = flipped(engine.table.records[b"active"], DIGEST_BYTE)

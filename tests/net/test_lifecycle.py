@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fixtures.servers import FakeServices, Start, StartedServer
 from fixtures.support import wait_until
-from fixtures.wire import Wire, encode, readable, replace
+from fixtures.wire import Unsendable, Wire, encode, readable, replace
 
 from merklekv.engine.engine import Engine
 from merklekv.errors import AddressInUse, AddressUnavailable
@@ -48,14 +48,11 @@ def test_stop_answers_what_was_received(start: Start, connect: Connect) -> None:
 
 
 def test_shutdown_by_a_client_that_is_gone_before_the_reply(
-    server: StartedServer, connect: Connect, services: FakeServices, monkeypatch: pytest.MonkeyPatch
+    server: StartedServer, connect: Connect, services: FakeServices
 ) -> None:
-    def broken_pipe(data: bytes) -> int:
-        raise BrokenPipeError(32, "Broken pipe")
-
     wire = connect()
     assert wire.ask("PING") == "PONG"
-    monkeypatch.setattr(server.context.sessions()[0], "send", broken_pipe)
+    server.context.sessions()[0].replies = Unsendable(BrokenPipeError(32, "Broken pipe"))  # type: ignore[attr-defined]
     wire.send(b"SHUTDOWN\n")
     assert wire.rest() == b""
     assert services.stops == 1

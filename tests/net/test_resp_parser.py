@@ -9,10 +9,16 @@ from fixtures.wire import encode, feed, feed_every_way
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merklekv.net.protocol.resp import FAST_ARGUMENTS, FAST_BULK_BYTES, HEADER_BYTES_MAX, REQUEST_BYTES_MIN, RespParser
+from merklekv.net.protocol.resp import (
+    HEADER_BYTES_MAX,
+    PLAIN_ARGUMENTS,
+    PLAIN_BULK_BYTES,
+    REQUEST_BYTES_MIN,
+    RespParser,
+)
 from merklekv.net.protocol.text import BROKEN
 
-BULK_MAX = 2 * FAST_BULK_BYTES
+BULK_MAX = 2 * PLAIN_BULK_BYTES
 ARGUMENTS_MAX = 1000
 make = partial(RespParser, BULK_MAX, ARGUMENTS_MAX, REQUEST_BYTES_MIN)
 PING = encode("PING")
@@ -26,11 +32,11 @@ REQUESTS = [
     [b"SET", b"\x00\xff", b"a\r\nb"],
     [b"SET", b"\r\n", b"\r\n"],
     [b"SET", b"k", b"$5\r\nhello\r\n*1\r\n"],
-    [b"SET", b"k", b"x" * FAST_BULK_BYTES],
-    [b"SET", b"k", b"x" * (FAST_BULK_BYTES + 1)],
+    [b"SET", b"k", b"x" * PLAIN_BULK_BYTES],
+    [b"SET", b"k", b"x" * (PLAIN_BULK_BYTES + 1)],
     [b"SET", b"k", b"x" * BULK_MAX],
-    [b"MGET", *[b"k"] * (FAST_ARGUMENTS - 1)],
-    [b"MGET", *[b"k"] * FAST_ARGUMENTS],
+    [b"MGET", *[b"k"] * (PLAIN_ARGUMENTS - 1)],
+    [b"MGET", *[b"k"] * PLAIN_ARGUMENTS],
     [b"MGET", *[b"k"] * (ARGUMENTS_MAX - 1)],
 ]
 

@@ -12,7 +12,7 @@ import pytest
 from fixtures.node import NodeFactory
 from fixtures.servers import FakeServices, Start, StartedServer, StubEngine
 from fixtures.support import run_out_of_room, wait_until
-from fixtures.wire import Wire, connection_of, encode, readable, replace
+from fixtures.wire import Unsendable, Wire, connection_of, encode, readable, replace
 
 from merklekv.engine.engine import Engine
 from merklekv.errors import StorageFailed
@@ -111,7 +111,7 @@ def test_in_a_batch_what_must_not_be_done_twice_is_not(
 def test_while_sending(server: StartedServer, connect: Connect, problem: Exception, reply: bytes) -> None:
     wire, other = connect(), connect()
     assert wire.call("PING") == b"+PONG\r\n"
-    connection_of(server, wire).send = raising(problem)
+    connection_of(server, wire).replies = Unsendable(problem)
     wire.send(encode("SET", "k", "v"))
     assert wire.rest() == b""
     assert other.call("GET", "k") == b"$1\r\nv\r\n"

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
+from merklekv.core import compiled
 from merklekv.engine.access import damage
 from merklekv.engine.format import (
     ENTRY,
@@ -90,10 +91,12 @@ def pack_header(lsn: int, sequence: int) -> bytes:
     return header + xxh3_64_intdigest(header).to_bytes(8, "big")
 
 
+@compiled
 def pack_frame(
-    lsn: int, position: int, synced: int, sequence: int, local_count: int, entry_count: int, payload: bytes
+    lsn: int, position: int, synced: int, sequence: int, local_count: int, entry_count: int, entries: list[bytes]
 ) -> bytes:
-    """A frame for a position of segment `lsn`."""
+    """A frame of these entries for a position of segment `lsn`."""
+    payload = b"".join(entries)
     head = FRAME_HEAD.pack(FRAME_MAGIC, len(payload), synced, sequence, local_count, entry_count)
     return b"".join((head, xxh3_64_digest(_place(lsn, position) + head + payload), payload))
 

@@ -151,10 +151,9 @@ class Log:
 
     def take(self) -> LogFrame:
         """Cuts the pending entries into a frame, for `write`."""
-        payload = b"".join(self.pending)
         lsn, position, sequence = self.lsn, self.position, self._frame_sequence
         local_count, entry_count = self.sequence - sequence, self.appended - self._entries_cut
-        data = pack_frame(lsn, position, self.synced_lsn, sequence, local_count, entry_count, payload)
+        data = pack_frame(lsn, position, self.synced_lsn, sequence, local_count, entry_count, self.pending)
         self.frame += 1  # first: who sees nothing pending without the lock sees this
         self.pending = []
         self.pending_size = 0

@@ -15,7 +15,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import compress, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -25,6 +25,7 @@ from merklekv.engine.base.environment import DATABASES, open_database
 from merklekv.engine.base.reader import BaseSnapshot
 from merklekv.engine.directory import LEFTOVERS, base_of, locked, require_format
 from merklekv.engine.engine import Engine
+from merklekv.engine.format import INNER_NODES
 from merklekv.engine.lmdb_file import page_damage, shortfall
 from merklekv.engine.log.retention import CURSOR_FILE, read_cursor
 from merklekv.engine.memtable import KEY_OVERHEAD, Memtable
@@ -580,8 +581,7 @@ def _check_tree(engine: Engine, report: Report) -> None:
     for key, record in _current(engine).items():
         tree.add(key, record)
     checked = table.tree
-    buckets = range(len(checked.sums))
-    filled = {*compress(buckets, checked.sums), *compress(buckets, checked.counts)}
+    filled = {bucket for node in range(INNER_NODES) for bucket in checked.filled(node)}
     for bucket in filled | tree.counts.keys():
         found = number_bytes(checked.leaf(bucket), 24)
         report.expect("tree", f"leaf {bucket} (sum, count)", found, tree.leaf(bucket))

@@ -290,10 +290,8 @@ class Scrub:
         with base.snapshot() as view, view.txn.cursor(db=view.index) as cursor:
             packed = view.leaf_bytes(node)
             stored = unpack_leaves(packed) if packed != NO_LEAVES else []
-            tree, first, end = self._engine.table.tree, node * LEAVES_PER_INNER, (node + 1) * LEAVES_PER_INNER
-            found: set[int] = set()
-            for leaves in (stored, tree.sums[first:end], tree.counts[first:end]):
-                found.update(compress(range(first, end), leaves))
+            first = node * LEAVES_PER_INNER
+            found = {*compress(range(first, first + LEAVES_PER_INNER), stored), *self._engine.table.tree.filled(node)}
             ahead = cursor.set_range(bytes((node, 0)))
             while ahead and cursor.key()[0] == node:
                 found.add(int.from_bytes(cursor.key(), "big"))
