@@ -95,7 +95,8 @@ def test_get_what_is_nowhere(benchmark: BenchmarkFixture, big: Engine) -> None:
 def crowded() -> Memtable:
     """As many keys as a memtable of the usual size has, in no order."""
     table = Memtable(0)
-    table.records = {key_of(number * 7919 % CROWD): b"" for number in range(CROWD)}
+    for number in range(CROWD):
+        table.records[key_of(number * 7919 % CROWD)] = b""
     return table
 
 

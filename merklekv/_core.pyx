@@ -10,11 +10,11 @@ Nothing here waits for a lock or runs without the interpreter's, but for the loo
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.list cimport PyList_New, PyList_SET_ITEM
-from cpython.object cimport PyObject
-from cpython.ref cimport Py_INCREF
+from cpython.object cimport PyObject, PyObject_Hash
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy
 
 cdef extern from "Python.h":
@@ -25,6 +25,7 @@ cdef extern from *:
     #define XXH_INLINE_ALL
     #include "xxhash.h"
     """
+    void __builtin_prefetch(const void *address) nogil
     ctypedef struct XXH128_hash_t:
         pass
     ctypedef struct XXH3_state_t:
@@ -161,17 +162,19 @@ cdef class PlainParser:
         return self.feed_exactly(data[taken:], requests)
 
 
-def bulk_each(list values not None):
-    """Needs a list of bytes, and no longer ones than a header of ten digits can say."""
-    cdef list replies = PyList_New(len(values))
-    cdef Py_ssize_t number, size, digits, left
+# -- net/commands/strings.py -------------------------------------------------------------------------------------------
+
+def bulk_each(list values not None, sessions not None):
+    cdef list replies = []
+    cdef Py_ssize_t number, size, digits, left, misses = 0
     cdef bytes value, reply
     cdef byte *at
     for number in range(len(values)):
-        item = values[number]
-        if not isinstance(item, bytes):
-            raise TypeError("values are bytes")
-        value = <bytes>item
+        value = <bytes?>values[number]
+        if value is None:
+            replies.append(sessions[number].nil)
+            misses += 1
+            continue
         size = PyBytes_GET_SIZE(value)
         digits, left = 1, size
         while left > 9:
@@ -188,9 +191,8 @@ def bulk_each(list values not None):
         at[0], at[1] = c'\r', c'\n'
         memcpy(at + 2, data_of(value), size)
         at[size + 2], at[size + 3] = c'\r', c'\n'
-        Py_INCREF(reply)
-        PyList_SET_ITEM(replies, number, reply)
-    return replies
+        replies.append(reply)
+    return replies, misses
 
 
 # -- engine/record.py, engine/merkle.py --------------------------------------------------------------------------------
@@ -332,11 +334,187 @@ cdef int require_bucket(Py_ssize_t number, Py_ssize_t end) except -1:
     return 0
 
 
+# -- engine/memtable.py ------------------------------------------------------------------------------------------------
+
+cdef enum:
+    SLOTS_MIN = 64
+    TOGETHER = 32  # keys whose places in memory are fetched at once: one waits for them as long as for all
+
+ctypedef struct Entry:
+    Py_hash_t hash
+    PyObject *key
+    PyObject *record
+
+cdef class Records:
+    """A hash table with open addressing: slots with the numbers of entries, which are in the order of arrival."""
+
+    cdef Entry *entries
+    cdef uint32_t *slots  # the number of an entry, from 1 on; 0: a free slot
+    cdef size_t mask, count, room
+
+    def __cinit__(self):
+        self.resize(SLOTS_MIN)
+
+    def __dealloc__(self):
+        for number in range(self.count):
+            Py_DECREF(<object>self.entries[number].key)
+            Py_DECREF(<object>self.entries[number].record)
+        free(self.entries)
+        free(self.slots)
+
+    cdef int resize(self, size_t slots) except -1:
+        cdef size_t number, at, mask = slots - 1, room = slots // 8 * 5
+        cdef Entry *entries
+        cdef uint32_t *taken
+        if slots > 1 << 31:
+            raise MemoryError
+        taken = <uint32_t *>calloc(slots, sizeof(uint32_t))
+        if taken == NULL:
+            raise MemoryError
+        entries = <Entry *>realloc(self.entries, room * sizeof(Entry))
+        if entries == NULL:
+            free(taken)
+            raise MemoryError
+        for number in range(self.count):
+            at = <size_t>entries[number].hash & mask
+            while taken[at]:
+                at = (at + 1) & mask
+            taken[at] = <uint32_t>(number + 1)
+        free(self.slots)
+        self.entries, self.slots, self.mask, self.room = entries, taken, mask, room
+        return 0
+
+    cdef Entry *find(self, bytes key, Py_hash_t hash) noexcept:
+        cdef size_t at = <size_t>hash & self.mask
+        cdef Entry *entry
+        while self.slots[at]:
+            entry = self.entries + self.slots[at] - 1
+            if entry.hash == hash and equal(<bytes>entry.key, key):
+                return entry
+            at = (at + 1) & self.mask
+        return NULL
+
+    cdef bytes found(self, bytes key):
+        cdef Entry *entry = self.find(key, PyObject_Hash(key))
+        return <bytes>entry.record if entry != NULL else None
+
+    cdef int put(self, bytes key, bytes record) except -1:
+        cdef Py_hash_t hash = PyObject_Hash(key)
+        cdef Entry *entry = self.find(key, hash)
+        cdef PyObject *before
+        cdef size_t at
+        if entry != NULL:
+            before = entry.record
+            Py_INCREF(record)
+            entry.record = <PyObject *>record
+            Py_DECREF(<object>before)
+            return 0
+        if self.count == self.room:
+            self.resize((self.mask + 1) * 2)
+        at = <size_t>hash & self.mask
+        while self.slots[at]:
+            at = (at + 1) & self.mask
+        Py_INCREF(key)
+        Py_INCREF(record)
+        entry = self.entries + self.count
+        entry.hash, entry.key, entry.record = hash, <PyObject *>key, <PyObject *>record
+        self.count += 1
+        self.slots[at] = <uint32_t>self.count
+        return 0
+
+    cdef int prefetch(self, list requests, Py_ssize_t first) except -1:
+        """Has the memory fetched that the next look-ups need, for the keys in the second places of requests."""
+        cdef Entry *ahead[TOGETHER]
+        cdef Py_hash_t hashes[TOGETHER]
+        cdef Py_ssize_t number, count = min(len(requests) - first, TOGETHER)
+        cdef uint32_t slot
+        for number in range(count):
+            hashes[number] = PyObject_Hash(requests[first + number][1])
+            __builtin_prefetch(self.slots + (<size_t>hashes[number] & self.mask))
+        for number in range(count):
+            slot = self.slots[<size_t>hashes[number] & self.mask]
+            ahead[number] = self.entries + slot - 1 if slot else NULL
+            __builtin_prefetch(ahead[number])
+        for number in range(count):
+            if ahead[number] != NULL:
+                __builtin_prefetch(ahead[number].key)
+                __builtin_prefetch(<char *>ahead[number].key + 32)
+                __builtin_prefetch(ahead[number].record)
+                __builtin_prefetch(<char *>ahead[number].record + 64)
+                __builtin_prefetch(<char *>ahead[number].record + 128)
+        return 0
+
+    def get(self, key, default=None):
+        cdef Entry *entry = self.find(exact(key), PyObject_Hash(exact(key)))
+        return <object>entry.record if entry != NULL else default
+
+    def __getitem__(self, key):
+        record = self.found(exact(key))
+        if record is None:
+            raise KeyError(key)
+        return record
+
+    def __setitem__(self, key, record):
+        self.put(exact(key), exact(record))
+
+    def __contains__(self, key):
+        return self.found(exact(key)) is not None
+
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        cdef size_t number = 0
+        while number < self.count:
+            yield <object>self.entries[number].key
+            number += 1
+
+    def items(self):
+        cdef size_t number = 0
+        while number < self.count:
+            yield <object>self.entries[number].key, <object>self.entries[number].record
+            number += 1
+
+    def newest(self, Py_ssize_t count):
+        cdef list keys = []
+        cdef Py_ssize_t number
+        for number in range(<Py_ssize_t>self.count - 1, max(<Py_ssize_t>self.count - count, 0) - 1, -1):
+            keys.append(<object>self.entries[number].key)
+        return keys
+
+cdef inline bint equal(bytes one, bytes other) noexcept:
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(one)
+    return size == PyBytes_GET_SIZE(other) and not memcmp(data_of(one), data_of(other), size)
+
+cdef inline bytes exact(data):
+    """Bytes, whose hash is that of bytes."""
+    if type(data) is bytes:
+        return <bytes>data
+    if not isinstance(data, bytes):
+        raise TypeError("keys and records are bytes")
+    return bytes.__new__(bytes, data)
+
+
 # -- engine/put.py -----------------------------------------------------------------------------------------------------
+
+cdef bytes older(table, bytes key):
+    """`Table.older`."""
+    cdef bytes truncation, record
+    for memtable in table.frozen:
+        record = (<Records?>memtable.records).found(key)
+        if record is not None:
+            return record
+    record = table.base.get(key)
+    if record is not None:
+        truncation = table.truncation
+        if record < truncation:
+            return None
+    return record
+
 
 def put_each(table, int op, items, bytes flags not None, bytes expiry not None, bint made, bint urgent):
     log, clock, active = table.log, table.clock, table.active
-    cdef dict records = active.records
+    cdef Records records = active.records
     cdef list pending = log.pending
     cdef Leaves leaves = table.tree.leaves
     cdef byte *changed = <byte *>PyByteArray_AS_STRING(leaves.changed)
@@ -349,24 +527,26 @@ def put_each(table, int op, items, bytes flags not None, bytes expiry not None, 
     cdef bytes key, value, record, old, entry, before
     cdef bint in_active
     cdef byte *at
-    cdef PyObject *found
     cdef Leaf *leaf
-    cdef Py_ssize_t bucket
+    cdef list ahead = items if type(items) is list else []
     if made:
         before_value = OVERHEAD
     elif flag == EXPIRY and not expiry_size:
         before_value = EXPIRY_SIZE
     try:
         for _, item_key, item_value in items:
-            if not isinstance(item_key, bytes) or not isinstance(item_value, bytes):
-                raise TypeError("keys and values are bytes")
-            key, value = <bytes>item_key, <bytes>item_value
+            if ahead and not count % TOGETHER:
+                records.prefetch(ahead, count)
+            key, value = exact(item_key), exact(item_value)
             key_size, value_size = PyBytes_GET_SIZE(key), PyBytes_GET_SIZE(value)
             if not 0 < key_size <= KEY_BYTES_MAX or value_size > value_max + before_value:
                 table.require_sizes(key, value[before_value:])
-            found = PyDict_GetItemWithError(records, key)
-            in_active = found != NULL
-            old = <bytes>found if in_active else table.older(key)
+            leaf = leaves.leaves + (XXH3_64bits(data_of(key), key_size) >> 48)
+            __builtin_prefetch(leaf)
+            old = records.found(key)
+            in_active = old is not None
+            if not in_active:
+                old = older(table, key)
             if old is not None and PyBytes_GET_SIZE(old) < VALUE_AT:
                 old = old[:DIGEST_AT] + bytes(VALUE_AT - PyBytes_GET_SIZE(old)) + old[DIGEST_AT:]  # damaged
             if made:
@@ -405,10 +585,8 @@ def put_each(table, int op, items, bytes flags not None, bytes expiry not None, 
             pending.append(entry)
             size = needed
             count += 1
-            records[key] = record
-            bucket = XXH3_64bits(data_of(key), key_size) >> 48
-            changed[bucket] = 1
-            leaf = leaves.leaves + bucket
+            records.put(key, record)
+            changed[leaf - leaves.leaves] = 1
             add_digest(leaf, data_of(record) + DIGEST_AT)
             if old is None:
                 leaf.count += 1
@@ -447,22 +625,30 @@ def put_each(table, int op, items, bytes flags not None, bytes expiry not None, 
         table.live_count += live
 
 
-def get_each(table, requests, Py_ssize_t room):
+def get_each(table, list requests not None, Py_ssize_t room):
     cdef list values = []
-    cdef dict records = table.records
-    cdef bytes now = b"", record, value
-    cdef PyObject *found
+    cdef Records records = table.records
+    cdef bytes now = b"", key, record, value
+    cdef Py_ssize_t number
     cdef byte flag
-    for request in requests:
+    for number in range(len(requests)):
         if room < 0:
             break
-        key = request[1]
-        found = PyDict_GetItemWithError(records, key)
-        if found == NULL:
-            value = table.get(key)
+        if not number % TOGETHER:
+            records.prefetch(requests, number)
+        key = exact(requests[number][1])
+        record = records.found(key)
+        if record is None and 0 < len(key) <= KEY_BYTES_MAX:
+            with table.lock:
+                record = (<Records?>table.active.records).found(key)
+                if record is None:
+                    record = older(table, key)
             records = table.records  # which another thread may have hidden or replaced
+        if record is None:
+            value = None
+        elif PyBytes_GET_SIZE(record) < VALUE_AT:
+            value = table.get(key)  # damaged
         else:
-            record = <bytes>found
             flag = data_of(record)[FLAGS_AT]
             if not flag:
                 value = bytes_of(data_of(record) + VALUE_AT, PyBytes_GET_SIZE(record) - VALUE_AT)

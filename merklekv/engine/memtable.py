@@ -1,6 +1,6 @@
 """Recent writes in memory: newest record of each key, and the keys in order for a scan.
 
-The records are a plain dict, which the table's write function fills directly.  Nothing is ever removed from it, so its
+The records are a dictionary, which the table's write function fills directly.  Nothing is ever removed from it, so its
 last `n` keys are its newest, and neither order nor buckets cost a write anything: a reader that needs them first adds
 the new keys, a slice at a time.
 
@@ -21,6 +21,7 @@ from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
+from merklekv.core import compiled
 from merklekv.engine.format import BUCKETS, bucket_of
 from merklekv.engine.record import purge_marker
 
@@ -51,6 +52,15 @@ def prefix_end(prefix: bytes) -> bytes | None:
     return trimmed[:-1] + bytes((trimmed[-1] + 1,)) if trimmed else None
 
 
+@compiled
+class Records(dict[bytes, bytes]):
+    """The newest record of each key, in the order in which the keys came.  Nothing is ever removed from it."""
+
+    def newest(self, count: int) -> list[bytes]:
+        """The last so many keys, newest first."""
+        return list(islice(reversed(self), count))
+
+
 class _Newcomers:
     """The keys of a dict that grows, each once, a slice at a time."""
 
@@ -58,11 +68,11 @@ class _Newcomers:
         self._waiting: list[bytes] = []  # newest first
         self._taken = 0  # keys that are in `_waiting` or were
 
-    def take(self, records: dict[bytes, bytes]) -> list[bytes]:
+    def take(self, records: Records) -> list[bytes]:
         """At most SLICE_KEYS more, newest first."""
         if not self._waiting:
-            # All at once: a dict can only be entered at its ends.
-            self._waiting = list(islice(reversed(records), len(records) - self._taken))
+            # All at once: a dictionary can only be entered at its ends.
+            self._waiting = records.newest(len(records) - self._taken)
             self._taken = len(records)
         keys = self._waiting[-SLICE_KEYS:]
         del self._waiting[-SLICE_KEYS:]
@@ -72,7 +82,7 @@ class _Newcomers:
         """Takes again what is left of a slice, in the same order."""
         self._waiting += keys
 
-    def all_taken(self, records: dict[bytes, bytes]) -> bool:
+    def all_taken(self, records: Records) -> bool:
         """Whether there are no more."""
         return not self._waiting and self._taken == len(records)
 
@@ -140,7 +150,7 @@ class Memtable:
 
     def __init__(self, lsn: int) -> None:
         self.lsn = lsn  # of the segment with the same changes
-        self.records: dict[bytes, bytes] = {}
+        self.records = Records()
         self.size = 0  # bytes charged for keys and records
         self.tombstones: list[bytes] = []  # every key that was deleted here; what it maps to may have changed since
         self.expiries = Expiries()
@@ -212,11 +222,13 @@ class Memtable:
 
     def drop_below(self, truncation: bytes, hides: bool) -> None:
         """Forgets every record with a version below `truncation`; if it `hides` something, markers stay instead."""
-        if hides:
-            marker = purge_marker(truncation)
-            self.records = {key: record if record >= truncation else marker for key, record in self.records.items()}
-        else:
-            self.records = {key: record for key, record in self.records.items() if record >= truncation}
+        marker = purge_marker(truncation)
+        before, self.records = self.records, Records()
+        for key, record in before.items():
+            if record >= truncation:
+                self.records[key] = record
+            elif hides:
+                self.records[key] = marker
         self.size = sum(charge(key, record) for key, record in self.records.items())
         self._forget_order()
 

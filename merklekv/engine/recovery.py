@@ -87,7 +87,7 @@ class Replayed:
                     newest = record
                 if flags := flags_of(record):
                     (expiring if flags == EXPIRY else tombstones).append(key)
-        table.size = sum(map(len, records)) + sum(map(len, records.values())) + KEY_OVERHEAD * len(records)
+        table.size = sum(len(key) + len(record) for key, record in records.items()) + KEY_OVERHEAD * len(records)
         self.tables.append(table)
         self.newest = max(self.newest, version_of(newest))
         return end

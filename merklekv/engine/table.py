@@ -45,7 +45,7 @@ from merklekv.engine.format import (
     REMOTE,
 )
 from merklekv.engine.log.writer import Log
-from merklekv.engine.memtable import KEY_OVERHEAD, Memtable, prefix_end
+from merklekv.engine.memtable import KEY_OVERHEAD, Memtable, Records, prefix_end
 from merklekv.engine.merkle import COUNT_MASK, EMPTY_ROOT, LEAF_MASK, MerkleTree, term_of
 from merklekv.engine.put import get_each, put_each
 from merklekv.engine.record import (
@@ -322,7 +322,7 @@ class Table:
         """The newest record or purge marker of every key that is in any memtable."""
         records: dict[bytes, bytes] = {}
         for table in reversed(self.tables):
-            records.update(table.records)
+            records.update(table.records.items())
         return records
 
     def newest(self) -> bytes:
@@ -647,9 +647,9 @@ class Table:
 
     def _adopt_active(self, table: Memtable) -> None:
         self.active = table
-        self.records = {} if self.is_hidden else table.records
+        self.records = Records() if self.is_hidden else table.records
 
     def hide(self, hidden: bool) -> None:
         """Makes reads of other threads wait for the lock, so that they see nothing between two writes; ends that."""
         self.is_hidden = hidden
-        self.records = {} if hidden else self.active.records
+        self.records = Records() if hidden else self.active.records

@@ -89,7 +89,8 @@ def test_a_slice_halves_so_many_blocks_and_no_more() -> None:
     table = Memtable(0)
     keys = [b"%d" % number for number in range(BLOCK_KEYS * 4 * HALVED_MAX)]
     random.Random(1).shuffle(keys)
-    table.records = dict.fromkeys(keys, b"x")
+    for key in keys:
+        table.records[key] = b"x"
     counts = [1]
     while not table.prepare():
         counts.append(len(table._blocks))
@@ -99,7 +100,8 @@ def test_a_slice_halves_so_many_blocks_and_no_more() -> None:
 
 def test_a_slice_and_a_block_are_bounded() -> None:
     table = Memtable(0)
-    table.records = {b"%d" % number: b"x" for number in range(SLICE_KEYS)}
+    for number in range(SLICE_KEYS):
+        table.records[b"%d" % number] = b"x"
     assert table.prepare()
     assert table.group()
     for number in range(SLICE_KEYS, 2 * SLICE_KEYS + 1):
@@ -116,7 +118,8 @@ def test_the_memory_of_an_expiry_does_not_depend_on_the_key() -> None:
     keys = [b"%0400d" % number for number in range(count)]
     for heap in ("waiting", "passed"):
         table = Memtable(0)
-        table.records = dict.fromkeys(keys, b"")
+        for key in keys:
+            table.records[key] = b""
         tracemalloc.start()
         for key in keys:
             table.expiries.new.append(key)

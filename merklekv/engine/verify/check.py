@@ -510,7 +510,7 @@ def _current(engine: Engine) -> dict[bytes, bytes]:
     with table.base.current.txn.cursor(db=table.base.current.records) as cursor:
         newest.update((key, record) for key, record in cursor if record >= table.truncation)
     for memtable in reversed(table.tables):
-        newest.update(memtable.records)
+        newest.update(memtable.records.items())
     return {key: record for key, record in newest.items() if not reference.is_purge_marker(record)}
 
 
@@ -519,7 +519,7 @@ def _check_clock(engine: Engine, report: Report) -> None:
     table, clock = engine.table, engine.clock
     newest = max(table.truncation, table.base.newest)
     for memtable in table.tables:
-        newest = max(newest, max(memtable.records.values(), default=b"")[:24])
+        newest = max(newest, max((record for _, record in memtable.records.items()), default=b"")[:24])
     if number(newest[:8]) > clock.newest:
         report.add("clock", f"has seen {clock.newest}, expected at least {version_text(newest)}, which is stored")
     least = max(number(table.truncation[:8]), engine.gc_horizon)
@@ -566,7 +566,7 @@ def _check_segments(engine: Engine, facts: BaseFacts, report: Report) -> None:
 
 
 def _compare(report: Report, memtable: Memtable, expected: dict[bytes, bytes]) -> None:
-    for key in memtable.records.keys() | expected.keys():
+    for key in {*memtable.records, *expected}:
         found, logged = memtable.records.get(key), expected.get(key)
         if found != logged:
             shown = [version_text(record) if record else "nothing" for record in (found, logged)]

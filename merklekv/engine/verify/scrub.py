@@ -359,7 +359,7 @@ class Scrub:
                 if not (self._is_swept and engine.root_ready):
                     return
                 active, *frozen = (table.records for table in engine.table.tables)
-                tables = [dict(active), *frozen]
+                tables = [dict(active.items()), *frozen]
                 said = [engine.live_count, engine.tombstone_count]
                 view = stack.enter_context(engine.table.base.snapshot(buffers=True))
             dead = view.size(view.tombstones)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from merklekv.core import compiled
 from merklekv.engine.format import OP_INCRBYFLOAT, OP_SETRANGE
 from merklekv.engine.integers import strict_integer
 from merklekv.engine.record import EXPIRY, FLAGS, pack_expiry
@@ -38,16 +39,26 @@ def bulk_or_nil(session: Session, value: bytes | None) -> bytes:
     return session.nil if value is None else b"$%d\r\n%b\r\n" % (len(value), value)
 
 
+@compiled
+def bulk_each(values: list[bytes | None], sessions: Sequence[Session]) -> tuple[list[bytes], int]:
+    """Each session's reply with its value, or nil for one without; and how many are without."""
+    found = [value for value in values if value is not None]
+    if len(found) < len(values):
+        pairs = zip(sessions, values, strict=False)
+        return [bulk_or_nil(session, value) for session, value in pairs], len(values) - len(found)
+    try:
+        return [resp.BULK_HEADER_LINES[len(value)] + value + resp.CRLF for value in found], 0
+    except IndexError:  # one is longer
+        return list(map(resp.bulk, found)), 0
+
+
 # -- GET and SET -------------------------------------------------------------------------------------------------------
 
 
 def _get_batch(sessions: Sequence[Session], requests: Sequence[Request], room: int) -> list[bytes]:
-    values = sessions[0].engine.get_batch(requests, room)
-    found = [value for value in values if value is not None]
-    if len(found) == len(values):
-        return resp.bulk_each(found)
-    sessions[0].context.traffic.misses += len(values) - len(found)
-    return [bulk_or_nil(session, value) for session, value in zip(sessions, values, strict=False)]
+    replies, misses = bulk_each(sessions[0].engine.get_batch(requests, room), sessions)
+    sessions[0].context.traffic.misses += misses
+    return replies
 
 
 @command("GET key", "The value of a key.", group="get", flags=READ, batches={2: _get_batch})

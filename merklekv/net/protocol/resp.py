@@ -51,7 +51,7 @@ HEADER_BYTES_MAX = 64 * 1024
 
 _COUNTS = {b"*%d" % count: count for count in range(1, PLAIN_ARGUMENTS + 1)}
 BULK_HEADERS = tuple(b"$%d" % size for size in range(PLAIN_BULK_BYTES + 1))
-_HEADER_LINES = tuple(header + CRLF for header in BULK_HEADERS)
+BULK_HEADER_LINES = tuple(header + CRLF for header in BULK_HEADERS)
 
 
 class Push(bytes):
@@ -281,15 +281,6 @@ class RespParser(PlainParser):
 
 def bulk(value: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(value), value)
-
-
-@compiled
-def bulk_each(values: list[bytes]) -> list[bytes]:
-    """Each of some values as a bulk string."""
-    try:
-        return [_HEADER_LINES[len(value)] + value + CRLF for value in values]
-    except IndexError:  # one is longer
-        return list(map(bulk, values))
 
 
 def integer(number: int) -> bytes:
