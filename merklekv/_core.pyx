@@ -14,6 +14,7 @@ from cpython.object cimport PyObject, PyObject_Hash
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint32_t, uint64_t
+from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy
 
@@ -26,6 +27,9 @@ cdef extern from *:
     #include "xxhash.h"
     """
     void __builtin_prefetch(const void *address) nogil
+    bint __builtin_saddll_overflow(long long one, long long other, long long *result) nogil
+    bint __builtin_ssubll_overflow(long long one, long long other, long long *result) nogil
+    bint __builtin_smulll_overflow(long long one, long long other, long long *result) nogil
     ctypedef struct XXH128_hash_t:
         pass
     ctypedef struct XXH3_state_t:
@@ -55,7 +59,7 @@ cdef extern from "<sys/socket.h>":
 cdef extern from "<sys/epoll.h>":
     enum: EPOLLIN
 
-INTERFACE = 1
+INTERFACE = 2
 
 ctypedef unsigned char byte
 
@@ -497,18 +501,21 @@ cdef inline bytes exact(data):
 
 # -- engine/put.py -----------------------------------------------------------------------------------------------------
 
-cdef bytes older(table, bytes key):
-    """`Table.older`."""
-    cdef bytes truncation, record
+cdef bytes older(table, bytes key, Records kept):
+    """`Table.older`; with what the base has kept, the same for a client."""
+    cdef bytes record
     for memtable in table.frozen:
         record = (<Records?>memtable.records).found(key)
         if record is not None:
             return record
-    record = table.base.get(key)
-    if record is not None:
-        truncation = table.truncation
-        if record < truncation:
-            return None
+    if kept is None:
+        record = table.base.get(key)
+    else:
+        record = kept.found(key)
+        if record is None:
+            record = table.base.read(key)
+    if record is not None and record < <bytes?>table.truncation:
+        return None
     return record
 
 
@@ -546,7 +553,7 @@ def put_each(table, int op, items, bytes flags not None, bytes expiry not None, 
             old = records.found(key)
             in_active = old is not None
             if not in_active:
-                old = older(table, key)
+                old = older(table, key, None)
             if old is not None and PyBytes_GET_SIZE(old) < VALUE_AT:
                 old = old[:DIGEST_AT] + bytes(VALUE_AT - PyBytes_GET_SIZE(old)) + old[DIGEST_AT:]  # damaged
             if made:
@@ -589,7 +596,7 @@ def put_each(table, int op, items, bytes flags not None, bytes expiry not None, 
             changed[leaf - leaves.leaves] = 1
             add_digest(leaf, data_of(record) + DIGEST_AT)
             if old is None:
-                leaf.count += 1
+                leaf.count += (flag & PURGED) == 0
                 if not flag:
                     live += 1
                 elif flag == EXPIRY and record[VALUE_AT:OVERHEAD] >= later:
@@ -606,10 +613,8 @@ def put_each(table, int op, items, bytes flags not None, bytes expiry not None, 
                         if not in_active or record[VALUE_AT:OVERHEAD] < before:
                             active.expiries.new.append(key)
                     else:
-                        if old_flag & PURGED:
-                            leaf.count += 1
-                        else:
-                            table.count(key, old, -1)
+                        leaf.count += <uint64_t>((old_flag & PURGED) != 0) - <uint64_t>((flag & PURGED) != 0)
+                        table.count(key, old, -1)
                         table.count(key, record, 1)
             if in_active:
                 grown += record_size - PyBytes_GET_SIZE(old)
@@ -627,42 +632,92 @@ def put_each(table, int op, items, bytes flags not None, bytes expiry not None, 
 
 def get_each(table, list requests not None, Py_ssize_t room):
     cdef list values = []
-    cdef Records records = table.records
+    cdef Records records = table.records, kept = None
     cdef bytes now = b"", key, record, value
     cdef Py_ssize_t number
     cdef byte flag
-    for number in range(len(requests)):
-        if room < 0:
-            break
-        if not number % TOGETHER:
-            records.prefetch(requests, number)
-        key = exact(requests[number][1])
-        record = records.found(key)
-        if record is None and 0 < len(key) <= KEY_BYTES_MAX:
-            with table.lock:
-                record = (<Records?>table.active.records).found(key)
+    lock = table.lock
+    try:
+        for number in range(len(requests)):
+            if room < 0:
+                break
+            if not number % TOGETHER:
+                records.prefetch(requests, number)
+                if kept is not None:
+                    kept.prefetch(requests, number)
+            key = exact(requests[number][1])
+            record = records.found(key)
+            if record is None and 0 < len(key) <= KEY_BYTES_MAX:
+                if kept is None:  # from here on with the lock held
+                    lock.acquire()
+                    records, kept = table.active.records, table.base.kept
+                    kept.prefetch(requests, number)
+                    record = records.found(key)
                 if record is None:
-                    record = older(table, key)
-            records = table.records  # which another thread may have hidden or replaced
-        if record is None:
-            value = None
-        elif PyBytes_GET_SIZE(record) < VALUE_AT:
-            value = table.get(key)  # damaged
-        else:
-            flag = data_of(record)[FLAGS_AT]
-            if not flag:
-                value = bytes_of(data_of(record) + VALUE_AT, PyBytes_GET_SIZE(record) - VALUE_AT)
-            elif flag == EXPIRY:
-                if not now:
-                    now = table.packed_now()
-                    records = table.records
-                value = record[OVERHEAD:] if record[VALUE_AT:OVERHEAD] > now else None
-            else:
+                    record = older(table, key, kept)
+            if record is None:
                 value = None
-        values.append(value)
-        if value is not None:
-            room -= PyBytes_GET_SIZE(value)
+            elif PyBytes_GET_SIZE(record) < VALUE_AT:
+                value = table.get(key)  # damaged
+            else:
+                flag = data_of(record)[FLAGS_AT]
+                if not flag:
+                    value = bytes_of(data_of(record) + VALUE_AT, PyBytes_GET_SIZE(record) - VALUE_AT)
+                elif flag == EXPIRY:
+                    now = now or table.packed_now()
+                    value = record[OVERHEAD:] if record[VALUE_AT:OVERHEAD] > now else None
+                else:
+                    value = None
+            values.append(value)
+            if value is not None:
+                room -= PyBytes_GET_SIZE(value)
+    finally:
+        if kept is not None:
+            lock.release()
     return values
+
+
+def sums(table, keys, long long amount, list totals not None):
+    cdef Records records = table.active.records
+    cdef bytes key, old, text
+    cdef long long number
+    for item in keys:
+        key = exact(item)
+        old = records.found(key)
+        if old is None or PyBytes_GET_SIZE(old) < VALUE_AT or data_of(old)[FLAGS_AT]:
+            old = table.shown(key)
+        if old is None:
+            number = 0
+        elif data_of(old)[FLAGS_AT] or not read_number(
+            data_of(old) + VALUE_AT, PyBytes_GET_SIZE(old) - VALUE_AT, &number
+        ):
+            return
+        if __builtin_saddll_overflow(number, amount, &number):
+            return
+        text = number_text(number)
+        totals.append(number)
+        yield None, key, text
+
+
+cdef bint read_number(const byte *text, Py_ssize_t size, long long *number) noexcept nogil:
+    """`strict_integer`."""
+    cdef bint is_negative = size > 1 and text[0] == c'-'
+    cdef Py_ssize_t at = is_negative
+    number[0] = 0
+    if at == size or size - at > 19 or (text[at] == c'0' and size > 1):
+        return False
+    for at in range(at, size):
+        if not c'0' <= text[at] <= c'9':
+            return False
+        if __builtin_smulll_overflow(number[0], 10, number) or __builtin_ssubll_overflow(
+            number[0], text[at] - c'0', number
+        ):
+            return False  # it is summed up below zero, where there is one number more
+    return is_negative or not __builtin_ssubll_overflow(0, number[0], number)
+
+cdef bytes number_text(long long number):
+    cdef char text[24]
+    return bytes_of(<byte *>text, snprintf(text, 24, "%lld", number))
 
 
 # -- engine/log/segment.py ---------------------------------------------------------------------------------------------

@@ -52,6 +52,7 @@ from merklekv.engine.options import (
     require_options,
     require_path,
 )
+from merklekv.engine.put import sums
 from merklekv.engine.record import (
     EXPIRY,
     EXPIRY_MAX,
@@ -60,7 +61,6 @@ from merklekv.engine.record import (
     RECORD_OVERHEAD,
     TOMBSTONE,
     Pair,
-    flags_of,
     head_of,
     is_live,
     pack_expiry,
@@ -335,12 +335,14 @@ class Engine:
 
     def mset(self, pairs: list[Pair]) -> None:
         """Stores all values or none, also across a crash: they share a frame of the log."""
-        size = 0
+        size = (ENTRY.size + HEAD_SIZE) * len(pairs)
         for key, value in pairs:
-            self.table.require_sizes(key, value)
-            size += ENTRY.size + len(key) + HEAD_SIZE + len(value)
+            key_size, value_size = len(key), len(value)
+            if not 0 < key_size <= MAX_KEY_SIZE or value_size > self.table.max_value_size:
+                self.table.require_sizes(key, value)
+            size += key_size + value_size
         with self.transaction(size):
-            self._put(OP_SET, [(None, *pair) for pair in pairs])
+            self._put(OP_SET, [(key, key, value) for key, value in pairs])
 
     def delete(self, key: bytes, op: int = OP_DEL) -> bool:
         """Removes a key; whether there was one.  `op`: what the log calls it, one of DELETIONS."""
@@ -350,16 +352,33 @@ class Engine:
                 self._delete(op, key, record)
             return record is not None
 
-    def delete_batch(self, keys: Iterable[bytes]) -> list[bool]:
+    def delete_batch(self, keys: Sequence[bytes]) -> list[bool]:
         """Does `delete` for one key after the other; whether there was one of each, up to the first refused."""
         deleted: list[bool] = []
         with self.lock:
             try:
-                for key in keys:
-                    deleted.append(self.delete(key))
+                while len(deleted) < len(keys):
+                    self._delete_together(keys[len(deleted) :], deleted)
+                    deleted += [self.delete(key) for key in keys[len(deleted) : len(deleted) + 1]]
             except Exception:  # noqa: BLE001, S110  also of memory: `delete` of the refused one says why
                 pass
         return deleted
+
+    def _delete_together(self, keys: Sequence[bytes], deleted: list[bool]) -> None:
+        """Deletes keys up to the first that has to be deleted by itself, and adds to `deleted` which were there."""
+        if self.tombstone_gc.is_lone:
+            self.gate.require_open()
+            self.table.put_markers(OP_DEL, self.tombstone_gc.markers(keys, deleted))
+        else:
+            self._put(OP_DEL, self._deletions(keys, deleted), FLAGS[TOMBSTONE], urgent=True)
+
+    def _deletions(self, keys: Sequence[bytes], deleted: list[bool]) -> Iterator[tuple[None, bytes, bytes]]:
+        for key in keys:
+            was_there = self.table.shown(key) is not None
+            if was_there:
+                yield None, key, b""
+                self.table.list_tombstone(key)
+            deleted.append(was_there)
 
     def _delete(self, op: int, key: bytes, record: bytes) -> None:
         if self.tombstone_gc.is_lone:
@@ -402,21 +421,10 @@ class Engine:
         with self.lock:
             before = self.log.appended
             try:
-                self._put(OP_INCR if amount >= 0 else OP_DECR, self._sums(keys, amount, totals))
+                self._put(OP_INCR if amount >= 0 else OP_DECR, sums(self.table, keys, amount, totals))
             except Exception:  # noqa: BLE001, S110  also of memory: `increment` of the refused one says why
                 pass
             return totals[: self.log.appended - before]
-
-    def _sums(self, keys: Iterable[bytes], amount: int, totals: list[int]) -> Iterator[tuple[None, bytes, bytes]]:
-        """What to store for `increment_batch`; each one is stored before the next is asked for."""
-        shown = self.table.shown
-        for key in keys:
-            old = shown(key)
-            number = 0 if old is None else None if flags_of(old) else strict_integer(value_of(old))
-            if number is None or not INT64_MIN <= number + amount <= INT64_MAX:
-                return
-            totals.append(number + amount)
-            yield None, key, b"%d" % totals[-1]
 
     def append(self, key: bytes, value: bytes) -> bytes:
         """Puts bytes behind a value, a missing key counting as empty; returns the new value."""

@@ -1,6 +1,6 @@
-"""The two loops in which a batch spends its time: records that are written, and values that are read."""
+"""The loops in which a batch spends its time: records that are written, numbers that grow, and values that are read."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from xxhash import xxh3_128_digest
@@ -8,6 +8,7 @@ from xxhash import xxh3_128_digest
 from merklekv.core import compiled
 from merklekv.engine.clock import COUNTER_MASK, pack_version
 from merklekv.engine.format import ENTRY, MAX_KEY_SIZE, REMOTE
+from merklekv.engine.integers import INT64_MAX, INT64_MIN, strict_integer
 from merklekv.engine.memtable import KEY_OVERHEAD
 from merklekv.engine.record import (
     DIGEST_AT,
@@ -84,7 +85,7 @@ def put_each(
             changed[bucket] = 1
             if old is None:
                 sums[bucket] += from_bytes(digest)
-                counts[bucket] += 1
+                counts[bucket] += not flag & PURGED
                 if not flag:
                     live += 1
                 elif flag == EXPIRY and record[VALUE_AT:RECORD_OVERHEAD] >= later:
@@ -103,10 +104,8 @@ def put_each(
                         if in_active is None or after < before:  # else the expirer finds the key in time
                             active.expiries.new.append(key)
                     else:
-                        if old[FLAGS_AT] & PURGED:
-                            counts[bucket] += 1
-                        else:
-                            table.count(key, old, -1)
+                        counts[bucket] += bool(old[FLAGS_AT] & PURGED) - bool(flag & PURGED)
+                        table.count(key, old, -1)
                         table.count(key, record, 1)
             if in_active is None:
                 grown += key_size + record_size + KEY_OVERHEAD
@@ -120,6 +119,21 @@ def put_each(
             log_.sequence += count
         active.size += grown
         table.live_count += live
+
+
+@compiled
+def sums(table: "Table", keys: Iterable[bytes], amount: int, totals: list[int]) -> Iterator[tuple[None, bytes, bytes]]:
+    """The sums of numbers and an amount, as items for `put_each`, up to the first that is to be refused, or expires.
+
+    Each is stored, and in `totals`, before the next one is asked for.
+    """
+    for key in keys:
+        old = table.shown(key)
+        number = 0 if old is None else None if old[FLAGS_AT] else strict_integer(old[VALUE_AT:])
+        if number is None or not INT64_MIN <= number + amount <= INT64_MAX:
+            return
+        totals.append(number + amount)
+        yield None, key, b"%d" % totals[-1]
 
 
 @compiled

@@ -45,7 +45,7 @@ from merklekv.engine.format import (
     REMOTE,
 )
 from merklekv.engine.log.writer import Log
-from merklekv.engine.memtable import KEY_OVERHEAD, Memtable, Records, prefix_end
+from merklekv.engine.memtable import Memtable, Records, prefix_end
 from merklekv.engine.merkle import COUNT_MASK, EMPTY_ROOT, LEAF_MASK, MerkleTree, term_of
 from merklekv.engine.put import get_each, put_each
 from merklekv.engine.record import (
@@ -54,6 +54,7 @@ from merklekv.engine.record import (
     FLAGS,
     FLAGS_AT,
     NS_PER_MS,
+    PURGED,
     RECORD_OVERHEAD,
     TOMBSTONE,
     VALUE_AT,
@@ -85,6 +86,7 @@ RANDOM_MEMTABLE_SHARE: Final = 0.5
 INNER_SLICE: Final = 32  # inner nodes whose digests are computed at once, up to 2 ms
 LEAVES_SLICE: Final = 2000  # changed leaves that are packed between two yields, about 1 ms
 
+_HIDDEN: Final = Records()  # stays empty
 _entry = ENTRY.pack
 _join = b"".join
 from_bytes = int.from_bytes
@@ -172,7 +174,7 @@ class Table:
             if not 0 < len(key) <= MAX_KEY_SIZE:
                 return None
             with self.lock:
-                record = self.lookup(key)
+                record = self.read(key)
         if record is None:
             return None
         flags = record[FLAGS_AT]
@@ -306,15 +308,21 @@ class Table:
         record = self.active.records.get(key)
         return self.older(key) if record is None else record
 
+    def read(self, key: bytes) -> bytes | None:
+        """Like `lookup`, for a client, see `Base.read`."""
+        for table in self.tables:
+            record = table.records.get(key)
+            if record is not None:
+                return record
+        record = self.base.read(key)
+        return record if record is None or record >= self.truncation else None
+
     def older(self, key: bytes) -> bytes | None:
         """The newest record of a key below the active memtable, purge markers too."""
         for table in self.frozen:
             record = table.records.get(key)
             if record is not None:
                 return record
-        return self._base_record(key)
-
-    def _base_record(self, key: bytes) -> bytes | None:
         record = self.base.get(key)
         return record if record is None or record >= self.truncation else None
 
@@ -451,19 +459,15 @@ class Table:
 
     def purge(self, key: bytes, old: bytes) -> None:
         """Removes a key's record `old` without a trace: a purge marker hides it until the base drops it."""
-        self._hide(OP_PURGE, key, old, purge_marker(old))
+        self.put_markers(OP_PURGE, [(None, key, purge_marker(old))])
 
     def delete(self, op: int, key: bytes, old: bytes) -> None:
         """Like `purge`, but for a client: the log has a deletion, of now."""
-        self._hide(op, key, old, deletion_marker(old, self.clock.gate.wall()))
+        self.put_markers(op, [(None, key, deletion_marker(old, self.clock.gate.wall()))])
 
-    def _hide(self, op: int, key: bytes, old: bytes, marker: bytes) -> None:
-        self.append(op | REMOTE, key, marker)
-        in_active = self.active.records.get(key)
-        self.active.size += len(marker) + (len(key) + KEY_OVERHEAD if in_active is None else -len(in_active))
-        self.active.records[key] = marker
-        self.tree.add(key, old, -1)
-        self.count(key, old, -1)
+    def put_markers(self, op: int, items: Iterable[Sequence[Any]]) -> None:
+        """Puts purge markers, as (anything, key, marker), in the place of records."""
+        put_each(self, op | REMOTE, items, FLAGS[0], b"", made=True, urgent=True)
 
     @property
     def watermark(self) -> bytes:
@@ -476,10 +480,10 @@ class Table:
         self.later = pack_expiry(from_bytes(place[:EXPIRY_SIZE], "big") + 1)  # this expiry is above it with any key
 
     def count(self, key: bytes, record: bytes, change: int) -> None:
-        """Counts a record in the counters, or out of them with a `change` of -1."""
+        """Counts a record in, or out with a `change` of -1.  Purge markers do not count."""
         flags = record[FLAGS_AT]
         if flags & TOMBSTONE:
-            self.tombstone_count += change
+            self.tombstone_count += 0 if flags & PURGED else change
             return
         self.live_count += change
         if flags == EXPIRY:
@@ -647,9 +651,9 @@ class Table:
 
     def _adopt_active(self, table: Memtable) -> None:
         self.active = table
-        self.records = Records() if self.is_hidden else table.records
+        self.records = _HIDDEN if self.is_hidden else table.records
 
     def hide(self, hidden: bool) -> None:
         """Makes reads of other threads wait for the lock, so that they see nothing between two writes; ends that."""
         self.is_hidden = hidden
-        self.records = Records() if hidden else self.active.records
+        self.records = _HIDDEN if hidden else self.active.records

@@ -13,7 +13,7 @@ directory until `join`, or until a replication cursor says that its events are p
 purged until then has no tombstone, so `purged_through` tells replication how far that goes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -26,6 +26,7 @@ from merklekv.engine.record import (
     NS_PER_MS,
     VERSION_SIZE,
     ZERO_VERSION,
+    deletion_marker,
     expiry_of,
     flags_of,
     is_purge_marker,
@@ -107,6 +108,20 @@ class TombstoneGC:
         self._table.gate.require_open()
         self._note_purge(record)
         self._table.delete(op, key, record)
+
+    def markers(self, keys: Iterable[bytes], deleted: list[bool]) -> Iterator[tuple[None, bytes, bytes]]:
+        """The purge markers for keys of a lone node, as items for `put_each`, up to the first that needs a note.
+
+        Which keys were there is in `deleted`, once their markers are stored.
+        """
+        noted, wall = self._table.metadata.get(METADATA_PURGED, b""), self._table.clock.gate.wall
+        for key in keys:
+            record = self._table.shown(key)
+            if record is not None:
+                if record > noted:
+                    return
+                yield None, key, deletion_marker(record, wall())
+            deleted.append(record is not None)
 
     def purge_lone(self, key: bytes, record: bytes) -> None:
         """Purges a tombstone or an expired record of a lone node.  Raises Shortage, with nothing purged."""

@@ -12,12 +12,12 @@ from fixtures.engines import NOON, Wall
 
 from merklekv.engine.checkpoint.checkpointer import FROZEN_TABLES_MAX
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import MAX_KEY_SIZE, MAX_VALUE_SIZE_LIMIT, OP_SET
+from merklekv.engine.format import ENTRY, MAX_KEY_SIZE, MAX_VALUE_SIZE_LIMIT, OP_SET
 from merklekv.engine.integers import INT64_MAX, INT64_MIN
 from merklekv.engine.log import writer as log_module
 from merklekv.engine.memtable import KEY_OVERHEAD
 from merklekv.engine.options import MIN_MEMTABLE_SIZE
-from merklekv.engine.record import op_id_of, timestamp_of, version_of
+from merklekv.engine.record import deletion_marker, op_id_of, timestamp_of, version_of
 from merklekv.errors import InvalidArgument, NotANumber, NumberOverflow, Shortage, Stalled, StorageFailed
 
 
@@ -295,16 +295,14 @@ def test_a_batch_of_deletions_ends_before_the_first_that_is_refused(
     for key in (b"a", b"b", b"c"):
         engine.set(key, b"v")
     assert engine.delete_batch([b"a", b"a", b"", b"b"]) == [True, False, False, True]
-    refused = iter([False, True])
-    require_open = engine.gate.require_open
 
-    def full() -> None:
-        if next(refused):
-            raise Shortage("disk full")
-        require_open()
+    def full(size: int, urgent: bool) -> None:
+        raise Shortage("disk full")
 
     engine.set(b"a", b"v")
-    monkeypatch.setattr(engine.gate, "require_open", full)
+    marker = deletion_marker(engine.record(b"a") or b"", 0)
+    engine.log.urgent_room = engine.log.pending_size + ENTRY.size + len(b"a") + len(marker)
+    monkeypatch.setattr(engine.log, "reserve", full)
     assert engine.delete_batch([b"a", b"c", b"b"]) == [True]
     assert engines.values(engine) == {b"c": b"v"}
 

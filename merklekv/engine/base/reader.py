@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import lmdb
 from xxhash import xxh3_64_digest
@@ -14,6 +14,7 @@ from merklekv.engine.access import damage
 from merklekv.engine.base.environment import METADATA_PREFIX, OPEN_PATIENCE_S, opened, translate
 from merklekv.engine.base.places import PLACE_SPLIT, bucket_of_place, shared_list
 from merklekv.engine.format import INNER_NODES, MAX_KEY_SIZE
+from merklekv.engine.memtable import Records, charge
 from merklekv.engine.merkle import NO_LEAVES
 from merklekv.engine.record import (
     EXPIRY_SIZE,
@@ -22,6 +23,9 @@ from merklekv.engine.record import (
     ZERO_VERSION,
     Pair,
 )
+
+KEPT_BYTES: Final = 32 << 20  # of records that clients have read
+KEPT_RECORD_SIZE: Final = 1024  # larger ones are not kept: there the copying costs more than the search
 
 
 class Space(NamedTuple):
@@ -124,6 +128,8 @@ class Base:
         except lmdb.Error as error:
             raise translate(error, self.path) from error
         self.get: Callable[[bytes], bytes | None] = txn.get  # the hot path: one C call
+        self.kept = Records()  # what clients have read of this snapshot lately
+        self._kept_size = 0
         current = self.current = BaseSnapshot(txn, *self._databases)
         self.checkpoint_lsn = current.number(b"checkpoint_lsn")
         self.checkpointing = txn.get(b"checkpointing", None, db=current.meta) is not None
@@ -131,6 +137,21 @@ class Base:
         self.newest = txn.get(b"newest", ZERO_VERSION, db=current.meta)
         self.live = current.number(b"live")
         self.dead = current.number(b"dead")
+
+    def read(self, key: bytes) -> bytes | None:
+        """Like `get`, for a client: it may soon ask for the same again, which then costs a fifth.
+
+        Up to KEPT_BYTES of small records are kept.
+        """
+        record = self.kept.get(key)
+        if record is None:
+            record = self.get(key)
+            if record is not None and len(record) <= KEPT_RECORD_SIZE:
+                self._kept_size += charge(key, record)
+                if self._kept_size > KEPT_BYTES:
+                    self.kept, self._kept_size = Records(), charge(key, record)
+                self.kept[key] = record
+        return record
 
     @property
     def space(self) -> Space:
