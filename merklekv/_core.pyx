@@ -755,6 +755,7 @@ def pack_frame(lsn, position, synced, sequence, local_count, entry_count, list e
 
 cdef enum:
     EACH = 1024  # connections at a time
+    GATHERED_MAX = 128  # see net/tick.py
 
 cdef class Sockets:
     cdef byte *buffer
@@ -770,7 +771,7 @@ cdef class Sockets:
         free(self.buffer)
 
     def read_each(self, list events not None, dict connections not None, Py_ssize_t share, now,
-                  dict singles not None, list pipelines not None, list odd not None, list ended not None):
+                  dict batches not None, list pipelines not None, list odd not None, list ended not None):
         cdef list ready = []
         cdef PyObject *found
         cdef Py_ssize_t received = 0, done = 0
@@ -781,12 +782,12 @@ cdef class Sockets:
             else:
                 ready.append(<object>found)
         while done < len(ready):
-            done, received = self._read_some(ready, done, received, share, now, singles, pipelines, ended)
+            done, received = self._read_some(ready, done, received, share, now, batches, pipelines, ended)
         return received
 
     cdef (Py_ssize_t, Py_ssize_t) _read_some(
         self, list ready, Py_ssize_t first, Py_ssize_t received, Py_ssize_t share, now,
-        dict singles, list pipelines, list ended
+        dict batches, list pipelines, list ended
     ):
         cdef int fds[EACH]
         cdef Py_ssize_t sizes[EACH]
@@ -815,7 +816,7 @@ cdef class Sockets:
                     connection.last_active = now
                     data = bytes_of(start, got)
                     received += got
-                    gather(connection, connection.feed(data), singles, pipelines)
+                    gather(connection, connection.feed(data), batches, pipelines)
                 elif got == 0:
                     ended.append((connection, None))
                 else:
@@ -882,20 +883,21 @@ cdef class Sockets:
                 looks.append((connection, problem))
         return given
 
-cdef int gather(connection, list requests, dict singles, list pipelines) except -1:
+cdef int gather(connection, list requests, dict batches, list pipelines) except -1:
     cdef PyObject *found
-    if len(requests) == 1:
-        entry = connection.find(requests[0][0])
-        if entry is not None and entry.batches:
-            found = PyDict_GetItemWithError(singles, entry)
-            if found == NULL:
-                singles[entry] = ([connection], requests)
-            else:
-                (<list>(<tuple>found)[0]).append(connection)
-                (<list>(<tuple>found)[1]).append(requests[0])
-            return 0
-    if requests:
+    cdef Py_ssize_t count = len(requests)
+    if not count:
+        return 0
+    entry = connection.find(requests[0][0])
+    if entry is None or not entry.batches or count_alike(requests, 0, GATHERED_MAX + 1) < count:
         pipelines.append((connection, requests))
+        return 0
+    found = PyDict_GetItemWithError(batches, entry)
+    if found == NULL:
+        batches[entry] = ([connection] * count, requests)
+    else:
+        (<list>(<tuple>found)[0]).extend([connection] * count)
+        (<list>(<tuple>found)[1]).extend(requests)
     return 0
 
 
@@ -916,11 +918,17 @@ def answer_each(entry, list connections not None, list replies not None, list an
 
 
 def alike(list requests not None, Py_ssize_t first, Py_ssize_t most):
-    cdef list found = []
-    name, parts = requests[first][0], len(requests[first])
+    if not 0 <= first < len(requests):
+        raise IndexError(first)
+    return requests[first:first + count_alike(requests, first, most)]
+
+cdef Py_ssize_t count_alike(list requests, Py_ssize_t first, Py_ssize_t most) except -1:
+    cdef Py_ssize_t count = 0
+    one = requests[first]
+    name, parts = one[0], len(one)
     for number in range(first, min(len(requests), first + most)):
         request = requests[number]
         if len(request) != parts or (request[0] is not name and request[0] != name):
             break
-        found.append(request)
-    return found
+        count += 1
+    return count

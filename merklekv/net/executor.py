@@ -66,7 +66,7 @@ class Executor:
         if not replies:
             self.answered.append(connection)
         room = budget = self._output_soft - connection.unsent_bytes
-        at, end = 0, len(requests)
+        at, end, entry = 0, len(requests), connection.entry
         began = monotonic()  # of each request
         others_at = began + limits.PIPELINE_S
         # The worker asks until a long command ends.

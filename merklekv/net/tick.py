@@ -14,8 +14,10 @@ from merklekv.net.connection import Connection
 from merklekv.net.protocol.text import Request
 from merklekv.net.registry import Entry
 
+GATHERED_MAX = 128  # requests of one connection that run together with those of others
+
 Event = tuple[int, int]  # of epoll: a descriptor, and what has happened
-Singles = dict[Entry, tuple[list[Connection], list[Request]]]
+Batches = dict[Entry, tuple[list[Connection], list[Request]]]
 
 
 @compiled
@@ -31,14 +33,14 @@ class Sockets:
         connections: Mapping[int, Connection],
         share: int,
         now: float,
-        singles: Singles,
+        batches: Batches,
         pipelines: list[tuple[Connection, list[Request]]],
         odd: list[Event],
         ended: list[tuple[Connection, Exception | None]],
     ) -> int:
         """Reads up to `share` bytes from each connection that has input and needs no attention. Returns how many.
 
-        A single request of a command with a batch goes to `singles`, by its command; all others to `pipelines`.
+        Up to GATHERED_MAX requests of one command, and of as many parts, go to `batches`; all others to `pipelines`.
         Events of anything else go to `odd`. Connections without further input go to `ended`, also those that fail.
         """
         received = 0
@@ -52,7 +54,7 @@ class Sockets:
                 if data:
                     connection.last_active = now
                     received += len(data)
-                    _sort(connection, connection.feed(data), singles, pipelines)
+                    _sort(connection, connection.feed(data), batches, pipelines)
                 else:
                     ended.append((connection, None))
             except BlockingIOError:
@@ -94,18 +96,19 @@ class Sockets:
 def _sort(
     connection: Connection,
     requests: list[Request],
-    singles: Singles,
+    batches: Batches,
     pipelines: list[tuple[Connection, list[Request]]],
 ) -> None:
-    if len(requests) == 1 and (entry := connection.find(requests[0][0])) and entry.batches:
-        same = singles.get(entry)
-        if same is None:
-            singles[entry] = ([connection], requests)
-        else:
-            same[0].append(connection)
-            same[1].append(requests[0])
-    elif requests:
+    if not requests:
+        return
+    entry = connection.find(requests[0][0])
+    if entry is None or not entry.batches or len(alike(requests, 0, GATHERED_MAX + 1)) < len(requests):
         pipelines.append((connection, requests))
+    elif (same := batches.get(entry)) is None:
+        batches[entry] = ([connection] * len(requests), requests)
+    else:
+        same[0].extend([connection] * len(requests))
+        same[1].extend(requests)
 
 
 @compiled

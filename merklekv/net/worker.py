@@ -35,8 +35,9 @@ from merklekv.net.executor import Executor
 from merklekv.net.paused import Paused
 from merklekv.net.protocol.resp import Push
 from merklekv.net.protocol.text import Request
+from merklekv.net.registry import Entry
 from merklekv.net.session import Context
-from merklekv.net.tick import Event, Singles, Sockets
+from merklekv.net.tick import Batches, Event, Sockets
 from merklekv.net.waiting import Signal
 from merklekv.pause import pause
 
@@ -160,7 +161,7 @@ class Worker(threading.Thread):
         if events:
             self._serve(events, now)
             # The commit waits for the disk: requests that have arrived meanwhile share that wait.
-            gatherings = limits.GATHERINGS_MAX
+            gatherings = limits.GATHERINGS_MAX if len(events) < len(self.connections) else 0
             while gatherings and self._engine.sync_is_due and (events := self._epoll.poll(0, EVENTS_MAX)):
                 self._serve(events, now)
                 gatherings -= 1
@@ -177,16 +178,16 @@ class Worker(threading.Thread):
     def _serve(self, events: list[tuple[int, int]], now: float) -> None:
         """Reads each ready connection once and runs what it asks for.
 
-        Single requests of a command that can run many wait until all connections are read, and then run together.
+        Requests of a command that can run many wait until all connections are read, and then run together.
         """
         share = limits.TICK_BYTES // len(events)
         share = max(limits.RECEIVE_BYTES_MIN, min(limits.RECEIVE_BYTES_MAX, share))
         executor = self._executor
-        singles: Singles = {}
+        batches: Batches = {}
         pipelines: list[tuple[Connection, list[Request]]] = []
         odd: list[Event] = []
         ended: list[tuple[Connection, Exception | None]] = []
-        received = self._sockets.read_each(events, self.connections, share, now, singles, pipelines, odd, ended)
+        received = self._sockets.read_each(events, self.connections, share, now, batches, pipelines, odd, ended)
         for fd, event in odd:
             received += self._serve_odd(fd, event, share, now, pipelines, ended)
         self._context.traffic.input_bytes += received
@@ -195,18 +196,26 @@ class Worker(threading.Thread):
         for connection, requests in pipelines:
             if connection.state is OPEN:  # else another one has closed it
                 self._run(connection, requests)
-        for entry, (connections, gathered) in singles.items():
+        for entry, (connections, requests) in batches.items():
             try:
-                while gathered:
-                    done = executor.run_each(entry, connections, gathered) if len(gathered) > 1 else 0
-                    if not done:
-                        done = 1
-                        executor.run(connections[0], gathered[:1])
-                    del connections[:done], gathered[:done]
-                    self._flush_early()
+                self._run_batch(entry, connections, requests)
             except Exception as problem:  # noqa: BLE001  logged by `fail`
-                for connection in connections:
+                for connection in dict.fromkeys(connections):
                     executor.fail(connection, problem)
+
+    def _run_batch(self, entry: Entry, connections: list[Connection], requests: list[Request]) -> None:
+        """Runs requests of one command, in their order, and takes those that are done out of both lists."""
+        executor = self._executor
+        is_sent = False  # after that, a connection may have to wait until its client has read more
+        while requests:
+            done = executor.run_each(entry, connections, requests) if len(requests) > 1 and not is_sent else 0
+            if not done:  # the first one runs by itself, and behind it what its client has sent with it
+                connection, done = connections[0], 1
+                while done < len(requests) and connections[done] is connection:
+                    done += 1
+                executor.run(connection, requests[:done])
+            del connections[:done], requests[:done]
+            is_sent = self._flush_early() or is_sent
 
     def _serve_odd(
         self,
@@ -275,10 +284,12 @@ class Worker(threading.Thread):
             self._executor.fail(connection, problem)
         self._flush_early()
 
-    def _flush_early(self) -> None:
-        """Sends before the end of the tick when there are too many replies."""
+    def _flush_early(self) -> bool:
+        """Sends before the end of the tick when there are too many replies; whether it did."""
         if self._executor.output > limits.TICK_OUTPUT_BYTES:
             self._flush()
+            return True
+        return False
 
     def _timeout(self) -> float:
         if self._calls.waiting:

@@ -250,10 +250,14 @@ class Checkpointer:
     # -- back-pressure: with the engine's lock held --------------------------------------------------------------------
 
     def _update_backlog(self) -> None:
-        done = self._share * sum(table.charged for table in self._running)
-        backlog = sum(table.charged for table in self._table.tables) - done
-        self._gate.is_behind = backlog > BACKLOG_TABLES * self.memtable_size
-        self._gate.update()
+        backlog: float = self._table.active.charged
+        if self._table.frozen:
+            backlog += sum(table.charged for table in self._table.frozen)
+            backlog -= self._share * sum(table.charged for table in self._running)
+        is_behind = backlog > BACKLOG_TABLES * self.memtable_size
+        if is_behind != self._gate.is_behind:
+            self._gate.is_behind = is_behind
+            self._gate.update()
 
     def _blocked(self, error: Shortage) -> None:
         with self._lock:
