@@ -16,6 +16,10 @@ COMPARISON, REPLICATION, EXCHANGE = "figures.json", "replication.json", "exchang
 PAGE = "report.md"
 UNITS = {"_ms": "ms", "_per_s": "per second", "_percent": "%"}  # of replication's figures, by the end of their names
 
+MISSING = {
+    "compiled": "The compiled core is not built: no column for it.",
+    "null": "There is no C compiler: no column for the null server.",
+}
 WORKS = {
     "latency": "a write acknowledged on A until it can be read on B, with 1,000 other writes a second",
     "sustained": "pipelined writes on A, until B has all",
@@ -47,7 +51,25 @@ def write(results: Path, directory: Path, since: float, failed: list[str]) -> Pa
 
 
 def _comparison(found: Any, results: Path) -> list[str]:
-    return ["## Against Redis, and on its own", "", "![](figures.png)", "", *_figures(found["figures"])]
+    lines = ["## Against Redis, and on its own", "", "![](figures.png)", "", *_figures(found["figures"])]
+    compared = [figure for figure in found["figures"] if figure["servers"]]
+    if compared:
+        lines += ["## CPU time and throughput of each server", "", "![](servers.png)", "", *_servers(compared)]
+    return lines
+
+
+def _servers(figures: list[dict[str, Any]]) -> list[str]:
+    """A table of what each server took for the same work, and the multiple of what Redis took; what is not there."""
+    names = list(figures[0]["servers"])
+    lines = [f"{text}\n" for name, text in MISSING.items() if name not in names]
+    rows = []
+    for figure in figures:
+        all_medians = [figure["servers"][name] for name in names]
+        cpu = [f"{medians['cpu_us']:,.1f} us ({medians['cpu_ratio']:.2f})" for medians in all_medians]
+        rate = [f"{medians['per_s']:,.0f}/s ({medians['per_s_ratio']:.2f})" for medians in all_medians]
+        rows.append([f"`{figure['name']}`", *cpu, *rate])
+    heads = [f"CPU per request, {name}" for name in names] + [f"rate, {name}" for name in names]
+    return [*lines, *_table(["row", *heads], rows)]
 
 
 def _replication(found: Any, results: Path) -> list[str]:
