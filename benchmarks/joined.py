@@ -1,4 +1,4 @@
-"""The report of everything.py: what compare.py, replication.py and exchange.py have written, on one page.
+"""The report of everything.py: what compare.py, replication.py, exchange.py and rivals.py have written, on one page.
 
 A part that was not measured in this run is left out, even if an earlier run has left its figures.
 """
@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import replication
 from matplotlib.axes import Axes
 from report import machine
 
-COMPARISON, REPLICATION, EXCHANGE = "figures.json", "replication.json", "exchange.json"
+COMPARISON, REPLICATION, EXCHANGE, RIVALS = "figures.json", "replication.json", "exchange.json", "rivals.json"
 PAGE = "report.md"
 UNITS = {"_ms": "ms", "_per_s": "per second", "_percent": "%"}  # of replication's figures, by the end of their names
 
@@ -40,6 +41,7 @@ def write(results: Path, directory: Path, since: float, failed: list[str]) -> Pa
         COMPARISON: _comparison,
         REPLICATION: _replication,
         EXCHANGE: _exchange,
+        RIVALS: _rivals,
     }
     for name, part in parts.items():
         file = results / name
@@ -78,7 +80,8 @@ def _replication(found: Any, results: Path) -> list[str]:
         [work, WORKS[work], ", ".join(f"{_words(name)} {value:,}" for name, value in figures.items())]
         for work, figures in found.items()
     ]
-    return ["## Replication", "", "![](replication.png)", "", *_table(["row", "work", "figures"], rows)]
+    lines = ["## Replication", "", "![](replication.png)", "", *_table(["row", "work", "figures"], rows)]
+    return lines + _figures([vars(figure) | {"reached": figure.reached} for figure in replication.judged(found)])
 
 
 def _exchange(found: Any, results: Path) -> list[str]:
@@ -91,6 +94,22 @@ def _exchange(found: Any, results: Path) -> list[str]:
         rows = [[f"{value:,.0f}" for value in point.values()] for point in curve]
         lines += _table([_words(name) for name in curve[0]], rows)
     return lines
+
+
+def _rivals(found: Any, results: Path) -> list[str]:
+    rows = [
+        [
+            f"`{row['row']}`",
+            name,
+            f"{figures['per_s']:,.0f}/s",
+            f"{figures['p99_ms']:.2f} ms",
+            f"{figures['cpu_us']:.1f} us",
+        ]
+        for row in found["rows"]
+        for name, figures in row["servers"].items()
+    ]
+    lines = [f"{text}\n" for text in found["missing"]]
+    return ["## Beside NATS and etcd", "", *lines, *_table(["row", "server", "rate", "p99", "CPU per request"], rows)]
 
 
 def _figures(figures: list[dict[str, Any]]) -> list[str]:

@@ -20,6 +20,7 @@ WIDTH = 160  # of a table that goes to a file or a log
 REACHED, MISSED = "tab:green", "tab:red"
 COLORS = {"Redis": "tab:red", "pure": "tab:blue", "compiled": "tab:green", "null": "tab:gray"}  # of versus.py's servers
 
+LONGEST = 4  # bar of a ratio: the null server would make all others short
 RATIOS = ("cpu_ratio", "per_s_ratio")  # of a server to Redis
 
 
@@ -121,7 +122,7 @@ def plot_servers(figures: list[Figure], where: dict[str, str], path: Path) -> No
         for number, name in enumerate(names):
             medians = [figure.servers[name] for figure in figures]
             places = [at + (number - (len(names) - 1) / 2) * thickness for at in range(len(figures))]
-            lengths = [one[ratio] for one in medians]
+            lengths = [min(one[ratio], LONGEST) for one in medians]
             bars = ax.barh(places, lengths, thickness, label=name, color=COLORS[name], alpha=0.7)
             ax.bar_label(bars, [label.format(one[what]) for one in medians], padding=2, fontsize="x-small")
         ax.axvline(1, color="gray", linestyle=":")
