@@ -1,7 +1,7 @@
 """All figures of this machine in one report: the comparison with Redis, replication, exchanges, and rivals.
 
-    make bench                                     everything, 20 to 35 minutes on an idle machine
-    make bench ARGS=--quick                        less of everything, 3 to 6 minutes; expect noise
+    make bench                                     everything, 40 to 60 minutes on an idle machine
+    make bench ARGS=--quick                        less of everything, 6 to 10 minutes; expect noise
     make bench ARGS="--part replication"           one part; may be given several times
 
 Runs compare.py, replication.py, exchange.py and rivals.py one after the other, each as it runs alone, and joins what

@@ -46,6 +46,7 @@ RECORD_BYTES = 16 + 41 + VALUE_BYTES  # key, head, value
 BATCH = 250
 PROBES = 4
 PROBE_EVERY_S = 0.01
+AWAKE_S = 0.5
 FIRST_MAX_MS = 5.0
 CURVE_DIFFERENT = 100  # keys that differ, whatever the size
 
@@ -292,8 +293,11 @@ def fresh(size: Size, directory: Path) -> list[Figure]:
     """What is first of its kind finds no order in memory, and no groups, that one before it would have made."""
     with pair(directory, size.keys, NEVER_MERGES) as nodes:
         scan = first_scan(nodes.nodes[0])
-        nodes.copy()
+        with awake(nodes.nodes[0]):
+            nodes.copy()
         nodes.change([0])
+        if int(status(nodes.nodes[0])["memtable_keys"]) < size.keys:
+            raise SystemExit("the keys are not in memory any more")
         with Relay(nodes.nodes[0].port) as relay:
             nodes.sync(relay.port)
         if nodes.first.call(b"HASH") != nodes.second.call(b"HASH"):
@@ -305,6 +309,25 @@ def fresh(size: Size, directory: Path) -> list[Figure]:
         _first("first-exchange", f"the first exchange {work}, to the first answer", hello),
         _first("first-buckets", f"the first exchange {work}, the first answer that compares records", buckets),
     ]
+
+
+@contextlib.contextmanager
+def awake(node: Node) -> Iterator[None]:
+    """Writes a key now and then: a node that is idle for some seconds makes a checkpoint."""
+    done = threading.Event()
+
+    def write() -> None:
+        with Client("127.0.0.1", node.port) as client:
+            while not done.wait(AWAKE_S):
+                client.call(b"SET", b"awake", b"")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield
+    finally:
+        done.set()
+        writer.join()
 
 
 def _first(name: str, work: str, milliseconds: float) -> Figure:

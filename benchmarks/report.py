@@ -130,7 +130,9 @@ def plot_servers(figures: list[Figure], where: dict[str, str], path: Path) -> No
     axes[0].set_yticks(range(len(figures)), [figure.work for figure in figures], fontsize="small")
     axes[0].invert_yaxis()
     axes[0].set_xlabel("CPU time per request, as a multiple of Redis's, shorter is better", fontsize="small")
-    axes[1].set_xlabel("requests a second, as a multiple of Redis's, longer is better", fontsize="small")
+    axes[1].set_xlabel(
+        f"requests a second, as a multiple of Redis's, longer is better; bars end at {LONGEST}", fontsize="small"
+    )
     axes[1].legend(fontsize="small")
     drawing.suptitle(f"{where['processor']}, {where['disk']}, {where['time']}", fontsize="small")
     drawing.tight_layout()
