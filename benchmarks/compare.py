@@ -5,8 +5,8 @@
     python benchmarks/compare.py --only get-50   one row; may be given several times
     python benchmarks/compare.py --list          the rows there are
 
-Prints a table, and writes figures.json and figures.png below benchmarks/results/.  The exit status is 0 whatever the
-figures are; only what does not work at all is an error.  benchmarks/README.md says how to read it.
+Prints a table, and writes figures.json, figures.png and servers.png below benchmarks/results/.  The exit status is 0
+whatever the figures are; only what does not work at all is an error.  benchmarks/README.md says how to read it.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from load import load, summarize
 from nodes import make_node
 from rich.console import Console
 
-SLOWEST_WINDOW_MIN = 0.5
+SLOWEST_WINDOW_MIN = 0.7
 LOAD_MEMORY_MAX_MB = {"64MiB": 500.0, "16MiB": 200.0}
 
 
@@ -120,9 +120,11 @@ def main() -> None:
     options.results.mkdir(parents=True, exist_ok=True)
     report.write_json(figures, where, options.results / "figures.json")
     report.plot(figures, where, options.results / "figures.png")
-    console.print(
-        f"written: {options.results}/figures.json, {options.results}/figures.png", highlight=False, soft_wrap=True
-    )
+    written = ["figures.json", "figures.png"]
+    if compared := [figure for figure in figures if figure.servers]:
+        report.plot_servers(compared, where, options.results / "servers.png")
+        written.append("servers.png")
+    console.print(f"written to {options.results}: {', '.join(written)}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""All figures of this machine in one report: the comparison with Redis, replication, and exchanges.
+"""All figures of this machine in one report: the comparison with Redis, replication, exchanges, and rivals.
 
-    make bench                                     everything, 20 to 35 minutes on an idle machine
-    make bench ARGS=--quick                        less of everything, 3 to 6 minutes; expect noise
+    make bench                                     everything, 40 to 60 minutes on an idle machine
+    make bench ARGS=--quick                        less of everything, 6 to 10 minutes; expect noise
     make bench ARGS="--part replication"           one part; may be given several times
 
-Runs compare.py, replication.py and exchange.py one after the other, each as it runs alone, and joins what they found.
+Runs compare.py, replication.py, exchange.py and rivals.py one after the other, each as it runs alone, and joins what
+they found.
 Below benchmarks/results/ are then report.md with all tables, the plots that it shows, and each part's figures as JSON.
 The exit status is 0 whatever the figures are, and 1 when a part does not work; the report has the others all the same.
 """
@@ -42,10 +43,16 @@ def exchanges(given: argparse.Namespace) -> list[str]:
     return ["exchange.py", "--size", given.size, "--directory", str(given.directory), "--results", str(given.results)]
 
 
+def rivals(given: argparse.Namespace) -> list[str]:
+    """The command that measures NATS and etcd, too."""
+    return ["rivals.py", "--size", given.size, "--directory", str(given.directory), "--results", str(given.results)]
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], list[str]]] = {
     "comparison": comparison,
     "replication": replication,
     "exchange": exchanges,
+    "rivals": rivals,
 }
 
 

@@ -3,8 +3,8 @@
     python benchmarks/exchange.py [--size quick|full] [--only differences] [--directory DIR] [--results DIR]
 
 figures     with a million keys of 100 bytes: both equal; one differs; a thousand differ; an empty node takes all of
-            them, with and without clients that write to the node that serves them; and equal nodes that were started
-            often
+            them, with and without clients that write to the node that serves them; equal nodes that were started
+            often; and the first SCAN and the first exchange, when all keys are new and in memory
 curves      bytes and time against the number of keys that differ (1 to all) and against the size of the data, beside
             the naive way, which is to send everything (pages of RECORDS into MERGE)
 
@@ -27,9 +27,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import million
+from checkpoints import NEVER_MERGES, P99_RATIO_MAX, flood
 from exchange_plots import plot
-from figure import Figure, fill, median, percentile, status
+from figure import Figure, fill, median, percentile, settle, status
 from nodes import make_node
+from relay import Relay
 from report import RESULTS, WIDTH, machine, print_table
 from rich.console import Console
 
@@ -43,6 +46,8 @@ RECORD_BYTES = 16 + 41 + VALUE_BYTES  # key, head, value
 BATCH = 250
 PROBES = 4
 PROBE_EVERY_S = 0.01
+AWAKE_S = 0.5
+FIRST_MAX_MS = 5.0
 CURVE_DIFFERENT = 100  # keys that differ, whatever the size
 
 
@@ -54,12 +59,13 @@ class Size:
     repeats: int
     curve_keys: int  # in the curve over differing keys
     curve_sizes: tuple[int, ...]
+    calm_s: float  # how long latency is watched without an exchange
 
 
 SIZES = {
-    "full": Size(1_000_000, 5, 1_000_000, (10_000, 100_000, 1_000_000, 2_000_000, 5_000_000)),
-    "quick": Size(100_000, 3, 50_000, (10_000, 50_000, 100_000)),
-    "tiny": Size(2_000, 1, 1_000, (1_000, 2_000)),
+    "full": Size(1_000_000, 5, 1_000_000, (10_000, 100_000, 1_000_000, 2_000_000, 5_000_000), 15),
+    "quick": Size(100_000, 3, 50_000, (10_000, 50_000, 100_000), 4),
+    "tiny": Size(2_000, 1, 1_000, (1_000, 2_000), 0.5),
 }
 
 
@@ -98,13 +104,17 @@ class Pair:
         """One SYNC; both hold the same then."""
         before = self._counters()
         began = time.perf_counter()
-        self.second.call(b"SYNC", b"127.0.0.1", b"%d" % self.nodes[0].port)
+        self.sync()
         seconds = time.perf_counter() - began
         taken = {name: value - before[name] for name, value in self._counters().items()}
         if self.first.call(b"HASH") != self.second.call(b"HASH"):
             raise SystemExit("the nodes differ after an exchange")
         keys = taken["keys_sent"] + taken["keys_received"]
         return Taken(seconds, taken["rounds"], taken["bytes_sent"] + taken["bytes_received"], keys)
+
+    def sync(self, port: int = 0) -> None:
+        """One SYNC, by way of that port."""
+        self.second.call(b"SYNC", b"127.0.0.1", b"%d" % (port or self.nodes[0].port))
 
     def _counters(self) -> dict[str, int]:
         shown = status(self.nodes[1])
@@ -147,9 +157,9 @@ class Pair:
 
 
 @contextlib.contextmanager
-def pair(directory: Path, keys: int) -> Iterator[Pair]:
+def pair(directory: Path, keys: int, memtable_size: str = "64MiB") -> Iterator[Pair]:
     """Two nodes, the first with so many keys and the second empty."""
-    options = {"durability": "everysec", "anti_entropy__interval_seconds": "86400"}
+    options = {"durability": "everysec", "anti_entropy__interval_seconds": "86400", "memtable_size": memtable_size}
     with tempfile.TemporaryDirectory(dir=directory) as name, contextlib.ExitStack() as stack:
         nodes: list[Node] = []
         for number in range(2):
@@ -161,11 +171,6 @@ def pair(directory: Path, keys: int) -> Iterator[Pair]:
         fill(nodes[0], -(-keys // BATCH) * BATCH)
         settle(nodes[0])
         yield made
-
-
-def settle(node: Node) -> None:
-    """Waits until the checkpoints are done, which would otherwise be measured too."""
-    wait_until(lambda: status(node)["frozen_memtables"] == "0", seconds=120)
 
 
 def chosen(count: int, keys: int, seed: int) -> list[int]:
@@ -239,20 +244,38 @@ def _detail(taken: list[Taken]) -> str:
 def clients(size: Size, directory: Path) -> list[Figure]:
     """Latency of clients of a node while it serves the bootstrap of another."""
     with pair(directory, size.keys) as nodes:
-        done = threading.Event()
-        samples: list[float] = []
-        probes = [threading.Thread(target=_probe, args=(nodes.nodes[0], done, samples, at)) for at in range(PROBES)]
-        for probe in probes:
-            probe.start()
-        began = time.perf_counter()
-        nodes.second.call(b"SYNC", b"127.0.0.1", b"%d" % nodes.nodes[0].port)
-        seconds = time.perf_counter() - began
-        done.set()
-        for probe in probes:
-            probe.join()
+        samples, seconds = _watch(nodes.nodes[0], nodes.sync)
     detail = f"{len(samples):,} SETs in {seconds:.1f} s, worst {max(samples):.1f} ms"
     work = f"p99 of SET on a node that serves a bootstrap of {size.keys:,} keys"
     return [Figure("clients", work, percentile(samples, 99), 20, False, "ms", detail, samples=samples)]
+
+
+def busy_clients(size: Size, directory: Path) -> list[Figure]:
+    """The same on a node that is busy before, too: how much longer do they wait? There are no checkpoints."""
+    with pair(directory, size.keys, NEVER_MERGES) as nodes, flood(nodes.nodes[0], size.keys):
+        time.sleep(size.calm_s / 10)
+        calm, _ = _watch(nodes.nodes[0], lambda: time.sleep(size.calm_s))
+        busy, seconds = _watch(nodes.nodes[0], nodes.sync)
+    p99 = [percentile(samples, 99) for samples in (calm, busy)]
+    detail = f"p99 {p99[1]:.1f} ms against {p99[0]:.1f} ms, {len(busy):,} SETs in {seconds:.1f} s"
+    work = f"SET p99 during a bootstrap of {size.keys:,} keys, beside a flood of SETs"
+    return [Figure("exchange-p99", work, p99[1] / p99[0], P99_RATIO_MAX, False, "x without", detail, samples=busy)]
+
+
+def _watch(node: Node, meanwhile: Callable[[], object]) -> tuple[list[float], float]:
+    """How long SETs take during a call, in milliseconds, and how long the call takes, in seconds."""
+    done = threading.Event()
+    samples: list[float] = []
+    probes = [threading.Thread(target=_probe, args=(node, done, samples, at)) for at in range(PROBES)]
+    for probe in probes:
+        probe.start()
+    began = time.perf_counter()
+    meanwhile()
+    seconds = time.perf_counter() - began
+    done.set()
+    for probe in probes:
+        probe.join()
+    return samples, seconds
 
 
 def _probe(node: Node, done: threading.Event, samples: list[float], number: int) -> None:
@@ -264,6 +287,63 @@ def _probe(node: Node, done: threading.Event, samples: list[float], number: int)
             client.call(b"SET", b"probe:%d" % number, b"x" * VALUE_BYTES)
             samples.append(1000 * (time.perf_counter() - due))
             due += PROBE_EVERY_S
+
+
+def fresh(size: Size, directory: Path) -> list[Figure]:
+    """What is first of its kind finds no order in memory, and no groups, that one before it would have made."""
+    with pair(directory, size.keys, NEVER_MERGES) as nodes:
+        scan = first_scan(nodes.nodes[0])
+        with awake(nodes.nodes[0]):
+            nodes.copy()
+        nodes.change([0])
+        if int(status(nodes.nodes[0])["memtable_keys"]) < size.keys:
+            raise SystemExit("the keys are not in memory any more")
+        with Relay(nodes.nodes[0].port) as relay:
+            nodes.sync(relay.port)
+        if nodes.first.call(b"HASH") != nodes.second.call(b"HASH"):
+            raise SystemExit("the nodes differ after an exchange")
+    work = f"when {size.keys:,} keys are new and in memory"
+    hello, buckets = (relay.waits[kind][0] for kind in ("hello", "buckets"))
+    return [
+        _first("first-scan", f"the first SCAN of a prefix {work}", scan),
+        _first("first-exchange", f"the first exchange {work}, to the first answer", hello),
+        _first("first-buckets", f"the first exchange {work}, the first answer that compares records", buckets),
+    ]
+
+
+@contextlib.contextmanager
+def awake(node: Node) -> Iterator[None]:
+    """Writes a key now and then: a node that is idle for some seconds makes a checkpoint."""
+    done = threading.Event()
+
+    def write() -> None:
+        with Client("127.0.0.1", node.port) as client:
+            while not done.wait(AWAKE_S):
+                client.call(b"SET", b"awake", b"")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield
+    finally:
+        done.set()
+        writer.join()
+
+
+def _first(name: str, work: str, milliseconds: float) -> Figure:
+    return Figure(name, work, milliseconds, FIRST_MAX_MS, False, "ms")
+
+
+def first_scan(node: Node) -> float:
+    """Milliseconds of one SCAN of a prefix with a hundred hits."""
+    with Client("127.0.0.1", node.port) as client:
+        began = time.perf_counter()
+        reply = client.call(b"SCAN", b"0", b"MATCH", million.PREFIX + b"*", b"COUNT", b"%d" % million.HITS)
+        milliseconds = 1000 * (time.perf_counter() - began)
+    assert isinstance(reply, list)
+    assert isinstance(reply[1], list)
+    assert len(reply[1]) == million.HITS
+    return milliseconds
 
 
 # -- the curves --------------------------------------------------------------------------------------------------------
@@ -317,6 +397,8 @@ FIGURES: dict[str, Callable[[Size, Path], list[Figure]]] = {
     "differences": differences,
     "restarts": restarts,
     "clients": clients,
+    "busy-clients": busy_clients,
+    "fresh": fresh,
 }
 CURVES: dict[str, Callable[[Size, Path], Curve]] = {"differing": over_differences, "sizes": over_sizes}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from load import load
 
-from merklekv.harness.process import Node, Server
+from merklekv.harness.process import Node, Server, wait_until
 from merklekv.metrics import parse
 from merklekv.net.client import Client
 
@@ -18,7 +18,7 @@ class Size:
 
     requests: int  # of one run of redis-benchmark
     requests_alone: int  # of one run with a single client
-    rounds: int  # pairs of such runs
+    rounds: int  # of such runs, one on each server
     keys: int  # in "a million keys"
     loaded: int  # by the long load
     probe_s: float  # how long latency is watched, during checkpoints and between them
@@ -26,7 +26,7 @@ class Size:
 
 
 SIZES = {
-    "full": Size(200_000, 200_000, 5, 1_000_000, 5_000_000, 15, "64MiB"),
+    "full": Size(200_000, 20_000, 7, 1_000_000, 5_000_000, 15, "64MiB"),
     "quick": Size(50_000, 5_000, 3, 200_000, 1_000_000, 4, "16MiB"),
     "tiny": Size(500, 100, 1, 2_000, 100_000, 0.5, "64KiB"),
 }
@@ -53,6 +53,7 @@ class Figure:
     detail: str = ""
     commands: list[str] = field(default_factory=list)
     samples: list[float] = field(default_factory=list)
+    servers: dict[str, dict[str, float]] = field(default_factory=dict)  # medians of each server that did the work
 
     @property
     def reached(self) -> bool:
@@ -76,6 +77,11 @@ def status(node: Node) -> dict[str, str]:
         reply = client.call(b"STATS")
     assert isinstance(reply, bytes)
     return parse(reply.decode())
+
+
+def settle(node: Node) -> None:
+    """Waits until the checkpoints are done, which would otherwise be measured too."""
+    wait_until(lambda: status(node)["frozen_memtables"] == "0", seconds=120, what="the checkpoints")
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:

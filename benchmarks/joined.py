@@ -1,4 +1,4 @@
-"""The report of everything.py: what compare.py, replication.py and exchange.py have written, on one page.
+"""The report of everything.py: what compare.py, replication.py, exchange.py and rivals.py have written, on one page.
 
 A part that was not measured in this run is left out, even if an earlier run has left its figures.
 """
@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import replication
 from matplotlib.axes import Axes
 from report import machine
 
-COMPARISON, REPLICATION, EXCHANGE = "figures.json", "replication.json", "exchange.json"
+COMPARISON, REPLICATION, EXCHANGE, RIVALS = "figures.json", "replication.json", "exchange.json", "rivals.json"
 PAGE = "report.md"
 UNITS = {"_ms": "ms", "_per_s": "per second", "_percent": "%"}  # of replication's figures, by the end of their names
 
+MISSING = {
+    "compiled": "The compiled core is not built: no column for it.",
+    "null": "There is no C compiler: no column for the null server.",
+}
 WORKS = {
     "latency": "a write acknowledged on A until it can be read on B, with 1,000 other writes a second",
     "sustained": "pipelined writes on A, until B has all",
@@ -36,6 +41,7 @@ def write(results: Path, directory: Path, since: float, failed: list[str]) -> Pa
         COMPARISON: _comparison,
         REPLICATION: _replication,
         EXCHANGE: _exchange,
+        RIVALS: _rivals,
     }
     for name, part in parts.items():
         file = results / name
@@ -47,7 +53,25 @@ def write(results: Path, directory: Path, since: float, failed: list[str]) -> Pa
 
 
 def _comparison(found: Any, results: Path) -> list[str]:
-    return ["## Against Redis, and on its own", "", "![](figures.png)", "", *_figures(found["figures"])]
+    lines = ["## Against Redis, and on its own", "", "![](figures.png)", "", *_figures(found["figures"])]
+    compared = [figure for figure in found["figures"] if figure["servers"]]
+    if compared:
+        lines += ["## CPU time and throughput of each server", "", "![](servers.png)", "", *_servers(compared)]
+    return lines
+
+
+def _servers(figures: list[dict[str, Any]]) -> list[str]:
+    """A table of what each server took for the same work, and the multiple of what Redis took; what is not there."""
+    names = list(figures[0]["servers"])
+    lines = [f"{text}\n" for name, text in MISSING.items() if name not in names]
+    rows = []
+    for figure in figures:
+        all_medians = [figure["servers"][name] for name in names]
+        cpu = [f"{medians['cpu_us']:,.1f} us ({medians['cpu_ratio']:.2f})" for medians in all_medians]
+        rate = [f"{medians['per_s']:,.0f}/s ({medians['per_s_ratio']:.2f})" for medians in all_medians]
+        rows.append([f"`{figure['name']}`", *cpu, *rate])
+    heads = [f"CPU per request, {name}" for name in names] + [f"rate, {name}" for name in names]
+    return [*lines, *_table(["row", *heads], rows)]
 
 
 def _replication(found: Any, results: Path) -> list[str]:
@@ -56,7 +80,8 @@ def _replication(found: Any, results: Path) -> list[str]:
         [work, WORKS[work], ", ".join(f"{_words(name)} {value:,}" for name, value in figures.items())]
         for work, figures in found.items()
     ]
-    return ["## Replication", "", "![](replication.png)", "", *_table(["row", "work", "figures"], rows)]
+    lines = ["## Replication", "", "![](replication.png)", "", *_table(["row", "work", "figures"], rows)]
+    return lines + _figures([vars(figure) | {"reached": figure.reached} for figure in replication.judged(found)])
 
 
 def _exchange(found: Any, results: Path) -> list[str]:
@@ -69,6 +94,22 @@ def _exchange(found: Any, results: Path) -> list[str]:
         rows = [[f"{value:,.0f}" for value in point.values()] for point in curve]
         lines += _table([_words(name) for name in curve[0]], rows)
     return lines
+
+
+def _rivals(found: Any, results: Path) -> list[str]:
+    rows = [
+        [
+            f"`{row['row']}`",
+            name,
+            f"{figures['per_s']:,.0f}/s",
+            f"{figures['p99_ms']:.2f} ms",
+            f"{figures['cpu_us']:.1f} us",
+        ]
+        for row in found["rows"]
+        for name, figures in row["servers"].items()
+    ]
+    lines = [f"{text}\n" for text in found["missing"]]
+    return ["## Beside NATS and etcd", "", *lines, *_table(["row", "server", "rate", "p99", "CPU per request"], rows)]
 
 
 def _figures(figures: list[dict[str, Any]]) -> list[str]:

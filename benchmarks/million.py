@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 
 import psutil
-from figure import Figure, Settings, fill, median, percentile, status
+from figure import Figure, Settings, fill, median, percentile, settle, status
 from load import VALUE
 from nodes import make_node, private_memory
 
@@ -44,7 +44,7 @@ def measure(settings: Settings) -> list[Figure]:
     directory = settings.directory / "million"
     with make_node(directory, durability="everysec") as node:
         fill(node, keys)
-        _wait_for_checkpoints(node)
+        settle(node)
         left, memory = _fill_log(node, keys)
     began = time.perf_counter()
     with make_node(directory, durability="everysec") as node:
@@ -70,14 +70,6 @@ def _answer(name: str, work: str, times: list[float], command: str) -> Figure:
     detail = f"p99 of {len(times)}; median {median(milliseconds):.2f} ms, worst {max(milliseconds):.2f} ms"
     value = percentile(milliseconds, 99)
     return Figure(name, work, value, ANSWER_MAX_MS, False, "ms", detail, [command], milliseconds)
-
-
-def _wait_for_checkpoints(node: Node) -> None:
-    deadline = time.monotonic() + CALM_TIMEOUT_S
-    while int(status(node)["frozen_memtables"]):
-        if time.monotonic() > deadline:
-            raise SystemExit("the checkpoints do not come to an end")
-        time.sleep(0.1)
 
 
 def _log_bytes(figures: dict[str, str]) -> int:

@@ -1,12 +1,28 @@
-"""Servers for the benchmarks: a MerkleKV node or a Redis, as a process of its own, on a free port, on disk."""
+"""Servers for the benchmarks, each as a process of its own on a free port: a node, a Redis, one that does nothing.
+
+And what a process takes: memory, disk, CPU time.
+"""
 
 import re
 import shutil
+import subprocess
+import time
 from pathlib import Path
 
 import psutil
 
 from merklekv.harness.process import HOST, Node, Server, free_port
+
+NULL_SERVER = Path(__file__).parent / "null_server.c"
+COMPILERS = ("cc", "gcc", "clang")
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process, user and system, of all its threads, also those that have ended; not of its children.
+
+    The process's CPU clock, see clock_getcpuclockid(3): in nanoseconds, where /proc/PID/stat has only clock ticks.
+    """
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 def private_memory(pid: int) -> int:
@@ -74,3 +90,30 @@ class Redis(Server):
                 return connection.recv(64).startswith(b"+PONG")
         except OSError:
             return False
+
+
+class NullServer(Server):
+    """The limit, null_server.c: it answers +OK to everything."""
+
+    def __init__(self, program: Path, log: Path) -> None:
+        super().__init__(log)
+        self.port = free_port()
+        self._program = program
+
+    def command(self) -> list[str]:
+        return [str(self._program), str(self.port)]
+
+    @property
+    def is_up(self) -> bool:
+        return self.accepts()
+
+
+def make_null_server(directory: Path) -> NullServer | None:
+    """Compiles it into a directory, where it is not there yet; None if there is no C compiler. Not started."""
+    program = directory / "null_server"
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        return None
+    if not program.exists():
+        subprocess.run([compiler, "-O2", "-o", program, NULL_SERVER], check=True)
+    return NullServer(program, directory / "null_server.log")

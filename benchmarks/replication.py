@@ -22,11 +22,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
+from figure import Figure
 from nodes import make_node
 
 from merklekv.harness.broker import OPEN, Mosquitto
 from merklekv.harness.process import Node, wait_until
 
+EVENTS_MIN_PER_S = 120_000
+SLOWER_MAX_PERCENT = 35
 PIPELINE = 100
 CONNECTIONS = 4
 VALUE = b"x" * 100
@@ -197,6 +200,20 @@ WORKS: dict[str, Callable[[int], dict[str, float]]] = {
 }
 
 
+def judged(found: dict[str, dict[str, float]]) -> list[Figure]:
+    """Those of the figures that have a bound."""
+    figures = []
+    if "sustained" in found:
+        rate = found["sustained"]["events_per_s"]
+        work = "pipelined writes to A, until B has it all"
+        figures.append(Figure("sustained", work, rate, EVENTS_MIN_PER_S, True, "writes/s"))
+    if "slowdown" in found:
+        slower = found["slowdown"]["slower_percent"]
+        work = "A takes pipelined writes slower because it publishes them"
+        figures.append(Figure("slowdown", work, slower, SLOWER_MAX_PERCENT, False, "%"))
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("works", nargs="*", choices=[*WORKS, []], help="all when none is named")
@@ -207,6 +224,8 @@ def main() -> None:
     for name in given.works or WORKS:
         results[name] = {key: round(value, 2) for key, value in WORKS[name](given.events).items()}
         print(f"{name:10}", "  ".join(f"{key} {value:,}" for key, value in results[name].items()), flush=True)
+    for figure in judged(results):
+        print(f"{figure.name}: bound {figure.bound:,} {figure.unit}", "reached" if figure.reached else "missed")
     if given.json:
         given.json.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -18,6 +18,10 @@ import merklekv
 RESULTS = Path(__file__).parent / "results"
 WIDTH = 160  # of a table that goes to a file or a log
 REACHED, MISSED = "tab:green", "tab:red"
+COLORS = {"Redis": "tab:red", "pure": "tab:blue", "compiled": "tab:green", "null": "tab:gray"}  # of versus.py's servers
+
+LONGEST = 4  # bar of a ratio: the null server would make all others short
+RATIOS = ("cpu_ratio", "per_s_ratio")  # of a server to Redis
 
 
 def machine(directory: Path) -> dict[str, str]:
@@ -100,6 +104,36 @@ def plot(figures: list[Figure], where: dict[str, str], path: Path) -> None:
             _plot_ratios(ax, part)
         else:
             _plot_shares(ax, part)
+    drawing.suptitle(f"{where['processor']}, {where['disk']}, {where['time']}", fontsize="small")
+    drawing.tight_layout()
+    drawing.savefig(path, dpi=120)
+    pyplot.close(drawing)
+
+
+def plot_servers(figures: list[Figure], where: dict[str, str], path: Path) -> None:
+    """CPU time per request and requests a second of each server, row by row, as multiples of Redis's."""
+    mpl.use("Agg")
+    from matplotlib import pyplot  # only now: it settles how it draws when it is imported
+
+    names = list(dict.fromkeys(name for figure in figures for name in figure.servers))
+    drawing, axes = pyplot.subplots(1, 2, sharey=True, figsize=(16, 2 + 0.25 * len(names) * len(figures)))
+    thickness = 0.8 / len(names)
+    for ax, what, ratio, label in zip(axes, ("cpu_us", "per_s"), RATIOS, ("{:,.1f} us", "{:,.0f}/s"), strict=True):
+        for number, name in enumerate(names):
+            medians = [figure.servers[name] for figure in figures]
+            places = [at + (number - (len(names) - 1) / 2) * thickness for at in range(len(figures))]
+            lengths = [min(one[ratio], LONGEST) for one in medians]
+            bars = ax.barh(places, lengths, thickness, label=name, color=COLORS[name], alpha=0.7)
+            ax.bar_label(bars, [label.format(one[what]) for one in medians], padding=2, fontsize="x-small")
+        ax.axvline(1, color="gray", linestyle=":")
+        ax.margins(x=0.15)
+    axes[0].set_yticks(range(len(figures)), [figure.work for figure in figures], fontsize="small")
+    axes[0].invert_yaxis()
+    axes[0].set_xlabel("CPU time per request, as a multiple of Redis's, shorter is better", fontsize="small")
+    axes[1].set_xlabel(
+        f"requests a second, as a multiple of Redis's, longer is better; bars end at {LONGEST}", fontsize="small"
+    )
+    axes[1].legend(fontsize="small")
     drawing.suptitle(f"{where['processor']}, {where['disk']}, {where['time']}", fontsize="small")
     drawing.tight_layout()
     drawing.savefig(path, dpi=120)

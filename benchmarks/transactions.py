@@ -12,14 +12,16 @@ BLOCKS = 1000  # different ones, sent over and over
 RECEIVE_BYTES = 1 << 16
 TIMEOUT_S = 300
 
+REPLIES = b"+OK\r\n" + b"+QUEUED\r\n" * WRITES + b"*%d\r\n" % WRITES + b"+OK\r\n" * WRITES
+NULL_REPLIES = b"+OK\r\n" * (WRITES + 2)  # of a server that answers each request with OK
+
 _END = b"*1\r\n$4\r\nEXEC\r\n"
-_REPLIES = b"+OK\r\n" + b"+QUEUED\r\n" * WRITES + b"*%d\r\n" % WRITES + b"+OK\r\n" * WRITES
 
 
-def run(port: int, clients: int, count: int, keys: int, value_size: int) -> dict[str, float]:
+def run(port: int, clients: int, count: int, keys: int, value_size: int, expected: bytes = REPLIES) -> dict[str, float]:
     """Runs so many transactions: how many a second, and the 99th percentile of their latencies in milliseconds.
 
-    Their keys are random ones below `keys`, as redis-benchmark names them.
+    Their keys are random ones below `keys`, as redis-benchmark names them. `expected`: the replies to each.
     """
     blocks = _blocks(keys, value_size)
     latencies: list[float] = []
@@ -41,10 +43,10 @@ def run(port: int, clients: int, count: int, keys: int, value_size: int) -> dict
             assert events, "the server does not answer"
             for number, _ in events:
                 received[number] += sockets[number].recv(RECEIVE_BYTES)
-                if len(received[number]) < len(_REPLIES):
-                    assert _REPLIES.startswith(received[number]), received[number]
+                if len(received[number]) < len(expected):
+                    assert expected.startswith(received[number]), received[number]
                     continue
-                assert received[number] == _REPLIES, received[number]
+                assert received[number] == expected, received[number]
                 latencies.append(time.perf_counter() - sent_at[number])
                 received[number] = b""
                 if left > 0:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +14,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 KEYS = 2000
+COMPILERS = ("cc", "gcc", "clang")
 
 
-def run(*command: str | Path) -> str:
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=250)
+def run(*command: str | Path, path: str | None = None) -> str:
+    environment = os.environ | {"PATH": path} if path else None
+    command = (sys.executable, *command)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -45,17 +50,52 @@ def test_the_churn_runs(tmp_path: Path) -> None:
 
 
 def test_the_comparison_runs_and_writes_its_results(tmp_path: Path) -> None:
-    names = ("get-50-p16", "multi-50", "eval-50", "million", "idle", "space", "publish", "checkpoint-everysec")
+    compared = ("get-50-p16", "mset-50", "incr-50", "del-50", "multi-50", "eval-50")
+    names = (*compared, "million", "idle", "space", "publish", "checkpoint-everysec")
     rows = [word for name in names for word in ("--only", name)]
     output = run(BENCHMARKS / "compare.py", "--size", "tiny", *rows, "--directory", tmp_path, "--results", tmp_path)
     figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
     assert {figure["name"] for figure in figures} == {
-        *("get-50-p16", "multi-50", "eval-50", "start", "hash", "scan", "memory-idle", "space", "publish"),
+        *compared,
+        *("get-50-p16-cpu", "mset-50-cpu", "incr-50-cpu", "del-50-cpu"),
+        *("start", "hash", "scan", "memory-idle", "space", "publish"),
         *("checkpoint-p99-everysec", "checkpoint-worst-everysec"),
     }
     assert all(figure["value"] > 0 for figure in figures)
+    servers = {figure["name"]: figure["servers"] for figure in figures if figure["servers"]}
+    assert tuple(servers) == compared
+    for medians in servers.values():
+        assert {"Redis", "pure"} <= set(medians) <= {"Redis", "pure", "compiled", "null"}
+        assert ("null" in medians) == any(map(shutil.which, COMPILERS))
+        assert all(figure > 0 for one in medians.values() for figure in one.values())
+        assert medians["Redis"]["cpu_ratio"] == medians["Redis"]["per_s_ratio"] == 1
     assert "redis-benchmark -p PORT -c 50" in output
-    assert (tmp_path / "figures.png").read_bytes().startswith(b"\x89PNG")
+    for plot in ("figures.png", "servers.png"):
+        assert (tmp_path / plot).read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_not_there_is_left_out_and_named(tmp_path: Path) -> None:
+    """No C compiler, no NATS, no etcd: that is one line in the report for each."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("redis-server", "redis-benchmark"):
+        (programs / name).symlink_to(shutil.which(name) or "")
+    results = tmp_path / "results"
+    words = ("--size", "tiny", "--directory", tmp_path, "--results", results)
+    run(BENCHMARKS / "compare.py", "--only", "get-50", *words, path=str(programs))
+    run(BENCHMARKS / "rivals.py", *words, path=str(programs))
+    servers = json.loads((results / "figures.json").read_text())["figures"][0]["servers"]
+    assert "null" not in servers
+    found = json.loads((results / "rivals.json").read_text())
+    assert [row["row"] for row in found["rows"]] == [
+        f"{work}-{durability}" for durability in ("always", "everysec") for work in ("put", "get", "put-p16")
+    ]
+    assert all(figures["per_s"] > 0 < figures["cpu_us"] for row in found["rows"] for figures in row["servers"].values())
+    write = f"import joined, pathlib; joined.write(pathlib.Path({str(results)!r}), pathlib.Path('/'), 0, [])"
+    run("-c", f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); {write}")
+    page = (results / "report.md").read_text()
+    assert "There is no C compiler: no column for the null server." in page
+    assert [line for line in page.splitlines() if line in found["missing"]] == found["missing"]
 
 
 @pytest.mark.slow
