@@ -170,7 +170,7 @@ def bulk_each(list values not None, sessions not None):
     cdef bytes value, reply
     cdef byte *at
     for number in range(len(values)):
-        value = <bytes?>values[number]
+        value = values[number]
         if value is None:
             replies.append(sessions[number].nil)
             misses += 1
