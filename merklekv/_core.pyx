@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
+# cython: language_level=3, wraparound=False, initializedcheck=False, cdivision=True
 """Compiled twins of the hot functions and classes.
 
 Each has the name, the interface and the results of a Python reference, which `merklekv.core.compiled` marks and where
@@ -673,7 +673,7 @@ def pack_frame(lsn, position, synced, sequence, local_count, entry_count, list e
     cdef XXH3_state_t state
     cdef bytes entry, frame
     for entry in entries:
-        size += PyBytes_GET_SIZE(entry)
+        size += len(entry)  # which refuses None
     frame = PyBytes_FromStringAndSize(NULL, FRAME_HEADER + size)
     cdef byte *head = data_of(frame)
     cdef byte *at = head + FRAME_HEADER
@@ -735,7 +735,7 @@ cdef class Sockets:
     ):
         cdef int fds[EACH]
         cdef Py_ssize_t sizes[EACH]
-        cdef Py_ssize_t number, got, count = min(len(ready) - first, EACH, self.buffer_size // share)
+        cdef Py_ssize_t number, got, count = min(len(ready) - first, EACH, self.buffer_size // max(share, 1))
         cdef byte *at = self.buffer
         cdef byte *start
         if count < 1:
