@@ -12,7 +12,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.list cimport PyList_New, PyList_SET_ITEM
 from cpython.object cimport PyObject, PyObject_Hash
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, EBADF, EINTR, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy
@@ -700,6 +700,7 @@ def pack_frame(lsn, position, synced, sequence, local_count, entry_count, list e
 
 cdef enum:
     EACH = 1024  # connections at a time
+    FAILED = -2  # in the place of a descriptor
 
 cdef class Sockets:
     cdef byte *buffer
@@ -800,8 +801,10 @@ cdef class Sockets:
                             raise TypeError("replies are bytes")
                         starts[number], sizes[number] = data_of(<bytes>text), len(text)
                         fds[number] = connection.fd
+                        if fds[number] < 0:
+                            raise OSError(EBADF, "send")
             except Exception as problem:
-                fds[number] = -1
+                fds[number] = FAILED
                 looks.append((connection, problem))
         with nogil:
             for number in range(count):
@@ -812,6 +815,8 @@ cdef class Sockets:
                     if sent[number] < 0:
                         sent[number] = -errno
         for number in range(count):
+            if fds[number] == FAILED:
+                continue
             connection = connections[first + number]
             try:
                 if fds[number] >= 0 and sent[number] != sizes[number]:
