@@ -426,11 +426,14 @@ cdef class Records:
         """Has the memory fetched that the next look-ups need, for the keys in the second places of requests."""
         cdef Entry *ahead[TOGETHER]
         cdef Py_hash_t hashes[TOGETHER]
-        cdef Py_ssize_t number, count = min(len(requests) - first, TOGETHER)
+        cdef Py_ssize_t number = 0, count = min(len(requests) - first, TOGETHER)
         cdef uint32_t slot
-        for number in range(count):
-            hashes[number] = PyObject_Hash(requests[first + number][1])
-            __builtin_prefetch(self.slots + (<size_t>hashes[number] & self.mask))
+        try:
+            for number in range(count):
+                hashes[number] = PyObject_Hash(requests[first + number][1])
+                __builtin_prefetch(self.slots + (<size_t>hashes[number] & self.mask))
+        except Exception:  # of what is no request: its turn has not come yet
+            count = number
         for number in range(count):
             slot = self.slots[<size_t>hashes[number] & self.mask]
             ahead[number] = self.entries + slot - 1 if slot else NULL
@@ -652,6 +655,8 @@ def get_each(table, list requests not None, Py_ssize_t room):
             flag = data_of(record)[FLAGS_AT]
             if not flag:
                 value = bytes_of(data_of(record) + VALUE_AT, PyBytes_GET_SIZE(record) - VALUE_AT)
+            elif flag == EXPIRY and PyBytes_GET_SIZE(record) < OVERHEAD:
+                value = table.get(key)  # damaged
             elif flag == EXPIRY:
                 if not now:
                     now = table.packed_now()
