@@ -113,7 +113,7 @@ def simple_calls() -> dict[str, Callable[[], object]]:
         "pack_frame fails": lambda: outcome(TWINS.pack_frame, 1, 1, 1, 1, 1, 2, [KEY, 5]),
         "pack_frame fails late": lambda: outcome(TWINS.pack_frame, -1, 1, 1, 1, 1, 2, [KEY, VALUE]),
         "Records": table,
-        "Records fails": lambda: outcome(records.__setitem__, KEY, 5),
+        "Records fails": lambda: outcome(records.__setitem__, [KEY], VALUE),
         "Records of a wrong key": lambda: outcome(records.get, 5),
         "Leaves": tree,
     }
