@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
+# cython: language_level=3, wraparound=False, initializedcheck=False, cdivision=True
 """Compiled twins of the hot functions and classes.
 
 Each has the name, the interface and the results of a Python reference, which `merklekv.core.compiled` marks and where
@@ -12,7 +12,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.list cimport PyList_New, PyList_SET_ITEM
 from cpython.object cimport PyObject, PyObject_Hash
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, EBADF, EINTR, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc, realloc
@@ -174,7 +174,7 @@ def bulk_each(list values not None, sessions not None):
     cdef bytes value, reply
     cdef byte *at
     for number in range(len(values)):
-        value = <bytes?>values[number]
+        value = values[number]
         if value is None:
             replies.append(sessions[number].nil)
             misses += 1
@@ -388,6 +388,10 @@ cdef class Records:
         self.entries, self.slots, self.mask, self.room = entries, taken, mask, room
         return 0
 
+    cdef int make_room(self) except -1:
+        """Lets the next `put` succeed."""
+        return self.resize((self.mask + 1) * 2) if self.count == self.room else 0
+
     cdef Entry *find(self, bytes key, Py_hash_t hash) noexcept:
         cdef size_t at = <size_t>hash & self.mask
         cdef Entry *entry
@@ -413,8 +417,7 @@ cdef class Records:
             entry.record = <PyObject *>record
             Py_DECREF(<object>before)
             return 0
-        if self.count == self.room:
-            self.resize((self.mask + 1) * 2)
+        self.make_room()
         at = <size_t>hash & self.mask
         while self.slots[at]:
             at = (at + 1) & self.mask
@@ -430,11 +433,14 @@ cdef class Records:
         """Has the memory fetched that the next look-ups need, for the keys in the second places of requests."""
         cdef Entry *ahead[TOGETHER]
         cdef Py_hash_t hashes[TOGETHER]
-        cdef Py_ssize_t number, count = min(len(requests) - first, TOGETHER)
+        cdef Py_ssize_t number = 0, count = min(len(requests) - first, TOGETHER)
         cdef uint32_t slot
-        for number in range(count):
-            hashes[number] = PyObject_Hash(requests[first + number][1])
-            __builtin_prefetch(self.slots + (<size_t>hashes[number] & self.mask))
+        try:
+            for number in range(count):
+                hashes[number] = PyObject_Hash(requests[first + number][1])
+                __builtin_prefetch(self.slots + (<size_t>hashes[number] & self.mask))
+        except Exception:  # of what is no request: its turn has not come yet
+            count = number
         for number in range(count):
             slot = self.slots[<size_t>hashes[number] & self.mask]
             ahead[number] = self.entries + slot - 1 if slot else NULL
@@ -589,6 +595,7 @@ def put_each(table, int op, items, bytes flags not None, bytes expiry not None, 
             store32(at + 3, record_size)
             memcpy(at + ENTRY_SIZE, data_of(key), key_size)
             memcpy(at + ENTRY_SIZE + key_size, data_of(record), record_size)
+            records.make_room()
             pending.append(entry)
             size = needed
             count += 1
@@ -636,6 +643,7 @@ def get_each(table, list requests not None, Py_ssize_t room):
     cdef bytes now = b"", key, record, value
     cdef Py_ssize_t number
     cdef byte flag
+    cdef bint is_locked = False
     lock = table.lock
     try:
         for number in range(len(requests)):
@@ -648,8 +656,9 @@ def get_each(table, list requests not None, Py_ssize_t room):
             key = exact(requests[number][1])
             record = records.found(key)
             if record is None and 0 < len(key) <= KEY_BYTES_MAX:
-                if kept is None:  # from here on with the lock held
+                if not is_locked:  # from here on
                     lock.acquire()
+                    is_locked = True
                     records, kept = table.active.records, table.base.kept
                     kept.prefetch(requests, number)
                     record = records.found(key)
@@ -663,6 +672,8 @@ def get_each(table, list requests not None, Py_ssize_t room):
                 flag = data_of(record)[FLAGS_AT]
                 if not flag:
                     value = bytes_of(data_of(record) + VALUE_AT, PyBytes_GET_SIZE(record) - VALUE_AT)
+                elif flag == EXPIRY and PyBytes_GET_SIZE(record) < OVERHEAD:
+                    value = table.get(key)  # damaged
                 elif flag == EXPIRY:
                     now = now or table.packed_now()
                     value = record[OVERHEAD:] if record[VALUE_AT:OVERHEAD] > now else None
@@ -672,7 +683,7 @@ def get_each(table, list requests not None, Py_ssize_t room):
             if value is not None:
                 room -= PyBytes_GET_SIZE(value)
     finally:
-        if kept is not None:
+        if is_locked:
             lock.release()
     return values
 
@@ -728,7 +739,7 @@ def pack_frame(lsn, position, synced, sequence, local_count, entry_count, list e
     cdef XXH3_state_t state
     cdef bytes entry, frame
     for entry in entries:
-        size += PyBytes_GET_SIZE(entry)
+        size += len(entry)  # which refuses None
     frame = PyBytes_FromStringAndSize(NULL, FRAME_HEADER + size)
     cdef byte *head = data_of(frame)
     cdef byte *at = head + FRAME_HEADER
@@ -756,6 +767,7 @@ def pack_frame(lsn, position, synced, sequence, local_count, entry_count, list e
 cdef enum:
     EACH = 1024  # connections at a time
     GATHERED_MAX = 128  # see net/tick.py
+    FAILED = -2  # in the place of a descriptor
 
 cdef class Sockets:
     cdef byte *buffer
@@ -791,7 +803,7 @@ cdef class Sockets:
     ):
         cdef int fds[EACH]
         cdef Py_ssize_t sizes[EACH]
-        cdef Py_ssize_t number, got, count = min(len(ready) - first, EACH, self.buffer_size // share)
+        cdef Py_ssize_t number, got, count = min(len(ready) - first, EACH, self.buffer_size // max(share, 1))
         cdef byte *at = self.buffer
         cdef byte *start
         if count < 1:
@@ -856,8 +868,10 @@ cdef class Sockets:
                             raise TypeError("replies are bytes")
                         starts[number], sizes[number] = data_of(<bytes>text), len(text)
                         fds[number] = connection.fd
+                        if fds[number] < 0:
+                            raise OSError(EBADF, "send")
             except Exception as problem:
-                fds[number] = -1
+                fds[number] = FAILED
                 looks.append((connection, problem))
         with nogil:
             for number in range(count):
@@ -868,6 +882,8 @@ cdef class Sockets:
                     if sent[number] < 0:
                         sent[number] = -errno
         for number in range(count):
+            if fds[number] == FAILED:
+                continue
             connection = connections[first + number]
             try:
                 if fds[number] >= 0 and sent[number] != sizes[number]:

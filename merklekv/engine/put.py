@@ -60,6 +60,8 @@ def put_each(
             in_active = old = records.get(key)
             if old is None:
                 old = older(key)
+                if old is not None and len(old) < VALUE_AT:
+                    old = old[:DIGEST_AT] + bytes(VALUE_AT - len(old)) + old[DIGEST_AT:]  # damaged
             if made:
                 record = value
                 digest, flag = record[DIGEST_AT:VALUE_AT], record[FLAGS_AT]

@@ -225,12 +225,12 @@ def test_a_pipeline_of_deletes_of_several_keys_shares_its_commits(resp: Wire, en
 def test_damage_is_reported_for_the_request_that_meets_it(
     resp: Wire, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    older = engine.table.base.get
+    real = engine.table.base.get
 
     def damaged(key: bytes) -> bytes | None:
         if key == b"damaged":
             raise Corruption("damaged at byte 7")
-        return older(key)
+        return real(key)
 
     monkeypatch.setattr(engine.table.base, "get", damaged)
     engine.set(b"a", b"1")
