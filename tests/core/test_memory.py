@@ -61,7 +61,9 @@ class Client:
         self.batches: dict[int, object] = {2: None}
 
     def feed(self, data: bytes) -> Any:
-        return [[data, KEY]] if data != b"bad" else None
+        if data == b"bad":
+            raise ValueError
+        return [[data, KEY]]
 
     def find(self, _: bytes) -> Any:
         return self

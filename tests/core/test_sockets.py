@@ -117,7 +117,6 @@ KINDS = ["plain"] * 4 + [
     "reset",
     "closed",
     "feed raises",
-    "feed gives no list",
     "attention",
     "unknown",
     "hung up",
@@ -145,8 +144,6 @@ def read(module: Any, drawn: Sequence[tuple[str, bytes]]) -> object:
                     client.fd = -1
                 case "feed raises":
                     client.feed = raises
-                case "feed gives no list":
-                    client.feed = lambda _: None
                 case "attention":
                     client.needs_attention = True
                 case "hung up":
