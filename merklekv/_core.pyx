@@ -704,7 +704,7 @@ cdef bint read_number(const byte *text, Py_ssize_t size, long long *number) noex
     cdef bint is_negative = size > 1 and text[0] == c'-'
     cdef Py_ssize_t at = is_negative
     number[0] = 0
-    if at == size or size - at > 19 or (text[at] == c'0' and size > 1):
+    if at >= size or size - at > 19 or (text[at] == c'0' and size > 1):
         return False
     for at in range(at, size):
         if not c'0' <= text[at] <= c'9':
