@@ -369,6 +369,7 @@ def put_and_get(tape: Tape) -> None:
         b"%d" % number: make_record(b"%d" % number, make_version(NOON + number % 3 - 1, bytes(16)), b"v")
         for number in range(0, 40, 5)
     }
+    base[b"35"], base[b"30"] = base[b"35"][:40], base[b"30"][:30]  # damaged
     sides = [Side(True, base), Side(False, base)]
     while tape:
         match tape.number(7):
