@@ -358,7 +358,7 @@ def _items(tape: Tape, made: bool) -> list[tuple[Any, ...]]:
             if not tape.number(8):
                 value = purge_marker(value)
             if not tape.number(32):
-                value = value[: tape.number(41)]
+                value = value[: tape.number(25)]  # without flags; the reference takes those that have them
         items.append((b"", key, value) if tape.number(200) else tape.pick(((b"", key), (b"", key, value, b""))))
     return items
 
