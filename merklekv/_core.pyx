@@ -905,15 +905,20 @@ cdef int gather(connection, list requests, dict batches, list pipelines) except 
     if not count:
         return 0
     entry = connection.find(requests[0][0])
-    if entry is None or not entry.batches or count_alike(requests, 0, GATHERED_MAX + 1) < count:
+    if entry is None or not entry.batches or count > GATHERED_MAX or count_alike(requests, 0, count) < count:
         pipelines.append((connection, requests))
         return 0
     found = PyDict_GetItemWithError(batches, entry)
     if found == NULL:
         batches[entry] = ([connection] * count, requests)
-    else:
-        (<list>(<tuple>found)[0]).extend([connection] * count)
-        (<list>(<tuple>found)[1]).extend(requests)
+        return 0
+    senders, together = <list>(<tuple>found)[0], <list>(<tuple>found)[1]
+    together.extend(requests)
+    try:
+        senders.extend([connection] * count)
+    except BaseException:
+        del together[len(senders):]  # or all that follow would be answered to another client
+        raise
     return 0
 
 

@@ -102,13 +102,19 @@ def _sort(
     if not requests:
         return
     entry = connection.find(requests[0][0])
-    if entry is None or not entry.batches or len(alike(requests, 0, GATHERED_MAX + 1)) < len(requests):
+    count = len(requests)
+    if entry is None or not entry.batches or count > GATHERED_MAX or len(alike(requests, 0, count)) < count:
         pipelines.append((connection, requests))
     elif (same := batches.get(entry)) is None:
-        batches[entry] = ([connection] * len(requests), requests)
+        batches[entry] = ([connection] * count, requests)
     else:
-        same[0].extend([connection] * len(requests))
-        same[1].extend(requests)
+        senders, together = same
+        together.extend(requests)
+        try:
+            senders.extend([connection] * count)
+        except BaseException:
+            del together[len(senders) :]  # or all that follow would be answered to another client
+            raise
 
 
 @compiled

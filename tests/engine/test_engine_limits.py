@@ -17,7 +17,15 @@ from merklekv.engine.integers import INT64_MAX, INT64_MIN
 from merklekv.engine.log import writer as log_module
 from merklekv.engine.memtable import KEY_OVERHEAD
 from merklekv.engine.options import MIN_MEMTABLE_SIZE
-from merklekv.engine.record import deletion_marker, op_id_of, timestamp_of, version_of
+from merklekv.engine.record import (
+    HEAD_SIZE,
+    VERSION_SIZE,
+    deletion_marker,
+    make_record,
+    op_id_of,
+    timestamp_of,
+    version_of,
+)
 from merklekv.errors import InvalidArgument, NotANumber, NumberOverflow, Shortage, Stalled, StorageFailed
 
 
@@ -286,6 +294,18 @@ def test_a_batch_of_increments_ends_before_what_has_to_run_by_itself(make_engine
     for last in (b"word", b"expires", b""):
         assert engine.increment_batch([b"new", last, b"new"], -1) == [engine.increment(b"new", 0)]
     assert engine.increment(b"new", 0) == -1
+
+
+@pytest.mark.parametrize("size", [HEAD_SIZE - 8, HEAD_SIZE - 1, HEAD_SIZE])
+def test_a_batch_of_increments_ends_before_a_record_of_the_base_that_damage_made_too_short(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    engine = make_engine()
+    record = make_record(b"number", bytes(VERSION_SIZE), b"1")[:size]
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.table.base, "get", {b"number": record}.get)
+        assert engine.increment_batch([b"new", b"number", b"new"], 1) == [1]
+    assert engines.values(engine) == {b"new": b"1"}
 
 
 def test_a_batch_of_deletions_ends_before_the_first_that_is_refused(

@@ -1,0 +1,1 @@
+"""Random input for the compiled core under sanitizers, see tests/README.md."""
