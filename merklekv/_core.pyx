@@ -59,7 +59,7 @@ cdef extern from "<sys/socket.h>":
 cdef extern from "<sys/epoll.h>":
     enum: EPOLLIN
 
-INTERFACE = 2
+INTERFACE = 3
 
 ctypedef unsigned char byte
 
@@ -769,6 +769,17 @@ cdef enum:
     GATHERED_MAX = 128  # see net/tick.py
     FAILED = -2  # in the place of a descriptor
 
+cdef class Channel:
+    cdef public object entry, feed, find, last_active, replies
+    cdef public int fd
+    cdef public bint needs_attention
+    cdef public Py_ssize_t pushed_bytes, unsent_bytes
+
+    def __init__(self):
+        self.fd = -1
+        self.last_active = 0.0
+        self.replies = []
+
 cdef class Sockets:
     cdef byte *buffer
     cdef Py_ssize_t buffer_size
@@ -789,7 +800,7 @@ cdef class Sockets:
         cdef Py_ssize_t received = 0, done = 0
         for event in events:
             found = PyDict_GetItemWithError(connections, (<tuple?>event)[0])
-            if found == NULL or <int>(<tuple>event)[1] != EPOLLIN or (<object>found).needs_attention:
+            if found == NULL or <int>(<tuple>event)[1] != EPOLLIN or (<Channel?><object>found).needs_attention:
                 odd.append(event)
             else:
                 ready.append(<object>found)
@@ -806,10 +817,11 @@ cdef class Sockets:
         cdef Py_ssize_t number, got, count = min(len(ready) - first, EACH, self.buffer_size // max(share, 1))
         cdef byte *at = self.buffer
         cdef byte *start
+        cdef Channel connection
         if count < 1:
             raise ValueError("the buffer is smaller than one share")
         for number in range(count):
-            fds[number] = ready[first + number].fd
+            fds[number] = (<Channel>ready[first + number]).fd
         with nogil:
             for number in range(count):
                 got = recv(fds[number], at, share, MSG_DONTWAIT)
@@ -819,7 +831,7 @@ cdef class Sockets:
                 at += max(got, 0)
         at = self.buffer
         for number in range(count):
-            connection, got, start = ready[first + number], sizes[number], at
+            connection, got, start = <Channel>ready[first + number], sizes[number], at
             if got == -EAGAIN:
                 continue
             at += max(got, 0)  # before anything can fail
@@ -851,8 +863,9 @@ cdef class Sockets:
         cdef Py_ssize_t sent[EACH]
         cdef Py_ssize_t number, count = min(len(connections) - first, EACH), given = 0
         cdef list texts = [b""] * count  # which must live as long as what points into them
+        cdef Channel connection
         for number in range(count):
-            connection = connections[first + number]
+            connection = <Channel?>connections[first + number]
             fds[number] = -1
             try:
                 replies = connection.replies
@@ -884,7 +897,7 @@ cdef class Sockets:
         for number in range(count):
             if fds[number] == FAILED:
                 continue
-            connection = connections[first + number]
+            connection = <Channel?>connections[first + number]
             try:
                 if fds[number] >= 0 and sent[number] != sizes[number]:
                     if sent[number] >= 0:
@@ -899,7 +912,7 @@ cdef class Sockets:
                 looks.append((connection, problem))
         return given
 
-cdef int gather(connection, list requests, dict batches, list pipelines) except -1:
+cdef int gather(Channel connection, list requests, dict batches, list pipelines) except -1:
     cdef PyObject *found
     cdef Py_ssize_t count = len(requests)
     if not count:
@@ -924,8 +937,9 @@ cdef int gather(connection, list requests, dict batches, list pipelines) except 
 
 def answer_each(entry, list connections not None, list replies not None, list answered not None):
     cdef Py_ssize_t size = 0, number
+    cdef Channel connection
     for number in range(min(len(connections), len(replies))):
-        connection, reply = connections[number], replies[number]
+        connection, reply = <Channel?>connections[number], replies[number]
         given = connection.replies
         if not given:
             answered.append(connection)

@@ -83,21 +83,16 @@ class Connection(Session):
         "backlog",
         "deadline",
         "end_of_input",
-        "feed",
         "interest",
-        "needs_attention",
         "parser",
-        "pushed_bytes",
         "receive",
         "refusal",
-        "replies",
         "send",
         "socket",
         "state",
         "task",
         "task_s",
         "unsent",
-        "unsent_bytes",
         "waits_for",
         "when_sent",
     )
@@ -109,18 +104,14 @@ class Connection(Session):
         self.socket = sock
         self.receive = sock.recv
         self.send = sock.send
-        self.feed: Callable[[bytes], list[Request]] = self._greet
+        self.feed = self._greet
         self.parser: RespParser | TextParser | None = None
         self.state = OPEN
-        self.needs_attention = False
         self.interest = 0  # the epoll events that the worker has registered
         self.refusal = refusal  # why this client is not served, told once its protocol is known
         self.deadline = math.inf  # lingering or refused: closed by then in any case
         self.end_of_input = False  # nothing more will be read
-        self.replies: list[bytes] = []  # of this tick: they leave after its commit
-        self.pushed_bytes = 0  # of these, what answers no request
         self.unsent: deque[bytes | memoryview] = deque()  # what the socket did not take, in pieces
-        self.unsent_bytes = 0
         self.backlog: list[Request] = []  # of a paused connection, oldest first
         self.task: Long | None = None  # the oldest of them, when it is a long command under way
         self.task_s = 0.0  # how long its slices have taken

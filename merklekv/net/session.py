@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from merklekv.engine.engine import Engine
 from merklekv.errors import MerkleKVError
 from merklekv.log_throttle import LogThrottle
+from merklekv.net.channel import Channel
 from merklekv.net.client_pause import ClientPause
 from merklekv.net.errors import RequestError
 from merklekv.net.home import Home
@@ -23,7 +24,7 @@ from merklekv.net.monitor import Monitor
 from merklekv.net.notifications import Notifications
 from merklekv.net.protocol import resp, text
 from merklekv.net.pubsub import PubSub, Subscriptions
-from merklekv.net.registry import Commands, Entry, Long
+from merklekv.net.registry import Commands, Long
 from merklekv.net.slowlog import Slow
 from merklekv.net.transaction import Transaction
 from merklekv.net.vitals import Vitals
@@ -228,20 +229,16 @@ class Context:
             pass  # too little is left even for this
 
 
-class Session:
+class Session(Channel):
     """One client: who it is and what it has chosen. Connections are sessions."""
 
     __slots__ = (
         "address",
         "context",
         "engine",
-        "entry",
         "explain",
-        "fd",
-        "find",
         "has_missed",
         "id",
-        "last_active",
         "library",
         "library_version",
         "local_address",
@@ -256,6 +253,7 @@ class Session:
     )
 
     def __init__(self, context: Context, identity: int, address: str, local_address: str, fd: int) -> None:
+        super().__init__()
         self.context = context
         self.engine = context.engine
         self.id = identity
@@ -269,11 +267,9 @@ class Session:
         self.name = b""
         self.library = b""
         self.library_version = b""
-        self.entry: Entry | None = None  # the last command
         self.explain: Callable[[MerkleKVError], bytes] = text.error
         self.subscriptions: Subscriptions | None = None  # of publish/subscribe; None: it listens to nothing
         self.has_missed = False  # whether messages were dropped that it did not read: it is about to be closed
-        self.find: Callable[[bytes], Entry | None]
         self.watched: dict[bytes, State] = {}  # what WATCH has seen of its keys
         self.use(None)
 

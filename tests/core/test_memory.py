@@ -10,7 +10,7 @@ import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from fixtures import engines
@@ -20,6 +20,7 @@ from fixtures.wire import encode
 
 from merklekv.engine.merkle import NO_LEAVES
 from merklekv.engine.record import EXPIRY, FLAGS, pack_expiry
+from merklekv.net.channel import Channel
 from merklekv.net.protocol.resp import REQUEST_BYTES_MIN
 
 _testcapi: Any = importlib.import_module("_testcapi")  # of CPython's own tests, without types
@@ -46,27 +47,28 @@ def growth(call: Callable[[], object], rounds: int = ROUNDS) -> int:
         tracemalloc.stop()
 
 
-class Client:
+class Command:
+    """The entry of every command."""
+
+    batches: ClassVar[dict[int, object]] = {2: None}
+
+
+def parse(data: bytes) -> Any:
+    """The requests in what has come."""
+    if data == b"bad":
+        raise ValueError
+    return [[data, KEY]]
+
+
+class Client(Channel):
     """What the core sees of a connection."""
 
     def __init__(self, sock: socket.socket) -> None:
+        super().__init__()
         self.fd = sock.fileno()
         self.receive, self.send = sock.recv, sock.send
-        self.needs_attention = False
-        self.last_active = 0.0
-        self.replies: list[Any] = []
-        self.pushed_bytes = self.unsent_bytes = 0
         self.nil = b"$-1\r\n"
-        self.entry: object = None
-        self.batches: dict[int, object] = {2: None}
-
-    def feed(self, data: bytes) -> Any:
-        if data == b"bad":
-            raise ValueError
-        return [[data, KEY]]
-
-    def find(self, _: bytes) -> Any:
-        return self
+        self.feed, self.find = parse, lambda _: Command
 
     def keep(self, data: bytes) -> None:
         raise ValueError
@@ -166,7 +168,8 @@ def test_reading_and_sending_leave_nothing() -> None:
                 sockets.read_each(events, connections, 100, 1.5, {}, [], [], ended)
             outcome(sockets.read_each, events, connections, 2000, 1.5, {}, [], [], ended)
             looks: list[Any] = []
-            for replies, unsent in (([VALUE], 0), ([VALUE, KEY], 0), ([VALUE], 5), ([5], 0), ([VALUE, 5], 0)):
+            wrong: Any = 5
+            for replies, unsent in (([VALUE], 0), ([VALUE, KEY], 0), ([VALUE], 5), ([wrong], 0), ([VALUE, wrong], 0)):
                 one.replies, one.unsent_bytes = list(replies), unsent
                 sockets.send_each([one], looks)
             theirs.recv(1000)
@@ -251,7 +254,7 @@ def test_connections_without_memory_are_looked_at() -> None:
         theirs.send(b"GET")
         singles: dict[Any, Any] = {}
         assert sockets.read_each([(0, 1)], {0: one}, 9, 1.5, singles, [], [], []) == 3
-        assert list(singles) == [one]
+        assert singles == {Command: ([one], [[b"GET", KEY]])}
 
 
 BATCHES: dict[str, tuple[list[Any], bytes, bytes]] = {

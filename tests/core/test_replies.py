@@ -10,6 +10,7 @@ from fixtures.twins import BOTH, TWINS, outcome
 from hypothesis import given
 from hypothesis import strategies as st
 
+from merklekv.net.channel import Channel
 from merklekv.net.connection import Muted
 from merklekv.net.protocol.resp import PLAIN_BULK_BYTES, Push
 
@@ -35,16 +36,16 @@ def test_equal_requests_go_together(pipeline: list[list[bytes]], first: int, mos
     assert list(map(id, other)) == list(map(id, one))
 
 
-class Client:
+class Client(Channel):
     """What `answer_each` sees of a connection: one that mutes its replies, or has some already."""
 
     def __init__(self, mute: str | None, earlier: list[bytes]) -> None:
-        self.replies: list[bytes] = list(earlier)
+        super().__init__()
+        self.replies = list(earlier)
         if mute is not None:
             self.replies = muted = Muted(self.replies)
             muted.is_off = mute == "off"
             muted.skip(len(mute) if mute.isdigit() else 0)
-        self.entry: object = None
 
 
 @given(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import select
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from operator import itemgetter
 from typing import Any
@@ -19,6 +19,7 @@ from fixtures.wire import Unsendable, encode
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from merklekv.net.channel import Channel
 from merklekv.net.connection import Muted
 from merklekv.net.protocol.resp import REQUEST_BYTES_MIN, Push, RespParser
 
@@ -40,20 +41,17 @@ class Broken(Exception):
     """What a connection fails with."""
 
 
-class Client:
+class Client(Channel):
     """A connection to one end of a pair of sockets."""
 
     def __init__(self, number: int, sock: socket.socket, kind: str, entries: dict[bytes, Entry]) -> None:
+        super().__init__()
         self.number, self.kind = number, kind
         self.fd = sock.fileno()
         self.receive, self.send = sock.recv, sock.send
-        self.find: Callable[[bytes], Entry | None] = entries.get
-        self.feed: Callable[[bytes], Any] = RespParser(100, 100, REQUEST_BYTES_MIN).feed
-        self.needs_attention = False
-        self.last_active = 0.0
-        self.replies: list[bytes] = []
+        self.find = entries.get
+        self.feed = RespParser(100, 100, REQUEST_BYTES_MIN).feed
         self.pushed_bytes = 9
-        self.unsent_bytes = 0
         self.kept: list[bytes] = []
 
     def keep(self, data: bytes | memoryview) -> None:

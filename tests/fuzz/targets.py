@@ -439,7 +439,7 @@ def small_functions(tape: Tape) -> None:
     replies = [tape.take(4) for _ in range(tape.number(10))]
     found, spare = [], tape.number(2)
     for answer in (twins.answer_each, references["answer_each"]):
-        connections = [SimpleNamespace(replies=[], entry=None) for _ in range(len(replies) + spare)]
+        connections = [twins.Channel() for _ in range(len(replies) + spare)]
         answered: list[Any] = []
         size = answer("entry", connections, replies, answered)
         found.append((size, [one.replies for one in connections], [connections.index(one) for one in answered]))
@@ -447,7 +447,7 @@ def small_functions(tape: Tape) -> None:
     short_of_memory(tape, twins.pack_frame, *numbers, entries)
     short_of_memory(tape, twins.bulk_each, values, sessions)
     short_of_memory(tape, twins.alike, requests, first, most)
-    connections = [SimpleNamespace(replies=[], entry=None) for _ in replies]
+    connections = [twins.Channel() for _ in replies]
     short_of_memory(tape, twins.answer_each, "entry", connections, replies, [])
 
 
@@ -464,10 +464,11 @@ class Entry:
 ENTRIES: Final = {b"GET": Entry({2: 1}), b"SET": Entry({})}
 
 
-class Connected:
+class Connected(twins.Channel):  # type: ignore[misc]
     """As much of a connection as `Sockets` uses, and its other end."""
 
     def __init__(self, parser_type: type, number: int) -> None:
+        super().__init__()
         ours, self.peer = socket.socketpair()
         ours.setblocking(False)
         self.peer.setblocking(False)
@@ -477,10 +478,6 @@ class Connected:
         self.receive, self.send = ours.recv, ours.send
         self.feed = parser_type(4096, 1000, resp.REQUEST_BYTES_MIN).feed
         self.find = ENTRIES.get
-        self.replies: list[Any] = []
-        self.needs_attention = False
-        self.last_active = 0
-        self.pushed_bytes = self.unsent_bytes = 0
         self.kept = b""
 
     def keep(self, data: bytes) -> None:

@@ -52,7 +52,7 @@ def test_shutdown_by_a_client_that_is_gone_before_the_reply(
 ) -> None:
     wire = connect()
     assert wire.ask("PING") == "PONG"
-    server.context.sessions()[0].replies = Unsendable(BrokenPipeError(32, "Broken pipe"))  # type: ignore[attr-defined]
+    server.context.sessions()[0].replies = Unsendable(BrokenPipeError(32, "Broken pipe"))
     wire.send(b"SHUTDOWN\n")
     assert wire.rest() == b""
     assert services.stops == 1
