@@ -360,6 +360,7 @@ cdef class Records:
         self.resize(SLOTS_MIN)
 
     def __dealloc__(self):
+        cdef size_t number
         for number in range(self.count):
             Py_DECREF(<object>self.entries[number].key)
             Py_DECREF(<object>self.entries[number].record)
