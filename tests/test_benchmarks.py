@@ -25,9 +25,11 @@ def run(*command: str | Path, path: str | None = None) -> str:
     return done.stdout
 
 
-def test_the_benchmarks_of_the_parts_run(tmp_path: Path) -> None:
+def test_the_benchmarks_of_the_parts_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--keys", str(KEYS), "--data-directory", str(tmp_path), "--benchmark-disable", "-p", "no:cacheprovider"]
     output = run("-m", "pytest", BENCHMARKS, "-v", *options)
+    monkeypatch.setenv("MERKLEKV_PURE", "1")
+    assert "test_share_of_upkeep" in run("-m", "pytest", BENCHMARKS / "test_merkle.py", "-v", *options)
     assert [module.name for module in BENCHMARKS.glob("test_*.py") if module.name not in output] == []
 
 
