@@ -60,7 +60,7 @@ PLACES = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
 
 
 class Protocol(ABC):
-    """What a client says and hears."""
+    """What a client sends and receives."""
 
     pipelined = True
 
