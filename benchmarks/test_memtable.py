@@ -11,8 +11,9 @@ import pytest
 from data_sets import VALUE, fill, key_of
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from merklekv.core import REFERENCES
 from merklekv.engine.engine import Engine
-from merklekv.engine.memtable import SLICE_KEYS, Memtable
+from merklekv.engine.memtable import SLICE_KEYS, Records
 
 BATCH = 1000
 ROUNDS = 30
@@ -91,39 +92,38 @@ def test_get_what_is_nowhere(benchmark: BenchmarkFixture, big: Engine) -> None:
     assert benchmark(read, big, [b"nowhere:%d" % number for number in range(BATCH)]) == 0
 
 
-@pytest.fixture
-def crowded() -> Memtable:
+def crowd(kind: type[Records]) -> Records:
     """As many keys as a memtable of the usual size has, in no order."""
-    table = Memtable(0)
+    records = kind()
     for number in range(CROWD):
-        table.records[key_of(number * 7919 % CROWD)] = b""
-    return table
+        records[key_of(number * 7919 % CROWD)] = b""
+    return records
 
 
 @pytest.mark.benchmark(group="memtable: 200,000 keys")
-@pytest.mark.parametrize("way", [Memtable.prepare, Memtable.group], ids=["order", "buckets"])
-def test_longest_slice(
-    way: Callable[[Memtable], bool], benchmark: BenchmarkFixture, crowded: Memtable, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """What the first scan, or the first exchange, does before it can answer; other clients wait for a slice of it."""
+@pytest.mark.parametrize("way", ["prepare", "group"], ids=["order", "buckets"])
+def test_longest_slice(way: str, benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    """What pure Python does before the first scan or exchange can answer; other clients wait for a slice of it."""
+    next_slice: Callable[[], bool] = getattr(crowd(REFERENCES["Records"]), way)
     slices: list[float] = []
 
     def all_slices() -> None:
         done = False
         while not done:
             began = time.thread_time()
-            done = way(crowded)
+            done = next_slice()
             slices.append(time.thread_time() - began)
 
     benchmark.pedantic(all_slices)
     benchmark.extra_info["longest_slice_ms"] = 1000 * max(slices)
     with capsys.disabled():
-        print(f"\n  {way.__name__}: {len(slices)} slices, the longest {1000 * max(slices):.1f} ms")
+        print(f"\n  {way}: {len(slices)} slices, the longest {1000 * max(slices):.1f} ms")
     assert len(slices) >= CROWD // SLICE_KEYS
 
 
 @pytest.mark.benchmark(group="memtable: a page")
-def test_list_keys(benchmark: BenchmarkFixture, crowded: Memtable) -> None:
+def test_list_keys(benchmark: BenchmarkFixture) -> None:
+    crowded = crowd(Records)
     while not crowded.prepare():
         pass
     assert benchmark(crowded.keys_from, key_of(CROWD // 2), None, 100) == [

@@ -16,7 +16,7 @@ from libc.errno cimport EAGAIN, EBADF, EINTR, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memcpy, memset
 
 cdef extern from "Python.h":
     PyObject *PyDict_GetItemWithError(dict, object) except? NULL
@@ -59,7 +59,7 @@ cdef extern from "<sys/socket.h>":
 cdef extern from "<sys/epoll.h>":
     enum: EPOLLIN
 
-INTERFACE = 3
+INTERFACE = 4
 
 ctypedef unsigned char byte
 
@@ -344,19 +344,40 @@ cdef enum:
     SLOTS_MIN = 64
     TOGETHER = 32  # keys whose places in memory are fetched at once: one waits for them as long as for all
 
+    RUN = 2048  # keys that are brought in order at once, when they have come
+    LONG_RUN = 16384  # keys in a run that was merged from eight
+
 ctypedef struct Entry:
-    Py_hash_t hash
+    uint32_t hash  # its lower half
+    uint32_t after  # the number of the entry that came before it to its bucket; 0: none did
     PyObject *key
     PyObject *record
 
+ctypedef struct Item:
+    uint64_t head  # 8 bytes of the key, behind those that all keys have which are sorted with it
+    uint32_t number
+
+ctypedef struct Cursor:  # in a run
+    size_t at
+    size_t end
+
 cdef class Records:
-    """A hash table with open addressing: slots with the numbers of entries, which are in the order of arrival."""
+    """A hash table with open addressing: slots with the numbers of entries, which are in the order of arrival.
+
+    Order costs a write little, and a reader does not wait for it: each RUN of new entries is sorted when it is whole,
+    and eight of these are merged. A page comes from all runs at once. The entries of a bucket are a chain.
+    """
 
     cdef Entry *entries
     cdef uint32_t *slots  # the number of an entry, from 1 on; 0: a free slot
-    cdef size_t mask, count, room
+    cdef uint32_t *newest  # for each bucket likewise
+    cdef uint32_t *order  # numbers of entries, from 0 on: those of each run, in the order of their keys
+    cdef size_t mask, count, room, ordered
 
     def __cinit__(self):
+        self.newest = <uint32_t *>calloc(BUCKETS, sizeof(uint32_t))
+        if self.newest == NULL:
+            raise MemoryError
         self.resize(SLOTS_MIN)
 
     def __dealloc__(self):
@@ -366,13 +387,20 @@ cdef class Records:
             Py_DECREF(<object>self.entries[number].record)
         free(self.entries)
         free(self.slots)
+        free(self.newest)
+        free(self.order)
 
     cdef int resize(self, size_t slots) except -1:
         cdef size_t number, at, mask = slots - 1, room = slots // 8 * 5
         cdef Entry *entries
         cdef uint32_t *taken
+        cdef uint32_t *order
         if slots > 1 << 31:
             raise MemoryError
+        order = <uint32_t *>realloc(self.order, room * sizeof(uint32_t))
+        if order == NULL:
+            raise MemoryError
+        self.order = order
         taken = <uint32_t *>calloc(slots, sizeof(uint32_t))
         if taken == NULL:
             raise MemoryError
@@ -381,7 +409,7 @@ cdef class Records:
             free(taken)
             raise MemoryError
         for number in range(self.count):
-            at = <size_t>entries[number].hash & mask
+            at = entries[number].hash & mask
             while taken[at]:
                 at = (at + 1) & mask
             taken[at] = <uint32_t>(number + 1)
@@ -391,14 +419,18 @@ cdef class Records:
 
     cdef int make_room(self) except -1:
         """Lets the next `put` succeed."""
-        return self.resize((self.mask + 1) * 2) if self.count == self.room else 0
+        if self.count == self.room:
+            self.resize((self.mask + 1) * 2)
+        if self.count - self.ordered // RUN * RUN == RUN:
+            self.bring_in_order()
+        return 0
 
     cdef Entry *find(self, bytes key, Py_hash_t hash) noexcept:
         cdef size_t at = <size_t>hash & self.mask
         cdef Entry *entry
         while self.slots[at]:
             entry = self.entries + self.slots[at] - 1
-            if entry.hash == hash and equal(<bytes>entry.key, key):
+            if entry.hash == <uint32_t>hash and equal(<bytes>entry.key, key):
                 return entry
             at = (at + 1) & self.mask
         return NULL
@@ -407,7 +439,7 @@ cdef class Records:
         cdef Entry *entry = self.find(key, PyObject_Hash(key))
         return <bytes>entry.record if entry != NULL else None
 
-    cdef int put(self, bytes key, bytes record) except -1:
+    cdef int put(self, bytes key, bytes record, size_t bucket) except -1:
         cdef Py_hash_t hash = PyObject_Hash(key)
         cdef Entry *entry = self.find(key, hash)
         cdef PyObject *before
@@ -425,9 +457,10 @@ cdef class Records:
         Py_INCREF(key)
         Py_INCREF(record)
         entry = self.entries + self.count
-        entry.hash, entry.key, entry.record = hash, <PyObject *>key, <PyObject *>record
+        entry.hash, entry.key, entry.record = <uint32_t>hash, <PyObject *>key, <PyObject *>record
+        entry.after = self.newest[bucket]
         self.count += 1
-        self.slots[at] = <uint32_t>self.count
+        self.slots[at] = self.newest[bucket] = <uint32_t>self.count
         return 0
 
     cdef int prefetch(self, list requests, Py_ssize_t first) except -1:
@@ -466,7 +499,7 @@ cdef class Records:
         return record
 
     def __setitem__(self, key, record):
-        self.put(exact(key), exact(record))
+        self.put(exact(key), exact(record), bucket_of(exact(key)))
 
     def __contains__(self, key):
         return self.found(exact(key)) is not None
@@ -486,12 +519,148 @@ cdef class Records:
             yield <object>self.entries[number].key, <object>self.entries[number].record
             number += 1
 
-    def newest(self, Py_ssize_t count):
+    cdef int bring_in_order(self) except -1:
+        """Makes the new entries a run, and with seven runs before them one long run."""
+        cdef size_t first = self.ordered // RUN * RUN, number
+        if self.ordered == self.count:
+            return 0
+        for number in range(first, self.count):
+            self.order[number] = <uint32_t>number
+        self.arrange(first, self.count - first, 1)
+        if not self.count % LONG_RUN:
+            self.arrange(self.count - LONG_RUN, LONG_RUN, RUN)
+        self.ordered = self.count
+        return 0
+
+    cdef int arrange(self, size_t first, size_t count, size_t width) except -1:
+        """Merges stretches of `width` entries in order, the last one shorter, to one."""
+        cdef Item *items = <Item *>malloc(2 * count * sizeof(Item))
+        cdef Item *target = items + count
+        cdef Item *source = items
+        cdef Item *one
+        cdef Item *other
+        cdef size_t number, at, middle, end, shared = KEY_BYTES_MAX
+        cdef bytes key, least
+        if items == NULL:
+            raise MemoryError
+        least = self.key_at(first)
+        for number in range(count):
+            key = self.key_at(first + number)
+            shared = min(shared, <size_t>PyBytes_GET_SIZE(key))
+            if memcmp(data_of(key), data_of(least), shared):
+                at = 0
+                while data_of(key)[at] == data_of(least)[at]:
+                    at += 1
+                shared = at
+        for number in range(count):
+            items[number].number = self.order[first + number]
+            items[number].head = head_of(self.key_at(first + number), shared)
+        while width < count:
+            at = 0
+            while at < count:
+                middle, end = min(at + width, count), min(at + 2 * width, count)
+                one, other = source + at, source + middle
+                for number in range(at, end):
+                    if other == source + end or (one != source + middle and not self.is_below(other, one)):
+                        target[number] = one[0]
+                        one += 1
+                    else:
+                        target[number] = other[0]
+                        other += 1
+                at = end
+            source, target = target, source
+            width *= 2
+        for number in range(count):
+            self.order[first + number] = source[number].number
+        free(items)
+        return 0
+
+    cdef inline bytes key_at(self, size_t place):
+        return <bytes>self.entries[self.order[place]].key
+
+    cdef inline bint is_below(self, Item *one, Item *other) noexcept:
+        if one.head != other.head:
+            return one.head < other.head
+        return below(<bytes>self.entries[one.number].key, <bytes>self.entries[other.number].key)
+
+    def prepare(self):
+        return True
+
+    def group(self):
+        return True
+
+    def bucket(self, Py_ssize_t bucket):
+        require_bucket(bucket, BUCKETS)
         cdef list keys = []
-        cdef Py_ssize_t number
-        for number in range(<Py_ssize_t>self.count - 1, max(<Py_ssize_t>self.count - count, 0) - 1, -1):
-            keys.append(<object>self.entries[number].key)
+        cdef uint32_t number = self.newest[bucket]
+        while number:
+            keys.append(<object>self.entries[number - 1].key)
+            number = self.entries[number - 1].after
         return keys
+
+    def keys_from(self, bytes low not None, bytes end, Py_ssize_t limit):
+        cdef list keys = []
+        cdef size_t first = 0, last, middle, count = 0
+        cdef bytes key
+        self.bring_in_order()
+        cdef Cursor *cursors = <Cursor *>malloc((self.count // LONG_RUN + LONG_RUN // RUN) * sizeof(Cursor))
+        if cursors == NULL:
+            raise MemoryError
+        try:
+            while first < self.count:
+                last = first + LONG_RUN
+                if last > self.count:
+                    last = min(first + RUN, self.count)
+                cursors[count].end = last
+                cursors[count].at, first = first, last
+                while cursors[count].at < last:
+                    middle = (cursors[count].at + last) // 2
+                    if below(self.key_at(middle), low):
+                        cursors[count].at = middle + 1
+                    else:
+                        last = middle
+                count += cursors[count].at < cursors[count].end
+            for first in range(count, 0, -1):
+                self.sift_down(cursors, first - 1, count)
+            while count and len(keys) < limit:
+                key = self.key_at(cursors[0].at)
+                if end is not None and not below(key, end):
+                    break
+                keys.append(key)
+                cursors[0].at += 1
+                if cursors[0].at == cursors[0].end:
+                    count -= 1
+                    cursors[0] = cursors[count]
+                self.sift_down(cursors, 0, count)
+        finally:
+            free(cursors)
+        return keys
+
+    cdef void sift_down(self, Cursor *heap, size_t at, size_t count) noexcept:
+        """Restores the heap, least key first, in which the cursor at `at` may have too large a key."""
+        cdef size_t least
+        while 2 * at + 1 < count:
+            least = 2 * at + 1
+            if least + 1 < count and below(self.key_at(heap[least + 1].at), self.key_at(heap[least].at)):
+                least += 1
+            if not below(self.key_at(heap[least].at), self.key_at(heap[at].at)):
+                return
+            heap[at], heap[least] = heap[least], heap[at]
+            at = least
+
+cdef inline size_t bucket_of(bytes key) noexcept:
+    return XXH3_64bits(data_of(key), PyBytes_GET_SIZE(key)) >> 48
+
+cdef inline uint64_t head_of(bytes key, size_t skipped) noexcept:
+    cdef byte part[8]
+    memset(part, 0, 8)
+    memcpy(part, data_of(key) + skipped, min(<size_t>PyBytes_GET_SIZE(key) - skipped, 8))
+    return load64(part)
+
+cdef inline bint below(bytes one, bytes other) noexcept:
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(one), other_size = PyBytes_GET_SIZE(other)
+    cdef int order = memcmp(data_of(one), data_of(other), min(size, other_size))
+    return order < 0 or (not order and size < other_size)
 
 cdef inline bint equal(bytes one, bytes other) noexcept:
     cdef Py_ssize_t size = PyBytes_GET_SIZE(one)
@@ -555,7 +724,7 @@ def put_each(table, int op, items, bytes flags not None, bytes expiry not None, 
             key_size, value_size = PyBytes_GET_SIZE(key), PyBytes_GET_SIZE(value)
             if not 0 < key_size <= KEY_BYTES_MAX or value_size > value_max + before_value:
                 table.require_sizes(key, value[before_value:])
-            leaf = leaves.leaves + (XXH3_64bits(data_of(key), key_size) >> 48)
+            leaf = leaves.leaves + bucket_of(key)
             __builtin_prefetch(leaf)
             old = records.found(key)
             in_active = old is not None
@@ -600,7 +769,7 @@ def put_each(table, int op, items, bytes flags not None, bytes expiry not None, 
             pending.append(entry)
             size = needed
             count += 1
-            records.put(key, record)
+            records.put(key, record, leaf - leaves.leaves)
             changed[leaf - leaves.leaves] = 1
             add_digest(leaf, data_of(record) + DIGEST_AT)
             if old is None:

@@ -1,15 +1,6 @@
 """Recent writes in memory: newest record of each key, and the keys in order for a scan.
 
-The records are a dictionary, which the table's write function fills directly.  Nothing is ever removed from it, so its
-last `n` keys are its newest, and neither order nor buckets cost a write anything: a reader that needs them first adds
-the new keys, a slice at a time.
-
-Order is kept in blocks: each has the keys of a range, and is sorted when it is read, or when it is so large that it is
-halved.  So many keys are never sorted at once.  Buckets are kept in groups: reading one splits its group,
-so the others of that are cheap.
-
-Memory: about `charge()` bytes for each key, and EXPIRY_OVERHEAD for each expiry.  A slice takes below 1 ms, but for the
-first, which lists all new keys: 3 ms with 200,000.
+Memory: about `charge()` bytes for each key, and EXPIRY_OVERHEAD for each expiry.
 """
 
 from bisect import bisect_left, bisect_right
@@ -52,15 +43,6 @@ def prefix_end(prefix: bytes) -> bytes | None:
     return trimmed[:-1] + bytes((trimmed[-1] + 1,)) if trimmed else None
 
 
-@compiled
-class Records(dict[bytes, bytes]):
-    """The newest record of each key, in the order in which the keys came.  Nothing is ever removed from it."""
-
-    def newest(self, count: int) -> list[bytes]:
-        """The last so many keys, newest first."""
-        return list(islice(reversed(self), count))
-
-
 class _Newcomers:
     """The keys of a dict that grows, each once, a slice at a time."""
 
@@ -68,11 +50,11 @@ class _Newcomers:
         self._waiting: list[bytes] = []  # newest first
         self._taken = 0  # keys that are in `_waiting` or were
 
-    def take(self, records: Records) -> list[bytes]:
+    def take(self, records: dict[bytes, bytes]) -> list[bytes]:
         """At most SLICE_KEYS more, newest first."""
         if not self._waiting:
             # All at once: a dictionary can only be entered at its ends.
-            self._waiting = records.newest(len(records) - self._taken)
+            self._waiting = list(islice(reversed(records), len(records) - self._taken))
             self._taken = len(records)
         keys = self._waiting[-SLICE_KEYS:]
         del self._waiting[-SLICE_KEYS:]
@@ -82,9 +64,83 @@ class _Newcomers:
         """Takes again what is left of a slice, in the same order."""
         self._waiting += keys
 
-    def all_taken(self, records: Records) -> bool:
+    def all_taken(self, records: dict[bytes, bytes]) -> bool:
         """Whether there are no more."""
         return not self._waiting and self._taken == len(records)
+
+
+@compiled
+class Records(dict[bytes, bytes]):
+    """The newest record of each key, in the order in which the keys came.  Nothing is ever removed from it.
+
+    So its last `n` keys are its newest, and neither order nor buckets cost a write anything: a reader that needs them
+    first adds the new keys, a slice at a time.  A slice takes below 1 ms, but for the first, which lists all new keys:
+    3 ms with 200,000.  The compiled core adds the keys when they come, and has no slices.
+
+    Order is kept in blocks: each has the keys of a range, and is sorted when it is read, or when it is so large that it
+    is halved.  So many keys are never sorted at once.  Buckets are kept in groups: reading one splits its group, so the
+    others of that are cheap.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._to_order, self._to_group = _Newcomers(), _Newcomers()
+        self._blocks: list[list[bytes]] = [[]]  # each in no order
+        self._lows = [b""]  # of each block: its keys are at or above it, and below the next one's
+        self._groups: defaultdict[int, list[bytes]] = defaultdict(list)  # made when they are asked for
+        self._split_of = (0, 0)  # the group, and how many keys it had, of
+        self._split: defaultdict[int, list[bytes]] = defaultdict(list)  # its buckets
+
+    def prepare(self) -> bool:
+        """A slice of bringing keys in order; True when all keys are."""
+        blocks, lows = self._blocks, self._lows
+        keys = self._to_order.take(self)
+        halved = 0
+        while keys and halved < HALVED_MAX:
+            key = keys.pop()
+            at = bisect_right(lows, key) - 1
+            block = blocks[at]
+            block.append(key)
+            if len(block) > BLOCK_KEYS:
+                block.sort()
+                blocks.insert(at + 1, block[BLOCK_KEYS // 2 :])
+                del block[BLOCK_KEYS // 2 :]
+                lows.insert(at + 1, blocks[at + 1][0])
+                halved += 1
+        self._to_order.put_back(keys)
+        return self._to_order.all_taken(self)
+
+    def group(self) -> bool:
+        """A slice of putting keys into their groups; True when all keys are there."""
+        if self._to_group.all_taken(self):
+            return True
+        for key in self._to_group.take(self):
+            self._groups[xxh3_64_intdigest(key) >> GROUP_SHIFT].append(key)
+        return self._to_group.all_taken(self)
+
+    def bucket(self, bucket: int) -> list[bytes]:
+        """The keys of a bucket, in no order.  Needs `group`."""
+        group = bucket * GROUPS // BUCKETS
+        keys = self._groups.get(group, [])
+        if self._split_of != (group, len(keys)):
+            self._split_of = (group, len(keys))
+            self._split = defaultdict(list)
+            for key in keys:
+                self._split[bucket_of(key)].append(key)
+        return self._split.get(bucket, [])
+
+    def keys_from(self, low: bytes, end: bytes | None, limit: int) -> list[bytes]:
+        """At most `limit` keys from `low` to below `end` (None: no bound), in order.  Needs `prepare`."""
+        keys: list[bytes] = []
+        at = bisect_right(self._lows, low) - 1
+        while len(keys) < limit and at < len(self._blocks) and (end is None or self._lows[at] < end):
+            block = self._blocks[at]
+            block.sort()
+            first = bisect_left(block, low)
+            last = len(block) if end is None else bisect_left(block, end, first)
+            keys += block[first : min(last, first + limit - len(keys))]
+            at += 1
+        return keys
 
 
 class Expiries:
@@ -154,71 +210,11 @@ class Memtable:
         self.size = 0  # bytes charged for keys and records
         self.tombstones: list[bytes] = []  # every key that was deleted here; what it maps to may have changed since
         self.expiries = Expiries()
-        self._forget_order()
-
-    def _forget_order(self) -> None:
-        self._to_order, self._to_group = _Newcomers(), _Newcomers()
-        self._blocks: list[list[bytes]] = [[]]  # each in no order
-        self._lows = [b""]  # of each block: its keys are at or above it, and below the next one's
-        self._groups: defaultdict[int, list[bytes]] = defaultdict(list)  # made when they are asked for
-        self._split_of = (0, 0)  # the group, and how many keys it had, of
-        self._split: defaultdict[int, list[bytes]] = defaultdict(list)  # its buckets
 
     @property
     def charged(self) -> int:
         """Bytes of memory that it is taken to use."""
         return self.size + EXPIRY_OVERHEAD * len(self.expiries)
-
-    def prepare(self) -> bool:
-        """A slice of bringing keys in order; True when all keys are."""
-        blocks, lows = self._blocks, self._lows
-        keys = self._to_order.take(self.records)
-        halved = 0
-        while keys and halved < HALVED_MAX:
-            key = keys.pop()
-            at = bisect_right(lows, key) - 1
-            block = blocks[at]
-            block.append(key)
-            if len(block) > BLOCK_KEYS:
-                block.sort()
-                blocks.insert(at + 1, block[BLOCK_KEYS // 2 :])
-                del block[BLOCK_KEYS // 2 :]
-                lows.insert(at + 1, blocks[at + 1][0])
-                halved += 1
-        self._to_order.put_back(keys)
-        return self._to_order.all_taken(self.records)
-
-    def group(self) -> bool:
-        """A slice of putting keys into their groups; True when all keys are there."""
-        if self._to_group.all_taken(self.records):
-            return True
-        for key in self._to_group.take(self.records):
-            self._groups[xxh3_64_intdigest(key) >> GROUP_SHIFT].append(key)
-        return self._to_group.all_taken(self.records)
-
-    def bucket(self, bucket: int) -> list[bytes]:
-        """The keys of a bucket, in no order.  Needs `group`."""
-        group = bucket * GROUPS // BUCKETS
-        keys = self._groups.get(group, [])
-        if self._split_of != (group, len(keys)):
-            self._split_of = (group, len(keys))
-            self._split = defaultdict(list)
-            for key in keys:
-                self._split[bucket_of(key)].append(key)
-        return self._split.get(bucket, [])
-
-    def keys_from(self, low: bytes, end: bytes | None, limit: int) -> list[bytes]:
-        """At most `limit` keys from `low` to below `end` (None: no bound), in order.  Needs `prepare`."""
-        keys: list[bytes] = []
-        at = bisect_right(self._lows, low) - 1
-        while len(keys) < limit and at < len(self._blocks) and (end is None or self._lows[at] < end):
-            block = self._blocks[at]
-            block.sort()
-            first = bisect_left(block, low)
-            last = len(block) if end is None else bisect_left(block, end, first)
-            keys += block[first : min(last, first + limit - len(keys))]
-            at += 1
-        return keys
 
     def drop_below(self, truncation: bytes, hides: bool) -> None:
         """Forgets every record with a version below `truncation`; if it `hides` something, markers stay instead."""
@@ -230,7 +226,6 @@ class Memtable:
             elif hides:
                 self.records[key] = marker
         self.size = sum(charge(key, record) for key, record in self.records.items())
-        self._forget_order()
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self.records)

@@ -242,7 +242,7 @@ class Table:
         after = after or b""
         with self.lock:
             tables = self.tables
-            if not all(table.prepare() for table in tables):
+            if not all(table.records.prepare() for table in tables):
                 return [], after
             low = prefix if after < prefix else after + b"\0"
             end = prefix_end(prefix)
@@ -255,10 +255,10 @@ class Table:
             bounds = [pairs[-1][0]] if more and pairs else []  # a source that was cut off is known only up to here
             found = {key: record for key, record in pairs if record >= self.truncation}
             for table in reversed(tables):
-                keys = table.keys_from(low, end, limit)
+                records = table.records
+                keys = records.keys_from(low, end, limit)
                 if len(keys) >= limit:
                     bounds.append(keys[-1])
-                records = table.records
                 for key in keys:
                     found[key] = records[key]
         bound = min(bounds) if bounds else None
@@ -402,7 +402,7 @@ class Table:
     def prepare_buckets(self) -> bool:
         """A slice of a few ms of what `bucket` needs; call it until it is True."""
         with self.lock:
-            return all(table.group() for table in self.tables)
+            return all(table.records.group() for table in self.tables)
 
     def bucket(self, bucket: int) -> list[Pair]:
         """(key, head of 41 bytes) of each record of a bucket, in key order, tombstones too."""
@@ -411,7 +411,7 @@ class Table:
                 pass  # only what has come since the caller's `prepare_buckets`
             keys = set(self.base.current.keys(bucket))
             for table in self.tables:
-                keys.update(table.bucket(bucket))
+                keys.update(table.records.bucket(bucket))
             found = [(key, self.lookup(key)) for key in sorted(keys)]
         return [(key, head_of(record)) for key, record in found if record is not None and not is_purge_marker(record)]
 

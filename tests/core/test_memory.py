@@ -96,7 +96,14 @@ def simple_calls() -> dict[str, Callable[[], object]]:
         for number in range(100):
             made[b"%d" % number] = VALUE
             made[b"%d" % number] = KEY
-        return [made.newest(5), list(made), list(made.items()), made.get(KEY), outcome(made.__getitem__, KEY)]
+        return [
+            made.keys_from(b"", b"9", 50),
+            made.bucket(5),
+            list(made),
+            list(made.items()),
+            made.get(KEY),
+            outcome(made.__getitem__, KEY),
+        ]
 
     def tree() -> None:
         leaves.move(5, 2**127, 1)

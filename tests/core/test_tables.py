@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from bisect import bisect_left
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +12,7 @@ from fixtures.twins import BOTH, TWINS, outcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merklekv.engine.format import BUCKETS, LEAF_SIZE
+from merklekv.engine.format import BUCKETS, LEAF_SIZE, bucket_of
 from merklekv.engine.merkle import COUNT_MASK, LEAVES_PER_INNER, MANY_LEAVES, NO_LEAVES
 from merklekv.net.protocol.resp import Push
 
@@ -162,8 +165,8 @@ keys = st.integers(0, 30).map(lambda number: b"k%d" % number) | st.binary(max_si
 records = st.binary(max_size=6)
 
 
-@given(st.lists(st.tuples(keys, records), max_size=80), st.lists(keys, max_size=10), st.integers(0, 90))
-def test_records_are_a_dictionary(pairs: list[tuple[bytes, bytes]], others: list[bytes], count: int) -> None:
+@given(st.lists(st.tuples(keys, records), max_size=80), st.lists(keys, max_size=10))
+def test_records_are_a_dictionary(pairs: list[tuple[bytes, bytes]], others: list[bytes]) -> None:
     plain: dict[bytes, bytes] = {}
     both = [module.Records() for module in BOTH]
     for key, record in pairs:
@@ -174,7 +177,6 @@ def test_records_are_a_dictionary(pairs: list[tuple[bytes, bytes]], others: list
         assert list(table.items()) == list(plain.items())
         assert list(table) == list(plain)
         assert (len(table), bool(table)) == (len(plain), bool(plain))
-        assert table.newest(count) == list(plain)[::-1][:count]
         for key in [*plain, *others]:
             assert table.get(key) == plain.get(key)
             assert table.get(key, "none") == plain.get(key, "none")
@@ -191,6 +193,64 @@ def test_records_grow() -> None:
         assert dict(table.items()) == plain
         assert all(table.get(key) is record for key, record in plain.items())
         assert b"none" not in table
+
+
+ORDERINGS = {
+    "rising": lambda number: b"key:%06d" % number,
+    "mixed": lambda number: b"%d" % (number * 7919 % 1_000_003),
+    "a long beginning": lambda number: b"x" * 400 + b"%d" % (number * 7919 % 1_000_003),
+    "prefixes of each other": lambda number: b"\x00" * (number % 500 + 1) + b"%d" % (number // 500),
+    "the same eight bytes": lambda number: b"%d:" % (number % 3) + b"same part" + b"%d" % (number * 7919 % 1_000_003),
+}
+
+
+@pytest.mark.parametrize("key_of", ORDERINGS.values(), ids=ORDERINGS)
+def test_records_in_order_however_many_came(key_of: Callable[[int], bytes]) -> None:
+    """Looked at when runs have just become whole, or are about to."""
+    size, long_size = 2048, 16384
+    looks = {1, 2, 100, size - 1, size, size + 1, 5 * size + 7, long_size - 1, long_size, long_size + 1, 2 * long_size}
+    both = [module.Records() for module in BOTH]
+    plain: list[bytes] = []
+    chance = random.Random(1)
+    for number in range(2 * long_size + size + 9):
+        plain.append(key_of(number))
+        for table in both:
+            table[plain[-1]] = table[plain[number // 2]] = b""
+        if len(plain) in looks or number == 2 * long_size + size:
+            ordered = sorted(plain)
+            for table in both:
+                settle(table)
+                assert table.keys_from(b"", None, len(plain) + 1) == ordered
+                for _ in range(20):
+                    low, end = (
+                        chance.choice(plain)[: chance.randrange(420)],
+                        chance.choice([None, chance.choice(plain)]),
+                    )
+                    limit = chance.choice([0, 1, 10, 1000])
+                    page = ordered[bisect_left(ordered, low) :][:limit]
+                    assert table.keys_from(low, end, limit) == [key for key in page if end is None or key < end]
+
+
+@given(st.lists(keys | st.none(), max_size=80), keys, st.none() | keys, st.integers(0, 90))
+def test_pages_and_buckets_are_the_same(writes: list[bytes | None], low: bytes, end: bytes | None, limit: int) -> None:
+    """A None among the writes is a reader."""
+    reference, twin = [module.Records() for module in BOTH]
+    for key in [*writes, None]:
+        if key is not None:
+            reference[key] = twin[key] = b""
+            continue
+        settle(reference)
+        assert twin.prepare()
+        assert twin.group()
+        assert twin.keys_from(low, end, limit) == reference.keys_from(low, end, limit)
+        assert twin.keys_from(b"", None, 100) == sorted(reference)
+        for bucket in {0, *map(bucket_of, reference)}:
+            assert sorted(twin.bucket(bucket)) == sorted(reference.bucket(bucket))
+
+
+def settle(table: Any) -> None:
+    while not (table.prepare() and table.group()):
+        pass
 
 
 class Colliding(bytes):
@@ -239,8 +299,11 @@ def test_records_of_the_core_take_bytes_only(wrong: Any) -> None:
         assert len(table) == 0
 
 
-@pytest.mark.parametrize("count", [-1, -(2**63), 2**63 - 1, 2**70, None, "1"])
-def test_the_newest_of_a_strange_count(count: Any) -> None:
+@pytest.mark.parametrize("wrong", [None, "text", 5, -1, 2**16, 2**70])
+def test_records_of_the_core_survive_what_never_comes(wrong: Any) -> None:
     table = TWINS.Records()
     table[b"k"] = b""
-    assert outcome(table.newest, count)[1] in ([], [b"k"], ValueError, TypeError, OverflowError)
+    outcome(table.bucket, wrong)
+    outcome(table.keys_from, wrong, None, 1)
+    outcome(table.keys_from, b"", wrong, 1)
+    outcome(table.keys_from, b"", None, wrong)

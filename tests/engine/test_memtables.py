@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from xxhash import xxh3_128_digest
 
+from merklekv.core import REFERENCES
 from merklekv.engine import memtable as memtable_module
 from merklekv.engine.format import bucket_of
 from merklekv.engine.memtable import (
@@ -22,6 +23,7 @@ from merklekv.engine.memtable import (
     KEY_OVERHEAD,
     SLICE_KEYS,
     Memtable,
+    Records,
     charge,
     pack_number,
     prefix_end,
@@ -55,15 +57,15 @@ def test_keys_come_in_order(
         patch.setattr(memtable_module, "SLICE_KEYS", slice_keys)
         patch.setattr(memtable_module, "BLOCK_KEYS", block_keys)
         patch.setattr(memtable_module, "HALVED_MAX", 1 + slice_keys // 3)
-        table = Memtable(0)
+        table = Records()
         for key in writes:
             if key is None:
                 table.prepare()
             else:
-                table.records[key] = b"x"
+                table[key] = b"x"
         while not table.prepare():
             pass
-        expected = sorted(key for key in table.records if key >= low and (end is None or key < end))
+        expected = sorted(key for key in table if key >= low and (end is None or key < end))
         assert table.keys_from(low, end, limit) == expected[:limit]
         assert sorted(table) == table.keys_from(b"", None, 100)
 
@@ -73,12 +75,12 @@ def test_buckets_have_each_key_once(writes: list[int | None], slice_keys: int) -
     """A None among the writes is a reader who prepares one more slice."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memtable_module, "SLICE_KEYS", slice_keys)
-        table = Memtable(0)
+        table = Records()
         for number in writes:
             if number is None:
                 table.group()
             else:
-                table.records[b"%d" % number] = b"x"
+                table[b"%d" % number] = b"x"
         while not table.group():
             pass
         for bucket in {bucket_of(key) for key in table}:
@@ -86,11 +88,11 @@ def test_buckets_have_each_key_once(writes: list[int | None], slice_keys: int) -
 
 
 def test_a_slice_halves_so_many_blocks_and_no_more() -> None:
-    table = Memtable(0)
+    table = REFERENCES["Records"]()
     keys = [b"%d" % number for number in range(BLOCK_KEYS * 4 * HALVED_MAX)]
     random.Random(1).shuffle(keys)
     for key in keys:
-        table.records[key] = b"x"
+        table[key] = b"x"
     counts = [1]
     while not table.prepare():
         counts.append(len(table._blocks))
@@ -99,13 +101,13 @@ def test_a_slice_halves_so_many_blocks_and_no_more() -> None:
 
 
 def test_a_slice_and_a_block_are_bounded() -> None:
-    table = Memtable(0)
+    table = REFERENCES["Records"]()
     for number in range(SLICE_KEYS):
-        table.records[b"%d" % number] = b"x"
+        table[b"%d" % number] = b"x"
     assert table.prepare()
     assert table.group()
     for number in range(SLICE_KEYS, 2 * SLICE_KEYS + 1):
-        table.records[b"%d" % number] = b"x"
+        table[b"%d" % number] = b"x"
     assert not table.prepare()
     assert not table.group()
     assert table.prepare()
@@ -139,12 +141,12 @@ def test_a_truncation_version_takes_what_is_below_it_and_its_charge() -> None:
         key = b"k%d" % number
         table.records[key] = engines.record(key, b"v", number)
         table.size += charge(key, table.records[key])
-    table.prepare()
+    table.records.prepare()
     table.drop_below(engines.version(15), hides=False)
     assert sorted(table) == [b"k15", b"k16", b"k17", b"k18", b"k19"]
     assert table.size == 5 * (3 + 42 + KEY_OVERHEAD)
-    assert table.prepare()
-    assert table.keys_from(b"k17", None, 10) == [b"k17", b"k18", b"k19"]
+    assert table.records.prepare()
+    assert table.records.keys_from(b"k17", None, 10) == [b"k17", b"k18", b"k19"]
     table.drop_below(engines.version(17), hides=True)
     assert table.records[b"k15"] == table.records[b"k16"] == purge_marker(engines.version(17))
     assert table.size == 5 * (3 + 41 + KEY_OVERHEAD) + 3

@@ -13,7 +13,7 @@ import importlib.util
 import select
 import socket
 from collections.abc import Callable
-from itertools import compress
+from itertools import compress, islice
 from pathlib import Path
 from threading import RLock
 from types import ModuleType, SimpleNamespace
@@ -22,7 +22,7 @@ from typing import Any, Final
 import merklekv.net.server  # noqa: F401  it imports all that has twins
 from merklekv import core
 from merklekv.engine.clock import HybridClock
-from merklekv.engine.format import BUCKETS, INNER_NODES, LEAF_SIZE
+from merklekv.engine.format import BUCKETS, INNER_NODES, LEAF_SIZE, bucket_of
 from merklekv.engine.merkle import LEAVES_PER_INNER, MerkleTree
 from merklekv.engine.record import EXPIRY, FLAGS, make_record, make_version, pack_expiry, purge_marker
 from merklekv.engine.table import Table
@@ -176,7 +176,7 @@ def records(tape: Tape) -> None:
             case 0:
                 twin[key] = reference[key] = value
             case 1:
-                first, count = tape.number(4) * 1000, tape.number(600)
+                first, count = tape.number(4) * 1000, tape.number(3000)
                 for number in range(first, first + count):
                     twin[b"%d" % number] = reference[b"%d" % number] = value
             case 2:
@@ -185,8 +185,13 @@ def records(tape: Tape) -> None:
                 same(outcome(twin.__getitem__, key), outcome(reference.__getitem__, key))
                 same(key in twin, key in reference)
             case 3:
-                count = tape.number(100)
-                same(twin.newest(count), reference.newest(count))
+                while not (reference.prepare() and reference.group()):
+                    pass
+                low, end, limit = tape.key(), tape.pick((None, tape.key())), tape.number(5000)
+                same(twin.keys_from(low, end, limit), reference.keys_from(low, end, limit))
+                for other in (key, *islice(reference, 50)):
+                    bucket = bucket_of(other)
+                    same(sorted(twin.bucket(bucket)), sorted(reference.bucket(bucket)))
             case 4:
                 same(list(twin), list(reference))
                 same(list(twin.items()), list(reference.items()))
@@ -208,7 +213,7 @@ def records(tape: Tape) -> None:
                 if twin.get(key) == value:
                     reference[key] = value
             case 8:
-                short_of_memory(tape, twin.newest, 50)
+                short_of_memory(tape, twin.keys_from, key, None, 50)
                 short_of_memory(tape, list, twin.items())
         same(len(twin), len(reference))
 

@@ -314,7 +314,9 @@ class Scrub:
         table = self._engine.table
         while not table.prepare_buckets():
             pass  # only what has come since `_prepare`
-        recent = {key: memtable.records[key] for memtable in reversed(table.tables) for key in memtable.bucket(bucket)}
+        recent = {
+            key: memtable.records[key] for memtable in reversed(table.tables) for key in memtable.records.bucket(bucket)
+        }
         missing: list[bytes] = []
         stored = in_memory = 0
         with table.base.snapshot(buffers=True) as view:
