@@ -28,10 +28,14 @@ VALUE = b"x" * 100
 
 
 def batches(keys: int, seed: int) -> Iterator[bytes]:
-    """Requests for every key once, in random order, BATCH at a time."""
+    """Requests for every key once, in random order, BATCH at a time.  Shuffles before it returns."""
     order = list(range(keys))
     random.Random(seed).shuffle(order)
-    for at in range(0, keys, BATCH):
+    return _requests(order)
+
+
+def _requests(order: list[int]) -> Iterator[bytes]:
+    for at in range(0, len(order), BATCH):
         yield b"".join(
             b"*3\r\n$3\r\nSET\r\n$16\r\nkey:%012d\r\n$100\r\n%b\r\n" % (number, VALUE)
             for number in order[at : at + BATCH]
@@ -53,6 +57,7 @@ def load(node: Server, keys: int, seed: int, show: Callable[[str], None] = print
     connections = [node.dial() for _ in range(CONNECTIONS)]
     waiting: list[socket.socket] = []
     windows = []
+    requests = batches(keys, seed)
     done, started = 0, time.perf_counter()
 
     def finish_one() -> socket.socket:
@@ -67,7 +72,7 @@ def load(node: Server, keys: int, seed: int, show: Callable[[str], None] = print
             started = time.perf_counter()
         return connection
 
-    for batch in batches(keys, seed):
+    for batch in requests:
         connection = connections.pop() if connections else finish_one()
         connection.sendall(batch)
         waiting.append(connection)
