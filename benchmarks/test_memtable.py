@@ -126,6 +126,6 @@ def test_list_keys(benchmark: BenchmarkFixture) -> None:
     crowded = crowd(Records)
     while not crowded.prepare():
         pass
-    assert benchmark(crowded.keys_from, key_of(CROWD // 2), None, 100) == [
-        key_of(number) for number in range(CROWD // 2, CROWD // 2 + 100)
+    assert benchmark(crowded.items_from, key_of(CROWD // 2), None, 100) == [
+        (key_of(number), b"") for number in range(CROWD // 2, CROWD // 2 + 100)
     ]

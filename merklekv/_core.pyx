@@ -7,6 +7,7 @@ its contract is written. It works on the same Python objects. What is rare it le
 Nothing here waits for a lock or runs without the interpreter's, but for the loops of system calls in `Sockets`.
 """
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.list cimport PyList_New, PyList_SET_ITEM
@@ -59,7 +60,7 @@ cdef extern from "<sys/socket.h>":
 cdef extern from "<sys/epoll.h>":
     enum: EPOLLIN
 
-INTERFACE = 4
+INTERFACE = 5
 
 ctypedef unsigned char byte
 
@@ -218,8 +219,13 @@ cdef enum:  # see engine/format.py
     BELOW = 256
     LEAF_SIZE = 24
     REMOTE = 0x80
+    TRUNCATE = 7  # and other ops that change no key
+    ORIGIN = 8
+    METADATA = 9
+    REPAIR = 11
     FRAME_HEADER = 40
     FRAME_PLACE = 16
+    PLACE = 14  # see engine/log/segment.py
     KEY_OVERHEAD = 176  # see engine/memtable.py
     SMALL = 1024
 
@@ -283,6 +289,19 @@ cdef class Leaves:
         add_digest(leaf, data_of(number))
         leaf.count += <uint64_t>count
         self.changed[bucket] = 1
+
+    def count_each(self, list pairs not None, int sign):
+        cdef bytes number
+        cdef size_t bucket
+        for key, record in pairs:
+            number = exact(record)[DIGEST_AT:VALUE_AT].rjust(16, b"\0")  # shorter, if it is damaged
+            bucket = bucket_of(exact(key))
+            if sign < 0:
+                take_digest(self.leaves + bucket, data_of(number))
+            else:
+                add_digest(self.leaves + bucket, data_of(number))
+            self.leaves[bucket].count += <uint64_t>sign
+            self.changed[bucket] = 1
 
     def merge(self, Leaves other not None):
         cdef Py_ssize_t bucket
@@ -598,10 +617,10 @@ cdef class Records:
             number = self.entries[number - 1].after
         return keys
 
-    def keys_from(self, bytes low not None, bytes end, Py_ssize_t limit):
-        cdef list keys = []
+    def items_from(self, bytes low not None, bytes end, Py_ssize_t limit):
+        cdef list items = []
         cdef size_t first = 0, last, middle, count = 0
-        cdef bytes key
+        cdef Entry *entry
         self.bring_in_order()
         cdef Cursor *cursors = <Cursor *>malloc((self.count // LONG_RUN + LONG_RUN // RUN) * sizeof(Cursor))
         if cursors == NULL:
@@ -622,11 +641,11 @@ cdef class Records:
                 count += cursors[count].at < cursors[count].end
             for first in range(count, 0, -1):
                 self.sift_down(cursors, first - 1, count)
-            while count and len(keys) < limit:
-                key = self.key_at(cursors[0].at)
-                if end is not None and not below(key, end):
+            while count and len(items) < limit:
+                entry = self.entries + self.order[cursors[0].at]
+                if end is not None and not below(<bytes>entry.key, end):
                     break
-                keys.append(key)
+                items.append((<object>entry.key, <object>entry.record))
                 cursors[0].at += 1
                 if cursors[0].at == cursors[0].end:
                     count -= 1
@@ -634,7 +653,7 @@ cdef class Records:
                 self.sift_down(cursors, 0, count)
         finally:
             free(cursors)
-        return keys
+        return items
 
     cdef void sift_down(self, Cursor *heap, size_t at, size_t count) noexcept:
         """Restores the heap, least key first, in which the cursor at `at` may have too large a key."""
@@ -930,6 +949,39 @@ def pack_frame(lsn, position, synced, sequence, local_count, entry_count, list e
     XXH3_64bits_update(&state, head + FRAME_HEADER, size)
     store64(head + 32, XXH3_64bits_digest(&state))
     return frame
+
+
+def note_each(data, Py_ssize_t at, Py_ssize_t end, unsigned short index, Records places not None):
+    cdef list others = []
+    cdef Py_buffer buffer
+    cdef const byte *entry
+    cdef Py_ssize_t key_size, record_size
+    cdef byte place[PLACE]
+    cdef bytes key
+    PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)
+    try:
+        if at < 0 or end > buffer.len:
+            raise IndexError(at, end)
+        while at < end:
+            entry = <const byte *>buffer.buf + at
+            key_size = record_size = 0
+            if at + ENTRY_SIZE <= end:
+                key_size = entry[1] << 8 | entry[2]
+                record_size = <uint32_t>entry[3] << 24 | entry[4] << 16 | entry[5] << 8 | entry[6]
+            if at + ENTRY_SIZE + key_size + record_size > end:
+                raise ValueError("an entry reaches beyond its frame")
+            key = bytes_of(entry + ENTRY_SIZE, key_size)
+            if (entry[0] & ~REMOTE) in (TRUNCATE, ORIGIN, METADATA, REPAIR):
+                others.append((entry[0], key, bytes_of(entry + ENTRY_SIZE + key_size, record_size)))
+            else:
+                place[0], place[1] = <byte>(index >> 8), <byte>index
+                store64(place + 2, at + ENTRY_SIZE + key_size)
+                store32(place + 10, record_size)
+                places.put(key, bytes_of(place, PLACE), bucket_of(key))
+            at += ENTRY_SIZE + key_size + record_size
+    finally:
+        PyBuffer_Release(&buffer)
+    return others
 
 
 # -- net/tick.py -------------------------------------------------------------------------------------------------------

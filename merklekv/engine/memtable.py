@@ -129,8 +129,8 @@ class Records(dict[bytes, bytes]):
                 self._split[bucket_of(key)].append(key)
         return self._split.get(bucket, [])
 
-    def keys_from(self, low: bytes, end: bytes | None, limit: int) -> list[bytes]:
-        """At most `limit` keys from `low` to below `end` (None: no bound), in order.  Needs `prepare`."""
+    def items_from(self, low: bytes, end: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
+        """At most `limit` keys from `low` to below `end` (None: no bound), in order, and records.  Needs `prepare`."""
         keys: list[bytes] = []
         at = bisect_right(self._lows, low) - 1
         while len(keys) < limit and at < len(self._blocks) and (end is None or self._lows[at] < end):
@@ -140,7 +140,7 @@ class Records(dict[bytes, bytes]):
             last = len(block) if end is None else bisect_left(block, end, first)
             keys += block[first : min(last, first + limit - len(keys))]
             at += 1
-        return keys
+        return [(key, self[key]) for key in keys]
 
 
 class Expiries:

@@ -119,7 +119,7 @@ class Merger:
 
     def _put_merged(self, changes: list[Change], urgent: bool) -> None:
         for op, group in groupby(changes, itemgetter(0)):
-            self.table.put(op | REMOTE, group, made=True, urgent=urgent)
+            self.table.put(op | REMOTE, list(group), made=True, urgent=urgent)
 
     def _verdict(self, key: bytes, record: bytes, bound: bytes, stable: bool) -> str:
         """Why a sound record does not stand, given what is here; empty when it does."""

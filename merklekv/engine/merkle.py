@@ -27,7 +27,7 @@ from xxhash import xxh3_64_intdigest
 
 from merklekv.core import compiled
 from merklekv.engine.format import BUCKETS, INNER_NODES, LEAF_SIZE, bucket_of
-from merklekv.engine.record import digest_of
+from merklekv.engine.record import Pair, digest_of
 
 LEAF_MASK: Final = (1 << 192) - 1
 COUNT_MASK: Final = (1 << 64) - 1
@@ -81,6 +81,11 @@ class Leaves:
         self.sums[bucket] += total
         self.counts[bucket] += count
         self.changed[bucket] = 1
+
+    def count_each(self, pairs: list[Pair], sign: int) -> None:
+        """Counts records in; with a `sign` of -1, out."""
+        for key, record in pairs:
+            self.move(bucket_of(key), sign * digest_number(record), sign)
 
     def merge(self, other: "Leaves") -> None:
         """Adds all leaves of another tree.  Costs 5 ms."""

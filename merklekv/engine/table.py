@@ -255,12 +255,10 @@ class Table:
             bounds = [pairs[-1][0]] if more and pairs else []  # a source that was cut off is known only up to here
             found = {key: record for key, record in pairs if record >= self.truncation}
             for table in reversed(tables):
-                records = table.records
-                keys = records.keys_from(low, end, limit)
-                if len(keys) >= limit:
-                    bounds.append(keys[-1])
-                for key in keys:
-                    found[key] = records[key]
+                items = table.records.items_from(low, end, limit)
+                if len(items) >= limit:
+                    bounds.append(items[-1][0])
+                found.update(items)
         bound = min(bounds) if bounds else None
         shown = [key for key, record in found.items() if not is_purge_marker(record)]
         ordered = sorted(shown if bound is None else [key for key in shown if key <= bound])

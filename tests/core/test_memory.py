@@ -18,6 +18,7 @@ from fixtures.engines import LATER_MS, NOON
 from fixtures.twins import TWINS, outcome, parser_of
 from fixtures.wire import encode
 
+from merklekv.engine.format import ENTRY, OP_METADATA, OP_SET
 from merklekv.engine.merkle import NO_LEAVES
 from merklekv.engine.record import EXPIRY, FLAGS, pack_expiry
 from merklekv.net.channel import Channel
@@ -90,6 +91,7 @@ def simple_calls() -> dict[str, Callable[[], object]]:
     leaves, packed = TWINS.Leaves(), bytearray(NO_LEAVES)
     requests: list[Any] = [[b"GET", KEY], [b"GET", VALUE], None]
     records = TWINS.Records()
+    frame = b"".join(ENTRY.pack(op, len(KEY), len(VALUE)) + KEY + VALUE for op in (OP_SET, OP_METADATA))
 
     def table() -> object:
         made = TWINS.Records()
@@ -97,7 +99,7 @@ def simple_calls() -> dict[str, Callable[[], object]]:
             made[b"%d" % number] = VALUE
             made[b"%d" % number] = KEY
         return [
-            made.keys_from(b"", b"9", 50),
+            made.items_from(b"", b"9", 50),
             made.bucket(5),
             list(made),
             list(made.items()),
@@ -109,6 +111,8 @@ def simple_calls() -> dict[str, Callable[[], object]]:
         leaves.move(5, 2**127, 1)
         leaves.load(3, NO_LEAVES)
         leaves.leaf(5)
+        leaves.count_each([(KEY, VALUE), (KEY, KEY)], -1)
+        outcome(leaves.count_each, [(KEY, VALUE), (KEY, None)], 1)
         leaves.pack(0, packed)
         for wrong in ((-1, 1, 1), (0, "x", 1), (0, 1, 2**70)):
             outcome(leaves.move, *wrong)
@@ -123,6 +127,8 @@ def simple_calls() -> dict[str, Callable[[], object]]:
         "pack_frame": lambda: TWINS.pack_frame(2**60, 2**60, 2**60, 1, 1, 2, [KEY, VALUE]),
         "pack_frame fails": lambda: outcome(TWINS.pack_frame, 1, 1, 1, 1, 1, 2, [KEY, 5]),
         "pack_frame fails late": lambda: outcome(TWINS.pack_frame, -1, 1, 1, 1, 1, 2, [KEY, VALUE]),
+        "note_each": lambda: TWINS.note_each(frame, 0, len(frame), 1, records),
+        "note_each fails": lambda: outcome(TWINS.note_each, frame, 0, len(frame) - 1, 1, records),
         "Records": table,
         "Records fails": lambda: outcome(records.__setitem__, [KEY], VALUE),
         "Records of a wrong key": lambda: outcome(records.get, 5),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import random
 from bisect import bisect_left
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,21 @@ from fixtures.twins import BOTH, TWINS, outcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merklekv.engine.format import BUCKETS, LEAF_SIZE, bucket_of
+from merklekv.engine.format import (
+    BUCKETS,
+    ENTRY,
+    LEAF_SIZE,
+    OP_COPY_TO,
+    OP_DEL,
+    OP_METADATA,
+    OP_ORIGIN,
+    OP_PURGE,
+    OP_REPAIR,
+    OP_SET,
+    OP_TRUNCATE,
+    bucket_of,
+)
+from merklekv.engine.log.segment import PLACE
 from merklekv.engine.merkle import COUNT_MASK, LEAVES_PER_INNER, MANY_LEAVES, NO_LEAVES
 from merklekv.net.protocol.resp import Push
 
@@ -25,6 +41,9 @@ moves = st.tuples(st.just("move"), st.sampled_from(PLACES), sums, st.integers(0,
 packings = st.tuples(st.just("pack"), st.sampled_from([0, 1, 255]))
 loads = st.tuples(st.just("load"), st.sampled_from([0, 1, 255]), sums, st.integers(0, 2**64 - 1))
 fillings = st.tuples(st.just("fill"), st.sampled_from([0, 255]), st.integers(MANY_LEAVES - 1, MANY_LEAVES + 1), sums)
+counts = st.tuples(
+    st.just("count"), st.lists(st.tuples(st.binary(max_size=3), st.binary(max_size=60)), max_size=4), st.booleans()
+)
 merges = st.tuples(st.just("merge"), st.lists(st.tuples(st.sampled_from(PLACES), sums, st.integers(0, 3)), max_size=5))
 
 
@@ -72,6 +91,13 @@ class Pair:
             for leaves, other in zip(self.leaves, others, strict=True):
                 leaves.merge(other)
 
+    def count(self, pairs: list[tuple[bytes, bytes]], goes: bool) -> None:
+        for sign in (-1, 1) if goes else (1,):
+            for leaves in self.leaves:
+                leaves.count_each(pairs, sign)
+        for bucket in {bucket_of(key) for key, _ in pairs}:
+            assert self.leaves[1].leaf(bucket) == self.leaves[0].leaf(bucket)
+
     def compare(self) -> None:
         one, other = self.leaves
         assert bytes(other.changed) == bytes(one.changed)
@@ -81,7 +107,7 @@ class Pair:
 
 
 @settings(max_examples=40)
-@given(st.lists(moves | packings | loads | fillings | merges, max_size=12))
+@given(st.lists(moves | packings | loads | fillings | counts | merges, max_size=12))
 def test_leaves_are_the_same_numbers(steps: list[tuple[Any, ...]]) -> None:
     pair = Pair()
     for verb, *arguments in steps:
@@ -127,6 +153,10 @@ def test_a_sum_wraps_without_touching_the_count() -> None:
         ("load", (0, None)),
         ("load", (0, "text")),
         ("pack", ("0", bytearray(NO_LEAVES))),
+        ("count_each", ([(b"k", None)], 1)),
+        ("count_each", ([(None, b"r" * 41)], 1)),
+        ("count_each", ([(b"k",)], 1)),
+        ("count_each", (5, 1)),
         ("merge", (None,)),
         ("merge", (5,)),
     ],
@@ -157,6 +187,54 @@ def test_leaves_refuse_what_is_wrong(name: str, arguments: tuple[Any, ...]) -> N
 def test_leaves_of_the_core_survive_what_never_comes(name: str, arguments: tuple[Any, ...]) -> None:
     """Here the two differ: one may refuse what the other takes."""
     outcome(getattr(TWINS.Leaves(), name), *arguments)
+
+
+# -- the log ---------------------------------------------------------------------------------------------------------
+
+entries = st.builds(
+    lambda op, key, record, cut: (ENTRY.pack(op, len(key), len(record)) + key + record)[: cut or None],
+    st.sampled_from([OP_SET, OP_DEL, OP_COPY_TO, OP_TRUNCATE, OP_ORIGIN, OP_METADATA, OP_PURGE, OP_REPAIR, 0, 63, 127])
+    | st.integers(0, 255),
+    st.binary(max_size=3),
+    st.binary(max_size=5),
+    st.sampled_from([0] * 20 + [1, 6, 7, 8]),
+)
+
+
+@given(st.lists(entries, max_size=8).map(b"".join) | st.binary(max_size=40), st.integers(0, 9), st.integers(0, 9))
+def test_the_places_of_records_are_the_same(data: bytes, before: int, behind: int) -> None:
+    whole = b"x" * before + data + b"y" * behind
+    noted = []
+    for module in BOTH:
+        places = module.Records()
+        result = outcome(module.note_each, whole, before, before + len(data), 3, places)
+        noted.append((result, list(places.items())))
+        for _, place in places.items():
+            index, start, size = PLACE.unpack(place)
+            assert (index, start >= before, start + size <= before + len(data)) == (3, True, True)
+    assert noted[1] == noted[0]
+
+
+def test_places_are_found_in_a_map(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(ENTRY.pack(OP_SET, 3, 6) + b"keyrecord" * 1)
+    for module in BOTH:
+        with (tmp_path / "file").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            places = module.Records()
+            assert module.note_each(data, 0, len(data), 65535, places) == []
+            assert dict(places.items()) == {b"key": PLACE.pack(65535, 10, 6)}
+            assert outcome(module.note_each, data, 0, len(data), 65536, places)[0] == "error"
+
+
+@pytest.mark.parametrize("data", [None, "text", 5, [b""]])
+@pytest.mark.parametrize("bounds", [(0, 7), (-1, 7), (0, 2**62), (2**62, 2**63 - 1), (0, None)])
+def test_what_has_no_places_is_refused(data: Any, bounds: tuple[int, int]) -> None:
+    for module in BOTH:
+        assert outcome(module.note_each, data, *bounds, 0, module.Records())[0] == "error"
+
+
+@pytest.mark.parametrize("bounds", [(-1, 7), (-(2**63), 1), (0, 2**62), (2**62, 2**63 - 1)])
+def test_the_core_looks_nowhere_else(bounds: tuple[int, int]) -> None:
+    assert outcome(TWINS.note_each, bytes(20), *bounds, 0, TWINS.Records())[0] == "error"
 
 
 # -- records -----------------------------------------------------------------------------------------------------------
@@ -215,12 +293,14 @@ def test_records_in_order_however_many_came(key_of: Callable[[int], bytes]) -> N
     for number in range(2 * long_size + size + 9):
         plain.append(key_of(number))
         for table in both:
-            table[plain[-1]] = table[plain[number // 2]] = b""
+            table[plain[-1]] = table[plain[number // 2]] = b"%d" % number
         if len(plain) in looks or number == 2 * long_size + size:
             ordered = sorted(plain)
             for table in both:
                 settle(table)
-                assert table.keys_from(b"", None, len(plain) + 1) == ordered
+                items = table.items_from(b"", None, len(plain) + 1)
+                assert [key for key, _ in items] == ordered
+                assert dict(items) == dict(table.items())
                 for _ in range(20):
                     low, end = (
                         chance.choice(plain)[: chance.randrange(420)],
@@ -228,7 +308,8 @@ def test_records_in_order_however_many_came(key_of: Callable[[int], bytes]) -> N
                     )
                     limit = chance.choice([0, 1, 10, 1000])
                     page = ordered[bisect_left(ordered, low) :][:limit]
-                    assert table.keys_from(low, end, limit) == [key for key in page if end is None or key < end]
+                    found = [key for key, _ in table.items_from(low, end, limit)]
+                    assert found == [key for key in page if end is None or key < end]
 
 
 @given(st.lists(keys | st.none(), max_size=80), keys, st.none() | keys, st.integers(0, 90))
@@ -237,13 +318,13 @@ def test_pages_and_buckets_are_the_same(writes: list[bytes | None], low: bytes, 
     reference, twin = [module.Records() for module in BOTH]
     for key in [*writes, None]:
         if key is not None:
-            reference[key] = twin[key] = b""
+            reference[key] = twin[key] = b"%d" % len(reference)
             continue
         settle(reference)
         assert twin.prepare()
         assert twin.group()
-        assert twin.keys_from(low, end, limit) == reference.keys_from(low, end, limit)
-        assert twin.keys_from(b"", None, 100) == sorted(reference)
+        assert twin.items_from(low, end, limit) == reference.items_from(low, end, limit)
+        assert twin.items_from(b"", None, 100) == sorted(reference.items())
         for bucket in {0, *map(bucket_of, reference)}:
             assert sorted(twin.bucket(bucket)) == sorted(reference.bucket(bucket))
 
@@ -304,6 +385,6 @@ def test_records_of_the_core_survive_what_never_comes(wrong: Any) -> None:
     table = TWINS.Records()
     table[b"k"] = b""
     outcome(table.bucket, wrong)
-    outcome(table.keys_from, wrong, None, 1)
-    outcome(table.keys_from, b"", wrong, 1)
-    outcome(table.keys_from, b"", None, wrong)
+    outcome(table.items_from, wrong, None, 1)
+    outcome(table.items_from, b"", wrong, 1)
+    outcome(table.items_from, b"", None, wrong)

@@ -62,12 +62,12 @@ def test_keys_come_in_order(
             if key is None:
                 table.prepare()
             else:
-                table[key] = b"x"
+                table[key] = b"x" + key
         while not table.prepare():
             pass
-        expected = sorted(key for key in table if key >= low and (end is None or key < end))
-        assert table.keys_from(low, end, limit) == expected[:limit]
-        assert sorted(table) == table.keys_from(b"", None, 100)
+        expected = sorted(item for item in table.items() if item[0] >= low and (end is None or item[0] < end))
+        assert table.items_from(low, end, limit) == expected[:limit]
+        assert sorted(table.items()) == table.items_from(b"", None, 100)
 
 
 @given(st.lists(st.integers(0, 40) | st.none(), max_size=60), st.integers(1, 9))
@@ -97,7 +97,7 @@ def test_a_slice_halves_so_many_blocks_and_no_more() -> None:
     while not table.prepare():
         counts.append(len(table._blocks))
     assert max(after - before for before, after in pairwise(counts)) == HALVED_MAX
-    assert table.keys_from(b"", None, len(keys)) == sorted(keys)
+    assert table.items_from(b"", None, len(keys)) == sorted(table.items())
 
 
 def test_a_slice_and_a_block_are_bounded() -> None:
@@ -146,7 +146,7 @@ def test_a_truncation_version_takes_what_is_below_it_and_its_charge() -> None:
     assert sorted(table) == [b"k15", b"k16", b"k17", b"k18", b"k19"]
     assert table.size == 5 * (3 + 42 + KEY_OVERHEAD)
     assert table.records.prepare()
-    assert table.records.keys_from(b"k17", None, 10) == [b"k17", b"k18", b"k19"]
+    assert [key for key, _ in table.records.items_from(b"k17", None, 10)] == [b"k17", b"k18", b"k19"]
     table.drop_below(engines.version(17), hides=True)
     assert table.records[b"k15"] == table.records[b"k16"] == purge_marker(engines.version(17))
     assert table.size == 5 * (3 + 41 + KEY_OVERHEAD) + 3

@@ -22,7 +22,7 @@ from typing import Any, Final
 import merklekv.net.server  # noqa: F401  it imports all that has twins
 from merklekv import core
 from merklekv.engine.clock import HybridClock
-from merklekv.engine.format import BUCKETS, INNER_NODES, LEAF_SIZE, bucket_of
+from merklekv.engine.format import BUCKETS, ENTRY, INNER_NODES, LEAF_SIZE, bucket_of
 from merklekv.engine.merkle import LEAVES_PER_INNER, MerkleTree
 from merklekv.engine.record import EXPIRY, FLAGS, make_record, make_version, pack_expiry, purge_marker
 from merklekv.engine.table import Table
@@ -176,7 +176,7 @@ def records(tape: Tape) -> None:
             case 0:
                 twin[key] = reference[key] = value
             case 1:
-                first, count = tape.number(4) * 1000, tape.number(3000)
+                first, count = tape.number(4) * 1000, tape.number(2000)
                 for number in range(first, first + count):
                     twin[b"%d" % number] = reference[b"%d" % number] = value
             case 2:
@@ -188,8 +188,8 @@ def records(tape: Tape) -> None:
                 while not (reference.prepare() and reference.group()):
                     pass
                 low, end, limit = tape.key(), tape.pick((None, tape.key())), tape.number(5000)
-                same(twin.keys_from(low, end, limit), reference.keys_from(low, end, limit))
-                for other in (key, *islice(reference, 50)):
+                same(twin.items_from(low, end, limit), reference.items_from(low, end, limit))
+                for other in (key, *islice(reference, 10)):
                     bucket = bucket_of(other)
                     same(sorted(twin.bucket(bucket)), sorted(reference.bucket(bucket)))
             case 4:
@@ -213,7 +213,7 @@ def records(tape: Tape) -> None:
                 if twin.get(key) == value:
                     reference[key] = value
             case 8:
-                short_of_memory(tape, twin.keys_from, key, None, 50)
+                short_of_memory(tape, twin.items_from, key, None, 50)
                 short_of_memory(tape, list, twin.items())
         same(len(twin), len(reference))
 
@@ -232,7 +232,16 @@ def leaves(tape: Tape) -> None:
         twin, reference = tape.pick(pairs)
         node = tape.number(INNER_NODES)
         bucket = node * LEAVES_PER_INNER + tape.number(LEAVES_PER_INNER)
-        match tape.number(6):
+        match tape.number(7):
+            case 6:
+                counted, sign = (
+                    [(tape.key(), tape.take(tape.number(60))) for _ in range(tape.number(5))],
+                    tape.pick((1, -1)),
+                )
+                twin.count_each(counted, sign)
+                reference.count_each(counted, sign)
+                same(outcome(twin.count_each, [(None, b"")], 1), TypeError)
+                same(outcome(twin.count_each, [(b"", None)], 1), TypeError)
             case 0:
                 total, count = tape.pick((1, -1)) * int.from_bytes(tape.take(16)), tape.number(5) - 2
                 twin.move(bucket, total, count)
@@ -426,7 +435,19 @@ def put_and_get(tape: Tape) -> None:
 
 @measured
 def small_functions(tape: Tape) -> None:
-    """`pack_frame`, `bulk_each`, `alike`, `answer_each`."""
+    """`pack_frame`, `note_each`, `bulk_each`, `alike`, `answer_each`."""
+    log = tape.take(tape.number(100))
+    for _ in range(tape.number(20)):
+        key, record = tape.key(), tape.take(tape.number(60))
+        log += ENTRY.pack(tape.number(256), len(key), len(record)) + key + record
+    at, end = sorted((tape.number(len(log) + 1), tape.pick((len(log), tape.number(len(log) + 1)))))
+    noted = []
+    for note_each, kind in ((twins.note_each, twins.Records), (references["note_each"], references["Records"])):
+        places = kind()
+        noted.append((outcome(note_each, log, at, end, 1, places), list(places.items())))
+    same(*noted)
+    same(outcome(twins.note_each, log, at, len(log) + 1, 1, twins.Records()), IndexError)
+    short_of_memory(tape, outcome, twins.note_each, log, at, end, 1, twins.Records())
     entries = [tape.take(tape.number(300)) for _ in range(tape.number(20))]
     numbers = [tape.number(1 << 32) for _ in range(6)]
     same(twins.pack_frame(*numbers, entries), references["pack_frame"](*numbers, entries))

@@ -11,20 +11,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import lmdb
-from xxhash import xxh3_64_intdigest
 
 from merklekv.engine.access import damage
 from merklekv.engine.base.environment import DATA_FILE, METADATA_PREFIX, OPEN_PATIENCE_S, opened, translate
 from merklekv.engine.base.places import PLACE_SPLIT, shared_list
 from merklekv.engine.base.reader import Base, BaseSnapshot
-from merklekv.engine.format import LEAF_SIZE, bucket_of
-from merklekv.engine.merkle import LEAF_MASK, LEAVES_PER_INNER, NO_LEAVES, term_of
+from merklekv.engine.format import INNER_NODES, LEAF_SIZE, bucket_of
+from merklekv.engine.merkle import LEAF_MASK, LEAVES_PER_INNER, NO_LEAVES, Leaves, term_of
 from merklekv.engine.record import (
-    DIGEST_AT,
     FLAGS_AT,
     PURGED,
     TOMBSTONE,
-    VALUE_AT,
     VERSION_SIZE,
     ZERO_VERSION,
     Pair,
@@ -147,7 +144,7 @@ class BaseWriter:
                     txn.delete(key, db=self._records)
             cursor.putmulti(changed)
             self._account(txn, removed, changed)
-        return [key for key, _ in changed if key not in before]
+        return [key for key, _ in changed if key not in before] if before else [key for key, _ in changed]
 
     def _delete(self, txn: "lmdb.Transaction[bytes]", key: bytes) -> None:
         txn.delete(key, db=self._records)
@@ -180,7 +177,7 @@ class BaseWriter:
                             places[place] += 1
                         if record > newest and is_sound(key, record):
                             newest = record[:VERSION_SIZE]
-                self._move_leaves(txn, leaves, anew=True)
+                self._set_leaves(txn, leaves)
             yield
         if buckets:
             with self._transaction() as txn:
@@ -290,28 +287,27 @@ class BaseWriter:
         """Updates leaves, counters and `newest` for removed and added records."""
         meta = self._meta
         newest = txn.get(b"newest", ZERO_VERSION, db=meta)
-        terms: dict[int, int] = {}
         places: list[bytes] = []
         dead = 0
+        self._move_leaves(txn, removed, added)
         for key, record in removed:  # first: the record that replaces it may have the same version
-            bucket = bucket_of(key)
-            terms[bucket] = terms.get(bucket, 0) - term_of(record)
+            if not record[FLAGS_AT]:
+                continue
             if record[FLAGS_AT] & TOMBSTONE:
                 dead -= 1
                 txn.delete(record[:VERSION_SIZE], key, db=self._tombstones)
             elif place := expiry_place(key, record):
                 self._unlist_expiry(txn, place)
         for key, record in added:
-            bucket = xxh3_64_intdigest(key) >> 48
-            terms[bucket] = terms.get(bucket, 0) + (int.from_bytes(record[DIGEST_AT:VALUE_AT], "big") << 64 | 1)
+            if record > newest:
+                newest = record
+            if not record[FLAGS_AT]:
+                continue
             if record[FLAGS_AT] & TOMBSTONE:
                 dead += 1
                 txn.put(record[:VERSION_SIZE], key, db=self._tombstones)
-            elif record[FLAGS_AT] and (place := expiry_place(key, record)):
+            elif place := expiry_place(key, record):
                 places.append(place)
-            if record > newest:
-                newest = record
-        self._move_leaves(txn, terms)
         if places:
             self._list_expiries(txn, sorted(places))
         for name, change in ((b"dead", dead), (b"live", len(added) - len(removed) - dead)):
@@ -320,19 +316,33 @@ class BaseWriter:
             txn.put(name, max(0, count).to_bytes(8, "big"), db=meta)
         txn.put(b"newest", newest[:VERSION_SIZE], db=meta)
 
-    def _move_leaves(self, txn: "lmdb.Transaction[bytes]", terms: dict[int, int], anew: bool = False) -> None:
-        """Adds terms to the leaves of their buckets; `anew`: to nothing.  Leaves of zero are not stored."""
-        for node, buckets in groupby(sorted(terms), lambda bucket: bucket // LEAVES_PER_INNER):
-            name = bytes((node,))
-            packed = bytearray(txn.get(name, NO_LEAVES, db=self._leaves))
+    def _move_leaves(self, txn: "lmdb.Transaction[bytes]", removed: list[Pair], added: list[Pair]) -> None:
+        packed = [txn.get(bytes((node,)), NO_LEAVES, db=self._leaves) for node in range(INNER_NODES)]
+        leaves = Leaves()
+        for node, before in enumerate(packed):
+            leaves.load(node, before)
+        leaves.count_each(removed, -1)
+        leaves.count_each(added, 1)
+        for node, before in enumerate(packed):
+            after = bytearray(before)
+            leaves.pack(node, after)
+            if after != before:
+                self._put_leaves(txn, node, bytes(after))
+
+    def _set_leaves(self, txn: "lmdb.Transaction[bytes]", leaves: dict[int, int]) -> None:
+        for node, buckets in groupby(sorted(leaves), lambda bucket: bucket // LEAVES_PER_INNER):
+            packed = bytearray(txn.get(bytes((node,)), NO_LEAVES, db=self._leaves))
             for bucket in buckets:
                 at = bucket % LEAVES_PER_INNER * LEAF_SIZE
-                before = 0 if anew else int.from_bytes(packed[at : at + LEAF_SIZE], "big")
-                packed[at : at + LEAF_SIZE] = (before + terms[bucket] & LEAF_MASK).to_bytes(LEAF_SIZE, "big")
-            if packed == NO_LEAVES:
-                txn.delete(name, db=self._leaves)
-            else:
-                txn.put(name, bytes(packed), db=self._leaves)
+                packed[at : at + LEAF_SIZE] = (leaves[bucket] & LEAF_MASK).to_bytes(LEAF_SIZE, "big")
+            self._put_leaves(txn, node, bytes(packed))
+
+    def _put_leaves(self, txn: "lmdb.Transaction[bytes]", node: int, packed: bytes) -> None:
+        """Stores the leaves below an inner node.  Leaves of zero are not stored."""
+        if packed == NO_LEAVES:
+            txn.delete(bytes((node,)), db=self._leaves)
+        else:
+            txn.put(bytes((node,)), packed, db=self._leaves)
 
     def fill(self, base: Base) -> Iterator[tuple[int, int]]:
         """Puts all entries of another base, in order, into this empty one.

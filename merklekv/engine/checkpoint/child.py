@@ -15,14 +15,11 @@ import signal
 import subprocess
 import sys
 import threading
-from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Final, TextIO
-
-from xxhash import xxh3_64_digest
 
 from merklekv import interpreter
 from merklekv.engine import failpoints
@@ -31,9 +28,10 @@ from merklekv.engine.base.environment import DATA_FILE
 from merklekv.engine.base.reader import Base
 from merklekv.engine.base.writer import TRANSACTION_BYTES, TRANSACTION_KEYS, BaseWriter
 from merklekv.engine.checkpoint.compaction import write_compacted
-from merklekv.engine.format import ENTRY, OP_METADATA, OP_ORIGIN, OP_REPAIR, OP_TRUNCATE, REMOTE
+from merklekv.engine.format import BUCKETS, OP_METADATA, OP_REPAIR, OP_TRUNCATE, REMOTE
 from merklekv.engine.headroom import TRANSACTION_KEYS_MIN, transaction_keys
-from merklekv.engine.log.segment import Segment, list_segments, segment_path
+from merklekv.engine.log.segment import PLACE, Segment, list_segments, segment_path
+from merklekv.engine.memtable import Records
 from merklekv.engine.record import ZERO_VERSION, Pair, is_purge_marker, purge_marker
 from merklekv.engine.repairs import Repairs
 from merklekv.errors import (
@@ -53,8 +51,7 @@ log = logging.getLogger(__name__)
 READ_SHARE: Final = 0.2
 INDEX_SHARE: Final = 0.15
 READ_STEP: Final = 1 << 20  # bytes of log between two reports
-SORT_KEYS: Final = 16_384  # about as many are sorted at once
-SAMPLE_EVERY: Final = 64
+PAGE_KEYS: Final = 1000  # looked up in the order of the log's keys at once
 SMALLER: Final = 8  # transactions after one that found the disk full
 READERS_S: Final = 1.0  # how long a transaction waits for readers of old pages, on a full disk
 STOP_TIMEOUT_S: Final = 5.0
@@ -72,31 +69,38 @@ class _Newest:
         self.truncation = ZERO_VERSION
         self.metadata: dict[bytes, bytes] = {}
         self.repairs = Repairs()
-        self.places: dict[bytes, int] = {}  # key -> segment index << 40 | position of the entry
+        self.places = Records()  # of each key, see `note_each`
         total, before, reported = sum(segment.size for segment in segments), 0, 0
         for index, segment in enumerate(segments):
-            base = index << 40
             for frame in segment.frames():
-                for op, key, record_at, end in segment.entries(frame):
+                for op, key, record in segment.note_each(frame, index, self.places):
                     if op & ~REMOTE == OP_TRUNCATE:
-                        self.truncation = max(self.truncation, segment.data[record_at:end])
+                        self.truncation = max(self.truncation, record)
                     elif op == OP_METADATA | REMOTE:
-                        self.metadata[key] = segment.data[record_at:end]
+                        self.metadata[key] = record
                     elif op == OP_REPAIR | REMOTE:
-                        self.repairs.add(key, segment.data[record_at:end])
-                    elif op != OP_ORIGIN:
-                        self.places[key] = base | (record_at - len(key) - ENTRY.size)
+                        self.repairs.add(key, record)
                 if before + frame.end >= reported + READ_STEP:
                     reported = before + frame.end
                     progress(reported / total)
             before += segment.size
+        while not self.places.prepare():
+            progress(1.0)
+
+    def records(self) -> Iterator[Pair]:
+        """The keys in order, each with its newest record or purge marker."""
+        low, data, unpack = b"", [segment.data for segment in self._segments], PLACE.unpack
+        while places := self.places.items_from(low, None, PAGE_KEYS):
+            for key, place in places:
+                index, start, size = unpack(place)
+                yield key, data[index][start : start + size]
+            low = places[-1][0] + b"\0"
 
     def record(self, key: bytes) -> bytes:
-        place = self.places[key]
-        data, position = self._segments[place >> 40].data, place & (1 << 40) - 1
-        _, key_length, record_length = ENTRY.unpack_from(data, position)
-        start = position + ENTRY.size + key_length
-        return data[start : start + record_length]
+        """The newest record or purge marker of a key of the log."""
+        index, start, size = PLACE.unpack(self.places[key])
+        record: bytes = self._segments[index].data[start : start + size]
+        return record
 
 
 def checkpoint(
@@ -129,20 +133,21 @@ def checkpoint(
             progress(READ_SHARE)
         is_short = most < TRANSACTION_KEYS
         progress(READ_SHARE)  # or the server would not move on from the pages that the transactions so far have freed
-        added: list[bytes] = []
+        added = Records()  # keys that were not in the base
         done = 0
-        for pairs in _transactions(newest, _in_order(newest.places), base.truncation, most):
+        for pairs in _transactions(newest, base.truncation, most):
             is_short = is_short and base.wait_for_readers(READERS_S)
-            added += base.put(pairs)
+            for key in base.put(pairs):
+                added[key] = b""
             done += len(pairs)
             progress(READ_SHARE + (1 - READ_SHARE - INDEX_SHARE) * done / len(newest.places))
             failpoints.reached("checkpoint.records_part")
         failpoints.reached("checkpoint.records_done")
         # A resumed checkpoint finds its own records in the base, and does not know which of them the index lacks.
-        unlisted = [xxh3_64_digest(key)[:2] + key for key in (newest.places if resumed else added)]
-        entries = _in_order(unlisted)
+        unlisted = newest.places if resumed else added
+        entries = _by_bucket(unlisted)
         done = 0
-        while batch := [(entry[:2], entry[2:]) for entry in islice(entries, most)]:
+        while batch := list(islice(entries, most)):
             is_short = is_short and base.wait_for_readers(READERS_S)
             base.index([pair for pair in batch if not resumed or _stays(newest.record(pair[1]), base.truncation)])
             done += len(batch)
@@ -171,29 +176,26 @@ def _stays(record: bytes, truncation: bytes) -> bool:
     return record >= truncation and not is_purge_marker(record)
 
 
-def _in_order(keys: Collection[bytes]) -> Iterator[bytes]:
-    """The keys in order, sorted a part at a time: writers may wait for progress, and sorting all takes a while."""
-    sample = sorted(islice(keys, 0, None, SAMPLE_EVERY))
-    bounds = sample[:: SORT_KEYS // SAMPLE_EVERY][1:]
-    parts: list[list[bytes]] = [[] for _ in range(len(bounds) + 1)]
-    for key in keys:
-        parts[bisect_right(bounds, key)].append(key)
-    for part in parts:
-        part.sort()
-        yield from part
+def _by_bucket(keys: Records) -> Iterator[Pair]:
+    """The keys, each behind the two bytes of its bucket, in order."""
+    while not keys.group():
+        pass
+    for bucket in range(BUCKETS):
+        if found := keys.bucket(bucket):
+            name = bucket.to_bytes(2, "big")
+            for key in sorted(found):
+                yield name, key
 
 
-def _transactions(newest: _Newest, keys: Iterable[bytes], truncation: bytes, most: int) -> Iterator[list[Pair]]:
-    """What the base is to have of these keys: a purge marker in the place of what is below the truncation version."""
+def _transactions(newest: _Newest, truncation: bytes, most: int) -> Iterator[list[Pair]]:
+    """What the base is to have: a purge marker in the place of what is below the truncation version."""
     pairs: list[Pair] = []
     size = 0
     marker = purge_marker(truncation)
-    for key in keys:
-        record = newest.record(key)
-        if record < truncation:
-            record = marker  # the base may have a newer one, which this one had replaced
-        pairs.append((key, record))
-        size += len(record)
+    for pair in newest.records():
+        size += len(pair[1])
+        # Instead of an old record: the base may have a newer one, which this one had replaced.
+        pairs.append(pair if pair[1] >= truncation else (pair[0], marker))
         if len(pairs) >= most or size >= TRANSACTION_BYTES:
             yield pairs
             pairs, size = [], 0

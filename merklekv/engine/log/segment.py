@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from itertools import starmap
 from pathlib import Path
+from struct import Struct
 from typing import Any, Final, NamedTuple
 
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
@@ -24,6 +25,8 @@ from merklekv.engine.format import (
     FRAME_HEADER,
     FRAME_MAGIC,
     FRAME_PLACE,
+    KEYLESS_OPS,
+    REMOTE,
     SEGMENT_HEADER,
     SEGMENT_MAGIC,
 )
@@ -32,6 +35,9 @@ from merklekv.errors import Corruption, FormatTooNew, StorageFailed
 _ENTRY_SIZE: Final = ENTRY.size
 _HEADER_SIZE: Final = FRAME_HEADER.size
 _place: Final = FRAME_PLACE.pack
+PLACE: Final = Struct(">HQI")
+"""Where a record is: number of a segment, position there, size."""
+
 _NAME: Final = re.compile(r"[0-9]{20}")
 
 
@@ -134,6 +140,31 @@ def whole_frame(
     return next(starmap(Frame, whole_frames(data, data_at, lsn, position, local_only)), None)
 
 
+@compiled
+def note_each(
+    data: bytes | mmap.mmap, at: int, end: int, index: int, places: dict[bytes, bytes]
+) -> list[tuple[int, bytes, bytes]]:
+    """Notes the PLACE of the newest record of each key, of the entries between two positions of segment number `index`.
+
+    Returns what changes no key: op, key, and record.
+    Raises ValueError if the entries do not end there.
+    """
+    others: list[tuple[int, bytes, bytes]] = []
+    unpack, pack = ENTRY.unpack_from, PLACE.pack
+    while at < end:
+        op, key_length, record_length = unpack(data, at) if at + _ENTRY_SIZE <= end else (0, 0, end)
+        record_at = at + _ENTRY_SIZE + key_length
+        if record_at + record_length > end:
+            raise ValueError("an entry reaches beyond its frame")
+        key = data[at + _ENTRY_SIZE : record_at]
+        if op & ~REMOTE in KEYLESS_OPS:
+            others.append((op, key, data[record_at : record_at + record_length]))
+        else:
+            places[key] = pack(index, record_at, record_length)
+        at = record_at + record_length
+    return others
+
+
 def write_whole(fd: int, data: bytes, position: int) -> None:
     """Writes all of `data`: a single write may be cut short."""
     written = os.pwrite(fd, data, position)
@@ -202,6 +233,13 @@ class Segment:
             record_at = key_at + key_length
             at = record_at + record_length
             yield op, data[key_at:record_at], record_at, at
+
+    def note_each(self, frame: Frame, index: int, places: dict[bytes, bytes]) -> list[tuple[int, bytes, bytes]]:
+        """`note_each` for the entries of a frame.  Raises Corruption."""
+        try:
+            return note_each(self.data, frame.position + _HEADER_SIZE, frame.end, index, places)
+        except ValueError as error:
+            raise corrupt(self.path, frame.position, str(error)) from error
 
     def is_zero_filled(self, position: int) -> bool:
         """Whether only reserved room (zeros) lies behind `position`."""
