@@ -60,7 +60,7 @@ cdef extern from "<sys/socket.h>":
 cdef extern from "<sys/epoll.h>":
     enum: EPOLLIN
 
-INTERFACE = 5
+INTERFACE = 6
 
 ctypedef unsigned char byte
 
@@ -290,19 +290,6 @@ cdef class Leaves:
         leaf.count += <uint64_t>count
         self.changed[bucket] = 1
 
-    def count_each(self, list pairs not None, int sign):
-        cdef bytes number
-        cdef size_t bucket
-        for key, record in pairs:
-            number = exact(record)[DIGEST_AT:VALUE_AT].rjust(16, b"\0")  # shorter, if it is damaged
-            bucket = bucket_of(exact(key))
-            if sign < 0:
-                take_digest(self.leaves + bucket, data_of(number))
-            else:
-                add_digest(self.leaves + bucket, data_of(number))
-            self.leaves[bucket].count += <uint64_t>sign
-            self.changed[bucket] = 1
-
     def merge(self, Leaves other not None):
         cdef Py_ssize_t bucket
         cdef byte *changed = <byte *>PyByteArray_AS_STRING(self.changed)
@@ -350,6 +337,36 @@ cdef class Leaves:
             leaf += 1
             at += LEAF_SIZE
         return count
+
+def count_each(leaves, list pairs not None, bint goes):
+    cdef bytes number
+    cdef uint64_t high, low, count, one
+    cdef size_t bucket
+    cdef byte *at
+    for key, record in pairs:
+        number = exact(record)[DIGEST_AT:VALUE_AT].rjust(16, b"\0")  # shorter, if it is damaged
+        bucket = bucket_of(exact(key))
+        packed = leaves[bucket // BELOW]
+        if type(packed) is not bytearray or PyByteArray_GET_SIZE(packed) != BELOW * LEAF_SIZE:
+            raise ValueError("leaves of a wrong size")
+        at = <byte *>PyByteArray_AS_STRING(packed) + bucket % BELOW * LEAF_SIZE
+        high, low, count = load64(data_of(number)), load64(data_of(number) + 8), load64(at + 16)
+        if goes:
+            one = count == 0  # borrowed
+            high = load64(at) - high - (load64(at + 8) < low or load64(at + 8) - low < one)
+            low = load64(at + 8) - low - one
+            count -= 1
+        else:
+            count += 1
+            one = count == 0  # carried
+            high += load64(at)
+            low += one
+            high += low < one
+            low += load64(at + 8)
+            high += low < load64(at + 8)
+        store64(at, high)
+        store64(at + 8, low)
+        store64(at + 16, count)
 
 cdef int require_bucket(Py_ssize_t number, Py_ssize_t end) except -1:
     if not 0 <= number < end:

@@ -82,11 +82,6 @@ class Leaves:
         self.counts[bucket] += count
         self.changed[bucket] = 1
 
-    def count_each(self, pairs: list[Pair], sign: int) -> None:
-        """Counts records in; with a `sign` of -1, out."""
-        for key, record in pairs:
-            self.move(bucket_of(key), sign * digest_number(record), sign)
-
     def merge(self, other: "Leaves") -> None:
         """Adds all leaves of another tree.  Costs 5 ms."""
         self.sums[:] = map(add, self.sums, other.sums)
@@ -95,7 +90,7 @@ class Leaves:
 
     def leaf(self, bucket: int) -> int:
         """A leaf, `sum << 64 | count`."""
-        return (self.sums[bucket] << 64) + self.counts[bucket] & LEAF_MASK
+        return (self.sums[bucket] << 64) + (self.counts[bucket] & COUNT_MASK) & LEAF_MASK
 
     def load(self, node: int, packed: bytes) -> None:
         """Replaces the 256 leaves below an inner node, and marks one of them as changed."""
@@ -112,13 +107,24 @@ class Leaves:
         number = changed.count(1)
         if number > MANY_LEAVES:
             pairs = zip(sums[below], counts[below], strict=True)
-            packed[:] = pack_leaves([(total << 64) + count for total, count in pairs])
+            packed[:] = pack_leaves([(total << 64) + (count & COUNT_MASK) for total, count in pairs])
         else:
             for bucket in compress(range(below.start, below.stop), changed):
                 at = (bucket - below.start) * LEAF_SIZE
                 packed[at : at + LEAF_SIZE] = self.leaf(bucket).to_bytes(LEAF_SIZE, "big")
         self.changed[below] = _NONE_CHANGED
         return number
+
+
+@compiled
+def count_each(leaves: dict[int, bytearray], pairs: list[Pair], goes: bool) -> None:
+    """Counts records into the packed leaves of the inner nodes, or out if they go."""
+    for key, record in pairs:
+        bucket = bucket_of(key)
+        packed, at = leaves[bucket // LEAVES_PER_INNER], bucket % LEAVES_PER_INNER * LEAF_SIZE
+        term = -term_of(record) if goes else term_of(record)
+        leaf = int.from_bytes(packed[at : at + LEAF_SIZE], "big") + term & LEAF_MASK
+        packed[at : at + LEAF_SIZE] = leaf.to_bytes(LEAF_SIZE, "big")
 
 
 class MerkleTree:

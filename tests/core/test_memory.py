@@ -18,7 +18,7 @@ from fixtures.engines import LATER_MS, NOON
 from fixtures.twins import TWINS, outcome, parser_of
 from fixtures.wire import encode
 
-from merklekv.engine.format import ENTRY, OP_METADATA, OP_SET
+from merklekv.engine.format import ENTRY, INNER_NODES, OP_METADATA, OP_SET
 from merklekv.engine.merkle import NO_LEAVES
 from merklekv.engine.record import EXPIRY, FLAGS, pack_expiry
 from merklekv.net.channel import Channel
@@ -89,6 +89,7 @@ def simple_calls() -> dict[str, Callable[[], object]]:
     """Calls of what needs no engine, also such that fail, by their names."""
     parser = parser_of(TWINS)(100, 100, REQUEST_BYTES_MIN)
     leaves, packed = TWINS.Leaves(), bytearray(NO_LEAVES)
+    nodes = dict.fromkeys(range(INNER_NODES), packed)
     requests: list[Any] = [[b"GET", KEY], [b"GET", VALUE], None]
     records = TWINS.Records()
     frame = b"".join(ENTRY.pack(op, len(KEY), len(VALUE)) + KEY + VALUE for op in (OP_SET, OP_METADATA))
@@ -111,8 +112,8 @@ def simple_calls() -> dict[str, Callable[[], object]]:
         leaves.move(5, 2**127, 1)
         leaves.load(3, NO_LEAVES)
         leaves.leaf(5)
-        leaves.count_each([(KEY, VALUE), (KEY, KEY)], -1)
-        outcome(leaves.count_each, [(KEY, VALUE), (KEY, None)], 1)
+        TWINS.count_each(nodes, [(KEY, VALUE), (KEY, KEY)], True)
+        outcome(TWINS.count_each, nodes, [(KEY, VALUE), (KEY, None)], False)
         leaves.pack(0, packed)
         for wrong in ((-1, 1, 1), (0, "x", 1), (0, 1, 2**70)):
             outcome(leaves.move, *wrong)

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.twins import BOTH, TWINS, outcome
+from fixtures.twins import BOTH, REFERENCES, TWINS, outcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merklekv.engine.format import (
     BUCKETS,
     ENTRY,
+    INNER_NODES,
     LEAF_SIZE,
     OP_COPY_TO,
     OP_DEL,
@@ -41,9 +42,6 @@ moves = st.tuples(st.just("move"), st.sampled_from(PLACES), sums, st.integers(0,
 packings = st.tuples(st.just("pack"), st.sampled_from([0, 1, 255]))
 loads = st.tuples(st.just("load"), st.sampled_from([0, 1, 255]), sums, st.integers(0, 2**64 - 1))
 fillings = st.tuples(st.just("fill"), st.sampled_from([0, 255]), st.integers(MANY_LEAVES - 1, MANY_LEAVES + 1), sums)
-counts = st.tuples(
-    st.just("count"), st.lists(st.tuples(st.binary(max_size=3), st.binary(max_size=60)), max_size=4), st.booleans()
-)
 merges = st.tuples(st.just("merge"), st.lists(st.tuples(st.sampled_from(PLACES), sums, st.integers(0, 3)), max_size=5))
 
 
@@ -91,13 +89,6 @@ class Pair:
             for leaves, other in zip(self.leaves, others, strict=True):
                 leaves.merge(other)
 
-    def count(self, pairs: list[tuple[bytes, bytes]], goes: bool) -> None:
-        for sign in (-1, 1) if goes else (1,):
-            for leaves in self.leaves:
-                leaves.count_each(pairs, sign)
-        for bucket in {bucket_of(key) for key, _ in pairs}:
-            assert self.leaves[1].leaf(bucket) == self.leaves[0].leaf(bucket)
-
     def compare(self) -> None:
         one, other = self.leaves
         assert bytes(other.changed) == bytes(one.changed)
@@ -107,7 +98,7 @@ class Pair:
 
 
 @settings(max_examples=40)
-@given(st.lists(moves | packings | loads | fillings | counts | merges, max_size=12))
+@given(st.lists(moves | packings | loads | fillings | merges, max_size=12))
 def test_leaves_are_the_same_numbers(steps: list[tuple[Any, ...]]) -> None:
     pair = Pair()
     for verb, *arguments in steps:
@@ -126,6 +117,19 @@ def test_what_is_below_zero_on_the_way_is_right_in_the_end() -> None:
         assert leaves.leaf(7) == 3 << 64 | 1
         leaves.move(7, -3, -1)
         assert leaves.leaf(7) == 0
+
+
+def test_a_count_wraps_without_touching_the_sum() -> None:
+    """As of a damaged leaf."""
+    for module in BOTH:
+        for many in (0, MANY_LEAVES + 1):
+            leaves, packed = module.Leaves(), bytearray(NO_LEAVES)
+            leaves.load(0, COUNT_MASK.to_bytes(LEAF_SIZE, "big") * LEAVES_PER_INNER)
+            for bucket in (3, *range(10, 10 + many)):
+                leaves.move(bucket, 5, 1)
+            assert leaves.leaf(3) == 5 << 64
+            leaves.pack(0, packed)
+            assert int.from_bytes(packed[3 * LEAF_SIZE : 4 * LEAF_SIZE], "big") == 5 << 64
 
 
 def test_a_sum_wraps_without_touching_the_count() -> None:
@@ -153,10 +157,6 @@ def test_a_sum_wraps_without_touching_the_count() -> None:
         ("load", (0, None)),
         ("load", (0, "text")),
         ("pack", ("0", bytearray(NO_LEAVES))),
-        ("count_each", ([(b"k", None)], 1)),
-        ("count_each", ([(None, b"r" * 41)], 1)),
-        ("count_each", ([(b"k",)], 1)),
-        ("count_each", (5, 1)),
         ("merge", (None,)),
         ("merge", (5,)),
     ],
@@ -187,6 +187,36 @@ def test_leaves_refuse_what_is_wrong(name: str, arguments: tuple[Any, ...]) -> N
 def test_leaves_of_the_core_survive_what_never_comes(name: str, arguments: tuple[Any, ...]) -> None:
     """Here the two differ: one may refuse what the other takes."""
     outcome(getattr(TWINS.Leaves(), name), *arguments)
+
+
+pairs = st.lists(st.tuples(st.binary(max_size=2), st.binary(max_size=60)), max_size=9)
+some_leaves = st.lists(st.sampled_from([0, 1, 2**63, 2**64 - 1]), min_size=3, max_size=3)
+
+
+@given(st.lists(st.tuples(pairs, st.booleans()), max_size=3), some_leaves)
+def test_packed_leaves_are_the_same_numbers(
+    steps: list[tuple[list[tuple[bytes, bytes]], bool]], leaf: list[int]
+) -> None:
+    one = b"".join(part.to_bytes(8, "big") for part in leaf)
+    both = [{node: bytearray(one * LEAVES_PER_INNER) for node in range(INNER_NODES)} for _ in BOTH]
+    for counted, goes in steps:
+        for module, leaves in zip(BOTH, both, strict=True):
+            module.count_each(leaves, counted, goes)
+        assert both[1] == both[0]
+
+
+@pytest.mark.parametrize("wrong", [None, 5, [(b"k",)], [(b"k", None)], [(None, b"r" * 41)], [("k", b"r")], [None]])
+def test_what_is_no_record_is_not_counted(wrong: Any) -> None:
+    for module in BOTH:
+        leaves = {node: bytearray(NO_LEAVES) for node in range(INNER_NODES)}
+        assert outcome(module.count_each, leaves, wrong, False)[0] == "error"
+        assert outcome(module.count_each, {}, [(b"k", b"r" * 41)], False) == ("error", KeyError)
+
+
+@pytest.mark.parametrize("packed", [NO_LEAVES, bytearray(5), bytearray(NO_LEAVES + b"x"), None])
+def test_the_core_refuses_leaves_of_a_wrong_kind(packed: Any) -> None:
+    found = outcome(TWINS.count_each, dict.fromkeys(range(INNER_NODES), packed), [(b"k", b"")], False)
+    assert TWINS is REFERENCES or found == ("error", ValueError)
 
 
 # -- the log ---------------------------------------------------------------------------------------------------------

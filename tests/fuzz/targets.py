@@ -232,16 +232,7 @@ def leaves(tape: Tape) -> None:
         twin, reference = tape.pick(pairs)
         node = tape.number(INNER_NODES)
         bucket = node * LEAVES_PER_INNER + tape.number(LEAVES_PER_INNER)
-        match tape.number(7):
-            case 6:
-                counted, sign = (
-                    [(tape.key(), tape.take(tape.number(60))) for _ in range(tape.number(5))],
-                    tape.pick((1, -1)),
-                )
-                twin.count_each(counted, sign)
-                reference.count_each(counted, sign)
-                same(outcome(twin.count_each, [(None, b"")], 1), TypeError)
-                same(outcome(twin.count_each, [(b"", None)], 1), TypeError)
+        match tape.number(6):
             case 0:
                 total, count = tape.pick((1, -1)) * int.from_bytes(tape.take(16)), tape.number(5) - 2
                 twin.move(bucket, total, count)
@@ -386,7 +377,7 @@ def put_and_get(tape: Tape) -> None:
     base[b"35"], base[b"30"] = base[b"35"][:40], base[b"30"][:30]  # damaged
     sides = [Side(True, base), Side(False, base)]
     while tape:
-        match tape.number(7):
+        match tape.number(6):
             case 0 | 1:
                 made = not tape.number(3)
                 items = _items(tape, made)
@@ -435,7 +426,16 @@ def put_and_get(tape: Tape) -> None:
 
 @measured
 def small_functions(tape: Tape) -> None:
-    """`pack_frame`, `note_each`, `bulk_each`, `alike`, `answer_each`."""
+    """`count_each`, `pack_frame`, `note_each`, `bulk_each`, `alike`, `answer_each`."""
+    counted = [(tape.key(), tape.take(tape.number(60))) for _ in range(tape.number(5))]
+    leaf, goes = tape.take(LEAF_SIZE).ljust(LEAF_SIZE, b"\xff"), bool(tape.number(2))
+    both = [{node: bytearray(leaf * LEAVES_PER_INNER) for node in range(INNER_NODES)} for _ in range(2)]
+    twins.count_each(both[0], counted, goes)
+    references["count_each"](both[1], counted, goes)
+    same(*both)
+    same(outcome(twins.count_each, both[0], [(None, b"")], goes), TypeError)
+    same(outcome(twins.count_each, both[0], [(b"", None)], goes), TypeError)
+    short_of_memory(tape, twins.count_each, both[0], counted, goes)
     log = tape.take(tape.number(100))
     for _ in range(tape.number(20)):
         key, record = tape.key(), tape.take(tape.number(60))

@@ -16,8 +16,8 @@ from merklekv.engine.access import damage
 from merklekv.engine.base.environment import DATA_FILE, METADATA_PREFIX, OPEN_PATIENCE_S, opened, translate
 from merklekv.engine.base.places import PLACE_SPLIT, shared_list
 from merklekv.engine.base.reader import Base, BaseSnapshot
-from merklekv.engine.format import INNER_NODES, LEAF_SIZE, bucket_of
-from merklekv.engine.merkle import LEAF_MASK, LEAVES_PER_INNER, NO_LEAVES, Leaves, term_of
+from merklekv.engine.format import LEAF_SIZE, bucket_of
+from merklekv.engine.merkle import LEAVES_PER_INNER, NO_LEAVES, count_each
 from merklekv.engine.record import (
     FLAGS_AT,
     PURGED,
@@ -52,6 +52,26 @@ def _batches(cursor: Any, path: Path) -> Iterator[list[Pair]]:
         raise translate(error, path) from error
     if batch:
         yield batch
+
+
+class _PackedLeaves(dict[int, bytearray]):
+    """The leaves below each inner node, 24 bytes each: taken from the base when asked for, and put back together."""
+
+    def __init__(self, txn: "lmdb.Transaction[bytes]", database: Any) -> None:
+        self._txn, self._database = txn, database
+
+    def __missing__(self, node: int) -> bytearray:
+        stored = self._txn.get(bytes((node,)), NO_LEAVES, db=self._database)
+        packed = self[node] = bytearray(stored.ljust(len(NO_LEAVES), b"\0")[: len(NO_LEAVES)])  # longer or not: damaged
+        return packed
+
+    def put(self) -> None:
+        """Stores them.  Leaves of zero are not stored."""
+        for node, packed in self.items():
+            if packed == NO_LEAVES:
+                self._txn.delete(bytes((node,)), db=self._database)
+            else:
+                self._txn.put(bytes((node,)), bytes(packed), db=self._database)
 
 
 class BaseWriter:
@@ -166,10 +186,12 @@ class BaseWriter:
         newest = ZERO_VERSION
         for _, numbers in groupby(sorted(buckets), lambda bucket: bucket // LEAVES_PER_INNER):
             with self._transaction() as txn:
-                leaves: dict[int, int] = {}
+                leaves = _PackedLeaves(txn, self._leaves)
                 for bucket in numbers:
                     records = self._rebuild_index(txn, bucket, buckets[bucket])
-                    leaves[bucket] = sum(term_of(record) for _, record in records)
+                    at = bucket % LEAVES_PER_INNER * LEAF_SIZE
+                    leaves[bucket // LEAVES_PER_INNER][at : at + LEAF_SIZE] = bytes(LEAF_SIZE)
+                    count_each(leaves, records, False)
                     for key, record in records:
                         if record[FLAGS_AT] & TOMBSTONE:
                             tombstones.add((record[:VERSION_SIZE], key))
@@ -177,7 +199,7 @@ class BaseWriter:
                             places[place] += 1
                         if record > newest and is_sound(key, record):
                             newest = record[:VERSION_SIZE]
-                self._set_leaves(txn, leaves)
+                leaves.put()
             yield
         if buckets:
             with self._transaction() as txn:
@@ -289,7 +311,10 @@ class BaseWriter:
         newest = txn.get(b"newest", ZERO_VERSION, db=meta)
         places: list[bytes] = []
         dead = 0
-        self._move_leaves(txn, removed, added)
+        leaves = _PackedLeaves(txn, self._leaves)
+        count_each(leaves, removed, True)
+        count_each(leaves, added, False)
+        leaves.put()
         for key, record in removed:  # first: the record that replaces it may have the same version
             if not record[FLAGS_AT]:
                 continue
@@ -315,34 +340,6 @@ class BaseWriter:
             # Below zero only if flags are damaged: the checkpoint goes on, the scrub counts anew.
             txn.put(name, max(0, count).to_bytes(8, "big"), db=meta)
         txn.put(b"newest", newest[:VERSION_SIZE], db=meta)
-
-    def _move_leaves(self, txn: "lmdb.Transaction[bytes]", removed: list[Pair], added: list[Pair]) -> None:
-        packed = [txn.get(bytes((node,)), NO_LEAVES, db=self._leaves) for node in range(INNER_NODES)]
-        leaves = Leaves()
-        for node, before in enumerate(packed):
-            leaves.load(node, before)
-        leaves.count_each(removed, -1)
-        leaves.count_each(added, 1)
-        for node, before in enumerate(packed):
-            after = bytearray(before)
-            leaves.pack(node, after)
-            if after != before:
-                self._put_leaves(txn, node, bytes(after))
-
-    def _set_leaves(self, txn: "lmdb.Transaction[bytes]", leaves: dict[int, int]) -> None:
-        for node, buckets in groupby(sorted(leaves), lambda bucket: bucket // LEAVES_PER_INNER):
-            packed = bytearray(txn.get(bytes((node,)), NO_LEAVES, db=self._leaves))
-            for bucket in buckets:
-                at = bucket % LEAVES_PER_INNER * LEAF_SIZE
-                packed[at : at + LEAF_SIZE] = (leaves[bucket] & LEAF_MASK).to_bytes(LEAF_SIZE, "big")
-            self._put_leaves(txn, node, bytes(packed))
-
-    def _put_leaves(self, txn: "lmdb.Transaction[bytes]", node: int, packed: bytes) -> None:
-        """Stores the leaves below an inner node.  Leaves of zero are not stored."""
-        if packed == NO_LEAVES:
-            txn.delete(bytes((node,)), db=self._leaves)
-        else:
-            txn.put(bytes((node,)), packed, db=self._leaves)
 
     def fill(self, base: Base) -> Iterator[tuple[int, int]]:
         """Puts all entries of another base, in order, into this empty one.
