@@ -103,7 +103,8 @@ def _sort(
         return
     entry = connection.find(requests[0][0])
     count = len(requests)
-    if entry is None or not entry.batches or count > GATHERED_MAX or len(alike(requests, 0, count)) < count:
+    are_alike = count == 1 or len(alike(requests, 0, count)) == count
+    if entry is None or not entry.batches or count > GATHERED_MAX or not are_alike:
         pipelines.append((connection, requests))
     elif (same := batches.get(entry)) is None:
         batches[entry] = ([connection] * count, requests)
