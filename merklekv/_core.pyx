@@ -60,7 +60,7 @@ cdef extern from "<sys/socket.h>":
 cdef extern from "<sys/epoll.h>":
     enum: EPOLLIN
 
-INTERFACE = 6
+INTERFACE = 7
 
 ctypedef unsigned char byte
 
@@ -219,13 +219,14 @@ cdef enum:  # see engine/format.py
     BELOW = 256
     LEAF_SIZE = 24
     REMOTE = 0x80
-    TRUNCATE = 7  # and other ops that change no key
+    # KEYLESS_OPS:
+    TRUNCATE = 7
     ORIGIN = 8
     METADATA = 9
     REPAIR = 11
     FRAME_HEADER = 40
     FRAME_PLACE = 16
-    PLACE = 14  # see engine/log/segment.py
+    PLACE_SIZE = 14  # of RECORD_PLACE, see engine/log/segment.py
     KEY_OVERHEAD = 176  # see engine/memtable.py
     SMALL = 1024
 
@@ -338,10 +339,10 @@ cdef class Leaves:
             at += LEAF_SIZE
         return count
 
-def count_each(leaves, list pairs not None, bint goes):
+def count_each(leaves, list pairs not None, bint removed):
     cdef bytes number
-    cdef uint64_t high, low, count, one
     cdef size_t bucket
+    cdef Leaf leaf
     cdef byte *at
     for key, record in pairs:
         number = exact(record)[DIGEST_AT:VALUE_AT].rjust(16, b"\0")  # shorter, if it is damaged
@@ -350,23 +351,16 @@ def count_each(leaves, list pairs not None, bint goes):
         if type(packed) is not bytearray or PyByteArray_GET_SIZE(packed) != BELOW * LEAF_SIZE:
             raise ValueError("leaves of a wrong size")
         at = <byte *>PyByteArray_AS_STRING(packed) + bucket % BELOW * LEAF_SIZE
-        high, low, count = load64(data_of(number)), load64(data_of(number) + 8), load64(at + 16)
-        if goes:
-            one = count == 0  # borrowed
-            high = load64(at) - high - (load64(at + 8) < low or load64(at + 8) - low < one)
-            low = load64(at + 8) - low - one
-            count -= 1
+        leaf.high, leaf.low, leaf.count = load64(at), load64(at + 8), load64(at + 16)
+        if removed:
+            take_digest(&leaf, data_of(number))
+            leaf.count -= 1
         else:
-            count += 1
-            one = count == 0  # carried
-            high += load64(at)
-            low += one
-            high += low < one
-            low += load64(at + 8)
-            high += low < load64(at + 8)
-        store64(at, high)
-        store64(at + 8, low)
-        store64(at + 16, count)
+            add_digest(&leaf, data_of(number))
+            leaf.count += 1
+        store64(at, leaf.high)
+        store64(at + 8, leaf.low)
+        store64(at + 16, leaf.count)
 
 cdef int require_bucket(Py_ssize_t number, Py_ssize_t end) except -1:
     if not 0 <= number < end:
@@ -409,9 +403,11 @@ cdef class Records:
     cdef uint32_t *newest  # for each bucket likewise
     cdef uint32_t *order  # numbers of entries, from 0 on: those of each run, in the order of their keys
     cdef size_t mask, count, room, ordered
+    cdef bint is_ordered
 
-    def __cinit__(self):
-        self.newest = <uint32_t *>calloc(BUCKETS, sizeof(uint32_t))
+    def __cinit__(self, bint is_ordered=True):
+        self.is_ordered = is_ordered
+        self.newest = <uint32_t *>calloc(BUCKETS if is_ordered else 1, sizeof(uint32_t))
         if self.newest == NULL:
             raise MemoryError
         self.resize(SLOTS_MIN)
@@ -433,7 +429,7 @@ cdef class Records:
         cdef uint32_t *order
         if slots > 1 << 31:
             raise MemoryError
-        order = <uint32_t *>realloc(self.order, room * sizeof(uint32_t))
+        order = <uint32_t *>realloc(self.order, (room if self.is_ordered else 1) * sizeof(uint32_t))
         if order == NULL:
             raise MemoryError
         self.order = order
@@ -457,7 +453,7 @@ cdef class Records:
         """Lets the next `put` succeed."""
         if self.count == self.room:
             self.resize((self.mask + 1) * 2)
-        if self.count - self.ordered // RUN * RUN == RUN:
+        if self.is_ordered and self.count - self.ordered // RUN * RUN == RUN:
             self.bring_in_order()
         return 0
 
@@ -494,9 +490,11 @@ cdef class Records:
         Py_INCREF(record)
         entry = self.entries + self.count
         entry.hash, entry.key, entry.record = <uint32_t>hash, <PyObject *>key, <PyObject *>record
-        entry.after = self.newest[bucket]
         self.count += 1
-        self.slots[at] = self.newest[bucket] = <uint32_t>self.count
+        self.slots[at] = <uint32_t>self.count
+        if self.is_ordered:
+            entry.after = self.newest[bucket]
+            self.newest[bucket] = <uint32_t>self.count
         return 0
 
     cdef int prefetch(self, list requests, Py_ssize_t first) except -1:
@@ -558,27 +556,32 @@ cdef class Records:
     cdef int bring_in_order(self) except -1:
         """Makes the new entries a run, and with seven runs before them one long run."""
         cdef size_t first = self.ordered // RUN * RUN, number
+        if not self.is_ordered:
+            raise ValueError("no order")
         if self.ordered == self.count:
             return 0
-        for number in range(first, self.count):
+        for number in range(self.ordered, self.count):
             self.order[number] = <uint32_t>number
-        self.arrange(first, self.count - first, 1)
+        self.merge_stretches(self.ordered, self.count - self.ordered, 1)
+        if first < self.ordered:
+            self.merge_stretches(first, self.count - first, self.ordered - first)
         if not self.count % LONG_RUN:
-            self.arrange(self.count - LONG_RUN, LONG_RUN, RUN)
+            self.merge_stretches(self.count - LONG_RUN, LONG_RUN, RUN)
         self.ordered = self.count
         return 0
 
-    cdef int arrange(self, size_t first, size_t count, size_t width) except -1:
-        """Merges stretches of `width` entries in order, the last one shorter, to one."""
+    cdef int merge_stretches(self, size_t first, size_t count, size_t width) except -1:
+        """Makes one of stretches in order, of `width` entries each, the last one shorter."""
         cdef Item *items = <Item *>malloc(2 * count * sizeof(Item))
-        cdef Item *target = items + count
         cdef Item *source = items
+        cdef Item *target
         cdef Item *one
         cdef Item *other
         cdef size_t number, at, middle, end, shared = KEY_BYTES_MAX
         cdef bytes key, least
         if items == NULL:
             raise MemoryError
+        target = items + count
         least = self.key_at(first)
         for number in range(count):
             key = self.key_at(first + number)
@@ -626,7 +629,7 @@ cdef class Records:
         return True
 
     def bucket(self, Py_ssize_t bucket):
-        require_bucket(bucket, BUCKETS)
+        require_bucket(bucket, BUCKETS if self.is_ordered else 0)
         cdef list keys = []
         cdef uint32_t number = self.newest[bucket]
         while number:
@@ -972,8 +975,9 @@ def note_each(data, Py_ssize_t at, Py_ssize_t end, unsigned short index, Records
     cdef list others = []
     cdef Py_buffer buffer
     cdef const byte *entry
-    cdef Py_ssize_t key_size, record_size
-    cdef byte place[PLACE]
+    cdef Py_ssize_t key_size
+    cdef uint32_t record_size
+    cdef byte place[PLACE_SIZE]
     cdef bytes key
     PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)
     try:
@@ -985,7 +989,7 @@ def note_each(data, Py_ssize_t at, Py_ssize_t end, unsigned short index, Records
             if at + ENTRY_SIZE <= end:
                 key_size = entry[1] << 8 | entry[2]
                 record_size = <uint32_t>entry[3] << 24 | entry[4] << 16 | entry[5] << 8 | entry[6]
-            if at + ENTRY_SIZE + key_size + record_size > end:
+            if ENTRY_SIZE + <uint64_t>key_size + record_size > <uint64_t>(end - at):
                 raise ValueError("an entry reaches beyond its frame")
             key = bytes_of(entry + ENTRY_SIZE, key_size)
             if (entry[0] & ~REMOTE) in (TRUNCATE, ORIGIN, METADATA, REPAIR):
@@ -994,7 +998,7 @@ def note_each(data, Py_ssize_t at, Py_ssize_t end, unsigned short index, Records
                 place[0], place[1] = <byte>(index >> 8), <byte>index
                 store64(place + 2, at + ENTRY_SIZE + key_size)
                 store32(place + 10, record_size)
-                places.put(key, bytes_of(place, PLACE), bucket_of(key))
+                places.put(key, bytes_of(place, PLACE_SIZE), bucket_of(key))
             at += ENTRY_SIZE + key_size + record_size
     finally:
         PyBuffer_Release(&buffer)

@@ -103,7 +103,6 @@ OPS: Final = {  # those that are published; but for the deletions and `truncate`
 RECORD_OPS: Final = frozenset(OPS.keys() - {OP_TRUNCATE})
 DELETIONS: Final = frozenset(number for number, op in OPS.items() if op.deletes)
 KEYLESS_OPS: Final = frozenset((OP_TRUNCATE, OP_ORIGIN, OP_METADATA, OP_REPAIR))  # of the log: they change no key
-
 REMOTE: Final = 0x80
 
 SEGMENT_MAGIC: Final = b"MKVSEGM1"

@@ -22,7 +22,7 @@ HALVED_MAX: Final = 4  # blocks in one call of `prepare`: evenly drawn keys fill
 GROUP_SHIFT: Final = 52  # the 12 bits of a key's XXH3-64 above it name its group, which has 16 buckets
 GROUPS: Final = 1 << 64 - GROUP_SHIFT
 PURGE_TIME_SIZE: Final = 12  # ns of a time that is given in ms
-KEY_OVERHEAD: Final = 176  # bytes that CPython needs beside key and record: object headers, dict and order slots
+KEY_OVERHEAD: Final = 176  # bytes for each key beside it and its record: object headers, slots of table and order
 EXPIRY_OVERHEAD: Final = 82  # likewise, for each key in `Expiries`
 NUMBERED_KEYS: Final = 1024
 
@@ -82,7 +82,8 @@ class Records(dict[bytes, bytes]):
     others of that are cheap.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_ordered: bool = True) -> None:
+        """`is_ordered`: its readers need order or buckets."""
         super().__init__()
         self._to_order, self._to_group = _Newcomers(), _Newcomers()
         self._blocks: list[list[bytes]] = [[]]  # each in no order

@@ -117,14 +117,15 @@ class Leaves:
 
 
 @compiled
-def count_each(leaves: dict[int, bytearray], pairs: list[Pair], goes: bool) -> None:
-    """Counts records into the packed leaves of the inner nodes, or out if they go."""
+def count_each(leaves: dict[int, bytearray], pairs: list[Pair], removed: bool) -> None:
+    """Counts records into the packed leaves below each inner node; out of them, if they were removed."""
     for key, record in pairs:
         bucket = bucket_of(key)
         packed, at = leaves[bucket // LEAVES_PER_INNER], bucket % LEAVES_PER_INNER * LEAF_SIZE
-        term = -term_of(record) if goes else term_of(record)
-        leaf = int.from_bytes(packed[at : at + LEAF_SIZE], "big") + term & LEAF_MASK
-        packed[at : at + LEAF_SIZE] = leaf.to_bytes(LEAF_SIZE, "big")
+        leaf, digest = int.from_bytes(packed[at : at + LEAF_SIZE], "big"), digest_number(record)
+        total, count = leaf >> 64, leaf & COUNT_MASK
+        total, count = (total - digest, count - 1) if removed else (total + digest, count + 1)
+        packed[at : at + LEAF_SIZE] = ((total << 64) + (count & COUNT_MASK) & LEAF_MASK).to_bytes(LEAF_SIZE, "big")
 
 
 class MerkleTree:

@@ -20,8 +20,8 @@ from merklekv.engine.base.writer import BaseWriter
 from merklekv.engine.directory import DataDirectory
 from merklekv.engine.format import (
     ENTRY,
+    KEYLESS_OPS,
     OP_METADATA,
-    OP_ORIGIN,
     OP_REPAIR,
     OP_TRUNCATE,
     REMOTE,
@@ -103,8 +103,7 @@ class Replayed:
             self.newest = max(self.newest, body)
 
 
-_OTHER_OPS: Final = frozenset((OP_METADATA, OP_ORIGIN, OP_REPAIR, OP_TRUNCATE))
-_NO_RECORD: Final = _OTHER_OPS | {op | REMOTE for op in _OTHER_OPS}
+_NO_RECORD: Final = KEYLESS_OPS | {op | REMOTE for op in KEYLESS_OPS}
 
 
 def open_data(directory: DataDirectory) -> tuple[Base, Log, Replayed]:

@@ -103,8 +103,7 @@ def _sort(
         return
     entry = connection.find(requests[0][0])
     count = len(requests)
-    are_alike = count == 1 or len(alike(requests, 0, count)) == count
-    if entry is None or not entry.batches or count > GATHERED_MAX or not are_alike:
+    if entry is None or not entry.batches or count > GATHERED_MAX or not _are_alike(requests):
         pipelines.append((connection, requests))
     elif (same := batches.get(entry)) is None:
         batches[entry] = ([connection] * count, requests)
@@ -116,6 +115,10 @@ def _sort(
         except BaseException:
             del together[len(senders) :]  # or all that follow would be answered to another client
             raise
+
+
+def _are_alike(requests: list[Request]) -> bool:
+    return len(requests) == 1 or len(alike(requests, 0, len(requests))) == len(requests)
 
 
 @compiled

@@ -29,7 +29,7 @@ from merklekv.engine.format import (
     OP_TRUNCATE,
     bucket_of,
 )
-from merklekv.engine.log.segment import PLACE
+from merklekv.engine.log.segment import RECORD_PLACE
 from merklekv.engine.merkle import COUNT_MASK, LEAVES_PER_INNER, MANY_LEAVES, NO_LEAVES
 from merklekv.net.protocol.resp import Push
 
@@ -240,18 +240,18 @@ def test_the_places_of_records_are_the_same(data: bytes, before: int, behind: in
         result = outcome(module.note_each, whole, before, before + len(data), 3, places)
         noted.append((result, list(places.items())))
         for _, place in places.items():
-            index, start, size = PLACE.unpack(place)
+            index, start, size = RECORD_PLACE.unpack(place)
             assert (index, start >= before, start + size <= before + len(data)) == (3, True, True)
     assert noted[1] == noted[0]
 
 
 def test_places_are_found_in_a_map(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(ENTRY.pack(OP_SET, 3, 6) + b"keyrecord" * 1)
+    (tmp_path / "file").write_bytes(ENTRY.pack(OP_SET, 3, 6) + b"keyrecord")
     for module in BOTH:
         with (tmp_path / "file").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             places = module.Records()
             assert module.note_each(data, 0, len(data), 65535, places) == []
-            assert dict(places.items()) == {b"key": PLACE.pack(65535, 10, 6)}
+            assert dict(places.items()) == {b"key": RECORD_PLACE.pack(65535, 10, 6)}
             assert outcome(module.note_each, data, 0, len(data), 65536, places)[0] == "error"
 
 

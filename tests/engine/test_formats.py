@@ -9,8 +9,9 @@ from fixtures import engines
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merklekv.engine.format import MAX_KEY_SIZE, bucket_of
-from merklekv.engine.log.segment import Segment
+from merklekv.engine.format import KEYLESS_OPS, MAX_KEY_SIZE, bucket_of
+from merklekv.engine.log.segment import RECORD_PLACE, Segment
+from merklekv.engine.memtable import Records
 from merklekv.engine.record import VERSION_SIZE
 from merklekv.engine.verify import reference
 from merklekv.errors import Corruption, FormatTooNew
@@ -52,8 +53,16 @@ def test_a_segment_reads_back(frames: list[list[bytes]], lsn: int) -> None:
                 frame[:6] for frame in expected
             ]
             for found, (*_, payload) in zip(read, expected, strict=True):
-                plain = [(e.op | e.remote << 7, e.key, e.record) for e in reference.read_entries(payload)]
-                assert [(op, key, segment.data[at:end]) for op, key, at, end in segment.entries(found)] == plain
+                places = Records()
+                others = segment.note_each(found, 3, places)
+                noted = {}
+                for key, place in places.items():
+                    index, at, size = RECORD_PLACE.unpack(place)
+                    noted[key] = index, segment.data[at : at + size]
+                plain = list(reference.read_entries(payload))
+                assert others == [(e.op | e.remote << 7, e.key, e.record) for e in plain if e.op in KEYLESS_OPS]
+                newest = {e.key: (3, e.record) for e in plain if e.op not in KEYLESS_OPS}
+                assert noted == newest
             assert segment.is_zero_filled(position)
         with file.open("rb") as opened:
             assert reference.read_header(opened, lsn) == (3, 7)

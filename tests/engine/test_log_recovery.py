@@ -20,6 +20,7 @@ from merklekv.engine.log.writer import LogEnd
 from merklekv.engine.record import ZERO_VERSION
 from merklekv.engine.recovery import Replayed, recover_log
 from merklekv.engine.verify.check import BaseFacts, check_log
+from merklekv.engine.verify.reference import read_entries
 from merklekv.engine.verify.report import Report
 from merklekv.errors import Corruption
 
@@ -34,7 +35,7 @@ def keys_left(directory: Path) -> list[bytes]:
     found = []
     for lsn in list_segments(directory):
         with Segment(segment_path(directory, lsn)) as segment:
-            found += [key for frame in segment.frames() for _, key, _, _ in segment.entries(frame)]
+            found += [entry.key for frame in segment.frames() for entry in read_entries(frame.payload)]
     return found
 
 

@@ -128,7 +128,7 @@ class Base:
         except lmdb.Error as error:
             raise translate(error, self.path) from error
         self.get: Callable[[bytes], bytes | None] = txn.get  # the hot path: one C call
-        self.kept = Records()  # what clients have read of this snapshot lately
+        self.kept = Records(is_ordered=False)  # what clients have read of this snapshot lately
         self._kept_size = 0
         current = self.current = BaseSnapshot(txn, *self._databases)
         self.checkpoint_lsn = current.number(b"checkpoint_lsn")
@@ -149,7 +149,7 @@ class Base:
             if record is not None and len(record) <= KEPT_RECORD_SIZE:
                 self._kept_size += charge(key, record)
                 if self._kept_size > KEPT_BYTES:
-                    self.kept, self._kept_size = Records(), charge(key, record)
+                    self.kept, self._kept_size = Records(is_ordered=False), charge(key, record)
                 self.kept[key] = record
         return record
 

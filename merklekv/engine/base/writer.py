@@ -55,14 +55,15 @@ def _batches(cursor: Any, path: Path) -> Iterator[list[Pair]]:
 
 
 class _PackedLeaves(dict[int, bytearray]):
-    """The leaves below each inner node, 24 bytes each: taken from the base when asked for, and put back together."""
+    """The leaves below each inner node, 24 bytes each: read when they are asked for, and stored at once by `put`."""
 
     def __init__(self, txn: "lmdb.Transaction[bytes]", database: Any) -> None:
         self._txn, self._database = txn, database
 
     def __missing__(self, node: int) -> bytearray:
         stored = self._txn.get(bytes((node,)), NO_LEAVES, db=self._database)
-        packed = self[node] = bytearray(stored.ljust(len(NO_LEAVES), b"\0")[: len(NO_LEAVES)])  # longer or not: damaged
+        size = len(NO_LEAVES)
+        packed = self[node] = bytearray(stored.ljust(size, b"\0")[:size])  # of another size: it is damaged
         return packed
 
     def put(self) -> None:

@@ -30,7 +30,7 @@ from merklekv.engine.base.writer import TRANSACTION_BYTES, TRANSACTION_KEYS, Bas
 from merklekv.engine.checkpoint.compaction import write_compacted
 from merklekv.engine.format import BUCKETS, OP_METADATA, OP_REPAIR, OP_TRUNCATE, REMOTE
 from merklekv.engine.headroom import TRANSACTION_KEYS_MIN, transaction_keys
-from merklekv.engine.log.segment import PLACE, Segment, list_segments, segment_path
+from merklekv.engine.log.segment import RECORD_PLACE, Segment, list_segments, segment_path
 from merklekv.engine.memtable import Records
 from merklekv.engine.record import ZERO_VERSION, Pair, is_purge_marker, purge_marker
 from merklekv.engine.repairs import Repairs
@@ -51,7 +51,6 @@ log = logging.getLogger(__name__)
 READ_SHARE: Final = 0.2
 INDEX_SHARE: Final = 0.15
 READ_STEP: Final = 1 << 20  # bytes of log between two reports
-PAGE_KEYS: Final = 1000  # looked up in the order of the log's keys at once
 SMALLER: Final = 8  # transactions after one that found the disk full
 READERS_S: Final = 1.0  # how long a transaction waits for readers of old pages, on a full disk
 STOP_TIMEOUT_S: Final = 5.0
@@ -82,15 +81,16 @@ class _Newest:
                         self.repairs.add(key, record)
                 if before + frame.end >= reported + READ_STEP:
                     reported = before + frame.end
+                    self.places.prepare()
                     progress(reported / total)
             before += segment.size
         while not self.places.prepare():
-            progress(1.0)
+            progress(1)
 
     def records(self) -> Iterator[Pair]:
         """The keys in order, each with its newest record or purge marker."""
-        low, data, unpack = b"", [segment.data for segment in self._segments], PLACE.unpack
-        while places := self.places.items_from(low, None, PAGE_KEYS):
+        low, data, unpack = b"", [segment.data for segment in self._segments], RECORD_PLACE.unpack
+        while places := self.places.items_from(low, None, TRANSACTION_KEYS):
             for key, place in places:
                 index, start, size = unpack(place)
                 yield key, data[index][start : start + size]
@@ -98,7 +98,7 @@ class _Newest:
 
     def record(self, key: bytes) -> bytes:
         """The newest record or purge marker of a key of the log."""
-        index, start, size = PLACE.unpack(self.places[key])
+        index, start, size = RECORD_PLACE.unpack(self.places[key])
         record: bytes = self._segments[index].data[start : start + size]
         return record
 
@@ -139,12 +139,15 @@ def checkpoint(
             is_short = is_short and base.wait_for_readers(READERS_S)
             for key in base.put(pairs):
                 added[key] = b""
+            added.group()
             done += len(pairs)
             progress(READ_SHARE + (1 - READ_SHARE - INDEX_SHARE) * done / len(newest.places))
             failpoints.reached("checkpoint.records_part")
         failpoints.reached("checkpoint.records_done")
         # A resumed checkpoint finds its own records in the base, and does not know which of them the index lacks.
         unlisted = newest.places if resumed else added
+        while not unlisted.group():
+            progress(1 - INDEX_SHARE)
         entries = _by_bucket(unlisted)
         done = 0
         while batch := list(islice(entries, most)):
@@ -177,9 +180,7 @@ def _stays(record: bytes, truncation: bytes) -> bool:
 
 
 def _by_bucket(keys: Records) -> Iterator[Pair]:
-    """The keys, each behind the two bytes of its bucket, in order."""
-    while not keys.group():
-        pass
+    """The keys, each behind the two bytes of its bucket, in order.  Needs `group`."""
     for bucket in range(BUCKETS):
         if found := keys.bucket(bucket):
             name = bucket.to_bytes(2, "big")

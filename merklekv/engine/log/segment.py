@@ -35,7 +35,7 @@ from merklekv.errors import Corruption, FormatTooNew, StorageFailed
 _ENTRY_SIZE: Final = ENTRY.size
 _HEADER_SIZE: Final = FRAME_HEADER.size
 _place: Final = FRAME_PLACE.pack
-PLACE: Final = Struct(">HQI")
+RECORD_PLACE: Final = Struct(">HQI")
 """Where a record is: number of a segment, position there, size."""
 
 _NAME: Final = re.compile(r"[0-9]{20}")
@@ -144,13 +144,13 @@ def whole_frame(
 def note_each(
     data: bytes | mmap.mmap, at: int, end: int, index: int, places: dict[bytes, bytes]
 ) -> list[tuple[int, bytes, bytes]]:
-    """Notes the PLACE of the newest record of each key, of the entries between two positions of segment number `index`.
+    """Notes where the newest record of each key is, as RECORD_PLACE, of the entries between two positions.
 
-    Returns what changes no key: op, key, and record.
+    `data` is that of segment number `index`.  Returns what changes no key: op, key, and record.
     Raises ValueError if the entries do not end there.
     """
     others: list[tuple[int, bytes, bytes]] = []
-    unpack, pack = ENTRY.unpack_from, PLACE.pack
+    unpack, pack = ENTRY.unpack_from, RECORD_PLACE.pack
     while at < end:
         op, key_length, record_length = unpack(data, at) if at + _ENTRY_SIZE <= end else (0, 0, end)
         record_at = at + _ENTRY_SIZE + key_length
@@ -222,17 +222,6 @@ class Segment:
     def frames(self, position: int = SEGMENT_HEADER.size) -> Iterator[Frame]:
         """The whole frames from `position` on, up to the first that is not."""
         return starmap(Frame, whole_frames(self.data, 0, self.lsn, position))
-
-    def entries(self, frame: Frame) -> Iterator[tuple[int, bytes, int, int]]:
-        """The entries of a frame, in the order in which they were made: (op, key, start and end of the record)."""
-        data, at, end = self.data, frame.position + _HEADER_SIZE, frame.end
-        unpack = ENTRY.unpack_from
-        while at < end:
-            op, key_length, record_length = unpack(data, at)
-            key_at = at + _ENTRY_SIZE
-            record_at = key_at + key_length
-            at = record_at + record_length
-            yield op, data[key_at:record_at], record_at, at
 
     def note_each(self, frame: Frame, index: int, places: dict[bytes, bytes]) -> list[tuple[int, bytes, bytes]]:
         """`note_each` for the entries of a frame.  Raises Corruption."""
