@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -145,11 +146,22 @@ def test_a_file_that_was_cut_short(share: int, archive: Path, tmp_path: Path) ->
     is_refused(archive, tmp_path, "damaged, or cut short")
 
 
+def with_one_byte_changed(data: bytes, at: int) -> bytes:
+    """At this place or a little behind: in a run of zeros another distance may mean the same."""
+    for place in range(at, len(data)):
+        changed = data[:place] + bytes((data[place] ^ 0xFF,)) + data[place + 1 :]
+        try:
+            if gzip.decompress(changed) != gzip.decompress(data):
+                return changed
+        except (OSError, EOFError, zlib.error):
+            return changed
+    raise ValueError("nothing of it counts")
+
+
 @pytest.mark.parametrize("share", [1, 20, 50, 80, 99])
 def test_a_file_with_one_byte_changed(share: int, archive: Path, tmp_path: Path) -> None:
-    data = bytearray(archive.read_bytes())
-    data[len(data) * share // 100] ^= 0xFF
-    archive.write_bytes(data)
+    data = archive.read_bytes()
+    archive.write_bytes(with_one_byte_changed(data, len(data) * share // 100))
     is_refused(archive, tmp_path, "damaged")
 
 
