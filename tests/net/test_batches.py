@@ -18,6 +18,7 @@ from merklekv.engine.engine import Engine
 from merklekv.engine.log.segment import Segment, segment_path
 from merklekv.errors import Corruption
 from merklekv.net import limits
+from merklekv.net.commands.strings import MSET_PAIRS_MAX, TOGETHER_PAIRS_MAX
 from merklekv.net.connection import CLOSED, Connection
 from merklekv.net.executor import BATCH_REQUESTS, Executor
 from merklekv.net.protocol.text import Request
@@ -46,6 +47,8 @@ def test_a_pipeline_is_answered_as_its_requests_one_by_one(start: Callable[..., 
         lambda key: (b"TTL", key),
         lambda key: (b"GET", key, b"too many"),
         lambda key: (draw.choice((b"DEL", b"UNLINK")), key),
+        lambda key: (b"MSET", key, b"%d" % draw.randrange(100)),
+        lambda key: (b"MSET", key, b"6", draw.choice(keys), b"7", *draw.choice(((), (key,), (key, b"8")))),
     ]
     for _ in range(80):
         make = draw.choice(choices)
@@ -191,6 +194,26 @@ def test_clients_that_ask_in_one_tick_are_answered_each_by_itself(start: Callabl
                     assert reply.startswith(b"-ERR wrong number")
                 elif request == (b"PING",):
                     assert reply == b"+PONG\r\n"
+
+
+def test_msets_that_run_together_are_each_all_or_none(start: Callable[..., StartedServer], engine: Engine) -> None:
+    """One that is refused takes none of the others with it; there are more than run at once."""
+    engine.table.max_value_size = 10
+    many = [word for number in range(MSET_PAIRS_MAX) for word in (b"many%d" % number, b"1")]
+    requests = [
+        *[(b"MSET", b"a%d" % number, b"1", b"b%d" % number, b"2") for number in range(3 * BATCH_REQUESTS)],
+        (b"MSET", b"refused", b"1", b"long", b"x" * 11),
+        (b"MSET", b"last", b"1", b"last", b"2"),
+        *[(b"MSET", *many)] * TOGETHER_PAIRS_MAX,
+    ]
+    with Wire(start().address) as client:
+        client.send(b"".join(encoded(*request) for request in requests))
+        replies = [client.resp() for _ in requests]
+        assert replies.pop(3 * BATCH_REQUESTS).startswith(b"-")
+        assert set(replies) == {b"+OK\r\n"}
+        assert client.call("GET", "last") == b"$1\r\n2\r\n"
+        assert client.call("EXISTS", "refused", "long") == b":0\r\n"
+        assert client.call("DBSIZE") == b":%d\r\n" % (6 * BATCH_REQUESTS + 1 + MSET_PAIRS_MAX)
 
 
 def test_a_batch_stops_before_what_set_refuses(engine: Engine) -> None:

@@ -32,6 +32,9 @@ from merklekv.net.protocol.text import Request
 from merklekv.net.registry import READ, SLOW_READ, SLOW_WRITE, WRITE, BatchHandler, Long, Reply, command, line_command
 from merklekv.net.session import Session, check_reply_size
 
+MSET_PAIRS_MAX = 32  # of an MSET that runs together with others
+TOGETHER_PAIRS_MAX = 1000  # of all of these
+
 TOO_LONG = "string exceeds maximum allowed size (proto-max-bulk-len)"
 
 
@@ -263,7 +266,20 @@ def _pairs(request: Request) -> list[tuple[bytes, bytes]]:
     return list(zip(request[1::2], request[2::2], strict=True))
 
 
-@command("MSET key value [key value ...]", "Sets several keys, all or none.", group="bulk", flags=SLOW_WRITE)
+def _mset_batch(sessions: Sequence[Session], requests: Sequence[Request], room: int) -> list[bytes]:
+    """Runs the first of them as one. What one of them is refused for, all are; then each runs by itself."""
+    taken = requests[: TOGETHER_PAIRS_MAX // (len(requests[0]) // 2)]
+    sessions[0].engine.mset([pair for request in taken for pair in zip(request[1::2], request[2::2], strict=True)])
+    return [resp.OK] * len(taken)
+
+
+@command(
+    "MSET key value [key value ...]",
+    "Sets several keys, all or none.",
+    group="bulk",
+    flags=SLOW_WRITE,
+    batches=dict.fromkeys(range(3, 2 * MSET_PAIRS_MAX + 2, 2), _mset_batch),
+)
 def mset(session: Session, request: Request) -> Reply:
     session.engine.mset(_pairs(request))
     return resp.OK
