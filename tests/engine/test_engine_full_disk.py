@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from fixtures import engines
+from fixtures.small_disk import free_bytes, take_room
 from fixtures.support import wait_until
 
 from merklekv.engine.engine import Engine
@@ -34,14 +35,11 @@ class Disk:
     @property
     def free(self) -> int:
         """Bytes."""
-        stat = os.statvfs(self.path)
-        return stat.f_bavail * stat.f_frsize
+        return free_bytes(self.path)
 
     def fill(self, leave: int = 0) -> None:
         """Takes all room but `leave` bytes."""
-        size = self.filler.stat().st_size if self.filler.exists() else 0
-        with self.filler.open("ab") as file:
-            os.posix_fallocate(file.fileno(), 0, size + self.free - leave)
+        take_room(self.filler, leave)
 
     def make_room(self) -> None:
         """Frees it all."""

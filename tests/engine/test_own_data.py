@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from fixtures import engines
+from fixtures.small_disk import take_room
 from fixtures.support import wait_until
 
 from merklekv.engine.checkpoint import compactor, full_disk, space
@@ -42,10 +43,7 @@ class Disk:
 
     def fill(self) -> None:
         """Another program takes what is left."""
-        status = os.statvfs(self.path)
-        with self._ballast.open("ab") as file:
-            if status.f_bavail:
-                os.posix_fallocate(file.fileno(), file.tell(), status.f_bavail * status.f_frsize)
+        take_room(self._ballast)
 
 
 @contextmanager
