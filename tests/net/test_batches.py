@@ -196,9 +196,19 @@ def test_clients_that_ask_in_one_tick_are_answered_each_by_itself(start: Callabl
                     assert reply == b"+PONG\r\n"
 
 
-def test_msets_that_run_together_are_each_all_or_none(start: Callable[..., StartedServer], engine: Engine) -> None:
+def test_msets_that_run_together_are_each_all_or_none(
+    start: Callable[..., StartedServer], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One that is refused takes none of the others with it; there are more than run at once."""
     engine.table.max_value_size = 10
+    sizes: list[int] = []
+    mset = engine.mset
+
+    def counted(pairs: list[tuple[bytes, bytes]]) -> None:
+        sizes.append(len(pairs))
+        mset(pairs)
+
+    monkeypatch.setattr(engine, "mset", counted)
     many = [word for number in range(MSET_PAIRS_MAX) for word in (b"many%d" % number, b"1")]
     requests = [
         *[(b"MSET", b"a%d" % number, b"1", b"b%d" % number, b"2") for number in range(3 * BATCH_REQUESTS)],
@@ -214,6 +224,7 @@ def test_msets_that_run_together_are_each_all_or_none(start: Callable[..., Start
         assert client.call("GET", "last") == b"$1\r\n2\r\n"
         assert client.call("EXISTS", "refused", "long") == b":0\r\n"
         assert client.call("DBSIZE") == b":%d\r\n" % (6 * BATCH_REQUESTS + 1 + MSET_PAIRS_MAX)
+    assert MSET_PAIRS_MAX < max(sizes) <= TOGETHER_PAIRS_MAX
 
 
 def test_a_batch_stops_before_what_set_refuses(engine: Engine) -> None:
