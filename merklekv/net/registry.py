@@ -30,6 +30,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from merklekv.errors import StorageFailed
+from merklekv.histogram import Histogram
 from merklekv.net.errors import Goodbye, Rejected, RequestError, wrong_count
 from merklekv.net.protocol import resp
 from merklekv.net.protocol.text import IN_TRANSACTION, REFUSED_SUBSCRIBED, UNKNOWN, Request, show
@@ -191,7 +192,7 @@ class Entry:
         "high",
         "low",
         "rejected",
-        "seconds",
+        "time",
         "writes",
     )
 
@@ -207,7 +208,7 @@ class Entry:
         self.calls = 0
         self.failed = 0  # of these, how many were answered with an error
         self.rejected = 0  # requests that were no call: they had too few parts, or came where the command may not
-        self.seconds = 0.0  # that they took
+        self.time = Histogram()  # that they took, without what they waited for
         self._counted_by = stands_for or self
 
     def count_failure(self, problem: Exception) -> None:

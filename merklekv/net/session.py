@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from merklekv.engine.engine import Engine
 from merklekv.errors import MerkleKVError
+from merklekv.histogram import Histogram
 from merklekv.log_throttle import LogThrottle
 from merklekv.net.channel import Channel
 from merklekv.net.client_pause import ClientPause
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CURSOR_RANDOM_BITS = 53  # some clients read a cursor as a double
+UNGROUPED = "other"  # requests of no group of STATS: of no command, or of one that is no part of it
 ERROR_CODES_MAX = 128  # that are counted, each by itself
 State = tuple[bytes, bool]  # of a key, see `Engine.state_of`
 
@@ -105,20 +107,32 @@ class Traffic:
         self.errors[code if code in self.errors or len(self.errors) < ERROR_CODES_MAX else "ERR"] += 1
 
 
+class Latency:
+    """How long clients wait, beside what commands take by themselves. Counted like `Traffic`."""
+
+    def __init__(self) -> None:
+        self.requests: dict[str, Histogram] = {}  # from reading a request to sending its reply, by group of commands
+        self.commits = Histogram()  # what the replies waited for the log
+
+    def replied(self, group: str, seconds: float, count: int) -> None:
+        """Replies to so many requests of a group were sent, so long after the requests were read."""
+        self.requests.setdefault(group or UNGROUPED, Histogram()).observe(seconds, count)
+
+
 class Usage(NamedTuple):
     """What a command was used for."""
 
     calls: int = 0
     failed: int = 0
     rejected: int = 0
-    seconds: float = 0.0
+    time: Histogram = Histogram()
 
     def plus(self, other: Usage, sign: int = 1) -> Usage:
         return Usage(
             self.calls + sign * other.calls,
             self.failed + sign * other.failed,
             self.rejected + sign * other.rejected,
-            self.seconds + sign * other.seconds,
+            self.time + other.time if sign > 0 else self.time - other.time,
         )
 
 
@@ -166,6 +180,7 @@ class Context:
         self.pubsub = PubSub()
         self.notifications = Notifications(engine, self.pubsub)
         self.slow = Slow()
+        self.latency = Latency()
         self.interception = Interception(self.commands)
         self.monitor = Monitor(self.interception)
         self.client_pause = ClientPause(self.interception)
@@ -198,18 +213,19 @@ class Context:
             "keyspace_misses": traffic.misses,
         }
 
-    def _usage(self) -> dict[str, Usage]:
+    def usage(self) -> dict[str, Usage]:
+        """What each command was used for since the start, over RESP and the line protocol together."""
         usage: dict[str, Usage] = {}
         for entry in self.commands.every():
             if entry.command.name:
                 before = usage.get(entry.command.name, Usage())
-                usage[entry.command.name] = before.plus(Usage(entry.calls, entry.failed, entry.rejected, entry.seconds))
+                usage[entry.command.name] = before.plus(Usage(entry.calls, entry.failed, entry.rejected, entry.time))
         return usage
 
     def usage_since_reset(self) -> dict[str, Usage]:
-        """What each command was used for, over RESP and the line protocol together."""
+        """What each command was used for since CONFIG RESETSTAT."""
         before = self._usage_before
-        return {name: used.plus(before.get(name, Usage()), -1) for name, used in self._usage().items()}
+        return {name: used.plus(before.get(name, Usage()), -1) for name, used in self.usage().items()}
 
     def errors_since_reset(self) -> Counter[str]:
         """Replies that were errors, by their first word."""
@@ -218,7 +234,7 @@ class Context:
     def reset_counters(self) -> None:
         """Lets INFO count from here on."""
         self.vitals.reset(self.counters())
-        self._usage_before = self._usage()
+        self._usage_before = self.usage()
         self._errors_before = Counter(self.traffic.errors)
 
     def report(self, kind: str, text: str, problem: Exception | None = None) -> None:

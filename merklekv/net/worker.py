@@ -24,6 +24,7 @@ import select
 import socket
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -65,6 +66,7 @@ class Worker(threading.Thread):
         self._roll_backs = context.engine.roll_backs  # how often it has rolled changes back, as far as clients know
         self._paused = Paused(self.call_soon)
         self._next_sweep = time.monotonic() + limits.SWEEP_S
+        self._began = 0.0  # this tick (monotonic)
         self._stop_at: float | None = None
 
     def adopt(self, connection: Connection) -> None:
@@ -155,7 +157,7 @@ class Worker(threading.Thread):
 
     def _tick(self) -> None:
         events = self._epoll.poll(self._timeout(), EVENTS_MAX)
-        now = time.monotonic()
+        self._began = now = time.monotonic()
         if self._calls.waiting:
             self._run_calls()  # first: a notification of a commit comes before what is done after its reply
         if events:
@@ -310,8 +312,13 @@ class Worker(threading.Thread):
                 break
 
     def _flush(self) -> None:
-        """Makes everything so far durable, then sends the replies."""
-        began = time.monotonic() if self._context.slow.threshold_ms else 0.0
+        """Makes everything so far durable, then sends the replies.
+
+        A request counts from the tick on in which it was read: a long or blocked one from its last tick.
+        """
+        context = self._context
+        ran, self._executor.ran = self._executor.ran, defaultdict(int)
+        began = time.monotonic() if self._engine.commits.is_pending else 0.0
         try:
             self._commit_all()
         except MerkleKVError:
@@ -319,11 +326,17 @@ class Worker(threading.Thread):
         except Exception as problem:
             raise StorageFailed(f"a commit was cut short by an unforeseen error: {problem!r}") from problem
         if began:
-            self._context.slow.note("commit", time.monotonic() - began)
+            took = time.monotonic() - began
+            context.latency.commits.observe(took)
+            context.slow.note("commit", took)
         if self._roll_backs != self._engine.roll_backs:
             self._withdraw()
         looks: list[tuple[Connection, Exception | None]] = []
-        self._context.traffic.output_bytes += self._sockets.send_each(self._executor.take_answered(), looks)
+        context.traffic.output_bytes += self._sockets.send_each(self._executor.take_answered(), looks)
+        if ran:
+            took = time.monotonic() - self._began
+            for entry, count in ran.items():
+                context.latency.replied(entry.command.group, took, count)
         for connection, failure in looks:
             try:
                 if failure is not None:

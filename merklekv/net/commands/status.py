@@ -45,6 +45,7 @@ _ALWAYS_0 = {
 }
 # The sections of INFO that it shows only when they are named, or all are.
 EXTRA_SECTIONS = frozenset((b"commandstats", b"latencystats"))
+PERCENTILES = (50, 99, 99.9)
 EVERYTHING = frozenset((b"all", b"everything"))
 
 
@@ -113,7 +114,7 @@ def sections(context: Context) -> dict[str, Mapping[str, Value]]:
         "Modules": {},
         "Commandstats": _command_stats(context),
         "Errorstats": {f"errorstat_{code}": f"count={n}" for code, n in sorted(context.errors_since_reset().items())},
-        "Latencystats": {},
+        "Latencystats": _latency_stats(context),
         "Cluster": {"cluster_enabled": 0},
         "Keyspace": _keyspace(values),
         "MerkleKV": values,
@@ -263,11 +264,22 @@ def _cpu() -> Mapping[str, Value]:
 def _command_stats(context: Context) -> Mapping[str, Value]:
     """Time that a command waits for the disk or for its turn is not in `usec`."""
     return {
-        f"cmdstat_{name.lower()}": f"calls={used.calls},usec={used.seconds * 1e6:.0f},"
-        f"usec_per_call={used.seconds * 1e6 / max(1, used.calls):.2f},rejected_calls={used.rejected},"
+        f"cmdstat_{name.lower()}": f"calls={used.calls},usec={used.time.seconds * 1e6:.0f},"
+        f"usec_per_call={used.time.seconds * 1e6 / max(1, used.calls):.2f},rejected_calls={used.rejected},"
         f"failed_calls={used.failed}"
         for name, used in context.usage_since_reset().items()
         if used.calls or used.rejected
+    }
+
+
+def _latency_stats(context: Context) -> Mapping[str, Value]:
+    """Microseconds in which so many of the calls were done: the upper limit of a bucket of the histogram."""
+    return {
+        f"latency_percentiles_usec_{name.lower()}": ",".join(
+            f"p{percent:g}={used.time.quantile(percent / 100)}" for percent in PERCENTILES
+        )
+        for name, used in context.usage_since_reset().items()
+        if used.time.count
     }
 
 
