@@ -1,7 +1,8 @@
 """Every metric that a node reports: its name, kind, unit, label and meaning.
 
 Each is declared once, as a field of a dataclass here. The part that measures it returns the dataclass filled in, or
-counts in it. STATS, INFO and the table in docs/protocol.md are renderings of these declarations.
+counts in it. STATS, INFO, /metrics and the table in docs/protocol.md are renderings of these declarations. STATS and
+INFO leave histograms out: they are too long.
 
 Counters count since the start of the process.
 """
@@ -14,9 +15,11 @@ from functools import partial
 from heapq import nlargest
 from typing import Annotated, Any, Final, Literal, TypeVar, cast
 
+from merklekv.histogram import Histogram
+
 T = TypeVar("T")
 
-Kind = Literal["counter", "gauge", "info"]  # an info is text
+Kind = Literal["counter", "gauge", "info", "histogram"]  # an info is text
 LABELS_MAX: Final = 100  # nodes that are shown: thousands would make STATS megabytes long
 Value = int | str
 Labelled = Mapping[str, Value]  # values of one metric by the value of its label
@@ -27,7 +30,8 @@ class Metric:
     """What a field says about itself.
 
     `unit` is the end of the name, or empty for a plain count. `label` names what tells the values of one metric apart.
-    `pattern` is the name of a labelled metric in STATS where clients of older servers expect another one.
+    `pattern` is the name of a labelled metric in STATS where clients of older servers expect another one. `for_people`:
+    another metric tells programs the same.
     """
 
     kind: Kind
@@ -35,6 +39,7 @@ class Metric:
     unit: str = ""
     label: str = ""
     pattern: str = ""
+    for_people: bool = False
 
     def shown_name(self, name: str, label: str) -> str:
         """The name in STATS; of a labelled metric `name{label="value"}`, with `\\` and `"` of the value escaped."""
@@ -49,6 +54,7 @@ class Metric:
 counter = partial(Metric, "counter")
 gauge = partial(Metric, "gauge")
 info = partial(Metric, "info")
+histogram = partial(Metric, "histogram", unit="seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +62,11 @@ class ClientMetrics:
     """The line protocol's STATS, with the names that existing clients know."""
 
     uptime_seconds: Annotated[int, gauge("since the start", "seconds")]
-    uptime: Annotated[str, info("the same for people: `0d 0h 1m 2s`")]
+    uptime: Annotated[str, info("the same for people: `0d 0h 1m 2s`", for_people=True)]
     total_connections: Annotated[int, counter("connections accepted")]
     active_connections: Annotated[int, gauge("connections open now")]
     total_commands: Annotated[int, counter("commands run, also those that failed")]
-    commands: Annotated[Labelled, counter("commands run, by group", label="group", pattern="{}_commands")]
+    commands_by_group: Annotated[Labelled, counter("commands run, by group", label="group", pattern="{}_commands")]
     used_memory_kb: Annotated[int, gauge("memory of this process, without mapped files", "kb")]
 
 
@@ -69,7 +75,7 @@ class ServerMetrics:
     """The server and the process."""
 
     version: Annotated[str, info("release of the software")]
-    server_time_unix: Annotated[int, gauge("wall clock, in seconds since the epoch")]
+    server_time_unix: Annotated[int, gauge("wall clock, in seconds since the epoch", "unix")]
     connections_refused: Annotated[int, counter("connections refused: too many, or from beyond this machine")]
     protocol_errors: Annotated[int, counter("connections closed because a request could not be parsed")]
     output_limit_closed: Annotated[int, counter("connections closed because the client did not read its replies")]
@@ -78,6 +84,29 @@ class ServerMetrics:
     pubsub_channels: Annotated[int, gauge("channels that clients have subscribed to by name")]
     pubsub_patterns: Annotated[int, gauge("patterns that clients have subscribed to")]
     pubsub_dropped: Annotated[int, counter("messages dropped because too many waited for the thread that sends them")]
+    process_start_unix: Annotated[int, gauge("start of the process, in seconds since the epoch", "unix")]
+    process_cpu_ms: Annotated[int, counter("processor time of this process, without the checkpoint process", "ms")]
+    process_threads: Annotated[int, gauge("threads")]
+    process_open_fds: Annotated[int | None, gauge("open files and sockets; left out when there is none to count them")]
+    process_max_fds: Annotated[int, gauge("how many of these the system allows")]
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyMetrics:
+    """How long requests take."""
+
+    command_seconds: Annotated[
+        Mapping[str, Histogram],
+        histogram("what a command takes by itself, without its turn and the disk", label="command"),
+    ]
+    request_seconds: Annotated[
+        Mapping[str, Histogram],
+        histogram(
+            "from reading a request to sending its reply, the commit included; of one that had to wait, the last part",
+            label="group",
+        ),
+    ]
+    commit_seconds: Annotated[Histogram, histogram("what the replies of a moment wait for the log: its write and sync")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +123,16 @@ class EngineMetrics:
     memtable_keys: Annotated[int, gauge("records in it")]
     frozen_memtables: Annotated[int, gauge("full memtables that wait for their checkpoint")]
     checkpoint_percent: Annotated[int, gauge("progress of the running checkpoint; 100: none is running", "percent")]
-    writes_stalled: Annotated[int, gauge("1 while writes wait for a checkpoint")]
+    checkpoints: Annotated[int, counter("checkpoints that completed")]
+    checkpoint_ms: Annotated[int, counter("time that they took", "ms")]
+    checkpoint_bytes: Annotated[int, counter("log that they put into the base", "bytes")]
+    checkpoint_last_ms: Annotated[int, gauge("duration of the last one", "ms")]
+    checkpoint_age_s: Annotated[int | None, gauge("time since its end; left out before the first", "s")]
+    writes_stalled: Annotated[int, gauge("1 while writes wait for a checkpoint, or are refused")]
+    writes_refused: Annotated[int, gauge("1 while writes are refused: the disk is full, or memory is short")]
+    disk_bytes: Annotated[int, gauge("size of the file system of the data directory", "bytes")]
+    disk_free_bytes: Annotated[int, gauge("what is free of it for this user", "bytes")]
+    log_bytes: Annotated[int, gauge("size of the log on disk", "bytes")]
     log_lsn: Annotated[int, gauge("LSN of the end of the log")]
     checkpoint_lsn: Annotated[int, gauge("LSN up to which the base holds the log")]
     log_next_sequence: Annotated[int, gauge("sequence number of the next local event")]
@@ -110,6 +148,8 @@ class NodeMetrics:
     """The node as a whole."""
 
     node_id: Annotated[str, info("id of this node")]
+    ready: Annotated[int, gauge("1 if a load balancer should send clients here")]
+    not_ready: Annotated[Labelled, info("why not: `broker`, `sync`, `disk`, and what is wrong", label="reason")]
     clock_problem: Annotated[str, info("what is wrong with a clock, of this node or of a peer, if anything is")]
     log_lines_dropped: Annotated[int, counter("lines that the log could not take in time")]
     thread_status: Annotated[
@@ -179,6 +219,7 @@ class OriginMetrics:
 
     origins_not_shown: Annotated[int, gauge("other nodes that it has received events of")]
     origin_last_contact_ms: Annotated[Labelled, gauge("time since the last event of a node", "ms", label="node")]
+    origin_lag_ms: Annotated[Labelled, gauge("age of the last event of a node when it was applied", "ms", label="node")]
     origin_received_events: Annotated[Labelled, counter("events received of a node", label="node")]
     origin_gaps: Annotated[Labelled, counter("gaps in the sequence numbers of a node", label="node")]
     origin_missed_events: Annotated[Labelled, counter("events that are missing in these gaps", label="node")]
@@ -195,6 +236,10 @@ class ExchangeMetrics:
     members: Annotated[int, gauge("nodes of the cluster, this one included")]
     members_removed: Annotated[int, gauge("nodes removed from the cluster")]
     members_unreadable: Annotated[int, gauge("rows of the stored member table that cannot be read")]
+    member_lag_ms: Annotated[
+        Labelled,
+        gauge("all that a member wrote so long ago is applied here, as exchanges have shown", "ms", label="node"),
+    ]
     gc_horizon_ns: Annotated[int, gauge("timestamp up to which tombstones have been collected", "ns")]
     exchange_peers: Annotated[int, gauge("nodes that this node exchanges with")]
     exchange_peers_in_sync: Annotated[int, gauge("of these, nodes that held the same data at the last exchange")]
@@ -241,6 +286,7 @@ _LINE = re.compile(r'([^:{]+(?:\{\w+="(?:[^"\\]|\\.)*"\})?):(.*)', re.DOTALL)
 PARTS = (
     ClientMetrics,
     ServerMetrics,
+    LatencyMetrics,
     EngineMetrics,
     NodeMetrics,
     ReplicationMetrics,
@@ -280,6 +326,8 @@ def values_of(*parts: Any) -> dict[str, Value]:
     for part in parts:
         for name, metric in declared(type(part)).items():
             value = getattr(part, name)
+            if metric.kind == "histogram":
+                continue
             if metric.label:
                 labels = list(value)
                 for label in sorted(labels) if isinstance(value, Counter) else labels:

@@ -64,6 +64,7 @@ EXCHANGE_TIMEOUT_S = 30.0  # for one answer; a peer that hangs keeps the others 
 SWITCH_INTERVAL_S = 0.0005
 SERVER_STOP_S = 5.0  # of those, for clients to take their last replies
 PUBLISH_REST_S = 2.5  # and for the broker to take what is left in the outbox
+SHOWN_PEERS = 5
 LOOK_S = 1.0  # between two looks at the wall clock
 NO_SIGNAL = b"\0"
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGXCPU, signal.SIGPWR}
@@ -154,8 +155,11 @@ class NodeServices(Services):
         node = self._node
         replication = node.replicator.metrics() if node.replicator else ()
         threads = {worker.name: worker.status for worker in node.workers}
+        problems = node.not_ready()
         own = NodeMetrics(
             node_id=node.node_id,
+            ready=int(not problems),
+            not_ready=problems,
             clock_problem=node.clock_problem(),
             log_lines_dropped=dropped_lines(),
             thread_status=threads,
@@ -356,6 +360,24 @@ class Node:
         of_peer += f"; {self.clock_watch.last_jump}" if of_peer and self.clock_watch.last_jump else ""
         # First what several clocks show: it says which one to set.  The node's own data cannot tell.
         return "; ".join(filter(None, (of_peer, self.clock_watch.problem().text)))
+
+    def not_ready(self) -> dict[str, str]:
+        """Why clients should rather go to another node: sentences by reason; empty if there is none.
+
+            broker    replication is on, and this node is not connected to the broker
+            sync      it has not exchanged with any peer since its start, or since it may have missed events
+            disk      it refuses writes
+
+        A peer that is away, a short loss of the broker, and a difference that replication will settle are no reasons.
+        """
+        replicator = self.replicator
+        peers = self.anti_entropy.awaited(replicator.missed_at if replicator is not None else 0.0)
+        problems = {
+            "broker": replicator.outage() if replicator is not None else "",
+            "sync": f"no exchange yet with {' or '.join(sorted(peers)[:SHOWN_PEERS])}" if peers else "",
+            "disk": self.engine.refusal(),
+        }
+        return {reason: problem for reason, problem in problems.items() if problem}
 
     def look_at_clock(self) -> None:
         """Call it each second."""

@@ -13,6 +13,7 @@ A caller sends no reply before its `commit` has returned, so what a client sees 
 Costs: a write of 100 bytes about 4 us, a read 0.3 us (memtable) to 2 us (base), beside the commit.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -584,10 +585,18 @@ class Engine:
         """The error of the last roll-back, as clients get it."""
         return self.gate.rolled_back
 
+    def refusal(self) -> str:
+        """Why writes are refused now, in a sentence; empty while they are taken, or only wait."""
+        with self.lock:
+            self.gate.probe()
+            return self.gate.refusal or self.checkpointer.refusal()
+
     def metrics(self) -> EngineMetrics:
         """What the engine reports of itself now."""
+        disk = os.statvfs(self.directory.path)
         with self.lock:
             table, space = self.table, self.table.base.space
+            checkpoints = self.checkpointer.finished
             return EngineMetrics(
                 durability=self.durability,
                 db_keys=table.key_count if table.root_ready else None,
@@ -599,7 +608,16 @@ class Engine:
                 memtable_keys=len(table.active.records),
                 frozen_memtables=len(table.frozen),
                 checkpoint_percent=int(100 * self.checkpointer.progress),
+                checkpoints=checkpoints.count,
+                checkpoint_ms=round(1000 * checkpoints.seconds),
+                checkpoint_bytes=checkpoints.size,
+                checkpoint_last_ms=round(1000 * checkpoints.last_s),
+                checkpoint_age_s=None if checkpoints.last_at is None else int(time.monotonic() - checkpoints.last_at),
                 writes_stalled=int(self.gate.stalled),
+                writes_refused=int(bool(self.refusal())),
+                disk_bytes=disk.f_blocks * disk.f_frsize,
+                disk_free_bytes=disk.f_bavail * disk.f_frsize,
+                log_bytes=self.retention.log_bytes,
                 log_lsn=self.log.end_lsn,
                 checkpoint_lsn=table.base.checkpoint_lsn,
                 log_next_sequence=self.log.sequence,

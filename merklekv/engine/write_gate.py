@@ -131,6 +131,12 @@ class WriteGate:
             self.update()
 
     @property
+    def refusal(self) -> str:
+        """Why writes are refused; empty while they are taken, or only wait."""
+        refused = self.failure or self._shortage
+        return str(refused) if self.stalled and refused is not None else ""
+
+    @property
     def _shortage(self) -> Shortage | None:
         return self.log_shortage or self.metadata_shortage or self.checkpoint_shortage
 

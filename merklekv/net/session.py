@@ -25,7 +25,7 @@ from merklekv.net.monitor import Monitor
 from merklekv.net.notifications import Notifications
 from merklekv.net.protocol import resp, text
 from merklekv.net.pubsub import PubSub, Subscriptions
-from merklekv.net.registry import Commands, Long
+from merklekv.net.registry import GROUPS, Commands, Long
 from merklekv.net.slowlog import Slow
 from merklekv.net.transaction import Transaction
 from merklekv.net.vitals import Vitals
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CURSOR_RANDOM_BITS = 53  # some clients read a cursor as a double
-UNGROUPED = "other"  # requests of no group of STATS: of no command, or of one that is no part of it
 ERROR_CODES_MAX = 128  # that are counted, each by itself
 State = tuple[bytes, bool]  # of a key, see `Engine.state_of`
 
@@ -111,12 +110,9 @@ class Latency:
     """How long clients wait, beside what commands take by themselves. Counted like `Traffic`."""
 
     def __init__(self) -> None:
-        self.requests: dict[str, Histogram] = {}  # from reading a request to sending its reply, by group of commands
+        # From reading a request to sending its reply, by group of commands.
+        self.requests = {group: Histogram() for group in (*GROUPS, "")}
         self.commits = Histogram()  # what the replies waited for the log
-
-    def replied(self, group: str, seconds: float, count: int) -> None:
-        """Replies to so many requests of a group were sent, so long after the requests were read."""
-        self.requests.setdefault(group or UNGROUPED, Histogram()).observe(seconds, count)
 
 
 class Usage(NamedTuple):

@@ -24,7 +24,6 @@ import select
 import socket
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -56,6 +55,7 @@ class Worker(threading.Thread):
         self._engine = context.engine
         self._executor = Executor(context)
         self._commit = context.engine.commit
+        self._commits = context.engine.commits
         self._sockets = Sockets(limits.TICK_BYTES)
         self._fatal = fatal
         self._epoll = select.epoll()
@@ -316,9 +316,8 @@ class Worker(threading.Thread):
 
         A request counts from the tick on in which it was read: a long or blocked one from its last tick.
         """
-        context = self._context
-        ran, self._executor.ran = self._executor.ran, defaultdict(int)
-        began = time.monotonic() if self._engine.commits.is_pending else 0.0
+        context, ran = self._context, self._executor.ran
+        began = time.monotonic() if self._commits.is_pending else 0.0
         try:
             self._commit_all()
         except MerkleKVError:
@@ -336,7 +335,8 @@ class Worker(threading.Thread):
         if ran:
             took = time.monotonic() - self._began
             for entry, count in ran.items():
-                context.latency.replied(entry.command.group, took, count)
+                context.latency.requests[entry.command.group].observe(took, count)
+            ran.clear()
         for connection, failure in looks:
             try:
                 if failure is not None:

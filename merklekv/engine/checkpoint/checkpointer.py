@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 from merklekv.engine import failpoints
@@ -50,6 +51,24 @@ IDLE_S: Final = 5.0  # without a write; then a memtable is frozen that is not fu
 IDLE_LOG_SIZE: Final = 1 << 20  # bytes of log that are left for later
 COMPACTION_TABLES_MAX: Final = 2  # frozen memtables: then writers will soon have to wait, and a compaction is cut off
 CHILD_DEATHS_MAX: Final = 5  # in a row; then something is wrong that starting again does not cure
+
+
+@dataclass(slots=True)
+class Checkpoints:
+    """Those that completed in this process."""
+
+    count: int = 0
+    size: int = 0  # bytes of log that they put into the base
+    seconds: float = 0.0  # that they took
+    last_s: float = 0.0  # what the last one took
+    last_at: float | None = None  # its end, by the monotonic clock
+
+    def add(self, began: float, ended: float, size: int) -> None:
+        """One more, which began and ended then."""
+        self.count += 1
+        self.size += size
+        self.last_s, self.last_at = ended - began, ended
+        self.seconds += self.last_s
 
 
 class Checkpointer:
@@ -92,6 +111,7 @@ class Checkpointer:
         self._deaths = 0  # of the checkpoint process, in a row
         self._blocks = StateLog(log)  # of a checkpoint that a shortage stops
         self._throttle = LogThrottle(log)
+        self.finished = Checkpoints()
         self._wake = threading.Condition()
         self.worker = WorkerThread("checkpointer", self._step, self._fail, wake=self._notify, retry_s=RETRY_S)
         self._full_disk = FullDisk(table, retention, self._notify, lambda: not self.worker.is_stopping)
@@ -134,6 +154,10 @@ class Checkpointer:
     def progress(self) -> float:
         """The share of the running checkpoint that is done; 1 without one."""
         return self._share if self._running else 1.0
+
+    def refusal(self) -> str:
+        """Why writes are refused for lack of space; empty while they are not.  The caller holds the engine's lock."""
+        return self._full_disk.refusal()
 
     def release_log(self, position: LogPosition) -> None:
         """The outbox has published everything before `position`: the log may go, once it is in the base, too."""
@@ -320,6 +344,7 @@ class Checkpointer:
     def _checkpoint(self, upto: int) -> None:
         assert self.child is not None
         releases = self._headroom.releases
+        began, before = time.monotonic(), self._table.base.checkpoint_lsn
         self._log.finish_sealing()
         try:
             self.child.checkpoint(upto, self._progressed)
@@ -341,6 +366,7 @@ class Checkpointer:
             raise StorageFailed(f"the checkpointer failed: {error!r}") from error
         else:
             self._deaths, self._done = 0, upto
+            self.finished.add(began, time.monotonic(), upto - before)
             self._compactor.checkpointed()
 
     def _on_shortage(self, shortage: Shortage) -> None:

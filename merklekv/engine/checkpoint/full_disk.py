@@ -72,6 +72,11 @@ class FullDisk:
         """Whether the memtable is frozen before it is full, since the disk is short."""
         return self.is_due or (not self._table.frozen and self.headroom.is_worth_a_checkpoint(self._log.position))
 
+    def refusal(self) -> str:
+        """Why writes are refused; empty while the disk has space for them.  Looks whether it has some again."""
+        self._look_for_space()
+        return f"{self._path}: disk full{self._hint()}" if self._is_full else ""
+
     def changed(self, keeps: bool) -> None:
         """A checkpoint or a compaction has ended.  `keeps`: makes the reserve file again."""
         self.headroom.measure(self._table.base)

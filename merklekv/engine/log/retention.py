@@ -99,6 +99,11 @@ class Retention:
         self.cursor = self._load()  # None without a subscriber
         self._durable_lsn = self.cursor.lsn if self.cursor else 0
 
+    @property
+    def log_bytes(self) -> int:
+        """Bytes of log on disk."""
+        return self.end.lsn - list_segments(self._log_directory)[0]
+
     def subscribe(self) -> LogPosition:
         """The replication cursor.  The first time it is the end of the log, which is retained from now on."""
         if self.cursor is None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import resource
 import sys
+import threading
 import time
 from collections.abc import Mapping
 
 import merklekv
 from merklekv import core
-from merklekv.metrics import ClientMetrics, ServerMetrics, Value, values_of
+from merklekv.metrics import ClientMetrics, LatencyMetrics, ServerMetrics, Value, values_of
 from merklekv.net.protocol import text
 from merklekv.net.protocol.resp import REDIS_VERSION
 from merklekv.net.pubsub import Kind
@@ -45,6 +46,7 @@ _ALWAYS_0 = {
 }
 # The sections of INFO that it shows only when they are named, or all are.
 EXTRA_SECTIONS = frozenset((b"commandstats", b"latencystats"))
+UNGROUPED = "other"  # requests of commands that feed no counter of STATS, or of none
 PERCENTILES = (50, 99, 99.9)
 EVERYTHING = frozenset((b"all", b"everything"))
 
@@ -58,15 +60,14 @@ def client_metrics(context: Context) -> ClientMetrics:
         total_connections=context.traffic.connections,
         active_connections=len(context.sessions()),
         total_commands=sum(calls.values()),
-        commands={group: count for group, count in calls.items() if group},
+        commands_by_group={group: count for group, count in calls.items() if group},
         used_memory_kb=memory()[1] // 1024,
     )
 
 
-def all_metrics(context: Context) -> dict[str, Value]:
-    """Everything that the node reports, by name, those of the line protocol's STATS first."""
+def server_metrics(context: Context) -> ServerMetrics:
     traffic = context.traffic
-    server = ServerMetrics(
+    return ServerMetrics(
         version=merklekv.__version__,
         server_time_unix=int(time.time()),
         connections_refused=traffic.refused,
@@ -77,8 +78,38 @@ def all_metrics(context: Context) -> dict[str, Value]:
         pubsub_channels=context.pubsub.count(Kind.CHANNEL),
         pubsub_patterns=context.pubsub.count(Kind.PATTERN),
         pubsub_dropped=context.pubsub.dropped,
+        process_start_unix=context.started_at,
+        process_cpu_ms=time.process_time_ns() // 10**6,
+        process_threads=threading.active_count(),
+        process_open_fds=_open_files(),
+        process_max_fds=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
     )
-    return values_of(client_metrics(context), server, context.engine.metrics(), *context.services.metrics())
+
+
+def _open_files() -> int | None:
+    try:
+        return len(os.listdir("/proc/self/fd")) - 1  # without the one for this look
+    except OSError:
+        return None
+
+
+def latency_metrics(context: Context) -> LatencyMetrics:
+    return LatencyMetrics(
+        command_seconds={name.lower(): used.time for name, used in context.usage().items() if used.time.count},
+        request_seconds={group or UNGROUPED: one for group, one in context.latency.requests.items() if one.count},
+        commit_seconds=context.latency.commits,
+    )
+
+
+def parts(context: Context) -> list[object]:
+    """Everything that the node reports, as parts of `merklekv.metrics`, those of the line protocol's STATS first."""
+    own = [client_metrics(context), server_metrics(context), latency_metrics(context), context.engine.metrics()]
+    return [*own, *context.services.metrics()]
+
+
+def all_metrics(context: Context) -> dict[str, Value]:
+    """Everything that STATS reports, by name."""
+    return values_of(*parts(context))
 
 
 def basic_metrics(context: Context) -> dict[str, Value]:

@@ -109,6 +109,8 @@ class StreamState:
     problems: dict[str, str] = field(default_factory=dict)  # what is wrong, by kind, for people
     duplicate_at: float = 0.0  # the last sign of another client with this node's client id, monotonic clock
     oldest_timestamp_ns: int | None = None  # of the events in the outbox
+    connected_at: float = 0.0  # the last look that found it connected, monotonic clock; 0: none did
+    missed_at: float = 0.0  # when events of any node may have been missed last, monotonic clock; 0: never
     alive_at: float = field(default_factory=time.monotonic)  # the last sign of life of the reconnect loop
 
     @property
@@ -310,7 +312,7 @@ class BrokerSession:
             self._counters.broker_sessions_lost += 1
             self._regroup = self._presence.online() or self._unknown_peers()
             self._regroup_until = time.monotonic() + REGROUP_MAX_S
-            self._on_gap("", "session lost")
+            self._on_missed("session lost")
 
     def _subscribe(self) -> None:
         self._listens = self._pubsub.is_listening
@@ -446,7 +448,12 @@ class BrokerSession:
             self._event_received = now
             self._report("silent", "our own heartbeat does not come back; may this node read the events topics?")
             self._subscribe()
-            self._on_gap("", "subscription silent")
+            self._on_missed("subscription silent")
+
+    def _on_missed(self, reason: str) -> None:
+        """Events of any node may have been missed."""
+        self._state.missed_at = time.monotonic()
+        self._on_gap("", reason)
 
     def _publish_status(self) -> None:
         status = self._describe(ONLINE)

@@ -90,6 +90,7 @@ class Origin:
     expected: int | None = None  # the next sequence number
     newest: bytes = b""  # the largest version
     last_contact: float = 0.0  # wall clock, s
+    lag_s: float = 0.0  # age of the last event when it was applied
     received: int = 0
     gaps: int = 0
     missed: int = 0  # events that the gaps are wide
@@ -163,6 +164,7 @@ class Inbox:
             origin_last_contact_ms={
                 node: round(1000 * max(0.0, now - one.last_contact)) for node, one in origins.items()
             },
+            origin_lag_ms={node: round(1000 * one.lag_s) for node, one in origins.items()},
             origin_received_events={node: one.received for node, one in origins.items()},
             origin_gaps={node: one.gaps for node, one in origins.items()},
             origin_missed_events={node: one.missed for node, one in origins.items()},
@@ -322,6 +324,8 @@ class Inbox:
         origin.last_contact = time.time()
         origin.received += message.event_count
         newest = message.newest()
+        if newest:
+            origin.lag_s = max(0.0, origin.last_contact - timestamp_of(newest) / 10**9)
         if message.sequence is not None:
             self._follow(message.source, origin, message.sequence, message.event_count, newest)
         if self._engine.time_gate.admits_version(newest):  # else it was refused, and says nothing about the numbering

@@ -161,6 +161,8 @@ class ReconnectLoop:
     def _housekeep(self) -> None:
         """What is due about once a second, with a broker and without."""
         self._state.alive_at = time.monotonic()
+        if self._state.connection == "connected":
+            self._state.connected_at = self._state.alive_at
         self._state.oldest_timestamp_ns = self._outbox.oldest_timestamp()
         self._outbox.save()
 

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 WATCH_S: Final = 5.0
 UNRESPONSIVE_S: Final = 30.0
+OUTAGE_S: Final = 10.0  # a connection that is lost for less is nobody's concern
 
 
 class Replicator:
@@ -123,6 +124,19 @@ class Replicator:
         text = " ".join(f"{name}={value}" for name, value in words.items())
         detail = self._state.detail if self._loop.worker.is_alive else "the network thread has ended"
         return f"{head} {text} broker={self._broker.address}" + (f" detail={detail}" if detail else "")
+
+    def outage(self) -> str:
+        """What keeps this node from the broker, in a sentence; empty if nothing does, or not for OUTAGE_S yet."""
+        state = self._state
+        lasts_s = time.monotonic() - state.connected_at
+        if not self._loop.enabled or state.connection == "connected" or (state.connected_at and lasts_s < OUTAGE_S):
+            return ""
+        return f"not connected to the broker at {self._broker.address}" + (f": {state.detail}" if state.detail else "")
+
+    @property
+    def missed_at(self) -> float:
+        """When events of any node may have been missed last, by the monotonic clock; 0: never."""
+        return self._state.missed_at
 
     def metrics(self) -> tuple[ReplicationMetrics, ReplicationCounters, OriginMetrics]:
         """What replication reports of itself now."""

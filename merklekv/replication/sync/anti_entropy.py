@@ -18,6 +18,7 @@ one that hangs in a name look-up or a connect does not touch the engine any more
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -48,6 +49,7 @@ STOP_S: Final = 1.0
 BUSY_RETRY_S: Final = 0.2
 BUSY_PATIENCE_S: Final = 60.0  # of SYNC
 RETRY_S: Final = 1.0
+AWAITED_TRIES: Final = 3
 DELETIONS_MAX: Final = 20_000  # since the last exchange with a peer: their tombstones wait for the next one
 LOOK_S: Final = 1.0  # how often they are looked at
 _ELSEWHERE: Final = "node {} announces it and has to announce another one: set replication.advertise_address there"
@@ -105,6 +107,7 @@ class AntiEntropy:
         self._transports: dict[str, Transport] = {}  # theirs, by address
         self._answered: dict[str, float] = {}  # when their first answer came (monotonic), by address
         self._served = 0  # complete exchanges that other nodes began
+        self._exchanged_at = -math.inf  # when the last exchange that completed began, or one was served (monotonic)
         self._may_collect = True  # the GC horizon may have moved
         self._throttle = LogThrottle(log)
         self.worker = WorkerThread("anti-entropy", self._step, fatal, wake=self._notify, retry_s=RETRY_S)
@@ -177,6 +180,16 @@ class AntiEntropy:
         with self._changed:
             return [peer.address for peer in self._peers.all()]
 
+    def awaited(self, since: float) -> list[str]:
+        """Addresses of peers to exchange with, while no exchange that began `since` then (monotonic) has completed.
+
+        One peer suffices, and no peer is awaited that does not answer: AWAITED_TRIES attempts in a row have failed.
+        """
+        with self._changed:
+            if self._exchanged_at >= since:
+                return []
+            return [peer.address for peer in self._peers.all() if peer.schedule.failures < AWAITED_TRIES]
+
     def words(self) -> Mapping[str, int | str]:
         """For REPLICATE status; nothing without peers."""
         with self._changed:
@@ -194,12 +207,19 @@ class AntiEntropy:
             running = len(self._running)
         refused = self.membership.refused()
         now = time.time()
+        with self._engine.lock:
+            applied = {identity.node: one.applied_through / 10**9 for identity, one in self._members}
         lagging = shown(peers, lambda peer: -peer.succeeded_at)
         totals = {f"exchange_{name}": {label: peer.totals[name] for label, peer in lagging.items()} for name in TOTALS}
         return ExchangeMetrics(
             members=len(self._members),
             members_removed=len(self._members.removed),
             members_unreadable=len(self._members.unreadable),
+            member_lag_ms={
+                node: round(1000 * max(0.0, now - through))
+                for node, through in shown(applied, lambda through: -through).items()
+                if through
+            },
             gc_horizon_ns=self._engine.gc_horizon,
             exchange_peers=len(peers),
             exchange_peers_in_sync=sum(one.in_sync for one in peers.values()),
@@ -281,6 +301,7 @@ class AntiEntropy:
         self.membership.record_contact(*identity)
         with self._changed:
             self._served += 1
+            self._exchanged_at = time.monotonic()
             for peer in self._peers.of(identity.node):
                 if peer.node and peer.address not in self._running:
                     peer.mark_in_sync()
@@ -332,7 +353,7 @@ class AntiEntropy:
         """One exchange to its end; its peer shows the outcome."""
         self._engine.begin()  # a thread of SYNC may have met a shortage in its last exchange
         with self._turn(address) as peer:
-            tombstones = self._engine.tombstone_count
+            tombstones, began = self._engine.tombstone_count, time.monotonic()
             try:
                 report = self._carry_out(address, share_percent, full, verify)
             except (Stopped, StorageFailed):
@@ -346,6 +367,7 @@ class AntiEntropy:
             with self._changed:
                 peer.succeed(report)
                 peer.tombstones = tombstones
+                self._exchanged_at = max(began, self._exchanged_at)
         self._collect_soon()
         return report
 
