@@ -301,11 +301,16 @@ class Node:
 
     def _start_web(self) -> WebServer:
         """Serve what there is over HTTP. Only then are its modules imported."""
-        from merklekv.web.server import Response, Route, WebServer
+        from merklekv.web import health, metrics
+        from merklekv.web.server import Route, WebServer
 
         settings = self._settings
         web = WebServer(
-            {"/livez": Route(lambda request: Response(b"ok\n"), for_monitors=True)},
+            {
+                "/metrics": Route(metrics.handler(self.server.metrics), for_monitors=True),
+                "/livez": Route(health.alive(self.server.answers), for_monitors=True),
+                "/readyz": Route(health.ready(self.not_ready), for_monitors=True),
+            },
             settings.http_host,
             settings.http_port,
             allow_remote=settings.allow_remote,

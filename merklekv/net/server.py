@@ -28,6 +28,7 @@ import merklekv.net.commands  # noqa: F401  declares them
 from merklekv.address import format_address
 from merklekv.engine.engine import Engine
 from merklekv.errors import InvalidArgument
+from merklekv.net.commands.status import parts
 from merklekv.net.connection import Connection
 from merklekv.net.limits import (
     ACCEPT_BATCH,
@@ -128,6 +129,16 @@ class Server:
         self.workers = []
         for listener in self._listeners:
             listener.close()
+
+    def metrics(self) -> list[object]:
+        """Everything that the node reports, as parts of `merklekv.metrics`."""
+        return parts(self.context)
+
+    def answers(self, timeout_s: float) -> bool:
+        """Whether every worker gets on with its work: runs a call within this time."""
+        deadline = time.monotonic() + timeout_s
+        looks = [worker.look() for worker in self.workers]
+        return all(look.wait(deadline - time.monotonic()) for look in looks)
 
     def _sessions(self) -> list[Session]:
         return [one for worker in self.workers for one in list(worker.connections.values()) if not one.refusal]

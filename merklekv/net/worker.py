@@ -65,6 +65,8 @@ class Worker(threading.Thread):
         self._accept: Callable[[socket.socket], None] = socket.socket.close
         self._roll_backs = context.engine.roll_backs  # how often it has rolled changes back, as far as clients know
         self._paused = Paused(self.call_soon)
+        self._looked = threading.Event()  # not set while a `look` waits for its answer
+        self._looked.set()
         self._next_sweep = time.monotonic() + limits.SWEEP_S
         self._began = 0.0  # this tick (monotonic)
         self._stop_at: float | None = None
@@ -96,6 +98,13 @@ class Worker(threading.Thread):
         Functions run in the order of the calls. Those that come when the thread has ended, or ends, do not run.
         """
         self._calls.add(function)
+
+    def look(self) -> threading.Event:
+        """An event that is set as soon as the worker runs calls. From any thread, as often as one likes."""
+        if self._looked.is_set():
+            self._looked = threading.Event()
+            self.call_soon(self._looked.set)
+        return self._looked
 
     def push(self, connection: Connection, data: Push) -> None:
         """Sends what answers no request, behind the replies before it and after the next commit.
