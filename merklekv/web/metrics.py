@@ -4,12 +4,11 @@ The names are those of STATS with `merklekv_` before them, in the units of Prome
 `merklekv_outbox_oldest_seconds`. A counter ends in `_total`. Text becomes the label of an `_info` metric. Only here are
 there histograms.
 
-Cost: 10 us for a metric without a label, 100 us for a histogram.
+Cost: 10 us for a value, 150 us for a histogram.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
@@ -40,9 +39,8 @@ _UNITS: Final = {
     "percent": ("ratio", 100),
 }
 _ENDS: Final = {"counter": "_total", "info": "_info"}
-# Limits of the buckets: 1 us to 16 s, and none.
-_LIMITS_US: Final = [1 << number for number in range(25)]
-_LIMITS: Final = [*(str(limit / 10**6) for limit in _LIMITS_US), "+Inf"]
+LIMITS: Final = 25  # of buckets: 1 us to 16.8 s
+_SHOWN_LIMITS: Final = [*(str((1 << number) / 10**6) for number in range(LIMITS)), "+Inf"]
 
 Parts = Callable[[], Iterable[object]]
 
@@ -101,8 +99,7 @@ _KINDS: Final[Mapping[str, Callable[..., Any]]] = {
 
 def _add(made: Any, name: str, metric: Metric, labels: list[str], value: Any) -> None:
     if metric.kind == "histogram":
-        counts = value.below([*_LIMITS_US, math.inf])
-        made.add_metric(labels, list(zip(_LIMITS, counts, strict=True)), value.seconds)
+        made.add_metric(labels, list(zip(_SHOWN_LIMITS, value.below(LIMITS), strict=True)), value.seconds)
     elif metric.kind == "info":
         if value:
             made.add_metric(labels, {name: printable(value)})
