@@ -28,6 +28,7 @@ from merklekv_tool.verbs import (
     diff,
     dump,
     forget,
+    health,
     load,
     log,
     members,
@@ -52,7 +53,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 for module in (
-    *(verify, dump, load, backup, restore, log, watch, tree, stats, bench, diff),
+    *(verify, dump, load, backup, restore, log, watch, tree, stats, health, bench, diff),
     *(members, forget, restamp, compact),
 ):
     verb = module.__name__.rpartition(".")[2]

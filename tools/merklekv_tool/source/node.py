@@ -16,10 +16,11 @@ from merklekv.engine.merkle import LEAVES_PER_INNER
 from merklekv.engine.record import HEAD_SIZE, VERSION_SIZE, lead_of, value_of, value_size_of
 from merklekv.errors import MerkleKVError
 from merklekv.metrics import parse
-from merklekv.net.client import REPLY_ROOM_BYTES, Client, Reply, Unreachable
+from merklekv.net.client import REPLY_ROOM_BYTES, REPLY_TIMEOUT_S, Client, Reply, Unreachable
 from merklekv.replication.cluster.display import DisplayRow
 from merklekv_tool.source.source import ORIGIN, PAGE_RECORDS, TOO_LARGE, Content, Merged, Pair, split_by_size
 
+_NOT_READY: Final = 'not_ready{reason="'
 BUCKETS_ASKED: Final = 100  # at once
 ROW_TYPES: Final = dict.fromkeys(
     ("node", "store_id", "state", "address", "holds_back", "refuses", "clock_problem"), str
@@ -41,9 +42,9 @@ class NodeChange(NamedTuple):
 class Node:
     """See `source.Source`. The log of the node is a `merklekv.engine.log.reader.LogSource`."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, timeout_s: float = REPLY_TIMEOUT_S) -> None:
         # A dump has to take the largest value that any node may be configured to store.
-        self._client = Client(host, port, reply_bytes=MAX_VALUE_SIZE_LIMIT + REPLY_ROOM_BYTES)
+        self._client = Client(host, port, timeout_s, MAX_VALUE_SIZE_LIMIT + REPLY_ROOM_BYTES)
         self.name = self._client.name
 
     def statistics(self) -> dict[str, str]:
@@ -52,6 +53,18 @@ class Node:
         if not metrics:
             raise self._strange(b"STATS")
         return metrics
+
+    def ping(self) -> None:
+        """Returns when it has answered."""
+        if self._client.call(b"PING") != b"PONG":
+            raise self._strange(b"PING")
+
+    def not_ready(self) -> dict[str, str]:
+        """Why it is not ready for clients: sentences by reason."""
+        metrics = self.statistics()
+        if "ready" not in metrics:
+            raise self._strange(b"STATS")
+        return {name[len(_NOT_READY) : -2]: value for name, value in metrics.items() if name.startswith(_NOT_READY)}
 
     def count(self) -> int:
         with self._understood(b"STATS"):

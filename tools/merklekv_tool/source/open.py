@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from merklekv.address import has_address_form, parse_address
 from merklekv.engine.directory import require_format
 from merklekv.errors import DirectoryLocked, InvalidArgument, NotADataDirectory
+from merklekv.net.client import REPLY_TIMEOUT_S
 from merklekv_tool.errors import FileError, NodeRuns
 from merklekv_tool.source.directory import Directory
 from merklekv_tool.source.node import Node
@@ -39,9 +40,9 @@ def node_address(name: str) -> tuple[str, int]:
     return address
 
 
-def open_node(name: str) -> closing[Node]:
-    """The running node at HOST:PORT."""
-    return closing(Node(*node_address(name)))
+def open_node(name: str, timeout_s: float = REPLY_TIMEOUT_S) -> closing[Node]:
+    """The running node at HOST:PORT, which has so long for each answer."""
+    return closing(Node(*node_address(name), timeout_s))
 
 
 def open_source(name: str, to_load: bool = False) -> AbstractContextManager[Source]:
