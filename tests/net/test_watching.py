@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -238,6 +239,73 @@ def test_a_transaction_is_answered_whole(resp: Wire) -> None:
         replies = [resp.resp() for _ in words]
         assert replies[3].startswith(b"*2\r\n-ERR CLIENT REPLY is not possible in a transaction")
         assert replies[4] == b"+PONG\r\n"
+
+
+# -- LATENCY HISTOGRAM -------------------------------------------------------------------------------------------------
+
+# A bucket may be another one there.
+HISTOGRAM = """
+PING / SET a 1 / GET a / GET a / GET nosuch / CONFIG GET save / INCR a / APPEND a x / LPUSH a b
+"""
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_histograms_have_the_form_that_they_have_in_redis(
+    protocol: int, server: StartedServer, redis_address: tuple[str, int]
+) -> None:
+    found: list[list[Any]] = []
+    for host, port in (server.address, redis_address):
+        with redis.Redis(host=host, port=port, protocol=protocol) as client:
+            client.config_resetstat()
+            for words in HISTOGRAM.split("/"):
+                with suppress(redis.ResponseError):
+                    client.execute_command(*words.split())
+            told = client.execute_command("LATENCY HISTOGRAM", "get", "set", "incr", "nosuch")
+            found.append([_form(told)])
+            assert client.execute_command("LATENCY HISTOGRAM", "nosuch") == ({} if protocol == 3 else [])
+    assert found[0] == found[1]
+
+
+def _form(told: Any) -> dict[bytes, tuple[int, bool]]:
+    """Of each command: the calls, and whether the counts rise to that."""
+    commands = told if isinstance(told, dict) else dict(zip(told[::2], told[1::2], strict=True))
+    form = {}
+    for name, fields in commands.items():
+        fields = fields if isinstance(fields, dict) else dict(zip(fields[::2], fields[1::2], strict=True))
+        buckets = fields[b"histogram_usec"]
+        counts = list(buckets.values()) if isinstance(buckets, dict) else buckets[1::2]
+        form[name] = (fields[b"calls"], counts == sorted(counts) and counts[-1] == fields[b"calls"])
+    return form
+
+
+def test_histograms_begin_anew_with_the_counters_of_info(resp: Wire) -> None:
+    assert resp.call("LATENCY", "HISTOGRAM", "get") == b"*0\r\n"
+    resp.send(encode("GET", "x") * 300)
+    for _ in range(300):
+        resp.resp()
+    assert b"$5\r\ncalls\r\n:300\r\n" in resp.call("LATENCY", "HISTOGRAM", "GET")
+    text = resp.call("INFO", "latencystats")
+    assert re.search(rb"latency_percentiles_usec_get:p50=\d+,p99=\d+,p99\.9=\d+\r\n", text)
+    resp.call("CONFIG", "RESETSTAT")
+    assert resp.call("LATENCY", "HISTOGRAM", "get") == b"*0\r\n"
+    assert b"usec_get" not in resp.call("INFO", "latencystats")
+
+
+def test_what_clients_wait_is_counted_by_group_and_the_commit_by_itself(
+    connect: Connect, resp: Wire, server: StartedServer
+) -> None:
+    latency = server.context.latency
+    resp.send(encode("SET", "k", "v") * 5 + encode("GET", "k") * 7 + encode("NOSUCH"))
+    for _ in range(13):
+        resp.resp()
+    wait_until(lambda: latency.requests[""].count == 1)  # it is counted after it was sent
+    assert {group: one.count for group, one in latency.requests.items() if one.count} == {"set": 5, "get": 7, "": 1}
+    assert 0 < latency.commits.count <= 5
+    assert latency.requests["set"].seconds >= server.context.usage()["SET"].time.seconds
+    before = latency.commits.count
+    for _ in range(3):
+        resp.call("GET", "k")
+    assert latency.commits.count == before, "reads wait for no commit"
 
 
 # -- SLOWLOG and LATENCY -----------------------------------------------------------------------------------------------

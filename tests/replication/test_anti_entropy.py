@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,35 @@ def test_configured_peers_exchange_at_the_start(make: Make, net: Net) -> None:
     assert dict(a.anti_entropy.words()) == {"peers": 1, "in_sync": 1}
     assert dict(b.anti_entropy.words()) == {}
     assert {type(value) for value in figures.values()} <= {int, str}, "True is no number"
+
+
+def test_an_exchange_is_awaited_from_the_start_and_after_missed_events(make: Make, net: Net) -> None:
+    a, b, c = make("a", addresses=["b:1", "c:1"]), make("b"), make("c")
+    go_on = threading.Event()
+    net.before = lambda asking, address: go_on.wait(WAIT_S)
+    assert a.anti_entropy.awaited(0) == ["b:1", "c:1"], "before it could exchange"
+    assert b.anti_entropy.awaited(0) == [], "it knows no peer"
+    a.start()
+    wait_until(lambda: a.figure("exchange_running"))
+    assert a.anti_entropy.awaited(0) == ["b:1", "c:1"]
+    net.unreachable.add("c:1")
+    go_on.set()
+    wait_until(lambda: not a.anti_entropy.awaited(0), what="one peer that answers")
+    missed_at = time.monotonic()
+    c.anti_entropy.on_status(a.status())  # from here on c has a peer
+    assert c.anti_entropy.awaited(missed_at) == ["a:1"]
+    net.unreachable.clear()
+    a.sync(c)
+    assert c.anti_entropy.awaited(missed_at) == [], "it was served"
+    assert a.anti_entropy.awaited(missed_at) == []
+
+
+def test_a_peer_that_does_not_answer_is_not_awaited(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "RETRY_MIN_S", 0.01)
+    a = make("a", addresses=["gone:1"]).start()
+    assert a.anti_entropy.awaited(0) in (["gone:1"], [])
+    wait_until(lambda: a.figure("exchange_failures") >= module.AWAITED_TRIES)
+    assert a.anti_entropy.awaited(0) == []
 
 
 def test_the_metrics_show_the_peers_without_an_exchange_for_longest(make: Make) -> None:

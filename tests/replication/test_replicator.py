@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from merklekv.replication.cluster.presence import Status
 from merklekv.replication.stream import inbox as inbox_module
 from merklekv.replication.stream.inbox import Delivery
 from merklekv.replication.stream.mqtt import BrokerSettings
-from merklekv.replication.stream.replicator import Replicator
+from merklekv.replication.stream.replicator import OUTAGE_S, Replicator
 
 NOW_NS = 1_790_000_000 * 10**9
 
@@ -157,3 +158,17 @@ def test_a_full_disk_is_not_taken_for_a_silent_subscription(
         wire.close()
         site.replicator.stop(5)
         site.engine.close()
+
+
+def test_an_outage_is_told_at_the_start_and_once_it_lasts(site: Site) -> None:
+    state = site.replicator._state
+    assert site.replicator.outage() == "not connected to the broker at 127.0.0.1:1"
+    state.connection = "connected"
+    assert not site.replicator.outage()
+    state.connection, state.problems["connection"] = "disconnected", "no route"
+    state.connected_at = time.monotonic() - OUTAGE_S / 2
+    assert not site.replicator.outage(), "it may come back at once"
+    state.connected_at -= OUTAGE_S
+    assert site.replicator.outage() == "not connected to the broker at 127.0.0.1:1: no route"
+    site.replicator.enable(False)
+    assert not site.replicator.outage()
