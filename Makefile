@@ -49,7 +49,7 @@ run: $(VENV)/.core  ## Serve ./data on 127.0.0.1:7379 (DATA=DIR and ARGS="--port
 	$(BIN)/merklekv run --data-dir $(DATA) $(ARGS)
 
 test: check $(VENV)/.npm  ## Run the gate: what check runs, the integration suite without the core, and every test (ARGS="-k words" picks tests)
-	scripts/need mosquitto=mosquitto redis-server=redis-server redis-benchmark=redis-tools fiu-run=fiu-utils faketime=faketime strace=strace nc=netcat-openbsd curl=curl chromium=chromium gcc=gcc /usr/include/stdlib.h=libc6-dev $(BIN)/python:Python.h=python3-dev
+	scripts/need mosquitto=mosquitto redis-server=redis-server redis-benchmark=redis-tools fiu-run=fiu-utils faketime=faketime strace=strace nc=netcat-openbsd curl=curl chromium=chromium prometheus=prometheus promtool=prometheus gcc=gcc /usr/include/stdlib.h=libc6-dev $(BIN)/python:Python.h=python3-dev
 	@$(BIN)/python scripts/build_core.py $(VENV)/.core
 	$(if $(ARGS),,MERKLEKV_PURE=1 $(BIN)/pytest --no-skips -n auto --dist worksteal -p no:benchmark tests/integration)
 	$(BIN)/pytest --no-skips -n auto --dist worksteal -p no:benchmark $(ARGS)

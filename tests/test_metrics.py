@@ -42,11 +42,14 @@ def test_a_running_node_reports_what_is_declared_and_nothing_else(node_factory: 
             groups = {name for name in reported if name.endswith("_commands") and name != "total_commands"}
             names = {name.partition("{")[0] for name in reported} - groups
             assert names <= {name for name, _ in ALL}
-            never = {"peer_last_success_ms"}  # this peer does not answer, and there is no broker
+            never = {"peer_last_success_ms", "member_lag_ms"}  # this peer does not answer, and there is no broker
+            never |= {"checkpoint_age_s"} | {name for name, metric in ALL if metric.kind == "histogram"}
             others = {"replication_gaps", "publishes_refused", "refused_events", "refused_record", "pubsub_unsent"}
             origins = {name for name, _ in ALL if name.startswith("origin_")}
-            assert {name for name, _ in ALL} - {"commands"} - names == never | others | origins
+            assert {name for name, _ in ALL} - {"commands_by_group"} - names == never | others | origins
             assert f'peer_error{{peer="{peer}"}}' in reported
+            assert reported["ready"] == "0"
+            assert 'not_ready{reason="broker"}' in reported
 
 
 @pytest.mark.parametrize("label", ["node-2", "[::1]:7379", 'a"b', "a\\", 'a\\"b', "}:", '"}:', "küche"])
