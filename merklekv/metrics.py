@@ -87,7 +87,7 @@ class ServerMetrics:
     process_start_unix: Annotated[int, gauge("start of the process, in seconds since the epoch", "unix")]
     process_cpu_ms: Annotated[int, counter("processor time of this process, without the checkpoint process", "ms")]
     process_threads: Annotated[int, gauge("threads")]
-    process_open_fds: Annotated[int | None, gauge("open files and sockets; left out when there is none to count them")]
+    process_open_fds: Annotated[int, gauge("open files and sockets")]
     process_max_fds: Annotated[int, gauge("how many of these the system allows")]
 
 

@@ -81,16 +81,9 @@ def server_metrics(context: Context) -> ServerMetrics:
         process_start_unix=context.started_at,
         process_cpu_ms=time.process_time_ns() // 10**6,
         process_threads=threading.active_count(),
-        process_open_fds=_open_files(),
+        process_open_fds=len(os.listdir("/proc/self/fd")) - 1,  # without the one for this look
         process_max_fds=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
     )
-
-
-def _open_files() -> int | None:
-    try:
-        return len(os.listdir("/proc/self/fd")) - 1  # without the one for this look
-    except OSError:
-        return None
 
 
 def latency_metrics(context: Context) -> LatencyMetrics:
