@@ -242,6 +242,8 @@ def _read_secret(key: str, given: Given) -> Given:
         raise ConfigError(f"{given.source}: {key} = {str(path)!r} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{given.source}: {key} = {str(path)!r} is not UTF-8 text") from None
+    except ValueError:
+        raise ConfigError(f"{given.source}: {key} = {str(path)!r} is not the name of a file") from None
 
 
 def _suggestion(key: str, known: list[str]) -> str:

@@ -73,7 +73,6 @@ LOOK_S = 1.0  # between two looks at the wall clock and at the workers, at most
 SIGNALS_AT_ONCE = 4096
 NO_SIGNAL = 0
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGXCPU, signal.SIGPWR}
-STOPS = STOP_SIGNALS | {NO_SIGNAL}
 # Those that would end the process: it goes on, and logs that it got one.
 OTHER_SIGNALS = {
     signal.SIGHUP,
@@ -203,12 +202,12 @@ class StopRequests:
             if time.monotonic() >= look_at:
                 look()
                 look_at = time.monotonic() + look_s
-            received = set(os.read(self._out, SIGNALS_AT_ONCE)) if readable else set()
-            for number in sorted(received, key=STOPS.__contains__, reverse=True):  # a stop first
+            received = os.read(self._out, SIGNALS_AT_ONCE) if readable else b""
+            for number in dict.fromkeys(received):  # of a flood, each once
                 if number == NO_SIGNAL:
                     return "SHUTDOWN"
                 name = signal.Signals(number).name if number < signal.SIGRTMIN else f"signal {number}"
-                if number in STOPS:
+                if number in STOP_SIGNALS:
                     return name
                 if number == signal.SIGHUP:
                     reload()

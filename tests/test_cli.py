@@ -427,6 +427,29 @@ def test_a_stop_needs_no_other_thread(tmp_path: Path) -> None:
     assert "stopped" in logged
 
 
+NO_THREADS = """
+import sys, threading
+from merklekv import cli
+start, left = threading.Thread.start, [None] * int(sys.argv.pop(1))
+def start_if_allowed(thread):
+    if not left:
+        raise RuntimeError("can't start new thread")
+    left.pop()
+    start(thread)
+threading.Thread.start = start_if_allowed
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2, 4])
+def test_a_start_that_gets_no_thread_ends_with_a_line(tmp_path: Path, threads: int) -> None:
+    command = [sys.executable, "-c", PATIENTLY + NO_THREADS, str(threads), "run", "--port", "0", "--data-dir", "data"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, env=clean_environment())
+    assert done.returncode == exit_codes.EXIT_UNWRITABLE, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == ["merklekv: the node cannot start: can't start new thread"]
+
+
 def logged_node_id(node: NodeProcess) -> str:
     """The node id in the log of this start, where the ready line may come before it."""
     found: list[str] = wait_until(lambda: re.findall(r"node (\S+), process", node.output()), what="the node id")

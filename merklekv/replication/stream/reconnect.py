@@ -142,7 +142,7 @@ class ReconnectLoop:
         except ConnectionLost as loss:
             state.connection, state.problems["connection"] = "disconnected", str(loss)
             if not self._is_over():
-                self.throttle.warn(f"lost {loss}", f"{loss}; trying again")
+                self.throttle.warn(f"lost {loss}", "%(reason)s; trying again", fields={"reason": str(loss)})
             if session is not None and isinstance(loss, TakenOver):
                 session.on_duplicate()
         except StorageFailed:

@@ -17,7 +17,6 @@ from typing import Final
 from merklekv import __version__
 from merklekv.engine.engine import Engine
 from merklekv.metrics import OriginMetrics, ReplicationCounters, ReplicationMetrics
-from merklekv.output import counted
 from merklekv.replication.cluster.presence import Presence, Status
 from merklekv.replication.stream.broker_session import BrokerSession, StreamState, Topics
 from merklekv.replication.stream.inbox import Inbox, StreamContext
@@ -100,7 +99,7 @@ class Replicator:
         self._loop.close()
         self._watchdog.stop()
         if left := self._outbox.waiting_events:
-            log.info("%s left in the outbox for the next start", counted(left, "event"))
+            log.info("%(events)d events left in the outbox for the next start", {"events": left})
 
     def enable(self, enabled: bool) -> None:
         """Connect, or disconnect; events wait in the outbox meanwhile."""
