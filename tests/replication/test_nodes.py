@@ -316,7 +316,7 @@ def test_tls_with_client_certificates(
         f"certfile {keys}/broker.crt",
         f"keyfile {keys}/broker.key",
         "require_certificate true",
-        "use_subject_as_username true",
+        "use_identity_as_username true",
     )
     config = (tmp_path / "broker-0" / "mosquitto.conf").read_text()
     port = int(config.split("listener ")[2].split()[0])
