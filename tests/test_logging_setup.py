@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -381,3 +382,21 @@ def test_the_lines_of_a_node_have_fields(node_factory: NodeFactory) -> None:
     assert (ready["data_dir"], ready["durability"], ready["pid"]) == (str(node.directory), "always", node.pid)
     assert ready["keys"] == 1
     assert (stopping["message"], stopping["reason"]) == ("stopping: SIGTERM", "SIGTERM")
+
+
+ROOT = Path(logging_setup.__file__).parent
+SOURCES = {path: path.read_text() for path in ROOT.rglob("*.py") if path.name != "logging_setup.py"}
+
+
+def test_no_message_names_a_field_that_each_line_has() -> None:
+    named = {name for text in SOURCES.values() for name in re.findall(r"%\((\w+)\)", text)}
+    assert {"peer", "reason", "bytes"} <= named
+    assert not named & {"time", "level", "logger", "message", "node", "exception"}
+
+
+def test_the_fields_of_the_documentation_are_those_of_the_node() -> None:
+    page = (ROOT.parent / "docs" / "operations.md").read_text()
+    _, _, table = page.partition("\n## The log\n")[2].partition("\n| field | content | in lines about |\n")
+    rows = [row.split("|")[1] for row in table.partition("\n\n")[0].splitlines()[1:]]
+    for name in re.findall(r"`(\w+)`", "".join(rows)):
+        assert any(f'"{name}":' in text for text in SOURCES.values()), name
