@@ -172,9 +172,9 @@ def test_a_supervisor_that_does_not_read_does_not_hold_it_up(
     assert listener.read()[0] == "STOPPING=1"
 
 
-@pytest.mark.parametrize("watched", ["", str(os.getpid())])
-def test_the_time_of_the_watchdog_is_in_microseconds(listener: Listener, watched: str) -> None:
-    assert supervisor(listener, WATCHDOG_USEC="1500000", WATCHDOG_PID=watched).watchdog_s == 1.5
+def test_the_time_of_the_watchdog_is_in_microseconds(listener: Listener) -> None:
+    for watched in ("", str(os.getpid())):
+        assert supervisor(listener, WATCHDOG_USEC="1500000", WATCHDOG_PID=watched).watchdog_s == 1.5
 
 
 @pytest.mark.parametrize(
