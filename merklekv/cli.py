@@ -24,6 +24,8 @@ from merklekv.exit_codes import EXIT_FAILED, EXIT_USAGE, status_of
 from merklekv.output import OutputClosed, printable, take_over_output
 from merklekv.settings import declarations
 
+Load = Callable[[], config.Loaded]
+
 app = typer.Typer(
     help="MerkleKV, a persistent and replicated key-value server.",
     pretty_exceptions_enable=False,
@@ -72,7 +74,7 @@ DEMO_SECONDS_MAX = 86_400
 
 
 def _takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the flags of FLAGS, `--config` and `--set`, and calls it with the settings."""
+    """Gives a command the flags of FLAGS, `--config` and `--set`, and calls it with what loads the settings."""
 
     @functools.wraps(command)
     def wrapper(**given: Any) -> None:
@@ -88,9 +90,9 @@ def _takes_settings(command: Callable[..., None]) -> Callable[..., None]:
         file = given.pop("config_file")
         if file is None:
             file = os.environ.get("MERKLEKV_CONFIG") or None
-        command(config.load(flags, os.environ, None if file is None else Path(file)), **given)
+        command(functools.partial(config.load, flags, os.environ, None if file is None else Path(file)), **given)
 
-    own = [one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name != "loaded"]
+    own = [one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name != "load"]
     wrapper.__signature__ = inspect.Signature(_flag_parameters() + own)  # type: ignore[attr-defined]
     del wrapper.__wrapped__  # or typer would use the signature of the command itself
     return wrapper
@@ -122,12 +124,19 @@ def _flag_parameters() -> list[inspect.Parameter]:
 
 @app.command("run", epilog=RUN_EXAMPLES)
 @_takes_settings
-def run_command(loaded: config.Loaded) -> None:
-    """Serve a data directory until told to stop (SIGTERM, SIGINT, SIGQUIT or the command SHUTDOWN)."""
+def run_command(load: Load) -> None:
+    """Serve a data directory until told to stop (SIGTERM, SIGINT, SIGQUIT or the command SHUTDOWN).
+
+    SIGHUP reads the settings again.
+    """
     from merklekv import node
 
-    config.require_tls_files(loaded)
-    raise typer.Exit(node.serve(loaded.settings, _announce))
+    def read() -> config.Loaded:
+        loaded = load()
+        config.require_tls_files(loaded)
+        return loaded
+
+    raise typer.Exit(node.serve(read, _announce))
 
 
 def _announce(line: str) -> None:
@@ -142,11 +151,12 @@ def _announce(line: str) -> None:
 @app.command("config", epilog=CONFIG_EXAMPLES)
 @_takes_settings
 def config_command(
-    loaded: config.Loaded,
+    load: Load,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:
     """Show every setting, its value and its source; secrets are masked."""
+    loaded = load()
     if as_json:
         import json
 

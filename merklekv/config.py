@@ -10,6 +10,7 @@ It opens only the files named, resolves no host name, and touches no data direct
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -24,6 +25,15 @@ T = TypeVar("T")
 
 # Variables of the test suite, of the command line itself, and of builds of the compiled core, which share the prefix.
 NOT_SETTINGS = ("MERKLEKV_TEST_", "MERKLEKV_CONFIG", PURE_VARIABLE, "MERKLEKV_REQUIRE_CORE")
+# What Kubernetes gives each pod for the Services of its namespace: for one named `merklekv`, and for others whose names
+# begin like that, such as `merklekv-headless`. A setting with such a name has another value.
+_SERVICE = rf"{ENVIRONMENT_PREFIX[:-1]}(_[A-Z0-9]+)*"
+SERVICE_VARIABLE = re.compile(
+    rf"{_SERVICE}_SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)=.*"
+    rf"|{_SERVICE}_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?=.*"
+    rf"|{_SERVICE}_PORT=(tcp|udp|sctp)://\S+:\d+",
+    re.ASCII | re.DOTALL,
+)
 # Keys of older files without a meaning: there is one engine.
 IGNORED_KEYS = frozenset({"engine"})
 ALIASES = {"data_dir": "storage_path"}
@@ -175,7 +185,8 @@ def _from_flags(flags: Mapping[str, tuple[str, object]]) -> Layer:
 def _from_environment(environment: Mapping[str, str]) -> Layer:
     layer: Layer = {}
     for name, value in sorted(environment.items()):
-        if name.startswith(ENVIRONMENT_PREFIX) and not name.startswith(NOT_SETTINGS):
+        is_ours = name.startswith(ENVIRONMENT_PREFIX) and not name.startswith(NOT_SETTINGS)
+        if is_ours and not SERVICE_VARIABLE.fullmatch(f"{name}={value}"):
             key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace(SECTION_SEPARATOR, ".")
             _place(layer, key, Given(value, f"environment {name}"))
     return layer
@@ -235,6 +246,8 @@ def _read_secret(key: str, given: Given) -> Given:
         raise ConfigError(f"{given.source}: {key} = {str(path)!r} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{given.source}: {key} = {str(path)!r} is not UTF-8 text") from None
+    except ValueError:
+        raise ConfigError(f"{given.source}: {key} = {str(path)!r} is not the name of a file") from None
 
 
 def _suggestion(key: str, known: list[str]) -> str:

@@ -6,7 +6,7 @@ StateLog       that something lasts and that it is over: both lines or neither, 
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 THROTTLE_S: Final = 10.0
@@ -22,10 +22,18 @@ class LogThrottle:
         self._clock = clock
         self.kinds: dict[str, tuple[float, int]] = {}  # when the last one was logged, how many were not
 
-    def warn(self, kind: str, text: str, problem: BaseException | None = None, *, level: int = logging.WARNING) -> bool:
+    def warn(
+        self,
+        kind: str,
+        text: str,
+        problem: BaseException | None = None,
+        *,
+        level: int = logging.WARNING,
+        fields: Mapping[str, object] | None = None,
+    ) -> bool:
         """Logs `text` with the traceback of `problem`, or counts it if one of its kind was logged just before.
 
-        Returns whether it was logged.
+        With `fields` the text is a format of them: `the broker at %(address)s`. Returns whether it was logged.
         """
         now = self._clock()
         if kind not in self.kinds and len(self.kinds) >= KINDS_MAX - 1:
@@ -37,7 +45,7 @@ class LogThrottle:
             return False
         self.kinds[kind] = now, 0
         more = f" (and {left_out} more before)" if left_out else ""
-        self._logger.log(level, "%s%s", text, more, exc_info=problem)
+        self._logger.log(level, text + more, *([fields] if fields else []), exc_info=problem)
         return True
 
 

@@ -3,6 +3,12 @@
 Each line has the time (UTC, milliseconds), the level, the logger and the message. A traceback is part of its record: a
 field in JSON, indented lines in text.
 
+In JSON a line has the node id, too, and what its message was made of, if that has names:
+
+    log.info("connected to %(address)s", {"address": "h:1"})      {..., "message": "connected to h:1", "address": "h:1"}
+
+The names of the line's own fields are taken. A name that the message leaves out is a field, too.
+
 No thread waits for the reader of the log: a thread of its own writes lines from a queue of QUEUE_LINES. When the queue
 is full, lines are dropped and counted until half of it is free; a line then says how many. At exit, queued lines are
 written if the reader takes them within FLUSH_S.
@@ -19,6 +25,7 @@ import select
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from queue import Empty, SimpleQueue
 from typing import Final, TextIO
 
@@ -53,22 +60,33 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(TextFormatter):
-    """The same facts as one JSON object."""
+    """The same facts as one JSON object. `node` is empty until the node knows its id."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.node = ""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = {
+        line: dict[str, object] = {
             "time": f"{self.formatTime(record, TIME_FORMAT)}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": _message(record),
+            "node": self.node,
         }
         if record.exc_info:
             line["exception"] = "\n".join(_traceback(logging.Formatter.formatException(self, record.exc_info)))
-        return json.dumps(line)
+        if isinstance(record.args, Mapping):
+            for name, value in record.args.items():
+                line.setdefault(str(name), _cut(value) if isinstance(value, str) else value)
+        return json.dumps(line, default=str)
 
 
 def _message(record: logging.LogRecord) -> str:
-    text = record.getMessage()
+    return _cut(record.getMessage())
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= MESSAGE_CHARS_MAX else text[:MESSAGE_CHARS_MAX] + CUT
 
 
@@ -140,7 +158,7 @@ class QueuedHandler(logging.Handler):
 def start_logging(level: str, style: str) -> None:
     """Sends the log of the whole process to stderr. Call it once, before anything else starts."""
     root = logging.getLogger()
-    root.setLevel(level.upper())
+    set_level(level)
     if sys.stderr is None:  # closed at the start: its descriptor may be another file by now
         root.handlers[:] = [logging.NullHandler()]
         return
@@ -148,6 +166,18 @@ def start_logging(level: str, style: str) -> None:
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     root.handlers[:] = [handler]
     threading.excepthook = _log_exception
+
+
+def set_level(level: str) -> None:
+    """Logs from this level on, from now on."""
+    logging.getLogger().setLevel(level.upper())
+
+
+def name_node(node_id: str) -> None:
+    """Gives each JSON line from now on the node id."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, JsonFormatter):
+            handler.formatter.node = node_id
 
 
 def flush_log() -> None:
@@ -164,14 +194,17 @@ def dropped_lines() -> int:
 def print_soon(stream: TextIO | None, line: str) -> OSError | None:
     """Prints a line. If the reader does not take it within FLUSH_S, a thread goes on waiting for that.
 
-    Returns the error of the stream, if it had one.
+    Where no thread can be started, the line is lost then. Returns the error of the stream, if it had one.
     """
     if stream is None:
         return None
     errors: list[OSError | None] = [None]
     fd = stream.fileno()
     thread = threading.Thread(target=lambda: errors.append(_write(fd, line)), name="print", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:
+        return _write(fd, line) if select.select([], [fd], [], FLUSH_S)[1] else None
     thread.join(FLUSH_S)
     return errors[-1]
 

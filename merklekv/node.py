@@ -6,10 +6,11 @@
     web server  ->  scrubber  ->  anti-entropy (cuts its exchanges)  ->  server (answers the requests in hand, closes)
         ->  replication (publishes the rest of the outbox, for a while)  ->  engine (commits, syncs, closes)
 
-The node announces itself once, when it can serve the first client. A signal of STOP_SIGNALS or SHUTDOWN stops it within
-ten seconds, with exit status 0; other signals do not end it. A failed disk ends the process at once, because what the
-kernel has in memory can no longer be trusted. None of these loses an acknowledged write: replies leave after their
-commit. If a part cannot start, those before it are stopped again.
+The node announces itself once, when it can serve the first client, also to its supervisor, which from then on gets a
+sign of life as long as the node works (`service`). A signal of STOP_SIGNALS or SHUTDOWN stops it within ten seconds,
+with exit status 0. SIGHUP has the settings read again (`reload`); other signals do nothing. A failed disk ends the
+process at once, because what the kernel has in memory can no longer be trusted. None of these loses an acknowledged
+write: replies leave after their commit. If a part cannot start, those before it are stopped again.
 """
 
 from __future__ import annotations
@@ -23,19 +24,23 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from merklekv import __version__, core
 from merklekv.address import format_address, is_address, parse_address
+from merklekv.config import Loaded
 from merklekv.engine.clock_watch import ClockWatch
 from merklekv.engine.engine import Engine
+from merklekv.errors import MerkleKVError
 from merklekv.exit_codes import EXIT_OK, EXIT_SLOW_STOP, EXIT_STORAGE
 from merklekv.log_throttle import LogThrottle
-from merklekv.logging_setup import dropped_lines, flush_log, start_logging
+from merklekv.logging_setup import dropped_lines, flush_log, name_node, set_level, start_logging
 from merklekv.metrics import NodeMetrics
 from merklekv.net.client import REPLY_BYTES_MAX, REPLY_ROOM_BYTES, Client
 from merklekv.net.commands import records
@@ -46,12 +51,14 @@ from merklekv.net.server import Server
 from merklekv.net.session import Services
 from merklekv.node_id import stored_node_id
 from merklekv.output import counted
+from merklekv.reload import Change, Reload
 from merklekv.replication.cluster.members import node_of
 from merklekv.replication.cluster.storage import METADATA_MEMBERS, load_members
 from merklekv.replication.scrubber import Scrubber
 from merklekv.replication.sync.anti_entropy import AntiEntropy
+from merklekv.service import LOOKS, Supervisor, Watchdog
 from merklekv.settings import Settings
-from merklekv.shortage import reason_of
+from merklekv.shortage import is_shortage, reason_of, shortage_of
 from merklekv.worker_thread import WorkerThread
 
 if TYPE_CHECKING:
@@ -65,11 +72,12 @@ SWITCH_INTERVAL_S = 0.0005
 SERVER_STOP_S = 5.0  # of those, for clients to take their last replies
 PUBLISH_REST_S = 2.5  # and for the broker to take what is left in the outbox
 SHOWN_PEERS = 5
-LOOK_S = 1.0  # between two looks at the wall clock
-NO_SIGNAL = b"\0"
+LOOK_S = 1.0  # between two looks at the wall clock and at the workers, at most
+SIGNALS_AT_ONCE = 4096
+NO_SIGNAL = 0
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGXCPU, signal.SIGPWR}
-# Those that would end the process and mean nothing to a node: it goes on, and logs that it got one.
-IGNORED_SIGNALS = {
+# Those that would end the process: it goes on, and logs that it got one.
+OTHER_SIGNALS = {
     signal.SIGHUP,
     signal.SIGUSR1,
     signal.SIGUSR2,
@@ -187,23 +195,30 @@ class StopRequests:
     def shut_down(self) -> None:
         """Request a stop; from any thread."""
         with suppress(BlockingIOError):
-            os.write(self._in, NO_SIGNAL)
+            os.write(self._in, bytes([NO_SIGNAL]))
 
-    def wait(self, each_second: Callable[[], None]) -> str:
-        """Wait for the first request and return its name. Log other signals meanwhile, and make a call each second."""
+    def wait(self, reload: Callable[[], None], look: Callable[[], None], look_s: float) -> str:
+        """Wait for the first request and return its name.
+
+        Meanwhile call `reload` for SIGHUP, log other signals, and call `look` every `look_s` seconds.
+        """
+        look_at = time.monotonic() + look_s
         while True:
-            if not select.select([self._out], [], [], LOOK_S)[0]:
-                each_second()
-                continue
-            received = os.read(self._out, 1)
-            if received == NO_SIGNAL:
-                return "SHUTDOWN"
-            number = received[0]
-            name = signal.Signals(number).name if number < signal.SIGRTMIN else f"signal {number}"
-            if number in STOP_SIGNALS:
-                return name
-            meaning = "nothing to reload" if number == signal.SIGHUP else "ignored"
-            self._throttle.warn(name, f"{name}: {meaning}")
+            readable = select.select([self._out], [], [], max(0.0, look_at - time.monotonic()))[0]
+            if time.monotonic() >= look_at:
+                look()
+                look_at = time.monotonic() + look_s
+            received = os.read(self._out, SIGNALS_AT_ONCE) if readable else b""
+            for number in dict.fromkeys(received):  # of a flood, each once
+                if number == NO_SIGNAL:
+                    return "SHUTDOWN"
+                name = signal.Signals(number).name if number < signal.SIGRTMIN else f"signal {number}"
+                if number in STOP_SIGNALS:
+                    return name
+                if number == signal.SIGHUP:
+                    reload()
+                else:
+                    self._throttle.warn(name, f"{name}: ignored")
 
 
 class Node:
@@ -238,6 +253,7 @@ class Node:
                 settings.storage_path, node_of(self.engine.metadata.get(METADATA_MEMBERS, b""))
             )
             joins = settings.replication.enabled or bool(settings.anti_entropy.peer_list)
+            name_node(self.node_id)
             self.members = load_members(self.engine, self.node_id, joins)
             self.clock_watch = ClockWatch(self.engine.clock, self.node_id, settings.storage_path)
             self.anti_entropy = AntiEntropy(
@@ -358,6 +374,34 @@ class Node:
         if self.replicator is not None:
             self.replicator.stop(PUBLISH_REST_S)
 
+    def renew_certificates(self) -> None:
+        """Have the connection to the broker made anew, with the files for TLS as they are now."""
+        if self.replicator is not None:
+            self.replicator.reconnect()
+
+    def changes(self) -> Mapping[str, Change]:
+        """How the settings that can change while the node runs take effect, by key."""
+        context = self.server.context
+
+        def limit_connections(settings: Settings) -> None:
+            allowed = context.room_for(settings.limits.max_connections)
+            context.limits = replace(context.limits, connections=allowed)
+
+        def limit_idling(settings: Settings) -> None:
+            context.limits = replace(context.limits, idle_timeout_s=limits_of(settings).idle_timeout_s)
+
+        def in_worker(change: Change) -> Change:  # where CONFIG SET makes it
+            return lambda settings: self.server.workers[0].call_soon(partial(change, settings))
+
+        return {
+            "log_level": lambda settings: set_level(settings.log_level),
+            "notify_keyspace_events": in_worker(
+                lambda settings: context.notifications.set(settings.notify_keyspace_events)
+            ),
+            "limits.max_connections": in_worker(limit_connections),
+            "limits.idle_timeout_seconds": in_worker(limit_idling),
+        }
+
     def clock_problem(self) -> str:
         """What is wrong with the clock of this machine, or with that of a peer; empty if nothing is known to be."""
         drift_s = self.engine.time_gate.max_drift_ns / 10**9
@@ -402,45 +446,100 @@ class Node:
 
     def ready_line(self) -> str:
         """What a start prints; without the number of keys if it is still being counted."""
-        keys = f", {counted(self.engine.key_count, 'key')}" if self.engine.root_ready else ""
         settings = self._settings
+        where = f"data in {settings.storage_path}, durability {settings.durability}"
         page = f", page on http://{format_address(settings.http_host, settings.http_port)}/" if self.web else ""
-        return (
-            f"merklekv {__version__} ready on {format_address(*self.address)}, data in {settings.storage_path}, "
-            f"durability {settings.durability}{keys}{page}"
-        )
+        return f"merklekv {__version__} ready on {format_address(*self.address)}, {where}{self._keys()}{page}"
+
+    def log_ready(self) -> None:
+        """Log what the ready line says, and who is ready."""
+        host, port = self.address
+        fields = {
+            "address": format_address(host, port),
+            "host": host,
+            "port": port,
+            "data_dir": str(self._settings.storage_path),
+            "durability": self._settings.durability,
+            "pid": os.getpid(),
+            "core": core.DESCRIPTION,
+            "node_id": self.node_id,
+            **({"keys": self.engine.key_count} if self.engine.root_ready else {}),
+        }
+        log.info("ready on %(address)s: node %(node_id)s, process %(pid)d, %(core)s", fields)
+
+    def status_line(self) -> str:
+        """For the supervisor, which shows it."""
+        broker = f", broker {self.replicator.connection}" if self.replicator is not None else ""
+        return f"node {self.node_id} serves on {format_address(*self.address)}{self._keys()}{broker}"
+
+    def _keys(self) -> str:
+        return f", {counted(self.engine.key_count, 'key')}" if self.engine.root_ready else ""
 
 
-def serve(settings: Settings, announce: Callable[[str], None]) -> int:
-    """Run a node until it is told to stop; the exit status. Raises what starting it raises."""
-    start_logging(settings.log_level, settings.log_format)
-    node = Node(settings)
-    node.stop_requests.receive_signals()  # first: so none is missed while the handler changes
-    _on_signals(IGNORED_SIGNALS, _go_on)
-    _on_signals(STOP_SIGNALS, _leave_while_starting)
-    # A thread that returns from the kernel waits this long for the interpreter while another one computes. With 5 ms,
-    # Python's default, clients would wait so long for each sync and send while events of other nodes are merged.
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
+def serve(read: Callable[[], Loaded], announce: Callable[[str], None]) -> int:
+    """Run a node until it is told to stop; the exit status.
+
+    `read` reads the settings: now, and again for each reload. Raises what reading them and starting the node raises.
+    """
+    loaded = read()
+    supervisor = Supervisor(os.environ)
     stopping, stopped = threading.Event(), threading.Event()
     try:
-        # A thread from the start on: a stop may find none left.
-        threading.Thread(target=limit_stop, args=(stopping, stopped), name="stop-deadline", daemon=True).start()
-        node.start()
+        node = Node(loaded.settings)
+        _start(node, loaded.settings, lambda: limit_stop(stopping, stopped))
+    except MerkleKVError:
+        raise
+    except Exception as error:
+        if is_shortage(error):
+            raise shortage_of(error, "the node cannot start") from error
+        raise
     finally:
         flush_log()  # before the line that says why it cannot start, or that it has
     gc.collect()
     gc.freeze()  # a full collection need not look at what exists now, which saves clients 5 ms each time
     _on_signals(STOP_SIGNALS, _go_on)  # `stop_requests` receives it
-    log.info("node %s, process %d, %s", node.node_id, os.getpid(), core.DESCRIPTION)
+    node.log_ready()
     announce(node.ready_line())
-    reason = node.stop_requests.wait(node.look_at_clock)
+    supervisor.ready(node.status_line())
+    reason = _wait_for_stop(node, supervisor, Reload(loaded, read, node.changes(), node.renew_certificates))
     stopping.set()
-    log.info("stopping: %s", reason)
+    supervisor.stopping()
+    log.info("stopping: %(reason)s", {"reason": reason})
     node.stop()
     stopped.set()
     log.info("stopped")
-    _on_signals(STOP_SIGNALS | IGNORED_SIGNALS, signal.SIG_IGN)  # at its end Python would restore handlers that kill
+    _on_signals(STOP_SIGNALS | OTHER_SIGNALS, signal.SIG_IGN)  # at its end Python would restore handlers that kill
     return EXIT_OK
+
+
+def _start(node: Node, settings: Settings, limit_its_stop: Callable[[], None]) -> None:
+    start_logging(settings.log_level, settings.log_format)
+    node.stop_requests.receive_signals()  # first: so none is missed while the handler changes
+    _on_signals(OTHER_SIGNALS, _go_on)
+    _on_signals(STOP_SIGNALS, _leave_while_starting)
+    # A thread that returns from the kernel waits this long for the interpreter while another one computes. With 5 ms,
+    # Python's default, clients would wait so long for each sync and send while events of other nodes are merged.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    # A thread from the start on: a stop may find none left.
+    threading.Thread(target=limit_its_stop, name="stop-deadline", daemon=True).start()
+    node.start()
+
+
+def _wait_for_stop(node: Node, supervisor: Supervisor, reload: Reload) -> str:
+    """Serve until the node is to stop, and return why."""
+    workers = [worker.call_soon for worker in node.server.workers]
+    watchdog = Watchdog(supervisor, workers, lambda: node.engine.sync_late_s)
+
+    def tell_and_reload() -> None:
+        supervisor.reloading()
+        reload()
+        supervisor.ready(node.status_line())
+
+    def look() -> None:
+        node.look_at_clock()
+        watchdog.look(node.status_line)
+
+    return node.stop_requests.wait(tell_and_reload, look, min(LOOK_S, supervisor.watchdog_s / LOOKS or LOOK_S))
 
 
 def _on_signals(numbers: Iterable[int], handler: signal._HANDLER) -> None:
@@ -467,7 +566,8 @@ def limit_stop(stopping: threading.Event, stopped: threading.Event) -> None:
 
 def end_at_once(error: BaseException) -> NoReturn:
     """The disk failed: log it and end, from any thread, before anything can be answered."""
-    log.critical("%s; stopping, because what was written since is not certain", reason_of(error))
+    reason = {"reason": reason_of(error)}
+    log.critical("%(reason)s; stopping, because what was written since is not certain", reason)
     _leave(EXIT_STORAGE)
 
 

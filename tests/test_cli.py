@@ -198,7 +198,7 @@ def test_other_signals_leave_it_running(node: NodeProcess) -> None:
             os.kill(node.pid, number)
             os.kill(node.pid, signal.SIGCONT)  # some of them stop a process, as Ctrl-Z does
             assert client.ask("PING") == "PONG"
-    for line in ("SIGHUP: nothing to reload", "SIGUSR1: ignored", f"signal {signal.SIGRTMIN + 1}: ignored"):
+    for line in ("SIGHUP: nothing changed", "SIGUSR1: ignored", f"signal {signal.SIGRTMIN + 1}: ignored"):
         wait_until(lambda line=line: line in node.output(), what=line)
     assert node.stop() == exit_codes.EXIT_OK
 
@@ -237,7 +237,7 @@ import os
 from merklekv import cli, node
 engine = node.Engine
 def start(*path, **options):
-    for number in node.IGNORED_SIGNALS:
+    for number in node.OTHER_SIGNALS:
         os.kill(os.getpid(), number)
     return engine(*path, **options)
 node.Engine = start
@@ -248,7 +248,7 @@ cli.main()
 def test_other_signals_while_it_starts_do_not_end_it(tmp_path: Path) -> None:
     status, logged = terminated_once_ready(SIGNALLED_WHILE_STARTING, tmp_path)
     assert status == exit_codes.EXIT_OK
-    assert "SIGHUP: nothing to reload" in logged
+    assert "SIGHUP: nothing changed" in logged
 
 
 def test_a_signal_that_another_thread_gets_stops_it(node: NodeProcess) -> None:
@@ -410,8 +410,8 @@ NO_THREAD_FOR_THE_STOP = """
 import threading
 from merklekv import cli, node
 wait = node.StopRequests.wait
-def wait_and_use_all_threads(self, each_second):
-    reason = wait(self, each_second)
+def wait_and_use_all_threads(self, *calls):
+    reason = wait(self, *calls)
     def start(thread):
         raise RuntimeError("can't start new thread")
     threading.Thread.start = start
@@ -425,6 +425,29 @@ def test_a_stop_needs_no_other_thread(tmp_path: Path) -> None:
     status, logged = terminated_once_ready(NO_THREAD_FOR_THE_STOP, tmp_path)
     assert status == exit_codes.EXIT_OK, logged
     assert "stopped" in logged
+
+
+NO_THREADS = """
+import sys, threading
+from merklekv import cli
+start, left = threading.Thread.start, [None] * int(sys.argv.pop(1))
+def start_if_allowed(thread):
+    if not left:
+        raise RuntimeError("can't start new thread")
+    left.pop()
+    start(thread)
+threading.Thread.start = start_if_allowed
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2, 4])
+def test_a_start_that_gets_no_thread_ends_with_a_line(tmp_path: Path, threads: int) -> None:
+    command = [sys.executable, "-c", PATIENTLY + NO_THREADS, str(threads), "run", "--port", "0", "--data-dir", "data"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, env=clean_environment())
+    assert done.returncode == exit_codes.EXIT_UNWRITABLE, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == ["merklekv: the node cannot start: can't start new thread"]
 
 
 def logged_node_id(node: NodeProcess) -> str:

@@ -233,6 +233,52 @@ def test_an_unknown_variable_is_refused_but_those_of_the_tests_are_left_alone() 
     assert config.load({}, others, None).settings == Settings()
 
 
+IN_A_POD = {
+    "MERKLEKV_SERVICE_HOST": "10.0.0.1",
+    "MERKLEKV_SERVICE_PORT": "7379",
+    "MERKLEKV_SERVICE_PORT_CLIENTS": "7379",
+    "MERKLEKV_SERVICE_PORT_HTTP_API": "8080",
+    "MERKLEKV_PORT": "tcp://10.0.0.1:7379",
+    "MERKLEKV_PORT_7379_TCP": "tcp://10.0.0.1:7379",
+    "MERKLEKV_PORT_7379_TCP_PROTO": "tcp",
+    "MERKLEKV_PORT_7379_TCP_PORT": "7379",
+    "MERKLEKV_PORT_7379_TCP_ADDR": "10.0.0.1",
+    "MERKLEKV_PORT_7380_UDP": "udp://10.0.0.1:7380",
+    "MERKLEKV_0_SERVICE_HOST": "fd00::1",
+    "MERKLEKV_0_PORT": "tcp://[fd00::1]:7379",
+    "MERKLEKV_0_PORT_7379_TCP": "tcp://[fd00::1]:7379",
+    "MERKLEKV_HEADLESS_READ_SERVICE_PORT_CLIENTS": "7379",
+    "MERKLEKV_HEADLESS_READ_PORT": "sctp://10.0.0.2:7379",
+}
+
+
+def test_what_kubernetes_sets_for_services_that_are_named_like_the_node_is_no_setting() -> None:
+    assert config.load({}, IN_A_POD, None).settings == Settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("MERKLEKV_SERVICE_HOSTS", "10.0.0.1"),
+        ("MERKLEKV_SERVICE", "10.0.0.1"),
+        ("MERKLEKV_PORTS", "tcp://10.0.0.1:7379"),
+        ("MERKLEKV_PROT", "tcp://10.0.0.1:7379"),
+        ("MERKLEKV_PORT", "tcp://10.0.0.1"),
+        ("MERKLEKV_PORT", "7379x"),
+        ("MERKLEKV_PORT_7379", "tcp://10.0.0.1:7379"),
+        ("MERKLEKV_HEADLESS_PORT", "7379"),
+        ("MERKLEKV_REPLICATION__MQTT_PORT", "tcp://10.0.0.1:1883"),
+    ],
+)
+def test_what_only_looks_like_that_is_refused(variable: str, value: str) -> None:
+    with pytest.raises(config.ConfigError, match=f"environment {variable}: "):
+        config.load({}, {variable: value}, None)
+
+
+def test_a_port_in_the_environment_is_one_also_in_a_pod() -> None:
+    assert config.load({}, IN_A_POD | {"MERKLEKV_PORT": "7380"}, None).settings == Settings(port=7380)
+
+
 def test_a_secret_comes_from_a_file_and_is_never_shown(tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("hush hush\n")

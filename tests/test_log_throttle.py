@@ -39,6 +39,13 @@ def test_each_kind_is_told_once_in_a_while(
     assert caplog.messages == ["a happened", "b happened", "a happened (and 2 more before)"]
 
 
+def test_with_fields_the_text_is_a_format(throttle: LogThrottle, caplog: pytest.LogCaptureFixture) -> None:
+    throttle.warn("plain", "100% of %(peer)s")
+    throttle.warn("of fields", "100%% of %(peer)s", fields={"peer": "%s"})
+    assert caplog.messages == ["100% of %(peer)s", "100% of %s"]
+    assert caplog.records[1].args == {"peer": "%s"}
+
+
 @pytest.mark.parametrize("step_s", [0.0, THROTTLE_S / 1000, THROTTLE_S / KINDS_MAX])
 def test_kinds_that_differ_each_time_are_no_flood(
     throttle: LogThrottle, clock: Clock, caplog: pytest.LogCaptureFixture, step_s: float

@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,10 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from fixtures.node import LineClient, NodeFactory, clean_environment
+from fixtures.node import LineClient, NodeFactory, NodeProcess, clean_environment
 from fixtures.support import WAIT_S, free_port, wait_until
 
 from merklekv import exit_codes, logging_setup
+from merklekv.harness.process import READY
 
 PIPE_BYTES = 4096
 
@@ -320,3 +322,81 @@ print_soon(sys.stdout, "another")
     file = tmp_path / "data"
     subprocess.run(["sh", "-c", command, "sh", code, str(file)], check=True, timeout=60)
     assert file.read_bytes() == b""
+
+
+# -- fields of JSON ----------------------------------------------------------------------------------------------------
+
+
+def json_of(message: str, fields: dict[str, object]) -> dict[str, object]:
+    record = logging.makeLogRecord({"name": "n", "levelname": "INFO", "msg": message, "args": fields})
+    line: dict[str, object] = json.loads(logging_setup.JsonFormatter().format(record))
+    return line
+
+
+def test_what_a_message_was_made_of_is_in_fields() -> None:
+    line = json_of("%(peer)s took %(seconds).1f s", {"peer": "100%s", "seconds": 0.25, "path": Path("/x")})
+    assert line.pop("message") == "100%s took 0.2 s"
+    del line["time"]
+    assert line == {"level": "info", "logger": "n", "node": "", "peer": "100%s", "seconds": 0.25, "path": "/x"}
+
+
+def test_a_field_replaces_none_of_the_line_itself() -> None:
+    line = json_of("%(level)s %(name)s", {"level": "own", "name": "own", "message": "own", "args": "own"})
+    assert (line["level"], line["logger"], line["message"]) == ("info", "n", "own own")
+
+
+def test_a_long_field_is_cut() -> None:
+    line = json_of("x", {"reason": "r" * 100_000})
+    assert line["reason"] == "r" * logging_setup.MESSAGE_CHARS_MAX + logging_setup.CUT
+
+
+def json_lines(node: NodeProcess) -> list[dict[str, object]]:
+    """What it has logged; the ready line on stdout is left out."""
+    return [json.loads(line) for line in node.output().splitlines() if not READY.match(line)]
+
+
+def test_the_lines_of_a_node_have_fields(node_factory: NodeFactory) -> None:
+    peer = f"127.0.0.1:{free_port()}"
+    exchanging = ("--set", f"anti_entropy.peer_list={peer}", "--set", "anti_entropy.interval_seconds=1")
+    node = node_factory("--log-format", "json", "--node-id", "a", *exchanging)
+    with node.connect() as client:
+        assert client.ask("SET k v") == "OK"
+    wait_until(lambda: [line for line in json_lines(node) if "exchange" in str(line["message"])])
+    node.kill()
+    first = json_lines(node)
+    node.start()
+    assert node.stop() == exit_codes.EXIT_OK
+    lines = json_lines(node)
+    assert {"time", "level", "logger", "message", "node"} <= set.intersection(*map(set, first + lines))
+
+    (failed,) = [line for line in first if "exchange" in str(line["message"])]
+    assert (failed["level"], failed["logger"]) == ("warning", "merklekv.replication.sync.anti_entropy")
+    assert (failed["node"], failed["peer"], failed["address"]) == ("a", "", peer)
+    assert failed["message"] == f"exchange with {peer} failed: {failed['reason']}"
+
+    (recovered,) = [line for line in lines if line["logger"] == "merklekv.engine.recovery"]
+    assert recovered["records"] == 1
+    assert recovered["bytes"] > 0  # type: ignore[operator]
+    ready, stopping, _ = [line for line in lines if line["logger"] == "merklekv.node"]
+    assert (ready["node"], ready["host"], ready["port"]) == ("a", "127.0.0.1", node.port)
+    assert (ready["data_dir"], ready["durability"], ready["pid"]) == (str(node.directory), "always", node.pid)
+    assert ready["keys"] == 1
+    assert (stopping["message"], stopping["reason"]) == ("stopping: SIGTERM", "SIGTERM")
+
+
+ROOT = Path(logging_setup.__file__).parent
+SOURCES = {path: path.read_text() for path in ROOT.rglob("*.py") if path.name != "logging_setup.py"}
+
+
+def test_no_message_names_a_field_that_each_line_has() -> None:
+    named = {name for text in SOURCES.values() for name in re.findall(r"%\((\w+)\)", text)}
+    assert {"peer", "reason", "bytes"} <= named
+    assert not named & {"time", "level", "logger", "message", "node", "exception"}
+
+
+def test_the_fields_of_the_documentation_are_those_of_the_node() -> None:
+    page = (ROOT.parent / "docs" / "operations.md").read_text()
+    _, _, table = page.partition("\n## The log\n")[2].partition("\n| field | content | in lines about |\n")
+    rows = [row.split("|")[1] for row in table.partition("\n\n")[0].splitlines()[1:]]
+    for name in re.findall(r"`(\w+)`", "".join(rows)):
+        assert any(f'"{name}":' in text for text in SOURCES.values()), name

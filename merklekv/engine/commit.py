@@ -132,6 +132,11 @@ class GroupCommit:
         return self._log.appended != self.committed
 
     @property
+    def sync_late_s(self) -> float:
+        """By how much the next regular sync, or the one in hand, is late; 0 without them."""
+        return max(0.0, time.monotonic() - self._sync_due) if self.worker.is_alive else 0.0
+
+    @property
     def sync_is_due(self) -> bool:
         """Whether the next commit will wait for the disk; what is done before it shares the wait."""
         return self._log.appended != self.committed and self.durability == "always"

@@ -561,6 +561,11 @@ class Engine:
         return self.table.key_count
 
     @property
+    def sync_late_s(self) -> float:
+        """By how much the sync that runs by itself is late, with `everysec`; 0 if none is due."""
+        return self.commits.sync_late_s
+
+    @property
     def tombstone_count(self) -> int:
         """Deleted keys whose tombstone is here.  Meaningless unless `root_ready`."""
         return self.table.tombstone_count

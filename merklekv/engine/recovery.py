@@ -9,6 +9,7 @@ base.
 
 import logging
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -126,9 +127,11 @@ def _open_data(directory: DataDirectory) -> tuple[Base, Log, Replayed]:
         sync_directory(directory.base)  # LMDB syncs its file, not the file's name
     base = Base(directory.base)
     log_ = None
+    began = time.monotonic()
     try:
         replayed = Replayed.onto(base)
         end = recover_log(directory.log, base.checkpoint_lsn, replayed)
+        _log_recovered(replayed, base.checkpoint_lsn, end, time.monotonic() - began)
         log_ = Log(directory.log, end)
         if end is None:
             replayed = replay(directory.log, base, [log_.lsn])
@@ -142,6 +145,15 @@ def _open_data(directory: DataDirectory) -> tuple[Base, Log, Replayed]:
             log_.close()
         raise
     return base, log_, replayed
+
+
+def _log_recovered(replayed: Replayed, checkpoint_lsn: int, end: LogEnd | None, seconds: float) -> None:
+    """Logs what the log had that the base lacks, unless that is nothing."""
+    records = sum(len(table.records) for table in replayed.tables)
+    if end is not None and records:
+        size = end.segments[-1] + end.end - checkpoint_lsn
+        fields = {"records": records, "bytes": size, "seconds": round(seconds, 3)}
+        log.info("read %(bytes)d bytes of the log in %(seconds).1f s: %(records)d records", fields)
 
 
 def recover_log(directory: Path, checkpoint_lsn: int, replayed: Replayed) -> LogEnd | None:
@@ -180,7 +192,7 @@ def _drop_incomplete(directory: Path, lsns: list[int]) -> None:
     path = segment_path(directory, lsns[-1])
     if path.stat().st_size > SEGMENT_HEADER.size or any(path.read_bytes()):
         return  # the header is synced before anything is put behind it
-    log.warning("%s: dropped, it was being created when the process ended", path)
+    log.warning("%(path)s: dropped, it was being created when the process ended", {"path": path})
     path.unlink()
     sync_directory(directory)  # or a later crash might bring it back among other segments
     lsns.pop()
@@ -197,7 +209,10 @@ def _require_torn_tail(directory: Path, segment: Segment, end: int, following: l
 
 def _cut(directory: Path, path: Path, end: int, following: list[int]) -> None:
     lost = path.stat().st_size - end
-    log.warning("%s: cut off a torn tail of at most %d bytes at byte %d: it was never synced", path, lost, end)
+    log.warning(
+        "%(path)s: cut off a torn tail of at most %(bytes)d bytes at byte %(position)d: it was never synced",
+        {"path": path, "bytes": lost, "position": end},
+    )
     for lsn in reversed(following):
         segment_path(directory, lsn).unlink()
     os.truncate(path, end)

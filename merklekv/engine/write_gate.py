@@ -111,7 +111,7 @@ class WriteGate:
         """Makes all commits and writes raise from now on.  From any thread."""
         with self._opened:
             if self.failure is None:
-                log.critical("%s: stopping, since what the disk holds is unknown", error)
+                log.critical("%(reason)s: stopping, since what the disk holds is unknown", {"reason": str(error)})
                 self.failure = error
             self.update()
 

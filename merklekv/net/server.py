@@ -153,8 +153,9 @@ class Server:
             try:
                 self._admit(sock, peer)
             except OSError as problem:
-                text = f"{format_address(*peer[:2])} was gone before it was served: {problem}"
-                self.context.throttle.warn("gone", text, level=logging.INFO)
+                fields = {"client": format_address(*peer[:2]), "reason": str(problem)}
+                text = "%(client)s was gone before it was served: %(reason)s"
+                self.context.throttle.warn("gone", text, level=logging.INFO, fields=fields)
                 sock.close()
             except BaseException:
                 sock.close()

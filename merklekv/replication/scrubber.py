@@ -116,10 +116,8 @@ class Scrubber:
         self.left = self._found - self._repaired
         log.log(
             logging.WARNING if self._found else logging.INFO,
-            "scrub: %d records, %d damages, %d repaired",
-            one.read,
-            self._found,
-            self._repaired,
+            "scrub: %(records)d records, %(damages)d damages, %(repaired)d repaired",
+            {"records": one.read, "damages": self._found, "repaired": self._repaired},
         )
         return True
 
@@ -137,7 +135,7 @@ class Scrubber:
         except StorageFailed:
             raise
         except MerkleKVError as error:
-            log.warning("scrub: the pass was not finished: %s", error)
+            log.warning("scrub: the pass was not finished: %(reason)s", {"reason": str(error)})
         finally:
             self._running = False
 
@@ -149,7 +147,7 @@ class Scrubber:
     def _handle(self, damage: Damage) -> None:
         self._found += 1
         self.damaged += 1
-        self._report(damage.problem)
+        self._report(damage.problem, damage.key)
         try:
             done = self._repair(damage)
         except Stalled:
@@ -174,17 +172,18 @@ class Scrubber:
                 record = self._fetch(address, damage.key)
             except MerkleKVError as error:
                 self._silent.add(address)
-                log.warning("scrub: %s", error)
+                log.warning("scrub: %(reason)s", {"address": address, "reason": str(error)})
                 continue
             asked += 1
             absent += record is None
             if record is not None and fits(damage, record) and (best is None or record > best):
                 best, origin = record, address
         if self.worker.is_stopping or (best is None and not (damage.stray and absent)):
-            self._report(f"key {damage.key!r}: not repaired, none of {counted(asked, 'node')} asked has what was there")
+            problem = f"key {damage.key!r}: not repaired, none of {counted(asked, 'node')} asked has what was there"
+            self._report(problem, damage.key)
             return False
         return self._engine.replace(damage.key, damage.stored, best, (origin or "scrub").encode())
 
-    def _report(self, problem: str) -> None:
+    def _report(self, problem: str, key: bytes) -> None:
         if self._found <= LINES_MAX:
-            log.error("scrub: %s", problem)
+            log.error("scrub: %(reason)s", {"reason": problem, "key": key.decode(errors="backslashreplace")})

@@ -62,6 +62,20 @@ def test_a_stop_and_the_clients_have_room(unit: configparser.ConfigParser) -> No
     assert memory > 4 * 3 * Settings().memtable_size
 
 
+def test_what_the_node_tells_is_asked_for(unit: configparser.ConfigParser) -> None:
+    service = unit["Service"]
+    assert (service["Type"], service["NotifyAccess"]) == ("notify", "main")
+    assert service["ExecReload"] == "/bin/kill -HUP $MAINPID"
+    assert "AF_UNIX" in service["RestrictAddressFamilies"].split()
+
+
+def test_the_watchdog_has_patience(unit: configparser.ConfigParser) -> None:
+    """With a checkpoint that holds the disk up, a sync may take seconds."""
+    minutes = re.fullmatch(r"(\d+)min", unit["Service"]["WatchdogSec"])
+    assert minutes is not None
+    assert 60 * int(minutes[1]) >= 4 * STOP_DEADLINE_S
+
+
 def test_the_settings_are_ones_and_fit_the_unit_and_the_broker(unit: configparser.ConfigParser, tmp_path: Path) -> None:
     command = shlex.split(unit["Service"]["ExecStart"])
     assert command[1:] == ["run", "--config", "/etc/merklekv/merklekv.toml"]

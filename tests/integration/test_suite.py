@@ -186,7 +186,7 @@ class TestFailures:
         text = "def test_it(own_server):\n    own_server.restart()\n    assert False\n"
         shown = run_pytest(tmp_path, text).stdout
         assert "log of the server teardown" in shown
-        assert shown.count(" ready on 127.0.0.1:") == 2
+        assert shown.count("merklekv.node: ready on 127.0.0.1:") == 2
         assert "stopping: SIGTERM" in shown
 
     def test_what_every_node_and_the_broker_logged_is_shown(self, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_a_refused_message_is_counted_acknowledged_and_the_next_one_is_taken(
     assert desk.engine.get(b"k") == b"good"
     assert desk.acknowledged == [1, 2, 3, 4]
     assert dict(desk.counters.refused_events) == {Reason.MALFORMED: 1, Reason.RANGE: 1, Reason.MISSING: 1}
-    assert "refused 1 byte on the topic of node-b: malformed" in caplog.text
+    assert "refused 1 bytes on the topic of node-b: malformed" in caplog.text
 
 
 def test_a_flood_of_refused_messages_is_one_line(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -274,9 +275,10 @@ def test_mqtt_3_1_1_by_option(harness: ReplicationTestHarness) -> None:
     b.wait_for("k", "later")
 
 
-def certificate(directory: Path, name: str, authority: Path | None = None) -> None:
+def certificate(directory: Path, name: str, authority: Path | None = None, subject: str = "") -> None:
     """A key and a certificate of `name`, by itself or by an authority in the same directory."""
-    request = ["openssl", "req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-keyout", f"{name}.key"]
+    who = f"/CN={subject or name}"
+    request = ["openssl", "req", "-newkey", "rsa:2048", "-nodes", "-subj", who, "-keyout", f"{name}.key"]
     if authority is None:
         command = [*request, "-x509", "-days", "2", "-out", f"{name}.crt"]
     else:
@@ -314,6 +316,7 @@ def test_tls_with_client_certificates(
         f"certfile {keys}/broker.crt",
         f"keyfile {keys}/broker.key",
         "require_certificate true",
+        "use_identity_as_username true",
     )
     config = (tmp_path / "broker-0" / "mosquitto.conf").read_text()
     port = int(config.split("listener ")[2].split()[0])
@@ -328,6 +331,19 @@ def test_tls_with_client_certificates(
     stranger = harness.create_node("c", mqtt_port=port, tls="true", start=False)
     stranger.start()
     wait_until(lambda: "certificate" in stranger.figures()["replication_detail"].lower())
+
+    certificate(keys, "node", keys / "authority.crt", "renewed")
+    connected = a.figure("broker_connects")
+    a.process.send_signal(signal.SIGHUP)
+    a.wait_figure("broker_connects", connected + 1)
+    renewed = "new content in replication.tls_cert_file, replication.tls_key_file"
+    wait_until(lambda: renewed in a.process.output(), what="the line about the certificate")
+    wait_until(lambda: "u'renewed'" in broker.log.read_text(), what="the new certificate at the broker")
+    (keys / "node.crt").write_text("nothing\n")
+    a.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "SIGHUP: nothing is changed" in a.process.output(), what="the line about the mistake")
+    a.set("after", "that")
+    plain.wait_for("after", "that")
 
 
 def test_a_password_from_a_file(

@@ -392,7 +392,8 @@ class Checkpointer:
                 raise StorageFailed(problem) from death
             self._blocked(Shortage(f"{problem}: most likely memory is short"))
         if not self.worker.wait(RETRY_S):
-            self._throttle.warn("died", f"the checkpoint process died ({death}), starting it again")
+            text = "the checkpoint process died (%(reason)s), starting it again"
+            self._throttle.warn("died", text, fields={"reason": str(death)})
 
     def _progressed(self, share: float) -> None:
         with self._lock:
@@ -408,11 +409,16 @@ class Checkpointer:
         """Continues from the base that a checkpoint has made."""
         failpoints.reached("checkpointer.told")
         with self._lock:
+            records = sum(len(table.records) for table in self._running)
             self._table.take_over_base()
             self._unblocked()
             self._running = []
             self._submit()
             self._update_backlog()
+        log.debug(
+            "checkpoint: %(records)d records are in the base, which holds the log up to LSN %(lsn)d",
+            {"records": records, "lsn": self._table.base.checkpoint_lsn},
+        )
         failpoints.reached("checkpointer.before_delete")
         self.delete_segments()
         with self._lock:

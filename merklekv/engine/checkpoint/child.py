@@ -337,7 +337,7 @@ def _log_lines(stderr: TextIO) -> None:
     """Logs what the child writes to stderr, so that it never waits there."""
     with stderr:
         for line in stderr:
-            log.warning("checkpoint process: %s", line.rstrip())
+            log.warning("checkpoint process: %(line)s", {"line": line.rstrip()})
 
 
 _ERRORS: Final[dict[str, type[MerkleKVError]]] = {

@@ -72,7 +72,10 @@ class Compactor:
             if self._child is not None and self._child.is_stopped:
                 return
             if type(error) is not self._put_off_for:
-                log.warning("the compaction of the base was not finished: %s; it is tried again later", error)
+                log.warning(
+                    "the compaction of the base was not finished: %(reason)s; it is tried again later",
+                    {"reason": str(error)},
+                )
             self._put_off_for = type(error)
             self._try_later(may_make_room=isinstance(error, NoRoom))
 
@@ -109,8 +112,16 @@ class Compactor:
         self.done += 1
         size = sum(self._table.base.space)
         self._rule.compacted(self._table.base)
-        seconds = time.monotonic() - began
-        log.info("compacted the base in %.1f s: %d MiB, before %d MiB", seconds, size >> 20, size_before >> 20)
+        log.info(
+            "compacted the base in %(seconds).1f s: %(MiB)d MiB, before %(MiB_before)d MiB",
+            {
+                "seconds": round(time.monotonic() - began, 3),
+                "MiB": size >> 20,
+                "MiB_before": size_before >> 20,
+                "bytes": size,
+                "bytes_before": size_before,
+            },
+        )
 
     def _space_changed(self) -> None:
         with self._lock:

@@ -1,8 +1,9 @@
 """CONFIG: settings under the names that they have in Redis.
 
 A `Parameter` says how to read one, and how to set it if it can change while the node runs. A change lasts until the
-node stops: the settings file and the flags, which have names of their own, decide what the next start does. Several
-parameters are set all or none. Setting one that cannot change to the value it has succeeds, because tools do that.
+node stops, or until a reload finds that its setting has changed: the file and the flags, which have names of their own,
+decide what the next start does. Several parameters are set all or none. Setting one that cannot change to the value it
+has succeeds, because tools do that.
 """
 
 from __future__ import annotations

@@ -37,8 +37,9 @@ def _close_foreign(session: Session, shown: bytes) -> NoReturn:
     context.traffic.foreign_protocol_closed += 1
     context.throttle.warn(
         "foreign protocol",
-        f"closed {session.address}: it sends another protocol, {shown[:60]!r}; nothing of that was run. "
+        "closed %(client)s: it sends another protocol, %(shown)s; nothing of that was run. "
         "This may be an attack by a web page that is open on the client's machine",
+        fields={"client": session.address, "shown": repr(shown[:60])},
     )
     raise Goodbye(b"")
 

@@ -77,7 +77,11 @@ class Membership:
                     return
                 store_members(self._engine, self._members)
         except (TooManyMembers, Shortage) as problem:
-            self._throttle.warn("members", f"node {status.node} announced itself and is no member: {problem}")
+            self._throttle.warn(
+                "members",
+                "node %(peer)s announced itself and is no member: %(reason)s",
+                fields={"peer": status.node, "reason": str(problem)},
+            )
             return
         self._engine.commit()
 
@@ -114,8 +118,10 @@ class Membership:
             store_members(self._engine, self._members)
         self._engine.flush()
         for who in removed:
-            shown = who.store_id.hex() or "unknown"
-            log.warning("node %s, store id %s, is removed: if it returns, it needs a new data directory", node, shown)
+            log.warning(
+                "node %(peer)s, store id %(store_id)s, is removed: if it returns, it needs a new data directory",
+                {"peer": node, "store_id": who.store_id.hex() or "unknown"},
+            )
 
 
 def _parse_store_id(text: str) -> bytes:

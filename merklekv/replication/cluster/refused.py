@@ -169,6 +169,6 @@ class RefusedRecords:
         self._by_peer = {peer: refused for peer, refused in by_peer.items() if refused}
         after = self._all()
         for text in in_words(after - before):
-            log.warning("refused, and left out of exchanges: %s", text)
+            log.warning("refused, and left out of exchanges: %(reason)s", {"reason": text})
         for text in in_words(before - after, with_advice=False):
-            log.info("not refused any more: %s", text)
+            log.info("not refused any more: %(reason)s", {"reason": text})

@@ -299,7 +299,10 @@ class BrokerSession:
         self._counters.broker_connects += 1
         for kind in self._state.problems.keys() - {DUPLICATE}:
             del self._state.problems[kind]
-        log.info("connected to the broker at %s as %s", self._broker.address, self._broker.client_id)
+        log.info(
+            "connected to the broker at %(broker)s as %(client_id)s",
+            {"broker": self._broker.address, "client_id": self._broker.client_id},
+        )
         self._connected_at = time.monotonic()
         self._window = max(1, min(WINDOW, connected.receive_max - 2))
         self._outbox.limit_packets(connected.packet_limit)
@@ -356,7 +359,9 @@ class BrokerSession:
             self._unsubscribed.update(filters)
             self._connection.unsubscribe(*filters)
         self._throttle.warn(
-            "foreign", f"broker {self._broker.address}: ignored a message on {topic}, which is not ours"
+            "foreign",
+            "broker %(broker)s: ignored a message on %(topic)s, which is not ours",
+            fields={"broker": self._broker.address, "topic": topic},
         )
         self._connection.acknowledge(received.token)  # or it would come again
 
@@ -464,7 +469,8 @@ class BrokerSession:
 
     def _report(self, kind: str, what: str) -> None:
         self._state.problems[kind] = what
-        self._throttle.warn(what, f"broker {self._broker.address}: {what}")
+        fields = {"broker": self._broker.address, "reason": what}
+        self._throttle.warn(what, "broker %(broker)s: %(reason)s", fields=fields)
 
     def _disconnect(self) -> None:
         self._window = 0

@@ -28,7 +28,6 @@ from merklekv.engine.record import is_live, timestamp_of
 from merklekv.errors import Shortage, Stalled, StorageFailed
 from merklekv.log_throttle import LogThrottle
 from merklekv.metrics import OriginMetrics, ReplicationCounters, shown
-from merklekv.output import counted
 from merklekv.pause import pause
 from merklekv.replication.cluster.presence import Presence, Status
 from merklekv.replication.stream.event import EventRefused, Message, Reason, decode_message
@@ -200,7 +199,8 @@ class Inbox:
 
     def _on_shortage(self, error: Shortage) -> None:
         self._counters.inbox_waits += 1
-        self._throttle.warn("shortage", f"{error}; events of other nodes wait until that is over")
+        text = "%(reason)s; events of other nodes wait until that is over"
+        self._throttle.warn("shortage", text, fields={"reason": str(error)})
 
     def process(self, deliveries: list[Delivery]) -> None:
         """Merge messages, commit, acknowledge.  Raises StorageFailed; Shortage, with nothing done."""
@@ -226,8 +226,8 @@ class Inbox:
         except (StorageFailed, Shortage):
             raise
         except Exception as defect:  # noqa: BLE001  of ours, it is logged: it must not stop the messages behind this one
-            text = f"a message on the topic of {delivery.node} could not be taken in"
-            self._throttle.warn(f"defect {type(defect).__name__}", text, defect, level=logging.ERROR)
+            text, fields = "a message on the topic of %(peer)s could not be taken in", {"peer": delivery.node}
+            self._throttle.warn(f"defect {type(defect).__name__}", text, defect, level=logging.ERROR, fields=fields)
             self._on_gap(delivery.node, "defect")
             return True
 
@@ -240,8 +240,11 @@ class Inbox:
                 raise EventRefused(Reason.REMOVED, "the cluster has removed this node: it needs a new data directory")
         except EventRefused as refusal:
             self._counters.refused_events[refusal.reason] += 1
-            size = counted(len(delivery.payload), "byte")
-            self._throttle.warn(refusal.reason, f"refused {size} on the topic of {delivery.node}: {refusal}")
+            self._throttle.warn(
+                refusal.reason,
+                "refused %(bytes)d bytes on the topic of %(peer)s: %(reason)s",
+                fields={"bytes": len(delivery.payload), "peer": delivery.node, "reason": str(refusal)},
+            )
             return None
         return message
 
@@ -311,7 +314,11 @@ class Inbox:
     def _refuse(self, source: str, reason: Reason, detail: str) -> None:
         self._counters.refused_events[reason] += 1
         hint = ": the clock of that node is wrong or was, or the one here is" if reason is Reason.CLOCK else ""
-        self._throttle.warn(f"{reason} {source}", f"refused an event of node {source}, {detail}{hint}")
+        self._throttle.warn(
+            f"{reason} {source}",
+            "refused an event of node %(peer)s, %(reason)s",
+            fields={"peer": source, "reason": f"{detail}{hint}"},
+        )
 
     # -- sequences -----------------------------------------------------------------------------------------------------
 
@@ -345,5 +352,9 @@ class Inbox:
     def _gap(self, source: str, origin: Origin, missed: int, what: str) -> None:
         origin.gaps += 1
         origin.missed += missed
-        self._throttle.warn(f"gap {source}", f"a gap in the events of node {source}: {what}")
+        self._throttle.warn(
+            f"gap {source}",
+            "a gap in the events of node %(peer)s: %(reason)s",
+            fields={"peer": source, "reason": what, "events": missed},
+        )
         self._on_gap(source, "gap")

@@ -251,11 +251,11 @@ class MqttConnection:
         client.suppress_exceptions = True  # ours only append; what paho does wrong must not end the loop either
         if broker.username:
             client.username_pw_set(broker.username, broker.password or None)
-        if broker.tls:
+        if broker.tls:  # the files as they are now: they may have been renewed
             try:
                 context = ssl.create_default_context(cafile=broker.tls_ca_file or None)
                 if broker.tls_cert_file:
-                    context.load_cert_chain(broker.tls_cert_file, broker.tls_key_file or None)
+                    context.load_cert_chain(broker.tls_cert_file, broker.tls_key_file or None, password=lambda: "")
             except OSError as error:
                 raise ConnectionLost(f"TLS files cannot be used: {error}") from error
             client.tls_set_context(context)

@@ -26,7 +26,6 @@ from merklekv.engine.log.segment import LogFrame
 from merklekv.engine.record import timestamp_of
 from merklekv.log_throttle import LogThrottle
 from merklekv.metrics import ReplicationCounters
-from merklekv.output import counted
 from merklekv.replication.stream.event import (
     ENVELOPE_SIZE,
     MESSAGE_BYTES_MAX,
@@ -240,8 +239,9 @@ class Outbox:
 
     def _drop_too_large(self, sequence: int, size: int, why: str) -> None:
         self._counters.outbox_dropped_too_large += 1
-        text = f"event {sequence} of {size} bytes is not published: {why}; anti-entropy will bring it"
-        self._throttle.warn("too large", text, level=logging.ERROR)
+        text = "event %(sequence)d of %(bytes)d bytes is not published: %(reason)s; anti-entropy will bring it"
+        fields = {"sequence": sequence, "bytes": size, "reason": why}
+        self._throttle.warn("too large", text, level=logging.ERROR, fields=fields)
         self._on_gap("too large")
 
     def _drop_overflow(self, oldest: LogPosition) -> None:
@@ -251,8 +251,9 @@ class Outbox:
             self._throttle.warn(
                 "overflow",
                 "the broker did not take events for so long that the log passed outbox_max_bytes, or filled the disk: "
-                f"{counted(lost, 'event')} not published; anti-entropy brings them",
+                "%(events)d events not published; anti-entropy brings them",
                 level=logging.ERROR,
+                fields={"events": lost},
             )
         self._lsn, self.next_sequence = oldest.lsn, max(self.next_sequence, oldest.sequence)
         self._pass_over()

@@ -144,8 +144,11 @@ class PubSubLink:
                 raise Malformed("the cluster has removed this node")
         except Malformed as problem:
             self._counters.pubsub_refused += 1
-            size = counted(len(payload), "byte")
-            self._throttle.warn("refused", f"refused {size} of published messages on the topic of {node}: {problem}")
+            self._throttle.warn(
+                "refused",
+                "refused %(bytes)d bytes of published messages on the topic of %(peer)s: %(reason)s",
+                fields={"bytes": len(payload), "peer": node, "reason": str(problem)},
+            )
             return
         self._counters.pubsub_received += len(messages)
         for channel, message in messages:

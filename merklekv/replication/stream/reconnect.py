@@ -80,6 +80,7 @@ class ReconnectLoop:
         self._backoff = Backoff()
         self._make_session: Callable[[], BrokerSession]
         self._drain_until = 0.0
+        self._is_outdated = False  # the session in hand: another one is to take its place
 
     def start(self, make_session: Callable[[], BrokerSession]) -> None:
         """Start the thread.  `make_session` returns a session that has not begun."""
@@ -106,6 +107,11 @@ class ReconnectLoop:
         self.enabled = enabled
         self.wake()
 
+    def reconnect(self) -> None:
+        """End the session in hand and begin another."""
+        self._is_outdated = True
+        self.wake()
+
     def acknowledge(self, tokens: list[Token]) -> None:
         """Acknowledge messages to the broker, in the sessions that they came in."""
         for session, token in tokens:
@@ -126,6 +132,7 @@ class ReconnectLoop:
     def _run_session(self) -> float:
         """One session from its start to its end.  Returns the seconds to wait before the next."""
         state, backoff = self._state, self._backoff
+        self._is_outdated = False
         if state.connection == "disabled":
             state.connection = "connecting"
         session = None
@@ -135,7 +142,7 @@ class ReconnectLoop:
         except ConnectionLost as loss:
             state.connection, state.problems["connection"] = "disconnected", str(loss)
             if not self._is_over():
-                self.throttle.warn(f"lost {loss}", f"{loss}; trying again")
+                self.throttle.warn(f"lost {loss}", "%(reason)s; trying again", fields={"reason": str(loss)})
             if session is not None and isinstance(loss, TakenOver):
                 session.on_duplicate()
         except StorageFailed:
@@ -156,7 +163,7 @@ class ReconnectLoop:
     def _is_over(self) -> bool:
         if self.worker.is_stopping:
             return not self._outbox.waiting_events or time.monotonic() >= self._drain_until
-        return not self.enabled
+        return not self.enabled or self._is_outdated
 
     def _housekeep(self) -> None:
         """What is due about once a second, with a broker and without."""

@@ -17,7 +17,6 @@ from typing import Final
 from merklekv import __version__
 from merklekv.engine.engine import Engine
 from merklekv.metrics import OriginMetrics, ReplicationCounters, ReplicationMetrics
-from merklekv.output import counted
 from merklekv.replication.cluster.presence import Presence, Status
 from merklekv.replication.stream.broker_session import BrokerSession, StreamState, Topics
 from merklekv.replication.stream.inbox import Inbox, StreamContext
@@ -101,17 +100,21 @@ class Replicator:
         self._loop.close()
         self._watchdog.stop()
         if left := self._outbox.waiting_events:
-            log.info("%s left in the outbox for the next start", counted(left, "event"))
+            log.info("%(events)d events left in the outbox for the next start", {"events": left})
 
     def enable(self, enabled: bool) -> None:
         """Connect, or disconnect; events wait in the outbox meanwhile."""
         self._loop.enable(enabled)
 
+    def reconnect(self) -> None:
+        """End the connection, if there is one, and make another."""
+        self._loop.reconnect()
+
     def status(self, more: Mapping[str, int | str]) -> str:
         """The words of REPLICATE status; `more` are `key=value` words of other parts."""
         head = f"enabled {len(self._presence.online()) + 1} nodes" if self._loop.enabled else "disabled"
         words: dict[str, int | str] = {
-            "state": self._state.connection,
+            "state": self.connection,
             "outbox": self._outbox.waiting_events,
             "outbox_bytes": self._outbox.waiting_bytes,
             "oldest_ms": self._oldest_ms(),
@@ -141,7 +144,7 @@ class Replicator:
     def metrics(self) -> tuple[ReplicationMetrics, ReplicationCounters, OriginMetrics]:
         """What replication reports of itself now."""
         now = ReplicationMetrics(
-            replication_state=self._state.connection,
+            replication_state=self.connection,
             replication_detail=self._state.detail,
             replication_nodes=len(self._presence.online()) + 1,
             outbox_events=self._outbox.waiting_events,
@@ -152,6 +155,11 @@ class Replicator:
             pubsub_nodes=self._presence.listeners,
         )
         return now, self._counters, self._inbox.metrics()
+
+    @property
+    def connection(self) -> str:
+        """One word for the connection to the broker, see `StreamState`."""
+        return self._state.connection
 
     def _on_gap(self, node: str, reason: str) -> None:
         self._counters.replication_gaps[reason] += 1

@@ -144,7 +144,7 @@ class AntiEntropy:
 
     def wake(self, node: str, reason: str) -> None:
         """Events of this node (empty: of any node) may have been lost: exchange soon."""
-        log.debug("an exchange is wanted with %s: %s", node or "all peers", reason)
+        log.debug("an exchange is wanted with %(peer)s: %(reason)s", {"peer": node or "all peers", "reason": reason})
         with self._changed:
             for peer in self._peers.of(node):
                 peer.in_sync = False
@@ -363,7 +363,7 @@ class AntiEntropy:
                 raise
             self.membership.record_contact(report.node, address=address)
             if not peer.in_sync:
-                log.info("in sync with node %s at %s: %s", report.node, address, _summary(report))
+                log.info("in sync with node %(peer)s at %(address)s: %(result)s", _fields(address, report))
             with self._changed:
                 peer.succeed(report)
                 peer.tombstones = tombstones
@@ -434,7 +434,11 @@ class AntiEntropy:
             elsewhere = f"; {_ELSEWHERE.format(peer.node)}" if why == ITSELF and peer.node else ""
             peer.fail(f"{error}{elsewhere}")
         if peer.error != before:
-            self._throttle.warn(f"failed {peer.address}", f"exchange with {peer.address} failed: {peer.error}")
+            self._throttle.warn(
+                f"failed {peer.address}",
+                "exchange with %(address)s failed: %(reason)s",
+                fields={"peer": peer.node, "address": peer.address, "reason": peer.error},
+            )
 
     def _rest(self, began: float, share_percent: int) -> None:
         """Rest after work that began at `began` (monotonic).  Raises Stopped."""
@@ -446,6 +450,22 @@ class AntiEntropy:
     def _require_running(self) -> None:
         if self.worker.is_stopping:
             raise Stopped("this node is stopping")
+
+
+def _fields(address: str, report: ExchangeReport) -> dict[str, object]:
+    """What the log has of an exchange."""
+    return {
+        "peer": report.node,
+        "address": address,
+        "result": _summary(report),
+        "records_received": report.keys_received,
+        "records_sent": report.keys_sent,
+        "records_dropped": report.discarded,
+        "records_refused": len(report.refused),
+        "bytes_received": report.bytes_received,
+        "bytes_sent": report.bytes_sent,
+        "seconds": round(report.duration_s, 3),
+    }
 
 
 def _summary(report: ExchangeReport) -> str:

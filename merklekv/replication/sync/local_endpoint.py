@@ -51,6 +51,10 @@ _throttle = LogThrottle(log)
 SLICE_MERGES: Final = 250  # records in one call of `merge` or `redelete`
 
 
+def _warn_refused(kind: str, peer: str, reason: str) -> None:
+    _throttle.warn(kind, "refused an exchange: %(reason)s", fields={"peer": peer, "reason": reason})
+
+
 def is_deletion(record: bytes, gc_horizon: int) -> bool:
     """Predicate: is a record a tombstone, or has it expired so long before a horizon that it is as good as one?"""
     return flags_of(record) == TOMBSTONE or is_long_expired(record, gc_horizon)
@@ -196,7 +200,9 @@ class LocalEndpoint:
         if peer.truncation > self.engine.truncation and not times.admits_truncation(peer.truncation):
             self.members.rows_refused += 1
             _throttle.warn(
-                "truncation", f"the truncation of node {peer.node} is {times.describe_truncation(peer.truncation)}"
+                "truncation",
+                "the truncation of node %(peer)s is %(reason)s",
+                fields={"peer": peer.node, "reason": times.describe_truncation(peer.truncation)},
             )
             peer = replace(peer, truncation=ZERO_VERSION)
         self.believe_time(peer.node, peer.gc_horizon)
@@ -220,8 +226,13 @@ class LocalEndpoint:
             store_id = who.store_id.hex() or "unknown"
             _throttle.warn(
                 "row",
-                f"what node {table.identity.node} tells of node {who.node}, store id {store_id}, is left out: it is "
-                f"{times.describe(time)}",
+                "what node %(peer)s tells of node %(member)s, store id %(store_id)s, is left out: it is %(reason)s",
+                fields={
+                    "peer": table.identity.node,
+                    "member": who.node,
+                    "store_id": store_id,
+                    "reason": times.describe(time),
+                },
             )
         near = {at: one for at, one in table.refused.items() if times.admits_version(one.version)}
         return replace(table.without_times_of(far.keys()) if far else table, refused=near)
@@ -247,7 +258,7 @@ class LocalEndpoint:
             f"node {fast.node}'s clock is ahead of node {slow.node}'s by {seconds:.0f} s, more than "
             f"max_clock_drift_seconds: {advice}"
         )
-        _throttle.warn(f"clock {peer.node}", f"refused an exchange: {detail}")
+        _warn_refused(f"clock {peer.node}", peer.node, detail)
         raise ExchangeRefused("clock", detail)
 
     def _refuse(self, node: str, what: str, time: int) -> NoReturn:
@@ -258,7 +269,7 @@ class LocalEndpoint:
             f"{self.members.identity.node}, more than max_clock_drift_seconds: one of these clocks is wrong or was, or "
             "the message is false"
         )
-        _throttle.warn(f"table {node}", f"refused an exchange: {detail}")
+        _warn_refused(f"table {node}", node, detail)
         raise ExchangeRefused("clock", detail)
 
     def add_members(self, peer: Hello) -> None:
