@@ -44,6 +44,8 @@ _ALWAYS_0 = {
         "io_threaded_writes_processed",
     ),
 }
+# Looked at when the process starts: the node takes the variable out of its environment.
+_SUPERVISOR = "systemd" if "NOTIFY_SOCKET" in os.environ else "no"
 # The sections of INFO that it shows only when they are named, or all are.
 EXTRA_SECTIONS = frozenset((b"commandstats", b"latencystats"))
 UNGROUPED = "other"  # requests of commands that feed no counter of STATS, or of none
@@ -160,7 +162,7 @@ def _server(context: Context, seconds: int) -> Mapping[str, Value]:
         "monotonic_clock": "POSIX clock_gettime",
         "multiplexing_api": "epoll",
         "process_id": os.getpid(),
-        "process_supervised": "systemd" if "NOTIFY_SOCKET" in os.environ else "no",
+        "process_supervised": _SUPERVISOR,
         "run_id": context.run_id,
         "tcp_port": context.port,
         "server_time_usec": time.time_ns() // 1000,
