@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from fixtures.node import NodeFactory
 from fixtures.tools import FakeNode, address, fails, fill, filled, opened, run, succeeds
+from merklekv_tool.comparison import DIFFERENCES, compare
 from merklekv_tool.exit_codes import EXIT_NODE, EXIT_PROBLEMS, EXIT_UNREACHABLE
 from merklekv_tool.output import text_of, time_text
-from merklekv_tool.verbs.diff import DIFFERENCES, compare
 
 from merklekv.engine.record import head_of, is_tombstone, make_record, show_version
 from merklekv.exit_codes import EXIT_FORMAT, EXIT_LOCKED, EXIT_OK, EXIT_USAGE

@@ -160,7 +160,15 @@ def watch(stage: Stage, scratch: Path) -> Case:
 
 
 def tree(stage: Stage, scratch: Path) -> Case:
-    return Case(["tree", stage.a, stage.b], [" 5 records in ", "leaves differ", "f0 ", "   1"], status=EXIT_PROBLEMS)
+    shown = [
+        "A is ",
+        " of 256 inner nodes differ: ",
+        "only A",
+        "käse 🧀",
+        r"esc\x1b[31m\x07\nforged",
+        "compared: 1 root",
+    ]
+    return Case(["tree", stage.a, stage.b], shown, status=EXIT_PROBLEMS)
 
 
 def stats(stage: Stage, scratch: Path) -> Case:

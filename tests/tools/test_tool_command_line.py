@@ -129,7 +129,7 @@ try:
     main()
 except SystemExit:
     pass
-heavy = {"lmdb", "hiredis", "xxhash", "cbor2", "rich.progress", "rich.live", "matplotlib"}
+heavy = {"lmdb", "hiredis", "xxhash", "cbor2", "rich.progress", "rich.live"}
 print("heavy:", sorted(heavy & set(sys.modules)))
 """
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from merklekv.engine.format import INNER_NODES, LEAF_SIZE, MAX_VALUE_SIZE_LIMIT
-from merklekv.engine.merkle import LEAVES_PER_INNER
+from merklekv.engine.merkle import EMPTY_ROOT, LEAVES_PER_INNER
 from merklekv.engine.record import HEAD_SIZE, VERSION_SIZE, lead_of, value_of, value_size_of
 from merklekv.errors import MerkleKVError
 from merklekv.metrics import parse
@@ -85,9 +85,16 @@ class Node:
                 raise self._strange(b"RECORDS")  # it would never end
             yield page
 
-    def leaves(self) -> list[bytes]:
-        self._client.send([(b"TREE", b"%d" % inner) for inner in range(INNER_NODES)])
-        replies = [self._client.receive() for _ in range(INNER_NODES)]
+    def inner_digests(self) -> list[bytes]:
+        digests = self._bytes(b"TREE")
+        size = len(EMPTY_ROOT)
+        if len(digests) != INNER_NODES * size:
+            raise self._strange(b"TREE")
+        return [digests[at : at + size] for at in range(0, len(digests), size)]
+
+    def leaves(self, inner: Sequence[int]) -> list[bytes]:
+        self._client.send([(b"TREE", b"%d" % node) for node in inner])
+        replies = [self._client.receive() for _ in inner]
         if not all(isinstance(reply, bytes) and len(reply) == LEAVES_PER_INNER * LEAF_SIZE for reply in replies):
             raise self._strange(b"TREE")
         return replies  # type: ignore[return-value]
