@@ -13,6 +13,8 @@ from typing import TextIO
 from merklekv.output import printable, printable_json
 from merklekv_tool.files import STDIO, output_errors
 
+_program = "merklekv-tool"
+
 Update = Callable[[int, int], None]
 
 
@@ -41,9 +43,15 @@ def say_result(fields: dict[str, object], text: str, as_json: bool) -> None:
         say(text)
 
 
+def speak_as(program: str) -> None:
+    """From here on, notes begin with the name of this program."""
+    global _program
+    _program = program
+
+
 def note(text: str) -> None:
     """Prints a line that is not part of the result."""
-    _write(printable(f"merklekv-tool: {text}"), sys.stderr)
+    _write(printable(f"{_program}: {text}"), sys.stderr)
 
 
 def _write(text: str, file: TextIO | None) -> None:

@@ -12,7 +12,7 @@ import typer
 
 from merklekv.errors import InvalidArgument
 from merklekv.output import counted
-from merklekv_tool.arguments import AsJson, NodeName
+from merklekv_tool.arguments import DEFAULT_NODE, AsJson, NodeName
 from merklekv_tool.output import say_result
 
 EXAMPLES: Final = """
@@ -31,7 +31,7 @@ PERCENTILES: Final = (50, 95, 99)
 
 
 def bench(
-    node: NodeName,
+    node: NodeName = DEFAULT_NODE,
     load: Annotated[
         Literal["set", "get", "mixed"], typer.Option("--load", metavar="set|get|mixed", help="Mixed is half and half.")
     ] = "mixed",

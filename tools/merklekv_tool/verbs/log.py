@@ -20,7 +20,7 @@ import typer
 
 from merklekv.errors import InvalidArgument
 from merklekv.output import counted, printable
-from merklekv_tool.arguments import AsJsonLines, Prefix, SourceName
+from merklekv_tool.arguments import DEFAULT_NODE, AsJsonLines, Prefix, SourceName
 from merklekv_tool.output import note, say, say_json, text_of, time_text
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Filter(NamedTuple):
 
 
 def log(
-    source: SourceName,
+    source: SourceName = DEFAULT_NODE,
     key: Annotated[str | None, typer.Option("--key", help="Only this key.", show_default=False)] = None,
     prefix: Prefix = "",
     origin: Annotated[

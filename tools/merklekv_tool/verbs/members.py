@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from merklekv.output import printable
-from merklekv_tool.arguments import AsJson, SourceName
+from merklekv_tool.arguments import DEFAULT_NODE, AsJson, SourceName
 from merklekv_tool.output import say_result, terminal_width
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ AHEAD_S: Final = 60  # clocks of several machines differ a little
 UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
-def members(source: SourceName, as_json: AsJson = False) -> None:
+def members(source: SourceName = DEFAULT_NODE, as_json: AsJson = False) -> None:
     """Show the members of a cluster as one node knows them."""
     from merklekv_tool.source.open import open_source
 

@@ -23,7 +23,7 @@ import typer
 
 from merklekv.errors import InvalidArgument
 from merklekv.output import counted, printable
-from merklekv_tool.arguments import AsJson, SourceName
+from merklekv_tool.arguments import DEFAULT_NODE, AsJson, SourceName
 from merklekv_tool.exit_codes import EXIT_PROBLEMS
 from merklekv_tool.files import STDIO, open_output, output_errors
 from merklekv_tool.output import progress, say_json, say_styled
@@ -76,7 +76,7 @@ def _sums(leaves: Sequence[int]) -> list[int]:
 
 
 def tree(
-    source: SourceName,
+    source: SourceName = DEFAULT_NODE,
     other: Annotated[
         str | None, typer.Argument(metavar="[OTHER]", help="Another source, to see where they differ.")
     ] = None,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from merklekv_tool.arguments import AsJsonLines, Prefix
+from merklekv_tool.arguments import DEFAULT_NODE, AsJsonLines, NodeName, Prefix
 from merklekv_tool.output import note, say, say_json, time_text
 from merklekv_tool.verbs.log import HEADER, row
 
@@ -31,7 +31,6 @@ Examples:
 Some lines of --json have a `cursor`: with --from it goes on behind that line. Ctrl-C ends it, with exit status 0, and
 names the cursor. When the node restarts, it goes on.
 """
-DEFAULT_NODE: Final = "127.0.0.1:7379"
 END: Final = b"$"
 WAIT_MS: Final = 20_000  # of one request; below the time after which a node that says nothing is given up
 RETRY_S: Final = 0.5
@@ -39,7 +38,7 @@ CURSOR_FILE_SIZE_MAX: Final = 200
 
 
 def watch(
-    node: Annotated[str, typer.Argument(metavar="[HOST:PORT]", help="A running node.")] = DEFAULT_NODE,
+    node: NodeName = DEFAULT_NODE,
     prefix: Prefix = "",
     begin: Annotated[
         str,
