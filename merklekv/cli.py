@@ -37,6 +37,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "storage_path": ("--data-dir", "DIR", "-d"),
     "host": ("--host", "HOST"),
     "port": ("--port", "PORT", "-p"),
+    "http_port": ("--http-port", "PORT"),
     "threads": ("--threads", "N"),
     "durability": ("--durability", "always|everysec|never"),
     "memtable_size": ("--memtable-size", "SIZE"),

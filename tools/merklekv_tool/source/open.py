@@ -35,6 +35,11 @@ def address_of(name: str) -> tuple[str, int] | None:
     return parse_node(name)
 
 
+def is_node(name: str) -> bool:
+    """Whether this names a place, rather than something else that a verb takes; a bare host does not."""
+    return has_node_form(name) or os.path.exists(name) or not set("/:").isdisjoint(name)
+
+
 def node_address(name: str) -> tuple[str, int]:
     """Host and port where only a node is meant, so that a bare host is one, too. Raises InvalidArgument."""
     if os.path.isdir(name):
