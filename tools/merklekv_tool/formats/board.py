@@ -41,10 +41,12 @@ TITLES: Final[Mapping[type, str]] = {
 }
 OF_DATA: Final = re.compile(r"db_\w+|expired_keys|durability")
 OWN_GROUP: Final = ("peer", "node")  # labels
-DULL: Final = {"uptime": "", "server_time_unix": "", "checkpoint_percent": "100", "thread_status": "idle running"}
+DULL: Final = ("uptime", "server_time_unix")  # quiet whatever they say
+AS_ALWAYS: Final = {"checkpoint_percent": ("100",), "thread_status": ("idle", "running")}
 
 VALUE_WIDTH: Final = 40  # of longer values a window shows the beginning
 GAP: Final = 2
+EXACT_BELOW: Final = 100  # rates have a digit behind the point
 EPOCH_S: Final = 10**9  # seconds beyond are a date
 UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "min"))
 
@@ -86,7 +88,7 @@ def groups(values: Mapping[str, str], rates: Mapping[str, float]) -> list[Group]
         elif label:
             shown_name = f"{bare} {label}"
         rate = rates.get(name, 0.0)
-        is_quiet = not rate and (value in ("", "0") or value in DULL.get(bare, "-").split() or DULL.get(bare) == "")
+        is_quiet = bare in DULL or (not rate and value in ("", "0", *AS_ALWAYS.get(bare, ())))
         line = Line(printable(shown_name), human(value, metric), _rate(rate, metric), is_quiet)
         found.setdefault((order, title), Group(title, [])).lines.append(line)
     return [found[key] for key in sorted(found)]
@@ -136,7 +138,9 @@ def _rate(rate: float, metric: Metric | None) -> str:
     unit = metric.unit if metric is not None else ""
     if not rate or unit not in ("", "bytes"):
         return ""
-    return f"{'-' if rate < 0 else '+'}{decimal(int(abs(rate)))}/s" if unit == "bytes" else f"{rate:+,.1f}/s"
+    if unit == "bytes":
+        return f"{'-' if rate < 0 else '+'}{decimal(int(abs(rate)))}/s"
+    return f"{rate:+,.{0 if abs(rate) >= EXACT_BELOW else 1}f}/s"
 
 
 def page(found: list[Group], show_quiet: bool) -> list[Text]:
@@ -153,14 +157,11 @@ def page(found: list[Group], show_quiet: bool) -> list[Text]:
 
 
 def window(found: list[Group], rows: int, columns: int, show_quiet: bool) -> list[Text]:
-    """At most so many rows, in one or more columns; with quiet metrics if asked for, or if there is room for all."""
-    everything, telling = _rows(found, True), _rows(found, False)
-    drawn = _columns(everything, rows, columns)
-    if drawn is None and not show_quiet:
-        drawn = _columns(telling, rows, columns)
-    if drawn is not None:
-        return drawn
-    shown = everything if show_quiet else telling
+    """At most so many rows, in one or more columns. Quiet metrics come in by group, for room or for `show_quiet`."""
+    for whole in range(len(found), len(found) - 1 if show_quiet else -1, -1):
+        shown = [*_rows(found[:whole], True), *_rows(found[whole:], False)]
+        if (drawn := _columns(shown, rows, columns)) is not None:
+            return drawn
     for fit in range(len(shown), 0, -1):
         if (drawn := _columns(shown[:fit], rows - 1, columns)) is not None:
             return [*drawn, Text(set_cell_size(f"{len(shown) - fit} more lines in a larger window", columns), "dim")]
