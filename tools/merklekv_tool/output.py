@@ -8,12 +8,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TextIO
+from typing import Final, TextIO
 
 from merklekv.output import printable, printable_json
 from merklekv_tool.files import STDIO, output_errors
 
 _program = "merklekv-tool"
+
+TIME_WIDTH: Final = 32
 
 Update = Callable[[int, int], None]
 
@@ -68,9 +70,9 @@ def terminal_width() -> int | None:
 
 
 def time_text(timestamp_ns: int) -> str:
-    """A time in this machine's zone, or the number if there is no such date."""
+    """A time in this machine's zone, with its offset, TIME_WIDTH characters; the number if there is no such date."""
     try:
-        return datetime.fromtimestamp(timestamp_ns // 1000 / 10**6).isoformat(" ", "microseconds")
+        return datetime.fromtimestamp(timestamp_ns // 1000 / 10**6).astimezone().isoformat(" ", "microseconds")
     except (ValueError, OverflowError, OSError):
         return str(timestamp_ns)
 

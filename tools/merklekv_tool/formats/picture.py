@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from merklekv.engine.format import BUCKETS
 from merklekv.engine.merkle import LEAVES_PER_INNER
-from merklekv.errors import MerkleKVError
+from merklekv.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,14 +27,14 @@ FEW: Final = 12  # up to this number the scale shows each integer
 
 
 def picture(panels: list[Panel], form: str) -> bytes:
-    """The panels side by side, as `png` or `svg`. Raises MerkleKVError without matplotlib."""
+    """The panels side by side, as `png` or `svg`. Raises InvalidArgument without matplotlib."""
     try:
         import matplotlib as mpl
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MerkleKVError(
-            "pictures need matplotlib, which is not installed: pip install 'merklekv[bench]', or leave --output out"
+        raise InvalidArgument(
+            "--output needs matplotlib, which is not installed: pip install matplotlib, or leave --output out"
         ) from error
     figure = Figure(figsize=(INCHES * len(panels), INCHES), dpi=DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)

@@ -49,7 +49,7 @@ def backup(
     if not target.absolute().parent.is_dir():
         raise FileError(f"{target.absolute().parent}: no such directory, make it first")
     began = time.monotonic()
-    with backups.path_errors(destination), backups.drafted(target) as draft:
+    with backups.path_errors(destination), backups.drafted(target, source) as draft:
         if address_of(source) is None:
             with progress(f"copy {source}", of_bytes=True) as update:
                 copy_directory(require_directory(source), draft, update)

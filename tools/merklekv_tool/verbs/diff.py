@@ -1,8 +1,7 @@
 """`merklekv-tool diff`: the keys on which two sources, nodes or closed directories, differ.
 
 Both Merkle trees are compared, and then only the heads of the records in the buckets that differ: the cost follows the
-difference, beside 1.5 MiB of leaves from each source. No value is read, since a digest is enough. Differences are
-printed as they are found.
+difference, beside 1.5 MiB of leaves from each source. No value is read, since a digest is enough.
 
 Nodes that are written to differ for moments by the writes on their way between them; a difference that a second run
 still shows is real.
@@ -11,6 +10,7 @@ still shows is real.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ from merklekv.errors import InvalidArgument
 from merklekv.output import counted
 from merklekv_tool.arguments import AsJsonLines, SourceName
 from merklekv_tool.exit_codes import EXIT_PROBLEMS
-from merklekv_tool.output import progress, say, say_json, say_result, text_of, time_text
+from merklekv_tool.output import TIME_WIDTH, progress, say, say_json, say_result, text_of, time_text
 
 if TYPE_CHECKING:
     from merklekv_tool.source.source import Pair, Source
@@ -34,8 +34,9 @@ Examples:
     merklekv-tool diff ./data ./backup --limit 20
     merklekv-tool diff 127.0.0.1:7379 ./backup --json | jq -r 'select(.differs == "only_a").key'
 
-A line is one key: which side has it, or has it newer, the version on each side, the key. With --json each line is an
-object, and the last one, with the counts, is the only one that has "equal".
+A line is one key: which side has it, or has it newer, the version on each side, the key. Up to 10,000 are in the order
+of their keys; more come as they are found. With --json each line is an object, and the last one, with the counts, is
+the only one that has "equal".
 """
 DIFFERENCES: Final = {
     "only_a": "only A",
@@ -44,8 +45,9 @@ DIFFERENCES: Final = {
     "newer_b": "newer B",
     "conflict": "conflict",
 }
-CELL: Final = 34
+CELL: Final = TIME_WIDTH + len(" deleted")
 KIND: Final = 8
+SORTED_MAX: Final = 10_000
 
 
 class Difference(NamedTuple):
@@ -77,7 +79,7 @@ def diff(
     with contextlib.ExitStack() as stack:
         a, b = (stack.enter_context(open_source(name)) for name in (source_a, source_b))
         truncations = a.truncation(), b.truncation()
-        for difference in differences(a, b):
+        for difference in in_order(differences(a, b)):
             if limit is None or counts.total() < limit:
                 if not as_json and not counts:
                     say(f"A is {a.name}\nB is {b.name}\n\n{'':{KIND}}  {'A':{CELL}}  {'B':{CELL}}  key")
@@ -86,6 +88,15 @@ def diff(
     _conclude(counts, *truncations, as_json)
     if counts or truncations[0] != truncations[1]:
         raise typer.Exit(EXIT_PROBLEMS)
+
+
+def in_order(found: Iterator[Difference]) -> Iterator[Difference]:
+    """Up to SORTED_MAX differences by key; more of them as they come, so that none has to wait for the last."""
+    first = list(itertools.islice(found, SORTED_MAX + 1))
+    if len(first) <= SORTED_MAX:
+        first.sort(key=lambda one: one.key)
+    yield from first
+    yield from found
 
 
 def differences(a: Source, b: Source) -> Iterator[Difference]:

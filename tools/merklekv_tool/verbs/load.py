@@ -44,6 +44,7 @@ class Loader:
 
     def __init__(self, target: Source, anew: bool) -> None:
         self.applied = self.superseded = self.refused = 0
+        self.left_out = 0  # with `anew`: deleted or expired
         self.reasons: list[tuple[bytes, str]] = []  # of the first refused records
         self._target = target
         self._anew = anew
@@ -54,6 +55,7 @@ class Loader:
 
             now = time.time_ns()
             live = [(key, record) for key, record in pairs if is_live(record) and not is_expired(record, now)]
+            self.left_out += len(pairs) - len(live)
             result = self._target.write([(key, value_of(record), expiry_of(record)) for key, record in live])
         else:
             result = self._target.merge(pairs)
@@ -96,6 +98,7 @@ def load(
                 "records": reader.records,
                 "applied": loader.applied,
                 "superseded": loader.superseded,
+                "left_out": loader.left_out,
                 "refused": loader.refused,
                 "reasons": [field("key", key) | {"reason": reason} for key, reason in loader.reasons],
                 "seconds": round(time.monotonic() - began, 3),

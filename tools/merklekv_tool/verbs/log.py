@@ -21,7 +21,7 @@ import typer
 from merklekv.errors import InvalidArgument
 from merklekv.output import counted, printable
 from merklekv_tool.arguments import DEFAULT_NODE, AsJsonLines, Prefix, SourceName
-from merklekv_tool.output import note, say, say_json, text_of, time_text
+from merklekv_tool.output import TIME_WIDTH, note, say, say_json, text_of, time_text
 
 if TYPE_CHECKING:
     from merklekv.engine.log.reader import LogSource
@@ -67,7 +67,7 @@ LOCAL: Final = "local"  # the origin of the node's own writes
 POLL_S: Final = 0.2
 KEY_WIDTH: Final = 32
 SHOWN_VALUE_SIZE: Final = 60
-HEADER: Final = f"{'time':26}  {'op':{OP_WIDTH}}  {'origin':16}  {'key':{KEY_WIDTH}}  value"
+HEADER: Final = f"{'time':{TIME_WIDTH}}  {'op':{OP_WIDTH}}  {'origin':16}  {'key':{KEY_WIDTH}}  value"
 
 NS_PER_MS: Final = 10**6
 
@@ -164,7 +164,7 @@ def _read(source: LogSource, selected: Filter, last: int, follow: bool, printer:
         for event in deque(events, last) if last else events:
             printer.event(event)
         if reader.unread() and not follow:
-            note(f"{source.name}: behind the last whole entry something is being written, torn or damaged")
+            note(f"{source.name}: behind the last whole entry something is being written, or torn by a crash")
         while follow:
             time.sleep(POLL_S)
             for event in filter(selected.selects, reader.until_now()):
@@ -186,7 +186,8 @@ def row(time_ns: int | None, operation: str, origin: str, key: bytes, value: byt
     shown = "" if value is None else text_of(value) if values else counted(len(value), "byte")
     if len(shown) > SHOWN_VALUE_SIZE:
         shown = f"{shown[:SHOWN_VALUE_SIZE]}... ({counted(len(value or b''), 'byte')})"
-    return f"{when:26}  {operation:{OP_WIDTH}}  {printable(origin):16}  {text_of(key):{KEY_WIDTH}}  {shown}".rstrip()
+    begin = f"{when:{TIME_WIDTH}}  {operation:{OP_WIDTH}}  {printable(origin):16}"
+    return f"{begin}  {text_of(key):{KEY_WIDTH}}  {shown}".rstrip()
 
 
 class Printer:

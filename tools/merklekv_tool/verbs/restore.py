@@ -49,7 +49,7 @@ def restore(
     with backups.path_errors(directory):
         backups.require_absent(target, empty=True)
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with backups.drafted(target) as draft:
+        with backups.drafted(target, backup) as draft:
             with progress(f"copy {source.name}", of_bytes=True) as update:
                 description = backups.unpack(source, draft, update)
             with progress("check the copy", of_bytes=True) as update:

@@ -36,7 +36,7 @@ Examples:
     merklekv-tool tree 127.0.0.1:7379 ./backup --output differences.svg
     merklekv-tool tree 127.0.0.1:7379 --json | jq .fullest_leaf
 
-Pictures need matplotlib: pip install 'merklekv[bench]'.
+Pictures need matplotlib: pip install matplotlib.
 """
 ROW: Final = 16  # cells in a row
 CELL: Final = 4  # characters of one
@@ -206,7 +206,7 @@ def _style(colour: Colour) -> str:
 
 
 def _draw(trees: list[Tree], different: list[int], output: str) -> None:
-    """Draws a picture into a file. Raises MerkleKVError without matplotlib, FileError, DiskFull."""
+    """Draws a picture into a file. Raises InvalidArgument without matplotlib, FileError, DiskFull."""
     from merklekv_tool.formats.picture import DIFFERENT as MARKS
     from merklekv_tool.formats.picture import picture
 
