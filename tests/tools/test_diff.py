@@ -165,7 +165,7 @@ def test_a_directory_that_a_node_holds(alike: tuple[Path, Path], node_factory: N
 def test_help_has_examples(verb: str) -> None:
     text = succeeds(verb, "--help").decode()
     assert "Examples:" in text
-    assert f"merklekv-tool {verb} " in text
+    assert f"merklekv {verb} " in text
     assert "--json" in text
 
 

@@ -1,4 +1,4 @@
-"""`merklekv-tool log`: every entry once and in order, filtered and followed, and nothing changed by reading."""
+"""`merklekv log`: every entry once and in order, filtered and followed, and nothing changed by reading."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_damage_with_more_behind_it(segments: list[int], tmp_path: Path) -> None
     damaged = segment_path(tmp_path / "three" / "log", segments[1])
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     done = run("log", tmp_path / "three", "--json")
-    fails(EXIT_CORRUPT, f"the log segment {segments[1]} is damaged at byte 48", "merklekv-tool verify", done=done)
+    fails(EXIT_CORRUPT, f"the log segment {segments[1]} is damaged at byte 48", "merklekv verify", done=done)
     assert [json.loads(line)["key"] for line in done.stdout.splitlines()] == ["a"]
 
 

@@ -1,4 +1,4 @@
-"""`merklekv-tool stats`: every figure or some, once and live."""
+"""`merklekv stats`: every figure or some, once and live."""
 
 from __future__ import annotations
 

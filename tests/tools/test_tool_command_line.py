@@ -71,7 +71,7 @@ def words(verb: str, place: str | Path, dump: Path) -> list[str | Path]:
 def test_help_has_examples(verb: str) -> None:
     text = succeeds(verb, "--help").decode()
     assert "Examples:" in text
-    assert f"merklekv-tool {verb} " in text
+    assert f"merklekv {verb}" in text
     assert "--json" in text
 
 
@@ -356,7 +356,7 @@ def test_a_damaged_directory(verb: str, data: Path, dump: Path) -> None:
     segment = max((data / "log").glob("*.log"))
     segment.write_bytes(b"X" + segment.read_bytes()[1:])
     done = run(*words(verb, data, dump))
-    fails(EXIT_CORRUPT, str(segment), "damaged at byte 0", "merklekv-tool verify", done=done)
+    fails(EXIT_CORRUPT, str(segment), "damaged at byte 0", "merklekv verify", done=done)
     assert run("verify", data).returncode == exit_codes.EXIT_PROBLEMS
 
 

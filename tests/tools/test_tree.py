@@ -1,4 +1,4 @@
-"""`merklekv-tool tree`: the fill as it is, the differences where they are, drawn or for programs."""
+"""`merklekv tree`: the fill as it is, the differences where they are, drawn or for programs."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def description_of(data: bytes, name: str) -> dict[str, Any]:
         description = json.loads(data)
         version, root = description[MARK], description["root"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise BackupError(f"{name}: not a backup of merklekv-tool: its description {DESCRIPTION} is damaged") from error
+        raise BackupError(f"{name}: not a backup: its description {DESCRIPTION} is damaged") from error
     if version != BACKUP_VERSION or not isinstance(root, str):
         raise BackupError(f"{name}: a backup of version {version!r}: this release reads {BACKUP_VERSION}")
     return description  # type: ignore[no-any-return]
@@ -320,5 +320,5 @@ def unpack(source: Path, draft: Path, update: Update) -> dict[str, Any]:
             with (source / name).open("rb") as file:
                 take(name, file)
     if not description:
-        raise BackupError(f"{source}: not a backup of merklekv-tool: it has no {DESCRIPTION}")
+        raise BackupError(f"{source}: not a backup: it has no {DESCRIPTION}")
     return description_of(description, str(source))

@@ -1,4 +1,4 @@
-"""`merklekv-tool diff`: the keys on which two sources, nodes or closed directories, differ.
+"""`merklekv diff`: the keys on which two sources, nodes or closed directories, differ.
 
 Both Merkle trees are compared, and then only the heads of the records in the buckets that differ: the cost follows the
 difference, beside 1.5 MiB of leaves from each source. No value is read, since a digest is enough.
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 EXAMPLES: Final = """
 Examples:
 
-    merklekv-tool diff 127.0.0.1:7379 127.0.0.1:7380
-    merklekv-tool diff ./data ./backup --limit 20
-    merklekv-tool diff 127.0.0.1:7379 ./backup --json | jq -r 'select(.differs == "only_a").key'
+    merklekv diff 127.0.0.1:7379 127.0.0.1:7380
+    merklekv diff ./data ./backup --limit 20
+    merklekv diff 127.0.0.1:7379 ./backup --json | jq -r 'select(.differs == "only_a").key'
 
 A line is one key: which side has it, or has it newer, the version on each side, the key. Up to 10,000 are in the order
 of their keys; more come as they are found. With --json each line is an object, and the last one, with the counts, is

@@ -1,4 +1,4 @@
-"""`merklekv-tool load`: reads a dump back, through the same merge that replication uses."""
+"""`merklekv load`: reads a dump back, through the same merge that replication uses."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 EXAMPLES: Final = """
 Examples:
 
-    merklekv-tool load data.jsonl ./data
-    merklekv-tool load data.cbor 127.0.0.1:7379
-    gunzip < data.jsonl.gz | merklekv-tool load - ./data
-    merklekv-tool load --anew data.jsonl 127.0.0.1:7379
+    merklekv load data.jsonl ./data
+    merklekv load data.cbor 127.0.0.1:7379
+    gunzip < data.jsonl.gz | merklekv load - ./data
+    merklekv load --anew data.jsonl 127.0.0.1:7379
 
 Versions are kept: of two records of a key the newer one stands, so loading twice, or beside writers, does no harm. Keys
 that were deleted since stay deleted. A missing directory is created. Loaded records reach other nodes by anti-entropy,

@@ -1,4 +1,4 @@
-"""`merklekv-tool log`: what happened on a node, in the order in which it happened there, from its commit log.
+"""`merklekv log`: what happened on a node, in the order in which it happened there, from its commit log.
 
 The log holds every write since the oldest segment that the node still needs for a checkpoint or for publishing. It is
 the history of one node, writes from other nodes included. Reading changes nothing, and a directory may be read while a
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 EXAMPLES: Final = """
 Examples:
 
-    merklekv-tool log ./data --last 20
-    merklekv-tool log 127.0.0.1:7379 --follow --prefix user:
-    merklekv-tool log ./data --key user:1 --values
-    merklekv-tool log ./data --origin node-2 --since 15m --json | jq -r .key
-    merklekv-tool log ./data --op truncate --op del --since 2026-01-31T08:00 --until 2026-01-31T09:00
+    merklekv log ./data --last 20
+    merklekv log 127.0.0.1:7379 --follow --prefix user:
+    merklekv log ./data --key user:1 --values
+    merklekv log ./data --origin node-2 --since 15m --json | jq -r .key
+    merklekv log ./data --op truncate --op del --since 2026-01-31T08:00 --until 2026-01-31T09:00
 
 `purge` is a tombstone that was collected; `metadata` and `repair` are what the node stores for itself.
 

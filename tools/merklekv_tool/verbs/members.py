@@ -1,7 +1,7 @@
-"""`merklekv-tool members`: the members of a cluster, how far each is, and which of them hold back the GC horizon.
+"""`merklekv members`: the members of a cluster, how far each is, and which of them hold back the GC horizon.
 
 A deleted key leaves a tombstone, which is collected when all members have applied everything up to it. One member that
-is away therefore holds all tombstones back: it is shown, and either comes back or is removed (`merklekv-tool forget`).
+is away therefore holds all tombstones back: it is shown, and either comes back or is removed (`merklekv forget`).
 
 Each node has its own member table. Exchanges merge the tables, so nodes that exchange have the same members.
 """
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 EXAMPLES: Final = """
 Examples:
 
-    merklekv-tool members 127.0.0.1:7379
-    merklekv-tool members ./data
-    merklekv-tool members 127.0.0.1:7379 --json | jq -r '.members[] | select(.holds_back != "") | .node'
+    merklekv members 127.0.0.1:7379
+    merklekv members ./data
+    merklekv members 127.0.0.1:7379 --json | jq -r '.members[] | select(.holds_back != "") | .node'
 
 `applied through`: every write that the member had so long ago is applied here. `stable`: the member reported that it
 has applied every write that any member had so long ago.

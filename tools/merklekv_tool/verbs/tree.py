@@ -1,4 +1,4 @@
-"""`merklekv-tool tree`: draws the Merkle tree of a source, or shows where the trees of two sources differ.
+"""`merklekv tree`: draws the Merkle tree of a source, or shows where the trees of two sources differ.
 
 A cell stands for one of the 256 inner nodes, in rows of sixteen: the number of records below it, or of its leaves that
 differ. Keys are spread by their hash, so a tree fills evenly; a write changes one leaf. An exchange between two nodes
@@ -31,10 +31,10 @@ from merklekv_tool.output import progress, say_json, say_styled
 EXAMPLES: Final = """
 Examples:
 
-    merklekv-tool tree ./data
-    merklekv-tool tree 127.0.0.1:7379 127.0.0.1:7380
-    merklekv-tool tree 127.0.0.1:7379 ./backup --output differences.svg
-    merklekv-tool tree 127.0.0.1:7379 --json | jq .fullest_leaf
+    merklekv tree ./data
+    merklekv tree 127.0.0.1:7379 127.0.0.1:7380
+    merklekv tree 127.0.0.1:7379 ./backup --output differences.svg
+    merklekv tree 127.0.0.1:7379 --json | jq .fullest_leaf
 
 Pictures need matplotlib: pip install matplotlib.
 """

@@ -1,4 +1,4 @@
-"""`merklekv-tool watch`: every change on a running node, as it happens.
+"""`merklekv watch`: every change on a running node, as it happens.
 
 It follows the change feed (docs/protocol.md, CHANGES): writes of this node and of others, each once and in the order of
 the node's log. When the node restarts, it goes on where it was.
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 EXAMPLES: Final = """
 Examples:
 
-    merklekv-tool watch
-    merklekv-tool watch 127.0.0.1:7379 --prefix user: --values
-    merklekv-tool watch --from '' --once
-    merklekv-tool watch --json --cursor-file ./seen | while read -r change; do ...; done
+    merklekv watch
+    merklekv watch 127.0.0.1:7379 --prefix user: --values
+    merklekv watch --from '' --once
+    merklekv watch --json --cursor-file ./seen | while read -r change; do ...; done
 
 Some lines of --json have a `cursor`: with --from it goes on behind that line. Ctrl-C ends it, with exit status 0, and
 names the cursor. When the node restarts, it goes on.
