@@ -22,8 +22,8 @@ from merklekv.settings import declarations, environment_name
 HEAD = """\
 # Commands, flags and settings
 
-This page is made by `make docs` from the commands and settings themselves. `merklekv --help` and `merklekv COMMAND -h` show
-the same. `merklekv-tool` has all commands but the first four.
+This page is made by `make docs` from the commands and settings themselves; `merklekv COMMAND -h` shows them, too.
+`merklekv-tool` has all commands but the first four.
 """
 SETTINGS_HEAD = """\
 ## Settings

@@ -168,7 +168,7 @@ def test_without_matplotlib_only_pictures_fail(data: Path, tmp_path: Path) -> No
     done = subprocess.run(
         [*command, "--output", str(tmp_path / "tree.png")], capture_output=True, timeout=120, check=False
     )
-    fails(exit_codes.EXIT_OTHER, "pip install 'merklekv[bench]'", done=done)
+    fails(EXIT_USAGE, "pip install matplotlib", done=done)
     assert not (tmp_path / "tree.png").exists()
 
 

@@ -109,7 +109,13 @@ def log(
         str, typer.Option("--origin", metavar="NODE", help=f"Only writes of this node; {LOCAL}: its own.")
     ] = "",
     op: Annotated[
-        list[str] | None, typer.Option("--op", metavar="OP", help=f"Only these: {', '.join(OPERATIONS.values())}.")
+        list[str] | None,
+        typer.Option(
+            "--op",
+            metavar="OP",
+            help=f"Only these: {', '.join(OPERATIONS.values())}.",
+            autocompletion=lambda: [*OPERATIONS.values()],
+        ),
     ] = None,
     since: Annotated[
         str, typer.Option("--since", metavar="TIME", help="As 15m (s, m, h, d ago) or 2026-01-31T08:00.")
