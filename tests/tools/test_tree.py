@@ -1,4 +1,4 @@
-"""`merklekv-tool tree`: the way from the root to exactly the keys that differ, and the shape of one tree."""
+"""`merklekv tree`: the way from the root to exactly the keys that differ, and the shape of one tree."""
 
 from __future__ import annotations
 

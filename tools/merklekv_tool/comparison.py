@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from merklekv.errors import InvalidArgument
 from merklekv.output import counted
-from merklekv_tool.output import text_of, time_text
+from merklekv_tool.output import TIME_WIDTH, text_of, time_text
 
 if TYPE_CHECKING:
     from merklekv_tool.source.source import Pair, Source
@@ -30,7 +30,7 @@ DIFFERENCES: Final = {
     "newer_b": "newer B",
     "conflict": "conflict",
 }
-CELL: Final = 34
+CELL: Final = TIME_WIDTH + len(" deleted")
 KIND: Final = 8
 HEADING: Final = f"{'':{KIND}}  {'A':{CELL}}  {'B':{CELL}}  key"
 

@@ -1,4 +1,4 @@
-"""`merklekv-tool tree`: the way down the Merkle trees of two sources to the keys that differ, or the shape of one tree.
+"""`merklekv tree`: the way down the Merkle trees of two sources to the keys that differ, or the shape of one tree.
 
 Two sources are compared as an exchange compares them, level by level, and only below what differs; see comparison.py.
 The last line says what that took. A node may be written to meanwhile: writes on their way show as differences.
@@ -15,7 +15,7 @@ from typing import Annotated, Final
 import typer
 
 from merklekv.output import counted, printable
-from merklekv_tool.arguments import AsJson, SourceName
+from merklekv_tool.arguments import DEFAULT_NODE, AsJson, SourceName
 from merklekv_tool.comparison import DIFFERENCES, HEADING, Descent, Difference, counts_text, descended
 from merklekv_tool.exit_codes import EXIT_PROBLEMS
 from merklekv_tool.files import STDIO, output_errors
@@ -24,10 +24,10 @@ from merklekv_tool.output import progress, say_json, say_styled
 EXAMPLES: Final = """
 Examples:
 
-    merklekv-tool tree 127.0.0.1:7379 127.0.0.1:7380
-    merklekv-tool tree 127.0.0.1:7379 ./backup --limit 100
-    merklekv-tool tree ./data
-    merklekv-tool tree 127.0.0.1:7379 ./backup --json | jq .compared
+    merklekv tree 127.0.0.1:7379 127.0.0.1:7380
+    merklekv tree 127.0.0.1:7379 ./backup --limit 100
+    merklekv tree ./data
+    merklekv tree 127.0.0.1:7379 ./backup --json | jq .compared
 
 Of two sources it shows which inner nodes differ, which leaves below these, and which keys in these, as `diff` does.
 In the map a character is one of the 256 inner nodes: a dot if it is equal, else how many of its leaves differ, + for
@@ -45,7 +45,7 @@ Line = list[tuple[str, str]]  # pieces of text, and how a terminal shows each
 
 
 def tree(
-    source: SourceName,
+    source: SourceName = DEFAULT_NODE,
     other: Annotated[
         str | None, typer.Argument(metavar="[OTHER]", help="Another source, to see where they differ.")
     ] = None,
