@@ -60,13 +60,14 @@ check: $(VENV)/.test  ## Run the quick half of the gate: ruff, the layers, mypy 
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy --strict
 
-docs: $(VENV)/.run  ## Write what the docs take from the code: docs/cli.md, the example in docs/format.md, the commands and metrics in docs/protocol.md, docs/compatibility.md, the examples in docs/replication.md
+docs: $(VENV)/.run  ## Write what the docs take from the code: docs/cli.md, the example in docs/format.md, the commands and metrics in docs/protocol.md, docs/compatibility.md, the examples in docs/replication.md, docs/pictures/exchange.svg
 	$(BIN)/python scripts/write_cli_docs.py
 	$(BIN)/python scripts/write_format_example.py
 	$(BIN)/python scripts/write_metrics.py
 	$(BIN)/python scripts/write_commands.py
 	$(BIN)/python scripts/write_compatibility.py
 	$(BIN)/python scripts/write_deletion_examples.py
+	$(BIN)/python scripts/write_exchange_picture.py
 
 structure:  ## Report the code's structure: who knows a record's layout, private accesses, cycles, lines (ROOT=DIR)
 	$(PYTHON) scripts/structure.py $(ROOT)

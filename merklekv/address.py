@@ -14,8 +14,12 @@ from merklekv.errors import InvalidArgument
 ADDRESS_BYTES_MAX: Final = 300
 HOST_BYTES_MAX: Final = 253
 PORT_MAX: Final = 65_535
+DEFAULT_HOST: Final = "127.0.0.1"
+DEFAULT_PORT: Final = 7379
 
 _ADDRESS: Final = re.compile(r"(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[^\[\]/:\s]+)):(?P<port>[0-9]{1,5})", re.ASCII)
+# What can be nothing but a node: with a port, or `localhost`.
+_NODE: Final = re.compile(rf"(?:{_ADDRESS.pattern})|:?[0-9]{{1,5}}|localhost", re.ASCII)
 _HOST: Final = re.compile(rb"[A-Za-z0-9_.-]{1,%d}" % HOST_BYTES_MAX)
 _SCOPE: Final = re.compile(r"[A-Za-z0-9_.-]*")
 
@@ -45,9 +49,25 @@ def is_address(text: str) -> bool:
     return len(text.encode()) <= ADDRESS_BYTES_MAX
 
 
-def has_address_form(text: str) -> bool:
-    """Whether this is written like an address, with a valid host and port or not."""
-    return _ADDRESS.fullmatch(text) is not None
+def parse_node(text: str) -> tuple[str, int]:
+    """Host and port of a node as a person names it: `host:port`, `host`, `:port` or `port`. Raises InvalidArgument."""
+    if text.isascii() and text.isdecimal():
+        whole = f"{DEFAULT_HOST}:{text}"
+    elif text.startswith(":"):
+        whole = f"{DEFAULT_HOST}{text}"
+    elif _ADDRESS.fullmatch(text):
+        whole = text
+    else:
+        whole = f"{text}:{DEFAULT_PORT}"
+    try:
+        return parse_address(whole)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{text[:60]!r} is no address of a node: give HOST:PORT, HOST or PORT") from error
+
+
+def has_node_form(text: str) -> bool:
+    """Whether this is written like a node, with a valid host and port or not: a bare host may be anything."""
+    return _NODE.fullmatch(text) is not None
 
 
 def is_host(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""The command line: `merklekv run`, `merklekv config`, `merklekv demo`, `merklekv version`.
+"""The server's commands: `merklekv run`, `merklekv config`, `merklekv demo`, `merklekv version`.
 
 Flags become settings (`config`), `run` starts a node with them (`node`), and every error ends as one line on stderr and
 an exit status (`exit_codes`). A command imports what it needs when it runs, so that `--help` and `version` answer at
@@ -20,7 +20,7 @@ import typer
 
 from merklekv import __version__, config, core, setting_types
 from merklekv.errors import MerkleKVError
-from merklekv.exit_codes import EXIT_FAILED, EXIT_USAGE, status_of
+from merklekv.exit_codes import EXIT_PIPE, EXIT_USAGE, status_of
 from merklekv.output import OutputClosed, printable, take_over_output
 from merklekv.settings import declarations
 
@@ -28,15 +28,17 @@ Load = Callable[[], config.Loaded]
 
 app = typer.Typer(
     help="MerkleKV, a persistent and replicated key-value server.",
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+PANEL = "Server"  # of `merklekv --help`
 
 # The settings with a flag. `--set KEY=VALUE` reaches every one.
-FLAGS = {
-    "storage_path": ("--data-dir", "DIR"),
+FLAGS: dict[str, tuple[str, ...]] = {
+    "storage_path": ("--data-dir", "DIR", "-d"),
     "host": ("--host", "HOST"),
-    "port": ("--port", "PORT"),
+    "port": ("--port", "PORT", "-p"),
     "http_port": ("--http-port", "PORT"),
     "threads": ("--threads", "N"),
     "durability": ("--durability", "always|everysec|never"),
@@ -53,7 +55,7 @@ RUN_EXAMPLES = """
 Examples:
 
     merklekv run --data-dir ./data
-    merklekv run --data-dir /var/lib/merklekv --port 7380 --durability everysec
+    merklekv run -d /var/lib/merklekv -p 7380 --durability everysec
     merklekv run --config /etc/merklekv.toml --log-format json
     MERKLEKV_PORT=7380 merklekv run --set limits.max_connections=500
 """
@@ -79,7 +81,7 @@ def _takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapper(**given: Any) -> None:
         flags: dict[str, tuple[str, object]] = {}
-        for key, (spelling, _) in FLAGS.items():
+        for key, (spelling, *_) in FLAGS.items():
             if (value := given.pop(_parameter(key))) is not None:
                 flags[key] = (spelling, value)
         for pair in given.pop("set_pairs") or []:
@@ -109,11 +111,18 @@ def _flag_parameters() -> list[inspect.Parameter]:
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
     parameters = []
-    for key, (spelling, metavar) in FLAGS.items():
+    for key, (spelling, metavar, *short) in FLAGS.items():
         declaration, default = table[key]
         is_switch = declaration.type is setting_types.FLAG
         shown = "" if is_switch or default == "" else f" [default: {declaration.type.show(default)}]"
-        option = typer.Option(spelling, metavar=metavar, help=declaration.meaning + shown, show_default=False)
+        option = typer.Option(
+            spelling,
+            *short,
+            metavar=metavar,
+            help=declaration.meaning + shown,
+            show_default=False,
+            autocompletion=_completion(metavar),
+        )
         parameters.append(parameter(_parameter(key), Annotated[bool | None if is_switch else str | None, option]))
     file = typer.Option("--config", metavar="FILE", help="TOML file with settings", show_default=False)
     pairs = typer.Option("--set", metavar="KEY=VALUE", help="any setting; repeatable", show_default=False)
@@ -122,7 +131,12 @@ def _flag_parameters() -> list[inspect.Parameter]:
     return parameters
 
 
-@app.command("run", epilog=RUN_EXAMPLES)
+def _completion(metavar: str) -> Callable[[], list[str]] | None:
+    """What a shell offers for an option: the words of `a|b|c`."""
+    return (lambda: metavar.split("|")) if "|" in metavar else None
+
+
+@app.command("run", epilog=RUN_EXAMPLES, rich_help_panel=PANEL)
 @_takes_settings
 def run_command(load: Load) -> None:
     """Serve a data directory until told to stop (SIGTERM, SIGINT, SIGQUIT or the command SHUTDOWN).
@@ -148,7 +162,7 @@ def _announce(line: str) -> None:
         log.warning("the node is ready, but stdout does not take the line: %s", error.strerror)
 
 
-@app.command("config", epilog=CONFIG_EXAMPLES)
+@app.command("config", epilog=CONFIG_EXAMPLES, rich_help_panel=PANEL)
 @_takes_settings
 def config_command(
     load: Load,
@@ -169,7 +183,7 @@ def config_command(
         print(printable(f"{one.key:{key_width}}  {one.shown():{value_width}}  {one.source}"))
 
 
-@app.command("demo", epilog=DEMO_EXAMPLES)
+@app.command("demo", epilog=DEMO_EXAMPLES, rich_help_panel=PANEL)
 def demo_command(
     seconds: Annotated[
         float | None,
@@ -201,7 +215,7 @@ def demo_command(
     raise typer.Exit(show(seconds, broker))
 
 
-@app.command("version")
+@app.command("version", rich_help_panel=PANEL)
 def version_command() -> None:
     """Print the version, and whether the compiled core runs."""
     print(f"merklekv {__version__} ({core.DESCRIPTION})")
@@ -221,7 +235,7 @@ def _status_of_run() -> int:
     except MerkleKVError as error:
         return _fail(str(error), status_of(error))
     except OutputClosed:  # as in `merklekv config | head -1`
-        return EXIT_FAILED
+        return EXIT_PIPE
 
 
 def _fail(message: str, status: int) -> int:

@@ -1,7 +1,7 @@
 """Exit statuses: one for each kind of failure that a script or a supervisor may treat differently.
 
 Status 2 is what every command line uses for a mistake in its arguments, 1 is for errors without a status of their own.
-`merklekv-tool` gives them the same meaning, but for 1 and 4, and adds its own from 10 on.
+Those of the verbs (merklekv_tool/exit_codes.py) mean the same, but for 1 and 4, and there are more of them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ EXIT_CORRUPT = 7
 EXIT_STORAGE = 8
 EXIT_SLOW_STOP = 9
 EXIT_INTERRUPTED = interrupt.EXIT_INTERRUPTED
+EXIT_PIPE = 141  # as shells have it
 
 MEANINGS = {
     EXIT_OK: "stopped when asked to",
@@ -34,6 +35,7 @@ MEANINGS = {
     EXIT_STORAGE: "the disk failed a write or a sync while the node was running",
     EXIT_SLOW_STOP: "stopping took too long and was cut short; acknowledged writes are safe",
     EXIT_INTERRUPTED: "interrupted from the keyboard before a node or a demo began",
+    EXIT_PIPE: "the reader of the output stopped reading",
 }
 
 _STATUS_OF: StatusTable = (

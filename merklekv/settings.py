@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from merklekv import setting_types as types
+from merklekv.address import DEFAULT_HOST, DEFAULT_PORT
 from merklekv.setting_types import GiB, KiB, MiB, SettingType
 
 T = TypeVar("T")
@@ -121,8 +122,8 @@ class ScrubSettings:
 class Settings:
     """All settings of a node."""
 
-    host: str = setting("127.0.0.1", types.HOST, "address to listen on")
-    port: int = setting(7379, types.integer(0, 65_535), "port to listen on; 0 takes any free one")
+    host: str = setting(DEFAULT_HOST, types.HOST, "address to listen on")
+    port: int = setting(DEFAULT_PORT, types.integer(0, 65_535), "port to listen on; 0 takes any free one")
     http_port: int = setting(0, types.integer(0, 65_535), "port of the page, metrics and health over HTTP; 0 is none")
     http_host: str = setting("127.0.0.1", types.HOST, "address of that port")
     storage_path: Path = setting(DEFAULT_STORAGE_PATH, types.PATH, "data directory, made when missing")

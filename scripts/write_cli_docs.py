@@ -11,18 +11,19 @@ from collections.abc import Iterator
 from typing import get_args
 
 import generated
-import merklekv_tool.cli
 import merklekv_tool.exit_codes
 import typer
 from typer.models import ArgumentInfo
 
-from merklekv import cli, exit_codes
+import merklekv.program
+from merklekv import exit_codes
 from merklekv.settings import declarations, environment_name
 
 HEAD = """\
 # Commands, flags and settings
 
-This page is made by `make docs` from the commands and settings themselves.
+This page is made by `make docs` from the commands and settings themselves; `merklekv COMMAND -h` shows them, too.
+`merklekv-tool` has all commands but the first four.
 """
 SETTINGS_HEAD = """\
 ## Settings
@@ -35,16 +36,16 @@ shows what is in force and where it came from.
 """
 
 
-def program(name: str, app: typer.Typer) -> Iterator[str]:
-    """A program's commands, each with what it does, its arguments and flags, and its examples."""
+def commands(app: typer.Typer) -> Iterator[str]:
+    """The commands, each with what it does, its arguments and flags, and its examples."""
     first_rows: list[tuple[str, str]] = []
     for command in app.registered_commands:
         assert command.callback is not None
-        yield f"## {name} {command.name}"
+        yield f"## merklekv {command.name}"
         yield inspect.cleandoc(command.callback.__doc__ or "")
         rows = [row(parameter) for parameter in inspect.signature(command.callback, eval_str=True).parameters.values()]
         if len(first_rows) > 3 and set(first_rows) <= set(rows):
-            yield f"Takes the flags of `{name} {app.registered_commands[0].name}`, and:"
+            yield f"Takes the flags of `merklekv {app.registered_commands[0].name}`, and:"
             rows = [one for one in rows if one not in first_rows]
         first_rows = first_rows or rows
         if rows:
@@ -54,14 +55,17 @@ def program(name: str, app: typer.Typer) -> Iterator[str]:
 
 
 def row(parameter: inspect.Parameter) -> tuple[str, str]:
-    """How a parameter is spelled, and its help."""
+    """How a parameter is spelled, and its help, with the default unless the help has it."""
     kind, info = get_args(parameter.annotation)
+    default = parameter.default
+    has_default = default not in (parameter.empty, None, "", False) and info.show_default
+    meaning = f"{info.help or ''}{f' [default: {default}]' if has_default else ''}"
     if isinstance(info, ArgumentInfo):
-        return f"`{info.metavar or parameter.name.upper()}`", info.help or ""
+        return f"`{info.metavar or parameter.name.upper()}`", meaning
     # Inside Annotated the first spelling stands where typer has the default elsewhere.
     spellings = [one for one in (info.default, *(info.param_decls or ())) if isinstance(one, str)]
     value = "" if bool in (kind, *get_args(kind)) else f" {info.metavar or parameter.name.upper()}"
-    return f"`{', '.join(spellings)}{value}`", info.help or ""
+    return f"`{', '.join(spellings)}{value}`", meaning
 
 
 def settings() -> str:
@@ -88,11 +92,10 @@ def statuses(meanings: dict[int, str]) -> str:
 def page() -> str:
     parts = [
         HEAD,
-        *program("merklekv", cli.app),
-        "## Exit statuses of merklekv",
+        *commands(merklekv.program.app),
+        "## Exit statuses of run, config, demo and version",
         statuses(exit_codes.MEANINGS),
-        *program("merklekv-tool", merklekv_tool.cli.app),
-        "## Exit statuses of merklekv-tool",
+        "## Exit statuses of the other commands",
         statuses(merklekv_tool.exit_codes.MEANINGS),
         SETTINGS_HEAD,
         settings(),

@@ -43,7 +43,7 @@ OTHER_TYPES = {
     "hyperloglog": "HyperLogLogs",
 }
 
-_SAVES = "every write is in the log before its reply; `merklekv-tool backup` makes backups"
+_SAVES = "every write is in the log before its reply; `merklekv backup` makes backups"
 _REPLICAS = "nodes replicate in another way, and each takes writes"
 _ONE_DATABASE = "there is one database"
 _MODULES = "there are no modules"

@@ -137,14 +137,18 @@ class Node:
         try:
             request = next(steps)
             while True:
-                slices = other.responder.answer(request)
-                try:
-                    while True:
-                        next(slices)
-                except StopIteration as end:
-                    request = steps.send(end.value)
+                request = steps.send(other.answer(request))
         except StopIteration:
             pass
+
+    def answer(self, request: bytes) -> bytes:
+        """The answer to a request of an exchange."""
+        slices = self.responder.answer(request)
+        try:
+            while True:
+                next(slices)
+        except StopIteration as end:
+            return bytes(end.value)
 
     def tell_keys(self) -> None:
         live = [key.decode() for key, record in self.engine.records_page(b"", b"")[0] if is_live(record)]

@@ -357,7 +357,7 @@ def test_damaged_data_is_refused_with_the_file_and_the_way_out(node: NodeProcess
     content = bytearray(segment.read_bytes())
     content[300] ^= 0xFF
     segment.write_bytes(content)
-    fails_to_start(node, exit_codes.EXIT_CORRUPT, segment.name, "merklekv-tool")
+    fails_to_start(node, exit_codes.EXIT_CORRUPT, segment.name, "merklekv verify")
 
 
 STORAGE_FAILED = """

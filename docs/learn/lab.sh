@@ -125,5 +125,5 @@ exchange() {
 
 figure() {
     local port=PORT_$1
-    merklekv-tool stats "127.0.0.1:${!port}" "$2" | tr -s ' '
+    merklekv stats "127.0.0.1:${!port}" "$2" | tr -s ' '
 }

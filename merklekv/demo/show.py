@@ -20,9 +20,10 @@ from rich.console import Console
 from rich.live import Live
 
 from merklekv.demo.cluster import NODES, Cluster
-from merklekv.demo.screen import Keys, picture
+from merklekv.demo.screen import picture
 from merklekv.exit_codes import EXIT_FAILED, EXIT_OK
 from merklekv.harness.process import HarnessError
+from merklekv.keys import QUIT, Keys
 from merklekv.output import counted
 
 TICK_S: Final = 0.1
@@ -65,7 +66,7 @@ def _with_keys(broker_kind: str, stopped: Callable[[], bool]) -> int:
             cluster.step()
             live.update(picture(cluster, happened), refresh=True)
             for key in keys.wait(TICK_S):
-                if key == "q":
+                if key == QUIT:
                     return EXIT_OK
                 _press(cluster, key)
     return EXIT_OK

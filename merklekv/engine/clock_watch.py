@@ -68,7 +68,7 @@ def clock_problem(clock: HybridClock, node: str, directory: Path | str) -> Clock
 
 def restamp_advice(directory: Path | str) -> str:
     """What to do about times that the wall clock of this machine has not reached."""
-    return f"set the clock if it is slow; if it is right, stop the node and run 'merklekv-tool restamp {directory}'"
+    return f"set the clock if it is slow; if it is right, stop the node and run 'merklekv restamp {directory}'"
 
 
 def since_boot_ns() -> int:

@@ -110,7 +110,7 @@ class DataDirectory:
         if self.base.is_symlink() or self.base.stat().st_dev != self.path.stat().st_dev:
             raise InvalidArgument(
                 f"{self.base}: is a link or a file system of its own, and cannot be replaced; "
-                "`merklekv-tool backup` and `restore` make a compact directory"
+                "`merklekv backup` and `restore` make a compact directory"
             )
 
     def swap_base(self) -> None:

@@ -20,12 +20,11 @@ FAKETIME = Path("/usr/lib")
 
 
 class LearnNode(Node):
-    """A node with its client. With `exchanges` it exchanges when it meets others, but not again without SYNC."""
+    """A node with its client. It exchanges on SYNC alone."""
 
-    def __init__(self, name: str, directory: Path, broker_port: int, skew_s: int, exchanges: bool) -> None:
+    def __init__(self, name: str, directory: Path, broker_port: int, skew_s: int) -> None:
         settings = {
-            "anti_entropy.enabled": str(exchanges).lower(),
-            "anti_entropy.interval_seconds": 86_400,
+            "anti_entropy.enabled": "false",
             "replication.enabled": "true",
             "replication.mqtt_broker": HOST,
             "replication.mqtt_port": broker_port,
@@ -76,12 +75,11 @@ def wall_clock_off_by(skew_s: int) -> dict[str, str]:
 class Cluster:
     """Nodes by name, with the seconds by which their clocks are off, and their broker."""
 
-    def __init__(self, clocks: dict[str, int], *, exchanges: bool = False) -> None:
+    def __init__(self, clocks: dict[str, int]) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="merklekv-learn-"))
         self.broker = make_broker("mosquitto", self._directory)
         self.nodes = {
-            name: LearnNode(name, self._directory, self.broker.port, skew_s, exchanges)
-            for name, skew_s in clocks.items()
+            name: LearnNode(name, self._directory, self.broker.port, skew_s) for name, skew_s in clocks.items()
         }
 
     def __enter__(self) -> "Cluster":

@@ -1,99 +1,116 @@
-"""A Merkle tree that diverges and heals, twice: the leaves in which two nodes differ, before and after an exchange.
+"""What an exchange costs by how much differs: bytes that two nodes send each other, and what of their trees differs.
 
-Both hold the same keys.  Then the broker is gone; one takes a few writes, and SYNC makes them equal again; both take
-many, and SYNC does it again.  What an exchange sent, both ways, is counted by the node that asked for it.
+Both hold the same keys. The broker is gone; one takes some writes, and SYNC makes them equal again; then more, and so
+on. What an exchange sends, both ways, is counted on the way.
 """
 
+import select
+import socket
+import threading
 from dataclasses import dataclass, field
 
-import numpy as np
 from cluster import Cluster, LearnNode
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from merklekv.harness.process import HOST, wait_until
-from merklekv.metrics import total
 
-SIDE = 256  # 256 inner nodes with 256 leaves each
 VALUE = b"v" * 100
+INNER, LEAVES = 256, 65_536
+
+
+@dataclass(frozen=True)
+class Look:
+    """Two nodes before an exchange, and what that sent."""
+
+    keys: int  # that differ
+    inner: int
+    leaves: int
+    sent: int  # bytes, both ways
 
 
 @dataclass
 class Run:
-    """What was seen: for each look a title, and 256 x 256 leaves, 0 equal, 1 different."""
+    """What was seen, with how many keys each node holds."""
 
-    looks: list[tuple[str, np.ndarray]] = field(default_factory=list)
-    keys: int = 0
-
-    def look(self, title: str, a: LearnNode, b: LearnNode) -> None:
-        """One more panel."""
-        pairs = zip(a.leaves(), b.leaves(), strict=True)
-        self.looks.append((title, np.array([left != right for left, right in pairs]).reshape(SIDE, SIDE)))
+    keys: int
+    looks: list[Look] = field(default_factory=list)
 
 
 def measure(small: bool) -> Run:
-    """The run, with a look at both trees at each of its turns."""
-    shared, few, many = (2_000, 10, 100) if small else (50_000, 30, 1_000)
-    run = Run(keys=shared + few + 2 * many)
-    with Cluster({"a": 0, "b": 0}, exchanges=True) as cluster:
+    """The run: an exchange for each number of keys that differ."""
+    keys, numbers = (2_000, (1, 10, 100)) if small else (50_000, (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 50_000))
+    run = Run(keys)
+    with Cluster({"a": 0, "b": 0}) as cluster:
         a, b = cluster.nodes.values()
-        _write(a, b"shared", shared)
+        _write(a, keys, VALUE)
         wait_until(cluster.is_equal, what="equal roots")
-        run.look(f"{shared:,} keys on both", a, b)
         cluster.stop_broker()
-        _write(a, b"few", few)
-        run.look(f"{few:,} writes on one", a, b)
-        sent = _sync(a, b)
-        run.look(f"after SYNC: {sent / 1000:,.0f} kB", a, b)
-        _write(a, b"a", many)
-        _write(b, b"b", many)
-        run.look(f"{many:,} writes on each", a, b)
-        sent = _sync(a, b)
-        run.look(f"after SYNC: {sent / 1000:,.0f} kB", a, b)
+        for number in numbers:
+            _write(a, number, b"%-100d" % number)
+            different = [
+                at for at, (mine, theirs) in enumerate(zip(a.leaves(), b.leaves(), strict=True)) if mine != theirs
+            ]
+            inner = {leaf // (LEAVES // INNER) for leaf in different}
+            assert len(different) > 0
+            run.looks.append(Look(number, len(inner), len(different), _sync(a, b)))
+            assert cluster.is_equal()
     return run
 
 
 def _sync(a: LearnNode, b: LearnNode) -> int:
-    """One exchange, begun by a; how many bytes it sent."""
-    before = _sent_bytes(a)
-    assert a.ask(b"SYNC", HOST.encode(), b"%d" % b.port) == b"OK"
-    return _sent_bytes(a) - before
+    """One exchange, begun by a; how many bytes went over the wire."""
+    passed: list[int] = []
+    with socket.create_server((HOST, 0)) as listener:
+        wire = threading.Thread(target=_pass_on, args=(listener, b.port, passed))
+        wire.start()
+        assert a.ask(b"SYNC", HOST.encode(), b"%d" % listener.getsockname()[1]) == b"OK"
+        wire.join()
+    return sum(passed)
 
 
-def _sent_bytes(node: LearnNode) -> int:
-    figures = node.figures()
-    return total(figures, "exchange_bytes_sent") + total(figures, "exchange_bytes_received")
+def _pass_on(listener: socket.socket, port: int, passed: list[int]) -> None:
+    """Passes one connection on to a port of this machine, both ways, and notes how many bytes go."""
+    asking, _ = listener.accept()
+    with asking, socket.create_connection((HOST, port)) as asked:
+        other = {asking: asked, asked: asking}
+        while True:
+            for one in select.select(list(other), (), ())[0]:
+                data = one.recv(1 << 20)
+                if not data:
+                    return
+                other[one].sendall(data)
+                passed.append(len(data))
 
 
-def _write(node: LearnNode, prefix: bytes, count: int) -> None:
+def _write(node: LearnNode, count: int, value: bytes) -> None:
     for start in range(0, count, 1000):
         numbers = range(start, min(start + 1000, count))
-        node.ask_all([(b"SET", b"%b:%d" % (prefix, number), VALUE) for number in numbers])
+        node.ask_all([(b"SET", b"key:%05d" % number, value) for number in numbers])
 
 
 def draw(small: bool) -> Figure:
-    """A panel for each look: a dot is a leaf in which they differ, a stroke at the left an inner node."""
+    """Bytes at the left, the part of the tree that differs at the right, both by how many keys differ."""
     run = measure(small)
-    drawing = Figure(figsize=(10, 2.9), layout="constrained")
-    for axes, (title, grid) in zip(drawing.subplots(1, len(run.looks)), run.looks, strict=True):
-        _panel(axes, title, grid)
-    total_kb = run.keys * len(VALUE) / 1000
-    drawing.suptitle(f"Leaves that differ between two nodes, which hold {total_kb:,.0f} kB of values", fontsize=10)
+    keys = [look.keys for look in run.looks]
+    everything = run.keys * (len(b"key:00000") + 41 + len(VALUE))  # with the heads of the records
+    drawing = Figure(figsize=(8, 3.4), layout="constrained")
+    sent, tree = drawing.subplots(1, 2)
+    sent.loglog(keys, [look.sent for look in run.looks], "o-", color="tab:blue", markersize=4)
+    sent.axhline(everything, color="0.5", linestyle="--")
+    sent.text(1, everything * 0.8, "sending every record", ha="left", va="top", color="0.4")
+    sent.text(keys[0] * 1.5, run.looks[0].sent, f"one key: {run.looks[0].sent / 1000:.0f} kB", va="top")
+    sent.set_ylim(bottom=1000)
+    sent.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:,.0f} kB"))
+    sent.set_title("What an exchange sends, both ways")
+    tree.semilogx(keys, [100 * look.inner / INNER for look in run.looks], "o-", color="tab:orange", markersize=4)
+    tree.semilogx(keys, [100 * look.leaves / LEAVES for look in run.looks], "o-", color="tab:red", markersize=4)
+    tree.text(0.04, 0.62, f"inner nodes, of {INNER}", color="tab:orange", transform=tree.transAxes)
+    tree.text(0.4, 0.09, f"leaves, of {LEAVES:,}", color="tab:red", transform=tree.transAxes)
+    tree.set_ylim(0, 105)
+    tree.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
+    tree.set_title("What of the trees differs")
+    for axes in (sent, tree):
+        axes.set_xlabel(f"keys that differ, of {run.keys:,}")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     return drawing
-
-
-def _panel(axes: Axes, title: str, grid: np.ndarray) -> None:
-    rows, columns = np.nonzero(grid)
-    axes.plot(columns, rows, "s", color="tab:red", markersize=1.3, markeredgewidth=0, rasterized=True)
-    inner = np.nonzero(grid.any(axis=1))[0]
-    axes.hlines(inner, -14, -6, color="tab:orange", linewidth=0.4, rasterized=True)
-    axes.set_xlim(-16, SIDE)
-    axes.set_ylim(SIDE, -1)
-    axes.set_aspect("equal")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(True)
-        spine.set_color("0.8")
-    axes.set_title(title)
-    axes.set_xlabel(f"{len(inner)} of 256 inner nodes,\n{len(rows):,} of 65,536 leaves")

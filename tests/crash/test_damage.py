@@ -122,7 +122,7 @@ def test_a_node_says_where_the_log_is_damaged(made_by_a_node: Path, node_factory
     (line,) = (line for line in node.output().splitlines() if line.startswith("merklekv: "))
     assert str(segment) in line
     assert f"byte {begin}" in line
-    assert "merklekv-tool verify" in line
+    assert "merklekv verify" in line
     done = verify(made_by_a_node)
     assert done.returncode == 1
     assert str(segment) in done.stdout
@@ -150,7 +150,7 @@ def write_values(client: Client, count: int) -> None:
 
 
 def verify(directory: Path) -> subprocess.CompletedProcess[str]:
-    """`merklekv-tool verify`."""
+    """`merklekv verify`."""
     command = [sys.executable, "-m", "merklekv_tool", "verify", str(directory)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env=clean_environment(), check=False)
 

@@ -36,7 +36,7 @@ def flip(data: Path, marked: bytes, position: int) -> int:
 
 
 def problems(directory: Path) -> str:
-    """What `merklekv-tool verify` finds."""
+    """What `merklekv verify` finds."""
     command = [sys.executable, "-m", "merklekv_tool", "verify", str(directory)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=clean_environment(), check=False)
     return done.stdout if done.returncode else ""

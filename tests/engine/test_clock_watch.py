@@ -102,9 +102,7 @@ def test_records_from_the_future_are_told_from_when_the_clock_is_right_again(
     machine.run(1, -172_800)
     text = machine.watch.problem().text
     assert text.startswith("node a has versions up to 2033-05-20 03:33:21 UTC, 172799 s ahead of its wall clock, and")
-    assert text.endswith(
-        "set the clock if it is slow; if it is right, stop the node and run 'merklekv-tool restamp /data'"
-    )
+    assert text.endswith("set the clock if it is slow; if it is right, stop the node and run 'merklekv restamp /data'")
     assert text in caplog.text
     machine.run(200_000)
     assert "the data of node a are not ahead of its wall clock any more" in caplog.text
@@ -114,7 +112,7 @@ def test_a_bound_in_the_future_is_told(machine: Machine) -> None:
     machine.clock.close_through(NOON + (DRIFT_S + 1) * SECOND)
     text = machine.watch.problem().text
     assert text.startswith("node a stamps its writes after 2033-05-18 03:43:21 UTC, 601 s ahead of its wall clock")
-    assert "merklekv-tool restamp /data" in text
+    assert "merklekv restamp /data" in text
 
 
 def test_a_clock_that_no_node_believes_is_told(machine: Machine) -> None:
@@ -142,7 +140,7 @@ def test_a_flushall_in_the_future_is_told(tmp_path: Path, ahead_s: int) -> None:
     assert problem.text == (
         f"node a has a FLUSHALL of 2033-05-18 03:33:20 UTC, {ahead_s} s ahead of its wall clock, and all that any node "
         "writes before that time is deleted: set the clock if it is slow; if it is right, stop the node and run "
-        "'merklekv-tool restamp /data'"
+        "'merklekv restamp /data'"
     )
 
 

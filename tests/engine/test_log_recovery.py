@@ -96,7 +96,7 @@ def test_a_flipped_byte_in_a_middle_frame_is_damage(tmp_path: Path) -> None:
         with pytest.raises(Corruption) as caught:
             recover(log.path, 0)
         assert str(caught.value).startswith(f"{log.file}: damaged at byte {start}: ")
-        assert "merklekv-tool verify" in str(caught.value)
+        assert "merklekv verify" in str(caught.value)
         assert engines.snapshot(log.path) == flipped
         violations, remarks = checked(log.path)
         assert len(violations) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,15 @@ def test_leaves(engine: Engine, client: Client) -> None:
         assert sum(counts) == sum(bucket_of(key) // LEAVES_PER_INNER == inner for key in keys)
     with pytest.raises(NodeError, match="from 0 to 255"):
         client.call(b"TREE", b"256")
+
+
+def test_inner_digests(engine: Engine, client: Client) -> None:
+    for number in range(1000):
+        engine.set(b"key:%d" % number, b"x")
+    engine.commit()
+    digests = client.call(b"TREE")
+    assert digests == b"".join(sha256(client.call(b"TREE", b"%d" % node)).digest() for node in range(INNER_NODES))  # type: ignore[arg-type]
+    assert client.call(b"HASH") == sha256(digests + engine.truncation).hexdigest().encode()
 
 
 def test_leaves_after_a_truncation_that_spares_something(engine: Engine, client: Client, tmp_path: Path) -> None:

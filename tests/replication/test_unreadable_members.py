@@ -148,7 +148,7 @@ def test_a_row_that_cannot_be_read_costs_no_identity(tmp_path: Path, caplog: pyt
     assert [who.node for who, _ in a.members] == ["b"]
     (name,) = a.members.unreadable
     assert f"members: {name}: node is '', not 1 to 128 bytes" in caplog.text
-    assert f"merklekv-tool forget {name}" in caplog.text
+    assert f"merklekv forget {name}" in caplog.text
     a.delete(b"k")
     for _ in range(3):
         exchange(a, b)

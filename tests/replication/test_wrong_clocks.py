@@ -168,11 +168,11 @@ def test_a_clock_that_was_wrong_does_no_lasting_harm(
     if wrong.writes and max(wrong.offsets_s) > DRIFT_S:
         node.set("fresh", "1")  # only what was written then is affected
         other.wait_for("fresh", "1")
-        assert "merklekv-tool restamp where the record is stored" in sync(node, other)
+        assert "merklekv restamp where the record is stored" in sync(node, other)
         assert "poisoned-0" in "".join(node.figures()) + "".join(other.figures())
         assert other.get("poisoned-0") is None
         directory = str(node.process.directory)
-        wait_until(lambda: f"merklekv-tool restamp {directory}" in problem_of(node))
+        wait_until(lambda: f"merklekv restamp {directory}" in problem_of(node))
         wait_until(lambda: directory in node.process.output())
         assert directory in node.ask("REPLICATE status")
         assert directory in succeeds("members", address(node.process)).decode()
@@ -211,7 +211,7 @@ def test_nodes_that_are_wrong_in_the_same_way_and_the_third_that_is_right(
     assert c.get("poisoned") is None
     clock.set(0, a, b)
     for node in (a, b):
-        wait_until(lambda node=node: "merklekv-tool restamp" in node.process.output())
+        wait_until(lambda node=node: "merklekv restamp" in node.process.output())
         assert "stamps its writes after" in problem_of(node)
         assert f"node {node.node_id} stamps its writes after" in sync(c, node)
     assert problem_of(c) == "", "what a and b have said of their wall clocks before is of no use any more"
@@ -245,7 +245,7 @@ def test_all_clocks_were_wrong_together(harness: ReplicationTestHarness, clock: 
     clock.set(0, *nodes)
     for node in nodes:
         wait_until(lambda node=node: "stamps its writes after" in problem_of(node))
-        assert f"merklekv-tool restamp {node.process.directory}" in problem_of(node)
+        assert f"merklekv restamp {node.process.directory}" in problem_of(node)
         node.set(f"only-{node.node_id}", "1")
     assert nodes[0].ask("DEL deleted-later") == "DELETED"
     for one, other in pairs[::2]:
@@ -278,7 +278,7 @@ def test_a_node_alone_says_what_is_wrong_and_is_restamped(node_factory: NodeFact
     assert node.ask("FLUSHDB") == "OK"
     node.set("poisoned", "1")
     clock.set(0, node)
-    wait_until(lambda: "merklekv-tool restamp" in problem_of(node))
+    wait_until(lambda: "merklekv restamp" in problem_of(node))
     node.stop()
     node.start()
     assert "node alone has a FLUSHALL of 20" in node.process.output()

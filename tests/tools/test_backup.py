@@ -1,4 +1,4 @@
-"""`merklekv-tool backup`: exact and whole, of a node under load too, and never half there or over something else."""
+"""`merklekv backup`: exact and whole, of a node under load too, and never half there or over something else."""
 
 from __future__ import annotations
 

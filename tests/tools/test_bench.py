@@ -1,4 +1,4 @@
-"""`merklekv-tool bench`: it loads as it was told to, counts right, and leaves no key behind. No time is asserted."""
+"""`merklekv bench`: it loads as it was told to, counts right, and leaves no key behind. No time is asserted."""
 
 from __future__ import annotations
 

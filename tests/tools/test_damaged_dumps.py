@@ -241,7 +241,7 @@ def test_loading_a_damaged_dump(form: FormatName, tmp_path: Path) -> None:
 def test_loading_what_is_no_dump_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"SET k v\n")
     done = run("load", tmp_path / "file", tmp_path / "target")
-    fails(EXIT_DUMP, "file: byte 0: ", done=done)
+    fails(EXIT_DUMP, "file: not a dump, or damaged where it begins: byte 0: ", done=done)
     fails(EXIT_DUMP, "-: empty, not a dump", done=run("load", "-", tmp_path / "target", stdin=b""))
     assert not (tmp_path / "target").exists()
 

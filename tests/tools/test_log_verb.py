@@ -1,4 +1,4 @@
-"""`merklekv-tool log`: every entry once and in order, filtered and followed, and nothing changed by reading."""
+"""`merklekv log`: every entry once and in order, filtered and followed, and nothing changed by reading."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.node import NodeFactory
+from fixtures.node import NodeFactory, NodeProcess
 from fixtures.support import wait_until
 from fixtures.tools import TOOL, address, fails, opened, run, succeeds
 from merklekv_tool import exit_codes
@@ -186,15 +186,32 @@ def test_reading_changes_nothing(data: Path) -> None:
     done = run("log", data, "--json")
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) == len(OPS)
-    assert "being written, torn or damaged" in done.stderr.decode()
+    assert "being written, or torn by a crash" in done.stderr.decode()
     assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
+
+
+def test_damage_that_a_start_refuses(node: NodeProcess) -> None:
+    """In the last segment, before what was on disk; and in a header."""
+    with node.connect() as client:
+        for number in range(10):
+            client.ask(f"SET key:{number} value")
+    node.stop()
+    segment = max((node.directory / "log").glob("*.log"))
+    whole = segment.read_bytes()
+    at = whole.index(b"key:3")
+    segment.write_bytes(whole[:at] + b"?" + whole[at + 1 :])
+    done = run("log", node.directory, "--json")
+    fails(EXIT_CORRUPT, f"{segment}: damaged at byte ", "what follows was synced", done=done)
+    assert b"key:2" in done.stdout
+    segment.write_bytes(b"?" + whole[1:])
+    fails(EXIT_CORRUPT, f"{segment}: damaged at byte 0", "header", done=run("log", node.directory, "--json"))
 
 
 def test_damage_with_more_behind_it(segments: list[int], tmp_path: Path) -> None:
     damaged = segment_path(tmp_path / "three" / "log", segments[1])
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     done = run("log", tmp_path / "three", "--json")
-    fails(EXIT_CORRUPT, f"the log segment {segments[1]} is damaged at byte 48", "merklekv-tool verify", done=done)
+    fails(EXIT_CORRUPT, f"the log segment {segments[1]} is damaged at byte 48", "merklekv verify", done=done)
     assert [json.loads(line)["key"] for line in done.stdout.splitlines()] == ["a"]
 
 

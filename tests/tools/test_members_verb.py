@@ -88,7 +88,7 @@ def test_members_who_holds_back_and_the_way_out(node_factory: NodeFactory) -> No
 
     c.start()
     for one, other in ((a, c), (c, b)):
-        assert "node c was removed from its cluster: back up its data directory with merklekv-tool" in sync(one, other)
+        assert "node c was removed from its cluster: back up its data directory with merklekv" in sync(one, other)
     c.stop()
     found = rows(c.directory)
     assert [(name, found[name]["state"]) for name in "abc"] == [("a", "member"), ("b", "member"), ("c", "self")]

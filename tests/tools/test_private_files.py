@@ -59,12 +59,6 @@ def test_only_its_user_can_read_what_the_tool_makes(tmp_path: Path, node_factory
     assert readable(node.directory) == {}
 
 
-def test_a_picture_is_made_for_everybody(tmp_path: Path) -> None:
-    filled(tmp_path / "data")
-    run(0o022, "tree", tmp_path / "data", "--output", tmp_path / "tree.svg")
-    assert stat.S_IMODE((tmp_path / "tree.svg").stat().st_mode) == 0o644
-
-
 def test_what_root_makes_belongs_to_the_user_of_the_directory(tmp_path: Path) -> None:
     """Only root can make files of other users, so there is nothing to see for others."""
     if os.geteuid() != 0:

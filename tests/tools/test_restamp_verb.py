@@ -91,7 +91,7 @@ def test_restamp_names_damaged_records(directory: Path) -> None:
         writer.put([(ODD, record[:-1] + b"x")])
     done = run("restamp", directory)
     assert done.returncode == 0
-    assert "left as they are: 1 damaged record; merklekv-tool verify names them" in done.stderr.decode()
+    assert "left as they are: 1 damaged record; merklekv verify names them" in done.stderr.decode()
     assert "2 records, 1 of them deleted" in done.stdout.decode()
 
 

@@ -1,4 +1,4 @@
-"""`merklekv-tool restore`: a backup comes back whole or not at all, and its node catches up and undoes nothing."""
+"""`merklekv restore`: a backup comes back whole or not at all, and its node catches up and undoes nothing."""
 
 from __future__ import annotations
 

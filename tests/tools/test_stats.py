@@ -1,4 +1,4 @@
-"""`merklekv-tool stats`: every figure or some, once and live."""
+"""`merklekv stats`: every figure or some, once and live."""
 
 from __future__ import annotations
 
@@ -80,8 +80,48 @@ def test_a_watch_on_a_terminal_is_drawn_as_a_table(node: NodeProcess) -> None:
     command = [*TOOL, "stats", address(node), "db_keys", "--watch", "--count", "2", "--interval", "0.1"]
     with Terminal(command, {"TERM": "xterm"}) as terminal:
         assert terminal.end() == 0
-    assert b"a second" in terminal.shown
+    assert "q ends" in terminal.text()
     assert terminal.shown.count(b"db_keys") >= 2
+
+
+def test_a_watch_fits_its_window(node: NodeProcess) -> None:
+    for rows, columns in ((24, 80), (8, 40), (60, 200)):
+        command = [*TOOL, "stats", address(node), "--watch", "--count", "1"]
+        with Terminal(command, columns=columns, rows=rows) as terminal:
+            assert terminal.end() == 0
+        last = terminal.text().rpartition("q ends")[2].splitlines()[1:]
+        assert 1 < len(last) < rows
+        assert max(map(len, last)) <= columns
+        assert last[0].startswith("traffic")
+        assert ("get_commands" in terminal.text()) == (rows == 60)  # zero, so only where there is room
+
+
+def test_q_ends_a_watch(node: NodeProcess) -> None:
+    with Terminal([*TOOL, "stats", address(node), "--watch", "--interval", "60"]) as terminal:
+        terminal.wait_for("q ends")
+        terminal.press(b"q")
+        assert terminal.end() == 0
+    assert terminal.shown.endswith(b"\r\n")
+
+
+def test_a_terminal_shows_groups_and_what_says_something(node: NodeProcess) -> None:
+    for more, is_whole in (([], False), (["--all"], True)):
+        with Terminal([*TOOL, "stats", address(node), *more], columns=120) as terminal:
+            assert terminal.end() == 0
+        for title in ("traffic", "data", "log and checkpoints", "exchanges", "node"):
+            assert f"{title}\n  " in terminal.text()
+        assert ("get_commands" in terminal.text()) == is_whole
+        assert ("more say nothing now: --all" in terminal.text()) != is_whole
+
+
+def test_a_word_that_is_no_node_is_a_name(node: NodeProcess) -> None:
+    with Client("127.0.0.1", node.port) as client:
+        client.call(b"SET", b"key", b"value")
+    assert succeeds("stats", str(node.port), "db_keys").split() == [b"db_keys", b"1"]
+    for place in (f":{node.port}", f"localhost:{node.port}"):
+        assert succeeds("stats", place, "db_keys").split() == [b"db_keys", b"1"]
+    done = run("stats", "no/such")
+    fails(EXIT_USAGE, "no address of a node", done=done)
 
 
 def test_only_a_running_node_has_them(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from fixtures.support import wait_until
 from fixtures.tools import TOOL, FakeNode, address, fails, filled, opened, run, run_several, succeeds
 from merklekv_tool import exit_codes
 from merklekv_tool.cli import app
-from merklekv_tool.source.open import address_of
+from merklekv_tool.source.open import address_of, node_address
 
 from merklekv.errors import InvalidArgument
 from merklekv.exit_codes import EXIT_CORRUPT, EXIT_FORMAT, EXIT_LOCKED, EXIT_UNWRITABLE, EXIT_USAGE
@@ -71,7 +71,7 @@ def words(verb: str, place: str | Path, dump: Path) -> list[str | Path]:
 def test_help_has_examples(verb: str) -> None:
     text = succeeds(verb, "--help").decode()
     assert "Examples:" in text
-    assert f"merklekv-tool {verb} " in text
+    assert f"merklekv {verb}" in text
     assert "--json" in text
 
 
@@ -129,7 +129,7 @@ try:
     main()
 except SystemExit:
     pass
-heavy = {"lmdb", "hiredis", "xxhash", "cbor2", "rich.progress", "rich.live", "matplotlib"}
+heavy = {"lmdb", "hiredis", "xxhash", "cbor2", "rich.progress", "rich.live"}
 print("heavy:", sorted(heavy & set(sys.modules)))
 """
 
@@ -189,11 +189,15 @@ def test_output_that_nobody_reads(arguments: list[str], data: Path) -> None:
         ("127.0.0.1:7379", ("127.0.0.1", 7379)),
         ("some.host:1", ("some.host", 1)),
         ("[::1]:7379", ("::1", 7379)),
+        ("7380", ("127.0.0.1", 7380)),
+        (":7379", ("127.0.0.1", 7379)),
+        ("localhost", ("localhost", 7379)),
+        ("host", None),
+        ("123456", None),
         ("data", None),
         ("./127.0.0.1:7379", None),
         ("/var/lib/merklekv", None),
         ("host:", None),
-        (":7379", None),
         ("host:port", None),
     ],
 )
@@ -201,11 +205,22 @@ def test_what_a_place_means(place: str, meant: tuple[str, int] | None) -> None:
     assert address_of(place) == meant
 
 
+@pytest.mark.parametrize(
+    ("place", "meant"), [("host", ("host", 7379)), ("10.0.0.5", ("10.0.0.5", 7379)), ("[::1]", ("::1", 7379))]
+)
+def test_a_bare_host_where_only_a_node_is_meant(place: str, meant: tuple[str, int]) -> None:
+    assert node_address(place) == meant
+
+
 def test_a_directory_that_is_called_like_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert address_of("host:7379") == ("host", 7379)
     (tmp_path / "host:7379").mkdir()
     assert address_of("host:7379") is None
+    (tmp_path / "7379").mkdir()
+    assert address_of("7379") is None
+    with pytest.raises(InvalidArgument, match="7379: a directory, not a running node"):
+        node_address("7379")
 
 
 def test_a_port_that_is_none() -> None:
@@ -217,7 +232,17 @@ def test_a_port_that_is_none() -> None:
 
 
 # What no node can be called, and what each verb says of it: that it is no address, or no directory.
-NO_PLACES = ["a..b:7379", "localhost:99999", "localhost:0", "host:", ":7379", "::1:7379", "h:" + 5000 * "7", "a b:1"]
+NO_PLACES = [
+    "a..b:7379",
+    "localhost:99999",
+    "localhost:0",
+    "host:",
+    ":99999",
+    "0",
+    "::1:7379",
+    "h:" + 5000 * "7",
+    "a b:1",
+]
 NO_PLACES += ["a" * 64 + ":1", "\udcff:1", "x\ny:1", "\x1b[31m:1", "[x]:1", "[::1", ""]
 
 
@@ -356,7 +381,7 @@ def test_a_damaged_directory(verb: str, data: Path, dump: Path) -> None:
     segment = max((data / "log").glob("*.log"))
     segment.write_bytes(b"X" + segment.read_bytes()[1:])
     done = run(*words(verb, data, dump))
-    fails(EXIT_CORRUPT, str(segment), "damaged at byte 0", "merklekv-tool verify", done=done)
+    fails(EXIT_CORRUPT, str(segment), "damaged at byte 0", "merklekv verify", done=done)
     assert run("verify", data).returncode == exit_codes.EXIT_PROBLEMS
 
 

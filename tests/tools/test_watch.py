@@ -1,4 +1,4 @@
-"""`merklekv-tool watch`: every change once, across restarts of the node, the tool, and both."""
+"""`merklekv watch`: every change once, across restarts of the node, the tool, and both."""
 
 from __future__ import annotations
 

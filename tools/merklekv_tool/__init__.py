@@ -3,5 +3,5 @@
 verbs/       one module each: options, output, exit status
 source/      where data is: a directory or a node
 snapshot/    exact copies of a source, for backups
-formats/     dumps, backups, pictures
+formats/     dumps, backups
 """

@@ -1,4 +1,4 @@
-"""Exit statuses of `merklekv-tool`. Up to 9, but for 1 and 4, they mean what they mean for `merklekv`."""
+"""Exit statuses of the verbs. Up to 9, but for 1 and 4, they mean what they mean for `merklekv`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXIT_OTHER: Final = 13
 EXIT_EXISTS: Final = 14
 EXIT_FAULT: Final = 70  # as in sysexits.h
 EXIT_INTERRUPTED: Final = exit_codes.EXIT_INTERRUPTED
-EXIT_PIPE: Final = 141
+EXIT_PIPE: Final = exit_codes.EXIT_PIPE
 EXIT_TERMINATED: Final = 143
 
 MEANINGS: Final = {
@@ -38,7 +38,7 @@ MEANINGS: Final = {
     EXIT_EXISTS: "the target exists already; nothing was changed",
     EXIT_FAULT: "a fault in the tool itself",
     EXIT_INTERRUPTED: "interrupted from the keyboard",
-    EXIT_PIPE: "the reader of the output stopped reading",
+    EXIT_PIPE: exit_codes.MEANINGS[EXIT_PIPE],
     EXIT_TERMINATED: "ended by SIGTERM, or by SIGHUP from a terminal that closes",
 }
 

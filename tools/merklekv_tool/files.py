@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from merklekv.errors import DiskFull
-from merklekv.files import Opener, private
+from merklekv.files import private
 from merklekv.output import OutputClosed
 from merklekv.shortage import NO_ROOM
 from merklekv_tool.errors import FileError
@@ -36,17 +36,14 @@ def file_error(error: OSError, what: str) -> DiskFull | FileError:
 
 
 @contextmanager
-def open_output(name: str, opener: Opener | None = private) -> Iterator[BinaryIO]:
-    """A file to write to. A regular file appears whole and on disk, or not at all.
-
-    Only its user can read it; with `opener` None the umask decides.
-    """
-    with output_errors(name), _output(name, opener) as file:
+def open_output(name: str) -> Iterator[BinaryIO]:
+    """A file to write to. A regular file appears whole and on disk, or not at all, and only its user can read it."""
+    with output_errors(name), _output(name) as file:
         yield file
 
 
 @contextmanager
-def _output(name: str, opener: Opener | None) -> Iterator[BinaryIO]:
+def _output(name: str) -> Iterator[BinaryIO]:
     path = Path(name)
     if name == STDIO:
         if sys.stdout is None:
@@ -59,7 +56,7 @@ def _output(name: str, opener: Opener | None) -> Iterator[BinaryIO]:
     else:
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            with open(draft, "wb", opener=opener) as file:
+            with open(draft, "wb", opener=private) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

@@ -8,10 +8,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TextIO
+from typing import Final, TextIO
 
 from merklekv.output import printable, printable_json
 from merklekv_tool.files import STDIO, output_errors
+
+_program = "merklekv-tool"
+
+TIME_WIDTH: Final = 32
 
 Update = Callable[[int, int], None]
 
@@ -41,9 +45,15 @@ def say_result(fields: dict[str, object], text: str, as_json: bool) -> None:
         say(text)
 
 
+def speak_as(program: str) -> None:
+    """From here on, notes begin with the name of this program."""
+    global _program
+    _program = program
+
+
 def note(text: str) -> None:
     """Prints a line that is not part of the result."""
-    _write(printable(f"merklekv-tool: {text}"), sys.stderr)
+    _write(printable(f"{_program}: {text}"), sys.stderr)
 
 
 def _write(text: str, file: TextIO | None) -> None:
@@ -60,9 +70,9 @@ def terminal_width() -> int | None:
 
 
 def time_text(timestamp_ns: int) -> str:
-    """A time in this machine's zone, or the number if there is no such date."""
+    """A time in this machine's zone, with its offset, TIME_WIDTH characters; the number if there is no such date."""
     try:
-        return datetime.fromtimestamp(timestamp_ns // 1000 / 10**6).isoformat(" ", "microseconds")
+        return datetime.fromtimestamp(timestamp_ns // 1000 / 10**6).astimezone().isoformat(" ", "microseconds")
     except (ValueError, OverflowError, OSError):
         return str(timestamp_ns)
 

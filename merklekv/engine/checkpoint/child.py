@@ -279,7 +279,7 @@ class CheckpointProcess:
         status = process.wait()
         if status == -signal.SIGBUS:
             where = f"{self._base / DATA_FILE}: could not be read (SIGBUS): it was cut off, or the disk fails"
-            raise damage(f"{where}; `merklekv-tool verify` lists the damage")
+            raise damage(f"{where}; `merklekv verify` lists the damage")
         raise ChildDied(f"exit status {status}", killed=status == -signal.SIGKILL)
 
     def stop(self) -> None:

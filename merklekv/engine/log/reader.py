@@ -113,7 +113,7 @@ class LogReader:
             if not later or (later[0] != self.lsn and self._segment in segments):
                 raise Corruption(
                     f"{self.source.name}: the log segment {self._segment} is damaged at byte {self._position}: no "
-                    "whole frame there, and more of the log behind it; `merklekv-tool verify` lists the damage"
+                    "whole frame there, and more of the log behind it; `merklekv verify` lists the damage"
                 )
             if later[0] != self.lsn:
                 raise LogGone(self._beginning(later[0]))

@@ -248,4 +248,4 @@ class Segment:
 
 def corrupt(path: Path, position: int, what: str) -> Corruption:
     where = f"{path}: damaged at byte {position}: {what}"
-    return damage(f"{where}; nothing was changed. `merklekv-tool verify` lists the damage")
+    return damage(f"{where}; nothing was changed. `merklekv verify` lists the damage")

@@ -1,4 +1,4 @@
-"""One checker for every invariant of a node's data, for tests, crash tests and `merklekv-tool verify`.
+"""One checker for every invariant of a node's data, for tests, crash tests and `merklekv verify`.
 
 `check_directory` reads a closed directory and changes nothing: LMDB's pages, the databases of the base against each
 other, and every segment of the log.  `check_engine` compares the memory of an open engine with its disk.  Both compare

@@ -67,8 +67,7 @@ def _digest(session: Session, prefix: bytes) -> Generator[Pause, None, bytes]:
     flags=ALONE,
     note=(
         "MerkleKV's own; `redis-cli` runs it, but then expects the bulk transfer of Redis's `SYNC` "
-        "and fails with `Error reading RDB payload`, so send it as a line: `echo SYNC 10.0.0.5 7379 |"
-        " nc -q 1 127.0.0.1 7379`"
+        "and fails with `Error reading RDB payload`, so use `merklekv sync 127.0.0.1:7379 10.0.0.5:7379`"
     ),
 )
 def sync(session: Session, request: Request) -> Long:

@@ -110,23 +110,30 @@ def bucket(session: Session, request: Request) -> Long:
 
 
 @command(
-    "TREE inner",
-    "The leaves below an inner node of the Merkle tree.",
+    "TREE [inner]",
+    "The inner nodes of the Merkle tree, or the leaves below one of them.",
     group="sync",
     flags=SLOW_READ,
     reply=(
-        "the 256 [leaves](glossary.md#leaf) below that [inner node](glossary.md#inner-node) (0 to "
-        "255) of the Merkle tree, 24 bytes each: sum of record [digests](glossary.md#digest), count"
+        "the digests of the 256 [inner nodes](glossary.md#inner-node) of the Merkle tree, 32 bytes each; or the 256 "
+        "[leaves](glossary.md#leaf) below that inner node (0 to 255), 24 bytes each: sum of record "
+        "[digests](glossary.md#digest), count"
     ),
 )
 def tree(session: Session, request: Request) -> Long:
-    inner = bounded(request[1], 0, INNER_NODES - 1, "inner node")
+    """The inner digests, or the leaves below an inner node."""
+    inner = bounded(request[1], 0, INNER_NODES - 1, "inner node") if request[1:] else None
     engine = session.engine
     while True:
         yield from until_counted(session)
+        if inner is None:
+            for _ in engine.prepare_root():
+                yield None
         with engine.lock:
             if engine.root_ready:  # else it was rolled back or truncated in between
-                return resp.bulk(engine.inner_leaves(inner))
+                return resp.bulk(
+                    engine.inner_leaves(inner) if inner is not None else b"".join(engine.inner_digests() or ())
+                )
 
 
 @command(

@@ -1,6 +1,6 @@
 """The table of members for people and programs: who they are, how far each is, and what holds back the GC horizon.
 
-A row maps names to values, for `MEMBERS` and `merklekv-tool members`:
+A row maps names to values, for `MEMBERS` and `merklekv members`:
 
     node, store_id      the member; the store id (hex) is empty until it is known
     state               self, member or removed; unreadable: a stored row that cannot be read, with a name for `FORGET`

@@ -479,7 +479,8 @@ class Members(MemberMaps):
             return []
         found = [who for who in self._others if who.node == node and store_id in (UNKNOWN_STORE_ID, who.store_id)]
         if not found:
-            raise UnknownMember(f"{node}: no such member")
+            is_removed = any(who.node == node and store_id in (UNKNOWN_STORE_ID, who.store_id) for who in self.removed)
+            raise UnknownMember(f"{node}: {'is removed already' if is_removed else 'no such member'}")
         if len(found) > 1:
             store_ids = ", ".join(sorted(who.store_id.hex() for who in found))
             raise UnknownMember(f"{node}: several members have had this id; say which store id: {store_ids}")

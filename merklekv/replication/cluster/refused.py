@@ -37,7 +37,7 @@ _LEFT_OUT: Final = {
     CLOCK: "its version is of {time}, too far ahead of the wall clock of node {node}",
     CONFLICT: "node {node} has a record of the same version with other contents",
 }
-_ADVICE: Final = {CLOCK: "set that clock if it is slow; else run merklekv-tool restamp where the record is stored"}
+_ADVICE: Final = {CLOCK: "set that clock if it is slow; else run merklekv restamp where the record is stored"}
 _REASON_SIZE_MAX: Final = 20
 _KEYS_MAX: Final = 10  # named at once
 

@@ -101,7 +101,7 @@ def _restored(engine: Engine, stored: bytes, node: str) -> Members:
     for name, one in members.unreadable.items():
         log.error(
             "members: %s: %s. This node serves its data, and no node of its cluster collects deleted keys until the "
-            "nodes have exchanged again and 'merklekv-tool forget %s' takes this out; see docs/operations.md",
+            "nodes have exchanged again and 'merklekv forget %s' takes this out; see docs/operations.md",
             name,
             one.reason,
             name,

@@ -180,7 +180,7 @@ class LocalEndpoint:
             if gone in removed:
                 raise ExchangeRefused(
                     "removed",
-                    f"node {gone.node} was removed from its cluster: back up its data directory with merklekv-tool, "
+                    f"node {gone.node} was removed from its cluster: back up its data directory with merklekv, "
                     "then start it with a new one",
                 )
         return self._believe(peer)

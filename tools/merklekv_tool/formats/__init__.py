@@ -1,1 +1,1 @@
-"""What the tool writes and reads: dumps, backups, pictures."""
+"""What the tool writes and reads: dumps, backups."""

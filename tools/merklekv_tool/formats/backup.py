@@ -34,7 +34,7 @@ import merklekv
 from merklekv.engine.directory import give_to_owner
 from merklekv.engine.engine import Engine
 from merklekv.engine.verify.check import check_directory
-from merklekv.errors import Corruption, InvalidArgument
+from merklekv.errors import Corruption, InvalidArgument, MerkleKVError
 from merklekv.node_id import NODE_ID_FILE
 from merklekv.output import counted
 from merklekv_tool.errors import BackupError, Exists
@@ -83,8 +83,11 @@ def path_errors(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def drafted(target: Path) -> Iterator[Path]:
-    """An empty directory beside `target`, removed when the block ends. Only the user can read files made in it."""
+def drafted(target: Path, source: str) -> Iterator[Path]:
+    """An empty directory beside `target`, removed when the block ends. Only the user can read files made in it.
+
+    An error in the block does not name it: damage in it is damage of `source`, anything else concerns `target`.
+    """
     umask = os.umask(PRIVATE_UMASK)
     draft = target.absolute().with_name(f".{target.name}.{os.getpid()}")
     try:
@@ -94,6 +97,14 @@ def drafted(target: Path) -> Iterator[Path]:
             error.filename = str(target)  # the name that the user gave
             raise
         yield draft
+    except MerkleKVError as error:
+        shown = source if isinstance(error, Corruption | BackupError) else str(target)
+        error.args = (str(error).replace(str(draft), shown),)
+        raise
+    except OSError as error:
+        if error.filename is not None:
+            error.filename = os.fsdecode(error.filename).replace(str(draft), str(target))
+        raise
     finally:
         os.umask(umask)
         shutil.rmtree(draft, ignore_errors=True)
@@ -157,7 +168,7 @@ def description_of(data: bytes, name: str) -> dict[str, Any]:
         description = json.loads(data)
         version, root = description[MARK], description["root"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise BackupError(f"{name}: not a backup of merklekv-tool: its description {DESCRIPTION} is damaged") from error
+        raise BackupError(f"{name}: not a backup: its description {DESCRIPTION} is damaged") from error
     if version != BACKUP_VERSION or not isinstance(root, str):
         raise BackupError(f"{name}: a backup of version {version!r}: this release reads {BACKUP_VERSION}")
     return description  # type: ignore[no-any-return]
@@ -309,5 +320,5 @@ def unpack(source: Path, draft: Path, update: Update) -> dict[str, Any]:
             with (source / name).open("rb") as file:
                 take(name, file)
     if not description:
-        raise BackupError(f"{source}: not a backup of merklekv-tool: it has no {DESCRIPTION}")
+        raise BackupError(f"{source}: not a backup: it has no {DESCRIPTION}")
     return description_of(description, str(source))

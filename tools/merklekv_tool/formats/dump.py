@@ -72,9 +72,13 @@ class Reader:
         if not first:
             raise DumpError(f"{name}: empty, not a dump")
         self._items = FORMATS["jsonl" if first == b"{" else "cbor"].read(file)
-        self._where, head = self._next()
+        try:
+            self._where, head = self._next()
+        except DumpError as error:
+            reason = str(error).removeprefix(f"{name}: ")
+            raise DumpError(f"{name}: not a dump, or damaged where it begins: {reason}") from error
         if not isinstance(head, Head):
-            raise self._problem("not a dump of merklekv-tool: it does not begin with a head")
+            raise self._problem("not a dump: it does not begin with a head")
         self._checksum = checksum_of(head)
         self.truncation: bytes | None = None
         self.records = 0

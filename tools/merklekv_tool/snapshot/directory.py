@@ -106,7 +106,7 @@ def _copy_log(segments: _Segments, lsn: int, target: Path) -> int:
                 _copy_segment(segments.files[other], segment_path(target, other))
             return later[-1] if later else lsn
         if later and later[0] != lsn + end and lsn in readable_segments(segments.directory):
-            raise Corruption(f"{path.name}: the segment behind it, {lsn + end}, is missing: `merklekv-tool verify`")
+            raise Corruption(f"{path.name}: the segment behind it, {lsn + end}, is missing: `merklekv verify`")
         if not end:
             break
         lsn += end

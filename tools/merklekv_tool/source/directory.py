@@ -9,7 +9,7 @@ from pathlib import Path
 
 from merklekv.engine.clock_watch import clock_problem
 from merklekv.engine.engine import Engine
-from merklekv.engine.format import INNER_NODES, OP_DEL, OP_SET
+from merklekv.engine.format import OP_DEL, OP_SET
 from merklekv.engine.record import is_tombstone
 from merklekv.errors import InvalidArgument
 from merklekv.replication.cluster.display import DisplayRow, display_rows, stored_members
@@ -37,10 +37,18 @@ class Directory:
             pairs, after = self._engine.records_page(prefix, after, PAGE_RECORDS, PAGE_BYTES)
             yield pairs
 
-    def leaves(self) -> list[bytes]:
+    def root(self) -> bytes:
         while not self._engine.root_ready:
             self._engine.checkpoint_now()
-        return [self._engine.inner_leaves(inner) for inner in range(INNER_NODES)]
+        return self._engine.root()
+
+    def inner_digests(self) -> list[bytes]:
+        self.root()  # known from here on
+        return self._engine.inner_digests() or []
+
+    def leaves(self, inner: Sequence[int]) -> list[bytes]:
+        self.root()
+        return [self._engine.inner_leaves(node) for node in inner]
 
     def heads(self, buckets: Sequence[int]) -> Iterator[list[Pair]]:
         while not self._engine.prepare_buckets():

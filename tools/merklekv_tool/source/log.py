@@ -9,6 +9,7 @@ Memory: one frame.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ from merklekv.engine.format import (
     RECORD_OPS,
 )
 from merklekv.engine.log.reader import DirectorySource, LogGone, LogReader, LogSource
-from merklekv.engine.log.segment import LogFrame, list_segments, segment_path
+from merklekv.engine.log.segment import LogFrame, Segment, corrupt, list_segments, segment_path
 from merklekv.engine.record import deleted_at, expiry_of, is_purge_marker, timestamp_of, value_of, version_of
 from merklekv.engine.verify.reference import Entry, read_entries
 from merklekv.errors import Corruption
@@ -61,6 +62,25 @@ class DirectoryLog(DirectorySource):
             return super().read(segment, position, size)
         except OSError as error:
             raise FileError(f"{segment_path(self._log, segment)}: cannot read: {error.strerror}") from error
+
+    def require_undamaged(self, lsn: int) -> None:
+        """Raises Corruption for damage that the frames up to `lsn` do not show: what a start refuses, too.
+
+        That is the header of a segment, and a frame at `lsn` that is not whole though a later one says that it had been
+        on disk.
+        """
+        for start in (start for start in self.segments() if start < lsn):
+            position = lsn - start
+            with contextlib.suppress(FileNotFoundError), Segment(segment_path(self._log, start)) as segment:
+                if position < segment.size and segment.synced_claim(position) > lsn and self._ends_at(lsn):
+                    raise corrupt(
+                        segment.path, position, "a frame does not match its checksum, and what follows was synced"
+                    )
+
+    def _ends_at(self, lsn: int) -> bool:
+        reader = LogReader(self)
+        reader.seek(lsn)
+        return reader.next_frame() is None
 
 
 class Event(NamedTuple):
@@ -130,7 +150,9 @@ class EventReader:
             yield from self._events(frame)
 
     def unread(self) -> bool:
-        """Whether something other than zero-filled room is behind the last whole frame."""
+        """Whether a torn tail is behind the last whole frame. Raises Corruption if there is damage."""
+        if isinstance(self._source, DirectoryLog):
+            self._source.require_undamaged(self._reader.lsn)
         return self._reader.unread()
 
     def _events(self, frame: LogFrame) -> Iterator[Event]:

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
+from merklekv.address import parse_address
 from merklekv.engine.format import INNER_NODES, LEAF_SIZE, MAX_VALUE_SIZE_LIMIT
-from merklekv.engine.merkle import LEAVES_PER_INNER
+from merklekv.engine.merkle import EMPTY_ROOT, LEAVES_PER_INNER
 from merklekv.engine.record import HEAD_SIZE, VERSION_SIZE, lead_of, value_of, value_size_of
 from merklekv.errors import MerkleKVError
 from merklekv.metrics import parse
@@ -43,8 +44,9 @@ class Node:
     """See `source.Source`. The log of the node is a `merklekv.engine.log.reader.LogSource`."""
 
     def __init__(self, host: str, port: int, timeout_s: float = REPLY_TIMEOUT_S) -> None:
+        """`timeout_s`: for the node to begin a reply."""
         # A dump has to take the largest value that any node may be configured to store.
-        self._client = Client(host, port, timeout_s, MAX_VALUE_SIZE_LIMIT + REPLY_ROOM_BYTES)
+        self._client = Client(host, port, timeout_s, reply_bytes=MAX_VALUE_SIZE_LIMIT + REPLY_ROOM_BYTES)
         self.name = self._client.name
 
     def statistics(self) -> dict[str, str]:
@@ -98,9 +100,16 @@ class Node:
                 raise self._strange(b"RECORDS")  # it would never end
             yield page
 
-    def leaves(self) -> list[bytes]:
-        self._client.send([(b"TREE", b"%d" % inner) for inner in range(INNER_NODES)])
-        replies = [self._client.receive() for _ in range(INNER_NODES)]
+    def inner_digests(self) -> list[bytes]:
+        digests = self._bytes(b"TREE")
+        size = len(EMPTY_ROOT)
+        if len(digests) != INNER_NODES * size:
+            raise self._strange(b"TREE")
+        return [digests[at : at + size] for at in range(0, len(digests), size)]
+
+    def leaves(self, inner: Sequence[int]) -> list[bytes]:
+        self._client.send([(b"TREE", b"%d" % node) for node in inner])
+        replies = [self._client.receive() for _ in inner]
         if not all(isinstance(reply, bytes) and len(reply) == LEAVES_PER_INNER * LEAF_SIZE for reply in replies):
             raise self._strange(b"TREE")
         return replies  # type: ignore[return-value]
@@ -123,6 +132,12 @@ class Node:
     def forget(self, node: str, store_id: str) -> None:
         """Makes the node remove a member from its cluster for good."""
         self._expect_ok(b"FORGET", node.encode(), *([store_id.encode()] if store_id else []))
+
+    def sync(self, address: str, full: bool, verify: bool) -> None:
+        """Makes the node exchange with the node at an address, and waits. Raises NodeError if that fails."""
+        host, port = parse_address(address)
+        flags = [flag for flag, is_given in ((b"--full", full), (b"--verify", verify)) if is_given]
+        self._expect_ok(b"SYNC", host.encode(), b"%d" % port, *flags)
 
     def log_list(self) -> tuple[int, int, list[int]]:
         """LSNs: the end of the committed log, the checkpoint, and where each segment begins."""

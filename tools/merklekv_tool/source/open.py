@@ -1,5 +1,8 @@
 """Opens what the user named: DIR, a data directory, or HOST:PORT, a running node.
 
+What exists is a directory. Else PORT, :PORT and localhost are nodes, too, and every other host where a verb takes
+nothing but a node.
+
 A directory that another process has open is refused, with that process's number: its data is safe to read only through
 the node's port.
 """
@@ -12,7 +15,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merklekv.address import has_address_form, parse_address
+from merklekv.address import has_node_form, parse_node
 from merklekv.engine.directory import require_format
 from merklekv.errors import DirectoryLocked, InvalidArgument, NotADataDirectory
 from merklekv.net.client import REPLY_TIMEOUT_S
@@ -26,22 +29,26 @@ if TYPE_CHECKING:
 
 
 def address_of(name: str) -> tuple[str, int] | None:
-    """Host and port, or None if `name` means a directory. Raises InvalidArgument for an impossible address."""
-    if not has_address_form(name) or os.path.exists(name):
+    """Host and port, or None if `name` means a directory, as what exists does. Raises InvalidArgument."""
+    if not has_node_form(name) or os.path.exists(name):
         return None
-    return parse_address(name)
+    return parse_node(name)
+
+
+def is_node(name: str) -> bool:
+    """Whether this names a place, rather than something else that a verb takes; a bare host does not."""
+    return has_node_form(name) or os.path.exists(name) or not set("/:").isdisjoint(name)
 
 
 def node_address(name: str) -> tuple[str, int]:
-    """Host and port. Raises InvalidArgument."""
-    address = address_of(name)
-    if address is None:
-        raise InvalidArgument(f"{name}: not a running node: give HOST:PORT")
-    return address
+    """Host and port where only a node is meant, so that a bare host is one, too. Raises InvalidArgument."""
+    if os.path.isdir(name):
+        raise InvalidArgument(f"{name}: a directory, not a running node: give HOST:PORT")
+    return parse_node(name)
 
 
 def open_node(name: str, timeout_s: float = REPLY_TIMEOUT_S) -> closing[Node]:
-    """The running node at HOST:PORT, which has so long for each answer."""
+    """The running node at HOST:PORT. `timeout_s`: for it to begin a reply."""
     return closing(Node(*node_address(name), timeout_s))
 
 

@@ -45,8 +45,14 @@ class Source(Protocol):
     def pages(self, prefix: bytes = b"") -> Iterator[list[Pair]]:
         """All (key, record) with a prefix, in key order, tombstones included."""
 
-    def leaves(self) -> list[bytes]:
-        """The leaves below each of the 256 inner nodes of the Merkle tree: sum (16 bytes) and count (8) of each."""
+    def root(self) -> bytes:
+        """The root of the Merkle tree, 32 bytes; zeros without records."""
+
+    def inner_digests(self) -> list[bytes]:
+        """The digests of its 256 inner nodes, 32 bytes each."""
+
+    def leaves(self, inner: Sequence[int]) -> list[bytes]:
+        """The 256 leaves below each of these inner nodes: sum (16 bytes) and count (8) of each."""
 
     def heads(self, buckets: Sequence[int]) -> Iterator[list[Pair]]:
         """(key, head) of each record, 41 bytes a head, one list for each bucket, tombstones included."""

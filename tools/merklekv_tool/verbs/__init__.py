@@ -1,1 +1,1 @@
-"""The verbs of `merklekv-tool`, one module each: its options, what it prints, its exit status."""
+"""The verbs of `merklekv`, one module each: its options, what it prints, its exit status."""

@@ -1,4 +1,4 @@
-"""`merklekv-tool backup`: copies all data of a node or a directory at one moment to a directory or one file.
+"""`merklekv backup`: copies all data of a node or a directory at one moment to a directory or one file.
 
 The node goes on serving and writing meanwhile. The copy has the data of one moment after the command began, with every
 write acknowledged before, the tombstones, and the node's metadata; see `snapshot`. It is checked before it appears.
@@ -20,10 +20,10 @@ from merklekv_tool.output import progress, say_result
 EXAMPLES: Final = """
 Examples:
 
-    merklekv-tool backup ./data ./backup-monday
-    merklekv-tool backup ./data monday.tar.gz
-    merklekv-tool backup 10.0.0.5:7379 node-5.tar.gz
-    merklekv-tool backup /var/lib/merklekv "/backups/$(date +%F).tar.gz" --json >> /backups/log.jsonl
+    merklekv backup ./data ./backup-monday
+    merklekv backup ./data monday.tar.gz
+    merklekv backup 10.0.0.5:7379 node-5.tar.gz
+    merklekv backup /var/lib/merklekv "/backups/$(date +%F).tar.gz" --json >> /backups/log.jsonl
 
 A directory may be backed up while a node has it open, which is faster than through the node's port. The backup needs
 room beside it for its data, uncompressed. Nothing is ever overwritten.
@@ -49,7 +49,7 @@ def backup(
     if not target.absolute().parent.is_dir():
         raise FileError(f"{target.absolute().parent}: no such directory, make it first")
     began = time.monotonic()
-    with backups.path_errors(destination), backups.drafted(target) as draft:
+    with backups.path_errors(destination), backups.drafted(target, source) as draft:
         if address_of(source) is None:
             with progress(f"copy {source}", of_bytes=True) as update:
                 copy_directory(require_directory(source), draft, update)

@@ -1,4 +1,4 @@
-"""`merklekv-tool bench`: a quick load against a node, for a first look at its rate and latency.
+"""`merklekv bench`: a quick load against a node, for a first look at its rate and latency.
 
 `load_generator` says how it measures. To compare servers, use one tool on all of them (benchmarks/README.md of the
 sources).
@@ -12,15 +12,15 @@ import typer
 
 from merklekv.errors import InvalidArgument
 from merklekv.output import counted
-from merklekv_tool.arguments import AsJson, NodeName
+from merklekv_tool.arguments import DEFAULT_NODE, AsJson, NodeName
 from merklekv_tool.output import say_result
 
 EXAMPLES: Final = """
 Examples:
 
-    merklekv-tool bench 127.0.0.1:7379
-    merklekv-tool bench 127.0.0.1:7379 --load mixed --clients 100 --seconds 10
-    merklekv-tool bench 127.0.0.1:7379 --load get --pipeline 16 --value-size 1000 --json
+    merklekv bench 127.0.0.1:7379
+    merklekv bench 127.0.0.1:7379 --load mixed --clients 100 --seconds 10
+    merklekv bench 127.0.0.1:7379 --load get --pipeline 16 --value-size 1000 --json
 """
 CLIENTS_MAX: Final = 1000
 PIPELINE_MAX: Final = 1000
@@ -31,7 +31,7 @@ PERCENTILES: Final = (50, 95, 99)
 
 
 def bench(
-    node: NodeName,
+    node: NodeName = DEFAULT_NODE,
     load: Annotated[
         Literal["set", "get", "mixed"], typer.Option("--load", metavar="set|get|mixed", help="Mixed is half and half.")
     ] = "mixed",

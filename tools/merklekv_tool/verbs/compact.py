@@ -1,4 +1,4 @@
-"""`merklekv-tool compact`: writes the base of a directory anew, as small as it can be.
+"""`merklekv compact`: writes the base of a directory anew, as small as it can be.
 
 A node does this by itself when most of its base is free. This verb does it in any case, and takes the log into the base
 first. A crash leaves the old base or the new one, which contain the same.
@@ -21,8 +21,8 @@ EXAMPLES: Final = """
 Examples:
 
     systemctl stop merklekv
-    merklekv-tool compact /var/lib/merklekv && systemctl start merklekv
-    merklekv-tool compact ./data --json | jq .bytes
+    merklekv compact /var/lib/merklekv && systemctl start merklekv
+    merklekv compact ./data --json | jq .bytes
 
 The new base needs its size on the same disk beside the old one while it is written.
 """

@@ -1,4 +1,4 @@
-"""`merklekv-tool dump`: writes every record of a source as one stream."""
+"""`merklekv dump`: writes every record of a source as one stream."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from merklekv_tool.output import note, progress, say_json
 EXAMPLES: Final = """
 Examples:
 
-    merklekv-tool dump ./data > data.jsonl
-    merklekv-tool dump 127.0.0.1:7379 --format cbor --output data.cbor
-    merklekv-tool dump ./data --prefix user: | jq -r '.key // empty'
-    merklekv-tool dump 127.0.0.1:7379 | gzip > data.jsonl.gz
+    merklekv dump ./data > data.jsonl
+    merklekv dump 127.0.0.1:7379 --format cbor --output data.cbor
+    merklekv dump ./data --prefix user: | jq -r '.key // empty'
+    merklekv dump 127.0.0.1:7379 | gzip > data.jsonl.gz
 
 A dump of a directory has the data of one moment. A node may be written to meanwhile: then each record is as it was when
 the dump read it. Nodes that hold the same give the same bytes.

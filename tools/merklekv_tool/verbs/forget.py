@@ -1,4 +1,4 @@
-"""`merklekv-tool forget`: removes a member that is gone for good from its cluster.
+"""`merklekv forget`: removes a member that is gone for good from its cluster.
 
 A removed member no longer holds back the GC horizon. Writes that only it had are lost. If it returns, it is refused
 until it starts with a new data directory, because records that it still holds may have been deleted since. The other
@@ -19,10 +19,10 @@ from merklekv_tool.output import say_result
 EXAMPLES: Final = """
 Examples:
 
-    merklekv-tool forget node-3 --at 127.0.0.1:7379
-    merklekv-tool forget node-3 --at 127.0.0.1:7379 --store-id 9f86d081884c7d65
+    merklekv forget node-3 --at 127.0.0.1:7379
+    merklekv forget node-3 --at 127.0.0.1:7379 --store-id 9f86d081884c7d65
 
-One node removes the member and tells the others. `merklekv-tool members` shows all members.
+One node removes the member and tells the others. `merklekv members` shows all members.
 """
 
 

@@ -1,4 +1,4 @@
-"""`merklekv-tool health`: whether a node is ready for clients, and if not, why.
+"""`merklekv health`: whether a node is ready for clients, and if not, why.
 
 It asks through the port for clients. `/livez` and `/readyz` on the HTTP port say the same. A node that is alive and not
 ready needs time or help, and no restart.
@@ -10,16 +10,16 @@ from typing import Annotated, Final
 
 import typer
 
-from merklekv_tool.arguments import AsJson, NodeName
+from merklekv_tool.arguments import DEFAULT_NODE, AsJson, NodeName
 from merklekv_tool.exit_codes import EXIT_PROBLEMS
 from merklekv_tool.output import say_result
 
 EXAMPLES: Final = """
 Examples:
 
-    merklekv-tool health 127.0.0.1:7379
-    merklekv-tool health 127.0.0.1:7379 --live
-    until merklekv-tool health 127.0.0.1:7379; do sleep 1; done
+    merklekv health
+    merklekv health 10.0.0.5:7379 --live
+    until merklekv health; do sleep 1; done
 
 Exit status 0: ready. 1: not ready, each reason on a line. 4: the node does not answer within five seconds.
 """
@@ -27,7 +27,7 @@ TIMEOUT_S: Final = 5.0
 
 
 def health(
-    node: NodeName,
+    node: NodeName = DEFAULT_NODE,
     live: Annotated[bool, typer.Option("--live", help="Only whether it answers, as for a supervisor.")] = False,
     as_json: AsJson = False,
 ) -> None:

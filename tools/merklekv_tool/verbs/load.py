@@ -1,4 +1,4 @@
-"""`merklekv-tool load`: reads a dump back, through the same merge that replication uses."""
+"""`merklekv load`: reads a dump back, through the same merge that replication uses."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 EXAMPLES: Final = """
 Examples:
 
-    merklekv-tool load data.jsonl ./data
-    merklekv-tool load data.cbor 127.0.0.1:7379
-    gunzip < data.jsonl.gz | merklekv-tool load - ./data
-    merklekv-tool load --anew data.jsonl 127.0.0.1:7379
+    merklekv load data.jsonl ./data
+    merklekv load data.cbor 127.0.0.1:7379
+    gunzip < data.jsonl.gz | merklekv load - ./data
+    merklekv load --anew data.jsonl 127.0.0.1:7379
 
 Versions are kept: of two records of a key the newer one stands, so loading twice, or beside writers, does no harm. Keys
 that were deleted since stay deleted. A missing directory is created. Loaded records reach other nodes by anti-entropy,
@@ -44,6 +44,7 @@ class Loader:
 
     def __init__(self, target: Source, anew: bool) -> None:
         self.applied = self.superseded = self.refused = 0
+        self.left_out = 0  # with `anew`: deleted or expired
         self.reasons: list[tuple[bytes, str]] = []  # of the first refused records
         self._target = target
         self._anew = anew
@@ -54,6 +55,7 @@ class Loader:
 
             now = time.time_ns()
             live = [(key, record) for key, record in pairs if is_live(record) and not is_expired(record, now)]
+            self.left_out += len(pairs) - len(live)
             result = self._target.write([(key, value_of(record), expiry_of(record)) for key, record in live])
         else:
             result = self._target.merge(pairs)
@@ -96,6 +98,7 @@ def load(
                 "records": reader.records,
                 "applied": loader.applied,
                 "superseded": loader.superseded,
+                "left_out": loader.left_out,
                 "refused": loader.refused,
                 "reasons": [field("key", key) | {"reason": reason} for key, reason in loader.reasons],
                 "seconds": round(time.monotonic() - began, 3),

@@ -1,4 +1,4 @@
-"""`merklekv-tool log`: what happened on a node, in the order in which it happened there, from its commit log.
+"""`merklekv log`: what happened on a node, in the order in which it happened there, from its commit log.
 
 The log holds every write since the oldest segment that the node still needs for a checkpoint or for publishing. It is
 the history of one node, writes from other nodes included. Reading changes nothing, and a directory may be read while a
@@ -20,8 +20,8 @@ import typer
 
 from merklekv.errors import InvalidArgument
 from merklekv.output import counted, printable
-from merklekv_tool.arguments import AsJsonLines, Prefix, SourceName
-from merklekv_tool.output import note, say, say_json, text_of, time_text
+from merklekv_tool.arguments import DEFAULT_NODE, AsJsonLines, Prefix, SourceName
+from merklekv_tool.output import TIME_WIDTH, note, say, say_json, text_of, time_text
 
 if TYPE_CHECKING:
     from merklekv.engine.log.reader import LogSource
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 EXAMPLES: Final = """
 Examples:
 
-    merklekv-tool log ./data --last 20
-    merklekv-tool log 127.0.0.1:7379 --follow --prefix user:
-    merklekv-tool log ./data --key user:1 --values
-    merklekv-tool log ./data --origin node-2 --since 15m --json | jq -r .key
-    merklekv-tool log ./data --op truncate --op del --since 2026-01-31T08:00 --until 2026-01-31T09:00
+    merklekv log ./data --last 20
+    merklekv log 127.0.0.1:7379 --follow --prefix user:
+    merklekv log ./data --key user:1 --values
+    merklekv log ./data --origin node-2 --since 15m --json | jq -r .key
+    merklekv log ./data --op truncate --op del --since 2026-01-31T08:00 --until 2026-01-31T09:00
 
 `purge` is a tombstone that was collected; `metadata` and `repair` are what the node stores for itself.
 
@@ -67,7 +67,7 @@ LOCAL: Final = "local"  # the origin of the node's own writes
 POLL_S: Final = 0.2
 KEY_WIDTH: Final = 32
 SHOWN_VALUE_SIZE: Final = 60
-HEADER: Final = f"{'time':26}  {'op':{OP_WIDTH}}  {'origin':16}  {'key':{KEY_WIDTH}}  value"
+HEADER: Final = f"{'time':{TIME_WIDTH}}  {'op':{OP_WIDTH}}  {'origin':16}  {'key':{KEY_WIDTH}}  value"
 
 NS_PER_MS: Final = 10**6
 
@@ -102,14 +102,20 @@ class Filter(NamedTuple):
 
 
 def log(
-    source: SourceName,
+    source: SourceName = DEFAULT_NODE,
     key: Annotated[str | None, typer.Option("--key", help="Only this key.", show_default=False)] = None,
     prefix: Prefix = "",
     origin: Annotated[
         str, typer.Option("--origin", metavar="NODE", help=f"Only writes of this node; {LOCAL}: its own.")
     ] = "",
     op: Annotated[
-        list[str] | None, typer.Option("--op", metavar="OP", help=f"Only these: {', '.join(OPERATIONS.values())}.")
+        list[str] | None,
+        typer.Option(
+            "--op",
+            metavar="OP",
+            help=f"Only these: {', '.join(OPERATIONS.values())}.",
+            autocompletion=lambda: [*OPERATIONS.values()],
+        ),
     ] = None,
     since: Annotated[
         str, typer.Option("--since", metavar="TIME", help="As 15m (s, m, h, d ago) or 2026-01-31T08:00.")
@@ -164,7 +170,7 @@ def _read(source: LogSource, selected: Filter, last: int, follow: bool, printer:
         for event in deque(events, last) if last else events:
             printer.event(event)
         if reader.unread() and not follow:
-            note(f"{source.name}: behind the last whole entry something is being written, torn or damaged")
+            note(f"{source.name}: behind the last whole entry something is being written, or torn by a crash")
         while follow:
             time.sleep(POLL_S)
             for event in filter(selected.selects, reader.until_now()):
@@ -186,7 +192,8 @@ def row(time_ns: int | None, operation: str, origin: str, key: bytes, value: byt
     shown = "" if value is None else text_of(value) if values else counted(len(value), "byte")
     if len(shown) > SHOWN_VALUE_SIZE:
         shown = f"{shown[:SHOWN_VALUE_SIZE]}... ({counted(len(value or b''), 'byte')})"
-    return f"{when:26}  {operation:{OP_WIDTH}}  {printable(origin):16}  {text_of(key):{KEY_WIDTH}}  {shown}".rstrip()
+    begin = f"{when:{TIME_WIDTH}}  {operation:{OP_WIDTH}}  {printable(origin):16}"
+    return f"{begin}  {text_of(key):{KEY_WIDTH}}  {shown}".rstrip()
 
 
 class Printer:

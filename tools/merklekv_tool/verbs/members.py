@@ -1,7 +1,7 @@
-"""`merklekv-tool members`: the members of a cluster, how far each is, and which of them hold back the GC horizon.
+"""`merklekv members`: the members of a cluster, how far each is, and which of them hold back the GC horizon.
 
 A deleted key leaves a tombstone, which is collected when all members have applied everything up to it. One member that
-is away therefore holds all tombstones back: it is shown, and either comes back or is removed (`merklekv-tool forget`).
+is away therefore holds all tombstones back: it is shown, and either comes back or is removed (`merklekv forget`).
 
 Each node has its own member table. Exchanges merge the tables, so nodes that exchange have the same members.
 """
@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from merklekv.output import printable
-from merklekv_tool.arguments import AsJson, SourceName
+from merklekv_tool.arguments import DEFAULT_NODE, AsJson, SourceName
 from merklekv_tool.output import say_result, terminal_width
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 EXAMPLES: Final = """
 Examples:
 
-    merklekv-tool members 127.0.0.1:7379
-    merklekv-tool members ./data
-    merklekv-tool members 127.0.0.1:7379 --json | jq -r '.members[] | select(.holds_back != "") | .node'
+    merklekv members 127.0.0.1:7379
+    merklekv members ./data
+    merklekv members 127.0.0.1:7379 --json | jq -r '.members[] | select(.holds_back != "") | .node'
 
 `applied through`: every write that the member had so long ago is applied here. `stable`: the member reported that it
 has applied every write that any member had so long ago.
@@ -45,7 +45,7 @@ AHEAD_S: Final = 60  # clocks of several machines differ a little
 UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
-def members(source: SourceName, as_json: AsJson = False) -> None:
+def members(source: SourceName = DEFAULT_NODE, as_json: AsJson = False) -> None:
     """Show the members of a cluster as one node knows them."""
     from merklekv_tool.source.open import open_source
 

@@ -1,4 +1,4 @@
-"""`merklekv-tool restamp`: gives current versions to what a wrong clock has stamped in the future.
+"""`merklekv restamp`: gives current versions to what a wrong clock has stamped in the future.
 
 Other nodes refuse such records until the time has come, so the keys cannot be replicated until then. Afterwards the
 directory is a new member of its cluster under the same node id; the others remove the former one as they exchange.
@@ -24,8 +24,8 @@ Examples:
 
     date                                                    # is it right now?
     systemctl stop merklekv
-    merklekv-tool restamp /var/lib/merklekv --dry-run
-    merklekv-tool restamp /var/lib/merklekv && systemctl start merklekv
+    merklekv restamp /var/lib/merklekv --dry-run
+    merklekv restamp /var/lib/merklekv && systemctl start merklekv
 
 Every record from after the current time of this machine gets a version of now, whichever node wrote it, so set the
 clock first. Do it on each node whose log or `members` says so; the others need nothing. If it is more than one, stop
@@ -59,7 +59,7 @@ def restamp(
                 note("interrupted; run this again before you start the node, it does the rest")
             raise
     if result and result.found.damaged and not as_json:
-        note(f"left as they are: {counted(result.found.damaged, 'damaged record')}; merklekv-tool verify names them")
+        note(f"left as they are: {counted(result.found.damaged, 'damaged record')}; merklekv verify names them")
     is_done = result is not None and not dry_run
     fields = {"directory": directory, "now_ns": now, "restamped": is_done, **_fields(result, is_done)}
     fields["seconds"] = round(time.monotonic() - began, 3)

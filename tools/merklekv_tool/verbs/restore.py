@@ -1,4 +1,4 @@
-"""`merklekv-tool restore`: makes a data directory of a backup. It is checked before it appears.
+"""`merklekv restore`: makes a data directory of a backup. It is checked before it appears.
 
 The node that starts on it draws a new process epoch, as at each start, so it creates no version twice. It treats its
 whole log as published.
@@ -21,9 +21,9 @@ from merklekv_tool.output import progress, say_result
 EXAMPLES: Final = """
 Examples:
 
-    merklekv-tool restore ./backup-monday ./data
-    merklekv-tool restore monday.tar.gz /var/lib/merklekv && systemctl start merklekv
-    merklekv-tool restore monday.tar.gz ./data-of-another-node --new-node-id
+    merklekv restore ./backup-monday ./data
+    merklekv restore monday.tar.gz /var/lib/merklekv && systemctl start merklekv
+    merklekv restore monday.tar.gz ./data-of-another-node --new-node-id
 
 Nothing is overwritten: the directory must be missing or empty. Never run a restored node beside the backed-up one,
 unless it has a node id of its own.
@@ -49,7 +49,7 @@ def restore(
     with backups.path_errors(directory):
         backups.require_absent(target, empty=True)
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with backups.drafted(target) as draft:
+        with backups.drafted(target, backup) as draft:
             with progress(f"copy {source.name}", of_bytes=True) as update:
                 description = backups.unpack(source, draft, update)
             with progress("check the copy", of_bytes=True) as update:

@@ -1,218 +1,218 @@
-"""`merklekv-tool tree`: draws the Merkle tree of a source, or shows where the trees of two sources differ.
+"""`merklekv tree`: the way down the Merkle trees of two sources to the keys that differ, or the shape of one tree.
 
-A cell stands for one of the 256 inner nodes, in rows of sixteen: the number of records below it, or of its leaves that
-differ. Keys are spread by their hash, so a tree fills evenly; a write changes one leaf. An exchange between two nodes
-looks at the leaves that differ here. `diff` names their keys.
+Two sources are compared as an exchange compares them, level by level, and only below what differs; see comparison.py.
+The last line says what that took. A node may be written to meanwhile: writes on their way show as differences.
 
-A picture (PNG or SVG) shows the 65,536 leaves too, each inner node as a square of sixteen by sixteen.
-
-Cost: 1.5 MiB from each source. A node may be written to meanwhile: then its leaves are from several moments, and writes
-on their way between two nodes show as differences.
+Of one source all leaves are read, 1.5 MiB. A hash spreads the keys, so which leaf has how many says little. How full
+leaves are says what an exchange compares for each leaf that differs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
-from pathlib import Path
-from struct import Struct
+from collections import Counter
 from typing import Annotated, Final
 
 import typer
 
-from merklekv.errors import InvalidArgument
 from merklekv.output import counted, printable
-from merklekv_tool.arguments import AsJson, SourceName
+from merklekv_tool.arguments import DEFAULT_NODE, AsJson, SourceName
+from merklekv_tool.comparison import DIFFERENCES, HEADING, Descent, Difference, counts_text, descended
 from merklekv_tool.exit_codes import EXIT_PROBLEMS
-from merklekv_tool.files import STDIO, open_output, output_errors
+from merklekv_tool.files import STDIO, output_errors
 from merklekv_tool.output import progress, say_json, say_styled
 
 EXAMPLES: Final = """
 Examples:
 
-    merklekv-tool tree ./data
-    merklekv-tool tree 127.0.0.1:7379 127.0.0.1:7380
-    merklekv-tool tree 127.0.0.1:7379 ./backup --output differences.svg
-    merklekv-tool tree 127.0.0.1:7379 --json | jq .fullest_leaf
+    merklekv tree 127.0.0.1:7379 127.0.0.1:7380
+    merklekv tree 127.0.0.1:7379 ./backup --limit 100
+    merklekv tree ./data
+    merklekv tree 127.0.0.1:7379 ./backup --json | jq .compared
 
-Pictures need matplotlib: pip install 'merklekv[bench]'.
+Of two sources it shows which inner nodes differ, which leaves below these, and which keys in these, as `diff` does.
+In the map a character is one of the 256 inner nodes: a dot if it is equal, else how many of its leaves differ, + for
+more than 9.
 """
-ROW: Final = 16  # cells in a row
-CELL: Final = 4  # characters of one
-PICTURES: Final = (".png", ".svg")
-COLD: Final = (24, 44, 94)
-HOT: Final = (250, 200, 60)
-DIFFERENT: Final = (200, 50, 40)
+SHOWN: Final = 8  # keys, unless told otherwise: with all above it fits a screen
+NAMED: Final = 12  # inner nodes or leaves in a line
+MAP_ROW: Final = 64  # inner nodes in a row of the map
+BARS: Final = 10  # of the histogram
+BAR: Final = 40  # characters of the longest
+SHORT: Final = 16  # hex digits of a root that two others stand beside
 
-_LEAF: Final = Struct(">16sQ")
-
-Colour = tuple[int, int, int] | None  # red, green, blue up to 255
-
-
-@dataclass(frozen=True)
-class Tree:
-    """The leaves of a source, and its root."""
-
-    name: str
-    leaves: tuple[tuple[bytes, int], ...]  # of each: sum of digests, count of records
-    root: bytes  # 32 bytes, zeros without records
-
-    @property
-    def records(self) -> int:
-        return sum(self.counts)
-
-    @property
-    def counts(self) -> list[int]:
-        """Records of each leaf."""
-        return [count for _, count in self.leaves]
-
-
-def _sums(leaves: Sequence[int]) -> list[int]:
-    """Adds up the numbers of the leaves below each inner node."""
-    from merklekv.engine.merkle import LEAVES_PER_INNER
-
-    return [sum(leaves[at : at + LEAVES_PER_INNER]) for at in range(0, len(leaves), LEAVES_PER_INNER)]
+Found = list[tuple[int, Difference]]  # keys that differ, with their buckets
+Line = list[tuple[str, str]]  # pieces of text, and how a terminal shows each
 
 
 def tree(
-    source: SourceName,
+    source: SourceName = DEFAULT_NODE,
     other: Annotated[
         str | None, typer.Argument(metavar="[OTHER]", help="Another source, to see where they differ.")
     ] = None,
-    output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FILE", help="Draw a picture there, .png or .svg.")
-    ] = "",
+    limit: Annotated[
+        int, typer.Option("--limit", min=0, metavar="N", help="Show so many keys at most; all are counted.")
+    ] = SHOWN,
     as_json: AsJson = False,
 ) -> None:
-    """Draw the Merkle tree's fill, or where two sources differ; exit status 1 when they do."""
-    if output and Path(output).suffix not in PICTURES:
-        raise InvalidArgument(f"{output}: a picture's name ends in {' or '.join(PICTURES)}")
-    trees = [_read(name) for name in (source, other) if name is not None]
-    different: list[int] = []  # for each leaf 1 if it differs, else 0
-    if other is not None:
-        different = [int(mine != theirs) for mine, theirs in zip(*(one.leaves for one in trees), strict=True)]
-    if output:
-        _draw(trees, different, output)
+    """Show where the Merkle trees of two sources differ, exit status 1 when they do; or the shape of one."""
+    if other is None:
+        _shape(source, as_json)
+        return
+    found: Found = []
+    counts: Counter[str] = Counter()
+    with progress("compare") as update, descended(source, other) as descent:
+        records = descent.a.count(), descent.b.count()
+        for bucket, difference in descent.differences():
+            if len(found) < limit:
+                found.append((bucket, difference))
+            counts[difference.kind] += 1
+            update(descent.buckets_compared, len(descent.buckets))
     if as_json:
-        say_json(_fields(trees, different))
+        say_json(_descent_fields(descent, records, found, counts))
     else:
-        say_styled("\n".join(_lines(trees, different)))
-    if len({one.root for one in trees}) > 1:
+        _say(_descent_lines(descent, records, found, counts))
+    if not descent.equal:
         raise typer.Exit(EXIT_PROBLEMS)
 
 
-def _read(name: str) -> Tree:
-    """The tree of a source, with its root computed from the leaves."""
-    from merklekv.engine.merkle import EMPTY_ROOT
-    from merklekv_tool.source.open import open_source
-
-    with progress(f"read {name}"), open_source(name) as source:
-        inner = source.leaves()
-        truncation = source.truncation()
-    leaves = tuple(leaf for packed in inner for leaf in _LEAF.iter_unpack(packed))
-    root = sha256(b"".join(sha256(packed).digest() for packed in inner) + truncation).digest()
-    return Tree(source.name, leaves, root if any(count for _, count in leaves) else EMPTY_ROOT)
+# -- two sources -------------------------------------------------------------------------------------------------------
 
 
-def _differ_text(different: list[int]) -> str:
-    leaves = sum(different)
-    return f"{counted(leaves, 'leaf', 'leaves')} differ{'s' if leaves == 1 else ''}"
-
-
-def _fields(trees: list[Tree], different: list[int]) -> dict[str, object]:
-    fields = [
-        {
-            "source": one.name,
-            "root": one.root.hex(),
-            "records": one.records,
-            "leaves": sum(map(bool, one.counts)),
-            "fullest_leaf": max(one.counts),
-            "inner": _sums(one.counts),
-        }
-        for one in trees
-    ]
-    if len(fields) == 1:
-        return fields[0]
+def _descent_fields(
+    descent: Descent, records: tuple[int, int], found: Found, counts: Counter[str]
+) -> dict[str, object]:
+    sides = zip("ab", (descent.a, descent.b), descent.roots, records, strict=True)
     return {
-        "equal": trees[0].root == trees[1].root,
-        "differing_leaves": sum(different),
-        "differing": _sums(different),
-        "a": fields[0],
-        "b": fields[1],
+        "equal": descent.equal,
+        "truncations_equal": descent.truncations_equal,
+        **{side: {"source": one.name, "root": root.hex(), "records": count} for side, one, root, count in sides},
+        "inner": descent.inner,
+        "leaves": descent.buckets,
+        "keys": [{"leaf": bucket, **difference.fields()} for bucket, difference in found],
+        "differing_keys": {kind: counts[kind] for kind in DIFFERENCES},
+        "compared": {
+            "roots": 1,
+            "inner": descent.inner_compared,
+            "leaves": descent.leaves_compared,
+            "keys": descent.keys_compared,
+        },
     }
 
 
-def _lines(trees: list[Tree], different: list[int]) -> list[str]:
-    lines = []
-    for one in trees:
-        used = f"{sum(map(bool, one.counts)):,} of {len(one.counts):,} leaves"
-        lines.append(f"{printable(one.name)}: {counted(one.records, 'record')} in {used}")
-        lines.append(f"  at most {max(one.counts):,} in a leaf; root {one.root.hex()}")
-    if len(trees) == 1:
-        inner = _sums(trees[0].counts)
-        least, most = min(inner), max(inner)
-        return [*lines, "", *_grid(inner, lambda count: _shade(count, least, most), abbreviated)]
-    inner = _sums(different)
-    nodes = sum(count > 0 for count in inner)
-    if not nodes:
-        alike = trees[0].root == trees[1].root
-        return [*lines, "the trees are equal" if alike else "the leaves are equal, the truncation versions differ"]
-    lines.append(f"{_differ_text(different)}, below {nodes} of {len(inner)} inner nodes:")
-    return [*lines, "", *_grid(inner, lambda count: DIFFERENT if count else None, lambda count: str(count or "."))]
+def _descent_lines(descent: Descent, records: tuple[int, int], found: Found, counts: Counter[str]) -> list[Line]:
+    from merklekv.engine.format import BUCKETS
+
+    if descent.equal:
+        return [[(f"equal: root {descent.roots[0].hex()}, {counted(records[0], 'record')}", "green")]]
+    sides = zip("AB", (descent.a, descent.b), descent.roots, records, strict=True)
+    lines: list[Line] = [
+        [(f"{side} is {printable(one.name)}: root {root.hex()[:SHORT]}, {counted(count, 'record')}", "")]
+        for side, one, root, count in sides
+    ]
+    lines += [[(line, "yellow")] for line in descent.truncation_text().splitlines()]
+    if descent.inner:
+        lines += [[], _level(f"of {descent.inner_compared} inner nodes", [f"{node:02x}" for node in descent.inner])]
+        lines += _map(descent)
+    if descent.buckets:
+        leaves = f"of {descent.leaves_compared:,} leaves below"
+        lines += [_level(leaves, [f"{bucket:04x}" for bucket in descent.buckets])]
+    if counts:
+        lines += [[], [(f"leaf  {HEADING}", "dim")]]
+        lines += [[(f"{bucket:04x}  ", "dim"), (difference.row(), "")] for bucket, difference in found]
+        if len(found) < counts.total():
+            lines += [[(f"and {counts.total() - len(found):,} more", "")]]
+    lines += [[], [(counts_text(counts), "")]]
+    compared = {"1 root": 1, f"{descent.inner_compared} inner digests": descent.inner_compared}
+    compared |= {f"{descent.leaves_compared:,} of {BUCKETS:,} leaves": descent.leaves_compared}
+    compared |= {f"{counted(descent.keys_compared, 'key')} in {len(descent.buckets):,} of them": descent.keys_compared}
+    return [*lines, [("compared: " + ", ".join(text for text, number in compared.items() if number), "dim")]]
 
 
-def _shade(count: int, least: int, most: int) -> Colour:
-    """A colour from cold to hot for a count from the least to the most."""
-    share = (count - least) / (most - least) if most > least else 0.5
-    red, green, blue = (round(low + share * (high - low)) for low, high in zip(COLD, HOT, strict=True))
-    return (red, green, blue) if count else None
+def _level(which: str, names: list[str]) -> Line:
+    """How many differ on a level, and which."""
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    verb = "differs" if len(names) == 1 else "differ"
+    return [(f"{len(names):,} {which} {verb}: ", ""), (" ".join(names[:NAMED]), "red"), (more, "")]
 
 
-def abbreviated(count: float) -> str:
-    """A count in at most three characters: 999, 12k, .4M, 3M."""
-    unit = ""
-    for larger in "kMG":
-        if count < (100 if unit else 1000):
-            break
-        count, unit = count / 1000, larger
-    return f".{int(10 * count)}{unit}" if 0 < count < 1 else f"{int(count)}{unit}"
+def _map(descent: Descent) -> list[Line]:
+    """A character for each inner node, how many of its leaves differ."""
+    from merklekv.engine.format import INNER_NODES
+    from merklekv.engine.merkle import LEAVES_PER_INNER
+
+    below = Counter(bucket // LEAVES_PER_INNER for bucket in descent.buckets)
+    marks = ["." if not below[node] else str(below[node]) if below[node] < 10 else "+" for node in range(INNER_NODES)]
+    return [
+        [(f"  {first:02x}  ", "dim"), *((mark, "dim" if mark == "." else "bold white on red") for mark in row)]
+        for first in range(0, INNER_NODES, MAP_ROW)
+        for row in [marks[first : first + MAP_ROW]]
+    ]
 
 
-def _grid(counts: list[int], colour: Callable[[int], Colour], text: Callable[[int], str]) -> list[str]:
-    """A cell for each inner node, coloured on a terminal."""
+# -- one source --------------------------------------------------------------------------------------------------------
+
+
+def _shape(name: str, as_json: bool) -> None:
+    """Shows how full the leaves of a source are."""
+    from merklekv.engine.format import BUCKETS, INNER_NODES
+    from merklekv.engine.merkle import COUNT_MASK, unpack_leaves
+    from merklekv_tool.source.open import open_source
+
+    with progress(f"read {name}"), open_source(name) as source:
+        root, shown = source.root(), source.name
+        packed = source.leaves(range(INNER_NODES))
+    sizes = [leaf & COUNT_MASK for leaves in packed for leaf in unpack_leaves(leaves)]
+    least, most = min(sizes), max(sizes)
+    leaves_of = dict(sorted(Counter(sizes).items()))  # how many leaves, by how many records each has
+    used = len(sizes) - leaves_of.get(0, 0)
+    if as_json:
+        say_json(
+            {
+                "source": shown,
+                "root": root.hex(),
+                "records": sum(sizes),
+                "leaves": used,
+                "fullest": {"leaf": sizes.index(most), "records": most},
+                "emptiest": {"leaf": sizes.index(least), "records": least},
+                "leaves_by_records": leaves_of,
+            }
+        )
+        return
+    lines = [
+        f"{printable(shown)}: root {root.hex()}",
+        f"{counted(sum(sizes), 'record')} in {used:,} of {BUCKETS:,} leaves, below {INNER_NODES} inner nodes",
+        f"a leaf has {sum(sizes) / BUCKETS:,.1f} on average, "
+        f"{least:,} at least ({sizes.index(least):04x}), {most:,} at most ({sizes.index(most):04x})",
+    ]
+    _say([*([(line, "")] for line in lines), [], *_histogram(leaves_of)])
+
+
+def _histogram(leaves_of: dict[int, int]) -> list[Line]:
+    """Bars: how many leaves have so many records."""
+    least, most = min(leaves_of), max(leaves_of)
+    width = (most - least) // BARS + 1
+    bars: Counter[int] = Counter()
+    for records, leaves in leaves_of.items():
+        bars[least + (records - least) // width * width] += leaves
+    names = {at: f"{at:,}" if width == 1 else f"{at:,}-{at + width - 1:,}" for at in range(least, most + 1, width)}
+    left = max(len("records"), *map(len, names.values()))
+    longest = max(bars.values())
+    return [
+        [(f"{'records':>{left}}  {'leaves':>6}", "dim")],
+        *(
+            [(f"{name:>{left}}  {bars[at]:>6,}  ", ""), ("#" * -(-BAR * bars[at] // longest), "green")]
+            for at, name in names.items()
+        ),
+    ]
+
+
+def _say(lines: list[Line]) -> None:
+    """Prints lines, coloured on a terminal."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
     with output_errors(STDIO), console.capture() as drawn:
-        console.print("   " + "".join(f"{column:>{CELL}x}" for column in range(ROW)), style="dim")
-        for first in range(0, len(counts), ROW):
-            line = Text()
-            line.append(f"{first:02x} ", "dim")
-            for count in counts[first : first + ROW]:
-                line.append(f"{text(count):>{CELL}}", _style(colour(count)))
-            console.print(line)
-    return drawn.get().splitlines()
-
-
-def _style(colour: Colour) -> str:
-    """A style of rich: a background, and a readable foreground."""
-    if colour is None:
-        return "dim"
-    red, green, blue = colour
-    dark = 0.3 * red + 0.6 * green + 0.1 * blue < 128
-    return f"{'white' if dark else 'black'} on rgb({red},{green},{blue})"
-
-
-def _draw(trees: list[Tree], different: list[int], output: str) -> None:
-    """Draws a picture into a file. Raises MerkleKVError without matplotlib, FileError, DiskFull."""
-    from merklekv_tool.formats.picture import DIFFERENT as MARKS
-    from merklekv_tool.formats.picture import picture
-
-    panels = [(f"{one.name}: {counted(one.records, 'record')}", one.counts, "records") for one in trees]
-    if different:
-        panels.append((_differ_text(different), different, MARKS))
-    drawn = picture(panels, Path(output).suffix[1:])
-    with open_output(output, opener=None) as file:
-        file.write(drawn)
+        for line in lines:
+            console.print(Text.assemble(*line))
+    say_styled(drawn.get().removesuffix("\n"))

@@ -1,4 +1,4 @@
-"""`merklekv-tool verify`: checks every invariant of a source, and names each one that does not hold.
+"""`merklekv verify`: checks every invariant of a source, and names each one that does not hold.
 
 The engine's checker reads a closed directory without changing anything. A running node is checked through its port: key
 order, sizes, digests, versions and truncation version of every record, and the node's root and counters against those
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 EXAMPLES: Final = """
 Examples:
 
-    merklekv-tool verify ./data
-    merklekv-tool verify 127.0.0.1:7379
-    merklekv-tool verify ./data --json | jq -r '.problems[]'
+    merklekv verify ./data
+    merklekv verify 127.0.0.1:7379
+    merklekv verify ./data --json | jq -r '.problems[]'
 """
 ATTEMPTS: Final = 3
 

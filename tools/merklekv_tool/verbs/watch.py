@@ -1,4 +1,4 @@
-"""`merklekv-tool watch`: every change on a running node, as it happens.
+"""`merklekv watch`: every change on a running node, as it happens.
 
 It follows the change feed (docs/protocol.md, CHANGES): writes of this node and of others, each once and in the order of
 the node's log. When the node restarts, it goes on where it was.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from merklekv_tool.arguments import AsJsonLines, Prefix
+from merklekv_tool.arguments import DEFAULT_NODE, AsJsonLines, NodeName, Prefix
 from merklekv_tool.output import note, say, say_json, time_text
 from merklekv_tool.verbs.log import HEADER, row
 
@@ -23,15 +23,14 @@ if TYPE_CHECKING:
 EXAMPLES: Final = """
 Examples:
 
-    merklekv-tool watch
-    merklekv-tool watch 127.0.0.1:7379 --prefix user: --values
-    merklekv-tool watch --from '' --once
-    merklekv-tool watch --json --cursor-file ./seen | while read -r change; do ...; done
+    merklekv watch
+    merklekv watch 127.0.0.1:7379 --prefix user: --values
+    merklekv watch --from '' --once
+    merklekv watch --json --cursor-file ./seen | while read -r change; do ...; done
 
 Some lines of --json have a `cursor`: with --from it goes on behind that line. Ctrl-C ends it, with exit status 0, and
 names the cursor. When the node restarts, it goes on.
 """
-DEFAULT_NODE: Final = "127.0.0.1:7379"
 END: Final = b"$"
 WAIT_MS: Final = 20_000  # of one request; below the time after which a node that says nothing is given up
 RETRY_S: Final = 0.5
@@ -39,7 +38,7 @@ CURSOR_FILE_SIZE_MAX: Final = 200
 
 
 def watch(
-    node: Annotated[str, typer.Argument(metavar="[HOST:PORT]", help="A running node.")] = DEFAULT_NODE,
+    node: NodeName = DEFAULT_NODE,
     prefix: Prefix = "",
     begin: Annotated[
         str,
