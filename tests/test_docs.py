@@ -24,6 +24,9 @@ PAGES = sorted([*ROOT.glob("*.md"), *(page for place in PLACES for page in ROOT.
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
 BLOCK = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
+# What makes a browser fetch something. A link that a reader follows does not.
+FETCHED = re.compile(r'<(?:script|img|source)\b[^>]*\bsrc="([^"]*)"|<link\b[^>]*\bhref="([^"]*)"|url\(([^)]*)\)')
+SITE_S = 120
 
 
 def page(name: str) -> str:
@@ -81,6 +84,19 @@ def test_a_list_of_contents_has_every_section_in_order(path: Path) -> None:
     head, _, _ = text.partition("\n## ")
     contents = re.findall(r"^- \[[^\]]*\]\(#([^)]*)\)$", head, re.MULTILINE)
     assert contents in ([], [anchor_of(title) for title in re.findall(r"^## (.*)$", text, re.MULTILINE)])
+
+
+def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    options = ["-q", "--fail-on-warning", "--keep-going", "-c", str(ROOT / "docs"), "-d", str(tmp_path / "doctrees")]
+    command = [sys.executable, "-m", "sphinx", *options, str(ROOT), str(site)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SITE_S)
+    assert done.returncode == 0, done.stderr
+    fetched = {(file.name, "".join(found)) for suffix in ("html", "css") for file in site.rglob(f"*.{suffix}")
+               for found in FETCHED.findall(file.read_text())}  # fmt: skip
+    assert {(name, address) for name, address in fetched if "//" in address.partition("data:")[0]} == set()
+    assert (site / "docs/operations.html").exists()
+    assert "tombston" in (site / "searchindex.js").read_text()  # the stem
 
 
 def test_the_pages_link_every_term_of_the_glossary() -> None:
