@@ -99,11 +99,18 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
     assert "tombston" in (site / "searchindex.js").read_text()  # the stem
 
 
+def test_the_glossary_is_in_order_and_says_where_each_term_is_explained() -> None:
+    _, *entries = re.split(r"^## ", page("glossary.md"), flags=re.MULTILINE)
+    terms = [entry.partition("\n")[0] for entry in entries]
+    assert terms == sorted(terms, key=str.casefold)
+    assert [term for term, entry in zip(terms, entries, strict=True) if not re.search(r"\w\.md", entry)] == []
+
+
 def test_the_pages_link_every_term_of_the_glossary() -> None:
-    """A term without a link is one that no reader of these pages meets."""
-    pages = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("operations", "replication", "protocol"))]
+    """A term without a link is one that no reader of the other pages looks up."""
+    pages = [path for path in PAGES if path.name != "glossary.md"]
     linked = {anchor for path in pages for target, anchor in LINK.findall(path.read_text()) if "glossary" in target}
-    terms = re.findall(r"^### (.*)$", page("glossary.md"), re.MULTILINE)
+    terms = re.findall(r"^## (.*)$", page("glossary.md"), re.MULTILINE)
     assert [term for term in terms if anchor_of(term) not in linked] == []
 
 
