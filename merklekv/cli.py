@@ -35,6 +35,7 @@ FLAGS = {
     "storage_path": ("--data-dir", "DIR"),
     "host": ("--host", "HOST"),
     "port": ("--port", "PORT"),
+    "http_port": ("--http-port", "PORT"),
     "threads": ("--threads", "N"),
     "durability": ("--durability", "always|everysec|never"),
     "memtable_size": ("--memtable-size", "SIZE"),

@@ -119,7 +119,11 @@ def _check_together(values: Mapping[str, Effective]) -> None:
     if bool(certificate.value) != bool(key.value):
         there, lacking = (certificate, key) if certificate.value else (key, certificate)
         raise ConfigError(f"{there.source}: {there.key} is given without {lacking.key}; give both or neither")
-    port, broker_port = values["port"], values["replication.mqtt_port"]
+    port, http_port = values["port"], values["http_port"]
+    if port.value == http_port.value and port.value:
+        source = next((one.source for one in (http_port, port) if one.source != "default"), "default")
+        raise ConfigError(f"{source}: http_port = {port.value} is also the port for clients; give another one")
+    broker_port = values["replication.mqtt_port"]
     hosts = LOOPBACK | {values["host"].value}
     is_local = values["replication.mqtt_broker"].value in hosts
     if values["replication.enabled"].value and is_local and port.value == broker_port.value:

@@ -1,8 +1,9 @@
 """A running node: its parts are started, wired and stopped in order.
 
     engine (opens, recovers)  ->  server (listens)  ->  anti-entropy (exchanges with peers)
-        ->  replication (connects when it can)  ->  scrubber (reads everything, now and then)  ->  the ready line
-    scrubber  ->  anti-entropy (cuts its exchanges)  ->  server (answers the requests in hand, closes)
+        ->  replication (connects when it can)  ->  scrubber (reads everything, now and then)
+        ->  web server (the page, metrics and health; if it has a port)  ->  the ready line
+    web server  ->  scrubber  ->  anti-entropy (cuts its exchanges)  ->  server (answers the requests in hand, closes)
         ->  replication (publishes the rest of the outbox, for a while)  ->  engine (commits, syncs, closes)
 
 The node announces itself once, when it can serve the first client. A signal of STOP_SIGNALS or SHUTDOWN stops it within
@@ -55,6 +56,7 @@ from merklekv.worker_thread import WorkerThread
 
 if TYPE_CHECKING:
     from merklekv.replication.stream.replicator import Replicator
+    from merklekv.web.server import WebServer
 
 STOP_DEADLINE_S = 8.5  # so that, with what the log takes at the end, a stop ends within ten seconds
 FETCH_TIMEOUT_S = 10.0
@@ -209,6 +211,7 @@ class Node:
         self.node_id = ""
         self.address = ("", 0)
         self.replicator: Replicator | None = None
+        self.web: WebServer | None = None
 
     def start(self) -> None:
         """Open the data and listen. Raises the errors of the engine and of the server."""
@@ -276,6 +279,9 @@ class Node:
             self.scrubber.start()
             parts.callback(self.scrubber.stop)
             parts.callback(self.engine.end_waits)
+            if settings.http_port:
+                self.web = self._start_web()
+                parts.callback(self.web.stop)
             self._parts = parts.pop_all()
 
     def stop(self) -> None:
@@ -286,7 +292,22 @@ class Node:
     def workers(self) -> list[WorkerThread]:
         """The background threads; docs/design.md has a table of them."""
         replication = self.replicator.workers if self.replicator is not None else []
-        return [*self.engine.workers, *replication, self.anti_entropy.worker, self.scrubber.worker]
+        web = [self.web.worker] if self.web is not None else []
+        return [*self.engine.workers, *replication, self.anti_entropy.worker, self.scrubber.worker, *web]
+
+    def _start_web(self) -> WebServer:
+        """Serve what there is over HTTP. Only then are its modules imported."""
+        from merklekv.web.server import Response, Route, WebServer
+
+        settings = self._settings
+        web = WebServer(
+            {"/livez": Route(lambda request: Response(b"ok\n"), for_monitors=True)},
+            settings.http_host,
+            settings.http_port,
+            allow_remote=settings.allow_remote,
+        )
+        web.start()
+        return web
 
     def replicate(self) -> None:
         """Switch replication on. Only then is paho imported."""
@@ -355,9 +376,11 @@ class Node:
     def ready_line(self) -> str:
         """What a start prints; without the number of keys if it is still being counted."""
         keys = f", {counted(self.engine.key_count, 'key')}" if self.engine.root_ready else ""
+        settings = self._settings
+        page = f", page on http://{format_address(settings.http_host, settings.http_port)}/" if self.web else ""
         return (
-            f"merklekv {__version__} ready on {format_address(*self.address)}, data in {self._settings.storage_path}, "
-            f"durability {self._settings.durability}{keys}"
+            f"merklekv {__version__} ready on {format_address(*self.address)}, data in {settings.storage_path}, "
+            f"durability {settings.durability}{keys}{page}"
         )
 
 

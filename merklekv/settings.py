@@ -123,6 +123,8 @@ class Settings:
 
     host: str = setting("127.0.0.1", types.HOST, "address to listen on")
     port: int = setting(7379, types.integer(0, 65_535), "port to listen on; 0 takes any free one")
+    http_port: int = setting(0, types.integer(0, 65_535), "port of the page, metrics and health over HTTP; 0 is none")
+    http_host: str = setting("127.0.0.1", types.HOST, "address of that port")
     storage_path: Path = setting(DEFAULT_STORAGE_PATH, types.PATH, "data directory, made when missing")
     threads: int = setting(1, types.integer(1, 64), "worker threads; one is fastest on CPython with its lock")
     durability: Durability = setting(

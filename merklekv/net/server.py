@@ -15,33 +15,29 @@ own protocol. The limit is the configured one, or what the limit on open files l
 
 from __future__ import annotations
 
-import errno
-import ipaddress
 import itertools
 import logging
-import os
 import resource
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
 import merklekv.net.commands  # noqa: F401  declares them
 from merklekv.address import format_address
 from merklekv.engine.engine import Engine
-from merklekv.errors import AddressInUse, AddressUnavailable, InvalidArgument
+from merklekv.errors import InvalidArgument
 from merklekv.net.connection import Connection
 from merklekv.net.limits import (
     ACCEPT_BATCH,
-    BACKLOG,
     FILES_PER_WORKER,
     FILES_RESERVED,
     LINGER_S,
     REFUSED_WAITING_MAX,
     Limits,
 )
+from merklekv.net.listening import is_loopback, listen
 from merklekv.net.script.interpreter import Interpreter
 from merklekv.net.session import Context, Services, Session
 from merklekv.net.sockets import set_up
@@ -51,7 +47,6 @@ log = logging.getLogger(__name__)
 
 STOP_DEADLINE_S = 10.0
 TOO_MANY = "max number of clients reached"
-PORT_ATTEMPTS = 20  # to find a port that is free at each address of a name
 PROTECTED = (
     "protected mode: there is no authentication, so only clients on this machine are served; "
     "to serve others as well, start the node with --allow-remote"
@@ -108,7 +103,7 @@ class Server:
         context.limits = replace(limits, connections=context.room_for(limits.connections))
         with ExitStack() as on_failure:
             on_failure.callback(self.stop)
-            self._listeners = _listen(self._host, self._port)
+            self._listeners = listen(self._host, self._port)
             host, port = self._listeners[0].getsockname()[:2]
             self.context.port = port
             for number in range(self._threads):
@@ -189,58 +184,6 @@ class Server:
         if present >= limit and len(self._sessions()) >= limit:  # refused ones do not count
             return TOO_MANY
         return ""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether the address is a loopback one."""
-    address = ipaddress.ip_address(host.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        return address.ipv4_mapped.is_loopback
-    return address.is_loopback
-
-
-def _listen(host: str, port: int) -> list[socket.socket]:
-    """Listeners on every address of this machine that the name has, all on one port."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as problem:
-        raise AddressUnavailable(f"cannot listen on {host}:{port}: {problem.strerror}") from problem
-    except ValueError as problem:  # a label that is empty or too long, a NUL
-        raise AddressUnavailable(f"cannot listen on {host}:{port}: {host!r} is not a host name") from problem
-    for attempt in range(PORT_ATTEMPTS):
-        try:
-            return _listen_on(dict.fromkeys((one[0], one[4]) for one in found), port)
-        except OSError as problem:
-            if problem.errno != errno.EADDRINUSE:
-                reason = os.strerror(problem.errno or 0)
-                raise AddressUnavailable(f"cannot listen on {host}:{port}: {reason}") from problem
-            if port or attempt == PORT_ATTEMPTS - 1:  # a port that was free at one address may be taken at the next
-                raise AddressInUse(
-                    f"port {port} of {host} is in use by another program: choose another one"
-                ) from problem
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _listen_on(addresses: Iterable[tuple[socket.AddressFamily, tuple[Any, ...]]], port: int) -> list[socket.socket]:
-    listeners: list[socket.socket] = []
-    absent: OSError | None = None
-    for family, (host, _, *rest) in addresses:
-        try:
-            dual = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
-            address = (host, port, *rest)
-            listeners.append(socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=dual))
-        except OSError as problem:
-            if problem.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                absent = problem  # another machine has it, or IPv6 is off
-                continue
-            for listener in listeners:
-                listener.close()
-            raise
-        listeners[-1].setblocking(False)
-        port = listeners[0].getsockname()[1]
-    if absent is not None and not listeners:
-        raise absent
-    return listeners
 
 
 def _room_for(connections: int, own_files: int) -> int:
