@@ -26,7 +26,7 @@ BLOCK = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
 # What makes a browser fetch something. A link that a reader follows does not.
 FETCHED = re.compile(r'<(?:script|img|source)\b[^>]*\bsrc="([^"]*)"|<link\b[^>]*\bhref="([^"]*)"|url\(([^)]*)\)')
-SITE_S = 120
+SITE_S = 280
 
 
 def page(name: str) -> str:
