@@ -17,7 +17,7 @@ SOURCES := pyproject.toml hatch_build.py merklekv/_core.pyx vendor/xxhash/xxhash
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check docs structure bench clean
+.PHONY: help run test check docs site structure bench clean
 
 help:  ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,7 +31,7 @@ $(VENV)/.run: $(SOURCES) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.test: $(SOURCES) | $(BIN)/python
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.[test,applications,bench,demo]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.[test,applications,bench,demo,docs]'
 	@touch $@ $(VENV)/.run
 
 # Whether the compiled core is there. Without a compiler there is no stamp, so each start looks for one again.
@@ -69,6 +69,9 @@ docs: $(VENV)/.run  ## Write what the docs take from the code: docs/cli.md, the 
 	$(BIN)/python scripts/write_deletion_examples.py
 	$(BIN)/python scripts/write_exchange_picture.py
 
+site: $(VENV)/.test  ## Build the documentation as a site that works without a network: build/site/index.html
+	$(BIN)/python -m sphinx -q --fail-on-warning --keep-going -c docs -d build/doctrees . build/site
+
 structure:  ## Report the code's structure: who knows a record's layout, private accesses, cycles, lines (ROOT=DIR)
 	$(PYTHON) scripts/structure.py $(ROOT)
 
@@ -78,5 +81,5 @@ bench: $(VENV)/.test  ## Measure this machine: beside Redis, replication, exchan
 	$(BIN)/python benchmarks/everything.py $(ARGS)
 
 clean:  ## Remove the virtual environment and what tools left behind (never data)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis .benchmarks .coverage coverage.xml htmlcov merklekv/_core.*.so
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis .benchmarks .coverage coverage.xml htmlcov merklekv/_core.*.so
 	cd tests/integration && rm -rf coverage.xml htmlcov junit.xml report.html

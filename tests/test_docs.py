@@ -24,6 +24,9 @@ PAGES = sorted([*ROOT.glob("*.md"), *(page for place in PLACES for page in ROOT.
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
 BLOCK = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
+# What makes a browser fetch something. A link that a reader follows does not.
+FETCHED = re.compile(r'<(?:script|img|source)\b[^>]*\bsrc="([^"]*)"|<link\b[^>]*\bhref="([^"]*)"|url\(([^)]*)\)')
+SITE_S = 280
 
 
 def page(name: str) -> str:
@@ -83,11 +86,31 @@ def test_a_list_of_contents_has_every_section_in_order(path: Path) -> None:
     assert contents in ([], [anchor_of(title) for title in re.findall(r"^## (.*)$", text, re.MULTILINE)])
 
 
+def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    options = ["-q", "--fail-on-warning", "--keep-going", "-c", str(ROOT / "docs"), "-d", str(tmp_path / "doctrees")]
+    command = [sys.executable, "-m", "sphinx", *options, str(ROOT), str(site)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SITE_S)
+    assert done.returncode == 0, done.stderr
+    fetched = {(file.name, "".join(found)) for suffix in ("html", "css") for file in site.rglob(f"*.{suffix}")
+               for found in FETCHED.findall(file.read_text())}  # fmt: skip
+    assert {(name, address) for name, address in fetched if "//" in address.partition("data:")[0]} == set()
+    assert (site / "docs/operations.html").exists()
+    assert "tombston" in (site / "searchindex.js").read_text()  # the stem
+
+
+def test_the_glossary_is_in_order_and_says_where_each_term_is_explained() -> None:
+    _, *entries = re.split(r"^## ", page("glossary.md"), flags=re.MULTILINE)
+    terms = [entry.partition("\n")[0] for entry in entries]
+    assert terms == sorted(terms, key=str.casefold)
+    assert [term for term, entry in zip(terms, entries, strict=True) if not re.search(r"\w\.md", entry)] == []
+
+
 def test_the_pages_link_every_term_of_the_glossary() -> None:
-    """A term without a link is one that no reader of these pages meets."""
-    pages = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("operations", "replication", "protocol"))]
+    """A term without a link is one that no reader of the other pages looks up."""
+    pages = [path for path in PAGES if path.name != "glossary.md"]
     linked = {anchor for path in pages for target, anchor in LINK.findall(path.read_text()) if "glossary" in target}
-    terms = re.findall(r"^### (.*)$", page("glossary.md"), re.MULTILINE)
+    terms = re.findall(r"^## (.*)$", page("glossary.md"), re.MULTILINE)
     assert [term for term in terms if anchor_of(term) not in linked] == []
 
 

@@ -21,9 +21,11 @@ from merklekv.net.client import Client
 from merklekv.replication.stream.outbox import BATCH_BYTES
 from merklekv.settings import Settings
 
-DEPLOY = Path(__file__).parent.parent.parent / "deploy"
+ROOT = Path(__file__).parent.parent.parent
+DEPLOY = ROOT / "deploy"
 PREFIX = Settings().replication.topic_prefix
 USERS = ("node-1", "node-2", "node-3")
+READER = "follow-1"  # the application of docs/mqtt-changes.md
 
 
 def password(user: str) -> str:
@@ -38,7 +40,7 @@ def broker(broker_factory: BrokerFactory, tmp_path: Path) -> Broker:
     store.mkdir()
     shutil.copy(DEPLOY / "merklekv.acl", etc)
     (etc / "passwords").touch()
-    for user in USERS:
+    for user in (*USERS, READER):
         command = ["mosquitto_passwd", "-b", str(etc / "passwords"), user, password(user)]
         subprocess.run(command, check=True, capture_output=True)
     text = (DEPLOY / "mosquitto.conf").read_text()
@@ -107,6 +109,23 @@ def test_a_user_writes_on_no_topics_but_its_own(node_1: Wire, topic: str) -> Non
     assert node_1.publish(f"{PREFIX}/node-1/pubsub", b"own")
     assert not node_1.publish(f"{PREFIX}/{topic}", b"not own")
     assert not node_1.publish("else/node-1/events", b"not ours")
+
+
+def test_an_application_with_the_lines_of_the_docs_reads_and_writes_nothing(broker: Broker, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "mqtt-changes.md").read_text()
+    lines = re.search(rf"^    user {READER}\n(?:    .*\n)+", page, re.MULTILINE)
+    assert lines is not None
+    with (tmp_path / "etc" / "merklekv.acl").open("a") as acl:
+        acl.write("\n" + lines[0].replace("    ", ""))
+    broker.stop()
+    broker.start()
+    node, reader = (Wire(broker, PREFIX, user, password(user)) for user in ("node-1", READER))
+    assert node.publish(f"{PREFIX}/node-1/events", b"of node-1")
+    wait_until(lambda: reader.received(f"{PREFIX}/node-1/events") == [b"of node-1"])
+    for topic in (f"{READER}/events", f"{READER}/status", f"{READER}/pubsub", "node-1/events"):
+        assert not reader.publish(f"{PREFIX}/{topic}", b"not allowed")
+    node.close()
+    reader.close()
 
 
 def test_strangers_are_refused(harness: ReplicationTestHarness) -> None:
