@@ -23,8 +23,8 @@ FOLDERS = {
     ".github", "benchmarks", "deploy", "docs", "merklekv", "scripts", "tests", "tools", "vendor",
 }  # fmt: skip
 FILES = {
-    ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "PKG-INFO", "README.md", "hatch_build.py",
-    "pyproject.toml",
+    ".dockerignore", ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "Containerfile", "LICENSE", "Makefile",
+    "PKG-INFO", "README.md", "compose.yaml", "hatch_build.py", "pyproject.toml",
 }  # fmt: skip
 # Imports every module of both programs, and prints where those are from that are not of Python itself.
 IMPORT_ALL = """
