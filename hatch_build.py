@@ -23,7 +23,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 SOURCE = Path("merklekv/_core.pyx")
 INCLUDED = Path("vendor/xxhash")
 COMMIT = Path("merklekv/COMMIT")
-DESCRIBE = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+# In the containers that build wheels the files belong to another user.
+DESCRIBE = ["git", "-c", "safe.directory=*", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
 COMPILER_FLAGS = ["-O3", "-g0"]
 
 

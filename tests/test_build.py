@@ -149,3 +149,15 @@ def test_wheels_are_built_for_every_python_that_is_supported() -> None:
     workflow = yaml.safe_load((ROOT / ".github/workflows/wheels.yml").read_text())
     said = [step.get("run", "") for step in workflow["jobs"]["wheels"]["steps"]]
     assert any("cibuildwheel --output-dir dist" in words for words in said)
+
+
+def test_only_a_tag_publishes_and_only_what_was_built() -> None:
+    jobs = yaml.safe_load((ROOT / ".github/workflows/wheels.yml").read_text())["jobs"]
+    assert {name for name, job in jobs.items() if job.get("if") == "startsWith(github.ref, 'refs/tags/v')"} == {
+        "publish", "image",
+    }  # fmt: skip
+    assert jobs["publish"]["needs"] == ["wheels", "sdist"]
+    assert jobs["publish"]["permissions"] == {"id-token": "write"}
+    assert jobs["image"]["needs"] == "publish"
+    may_write = [name for name, job in jobs.items() if "write" in job.get("permissions", {}).values()]
+    assert may_write == ["publish", "image"]

@@ -113,3 +113,9 @@ def test_the_packages_name_their_commit(packages: Packages, installed: Installed
     if shutil.which("git") and (ROOT / ".git").exists():
         assert re.fullmatch(rb"[0-9a-f]{40}(-dirty)?\n", in_wheel)
     assert (file.read_bytes() if file.exists() else b"") == in_wheel
+
+
+def test_the_changes_begin_with_this_version() -> None:
+    heading = re.search(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert heading is not None
+    assert re.fullmatch(rf"{re.escape(__version__)} - (unreleased|\d{{4}}-\d\d-\d\d)", heading[1])
