@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 import yaml
-from fixtures.node import clean_environment
+from fixtures.broker import BrokerFactory
+from fixtures.cluster import ReplicationTestHarness
+from fixtures.node import NodeFactory, clean_environment
 
 ROOT = Path(__file__).parent.parent.parent
 CONTAINERFILE = (ROOT / "Containerfile").read_text()
@@ -114,6 +116,20 @@ def test_compose_mounts_what_there_is() -> None:
     files = {source for source in sources if source.startswith("./")}
     assert sources - files == COMPOSE["volumes"].keys()
     assert [file for file in files if not (ROOT / file).exists()] == []
+
+
+def test_the_broker_of_compose_lets_nodes_replicate(
+    broker_factory: BrokerFactory, node_factory: NodeFactory, tmp_path: Path
+) -> None:
+    text = (ROOT / "deploy/compose/mosquitto.conf").read_text()
+    assert "\nlistener 1883\n" in text  # in its place the factory puts a free port of the loopback
+    lines = text.replace("\nlistener 1883\n", "\n").replace("/mosquitto/data/", f"{tmp_path}/").splitlines()
+    harness = ReplicationTestHarness(node_factory, tmp_path, broker_factory(*lines), "merkle_kv")
+    first, second = harness.create_nodes(2)
+    first.set("key", "value")
+    second.wait_for("key", "value")
+    for node in harness.nodes:
+        node.disconnect()
 
 
 def test_prometheus_asks_every_node_of_compose(image: dict[str, Any]) -> None:
