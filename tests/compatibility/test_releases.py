@@ -15,6 +15,7 @@ from fixtures.node import NodeFactory
 from fixtures.support import wait_until
 from fixtures.tools import address, opened, succeeds
 
+from merklekv import __version__
 from merklekv.engine.engine import Engine
 from merklekv.engine.record import expiry_of, is_tombstone, value_of, version_of
 from merklekv.net.client import Client
@@ -72,8 +73,8 @@ def holds(engine: Engine, expected: dict[str, Any]) -> None:
     assert engine.truncation.hex() == expected["truncation"]
 
 
-def test_the_first_release_is_stored() -> None:
-    assert "0.1" in RELEASES
+def test_this_release_and_the_first_are_stored() -> None:
+    assert {"0.1", ".".join(__version__.split(".")[:2])} <= {*RELEASES}
 
 
 def test_a_directory_is_sound_and_holds_what_it_held(store: Store) -> None:
@@ -102,7 +103,7 @@ def test_a_node_serves_a_directory(store: Store, node_factory: NodeFactory) -> N
 def test_a_node_publishes_what_its_outbox_held(
     store: Store, node_factory: NodeFactory, broker: Broker, tmp_path: Path
 ) -> None:
-    """And nothing that the broker had before."""
+    """And nothing that the broker had before. It waits a few seconds for the other node, which does not come."""
     prefix, node_id = f"{store.facts['topic_prefix']}/{tmp_path.name}", store.facts["node_id"]
     wire = Wire(broker, prefix)
     try:
