@@ -152,10 +152,11 @@ def test_wheels_are_built_for_every_python_that_is_supported() -> None:
 
 
 def test_only_a_tag_publishes_and_only_what_was_built() -> None:
-    jobs = yaml.safe_load((ROOT / ".github/workflows/wheels.yml").read_text())["jobs"]
-    assert {name for name, job in jobs.items() if job.get("if") == "startsWith(github.ref, 'refs/tags/v')"} == {
-        "publish", "image",
-    }  # fmt: skip
+    workflow = yaml.safe_load((ROOT / ".github/workflows/wheels.yml").read_text())
+    jobs = workflow["jobs"]
+    assert workflow[True]["push"] == {"tags": ["v*"]}  # to YAML the word `on` is a truth
+    conditional = {name for name, job in jobs.items() if job.get("if") == "github.event_name == 'push'"}
+    assert conditional == {"publish", "image"}
     assert jobs["publish"]["needs"] == ["wheels", "sdist"]
     assert jobs["publish"]["permissions"] == {"id-token": "write"}
     assert jobs["image"]["needs"] == "publish"
