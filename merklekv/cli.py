@@ -72,6 +72,12 @@ Examples:
     merklekv demo --seconds 20
     merklekv demo --broker iotcore
 """
+VERSION_EXAMPLES = """
+Examples:
+
+    merklekv version
+    merklekv version --json | jq .formats
+"""
 DEMO_SECONDS_MAX = 86_400
 
 
@@ -215,9 +221,21 @@ def demo_command(
     raise typer.Exit(show(seconds, broker))
 
 
-@app.command("version", rich_help_panel=PANEL)
-def version_command() -> None:
+@app.command("version", epilog=VERSION_EXAMPLES, rich_help_panel=PANEL)
+def version_command(
+    *,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object: also formats, libraries, Python and platform.")
+    ] = False,
+) -> None:
     """Print the version, and whether the compiled core runs."""
+    if as_json:
+        import json
+
+        from merklekv.about import about
+
+        print(json.dumps(about(), indent=2))
+        return
     print(f"merklekv {__version__} ({core.DESCRIPTION})")
 
 

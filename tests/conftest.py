@@ -13,4 +13,5 @@ pytest_plugins = [
     "fixtures.small_disk",
     "fixtures.proxy",
     "fixtures.simulation_runs",
+    "fixtures.packages",
 ]

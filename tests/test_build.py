@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
-import tarfile
 import tomllib
 import zipfile
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -17,13 +16,11 @@ from typing import Any
 
 import pytest
 import yaml
-from fixtures.node import clean_environment
+from fixtures.packages import BUILD_S, ROOT, Packages, builder_environment
 
-ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 HOOK = ROOT / "hatch_build.py"
 BUILD_CORE = ROOT / "scripts" / "build_core.py"
-BUILD_S = 250
 NO_COMPILER = {"CC": "/nonexistent", "PATH": "/nonexistent"}
 WHEEL = [sys.executable, "-m", "pip", "wheel", "--verbose", "--no-build-isolation", "--no-deps", "--no-index"]
 USE = """
@@ -36,9 +33,9 @@ with merklekv.open("data") as db:
 
 
 def run(command: list[str], directory: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    own = {name: value for name, value in clean_environment().items() if name not in ("MERKLEKV_PURE", "CC", "CFLAGS")}
+    environment = builder_environment() | variables
     return subprocess.run(
-        command, cwd=directory, env=own | variables, capture_output=True, text=True, timeout=BUILD_S, check=False
+        command, cwd=directory, env=environment, capture_output=True, text=True, timeout=BUILD_S, check=False
     )
 
 
@@ -63,15 +60,9 @@ def cores(wheel: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sources(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sdist, unpacked."""
-    place = tmp_path_factory.mktemp("sdist")
-    done = run([sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(place)], ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (sdist,) = place.glob("*.tar.gz")
-    with tarfile.open(sdist) as opened:
-        opened.extractall(place, filter="data")
-    return place / sdist.name.removesuffix(".tar.gz")
+    return packages.unpacked(tmp_path_factory.mktemp("sdist"))
 
 
 def test_the_sdist_has_what_a_build_of_the_core_takes(sources: Path) -> None:
@@ -81,8 +72,8 @@ def test_the_sdist_has_what_a_build_of_the_core_takes(sources: Path) -> None:
 
 
 @pytest.mark.slow
-def test_with_a_compiler_a_wheel_has_the_core(sources: Path, tmp_path: Path) -> None:
-    wheel, _ = build(sources, tmp_path, MERKLEKV_REQUIRE_CORE="1")
+def test_with_a_compiler_a_wheel_has_the_core(packages: Packages, tmp_path: Path) -> None:
+    wheel = packages.wheel
     assert not wheel.name.endswith("-none-any.whl")
     assert cores(wheel) == [f"merklekv/_core{EXTENSION_SUFFIXES[0]}"]
     with zipfile.ZipFile(wheel) as opened:
@@ -136,7 +127,7 @@ def test_an_editable_installation_keeps_no_core_of_other_sources(tmp_path: Path)
     assert spec.loader is not None
     module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    hook = module.CoreHook(str(tmp_path), {}, None, None, "", "wheel")
+    hook = module.BuildHook(str(tmp_path), {}, None, None, "", "wheel")
     place = tmp_path / "merklekv"
     place.mkdir()
     installed = place / f"_core{EXTENSION_SUFFIXES[0]}"
@@ -158,3 +149,16 @@ def test_wheels_are_built_for_every_python_that_is_supported() -> None:
     workflow = yaml.safe_load((ROOT / ".github/workflows/wheels.yml").read_text())
     said = [step.get("run", "") for step in workflow["jobs"]["wheels"]["steps"]]
     assert any("cibuildwheel --output-dir dist" in words for words in said)
+
+
+def test_only_a_tag_publishes_and_only_what_was_built() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/wheels.yml").read_text())
+    jobs = workflow["jobs"]
+    assert workflow[True]["push"] == {"tags": ["v*"]}  # to YAML the word `on` is a truth
+    conditional = {name for name, job in jobs.items() if job.get("if") == "github.event_name == 'push'"}
+    assert conditional == {"publish", "image"}
+    assert jobs["publish"]["needs"] == ["wheels", "sdist"]
+    assert jobs["publish"]["permissions"] == {"id-token": "write"}
+    assert jobs["image"]["needs"] == "publish"
+    may_write = [name for name, job in jobs.items() if "write" in job.get("permissions", {}).values()]
+    assert may_write == ["publish", "image"]

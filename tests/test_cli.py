@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from fixtures.patient_node import PATIENTLY
 from fixtures.support import free_port, wait_until
 
 import merklekv
-from merklekv import __version__, core, exit_codes
+from merklekv import __version__, about, core, exit_codes
 from merklekv import node as node_module
 from merklekv.harness.process import READY
 
@@ -60,6 +61,22 @@ def fails_to_start(node: NodeProcess, status: int, *words: str) -> None:
 
 def test_version() -> None:
     assert run("version").stdout == f"merklekv {__version__} ({core.DESCRIPTION})\n"
+
+
+def test_version_as_json() -> None:
+    told = json.loads(run("version", "--json").stdout)
+    assert (told["version"], told["implementation"]) == (__version__, core.IMPLEMENTATION)
+    assert told["why_pure"] == (core.WHY_PURE or None)
+    assert told["formats"].keys() == {"data", "members", "exchange", "events", "pubsub"}
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    required = [re.match(r"[\w-]+", line) for line in project["dependencies"]]
+    assert [name[0] for name in required if name] == list(about.LIBRARIES)
+    assert told["libraries"].keys() == {*about.LIBRARIES, "lmdb (C library)"}
+
+
+def test_why_it_is_pure_is_part_of_the_version() -> None:
+    told = json.loads(run("version", "--json", environment={"MERKLEKV_PURE": "1"}).stdout)
+    assert (told["implementation"], told["why_pure"]) == ("pure", "MERKLEKV_PURE is set")
 
 
 def test_the_package_shows_what_it_has() -> None:
