@@ -93,7 +93,7 @@ def troubled() -> dict[str, Any]:
     """Everything that the page can show at once."""
     down = a_node("node-2", state="down", error="node-2:7379: cannot connect", differs=None, keys=12_000)
     behind = a_node("node-3", root="cd" * 32, differs=[4, 17, 200], outbox=341, problems=["the clock is 70 s ahead"])
-    starting = a_node("node-4", ready=False, not_ready=["sync"], replication="connecting")
+    starting = a_node("node-4", ready=False, not_ready=["sync: no exchange yet with node-1"], replication="connecting")
     return a_picture(a_node("node-1"), down, behind, starting)
 
 
