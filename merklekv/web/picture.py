@@ -64,12 +64,13 @@ def picture(watches: Sequence[NodeWatch], names: Mapping[str, str], not_shown: i
 
 def node_picture(watch: NodeWatch, name: str, differs: list[int] | None) -> Json:
     """One node: what it said last, also when it is down."""
-    sight, is_up = watch.sight, watch.is_up
+    sight, state = watch.sight, watch.state
+    is_up = state == "up"
     figures = sight.figures if sight is not None else {}
     node: Json = {
         "id": _text(figures.get("node_id") or name or watch.address),
         "address": _text(watch.address),
-        "state": "up" if is_up else "down" if watch.has_tried or sight else "asked",
+        "state": state,
         "error": _text(watch.problem),
         "version": _text(figures.get("version", "")),
         "durability": _text(figures.get("durability", "")),
