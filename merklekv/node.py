@@ -318,14 +318,20 @@ class Node:
     def _start_web(self) -> WebServer:
         """Serve what there is over HTTP. Only then are its modules imported."""
         from merklekv.web import health, metrics
+        from merklekv.web.keys import KeyBrowser
+        from merklekv.web.page import page_routes
         from merklekv.web.server import Route, WebServer
+        from merklekv.web.view import ClusterView
 
         settings = self._settings
+        own = format_address(*self.address)  # listening everywhere, it is reached at that address, too
+        page = page_routes(ClusterView(own, here=own), KeyBrowser(own))
         web = WebServer(
             {
                 "/metrics": Route(metrics.handler(self.server.metrics), for_monitors=True),
                 "/livez": Route(health.alive(self.server.answers), for_monitors=True),
                 "/readyz": Route(health.ready(self.not_ready), for_monitors=True),
+                **page,
             },
             settings.http_host,
             settings.http_port,

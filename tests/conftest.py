@@ -12,6 +12,7 @@ pytest_plugins = [
     "fixtures.differential",
     "fixtures.small_disk",
     "fixtures.proxy",
+    "fixtures.browser",
     "fixtures.simulation_runs",
     "fixtures.packages",
 ]
