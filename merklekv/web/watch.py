@@ -1,7 +1,7 @@
 """One node, watched through its client port by a thread of its own: so a node that hangs delays no other.
 
-A round asks STATS, LATENCY HISTOGRAM, HASH and the inner digests of the Merkle tree in one go; every fourth also MEMBERS
-and SLOWLOG.
+A round asks STATS, LATENCY HISTOGRAM, HASH and the inner digests of the Merkle tree in one go; every fourth also
+MEMBERS and SLOWLOG.
 
 The node may be any program: its replies are bounded in size, time and depth, and what cannot be understood makes it a
 node that does not answer.
