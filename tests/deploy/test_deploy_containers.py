@@ -21,6 +21,8 @@ from fixtures.broker import BrokerFactory
 from fixtures.cluster import ReplicationTestHarness
 from fixtures.node import NodeFactory, clean_environment
 
+from merklekv.address import DEFAULT_PORT
+
 ROOT = Path(__file__).parent.parent.parent
 CONTAINERFILE = (ROOT / "Containerfile").read_text()
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
