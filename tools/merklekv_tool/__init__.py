@@ -1,4 +1,4 @@
-"""`merklekv-tool`: inspects, copies and repairs data, in a data directory or through the port of a running node.
+"""The verbs of `merklekv`, also the program `merklekv-tool`: what looks after data, nodes and clusters.
 
 verbs/       one module each: options, output, exit status
 source/      where data is: a directory or a node
