@@ -28,6 +28,7 @@ cdef extern from *:
     #include "xxhash.h"
     """
     void __builtin_prefetch(const void *address) nogil
+    int __builtin_clzll(unsigned long long number) nogil
     bint __builtin_saddll_overflow(long long one, long long other, long long *result) nogil
     bint __builtin_ssubll_overflow(long long one, long long other, long long *result) nogil
     bint __builtin_smulll_overflow(long long one, long long other, long long *result) nogil
@@ -60,7 +61,7 @@ cdef extern from "<sys/socket.h>":
 cdef extern from "<sys/epoll.h>":
     enum: EPOLLIN
 
-INTERFACE = 7
+INTERFACE = 8
 
 ctypedef unsigned char byte
 
@@ -1003,6 +1004,39 @@ def note_each(data, Py_ssize_t at, Py_ssize_t end, unsigned short index, Records
     finally:
         PyBuffer_Release(&buffer)
     return others
+
+
+# -- histogram.py ------------------------------------------------------------------------------------------------------
+
+cdef enum:
+    DURATIONS = 40
+
+
+cdef class Durations:
+    cdef readonly double seconds
+    cdef long long _counts[DURATIONS]
+
+    def observe(self, double seconds, long long count=1):
+        cdef double microseconds = seconds * 1e6
+        cdef uint64_t whole = 0
+        cdef int number = 0
+        if microseconds >= 1:
+            whole = <uint64_t>microseconds if microseconds < 1e18 else 1 << 60
+            number = 64 - __builtin_clzll(whole)
+        self._counts[number if number < DURATIONS else DURATIONS - 1] += count
+        self.seconds += seconds * count
+
+    def counts(self):
+        cdef Py_ssize_t at
+        return [self._counts[at] for at in range(DURATIONS)]
+
+    def add(self, list counts not None, double seconds):
+        cdef Py_ssize_t at
+        if len(counts) != DURATIONS:
+            raise IndexError("one count for each bucket")
+        for at in range(DURATIONS):
+            self._counts[at] += <long long>counts[at]
+        self.seconds += seconds
 
 
 # -- net/tick.py -------------------------------------------------------------------------------------------------------

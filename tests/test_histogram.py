@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merklekv.histogram import Histogram
+from merklekv.core import REFERENCES
+from merklekv.histogram import Durations, Histogram
 
 DURATIONS = st.lists(st.floats(0, 1e5), max_size=50)
 
@@ -48,3 +49,15 @@ def test_a_batch_counts_each_of_its_requests() -> None:
     made.observe(3e-6, 100)
     assert (made.count, list(made.cumulative()), round(made.seconds, 9)) == (100, [(4, 100)], 0.0003)
     assert Histogram().quantile(0.5) == 0
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e12), st.integers(1, 1000)), max_size=30))
+def test_the_core_counts_like_its_reference(observed: list[tuple[float, int]]) -> None:
+    twin, reference = Durations(), REFERENCES["Durations"]()
+    for seconds, count in observed:
+        for one in (twin, reference):
+            one.observe(seconds, count)
+    assert (twin.counts(), twin.seconds) == (reference.counts(), reference.seconds)
+    for one in (twin, reference):
+        one.add(list(range(40)), 1.5)
+    assert (twin.counts(), twin.seconds) == (reference.counts(), reference.seconds)
