@@ -20,7 +20,7 @@ from merklekv.replication.stream import event, pubsub
 from merklekv.replication.sync.messages import EXCHANGE_VERSION
 
 COMMIT: Final = Path(__file__).with_name("COMMIT")
-LIBRARIES: Final = ("cbor2", "hiredis", "lmdb", "lupa", "paho-mqtt", "rich", "typer", "xxhash")
+LIBRARIES: Final = ("cbor2", "hiredis", "lmdb", "lupa", "paho-mqtt", "prometheus-client", "rich", "typer", "xxhash")
 
 
 def about() -> dict[str, object]:

@@ -138,12 +138,19 @@ def test_the_readmes_first_minute_with_netcat(node_factory: NodeFactory) -> None
 
 
 def test_the_readmes_two_nodes(node_factory: NodeFactory) -> None:
+    """`merklekv sync` and `merklekv diff` do what the README says, at two other ports."""
     page = (ROOT / "README.md").read_text()
-    assert "printf 'SYNC 127.0.0.1 7380\\n' | nc" in page
     one, other = node_factory(), node_factory()
     with one.connect() as client:
-        client.send(b"SET greeting hello world\nSYNC 127.0.0.1 %d\n" % other.port)
-        assert [client.line() for _ in range(2)] == ["OK", "OK"]
+        client.send(b"SET greeting hello world\n")
+        assert client.line() == "OK"
+    for verb, said in (("sync", ""), ("diff", "no key differs\n")):
+        command = f"merklekv {verb} 127.0.0.1:7379 127.0.0.1:7380"
+        assert command in page
+        words = command.replace("7379", str(one.port)).replace("7380", str(other.port)).split()
+        done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert said in done.stdout
     with other.connect() as client:
         client.send(b"GET greeting\n")
         assert client.line() == "VALUE hello world"

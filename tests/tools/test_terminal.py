@@ -176,6 +176,10 @@ def stats(stage: Stage, scratch: Path) -> Case:
     return Case(["stats", address(stage.node), "db_keys", "durability"], ["db_keys", "1", "durability", "always"])
 
 
+def health(stage: Stage, scratch: Path) -> Case:
+    return Case(["health", address(stage.node)], ["ready"])
+
+
 def bench(stage: Stage, scratch: Path) -> Case:
     arguments: list[str | Path] = ["bench", address(stage.node), "--seconds", "0.1", "--clients", "2", "--keys", "10"]
     return Case(arguments, ["mixed, 2 clients", "requests a second", "latency p50"])
@@ -213,7 +217,7 @@ CASES: dict[str, Callable[[Stage, Path], Case]] = {
     case.__name__: case
     for case in (
         *(verify, dump, load, backup, restore, log, watch, tree, stats, bench, diff),
-        *(members, forget, restamp, compact, sync),
+        *(members, forget, restamp, compact, sync, health),
     )
 }
 
