@@ -53,7 +53,7 @@ class Account:
         self.acknowledged += 1
         self._acknowledged[write.key] = write.number
 
-    def lost(self, found: Mapping[bytes, bytes | None]) -> Iterator[bytes]:
+    def lost(self, found: Mapping[bytes, object]) -> Iterator[bytes]:
         """The keys whose last acknowledged write is missing in what a node holds; None or no key: it has none."""
         for key in self.keys:
             possible = range(self._acknowledged[key], self._sent[key] + 1)

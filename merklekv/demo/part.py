@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
+from merklekv.engine.format import INNER_NODES
 from merklekv.harness.broker import Broker
 from merklekv.harness.process import HOST, Node, Server
 from merklekv.net.client import Client, NodeError, Reply, Unreachable
@@ -21,6 +23,7 @@ SETTINGS: Final[dict[str, str]] = {
 }
 
 Request = tuple[bytes, ...]
+Answer = Reply | NodeError
 P = TypeVar("P", bound=Server)
 
 
@@ -31,10 +34,21 @@ class Part(ABC, Generic[P]):
         self.name = name
         self.process = process
         self.is_wanted = False  # it was started after it was last stopped
+        self.started_at = 0.0  # monotonic
 
     def start(self) -> None:
         self.is_wanted = True
+        self.started_at = time.monotonic()
         self.process.launch()
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Ends it, as an outage would."""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether nothing keeps it from serving: it runs, and is not to stop."""
+        return self.is_wanted and self.process.is_running
 
     @property
     def state(self) -> str:
@@ -90,7 +104,7 @@ class NodePart(Part[Node]):
         self.view: View | None = None  # None while it does not answer
         self._client: Client | None = None
 
-    def kill(self) -> None:
+    def stop(self) -> None:
         """kill -9."""
         self.is_wanted = False
         self.process.kill()
@@ -104,26 +118,25 @@ class NodePart(Part[Node]):
 
     def observe(self) -> None:
         """Updates `view`."""
-        replies = self.ask([(b"DBSIZE",), (b"HASH",), (b"REPLICATE", b"status")])
-        self.view = _view_of(replies) if len(replies) == 3 else None
+        answers = self.ask([(b"DBSIZE",), (b"HASH",), (b"REPLICATE", b"status")])
+        self.view = _view_of(answers) if len(answers) == 3 else None
 
-    def ask(self, requests: Sequence[Request]) -> list[Reply]:
-        """Sends requests. Returns the replies without the errors; none if the node cannot be reached."""
-        replies: list[Reply] = []
+    def ask(self, requests: Sequence[Request]) -> list[Answer]:
+        """Sends requests. Returns the answers in their order: fewer than requests if the node stops answering."""
+        answers: list[Answer] = []
         try:
             client = self._connected()
-            if client is None:
-                return []
-            client.send(requests)
-            for _ in requests:
-                try:
-                    replies.append(client.receive())
-                except NodeError:
-                    continue
+            if client is not None:
+                client.send(requests)
+                while len(answers) < len(requests):
+                    answers.append(_answer(client))
         except Unreachable:
             self._disconnect()
-            return []
-        return replies
+        return answers
+
+    def leaves(self) -> list[Answer]:
+        """Those below each inner node of the Merkle tree, 6 KiB each; fewer if the node stops answering."""
+        return self.ask([(b"TREE", b"%d" % inner) for inner in range(INNER_NODES)])
 
     def _connected(self) -> Client | None:
         if not self.process.is_running:
@@ -139,8 +152,18 @@ class NodePart(Part[Node]):
             self._client = None
 
 
-def _view_of(replies: list[Reply]) -> View:
-    keys, root, status = replies
+AnyPart = NodePart | BrokerPart
+
+
+def _answer(client: Client) -> Answer:
+    try:
+        return client.receive()
+    except NodeError as error:
+        return error
+
+
+def _view_of(answers: Sequence[Answer]) -> View:
+    keys, root, status = answers
     assert isinstance(keys, int)
     assert isinstance(root, bytes)
     assert isinstance(status, bytes)
