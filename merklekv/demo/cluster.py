@@ -245,8 +245,9 @@ class Cluster:
         self._guard.watch(part.process.pid)
 
     def _end(self) -> None:
-        for part in reversed(self.parts):
-            part.process.kill()
+        for node in self.nodes:
+            node.stop()
+        self.broker.process.kill()
         self._remove()
 
     def _remove(self) -> None:

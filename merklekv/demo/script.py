@@ -15,10 +15,10 @@ SCRIPT: Final = (  # names of controls, each with its time as a share of the who
 
 
 class Script:
-    """What is to be done at which time, from `now` on for so many seconds."""
+    """What is to be done at which time, from `now` on for so many seconds; `acts` are as in SCRIPT."""
 
-    def __init__(self, now: float, seconds: float, script: Iterable[tuple[float, str]] = SCRIPT) -> None:
-        self._due = deque((now + share * seconds, name) for share, name in script)
+    def __init__(self, now: float, seconds: float, acts: Iterable[tuple[float, str]] = SCRIPT) -> None:
+        self._due = deque((now + share * seconds, name) for share, name in acts)
         self._end = now + seconds
 
     def next(self, now: float) -> str:

@@ -23,7 +23,7 @@ from merklekv.demo.cluster import Cluster
 from merklekv.demo.controls import Controls
 from merklekv.demo.keyboard import Keys
 from merklekv.demo.screen import Picture
-from merklekv.demo.script import Script
+from merklekv.demo.script import SCRIPT, Script
 from merklekv.exit_codes import EXIT_FAILED, EXIT_OK
 from merklekv.harness.process import HarnessError
 
@@ -93,7 +93,7 @@ def _as_script(seconds: float, broker_kind: str, stopped: Callable[[], bool], co
         controls = Controls(cluster)
         if not until(lambda: cluster.all_online, began + START_S) and not stopped():
             raise HarnessError(f"the nodes do not find each other after {START_S:.0f} s: {cluster.differences()}")
-        controls.begin(Script(time.monotonic(), seconds))
+        controls.begin(Script(time.monotonic(), seconds, SCRIPT))
         until(lambda: not controls.is_showing, float("inf"))
         if stopped():
             report("interrupted")
