@@ -238,6 +238,7 @@ class ScrubMetrics:
 
 
 _LINE = re.compile(r'([^:{]+(?:\{\w+="(?:[^"\\]|\\.)*"\})?):(.*)', re.DOTALL)
+_LABELLED = re.compile(r'(\w+)\{\w+="((?:[^"\\]|\\.)*)"\}', re.DOTALL)
 PARTS = (
     ClientMetrics,
     ServerMetrics,
@@ -264,6 +265,15 @@ def parse(reply: str) -> dict[str, str]:
 def total(values: Mapping[str, object], name: str) -> int:
     """The value of the metric of this name, or the total over its label; 0 when there is none."""
     return sum(int(str(value)) for shown, value in values.items() if name in (shown, shown.partition("{")[0]))
+
+
+def by_label(values: Mapping[str, T], name: str) -> dict[str, T]:
+    """The values of a labelled metric, by label; the opposite of `Metric.shown_name`."""
+    return {
+        re.sub(r"\\(.)", r"\1", found[2]): value
+        for shown, value in values.items()
+        if shown.startswith(name) and (found := _LABELLED.fullmatch(shown)) and found[1] == name
+    }
 
 
 def shown(nodes: Mapping[str, T], lag: Callable[[T], float]) -> dict[str, T]:

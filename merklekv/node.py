@@ -297,11 +297,16 @@ class Node:
 
     def _start_web(self) -> WebServer:
         """Serve what there is over HTTP. Only then are its modules imported."""
+        from merklekv.web.keys import KeyBrowser
+        from merklekv.web.page import page_routes
         from merklekv.web.server import Response, Route, WebServer
+        from merklekv.web.view import ClusterView
 
         settings = self._settings
+        own = format_address(*self.address)  # listening everywhere, it is reached at that address, too
+        page = page_routes(ClusterView(own, here=own), KeyBrowser(own))
         web = WebServer(
-            {"/livez": Route(lambda request: Response(b"ok\n"), for_monitors=True)},
+            {"/livez": Route(lambda request: Response(b"ok\n"), for_monitors=True), **page},
             settings.http_host,
             settings.http_port,
             allow_remote=settings.allow_remote,

@@ -49,10 +49,11 @@ class Client:
     def __init__(
         self, host: str, port: int, timeout_s: float = REPLY_TIMEOUT_S, reply_bytes: int = REPLY_BYTES_MAX
     ) -> None:
-        """`timeout_s`: for the peer to take a request and begin its reply. `reply_bytes`: the longest reply taken."""
+        """`timeout_s`: for the peer to take a request and begin its reply, and to connect, if it is less than
+        CONNECT_TIMEOUT_S. `reply_bytes`: the longest reply taken."""
         self.name = format_address(host, port)
         try:
-            self._socket = socket.create_connection((host, port), CONNECT_TIMEOUT_S)
+            self._socket = socket.create_connection((host, port), min(CONNECT_TIMEOUT_S, timeout_s))
             set_up(self._socket)
         except OSError as error:
             raise Unreachable(f"{self.name}: cannot connect: {error.strerror or error}") from error

@@ -1,0 +1,202 @@
+"""One node, watched through its client port by a thread of its own: so a node that hangs delays no other.
+
+A round asks STATS, HASH and LATENCY HISTOGRAM in one go; every fourth also MEMBERS and SLOWLOG. The leaves of the
+Merkle tree (1.5 MB) are asked only while nodes differ, when the root has changed, and for at most a tenth of the time.
+
+The node may be any program: its replies are bounded in size, time and depth, and what cannot be understood makes it a
+node that does not answer.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from xxhash import xxh3_64_digest
+
+from merklekv.address import parse_address
+from merklekv.errors import MerkleKVError
+from merklekv.metrics import parse
+from merklekv.net.client import Client, NodeError, Reply, Unreachable
+from merklekv.web.latency import NOTHING, Calls, calls_of
+from merklekv.web.verdict import PARTS
+
+ROUND_S: Final = 0.5
+ANSWER_S: Final = 1.0  # a node that takes longer for one answer counts as down
+RARE_ROUNDS: Final = 4  # MEMBERS and SLOWLOG are asked in every fourth round
+PARTS_SHARE: Final = 10  # leaves are asked again after ten times the time that they took
+REPLY_BYTES_MAX: Final = 2 << 20
+NAME: Final = b"merklekv-page"  # of the connections, to tell their commands from those of others
+FIGURES_MAX: Final = 5_000
+MEMBERS_MAX: Final = 1_000
+SLOW_ASKED: Final = 32
+
+Row = Mapping[str, Any]  # of MEMBERS
+
+
+@dataclass(frozen=True, slots=True)
+class SlowCommand:
+    at: int  # seconds since the epoch
+    microseconds: int
+    words: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What a node said in one round."""
+
+    at: float  # monotonic
+    figures: Mapping[str, str]  # STATS by name
+    root: str = ""  # of the Merkle tree, in hex; empty while the node counts its keys
+    calls: Calls = NOTHING
+
+
+class NodeWatch:
+    """A node at an address. `start` and `stop` once; everything else may be read from any thread."""
+
+    def __init__(self, address: str, nodes_differ: Callable[[], bool], on_news: Callable[[], None]) -> None:
+        self.address = address
+        self.sight: Sight | None = None  # the last one
+        self.before: Sight | None = None  # the one before it, if the node has answered without a break
+        self.members: Sequence[Row] = ()
+        self.slow: Sequence[SlowCommand] = ()
+        self.parts: Sequence[bytes] = ()  # a hash of the leaves below each inner node
+        self.error = ""
+        self.has_tried = False
+        self._nodes_differ = nodes_differ
+        self._on_news = on_news
+        self._parts_root = ""
+        self._parts_from = 0.0
+        self._waits_since = 0.0  # monotonic; 0: for nothing
+        self._client: Client | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="page-watch", daemon=True)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it answers: the last round went well, and the running one does not wait for too long."""
+        since = self._waits_since
+        return self.sight is not None and not self.error and not (since and time.monotonic() - since > ANSWER_S)
+
+    @property
+    def problem(self) -> str:
+        """Why it does not answer; empty while it does."""
+        return "" if self.is_up else self.error or f"no answer within {ANSWER_S:.0f} s"
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread soon; does not wait for it."""
+        self._stopping.set()
+        client = self._client
+        if client is not None:
+            client.close()
+
+    def _run(self) -> None:
+        rounds = 0
+        while not self._stopping.is_set():
+            try:
+                self._round(rounds % RARE_ROUNDS == 0)
+                rounds += 1
+            except MerkleKVError as error:
+                self._fail(str(error))
+                rounds = 0
+            self._waits_since = 0.0
+            self.has_tried = True
+            self._on_news()
+            self._stopping.wait(ROUND_S)
+        self._disconnect()
+
+    def _fail(self, error: str) -> None:
+        self.error = error
+        self.before = None
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def _round(self, also_rare: bool) -> None:
+        self._waits_since = time.monotonic()
+        client = self._client
+        if client is None:
+            host, port = parse_address(self.address)
+            self._client = client = Client(host, port, ANSWER_S, REPLY_BYTES_MAX)
+            client.call(b"CLIENT", b"SETNAME", NAME)
+        knows_root = self.sight is not None and "db_keys" in self.sight.figures and not self.error
+        requests = [(b"STATS",), (b"LATENCY", b"HISTOGRAM")]
+        requests += [(b"HASH",)] if knows_root else []  # HASH waits until the keys are counted
+        requests += [(b"MEMBERS",), (b"SLOWLOG", b"GET", b"%d" % SLOW_ASKED)] if also_rare else []
+        client.send(requests)
+        figures = _figures(self._receive(client))
+        calls = calls_of(self._receive(client))
+        root = _root(self._receive(client)) if knows_root else ""
+        if also_rare:
+            self.members = _members(self._receive(client))
+            self.slow = _slow(self._receive(client))
+        self.before = self.sight if not self.error else None
+        self.sight = Sight(time.monotonic(), figures, root, calls)
+        self.error = ""
+        self._look_at_parts(client, root)
+
+    def _look_at_parts(self, client: Client, root: str) -> None:
+        began = time.monotonic()
+        if not root or root == self._parts_root or began < self._parts_from or not self._nodes_differ():
+            return
+        client.send([(b"TREE", b"%d" % part) for part in range(PARTS)])
+        replies = [self._receive(client) for _ in range(PARTS)]
+        self.parts = [xxh3_64_digest(reply) if isinstance(reply, bytes) else b"" for reply in replies]
+        self._parts_root = root
+        ended = time.monotonic()
+        self._parts_from = ended + PARTS_SHARE * (ended - began)
+
+    def _receive(self, client: Client) -> Reply:
+        """The next reply; None if it is an error: then the node lacks this command or cannot answer it now."""
+        self._waits_since = time.monotonic()
+        try:
+            return client.receive()
+        except NodeError:
+            return None
+
+
+def _figures(reply: Reply) -> dict[str, str]:
+    """STATS by name. Raises Unreachable unless it is that of a node."""
+    figures = parse(reply.decode(errors="replace")) if isinstance(reply, bytes) else {}
+    if "node_id" not in figures or len(figures) > FIGURES_MAX:
+        raise Unreachable("answers STATS strangely: is it a MerkleKV node?")
+    return figures
+
+
+def _root(reply: Reply) -> str:
+    return reply.decode("ascii", "replace")[:64] if isinstance(reply, bytes) else ""
+
+
+def _members(reply: Reply) -> list[Row]:
+    """The rows of MEMBERS that have what is shown; a later release may add fields."""
+    lines = reply.split(b"\n")[:MEMBERS_MAX] if isinstance(reply, bytes) else []
+    rows: list[Row] = []
+    for line in lines:
+        try:
+            row = json.loads(line) if line else None
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and all(isinstance(row.get(name), str) for name in ("node", "state", "address")):
+            rows.append(row)
+    return rows
+
+
+def _slow(reply: Reply) -> list[SlowCommand]:
+    found: list[SlowCommand] = []
+    for entry in reply[:SLOW_ASKED] if isinstance(reply, list) else []:
+        if not isinstance(entry, list) or len(entry) < 4 or entry[-1] == NAME:
+            continue
+        _, at, microseconds, words, *_ = entry
+        if isinstance(at, int) and isinstance(microseconds, int) and isinstance(words, list):
+            found.append(SlowCommand(at, microseconds, tuple(word for word in words if isinstance(word, bytes))))
+    return found
