@@ -12,5 +12,6 @@ pytest_plugins = [
     "fixtures.differential",
     "fixtures.small_disk",
     "fixtures.proxy",
+    "fixtures.browser",
     "fixtures.simulation_runs",
 ]

@@ -3,10 +3,10 @@
 import { attribute, byId, el, keep, text } from "./dom.js";
 import { counted, duration, moment, span } from "./words.js";
 
-/** A table in a region that scrolls; cells are text or elements. `classes` are those of the columns. */
+/** A table in a group that scrolls; cells are text or elements. `classes` are those of the columns. */
 export function table(name, heads, rows, classes = []) {
   const cells = (tag, row) => row.map((cell, at) => el(tag, { class: classes[at] || null, scope: tag === "th" ? "col" : null, dir: "auto" }, cell));
-  return el("div", { class: "scroll", role: "region", tabindex: 0, "aria-label": name },
+  return el("div", { class: "scroll", role: "group", tabindex: 0, "aria-label": name },
     el("table", {},
       el("thead", {}, el("tr", {}, ...cells("th", heads))),
       el("tbody", {}, ...rows.map((row) => el("tr", {}, ...cells("td", row))))));
