@@ -13,7 +13,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from rich.console import Console
@@ -22,6 +22,7 @@ from rich.live import Live
 from merklekv.demo.cluster import Cluster
 from merklekv.demo.controls import Controls
 from merklekv.demo.keyboard import Keys
+from merklekv.demo.page import Page, open_in_browser
 from merklekv.demo.screen import Picture
 from merklekv.demo.script import SCRIPT, Script
 from merklekv.exit_codes import EXIT_FAILED, EXIT_OK
@@ -37,16 +38,16 @@ STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 QUIT: Final = "q"
 
 
-def show(seconds: float | None, broker_kind: str) -> int:
+def show(seconds: float | None, broker_kind: str, opens_browser: bool) -> int:
     """Runs the demo. Returns the exit status. Raises HarnessError."""
     console = Console(highlight=False, soft_wrap=True)
     with _asked_to_stop() as stopped:
         if seconds is None and sys.stdin.isatty() and sys.stdout.isatty() and not console.is_dumb_terminal:
-            return _with_keys(broker_kind, stopped, console)
+            return _with_keys(broker_kind, stopped, console, opens_browser)
         return _as_script(seconds or DEFAULT_SECONDS, broker_kind, stopped, console)
 
 
-def _with_keys(broker_kind: str, stopped: Callable[[], bool], console: Console) -> int:
+def _with_keys(broker_kind: str, stopped: Callable[[], bool], console: Console, opens_browser: bool) -> int:
     happened: deque[str] = deque(maxlen=EVENTS_MAX)
     began = time.monotonic()
 
@@ -55,12 +56,19 @@ def _with_keys(broker_kind: str, stopped: Callable[[], bool], console: Console) 
 
     with Cluster(broker_kind, report) as cluster:
         controls = Controls(cluster)
-        with Keys() as keys, Live(console=console, screen=True, auto_refresh=False) as live:
+        with ExitStack() as stack:
+            page = stack.enter_context(Page(cluster, controls, happened))
+            console.print(f"the page is at {page.address}")
+            if opens_browser:
+                open_in_browser(page.address)
+            keys = stack.enter_context(Keys())
+            screen = stack.enter_context(Live(console=console, screen=True, auto_refresh=False))
             pressed = ""
             while not stopped() and QUIT not in pressed:
                 controls.act()
                 cluster.step()
-                live.update(Picture(cluster, "", happened), refresh=True)
+                page.tell()
+                screen.update(Picture(cluster, page.address, happened), refresh=True)
                 pressed = keys.wait(TICK_S)
                 for key in pressed:
                     controls.press_key(key)
@@ -69,10 +77,12 @@ def _with_keys(broker_kind: str, stopped: Callable[[], bool], console: Console) 
 
 
 def _as_script(seconds: float, broker_kind: str, stopped: Callable[[], bool], console: Console) -> int:
+    happened: deque[str] = deque(maxlen=EVENTS_MAX)
     began = time.monotonic()
 
     def report(text: str) -> None:
-        console.print(f"{time.monotonic() - began:6.1f} s  {text}", markup=False)
+        happened.append(f"{time.monotonic() - began:6.1f} s  {text}")
+        console.print(happened[-1], markup=False)
 
     def until(done: Callable[[], bool], deadline: float) -> bool:
         """Steps until `done`, the deadline, or a stop. Returns `done()`."""
@@ -81,16 +91,20 @@ def _as_script(seconds: float, broker_kind: str, stopped: Callable[[], bool], co
             time.sleep(TICK_S)
             controls.act()
             cluster.step()
+            page.tell()
             now = time.monotonic()
             if now - reported >= REPORT_S:
                 reported = now
-                report(cluster.verdict())
+                console.print(f"{now - began:6.1f} s  {cluster.verdict()}", markup=False)
             if now >= deadline:
                 break
         return done()
 
-    with Cluster(broker_kind, report) as cluster:
+    with ExitStack() as stack:
+        cluster = stack.enter_context(Cluster(broker_kind, report))
         controls = Controls(cluster)
+        page = stack.enter_context(Page(cluster, controls, happened))
+        report(f"the page is at {page.address}")
         if not until(lambda: cluster.all_online, began + START_S) and not stopped():
             raise HarnessError(f"the nodes do not find each other after {START_S:.0f} s: {cluster.differences()}")
         controls.begin(Script(time.monotonic(), seconds, SCRIPT))

@@ -307,7 +307,7 @@ def test_nodes_that_differ_in_the_end_are_told(short: pytest.MonkeyPatch, capsys
 
     act_at_half(short, deafen)
     short.setitem(demo_part.SETTINGS, "anti_entropy.enabled", "false")  # or they would heal
-    assert demo_show.show(1.0, "auto") == exit_codes.EXIT_FAILED
+    assert demo_show.show(1.0, "auto", False) == exit_codes.EXIT_FAILED
     last = capsys.readouterr().out.splitlines()[-1]
     assert "diverged: node-1: " in last
 
@@ -325,7 +325,7 @@ def test_a_write_that_is_lost_is_told(short: pytest.MonkeyPatch, capsys: pytest.
 
     act_at_half(short, delete)
     short.setattr(demo_show, "CONVERGE_S", RUN_S)
-    assert demo_show.show(1.0, "auto") == exit_codes.EXIT_FAILED
+    assert demo_show.show(1.0, "auto", False) == exit_codes.EXIT_FAILED
     last = capsys.readouterr().out.splitlines()[-1]
     assert re.search(r"all equal, 1 of [\d,]+ acknowledged writes lost: node-1:199", last)
 
@@ -335,7 +335,7 @@ def test_all_that_the_script_does_is_seen(short: pytest.MonkeyPatch, capsys: pyt
     (_, kill), (_, start) = demo_script.SCRIPT[:2]
     short.setattr(demo_show, "SCRIPT", ((0.2, kill), (0.2, start)))
     short.setattr(demo_show, "CONVERGE_S", RUN_S)
-    assert demo_show.show(1.0, "auto") == exit_codes.EXIT_OK
+    assert demo_show.show(1.0, "auto", False) == exit_codes.EXIT_OK
     told = capsys.readouterr().out
     assert told.count("node-2 is down\n") == 1
     assert told.count("node-2 is up\n") == 2
@@ -344,13 +344,13 @@ def test_all_that_the_script_does_is_seen(short: pytest.MonkeyPatch, capsys: pyt
 def test_a_node_that_does_not_start_is_told_with_its_reason(short: pytest.MonkeyPatch) -> None:
     short.setitem(demo_part.SETTINGS, "replication.topic_prefix", "+")
     with pytest.raises(HarnessError, match=r"node-\d did not start: .*topic_prefix"):
-        demo_show.show(1.0, "auto")
+        demo_show.show(1.0, "auto", False)
 
 
 def test_a_broker_that_does_not_start_is_told_with_its_reason(short: pytest.MonkeyPatch) -> None:
     short.setattr("merklekv.harness.broker.OPEN", ("nonsense true",))
     with pytest.raises(HarnessError, match=r"broker did not start: .*nonsense"):
-        demo_show.show(1.0, "mosquitto")
+        demo_show.show(1.0, "mosquitto", False)
 
 
 @pytest.mark.parametrize("kind", ["auto", *BROKERS])
@@ -358,4 +358,4 @@ def test_without_a_broker_it_says_what_to_install(short: pytest.MonkeyPatch, kin
     short.setattr("shutil.which", lambda name, path: None)
     short.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(HarnessError, match=r"^no .* found: install .*apt-get install mosquitto.*pip install iotcore"):
-        demo_show.show(1.0, kind)
+        demo_show.show(1.0, kind, False)
