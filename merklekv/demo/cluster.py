@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from merklekv.demo.differences import differing
 from merklekv.demo.guard import Guard, remove
 from merklekv.demo.health import Health, State
-from merklekv.demo.part import AnyPart, BrokerPart, NodePart, View
+from merklekv.demo.part import Answer, AnyPart, BrokerPart, NodePart, View
 from merklekv.demo.writer import Writer
 from merklekv.harness.broker import make_broker
 from merklekv.harness.process import HarnessError
@@ -49,7 +49,8 @@ class Cluster:
         self.check: Check | None = None  # the latest
         self.states: dict[str, str] = {}  # of the broker and the nodes, by name
         self.shown: dict[str, View | None] = {}  # by node: as it is; while all is well, as it was at the latest check
-        self.differing: dict[str, list[int]] = {}  # by node: parts of the Merkle tree
+        self.differing: dict[str, list[int]] = {}  # by node, also one that is down: parts of the Merkle tree
+        self._leaves: dict[str, list[Answer]] = {}  # by node: those seen last
         self._differences_at = self._wrote_at = 0.0
         self._directory = Path(tempfile.mkdtemp(prefix="merklekv-demo-"))
         self._guard = Guard(self._directory)
@@ -201,6 +202,7 @@ class Cluster:
         is_checked = is_equal and (has_healed or self._is_check_due(now))
         if is_checked:
             self.check = self._checked(now)
+            self._leaves = dict.fromkeys((node.name for node in self.nodes), self.nodes[0].leaves())
         if is_checked or self.health.state is not State.EQUAL:
             self.shown = {node.name: node.view for node in self.nodes}
         if has_healed:
@@ -218,13 +220,14 @@ class Cluster:
         return Check(now, self.acknowledged, sorted(lost))
 
     def _see_differences(self) -> None:
-        """Where the nodes differ, while they do."""
+        """Where the nodes differ, while they do; what a node that is down held is known from before."""
         now = time.monotonic()
         if self.health.state is State.EQUAL:
-            self.differing = {}
+            self.differing = {name: [] for name in self._leaves}
         elif self.all_online and now - self._differences_at > DIFFERENCES_S:
             self._differences_at = now
-            self.differing = differing({node.name: node.leaves() for node in self.nodes if node.view})
+            self._leaves |= {node.name: node.leaves() for node in self.nodes if node.view}
+            self.differing = differing(self._leaves)
 
     def _is_check_due(self, now: float) -> bool:
         if self.check is None or now - self.check.at > CHECK_S:

@@ -28,7 +28,6 @@ KEYS: Final[Mapping[str, tuple[str, ...]]] = {  # a key does the first of these 
 @dataclass(frozen=True, slots=True)
 class Control:
     label: str  # on its button
-    title: str  # the same for who does not see where the button is
     part: str  # the process that it is for, or nothing
     makes_sense: Callable[[], bool]
     do: Callable[[], None]
@@ -78,22 +77,15 @@ class Controls:
         cluster = self._cluster
         for part in cluster.parts:
             yield from self._of(part)
-        yield "pause", Control("pause", "Pause writing", "", lambda: cluster.writing, lambda: cluster.write(False))
-        yield "resume", Control("go on", "Resume writing", "", lambda: not cluster.writing, lambda: cluster.write(True))
-        title = "Run the show: a node is killed and started, then the broker"
-        yield "show", Control("run the show", title, "", self._can_show, self._show)
+        yield "pause", Control("pause writing", "", lambda: cluster.writing, lambda: cluster.write(False))
+        yield "resume", Control("go on writing", "", lambda: not cluster.writing, lambda: cluster.write(True))
+        yield "show", Control("run the show", "", self._can_show, self._show)
 
     def _of(self, part: AnyPart) -> Iterator[tuple[str, Control]]:
         word, label = ("kill", "kill -9") if isinstance(part, NodePart) else ("stop", "stop")
         name, cluster = part.name, self._cluster
-        yield (
-            f"{word}-{name}",
-            Control(label, f"{word.capitalize()} {name}", name, lambda: part.is_there, lambda: cluster.stop(part)),
-        )
-        yield (
-            f"start-{name}",
-            Control("start", f"Start {name}", name, lambda: not part.is_there, lambda: cluster.start(part)),
-        )
+        yield f"{word}-{name}", Control(label, name, lambda: part.is_there, lambda: cluster.stop(part))
+        yield f"start-{name}", Control("start", name, lambda: not part.is_there, lambda: cluster.start(part))
 
     def _can_show(self) -> bool:
         return not self.is_showing and self._cluster.health.state is State.EQUAL

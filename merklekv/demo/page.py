@@ -14,8 +14,9 @@ from typing import Any, Final
 
 from merklekv.address import format_address
 from merklekv.demo.cluster import Cluster
-from merklekv.demo.controls import Controls
+from merklekv.demo.controls import Control, Controls
 from merklekv.demo.health import State
+from merklekv.demo.part import NodePart
 from merklekv.harness.process import HOST
 from merklekv.web.keys import KeyBrowser
 from merklekv.web.page import page_routes
@@ -23,7 +24,8 @@ from merklekv.web.server import Request, Response, Route, WebServer
 from merklekv.web.view import ClusterView
 
 PATH: Final = "/demo/"
-EVENTS_SHOWN: Final = 6
+EVENTS_SHOWN: Final = 3
+WHY_DOWN: Final = {"down": "killed", "dead": "ended by itself"}
 LEVELS: Final = {State.EQUAL: "good", State.OUTAGE: "bad"}
 GRAPHICAL: Final = ("DISPLAY", "WAYLAND_DISPLAY")
 
@@ -55,29 +57,45 @@ class Page:
         """Takes over how the cluster is now; for the thread that drives it."""
         cluster = self._cluster
         level = "bad" if cluster.has_lost else LEVELS.get(cluster.health.state, "busy")
-        verdict = cluster.verdict()
+        sentence = cluster.verdict()
+        if cluster.health.state is not State.OUTAGE:  # or it begins with a name
+            sentence = sentence[0].upper() + sentence[1:]
         self._told = {
-            "verdict": {"level": level, "text": verdict[0].upper() + verdict[1:]},
+            "verdict": {"level": level, "text": sentence},
+            "nodes": {node.name: self._of_node(node) for node in cluster.nodes},
             "states": {part.name: part.state for part in cluster.parts},
-            "controls": [
-                {"name": name, "label": one.label, "title": one.title, "part": one.part, "enabled": one.makes_sense()}
-                for name, one in self._controls.all.items()
-            ],
-            "happened": list(self._happened)[-EVENTS_SHOWN:],
+            "demo": {
+                "controls": [_button(name, control) for name, control in self._controls.all.items()],
+                "happened": list(self._happened)[-EVENTS_SHOWN:],
+            },
         }
+
+    def _of_node(self, node: NodePart) -> Json:
+        """What page and terminal show alike."""
+        view, differs = self._cluster.shown.get(node.name), self._cluster.differing.get(node.name)
+        content = {"keys": view.keys, "root": view.root, "outbox": view.outbox} if view is not None else {}
+        return {**content, "differs": differs}
 
     def _amend(self, picture: Json) -> Json:
         told = self._told
         for node, part in zip(picture["nodes"], self._cluster.nodes, strict=False):
             state = told["states"][part.name]
             node["id"] = part.name
-            if state in ("down", "dead"):
-                node.update(state="down", error={"down": "killed", "dead": "it ended by itself"}[state])
-        return {**picture, "verdict": told["verdict"], "demo": told}
+            if state in WHY_DOWN:
+                node.update(state="down", error=WHY_DOWN[state])
+            elif node["state"] == "down" and state == "starting":
+                node.update(state="asked", error="")
+            node.update(told["nodes"][part.name])
+        return {**picture, "verdict": told["verdict"], "demo": told["demo"]}
 
     def _press(self, request: Request) -> Response:
         self._controls.press(request.path.removeprefix(PATH))
         return Response(b"", status=HTTPStatus.ACCEPTED)
+
+
+def _button(name: str, control: Control) -> Json:
+    shown = {"name": name, "label": control.label, "part": control.part}
+    return {**shown, "enabled": control.makes_sense()}
 
 
 def open_in_browser(address: str) -> None:

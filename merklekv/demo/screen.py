@@ -90,10 +90,10 @@ class Picture:
         """The parts of the Merkle tree in which the node differs, squeezed to the width."""
         shades = ".:+#" if ascii_only else "·░▒█"
         strip = Text(" " * NAME)
-        if self._cluster.shown.get(node.name) is None:
+        if node.name not in self._cluster.differing:
             return strip
         cells = max(1, min(INNER_NODES, width - NAME))
-        differing = Counter(part * cells // INNER_NODES for part in self._cluster.differing.get(node.name, ()))
+        differing = Counter(part * cells // INNER_NODES for part in self._cluster.differing[node.name])
         for cell in range(cells):
             share = differing[cell] * cells / INNER_NODES
             shade = min(3, 1 + int(share * 3)) if share else 0

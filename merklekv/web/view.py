@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Final
 
 from merklekv.address import is_address
@@ -45,7 +45,7 @@ class ClusterView:
         self._picture = b""
         self._drawn_at = 0.0
 
-    def events(self) -> Iterator[bytes]:
+    def events(self) -> Generator[bytes, None, None]:
         """A picture now and at each tick, as server-sent events. Close it, or the nodes are watched for ever."""
         self._enter()
         try:

@@ -128,7 +128,8 @@ class NodeWatch:
         if client is None:
             host, port = parse_address(self.address)
             self._client = client = Client(host, port, ANSWER_S, REPLY_BYTES_MAX)
-            client.call(b"CLIENT", b"SETNAME", NAME)
+            client.send([(b"CLIENT", b"SETNAME", NAME)])
+            self._receive(client)
         knows_root = self.sight is not None and "db_keys" in self.sight.figures and not self.error
         requests = [(b"STATS",), (b"LATENCY", b"HISTOGRAM")]
         requests += [(b"HASH",)] if knows_root else []  # HASH waits until the keys are counted

@@ -292,7 +292,7 @@ def act_at_half(patch: pytest.MonkeyPatch, act: Callable[[Cluster], None]) -> No
 
     def make(controls: Controls) -> Iterator[tuple[str, Control]]:
         yield from usual(controls)
-        yield "act", Control("", "", "", lambda: True, lambda: act(controls._cluster))
+        yield "act", Control("", "", lambda: True, lambda: act(controls._cluster))
 
     patch.setattr(Controls, "_make", make)
     patch.setattr(demo_show, "SCRIPT", ((0.5, "act"),))

@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ class Scripted(ClusterView):
             self._shown = picture
             self._set.notify_all()
 
-    def events(self) -> Iterator[bytes]:
+    def events(self) -> Generator[bytes, None, None]:
         while True:
             yield b"data: %b\n\n" % json.dumps(self._shown).encode()
             with self._set:

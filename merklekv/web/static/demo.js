@@ -24,8 +24,8 @@ function placeOf(part) {
   return owner?.presses;
 }
 
-function makeButton({ name, label, title }) {
-  const element = el("button", { type: "button", "data-press": name, "aria-label": title }, label);
+function makeButton({ name, label, part }) {
+  const element = el("button", { type: "button", "data-press": name, "aria-label": `${label} ${part}`.trim() }, label);
   element.addEventListener("click", () => press(name));
   return { element };
 }

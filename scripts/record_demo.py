@@ -1,0 +1,139 @@
+"""Records the picture at the top of the README: the demo's page, while a node and the broker fail and return.
+
+python scripts/record_demo.py [FILE.gif] [--seconds N] [--dark]
+
+It starts `merklekv demo`, presses the buttons of its page in Chromium (`apt-get install chromium`), and writes what was
+to be seen. A film has room for less than a page: it leaves out the curves and the tables, and has the nodes in one row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+from merklekv import interpreter
+
+PICTURE: Final = Path(__file__).parent.parent / "docs" / "pictures" / "demo.gif"
+WIDTH, HEIGHT = 900, 740
+FRAMES_S: Final = 8
+COLOURS: Final = 128
+SECONDS: Final = 18.0
+POINT_S: Final = 0.7  # from the pointer on a button to the press
+LAST_FRAME_S: Final = 3.0  # the film stands still before it begins again
+BEGIN_S: Final = 60.0
+ADDRESS: Final = re.compile(r"the page is at (\S+)")
+STORY: Final = (  # what is pressed, each at a share of the whole time
+    (0.12, "kill-node-2"),
+    (0.36, "start-node-2"),
+    (0.52, "stop-broker"),
+    (0.78, "start-broker"),
+)
+FILM: Final = """
+.facts, #theme, .demo, .board > :nth-child(2), #problems-panel, .panel:has(#keys), .pair, .why { display: none }
+main > .panel .note { display: none }
+main { padding-block: 16px; gap: 12px }
+.tools { margin-left: auto }
+.sentence { font-size: 21px }
+.board { grid-template-columns: 1fr }
+.diagram { grid-template-columns: repeat(3, 1fr); gap: 40px 16px }
+.row { display: contents }
+.broker { grid-column: 1 / -1; order: 2 }
+.parts li { grid-template-columns: 8ch 1fr; align-items: center }
+.strip { grid-column: auto; order: 0 }
+.said { display: none }
+.presses button:hover:not(:disabled) { background: var(--ink); color: var(--panel) }
+"""
+
+
+@contextmanager
+def demo() -> Iterator[str]:
+    """The address of the page of a demo that runs meanwhile, and leaves the outages to us."""
+    command = [*interpreter.command("merklekv"), "demo", "--seconds", "3600"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield next(found[1] for line in process.stdout if (found := ADDRESS.search(line)))
+        finally:
+            process.terminate()
+            process.communicate()
+
+
+def film(page: Page, seconds: float) -> Iterator[tuple[float, bytes]]:
+    """Pictures, each with its time in seconds."""
+    acts = [act for at, name in STORY for act in ((at * seconds - POINT_S, name, False), (at * seconds, name, True))]
+    began = time.monotonic()
+    while (now := time.monotonic() - began) < seconds:
+        if acts and acts[0][0] <= now:
+            _, name, is_pressed = acts.pop(0)
+            button = page.locator(f"[data-press={name}]")
+            button.hover()
+            if is_pressed:
+                button.click()
+                page.mouse.move(0, 0)
+        yield now, page.screenshot()
+        page.wait_for_timeout(max(1.0, (now + 1 / FRAMES_S + began - time.monotonic()) * 1000))
+    page.locator("[data-level=good]").wait_for()
+    yield time.monotonic() - began, page.screenshot()
+
+
+def write(frames: list[tuple[float, bytes]], path: Path) -> None:
+    pictures = [Image.open(io.BytesIO(frame)).convert("RGB") for _, frame in frames]
+    palette = _palette(pictures)
+    reduced = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    times = [at for at, _ in frames]
+    lengths = [
+        round(1000 * (after - at)) for at, after in zip(times, [*times[1:], times[-1] + LAST_FRAME_S], strict=True)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    reduced[0].save(path, save_all=True, append_images=reduced[1:], duration=lengths, loop=0, optimize=True)
+
+
+def _palette(pictures: list[Image.Image]) -> Image.Image:
+    """The colours of the whole film: one palette, or colours would change between two frames."""
+    chosen = pictures[:: max(1, len(pictures) // 12)]
+    sheet = Image.new("RGB", (chosen[0].width, chosen[0].height * len(chosen)))
+    for number, picture in enumerate(chosen):
+        sheet.paste(picture, (0, number * picture.height))
+    return sheet.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+
+
+def record(path: Path, seconds: float, dark: bool) -> None:
+    with demo() as address, sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        view = chromium.new_context(
+            viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="dark" if dark else "light", bypass_csp=True
+        )
+        page = view.new_page()
+        page.goto(address)
+        page.add_style_tag(content=FILM)
+        page.locator("[data-level=good]").wait_for(timeout=1000 * BEGIN_S)
+        frames = list(film(page, seconds))
+        chromium.close()
+    write(frames, path)
+    print(f"{path}: {len(frames)} frames, {path.stat().st_size:,} bytes")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("path", metavar="FILE.gif", nargs="?", type=Path, default=PICTURE)
+    parser.add_argument("--seconds", type=float, default=SECONDS)
+    parser.add_argument("--dark", action="store_true")
+    given = parser.parse_args()
+    record(given.path, given.seconds, given.dark)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
