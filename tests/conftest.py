@@ -13,5 +13,6 @@ pytest_plugins = [
     "fixtures.small_disk",
     "fixtures.proxy",
     "fixtures.browser",
+    "fixtures.demo",
     "fixtures.simulation_runs",
 ]
