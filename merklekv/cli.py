@@ -66,7 +66,7 @@ Examples:
 
     merklekv demo
     merklekv demo --seconds 20
-    merklekv demo --broker iotcore
+    merklekv demo --broker iotcore --no-browser
 """
 DEMO_SECONDS_MAX = 86_400
 

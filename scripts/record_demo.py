@@ -32,7 +32,7 @@ COLOURS: Final = 128
 SECONDS: Final = 18.0
 POINT_S: Final = 0.7  # from the pointer on a button to the press
 LAST_FRAME_S: Final = 3.0  # the film stands still before it begins again
-BEGIN_S: Final = 60.0
+EQUAL_S: Final = 60.0
 ADDRESS: Final = re.compile(r"the page is at (\S+)")
 STORY: Final = (  # what is pressed, each at a share of the whole time
     (0.12, "kill-node-2"),
@@ -84,8 +84,12 @@ def film(page: Page, seconds: float) -> Iterator[tuple[float, bytes]]:
                 page.mouse.move(0, 0)
         yield now, page.screenshot()
         page.wait_for_timeout(max(1.0, (now + 1 / FRAMES_S + began - time.monotonic()) * 1000))
-    page.locator("[data-level=good]").wait_for()
+    _wait_until_equal(page)
     yield time.monotonic() - began, page.screenshot()
+
+
+def _wait_until_equal(page: Page) -> None:
+    page.locator("[data-level=good]").wait_for(timeout=1000 * EQUAL_S)
 
 
 def write(frames: list[tuple[float, bytes]], path: Path) -> None:
@@ -118,7 +122,7 @@ def record(path: Path, seconds: float, dark: bool) -> None:
         page = view.new_page()
         page.goto(address)
         page.add_style_tag(content=FILM)
-        page.locator("[data-level=good]").wait_for(timeout=1000 * BEGIN_S)
+        _wait_until_equal(page)
         frames = list(film(page, seconds))
         chromium.close()
     write(frames, path)

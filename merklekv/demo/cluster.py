@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from merklekv.demo.differences import differing
 from merklekv.demo.guard import Guard, remove
 from merklekv.demo.health import Health, State
 from merklekv.demo.part import Answer, AnyPart, BrokerPart, NodePart, View
@@ -20,6 +19,7 @@ from merklekv.demo.writer import Writer
 from merklekv.harness.broker import make_broker
 from merklekv.harness.process import HarnessError
 from merklekv.output import counted
+from merklekv.web.differences import differing
 
 NODES: Final = 3
 BROKER: Final = "broker"

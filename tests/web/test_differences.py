@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from merklekv.demo.differences import differing
 from merklekv.engine.format import INNER_NODES
+from merklekv.web.differences import differing
 
 SAME = [b"same"] * INNER_NODES
 
