@@ -1,6 +1,6 @@
 """Records the picture at the top of the README: the demo's page, while a node and the broker fail and return.
 
-python scripts/record_demo.py [FILE.gif] [--seconds N] [--dark]
+python scripts/record_demo.py [FILE.gif] [--pace N] [--light]
 
 It starts `merklekv demo`, presses the buttons of its page in Chromium (`apt-get install chromium`), and writes what was
 to be seen. A film has room for less than a page: it leaves out the curves and the tables, and has the nodes in one row.
@@ -15,10 +15,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
@@ -29,16 +29,15 @@ PICTURE: Final = Path(__file__).parent.parent / "docs" / "pictures" / "demo.gif"
 WIDTH, HEIGHT = 900, 740
 FRAMES_S: Final = 8
 COLOURS: Final = 128
-SECONDS: Final = 18.0
 POINT_S: Final = 0.7  # from the pointer on a button to the press
 LAST_FRAME_S: Final = 3.0  # the film stands still before it begins again
 EQUAL_S: Final = 60.0
 ADDRESS: Final = re.compile(r"the page is at (\S+)")
-STORY: Final = (  # what is pressed, each at a share of the whole time
-    (0.12, "kill-node-2"),
-    (0.36, "start-node-2"),
-    (0.52, "stop-broker"),
-    (0.78, "start-broker"),
+STORY: Final = (  # what is pressed, each after so many seconds; what was started has healed by then
+    (2.0, "kill-node-2"),
+    (3.5, "start-node-2"),
+    (2.0, "stop-broker"),
+    (4.0, "start-broker"),
 )
 FILM: Final = """
 .facts, #theme, .demo, .board > :nth-child(2), #problems-panel, .panel:has(#keys), .pair, .why { display: none }
@@ -70,21 +69,25 @@ def demo() -> Iterator[str]:
             process.communicate()
 
 
-def film(page: Page, seconds: float) -> Iterator[tuple[float, bytes]]:
+def film(page: Page, pace: float) -> Iterator[tuple[float, bytes]]:
     """Pictures, each with its time in seconds."""
-    acts = [act for at, name in STORY for act in ((at * seconds - POINT_S, name, False), (at * seconds, name, True))]
     began = time.monotonic()
-    while (now := time.monotonic() - began) < seconds:
-        if acts and acts[0][0] <= now:
-            _, name, is_pressed = acts.pop(0)
-            button = page.locator(f"[data-press={name}]")
-            button.hover()
-            if is_pressed:
-                button.click()
-                page.mouse.move(0, 0)
-        yield now, page.screenshot()
-        page.wait_for_timeout(max(1.0, (now + 1 / FRAMES_S + began - time.monotonic()) * 1000))
-    _wait_until_equal(page)
+
+    def shots(seconds: float, done: Callable[[], bool] = lambda: False) -> Iterator[tuple[float, bytes]]:
+        end = time.monotonic() + seconds
+        while (now := time.monotonic()) < end and not done():
+            yield now - began, page.screenshot()
+            page.wait_for_timeout(max(1.0, 1000 * (now + 1 / FRAMES_S - time.monotonic())))
+
+    for wait_s, name in STORY:
+        button = page.locator(f"[data-press={name}]")
+        yield from shots(wait_s * pace)
+        button.hover()
+        yield from shots(POINT_S * pace)
+        button.click()
+        page.mouse.move(0, 0)
+        if name.startswith("start"):
+            yield from shots(EQUAL_S, page.locator("[data-level=good]").is_visible)
     yield time.monotonic() - began, page.screenshot()
 
 
@@ -113,17 +116,15 @@ def _palette(pictures: list[Image.Image]) -> Image.Image:
     return sheet.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
 
 
-def record(path: Path, seconds: float, dark: bool) -> None:
+def record(path: Path, pace: float, colours: Literal["dark", "light"]) -> None:
     with demo() as address, sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        view = chromium.new_context(
-            viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="dark" if dark else "light", bypass_csp=True
-        )
+        view = chromium.new_context(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=colours, bypass_csp=True)
         page = view.new_page()
         page.goto(address)
         page.add_style_tag(content=FILM)
         _wait_until_equal(page)
-        frames = list(film(page, seconds))
+        frames = list(film(page, pace))
         chromium.close()
     write(frames, path)
     print(f"{path}: {len(frames)} frames, {path.stat().st_size:,} bytes")
@@ -132,10 +133,10 @@ def record(path: Path, seconds: float, dark: bool) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("path", metavar="FILE.gif", nargs="?", type=Path, default=PICTURE)
-    parser.add_argument("--seconds", type=float, default=SECONDS)
-    parser.add_argument("--dark", action="store_true")
+    parser.add_argument("--pace", type=float, default=1.0, help="0.5: everything is pressed twice as soon")
+    parser.add_argument("--light", action="store_true", help="dark otherwise")
     given = parser.parse_args()
-    record(given.path, given.seconds, given.dark)
+    record(given.path, given.pace, "light" if given.light else "dark")
     return 0
 
 
