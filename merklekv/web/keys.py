@@ -28,6 +28,7 @@ from merklekv.engine.record import (
 )
 from merklekv.errors import InvalidArgument, MerkleKVError
 from merklekv.net.client import REPLY_ROOM_BYTES, Client, NodeError, Reply, Unreachable
+from merklekv.web.watch import NAME
 
 PAGE_KEYS: Final = 50
 PREVIEW_BYTES: Final = 200
@@ -89,6 +90,7 @@ class KeyBrowser:
             raise InvalidArgument("others browse keys at this moment; try again")
         try:
             with Client(*parse_address(self._address), ANSWER_S, MAX_VALUE_SIZE_LIMIT + REPLY_ROOM_BYTES) as client:
+                client.call(b"CLIENT", b"SETNAME", NAME)
                 yield client
         except (NodeError, Unreachable) as error:
             raise InvalidArgument(str(error)) from error

@@ -64,19 +64,18 @@ def picture(watches: Sequence[NodeWatch], names: Mapping[str, str], not_shown: i
 
 def node_picture(watch: NodeWatch, name: str, differs: list[int] | None) -> Json:
     """One node: what it said last, also when it is down."""
-    sight, is_up = watch.sight, watch.is_up
+    sight, state = watch.sight, watch.state
+    is_up = state == "up"
     figures = sight.figures if sight is not None else {}
     node: Json = {
         "id": _text(figures.get("node_id") or name or watch.address),
         "address": _text(watch.address),
-        "state": "up" if is_up else "down" if watch.has_tried or sight else "asked",
+        "state": state,
         "error": _text(watch.problem),
         "version": _text(figures.get("version", "")),
         "durability": _text(figures.get("durability", "")),
         "ready": {"1": True, "0": False}.get(figures.get("ready", "")),
-        "not_ready": [_text(why) for why, holds in by_label(figures, "not_ready").items() if holds != "0"][
-            :REASONS_MAX
-        ],
+        "not_ready": _reasons(figures),
         "uptime_s": _number(figures, "uptime_seconds"),
         "keys": _number(figures, "db_keys"),
         "root": _text(sight.root if sight is not None else "")[:64],
@@ -106,6 +105,12 @@ def _rates(before: Sight | None, sight: Sight | None) -> Json:
         "p99_us": percentile_us(first, last, 0.99),
         "is_written": is_written,
     }
+
+
+def _reasons(figures: Mapping[str, str]) -> list[str]:
+    """Why a node is not ready."""
+    reasons = by_label(figures, "not_ready").items()
+    return [_text(f"{reason}: {sentence}") for reason, sentence in reasons if sentence][:REASONS_MAX]
 
 
 def _problems(figures: Mapping[str, str]) -> list[str]:

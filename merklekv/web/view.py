@@ -10,6 +10,7 @@ that these know, NODES_MAX in all.
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -17,7 +18,7 @@ from typing import Final
 
 from merklekv.address import is_address
 from merklekv.web.picture import Json, picture
-from merklekv.web.watch import NodeWatch
+from merklekv.web.watch import NodeWatch, Row
 
 NODES_MAX: Final = 16
 TICK_S: Final = 0.5  # between two pictures
@@ -102,11 +103,11 @@ class ClusterView:
         sights = [watch.sight for watch in given]
         own = {sight.figures["node_id"] for sight in sights if sight is not None}
         found: dict[str, str] = {}  # addresses by id
-        for row in rows:
+        for row in sorted(rows, key=_silence):
             if row["state"] == "member" and row["node"] not in own and is_address(row["address"]):
                 found.setdefault(row["node"], row["address"])
         self._names = {address: node for node, address in found.items()}
-        others = sorted(address for address in found.values() if address not in self._fixed)
+        others = sorted(set(found.values()) - set(self._fixed))
         room = max(0, NODES_MAX - len(self._fixed))
         self._not_shown = len(others[room:])
         self._watch([*self._fixed, *others[:room]])
@@ -117,10 +118,11 @@ class ClusterView:
             now = time.monotonic()
             if now - self._drawn_at > TICK_S / 2:
                 self._drawn_at = now
-                self._picture = json.dumps(self._look(), separators=(",", ":")).encode()
+                self._picture = json.dumps(self.look(), separators=(",", ":")).encode()
             return self._picture
 
-    def _look(self) -> Json:
+    def look(self) -> Json:
+        """The picture of this moment; see `picture`."""
         watches = sorted(self._watches.values(), key=lambda watch: self._order(watch.address))
         return self._amend(picture(watches, self._names, self._not_shown, self._here))
 
@@ -129,3 +131,9 @@ class ClusterView:
         if address in self._fixed:
             return self._fixed.index(address), ""
         return len(self._fixed), self._names.get(address, address)
+
+
+def _silence(row: Row) -> int:
+    """How long ago a member was reached, in milliseconds: a node id may have rows of older data directories."""
+    contact_ms = row.get("contact_ms")
+    return contact_ms if isinstance(contact_ms, int) and contact_ms >= 0 else sys.maxsize

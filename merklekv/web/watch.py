@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from xxhash import xxh3_64_digest
 
@@ -36,6 +36,7 @@ MEMBERS_MAX: Final = 1_000
 SLOW_ASKED: Final = 32
 
 Row = Mapping[str, Any]  # of MEMBERS
+State = Literal["up", "down", "asked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +78,23 @@ class NodeWatch:
         self._thread = threading.Thread(target=self._run, name="page-watch", daemon=True)
 
     @property
-    def is_up(self) -> bool:
-        """Whether it answers: the last round went well, and the running one does not wait for too long."""
+    def state(self) -> State:
+        """`up`: the last round went well, and the running one does not wait for long. `asked`: for the first time."""
         since = self._waits_since
-        return self.sight is not None and not self.error and not (since and time.monotonic() - since > ANSWER_S)
+        if since and time.monotonic() - since > ANSWER_S:
+            return "down"
+        if self.sight is not None and not self.error:
+            return "up"
+        return "down" if self.has_tried else "asked"
+
+    @property
+    def is_up(self) -> bool:
+        return self.state == "up"
 
     @property
     def problem(self) -> str:
         """Why it does not answer; empty while it does."""
-        return "" if self.is_up else self.error or f"no answer within {ANSWER_S:.0f} s"
+        return "" if self.state != "down" else self.error or f"no answer within {ANSWER_S:.0f} s"
 
     def start(self) -> None:
         self._thread.start()

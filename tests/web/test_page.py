@@ -93,7 +93,7 @@ def troubled() -> dict[str, Any]:
     """Everything that the page can show at once."""
     down = a_node("node-2", state="down", error="node-2:7379: cannot connect", differs=None, keys=12_000)
     behind = a_node("node-3", root="cd" * 32, differs=[4, 17, 200], outbox=341, problems=["the clock is 70 s ahead"])
-    starting = a_node("node-4", ready=False, not_ready=["sync"], replication="connecting")
+    starting = a_node("node-4", ready=False, not_ready=["sync: no exchange yet with node-1"], replication="connecting")
     return a_picture(a_node("node-1"), down, behind, starting)
 
 
@@ -191,7 +191,7 @@ def cluster(own_harness: ReplicationTestHarness) -> Cluster:
 
 
 @pytest.mark.replication
-def test_the_page_shows_what_the_nodes_say_and_a_node_that_is_killed(cluster: Cluster, open_page: PageOpener) -> None:
+def test_the_page_shows_what_the_nodes_say_who_is_killed_and_who_hangs(cluster: Cluster, open_page: PageOpener) -> None:
     first, second, third = cluster.nodes
     first.set_many({f"key:{number}": "v" for number in range(1200)})
     third.wait_for("key:1199", "v")
@@ -220,6 +220,14 @@ def test_the_page_shows_what_the_nodes_say_and_a_node_that_is_killed(cluster: Cl
     page.wait(box(second.node_id, "up"))
     page.wait('.verdict[data-level="good"]', "All 3 nodes hold the same 1,200 keys")
     assert page.find('.link[data-state="down"]').count() == 0
+
+    third.process.send_signal(signal.SIGSTOP)
+    try:
+        page.wait(box(third.node_id, "down"), "answer within 1 s")
+        assert page.find(box(first.node_id, "up")).count() == 1
+    finally:
+        third.process.send_signal(signal.SIGCONT)
+    page.wait(box(third.node_id, "up"))
 
 
 @pytest.mark.replication
@@ -384,17 +392,3 @@ def test_it_is_small_and_quickly_there(page_of: Callable[..., OpenPage]) -> None
     page.wait(box("node-4"))
     sizes = page.ask("performance.getEntriesByType('resource').map(one => one.encodedBodySize)")
     assert 60_000 < sum(sizes) < 300_000
-
-
-@pytest.mark.replication
-def test_a_node_that_hangs_turns_red(cluster: Cluster, open_page: PageOpener) -> None:
-    page = open_page(cluster.address)
-    page.wait('.verdict[data-level="good"]')
-    second = cluster.nodes[1]
-    second.process.send_signal(signal.SIGSTOP)
-    try:
-        page.wait(box(second.node_id, "down"), "answer within 1 s")
-        assert page.find(box(cluster.first.node_id, "up")).count() == 1
-    finally:
-        second.process.send_signal(signal.SIGCONT)
-    page.wait(box(second.node_id, "up"))

@@ -1,7 +1,7 @@
 // The curves of one node, drawn by uPlot. The points are kept here, so they begin when the page is opened.
 
 import { attribute, byId, el, text } from "./dom.js";
-import { bytes, duration, short, whole } from "./words.js";
+import { bytes, duration, rate, whole } from "./words.js";
 
 const POINTS = 600; // five minutes
 const HEIGHT = 104;
@@ -9,7 +9,7 @@ const SPAN_S = [60, 300]; // shown at first, and at most
 const BINARY = [...Array(40).keys()].map((power) => 2 ** power);
 const CLOCK = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const CURVES = [
-  { title: "Requests / s", least: 10, show: short, series: [["reads", (node) => node.reads], ["writes", (node) => node.writes]] },
+  { title: "Requests / s", least: 10, show: rate, series: [["reads", (node) => node.reads], ["writes", (node) => node.writes]] },
   { title: "Latency", least: 100, show: duration, series: [["median", (node) => node.p50_us], ["99 %", (node) => node.p99_us]] },
   { title: "Outbox", least: 10, show: whole, series: [["events that wait", (node) => node.outbox]] },
   { title: "Memory", least: 1 << 20, show: bytes, steps: BINARY, series: [["of the process", (node) => node.memory_kb === null ? null : node.memory_kb * 1024]] },
@@ -90,7 +90,7 @@ function makeChart(curve) {
   const grid = { stroke: colour("--line"), width: 1 };
   const plot = new uPlot({
     width: Math.max(100, holder.clientWidth), height: HEIGHT,
-    padding: [6, 4, 0, 0],
+    padding: [6, 26, 0, 0],
     legend: { show: false },
     cursor: { sync: { key: "curves" }, y: false, drag: { x: false, y: false }, points: { size: 6 } },
     scales: {

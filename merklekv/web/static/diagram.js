@@ -1,7 +1,7 @@
 // The diagram: the broker in the middle, a box for each node around it, and a link for each connection.
 
 import { attribute, byId, el, keep, svg, text } from "./dom.js";
-import { short, whole } from "./words.js";
+import { rate, short, whole } from "./words.js";
 
 const STATES = { up: "up", down: "down", asked: "asking" };
 const OUTBOX_LEAST = 1000; // events that fill the bar; ten times as many if a node has more
@@ -94,7 +94,7 @@ function updateBox(part, node, isHere, shared) {
   text(part.root, node.root ? `${node.root.slice(0, 10)}${differs ? " ≠" : ""}` : "–");
   attribute(part.root, "title", node.root || null);
   attribute(part.root, "data-differs", differs ? "yes" : null);
-  text(part.rates, node.reads === undefined ? "–" : `${short(node.reads)} reads, ${short(node.writes)} writes`);
+  text(part.rates, node.reads === undefined ? "–" : `${rate(node.reads)} reads, ${rate(node.writes)} writes`);
   part.queue.hidden = node.outbox === null;
   text(part.outbox, short(node.outbox));
   part.fill.style.width = `${Math.min(100, (100 * (node.outbox ?? 0)) / fullest)}%`;

@@ -8,7 +8,7 @@ import { startKeys } from "./keys.js";
 import { showParts, startParts } from "./parts.js";
 import { showMembers, showProblems, showSlow } from "./tables.js";
 import { startTheme } from "./theme.js";
-import { counted, short, span, whole } from "./words.js";
+import { counted, rate, span } from "./words.js";
 
 const SILENCE_MS = 3000; // without a picture: the server is gone
 const AGAIN_MS = 1000;
@@ -40,7 +40,7 @@ function showHead(picture) {
     ["version", node.version],
     ["up for", span(node.uptime_s)],
     ["durability", node.durability],
-    ["state", node.state !== "up" ? "does not answer" : node.ready === false ? `not ready: ${node.not_ready.join("; ")}` : "ready"],
+    ["state", node.state !== "up" ? "does not answer" : node.ready === false ? `not ready: ${node.not_ready.map((one) => one.split(":")[0]).join(", ")}` : "ready"],
   ] : [];
   keep(byId("facts"), facts, ([name]) => name,
     ([name]) => {
@@ -60,7 +60,7 @@ function showVerdict(picture) {
   text(byId("sentence"), sentence);
   attribute(byId("verdict"), "data-level", level);
   const waiting = sum("outbox");
-  text(byId("detail"), `${short(sum("reads"))} reads and ${short(sum("writes"))} writes per second, ${waiting ? `${counted(waiting, "event")} on the way` : "nothing waits to be sent"}`);
+  text(byId("detail"), `${rate(sum("reads"))} reads and ${rate(sum("writes"))} writes per second, ${waiting ? `${counted(waiting, "event")} on the way` : "nothing waits to be sent"}`);
   say(sentence);
 }
 

@@ -13,6 +13,11 @@ export function short(number) {
   return number === null || number === undefined ? NONE : SHORT.format(number);
 }
 
+/** How often in a second. */
+export function rate(number) {
+  return number === null || number === undefined ? NONE : SHORT.format(number < 10 ? number : Math.round(number));
+}
+
 export function counted(number, thing) {
   return `${whole(number)} ${thing}${number === 1 ? "" : "s"}`;
 }
