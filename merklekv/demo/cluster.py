@@ -133,7 +133,7 @@ class Cluster:
         """The state in one sentence."""
         state, health = self.health.state, self.health
         waiting = sum(node.view.outbox for node in self.nodes if node.view)
-        if state is State.STARTING:
+        if not self.all_online:
             return "starting: the nodes do not know each other yet"
         if state is State.EQUAL:
             healed = f", healed in {health.healed_s:.1f} s" if health.healed_s is not None else ""

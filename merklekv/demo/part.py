@@ -103,6 +103,7 @@ class NodePart(Part[Node]):
         super().__init__(name, Node(directory / f"{name}.data", log, *flags, own_session=True))
         self.view: View | None = None  # None while it does not answer
         self._client: Client | None = None
+        self._is_silent = False
 
     def stop(self) -> None:
         """kill -9."""
@@ -114,12 +115,13 @@ class NodePart(Part[Node]):
         """up, starting or silent (does not answer)."""
         if self.view is not None:
             return "up"
-        return "silent" if self.process.is_up else "starting"
+        return "silent" if self._is_silent else "starting"
 
     def observe(self) -> None:
         """Updates `view`."""
         answers = self.ask([(b"DBSIZE",), (b"HASH",), (b"REPLICATE", b"status")])
-        self.view = _view_of(answers) if len(answers) == 3 else None
+        is_whole = len(answers) == 3 and not any(isinstance(answer, NodeError) for answer in answers)
+        self.view = _view_of(answers) if is_whole else None
 
     def ask(self, requests: Sequence[Request]) -> list[Answer]:
         """Sends requests. Returns the answers in their order: fewer than requests if the node stops answering."""
@@ -130,8 +132,10 @@ class NodePart(Part[Node]):
                 client.send(requests)
                 while len(answers) < len(requests):
                     answers.append(_answer(client))
+            self._is_silent = False
         except Unreachable:
             self._disconnect()
+            self._is_silent = True
         return answers
 
     def leaves(self) -> list[Answer]:

@@ -105,8 +105,8 @@ def _as_script(seconds: float, broker_kind: str, stopped: Callable[[], bool], co
         controls = Controls(cluster)
         page = stack.enter_context(Page(cluster, controls, happened))
         report(f"the page is at {page.address}")
-        if not until(lambda: cluster.all_online, began + START_S) and not stopped():
-            raise HarnessError(f"the nodes do not find each other after {START_S:.0f} s: {cluster.differences()}")
+        if not until(lambda: cluster.is_equal, began + START_S) and not stopped():
+            raise HarnessError(f"the nodes are not equal {START_S:.0f} s after their start: {cluster.differences()}")
         controls.begin(Script(time.monotonic(), seconds, SCRIPT))
         until(lambda: not controls.is_showing, float("inf"))
         if stopped():

@@ -17,7 +17,7 @@ BYTES_MAX = 3_000_000  # GitHub shows larger ones late
 
 def test_a_short_film(tmp_path: Path) -> None:
     path = tmp_path / "film.gif"
-    command = [sys.executable, str(SCRIPT), str(path), "--pace", "0.1"]
+    command = [sys.executable, str(SCRIPT), str(path), "--pace", "0.01"]
     said = subprocess.run(command, env=interpreter.environment(), capture_output=True, text=True, timeout=FILM_S)
     assert said.returncode == 0, said.stderr
     with Image.open(path) as film:
