@@ -4,6 +4,7 @@ import { attribute, byId, el, keep, svg, text } from "./dom.js";
 import { rate, short, whole } from "./words.js";
 
 const STATES = { up: "up", down: "down", asked: "asking" };
+const MANY = 6; // nodes: then nothing moves on the links
 const OUTBOX_LEAST = 1000; // events that fill the bar; ten times as many if a node has more
 
 const links = svg("svg", { class: "links", "aria-hidden": "true" });
@@ -38,6 +39,7 @@ export function showDiagram(picture) {
   lower.hidden = nodes.length <= top;
   broker.hidden = replicated.length === 0;
   attribute(byId("diagram"), "data-count", Math.min(nodes.length, 5));
+  attribute(byId("diagram"), "data-many", nodes.length > MANY);
   attribute(broker, "data-state", connected ? "up" : "down");
   text(broker.lastChild, connected === replicated.length ? `${connected} connected` : `${connected} of ${replicated.length} connected`);
   drawLinks();
@@ -73,9 +75,9 @@ function makeBox() {
   part.facts = el("dl", {},
     el("div", {}, el("dt", {}, "keys"), part.keys),
     el("div", {}, el("dt", {}, "root"), part.root),
-    el("div", {}, el("dt", {}, "per s"), part.rates));
+    el("div", {}, el("dt", {}, "reads, writes"), part.rates));
   part.element = el("li", { class: "box" },
-    el("div", { class: "top" }, part.name, part.here, part.state), part.address, part.facts, part.queue, part.why);
+    el("div", { class: "top" }, part.name, part.state), el("div", { class: "where" }, part.address, part.here), part.facts, part.queue, part.why);
   return part;
 }
 
@@ -94,7 +96,7 @@ function updateBox(part, node, isHere, shared) {
   text(part.root, node.root ? `${node.root.slice(0, 10)}${differs ? " ≠" : ""}` : "–");
   attribute(part.root, "title", node.root || null);
   attribute(part.root, "data-differs", differs ? "yes" : null);
-  text(part.rates, node.reads === undefined ? "–" : `${rate(node.reads)} reads, ${rate(node.writes)} writes`);
+  text(part.rates, node.reads === undefined ? "–" : `${rate(node.reads)}/s, ${rate(node.writes)}/s`);
   part.queue.hidden = node.outbox === null;
   text(part.outbox, short(node.outbox));
   part.fill.style.width = `${Math.min(100, (100 * (node.outbox ?? 0)) / fullest)}%`;

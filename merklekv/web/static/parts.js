@@ -21,6 +21,7 @@ export function startParts() {
 
 export function showParts(nodes) {
   shown = nodes;
+  byId("parts-panel").hidden = nodes.length < 2; // one node differs from nobody
   keep(byId("parts"), nodes, (node) => node.address, makeRow, updateRow);
 }
 
