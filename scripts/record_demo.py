@@ -33,12 +33,14 @@ POINT_S: Final = 0.7  # from the pointer on a button to the press
 LAST_FRAME_S: Final = 3.0  # the film stands still before it begins again
 EQUAL_S: Final = 60.0
 ADDRESS: Final = re.compile(r"the page is at (\S+)")
+BEGUN: Final = re.compile("All equal, 0 of [1-9]")
 STORY: Final = (  # what is pressed, each after so many seconds; what was started has healed by then
-    (2.0, "kill-node-2"),
-    (3.5, "start-node-2"),
-    (2.0, "stop-broker"),
-    (4.0, "start-broker"),
+    (1.8, "kill-node-2"),
+    (3.0, "start-node-2"),
+    (1.6, "stop-broker"),
+    (3.6, "start-broker"),
 )
+END_S: Final = 1.5
 FILM: Final = """
 .facts, #theme, .demo, .board > :nth-child(2), #problems-panel, .panel:has(#keys), .pair, .why { display: none }
 main > .panel .note { display: none }
@@ -88,11 +90,7 @@ def film(page: Page, pace: float) -> Iterator[tuple[float, bytes]]:
         page.mouse.move(0, 0)
         if name.startswith("start"):
             yield from shots(EQUAL_S, page.locator("[data-level=good]").is_visible)
-    yield time.monotonic() - began, page.screenshot()
-
-
-def _wait_until_equal(page: Page) -> None:
-    page.locator("[data-level=good]").wait_for(timeout=1000 * EQUAL_S)
+    yield from shots(END_S * pace)
 
 
 def write(frames: list[tuple[float, bytes]], path: Path) -> None:
@@ -123,7 +121,7 @@ def record(path: Path, pace: float, colours: Literal["dark", "light"]) -> None:
         page = view.new_page()
         page.goto(address)
         page.add_style_tag(content=FILM)
-        _wait_until_equal(page)
+        page.locator("#sentence").filter(has_text=BEGUN).wait_for(timeout=1000 * EQUAL_S)
         frames = list(film(page, pace))
         chromium.close()
     write(frames, path)

@@ -73,7 +73,9 @@ class Page:
     def _of_node(self, node: NodePart) -> Json:
         """What page and terminal show alike."""
         view, differs = self._cluster.shown.get(node.name), self._cluster.differing.get(node.name)
-        content = {"keys": view.keys, "root": view.root, "outbox": view.outbox} if view is not None else {}
+        if view is None:
+            return {"differs": differs}
+        content = {"keys": view.keys, "root": view.root, "outbox": view.outbox, "replication": view.connection}
         return {**content, "differs": differs}
 
     def _amend(self, picture: Json) -> Json:
