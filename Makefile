@@ -1,4 +1,4 @@
-# Everything a person needs, on a fresh Debian or Ubuntu: make run, make test, make bench.
+# Everything a person needs, on a fresh Debian or Ubuntu: make run, make demo, make test, make bench.
 #
 # The virtual environment is .venv. Each need of it has a stamp, so a second run installs nothing and starts at once;
 # a change of pyproject.toml or of the compiled core installs again. What comes from apt is installed only when it is
@@ -17,7 +17,7 @@ SOURCES := pyproject.toml hatch_build.py merklekv/_core.pyx vendor/xxhash/xxhash
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check docs site structure bench clean
+.PHONY: help run demo test check docs site structure bench clean
 
 help:  ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ $(VENV)/.npm: tests/applications/package-lock.json | $(BIN)/python
 
 run: $(VENV)/.core  ## Serve ./data on 127.0.0.1:7379 (DATA=DIR and ARGS="--port 7380" change it)
 	$(BIN)/merklekv run --data-dir $(DATA) $(ARGS)
+
+demo: $(VENV)/.core  ## See it heal: a broker and three nodes, in your browser and the terminal (ARGS="--seconds 20")
+	scripts/need mosquitto=mosquitto
+	$(BIN)/merklekv demo $(ARGS)
 
 test: check $(VENV)/.npm  ## Run the gate: what check runs, the integration suite without the core, and every test (ARGS="-k words" picks tests)
 	scripts/need mosquitto=mosquitto redis-server=redis-server redis-benchmark=redis-tools fiu-run=fiu-utils faketime=faketime strace=strace nc=netcat-openbsd curl=curl chromium=chromium prometheus=prometheus promtool=prometheus gcc=gcc /usr/include/stdlib.h=libc6-dev $(BIN)/python:Python.h=python3-dev

@@ -70,7 +70,7 @@ Examples:
 
     merklekv demo
     merklekv demo --seconds 20
-    merklekv demo --broker iotcore
+    merklekv demo --broker iotcore --no-browser
 """
 VERSION_EXAMPLES = """
 Examples:
@@ -198,8 +198,8 @@ def demo_command(
             metavar="N",
             min=1,
             max=DEMO_SECONDS_MAX,
-            help="No keys: run a script of outages for so long; exit 0 if all nodes hold the same then. "
-            "Without a terminal that is what happens, for 10 seconds.",
+            help="No keys: run a script of outages for so long; exit 0 if all nodes hold the same then, and every "
+            "acknowledged write. Without a terminal that is what happens, for 10 seconds.",
             show_default=False,
         ),
     ] = None,
@@ -211,14 +211,21 @@ def demo_command(
             help="Which broker to start; auto takes Mosquitto if it is installed.",
         ),
     ] = "auto",
+    browser: Annotated[
+        bool,
+        typer.Option(
+            "--browser/--no-browser",
+            help="Open the demo's page in the browser, where there is a graphical session.",
+        ),
+    ] = True,
 ) -> None:
-    """Watch three nodes and a broker in this terminal, stop and start them by a key, and see them heal.
+    """Watch three nodes and a broker in your browser and this terminal, kill and start them, and see them heal.
 
     Everything runs on free ports of this machine and in a temporary directory, and ends with the demo.
     """
     from merklekv.demo.show import show
 
-    raise typer.Exit(show(seconds, broker))
+    raise typer.Exit(show(seconds, broker, browser))
 
 
 @app.command("version", epilog=VERSION_EXAMPLES, rich_help_panel=PANEL)

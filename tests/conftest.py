@@ -13,6 +13,7 @@ pytest_plugins = [
     "fixtures.small_disk",
     "fixtures.proxy",
     "fixtures.browser",
+    "fixtures.demo",
     "fixtures.simulation_runs",
     "fixtures.packages",
 ]

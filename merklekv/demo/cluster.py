@@ -1,33 +1,41 @@
 """The demo's broker and nodes in a temporary directory, with traffic from the demo itself.
 
-`step` observes every node, then sends some writes to each that is up. In this order, the writes have the time until the
-next step to reach all nodes.
+`step` observes every node, then writes a burst to each that is up. In this order, the writes have the time until the
+next step to reach all nodes. When all nodes are seen to hold the same, each is asked for every key in the account.
 """
 
 from __future__ import annotations
 
-import random
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from merklekv.demo.guard import Guard, remove
-from merklekv.demo.part import BrokerPart, NodePart, Request
+from merklekv.demo.health import Health, State
+from merklekv.demo.part import AnyPart, BrokerPart, NodePart, View
+from merklekv.demo.writer import Writer
 from merklekv.harness.broker import make_broker
 from merklekv.harness.process import HarnessError
 from merklekv.output import counted
+from merklekv.web.differences import differing
 
 NODES: Final = 3
 BROKER: Final = "broker"
-WRITES_PER_STEP: Final = 10  # on each node
-KEYS: Final = 400
-COUNTERS: Final = 20
-VALUE_BYTES: Final = 40
-DELETES_SHARE: Final = 0.1
-INCREMENTS_SHARE: Final = 0.1
-STUCK_S: Final = 5.0  # without a change
+CONNECTED: Final = "connected"
+CHECK_S: Final = 1.0  # between two checks of the account while all is well
+DIFFERENCES_S: Final = 0.5  # between two looks at where the nodes differ
+OUTBOX_SOON_EMPTY: Final = 100  # events
+BREATH_S: Final = 0.5  # writing waits for at most so long until all nodes hold the same
+
+
+class Check(NamedTuple):
+    """Of the account, with what the nodes held when all held the same."""
+
+    at: float  # monotonic
+    acknowledged: int  # writes until then
+    lost: Sequence[bytes]  # keys whose last acknowledged write some node lacks
 
 
 class Cluster:
@@ -36,13 +44,15 @@ class Cluster:
     def __init__(self, broker_kind: str, report: Callable[[str], None]) -> None:
         self._report = report  # prints an event
         self.writing = True
-        self.written = 0  # writes that were acknowledged
         self.all_online = False  # each node knows each other: from then on no event is missed
-        self._directory = Path(tempfile.mkdtemp(prefix="merklekv-demo-"))
-        self._random = random.Random()
+        self.health = Health()
+        self.check: Check | None = None  # the latest
         self.states: dict[str, str] = {}  # of the broker and the nodes, by name
-        self._picture: object = None
-        self._changed_at = time.monotonic()
+        self.shown: dict[str, View | None] = {}  # by node: as it is; while all is well, as it was at the latest check
+        self.differing: dict[str, list[int]] = {}  # by node, also one that is down: parts of the Merkle tree
+        self._digests: dict[str, list[bytes]] = {}  # of inner nodes, by node: those seen last
+        self._differences_at = self._wrote_at = 0.0
+        self._directory = Path(tempfile.mkdtemp(prefix="merklekv-demo-"))
         self._guard = Guard(self._directory)
         try:
             self.broker = BrokerPart(BROKER, make_broker(broker_kind, self._directory))
@@ -52,12 +62,12 @@ class Cluster:
         self.nodes = [
             NodePart(f"node-{number}", self._directory, self.broker.process.port) for number in range(1, NODES + 1)
         ]
+        self.writers = [Writer(node) for node in self.nodes]
 
     def __enter__(self) -> Cluster:
         try:
-            self._start(self.broker)
-            for node in self.nodes:
-                self._start(node)
+            for part in self.parts:
+                self._start(part)
         except BaseException:
             self._end()
             raise
@@ -66,63 +76,94 @@ class Cluster:
     def __exit__(self, *error: object) -> None:
         self._end()
 
+    @property
+    def parts(self) -> list[AnyPart]:
+        return [self.broker, *self.nodes]
+
+    @property
+    def acknowledged(self) -> int:
+        """Writes in the account."""
+        return sum(writer.account.acknowledged for writer in self.writers)
+
     def step(self) -> None:
         """Observes, then writes. Raises HarnessError if a process ended before the nodes met."""
         for node in self.nodes:
             node.observe()
         self._report_changes()
-        views = [node.view for node in self.nodes]
-        self.all_online = self.all_online or all(view is not None and view.nodes == NODES for view in views)
-        if self.all_online and self.writing:
-            for node in self.nodes:
-                self.written += len(node.ask(self._traffic()))
-        picture = [view and (view.root, view.outbox, view.connection) for view in views]
-        if picture != self._picture:
-            self._picture, self._changed_at = picture, time.monotonic()
+        self._see()
+        self._see_differences()
+        if self.all_online and self.writing and not self._waits_for_equality():
+            for writer in self.writers:
+                writer.write()
+            self._wrote_at = time.monotonic()
 
     # -- actions of the viewer or the script ---------------------------------------------------------------------------
 
-    def toggle_node(self, node: NodePart) -> None:
-        if node.process.is_running:
-            self._report(f"kill -9 {node.process.pid}: {node.name}, while others write")
-            node.kill()
+    def stop(self, part: AnyPart) -> None:
+        if isinstance(part, NodePart):
+            self._report(f"kill -9 {part.process.pid}: {part.name}, while others write")
         else:
-            self._report(f"starting {node.name} on what it has on disk")
-            self._start(node)
+            self._report(f"stopping the broker ({part.process.pause_word}): what is written waits in the outboxes")
+        part.stop()
 
-    def toggle_broker(self) -> None:
-        broker = self.broker
-        if broker.is_wanted and broker.process.is_running:
-            self._report(f"stopping the broker ({broker.process.pause_word}): what is written waits in the outboxes")
-            broker.stop()
-        else:
-            self._report("starting the broker")
-            self._start(broker)
+    def start(self, part: AnyPart) -> None:
+        self._report(f"starting {part.name} on what it has on disk" if part in self.nodes else "starting the broker")
+        self._start(part)
 
-    def toggle_traffic(self) -> None:
-        self.writing = not self.writing
-        self._report("writing goes on" if self.writing else "writing is paused")
+    def write(self, writing: bool) -> None:
+        """Writes from now on, or pauses."""
+        self.writing = writing
+        self._report("writing goes on" if writing else "writing is paused")
 
     # -- state --------------------------------------------------------------------------------------------------------
 
     @property
-    def is_converged(self) -> bool:
-        """Whether all nodes are up and hold the same, and nothing is on its way."""
-        contents = {node.view and (node.view.root, node.view.keys, node.view.outbox) for node in self.nodes}
-        return self.all_online and len(contents) == 1 and all(content and not content[2] for content in contents)
+    def is_equal(self) -> bool:
+        """Whether all processes run, all nodes hold the same, and nothing is on its way."""
+        views = [node.view for node in self.nodes]
+        contents = {view and (view.root, view.keys, view.outbox, view.connection) for view in views}
+        return (
+            self.all_online
+            and all(state == "up" for state in self.states.values())
+            and len(contents) == 1
+            and all(view is not None and not view.outbox and view.connection == CONNECTED for view in views)
+        )
 
     def verdict(self) -> str:
-        """The state in one line."""
-        missing = [f"{name} is {state}" for name, state in self.states.items() if state != "up"]
-        if self.is_converged:
-            return "converged: all nodes hold the same"
-        if missing:
-            return f"not converged: {', '.join(missing)}"
+        """The state in one sentence."""
+        state, health = self.health.state, self.health
+        waiting = sum(node.view.outbox for node in self.nodes if node.view)
         if not self.all_online:
             return "starting: the nodes do not know each other yet"
-        if time.monotonic() - self._changed_at > STUCK_S:
+        if state is State.EQUAL:
+            healed = f", healed in {health.healed_s:.1f} s" if health.healed_s is not None else ""
+            return f"all equal, {self.account()}{healed}"
+        if state is State.OUTAGE:
+            away = [f"{part.name} is {part.state}" for part in self.parts if not part.is_there]
+            return f"{', '.join(away)}; {counted(self.acknowledged, 'write')} acknowledged, {waiting:,} in outboxes"
+        if health.is_stuck:
             return f"diverged: {self.differences()}"
+        if state is State.HEALING:
+            return f"healing for {health.healing_s:.1f} s; {waiting:,} in outboxes"
         return "converging"
+
+    def account(self) -> str:
+        """What is lost of the acknowledged writes, by the latest check."""
+        if self.check is None:
+            return f"{counted(self.acknowledged, 'acknowledged write')}"
+        lost = self.check.lost
+        named = f": {', '.join(key.decode() for key in lost[:3])}" if lost else ""
+        return f"{len(lost):,} of {counted(self.check.acknowledged, 'acknowledged write')} lost{named}"
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all nodes hold the same, and every write is checked, since none came after the check."""
+        return self.is_equal and self.check is not None and self.check.at > self._wrote_at
+
+    @property
+    def has_lost(self) -> bool:
+        """Whether the latest check found a loss."""
+        return self.check is not None and bool(self.check.lost)
 
     def differences(self) -> str:
         """The content of each node in short."""
@@ -136,8 +177,7 @@ class Cluster:
         return " | ".join(shown)
 
     def _report_changes(self) -> None:
-        parts: list[NodePart | BrokerPart] = [*self.nodes, self.broker]
-        for part in parts:
+        for part in self.parts:
             state = part.state
             if self.states.get(part.name) == state:
                 continue
@@ -147,27 +187,69 @@ class Cluster:
             self.states[part.name] = state
             self._report(f"{part.name} is {state}" + (f": {last_words}" if last_words else ""))
 
-    def _traffic(self) -> list[Request]:
-        """Some writes; with few keys, so that nodes overwrite each other's values."""
-        draw = self._random
-        requests: list[Request] = []
-        for _ in range(WRITES_PER_STEP):
-            key, kind = b"key:%d" % draw.randrange(KEYS), draw.random()
-            if kind < DELETES_SHARE:
-                requests.append((b"DEL", key))
-            elif kind < DELETES_SHARE + INCREMENTS_SHARE:
-                requests.append((b"INCR", b"counter:%d" % draw.randrange(COUNTERS)))
-            else:
-                requests.append((b"SET", key, draw.randbytes(VALUE_BYTES // 2).hex().encode()))
-        return requests
+    def _see(self) -> None:
+        views = [node.view for node in self.nodes]
+        self.all_online = self.all_online or all(view is not None and view.nodes == NODES for view in views)
+        before, is_equal, now = self.health.state, self.is_equal, time.monotonic()
+        self.health.see(
+            now,
+            runs=all(part.is_there for part in self.parts),
+            started_at=max(part.started_at for part in self.parts),
+            are_equal=is_equal,
+            seen=[view and (view.root, view.outbox, view.connection) for view in views],
+        )
+        has_healed = is_equal and before in (State.OUTAGE, State.HEALING)
+        is_checked = is_equal and (has_healed or self._is_check_due(now))
+        if is_checked:
+            self.check = self._checked(now)
+            self._digests = dict.fromkeys((node.name for node in self.nodes), self.nodes[0].digests())
+        if is_checked or self.health.state is not State.EQUAL:
+            self.shown = {node.name: node.view for node in self.nodes}
+        if has_healed:
+            self._report(self.verdict())
 
-    def _start(self, part: NodePart | BrokerPart) -> None:
+    def _checked(self, now: float) -> Check | None:
+        """The result of a check at this time; the latest one if a node is gone just now."""
+        lost: set[bytes] = set()
+        for node in self.nodes:
+            for writer in self.writers:
+                missing = writer.lost_at(node)
+                if missing is None:
+                    return self.check
+                lost.update(missing)
+        return Check(now, self.acknowledged, sorted(lost))
+
+    def _see_differences(self) -> None:
+        """Where the nodes differ, while they do; what a node that is down held is known from before."""
+        now = time.monotonic()
+        if self.health.state is State.EQUAL:
+            self.differing = {name: [] for name in self._digests}
+        elif self.all_online and now - self._differences_at > DIFFERENCES_S:
+            self._differences_at = now
+            self._digests |= {node.name: node.digests() for node in self.nodes if node.view}
+            self.differing = differing(self._digests)
+
+    def _is_check_due(self, now: float) -> bool:
+        if self.check is None or now - self.check.at > CHECK_S:
+            return True
+        return not self.writing and self.check.at < self._wrote_at
+
+    def _waits_for_equality(self) -> bool:
+        """Writing takes a breath when all is well, or nearly, and the last burst has not arrived yet."""
+        if self.is_equal or time.monotonic() - self._wrote_at > BREATH_S:
+            return False
+        views = [node.view for node in self.nodes]
+        return self.health.state is not State.OUTAGE and all(
+            view is not None and view.connection == CONNECTED and view.outbox < OUTBOX_SOON_EMPTY for view in views
+        )
+
+    def _start(self, part: AnyPart) -> None:
         part.start()
         self._guard.watch(part.process.pid)
 
     def _end(self) -> None:
         for node in self.nodes:
-            node.kill()
+            node.stop()
         self.broker.process.kill()
         self._remove()
 

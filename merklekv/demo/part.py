@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Final, Generic, TypeVar
 from merklekv.harness.broker import Broker
 from merklekv.harness.process import HOST, Node, Server
 from merklekv.net.client import Client, NodeError, Reply, Unreachable
+from merklekv.web.differences import digests_of
 
 REPLY_S: Final = 2.0
 SETTINGS: Final[dict[str, str]] = {
@@ -21,6 +23,7 @@ SETTINGS: Final[dict[str, str]] = {
 }
 
 Request = tuple[bytes, ...]
+Answer = Reply | NodeError
 P = TypeVar("P", bound=Server)
 
 
@@ -31,10 +34,21 @@ class Part(ABC, Generic[P]):
         self.name = name
         self.process = process
         self.is_wanted = False  # it was started after it was last stopped
+        self.started_at = 0.0  # monotonic
 
     def start(self) -> None:
         self.is_wanted = True
+        self.started_at = time.monotonic()
         self.process.launch()
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Ends it, as an outage would."""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether nothing keeps it from serving: it runs, and is not to stop."""
+        return self.is_wanted and self.process.is_running
 
     @property
     def state(self) -> str:
@@ -89,8 +103,9 @@ class NodePart(Part[Node]):
         super().__init__(name, Node(directory / f"{name}.data", log, *flags, own_session=True))
         self.view: View | None = None  # None while it does not answer
         self._client: Client | None = None
+        self._is_silent = False
 
-    def kill(self) -> None:
+    def stop(self) -> None:
         """kill -9."""
         self.is_wanted = False
         self.process.kill()
@@ -100,30 +115,33 @@ class NodePart(Part[Node]):
         """up, starting or silent (does not answer)."""
         if self.view is not None:
             return "up"
-        return "silent" if self.process.is_up else "starting"
+        return "silent" if self._is_silent else "starting"
 
     def observe(self) -> None:
         """Updates `view`."""
-        replies = self.ask([(b"DBSIZE",), (b"HASH",), (b"REPLICATE", b"status")])
-        self.view = _view_of(replies) if len(replies) == 3 else None
+        answers = self.ask([(b"DBSIZE",), (b"HASH",), (b"REPLICATE", b"status")])
+        is_whole = len(answers) == 3 and not any(isinstance(answer, NodeError) for answer in answers)
+        self.view = _view_of(answers) if is_whole else None
 
-    def ask(self, requests: Sequence[Request]) -> list[Reply]:
-        """Sends requests. Returns the replies without the errors; none if the node cannot be reached."""
-        replies: list[Reply] = []
+    def ask(self, requests: Sequence[Request]) -> list[Answer]:
+        """Sends requests. Returns the answers in their order: fewer than requests if the node stops answering."""
+        answers: list[Answer] = []
         try:
             client = self._connected()
-            if client is None:
-                return []
-            client.send(requests)
-            for _ in requests:
-                try:
-                    replies.append(client.receive())
-                except NodeError:
-                    continue
+            if client is not None:
+                client.send(requests)
+                while len(answers) < len(requests):
+                    answers.append(_answer(client))
+            self._is_silent = False
         except Unreachable:
             self._disconnect()
-            return []
-        return replies
+            self._is_silent = True
+        return answers
+
+    def digests(self) -> list[bytes]:
+        """Those of the inner nodes of the Merkle tree; none if the node does not answer."""
+        answers = self.ask([(b"TREE",)])
+        return digests_of(answers[0]) if answers else []
 
     def _connected(self) -> Client | None:
         if not self.process.is_running:
@@ -139,8 +157,18 @@ class NodePart(Part[Node]):
             self._client = None
 
 
-def _view_of(replies: list[Reply]) -> View:
-    keys, root, status = replies
+AnyPart = NodePart | BrokerPart
+
+
+def _answer(client: Client) -> Answer:
+    try:
+        return client.receive()
+    except NodeError as error:
+        return error
+
+
+def _view_of(answers: Sequence[Answer]) -> View:
+    keys, root, status = answers
     assert isinstance(keys, int)
     assert isinstance(root, bytes)
     assert isinstance(status, bytes)

@@ -23,6 +23,7 @@ FILES: Final[Mapping[str, str]] = {
     "page.js": SCRIPT,
     "dom.js": SCRIPT,
     "words.js": SCRIPT,
+    "demo.js": SCRIPT,
     "diagram.js": SCRIPT,
     "parts.js": SCRIPT,
     "curves.js": SCRIPT,

@@ -6,14 +6,14 @@ Whatever a node says is text of a bounded length here; the page shows it as text
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from merklekv.metrics import by_label, total
 from merklekv.output import counted, printable
+from merklekv.web.differences import differing
 from merklekv.web.latency import percentile_us
-from merklekv.web.verdict import PARTS, verdict
+from merklekv.web.verdict import verdict
 from merklekv.web.watch import NodeWatch, Sight
 
 TEXT_MAX: Final = 300
@@ -45,7 +45,7 @@ def picture(watches: Sequence[NodeWatch], names: Mapping[str, str], not_shown: i
     `names`: ids of nodes by address, as the member table has them. `not_shown`: nodes beyond those watched. `here`: the
     address of the node that serves the page, empty for another server.
     """
-    unequal = differing_parts(watches)
+    unequal = differing({watch.address: watch.parts for watch in watches if watch.is_up})
     nodes = [node_picture(watch, names.get(watch.address, ""), unequal.get(watch.address)) for watch in watches]
     roots = {node["root"] for node in nodes if node["state"] == "up" and node["root"]}
     for node in nodes:
@@ -89,21 +89,6 @@ def node_picture(watch: NodeWatch, name: str, differs: list[int] | None) -> Json
         "problems": _problems(figures) if is_up else [],
     }
     return node | (_rates(watch.before, sight) if is_up else {})
-
-
-def differing_parts(watches: Sequence[NodeWatch]) -> dict[str, list[int]]:
-    """By address: in which parts of the Merkle tree a node has other leaves than most nodes that are up have.
-
-    Where no leaves are those of most nodes, all nodes differ.
-    """
-    known = [watch for watch in watches if watch.is_up and len(watch.parts) == PARTS]
-    differing: dict[str, list[int]] = {watch.address: [] for watch in known}
-    for part in range(PARTS) if len(known) > 1 else ():
-        common, count = Counter(watch.parts[part] for watch in known).most_common(1)[0]
-        for watch in known:
-            if watch.parts[part] != common or 2 * count <= len(known):
-                differing[watch.address].append(part)
-    return differing
 
 
 def _rates(before: Sight | None, sight: Sight | None) -> Json:

@@ -13,7 +13,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Final
 
 from merklekv.address import is_address
@@ -28,9 +28,15 @@ FIRST_S: Final = 1.0  # the first one waits so long for every node's first answe
 class ClusterView:
     """A node and its cluster, seen from outside. Every method may be called from any thread."""
 
-    def __init__(self, *addresses: str, here: str = "") -> None:
-        """`addresses`: nodes that are always shown. `here`: that of the node that serves the page, if one does."""
+    def __init__(
+        self, *addresses: str, here: str = "", amend: Callable[[Json], Json] = lambda picture: picture
+    ) -> None:
+        """`addresses`: nodes that are always shown. `here`: that of the node that serves the page, if one does.
+
+        `amend` gives each picture what only the program that serves the page knows.
+        """
         self._fixed = addresses
+        self._amend = amend
         self._here = here
         self._changed = threading.Condition()
         self._viewers = 0
@@ -114,7 +120,7 @@ class ClusterView:
     def look(self) -> Json:
         """The picture of this moment; see `picture`."""
         watches = sorted(self._watches.values(), key=lambda watch: self._order(watch.address))
-        return picture(watches, self._names, self._not_shown, self._here)
+        return self._amend(picture(watches, self._names, self._not_shown, self._here))
 
     def _order(self, address: str) -> tuple[int, str]:
         """The given nodes first, in their order, then members by id."""

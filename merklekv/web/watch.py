@@ -20,13 +20,12 @@ from merklekv.address import parse_address
 from merklekv.errors import MerkleKVError
 from merklekv.metrics import parse
 from merklekv.net.client import Client, NodeError, Reply, Unreachable
+from merklekv.web.differences import digests_of
 from merklekv.web.latency import NOTHING, Calls, calls_of
-from merklekv.web.verdict import PARTS
 
 ROUND_S: Final = 0.5
 ANSWER_S: Final = 1.0  # a node that takes longer for one answer counts as down
 RARE_ROUNDS: Final = 4  # MEMBERS and SLOWLOG are asked in every fourth round
-DIGEST_BYTES: Final = 32
 REPLY_BYTES_MAX: Final = 2 << 20
 NAME: Final = b"merklekv-page"  # of the connections, to tell their commands from those of others
 FIGURES_MAX: Final = 5_000
@@ -142,7 +141,7 @@ class NodeWatch:
         figures = _figures(self._receive(client))
         calls = calls_of(self._receive(client))
         root = _root(self._receive(client)) if knows_root else ""
-        self.parts = _parts(self._receive(client)) if knows_root else ()
+        self.parts = digests_of(self._receive(client)) if knows_root else ()
         if also_rare:
             self.members = _members(self._receive(client))
             self.slow = _slow(self._receive(client))
@@ -169,12 +168,6 @@ def _figures(reply: Reply) -> dict[str, str]:
 
 def _root(reply: Reply) -> str:
     return reply.decode("ascii", "replace")[:64] if isinstance(reply, bytes) else ""
-
-
-def _parts(reply: Reply) -> Sequence[bytes]:
-    if not isinstance(reply, bytes) or len(reply) != PARTS * DIGEST_BYTES:
-        return ()
-    return [reply[at : at + DIGEST_BYTES] for at in range(0, len(reply), DIGEST_BYTES)]
 
 
 def _members(reply: Reply) -> list[Row]:

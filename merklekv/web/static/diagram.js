@@ -5,7 +5,7 @@ import { rate, short, whole } from "./words.js";
 
 const STATES = { up: "up", down: "down", asked: "asking" };
 const MANY = 6; // nodes: then nothing moves on the links
-const OUTBOX_LEAST = 100; // events that fill the bar, at least
+const OUTBOX_LEAST = 1000; // events that fill the bar; ten times as many if a node has more
 
 const links = svg("svg", { class: "links", "aria-hidden": "true" });
 const upper = el("ul", { class: "row upper" });
@@ -23,7 +23,8 @@ export function startDiagram() {
 
 export function showDiagram(picture) {
   const { nodes, here } = picture;
-  fullest = Math.max(OUTBOX_LEAST, ...nodes.map((node) => node.outbox ?? 0), nodes.some((node) => node.outbox) ? fullest : 0);
+  const most = Math.max(1, ...nodes.map((node) => node.outbox ?? 0));
+  fullest = Math.max(OUTBOX_LEAST, 10 ** Math.ceil(Math.log10(most)));
   const replicated = nodes.filter((node) => node.replication && node.replication !== "disabled");
   const connected = replicated.filter(isConnected).length;
   const top = nodes.length > 1 ? Math.ceil(nodes.length / 2) : 1;

@@ -1,6 +1,7 @@
 // The page: takes pictures of the cluster from the server, twice a second, and shows them.
 
 import { redrawCurves, showCurves, startCurves } from "./curves.js";
+import { showDemo } from "./demo.js";
 import { showDiagram, startDiagram } from "./diagram.js";
 import { attribute, byId, el, keep, text } from "./dom.js";
 import { startKeys } from "./keys.js";
@@ -19,6 +20,7 @@ function show(picture) {
   showHead(picture);
   showVerdict(picture);
   showDiagram(picture);
+  showDemo(picture.demo);
   showParts(picture.nodes);
   showCurves(picture);
   showProblems(picture.nodes);

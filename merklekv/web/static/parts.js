@@ -38,10 +38,11 @@ function makeRow() {
 }
 
 function updateRow(row, node) {
-  const state = node.state !== "up" || node.differs === null ? "unknown" : node.differs.length ? "differs" : "equal";
+  const state = node.differs === null ? "unknown" : node.differs.length ? "differs" : "equal";
   const differs = state === "differs" ? node.differs : [];
   text(row.name, node.id);
-  text(row.said, state === "equal" ? "equal" : state === "differs" ? inWords(differs) : node.state === "down" ? "not known while it is down" : "not known yet");
+  const known = state === "differs" ? inWords(differs) : node.state === "up" ? "equal" : "equal when last seen";
+  text(row.said, state !== "unknown" ? known : node.state === "down" ? "not known while it is down" : "not known yet");
   attribute(row.element, "data-state", state);
   attribute(row.element, "data-parts", differs.length);
   const drawn = `${columns} ${differs.join(" ")}`;
