@@ -12,6 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PICTURES = sorted((ROOT / "docs" / "pictures").iterdir())
+DRAWINGS = [picture for picture in PICTURES if picture.suffix == ".svg"]
+FILM = ROOT / "docs" / "pictures" / "demo.gif"
+FILM_BYTES_MAX = 3_000_000
 SVG = "{http://www.w3.org/2000/svg}"
 BYTES_MAX = 40_000
 TAGS = {"svg", "title", "desc", "style", "defs", "marker", "g", "rect", "circle", "path", "text", "tspan"}
@@ -19,11 +22,16 @@ LINK = re.compile(r"""url\((?!#)|@import|https?:""")
 SHOWN = re.compile(r"!\[([^\]]+)\]\(([^)]+)\)")
 
 
-@pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.name)
+def test_a_picture_is_a_drawing_or_the_film_and_that_is_small() -> None:
+    assert [picture for picture in PICTURES if picture not in DRAWINGS] == [FILM]
+    assert FILM.read_bytes().startswith(b"GIF89a")
+    assert FILM.stat().st_size < FILM_BYTES_MAX
+
+
+@pytest.mark.parametrize("picture", DRAWINGS, ids=lambda picture: picture.name)
 def test_a_picture_stands_alone(picture: Path) -> None:
     text = picture.read_text()
     drawing = ElementTree.fromstring(text)
-    assert picture.suffix == ".svg"
     assert len(text) < BYTES_MAX
     assert {element.tag.removeprefix(SVG) for element in drawing.iter()} <= TAGS  # no script, image or foreign content
     assert not LINK.search(text.replace('xmlns="http://www.w3.org/2000/svg"', "", 1))
@@ -38,7 +46,7 @@ def test_a_picture_stands_alone(picture: Path) -> None:
 
 @pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.name)
 def test_a_picture_is_shown_with_words_for_those_who_do_not_see_it(picture: Path) -> None:
-    pages = list((ROOT / "docs").glob("**/*.md"))
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("**/*.md")]
     shown = [(page, *found) for page in pages for found in SHOWN.findall(page.read_text())]
     words = [words for page, words, name in shown if (page.parent / name).resolve() == picture]
     assert words
@@ -46,7 +54,7 @@ def test_a_picture_is_shown_with_words_for_those_who_do_not_see_it(picture: Path
 
 
 def test_all_pictures_have_one_style() -> None:
-    styles = {re.sub(r"\n +\.(lane|dot|dashed|mark) .*", "", style_of(picture)) for picture in PICTURES}
+    styles = {re.sub(r"\n +\.(lane|dot|dashed|mark) .*", "", style_of(picture)) for picture in DRAWINGS}
     assert len(styles) == 1
 
 
