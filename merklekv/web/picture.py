@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from merklekv.metrics import by_label, total
+from merklekv.metrics import by_label
 from merklekv.output import counted, printable
 from merklekv.web.differences import differing
 from merklekv.web.latency import percentile_us
@@ -23,6 +23,7 @@ MEMBERS_SHOWN: Final = 100
 SLOW_SHOWN: Final = 10
 ARGUMENTS_SHOWN: Final = 8
 WORD_MAX: Final = 80
+NUMBER_MAX: Final = (1 << 53) - 1  # those of JavaScript are exact so far
 
 Json = dict[str, Any]
 
@@ -168,10 +169,11 @@ def _text(text: str) -> str:
 def _number(figures: Mapping[str, str], name: str) -> int | None:
     """The value of a metric of whole numbers; None if the node does not report it, or something else."""
     try:
-        return total(figures, name) if name in figures else None
+        return _integer(int(figures.get(name, "")))
     except ValueError:
         return None
 
 
 def _integer(value: object) -> int | None:
-    return value if isinstance(value, int) else None
+    """A whole number that the page can show; one of thousands of digits would even be an error to write."""
+    return value if isinstance(value, int) and abs(value) <= NUMBER_MAX else None

@@ -79,7 +79,7 @@ class ClusterView:
         for address in addresses:
             if address not in self._watches:
                 self._watches[address] = NodeWatch(address, self._on_news)
-                self._watches[address].start()
+            self._watches[address].start()
 
     def _has_heard_of_all(self) -> bool:
         return all(watch.has_tried for watch in self._watches.values())
@@ -114,6 +114,7 @@ class ClusterView:
             now = time.monotonic()
             if now - self._drawn_at > TICK_S / 2:
                 self._drawn_at = now
+                self._watch(list(self._watches))
                 self._picture = json.dumps(self.look(), separators=(",", ":")).encode()
             return self._picture
 

@@ -4,7 +4,7 @@ A round asks STATS, LATENCY HISTOGRAM, HASH and the inner digests of the Merkle 
 MEMBERS and SLOWLOG.
 
 The node may be any program: its replies are bounded in size, time and depth, and what cannot be understood makes it a
-node that does not answer.
+node that does not answer. One whose replies cost much to read is asked more rarely.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -20,10 +21,12 @@ from merklekv.address import parse_address
 from merklekv.errors import MerkleKVError
 from merklekv.metrics import parse
 from merklekv.net.client import Client, NodeError, Reply, Unreachable
+from merklekv.shortage import reason_of
 from merklekv.web.differences import digests_of
 from merklekv.web.latency import NOTHING, Calls, calls_of
 
 ROUND_S: Final = 0.5
+COST_MAX: Final = 0.02  # of a CPU, which the node that serves the page needs itself
 ANSWER_S: Final = 1.0  # a node that takes longer for one answer counts as down
 RARE_ROUNDS: Final = 4  # MEMBERS and SLOWLOG are asked in every fourth round
 REPLY_BYTES_MAX: Final = 2 << 20
@@ -54,7 +57,7 @@ class Sight:
 
 
 class NodeWatch:
-    """A node at an address. `start` and `stop` once; everything else may be read from any thread."""
+    """A node at an address. `stop` it once; everything else may be read from any thread."""
 
     def __init__(self, address: str, on_news: Callable[[], None]) -> None:
         self.address = address
@@ -91,7 +94,10 @@ class NodeWatch:
         return "" if self.state != "down" else self.error or f"no answer within {ANSWER_S:.0f} s"
 
     def start(self) -> None:
-        self._thread.start()
+        """Call it again and again: it begins as soon as the machine has a thread left."""
+        if self._thread.ident is None:
+            with suppress(RuntimeError):
+                self._thread.start()
 
     def stop(self) -> None:
         """Ends the thread soon; does not wait for it."""
@@ -103,16 +109,17 @@ class NodeWatch:
     def _run(self) -> None:
         rounds = 0
         while not self._stopping.is_set():
+            began = time.thread_time()
             try:
                 self._round(rounds % RARE_ROUNDS == 0)
                 rounds += 1
-            except MerkleKVError as error:
-                self._fail(str(error))
+            except (MerkleKVError, MemoryError) as error:
+                self._fail(reason_of(error))
                 rounds = 0
             self._waits_since = 0.0
             self.has_tried = True
             self._on_news()
-            self._stopping.wait(ROUND_S)
+            self._stopping.wait(pause_s(time.thread_time() - began))
         self._disconnect()
 
     def _fail(self, error: str) -> None:
@@ -152,10 +159,17 @@ class NodeWatch:
     def _receive(self, client: Client) -> Reply:
         """The next reply; None if it is an error: then the node lacks this command or cannot answer it now."""
         self._waits_since = time.monotonic()
+        if self._stopping.is_set():
+            raise Unreachable("is watched no more")  # `stop` may have come before there was a client to close
         try:
             return client.receive()
         except NodeError:
             return None
+
+
+def pause_s(cost_s: float) -> float:
+    """Until the next round, after one that took so much time of a CPU."""
+    return max(ROUND_S, cost_s / COST_MAX)
 
 
 def _figures(reply: Reply) -> dict[str, str]:

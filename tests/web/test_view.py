@@ -169,6 +169,41 @@ def test_what_a_stranger_says_is_bounded(stranger: StrangerFactory) -> None:
     assert picture["slow"] == []
 
 
+def test_numbers_that_no_page_can_show_are_unknown(stranger: StrangerFactory) -> None:
+    digits = b"9" * 4300  # Python reads so many, and the sum of two of them cannot be written
+    stats = b"node_id:liar\r\ndb_keys:%b\r\noutbox_events:%b\r\ninbox_messages:9007199254740991\r\n" % (digits, digits)
+    rows = b'{"node":"n","state":"gone","address":"","contact_ms":%b}' % digits
+    replies = {b"STATS": bulk(stats), b"MEMBERS": bulk(rows)}
+    down = f"127.0.0.1:{free_port()}"
+    with pictures(stranger(replies).address, stranger(replies).address, down) as following:
+        picture = wait_for(following, lambda picture: [one["state"] for one in picture["nodes"]] == ["up", "up", "down"])
+    node = picture["nodes"][0]
+    assert (node["keys"], node["outbox"], node["inbox"]) == (None, None, (1 << 53) - 1)
+    assert picture["members"][0]["contact_ms"] is None
+
+
+def test_a_node_whose_replies_cost_much_is_asked_more_rarely() -> None:
+    assert watch.pause_s(0.001) == watch.ROUND_S
+    assert watch.pause_s(0.2) == pytest.approx(10.0)
+
+
+def test_a_watch_begins_when_the_machine_has_a_thread(node: NodeProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, refused = threading.Thread.start, [1, 2, 3]
+
+    def start_later(thread: threading.Thread) -> None:
+        if thread.name == "page-watch" and refused:
+            refused.pop()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_later)
+    with pictures(address_of(node)) as following:
+        assert following()["verdict"]["text"] == "Asking the node"
+        wait_for(following, lambda picture: picture["nodes"][0]["state"] == "up")
+    assert not refused
+    wait_until(lambda: not watchers(), what="the end of the watch")
+
+
 def test_keys_that_are_counted_yet_have_no_root(stranger: StrangerFactory) -> None:
     starting = stranger({b"STATS": bulk(b"node_id:slow\r\n")})
     with pictures(starting.address) as following:
