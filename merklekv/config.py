@@ -10,7 +10,10 @@ It opens only the files named, resolves no host name, and touches no data direct
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import re
+import stat
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -40,7 +43,7 @@ ALIASES = {"data_dir": "storage_path"}
 SECRET_FILE_SUFFIX = "_file"
 SECRET_MASK = "********"
 SECRET_FILE_SIZE_MAX = 65_536
-FILE_SIZE_MAX = 1 << 20
+FILE_SIZE_MAX = 65_536  # the time that tomllib takes for a name grows with the square of its length
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 TLS_FILES = ("replication.tls_ca_file", "replication.tls_cert_file", "replication.tls_key_file")
 
@@ -194,8 +197,7 @@ def _from_environment(environment: Mapping[str, str]) -> Layer:
 
 def _from_file(file: Path) -> Layer:
     try:
-        with file.open("rb") as opened:
-            content = opened.read(FILE_SIZE_MAX + 1)
+        content = _content(file, FILE_SIZE_MAX)
         if len(content) > FILE_SIZE_MAX:
             raise ConfigError(f"file {file}: is larger than {FILE_SIZE_MAX} bytes")
         document = tomllib.loads(content.decode("utf-8-sig"))
@@ -237,8 +239,7 @@ def _place(layer: Layer, key: str, given: Given) -> None:
 def _read_secret(key: str, given: Given) -> Given:
     path = Path(str(given.value))
     try:
-        with path.open("rb") as file:
-            content = file.read(SECRET_FILE_SIZE_MAX + 1)
+        content = _content(path, SECRET_FILE_SIZE_MAX)
         if len(content) > SECRET_FILE_SIZE_MAX:
             raise ConfigError(f"{given.source}: {key} = {str(path)!r} is larger than {SECRET_FILE_SIZE_MAX} bytes")
         return Given(content.decode().rstrip("\r\n"), f"{given.source}, file {path}")
@@ -248,6 +249,17 @@ def _read_secret(key: str, given: Given) -> Given:
         raise ConfigError(f"{given.source}: {key} = {str(path)!r} is not UTF-8 text") from None
     except ValueError:
         raise ConfigError(f"{given.source}: {key} = {str(path)!r} is not the name of a file") from None
+
+
+def _content(path: Path, size_max: int) -> bytes:
+    """The content of a file, at most a byte more than `size_max`.
+
+    Raises OSError, also for a pipe or a device: a reload would wait for its writer, and the node would hear no signal.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        return file.read(size_max + 1)
 
 
 def _suggestion(key: str, known: list[str]) -> str:

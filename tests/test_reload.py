@@ -95,6 +95,19 @@ def test_a_mistake_changes_nothing(configured: Configured) -> None:
     assert configured.reload(STARTED_WITH) == "nothing changed"
 
 
+def test_a_pipe_in_the_place_of_a_file_keeps_no_signal_waiting(node_factory: NodeFactory, tmp_path: Path) -> None:
+    settings, secret = tmp_path / "merklekv.toml", tmp_path / "secret"
+    settings.write_text(f"[replication]\nclient_password_file = '{secret}'\n")
+    secret.write_text("hush")
+    node = node_factory("--config", str(settings))
+    for number, file in enumerate((secret, settings), 1):
+        file.unlink()
+        os.mkfifo(file)
+        node.send_signal(signal.SIGHUP)
+        wait_until(lambda number=number: node.output().count("it is no regular file") == number, what="the refusal")
+    assert node.stop() == 0
+
+
 def test_what_config_set_has_set_stays_while_its_setting_does(configured: Configured) -> None:
     configured.set_parameter("timeout", "7")
     assert configured.reload(STARTED_WITH.replace("info", "debug")) == "log_level = debug"
