@@ -237,27 +237,42 @@ class _Exchange(BaseHTTPRequestHandler):
             self._send_stream(answer)
 
     def _answer(self, method: str) -> Response | Stream:
+        path, _, query = self.path.partition("?")
+        route = self._web.find(path)
+        if refusal := self._web.refusal(self._peer):
+            return _problem(HTTPStatus.FORBIDDEN, refusal)
+        if route is None:
+            return _problem(HTTPStatus.NOT_FOUND, "there is no such page")
+        if route.method != method:
+            return _problem(HTTPStatus.METHOD_NOT_ALLOWED, f"this takes {route.method}")
+        if not route.for_monitors and not self._web.is_own_name(self.headers.get("Host", "")):
+            return _problem(HTTPStatus.FORBIDDEN, FOREIGN_NAME)
+        if self._is_part_of_foreign_page() or (method == "POST" and not self._is_from_own_page()):
+            return _problem(HTTPStatus.FORBIDDEN, "this takes requests of its own page only")
         try:
-            path, _, query = self.path.partition("?")
-            route = self._web.find(path)
-            if refusal := self._web.refusal(self._peer):
-                return _problem(HTTPStatus.FORBIDDEN, refusal)
-            if route is None:
-                return _problem(HTTPStatus.NOT_FOUND, "there is no such page")
-            if route.method != method:
-                return _problem(HTTPStatus.METHOD_NOT_ALLOWED, f"this takes {route.method}")
-            if not route.for_monitors and not self._web.is_own_name(self.headers.get("Host", "")):
-                return _problem(HTTPStatus.FORBIDDEN, FOREIGN_NAME)
-            if method == "POST" and not self._is_from_own_page():
-                return _problem(HTTPStatus.FORBIDDEN, "this takes requests of its own page only")
-            return route.handler(Request(path, _fields(query), self._read_body() if method == "POST" else b""))
+            request = Request(path, _fields(query), self._read_body() if method == "POST" else b"")
+            return self._run(route, request)
         except InvalidArgument as error:
             return _problem(HTTPStatus.BAD_REQUEST, str(error))
-        except OSError:
+
+    def _run(self, route: Route, request: Request) -> Response | Stream:
+        """The answer of a handler; a defect or a shortage, also of descriptors, is one."""
+        try:
+            return route.handler(request)
+        except InvalidArgument:
             raise
         except Exception as problem:  # noqa: BLE001  logged
-            self._web.throttle.warn(self.path, f"the answer to {self.path} failed", problem, level=logging.ERROR)
+            text = f"the answer to {request.path} failed"
+            self._web.throttle.warn(request.path, text, problem, level=logging.ERROR)
             return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error, see the server's log")
+
+    def _is_part_of_foreign_page(self) -> bool:
+        """Whether the browser says that a page of another origin has this loaded: an image, a frame, a script.
+
+        Such a page cannot read the answer, but the node would work for it. A link to here is no part of a page.
+        """
+        site, part = self.headers.get("Sec-Fetch-Site", "none"), self.headers.get("Sec-Fetch-Dest", "")
+        return site not in ("none", "same-origin") and part != "document"
 
     def _is_from_own_page(self) -> bool:
         """Whether the browser says that the request comes from a page of this server (RFC 6454)."""

@@ -176,7 +176,9 @@ def test_numbers_that_no_page_can_show_are_unknown(stranger: StrangerFactory) ->
     replies = {b"STATS": bulk(stats), b"MEMBERS": bulk(rows)}
     down = f"127.0.0.1:{free_port()}"
     with pictures(stranger(replies).address, stranger(replies).address, down) as following:
-        picture = wait_for(following, lambda picture: [one["state"] for one in picture["nodes"]] == ["up", "up", "down"])
+        picture = wait_for(
+            following, lambda picture: [one["state"] for one in picture["nodes"]] == ["up", "up", "down"]
+        )
     node = picture["nodes"][0]
     assert (node["keys"], node["outbox"], node["inbox"]) == (None, None, (1 << 53) - 1)
     assert picture["members"][0]["contact_ms"] is None

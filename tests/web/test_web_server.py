@@ -1,5 +1,6 @@
 """The HTTP server: who is served, and what a request may be."""
 
+import errno
 import http.client
 import socket
 import threading
@@ -36,6 +37,10 @@ def fail(request: Request) -> Response:
     raise RuntimeError("a defect")
 
 
+def run_short(request: Request) -> Response:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
 def refuse(request: Request) -> Response:
     raise InvalidArgument("give a prefix")
 
@@ -55,6 +60,7 @@ def web(ticks: Ticks) -> Iterator[tuple[str, int]]:
         "/ticks": Route(ticks),
         "/metrics": Route(lambda request: Response(b"up 1\n"), for_monitors=True),
         "/fail": Route(fail),
+        "/short": Route(run_short),
         "/refuse": Route(refuse),
     }
     served = WebServer(routes, "127.0.0.1", 0)
@@ -99,12 +105,16 @@ def test_each_path_has_its_route_and_every_answer_is_guarded(web: tuple[str, int
     assert ask(web, "/", "DELETE")[0] == 501
 
 
-def test_an_error_of_the_client_or_a_defect_is_an_answer(web: tuple[str, int]) -> None:
+def test_an_error_of_the_client_or_a_defect_is_an_answer(
+    web: tuple[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
     assert ask(web, "/refuse")[:2] == (400, b"give a prefix\n")
     assert ask(web, "/echo?a=%ff")[0] == 400
     assert ask(web, "/echo?" + "a=1&" * 20)[0] == 400
-    status, body, _ = ask(web, "/fail")
-    assert (status, b"defect" in body) == (500, False)
+    for path in ("/fail", "/short"):
+        status, body, _ = ask(web, path)
+        assert (status, body) == (500, b"internal error, see the server's log\n")
+    assert "Too many open files" in caplog.text
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8379", "", "[", "127.0.0.1.evil.example"])
@@ -126,6 +136,22 @@ def test_only_the_own_page_may_post(web: tuple[str, int]) -> None:
         assert ask(web, "/press", "POST", b"node-1", Origin=origin)[0] == 403
     assert ask(web, "/press", "POST", b"node-1")[0] == 403
     assert ask(web, "/press", "POST", bytes(server.BODY_BYTES_MAX + 1), Origin=own)[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("site", "part", "status"),
+    [
+        ("same-origin", "empty", 200),
+        ("none", "document", 200),
+        ("cross-site", "document", 200),
+        ("cross-site", "image", 403),
+        ("same-site", "iframe", 403),
+        ("cross-site", "empty", 403),
+    ],
+)
+def test_the_node_does_not_work_for_pages_of_others(web: tuple[str, int], site: str, part: str, status: int) -> None:
+    fields = {"Sec-Fetch-Site": site, "Sec-Fetch-Dest": part}
+    assert ask(web, "/echo", **fields)[0] == status
 
 
 def test_clients_elsewhere_are_refused_unless_they_are_allowed() -> None:
