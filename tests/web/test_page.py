@@ -387,6 +387,25 @@ def test_the_curves_follow_the_pictures(site_of: SiteFactory, open_page: PageOpe
     page.wait('.plot[aria-label="Outbox of b: events that wait 77"]')
 
 
+def test_the_curves_begin_anew_when_the_clock_is_set_back(site_of: SiteFactory, open_page: PageOpener) -> None:
+    picture = a_picture(a_node("a"))
+    view = Scripted(picture)
+    page = open_page(site_of(view).address)
+    page.wait('.plot[aria-label="Requests / s of a: reads 120, writes 30"]')
+    page.ask(
+        "() => { const Plot = uPlot; window.charts = [];"
+        " window.uPlot = function (...given) { const one = new Plot(...given); charts.push(one); return one; }; }"
+    )
+    page.find("#theme").click()  # draws them with new colours
+    shown: list[float] = []
+    for at, reads in ((picture["at"] + 1, 1), (picture["at"] - 3600, 2), (picture["at"] - 3599, 3)):
+        node = a_node("a", reads=reads)
+        view.show(a_picture(node) | {"at": at})
+        page.wait(f'.plot[aria-label="Requests / s of a: reads {reads}, writes 30"]')
+        shown.append(at)
+    assert page.ask("charts[0].data[0]") == shown[1:]
+
+
 def test_it_is_small_and_quickly_there(page_of: Callable[..., OpenPage]) -> None:
     page = page_of(troubled())
     page.wait(box("node-4"))

@@ -56,6 +56,7 @@ function add(node, at) {
   const kept = points.get(node.id) ?? { at: [], values: CURVES.map((curve) => curve.series.map(() => [])) };
   points.set(node.id, kept);
   const columns = [kept.at, ...kept.values.flat()];
+  while (kept.at.at(-1) >= at) columns.forEach((column) => column.pop()); // the clock was set back
   kept.at.push(at);
   CURVES.forEach((curve, which) => curve.series.forEach(([, value], one) => {
     kept.values[which][one].push((node.state === "up" ? value(node) : null) ?? null);
