@@ -44,7 +44,7 @@ from merklekv.logging_setup import dropped_lines, flush_log, name_node, set_leve
 from merklekv.metrics import NodeMetrics
 from merklekv.net.client import REPLY_BYTES_MAX, REPLY_ROOM_BYTES, Client
 from merklekv.net.commands import records
-from merklekv.net.limits import Limits
+from merklekv.net.limits import FILES_OVER_HTTP, Limits
 from merklekv.net.pubsub import Message
 from merklekv.net.registry import Long
 from merklekv.net.server import Server
@@ -284,6 +284,7 @@ class Node:
                 services=NodeServices(self),
                 allow_remote=settings.allow_remote,
                 text_protocol=settings.text_protocol,
+                other_files=FILES_OVER_HTTP if settings.http_port else 0,
                 fatal=end_at_once,
             )
             self.server.context.notifications.set(settings.notify_keyspace_events)

@@ -52,6 +52,7 @@ REFUSED_WAITING_MAX = 16
 # clients ask for, the node's own, look-ups of names, a new child, files that Python imports.
 FILES_RESERVED = 64
 FILES_PER_WORKER = 2  # of those, for the first worker
+FILES_OVER_HTTP = 48  # if the node serves HTTP: 24 requests at once, the nodes that are watched, listeners
 # What one request may need beside its largest value: a key, headers, options.
 REQUEST_ROOM_BYTES = MIB
 # An argument of RESP may always have so many bytes, however small the largest value is: a key, a part of an EXCHANGE.

@@ -72,6 +72,7 @@ class Server:
         services: Services | None = None,
         allow_remote: bool = False,
         text_protocol: bool = True,
+        other_files: int = 0,
         fatal: Callable[[Exception], None] = _log_fatal,
     ) -> None:
         limits = limits or Limits()
@@ -88,6 +89,7 @@ class Server:
         self.context.scripts = Interpreter(self.context)
         self.context.host, self.context.allow_remote = host, allow_remote
         self._threads = threads
+        self._other_files = other_files  # open beside those of the engine and of replication
         self._fatal = fatal
         self.workers: list[Worker] = []
         self._identities = itertools.count(1)
@@ -99,7 +101,7 @@ class Server:
         It listens on every address of this machine that a name has: `localhost` is 127.0.0.1 and ::1.
         """
         context, limits = self.context, self.context.limits
-        own_files = FILES_RESERVED + FILES_PER_WORKER * (self._threads - 1)
+        own_files = FILES_RESERVED + FILES_PER_WORKER * (self._threads - 1) + self._other_files
         context.room_for = lambda connections: _room_for(connections, own_files)
         context.limits = replace(limits, connections=context.room_for(limits.connections))
         with ExitStack() as on_failure:

@@ -13,7 +13,7 @@ import pytest
 import redis
 from fixtures.node import NodeFactory
 from fixtures.servers import Start, StartedServer
-from fixtures.support import wait_until
+from fixtures.support import free_port, wait_until
 from fixtures.wire import Wire, connection_of, encode, readable
 
 from merklekv.engine.engine import Engine
@@ -23,6 +23,9 @@ from merklekv.net import limits
 from merklekv.net.limits import Limits
 from merklekv.net.server import PROTECTED, Server
 from merklekv.net.session import Cursors
+from merklekv.web.keys import AT_ONCE
+from merklekv.web.server import CONNECTIONS_MAX
+from merklekv.web.view import NODES_MAX
 
 Connect = Callable[..., Wire]
 MIB = 1024 * 1024
@@ -111,6 +114,24 @@ def test_clients_leave_the_node_the_files_that_it_needs(node_factory: NodeFactor
             assert first.call("SET", f"k{number}", b"x" * 20_000) == b"+OK\r\n"
         assert {wire.call("STRLEN", "k99") for wire in idle[: room - 1]} == {b":20000\r\n"}
     assert node.stop() == 0
+
+
+def test_a_node_that_serves_http_keeps_files_for_that(node_factory: NodeFactory) -> None:
+    assert limits.FILES_OVER_HTTP >= CONNECTIONS_MAX + NODES_MAX + AT_ONCE + 2 + 1  # listeners, a wake-up
+    files = limits.FILES_RESERVED + limits.REFUSED_WAITING_MAX + limits.FILES_OVER_HTTP + 20
+    port = free_port()
+    node = node_factory("--http-port", str(port), "--memtable-size", "64KiB", start=False)
+    node.wrapper = ["prlimit", f"--nofile={files}:{files}"]
+    node.start()
+    assert "the limit on clients is 20, not 10000" in node.output()
+    with contextlib.ExitStack() as stack:
+        first, *_ = [stack.enter_context(Wire(("127.0.0.1", node.port))) for _ in range(50)]
+        for _ in range(30):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        for number in range(20):
+            assert first.call("SET", f"k{number}", b"x" * 20_000) == b"+OK\r\n"
+    assert node.stop() == 0
+    assert "Too many open files" not in node.output()
 
 
 def test_too_few_files_to_serve_anybody(node_factory: NodeFactory) -> None:
