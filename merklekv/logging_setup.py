@@ -124,7 +124,8 @@ class QueuedHandler(logging.Handler):
             try:
                 line = self.format(record)
             except Exception as error:  # noqa: BLE001  a wrong call of a logger must not fail its caller
-                line = f"{record.name}: {printable(repr(error))} in a log line: {printable(repr(record.msg))}"
+                text = f"{error!r} in a log line: {record.msg!r}"
+                line = self.format(logging.makeLogRecord({"name": record.name, "levelname": "ERROR", "msg": text}))
             self._report_dropped()
             self._queue.put(line)
 

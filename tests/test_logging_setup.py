@@ -293,6 +293,16 @@ def test_a_wrong_call_of_a_logger_is_a_line_and_no_error(logger: logging.Logger,
     assert "'%d items'" in wrong
 
 
+def test_a_wrong_call_is_a_line_of_json_where_all_are(logger: logging.Logger, pipe: Pipe) -> None:
+    logger.handlers[0].setFormatter(logging_setup.JsonFormatter())
+    logger.error("%(port)d", {"port": "x\n"})
+    logger.handlers[0].flush()
+    line = json.loads(pipe.read())
+    assert (line["level"], line["logger"]) == ("error", logger.name)
+    assert line["message"].startswith("TypeError(")
+    assert line["message"].endswith("in a log line: '%(port)d'")
+
+
 def test_a_thread_that_fails_is_logged() -> None:
     code = """
 import threading
