@@ -7,7 +7,8 @@
 
 It is for monitors and a handful of people, and guards the node against all others. A request has HEAD_BYTES_MAX and
 BODY_BYTES_MAX bytes and REQUEST_S seconds, and an answer SEND_S seconds to be taken. CONNECTIONS_MAX requests run at
-once, STREAMS_MAX of them streams, so streams leave room for a monitor. Further ones get status 503.
+once, STREAMS_MAX of them streams, so streams leave room for a monitor. A further one takes the place of the client that
+has been silent for longest, or gets status 503.
 
 A page of another origin cannot use it. Only a route for monitors answers under any host name, because a name that
 someone else owns may lead here (DNS rebinding). Answers are for this origin alone, and a POST must come from it. The
@@ -45,6 +46,8 @@ REQUEST_S: Final = 5.0
 SEND_S: Final = 10.0
 CONNECTIONS_MAX: Final = 24
 STREAMS_MAX: Final = 8
+SILENT_S: Final = 0.2  # a client that sends no head for so long may be cut
+CUT_S: Final = 0.5  # for its thread to end then
 FIELDS_MAX: Final = 16  # of a query
 
 TEXT: Final = "text/plain; charset=utf-8"
@@ -111,6 +114,7 @@ class WebServer:
         self._names = {"localhost", host.lower(), socket.gethostname().lower()}
         self._room = threading.BoundedSemaphore(CONNECTIONS_MAX)
         self._open: set[socket.socket] = set()
+        self._silent: dict[socket.socket, float] = {}  # those that have yet to send a head: since when, in their order
         self._listeners: list[socket.socket] = []
         self._woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.worker = WorkerThread("web", self._accept, _raise, wake=self._wake)
@@ -165,10 +169,11 @@ class WebServer:
                     self._begin(*listener.accept())
 
     def _begin(self, sock: socket.socket, peer: tuple[str, int]) -> None:
-        if not self._room.acquire(blocking=False):
+        if not self._room.acquire(blocking=False) and not self._cut_silent():
             self._turn_away(sock)
             return
         self._open.add(sock)
+        self._silent[sock] = time.monotonic()
         try:
             threading.Thread(target=self._answer, args=(sock, peer[0]), name="web-request", daemon=True).start()
         except RuntimeError:  # the machine has no thread left
@@ -185,8 +190,22 @@ class WebServer:
         finally:
             self._end(sock)
 
+    def _cut_silent(self) -> bool:
+        """Takes the room of the client that has been silent for longest; whether there was one."""
+        for one, since in list(self._silent.items())[:1]:
+            if time.monotonic() - since >= SILENT_S:
+                with suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
+                return self._room.acquire(timeout=CUT_S)
+        return False
+
+    def has_spoken(self, sock: socket.socket) -> None:
+        """A client has sent a head."""
+        self._silent.pop(sock, None)
+
     def _end(self, sock: socket.socket) -> None:
         self._open.discard(sock)
+        self._silent.pop(sock, None)
         with suppress(OSError):
             sock.shutdown(socket.SHUT_WR)
         sock.close()
@@ -215,6 +234,7 @@ class _Exchange(BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         head, self._rest = self._read_head()
+        self._web.has_spoken(self.connection)
         self.rfile = BytesIO(head)
 
     def handle(self) -> None:

@@ -196,19 +196,47 @@ def test_streams_leave_room_for_a_monitor_and_end_with_their_client(web: tuple[s
     assert ticks.closed.is_set()
 
 
-def test_clients_that_send_nothing_make_room(web: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clients_that_send_nothing_make_room_in_time(web: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "REQUEST_S", 0.2)
+    silent = [socket.create_connection(web, 10) for _ in range(server.CONNECTIONS_MAX)]
+    assert [client.recv(1) for client in silent] == [b""] * len(silent)
+    for client in silent:
+        client.close()
+
+
+def test_clients_that_send_nothing_keep_no_monitor_away(web: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "REQUEST_S", 600)
     silent = [socket.create_connection(web, 10) for _ in range(server.CONNECTIONS_MAX + 5)]
 
     def is_served() -> bool:
         try:
-            return ask(web, "/metrics")[0] == 200
+            return b" 200 " in send(web, b"GET /metrics HTTP/1.1\r\n\r\n")
         except OSError:
             return False
 
     assert wait_until(is_served)
     for client in silent:
         client.close()
+
+
+def test_clients_that_have_asked_are_not_cut_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "REQUEST_S", 600)
+    monkeypatch.setattr(server, "SILENT_S", 0)
+    served = WebServer({"/press": Route(lambda request: Response(request.body), "POST")}, "127.0.0.1", 0)
+    address = served.start()
+    waiting = [socket.create_connection(address, 10) for _ in range(server.CONNECTIONS_MAX)]
+    for client in waiting:
+        client.sendall(
+            b"POST /press HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\nContent-Length: 4\r\n\r\n"
+        )
+    wait_until(lambda: len(served._open) == len(waiting) and not served._silent)
+    with socket.create_connection(address, 10) as further:
+        assert further.recv(4096).startswith(b"HTTP/1.1 503 ")
+    for client in waiting:
+        client.sendall(b"body")
+        assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+        client.close()
+    served.stop()
 
 
 def test_a_port_in_use_is_named() -> None:
