@@ -533,8 +533,7 @@ def _start(node: Node, settings: Settings, limit_its_stop: Callable[[], None]) -
 
 def _wait_for_stop(node: Node, supervisor: Supervisor, reload: Reload) -> str:
     """Serve until the node is to stop, and return why."""
-    workers = [worker.call_soon for worker in node.server.workers]
-    watchdog = Watchdog(supervisor, workers, lambda: node.engine.sync_late_s)
+    watchdog = Watchdog(supervisor, node.server.look_at_workers, lambda: node.engine.sync_late_s)
 
     def tell_and_reload() -> None:
         supervisor.reloading()

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from threading import Event
 
 import merklekv.net.commands  # noqa: F401  declares them
 from merklekv.address import format_address
@@ -134,11 +135,14 @@ class Server:
         """Everything that the node reports, as parts of `merklekv.metrics`."""
         return parts(self.context)
 
+    def look_at_workers(self) -> list[Event]:
+        """For each worker an event, which is set as soon as it gets on with its work. As often as one likes."""
+        return [worker.look() for worker in self.workers]
+
     def answers(self, timeout_s: float) -> bool:
         """Whether every worker gets on with its work: runs a call within this time."""
         deadline = time.monotonic() + timeout_s
-        looks = [worker.look() for worker in self.workers]
-        return all(look.wait(deadline - time.monotonic()) for look in looks)
+        return all(answer.wait(deadline - time.monotonic()) for answer in self.look_at_workers())
 
     def _sessions(self) -> list[Session]:
         return [one for worker in self.workers for one in list(worker.connections.values()) if not one.refusal]
