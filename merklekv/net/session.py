@@ -210,10 +210,10 @@ class Context:
         }
 
     def usage(self) -> dict[str, Usage]:
-        """What each command was used for since the start, over RESP and the line protocol together."""
+        """What each command that was used was used for since the start, over RESP and the line protocol together."""
         usage: dict[str, Usage] = {}
         for entry in self.commands.every():
-            if entry.command.name:
+            if entry.command.name and (entry.calls or entry.rejected):  # most were never used: adding up costs time
                 before = usage.get(entry.command.name, Usage())
                 usage[entry.command.name] = before.plus(Usage(entry.calls, entry.failed, entry.rejected, entry.time))
         return usage

@@ -291,6 +291,13 @@ def test_histograms_begin_anew_with_the_counters_of_info(resp: Wire) -> None:
     assert b"usec_get" not in resp.call("INFO", "latencystats")
 
 
+def test_only_what_was_used_is_added_up(resp: Wire, server: StartedServer) -> None:
+    """A look at the counters runs in a worker: it may not take long."""
+    resp.call("GET", "k")
+    resp.call("SET", "k")  # refused
+    assert set(server.context.usage()) == {"GET", "SET"}
+
+
 def test_what_clients_wait_is_counted_by_group_and_the_commit_by_itself(
     connect: Connect, resp: Wire, server: StartedServer
 ) -> None:

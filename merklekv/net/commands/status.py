@@ -97,14 +97,19 @@ def latency_metrics(context: Context) -> LatencyMetrics:
 
 
 def parts(context: Context) -> list[object]:
-    """Everything that the node reports, as parts of `merklekv.metrics`, those of the line protocol's STATS first."""
-    own = [client_metrics(context), server_metrics(context), latency_metrics(context), context.engine.metrics()]
+    """Everything that the node reports, as parts of `merklekv.metrics`."""
+    return [*_parts_of_stats(context), latency_metrics(context)]
+
+
+def _parts_of_stats(context: Context) -> list[object]:
+    """The same without the part that has histograms only; those of the line protocol's STATS first."""
+    own = [client_metrics(context), server_metrics(context), context.engine.metrics()]
     return [*own, *context.services.metrics()]
 
 
 def all_metrics(context: Context) -> dict[str, Value]:
     """Everything that STATS reports, by name."""
-    return values_of(*parts(context))
+    return values_of(*_parts_of_stats(context))
 
 
 def basic_metrics(context: Context) -> dict[str, Value]:
