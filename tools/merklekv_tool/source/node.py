@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from merklekv.address import parse_address
-from merklekv.engine.format import INNER_NODES, LEAF_SIZE, MAX_VALUE_SIZE_LIMIT
-from merklekv.engine.merkle import EMPTY_ROOT, LEAVES_PER_INNER
+from merklekv.engine.format import LEAF_SIZE, MAX_VALUE_SIZE_LIMIT
+from merklekv.engine.merkle import LEAVES_PER_INNER, unpack_inner
 from merklekv.engine.record import HEAD_SIZE, VERSION_SIZE, lead_of, value_of, value_size_of
 from merklekv.errors import MerkleKVError
 from merklekv.metrics import by_label, parse
@@ -100,11 +100,8 @@ class Node:
             yield page
 
     def inner_digests(self) -> list[bytes]:
-        digests = self._bytes(b"TREE")
-        size = len(EMPTY_ROOT)
-        if len(digests) != INNER_NODES * size:
-            raise self._strange(b"TREE")
-        return [digests[at : at + size] for at in range(0, len(digests), size)]
+        with self._understood(b"TREE"):
+            return unpack_inner(self._bytes(b"TREE"))
 
     def leaves(self, inner: Sequence[int]) -> list[bytes]:
         self._client.send([(b"TREE", b"%d" % node) for node in inner])
