@@ -39,7 +39,7 @@ from merklekv.net.limits import (
     REFUSED_WAITING_MAX,
     Limits,
 )
-from merklekv.net.listening import is_loopback, listen
+from merklekv.net.listening import PROTECTED, is_loopback, listen
 from merklekv.net.script.interpreter import Interpreter
 from merklekv.net.session import Context, Services, Session
 from merklekv.net.sockets import set_up
@@ -49,10 +49,6 @@ log = logging.getLogger(__name__)
 
 STOP_DEADLINE_S = 10.0
 TOO_MANY = "max number of clients reached"
-PROTECTED = (
-    "protected mode: there is no authentication, so only clients on this machine are served; "
-    "to serve others as well, start the node with --allow-remote"
-)
 
 
 def _log_fatal(problem: Exception) -> None:

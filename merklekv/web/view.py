@@ -114,11 +114,10 @@ class ClusterView:
             now = time.monotonic()
             if now - self._drawn_at > TICK_S / 2:
                 self._drawn_at = now
-                self._picture = json.dumps(self.look(), separators=(",", ":")).encode()
+                self._picture = json.dumps(self._look(), separators=(",", ":")).encode()
             return self._picture
 
-    def look(self) -> Json:
-        """The picture of this moment; see `picture`."""
+    def _look(self) -> Json:
         watches = sorted(self._watches.values(), key=lambda watch: self._order(watch.address))
         return self._amend(picture(watches, self._names, self._not_shown, self._here))
 
