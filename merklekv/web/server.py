@@ -246,13 +246,19 @@ class _Exchange(BaseHTTPRequestHandler):
                 return _problem(HTTPStatus.FORBIDDEN, FOREIGN_NAME)
             if method == "POST" and not self._is_from_own_page():
                 return _problem(HTTPStatus.FORBIDDEN, "this takes requests of its own page only")
-            return route.handler(Request(path, _fields(query), self._read_body() if method == "POST" else b""))
+            request = Request(path, _fields(query), self._read_body() if method == "POST" else b"")
         except InvalidArgument as error:
             return _problem(HTTPStatus.BAD_REQUEST, str(error))
-        except OSError:
-            raise
+        return self._handled(route, request)
+
+    def _handled(self, route: Route, request: Request) -> Response | Stream:
+        try:
+            return route.handler(request)
+        except InvalidArgument as error:
+            return _problem(HTTPStatus.BAD_REQUEST, str(error))
         except Exception as problem:  # noqa: BLE001  logged
-            self._web.throttle.warn(self.path, f"the answer to {self.path} failed", problem, level=logging.ERROR)
+            text = f"the answer to {request.path} failed"
+            self._web.throttle.warn(request.path, text, problem, level=logging.ERROR)
             return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error, see the server's log")
 
     def _is_from_own_page(self) -> bool:

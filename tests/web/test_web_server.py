@@ -1,6 +1,8 @@
 """The HTTP server: who is served, and what a request may be."""
 
+import errno
 import http.client
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -37,6 +39,10 @@ def fail(request: Request) -> Response:
     raise RuntimeError("a defect")
 
 
+def lack_a_file(request: Request) -> Response:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
 def refuse(request: Request) -> Response:
     raise InvalidArgument("give a prefix")
 
@@ -56,6 +62,7 @@ def web(ticks: Ticks) -> Iterator[tuple[str, int]]:
         "/ticks": Route(ticks),
         "/metrics": Route(lambda request: Response(b"up 1\n"), for_monitors=True),
         "/fail": Route(fail),
+        "/crowded": Route(lack_a_file),
         "/refuse": Route(refuse),
     }
     served = WebServer(routes, "127.0.0.1", 0)
@@ -104,8 +111,8 @@ def test_an_error_of_the_client_or_a_defect_is_an_answer(web: tuple[str, int]) -
     assert ask(web, "/refuse")[:2] == (400, b"give a prefix\n")
     assert ask(web, "/echo?a=%ff")[0] == 400
     assert ask(web, "/echo?" + "a=1&" * 20)[0] == 400
-    status, body, _ = ask(web, "/fail")
-    assert (status, b"defect" in body) == (500, False)
+    for path in ("/fail", "/crowded"):
+        assert ask(web, path)[:2] == (500, b"internal error, see the server's log\n")
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8379", "", "[", "127.0.0.1.evil.example"])
