@@ -91,8 +91,8 @@ def server_metrics(context: Context) -> ServerMetrics:
 def latency_metrics(context: Context) -> LatencyMetrics:
     return LatencyMetrics(
         command_seconds={name.lower(): used.time for name, used in context.usage().items() if used.time.count},
-        request_seconds={group or UNGROUPED: one for group, one in context.latency.requests.items() if one.count},
-        commit_seconds=context.latency.commits,
+        request_seconds={group or UNGROUPED: one for group, one in context.commands.waited.items() if one.count},
+        commit_seconds=context.commit_time,
     )
 
 
