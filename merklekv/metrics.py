@@ -308,18 +308,20 @@ def parse(reply: str) -> dict[str, str]:
     return {found[1]: found[2] for line in reply.split("\r\n") if (found := _LINE.fullmatch(line))}
 
 
+def split_name(shown: str) -> tuple[str, str]:
+    """The name of a metric in STATS without its label, and the label: the opposite of `Metric.shown_name`."""
+    found = _LABELLED.fullmatch(shown)
+    return (found[1], re.sub(r"\\(.)", r"\1", found[2], flags=re.DOTALL)) if found else (shown, "")
+
+
 def total(values: Mapping[str, object], name: str) -> int:
     """The value of the metric of this name, or the total over its label; 0 when there is none."""
     return sum(int(str(value)) for shown, value in values.items() if name in (shown, shown.partition("{")[0]))
 
 
 def by_label(values: Mapping[str, T], name: str) -> dict[str, T]:
-    """The values of a labelled metric, by label; the opposite of `Metric.shown_name`."""
-    return {
-        re.sub(r"\\(.)", r"\1", found[2]): value
-        for shown, value in values.items()
-        if shown.startswith(name) and (found := _LABELLED.fullmatch(shown)) and found[1] == name
-    }
+    """The values of a labelled metric, by label."""
+    return {split_name(shown)[1]: value for shown, value in values.items() if shown.startswith(f"{name}{{")}
 
 
 def shown(nodes: Mapping[str, T], lag: Callable[[T], float]) -> dict[str, T]:

@@ -7,9 +7,9 @@
         ->  replication (publishes the rest of the outbox, for a while)  ->  engine (commits, syncs, closes)
 
 The node announces itself once, when it can serve the first client, also to its supervisor, which from then on gets a
-sign of life as long as the node works (`service`). A signal of STOP_SIGNALS or SHUTDOWN stops it within ten seconds,
-with exit status 0. SIGHUP has the settings read again (`reload`); other signals do nothing. A failed disk ends the
-process at once, because what the kernel has in memory can no longer be trusted. None of these loses an acknowledged
+sign of life as long as the node works (`service`). A signal to stop, or SHUTDOWN, stops it within ten seconds, with
+exit status 0. SIGHUP has the settings read again (`reload`); other signals do nothing (`signals`). A failed disk ends
+the process at once, because what the kernel has in memory can no longer be trusted. None of these loses an acknowledged
 write: replies leave after their commit. If a part cannot start, those before it are stopped again.
 """
 
@@ -19,14 +19,12 @@ import gc
 import ipaddress
 import logging
 import os
-import select
 import signal
 import socket
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from types import FrameType
@@ -39,7 +37,6 @@ from merklekv.engine.clock_watch import ClockWatch
 from merklekv.engine.engine import Engine
 from merklekv.errors import MerkleKVError
 from merklekv.exit_codes import EXIT_OK, EXIT_SLOW_STOP, EXIT_STORAGE
-from merklekv.log_throttle import LogThrottle
 from merklekv.logging_setup import dropped_lines, flush_log, name_node, set_level, start_logging
 from merklekv.metrics import NodeMetrics
 from merklekv.net.client import REPLY_BYTES_MAX, REPLY_ROOM_BYTES, Client
@@ -59,6 +56,7 @@ from merklekv.replication.sync.anti_entropy import AntiEntropy
 from merklekv.service import LOOKS, Supervisor, Watchdog
 from merklekv.settings import Settings
 from merklekv.shortage import is_shortage, reason_of, shortage_of
+from merklekv.signals import OTHER_SIGNALS, STOP_SIGNALS, StopRequests, go_on, on_signals
 from merklekv.worker_thread import WorkerThread
 
 if TYPE_CHECKING:
@@ -73,21 +71,6 @@ SERVER_STOP_S = 5.0  # of those, for clients to take their last replies
 PUBLISH_REST_S = 2.5  # and for the broker to take what is left in the outbox
 SHOWN_PEERS = 5
 LOOK_S = 1.0  # between two looks at the wall clock and at the workers, at most
-SIGNALS_AT_ONCE = 4096
-NO_SIGNAL = 0
-STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGXCPU, signal.SIGPWR}
-# Those that would end the process: it goes on, and logs that it got one.
-OTHER_SIGNALS = {
-    signal.SIGHUP,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGALRM,
-    signal.SIGVTALRM,
-    signal.SIGPROF,
-    signal.SIGIO,
-    signal.SIGSTKFLT,
-    *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
-}
 
 log = logging.getLogger("merklekv.node")
 
@@ -173,52 +156,6 @@ class NodeServices(Services):
             thread_status=threads,
         )
         return [own, *replication, node.anti_entropy.metrics(), node.scrubber.metrics()]
-
-
-class StopRequests:
-    """Requests to stop the process: a signal of STOP_SIGNALS, or the command SHUTDOWN.
-
-    They come through a pipe, because the interpreter writes a signal's number into one at once, in whatever thread the
-    signal arrives. Python's handlers run in the main thread only, and not while it waits for a lock, if the signal came
-    to another thread or just before the wait.
-    """
-
-    def __init__(self) -> None:
-        self._out, self._in = os.pipe()
-        self._throttle = LogThrottle(log)
-        os.set_blocking(self._in, False)  # as `set_wakeup_fd` demands; a full pipe holds enough requests
-
-    def receive_signals(self) -> None:
-        """From here on, receive signals that have a handler. In the main thread."""
-        signal.set_wakeup_fd(self._in, warn_on_full_buffer=False)
-
-    def shut_down(self) -> None:
-        """Request a stop; from any thread."""
-        with suppress(BlockingIOError):
-            os.write(self._in, bytes([NO_SIGNAL]))
-
-    def wait(self, reload: Callable[[], None], look: Callable[[], None], look_s: float) -> str:
-        """Wait for the first request and return its name.
-
-        Meanwhile call `reload` for SIGHUP, log other signals, and call `look` every `look_s` seconds.
-        """
-        look_at = time.monotonic() + look_s
-        while True:
-            readable = select.select([self._out], [], [], max(0.0, look_at - time.monotonic()))[0]
-            if time.monotonic() >= look_at:
-                look()
-                look_at = time.monotonic() + look_s
-            received = os.read(self._out, SIGNALS_AT_ONCE) if readable else b""
-            for number in dict.fromkeys(received):  # of a flood, each once
-                if number == NO_SIGNAL:
-                    return "SHUTDOWN"
-                name = signal.Signals(number).name if number < signal.SIGRTMIN else f"signal {number}"
-                if number in STOP_SIGNALS:
-                    return name
-                if number == signal.SIGHUP:
-                    reload()
-                else:
-                    self._throttle.warn(name, f"{name}: ignored")
 
 
 class Node:
@@ -504,7 +441,7 @@ def serve(read: Callable[[], Loaded], announce: Callable[[str], None]) -> int:
         flush_log()  # before the line that says why it cannot start, or that it has
     gc.collect()
     gc.freeze()  # a full collection need not look at what exists now, which saves clients 5 ms each time
-    _on_signals(STOP_SIGNALS, _go_on)  # `stop_requests` receives it
+    on_signals(STOP_SIGNALS, go_on)  # `stop_requests` receives it
     node.log_ready()
     announce(node.ready_line())
     supervisor.ready(node.status_line())
@@ -515,15 +452,15 @@ def serve(read: Callable[[], Loaded], announce: Callable[[str], None]) -> int:
     node.stop()
     stopped.set()
     log.info("stopped")
-    _on_signals(STOP_SIGNALS | OTHER_SIGNALS, signal.SIG_IGN)  # at its end Python would restore handlers that kill
+    on_signals(STOP_SIGNALS | OTHER_SIGNALS, signal.SIG_IGN)  # at its end Python would restore handlers that kill
     return EXIT_OK
 
 
 def _start(node: Node, settings: Settings, limit_its_stop: Callable[[], None]) -> None:
     start_logging(settings.log_level, settings.log_format)
     node.stop_requests.receive_signals()  # first: so none is missed while the handler changes
-    _on_signals(OTHER_SIGNALS, _go_on)
-    _on_signals(STOP_SIGNALS, _leave_while_starting)
+    on_signals(OTHER_SIGNALS, go_on)
+    on_signals(STOP_SIGNALS, _leave_while_starting)
     # A thread that returns from the kernel waits this long for the interpreter while another one computes. With 5 ms,
     # Python's default, clients would wait so long for each sync and send while events of other nodes are merged.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -534,8 +471,7 @@ def _start(node: Node, settings: Settings, limit_its_stop: Callable[[], None]) -
 
 def _wait_for_stop(node: Node, supervisor: Supervisor, reload: Reload) -> str:
     """Serve until the node is to stop, and return why."""
-    workers = [worker.call_soon for worker in node.server.workers]
-    watchdog = Watchdog(supervisor, workers, lambda: node.engine.sync_late_s)
+    watchdog = Watchdog(supervisor, node.server.look_at_workers, lambda: node.engine.sync_late_s)
 
     def tell_and_reload() -> None:
         supervisor.reloading()
@@ -547,15 +483,6 @@ def _wait_for_stop(node: Node, supervisor: Supervisor, reload: Reload) -> str:
         watchdog.look(node.status_line)
 
     return node.stop_requests.wait(tell_and_reload, look, min(LOOK_S, supervisor.watchdog_s / LOOKS or LOOK_S))
-
-
-def _on_signals(numbers: Iterable[int], handler: signal._HANDLER) -> None:
-    for number in numbers:
-        signal.signal(number, handler)
-
-
-def _go_on(number: int, frame: FrameType | None) -> None:
-    """Do nothing: `StopRequests` reads the signal from its pipe."""
 
 
 def _leave_while_starting(number: int, frame: FrameType | None) -> NoReturn:

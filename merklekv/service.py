@@ -11,13 +11,11 @@ import socket
 import time
 from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import suppress
-from functools import partial
+from threading import Event
 from typing import Final
 
 SEND_S: Final = 1.0  # for a supervisor that does not read
 LOOKS: Final = 4  # of the watchdog in its time: two in the half of it, after which a sign of life is due
-
-AskSoon = Callable[[Callable[[], None]], None]
 
 
 class Supervisor:
@@ -54,26 +52,27 @@ class Supervisor:
 class Watchdog:
     """Tells the supervisor that the node works, twice in `watchdog_s`, as long as it does.
 
-    It works if each worker has run a function that it was given since the last look, and if the sync that runs by
-    itself is not late by half of `watchdog_s`. A worker that hangs, in a commit for example, runs none.
+    It works if each worker has answered the last look, and if the sync that runs by itself is not late by half of
+    `watchdog_s`. `look_at_workers` begins a look: an event for each worker, which is set as soon as that one answers. A
+    worker that hangs, in a commit for example, answers none.
     """
 
-    def __init__(self, supervisor: Supervisor, workers: Sequence[AskSoon], sync_late_s: Callable[[], float]) -> None:
+    def __init__(
+        self, supervisor: Supervisor, look_at_workers: Callable[[], Sequence[Event]], sync_late_s: Callable[[], float]
+    ) -> None:
         self._supervisor = supervisor
-        self._workers = workers
+        self._look_at_workers = look_at_workers
         self._sync_late_s = sync_late_s
         self._period_s = supervisor.watchdog_s / 2
-        self._silent: set[int] = set()  # workers that have yet to answer
+        self._answers: Sequence[Event] = ()  # to the last look
         self._due = time.monotonic() + self._period_s
 
     def look(self, status: Callable[[], str]) -> None:
         """Call it LOOKS times or more in `watchdog_s`. `status` goes with the sign of life."""
-        if not self._period_s or self._silent:
+        if not self._period_s or not all(answer.is_set() for answer in self._answers):
             return
         now = time.monotonic()
         if now >= self._due and self._sync_late_s() < self._period_s:
             self._supervisor.tell("WATCHDOG=1", f"STATUS={status()}")
             self._due = now + self._period_s
-        self._silent = silent = set(range(len(self._workers)))
-        for number, ask in enumerate(self._workers):
-            ask(partial(silent.discard, number))
+        self._answers = self._look_at_workers()

@@ -22,8 +22,7 @@ from fixtures.patient_node import PATIENTLY
 from fixtures.support import free_port, wait_until
 
 import merklekv
-from merklekv import __version__, about, core, exit_codes
-from merklekv import node as node_module
+from merklekv import __version__, about, core, exit_codes, signals
 from merklekv.harness.process import READY
 
 
@@ -206,7 +205,7 @@ def test_a_signal_stops_it_with_status_0_and_keeps_the_data(node: NodeProcess, n
 
 
 FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS}
-HARMLESS = sorted(signal.valid_signals() - FAULTS - {signal.SIGKILL, signal.SIGSTOP} - node_module.STOP_SIGNALS)
+HARMLESS = sorted(signal.valid_signals() - FAULTS - {signal.SIGKILL, signal.SIGSTOP} - signals.STOP_SIGNALS)
 
 
 def test_other_signals_leave_it_running(node: NodeProcess) -> None:

@@ -10,6 +10,7 @@ import pytest
 from fixtures.node import NodeFactory
 from fixtures.support import free_port, wait_until
 
+from merklekv.harness.process import setting_flags
 from merklekv.metrics import PARTS, Metric, ReplicationCounters, declared, parse, total, values_of
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +35,7 @@ def test_a_running_node_reports_what_is_declared_and_nothing_else(node_factory: 
         "replication.mqtt_port": str(free_port()),
         "anti_entropy.peer_list": peer,
     }
-    node = node_factory(*(word for name, value in settings.items() for word in ("--set", f"{name}={value}")))
+    node = node_factory(*setting_flags(settings))
     with node.connect() as client:
         wait_until(lambda: total(parse("\r\n".join(client.ask_lines("STATS all"))), "exchange_failures"))
         for request in ("STATS all", "INFO"):

@@ -14,8 +14,8 @@ from fixtures.support import wait_until
 from merklekv import config
 from merklekv.harness.process import HOST
 from merklekv.net.client import Client
-from merklekv.node import StopRequests
 from merklekv.reload import Reload
+from merklekv.signals import StopRequests
 
 STARTED_WITH = 'log_level = "info"\nnotify_keyspace_events = "K$"\n[limits]\nidle_timeout_seconds = 0\n'
 

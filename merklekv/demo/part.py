@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 from merklekv.harness.broker import Broker
-from merklekv.harness.process import HOST, Node, Server
+from merklekv.harness.process import HOST, Node, Server, setting_flags
 from merklekv.net.client import Client, NodeError, Reply, Unreachable
 from merklekv.web.differences import digests_of
 
@@ -97,8 +97,7 @@ class NodePart(Part[Node]):
 
     def __init__(self, name: str, directory: Path, broker_port: int) -> None:
         settings = SETTINGS | {"replication.mqtt_port": str(broker_port)}
-        flags = [word for setting, value in settings.items() for word in ("--set", f"{setting}={value}")]
-        flags += ["--node-id", name, "--log-level", "warning"]
+        flags = [*setting_flags(settings), "--node-id", name, "--log-level", "warning"]
         log = directory / f"{name}.log"
         super().__init__(name, Node(directory / f"{name}.data", log, *flags, own_session=True))
         self.view: View | None = None  # None while it does not answer

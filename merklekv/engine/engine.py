@@ -598,7 +598,8 @@ class Engine:
 
     def metrics(self) -> EngineMetrics:
         """What the engine reports of itself now."""
-        disk = os.statvfs(self.directory.path)
+        # Before the lock: the file system may be slow.
+        disk, log_bytes = os.statvfs(self.directory.path), self.retention.log_bytes
         with self.lock:
             table, space = self.table, self.table.base.space
             checkpoints = self.checkpointer.finished
@@ -622,7 +623,7 @@ class Engine:
                 writes_refused=int(bool(self.refusal())),
                 disk_bytes=disk.f_blocks * disk.f_frsize,
                 disk_free_bytes=disk.f_bavail * disk.f_frsize,
-                log_bytes=self.retention.log_bytes,
+                log_bytes=log_bytes,
                 log_lsn=self.log.end_lsn,
                 checkpoint_lsn=table.base.checkpoint_lsn,
                 log_next_sequence=self.log.sequence,

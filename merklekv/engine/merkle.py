@@ -59,6 +59,14 @@ def unpack_leaves(data: bytes) -> list[int]:
     return [int.from_bytes(data[at : at + LEAF_SIZE], "big") for at in range(0, len(data), LEAF_SIZE)]
 
 
+def unpack_inner(data: bytes) -> list[bytes]:
+    """The digest of each inner node, of what TREE replies. Raises ValueError for data of another size."""
+    size = len(EMPTY_INNER)
+    if len(data) != INNER_NODES * size:
+        raise ValueError(f"{len(data)} bytes, not the digests of {INNER_NODES} inner nodes")
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
 def _below(node: int) -> slice:
     return slice(node * LEAVES_PER_INNER, (node + 1) * LEAVES_PER_INNER)
 

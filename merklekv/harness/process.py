@@ -75,6 +75,11 @@ def is_setting(variable: str) -> bool:
     return variable.startswith(SETTING_PREFIX) and variable != PURE_VARIABLE
 
 
+def setting_flags(settings: Mapping[str, object]) -> list[str]:
+    """The words that give `merklekv run` these settings, by key."""
+    return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+
+
 class Server(ABC):
     """A process that listens on a port of the loopback: start, stop, kill, its output. `with` starts it and ends it.
 

@@ -18,6 +18,7 @@ from collections import defaultdict
 from time import monotonic
 
 from merklekv.errors import MerkleKVError, Stalled, StorageFailed
+from merklekv.histogram import Histogram
 from merklekv.net import limits
 from merklekv.net.connection import CLOSED, OPEN, Connection
 from merklekv.net.errors import Goodbye, RequestError
@@ -41,7 +42,8 @@ class Executor:
     def __init__(self, context: Context) -> None:
         self.output = 0  # bytes of replies that wait for the commit
         self.answered: list[Connection] = []  # have replies, or need attention, after the commit
-        self.ran: defaultdict[Entry, int] = defaultdict(int)  # requests whose replies wait for the commit
+        # Requests whose replies wait for the commit, by where what they wait is counted.
+        self.ran: defaultdict[Histogram, int] = defaultdict(int)
         self.parts = Parts(context.engine.log)
         self._context = context
         self._commit_log = context.engine.log
@@ -118,7 +120,7 @@ class Executor:
             now = monotonic()
             took = now - began
             entry.time.observe(took)
-            ran[entry] += 1
+            ran[entry.waited] += 1
             if took >= self._slow.look_s:
                 self._report_slow(entry, connection, request, took)
             began = now
@@ -168,7 +170,7 @@ class Executor:
         now = monotonic()
         if count:
             entry.time.observe((now - began) / count, count)
-            self.ran[entry] += count
+            self.ran[entry.waited] += count
         if now - began >= self._slow.look_s:
             self._report_slow(entry, connection, request, now - began)
         return now

@@ -12,6 +12,10 @@ from typing import Any
 from merklekv.errors import AddressInUse, AddressUnavailable
 from merklekv.net.limits import BACKLOG
 
+PROTECTED = (
+    "protected mode: there is no authentication, so only clients on this machine are served; "
+    "to serve others as well, start the node with --allow-remote"
+)
 PORT_ATTEMPTS = 20  # to find a port that is free at each address of a name
 
 

@@ -193,10 +193,11 @@ class Entry:
         "low",
         "rejected",
         "time",
+        "waited",
         "writes",
     )
 
-    def __init__(self, declared: Command, stands_for: Entry | None = None) -> None:
+    def __init__(self, declared: Command, waited: Histogram, stands_for: Entry | None = None) -> None:
         self.command = declared
         self.handler = declared.handler
         self.batches = dict(declared.batches)
@@ -209,6 +210,7 @@ class Entry:
         self.failed = 0  # of these, how many were answered with an error
         self.rejected = 0  # requests that were no call: they had too few parts, or came where the command may not
         self.time = Histogram()  # that they took, without what they waited for
+        self.waited = waited  # from reading a request to sending its reply, of the whole group
         self._counted_by = stands_for or self
 
     def count_failure(self, problem: Exception) -> None:
@@ -251,7 +253,7 @@ class Queueing(Entry):
     __slots__ = ("_container", "_entry")
 
     def __init__(self, entry: Entry) -> None:
-        super().__init__(entry.command, entry)
+        super().__init__(entry.command, entry.waited, entry)
         self._entry = entry
         self._container = CONTAINERS.get(entry.command.name)
         self.handler = self._queue
@@ -290,8 +292,8 @@ class Queueing(Entry):
 class Lookup:
     """The commands of one protocol on one server, by name: as declared and in lower case."""
 
-    def __init__(self, declared: Mapping[bytes, Command]) -> None:
-        self.all = {name: Entry(one) for name, one in declared.items()}
+    def __init__(self, declared: Mapping[bytes, Command], waited: Mapping[str, Histogram]) -> None:
+        self.all = {name: Entry(one, waited[one.group]) for name, one in declared.items()}
         self.unknown = self.all[UNKNOWN]
         self.entries = dict(self.all)
         self.entries |= {name.lower(): entry for name, entry in self.all.items() if entry.command.name}
@@ -307,15 +309,16 @@ def _for_subscriber(entry: Entry) -> Entry:
     command = entry.command
     if not command.name or command.name in SUBSCRIBED:
         return entry
-    return Entry(replace(command, handler=RESP[REFUSED_SUBSCRIBED].handler, batches={}), entry)
+    return Entry(replace(command, handler=RESP[REFUSED_SUBSCRIBED].handler, batches={}), entry.waited, entry)
 
 
 class Commands:
     """What one server runs."""
 
     def __init__(self) -> None:
-        self.resp = Lookup(RESP)
-        self.line = Lookup(LINE)
+        self.waited = {group: Histogram() for group in (*GROUPS, "")}  # see `Entry.waited`
+        self.resp = Lookup(RESP, self.waited)
+        self.line = Lookup(LINE, self.waited)
 
     def calls(self) -> dict[str, int]:
         """Calls since the start, by the STATS group of the command; "" stands for those without one."""
@@ -351,7 +354,8 @@ class Subcommands:
         self._most[name.encode()] = most
 
         def declare(handler: Handler) -> Handler:
-            self._known[name.encode()] = Entry(Command(name, handler, syntax, summary=summary, arity=_arity(syntax)))
+            declared = Command(name, handler, syntax, summary=summary, arity=_arity(syntax))
+            self._known[name.encode()] = Entry(declared, Histogram())
             return handler
 
         return declare

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from threading import Event
 
 import merklekv.net.commands  # noqa: F401  declares them
 from merklekv.address import format_address
@@ -38,7 +39,7 @@ from merklekv.net.limits import (
     REFUSED_WAITING_MAX,
     Limits,
 )
-from merklekv.net.listening import is_loopback, listen
+from merklekv.net.listening import PROTECTED, is_loopback, listen
 from merklekv.net.script.interpreter import Interpreter
 from merklekv.net.session import Context, Services, Session
 from merklekv.net.sockets import set_up
@@ -48,10 +49,6 @@ log = logging.getLogger(__name__)
 
 STOP_DEADLINE_S = 10.0
 TOO_MANY = "max number of clients reached"
-PROTECTED = (
-    "protected mode: there is no authentication, so only clients on this machine are served; "
-    "to serve others as well, start the node with --allow-remote"
-)
 
 
 def _log_fatal(problem: Exception) -> None:
@@ -136,11 +133,14 @@ class Server:
         """Everything that the node reports, as parts of `merklekv.metrics`."""
         return parts(self.context)
 
+    def look_at_workers(self) -> list[Event]:
+        """For each worker an event, which is set as soon as it gets on with its work. As often as one likes."""
+        return [worker.look() for worker in self.workers]
+
     def answers(self, timeout_s: float) -> bool:
         """Whether every worker gets on with its work: runs a call within this time."""
         deadline = time.monotonic() + timeout_s
-        looks = [worker.look() for worker in self.workers]
-        return all(look.wait(deadline - time.monotonic()) for look in looks)
+        return all(answer.wait(deadline - time.monotonic()) for answer in self.look_at_workers())
 
     def _sessions(self) -> list[Session]:
         return [one for worker in self.workers for one in list(worker.connections.values()) if not one.refusal]

@@ -25,7 +25,7 @@ from merklekv.net.monitor import Monitor
 from merklekv.net.notifications import Notifications
 from merklekv.net.protocol import resp, text
 from merklekv.net.pubsub import PubSub, Subscriptions
-from merklekv.net.registry import GROUPS, Commands, Long
+from merklekv.net.registry import Commands, Long
 from merklekv.net.slowlog import Slow
 from merklekv.net.transaction import Transaction
 from merklekv.net.vitals import Vitals
@@ -106,15 +106,6 @@ class Traffic:
         self.errors[code if code in self.errors or len(self.errors) < ERROR_CODES_MAX else "ERR"] += 1
 
 
-class Latency:
-    """How long clients wait, beside what commands take by themselves. Counted like `Traffic`."""
-
-    def __init__(self) -> None:
-        # From reading a request to sending its reply, by group of commands.
-        self.requests = {group: Histogram() for group in (*GROUPS, "")}
-        self.commits = Histogram()  # what the replies waited for the log
-
-
 class Usage(NamedTuple):
     """What a command was used for."""
 
@@ -176,7 +167,7 @@ class Context:
         self.pubsub = PubSub()
         self.notifications = Notifications(engine, self.pubsub)
         self.slow = Slow()
-        self.latency = Latency()
+        self.commit_time = Histogram()  # what the replies of a tick waited for the log
         self.interception = Interception(self.commands)
         self.monitor = Monitor(self.interception)
         self.client_pause = ClientPause(self.interception)
@@ -210,10 +201,10 @@ class Context:
         }
 
     def usage(self) -> dict[str, Usage]:
-        """What each command was used for since the start, over RESP and the line protocol together."""
+        """What each command that was used was used for since the start, over RESP and the line protocol together."""
         usage: dict[str, Usage] = {}
         for entry in self.commands.every():
-            if entry.command.name:
+            if entry.command.name and (entry.calls or entry.rejected):  # most were never used: adding up costs time
                 before = usage.get(entry.command.name, Usage())
                 usage[entry.command.name] = before.plus(Usage(entry.calls, entry.failed, entry.rejected, entry.time))
         return usage

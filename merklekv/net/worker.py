@@ -335,7 +335,7 @@ class Worker(threading.Thread):
             raise StorageFailed(f"a commit was cut short by an unforeseen error: {problem!r}") from problem
         if began:
             took = time.monotonic() - began
-            context.latency.commits.observe(took)
+            context.commit_time.observe(took)
             context.slow.note("commit", took)
         if self._roll_backs != self._engine.roll_backs:
             self._withdraw()
@@ -343,8 +343,8 @@ class Worker(threading.Thread):
         context.traffic.output_bytes += self._sockets.send_each(self._executor.take_answered(), looks)
         if ran:
             took = time.monotonic() - self._began
-            for entry, count in ran.items():
-                context.latency.requests[entry.command.group].observe(took, count)
+            for waited, count in ran.items():
+                waited.observe(took, count)
             ran.clear()
         for connection, failure in looks:
             try:

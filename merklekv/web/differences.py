@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from merklekv.engine.format import INNER_NODES
-from merklekv.engine.merkle import EMPTY_ROOT
+from merklekv.engine.merkle import unpack_inner
 
 
 def digests_of(reply: object) -> list[bytes]:
     """The digest of each inner node, in a reply to TREE; none if it is another."""
-    size = len(EMPTY_ROOT)
-    if not isinstance(reply, bytes) or len(reply) != INNER_NODES * size:
+    try:
+        return unpack_inner(reply) if isinstance(reply, bytes) else []
+    except ValueError:
         return []
-    return [reply[at : at + size] for at in range(0, len(reply), size)]
 
 
 def differing(parts: Mapping[str, Sequence[object]]) -> dict[str, list[int]]:

@@ -14,9 +14,9 @@ from typing import Final
 from merklekv.net.client import Reply
 
 WRITES: Final = frozenset(
-    b"append bitfield bitop copy decr decrby del expire expireat flushall flushdb getdel getex getset incr incrby "
-    b"incrbyfloat mset msetnx persist pexpire pexpireat prepend psetex rename renamenx restore set setbit setex setnx "
-    b"setrange unlink delete dec inc truncate flush".split()
+    b"append bitfield bitop copy decr decrby del delifeq expire expireat flushall flushdb getdel getex getset incr "
+    b"incrby incrbyfloat mset msetnx persist pexpire pexpireat prepend psetex rename renamenx restore set setbit setex "
+    b"setnx setrange unlink delete dec inc truncate flush".split()
 )
 READS: Final = frozenset(
     b"bitcount bitfield_ro bitpos dbsize dump exists expiretime get getbit getrange keys lcs mget pexpiretime pttl "

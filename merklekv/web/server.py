@@ -35,7 +35,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from merklekv.errors import InvalidArgument, StorageFailed
 from merklekv.log_throttle import LogThrottle
-from merklekv.net.listening import is_loopback, listen
+from merklekv.net.listening import PROTECTED, is_loopback, listen
 from merklekv.worker_thread import WorkerThread
 
 log = logging.getLogger(__name__)
@@ -60,10 +60,6 @@ HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-PROTECTED: Final = (
-    "only clients on this machine are served, because there is no authentication; "
-    "to serve others as well, start the node with --allow-remote"
-)
 FOREIGN_NAME: Final = "this host name is not known here: open the page by localhost or by the address of the machine"
 
 

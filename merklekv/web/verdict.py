@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
+from merklekv.engine.format import INNER_NODES
 from merklekv.output import counted
 
 Level = Literal["good", "live", "busy", "bad"]
 NAMES_SHOWN: Final = 3
-PARTS: Final = 256  # inner nodes of the Merkle tree
 CONNECTED: Final = "connected"
 
 Node = Mapping[str, Any]  # see picture.node_picture
@@ -43,7 +43,7 @@ def _verdict(nodes: Sequence[Node]) -> tuple[Level, str]:
         return "busy", f"{_names(counting)} {_do(counting, 'counts its', 'count their')} keys"
     parts = len({part for node in up for part in node["differs"] or ()})
     is_equal = len({node["root"] for node in up}) == 1
-    differ = f"differ in {parts} of {PARTS} parts" if parts else "differ"
+    differ = f"differ in {parts} of {INNER_NODES} parts" if parts else "differ"
     if any(node.get("is_written") for node in up) and len(up) > 1:
         return "live", f"Clients write; at this moment the nodes {'are equal' if is_equal else differ}"
     if is_equal:

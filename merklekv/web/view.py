@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Final
 
 from merklekv.address import is_address
+from merklekv.pause import pause
 from merklekv.web.picture import Json, picture
 from merklekv.web.watch import NodeWatch, Row
 
@@ -54,7 +55,7 @@ class ClusterView:
                 self._changed.wait_for(self._has_heard_of_all, FIRST_S)
             while True:
                 yield b"data: %b\n\n" % self._draw()
-                time.sleep(TICK_S)
+                pause(TICK_S)
         finally:
             self._leave()
 
@@ -115,11 +116,10 @@ class ClusterView:
             if now - self._drawn_at > TICK_S / 2:
                 self._drawn_at = now
                 self._watch(list(self._watches))
-                self._picture = json.dumps(self.look(), separators=(",", ":")).encode()
+                self._picture = json.dumps(self._look(), separators=(",", ":")).encode()
             return self._picture
 
-    def look(self) -> Json:
-        """The picture of this moment; see `picture`."""
+    def _look(self) -> Json:
         watches = sorted(self._watches.values(), key=lambda watch: self._order(watch.address))
         return self._amend(picture(watches, self._names, self._not_shown, self._here))
 

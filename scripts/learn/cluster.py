@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from merklekv.harness.broker import make_broker
-from merklekv.harness.process import HOST, Node, wait_until
+from merklekv.harness.process import HOST, Node, setting_flags, wait_until
 from merklekv.metrics import parse
 from merklekv.net.client import Client, Reply
 
@@ -30,7 +30,7 @@ class LearnNode(Node):
             "replication.mqtt_port": broker_port,
             "replication.heartbeat_seconds": 1,
         }
-        flags = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        flags = setting_flags(settings)
         log = directory / f"{name}.log"
         super().__init__(directory / f"{name}.data", log, "--node-id", name, *flags, own_session=True)
         self.name = name

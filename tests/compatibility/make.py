@@ -31,7 +31,7 @@ import cbor2
 
 from merklekv import __version__
 from merklekv.harness.broker import OPEN, Mosquitto
-from merklekv.harness.process import Node, wait_until
+from merklekv.harness.process import Node, setting_flags, wait_until
 from merklekv.metrics import parse, total
 from merklekv.net.client import Client
 
@@ -100,8 +100,7 @@ def make_node(place: Path, broker: Mosquitto, name: str) -> Node:
         "replication.client_id": name,
         "replication.heartbeat_seconds": 1,
     }
-    flags = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    return Node(place / name, place / f"{name}.log", *flags)
+    return Node(place / name, place / f"{name}.log", *setting_flags(settings))
 
 
 def write(writer: Writer, other: Writer) -> None:

@@ -17,8 +17,8 @@ from merklekv.engine.engine import Engine
 from merklekv.errors import AddressInUse, AddressUnavailable
 from merklekv.net import sockets
 from merklekv.net.client import Client
-from merklekv.net.listening import is_loopback
-from merklekv.net.server import PROTECTED, Server
+from merklekv.net.listening import PROTECTED, is_loopback
+from merklekv.net.server import Server
 
 Connect = Callable[..., Wire]
 

@@ -21,7 +21,8 @@ from merklekv.errors import InvalidArgument
 from merklekv.exit_codes import EXIT_USAGE
 from merklekv.net import limits
 from merklekv.net.limits import Limits
-from merklekv.net.server import PROTECTED, Server
+from merklekv.net.listening import PROTECTED
+from merklekv.net.server import Server
 from merklekv.net.session import Cursors
 from merklekv.web.keys import AT_ONCE
 from merklekv.web.server import CONNECTIONS_MAX

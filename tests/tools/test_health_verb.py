@@ -13,6 +13,7 @@ from fixtures.support import free_port, wait_until
 from fixtures.tools import FakeNode, address, fails, run, succeeds
 from merklekv_tool.exit_codes import EXIT_PROBLEMS, EXIT_UNREACHABLE
 
+from merklekv.harness.process import setting_flags
 from merklekv.net.client import Client, NodeError
 
 
@@ -24,10 +25,12 @@ def test_a_node_by_itself_is_ready(node: NodeProcess) -> None:
 
 def test_a_node_without_its_broker_is_alive_and_not_ready(node_factory: NodeFactory) -> None:
     port = free_port()
-    settings = {"enabled": "true", "mqtt_broker": "127.0.0.1", "mqtt_port": port}
-    node = node_factory(
-        *(word for name, value in settings.items() for word in ("--set", f"replication.{name}={value}"))
-    )
+    settings = {
+        "replication.enabled": "true",
+        "replication.mqtt_broker": "127.0.0.1",
+        "replication.mqtt_port": port,
+    }
+    node = node_factory(*setting_flags(settings))
     done = run("health", address(node))
     assert (done.returncode, done.stderr) == (EXIT_PROBLEMS, b"")
     assert done.stdout.decode().startswith(f"broker: not connected to the broker at 127.0.0.1:{port}")

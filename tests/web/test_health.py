@@ -14,6 +14,7 @@ from fixtures.support import free_port, wait_until
 from fixtures.web import ask
 
 from merklekv.engine.engine import Engine
+from merklekv.harness.process import setting_flags
 from merklekv.web.health import alive, ready
 from merklekv.web.server import Request, Response
 
@@ -71,7 +72,7 @@ def test_a_node_is_ready_once_it_has_a_broker_and_without_one_if_it_shall_have_n
         "replication.mqtt_broker": broker.host,
         "replication.mqtt_port": broker.port,
     }
-    node = node_factory(*(word for name, value in settings.items() for word in ("--set", f"{name}={value}")))
+    node = node_factory(*setting_flags(settings))
     assert ask(port, "/livez")[:2] == (200, "ok\n")
     status, text, kind = ask(port, "/readyz")
     assert (status, kind) == (503, "text/plain; charset=utf-8")

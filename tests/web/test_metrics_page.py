@@ -12,6 +12,7 @@ from fixtures.web import ask, promtool
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
+from merklekv.harness.process import setting_flags
 from merklekv.histogram import Histogram
 from merklekv.metrics import PARTS, ClientMetrics, Metric, ReplicationMetrics, declared, values_of
 from merklekv.web.metrics import LIMITS, family_name, full_name, handler
@@ -109,7 +110,7 @@ def test_a_node_reports_what_is_declared(node_factory: NodeFactory) -> None:
         "replication.mqtt_broker": "127.0.0.1",
         "replication.mqtt_port": free_port(),
     }
-    node = node_factory(*(word for name, value in settings.items() for word in ("--set", f"{name}={value}")))
+    node = node_factory(*setting_flags(settings))
     with node.connect() as client:
         client.ask("SET k v")
     status, text, kind = ask(port, "/metrics")

@@ -10,6 +10,7 @@ import pytest
 from fixtures.support import wait_until
 
 from merklekv.errors import AddressInUse, InvalidArgument
+from merklekv.net.listening import PROTECTED
 from merklekv.web import server
 from merklekv.web.server import Request, Response, Route, Stream, WebServer
 
@@ -157,7 +158,7 @@ def test_the_node_does_not_work_for_pages_of_others(web: tuple[str, int], site: 
 def test_clients_elsewhere_are_refused_unless_they_are_allowed() -> None:
     closed = WebServer({}, "127.0.0.1", 0)
     opened = WebServer({}, "127.0.0.1", 0, allow_remote=True)
-    assert closed.refusal("192.0.2.1") == server.PROTECTED
+    assert closed.refusal("192.0.2.1") == PROTECTED
     assert closed.refusal("::ffff:127.0.0.1") == ""
     assert opened.refusal("192.0.2.1") == ""
     closed.stop()

@@ -91,20 +91,25 @@ def server_metrics(context: Context) -> ServerMetrics:
 def latency_metrics(context: Context) -> LatencyMetrics:
     return LatencyMetrics(
         command_seconds={name.lower(): used.time for name, used in context.usage().items() if used.time.count},
-        request_seconds={group or UNGROUPED: one for group, one in context.latency.requests.items() if one.count},
-        commit_seconds=context.latency.commits,
+        request_seconds={group or UNGROUPED: one for group, one in context.commands.waited.items() if one.count},
+        commit_seconds=context.commit_time,
     )
 
 
 def parts(context: Context) -> list[object]:
-    """Everything that the node reports, as parts of `merklekv.metrics`, those of the line protocol's STATS first."""
-    own = [client_metrics(context), server_metrics(context), latency_metrics(context), context.engine.metrics()]
+    """Everything that the node reports, as parts of `merklekv.metrics`."""
+    return [*_parts_of_stats(context), latency_metrics(context)]
+
+
+def _parts_of_stats(context: Context) -> list[object]:
+    """The same without the part that has histograms only; those of the line protocol's STATS first."""
+    own = [client_metrics(context), server_metrics(context), context.engine.metrics()]
     return [*own, *context.services.metrics()]
 
 
 def all_metrics(context: Context) -> dict[str, Value]:
     """Everything that STATS reports, by name."""
-    return values_of(*parts(context))
+    return values_of(*_parts_of_stats(context))
 
 
 def basic_metrics(context: Context) -> dict[str, Value]:

@@ -104,7 +104,7 @@ function makeChart(curve) {
     ],
     series: [{}, ...curve.series.map((_, one) => ({
       stroke: colours[one], width: 1.6, dash: one ? [5, 4] : undefined, points: { show: false },
-      fill: one ? undefined : colours[one].replace(")", " / 10%)").replace("rgb(", "rgb(").replaceAll(",", ""),
+      fill: one ? undefined : colours[one].replace(")", " / 10%)").replaceAll(",", ""),
     }))],
     hooks: { setCursor: [() => label()] },
   }, [[], ...curve.series.map(() => [])], holder);

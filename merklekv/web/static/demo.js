@@ -1,6 +1,6 @@
 // What `merklekv demo` adds to the page: what it did last, and buttons, each at what it is for.
 
-import { attribute, byId, el, keep, text } from "./dom.js";
+import { byId, el, keep } from "./dom.js";
 
 /** `demo` is a part of the picture, and missing on the page of a node. */
 export function showDemo(demo) {

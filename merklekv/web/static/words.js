@@ -3,7 +3,7 @@
 const WHOLE = new Intl.NumberFormat("en");
 const SHORT = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
 
-export const NONE = "–";
+const NONE = "–";
 
 export function whole(number) {
   return number === null || number === undefined ? NONE : WHOLE.format(number);

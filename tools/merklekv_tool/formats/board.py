@@ -50,7 +50,6 @@ EXACT_BELOW: Final = 100  # rates have a digit behind the point
 EPOCH_S: Final = 10**9  # seconds beyond are a date
 UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "min"))
 
-_LABELLED: Final = re.compile(r'(\w+)\{\w+="((?:[^"\\]|\\.)*)"\}', re.DOTALL)
 _DECLARED: Final = {name: (part, metric) for part in metrics.PARTS for name, metric in metrics.declared(part).items()}
 _PATTERNS: Final = [
     (re.compile(metric.pattern.format(r"\w+")), part, metric) for part, metric in _DECLARED.values() if metric.pattern
@@ -96,9 +95,7 @@ def groups(values: Mapping[str, str], rates: Mapping[str, float]) -> list[Group]
 
 def _place(name: str) -> tuple[str, str, type | None, Metric | None]:
     """The name without its label, the label, and what declares it."""
-    bare, label = name, ""
-    if (found := _LABELLED.fullmatch(name)) is not None:
-        bare, label = found[1], re.sub(r"\\(.)", r"\1", found[2], flags=re.DOTALL)
+    bare, label = metrics.split_name(name)
     if bare in _DECLARED:
         return bare, label, *_DECLARED[bare]
     return next(

@@ -12,16 +12,15 @@ from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from merklekv.address import parse_address
-from merklekv.engine.format import INNER_NODES, LEAF_SIZE, MAX_VALUE_SIZE_LIMIT
-from merklekv.engine.merkle import EMPTY_ROOT, LEAVES_PER_INNER
+from merklekv.engine.format import LEAF_SIZE, MAX_VALUE_SIZE_LIMIT
+from merklekv.engine.merkle import LEAVES_PER_INNER, unpack_inner
 from merklekv.engine.record import HEAD_SIZE, VERSION_SIZE, lead_of, value_of, value_size_of
 from merklekv.errors import MerkleKVError
-from merklekv.metrics import parse
+from merklekv.metrics import by_label, parse
 from merklekv.net.client import REPLY_ROOM_BYTES, REPLY_TIMEOUT_S, Client, Reply, Unreachable
 from merklekv.replication.cluster.display import DisplayRow
 from merklekv_tool.source.source import ORIGIN, PAGE_RECORDS, TOO_LARGE, Content, Merged, Pair, split_by_size
 
-_NOT_READY: Final = 'not_ready{reason="'
 BUCKETS_ASKED: Final = 100  # at once
 ROW_TYPES: Final = dict.fromkeys(
     ("node", "store_id", "state", "address", "holds_back", "refuses", "clock_problem"), str
@@ -66,7 +65,7 @@ class Node:
         metrics = self.statistics()
         if "ready" not in metrics:
             raise self._strange(b"STATS")
-        return {name[len(_NOT_READY) : -2]: value for name, value in metrics.items() if name.startswith(_NOT_READY)}
+        return by_label(metrics, "not_ready")
 
     def count(self) -> int:
         with self._understood(b"STATS"):
@@ -101,11 +100,8 @@ class Node:
             yield page
 
     def inner_digests(self) -> list[bytes]:
-        digests = self._bytes(b"TREE")
-        size = len(EMPTY_ROOT)
-        if len(digests) != INNER_NODES * size:
-            raise self._strange(b"TREE")
-        return [digests[at : at + size] for at in range(0, len(digests), size)]
+        with self._understood(b"TREE"):
+            return unpack_inner(self._bytes(b"TREE"))
 
     def leaves(self, inner: Sequence[int]) -> list[bytes]:
         self._client.send([(b"TREE", b"%d" % node) for node in inner])

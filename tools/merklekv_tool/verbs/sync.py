@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from merklekv.errors import InvalidArgument
+from merklekv.metrics import by_label
 from merklekv.output import counted
 from merklekv_tool.arguments import DEFAULT_NODE, AsJson, NodeName
 from merklekv_tool.exit_codes import EXIT_NODE
@@ -30,7 +31,6 @@ Examples:
 Without PEER the node exchanges with all peers that it knows and that are not offline, one after the other. PEER is an
 address that the node can reach: 127.0.0.1 is the machine of the node.
 """
-PEER_ADDRESS: Final = "peer_address{"
 EXCHANGE_S: Final = 3600.0  # the longest that one may take
 
 
@@ -70,7 +70,7 @@ def sync(
 
 def _peers(node: Node) -> list[str]:
     """The addresses that it exchanges with. Raises InvalidArgument if there are none."""
-    addresses = sorted({value for name, value in node.statistics().items() if name.startswith(PEER_ADDRESS)})
+    addresses = sorted(set(by_label(node.statistics(), "peer_address").values()))
     if not addresses:
         raise InvalidArgument(f"{node.name}: knows no peer that is online: give PEER, HOST:PORT")
     return addresses
