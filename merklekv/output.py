@@ -70,6 +70,12 @@ def counted(number: int, thing: str, things: str = "") -> str:
     return f"{number:,} {thing if number == 1 else things or f'{thing}s'}"
 
 
+def led_to_help(complaint: str, command: str) -> str:
+    """A complaint about a command line with the way out: `Missing command; 'merklekv --help' shows what there is`."""
+    complaint = complaint.rstrip(".")
+    return f"{complaint}{'' if complaint.endswith('?') else ';'} '{command} --help' shows what there is"
+
+
 def listed(names: Sequence[str]) -> str:
     """Names in a sentence: `a`, `a and b`, `a, b and c`."""
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
