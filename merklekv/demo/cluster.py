@@ -139,9 +139,10 @@ class Cluster:
             healed = f", healed in {health.healed_s:.1f} s" if health.healed_s is not None else ""
             return f"All equal, {self.account()}{healed}"
         if state is State.OUTAGE:
-            writes = counted(self.acknowledged, "acknowledged write")
-            told = f"{writes} so far" if self.broker.is_there else f"{waiting:,} of {writes} wait in outboxes"
-            return f"{self._away()}: {told}"
+            writes = self.acknowledged
+            if self.broker.is_there:
+                return f"{self._away()}: {counted(writes, 'acknowledged write')} so far"
+            return f"{self._away()}: {waiting:,} of {counted(writes, 'write')} wait in outboxes"
         if health.is_stuck:
             return f"Diverged: {self.differences()}"
         if state is State.HEALING:
