@@ -25,7 +25,6 @@ NODES: Final = 3
 BROKER: Final = "broker"
 CONNECTED: Final = "connected"
 CHECK_S: Final = 1.0  # between two checks of the account while all is well
-DIFFERENCES_S: Final = 0.5  # between two looks at where the nodes differ
 OUTBOX_SOON_EMPTY: Final = 100  # events
 BREATH_S: Final = 0.5  # writing waits for at most so long until all nodes hold the same
 
@@ -51,7 +50,7 @@ class Cluster:
         self.shown: dict[str, View | None] = {}  # by node: as it is; while all is well, as it was at the latest check
         self.differing: dict[str, list[int]] = {}  # by node, also one that is down: parts of the Merkle tree
         self._digests: dict[str, list[bytes]] = {}  # of inner nodes, by node: those seen last
-        self._differences_at = self._wrote_at = 0.0
+        self._wrote_at = 0.0
         self._directory = Path(tempfile.mkdtemp(prefix="merklekv-demo-"))
         self._guard = Guard(self._directory)
         try:
@@ -232,11 +231,9 @@ class Cluster:
 
     def _see_differences(self) -> None:
         """Where the nodes differ, while they do; what a node that is down held is known from before."""
-        now = time.monotonic()
         if self.health.state is State.EQUAL:
             self.differing = {name: [] for name in self._digests}
-        elif self.all_online and now - self._differences_at > DIFFERENCES_S:
-            self._differences_at = now
+        elif self.all_online:
             self._digests |= {node.name: node.digests() for node in self.nodes if node.view}
             self.differing = differing(self._digests)
 
