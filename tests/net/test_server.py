@@ -147,14 +147,14 @@ def test_no_reply_leaves_before_the_commit(stub: StubEngine, start: Start, conne
     assert not readable(wire)
     leave.set()
     assert wire.read(5 + 7) == b"+OK\r\n$1\r\nv\r\n"
-    assert stub.commits[-1] == {b"k": b"v"}
+    assert stub.committed[-1] == {b"k": b"v"}
 
 
 def test_requests_of_a_round_share_a_commit(stub: StubEngine, start: Start, connect: Connect) -> None:
     wire = connect(start(engine=stub))
     wire.send(b"".join(encode("SET", f"k{number}", "v") for number in range(100)))
     assert [wire.line() for _ in range(100)] == [b"+OK\r\n"] * 100
-    assert len(stub.commits) < 50
+    assert len(stub.committed) < 50
 
 
 def test_a_failing_disk_answers_no_client(

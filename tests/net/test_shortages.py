@@ -163,7 +163,7 @@ def test_what_others_wrote_in_the_same_round_is_committed_before_they_are_answer
     assert failing.rest() == reply
     for number, wire in enumerate(writing):
         assert wire.resp() == b"+OK\r\n"
-        assert b"k%d" % number in stub.commits[-1]
+        assert b"k%d" % number in stub.committed[-1]
 
 
 def test_an_error_in_the_commit_is_a_failure_of_storage(start: Start, connect: Connect, fatal: list[Exception]) -> None:
