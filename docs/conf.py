@@ -14,6 +14,8 @@ extensions = ["myst_parser"]
 myst_heading_anchors = 4  # titles get the anchors that GitHub gives them
 myst_links_external_new_tab = False
 
+smartquotes_action = "q"  # not dashes: `--strict` stays as it is, also in prose
+
 html_theme = "furo"
 html_title = "MerkleKV"
 html_extra_path = ["site"]  # the site's first page leads to docs/index.html

@@ -18,8 +18,8 @@ DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 7379
 
 _ADDRESS: Final = re.compile(r"(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[^\[\]/:\s]+)):(?P<port>[0-9]{1,5})", re.ASCII)
-# What can be nothing but a node: with a port, or `localhost`.
-_NODE: Final = re.compile(rf"(?:{_ADDRESS.pattern})|:?[0-9]{{1,5}}|localhost", re.ASCII)
+# What can be nothing but a node: with a port, an IPv4 address, or `localhost`.
+_NODE: Final = re.compile(rf"(?:{_ADDRESS.pattern})|:?[0-9]{{1,5}}|[0-9]{{1,3}}(?:\.[0-9]{{1,3}}){{3}}|localhost", re.A)
 _HOST: Final = re.compile(rb"[A-Za-z0-9_.-]{1,%d}" % HOST_BYTES_MAX)
 _SCOPE: Final = re.compile(r"[A-Za-z0-9_.-]*")
 

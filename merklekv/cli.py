@@ -21,7 +21,7 @@ import typer
 from merklekv import __version__, config, core, setting_types
 from merklekv.errors import MerkleKVError
 from merklekv.exit_codes import EXIT_PIPE, EXIT_USAGE, status_of
-from merklekv.output import OutputClosed, printable, take_over_output
+from merklekv.output import OutputClosed, led_to_help, printable, take_over_output
 from merklekv.settings import declarations
 
 Load = Callable[[], config.Loaded]
@@ -256,7 +256,7 @@ def _status_of_run() -> int:
     try:
         return int(app(standalone_mode=False, prog_name="merklekv") or 0)
     except typer.TyperException as error:
-        return _fail(f"{error.format_message().rstrip('.')}; 'merklekv --help' shows what there is", EXIT_USAGE)
+        return _fail(led_to_help(error.format_message(), "merklekv"), EXIT_USAGE)
     except MerkleKVError as error:
         return _fail(str(error), status_of(error))
     except OutputClosed:  # as in `merklekv config | head -1`

@@ -10,6 +10,7 @@ import io
 import os
 import re
 import sys
+from collections.abc import Sequence
 from typing import Final, TextIO
 
 from merklekv.errors import OutputFailed
@@ -67,3 +68,14 @@ def printable_json(text: str) -> str:
 def counted(number: int, thing: str, things: str = "") -> str:
     """A number with its noun: `1 key`, `1,200 keys`; `things` is an irregular plural."""
     return f"{number:,} {thing if number == 1 else things or f'{thing}s'}"
+
+
+def led_to_help(complaint: str, command: str) -> str:
+    """A complaint about a command line with the way out: `Missing command; 'merklekv --help' shows what there is`."""
+    complaint = complaint.rstrip(".")
+    return f"{complaint}{'' if complaint.endswith('?') else ';'} '{command} --help' shows what there is"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: `a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))

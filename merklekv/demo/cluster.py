@@ -18,7 +18,7 @@ from merklekv.demo.part import AnyPart, BrokerPart, NodePart, View
 from merklekv.demo.writer import Writer
 from merklekv.harness.broker import make_broker
 from merklekv.harness.process import HarnessError
-from merklekv.output import counted
+from merklekv.output import counted, listed
 from merklekv.web.differences import differing
 
 NODES: Final = 3
@@ -133,18 +133,29 @@ class Cluster:
         state, health = self.health.state, self.health
         waiting = sum(node.view.outbox for node in self.nodes if node.view)
         if not self.all_online:
-            return "starting: the nodes do not know each other yet"
+            return "Starting: the nodes do not know each other yet"
         if state is State.EQUAL:
             healed = f", healed in {health.healed_s:.1f} s" if health.healed_s is not None else ""
-            return f"all equal, {self.account()}{healed}"
+            return f"All equal, {self.account()}{healed}"
         if state is State.OUTAGE:
-            away = [f"{part.name} is {part.state}" for part in self.parts if not part.is_there]
-            return f"{', '.join(away)}; {counted(self.acknowledged, 'write')} acknowledged, {waiting:,} in outboxes"
+            writes = self.acknowledged
+            if self.broker.is_there:
+                return f"{self._away()}: {counted(writes, 'acknowledged write')} so far"
+            return f"{self._away()}: {waiting:,} of {counted(writes, 'write')} wait in outboxes"
         if health.is_stuck:
-            return f"diverged: {self.differences()}"
+            return f"Diverged: {self.differences()}"
         if state is State.HEALING:
-            return f"healing for {health.healing_s:.1f} s; {waiting:,} in outboxes"
-        return "converging"
+            return f"Healing for {health.healing_s:.1f} s: {counted(waiting, 'event')} in outboxes"
+        return "Converging"
+
+    def _away(self) -> str:
+        """What does not run, and since the broker comes first, a sentence begins with it or with the name of a node."""
+        away: dict[str, list[str]] = {}
+        for part in self.parts:
+            if not part.is_there:
+                away.setdefault(part.state, []).append("The broker" if part is self.broker else part.name)
+        clauses = [f"{listed(names)} {'is' if len(names) == 1 else 'are'} {state}" for state, names in away.items()]
+        return ", ".join(clauses)
 
     def account(self) -> str:
         """What is lost of the acknowledged writes, by the latest check."""

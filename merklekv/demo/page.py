@@ -57,11 +57,8 @@ class Page:
         """Takes over how the cluster is now; for the thread that drives it."""
         cluster = self._cluster
         level = "bad" if cluster.has_lost else LEVELS.get(cluster.health.state, "busy")
-        sentence = cluster.verdict()
-        if cluster.health.state is not State.OUTAGE:  # or it begins with a name
-            sentence = sentence[0].upper() + sentence[1:]
         self._told = {
-            "verdict": {"level": level, "text": sentence},
+            "verdict": {"level": level, "text": cluster.verdict()},
             "nodes": {node.name: self._of_node(node) for node in cluster.nodes},
             "states": {part.name: part.state for part in cluster.parts},
             "demo": {

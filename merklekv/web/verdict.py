@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 from merklekv.engine.format import INNER_NODES
-from merklekv.output import counted
+from merklekv.output import counted, listed
 
 Level = Literal["good", "live", "busy", "bad"]
 NAMES_SHOWN: Final = 3
@@ -62,8 +62,8 @@ def _waiting(up: Sequence[Node]) -> str:
 def _names(nodes: Sequence[Node]) -> str:
     names = [node["id"] for node in nodes]
     if len(names) > NAMES_SHOWN:
-        return f"{', '.join(names[:NAMES_SHOWN])} and {len(names) - NAMES_SHOWN} more"
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+        names[NAMES_SHOWN:] = [f"{len(names) - NAMES_SHOWN} more"]
+    return listed(names)
 
 
 def _do(nodes: Sequence[Node], one: str, several: str) -> str:

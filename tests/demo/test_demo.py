@@ -46,7 +46,7 @@ def test_a_script_of_outages_ends_with_equal_nodes(demo_place: Path, broker: str
     for told in ("node-2 is down", "node-2 is up", "stopping the broker", "broker is up", "writing is paused"):
         assert told in done.stdout
     last = done.stdout.splitlines()[-1]
-    summary = re.fullmatch(r" +[\d.]+ s  all equal, 0 of ([\d,]+) acknowledged writes lost, healed in \d+\.\d s", last)
+    summary = re.fullmatch(r" +[\d.]+ s  All equal, 0 of ([\d,]+) acknowledged writes lost, healed in \d+\.\d s", last)
     assert summary, last
     assert int(summary[1].replace(",", "")) > 0
 
@@ -106,7 +106,7 @@ def test_a_second_is_enough_and_without_its_guard_it_goes_on(demo_place: Path) -
         wait_until(lambda: "broker is up" in shown.readline(), seconds=LOOK_S)
         (guard,) = (one for one in psutil.Process(demo.pid).children() if "merklekv.demo.guard" in one.cmdline())
         guard.kill()
-        assert "all equal" in shown.read()
+        assert "All equal" in shown.read()
     assert demo.returncode == 0
 
 
@@ -122,13 +122,14 @@ def test_wrong_arguments(demo_place: Path, wrong: tuple[str, str]) -> None:
 
 def test_keys_stop_and_start_what_is_shown(demo_terminal: DemoTerminal) -> None:
     demo_terminal.wait_for(r"node-1 +up")
-    demo_terminal.wait_for(r"all equal, 0 of [1-9]\d* acknowledged writes lost")
+    demo_terminal.wait_for(r"All equal, 0 of [1-9]\d* acknowledged writes lost")
     demo_terminal.press("4x\x1b[A")  # without a meaning
     demo_terminal.press("1")
     demo_terminal.wait_for(r"node-1 +down")
-    demo_terminal.wait_for("node-1 is down; .* writes acknowledged")
+    demo_terminal.wait_for(r"node-1 is down: [\d,]+ acknowledged writes so far")
     demo_terminal.press("b")
     demo_terminal.wait_for(r"broker +down +mosquitto on 127\.0\.0\.1:\d+")
+    demo_terminal.wait_for(r"The broker and node-1 are down: [1-9][\d,]* of [\d,]+ writes wait in outboxes")
     demo_terminal.wait_for(r"node-2 +up .*█.* [1-9]\d*")  # its outbox fills
     demo_terminal.wait_for(r"node-2 [^\n]*\n[ ·░▒]*█")  # and it differs
     demo_terminal.press("1")
@@ -137,7 +138,7 @@ def test_keys_stop_and_start_what_is_shown(demo_terminal: DemoTerminal) -> None:
     demo_terminal.wait_for(r"broker +up")
     demo_terminal.press("t")
     demo_terminal.wait_for("t go on")
-    demo_terminal.wait_for(r"all equal, 0 of [\d,]+ acknowledged writes lost, healed in \d+\.\d s")
+    demo_terminal.wait_for(r"All equal, 0 of [\d,]+ acknowledged writes lost, healed in \d+\.\d s")
     demo_terminal.press("s")  # the show, which goes on writing
     demo_terminal.wait_for("t pause")
     demo_terminal.wait_for(r"node-2 +down")
@@ -149,7 +150,7 @@ def test_keys_stop_and_start_what_is_shown(demo_terminal: DemoTerminal) -> None:
 
 
 def test_a_terminal_that_is_closed_ends_it(demo_terminal: DemoTerminal) -> None:
-    demo_terminal.wait_for("all equal")
+    demo_terminal.wait_for("All equal")
     demo_terminal.hang_up()
     demo_terminal.demo.wait(END_S)
 
@@ -190,7 +191,7 @@ def test_nodes_that_differ_in_the_end_are_told(short: pytest.MonkeyPatch, capsys
     short.setitem(demo_part.SETTINGS, "anti_entropy.enabled", "false")  # or they would heal
     assert demo_show.show(1.0, "auto", False) == exit_codes.EXIT_FAILED
     last = capsys.readouterr().out.splitlines()[-1]
-    assert "diverged: node-1: " in last
+    assert "Diverged: node-1: " in last
 
 
 def test_a_write_that_is_lost_is_told(short: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,7 +209,7 @@ def test_a_write_that_is_lost_is_told(short: pytest.MonkeyPatch, capsys: pytest.
     short.setattr(demo_show, "CONVERGE_S", END_S)
     assert demo_show.show(1.0, "auto", False) == exit_codes.EXIT_FAILED
     last = capsys.readouterr().out.splitlines()[-1]
-    assert re.search(r"all equal, 1 of [\d,]+ acknowledged writes lost: node-1:199", last)
+    assert re.search(r"All equal, 1 of [\d,]+ acknowledged writes lost: node-1:199", last)
 
 
 def test_all_that_the_script_does_is_seen(short: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

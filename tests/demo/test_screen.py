@@ -15,7 +15,7 @@ from merklekv.demo.part import View
 from merklekv.demo.screen import NAME, Picture
 
 SIZES = ((40, 8), (60, 12), (80, 24), (120, 40), (250, 60))
-EQUAL = "all equal, 0 of 12,290 acknowledged writes lost, healed in 1.5 s"
+EQUAL = "All equal, 0 of 12,290 acknowledged writes lost, healed in 1.5 s"
 
 
 def a_cluster(outbox: int = 0, keys: int = 600, verdict: str = EQUAL, differing: tuple[int, ...] = ()) -> Cluster:
@@ -52,11 +52,11 @@ def lines(
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_it_fits_and_says_what_matters(width: int, height: int) -> None:
     happened = tuple(f"event {number}" for number in range(12))
-    shown = lines(a_cluster(outbox=1_234, verdict="node-3 is down; " + "word " * 50), width, height, happened)
+    shown = lines(a_cluster(outbox=1_234, verdict="node-3 is down: " + "word " * 50), width, height, happened)
     assert len(shown) <= height
     assert max(map(len, shown)) <= width
     text = "\n".join(shown)
-    for name in ("node-1  up", "node-2  starting", "node-3  down", "broker  up", "1,234", "node-3 is down;", "q quit"):
+    for name in ("node-1  up", "node-2  starting", "node-3  down", "broker  up", "1,234", "node-3 is down:", "q quit"):
         assert name in text
     assert "http://127.0.0.1:8379/" in text
     assert ("event 11" in text) == (height > 12)  # the newest

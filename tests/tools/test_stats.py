@@ -38,7 +38,7 @@ def test_some_of_them_as_json(node: NodeProcess) -> None:
 
 def test_a_name_that_is_none(node: NodeProcess) -> None:
     done = run("stats", address(node), "db_keys", "nothing")
-    fails(EXIT_USAGE, address(node), "counts nothing that is called nothing", done=done)
+    fails(EXIT_USAGE, address(node), "has no metric that is called nothing", done=done)
 
 
 def test_a_watch_of_so_many_looks(node: NodeProcess) -> None:

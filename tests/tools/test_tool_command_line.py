@@ -149,6 +149,10 @@ def test_a_wrong_command_line_leads_to_the_help_of_its_verb(arguments: list[str]
     assert b".;" not in done.stderr
 
 
+def test_a_verb_that_is_mistyped() -> None:
+    fails(EXIT_USAGE, "Did you mean 'stats'? 'merklekv-tool --help' shows what there is", done=run("stat"))
+
+
 def test_a_verb_is_needed() -> None:
     fails(EXIT_USAGE, "merklekv-tool: Missing command; 'merklekv-tool --help' shows what there is", done=run())
 
@@ -192,8 +196,10 @@ def test_output_that_nobody_reads(arguments: list[str], data: Path) -> None:
         ("7380", ("127.0.0.1", 7380)),
         (":7379", ("127.0.0.1", 7379)),
         ("localhost", ("localhost", 7379)),
+        ("10.0.0.5", ("10.0.0.5", 7379)),
         ("host", None),
         ("123456", None),
+        ("1.2.3", None),
         ("data", None),
         ("./127.0.0.1:7379", None),
         ("/var/lib/merklekv", None),

@@ -17,7 +17,7 @@ import typer
 from merklekv import __version__, core
 from merklekv.errors import DirectoryLocked, MerkleKVError
 from merklekv.exit_codes import EXIT_LOCKED, EXIT_PIPE, EXIT_UNWRITABLE, EXIT_USAGE
-from merklekv.output import OutputClosed, take_over_output
+from merklekv.output import OutputClosed, led_to_help, take_over_output
 from merklekv_tool import exit_codes
 from merklekv_tool.errors import NodeRuns
 from merklekv_tool.output import note, say, speak_as
@@ -113,7 +113,7 @@ def _status_of_run(name: str, commands: typer.Typer) -> int:
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         verb = context.command_path if context else name
-        return _fail(f"{error.format_message().rstrip('.')}; '{verb} --help' shows what there is", EXIT_USAGE)
+        return _fail(led_to_help(error.format_message(), verb), EXIT_USAGE)
     except (typer.Abort, KeyboardInterrupt):
         return exit_codes.EXIT_INTERRUPTED
     except NodeRuns as error:

@@ -23,7 +23,7 @@ EXIT_TERMINATED: Final = 143
 
 MEANINGS: Final = {
     exit_codes.EXIT_OK: "done, and nothing is wrong",
-    EXIT_PROBLEMS: "verify found problems, diff or tree differences, or the node is not ready; each is named",
+    EXIT_PROBLEMS: "problems, differences, or a node that is not ready; each is named",
     exit_codes.EXIT_USAGE: "a wrong argument or option",
     exit_codes.EXIT_LOCKED: "a process, most likely a node, has the directory open",
     EXIT_UNREACHABLE: "the node cannot be reached, or the connection broke",

@@ -37,6 +37,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from merklekv.address import format_address
 from merklekv.replication.stream.event import MESSAGE_BYTES_MAX
+from merklekv.shortage import reason_of
 
 KEEPALIVE_S: Final = 20
 CONNECT_TIMEOUT_S: Final = 5.0  # for one address
@@ -121,6 +122,7 @@ class Received(NamedTuple):
     token: tuple[int, int]
 
 
+UNSPECIFIED: Final = ReasonCode(PacketTypes.DISCONNECT, "Unspecified error")
 TAKEN_OVER: Final = ReasonCode(PacketTypes.DISCONNECT, "Session taken over")
 
 Incoming = Connected | Published | Subscribed | Received
@@ -161,7 +163,7 @@ class MqttConnection:
                 properties=properties,
             )
         except (OSError, ValueError) as error:
-            raise ConnectionLost(f"cannot connect to {self._broker.address}: {error}") from error
+            raise ConnectionLost(f"cannot connect to {self._broker.address}: {reason_of(error)}") from error
         sock = cast(socket.socket, self._client.socket())
         # A lone event, or an acknowledgement, must not wait 40 ms for the one before it to be acknowledged by TCP.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -299,7 +301,7 @@ class MqttConnection:
     ) -> None:
         self._taken_over = reason == TAKEN_OVER
         who = "the broker ended the connection" if flags.is_disconnect_packet_from_server else "the connection is lost"
-        self._lost = self._lost or f"{who}: {reason}"
+        self._lost = self._lost or (who if reason == UNSPECIFIED else f"{who}: {reason}")
 
     def _on_publish(self, client: paho.Client, _: Any, mid: int, reason: ReasonCode, given: Properties | None) -> None:
         if cast(_Client, client).is_writing:

@@ -2,7 +2,7 @@
 
 import { byId, el, text } from "./dom.js";
 import { table } from "./tables.js";
-import { bytes, data, moment } from "./words.js";
+import { bytes, counted, data, moment } from "./words.js";
 
 let asked = 0; // only the newest answer is shown
 
@@ -60,7 +60,7 @@ function pager(prefix, cursors, page) {
   next.disabled = page.next === null;
   first.addEventListener("click", () => show(prefix, [""]));
   next.addEventListener("click", () => show(prefix, [...cursors, page.next]));
-  return el("div", { class: "pager" }, first, next, el("span", { class: "note", role: "status" }, `Page ${cursors.length}, ${page.keys.length} keys`));
+  return el("div", { class: "pager" }, first, next, el("span", { class: "note", role: "status" }, `Page ${cursors.length}, ${counted(page.keys.length, "key")}`));
 }
 
 async function showHistory(one) {

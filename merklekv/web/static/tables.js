@@ -24,13 +24,21 @@ function show(id, content, make) {
   if (had) place.querySelector(".scroll")?.focus();
 }
 
+const HOLDS_BACK = { // the collection of deleted keys, in the words of `merklekv members`
+  unmet: "no exchange with it yet",
+  view: "last reported other members than this node knows",
+  applied_through: "its later writes are not applied here yet",
+  stable: "has not yet applied later writes of other members",
+  unreadable: "its row cannot be read",
+};
+
 export function showMembers(members) {
   const rows = members.map((member) => [
     member.node,
     member.state,
     member.address || "–",
     member.state === "self" ? "now" : member.contact_ms === null || member.contact_ms < 0 ? "never" : `${span(member.contact_ms / 1000)} ago`,
-    [member.holds_back, member.refuses].filter(Boolean).join("; ") || "–",
+    [HOLDS_BACK[member.holds_back] ?? member.holds_back, member.refuses].filter(Boolean).join("; ") || "–",
   ]);
   show("members", rows, () => rows.length
     ? table("Members", ["node", "state", "address", "last reached", "holds back"], rows, ["name", "", "mono", "", ""])

@@ -33,8 +33,8 @@ Examples:
     merklekv stats 10.0.0.5:7379 --watch
     merklekv stats total_commands --watch --interval 10 --json >> commands.jsonl
 
-A first word that can be no node, as PORT, HOST:PORT or localhost can, is a NAME. `q` or Ctrl-C ends a watch, with exit
-status 0.
+The first word is a node if it is PORT, HOST:PORT, an IPv4 address or localhost; otherwise it is a NAME. `q` or Ctrl-C
+ends a watch, with exit status 0.
 """
 INTERVAL_MIN_S: Final = 0.1
 
@@ -91,7 +91,7 @@ def _chosen(node: Node, patterns: list[str]) -> dict[str, str]:
     chosen: set[str] = set()
     for pattern in patterns or ["*"]:
         if not (matching := fnmatch.filter(metrics, pattern)):
-            raise InvalidArgument(f"{node.name}: counts nothing that is called {pattern}")
+            raise InvalidArgument(f"{node.name}: has no metric that is called {pattern}")
         chosen.update(matching)
     return {name: value for name, value in metrics.items() if name in chosen}
 
