@@ -105,6 +105,10 @@ class Server:
             on_failure.callback(self.stop)
             self._listeners = listen(self._host, self._port)
             host, port = self._listeners[0].getsockname()[:2]
+            if not self._allow_remote and not is_loopback(host):
+                log.warning(
+                    "listening on %(host)s, but other machines are refused without --allow-remote", {"host": host}
+                )
             self.context.port = port
             for number in range(self._threads):
                 self.workers.append(Worker(self.context, number, self._fatal))

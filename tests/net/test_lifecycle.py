@@ -235,3 +235,12 @@ def test_a_peer_that_vanished_is_noticed(server: StartedServer, connect: Connect
             options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
             idle, interval, count = (end.getsockopt(socket.IPPROTO_TCP, option) for option in options)
             assert idle + interval * count == wait_s == 120
+
+
+def test_a_start_says_that_other_machines_are_refused(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    start(host="0.0.0.0")
+    assert "other machines are refused without --allow-remote" in caplog.text
+    caplog.clear()
+    start(host="0.0.0.0", allow_remote=True)
+    start()
+    assert "refused" not in caplog.text
