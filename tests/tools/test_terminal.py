@@ -339,7 +339,7 @@ def demo_command(where: Surroundings, scratch: Path) -> None:
             terminal.press(CTRL_C)
             assert terminal.end() == EXIT_FAILED
         else:
-            terminal.wait_for("kill -9")
+            terminal.wait_for("q quit")
             terminal.press(b"q")
             assert terminal.end() == EXIT_OK
     shows(terminal.text(where.encoding), ["broker"], where.encoding)
