@@ -598,8 +598,8 @@ class Engine:
 
     def metrics(self) -> EngineMetrics:
         """What the engine reports of itself now."""
-        # Before the lock: the file system may be slow.
-        disk, log_bytes = os.statvfs(self.directory.path), self.retention.log_bytes
+        # Before the lock: the file system may be slow. By the descriptor: the directory may be moved, or gone.
+        disk, log_bytes = os.fstatvfs(self.directory.lock_fd), self.retention.log_bytes
         with self.lock:
             table, space = self.table, self.table.base.space
             checkpoints = self.checkpointer.finished

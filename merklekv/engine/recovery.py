@@ -153,7 +153,7 @@ def _log_recovered(replayed: Replayed, checkpoint_lsn: int, end: LogEnd | None, 
     if end is not None and records:
         size = end.segments[-1] + end.end - checkpoint_lsn
         fields = {"records": records, "bytes": size, "seconds": round(seconds, 3)}
-        log.info("read %(bytes)d bytes of the log in %(seconds).1f s: %(records)d records", fields)
+        log.info("read %(bytes)d bytes of the log in %(seconds).1f s, records: %(records)d", fields)
 
 
 def recover_log(directory: Path, checkpoint_lsn: int, replayed: Replayed) -> LogEnd | None:

@@ -135,7 +135,7 @@ def test_a_node_id_file_that_holds_none_stops_the_start_with_the_way_out(
     (node.directory / "node-id").write_bytes(content)
     node.launch()
     assert node.wait() == EXIT_CORRUPT
-    (line,) = node.output().splitlines()
+    *_, line = node.output().splitlines()
     assert line.startswith(f"merklekv: {node.directory / 'node-id'}: ")
     assert f"write '{name}' into it, which this node was called" in line
     (node.directory / "node-id").write_text(name)

@@ -101,8 +101,9 @@ class Retention:
 
     @property
     def log_bytes(self) -> int:
-        """Bytes of log on disk."""
-        return self.end.lsn - list_segments(self._log_directory)[0]
+        """Bytes of log on disk; 0 if its directory is gone."""
+        segments = list_segments(self._log_directory)
+        return self.end.lsn - segments[0] if segments else 0
 
     def subscribe(self) -> LogPosition:
         """The replication cursor.  The first time it is the end of the log, which is retained from now on."""
