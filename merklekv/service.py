@@ -19,7 +19,9 @@ LOOKS: Final = 4  # of the watchdog in its time: two in the half of it, after wh
 
 
 class Supervisor:
-    """Whoever started this process and listens. `watchdog_s`: it ends a process that is silent for so long; 0: never.
+    """The program that started this process, if it listens.
+
+    `watchdog_s`: it ends a process that is silent for so long; 0: never.
 
     It takes its variables out of the environment, so that no child speaks in the place of the node.
     """

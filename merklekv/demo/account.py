@@ -15,7 +15,7 @@ DELETION_EVERY: Final = 7
 
 
 class Write(NamedTuple):
-    """The n-th write to a key. The zeroth is the deletion that nobody had to make."""
+    """The n-th write to a key. The zeroth stands for the key before its first write: deleted."""
 
     key: bytes
     number: int

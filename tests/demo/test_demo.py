@@ -195,7 +195,7 @@ def test_nodes_that_differ_in_the_end_are_told(short: pytest.MonkeyPatch, capsys
 
 
 def test_a_write_that_is_lost_is_told(short: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Somebody deletes a key behind the demo's back, and all nodes agree that it is gone."""
+    """A key is deleted behind the demo's back, and all nodes agree that it is gone."""
 
     def delete(cluster: Cluster) -> None:
         writer = cluster.writers[0]

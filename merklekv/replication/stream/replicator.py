@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 WATCH_S: Final = 5.0
 UNRESPONSIVE_S: Final = 30.0
-OUTAGE_S: Final = 10.0  # a connection that is lost for less is nobody's concern
+OUTAGE_S: Final = 10.0  # a shorter loss is no reason to send clients elsewhere
 
 
 class Replicator:

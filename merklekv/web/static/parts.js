@@ -21,7 +21,7 @@ export function startParts() {
 
 export function showParts(nodes) {
   shown = nodes;
-  byId("parts-panel").hidden = nodes.length < 2; // one node differs from nobody
+  byId("parts-panel").hidden = nodes.length < 2; // one node has no other to differ from
   keep(byId("parts"), nodes, (node) => node.address, makeRow, updateRow);
 }
 
