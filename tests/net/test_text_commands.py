@@ -355,8 +355,9 @@ def test_what_would_break_the_lines_is_read_over_resp(text: Wire, resp: Wire) ->
 
 
 def test_an_error_about_client_bytes_stays_one_line(text: Wire) -> None:
-    text.send(b"\xff\xfe\x00 x\r\nPING\r\n")
-    assert text.line() == b"ERROR Unknown command: \xff\xfe\x00\r\n"
+    text.send(b"GET \xff\xfe\x00\tx\r\nFLY \xff\r\nPING\r\n")
+    assert text.line() == b"ERROR Invalid character: tab character not allowed in key\r\n"
+    assert text.line() == b"ERROR Unknown command: FLY\r\n"
     assert text.line() == b"PONG\r\n"
 
 
