@@ -9,6 +9,7 @@ Threads: every worker adds to its own `Bytes`; anyone may read.
 from __future__ import annotations
 
 import os
+import resource
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +21,16 @@ _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 def memory() -> tuple[int, int]:
-    """Bytes of this process in RAM, and how many of them are no pages of files, which the kernel may take back."""
-    resident, shared = (int(pages) * _PAGE_BYTES for pages in Path("/proc/self/statm").read_bytes().split()[1:3])
+    """Bytes of this process in RAM, and how many of them are no pages of files, which the kernel may take back.
+
+    With a shortage of files both are the most that there ever was.
+    """
+    try:
+        pages = Path("/proc/self/statm").read_bytes().split()
+    except OSError:  # no file can be opened
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return peak, peak
+    resident, shared = (int(count) * _PAGE_BYTES for count in pages[1:3])
     return resident, resident - shared
 
 

@@ -254,6 +254,10 @@ def _dangling(file: Path) -> None:
     file.symlink_to("nowhere")
 
 
+def _loop(file: Path) -> None:
+    file.symlink_to(file.name)
+
+
 def _socket(file: Path) -> None:
     place = os.open(file.parent, os.O_RDONLY)
     with socket.socket(socket.AF_UNIX) as listener:  # its path must be short
@@ -269,6 +273,7 @@ KINDS = [
     (_directory, "a directory"),
     (_pipe, "a pipe"),
     (_dangling, "a symbolic link"),
+    (_loop, "a symbolic link"),
     (_socket, "a socket"),
     (_device, "a (device|symbolic link)"),
 ]

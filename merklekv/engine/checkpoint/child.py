@@ -321,6 +321,8 @@ class CheckpointProcess:
                         pass_fds=(self._lock_fd,),
                         env=interpreter.environment(),
                     )
+                except OSError as error:
+                    raise Shortage(f"cannot start the checkpoint process: {error}") from error
                 finally:
                     signal.pthread_sigmask(signal.SIG_SETMASK, before)
                 try:

@@ -93,7 +93,8 @@ def _header_fields(path: Path) -> tuple[Any, ...]:
 
 def pack_header(lsn: int, sequence: int) -> bytes:
     """The header of a segment that begins with local event `sequence`."""
-    header = SEGMENT_HEADER.pack(SEGMENT_MAGIC, FORMAT_VERSION, 0, lsn, sequence, time.time_ns(), 0)[:-8]
+    now = max(0, time.time_ns())  # a clock that was never set may be before 1970
+    header = SEGMENT_HEADER.pack(SEGMENT_MAGIC, FORMAT_VERSION, 0, lsn, sequence, now, 0)[:-8]
     return header + xxh3_64_intdigest(header).to_bytes(8, "big")
 
 

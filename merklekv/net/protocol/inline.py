@@ -68,6 +68,6 @@ def _unescape(escape: re.Match[bytes]) -> bytes:
 
 
 def is_foreign(line: bytes) -> bool:
-    """Whether a line belongs to a request of HTTP or the like: a browser may send one; its body must not run as commands."""
+    """Whether a line belongs to a request of HTTP or a proxy: a browser may send one, and its body must not run."""
     word = line.strip().partition(b" ")[0].upper()
     return ends_as_http(line) or word in FOREIGN_WORDS or word.startswith(HTTP_HOST)
