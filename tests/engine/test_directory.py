@@ -402,6 +402,13 @@ def test_zeros_in_place_of_the_meta_pages_are_damage(tmp_path: Path) -> None:
     refused_as(data, f"is {data.stat().st_size} bytes long and does not begin with the two meta pages of LMDB")
 
 
+def test_a_meta_page_of_no_known_version_is_damage(tmp_path: Path) -> None:
+    data = filled(tmp_path / "data")
+    engines.damaged(tmp_path / "data")
+    engines.flip(data, 20)
+    refused_as(data, f"is {data.stat().st_size} bytes long and does not begin with the two meta pages of LMDB")
+
+
 def test_a_base_without_pages_that_are_free_is_whole(tmp_path: Path) -> None:
     """LMDB does not write pages that a transaction takes and gives back; what it needs is there."""
     data = filled(tmp_path / "data")
