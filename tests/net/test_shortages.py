@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import socket
 import threading
 from collections.abc import Callable, Generator
@@ -56,6 +58,17 @@ def test_while_running_what_has_been_run_is_answered(
     wire.send(encode("SET", "k", "v") + encode("ECHO", "x") + encode("SET", "k", "w"))
     assert wire.rest() == b"+OK\r\n" + reply
     assert other.call("GET", "k") == b"$1\r\nv\r\n"
+
+
+def test_a_shortage_while_running_leaves_the_connection_usable(
+    server: StartedServer, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    replace(server, b"ECHO", raising(OSError(errno.ENFILE, os.strerror(errno.ENFILE))))
+    wire = connect()
+    reply = b"-ERR resource shortage: Too many open files in system; try again later\r\n"
+    assert wire.call("ECHO", "x") == reply
+    assert wire.call("PING") == b"+PONG\r\n"
+    assert "Traceback" not in caplog.text
 
 
 @names_of
