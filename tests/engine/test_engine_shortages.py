@@ -178,7 +178,24 @@ def test_memory_that_is_short_in_the_checkpointer_passes(
     wait_until(lambda: not engine.table.frozen, what="the checkpoint")
 
 
-def _no_memory() -> None:
+def test_a_memtable_that_finds_no_memory_is_frozen_later(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(checkpoint="process")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpointer_module, "Memtable", _no_memory)
+        engine.set(b"k", VALUE)
+        engines.freeze(engine)
+        assert not engine.table.frozen
+        assert "cannot freeze the memtable: out of memory" in str(engine.gate.checkpoint_shortage)
+        engine.set(b"l", VALUE)
+        engine.commit()
+    engines.freeze(engine)
+    wait_until(lambda: engine.table.base.live == 2, what="the checkpoint")
+    assert engine.gate.checkpoint_shortage is None
+
+
+def _no_memory(*_: object) -> None:
     raise MemoryError
 
 

@@ -234,10 +234,11 @@ class Checkpointer:
             try:
                 self._commits.write()  # all of the memtable belongs into the segment
                 self._directory.require_in_place()
+                following = Memtable(self._log.end_lsn)  # before the segment begins: memory may be short
                 self._seal()
-            except Shortage as error:
+            except (Shortage, MemoryError) as error:
                 if self._gate.log_shortage is None:  # else a roll-back, which was not of what this thread did
-                    self._blocked(error)
+                    self._blocked(shortage_of(error, f"{self._directory.path}: cannot freeze the memtable"))
                 return
             except StorageFailed as error:
                 self._gate.fail(error)
@@ -246,7 +247,7 @@ class Checkpointer:
                 self._unblocked()
             self._full_disk.is_due = False
             failpoints.reached("freeze.sealed")
-            self._table.freeze(self._log.lsn)
+            self._table.freeze(following)
             if self.child is None:
                 self._log.finish_sealing()
             elif len(self._table.frozen) >= COMPACTION_TABLES_MAX:
