@@ -217,6 +217,7 @@ class Executor:
                 connection.close_when_sent(problem.afterwards)
                 return problem.reply
             case MerkleKVError():
+                connection.gathered_bytes = 0
                 self._context.traffic.count_error(problem)
                 return connection.explain(problem)
         connection.close_when_sent()  # first: it lets go of the buffers
@@ -234,6 +235,7 @@ def _advance(connection: Connection, task: Long, until: float) -> bytes | None:
         while (waits_for := next(task)) is None and monotonic() < until:
             pass
     except StopIteration as end:
+        connection.gathered_bytes = 0
         reply: bytes = end.value
         return reply
     connection.task, connection.waits_for = task, waits_for

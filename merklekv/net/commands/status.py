@@ -35,7 +35,7 @@ _ALWAYS_0 = {
     ),
     "Stats": (
         *("sync_full", "sync_partial_ok", "sync_partial_err", "total_net_repl_input_bytes"),
-        *("total_net_repl_output_bytes", "expired_time_cap_reached_count", "evicted_keys", "evicted_clients"),
+        *("total_net_repl_output_bytes", "expired_time_cap_reached_count", "evicted_keys"),
         *("total_eviction_exceeded_time", "current_eviction_exceeded_time", "pubsubshard_channels", "latest_fork_usec"),
         *("total_forks", "migrate_cached_sockets", "slave_expires_tracked_keys", "active_defrag_hits"),
         *("active_defrag_misses", "active_defrag_key_hits", "active_defrag_key_misses", "total_active_defrag_time"),
@@ -75,6 +75,9 @@ def server_metrics(context: Context) -> ServerMetrics:
         connections_refused=traffic.refused,
         protocol_errors=traffic.protocol_errors,
         output_limit_closed=traffic.output_limit_closed,
+        memory_limit_closed=traffic.evicted,
+        client_memory_bytes=context.memory.used,
+        client_memory_limit_bytes=context.memory.limit,
         idle_closed=traffic.idle_closed,
         foreign_protocol_closed=traffic.foreign_protocol_closed,
         pubsub_channels=context.pubsub.count(Kind.CHANNEL),
