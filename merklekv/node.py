@@ -40,6 +40,7 @@ from merklekv.engine.options import MIN_MEMTABLE_SIZE
 from merklekv.errors import MerkleKVError
 from merklekv.exit_codes import EXIT_OK, EXIT_SLOW_STOP, EXIT_STORAGE
 from merklekv.logging_setup import dropped_lines, flush_log, name_node, set_level, start_logging
+from merklekv.malloc import give_memory_back
 from merklekv.metrics import NodeMetrics
 from merklekv.net.client import REPLY_BYTES_MAX, REPLY_ROOM_BYTES, Client
 from merklekv.net.commands import records
@@ -170,7 +171,7 @@ class Node:
     """The parts of one node, and its `stop_requests`."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = fit(settings, available_memory())
+        self._settings = settings
         self.stop_requests = StopRequests()
         self.node_id = ""
         self.address = ("", 0)
@@ -180,7 +181,7 @@ class Node:
     def start(self) -> None:
         """Open the data and listen. Raises the errors of the engine and of the server."""
         with ExitStack() as parts:
-            settings = self._settings
+            settings = self._settings = fit(self._settings, available_memory())
             self.engine = Engine(
                 settings.storage_path,
                 durability=settings.durability,
@@ -474,6 +475,7 @@ def _start(node: Node, settings: Settings, limit_its_stop: Callable[[], None]) -
     # A thread that returns from the kernel waits this long for the interpreter while another one computes. With 5 ms,
     # Python's default, clients would wait so long for each sync and send while events of other nodes are merged.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    give_memory_back()
     # A thread from the start on: a stop may find none left.
     threading.Thread(target=limit_its_stop, name="stop-deadline", daemon=True).start()
     node.start()

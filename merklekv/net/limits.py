@@ -21,6 +21,8 @@ RECEIVE_BYTES_MIN = 4 * KIB
 TICK_BYTES = MIB
 # Replies wait in memory for the commit; a tick that has gathered this much commits and sends early.
 TICK_OUTPUT_BYTES = 8 * MIB
+# Writes wait in memory for the commit, too, and are copied into one frame of the log.
+TICK_WRITTEN_BYTES = 8 * MIB
 # Replies that a client was slow to read are sent on in pieces of this size.
 SEND_BYTES = 64 * KIB
 # Before a commit that waits for the disk, a tick reads again this many times what has arrived meanwhile.

@@ -58,6 +58,7 @@ class Worker(threading.Thread):
         self._context = context
         self._engine = context.engine
         self._executor = Executor(context)
+        self._log = context.engine.log
         self._commit = context.engine.commit
         self._commits = context.engine.commits
         self._sockets = Sockets(limits.TICK_BYTES)
@@ -186,10 +187,10 @@ class Worker(threading.Thread):
             self._run_calls()
         if self._paused.runnable or self._paused.parked:
             self._continue(now)
-        if self._memory.is_due:
-            self._relieve()
         if self._executor.answered:
             self._flush()
+        if self._memory.is_due:
+            self._relieve()
         if now >= self._next_sweep:
             self._sweep(now)
 
@@ -304,8 +305,8 @@ class Worker(threading.Thread):
         self._flush_early()
 
     def _flush_early(self) -> bool:
-        """Sends before the end of the tick when there are too many replies; whether it did."""
-        if self._executor.output > limits.TICK_OUTPUT_BYTES:
+        """Commits and sends before the end of the tick when too much waits for that; whether it did."""
+        if self._executor.output > limits.TICK_OUTPUT_BYTES or self._log.pending_size > limits.TICK_WRITTEN_BYTES:
             self._flush()
             return True
         return False
@@ -366,6 +367,8 @@ class Worker(threading.Thread):
             except Exception as problem:  # noqa: BLE001  logged by `fail`
                 self._drop(connection)  # nothing more can be sent to this one
                 self._executor.fail(connection, problem)
+        if self._memory.is_due:
+            self._relieve()
 
     def _commit_all(self) -> None:
         """Makes durable what was not rolled back.
@@ -496,6 +499,7 @@ class Worker(threading.Thread):
                 self._drop(connection)
             except Exception as problem:  # noqa: BLE001  logged by `fail`
                 self._executor.fail(connection, problem)
+        self._memory.give_back()
         self._relieve()  # also where clients keep what they hold: the metrics show it
         # Also without a reply to send: a disk that failed in another thread, in a checkpoint or in the regular sync,
         # ends the process even while all clients wait or are silent.

@@ -14,7 +14,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
-from xxhash import xxh3_64_digest, xxh3_64_intdigest
+from xxhash import xxh3_64, xxh3_64_digest, xxh3_64_intdigest
 
 from merklekv.core import compiled
 from merklekv.engine.access import damage
@@ -34,6 +34,7 @@ from merklekv.errors import Corruption, FormatTooNew, StorageFailed
 
 _ENTRY_SIZE: Final = ENTRY.size
 _HEADER_SIZE: Final = FRAME_HEADER.size
+LARGE_PAYLOAD: Final = 64 << 10  # from here on a copy costs more than the calls that spare it
 _place: Final = FRAME_PLACE.pack
 RECORD_PLACE: Final = Struct(">HQI")
 """Where a record is: number of a segment, position there, size."""
@@ -127,7 +128,14 @@ def whole_frames(
             if end > size:
                 return
             payload = data[start:end]
-            if data[head_end:start] != xxh3_64_digest(_place(lsn, at + data_at) + data[at:head_end] + payload):
+            place = _place(lsn, at + data_at) + data[at:head_end]
+            if length < LARGE_PAYLOAD:
+                checksum = xxh3_64_digest(place + payload)
+            else:  # without a copy
+                hashing = xxh3_64(place)
+                hashing.update(payload)
+                checksum = hashing.digest()
+            if data[head_end:start] != checksum:
                 return
         yield at + data_at, end + data_at, synced, sequence, local_count, entry_count, payload
         at = end
