@@ -23,6 +23,7 @@ from collections.abc import Callable, Generator, Iterable
 from typing import Self
 
 from merklekv.net.limits import ARGUMENT_BYTES, BULK_BYTES_MIN, CONNECTION_BYTES, LINGER_S, SEND_BYTES, WATCHED_BYTES
+from merklekv.net.memory import held_by
 from merklekv.net.protocol.resp import Push, RespParser
 from merklekv.net.protocol.text import FOREIGN, REFUSED, Request, TextParser
 from merklekv.net.registry import Entry, Long, Pause
@@ -150,7 +151,7 @@ class Connection(Session):
     @property
     def memory_bytes(self) -> int:
         """What the server holds for this client."""
-        size = CONNECTION_BYTES + self.unsent_bytes + self.gathered_bytes
+        size = CONNECTION_BYTES + self.unsent_bytes + held_by(self.task)
         if parser := self.parser:
             size += parser.held_bytes + ARGUMENT_BYTES * parser.held_arguments
         if transaction := self.transaction:
@@ -235,7 +236,7 @@ class Connection(Session):
         self.context.monitor.leave(self)
         self.feed, self.parser = _discard, None
         self.backlog = []
-        self.transaction, self.watched, self.gathered_bytes = None, {}, 0
+        self.transaction, self.watched = None, {}
         self.context.pubsub.leave(self)
         task, self.task, self.waits_for = self.task, None, None
         if task is not None:

@@ -22,6 +22,7 @@ from merklekv.histogram import Histogram
 from merklekv.net import limits
 from merklekv.net.connection import CLOSED, OPEN, Connection
 from merklekv.net.errors import Goodbye, RequestError
+from merklekv.net.memory import held_by
 from merklekv.net.monitor import redacted
 from merklekv.net.parts import Parts
 from merklekv.net.protocol.resp import Push
@@ -103,6 +104,7 @@ class Executor:
                 if log.frame != frame:
                     frame = parts.begin_if_due(self.answered)
                 if reply is None:
+                    self._context.memory.grown += held_by(connection.task)
                     connection.task_s = monotonic() - began
                     break
             except Stalled:
@@ -217,7 +219,6 @@ class Executor:
                 connection.close_when_sent(problem.afterwards)
                 return problem.reply
             case MerkleKVError():
-                connection.gathered_bytes = 0
                 self._context.traffic.count_error(problem)
                 return connection.explain(problem)
         connection.close_when_sent()  # first: it lets go of the buffers
@@ -235,7 +236,6 @@ def _advance(connection: Connection, task: Long, until: float) -> bytes | None:
         while (waits_for := next(task)) is None and monotonic() < until:
             pass
     except StopIteration as end:
-        connection.gathered_bytes = 0
         reply: bytes = end.value
         return reply
     connection.task, connection.waits_for = task, waits_for

@@ -19,6 +19,9 @@ MIB = 1024 * 1024
 RECEIVE_BYTES_MAX = 64 * KIB
 RECEIVE_BYTES_MIN = 4 * KIB
 TICK_BYTES = MIB
+# Reading takes about 1 ms for these. After a tick in which it takes longer than READ_S, each connection is read half as
+# much: many tiny arguments take a hundred times as long to parse.
+READ_S = 0.02
 # Replies wait in memory for the commit; a tick that has gathered this much commits and sends early.
 TICK_OUTPUT_BYTES = 8 * MIB
 # Writes wait in memory for the commit, too, and are copied into one frame of the log.

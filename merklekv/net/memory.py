@@ -13,6 +13,7 @@ Cost: an addition for each tick. A look takes 0.5 us for each connection.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from sys import getsizeof
 from typing import TYPE_CHECKING, Final
 
 from merklekv.malloc import trim
@@ -23,7 +24,22 @@ if TYPE_CHECKING:
 # An argument of two bytes takes eight on the wire, and eight times that as an object in a list.
 RECEIVED_FACTOR: Final = 8
 GIVEN_BACK_BYTES: Final = 8 << 20
+SAMPLES: Final = 1000  # of a list, from which the size of the others is guessed
 STEPS: Final = 16  # clients may hold so much of the budget too much before somebody looks
+
+
+def held_by(task: object) -> int:
+    """About how many bytes a long command under way holds: the values and lists of its generators."""
+    size = 0
+    while (frame := getattr(task, "gi_frame", None)) is not None:
+        for one in frame.f_locals.values():
+            if isinstance(one, bytes | bytearray):
+                size += len(one)
+            elif isinstance(one, list) and one:
+                step = 1 + len(one) // SAMPLES
+                size += step * sum(map(getsizeof, one[::step]))
+        task = getattr(task, "gi_yieldfrom", None)
+    return size
 
 
 class Memory:

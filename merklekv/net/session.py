@@ -251,7 +251,6 @@ class Session(Channel):
         "context",
         "engine",
         "explain",
-        "gathered_bytes",
         "has_missed",
         "id",
         "library",
@@ -284,7 +283,6 @@ class Session(Channel):
         self.library_version = b""
         self.explain: Callable[[MerkleKVError], bytes] = text.error
         self.subscriptions: Subscriptions | None = None  # of publish/subscribe; None: it listens to nothing
-        self.gathered_bytes = 0  # of the reply that a long command makes
         self.has_missed = False  # whether messages were dropped that it did not read: it is about to be closed
         self.watched: dict[bytes, State] = {}  # what WATCH has seen of its keys
         self.use(None)
@@ -346,13 +344,10 @@ def until_counted(session: Session) -> Iterator[Callable[[], bool]]:
 
 
 def check_reply_size(session: Session, size: int) -> None:
-    """Takes note of what is there of a long reply. Raises RequestError before a connection may not hold it."""
-    context = session.context
-    limit = context.limits.output_hard_bytes
+    """Raises RequestError before a reply grows larger than a connection may hold."""
+    limit = session.context.limits.output_hard_bytes
     if size > limit:
         raise RequestError(f"reply larger than {limit} bytes: ask for less at a time")
-    context.memory.grown += max(0, size - session.gathered_bytes)
-    session.gathered_bytes = size
 
 
 def in_thread(session: Session, name: str, work: Callable[[], None]) -> Iterator[Callable[[], bool]]:

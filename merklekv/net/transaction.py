@@ -153,5 +153,3 @@ def _finish(session: Session, task: Long, entry: Entry, until: float) -> bytes:
     except StopIteration as end:
         reply: bytes = end.value
         return reply
-    finally:
-        session.gathered_bytes = 0

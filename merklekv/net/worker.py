@@ -70,6 +70,7 @@ class Worker(threading.Thread):
         self._accept: Callable[[socket.socket], None] = socket.socket.close
         self._roll_backs = context.engine.roll_backs  # how often it has rolled changes back, as far as clients know
         self._memory = context.memory
+        self._receive_bytes = limits.RECEIVE_BYTES_MAX  # of one connection at once
         self._paused = Paused(self.call_soon)
         self._looked = threading.Event()  # not set while a `look` waits for its answer
         self._looked.set()
@@ -199,14 +200,20 @@ class Worker(threading.Thread):
 
         Requests of a command that can run many wait until all connections are read, and then run together.
         """
-        share = limits.TICK_BYTES // len(events)
-        share = max(limits.RECEIVE_BYTES_MIN, min(limits.RECEIVE_BYTES_MAX, share))
+        share = max(limits.RECEIVE_BYTES_MIN, limits.TICK_BYTES // len(events))
+        share = min(self._receive_bytes, share)
         executor = self._executor
         batches: Batches = {}
         pipelines: list[tuple[Connection, list[Request]]] = []
         odd: list[Event] = []
         ended: list[tuple[Connection, Exception | None]] = []
+        began = time.monotonic()
         received = self._sockets.read_each(events, self.connections, share, now, batches, pipelines, odd, ended)
+        took = time.monotonic() - began
+        if took > limits.READ_S:
+            self._receive_bytes = max(limits.RECEIVE_BYTES_MIN, share // 2)
+        elif self._receive_bytes < limits.RECEIVE_BYTES_MAX and took < limits.READ_S / 4:
+            self._receive_bytes = min(limits.RECEIVE_BYTES_MAX, 2 * self._receive_bytes)
         for fd, event in odd:
             received += self._serve_odd(fd, event, share, now, pipelines, ended)
         self._context.traffic.input_bytes += received
@@ -308,8 +315,12 @@ class Worker(threading.Thread):
         """Commits and sends before the end of the tick when too much waits for that; whether it did."""
         if self._executor.output > limits.TICK_OUTPUT_BYTES or self._log.pending_size > limits.TICK_WRITTEN_BYTES:
             self._flush()
-            return True
-        return False
+            is_sent = True
+        else:
+            is_sent = False
+        if self._memory.is_due:
+            self._relieve()
+        return is_sent
 
     def _timeout(self) -> float:
         if self._calls.waiting:
@@ -367,8 +378,6 @@ class Worker(threading.Thread):
             except Exception as problem:  # noqa: BLE001  logged by `fail`
                 self._drop(connection)  # nothing more can be sent to this one
                 self._executor.fail(connection, problem)
-        if self._memory.is_due:
-            self._relieve()
 
     def _commit_all(self) -> None:
         """Makes durable what was not rolled back.

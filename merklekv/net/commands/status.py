@@ -257,6 +257,7 @@ def _stats(context: Context, values: Mapping[str, Value]) -> Mapping[str, Value]
         "instantaneous_input_kbps": f"{vitals.rate('total_net_input_bytes') / 1024:.2f}",
         "instantaneous_output_kbps": f"{vitals.rate('total_net_output_bytes') / 1024:.2f}",
         "rejected_connections": counted["rejected_connections"],
+        "evicted_clients": counted["evicted_clients"],
         "expired_keys": values.get("expired_keys", 0),
         "keyspace_hits": counted["keyspace_hits"],
         "keyspace_misses": counted["keyspace_misses"],
