@@ -32,7 +32,7 @@ def _cgroup_limits() -> Iterator[int]:
     with suppress(OSError):
         lines = _MEMBERSHIP.read_text().splitlines()
     for line in lines:
-        _, controllers, path = line.split(":", 2)
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
         if not controllers:  # version 2
             roots, name = [_HIERARCHIES, _HIERARCHIES / "unified"], "memory.max"
         elif "memory" in controllers.split(","):

@@ -76,7 +76,7 @@ SHOWN_PEERS = 5
 # Of the memory that a process may have, in a container or on a small machine: room for what clients hold and one copy
 # of it, for five memtables as objects, and for the checkpoint process.
 MEMORY_SHARE = 4
-MEMTABLE_SHARE = 16
+MEMTABLE_SHARE = 32
 MEMORY_VALUES = 4  # what clients hold is at least this many of the largest values
 INBOX_SHARE = 8  # messages of other nodes wait in an eighth of the memory of all clients
 LOOK_S = 1.0  # between two looks at the wall clock and at the workers, at most

@@ -16,14 +16,11 @@ from collections.abc import Callable, Iterable
 from sys import getsizeof
 from typing import TYPE_CHECKING, Final
 
-from merklekv.malloc import trim
-
 if TYPE_CHECKING:
     from merklekv.net.connection import Connection
 
 # An argument of two bytes takes eight on the wire, and eight times that as an object in a list.
 RECEIVED_FACTOR: Final = 8
-GIVEN_BACK_BYTES: Final = 8 << 20
 SAMPLES: Final = 1000  # of a list, from which the size of the others is guessed
 STEPS: Final = 16  # clients may hold so much of the budget too much before somebody looks
 
@@ -50,7 +47,6 @@ class Memory:
         self.used = 0  # at the last look
         self.grown = 0
         self.room = limit
-        self._most = 0  # used since the last time that it was given back
         self.others: list[Callable[[], int]] = []  # what draws on it beside clients: bytes now
 
     @property
@@ -71,11 +67,4 @@ class Memory:
                 self.used -= size
                 ended.append(largest)
         self.room = max(self.limit - self.used, self.limit // STEPS)
-        self._most = max(self._most, self.used)
         return ended
-
-    def give_back(self) -> None:
-        """Gives what clients no longer hold back to the system, if that is much. Takes up to 0.1 ms for each MiB."""
-        if self._most - self.used > GIVEN_BACK_BYTES:
-            self._most = self.used
-            trim()

@@ -493,7 +493,7 @@ class Worker(threading.Thread):
         """Closes connections that are silent for too long, and lets listeners accept again."""
         self._next_sweep = now + limits.SWEEP_S
         if self._context.vitals.is_due(now):
-            self._context.vitals.sample(now, self._context.counters())
+            self._context.vitals.sample(now, self._context.counters(), self._memory.used + self._engine.memtables_bytes)
         for fd in self._listeners if self._stop_at is None else ():
             self._epoll.modify(fd, READABLE)
         idle_limit = self._context.limits.idle_timeout_s
@@ -508,7 +508,6 @@ class Worker(threading.Thread):
                 self._drop(connection)
             except Exception as problem:  # noqa: BLE001  logged by `fail`
                 self._executor.fail(connection, problem)
-        self._memory.give_back()
         self._relieve()  # also where clients keep what they hold: the metrics show it
         # Also without a reply to send: a disk that failed in another thread, in a checkpoint or in the regular sync,
         # ends the process even while all clients wait or are silent.
