@@ -22,6 +22,7 @@ from merklekv.histogram import Histogram
 from merklekv.net import limits
 from merklekv.net.connection import CLOSED, OPEN, Connection
 from merklekv.net.errors import Goodbye, RequestError
+from merklekv.net.memory import held_by
 from merklekv.net.monitor import redacted
 from merklekv.net.parts import Parts
 from merklekv.net.protocol.resp import Push
@@ -104,6 +105,7 @@ class Executor:
                 if log.frame != frame:
                     frame = parts.begin_if_due(self.answered)
                 if reply is None:
+                    self._context.memory.grown += held_by(connection.task)
                     connection.task_s = monotonic() - began
                     break
             except Stalled:

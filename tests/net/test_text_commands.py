@@ -290,8 +290,8 @@ def test_stats_fit_into_one_read_whatever_they_count(
     context.traffic.connections = largest
     context.started -= largest
     monkeypatch.setattr(status, "memory", lambda: (largest * 1024, largest * 1024))
-    sessions = [context.sessions()[0]] * 10_000
-    context.sessions = lambda: sessions
+    connections = [context.sessions()[0]] * 10_000
+    context.connections = lambda: connections
     text.send(b"STATS\n")
     reply = b""
     while not reply.endswith(b"END\r\n"):

@@ -71,6 +71,11 @@ class TextParser:
         """What has come of the next line."""
         return len(self._partial or b"")
 
+    @property
+    def held_arguments(self) -> int:
+        """How many arguments of the next request are whole: a line comes as one piece."""
+        return 0
+
     def feed(self, data: bytes) -> list[Request]:
         """The requests completed by `data`, oldest first."""
         if self._partial:
