@@ -3,4 +3,5 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for `fixtures`, which pytest finds by itself
+if (place := str(Path(__file__).parents[1])) not in sys.path:
+    sys.path.insert(0, place)  # for `fixtures`, which pytest finds by itself

@@ -37,7 +37,7 @@ from merklekv.errors import MerkleKVError
 
 from .disk import NEVER, Disk, State, choose, describe, is_same
 from .judge import Case, Promises, promised
-from .programs import SCENARIOS, Story
+from .programs import SCENARIOS, Model
 from .trace import Trace, read, record
 
 ROOT: Final = Path(__file__).parents[2]
@@ -79,7 +79,7 @@ class Recording:
     def promises(self, state: State) -> Promises:
         """What was promised by then."""
         seconds = self.trace.time_at(max(0, state.event - self.first))
-        return promised(self.disk.marks, state.event, seconds, self.case.durability)
+        return promised(self.disk.marks, state.event, seconds, self.case.durability, self.case.clock)
 
     def judge(self, state: State) -> list[str]:
         """What is wrong with a state."""
@@ -88,7 +88,7 @@ class Recording:
             root.mkdir()
             stale = b"".join(each.data for each in self.disk.writes[:50]) if state.is_stale else b""
             self.disk.lay_down(root, state.event, state.choice(self.disk), stale)
-            problems = []
+            problems: list[str] = []
             try:
                 problems += self.case.judge(root, self.promises(state), place / "scratch")
             except MerkleKVError as error:
@@ -128,7 +128,8 @@ class Scenario:
         """Starts on so many states that a power cut leaves, and on as many that the end of the process leaves."""
         disk = first.disk
         states = choose(disk, count, chance)
-        points = chance.sample(disk.naming, min(len(disk.naming), count * 2 // 3))
+        naming = sorted({each.entered for each in disk.renames})
+        points = chance.sample(naming, min(len(naming), count * 2 // 3))
         points += chance.sample(disk.points, min(len(disk.points), count // 3))
         states += [State(point, "killed") for point in points]
         with scratch() as place:
@@ -155,7 +156,8 @@ class Scenario:
             disk.play(trace, root / name, root.parent / "out/marks", name)
             _require_same(disk, out / "end" / name)
             story, before = _story(out / f"story-{name}"), first.promises(state)
-            case = Case(story, self.data, "always", self.publishes, first.case, before)
+            clock = first.promises(State(NEVER, "all")).clock
+            case = Case(story, self.data, "always", self.publishes, clock, first.case, before)
             yield Recording(f"starts/{name}", disk, case, trace, begin)
 
     def _keep(self, place: Path, name: str) -> None:
@@ -194,13 +196,15 @@ class Scenario:
     def find(self, name: str) -> Recording:
         """A recording by its name."""
         first = self.first()
-        return next(each for each in (first, *(self.starts(first) if name != "first" else ())) if each.name == name)
+        return first if name == first.name else next(each for each in self.starts(first) if each.name == name)
 
 
 def tell(scenario: Scenario, recording: Recording, state: State, problems: list[str]) -> None:
     """Shows what is wrong."""
-    say(f"\n{scenario.name}: WRONG after a power cut: python -m tests.crash_states --kept {scenario.kept} "
-        f"--scenario {scenario.name} --state {recording.name}/{state}")
+    say(
+        f"\n{scenario.name}: WRONG after a power cut: python -m tests.crash_states --kept {scenario.kept} "
+        f"--scenario {scenario.name} --state {recording.name}/{state}"
+    )
     for problem in problems:
         say(f"  {problem}")
     say(f"promised: {recording.promises(state)}")
@@ -213,9 +217,8 @@ def _rooms(place: Path) -> tuple[Path, Path]:
     return place / "root", place / "out"
 
 
-def _story(path: Path) -> Story:
-    story = pickle.loads(path.read_bytes())
-    assert isinstance(story, Story)
+def _story(path: Path) -> list[Model]:
+    story: list[Model] = pickle.loads(path.read_bytes())
     return story
 
 

@@ -25,8 +25,11 @@ import copy
 import itertools
 import os
 import random
+import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -212,10 +215,11 @@ class Disk:
         return sorted(found, key=lambda each: each.number)
 
     @property
-    def naming(self) -> list[int]:
-        """The points at which a name came or went."""
-        found = {each.entered for node in self.nodes for each in node.operations if isinstance(each, Rename)}
-        return [point for point in self.points if point in found]
+    def renames(self) -> list[Rename]:
+        """All names that came or went, in order, as far as a point is behind them."""
+        found = [each for node in self.nodes for each in node.operations if isinstance(each, Rename)]
+        points = set(self.points)
+        return sorted((each for each in found if each.entered in points), key=lambda each: each.number)
 
     def _add(self, is_directory: bool, name: str) -> Node:
         node = Node(is_directory, is_mapped=name == MAPPED)
@@ -327,10 +331,9 @@ def names_of(node: Node, chosen: Choice) -> dict[str, Node]:
     names: dict[str, Node] = {}
     for each, pieces in chosen.items():
         assert isinstance(each, Rename)
-        is_split = each.pieces == 2
-        if each.old and (not is_split or pieces & 2):
-            if each.target is None or names.get(each.old) is each.target:
-                names.pop(each.old, None)
+        is_lost = bool(each.old) and (each.pieces == 1 or bool(pieces & 2))
+        if is_lost and (each.target is None or names.get(each.old) is each.target):
+            names.pop(each.old, None)
         if each.new and each.target is not None:
             names[each.new] = each.target
     return names
@@ -345,7 +348,7 @@ class _Player:
         self._root = root
         self._marks = str(marks)
         self._first = disk.last + 1  # event
-        self._open: dict[tuple[int, int], _Open] = {}
+        self._open: dict[tuple[int, int], list[tuple[int, _Open]]] = {}  # with the event from which on it is open
 
     def play(self) -> None:
         for call in self._trace.calls:
@@ -377,18 +380,22 @@ class _Player:
         return node, node.names.get(parts[-1]), parts[-1]
 
     def _file(self, call: Call) -> _Open | None:
-        (fd, path), *_ = call.descriptors() or [(-1, "")]
+        fd, path = call.descriptor
         if fd < 0 or self._within(path.removesuffix("(deleted)")) is None:
             return None
-        found = self._open.get((call.process, fd))
+        found = self._opened(call.process, fd, call.entered)
         if found is None:
             raise Untraceable(f"{call.name} of an unknown descriptor: {fd} {path}")
         return found
 
+    def _opened(self, process: int, fd: int, event: int) -> _Open | None:
+        """What a descriptor stands for then. Of two calls that overlap, the one that returns last made it."""
+        known = [each for each in self._open.get((process, fd), ()) if each[0] < event]
+        return max(known, key=lambda each: each[0])[1] if known else None
+
     def _unknown(self, call: Call) -> None:
-        paths = [path for _, path in call.descriptors()] + call.paths()
-        if any(self._within(path) is not None for path in paths if path.startswith("/")):
-            raise Untraceable(f"a call that this model does not know: {call.name} of {paths}")
+        if call.names(self._root):
+            raise Untraceable(f"a call that this model does not know: {call.name}")
 
     # -- noting it -----------------------------------------------------------------------------------------------------
 
@@ -432,7 +439,7 @@ class _Player:
     # -- the calls -----------------------------------------------------------------------------------------------------
 
     def _take_openat(self, call: Call) -> None:
-        path = call.paths()[0]
+        path = call.paths[0]
         directory, node, name = self._find(path)
         if directory is None and node is None:
             return
@@ -445,17 +452,19 @@ class _Player:
             self._resize(call, node, 0)
         synchronous = "O_DSYNC" in call.text or "O_SYNC" in call.text
         opened = _Open(node, synchronous, "O_APPEND" in call.text)
-        self._open[call.process, call.result] = opened
+        self._open.setdefault((call.process, call.result), []).append((call.returned, opened))
 
     _take_open = _take_creat = _take_openat
 
     def _take_lseek(self, call: Call) -> None:
-        if opened := self._file(call):
+        fd, _ = call.descriptor
+        opened = self._opened(call.process, fd, call.entered)
+        if opened is not None:  # else a list of names is read again, through a duplicate
             opened.offset = call.result
 
     def _take_write(self, call: Call) -> None:
-        data = b"".join(call.strings())[: call.result]
-        if any(path == self._marks for _, path in call.descriptors()):
+        data = b"".join(call.strings)[: call.result]
+        if call.descriptor[1] == self._marks:
             event = self._first + call.entered
             seconds = self._trace.time_at(call.entered)
             self._disk.marks.append(Mark(event, seconds, tuple(data.decode().split())))
@@ -467,9 +476,20 @@ class _Player:
 
     _take_writev = _take_write
 
+    def _take_sendfile(self, call: Call) -> None:
+        if opened := self._file(call):
+            source = self._find(call.second)[1]
+            offset = re.search(r"\[(\d+)\]", call.text)
+            if source is None or offset is None:
+                raise Untraceable(f"a copy of a file from elsewhere: {call.second}")
+            data, size = self._disk.content(source, {each: each.whole for each in source.operations})
+            copied = data.ljust(size, b"\0")[int(offset[1]) :][: call.result]
+            self._write(call, opened, copied, opened.offset)
+            opened.offset += call.result
+
     def _take_pwrite64(self, call: Call) -> None:
         if opened := self._file(call):
-            self._write(call, opened, b"".join(call.strings())[: call.result], call.numbers()[-1])
+            self._write(call, opened, b"".join(call.strings)[: call.result], call.numbers()[-1])
 
     _take_pwritev = _take_pwrite64
 
@@ -478,7 +498,7 @@ class _Player:
             self._resize(call, opened.node, call.numbers()[-1])
 
     def _take_truncate(self, call: Call) -> None:
-        node = self._find(call.paths()[0])[1]
+        node = self._find(call.paths[0])[1]
         if node is not None:
             self._resize(call, node, call.numbers()[-1])
 
@@ -490,21 +510,21 @@ class _Player:
             self._resize(call, opened.node, int(offset) + int(size), grows=True)
 
     def _take_mkdir(self, call: Call) -> None:
-        directory, _, name = self._find(call.paths()[0])
+        directory, _, name = self._find(call.paths[0])
         if directory is not None:
             self._name(call, directory, name, self._disk._add(True, name))
 
     _take_mkdirat = _take_mkdir
 
     def _take_unlink(self, call: Call) -> None:
-        directory, _, name = self._find(call.paths()[0])
+        directory, _, name = self._find(call.paths[0])
         if directory is not None:
             self._name(call, directory, "", None, name)
 
     _take_unlinkat = _take_rmdir = _take_unlink
 
     def _take_rename(self, call: Call) -> None:
-        old, new = call.paths()
+        old, new = call.paths
         directory, node, old_name = self._find(old)
         target, _, new_name = self._find(new)
         if directory is None and target is None:
@@ -516,7 +536,7 @@ class _Player:
     _take_renameat = _take_renameat2 = _take_rename
 
     def _take_link(self, call: Call) -> None:
-        old, new = call.paths()
+        old, new = call.paths
         node = self._find(old)[1]
         directory, _, name = self._find(new)
         if directory is not None:
@@ -540,9 +560,8 @@ class _Player:
 
     def _take_mmap(self, call: Call) -> None:
         is_written = "PROT_WRITE" in call.text and "MAP_SHARED" in call.text
-        for _, path in call.descriptors() if is_written else ():
-            if self._within(path) is not None and Path(path).name != MAPPED:
-                raise Untraceable(f"{path} is written through a memory map")
+        if is_written and call.second and self._within(call.second) is not None and Path(call.second).name != MAPPED:
+            raise Untraceable(f"{call.second} is written through a memory map")
 
 
 # -- states ------------------------------------------------------------------------------------------------------------
@@ -618,9 +637,10 @@ def _part(operation: Operation, chance: random.Random) -> int:
 
 
 def choose(disk: Disk, count: int, chance: random.Random) -> list[State]:
-    """About so many different states: of each point those with all and with nothing, then single operations and sets.
+    """About so many different states: half of them the plain ones, or as many as there are, and others by chance.
 
-    Of equal states the last is kept, because then most is promised.
+    Plain are: after each point all that no sync covers, and none of it; and, just before a sync covers a name that has
+    come or gone, all but that, and that alone. Of equal states the last is kept, because then most is promised.
     """
     found: dict[int, State] = {}
 
@@ -629,29 +649,46 @@ def choose(disk: Disk, count: int, chance: random.Random) -> list[State]:
         if identity not in found or found[identity].event < state.event:
             found[identity] = state
 
-    plain = [State(point, name) for point in disk.points for name in ("none", "all")]
-    for state in chance.sample(plain, min(len(plain), 2 * count)):
-        add(state)
-    if len(found) > count // 2:
-        found = dict(chance.sample(sorted(found.items()), count // 2))
-    tries = 0
-    while len(found) < count and tries < 10 * count:
-        tries += 1
-        point = chance.choice(disk.points)
-        pending = disk.pending(point)
-        if not pending:
-            continue
-        names = [number for number, each in enumerate(pending) if isinstance(each, Rename)]
-        number = chance.choice(names) if names and chance.random() < 0.5 else chance.randrange(len(pending))
-        kind = chance.choice(("without", "only", "torn", "random"))
-        if kind == "torn":
-            name = f"torn-{number}-{chance.randrange(2 * len(FORMS))}"
-        elif kind == "random":
-            name = f"random-{chance.getrandbits(32)}{chance.choice(('', 's'))}"
-        else:
-            name = f"{kind}-{number}"
-        add(State(point, name))
+    def add_all(states: list[State], most: int) -> None:
+        for state in chance.sample(states, len(states)):
+            if len(found) >= most:
+                return
+            add(state)
+
+    latest = _latest(disk)
+    add_all([State(point, name) for point in latest for name in ("none", "all")], count // 4)
+    names = []
+    for operation in disk.renames:
+        event = disk.points[bisect_left(disk.points, operation.durable) - 1]
+        if event >= operation.entered:
+            number = disk.pending(event).index(operation)
+            names += [State(event, f"{kind}-{number}") for kind in ("without", "only")]
+    add_all(names, count // 2)
+    for _ in range(5 * count):
+        if len(found) >= count:
+            break
+        event = chance.choice(latest if chance.random() < 0.5 else disk.points)
+        pending = disk.pending(event)
+        if pending:
+            add(State(event, _draw(pending, chance)))
     return sorted(found.values(), key=lambda state: state.event)
+
+
+def _latest(disk: Disk) -> list[int]:
+    """The points just before a sync returns, and the last: whatever may be left then may be left before, too."""
+    syncs = {each.durable for node in disk.nodes for each in node.operations}
+    return [point for point, following in pairwise([*disk.points, NEVER]) if following in syncs or following == NEVER]
+
+
+def _draw(pending: list[Operation], chance: random.Random) -> str:
+    names = [number for number, each in enumerate(pending) if isinstance(each, Rename)]
+    number = chance.choice(names) if names and chance.random() < 0.3 else chance.randrange(len(pending))
+    kind = chance.choice(("without", "only", "torn", "random"))
+    if kind == "torn":
+        return f"torn-{number}-{chance.randrange(2 * len(FORMS))}"
+    if kind == "random":
+        return f"random-{chance.getrandbits(32)}{chance.choice(('', 's'))}"
+    return f"{kind}-{number}"
 
 
 def describe(disk: Disk, state: State) -> str:
@@ -685,5 +722,3 @@ def is_same(disk: Disk, place: Path) -> str:
             if data.ljust(size, b"\0") != (place / path).read_bytes():
                 return f"content: {path}"
     return ""
-
-

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Final
 
 from fixtures.engines import NOON, Wall
+from merklekv_tool.formats import backup as backups
+from merklekv_tool.formats.dump import Reader
 
 from merklekv.engine.engine import Engine
 from merklekv.engine.verify.check import check_directory
 from merklekv.node_id import read_node_id
-from merklekv_tool.formats import backup as backups
-from merklekv_tool.formats.dump import Reader
 
 from .disk import Mark
-from .programs import NOTE, Model, Story, opened, shown, values_of
+from .programs import NOTE, Model, opened, shown, values_of
 
 PROMISE_S: Final = 1.0  # of everysec
 
@@ -37,10 +37,10 @@ class Promises:
     begun: set[str] = field(default_factory=set)  # what they were making
 
 
-def promised(marks: list[Mark], event: int, seconds: float, durability: str) -> Promises:
-    """What was promised when the power went: `seconds` is the time of that."""
+def promised(marks: list[Mark], event: int, seconds: float, durability: str, clock: int = NOON) -> Promises:
+    """What was promised when the power went: `seconds` is the time of that, `clock` what the clock shows at first."""
     latest = {"always": seconds, "everysec": seconds - PROMISE_S, "never": -1.0}[durability]
-    found = Promises()
+    found = Promises(clock=clock)
     for mark in marks:
         if mark.event > event:
             break
@@ -66,12 +66,13 @@ def promised(marks: list[Mark], event: int, seconds: float, durability: str) -> 
 
 @dataclass(frozen=True)
 class Case:
-    """A story, and where the data directory is."""
+    """What a program did, and where the data directory is."""
 
-    story: Story
+    history: list[Model]  # the data after each step
     data: str
     durability: str = "always"
     publishes: bool = False
+    clock: int = NOON
     before: Case | None = None  # the one that a crash has ended, and ...
     before_promises: Promises | None = None  # ... what it had promised
 
@@ -81,13 +82,13 @@ class Case:
             yield f"the start before was refused: {promises.refusal}"
         yield from self._judge_data(root / self.data, promises)
         for name in sorted(promises.begun):
-            yield from _judge_made(root / name, name, name in promises.made, self.story.history[-1], scratch)
+            yield from _judge_made(root / name, name, name in promises.made, self.history[-1], scratch)
 
     def _allowed(self, promises: Promises) -> list[Model]:
         if self.before is not None and self.before_promises is not None and promises.opened is None:
-            history, step = self.before.story.history, self.before_promises.step
+            history, step = self.before.history, self.before_promises.step
         else:
-            history, step = self.story.history, promises.step
+            history, step = self.history, promises.step
         return [shown(model, promises.clock) for model in history[step:]]
 
     def _judge_data(self, place: Path, promises: Promises) -> Iterator[str]:
@@ -154,7 +155,7 @@ def _judge_outbox(engine: Engine, promises: Promises) -> Iterator[str]:
         at = frame.end
     if first is not None and first > confirmed:
         yield f"the first event from the cursor on is {first}, and events are confirmed up to {confirmed}"
-    if following < end:
+    if (confirmed if first is None else following) < end:
         yield f"the last event from the cursor on is before {following}, and the log ends at {end}"
 
 
@@ -202,4 +203,3 @@ def _emptied(place: Path) -> Iterator[Path]:
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     yield place
-

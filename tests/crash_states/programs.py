@@ -1,6 +1,6 @@
 """What is traced: programs that change data directories, and say when a write was acknowledged.
 
-    python -m tests.crash_states.programs SCENARIO ROOT OUT        changes ROOT, leaves its marks and its story in OUT
+    python -m tests.crash_states.programs SCENARIO ROOT OUT        changes ROOT, leaves its marks and the story in OUT
     python -m tests.crash_states.programs resume ROOT OUT PLACE... starts on each directory in ROOT, and goes on
 
 A mark is a write to the file OUT/marks: `ack 7` says that all up to step 7 of the story is acknowledged. It comes after
@@ -12,20 +12,23 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from fixtures.engines import NOON, Wall, abandon, everything, small_transactions
 
 from merklekv.engine.engine import Engine
+from merklekv.engine.log import writer as log_writer
 from merklekv.engine.log.reader import LogPosition
+from merklekv.engine.log.segment import first_event, segment_path
 from merklekv.engine.options import MIN_MEMTABLE_SIZE, Durability
 from merklekv.engine.record import Pair
 from merklekv.errors import MerkleKVError
-from merklekv.harness.process import Node
+from merklekv.harness.process import Node, wait_until
 from merklekv.net.client import Client
 from merklekv.node_id import read_node_id
 from merklekv.pause import pause
@@ -36,25 +39,18 @@ NOTE: Final = b"\0note:"  # before the name of a metadata entry, to tell it from
 NOTES: Final = (b"test-members", b"test-horizon")
 DURABILITY: Final[Durability] = "always"
 TICK_S: Final = 0.005
+RESERVE_STEP: Final = 64 << 10  # bytes of log that are reserved: megabytes of zeros take time to look at
 MS: Final = 10**6
 
 Value = tuple[bytes, int | None]  # with the expiry, ms
 Model = dict[bytes, Value]
 
 
-@dataclass
-class Story:
-    """What the data are after each step, the first being nothing; and facts that the judge needs."""
-
-    history: list[Model] = field(default_factory=lambda: [{}])
-    facts: dict[str, str] = field(default_factory=dict)
-
-
 class Teller:
     """Makes the marks and writes the story down."""
 
     def __init__(self, out: Path, name: str = "story") -> None:
-        self.story = Story()
+        self.history: list[Model] = [{}]  # the data after each step
         self._path = out / name
         self._marks = os.open(out / "marks", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
@@ -64,20 +60,20 @@ class Teller:
 
     def step(self, model: Model) -> None:
         """The next step is under way; after it the data are these."""
-        self.story.history.append(model)
+        self.history.append(model)
 
     @property
     def last(self) -> Model:
         """The data after the step that came last."""
-        return self.story.history[-1]
+        return self.history[-1]
 
     def acknowledge(self, word: str = "ack") -> None:
         """Everything so far is acknowledged."""
-        self.mark(word, len(self.story.history) - 1)
+        self.mark(word, len(self.history) - 1)
 
     def write(self) -> None:
         """Leaves the story for the judge."""
-        self._path.write_bytes(pickle.dumps(self.story))
+        self._path.write_bytes(pickle.dumps(self.history))
 
 
 def values_of(engine: Engine) -> Model:
@@ -205,12 +201,30 @@ def steady(root: Path, teller: Teller, chance: random.Random) -> None:
 
 
 def everysec(root: Path, teller: Teller, chance: random.Random) -> None:
-    """The same with `everysec`, of a lone node, for three seconds."""
+    """The same with `everysec`, of a lone node; for two seconds the checkpoint process stands still."""
     writer = Writer(opened(root / "data", durability="everysec"), teller, chance)
-    for _ in range(400):
-        writer.write()
+
+    def write(count: int) -> None:
+        for _ in range(count):
+            writer.write()
+            writer.commit(1)
+            pause(TICK_S)
+
+    write(150)
+    engine, process = writer.engine, writer.engine.checkpointer.child
+    assert process is not None
+    wait_until(lambda: process.pid and not engine.table.frozen, what="the first checkpoints")
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    while len(engine.table.frozen) < 2:  # the second full segment is left to syncs
+        write(1)
+    for number in range(200):
+        key = b"k%d" % (number % KEYS)
+        writer.do(teller.last | {key: (b"x", None)}, lambda key=key: engine.set(key, b"x"))  # type: ignore[misc]
         writer.commit(1)
         pause(TICK_S)
+    os.kill(process.pid, signal.SIGCONT)
+    write(100)
     writer.close()
 
 
@@ -304,7 +318,8 @@ class Publisher:
         self.teller = teller
         cursor = engine.retention.subscribe()
         self.lsn = cursor.lsn
-        teller.mark("published", cursor.sequence)
+        oldest = segment_path(engine.directory.log, cursor.lsn)  # when the cursor was damaged
+        teller.mark("published", cursor.sequence or first_event(oldest))
 
     def some(self, chance: random.Random) -> None:
         """Publishes up to three frames, or none."""
@@ -322,9 +337,11 @@ def node(root: Path, teller: Teller, chance: random.Random) -> None:
     """A real node and a client, with transactions."""
     flags = ("--memtable-size", "64KiB", "--durability", "always")
     for _ in range(2):
-        with Node(root / "data", root.parent / "node.log", *flags) as server, Client("127.0.0.1", server.port) as client:
-            teller.story.facts["node id"] = node_id = str(read_node_id(root / "data"))
-            teller.mark("node-id", node_id)
+        with (
+            Node(root / "data", root.parent / "node.log", *flags) as server,
+            Client("127.0.0.1", server.port) as client,
+        ):
+            teller.mark("node-id", read_node_id(root / "data"))
             for _ in range(60):
                 _ask(client, teller, chance)
                 teller.acknowledge()
@@ -373,7 +390,7 @@ def dumps(root: Path, teller: Teller, chance: random.Random) -> None:
 
 
 def _data_to_copy(root: Path, teller: Teller, chance: random.Random) -> None:
-    writer = Writer(opened(root / "data", checkpoint="manual"), teller, chance)
+    writer = Writer(opened(root / "data", checkpoint="manual", wall_clock=time.time_ns), teller, chance)
     writer.engine.join()
     for number in range(40):
         writer.write()
@@ -410,7 +427,7 @@ def resume(place: Path, teller: Teller, chance: random.Random, publishes: bool, 
     """A start on what a crash has left, some writes with `always`, a checkpoint, and another crash."""
     writer = Writer(opened(place, checkpoint="manual", wall_clock=Wall(wall)), teller, chance)
     engine = writer.engine
-    teller.story.history = [values_of(engine)]
+    teller.history = [values_of(engine)]
     if publishes and engine.retention.cursor is not None:
         publisher: Publisher | None = Publisher(engine, teller)
     else:
@@ -435,6 +452,7 @@ def places(root: Path) -> Iterator[Path]:
 
 def main(name: str, root: Path, out: Path, *rest: str) -> None:
     """The process."""
+    log_writer.RESERVE_STEP = RESERVE_STEP  # type: ignore[misc]
     if name == "resume":
         data, publishes, wall = rest
         for place in places(root):

@@ -1,4 +1,4 @@
-"""The system calls of processes that change files, as strace sees them: what was asked for, in which order, with the data.
+"""The system calls of processes that change files, as strace sees them: in which order, and with the data.
 
 A call is two events: the process enters it, and it returns. strace stops the process at both, so their order is exact,
 also between threads and processes.
@@ -11,6 +11,7 @@ import subprocess
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +20,19 @@ CALLS: Final = (
     "symlinkat,truncate,ftruncate,fallocate,write,pwrite64,writev,pwritev,pwritev2,lseek,fsync,fdatasync,"
     "sync_file_range,msync,sync,syncfs,mmap,copy_file_range,sendfile,splice,clone,clone3,fork,vfork"
 )
-STRACE: Final = ["strace", "-f", "--seccomp-bpf", "-qq", "-y", "-xx", "-s", "1000000000", "-ttt", "-e", f"trace={CALLS}"]
+STRACE: Final = [
+    "strace",
+    "-f",
+    "--seccomp-bpf",
+    "-qq",
+    "-y",
+    "-xx",
+    "-s",
+    "1000000000",
+    "-ttt",
+    "-e",
+    f"trace={CALLS}",
+]
 PAUSE_S: Final = 0.05  # what is longer between two calls of a process that makes many is a pause of the machine
 TIMEOUT_S: Final = 120
 
@@ -29,6 +42,7 @@ _BEGUN: Final = re.compile(r"(\w+)\((.*?),? *<unfinished \.\.\.>")
 _ENDED: Final = re.compile(r"<\.\.\. (\w+) resumed>,? ?(.*)\) += (-?\d+|\?|0x[0-9a-f]+).*")
 _STRING: Final = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
 _DESCRIPTOR: Final = re.compile(r"(-?\d+|AT_FDCWD)<((?:\\x[0-9a-f]{2})*)>")
+_PATH: Final = re.compile(f"{_DESCRIPTOR.pattern}|{_STRING.pattern}")
 
 
 @dataclass
@@ -42,27 +56,41 @@ class Call:
     entered: int  # numbers of events
     returned: int
 
+    @cached_property
     def strings(self) -> list[bytes]:
         """The strings and buffers among the arguments."""
         return [_bytes(found) for found in _STRING.findall(self.text)]
 
-    def descriptors(self) -> list[tuple[int, str]]:
-        """The descriptors among the arguments, with the path of each; -1 is the working directory."""
-        return [(-1 if fd == "AT_FDCWD" else int(fd), _path(path)) for fd, path in _DESCRIPTOR.findall(self.text)]
+    @cached_property
+    def descriptor(self) -> tuple[int, str]:
+        """The descriptor that is the first argument, and its path; -1 is the working directory, and none at all."""
+        match = _DESCRIPTOR.match(self.text)
+        return (-1 if match[1] == "AT_FDCWD" else int(match[1]), _path(match[2])) if match else (-1, "")
 
-    def numbers(self) -> list[int]:
-        """The arguments that are plain numbers, in order."""
-        return [int(word) for word in self.text.split(", ") if re.fullmatch(r"-?\d+", word)]
-
+    @cached_property
     def paths(self) -> list[str]:
-        """The paths that the arguments name, absolute, each with the directory before it that it may be relative to."""
+        """The paths that the arguments name, absolute: each may be relative to the directory before it."""
         found, directory = [], ""
-        for match in re.finditer(f"{_DESCRIPTOR.pattern}|{_STRING.pattern}", self.text):
+        for match in _PATH.finditer(self.text):
             if match[2] is not None:
                 directory = _path(match[2])
             else:
                 found.append(str(Path(directory, _path(match[3]))))
         return found
+
+    @property
+    def second(self) -> str:
+        """The path of the last descriptor: of the file that `mmap` maps, or `sendfile` reads."""
+        found = _DESCRIPTOR.findall(self.text)
+        return _path(found[-1][1]) if found else ""
+
+    def names(self, directory: Path) -> bool:
+        """Whether it has to do with this directory, or what is in it."""
+        return "".join(f"\\x{byte:02x}" for byte in bytes(directory)) in self.text
+
+    def numbers(self) -> list[int]:
+        """The arguments that are plain numbers, in order."""
+        return [int(word) for word in self.text.split(", ") if re.fullmatch(r"-?\d+", word)]
 
 
 @dataclass
