@@ -44,7 +44,7 @@ ROOT: Final = Path(__file__).parents[2]
 PROGRAM: Final = [sys.executable, "-m", "tests.crash_states.programs"]
 STATES: Final = 3000
 FAILURES_MAX: Final = 5
-STATES_PER_START: Final = 20  # of a scenario's states; for each so many one start is recorded of either kind
+STATES_PER_START: Final = 10  # of a scenario's states; for each so many one start is recorded of either kind
 OF_STARTS: Final = 0.4  # of the states are those that the recordings of starts leave
 DATA: Final = {"first_start": "new/deep/data"}
 DURABILITY: Final = {"everysec": "everysec", "outbox": "everysec", "killed": "never"}
@@ -128,9 +128,11 @@ class Scenario:
         """Starts on so many states that a power cut leaves, and on as many that the end of the process leaves."""
         disk = first.disk
         states = choose(disk, count, chance)
-        naming = sorted({each.entered for each in disk.renames})
-        points = chance.sample(naming, min(len(naming), count * 2 // 3))
-        points += chance.sample(disk.points, min(len(disk.points), count // 3))
+        points = []  # of kills: most of them where a name is not on disk yet
+        renamed = [each.entered for each in disk.renames if each.old and each.new]
+        named = [each.entered for each in disk.renames]
+        for events, share in ((renamed, count // 2), (named, count // 4), (disk.points, count // 4)):
+            points += chance.sample(events, min(len(events), share))
         states += [State(point, "killed") for point in points]
         with scratch() as place:
             root, out = _rooms(place)
@@ -174,7 +176,7 @@ class Scenario:
         of_starts = 0 if self.name in NO_STARTS else int(states * OF_STARTS)
         todo = [(first, state) for state in choose(first.disk, states - of_starts, chance)]
         if of_starts:
-            count = max(3, of_starts // STATES_PER_START)
+            count = max(4, of_starts // STATES_PER_START)
             self.record_starts(first, count, chance)
             recordings = list(self.starts(first))
             for recording in recordings:
