@@ -150,7 +150,7 @@ class DataDirectory:
         """Deletes what a compaction that was cut off has left; makes the old base the base if there is no other."""
         if not self.base.exists() and self.old_base.exists():
             os.rename(self.old_base, self.base)
-            sync_directory(self.path)
+        os.fsync(self.lock_fd)  # first, or a power cut could bring back the old base without its files
         for place in (self.new_base, self.old_base):
             shutil.rmtree(place, ignore_errors=True)
 
@@ -178,9 +178,20 @@ class DataDirectory:
         self.base.mkdir(DIRECTORY_MODE, exist_ok=True)
         self.log.mkdir(DIRECTORY_MODE, exist_ok=True)
         mark = self.path / "FORMAT"
-        if not mark.exists():
+        if mark.exists():
+            os.fsync(self.lock_fd)  # a process that was killed may have left names that are not durable
+        else:
+            sync_way_to(self.path)  # first: a start that was cut off before this mark does it again
             replace_file(mark, f"{FORMAT_LINE}{FORMAT_VERSION}\n".encode())
-            sync_directory(self.path.absolute().parent)
+
+
+def sync_way_to(path: Path) -> None:
+    """Makes the names durable by which a directory is found, up to its mount point: any of them may be new."""
+    place = path.absolute()
+    while not os.path.ismount(place):
+        place = place.parent
+        with suppress(PermissionError):  # this user may not list it, and so has not made it
+            sync_directory(place)
 
 
 def base_of(path: Path) -> Path:

@@ -9,6 +9,7 @@ counts.  Behind a header of 16 bytes (data format 0.9) or 24 (1.0) each holds, i
     4  version 4    16  map size  8     72  main: an MDB_db  48     120  last page  8     128  transaction  8
 """
 
+import mmap
 import os
 import re
 from pathlib import Path
@@ -29,7 +30,21 @@ _PAGES_OF_LISTS: Final = re.compile(
     r"main/(?:index|tombstones|expiries) DB: walked (\d+) (?:branch|leaf) pages"
     r"(?: \((\d+) with dup sub-trees\))?, record says (\d+)"
 )
+FIRST_SYNC: Final = 3 * mmap.PAGESIZE  # bytes
 _META: Final = Struct("=II16xI92xQQ")  # magic, version, page size, last page, transaction
+
+
+def is_new(data: Path) -> bool:
+    """Whether there is no base in this file: it is missing, empty, or was cut off while LMDB made it.
+
+    LMDB syncs it for the first time with three pages, in which there is no entry.  Raises OSError.
+    """
+    try:
+        with data.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            return size == 0 or (size <= FIRST_SYNC and _size_needed(file.fileno()) is None)
+    except FileNotFoundError:
+        return True
 
 
 def require_whole(data: Path) -> None:

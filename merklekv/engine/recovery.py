@@ -28,6 +28,7 @@ from merklekv.engine.format import (
     REMOTE,
     SEGMENT_HEADER,
 )
+from merklekv.engine.lmdb_file import is_new, require_whole
 from merklekv.engine.log.segment import (
     Segment,
     corrupt,
@@ -118,13 +119,16 @@ def open_data(directory: DataDirectory) -> tuple[Base, Log, Replayed]:
 
 def _open_data(directory: DataDirectory) -> tuple[Base, Log, Replayed]:
     data = directory.base / DATA_FILE
-    is_new = not data.exists() or not data.stat().st_size
-    lsns = list_segments(directory.log)
-    if is_new and lsns and lsns[0]:
-        raise damage(f"{data}: is missing or empty, and the log begins at LSN {lsns[0]}, not at 0")
+    if is_new(data):
+        lsns = list_segments(directory.log)
+        if lsns and lsns[0]:
+            require_whole(data)
+            raise damage(f"{data}: is missing or empty, and the log begins at LSN {lsns[0]}, not at 0")
+        if data.exists():
+            os.truncate(data, 0)  # LMDB would refuse what is there of a file that it was making
     BaseWriter(directory.base).close()  # makes what is missing of it, and frees the slots of readers that were killed
-    if is_new:
-        sync_directory(directory.base)  # LMDB syncs its file, not the file's name
+    sync_file(data)  # like the segments: what a process that was killed has left need not be on disk
+    sync_directory(directory.base)  # LMDB syncs its file, not the file's name
     base = Base(directory.base)
     log_ = None
     began = time.monotonic()
@@ -164,6 +168,7 @@ def recover_log(directory: Path, checkpoint_lsn: int, replayed: Replayed) -> Log
     lsns = list_segments(directory)
     if not checkpoint_lsn or (lsns and lsns[-1] > checkpoint_lsn):  # the segment where the base ends is complete
         _drop_incomplete(directory, lsns)
+    sync_directory(directory)  # a segment may have been renamed, and its name not synced, when the process was killed
     live = [lsn for lsn in lsns if lsn >= checkpoint_lsn]
     if not lsns and not checkpoint_lsn:
         return None
@@ -194,7 +199,6 @@ def _drop_incomplete(directory: Path, lsns: list[int]) -> None:
         return  # the header is synced before anything is put behind it
     log.warning("%(path)s: dropped, it was being created when the process ended", {"path": path})
     path.unlink()
-    sync_directory(directory)  # or a later crash might bring it back among other segments
     lsns.pop()
 
 

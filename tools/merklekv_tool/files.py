@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from merklekv.engine.log.segment import sync_directory
 from merklekv.errors import DiskFull
 from merklekv.files import private
 from merklekv.output import OutputClosed
@@ -61,6 +62,7 @@ def _output(name: str) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
             draft.replace(path)
+            sync_directory(path.absolute().parent)
         finally:
             draft.unlink(missing_ok=True)
 

@@ -165,6 +165,7 @@ class Retention:
             lsns = self.deletable(checkpoint_lsn, is_full)
             for lsn in lsns:
                 segment_path(self._log_directory, lsn).unlink(missing_ok=True)
+                sync_directory(self._log_directory)  # one by one, or a crash could leave a gap
         except OSError as error:
             if not is_shortage(error):
                 raise
@@ -231,6 +232,7 @@ class Retention:
         if cursor.lsn > self.end.lsn:
             log.warning("%s: ahead of the log, which a crash has cut back; going on from its end", self._path)
             self._save(self.end)
+            self._sync()  # or a later crash could bring it back when the log has other events there
             return self.end
         return cursor
 
@@ -239,6 +241,9 @@ class Retention:
         replace_file(self._path, body + xxh3_64_intdigest(body).to_bytes(8, "big"), durable=False)
 
     def _make_durable(self, cursor: LogPosition) -> None:
+        self._sync()
+        self._durable_lsn = cursor.lsn
+
+    def _sync(self) -> None:
         sync_file(self._path)
         sync_directory(self._path.parent)
-        self._durable_lsn = cursor.lsn

@@ -26,7 +26,7 @@ from merklekv.engine.base.reader import BaseSnapshot
 from merklekv.engine.directory import LEFTOVERS, base_of, locked, require_format
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import INNER_NODES
-from merklekv.engine.lmdb_file import page_damage, shortfall
+from merklekv.engine.lmdb_file import is_new, page_damage, shortfall
 from merklekv.engine.log.retention import CURSOR_FILE, read_cursor
 from merklekv.engine.memtable import KEY_OVERHEAD, Memtable
 from merklekv.engine.verify import reference
@@ -99,7 +99,7 @@ def check_directory(
         log_size = sum(segment.stat().st_size for segment in (path / "log").glob("*.log"))
         stages = Stages(progress, 2 * base_size + log_size)
         report = Report(note, stages)
-        facts = check_base_file(data, report) if base_size else _no_base(data, report)
+        facts = _no_base(data, report) if is_new(data) else check_base_file(data, report)
         stages.begin(log_size, log_size)
         check_log(path / "log", facts, report)
         stages.end()
@@ -116,10 +116,12 @@ def check_directory(
 
 
 def _no_base(data: Path, report: Report) -> BaseFacts:
-    """A base that is missing or empty is new when the log begins at 0."""
+    """A base that is missing, empty or not yet made is new when the log begins at 0."""
     lsns = segment_lsns(data.parent.parent / "log")
     if lsns and lsns[0]:
-        report.add(data, f"is missing or empty, and the log begins at LSN {lsns[0]}, not at 0")
+        short = shortfall(data)
+        begins = f"is missing or empty, and the log begins at LSN {lsns[0]}, not at 0"
+        report.add(data, f"{short}, so nothing in it is checked" if short else begins)
         return BaseFacts(known=False)
     return BaseFacts()
 

@@ -31,7 +31,7 @@ from typing import IO, Any, Final, NamedTuple
 from xxhash import xxh3_128
 
 import merklekv
-from merklekv.engine.directory import give_to_owner
+from merklekv.engine.directory import give_to_owner, sync_way_to
 from merklekv.engine.engine import Engine
 from merklekv.engine.verify.check import check_directory
 from merklekv.errors import Corruption, InvalidArgument, MerkleKVError
@@ -208,7 +208,7 @@ def publish(draft: Path, target: Path) -> None:
     _sync(draft)
     require_absent(target, empty=True)
     draft.rename(target)  # fails if the target exists by now, unless it is an empty directory
-    _sync(target.absolute().parent)
+    sync_way_to(target)
 
 
 def _sync(path: Path) -> None:
