@@ -29,10 +29,12 @@ from merklekv.net.protocol.text import Request
 from merklekv.net.registry import Entry, Long
 from merklekv.net.session import Context, writable
 from merklekv.net.tick import alike, answer_each
+from merklekv.shortage import is_shortage, shortage_of
 
 BATCH_REQUESTS = 128  # in one call; a batch that takes nothing costs a look at this many
 
 OUT_OF_MEMORY = "out of memory, closing this connection"
+SHORTAGE = "resource shortage"
 INTERNAL_ERROR = "internal error, see the server's log"
 
 
@@ -219,6 +221,8 @@ class Executor:
             case MerkleKVError():
                 self._context.traffic.count_error(problem)
                 return connection.explain(problem)
+            case OSError() if is_shortage(problem):  # of descriptors, for a look at this machine
+                return self._explain(connection, shortage_of(problem, SHORTAGE))
         connection.close_when_sent()  # first: it lets go of the buffers
         self._log(connection, problem)
         return connection.explain(RequestError(OUT_OF_MEMORY if isinstance(problem, MemoryError) else INTERNAL_ERROR))

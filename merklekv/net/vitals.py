@@ -11,17 +11,18 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
 SAMPLES: Final = 16  # of the last seconds: a rate is the mean over them
 SAMPLE_S: Final = 1.0
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_STATM: Final = os.open("/proc/self/statm", os.O_RDONLY)  # kept open: it is read also when there is no descriptor left
+_STATM_BYTES: Final = 256  # more than it has
 
 
 def memory() -> tuple[int, int]:
     """Bytes of this process in RAM, and how many of them are no pages of files, which the kernel may take back."""
-    resident, shared = (int(pages) * _PAGE_BYTES for pages in Path("/proc/self/statm").read_bytes().split()[1:3])
+    resident, shared = (int(pages) * _PAGE_BYTES for pages in os.pread(_STATM, _STATM_BYTES, 0).split()[1:3])
     return resident, resident - shared
 
 
