@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ from .faults import Event
 from .flat import Change, change
 
 JUDGED_FROM_S: Final = 600.0  # a shorter run is all warm-up
+GAP_S: Final = 4.0  # a curve that has no value for so long is not drawn
 PICTURE, PAGE = "soak.png", "report.md"
 COLORS: Final = {"node-1": "tab:blue", "node-2": "tab:orange", "node-3": "tab:green", "broker": "tab:gray"}
 LOGARITHMIC: Final = ("outbox_events", "p50_ms", "p99_ms", "max_ms")
@@ -122,7 +124,7 @@ def draw(outcome: Outcome, path: Path) -> None:
     drawing, axes = pyplot.subplots(count, 1, sharex=True, figsize=(14, 1.7 * count), layout="constrained")
     for ax, column in zip(axes, COLUMNS, strict=False):
         for part in outcome.curves.rows:
-            curve = outcome.curves.curve(part, column.name)
+            curve = list(_with_gaps(outcome.curves.curve(part, column.name)))
             minutes, values = [at / 60 for at, _ in curve], [value / column.scale for _, value in curve]
             ax.plot(minutes, values, label=part, color=COLORS[part], linewidth=0.8)
         if column.name in LOGARITHMIC:
@@ -141,6 +143,16 @@ def draw(outcome: Outcome, path: Path) -> None:
     axes[-1].set_xlabel("minutes")
     drawing.savefig(path, dpi=80)
     pyplot.close(drawing)
+
+
+def _with_gaps(curve: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
+    """The curve, interrupted where there was nothing to see."""
+    before = 0.0
+    for at, value in curve:
+        if at - before > GAP_S:
+            yield before, math.nan
+        yield at, value
+        before = at
 
 
 def _markdown(outcome: Outcome) -> list[str]:

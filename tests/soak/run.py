@@ -36,7 +36,8 @@ TOLD_EVERY_S: Final = 60.0
 HEAL_S: Final = 180.0
 KEYS_AT_ONCE: Final = 200
 LOST_SHOWN: Final = 10
-TRACEBACK: Final = re.compile(r"^Traceback .*(?:\n.*){0,30}", re.MULTILINE)
+TRACEBACK: Final = re.compile(r"^\s*Traceback \(most recent call last\):\n(?:\s+.*\n)*.*$", re.MULTILINE)
+TRACEBACK_LINES: Final = 6  # that are shown, the last ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +184,8 @@ class _Run:
             if done.returncode:
                 self._problems.add(f"verify of {node.name}: {done.stdout}{done.stderr}")
             for found in TRACEBACK.findall(node.process.log.read_text(errors="replace")):
-                self._problems.add(f"log of {node.name}: {found}")
+                end = "\n".join(found.splitlines()[-TRACEBACK_LINES:])
+                self._problems.add(f"log of {node.name}: a traceback that ends with\n{end}")
 
     def _check_account(self, node: SoakNode, writer: AnyWriter) -> None:
         keys = writer.account.keys
@@ -204,7 +206,7 @@ def _state(node: SoakNode) -> tuple[str, ...]:
     """Root, state of replication and outbox of a node; empty if it does not answer."""
     try:
         with Client(HOST, node.port) as client:
-            root, shown = client.call(b"HASH"), client.call(b"STATS", b"all")
+            root, shown = client.call(b"HASH"), client.call(b"STATS")
     except (Unreachable, NodeError):
         return ()
     assert isinstance(root, bytes)

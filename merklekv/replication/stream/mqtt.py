@@ -164,7 +164,7 @@ class MqttConnection:
             )
         except (OSError, ValueError) as error:
             raise ConnectionLost(f"cannot connect to {self._broker.address}: {reason_of(error)}") from error
-        sock = self._client.socket()
+        sock = cast("socket.socket | None", self._client.socket())
         if sock is None:  # it broke before CONNECT was sent
             raise ConnectionLost(f"cannot connect to {self._broker.address}: {paho.error_string(status)}")
         # A lone event, or an acknowledgement, must not wait 40 ms for the one before it to be acknowledged by TCP.
