@@ -50,7 +50,7 @@ def main() -> int:
     page = write(outcome, plan.place)
     Console(width=None if console.is_terminal else 160).print(make_table(outcome))
     for problem in outcome.problems:
-        console.print(f"problem: {problem}", markup=False)
+        console.print(problem, markup=False)
     console.print(outcome.verdict(), markup=False)
     console.print(f"{'passed' if outcome.has_passed else 'failed'}: {page}", markup=False)
     return 0 if outcome.has_passed else 1

@@ -66,6 +66,7 @@ class _Run:
         self._problems = Problems(self._began)
         self._events = Events(self._began)
         self._curves = Curves(plan.place / "curves.csv")
+        self._told = 0  # problems
         nodes, problems = cluster.nodes, self._problems
         self._writers: list[AnyWriter] = [Writer(node, plan.seed, problems) for node in nodes]
         self._writers += [LineWriter(node, plan.seed, problems) for node in nodes]
@@ -110,6 +111,7 @@ class _Run:
         told = looked = time.monotonic()
         while not self._is_over():
             self._look()
+            self._tell_problems()
             if time.monotonic() - told >= TOLD_EVERY_S:
                 told += TOLD_EVERY_S
                 self._say(self._line())
@@ -137,6 +139,13 @@ class _Run:
         for name, watch in self._watches.items():
             self._curves.add(second, name, watch.look())
         self._curves.add(second, BROKER, of_process(self._cluster.broker))
+
+    def _tell_problems(self) -> None:
+        """The first line of each new one; the report has them whole."""
+        texts = self._problems.texts
+        for text in texts[self._told :]:
+            self._say(f"problem: {text.splitlines()[0]}")
+        self._told = len(texts)
 
     def _line(self) -> str:
         memory = [self._curves.rows[node.name][-1][1].get("anon_bytes", 0) / 1e6 for node in self._cluster.nodes]
