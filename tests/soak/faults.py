@@ -6,13 +6,18 @@ different lanes overlap. A lane shuffles its kinds, and goes through all of them
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
+
+from merklekv.harness.process import HOST
+from merklekv.net.client import Client, NodeError, Unreachable
 
 from . import hostile
 from .cluster import Cluster
@@ -21,6 +26,7 @@ from .node_faults import Act, Pause, acts_on
 
 BROKER: Final = "broker"
 STRANGERS: Final = "strangers"
+FORGET_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +107,7 @@ def make_lanes(cluster: Cluster, pace_s: float, seed: str, events: Events, probl
     acts = {node.name: acts_on(node, cluster.directory, problems) for node in cluster.nodes}
     acts[BROKER] = _acts_on_the_broker(cluster)
     acts[STRANGERS] = {what: _at_any_node(cluster, attack) for what, attack in hostile.ON_A_NODE.items()}
-    acts[STRANGERS]["strange messages"] = lambda seconds, chance, pause: hostile.at_the_broker(cluster.broker, chance)
+    acts[STRANGERS]["strange messages"] = partial(_send_messages, cluster)
     return [Lane(where, what, pace_s, seed, events, problems) for where, what in acts.items()]
 
 
@@ -124,6 +130,22 @@ def _acts_on_the_broker(cluster: Cluster) -> dict[str, Act]:
         broker.send_signal(signal.SIGCONT)
 
     return {"stopped": stop, "killed": kill, "frozen": freeze}
+
+
+def _send_messages(cluster: Cluster, seconds: float, chance: random.Random, pause: Pause) -> None:
+    """Strangers' messages; and what an administrator does about members that they invent, which hold back deletions."""
+    hostile.at_the_broker(cluster.broker, chance)
+    pause(seconds)
+    node = chance.choice(cluster.nodes)
+    try:
+        with Client(HOST, node.port, FORGET_S) as client:
+            shown = client.call(b"MEMBERS")
+            assert isinstance(shown, bytes)
+            members = [json.loads(line)["node"] for line in shown.splitlines()]
+            for stranger in set(members) - {one.name for one in cluster.nodes}:
+                client.call(b"FORGET", stranger.encode())
+    except (Unreachable, NodeError):
+        pass  # the node is down, or they are removed already: the next time
 
 
 def _at_any_node(cluster: Cluster, attack: hostile.Attack) -> Act:

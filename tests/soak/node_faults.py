@@ -27,6 +27,7 @@ Act = Callable[[float, random.Random, Pause], None]
 LIVES_ON: Final = "node-1"
 CLOCK_OFF_S: Final = 3
 SPARE_FDS: Final = 2
+FULL_FOR: Final = 3  # times as long as other faults: what is reserved lasts a while
 START_MAX_S: Final = 1.0
 SHOWN: Final = 2_000  # characters of what a tool says
 
@@ -116,7 +117,7 @@ class _NodeFaults:
     def fill_disk(self, seconds: float, chance: random.Random, pause: Pause) -> None:
         assert self._node.disk is not None
         self._node.disk.fill(chance.choice((0, 0, 100_000)))
-        pause(seconds)
+        pause(FULL_FOR * seconds)
         self._node.disk.free()
 
     def take_descriptors(self, seconds: float, chance: random.Random, pause: Pause) -> None:

@@ -70,12 +70,12 @@ class Outcome:
         if self.healed_s is not None:
             words.append(f"All nodes were equal {self.healed_s:.1f} s after the end.")
         words.append(f"{counted(len(self.problems), 'problem')}." if self.problems else "No problem.")
-        if growing := self.growing():
-            words.append(f"Growing: {'; '.join(growing)}.")
-        elif self.is_judged:
-            words.append("No curve grows.")
         if not self.is_judged:
             words.append(f"Curves count from {JUDGED_FROM_S / 60:.0f} minutes on.")
+        elif growing := self.growing():
+            words.append(f"Growing: {'; '.join(growing)}.")
+        else:
+            words.append("No curve grows.")
         return " ".join(words)
 
 

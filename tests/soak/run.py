@@ -36,7 +36,9 @@ TOLD_EVERY_S: Final = 60.0
 HEAL_S: Final = 180.0
 KEYS_AT_ONCE: Final = 200
 LOST_SHOWN: Final = 10
-TRACEBACK: Final = re.compile(r"^\s*Traceback \(most recent call last\):\n(?:\s+.*\n)*.*$", re.MULTILINE)
+TRACEBACK: Final = re.compile(
+    r"^(?P<margin> *)Traceback \(most recent call last\):\n(?:(?P=margin) .*\n)*(?P=margin).*$", re.MULTILINE
+)
 TRACEBACK_LINES: Final = 6  # that are shown, the last ones
 
 
@@ -192,8 +194,8 @@ class _Run:
             done = tool("verify", str(node.directory))
             if done.returncode:
                 self._problems.add(f"verify of {node.name}: {done.stdout}{done.stderr}")
-            for found in TRACEBACK.findall(node.process.log.read_text(errors="replace")):
-                end = "\n".join(found.splitlines()[-TRACEBACK_LINES:])
+            for found in TRACEBACK.finditer(node.process.log.read_text(errors="replace")):
+                end = "\n".join(found[0].splitlines()[-TRACEBACK_LINES:])
                 self._problems.add(f"log of {node.name}: a traceback that ends with\n{end}")
 
     def _check_account(self, node: SoakNode, writer: AnyWriter) -> None:
