@@ -102,9 +102,11 @@ class Lane(Worker):
         """It has no connection."""
 
 
-def make_lanes(cluster: Cluster, pace_s: float, seed: str, events: Events, problems: Problems) -> list[Lane]:
-    """All lanes, not started."""
-    acts = {node.name: acts_on(node, cluster.directory, problems) for node in cluster.nodes}
+def make_lanes(
+    cluster: Cluster, pace_s: float, seed: str, events: Events, problems: Problems, is_timed: bool
+) -> list[Lane]:
+    """All lanes, not started. `is_timed`: whether a slow stop of a node is a problem."""
+    acts = {node.name: acts_on(node, cluster.directory, problems, is_timed) for node in cluster.nodes}
     acts[BROKER] = _acts_on_the_broker(cluster)
     acts[STRANGERS] = {what: _at_any_node(cluster, attack) for what, attack in hostile.ON_A_NODE.items()}
     acts[STRANGERS]["strange messages"] = partial(_send_messages, cluster)
@@ -141,8 +143,9 @@ def _send_messages(cluster: Cluster, seconds: float, chance: random.Random, paus
         with Client(HOST, node.port, FORGET_S) as client:
             shown = client.call(b"MEMBERS")
             assert isinstance(shown, bytes)
-            members = [json.loads(line)["node"] for line in shown.splitlines()]
-            for stranger in set(members) - {one.name for one in cluster.nodes}:
+            rows = [json.loads(line) for line in shown.splitlines()]
+            members = {row["node"] for row in rows if row["state"] == "member"}
+            for stranger in members - {one.name for one in cluster.nodes}:
                 client.call(b"FORGET", stranger.encode())
     except (Unreachable, NodeError):
         pass  # the node is down, or they are removed already: the next time

@@ -18,6 +18,8 @@ from typing import Final
 from fixtures.proxy import Proxy
 from fixtures.wall_clock import wall_clock_off_by
 
+from merklekv.exit_codes import EXIT_SLOW_STOP
+
 from .cluster import SoakNode, tool
 from .load import Problems
 
@@ -32,9 +34,9 @@ START_MAX_S: Final = 1.0
 SHOWN: Final = 2_000  # characters of what a tool says
 
 
-def acts_on(node: SoakNode, place: Path, problems: Problems) -> dict[str, Act]:
-    """By their names; `place` is for backups."""
-    faults = _NodeFaults(node, place, problems)
+def acts_on(node: SoakNode, place: Path, problems: Problems, is_timed: bool) -> dict[str, Act]:
+    """By their names; `place` is for backups, `is_timed` as for `stop`."""
+    faults = _NodeFaults(node, place, problems, is_timed)
     acts: dict[str, Act] = {
         "frozen": faults.freeze,
         "cut off from the broker": lambda *how: _cut(node.to_broker, *how),
@@ -61,9 +63,17 @@ def acts_on(node: SoakNode, place: Path, problems: Problems) -> dict[str, Act]:
     return acts
 
 
+def stop(node: SoakNode, problems: Problems, is_timed: bool) -> None:
+    """Stops it by SIGTERM. A short run shares its machine with other tests: there a stop may be slow (not `is_timed`)."""
+    status = node.process.stop()
+    if status and (is_timed or status != EXIT_SLOW_STOP):
+        problems.add(f"{node.name} stopped with exit status {status}: {node.process.last_words()}")
+
+
 class _NodeFaults:
-    def __init__(self, node: SoakNode, place: Path, problems: Problems) -> None:
+    def __init__(self, node: SoakNode, place: Path, problems: Problems, is_timed: bool) -> None:
         self._node = node
+        self._is_timed = is_timed
         self._process = node.process
         self._backup = place / f"backup-of-{node.name}"
         self._problems = problems
@@ -156,9 +166,7 @@ class _NodeFaults:
     def _stopped(self) -> Iterator[None]:
         """In a block: stopped by SIGTERM; then it is started again."""
         self._require_running()
-        status = self._process.stop()
-        if status:
-            self._problems.add(f"{self._node.name} stopped with exit status {status}: {self._process.last_words()}")
+        stop(self._node, self._problems, self._is_timed)
         yield
         self._process.start()
 

@@ -26,8 +26,8 @@ from .cluster import Cluster, SoakNode, make_cluster, tool
 from .curves import Curves, NodeWatch, of_process
 from .faults import BROKER, Events, make_lanes
 from .load import AnyWriter, Follower, LineWriter, Probe, Problems, Subscriber, Worker, Writer, described
-from .node_faults import CLOCK_OFF_S
-from .report import Outcome
+from .node_faults import CLOCK_OFF_S, stop
+from .report import JUDGED_FROM_S, Outcome
 
 PACE_MAX_S: Final = 8.0  # the longest fault, and the longest time between two of a lane
 FAULTS_MIN: Final = 40  # of a lane, for which the time of a short run has to do
@@ -76,7 +76,8 @@ class _Run:
         others = [make(node, problems) for node in nodes for make in (Subscriber, Follower)]
         self._load: Sequence[Worker] = [*self._writers, *self._probes, *others]
         pace_s = min(PACE_MAX_S, plan.seconds / FAULTS_MIN)
-        self._lanes = make_lanes(cluster, pace_s, plan.seed, self._events, problems)
+        self._is_timed = plan.seconds >= JUDGED_FROM_S
+        self._lanes = make_lanes(cluster, pace_s, plan.seed, self._events, problems, self._is_timed)
         self._watches = {node.name: NodeWatch(node, probe) for node, probe in zip(nodes, self._probes, strict=True)}
 
     def outcome(self) -> Outcome:
@@ -188,9 +189,7 @@ class _Run:
             for writer in self._writers:
                 self._check_account(node, writer)
         for node in self._cluster.nodes:
-            status = node.process.stop()
-            if status:
-                self._problems.add(f"{node.name} stopped with exit status {status}: {node.process.last_words()}")
+            stop(node, self._problems, self._is_timed)
             done = tool("verify", str(node.directory))
             if done.returncode:
                 self._problems.add(f"verify of {node.name}: {done.stdout}{done.stderr}")
