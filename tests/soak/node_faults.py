@@ -64,7 +64,7 @@ def acts_on(node: SoakNode, place: Path, problems: Problems, is_timed: bool) -> 
 
 
 def stop(node: SoakNode, problems: Problems, is_timed: bool) -> None:
-    """Stops it by SIGTERM. A short run shares its machine with other tests: there a stop may be slow (not `is_timed`)."""
+    """Stops it by SIGTERM. A run that is not timed shares its machine with other tests: there a stop may be slow."""
     status = node.process.stop()
     if status and (is_timed or status != EXIT_SLOW_STOP):
         problems.add(f"{node.name} stopped with exit status {status}: {node.process.last_words()}")
