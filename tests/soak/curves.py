@@ -7,8 +7,8 @@ down, is left empty.
 from __future__ import annotations
 
 import csv
+import http.client
 import os
-import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -135,8 +135,8 @@ class NodeWatch:
         try:
             with urllib.request.urlopen(f"http://{HOST}:{self._node.http_port}/metrics", timeout=ANSWER_S) as answer:
                 answer.read()
-        except (urllib.error.URLError, OSError):
-            pass
+        except (http.client.HTTPException, OSError):
+            pass  # it is down, or ends in the middle of the answer
 
 
 def of_process(server: Server) -> Row:
