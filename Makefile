@@ -17,7 +17,7 @@ SOURCES := pyproject.toml hatch_build.py merklekv/_core.pyx vendor/xxhash/xxhash
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check docs site structure bench clean
+.PHONY: help run demo test check docs site structure bench soak clean
 
 help:  ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,6 +83,11 @@ bench: $(VENV)/.test  ## Measure this machine: beside Redis, replication, exchan
 	scripts/need redis-server=redis-server redis-benchmark=redis-tools mosquitto=mosquitto
 	@$(BIN)/python scripts/build_core.py $(VENV)/.core
 	$(BIN)/python benchmarks/everything.py $(ARGS)
+
+soak: $(VENV)/.test  ## Three nodes under load, faults and hostile clients for an hour; curves in build/soak (ARGS="--minutes 5")
+	scripts/need mosquitto=mosquitto faketime=faketime
+	@$(BIN)/python scripts/build_core.py $(VENV)/.core
+	PYTHONPATH=tests $(BIN)/python -m soak $(ARGS)
 
 clean:  ## Remove the virtual environment and what tools left behind (never data)
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis .benchmarks .coverage coverage.xml htmlcov merklekv/_core.*.so

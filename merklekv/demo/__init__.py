@@ -5,7 +5,6 @@
     writer.py     the traffic of a node
     health.py     in an outage, healing or equal; and how long it took
     cluster.py    all of that in a directory of its own
-    guard.py      a process that cleans up if the demo was killed
     script.py     outages, each at its time
     controls.py   what a viewer can do, by key, by button and by script
     screen.py  page.py    the picture in the terminal; the page with its buttons

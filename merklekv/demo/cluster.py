@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from merklekv.demo.guard import Guard, remove
 from merklekv.demo.health import Health, State
 from merklekv.demo.part import AnyPart, BrokerPart, NodePart, View
 from merklekv.demo.writer import Writer
 from merklekv.harness.broker import make_broker
+from merklekv.harness.guard import Guard, remove
 from merklekv.harness.process import HarnessError
 from merklekv.output import counted, listed
 from merklekv.web.differences import differing

@@ -139,9 +139,12 @@ class DataDirectory:
         self._parts[self.base] = self.base.stat()
 
     def finish_swap(self) -> None:
-        """Makes the swap durable, and then deletes the old base.  The base must not be written before."""
+        """Makes the swap durable, and then deletes the old base.  The base must not be written before.
+
+        It needs no descriptor: at this point a shortage would have to end the node.
+        """
         try:
-            sync_directory(self.path)
+            os.fsync(self.lock_fd)
         except OSError as error:
             raise StorageFailed(f"{self.path}: cannot sync: {error.strerror}") from error
         shutil.rmtree(self.old_base, ignore_errors=True)  # else the next compaction, or a start, tries again

@@ -9,10 +9,8 @@ Threads: every worker adds to its own `Bytes`; anyone may read.
 from __future__ import annotations
 
 import os
-import resource
 from collections import deque
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
 from merklekv.malloc import trim
@@ -21,19 +19,13 @@ SAMPLES: Final = 16  # of the last seconds: a rate is the mean over them
 SAMPLE_S: Final = 1.0
 GATHERED_BYTES: Final = 16 << 20
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_STATM: Final = os.open("/proc/self/statm", os.O_RDONLY)  # kept open: it is read also when there is no descriptor left
+_STATM_BYTES: Final = 256  # more than it has
 
 
 def memory() -> tuple[int, int]:
-    """Bytes of this process in RAM, and how many of them are no pages of files, which the kernel may take back.
-
-    With a shortage of files both are the most that there ever was.
-    """
-    try:
-        pages = Path("/proc/self/statm").read_bytes().split()
-    except OSError:  # no file can be opened
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return peak, peak
-    resident, shared = (int(count) * _PAGE_BYTES for count in pages[1:3])
+    """Bytes of this process in RAM, and how many of them are no pages of files, which the kernel may take back."""
+    resident, shared = (int(pages) * _PAGE_BYTES for pages in os.pread(_STATM, _STATM_BYTES, 0).split()[1:3])
     return resident, resident - shared
 
 

@@ -36,6 +36,7 @@ from urllib.parse import parse_qsl, urlsplit
 from merklekv.errors import InvalidArgument, StorageFailed
 from merklekv.log_throttle import LogThrottle
 from merklekv.net.listening import PROTECTED, is_loopback, listen
+from merklekv.shortage import is_shortage, reason_of
 from merklekv.worker_thread import WorkerThread
 
 log = logging.getLogger(__name__)
@@ -279,6 +280,9 @@ class _Exchange(BaseHTTPRequestHandler):
             raise
         except Exception as problem:  # noqa: BLE001  logged
             text = f"the answer to {request.path} failed"
+            if is_shortage(problem):
+                self._web.throttle.warn(request.path, f"{text}: {reason_of(problem)}")
+                return _problem(HTTPStatus.SERVICE_UNAVAILABLE, f"resource shortage: {reason_of(problem)}")
             self._web.throttle.warn(request.path, text, problem, level=logging.ERROR)
             return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error, see the server's log")
 

@@ -104,7 +104,7 @@ def test_a_second_is_enough_and_without_its_guard_it_goes_on(demo_place: Path) -
     ) as demo:
         shown = output_of(demo)
         wait_until(lambda: "broker is up" in shown.readline(), seconds=LOOK_S)
-        (guard,) = (one for one in psutil.Process(demo.pid).children() if "merklekv.demo.guard" in one.cmdline())
+        (guard,) = (one for one in psutil.Process(demo.pid).children() if "merklekv.harness.guard" in one.cmdline())
         guard.kill()
         assert "All equal" in shown.read()
     assert demo.returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -307,3 +308,18 @@ def test_waiting_for_room_ends_when_there_is_some(make_engine: Callable[..., Eng
     go_on.set()
     assert engine.wait_for_room(WAIT_S)
     engine.set(b"k", b"")
+
+
+def test_it_ends_with_the_engine_where_the_clock_is_faked(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(seconds: float) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    engine = make_engine(checkpoint="process")
+    write(engine, 100)
+    pid = child_pid(engine)
+    monkeypatch.setattr("time.sleep", fail)
+    engine.close()
+    monkeypatch.undo()
+    wait_until(lambda: is_gone(pid), what="the end of the child")

@@ -390,6 +390,27 @@ def test_a_rename_that_fails_is_undone(make_engine: Make, monkeypatch: pytest.Mo
     assert engine.checkpointer.compactions == count + 1
 
 
+def test_a_swap_needs_no_descriptor_to_be_durable(make_engine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(memtable_size=LARGE)
+    write(engine, 100)
+    engines.checkpoint(engine)
+    swap = engine.directory.swap_base
+
+    def fail(*_: object, **__: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+
+        def swap_and_run_short() -> None:
+            swap()
+            patch.setattr(os, "open", fail)
+
+        patch.setattr(engine.directory, "swap_base", swap_and_run_short)
+        engine.checkpointer.compact_base()
+    write(engine, 100, first=100)
+    assert len(engines.values(engine)) == 200
+
+
 def test_renames_that_cannot_be_undone_stop_the_node(make_engine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the next start puts the base back."""
     engine = make_engine(memtable_size=LARGE)

@@ -6,27 +6,17 @@ Clocks that were wrong and are right again are in tests/replication/test_wrong_c
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import pytest
 from fixtures.cluster import NodeHandle, Outsider, ReplicationTestHarness, make_event
 from fixtures.support import wait_until
+from fixtures.wall_clock import wall_clock_off_by
 
 pytestmark = pytest.mark.replication
 
 SECOND_NS = 10**9
 DAY_S = 86_400
 DRIFT_S = 600
-
-
-def wall_clock_off_by(seconds: int) -> dict[str, str]:
-    """The environment of a process whose wall clock is off by so many seconds.
-
-    Not the command `faketime`: it stays as a parent between the test and the node, which would outlive it.
-    """
-    libraries = list(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
-    assert libraries, "apt-get install faketime"
-    return {"LD_PRELOAD": str(libraries[0]), "FAKETIME": f"{seconds:+d}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
 
 
 def skewed(harness: ReplicationTestHarness, node_id: str, seconds: int) -> NodeHandle:

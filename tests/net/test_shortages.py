@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import socket
 import threading
 from collections.abc import Callable, Generator
@@ -20,11 +21,13 @@ from merklekv.engine.engine import Engine
 from merklekv.errors import StorageFailed
 from merklekv.net import limits
 from merklekv.net.limits import COMMAND_THREADS_MAX
+from merklekv.net.vitals import memory
 from merklekv.net.worker import CROWDED
 
 Connect = Callable[..., Wire]
 
 OUT_OF_MEMORY = b"-ERR out of memory, closing this connection\r\n"
+SHORT = b"-ERR resource shortage: Too many open files\r\n"
 INTERNAL = b"-ERR internal error, see the server's log\r\n"
 PROBLEMS = [(MemoryError(), OUT_OF_MEMORY), (ZeroDivisionError("on purpose"), INTERNAL)]
 names_of = pytest.mark.parametrize(("problem", "reply"), PROBLEMS, ids=["memory", "other"])
@@ -330,3 +333,20 @@ def test_no_thread_is_to_be_had(server: StartedServer, connect: Connect, monkeyp
         assert wire.ask("SYNC other 1") == refused
     monkeypatch.undo()
     assert wire.ask("SYNC other 1") == "OK"
+
+
+@pytest.mark.parametrize(
+    ("request_", "reply"),
+    [(("INFO",), SHORT), (("STATS",), SHORT), (("MEMORY", "STATS"), SHORT), (("SET", "k", "v"), b"+OK\r\n")],
+)
+def test_without_descriptors(connect: Connect, request_: tuple[str, ...], reply: bytes) -> None:
+    wire = connect()
+    assert wire.call("PING") == b"+PONG\r\n"
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, hard))
+    try:
+        assert wire.call(*request_) == reply
+        assert memory()[0] > 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert wire.call("PING") == b"+PONG\r\n"

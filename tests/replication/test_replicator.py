@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from merklekv.replication.cluster.presence import Status
 from merklekv.replication.stream import inbox as inbox_module
 from merklekv.replication.stream.inbox import Delivery
 from merklekv.replication.stream.mqtt import BrokerSettings
+from merklekv.replication.stream.outbox import Batch, Outbox
 from merklekv.replication.stream.replicator import OUTAGE_S, Replicator
 
 NOW_NS = 1_790_000_000 * 10**9
@@ -178,3 +180,30 @@ def test_an_outage_is_told_at_the_start_and_once_it_lasts(site: Site) -> None:
     assert site.replicator.outage() == "not connected to the broker at 127.0.0.1:1: no route"
     site.replicator.enable(False)
     assert not site.replicator.outage()
+
+
+@pytest.mark.replication
+def test_a_shortage_costs_the_connection_and_is_no_traceback(
+    tmp_path: Path, broker_factory: BrokerFactory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = broker_factory()
+    site = Site(tmp_path / "data", broker)
+    real, left = Outbox.next_batch, [2]
+
+    def next_batch(outbox: Outbox) -> Batch | None:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(outbox)
+
+    monkeypatch.setattr(Outbox, "next_batch", next_batch)
+    try:
+        site.replicator.start()
+        site.engine.set(b"k", b"v")
+        site.engine.commit()
+        wait_until(lambda: values_of(*site.replicator.metrics())["published_events"], what="the event")
+    finally:
+        site.replicator.stop(0)
+        site.engine.close()
+    assert "the connection is dropped: Too many open files; trying again" in caplog.text
+    assert "Traceback" not in caplog.text

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.engines import LATER_MS, checkpoint
 from fixtures.node import NodeFactory, NodeProcess
 from fixtures.support import wait_until
 from fixtures.tools import TIMEOUT_S, address, contents, fails, fill, filled, opened, root_of, run, succeeds
@@ -79,6 +80,18 @@ def test_all_of_it_is_there(kind: str, name: str, node_factory: NodeFactory, tmp
         assert engine.metadata.items() >= metadata.items()
         assert engine.get(b"last") == b"one"
     assert left_behind(tmp_path) == []
+
+
+def test_many_keys_that_expire_together(tmp_path: Path) -> None:
+    """Their list fills pages of its own in the base."""
+    with opened(tmp_path / "data") as engine:
+        for number in range(3_000):
+            engine.set(b"key:%d" % number, b"v", LATER_MS)
+        engine.commit()
+        checkpoint(engine)
+        root = engine.root()
+    assert bytes.fromhex(backed_up(tmp_path / "data", tmp_path / "backup")["root"]) == root
+    assert check_directory(restored(tmp_path / "backup", tmp_path / "copy")) == []
 
 
 def test_a_directory_backup_is_a_data_directory(tmp_path: Path) -> None:

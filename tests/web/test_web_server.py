@@ -106,16 +106,17 @@ def test_each_path_has_its_route_and_every_answer_is_guarded(web: tuple[str, int
     assert ask(web, "/", "DELETE")[0] == 501
 
 
-def test_an_error_of_the_client_or_a_defect_is_an_answer(
+def test_an_error_of_the_client_a_defect_or_a_shortage_is_an_answer(
     web: tuple[str, int], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert ask(web, "/refuse")[:2] == (400, b"give a prefix\n")
     assert ask(web, "/echo?a=%ff")[0] == 400
     assert ask(web, "/echo?" + "a=1&" * 20)[0] == 400
-    for path in ("/fail", "/short"):
-        status, body, _ = ask(web, path)
-        assert (status, body) == (500, b"internal error, see the server's log\n")
-    assert "Too many open files" in caplog.text
+    assert ask(web, "/short")[:2] == (503, b"resource shortage: Too many open files\n")
+    assert "the answer to /short failed: Too many open files" in caplog.text
+    assert "Traceback" not in caplog.text
+    assert ask(web, "/fail")[:2] == (500, b"internal error, see the server's log\n")
+    assert "a defect" in caplog.text
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8379", "", "[", "127.0.0.1.evil.example"])

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from itertools import islice
@@ -44,6 +45,7 @@ from merklekv.errors import (
     StorageFailed,
 )
 from merklekv.malloc import give_memory_back
+from merklekv.pause import pause
 from merklekv.shortage import shortage_of
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ READ_STEP: Final = 1 << 20  # bytes of log between two reports
 SMALLER: Final = 8  # transactions after one that found the disk full
 READERS_S: Final = 1.0  # how long a transaction waits for readers of old pages, on a full disk
 STOP_TIMEOUT_S: Final = 5.0
+STOP_POLL_S: Final = 0.002
 COMPACT: Final = "compact"  # the job
 
 Progress = Callable[[float], None]
@@ -291,9 +294,10 @@ class CheckpointProcess:
         if self._process is None:
             return
         self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while self._process.poll() is None and time.monotonic() < deadline:
+            pause(STOP_POLL_S)  # Popen.wait with a timeout sleeps, and fails where the clock is faked
+        if self._process.returncode is None:
             self._process.kill()  # LMDB stands at its last commit
             self._process.wait()
 

@@ -155,7 +155,7 @@ class MqttConnection:
             properties.ReceiveMaximum = RECEIVE_MAX
             properties.MaximumPacketSize = PACKET_BYTES_MAX
         try:
-            self._client.connect(
+            status = self._client.connect(
                 self._broker.host,
                 self._broker.port,
                 KEEPALIVE_S,
@@ -164,7 +164,9 @@ class MqttConnection:
             )
         except (OSError, ValueError) as error:
             raise ConnectionLost(f"cannot connect to {self._broker.address}: {reason_of(error)}") from error
-        sock = cast(socket.socket, self._client.socket())
+        sock = cast("socket.socket | None", self._client.socket())
+        if sock is None:  # it broke before CONNECT was sent
+            raise ConnectionLost(f"cannot connect to {self._broker.address}: {paho.error_string(status)}")
         # A lone event, or an acknowledgement, must not wait 40 ms for the one before it to be acknowledged by TCP.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._fd = sock.fileno()

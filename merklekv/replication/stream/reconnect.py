@@ -25,6 +25,7 @@ from merklekv.log_throttle import LogThrottle
 from merklekv.replication.stream.broker_session import DUPLICATE, STEADY_S, TICK_S, BrokerSession, StreamState
 from merklekv.replication.stream.mqtt import ConnectionLost, TakenOver
 from merklekv.replication.stream.outbox import Outbox
+from merklekv.shortage import is_shortage, reason_of
 from merklekv.worker_thread import Fatal, WorkerThread
 
 log = logging.getLogger(__name__)
@@ -147,9 +148,13 @@ class ReconnectLoop:
                 session.on_duplicate()
         except StorageFailed:
             raise
-        except Exception as error:  # a defect of ours costs the connection, never the thread
+        except Exception as error:  # a shortage, or a defect of ours, costs the connection, never the thread
             state.connection, state.problems["connection"] = "failed", repr(error)
-            log.exception("the connection to the broker is dropped")
+            if is_shortage(error):  # of descriptors, to read the log
+                reason = {"reason": reason_of(error)}
+                self.throttle.warn("shortage", "the connection is dropped: %(reason)s; trying again", fields=reason)
+            else:
+                log.exception("the connection to the broker is dropped")
         finally:
             if session is not None:
                 session.end()

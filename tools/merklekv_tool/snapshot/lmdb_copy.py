@@ -1,4 +1,7 @@
-"""Copies an LMDB environment, compacted, as it is at one moment: `python -m merklekv_tool.snapshot.lmdb_copy FROM TO`.
+"""Copies an LMDB environment as it is at one moment: `python -m merklekv_tool.snapshot.lmdb_copy FROM TO`.
+
+It copies free pages, too. LMDB 0.9.36, which lmdb 3.0.0 brings, crashes in a copy without them (`compact=True`) where a
+list of values of one size, such as that of the expiries, fills a page of its own.
 
 LMDB's copy is one call that may take minutes and cannot be interrupted, so it runs in a process of its own, which can
 be killed. That process reports an error in one line: the class of LMDB's error and its message.
@@ -93,7 +96,7 @@ def main(source: str, target: str) -> None:
     try:
         with lmdb.open(source, readonly=True, max_dbs=0, map_size=map_size_of(place)) as environment:
             if _identity(place) == base:  # else the lock file may be of one base and the data of another
-                environment.copy(target, compact=True)
+                environment.copy(target)
                 return
     except (lmdb.Error, FileNotFoundError) as error:
         if _identity(place) == base:

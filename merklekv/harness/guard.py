@@ -1,9 +1,9 @@
-"""The demo's guard: a process that cleans up if the demo itself was killed.
+"""A guard: a process that cleans up if the process that it guards, such as the demo, was killed.
 
-    python -m merklekv.demo.guard DIRECTORY
+    python -m merklekv.harness.guard DIRECTORY
 
-It reads process ids, a line each, from a pipe that only the demo writes. When the demo ends, the pipe ends: the guard
-kills those of the processes that still run, and removes the directory. After a normal end nothing is left to do.
+It reads process ids, a line each, from a pipe that only the guarded process writes. When that ends, the pipe ends: the
+guard kills those of the processes that still run, and removes the directory. After a normal end nothing is left to do.
 It refers to processes by descriptors (pidfd), so a process that got the same id later is not hit.
 """
 
@@ -41,7 +41,7 @@ class Guard:
     def watch(self, pid: int) -> None:
         """Adds a process to kill."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # the guard was killed: the demo goes on without it
+        with contextlib.suppress(BrokenPipeError):  # the guard was killed: the rest goes on without it
             self._process.stdin.write(f"{pid}\n")
             self._process.stdin.flush()
 
@@ -51,7 +51,7 @@ class Guard:
 
 
 def remove(directory: Path) -> bool:
-    """Removes the demo's directory. Returns whether it is gone.
+    """Removes a directory of nodes. Returns whether it is gone.
 
     The checkpoint process of a killed node ends by itself, but may write for a moment.
     """
