@@ -27,7 +27,7 @@ from merklekv.net.worker import CROWDED
 Connect = Callable[..., Wire]
 
 OUT_OF_MEMORY = b"-ERR out of memory, closing this connection\r\n"
-SHORT = b"-ERR resource shortage: Too many open files\r\n"
+SHORT = b"-ERR resource shortage: Too many open files; try again later\r\n"
 INTERNAL = b"-ERR internal error, see the server's log\r\n"
 PROBLEMS = [(MemoryError(), OUT_OF_MEMORY), (ZeroDivisionError("on purpose"), INTERNAL)]
 names_of = pytest.mark.parametrize(("problem", "reply"), PROBLEMS, ids=["memory", "other"])
