@@ -725,7 +725,10 @@ cdef bytes older(table, bytes key, Records kept):
         if record is not None:
             return record
     if kept is None:
-        record = table.base.get(key)
+        try:
+            record = table.base.get(key)
+        except Exception as error:
+            raise table.base.failed(error) from error
     else:
         record = kept.found(key)
         if record is None:

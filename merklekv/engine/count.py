@@ -53,9 +53,18 @@ class Count:
         """Adds all that changes to a tree, and returns how the counters change; None if it was not to go on.
 
         It asks that every ASKED_KEYS keys: at some ms each where the base is on a cold disk, that is a second.
+
+        Raises Corruption.
         """
+        if self._base is None:
+            return self._run(_no_record, tree, goes_on)
+        with self._base.reading() as view:
+            return self._run(view.txn.get, tree, goes_on)
+
+    def _run(
+        self, get: Callable[[bytes], bytes | None], tree: MerkleTree, goes_on: Callable[[], bool]
+    ) -> Counters | None:
         records, truncation = self._records, self._truncation
-        get = self._base.get if self._base is not None else _no_record
         counts = [0, 0]
         rest = iter(records)
         while keys := sorted(islice(rest, BLOCK_KEYS)):

@@ -54,6 +54,15 @@ def translate(error: lmdb.Error, path: Path) -> MerkleKVError:
     return StorageFailed(f"{path}: LMDB failed: {text}")
 
 
+@contextmanager
+def translating(path: Path) -> Iterator[None]:
+    """What the block reads of the base in this directory: an error of LMDB is raised as what it means."""
+    try:
+        yield
+    except lmdb.Error as error:
+        raise translate(error, path) from error
+
+
 def is_full(directory: Path) -> bool:
     """Whether the disk has no room left.  LMDB calls a write that this has cut short an input/output error."""
     try:
