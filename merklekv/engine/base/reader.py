@@ -20,10 +20,13 @@ from merklekv.engine.record import (
     EXPIRY_SIZE,
     RECORD_OVERHEAD,
     VALUE_AT,
+    VERSION_SIZE,
     ZERO_VERSION,
     Pair,
 )
 
+META_SIZES: Final = dict.fromkeys((b"checkpoint_lsn", b"checkpointing", b"live", b"dead"), 8)
+META_SIZES |= dict.fromkeys((b"truncation", b"newest"), VERSION_SIZE)
 KEPT_BYTES: Final = 32 << 20  # of records that clients have read
 KEPT_RECORD_SIZE: Final = 1024  # larger ones are not kept: there the copying costs more than the search
 
@@ -131,7 +134,7 @@ class Base:
             current = BaseSnapshot(txn, *self._databases)
             try:
                 self._read_meta(current)
-            except lmdb.Error:
+            except BaseException:
                 txn.abort()
                 raise
         self.current = current
@@ -140,6 +143,9 @@ class Base:
         self._kept_size = 0
 
     def _read_meta(self, view: BaseSnapshot) -> None:
+        for name, size in META_SIZES.items():
+            if len(view.txn.get(name, bytes(size), db=view.meta)) != size:
+                raise damage(f"{self.path}: {name.decode()} in meta has not {size} bytes")
         self.checkpoint_lsn = view.number(b"checkpoint_lsn")
         self.checkpointing = view.txn.get(b"checkpointing", None, db=view.meta) is not None
         self.truncation: bytes = view.txn.get(b"truncation", ZERO_VERSION, db=view.meta)

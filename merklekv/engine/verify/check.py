@@ -173,8 +173,9 @@ def check_base(where: Path, view: BaseSnapshot, report: Report) -> BaseFacts:
             report.stages.step()
             for violation in record_violations(key, record, facts.truncation):
                 report.add(f"{where}, key {show(key)}", violation)
-            if len(record) >= reference.RECORD_SIZE_MIN:
-                tree.add(key, record)
+            if len(record) < reference.RECORD_SIZE_MIN:
+                continue  # nothing else can be said of it
+            tree.add(key, record)
             if reference.is_tombstone(record) and not tombstones.set_key_dup(reference.version_of(record), key):
                 report.add(where, f"the list of tombstones lacks the one of key {show(key)}")
             place = reference.expiry_place(key, record)

@@ -26,7 +26,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple, Self
 
 from xxhash import xxh3_128
 
@@ -279,15 +279,26 @@ def _digest(file: IO[bytes] | _Counted) -> bytes:
     return digest.digest()
 
 
+class _Member(tarfile.TarInfo):
+    """A member of an archive. `tarfile` reads the whole content of one that only describes the next, so it is bounded."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        made = super().frombuf(buf, encoding, errors)
+        if not made.isreg() and made.size > DESCRIPTION_SIZE_MAX:
+            raise tarfile.ReadError(f"a header of {made.size} bytes")
+        return made
+
+
 def each_member(archive: Path, name: str, take: Callable[[str, IO[bytes]], None]) -> None:
     """Calls `take` with each file of a compressed backup, which it reads before it returns. Raises BackupError."""
     try:
         with gzip.open(archive) as unpacked:  # checks a checksum at the end; tarfile alone would not
-            with tarfile.open(fileobj=unpacked, mode="r|") as packed:
+            with tarfile.open(fileobj=unpacked, mode="r|", tarinfo=_Member) as packed:
                 for member in packed:
-                    file = packed.extractfile(member) if member.isreg() else None
+                    file = packed.extractfile(member) if member.isreg() and not member.issparse() else None
                     if file is None or not _NAME.fullmatch(member.name):
-                        raise BackupError(f"{name}: holds {member.name}, which is no part of a backup")
+                        raise BackupError(f"{name}: holds {member.name!r}, which is no part of a backup")
                     take(member.name, file)
             while unpacked.read(COPY_BYTES):
                 pass
