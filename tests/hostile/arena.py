@@ -207,7 +207,10 @@ class Arena:
         self._wait(is_equal, lambda: f"an exchange with the honest peer: {answers[-3:]}")
 
     def _check_clock(self) -> None:
-        ahead = self.figures()["clock_ahead_s"]
+        figures = self.figures()
+        if wrong := {name: value for name, value in figures.items() if not (name + value).isprintable()}:
+            raise Finding(f"STATS shows text of others as it came: {wrong}")
+        ahead = figures["clock_ahead_s"]
         if float(ahead) > DRIFT_S + 1:
             raise Finding(f"the victim's clock is {ahead} s ahead")
 
@@ -303,6 +306,11 @@ class ArenaPath(SeededPath):
         """No reply is that of a defect."""
         if (at := replies.find(b"internal error")) >= 0:
             raise Finding(f"a reply says {replies[max(at - 200, 0) : at + 200]!r}")
+
+    def require_printable(self, reply: bytes) -> None:
+        """A reply with text of others is harmless to a terminal."""
+        if not reply.removesuffix(b"\r\n").decode(errors="replace").isprintable():
+            raise Finding(f"a reply has text of others as it came: {reply!r}")
 
 
 def request(*words: bytes) -> bytes:
