@@ -735,6 +735,8 @@ cdef bytes older(table, bytes key, Records kept):
             record = table.base.read(key)
     if record is not None and record < <bytes?>table.truncation:
         return None
+    if record is not None and PyBytes_GET_SIZE(record) < VALUE_AT:
+        return record.ljust(VALUE_AT, b"\0")  # see `padded`
     return record
 
 

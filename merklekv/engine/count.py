@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from merklekv.engine.base.reader import Base
 from merklekv.engine.merkle import MerkleTree, digest_number
-from merklekv.engine.record import is_purge_marker, is_tombstone
+from merklekv.engine.record import is_purge_marker, is_tombstone, padded
 
 BLOCK_KEYS: Final = 8192  # sorted at once, in 3 ms, because neighbours in the base cost less
 ASKED_KEYS: Final = 256
@@ -77,6 +77,7 @@ class Count:
                     total, count = digest_number(record), 1
                     counts[is_tombstone(record)] += 1
                 if hidden is not None and hidden >= truncation:
+                    hidden = padded(hidden)
                     total, count = total - digest_number(hidden), count - 1
                     counts[is_tombstone(hidden)] -= 1
                 tree.move(key, total, count)

@@ -104,6 +104,14 @@ def is_sound(key: bytes, record: bytes) -> bool:
     return xxh3_128_digest(hashed) == record[DIGEST_AT:HEAD_SIZE]
 
 
+def padded(record: bytes) -> bytes:
+    """A record of the base, with zeros in the place of a part of its head that damage has cut off.
+
+    Its digest does not fit then, and what reads its fields finds them.
+    """
+    return record if len(record) >= HEAD_SIZE else record.ljust(HEAD_SIZE, b"\0")
+
+
 # -- fields ------------------------------------------------------------------------------------------------------------
 
 

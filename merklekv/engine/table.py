@@ -69,6 +69,7 @@ from merklekv.engine.record import (
     is_purge_marker,
     is_sound,
     pack_expiry,
+    padded,
     purge_marker,
     timestamp_of,
     value_of,
@@ -327,7 +328,7 @@ class Table:
             record = self.base.get(key)
         except lmdb.Error as error:
             raise self.base.failed(error) from error
-        return record if record is None or record >= self.truncation else None
+        return padded(record) if record is not None and record >= self.truncation else None
 
     def overlay(self) -> dict[bytes, bytes]:
         """The newest record or purge marker of every key that is in any memtable."""

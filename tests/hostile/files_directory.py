@@ -128,7 +128,7 @@ class DirectoryPath(FilePath):
         if done.forged or checked.status:
             return
         wrong = {key for key in first.keys() | template.values.keys() if first.get(key) != template.values.get(key)}
-        if wrong and not (said["warnings"] and (done.shifts or wrong <= template.last)):
+        if wrong and not (done.shifts or (said["warnings"] and wrong <= template.last)):
             raise Finding(
                 f"{done.what}: {len(wrong)} keys differ, and nothing says so: {sorted(wrong)[:5]}\n{said['warnings']}"
             )

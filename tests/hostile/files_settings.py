@@ -36,7 +36,24 @@ UNITS: Final = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 ELSEWHERE: Final = ("storage_path", "host", "port", "http_port", "http_host", "allow_remote", "threads")
 """What a run keeps, so that it listens on this machine only, on a free port."""
 TEXT_VALUES: Final = (
-    *("0", "1", "-1", "true", "false", "on", "none", "null", "nan", "1e9", "0x10", "1_000", "٣", "９", "+5", " 5 "),
+    *(
+        "0",
+        "1",
+        "-1",
+        "true",
+        "false",
+        "on",
+        "none",
+        "null",
+        "nan",
+        "1e9",
+        "0x10",
+        "1_000",
+        "\u0663",
+        "\uff19",
+        "+5",
+        " 5 ",
+    ),
     *("64MiB", "64 mib", "1.5GiB", "999999999999GiB", "9" * 5000, "-" + "9" * 5000, "9" * 60_000, "MiB", "5 0"),
     *(
         "localhost",
@@ -174,7 +191,7 @@ def toml(chance: random.Random) -> bytes:
         lambda: b"[[limits]]\nmax_connections = 5\n",
         lambda: b"[limits.max_connections]\nx = 1\n",
         lambda: chance.randbytes(chance.choice((0, 1, 100, 5000))),
-        lambda: "\x1b[31m = 1\n".encode(),
+        lambda: b"\x1b[31m = 1\n",
         lambda: "\u202eport = 1\n".encode(),
     )
     return chance.choice(kinds)()
@@ -253,7 +270,7 @@ class SettingsPath(FilePath):
             return
         directory = self.root / "data"
         remove(directory)
-        words = ("run", "--data-dir", directory, "--port", "0", *arguments)
+        words: list[str | Path] = ["run", "--data-dir", directory, "--port", "0", *arguments]
         ran = self.trials.run("tests.hostile.use_node", *words, environment=environment)
         self._require(f"{what}, run", ran, "")
         if not ran.status and b"SERVES" not in ran.stdout and "max_connections" not in key:
@@ -370,7 +387,9 @@ class SettingsPath(FilePath):
         try:
             wait_until(lambda: self.node.output().count("SIGHUP: ") > before, seconds=30)
         except HarnessError:
-            raise Finding(f"SIGHUP with {what}: the node says nothing\n{self.node.output()[-2000:]}") from None
+            said = self.node.output()[-2000:]
+            self._renew()
+            raise Finding(f"SIGHUP with {what}: the node says nothing\n{said}") from None
         self._require_alive(f"SIGHUP with {what}")
 
     def _config_set(self, chance: random.Random) -> None:
@@ -384,6 +403,12 @@ class SettingsPath(FilePath):
         self._ask(b"CONFIG", b"SET", b"timeout", b"0")
         self._require_alive(f"CONFIG SET {name.decode()} {text[:80]!r}")
 
+    def _renew(self) -> None:
+        """The next input gets a new node."""
+        self.node.end()
+        self.node.log.unlink()
+        del self.node
+
     def _ask(self, *words: bytes) -> bytes:
         try:
             with Wire((HOST, self.node.port)) as wire:
@@ -396,13 +421,11 @@ class SettingsPath(FilePath):
         assert self.node.process is not None
         if self.node.process.poll() is not None:
             text = f"{what}: the node ends\n{self.node.output()[-2000:]}"
-            del self.node
+            self._renew()
             raise Finding(text)
         if "Traceback" in self.node.output():
             text = f"{what}: a traceback\n{self.node.output()[-3000:]}"
-            self.node.end()
-            self.node.log.unlink()
-            del self.node
+            self._renew()
             raise Finding(text)
         if (answer := self._ask(b"PING")) != b"+PONG\r\n":
             raise Finding(f"{what}: the node answers {answer[:200]!r}")

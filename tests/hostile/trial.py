@@ -72,10 +72,11 @@ class Trials:
         stdin: bytes = b"",
         environment: Mapping[str, str] | None = None,
         user: int = 0,
+        directory: Path | None = None,
     ) -> Outcome:
         """One of PROGRAMS with arguments, or another module's `main`, to its end. Raises Finding if it hangs."""
         words = [os.fsdecode(word) for word in arguments]
-        request = json.dumps([program, words, dict(environment or {}), user]).encode()
+        request = json.dumps([program, words, dict(environment or {}), user, str(directory or "/")]).encode()
         with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             given.write(stdin)
             given.seek(0)
@@ -149,7 +150,8 @@ def _child(requests: socket.socket, modules: Mapping[str, ModuleType], request: 
     for descriptor, stream in enumerate(streams):
         os.dup2(stream, descriptor)
         os.close(stream)
-    program, words, environment, user = json.loads(request)
+    program, words, environment, user, directory = json.loads(request)
+    os.chdir(directory)
     os.environ.update(environment)
     os.setpgid(0, 0)
     resource.setrlimit(resource.RLIMIT_DATA, (DATA_MAX, DATA_MAX))

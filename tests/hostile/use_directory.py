@@ -54,16 +54,16 @@ def use(path: Path, value: bytes) -> dict[str, str]:
             for key, record in pairs:
                 if is_live(record):
                     found[key.hex()] = sha256(value_of(record)).hexdigest()[:16]
-        for key in list(found)[::3]:
-            if engine.get(bytes.fromhex(key)) is None:
-                raise AssertionError(f"the key {key} is listed, and cannot be read")
+        for shown in list(found)[::3]:
+            if engine.get(bytes.fromhex(shown)) is None:
+                raise AssertionError(f"the key {shown} is listed, and cannot be read")
         while not engine.prepare_buckets():
             pass
         if engine.root_ready:
             engine.root()
         engine.set(WRITTEN, value)
-        for key in list(found)[::5]:
-            engine.append(bytes.fromhex(key), b"")
+        for shown in list(found)[::5]:
+            engine.append(bytes.fromhex(shown), b"")
         engine.commit()
         engine.checkpoint_now()
         engine.delete(WRITTEN)

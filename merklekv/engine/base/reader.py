@@ -23,10 +23,12 @@ from merklekv.engine.record import (
     VERSION_SIZE,
     ZERO_VERSION,
     Pair,
+    padded,
 )
 
-META_SIZES: Final = dict.fromkeys((b"checkpoint_lsn", b"checkpointing", b"live", b"dead"), 8)
-META_SIZES |= dict.fromkeys((b"truncation", b"newest"), VERSION_SIZE)
+META_SIZES: Final = dict.fromkeys((b"checkpoint_lsn", b"checkpointing", b"live", b"dead"), 8) | dict.fromkeys(
+    (b"truncation", b"newest"), VERSION_SIZE
+)
 KEPT_BYTES: Final = 32 << 20  # of records that clients have read
 KEPT_RECORD_SIZE: Final = 1024  # larger ones are not kept: there the copying costs more than the search
 
@@ -183,6 +185,7 @@ class Base:
                 record = self.get(key)
             except lmdb.Error as error:
                 raise self.failed(error) from error
+            record = None if record is None else padded(record)
             if record is not None and len(record) <= KEPT_RECORD_SIZE:
                 self._kept_size += charge(key, record)
                 if self._kept_size > KEPT_BYTES:
@@ -241,7 +244,7 @@ class Base:
                 if end is not None and key >= end:
                     break
                 if key >= low:  # not so only when `low` is a key of the largest size and a zero
-                    found.append((key, bytes(record_view[:record_part])))
+                    found.append((key, padded(bytes(record_view[:record_part]))))
                     size += len(record_view)  # `Table.records_page` tells by the same sum whether this was cut off
                     if len(found) >= limit or size >= max_bytes:
                         break

@@ -27,6 +27,7 @@ from merklekv.engine.record import (
     Pair,
     expiry_place,
     is_sound,
+    padded,
 )
 from merklekv.pause import pause
 
@@ -151,7 +152,7 @@ class BaseWriter:
             cursor = txn.cursor(db=self._records)
             before = dict(cursor.getmulti([key for key, _ in pairs]))
             changed = [pair for pair in pairs if before.get(pair[0]) != pair[1]] if before else pairs
-            removed = [(key, before[key]) for key, _ in changed if key in before]
+            removed = [(key, padded(before[key])) for key, _ in changed if key in before]
             markers = [key for key, record in changed if record[FLAGS_AT] & PURGED]
             if markers:
                 for key in before.keys() & set(markers):
@@ -220,7 +221,7 @@ class BaseWriter:
                 continue
             if key not in listed:
                 txn.put(name, key, db=self._index)
-            found.append((key, record))
+            found.append((key, padded(record)))
         return found
 
     def _recount(
@@ -300,7 +301,7 @@ class BaseWriter:
                 for key, record in islice(cursor.iternext(), TRANSACTION_KEYS):
                     seen, last = seen + 1, key
                     if record < truncation:
-                        dead.append((key, record))
+                        dead.append((key, padded(record)))
             for key, _ in dead:
                 self._delete(txn, key)
             self._account(txn, dead, [])

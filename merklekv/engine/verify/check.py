@@ -257,7 +257,8 @@ def _check_derived(where: Path, view: BaseSnapshot, tree: Tree, facts: BaseFacts
 
 def segment_lsns(directory: Path) -> list[int]:
     """Where the segments start, by their names, in order."""
-    return sorted(int(path.stem) for path in directory.glob("*.log") if re.fullmatch("[0-9]{20}", path.stem))
+    lsns = (int(path.stem) for path in directory.glob("*.log") if re.fullmatch("[0-9]{20}", path.stem))
+    return sorted(lsn for lsn in lsns if lsn < 1 << 64)
 
 
 def check_log(directory: Path, base: BaseFacts, report: Report) -> None:

@@ -34,7 +34,7 @@ import merklekv
 from merklekv.engine.directory import give_to_owner
 from merklekv.engine.engine import Engine
 from merklekv.engine.verify.check import check_directory
-from merklekv.errors import Corruption, InvalidArgument, MerkleKVError
+from merklekv.errors import Corruption, InvalidArgument, MerkleKVError, shown
 from merklekv.node_id import NODE_ID_FILE
 from merklekv.output import counted
 from merklekv_tool.errors import BackupError, Exists
@@ -46,6 +46,7 @@ DESCRIPTION: Final = "BACKUP"
 MARK: Final = "merklekv_backup"
 ARCHIVES: Final = (".tar.gz", ".tgz")
 NOT_OURS: Final = (".tar", ".gz", ".bz2", ".xz", ".zst", ".zip", ".7z")  # of a file that a user expects
+FIELDS: Final = {"root": str, "source": str, "made": str, "keys": int, "tombstones": int}  # that a restore needs
 DESCRIPTION_SIZE_MAX: Final = 1 << 16
 PRIVATE_UMASK: Final = 0o077
 LEVEL: Final = 1  # of gzip: half as large, and three times as fast as the usual 6
@@ -166,11 +167,13 @@ def description_of(data: bytes, name: str) -> dict[str, Any]:
     """A description from its bytes. Raises BackupError."""
     try:
         description = json.loads(data)
-        version, root = description[MARK], description["root"]
+        version = description[MARK]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise BackupError(f"{name}: not a backup: its description {DESCRIPTION} is damaged") from error
-    if version != BACKUP_VERSION or not isinstance(root, str):
-        raise BackupError(f"{name}: a backup of version {version!r}: this release reads {BACKUP_VERSION}")
+    if version != BACKUP_VERSION:
+        raise BackupError(f"{name}: a backup of version {shown(version)}: this release reads {BACKUP_VERSION}")
+    if not all(isinstance(description.get(field), kind) for field, kind in FIELDS.items()):
+        raise BackupError(f"{name}: not a backup: its description {DESCRIPTION} is damaged")
     return description  # type: ignore[no-any-return]
 
 
@@ -280,7 +283,7 @@ def _digest(file: IO[bytes] | _Counted) -> bytes:
 
 
 class _Member(tarfile.TarInfo):
-    """A member of an archive. `tarfile` reads the whole content of one that only describes the next, so it is bounded."""
+    """A member of an archive. One that only describes the next is bounded: `tarfile` keeps all of it in memory."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
