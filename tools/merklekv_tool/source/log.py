@@ -29,13 +29,10 @@ from merklekv.engine.format import (
 from merklekv.engine.log.reader import DirectorySource, LogGone, LogReader, LogSource
 from merklekv.engine.log.segment import LogFrame, Segment, corrupt, list_segments, segment_path
 from merklekv.engine.record import (
-    EXPIRY,
-    FLAGS_AT,
-    HEAD_SIZE,
-    RECORD_OVERHEAD,
-    VERSION_SIZE,
+    ZERO_VERSION,
     deleted_at,
     expiry_of,
+    is_complete,
     is_purge_marker,
     timestamp_of,
     value_of,
@@ -132,13 +129,10 @@ class Event(NamedTuple):
     @property
     def is_whole(self) -> bool:
         """Predicate: has it all that the others read of it?"""
-        op, size = self.entry.op, len(self.entry.record)
+        op, record = self.entry.op, self.entry.record
         if op == OP_TRUNCATE:
-            return size == VERSION_SIZE
-        if op in (OP_METADATA, OP_REPAIR):
-            return True
-        has_expiry = size > FLAGS_AT and self.entry.record[FLAGS_AT] == EXPIRY
-        return size >= (RECORD_OVERHEAD if has_expiry else HEAD_SIZE)
+            return len(record) == len(ZERO_VERSION)
+        return op in (OP_METADATA, OP_REPAIR) or is_complete(record)
 
     @property
     def is_lone_deletion(self) -> bool:
