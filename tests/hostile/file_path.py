@@ -22,6 +22,8 @@ KIND_SIZE: Final = 60  # characters of a finding that tell whether it is a new o
 class FilePath(InputPath):
     """Goes on after a finding, and raises all of them in the end, one of each kind."""
 
+    round_inputs = 100
+
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
         self._memory = tempfile.TemporaryDirectory(dir=engines.MEMORY, prefix="merklekv-hostile-")

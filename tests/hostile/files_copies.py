@@ -186,7 +186,9 @@ class BackupPath(FilePath):
             shutil.copytree(backup, copy)
             templates = {name: make_template_once(self.root / "others" / name) for name in ("stopped", "killed")}
             templates |= {"young": templates["killed"], "member": templates["stopped"]}
-            damage = chance.choice([one for one in DAMAGES if one.__name__ not in ("forbid", "forge_cursor")])
+            damage = chance.choice(
+                [one for one in DAMAGES if one.__name__ not in ("forbid", "forge_cursor", "forge_pages")]
+            )
             what = damage(chance, copy, templates).what
             if chance.random() < 0.3:
                 what += self._description(chance, copy)

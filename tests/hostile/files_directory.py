@@ -54,6 +54,7 @@ class Input(NamedTuple):
     forged: bool = False  # with checksums that fit: other data than before is no fault
     shifts: bool = False  # what follows is not in its place any more, or gone: a start takes it for a torn tail
     user: int = 0
+    pages: bool = False  # of LMDB, which ends a process that reads some of them
 
 
 class Template(NamedTuple):
@@ -90,7 +91,11 @@ class DirectoryPath(FilePath):
             os.chmod(self.root, 0o755)
         checked = self.trials.run("merklekv_tool", "verify", copy, user=done.user)
         require_clean(checked, "merklekv-tool", tool_codes.MEANINGS, f"{done.what}: verify")
-        used = self.trials.run(USE, copy, user=done.user)
+        used = self.trials.run(USE, copy, user=done.user, may_die=done.pages)
+        if used.status < 0 and not checked.status:
+            raise Finding(f"{done.what}: verify finds nothing, but a start dies: {used}")
+        if used.status < 0:
+            return
         require_clean(used, "use", exit_codes.MEANINGS, f"{done.what}: start")
         self._require_advice(done, used, copy)
         if used.status and not checked.status and not done.user:  # who may read it need not be who may write it
@@ -101,7 +106,9 @@ class DirectoryPath(FilePath):
         target = self.root / "target"
         remove(target)
         words = {"backup": (second, target), "dump": (second, "-o", target)}.get(verb, (second,))
-        read = self.trials.run("merklekv_tool", verb, *words, user=done.user)
+        read = self.trials.run("merklekv_tool", verb, *words, user=done.user, may_die=done.pages)
+        if read.status < 0:
+            return
         require_clean(read, "merklekv-tool", tool_codes.MEANINGS, f"{done.what}: {verb}")
         self._require_advice(done, read, second)
 
@@ -520,7 +527,7 @@ def forge_pages(chance: random.Random, path: Path, _: Templates) -> Input:
             at = page * PAGE + 16 + 8 * chance.randrange(17)
             data[at : at + 8] = word.to_bytes(8, "little")
     file.write_bytes(data)
-    return Input(f"base, page {page}: {kind}, {half} or {word}")
+    return Input(f"base, page {page}: {kind}, {half} or {word}", pages=True)
 
 
 def forge_cursor(chance: random.Random, path: Path, _: Templates) -> Input:
@@ -565,7 +572,17 @@ def forge_text(chance: random.Random, path: Path, _: Templates) -> Input:
 
 DAMAGES: Final[tuple[Damage, ...]] = (
     *(resize, change_bytes, change_bytes, any_change, exchange, replace, replace, add, forbid),
-    *(forge_frame, forge_frame, forge_frame, forge_base, forge_base, forge_cursor, forge_text),
+    *(
+        forge_frame,
+        forge_frame,
+        forge_frame,
+        forge_base,
+        forge_base,
+        forge_pages,
+        forge_pages,
+        forge_cursor,
+        forge_text,
+    ),
 )
 
 PATHS = (DirectoryPath,)

@@ -26,6 +26,7 @@ from types import ModuleType
 from typing import Any, Final, NamedTuple, NoReturn
 
 from merklekv import interpreter
+from merklekv.engine.lmdb_file import DAMAGE_SIGNALS
 
 from .input_path import Finding
 
@@ -73,8 +74,12 @@ class Trials:
         environment: Mapping[str, str] | None = None,
         user: int = 0,
         directory: Path | None = None,
+        may_die: bool = False,
     ) -> Outcome:
-        """One of PROGRAMS with arguments, or another module's `main`, to its end. Raises Finding if it hangs."""
+        """One of PROGRAMS with arguments, or another module's `main`, to its end. Raises Finding if it hangs.
+
+        `may_die`: LMDB may end it, as it does where pages are damaged.
+        """
         words = [os.fsdecode(word) for word in arguments]
         request = json.dumps([program, words, dict(environment or {}), user, str(directory or "/")]).encode()
         with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -91,7 +96,7 @@ class Trials:
             outcome = Outcome(status, out.read(1 << 22), err.read(1 << 20), used)
         if status == -signal.SIGALRM:
             raise Finding(f"{program} {shown(words)} takes longer than {TIME_S} s\n{outcome}")
-        if status < 0 and status != -signal.SIGPIPE:
+        if status < 0 and not (may_die and -status in DAMAGE_SIGNALS):
             raise Finding(f"{program} {shown(words)} dies by {signal.Signals(-status).name}\n{outcome}")
         if used > USED_MAX:
             raise Finding(f"{program} {shown(words)} uses {used >> 20} MiB of memory\n{outcome}")

@@ -23,7 +23,7 @@ from merklekv_tool import exit_codes
 from merklekv_tool.formats.backup import is_archive
 
 from merklekv.engine.verify.check import check_directory
-from merklekv.exit_codes import EXIT_UNWRITABLE
+from merklekv.exit_codes import EXIT_CORRUPT, EXIT_UNWRITABLE
 from merklekv.net.client import Client, Reply
 
 NAMES = ["backup", "backup.tar.gz"]
@@ -190,6 +190,23 @@ def test_files_that_have_no_business_in_it(name: str, archive: Path, tmp_path: P
     is_refused(archive, tmp_path, name, "no part of a backup")
 
 
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_SPARSE])
+def test_headers_that_mean_gigabytes(kind: bytes, archive: Path, tmp_path: Path) -> None:
+    """`tarfile` would take as much memory, or write as many zeros."""
+    member = tarfile.TarInfo("base/data.mdb")
+    member.type, member.size = kind, 4 << 30
+    archive.write_bytes(gzip.compress(member.tobuf(tarfile.GNU_FORMAT) + bytes(100_000)))
+    is_refused(archive, tmp_path)
+
+
+def test_a_node_id_that_is_none(archive: Path, tmp_path: Path) -> None:
+    """A node would not start on it; with another node id it would."""
+    repacked(archive, **{"node-id": b"a/b\n"})
+    done = run("restore", archive, tmp_path / "restored")
+    fails(EXIT_CORRUPT, f"{archive}/node-id: contains 'a/b'", done=done)
+    succeeds("restore", archive, tmp_path / "restored", "--new-node-id")
+
+
 def test_a_link_in_the_place_of_a_file(archive: Path, tmp_path: Path) -> None:
     with tarfile.open(archive, "w:gz") as packed:
         member = tarfile.TarInfo("FORMAT")
@@ -206,6 +223,7 @@ def test_descriptions_that_are_none(archive: Path, tmp_path: Path) -> None:
         (b"[]", "description BACKUP is damaged"),
         (b"[" * 50_000, "description BACKUP is damaged"),
         (b'{"merklekv_backup": 2}', "description BACKUP is damaged"),
+        (b'{"merklekv_backup": 2, "root": ""}', "description BACKUP is damaged"),
         (b'{"merklekv_backup": 3, "root": ""}', "a backup of version 3: this release reads 2"),
     ):
         archive.write_bytes(whole)

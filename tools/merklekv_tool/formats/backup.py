@@ -34,7 +34,7 @@ import merklekv
 from merklekv.engine.directory import give_to_owner
 from merklekv.engine.engine import Engine
 from merklekv.engine.verify.check import check_directory
-from merklekv.errors import Corruption, InvalidArgument, MerkleKVError, shown
+from merklekv.errors import Corruption, FormatTooNew, InvalidArgument, MerkleKVError, shown
 from merklekv.node_id import NODE_ID_FILE
 from merklekv.output import counted
 from merklekv_tool.errors import BackupError, Exists
@@ -99,7 +99,7 @@ def drafted(target: Path, source: str) -> Iterator[Path]:
             raise
         yield draft
     except MerkleKVError as error:
-        shown = source if isinstance(error, Corruption | BackupError) else str(target)
+        shown = source if isinstance(error, Corruption | BackupError | FormatTooNew) else str(target)
         error.args = (str(error).replace(str(draft), shown),)
         raise
     except OSError as error:
