@@ -29,7 +29,7 @@ from merklekv.harness.broker import OPEN, Mosquitto
 from merklekv.harness.process import HOST, HarnessError, free_port, setting_flags, wait_until
 from merklekv.metrics import parse
 
-from .input_path import Finding, SeededPath
+from .input_path import Finding, SeededPath, Slow
 
 PREFIX: Final = "hostile"
 HONEST_KEYS: Final = 200
@@ -37,9 +37,11 @@ WAIT_S: Final = 60.0
 DRIFT_S: Final = 600
 MEMORY_FACTOR: Final = 1.2
 MEMORY_ROOM: Final = 48 << 20  # of a run that is too short to say more: caches, memtables, a Lua runtime
+LEAK_LOOKS: Final = 10  # in each third of an attack, for its growth to mean something
 SPARE_DESCRIPTORS: Final = 12  # segments of the log, readers of the base, what replication opens now and then
 SPARE_THREADS: Final = 6
-SLOW_S: Final = 0.1
+SLOW_S: Final = 0.1  # of processor time, before an honest client is answered
+STUCK_S: Final = 1.0  # without any
 WRONG: Final = re.compile(r"Traceback|internal error|Exception in thread|Segmentation|unreadable", re.IGNORECASE)
 SETTINGS: Final = {
     "memtable_size": "1MiB",
@@ -128,7 +130,7 @@ class Watched:
         if float(ahead := figures["clock_ahead_s"]) > DRIFT_S + 1:
             raise Finding(f"the clock of {self.node.log.stem} is {ahead} s ahead")
 
-    def check_usage(self) -> None:
+    def check_usage(self, room: int = MEMORY_ROOM) -> None:
         """Descriptors and threads come back, and memory does."""
         descriptors, threads, memory = self._usual
 
@@ -137,9 +139,14 @@ class Watched:
             return (
                 now[0] <= descriptors + SPARE_DESCRIPTORS
                 and now[1] <= threads + SPARE_THREADS
-                and now[2] <= MEMORY_FACTOR * memory + MEMORY_ROOM
+                and now[2] <= MEMORY_FACTOR * memory + room
             )
 
+        if len(self.memory) >= 3 * LEAK_LOOKS:
+            third = len(self.memory) // 3
+            middle, last = (min(some) for some in (self.memory[third:-third], self.memory[-third:]))
+            if last > MEMORY_FACTOR * middle:
+                raise Finding(f"memory grows: {middle:,} bytes, then {last:,}: {self.memory}")
         self.wait(is_back, lambda: f"descriptors, threads, memory {self._usual} to come back: they are {self.usage()}")
 
     def usage(self) -> tuple[int, int, int]:
@@ -200,6 +207,8 @@ class Arena:
         self.canary: Canary | None = None
         self._values: dict[bytes, bytes] = {}
         self._round = 0
+        self.memory = ""  # of the victim in the last attack, for people
+        self.slowest_s = 0.0  # answer to an honest client, in processor time
 
     def start(self) -> Self:
         self.broker.start()
@@ -222,7 +231,7 @@ class Arena:
     def _begin(self) -> None:
         self.watched.begin()
         if self._control is not None:
-            self.canary = Canary(self.victim.port, self._control.port)
+            self.canary = Canary(self.victim, self._control)
 
     def check_quick(self, *, soon: bool = True) -> None:
         """The nodes run and answer right, and soon; nothing in their logs says that something went wrong."""
@@ -237,17 +246,28 @@ class Arena:
         )
         for one in (self.watched, self._watched_peer):
             one.check_log()
-        if self.canary is not None and (slow := self.canary.slow()) and soon:
-            raise Finding(slow)
+        if self.canary is not None:
+            self._look(self.canary, soon)
 
-    def check_whole(self, *, soon: bool = True) -> None:
+    def _look(self, canary: Canary, soon: bool) -> None:
+        victim, control, used = canary.look()
+        if not soon:
+            return
+        self.slowest_s = max(self.slowest_s, min(victim, used))
+        if min(victim, used) > SLOW_S or victim > STUCK_S + 10 * control:
+            waits = f"{victim * 1000:.0f} ms, at the control node {control * 1000:.0f} ms"
+            raise Slow(f"an honest client waited {waits}; the victim computed for {used * 1000:.0f} ms of that")
+
+    def check_whole(self, *, soon: bool = True, room: int = MEMORY_ROOM) -> None:
         """All honest data are there, on both nodes, and both replicate and exchange as ever."""
         self.check_quick(soon=soon)
         self.watched.check_data(self._values)
         self._check_replication()
         self._check_exchange()
         self.watched.check_figures()
-        self.watched.check_usage()
+        self.watched.check_usage(room)
+        first, last = (self.watched.memory[at] >> 20 for at in (0, -1))
+        self.memory = f"{first} MiB after the first batch, {last} after the last"
 
     def check_restart(self) -> None:
         """The victim survives both ends."""
@@ -286,31 +306,26 @@ class Arena:
 class Canary:
     """A process that asks the victim and the control node all the time, and says how long that took."""
 
-    def __init__(self, victim: int, control: int) -> None:
-        command = [sys.executable, str(Path(__file__).with_name("canary.py")), str(victim), str(control)]
+    def __init__(self, victim: NodeProcess, control: NodeProcess) -> None:
+        words = [victim.pid, victim.port, control.port]
+        command = [sys.executable, str(Path(__file__).with_name("canary.py")), *map(str, words)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
-        self.slowest_s = 0.0
 
-    def slow(self) -> str:
-        """What was slow since the last look, if anything was; an empty text if not."""
+    def look(self) -> tuple[float, float, float]:
+        """The longest waits since the last look, at the victim and at the control node, and the processor time of the
+        victim in one; in seconds.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        try:
+        words: list[str] = []
+        with suppress(OSError):
             self._process.stdin.write("\n")
             self._process.stdin.flush()
             words = self._process.stdout.readline().split()
-        except OSError:
-            words = []
-        if len(words) != 2:
-            return "an honest client was not answered at all"
-        victim, control = map(float, words)
-        self.slowest_s = max(self.slowest_s, victim)
-        slow = victim > SLOW_S + 3 * control
-        return (
-            f"an honest client waited {victim * 1000:.0f} ms, at the control node {control * 1000:.0f} ms"
-            if slow
-            else ""
-        )
+        if len(words) != 3:
+            raise Finding("an honest client was not answered at all")
+        victim, control, used = map(float, words)
+        return victim, control, used
 
     def close(self) -> None:
         self._process.kill()
@@ -318,13 +333,18 @@ class Canary:
 
 
 class ArenaPath(SeededPath):
-    """A path to the victim of an arena. `is_measured`: honest clients may expect their answers soon all the while."""
+    """A path to the victim of an arena.
+
+    `is_measured`: honest clients may expect their answers soon all the while. `memory_room`: bytes that the victim may
+    keep.
+    """
 
     is_measured: ClassVar = True
+    memory_room: ClassVar = MEMORY_ROOM
 
     def check(self, *, whole: bool) -> None:
         if whole:
-            self.scene.arena.check_whole(soon=self.is_measured)
+            self.scene.arena.check_whole(soon=self.is_measured, room=self.memory_room)
             self.scene.arena.check_restart()
         else:
             self.scene.arena.check_quick(soon=self.is_measured)
