@@ -43,8 +43,9 @@ class Scene:
     def __init__(
         self, scratch: Path, *, measures: bool = False, say: Callable[[str], None] = lambda text: None
     ) -> None:
-        """`measures`: also measure how soon an honest client is answered, beside a node that nobody attacks. `say`: what
-        goes on, for people.
+        """`measures`: also measure how soon an honest client is answered, beside a node that nobody attacks.
+
+        `say`: tells people what goes on.
         """
         self.say = say
         self.scratch = scratch
