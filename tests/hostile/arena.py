@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, Self
+from typing import ClassVar, Final, Self
 
 from fixtures.node import NodeProcess
 from fixtures.wire import Wire
@@ -29,17 +29,19 @@ from merklekv.harness.broker import OPEN, Mosquitto
 from merklekv.harness.process import HOST, HarnessError, free_port, setting_flags, wait_until
 from merklekv.metrics import parse
 
-from .input_path import Finding, SeededPath
+from .input_path import Finding, SeededPath, Slow
 
 PREFIX: Final = "hostile"
 HONEST_KEYS: Final = 200
 WAIT_S: Final = 60.0
 DRIFT_S: Final = 600
 MEMORY_FACTOR: Final = 1.2
-MEMORY_ROOM: Final = 48 << 20  # of a run that is too short to say more: caches, memtables, a Lua runtime
+MEMORY_ROOM: Final = 96 << 20  # what the allocator keeps of large requests and of messages that were bombs
+LEAK_LOOKS: Final = 10  # in each third of an attack, for its growth to mean something
 SPARE_DESCRIPTORS: Final = 12  # segments of the log, readers of the base, what replication opens now and then
 SPARE_THREADS: Final = 6
-SLOW_S: Final = 0.1
+SLOW_S: Final = 0.1  # of processor time, before an honest client is answered
+STUCK_S: Final = 1.0  # without any
 WRONG: Final = re.compile(r"Traceback|internal error|Exception in thread|Segmentation|unreadable", re.IGNORECASE)
 SETTINGS: Final = {
     "memtable_size": "1MiB",
@@ -49,13 +51,144 @@ SETTINGS: Final = {
     "limits.max_output_bytes": "16MiB",
     "anti_entropy.interval_seconds": "1",
     "replication.enabled": "true",
+    "replication.mqtt_broker": HOST,
     "replication.topic_prefix": PREFIX,
     "replication.heartbeat_seconds": "1",
 }
 
 
 def honest_key(number: int) -> bytes:
-    return b"honest:%04d" % number
+    return b"honest:%04d" % (number % HONEST_KEYS)
+
+
+def make_node(directory: Path, name: str, broker_port: int, **more: object) -> NodeProcess:
+    """A node of this name at the broker at this port."""
+    settings = SETTINGS | {"replication.client_id": name, "replication.mqtt_port": broker_port} | more
+    return NodeProcess(directory / name, directory / f"{name}.log", *setting_flags(settings))
+
+
+def fill(node: NodeProcess) -> dict[bytes, bytes]:
+    """Stores the honest data, and returns them."""
+    values = {honest_key(number): os.urandom(40) for number in range(HONEST_KEYS)}
+    with Wire((HOST, node.port)) as wire:
+        wire.send(b"".join(request(b"SET", key, value) for key, value in values.items()))
+        if any(wire.resp() != b"+OK\r\n" for _ in values):
+            raise HarnessError("a new node does not take honest data")
+    return values
+
+
+class Watched:
+    """A node, and what it has used and said since its last start. Every check raises Finding."""
+
+    def __init__(self, node: NodeProcess) -> None:
+        self.node = node
+        self.memory: list[int] = []  # anonymous bytes, at each look
+        self._read_until = 0
+        self._usual = (0, 0, 0)
+
+    def begin(self) -> None:
+        """It has started, and serves what it will serve: what it uses now is usual."""
+        self._read_until = len(self.node.log.read_bytes()) - len(self.node.output().encode())
+        self.memory = []
+        self._usual = self.usage()
+
+    def require_running(self) -> None:
+        if not self.node.is_running:
+            raise Finding(f"{self.node.log.stem} has ended with status {self.node.wait()}:\n{tail(self.node)}")
+
+    def check_log(self) -> None:
+        """Nothing in its log says that something went wrong."""
+        with self.node.log.open("rb") as log:
+            log.seek(max(self._read_until - 200, 0))
+            said = log.read().decode(errors="replace")
+            self._read_until = log.tell()
+        if wrong := WRONG.search(said):
+            raise Finding(f"the log says {said[max(wrong.start() - 500, 0) : wrong.end() + 3000]}")
+        self.memory.append(anonymous_bytes(self.node.pid))
+
+    def ask(self, expected: bytes, *words: bytes) -> None:
+        """It answers an honest client right."""
+        answer = call(self.node, *words)
+        if answer != expected:
+            raise Finding(
+                f"{self.node.log.stem} answers an honest {words[0].decode()} with {differing(answer, expected)}"
+            )
+
+    def check_data(self, values: dict[bytes, bytes]) -> None:
+        """It has these values."""
+        self.ask(bulks(list(values.values())), b"MGET", *values)
+
+    def figures(self) -> dict[str, str]:
+        """Its STATS."""
+        return parse(call(self.node, b"STATS").partition(b"\r\n")[2].decode())
+
+    def check_figures(self) -> None:
+        """Its clock is sane, and its figures can be printed."""
+        figures = self.figures()
+        if wrong := {name: value for name, value in figures.items() if not (name + value).isprintable()}:
+            raise Finding(f"STATS shows text of others as it came: {wrong}")
+        if float(ahead := figures["clock_ahead_s"]) > DRIFT_S + 1:
+            raise Finding(f"the clock of {self.node.log.stem} is {ahead} s ahead")
+
+    def check_usage(self, room: int = MEMORY_ROOM) -> None:
+        """Descriptors and threads come back, and memory does."""
+        descriptors, threads, memory = self._usual
+
+        def is_back() -> bool:
+            now = self.usage()
+            return (
+                now[0] <= descriptors + SPARE_DESCRIPTORS
+                and now[1] <= threads + SPARE_THREADS
+                and now[2] <= MEMORY_FACTOR * memory + room
+            )
+
+        if len(self.memory) >= 3 * LEAK_LOOKS:
+            third = len(self.memory) // 3
+            middle, last = (min(some) for some in (self.memory[third:-third], self.memory[-third:]))
+            if last > MEMORY_FACTOR * middle:
+                raise Finding(f"memory grows: {middle:,} bytes, then {last:,}: {self.memory}")
+        self.wait(is_back, lambda: f"descriptors, threads, memory {self._usual} to come back: they are {self.usage()}")
+
+    def usage(self) -> tuple[int, int, int]:
+        """Descriptors, threads, anonymous bytes."""
+        pid = self.node.pid
+        return len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task")), anonymous_bytes(pid)
+
+    def check_restart(self, values: dict[bytes, bytes]) -> None:
+        """It survives both ends: `verify` finds nothing, and what it serves then is what it has served."""
+        self.require_running()
+        self.node.kill()
+        self._restart("kill -9", values)
+        status = self.node.stop()
+        if status:
+            raise Finding(f"an orderly stop ends with status {status}:\n{tail(self.node)}")
+        verify = subprocess.run(
+            interpreter.command("merklekv", "verify", str(self.node.directory)),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if verify.returncode:
+            raise Finding(f"verify ends with {verify.returncode}: {verify.stdout[-2000:]}{verify.stderr[-2000:]}")
+        self._restart("an orderly stop", values)
+
+    def _restart(self, after: str, values: dict[bytes, bytes]) -> None:
+        try:
+            self.node.start()
+        except HarnessError as error:
+            raise Finding(f"the start after {after} fails: {error}") from error
+        if WRONG.search(self.node.output()):
+            raise Finding(f"the start after {after} says\n{tail(self.node)}")
+        self.check_data(values)
+        self.begin()
+
+    def wait(self, condition: Callable[[], bool], what: Callable[[], str]) -> None:
+        """Until this is so."""
+        try:
+            wait_until(condition, seconds=WAIT_S)
+        except HarnessError:
+            self.require_running()
+            raise Finding(f"waited {WAIT_S:.0f} s in vain for {what()}\n{tail(self.node)}") from None
 
 
 class Arena:
@@ -66,19 +199,16 @@ class Arena:
         self.directory = directory
         self.broker = Mosquitto(directory / "broker", *OPEN, "max_packet_size 2000000")
         self.http_port = free_port()
-        self.victim = self._node("victim", http_port=self.http_port)
-        self.peer = self._node("peer")
+        self.victim = make_node(directory, "victim", self.broker.port, http_port=self.http_port)
+        self.peer = make_node(directory, "peer", self.broker.port)
         self._control = NodeProcess(directory / "control", directory / "control.log") if measures else None
+        self.watched = Watched(self.victim)
+        self._watched_peer = Watched(self.peer)
         self.canary: Canary | None = None
         self._values: dict[bytes, bytes] = {}
         self._round = 0
-        self._read_until = 0
-        self.memory: list[int] = []  # anonymous bytes of the victim, after each batch since its last start
-
-    def _node(self, name: str, **more: object) -> NodeProcess:
-        settings = SETTINGS | {"replication.client_id": name, "replication.mqtt_port": self.broker.port} | more
-        settings["replication.mqtt_broker"] = HOST
-        return NodeProcess(self.directory / name, self.directory / f"{name}.log", *setting_flags(settings))
+        self.memory = ""  # of the victim in the last attack, for people
+        self.slowest_s = 0.0  # answer to an honest client, in processor time
 
     def start(self) -> Self:
         self.broker.start()
@@ -86,13 +216,8 @@ class Arena:
             node.start()
         if self._control is not None:
             self._control.start()
-        for number in range(HONEST_KEYS):
-            self._values[honest_key(number)] = os.urandom(40)
-        with Wire((HOST, self.victim.port)) as wire:
-            wire.send(b"".join(request(b"SET", key, value) for key, value in self._values.items()))
-            if any(wire.resp() != b"+OK\r\n" for _ in self._values):
-                raise HarnessError("the victim does not take honest data")
-        self._await(self.peer, self._values)
+        self._values = fill(self.victim)
+        self._await(self._watched_peer, self._values)
         self._begin()
         return self
 
@@ -104,96 +229,63 @@ class Arena:
                 one.end()
 
     def _begin(self) -> None:
-        """The victim has started: from here on it is measured."""
-        self._read_until = 0
-        self.memory = []
+        self.watched.begin()
         if self._control is not None:
-            self.canary = Canary(self.victim.port, self._control.port)
-        self._usual = self._usage()
+            self.canary = Canary(self.victim, self._control)
 
-    # -- checks --------------------------------------------------------------------------------------------------------
-
-    def check_quick(self) -> None:
-        """The nodes run and answer right; nothing in their logs says that something went wrong."""
-        self._require_running()
+    def check_quick(self, *, soon: bool = True) -> None:
+        """The nodes run and answer right, and soon; nothing in their logs says that something went wrong."""
+        for one in (self.watched, self._watched_peer):
+            one.require_running()
         self._round += 1
-        key = honest_key(self._round % HONEST_KEYS)
-        value = b"%d of %d" % (self._round, time.time_ns())
-        self._ask(self.victim, b"+OK\r\n", b"SET", key, value)
-        self._values[key] = value
-        some = [honest_key((self._round * 7 + number) % HONEST_KEYS) for number in range(20)]
-        self._ask(self.victim, bulks([self._values[key] for key in some]), b"MGET", *some)
-        self._check_log()
-        self.memory.append(anonymous_bytes(self.victim.pid))
-        if self.canary is not None and (slow := self.canary.slow()):
-            raise Finding(slow)
+        key = honest_key(self._round)
+        self._values[key] = b"%d of %d" % (self._round, time.time_ns())
+        self.watched.ask(b"+OK\r\n", b"SET", key, self._values[key])
+        self.watched.check_data(
+            {key: self._values[key] for key in map(honest_key, range(self._round, self._round + 20))}
+        )
+        for one in (self.watched, self._watched_peer):
+            one.check_log()
+        if self.canary is not None:
+            self._look(self.canary, soon)
 
-    def check_whole(self) -> None:
-        """All honest data are there, on both nodes, and both replicate, exchange and restart as ever."""
-        self.check_quick()
-        self._check_data(self.victim)
+    def _look(self, canary: Canary, soon: bool) -> None:
+        victim, control, used = canary.look()
+        if not soon:
+            return
+        self.slowest_s = max(self.slowest_s, min(victim, used))
+        if min(victim, used) > SLOW_S or victim > STUCK_S + 10 * control:
+            waits = f"{victim * 1000:.0f} ms, at the control node {control * 1000:.0f} ms"
+            raise Slow(f"an honest client waited {waits}; the victim computed for {used * 1000:.0f} ms of that")
+
+    def check_whole(self, *, soon: bool = True, room: int = MEMORY_ROOM) -> None:
+        """All honest data are there, on both nodes, and both replicate and exchange as ever."""
+        self.check_quick(soon=soon)
+        self.watched.check_data(self._values)
         self._check_replication()
         self._check_exchange()
-        self._check_clock()
-        self._check_usage()
+        self.watched.check_figures()
+        self.watched.check_usage(room)
+        first, last = (self.watched.memory[at] >> 20 for at in (0, -1))
+        self.memory = f"{first} MiB after the first batch, {last} after the last"
 
     def check_restart(self) -> None:
-        """The victim survives both ends: `verify` finds nothing, and what it serves then is what it has served."""
-        self._require_running()
+        """The victim survives both ends."""
         if self.canary is not None:
             self.canary.close()
             self.canary = None
-        self.victim.kill()
-        self._restart("kill -9")
-        status = self.victim.stop()
-        if status:
-            raise Finding(f"an orderly stop ends with status {status}:\n{tail(self.victim)}")
-        verify = subprocess.run(
-            interpreter.command("merklekv", "verify", str(self.victim.directory)),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if verify.returncode:
-            raise Finding(f"verify ends with {verify.returncode}: {verify.stdout[-2000:]}{verify.stderr[-2000:]}")
-        self._restart("an orderly stop")
+        self.watched.check_restart(self._values)
         self._begin()
-
-    def _restart(self, after: str) -> None:
-        try:
-            self.victim.start()
-        except HarnessError as error:
-            raise Finding(f"the start after {after} fails: {error}") from error
-        if WRONG.search(self.victim.output()):
-            raise Finding(f"the start after {after} says\n{tail(self.victim)}")
-        self._check_data(self.victim)
-
-    def _require_running(self) -> None:
-        for node in (self.victim, self.peer):
-            if not node.is_running:
-                raise Finding(f"{node.log.stem} has ended with status {node.wait()}:\n{tail(node)}")
-
-    def _check_log(self) -> None:
-        with self.victim.log.open("rb") as log:
-            log.seek(max(self._read_until - 200, 0))
-            said = log.read().decode(errors="replace")
-            self._read_until = log.tell()
-        if wrong := WRONG.search(said):
-            raise Finding(f"the log says {said[max(wrong.start() - 500, 0) : wrong.end() + 3000]}")
-
-    def _check_data(self, node: NodeProcess) -> None:
-        keys = list(self._values)
-        self._ask(node, bulks([self._values[key] for key in keys]), b"MGET", *keys)
 
     def _check_replication(self) -> None:
         """An event of each node reaches the other."""
-        for writer, reader in ((self.peer, self.victim), (self.victim, self.peer)):
+        for writer, reader in ((self._watched_peer, self.watched), (self.watched, self._watched_peer)):
             self._round += 1
-            key, value = honest_key(self._round % HONEST_KEYS), os.urandom(20)
-            self._ask(writer, b"+OK\r\n", b"SET", key, value)
+            key, value = honest_key(self._round), os.urandom(20)
+            writer.ask(b"+OK\r\n", b"SET", key, value)
             self._values[key] = value
             self._await(reader, {key: value})
-        self._await(self.peer, self._values)
+        self._await(self._watched_peer, self._values)
 
     def _check_exchange(self) -> None:
         """An exchange with the honest peer brings both to the same data."""
@@ -204,85 +296,36 @@ class Arena:
             return answers[-1] == b"+OK\r\n" and len(roots) == 1
 
         answers: list[bytes] = []
-        self._wait(is_equal, lambda: f"an exchange with the honest peer: {answers[-3:]}")
+        self.watched.wait(is_equal, lambda: f"an exchange with the honest peer: {answers[-3:]}")
 
-    def _check_clock(self) -> None:
-        figures = self.figures()
-        if wrong := {name: value for name, value in figures.items() if not (name + value).isprintable()}:
-            raise Finding(f"STATS shows text of others as it came: {wrong}")
-        ahead = figures["clock_ahead_s"]
-        if float(ahead) > DRIFT_S + 1:
-            raise Finding(f"the victim's clock is {ahead} s ahead")
-
-    def _check_usage(self) -> None:
-        """Descriptors and threads come back, and memory does."""
-        descriptors, threads, memory = self._usual
-
-        def is_back() -> bool:
-            now = self._usage()
-            return (
-                now[0] <= descriptors + SPARE_DESCRIPTORS
-                and now[1] <= threads + SPARE_THREADS
-                and now[2] <= MEMORY_FACTOR * memory + MEMORY_ROOM
-            )
-
-        self._wait(
-            is_back, lambda: f"descriptors, threads, memory {self._usual} to come back: they are {self._usage()}"
-        )
-
-    def _usage(self) -> tuple[int, int, int]:
-        pid = self.victim.pid
-        return len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task")), anonymous_bytes(pid)
-
-    def figures(self) -> dict[str, str]:
-        """STATS of the victim."""
-        return parse(call(self.victim, b"STATS").partition(b"\r\n")[2].decode())
-
-    def _await(self, node: NodeProcess, values: dict[bytes, bytes]) -> None:
+    def _await(self, one: Watched, values: dict[bytes, bytes]) -> None:
         expected = bulks(list(values.values()))
-        self._wait(lambda: call(node, b"MGET", *values) == expected, lambda: f"honest data at {node.log.stem}")
-
-    def _ask(self, node: NodeProcess, expected: bytes, *words: bytes) -> None:
-        answer = call(node, *words)
-        if answer != expected:
-            raise Finding(f"{node.log.stem} answers an honest {words[0].decode()} with {differing(answer, expected)}")
-
-    def _wait(self, condition: Callable[[], bool], what: Callable[[], str]) -> None:
-        try:
-            wait_until(condition, seconds=WAIT_S)
-        except HarnessError:
-            self._require_running()
-            raise Finding(f"waited {WAIT_S:.0f} s in vain for {what()}\n{tail(self.victim)}") from None
+        one.wait(lambda: call(one.node, b"MGET", *values) == expected, lambda: f"honest data at {one.node.log.stem}")
 
 
 class Canary:
     """A process that asks the victim and the control node all the time, and says how long that took."""
 
-    def __init__(self, victim: int, control: int) -> None:
-        command = [sys.executable, str(Path(__file__).with_name("canary.py")), str(victim), str(control)]
+    def __init__(self, victim: NodeProcess, control: NodeProcess) -> None:
+        words = [victim.pid, victim.port, control.port]
+        command = [sys.executable, str(Path(__file__).with_name("canary.py")), *map(str, words)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
-        self.slowest_s = 0.0
 
-    def slow(self) -> str:
-        """What was slow since the last look, if anything was; an empty text if not."""
+    def look(self) -> tuple[float, float, float]:
+        """The longest waits since the last look, at the victim and at the control node, and the processor time of the
+        victim in one; in seconds.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        try:
+        words: list[str] = []
+        with suppress(OSError):
             self._process.stdin.write("\n")
             self._process.stdin.flush()
             words = self._process.stdout.readline().split()
-        except OSError:
-            words = []
-        if len(words) != 2:
-            return "an honest client was not answered at all"
-        victim, control = map(float, words)
-        self.slowest_s = max(self.slowest_s, victim)
-        slow = victim > SLOW_S + 3 * control
-        return (
-            f"an honest client waited {victim * 1000:.0f} ms, at the control node {control * 1000:.0f} ms"
-            if slow
-            else ""
-        )
+        if len(words) != 3:
+            raise Finding("an honest client was not answered at all")
+        victim, control, used = map(float, words)
+        return victim, control, used
 
     def close(self) -> None:
         self._process.kill()
@@ -290,14 +333,21 @@ class Canary:
 
 
 class ArenaPath(SeededPath):
-    """A path to the victim of an arena."""
+    """A path to the victim of an arena.
+
+    `is_measured`: honest clients may expect their answers soon all the while. `memory_room`: bytes that the victim may
+    keep.
+    """
+
+    is_measured: ClassVar = True
+    memory_room: ClassVar = MEMORY_ROOM
 
     def check(self, *, whole: bool) -> None:
         if whole:
-            self.scene.arena.check_whole()
+            self.scene.arena.check_whole(soon=self.is_measured, room=self.memory_room)
             self.scene.arena.check_restart()
         else:
-            self.scene.arena.check_quick()
+            self.scene.arena.check_quick(soon=self.is_measured)
 
     def renew(self) -> None:
         self.scene.renew()

@@ -12,7 +12,8 @@ from typing import Final, Self
 
 from .input_path import Finding, InputPath, Scene
 
-ROUND_INPUTS: Final = 2000  # of a path, before it is the turn of the next
+FIRST_INPUTS: Final = 2000  # of a path, before it is the turn of the next
+ROUND_INPUTS: Final = 20_000  # likewise, when all had their first turn
 
 
 def say(text: str) -> None:
@@ -26,7 +27,9 @@ class Campaign:
     def __init__(self, paths: Iterable[type[InputPath]], seed: int, scratch: Path, *, measures: bool = True) -> None:
         self.seed = seed
         self.findings: list[str] = []
-        self.scene = Scene(scratch, measures=measures)
+        self._slowest_s = 0.0
+        self._memory: dict[str, str] = {}  # of the victim, in the last attack on each path
+        self.scene = Scene(scratch, measures=measures, say=say)
         self._paths = [path(self.scene) for path in paths]
         self._seconds: dict[str, float] = dict.fromkeys((path.name for path in self._paths), 0.0)
 
@@ -38,7 +41,9 @@ class Campaign:
             for path in self._paths:
                 if seconds and time.monotonic() > end:
                     return
-                self._attack(path, random.Random(f"{self.seed}:{path.name}:{number}"), inputs or ROUND_INPUTS)
+                chance = random.Random(f"{self.seed}:{path.name}:{number}")
+                many = inputs or (FIRST_INPUTS if not number else ROUND_INPUTS)
+                self._attack(path, chance, many if len(self._paths) == 1 else int(many * path.share))
             number += 1
             if not seconds:
                 return
@@ -60,6 +65,9 @@ class Campaign:
             self.findings.append(f"{path.name}: {finding}")
             say(f"FINDING in {path.name}: {finding}\n  the campaign: {again}")
             self.scene.renew()
+        if self.scene.has_arena:
+            self._slowest_s = max(self._slowest_s, self.scene.arena.slowest_s)
+            self._memory[path.name] = self.scene.arena.memory
         took = time.monotonic() - began
         self._seconds[path.name] += took
         say(f"{path.name}: {path.inputs - before:,} inputs in {took:.1f} s")
@@ -71,7 +79,12 @@ class Campaign:
         ]
         for path in self._paths:
             rate = path.inputs / max(self._seconds[path.name], 1e-9)
-            lines.append(f"  {path.name:<10} {path.inputs:>9,} inputs, {rate:,.0f} a second with all checks")
+            memory = f"; memory: {self._memory[path.name]}" if self._memory.get(path.name) else ""
+            lines.append(f"  {path.name:<10} {path.inputs:>9,} inputs, {rate:,.0f} a second with all checks{memory}")
+        if self._slowest_s:
+            lines.append(
+                f"  the slowest answer to an honest client took {self._slowest_s * 1000:.0f} ms of processor time"
+            )
         lines += [f"  {line}" for line in self.scene.notes]
         return "\n".join([*lines, *(f"FINDING in {finding}" for finding in self.findings)])
 

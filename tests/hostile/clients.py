@@ -16,7 +16,7 @@ from . import mutate
 from .arena import ArenaPath, deliver, request
 
 LOT: Final = 25  # requests on one connection
-CONNECTIONS: Final = 20  # at once
+CONNECTIONS: Final = 40  # at once
 # What any client may do, and after which all is rightly not as it was.
 LAWFUL = re.compile(
     rb"(SHUTDOWN|FLUSHALL|FLUSHDB|FLUSH|TRUNCATE|MERGETRUNCATION|REPLICATE|FORGET"
@@ -26,8 +26,8 @@ LAWFUL = re.compile(
 SCRIPTS: Final = (
     *(b"return #KEYS", b"return redis.call(unpack(ARGV))", b"return redis.pcall(unpack(ARGV))", b"return {1,{2,{3}}}"),
     *(b"error({})", b"error(nil)", b"error(setmetatable({}, {__tostring = error}))", b"return redis.error_reply(nil)"),
-    *(b"return string.rep('x', 1e9)", b"return ('x'):rep(1e6):rep(1e6)", b"return redis.status_reply('a\\r\\nb')"),
-    *(b"local t = {} t.t = t return t", b"local t = {} for i = 1, 1e5 do t = {t} end return t", b"return {err = {}}"),
+    b"return redis.status_reply('a\\r\\nb')",
+    *(b"local t = {} t.t = t return t", b"return {err = {}}"),
     *(b"local f f = function() return f() + 1 end return f()", b"return 0/0", b"return 2^63", b"return -2^63"),
     *(b"return loadstring('\\27Lua')", b"return loadstring(string.dump(function() end))()", b"return {[1e9] = 1}"),
     *(
@@ -41,7 +41,6 @@ SCRIPTS: Final = (
         b"return bit.tohex(1, -1e9)",
     ),
     *(
-        b"return ('a'):rep(40):find(('a*'):rep(20) .. 'b')",
         b"return ('%99d'):format(1)",
         b"return ('%s'):rep(300):format()",
     ),
@@ -83,6 +82,20 @@ SCRIPTS: Final = (
         b"return redis.call('GET', {})",
         b"return redis.call('GET', 1.5)",
     ),
+)
+# Those that run until the node stops them, which is allowed to take seconds.
+LONG_SCRIPTS: Final = (
+    b"return string.rep('x', 1e9)",
+    b"return ('x'):rep(1e6):rep(1e6)",
+    b"return ('a'):rep(40):find(('a*'):rep(20) .. 'b')",
+    b"local t = {} for i = 1, 1e5 do t = {t} end return t",
+    b"while true do end",
+    b"while true do pcall(function() while true do end end) end",
+    b"local t = {} while true do t[#t + 1] = ('x'):rep(1e5) .. #t end",
+    b"while true do redis.call('INCR', KEYS[1]) end",
+    b"local function f() return pcall(f) end return f()",
+    b"local s = 'x' while true do s = s .. s end",
+    b"return {redis.call('MGET', unpack({}, 1, 5000))}",
 )
 KEYS: Final = (b"hostile:1", b"hostile:2", b"hostile:3", b"k\0\xff\r\n", b"x" * 511)
 
@@ -178,6 +191,7 @@ class Resp(ArenaPath):
     """Requests of RESP: each of its own framing, arguments and pipeline."""
 
     name = "resp"
+    quiet_s: ClassVar = 1.0
 
     def volley(self, seeds: Sequence[int]) -> None:
         size = LOT * CONNECTIONS
@@ -190,7 +204,8 @@ class Resp(ArenaPath):
         broken = [self.broken(random.Random(seed)) for seed in seeds if self.is_broken(seed)]
         for payloads in (lots, broken):
             for at in range(0, len(payloads), CONNECTIONS):
-                self.require_sound(deliver(self.scene.arena.victim.port, payloads[at : at + CONNECTIONS]))
+                some = payloads[at : at + CONNECTIONS]
+                self.require_sound(deliver(self.scene.arena.victim.port, some, self.quiet_s))
 
     def is_broken(self, seed: int) -> bool:
         """Whether the connection ends with this input."""
@@ -220,6 +235,7 @@ class Dialogue(Resp):
     """Connections with a state: transactions, watches, subscriptions, scripts, replies that are switched off."""
 
     name = "dialogue"
+    quiet_s = 0.15  # many wait for something that does not come
     STEPS: ClassVar = (
         *(
             [b"MULTI"],
@@ -281,6 +297,30 @@ class Dialogue(Resp):
                 steps.append(self.whole(chance))
         whole = b"".join(steps)
         return whole if chance.random() < 0.7 else whole[: chance.randrange(len(whole))]
+
+
+class Scripts(Resp):
+    """Scripts, those that the node has to stop too. All others wait for a script, so how soon they are answered is no
+    matter here.
+    """
+
+    name = "scripts"
+    is_measured = False
+    memory_room = 192 << 20  # a script may hold 64 MiB, which do not come back in one piece; the compiled ones stay
+
+    def is_broken(self, seed: int) -> bool:
+        return False
+
+    def whole(self, chance: random.Random) -> bytes:
+        script = chance.choice(LONG_SCRIPTS) if chance.random() < 0.005 else chance.choice(SCRIPTS)
+        if chance.random() < 0.4:
+            script = mutate.damaged(chance, script)
+        words = [mutate.word(chance) for _ in range(chance.choice((0, 1, 3, 3)))]
+        name = chance.choice((b"EVAL", b"EVAL", b"EVAL", b"EVAL_RO", b"SCRIPT"))
+        if name == b"SCRIPT":
+            return request(name, b"LOAD", script)
+        made = [name, script, chance.choice((b"1", b"1", b"0", mutate.word(chance))), b"hostile:1", *words]
+        return request(*made) if not LAWFUL.match(b" ".join(words)) else request(b"PING")
 
 
 class Lines(Resp):
@@ -362,4 +402,4 @@ class Foreign(Resp):
         return mutate.damaged(chance, sample) if chance.random() < 0.8 else sample
 
 
-PATHS = (Resp, Dialogue, Lines, Foreign)
+PATHS = (Resp, Dialogue, Scripts, Lines, Foreign)

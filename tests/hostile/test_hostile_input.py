@@ -12,7 +12,9 @@ from .input_path import find_paths
 
 INPUTS = 2000
 GROUPS = {
-    "clients": ("resp", "lines", "foreign"),
+    "clients": ("resp", "lines", "dialogue", "scripts", "foreign", "http"),
+    "nodes": ("exchange", "server"),
+    "broker": ("messages", "broker"),
 }
 
 
