@@ -12,7 +12,6 @@ from typing import Final
 
 from fixtures import engines
 
-from .campaign import say
 from .input_path import SEED_BITS, Finding, InputPath, Scene
 from .trial import Trials
 
@@ -22,7 +21,7 @@ KIND_SIZE: Final = 60  # characters of a finding that tell whether it is a new o
 class FilePath(InputPath):
     """Goes on after a finding, and raises all of them in the end, one of each kind."""
 
-    round_inputs = 100
+    share = 0.01  # each is a process or more
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
@@ -47,7 +46,7 @@ class FilePath(InputPath):
                 text = f"{finding}\n  again: --path {self.name} --only {seed}"
                 kind = str(finding).partition("\n")[0][-KIND_SIZE:]
                 if kind not in found:
-                    say(text)
+                    self.scene.say(text)
                 found.setdefault(kind, text)
         if found:
             raise Finding("\n".join(found.values()))

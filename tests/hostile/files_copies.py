@@ -31,7 +31,7 @@ from .input_path import Finding
 from .mutate import damaged, structure
 from .trial import require_clean
 
-BOMB: Final = 600 << 20  # bytes that a small file turns into
+BOMB: Final = 300 << 20  # bytes that a small file turns into
 KEYS: Final = (b"k", b"k01", b"", b"k" * 511, b"k" * 512, b"\xff", b"\0", b"\x1b[31m", "\u202e".encode())
 VERSIONS: Final = (bytes(24), b"\xff" * 24, b"\x7f" + b"\xff" * 23, engines.version(engines.NOON), b"\1" * 24)
 
@@ -124,9 +124,10 @@ class DumpPath(FilePath):
         return [self.trials.run("merklekv_tool", "dump", made.path, "--format", name).stdout for name in form]
 
     def one(self, chance: random.Random) -> None:
+        dumps = self._dumps
         kinds: tuple[Callable[[], bytes], ...] = (
-            lambda: damaged(chance, chance.choice(self._dumps)),
-            lambda: items_changed(chance, chance.choice(self._dumps)),
+            lambda: damaged(chance, chance.choice(dumps)),
+            lambda: items_changed(chance, chance.choice(dumps)),
             lambda: forged_dump(chance),
             lambda: forged_dump(chance),
             lambda: bomb(chance),

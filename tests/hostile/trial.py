@@ -32,7 +32,7 @@ from .input_path import Finding
 
 TIME_S: Final = 30  # that a trial may take: a busy machine needs a few
 DATA_MAX: Final = 1 << 30  # bytes of memory of its own that it may ask for
-USED_MAX: Final = 400 << 20  # bytes that it may need in all
+USED_MAX: Final = 250 << 20  # bytes that it may need in all
 SHOWN_MAX: Final = 3000
 REQUEST_MAX: Final = 1 << 17
 NOBODY: Final = 65_534
