@@ -148,6 +148,7 @@ class BrokerPath(SeededPath):
     """Packets of a hostile broker. Its node has honest data, which stays."""
 
     name = "broker"
+    share = 0.5  # it has to come back for each packet that ends the connection
     batch = 400
 
     def __init__(self, scene: Scene) -> None:

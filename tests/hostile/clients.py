@@ -235,6 +235,7 @@ class Dialogue(Resp):
     """Connections with a state: transactions, watches, subscriptions, scripts, replies that are switched off."""
 
     name = "dialogue"
+    share = 0.5  # each has a connection of its own
     quiet_s = 0.15  # many wait for something that does not come
     STEPS: ClassVar = (
         *(
@@ -305,6 +306,7 @@ class Scripts(Resp):
     """
 
     name = "scripts"
+    share = 0.5
     is_measured = False
     memory_room = 192 << 20  # a script may hold 64 MiB, which do not come back in one piece; the compiled ones stay
 

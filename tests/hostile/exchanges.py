@@ -295,7 +295,7 @@ class Server(Liars):
     """Answers of a node that the victim has asked."""
 
     name = "server"
-    share = 0.2  # an exchange waits for the disk several times
+    share = 0.1  # an exchange waits for the disk several times
     batch = 200
 
     def __init__(self, scene: Scene) -> None:

@@ -89,6 +89,7 @@ VERSIONS: Final = (
     b"x",
     b"HTTP/\xb2.1",
 )
+METHODS: Final = (b"HEAD", b"POST", b"OPTIONS", b"PUT", b"get", b"", b"\xff", b"G" * 5000)
 QUERIES: Final = (b"prefix", b"cursor", b"key", b"x", b"")
 
 
@@ -103,18 +104,16 @@ class Http(ArenaPath):
             self.require_sound(deliver(self.scene.arena.http_port, payloads, 0.1))
 
     def make(self, chance: random.Random) -> bytes:
-        method = chance.choice(
-            (b"GET", b"GET", b"GET", b"HEAD", b"POST", b"OPTIONS", b"PUT", b"get", b"", b"\xff", b"G" * 5000)
-        )
-        target = chance.choice(TARGETS)
+        method = b"GET" if chance.random() < 0.7 else chance.choice(METHODS)
+        target = chance.choice((b"/keys", b"/history")) if chance.random() < 0.4 else chance.choice(TARGETS)
         if chance.random() < 0.6:
             target += b"?" + b"&".join(self._query(chance) for _ in range(chance.choice((1, 1, 2, 17))))
-        lines = [b" ".join((method, target, chance.choice(VERSIONS) if chance.random() < 0.3 else b"HTTP/1.1"))]
+        lines = [b" ".join((method, target, chance.choice(VERSIONS) if chance.random() < 0.15 else b"HTTP/1.1"))]
         if chance.random() < 0.8:
             lines.append(b"Host: 127.0.0.1")
-        lines += [chance.choice(FIELDS) for _ in range(chance.choice((0, 1, 2, 5, 120)))]
+        lines += [chance.choice(FIELDS) for _ in range(chance.choice((0, 0, 0, 0, 1, 1, 2, 5, 120)))]
         head = chance.choice((b"\r\n", b"\r\n", b"\r\n", b"\n")).join(lines) + b"\r\n\r\n"
-        if chance.random() < 0.3:
+        if chance.random() < 0.15:
             head = mutate.damaged(chance, head)
         return head + chance.choice((b"", b"", b"hello", b"x" * 5000, b"5\r\nhello\r\n0\r\n\r\n"))
 
