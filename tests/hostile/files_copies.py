@@ -234,7 +234,7 @@ class BackupPath(FilePath):
         names = ["BACKUP", "FORMAT", "node-id", "base/data.mdb"]
         names += [f"log/{one.name}" for one in sorted((backup / "log").iterdir())]
         kind = chance.choice(
-            ("bytes", "inner", "member", "member", "twice", "order", "header", "bomb", "sparse", "long")
+            ("bytes", "inner", "member", "member", "twice", "order", "header", "header", "bomb", "sparse", "long")
         )
         raw = io.BytesIO()
         with tarfile.open(
@@ -255,7 +255,7 @@ class BackupPath(FilePath):
         elif kind in ("header", "sparse"):
             header = bytearray(chance.choice((b"x", b"g", b"L", b"K", b"S")))
             block = bytearray(tarfile.TarInfo("base/data.mdb").tobuf(tarfile.GNU_FORMAT))
-            block[124:136] = b"%011o\0" % chance.choice((0, 1, 511, BOMB, (1 << 33) - 1))
+            block[124:136] = b"%011o\0" % chance.choice((511, BOMB, BOMB, (1 << 33) - 1))
             block[156:157] = header
             block[148:156] = b"%06o\0 " % (sum(block[:148]) + 8 * 32 + sum(block[156:]))
             data = bytes(block) + bytes(BOMB) + data
