@@ -149,6 +149,7 @@ def test_what_lmdb_reports_becomes_what_a_person_can_act_on(tmp_path: Path) -> N
     assert isinstance(translate(lmdb.CorruptedError("x"), tmp_path), Corruption)
     assert isinstance(translate(lmdb.InvalidError("x"), tmp_path), Corruption)
     assert isinstance(translate(lmdb.PanicError("x"), tmp_path), StorageFailed)
+    assert isinstance(translate(lmdb.BadTxnError("x"), tmp_path), Corruption)
     assert str(tmp_path) in str(translate(lmdb.Error("x"), tmp_path))
 
 

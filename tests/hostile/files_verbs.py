@@ -263,7 +263,7 @@ class VerbsPath(FilePath):
         raw = verb == "dump"  # its output is the data
         require_clean(done._replace(stdout=b"") if raw else done, "merklekv-tool", exit_codes.MEANINGS, what)
         if done.status and not any(
-            os.fsencode(str(word)) in done.stderr + done.stdout for word in words if str(word)[0] in "/1"
+            os.fsencode(str(word)) in done.stderr + done.stdout for word in words if str(word)[:1] in ("/", "1")
         ):
             raise Finding(f"{what}: does not name the node\n{done}")
         if verb == "backup" and not done.status:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import lmdb
 
 from merklekv.engine.access import damage
-from merklekv.engine.base.environment import DATA_FILE, METADATA_PREFIX, OPEN_PATIENCE_S, opened, translate
+from merklekv.engine.base.environment import DATA_FILE, METADATA_PREFIX, OPEN_PATIENCE_S, opened, translate, translating
 from merklekv.engine.base.places import PLACE_SPLIT, shared_list
 from merklekv.engine.base.reader import Base, BaseSnapshot
 from merklekv.engine.format import LEAF_SIZE, bucket_of
@@ -120,7 +120,7 @@ class BaseWriter:
     @contextmanager
     def snapshot(self) -> Iterator[BaseSnapshot]:
         """What was committed last."""
-        with self._env.begin(db=self._records) as txn:
+        with translating(self._path), self._env.begin(db=self._records) as txn:
             yield BaseSnapshot(txn, *self._databases)
 
     def begin_checkpoint(self, upto: int) -> bool:
