@@ -23,6 +23,7 @@ from . import mutate
 from .arena import PREFIX, WAIT_S, ArenaPath, bulks, call, request, tail
 from .input_path import Finding, Scene
 
+PAYLOAD_MAX: Final = 1_900_000  # bytes: the broker would end the connection for more
 NAMES: Final = ("outsider", "victim", "peer", "x" * 128, "x" * 129, "", " ", "é", "\u202e", "a:b,c", "*", "..")
 OPS: Final = ("set", "del", "incr", "decr", "append", "prepend", "expire", "truncate", "SET", "", "nop", "merge")
 BOMBS: Final = (
@@ -212,7 +213,8 @@ class Messages(ArenaPath):
             kind = chance.choice(("events", "status", "pubsub"))  # on the topic of another kind
         if chance.random() < 0.1:
             name = chance.choice(NAMES)  # or of another node
-        return topic, payload_of(chance, kind, name), (kind == "status") == (chance.random() < 0.9)
+        payload = payload_of(chance, kind, name)[:PAYLOAD_MAX]
+        return topic, payload, (kind == "status") == (chance.random() < 0.9)
 
     def show(self, seed: int) -> str:
         topic, payload, retained = self.make(random.Random(seed))
