@@ -131,6 +131,8 @@ class Watched:
             raise Finding(f"STATS shows text of others as it came: {wrong}")
         if float(ahead := figures["clock_ahead_s"]) > DRIFT_S + 1:
             raise Finding(f"the clock of {self.node.log.stem} is {ahead} s ahead")
+        if int(figures["gc_horizon_ns"]) > time.time_ns() + DRIFT_S * 10**9:
+            raise Finding(f"the GC horizon of {self.node.log.stem} is {figures['gc_horizon_ns']} ns")
 
     def check_usage(self, room: int = MEMORY_ROOM) -> None:
         """Descriptors and threads come back, and memory does."""

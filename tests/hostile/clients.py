@@ -187,6 +187,9 @@ HEADS: Final = (
 )
 
 
+NAMES: Final = [one.name.encode() for one in RESP.values() if one.name and not LAWFUL.match(one.name.encode())]
+
+
 class Resp(ArenaPath):
     """Requests of RESP: each of its own framing, arguments and pipeline."""
 
@@ -288,10 +291,12 @@ class Dialogue(Resp):
         return True
 
     def broken(self, chance: random.Random) -> bytes:
-        steps = []
+        steps = [request(b"MULTI")] if chance.random() < 0.4 else []
         for _ in range(chance.randrange(2, 12)):
             if chance.random() < 0.6:
                 steps.append(request(*chance.choice(self.STEPS)))
+            elif chance.random() < 0.3:
+                steps.append(request(chance.choice(NAMES), *[b"x"] * chance.choice((0, 0, 1))))
             elif chance.random() < 0.5:
                 steps.append(request(b"EVAL", chance.choice(SCRIPTS), b"1", b"hostile:1", mutate.word(chance)))
             else:

@@ -23,6 +23,7 @@ from . import mutate
 from .arena import PREFIX, WAIT_S, ArenaPath, bulks, call, request, tail
 from .input_path import Finding, Scene
 
+PAYLOAD_MAX: Final = 1_900_000  # bytes: the broker would end the connection for more
 NAMES: Final = ("outsider", "victim", "peer", "x" * 128, "x" * 129, "", " ", "é", "\u202e", "a:b,c", "*", "..")
 OPS: Final = ("set", "del", "incr", "decr", "append", "prepend", "expire", "truncate", "SET", "", "nop", "merge")
 BOMBS: Final = (
@@ -184,19 +185,18 @@ class Messages(ArenaPath):
         client.max_inflight_messages_set(100)
         client.connect(HOST, arena.broker.port)
         client.loop_start()
+        wait_until(client.is_connected, seconds=WAIT_S, what="the broker")
         with Wire((HOST, arena.victim.port)) as listener:
             listener.send(request(b"PSUBSCRIBE", b"*"))
-            sent = None
             for seed in seeds:
                 topic, payload, retained = self.make(random.Random(seed))
                 if is_publishable(topic):
-                    sent = client.publish(topic, payload, qos=1, retain=retained)
+                    client.publish(topic, payload, qos=1, retain=retained)
             self._marker += 1
             value = b"%d" % self._marker
             event = make_event("hostile:marker", value, src="marker", seq=self._marker)
-            sent = client.publish(f"{PREFIX}/marker/events", cbor2.dumps(event), qos=1)
+            client.publish(f"{PREFIX}/marker/events", cbor2.dumps(event), qos=1)
             try:
-                sent.wait_for_publish(WAIT_S)
                 for node in (arena.victim, arena.peer):  # what was published before is behind it
                     wait_until(
                         lambda node=node: call(node, b"MGET", b"hostile:marker") == bulks([value]), seconds=WAIT_S
@@ -213,7 +213,8 @@ class Messages(ArenaPath):
             kind = chance.choice(("events", "status", "pubsub"))  # on the topic of another kind
         if chance.random() < 0.1:
             name = chance.choice(NAMES)  # or of another node
-        return topic, payload_of(chance, kind, name), (kind == "status") == (chance.random() < 0.9)
+        payload = payload_of(chance, kind, name)[:PAYLOAD_MAX]
+        return topic, payload, (kind == "status") == (chance.random() < 0.9)
 
     def show(self, seed: int) -> str:
         topic, payload, retained = self.make(random.Random(seed))
