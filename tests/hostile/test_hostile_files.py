@@ -10,7 +10,7 @@ import pytest
 from .campaign import Campaign
 from .input_path import find_paths
 
-INPUTS = {"directory": 30, "dump": 25, "backup": 15, "settings": 50, "verbs": 25}
+INPUTS = {"directory": 30, "dump": 25, "backup": 8, "settings": 50, "verbs": 25}
 
 
 @pytest.mark.timeout(600)
