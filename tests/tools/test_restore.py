@@ -139,6 +139,13 @@ def test_damage_in_a_directory(tmp_path: Path) -> None:
     is_refused(tmp_path / "backup", tmp_path, "damaged", "unique key")
 
 
+@pytest.mark.parametrize("name", ["BACKUP", "FORMAT", "base/data.mdb"])
+def test_a_pipe_in_the_place_of_a_file(name: str, directory: Path, tmp_path: Path) -> None:
+    (directory / name).unlink()
+    os.mkfifo(directory / name)
+    is_refused(directory, tmp_path, f"{name} is no file")
+
+
 @pytest.mark.parametrize("share", [0, 10, 50, 99])
 def test_a_file_that_was_cut_short(share: int, archive: Path, tmp_path: Path) -> None:
     data = archive.read_bytes()

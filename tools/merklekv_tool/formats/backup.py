@@ -331,6 +331,8 @@ def unpack(source: Path, draft: Path, update: Update) -> dict[str, Any]:
     elif (source / DESCRIPTION).exists():
         counter.total = size_of(source)
         for name in files(source):
+            if not (source / name).is_file():  # a pipe has no end
+                raise BackupError(f"{source}: damaged: {name} is no file")
             with (source / name).open("rb") as file:
                 take(name, file)
     if not description:
