@@ -725,13 +725,18 @@ cdef bytes older(table, bytes key, Records kept):
         if record is not None:
             return record
     if kept is None:
-        record = table.base.get(key)
+        try:
+            record = table.base.get(key)
+        except Exception as error:
+            raise table.base.failed(error) from error
     else:
         record = kept.found(key)
         if record is None:
             record = table.base.read(key)
     if record is not None and record < <bytes?>table.truncation:
         return None
+    if record is not None and PyBytes_GET_SIZE(record) < VALUE_AT:
+        return record.ljust(VALUE_AT, b"\0")  # see `padded`
     return record
 
 

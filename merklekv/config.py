@@ -44,6 +44,7 @@ SECRET_FILE_SUFFIX = "_file"
 SECRET_MASK = "********"
 SECRET_FILE_SIZE_MAX = 65_536
 FILE_SIZE_MAX = 65_536  # the time that tomllib takes for a name grows with the square of its length
+LINE_POINTS_MAX = 1000  # the memory that it takes for a name grows with the square of its parts
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 TLS_FILES = ("replication.tls_ca_file", "replication.tls_cert_file", "replication.tls_key_file")
 
@@ -200,13 +201,19 @@ def _from_file(file: Path) -> Layer:
         content = _content(file, FILE_SIZE_MAX)
         if len(content) > FILE_SIZE_MAX:
             raise ConfigError(f"file {file}: is larger than {FILE_SIZE_MAX} bytes")
+        if any(line.count(b".") > LINE_POINTS_MAX for line in content.splitlines()):
+            raise ConfigError(f"file {file}: has more than {LINE_POINTS_MAX} points in a line")
         document = tomllib.loads(content.decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"file {file}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"file {file}: is not UTF-8 text, as TOML has to be") from None
-    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, brackets within brackets
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"file {file}: is not TOML: {error}") from None
+    except ValueError:
+        raise ConfigError(f"file {file}: has a number of thousands of digits") from None
+    except RecursionError:
+        raise ConfigError(f"file {file}: has too many brackets within brackets") from None
     layer: Layer = {}
     sections = {key.partition(".")[0] for key, _, _ in declarations() if "." in key}
     for name, value in document.items():

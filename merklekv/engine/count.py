@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from merklekv.engine.base.reader import Base
 from merklekv.engine.merkle import MerkleTree, digest_number
-from merklekv.engine.record import is_purge_marker, is_tombstone
+from merklekv.engine.record import is_purge_marker, is_tombstone, padded
 
 BLOCK_KEYS: Final = 8192  # sorted at once, in 3 ms, because neighbours in the base cost less
 ASKED_KEYS: Final = 256
@@ -53,9 +53,18 @@ class Count:
         """Adds all that changes to a tree, and returns how the counters change; None if it was not to go on.
 
         It asks that every ASKED_KEYS keys: at some ms each where the base is on a cold disk, that is a second.
+
+        Raises Corruption.
         """
+        if self._base is None:
+            return self._run(_no_record, tree, goes_on)
+        with self._base.reading() as view:
+            return self._run(view.txn.get, tree, goes_on)
+
+    def _run(
+        self, get: Callable[[bytes], bytes | None], tree: MerkleTree, goes_on: Callable[[], bool]
+    ) -> Counters | None:
         records, truncation = self._records, self._truncation
-        get = self._base.get if self._base is not None else _no_record
         counts = [0, 0]
         rest = iter(records)
         while keys := sorted(islice(rest, BLOCK_KEYS)):
@@ -68,6 +77,7 @@ class Count:
                     total, count = digest_number(record), 1
                     counts[is_tombstone(record)] += 1
                 if hidden is not None and hidden >= truncation:
+                    hidden = padded(hidden)
                     total, count = total - digest_number(hidden), count - 1
                     counts[is_tombstone(hidden)] -= 1
                 tree.move(key, total, count)

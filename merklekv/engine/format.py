@@ -114,6 +114,7 @@ FRAME_PLACE: Final = Struct(">QQ")  # what the checksum covers beside head and p
 ENTRY: Final = Struct(">BHI")
 
 BUCKETS: Final = 65536
+BUCKET_SIZE: Final = 2  # bytes of the number of one
 LEAF_SIZE: Final = 24
 INNER_NODES: Final = 256
 

@@ -12,6 +12,7 @@ counts.  Behind a header of 16 bytes (data format 0.9) or 24 (1.0) each holds, i
 import mmap
 import os
 import re
+import signal
 from pathlib import Path
 from struct import Struct
 from typing import Final
@@ -30,6 +31,7 @@ _PAGES_OF_LISTS: Final = re.compile(
     r"main/(?:index|tombstones|expiries) DB: walked (\d+) (?:branch|leaf) pages"
     r"(?: \((\d+) with dup sub-trees\))?, record says (\d+)"
 )
+DAMAGE_SIGNALS: Final = (signal.SIGABRT, signal.SIGBUS, signal.SIGSEGV)  # that end a process which reads damaged pages
 FIRST_SYNC: Final = 3 * mmap.PAGESIZE  # bytes
 _META: Final = Struct("=II16xI92xQQ")  # magic, version, page size, last page, transaction
 
@@ -73,6 +75,12 @@ def shortfall(data: Path) -> str:
     if size >= needed or not page_damage(data):
         return ""
     return f"is {size} bytes long, expected {needed}: it was cut off"
+
+
+def unreadable(status: int) -> str:
+    """What it means for the file that a process ended with one of DAMAGE_SIGNALS while it read it, in words."""
+    name = signal.Signals(-status).name
+    return f"could not be read ({name}): it is damaged, or the disk fails; `merklekv verify` lists the damage"
 
 
 def page_damage(data: Path) -> list[str]:

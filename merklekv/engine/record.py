@@ -96,12 +96,25 @@ def deleted_at(marker: bytes) -> int | None:
     return int.from_bytes(marker[VALUE_AT:], "big") if len(marker) > HEAD_SIZE else None
 
 
+def is_complete(record: bytes) -> bool:
+    """Whether the record is long enough for its head, and for its expiry if it has one."""
+    return len(record) >= RECORD_OVERHEAD or (len(record) >= HEAD_SIZE and not record[FLAGS_AT] & EXPIRY)
+
+
 def is_sound(key: bytes, record: bytes) -> bool:
     """Whether the record is whole and was made for this key."""
-    if len(record) < HEAD_SIZE or (record[FLAGS_AT] & EXPIRY and len(record) < RECORD_OVERHEAD):
+    if not is_complete(record):
         return False
     hashed = len(key).to_bytes(2, "big") + key + record[:DIGEST_AT] + record[HEAD_SIZE:]
     return xxh3_128_digest(hashed) == record[DIGEST_AT:HEAD_SIZE]
+
+
+def padded(record: bytes) -> bytes:
+    """A record of the base, with zeros in the place of a part of its head that damage has cut off.
+
+    Its digest does not fit then, and what reads its fields finds them.
+    """
+    return record if len(record) >= HEAD_SIZE else record.ljust(HEAD_SIZE, b"\0")
 
 
 # -- fields ------------------------------------------------------------------------------------------------------------

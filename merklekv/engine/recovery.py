@@ -20,11 +20,17 @@ from merklekv.engine.base.reader import Base
 from merklekv.engine.base.writer import BaseWriter
 from merklekv.engine.directory import DataDirectory
 from merklekv.engine.format import (
+    BUCKET_SIZE,
     ENTRY,
     KEYLESS_OPS,
+    MAX_KEY_SIZE,
+    METADATA_NAME_SIZE_MAX,
     OP_METADATA,
+    OP_ORIGIN,
+    OP_PURGE,
     OP_REPAIR,
     OP_TRUNCATE,
+    RECORD_OPS,
     REMOTE,
     SEGMENT_HEADER,
 )
@@ -40,7 +46,7 @@ from merklekv.engine.log.segment import (
 )
 from merklekv.engine.log.writer import Log, LogEnd
 from merklekv.engine.memtable import KEY_OVERHEAD, Memtable
-from merklekv.engine.record import EXPIRY, flags_of, version_of
+from merklekv.engine.record import EXPIRY, HEAD_SIZE, RECORD_OVERHEAD, VERSION_SIZE, flags_of, version_of
 from merklekv.engine.repairs import Repairs
 from merklekv.errors import Shortage
 
@@ -65,16 +71,19 @@ class Replayed:
         return cls(base.truncation, max(base.newest, base.truncation), base.metadata())
 
     def read(self, segment: Segment) -> int:
-        """Adds the whole frames of a segment, as a memtable.  Returns where the last of them ends."""
+        """Adds the whole frames of a segment, as a memtable.  Returns where the last of them ends.
+
+        Raises Corruption for an entry that is none, in a frame that is whole: what reads it later relies on its sizes.
+        """
         table = Memtable(segment.lsn)
         records, tombstones, expiring = table.records, table.tombstones, table.expiries.new
         newest, self.sequence, end = self.newest, segment.sequence, SEGMENT_HEADER.size
         unpack, entry_size = ENTRY.unpack_from, ENTRY.size
         frames = whole_frames(segment.data, 0, segment.lsn, end)
-        for _, frame_end, _, sequence, local_count, _, entries in frames:
+        for position, frame_end, _, sequence, local_count, _, entries in frames:
             end, self.sequence = frame_end, sequence + local_count
             at, size = 0, len(entries)
-            while at < size:
+            while at <= size - entry_size:
                 op, key_length, record_length = unpack(entries, at)
                 at += entry_size
                 key = entries[at : at + key_length]
@@ -82,30 +91,43 @@ class Replayed:
                 record = entries[at : at + record_length]
                 at += record_length
                 if op in _NO_RECORD:
-                    self._read_other(op & ~REMOTE, key, record, segment.lsn)
+                    if not self._read_other(op & ~REMOTE, key, record, segment.lsn):
+                        raise corrupt(segment.path, position, _NO_ENTRY)
                     continue
+                if record_length < HEAD_SIZE or not 0 < key_length <= MAX_KEY_SIZE or at > size or op not in _OF_KEYS:
+                    raise corrupt(segment.path, position, _NO_ENTRY)
                 records[key] = record
                 if record > newest:
                     newest = record
                 if flags := flags_of(record):
+                    if flags == EXPIRY and record_length < RECORD_OVERHEAD:
+                        raise corrupt(segment.path, position, _NO_ENTRY)
                     (expiring if flags == EXPIRY else tombstones).append(key)
+            if at != size:
+                raise corrupt(segment.path, position, _NO_ENTRY)
         table.size = sum(len(key) + len(record) for key, record in records.items()) + KEY_OVERHEAD * len(records)
         self.tables.append(table)
         self.newest = max(self.newest, version_of(newest))
         return end
 
-    def _read_other(self, op: int, name: bytes, body: bytes, lsn: int) -> None:
-        if op == OP_METADATA:
+    def _read_other(self, op: int, name: bytes, body: bytes, lsn: int) -> bool:
+        """Adds an entry that changes no key.  False if it is none."""
+        if op == OP_METADATA and 0 < len(name) <= METADATA_NAME_SIZE_MAX:
             self.metadata[name] = body
-        elif op == OP_REPAIR:
+        elif op == OP_REPAIR and len(name) == BUCKET_SIZE and len(body) <= MAX_KEY_SIZE:
             self.repairs.add(name, body)
             self.repair_lsn = lsn
-        elif op == OP_TRUNCATE:
+        elif op == OP_TRUNCATE and len(body) == VERSION_SIZE:
             self.truncation = max(self.truncation, body)
             self.newest = max(self.newest, body)
+        else:
+            return op == OP_ORIGIN
+        return True
 
 
 _NO_RECORD: Final = KEYLESS_OPS | {op | REMOTE for op in KEYLESS_OPS}
+_OF_KEYS: Final = RECORD_OPS | {op | REMOTE for op in (*RECORD_OPS, OP_PURGE)}
+_NO_ENTRY: Final = "a frame that matches its checksum has an entry that is none"
 
 
 def open_data(directory: DataDirectory) -> tuple[Base, Log, Replayed]:

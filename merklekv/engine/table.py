@@ -27,6 +27,8 @@ from itertools import islice
 from threading import Condition, RLock
 from typing import Any, Final
 
+import lmdb
+
 from merklekv.engine.base.places import FIRST_PLACE
 from merklekv.engine.base.reader import Base
 from merklekv.engine.clock import HybridClock
@@ -67,6 +69,7 @@ from merklekv.engine.record import (
     is_purge_marker,
     is_sound,
     pack_expiry,
+    padded,
     purge_marker,
     timestamp_of,
     value_of,
@@ -321,8 +324,11 @@ class Table:
             record = table.records.get(key)
             if record is not None:
                 return record
-        record = self.base.get(key)
-        return record if record is None or record >= self.truncation else None
+        try:
+            record = self.base.get(key)
+        except lmdb.Error as error:
+            raise self.base.failed(error) from error
+        return padded(record) if record is not None and record >= self.truncation else None
 
     def overlay(self) -> dict[bytes, bytes]:
         """The newest record or purge marker of every key that is in any memtable."""
@@ -407,7 +413,7 @@ class Table:
         with self.lock:
             while not self.prepare_buckets():
                 pass  # only what has come since the caller's `prepare_buckets`
-            keys = set(self.base.current.keys(bucket))
+            keys = set(self.base.keys(bucket))
             for table in self.tables:
                 keys.update(table.records.bucket(bucket))
             found = [(key, self.lookup(key)) for key in sorted(keys)]

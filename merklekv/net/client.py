@@ -20,6 +20,7 @@ from merklekv.errors import MerkleKVError
 from merklekv.net.protocol import replies
 from merklekv.net.protocol.replies import INCOMPLETE, BadReply, ErrorReply, ReplyParser
 from merklekv.net.sockets import set_up
+from merklekv.output import printable
 
 CONNECT_TIMEOUT_S: Final = 5.0
 REPLY_TIMEOUT_S: Final = 60.0
@@ -40,7 +41,7 @@ class NoAnswer(Unreachable):
 
 
 class NodeError(MerkleKVError):
-    """The node answered with an error; its text is the message."""
+    """The node answered with an error; its text is the message, with characters that do not print as escapes."""
 
 
 class Client:
@@ -90,7 +91,7 @@ class Client:
         except BadReply as error:
             raise Unreachable(f"{self.name}: does not answer as a MerkleKV node: {error}") from error
         except ErrorReply as error:
-            raise NodeError(f"{self.name}: {error}") from error
+            raise NodeError(f"{self.name}: {printable(str(error))}") from error
         return reply  # type: ignore[return-value]
 
     def _receive_some(self, wait_s: float) -> bytes:

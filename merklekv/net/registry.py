@@ -264,7 +264,7 @@ class Queueing(Entry):
         if NO_MULTI in self.command.flags:
             session.transaction.fail()
             raise Rejected("Command not allowed inside a transaction")
-        if self._container is not None:
+        if self._container is not None and len(request) > 1:  # COMMAND has a meaning of its own, too
             try:
                 self._container.find(session, request)
             except Rejected:

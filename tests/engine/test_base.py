@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from merklekv.engine.base import writer as writer_module
 from merklekv.engine.base.environment import translate
 from merklekv.engine.base.places import FIRST_PLACE, LAST_PLACE
-from merklekv.engine.base.reader import Base
+from merklekv.engine.base.reader import META_SIZES, Base
 from merklekv.engine.base.writer import BaseWriter
 from merklekv.engine.format import bucket_of
 from merklekv.engine.record import expiry_place, purge_marker
 from merklekv.engine.verify.check import check_base
 from merklekv.engine.verify.report import Report
+from merklekv.engine.verify.scrub import Scrub
 from merklekv.errors import Corruption, DiskFull, StorageFailed
 
 names = st.integers(0, 15).map(lambda number: b"k%02d" % number) | st.just(b"\xff" * 511)
@@ -184,6 +185,7 @@ def test_what_lmdb_reports_becomes_what_a_person_can_act_on(tmp_path: Path) -> N
     assert isinstance(translate(lmdb.CorruptedError("x"), tmp_path), Corruption)
     assert isinstance(translate(lmdb.InvalidError("x"), tmp_path), Corruption)
     assert isinstance(translate(lmdb.PanicError("x"), tmp_path), StorageFailed)
+    assert isinstance(translate(lmdb.BadTxnError("x"), tmp_path), Corruption)
     assert str(tmp_path) in str(translate(lmdb.Error("x"), tmp_path))
 
 
@@ -191,6 +193,43 @@ def test_a_base_that_is_no_lmdb_file_is_damage(tmp_path: Path) -> None:
     (tmp_path / "data.mdb").write_bytes(b"something else" * 1000)
     with pytest.raises(Corruption, match=f"{tmp_path}/data.mdb: is 14000 bytes long and does not begin with"):
         BaseWriter(tmp_path)
+
+
+@pytest.mark.parametrize("name", META_SIZES)
+def test_meta_of_a_wrong_size_is_damage(tmp_path: Path, name: bytes) -> None:
+    engines.open_engine(tmp_path / "data").close()
+    base = engines.damaged(tmp_path / "data") / "base"
+    with lmdb.open(str(base), max_dbs=5) as environment:
+        meta = environment.open_db(b"meta", create=False)
+        with environment.begin(write=True, db=meta) as transaction:
+            transaction.put(name, b"x")
+    with pytest.raises(Corruption, match=f"{base}: {name.decode()} in meta has not {META_SIZES[name]} bytes"):
+        engines.open_engine(tmp_path / "data")
+
+
+def test_a_record_without_its_whole_head_is_read_as_a_damaged_one(tmp_path: Path) -> None:
+    """The keys around it are read, and a write replaces it."""
+    engine = engines.open_engine(tmp_path / "data")
+    for key in (b"a", b"b", b"c", b"d"):
+        engine.set(key, b"value")
+    engines.checkpoint(engine)
+    engine.close()
+    base = engines.damaged(tmp_path / "data") / "base"
+    with lmdb.open(str(base), max_dbs=6) as environment:
+        records = environment.open_db(b"records", create=False)
+        with environment.begin(write=True, db=records) as transaction:
+            for key in (b"b", b"c"):
+                transaction.put(key, engines.version(engines.NOON))
+    engine = engines.open_engine(tmp_path / "data")
+    assert list(engines.everything(engine)) == [b"a", b"b", b"c", b"d"]
+    assert [engine.get(key) for key in (b"a", b"b", b"d")] == [b"value", b"", b"value"]
+    assert engine.get_batch([(b"MGET", b"b"), (b"MGET", b"d")], 1 << 20) == [b"", b"value"]
+    assert [damage.key for damage in Scrub(engine).steps() if damage and damage.lost] == [b"b", b"c"]
+    engine.set(b"b", b"new")
+    engine.delete(b"c")
+    engines.checkpoint(engine)
+    assert engines.values(engine) == {b"a": b"value", b"b": b"new", b"d": b"value"}
+    engine.close()
 
 
 def test_leaves_of_a_wrong_length_are_damage(tmp_path: Path) -> None:

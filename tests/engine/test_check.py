@@ -158,9 +158,10 @@ def test_a_flipped_byte_in_a_record_of_the_base(path: Path) -> None:
     only(check_directory(path), f"key {KEY!r}: the digest is ", "expected ")
 
 
-def test_a_record_that_is_too_short(path: Path) -> None:
-    change(path, b"records", KEY, lambda record: record[:40])
-    assert f"key {KEY!r}: the record has 40 bytes, expected 41 or more" in check_directory(path)[0]
+@pytest.mark.parametrize("size", [1, 24, 40])
+def test_a_record_that_is_too_short(path: Path, size: int) -> None:
+    change(path, b"records", KEY, lambda record: record[:size])
+    assert f"key {KEY!r}: the record has {size} bytes, expected 41 or more" in check_directory(path)[0]
 
 
 def test_flags_that_nobody_knows(path: Path) -> None:
@@ -184,6 +185,8 @@ def test_a_record_below_the_floor(path: Path) -> None:
 def test_meta_of_a_wrong_size(path: Path) -> None:
     change(path, b"meta", b"checkpoint_lsn", lambda value: value + b"\x00")
     assert any("the size of checkpoint_lsn in meta is 9, expected 8" in problem for problem in check_directory(path))
+    change(path, b"meta", b"live", lambda value: b"\xff" * 5000)
+    assert any("the counter live is a number, expected " in problem for problem in check_directory(path))
 
 
 # -- LMDB itself -------------------------------------------------------------------------------------------------------
@@ -238,6 +241,14 @@ def test_a_missing_segment(path: Path) -> None:
     first = segment_path(path / "log", list_segments(path / "log")[0])
     first.unlink()
     only(check_directory(path), f"{first}: the segment where the base ends is missing")
+
+
+def test_a_segment_behind_the_end_of_all_logs_is_none(path: Path) -> None:
+    segment_path(path / "log", 1 << 64).write_bytes(
+        segment_path(path / "log", list_segments(path / "log")[0]).read_bytes()
+    )
+    assert check_directory(path) == []
+    engines.open_engine(path).close()
 
 
 def test_a_torn_tail_is_a_note(path: Path) -> None:

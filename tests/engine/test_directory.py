@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -21,7 +22,9 @@ from lmdb.verify import verify
 from merklekv.engine import directory as directory_module
 from merklekv.engine.directory import DataDirectory, give_to_owner, require_format
 from merklekv.engine.engine import Engine
+from merklekv.engine.lmdb_file import DAMAGE_SIGNALS
 from merklekv.engine.log.segment import list_segments, segment_path
+from merklekv.engine.put import get_each
 from merklekv.engine.verify.check import check_directory
 from merklekv.errors import (
     Corruption,
@@ -33,6 +36,8 @@ from merklekv.errors import (
     StorageFailed,
 )
 
+PAGE_SIZE = 4096  # of LMDB, and where a page says of what kind it is
+PAGE_FLAGS_AT = 10
 GONE = 2**22 + 1  # no process has this id
 
 
@@ -457,16 +462,41 @@ def test_the_segment_where_the_base_ends_is_not_taken_for_a_new_one(tmp_path: Pa
     assert check_directory(tmp_path / "data") == [f"{last}: the segment where the base ends is missing"]
 
 
-def test_a_checkpoint_process_that_the_base_kills_is_reported_at_once(tmp_path: Path) -> None:
-    """SIGBUS: the file is shorter than it was when the child began, or the disk cannot read it."""
+@pytest.mark.parametrize("number", DAMAGE_SIGNALS)
+def test_a_checkpoint_process_that_the_base_kills_is_reported_at_once(tmp_path: Path, number: int) -> None:
+    """The file is shorter than it was when the child began, the disk cannot read it, or LMDB gives up."""
     engine = engines.open_engine(tmp_path / "data", checkpoint="process")
     child = engine.checkpointer.child
     assert child is not None
-    # It blocks this signal, but the kernel delivers it anyway.
-    die = "import os, signal; signal.pthread_sigmask(signal.SIG_SETMASK, ()); os.kill(os.getpid(), signal.SIGBUS)"
+    # It blocks these signals, but those of the kernel arrive anyway.
+    die = f"import os, signal; signal.pthread_sigmask(signal.SIG_SETMASK, ()); os.kill(os.getpid(), {number:d})"
     child._command = [sys.executable, "-c", die]
-    with pytest.raises(Corruption, match=r"data.mdb: could not be read \(SIGBUS\): it was cut off, or the disk fails"):
+    name = signal.Signals(number).name
+    with pytest.raises(Corruption, match=rf"data.mdb: could not be read \({name}\): it is damaged, or the disk fails"):
         child.checkpoint(1, lambda share: None)
+    engine.close()
+
+
+def test_a_damaged_page_fails_only_the_reads_that_need_it(tmp_path: Path) -> None:
+    """LMDB ends the transaction of a read that meets damage."""
+    engine = engines.open_engine(tmp_path / "data")
+    for number in range(1000):
+        engine.set(b"k%03d" % number, b"v" * 100)
+    engines.checkpoint(engine)
+    data = engines.damaged(tmp_path / "data") / "base" / "data.mdb"
+    contents = data.read_bytes()
+    with data.open("r+b") as file:
+        position = contents.find(b"k500")
+        while position >= 0:  # every page that has the key: no leaf any more
+            file.seek(position // PAGE_SIZE * PAGE_SIZE + PAGE_FLAGS_AT)
+            file.write(b"\1")
+            position = contents.find(b"k500", position + 1)
+    for read in (engine.get, engine.table.read, lambda key: get_each(engine.table, [[b"GET", key]], 1 << 20)):
+        with pytest.raises(Corruption, match=f"{tmp_path}/data/base: LMDB reports damage: .*; keep the directory"):
+            read(b"k500")
+        assert engine.get(b"k999") == b"v" * 100
+    with pytest.raises(Corruption, match="LMDB reports damage"):
+        engine.records_page(b"k5", b"k499")
     engine.close()
 
 

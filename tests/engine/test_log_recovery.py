@@ -308,6 +308,30 @@ def test_damage_in_the_last_frame_of_a_closed_log_is_no_torn_tail(tmp_path: Path
     assert engines.open_engine(tmp_path / "data").get(b"last") == b"v"
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        engines.entry(1, b"k", bytes(40)),
+        engines.entry(1, b"k", engines.version(1) + b"\2" + bytes(23)),
+        engines.entry(1, b"", bytes(41)),
+        engines.entry(1, b"k" * 512, bytes(41)),
+        engines.entry(10, b"k", bytes(41)),
+        engines.entry(12, b"k", bytes(41)),
+        engines.entry(7, b"", bytes(23)),
+        engines.entry(0x8B, b"k", b""),
+        engines.entry(0x89, b"n" * 65, b""),
+        set_entry(1)[:-1],
+        set_entry(1) + b"\1",
+    ],
+)
+def test_an_entry_that_is_none_in_a_whole_frame_is_damage(tmp_path: Path, entry: bytes) -> None:
+    """No crash makes one, but what reads it relies on its sizes."""
+    log = LogWriter(tmp_path / "log")
+    log.frame([set_entry(0), entry])
+    with pytest.raises(Corruption, match=f"{log.file}: damaged at byte 48: a frame that matches its checksum has"):
+        recover(tmp_path / "log", 0)
+
+
 def test_opening_and_closing_alone_writes_nothing(tmp_path: Path) -> None:
     engine = engines.open_engine(tmp_path / "data")
     engine.set(b"k", b"v")

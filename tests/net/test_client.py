@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merklekv.net import client as client_module
-from merklekv.net.client import Client, NoAnswer, Unreachable
+from merklekv.net.client import Client, NoAnswer, NodeError, Unreachable
 from merklekv.net.commands import records
 from merklekv.net.protocol import replies
 from merklekv.net.protocol.replies import INCOMPLETE, BadReply, ErrorReply, ReplyParser
@@ -136,6 +136,12 @@ def test_a_long_reply_has_the_time_that_its_bytes_need(peer: Peer, monkeypatch: 
     with Client(*peer(pieces()), timeout_s=60.0) as client:
         assert client.call(b"PING") == b"x" * 20000
     assert next(clock) > 2 * 60
+
+
+def test_an_error_is_harmless_to_a_terminal(peer: Peer) -> None:
+    with Client(*peer([b"-ERR \x1b[2J\x07\r\n"])) as client, pytest.raises(NodeError) as error:
+        client.call(b"PING")
+    assert str(error.value).endswith(r"\x1b[2J\x07")
 
 
 def test_a_peer_that_says_nothing(peer: Peer) -> None:

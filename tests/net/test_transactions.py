@@ -125,6 +125,13 @@ def test_statistics_count_what_ran(server: StartedServer, resp: Wire) -> None:
     assert (calls["set"], calls["get"], calls["management"]) == (2, 1, 4)
 
 
+def test_a_command_that_has_subcommands_runs_without_one(resp: Wire) -> None:
+    whole = resp.call("COMMAND")
+    assert resp.call("MULTI") == b"+OK\r\n"
+    assert resp.call("COMMAND") == QUEUED
+    assert resp.call("EXEC") == b"*1\r\n" + whole
+
+
 # -- watched keys ------------------------------------------------------------------------------------------------------
 
 

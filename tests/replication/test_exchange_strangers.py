@@ -131,6 +131,16 @@ def test_a_request_that_makes_no_sense(
         carry(a.initiate().steps(), b, before=keep)
 
 
+@pytest.mark.parametrize("why", ["removed", messages.DAMAGED])
+def test_what_a_stranger_says_is_harmless_to_a_terminal(nodes: list[Node], why: str) -> None:
+    def refuse(_: int, reply: bytes) -> bytes:
+        return encode("refused", node="b", why=why, text="no\x1b[2J\r\nOK")
+
+    with pytest.raises((ExchangeRefused, ExchangeFailed)) as error:
+        carry(nodes[0].initiate().steps(), nodes[1], after=refuse)
+    assert str(error.value).endswith(r"no\x1b[2J\r\nOK")
+
+
 def test_both_nodes_may_lack_what_they_speak_of(nodes: list[Node]) -> None:
     """A record that is asked for may be gone by then, and one that was to be given as well."""
     a, b = nodes

@@ -18,6 +18,7 @@ from merklekv_tool.formats.dump import FORMATS, FormatName, Reader, Writer
 from merklekv_tool.formats.items import End, Head, checksum_of
 
 from merklekv.engine.record import ZERO_VERSION, digest_of, make_record
+from merklekv.exit_codes import EXIT_USAGE
 
 VERSIONS = [(1_700_000_000 + number).to_bytes(8, "big") + bytes((number,)) * 16 for number in range(4)]
 TRUNCATION = (1_600_000_000).to_bytes(8, "big") + bytes(16)
@@ -142,6 +143,14 @@ def test_two_dumps_in_a_row(name: FormatName) -> None:
     head = FORMATS[name].head(Head(b""))
     with pytest.raises(DumpError, match="a second head"):
         read(head + dump)
+
+
+def test_a_truncation_ahead_of_the_wall_clock(tmp_path: Path) -> None:
+    """It comes last, so the records are in, and the message says so."""
+    with (tmp_path / "dump").open("wb") as file:
+        Writer(file, "jsonl", b"").end((1 << 62).to_bytes(8, "big") + bytes(16))
+    done = run("load", tmp_path / "dump", tmp_path / "target")
+    fails(EXIT_USAGE, f"{tmp_path / 'dump'}: a truncation version of 2116", "taken in before that: 0", done=done)
 
 
 def test_a_later_format_is_named() -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.engines import LogWriter, set_entry
+from fixtures.engines import entry as make_entry
 from fixtures.node import NodeFactory, NodeProcess
 from fixtures.support import wait_until
 from fixtures.tools import TOOL, address, fails, opened, run, succeeds
@@ -213,6 +215,16 @@ def test_damage_with_more_behind_it(segments: list[int], tmp_path: Path) -> None
     done = run("log", tmp_path / "three", "--json")
     fails(EXIT_CORRUPT, f"the log segment {segments[1]} is damaged at byte 48", "merklekv verify", done=done)
     assert [json.loads(line)["key"] for line in done.stdout.splitlines()] == ["a"]
+
+
+@pytest.mark.parametrize("entry", [(1, b"k", b""), (7, b"", bytes(23)), (10, b"k", bytes(24))])
+def test_an_entry_that_is_none(entry: tuple[int, bytes, bytes], tmp_path: Path) -> None:
+    log = LogWriter(tmp_path / "data" / "log")
+    log.frame([set_entry(1), make_entry(*entry)])
+    (tmp_path / "data" / "FORMAT").write_text(f"{form.FORMAT_LINE}{form.FORMAT_VERSION}\n")
+    done = run("log", tmp_path / "data")
+    said = f"the log is damaged in the frame at LSN 0: an entry of op {entry[0]} with {len(entry[2])} bytes of record"
+    fails(EXIT_CORRUPT, str(tmp_path / "data"), said, done=done)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from merklekv_tool import exit_codes
 from merklekv_tool.formats.backup import is_archive
 
 from merklekv.engine.verify.check import check_directory
-from merklekv.exit_codes import EXIT_UNWRITABLE
+from merklekv.exit_codes import EXIT_CORRUPT, EXIT_UNWRITABLE
 from merklekv.net.client import Client, Reply
 
 NAMES = ["backup", "backup.tar.gz"]
@@ -139,6 +139,13 @@ def test_damage_in_a_directory(tmp_path: Path) -> None:
     is_refused(tmp_path / "backup", tmp_path, "damaged", "unique key")
 
 
+@pytest.mark.parametrize("name", ["BACKUP", "FORMAT", "base/data.mdb"])
+def test_a_pipe_in_the_place_of_a_file(name: str, directory: Path, tmp_path: Path) -> None:
+    (directory / name).unlink()
+    os.mkfifo(directory / name)
+    is_refused(directory, tmp_path, f"{name} is no file")
+
+
 @pytest.mark.parametrize("share", [0, 10, 50, 99])
 def test_a_file_that_was_cut_short(share: int, archive: Path, tmp_path: Path) -> None:
     data = archive.read_bytes()
@@ -190,6 +197,23 @@ def test_files_that_have_no_business_in_it(name: str, archive: Path, tmp_path: P
     is_refused(archive, tmp_path, name, "no part of a backup")
 
 
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_SPARSE])
+def test_headers_that_mean_gigabytes(kind: bytes, archive: Path, tmp_path: Path) -> None:
+    """`tarfile` would take as much memory, or write as many zeros."""
+    member = tarfile.TarInfo("base/data.mdb")
+    member.type, member.size = kind, 4 << 30
+    archive.write_bytes(gzip.compress(member.tobuf(tarfile.GNU_FORMAT) + bytes(100_000)))
+    is_refused(archive, tmp_path)
+
+
+def test_a_node_id_that_is_none(archive: Path, tmp_path: Path) -> None:
+    """A node would not start on it; with another node id it would."""
+    repacked(archive, **{"node-id": b"a/b\n"})
+    done = run("restore", archive, tmp_path / "restored")
+    fails(EXIT_CORRUPT, f"{archive}/node-id: contains 'a/b'", done=done)
+    succeeds("restore", archive, tmp_path / "restored", "--new-node-id")
+
+
 def test_a_link_in_the_place_of_a_file(archive: Path, tmp_path: Path) -> None:
     with tarfile.open(archive, "w:gz") as packed:
         member = tarfile.TarInfo("FORMAT")
@@ -206,6 +230,7 @@ def test_descriptions_that_are_none(archive: Path, tmp_path: Path) -> None:
         (b"[]", "description BACKUP is damaged"),
         (b"[" * 50_000, "description BACKUP is damaged"),
         (b'{"merklekv_backup": 2}', "description BACKUP is damaged"),
+        (b'{"merklekv_backup": 2, "root": ""}', "description BACKUP is damaged"),
         (b'{"merklekv_backup": 3, "root": ""}', "a backup of version 3: this release reads 2"),
     ):
         archive.write_bytes(whole)

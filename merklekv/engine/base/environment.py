@@ -32,13 +32,20 @@ METADATA_PREFIX: Final = b"metadata:"
 OPEN_PATIENCE_S: Final = 10.0
 OPEN_POLL_S: Final = 0.1
 SHORTAGES: Final = (lmdb.ReadersFullError, lmdb.MapFullError, lmdb.MapResizedError, lmdb.MemoryError, lmdb.TlsFullError)
+DAMAGES: Final = (
+    lmdb.CorruptedError,
+    lmdb.PageNotFoundError,
+    lmdb.InvalidError,
+    lmdb.VersionMismatchError,
+    lmdb.BadTxnError,  # the call before met damage, and did not say so
+)
 _EIO: Final = os.strerror(errno.EIO)
 
 
 def translate(error: lmdb.Error, path: Path) -> MerkleKVError:
     """What an LMDB error means to the person who runs the node."""
     text = str(error)
-    if isinstance(error, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)):
+    if isinstance(error, DAMAGES):
         return damage(f"{path}: LMDB reports damage: {text}")
     if isinstance(error, lmdb.LockError):
         return DirectoryLocked(
@@ -52,6 +59,15 @@ def translate(error: lmdb.Error, path: Path) -> MerkleKVError:
     if number or isinstance(error, SHORTAGES):
         return Shortage(f"{path}: LMDB lacks something: {text}")
     return StorageFailed(f"{path}: LMDB failed: {text}")
+
+
+@contextmanager
+def translating(path: Path) -> Iterator[None]:
+    """What the block reads of the base in this directory: an error of LMDB is raised as what it means."""
+    try:
+        yield
+    except lmdb.Error as error:
+        raise translate(error, path) from error
 
 
 def is_full(directory: Path) -> bool:

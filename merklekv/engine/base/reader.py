@@ -11,7 +11,7 @@ import lmdb
 from xxhash import xxh3_64_digest
 
 from merklekv.engine.access import damage
-from merklekv.engine.base.environment import METADATA_PREFIX, OPEN_PATIENCE_S, opened, translate
+from merklekv.engine.base.environment import METADATA_PREFIX, OPEN_PATIENCE_S, opened, translate, translating
 from merklekv.engine.base.places import PLACE_SPLIT, bucket_of_place, shared_list
 from merklekv.engine.format import INNER_NODES, MAX_KEY_SIZE
 from merklekv.engine.memtable import Records, charge
@@ -20,10 +20,15 @@ from merklekv.engine.record import (
     EXPIRY_SIZE,
     RECORD_OVERHEAD,
     VALUE_AT,
+    VERSION_SIZE,
     ZERO_VERSION,
     Pair,
+    padded,
 )
 
+META_SIZES: Final = dict.fromkeys((b"checkpoint_lsn", b"checkpointing", b"live", b"dead"), 8) | dict.fromkeys(
+    (b"truncation", b"newest"), VERSION_SIZE
+)
 KEPT_BYTES: Final = 32 << 20  # of records that clients have read
 KEPT_RECORD_SIZE: Final = 1024  # larger ones are not kept: there the copying costs more than the search
 
@@ -97,6 +102,7 @@ class Base:
 
     def __init__(self, path: Path, patience_s: float = OPEN_PATIENCE_S) -> None:
         self.path = path  # a compaction changes it: the directory moves
+        self._is_pinned = False
         self.current: BaseSnapshot  # valid until `refresh`
         with opened(path, patience_s, readonly=True, max_spare_txns=4) as (self._env, self._databases):
             self._begin()
@@ -114,29 +120,59 @@ class Base:
         """
         self.refresh()  # first: it makes the map large enough
         view = copy(self)
+        view._is_pinned = True
         view._begin()
         return view
 
     def _begin(self) -> None:
         records = self._databases[0]
-        try:
-            txn = self._env.begin(db=records)
-        except lmdb.MapResizedError:  # the file has outgrown the map, which no transaction may use while it grows
-            self.current.txn.abort()
-            self._env.set_mapsize(0)
-            txn = self._env.begin(db=records)
-        except lmdb.Error as error:
-            raise translate(error, self.path) from error
-        self.get: Callable[[bytes], bytes | None] = txn.get  # the hot path: one C call
+        with translating(self.path):
+            try:
+                txn = self._env.begin(db=records)
+            except lmdb.MapResizedError:  # the file has outgrown the map, which no transaction may use while it grows
+                self.current.txn.abort()
+                self._env.set_mapsize(0)
+                txn = self._env.begin(db=records)
+            current = BaseSnapshot(txn, *self._databases)
+            try:
+                self._read_meta(current)
+            except BaseException:
+                txn.abort()
+                raise
+        self.current = current
+        self.get: Callable[[bytes], bytes | None] = txn.get  # the hot path: one C call, see `failed`
         self.kept = Records(is_ordered=False)  # what clients have read of this snapshot lately
         self._kept_size = 0
-        current = self.current = BaseSnapshot(txn, *self._databases)
-        self.checkpoint_lsn = current.number(b"checkpoint_lsn")
-        self.checkpointing = txn.get(b"checkpointing", None, db=current.meta) is not None
-        self.truncation = txn.get(b"truncation", ZERO_VERSION, db=current.meta)
-        self.newest = txn.get(b"newest", ZERO_VERSION, db=current.meta)
-        self.live = current.number(b"live")
-        self.dead = current.number(b"dead")
+
+    def _read_meta(self, view: BaseSnapshot) -> None:
+        for name, size in META_SIZES.items():
+            if len(view.txn.get(name, bytes(size), db=view.meta)) != size:
+                raise damage(f"{self.path}: {name.decode()} in meta has not {size} bytes")
+        self.checkpoint_lsn = view.number(b"checkpoint_lsn")
+        self.checkpointing = view.txn.get(b"checkpointing", None, db=view.meta) is not None
+        self.truncation: bytes = view.txn.get(b"truncation", ZERO_VERSION, db=view.meta)
+        self.newest: bytes = view.txn.get(b"newest", ZERO_VERSION, db=view.meta)
+        self.live = view.number(b"live")
+        self.dead = view.number(b"dead")
+
+    def failed(self, error: Exception) -> Exception:
+        """What an error of `get` means: Corruption, mostly.
+
+        LMDB ends a transaction in which a read has met damage, so `refresh` makes another, for all other keys.
+        """
+        if not isinstance(error, lmdb.Error):
+            return error
+        if not self._is_pinned:
+            self.refresh()
+        return translate(error, self.path)
+
+    @contextmanager
+    def reading(self) -> Iterator[BaseSnapshot]:
+        """The current snapshot, for a block that reads it.  Raises Corruption, Shortage, StorageFailed."""
+        try:
+            yield self.current
+        except lmdb.Error as error:
+            raise self.failed(error) from error
 
     def read(self, key: bytes) -> bytes | None:
         """Like `get`, for a client: it may soon ask for the same again, which then costs a fifth.
@@ -145,7 +181,11 @@ class Base:
         """
         record = self.kept.get(key)
         if record is None:
-            record = self.get(key)
+            try:
+                record = self.get(key)
+            except lmdb.Error as error:
+                raise self.failed(error) from error
+            record = None if record is None else padded(record)
             if record is not None and len(record) <= KEPT_RECORD_SIZE:
                 self._kept_size += charge(key, record)
                 if self._kept_size > KEPT_BYTES:
@@ -160,7 +200,7 @@ class Base:
         Half-empty pages count as used: scattered deletions free a page when three quarters of it are gone.  Needs no
         lock: another thread may refresh meanwhile.
         """
-        with self.snapshot() as view:
+        with translating(self.path), self.snapshot() as view:
             used_pages = view.used_pages
         pages = self._env.info()["last_pgno"] + 1
         used = min(pages, used_pages)
@@ -174,12 +214,13 @@ class Base:
     def leaves(self) -> dict[int, bytes]:
         """The 256 leaves below each inner node that has any, as `merkle` keeps them.  Raises Corruption."""
         found = {}
-        for node in range(INNER_NODES):
-            packed = self.current.leaf_bytes(node)
-            if len(packed) != len(NO_LEAVES):
-                raise damage(f"{self.path}: the leaves of inner node {node} have {len(packed)} bytes")
-            if packed != NO_LEAVES:
-                found[node] = packed
+        with self.reading() as view:
+            for node in range(INNER_NODES):
+                packed = view.leaf_bytes(node)
+                if len(packed) != len(NO_LEAVES):
+                    raise damage(f"{self.path}: the leaves of inner node {node} have {len(packed)} bytes")
+                if packed != NO_LEAVES:
+                    found[node] = packed
         return found
 
     def heads_from(self, low: bytes, end: bytes | None, limit: int) -> list[Pair]:
@@ -195,7 +236,7 @@ class Base:
         """
         found: list[Pair] = []
         size = 0
-        with self._env.begin(db=self._databases[0], buffers=True) as txn, txn.cursor() as cursor:
+        with translating(self.path), self.snapshot(buffers=True) as view, view.txn.cursor() as cursor:
             if not cursor.set_range(low[:MAX_KEY_SIZE]):
                 return found
             for key_view, record_view in cursor.iternext():
@@ -203,7 +244,7 @@ class Base:
                 if end is not None and key >= end:
                     break
                 if key >= low:  # not so only when `low` is a key of the largest size and a zero
-                    found.append((key, bytes(record_view[:record_part])))
+                    found.append((key, padded(bytes(record_view[:record_part]))))
                     size += len(record_view)  # `Table.records_page` tells by the same sum whether this was cut off
                     if len(found) >= limit or size >= max_bytes:
                         break
@@ -212,7 +253,7 @@ class Base:
     def tombstones_from(self, version: bytes, bound: bytes, limit: int) -> list[Pair]:
         """At least `limit` (version, key) of tombstones above `version` and at most `bound`, if there are as many."""
         found: list[Pair] = []
-        with self.current.txn.cursor(db=self.current.tombstones) as cursor:
+        with self.reading() as view, view.txn.cursor(db=view.tombstones) as cursor:
             ahead = cursor.set_range(version)
             if ahead and cursor.key() == version:
                 ahead = cursor.next_nodup()
@@ -226,7 +267,7 @@ class Base:
         place = (int.from_bytes(after, "big") + 1).to_bytes(len(after), "big")
         name, item = place[:PLACE_SPLIT], place[PLACE_SPLIT:]
         found: list[bytes] = []
-        with self.current.txn.cursor(db=self.current.expiries) as cursor:
+        with self.reading() as view, view.txn.cursor(db=view.expiries) as cursor:
             if not cursor.set_range_dup(name, item):  # it has no list of that name, or nothing so late in it
                 following = (int.from_bytes(name, "big") + 1).to_bytes(PLACE_SPLIT, "big")
                 if not cursor.set_range(following):
@@ -241,23 +282,28 @@ class Base:
     def keys_at(self, place: bytes) -> list[bytes]:
         """The keys that may be those of an expiry place, whatever they map to."""
         hashed = place[EXPIRY_SIZE:]
-        return [key for key in self.current.keys(bucket_of_place(place)) if xxh3_64_digest(key).startswith(hashed)]
+        return [key for key in self.keys(bucket_of_place(place)) if xxh3_64_digest(key).startswith(hashed)]
 
     def is_shared(self, place: bytes) -> bool:
         """Whether more than one record has had this expiry place; then it may be listed although none has it now."""
-        with self.current.txn.cursor(db=self.current.expiries) as cursor:
+        with self.reading() as view, view.txn.cursor(db=view.expiries) as cursor:
             return bool(cursor.set_key_dup(shared_list(place), place[PLACE_SPLIT:]))
 
     def metadata(self) -> dict[bytes, bytes]:
         """The metadata entries that the last checkpoint stored."""
-        with self.current.txn.cursor(db=self.current.meta) as cursor:
+        with self.reading() as view, view.txn.cursor(db=view.meta) as cursor:
             return {
                 name.removeprefix(METADATA_PREFIX): value for name, value in cursor if name.startswith(METADATA_PREFIX)
             }
 
+    def keys(self, bucket: int) -> list[bytes]:
+        """The keys that the index lists in a bucket, in order."""
+        with self.reading() as view:
+            return view.keys(bucket)
+
     def index_key_from(self, bucket: int) -> bytes | None:
         """Some key of this bucket or of the next one that has any."""
-        with self.current.txn.cursor(db=self.current.index) as cursor:
+        with self.reading() as view, view.txn.cursor(db=view.index) as cursor:
             return bytes(cursor.value()) if cursor.set_range(bucket.to_bytes(2, "big")) else None
 
     @contextmanager

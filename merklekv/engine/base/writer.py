@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import lmdb
 
 from merklekv.engine.access import damage
-from merklekv.engine.base.environment import DATA_FILE, METADATA_PREFIX, OPEN_PATIENCE_S, opened, translate
+from merklekv.engine.base.environment import DATA_FILE, METADATA_PREFIX, OPEN_PATIENCE_S, opened, translate, translating
 from merklekv.engine.base.places import PLACE_SPLIT, shared_list
 from merklekv.engine.base.reader import Base, BaseSnapshot
 from merklekv.engine.format import LEAF_SIZE, bucket_of
@@ -28,6 +28,7 @@ from merklekv.engine.record import (
     Pair,
     expiry_place,
     is_sound,
+    padded,
 )
 from merklekv.pause import pause
 
@@ -137,7 +138,7 @@ class BaseWriter:
     @contextmanager
     def snapshot(self) -> Iterator[BaseSnapshot]:
         """What was committed last."""
-        with self._env.begin(db=self._records) as txn:
+        with translating(self._path), self._env.begin(db=self._records) as txn:
             yield BaseSnapshot(txn, *self._databases)
 
     def begin_checkpoint(self, upto: int) -> bool:
@@ -190,7 +191,7 @@ class BaseWriter:
             for name, stored in txn.cursor(db=self._records).getmulti(list(records)):
                 key = bytes(name)
                 record, head = records[key], bytes(stored[:RECORD_OVERHEAD])
-                replaced.heads[key] = head
+                replaced.heads[key] = padded(head)
                 if record.startswith(head) and record == bytes(stored):  # not by the head alone: it may be a repair
                     replaced.same.add(key)
                 elif len(record) < len(stored) // SHRUNK:
@@ -250,7 +251,7 @@ class BaseWriter:
                 continue
             if key not in listed:
                 txn.put(name, key, db=self._index)
-            yield key, record
+            yield key, padded(record)
 
     def _recount(
         self, txn: "lmdb.Transaction[bytes]", buckets: Collection[int], tombstones: set[Pair], newest: bytes
@@ -328,7 +329,7 @@ class BaseWriter:
                 for name, record in islice(cursor.iternext(), TRANSACTION_KEYS):
                     seen, last, head = seen + 1, bytes(name), bytes(record[:RECORD_OVERHEAD])
                     if head < truncation:
-                        dead.append((last, head))
+                        dead.append((last, padded(head)))
         with self._transaction() as txn:
             for key, _ in dead:
                 self._delete(txn, key)

@@ -31,6 +31,7 @@ from merklekv.engine.base.writer import TRANSACTION_BYTES, TRANSACTION_KEYS, Bas
 from merklekv.engine.checkpoint.compaction import write_compacted
 from merklekv.engine.format import BUCKETS, OP_METADATA, OP_REPAIR, OP_TRUNCATE, REMOTE
 from merklekv.engine.headroom import TRANSACTION_KEYS_MIN, transaction_keys
+from merklekv.engine.lmdb_file import DAMAGE_SIGNALS, unreadable
 from merklekv.engine.log.segment import RECORD_PLACE, Segment, list_segments, segment_path
 from merklekv.engine.memtable import Records
 from merklekv.engine.record import ZERO_VERSION, Pair, is_purge_marker, purge_marker
@@ -282,9 +283,8 @@ class CheckpointProcess:
                 name, _, message = rest.partition(" ")
                 raise _ERRORS.get(name, StorageFailed)(message)
         status = process.wait()
-        if status == -signal.SIGBUS:
-            where = f"{self._base / DATA_FILE}: could not be read (SIGBUS): it was cut off, or the disk fails"
-            raise damage(f"{where}; `merklekv verify` lists the damage")
+        if -status in DAMAGE_SIGNALS:
+            raise damage(f"{self._base / DATA_FILE}: {unreadable(status)}")
         raise ChildDied(f"exit status {status}", killed=status == -signal.SIGKILL)
 
     def stop(self) -> None:

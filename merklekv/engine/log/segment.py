@@ -39,6 +39,7 @@ _place: Final = FRAME_PLACE.pack
 RECORD_PLACE: Final = Struct(">HQI")
 """Where a record is: number of a segment, position there, size."""
 
+LSN_MAX: Final = (1 << 64) - 1
 _NAME: Final = re.compile(r"[0-9]{20}")
 
 
@@ -74,7 +75,8 @@ def segment_path(directory: Path, lsn: int) -> Path:
 
 def list_segments(directory: Path) -> list[int]:
     """LSNs of the segments in a log directory, in order."""
-    return sorted(int(path.stem) for path in directory.glob("*.log") if _NAME.fullmatch(path.stem))
+    lsns = (int(path.stem) for path in directory.glob("*.log") if _NAME.fullmatch(path.stem))
+    return sorted(lsn for lsn in lsns if lsn <= LSN_MAX)
 
 
 def first_event(path: Path) -> int:

@@ -175,8 +175,9 @@ def check_base(where: Path, view: BaseSnapshot, report: Report) -> BaseFacts:
             report.stages.step()
             for violation in record_violations(key, record, facts.truncation):
                 report.add(f"{where}, key {show(key)}", violation)
-            if len(record) >= reference.RECORD_SIZE_MIN:
-                tree.add(key, record)
+            if len(record) < reference.RECORD_SIZE_MIN:
+                continue  # nothing else can be said of it
+            tree.add(key, record)
             if reference.is_tombstone(record) and not tombstones.set_key_dup(reference.version_of(record), key):
                 report.add(where, f"the list of tombstones lacks the one of key {show(key)}")
             place = reference.expiry_place(key, record)
@@ -258,7 +259,8 @@ def _check_derived(where: Path, view: BaseSnapshot, tree: Tree, facts: BaseFacts
 
 def segment_lsns(directory: Path) -> list[int]:
     """Where the segments start, by their names, in order."""
-    return sorted(int(path.stem) for path in directory.glob("*.log") if re.fullmatch("[0-9]{20}", path.stem))
+    lsns = (int(path.stem) for path in directory.glob("*.log") if re.fullmatch("[0-9]{20}", path.stem))
+    return sorted(lsn for lsn in lsns if lsn < 1 << 64)
 
 
 def check_log(directory: Path, base: BaseFacts, report: Report) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from merklekv.engine.verify.reference import KEY_SIZE_MAX, RECORD_SIZE_MIN, digest_of, is_tombstone, number, version_of
+from merklekv.errors import shown
 from merklekv.output import counted
 
 VIOLATIONS_MAX: Final = 200  # sentences; what comes after is counted
@@ -121,4 +122,4 @@ def version_text(version: bytes) -> str:
 
 
 def _shown(value: object) -> str:
-    return value.hex() if isinstance(value, bytes) else str(value)
+    return value.hex() if isinstance(value, bytes) else shown(value) if isinstance(value, int) else str(value)

@@ -48,6 +48,7 @@ from merklekv.engine.record import (
     is_purge_marker,
     is_sound,
     is_tombstone,
+    padded,
     version_of,
 )
 from merklekv.engine.verify.report import record_violations, show, version_text
@@ -165,7 +166,7 @@ class Scrub:
                 if not is_sound(key, record):
                     self._damaged.add(bucket)
                     if view.txn.get(key) == record:
-                        unsound.append((key, record, listed or checkpointing))
+                        unsound.append((key, padded(record), listed or checkpointing))
                     else:
                         problem = f"{where}: the key is damaged and not in order, so that LMDB does not find it"
                         underived.append(Damage(problem, None))

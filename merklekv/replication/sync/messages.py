@@ -36,6 +36,7 @@ from xxhash import xxh3_64_digest
 
 from merklekv.engine.record import EPOCH_SIZE, STORE_ID_SIZE, VERSION_SIZE
 from merklekv.errors import MerkleKVError
+from merklekv.output import printable
 from merklekv.replication.cluster.members import NO_REPORT, TABLE_ITEMS_MAX, Identity, MemberTable, decode_table
 from merklekv.replication.plain_cbor import Fields, Malformed, decode_map
 
@@ -60,18 +61,24 @@ _ANY_TABLE: Final = MemberTable(Identity("", bytes(STORE_ID_SIZE)), NO_REPORT)  
 
 
 class ExchangeRefused(MerkleKVError):
-    """One of the two nodes refuses to exchange with the other; `why` is one word, the text says what to do."""
+    """One of the two nodes refuses to exchange with the other; `why` is one word, the text says what to do.
+
+    The text may be the peer's, so characters that do not print are escaped.
+    """
 
     def __init__(self, why: str, detail: str) -> None:
-        super().__init__(detail)
+        super().__init__(printable(detail))
         self.why = why
 
 
 class ExchangeFailed(MerkleKVError):
     """The exchange was disturbed: by damaged messages, fast writers, or records that were refused.
 
-    What was merged so far stays; a later exchange does the rest.
+    What was merged so far stays; a later exchange does the rest.  The text is as that of ExchangeRefused.
     """
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(printable(detail))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple, Self
 
 from xxhash import xxh3_128
 
@@ -34,7 +34,7 @@ import merklekv
 from merklekv.engine.directory import give_to_owner, sync_way_to
 from merklekv.engine.engine import Engine
 from merklekv.engine.verify.check import check_directory
-from merklekv.errors import Corruption, InvalidArgument, MerkleKVError
+from merklekv.errors import Corruption, FormatTooNew, InvalidArgument, MerkleKVError, shown
 from merklekv.node_id import NODE_ID_FILE
 from merklekv.output import counted
 from merklekv_tool.errors import BackupError, Exists
@@ -46,6 +46,7 @@ DESCRIPTION: Final = "BACKUP"
 MARK: Final = "merklekv_backup"
 ARCHIVES: Final = (".tar.gz", ".tgz")
 NOT_OURS: Final = (".tar", ".gz", ".bz2", ".xz", ".zst", ".zip", ".7z")  # of a file that a user expects
+FIELDS: Final = {"root": str, "source": str, "made": str, "keys": int, "tombstones": int}  # that a restore needs
 DESCRIPTION_SIZE_MAX: Final = 1 << 16
 PRIVATE_UMASK: Final = 0o077
 LEVEL: Final = 1  # of gzip: half as large, and three times as fast as the usual 6
@@ -98,7 +99,7 @@ def drafted(target: Path, source: str) -> Iterator[Path]:
             raise
         yield draft
     except MerkleKVError as error:
-        shown = source if isinstance(error, Corruption | BackupError) else str(target)
+        shown = source if isinstance(error, Corruption | BackupError | FormatTooNew) else str(target)
         error.args = (str(error).replace(str(draft), shown),)
         raise
     except OSError as error:
@@ -166,11 +167,13 @@ def description_of(data: bytes, name: str) -> dict[str, Any]:
     """A description from its bytes. Raises BackupError."""
     try:
         description = json.loads(data)
-        version, root = description[MARK], description["root"]
+        version = description[MARK]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise BackupError(f"{name}: not a backup: its description {DESCRIPTION} is damaged") from error
-    if version != BACKUP_VERSION or not isinstance(root, str):
-        raise BackupError(f"{name}: a backup of version {version!r}: this release reads {BACKUP_VERSION}")
+    if version != BACKUP_VERSION:
+        raise BackupError(f"{name}: a backup of version {shown(version)}: this release reads {BACKUP_VERSION}")
+    if not all(isinstance(description.get(field), kind) for field, kind in FIELDS.items()):
+        raise BackupError(f"{name}: not a backup: its description {DESCRIPTION} is damaged")
     return description  # type: ignore[no-any-return]
 
 
@@ -279,15 +282,26 @@ def _digest(file: IO[bytes] | _Counted) -> bytes:
     return digest.digest()
 
 
+class _Member(tarfile.TarInfo):
+    """A member of an archive. One that only describes the next is bounded: `tarfile` keeps all of it in memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        made = super().frombuf(buf, encoding, errors)
+        if not made.isreg() and made.size > DESCRIPTION_SIZE_MAX:
+            raise tarfile.ReadError(f"a header of {made.size} bytes")
+        return made
+
+
 def each_member(archive: Path, name: str, take: Callable[[str, IO[bytes]], None]) -> None:
     """Calls `take` with each file of a compressed backup, which it reads before it returns. Raises BackupError."""
     try:
         with gzip.open(archive) as unpacked:  # checks a checksum at the end; tarfile alone would not
-            with tarfile.open(fileobj=unpacked, mode="r|") as packed:
+            with tarfile.open(fileobj=unpacked, mode="r|", tarinfo=_Member) as packed:
                 for member in packed:
-                    file = packed.extractfile(member) if member.isreg() else None
+                    file = packed.extractfile(member) if member.isreg() and not member.issparse() else None
                     if file is None or not _NAME.fullmatch(member.name):
-                        raise BackupError(f"{name}: holds {member.name}, which is no part of a backup")
+                        raise BackupError(f"{name}: holds {member.name!r}, which is no part of a backup")
                     take(member.name, file)
             while unpacked.read(COPY_BYTES):
                 pass
@@ -317,6 +331,8 @@ def unpack(source: Path, draft: Path, update: Update) -> dict[str, Any]:
     elif (source / DESCRIPTION).exists():
         counter.total = size_of(source)
         for name in files(source):
+            if not (source / name).is_file():  # a pipe has no end
+                raise BackupError(f"{source}: damaged: {name} is no file")
             with (source / name).open("rb") as file:
                 take(name, file)
     if not description:

@@ -22,7 +22,7 @@ from typing import Final
 
 import lmdb
 
-from merklekv.engine.base.environment import DATA_FILE, map_size_of
+from merklekv.engine.base.environment import DATA_FILE, map_size_of, translating
 from merklekv.engine.directory import base_of, give_to_owner
 from merklekv.engine.format import SEGMENT_HEADER
 from merklekv.engine.log.segment import Segment, segment_path
@@ -59,7 +59,8 @@ def copy_directory(source: Path, draft: Path, update: Update) -> None:
                 return
         empty(draft)
     raise Corruption(
-        f"{source}: the log from {checkpoint_lsn} to {needed}, which the base needs, is not there: verify it"
+        f"{source}: the log from {checkpoint_lsn} to {needed}, which the base needs, is not there; `merklekv verify` "
+        "says more"
     )
 
 
@@ -88,8 +89,14 @@ def _extent(base: Path) -> tuple[int, int]:
     """LSNs: the checkpoint of a base, and the end of the checkpoint under way, which may be in the base in part."""
     if not (base / DATA_FILE).exists():
         return 0, 0
-    with lmdb.open(str(base), readonly=True, lock=False, max_dbs=1, map_size=map_size_of(base)) as environment:
-        meta = environment.open_db(b"meta", create=False)
+    with (
+        translating(base),
+        lmdb.open(str(base), readonly=True, lock=False, max_dbs=1, map_size=map_size_of(base)) as environment,
+    ):
+        try:
+            meta = environment.open_db(b"meta", create=False)
+        except lmdb.NotFoundError:  # a node died while it created the base
+            return 0, 0
         with environment.begin(db=meta) as transaction:
             checkpoint_lsn = int.from_bytes(transaction.get(b"checkpoint_lsn", b""), "big")
             return checkpoint_lsn, max(checkpoint_lsn, int.from_bytes(transaction.get(b"checkpointing", b""), "big"))
@@ -106,7 +113,8 @@ def _copy_log(segments: _Segments, lsn: int, target: Path) -> int:
                 _copy_segment(segments.files[other], segment_path(target, other))
             return later[-1] if later else lsn
         if later and later[0] != lsn + end and lsn in readable_segments(segments.directory):
-            raise Corruption(f"{path.name}: the segment behind it, {lsn + end}, is missing: `merklekv verify`")
+            source = segments.directory / path.name
+            raise Corruption(f"{source}: the segment behind it, {lsn + end}, is missing; `merklekv verify` says more")
         if not end:
             break
         lsn += end

@@ -21,9 +21,10 @@ from typing import Final
 import lmdb
 
 from merklekv import interpreter
+from merklekv.engine.access import damage
 from merklekv.engine.base.environment import DATA_FILE, is_full, map_size_of, translate
 from merklekv.engine.directory import base_of
-from merklekv.engine.lmdb_file import require_whole
+from merklekv.engine.lmdb_file import DAMAGE_SIGNALS, require_whole, unreadable
 from merklekv.errors import DiskFull, StorageFailed
 from merklekv_tool.errors import FileError
 from merklekv_tool.output import Update
@@ -53,6 +54,8 @@ def copy(directory: Path, target: Path, update: Update) -> None:
         raise FileError(
             f"{source}: cannot be copied: {message}: LMDB has a lock file to write there; be the node's user"
         )
+    if -status in DAMAGE_SIGNALS:
+        raise damage(f"{source / DATA_FILE}: {unreadable(status)}")
     kind = getattr(lmdb, name, None)
     if isinstance(kind, type) and issubclass(kind, lmdb.Error):
         raise translate(kind(message), source)

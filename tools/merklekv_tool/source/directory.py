@@ -11,8 +11,9 @@ from merklekv.engine.clock_watch import clock_problem
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import OP_DEL, OP_SET
 from merklekv.engine.record import is_tombstone
-from merklekv.errors import InvalidArgument
+from merklekv.errors import Corruption, InvalidArgument
 from merklekv.replication.cluster.display import DisplayRow, display_rows, stored_members
+from merklekv.replication.cluster.members import MembersUnreadable
 from merklekv.replication.cluster.storage import METADATA_MEMBERS
 from merklekv_tool.source.source import ORIGIN, PAGE_BYTES, PAGE_RECORDS, Content, Merged, Pair, split_by_size
 
@@ -59,7 +60,10 @@ class Directory:
         table = self._engine.metadata.get(METADATA_MEMBERS)
         if not table:
             return []
-        members = stored_members(table)
+        try:
+            members = stored_members(table)
+        except MembersUnreadable as error:
+            raise Corruption(f"{self.name}: {error}; a start sets it aside") from error
         problem = clock_problem(self._engine.clock, members.identity.node, self.name).text
         return display_rows(members, self._engine.gc_horizon, time.time(), problem)
 

@@ -28,7 +28,16 @@ from merklekv.engine.format import (
 )
 from merklekv.engine.log.reader import DirectorySource, LogGone, LogReader, LogSource
 from merklekv.engine.log.segment import LogFrame, Segment, corrupt, list_segments, segment_path
-from merklekv.engine.record import deleted_at, expiry_of, is_purge_marker, timestamp_of, value_of, version_of
+from merklekv.engine.record import (
+    ZERO_VERSION,
+    deleted_at,
+    expiry_of,
+    is_complete,
+    is_purge_marker,
+    timestamp_of,
+    value_of,
+    version_of,
+)
 from merklekv.engine.verify.reference import Entry, read_entries
 from merklekv.errors import Corruption
 from merklekv_tool.errors import FileError
@@ -118,6 +127,14 @@ class Event(NamedTuple):
         return expiry_of(self.entry.record) if self.entry.op in RECORD_OPS else None
 
     @property
+    def is_whole(self) -> bool:
+        """Predicate: has it all that the others read of it?"""
+        op, record = self.entry.op, self.entry.record
+        if op == OP_TRUNCATE:
+            return len(record) == len(ZERO_VERSION)
+        return op in (OP_METADATA, OP_REPAIR) or is_complete(record)
+
+    @property
     def is_lone_deletion(self) -> bool:
         """Predicate: is it a deletion by a lone node, without a tombstone?"""
         return self.entry.op in DELETIONS and is_purge_marker(self.entry.record)
@@ -163,7 +180,10 @@ class EventReader:
             for entry in read_entries(frame.data[FRAME_HEADER.size :]):
                 if entry.op == OP_ORIGIN:
                     origin = entry.key.decode(errors="replace")
-                elif entry.remote:
+                    continue
+                if not Event(frame.start, None, None, entry).is_whole:
+                    raise ValueError(f"an entry of op {entry.op} with {len(entry.record)} bytes of record")
+                if entry.remote:
                     event = Event(frame.start, None, origin, entry)
                     own = entry.op in OWN_OPS or event.is_lone_deletion
                     yield event._replace(origin=None) if own else event

@@ -6,6 +6,7 @@ Another server may listen there: a reply that no node gives raises Unreachable.
 from __future__ import annotations
 
 import functools
+import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -123,7 +124,8 @@ class Node:
 
     def members(self) -> list[DisplayRow]:
         with self._understood(b"MEMBERS"):
-            return [_checked_row(json.loads(line)) for line in self._bytes(b"MEMBERS").split(b"\n") if line.strip()]
+            lines = io.BytesIO(self._bytes(b"MEMBERS"))  # one at a time: each may be empty
+            return [_checked_row(json.loads(line)) for line in lines if line.strip()]
 
     def forget(self, node: str, store_id: str) -> None:
         """Makes the node remove a member from its cluster for good."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Final
 
 import typer
 
-from merklekv.errors import DiskFull
+from merklekv.errors import DiskFull, InvalidArgument
 from merklekv.output import counted
 from merklekv_tool.arguments import AsJson, SourceName
 from merklekv_tool.errors import DumpError
@@ -87,8 +87,8 @@ def load(
                 _load_all(reader, loader, file, size, update)
                 if reader.truncation is not None and not anew:
                     records.merge_truncation(reader.truncation)
-            except (DumpError, DiskFull) as error:
-                place = f"{records.name}: " if isinstance(error, DiskFull) else ""
+            except (DumpError, DiskFull, InvalidArgument) as error:
+                place = {DiskFull: f"{records.name}: ", InvalidArgument: f"{dump_file}: "}.get(type(error), "")
                 applied = counted(loader.applied, "record")
                 raise type(error)(f"{place}{error}; taken in before that: {applied}") from error
     if as_json:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from merklekv.errors import DiskFull, InvalidArgument
+from merklekv.errors import Corruption, DiskFull, InvalidArgument
 from merklekv.output import counted
 from merklekv_tool.arguments import AsJson
 from merklekv_tool.output import note, progress, say_result, text_of
@@ -41,6 +41,7 @@ def restamp(
 ) -> None:
     """Give current versions to records that a wrong clock has stamped in the future."""
     from merklekv.replication.cluster import restamp
+    from merklekv.replication.cluster.members import MembersUnreadable
     from merklekv_tool.source.open import open_to_change, require_stopped
 
     began = time.monotonic()
@@ -52,6 +53,8 @@ def restamp(
         try:
             with progress(f"restamp {directory}") as update:
                 result = restamp.restamp(engine, now, update, dry_run=dry_run)
+        except MembersUnreadable as error:
+            raise Corruption(f"{directory}: {error}; a start sets it aside") from error
         except DiskFull as error:
             raise DiskFull(f"{error}; make space and run this again, it does the rest") from error
         except KeyboardInterrupt:

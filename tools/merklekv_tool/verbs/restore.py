@@ -39,7 +39,7 @@ def restore(
     as_json: AsJson = False,
 ) -> None:
     """Make a data directory of a backup; it catches up with its cluster by exchange."""
-    from merklekv.node_id import NODE_ID_FILE
+    from merklekv.node_id import NODE_ID_FILE, read_node_id
     from merklekv_tool.formats import backup as backups
 
     source, target = Path(backup), Path(directory)
@@ -56,6 +56,7 @@ def restore(
                 backups.examine(draft, description, backup, update)
             if new_node_id:
                 (draft / NODE_ID_FILE).unlink(missing_ok=True)
+            read_node_id(draft)
             backups.publish(draft, target)
     seconds = round(time.monotonic() - began, 3)
     say_result(

@@ -1,0 +1,1 @@
+"""Hostile input for everything that a node reads, see tests/README.md."""
