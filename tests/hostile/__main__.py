@@ -15,6 +15,7 @@ import logging
 import random
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `fixtures`, as pytest does
@@ -41,7 +42,7 @@ def main() -> int:
     scratch.mkdir(exist_ok=True)
     say(f"seed {seed}, in {scratch}")
     campaign = Campaign([paths[name] for name in given.path or paths], seed, scratch)
-    with campaign:
+    with campaign, suppress(KeyboardInterrupt):
         if given.only:
             campaign.replay(given.only)
         else:

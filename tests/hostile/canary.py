@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-ASK = b"*2\r\n$3\r\nGET\r\n$11\r\nhonest:0000\r\n"
+ASK = b"*3\r\n$3\r\nSET\r\n$13\r\nhonest:canary\r\n$1\r\nx\r\n"  # a write: both nodes wait for the same disk
 EVERY_S = 0.005
 TICKS = os.sysconf("SC_CLK_TCK")
 
