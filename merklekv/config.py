@@ -149,33 +149,15 @@ def _check_together(values: Mapping[str, Effective]) -> None:
 def require_tls_files(loaded: Loaded) -> None:
     """Checks the files for TLS; later, a wrong one would fail at each connect. Raises ConfigError."""
     given = {one.key: one for one in loaded.effective if one.key in TLS_FILES and one.value}
-    for one in given.values():
-        path = Path(str(one.value))
-        try:
-            if not path.is_file() and path.exists():
-                raise ConfigError(f"{one.source}: {one.key} = {one.value!r} is not a file")
-            path.open("rb").close()
-        except OSError as error:
-            raise ConfigError(f"{one.source}: {one.key} = {one.value!r} cannot be read: {error.strerror}") from None
     if not given:
         return
-    import ssl  # slow to import, and few need it
+    from merklekv.tls import BadTlsFile, client_context  # slow to import, and few need it
 
-    authority, certificate, key = (given.get(name) for name in TLS_FILES)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
-        if authority:
-            blamed = authority
-            context.load_verify_locations(str(authority.value))
-        if certificate and key:
-            blamed = certificate
-            context.load_cert_chain(str(certificate.value), str(key.value), password=lambda: "")
-    except ssl.SSLError as error:
-        reason = (error.reason or str(error)).lower().replace("_", " ")
-        needed = "certificates in PEM" if blamed is authority else "a certificate in PEM with its key, not encrypted"
-        raise ConfigError(
-            f"{blamed.source}: {blamed.key} = {blamed.value!r} cannot be used: {reason}; give {needed}"
-        ) from None
+        client_context(*(str(given[name].value) if name in given else "" for name in TLS_FILES))
+    except BadTlsFile as error:
+        blamed = next(one for one in given.values() if one.value == error.file)
+        raise ConfigError(f"{blamed.source}: {blamed.key} = {error.file!r} {error.reason}") from None
 
 
 def _from_flags(flags: Mapping[str, tuple[str, object]]) -> Layer:

@@ -474,13 +474,15 @@ def test_files_for_tls_are_read_before_anything_else(tmp_path: Path) -> None:
     wrong: list[tuple[int, tuple[Path | str, Path | str, Path | str], str]] = [
         (0, (missing, "", ""), "cannot be read: No such file or directory"),
         (0, (tmp_path, "", ""), "is not a file"),
-        (0, (tmp_path / "empty", "", ""), "cannot be used: no certificate or crl found; give certificates in PEM"),
+        (0, (tmp_path / "empty", "", ""), "cannot be used: give certificates in PEM (no certificate or crl found)"),
         (1, ("", missing, key), "cannot be read: No such file or directory"),
         (2, ("", cert, missing), "cannot be read: No such file or directory"),
         (2, ("", cert, "/dev/zero"), "is not a file"),
-        (1, ("", cert, other), "cannot be used: key values mismatch; give a certificate in PEM with its key"),
-        (1, ("", locked_cert, locked), "cannot be used: "),
-        (1, ("", tmp_path / "empty", key), "cannot be used: "),
+        (2, ("", cert, other), f"cannot be used: it is not the key of {cert}"),
+        (2, ("", locked_cert, locked), "cannot be used: it is encrypted: give a key without a password"),
+        (1, ("", tmp_path / "empty", key), "cannot be used: give certificates in PEM"),
+        (2, ("", cert, tmp_path / "empty"), "cannot be used: give a private key in PEM"),
+        (2, ("", cert, cert), "cannot be used: give a private key in PEM"),
     ]
     for place, files, reason in wrong:
         with pytest.raises(config.ConfigError) as caught:
