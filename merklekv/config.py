@@ -137,13 +137,14 @@ def _check_together(values: Mapping[str, Effective]) -> None:
         source = next((one.source for one in (http_port, port) if one.source != "default"), "default")
         raise ConfigError(f"{source}: http_port = {port.value} is also the port for clients; give another one")
     broker_port = values["replication.mqtt_port"]
-    hosts = LOOPBACK | {values["host"].value}
-    is_local = values["replication.mqtt_broker"].value in hosts
-    if values["replication.enabled"].value and is_local and port.value == broker_port.value:
-        source = next((one.source for one in (port, broker_port) if one.source != "default"), "default")
-        raise ConfigError(
-            f"{source}: port = {port.value} is also the port of the broker on this machine; give another one"
-        )
+    broker = values["replication.mqtt_broker"].value
+    for host, own in ((values["host"], port), (values["http_host"], http_port)):
+        is_local = broker in LOOPBACK | {host.value}
+        if values["replication.enabled"].value and is_local and own.value == broker_port.value:
+            source = next((one.source for one in (own, broker_port) if one.source != "default"), "default")
+            raise ConfigError(
+                f"{source}: {own.key} = {own.value} is also the port of the broker on this machine; give another one"
+            )
 
 
 def require_tls_files(loaded: Loaded) -> None:
@@ -156,7 +157,7 @@ def require_tls_files(loaded: Loaded) -> None:
     try:
         client_context(*(str(given[name].value) if name in given else "" for name in TLS_FILES))
     except BadTlsFile as error:
-        blamed = next(one for one in given.values() if one.value == error.file)
+        blamed = next(one for one in reversed(given.values()) if one.value == error.file)
         raise ConfigError(f"{blamed.source}: {blamed.key} = {error.file!r} {error.reason}") from None
 
 
@@ -245,7 +246,8 @@ def _content(path: Path, size_max: int) -> bytes:
 
 
 def _suggestion(key: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
+    sections = sorted({name.partition(".")[0] for name in known if "." in name})
+    close = difflib.get_close_matches(key, [*known, *sections], n=1)
     if not close:  # the right name in the wrong section is the next likely slip
         close = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
     return f"; did you mean '{close[0]}'?" if close else "; 'merklekv config' lists every key"

@@ -8,6 +8,9 @@ from __future__ import annotations
 import math
 import select
 from collections.abc import Iterable
+from typing import Final
+
+WAIT_MAX_S: Final = 1_000_000.0
 
 
 def wait_readable(fds: Iterable[int], timeout_s: float | None) -> list[int]:
@@ -25,4 +28,5 @@ def _ready(fds: Iterable[int], events: int, timeout_s: float | None) -> list[int
     for fd in fds:
         poll.register(fd, events)
     # Rounded up: a wait that ends before its time would be begun again and again.
-    return [fd for fd, _ in poll.poll(None if timeout_s is None else math.ceil(timeout_s * 1000))]
+    timeout_ms = None if timeout_s is None else math.ceil(1000 * min(timeout_s, WAIT_MAX_S))
+    return [fd for fd, _ in poll.poll(timeout_ms)]

@@ -275,3 +275,20 @@ def test_waiting_for_room_ends_when_there_is_some(make_engine: Callable[..., Eng
     go_on.set()
     assert engine.wait_for_room(WAIT_S)
     engine.set(b"k", b"")
+
+
+@pytest.mark.parametrize("end", [Engine.close, Engine.abandon])
+def test_a_child_that_is_stopped_itself_does_not_outlive_its_parent(
+    make_engine: Callable[..., Engine], end: Callable[[Engine], None]
+) -> None:
+    """It would keep the directory locked; `abandon` is what a node that leaves without a close calls."""
+    engine = make_engine(checkpoint="process")
+    write(engine, 100)
+    child = engine.checkpointer.child
+    pid = child_pid(engine)
+    wait_until_merged(engine)
+    os.kill(pid, signal.SIGSTOP)
+    end(engine)
+    assert child is not None
+    assert child._process is not None
+    assert child._process.wait(60) in (-signal.SIGKILL, -signal.SIGTERM)
