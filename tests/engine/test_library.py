@@ -498,11 +498,13 @@ def test_mset_takes_pairs_or_a_mapping_and_names_what_is_neither(tmp_path: Path)
         db.mset({b"a": b"1", b"b": b"2"})
         db.mset([(b"c", b"3")])
         assert dict(db.items()) == {b"a": b"1", b"b": b"2", b"c": b"3"}
+        wrong: Any
         for wrong in ([b"ab"], [(b"a",)], [(b"a", b"1", b"2")], [5]):
             with pytest.raises(TypeError, match="give pairs of a key and a value, or a mapping, not "):
-                db.mset(wrong)  # type: ignore[arg-type]
+                db.mset(wrong)
+        wrong = {"a": "1"}
         with pytest.raises(TypeError, match="keys and values are bytes, not str"):
-            db.mset({"a": "1"})  # type: ignore[dict-item]
+            db.mset(wrong)
         assert len(db) == 3
 
 
