@@ -78,6 +78,14 @@ def is_host(text: str) -> bool:
         return False
 
 
+def is_unspecified(host: str) -> bool:
+    """Whether this is an address that stands for all of a machine: `0.0.0.0`, `::`."""
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_unspecified
+    except ValueError:  # a name
+        return False
+
+
 def is_ipv6(text: str) -> bool:
     """Whether this is an IPv6 address, with or without a scope, without brackets."""
     number, percent, scope = text.partition("%")

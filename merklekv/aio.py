@@ -25,10 +25,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Final, NamedTuple, Self
 
-from merklekv.address import format_address
+from merklekv.address import format_address, parse_address
 from merklekv.engine.batch import Batch, require_bytes, require_ttl
+from merklekv.errors import InvalidArgument, shown
 from merklekv.net.client import REPLY_BYTES_MAX, NoAnswer, NodeError, Reply, Unreachable
 from merklekv.net.protocol.replies import INCOMPLETE, BadReply, ErrorReply, ReplyParser
+from merklekv.shortage import reason_of
+from merklekv.sockets import set_up
 
 __all__ = ["Change", "Changes", "Client", "NoAnswer", "NodeError", "Unreachable"]
 
@@ -73,7 +76,16 @@ class Client:
         reconnects: bool = True,
         reply_bytes: int = REPLY_BYTES_MAX,
     ) -> None:
-        """`timeout_s`: for connecting, and for each reply. `reply_bytes`: of the longest reply."""
+        """`timeout_s`: for connecting, and for each reply. `reply_bytes`: of the longest reply.
+
+        Raises InvalidArgument.
+        """
+        if not isinstance(host, str) or not isinstance(port, int):
+            raise _refusal("host, port", (host, port), "a str and an int")
+        parse_address(format_address(host, port))
+        _require_number("timeout_s", timeout_s, math.ulp(0.0), "seconds above 0")
+        _require_number("pending_max", pending_max, 1, "an int from 1")
+        _require_number("reply_bytes", reply_bytes, 1, "bytes from 1")
         self._address = host, port
         self._timeout_s = timeout_s
         self._reconnects = reconnects
@@ -102,6 +114,8 @@ class Client:
     async def call(self, *parts: bytes) -> Reply:
         """Any command over RESP: bytes, an int, None, or a list of these."""
         require_bytes(*parts)
+        if not parts:
+            raise InvalidArgument("a command has a name: give it, then its arguments")
         return (await self._ask([parts]))[0]
 
     async def get(self, key: bytes) -> bytes | None:
@@ -146,6 +160,11 @@ class Client:
         None: never. Goes on when the node was away, but for the first time, without `reconnects`, or for `wait_s`.
         Raises NodeError with CHANGESGONE when the node no longer has the cursor: see docs/protocol.md.
         """
+        if not isinstance(after, str):
+            raise _refusal("after", after, "a cursor, a str")
+        if wait_s is not None:
+            _require_number("wait_s", wait_s, 0, "seconds from 0, or None")
+        require_bytes(prefix)
         now = asyncio.get_running_loop().time
         link: _Link | None = None
         cursor, was_reached = after, False
@@ -160,7 +179,7 @@ class Client:
                 try:
                     if link is None:
                         link = await self._dial()
-                    request = (b"CHANGES", cursor.encode(), *options)
+                    request = (b"CHANGES", cursor.encode(errors="replace"), *options)
                     reply = (await link.receive(link.send([request]), block_s + self._timeout_s))[0]
                     page = _page(reply, link.name)
                 except Unreachable:
@@ -200,6 +219,7 @@ class Client:
     async def _connected(self) -> _Link:
         if self._link is not None and self._link.is_open:
             return self._link
+        self._require_open(format_address(*self._address))
         if self._link is not None and not self._reconnects:
             raise Unreachable(f"{self._link.name}: the connection broke, and `reconnects` is False")
         if self._dialling is None or self._dialling.done():  # one attempt for all who wait
@@ -216,9 +236,13 @@ class Client:
         except TimeoutError as error:
             raise NoAnswer(f"{name}: cannot connect within {self._timeout_s} s") from error
         except (OSError, ValueError) as error:
-            raise Unreachable(f"{name}: cannot connect: {error}") from error
+            raise Unreachable(f"{name}: cannot connect: {reason_of(error)}") from error
         try:
+            set_up(writer.get_extra_info("socket"))
             self._require_open(name)
+        except OSError as error:
+            writer.close()
+            raise Unreachable(f"{name}: cannot connect: {reason_of(error)}") from error
         except Unreachable:
             writer.close()
             raise
@@ -273,8 +297,8 @@ class _Link:
             self._end(Unreachable(f"{self.name}: closed, since a reply did not come"))
             raise NoAnswer(f"{self.name}: no whole answer within {timeout_s:g} s") from error
         except OSError as error:
-            self._end(Unreachable(f"{self.name}: the connection broke: {error}"))
-            raise Unreachable(f"{self.name}: the connection broke: {error}") from error
+            self._end(Unreachable(f"{self.name}: the connection broke: {reason_of(error)}"))
+            raise Unreachable(f"{self.name}: the connection broke: {reason_of(error)}") from error
         errors = [one for one in replies if isinstance(one, BaseException)]
         if errors:
             raise errors[-1]  # of EXEC, which says why
@@ -288,7 +312,7 @@ class _Link:
                 while self._take():
                     pass
         except OSError as error:
-            problem = f"{self.name}: the connection broke: {error}"
+            problem = f"{self.name}: the connection broke: {reason_of(error)}"
         except BadReply as error:
             problem = f"{self.name}: does not answer as a MerkleKV node: {error}"
         finally:
@@ -361,3 +385,12 @@ def _change(
     key: bytes | None, op: bytes, value: bytes | None, version: bytes, origin: bytes, expiry: int | None = None
 ) -> Change:
     return Change(key, op.decode(), value, version.decode(), origin.decode(errors="replace"), expiry)
+
+
+def _require_number(name: str, value: object, lowest: float, allowed: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= lowest:
+        raise _refusal(name, value, allowed)
+
+
+def _refusal(name: str, value: object, allowed: str) -> InvalidArgument:
+    return InvalidArgument(f"{name} = {shown(value)} is not allowed; give {allowed}")

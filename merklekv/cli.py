@@ -256,7 +256,8 @@ def _status_of_run() -> int:
     try:
         return int(app(standalone_mode=False, prog_name="merklekv") or 0)
     except typer.TyperException as error:
-        return _fail(led_to_help(error.format_message(), "merklekv"), EXIT_USAGE)
+        context = getattr(error, "ctx", None)
+        return _fail(led_to_help(error.format_message(), context.command_path if context else "merklekv"), EXIT_USAGE)
     except MerkleKVError as error:
         return _fail(str(error), status_of(error))
     except OutputClosed:  # as in `merklekv config | head -1`

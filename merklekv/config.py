@@ -138,45 +138,28 @@ def _check_together(values: Mapping[str, Effective]) -> None:
         source = next((one.source for one in (http_port, port) if one.source != "default"), "default")
         raise ConfigError(f"{source}: http_port = {port.value} is also the port for clients; give another one")
     broker_port = values["replication.mqtt_port"]
-    hosts = LOOPBACK | {values["host"].value}
-    is_local = values["replication.mqtt_broker"].value in hosts
-    if values["replication.enabled"].value and is_local and port.value == broker_port.value:
-        source = next((one.source for one in (port, broker_port) if one.source != "default"), "default")
-        raise ConfigError(
-            f"{source}: port = {port.value} is also the port of the broker on this machine; give another one"
-        )
+    broker = values["replication.mqtt_broker"].value
+    for host, own in ((values["host"], port), (values["http_host"], http_port)):
+        is_local = broker in LOOPBACK | {host.value}
+        if values["replication.enabled"].value and is_local and own.value == broker_port.value:
+            source = next((one.source for one in (own, broker_port) if one.source != "default"), "default")
+            raise ConfigError(
+                f"{source}: {own.key} = {own.value} is also the port of the broker on this machine; give another one"
+            )
 
 
 def require_tls_files(loaded: Loaded) -> None:
     """Checks the files for TLS; later, a wrong one would fail at each connect. Raises ConfigError."""
     given = {one.key: one for one in loaded.effective if one.key in TLS_FILES and one.value}
-    for one in given.values():
-        path = Path(str(one.value))
-        try:
-            if not path.is_file() and path.exists():
-                raise ConfigError(f"{one.source}: {one.key} = {one.value!r} is not a file")
-            path.open("rb").close()
-        except OSError as error:
-            raise ConfigError(f"{one.source}: {one.key} = {one.value!r} cannot be read: {error.strerror}") from None
     if not given:
         return
-    import ssl  # slow to import, and few need it
+    from merklekv.tls import BadTlsFile, client_context  # slow to import, and few need it
 
-    authority, certificate, key = (given.get(name) for name in TLS_FILES)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
-        if authority:
-            blamed = authority
-            context.load_verify_locations(str(authority.value))
-        if certificate and key:
-            blamed = certificate
-            context.load_cert_chain(str(certificate.value), str(key.value), password=lambda: "")
-    except ssl.SSLError as error:
-        reason = (error.reason or str(error)).lower().replace("_", " ")
-        needed = "certificates in PEM" if blamed is authority else "a certificate in PEM with its key, not encrypted"
-        raise ConfigError(
-            f"{blamed.source}: {blamed.key} = {blamed.value!r} cannot be used: {reason}; give {needed}"
-        ) from None
+        client_context(*(str(given[name].value) if name in given else "" for name in TLS_FILES))
+    except BadTlsFile as error:
+        blamed = next(one for one in reversed(given.values()) if one.value == error.file)
+        raise ConfigError(f"{blamed.source}: {blamed.key} = {error.file!r} {error.reason}") from None
 
 
 def _from_flags(flags: Mapping[str, tuple[str, object]]) -> Layer:
@@ -270,7 +253,8 @@ def _content(path: Path, size_max: int) -> bytes:
 
 
 def _suggestion(key: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
+    sections = sorted({name.partition(".")[0] for name in known if "." in name})
+    close = difflib.get_close_matches(key, [*known, *sections], n=1)
     if not close:  # the right name in the wrong section is the next likely slip
         close = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
     return f"; did you mean '{close[0]}'?" if close else "; 'merklekv config' lists every key"

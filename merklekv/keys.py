@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import select
 import sys
 import termios
 import tty
 from typing import Final
+
+from merklekv.readiness import wait_readable
 
 QUIT: Final = "q"
 
@@ -26,7 +27,7 @@ class Keys:
 
     def wait(self, seconds: float) -> str:
         """The keys typed within `seconds`; returns at the first. QUIT if the terminal is gone."""
-        if not select.select([self._terminal], [], [], seconds)[0]:
+        if not wait_readable([self._terminal], seconds):
             return ""
         try:
             return os.read(self._terminal, 64).decode(errors="ignore") or QUIT

@@ -21,7 +21,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import select
 import sys
 import threading
 import time
@@ -30,6 +29,7 @@ from queue import Empty, SimpleQueue
 from typing import Final, TextIO
 
 from merklekv.output import printable
+from merklekv.readiness import wait_writable
 
 TEXT_FORMAT = "%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s"
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S"
@@ -205,7 +205,7 @@ def print_soon(stream: TextIO | None, line: str) -> OSError | None:
     try:
         thread.start()
     except RuntimeError:
-        return _write(fd, line) if select.select([], [fd], [], FLUSH_S)[1] else None
+        return _write(fd, line) if wait_writable(fd, FLUSH_S) else None
     thread.join(FLUSH_S)
     return errors[-1]
 
@@ -223,9 +223,7 @@ def _write(fd: int, line: str) -> OSError | None:
         try:
             data = data[os.write(fd, data) :]
         except BlockingIOError:  # another process has made this pipe non-blocking
-            poll = select.poll()
-            poll.register(fd, select.POLLOUT)
-            poll.poll()
+            wait_writable(fd, None)
         except OSError as error:  # the reader has gone
             return error
     return None

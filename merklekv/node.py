@@ -16,7 +16,6 @@ write: replies leave after their commit. If a part cannot start, those before it
 from __future__ import annotations
 
 import gc
-import ipaddress
 import logging
 import os
 import signal
@@ -31,7 +30,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from merklekv import __version__, core
-from merklekv.address import format_address, is_address, parse_address
+from merklekv.address import format_address, is_address, is_unspecified, parse_address
 from merklekv.available_memory import available_memory
 from merklekv.config import Loaded
 from merklekv.engine.clock_watch import ClockWatch
@@ -255,6 +254,10 @@ class Node:
         """Stop the parts, in the reverse order of their start."""
         self._parts.close()
 
+    def abandon(self) -> None:
+        """Before the process ends in the middle of `stop`."""
+        self.engine.abandon()
+
     @property
     def workers(self) -> list[WorkerThread]:
         """The background threads; docs/design.md has a table of them."""
@@ -395,8 +398,7 @@ class Node:
         Empty if that name is no valid address.
         """
         host, port = self.address
-        everywhere = ipaddress.ip_address(host.partition("%")[0]).is_unspecified
-        listening = f"{socket.gethostname()}:{port}" if everywhere else format_address(host, port)
+        listening = f"{socket.gethostname()}:{port}" if is_unspecified(host) else format_address(host, port)
         return self._settings.replication.advertise_address or (listening if is_address(listening) else "")
 
     def ready_line(self) -> str:
@@ -441,7 +443,7 @@ def serve(read: Callable[[], Loaded], announce: Callable[[str], None]) -> int:
     stopping, stopped = threading.Event(), threading.Event()
     try:
         node = Node(loaded.settings)
-        _start(node, loaded.settings, lambda: limit_stop(stopping, stopped))
+        _start(node, loaded.settings, lambda: limit_stop(stopping, stopped, node.abandon))
     except MerkleKVError:
         raise
     except Exception as error:
@@ -502,11 +504,12 @@ def _leave_while_starting(number: int, frame: FrameType | None) -> NoReturn:
     _leave(EXIT_OK)
 
 
-def limit_stop(stopping: threading.Event, stopped: threading.Event) -> None:
-    """End the process if a stop that has begun takes over STOP_DEADLINE_S."""
+def limit_stop(stopping: threading.Event, stopped: threading.Event, abandon: Callable[[], None]) -> None:
+    """End the process if a stop that has begun takes over STOP_DEADLINE_S; `abandon` is called before."""
     stopping.wait()
     if not stopped.wait(STOP_DEADLINE_S):
         log.error("stopping took over %.1f s, leaving now; acknowledged writes are safe", STOP_DEADLINE_S)
+        abandon()
         _leave(EXIT_SLOW_STOP)
 
 

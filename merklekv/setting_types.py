@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from merklekv.address import is_address, is_host, is_ipv6
+from merklekv.address import is_address, is_host, is_ipv6, is_unspecified, parse_address
 from merklekv.node_id import NODE_ID_RULE, is_node_id
 
 T_co = TypeVar("T_co", covariant=True)
@@ -129,7 +129,10 @@ _parse_host = _checked(lambda text: is_host(text) or is_ipv6(text))
 
 FLAG = SettingType("true or false", _parse_flag, lambda value: str(value).lower())
 PATH = SettingType("a path without control characters", _parse_path)
-ADDRESS = SettingType('"host:port", or nothing', _checked(lambda text: not text or is_address(text)))
+ADDRESS = SettingType(
+    '"host:port" that others can reach, so not 0.0.0.0, or nothing',
+    _checked(lambda text: not text or (is_address(text) and not is_unspecified(parse_address(text)[0]))),
+)
 ADDRESSES = SettingType('a list of "host:port" (in the environment separated by commas)', _parse_addresses, ",".join)
 TEXT = SettingType("one line of text, at most 65535 bytes", _checked(lambda text: _matches(text, _LINE, 65_535)))
 EVENT_CLASSES = SettingType(

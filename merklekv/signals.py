@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -15,6 +14,7 @@ from contextlib import suppress
 from types import FrameType
 
 from merklekv.log_throttle import LogThrottle
+from merklekv.readiness import wait_readable
 
 SIGNALS_AT_ONCE = 4096
 NO_SIGNAL = 0
@@ -64,11 +64,11 @@ class StopRequests:
         """
         look_at = time.monotonic() + look_s
         while True:
-            readable = select.select([self._out], [], [], max(0.0, look_at - time.monotonic()))[0]
+            is_readable = bool(wait_readable([self._out], max(0.0, look_at - time.monotonic())))
             if time.monotonic() >= look_at:
                 look()
                 look_at = time.monotonic() + look_s
-            received = os.read(self._out, SIGNALS_AT_ONCE) if readable else b""
+            received = os.read(self._out, SIGNALS_AT_ONCE) if is_readable else b""
             for number in dict.fromkeys(received):  # of a flood, each once
                 if number == NO_SIGNAL:
                     return "SHUTDOWN"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import pytest
 from fixtures.node import NodeFactory, NodeProcess
@@ -301,5 +304,59 @@ def test_a_peer_that_answers_strangely(reply: bytes) -> None:
                     await client.get(b"k")
             with pytest.raises(Unreachable, match="MerkleKV node"):
                 await anext(client.changes())
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"host": "a..b"},
+        {"host": ""},
+        {"host": None},
+        {"host": "h\0"},
+        {"port": 0},
+        {"port": 99_999},
+        {"port": -1},
+        {"port": "7379"},
+        {"timeout_s": 0},
+        {"timeout_s": math.nan},
+        {"pending_max": 0},
+        {"reply_bytes": 0},
+    ],
+)
+def test_what_can_never_work_is_refused_at_once(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument):
+        Client(**options)
+
+
+def test_arguments_that_can_never_work(node: NodeProcess) -> None:
+    async def main() -> None:
+        async with client_of(node) as client:
+            with pytest.raises(InvalidArgument, match="a command has a name"):
+                await client.call()
+            for arguments in ((None,), (5,), ("$", math.nan), ("$", -1), ("$", "1")):
+                wait_s: Any = arguments[1] if len(arguments) > 1 else None
+                with pytest.raises(InvalidArgument):
+                    await anext(client.changes(arguments[0], wait_s=wait_s))  # type: ignore[arg-type]
+            with pytest.raises(NodeError, match="is no cursor"):
+                await anext(client.changes("\ud800"))
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("reconnects", [True, False])
+def test_a_closed_client_says_that_it_is_closed(node: NodeProcess, reconnects: bool) -> None:
+    async def main() -> None:
+        client = client_of(node, reconnects=reconnects)
+        await client.set(b"k", b"v")
+        link = client._link
+        assert link is not None
+        sock = link._writer.get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        await client.close()
+        await client.close()
+        with pytest.raises(Unreachable, match="the client is closed"):
+            await client.get(b"k")
 
     asyncio.run(main())

@@ -95,6 +95,7 @@ BAD: dict[str, list[object]] = {
     ],
     "replication.advertise_address": [
         *("a", "a:0", "a:65536", ":1", "a:b", "a:1,b:2", "a" * 256 + ":1", ["a:1"], 5),
+        *("0.0.0.0:7379", "[::]:7379", "[::%eth0]:1"),
         *("a..b:1", "a" * 64 + ":1", "::1:1", "[]:1", "[a]:1", "[1.2.3.4]:1", "[::1:1", "a:1\n", "a b:1", "a:\u0661"),
     ],
     "anti_entropy.share_percent": [0, 101],
@@ -200,6 +201,7 @@ def test_an_inherited_value_says_where_it_was_given() -> None:
             "unknown key 'replication.broker'; did you mean 'replication.mqtt_broker'?",
         ),
         ("mqtt_broker = 'x'", "unknown key 'mqtt_broker'; did you mean 'replication.mqtt_broker'?"),
+        ("[replicaton]\nenabled = true", "unknown key 'replicaton'; did you mean 'replication'?"),
         ("xyzzy = 1", "unknown key 'xyzzy'; 'merklekv config' lists every key"),
         ("[nosuch]\nport = 1", "unknown key 'nosuch'; 'merklekv config' lists every key"),
         ("replication = 5", "replication = 5 is not allowed; give a section [replication]"),
@@ -428,20 +430,22 @@ def test_a_largest_file_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1", "10.0.0.7"])
-def test_the_port_of_the_broker_is_not_the_nodes(host: str) -> None:
+@pytest.mark.parametrize("key", ["port", "http_port"])
+def test_the_port_of_the_broker_is_not_the_nodes(host: str, key: str) -> None:
     flags: dict[str, tuple[str, object]] = {
         "host": ("--host", "10.0.0.7"),
-        "port": ("--port", "1883"),
+        "http_host": ("--set", "10.0.0.7"),
+        key: (f"--{key}", "1883"),
         "replication.mqtt_broker": ("--set", host),
     }
     enabled: dict[str, tuple[str, object]] = {"replication.enabled": ("--set", "true")}
     with pytest.raises(
-        config.ConfigError, match="flag --port: port = 1883 is also the port of the broker on this machine"
+        config.ConfigError, match=f"flag --{key}: {key} = 1883 is also the port of the broker on this machine"
     ):
         config.load(flags | enabled, {}, None)
     config.load(flags, {}, None)
     config.load(flags | enabled | {"replication.mqtt_broker": ("--set", "elsewhere")}, {}, None)
-    config.load(flags | enabled | {"port": ("--port", "1884")}, {}, None)
+    config.load(flags | enabled | {key: (f"--{key}", "1884")}, {}, None)
 
 
 def certificate(directory: Path, *options: str) -> tuple[Path, Path]:
@@ -475,13 +479,15 @@ def test_files_for_tls_are_read_before_anything_else(tmp_path: Path) -> None:
     wrong: list[tuple[int, tuple[Path | str, Path | str, Path | str], str]] = [
         (0, (missing, "", ""), "cannot be read: No such file or directory"),
         (0, (tmp_path, "", ""), "is not a file"),
-        (0, (tmp_path / "empty", "", ""), "cannot be used: no certificate or crl found; give certificates in PEM"),
+        (0, (tmp_path / "empty", "", ""), "cannot be used: give certificates in PEM (no certificate or crl found)"),
         (1, ("", missing, key), "cannot be read: No such file or directory"),
         (2, ("", cert, missing), "cannot be read: No such file or directory"),
         (2, ("", cert, "/dev/zero"), "is not a file"),
-        (1, ("", cert, other), "cannot be used: key values mismatch; give a certificate in PEM with its key"),
-        (1, ("", locked_cert, locked), "cannot be used: "),
-        (1, ("", tmp_path / "empty", key), "cannot be used: "),
+        (2, ("", cert, other), f"cannot be used: it is not the key of {cert}"),
+        (2, ("", locked_cert, locked), "cannot be used: it is encrypted: give a key without a password"),
+        (1, ("", tmp_path / "empty", key), "cannot be used: give certificates in PEM"),
+        (2, ("", cert, tmp_path / "empty"), "cannot be used: give a private key in PEM"),
+        (2, ("", cert, cert), "cannot be used: give a private key in PEM"),
     ]
     for place, files, reason in wrong:
         with pytest.raises(config.ConfigError) as caught:

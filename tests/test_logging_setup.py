@@ -109,7 +109,7 @@ STOP_WITHOUT_END = """
     node.STOP_DEADLINE_S = 0.1
     stopping = threading.Event()
     stopping.set()
-    node.limit_stop(stopping, threading.Event())
+    node.limit_stop(stopping, threading.Event(), lambda: None)
 """
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
-from merklekv.errors import InvalidArgument
+from merklekv.errors import InvalidArgument, shown
 
 TTL_MAX_S: Final = 315_360_000_000  # ten thousand years
 
@@ -44,6 +44,13 @@ def require_bytes(*parts: object) -> None:
             raise no_bytes(part)
 
 
+def require_pair(pair: object) -> None:
+    """Raises TypeError unless it is a key and a value."""
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise TypeError(f"give pairs of a key and a value, or a mapping, not {shown(pair)}")
+    require_bytes(*pair)
+
+
 def no_bytes(part: object) -> TypeError:
     """The error for a key or value that is something else."""
     return TypeError(f"keys and values are bytes, not {type(part).__name__}")
@@ -56,4 +63,4 @@ def require_ttl(ttl: object, allows_none: bool = True) -> None:
     if isinstance(ttl, bool) or not isinstance(ttl, int | float):
         raise TypeError(f"a ttl is a number of seconds, not {type(ttl).__name__}")
     if not 0 < ttl <= TTL_MAX_S:
-        raise InvalidArgument(f"a ttl of {ttl} s: it is above 0 and at most {TTL_MAX_S} s")
+        raise InvalidArgument(f"a ttl of {shown(ttl)} s: it is above 0 and at most {TTL_MAX_S} s")

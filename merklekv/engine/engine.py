@@ -255,6 +255,10 @@ class Engine:
         self.end_waits()
         self._closing.close()
 
+    def abandon(self) -> None:
+        """For a process that is about to end without `close`: no child outlives it and keeps the directory."""
+        self.checkpointer.kill_child()
+
     def end_waits(self) -> None:
         """The node stops: wakes all that wait for tree and counters, or for changes."""
         self.table.end_waits()

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar, overload
 
-from merklekv.engine.batch import Batch, Write, no_bytes, require_bytes, require_ttl
+from merklekv.engine.batch import Batch, Write, no_bytes, require_bytes, require_pair, require_ttl
 from merklekv.engine.engine import Engine
 from merklekv.engine.feed import Change, Cursor
 from merklekv.engine.format import ENTRY, OP_SET
@@ -254,13 +254,13 @@ class Database(MutableMapping[bytes, bytes]):
 
     def update(self, other: Mapping[bytes, bytes] | Iterable[Pair]) -> None:  # type: ignore[override]
         """Stores all values or none, of a mapping or of pairs."""
-        self.mset(other.items() if isinstance(other, Mapping) else other)
+        self.mset(other)
 
-    def mset(self, pairs: Iterable[Pair]) -> None:
-        """Stores all values or none."""
-        whole = list(pairs)
-        for key, value in whole:
-            require_bytes(key, value)
+    def mset(self, pairs: Mapping[bytes, bytes] | Iterable[Pair]) -> None:
+        """Stores all values or none, of a mapping or of pairs."""
+        whole = list(pairs.items() if isinstance(pairs, Mapping) else pairs)
+        for pair in whole:
+            require_pair(pair)
         self._durably(lambda: self.engine.mset(whole))
 
     def increment(self, key: bytes, amount: int = 1) -> int:

@@ -22,9 +22,17 @@ def require_path(path: object) -> Path:
     """The path of a data directory.  Raises InvalidArgument."""
     if isinstance(path, str | os.PathLike):
         name = os.fspath(path)
-        if isinstance(name, str) and name and "\0" not in name:
+        if isinstance(name, str) and name and "\0" not in name and _is_encodable(name):
             return Path(name)
     raise _refusal("path", path, "the name of a directory, as str or Path")
+
+
+def _is_encodable(name: str) -> bool:
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def require_options(

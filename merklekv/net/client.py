@@ -19,8 +19,8 @@ from merklekv.address import format_address
 from merklekv.errors import MerkleKVError
 from merklekv.net.protocol import replies
 from merklekv.net.protocol.replies import INCOMPLETE, BadReply, ErrorReply, ReplyParser
-from merklekv.net.sockets import set_up
 from merklekv.output import printable
+from merklekv.sockets import set_up
 
 CONNECT_TIMEOUT_S: Final = 5.0
 REPLY_TIMEOUT_S: Final = 60.0

@@ -42,8 +42,8 @@ from merklekv.net.limits import (
 from merklekv.net.listening import PROTECTED, is_loopback, listen
 from merklekv.net.script.interpreter import Interpreter
 from merklekv.net.session import Context, Services
-from merklekv.net.sockets import set_up
 from merklekv.net.worker import Worker
+from merklekv.sockets import set_up
 
 log = logging.getLogger(__name__)
 

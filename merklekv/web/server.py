@@ -20,7 +20,6 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
-import select
 import socket
 import threading
 import time
@@ -36,7 +35,9 @@ from urllib.parse import parse_qsl, urlsplit
 from merklekv.errors import InvalidArgument, StorageFailed
 from merklekv.log_throttle import LogThrottle
 from merklekv.net.listening import PROTECTED, is_loopback, listen
+from merklekv.readiness import wait_readable
 from merklekv.shortage import is_shortage, reason_of
+from merklekv.sockets import set_up
 from merklekv.worker_thread import WorkerThread
 
 log = logging.getLogger(__name__)
@@ -159,7 +160,7 @@ class WebServer:
         os.eventfd_write(self._woken, 1)
 
     def _accept(self) -> None:
-        ready = select.select([self._woken, *(one.fileno() for one in self._listeners)], [], [])[0]
+        ready = wait_readable([self._woken, *(one.fileno() for one in self._listeners)], None)
         for listener in self._listeners:
             if listener.fileno() in ready:
                 with suppress(BlockingIOError, ConnectionAbortedError):
@@ -179,6 +180,7 @@ class WebServer:
 
     def _answer(self, sock: socket.socket, peer: str) -> None:
         try:
+            set_up(sock)
             _Exchange(self, sock, peer)
         except OSError:
             pass  # the client is gone

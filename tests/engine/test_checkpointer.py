@@ -323,3 +323,20 @@ def test_it_ends_with_the_engine_where_the_clock_is_faked(
     engine.close()
     monkeypatch.undo()
     wait_until(lambda: is_gone(pid), what="the end of the child")
+
+
+@pytest.mark.parametrize("end", [Engine.close, Engine.abandon])
+def test_a_child_that_is_stopped_itself_does_not_outlive_its_parent(
+    make_engine: Callable[..., Engine], end: Callable[[Engine], None]
+) -> None:
+    """It would keep the directory locked; `abandon` is what a node that leaves without a close calls."""
+    engine = make_engine(checkpoint="process")
+    write(engine, 100)
+    child = engine.checkpointer.child
+    pid = child_pid(engine)
+    wait_until_merged(engine)
+    os.kill(pid, signal.SIGSTOP)
+    end(engine)
+    assert child is not None
+    assert child._process is not None
+    assert child._process.wait(60) in (-signal.SIGKILL, -signal.SIGTERM)

@@ -491,3 +491,23 @@ def test_importing_the_package_loads_no_engine() -> None:
         merklekv.nothing  # noqa: B018
     assert issubclass(InvalidArgument, merklekv.MerkleKVError)
     assert errors.MerkleKVError is merklekv.MerkleKVError
+
+
+def test_mset_takes_pairs_or_a_mapping_and_names_what_is_neither(tmp_path: Path) -> None:
+    with merklekv.open(tmp_path / "data") as db:
+        db.mset({b"a": b"1", b"b": b"2"})
+        db.mset([(b"c", b"3")])
+        assert dict(db.items()) == {b"a": b"1", b"b": b"2", b"c": b"3"}
+        wrong: Any
+        for wrong in ([b"ab"], [(b"a",)], [(b"a", b"1", b"2")], [5]):
+            with pytest.raises(TypeError, match="give pairs of a key and a value, or a mapping, not "):
+                db.mset(wrong)
+        wrong = {"a": "1"}
+        with pytest.raises(TypeError, match="keys and values are bytes, not str"):
+            db.mset(wrong)
+        assert len(db) == 3
+
+
+def test_a_ttl_of_thousands_of_digits_is_refused(tmp_path: Path) -> None:
+    with merklekv.open(tmp_path / "data") as db, pytest.raises(InvalidArgument, match="a ttl of a number s"):
+        db.set(b"k", b"v", ttl=10**5000)

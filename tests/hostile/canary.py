@@ -9,11 +9,12 @@ that the victim has used during one of its answers: on a busy machine a wait alo
 from __future__ import annotations
 
 import os
-import select
 import socket
 import sys
 import time
 from pathlib import Path
+
+from merklekv.readiness import wait_readable
 
 ASK = b"*3\r\n$3\r\nSET\r\n$13\r\nhonest:canary\r\n$1\r\nx\r\n"  # a write: both nodes wait for the same disk
 EVERY_S = 0.005
@@ -31,7 +32,7 @@ def main() -> None:
     connections = [socket.create_connection(("127.0.0.1", int(port)), 60) for port in sys.argv[2:]]
     slowest = [0.0, 0.0, 0.0]
     while True:
-        if select.select([sys.stdin], [], [], EVERY_S)[0]:
+        if wait_readable([sys.stdin.fileno()], EVERY_S):
             if not sys.stdin.readline():
                 return
             sys.stdout.write(" ".join(map(str, slowest)) + "\n")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import random
-import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from fixtures.wire import Wire
 from merklekv_tool import exit_codes
 
 from merklekv.harness.process import HOST
+from merklekv.readiness import wait_readable
 
 from .arena import request
 from .file_path import FilePath
@@ -129,10 +129,10 @@ class Between:
         with suppress(OSError), client, socket.create_connection((HOST, self._node.port)) as node:
             client.settimeout(10)
             while not self._ended.is_set():
-                ready, _, _ = select.select([client, node], [], [], QUIET_S if self.sent else 0.1)
+                ready = wait_readable([client.fileno(), node.fileno()], QUIET_S if self.sent else 0.1)
                 if not ready and self.sent:
                     return
-                for one in ready:
+                for one in (one for one in (client, node) if one.fileno() in ready):
                     data = one.recv(RECEIVE)
                     if not data:
                         return

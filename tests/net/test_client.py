@@ -246,3 +246,11 @@ def test_what_is_no_reply(data: bytes) -> None:
     parser.feed(data)
     with pytest.raises(BadReply):
         parser.next()
+
+
+@pytest.mark.parametrize("data", [b"-\r\n", b"- \r\n", b"*1\r\n-\r\n"])
+def test_an_error_without_a_text_has_words(data: bytes) -> None:
+    parser = ReplyParser(1000)
+    parser.feed(data)
+    with pytest.raises(ErrorReply, match="an error without a text"):
+        parser.next()

@@ -13,9 +13,9 @@ from fixtures.servers import FakeServices, Start, StartedServer
 from fixtures.support import wait_until
 from fixtures.wire import Unsendable, Wire, encode, readable, replace
 
+from merklekv import sockets
 from merklekv.engine.engine import Engine
 from merklekv.errors import AddressInUse, AddressUnavailable
-from merklekv.net import sockets
 from merklekv.net.client import Client
 from merklekv.net.listening import PROTECTED, is_loopback
 from merklekv.net.server import Server

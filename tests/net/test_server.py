@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import select
 import socket
 import struct
 import threading
@@ -19,6 +18,7 @@ from merklekv.engine.engine import Engine
 from merklekv.engine.memtable import SLICE_KEYS
 from merklekv.errors import DiskFull, Stalled, StorageFailed
 from merklekv.net import limits
+from merklekv.readiness import wait_readable
 
 Connect = Callable[..., Wire]
 
@@ -222,7 +222,7 @@ def test_a_delete_of_many_that_stalls_half_way_counts_each_once(
 def send_through(server: StartedServer, wire: Wire, data: bytes) -> None:
     """Sends, and waits until it has arrived: the kernel of a busy machine may carry it later."""
     wire.send(data)
-    assert select.select([connection_of(server, wire).socket], [], [], 20)[0]
+    assert wait_readable([connection_of(server, wire).fd], 20)
 
 
 @pytest.mark.parametrize(

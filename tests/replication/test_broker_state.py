@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import os
 import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -29,6 +31,7 @@ from merklekv import exit_codes
 from merklekv.replication.cluster.presence import ONLINE, Status
 from merklekv.replication.stream import mqtt, reconnect
 from merklekv.replication.stream.event import MESSAGE_BYTES_MAX
+from merklekv.replication.stream.mqtt import BrokerSettings, ConnectionLost, MqttConnection
 
 pytestmark = pytest.mark.replication
 
@@ -408,3 +411,34 @@ def read_packet(stream: IO[bytes]) -> tuple[int, bytes]:
         shift += 7
         if byte < 0x80:
             return kind, stream.read(size)
+
+
+# -- the socket --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def connection() -> Iterator[MqttConnection]:
+    """To a port that takes connections and answers nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        broker = BrokerSettings("127.0.0.1", listener.getsockname()[1], "prefix", "node")
+        made = MqttConnection(broker, "prefix/node/status", b"{}")
+        yield made
+        made.drop()
+
+
+def test_the_kernel_probes_a_silent_broker(connection: MqttConnection) -> None:
+    connection.open(lambda: False)
+    with socket.socket(fileno=os.dup(connection._fd)) as sock:
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+
+
+def test_a_broker_that_hangs_up_before_the_first_packet(
+    connection: MqttConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def send(client: paho.Client, data: bytes) -> int:
+        raise ConnectionResetError(errno.ECONNRESET, "reset by the test")
+
+    monkeypatch.setattr(paho.Client, "_sock_send", send)
+    with pytest.raises(ConnectionLost, match=r"the connection to 127\.0\.0\.1:\d+ is lost: reset by the test$"):
+        connection.open(lambda: False)

@@ -331,6 +331,11 @@ def test_tls_with_client_certificates(
     stranger = harness.create_node("c", mqtt_port=port, tls="true", start=False)
     stranger.start()
     wait_until(lambda: "certificate" in stranger.figures()["replication_detail"].lower())
+    nameless = harness.create_node("d", mqtt_port=port, tls_ca_file=keys / "authority.crt", start=False)
+    nameless.start()
+    why = "the broker got no certificate from this node"
+    wait_until(lambda: why in nameless.figures()["replication_detail"], what="the refusal after the handshake")
+    assert "Traceback" not in nameless.process.output()
 
     certificate(keys, "node", keys / "authority.crt", "renewed")
     connected = a.figure("broker_connects")

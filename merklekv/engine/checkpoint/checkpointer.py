@@ -131,6 +131,11 @@ class Checkpointer:
                 self._submit()
             self._freeze_due()
 
+    def kill_child(self) -> None:
+        """Ends the process at once; from any thread."""
+        if self.child is not None:
+            self.child.kill()
+
     def stop(self) -> None:
         """Ends the process after the transaction it is in, and the thread; finishes what was sealed."""
         if self.child is None:

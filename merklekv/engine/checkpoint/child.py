@@ -57,7 +57,7 @@ INDEX_SHARE: Final = 0.15
 READ_STEP: Final = 1 << 20  # bytes of log between two reports
 SMALLER: Final = 8  # transactions after one that found the disk full
 READERS_S: Final = 1.0  # how long a transaction waits for readers of old pages, on a full disk
-STOP_TIMEOUT_S: Final = 5.0
+STOP_TIMEOUT_S: Final = 2.0
 STOP_POLL_S: Final = 0.002
 COMPACT: Final = "compact"  # the job
 
@@ -300,6 +300,11 @@ class CheckpointProcess:
         if self._process.returncode is None:
             self._process.kill()  # LMDB stands at its last commit
             self._process.wait()
+
+    def kill(self) -> None:
+        """Ends the child at once, for a parent that does not wait.  One that is stopped would keep the lock."""
+        if self._process is not None:
+            self._process.kill()
 
     def close(self) -> None:
         """Closes the pipes, when `checkpoint` is not called any more."""

@@ -153,9 +153,9 @@ class ReplyParser:
         if kind == b"-" and not self._lists:
             self._at = end + 2
             self._start_anew()
-            raise ErrorReply(line.decode(errors="replace"))
+            raise ErrorReply(_words(line))
         if kind == b"-":
-            self._error = self._error or line.decode(errors="replace")
+            self._error = self._error or _words(line)
             return self._took(end + 2, None)
         raise BadReply(f"a reply that begins with {bytes(kind)!r}")
 
@@ -188,3 +188,7 @@ def _cut(window: memoryview, items: list[Reply], room: int) -> int:
     count = len(headers)
     items += parts[1 : 2 * count : 2]
     return sum(map(len, headers)) + sum(lengths[:count]) + 4 * count
+
+
+def _words(line: bytes) -> str:
+    return line.decode(errors="replace").strip() or "an error without a text"

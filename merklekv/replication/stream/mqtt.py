@@ -24,8 +24,9 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, cast
 
@@ -38,6 +39,8 @@ from paho.mqtt.reasoncodes import ReasonCode
 from merklekv.address import format_address
 from merklekv.replication.stream.event import MESSAGE_BYTES_MAX
 from merklekv.shortage import reason_of
+from merklekv.sockets import set_up
+from merklekv.tls import BadTlsFile, client_context, tls_reason
 
 KEEPALIVE_S: Final = 20
 CONNECT_TIMEOUT_S: Final = 5.0  # for one address
@@ -135,7 +138,7 @@ class MqttConnection:
         self._broker = broker
         self.incoming: deque[Incoming] = deque()  # answers and messages, to be taken from the left
         self._lost = ""
-        self._taken_over = False
+        self._taken_over = self._was_accepted = False
         self._client = self._make_client()
         self._client.will_set(will_topic, will, qos=1, retain=True)
         self._poll = select.poll()
@@ -155,7 +158,7 @@ class MqttConnection:
             properties.ReceiveMaximum = RECEIVE_MAX
             properties.MaximumPacketSize = PACKET_BYTES_MAX
         try:
-            status = self._client.connect(
+            self._client.connect(
                 self._broker.host,
                 self._broker.port,
                 KEEPALIVE_S,
@@ -163,13 +166,12 @@ class MqttConnection:
                 properties=properties,
             )
         except (OSError, ValueError) as error:
-            raise ConnectionLost(f"cannot connect to {self._broker.address}: {reason_of(error)}") from error
-        sock = cast("socket.socket | None", self._client.socket())
-        if sock is None:  # it broke before CONNECT was sent
-            raise ConnectionLost(f"cannot connect to {self._broker.address}: {paho.error_string(status)}")
-        # A lone event, or an acknowledgement, must not wait 40 ms for the one before it to be acknowledged by TCP.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._fd = sock.fileno()
+            reason = _words(error) if isinstance(error, OSError) else reason_of(error)
+            raise ConnectionLost(f"cannot connect to {self._broker.address}: {reason}") from error
+        sock = self._client.socket()
+        if sock is None:  # CONNECT could not be sent
+            raise self._loss(f"the broker at {self._broker.address} ended the connection")
+        self._fd = cast(socket.socket, sock).fileno()
 
     def wait(self, timeout_s: float, wake_fd: int, reading: bool = True) -> None:
         """Sleep until something comes in, `wake_fd` is readable (it is read), or the time is over."""
@@ -258,11 +260,9 @@ class MqttConnection:
             client.username_pw_set(broker.username, broker.password or None)
         if broker.tls:  # the files as they are now: they may have been renewed
             try:
-                context = ssl.create_default_context(cafile=broker.tls_ca_file or None)
-                if broker.tls_cert_file:
-                    context.load_cert_chain(broker.tls_cert_file, broker.tls_key_file or None, password=lambda: "")
-            except OSError as error:
-                raise ConnectionLost(f"TLS files cannot be used: {error}") from error
+                context = client_context(broker.tls_ca_file, broker.tls_cert_file, broker.tls_key_file)
+            except BadTlsFile as error:
+                raise ConnectionLost(f"TLS to the broker: {error}") from error
             client.tls_set_context(context)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
@@ -278,7 +278,7 @@ class MqttConnection:
 
     def _require_connection(self) -> None:
         if self._lost or self._client.socket() is None:
-            raise self._loss("the connection is lost")
+            raise self._loss(f"the connection to {self._broker.address} is lost")
 
     def _check(self, code: MQTTErrorCode) -> None:
         if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
@@ -286,8 +286,17 @@ class MqttConnection:
 
     def _loss(self, reason: str) -> ConnectionLost:
         """The error to raise; `reason` if no other is known."""
-        self._lost = self._lost or reason
+        self._lost = self._lost or f"{reason}{self._cause}"
         return TakenOver(self._lost) if self._taken_over else ConnectionLost(self._lost)
+
+    @property
+    def _cause(self) -> str:
+        """Why the socket failed, and what TLS may have to do with it: a broker may refuse us after the handshake."""
+        cause = f": {self._client.trouble}" if self._client.trouble else ""
+        if not self._broker.tls or self._was_accepted:
+            return cause
+        own = f"the certificate in {self._broker.tls_cert_file}" if self._broker.tls_cert_file else "no certificate"
+        return f"{cause}; the broker got {own} from this node: does it accept that?"
 
     def _on_connect(
         self, client: paho.Client, _: Any, flags: paho.ConnectFlags, reason: ReasonCode, given: Properties | None
@@ -295,6 +304,7 @@ class MqttConnection:
         if reason.is_failure:
             self._lost = f"the broker at {self._broker.address} refuses us: {reason}"
             return
+        self._was_accepted = True
         limit = cast("int | None", getattr(given, "MaximumPacketSize", None))
         receive_max = cast(int, getattr(given, "ReceiveMaximum", 65_535))
         self.incoming.append(Connected(flags.session_present, limit, receive_max))
@@ -303,8 +313,10 @@ class MqttConnection:
         self, client: paho.Client, _: Any, flags: paho.DisconnectFlags, reason: ReasonCode, given: Properties | None
     ) -> None:
         self._taken_over = reason == TAKEN_OVER
-        who = "the broker ended the connection" if flags.is_disconnect_packet_from_server else "the connection is lost"
-        self._lost = self._lost or (who if reason == UNSPECIFIED else f"{who}: {reason}")
+        address = self._broker.address
+        ended = f"the broker at {address} ended the connection"
+        who = ended if flags.is_disconnect_packet_from_server else f"the connection to {address} is lost"
+        self._lost = self._lost or (f"{who}{self._cause}" if reason == UNSPECIFIED else f"{who}: {reason}")
 
     def _on_publish(self, client: paho.Client, _: Any, mid: int, reason: ReasonCode, given: Properties | None) -> None:
         if cast(_Client, client).is_writing:
@@ -336,6 +348,7 @@ class _Client(paho.Client):
 
     leave: Callable[[], bool]  # asked whether to give up connecting
     is_writing = False
+    trouble = ""  # why the socket has failed; paho tells only that it has
     unread = 0  # bytes of messages since the last wait; much of it has to be taken away first
 
     def _create_socket(self) -> Any:
@@ -355,7 +368,24 @@ class _Client(paho.Client):
             if self.leave() or time.monotonic() > deadline:
                 dialed.add_done_callback(_close_dialed)
                 raise TimeoutError(f"no connection within {DIAL_MAX_S:.0f} s")
-        return dialed.result()
+        sock = dialed.result()
+        # A lone event, or an acknowledgement, must not wait 40 ms for the one before it to be acknowledged by TCP.
+        set_up(sock)
+        return sock
+
+    @contextmanager
+    def _noting_trouble(self) -> Iterator[None]:
+        try:
+            yield
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self.trouble = self.trouble or _words(error)
+            raise
+
+    def _sock_send(self, buf: Any) -> int:
+        with self._noting_trouble():
+            return super()._sock_send(buf)
 
     def _packet_write(self) -> MQTTErrorCode:
         self.is_writing = True
@@ -369,11 +399,16 @@ class _Client(paho.Client):
 
     def _sock_recv(self, size: int) -> bytes:
         """What has arrived, of `size` bytes; of a packet that is too large all behind PACKET_BYTES_MAX is skipped."""
-        data = super()._sock_recv(min(size, READ_BYTES))
+        with self._noting_trouble():
+            data = super()._sock_recv(min(size, READ_BYTES))
         packet = self._in_packet
         if packet["remaining_length"] > PACKET_BYTES_MAX:
             del packet["packet"][PACKET_BYTES_MAX:]
         return data
+
+
+def _words(error: OSError) -> str:
+    return tls_reason(error) or reason_of(error)
 
 
 def _close_dialed(dialed: Future[Any]) -> None:

@@ -15,13 +15,13 @@ from __future__ import annotations
 import logging
 import os
 import random
-import select
 import time
 from collections.abc import Callable
 from typing import Final
 
 from merklekv.errors import StorageFailed
 from merklekv.log_throttle import LogThrottle
+from merklekv.readiness import wait_readable
 from merklekv.replication.stream.broker_session import DUPLICATE, STEADY_S, TICK_S, BrokerSession, StreamState
 from merklekv.replication.stream.mqtt import ConnectionLost, TakenOver
 from merklekv.replication.stream.outbox import Outbox
@@ -183,7 +183,7 @@ class ReconnectLoop:
         enabled = self.enabled
         until = time.monotonic() + seconds
         while not self.worker.is_stopping and self.enabled == enabled and (left := until - time.monotonic()) > 0:
-            if select.select([self.wake_fd], [], [], min(left, TICK_S))[0]:
+            if wait_readable([self.wake_fd], min(left, TICK_S)):
                 os.eventfd_read(self.wake_fd)
             self._housekeep()
         self._housekeep()
